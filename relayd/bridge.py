@@ -1,0 +1,445 @@
+"""Two connections joined: bytes, backpressure, half-close, and every way to end.
+
+A session has two legs, the client's (downstream) and the server's (upstream).
+What one leg reads, it writes to the other's transport.  The Bridge joins them
+and is the only place that passes on an end of data, resets or closes.
+
+The rules, as `requirements.md` numbers them under 'TCP relay':
+
+2. Each leg is the push producer of the other's transport: when that transport's
+   buffer is full the leg stops reading.  Nothing else buffers.
+3. Stall: a transport holds bytes and the peer's kernel took none of them for
+   `stall` seconds.  Both connections are aborted.
+4. End of data (EOF) on one leg: the other's buffer is written, then its write
+   side is shut; the opposite direction goes on.
+5. The pair ends when both directions have ended and all is written, or at once
+   when a write fails.
+6. Reset on one leg: what was read from it is delivered, then the other leg is
+   reset as well.
+8. A pair on which nothing moves ends after `idle` seconds, or `half_close`
+   seconds once one direction has ended.
+
+How a lost connection is read.  Twisted reports a reset and a failed write with
+the same ConnectionLost.  A leg that was being read learns of a reset by
+reading; one that was paused, or had reached EOF, can only have learnt of it by
+writing.  So the first is a reset (rule 6) and the second a failed write (5).
+
+What it costs.  For each chunk: one addition, one call of the other transport's
+`write`.  Activity is not timed; :meth:`Bridge.check` looks at the counters once
+a tick and sees whether they moved.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import struct
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from twisted.internet.error import ConnectionClosed, ConnectionDone
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IHalfCloseableDescriptor,
+    IHalfCloseableProtocol,
+    INegotiated,
+    IPushProducer,
+    IReactorTime,
+)
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from relayd.session import Direction, Ending, Session
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import ITransport
+
+#: A leg that is not joined yet keeps at most this much, plus one read.
+HOLD_LIMIT = 65536
+
+#: Linux, sockios(7): the bytes in a socket's send queue that the peer's kernel
+#: has not acknowledged.  The same request as TIOCOUTQ; None elsewhere.
+SIOCOUTQ = 0x5411 if sys.platform.startswith("linux") else None
+
+#: How often a reset looks whether the bytes before it have arrived, in seconds;
+#: the pause doubles up to the second figure.
+RESET_POLL_FIRST, RESET_POLL_LAST = 0.005, 0.5
+
+
+def _not_negative(_: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not value >= 0:
+        raise ValueError(f"{attribute.name} must not be negative: {value!r}")
+
+
+@attrs.frozen
+class Timeouts:
+    """How long a session may stay in each state, in seconds; 0 is for ever.
+
+    :ivar connect: until the upstream connection stands.
+    :ivar stall: with bytes buffered and none of them taken by the peer.
+    :ivar idle: with nothing moving.
+    :ivar half_close: with nothing moving, after one direction has ended.
+    """
+
+    connect: float = attrs.field(default=10.0, validator=_not_negative)
+    stall: float = attrs.field(default=10.0, validator=_not_negative)
+    idle: float = attrs.field(default=3600.0, validator=_not_negative)
+    half_close: float = attrs.field(default=300.0, validator=_not_negative)
+
+    @property
+    def tick(self) -> float:
+        """How often sessions are looked at: an eighth of the shortest, <= 1 s."""
+        given = [t for t in (self.connect, self.stall, self.idle, self.half_close) if t]
+        return max(min([1.0, *(t / 8 for t in given)]), 0.01)
+
+
+def unsent(transport: Any) -> int:
+    """Bytes that `transport` was given and has not yet handed to the kernel.
+
+    Twisted has no public way to ask.  Its descriptors keep them in these three
+    attributes, in every release from the oldest to the newest that relayd is
+    tested with, and wrappers (TLS, PROXY) pass attributes through.  A foreign
+    transport that has none of them counts as empty.
+    """
+    try:
+        return (
+            len(transport.dataBuffer) - transport.offset + transport._tempDataLen  # type: ignore[no-any-return]
+        )
+    except AttributeError:
+        return 0
+
+
+def unacknowledged(transport: Any) -> int:
+    """Bytes in the kernel's send queue for `transport`; 0 where it can't tell."""
+    if SIOCOUTQ is None:
+        return 0
+    try:
+        queued = fcntl.ioctl(transport.fileno(), SIOCOUTQ, b"\0\0\0\0")
+    except (AttributeError, OSError, TypeError, ValueError):
+        # Not a socket of ours, or closed a moment ago.
+        return 0
+    return int(struct.unpack("i", queued)[0])
+
+
+def _is_tls(error: BaseException) -> bool:
+    """A failed TLS handshake.  Asked by name: OpenSSL is an optional dependency."""
+    return type(error).__module__.startswith("OpenSSL")
+
+
+@implementer(IHalfCloseableProtocol, IPushProducer)
+class Leg(Protocol):
+    """One connection of a session.
+
+    Until it is joined, it keeps what it reads, up to HOLD_LIMIT.  As a producer
+    it stands between the other leg's transport and its own, instead of lending
+    that transport its own as Twisted's examples do: a transport that loses its
+    connection tells its producer to stop, which for a transport means a polite
+    close, and whether the survivor is closed politely is not its decision.
+
+    :ivar direction: counts what this leg reads.
+    :ivar alive: connected, and not lost yet.
+    :ivar paused: told to stop reading.
+    """
+
+    direction: Direction
+    transport: Any = None
+    bridge: Bridge | None = None
+    peer: Leg
+    alive = False
+    paused = False
+    #: What `Bridge.check` saw delivered last time, and when that last grew.
+    delivered = -1
+    delivered_at = 0.0
+
+    def __init__(self, direction: Direction) -> None:
+        self.direction = direction
+        self.held: list[bytes] = []
+        self.held_bytes = 0
+        self.sink: Callable[[bytes], object] | None = None
+
+    # -- called by the transport
+
+    def connectionMade(self) -> None:
+        self.alive = True
+
+    def dataReceived(self, data: bytes) -> None:
+        self.direction.bytes += len(data)
+        if self.sink is None:
+            self.hold(data)
+        else:
+            self.sink(data)
+
+    def readConnectionLost(self) -> None:
+        self.direction.eof = True
+        if self.bridge is not None:
+            self.bridge.eof(self)
+
+    def writeConnectionLost(self) -> None:
+        """The write side is shut, as the Bridge asked; nothing is left to do."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.alive = False
+        if self.bridge is not None:
+            self.bridge.lost(self, reason)
+
+    # -- called by the other leg's transport
+
+    def pauseProducing(self) -> None:
+        self.paused = True
+        self.transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        self.paused = False
+        # A Twisted transport that is told to read past its EOF reports it again.
+        if not self.direction.eof:
+            self.transport.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """The other connection is lost; the Bridge hears of it and decides."""
+
+    # -- called by the Bridge
+
+    def hold(self, data: bytes) -> None:
+        """Keep what was read before the legs are joined."""
+        self.held.append(data)
+        self.held_bytes += len(data)
+        if self.held_bytes >= HOLD_LIMIT:
+            self.pauseProducing()
+
+    def flow(self) -> None:
+        """Write what was held to the other leg, and from now on all that is read."""
+        if self.paused:
+            self.resumeProducing()
+        held, self.held = self.held, []
+        self.sink = self.peer.transport.write
+        if held:
+            # May pause this leg again: the other's buffer fills up here.
+            self.peer.transport.write(b"".join(held))
+
+    def shut_write(self) -> None:
+        """Pass on the other leg's EOF, after what is buffered."""
+        transport = self.transport
+        # With a paused producer registered Twisted resumes that instead of
+        # shutting down, and never comes back to it.
+        transport.unregisterProducer()
+        if INegotiated.providedBy(transport):
+            # TLS: sends close_notify and reads on until the peer's.
+            transport.loseConnection()
+        elif IHalfCloseableDescriptor.providedBy(transport):
+            transport.loseWriteConnection()
+        # Any other transport can't say it.  Closing would lose the response, so
+        # it stays open for the peer to end, within the half-close timeout.
+
+    def close(self) -> None:
+        """Write what is buffered, then close politely."""
+        # Twisted's loseConnection waits for a registered producer to finish.
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
+
+    def abort(self) -> None:
+        """Reset the connection now and drop what is buffered."""
+        if self.alive:
+            self.transport.abortConnection()
+
+    def undelivered(self) -> int:
+        """Bytes written to this leg that its peer's kernel does not have yet."""
+        return unsent(self.transport) + unacknowledged(self.transport)
+
+    def part(self) -> None:
+        """Let go of the other leg and the Bridge, which hold this one."""
+        self.bridge = self.sink = None
+        del self.peer
+
+
+class Bridge:
+    """Joins two connected legs until an Ending.
+
+    :param session: gets `ending` and `detail` when the ending is decided.
+    :param clock: seconds, and the timer of a reset that waits for delivery.
+    :param on_over: called once, when both connections are gone.
+    """
+
+    __slots__ = (
+        "_active_at",
+        "_clock",
+        "_closing",
+        "_on_over",
+        "_poll",
+        "_progress",
+        "_timeouts",
+        "downstream",
+        "session",
+        "upstream",
+    )
+
+    def __init__(
+        self,
+        session: Session,
+        downstream: Leg,
+        upstream: Leg,
+        timeouts: Timeouts,
+        clock: IReactorTime,
+        on_over: Callable[[], None],
+    ) -> None:
+        self.session = session
+        self.downstream = downstream
+        self.upstream = upstream
+        self._timeouts = timeouts
+        self._clock = clock
+        self._on_over = on_over
+        self._closing = False
+        self._poll: IDelayedCall | None = None
+        self._progress = -1
+        self._active_at = clock.seconds()
+
+    def start(self) -> None:
+        """Join the legs.  Both are connected; either may have data or EOF already."""
+        down, up = self.downstream, self.upstream
+        down.bridge = up.bridge = self
+        down.peer, up.peer = up, down
+        up.transport.registerProducer(down, True)
+        down.transport.registerProducer(up, True)
+        down.flow()
+        up.flow()
+        for leg in (down, up):
+            if leg.direction.eof and self.session.ending is None:
+                self.eof(leg)
+
+    # -- what the legs report
+
+    def eof(self, leg: Leg) -> None:
+        """`leg` has read its last byte."""
+        if self.session.ending is not None or self._closing:
+            return
+        if leg.peer.direction.eof:
+            self._close_both()
+        else:
+            leg.peer.shut_write()
+
+    def lost(self, leg: Leg, reason: Failure) -> None:
+        """`leg`'s connection is gone."""
+        if self.session.ending is None:
+            self._judge(leg, reason)
+        if not leg.peer.alive:
+            self._over()
+
+    def _judge(self, leg: Leg, reason: Failure) -> None:
+        down = leg is self.downstream
+        error = reason.value
+        if isinstance(error, ConnectionDone):
+            if not self._closing:
+                # A transport that can't half-close (TLS, a wrapper) was closed
+                # by its peer.  Nothing more can be written to it.
+                leg.direction.eof = True
+                self._closing = True
+                if leg.peer.alive:
+                    leg.peer.close()
+        elif not isinstance(error, ConnectionClosed | OSError) and not _is_tls(error):
+            self._decide(Ending.FAILED, repr(error))
+            leg.peer.abort()
+        elif self._closing or leg.paused or leg.direction.eof:
+            self._decide(
+                Ending.DOWNSTREAM_WRITE_FAILED if down else Ending.UPSTREAM_WRITE_FAILED
+            )
+            leg.peer.abort()
+        else:
+            self._decide(
+                Ending.DOWNSTREAM_RESET if down else Ending.UPSTREAM_RESET,
+                repr(error) if _is_tls(error) else "",
+            )
+            if leg.peer.alive:
+                leg.peer.transport.unregisterProducer()
+                leg.peer.pauseProducing()
+                self._reset_when_delivered(leg.peer, RESET_POLL_FIRST)
+
+    def _reset_when_delivered(self, leg: Leg, pause: float) -> None:
+        # An abort drops what the kernel still has to send as well as what we
+        # have.  Nothing tells when the peer has acknowledged it all, so look
+        # again; the stall timeout bounds this.
+        self._poll = None
+        if not leg.undelivered():
+            leg.abort()
+            return
+        self._poll = self._clock.callLater(
+            pause, self._reset_when_delivered, leg, min(pause * 2, RESET_POLL_LAST)
+        )
+
+    # -- endings
+
+    def cut(self, ending: Ending, detail: str = "") -> None:
+        """End the session now: reset both connections."""
+        if self.session.ending is None:
+            self._decide(ending, detail)
+        self.downstream.abort()
+        self.upstream.abort()
+
+    def _close_both(self) -> None:
+        # Closing writes what is buffered first.  Both directions have ended, so
+        # nothing can arrive that a close would turn into a reset.
+        self._closing = True
+        self.downstream.close()
+        if self.upstream.alive:
+            self.upstream.close()
+
+    def _decide(self, ending: Ending, detail: str = "") -> None:
+        self.session.ending = ending
+        self.session.detail = detail
+
+    def _over(self) -> None:
+        if self.session.ending is None:
+            self._decide(Ending.DONE)
+        if self._poll is not None:
+            self._poll.cancel()
+            self._poll = None
+        self.downstream.part()
+        self.upstream.part()
+        self._on_over()
+
+    # -- deadlines
+
+    def check(self, now: float) -> None:
+        """Look at the deadlines; called about once a tick."""
+        session, timeouts = self.session, self._timeouts
+        waiting = 0
+        for leg, written in (
+            (self.upstream, session.up.bytes),
+            (self.downstream, session.down.bytes),
+        ):
+            # A foreign transport that can't be asked is full while it pauses.
+            buffered = leg.alive and (unsent(leg.transport) or leg.peer.paused)
+            if not buffered:
+                leg.delivered = -1
+                continue
+            waiting += buffered
+            # What the peer's kernel has taken counts as written: the kernel
+            # wakes a writer only when a third of its queue is free, which on
+            # a slow, willing reader may take longer than the timeout.
+            delivered = written - buffered - unacknowledged(leg.transport)
+            if leg.delivered < 0 or delivered > leg.delivered:
+                leg.delivered = delivered
+                leg.delivered_at = now
+            elif timeouts.stall and now - leg.delivered_at >= timeouts.stall:
+                self.cut(
+                    Ending.DOWNSTREAM_STALLED
+                    if leg is self.downstream
+                    else Ending.UPSTREAM_STALLED,
+                    f"{buffered} bytes waited {timeouts.stall:g} s",
+                )
+                return
+        # Grows with every byte read, every byte written and every EOF.
+        ended = session.up.eof + session.down.eof
+        progress = 2 * (session.up.bytes + session.down.bytes) - waiting + ended
+        if progress != self._progress:
+            self._progress = progress
+            self._active_at = now
+            return
+        if session.ending is not None:
+            return
+        limit = timeouts.half_close if ended else timeouts.idle
+        if limit and now - self._active_at >= limit:
+            self.cut(
+                Ending.HALF_CLOSED if ended else Ending.IDLE,
+                f"nothing moved for {limit:g} s",
+            )

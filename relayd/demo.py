@@ -1,0 +1,70 @@
+"""Something to relay to, for those who want to see the relay work at once.
+
+`twistd relayd --demo` puts the relay in front of a file server of the current
+folder, which runs in the same process and is reached over loopback only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IProtocol,
+    IProtocolFactory,
+    IStreamClientEndpoint,
+)
+from twisted.logger import Logger
+from twisted.web.server import Site
+from twisted.web.static import File
+from zope.interface import implementer
+
+from relayd.config import DEMO_LISTENER
+from relayd.listening import TCPListenerEndpoint
+
+log = Logger(namespace="relayd.demo")
+
+
+@implementer(IStreamClientEndpoint)
+class DemoSite(Service):
+    """A file server of `folder` on a free loopback port; dialling it connects there."""
+
+    def __init__(self, reactor: Any, folder: str = ".") -> None:
+        self._reactor = reactor
+        self._site = Site(File(folder))
+        self._site.noisy = False
+        self._port: IListeningPort | None = None
+
+    def startService(self) -> None:
+        super().startService()
+        TCPListenerEndpoint(self._reactor, "127.0.0.1", 0, 128).listen(
+            self._site
+        ).addCallback(self._listening)
+
+    def _listening(self, port: IListeningPort) -> None:
+        self._port = port
+
+    def stopService(self) -> Deferred[Any]:
+        super().stopService()
+        port, self._port = self._port, None
+        return maybeDeferred(port.stopListening if port else bool)
+
+    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
+        """See `IStreamClientEndpoint.connect`."""
+        if self._port is None:
+            raise RuntimeError("the demo's file server is not running")
+        where: Any = self._port.getHost()
+        dial = TCP4ClientEndpoint(self._reactor, where.host, where.port, timeout=None)
+        return dial.connect(factory)
+
+
+class DemoInvitation(Service):
+    """Says what to try, once everything runs."""
+
+    def startService(self) -> None:
+        super().startService()
+        log.info("the demo serves the current folder; Ctrl-C ends it.  Try:")
+        log.info("    curl http://{where}/", where=DEMO_LISTENER)

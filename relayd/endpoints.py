@@ -1,0 +1,235 @@
+"""Where to listen and where to connect, as people write it.
+
+An address is a short form:
+
+    8080  :8080                      a port
+    127.0.0.1:8080  [::1]:8080       an address and a port
+    localhost:8080                   a name and a port
+    unix:/run/x.sock                 a UNIX socket
+
+or any Twisted endpoint string (`tcp:8080:interface=127.0.0.1`, `tls:…`,
+`systemd:…`), which is Twisted's own business.
+
+A short-form listener without a host listens on all addresses, IPv4 and IPv6;
+`[::]` is IPv6 alone and `0.0.0.0` IPv4 alone.  A short-form destination without
+a host is this machine, 127.0.0.1.  Names are looked up when they are dialled,
+each time.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Any
+
+import attrs
+from twisted.internet.endpoints import (
+    HostnameEndpoint,
+    TCP4ClientEndpoint,
+    TCP6ClientEndpoint,
+    UNIXClientEndpoint,
+    clientFromString,
+    serverFromString,
+)
+from twisted.internet.interfaces import (
+    IStreamClientEndpoint,
+    IStreamClientEndpointStringParserWithReactor,
+    IStreamServerEndpoint,
+    IStreamServerEndpointStringParser,
+)
+from twisted.plugin import getPlugins
+
+from relayd.addresses import host_port
+from relayd.errors import ConfigError
+from relayd.listening import TCPListenerEndpoint, UNIXListenerEndpoint
+
+#: Endpoint types that Twisted parses itself, without a plugin.
+_BUILT_IN_SERVERS = frozenset({"tcp", "ssl", "unix"})
+_BUILT_IN_CLIENTS = frozenset({"tcp", "ssl", "unix"})
+
+_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+_DIGITS = re.compile(r"[0-9]+")
+
+_EXPECTED = (
+    "expected a port, host:port, [ipv6]:port, unix:/path or a Twisted endpoint string"
+)
+
+#: sockaddr_un has room for 108 bytes on Linux, the last of them NUL; others less.
+_UNIX_PATH_LIMIT = 107
+
+
+@attrs.frozen
+class HostPort:
+    """A short form with a port; `host` is None where none was written."""
+
+    host: str | None
+    port: int
+
+    def __str__(self) -> str:
+        return host_port(self.host, self.port) if self.host else f":{self.port}"
+
+
+@attrs.frozen
+class UnixPath:
+    """The short form `unix:/path`."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+@attrs.frozen
+class EndpointString:
+    """A string in Twisted's own grammar."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+Address = HostPort | UnixPath | EndpointString
+
+
+def parse_listener(text: str) -> Address:
+    """Understand where to listen.
+
+    :raises ConfigError: `text` is not an address; the message quotes it.
+    """
+    plugins = getPlugins(IStreamServerEndpointStringParser)
+    known = _BUILT_IN_SERVERS | {plugin.prefix.lower() for plugin in plugins}
+    return _parse(text, known, lowest_port=0)
+
+
+def parse_destination(text: str) -> Address:
+    """Understand where to connect.
+
+    :raises ConfigError: `text` is not an address; the message quotes it.
+    """
+    plugins = getPlugins(IStreamClientEndpointStringParserWithReactor)
+    known = _BUILT_IN_CLIENTS | {plugin.prefix.lower() for plugin in plugins}
+    return _parse(text, known, lowest_port=1)
+
+
+def _parse(text: str, schemes: frozenset[str] | set[str], lowest_port: int) -> Address:
+    if not text or text != text.strip() or not text.isprintable():
+        raise ConfigError(f"bad address {text!r}: {_EXPECTED}")
+    scheme, colon, rest = text.partition(":")
+    if scheme == "unix" and rest.startswith("/") and not re.search(r"[:\\]", rest):
+        if len(rest.encode()) > _UNIX_PATH_LIMIT:
+            raise ConfigError(
+                f"bad address {text!r}: a UNIX socket's path has at most "
+                f"{_UNIX_PATH_LIMIT} bytes, this one {len(rest.encode())}"
+            )
+        return UnixPath(rest)
+    if colon and scheme.lower() in schemes:
+        return EndpointString(text)
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        return HostPort(_ipv6(host[1:-1], text), _port(port, text, lowest_port))
+    if ":" in host or text.startswith("["):
+        if scheme and not _is_ipv6(text):
+            raise ConfigError(
+                f"bad address {text!r}: unknown endpoint type {scheme!r}; {_EXPECTED}"
+            )
+        raise ConfigError(
+            f"bad address {text!r}: write an IPv6 address in brackets, [::1]:8080"
+        )
+    return HostPort(
+        _host(host, text) if host else None, _port(port, text, lowest_port)
+    )
+
+
+def _port(digits: str, text: str, lowest: int) -> int:
+    if not _DIGITS.fullmatch(digits):
+        raise ConfigError(
+            f"bad address {text!r}: {digits!r} is not a port; {_EXPECTED}"
+        )
+    # Compared by length first: a thousand digits are refused, not converted.
+    if len(digits) > 5 or not lowest <= int(digits) <= 65535:
+        raise ConfigError(
+            f"bad address {text!r}: a port here is {lowest} to 65535, not {digits}"
+        )
+    return int(digits)
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _ipv6(host: str, text: str) -> str:
+    if not _is_ipv6(host):
+        raise ConfigError(f"bad address {text!r}: {host!r} is not an IPv6 address")
+    return host
+
+
+def _host(host: str, text: str) -> str:
+    labels = host.removesuffix(".").split(".")
+    if _DIGITS.fullmatch(labels[-1]):
+        # Never a name: resolvers would read 127.1 or 2130706433 as addresses.
+        try:
+            return str(ipaddress.IPv4Address(host))
+        except ValueError:
+            raise ConfigError(
+                f"bad address {text!r}: {host!r} is not an IPv4 address"
+            ) from None
+    if len(host) > 253 or not all(map(_LABEL.fullmatch, labels)):
+        raise ConfigError(
+            f"bad address {text!r}: {host!r} is not a host name"
+            " (write an international name in its xn-- form)"
+        )
+    return host
+
+
+def listening_endpoint(
+    address: Address, reactor: Any, backlog: int = 4096
+) -> IStreamServerEndpoint:
+    """The endpoint that listens there.
+
+    :param backlog: for the short forms; an endpoint string says its own.
+    :raises ConfigError: Twisted can't use the endpoint string.
+    """
+    if isinstance(address, HostPort):
+        return TCPListenerEndpoint(reactor, address.host, address.port, backlog)
+    if isinstance(address, UnixPath):
+        return UNIXListenerEndpoint(reactor, address.path, backlog)
+    try:
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, address.text)
+    except Exception as problem:
+        raise _unusable(address, problem) from problem
+    return endpoint
+
+
+def dialing_endpoint(address: Address, reactor: Any) -> IStreamClientEndpoint:
+    """The endpoint that connects there.  The relay bounds the time a dial takes.
+
+    :raises ConfigError: Twisted can't use the endpoint string.
+    """
+    if isinstance(address, UnixPath):
+        return UNIXClientEndpoint(reactor, address.path, timeout=None)
+    if isinstance(address, HostPort):
+        host = address.host or "127.0.0.1"
+        if _is_ipv6(host):
+            return TCP6ClientEndpoint(reactor, host, address.port, timeout=None)
+        if _DIGITS.fullmatch(host.rpartition(".")[2]):
+            return TCP4ClientEndpoint(reactor, host, address.port, timeout=None)
+        return HostnameEndpoint(reactor, host, address.port, timeout=None)
+    try:
+        endpoint: IStreamClientEndpoint = clientFromString(reactor, address.text)
+    except Exception as problem:
+        raise _unusable(address, problem) from problem
+    return endpoint
+
+
+def _unusable(address: EndpointString, problem: Exception) -> ConfigError:
+    # Endpoint parsers raise whatever they stumble over.
+    why = " ".join(str(problem).split()) or type(problem).__name__
+    return ConfigError(
+        f"bad endpoint {address.text!r}: Twisted can't use it "
+        f"({type(problem).__name__}: {why}); see its manual on endpoint strings"
+    )

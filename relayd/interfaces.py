@@ -1,0 +1,70 @@
+"""What relayd asks of the objects that are plugged into it.
+
+Where Twisted has an interface (endpoints, producers, protocols, services),
+relayd uses that.  These few are the rest.  All of them are called in the
+reactor's thread and must return at once: no I/O, no waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from zope.interface import Interface
+
+from relayd.session import Session
+
+
+class ILease(Interface):
+    """The right to be here, held by one session."""
+
+    def release() -> None:
+        """Give the place back.  Called exactly once, when the session has ended."""
+
+
+class IGate(Interface):
+    """Decides which clients are served."""
+
+    def enter(session: Session) -> ILease:
+        """Let the client in, before anything is dialled for it.
+
+        Called once for each accepted connection, with `client` and `listener`
+        known.
+
+        :raises relayd.errors.Refused: to turn the client away; it is closed,
+            observers hear `refused`, and nothing is released.
+        """
+
+
+class ISelector(Interface):
+    """Chooses a server from a pool."""
+
+    def choose(candidates: Sequence[object], session: Session) -> object | None:
+        """Return one of `candidates` for this session, or None to refuse.
+
+        Changes nothing, so it may be asked again for the same session.
+        """
+
+
+class IObserver(Interface):
+    """Hears what happens to sessions.
+
+    Every accepted connection is told of either by one `refused`, or by one
+    `opened`, at most one `dialing` and `connected`, and one `closed`.  There
+    is no event for a chunk of data: read the session's counters.  An observer
+    that raises is logged and not called again; the session goes on.
+    """
+
+    def opened(session: Session) -> None:
+        """A client was accepted and let in."""
+
+    def dialing(session: Session) -> None:
+        """A server was chosen (`session.upstream`) and is being dialled."""
+
+    def connected(session: Session) -> None:
+        """The upstream connection stands; bytes flow from here on."""
+
+    def closed(session: Session) -> None:
+        """Both connections are gone; `ending`, times and counters are final."""
+
+    def refused(session: Session, why: str) -> None:
+        """A gate turned the client away; `ending` is REFUSED."""

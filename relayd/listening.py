@@ -1,0 +1,441 @@
+"""Listening sockets of our own, which wait out a full descriptor table.
+
+Twisted's listening port, when the process has no descriptor left, accepts the
+clients that wait and closes each at once, with a log line for each.  This one
+stops accepting for a moment, so that they stay in the kernel's queue and are
+served when a session ends.  It stops a little before the table is full, since
+a client that is accepted needs a second descriptor for its server.
+
+Accepted connections get Twisted's own transports; only the accepting is ours.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+import stat
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from twisted.internet import tcp, unix
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred, fail, gatherResults, succeed
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IListeningPort,
+    IProtocolFactory,
+    IReadDescriptor,
+    IStreamServerEndpoint,
+)
+from twisted.internet.main import CONNECTION_DONE
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from relayd.addresses import address_name, host_port
+from relayd.errors import ListenError
+
+log = Logger(namespace="relayd.listening")
+
+#: At most this many clients are accepted before others get their turn.
+ACCEPTS_PER_TURN = 32
+
+#: Seconds for which a listener that found no descriptor stops accepting.
+PAUSE = 0.1
+
+#: Descriptors that accepting leaves for dials, logs and name look-ups.
+RESERVE = 16
+
+#: accept(2): the client was gone before it was accepted, or a firewall said no.
+_CLIENT_GONE = frozenset({errno.ECONNABORTED, errno.EPERM, errno.EPROTO})
+
+#: accept(2): this process, or this machine, has nothing left to accept with.
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+#: How often port 0 is tried on several addresses that must get the same port.
+_PORT_TRIES = 16
+
+
+class _Exhaustion:
+    """Notices that descriptors run out, and says so once a second at most."""
+
+    def __init__(self, clock: Any) -> None:
+        self._clock = clock
+        self._logged_at: float | None = None
+        self.pauses = 0
+
+    @staticmethod
+    def reached(descriptor: int) -> bool:
+        """Whether a newly opened `descriptor` leaves less than the reserve.
+
+        The kernel hands out the lowest number that is free, so the number
+        tells how many are taken.
+        """
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return descriptor >= limit - min(RESERVE, limit // 4)
+
+    def log(self, where: str, why: str) -> None:
+        self.pauses += 1
+        now = self._clock.seconds()
+        if self._logged_at is not None and now - self._logged_at < 1.0:
+            return
+        self._logged_at = now
+        log.warn(
+            "{where}: {why}; clients wait until a session ends"
+            " (paused {pauses} times so far; raise the limit with ulimit -n)",
+            where=where,
+            why=why,
+            pauses=self.pauses,
+        )
+
+
+@implementer(IListeningPort, IReadDescriptor)
+class Listener:
+    """Accepts the clients of one listening socket.
+
+    :param reactor: provides `IReactorFDSet` and `IReactorTime`.
+    :param sock: bound and listening; owned by this object from here on.
+    :param factory: builds a protocol for each client.
+    :param on_closed: called when the socket has been closed.
+
+    :ivar pauses: how often accepting was paused for want of descriptors.
+    """
+
+    connected = True
+    disconnected = False
+
+    def __init__(
+        self,
+        reactor: Any,
+        sock: socket.socket,
+        factory: IProtocolFactory,
+        on_closed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._reactor = reactor
+        self._socket = sock
+        self._factory = factory
+        self._on_closed = on_closed
+        self._resume: IDelayedCall | None = None
+        self._exhaustion = _Exhaustion(reactor)
+        self._accepted = 0
+        sock.setblocking(False)
+        self._address = _address_of(sock.family, sock.getsockname())
+        #: For Twisted's transport, which names itself after its port.
+        self._realPortNumber = (
+            self._address.name
+            if isinstance(self._address, UNIXAddress)
+            else self._address.port
+        )
+
+    @property
+    def pauses(self) -> int:
+        return self._exhaustion.pauses
+
+    # -- IListeningPort
+
+    def startListening(self) -> None:
+        self._factory.doStart()
+        self._reactor.addReader(self)
+
+    def stopListening(self) -> Deferred[None]:
+        if self.connected:
+            self._reactor.removeReader(self)
+            self.connectionLost(Failure(CONNECTION_DONE))
+        return succeed(None)
+
+    def getHost(self) -> IAddress:
+        return self._address
+
+    # -- IReadDescriptor
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def logPrefix(self) -> str:
+        return "relayd listener"
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The socket is to be closed: by us, or because the reactor stops."""
+        if not self.connected:
+            return
+        self.connected, self.disconnected = False, True
+        if self._resume is not None:
+            self._resume.cancel()
+            self._resume = None
+        self._socket.close()
+        self._on_closed()
+        self._factory.doStop()
+
+    def doRead(self) -> None:
+        """Accept some of the clients that wait."""
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                sock, address = self._socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as problem:
+                if problem.errno in _EXHAUSTED:
+                    self._pause(os.strerror(problem.errno))
+                    return
+                if problem.errno in _CLIENT_GONE:
+                    continue
+                # Never seen; not a reason to stop serving.
+                log.failure("{where}: accept failed", where=address_name(self._address))
+                self._pause(str(problem))
+                return
+            full = self._exhaustion.reached(sock.fileno())
+            self._serve(sock, address)
+            if full:
+                self._pause("hardly any file descriptor is left")
+                return
+            if not self.connected:
+                return
+
+    def _serve(self, sock: socket.socket, address: Any) -> None:
+        try:
+            protocol = self._factory.buildProtocol(_address_of(sock.family, address))
+        except Exception:
+            log.failure("a client could not be served")
+            protocol = None
+        if protocol is None:
+            sock.close()
+            return
+        number, self._accepted = self._accepted, self._accepted + 1
+        made = unix.Server if sock.family == socket.AF_UNIX else tcp.Server
+        transport: Any = made(sock, protocol, address, self, number, self._reactor)
+        try:
+            protocol.makeConnection(transport)
+        except Exception:
+            log.failure("a client could not be served")
+            transport.abortConnection()
+
+    def _pause(self, why: str) -> None:
+        self._exhaustion.log(address_name(self._address), why)
+        self._reactor.removeReader(self)
+        self._resume = self._reactor.callLater(PAUSE, self._look_again)
+
+    def _look_again(self) -> None:
+        self._resume = None
+        try:
+            spare = os.dup(self.fileno())
+        except OSError as problem:
+            self._pause(os.strerror(problem.errno or 0))
+            return
+        os.close(spare)
+        if self._exhaustion.reached(spare):
+            self._pause("hardly any file descriptor is left")
+            return
+        self._reactor.addReader(self)
+
+
+@implementer(IListeningPort)
+class Listeners:
+    """Several listening sockets that are one relay's."""
+
+    def __init__(self, ports: list[Listener]) -> None:
+        self.ports = ports
+
+    def startListening(self) -> None:
+        for port in self.ports:
+            port.startListening()
+
+    def stopListening(self) -> Deferred[Any]:
+        return gatherResults([port.stopListening() for port in self.ports])
+
+    def getHost(self) -> IAddress:
+        """The first one's address; `ports` has them all."""
+        return self.ports[0].getHost()
+
+
+def _address_of(family: int, address: Any) -> IPv4Address | IPv6Address | UNIXAddress:
+    if family == socket.AF_INET:
+        return IPv4Address("TCP", *address)
+    if family == socket.AF_INET6:
+        host, port, flow, scope = address
+        if scope:
+            # With its interface, which Python leaves out since 3.7.
+            host = socket.getnameinfo(
+                address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+            )[0]
+        return IPv6Address("TCP", host, port, flow, scope)
+    return UNIXAddress(address or None)
+
+
+def _bind_tcp(host: str, port: int, backlog: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Resolves nothing: the host is an address; this finds the scope of fe80::1%eth0.
+    address = socket.getaddrinfo(
+        host, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+    )[0][4]
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # `[::]` is IPv6 only, so that it can stand beside `0.0.0.0`.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+        sock.listen(backlog)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind_all(hosts: Iterable[str], port: int, backlog: int) -> list[socket.socket]:
+    """A listening socket for each address, all on the same port.
+
+    An address family that this machine lacks is left out, if another is there.
+    """
+    bound: list[socket.socket] = []
+    missing: OSError | None = None
+    for host in hosts:
+        try:
+            bound.append(_bind_tcp(host, port, backlog))
+        except OSError as problem:
+            if problem.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                missing = problem
+                continue
+            for sock in bound:
+                sock.close()
+            raise
+        port = bound[0].getsockname()[1]
+    if missing is not None and not bound:
+        raise missing
+    return bound
+
+
+def _is_stale(path: str) -> bool:
+    """Whether a UNIX socket was left at `path` by a process that is gone."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return False
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(1)
+            probe.connect(path)
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _bind_unix(path: str, backlog: int) -> socket.socket:
+    if _is_stale(path):
+        os.unlink(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(path)
+        # As Twisted's UNIX endpoint does; the folder says who may connect.
+        os.chmod(path, 0o666)
+        sock.listen(backlog)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _unlink_own(path: str, made: os.stat_result) -> Callable[[], None]:
+    """What removes the socket file at `path`, unless another has taken its place."""
+
+    def unlink() -> None:
+        try:
+            now = os.stat(path)
+            if (now.st_dev, now.st_ino) == (made.st_dev, made.st_ino):
+                os.unlink(path)
+        except FileNotFoundError:
+            pass
+
+    return unlink
+
+
+class _Endpoint:
+    """Listens on what :meth:`bind` returns; errors name :attr:`where`."""
+
+    where: str
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def bind(self) -> list[tuple[socket.socket, Callable[[], None]]]:
+        """Listening sockets, each with what to do once it is closed."""
+        raise NotImplementedError
+
+    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
+        """:raises ListenError: through the Deferred."""
+        try:
+            bound = self.bind()
+        except OSError as problem:
+            why = problem.strerror or str(problem)
+            return fail(ListenError(f"can't listen on {self.where}: {why}"))
+        ports = [
+            Listener(self._reactor, sock, factory, on_closed)
+            for sock, on_closed in bound
+        ]
+        listening = ports[0] if len(ports) == 1 else Listeners(ports)
+        listening.startListening()
+        return succeed(listening)
+
+
+@implementer(IStreamServerEndpoint)
+class TCPListenerEndpoint(_Endpoint):
+    """Listens on a host and port.
+
+    :param host: an address, a name whose every address is listened on (looked
+        up once, when listening starts), or None for all addresses of this
+        machine, IPv4 and IPv6.
+    :param port: 0 picks one that is free.
+    :param backlog: how many clients the kernel may keep waiting.
+    """
+
+    def __init__(self, reactor: Any, host: str | None, port: int, backlog: int) -> None:
+        super().__init__(reactor)
+        self._host, self._port, self._backlog = host, port, backlog
+        self.where = host_port(host, port) if host else f"port {port} of all addresses"
+
+    def bind(self) -> list[tuple[socket.socket, Callable[[], None]]]:
+        if self._host is None:
+            hosts = ["0.0.0.0", "::"]
+        else:
+            found = socket.getaddrinfo(
+                self._host, self._port, type=socket.SOCK_STREAM
+            )
+            hosts = list(dict.fromkeys(_numeric(item[4]) for item in found))
+        for tries_left in range(_PORT_TRIES - 1, -1, -1):
+            try:
+                bound = _bind_all(hosts, self._port, self._backlog)
+                break
+            except OSError as problem:
+                # Port 0: the one that was free for the first address may be
+                # taken on the second.
+                taken = problem.errno == errno.EADDRINUSE
+                if self._port or not taken or not tries_left:
+                    raise
+        return [(sock, _nothing) for sock in bound]
+
+
+@implementer(IStreamServerEndpoint)
+class UNIXListenerEndpoint(_Endpoint):
+    """Listens on a UNIX socket, whose file it makes, and removes when it stops.
+
+    A socket file that nobody listens on any more is replaced.
+    """
+
+    def __init__(self, reactor: Any, path: str, backlog: int) -> None:
+        super().__init__(reactor)
+        self._path, self._backlog = path, backlog
+        self.where = f"unix:{path}"
+
+    def bind(self) -> list[tuple[socket.socket, Callable[[], None]]]:
+        sock = _bind_unix(self._path, self._backlog)
+        return [(sock, _unlink_own(self._path, os.stat(self._path)))]
+
+
+def _numeric(address: tuple[Any, ...]) -> str:
+    return socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
+
+
+def _nothing() -> None:
+    """A TCP socket leaves nothing behind."""

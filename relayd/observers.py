@@ -1,0 +1,159 @@
+"""Those who hear what happens to sessions: the log, and several at once.
+
+Subclass :class:`Observer` and override what you want to hear; hooks that are
+not overridden are never called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from relayd.interfaces import IObserver
+from relayd.session import Session
+
+log = Logger(namespace="relayd.observers")
+
+
+@implementer(IObserver)
+class Observer:
+    """Hears everything and does nothing."""
+
+    def opened(self, session: Session) -> None:
+        """See :meth:`IObserver.opened`."""
+
+    def dialing(self, session: Session) -> None:
+        """See :meth:`IObserver.dialing`."""
+
+    def connected(self, session: Session) -> None:
+        """See :meth:`IObserver.connected`."""
+
+    def closed(self, session: Session) -> None:
+        """See :meth:`IObserver.closed`."""
+
+    def refused(self, session: Session, why: str) -> None:
+        """See :meth:`IObserver.refused`."""
+
+
+@implementer(IObserver)
+class Observers:
+    """Passes what it hears on to several, and survives each of them.
+
+    One that raises is logged with its traceback and not called again.
+    """
+
+    def __init__(self, *observers: IObserver) -> None:
+        self._hooks: dict[str, list[Callable[..., Any]]] = {
+            name: [
+                getattr(observer, name)
+                for observer in observers
+                if getattr(type(observer), name, None) is not getattr(Observer, name)
+            ]
+            for name in ("opened", "dialing", "connected", "closed", "refused")
+        }
+
+    def opened(self, session: Session) -> None:
+        self._tell("opened", session)
+
+    def dialing(self, session: Session) -> None:
+        self._tell("dialing", session)
+
+    def connected(self, session: Session) -> None:
+        self._tell("connected", session)
+
+    def closed(self, session: Session) -> None:
+        self._tell("closed", session)
+
+    def refused(self, session: Session, why: str) -> None:
+        self._tell("refused", session, why)
+
+    def _tell(self, name: str, *facts: Any) -> None:
+        # Dropping an observer replaces its list, so this loop is undisturbed.
+        for hook in self._hooks[name]:
+            try:
+                hook(*facts)
+            except Exception:
+                culprit = getattr(hook, "__self__", hook)
+                log.failure(
+                    "observer {culprit!r} failed in {hook} and is not called again",
+                    culprit=culprit,
+                    hook=name,
+                )
+                self._hooks = {
+                    name: [h for h in hooks if getattr(h, "__self__", h) is not culprit]
+                    for name, hooks in self._hooks.items()
+                }
+
+
+class SessionLog(Observer):
+    """Writes one line when a session ends.
+
+    The line is `key=value` pairs in a fixed order; the event carries the same
+    facts as fields of those names, for structured log observers.
+
+    :param verbose: also a line when a session opens, dials and connects.
+    """
+
+    def __init__(self, verbose: bool = False) -> None:
+        self._log = Logger(namespace="relayd.session")
+        self._verbose = verbose
+
+    def opened(self, session: Session) -> None:
+        if self._verbose:
+            self._log.info(
+                "opened session={id} client={client} listener={listener}",
+                id=session.id,
+                client=session.client,
+                listener=session.listener,
+            )
+
+    def dialing(self, session: Session) -> None:
+        if self._verbose:
+            self._log.info(
+                "dialing session={id} upstream={upstream}",
+                id=session.id,
+                upstream=session.upstream,
+            )
+
+    def connected(self, session: Session) -> None:
+        if self._verbose:
+            self._log.info(
+                "connected session={id} upstream={upstream}",
+                id=session.id,
+                upstream=session.upstream,
+            )
+
+    def closed(self, session: Session) -> None:
+        ending = session.ending
+        word, code = (ending.word, ending.code) if ending else ("", "")
+        duration = session.duration
+        # Formatted here: an f-string costs a sixth of what the logger's own
+        # formatting of nine fields does, once for every session.
+        line = (
+            f"session={session.id} client={session.client}"
+            f" listener={session.listener} upstream={session.upstream or '-'}"
+            f" duration={duration:.3f} up={session.up.bytes} down={session.down.bytes}"
+            f" ending={word} code={code}"
+        )
+        if session.detail:
+            line += f" detail={session.detail!r}"
+        self._log.info(
+            "{line}",
+            line=line,
+            session=session.id,
+            client=session.client,
+            listener=session.listener,
+            upstream=session.upstream,
+            duration=duration,
+            up=session.up.bytes,
+            down=session.down.bytes,
+            ending=word,
+            code=code,
+            detail=session.detail,
+        )
+
+    def refused(self, session: Session, why: str) -> None:
+        self.closed(session)

@@ -1,0 +1,231 @@
+"""From settings to a running relay, and back to nothing.
+
+:class:`RelayService` opens the listeners as it starts: all of them, or none and
+one clear error.  As it stops it closes them, and waits for the sessions.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+from twisted.application.service import MultiService, Service
+from twisted.internet.defer import gatherResults, inlineCallbacks, maybeDeferred
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from relayd.addresses import address_name
+from relayd.config import DEMO_LISTENER, Config, Relay
+from relayd.demo import DemoInvitation, DemoSite
+from relayd.endpoints import Address, HostPort, dialing_endpoint, listening_endpoint
+from relayd.errors import CannotStart, ListenError
+from relayd.listening import Listeners
+from relayd.observers import SessionLog
+from relayd.stream import StreamFactory
+from relayd.tcp import RelayFactory
+from relayd.upstreams import Pool, Upstream
+
+log = Logger(namespace="relayd.service")
+
+
+@attrs.frozen(eq=False)
+class Listening:
+    """A listener to be opened.
+
+    :ivar endpoint: where it listens.
+    :ivar factory: who serves its clients.
+    :ivar name: the address as the operator wrote it.
+    :ivar purpose: what it does, for the log.
+    """
+
+    endpoint: IStreamServerEndpoint
+    factory: StreamFactory
+    name: str
+    purpose: str
+
+
+class RelayService(Service):
+    """Opens listeners, and drains their sessions when it stops.
+
+    :param listenings: what to open.
+    :param drain_timeout: seconds that sessions get to finish; 0 for none.
+    """
+
+    def __init__(self, listenings: Sequence[Listening], drain_timeout: float) -> None:
+        self.listenings = listenings
+        self.drain_timeout = drain_timeout
+        self.ports: list[IListeningPort] = []
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions live."""
+        return sum(len(each.factory.sessions) for each in self.listenings)
+
+    def privilegedStartService(self) -> None:
+        """Listen while this process may still open low ports.
+
+        :raises CannotStart: one of the listeners can't be opened; the others
+            have been closed again.
+        """
+        super().privilegedStartService()
+        self._listen()
+
+    def startService(self) -> None:
+        super().startService()
+        # `twist` starts services without the privileged step.
+        if not self.ports:
+            self._listen()
+
+    def _listen(self) -> None:
+        failed: list[CannotStart] = []
+        for each in self.listenings:
+            listening = each.endpoint.listen(each.factory)
+            listening.addCallback(self._opened, each)
+            listening.addErrback(lambda reason, it=each: failed.append(_why(reason, it)))
+            if failed:
+                break
+        if failed:
+            for port in self.ports:
+                port.stopListening()
+            self.ports.clear()
+            raise failed[0]
+
+    def _opened(self, port: IListeningPort, listening: Listening) -> None:
+        self.ports.append(port)
+        for one in port.ports if isinstance(port, Listeners) else [port]:
+            log.info(
+                "listening on {address}, {purpose}",
+                address=address_name(one.getHost()),
+                purpose=listening.purpose,
+            )
+
+    @inlineCallbacks
+    def stopService(self) -> Any:
+        """Close the listeners; wait for the sessions, but not for ever.
+
+        :return: a Deferred that fires when nothing is left.
+        """
+        yield maybeDeferred(super().stopService)
+        ports, self.ports = self.ports, []
+        closed = [maybeDeferred(port.stopListening) for port in ports]
+        if self.sessions:
+            log.info(
+                "{count} sessions may finish within {timeout:g} s",
+                count=self.sessions,
+                timeout=self.drain_timeout,
+            )
+        drained = [each.factory.drain(self.drain_timeout) for each in self.listenings]
+        yield gatherResults([*closed, *drained])
+
+    def stop_now(self) -> None:
+        """Wait for no session any longer."""
+        for each in self.listenings:
+            each.factory.cut_all()
+
+
+def _why(reason: Failure, listening: Listening) -> CannotStart:
+    """One line for whoever starts the relay: which address, and what is wrong."""
+    problem = reason.value
+    if isinstance(problem, ListenError):
+        return CannotStart(f"relayd: {problem}")
+    # Twisted's CannotListenError keeps the system's own error within.
+    cause = getattr(problem, "socketError", problem)
+    why = getattr(cause, "strerror", None) or str(cause)
+    return CannotStart(f"relayd: can't listen on {listening.name}: {why}")
+
+
+class StopSignals(Service):
+    """SIGTERM and SIGINT: the first drains, the second ends at once.
+
+    Twisted's own handlers make the process die of the signal after a clean
+    shutdown, and answer a second signal with a traceback.  These let it exit
+    with status 0, which is what a supervisor expects of a service that did as
+    it was told.
+
+    :param reactor: is stopped by the first signal.
+    :param relays: are told to wait no longer by the second.
+    """
+
+    def __init__(self, reactor: Any, relays: RelayService) -> None:
+        self._reactor = reactor
+        self._relays = relays
+        self._stopping = False
+
+    def startService(self) -> None:
+        super().startService()
+        # The reactor installs its own handlers as it starts to run.
+        self._reactor.callWhenRunning(self._install)
+
+    def _install(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._received)
+
+    def _received(self, number: int, frame: object) -> None:
+        # In a signal handler, between any two lines of the program.
+        self._reactor.callFromThread(self._stop, signal.Signals(number).name)
+
+    def _stop(self, name: str) -> None:
+        if self._stopping:
+            log.info("{name} again: ending at once", name=name)
+            self._relays.stop_now()
+            return
+        self._stopping = True
+        log.info("{name}: stopping", name=name)
+        self._reactor.stop()
+
+
+def relay_listening(relay: Relay, config: Config, reactor: Any) -> Listening:
+    """One listener with the relay behind it.
+
+    :raises ConfigError: Twisted can't use one of the endpoint strings.
+    """
+    pool = Pool(
+        Upstream(dialing_endpoint(address, reactor), _shown(address))
+        for address in relay.destinations
+    )
+    return _listening(relay.listen, pool, config, reactor)
+
+
+def _listening(listen: Address, pool: Pool, config: Config, reactor: Any) -> Listening:
+    timeouts = config.timeouts
+    factory = RelayFactory(
+        pool,
+        connect_timeout=timeouts.connect,
+        stall_timeout=timeouts.stall,
+        idle_timeout=timeouts.idle,
+        half_close_timeout=timeouts.half_close,
+        clock=reactor,
+        observer=SessionLog(verbose=config.verbose),
+    )
+    endpoint = listening_endpoint(listen, reactor, config.backlog)
+    return Listening(endpoint, factory, str(listen), f"relaying to {pool.names}")
+
+
+def _shown(address: Address) -> str:
+    if isinstance(address, HostPort) and address.host is None:
+        return f"127.0.0.1:{address.port}"
+    return str(address)
+
+
+def make_service(config: Config, reactor: Any) -> MultiService:
+    """Everything that one `twistd relayd` runs.
+
+    :raises ConfigError: Twisted can't use one of the endpoint strings.
+    """
+    parts = MultiService()
+    if config.demo:
+        site = DemoSite(reactor)
+        site.setServiceParent(parts)
+        pool = Pool([Upstream(site, "the demo's file server")])
+        listenings = [_listening(DEMO_LISTENER, pool, config, reactor)]
+    else:
+        listenings = [relay_listening(each, config, reactor) for each in config.relays]
+    relays = RelayService(listenings, config.drain_timeout)
+    relays.setServiceParent(parts)
+    if config.demo:
+        DemoInvitation().setServiceParent(parts)
+    StopSignals(reactor, relays).setServiceParent(parts)
+    return parts

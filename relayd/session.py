@@ -1,0 +1,109 @@
+"""The record of one relayed connection: facts and counters, no behaviour.
+
+A Session says who connected, through which listener, to which upstream, how
+many bytes went each way and how it ended.  Only the relay writes it; logs,
+limits, metrics and observers read it, at any time.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import attrs
+
+
+class Ending(Enum):
+    """Each way in which a session can end.
+
+    `word` is what the log line and the metric label say; `code` is HAProxy's
+    two-letter termination state (configuration manual, section 8.5), which
+    operators know; `says` explains it in a few words.
+    """
+
+    DONE = ("done", "--", "both directions reached their end and were delivered")
+    DOWNSTREAM_RESET = ("downstream_reset", "CD", "the client reset its connection")
+    UPSTREAM_RESET = ("upstream_reset", "SD", "the server reset its connection")
+    DOWNSTREAM_WRITE_FAILED = (
+        "downstream_write_failed",
+        "CD",
+        "a write to the client failed",
+    )
+    UPSTREAM_WRITE_FAILED = (
+        "upstream_write_failed",
+        "SD",
+        "a write to the server failed",
+    )
+    DOWNSTREAM_STALLED = ("downstream_stalled", "cD", "the client stopped reading")
+    UPSTREAM_STALLED = ("upstream_stalled", "sD", "the server stopped reading")
+    IDLE = ("idle", "cD", "nothing moved for the idle timeout")
+    HALF_CLOSED = (
+        "half_closed",
+        "cD",
+        "nothing moved for the half-close timeout after one end of data",
+    )
+    CLIENT_LEFT = ("client_left", "CC", "the client left while the server was dialled")
+    CONNECT_REFUSED = ("connect_refused", "SC", "the server refused the connection")
+    CONNECT_TIMEOUT = ("connect_timeout", "sC", "the server did not answer in time")
+    UNRESOLVED = ("unresolved", "SC", "the server's name has no address")
+    CONNECT_FAILED = ("connect_failed", "SC", "the server could not be reached")
+    NO_UPSTREAM = ("no_upstream", "SC", "the pool had no server to offer")
+    REFUSED = ("refused", "PR", "a gate turned the client away")
+    DRAINED = ("drained", "KD", "the relay shut down before the session ended")
+    FAILED = ("failed", "ID", "an error inside the relay, logged with its traceback")
+
+    def __init__(self, word: str, code: str, says: str) -> None:
+        self.word = word
+        self.code = code
+        self.says = says
+
+
+@attrs.define(eq=False, slots=True)
+class Direction:
+    """The bytes that go one way through a session.
+
+    :ivar bytes: how many were read from the source so far.
+    :ivar eof: the source has sent its last byte (or will never send more).
+    """
+
+    bytes: int = 0
+    eof: bool = False
+
+
+@attrs.define(eq=False, slots=True)
+class Session:
+    """One client's connection and what became of it.
+
+    Times are seconds on the relay's clock (monotonic on a real reactor); use
+    their differences.
+
+    :ivar id: unique within the process, from 1 up.
+    :ivar ordinal: this listener's how-manieth session, from 0 up.
+    :ivar client: the client's address as text.
+    :ivar listener: the local address that the client reached, as text.
+    :ivar opened_at: when the client was accepted.
+    :ivar upstream: the server's name or address; empty until one is chosen.
+    :ivar connected_at: when the upstream connection stood, or None.
+    :ivar ended_at: when the last of its connections was closed, or None.
+    :ivar up: client to server.
+    :ivar down: server to client.
+    :ivar ending: how it ended, or None while it lives.
+    :ivar detail: the cause in the words of whoever reported it, or empty.
+    """
+
+    id: int
+    ordinal: int
+    client: str
+    listener: str
+    opened_at: float
+    upstream: str = ""
+    connected_at: float | None = None
+    ended_at: float | None = None
+    up: Direction = attrs.Factory(Direction)
+    down: Direction = attrs.Factory(Direction)
+    ending: Ending | None = None
+    detail: str = ""
+
+    @property
+    def duration(self) -> float:
+        """Seconds from accept to end; 0.0 while the session lives."""
+        return 0.0 if self.ended_at is None else self.ended_at - self.opened_at

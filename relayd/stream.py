@@ -1,0 +1,398 @@
+"""What every stream relay does around its protocol.
+
+A connection goes through the same stages whoever accepted it:
+
+    accepted -> gate -> (the protocol's own talking) -> dial -> Bridge -> over
+
+:class:`StreamProtocol` is the client's leg and walks through them;
+:class:`StreamFactory` knows the sessions that live, their deadlines, and how to
+shut down.  A relay is a subclass of each that decides what to dial, and when.
+
+While the server is dialled the client's bytes are kept (up to
+:data:`relayd.bridge.HOLD_LIMIT`) and its connection is watched:
+
+- a client that is gone (a reset) cancels the dial at once;
+- a client that ends its side with nothing sent has most likely left, but may be
+  waiting for a server that speaks first: TCP looks the same.  A dial that is
+  under way gets :data:`LEFT_GRACE` more seconds and is then cancelled;
+- a client that ends its side after sending something waits for the answer: the
+  dial goes on, and the end of data is passed on after the data.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet import error
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IReactorTime,
+    ITCPTransport,
+    IUNIXTransport,
+)
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from relayd.addresses import address_name
+from relayd.bridge import Bridge, Leg, Timeouts
+from relayd.errors import Refused
+from relayd.interfaces import IGate, ILease, IObserver
+from relayd.observers import Observers, SessionLog
+from relayd.policy import OpenGate
+from relayd.session import Ending, Session
+from relayd.upstreams import Upstream
+from relayd.wheel import DeadlineWheel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+log = Logger(namespace="relayd.stream")
+
+#: Seconds that a dial goes on for a client that ended its side with nothing sent.
+LEFT_GRACE = 1.0
+
+#: Seconds that a client gets to answer a polite close.
+CLOSE_GRACE = 5.0
+
+_session_ids = itertools.count(1)
+
+
+def ending_of_failed_dial(reason: Failure) -> tuple[Ending, str]:
+    """Name the way in which a dial failed, and say why in one line."""
+    problem = reason.value
+    if isinstance(problem, error.DNSLookupError):
+        ending = Ending.UNRESOLVED
+    elif isinstance(problem, error.ConnectionRefusedError):
+        ending = Ending.CONNECT_REFUSED
+    elif isinstance(problem, error.TimeoutError | TimeoutError):
+        ending = Ending.CONNECT_TIMEOUT
+    elif isinstance(problem, error.ConnectError | CancelledError | OSError):
+        ending = Ending.CONNECT_FAILED
+    else:
+        ending = Ending.FAILED
+    text = " ".join(str(problem).split()).rstrip(".")
+    return ending, text or type(problem).__name__
+
+
+def _tune(transport: Any) -> None:
+    """No delay for small writes, and keepalive probes for peers that vanish."""
+    if ITCPTransport.providedBy(transport) and not IUNIXTransport.providedBy(transport):
+        try:
+            transport.setTcpNoDelay(True)
+            transport.setTcpKeepAlive(True)
+        except OSError:
+            # The peer is gone already, which the next read will tell.
+            pass
+
+
+class UpstreamLeg(Leg):
+    """The server's connection."""
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        _tune(self.transport)
+
+
+class _UpstreamFactory(Factory):  # type: ignore[type-arg]
+    """Builds the server's leg for one dial."""
+
+    noisy = False
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.leg: UpstreamLeg | None = None
+
+    def buildProtocol(self, addr: IAddress | None) -> UpstreamLeg:
+        # An endpoint that tries several addresses may build more than one; the
+        # last is the one that its Deferred fires for.
+        self.leg = UpstreamLeg(self._session.down)
+        return self.leg
+
+
+class StreamProtocol(Leg):
+    """The client's leg, from accept to the end of its session.
+
+    Subclasses override :meth:`admitted` and call :meth:`dial` from it, or
+    later.
+    """
+
+    factory: StreamFactory
+    session: Session
+    wheel_slot: int | None = None
+    _lease: ILease | None = None
+    _dialing: Deferred[Any] | None = None
+    #: When to give up on this stage, on the factory's clock.
+    _deadline = 0.0
+    _bridge: Bridge | None = None
+
+    def __init__(self, factory: StreamFactory, client: IAddress | None) -> None:
+        self.factory = factory
+        self.session = Session(
+            next(_session_ids),
+            next(factory.ordinals),
+            address_name(client),
+            "",
+            factory.clock.seconds(),
+        )
+        super().__init__(self.session.up)
+
+    # -- what a relay decides
+
+    def admitted(self) -> None:
+        """The gate let this client in."""
+        raise NotImplementedError
+
+    # -- stages
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        factory, session = self.factory, self.session
+        try:
+            _tune(self.transport)
+            session.listener = address_name(self.transport.getHost())
+            self._lease = factory.gate.enter(session)
+        except Refused as refusal:
+            session.ending, session.detail = Ending.REFUSED, refusal.why
+            session.ended_at = factory.clock.seconds()
+            factory.observer.refused(session, refusal.why)
+            self.abort()
+            return
+        except Exception:
+            log.failure("session {id} could not be opened", id=session.id)
+            session.ending, session.detail = Ending.FAILED, "the gate failed"
+            session.ended_at = factory.clock.seconds()
+            factory.observer.refused(session, session.detail)
+            self.abort()
+            return
+        factory.sessions[session.id] = self
+        factory.wheel.add(self)
+        factory.observer.opened(session)
+        try:
+            self.admitted()
+        except Exception as problem:
+            log.failure("session {id} failed", id=session.id)
+            self.cut(Ending.FAILED, repr(problem))
+
+    def dial(self, upstream: Upstream | None) -> None:
+        """Connect to `upstream` and join it to the client; None ends the session."""
+        if upstream is None:
+            self.end(Ending.NO_UPSTREAM)
+            return
+        session = self.session
+        session.upstream = upstream.name
+        connect = self.factory.timeouts.connect
+        self._deadline = (
+            self.factory.clock.seconds() + connect if connect else float("inf")
+        )
+        self.factory.observer.dialing(session)
+        legs = _UpstreamFactory(session)
+        dialing = self._dialing = upstream.endpoint.connect(legs)
+        dialing.addCallbacks(
+            self._dialed, self._dial_failed, callbackArgs=(legs,), errbackArgs=()
+        )
+        dialing.addErrback(self._join_failed, legs)
+
+    def _dialed(self, protocol: object, legs: _UpstreamFactory) -> None:
+        self._dialing = None
+        leg = legs.leg
+        if leg is None:
+            raise TypeError(f"the endpoint connected {protocol!r}, not what it was given")
+        if self.session.ending is not None:
+            # The endpoint could not be cancelled in time.
+            leg.abort()
+            return
+        if not leg.alive:
+            self.end(Ending.CONNECT_FAILED, "lost as soon as it was connected")
+            return
+        self.session.upstream = address_name(leg.transport.getPeer())
+        self.session.connected_at = self.factory.clock.seconds()
+        self.factory.observer.connected(self.session)
+        self.joined(leg)
+
+    def joined(self, leg: Leg) -> None:
+        """The upstream connection stands: join it to the client."""
+        factory = self.factory
+        self._bridge = Bridge(
+            self.session, self, leg, factory.timeouts, factory.clock, self._over
+        )
+        self._bridge.start()
+
+    def _dial_failed(self, reason: Failure) -> None:
+        self._dialing = None
+        if self.session.ending is not None:
+            # Cancelled by us, or too late to matter.
+            return
+        ending, detail = ending_of_failed_dial(reason)
+        if ending is Ending.FAILED:
+            log.failure(
+                "session {id}: the endpoint of {upstream} failed",
+                reason,
+                id=self.session.id,
+                upstream=self.session.upstream,
+            )
+        self.end(ending, detail)
+
+    def _join_failed(self, reason: Failure, legs: _UpstreamFactory) -> None:
+        log.failure("session {id} failed", reason, id=self.session.id)
+        self.cut(Ending.FAILED, repr(reason.value))
+        if legs.leg is not None:
+            legs.leg.abort()
+
+    # -- the client's side before the Bridge
+
+    def readConnectionLost(self) -> None:
+        super().readConnectionLost()
+        if self._bridge is None and not self.direction.bytes:
+            grace = self.factory.clock.seconds() + LEFT_GRACE
+            self._deadline = min(self._deadline, grace)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        super().connectionLost(reason)
+        if self._bridge is None and self.session.ended_at is None:
+            if self.session.ending is None:
+                self.session.ending = Ending.CLIENT_LEFT
+            self._cancel_dial()
+            self._over()
+
+    def _cancel_dial(self) -> None:
+        dialing, self._dialing = self._dialing, None
+        if dialing is not None:
+            dialing.cancel()
+
+    # -- endings
+
+    def end(self, ending: Ending, detail: str = "") -> None:
+        """End a session that has no upstream connection: close the client politely."""
+        self.session.ending, self.session.detail = ending, detail
+        self._cancel_dial()
+        # TLS waits for the client's own goodbye, which may never come.
+        self._deadline = self.factory.clock.seconds() + CLOSE_GRACE
+        self.transport.loseConnection()
+
+    def cut(self, ending: Ending, detail: str = "") -> None:
+        """End the session now, whatever its stage: reset what is connected."""
+        if self._bridge is not None:
+            self._bridge.cut(ending, detail)
+            return
+        if self.session.ending is None:
+            self.session.ending, self.session.detail = ending, detail
+        self._cancel_dial()
+        self.abort()
+
+    def _over(self) -> None:
+        session, factory = self.session, self.factory
+        self._bridge = None
+        session.ended_at = factory.clock.seconds()
+        factory.wheel.discard(self)
+        if self._lease is not None:
+            lease, self._lease = self._lease, None
+            try:
+                lease.release()
+            except Exception:
+                log.failure("the lease of session {id} failed", id=session.id)
+        factory.observer.closed(session)
+        factory.session_over(session)
+
+    # -- the wheel
+
+    def check(self, now: float) -> None:
+        """Look at the deadlines of whichever stage this is."""
+        if self._bridge is not None:
+            self._bridge.check(now)
+        elif now < self._deadline:
+            return
+        elif self.session.ending is not None:
+            self.abort()
+        elif self._dialing is not None:
+            if self.direction.eof and not self.direction.bytes:
+                self.end(Ending.CLIENT_LEFT, "the client ended its side, unanswered")
+            else:
+                self.end(
+                    Ending.CONNECT_TIMEOUT,
+                    f"no connection in {self.factory.timeouts.connect:g} s",
+                )
+
+    def check_failed(self) -> None:
+        """`check` raised: end the session."""
+        self.cut(Ending.FAILED, "its deadlines could not be checked")
+
+
+class StreamFactory(Factory):  # type: ignore[type-arg]
+    """The sessions of one relay, and what they share.
+
+    :ivar sessions: the sessions that live, by id.
+    """
+
+    noisy = False
+
+    def __init__(
+        self,
+        *,
+        timeouts: Timeouts,
+        clock: IReactorTime,
+        observer: IObserver | None,
+        gate: IGate | None,
+    ) -> None:
+        self.timeouts = timeouts
+        self.clock = clock
+        self.gate = gate if gate is not None else OpenGate()
+        self.observer = Observers(observer if observer is not None else SessionLog())
+        self.wheel = DeadlineWheel(clock, timeouts.tick)
+        self.sessions: dict[int, StreamProtocol] = {}
+        self.ordinals = itertools.count()
+        self._draining: Deferred[None] | None = None
+        self._drain_limit: IDelayedCall | None = None
+
+    def build(self, addr: IAddress | None) -> StreamProtocol:
+        """Make the protocol of one accepted client."""
+        raise NotImplementedError
+
+    def buildProtocol(self, addr: IAddress | None) -> StreamProtocol | None:
+        # None closes the connection: it was in the backlog when we shut down.
+        return None if self._draining is not None else self.build(addr)
+
+    def stopFactory(self) -> None:
+        """The last listener closed: don't keep a timer for sessions to come."""
+        self.wheel.settle()
+
+    def drain(self, timeout: float = 10.0) -> Deferred[None]:
+        """Serve no new client, and wait for the sessions that live.
+
+        Stop listening first, or at the same time: a client that connects after
+        this is closed at once.
+
+        :param timeout: seconds; what has not ended by then is reset.  0 resets
+            everything now.
+        :return: fires with None when the last session has ended.
+        """
+        if self._draining is None:
+            self._draining = Deferred()
+            self.wheel.settle()
+            if self.sessions and timeout > 0:
+                self._drain_limit = self.clock.callLater(timeout, self.cut_all)
+        if timeout <= 0:
+            self.cut_all()
+        if not self.sessions:
+            return succeed(None)
+        waiting: Deferred[None] = Deferred()
+        self._draining.addCallback(lambda _: waiting.callback(None))
+        return waiting
+
+    def cut_all(self) -> None:
+        """Reset every session that lives, now."""
+        living: Iterable[StreamProtocol] = list(self.sessions.values())
+        for protocol in living:
+            protocol.cut(Ending.DRAINED)
+
+    def session_over(self, session: Session) -> None:
+        """Forget a session that has ended."""
+        self.sessions.pop(session.id, None)
+        if self._draining is not None and not self.sessions:
+            if self._drain_limit is not None and self._drain_limit.active():
+                self._drain_limit.cancel()
+            if not self._draining.called:
+                self._draining.callback(None)

@@ -1,0 +1,1 @@
+"""Command lines for `twistd` and `twist`: options and wiring, no behaviour."""

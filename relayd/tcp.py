@@ -1,0 +1,92 @@
+"""The TCP relay: every client that connects gets a connection to the server.
+
+Three lines embed it in a Twisted program::
+
+    relay = RelayFactory(HostnameEndpoint(reactor, "example.com", 80))
+    listening = TCP4ServerEndpoint(reactor, 8080).listen(relay)
+    reactor.run()
+
+and these shut it down: stop listening, then `relay.drain(10)`, whose Deferred
+fires when the last session has ended.
+
+Any client endpoint and any listening endpoint will do: TCP, TLS, UNIX, one of
+your own.  A connection whose transport can't half-close still relays; only the
+end of data can't be passed on to it.
+"""
+
+from __future__ import annotations
+
+from twisted.internet.interfaces import (
+    IAddress,
+    IReactorTime,
+    IStreamClientEndpoint,
+)
+
+from relayd.bridge import Timeouts
+from relayd.interfaces import IGate, IObserver
+from relayd.stream import StreamFactory, StreamProtocol
+from relayd.upstreams import Pool, Upstream
+
+__all__ = ["RelayFactory", "RelayProtocol"]
+
+
+class RelayProtocol(StreamProtocol):
+    """A client of the TCP relay: dials as soon as it is let in."""
+
+    factory: RelayFactory
+
+    def admitted(self) -> None:
+        self.dial(self.factory.pool.choose(self.session))
+
+
+class RelayFactory(StreamFactory):
+    """Relays each connection to a server.
+
+    :param upstream: the server, as an endpoint, an
+        :class:`~relayd.upstreams.Upstream`, or a
+        :class:`~relayd.upstreams.Pool` of several.
+    :param connect_timeout: seconds until the server must have answered.
+    :param stall_timeout: seconds that bytes may wait for a peer that takes none.
+    :param idle_timeout: seconds that nothing need move.
+    :param half_close_timeout: the same, once one direction has ended.
+        Each of the four: fractions allowed, 0 for never.
+    :param clock: where time comes from; the running reactor unless given.
+    :param observer: hears of sessions (:class:`~relayd.interfaces.IObserver`);
+        unless given, one that logs a line for each.
+    :param gate: decides who is served (:class:`~relayd.interfaces.IGate`);
+        everyone, unless given.
+    :raises ValueError: a timeout is negative.
+    :raises TypeError: `upstream` can't be dialled.
+    """
+
+    def __init__(
+        self,
+        upstream: Pool | Upstream | IStreamClientEndpoint,
+        *,
+        connect_timeout: float = 10.0,
+        stall_timeout: float = 10.0,
+        idle_timeout: float = 3600.0,
+        half_close_timeout: float = 300.0,
+        clock: IReactorTime | None = None,
+        observer: IObserver | None = None,
+        gate: IGate | None = None,
+    ) -> None:
+        if clock is None:
+            from twisted.internet import reactor
+
+            clock = IReactorTime(reactor)
+        super().__init__(
+            timeouts=Timeouts(
+                connect=connect_timeout,
+                stall=stall_timeout,
+                idle=idle_timeout,
+                half_close=half_close_timeout,
+            ),
+            clock=clock,
+            observer=observer,
+            gate=gate,
+        )
+        self.pool = Pool.of(upstream)
+
+    def build(self, addr: IAddress | None) -> RelayProtocol:
+        return RelayProtocol(self, addr)

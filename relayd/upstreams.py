@@ -1,0 +1,87 @@
+"""Where to connect to: named servers, and pools of them.
+
+A pool is asked for a server for each session and hands the choice to its
+selector (:class:`relayd.interfaces.ISelector`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import attrs
+from twisted.internet.interfaces import IStreamClientEndpoint
+from zope.interface import implementer
+
+from relayd.interfaces import ISelector
+from relayd.session import Session
+
+Candidate = TypeVar("Candidate")
+
+
+@attrs.frozen(eq=False)
+class Upstream:
+    """One server: how to dial it, and what the log calls it.
+
+    :ivar endpoint: dialled once for each session.
+    :ivar name: the server's address as the operator wrote it.
+    """
+
+    endpoint: IStreamClientEndpoint
+    name: str
+
+
+@implementer(ISelector)
+class RoundRobin:
+    """Each of the candidates in turn, by the session's ordinal."""
+
+    def choose(
+        self, candidates: Sequence[Candidate], session: Session
+    ) -> Candidate | None:
+        if not candidates:
+            return None
+        return candidates[session.ordinal % len(candidates)]
+
+
+@attrs.frozen(eq=False)
+class Pool:
+    """The servers that one listener relays to.
+
+    :ivar upstreams: in the operator's order.
+    :ivar selector: picks one of them for a session.
+    """
+
+    upstreams: tuple[Upstream, ...] = attrs.field(converter=tuple)
+    selector: ISelector = attrs.Factory(RoundRobin)
+
+    @classmethod
+    def of(cls, where: Pool | Upstream | IStreamClientEndpoint) -> Pool:
+        """A pool of whatever a relay may be given: a pool, a server, an endpoint.
+
+        :raises TypeError: `where` is none of these.
+        """
+        if isinstance(where, Pool):
+            return where
+        if isinstance(where, Upstream):
+            return cls([where])
+        if IStreamClientEndpoint.providedBy(where):
+            # Endpoints don't say where they lead; the log has the server's
+            # address once it is connected, and until then this.
+            return cls([Upstream(where, type(where).__name__)])
+        raise TypeError(
+            "a relay needs a Pool, an Upstream or an IStreamClientEndpoint, "
+            f"not {where!r}"
+        )
+
+    @property
+    def names(self) -> str:
+        """The servers' names, for a log line."""
+        return ", ".join(upstream.name for upstream in self.upstreams)
+
+    def choose(self, session: Session) -> Upstream | None:
+        """The server for this session, or None when the selector has none."""
+        chosen = self.selector.choose(self.upstreams, session)
+        if chosen is None or isinstance(chosen, Upstream):
+            return chosen
+        raise TypeError(f"the selector chose {chosen!r}, which is not an Upstream")
+

@@ -1,0 +1,107 @@
+"""One coarse timer for the deadlines of every session.
+
+A timer per connection, moved at every chunk, costs more than relaying the
+chunk.  Instead each session asks to be looked at every now and then: it stands
+in the bucket of a coarse tick, one reactor timer walks the buckets, and the
+session compares its counters with what it saw last time.  Relaying a chunk
+touches no timer and reads no clock; a deadline is kept within one tick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+log = Logger(namespace="relayd.wheel")
+
+
+class Watched(Protocol):
+    """What stands on the wheel."""
+
+    #: The bucket it stands in; the wheel's own, None while it is off.
+    wheel_slot: int | None
+
+    def check(self, now: float) -> None:
+        """Look at the deadlines; `now` is seconds on the wheel's clock."""
+
+    def check_failed(self) -> None:
+        """`check` raised, which has been logged: end what was being watched."""
+
+
+class DeadlineWheel:
+    """Calls `check` of everything that stands on it, once every `tick` seconds.
+
+    :param clock: provides `callLater` and `seconds`.
+    :param tick: seconds between two looks at the same item, and so how late a
+        deadline may be noticed.
+
+    The wheel holds a timer only while something stands on it, or for one tick
+    after; :meth:`settle` drops the timer of an empty wheel at once.
+    """
+
+    #: Items are spread over this many buckets in a tick, so that thousands of
+    #: sessions are looked at a few at a time instead of all in one turn.
+    SPREAD = 8
+
+    def __init__(self, clock: IReactorTime, tick: float) -> None:
+        self._clock = clock
+        self._step = tick / self.SPREAD
+        self._buckets: list[dict[Watched, None]] = [{} for _ in range(self.SPREAD)]
+        self._hand = 0
+        self._count = 0
+        self._timer: IDelayedCall | None = None
+        self._settled = False
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, item: Watched) -> None:
+        """Look at `item` every tick from now on; the first look is one tick away."""
+        slot = self._hand
+        item.wheel_slot = slot
+        self._buckets[slot][item] = None
+        self._count += 1
+        self._settled = False
+        if self._timer is None:
+            self._timer = self._clock.callLater(self._step, self._turn)
+
+    def discard(self, item: Watched) -> None:
+        """Take `item` off, if it is on."""
+        slot = item.wheel_slot
+        if slot is None:
+            return
+        item.wheel_slot = None
+        del self._buckets[slot][item]
+        self._count -= 1
+        if self._settled and not self._count:
+            self.settle()
+
+    def settle(self) -> None:
+        """Hold no timer once the wheel is empty (the relay has stopped listening)."""
+        self._settled = True
+        if self._timer is not None and not self._count:
+            self._timer.cancel()
+            self._timer = None
+
+    def _turn(self) -> None:
+        self._timer = None
+        self._hand = (self._hand + 1) % self.SPREAD
+        now = self._clock.seconds()
+        for item in list(self._buckets[self._hand]):
+            if item.wheel_slot is None:
+                continue  # an earlier item's check has ended this one
+            self._guarded(item.check, now, item)
+        if self._count and self._timer is None:
+            self._timer = self._clock.callLater(self._step, self._turn)
+
+    def _guarded(
+        self, check: Callable[[float], None], now: float, item: Watched
+    ) -> None:
+        try:
+            check(now)
+        except Exception:
+            log.failure("a session's deadlines could not be checked; it is ended")
+            item.check_failed()
