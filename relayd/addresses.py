@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
@@ -30,3 +32,23 @@ def address_name(address: IAddress | None) -> str:
         # A client's UNIX socket mostly has no name.
         return "unix:" + (os.fsdecode(address.name) if address.name else "")
     return "-" if address is None else str(address)
+
+
+def socket_address(
+    family: int, address: Any
+) -> IPv4Address | IPv6Address | UNIXAddress:
+    """Twisted's form of an address as the socket module has it."""
+    if family == socket.AF_INET:
+        return IPv4Address("TCP", *address)
+    if family == socket.AF_INET6:
+        host, port, flow, scope = address
+        if scope:
+            # With its interface, which Python leaves out since 3.7.
+            host = numeric_host(address)
+        return IPv6Address("TCP", host, port, flow, scope)
+    return UNIXAddress(address or None)
+
+
+def numeric_host(address: tuple[Any, ...]) -> str:
+    """The host of a socket address, with its scope if it has one."""
+    return socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]

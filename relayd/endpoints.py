@@ -20,14 +20,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from typing import Any
 
 import attrs
 from twisted.internet.endpoints import (
     HostnameEndpoint,
-    TCP4ClientEndpoint,
-    TCP6ClientEndpoint,
-    UNIXClientEndpoint,
     clientFromString,
     serverFromString,
 )
@@ -40,6 +38,7 @@ from twisted.internet.interfaces import (
 from twisted.plugin import getPlugins
 
 from relayd.addresses import host_port
+from relayd.dialing import SocketEndpoint
 from relayd.errors import ConfigError
 from relayd.listening import TCPListenerEndpoint, UNIXListenerEndpoint
 
@@ -211,14 +210,16 @@ def dialing_endpoint(address: Address, reactor: Any) -> IStreamClientEndpoint:
     :raises ConfigError: Twisted can't use the endpoint string.
     """
     if isinstance(address, UnixPath):
-        return UNIXClientEndpoint(reactor, address.path, timeout=None)
+        return SocketEndpoint(reactor, socket.AF_UNIX, address.path)
     if isinstance(address, HostPort):
-        host = address.host or "127.0.0.1"
+        host, port = address.host or "127.0.0.1", address.port
         if _is_ipv6(host):
-            return TCP6ClientEndpoint(reactor, host, address.port, timeout=None)
+            # Finds the scope of fe80::1%eth0; looks nothing up.
+            found = socket.getaddrinfo(host, port, flags=socket.AI_NUMERICHOST)
+            return SocketEndpoint(reactor, socket.AF_INET6, found[0][4])
         if _DIGITS.fullmatch(host.rpartition(".")[2]):
-            return TCP4ClientEndpoint(reactor, host, address.port, timeout=None)
-        return HostnameEndpoint(reactor, host, address.port, timeout=None)
+            return SocketEndpoint(reactor, socket.AF_INET, (host, port))
+        return HostnameEndpoint(reactor, host, port, timeout=None)
     try:
         endpoint: IStreamClientEndpoint = clientFromString(reactor, address.text)
     except Exception as problem:

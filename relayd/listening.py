@@ -19,8 +19,6 @@ import stat
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from twisted.internet import tcp, unix
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.internet.interfaces import (
     IAddress,
@@ -35,8 +33,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from relayd.addresses import address_name, host_port
+from relayd.addresses import address_name, host_port, numeric_host, socket_address
 from relayd.errors import ListenError
+from relayd.transports import connection_class, set_options
 
 log = Logger(namespace="relayd.listening")
 
@@ -122,13 +121,13 @@ class Listener:
         self._exhaustion = _Exhaustion(reactor)
         self._accepted = 0
         sock.setblocking(False)
-        self._address = _address_of(sock.family, sock.getsockname())
-        #: For Twisted's transport, which names itself after its port.
-        self._realPortNumber = (
-            self._address.name
-            if isinstance(self._address, UNIXAddress)
-            else self._address.port
-        )
+        self._family = int(sock.family)
+        self._address = socket_address(self._family, sock.getsockname())
+        # What a client reached, unless it may have reached any of several.
+        wildcard = getattr(self._address, "host", "") in ("0.0.0.0", "::")
+        self._local = None if wildcard else self._address
+        self._connection = connection_class(self._family)
+        set_options(sock)
 
     @property
     def pauses(self) -> int:
@@ -196,7 +195,7 @@ class Listener:
 
     def _serve(self, sock: socket.socket, address: Any) -> None:
         try:
-            protocol = self._factory.buildProtocol(_address_of(sock.family, address))
+            protocol = self._factory.buildProtocol(socket_address(self._family, address))
         except Exception:
             log.failure("a client could not be served")
             protocol = None
@@ -204,8 +203,10 @@ class Listener:
             sock.close()
             return
         number, self._accepted = self._accepted, self._accepted + 1
-        made = unix.Server if sock.family == socket.AF_UNIX else tcp.Server
-        transport: Any = made(sock, protocol, address, self, number, self._reactor)
+        transport = self._connection(
+            sock, protocol, address, None, number, self._reactor
+        )
+        transport.local = self._local
         try:
             protocol.makeConnection(transport)
         except Exception:
@@ -248,20 +249,6 @@ class Listeners:
     def getHost(self) -> IAddress:
         """The first one's address; `ports` has them all."""
         return self.ports[0].getHost()
-
-
-def _address_of(family: int, address: Any) -> IPv4Address | IPv6Address | UNIXAddress:
-    if family == socket.AF_INET:
-        return IPv4Address("TCP", *address)
-    if family == socket.AF_INET6:
-        host, port, flow, scope = address
-        if scope:
-            # With its interface, which Python leaves out since 3.7.
-            host = socket.getnameinfo(
-                address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
-            )[0]
-        return IPv6Address("TCP", host, port, flow, scope)
-    return UNIXAddress(address or None)
 
 
 def _bind_tcp(host: str, port: int, backlog: int) -> socket.socket:
@@ -402,7 +389,7 @@ class TCPListenerEndpoint(_Endpoint):
             found = socket.getaddrinfo(
                 self._host, self._port, type=socket.SOCK_STREAM
             )
-            hosts = list(dict.fromkeys(_numeric(item[4]) for item in found))
+            hosts = list(dict.fromkeys(numeric_host(item[4]) for item in found))
         for tries_left in range(_PORT_TRIES - 1, -1, -1):
             try:
                 bound = _bind_all(hosts, self._port, self._backlog)
@@ -431,10 +418,6 @@ class UNIXListenerEndpoint(_Endpoint):
     def bind(self) -> list[tuple[socket.socket, Callable[[], None]]]:
         sock = _bind_unix(self._path, self._backlog)
         return [(sock, _unlink_own(self._path, os.stat(self._path)))]
-
-
-def _numeric(address: tuple[Any, ...]) -> str:
-    return socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
 
 
 def _nothing() -> None:

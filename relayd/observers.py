@@ -16,6 +16,7 @@ from relayd.interfaces import IObserver
 from relayd.session import Session
 
 log = Logger(namespace="relayd.observers")
+session_log = Logger(namespace="relayd.session")
 
 
 @implementer(IObserver)
@@ -93,38 +94,7 @@ class SessionLog(Observer):
 
     The line is `key=value` pairs in a fixed order; the event carries the same
     facts as fields of those names, for structured log observers.
-
-    :param verbose: also a line when a session opens, dials and connects.
     """
-
-    def __init__(self, verbose: bool = False) -> None:
-        self._log = Logger(namespace="relayd.session")
-        self._verbose = verbose
-
-    def opened(self, session: Session) -> None:
-        if self._verbose:
-            self._log.info(
-                "opened session={id} client={client} listener={listener}",
-                id=session.id,
-                client=session.client,
-                listener=session.listener,
-            )
-
-    def dialing(self, session: Session) -> None:
-        if self._verbose:
-            self._log.info(
-                "dialing session={id} upstream={upstream}",
-                id=session.id,
-                upstream=session.upstream,
-            )
-
-    def connected(self, session: Session) -> None:
-        if self._verbose:
-            self._log.info(
-                "connected session={id} upstream={upstream}",
-                id=session.id,
-                upstream=session.upstream,
-            )
 
     def closed(self, session: Session) -> None:
         ending = session.ending
@@ -140,7 +110,7 @@ class SessionLog(Observer):
         )
         if session.detail:
             line += f" detail={session.detail!r}"
-        self._log.info(
+        session_log.info(
             "{line}",
             line=line,
             session=session.id,
@@ -157,3 +127,29 @@ class SessionLog(Observer):
 
     def refused(self, session: Session, why: str) -> None:
         self.closed(session)
+
+
+class VerboseSessionLog(SessionLog):
+    """Writes a line when a session opens, dials and connects, too."""
+
+    def opened(self, session: Session) -> None:
+        session_log.info(
+            "opened session={id} client={client} listener={listener}",
+            id=session.id,
+            client=session.client,
+            listener=session.listener,
+        )
+
+    def dialing(self, session: Session) -> None:
+        self._say("dialing", session)
+
+    def connected(self, session: Session) -> None:
+        self._say("connected", session)
+
+    def _say(self, what: str, session: Session) -> None:
+        session_log.info(
+            "{what} session={id} upstream={upstream}",
+            what=what,
+            id=session.id,
+            upstream=session.upstream,
+        )

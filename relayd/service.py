@@ -23,7 +23,7 @@ from relayd.demo import DemoInvitation, DemoSite
 from relayd.endpoints import Address, HostPort, dialing_endpoint, listening_endpoint
 from relayd.errors import CannotStart, ListenError
 from relayd.listening import Listeners
-from relayd.observers import SessionLog
+from relayd.observers import SessionLog, VerboseSessionLog
 from relayd.stream import StreamFactory
 from relayd.tcp import RelayFactory
 from relayd.upstreams import Pool, Upstream
@@ -198,7 +198,7 @@ def _listening(listen: Address, pool: Pool, config: Config, reactor: Any) -> Lis
         idle_timeout=timeouts.idle,
         half_close_timeout=timeouts.half_close,
         clock=reactor,
-        observer=SessionLog(verbose=config.verbose),
+        observer=VerboseSessionLog() if config.verbose else SessionLog(),
     )
     endpoint = listening_endpoint(listen, reactor, config.backlog)
     return Listening(endpoint, factory, str(listen), f"relaying to {pool.names}")

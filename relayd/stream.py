@@ -44,6 +44,7 @@ from relayd.interfaces import IGate, ILease, IObserver
 from relayd.observers import Observers, SessionLog
 from relayd.policy import OpenGate
 from relayd.session import Ending, Session
+from relayd.transports import TCPConnection, UNIXConnection
 from relayd.upstreams import Upstream
 from relayd.wheel import DeadlineWheel
 
@@ -78,8 +79,10 @@ def ending_of_failed_dial(reason: Failure) -> tuple[Ending, str]:
     return ending, text or type(problem).__name__
 
 
-def _tune(transport: Any) -> None:
-    """No delay for small writes, and keepalive probes for peers that vanish."""
+def _set_options(transport: Any) -> None:
+    """What :func:`relayd.transports.set_options` does, on transports not of ours."""
+    if isinstance(transport, TCPConnection | UNIXConnection):
+        return
     if ITCPTransport.providedBy(transport) and not IUNIXTransport.providedBy(transport):
         try:
             transport.setTcpNoDelay(True)
@@ -94,7 +97,7 @@ class UpstreamLeg(Leg):
 
     def connectionMade(self) -> None:
         super().connectionMade()
-        _tune(self.transport)
+        _set_options(self.transport)
 
 
 class _UpstreamFactory(Factory):  # type: ignore[type-arg]
@@ -152,7 +155,7 @@ class StreamProtocol(Leg):
         super().connectionMade()
         factory, session = self.factory, self.session
         try:
-            _tune(self.transport)
+            _set_options(self.transport)
             session.listener = address_name(self.transport.getHost())
             self._lease = factory.gate.enter(session)
         except Refused as refusal:

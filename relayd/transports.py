@@ -1,0 +1,120 @@
+"""Twisted's connections for sockets that relayd accepted or connected itself.
+
+They are Twisted's own in all but two things.  A connection that has nothing
+buffered does at once what Twisted does in another turn of the reactor: it hands
+what is written to the kernel, shuts its write side, closes after its end of
+data.  A short session has four such turns, a third of what it costs, and a
+request with its response has two.  And a socket's options are set before it
+gets here, once on the listening socket, whose connections inherit them.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet import tcp, unix
+from twisted.internet.main import CONNECTION_DONE
+from twisted.python.failure import Failure
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IAddress, IProtocol
+
+_DONE = Failure(CONNECTION_DONE)
+
+
+class _Prompt:
+    """Mixed into a Twisted connection: what can be done now needs no turn.
+
+    :ivar local: the local address where that is known without asking.
+    """
+
+    # Twisted's, which mypy can't see from here.
+    connected: bool
+    dataBuffer: bytes  # noqa: N815
+    disconnecting: bool
+    producer: object
+    protocol: Any
+    sessionno: int
+    _tempDataLen: int
+    _writeDisconnected: bool
+
+    #: Nobody else holds the descriptor, so closing it is enough.
+    _shouldShutdown = False  # noqa: N815
+
+    _read_ended = False
+    local: IAddress | None = None
+
+    def __repr__(self) -> str:
+        # Twisted's own needs a Twisted port.
+        return f"<{type(self).__name__} #{self.sessionno}>"
+
+    def getHost(self) -> IAddress:
+        return self.local or super().getHost()  # type: ignore[misc,no-any-return]
+
+    def readConnectionLost(self, reason: Failure) -> None:
+        self._read_ended = True
+        super().readConnectionLost(reason)  # type: ignore[misc]
+
+    def write(self, data: bytes) -> None:
+        if (
+            self.dataBuffer
+            or self._tempDataLen
+            or not self.connected
+            or self._writeDisconnected
+        ):
+            super().write(data)  # type: ignore[misc]
+            return
+        sent = self.writeSomeData(data)  # type: ignore[attr-defined]
+        if sent == len(data):
+            return
+        # The rest waits in Twisted's buffer.  A connection that is lost keeps
+        # it all, so that its loss is reported where Twisted reports it: from
+        # the reactor, not from within a call of write.
+        rest = data[sent:] if isinstance(sent, int) else data
+        super().write(rest)  # type: ignore[misc]
+
+    def _busy(self) -> bool:
+        """Bytes are buffered, or somebody promised more."""
+        return bool(self.dataBuffer or self._tempDataLen or self.producer is not None)
+
+    def loseWriteConnection(self) -> None:
+        if self._busy() or not self.connected or self._writeDisconnected:
+            super().loseWriteConnection()  # type: ignore[misc]
+            return
+        # In the order of FileDescriptor.doWrite: the protocol may close us.
+        self._writeDisconnected = True
+        self._closeWriteConnection()  # type: ignore[attr-defined]
+
+    def loseConnection(self) -> None:
+        # Only past the end of data: no event for this descriptor can be under
+        # way then, so its number may be used again at once.
+        if self._busy() or not (self.connected and self._read_ended):
+            super().loseConnection()  # type: ignore[misc]
+        elif not self.disconnecting:
+            self.connectionLost(_DONE)  # type: ignore[attr-defined]
+
+
+class TCPConnection(_Prompt, tcp.Server):
+    """A TCP connection, accepted or dialled."""
+
+
+class UNIXConnection(_Prompt, unix.Server):
+    """A UNIX stream connection, accepted or dialled."""
+
+
+def set_options(sock: socket.socket) -> None:
+    """No delay for small writes, and keepalive probes for peers that vanish."""
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def connection_class(family: int) -> type[TCPConnection | UNIXConnection]:
+    """The transport for connected sockets of a family.
+
+    It is made with (socket, protocol, the peer's address as the socket module
+    has it, None, a number that tells it from others in a log, reactor), and
+    starts to read.
+    """
+    return UNIXConnection if family == socket.AF_UNIX else TCPConnection
