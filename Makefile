@@ -1,0 +1,79 @@
+# `make help` lists the targets.  Each sets up what it needs and reuses it.
+
+PYTHON ?= python3
+VENV := .venv
+FLOOR := .venv-floor
+BIN := $(VENV)/bin
+WHEEL := .venv-wheel
+PIP_QUIET := -q --disable-pip-version-check
+
+# What relayd's own files say an environment holds; newer than that: set up again.
+SETUP := setup.cfg pyproject.toml
+
+SYSTEM_PACKAGES := chromium chromium-driver curl
+
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/run: $(SETUP)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(PIP_QUIET) -e .
+	@touch $@
+
+$(VENV)/test: $(VENV)/run
+	$(BIN)/pip install $(PIP_QUIET) -e '.[test]'
+	@touch $@
+
+$(VENV)/lint: $(VENV)/test
+	$(BIN)/pip install $(PIP_QUIET) -e '.[lint,system]'
+	@touch $@
+
+$(VENV)/system: $(VENV)/test
+	$(BIN)/pip install $(PIP_QUIET) -e '.[system]'
+	@touch $@
+
+$(FLOOR)/test: $(SETUP) tests/floor.txt
+	test -x $(FLOOR)/bin/python || $(PYTHON) -m venv $(FLOOR)
+	$(FLOOR)/bin/pip install $(PIP_QUIET) -c tests/floor.txt -e '.[test]'
+	@touch $@
+
+run: $(VENV)/run ## set up, and relay 127.0.0.1:8080 to a file server of this folder
+	$(BIN)/twistd -n relayd --demo
+
+test: $(VENV)/test ## set up, and run the tests (no root, no Debian package)
+	$(BIN)/python -m pytest -m 'not system' $(ARGS)
+
+test-floor: $(FLOOR)/test ## the same tests on the oldest Twisted that relayd takes
+	$(FLOOR)/bin/python -m pytest -m 'not system' $(ARGS)
+
+coverage: $(VENV)/test ## the tests, with branch coverage
+	$(BIN)/python -m coverage run -m pytest -m 'not system' $(ARGS)
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m coverage report
+
+lint: $(VENV)/lint ## style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/lint ## put the code in the house's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+system-deps: ## install the Debian packages of the system tests (root)
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(SYSTEM_PACKAGES)
+
+system-test: $(VENV)/system ## real programs through the relay (see system-deps)
+	$(BIN)/python -m pytest -m system $(ARGS)
+
+wheel: $(VENV)/run ## build dist/*.whl
+	$(BIN)/pip wheel $(PIP_QUIET) --no-deps -w dist .
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) $(FLOOR) $(WHEEL) build dist relayd.egg-info .coverage .coverage.* \
+	  .mypy_cache .pytest_cache .ruff_cache .hypothesis twisted/plugins/dropin.cache
+
+.PHONY: help run test test-floor coverage lint format system-deps system-test wheel clean

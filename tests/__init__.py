@@ -1,0 +1,1 @@
+"""relayd's tests.  `CONTRIBUTING.md` says how they are laid out."""

@@ -1,0 +1,114 @@
+"""What every test is held to, and what most of them use.
+
+pytest-twisted runs each test in the reactor's thread and looks no further.  The
+`nothing_left_behind` fixture does: a test that leaves a timer, a reader or
+writer, an open file descriptor, a logged failure or an unhandled Deferred error
+behind has failed, whatever it asserted.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from hypothesis import settings
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.logger import LogLevel, globalLogPublisher
+
+#: How long a test's last connections get to close, in seconds.
+SETTLE = 2.0
+
+# Deadlines on single examples are wall time, which a busy machine stretches.
+settings.register_profile("relayd", deadline=None, max_examples=100)
+settings.load_profile("relayd")
+
+
+def pause(seconds: float) -> Deferred[None]:
+    """Let the reactor run for a while."""
+    return deferLater(reactor, seconds)
+
+
+def descriptors() -> dict[int, str]:
+    """The open file descriptors of this process, and what each is."""
+    found = {}
+    for name in os.listdir("/dev/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/dev/fd/{name}")
+        except OSError:
+            pass  # the listing's own
+    return found
+
+
+def _left(before: dict[int, str], readers: set[Any]) -> list[str]:
+    live: Any = reactor
+    watched = {*live.getReaders(), *live.getWriters()} - readers
+    now = descriptors()
+    return [
+        *(f"timer {call}" for call in live.getDelayedCalls() if call.active()),
+        *(f"watched {each!r}" for each in watched),
+        *(
+            f"descriptor {number} {what}"
+            for number, what in now.items()
+            if before.get(number) != what
+        ),
+    ]
+
+
+class LoggedFailures(list[str]):
+    """The failures that a test has logged.  One that it expects, it takes out."""
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["log_level"] >= LogLevel.error:
+            failure = event.get("log_failure")
+            what = failure.getTraceback() if failure else event.get("log_format")
+            self.append(str(what))
+
+    def take(self, text: str) -> str:
+        """Remove and return the one failure that says `text`."""
+        gc.collect()
+        [found] = [each for each in self if text in each]
+        self.remove(found)
+        return found
+
+
+@pytest.fixture(autouse=True)
+def logged_failures() -> Iterator[LoggedFailures]:
+    """What the test logs as a failure; whatever is left at the end fails it."""
+    failures = LoggedFailures()
+    globalLogPublisher.addObserver(failures)
+    yield failures
+    # Deferreds log their unhandled errors as they are collected.
+    gc.collect()
+    globalLogPublisher.removeObserver(failures)
+    assert not failures, "logged failures:\n" + "\n".join(failures)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(logged_failures: LoggedFailures) -> Iterator[None]:
+    """Fail a test that leaves timers, readers, writers or descriptors behind."""
+    live: Any = reactor
+    # The reactor's own, and its thread pool's, are made when first needed.
+    live.callFromThread(lambda: None)
+    readers = {*live.getReaders(), *live.getWriters()}
+    before = descriptors()
+    yield
+    waited = 0.0
+    while (left := _left(before, readers)) and waited < SETTLE:
+        pytest_twisted.blockon(pause(0.02))
+        waited += 0.02
+    assert not left, "left behind: " + "; ".join(left)
+
+
+@pytest.fixture
+def tmp_socket(tmp_path: Path) -> Path:
+    """A path for a UNIX socket, short enough for one."""
+    path = tmp_path / "s"
+    assert len(str(path)) < 100
+    return path

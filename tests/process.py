@@ -1,0 +1,236 @@
+"""A real `twistd relayd` to test, and plain sockets to test it with.
+
+The relay runs in a process of its own, so that a test can use blocking sockets
+and read from top to bottom.  Its listeners take port 0; the log says which they
+got.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+#: Seconds after which a test gives up on something that should have happened.
+PATIENCE = 10.0
+
+#: The `twistd` of the environment that runs the tests.
+TWISTD = str(Path(sys.executable).parent / "twistd")
+
+_LISTENING = re.compile(r"listening on (\S+), ")
+_FIELD = re.compile(r"(\w+)=(\S+)")
+
+
+class RelayProcess:
+    """A relay in a process of its own.
+
+    :param args: what follows `twistd -n relayd`.
+    :param twistd: the command up to the plugin's name.
+    :param env: variables beyond this process's own.
+    """
+
+    def __init__(
+        self,
+        *args: str,
+        twistd: Sequence[str] = (TWISTD, "-n", "--pidfile="),
+        plugin: str = "relayd",
+        env: dict[str, str] | None = None,
+        **popen: Any,
+    ) -> None:
+        self.lines: list[str] = []
+        self._news = threading.Condition()
+        self.process = subprocess.Popen(
+            [*twistd, plugin, *args],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **(env or {}), "PYTHONUNBUFFERED": "1"},
+            **popen,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._news:
+                self.lines.append(line.rstrip("\n"))
+                self._news.notify_all()
+        with self._news:
+            self._news.notify_all()
+
+    def wait_for(self, pattern: str, count: int = 1) -> list[re.Match[str]]:
+        """Wait until `count` lines of the log match, and return the matches."""
+        found: list[re.Match[str]] = []
+
+        def there() -> bool:
+            found[:] = [m for line in self.lines if (m := re.search(pattern, line))]
+            return len(found) >= count
+
+        with self._news:
+            done = self._news.wait_for(
+                lambda: there() or not self._reader.is_alive(), PATIENCE
+            )
+        assert done and len(found) >= count, (
+            f"the log has {len(found)} of {count} lines like {pattern!r}:\n"
+            + "\n".join(self.lines)
+        )
+        return found
+
+    def listening(self, count: int = 1) -> list[str]:
+        """The addresses it listens on, in the order of the log."""
+        return [m[1] for m in self.wait_for(_LISTENING.pattern, count)]
+
+    @property
+    def port(self) -> int:
+        """The port of its first listener."""
+        return int(self.listening()[0].rpartition(":")[2])
+
+    def sessions(self, count: int = 1) -> list[dict[str, str]]:
+        """The fields of the first `count` session lines."""
+        lines = self.wait_for(r"\[relayd\.session#info\] (session=.*)", count)
+        return [dict(_FIELD.findall(m[1])) for m in lines]
+
+    def ended(self, ending: str, count: int = 1) -> list[dict[str, str]]:
+        """Wait until `count` sessions have ended this way; their fields."""
+        lines = self.wait_for(rf"\] (session=.* ending={ending} .*)", count)
+        return [dict(_FIELD.findall(m[1])) for m in lines]
+
+    @property
+    def descriptors(self) -> int:
+        """How many file descriptors it has open."""
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+    @property
+    def rss(self) -> int:
+        """Its resident memory in bytes."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"VmRSS:\s+(\d+) kB", status)
+        assert found
+        return int(found[1]) * 1024
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait for its end; the exit status."""
+        status = self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        return status
+
+    def stop(self) -> None:
+        """End it, if it still runs."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+@contextmanager
+def relay(*args: str, **options: Any) -> Iterator[RelayProcess]:
+    """A relay that is listening, for the length of a block."""
+    running = RelayProcess(*args, **options)
+    try:
+        running.listening()
+        yield running
+    finally:
+        running.stop()
+
+
+class Server:
+    """A listening socket that hands out the connections it gets."""
+
+    def __init__(self, family: int = socket.AF_INET, address: Any = None) -> None:
+        self.socket = socket.socket(family)
+        if address is None:
+            address = ("::1" if family == socket.AF_INET6 else "127.0.0.1", 0)
+        self.socket.bind(address)
+        self.socket.listen(1024)
+        self.socket.settimeout(PATIENCE)
+
+    @property
+    def address(self) -> str:
+        """What a relay's --dest calls it."""
+        name = self.socket.getsockname()
+        if self.socket.family == socket.AF_UNIX:
+            return f"unix:{name}"
+        return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+
+    def accept(self) -> socket.socket:
+        """The next connection."""
+        connection, _ = self.socket.accept()
+        connection.settimeout(PATIENCE)
+        return connection
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def connect(port: int, host: str = "127.0.0.1") -> socket.socket:
+    """A client of the relay."""
+    connection = socket.create_connection((host, port), PATIENCE)
+    connection.settimeout(PATIENCE)
+    return connection
+
+
+def reset(connection: socket.socket) -> None:
+    """Close with a reset instead of an end of data."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Everything until the end of data."""
+    parts = []
+    while part := connection.recv(1 << 20):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def read_exactly(connection: socket.socket, count: int) -> bytes:
+    """The next `count` bytes."""
+    data = bytearray()
+    while len(data) < count:
+        part = connection.recv(count - len(data))
+        assert part, f"the data ended after {len(data)} of {count} bytes"
+        data += part
+    return bytes(data)
+
+
+def fill(connection: socket.socket, limit: int = 1 << 30) -> int:
+    """Send until nothing is taken for half a second; return how much was."""
+    sent = 0
+    connection.settimeout(0.5)
+    chunk = bytes(65536)
+    try:
+        while sent < limit:
+            sent += connection.send(chunk)
+    except TimeoutError:
+        pass
+    connection.settimeout(PATIENCE)
+    return sent
+
+
+def eventually(condition: Any, what: str = "") -> None:
+    """Wait until `condition()` is true."""
+    limit = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < limit, f"never happened: {what or condition}"
+        time.sleep(0.02)
