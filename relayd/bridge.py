@@ -149,8 +149,8 @@ class Leg(Protocol):
     peer: Leg
     alive = False
     paused = False
-    #: What `Bridge.check` saw delivered last time, and when that last grew.
-    delivered = -1
+    #: What `Bridge.check` saw delivered while bytes waited, and when that grew.
+    delivered: int | None = None
     delivered_at = 0.0
 
     def __init__(self, direction: Direction) -> None:
@@ -320,9 +320,11 @@ class Bridge:
 
     def lost(self, leg: Leg, reason: Failure) -> None:
         """`leg`'s connection is gone."""
+        peer = leg.peer
         if self.session.ending is None:
             self._judge(leg, reason)
-        if not leg.peer.alive:
+        # Closing the peer may have ended it, and the session, from within.
+        if leg.bridge is self and not peer.alive:
             self._over()
 
     def _judge(self, leg: Leg, reason: Failure) -> None:
@@ -410,14 +412,14 @@ class Bridge:
             # A foreign transport that can't be asked is full while it pauses.
             buffered = leg.alive and (unsent(leg.transport) or leg.peer.paused)
             if not buffered:
-                leg.delivered = -1
+                leg.delivered = None
                 continue
             waiting += buffered
             # What the peer's kernel has taken counts as written: the kernel
             # wakes a writer only when a third of its queue is free, which on
             # a slow, willing reader may take longer than the timeout.
             delivered = written - buffered - unacknowledged(leg.transport)
-            if leg.delivered < 0 or delivered > leg.delivered:
+            if leg.delivered is None or delivered > leg.delivered:
                 leg.delivered = delivered
                 leg.delivered_at = now
             elif timeouts.stall and now - leg.delivered_at >= timeouts.stall:

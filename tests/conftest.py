@@ -19,8 +19,9 @@ import pytest_twisted
 from hypothesis import settings
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
-from twisted.logger import LogLevel, globalLogPublisher
+from twisted.logger import LogLevel, eventAsText, globalLogPublisher
 
 #: How long a test's last connections get to close, in seconds.
 SETTLE = 2.0
@@ -66,9 +67,7 @@ class LoggedFailures(list[str]):
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["log_level"] >= LogLevel.error:
-            failure = event.get("log_failure")
-            what = failure.getTraceback() if failure else event.get("log_format")
-            self.append(str(what))
+            self.append(eventAsText(event))
 
     def take(self, text: str) -> str:
         """Remove and return the one failure that says `text`."""
@@ -90,12 +89,20 @@ def logged_failures() -> Iterator[LoggedFailures]:
     assert not failures, "logged failures:\n" + "\n".join(failures)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def warm_reactor() -> None:
+    """Let the reactor make what it keeps: wakers, and a reserved descriptor."""
+    live: Any = reactor
+    factory = Factory()
+    factory.noisy = False
+    port = live.listenTCP(0, factory, interface="127.0.0.1")
+    pytest_twisted.blockon(port.stopListening())
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind(logged_failures: LoggedFailures) -> Iterator[None]:
     """Fail a test that leaves timers, readers, writers or descriptors behind."""
     live: Any = reactor
-    # The reactor's own, and its thread pool's, are made when first needed.
-    live.callFromThread(lambda: None)
     readers = {*live.getReaders(), *live.getWriters()}
     before = descriptors()
     yield

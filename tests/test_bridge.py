@@ -1,0 +1,595 @@
+"""The Bridge on fakes: each ending, each deadline, each order of events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.protocol import Protocol
+from twisted.internet.task import Clock
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+
+from relayd import bridge
+from relayd.bridge import Bridge, Leg, Timeouts, unsent
+from relayd.session import Ending, Session
+from tests.fakes import FakeTransport
+
+
+class Pair:
+    """A client and a server, joined by a Bridge."""
+
+    def __init__(self, **timeouts: float) -> None:
+        self.clock = Clock()
+        self.session = Session(1, 0, "client", "listener", 0.0)
+        self.over = 0
+        self.down, self.up = FakeTransport(), FakeTransport()
+        self.downstream = Leg(self.session.up)
+        self.upstream = Leg(self.session.down)
+        self.down.connect(self.downstream)
+        self.up.connect(self.upstream)
+        self.bridge = Bridge(
+            self.session,
+            self.downstream,
+            self.upstream,
+            Timeouts(**timeouts),
+            self.clock,
+            self._over,
+        )
+
+    def _over(self) -> None:
+        self.over += 1
+
+    def start(self) -> Pair:
+        self.bridge.start()
+        return self
+
+    def wait(self, seconds: float, tick: float = 1.0) -> None:
+        """Let time pass, with a look at the deadlines at each tick."""
+        for _ in range(round(seconds / tick)):
+            self.clock.advance(tick)
+            if not self.over:
+                self.bridge.check(self.clock.seconds())
+
+    def ended(self, ending: Ending) -> None:
+        """The session ended this way, once, and nothing is left of it."""
+        assert self.session.ending is ending
+        assert self.over == 1
+        assert not self.down.connected
+        assert not self.up.connected
+        assert not self.clock.getDelayedCalls()
+
+    def alive(self) -> None:
+        assert self.session.ending is None
+        assert not self.over
+        assert self.down.connected
+        assert self.up.connected
+
+
+@pytest.fixture(autouse=True)
+def no_kernel(monkeypatch: pytest.MonkeyPatch) -> dict[Any, int]:
+    """Fakes have no kernel; a test may say what it still has to send."""
+    queued: dict[Any, int] = {}
+    monkeypatch.setattr(bridge, "unacknowledged", lambda t: queued.get(t, 0))
+    return queued
+
+
+def joined(**timeouts: float) -> Pair:
+    return Pair(**timeouts).start()
+
+
+# -- bytes
+
+
+def test_bytes_go_both_ways_and_are_counted() -> None:
+    pair = joined()
+    pair.down.receive(b"question")
+    pair.up.receive(b"the answer")
+    assert pair.up.dataBuffer == b"question"
+    assert pair.down.dataBuffer == b"the answer"
+    assert (pair.session.up.bytes, pair.session.down.bytes) == (8, 10)
+
+
+def test_what_was_held_before_the_join_comes_first() -> None:
+    pair = Pair()
+    pair.down.receive(b"early ")
+    pair.up.receive(b"banner ")
+    pair.start()
+    pair.down.receive(b"late")
+    pair.up.receive(b"more")
+    assert pair.up.dataBuffer == b"early late"
+    assert pair.down.dataBuffer == b"banner more"
+
+
+def test_a_leg_holds_no_more_than_the_limit_and_one_read() -> None:
+    pair = Pair()
+    pair.down.receive(bytes(bridge.HOLD_LIMIT - 1))
+    assert pair.down.reading
+    pair.down.receive(bytes(65536))
+    assert not pair.down.reading
+    pair.start()
+    assert len(pair.up.dataBuffer) == bridge.HOLD_LIMIT - 1 + 65536
+    # The server's buffer is full now, so the client stays paused.
+    assert not pair.down.reading
+    pair.up.take()
+    assert pair.down.reading
+
+
+def test_a_held_leg_reads_on_when_what_it_held_fits() -> None:
+    pair = Pair()
+    pair.down.receive(bytes(bridge.HOLD_LIMIT))
+    assert not pair.down.reading
+    pair.start()
+    assert pair.down.reading
+
+
+@pytest.mark.parametrize("source", ["down", "up"])
+def test_a_full_buffer_stops_reading_from_the_other_side(source: str) -> None:
+    pair = joined()
+    reader: FakeTransport = getattr(pair, source)
+    writer = pair.up if source == "down" else pair.down
+    while reader.reading:
+        reader.receive(bytes(65536))
+    assert len(writer.dataBuffer) <= 2 * 65536
+    assert writer.reading, "the opposite direction goes on"
+    writer.take(len(writer.dataBuffer) - 1)
+    assert not reader.reading
+    writer.take()
+    assert reader.reading
+    pair.alive()
+
+
+# -- half-close and the end
+
+
+@pytest.mark.parametrize("first", ["down", "up"])
+def test_eof_is_passed_on_after_the_data_and_the_other_way_goes_on(first: str) -> None:
+    pair = joined()
+    one: FakeTransport = getattr(pair, first)
+    other = pair.up if first == "down" else pair.down
+    one.receive(b"all I have to say")
+    one.receive_eof()
+    assert not other.write_shut
+    other.take()
+    assert other.write_shut
+    other.receive(b"an answer to it")
+    assert one.dataBuffer == b"an answer to it"
+    pair.alive()
+    other.receive_eof()
+    pair.up.take()
+    pair.down.take()
+    assert one.taken == b"an answer to it"
+    pair.ended(Ending.DONE)
+    assert "abort" not in pair.up.log + pair.down.log
+
+
+def test_eof_behind_a_full_buffer_is_passed_on() -> None:
+    # Twisted resumes a paused producer instead of shutting down, so the
+    # producer must be gone by then.
+    pair = joined()
+    while pair.down.reading:
+        pair.down.receive(bytes(65536))
+    pair.downstream.readConnectionLost()
+    pair.up.take()
+    assert pair.up.write_shut
+
+
+def test_both_ends_at_once_wait_for_what_is_buffered() -> None:
+    pair = joined()
+    pair.down.receive(b"up")
+    pair.up.receive(b"down")
+    pair.down.receive_eof()
+    pair.up.receive_eof()
+    assert not pair.over
+    pair.up.take()
+    assert not pair.over
+    pair.down.take()
+    assert (pair.up.taken, pair.down.taken) == (b"up", b"down")
+    pair.ended(Ending.DONE)
+
+
+def test_a_leg_past_its_eof_is_not_told_to_read_again() -> None:
+    pair = joined()
+    pair.down.receive_eof()
+    pair.down.log.clear()
+    pair.downstream.resumeProducing()
+    assert pair.down.log == []
+
+
+def test_eof_before_the_join_is_passed_on_by_it() -> None:
+    pair = Pair()
+    pair.down.receive(b"request")
+    pair.down.receive_eof()
+    pair.start()
+    pair.up.take()
+    assert pair.up.taken == b"request"
+    assert pair.up.write_shut
+    pair.alive()
+
+
+def test_both_eofs_before_the_join_end_the_session() -> None:
+    pair = Pair()
+    pair.up.receive(b"banner")
+    pair.down.receive_eof()
+    pair.up.receive_eof()
+    pair.start()
+    pair.down.take()
+    assert pair.down.taken == b"banner"
+    pair.ended(Ending.DONE)
+
+
+# -- a transport that can't half-close
+
+
+class NoHalfClose(FakeTransport):
+    """As FakeTransport, without a way to shut one side."""
+
+    loseWriteConnection: Any = None  # noqa: N815
+
+
+def test_eof_is_kept_from_a_transport_that_cannot_half_close(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pair = joined()
+    monkeypatch.setattr(bridge.IHalfCloseableDescriptor, "providedBy", lambda _: False)
+    pair.down.receive_eof()
+    assert not pair.up.disconnecting
+    pair.up.receive(b"the response is not lost")
+    pair.down.take()
+    assert pair.down.taken == b"the response is not lost"
+    pair.alive()
+
+
+def test_a_clean_loss_without_eof_delivers_and_closes_the_other() -> None:
+    # TLS and wrapped connections end like this: there is no half of them.
+    pair = joined()
+    pair.up.receive(b"goodbye")
+    pair.up.lose(ConnectionDone())
+    assert pair.down.connected
+    pair.down.take()
+    assert pair.down.taken == b"goodbye"
+    pair.ended(Ending.DONE)
+
+
+def test_a_wrapped_connection_is_relayed_and_watched() -> None:
+    wrapped: list[Any] = []
+
+    class Keep(Protocol):
+        def connectionMade(self) -> None:
+            wrapped.append(self.transport)
+
+    transport = FakeTransport()
+    factory: Any = WrappingFactory(_Factory(Keep))
+    transport.connect(ProtocolWrapper(factory, Keep()))
+    transport.write(b"12345")
+    assert unsent(wrapped[0]) == 5
+
+
+class _Factory:
+    def __init__(self, protocol: type[Protocol]) -> None:
+        self.protocol = protocol
+
+
+def test_a_transport_that_cannot_be_asked_counts_as_empty() -> None:
+    assert unsent(object()) == 0
+
+
+# -- resets and failed writes
+
+
+@pytest.mark.parametrize(
+    ("side", "ending"),
+    [("down", Ending.DOWNSTREAM_RESET), ("up", Ending.UPSTREAM_RESET)],
+)
+def test_a_reset_is_passed_on_after_what_was_read(side: str, ending: Ending) -> None:
+    pair = joined()
+    one: FakeTransport = getattr(pair, side)
+    other = pair.up if side == "down" else pair.down
+    one.receive(b"last words")
+    one.lose(ConnectionLost())
+    assert "abort" not in other.log
+    assert not other.reading
+    other.take(4)
+    pair.wait(1, 0.1)
+    assert "abort" not in other.log
+    other.take()
+    pair.wait(1, 0.1)
+    assert other.taken == b"last words"
+    assert other.log[-1] == "abort"
+    pair.ended(ending)
+
+
+def test_a_reset_waits_for_the_kernel_too(no_kernel: dict[Any, int]) -> None:
+    pair = joined()
+    pair.down.receive(b"x")
+    pair.up.take()
+    no_kernel[pair.up] = 1
+    pair.down.lose(ConnectionLost())
+    pair.wait(2, 0.1)
+    assert not pair.over
+    no_kernel.clear()
+    pair.wait(1, 0.1)
+    pair.ended(Ending.DOWNSTREAM_RESET)
+
+
+def test_a_reset_with_nothing_to_deliver_is_passed_on_at_once() -> None:
+    pair = joined()
+    pair.up.lose(ConnectionLost())
+    pair.ended(Ending.UPSTREAM_RESET)
+    assert pair.down.log[-1] == "abort"
+
+
+def test_a_reset_whose_last_words_nobody_takes_ends_by_the_stall_rule() -> None:
+    pair = joined(stall=10)
+    pair.down.receive(b"x")
+    pair.down.lose(ConnectionLost())
+    pair.wait(9)
+    assert not pair.over
+    pair.wait(3)
+    pair.ended(Ending.DOWNSTREAM_RESET)
+
+
+def test_the_survivor_may_vanish_while_last_words_wait() -> None:
+    pair = joined()
+    pair.down.receive(b"x")
+    pair.down.lose(ConnectionLost())
+    pair.up.lose(ConnectionLost())
+    pair.ended(Ending.DOWNSTREAM_RESET)
+
+
+@pytest.mark.parametrize(
+    ("side", "ending"),
+    [
+        ("down", Ending.DOWNSTREAM_WRITE_FAILED),
+        ("up", Ending.UPSTREAM_WRITE_FAILED),
+    ],
+)
+def test_a_failed_write_after_eof_ends_both_at_once(side: str, ending: Ending) -> None:
+    pair = joined()
+    one: FakeTransport = getattr(pair, side)
+    other = pair.up if side == "down" else pair.down
+    one.receive(b"not delivered yet")
+    one.receive_eof()
+    other.receive(b"to one that left")
+    one.lose(ConnectionLost())
+    assert other.log[-1] == "abort"
+    pair.ended(ending)
+
+
+def test_a_failed_write_to_a_paused_side_ends_both_at_once() -> None:
+    pair = joined()
+    while pair.down.reading:
+        pair.down.receive(bytes(65536))
+    pair.up.receive(b"x")
+    pair.down.lose(ConnectionLost())
+    pair.ended(Ending.DOWNSTREAM_WRITE_FAILED)
+
+
+def test_a_failed_write_after_both_eofs_is_not_called_done() -> None:
+    pair = joined()
+    pair.down.receive(b"never taken")
+    pair.down.receive_eof()
+    pair.up.receive_eof()
+    pair.up.lose(ConnectionLost())
+    pair.ended(Ending.UPSTREAM_WRITE_FAILED)
+
+
+def test_an_error_in_one_leg_ends_the_session_as_failed() -> None:
+    pair = joined()
+    pair.down.lose(ZeroDivisionError("ours"))
+    pair.ended(Ending.FAILED)
+    assert "ours" in pair.session.detail
+
+
+def test_a_failed_tls_handshake_is_a_reset_that_says_why() -> None:
+    ssl = pytest.importorskip("OpenSSL.SSL")
+    pair = joined()
+    pair.down.lose(ssl.Error("wrong version number"))
+    pair.ended(Ending.DOWNSTREAM_RESET)
+    assert "wrong version number" in pair.session.detail
+
+
+# -- deadlines
+
+
+def test_a_stalled_client_is_cut() -> None:
+    pair = joined(stall=10)
+    pair.up.receive(b"x")
+    pair.wait(10)
+    pair.alive()
+    pair.wait(2)
+    pair.ended(Ending.DOWNSTREAM_STALLED)
+    assert pair.down.log[-1] == pair.up.log[-1] == "abort"
+    assert pair.session.detail == "1 bytes waited 10 s"
+
+
+def test_a_stalled_server_is_cut() -> None:
+    pair = joined(stall=10)
+    pair.down.receive(b"x")
+    pair.wait(12)
+    pair.ended(Ending.UPSTREAM_STALLED)
+
+
+def test_a_slow_reader_is_left_alone() -> None:
+    pair = joined(stall=10)
+    while pair.up.reading:
+        pair.up.receive(bytes(65536))
+    for _ in range(40):
+        pair.wait(9)
+        pair.down.take(1)
+    pair.alive()
+
+
+def test_bytes_that_the_peers_kernel_takes_are_progress(
+    no_kernel: dict[Any, int],
+) -> None:
+    pair = joined(stall=10)
+    pair.up.receive(bytes(60000))
+    for queued in range(100, 80, -1):
+        no_kernel[pair.down] = queued
+        pair.wait(9)
+    pair.alive()
+    pair.wait(12)
+    pair.ended(Ending.DOWNSTREAM_STALLED)
+
+
+def test_new_data_does_not_excuse_a_stall() -> None:
+    pair = joined(stall=10)
+    for _ in range(13):
+        if pair.over:
+            break
+        pair.up.receive(b"more")
+        pair.wait(1)
+    pair.ended(Ending.DOWNSTREAM_STALLED)
+
+
+def test_a_quiet_session_is_not_stalled() -> None:
+    pair = joined(stall=10, idle=0)
+    pair.up.receive(b"x")
+    pair.down.take()
+    pair.wait(10_000, 10)
+    pair.alive()
+
+
+def test_no_stall_timeout_means_never() -> None:
+    pair = joined(stall=0, idle=0)
+    pair.up.receive(b"x")
+    pair.wait(10_000, 10)
+    pair.alive()
+
+
+def test_a_foreign_transport_that_stays_full_is_stalled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bridge, "unsent", lambda _: 0)
+    pair = joined(stall=10)
+    while pair.up.reading:
+        pair.up.receive(bytes(65536))
+    pair.wait(12)
+    pair.ended(Ending.DOWNSTREAM_STALLED)
+
+
+def test_an_idle_session_is_cut() -> None:
+    pair = joined(idle=60)
+    pair.wait(50)
+    pair.down.receive(b"x")
+    pair.up.take()
+    pair.wait(59)
+    pair.alive()
+    pair.wait(3)
+    pair.ended(Ending.IDLE)
+
+
+def test_a_half_closed_session_is_cut_when_nothing_moves() -> None:
+    pair = joined(idle=3600, half_close=300)
+    pair.wait(1000, 10)
+    pair.down.receive_eof()
+    pair.wait(290, 10)
+    pair.up.receive(b"still here")
+    pair.down.take()
+    pair.wait(290, 10)
+    pair.alive()
+    pair.wait(30, 10)
+    pair.ended(Ending.HALF_CLOSED)
+
+
+def test_no_half_close_timeout_means_never() -> None:
+    pair = joined(idle=10, half_close=0)
+    pair.down.receive_eof()
+    pair.wait(10_000, 10)
+    pair.alive()
+
+
+def test_a_close_that_nobody_answers_is_bounded() -> None:
+    pair = joined(half_close=30, stall=0)
+    pair.down.receive(b"x")
+    pair.down.receive_eof()
+    pair.up.receive_eof()
+    pair.wait(40)
+    pair.ended(Ending.HALF_CLOSED)
+
+
+@pytest.mark.parametrize("name", ["connect", "stall", "idle", "half_close"])
+def test_a_negative_timeout_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        Timeouts(**{name: -1})
+
+
+def test_the_tick_follows_the_shortest_timeout() -> None:
+    assert Timeouts().tick == 1
+    assert Timeouts(stall=0.4).tick == 0.05
+    assert Timeouts(0, 0, 0, 0).tick == 1
+    assert Timeouts(stall=0.001).tick == 0.01
+
+
+# -- whatever the order
+
+
+def test_a_cut_session_has_the_first_reason() -> None:
+    pair = joined()
+    pair.bridge.cut(Ending.DRAINED)
+    pair.ended(Ending.DRAINED)
+
+
+def test_a_cut_while_last_words_wait_keeps_the_reset() -> None:
+    pair = joined()
+    pair.down.receive(b"x")
+    pair.down.lose(ConnectionLost())
+    pair.bridge.cut(Ending.DRAINED)
+    pair.ended(Ending.DOWNSTREAM_RESET)
+
+
+SIDES = st.sampled_from(["down", "up"])
+EVENTS = st.one_of(
+    st.tuples(st.just("receive"), SIDES),
+    st.tuples(st.just("take"), SIDES),
+    st.tuples(st.just("eof"), SIDES),
+    st.tuples(st.just("reset"), SIDES),
+    st.tuples(st.just("wait"), SIDES),
+)
+
+
+@given(st.lists(EVENTS, max_size=40))
+def test_every_order_of_events_ends_once_and_loses_nothing(
+    events: list[tuple[str, str]],
+) -> None:
+    pair = Pair(idle=100, half_close=50)
+    pair.start()
+    sent = {"down": b"", "up": b""}
+    eof = {"down": False, "up": False}
+    reset = False
+    for number, (what, side) in enumerate(events):
+        one: FakeTransport = getattr(pair, side)
+        if what == "receive" and one.reading and one.connected:
+            piece = bytes([number % 251]) * 30000
+            one.receive(piece)
+            sent[side] += piece
+        elif what == "take":
+            one.take()
+        elif what == "eof" and one.connected and one.reading:
+            one.receive_eof()
+            eof[side] = True
+        elif what == "reset":
+            reset = reset or one.connected
+            one.lose(ConnectionLost())
+        elif what == "wait":
+            pair.wait(1)
+    # Whatever arrived is what was sent, from its beginning.
+    for source, sink in (("down", pair.up), ("up", pair.down)):
+        assert sent[source].startswith(sink.taken)
+    assert pair.over <= 1
+    # Left alone, with peers that read, every session ends within its deadlines.
+    for _ in range(150):
+        pair.down.take()
+        pair.up.take()
+        pair.wait(1)
+    assert pair.over == 1
+    assert pair.session.ending is not None
+    assert not pair.clock.getDelayedCalls()
+    if pair.session.ending is Ending.DONE:
+        assert pair.up.taken == sent["down"]
+        assert pair.down.taken == sent["up"]
+        assert eof == {"down": True, "up": True}
+        assert not reset
