@@ -69,7 +69,7 @@ def ending_of_failed_dial(reason: Failure) -> tuple[Ending, str]:
         ending = Ending.UNRESOLVED
     elif isinstance(problem, error.ConnectionRefusedError):
         ending = Ending.CONNECT_REFUSED
-    elif isinstance(problem, error.TimeoutError | TimeoutError):
+    elif isinstance(problem, error.TimeoutError | error.TCPTimedOutError):
         ending = Ending.CONNECT_TIMEOUT
     elif isinstance(problem, error.ConnectError | CancelledError | OSError):
         ending = Ending.CONNECT_FAILED
@@ -95,8 +95,16 @@ def _set_options(transport: Any) -> None:
 class UpstreamLeg(Leg):
     """The server's connection."""
 
+    def __init__(self, session: Session) -> None:
+        super().__init__(session.down)
+        self._session = session
+
     def connectionMade(self) -> None:
         super().connectionMade()
+        if self._session.ending is not None:
+            # Connected in spite of being cancelled.
+            self.abort()
+            return
         _set_options(self.transport)
 
 
@@ -112,7 +120,7 @@ class _UpstreamFactory(Factory):  # type: ignore[type-arg]
     def buildProtocol(self, addr: IAddress | None) -> UpstreamLeg:
         # An endpoint that tries several addresses may build more than one; the
         # last is the one that its Deferred fires for.
-        self.leg = UpstreamLeg(self._session.down)
+        self.leg = UpstreamLeg(self._session)
         return self.leg
 
 
@@ -205,8 +213,6 @@ class StreamProtocol(Leg):
         if leg is None:
             raise TypeError(f"the endpoint connected {protocol!r}, not what it was given")
         if self.session.ending is not None:
-            # The endpoint could not be cancelled in time.
-            leg.abort()
             return
         if not leg.alive:
             self.end(Ending.CONNECT_FAILED, "lost as soon as it was connected")

@@ -51,6 +51,8 @@ class DeadlineWheel:
         self._step = tick / self.SPREAD
         self._buckets: list[dict[Watched, None]] = [{} for _ in range(self.SPREAD)]
         self._hand = 0
+        #: When the hand moves to the next bucket.
+        self._due = 0.0
         self._count = 0
         self._timer: IDelayedCall | None = None
         self._settled = False
@@ -66,6 +68,7 @@ class DeadlineWheel:
         self._count += 1
         self._settled = False
         if self._timer is None:
+            self._due = self._clock.seconds() + self._step
             self._timer = self._clock.callLater(self._step, self._turn)
 
     def discard(self, item: Watched) -> None:
@@ -88,14 +91,25 @@ class DeadlineWheel:
 
     def _turn(self) -> None:
         self._timer = None
-        self._hand = (self._hand + 1) % self.SPREAD
         now = self._clock.seconds()
+        # A reactor that was busy is late by several buckets; a whole round of
+        # them is all there is to catch up with.
+        for _ in range(self.SPREAD):
+            if self._due > now:
+                break
+            self._due += self._step
+            self._hand = (self._hand + 1) % self.SPREAD
+            self._look(now)
+        if self._count and self._timer is None:
+            if self._due <= now:
+                self._due = now + self._step
+            self._timer = self._clock.callLater(self._due - now, self._turn)
+
+    def _look(self, now: float) -> None:
         for item in list(self._buckets[self._hand]):
             if item.wheel_slot is None:
                 continue  # an earlier item's check has ended this one
             self._guarded(item.check, now, item)
-        if self._count and self._timer is None:
-            self._timer = self._clock.callLater(self._step, self._turn)
 
     def _guarded(
         self, check: Callable[[float], None], now: float, item: Watched

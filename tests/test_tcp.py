@@ -1,0 +1,556 @@
+"""RelayFactory on fakes: accept, gate, choose, dial, join, shut down."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet import error
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import CancelledError
+from twisted.internet.task import Clock
+from zope.interface import implementer
+from zope.interface.verify import verifyClass
+
+from relayd.bridge import HOLD_LIMIT
+from relayd.errors import Refused
+from relayd.interfaces import IGate, ILease
+from relayd.observers import Observer
+from relayd.session import Ending, Session
+from relayd.stream import LEFT_GRACE
+from relayd.tcp import RelayFactory
+from relayd.upstreams import Pool, Upstream
+from tests.conftest import LoggedFailures
+from tests.fakes import FakeEndpoint, FakeTransport
+
+
+class Witness(Observer):
+    """Writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.sessions: list[Session] = []
+
+    def opened(self, session: Session) -> None:
+        self.heard.append("opened")
+        self.sessions.append(session)
+
+    def dialing(self, session: Session) -> None:
+        self.heard.append(f"dialing {session.upstream}")
+
+    def connected(self, session: Session) -> None:
+        self.heard.append(f"connected {session.upstream}")
+
+    def closed(self, session: Session) -> None:
+        assert session.ending is not None
+        self.heard.append(f"closed {session.ending.word}")
+
+    def refused(self, session: Session, why: str) -> None:
+        self.heard.append(f"refused {why}")
+        self.sessions.append(session)
+
+
+@implementer(IGate, ILease)
+class Turnstile:
+    """Counts those inside, and refuses when told to."""
+
+    def __init__(self) -> None:
+        self.inside = 0
+        self.problem: Exception | None = None
+
+    def enter(self, session: Session) -> ILease:
+        if self.problem is not None:
+            raise self.problem
+        self.inside += 1
+        return self
+
+    def release(self) -> None:
+        self.inside -= 1
+
+
+class Relay:
+    """A relay on fakes."""
+
+    def __init__(self, **options: Any) -> None:
+        self.clock = Clock()
+        self.server = FakeEndpoint()
+        self.witness = Witness()
+        self.gate = Turnstile()
+        self.factory = RelayFactory(
+            Upstream(self.server, "server:80"),
+            clock=self.clock,
+            observer=self.witness,
+            gate=self.gate,
+            **options,
+        )
+
+    def client(self) -> FakeTransport:
+        """A client connects."""
+        transport = FakeTransport()
+        protocol = self.factory.buildProtocol(transport.peer)
+        assert protocol is not None
+        return transport.connect(protocol)
+
+    @property
+    def session(self) -> Session:
+        [session] = self.witness.sessions
+        return session
+
+    def over(self, *heard: str) -> None:
+        """The observer heard this, and nothing is left."""
+        assert self.witness.heard == list(heard)
+        assert not self.factory.sessions
+        assert self.gate.inside == 0
+        assert len(self.factory.wheel) == 0
+        self.factory.stopFactory()
+        assert not self.clock.getDelayedCalls()
+
+
+def test_a_session_from_accept_to_end() -> None:
+    relay = Relay()
+    client = relay.client()
+    client.receive(b"early")
+    relay.clock.advance(0.5)
+    server = relay.server.dial.connect()
+    client.receive(b" bird")
+    server.take()
+    assert server.taken == b"early bird"
+    server.receive(b"worm")
+    client.take()
+    relay.clock.advance(1.5)
+    client.receive_eof()
+    server.receive_eof()
+    session = relay.session
+    assert session.client == "192.0.2.1:50000"
+    assert session.listener == "192.0.2.2:80"
+    assert session.upstream == "192.0.2.1:9000"
+    assert session.connected_at == 0.5
+    assert session.duration == 2.0
+    assert (session.up.bytes, session.down.bytes) == (10, 4)
+    relay.over(
+        "opened", "dialing server:80", "connected 192.0.2.1:9000", "closed done"
+    )
+
+
+def test_both_connections_get_no_delay_and_keepalive() -> None:
+    relay = Relay()
+    client = relay.client()
+    server = relay.server.dial.connect()
+    for transport in (client, server):
+        assert transport.getTcpNoDelay()
+        assert transport.getTcpKeepAlive()
+    client.lose()
+
+
+def test_options_that_a_dead_socket_refuses_are_no_error() -> None:
+    relay = Relay()
+    transport = FakeTransport()
+
+    def refuse(_: bool) -> None:
+        raise OSError(22, "Invalid argument")
+
+    transport.setTcpNoDelay = refuse  # type: ignore[method-assign]
+    protocol: Any = relay.factory.buildProtocol(transport.peer)
+    transport.connect(protocol)
+    assert relay.witness.heard[0] == "opened"
+    transport.lose()
+
+
+def test_the_upstream_may_speak_first() -> None:
+    relay = Relay()
+    client = relay.client()
+    server = relay.server.dial.connect()
+    server.receive(b"220 ready")
+    client.take()
+    assert client.taken == b"220 ready"
+    client.lose()
+
+
+# -- the client while the server is dialled
+
+
+def test_a_client_that_resets_cancels_the_dial() -> None:
+    relay = Relay()
+    client = relay.client()
+    client.lose()
+    assert relay.server.cancelled == 1
+    relay.over("opened", "dialing server:80", "closed client_left")
+
+
+def test_a_client_that_only_ends_its_side_gets_a_grace() -> None:
+    relay = Relay()
+    client = relay.client()
+    client.receive_eof()
+    relay.clock.advance(LEFT_GRACE / 2)
+    assert relay.server.cancelled == 0
+    relay.clock.pump([0.2] * 10)
+    assert relay.server.cancelled == 1
+    relay.over("opened", "dialing server:80", "closed client_left")
+
+
+def test_a_client_that_waits_for_a_banner_gets_it() -> None:
+    relay = Relay()
+    client = relay.client()
+    client.receive_eof()
+    server = relay.server.dial.connect()
+    assert server.write_shut
+    relay.clock.pump([0.2] * 10)
+    server.receive(b"banner")
+    server.receive_eof()
+    client.take()
+    assert client.taken == b"banner"
+    relay.over(
+        "opened", "dialing server:80", "connected 192.0.2.1:9000", "closed done"
+    )
+
+
+def test_a_client_that_sent_a_request_waits_for_its_answer() -> None:
+    relay = Relay()
+    client = relay.client()
+    client.receive(b"request")
+    client.receive_eof()
+    relay.clock.pump([0.5] * 10)
+    assert relay.server.cancelled == 0
+    server = relay.server.dial.connect()
+    server.take()
+    assert server.taken == b"request"
+    assert server.write_shut
+    client.lose()
+
+
+def test_what_a_client_sends_meanwhile_is_bounded() -> None:
+    relay = Relay()
+    client = relay.client()
+    sent = 0
+    while client.reading:
+        client.receive(bytes(10_000))
+        sent += 10_000
+    assert HOLD_LIMIT <= sent < HOLD_LIMIT + 10_000
+    client.lose()
+
+
+def test_an_endpoint_that_connects_after_all_is_reset() -> None:
+    relay = Relay()
+    client = relay.client()
+    dial = relay.server.dial
+    protocol: Any = dial.factory.buildProtocol(None)
+    late = FakeTransport()
+    client.lose()
+    # The Deferred was cancelled, and what it says now Twisted drops: the leg
+    # itself must see that nobody waits for it.
+    late.connect(protocol)
+    relay.over("opened", "dialing server:80", "closed client_left")
+    assert not late.connected
+
+
+# -- dials that fail
+
+
+@pytest.mark.parametrize(
+    ("problem", "ending"),
+    [
+        (error.ConnectionRefusedError("no"), Ending.CONNECT_REFUSED),
+        (error.TimeoutError("slow"), Ending.CONNECT_TIMEOUT),
+        (error.TCPTimedOutError("slow"), Ending.CONNECT_TIMEOUT),
+        (error.DNSLookupError("who"), Ending.UNRESOLVED),
+        (error.NoRouteError("where"), Ending.CONNECT_FAILED),
+        (error.ConnectBindError("EMFILE"), Ending.CONNECT_FAILED),
+        (OSError(5, "odd"), Ending.CONNECT_FAILED),
+        (CancelledError(), Ending.CONNECT_FAILED),
+    ],
+)
+def test_a_failed_dial_closes_the_client_and_says_why(
+    problem: Exception, ending: Ending
+) -> None:
+    relay = Relay()
+    client = relay.client()
+    client.receive(b"request")
+    relay.server.dial.fail(problem)
+    assert client.log[-1] == "close"
+    assert relay.session.ending is ending
+    assert relay.session.detail
+    assert "\n" not in relay.session.detail
+    relay.over("opened", "dialing server:80", f"closed {ending.word}")
+
+
+def test_an_endpoint_with_a_bug_ends_its_session_only(
+    logged_failures: LoggedFailures,
+) -> None:
+    relay = Relay()
+    relay.client()
+    relay.server.dial.fail(ZeroDivisionError("the endpoint's"))
+    assert "the endpoint's" in logged_failures.take("ZeroDivisionError")
+    relay.over("opened", "dialing server:80", "closed failed")
+
+
+def test_an_endpoint_that_raises_ends_its_session_only(
+    logged_failures: LoggedFailures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay = Relay()
+
+    def broken(_: object) -> None:
+        raise ZeroDivisionError("in connect")
+
+    monkeypatch.setattr(relay.server, "connect", broken)
+    client = relay.client()
+    assert not client.connected
+    logged_failures.take("in connect")
+    relay.over("opened", "dialing server:80", "closed failed")
+
+
+def test_an_endpoint_that_connects_something_else_is_a_failure(
+    logged_failures: LoggedFailures,
+) -> None:
+    relay = Relay()
+    client = relay.client()
+    relay.server.dial.deferred.callback(None)  # type: ignore[arg-type]
+    assert not client.connected
+    logged_failures.take("not what it was given")
+    relay.over("opened", "dialing server:80", "closed failed")
+
+
+def test_a_join_that_fails_leaves_neither_connection(
+    logged_failures: LoggedFailures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay = Relay()
+    client = relay.client()
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("in registerProducer")
+
+    monkeypatch.setattr(client, "registerProducer", broken)
+    server = relay.server.dial.connect()
+    assert not client.connected
+    assert not server.connected
+    logged_failures.take("in registerProducer")
+    assert relay.session.ending is Ending.FAILED
+
+
+def test_a_server_lost_as_soon_as_it_was_connected() -> None:
+    relay = Relay()
+    client = relay.client()
+    dial = relay.server.dial
+    protocol: Any = dial.factory.buildProtocol(None)
+    transport = FakeTransport().connect(protocol)
+    transport.lose()
+    dial.deferred.callback(protocol)
+    assert not client.connected
+    relay.over("opened", "dialing server:80", "closed connect_failed")
+
+
+def test_a_server_that_does_not_answer_in_time() -> None:
+    relay = Relay(connect_timeout=10)
+    client = relay.client()
+    relay.clock.pump([1] * 9)
+    assert client.connected
+    relay.clock.pump([1] * 3)
+    assert relay.server.cancelled == 1
+    assert client.log[-1] == "close"
+    assert relay.session.detail == "no connection in 10 s"
+    relay.over("opened", "dialing server:80", "closed connect_timeout")
+
+
+def test_no_connect_timeout_means_never() -> None:
+    relay = Relay(connect_timeout=0)
+    client = relay.client()
+    relay.clock.pump([1] * 1000)
+    assert client.connected
+    client.lose()
+
+
+def test_a_client_that_does_not_answer_the_close_is_reset() -> None:
+    relay = Relay()
+    client = relay.client()
+    # TLS: the close waits for the client's own.
+    client.dataBuffer = b"close_notify"
+    relay.server.dial.fail(error.ConnectionRefusedError())
+    assert client.connected
+    relay.clock.pump([1] * 8)
+    assert client.log[-1] == "abort"
+    relay.over("opened", "dialing server:80", "closed connect_refused")
+
+
+def test_an_empty_pool_closes_the_client() -> None:
+    clock, witness = Clock(), Witness()
+    factory = RelayFactory(Pool([]), clock=clock, observer=witness)
+    client = FakeTransport()
+    protocol: Any = factory.buildProtocol(None)
+    client.connect(protocol)
+    assert witness.heard == ["opened", "closed no_upstream"]
+    factory.stopFactory()
+    assert not clock.getDelayedCalls()
+
+
+def test_several_servers_take_turns() -> None:
+    servers = [FakeEndpoint(), FakeEndpoint(), FakeEndpoint()]
+    pool = Pool(Upstream(each, str(n)) for n, each in enumerate(servers))
+    factory = RelayFactory(pool, clock=Clock(), observer=Observer())
+    for _ in range(7):
+        protocol: Any = factory.buildProtocol(None)
+        FakeTransport().connect(protocol)
+    assert [len(each.dials) for each in servers] == [3, 2, 2]
+
+
+# -- the gate
+
+
+def test_a_refused_client_is_closed_and_nothing_is_dialled() -> None:
+    relay = Relay()
+    relay.gate.problem = Refused("the shop is shut")
+    client = relay.client()
+    assert not client.connected
+    assert relay.server.dials == []
+    assert relay.session.ending is Ending.REFUSED
+    assert relay.session.ended_at is not None
+    relay.over("refused the shop is shut")
+
+
+def test_a_gate_with_a_bug_lets_nobody_in(logged_failures: LoggedFailures) -> None:
+    relay = Relay()
+    relay.gate.problem = ZeroDivisionError("in the gate")
+    client = relay.client()
+    assert not client.connected
+    logged_failures.take("in the gate")
+    relay.over("refused the gate failed")
+
+
+def test_a_lease_that_fails_is_logged_only(
+    logged_failures: LoggedFailures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay = Relay()
+    client = relay.client()
+
+    def broken() -> None:
+        relay.gate.inside -= 1
+        raise ZeroDivisionError("in release")
+
+    monkeypatch.setattr(relay.gate, "release", broken)
+    client.lose()
+    logged_failures.take("in release")
+    relay.over("opened", "dialing server:80", "closed client_left")
+
+
+def test_the_interfaces_are_what_is_asked_for() -> None:
+    assert verifyClass(IGate, Turnstile)
+
+
+# -- deadlines, through the wheel
+
+
+def test_the_wheel_watches_a_joined_session() -> None:
+    relay = Relay(stall_timeout=10)
+    client = relay.client()
+    server = relay.server.dial.connect()
+    client.receive(b"x")
+    relay.clock.pump([0.5] * 24)
+    assert not server.connected
+    assert relay.witness.heard[-1] == "closed upstream_stalled"
+
+
+def test_a_deadline_that_fails_ends_its_session_only(
+    logged_failures: LoggedFailures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay = Relay()
+    client = relay.client()
+    relay.server.dial.connect()
+    other = relay.client()
+    relay.server.dials[1].connect()
+    [first, _] = relay.factory.sessions.values()
+    assert first._bridge is not None
+
+    def broken(_: object, now: float) -> None:
+        raise ZeroDivisionError("in check")
+
+    monkeypatch.setattr(first, "check", broken.__get__(first))
+    relay.clock.pump([0.5] * 4)
+    logged_failures.take("in check")
+    assert not client.connected
+    assert other.connected
+    assert relay.witness.heard[-1] == "closed failed"
+    relay.factory.cut_all()
+
+
+# -- shutting down
+
+
+def drained(relay: Relay, timeout: float) -> list[None]:
+    done: list[None] = []
+    relay.factory.drain(timeout).addCallback(done.append)
+    return done
+
+
+def test_a_relay_without_sessions_is_drained_at_once() -> None:
+    relay = Relay()
+    assert drained(relay, 10) == [None]
+    assert relay.factory.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1)) is None
+
+
+def test_a_drain_lets_sessions_finish() -> None:
+    relay = Relay()
+    client = relay.client()
+    server = relay.server.dial.connect()
+    done = drained(relay, 10)
+    again = drained(relay, 10)
+    client.receive(b"last request")
+    client.receive_eof()
+    server.take()
+    relay.clock.advance(5)
+    assert not done
+    server.receive_eof()
+    assert done == again == [None]
+    relay.over(
+        "opened", "dialing server:80", "connected 192.0.2.1:9000", "closed done"
+    )
+
+
+def test_a_drain_does_not_wait_for_ever() -> None:
+    relay = Relay()
+    relay.client()
+    relay.server.dial.connect()
+    relay.client()
+    done = drained(relay, 10)
+    relay.clock.advance(9.9)
+    assert not done
+    relay.clock.advance(0.2)
+    assert done == [None]
+    assert relay.server.cancelled == 1
+    assert relay.witness.heard[-2:] == ["closed drained", "closed drained"]
+
+
+def test_a_second_drain_may_be_shorter() -> None:
+    relay = Relay()
+    relay.client()
+    first = drained(relay, 10)
+    assert drained(relay, 0) == [None]
+    assert first == [None]
+    relay.over("opened", "dialing server:80", "closed drained")
+
+
+# -- the constructor
+
+
+def test_what_can_be_relayed_to() -> None:
+    with pytest.raises(TypeError, match="needs a Pool"):
+        RelayFactory("127.0.0.1:80", clock=Clock())  # type: ignore[arg-type]
+
+
+def test_an_endpoint_alone_will_do() -> None:
+    server = FakeEndpoint()
+    factory = RelayFactory(server, clock=Clock(), observer=Observer())
+    client = FakeTransport()
+    protocol: Any = factory.buildProtocol(None)
+    client.connect(protocol)
+    assert len(server.dials) == 1
+    assert protocol.session.upstream == "FakeEndpoint"
+    client.lose()
+
+
+def test_a_negative_timeout_is_refused() -> None:
+    with pytest.raises(ValueError, match="stall must not be negative"):
+        RelayFactory(FakeEndpoint(), stall_timeout=-1, clock=Clock())
+
+
+def test_time_comes_from_the_reactor_unless_given() -> None:
+    from twisted.internet import reactor
+
+    assert RelayFactory(FakeEndpoint()).clock is reactor
