@@ -32,6 +32,7 @@ a tick and sees whether they moved.
 from __future__ import annotations
 
 import fcntl
+import select
 import struct
 import sys
 from collections.abc import Callable
@@ -126,6 +127,19 @@ def unacknowledged(transport: Any) -> int:
 def _is_tls(error: BaseException) -> bool:
     """A failed TLS handshake.  Asked by name: OpenSSL is an optional dependency."""
     return type(error).__module__.startswith("OpenSSL")
+
+
+def is_dead(transport: Any) -> bool:
+    """Whether the kernel knows that a connection which nobody reads is gone.
+
+    Its unacknowledged bytes stay in the queue for ever then.
+    """
+    poll = select.poll()
+    try:
+        poll.register(transport.fileno(), 0)
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return bool(poll.poll(0))
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
@@ -361,7 +375,7 @@ class Bridge:
         # have.  Nothing tells when the peer has acknowledged it all, so look
         # again; the stall timeout bounds this.
         self._poll = None
-        if not leg.undelivered():
+        if not leg.undelivered() or is_dead(leg.transport):
             leg.abort()
             return
         self._poll = self._clock.callLater(
@@ -411,6 +425,9 @@ class Bridge:
         ):
             # A foreign transport that can't be asked is full while it pauses.
             buffered = leg.alive and (unsent(leg.transport) or leg.peer.paused)
+            if session.ending is not None and leg.alive:
+                # It is to be reset once its kernel's queue is delivered, too.
+                buffered = leg.undelivered()
             if not buffered:
                 leg.delivered = None
                 continue
@@ -436,8 +453,6 @@ class Bridge:
         if progress != self._progress:
             self._progress = progress
             self._active_at = now
-            return
-        if session.ending is not None:
             return
         limit = timeouts.half_close if ended else timeouts.idle
         if limit and now - self._active_at >= limit:

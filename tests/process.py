@@ -83,7 +83,7 @@ class RelayProcess:
             )
         assert done and len(found) >= count, (
             f"the log has {len(found)} of {count} lines like {pattern!r}:\n"
-            + "\n".join(self.lines)
+            + "\n".join(self.lines[-30:])
         )
         return found
 
@@ -105,6 +105,12 @@ class RelayProcess:
         """Wait until `count` sessions have ended this way; their fields."""
         lines = self.wait_for(rf"\] (session=.* ending={ending} .*)", count)
         return [dict(_FIELD.findall(m[1])) for m in lines]
+
+    def running(self) -> bool:
+        """Whether its reactor runs: it handles SIGTERM from then on."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        caught = re.search(r"SigCgt:\s+(\w+)", status)
+        return bool(caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
 
     @property
     def descriptors(self) -> int:
@@ -143,6 +149,7 @@ def relay(*args: str, **options: Any) -> Iterator[RelayProcess]:
     running = RelayProcess(*args, **options)
     try:
         running.listening()
+        eventually(running.running, "the reactor runs")
         yield running
     finally:
         running.stop()

@@ -331,6 +331,28 @@ def test_a_reset_whose_last_words_nobody_takes_ends_by_the_stall_rule() -> None:
     pair.ended(Ending.DOWNSTREAM_RESET)
 
 
+def test_a_reset_whose_last_words_stay_in_the_kernel_ends_by_the_stall_rule(
+    no_kernel: dict[Any, int],
+) -> None:
+    pair = joined(stall=10)
+    pair.down.receive(b"x")
+    pair.up.take()
+    no_kernel[pair.up] = 1
+    pair.down.lose(ConnectionLost())
+    pair.wait(9)
+    assert not pair.over
+    pair.wait(3)
+    pair.ended(Ending.DOWNSTREAM_RESET)
+
+
+def test_last_words_are_not_kept_for_ever_even_without_a_stall_timeout() -> None:
+    pair = joined(stall=0, idle=20)
+    pair.down.receive(b"x")
+    pair.down.lose(ConnectionLost())
+    pair.wait(25)
+    pair.ended(Ending.DOWNSTREAM_RESET)
+
+
 def test_the_survivor_may_vanish_while_last_words_wait() -> None:
     pair = joined()
     pair.down.receive(b"x")
