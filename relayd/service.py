@@ -19,7 +19,6 @@ from twisted.python.failure import Failure
 
 from relayd.addresses import address_name
 from relayd.config import DEMO_LISTENER, Config, Relay
-from relayd.demo import DemoInvitation, DemoSite
 from relayd.endpoints import Address, HostPort, dialing_endpoint, listening_endpoint
 from relayd.errors import CannotStart, ListenError
 from relayd.listening import Listeners
@@ -217,6 +216,9 @@ def make_service(config: Config, reactor: Any) -> MultiService:
     """
     parts = MultiService()
     if config.demo:
+        # Brings twisted.web, which no other relay needs to load.
+        from relayd.demo import DemoInvitation, DemoSite
+
         site = DemoSite(reactor)
         site.setServiceParent(parts)
         pool = Pool([Upstream(site, "the demo's file server")])

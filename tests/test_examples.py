@@ -1,0 +1,62 @@
+"""The programs in `examples/`, run as their readers would run them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.process import PATIENCE, Server, connect, read_all, read_exactly
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@contextmanager
+def example(name: str, *args: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """The program, and the port that its first line names."""
+    with subprocess.Popen(
+        [sys.executable, str(EXAMPLES / name), *args],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as program:
+        try:
+            assert program.stdout is not None
+            line = program.stdout.readline()
+            found = re.search(r"(\d+)/?$", line)
+            assert found, line
+            yield program, int(found[1])
+        finally:
+            program.kill()
+
+
+def test_beside_a_site() -> None:
+    with example("beside_a_site.py", "0", "0") as (program, port):
+        with connect(port) as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            answer = read_all(client)
+        assert answer.startswith(b"HTTP/1.0 200") or answer.startswith(b"HTTP/1.1 200")
+        assert answer.endswith(b"hello, 127.0.0.1\n")
+        program.terminate()
+        # Twisted's reactor dies of the signal that stopped it, or ends.
+        assert program.wait(PATIENCE) in (0, -15)
+
+
+def test_own_endpoint_turns_to_the_spare() -> None:
+    with Server() as main, Server() as spare:
+        args = ("127.0.0.1:0", main.address, spare.address)
+        with example("own_endpoint.py", *args) as (program, port):
+            assert program.stdout is not None
+            for server in (main, spare):
+                with connect(port) as client:
+                    client.sendall(b"hello")
+                    upstream = server.accept()
+                    assert read_exactly(upstream, 5) == b"hello"
+                    upstream.close()
+                    assert read_all(client) == b""
+                line = program.stdout.readline()
+                assert f"-> {server.address}: " in line
+                main.close()
+            assert "{'done': 2}" in line
