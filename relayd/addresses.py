@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from typing import Any
 
@@ -29,9 +28,19 @@ def address_name(address: IAddress | None) -> str:
             return f"{address.host[len(_MAPPED) :]}:{address.port}"
         return f"[{address.host}]:{address.port}"
     if isinstance(address, UNIXAddress):
-        # A client's UNIX socket mostly has no name.
-        return "unix:" + (os.fsdecode(address.name) if address.name else "")
+        return "unix:" + _path_text(address.name)
     return "-" if address is None else str(address)
+
+
+def _path_text(path: bytes | None) -> str:
+    """A UNIX socket's path on one line and without blanks, whatever it is.
+
+    A client chooses the name of its own socket; mostly it has none.
+    """
+    text = (path or b"").decode("utf-8", "backslashreplace")
+    if text.isprintable() and " " not in text:
+        return text
+    return text.encode("unicode_escape").decode("ascii").replace(" ", "\\x20")
 
 
 def socket_address(

@@ -125,8 +125,14 @@ def unacknowledged(transport: Any) -> int:
 
 
 def _is_tls(error: BaseException) -> bool:
-    """A failed TLS handshake.  Asked by name: OpenSSL is an optional dependency."""
-    return type(error).__module__.startswith("OpenSSL")
+    """A failed TLS handshake.  Asked by name: TLS is an optional dependency."""
+    return type(error).__module__.partition(".")[0] in ("OpenSSL", "service_identity")
+
+
+def _closing_below(transport: Any) -> bool:
+    """Whether the connection under a TLS transport is about to be closed."""
+    below = getattr(transport, "transport", None)
+    return bool(getattr(below, "disconnecting", False))
 
 
 def is_dead(transport: Any) -> bool:
@@ -140,6 +146,13 @@ def is_dead(transport: Any) -> bool:
     except (AttributeError, TypeError, ValueError):
         return False
     return bool(poll.poll(0))
+
+
+def _tls_detail(leg: Leg, error: BaseException) -> str:
+    """What to add to a TLS connection's reset."""
+    if _is_tls(error):
+        return f"TLS: {error!r}"
+    return "TLS without close_notify" if INegotiated.providedBy(leg.transport) else ""
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
@@ -206,8 +219,12 @@ class Leg(Protocol):
 
     def resumeProducing(self) -> None:
         self.paused = False
+        if self.bridge is not None and _closing_below(self.peer.transport):
+            # A TLS peer that said goodbye is closed as soon as its buffer is
+            # empty, but not while a producer is registered.
+            self.peer.transport.unregisterProducer()
         # A Twisted transport that is told to read past its EOF reports it again.
-        if not self.direction.eof:
+        elif not self.direction.eof:
             self.transport.resumeProducing()
 
     def stopProducing(self) -> None:
@@ -282,6 +299,7 @@ class Bridge:
         "_on_over",
         "_poll",
         "_progress",
+        "_queued",
         "_timeouts",
         "downstream",
         "session",
@@ -306,6 +324,7 @@ class Bridge:
         self._closing = False
         self._poll: IDelayedCall | None = None
         self._progress = -1
+        self._queued = 0
         self._active_at = clock.seconds()
 
     def start(self) -> None:
@@ -346,12 +365,15 @@ class Bridge:
         error = reason.value
         if isinstance(error, ConnectionDone):
             if not self._closing:
-                # A transport that can't half-close (TLS, a wrapper) was closed
-                # by its peer.  Nothing more can be written to it.
-                leg.direction.eof = True
-                self._closing = True
-                if leg.peer.alive:
-                    leg.peer.close()
+                self._left(leg)
+        elif INegotiated.providedBy(leg.transport) and leg.peer.direction.eof:
+            # It was told that the other side has ended, and closed its own
+            # without the goodbye that TLS asks for, as most clients do.
+            if not self._closing:
+                self._left(leg)
+        elif _is_tls(error) and not down:
+            self._decide(Ending.CONNECT_FAILED, f"TLS: {error!r}")
+            leg.peer.abort()
         elif not isinstance(error, ConnectionClosed | OSError) and not _is_tls(error):
             self._decide(Ending.FAILED, repr(error))
             leg.peer.abort()
@@ -363,12 +385,44 @@ class Bridge:
         else:
             self._decide(
                 Ending.DOWNSTREAM_RESET if down else Ending.UPSTREAM_RESET,
-                repr(error) if _is_tls(error) else "",
+                _tls_detail(leg, error),
             )
             if leg.peer.alive:
                 leg.peer.transport.unregisterProducer()
                 leg.peer.pauseProducing()
-                self._reset_when_delivered(leg.peer, RESET_POLL_FIRST)
+                if INegotiated.providedBy(leg.peer.transport):
+                    # TLS gathers small writes until another turn.
+                    self._poll = self._clock.callLater(
+                        0, self._reset_when_delivered, leg.peer, RESET_POLL_FIRST
+                    )
+                else:
+                    self._reset_when_delivered(leg.peer, RESET_POLL_FIRST)
+
+    def _left(self, leg: Leg) -> None:
+        """A transport that can't half-close (TLS, a wrapper) was closed by its peer.
+
+        That is its end of data; but nothing more can be written to it.
+        """
+        leg.direction.eof = True
+        if not leg.peer.alive:
+            return
+        leg.peer.sink = self._unwanted
+        if leg.peer.direction.eof:
+            self._closing = True
+            leg.peer.close()
+        else:
+            # Closing it now would drop what it has not read yet.
+            leg.peer.shut_write()
+
+    def _unwanted(self, _: bytes) -> None:
+        """The survivor of a leg that left still sends to it."""
+        survivor = self.upstream if self.upstream.alive else self.downstream
+        if not survivor.undelivered():
+            self.cut(
+                Ending.DOWNSTREAM_WRITE_FAILED
+                if survivor is self.upstream
+                else Ending.UPSTREAM_WRITE_FAILED
+            )
 
     def _reset_when_delivered(self, leg: Leg, pause: float) -> None:
         # An abort drops what the kernel still has to send as well as what we
@@ -395,9 +449,9 @@ class Bridge:
         # Closing writes what is buffered first.  Both directions have ended, so
         # nothing can arrive that a close would turn into a reset.
         self._closing = True
-        self.downstream.close()
-        if self.upstream.alive:
-            self.upstream.close()
+        for leg in (self.downstream, self.upstream):
+            if leg.alive:
+                leg.close()
 
     def _decide(self, ending: Ending, detail: str = "") -> None:
         self.session.ending = ending
@@ -424,7 +478,9 @@ class Bridge:
             (self.downstream, session.down.bytes),
         ):
             # A foreign transport that can't be asked is full while it pauses.
-            buffered = leg.alive and (unsent(leg.transport) or leg.peer.paused)
+            buffered = int(
+                leg.alive and (unsent(leg.transport) or leg.peer.paused)
+            )
             if session.ending is not None and leg.alive:
                 # It is to be reset once its kernel's queue is delivered, too.
                 buffered = leg.undelivered()
@@ -456,6 +512,16 @@ class Bridge:
             return
         limit = timeouts.half_close if ended else timeouts.idle
         if limit and now - self._active_at >= limit:
+            # Our buffers are empty, but a kernel may still be delivering.
+            queued = sum(
+                unacknowledged(leg.transport)
+                for leg in (self.downstream, self.upstream)
+                if leg.alive
+            )
+            if queued and queued != self._queued:
+                self._queued = queued
+                self._active_at = now
+                return
             self.cut(
                 Ending.HALF_CLOSED if ended else Ending.IDLE,
                 f"nothing moved for {limit:g} s",

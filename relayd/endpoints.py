@@ -25,7 +25,6 @@ from typing import Any
 
 import attrs
 from twisted.internet.endpoints import (
-    HostnameEndpoint,
     clientFromString,
     serverFromString,
 )
@@ -38,7 +37,7 @@ from twisted.internet.interfaces import (
 from twisted.plugin import getPlugins
 
 from relayd.addresses import host_port
-from relayd.dialing import SocketEndpoint
+from relayd.dialing import NameEndpoint, SocketEndpoint
 from relayd.errors import ConfigError
 from relayd.listening import TCPListenerEndpoint, UNIXListenerEndpoint
 
@@ -214,16 +213,27 @@ def dialing_endpoint(address: Address, reactor: Any) -> IStreamClientEndpoint:
     if isinstance(address, HostPort):
         host, port = address.host or "127.0.0.1", address.port
         if _is_ipv6(host):
-            # Finds the scope of fe80::1%eth0; looks nothing up.
-            found = socket.getaddrinfo(host, port, flags=socket.AI_NUMERICHOST)
+            try:
+                # Finds the scope of fe80::1%eth0; looks nothing up.
+                found = socket.getaddrinfo(host, port, flags=socket.AI_NUMERICHOST)
+            except OSError as problem:
+                raise ConfigError(
+                    f"bad address '{address}': {problem.strerror}"
+                ) from problem
             return SocketEndpoint(reactor, socket.AF_INET6, found[0][4])
         if _DIGITS.fullmatch(host.rpartition(".")[2]):
             return SocketEndpoint(reactor, socket.AF_INET, (host, port))
-        return HostnameEndpoint(reactor, host, port, timeout=None)
+        return NameEndpoint(reactor, host, port)
     try:
         endpoint: IStreamClientEndpoint = clientFromString(reactor, address.text)
     except Exception as problem:
         raise _unusable(address, problem) from problem
+    # Twisted checks no port before it dials.
+    port = getattr(getattr(endpoint, "_wrappedEndpoint", endpoint), "_port", None)
+    if isinstance(port, int) and not 1 <= port <= 65535:
+        raise ConfigError(
+            f"bad endpoint {address.text!r}: a port here is 1 to 65535, not {port}"
+        )
     return endpoint
 
 

@@ -16,6 +16,7 @@ import os
 import resource
 import socket
 import stat
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -59,12 +60,27 @@ _PORT_TRIES = 16
 
 
 class _Exhaustion:
-    """Notices that descriptors run out, and says so once a second at most."""
+    """Notices that descriptors run out, and says so once a second at most.
+
+    All listeners of a reactor share one, as they share the descriptors.
+    """
+
+    _all: weakref.WeakKeyDictionary[Any, _Exhaustion] = (
+        weakref.WeakKeyDictionary()
+    )
 
     def __init__(self, clock: Any) -> None:
-        self._clock = clock
+        # Weakly, as the table of all of them is keyed by it.
+        self._clock = weakref.proxy(clock)
         self._logged_at: float | None = None
         self.pauses = 0
+
+    @classmethod
+    def of(cls, reactor: Any) -> _Exhaustion:
+        """The one that this reactor's listeners share."""
+        if reactor not in cls._all:
+            cls._all[reactor] = cls(reactor)
+        return cls._all[reactor]
 
     @staticmethod
     def reached(descriptor: int) -> bool:
@@ -100,7 +116,8 @@ class Listener:
     :param factory: builds a protocol for each client.
     :param on_closed: called when the socket has been closed.
 
-    :ivar pauses: how often accepting was paused for want of descriptors.
+    :ivar pauses: how often accepting was paused for want of descriptors, here or
+        at another listener of this reactor.
     """
 
     connected = True
@@ -118,7 +135,7 @@ class Listener:
         self._factory = factory
         self._on_closed = on_closed
         self._resume: IDelayedCall | None = None
-        self._exhaustion = _Exhaustion(reactor)
+        self._exhaustion = _Exhaustion.of(reactor)
         self._accepted = 0
         sock.setblocking(False)
         self._family = int(sock.family)
@@ -187,10 +204,10 @@ class Listener:
                 return
             full = self._exhaustion.reached(sock.fileno())
             self._serve(sock, address)
+            if not self.connected:
+                return
             if full:
                 self._pause("hardly any file descriptor is left")
-                return
-            if not self.connected:
                 return
 
     def _serve(self, sock: socket.socket, address: Any) -> None:
@@ -203,9 +220,15 @@ class Listener:
             sock.close()
             return
         number, self._accepted = self._accepted, self._accepted + 1
-        transport = self._connection(
-            sock, protocol, address, None, number, self._reactor
-        )
+        try:
+            transport = self._connection(
+                sock, protocol, address, None, number, self._reactor
+            )
+        except Exception:
+            # The reactor can't watch it: the kernel is out of memory for that.
+            log.failure("a client could not be served")
+            sock.close()
+            return
         transport.local = self._local
         try:
             protocol.makeConnection(transport)
@@ -334,6 +357,11 @@ def _unlink_own(path: str, made: os.stat_result) -> Callable[[], None]:
                 os.unlink(path)
         except FileNotFoundError:
             pass
+        except OSError as problem:
+            # This process may have given up the right to it since it listens.
+            log.warn(
+                "unix:{path} stays behind: {why}", path=path, why=problem.strerror
+            )
 
     return unlink
 

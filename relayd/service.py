@@ -79,18 +79,28 @@ class RelayService(Service):
             self._listen()
 
     def _listen(self) -> None:
-        failed: list[CannotStart] = []
+        problems: list[CannotStart] = []
+        starting = True
+
+        def not_opened(reason: Failure, listening: Listening) -> None:
+            if starting:
+                problems.append(_why(reason, listening))
+            else:
+                # An endpoint that takes its time; the others serve already.
+                log.critical("{why}", why=_why(reason, listening))
+
         for each in self.listenings:
             listening = each.endpoint.listen(each.factory)
             listening.addCallback(self._opened, each)
-            listening.addErrback(lambda reason, it=each: failed.append(_why(reason, it)))
-            if failed:
+            listening.addErrback(not_opened, each)
+            if problems:
                 break
-        if failed:
+        starting = False
+        if problems:
             for port in self.ports:
                 port.stopListening()
             self.ports.clear()
-            raise failed[0]
+            raise problems[0]
 
     def _opened(self, port: IListeningPort, listening: Listening) -> None:
         self.ports.append(port)
@@ -109,7 +119,11 @@ class RelayService(Service):
         """
         yield maybeDeferred(super().stopService)
         ports, self.ports = self.ports, []
-        closed = [maybeDeferred(port.stopListening) for port in ports]
+        for port in ports:
+            # What goes wrong with a listener must not cost a session its drain.
+            maybeDeferred(port.stopListening).addErrback(
+                lambda reason: log.failure("a listener could not be closed", reason)
+            )
         if self.sessions:
             log.info(
                 "{count} sessions may finish within {timeout:g} s",
@@ -117,7 +131,7 @@ class RelayService(Service):
                 timeout=self.drain_timeout,
             )
         drained = [each.factory.drain(self.drain_timeout) for each in self.listenings]
-        yield gatherResults([*closed, *drained])
+        yield gatherResults(drained)
 
     def stop_now(self) -> None:
         """Wait for no session any longer."""

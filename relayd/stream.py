@@ -21,6 +21,7 @@ While the server is dialled the client's bytes are kept (up to
 
 from __future__ import annotations
 
+import errno
 import itertools
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
+    INegotiated,
     IReactorTime,
     ITCPTransport,
     IUNIXTransport,
@@ -69,6 +71,9 @@ def ending_of_failed_dial(reason: Failure) -> tuple[Ending, str]:
         ending = Ending.UNRESOLVED
     elif isinstance(problem, error.ConnectionRefusedError):
         ending = Ending.CONNECT_REFUSED
+    elif getattr(problem, "osError", None) == errno.ECONNRESET:
+        # It was connected, and reset before we looked.
+        ending = Ending.UPSTREAM_RESET
     elif isinstance(problem, error.TimeoutError | error.TCPTimedOutError):
         ending = Ending.CONNECT_TIMEOUT
     elif isinstance(problem, error.ConnectError | CancelledError | OSError):
@@ -139,6 +144,8 @@ class StreamProtocol(Leg):
     #: When to give up on this stage, on the factory's clock.
     _deadline = 0.0
     _bridge: Bridge | None = None
+    #: A TLS leg that must have shown its certificate by the deadline.
+    _handshaking: Leg | None = None
 
     def __init__(self, factory: StreamFactory, client: IAddress | None) -> None:
         self.factory = factory
@@ -220,6 +227,9 @@ class StreamProtocol(Leg):
         self.session.upstream = address_name(leg.transport.getPeer())
         self.session.connected_at = self.factory.clock.seconds()
         self.factory.observer.connected(self.session)
+        if INegotiated.providedBy(leg.transport):
+            # TLS: connected, but not yet with the server that was meant.
+            self._handshaking = leg
         self.joined(leg)
 
     def joined(self, leg: Leg) -> None:
@@ -243,7 +253,10 @@ class StreamProtocol(Leg):
                 id=self.session.id,
                 upstream=self.session.upstream,
             )
-        self.end(ending, detail)
+        if ending is Ending.UPSTREAM_RESET:
+            self.cut(ending, detail)
+        else:
+            self.end(ending, detail)
 
     def _join_failed(self, reason: Failure, legs: _UpstreamFactory) -> None:
         log.failure("session {id} failed", reason, id=self.session.id)
@@ -294,7 +307,7 @@ class StreamProtocol(Leg):
 
     def _over(self) -> None:
         session, factory = self.session, self.factory
-        self._bridge = None
+        self._bridge = self._handshaking = None
         session.ended_at = factory.clock.seconds()
         factory.wheel.discard(self)
         if self._lease is not None:
@@ -311,6 +324,11 @@ class StreamProtocol(Leg):
     def check(self, now: float) -> None:
         """Look at the deadlines of whichever stage this is."""
         if self._bridge is not None:
+            if self._handshaking is not None and now >= self._deadline:
+                leg, self._handshaking = self._handshaking, None
+                if leg.alive and leg.transport.getPeerCertificate() is None:
+                    self.cut(Ending.CONNECT_TIMEOUT, "no TLS handshake in time")
+                    return
             self._bridge.check(now)
         elif now < self._deadline:
             return

@@ -18,7 +18,7 @@ ROWS = [
     {"errors", "addresses"},
     {"session"},
     {"interfaces"},
-    {"wheel", "transports"},
+    {"wheel", "transports", "resolving"},
     {"policy", "upstreams", "observers", "bridge", "dialing", "listening"},
     {"endpoints", "stream"},
     {"tcp"},

@@ -242,15 +242,60 @@ def test_eof_is_kept_from_a_transport_that_cannot_half_close(
     pair.alive()
 
 
-def test_a_clean_loss_without_eof_delivers_and_closes_the_other() -> None:
+def test_a_clean_loss_is_passed_on_as_the_end_of_data() -> None:
     # TLS and wrapped connections end like this: there is no half of them.
     pair = joined()
     pair.up.receive(b"goodbye")
     pair.up.lose(ConnectionDone())
-    assert pair.down.connected
     pair.down.take()
     assert pair.down.taken == b"goodbye"
+    assert pair.down.write_shut
+    assert "close" not in pair.down.log, "it may have sent what nobody read yet"
+    pair.down.receive_eof()
     pair.ended(Ending.DONE)
+
+
+def test_what_is_sent_to_one_that_left_cleanly_waits_for_delivery() -> None:
+    pair = joined()
+    pair.down.receive(b"an upload")
+    pair.down.lose(ConnectionDone())
+    pair.up.receive(b"meanwhile")
+    assert pair.up.connected
+    pair.up.take()
+    assert pair.up.taken == b"an upload"
+    pair.up.receive(b"and on")
+    pair.ended(Ending.DOWNSTREAM_WRITE_FAILED)
+
+
+def test_a_server_that_left_cleanly_is_written_to_in_vain() -> None:
+    pair = joined()
+    pair.up.lose(ConnectionDone())
+    pair.down.receive(b"hello?")
+    pair.ended(Ending.UPSTREAM_WRITE_FAILED)
+
+
+def test_a_clean_loss_after_the_other_end_closes() -> None:
+    pair = joined()
+    pair.down.receive(b"all")
+    pair.down.receive_eof()
+    pair.up.take()
+    pair.up.receive(b"answer")
+    pair.up.lose(ConnectionDone())
+    pair.down.take()
+    assert pair.down.taken == b"answer"
+    pair.ended(Ending.DONE)
+
+
+def test_a_kernel_that_still_delivers_is_not_idle(no_kernel: dict[Any, int]) -> None:
+    pair = joined(idle=10, half_close=10)
+    pair.up.receive_eof()
+    for queued in range(1000, 900, -10):
+        no_kernel[pair.down] = queued
+        pair.wait(9)
+    pair.alive()
+    no_kernel[pair.down] = 0
+    pair.wait(12)
+    pair.ended(Ending.HALF_CLOSED)
 
 
 def test_a_wrapped_connection_is_relayed_and_watched() -> None:
