@@ -258,8 +258,8 @@ class _Race:
         self.done.callback(protocol)
 
     def _lost(self, reason: Failure, dial: Deferred[IProtocol]) -> None:
-        if self.done.called:
-            return
+        if dial not in self._dials:
+            return  # cancelled by us
         self._dials.remove(dial)
         if self._left:
             if self._timer is not None:

@@ -38,6 +38,9 @@ WORKERS = 8
 #: How many names may wait for one of them.
 LINE = 1024
 
+#: How many addresses of a name are used.
+MOST_ADDRESSES = 16
+
 
 class _DaemonPool(ThreadPool):
     """Threads that the interpreter does not wait for."""
@@ -150,4 +153,5 @@ def _in_turn(found: list[Any], port: int) -> list[SocketAddress]:
         if item not in there:
             there.append(item)
     turns = itertools.zip_longest(*families.values())
-    return [item for turn in turns for item in turn if item is not None]
+    items = [item for turn in turns for item in turn if item is not None]
+    return items[:MOST_ADDRESSES]
