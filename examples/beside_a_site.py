@@ -23,9 +23,9 @@ from relayd.tcp import RelayFactory
 class Hello(Resource):
     """The page."""
 
-    isLeaf = True  # noqa: N815
+    isLeaf = True
 
-    def render_GET(self, request: Any) -> bytes:  # noqa: N802
+    def render_GET(self, request: Any) -> bytes:
         """Greet whoever the site thinks is asking."""
         return f"hello, {request.getClientAddress().host}\n".encode()
 

@@ -65,7 +65,9 @@ class Tally(Observer):
         """One more session has ended."""
         if session.ending is not None:
             self.endings[session.ending.word] += 1
-        print(f"{session.client} -> {session.upstream}: {dict(self.endings)}", flush=True)
+        print(
+            f"{session.client} -> {session.upstream}: {dict(self.endings)}", flush=True
+        )
 
 
 def main(listen: str, main_server: str, spare_server: str) -> None:

@@ -55,7 +55,7 @@ from zope.interface import implementer
 from relayd.session import Direction, Ending, Session
 
 if TYPE_CHECKING:
-    from twisted.internet.interfaces import ITransport
+    pass
 
 #: A leg that is not joined yet keeps at most this much, plus one read.
 HOLD_LIMIT = 65536
@@ -105,9 +105,8 @@ def unsent(transport: Any) -> int:
     transport that has none of them counts as empty.
     """
     try:
-        return (
-            len(transport.dataBuffer) - transport.offset + transport._tempDataLen  # type: ignore[no-any-return]
-        )
+        listed: int = transport._tempDataLen  # noqa: SLF001
+        return len(transport.dataBuffer) - int(transport.offset) + listed
     except AttributeError:
         return 0
 
@@ -259,7 +258,7 @@ class Leg(Protocol):
             # TLS: sends close_notify and reads on until the peer's.
             transport.loseConnection()
         elif IHalfCloseableDescriptor.providedBy(transport):
-            transport.loseWriteConnection()
+            self.transport.loseWriteConnection()
         # Any other transport can't say it.  Closing would lose the response, so
         # it stays open for the peer to end, within the half-close timeout.
 
@@ -362,7 +361,7 @@ class Bridge:
 
     def _judge(self, leg: Leg, reason: Failure) -> None:
         down = leg is self.downstream
-        error = reason.value
+        error: Any = reason.value
         if isinstance(error, ConnectionDone):
             if not self._closing:
                 self._left(leg)
@@ -478,9 +477,7 @@ class Bridge:
             (self.downstream, session.down.bytes),
         ):
             # A foreign transport that can't be asked is full while it pauses.
-            buffered = int(
-                leg.alive and (unsent(leg.transport) or leg.peer.paused)
-            )
+            buffered = int(leg.alive and (unsent(leg.transport) or leg.peer.paused))
             if session.ending is not None and leg.alive:
                 # It is to be reset once its kernel's queue is delivered, too.
                 buffered = leg.undelivered()

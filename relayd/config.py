@@ -8,7 +8,7 @@ wrong is a :class:`~relayd.errors.ConfigError` with one line that quotes it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import attrs
@@ -27,12 +27,20 @@ TIMEOUT_LIMIT = 100_000_000.0
 DEMO_LISTENER = HostPort("127.0.0.1", 8080)
 
 
+def _addresses(given: Iterable[Address]) -> tuple[Address, ...]:
+    return tuple(given)
+
+
 @attrs.frozen
 class Relay:
     """One listener and the servers behind it."""
 
     listen: Address
-    destinations: tuple[Address, ...] = attrs.field(converter=tuple)
+    destinations: Sequence[Address] = attrs.field(converter=_addresses)
+
+
+def _relays(given: Iterable[Relay]) -> tuple[Relay, ...]:
+    return tuple(given)
 
 
 @attrs.frozen
@@ -45,7 +53,7 @@ class Config:
     :ivar demo: relay DEMO_LISTENER to a file server of the current folder.
     """
 
-    relays: tuple[Relay, ...] = attrs.field(converter=tuple)
+    relays: Sequence[Relay] = attrs.field(converter=_relays)
     timeouts: Timeouts = attrs.Factory(Timeouts)
     drain_timeout: float = 10.0
     backlog: int = 4096

@@ -6,11 +6,11 @@ folder, which runs in the same process and is reached over loopback only.
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.interfaces import (
     IListeningPort,
     IProtocol,
@@ -23,6 +23,7 @@ from twisted.web.static import File
 from zope.interface import implementer
 
 from relayd.config import DEMO_LISTENER
+from relayd.dialing import SocketEndpoint
 from relayd.listening import TCPListenerEndpoint
 
 log = Logger(namespace="relayd.demo")
@@ -57,8 +58,8 @@ class DemoSite(Service):
         if self._port is None:
             raise RuntimeError("the demo's file server is not running")
         where: Any = self._port.getHost()
-        dial = TCP4ClientEndpoint(self._reactor, where.host, where.port, timeout=None)
-        return dial.connect(factory)
+        address = (where.host, where.port)
+        return SocketEndpoint(self._reactor, socket.AF_INET, address).connect(factory)
 
 
 class DemoInvitation(Service):

@@ -178,9 +178,11 @@ class _Dial:
     def _connected(self) -> None:
         address, transport = self._address, None
         try:
-            protocol = self._factory.buildProtocol(socket_address(self._family, address))
+            protocol = self._factory.buildProtocol(
+                socket_address(self._family, address)
+            )
             if protocol is None:
-                raise error.NoProtocol()
+                raise error.NoProtocol
             made = connection_class(self._family)
             transport = made(
                 self._socket, protocol, address, None, next(_numbers), self._reactor
@@ -235,7 +237,10 @@ class _Race:
     """Dials that started one after the other; the first to connect wins."""
 
     def __init__(
-        self, reactor: Any, addresses: Sequence[SocketAddress], factory: IProtocolFactory
+        self,
+        reactor: Any,
+        addresses: Sequence[SocketAddress],
+        factory: IProtocolFactory,
     ) -> None:
         self._reactor = reactor
         self._left = list(reversed(addresses))

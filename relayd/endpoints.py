@@ -134,9 +134,7 @@ def _parse(text: str, schemes: frozenset[str] | set[str], lowest_port: int) -> A
         raise ConfigError(
             f"bad address {text!r}: write an IPv6 address in brackets, [::1]:8080"
         )
-    return HostPort(
-        _host(host, text) if host else None, _port(port, text, lowest_port)
-    )
+    return HostPort(_host(host, text) if host else None, _port(port, text, lowest_port))
 
 
 def _port(digits: str, text: str, lowest: int) -> int:
@@ -229,10 +227,11 @@ def dialing_endpoint(address: Address, reactor: Any) -> IStreamClientEndpoint:
     except Exception as problem:
         raise _unusable(address, problem) from problem
     # Twisted checks no port before it dials.
-    port = getattr(getattr(endpoint, "_wrappedEndpoint", endpoint), "_port", None)
-    if isinstance(port, int) and not 1 <= port <= 65535:
+    dialled: Any = getattr(endpoint, "_wrappedEndpoint", endpoint)
+    number = getattr(dialled, "_port", 1)
+    if not 1 <= number <= 65535:
         raise ConfigError(
-            f"bad endpoint {address.text!r}: a port here is 1 to 65535, not {port}"
+            f"bad endpoint {address.text!r}: a port here is 1 to 65535, not {number}"
         )
     return endpoint
 

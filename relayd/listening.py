@@ -65,9 +65,7 @@ class _Exhaustion:
     All listeners of a reactor share one, as they share the descriptors.
     """
 
-    _all: weakref.WeakKeyDictionary[Any, _Exhaustion] = (
-        weakref.WeakKeyDictionary()
-    )
+    _all: weakref.WeakKeyDictionary[Any, _Exhaustion] = weakref.WeakKeyDictionary()
 
     def __init__(self, clock: Any) -> None:
         # Weakly, as the table of all of them is keyed by it.
@@ -212,7 +210,9 @@ class Listener:
 
     def _serve(self, sock: socket.socket, address: Any) -> None:
         try:
-            protocol = self._factory.buildProtocol(socket_address(self._family, address))
+            protocol = self._factory.buildProtocol(
+                socket_address(self._family, address)
+            )
         except Exception:
             log.failure("a client could not be served")
             protocol = None
@@ -339,7 +339,7 @@ def _bind_unix(path: str, backlog: int) -> socket.socket:
     try:
         sock.bind(path)
         # As Twisted's UNIX endpoint does; the folder says who may connect.
-        os.chmod(path, 0o666)
+        os.chmod(path, 0o666)  # noqa: S103
         sock.listen(backlog)
     except OSError:
         sock.close()
@@ -359,9 +359,8 @@ def _unlink_own(path: str, made: os.stat_result) -> Callable[[], None]:
             pass
         except OSError as problem:
             # This process may have given up the right to it since it listens.
-            log.warn(
-                "unix:{path} stays behind: {why}", path=path, why=problem.strerror
-            )
+            why = problem.strerror
+            log.warn("unix:{path} stays behind: {why}", path=path, why=why)
 
     return unlink
 
@@ -414,9 +413,7 @@ class TCPListenerEndpoint(_Endpoint):
         if self._host is None:
             hosts = ["0.0.0.0", "::"]
         else:
-            found = socket.getaddrinfo(
-                self._host, self._port, type=socket.SOCK_STREAM
-            )
+            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
             hosts = list(dict.fromkeys(numeric_host(item[4]) for item in found))
         for tries_left in range(_PORT_TRIES - 1, -1, -1):
             try:

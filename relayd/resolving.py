@@ -42,12 +42,17 @@ LINE = 1024
 MOST_ADDRESSES = 16
 
 
-class _DaemonPool(ThreadPool):
-    """Threads that the interpreter does not wait for."""
+class _DaemonThread(threading.Thread):
+    """One that the interpreter does not wait for."""
 
-    @staticmethod
-    def threadFactory(*args: Any, **keywords: Any) -> threading.Thread:
-        return threading.Thread(*args, daemon=True, **keywords)
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **keywords, daemon=True)
+
+
+class _DaemonPool(ThreadPool):
+    """Threads that nobody waits for when the process ends."""
+
+    threadFactory = _DaemonThread
 
 
 class _LookUp:
@@ -73,7 +78,7 @@ class Resolver:
         self, reactor: Any, look_up: Callable[[str], list[Any]] | None = None
     ) -> None:
         # Weakly, as the table of all resolvers is keyed by it.
-        self._reactor = weakref.proxy(reactor)
+        self._reactor: Any = weakref.proxy(reactor)
         self._look_up = look_up if look_up is not None else _getaddrinfo
         self._pool: ThreadPool | None = None
         self._names: dict[str, _LookUp] = {}

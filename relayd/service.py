@@ -196,8 +196,10 @@ def relay_listening(relay: Relay, config: Config, reactor: Any) -> Listening:
     :raises ConfigError: Twisted can't use one of the endpoint strings.
     """
     pool = Pool(
-        Upstream(dialing_endpoint(address, reactor), _shown(address))
-        for address in relay.destinations
+        [
+            Upstream(dialing_endpoint(address, reactor), _shown(address))
+            for address in relay.destinations
+        ]
     )
     return _listening(relay.listen, pool, config, reactor)
 

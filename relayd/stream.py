@@ -46,7 +46,7 @@ from relayd.interfaces import IGate, ILease, IObserver
 from relayd.observers import Observers, SessionLog
 from relayd.policy import OpenGate
 from relayd.session import Ending, Session
-from relayd.transports import TCPConnection, UNIXConnection
+from relayd.transports import TCPConnection
 from relayd.upstreams import Upstream
 from relayd.wheel import DeadlineWheel
 
@@ -86,7 +86,7 @@ def ending_of_failed_dial(reason: Failure) -> tuple[Ending, str]:
 
 def _set_options(transport: Any) -> None:
     """What :func:`relayd.transports.set_options` does, on transports not of ours."""
-    if isinstance(transport, TCPConnection | UNIXConnection):
+    if isinstance(transport, TCPConnection):
         return
     if ITCPTransport.providedBy(transport) and not IUNIXTransport.providedBy(transport):
         try:
@@ -113,7 +113,7 @@ class UpstreamLeg(Leg):
         _set_options(self.transport)
 
 
-class _UpstreamFactory(Factory):  # type: ignore[type-arg]
+class _UpstreamFactory(Factory):
     """Builds the server's leg for one dial."""
 
     noisy = False
@@ -218,7 +218,9 @@ class StreamProtocol(Leg):
         self._dialing = None
         leg = legs.leg
         if leg is None:
-            raise TypeError(f"the endpoint connected {protocol!r}, not what it was given")
+            raise TypeError(
+                f"the endpoint connected {protocol!r}, not what it was given"
+            )
         if self.session.ending is not None:
             return
         if not leg.alive:
@@ -348,7 +350,7 @@ class StreamProtocol(Leg):
         self.cut(Ending.FAILED, "its deadlines could not be checked")
 
 
-class StreamFactory(Factory):  # type: ignore[type-arg]
+class StreamFactory(Factory):
     """The sessions of one relay, and what they share.
 
     :ivar sessions: the sessions that live, by id.
@@ -378,7 +380,7 @@ class StreamFactory(Factory):  # type: ignore[type-arg]
         """Make the protocol of one accepted client."""
         raise NotImplementedError
 
-    def buildProtocol(self, addr: IAddress | None) -> StreamProtocol | None:
+    def buildProtocol(self, addr: IAddress | None) -> Any:
         # None closes the connection: it was in the backlog when we shut down.
         return None if self._draining is not None else self.build(addr)
 

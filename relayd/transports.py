@@ -11,36 +11,27 @@ gets here, once on the listening socket, whose connections inherit them.
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from twisted.internet import tcp, unix
 from twisted.internet.main import CONNECTION_DONE
 from twisted.python.failure import Failure
 
 if TYPE_CHECKING:
-    from twisted.internet.interfaces import IAddress, IProtocol
+    from twisted.internet.interfaces import IAddress
 
 _DONE = Failure(CONNECTION_DONE)
 
 
-class _Prompt:
-    """Mixed into a Twisted connection: what can be done now needs no turn.
+class TCPConnection(tcp.Server):
+    """A TCP connection, accepted or dialled; what can be done now needs no turn.
 
     :ivar local: the local address where that is known without asking.
     """
 
-    # Twisted's, which mypy can't see from here.
-    connected: bool
-    dataBuffer: bytes  # noqa: N815
-    disconnecting: bool
-    producer: object
-    protocol: Any
-    sessionno: int
-    _tempDataLen: int
-    _writeDisconnected: bool
-
     #: Nobody else holds the descriptor, so closing it is enough.
-    _shouldShutdown = False  # noqa: N815
+    _shouldShutdown = False
 
     _read_ended = False
     local: IAddress | None = None
@@ -50,11 +41,11 @@ class _Prompt:
         return f"<{type(self).__name__} #{self.sessionno}>"
 
     def getHost(self) -> IAddress:
-        return self.local or super().getHost()  # type: ignore[misc,no-any-return]
+        return self.local or super().getHost()
 
     def readConnectionLost(self, reason: Failure) -> None:
         self._read_ended = True
-        super().readConnectionLost(reason)  # type: ignore[misc]
+        super().readConnectionLost(reason)
 
     def write(self, data: bytes) -> None:
         if (
@@ -63,16 +54,15 @@ class _Prompt:
             or not self.connected
             or self._writeDisconnected
         ):
-            super().write(data)  # type: ignore[misc]
+            super().write(data)
             return
-        sent = self.writeSomeData(data)  # type: ignore[attr-defined]
+        sent = self.writeSomeData(data)
         if sent == len(data):
             return
         # The rest waits in Twisted's buffer.  A connection that is lost keeps
         # it all, so that its loss is reported where Twisted reports it: from
         # the reactor, not from within a call of write.
-        rest = data[sent:] if isinstance(sent, int) else data
-        super().write(rest)  # type: ignore[misc]
+        super().write(data[sent:] if isinstance(sent, int) else data)
 
     def _busy(self) -> bool:
         """Bytes are buffered, or somebody promised more."""
@@ -80,27 +70,23 @@ class _Prompt:
 
     def loseWriteConnection(self) -> None:
         if self._busy() or not self.connected or self._writeDisconnected:
-            super().loseWriteConnection()  # type: ignore[misc]
+            super().loseWriteConnection()
             return
         # In the order of FileDescriptor.doWrite: the protocol may close us.
         self._writeDisconnected = True
-        self._closeWriteConnection()  # type: ignore[attr-defined]
+        self._closeWriteConnection()
 
     def loseConnection(self) -> None:
         # Only past the end of data: no event for this descriptor can be under
         # way then, so its number may be used again at once.
         if self._busy() or not (self.connected and self._read_ended):
-            super().loseConnection()  # type: ignore[misc]
+            super().loseConnection()
         elif not self.disconnecting:
-            self.connectionLost(_DONE)  # type: ignore[attr-defined]
+            self.connectionLost(_DONE)
 
 
-class TCPConnection(_Prompt, tcp.Server):
-    """A TCP connection, accepted or dialled."""
-
-
-class UNIXConnection(_Prompt, unix.Server):
-    """A UNIX stream connection, accepted or dialled."""
+class UNIXConnection(TCPConnection, unix.Server):
+    """The same for a UNIX stream connection."""
 
 
 def set_options(sock: socket.socket) -> None:
@@ -110,7 +96,7 @@ def set_options(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
-def connection_class(family: int) -> type[TCPConnection | UNIXConnection]:
+def connection_class(family: int) -> Callable[..., TCPConnection]:
     """The transport for connected sockets of a family.
 
     It is made with (socket, protocol, the peer's address as the socket module

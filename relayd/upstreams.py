@@ -6,7 +6,7 @@ selector (:class:`relayd.interfaces.ISelector`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import attrs
@@ -43,6 +43,10 @@ class RoundRobin:
         return candidates[session.ordinal % len(candidates)]
 
 
+def _fixed(upstreams: Iterable[Upstream]) -> tuple[Upstream, ...]:
+    return tuple(upstreams)
+
+
 @attrs.frozen(eq=False)
 class Pool:
     """The servers that one listener relays to.
@@ -51,7 +55,7 @@ class Pool:
     :ivar selector: picks one of them for a session.
     """
 
-    upstreams: tuple[Upstream, ...] = attrs.field(converter=tuple)
+    upstreams: Sequence[Upstream] = attrs.field(converter=_fixed)
     selector: ISelector = attrs.Factory(RoundRobin)
 
     @classmethod
@@ -84,4 +88,3 @@ class Pool:
         if chosen is None or isinstance(chosen, Upstream):
             return chosen
         raise TypeError(f"the selector chose {chosen!r}, which is not an Upstream")
-

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,8 @@ def descriptors() -> dict[int, str]:
     """The open file descriptors of this process, and what each is."""
     found = {}
     for name in os.listdir("/dev/fd"):
-        try:
+        with suppress(OSError):  # the listing's own
             found[int(name)] = os.readlink(f"/dev/fd/{name}")
-        except OSError:
-            pass  # the listing's own
     return found
 
 

@@ -418,5 +418,3 @@ class StreamTransportContract:
         if peer.socket.family != socket.AF_UNIX:
             assert transport.getTcpNoDelay()
         await self.over(protocol, peer)
-
-

@@ -39,7 +39,7 @@ class FakeTransport:
     :ivar taken: what 'the network' has taken of what was written.
     """
 
-    bufferSize = 65536  # noqa: N815
+    bufferSize = 65536
 
     def __init__(self, port: int = 50000) -> None:
         self.protocol: Any = None
@@ -92,7 +92,7 @@ class FakeTransport:
         self.protocol.connectionLost(Failure(reason or ConnectionLost()))
 
     def take(self, count: int | None = None) -> None:
-        """The network takes `count` of the bytes that are buffered; all, unless given."""
+        """The network takes `count` of the buffered bytes; all, unless given."""
         count = len(self.dataBuffer) if count is None else count
         self.taken += self.dataBuffer[:count]
         self.dataBuffer = self.dataBuffer[count:]

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 #: Seconds after which a test gives up on something that should have happened.
 PATIENCE = 10.0
@@ -81,7 +81,8 @@ class RelayProcess:
             done = self._news.wait_for(
                 lambda: there() or not self._reader.is_alive(), PATIENCE
             )
-        assert done and len(found) >= count, (
+            done = done and there()
+        assert done, (
             f"the log has {len(found)} of {count} lines like {pattern!r}:\n"
             + "\n".join(self.lines[-30:])
         )
@@ -183,7 +184,7 @@ class Server:
     def close(self) -> None:
         self.socket.close()
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

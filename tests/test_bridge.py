@@ -226,7 +226,7 @@ def test_both_eofs_before_the_join_end_the_session() -> None:
 class NoHalfClose(FakeTransport):
     """As FakeTransport, without a way to shut one side."""
 
-    loseWriteConnection: Any = None  # noqa: N815
+    loseWriteConnection: Any = None
 
 
 def test_eof_is_kept_from_a_transport_that_cannot_half_close(

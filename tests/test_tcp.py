@@ -127,9 +127,7 @@ def test_a_session_from_accept_to_end() -> None:
     assert session.connected_at == 0.5
     assert session.duration == 2.0
     assert (session.up.bytes, session.down.bytes) == (10, 4)
-    relay.over(
-        "opened", "dialing server:80", "connected 192.0.2.1:9000", "closed done"
-    )
+    relay.over("opened", "dialing server:80", "connected 192.0.2.1:9000", "closed done")
 
 
 def test_both_connections_get_no_delay_and_keepalive() -> None:
@@ -199,9 +197,7 @@ def test_a_client_that_waits_for_a_banner_gets_it() -> None:
     server.receive_eof()
     client.take()
     assert client.taken == b"banner"
-    relay.over(
-        "opened", "dialing server:80", "connected 192.0.2.1:9000", "closed done"
-    )
+    relay.over("opened", "dialing server:80", "connected 192.0.2.1:9000", "closed done")
 
 
 def test_a_client_that_sent_a_request_waits_for_its_answer() -> None:
@@ -498,9 +494,7 @@ def test_a_drain_lets_sessions_finish() -> None:
     assert not done
     server.receive_eof()
     assert done == again == [None]
-    relay.over(
-        "opened", "dialing server:80", "connected 192.0.2.1:9000", "closed done"
-    )
+    relay.over("opened", "dialing server:80", "connected 192.0.2.1:9000", "closed done")
 
 
 def test_a_drain_does_not_wait_for_ever() -> None:

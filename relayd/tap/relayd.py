@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import attrs
-import twisted
 from twisted.application.service import MultiService
 from twisted.python import usage
 
 import relayd
+import twisted
 from relayd import config
 from relayd.bridge import Timeouts
 from relayd.endpoints import parse_destination, parse_listener
@@ -62,8 +62,10 @@ class Options(usage.Options):
             "half-close-timeout",
             None,
             "300",
-            "Seconds that nothing need move once one side has ended. "
-            "0 means never, for this and the three above.",
+            (
+                "Seconds that nothing need move once one side has ended. "
+                "0 means never, for this and the three above."
+            ),
         ],
         [
             "drain-timeout",
