@@ -47,6 +47,7 @@ _BUILT_IN_CLIENTS = frozenset({"tcp", "ssl", "unix"})
 
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _DIGITS = re.compile(r"[0-9]+")
+_NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
 
 _EXPECTED = (
     "expected a port, host:port, [ipv6]:port, unix:/path or a Twisted endpoint string"
@@ -127,7 +128,7 @@ def _parse(text: str, schemes: frozenset[str] | set[str], lowest_port: int) -> A
     if host.startswith("[") and host.endswith("]"):
         return HostPort(_ipv6(host[1:-1], text), _port(port, text, lowest_port))
     if ":" in host or text.startswith("["):
-        if scheme and not _is_ipv6(text):
+        if scheme and not text.startswith("[") and not _is_ipv6(text):
             raise ConfigError(
                 f"bad address {text!r}: unknown endpoint type {scheme!r}; {_EXPECTED}"
             )
@@ -166,8 +167,9 @@ def _ipv6(host: str, text: str) -> str:
 
 def _host(host: str, text: str) -> str:
     labels = host.removesuffix(".").split(".")
-    if _DIGITS.fullmatch(labels[-1]):
-        # Never a name: resolvers would read 127.1 or 2130706433 as addresses.
+    if _NUMBER.fullmatch(labels[-1]):
+        # Never a name: resolvers read 127.1, 2130706433 and 0x7f000001 as
+        # addresses.
         try:
             return str(ipaddress.IPv4Address(host))
         except ValueError:

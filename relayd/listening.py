@@ -338,11 +338,16 @@ def _bind_unix(path: str, backlog: int) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.bind(path)
+    except OSError:
+        sock.close()
+        raise
+    try:
         # As Twisted's UNIX endpoint does; the folder says who may connect.
         os.chmod(path, 0o666)  # noqa: S103
         sock.listen(backlog)
     except OSError:
         sock.close()
+        os.unlink(path)
         raise
     return sock
 

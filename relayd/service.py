@@ -12,8 +12,10 @@ from typing import Any
 
 import attrs
 from twisted.application.service import MultiService, Service
+from twisted.internet import tcp
 from twisted.internet.defer import gatherResults, inlineCallbacks, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.main import CONNECTION_DONE
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -57,6 +59,7 @@ class RelayService(Service):
         self.listenings = listenings
         self.drain_timeout = drain_timeout
         self.ports: list[IListeningPort] = []
+        self._stopped = False
 
     @property
     def sessions(self) -> int:
@@ -74,6 +77,7 @@ class RelayService(Service):
 
     def startService(self) -> None:
         super().startService()
+        self._stopped = False
         # `twist` starts services without the privileged step.
         if not self.ports:
             self._listen()
@@ -98,11 +102,14 @@ class RelayService(Service):
         starting = False
         if problems:
             for port in self.ports:
-                port.stopListening()
+                _close_now(port)
             self.ports.clear()
             raise problems[0]
 
     def _opened(self, port: IListeningPort, listening: Listening) -> None:
+        if self._stopped:
+            port.stopListening()
+            return
         self.ports.append(port)
         for one in port.ports if isinstance(port, Listeners) else [port]:
             log.info(
@@ -117,13 +124,16 @@ class RelayService(Service):
 
         :return: a Deferred that fires when nothing is left.
         """
+        self._stopped = True
         yield maybeDeferred(super().stopService)
         ports, self.ports = self.ports, []
-        for port in ports:
+        closed = [
             # What goes wrong with a listener must not cost a session its drain.
             maybeDeferred(port.stopListening).addErrback(
                 lambda reason: log.failure("a listener could not be closed", reason)
             )
+            for port in ports
+        ]
         if self.sessions:
             log.info(
                 "{count} sessions may finish within {timeout:g} s",
@@ -131,12 +141,22 @@ class RelayService(Service):
                 timeout=self.drain_timeout,
             )
         drained = [each.factory.drain(self.drain_timeout) for each in self.listenings]
-        yield gatherResults(drained)
+        yield gatherResults([*closed, *drained])
 
     def stop_now(self) -> None:
         """Wait for no session any longer."""
         for each in self.listenings:
             each.factory.cut_all()
+
+
+def _close_now(port: IListeningPort) -> None:
+    """Close a listener of a process that will not see another turn of the reactor."""
+    if isinstance(port, tcp.Port):
+        # Twisted's own close in the next turn, and remove a socket file then.
+        port.stopReading()
+        port.connectionLost(Failure(CONNECTION_DONE))
+    else:
+        port.stopListening()
 
 
 def _why(reason: Failure, listening: Listening) -> CannotStart:

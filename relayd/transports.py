@@ -53,6 +53,7 @@ class TCPConnection(tcp.Server):
             or self._tempDataLen
             or not self.connected
             or self._writeDisconnected
+            or self.TLS
         ):
             super().write(data)
             return
@@ -65,8 +66,13 @@ class TCPConnection(tcp.Server):
         super().write(data[sent:] if isinstance(sent, int) else data)
 
     def _busy(self) -> bool:
-        """Bytes are buffered, or somebody promised more."""
-        return bool(self.dataBuffer or self._tempDataLen or self.producer is not None)
+        """Bytes are buffered, or promised, or TLS has a goodbye to say."""
+        return bool(
+            self.dataBuffer
+            or self._tempDataLen
+            or self.producer is not None
+            or self.TLS
+        )
 
     def loseWriteConnection(self) -> None:
         if self._busy() or not self.connected or self._writeDisconnected:

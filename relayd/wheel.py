@@ -56,6 +56,8 @@ class DeadlineWheel:
         self._count = 0
         self._timer: IDelayedCall | None = None
         self._settled = False
+        #: Buckets are being looked at; the timer is set after that.
+        self._turning = False
 
     def __len__(self) -> int:
         return self._count
@@ -67,7 +69,7 @@ class DeadlineWheel:
         self._buckets[slot][item] = None
         self._count += 1
         self._settled = False
-        if self._timer is None:
+        if self._timer is None and not self._turning:
             self._due = self._clock.seconds() + self._step
             self._timer = self._clock.callLater(self._step, self._turn)
 
@@ -94,13 +96,15 @@ class DeadlineWheel:
         now = self._clock.seconds()
         # A reactor that was busy is late by several buckets; a whole round of
         # them is all there is to catch up with.
+        self._turning = True
         for _ in range(self.SPREAD):
             if self._due > now:
                 break
             self._due += self._step
             self._hand = (self._hand + 1) % self.SPREAD
             self._look(now)
-        if self._count and self._timer is None:
+        self._turning = False
+        if self._count:
             if self._due <= now:
                 self._due = now + self._step
             self._timer = self._clock.callLater(self._due - now, self._turn)
@@ -118,4 +122,8 @@ class DeadlineWheel:
             check(now)
         except Exception:
             log.failure("a session's deadlines could not be checked; it is ended")
-            item.check_failed()
+            try:
+                item.check_failed()
+            except Exception:
+                log.failure("it could not be ended either; it is looked at no more")
+                self.discard(item)

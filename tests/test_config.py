@@ -1,0 +1,189 @@
+"""Settings: numbers as they are written, and listeners matched with destinations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relayd.bridge import Timeouts
+from relayd.config import (
+    BACKLOG_LIMIT,
+    TIMEOUT_LIMIT,
+    Config,
+    Given,
+    Relay,
+    backlog,
+    pair,
+    seconds,
+)
+from relayd.endpoints import HostPort
+from relayd.errors import ConfigError
+
+
+def refusal(parse: Callable[..., object], *args: Any) -> str:
+    """The message of a refusal, which is one line."""
+    with pytest.raises(ConfigError) as caught:
+        parse(*args)
+    message = str(caught.value)
+    assert message.isprintable()
+    return message
+
+
+# -- numbers
+
+
+def test_seconds() -> None:
+    """Whole numbers, fractions, and 0 for those who want no limit."""
+    for text, value in (
+        ("0", 0.0),
+        ("10", 10.0),
+        ("0.25", 0.25),
+        (".5", 0.5),
+        ("1e3", 1000.0),
+        ("100000000", TIMEOUT_LIMIT),
+    ):
+        assert seconds("--idle-timeout", text) == value
+
+
+def test_what_is_no_timeout_is_refused() -> None:
+    """With the option, the text, and what is expected."""
+    bad = ["", "x", "10s", "-1", "-0.001", "nan", "inf", "-inf", "1e400", "0x10"]
+    bad += ["100000001", "1,5", "1 0", "10\n20"]
+    for text in bad:
+        assert refusal(seconds, "--idle-timeout", text) == (
+            f"bad --idle-timeout {text!r}: expected seconds from 0 to 100000000"
+        )
+
+
+@given(st.floats(0, TIMEOUT_LIMIT))
+def test_every_timeout_in_range_can_be_written(value: float) -> None:
+    """As Python writes a number, it is read."""
+    assert seconds("--x", repr(value)) == value
+
+
+@given(st.text() | st.floats().map(str) | st.text("0123456789.e-+_ infa"))
+def test_any_text_is_a_timeout_or_refused(text: str) -> None:
+    """Nothing but a finite number in range gets through."""
+    try:
+        value = seconds("--x", text)
+    except ConfigError as problem:
+        message = str(problem)
+        assert repr(text) in message
+    else:
+        assert math.isfinite(value)
+        assert 0 <= value <= TIMEOUT_LIMIT
+
+
+def test_what_is_no_backlog_is_refused() -> None:
+    """With the text, and what is expected."""
+    bad = ["", "x", "0", "-1", "+1", "1.0", "1e3", " 1", "1_0", "65536", "9" * 5000]
+    bad += ["²", "٣"]  # digits, but not of a number that anyone writes here
+    for text in bad:
+        assert refusal(backlog, text) == (
+            f"bad --backlog {text!r}: expected a number from 1 to 65535"
+        )
+
+
+@given(st.integers(-10, 10 * BACKLOG_LIMIT))
+def test_a_backlog(number: int) -> None:
+    """Exactly the numbers in range are taken."""
+    if 1 <= number <= BACKLOG_LIMIT:
+        assert backlog(str(number)) == number
+    else:
+        assert repr(str(number)) in refusal(backlog, str(number))
+
+
+# -- listeners and destinations
+
+
+def listen(port: int) -> Given:
+    """`--listen`, and a port."""
+    return Given("--listen", str(port), HostPort(None, port))
+
+
+def dest(port: int) -> Given:
+    """`--dest`, and a port."""
+    return Given("--dest", str(port), HostPort(None, port))
+
+
+def ports(relays: tuple[Relay, ...]) -> list[tuple[int, list[int]]]:
+    """Each listener's port, and its destinations'."""
+    assert isinstance(relays, tuple)
+    found: list[Any] = [(each.listen, each.destinations) for each in relays]
+    assert all(isinstance(own, tuple) for _, own in found)
+    return [(where.port, [one.port for one in own]) for where, own in found]
+
+
+def test_one_listener_and_its_destinations() -> None:
+    """In the order given; with one listener they may stand before it."""
+    assert ports(pair([listen(1), dest(2)])) == [(1, [2])]
+    assert ports(pair([dest(2), listen(1)])) == [(1, [2])]
+    assert ports(pair([dest(3), listen(1), dest(2)])) == [(1, [3, 2])]
+    assert ports(pair([listen(1), dest(2), dest(2)])) == [(1, [2, 2])]
+
+
+def test_several_listeners_own_what_follows_them() -> None:
+    """Two that are written alike stay two."""
+    given_ = [listen(1), dest(2), dest(3), listen(1), dest(4)]
+    assert ports(pair(given_)) == [(1, [2, 3]), (1, [4])]
+
+
+def test_what_has_no_partner_is_quoted() -> None:
+    """Which one it is, and what to do about it."""
+    for given_, message in (
+        ([], "nothing to relay: give --listen and --dest"),
+        ([dest(2), dest(3)], "--dest '2' has no --listen"),
+        ([listen(1)], "--listen '1' has no --dest"),
+        ([listen(1), listen(4), dest(2)], "--listen '1' has no --dest"),
+        ([listen(1), dest(2), listen(4)], "--listen '4' has no --dest"),
+        ([dest(2), listen(1), listen(4)], "--dest '2' stands before the first"),
+        ([dest(2), listen(1), dest(3), listen(4), dest(5)], "--dest '2' stands"),
+    ):
+        assert refusal(pair, given_).startswith(message)
+
+
+@given(st.lists(st.booleans(), max_size=8))
+def test_any_order_of_options_is_paired_or_refused(kinds: list[bool]) -> None:
+    """Nothing is lost, doubled or reordered, and no listener is without a server."""
+    given_ = [listen(i) if kind else dest(i) for i, kind in enumerate(kinds)]
+    listeners = [i for i, kind in enumerate(kinds) if kind]
+    try:
+        paired = ports(pair(given_))
+    except ConfigError:
+        # What has an answer is not refused: one that leads, each with its own.
+        sections = "".join("L" if kind else "d" for kind in kinds).split("L")
+        alone = len(listeners) == 1 and "d" in sections[0] + sections[1]
+        assert not alone
+        assert len(listeners) < 2 or sections[0] or "" in sections[1:]
+    else:
+        assert [port for port, _ in paired] == listeners
+        assert all(own for _, own in paired)
+        served = [port for _, own in paired for port in own]
+        assert served == [i for i, kind in enumerate(kinds) if not kind]
+        if len(paired) > 1:
+            assert all(port < min(own) for port, own in paired)
+
+
+# -- the settings
+
+
+def test_the_defaults() -> None:
+    """Those that the requirements name."""
+    config = Config(())
+    assert config.timeouts == Timeouts(connect=10, stall=10, idle=3600, half_close=300)
+    assert config.drain_timeout == 10
+    assert (config.verbose, config.demo) == (False, False)
+
+
+def test_settings_do_not_change() -> None:
+    """A relay that runs can rely on what it was given."""
+    relay = Relay(HostPort(None, 1), (HostPort(None, 80),))
+    for frozen in (relay, Config((relay,))):
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            setattr(frozen, attrs.fields(type(frozen))[0].name, None)

@@ -1,0 +1,547 @@
+"""The address grammar: every short form, every refusal, and what is made of them."""
+
+from __future__ import annotations
+
+import re
+import socket
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from hypothesis import example, given
+from hypothesis import strategies as st
+from twisted.internet import reactor
+from twisted.internet.address import (
+    HostnameAddress,
+    IPv4Address,
+    IPv6Address,
+    UNIXAddress,
+)
+from twisted.internet.endpoints import (
+    TCP4ClientEndpoint,
+    TCP4ServerEndpoint,
+    UNIXClientEndpoint,
+    UNIXServerEndpoint,
+)
+from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
+from twisted.internet.protocol import Factory
+
+import relayd.endpoints
+from relayd.addresses import address_name, host_port, numeric_host, socket_address
+from relayd.dialing import NameEndpoint, SocketEndpoint
+from relayd.endpoints import (
+    Address,
+    EndpointString,
+    HostPort,
+    UnixPath,
+    dialing_endpoint,
+    listening_endpoint,
+    parse_destination,
+    parse_listener,
+)
+from relayd.errors import ConfigError
+from relayd.listening import TCPListenerEndpoint, UNIXListenerEndpoint
+from tests.contracts import Recorder, until
+from tests.process import Server
+
+PARSERS = [parse_listener, parse_destination]
+
+#: The longest name that DNS has: 253 characters in labels of at most 63.
+LONGEST_NAME = ".".join(["a" * 63, "b" * 63, "c" * 63, "d" * 61])
+
+
+def outcome(parse: Any, text: str) -> Any:
+    """The address, or what its refusal says once it has quoted the text, in a line."""
+    try:
+        return parse(text)
+    except ConfigError as problem:
+        message = str(problem)
+        named = f"bad address {text!r}: "
+        assert message.startswith(named)
+        assert message.isprintable()
+        return message.removeprefix(named)
+
+
+def refused(parse: Any, text: str, why: str) -> bool:
+    """Whether `text` is refused for that reason."""
+    says = outcome(parse, text)
+    return isinstance(says, str) and why in says
+
+
+# -- short forms
+
+
+SHORT_FORMS = {
+    "8080": HostPort(None, 8080),
+    ":8080": HostPort(None, 8080),
+    "1": HostPort(None, 1),
+    "65535": HostPort(None, 65535),
+    "00080": HostPort(None, 80),
+    "127.0.0.1:8080": HostPort("127.0.0.1", 8080),
+    "0.0.0.0:80": HostPort("0.0.0.0", 80),
+    "[::1]:8080": HostPort("::1", 8080),
+    "[::]:80": HostPort("::", 80),
+    "[2001:DB8::1]:80": HostPort("2001:DB8::1", 80),
+    "[::ffff:192.0.2.1]:80": HostPort("::ffff:192.0.2.1", 80),
+    "[fe80::1%eth0]:80": HostPort("fe80::1%eth0", 80),
+    "[fe80::1%3]:80": HostPort("fe80::1%3", 80),
+    "localhost:8080": HostPort("localhost", 8080),
+    "db:5432": HostPort("db", 5432),
+    "example.com:80": HostPort("example.com", 80),
+    "example.com.:80": HostPort("example.com.", 80),
+    "EXAMPLE.com:80": HostPort("EXAMPLE.com", 80),
+    "my_service_1:80": HostPort("my_service_1", 80),
+    "_sip._tcp.example.com:80": HostPort("_sip._tcp.example.com", 80),
+    "xn--bcher-kva.example:80": HostPort("xn--bcher-kva.example", 80),
+    "3com.com:80": HostPort("3com.com", 80),
+    "10.in-addr:80": HostPort("10.in-addr", 80),
+    f"{LONGEST_NAME}:80": HostPort(LONGEST_NAME, 80),
+}
+
+
+def test_a_host_and_port() -> None:
+    """Every short form with a port, to listen on and to connect to."""
+    for parse in PARSERS:
+        assert {text: outcome(parse, text) for text in SHORT_FORMS} == SHORT_FORMS
+
+
+def test_a_unix_path() -> None:
+    """`unix:` and an absolute path is a short form, whatever else is in the path."""
+    for parse in PARSERS:
+        assert parse("unix:/run/x.sock") == UnixPath("/run/x.sock")
+        assert parse("unix:/a b=c@d[1]é") == UnixPath("/a b=c@d[1]é")
+
+
+def test_the_length_of_a_unix_path_is_counted_in_bytes() -> None:
+    """107 bytes fit into the kernel's structure with its NUL, 108 do not."""
+    fits = "/" + "x" * 104 + "é"
+    for parse in PARSERS:
+        assert parse(f"unix:{fits}") == UnixPath(fits)
+        assert refused(parse, f"unix:{fits}x", "at most 107 bytes, this one 108")
+
+
+def test_the_limit_of_a_unix_path_is_the_kernels() -> None:
+    """What the grammar lets through, bind(2) does not find too long."""
+    with closing(socket.socket(socket.AF_UNIX)) as sock:
+        with pytest.raises(FileNotFoundError):
+            sock.bind("/nowhere/" + "x" * 98)
+        with pytest.raises(OSError, match="too long"):
+            sock.bind("/nowhere/" + "x" * 99)
+
+
+def test_port_0_is_for_listeners() -> None:
+    """A listener may ask for any free port; nobody can connect to port 0."""
+    assert parse_listener("0") == HostPort(None, 0)
+    assert parse_listener("[::1]:0") == HostPort("::1", 0)
+    for text in ("0", ":0", "127.0.0.1:0", "[::1]:0", "example.com:0"):
+        assert refused(parse_destination, text, "a port here is 1 to 65535, not 0")
+
+
+# -- refusals
+
+
+REFUSED = {
+    "": "expected a port, host:port",
+    " 80": "expected a port, host:port",
+    "80 ": "expected a port, host:port",
+    "80\n": "expected a port, host:port",
+    "a\tb:80": "expected a port, host:port",
+    "\x0080": "expected a port, host:port",
+    "a\u2028b:80": "expected a port, host:port",
+    "unix:/run/\udcff": "expected a port, host:port",
+    "unix:/run/x ": "expected a port, host:port",
+    ":": "'' is not a port",
+    "host": "'host' is not a port",
+    "127.0.0.1": "'127.0.0.1' is not a port",
+    "127.0.0.1:": "'' is not a port",
+    "host:http": "'http' is not a port",
+    "http://example.com": "'//example.com' is not a port",
+    "-1": "'-1' is not a port",
+    "+80": "'+80' is not a port",
+    "8_0": "'8_0' is not a port",
+    "80.0": "'80.0' is not a port",
+    "٨٠": "'٨٠' is not a port",
+    "[::1]:": "'' is not a port",
+    "65536": "to 65535, not 65536",
+    "host:99999": "to 65535, not 99999",
+    "000080": "to 65535, not 000080",
+    "9" * 5000: "to 65535, not 999",
+    "host:80:90": "unknown endpoint type 'host'",
+    "http://example.com:80": "unknown endpoint type 'http'",
+    "tpc:8080:interface=::1": "unknown endpoint type 'tpc'",
+    "::1": "write an IPv6 address in brackets, [::1]:8080",
+    "::1:8080": "write an IPv6 address in brackets, [::1]:8080",
+    "fe80::1:8080": "write an IPv6 address in brackets, [::1]:8080",
+    "[]:80": "'' is not an IPv6 address",
+    "[localhost]:80": "'localhost' is not an IPv6 address",
+    "[127.0.0.1]:80": "'127.0.0.1' is not an IPv6 address",
+    "[::1%]:80": "'::1%' is not an IPv6 address",
+    "[::12345]:80": "'::12345' is not an IPv6 address",
+    "256.0.0.1:80": "'256.0.0.1' is not an IPv4 address",
+    "1.2.3.4.5:80": "'1.2.3.4.5' is not an IPv4 address",
+    "1.2.3.4.:80": "'1.2.3.4.' is not an IPv4 address",
+    "example.123:80": "'example.123' is not an IPv4 address",
+    ".:80": "'.' is not a host name",
+    "..:80": "'..' is not a host name",
+    "a..b:80": "'a..b' is not a host name",
+    ".a:80": "'.a' is not a host name",
+    "a.b..:80": "'a.b..' is not a host name",
+    "*:80": "'*' is not a host name",
+    "a b:80": "'a b' is not a host name",
+    "user@host:80": "'user@host' is not a host name",
+    "-a:80": "'-a' is not a host name",
+    "a-.b:80": "'a-.b' is not a host name",
+    "bücher.example:80": "write an international name in its xn-- form",
+    f"{'a' * 64}.b:80": "is not a host name",
+    f"a{LONGEST_NAME}:80": "is not a host name",
+    f"{LONGEST_NAME}e:80": "is not a host name",
+}
+
+
+def test_what_is_no_address_is_refused() -> None:
+    """The refusal quotes what was written and says what is wrong with it."""
+    for parse in PARSERS:
+        otherwise = {
+            text: outcome(parse, text)
+            for text, why in REFUSED.items()
+            if not refused(parse, text, why)
+        }
+        assert not otherwise
+
+
+def test_a_bracket_does_not_open_an_endpoint_type() -> None:
+    """An IPv6 address that lacks its port or bracket is told so."""
+    for text in ("[::1]", "[::1", "[::1]8080", "[fe80::1%eth0]"):
+        for parse in PARSERS:
+            assert "endpoint type" not in outcome(parse, text)
+
+
+def test_another_way_to_write_an_ipv4_address_is_no_name() -> None:
+    """What the resolver would read as an address must not pass for a name."""
+    hosts = ["127.1", "2130706433", "127.0.1", "0177.0.0.1", "127.0.0.01", "0x7f.1"]
+    hosts += ["0x7f000001", "0X7F000001", "127.0.0.0x1", "0x7f.0x1"]
+    assert {socket.inet_aton(host) for host in hosts} == {b"\x7f\0\0\1"}
+    for parse in PARSERS:
+        assert not [
+            host for host in hosts if not refused(parse, f"{host}:80", "is not")
+        ]
+
+
+# -- Twisted's endpoint strings
+
+
+def test_a_server_endpoint_string_is_passed_on() -> None:
+    """Twisted's own types, of its core and of its plugins, are not looked into."""
+    for text in (
+        "tcp:8080",
+        "tcp:8080:interface=127.0.0.1",
+        "TCP:8080",
+        "tcp:",
+        "tcp:99999",
+        "tcp6:8080",
+        "ssl:8443:privateKey=key.pem:certKey=crt.pem",
+        "systemd:domain=INET:index=0",
+        "haproxy:tcp:8080",
+        "unix:/run/x.sock:mode=600",
+        "unix:/run/a\\:b",
+        "unix:/run/a\\b",
+        "unix:relative",
+        "unix:",
+    ):
+        assert outcome(parse_listener, text) == EndpointString(text)
+
+
+def test_a_client_endpoint_string_is_passed_on() -> None:
+    """The same for those that connect."""
+    for text in (
+        "tcp:example.com:80",
+        "tcp:host=example.com:port=80:timeout=3",
+        "tls:example.com:443",
+        "ssl:example.com:443",
+        "unix:/run/x.sock:timeout=3",
+        "unix:path=/run/x.sock",
+    ):
+        assert outcome(parse_destination, text) == EndpointString(text)
+
+
+def test_each_side_has_its_own_endpoint_types() -> None:
+    """Nobody dials systemd; the refusal says that the type is not known here."""
+    text = "systemd:domain=INET:index=0"
+    assert refused(parse_destination, text, "unknown endpoint type 'systemd'")
+
+
+# -- any text at all
+
+# Mostly pieces of addresses, so that most texts come near to one.
+_PIECES = st.sampled_from(
+    [*":[]%/\\=.-_ \né", "unix:", "tcp:", "::1", "0", "80", "65536", "127", "0x7f"]
+)
+ANYTHING = st.text() | st.lists(_PIECES, max_size=9).map("".join)
+
+
+@given(ANYTHING)
+@example("[fe80::1%a]b:c]:80")
+@example("unix:/" + "é" * 54)
+@example("[::1%a b]:80")
+def test_any_text_is_understood_or_refused(text: str) -> None:
+    """Never another error, never a message of two lines, and `str` reads back."""
+    for parse in PARSERS:
+        try:
+            where: Address = parse(text)
+        except ConfigError as problem:
+            message = str(problem)
+            assert repr(text) in message
+            assert message.isprintable()
+        else:
+            assert parse(str(where)) == where
+
+
+_NUMBERS = st.integers(0, 2**32).flatmap(
+    lambda n: st.sampled_from([str(n), hex(n), f"0{n:o}", hex(n).upper()])
+)
+
+
+@given(
+    st.lists(
+        st.integers(0, 300).flatmap(
+            lambda n: st.sampled_from([str(n), hex(n), f"0{n:o}"])
+        )
+        | _NUMBERS,
+        min_size=1,
+        max_size=5,
+    ).map(".".join)
+)
+def test_a_number_is_an_address_or_refused(host: str) -> None:
+    """Of all that the resolver reads as an IPv4 address, one form is let in."""
+    packed = None
+    with suppress(OSError):
+        packed = socket.inet_aton(host)
+    with suppress(ConfigError):
+        where = parse_destination(f"{host}:80")
+        if packed is not None:
+            assert where == HostPort(socket.inet_ntoa(packed), 80)
+            assert re.fullmatch(r"\d+(\.\d+){3}", host)
+
+
+# -- what is made of them
+
+
+def test_a_short_form_listens_with_our_own() -> None:
+    """The listeners that wait out a full descriptor table, named as written."""
+    for text, kind, where in (
+        ("8080", TCPListenerEndpoint, "port 8080 of all addresses"),
+        ("127.0.0.1:0", TCPListenerEndpoint, "127.0.0.1:0"),
+        ("[::1]:80", TCPListenerEndpoint, "[::1]:80"),
+        ("localhost:80", TCPListenerEndpoint, "localhost:80"),
+        ("unix:/run/x", UNIXListenerEndpoint, "unix:/run/x"),
+    ):
+        endpoint: Any = listening_endpoint(parse_listener(text), reactor)
+        assert type(endpoint) is kind
+        assert IStreamServerEndpoint.providedBy(endpoint)
+        assert endpoint.where == where
+
+
+def test_an_endpoint_string_listens_with_twisted() -> None:
+    """What its own grammar describes is its own to open."""
+    for text, kind in (
+        ("tcp:8080:interface=127.0.0.1", TCP4ServerEndpoint),
+        ("unix:/run/x.sock:mode=600", UNIXServerEndpoint),
+    ):
+        assert type(listening_endpoint(parse_listener(text), reactor)) is kind
+
+
+def test_what_dials_an_address() -> None:
+    """Addresses and names are dialled by our own sockets, the rest by Twisted's."""
+    for text, kind in (
+        ("8080", SocketEndpoint),
+        ("127.0.0.1:80", SocketEndpoint),
+        ("[::1]:80", SocketEndpoint),
+        ("[::1%1]:80", SocketEndpoint),
+        ("unix:/run/x", SocketEndpoint),
+        ("localhost:80", NameEndpoint),
+        ("example.com.:80", NameEndpoint),
+        ("tcp:127.0.0.1:80", TCP4ClientEndpoint),
+        ("unix:/run/x:timeout=3", UNIXClientEndpoint),
+    ):
+        endpoint = dialing_endpoint(parse_destination(text), reactor)
+        assert type(endpoint) is kind
+        assert IStreamClientEndpoint.providedBy(endpoint)
+
+
+def test_names_are_not_looked_up_before_they_are_dialled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A name that has no address yet, or another one later, is no error at start."""
+
+    def asked(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a name was looked up")
+
+    monkeypatch.setattr(socket, "getaddrinfo", asked)
+    dialing_endpoint(parse_destination("name.invalid:80"), reactor)
+    listening_endpoint(parse_listener("name.invalid:80"), reactor)
+
+
+async def reach(text: str) -> str:
+    """Dial a destination, and close again; the name of what was reached."""
+    protocol = Recorder()
+    endpoint = dialing_endpoint(parse_destination(text), reactor)
+    await endpoint.connect(Factory.forProtocol(lambda: protocol))
+    name = address_name(protocol.transport.getPeer())
+    protocol.transport.loseConnection()
+    await until(lambda: "lost" in protocol.events)
+    return name
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_tcp_destination_is_reached() -> None:
+    """Without a host it is this machine; a name is looked up when dialled."""
+    with Server() as server:
+        port = server.socket.getsockname()[1]
+        for host in ("", ":", "127.0.0.1:", "localhost:"):
+            assert await reach(f"{host}{port}") == f"127.0.0.1:{port}"
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_ipv6_destination_is_reached() -> None:
+    """Without Twisted's endpoints, which would look the address up."""
+    with Server(socket.AF_INET6) as server:
+        assert await reach(server.address) == server.address
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_unix_destination_is_reached(tmp_socket: Path) -> None:
+    """`unix:/path` to connect to."""
+    with Server(socket.AF_UNIX, str(tmp_socket)) as server:
+        assert await reach(server.address) == server.address
+
+
+# -- what can't be made
+
+
+def unusable(make: Any, where: Address) -> str:
+    """What a refusal says of an endpoint string; checks that it quotes it in a line."""
+    with pytest.raises(ConfigError) as caught:
+        make(where, reactor)
+    message = str(caught.value)
+    named = f"bad endpoint {str(where)!r}: Twisted can't use it ("
+    assert message.startswith(named)
+    assert message.isprintable()
+    return message.removeprefix(named)
+
+
+def test_a_bad_server_string_is_one_line() -> None:
+    """Whatever Twisted's parsers stumble over is quoted, with the reason."""
+    for text, why in (
+        ("tcp:", "invalid literal for int"),
+        ("tcp:http", "'http'"),
+        ("tcp:80:nosuch=1", "'nosuch'"),
+        ("TCP:80", "Unknown endpoint type"),
+        ("tcp:80:a=\\", "StopIteration"),
+        ("ssl:443:privateKey=/nowhere/key.pem", "/nowhere/key.pem"),
+        ("systemd:domain=INET", "Specify exactly one"),
+    ):
+        assert why in unusable(listening_endpoint, parse_listener(text))
+
+
+def test_a_bad_client_string_is_one_line() -> None:
+    """The same for those that connect."""
+    for text, why in (
+        ("tcp:80", "'port'"),
+        ("tcp:host=a:port=b", "'b'"),
+        ("tcp:a:80:timeout=x", "'x'"),
+        ("tls:example.com", "'port'"),
+    ):
+        assert why in unusable(dialing_endpoint, parse_destination(text))
+
+
+def test_a_client_string_with_an_impossible_port_is_one_line() -> None:
+    """Twisted would find out when it dials, for every session anew."""
+    for text in ("tcp:example.com:0", "tcp:h:99999", "tcp:h:-1", "tls:example.com:0"):
+        port = text.rpartition(":")[2]
+        with pytest.raises(ConfigError) as caught:
+            dialing_endpoint(parse_destination(text), reactor)
+        assert str(caught.value) == (
+            f"bad endpoint {text!r}: a port here is 1 to 65535, not {port}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("problem", "says"),
+    [
+        (OSError("first line\n  second line"), "(OSError: first line second line)"),
+        (KeyError(), "(KeyError: KeyError)"),
+    ],
+)
+def test_a_parser_may_raise_anything(
+    monkeypatch: pytest.MonkeyPatch, problem: Exception, says: str
+) -> None:
+    """Several lines become one; an error without words is named by its kind."""
+
+    def stumble(*_: Any) -> Any:
+        raise problem
+
+    monkeypatch.setattr(relayd.endpoints, "serverFromString", stumble)
+    monkeypatch.setattr(relayd.endpoints, "clientFromString", stumble)
+    for make in (listening_endpoint, dialing_endpoint):
+        assert says in f"({unusable(make, EndpointString('x:y'))}"
+
+
+def test_an_unknown_interface_is_one_line() -> None:
+    """`%eth7` on a machine without eth7: an error of the settings, which names it."""
+    where = parse_destination("[fe80::1%no-such-if]:80")
+    with pytest.raises(ConfigError, match="fe80::1%no-such-if"):
+        dialing_endpoint(where, reactor)
+
+
+# -- addresses as text
+
+
+def test_host_and_port_as_text() -> None:
+    """Brackets stand where the host has colons of its own."""
+    assert host_port("127.0.0.1", 80) == "127.0.0.1:80"
+    assert host_port("::1", 80) == "[::1]:80"
+    assert host_port("localhost", 80) == "localhost:80"
+
+
+def test_the_name_of_an_address() -> None:
+    """An IPv4 client of a dual-stack socket goes by its IPv4 address."""
+    for address, name in (
+        (IPv4Address("TCP", "192.0.2.1", 80), "192.0.2.1:80"),
+        (IPv6Address("TCP", "2001:db8::1", 80), "[2001:db8::1]:80"),
+        (IPv6Address("TCP", "fe80::1%eth0", 80), "[fe80::1%eth0]:80"),
+        (IPv6Address("TCP", "::ffff:192.0.2.1", 80), "192.0.2.1:80"),
+        (IPv6Address("TCP", "::ffff:0", 80), "[::ffff:0]:80"),
+        (UNIXAddress("/run/x"), "unix:/run/x"),
+        (UNIXAddress("/run/é"), "unix:/run/é"),
+        (UNIXAddress("/run/a b"), "unix:/run/a\\x20b"),
+        (UNIXAddress("/run/\udcff"), "unix:/run/\\xff"),
+        (UNIXAddress(b"\0hidden"), "unix:\\x00hidden"),
+        (UNIXAddress("/run/a b\nc"), "unix:/run/a\\x20b\\nc"),
+        (UNIXAddress(None), "unix:"),
+        (None, "-"),
+    ):
+        assert address_name(address) == name
+
+
+def test_an_address_of_another_kind_is_named_somehow() -> None:
+    """An endpoint of somebody else's may have any."""
+    address = HostnameAddress(b"example.com", 80)
+    assert address_name(address) == str(address)
+
+
+def test_socket_addresses_become_twisteds() -> None:
+    """With the family's own class, and a scope by the name of its interface."""
+    index, interface = socket.if_nameindex()[0]
+    v6 = socket_address(socket.AF_INET6, ("fe80::1", 80, 0, index))
+    assert v6 == IPv6Address("TCP", f"fe80::1%{interface}", 80, 0, index)
+    assert socket_address(socket.AF_INET6, ("::1", 80, 0, 0)) == IPv6Address(
+        "TCP", "::1", 80
+    )
+    assert socket_address(socket.AF_INET, ("192.0.2.1", 80)) == IPv4Address(
+        "TCP", "192.0.2.1", 80
+    )
+    assert socket_address(socket.AF_UNIX, "/run/x") == UNIXAddress("/run/x")
+    assert socket_address(socket.AF_UNIX, "") == UNIXAddress(None)
+    assert numeric_host(("fe80::1", 80, 0, index)) == f"fe80::1%{interface}"

@@ -1,0 +1,471 @@
+"""Who hears of sessions, the line that says how one ended, and what is behind both."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from twisted.internet.address import UNIXAddress
+from twisted.logger import (
+    LogEvent,
+    LogLevel,
+    capturedLogs,
+    formatEvent,
+    formatEventAsClassicLogText,
+    jsonFileLogObserver,
+)
+from zope.interface.verify import verifyObject
+
+from relayd.addresses import address_name
+from relayd.interfaces import IGate, ILease, IObserver, ISelector
+from relayd.observers import Observer, Observers, SessionLog, VerboseSessionLog
+from relayd.policy import OpenGate
+from relayd.session import Direction, Ending, Session
+from relayd.upstreams import Pool, RoundRobin, Upstream
+from tests.conftest import LoggedFailures
+from tests.fakes import FakeEndpoint
+
+HOOKS = ("opened", "dialing", "connected", "closed", "refused")
+
+
+def a_session(**facts: Any) -> Session:
+    """A session that is over."""
+    return attrs.evolve(
+        Session(
+            id=7,
+            ordinal=3,
+            client="192.0.2.1:50000",
+            listener="192.0.2.2:80",
+            opened_at=100.0,
+            upstream="192.0.2.3:8080",
+            connected_at=100.25,
+            ended_at=101.5,
+            up=Direction(bytes=10, eof=True),
+            down=Direction(bytes=20, eof=True),
+            ending=Ending.DONE,
+        ),
+        **facts,
+    )
+
+
+def tell_all(observer: Any, session: Session) -> None:
+    """Call every hook."""
+    for name in HOOKS:
+        why = ["full"] if name == "refused" else []
+        getattr(observer, name)(session, *why)
+
+
+class Everything:
+    """Hears everything; no subclass of Observer."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[Any, ...]] = []
+
+    def opened(self, session: Session) -> None:
+        self.heard.append(("opened", session))
+
+    def dialing(self, session: Session) -> None:
+        self.heard.append(("dialing", session))
+
+    def connected(self, session: Session) -> None:
+        self.heard.append(("connected", session))
+
+    def closed(self, session: Session) -> None:
+        self.heard.append(("closed", session))
+
+    def refused(self, session: Session, why: str) -> None:
+        self.heard.append(("refused", session, why))
+
+
+class Ends(Observer):
+    """Wants to hear of ends only."""
+
+    def __init__(self) -> None:
+        self.heard: list[Session] = []
+
+    def closed(self, session: Session) -> None:
+        self.heard.append(session)
+
+
+class Broken(Observer):
+    """Raises whenever it hears of an upstream."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def opened(self, session: Session) -> None:
+        self.heard.append("opened")
+
+    def dialing(self, session: Session) -> None:
+        self.heard.append("dialing")
+        raise ZeroDivisionError("of the observer")
+
+    def closed(self, session: Session) -> None:
+        self.heard.append("closed")
+
+
+# -- several observers
+
+
+def test_everyone_hears_everything_in_order() -> None:
+    """Each hook, with its arguments, in the order in which they were given."""
+    first, second = Everything(), Everything()
+    second.heard = first.heard
+    session = a_session()
+    tell_all(Observers(first, second), session)
+    assert (
+        first.heard
+        == [fact for name in HOOKS[:-1] for fact in [(name, session)] * 2]
+        + [("refused", session, "full")] * 2
+    )
+
+
+def test_a_subclass_hears_what_it_overrides() -> None:
+    """The rest costs nothing and disturbs nobody."""
+    ends, session = Ends(), a_session()
+    tell_all(Observers(ends), session)
+    assert ends.heard == [session]
+    tell_all(Observers(Observer()), session)
+    tell_all(Observers(), session)
+
+
+def test_observers_are_an_observer() -> None:
+    """So are all of ours; several may be nested."""
+    ends, session = Ends(), a_session()
+    observers = Observers(Observers(ends), ends)
+    for observer in (observers, Observer(), SessionLog(), VerboseSessionLog()):
+        assert verifyObject(IObserver, observer)
+    observers.closed(session)
+    assert ends.heard == [session, session]
+
+
+def test_an_observer_that_raises_is_logged_and_dropped(
+    logged_failures: LoggedFailures,
+) -> None:
+    """Once, with its traceback; the others hear this and all that follows."""
+    before, broken, after = Everything(), Broken(), Everything()
+    observers = Observers(before, broken, after)
+    session = a_session()
+    tell_all(observers, session)
+    tell_all(observers, session)
+    assert broken.heard == ["opened", "dialing"]
+    assert len(before.heard) == len(after.heard) == 2 * len(HOOKS)
+    assert "in dialing" in logged_failures.take("of the observer")
+
+
+def test_the_log_names_the_observer_that_failed(
+    logged_failures: LoggedFailures,
+) -> None:
+    """Its operator has to find it."""
+    with capturedLogs() as events:
+        Observers(Broken()).dialing(a_session())
+    [event] = events
+    assert event["log_level"] is LogLevel.critical
+    assert "Broken object" in formatEvent(event)
+    assert "failed in dialing and is not called again" in formatEvent(event)
+    logged_failures.take("of the observer")
+
+
+def test_one_of_two_alike_is_dropped(logged_failures: LoggedFailures) -> None:
+    """The one that raised, not its kind."""
+    sound, broken = Ends(), Ends()
+    broken.heard = None  # type: ignore[assignment]
+    observers = Observers(broken, sound)
+    observers.closed(a_session())
+    observers.closed(a_session())
+    assert len(sound.heard) == 2
+    assert logged_failures.take("NoneType")
+
+
+# -- the line of a session
+
+
+def logged(observer: Any, hook: str, *facts: Any) -> LogEvent:
+    """The one event that a hook logs."""
+    with capturedLogs() as events:
+        getattr(observer, hook)(*facts)
+    [event] = events
+    assert event["log_namespace"] == "relayd.session"
+    assert event["log_level"] is LogLevel.info
+    return event
+
+
+def test_the_line_of_a_session() -> None:
+    """Its fields, in their order; README and users' scripts rely on them."""
+    event = logged(SessionLog(), "closed", a_session())
+    assert formatEvent(event) == (
+        "session=7 client=192.0.2.1:50000 listener=192.0.2.2:80"
+        " upstream=192.0.2.3:8080 duration=1.500 up=10 down=20"
+        " ending=done code=--"
+    )
+
+
+def test_the_line_of_a_session_that_had_no_upstream() -> None:
+    """A dash keeps the place, and a detail comes last, in quotes."""
+    event = logged(
+        SessionLog(),
+        "closed",
+        a_session(upstream="", ending=Ending.NO_UPSTREAM, detail="it's\nempty"),
+    )
+    assert formatEvent(event) == (
+        "session=7 client=192.0.2.1:50000 listener=192.0.2.2:80"
+        " upstream=- duration=1.500 up=10 down=20"
+        ' ending=no_upstream code=SC detail="it\'s\\nempty"'
+    )
+
+
+def test_the_line_of_a_client_turned_away() -> None:
+    """A refusal has the same line; the reason is its detail."""
+    session = a_session(ending=Ending.REFUSED, detail="too many", upstream="")
+    refused = logged(SessionLog(), "refused", session, "too many")
+    assert formatEvent(refused) == formatEvent(logged(SessionLog(), "closed", session))
+    assert "ending=refused code=PR detail='too many'" in formatEvent(refused)
+
+
+def test_a_session_without_an_ending_has_a_line_all_the_same() -> None:
+    """Nobody should report one, and nobody should fail over it."""
+    event = logged(SessionLog(), "closed", a_session(ending=None, ended_at=None))
+    assert "duration=0.000" in formatEvent(event)
+    assert formatEvent(event).endswith(" ending= code=")
+
+
+def test_the_event_carries_the_same_facts() -> None:
+    """For those who log as JSON: every field under the name it has in the line."""
+    event = logged(SessionLog(), "closed", a_session(detail="because"))
+    fields = {key: event[key] for key in event if not key.startswith("log_")}
+    fields.pop("line")
+    assert fields == {
+        "session": 7,
+        "client": "192.0.2.1:50000",
+        "listener": "192.0.2.2:80",
+        "upstream": "192.0.2.3:8080",
+        "duration": 1.5,
+        "up": 10,
+        "down": 20,
+        "ending": "done",
+        "code": "--",
+        "detail": "because",
+    }
+    out = StringIO()
+    jsonFileLogObserver(out, recordSeparator="")(event)
+    written = json.loads(out.getvalue())
+    assert {key: written[key] for key in fields} == fields
+
+
+def test_the_plain_log_says_nothing_before_the_end() -> None:
+    """One session, one line."""
+    with capturedLogs() as events:
+        for hook in ("opened", "dialing", "connected"):
+            getattr(SessionLog(), hook)(a_session())
+            getattr(Observers(SessionLog()), hook)(a_session())
+    assert events == []
+
+
+def test_the_verbose_log_says_every_step() -> None:
+    """A line for each, and at the end the same as ever."""
+    log, session = VerboseSessionLog(), a_session()
+    assert formatEvent(logged(log, "opened", session)) == (
+        "opened session=7 client=192.0.2.1:50000 listener=192.0.2.2:80"
+    )
+    for hook in ("dialing", "connected"):
+        assert formatEvent(logged(log, hook, session)) == (
+            f"{hook} session=7 upstream=192.0.2.3:8080"
+        )
+    assert formatEvent(logged(log, "closed", session)) == formatEvent(
+        logged(SessionLog(), "closed", session)
+    )
+
+
+def lines(event: LogEvent) -> int:
+    """How many lines twistd writes for an event."""
+    text = formatEventAsClassicLogText(event)
+    assert text is not None
+    assert "Unable to format" not in text
+    return len(text.splitlines())
+
+
+@given(st.text() | st.text("{}!r:.0[]\n\r\x1b\u2028 '\"\\=%"))
+@example("{line}{session!r}{}")
+@example("the\nline\r\nends\u2028here")
+def test_a_detail_never_breaks_the_line(text: str) -> None:
+    """It may quote what a peer or a program said, and has one line all the same."""
+    event = logged(SessionLog(), "closed", a_session(detail=text))
+    assert lines(event) == 1
+    assert event["detail"] == text
+
+
+def test_a_hostile_name_never_breaks_the_line() -> None:
+    """Whoever chose the name, every line of the log is one event's."""
+    broken = set()
+    for field in ("client", "listener", "upstream"):
+        for text in ("{line}{session!r}{}", "unix:/a\nb", "unix:/a\rb"):
+            session = a_session(**{field: text})
+            for log in (SessionLog(), VerboseSessionLog()):
+                with capturedLogs() as events:
+                    tell_all(log, session)
+                if any(lines(event) != 1 for event in events):
+                    broken.add((field, text))
+    assert not broken
+
+
+def test_a_unix_client_can_not_write_the_log() -> None:
+    """It may bind its socket to any name, even one that looks like a line's fields."""
+    forged = b"/tmp/x\nsession=8 client=10.0.0.1:1 ending=done code=--"
+    session = a_session(client=address_name(UNIXAddress(forged)))
+    text = formatEvent(logged(SessionLog(), "closed", session))
+    assert len(text.splitlines()) == 1
+    assert text.split().count("ending=done") == 1
+
+
+# -- sessions and their endings
+
+
+def test_every_ending_has_a_word_of_its_own() -> None:
+    """Words are metric labels, and each says in a line what it means."""
+    words = [ending.word for ending in Ending]
+    assert len(set(words)) == len(words)
+    for ending in Ending:
+        assert ending.word == ending.name.lower()
+        assert ending.says
+        assert ending.says.isprintable()
+
+
+def test_every_ending_has_two_letters_that_operators_know() -> None:
+    """HAProxy's: who ended it (by a timeout, if small), and what was going on.
+
+    Connecting or transferring data; `--` is a good end, and what they filter out.
+    """
+    codes = {
+        "--": {Ending.DONE},
+        "CC": {Ending.CLIENT_LEFT},
+        "SC": {
+            Ending.CONNECT_REFUSED,
+            Ending.CONNECT_FAILED,
+            Ending.UNRESOLVED,
+            Ending.NO_UPSTREAM,
+        },
+        "sC": {Ending.CONNECT_TIMEOUT},
+        "CD": {Ending.DOWNSTREAM_RESET, Ending.DOWNSTREAM_WRITE_FAILED},
+        "SD": {Ending.UPSTREAM_RESET, Ending.UPSTREAM_WRITE_FAILED},
+        "cD": {Ending.DOWNSTREAM_STALLED, Ending.IDLE, Ending.HALF_CLOSED},
+        "sD": {Ending.UPSTREAM_STALLED},
+        "PR": {Ending.REFUSED},
+        "KD": {Ending.DRAINED},
+        "ID": {Ending.FAILED},
+    }
+    assert codes == {
+        code: {each for each in Ending if each.code == code}
+        for code in {each.code for each in Ending}
+    }
+
+
+def test_a_session_lasts_from_accept_to_end() -> None:
+    """And has no duration while it lives."""
+    assert a_session().duration == 1.5
+    assert a_session(ended_at=None).duration == 0.0
+
+
+def test_sessions_are_told_apart_and_share_nothing() -> None:
+    """Two with the same facts are two, each with counters of its own."""
+    one, two = (Session(1, 0, "a", "b", 0.0) for _ in range(2))
+    assert one != two
+    assert len({one, two}) == 2
+    one.up.bytes += 1
+    assert (one.down.bytes, two.up.bytes) == (0, 0)
+
+
+# -- the open gate
+
+
+def test_the_open_gate_lets_everyone_in() -> None:
+    """Any number of times, and takes back any number of leases."""
+    gate = OpenGate()
+    assert verifyObject(IGate, gate)
+    leases = [gate.enter(a_session()) for _ in range(3)]
+    for lease in leases:
+        assert verifyObject(ILease, lease)
+        lease.release()
+
+
+# -- pools
+
+
+@given(st.integers(1, 9), st.integers(0, 1000), st.integers(1, 5))
+def test_round_robin_is_fair(size: int, start: int, rounds: int) -> None:
+    """Of sessions in a row, every candidate gets the same share, in order."""
+    candidates = [object() for _ in range(size)]
+    selector = RoundRobin()
+    chosen = [
+        selector.choose(candidates, a_session(ordinal=start + i))
+        for i in range(size * rounds)
+    ]
+    assert {chosen.count(each) for each in candidates} == {rounds}
+    assert chosen[:size] == chosen[-size:]
+
+
+def test_round_robin_changes_nothing() -> None:
+    """Asked again for the same session it answers the same, whatever came between."""
+    selector, candidates = RoundRobin(), ["a", "b", "c"]
+    assert verifyObject(ISelector, selector)
+    session, other = a_session(ordinal=4), a_session(ordinal=5)
+    answers = [selector.choose(candidates, each) for each in (session, other, session)]
+    assert answers == ["b", "c", "b"]
+    assert candidates == ["a", "b", "c"]
+    assert selector.choose([], session) is None
+
+
+def test_a_pool_of_whatever_a_relay_may_be_given() -> None:
+    """A pool as it is, a server, an endpoint; nothing else."""
+    endpoint = FakeEndpoint()
+    upstream = Upstream(endpoint, "db:5432")
+    pool = Pool([upstream])
+    assert Pool.of(pool) is pool
+    assert list(Pool.of(upstream).upstreams) == [upstream]
+    [made] = Pool.of(endpoint).upstreams
+    assert (made.endpoint, made.name) == (endpoint, "FakeEndpoint")
+    wrong: Any = ("127.0.0.1", 80)
+    with pytest.raises(TypeError, match=r"not \('127.0.0.1', 80\)"):
+        Pool.of(wrong)
+
+
+def test_a_pool_keeps_the_operators_order() -> None:
+    """The first of them is the first to be chosen."""
+    pool = Pool([Upstream(FakeEndpoint(), name) for name in ("b:1", "a:1", "c:1")])
+    assert pool.names == "b:1, a:1, c:1"
+    assert [pool.choose(a_session(ordinal=i)).name for i in (0, 1, 2, 3)] == [
+        "b:1",
+        "a:1",
+        "c:1",
+        "b:1",
+    ]
+
+
+class Chooses:
+    """A selector that always says the same."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def choose(self, candidates: Any, session: Session) -> Any:
+        self.asked = (candidates, session)
+        return self.answer
+
+
+def test_a_pool_does_as_its_selector_says() -> None:
+    """None is a refusal; what is no upstream is the selector's mistake."""
+    server = Upstream(FakeEndpoint(), "a:1")
+    session = a_session()
+    selector: Any = Chooses(server)
+    assert Pool([server], selector).choose(session) is server
+    assert selector.asked == ((server,), session)
+    nobody: Any = Chooses(None)
+    assert Pool([server], nobody).choose(session) is None
+    assert Pool([]).choose(session) is None
+    wrong: Any = Chooses("a:1")
+    with pytest.raises(TypeError, match="chose 'a:1', which is not an Upstream"):
+        Pool([server], wrong).choose(session)
