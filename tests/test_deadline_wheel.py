@@ -199,7 +199,7 @@ def test_an_empty_wheel_lets_go_of_its_timer(
 def test_sessions_that_come_and_go_share_a_timer(
     clock: Clock, wheel: DeadlineWheel
 ) -> None:
-    """One at a time, they cost no timer each; not after the wheel was settled either."""
+    """One at a time, they cost no timer each; nor once the wheel was settled."""
     for _ in range(2):
         item = Item(clock)
         wheel.add(item)

@@ -168,7 +168,7 @@ async def test_the_factory_is_told_the_address_and_nothing_else() -> None:
     """It is neither started nor stopped for one connection."""
     told: list[Any] = []
 
-    class Telling(Factory[Any]):
+    class Telling(Factory):
         def doStart(self) -> None:
             told.append("start")
 
@@ -366,7 +366,7 @@ def test_an_address_that_the_kernel_does_not_take_is_a_failed_dial() -> None:
     assert descriptors() == before
 
 
-class NoProtocol(Factory[Any]):
+class NoProtocol(Factory):
     """Builds nothing."""
 
     noisy = False
@@ -375,7 +375,7 @@ class NoProtocol(Factory[Any]):
         return None
 
 
-class BrokenFactory(Factory[Any]):
+class BrokenFactory(Factory):
     """Can't build its protocol."""
 
     noisy = False

@@ -44,7 +44,6 @@ from tests.conftest import LoggedFailures, descriptors
 from tests.contracts import Recorder, turns, until
 from tests.process import connect
 
-
 _GONE = Failure(CONNECTION_DONE)
 
 
@@ -59,7 +58,7 @@ class Greeter(Recorder):
         self.transport.loseConnection()
 
 
-class Greeters(Factory[Any]):
+class Greeters(Factory):
     """Serves each client with a Greeter, and counts its starts and stops."""
 
     noisy = False

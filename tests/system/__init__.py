@@ -1,0 +1,1 @@
+"""System tests: real programs on both sides of a real relay."""

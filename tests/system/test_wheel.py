@@ -1,0 +1,115 @@
+"""The wheel, in a clean environment, is all of relayd, nothing else, and works."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import relayd
+from tests.process import Server, connect, read_all, relay
+from tests.system.programs import run
+
+pytestmark = pytest.mark.system
+
+CHECKOUT = Path(__file__).parents[2]
+
+#: What is in a checkout and is not its source.
+MADE = (".*", "__pycache__", "*.egg-info", "build", "dist", "dropin.cache")
+
+#: Programs look into their own environment and nowhere else: pip would take a
+#: relayd that it finds elsewhere for the one to install.
+CLEAN = {"PYTHONPATH": ""}
+
+#: Each program up to the plugin's name.  `twist` logs JSON to what is no terminal.
+COMMANDS = {
+    "twistd": ("-n", "--pidfile="),
+    "twist": ("--log-format=text",),
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout, as a build leaves things in what it builds."""
+    copy = tmp_path_factory.mktemp("checkout") / "source"
+    return shutil.copytree(CHECKOUT, copy, ignore=shutil.ignore_patterns(*MADE))
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path) -> Path:
+    """The wheel that is built from the checkout."""
+    run(
+        *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"),
+        *("--wheel-dir", source.parent, source),
+    )
+    [built] = source.parent.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment with the wheel and what that asks for."""
+    environment = tmp_path_factory.mktemp("environment")
+    run(sys.executable, "-m", "venv", environment, env=CLEAN)
+    run(environment / "bin" / "pip", "install", "--quiet", wheel, env=CLEAN)
+    return environment / "bin"
+
+
+def test_contents(source: Path, wheel: Path) -> None:
+    """The package with its type marker, the plugin file, the licence, and no more.
+
+    `twisted` and `twisted/plugins` are Twisted's own: an `__init__.py` of ours
+    would take the place of what is installed there.
+    """
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    about = f"relayd-{relayd.__version__}.dist-info/"
+    own = {name for name in names if not name.startswith(about)}
+    package = (path for path in (source / "relayd").rglob("*") if path.is_file())
+    assert own == {
+        "twisted/plugins/relayd_plugin.py",
+        *(str(path.relative_to(source)) for path in package),
+    }
+    assert "relayd/py.typed" in own
+    assert any(name.endswith("/LICENSE") for name in names - own)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_plugins_are_listed(programs: Path, tmp_path: Path, command: str) -> None:
+    """`twistd` and `twist` offer both services next to Twisted's own."""
+    listed = run(programs / command, "--help", cwd=tmp_path, env=CLEAN)
+    for plugin in ("relayd", "socks4", "web"):
+        assert re.search(rf"^ +{plugin} ", listed, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_relays(programs: Path, tmp_path: Path, command: str) -> None:
+    """Both programs relay a stream each way, with its ends, and stop when told."""
+    question, answer = bytes(range(256)) * 256, b"an answer, " * 5000
+    with (
+        Server() as server,
+        relay(
+            *("--listen", "127.0.0.1:0", "--dest", server.address),
+            twistd=(str(programs / command), *COMMANDS[command]),
+            env=CLEAN,
+            cwd=tmp_path,
+        ) as running,
+    ):
+        with connect(running.port) as client, server.accept() as served:
+            client.sendall(question)
+            client.shutdown(socket.SHUT_WR)
+            assert read_all(served) == question
+            served.sendall(answer)
+            served.close()
+            assert read_all(client) == answer
+        [session] = running.ended("done")
+        assert session["code"] == "--"
+        assert int(session["up"]) == len(question)
+        assert int(session["down"]) == len(answer)
+        running.signal()
+        assert running.wait() == 0
