@@ -522,6 +522,23 @@ def test_an_address_that_refuses_gives_way_at_once() -> None:
         second.accept().close()
 
 
+def test_an_address_that_fails_within_the_call_gives_way_as_well() -> None:
+    """A link-local address without its interface is refused by the kernel itself."""
+    bad: Any = (socket.AF_INET6, ("fe80::1", 9, 0, 0))
+    clock, protocol = Descriptors(), Recorder()
+    with Server() as server:
+        good = (socket.AF_INET, server.socket.getsockname())
+        dialing = dial_first(clock, [bad, bad, good], making(protocol))
+        [descriptor] = clock.writers
+        descriptor.doWrite()
+        assert dialing.result is protocol
+        protocol.transport.connectionLost(Failure(CONNECTION_DONE))
+    problem = problem_of(dial_first(clock, [bad, bad], making(protocol)))
+    assert problem.osError == errno.EINVAL
+    clock.advance(0)
+    assert not clock.getDelayedCalls()
+
+
 def test_the_last_failure_is_the_dials() -> None:
     """When no address is left."""
     with a_race(closed_server(), closed_server()) as (clock, _, dialing):
