@@ -67,7 +67,8 @@ def seconds(option: str, text: str) -> float:
     :raises ConfigError: it is not one.
     """
     try:
-        value = float(text)
+        # Python would take 1_000 as well.
+        value = math.nan if "_" in text else float(text)
     except ValueError:
         value = math.nan
     if not 0 <= value <= TIMEOUT_LIMIT:

@@ -176,7 +176,7 @@ def _host(host: str, text: str) -> str:
             raise ConfigError(
                 f"bad address {text!r}: {host!r} is not an IPv4 address"
             ) from None
-    if len(host) > 253 or not all(map(_LABEL.fullmatch, labels)):
+    if len(host.removesuffix(".")) > 253 or not all(map(_LABEL.fullmatch, labels)):
         raise ConfigError(
             f"bad address {text!r}: {host!r} is not a host name"
             " (write an international name in its xn-- form)"

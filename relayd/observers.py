@@ -142,14 +142,24 @@ class VerboseSessionLog(SessionLog):
     def opened(self, session: Session) -> None:
         self._say(
             f"opened session={session.id} client={session.client}"
-            f" listener={session.listener}"
+            f" listener={session.listener}",
+            session,
         )
 
     def dialing(self, session: Session) -> None:
-        self._say(f"dialing session={session.id} upstream={session.upstream}")
+        self._say(f"dialing session={session.id} upstream={session.upstream}", session)
 
     def connected(self, session: Session) -> None:
-        self._say(f"connected session={session.id} upstream={session.upstream}")
+        self._say(
+            f"connected session={session.id} upstream={session.upstream}", session
+        )
 
-    def _say(self, line: str) -> None:
-        session_log.info("{line}", line=_one_line(line))
+    def _say(self, line: str, session: Session) -> None:
+        session_log.info(
+            "{line}",
+            line=_one_line(line),
+            session=session.id,
+            client=session.client,
+            listener=session.listener,
+            upstream=session.upstream,
+        )

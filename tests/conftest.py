@@ -88,6 +88,12 @@ def logged_failures() -> Iterator[LoggedFailures]:
     assert not failures, "logged failures:\n" + "\n".join(failures)
 
 
+def pytest_collection_finish() -> None:
+    """Let the collections after each test look only at what tests make."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def warm_reactor() -> None:
     """Let the reactor make what it keeps: wakers, and a reserved descriptor."""

@@ -175,8 +175,11 @@ def test_an_item_that_can_not_even_fail_stops_nobody_else(
     broken.on_failed = lambda: [][0]
     wheel.add(broken)
     wheel.add(sound)
-    run(clock, TICK)
-    assert sound.looks == [1.0]
+    run(clock, 2 * TICK)
+    assert sound.looks == [1.0, 2.0]
+    # It is of no use to look at it again.
+    assert broken.looks == [1.0]
+    assert len(wheel) == 1
     assert logged_failures.take("ZeroDivisionError")
     assert logged_failures.take("IndexError")
 
@@ -203,7 +206,7 @@ def test_sessions_that_come_and_go_share_a_timer(
     for _ in range(2):
         item = Item(clock)
         wheel.add(item)
-        timers = clock.getDelayedCalls()
+        timers = list(clock.getDelayedCalls())
         for _ in range(3):
             wheel.discard(item)
             wheel.add(item)
