@@ -174,7 +174,7 @@ def test_an_active_client_with_long_pauses_is_left_alone(server: Server) -> None
 
 
 def test_a_lazy_server_is_cut_after_the_stall_timeout(server: Server) -> None:
-    with chain(server, 1, "--stall-timeout", "0.5") as running:
+    with chain(server, 1, "--stall-timeout", "1.2") as running:
         with connect(running.port) as client:
             upstream = server.accept()
             fill(client)
@@ -189,7 +189,7 @@ def test_a_lazy_server_is_cut_after_the_stall_timeout(server: Server) -> None:
 
 
 def test_a_lazy_client_is_cut_after_the_stall_timeout(server: Server) -> None:
-    with chain(server, 1, "--stall-timeout", "0.5") as running:
+    with chain(server, 1, "--stall-timeout", "1.2") as running:
         with connect(running.port) as client:
             upstream = server.accept()
             fill(upstream)
