@@ -538,18 +538,29 @@ def test_the_demo_invites() -> None:
     assert {event["log_level"] for event in events} == {LogLevel.info}
 
 
+#: `twistd`, with the demo on another port: 8080 may be taken where the tests run.
+DEMO_ELSEWHERE = """
+import sys
+from relayd import config, endpoints
+config.DEMO_LISTENER = endpoints.HostPort("127.0.0.1", int(sys.argv.pop(1)))
+from twisted.scripts.twistd import run
+run()
+"""
+
+
 def test_the_demo_shows_the_current_folder(tmp_path: Path) -> None:
     """Through the relay, until Ctrl-C; the folder is as it was."""
-    with closing(socket.socket()) as probe:
-        taken = probe.connect_ex(("127.0.0.1", 8080)) == 0
-    assert not taken, "this test needs port 8080, which something listens on"
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     (tmp_path / "shown.txt").write_text("content")
-    running = RelayProcess("--demo", cwd=tmp_path)
+    twistd = (sys.executable, "-c", DEMO_ELSEWHERE, str(port), "-n")
+    running = RelayProcess("--demo", twistd=twistd, cwd=tmp_path)
     try:
-        assert running.listening() == ["127.0.0.1:8080"]
-        running.wait_for(r"curl http://127\.0\.0\.1:8080/")
+        assert running.listening() == [f"127.0.0.1:{port}"]
+        running.wait_for(rf"curl http://127\.0\.0\.1:{port}/")
         for path, expected in (("/", b"shown.txt"), ("/shown.txt", b"content")):
-            with connect(8080) as client:
+            with connect(port) as client:
                 client.sendall(b"GET " + path.encode() + b" HTTP/1.0\r\n\r\n")
                 assert expected in read_all(client)
         [first, _] = running.sessions(2)
