@@ -217,13 +217,15 @@ class Leg(Protocol):
         self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
-        self.paused = False
         if self.bridge is not None and _closing_below(self.peer.transport):
             # A TLS peer that said goodbye is closed as soon as its buffer is
-            # empty, but not while a producer is registered.
+            # empty, but not while a producer is registered.  Stay paused until
+            # its loss is reported: nothing can be written to it any more.
             self.peer.transport.unregisterProducer()
+            return
+        self.paused = False
         # A Twisted transport that is told to read past its EOF reports it again.
-        elif not self.direction.eof:
+        if not self.direction.eof:
             self.transport.resumeProducing()
 
     def stopProducing(self) -> None:
@@ -370,7 +372,7 @@ class Bridge:
             # without the goodbye that TLS asks for, as most clients do.
             if not self._closing:
                 self._left(leg)
-        elif _is_tls(error) and not down:
+        elif _is_tls(error) and not down and not leg.direction.bytes:
             self._decide(Ending.CONNECT_FAILED, f"TLS: {error!r}")
             leg.peer.abort()
         elif not isinstance(error, ConnectionClosed | OSError) and not _is_tls(error):
@@ -403,15 +405,20 @@ class Bridge:
         That is its end of data; but nothing more can be written to it.
         """
         leg.direction.eof = True
-        if not leg.peer.alive:
+        survivor = leg.peer
+        if not survivor.alive:
             return
-        leg.peer.sink = self._unwanted
-        if leg.peer.direction.eof:
+        survivor.sink = self._unwanted
+        if survivor.direction.eof:
             self._closing = True
-            leg.peer.close()
-        else:
-            # Closing it now would drop what it has not read yet.
-            leg.peer.shut_write()
+            survivor.close()
+            return
+        # Closing it now would drop what it has not read yet.
+        survivor.shut_write()
+        if survivor.paused:
+            # For a buffer that is gone; it is read for its end of data.
+            survivor.paused = False
+            survivor.transport.resumeProducing()
 
     def _unwanted(self, _: bytes) -> None:
         """The survivor of a leg that left still sends to it."""

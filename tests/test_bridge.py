@@ -267,6 +267,17 @@ def test_what_is_sent_to_one_that_left_cleanly_waits_for_delivery() -> None:
     pair.ended(Ending.DOWNSTREAM_WRITE_FAILED)
 
 
+def test_a_server_that_waits_for_one_that_left_cleanly_is_read_again() -> None:
+    pair = joined()
+    while pair.up.reading:
+        pair.up.receive(bytes(65536))
+    pair.down.lose(ConnectionDone())
+    assert pair.up.reading
+    assert pair.up.write_shut
+    pair.up.receive_eof()
+    pair.ended(Ending.DONE)
+
+
 def test_a_server_that_left_cleanly_is_written_to_in_vain() -> None:
     pair = joined()
     pair.up.lose(ConnectionDone())

@@ -18,7 +18,6 @@ from tests.process import (
     RelayProcess,
     Server,
     connect,
-    eventually,
     read_all,
     read_exactly,
     relay,
@@ -131,11 +130,17 @@ def test_a_client_that_leaves_an_endless_server(pem: Path, server: Server) -> No
         assert client.recv(65536)
         # The server is paused by now: the relay's buffer to the client is full.
         time.sleep(0.5)
-        client.close()
+        client.settimeout(0.2)
+        with suppress(OSError):
+            client.unwrap()  # says goodbye, and reads no more as TLS
+        with socket.socket(fileno=client.detach()) as raw:
+            raw.settimeout(PATIENCE)
+            with suppress(ConnectionError):
+                read_all(raw)
         assert stopped.wait(PATIENCE)
         pouring.join()
         upstream.close()
-        eventually(lambda: any("ending=" in line for line in running.lines))
+        running.ended("downstream_write_failed")
 
 
 def test_plain_text_to_a_tls_listener(pem: Path, server: Server) -> None:
