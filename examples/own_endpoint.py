@@ -14,7 +14,7 @@ from collections import Counter
 from typing import Any
 
 from twisted.internet import reactor as installed_reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks
 from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import (
     IProtocol,
@@ -70,9 +70,9 @@ class Tally(Observer):
         )
 
 
-def main(listen: str, main_server: str, spare_server: str) -> None:
-    """Relay until Ctrl-C."""
-    reactor: Any = installed_reactor
+@inlineCallbacks
+def serve(reactor: Any, listen: str, main_server: str, spare_server: str) -> Any:
+    """Relay until the reactor stops."""
     relay = RelayFactory(
         WithSpare(
             dialing_endpoint(parse_destination(main_server), reactor),
@@ -82,13 +82,31 @@ def main(listen: str, main_server: str, spare_server: str) -> None:
         observer=Tally(),
     )
     door = listening_endpoint(parse_listener(listen), reactor)
-    door.listen(relay).addCallbacks(
-        lambda port: print(f"listening on port {port.getHost().port}", flush=True),
-        lambda reason: sys.exit(reason.getErrorMessage()),
-    )
-    reactor.addSystemEventTrigger("before", "shutdown", relay.drain, 5)
+    port = yield door.listen(relay)
+    print(f"listening on port {port.getHost().port}", flush=True)
+
+    def shut_down() -> Any:
+        # Stop accepting, then wait up to five seconds for the sessions.
+        return gatherResults([port.stopListening(), relay.drain(5)])
+
+    reactor.addSystemEventTrigger("before", "shutdown", shut_down)
+
+
+def main() -> str | None:
+    """Run; what goes wrong at the start is returned as one line."""
+    if len(sys.argv) != 4:
+        return "usage: own_endpoint.py LISTEN MAIN-SERVER SPARE-SERVER"
+    reactor: Any = installed_reactor
+    problems: list[str] = []
+
+    def failed(reason: Failure) -> None:
+        problems.append(f"own_endpoint: {reason.getErrorMessage()}")
+        reactor.callWhenRunning(reactor.stop)
+
+    serve(reactor, *sys.argv[1:]).addErrback(failed)
     reactor.run()
+    return problems[0] if problems else None
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main())

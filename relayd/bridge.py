@@ -4,7 +4,7 @@ A session has two legs, the client's (downstream) and the server's (upstream).
 What one leg reads, it writes to the other's transport.  The Bridge joins them
 and is the only place that passes on an end of data, resets or closes.
 
-The rules, as `requirements.md` numbers them under 'TCP relay':
+The rules, by their numbers in ARCHITECTURE.md:
 
 2. Each leg is the push producer of the other's transport: when that transport's
    buffer is full the leg stops reading.  Nothing else buffers.
@@ -36,7 +36,7 @@ import select
 import struct
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 from twisted.internet.error import ConnectionClosed, ConnectionDone
@@ -53,9 +53,6 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from relayd.session import Direction, Ending, Session
-
-if TYPE_CHECKING:
-    pass
 
 #: A leg that is not joined yet keeps at most this much, plus one read.
 HOLD_LIMIT = 65536

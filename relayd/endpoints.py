@@ -127,6 +127,10 @@ def _parse(text: str, schemes: frozenset[str] | set[str], lowest_port: int) -> A
     host, colon, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         return HostPort(_ipv6(host[1:-1], text), _port(port, text, lowest_port))
+    if port.startswith("//"):
+        raise ConfigError(
+            f"bad address {text!r}: unknown endpoint type {scheme!r}; {_EXPECTED}"
+        )
     if ":" in host or text.startswith("["):
         if scheme and not text.startswith("[") and not _is_ipv6(text):
             raise ConfigError(

@@ -67,4 +67,4 @@ class IObserver(Interface):
         """Both connections are gone; `ending`, times and counters are final."""
 
     def refused(session: Session, why: str) -> None:
-        """A gate turned the client away; `ending` is REFUSED."""
+        """A gate turned the client away (`ending` is REFUSED), or failed (FAILED)."""

@@ -119,7 +119,6 @@ class Listener:
     """
 
     connected = True
-    disconnected = False
 
     def __init__(
         self,
@@ -175,7 +174,7 @@ class Listener:
         """The socket is to be closed: by us, or because the reactor stops."""
         if not self.connected:
             return
-        self.connected, self.disconnected = False, True
+        self.connected = False
         if self._resume is not None:
             self._resume.cancel()
             self._resume = None

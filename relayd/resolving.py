@@ -112,6 +112,8 @@ class Resolver:
 
     def _gone(self, look_up: _LookUp, waiter: Deferred[list[Any]]) -> None:
         look_up.waiting.remove(waiter)
+        if self._names.get(look_up.host) is not look_up:
+            return  # it is being answered
         if not look_up.waiting and not look_up.running:
             del self._names[look_up.host]
 
@@ -141,7 +143,9 @@ class Resolver:
         elif not result:
             result = Failure(DNSLookupError(f"{look_up.host}: no address"))
         for waiter in list(look_up.waiting):
-            waiter.callback(result)
+            # One that was told may have cancelled another.
+            if not waiter.called:
+                waiter.callback(result)
         self._start_some()
 
 

@@ -60,6 +60,8 @@ class RelayService(Service):
         self.drain_timeout = drain_timeout
         self.ports: list[IListeningPort] = []
         self._stopped = False
+        #: The listeners were told to open; some may take their time.
+        self._listening = False
 
     @property
     def sessions(self) -> int:
@@ -79,10 +81,12 @@ class RelayService(Service):
         super().startService()
         self._stopped = False
         # `twist` starts services without the privileged step.
-        if not self.ports:
-            self._listen()
+        self._listen()
 
     def _listen(self) -> None:
+        if self._listening:
+            return
+        self._listening = True
         problems: list[CannotStart] = []
         starting = True
 
@@ -104,6 +108,7 @@ class RelayService(Service):
             for port in self.ports:
                 _close_now(port)
             self.ports.clear()
+            self._listening = False
             raise problems[0]
 
     def _opened(self, port: IListeningPort, listening: Listening) -> None:
@@ -124,7 +129,7 @@ class RelayService(Service):
 
         :return: a Deferred that fires when nothing is left.
         """
-        self._stopped = True
+        self._stopped, self._listening = True, False
         yield maybeDeferred(super().stopService)
         ports, self.ports = self.ports, []
         closed = [

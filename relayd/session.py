@@ -17,44 +17,41 @@ class Ending(Enum):
 
     `word` is what the log line and the metric label say; `code` is HAProxy's
     two-letter termination state (configuration manual, section 8.5), which
-    operators know; `says` explains it in a few words.
+    operators know.
     """
 
-    DONE = ("done", "--", "both directions reached their end and were delivered")
-    DOWNSTREAM_RESET = ("downstream_reset", "CD", "the client reset its connection")
-    UPSTREAM_RESET = ("upstream_reset", "SD", "the server reset its connection")
-    DOWNSTREAM_WRITE_FAILED = (
-        "downstream_write_failed",
-        "CD",
-        "a write to the client failed",
-    )
-    UPSTREAM_WRITE_FAILED = (
-        "upstream_write_failed",
-        "SD",
-        "a write to the server failed",
-    )
-    DOWNSTREAM_STALLED = ("downstream_stalled", "cD", "the client stopped reading")
-    UPSTREAM_STALLED = ("upstream_stalled", "sD", "the server stopped reading")
-    IDLE = ("idle", "cD", "nothing moved for the idle timeout")
-    HALF_CLOSED = (
-        "half_closed",
-        "cD",
-        "nothing moved for the half-close timeout after one end of data",
-    )
-    CLIENT_LEFT = ("client_left", "CC", "the client left while the server was dialled")
-    CONNECT_REFUSED = ("connect_refused", "SC", "the server refused the connection")
-    CONNECT_TIMEOUT = ("connect_timeout", "sC", "the server did not answer in time")
-    UNRESOLVED = ("unresolved", "SC", "the server's name has no address")
-    CONNECT_FAILED = ("connect_failed", "SC", "the server could not be reached")
-    NO_UPSTREAM = ("no_upstream", "SC", "the pool had no server to offer")
-    REFUSED = ("refused", "PR", "a gate turned the client away")
-    DRAINED = ("drained", "KD", "the relay shut down before the session ended")
-    FAILED = ("failed", "ID", "an error inside the relay, logged with its traceback")
+    #: Both directions reached their end, and all was delivered.
+    DONE = ("done", "--")
+    #: The client, or the server, reset its connection.
+    DOWNSTREAM_RESET = ("downstream_reset", "CD")
+    UPSTREAM_RESET = ("upstream_reset", "SD")
+    #: A write to it failed.
+    DOWNSTREAM_WRITE_FAILED = ("downstream_write_failed", "CD")
+    UPSTREAM_WRITE_FAILED = ("upstream_write_failed", "SD")
+    #: It took none of what waited for it, for the stall timeout.
+    DOWNSTREAM_STALLED = ("downstream_stalled", "cD")
+    UPSTREAM_STALLED = ("upstream_stalled", "sD")
+    #: Nothing moved for the idle timeout, or the half-close timeout.
+    IDLE = ("idle", "cD")
+    HALF_CLOSED = ("half_closed", "cD")
+    #: The client left while the server was dialled.
+    CLIENT_LEFT = ("client_left", "CC")
+    #: No server could be reached, for these reasons.
+    CONNECT_REFUSED = ("connect_refused", "SC")
+    CONNECT_TIMEOUT = ("connect_timeout", "sC")
+    UNRESOLVED = ("unresolved", "SC")
+    CONNECT_FAILED = ("connect_failed", "SC")
+    NO_UPSTREAM = ("no_upstream", "SC")
+    #: A gate turned the client away.
+    REFUSED = ("refused", "PR")
+    #: The relay shut down first.
+    DRAINED = ("drained", "KD")
+    #: An error inside the relay, logged with its traceback.
+    FAILED = ("failed", "ID")
 
-    def __init__(self, word: str, code: str, says: str) -> None:
+    def __init__(self, word: str, code: str) -> None:
         self.word = word
         self.code = code
-        self.says = says
 
 
 @attrs.define(eq=False, slots=True)

@@ -181,7 +181,7 @@ class StreamProtocol(Leg):
             return
         except Exception:
             log.failure("session {id} could not be opened", id=session.id)
-            session.ending, session.detail = Ending.FAILED, "the gate failed"
+            session.ending, session.detail = Ending.FAILED, "could not be opened"
             session.ended_at = factory.clock.seconds()
             factory.observer.refused(session, session.detail)
             self.abort()
@@ -210,7 +210,7 @@ class StreamProtocol(Leg):
         legs = _UpstreamFactory(session)
         dialing = self._dialing = upstream.endpoint.connect(legs)
         dialing.addCallbacks(
-            self._dialed, self._dial_failed, callbackArgs=(legs,), errbackArgs=()
+            self._dialed, self._dial_failed, callbackArgs=(legs,), errbackArgs=(legs,)
         )
         dialing.addErrback(self._join_failed, legs)
 
@@ -222,6 +222,7 @@ class StreamProtocol(Leg):
                 f"the endpoint connected {protocol!r}, not what it was given"
             )
         if self.session.ending is not None:
+            leg.abort()
             return
         if not leg.alive:
             self.end(Ending.CONNECT_FAILED, "lost as soon as it was connected")
@@ -242,8 +243,11 @@ class StreamProtocol(Leg):
         )
         self._bridge.start()
 
-    def _dial_failed(self, reason: Failure) -> None:
+    def _dial_failed(self, reason: Failure, legs: _UpstreamFactory) -> None:
         self._dialing = None
+        if legs.leg is not None:
+            # An endpoint that had more to do once it was connected.
+            legs.leg.abort()
         if self.session.ending is not None:
             # Cancelled by us, or too late to matter.
             return
@@ -392,7 +396,8 @@ class StreamFactory(Factory):
         """Serve no new client, and wait for the sessions that live.
 
         Stop listening first, or at the same time: a client that connects after
-        this is closed at once.
+        this is closed at once, for good.  A later call does not change the time
+        that sessions have, but to end it with 0.
 
         :param timeout: seconds; what has not ended by then is reset.  0 resets
             everything now.

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from twisted.internet import tcp, unix
-from twisted.internet.main import CONNECTION_DONE
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.python.failure import Failure
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class TCPConnection(tcp.Server):
     _shouldShutdown = False
 
     _read_ended = False
+    _broken = False
     local: IAddress | None = None
 
     def __repr__(self) -> str:
@@ -60,10 +62,23 @@ class TCPConnection(tcp.Server):
         sent = self.writeSomeData(data)
         if sent == len(data):
             return
-        # The rest waits in Twisted's buffer.  A connection that is lost keeps
-        # it all, so that its loss is reported where Twisted reports it: from
-        # the reactor, not from within a call of write.
-        super().write(data[sent:] if isinstance(sent, int) else data)
+        if isinstance(sent, int):
+            super().write(data[sent:])
+            return
+        # Lost.  Twisted buffers it all and reports the loss where it always
+        # does: from the reactor, not from within a call of write.
+        self._broken = True
+        super().write(data)
+
+    def doRead(  # type: ignore[override]  # Twisted's mixin says (*args, **kwargs)
+        self,
+    ) -> ConnectionDone | ConnectionLost | None:
+        why = super().doRead()
+        if self._broken and isinstance(why, ConnectionDone):
+            # The failed write took the socket's error away, and what is left
+            # behind the data looks like its end.
+            return CONNECTION_LOST
+        return why
 
     def _busy(self) -> bool:
         """Bytes are buffered, or promised, or TLS has a goodbye to say."""

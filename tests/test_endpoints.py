@@ -157,7 +157,7 @@ REFUSED = {
     "127.0.0.1": "'127.0.0.1' is not a port",
     "127.0.0.1:": "'' is not a port",
     "host:http": "'http' is not a port",
-    "http://example.com": "'//example.com' is not a port",
+    "http://example.com": "unknown endpoint type 'http'",
     "-1": "'-1' is not a port",
     "+80": "'+80' is not a port",
     "8_0": "'8_0' is not a port",

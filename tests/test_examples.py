@@ -44,6 +44,24 @@ def test_beside_a_site() -> None:
         assert program.wait(PATIENCE) in (0, -15)
 
 
+def test_own_endpoint_says_what_is_wrong() -> None:
+    for args, says in (
+        (["8080"], "usage: own_endpoint.py"),
+        (["nonsense:", "1", "2"], "bad address 'nonsense:'"),
+        (["192.0.2.1:80", "1", "2"], "can't listen on 192.0.2.1:80"),
+    ):
+        program = subprocess.run(
+            [sys.executable, str(EXAMPLES / "own_endpoint.py"), *args],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert program.returncode == 1
+        [line] = program.stderr.splitlines()
+        assert says in line
+
+
 def test_own_endpoint_turns_to_the_spare() -> None:
     with Server() as main, Server() as spare:
         args = ("127.0.0.1:0", main.address, spare.address)

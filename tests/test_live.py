@@ -261,22 +261,23 @@ def test_memory_is_bounded_while_100_floods_are_blocked(server: Server) -> None:
         warm = held.enter_context(connect(running.port))
         echo_once(server, warm, b"x" * 100_000).close()
         before = running.rss
+        clients = []
         for _ in range(100):
-            client = held.enter_context(connect(running.port))
+            clients.append(held.enter_context(connect(running.port)))
+            clients[-1].setblocking(False)
             held.enter_context(server.accept())
-            client.setblocking(False)
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-            with suppress(BlockingIOError):
-                while True:
-                    client.send(bytes(1 << 18))
-        for _ in range(5):
-            time.sleep(0.1)
-            for each in held._exit_callbacks:
-                client = getattr(each[1], "__self__", None)
-                if isinstance(client, socket.socket) and client.gettimeout() == 0:
-                    with suppress(BlockingIOError):
-                        while True:
-                            client.send(bytes(1 << 18))
+        sent, chunk = dict.fromkeys(clients, 0), bytes(1 << 18)
+        quiet = 0
+        while quiet < 5:
+            quiet += 1
+            for client in clients:
+                with suppress(BlockingIOError):
+                    while True:
+                        sent[client] += client.send(chunk)
+                        quiet = 0
+            time.sleep(0.05)
+        # Each flood fills the kernel's buffers on both sides of the relay.
+        assert min(sent.values()) > 1_000_000
         assert (running.rss - before) / 100 <= 300_000
 
 
@@ -342,6 +343,30 @@ def test_what_was_read_is_delivered_to_a_slow_reader_before_the_reset(
         running.ended("upstream_reset")
 
 
+@pytest.mark.parametrize("resets", ["upstream", "client"])
+def test_a_reset_that_a_write_meets_first_is_no_end_of_data(
+    server: Server, resets: str
+) -> None:
+    # The relay is stopped meanwhile, so that it finds data on one side and the
+    # reset on the other in the same turn: its write takes the error away.
+    import signal
+
+    with chain(server, 1) as running:
+        for _ in range(5):
+            client = connect(running.port)
+            upstream = echo_once(server, client, b"hello")
+            sender, receiver = client, upstream
+            if resets == "client":
+                sender, receiver = upstream, client
+            running.signal(signal.SIGSTOP)
+            sender.sendall(b"more")
+            reset(receiver)
+            running.signal(signal.SIGCONT)
+            with pytest.raises(ConnectionResetError):
+                sender.recv(1)
+            sender.close()
+
+
 def test_both_sides_reset_at_once(server: Server) -> None:
     # The relay stops reading from the second while it delivers to it, and its
     # kernel never gets rid of what the second did not acknowledge.
@@ -391,13 +416,13 @@ def test_a_slow_loris_does_not_hold_its_neighbours(server: Server) -> None:
             loris = held.enter_context(connect(running.port))
             loris.sendall(b"G")
             held.enter_context(server.accept())
-        started = time.process_time()
+        started = time.monotonic()
         with connect(running.port) as client:
             upstream = echo_once(server, client, b"good client")
             client.close()
             assert read_all(upstream) == b""
             upstream.close()
-        assert time.process_time() - started < PATIENCE
+        assert time.monotonic() - started < 2, "the good client waited"
         [line] = running.ended("done")
         assert line["up"] == "11"
 
@@ -566,7 +591,7 @@ def test_several_servers_take_turns() -> None:
 
 
 def test_nothing_is_left_after_1000_sessions_of_every_ending(server: Server) -> None:
-    """Forty of each of twenty-five ways in which two plain sockets can part."""
+    """Two plain sockets part in every order; servers refuse, hang, have no address."""
     timeouts = (
         *("--stall-timeout", "0.3", "--idle-timeout", "1.5"),
         *("--half-close-timeout", "0.4", "--connect-timeout", "0.5"),
@@ -627,6 +652,13 @@ def test_nothing_is_left_after_1000_sessions_of_every_ending(server: Server) -> 
 
     held: list[socket.socket] = []
 
+    def server_never_reads(client: socket.socket, upstream: socket.socket) -> None:
+        client.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                client.send(bytes(1 << 20))
+        held.extend((client, upstream))
+
     def goes_silent(client: socket.socket, upstream: socket.socket) -> None:
         held.extend((client, upstream))
 
@@ -646,21 +678,33 @@ def test_nothing_is_left_after_1000_sessions_of_every_ending(server: Server) -> 
         *(client_resets, server_resets, both_reset, reset_after_half),
         *(leaves_unread, writes_to_the_dead, goes_silent, goes_silent_half),
     ]
-    refused = ("-l", "127.0.0.1:0", "-d", refused_address())
-    with chain(server, 1, *timeouts, *refused) as running:
+    with ExitStack() as stack:
+        silent = stack.enter_context(full_backlog())
+        nowhere = [refused_address(), silent, "no-such-host.invalid:80"]
+        elsewhere = [
+            word for each in nowhere for word in ("-l", "127.0.0.1:0", "-d", each)
+        ]
+        running = stack.enter_context(chain(server, 1, *timeouts, *elsewhere))
         # `chain` puts its own listener last.
-        to_refused, to_server = (
-            int(where.rpartition(":")[2]) for where in running.listening(2)
+        *unreachable, to_server = (
+            int(where.rpartition(":")[2]) for where in running.listening(4)
         )
         before = running.descriptors
         for number in range(1000):
             if number % 20 == 0:
-                connect(to_refused).close()
+                client = connect(unreachable[number // 20 % 3])
+                if number % 40:
+                    reset(client)
+                else:
+                    held.append(client)
                 continue
             client = connect(to_server)
             upstream = server.accept()
             if number % 100 == 1:
                 never_reads(client, upstream)
+                continue
+            if number % 100 == 51:
+                server_never_reads(client, upstream)
                 continue
             client.sendall(b"hello")
             if number % 3:
@@ -671,7 +715,8 @@ def test_nothing_is_left_after_1000_sessions_of_every_ending(server: Server) -> 
         endings = {line["ending"] for line in running.sessions(1000)}
         assert endings >= {
             *("done", "downstream_reset", "upstream_reset", "idle", "half_closed"),
-            *("downstream_stalled", "connect_refused"),
+            *("downstream_stalled", "upstream_stalled", "upstream_write_failed"),
+            *("connect_refused", "connect_timeout", "unresolved", "client_left"),
         }
         assert not any("Traceback" in line for line in running.lines)
         for sock in held:

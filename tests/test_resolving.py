@@ -90,6 +90,19 @@ async def test_few_run_at_a_time_and_the_departed_are_not_looked_up() -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_one_that_is_told_may_cancel_another() -> None:
+    slow = Slow()
+    resolver = Resolver(reactor, slow)
+    first, second, third = (resolver.addresses("a.example", 80) for _ in range(3))
+    first.addCallback(lambda _: second.cancel())
+    second.addErrback(lambda reason: reason.trap(CancelledError))
+    slow.answer.set()
+    assert await third
+    await second
+    assert not resolver._names
+
+
+@pytest_twisted.ensureDeferred
 async def test_the_line_is_bounded() -> None:
     slow = Slow()
     resolver = Resolver(reactor, slow)

@@ -269,6 +269,27 @@ def test_a_failed_dial_closes_the_client_and_says_why(
     relay.over("opened", "dialing server:80", f"closed {ending.word}")
 
 
+@pytest.mark.parametrize("late", ["fails", "is cancelled", "connects"])
+def test_an_endpoint_that_goes_on_after_it_connected(late: str) -> None:
+    """It connected the leg, and had more to do: the connection is not left behind."""
+    relay = Relay(connect_timeout=1)
+    client = relay.client()
+    dial = relay.server.dial
+    protocol: Any = dial.factory.buildProtocol(None)
+    transport = FakeTransport().connect(protocol)
+    if late == "fails":
+        dial.fail(error.ConnectError(string="no handshake"))
+    elif late == "is cancelled":
+        client.lose()
+    else:
+        client.receive(b"x")
+        relay.clock.pump([0.2] * 10)
+        assert relay.server.cancelled == 1
+    assert not transport.connected
+    assert not relay.factory.sessions
+    client.lose()
+
+
 def test_an_endpoint_with_a_bug_ends_its_session_only(
     logged_failures: LoggedFailures,
 ) -> None:
@@ -407,7 +428,7 @@ def test_a_gate_with_a_bug_lets_nobody_in(logged_failures: LoggedFailures) -> No
     client = relay.client()
     assert not client.connected
     logged_failures.take("in the gate")
-    relay.over("refused the gate failed")
+    relay.over("refused could not be opened")
 
 
 def test_a_lease_that_fails_is_logged_only(
