@@ -35,7 +35,6 @@ class TCPConnection(tcp.Server):
     _shouldShutdown = False
 
     _read_ended = False
-    _broken = False
     local: IAddress | None = None
 
     def __repr__(self) -> str:
@@ -67,18 +66,16 @@ class TCPConnection(tcp.Server):
             return
         # Lost.  Twisted buffers it all and reports the loss where it always
         # does: from the reactor, not from within a call of write.
-        self._broken = True
+        self.doRead = self._read_to_the_loss  # type: ignore[method-assign]
         super().write(data)
 
-    def doRead(  # type: ignore[override]  # Twisted's mixin says (*args, **kwargs)
-        self,
-    ) -> ConnectionDone | ConnectionLost | None:
+    def _read_to_the_loss(self) -> ConnectionDone | ConnectionLost | None:
+        """Read what is left on a connection whose write has failed.
+
+        That took the socket's error away: behind the data it looks like an end.
+        """
         why = super().doRead()
-        if self._broken and isinstance(why, ConnectionDone):
-            # The failed write took the socket's error away, and what is left
-            # behind the data looks like its end.
-            return CONNECTION_LOST
-        return why
+        return CONNECTION_LOST if isinstance(why, ConnectionDone) else why
 
     def _busy(self) -> bool:
         """Bytes are buffered, or promised, or TLS has a goodbye to say."""
