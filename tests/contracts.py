@@ -387,21 +387,6 @@ class StreamTransportContract:
         await self.over(protocol, peer)
 
     @pytest_twisted.ensureDeferred
-    async def test_a_reset_that_a_write_meets_first_is_no_end_of_data(self) -> None:
-        protocol, peer = await self.joined()
-        if self.resets:
-            await peer.send(b"last words")
-            peer.reset()
-            # No turn of the reactor since: this meets the reset, not a read.
-            protocol.transport.write(b"to nobody")
-            await until(lambda: "lost" in protocol.events)
-            assert protocol.data == b"last words"
-            assert protocol.reason is not None
-            assert protocol.reason.check(ConnectionLost)
-            assert "eof" not in protocol.events
-        await self.over(protocol, peer)
-
-    @pytest_twisted.ensureDeferred
     async def test_a_failed_write_is_reported_by_the_reactor(self) -> None:
         protocol, peer = await self.joined()
         peer.socket.shutdown(socket.SHUT_WR)
