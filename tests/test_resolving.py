@@ -12,7 +12,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionRefusedError, DNSLookupError
 
-from relayd import dialing, resolving
+from relayd import dialing
 from relayd.dialing import NameEndpoint
 from relayd.resolving import LINE, WORKERS, Resolver
 from tests.contracts import Recorder, turns, until
@@ -224,12 +224,12 @@ async def test_a_cancelled_dial_leaves_nothing() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_cancelling_during_the_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancelling_during_the_look_up() -> None:
     slow = Slow()
-    monkeypatch.setattr(resolving, "_getaddrinfo", slow)
-    dial = NameEndpoint(reactor, "slow.example", 80).connect(_Factory())
+    resolver = Resolver(reactor, slow)
+    dial = NameEndpoint(reactor, "slow.example", 80, resolver).connect(_Factory())
     dial.cancel()
     with pytest.raises(CancelledError):
         await dial
     slow.answer.set()
-    await until(lambda: not Resolver.of(reactor)._names)
+    await until(lambda: not resolver._names)
