@@ -112,8 +112,6 @@ class Resolver:
 
     def _gone(self, look_up: _LookUp, waiter: Deferred[list[Any]]) -> None:
         look_up.waiting.remove(waiter)
-        if self._names.get(look_up.host) is not look_up:
-            return  # it is being answered
         if not look_up.waiting and not look_up.running:
             del self._names[look_up.host]
 

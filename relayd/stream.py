@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import errno
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twisted.internet import error
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -49,9 +49,6 @@ from relayd.session import Ending, Session
 from relayd.transports import TCPConnection
 from relayd.upstreams import Upstream
 from relayd.wheel import DeadlineWheel
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 log = Logger(namespace="relayd.stream")
 
@@ -174,17 +171,11 @@ class StreamProtocol(Leg):
             session.listener = address_name(self.transport.getHost())
             self._lease = factory.gate.enter(session)
         except Refused as refusal:
-            session.ending, session.detail = Ending.REFUSED, refusal.why
-            session.ended_at = factory.clock.seconds()
-            factory.observer.refused(session, refusal.why)
-            self.abort()
+            self._turn_away(Ending.REFUSED, refusal.why)
             return
         except Exception:
             log.failure("session {id} could not be opened", id=session.id)
-            session.ending, session.detail = Ending.FAILED, "could not be opened"
-            session.ended_at = factory.clock.seconds()
-            factory.observer.refused(session, session.detail)
-            self.abort()
+            self._turn_away(Ending.FAILED, "could not be opened")
             return
         factory.sessions[session.id] = self
         factory.wheel.add(self)
@@ -194,6 +185,14 @@ class StreamProtocol(Leg):
         except Exception as problem:
             log.failure("session {id} failed", id=session.id)
             self.cut(Ending.FAILED, repr(problem))
+
+    def _turn_away(self, ending: Ending, why: str) -> None:
+        """Reset a client that was not let in; it never becomes a living session."""
+        session, factory = self.session, self.factory
+        session.ending, session.detail = ending, why
+        session.ended_at = factory.clock.seconds()
+        factory.observer.refused(session, why)
+        self.abort()
 
     def dial(self, upstream: Upstream | None) -> None:
         """Connect to `upstream` and join it to the client; None ends the session."""
@@ -418,8 +417,7 @@ class StreamFactory(Factory):
 
     def cut_all(self) -> None:
         """Reset every session that lives, now."""
-        living: Iterable[StreamProtocol] = list(self.sessions.values())
-        for protocol in living:
+        for protocol in list(self.sessions.values()):
             protocol.cut(Ending.DRAINED)
 
     def session_over(self, session: Session) -> None:
