@@ -7,7 +7,9 @@ and is the only place that passes on an end of data, resets or closes.
 The rules, by their numbers in ARCHITECTURE.md:
 
 2. Each leg is the push producer of the other's transport: when that transport's
-   buffer is full the leg stops reading.  Nothing else buffers.
+   buffer is full the leg stops reading.  Nothing else buffers.  Two transports
+   that are ISpliceable see to that between themselves, and the bytes don't pass
+   through the legs at all.
 3. Stall: a transport holds bytes and the peer's kernel took none of them for
    `stall` seconds.  Both connections are aborted.
 4. End of data (EOF) on one leg: the other's buffer is written, then its write
@@ -25,8 +27,8 @@ reading; one that was paused, or had reached EOF, can only have learnt of it by
 writing.  So the first is a reset (rule 6) and the second a failed write (5).
 
 What it costs.  For each chunk: one addition, one call of the other transport's
-`write`.  Activity is not timed; :meth:`Bridge.check` looks at the counters once
-a tick and sees whether they moved.
+`write`; nothing where it is spliced.  Activity is not timed; :meth:`Bridge.check`
+looks at the counters once a tick and sees whether they moved.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from relayd.interfaces import ISpliceable
 from relayd.session import Direction, Ending, Session
 
 #: A leg that is not joined yet keeps at most this much, plus one read.
@@ -96,11 +99,13 @@ class Timeouts:
 def unsent(transport: Any) -> int:
     """Bytes that `transport` was given and has not yet handed to the kernel.
 
-    Twisted has no public way to ask.  Its descriptors keep them in these three
-    attributes, in every release from the oldest to the newest that relayd is
-    tested with, and wrappers (TLS, PROXY) pass attributes through.  A foreign
-    transport that has none of them counts as empty.
+    Spliceable transports say it.  Twisted's have no public way to ask; they keep
+    them in these three attributes, in every release from the oldest to the newest
+    that relayd is tested with, and wrappers (TLS, PROXY) pass attributes through.
+    A foreign transport that has none of them counts as empty.
     """
+    if ISpliceable.providedBy(transport):
+        return int(transport.unsent)
     try:
         listed: int = transport._tempDataLen  # noqa: SLF001
         return len(transport.dataBuffer) - int(transport.offset) + listed
@@ -164,6 +169,7 @@ class Leg(Protocol):
     :ivar direction: counts what this leg reads.
     :ivar alive: connected, and not lost yet.
     :ivar paused: told to stop reading.
+    :ivar spliced: its transport hands what it reads straight to the other's.
     """
 
     direction: Direction
@@ -172,6 +178,7 @@ class Leg(Protocol):
     peer: Leg
     alive = False
     paused = False
+    spliced = False
     #: What `Bridge.check` saw delivered while bytes waited, and when that grew.
     delivered: int | None = None
     delivered_at = 0.0
@@ -239,17 +246,28 @@ class Leg(Protocol):
 
     def flow(self) -> None:
         """Write what was held to the other leg, and from now on all that is read."""
+        peer = self.peer
+        if not self.spliced:
+            peer.transport.registerProducer(self, True)
         if self.paused:
             self.resumeProducing()
         held, self.held = self.held, []
-        self.sink = self.peer.transport.write
+        self.sink = peer.transport.write
         if held:
             # May pause this leg again: the other's buffer fills up here.
-            self.peer.transport.write(b"".join(held))
+            peer.transport.write(b"".join(held))
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is not read because the other leg's buffer is full."""
+        return self.paused or (self.spliced and self.transport.blocked)
 
     def shut_write(self) -> None:
         """Pass on the other leg's EOF, after what is buffered."""
         transport = self.transport
+        if self.spliced:
+            transport.loseWriteConnection()
+            return
         # With a paused producer registered Twisted resumes that instead of
         # shutting down, and never comes back to it.
         transport.unregisterProducer()
@@ -263,8 +281,9 @@ class Leg(Protocol):
 
     def close(self) -> None:
         """Write what is buffered, then close politely."""
-        # Twisted's loseConnection waits for a registered producer to finish.
-        self.transport.unregisterProducer()
+        if not self.spliced:
+            # Twisted's loseConnection waits for a registered producer to finish.
+            self.transport.unregisterProducer()
         self.transport.loseConnection()
 
     def abort(self) -> None:
@@ -330,8 +349,10 @@ class Bridge:
         down, up = self.downstream, self.upstream
         down.bridge = up.bridge = self
         down.peer, up.peer = up, down
-        up.transport.registerProducer(down, True)
-        down.transport.registerProducer(up, True)
+        if ISpliceable.providedBy(down.transport):
+            down.spliced = up.spliced = down.transport.splice(
+                up.transport, down.direction, up.direction
+            )
         down.flow()
         up.flow()
         for leg in (down, up):
@@ -375,7 +396,7 @@ class Bridge:
         elif not isinstance(error, ConnectionClosed | OSError) and not _is_tls(error):
             self._decide(Ending.FAILED, repr(error))
             leg.peer.abort()
-        elif self._closing or leg.paused or leg.direction.eof:
+        elif self._closing or leg.waits or leg.direction.eof:
             self._decide(
                 Ending.DOWNSTREAM_WRITE_FAILED if down else Ending.UPSTREAM_WRITE_FAILED
             )
@@ -481,7 +502,7 @@ class Bridge:
             (self.downstream, session.down.bytes),
         ):
             # A foreign transport that can't be asked is full while it pauses.
-            buffered = int(leg.alive and (unsent(leg.transport) or leg.peer.paused))
+            buffered = int(leg.alive and (unsent(leg.transport) or leg.peer.waits))
             if session.ending is not None and leg.alive:
                 # It is to be reset once its kernel's queue is delivered, too.
                 buffered = leg.undelivered()

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import attrs
 
 from relayd.bridge import Timeouts
-from relayd.endpoints import Address, HostPort
+from relayd.endpoints import Address, HostPort, Transport
 from relayd.errors import ConfigError
 
 #: A listen(2) backlog; the kernel caps it further (net.core.somaxconn).
@@ -50,6 +50,9 @@ class Config:
     :ivar relays: at least one, unless `demo`.
     :ivar drain_timeout: seconds that sessions get to finish when the relay is
         told to stop; 0 for none.
+    :ivar transport: whose connections the short forms get.
+    :ivar verbose: log when a session opens, dials and connects, too.
+    :ivar quiet: log a session's end only when it did not end well.
     :ivar demo: relay DEMO_LISTENER to a file server of the current folder.
     """
 
@@ -57,7 +60,9 @@ class Config:
     timeouts: Timeouts = attrs.Factory(Timeouts)
     drain_timeout: float = 10.0
     backlog: int = 4096
+    transport: Transport = "auto"
     verbose: bool = False
+    quiet: bool = False
     demo: bool = False
 
 
@@ -89,6 +94,18 @@ def backlog(text: str) -> int:
             f"bad --backlog {text!r}: expected a number from 1 to {BACKLOG_LIMIT}"
         )
     return value
+
+
+def transport(text: str) -> Transport:
+    """A kind of transport.
+
+    :raises ConfigError: it is not one.
+    """
+    if text in get_args(Transport):
+        return cast(Transport, text)
+    raise ConfigError(
+        f"bad --transport {text!r}: expected {', '.join(get_args(Transport))}"
+    )
 
 
 @attrs.frozen(eq=False)

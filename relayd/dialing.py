@@ -17,7 +17,7 @@ import itertools
 import os
 import socket
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet import error
 from twisted.internet.defer import Deferred, fail
@@ -35,6 +35,9 @@ from relayd.addresses import socket_address
 from relayd.resolving import Resolver, SocketAddress
 from relayd.transports import connection_class, set_options
 
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import ITCPTransport
+
 #: Seconds after which a UNIX socket whose backlog was full is tried again.
 RETRY = 0.05
 
@@ -45,72 +48,38 @@ HEAD_START = 0.25
 _numbers = itertools.count(1)
 
 
-def _failure(number: int) -> error.ConnectError:
+def connect_failure(number: int) -> error.ConnectError:
     """Twisted's error for an errno of connect(2)."""
     made: error.ConnectError = error.getConnectError((number, os.strerror(number)))
     return made
 
 
-@implementer(IStreamClientEndpoint)
-class SocketEndpoint:
-    """Connects to an address that needs no look-up.
+@implementer(IWriteDescriptor)
+class Dial:
+    """A socket that is being connected; its connection gets Twisted's transport.
 
-    The factory is asked for a protocol and nothing else: it is not told to
-    start or stop, as there is nothing to start for a single connection.
+    :param where: the endpoint: what to connect to, and who watches.
+    :param sock: new and non-blocking; owned by this object from here on.
 
-    :param reactor: provides `IReactorFDSet` and `IReactorTime`.
-    :param family: AF_INET, AF_INET6 or AF_UNIX.
-    :param address: as the socket module has it for that family.
+    :ivar done: fires with the protocol, or fails.
     """
 
-    def __init__(self, reactor: Any, family: int, address: Any) -> None:
-        self._reactor = reactor
-        self._family = family
-        self._address = address
-
-    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
-        """See `IStreamClientEndpoint.connect`.  There is no timeout; cancel it."""
-        try:
-            sock = socket.socket(self._family, socket.SOCK_STREAM)
-        except OSError as problem:
-            return fail(_failure(problem.errno or errno.EMFILE))
-        dial = _Dial(self._reactor, self._family, sock, self._address, factory)
-        try:
-            sock.setblocking(False)
-            set_options(sock)
-            dial.start()
-        except Exception:
-            # A bad address, or a kernel that can't watch another socket.
-            sock.close()
-            return fail(Failure())
-        return dial.done
-
-
-@implementer(IWriteDescriptor)
-class _Dial:
-    """A socket that is being connected."""
-
     def __init__(
-        self,
-        reactor: Any,
-        family: int,
-        sock: socket.socket,
-        address: Any,
-        factory: IProtocolFactory,
+        self, where: SocketEndpoint, sock: socket.SocketType, factory: IProtocolFactory
     ) -> None:
-        self._reactor = reactor
-        self._family = family
+        self._where = where
+        self._reactor = where.reactor
         self._socket = sock
-        self._address = address
         self._factory = factory
         self._retry: IDelayedCall | None = None
         self.done: Deferred[IProtocol] = Deferred(self._cancelled)
 
     def start(self) -> None:
+        """:raises OSError: the kernel can't watch another socket."""
         self._retry = None
-        problem = self._socket.connect_ex(self._address)
+        problem = self._socket.connect_ex(self._where.address)
         if problem == errno.EINPROGRESS:
-            self._reactor.addWriter(self)
+            self._watch()
         elif problem == errno.EAGAIN:
             # Only a UNIX socket says this: the server's backlog is full.
             self._retry = self._reactor.callLater(RETRY, self.start)
@@ -118,6 +87,28 @@ class _Dial:
             self._failed(problem)
         else:
             self._connected()
+
+    # -- what depends on the kind of transport
+
+    def _watch(self) -> None:
+        """Have :meth:`doWrite` called when the connection stands, or failed."""
+        self._reactor.addWriter(self)
+
+    def _unwatch(self) -> None:
+        self._reactor.removeWriter(self)
+
+    def _close(self) -> None:
+        # Not now: an event for this descriptor may be waiting in the batch that
+        # the reactor is working through, for whoever gets its number next.
+        self._reactor.callLater(0, self._socket.close)
+
+    def _transport(self, protocol: IProtocol) -> ITCPTransport:
+        """A transport for the connection, which reads from now on."""
+        where = self._where
+        made = connection_class(where.family)
+        return made(
+            self._socket, protocol, where.address, None, next(_numbers), self._reactor
+        )
 
     # -- IWriteDescriptor
 
@@ -128,7 +119,7 @@ class _Dial:
         return "relayd dial"
 
     def doWrite(self) -> None:
-        self._reactor.removeWriter(self)
+        self._unwatch()
         problem = self._problem()
         if problem is None or problem == errno.EAGAIN:
             self._connected()
@@ -137,7 +128,7 @@ class _Dial:
 
     def connectionLost(self, reason: Failure) -> None:
         """How some reactors report a failed connect; or the reactor stops."""
-        self._reactor.removeWriter(self)
+        self._unwatch()
         problem = self._problem()
         if problem is None:
             self._connected()
@@ -160,33 +151,23 @@ class _Dial:
 
     # -- outcomes
 
-    def _close(self) -> None:
-        # Not now: an event for this descriptor may be waiting in the batch that
-        # the reactor is working through, for whoever gets its number next.
-        self._reactor.callLater(0, self._socket.close)
-
     def _cancelled(self, _: Deferred[IProtocol]) -> None:
         if self._retry is not None:
             self._retry.cancel()
-        self._reactor.removeWriter(self)
+        self._unwatch()
         self._close()
 
     def _failed(self, problem: int) -> None:
         self._close()
-        self.done.errback(Failure(_failure(problem)))
+        self.done.errback(Failure(connect_failure(problem)))
 
     def _connected(self) -> None:
-        address, transport = self._address, None
+        transport: Any = None
         try:
-            protocol = self._factory.buildProtocol(
-                socket_address(self._family, address)
-            )
+            protocol = self._factory.buildProtocol(self._where.peer)
             if protocol is None:
                 raise error.NoProtocol
-            made = connection_class(self._family)
-            transport = made(
-                self._socket, protocol, address, None, next(_numbers), self._reactor
-            )
+            transport = self._transport(protocol)
             protocol.makeConnection(transport)
         except Exception:
             if transport is None:
@@ -199,36 +180,96 @@ class _Dial:
 
 
 @implementer(IStreamClientEndpoint)
+class SocketEndpoint:
+    """Connects to an address that needs no look-up.
+
+    The factory is asked for a protocol and nothing else: it is not told to
+    start or stop, as there is nothing to start for a single connection.
+
+    :param reactor: provides `IReactorFDSet` and `IReactorTime`.
+    :param family: AF_INET, AF_INET6 or AF_UNIX.
+    :param address: as the socket module has it for that family.
+    :cvar dial: what connects; subclasses may have another.
+
+    :ivar peer: the address as Twisted has it.
+    """
+
+    dial: type[Dial] = Dial
+
+    def __init__(self, reactor: Any, family: int, address: Any) -> None:
+        self.reactor = reactor
+        self.family = family
+        self.address = address
+        self.peer = socket_address(family, address)
+
+    def socket(self) -> socket.SocketType:
+        """A new non-blocking socket.
+
+        :raises OSError: no descriptor is left.
+        """
+        sock = socket.socket(self.family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        return sock
+
+    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
+        """See `IStreamClientEndpoint.connect`.  There is no timeout; cancel it."""
+        try:
+            sock = self.socket()
+        except OSError as problem:
+            return fail(connect_failure(problem.errno or errno.EMFILE))
+        dial = self.dial(self, sock, factory)
+        try:
+            set_options(sock)
+            dial.start()
+        except Exception:
+            # A bad address, or a kernel that can't watch another socket.
+            sock.close()
+            return fail(Failure())
+        return dial.done
+
+
+@implementer(IStreamClientEndpoint)
 class NameEndpoint:
     """Connects to a name, which is looked up for each connection.
 
     :param resolver: unless given, the one that the reactor's endpoints share.
+    :param endpoint: what dials each of its addresses.
     """
 
     def __init__(
-        self, reactor: Any, host: str, port: int, resolver: Resolver | None = None
+        self,
+        reactor: Any,
+        host: str,
+        port: int,
+        resolver: Resolver | None = None,
+        endpoint: type[SocketEndpoint] = SocketEndpoint,
     ) -> None:
         self._reactor = reactor
         self._host, self._port = host, port
         self._resolver = resolver
+        self._endpoint = endpoint
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         """See `IStreamClientEndpoint.connect`.  There is no timeout; cancel it."""
         resolver = self._resolver or Resolver.of(self._reactor)
         return resolver.addresses(self._host, self._port).addCallback(
-            lambda found: dial_first(self._reactor, found, factory)
+            lambda found: dial_first(self._reactor, found, factory, self._endpoint)
         )
 
 
 def dial_first(
-    reactor: Any, addresses: Sequence[SocketAddress], factory: IProtocolFactory
+    reactor: Any,
+    addresses: Sequence[SocketAddress],
+    factory: IProtocolFactory,
+    endpoint: type[SocketEndpoint] = SocketEndpoint,
 ) -> Deferred[IProtocol]:
     """Connect to the first of `addresses` that answers.
 
     :param addresses: at least one, the best first.
+    :param endpoint: what dials each.
     :return: fires with the protocol, or fails as the last of them did.
     """
-    race = _Race(reactor, addresses, factory)
+    race = _Race(reactor, addresses, factory, endpoint)
     race.next()
     return race.done
 
@@ -241,8 +282,10 @@ class _Race:
         reactor: Any,
         addresses: Sequence[SocketAddress],
         factory: IProtocolFactory,
+        endpoint: type[SocketEndpoint],
     ) -> None:
         self._reactor = reactor
+        self._endpoint = endpoint
         self._left = list(reversed(addresses))
         self._factory = factory
         self._dials: list[Deferred[IProtocol]] = []
@@ -251,7 +294,7 @@ class _Race:
 
     def next(self) -> None:
         self._timer = None
-        endpoint = SocketEndpoint(self._reactor, *self._left.pop())
+        endpoint = self._endpoint(self._reactor, *self._left.pop())
         if self._left:
             self._timer = self._reactor.callLater(HEAD_START, self.next)
         dial = endpoint.connect(self._factory)

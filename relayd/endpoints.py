@@ -21,10 +21,12 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 from twisted.internet.endpoints import (
+    AdoptedStreamServerEndpoint,
     clientFromString,
     serverFromString,
 )
@@ -40,6 +42,15 @@ from relayd.addresses import host_port
 from relayd.dialing import NameEndpoint, SocketEndpoint
 from relayd.errors import ConfigError
 from relayd.listening import TCPListenerEndpoint, UNIXListenerEndpoint
+from relayd.plane import is_available
+
+if TYPE_CHECKING or sys.platform == "linux":
+    from relayd.plane.endpoints import (
+        AdoptedListenerEndpoint,
+        PlaneSocketEndpoint,
+        PlaneTCPListenerEndpoint,
+        PlaneUNIXListenerEndpoint,
+    )
 
 #: Endpoint types that Twisted parses itself, without a plugin.
 _BUILT_IN_SERVERS = frozenset({"tcp", "ssl", "unix"})
@@ -89,6 +100,9 @@ class EndpointString:
 
 
 Address = HostPort | UnixPath | EndpointString
+
+#: Whose connections: the plane's, Twisted's own, or the plane's where it can be had.
+Transport = Literal["auto", "plane", "twisted"]
 
 
 def parse_listener(text: str) -> Address:
@@ -188,32 +202,64 @@ def _host(host: str, text: str) -> str:
     return host
 
 
+def on_plane(transport: Transport, reactor: Any) -> bool:
+    """Whether short forms get the plane's transports (:mod:`relayd.plane`).
+
+    :raises ConfigError: they were asked for and can't be had.
+    """
+    if transport == "twisted":
+        return False
+    available = is_available(reactor)
+    if transport == "plane" and not available:
+        raise ConfigError(
+            "--transport plane needs Linux and a reactor that watches descriptors;"
+            f" this is {sys.platform} with {type(reactor).__name__}: leave it out"
+        )
+    return available
+
+
 def listening_endpoint(
-    address: Address, reactor: Any, backlog: int = 4096
+    address: Address,
+    reactor: Any,
+    backlog: int = 4096,
+    transport: Transport = "auto",
 ) -> IStreamServerEndpoint:
     """The endpoint that listens there.
 
     :param backlog: for the short forms; an endpoint string says its own.
-    :raises ConfigError: Twisted can't use the endpoint string.
+    :param transport: for the short forms and `systemd:`; another endpoint string
+        gets Twisted's own.
+    :raises ConfigError: Twisted can't use the endpoint string, or the transport
+        can't be had.
     """
+    plane = on_plane(transport, reactor)
     if isinstance(address, HostPort):
-        return TCPListenerEndpoint(reactor, address.host, address.port, backlog)
+        tcp = PlaneTCPListenerEndpoint if plane else TCPListenerEndpoint
+        return tcp(reactor, address.host, address.port, backlog)
     if isinstance(address, UnixPath):
-        return UNIXListenerEndpoint(reactor, address.path, backlog)
+        unix = PlaneUNIXListenerEndpoint if plane else UNIXListenerEndpoint
+        return unix(reactor, address.path, backlog)
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, address.text)
     except Exception as problem:
         raise _unusable(address, problem) from problem
+    if plane and isinstance(endpoint, AdoptedStreamServerEndpoint):
+        return AdoptedListenerEndpoint(reactor, endpoint.fileno)
     return endpoint
 
 
-def dialing_endpoint(address: Address, reactor: Any) -> IStreamClientEndpoint:
+def dialing_endpoint(
+    address: Address, reactor: Any, transport: Transport = "auto"
+) -> IStreamClientEndpoint:
     """The endpoint that connects there.  The relay bounds the time a dial takes.
 
-    :raises ConfigError: Twisted can't use the endpoint string.
+    :param transport: for the short forms; an endpoint string gets Twisted's own.
+    :raises ConfigError: Twisted can't use the endpoint string, or the transport
+        can't be had.
     """
+    by_socket = PlaneSocketEndpoint if on_plane(transport, reactor) else SocketEndpoint
     if isinstance(address, UnixPath):
-        return SocketEndpoint(reactor, socket.AF_UNIX, address.path)
+        return by_socket(reactor, socket.AF_UNIX, address.path)
     if isinstance(address, HostPort):
         host, port = address.host or "127.0.0.1", address.port
         if _is_ipv6(host):
@@ -224,10 +270,10 @@ def dialing_endpoint(address: Address, reactor: Any) -> IStreamClientEndpoint:
                 raise ConfigError(
                     f"bad address '{address}': {problem.strerror}"
                 ) from problem
-            return SocketEndpoint(reactor, socket.AF_INET6, found[0][4])
+            return by_socket(reactor, socket.AF_INET6, found[0][4])
         if _DIGITS.fullmatch(host.rpartition(".")[2]):
-            return SocketEndpoint(reactor, socket.AF_INET, (host, port))
-        return NameEndpoint(reactor, host, port)
+            return by_socket(reactor, socket.AF_INET, (host, port))
+        return NameEndpoint(reactor, host, port, endpoint=by_socket)
     try:
         endpoint: IStreamClientEndpoint = clientFromString(reactor, address.text)
     except Exception as problem:

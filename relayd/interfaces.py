@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from zope.interface import Interface
+from zope.interface import Attribute, Interface
 
-from relayd.session import Session
+from relayd.session import Direction, Session
 
 
 class ILease(Interface):
@@ -68,3 +68,26 @@ class IObserver(Interface):
 
     def refused(session: Session, why: str) -> None:
         """A gate turned the client away (`ending` is REFUSED), or failed (FAILED)."""
+
+
+class ISpliceable(Interface):
+    """A stream transport that can move bytes to and from another one by itself."""
+
+    unsent = Attribute("""Bytes that were written to it, or moved to it, and that the
+        kernel has not taken yet.""")
+
+    blocked = Attribute("""Whether it is not read for want of room in the other one.""")
+
+    def splice(peer: object, here: Direction, there: Direction) -> bool:
+        """From now on, move what either reads to the other.
+
+        What is read here is added to `here.bytes` instead of being given to the
+        protocol, and what is read from `peer` to `there.bytes`.  While something
+        waits to be written to one of them, the other is not read.  The protocols
+        go on to hear of the end of data and of the loss; nothing is passed on
+        but bytes.  `pauseProducing` and `resumeProducing` mean what they always
+        do.
+
+        :return: whether it will; False if `peer` is of another kind, or one of
+            the two is lost: write to them, as to any transport.
+        """

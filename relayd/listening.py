@@ -7,6 +7,7 @@ served when a session ends.  It stops a little before the table is full, since
 a client that is accepted needs a second descriptor for its server.
 
 Accepted connections get Twisted's own transports; only the accepting is ours.
+:mod:`relayd.plane.endpoints` has a subclass whose connections are the plane's.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import socket
 import stat
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.internet.interfaces import (
@@ -37,6 +38,9 @@ from zope.interface import implementer
 from relayd.addresses import address_name, host_port, numeric_host, socket_address
 from relayd.errors import ListenError
 from relayd.transports import connection_class, set_options
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IProtocol, ITCPTransport
 
 log = Logger(namespace="relayd.listening")
 
@@ -71,6 +75,7 @@ class _Exhaustion:
         # Weakly, as the table of all of them is keyed by it.
         self._clock = weakref.proxy(clock)
         self._logged_at: float | None = None
+        self._enough = 0
         self.pauses = 0
 
     @classmethod
@@ -80,15 +85,19 @@ class _Exhaustion:
             cls._all[reactor] = cls(reactor)
         return cls._all[reactor]
 
-    @staticmethod
-    def reached(descriptor: int) -> bool:
+    def reached(self, descriptor: int) -> bool:
         """Whether a newly opened `descriptor` leaves less than the reserve.
 
         The kernel hands out the lowest number that is free, so the number
         tells how many are taken.
         """
+        if descriptor < self._enough:
+            return False
+        # The limit may have been raised since.  One that was lowered is noticed
+        # when accept fails.
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return descriptor >= limit - min(RESERVE, limit // 4)
+        self._enough = limit - min(RESERVE, limit // 4)
+        return descriptor >= self._enough
 
     def log(self, where: str, why: str) -> None:
         self.pauses += 1
@@ -140,7 +149,6 @@ class Listener:
         # What a client reached, unless it may have reached any of several.
         wildcard = getattr(self._address, "host", "") in ("0.0.0.0", "::")
         self._local = None if wildcard else self._address
-        self._connection = connection_class(self._family)
         set_options(sock)
 
     @property
@@ -151,16 +159,43 @@ class Listener:
 
     def startListening(self) -> None:
         self._factory.doStart()
-        self._reactor.addReader(self)
+        self._watch()
 
     def stopListening(self) -> Deferred[None]:
         if self.connected:
-            self._reactor.removeReader(self)
+            self._unwatch()
             self.connectionLost(Failure(CONNECTION_DONE))
         return succeed(None)
 
     def getHost(self) -> IAddress:
         return self._address
+
+    # -- what depends on the kind of transport
+
+    def _watch(self) -> None:
+        """Have :meth:`doRead` called while clients wait."""
+        self._reactor.addReader(self)
+
+    def _unwatch(self) -> None:
+        self._reactor.removeReader(self)
+
+    def _accept(self) -> tuple[socket.SocketType, Any]:
+        """The next client's connection, and its address.
+
+        :raises OSError: see accept(2).
+        """
+        return self._socket.accept()
+
+    def _transport(
+        self, sock: socket.SocketType, protocol: IProtocol, address: Any
+    ) -> ITCPTransport:
+        """A transport for an accepted connection, which reads from now on."""
+        number, self._accepted = self._accepted, self._accepted + 1
+        transport = connection_class(self._family)(
+            sock, protocol, address, None, number, self._reactor
+        )
+        transport.local = self._local
+        return transport
 
     # -- IReadDescriptor
 
@@ -186,7 +221,7 @@ class Listener:
         """Accept some of the clients that wait."""
         for _ in range(ACCEPTS_PER_TURN):
             try:
-                sock, address = self._socket.accept()
+                sock, address = self._accept()
             except BlockingIOError:
                 return
             except OSError as problem:
@@ -207,37 +242,26 @@ class Listener:
                 self._pause("hardly any file descriptor is left")
                 return
 
-    def _serve(self, sock: socket.socket, address: Any) -> None:
+    def _serve(self, sock: socket.SocketType, address: Any) -> None:
+        transport: Any = None
         try:
             protocol = self._factory.buildProtocol(
                 socket_address(self._family, address)
             )
+            if protocol is not None:
+                # Fails when the kernel has no memory to watch it with.
+                transport = self._transport(sock, protocol, address)
+                protocol.makeConnection(transport)
         except Exception:
             log.failure("a client could not be served")
-            protocol = None
-        if protocol is None:
+            if transport is not None:
+                transport.abortConnection()
+        if transport is None:
             sock.close()
-            return
-        number, self._accepted = self._accepted, self._accepted + 1
-        try:
-            transport = self._connection(
-                sock, protocol, address, None, number, self._reactor
-            )
-        except Exception:
-            # The reactor can't watch it: the kernel is out of memory for that.
-            log.failure("a client could not be served")
-            sock.close()
-            return
-        transport.local = self._local
-        try:
-            protocol.makeConnection(transport)
-        except Exception:
-            log.failure("a client could not be served")
-            transport.abortConnection()
 
     def _pause(self, why: str) -> None:
         self._exhaustion.log(address_name(self._address), why)
-        self._reactor.removeReader(self)
+        self._unwatch()
         self._resume = self._reactor.callLater(PAUSE, self._look_again)
 
     def _look_again(self) -> None:
@@ -251,7 +275,7 @@ class Listener:
         if self._exhaustion.reached(spare):
             self._pause("hardly any file descriptor is left")
             return
-        self._reactor.addReader(self)
+        self._watch()
 
 
 @implementer(IListeningPort)
@@ -369,10 +393,14 @@ def _unlink_own(path: str, made: os.stat_result) -> Callable[[], None]:
     return unlink
 
 
-class _Endpoint:
-    """Listens on what :meth:`bind` returns; errors name :attr:`where`."""
+class ListenerEndpoint:
+    """Listens on what :meth:`bind` returns; errors name :attr:`where`.
+
+    :cvar listener: what accepts the clients; subclasses may have another.
+    """
 
     where: str
+    listener: type[Listener] = Listener
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
@@ -389,7 +417,7 @@ class _Endpoint:
             why = problem.strerror or str(problem)
             return fail(ListenError(f"can't listen on {self.where}: {why}"))
         ports = [
-            Listener(self._reactor, sock, factory, on_closed)
+            self.listener(self._reactor, sock, factory, on_closed)
             for sock, on_closed in bound
         ]
         listening = ports[0] if len(ports) == 1 else Listeners(ports)
@@ -398,7 +426,7 @@ class _Endpoint:
 
 
 @implementer(IStreamServerEndpoint)
-class TCPListenerEndpoint(_Endpoint):
+class TCPListenerEndpoint(ListenerEndpoint):
     """Listens on a host and port.
 
     :param host: an address, a name whose every address is listened on (looked
@@ -433,7 +461,7 @@ class TCPListenerEndpoint(_Endpoint):
 
 
 @implementer(IStreamServerEndpoint)
-class UNIXListenerEndpoint(_Endpoint):
+class UNIXListenerEndpoint(ListenerEndpoint):
     """Listens on a UNIX socket, whose file it makes, and removes when it stops.
 
     A socket file that nobody listens on any more is replaced.

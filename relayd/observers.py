@@ -7,13 +7,14 @@ not overridden are never called.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from relayd.interfaces import IObserver
-from relayd.session import Session
+from relayd.session import Ending, Session
 
 log = Logger(namespace="relayd.observers")
 session_log = Logger(namespace="relayd.session")
@@ -39,6 +40,13 @@ class Observer:
         """See :meth:`IObserver.refused`."""
 
 
+_HOOKS = ("opened", "dialing", "connected", "closed", "refused")
+
+
+def _nobody(*facts: object) -> None:
+    """A hook that nobody listens to."""
+
+
 @implementer(IObserver)
 class Observers:
     """Passes what it hears on to several, and survives each of them.
@@ -46,47 +54,40 @@ class Observers:
     One that raises is logged with its traceback and not called again.
     """
 
+    opened: Callable[[Session], None]
+    dialing: Callable[[Session], None]
+    connected: Callable[[Session], None]
+    closed: Callable[[Session], None]
+    refused: Callable[[Session, str], None]
+
     def __init__(self, *observers: IObserver) -> None:
-        self._hooks: dict[str, list[Callable[..., Any]]] = {
-            name: [
+        self._observers = list(observers)
+        self._set_hooks()
+
+    def _set_hooks(self) -> None:
+        # Five calls for each session, most of which nobody hears.
+        for name in _HOOKS:
+            hooks = [
                 getattr(observer, name)
-                for observer in observers
+                for observer in self._observers
                 if getattr(type(observer), name, None) is not getattr(Observer, name)
             ]
-            for name in ("opened", "dialing", "connected", "closed", "refused")
-        }
+            setattr(self, name, partial(self._tell, hooks) if hooks else _nobody)
 
-    def opened(self, session: Session) -> None:
-        self._tell("opened", session)
-
-    def dialing(self, session: Session) -> None:
-        self._tell("dialing", session)
-
-    def connected(self, session: Session) -> None:
-        self._tell("connected", session)
-
-    def closed(self, session: Session) -> None:
-        self._tell("closed", session)
-
-    def refused(self, session: Session, why: str) -> None:
-        self._tell("refused", session, why)
-
-    def _tell(self, name: str, *facts: Any) -> None:
-        # Dropping an observer replaces its list, so this loop is undisturbed.
-        for hook in self._hooks[name]:
+    def _tell(self, hooks: list[Callable[..., None]], *facts: Any) -> None:
+        # Dropping an observer makes new lists, so this loop is undisturbed.
+        for hook in hooks:
             try:
                 hook(*facts)
             except Exception:
-                culprit = getattr(hook, "__self__", hook)
+                culprit: Any = getattr(hook, "__self__", hook)
                 log.failure(
                     "observer {culprit!r} failed in {hook} and is not called again",
                     culprit=culprit,
-                    hook=name,
+                    hook=getattr(hook, "__name__", hook),
                 )
-                self._hooks = {
-                    name: [h for h in hooks if getattr(h, "__self__", h) is not culprit]
-                    for name, hooks in self._hooks.items()
-                }
+                self._observers = [o for o in self._observers if o is not culprit]
+                self._set_hooks()
 
 
 def _one_line(text: str) -> str:
@@ -134,6 +135,18 @@ class SessionLog(Observer):
 
     def refused(self, session: Session, why: str) -> None:
         self.closed(session)
+
+
+class QuietSessionLog(SessionLog):
+    """Writes a line only for a session that did not end well.
+
+    A session ends well when both directions reached their end and all was
+    delivered.
+    """
+
+    def closed(self, session: Session) -> None:
+        if session.ending is not Ending.DONE:
+            super().closed(session)
 
 
 class VerboseSessionLog(SessionLog):

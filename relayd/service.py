@@ -24,7 +24,7 @@ from relayd.config import DEMO_LISTENER, Config, Relay
 from relayd.endpoints import Address, HostPort, dialing_endpoint, listening_endpoint
 from relayd.errors import CannotStart, ListenError
 from relayd.listening import Listeners
-from relayd.observers import SessionLog, VerboseSessionLog
+from relayd.observers import QuietSessionLog, SessionLog, VerboseSessionLog
 from relayd.stream import StreamFactory
 from relayd.tcp import RelayFactory
 from relayd.upstreams import Pool, Upstream
@@ -222,7 +222,9 @@ def relay_listening(relay: Relay, config: Config, reactor: Any) -> Listening:
     """
     pool = Pool(
         [
-            Upstream(dialing_endpoint(address, reactor), _shown(address))
+            Upstream(
+                dialing_endpoint(address, reactor, config.transport), _shown(address)
+            )
             for address in relay.destinations
         ]
     )
@@ -238,10 +240,16 @@ def _listening(listen: Address, pool: Pool, config: Config, reactor: Any) -> Lis
         idle_timeout=timeouts.idle,
         half_close_timeout=timeouts.half_close,
         clock=reactor,
-        observer=VerboseSessionLog() if config.verbose else SessionLog(),
+        observer=_session_log(config),
     )
-    endpoint = listening_endpoint(listen, reactor, config.backlog)
+    endpoint = listening_endpoint(listen, reactor, config.backlog, config.transport)
     return Listening(endpoint, factory, str(listen), f"relaying to {pool.names}")
+
+
+def _session_log(config: Config) -> SessionLog:
+    if config.verbose:
+        return VerboseSessionLog()
+    return QuietSessionLog() if config.quiet else SessionLog()
 
 
 def _shown(address: Address) -> str:

@@ -46,7 +46,6 @@ from relayd.interfaces import IGate, ILease, IObserver
 from relayd.observers import Observers, SessionLog
 from relayd.policy import OpenGate
 from relayd.session import Ending, Session
-from relayd.transports import TCPConnection
 from relayd.upstreams import Upstream
 from relayd.wheel import DeadlineWheel
 
@@ -83,7 +82,7 @@ def ending_of_failed_dial(reason: Failure) -> tuple[Ending, str]:
 
 def _set_options(transport: Any) -> None:
     """What :func:`relayd.transports.set_options` does, on transports not of ours."""
-    if isinstance(transport, TCPConnection):
+    if getattr(transport, "options_are_set", False):
         return
     if ITCPTransport.providedBy(transport) and not IUNIXTransport.providedBy(transport):
         try:
@@ -211,28 +210,37 @@ class StreamProtocol(Leg):
         dialing.addCallbacks(
             self._dialed, self._dial_failed, callbackArgs=(legs,), errbackArgs=(legs,)
         )
-        dialing.addErrback(self._join_failed, legs)
 
     def _dialed(self, protocol: object, legs: _UpstreamFactory) -> None:
         self._dialing = None
         leg = legs.leg
-        if leg is None:
-            raise TypeError(
-                f"the endpoint connected {protocol!r}, not what it was given"
-            )
+        try:
+            if leg is None:
+                raise TypeError(
+                    f"the endpoint connected {protocol!r}, not what it was given"
+                )
+            self._connected(leg)
+        except Exception as problem:
+            log.failure("session {id} failed", id=self.session.id)
+            self.cut(Ending.FAILED, repr(problem))
+            if leg is not None:
+                leg.abort()
+
+    def _connected(self, leg: Leg) -> None:
         if self.session.ending is not None:
             leg.abort()
             return
         if not leg.alive:
             self.end(Ending.CONNECT_FAILED, "lost as soon as it was connected")
             return
-        self.session.upstream = address_name(leg.transport.getPeer())
-        self.session.connected_at = self.factory.clock.seconds()
-        self.factory.observer.connected(self.session)
-        if INegotiated.providedBy(leg.transport):
+        session, factory = self.session, self.factory
+        session.upstream = address_name(leg.transport.getPeer())
+        session.connected_at = factory.clock.seconds()
+        factory.observer.connected(session)
+        self.joined(leg)
+        if not leg.spliced and INegotiated.providedBy(leg.transport):
             # TLS: connected, but not yet with the server that was meant.
             self._handshaking = leg
-        self.joined(leg)
 
     def joined(self, leg: Leg) -> None:
         """The upstream connection stands: join it to the client."""
@@ -262,12 +270,6 @@ class StreamProtocol(Leg):
             self.cut(ending, detail)
         else:
             self.end(ending, detail)
-
-    def _join_failed(self, reason: Failure, legs: _UpstreamFactory) -> None:
-        log.failure("session {id} failed", reason, id=self.session.id)
-        self.cut(Ending.FAILED, repr(reason.value))
-        if legs.leg is not None:
-            legs.leg.abort()
 
     # -- the client's side before the Bridge
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _DONE = Failure(CONNECTION_DONE)
 
+_UNIX = int(socket.AF_UNIX)
+
 
 class TCPConnection(tcp.Server):
     """A TCP connection, accepted or dialled; what can be done now needs no turn.
@@ -31,8 +33,8 @@ class TCPConnection(tcp.Server):
     :ivar local: the local address where that is known without asking.
     """
 
-    #: Nobody else holds the descriptor, so closing it is enough.
-    _shouldShutdown = False
+    #: See `set_options`.
+    options_are_set = True
 
     _read_ended = False
     local: IAddress | None = None
@@ -48,13 +50,25 @@ class TCPConnection(tcp.Server):
         self._read_ended = True
         super().readConnectionLost(reason)
 
+    @property
+    def _shouldShutdown(self) -> bool:  # type: ignore[override]
+        # Nobody else holds the descriptor, so closing it is enough; but with
+        # something unread that is a reset, unless the end of data goes first.
+        return not self._read_ended
+
     def write(self, data: bytes) -> None:
         if (
             self.dataBuffer
             or self._tempDataLen
             or not self.connected
             or self._writeDisconnected
+            or self._writeDisconnecting
+            or self.disconnecting
+            or self._aborting
             or self.TLS
+            or not isinstance(data, bytes)
+            # A pull producer is asked for more from the reactor, after a write.
+            or (self.producer is not None and not self.streamingProducer)
         ):
             super().write(data)
             return
@@ -87,7 +101,9 @@ class TCPConnection(tcp.Server):
         )
 
     def loseWriteConnection(self) -> None:
-        if self._busy() or not self.connected or self._writeDisconnected:
+        if not self.connected or self._writeDisconnected or self._aborting:
+            return
+        if self._busy():
             super().loseWriteConnection()
             return
         # In the order of FileDescriptor.doWrite: the protocol may close us.
@@ -97,7 +113,7 @@ class TCPConnection(tcp.Server):
     def loseConnection(self) -> None:
         # Only past the end of data: no event for this descriptor can be under
         # way then, so its number may be used again at once.
-        if self._busy() or not (self.connected and self._read_ended):
+        if self._busy() or self._aborting or not (self.connected and self._read_ended):
             super().loseConnection()
         elif not self.disconnecting:
             self.connectionLost(_DONE)
@@ -107,9 +123,9 @@ class UNIXConnection(TCPConnection, unix.Server):
     """The same for a UNIX stream connection."""
 
 
-def set_options(sock: socket.socket) -> None:
+def set_options(sock: socket.SocketType) -> None:
     """No delay for small writes, and keepalive probes for peers that vanish."""
-    if sock.family != socket.AF_UNIX:
+    if sock.family != _UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import sys
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from twisted.internet.endpoints import (
 )
 from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
 from twisted.internet.protocol import Factory
+from twisted.internet.task import Clock
 
 import relayd.endpoints
 from relayd.addresses import address_name, host_port, numeric_host, socket_address
@@ -35,6 +37,7 @@ from relayd.endpoints import (
     Address,
     EndpointString,
     HostPort,
+    Transport,
     UnixPath,
     dialing_endpoint,
     listening_endpoint,
@@ -43,6 +46,11 @@ from relayd.endpoints import (
 )
 from relayd.errors import ConfigError
 from relayd.listening import TCPListenerEndpoint, UNIXListenerEndpoint
+from relayd.plane.endpoints import (
+    PlaneSocketEndpoint,
+    PlaneTCPListenerEndpoint,
+    PlaneUNIXListenerEndpoint,
+)
 from tests.contracts import Recorder, until
 from tests.process import Server
 
@@ -328,19 +336,46 @@ def test_a_number_is_an_address_or_refused(host: str) -> None:
 # -- what is made of them
 
 
-def test_a_short_form_listens_with_our_own() -> None:
+@pytest.mark.parametrize(
+    ("transport", "tcp", "unix"),
+    [
+        ("auto", PlaneTCPListenerEndpoint, PlaneUNIXListenerEndpoint),
+        ("plane", PlaneTCPListenerEndpoint, PlaneUNIXListenerEndpoint),
+        ("twisted", TCPListenerEndpoint, UNIXListenerEndpoint),
+    ],
+)
+def test_a_short_form_listens_with_our_own(
+    transport: Transport, tcp: type, unix: type
+) -> None:
     """The listeners that wait out a full descriptor table, named as written."""
     for text, kind, where in (
-        ("8080", TCPListenerEndpoint, "port 8080 of all addresses"),
-        ("127.0.0.1:0", TCPListenerEndpoint, "127.0.0.1:0"),
-        ("[::1]:80", TCPListenerEndpoint, "[::1]:80"),
-        ("localhost:80", TCPListenerEndpoint, "localhost:80"),
-        ("unix:/run/x", UNIXListenerEndpoint, "unix:/run/x"),
+        ("8080", tcp, "port 8080 of all addresses"),
+        ("127.0.0.1:0", tcp, "127.0.0.1:0"),
+        ("[::1]:80", tcp, "[::1]:80"),
+        ("localhost:80", tcp, "localhost:80"),
+        ("unix:/run/x", unix, "unix:/run/x"),
     ):
-        endpoint: Any = listening_endpoint(parse_listener(text), reactor)
+        address = parse_listener(text)
+        endpoint: Any = listening_endpoint(address, reactor, transport=transport)
         assert type(endpoint) is kind
         assert IStreamServerEndpoint.providedBy(endpoint)
         assert endpoint.where == where
+
+
+def test_the_plane_is_refused_where_it_cannot_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Quietly, unless it was asked for by name."""
+    address = parse_listener("8080")
+    lame = Clock()
+    with pytest.raises(ConfigError, match="--transport plane needs Linux"):
+        listening_endpoint(address, lame, transport="plane")
+    assert type(listening_endpoint(address, lame)) is TCPListenerEndpoint
+    monkeypatch.setattr(sys, "platform", "plan9")
+    assert type(listening_endpoint(address, reactor)) is TCPListenerEndpoint
+    assert type(dialing_endpoint(address, reactor)) is SocketEndpoint
+    with pytest.raises(ConfigError, match="this is plan9"):
+        dialing_endpoint(address, reactor, "plane")
 
 
 def test_an_endpoint_string_listens_with_twisted() -> None:
@@ -352,20 +387,24 @@ def test_an_endpoint_string_listens_with_twisted() -> None:
         assert type(listening_endpoint(parse_listener(text), reactor)) is kind
 
 
-def test_what_dials_an_address() -> None:
+@pytest.mark.parametrize(
+    ("transport", "by_socket"),
+    [("plane", PlaneSocketEndpoint), ("twisted", SocketEndpoint)],
+)
+def test_what_dials_an_address(transport: Transport, by_socket: type) -> None:
     """Addresses and names are dialled by our own sockets, the rest by Twisted's."""
     for text, kind in (
-        ("8080", SocketEndpoint),
-        ("127.0.0.1:80", SocketEndpoint),
-        ("[::1]:80", SocketEndpoint),
-        ("[::1%1]:80", SocketEndpoint),
-        ("unix:/run/x", SocketEndpoint),
+        ("8080", by_socket),
+        ("127.0.0.1:80", by_socket),
+        ("[::1]:80", by_socket),
+        ("[::1%1]:80", by_socket),
+        ("unix:/run/x", by_socket),
         ("localhost:80", NameEndpoint),
         ("example.com.:80", NameEndpoint),
         ("tcp:127.0.0.1:80", TCP4ClientEndpoint),
         ("unix:/run/x:timeout=3", UNIXClientEndpoint),
     ):
-        endpoint = dialing_endpoint(parse_destination(text), reactor)
+        endpoint = dialing_endpoint(parse_destination(text), reactor, transport)
         assert type(endpoint) is kind
         assert IStreamClientEndpoint.providedBy(endpoint)
 

@@ -801,8 +801,19 @@ def test_the_reserve_is_a_part_of_the_table(monkeypatch: pytest.MonkeyPatch) -> 
     """A fixed number, but no more than a quarter of a small table."""
     for limit, first in ((1024, 1024 - RESERVE), (64, 64 - RESERVE), (20, 15), (4, 3)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, n=limit: (n, 10_000))
-        assert _Exhaustion.reached(first)
-        assert not _Exhaustion.reached(first - 1)
+        exhaustion = _Exhaustion(Clock())
+        assert exhaustion.reached(first)
+        assert not exhaustion.reached(first - 1)
+
+
+def test_a_limit_that_was_raised_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    exhaustion, limit = _Exhaustion(Clock()), [100]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit[0], 10_000))
+    assert exhaustion.reached(90)
+    limit[0] = 1000
+    assert not exhaustion.reached(90)
+    assert not exhaustion.reached(900)
+    assert exhaustion.reached(990)
 
 
 def test_the_listeners_of_a_reactor_pause_and_log_together() -> None:

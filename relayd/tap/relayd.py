@@ -74,11 +74,21 @@ class Options(usage.Options):
             "Seconds that sessions may finish in when the relay stops; 0 ends them.",
         ],
         ["backlog", None, "4096", "How many clients may wait to be accepted."],
+        [
+            "transport",
+            None,
+            "auto",
+            (
+                "plane (Linux, cheaper), twisted, or auto: the plane where it can "
+                "be had. For all addresses but endpoint strings."
+            ),
+        ],
     ]
 
     optFlags = [
         ["demo", None, "Relay 127.0.0.1:8080 to a file server of the current folder."],
         ["verbose", "v", "Log when a session opens, dials and connects, too."],
+        ["quiet", "q", "Log only the sessions that did not end well."],
     ]
 
     compData = usage.Completions()
@@ -133,6 +143,8 @@ class Options(usage.Options):
     def postOptions(self) -> None:
         if self["demo"] and self._given:
             raise ConfigError("--demo brings its own listener and destination")
+        if self["verbose"] and self["quiet"]:
+            raise ConfigError("--verbose and --quiet contradict each other: give one")
         self.config = config.Config(
             relays=() if self["demo"] else config.pair(self._given),
             timeouts=Timeouts(
@@ -143,7 +155,9 @@ class Options(usage.Options):
             ),
             drain_timeout=self._seconds("drain"),
             backlog=config.backlog(self["backlog"]),
+            transport=config.transport(self["transport"]),
             verbose=bool(self["verbose"]),
+            quiet=bool(self["quiet"]),
             demo=bool(self["demo"]),
         )
 

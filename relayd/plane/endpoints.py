@@ -1,0 +1,170 @@
+"""Listening and dialling on the plane, as Twisted endpoints.
+
+They are those of :mod:`relayd.listening` and :mod:`relayd.dialing` with the
+plane in the reactor's place: it watches the sockets, and its transports are what
+protocols get.  An accepted or dialled socket is registered with the kernel once,
+for the rest of its life.
+
+:class:`AdoptedListenerEndpoint` listens on a socket that listens already: one
+that systemd passed on, or another process of the same service.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import (
+    IProtocol,
+    IProtocolFactory,
+    IStreamServerEndpoint,
+)
+from zope.interface import implementer
+
+from relayd.dialing import Dial, SocketEndpoint
+from relayd.listening import (
+    Listener,
+    ListenerEndpoint,
+    TCPListenerEndpoint,
+    UNIXListenerEndpoint,
+)
+from relayd.plane.poller import Plane
+from relayd.plane.transport import (
+    EDGE_BOTH,
+    EDGE_READ,
+    PlaneTransport,
+    transport_class,
+)
+
+_NEW = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+
+_ERROR = select.EPOLLERR | select.EPOLLHUP
+
+
+class PlaneListener(Listener):
+    """A listener on the plane."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        sock: socket.socket,
+        factory: IProtocolFactory,
+        on_closed: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(reactor, sock, factory, on_closed)
+        self._plane = Plane.of(reactor)
+        self._made = transport_class(self._family)
+
+    def ready(self, mask: int) -> None:
+        """Clients wait.  Reported again until all are accepted."""
+        self.doRead()
+
+    def _watch(self) -> None:
+        self._plane.watch(self.fileno(), self, select.EPOLLIN)
+
+    def _unwatch(self) -> None:
+        self._plane.unwatch(self.fileno())
+
+    def _accept(self) -> tuple[socket.SocketType, Any]:
+        # socket.accept() without its wrapper of the C class, which costs more
+        # than the system call.
+        descriptor, address = self._socket._accept()  # type: ignore[attr-defined]  # noqa: SLF001
+        sock = socket.SocketType(self._family, socket.SOCK_STREAM, 0, descriptor)
+        sock.setblocking(False)
+        return sock, address
+
+    def _transport(
+        self, sock: socket.SocketType, protocol: IProtocol, address: Any
+    ) -> PlaneTransport:
+        plane = self._plane
+        transport = self._made(plane, sock, protocol, address, self._local)
+        plane.watch(sock.fileno(), transport, EDGE_READ)
+        return transport
+
+
+class PlaneDial(Dial):
+    """A dial on the plane."""
+
+    _where: PlaneSocketEndpoint
+    _mask = 0
+
+    def ready(self, mask: int) -> None:
+        """The connection stands, or failed."""
+        self._mask = mask
+        if mask & _ERROR:
+            self.doWrite()
+        else:
+            self._connected()
+
+    def _watch(self) -> None:
+        self._where.plane.watch(self._socket.fileno(), self, EDGE_BOTH)
+
+    def _unwatch(self) -> None:
+        """The transport takes the descriptor over, or `_close` gives it up."""
+
+    def _close(self) -> None:
+        self._where.plane.give_up(self._socket.fileno(), self._socket)
+
+    def _transport(self, protocol: IProtocol) -> PlaneTransport:
+        sock, where = self._socket, self._where
+        plane = where.plane
+        transport = where.made(plane, sock, protocol, where.peer, None)
+        if self._mask:
+            transport.take_over(self._mask)
+        else:
+            # Connected at once, before there was anything to watch.
+            plane.watch(sock.fileno(), transport, EDGE_READ)
+        return transport
+
+
+class PlaneSocketEndpoint(SocketEndpoint):
+    """Connects to an address that needs no look-up, on the plane."""
+
+    dial = PlaneDial
+
+    def __init__(self, reactor: Any, family: int, address: Any) -> None:
+        super().__init__(reactor, family, address)
+        self.plane = Plane.of(reactor)
+        self.made = transport_class(family)
+
+    def socket(self) -> socket.SocketType:
+        # The C class: Python's wrapper costs more than the system call.
+        return socket.SocketType(self.family, _NEW)
+
+
+class PlaneTCPListenerEndpoint(TCPListenerEndpoint):
+    """Listens on a host and port, on the plane."""
+
+    listener = PlaneListener
+
+
+class PlaneUNIXListenerEndpoint(UNIXListenerEndpoint):
+    """Listens on a UNIX socket, on the plane."""
+
+    listener = PlaneListener
+
+
+@implementer(IStreamServerEndpoint)
+class AdoptedListenerEndpoint(ListenerEndpoint):
+    """Listens on a socket that listens already.
+
+    :param descriptor: the socket's; it is duplicated, so that it stays the
+        caller's to close, and the endpoint can be used again.
+    """
+
+    listener = PlaneListener
+
+    def __init__(self, reactor: Any, descriptor: int) -> None:
+        super().__init__(reactor)
+        self._descriptor = descriptor
+        self.where = f"descriptor {descriptor}"
+
+    def bind(self) -> list[tuple[socket.socket, Callable[[], None]]]:
+        return [(socket.socket(fileno=os.dup(self._descriptor)), _nothing)]
+
+
+def _nothing() -> None:
+    """What an adopted socket leaves behind is its owner's."""
