@@ -172,22 +172,21 @@ class Leg(Protocol):
     :ivar spliced: its transport hands what it reads straight to the other's.
     """
 
-    direction: Direction
     transport: Any = None
-    bridge: Bridge | None = None
     peer: Leg
-    alive = False
-    paused = False
-    spliced = False
     #: What `Bridge.check` saw delivered while bytes waited, and when that grew.
     delivered: int | None = None
     delivered_at = 0.0
 
     def __init__(self, direction: Direction) -> None:
+        # Not defaults of the class: the interpreter finds these faster.
         self.direction = direction
-        self.held: list[bytes] = []
-        self.held_bytes = 0
+        self.bridge: Bridge | None = None
         self.sink: Callable[[bytes], object] | None = None
+        self.held: bytearray | None = None
+        self.alive = False
+        self.paused = False
+        self.spliced = False
 
     # -- called by the transport
 
@@ -239,23 +238,24 @@ class Leg(Protocol):
 
     def hold(self, data: bytes) -> None:
         """Keep what was read before the legs are joined."""
-        self.held.append(data)
-        self.held_bytes += len(data)
-        if self.held_bytes >= HOLD_LIMIT:
+        if self.held is None:
+            self.held = bytearray()
+        self.held += data
+        if len(self.held) >= HOLD_LIMIT:
             self.pauseProducing()
 
     def flow(self) -> None:
         """Write what was held to the other leg, and from now on all that is read."""
-        peer = self.peer
+        sink = self.peer.transport.write
         if not self.spliced:
-            peer.transport.registerProducer(self, True)
+            self.sink = sink
+            self.peer.transport.registerProducer(self, True)
         if self.paused:
             self.resumeProducing()
-        held, self.held = self.held, []
-        self.sink = peer.transport.write
-        if held:
+        held, self.held = self.held, None
+        if held is not None:
             # May pause this leg again: the other's buffer fills up here.
-            peer.transport.write(b"".join(held))
+            sink(bytes(held))
 
     @property
     def waits(self) -> bool:
@@ -281,9 +281,8 @@ class Leg(Protocol):
 
     def close(self) -> None:
         """Write what is buffered, then close politely."""
-        if not self.spliced:
-            # Twisted's loseConnection waits for a registered producer to finish.
-            self.transport.unregisterProducer()
+        # Twisted's loseConnection waits for a registered producer to finish.
+        self.transport.unregisterProducer()
         self.transport.loseConnection()
 
     def abort(self) -> None:
@@ -295,18 +294,13 @@ class Leg(Protocol):
         """Bytes written to this leg that its peer's kernel does not have yet."""
         return unsent(self.transport) + unacknowledged(self.transport)
 
-    def part(self) -> None:
-        """Let go of the other leg and the Bridge, which hold this one."""
-        self.bridge = self.sink = None
-        del self.peer
-
 
 class Bridge:
     """Joins two connected legs until an Ending.
 
     :param session: gets `ending` and `detail` when the ending is decided.
     :param clock: seconds, and the timer of a reset that waits for delivery.
-    :param on_over: called once, when both connections are gone.
+    :param on_over: called once, with `downstream`, when both connections are gone.
     """
 
     __slots__ = (
@@ -330,7 +324,7 @@ class Bridge:
         upstream: Leg,
         timeouts: Timeouts,
         clock: IReactorTime,
-        on_over: Callable[[], None],
+        on_over: Callable[[Any], None],
     ) -> None:
         self.session = session
         self.downstream = downstream
@@ -342,7 +336,8 @@ class Bridge:
         self._poll: IDelayedCall | None = None
         self._progress = -1
         self._queued = 0
-        self._active_at = clock.seconds()
+        # Legs are joined as soon as the session is connected.
+        self._active_at = session.connected_at or clock.seconds()
 
     def start(self) -> None:
         """Join the legs.  Both are connected; either may have data or EOF already."""
@@ -373,7 +368,9 @@ class Bridge:
     def lost(self, leg: Leg, reason: Failure) -> None:
         """`leg`'s connection is gone."""
         peer = leg.peer
-        if self.session.ending is None:
+        if self.session.ending is None and not (
+            self._closing and isinstance(reason.value, ConnectionDone)
+        ):
             self._judge(leg, reason)
         # Closing the peer may have ended it, and the session, from within.
         if leg.bridge is self and not peer.alive:
@@ -383,8 +380,7 @@ class Bridge:
         down = leg is self.downstream
         error: Any = reason.value
         if isinstance(error, ConnectionDone):
-            if not self._closing:
-                self._left(leg)
+            self._left(leg)
         elif INegotiated.providedBy(leg.transport) and leg.peer.direction.eof:
             # It was told that the other side has ended, and closed its own
             # without the goodbye that TLS asks for, as most clients do.
@@ -473,7 +469,12 @@ class Bridge:
         # Closing writes what is buffered first.  Both directions have ended, so
         # nothing can arrive that a close would turn into a reset.
         self._closing = True
-        for leg in (self.downstream, self.upstream):
+        down, up = self.downstream, self.upstream
+        if down.spliced:
+            down.transport.loseConnection()
+            up.transport.loseConnection()
+            return
+        for leg in (down, up):
             if leg.alive:
                 leg.close()
 
@@ -483,13 +484,15 @@ class Bridge:
 
     def _over(self) -> None:
         if self.session.ending is None:
-            self._decide(Ending.DONE)
+            self.session.ending = Ending.DONE
         if self._poll is not None:
             self._poll.cancel()
             self._poll = None
-        self.downstream.part()
-        self.upstream.part()
-        self._on_over()
+        # The legs hold each other, and this.
+        for leg in (self.downstream, self.upstream):
+            leg.bridge = leg.sink = None
+            del leg.peer
+        self._on_over(self.downstream)
 
     # -- deadlines
 

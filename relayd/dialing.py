@@ -16,11 +16,11 @@ import errno
 import itertools
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import error
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IDelayedCall,
     IProtocol,
@@ -32,6 +32,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from relayd.addresses import socket_address
+from relayd.interfaces import IDial, IDialer
 from relayd.resolving import Resolver, SocketAddress
 from relayd.transports import connection_class, set_options
 
@@ -54,35 +55,52 @@ def connect_failure(number: int) -> error.ConnectError:
     return made
 
 
-@implementer(IWriteDescriptor)
+@implementer(IDial, IWriteDescriptor)
 class Dial:
     """A socket that is being connected; its connection gets Twisted's transport.
 
     :param where: the endpoint: what to connect to, and who watches.
-    :param sock: new and non-blocking; owned by this object from here on.
-
-    :ivar done: fires with the protocol, or fails.
+    :param connected: called with the protocol, or else
+    :param failed: called with why not.
     """
 
+    _socket: socket.SocketType
+    _retry: IDelayedCall | None = None
+
     def __init__(
-        self, where: SocketEndpoint, sock: socket.SocketType, factory: IProtocolFactory
+        self,
+        where: SocketEndpoint,
+        factory: IProtocolFactory,
+        connected: Callable[[Any], None],
+        failed: Callable[[Failure], None],
     ) -> None:
         self._where = where
-        self._reactor = where.reactor
-        self._socket = sock
         self._factory = factory
-        self._retry: IDelayedCall | None = None
-        self.done: Deferred[IProtocol] = Deferred(self._cancelled)
+        self._succeed = connected
+        self._fail = failed
 
     def start(self) -> None:
-        """:raises OSError: the kernel can't watch another socket."""
-        self._retry = None
+        """See :meth:`IDial.start`."""
+        try:
+            sock = self._socket = self._where.socket()
+        except OSError as problem:
+            self._fail(Failure(connect_failure(problem.errno or errno.EMFILE)))
+            return
+        try:
+            set_options(sock)
+            self._try()
+        except Exception:
+            # A bad address, or a kernel that can't watch another socket.
+            sock.close()
+            self._fail(Failure())
+
+    def _try(self) -> None:
         problem = self._socket.connect_ex(self._where.address)
         if problem == errno.EINPROGRESS:
             self._watch()
         elif problem == errno.EAGAIN:
             # Only a UNIX socket says this: the server's backlog is full.
-            self._retry = self._reactor.callLater(RETRY, self.start)
+            self._retry = self._where.reactor.callLater(RETRY, self._try)
         elif problem:
             self._failed(problem)
         else:
@@ -92,22 +110,22 @@ class Dial:
 
     def _watch(self) -> None:
         """Have :meth:`doWrite` called when the connection stands, or failed."""
-        self._reactor.addWriter(self)
+        self._where.reactor.addWriter(self)
 
     def _unwatch(self) -> None:
-        self._reactor.removeWriter(self)
+        self._where.reactor.removeWriter(self)
 
     def _close(self) -> None:
         # Not now: an event for this descriptor may be waiting in the batch that
         # the reactor is working through, for whoever gets its number next.
-        self._reactor.callLater(0, self._socket.close)
+        self._where.reactor.callLater(0, self._socket.close)
 
     def _transport(self, protocol: IProtocol) -> ITCPTransport:
         """A transport for the connection, which reads from now on."""
         where = self._where
         made = connection_class(where.family)
         return made(
-            self._socket, protocol, where.address, None, next(_numbers), self._reactor
+            self._socket, protocol, where.address, None, next(_numbers), where.reactor
         )
 
     # -- IWriteDescriptor
@@ -151,15 +169,16 @@ class Dial:
 
     # -- outcomes
 
-    def _cancelled(self, _: Deferred[IProtocol]) -> None:
-        if self._retry is not None:
+    def cancel(self) -> None:
+        """See :meth:`IDial.cancel`."""
+        if self._retry is not None and self._retry.active():
             self._retry.cancel()
         self._unwatch()
         self._close()
 
     def _failed(self, problem: int) -> None:
         self._close()
-        self.done.errback(Failure(connect_failure(problem)))
+        self._fail(Failure(connect_failure(problem)))
 
     def _connected(self) -> None:
         transport: Any = None
@@ -174,12 +193,12 @@ class Dial:
                 self._close()
             else:
                 transport.abortConnection()
-            self.done.errback(Failure())
+            self._fail(Failure())
         else:
-            self.done.callback(protocol)
+            self._succeed(protocol)
 
 
-@implementer(IStreamClientEndpoint)
+@implementer(IDialer, IStreamClientEndpoint)
 class SocketEndpoint:
     """Connects to an address that needs no look-up.
 
@@ -189,12 +208,12 @@ class SocketEndpoint:
     :param reactor: provides `IReactorFDSet` and `IReactorTime`.
     :param family: AF_INET, AF_INET6 or AF_UNIX.
     :param address: as the socket module has it for that family.
-    :cvar dial: what connects; subclasses may have another.
+    :cvar dialing: what connects; subclasses may have another.
 
     :ivar peer: the address as Twisted has it.
     """
 
-    dial: type[Dial] = Dial
+    dialing: type[Dial] = Dial
 
     def __init__(self, reactor: Any, family: int, address: Any) -> None:
         self.reactor = reactor
@@ -211,21 +230,21 @@ class SocketEndpoint:
         sock.setblocking(False)
         return sock
 
+    def dial(
+        self,
+        factory: IProtocolFactory,
+        connected: Callable[[Any], None],
+        failed: Callable[[Failure], None],
+    ) -> Dial:
+        """See :meth:`IDialer.dial`."""
+        return self.dialing(self, factory, connected, failed)
+
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         """See `IStreamClientEndpoint.connect`.  There is no timeout; cancel it."""
-        try:
-            sock = self.socket()
-        except OSError as problem:
-            return fail(connect_failure(problem.errno or errno.EMFILE))
-        dial = self.dial(self, sock, factory)
-        try:
-            set_options(sock)
-            dial.start()
-        except Exception:
-            # A bad address, or a kernel that can't watch another socket.
-            sock.close()
-            return fail(Failure())
-        return dial.done
+        done: Deferred[IProtocol] = Deferred(lambda _: dial.cancel())
+        dial = self.dial(factory, done.callback, done.errback)
+        dial.start()
+        return done
 
 
 @implementer(IStreamClientEndpoint)

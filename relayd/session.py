@@ -54,7 +54,7 @@ class Ending(Enum):
         self.code = code
 
 
-@attrs.define(eq=False, slots=True)
+@attrs.define(eq=False, slots=True, weakref_slot=False)
 class Direction:
     """The bytes that go one way through a session.
 
@@ -66,7 +66,7 @@ class Direction:
     eof: bool = False
 
 
-@attrs.define(eq=False, slots=True)
+@attrs.define(eq=False, slots=True, weakref_slot=False)
 class Session:
     """One client's connection and what became of it.
 

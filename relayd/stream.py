@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import sys
 from typing import Any
 
 from twisted.internet import error
@@ -42,7 +43,7 @@ from twisted.python.failure import Failure
 from relayd.addresses import address_name
 from relayd.bridge import Bridge, Leg, Timeouts
 from relayd.errors import Refused
-from relayd.interfaces import IGate, ILease, IObserver
+from relayd.interfaces import IDial, IDialer, IGate, ILease, IObserver
 from relayd.observers import Observers, SessionLog
 from relayd.policy import OpenGate
 from relayd.session import Ending, Session
@@ -97,11 +98,11 @@ class UpstreamLeg(Leg):
     """The server's connection."""
 
     def __init__(self, session: Session) -> None:
-        super().__init__(session.down)
+        Leg.__init__(self, session.down)
         self._session = session
 
     def connectionMade(self) -> None:
-        super().connectionMade()
+        self.alive = True
         if self._session.ending is not None:
             # Connected in spite of being cancelled.
             self.abort()
@@ -133,26 +134,26 @@ class StreamProtocol(Leg):
     """
 
     factory: StreamFactory
-    session: Session
-    wheel_slot: int | None = None
-    _lease: ILease | None = None
-    _dialing: Deferred[Any] | None = None
-    #: When to give up on this stage, on the factory's clock.
-    _deadline = 0.0
-    _bridge: Bridge | None = None
-    #: A TLS leg that must have shown its certificate by the deadline.
-    _handshaking: Leg | None = None
 
     def __init__(self, factory: StreamFactory, client: IAddress | None) -> None:
-        self.factory = factory
-        self.session = Session(
+        session = self.session = Session(
             next(_session_ids),
             next(factory.ordinals),
             address_name(client),
             "",
             factory.clock.seconds(),
         )
-        super().__init__(self.session.up)
+        Leg.__init__(self, session.up)
+        self.factory = factory
+        self.wheel_slot: int | None = None
+        self._lease: ILease | None = None
+        self._dialing: IDial | Deferred[Any] | None = None
+        self._legs: _UpstreamFactory | None = None
+        #: When to give up on this stage, on the factory's clock.
+        self._deadline = 0.0
+        self._bridge: Bridge | None = None
+        #: A TLS leg that must have shown its certificate by the deadline.
+        self._handshaking: Leg | None = None
 
     # -- what a relay decides
 
@@ -163,11 +164,12 @@ class StreamProtocol(Leg):
     # -- stages
 
     def connectionMade(self) -> None:
-        super().connectionMade()
+        self.alive = True
         factory, session = self.factory, self.session
         try:
             _set_options(self.transport)
-            session.listener = address_name(self.transport.getHost())
+            # The same text in thousands of sessions is kept once.
+            session.listener = sys.intern(address_name(self.transport.getHost()))
             self._lease = factory.gate.enter(session)
         except Refused as refusal:
             self._turn_away(Ending.REFUSED, refusal.why)
@@ -205,15 +207,18 @@ class StreamProtocol(Leg):
             self.factory.clock.seconds() + connect if connect else float("inf")
         )
         self.factory.observer.dialing(session)
-        legs = _UpstreamFactory(session)
-        dialing = self._dialing = upstream.endpoint.connect(legs)
-        dialing.addCallbacks(
-            self._dialed, self._dial_failed, callbackArgs=(legs,), errbackArgs=(legs,)
-        )
+        endpoint, legs = upstream.endpoint, _UpstreamFactory(session)
+        self._legs = legs
+        if IDialer.providedBy(endpoint):
+            dial = self._dialing = endpoint.dial(legs, self._dialed, self._dial_failed)
+            dial.start()
+        else:
+            dialing = self._dialing = endpoint.connect(legs)
+            dialing.addCallbacks(self._dialed, self._dial_failed)
 
-    def _dialed(self, protocol: object, legs: _UpstreamFactory) -> None:
-        self._dialing = None
-        leg = legs.leg
+    def _dialed(self, protocol: object) -> None:
+        legs, self._legs, self._dialing = self._legs, None, None
+        leg = legs.leg if legs is not None else None
         try:
             if leg is None:
                 raise TypeError(
@@ -234,7 +239,7 @@ class StreamProtocol(Leg):
             self.end(Ending.CONNECT_FAILED, "lost as soon as it was connected")
             return
         session, factory = self.session, self.factory
-        session.upstream = address_name(leg.transport.getPeer())
+        session.upstream = sys.intern(address_name(leg.transport.getPeer()))
         session.connected_at = factory.clock.seconds()
         factory.observer.connected(session)
         self.joined(leg)
@@ -245,14 +250,17 @@ class StreamProtocol(Leg):
     def joined(self, leg: Leg) -> None:
         """The upstream connection stands: join it to the client."""
         factory = self.factory
+        # The plain function: a bound method would be one object more a session.
+        over = StreamProtocol._over
         self._bridge = Bridge(
-            self.session, self, leg, factory.timeouts, factory.clock, self._over
+            self.session, self, leg, factory.timeouts, factory.clock, over
         )
+        self._deadline = 0.0
         self._bridge.start()
 
-    def _dial_failed(self, reason: Failure, legs: _UpstreamFactory) -> None:
-        self._dialing = None
-        if legs.leg is not None:
+    def _dial_failed(self, reason: Failure) -> None:
+        legs, self._legs, self._dialing = self._legs, None, None
+        if legs is not None and legs.leg is not None:
             # An endpoint that had more to do once it was connected.
             legs.leg.abort()
         if self.session.ending is not None:
@@ -274,13 +282,13 @@ class StreamProtocol(Leg):
     # -- the client's side before the Bridge
 
     def readConnectionLost(self) -> None:
-        super().readConnectionLost()
+        Leg.readConnectionLost(self)
         if self._bridge is None and not self.direction.bytes:
             grace = self.factory.clock.seconds() + LEFT_GRACE
             self._deadline = min(self._deadline, grace)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        super().connectionLost(reason)
+        Leg.connectionLost(self, reason)
         if self._bridge is None and self.session.ended_at is None:
             if self.session.ending is None:
                 self.session.ending = Ending.CLIENT_LEFT

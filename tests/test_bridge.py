@@ -39,7 +39,8 @@ class Pair:
             self._over,
         )
 
-    def _over(self) -> None:
+    def _over(self, leg: Leg) -> None:
+        assert leg is self.downstream
         self.over += 1
 
     def start(self) -> Pair:

@@ -36,6 +36,7 @@ from relayd.plane.transport import (
     EDGE_BOTH,
     EDGE_READ,
     PlaneTransport,
+    pack,
     transport_class,
 )
 
@@ -80,7 +81,7 @@ class PlaneListener(Listener):
         self, sock: socket.SocketType, protocol: IProtocol, address: Any
     ) -> PlaneTransport:
         plane = self._plane
-        transport = self._made(plane, sock, protocol, address, self._local)
+        transport = self._made(plane, sock, protocol, pack(address), self._local)
         plane.watch(sock.fileno(), transport, EDGE_READ)
         return transport
 
@@ -106,7 +107,7 @@ class PlaneDial(Dial):
         """The transport takes the descriptor over, or `_close` gives it up."""
 
     def _close(self) -> None:
-        self._where.plane.give_up(self._socket.fileno(), self._socket)
+        self._where.plane.give_up(self._socket)
 
     def _transport(self, protocol: IProtocol) -> PlaneTransport:
         sock, where = self._socket, self._where
@@ -123,7 +124,7 @@ class PlaneDial(Dial):
 class PlaneSocketEndpoint(SocketEndpoint):
     """Connects to an address that needs no look-up, on the plane."""
 
-    dial = PlaneDial
+    dialing = PlaneDial
 
     def __init__(self, reactor: Any, family: int, address: Any) -> None:
         super().__init__(reactor, family, address)

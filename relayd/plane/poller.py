@@ -43,20 +43,20 @@ COPY_SIZE = 1 << 17
 
 
 class Handler(Protocol):
-    """What an event is handed to.  Neither method may raise."""
+    """What an event is handed to."""
 
     def ready(self, mask: int) -> None:
         """The kernel reports `mask` (epoll_ctl(2)) for this handler's descriptor."""
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor stops."""
+        """The reactor stops, or one of the other methods has raised."""
 
 
-class Continuing(Protocol):
+class Continuing(Handler, Protocol):
     """A connection that has more to do than it may do now."""
 
     def proceed(self) -> None:
-        """Go on.  Must not raise."""
+        """Go on."""
 
 
 @implementer(IReadDescriptor)
@@ -80,7 +80,9 @@ class Plane:
         self.pipes = Pipes(self.reactor)
         self.buffer = memoryview(bytearray(COPY_SIZE))
         self.not_spliced = 0
-        self._handlers: dict[int, Handler] = {}
+        #: By descriptor, of which the kernel hands out the lowest that is free.
+        self._handlers: list[Handler | None] = []
+        self._watched = 0
         self._epoll: select.epoll | None = None
         self._again: deque[Continuing] = deque()
         #: Numbers that were closed since the batch was taken.
@@ -102,11 +104,20 @@ class Plane:
 
         :raises OSError: the kernel can't watch another descriptor.
         """
-        if self._epoll is None:
-            self._epoll = select.epoll()
+        epoll = self._epoll
+        if epoll is None:
+            epoll = self._epoll = select.epoll()
             self.reactor.addReader(self)
-        self._epoll.register(descriptor, mask)
-        self._handlers[descriptor] = handler
+        handlers = self._handlers
+        if descriptor >= len(handlers):
+            handlers.extend([None] * (descriptor + 1 - len(handlers)))
+        try:
+            epoll.register(descriptor, mask)
+        except OSError:
+            self._rest()
+            raise
+        handlers[descriptor] = handler
+        self._watched += 1
 
     def watch_also(self, descriptor: int, mask: int) -> None:
         """Change what is reported; reports at once what is so already."""
@@ -119,21 +130,27 @@ class Plane:
 
     def unwatch(self, descriptor: int) -> None:
         """Report no more events of a `descriptor` that stays open."""
-        if self._handlers.pop(descriptor, None) is not None and self._epoll is not None:
+        if self._epoll is not None and self._forget(descriptor):
             self._epoll.unregister(descriptor)
-            if self._turning:
-                self._stale.add(descriptor)
-            else:
-                self._rest()
+            self._rest()
 
-    def give_up(self, descriptor: int, sock: socket.SocketType) -> None:
+    def give_up(self, sock: socket.SocketType) -> None:
         """Report no more events of `sock`, and close it."""
-        self._handlers.pop(descriptor, None)
+        self._forget(sock.fileno())
         sock.close()
+        if not self._watched:
+            self._rest()
+
+    def _forget(self, descriptor: int) -> bool:
+        if not 0 <= descriptor < len(self._handlers):
+            return False
+        if self._handlers[descriptor] is None:
+            return False
+        self._handlers[descriptor] = None
+        self._watched -= 1
         if self._turning:
             self._stale.add(descriptor)
-        else:
-            self._rest()
+        return True
 
     def again(self, connection: Continuing) -> None:
         """Call its `proceed`, outside of the call that is under way."""
@@ -164,24 +181,32 @@ class Plane:
                     if descriptor not in stale:
                         # None: closed, but not yet in a child process that is
                         # being forked.
-                        handler = handlers.get(descriptor)
+                        handler = handlers[descriptor]
                         if handler is not None:
-                            handler.ready(mask)
+                            try:
+                                handler.ready(mask)
+                            except Exception:
+                                self._failed(handler)
                 for _ in range(len(again)):
-                    again.popleft().proceed()
+                    connection = again.popleft()
+                    try:
+                        connection.proceed()
+                    except Exception:
+                        self._failed(connection)
                 if not events and not again:
                     break
         finally:
             self._turning = False
         if again and self._wake is None:
             self._wake = self.reactor.callLater(0, self._woken)
-        if not handlers:
+        if not self._watched:
             self._rest()
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor stops: so does everything here."""
-        for handler in list(self._handlers.values()):
-            handler.connectionLost(reason)
+        for handler in list(self._handlers):
+            if handler is not None:
+                handler.connectionLost(reason)
         self._rest()
 
     # -- the rest
@@ -194,10 +219,20 @@ class Plane:
         for _ in range(len(self._again)):
             self._again.popleft().proceed()
 
+    def _failed(self, handler: Handler) -> None:
+        """A defect in one handler must not cost the others their events."""
+        reason = Failure()
+        log.failure("{handler!r} failed and is ended", reason, handler=handler)
+        try:
+            handler.connectionLost(reason)
+        except Exception:
+            log.failure("{handler!r} could not be ended", handler=handler)
+
     def _rest(self) -> None:
         """Hold nothing while nothing is watched."""
-        if self._handlers or self._epoll is None or self._turning:
+        if self._watched or self._epoll is None or self._turning:
             return
+        self._handlers.clear()
         self.reactor.removeReader(self)
         self._epoll.close()
         self._epoll = None

@@ -29,6 +29,7 @@ data.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import select
 import socket
@@ -94,6 +95,12 @@ _DONE = Failure(CONNECTION_DONE)
 _LOST = Failure(CONNECTION_LOST)
 
 
+# Whether the kernel reports writability, and whether that is waited for.
+_NOT_ASKED, _NOT_WAITING, _WAITING = range(3)
+
+# How a producer is asked for more: pull; push, which may be paused.
+_PULL, _PUSH, _PAUSED = range(3)
+
 # What becomes of the write side: open, to be shut when all is written, shut.
 _OPEN, _ENDING, _ENDED = range(3)
 
@@ -115,7 +122,7 @@ class PlaneTransport:
 
     :param plane: watches it.
     :param sock: connected, non-blocking; owned by this object from here on.
-    :param peer: the peer's address, as Twisted or the socket module has it.
+    :param peer: the peer's address, packed or as Twisted has it.
     :param local: this end's address, where that is known without asking.
 
     :ivar clear: a write goes straight to the kernel: nothing waits, nothing is
@@ -123,8 +130,6 @@ class PlaneTransport:
     """
 
     __slots__ = (
-        "_asked_writable",
-        "_descriptor",
         "_direction",
         "_ended",
         "_fate",
@@ -135,7 +140,7 @@ class PlaneTransport:
         "_peer",
         "_pipe",
         "_plane",
-        "_producer_paused",
+        "_producing",
         "_queued",
         "_readable",
         "_reading",
@@ -149,7 +154,6 @@ class PlaneTransport:
         "disconnecting",
         "producer",
         "protocol",
-        "streamingProducer",
     )
 
     #: Set on the listening socket, or before connecting.
@@ -171,25 +175,22 @@ class PlaneTransport:
     ) -> None:
         self._plane = plane
         self._sock = sock
-        self._descriptor = sock.fileno()
         self._peer = peer
         self._local = local
         self.protocol = protocol
         self.connected = True
         self.disconnecting = False
         self.clear = True
-        # The next two are set with a producer, the third with a sink.
         self.producer: Any = None
-        self.streamingProducer: bool
-        self._producer_paused: bool
+        # Set with a producer, and with a sink.
+        self._producing: int
         self._direction: Direction
         self._reading = True
         self._readable = False
         self._more = self._ALWAYS_MORE
         self._ended = False
         self._out: bytearray | None = None
-        self._waiting = False
-        self._asked_writable = False
+        self._waiting = _NOT_ASKED
         self._write_side = _OPEN
         self._fate = _ALIVE
         self._queued = False
@@ -199,12 +200,12 @@ class PlaneTransport:
         self._pipe: Pipe | None = None
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._descriptor} of {self.protocol!r}>"
+        return f"<{type(self).__name__} {self._sock.fileno()} of {self.protocol!r}>"
 
     def take_over(self, mask: int) -> None:
         """Go on with a descriptor that was watched for both edges and got `mask`."""
-        self._asked_writable = True
-        self._plane.hand_over(self._descriptor, self)
+        self._waiting = _NOT_WAITING
+        self._plane.hand_over(self._sock.fileno(), self)
         if mask & _READABLE:
             self._readable = True
             self._more |= mask & _MORE
@@ -214,8 +215,8 @@ class PlaneTransport:
 
     def ready(self, mask: int) -> None:
         """What the kernel says about the descriptor."""
-        if self._waiting and mask & _WRITABLE:
-            self._waiting = False
+        if self._waiting == _WAITING and mask & _WRITABLE:
+            self._waiting = _NOT_WAITING
             self._flush()
         if mask & _READABLE:
             self._readable = True
@@ -239,7 +240,7 @@ class PlaneTransport:
             # Nothing can be read from it, so that is all there is to know.
             self.connectionLost(_LOST)
             return
-        if not self.clear and not self._waiting and self._fate == _ALIVE:
+        if not self.clear and self._waiting != _WAITING and self._fate == _ALIVE:
             self._flush()
         if self._readable and self._reading:
             if self._sink is None:
@@ -291,7 +292,7 @@ class PlaneTransport:
         self.readConnectionLost(_LOST if self._fate == _BROKEN else _DONE)
 
     def readConnectionLost(self, reason: Failure) -> None:
-        if reason is _DONE and IHalfCloseableProtocol.providedBy(self.protocol):
+        if reason is _DONE and _half_closes(self.protocol):
             try:
                 self.protocol.readConnectionLost()
             except Exception:
@@ -395,7 +396,7 @@ class PlaneTransport:
             return False
         try:
             count = os.splice(
-                self._descriptor, pipe.write_end, PIPE_SIZE, flags=_SPLICE
+                self._sock.fileno(), pipe.write_end, PIPE_SIZE, flags=_SPLICE
             )
         except OSError as problem:
             pipes.give(pipe)
@@ -430,7 +431,7 @@ class PlaneTransport:
         pipe: Any = self._pipe
         try:
             pipe.held -= os.splice(
-                pipe.read_end, self._descriptor, pipe.held, flags=_SPLICE
+                pipe.read_end, self._sock.fileno(), pipe.held, flags=_SPLICE
             )
         except OSError as problem:
             if problem.errno == errno.EINVAL:
@@ -505,22 +506,20 @@ class PlaneTransport:
             # The kernel has just refused it.
             self.clear = False
             self._wait_writable()
-        elif not self._waiting:
+        elif self._waiting != _WAITING:
             self._queue()
         if (
             self.producer is not None
-            and self.streamingProducer
-            and not self._producer_paused
+            and self._producing == _PUSH
             and self.unsent > BUFFER_LIMIT
         ):
-            self._producer_paused = True
+            self._producing = _PAUSED
             self.producer.pauseProducing()
 
     def _wait_writable(self) -> None:
-        self._waiting = True
-        if not self._asked_writable:
-            self._asked_writable = True
-            self._plane.watch_also(self._descriptor, EDGE_BOTH)
+        asked, self._waiting = self._waiting, _WAITING
+        if asked == _NOT_ASKED:
+            self._plane.watch_also(self._sock.fileno(), EDGE_BOTH)
 
     def _flush(self) -> None:
         """Hand what waits to the kernel, then do what waited for that."""
@@ -540,10 +539,9 @@ class PlaneTransport:
                 self._wait_writable()
                 return
             self._out = None
-        if self.producer is not None and (
-            not self.streamingProducer or self._producer_paused
-        ):
-            self._producer_paused = False
+        if self.producer is not None and self._producing != _PUSH:
+            if self._producing == _PAUSED:
+                self._producing = _PUSH
             self._settle()
             try:
                 self.producer.resumeProducing()
@@ -566,7 +564,7 @@ class PlaneTransport:
             and not self.disconnecting
             and self._write_side == _OPEN
             and self._fate == _ALIVE
-            and (self.producer is None or self.streamingProducer)
+            and (self.producer is None or self._producing != _PULL)
         )
 
     def _break(self) -> None:
@@ -599,7 +597,7 @@ class PlaneTransport:
         self._write_side = _ENDING
         if was_clear:
             self._end_writing()
-        elif not self._waiting:
+        elif self._waiting != _WAITING:
             self._queue()
 
     def _end_writing(self) -> None:
@@ -612,7 +610,7 @@ class PlaneTransport:
         self.writeConnectionLost(_DONE)
 
     def writeConnectionLost(self, reason: Failure) -> None:
-        if IHalfCloseableProtocol.providedBy(self.protocol):
+        if _half_closes(self.protocol):
             try:
                 self.protocol.writeConnectionLost()
             except Exception:
@@ -628,7 +626,7 @@ class PlaneTransport:
             was_clear and self._ended and self.producer is None
         ):
             self.connectionLost(_DONE)
-        elif not self._waiting:
+        elif self._waiting != _WAITING:
             self._queue()
 
     def abortConnection(self) -> None:
@@ -646,8 +644,7 @@ class PlaneTransport:
         sock = self._sock
         if self._fate == _ABORTED or not self._ended:
             self._hang_up(reason)
-        self._plane.give_up(self._descriptor, sock)
-        self._descriptor = -1
+        self._plane.give_up(sock)
         if self._out is not None or self._pipe is not None:
             self._drop()
         if self._full_reads >= FULL_READS:
@@ -706,15 +703,14 @@ class PlaneTransport:
             producer.stopProducing()
             return
         self.producer = producer
-        self.streamingProducer = streaming
-        self._producer_paused = False
+        self._producing = _PUSH if streaming else _PULL
         if not streaming:
             self.clear = False
             producer.resumeProducing()
 
     def unregisterProducer(self) -> None:
         self.producer = None
-        if self.connected and not self._waiting:
+        if self.connected and self._waiting != _WAITING:
             if self.unsent or self.disconnecting or self._write_side == _ENDING:
                 self._queue()
             else:
@@ -727,21 +723,25 @@ class PlaneTransport:
     # -- ITCPTransport
 
     def fileno(self) -> int:
-        return self._descriptor
+        return self._sock.fileno()
 
     def getHandle(self) -> socket.SocketType:
         """The socket, as the socket module's C class."""
         return self._sock
 
     def getPeer(self) -> Any:
-        if isinstance(self._peer, tuple | str | bytes):
-            self._peer = socket_address(self._sock.family, self._peer)
-        return self._peer
+        peer = self._peer
+        if isinstance(peer, bytes):
+            peer = socket.inet_ntoa(peer[:4]), int.from_bytes(peer[4:])
+        if isinstance(peer, tuple):
+            # Not kept: thousands of sessions ask once, or never.
+            return socket_address(self._sock.family, peer)
+        return peer
 
     def getHost(self) -> Any:
-        if self._local is None:
-            self._local = socket_address(self._sock.family, self._sock.getsockname())
-        return self._local
+        return self._local or socket_address(
+            self._sock.family, self._sock.getsockname()
+        )
 
     def getTcpNoDelay(self) -> bool:
         return bool(self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
@@ -756,6 +756,10 @@ class PlaneTransport:
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, enabled)
 
     @property
+    def streamingProducer(self) -> bool:
+        return self.producer is not None and self._producing != _PULL
+
+    @property
     def disconnected(self) -> bool:
         return not self.connected
 
@@ -767,6 +771,30 @@ class PlaneTransport:
         return type(self.protocol).__name__
 
 
+def pack(address: Any) -> Any:
+    """A peer's address as the socket module has it; IPv4's in a third of the room."""
+    if len(address) == 2 and isinstance(address, tuple):
+        host, port = address
+        return socket.inet_aton(host) + port.to_bytes(2)
+    return address
+
+
+@functools.lru_cache(maxsize=64)
+def _class_half_closes(kind: Any) -> bool:
+    return bool(IHalfCloseableProtocol.implementedBy(kind))
+
+
+def _half_closes(protocol: Any) -> bool:
+    """Whether the protocol is told of one side's end.
+
+    Asked three times in a session; the answer is nearly always its class's.
+    """
+    kind: Any = type(protocol)
+    return _class_half_closes(kind) or bool(
+        IHalfCloseableProtocol.providedBy(protocol)
+    )
+
+
 class PlaneUNIXTransport(PlaneTransport):
     """A connected UNIX socket."""
 
@@ -775,6 +803,11 @@ class PlaneUNIXTransport(PlaneTransport):
     # A read ends where a descriptor was passed, or the sender's credentials
     # change, with more behind it.
     _ALWAYS_MORE = select.EPOLLPRI
+
+    def getPeer(self) -> Any:
+        if isinstance(self._peer, str | bytes):
+            return socket_address(socket.AF_UNIX, self._peer)
+        return self._peer
 
     def getTcpNoDelay(self) -> bool:
         return False
