@@ -34,6 +34,7 @@ looks at the counters once a tick and sees whether they moved.
 from __future__ import annotations
 
 import fcntl
+import functools
 import select
 import struct
 import sys
@@ -123,6 +124,16 @@ def unacknowledged(transport: Any) -> int:
         # Not a socket of ours, or closed a moment ago.
         return 0
     return int(struct.unpack("i", queued)[0])
+
+
+@functools.lru_cache(maxsize=64)
+def _can_splice(kind: Any) -> bool:
+    """Whether transports of this class are ISpliceable.
+
+    Asked of the class: a wrapper (TLS, PROXY, throttling) claims to provide all
+    that the transport below it does, and would be cut out of the way.
+    """
+    return bool(ISpliceable.implementedBy(kind))
 
 
 def _is_tls(error: BaseException) -> bool:
@@ -344,7 +355,8 @@ class Bridge:
         down, up = self.downstream, self.upstream
         down.bridge = up.bridge = self
         down.peer, up.peer = up, down
-        if ISpliceable.providedBy(down.transport):
+        kind: Any = type(down.transport)
+        if _can_splice(kind):
             down.spliced = up.spliced = down.transport.splice(
                 up.transport, down.direction, up.direction
             )

@@ -275,7 +275,10 @@ class Listener:
         if self._exhaustion.reached(spare):
             self._pause("hardly any file descriptor is left")
             return
-        self._watch()
+        try:
+            self._watch()
+        except OSError as problem:
+            self._pause(os.strerror(problem.errno or 0))
 
 
 @implementer(IListeningPort)
@@ -421,7 +424,14 @@ class ListenerEndpoint:
             for sock, on_closed in bound
         ]
         listening = ports[0] if len(ports) == 1 else Listeners(ports)
-        listening.startListening()
+        try:
+            listening.startListening()
+        except OSError as problem:
+            # No descriptor, or no memory, to watch it with.
+            for port in ports:
+                port.stopListening()
+            why = problem.strerror or str(problem)
+            return fail(ListenError(f"can't listen on {self.where}: {why}"))
         return succeed(listening)
 
 

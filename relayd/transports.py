@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet import tcp, unix
 from twisted.internet.error import ConnectionDone, ConnectionLost
@@ -111,12 +111,20 @@ class TCPConnection(tcp.Server):
         self._closeWriteConnection()
 
     def loseConnection(self) -> None:
-        # Only past the end of data: no event for this descriptor can be under
-        # way then, so its number may be used again at once.
-        if self._busy() or self._aborting or not (self.connected and self._read_ended):
-            super().loseConnection()
-        elif not self.disconnecting:
+        if not self.connected or self.disconnecting or self._aborting:
+            return
+        # At once only past the end of data: no event for this descriptor can be
+        # under way then, so its number may be used again.
+        if self._read_ended and not self._busy():
             self.connectionLost(_DONE)
+        elif self._writeDisconnected:
+            # Twisted would, in this case, too, with an event under way.
+            self.disconnecting = True
+            self.stopReading()
+            clock: Any = self.reactor
+            clock.callLater(0, self.connectionLost, _DONE)
+        else:
+            super().loseConnection()
 
 
 class UNIXConnection(TCPConnection, unix.Server):

@@ -84,6 +84,8 @@ def logged_failures() -> Iterator[LoggedFailures]:
     yield failures
     # Deferreds log their unhandled errors as they are collected.
     gc.collect()
+    # What is left now is the modules'; the next collection need not look at it.
+    gc.freeze()
     globalLogPublisher.removeObserver(failures)
     assert not failures, "logged failures:\n" + "\n".join(failures)
 

@@ -3,6 +3,9 @@
 The relay runs in a process of its own, so that a test can use blocking sockets
 and read from top to bottom.  Its listeners take port 0; the log says which they
 got.
+
+RELAYD_TEST_REACTOR names the reactor of these processes, as `twistd --reactor` has
+it; without it they get Twisted's choice.  `transport` chooses their connections.
 """
 
 from __future__ import annotations
@@ -27,6 +30,30 @@ PATIENCE = 10.0
 #: The `twistd` of the environment that runs the tests.
 TWISTD = str(Path(sys.executable).parent / "twistd")
 
+#: The kinds of connections that a relay can be told to use here.
+TRANSPORTS = ("plane", "twisted") if sys.platform == "linux" else ("twisted",)
+
+#: What comes before a test's own arguments of `twistd relayd`.
+_defaults: list[str] = []
+
+
+@contextmanager
+def transport(name: str) -> Iterator[None]:
+    """Relays that are started in this block use these connections."""
+    before, _defaults[:] = _defaults[:], ["--transport", name]
+    try:
+        yield
+    finally:
+        _defaults[:] = before
+
+
+def command(reactor: str | None = None) -> tuple[str, ...]:
+    """`twistd` up to the plugin's name, with this reactor."""
+    reactor = reactor or os.environ.get("RELAYD_TEST_REACTOR")
+    chosen = [f"--reactor={reactor}"] if reactor else []
+    return (TWISTD, *chosen, "-n", "--pidfile=")
+
+
 _LISTENING = re.compile(r"listening on (\S+), ")
 _FIELD = re.compile(r"(\w+)=(\S+)")
 
@@ -35,14 +62,14 @@ class RelayProcess:
     """A relay in a process of its own.
 
     :param args: what follows `twistd -n relayd`.
-    :param twistd: the command up to the plugin's name.
+    :param twistd: the command up to the plugin's name, if not `command()`.
     :param env: variables beyond this process's own.
     """
 
     def __init__(
         self,
         *args: str,
-        twistd: Sequence[str] = (TWISTD, "-n", "--pidfile="),
+        twistd: Sequence[str] = (),
         plugin: str = "relayd",
         env: dict[str, str] | None = None,
         **popen: Any,
@@ -50,7 +77,7 @@ class RelayProcess:
         self.lines: list[str] = []
         self._news = threading.Condition()
         self.process = subprocess.Popen(
-            [*twistd, plugin, *args],
+            [*(twistd or command()), plugin, *_defaults, *args],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -223,9 +250,9 @@ def read_exactly(connection: socket.socket, count: int) -> bytes:
 
 
 def fill(connection: socket.socket, limit: int = 1 << 30) -> int:
-    """Send until nothing is taken for half a second; return how much was."""
+    """Send until nothing is taken for a third of a second; return how much was."""
     sent = 0
-    connection.settimeout(0.5)
+    connection.settimeout(0.3)
     chunk = bytes(65536)
     try:
         while sent < limit:

@@ -2,6 +2,9 @@
 
 The first part is the nine behaviours that any TCP proxy must show; the rest is
 what relayd promises beyond them.  Timeouts are short and set by options.
+
+Each test runs on each kind of connections that relayd has (`tests.process`), but
+for those marked `once`: what they look at does not depend on it.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import pytest
 
 from tests.process import (
     PATIENCE,
+    TRANSPORTS,
     RelayProcess,
     Server,
     connect,
@@ -32,12 +36,23 @@ from tests.process import (
     read_exactly,
     relay,
     reset,
+    transport,
 )
 
 #: Long enough never to be reached by a test that does not mean to.
 NEVER = "1000"
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+
+#: For a test that need not run on each kind of connections.
+once = pytest.mark.parametrize("connections_of", TRANSPORTS[:1], indirect=True)
+
+
+@pytest.fixture(autouse=True, params=TRANSPORTS)
+def connections_of(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whose connections the relays of this module use."""
+    with transport(request.param):
+        yield
 
 
 @contextmanager
@@ -163,18 +178,18 @@ def test_a_client_that_writes_to_a_server_that_left_is_told(server: Server) -> N
 
 
 def test_an_active_client_with_long_pauses_is_left_alone(server: Server) -> None:
-    with chain(server, 1, "--stall-timeout", "0.4") as running:
+    with chain(server, 1, "--stall-timeout", "0.2") as running:
         with connect(running.port) as client:
             upstream = echo_once(server, client, b"0")
             for number in range(1, 4):
-                time.sleep(0.9)
+                time.sleep(0.5)
                 client.sendall(b"%d" % number)
                 assert upstream.recv(1) == b"%d" % number
             upstream.close()
 
 
 def test_a_lazy_server_is_cut_after_the_stall_timeout(server: Server) -> None:
-    with chain(server, 1, "--stall-timeout", "1.2") as running:
+    with chain(server, 1, "--stall-timeout", "0.9") as running:
         with connect(running.port) as client:
             upstream = server.accept()
             fill(client)
@@ -189,7 +204,7 @@ def test_a_lazy_server_is_cut_after_the_stall_timeout(server: Server) -> None:
 
 
 def test_a_lazy_client_is_cut_after_the_stall_timeout(server: Server) -> None:
-    with chain(server, 1, "--stall-timeout", "1.2") as running:
+    with chain(server, 1, "--stall-timeout", "0.9") as running:
         with connect(running.port) as client:
             upstream = server.accept()
             fill(upstream)
@@ -219,7 +234,7 @@ def test_50_mb_to_a_reader_that_pauses_after_half_closing(server: Server) -> Non
             upstream.close()
 
         sender = in_thread(answer)
-        time.sleep(1.0)
+        time.sleep(0.5)
         digest, count = hashlib.sha256(), 0
         while data := client.recv(1 << 20):
             digest.update(data)
@@ -410,6 +425,20 @@ def test_a_half_closed_session_without_progress_is_ended(server: Server) -> None
             running.ended("half_closed")
 
 
+def test_a_quiet_half_closed_session_is_not_stalled(server: Server) -> None:
+    with chain(server, 1, "--stall-timeout", "0.2") as running:
+        with connect(running.port) as client:
+            client.sendall(b"think about it")
+            client.shutdown(socket.SHUT_WR)
+            upstream = server.accept()
+            assert read_all(upstream) == b"think about it"
+            time.sleep(0.5)
+            upstream.sendall(b"an answer")
+            upstream.close()
+            assert read_all(client) == b"an answer"
+            running.ended("done")
+
+
 def test_a_slow_loris_does_not_hold_its_neighbours(server: Server) -> None:
     with chain(server, 1) as running, ExitStack() as held:
         for _ in range(200):
@@ -471,6 +500,7 @@ def test_a_server_that_does_not_answer() -> None:
             assert line["code"] == "sC"
 
 
+@once
 def test_a_name_without_an_address() -> None:
     where = "no-such-host.invalid:80"
     with relay("-l", "127.0.0.1:0", "-d", where) as running:
@@ -480,6 +510,7 @@ def test_a_name_without_an_address() -> None:
         assert line["upstream"] == where
 
 
+@once
 def test_a_name_is_looked_up_and_dialled(server: Server) -> None:
     port = server.address.rpartition(":")[2]
     options = ("-l", "localhost:0", "-d", f"localhost:{port}")
@@ -500,6 +531,7 @@ def test_a_client_that_resets_during_the_dial_cancels_it() -> None:
             eventually(lambda: running.descriptors == before)
 
 
+@once
 def test_a_client_that_closes_during_the_dial_cancels_it() -> None:
     with full_backlog() as where:
         options = ("--connect-timeout", NEVER, "-l", "127.0.0.1:0", "-d", where)
@@ -524,6 +556,7 @@ def test_ipv6() -> None:
             assert line["upstream"] == server.address
 
 
+@once
 def test_a_listener_without_a_host_takes_both_families(server: Server) -> None:
     with relay("-l", "0", "-d", server.address) as running:
         four, six = running.listening(2)
@@ -561,6 +594,7 @@ def test_unix_to_unix(tmp_path: Path) -> None:
             assert not listener.exists()
 
 
+@once
 def test_twisted_endpoint_strings(server: Server) -> None:
     port = server.address.rpartition(":")[2]
     options = (
@@ -578,6 +612,7 @@ def test_twisted_endpoint_strings(server: Server) -> None:
         running.ended("done")
 
 
+@once
 def test_several_servers_take_turns() -> None:
     with Server() as one, Server() as two:
         options = ("-l", "127.0.0.1:0", "-d", one.address, "-d", two.address)
@@ -780,6 +815,7 @@ def test_sigterm_lets_sessions_finish(server: Server) -> None:
         running.ended("done")
 
 
+@once
 def test_sigterm_does_not_wait_for_ever(server: Server) -> None:
     with chain(server, 1, "--drain-timeout", "0.3") as running:
         with connect(running.port) as client:
@@ -792,6 +828,7 @@ def test_sigterm_does_not_wait_for_ever(server: Server) -> None:
         running.ended("drained")
 
 
+@once
 @pytest.mark.parametrize("second", ["SIGTERM", "SIGINT"])
 def test_a_second_signal_ends_at_once(server: Server, second: str) -> None:
     import signal
@@ -811,6 +848,7 @@ def test_a_second_signal_ends_at_once(server: Server, second: str) -> None:
 # -- the log
 
 
+@once
 def test_the_log_has_a_line_for_a_session_and_none_for_its_chunks(
     server: Server,
 ) -> None:
@@ -831,6 +869,7 @@ def test_the_log_has_a_line_for_a_session_and_none_for_its_chunks(
         assert len(text) == 2, "one line for the listener, one for the session"
 
 
+@once
 def test_verbose_shows_opens_and_dials(server: Server) -> None:
     with chain(server, 1, "--verbose") as running, connect(running.port) as client:
         upstream = echo_once(server, client, b"hello")

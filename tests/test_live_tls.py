@@ -15,13 +15,23 @@ import pytest
 
 from tests.process import (
     PATIENCE,
+    TRANSPORTS,
     RelayProcess,
     Server,
     connect,
     read_all,
     read_exactly,
     relay,
+    reset,
+    transport,
 )
+
+
+@pytest.fixture(autouse=True, params=TRANSPORTS)
+def connections_of(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whose connections the plain side of each relay uses."""
+    with transport(request.param):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +167,6 @@ def test_plain_text_to_a_tls_listener(pem: Path, server: Server) -> None:
 def test_a_reset_reaches_a_tls_client_without_a_goodbye(
     pem: Path, server: Server
 ) -> None:
-    from tests.process import reset
-
     with tls_relay(pem, server) as running, tls_client(running, pem) as client:
         upstream = server.accept()
         upstream.sendall(b"last words")

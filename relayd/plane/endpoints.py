@@ -11,6 +11,7 @@ that systemd passed on, or another process of the same service.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -22,6 +23,7 @@ from twisted.internet.interfaces import (
     IProtocolFactory,
     IStreamServerEndpoint,
 )
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from relayd.dialing import Dial, SocketEndpoint
@@ -39,6 +41,8 @@ from relayd.plane.transport import (
     pack,
     transport_class,
 )
+
+log = Logger(namespace="relayd.plane")
 
 _NEW = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
@@ -61,7 +65,12 @@ class PlaneListener(Listener):
 
     def ready(self, mask: int) -> None:
         """Clients wait.  Reported again until all are accepted."""
-        self.doRead()
+        try:
+            self.doRead()
+        except Exception as problem:
+            # Anything else would close a listener for good.
+            log.failure("a client could not be accepted")
+            self._pause(repr(problem))
 
     def _watch(self) -> None:
         self._plane.watch(self.fileno(), self, select.EPOLLIN)
@@ -90,6 +99,7 @@ class PlaneDial(Dial):
     """A dial on the plane."""
 
     _where: PlaneSocketEndpoint
+    _watching = False
     _mask = 0
 
     def ready(self, mask: int) -> None:
@@ -102,6 +112,7 @@ class PlaneDial(Dial):
 
     def _watch(self) -> None:
         self._where.plane.watch(self._socket.fileno(), self, EDGE_BOTH)
+        self._watching = True
 
     def _unwatch(self) -> None:
         """The transport takes the descriptor over, or `_close` gives it up."""
@@ -113,7 +124,7 @@ class PlaneDial(Dial):
         sock, where = self._socket, self._where
         plane = where.plane
         transport = where.made(plane, sock, protocol, where.peer, None)
-        if self._mask:
+        if self._watching:
             transport.take_over(self._mask)
         else:
             # Connected at once, before there was anything to watch.
@@ -164,7 +175,16 @@ class AdoptedListenerEndpoint(ListenerEndpoint):
         self.where = f"descriptor {descriptor}"
 
     def bind(self) -> list[tuple[socket.socket, Callable[[], None]]]:
-        return [(socket.socket(fileno=os.dup(self._descriptor)), _nothing)]
+        descriptor = os.dup(self._descriptor)
+        try:
+            sock = socket.socket(fileno=descriptor)
+        except OSError:
+            os.close(descriptor)
+            raise
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            sock.close()
+            raise OSError(errno.EINVAL, "it is a socket that does not listen")
+        return [(sock, _nothing)]
 
 
 def _nothing() -> None:

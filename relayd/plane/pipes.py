@@ -3,8 +3,8 @@
 `splice(2)` moves bytes between two sockets through a pipe.  A connection borrows
 one while it has something in it and gives it back when it is empty, so that a
 few serve many.  How many there may be is bounded; where none can be had the
-bytes are copied instead.  Empty pipes are kept for the next who needs one as long
-as anybody splices, and closed after that.
+bytes are copied instead.  Empty pipes are kept for the next who needs one while
+anybody splices, and closed when nobody has asked for one for a while.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
+from collections.abc import Callable
 from typing import Any
+
+from twisted.internet.interfaces import IDelayedCall
 
 #: What a pipe holds, in bytes: the most that Linux allows without privileges
 #: (fs.pipe-max-size).
@@ -27,6 +30,9 @@ PIPES_KEPT = 16
 
 #: Descriptors that splicing leaves for clients and dials.
 RESERVE = 64
+
+#: Seconds after which empty pipes that nobody asked for are closed.
+KEEP = 5.0
 
 #: Seconds for which no pipe is asked for after one could not be had.
 PAUSE = 1.0
@@ -70,30 +76,42 @@ class Pipe:
 class Pipes:
     """The pipes of one plane.
 
-    :param clock: has `seconds`.
+    :param clock: called for an `IReactorTime`.
 
     :ivar users: connections that splice at present.
     :ivar in_use: pipes that were taken and not given back.
     :ivar refused: how often a pipe was asked for and could not be had.
     """
 
-    __slots__ = ("_barred_until", "_clock", "_kept", "in_use", "refused", "users")
+    __slots__ = (
+        "_barred_until",
+        "_clock",
+        "_kept",
+        "_tidying",
+        "_wanted",
+        "in_use",
+        "refused",
+        "users",
+    )
 
-    def __init__(self, clock: Any) -> None:
+    def __init__(self, clock: Callable[[], Any]) -> None:
         self._clock = clock
         self._kept: list[Pipe] = []
         self._barred_until = 0.0
+        self._tidying: IDelayedCall | None = None
+        self._wanted = False
         self.users = 0
         self.in_use = 0
         self.refused = 0
 
     def take(self) -> Pipe | None:
         """An empty pipe, or None: copy instead."""
+        self._wanted = True
         if self._kept:
             self.in_use += 1
             return self._kept.pop()
         if self.in_use < PIPES_IN_USE:
-            now = self._clock.seconds()
+            now = self._clock().seconds()
             if now >= self._barred_until:
                 try:
                     pipe = Pipe()
@@ -109,10 +127,13 @@ class Pipes:
     def give(self, pipe: Pipe, *, empty: bool = True) -> None:
         """Take a pipe back; one with something left in it is closed."""
         self.in_use -= 1
-        if empty and self.users and len(self._kept) < PIPES_KEPT:
-            self._kept.append(pipe)
-        else:
+        if not empty or not self.users or len(self._kept) >= PIPES_KEPT:
             pipe.close()
+            return
+        self._kept.append(pipe)
+        if self._tidying is None:
+            self._wanted = False
+            self._tidying = self._clock().callLater(KEEP, self._tidy)
 
     def join(self) -> None:
         """A connection begins to splice."""
@@ -122,5 +143,20 @@ class Pipes:
         """A connection splices no more."""
         self.users -= 1
         if not self.users:
-            while self._kept:
-                self._kept.pop().close()
+            self._close()
+
+    def _tidy(self) -> None:
+        """Connections that once spliced may be idle now, or copy."""
+        self._tidying = None
+        if self._wanted:
+            self._wanted = False
+            self._tidying = self._clock().callLater(KEEP, self._tidy)
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        while self._kept:
+            self._kept.pop().close()
+        if self._tidying is not None:
+            self._tidying.cancel()
+            self._tidying = None

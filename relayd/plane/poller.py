@@ -41,6 +41,11 @@ ROUNDS = 2
 #: Bytes that a connection copies at once.
 COPY_SIZE = 1 << 17
 
+#: Bytes that all connections may relay in a round, a few milliseconds' work; each
+#: gets its share of them, within these limits.
+ROUND_BYTES = 16 << 20
+SHARE_LEAST, SHARE_MOST = 1 << 16, 1 << 21
+
 
 class Handler(Protocol):
     """What an event is handed to."""
@@ -66,19 +71,22 @@ class Plane:
     It holds a descriptor, and is the reactor's reader, only while something is
     watched.
 
-    :ivar reactor: provides `IReactorFDSet` and `IReactorTime`.
+    :param reactor: provides `IReactorFDSet` and `IReactorTime`.
+
     :ivar pipes: for splicing.
     :ivar buffer: what copying connections read into, one after the other.
-    :ivar not_spliced: how often a socket could not be spliced and was copied.
+    :ivar share: bytes that a connection may relay in this round.
+    :ivar not_spliced: how many sockets could not be spliced and were copied.
     """
 
     _all: weakref.WeakKeyDictionary[Any, Plane] = weakref.WeakKeyDictionary()
 
     def __init__(self, reactor: Any) -> None:
         # Weakly, as the table of all planes is keyed by it.
-        self.reactor = weakref.proxy(reactor)
-        self.pipes = Pipes(self.reactor)
+        self._reactor = weakref.ref(reactor)
+        self.pipes = Pipes(self._reactor)
         self.buffer = memoryview(bytearray(COPY_SIZE))
+        self.share = SHARE_MOST
         self.not_spliced = 0
         #: By descriptor, of which the kernel hands out the lowest that is free.
         self._handlers: list[Handler | None] = []
@@ -97,6 +105,10 @@ class Plane:
             cls._all[reactor] = cls(reactor)
         return cls._all[reactor]
 
+    @property
+    def reactor(self) -> Any:
+        return self._reactor()
+
     # -- what handlers ask for
 
     def watch(self, descriptor: int, handler: Handler, mask: int) -> None:
@@ -107,7 +119,13 @@ class Plane:
         epoll = self._epoll
         if epoll is None:
             epoll = self._epoll = select.epoll()
-            self.reactor.addReader(self)
+            try:
+                self.reactor.addReader(self)
+            except BaseException:
+                # Kept, it would leave everything that follows deaf.
+                epoll.close()
+                self._epoll = None
+                raise
         handlers = self._handlers
         if descriptor >= len(handlers):
             handlers.extend([None] * (descriptor + 1 - len(handlers)))
@@ -168,31 +186,30 @@ class Plane:
 
     def doRead(self) -> None:
         """A turn."""
-        epoll = self._epoll
-        if epoll is None:
+        if self._epoll is None:
             return
-        handlers, again, stale = self._handlers, self._again, self._stale
+        poll, handlers, again = self._epoll.poll, self._handlers, self._again
+        stale = self._stale
         self._turning = True
         try:
             for _ in range(ROUNDS):
                 stale.clear()
-                events = epoll.poll(0, BATCH)
+                events = poll(0, BATCH)
+                busy = len(events) + len(again)
+                self.share = max(
+                    SHARE_LEAST, min(SHARE_MOST, ROUND_BYTES // (busy or 1))
+                )
                 for descriptor, mask in events:
-                    if descriptor not in stale:
-                        # None: closed, but not yet in a child process that is
-                        # being forked.
-                        handler = handlers[descriptor]
-                        if handler is not None:
-                            try:
-                                handler.ready(mask)
-                            except Exception:
-                                self._failed(handler)
-                for _ in range(len(again)):
-                    connection = again.popleft()
-                    try:
-                        connection.proceed()
-                    except Exception:
-                        self._failed(connection)
+                    if descriptor in stale:
+                        continue
+                    handler = handlers[descriptor]
+                    # None: closed, but not yet in a child that is being forked.
+                    if handler is not None:
+                        try:
+                            handler.ready(mask)
+                        except BaseException:
+                            self._failed(handler)
+                self._proceed()
                 if not events and not again:
                     break
         finally:
@@ -204,9 +221,15 @@ class Plane:
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor stops: so does everything here."""
-        for handler in list(self._handlers):
-            if handler is not None:
-                handler.connectionLost(reason)
+        for descriptor, handler in enumerate(list(self._handlers)):
+            # One handler's loss may have ended another.
+            if handler is not None and self._handlers[descriptor] is handler:
+                try:
+                    handler.connectionLost(reason)
+                except Exception:
+                    log.failure("{handler!r} could not be ended", handler=handler)
+        self._handlers[:] = [None] * len(self._handlers)
+        self._watched = 0
         self._rest()
 
     # -- the rest
@@ -215,9 +238,18 @@ class Plane:
         self._wake = None
         if self._epoll is not None:
             self.doRead()
-            return
-        for _ in range(len(self._again)):
-            self._again.popleft().proceed()
+        else:
+            self._proceed()
+
+    def _proceed(self) -> None:
+        """Let those go on that have asked before this."""
+        again = self._again
+        for _ in range(len(again)):
+            connection = again.popleft()
+            try:
+                connection.proceed()
+            except BaseException:
+                self._failed(connection)
 
     def _failed(self, handler: Handler) -> None:
         """A defect in one handler must not cost the others their events."""

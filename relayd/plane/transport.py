@@ -65,9 +65,6 @@ READ_SIZE = 65536
 #: A streaming producer is paused when more than this waits, in bytes; likewise.
 BUFFER_LIMIT = 65536
 
-#: Chunks that are relayed in one round of the plane before others get their turn.
-READS = 2
-
 #: Full buffers that are copied in a row before splicing starts.
 FULL_READS = 2
 
@@ -108,7 +105,7 @@ _OPEN, _ENDING, _ENDED = range(3)
 _ALIVE, _ABORTED, _BROKEN = range(3)
 
 #: Instead of a count of full reads: this socket can't be spliced.
-_NEVER = -1000
+_NEVER = float("-inf")
 
 
 @implementer(
@@ -196,7 +193,7 @@ class PlaneTransport:
         self._queued = False
         self._sink: PlaneTransport | None = None
         self._source: PlaneTransport | None = None
-        self._full_reads = 0
+        self._full_reads = 0.0
         self._pipe: Pipe | None = None
 
     def __repr__(self) -> str:
@@ -236,7 +233,10 @@ class PlaneTransport:
         if self._fate == _ABORTED:
             self.connectionLost(Failure(ConnectionAborted()))
             return
-        if self._fate == _BROKEN and (not self._reading or self.blocked):
+        sink = self._sink
+        if self._fate == _BROKEN and (
+            not self._reading or (sink is not None and not sink.clear)
+        ):
             # Nothing can be read from it, so that is all there is to know.
             self.connectionLost(_LOST)
             return
@@ -303,6 +303,7 @@ class PlaneTransport:
     def _failed(self, where: str) -> None:
         """The protocol raised: its own connection ends, nobody else's."""
         reason = Failure()
+        self._fate = _ALIVE  # a close, even if it was to be an abort
         log.failure(
             "{where} of {protocol!r} failed",
             reason,
@@ -316,7 +317,7 @@ class PlaneTransport:
     @property
     def blocked(self) -> bool:
         """Whether it is not read, for want of room in its sink."""
-        return self._sink is not None and not self._sink.clear
+        return self._sink is not None and self._sink.unsent > 0
 
     def splice(self, peer: object, here: Direction, there: Direction) -> bool:
         """See :meth:`ISpliceable.splice`."""
@@ -334,12 +335,15 @@ class PlaneTransport:
         direction = self._direction
         buffer = self._plane.buffer
         receive = self._sock.recv_into
-        for _ in range(READS):
+        left = self._plane.share
+        while left > 0:
             if not sink.clear:
                 # Its flush makes this go on.
                 return
             if self._full_reads >= FULL_READS:
-                if self._splice(sink):
+                count = self._splice(sink, left)
+                if count:
+                    left -= count
                     continue
                 if not (self._readable and self._reading):
                     return
@@ -355,13 +359,12 @@ class PlaneTransport:
                 self._found_end()
                 return
             direction.bytes += count
+            left -= count
             try:
                 sent = sink._sock.send(buffer[:count])
-            except BlockingIOError:
+            except OSError as problem:
                 sent = 0
-            except OSError:
-                sink._break()
-                sent = count
+                sink._not_sent(problem)
             if sent < count:
                 sink._keep(buffer[sent:count])
             if count == COPY_SIZE:
@@ -381,46 +384,54 @@ class PlaneTransport:
                 return
         self._queue()
 
-    def _splice(self, sink: PlaneTransport) -> bool:
+    def _splice(self, sink: PlaneTransport, most: int) -> int:
         """Move what there is through a pipe.
 
-        :return: whether it moved something, and there may be more.
+        :param most: bytes.
+        :return: how many were moved; 0 if none were, and then, unless the
+            connection is not readable any more, `recv` will tell why.
         """
         pipes = self._plane.pipes
         if sink._full_reads == _NEVER:
             self._stop_splicing(_NEVER)
-            return False
+            return 0
         pipe = pipes.take()
         if pipe is None:
             self._stop_splicing()
-            return False
+            return 0
         try:
             count = os.splice(
-                self._sock.fileno(), pipe.write_end, PIPE_SIZE, flags=_SPLICE
+                self._sock.fileno(),
+                pipe.write_end,
+                min(most, PIPE_SIZE),
+                flags=_SPLICE,
             )
         except OSError as problem:
             pipes.give(pipe)
-            if problem.errno == errno.EAGAIN:
-                self._found_nothing()
-            elif problem.errno == errno.EINVAL:
+            if problem.errno == errno.EINVAL:
                 self._plane.not_spliced += 1
                 self._stop_splicing(_NEVER)
-            else:
+            elif problem.errno != errno.EAGAIN:
                 self.connectionLost(_LOST)
-            return False
+            elif self._more & select.EPOLLPRI:
+                self._stop_splicing()
+            else:
+                self._found_nothing()
+            return 0
         if not count:
+            # The end, or an urgent mark, which splice can't pass.
             pipes.give(pipe)
-            self._found_end()
-            return False
+            self._stop_splicing()
+            return 0
         if count < SPLICE_LEAST:
             self._stop_splicing()
         self._direction.bytes += count
         pipe.held = count
         sink._pipe = pipe
         sink._drain_pipe()
-        return True
+        return count
 
-    def _stop_splicing(self, full_reads: int = 0) -> None:
+    def _stop_splicing(self, full_reads: float = 0) -> None:
         """Copy, until there is as much to read as when splicing began; or for ever."""
         if self._full_reads >= FULL_READS:
             self._plane.pipes.leave()
@@ -480,11 +491,9 @@ class PlaneTransport:
             return
         try:
             sent = self._sock.send(data)
-        except BlockingIOError:
+        except OSError as problem:
             sent = 0
-        except OSError:
-            self._break()
-            return
+            self._not_sent(problem)
         if sent < len(data):
             self._keep(memoryview(data)[sent:])
 
@@ -529,11 +538,11 @@ class PlaneTransport:
         if out is not None:
             try:
                 sent = self._sock.send(out)
-            except BlockingIOError:
+            except OSError as problem:
                 sent = 0
-            except OSError:
-                self._break()
-                return
+                self._not_sent(problem)
+                if self._fate == _BROKEN:
+                    return
             if sent < len(out):
                 del out[:sent]
                 self._wait_writable()
@@ -566,6 +575,13 @@ class PlaneTransport:
             and self._fate == _ALIVE
             and (self.producer is None or self._producing != _PULL)
         )
+
+    def _not_sent(self, problem: OSError) -> None:
+        if problem.errno == errno.ENOBUFS:
+            # The kernel is short of memory, which is no edge: ask again.
+            self._waiting = _NOT_ASKED
+        elif problem.errno != errno.EAGAIN:
+            self._break()
 
     def _break(self) -> None:
         """A write has failed.
@@ -634,6 +650,8 @@ class PlaneTransport:
             self._fate = _ABORTED
             self.disconnecting = True
             self._reading = self.clear = False
+            # Writability is of no interest any more.
+            self._waiting = _NOT_WAITING
             self._queue()
 
     def connectionLost(self, reason: Failure) -> None:
@@ -643,7 +661,7 @@ class PlaneTransport:
         self.connected = self.clear = self._reading = False
         sock = self._sock
         if self._fate == _ABORTED or not self._ended:
-            self._hang_up(reason)
+            self._hang_up()
         self._plane.give_up(sock)
         if self._out is not None or self._pipe is not None:
             self._drop()
@@ -660,10 +678,10 @@ class PlaneTransport:
         if peer is not None:
             peer._sink = peer._source = None
 
-    def _hang_up(self, reason: Failure) -> None:
+    def _hang_up(self) -> None:
         """Choose between a reset and an end of data, before the socket is closed."""
         with suppress(OSError):  # it may be gone already
-            if reason.check(ConnectionAborted):
+            if self._fate == _ABORTED:
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             else:
                 # With something unread a close is a reset.  This sends what was
@@ -790,9 +808,7 @@ def _half_closes(protocol: Any) -> bool:
     Asked three times in a session; the answer is nearly always its class's.
     """
     kind: Any = type(protocol)
-    return _class_half_closes(kind) or bool(
-        IHalfCloseableProtocol.providedBy(protocol)
-    )
+    return _class_half_closes(kind) or bool(IHalfCloseableProtocol.providedBy(protocol))
 
 
 class PlaneUNIXTransport(PlaneTransport):

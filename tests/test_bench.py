@@ -1,0 +1,524 @@
+"""The benchmark's pure parts: figures, limits, tables, and what loads report.
+
+It runs none of the programs; what they print is kept here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from bench import __main__, children
+from bench.children import CannotMeasure
+from bench.facts import Run
+from bench.figures import (
+    FIGURES,
+    GROWTH,
+    LIMITS,
+    MANY,
+    SIZES,
+    Limit,
+    Results,
+    Spread,
+    Verdict,
+    figure_named,
+    judge,
+    needed_for_limits,
+)
+from bench.loads import (
+    RATE,
+    IdlePairs,
+    read_h2load,
+    read_iperf3,
+    read_wrk,
+    short_connections,
+)
+from bench.origins import BODY
+from bench.page import json_text, markdown, table
+from bench.peers import PEERS, Setup
+from bench.report import limit_lines, lines_of
+from bench.rounds import MODES, Plan
+from bench.works import WORKS
+from tests.process import PATIENCE, Server, read_all
+
+TITLES = {"relayd-plane": "relayd, plane", "haproxy-splice": "HAProxy, splice"}
+
+
+def results_of(**figures: dict[str, list[float]]) -> Results:
+    """Results with these rounds; `_` in a figure's name stands for `-`."""
+    results = Results()
+    for figure, peers in figures.items():
+        for peer, values in peers.items():
+            for value in values:
+                results.add(peer, {figure.replace("_", "-"): value})
+    return results
+
+
+# Medians and ratios
+
+
+def test_a_spread_is_the_median_the_lowest_and_the_highest() -> None:
+    assert Spread.of([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0)
+
+
+def test_an_even_number_of_rounds_has_the_mean_of_the_middle_ones() -> None:
+    assert Spread.of([1.0, 2.0, 4.0, 8.0]).middle == 3.0
+
+
+def test_results_keep_the_rounds_in_their_order() -> None:
+    results = results_of(request={"nginx": [3.0, 1.0, 2.0]})
+    assert results.values() == {"request": {"nginx": [3.0, 1.0, 2.0]}}
+    assert results.spread("request", "nginx") == Spread(2.0, 1.0, 3.0)
+
+
+def test_what_was_not_measured_has_no_figure_and_no_ratio() -> None:
+    results = results_of(request={"nginx": [1.0]})
+    assert results.spread("memory", "nginx") is None
+    assert results.spread("request", "socat") is None
+    assert results.ratio(("request", "nginx"), ("request", "socat")) is None
+
+
+def test_a_ratio_is_taken_within_each_round() -> None:
+    """A round on a slow machine doubles both; the ratio stays what it is."""
+    results = results_of(request={"nginx": [5.0, 10.0, 7.0], "socat": [10, 20, 10]})
+    ratio = results.ratio(("request", "nginx"), ("request", "socat"))
+    assert ratio == Spread(0.5, 0.5, 0.7)
+
+
+# Limits
+
+
+def test_the_limits_are_those_of_the_documentation() -> None:
+    rules = {(*limit.of, *limit.to): limit.rule for limit in LIMITS}
+    relayd = "relayd-plane"
+    bulk = ("bulk-1", relayd, "bulk-1", "haproxy-splice")
+    fast = ("throughput-1", relayd, "throughput-1", "portforward")
+    many = ("short@8000", relayd, "short@100", relayd)
+    assert rules[bulk] == "at most 0.9"
+    assert rules[fast] == "at least 1.7"
+    assert rules[many] == "at most 1.3"
+    assert len(rules) == len(LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("at_least", "ratio", "kept"),
+    [
+        (False, 0.9, True),
+        (False, 0.901, False),
+        (True, 0.9, True),
+        (True, 0.899, False),
+    ],
+)
+def test_a_bound_itself_is_kept(at_least: bool, ratio: float, kept: bool) -> None:
+    limit = Limit("", ("a", "b"), ("a", "c"), 0.9, at_least)
+    assert limit.kept(ratio) is kept
+
+
+def test_a_missed_limit_is_told_from_a_kept_one() -> None:
+    results = results_of(
+        request={
+            "relayd-plane": [12.0, 10.0, 11.0],
+            "haproxy-splice": [10.0, 10.0, 10.0],
+            "portforward": [20.0, 20.0, 20.0],
+        }
+    )
+    lines = {
+        line.partition("  ")[0]: line.split("  ")[-1].strip()
+        for line in limit_lines(judge(results))
+    }
+    assert lines["request and response: to HAProxy, splice"] == "ok"
+    assert lines["request and response: to portforward"] == "MISSED"
+    assert lines["bulk, 1 stream: to portforward"] == "not measured"
+
+
+def test_what_was_not_measured_keeps_no_limit() -> None:
+    assert not Verdict(LIMITS[0], None).ok
+
+
+def test_a_limits_line_has_the_ratio_its_range_and_the_bound() -> None:
+    limit = Limit("bulk", ("a", "b"), ("a", "c"), 0.9)
+    [line] = limit_lines([Verdict(limit, Spread(0.9004, 0.8, 1.0))])
+    assert " ".join(line.split()) == "bulk 0.900 (0.800-1.000) at most 0.9 MISSED"
+
+
+def test_the_check_measures_all_that_the_limits_speak_of() -> None:
+    pairs = needed_for_limits()
+    assert ("growth-open", "relayd-plane") in pairs
+    assert ("growth-open", "portforward") not in pairs
+    plan = Plan.of(MODES["check"])
+    planned = {(work, peer) for work, peers in plan.works.items() for peer in peers}
+    assert planned == pairs
+
+
+def test_every_figure_is_measured_by_a_work_that_there_is() -> None:
+    figures = [*FIGURES.values(), *GROWTH.values()]
+    assert {figure.work for figure in figures} == set(WORKS)
+
+
+def test_a_name_with_a_size_is_a_growing_figures() -> None:
+    assert figure_named("memory@8000") is GROWTH["memory"]
+    assert figure_named("memory") is FIGURES["memory"]
+
+
+# What is printed and written
+
+
+def test_a_table_is_markdown() -> None:
+    assert table(["", "a"], [["x", "1"]]) == "|  | a |\n| --- | --- |\n| x | 1 |"
+
+
+def run_facts() -> Run:
+    return Run("2026-01-31", 3, 2.0, 0.04, {
+        "processor": "Abacus", "cores": "2", "kernel": "Linux 6.1", "system": "Debian",
+    }, {"haproxy": "2.6.12"})  # fmt: skip
+
+
+def full_results() -> Results:
+    """Every figure for two relays, in three rounds."""
+    results = Results()
+    for number in (1.0, 2.0, 3.0):
+        for peer, factor in (("relayd-plane", 1.0), ("haproxy-splice", 2.0)):
+            results.add(peer, dict.fromkeys(FIGURES, number * factor))
+            for figure in GROWTH.values():
+                results.add(peer, {figure.at(size): number for size in SIZES})
+    return results
+
+
+def test_the_page_has_figures_ratios_growth_and_limits() -> None:
+    text = markdown(run_facts(), full_results(), TITLES)
+    assert "| bulk, 1 stream, CPU ms per GB | 2 (1-3) | 4 (2-6) |" in text
+    assert "### Compared with HAProxy with splice" in text
+    assert "| request and response | 0.50 |" in text
+    assert "| relayd, plane | 2.0 (1.0-3.0) | 2.0 (1.0-3.0) |" in text
+    assert "| bulk, 1 stream: to HAProxy, splice | 0.500 | at most 0.9 | ok |" in text
+    assert "in 3 rounds" in text
+    assert "haproxy 2.6.12" in text
+
+
+def test_the_pages_tables_are_rectangular() -> None:
+    text = markdown(run_facts(), full_results(), TITLES)
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        widths = {line.count("|") for line in block.splitlines()}
+        assert len(widths) == 1, block
+
+
+def test_the_page_names_no_folder_and_no_host() -> None:
+    text = markdown(run_facts(), full_results(), TITLES)
+    assert "/work" not in text
+    assert socket.gethostname() not in text.split()
+
+
+def test_the_json_has_every_round() -> None:
+    told = json.loads(json_text(run_facts(), full_results()))
+    assert told["figures"]["request"]["haproxy-splice"] == [2.0, 4.0, 6.0]
+    assert told["machine"]["cores"] == "2"
+
+
+def test_a_figures_lines_compare_the_relays() -> None:
+    _, title, ours, theirs = lines_of(["request"], full_results(), TITLES)
+    assert title == "request and response (CPU µs)"
+    assert " ".join(ours.split()) == (
+        "relayd, plane 2.0 (1.0-3.0) 0.50 of HAProxy with splice"
+    )
+    assert " ".join(theirs.split()) == "HAProxy, splice 4.0 (2.0-6.0)"
+
+
+def test_a_growing_figures_lines_have_a_column_for_each_size() -> None:
+    names = [GROWTH["turn"].at(size) for size in SIZES]
+    _, title, sizes, ours, _ = lines_of(names, full_results(), TITLES)
+    assert title == "request, connections in turn (CPU µs), by connections"
+    assert sizes.split() == ["10", "100", "1,000", "8,000"]
+    assert ours.split()[2:] == ["2.0", "(1.0-3.0)"] * len(SIZES)
+
+
+def test_one_round_has_no_range() -> None:
+    results = results_of(memory={"relayd-plane": [2.1]})
+    [*_, line] = lines_of(["memory"], results, TITLES)
+    assert line.split() == ["relayd,", "plane", "2.10"]
+
+
+# What the loads report
+
+IPERF3 = {
+    "start": {"version": "iperf 3.12"},
+    "intervals": [],
+    "end": {
+        "sum_sent": {"seconds": 1.000262, "bytes": 2816737280},
+        "sum_received": {"seconds": 1.003305, "bytes": 2815426560},
+    },
+}
+
+IPERF3_REFUSED = """{
+	"start":	{ "connected":	[], "version":	"iperf 3.12" },
+	"intervals":	[],
+	"end":	{ },
+	"error":	"unable to connect to server: Connection refused"
+}"""
+
+WRK = """\
+Running 60m test @ http://127.0.0.1:21000/
+  1 threads and 32 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency   211.74us  175.54us   5.09ms   96.09%
+    Req/Sec   107.53k    17.28k  140.19k    81.82%
+  235337 requests in 2.20s, 40.40MB read
+Requests/sec: 106916.84
+Transfer/sec:     18.35MB
+"""
+
+H2LOAD = """\
+starting benchmark...
+finished in 1.00s, 3999.45 req/s, 703.03KB/s
+requests: {total} total, {total} started, {total} done, {good} succeeded, {bad} failed,\
+ {bad} errored, 0 timeout
+status codes: {good} 2xx, 0 3xx, 0 4xx, 0 5xx
+"""
+
+
+def test_iperf3s_bytes_are_those_received() -> None:
+    moved = read_iperf3(json.dumps(IPERF3))
+    assert moved.bytes == 2815426560
+    assert round(moved.gigabits, 2) == 22.45
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (IPERF3_REFUSED, "iperf3 reports an error: unable to connect to server"),
+        ("iperf3: not found", "iperf3's output is not JSON: 'iperf3: not found'"),
+        (
+            '{"end": {"sum_received": {"seconds": 1, "bytes": 0}}}',
+            "iperf3 moved nothing",
+        ),
+    ],
+)
+def test_iperf3s_errors_are_errors(text: str, message: str) -> None:
+    with pytest.raises(CannotMeasure, match=re.escape(message)):
+        read_iperf3(text)
+
+
+def test_wrks_requests_are_read() -> None:
+    assert read_wrk(WRK) == 235337
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Socket errors: connect 0, read 10600, write 0, timeout 0",
+        "Non-2xx or 3xx responses: 7",
+    ],
+)
+def test_wrks_errors_are_errors(line: str) -> None:
+    with pytest.raises(CannotMeasure) as caught:
+        read_wrk(f"{WRK}  {line}\n")
+    assert str(caught.value) == f"wrk reports an error: {line}"
+
+
+@pytest.mark.parametrize("text", ["", "  0 requests in 2.20s, 0.00B read\n"])
+def test_no_response_to_wrk_is_an_error(text: str) -> None:
+    with pytest.raises(CannotMeasure, match="wrk got no response"):
+        read_wrk(text)
+
+
+def h2load_log(seconds: float, rate: int) -> str:
+    """Requests at that rate, each of which takes as many microseconds as its number."""
+    step = 1_000_000 // rate
+    return "".join(
+        f"{1795220871920927 + number * step}\t200\t{number}\n"
+        for number in range(int(seconds * rate))
+    )
+
+
+def test_h2loads_requests_count_from_half_a_second_on() -> None:
+    output = H2LOAD.format(total=RATE, good=RATE, bad=0)
+    took = read_h2load(output, h2load_log(1.0, RATE))
+    assert took == [float(number) for number in range(RATE // 2, RATE)]
+
+
+def test_h2loads_failures_are_errors() -> None:
+    output = H2LOAD.format(total=RATE, good=RATE - 1, bad=1)
+    with pytest.raises(CannotMeasure, match="h2load reports an error: requests: 4000"):
+        read_h2load(output, h2load_log(1.0, RATE))
+
+
+def test_a_rate_that_is_not_kept_is_an_error() -> None:
+    output = H2LOAD.format(total=RATE, good=RATE, bad=0)
+    with pytest.raises(CannotMeasure, match="the rate was 300. requests a second, not"):
+        read_h2load(output, h2load_log(1.0, 3000))
+
+
+def test_h2load_without_a_report_is_an_error() -> None:
+    with pytest.raises(CannotMeasure, match="h2load reports an error: it crashed"):
+        read_h2load("it crashed", "")
+
+
+# The loads of our own
+
+
+@contextmanager
+def answering(answer: bytes, endings: list[bool], count: int) -> Iterator[int]:
+    """A server that answers `count` connections, and the port it is on.
+
+    It closes those that ask for that, and notes whether the client, of each of the
+    others, ended first.
+    """
+
+    def serve(server: Server) -> None:
+        for _ in range(count):
+            with server.accept() as connection:
+                asked = connection.recv(65536)
+                connection.sendall(answer)
+                if b"Connection: close" in asked:
+                    connection.shutdown(socket.SHUT_WR)
+                    endings.append(False)
+                # Nothing is read twice: the client has nothing more to say.
+                assert read_all(connection) == b""
+                if b"Connection: close" not in asked:
+                    endings.append(True)
+
+    with Server() as server:
+        thread = threading.Thread(target=serve, args=(server,))
+        thread.start()
+        yield server.socket.getsockname()[1]
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def test_short_connections_that_the_client_closes() -> None:
+    """The server would keep them: that they end at all is the client's doing."""
+    endings: list[bool] = []
+    with answering(b"HTTP/1.1 200 OK\r\n\r\n" + BODY, endings, 50) as port:
+        short_connections(port, 50, "client")
+    assert endings == [True] * 50
+
+
+def test_short_connections_that_the_server_closes() -> None:
+    endings: list[bool] = []
+    with answering(b"HTTP/1.1 200 OK\r\n\r\n" + BODY, endings, 50) as port:
+        short_connections(port, 50, "server")
+    assert endings == [False] * 50
+
+
+def test_a_short_connection_without_its_response_is_an_error() -> None:
+    with answering(b"HTTP/1.1 500 No\r\n\r\n", [], 1) as port:
+        with pytest.raises(CannotMeasure, match="ended without its response"):
+            short_connections(port, 1, "server")
+
+
+def test_a_refused_short_connection_is_an_error() -> None:
+    with Server() as server:
+        port = server.socket.getsockname()[1]
+    with pytest.raises(CannotMeasure, match="a short connection failed"):
+        short_connections(port, 1, "client")
+
+
+def test_kept_connections_take_turns() -> None:
+    """Each of three makes its opening request and two of the six that follow."""
+    requests: dict[int, int] = {}
+
+    def serve(connection: socket.socket, number: int) -> None:
+        with connection, suppress(ConnectionResetError):
+            while connection.recv(65536):
+                requests[number] = requests.get(number, 0) + 1
+                connection.sendall(BODY)
+
+    with Server() as server:
+        pairs = IdlePairs(server.socket.getsockname()[1])
+
+        def accept() -> None:
+            for number in range(3):
+                threading.Thread(target=serve, args=(server.accept(), number)).start()
+
+        accepting = threading.Thread(target=accept)
+        accepting.start()
+        pairs.grow(3)
+        accepting.join(PATIENCE)
+        pairs.take_turns(6)
+        pairs.close()
+    assert requests == {0: 3, 1: 3, 2: 3}
+
+
+# What is started
+
+
+@pytest.mark.parametrize("transport", ["plane", "twisted"])
+@pytest.mark.parametrize("logs", [True, False])
+def test_relayds_own_command_line(transport: str, logs: bool, tmp_path: Path) -> None:
+    command = PEERS[f"relayd-{transport}"].command(Setup(tmp_path, 20000, 20001, logs))
+    words = " ".join(command)
+    assert f"--transport {transport}" in words
+    assert ("--quiet" in command) is not logs
+    assert words.endswith("--listen 127.0.0.1:20000 --dest 127.0.0.1:20001")
+
+
+def test_portforward_logs_if_asked_to(tmp_path: Path) -> None:
+    command = PEERS["portforward"].command
+    assert "--log" in command(Setup(tmp_path, 1, 2, logs=True))
+    assert "--log" not in command(Setup(tmp_path, 1, 2, logs=False))
+
+
+def test_a_plan_leaves_out_what_a_relay_cannot_do() -> None:
+    works = Plan.of(MODES["full"]).works
+    assert "socat" in works["bulk-8"]
+    assert "socat" not in works["memory"]
+    assert "haproxy" not in works["growth-open"]
+
+
+def test_a_plan_may_be_narrowed() -> None:
+    plan = Plan.of(MODES["full"], ["memory"], ["nginx", "socat"], rounds=1, seconds=1.0)
+    assert plan == Plan(1, 1.0, {"memory": ["nginx"]})
+    assert plan.titles == {"nginx": "nginx stream"}
+
+
+# Errors in one line
+
+
+def test_a_missing_program_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    with pytest.raises(CannotMeasure) as caught:
+        children.program("h2load")
+    assert str(caught.value) == (
+        "h2load is not installed: it is in Debian's package nghttp2-client;"
+        " `make system-deps` installs it"
+    )
+
+
+def test_too_few_open_files_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (1024, 9000))
+    with pytest.raises(CannotMeasure, match="needs 18000 open files .* limit is 9000"):
+        children.allow_descriptors(2 * MANY + 2000)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--work", "bulk"], "argument --work: 'bulk' is no work; there are bulk-1, "),
+        (["--only", "nginx,"], "argument --only: '' is no relay; there are relayd-"),
+        (["--rounds", "0"], "argument --rounds: '0' is not a number from 1 to 100"),
+        (["--seconds", "x"], "argument --seconds: 'x' is not a number from 0.5 to 60"),
+        (["--seconds", "nan"], "'nan' is not a number from 0.5 to 60"),
+        (["check", "--only", "nginx"], "check takes neither --only nor --work"),
+        (["quick", "--output", "x"], "quick writes no files: --output is for full"),
+        (["slow"], "argument mode: invalid choice: 'slow'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        __main__.main(arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_nothing_to_measure_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main(["quick", "--work", "memory", "--only", "socat"]) == 1
+    told = capsys.readouterr().err
+    assert told == ("bench: none of these relays is measured at any of these works\n")
