@@ -10,7 +10,9 @@ PIP_QUIET := -q --disable-pip-version-check
 # What relayd's own files say an environment holds; newer than that: set up again.
 SETUP := setup.cfg pyproject.toml
 
-SYSTEM_PACKAGES := chromium chromium-driver curl
+# For the system tests, and for the benchmark.
+SYSTEM_PACKAGES := chromium chromium-driver curl \
+  haproxy iperf3 libnginx-mod-stream nginx nghttp2-client socat wrk
 
 .DEFAULT_GOAL := help
 
@@ -27,11 +29,15 @@ $(VENV)/test: $(VENV)/run
 	@touch $@
 
 $(VENV)/lint: $(VENV)/test
-	$(BIN)/pip install $(PIP_QUIET) -e '.[lint,system]'
+	$(BIN)/pip install $(PIP_QUIET) -e '.[lint,system,bench]'
 	@touch $@
 
 $(VENV)/system: $(VENV)/test
 	$(BIN)/pip install $(PIP_QUIET) -e '.[system]'
+	@touch $@
+
+$(VENV)/bench: $(VENV)/run
+	$(BIN)/pip install $(PIP_QUIET) -e '.[bench]'
 	@touch $@
 
 $(FLOOR)/test: $(SETUP) tests/floor.txt
@@ -62,12 +68,24 @@ format: $(VENV)/lint ## put the code in the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-system-deps: ## install the Debian packages of the system tests (root)
+system-deps: ## install the Debian packages of the system tests and the benchmark (root)
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(SYSTEM_PACKAGES)
 
 system-test: $(VENV)/system ## real programs through the relay (see system-deps)
 	$(BIN)/python -m pytest -m system $(ARGS)
+
+bench: $(VENV)/bench ## compare with other relays, into bench/results (20 minutes; see system-deps)
+	$(BIN)/python -m bench full $(ARGS)
+
+bench-quick: $(VENV)/bench ## one short round of it, under two minutes
+	$(BIN)/python -m bench quick $(ARGS)
+
+bench-check: $(VENV)/bench ## fail when a figure that relayd promises is missed
+	$(BIN)/python -m bench check $(ARGS)
+
+soak: $(VENV)/run ## ten minutes of 2,000 unruly connections, on each transport
+	$(BIN)/python -m bench.soak $(ARGS)
 
 wheel: $(VENV)/run ## build dist/*.whl
 	$(BIN)/pip wheel $(PIP_QUIET) --no-deps -w dist .
@@ -76,4 +94,5 @@ clean: ## remove what the other targets made
 	rm -rf $(VENV) $(FLOOR) $(WHEEL) build dist relayd.egg-info .coverage .coverage.* \
 	  .mypy_cache .pytest_cache .ruff_cache .hypothesis twisted/plugins/dropin.cache
 
-.PHONY: help run test test-floor coverage lint format system-deps system-test wheel clean
+.PHONY: help run test test-floor coverage lint format system-deps system-test \
+  bench bench-quick bench-check soak wheel clean

@@ -1,0 +1,262 @@
+"""Child processes of the benchmark: started, surely stopped, and read.
+
+Every child is the head of a process group of its own, and the group is killed when
+the `with` block ends, however it ends.  Readings come from the kernel: CPU from the
+process's clock, which counts every thread, also those that have ended, in
+nanoseconds; memory as its anonymous pages.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from attrs import frozen
+
+#: Seconds after which something that should have happened has not.
+PATIENCE = 15.0
+
+#: Programs by the Debian package that has them.
+PACKAGES = {
+    "h2load": "nghttp2-client",
+    "haproxy": "haproxy",
+    "iperf3": "iperf3",
+    "nginx": "nginx",
+    "socat": "socat",
+    "wrk": "wrk",
+}
+
+#: Listening ports, each used once in a run: none waits for an earlier one's
+#: TIME_WAIT.  They lie below those that the kernel hands out to clients.
+_ports = itertools.count(20_000)
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class CannotMeasure(Exception):
+    """One line that says what is missing, or what went wrong."""
+
+
+def program(name: str) -> str:
+    """The path of a program that Debian has.
+
+    :raises CannotMeasure: it is not installed.
+    """
+    # /usr/sbin has nginx and HAProxy, and is not on everyone's path.
+    places = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    found = shutil.which(name, path=places)
+    if found is None:
+        raise CannotMeasure(
+            f"{name} is not installed: it is in Debian's package {PACKAGES[name]};"
+            " `make system-deps` installs it"
+        )
+    return found
+
+
+def beside_python(name: str) -> str:
+    """The path of a program of this environment.
+
+    :raises CannotMeasure: it is not installed.
+    """
+    path = Path(sys.executable).with_name(name)
+    if not path.exists():
+        raise CannotMeasure(
+            f"{name} is not in this Python's environment; `make bench` sets one up"
+        )
+    return str(path)
+
+
+def allow_descriptors(needed: int) -> None:
+    """Raise this process's limit of open files, which children inherit.
+
+    :raises CannotMeasure: the hard limit is below `needed`.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise CannotMeasure(
+            f"this needs {needed} open files in a process, and the hard limit is"
+            f" {hard}; raise it (`ulimit -Hn {needed}`, as root)"
+        )
+    # An unlimited table is no use: some programs allocate for the limit.
+    wanted = needed if hard == resource.RLIM_INFINITY else hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on and that this run has not used."""
+    for port in _ports:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("unreachable: the count has no end")
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    """Wait until `condition()` holds.
+
+    :raises CannotMeasure: it does not within `PATIENCE`.
+    """
+    limit = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > limit:
+            raise CannotMeasure(f"{what}: not within {PATIENCE:.0f} seconds")
+        time.sleep(0.01)
+
+
+@frozen
+class Child:
+    """A process that runs for the length of a `with` block."""
+
+    name: str
+    process: subprocess.Popen[str]
+    #: What it said on its standard error.
+    errors: IO[str]
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def complaint(self) -> str:
+        """How it ended, and the last thing that it said."""
+        self.errors.seek(0)
+        lines = [line.strip() for line in self.errors if line.strip()]
+        last = f": {lines[-1]}" if lines else ""
+        return f"{self.name} ended with status {self.process.poll()}{last}"
+
+    def listening(self, *ports: int) -> None:
+        """Wait until the ports are listened on.
+
+        :raises CannotMeasure: it ended before that, or was too slow.
+        """
+
+        def there() -> bool:
+            if self.process.poll() is not None:
+                raise CannotMeasure(self.complaint())
+            return listeners() >= set(ports)
+
+        eventually(there, f"{self.name} listens")
+
+    def output(self, seconds: float, *, failed: bool = False) -> str:
+        """What it says until it ends by itself.
+
+        :param failed: its failure is no error here: its output says why.
+        :raises CannotMeasure: it failed, or took longer than `seconds`.
+        """
+        try:
+            text, _ = self.process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            raise CannotMeasure(
+                f"{self.name} did not end within {seconds:.0f} seconds"
+            ) from None
+        if self.process.returncode and not failed:
+            said = text.strip().splitlines()
+            raise CannotMeasure(
+                f"{self.complaint()} (its output ends: {said[-1] if said else '-'})"
+            )
+        return text
+
+
+@contextmanager
+def child(
+    name: str, argv: Sequence[str], folder: Path, *, read: bool = False
+) -> Iterator[Child]:
+    """Run a program for the length of a block.
+
+    :param name: what errors call it.
+    :param folder: its current folder, and where its standard error is kept.
+    :param read: keep what it says on its standard output; otherwise that goes to
+        /dev/null.
+    """
+    with (folder / "stderr").open("w+") as errors:
+        process = subprocess.Popen(  # noqa: S603
+            argv,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if read else subprocess.DEVNULL,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            yield Child(name, process, errors)
+        finally:
+            # Nothing that runs here has anything to lose, and some of them would
+            # wait for their clients first.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+def listeners() -> set[int]:
+    """The IPv4 ports that are listened on."""
+    found = set()
+    with Path("/proc/net/tcp").open() as table:
+        next(table)
+        for line in table:
+            _, local, _, state, *_ = line.split()
+            # The kernel lists the listening sockets first, and there may be tens
+            # of thousands of others.
+            if state != "0A":
+                break
+            found.add(int(local.rpartition(":")[2], 16))
+    return found
+
+
+def children_of(pid: int) -> list[int]:
+    """The live children of a process (of its first thread)."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except FileNotFoundError:
+        return []
+    return [int(word) for word in text.split()]
+
+
+def cpu(pid: int, *, forks: bool = False) -> float:
+    """Seconds of CPU that a process has used, user and system.
+
+    :param forks: add its children's, the live and the ended.
+    """
+    used = _clock(pid)
+    if forks:
+        # After the command's name in brackets; man 5 proc counts from 1.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ended = int(fields[16 - 3]) + int(fields[17 - 3])
+        used += ended / _TICKS
+        for one in children_of(pid):
+            with suppress(OSError):  # it has just ended
+                used += _clock(one)
+    return used
+
+
+def _clock(pid: int) -> float:
+    # What clock_getcpuclockid(3) computes: the CPU clock of another process.
+    return time.clock_gettime_ns((~pid << 3) | 2) / 1e9
+
+
+def memory(pid: int) -> int:
+    """Bytes of memory of its own that a process holds: its anonymous pages.
+
+    Those of programs and libraries are left out.  They are shared with whatever else
+    runs them, and a process's share of them changes when another one comes or goes.
+    """
+    words = Path(f"/proc/{pid}/smaps_rollup").read_text().split()
+    return int(words[words.index("Anonymous:") + 1]) * 1024
+
+
+def time_wait() -> int:
+    """How many closed connections the kernel keeps in TIME_WAIT."""
+    words = Path("/proc/net/sockstat").read_text().split()
+    return int(words[words.index("tw") + 1])

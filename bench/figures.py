@@ -1,0 +1,223 @@
+"""The figures, what they are compared with, and the limits. Nothing here measures.
+
+A figure has a value for each round. A comparison is made within each round, since the
+machine may be slower in one than in another; what is shown of it, as of the figures
+themselves, is the median of the rounds with the lowest and the highest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+from typing import Self
+
+from attrs import frozen
+
+#: How many connections are open where growth is measured.
+SIZES = (10, 100, 1_000, 8_000)
+
+#: The sizes that the limits compare.
+FEW, MANY = 100, 8_000
+
+#: Idle pairs over which memory is measured.
+MEMORY_PAIRS = 3_000
+
+
+@frozen
+class Figure:
+    """One thing that is measured.
+
+    :param work: what measures it.
+    :param digits: decimals that are shown.
+    """
+
+    name: str
+    title: str
+    unit: str
+    work: str
+    digits: int = 0
+
+    def show(self, value: float) -> str:
+        """The value as text, without its unit."""
+        return f"{value:.{self.digits}f}"
+
+    def at(self, size: int) -> str:
+        """The name that the figure has with so many connections."""
+        return f"{self.name}@{size}"
+
+
+#: In the order in which they are shown.
+FIGURES = {
+    figure.name: figure
+    for figure in (
+        Figure("bulk-1", "bulk, 1 stream", "CPU ms per GB", "bulk-1"),
+        Figure("bulk-8", "bulk, 8 streams", "CPU ms per GB", "bulk-8"),
+        Figure("throughput-1", "throughput, 1 stream", "Gb/s", "bulk-1", 1),
+        Figure("throughput-8", "throughput, 8 streams", "Gb/s", "bulk-8", 1),
+        Figure("request", "request and response", "CPU µs", "requests", 1),
+        Figure("short-client", "short, client closes first", "CPU µs", "short-client"),
+        Figure("short-server", "short, server closes first", "CPU µs", "short-server"),
+        Figure(
+            "short-client-logged",
+            "short, client closes first, all log",
+            "CPU µs",
+            "short-client-logged",
+        ),
+        Figure(
+            "short-server-logged",
+            "short, server closes first, all log",
+            "CPU µs",
+            "short-server-logged",
+        ),
+        Figure("latency-p50", "latency, median", "µs", "latency"),
+        Figure("latency-p99", "latency, 99th percentile", "µs", "latency"),
+        Figure("memory", "memory of an idle pair", "kB", "memory", 2),
+    )
+}
+
+#: What is measured with more and more connections; `name@size` is it at a size.
+GROWTH = {
+    figure.name: figure
+    for figure in (
+        Figure("request", "request, all connections busy", "CPU µs", "growth-busy", 1),
+        Figure("turn", "request, connections in turn", "CPU µs", "growth-open", 1),
+        Figure("short", "short connection beside idle ones", "CPU µs", "growth-open"),
+        Figure("memory", "memory of an idle pair", "kB", "memory", 2),
+    )
+}
+
+
+def figure_named(name: str) -> Figure:
+    """The figure of this name, `name@size` included."""
+    base, at, _ = name.partition("@")
+    return GROWTH[base] if at else FIGURES[name]
+
+
+@frozen
+class Spread:
+    """What several rounds say: the median, the lowest, the highest."""
+
+    middle: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        return cls(median(values), min(values), max(values))
+
+
+class Results:
+    """The value of every figure, for every relay, in every round."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, dict[str, list[float]]] = {}
+
+    def add(self, peer: str, readings: Mapping[str, float]) -> None:
+        """Keep what one measurement has read."""
+        for figure, value in readings.items():
+            self._values.setdefault(figure, {}).setdefault(peer, []).append(value)
+
+    def values(self) -> dict[str, dict[str, list[float]]]:
+        """Values by figure and relay, in the order of the rounds."""
+        return self._values
+
+    def spread(self, figure: str, peer: str) -> Spread | None:
+        """What the rounds say of a figure; None if it was not measured."""
+        values = self._values.get(figure, {}).get(peer)
+        return Spread.of(values) if values else None
+
+    def ratio(self, of: tuple[str, str], to: tuple[str, str]) -> Spread | None:
+        """What the rounds say of one (figure, relay) divided by another."""
+        above = self._values.get(of[0], {}).get(of[1])
+        below = self._values.get(to[0], {}).get(to[1])
+        if not above or not below:
+            return None
+        return Spread.of([a / b for a, b in zip(above, below, strict=True)])
+
+
+@frozen
+class Limit:
+    """A promise: one (figure, relay) divided by another keeps a bound.
+
+    :param at_least: the bound is a lower one.
+    """
+
+    title: str
+    of: tuple[str, str]
+    to: tuple[str, str]
+    bound: float
+    at_least: bool = False
+
+    def kept(self, ratio: float) -> bool:
+        """Whether a ratio keeps it."""
+        return ratio >= self.bound if self.at_least else ratio <= self.bound
+
+    @property
+    def rule(self) -> str:
+        """The bound as text."""
+        return f"{'at least' if self.at_least else 'at most'} {self.bound:g}"
+
+
+@frozen
+class Verdict:
+    """What the rounds say of a limit; None: it was not measured."""
+
+    limit: Limit
+    ratio: Spread | None
+
+    @property
+    def ok(self) -> bool:
+        return self.ratio is not None and self.limit.kept(self.ratio.middle)
+
+
+_RELAYD, _SPLICE, _PORTFORWARD = "relayd-plane", "haproxy-splice", "portforward"
+
+
+def _limits() -> Iterable[Limit]:
+    for name, splice, portforward in (
+        ("bulk-1", 0.9, 0.45),
+        ("bulk-8", 0.9, 0.45),
+        ("request", 1.15, 0.5),
+        ("short-client", 1.35, 0.55),
+        ("short-server", 1.35, 0.55),
+        ("throughput-1", 1.0, 1.7),
+        ("memory", 0.65, 0.5),
+    ):
+        for title, peer, bound in (
+            ("HAProxy, splice", _SPLICE, splice),
+            ("portforward", _PORTFORWARD, portforward),
+        ):
+            yield Limit(
+                f"{FIGURES[name].title}: to {title}",
+                (name, _RELAYD),
+                (name, peer),
+                bound,
+                at_least=name == "throughput-1",
+            )
+    # Not where each of thousands has a request under way: what the kernel does for
+    # each grows by more than this then, whoever relays.  It is shown, not promised.
+    for name in ("turn", "short"):
+        yield Limit(
+            f"{GROWTH[name].title}: {MANY:,} to {FEW}",
+            (f"{name}@{MANY}", _RELAYD),
+            (f"{name}@{FEW}", _RELAYD),
+            1.3,
+        )
+
+
+#: What relayd promises of its cheaper transport.
+LIMITS = tuple(_limits())
+
+
+def judge(results: Results) -> list[Verdict]:
+    """What the results say of every limit."""
+    return [Verdict(limit, results.ratio(limit.of, limit.to)) for limit in LIMITS]
+
+
+def needed_for_limits() -> set[tuple[str, str]]:
+    """The (work, relay) pairs that measure what the limits speak of."""
+    return {
+        (figure_named(figure).work, peer)
+        for limit in LIMITS
+        for figure, peer in (limit.of, limit.to)
+    }

@@ -1,0 +1,117 @@
+"""What the relays relay to: nginx for HTTP, iperf3 for bulk.
+
+Each measurement gets a server of its own on a port of its own, so that none meets
+another's connections in TIME_WAIT, and the server's counters are its own.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from attrs import frozen
+
+from bench.children import CannotMeasure, child, free_port, program
+
+#: What every HTTP response says.
+BODY = b"0123456789abcdef0123456789abcdef"
+
+_STATUS = re.compile(
+    rb"Active connections: (\d+) \nserver accepts handled requests\n (\d+) \d+ (\d+) "
+)
+
+
+@frozen
+class Counts:
+    """What an HTTP server has seen, without the look at it."""
+
+    #: Connections that are open now.
+    open: int
+    #: Connections that it has accepted.
+    accepted: int
+    #: Requests that it has read.
+    requests: int
+
+
+class Site:
+    """An HTTP server that counts."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self._looks = 0
+        self._connection = socket.create_connection(("127.0.0.1", port), 10)
+
+    def counts(self) -> Counts:
+        """What it has seen so far."""
+        self._connection.sendall(b"GET /counts HTTP/1.1\r\nHost: origin\r\n\r\n")
+        text = b""
+        while b"Waiting: " not in text or not text.endswith(b"\n"):
+            part = self._connection.recv(65536)
+            if not part:
+                raise CannotMeasure("the HTTP server ended")
+            text += part
+        found = _STATUS.search(text)
+        if found is None:
+            raise CannotMeasure(f"the HTTP server's counts are unreadable: {text!r}")
+        self._looks += 1
+        active, accepted, requests = map(int, found.groups())
+        return Counts(active - 1, accepted - 1, requests - self._looks)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@contextmanager
+def site() -> Iterator[Site]:
+    """An HTTP server for the length of a block."""
+    with tempfile.TemporaryDirectory(prefix="relayd-bench-") as name:
+        folder = Path(name)
+        port = free_port()
+        folders = "".join(
+            f"  {kind}_temp_path {kind};\n"
+            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        (folder / "nginx.conf").write_text(
+            f"""\
+daemon off;
+master_process off;
+worker_processes 1;
+pid nginx.pid;
+error_log stderr error;
+events {{ worker_connections 9000; multi_accept on; }}
+http {{
+{folders}
+  access_log off;
+  keepalive_timeout 1h;
+  keepalive_requests 1000000000;
+  server {{
+    listen 127.0.0.1:{port} backlog=4096;
+    location / {{ return 200 {BODY.decode()}; }}
+    location /counts {{ stub_status; }}
+  }}
+}}
+"""
+        )
+        argv = [program("nginx"), "-e", "stderr", "-p", name, "-c", "nginx.conf"]
+        with child("the HTTP server", argv, folder) as running:
+            running.listening(port)
+            serving = Site(port)
+            try:
+                yield serving
+            finally:
+                serving.close()
+
+
+@contextmanager
+def sink() -> Iterator[int]:
+    """An iperf3 server for one test; its port."""
+    with tempfile.TemporaryDirectory(prefix="relayd-bench-") as name:
+        port = free_port()
+        argv = [program("iperf3"), "-s", "-1", "-B", "127.0.0.1", "-p", str(port)]
+        with child("the iperf3 server", argv, Path(name)) as running:
+            running.listening(port)
+            yield port

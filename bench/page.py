@@ -1,0 +1,168 @@
+"""The results as files: a page of Markdown for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from attrs import asdict
+
+from bench.facts import Run
+from bench.figures import (
+    FEW,
+    FIGURES,
+    GROWTH,
+    MANY,
+    MEMORY_PAIRS,
+    SIZES,
+    Figure,
+    Results,
+    judge,
+)
+from bench.loads import AT_ONCE, RATE, RATE_CONNECTIONS
+from bench.report import REFERENCES, ratio_text, with_range, word
+
+#: Columns of the Markdown's text.
+WIDTH = 84
+
+_FIGURES_TEXT = """\
+The median of the rounds, with the lowest and the highest in brackets; `-` is not
+measured. On Linux, relayd uses the plane unless it is told otherwise."""
+
+_RATIOS_TEXT = """\
+Each round's figure divided by the same round's of {}.
+Below 1 is cheaper; for throughput, above 1 is faster."""
+
+_GROWTH_TEXT = f"""\
+The same costs while more connections are open, and how many times that at {FEW} they
+are at {MANY:,}. All busy: wrk has a request under way on every connection. In turn:
+{AT_ONCE} are under way at once, and every connection has its turn. Short connections
+are closed first by the server, while so many others are open and idle."""
+
+_LIMITS_TEXT = """\
+What `make bench-check` holds relayd's plane to, by the figures above."""
+
+_HOW = f"""\
+- Every measurement starts a relay and a server afresh, on loopback ports of their own,
+  and gives the relay a little of the same work before it counts (but for bulk). Each
+  relay is one process with one thread that relays; socat is a process for each
+  connection.
+- CPU is the relay's process's (socat: with its children's), user and system, by the
+  kernel's account. On loopback the kernel charges whoever sends with most of what the
+  receiver's side costs, for all relays alike. What kernel threads do is in nobody's
+  figure.
+- Sessions are logged by none (relayd: `--quiet`), except where it says that all log:
+  then relayd, HAProxy and nginx write a line for each session, and portforward the two
+  that it writes unless told not to, to /dev/null.
+- Bulk and throughput: iperf3, as received. A GB is 10⁹ bytes.
+- Request and response: wrk on {AT_ONCE} kept connections, to an nginx that answers with
+  32 bytes.
+- Short connections: one such request each, {AT_ONCE} under way at once. The benchmark
+  makes them itself and so knows who closes first; wrk would not wait for the server.
+- Latency: h2load, {RATE:,} requests a second over {RATE_CONNECTIONS} kept connections.
+  The load and the server share the cores with the relay, and their time is in it.
+- Memory: what {MEMORY_PAIRS:,} idle pairs, each of which carried one request, add to
+  the relay's own (anonymous) memory. The kernel's buffers are not in it.
+- HAProxy with splice has `option splice-request` and `option splice-response`; with
+  `option splice-auto` alone, it copied these loads."""
+
+
+def json_text(run: Run, results: Results) -> str:
+    """Everything that was measured."""
+    return json.dumps({**asdict(run), "figures": results.values()}, indent=1) + "\n"
+
+
+def markdown(run: Run, results: Results, peers: Mapping[str, str]) -> str:
+    """The results as Markdown, headed at the second level.
+
+    :param peers: titles of relays by their names.
+    """
+    figures = [FIGURES[name] for name in FIGURES if name in results.values()]
+    grown = [
+        figure for figure in GROWTH.values() if figure.at(MANY) in results.values()
+    ]
+    parts = [
+        "## Measured costs",
+        _how(run),
+        "### Figures",
+        _FIGURES_TEXT,
+        _figures_table(figures, results, peers),
+    ]
+    for to, called in REFERENCES.items():
+        parts += [
+            f"### Compared with {called}",
+            _RATIOS_TEXT.format(called),
+            _ratios_table(to, figures, results, peers),
+        ]
+    parts += ["### Growth", _GROWTH_TEXT]
+    parts += [_growth_table(figure, results, peers) for figure in grown]
+    parts += ["### Limits", _LIMITS_TEXT, _limits_table(results)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _how(run: Run) -> str:
+    """How it was measured, and on what."""
+    rounds = "one round" if run.rounds == 1 else f"{run.rounds} rounds"
+    machine = run.machine
+    programs = ", ".join(f"{name} {number}" for name, number in run.versions.items())
+    facts = (
+        f"Measured on {run.date}, in {rounds}, in each of which the relays take turns"
+        f" at each work; loads of about {run.seconds:g} s. {machine['processor']},"
+        f" {machine['cores']} cores, {machine['kernel']}, {machine['system']};"
+        f" {run.busy:.0%} of the CPU was in use before it began. {programs}."
+    )
+    return f"{textwrap.fill(facts, WIDTH, break_on_hyphens=False)}\n\n{_HOW}"
+
+
+def _figures_table(
+    figures: Sequence[Figure], results: Results, peers: Mapping[str, str]
+) -> str:
+    rows = []
+    for figure in figures:
+        spreads = [results.spread(figure.name, peer) for peer in peers]
+        cells = [with_range(figure, spread) if spread else "-" for spread in spreads]
+        rows.append([f"{figure.title}, {figure.unit}", *cells])
+    return table(["", *peers.values()], rows)
+
+
+def _ratios_table(
+    to: str, figures: Sequence[Figure], results: Results, peers: Mapping[str, str]
+) -> str:
+    others = {peer: title for peer, title in peers.items() if peer != to}
+    rows = []
+    for figure in figures:
+        ratios = [
+            results.ratio((figure.name, peer), (figure.name, to)) for peer in others
+        ]
+        rows.append([figure.title, *map(ratio_text, ratios)])
+    return table(["", *others.values()], rows)
+
+
+def _growth_table(figure: Figure, results: Results, peers: Mapping[str, str]) -> str:
+    sizes = [size for size in SIZES if figure.at(size) in results.values()]
+    rows = []
+    for peer, title in peers.items():
+        spreads = [results.spread(figure.at(size), peer) for size in sizes]
+        if any(spreads):
+            cells = [
+                with_range(figure, spread) if spread else "-" for spread in spreads
+            ]
+            ratio = results.ratio((figure.at(MANY), peer), (figure.at(FEW), peer))
+            rows.append([title, *cells, ratio_text(ratio)])
+    heads = [f"{size:,}" for size in sizes]
+    return table([f"{figure.title}, {figure.unit}", *heads, f"{MANY:,} to {FEW}"], rows)
+
+
+def _limits_table(results: Results) -> str:
+    rows = []
+    for verdict in judge(results):
+        limit, ratio = verdict.limit, ratio_text(verdict.ratio, 3)
+        rows.append([limit.title, ratio, limit.rule, word(verdict)])
+    return table(["", "measured", "limit", ""], rows)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,215 @@
+"""The relays that are compared, and how each is started.
+
+Each is one process with one thread that relays (socat: one more process for each
+connection), with the settings that its package comes with but for what the work
+needs: room for the connections, a long queue of clients to be accepted, timeouts
+that never fire.  Whether it logs a line for each session is the measurement's
+choice; the log goes to /dev/null.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from attrs import frozen
+
+from bench.children import (
+    CannotMeasure,
+    Child,
+    beside_python,
+    child,
+    cpu,
+    free_port,
+    memory,
+    program,
+)
+
+#: Clients that a relay's kernel queue takes; relayd's own default.
+BACKLOG = 4096
+
+#: Pairs that HAProxy and nginx are told to have room for: 8,000 and what the loads
+#: need beside them.
+ROOM = 8_500
+
+#: Where Debian's libnginx-mod-stream puts nginx's stream relay.
+STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+
+
+@frozen
+class Setup:
+    """What a relay is told."""
+
+    #: For its configuration.
+    folder: Path
+    #: Where it listens, on 127.0.0.1.
+    port: int
+    #: Where it relays to, on 127.0.0.1.
+    destination: int
+    #: Whether it logs each session.
+    logs: bool
+
+
+@frozen
+class Peer:
+    """A relay to measure.
+
+    :param command: its command line, after writing what configuration it needs.
+    :param forks: it is a process for each connection; what needs thousands of
+        connections is not asked of it.
+    :param logs: it can log each session.
+    :param grows: it is measured from 10 to 8,000 connections.
+    """
+
+    name: str
+    title: str
+    command: Callable[[Setup], list[str]]
+    forks: bool = False
+    logs: bool = True
+    grows: bool = True
+
+
+@frozen
+class Relay:
+    """A relay that runs."""
+
+    peer: Peer
+    child: Child
+    port: int
+
+    def cpu(self) -> float:
+        """Seconds of CPU that it has used."""
+        return cpu(self.child.pid, forks=self.peer.forks)
+
+    def memory(self) -> int:
+        """Bytes that it holds."""
+        return memory(self.child.pid)
+
+
+@contextmanager
+def relay(peer: Peer, destination: int, *, logs: bool = False) -> Iterator[Relay]:
+    """A relay of this kind, started afresh, for the length of a block."""
+    with tempfile.TemporaryDirectory(prefix="relayd-bench-") as name:
+        port = free_port()
+        argv = peer.command(Setup(Path(name), port, destination, logs))
+        with child(peer.title, argv, Path(name)) as running:
+            running.listening(port)
+            # What it still does to start is not the work's.
+            time.sleep(0.2)
+            yield Relay(peer, running, port)
+
+
+def _relayd(transport: str) -> Callable[[Setup], list[str]]:
+    def command(setup: Setup) -> list[str]:
+        return [
+            beside_python("twistd"),
+            *("-n", "--pidfile=", "--reactor=epoll"),
+            "relayd",
+            *("--transport", transport),
+            *(() if setup.logs else ("--quiet",)),
+            *("--listen", f"127.0.0.1:{setup.port}"),
+            *("--dest", f"127.0.0.1:{setup.destination}"),
+        ]
+
+    return command
+
+
+def _haproxy(splice: str) -> Callable[[Setup], list[str]]:
+    def command(setup: Setup) -> list[str]:
+        log = "log stdout format raw local0\n  option tcplog" if setup.logs else ""
+        (setup.folder / "haproxy.cfg").write_text(
+            f"""\
+global
+  nbthread 1
+  maxconn {ROOM}
+  maxpipes 100
+defaults
+  mode tcp
+  timeout connect 10s
+  timeout client 1h
+  timeout server 1h
+  {splice}
+  {log}
+listen relay
+  bind 127.0.0.1:{setup.port} backlog {BACKLOG}
+  server origin 127.0.0.1:{setup.destination}
+"""
+        )
+        return [program("haproxy"), "-db", "-f", "haproxy.cfg"]
+
+    return command
+
+
+def _nginx(setup: Setup) -> list[str]:
+    if not STREAM_MODULE.exists():
+        raise CannotMeasure(
+            "nginx has no stream module: it is in Debian's package"
+            " libnginx-mod-stream; `make system-deps` installs it"
+        )
+    log = "access_log /dev/stdout session;" if setup.logs else "access_log off;"
+    (setup.folder / "nginx.conf").write_text(
+        f"""\
+load_module {STREAM_MODULE};
+daemon off;
+master_process off;
+worker_processes 1;
+pid nginx.pid;
+error_log stderr error;
+events {{ worker_connections {2 * ROOM}; }}
+stream {{
+  log_format session '$remote_addr:$remote_port [$time_local] $protocol $status'
+    ' $bytes_sent $bytes_received $session_time $upstream_addr';
+  {log}
+  server {{
+    listen 127.0.0.1:{setup.port} backlog={BACKLOG};
+    proxy_pass 127.0.0.1:{setup.destination};
+    proxy_timeout 1h;
+  }}
+}}
+"""
+    )
+    return [
+        program("nginx"),
+        *("-e", "stderr", "-p", str(setup.folder), "-c", "nginx.conf"),
+    ]
+
+
+def _portforward(setup: Setup) -> list[str]:
+    # -P: the file's own folder is not where its imports come from.
+    return [
+        *(sys.executable, "-P", str(Path(__file__).with_name("portforward.py"))),
+        *(str(setup.port), str(setup.destination)),
+        *(("--log",) if setup.logs else ()),
+    ]
+
+
+def _socat(setup: Setup) -> list[str]:
+    listen = f"TCP4-LISTEN:{setup.port},bind=127.0.0.1,fork,reuseaddr"
+    return [
+        program("socat"),
+        f"{listen},backlog={BACKLOG}",
+        f"TCP4:127.0.0.1:{setup.destination}",
+    ]
+
+
+#: In the order in which they are shown.
+PEERS = {
+    peer.name: peer
+    for peer in (
+        Peer("relayd-plane", "relayd, plane", _relayd("plane")),
+        Peer("relayd-twisted", "relayd, twisted", _relayd("twisted")),
+        Peer(
+            "haproxy-splice",
+            "HAProxy, splice",
+            _haproxy("option splice-request\n  option splice-response"),
+        ),
+        Peer("haproxy", "HAProxy, no splice", _haproxy(""), grows=False),
+        Peer("nginx", "nginx stream", _nginx),
+        Peer("portforward", "portforward", _portforward),
+        Peer("socat", "socat", _socat, forks=True, logs=False, grows=False),
+    )
+}

@@ -1,0 +1,103 @@
+"""What the benchmark prints: figures as blocks of lines, limits as a line each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from bench.figures import (
+    FIGURES,
+    GROWTH,
+    SIZES,
+    Figure,
+    Results,
+    Spread,
+    Verdict,
+)
+
+#: Relays that the others are compared with, and what a sentence calls them.
+REFERENCES = {"haproxy-splice": "HAProxy with splice", "portforward": "portforward"}
+
+
+def lines_of(
+    names: Iterable[str], results: Results, peers: Mapping[str, str]
+) -> list[str]:
+    """A block of lines for each figure, with a line for each relay.
+
+    :param names: figures, as a measurement names them.
+    :param peers: titles of relays by their names.
+    """
+    plain = [name for name in names if "@" not in name]
+    grown = dict.fromkeys(name.partition("@")[0] for name in names if "@" in name)
+    lines = []
+    for name in plain:
+        lines += ["", *_plain_lines(FIGURES[name], results, peers)]
+    for name in grown:
+        lines += ["", *_growth_lines(GROWTH[name], results, peers)]
+    return lines
+
+
+def _plain_lines(
+    figure: Figure, results: Results, peers: Mapping[str, str]
+) -> list[str]:
+    lines = [f"{figure.title} ({figure.unit})"]
+    for peer, title in peers.items():
+        if spread := results.spread(figure.name, peer):
+            line = f"  {title:<18}{with_range(figure, spread):>20}"
+            for to, called in REFERENCES.items():
+                ratio = results.ratio((figure.name, peer), (figure.name, to))
+                if ratio and peer != to:
+                    line += f"   {ratio.middle:5.2f} of {called}"
+            lines.append(line)
+    return lines
+
+
+def _growth_lines(
+    figure: Figure, results: Results, peers: Mapping[str, str]
+) -> list[str]:
+    sizes = [size for size in SIZES if figure.at(size) in results.values()]
+    lines = [
+        f"{figure.title} ({figure.unit}), by connections",
+        " " * 20 + "".join(f"{size:>20,}" for size in sizes),
+    ]
+    for peer, title in peers.items():
+        spreads = [results.spread(figure.at(size), peer) for size in sizes]
+        if any(spreads):
+            cells = "".join(
+                f"{with_range(figure, s) if s else '-':>20}" for s in spreads
+            )
+            lines.append(f"  {title:<18}{cells}")
+    return lines
+
+
+def limit_lines(verdicts: Sequence[Verdict]) -> list[str]:
+    """A line for each limit: the ratio, the bound, ok or MISSED."""
+    width = max(len(verdict.limit.title) for verdict in verdicts)
+    return [
+        f"{verdict.limit.title:<{width}}  {ratio_text(verdict.ratio, 3):<21}"
+        f"  {verdict.limit.rule:<13}  {word(verdict)}"
+        for verdict in verdicts
+    ]
+
+
+def with_range(figure: Figure, spread: Spread) -> str:
+    """A figure's median, and its range where it has one."""
+    return _ranged(*map(figure.show, (spread.low, spread.middle, spread.high)))
+
+
+def ratio_text(ratio: Spread | None, digits: int = 2) -> str:
+    """A ratio's median, and its range where it has one; `-` for none."""
+    if ratio is None:
+        return "-"
+    values = (ratio.low, ratio.middle, ratio.high)
+    return _ranged(*(f"{value:.{digits}f}" for value in values))
+
+
+def _ranged(low: str, middle: str, high: str) -> str:
+    return middle if low == high else f"{middle} ({low}-{high})"
+
+
+def word(verdict: Verdict) -> str:
+    """What a verdict comes to."""
+    if verdict.ratio is None:
+        return "not measured"
+    return "ok" if verdict.ok else "MISSED"

@@ -1,0 +1,152 @@
+"""What to measure, and the measuring: rounds in which the relays take turns."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from attrs import frozen
+
+from bench.children import CannotMeasure, allow_descriptors, program
+from bench.figures import MANY, Results, figure_named, needed_for_limits
+from bench.peers import PEERS, Setup
+from bench.report import lines_of
+from bench.works import WORKS
+
+#: Open files of one process: two for each pair, and HAProxy's room and pipes.
+DESCRIPTORS = 2 * MANY + 2_000
+
+
+@frozen
+class Mode:
+    """What one of the words of the command line stands for."""
+
+    rounds: int
+    seconds: float
+    #: The (work, relay) pairs to measure.
+    pairs: Collection[tuple[str, str]]
+
+
+_QUICK_WORKS = (
+    "bulk-1",
+    "bulk-8",
+    "requests",
+    "short-client",
+    "short-server",
+    "latency",
+    "memory",
+)
+_QUICK_PEERS = ("relayd-plane", "haproxy-splice", "portforward")
+
+_ALL = [(work, peer) for work in WORKS for peer in PEERS]
+_QUICK = [
+    *((w, p) for w, p in _ALL if w in _QUICK_WORKS and p in _QUICK_PEERS),
+    ("growth-busy", "relayd-plane"),
+    ("growth-open", "relayd-plane"),
+]
+
+MODES = {
+    "full": Mode(3, 2.0, _ALL),
+    "quick": Mode(1, 1.0, _QUICK),
+    "check": Mode(3, 2.0, needed_for_limits()),
+}
+
+
+@frozen
+class Plan:
+    """What to measure."""
+
+    rounds: int
+    #: About how long each load lasts.
+    seconds: float
+    #: Relays by the name of the work, in the order of a round.
+    works: dict[str, list[str]]
+
+    @classmethod
+    def of(
+        cls,
+        mode: Mode,
+        works: Iterable[str] = (),
+        peers: Iterable[str] = (),
+        *,
+        rounds: int | None = None,
+        seconds: float | None = None,
+    ) -> Plan:
+        """What is left of a mode with these works and relays only; none is all.
+
+        :raises CannotMeasure: nothing is.
+        """
+        planned = {
+            work.name: [
+                peer.name
+                for peer in PEERS.values()
+                if (work.name, peer.name) in mode.pairs
+                and peer.name in (peers or PEERS)
+                and work.takes(peer)
+            ]
+            for work in WORKS.values()
+            if work.name in (works or WORKS)
+        }
+        planned = {work: names for work, names in planned.items() if names}
+        if not planned:
+            raise CannotMeasure(
+                "none of these relays is measured at any of these works"
+            )
+        return cls(rounds or mode.rounds, seconds or mode.seconds, planned)
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """The titles of its relays, by their names."""
+        chosen = {peer for peers in self.works.values() for peer in peers}
+        return {name: peer.title for name, peer in PEERS.items() if name in chosen}
+
+
+def check_what_is_there(plan: Plan) -> None:
+    """See that nothing is missing, now rather than in twenty minutes.
+
+    :raises CannotMeasure: a program is, or the limit of open files is too low.
+    """
+    allow_descriptors(DESCRIPTORS)
+    for work in plan.works:
+        for name in WORKS[work].programs:
+            program(name)
+    with tempfile.TemporaryDirectory(prefix="relayd-bench-") as folder:
+        for peer in plan.titles:
+            PEERS[peer].command(Setup(Path(folder), 0, 0, logs=False))
+
+
+def measure(plan: Plan) -> Results:
+    """Do all rounds; what they have read.
+
+    Progress goes to standard error; a work's figures go to standard output when its
+    last round is over.
+
+    :raises CannotMeasure: a measurement failed.
+    """
+    results = Results()
+    begin = time.monotonic()
+    done, every = 0, plan.rounds * sum(map(len, plan.works.values()))
+    for number in range(plan.rounds):
+        for work, peers in plan.works.items():
+            # Nobody is always the first.
+            turn = number % len(peers)
+            for peer in peers[turn:] + peers[:turn]:
+                readings = WORKS[work].measure(PEERS[peer], plan.seconds)
+                results.add(peer, readings)
+                done += 1
+                told = ", ".join(
+                    f"{name} {figure_named(name).show(value)}"
+                    for name, value in readings.items()
+                )
+                seconds = time.monotonic() - begin
+                print(
+                    f"{seconds:5.0f} s  {done}/{every}  {PEERS[peer].title}: {told}",
+                    file=sys.stderr,
+                )
+            if number == plan.rounds - 1:
+                titles = {peer: plan.titles[peer] for peer in peers}
+                print("\n".join(lines_of(readings, results, titles)), flush=True)
+    return results

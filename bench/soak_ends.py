@@ -1,0 +1,334 @@
+"""One end of a session in the soak: a plain socket, and what goes through it.
+
+A session has two ends that live in one process, the client's and the server's,
+with the relay between them.  An end is a socket that does not block, under
+asyncio.  Nothing here buffers, so an end that does not read is one.
+
+The bytes are a pattern that depends on the session, the direction and the
+position, so bytes that are lost, doubled, reordered or of another session show
+at once, and checking them costs one memcmp.  As both ends are here, an end of
+data is checked the same way in every script: the peer must have sent it, and
+nothing may be missing before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import select
+import socket
+import struct
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bench.soak_scripts import Session
+
+#: The timeouts that the relay is started with, in seconds: short, so that the
+#: soak meets each of them thousands of times.
+CONNECT, STALL, IDLE, HALF_CLOSE = 5.0, 3.0, 20.0, 5.0
+
+#: Seconds that the relay looks at a session late, by its design: its tick is an
+#: eighth of its shortest timeout, and a deadline may begin just after a look.
+TICK = STALL / 8
+
+#: Seconds more that anything may take on a machine that has other things to do.
+SLACK = 5.0
+
+#: Seconds after which an end that is not over counts as hung.
+LIMIT = 90.0
+
+#: Seconds between two pieces of a transfer that is spread out: well below every
+#: timeout, for nothing that moves is to be cut.
+LONGEST_PAUSE = 1.0
+
+#: Bytes that are sent or read in one go.
+CHUNK = 65536
+
+#: The pattern repeats after so many bytes: a prime, and more than any script
+#: sends, but for those that are cut.
+PERIOD = 8388593
+
+#: How far the patterns of two neighbours are apart.
+STRIDE = 2654435761
+
+#: What a client says first: which session this is.
+HEADER = struct.Struct(">4sI")
+MAGIC = b"soak"
+
+#: What a server says first that waits for no client.
+GREETING = b"the server speaks first\n"
+
+_pattern = random.Random(1).randbytes(PERIOD)  # noqa: S311 - test data
+_pattern += _pattern[:CHUNK]
+_view = memoryview(_pattern)
+
+#: Every end reads into this one, and has checked what it read before another does.
+_buffer = bytearray(CHUNK)
+_buffer_view = memoryview(_buffer)
+
+
+class Violation(Exception):
+    """The relay did to an end what its rules don't allow."""
+
+
+def pattern_start(number: int, up: bool) -> int:
+    """Where in the pattern a direction of a session begins."""
+    return (2 * number + up) * STRIDE % PERIOD
+
+
+def pattern_bytes(start: int, position: int, count: int) -> memoryview:
+    """The `count` bytes, CHUNK at most, from `position` of a direction on."""
+    where = (start + position) % PERIOD
+    return _view[where : where + count]
+
+
+def pattern_matches(start: int, position: int, data: bytes | memoryview) -> bool:
+    """Whether `data`, CHUNK at most, is what belongs at `position`."""
+    # Unlike a comparison of memoryviews, which goes byte by byte, it is a memcmp.
+    return _pattern.startswith(data, (start + position) % PERIOD)
+
+
+def check_time(what: str, waited: float, earliest: float, latest: float) -> None:
+    """A deadline of the relay was kept.
+
+    :raises Violation: it was not.
+    """
+    if not earliest <= waited <= latest:
+        raise Violation(
+            f"{what} after {waited:.1f} s, expected {earliest:.1f} to {latest:.1f} s"
+        )
+
+
+class End:
+    """One end of a session: its socket, and what went through it.
+
+    Every coroutine here lets ConnectionError escape when the connection is reset.
+
+    :ivar sent: bytes that the kernel took, with the header or the greeting.
+    :ivar received: bytes that came, and were right.
+    :ivar shut: it has sent its end of data.
+    :ivar sent_at: when it last sent something, or its end of data; 0 before.
+    :ivar moved_at: when a byte last went or came; late where this process is late.
+    """
+
+    def __init__(self, sock: socket.socket, session: Session, client: bool) -> None:
+        self.socket = sock
+        self.session = session
+        self.client = client
+        self._descriptor = sock.fileno()
+        self.sent = self.received = 0
+        self.shut = False
+        self._lost = False
+        self._out = pattern_start(session.number, client)
+        self._in = pattern_start(session.number, not client)
+        self._loop = asyncio.get_running_loop()
+        self.opened_at = self.moved_at = self._loop.time()
+        self.sent_at = 0.0
+
+    @property
+    def peer(self) -> End | None:
+        """The session's other end, if it has one yet."""
+        return self.session.server if self.client else self.session.client
+
+    # -- one piece
+
+    async def _writable(self) -> None:
+        ready = self._loop.create_future()
+        self._loop.add_writer(self._descriptor, _wake, ready)
+        try:
+            await ready
+        finally:
+            self._loop.remove_writer(self._descriptor)
+
+    async def _readable(self) -> None:
+        ready = self._loop.create_future()
+        self._loop.add_reader(self._descriptor, _wake, ready)
+        try:
+            await ready
+        finally:
+            self._loop.remove_reader(self._descriptor)
+
+    async def _send_some(self, data: memoryview | bytes) -> int:
+        while True:
+            # Before and not after: by then this process may have lost the CPU.
+            now = self._loop.time()
+            try:
+                count = self.socket.send(data)
+            except BlockingIOError:
+                await self._writable()
+            except ConnectionError:
+                self._lost = True
+                raise
+            else:
+                self.sent += count
+                self.sent_at = self.moved_at = now
+                return count
+
+    async def _receive_some(self, limit: int) -> memoryview:
+        while True:
+            try:
+                count = self.socket.recv_into(_buffer, limit)
+            except BlockingIOError:
+                await self._readable()
+            except ConnectionError:
+                self._lost = True
+                raise
+            else:
+                break
+        if not count and self._lost:
+            # A failed send took the socket's error; the next read has an end.
+            raise ConnectionResetError
+        self.moved_at = self._loop.time()
+        return _buffer_view[:count]
+
+    async def _receive_pattern(self, limit: int) -> int:
+        data = await self._receive_some(limit)
+        if data:
+            if not pattern_matches(self._in, self.received, data):
+                raise Violation(f"wrong bytes at {self.received} or soon after")
+            self.received += len(data)
+        else:
+            self.check_end()
+        return len(data)
+
+    def check_end(self) -> None:
+        peer = self.peer
+        if peer is None or not peer.shut:
+            raise Violation(f"an end that nobody sent, after {self.received} bytes")
+        if self.received != peer.sent:
+            raise Violation(f"an end after {self.received} of {peer.sent} bytes")
+
+    async def connected(self) -> None:
+        """Wait until the connection that was begun stands.
+
+        :raises OSError: it does not.
+        """
+        await self._writable()
+        problem = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if problem:
+            raise OSError(problem, os.strerror(problem))
+
+    # -- what scripts do
+
+    async def send(self, count: int, seconds: float = 0, chunk: int = CHUNK) -> None:
+        """Send the next bytes of the pattern, spread over so many seconds."""
+        pause = min(seconds / max(1, count // chunk), LONGEST_PAUSE)
+        target = self.sent + count
+        due = self._loop.time()
+        while self.sent < target:
+            piece = min(chunk, target - self.sent)
+            await self._send_some(pattern_bytes(self._out, self.sent, piece))
+            due += pause
+            # Without a pause, or too late for one, this gives others their turn.
+            await asyncio.sleep(max(0, due - self._loop.time()))
+
+    async def introduce(self) -> None:
+        """Say which session this is."""
+        await self._send_some(HEADER.pack(MAGIC, self.session.number))
+
+    async def receive(self, count: int) -> None:
+        """Read so many bytes of the pattern."""
+        target = self.received + count
+        while self.received < target:
+            if not await self._receive_pattern(min(CHUNK, target - self.received)):
+                raise Violation(f"an end {target - self.received} bytes too early")
+
+    async def receive_greeting(self) -> None:
+        """Read what a server says that speaks first."""
+        while self.received < len(GREETING):
+            data = await self._receive_some(len(GREETING) - self.received)
+            position = self.received
+            if not data or data != GREETING[position : position + len(data)]:
+                raise Violation(f"{bytes(data)!r} in place of the greeting")
+            self.received += len(data)
+
+    async def receive_to_end(self, pause: float = 0, chunk: int = CHUNK) -> None:
+        """Read until the peer's end of data, with a pause between any two reads."""
+        while await self._receive_pattern(chunk):
+            await asyncio.sleep(pause)
+
+    async def expect_reset(self) -> None:
+        """Read on: a reset is due now, and nothing that looks like an end of data."""
+        try:
+            await self.receive_to_end()
+        except ConnectionError:
+            gone_at = self.session.reset_at
+            if gone_at is not None:
+                since = max(gone_at, self.moved_at)
+                check_time("the reset came", self._loop.time() - since, 0, SLACK)
+            return
+        raise Violation("an end of data, where a reset was due")
+
+    async def expect_refusal(self, earliest: float, latest: float) -> None:
+        """Read on: the relay reached no server, so there is an end and no byte."""
+        with suppress(ConnectionError):
+            data = await self._receive_some(CHUNK)
+            if data:
+                raise Violation(f"{len(data)} bytes from a server that is not there")
+        waited = self._loop.time() - self.opened_at
+        check_time("turned away", waited, earliest, latest)
+
+    async def until_cut(self, timeout: float, *, early: bool = False) -> None:
+        """Wait, without reading, until the kernel knows that the connection is lost.
+
+        :param timeout: the relay's, which began when a byte last moved.
+        :param early: the relay may have reason to cut before that.
+        """
+        poll = select.poll()
+        poll.register(self._descriptor, 0)
+        while not poll.poll(0):
+            await asyncio.sleep(TICK / 2)
+        now = self._loop.time()
+        ends = [end for end in (self, self.peer) if end is not None]
+        if not early:
+            # The relay can't have begun before the last byte was sent; when it came
+            # is not known that well.
+            check_time("cut", now - max(end.sent_at for end in ends), timeout, LIMIT)
+        since = now - max(end.moved_at for end in ends)
+        check_time("cut", since, 0, timeout + 2 * TICK + SLACK)
+
+    async def flood(self) -> None:
+        """Send until the relay cuts the session, for its peer does not read."""
+        began_at = self._loop.time()
+        with suppress(ConnectionError):
+            while True:
+                await self.send(CHUNK)
+        now = self._loop.time()
+        # Zero-window probes may still be pressing bytes into the relay while its
+        # own clock of the stall runs, so the last byte says only what is late.
+        check_time("cut", now - began_at, STALL, LIMIT)
+        check_time("cut", now - self.moved_at, 0, STALL + 2 * TICK + SLACK)
+
+    async def fill(self) -> None:
+        """Send for a second, which is until nothing more is taken, and no stall yet."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await self.send(PERIOD)
+
+    def shut_write(self) -> None:
+        """Send the end of data."""
+        self.shut = True
+        self.sent_at = self._loop.time()
+        # Reset by the relay a moment ago: the next read tells.
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Close politely, if it is open."""
+        self.shut = True
+        self.socket.close()
+
+    def reset(self) -> None:
+        """Close with a reset."""
+        self.session.reset_at = self._loop.time()
+        linger = struct.pack("ii", 1, 0)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.socket.close()
+
+
+def _wake(ready: asyncio.Future[None]) -> None:
+    # The loop may call this again before whoever waits gets its turn.
+    if not ready.done():
+        ready.set_result(None)

@@ -1,0 +1,180 @@
+"""The relay that is soaked: its process, its log, and what the kernel says of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import attrs
+
+from bench.soak_traffic import SessionLine, parse_session_line
+
+#: The `twistd` of the environment that runs this.
+TWISTD = str(Path(sys.executable).parent / "twistd")
+
+MIB = 1024 * 1024
+
+#: Seconds in which a relay without sessions must stop.
+STOPPING = 5.0
+
+
+class RelayFailed(Exception):
+    """The relay did not start, or ended by itself."""
+
+
+@attrs.frozen
+class Reading:
+    """What a process holds at one moment.
+
+    :ivar sockets: descriptors.
+    :ivar pipes: descriptors; a pipe has two.
+    :ivar other: descriptors of anything else.
+    :ivar rss: bytes.
+    :ivar cpu: seconds that it has computed since it began.
+    """
+
+    sockets: int
+    pipes: int
+    other: int
+    rss: int
+    threads: int
+    cpu: float
+
+    def __str__(self) -> str:
+        return (
+            f"sockets {self.sockets}, pipes {self.pipes}, other {self.other},"
+            f" rss {self.rss / MIB:.1f} MiB, threads {self.threads}"
+        )
+
+
+def count_kinds(targets: Sequence[str]) -> Counter[str]:
+    """How many descriptors are a "socket", a "pipe", or "other".
+
+    :param targets: what the links in /proc/PID/fd point to.
+    """
+    kinds = (target.partition(":[")[0] for target in targets)
+    return Counter(kind if kind in ("socket", "pipe") else "other" for kind in kinds)
+
+
+def read_process(pid: int) -> Reading:
+    """Look at a process.
+
+    :raises OSError: it is gone.
+    """
+    folder = Path(f"/proc/{pid}")
+    targets = []
+    for name in os.listdir(folder / "fd"):
+        with suppress(FileNotFoundError):  # closed since it was listed
+            targets.append(os.readlink(folder / "fd" / name))
+    kinds = count_kinds(targets)
+    status = dict(
+        line.split(":", 1) for line in (folder / "status").read_text().splitlines()
+    )
+    # proc(5): the fields behind the command, which is in brackets; 14 and 15 of all.
+    times = (folder / "stat").read_text().rpartition(")")[2].split()[11:13]
+    return Reading(
+        kinds["socket"],
+        kinds["pipe"],
+        kinds["other"],
+        # A zombie has no memory.
+        int(status.get("VmRSS", "0").split()[0]) * 1024,
+        int(status["Threads"]),
+        sum(map(int, times)) / os.sysconf("SC_CLK_TCK"),
+    )
+
+
+@attrs.define(eq=False)
+class RelayLog:
+    """What the relay says, counted; nothing here grows with the number of sessions.
+
+    :ivar listeners: addresses that it listens on, in the order of the log.
+    :ivar troubles: lines that are errors, or begin a traceback.
+    :ivar remarks: the first REMARKS lines that are more than information.
+    """
+
+    REMARKS = 60
+
+    listeners: list[str] = attrs.Factory(list)
+    troubles: int = 0
+    remarks: list[str] = attrs.Factory(list)
+
+    _LISTENING = re.compile(r"\blistening on (\S+), ")
+    _TROUBLE = re.compile(r"#(error|critical)\] |Traceback \(most recent|Unhandled ")
+
+    def hear(self, line: str) -> SessionLine | None:
+        """Take one line; what it says of a session, if it is about one."""
+        if (session := parse_session_line(line)) is not None:
+            return session
+        if (found := self._LISTENING.search(line)) is not None:
+            self.listeners.append(found[1])
+        if self._TROUBLE.search(line) is not None:
+            self.troubles += 1
+        if "#info] " not in line and len(self.remarks) < self.REMARKS:
+            self.remarks.append(line)
+        return None
+
+
+class Relay:
+    """A `twistd relayd` in a process of its own.
+
+    :param options: what follows `relayd`.
+    :ivar lines: of its log, those that nobody has taken yet.
+    """
+
+    def __init__(self, reactor: str, options: Sequence[str]) -> None:
+        program = [TWISTD, "-n", "--pidfile=", f"--reactor={reactor}"]
+        self.command = [*program, "relayd", *options]
+        self.lines: deque[str] = deque()
+        self._process = subprocess.Popen(  # noqa: S603 - the command is ours
+            self.command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            # A Ctrl-C at the terminal is ours to pass on.
+            start_new_session=True,
+        )
+        # A thread, since the relay waits for whoever reads its log too slowly.
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self._process.stdout or ():
+            self.lines.append(line.rstrip("\n"))
+
+    def read(self) -> Reading:
+        """What it holds now.
+
+        :raises RelayFailed: it has ended.
+        """
+        if (status := self._process.poll()) is not None:
+            raise RelayFailed(f"the relay ended by itself, with status {status}")
+        try:
+            return read_process(self._process.pid)
+        except OSError as problem:
+            raise RelayFailed("the relay is just ending by itself") from problem
+
+    def stop(self) -> tuple[int | None, float]:
+        """End it; its exit status, None if it was killed, and the seconds it took."""
+        began_at = time.monotonic()
+        self._process.terminate()
+        try:
+            status: int | None = self._process.wait(STOPPING)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            status = None
+        took = time.monotonic() - began_at
+        self._reader.join(STOPPING)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        return status, took

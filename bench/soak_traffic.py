@@ -1,0 +1,421 @@
+"""Thousands of sessions at a time through one relay: opened, watched, judged.
+
+:class:`Traffic` has the servers that the relay dials, opens clients so that about
+as many are alive as asked for, and runs both ends of each session through their
+script.  What the relay's log says of a session is judged here, too: its client's
+address tells which session a line is about, so the ending can be held against
+the script, and the byte counts against what was sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+import socket
+from collections import Counter, deque
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any
+
+import attrs
+
+from bench.soak_ends import (
+    GREETING,
+    HEADER,
+    IDLE,
+    LIMIT,
+    MAGIC,
+    SLACK,
+    End,
+    Violation,
+)
+from bench.soak_scripts import Role, Session, Where, draw_session
+
+#: The relay's listeners, and the servers, are spread over so many loopback addresses:
+#: each pair of addresses has only so many ports, and a closed connection may hold one
+#: for a minute.
+HOSTS = tuple(f"127.0.0.{last}" for last in range(1, 9))
+
+#: Receive buffer of those ends that have a small one; the others have the kernel's.
+SMALL_BUFFER = 32768
+
+#: No session is opened while this process is late by so much, in seconds.
+BUSY = 0.25
+
+#: A session that is over stays known for so long, in seconds: its server may see
+#: the header only when the client has left.
+MEMORY = 2 * LIMIT
+
+_SESSION = re.compile(
+    r"\[relayd\.session#info\] session=\d+ client=(?P<client>\S+)"
+    r" listener=(?P<listener>\S+) upstream=\S+ duration=\S+"
+    r" up=(?P<up>\d+) down=(?P<down>\d+) ending=(?P<ending>\w+) "
+)
+
+
+@attrs.frozen
+class SessionLine:
+    """What the relay's log says when a session ends."""
+
+    client: str
+    listener: str
+    up: int
+    down: int
+    ending: str
+
+
+def parse_session_line(line: str) -> SessionLine | None:
+    """What a line of the log says of a session, or None where it is another line."""
+    found = _SESSION.search(line)
+    if found is None:
+        return None
+    return SessionLine(
+        found["client"],
+        found["listener"],
+        int(found["up"]),
+        int(found["down"]),
+        found["ending"],
+    )
+
+
+def judge_line(line: SessionLine, session: Session) -> str:
+    """What is wrong with the log's word on a session; empty where nothing is."""
+    script = session.script
+    if line.ending not in script.endings:
+        expected = " or ".join(sorted(script.endings))
+        return f"the log's ending is wrong, expected {expected}"
+    client, server = session.client, session.server
+    if line.ending != "done" or client is None or server is None:
+        return ""
+    if (line.up, line.down) != (client.sent, server.sent):
+        return (
+            f"up={line.up} down={line.down} in the log,"
+            f" sent were {client.sent} and {server.sent}"
+        )
+    return ""
+
+
+@attrs.define(eq=False)
+class Violations:
+    """What went wrong, counted; the first few in words.
+
+    :ivar scripts: how often, by the script's name.
+    """
+
+    #: At most so many are told in words, and so many of one script.
+    FIRST, FIRST_OF_SCRIPT = 10, 3
+
+    scripts: Counter[str] = attrs.Factory(Counter)
+    _first: list[tuple[Session | None, str]] = attrs.Factory(list)
+
+    @property
+    def count(self) -> int:
+        return self.scripts.total()
+
+    def add(self, session: Session | None, who: str, what: str) -> None:
+        """Count it, unless it may follow from one of the same session before it."""
+        if session is not None:
+            if session.violated:
+                return
+            session.violated = True
+        name = session.script.name if session else "no session"
+        self.scripts[name] += 1
+        if len(self._first) < self.FIRST and self.scripts[name] <= self.FIRST_OF_SCRIPT:
+            number = f", connection {session.number}" if session else ""
+            self._first.append((session, f"{name}{number}, {who}: {what}"))
+
+    def lines(self) -> list[str]:
+        """The first few, each with what the log has said of its session since."""
+        return [
+            f"{text}; ending={session.ending}" if session and session.ending else text
+            for session, text in self._first
+        ]
+
+
+class Servers:
+    """The sockets behind the relay: those that listen, and those that don't."""
+
+    def __init__(self) -> None:
+        self.listening: dict[socket.socket, Where] = {}
+        self._held: list[socket.socket] = []
+        #: What to give the relay as `--dest`, by what the client meets there.
+        self.addresses: dict[Where, list[str]] = {
+            Where.SERVER: [
+                self._listen(host, Where.SERVER, small=index % 2 == 1)
+                for index, host in enumerate(HOSTS)
+            ],
+            Where.GREETER: [self._listen(HOSTS[0], Where.GREETER, small=False)],
+            Where.CLOSED: [self._bind()],
+            Where.DARK: [self._listen_to_nobody()],
+        }
+
+    def _hold(self) -> socket.socket:
+        sock = socket.socket()
+        sock.setblocking(False)
+        self._held.append(sock)
+        return sock
+
+    def _bind(self) -> str:
+        """A port that refuses, and that nobody else gets."""
+        sock = self._hold()
+        sock.bind((HOSTS[0], 0))
+        return address_name(sock.getsockname())
+
+    def _listen(self, host: str, where: Where, *, small: bool) -> str:
+        sock = self._hold()
+        if small:
+            # Inherited by what is accepted.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
+        sock.bind((host, 0))
+        sock.listen(4096)
+        self.listening[sock] = where
+        return address_name(sock.getsockname())
+
+    def _listen_to_nobody(self) -> str:
+        """A port where dials hang: its queue has room for one, and is full."""
+        sock = self._hold()
+        sock.bind((HOSTS[0], 0))
+        sock.listen(0)
+        for _ in range(2):
+            self._hold().connect_ex(sock.getsockname())
+        return address_name(sock.getsockname())
+
+    def close(self) -> None:
+        """Close all of them."""
+        for sock in self._held:
+            sock.close()
+
+
+def address_name(address: tuple[str, int]) -> str:
+    """An address as the relay's options and its log have it."""
+    return f"{address[0]}:{address[1]}"
+
+
+def client_host(number: int) -> str:
+    """The address that a session's client has.
+
+    The kernel gives a port again as soon as a reset has freed it, when the relay
+    may still be busy with the session that had it.  So no two sessions of one
+    listener have the same, until half a million later.
+    """
+    block = number // len(HOSTS) % 65536
+    return f"127.1.{block // 256}.{block % 256}"
+
+
+class Traffic:
+    """The sessions of one soak.
+
+    :param listeners: the relay's, by what is behind them.
+    :ivar alive: clients that follow their script at this moment.
+    :ivar served: the same for servers.
+    :ivar moved: bytes that arrived, of the sessions that are over.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        servers: Servers,
+        listeners: dict[Where, list[tuple[str, int]]],
+    ) -> None:
+        self.seed = seed
+        self.violations = Violations()
+        self.endings: Counter[str] = Counter()
+        self.opened = self.alive = self.served = self.moved = 0
+        self._servers = servers
+        self._listeners = listeners
+        #: The sessions that are left were cut short, so nothing they show counts.
+        self._closed = False
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        #: Those that may still be asked for, with the time when they are forgotten.
+        self._sessions: dict[int, Session] = {}
+        self._forgotten_at: deque[tuple[float, int]] = deque()
+        #: Those that the log has not spoken of yet, by client and listener.
+        self._unreported: dict[tuple[str, str], Session] = {}
+        for sock in servers.listening:
+            self._loop.add_reader(sock, self._accept, sock)
+
+    # -- opening
+
+    async def keep(self, connections: int, rate: float, seconds: float) -> None:
+        """Keep so many alive for so long, opening no more than `rate` a second."""
+        before = self._loop.time()
+        until = before + seconds
+        credit = 0.0
+        while before < until:
+            await asyncio.sleep(0.02)
+            now = self._loop.time()
+            credit += rate * (now - before)
+            if now - before > BUSY:
+                # What is under way comes first.
+                credit = 0
+            before = now
+            while credit >= 1 and self.alive < connections:
+                credit -= 1
+                self._open()
+
+    def _open(self) -> None:
+        self.opened += 1
+        session = draw_session(self.seed, self.opened)
+        self._sessions[session.number] = session
+        now = self._loop.time()
+        self._forgotten_at.append((now + MEMORY, session.number))
+        while self._forgotten_at[0][0] < now:
+            del self._sessions[self._forgotten_at.popleft()[1]]
+        self.alive += 1
+        self._start(self._run_client(session))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            # Not the relay's doing, most likely, but never to be overlooked.
+            self.violations.add(None, "the soak itself", repr(problem))
+
+    # -- the two ends
+
+    async def _run_client(self, session: Session) -> None:
+        try:
+            with socket.socket() as sock:
+                end = session.client = End(sock, session, client=True)
+                try:
+                    await self._connect(end)
+                except OSError as problem:
+                    self.violations.add(session, "client", f"can't connect: {problem}")
+                else:
+                    await self._follow(end, session.script.client)
+        finally:
+            self.alive -= 1
+
+    async def _connect(self, end: End) -> None:
+        session, sock = end.session, end.socket
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if session.small_buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
+        sock.bind((client_host(session.number), 0))
+        listeners = self._listeners[session.script.where]
+        listener = listeners[session.number % len(listeners)]
+        # Not sock_connect: the log may speak of this client before it returns.
+        problem = sock.connect_ex(listener)
+        key = address_name(sock.getsockname()), address_name(listener)
+        self._unreported[key] = session
+        if problem == errno.EINPROGRESS:
+            await end.connected()
+        elif problem:
+            raise OSError(problem, os.strerror(problem))
+
+    def _accept(self, listening: socket.socket) -> None:
+        with suppress(BlockingIOError):
+            while True:
+                sock, _ = listening.accept()
+                sock.setblocking(False)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self.served += 1
+                self._start(self._run_server(sock, self._servers.listening[listening]))
+
+    async def _run_server(self, sock: socket.socket, where: Where) -> None:
+        with sock:
+            try:
+                greeting = GREETING if where is Where.GREETER else b""
+                session = await self._introduced(sock, greeting)
+                if session is not None:
+                    end = session.server = End(sock, session, client=False)
+                    end.sent, end.received = len(greeting), HEADER.size
+                    await self._follow(end, session.script.server)
+            finally:
+                self.served -= 1
+
+    async def _introduced(self, sock: socket.socket, greeting: bytes) -> Session | None:
+        """The session that a new connection says it is; None where it says nothing."""
+        header = b""
+        try:
+            async with asyncio.timeout(IDLE + SLACK):
+                await self._loop.sock_sendall(sock, greeting)
+                while len(header) < HEADER.size:
+                    part = await self._loop.sock_recv(sock, HEADER.size - len(header))
+                    if not part:
+                        break
+                    header += part
+        except ConnectionError:
+            return None
+        except TimeoutError:
+            self.violations.add(None, "server", "a connection stays, and says nothing")
+            return None
+        if not header:
+            return None
+        magic, number = HEADER.unpack(header.ljust(HEADER.size))
+        session = self._sessions.get(number)
+        if magic != MAGIC or session is None:
+            self.violations.add(None, "server", f"a header of no session: {header!r}")
+            return None
+        if session.server is not None:
+            self.violations.add(session, "server", "connected to a second time")
+            return None
+        return session
+
+    async def _follow(self, end: End, role: Role) -> None:
+        """Let an end do its part of the script; count what it should not have seen."""
+        wrong = ""
+        try:
+            async with asyncio.timeout(LIMIT):
+                if end.client and end.session.script.introduces:
+                    await end.introduce()
+                await role(end)
+        except Violation as violation:
+            wrong = str(violation)
+        except TimeoutError:
+            wrong = f"not over after {LIMIT:g} s"
+        except ConnectionError as problem:
+            wrong = f"{problem.strerror or 'reset'}, which was not due"
+        finally:
+            end.close()
+            self.moved += end.received
+        if wrong:
+            wrong += f" ({end.sent} bytes sent, {end.received} received)"
+            self.violations.add(
+                end.session, "client" if end.client else "server", wrong
+            )
+
+    # -- the log
+
+    def hear(self, line: SessionLine) -> None:
+        """The relay's log says that a session has ended."""
+        self.endings[line.ending] += 1
+        if self._closed:
+            return
+        session = self._unreported.pop((line.client, line.listener), None)
+        if session is None:
+            self.violations.add(None, "log", f"a line about nobody: {line}")
+            return
+        session.ending = line.ending
+        if wrong := judge_line(line, session):
+            self.violations.add(session, "log", wrong)
+
+    def miss_lines(self) -> None:
+        """Count the sessions that the log should have spoken of by now."""
+        for session in self._unreported.values():
+            self.violations.add(session, "log", "no line about it")
+        self._unreported.clear()
+
+    # -- the end
+
+    async def over(self) -> None:
+        """Wait until every session is over."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def close(self) -> None:
+        """End every session now, without a verdict."""
+        self._closed = True
+        for sock in self._servers.listening:
+            self._loop.remove_reader(sock)
+        for task in self._tasks:
+            task.cancel()
+        await self.over()

@@ -1,0 +1,98 @@
+"""What a soak has come to, and the rules that it is held against."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+import attrs
+
+from bench.soak_relay import MIB, STOPPING, Reading
+
+#: Descriptors of pipes that the relay may have for its splices at any time: what the
+#: plane lets be in use, and keeps for the next (PIPES_IN_USE and PIPES_KEPT), two each.
+PIPE_BOUND = 2 * (64 + 16)
+
+
+@attrs.frozen
+class Outcome:
+    """What one soak has come to.
+
+    :ivar start: before the first session.
+    :ivar baseline: in quiet, after the warm-up.
+    :ivar load: every INTERVAL under load, after the warm-up; at least one.
+    :ivar final: in quiet, at the end.
+    :ivar violations: what sessions saw, and should not have seen.
+    :ivar troubles: errors and tracebacks in the relay's log.
+    :ivar failed: sessions that the relay itself calls failed.
+    :ivar status: the relay's exit status; None when it had to be killed.
+    """
+
+    start: Reading
+    baseline: Reading
+    load: Sequence[Reading]
+    final: Reading
+    violations: int
+    troubles: int
+    failed: int
+    status: int | None
+
+
+def failures(outcome: Outcome) -> list[str]:
+    """The conditions that do not hold, a line each.
+
+    Descriptors of each kind, and threads, must be as many in quiet at the end as
+    before the first session, so that a leak in the warm-up does not hide in the
+    baseline.  Under load there may be pipes, up to a bound.
+
+    Memory in quiet may be a tenth, or 8 MiB, above the baseline: how much of what was
+    freed an allocator gives back is chance.  A leak of a few bytes a session stays
+    below that for a long time, so medians under load are compared as well, which
+    differ less: in the last third of the time half as much may be added to those in
+    the first third.
+    """
+    start, final = outcome.start, outcome.final
+    found = [
+        f"{kind}: {after} at the end, {before} at the start"
+        for kind, before, after in (
+            ("sockets", start.sockets, final.sockets),
+            ("pipes", start.pipes, final.pipes),
+            ("other descriptors", start.other, final.other),
+            ("threads", start.threads, final.threads),
+        )
+        if before != after
+    ]
+    most_pipes = max(reading.pipes for reading in outcome.load)
+    if most_pipes > start.pipes + PIPE_BOUND:
+        found.append(
+            f"pipes: {most_pipes} under load, {start.pipes} at the start and"
+            f" {PIPE_BOUND} more allowed"
+        )
+    third = math.ceil(len(outcome.load) / 3)
+    early, late = (
+        statistics.median(reading.rss for reading in part)
+        for part in (outcome.load[:third], outcome.load[-third:])
+    )
+    for when, before, after, share, least in (
+        ("in quiet", outcome.baseline.rss, final.rss, 0.10, 8 * MIB),
+        ("under load", early, late, 0.05, 4 * MIB),
+    ):
+        allowed = max(share * before, least)
+        if after - before > allowed:
+            found.append(
+                f"rss {when}: from {before / MIB:.1f} to {after / MIB:.1f} MiB,"
+                f" {allowed / MIB:.1f} MiB more allowed"
+            )
+    for count, what in (
+        (outcome.violations, "violations"),
+        (outcome.troubles, "errors or tracebacks in the relay's log"),
+        (outcome.failed, "sessions that failed inside the relay"),
+    ):
+        if count:
+            found.append(f"{what}: {count}")
+    if outcome.status is None:
+        found.append(f"the relay still ran {STOPPING:g} s after SIGTERM")
+    elif outcome.status != 0:
+        found.append(f"the relay's exit status: {outcome.status}")
+    return found

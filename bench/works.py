@@ -1,0 +1,274 @@
+"""One measurement of one kind of work: a fresh relay, a load, two readings.
+
+Every measurement starts its own relay and its own server, on ports of their own, and
+gives the relay a little of the same work first (but for bulk, which takes little code
+through much).  CPU is the relay's process's own, as the kernel accounts for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import quantiles
+from typing import Literal
+
+from attrs import frozen
+
+from bench.children import CannotMeasure, eventually, time_wait
+from bench.figures import MEMORY_PAIRS, SIZES
+from bench.loads import (
+    AT_ONCE,
+    IdlePairs,
+    bulk,
+    fixed_rate,
+    idle_pairs,
+    kept_requests,
+    short_connections,
+)
+from bench.origins import Site, sink, site
+from bench.peers import Peer, Relay, relay
+
+#: Short connections that are made for each second that a measurement may take.
+SHORT_EACH_SECOND = 2_000
+
+#: Requests of connections that take turns, likewise.
+TURNS_EACH_SECOND = 20_000
+
+#: Short connections, and pairs, that a relay has had before it is measured.
+WARM_UP = 300
+
+Readings = dict[str, float]
+
+
+@frozen
+class Work:
+    """One kind of work.
+
+    :param measure: takes the relay's kind and about how many seconds the load may
+        last; returns figures by name.
+    :param takes: whether a kind of relay can be asked for it.
+    :param programs: what it takes besides the relay.
+    """
+
+    name: str
+    measure: Callable[[Peer, float], Readings]
+    takes: Callable[[Peer], bool]
+    programs: tuple[str, ...]
+
+
+def measure_bulk(streams: int, peer: Peer, seconds: float) -> Readings:
+    """CPU per GB, and throughput, of so many iperf3 streams."""
+    with sink() as destination, relay(peer, destination) as running:
+        before = running.cpu()
+        moved = bulk(running.port, streams, seconds)
+        time.sleep(0.1)
+        used = running.cpu() - before
+    return {
+        f"bulk-{streams}": used * 1e3 / (moved.bytes / 1e9),
+        f"throughput-{streams}": moved.gigabits,
+    }
+
+
+def measure_requests(peer: Peer, seconds: float) -> Readings:
+    """CPU per request on kept connections."""
+    with site() as origin, relay(peer, origin.port) as running:
+        return {"request": _cpu_per_request(running, origin, AT_ONCE, seconds)}
+
+
+def _cpu_per_request(
+    running: Relay, origin: Site, connections: int, seconds: float
+) -> float:
+    """Microseconds, over a window in which every connection is open and used."""
+    begin = origin.counts().requests
+
+    def wait_open(count: int) -> None:
+        eventually(
+            lambda: origin.counts().open >= count,
+            f"{running.peer.title} has {count} connections open",
+        )
+
+    with kept_requests(running.port, connections, wait_open):
+        eventually(
+            lambda: origin.counts().requests - begin >= 2 * connections,
+            f"{running.peer.title} relays on {connections} connections",
+        )
+        time.sleep(0.3)
+        requests, used = origin.counts().requests, running.cpu()
+        limit = time.monotonic() + seconds
+        while True:
+            time.sleep(max(0.1, limit - time.monotonic()))
+            made = origin.counts().requests - requests
+            spent = running.cpu() - used
+            # Thousands of connections may need longer for each to have had its turn.
+            if made >= 2 * connections:
+                return spent * 1e6 / made
+            if time.monotonic() > limit + 30:
+                raise CannotMeasure(
+                    f"{made} requests on {connections} connections: too few to tell"
+                )
+
+
+def measure_short(
+    closed_by: Literal["client", "server"], logs: bool, peer: Peer, seconds: float
+) -> Readings:
+    """CPU per short connection."""
+    name = f"short-{closed_by}-logged" if logs else f"short-{closed_by}"
+    with site() as origin, relay(peer, origin.port, logs=logs) as running:
+        return {name: _cpu_per_short(running, origin, closed_by, seconds)}
+
+
+def _cpu_per_short(
+    running: Relay, origin: Site, closed_by: Literal["client", "server"], seconds: float
+) -> float:
+    """Microseconds, beside what connections the relay has already."""
+    count = int(SHORT_EACH_SECOND * seconds)
+    _leave_time_wait(2 * (count + WARM_UP))
+    before = origin.counts()
+
+    def make(count: int) -> float:
+        """Make them, and wait until the relay has ended them: CPU used until then."""
+        short_connections(running.port, count, closed_by)
+        eventually(
+            lambda: origin.counts().open <= before.open,
+            f"{running.peer.title} ends its connections",
+        )
+        time.sleep(0.05)
+        return running.cpu()
+
+    used = make(WARM_UP)
+    used = make(count) - used
+    made = origin.counts().accepted - before.accepted
+    if made != WARM_UP + count:
+        raise CannotMeasure(
+            f"{running.peer.title} made {made} connections for {WARM_UP + count}"
+        )
+    return used * 1e6 / count
+
+
+def _leave_time_wait(count: int) -> None:
+    """Wait until the kernel has room for so many connections in TIME_WAIT.
+
+    Beyond its limit it forgets them at once, which costs less than keeping them.
+    """
+    limit = Path("/proc/sys/net/ipv4/tcp_max_tw_buckets").read_text()
+    for _ in range(120):
+        if time_wait() + count < int(limit):
+            return
+        time.sleep(0.5)
+    raise CannotMeasure("more connections stay in TIME_WAIT than this machine allows")
+
+
+def measure_latency(peer: Peer, seconds: float) -> Readings:
+    """Microseconds that a request takes at a fixed rate."""
+    with site() as origin, relay(peer, origin.port) as running:
+        took = fixed_rate(running.port, seconds)
+    percentiles = quantiles(took, n=100)
+    return {"latency-p50": percentiles[49], "latency-p99": percentiles[98]}
+
+
+def measure_memory(peer: Peer, _: float) -> Readings:
+    """Kilobytes that an idle pair adds to the relay.
+
+    The first pairs stay open while the others come: closed ones would leave memory
+    behind that the next ones use and do not add.
+    """
+    with site() as origin, relay(peer, origin.port) as running:
+        with idle_pairs(running.port, WARM_UP) as pairs:
+            time.sleep(0.5)
+            before = running.memory()
+
+            def each(count: int) -> float:
+                pairs.grow(WARM_UP + count)
+                time.sleep(0.2)
+                return (running.memory() - before) / count / 1e3
+
+            readings = {}
+            # Ten pairs are less than what the kernel counts memory in.
+            for size in sorted({*SIZES[1:], MEMORY_PAIRS}):
+                if size == MEMORY_PAIRS:
+                    readings["memory"] = each(size)
+                elif peer.grows:
+                    readings[f"memory@{size}"] = each(size)
+            return readings
+
+
+def measure_growth_busy(peer: Peer, seconds: float) -> Readings:
+    """CPU per request on more and more connections, each of which has one under way."""
+    with site() as origin, relay(peer, origin.port) as running:
+        readings = {}
+        for size in SIZES:
+            used = _cpu_per_request(running, origin, size, seconds)
+            readings[f"request@{size}"] = used
+            eventually(
+                lambda: origin.counts().open == 0, f"{peer.title} ends its connections"
+            )
+        return readings
+
+
+def measure_growth_open(peer: Peer, seconds: float) -> Readings:
+    """CPU per request, and per short connection, when more and more are open."""
+    readings = {}
+    with site() as origin, relay(peer, origin.port) as running:
+        with idle_pairs(running.port) as pairs:
+            for size in SIZES:
+                pairs.grow(size)
+                readings[f"turn@{size}"] = _cpu_per_turn(running, pairs, size, seconds)
+                # Half as many: four sizes' would fill the kernel's TIME_WAIT.
+                readings[f"short@{size}"] = _cpu_per_short(
+                    running, origin, "server", seconds / 2
+                )
+    return readings
+
+
+def _cpu_per_turn(running: Relay, pairs: IdlePairs, size: int, seconds: float) -> float:
+    """Microseconds, when the connections take turns at making requests."""
+    count = max(int(TURNS_EACH_SECOND * seconds), 2 * size)
+    pairs.take_turns(max(WARM_UP, size))
+    used = running.cpu()
+    pairs.take_turns(count)
+    return (running.cpu() - used) * 1e6 / count
+
+
+def _any(_: Peer) -> bool:
+    return True
+
+
+def _logs(peer: Peer) -> bool:
+    return peer.logs
+
+
+def _thousands(peer: Peer) -> bool:
+    return not peer.forks
+
+
+def _grows(peer: Peer) -> bool:
+    return peer.grows
+
+
+_WRK, _IPERF3, _H2LOAD = ("nginx", "wrk"), ("iperf3",), ("nginx", "h2load")
+_OWN = ("nginx",)
+
+#: In an order that puts other work between the short connections, so that those in
+#: TIME_WAIT have left before more of them come.
+WORKS = {
+    work.name: work
+    for work in (
+        Work("bulk-1", partial(measure_bulk, 1), _any, _IPERF3),
+        Work("short-client", partial(measure_short, "client", False), _any, _OWN),
+        Work("requests", measure_requests, _any, _WRK),
+        Work("bulk-8", partial(measure_bulk, 8), _any, _IPERF3),
+        Work("short-server", partial(measure_short, "server", False), _any, _OWN),
+        Work("latency", measure_latency, _any, _H2LOAD),
+        Work(
+            "short-client-logged", partial(measure_short, "client", True), _logs, _OWN
+        ),
+        Work("growth-busy", measure_growth_busy, _grows, _WRK),
+        Work(
+            "short-server-logged", partial(measure_short, "server", True), _logs, _OWN
+        ),
+        Work("memory", measure_memory, _thousands, _OWN),
+        Work("growth-open", measure_growth_open, _grows, _OWN),
+    )
+}
