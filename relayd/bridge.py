@@ -58,6 +58,9 @@ from zope.interface import implementer
 from relayd.interfaces import ISpliceable
 from relayd.session import Direction, Ending, Session
 
+# An enum's members cost a look-up by its metaclass each time.
+_DONE = Ending.DONE
+
 #: A leg that is not joined yet keeps at most this much, plus one read.
 HOLD_LIMIT = 65536
 
@@ -496,7 +499,7 @@ class Bridge:
 
     def _over(self) -> None:
         if self.session.ending is None:
-            self.session.ending = Ending.DONE
+            self.session.ending = _DONE
         if self._poll is not None:
             self._poll.cancel()
             self._poll = None

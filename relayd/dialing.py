@@ -60,6 +60,7 @@ class Dial:
     """A socket that is being connected; its connection gets Twisted's transport.
 
     :param where: the endpoint: what to connect to, and who watches.
+    :param build: called with the peer's address for a protocol, or None.
     :param connected: called with the protocol, or else
     :param failed: called with why not.
     """
@@ -70,12 +71,12 @@ class Dial:
     def __init__(
         self,
         where: SocketEndpoint,
-        factory: IProtocolFactory,
+        build: Callable[[Any], Any],
         connected: Callable[[Any], None],
         failed: Callable[[Failure], None],
     ) -> None:
         self._where = where
-        self._factory = factory
+        self._build = build
         self._succeed = connected
         self._fail = failed
 
@@ -183,7 +184,8 @@ class Dial:
     def _connected(self) -> None:
         transport: Any = None
         try:
-            protocol = self._factory.buildProtocol(self._where.peer)
+            build = self._build
+            protocol = build(self._where.peer)
             if protocol is None:
                 raise error.NoProtocol
             transport = self._transport(protocol)
@@ -195,7 +197,8 @@ class Dial:
                 transport.abortConnection()
             self._fail(Failure())
         else:
-            self._succeed(protocol)
+            succeed = self._succeed
+            succeed(protocol)
 
 
 @implementer(IDialer, IStreamClientEndpoint)
@@ -232,17 +235,17 @@ class SocketEndpoint:
 
     def dial(
         self,
-        factory: IProtocolFactory,
+        build: Callable[[Any], Any],
         connected: Callable[[Any], None],
         failed: Callable[[Failure], None],
     ) -> Dial:
         """See :meth:`IDialer.dial`."""
-        return self.dialing(self, factory, connected, failed)
+        return self.dialing(self, build, connected, failed)
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         """See `IStreamClientEndpoint.connect`.  There is no timeout; cancel it."""
         done: Deferred[IProtocol] = Deferred(lambda _: dial.cancel())
-        dial = self.dial(factory, done.callback, done.errback)
+        dial = self.dial(factory.buildProtocol, done.callback, done.errback)
         dial.start()
         return done
 

@@ -91,13 +91,14 @@ class IDialer(Interface):
     """
 
     def dial(
-        factory: Any,
+        build: Callable[[Any], Any],
         connected: Callable[[Any], None],
         failed: Callable[[Failure], None],
     ) -> IDial:
-        """Prepare to connect a protocol of `factory`, an `IProtocolFactory`.
+        """Prepare to connect a protocol.
 
-        Once started, the dial calls `connected` with the protocol, or `failed`
+        Once started, the dial calls `build` as `IProtocolFactory.buildProtocol`
+        when the connection stands, and then `connected` with the protocol, or `failed`
         with the reason; once, unless it is cancelled first.
         """
 

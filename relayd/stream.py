@@ -24,6 +24,7 @@ from __future__ import annotations
 import errno
 import itertools
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet import error
@@ -111,19 +112,15 @@ class UpstreamLeg(Leg):
 
 
 class _UpstreamFactory(Factory):
-    """Builds the server's leg for one dial."""
+    """Builds the server's leg, for endpoints that want a factory."""
 
     noisy = False
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self.leg: UpstreamLeg | None = None
+    def __init__(self, build: Callable[[IAddress | None], UpstreamLeg]) -> None:
+        self._build = build
 
     def buildProtocol(self, addr: IAddress | None) -> UpstreamLeg:
-        # An endpoint that tries several addresses may build more than one; the
-        # last is the one that its Deferred fires for.
-        self.leg = UpstreamLeg(self._session)
-        return self.leg
+        return self._build(addr)
 
 
 class StreamProtocol(Leg):
@@ -141,14 +138,14 @@ class StreamProtocol(Leg):
             next(factory.ordinals),
             address_name(client),
             "",
-            factory.clock.seconds(),
+            factory.now(),
         )
         Leg.__init__(self, session.up)
         self.factory = factory
         self.wheel_slot: int | None = None
         self._lease: ILease | None = None
         self._dialing: IDial | Deferred[Any] | None = None
-        self._legs: _UpstreamFactory | None = None
+        self._leg: UpstreamLeg | None = None
         #: When to give up on this stage, on the factory's clock.
         self._deadline = 0.0
         self._bridge: Bridge | None = None
@@ -191,7 +188,7 @@ class StreamProtocol(Leg):
         """Reset a client that was not let in; it never becomes a living session."""
         session, factory = self.session, self.factory
         session.ending, session.detail = ending, why
-        session.ended_at = factory.clock.seconds()
+        session.ended_at = factory.now()
         factory.observer.refused(session, why)
         self.abort()
 
@@ -203,22 +200,28 @@ class StreamProtocol(Leg):
         session = self.session
         session.upstream = upstream.name
         connect = self.factory.timeouts.connect
-        self._deadline = (
-            self.factory.clock.seconds() + connect if connect else float("inf")
-        )
+        self._deadline = self.factory.now() + connect if connect else float("inf")
         self.factory.observer.dialing(session)
-        endpoint, legs = upstream.endpoint, _UpstreamFactory(session)
-        self._legs = legs
+        endpoint = upstream.endpoint
         if IDialer.providedBy(endpoint):
-            dial = self._dialing = endpoint.dial(legs, self._dialed, self._dial_failed)
+            dial = self._dialing = endpoint.dial(
+                self._build_leg, self._dialed, self._dial_failed
+            )
             dial.start()
         else:
-            dialing = self._dialing = endpoint.connect(legs)
+            dialing = self._dialing = endpoint.connect(
+                _UpstreamFactory(self._build_leg)
+            )
             dialing.addCallbacks(self._dialed, self._dial_failed)
 
+    def _build_leg(self, addr: IAddress | None) -> UpstreamLeg:
+        # An endpoint that tries several addresses may build more than one; the
+        # last is the one that it answers for.
+        self._leg = UpstreamLeg(self.session)
+        return self._leg
+
     def _dialed(self, protocol: object) -> None:
-        legs, self._legs, self._dialing = self._legs, None, None
-        leg = legs.leg if legs is not None else None
+        leg, self._leg, self._dialing = self._leg, None, None
         try:
             if leg is None:
                 raise TypeError(
@@ -240,7 +243,7 @@ class StreamProtocol(Leg):
             return
         session, factory = self.session, self.factory
         session.upstream = sys.intern(address_name(leg.transport.getPeer()))
-        session.connected_at = factory.clock.seconds()
+        session.connected_at = factory.now()
         factory.observer.connected(session)
         self.joined(leg)
         if not leg.spliced and INegotiated.providedBy(leg.transport):
@@ -259,10 +262,10 @@ class StreamProtocol(Leg):
         self._bridge.start()
 
     def _dial_failed(self, reason: Failure) -> None:
-        legs, self._legs, self._dialing = self._legs, None, None
-        if legs is not None and legs.leg is not None:
+        leg, self._leg, self._dialing = self._leg, None, None
+        if leg is not None:
             # An endpoint that had more to do once it was connected.
-            legs.leg.abort()
+            leg.abort()
         if self.session.ending is not None:
             # Cancelled by us, or too late to matter.
             return
@@ -284,7 +287,7 @@ class StreamProtocol(Leg):
     def readConnectionLost(self) -> None:
         Leg.readConnectionLost(self)
         if self._bridge is None and not self.direction.bytes:
-            grace = self.factory.clock.seconds() + LEFT_GRACE
+            grace = self.factory.now() + LEFT_GRACE
             self._deadline = min(self._deadline, grace)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -307,7 +310,7 @@ class StreamProtocol(Leg):
         self.session.ending, self.session.detail = ending, detail
         self._cancel_dial()
         # TLS waits for the client's own goodbye, which may never come.
-        self._deadline = self.factory.clock.seconds() + CLOSE_GRACE
+        self._deadline = self.factory.now() + CLOSE_GRACE
         self.transport.loseConnection()
 
     def cut(self, ending: Ending, detail: str = "") -> None:
@@ -323,7 +326,7 @@ class StreamProtocol(Leg):
     def _over(self) -> None:
         session, factory = self.session, self.factory
         self._bridge = self._handshaking = None
-        session.ended_at = factory.clock.seconds()
+        session.ended_at = factory.now()
         factory.wheel.discard(self)
         if self._lease is not None:
             lease, self._lease = self._lease, None
@@ -381,6 +384,8 @@ class StreamFactory(Factory):
     ) -> None:
         self.timeouts = timeouts
         self.clock = clock
+        #: The time in seconds, asked for five times in a session.
+        self.now: Callable[[], float] = clock.seconds
         self.gate = gate if gate is not None else OpenGate()
         self.observer = Observers(observer if observer is not None else SessionLog())
         self.wheel = DeadlineWheel(clock, timeouts.tick)

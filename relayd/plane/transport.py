@@ -15,7 +15,7 @@ and *sink*: what one reads goes to the other and not to its protocol, which only
 hears of the end of data and of the loss.  Bytes are copied through one buffer
 that all connections share, without an object for each chunk; a source whose sink
 is full is *blocked*, and is not read, so that a sink never holds more than one
-such chunk.  After FULL_READS full buffers in a row the bytes are spliced: from
+such chunk.  After FULL_READS full reads in a row the bytes are spliced: from
 the socket into a pipe and from there to the sink, without a copy to this process.
 The pipe is the sink's while there is something in it, and counts as buffered.
 
@@ -65,11 +65,17 @@ READ_SIZE = 65536
 #: A streaming producer is paused when more than this waits, in bytes; likewise.
 BUFFER_LIMIT = 65536
 
-#: Full buffers that are copied in a row before splicing starts.
+#: A read of at least this, in bytes, is full.
+FULL_READ = 65536
+
+#: Full reads in a row before splicing starts.
 FULL_READS = 2
 
 #: A splice that moves less than this, in bytes, is no better than copying.
 SPLICE_LEAST = 16384
+
+#: As many of these in a row, and it is copied again.
+SMALL_SPLICES = 16
 
 EDGE_READ = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
 EDGE_BOTH = EDGE_READ | select.EPOLLOUT
@@ -105,7 +111,7 @@ _OPEN, _ENDING, _ENDED = range(3)
 _ALIVE, _ABORTED, _BROKEN = range(3)
 
 #: Instead of a count of full reads: this socket can't be spliced.
-_NEVER = float("-inf")
+_NEVER = -(1 << 62)
 
 
 @implementer(
@@ -142,6 +148,7 @@ class PlaneTransport:
         "_readable",
         "_reading",
         "_sink",
+        "_small_splices",
         "_sock",
         "_source",
         "_waiting",
@@ -179,9 +186,10 @@ class PlaneTransport:
         self.disconnecting = False
         self.clear = True
         self.producer: Any = None
-        # Set with a producer, and with a sink.
+        # Set with a producer, with a sink, and as splicing begins.
         self._producing: int
         self._direction: Direction
+        self._small_splices: int
         self._reading = True
         self._readable = False
         self._more = self._ALWAYS_MORE
@@ -193,7 +201,7 @@ class PlaneTransport:
         self._queued = False
         self._sink: PlaneTransport | None = None
         self._source: PlaneTransport | None = None
-        self._full_reads = 0.0
+        self._full_reads = 0
         self._pipe: Pipe | None = None
 
     def __repr__(self) -> str:
@@ -334,7 +342,7 @@ class PlaneTransport:
         """Hand what there is to the sink."""
         direction = self._direction
         buffer = self._plane.buffer
-        receive = self._sock.recv_into
+        sock = self._sock
         left = self._plane.share
         while left > 0:
             if not sink.clear:
@@ -348,7 +356,7 @@ class PlaneTransport:
                 if not (self._readable and self._reading):
                     return
             try:
-                count = receive(buffer)
+                count = sock.recv_into(buffer)
             except BlockingIOError:
                 self._found_nothing()
                 return
@@ -367,12 +375,14 @@ class PlaneTransport:
                 sink._not_sent(problem)
             if sent < count:
                 sink._keep(buffer[sent:count])
-            if count == COPY_SIZE:
+            if count >= FULL_READ:
                 self._full_reads += 1
                 if self._full_reads == FULL_READS:
                     self._plane.pipes.join()
-                continue
-            if self._full_reads > 0:
+                    self._small_splices = 0
+                if count == COPY_SIZE:
+                    continue
+            elif self._full_reads > 0:
                 self._full_reads = 0
             if not self._more:
                 self._readable = False
@@ -392,7 +402,7 @@ class PlaneTransport:
             connection is not readable any more, `recv` will tell why.
         """
         pipes = self._plane.pipes
-        if sink._full_reads == _NEVER:
+        if sink._full_reads < 0:
             self._stop_splicing(_NEVER)
             return 0
         pipe = pipes.take()
@@ -423,15 +433,19 @@ class PlaneTransport:
             pipes.give(pipe)
             self._stop_splicing()
             return 0
-        if count < SPLICE_LEAST:
-            self._stop_splicing()
+        if count >= SPLICE_LEAST:
+            self._small_splices = 0
+        else:
+            self._small_splices += 1
+            if self._small_splices == SMALL_SPLICES:
+                self._stop_splicing()
         self._direction.bytes += count
         pipe.held = count
         sink._pipe = pipe
         sink._drain_pipe()
         return count
 
-    def _stop_splicing(self, full_reads: float = 0) -> None:
+    def _stop_splicing(self, full_reads: int = 0) -> None:
         """Copy, until there is as much to read as when splicing began; or for ever."""
         if self._full_reads >= FULL_READS:
             self._plane.pipes.leave()
