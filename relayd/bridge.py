@@ -363,8 +363,9 @@ class Bridge:
             down.spliced = up.spliced = down.transport.splice(
                 up.transport, down.direction, up.direction
             )
-        down.flow()
-        up.flow()
+        for leg in (down, up):
+            if not leg.spliced or leg.held is not None:
+                leg.flow()
         for leg in (down, up):
             if leg.direction.eof and self.session.ending is None:
                 self.eof(leg)

@@ -86,6 +86,8 @@ _READABLE = EDGE_READ | select.EPOLLERR | select.EPOLLHUP
 #: urgent mark comes behind it.
 _MORE = select.EPOLLRDHUP | select.EPOLLERR | select.EPOLLHUP | select.EPOLLPRI
 
+_MSG_MORE = int(socket.MSG_MORE)
+
 #: The peer has sent its last byte, and nothing else is the matter.
 _END = select.EPOLLRDHUP
 
@@ -349,12 +351,13 @@ class PlaneTransport:
                 # Its flush makes this go on.
                 return
             if self._full_reads >= FULL_READS:
-                count = self._splice(sink, left)
-                if count:
-                    left -= count
-                    continue
+                left -= self._splice(sink, left)
                 if not (self._readable and self._reading):
                     return
+                if self._full_reads >= FULL_READS:
+                    # Its share is used up, or the sink is full.
+                    break
+                continue
             try:
                 count = sock.recv_into(buffer)
             except BlockingIOError:
@@ -368,8 +371,12 @@ class PlaneTransport:
                 return
             direction.bytes += count
             left -= count
+            # All that came before the end was there to be read, and fewer bytes
+            # than were asked for means that it was.
+            ends = self._more == _END and count < COPY_SIZE
             try:
-                sent = sink._sock.send(buffer[:count])
+                # Its end goes with the last bytes then, in one segment.
+                sent = sink._sock.send(buffer[:count], _MSG_MORE if ends else 0)
             except OSError as problem:
                 sent = 0
                 sink._not_sent(problem)
@@ -387,37 +394,54 @@ class PlaneTransport:
             if not self._more:
                 self._readable = False
                 return
-            if self._more == _END:
-                # All that came before the end was there to be read, and fewer
-                # bytes than were asked for means that it was.
+            if ends:
                 self._found_end()
                 return
         self._queue()
 
     def _splice(self, sink: PlaneTransport, most: int) -> int:
-        """Move what there is through a pipe.
+        """Move what there is through a pipe, about `most` bytes of it.
 
-        :param most: bytes.
-        :return: how many were moved; 0 if none were, and then, unless the
-            connection is not readable any more, `recv` will tell why.
+        :return: how many were moved.  If the connection is still readable and has
+            stopped splicing, `recv` will tell why.
         """
-        pipes = self._plane.pipes
-        if sink._full_reads < 0:
-            self._stop_splicing(_NEVER)
-            return 0
-        pipe = pipes.take()
+        pipe = None if sink._full_reads < 0 else self._plane.pipes.take()
         if pipe is None:
-            self._stop_splicing()
+            self._stop_splicing(_NEVER if sink._full_reads < 0 else 0)
             return 0
+        splice = os.splice
+        source, target = self._sock.fileno(), sink._sock.fileno()
+        entry, exit_ = pipe.write_end, pipe.read_end
+        moved = held = 0
+        problem: OSError | None = None
         try:
-            count = os.splice(
-                self._sock.fileno(),
-                pipe.write_end,
-                min(most, PIPE_SIZE),
-                flags=_SPLICE,
-            )
-        except OSError as problem:
-            pipes.give(pipe)
+            while moved < most:
+                # Nothing is in the pipe, so nothing but the socket can refuse.
+                held = splice(source, entry, PIPE_SIZE, None, None, _SPLICE)
+                if not held:
+                    # The end, or an urgent mark, which splice can't pass.
+                    self._stop_splicing()
+                    break
+                moved += held
+                held -= splice(exit_, target, held, None, None, _SPLICE)
+                if held:
+                    break
+        except OSError as raised:
+            problem = raised
+        self._direction.bytes += moved
+        if moved >= SPLICE_LEAST:
+            self._small_splices = 0
+        else:
+            self._small_splices += 1
+            if self._small_splices >= SMALL_SPLICES:
+                self._stop_splicing()
+        if held:
+            pipe.held = held
+            sink._pipe = pipe
+            sink._not_drained(problem)
+            return moved
+        self._plane.pipes.give(pipe)
+        if problem is not None:
             if problem.errno == errno.EINVAL:
                 self._plane.not_spliced += 1
                 self._stop_splicing(_NEVER)
@@ -427,23 +451,7 @@ class PlaneTransport:
                 self._stop_splicing()
             else:
                 self._found_nothing()
-            return 0
-        if not count:
-            # The end, or an urgent mark, which splice can't pass.
-            pipes.give(pipe)
-            self._stop_splicing()
-            return 0
-        if count >= SPLICE_LEAST:
-            self._small_splices = 0
-        else:
-            self._small_splices += 1
-            if self._small_splices == SMALL_SPLICES:
-                self._stop_splicing()
-        self._direction.bytes += count
-        pipe.held = count
-        sink._pipe = pipe
-        sink._drain_pipe()
-        return count
+        return moved
 
     def _stop_splicing(self, full_reads: int = 0) -> None:
         """Copy, until there is as much to read as when splicing began; or for ever."""
@@ -451,27 +459,33 @@ class PlaneTransport:
             self._plane.pipes.leave()
         self._full_reads = full_reads
 
-    def _drain_pipe(self) -> bool:
+    def _drain_pipe(self, pipe: Pipe) -> bool:
         """Hand what is in the pipe to the kernel; whether it is empty now."""
-        pipe: Any = self._pipe
+        problem = None
         try:
             pipe.held -= os.splice(
-                pipe.read_end, self._sock.fileno(), pipe.held, flags=_SPLICE
+                pipe.read_end, self._sock.fileno(), pipe.held, None, None, _SPLICE
             )
-        except OSError as problem:
-            if problem.errno == errno.EINVAL:
-                self._unpipe(pipe)
-                return True
-            if problem.errno != errno.EAGAIN:
-                self._break()
-                return False
+        except OSError as raised:
+            problem = raised
         if pipe.held:
-            self.clear = False
-            self._wait_writable()
-            return False
+            return self._not_drained(problem)
         self._pipe = None
         self._plane.pipes.give(pipe)
         return True
+
+    def _not_drained(self, problem: OSError | None) -> bool:
+        """The kernel has not taken all that is in the pipe; whether it is empty."""
+        pipe = self._pipe
+        if problem is None or problem.errno == errno.EAGAIN:
+            self.clear = False
+            self._wait_writable()
+        elif problem.errno == errno.EINVAL and pipe is not None:
+            self._unpipe(pipe)
+            return True
+        else:
+            self._break()
+        return False
 
     def _unpipe(self, pipe: Pipe) -> None:
         """Move what is in the pipe to the buffer: this socket can't be spliced to."""
@@ -546,7 +560,7 @@ class PlaneTransport:
 
     def _flush(self) -> None:
         """Hand what waits to the kernel, then do what waited for that."""
-        if self._pipe is not None and not self._drain_pipe():
+        if self._pipe is not None and not self._drain_pipe(self._pipe):
             return
         out = self._out
         if out is not None:
