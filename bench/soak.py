@@ -252,13 +252,14 @@ class Soak:
                 for line in violations.lines():
                     print(f"  {line}")
         if log.remarks:
-            print("what else the relay's log says that is more than information:")
+            print("the last lines of the relay's log that are more than information:")
             for line in log.remarks:
                 print(f"  {line}")
         if self._latest > LATE:
             print(
-                f"this process was late by up to {self._latest:.1f} s; with less to do"
-                " (--connections) or a machine of its own its figures are worth more"
+                f"this process was late by up to {self._latest:.1f} s, so some"
+                " violations may be its own;"
+                " give it less to do (--connections) or more CPU"
             )
 
     def _outcome(self, status: int | None) -> Outcome:
@@ -375,6 +376,8 @@ def main() -> int:
             held = asyncio.run(_run(options, transport, seed)) and held
     except (KeyboardInterrupt, asyncio.CancelledError):
         return 1
+    except RelayFailed as problem:
+        raise SystemExit(f"soak: {problem}") from problem
     return 0 if held else 1
 
 

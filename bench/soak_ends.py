@@ -194,6 +194,10 @@ class End:
         return len(data)
 
     def check_end(self) -> None:
+        """An end of data has come.
+
+        :raises Violation: it is not the peer's, or not behind all that it sent.
+        """
         peer = self.peer
         if peer is None or not peer.shut:
             raise Violation(f"an end that nobody sent, after {self.received} bytes")
@@ -244,9 +248,9 @@ class End:
                 raise Violation(f"{bytes(data)!r} in place of the greeting")
             self.received += len(data)
 
-    async def receive_to_end(self, pause: float = 0, chunk: int = CHUNK) -> None:
+    async def receive_to_end(self, pause: float = 0) -> None:
         """Read until the peer's end of data, with a pause between any two reads."""
-        while await self._receive_pattern(chunk):
+        while await self._receive_pattern(CHUNK):
             await asyncio.sleep(pause)
 
     async def expect_reset(self) -> None:

@@ -97,14 +97,14 @@ class RelayLog:
 
     :ivar listeners: addresses that it listens on, in the order of the log.
     :ivar troubles: lines that are errors, or begin a traceback.
-    :ivar remarks: the first REMARKS lines that are more than information.
+    :ivar remarks: the last REMARKS lines that are more than information.
     """
 
-    REMARKS = 60
+    REMARKS = 40
 
     listeners: list[str] = attrs.Factory(list)
     troubles: int = 0
-    remarks: list[str] = attrs.Factory(list)
+    remarks: deque[str] = attrs.Factory(lambda: deque(maxlen=RelayLog.REMARKS))
 
     _LISTENING = re.compile(r"\blistening on (\S+), ")
     _TROUBLE = re.compile(r"#(error|critical)\] |Traceback \(most recent|Unhandled ")
@@ -117,7 +117,7 @@ class RelayLog:
             self.listeners.append(found[1])
         if self._TROUBLE.search(line) is not None:
             self.troubles += 1
-        if "#info] " not in line and len(self.remarks) < self.REMARKS:
+        if "#info] " not in line:
             self.remarks.append(line)
         return None
 
@@ -127,12 +127,15 @@ class Relay:
 
     :param options: what follows `relayd`.
     :ivar lines: of its log, those that nobody has taken yet.
+    :raises RelayFailed: there is no `twistd` beside this Python.
     """
 
     def __init__(self, reactor: str, options: Sequence[str]) -> None:
         program = [TWISTD, "-n", "--pidfile=", f"--reactor={reactor}"]
         self.command = [*program, "relayd", *options]
         self.lines: deque[str] = deque()
+        if not os.access(TWISTD, os.X_OK):
+            raise RelayFailed(f"no program {TWISTD}: install relayd beside this Python")
         self._process = subprocess.Popen(  # noqa: S603 - the command is ours
             self.command,
             stdin=subprocess.DEVNULL,

@@ -18,7 +18,6 @@ from typing import Any
 import attrs
 
 from bench.soak_ends import (
-    CHUNK,
     CONNECT,
     HALF_CLOSE,
     IDLE,
@@ -180,7 +179,7 @@ async def _take_upload(end: End) -> None:
 
 
 async def _take_upload_slowly(end: End) -> None:
-    await end.receive_to_end(pause=0.15, chunk=CHUNK // 2)
+    await end.receive_to_end(pause=0.3)
     await end.send(end.session.down)
 
 
@@ -191,7 +190,7 @@ async def _download(end: End) -> None:
 
 async def _download_slowly(end: End) -> None:
     await end.send(end.session.up)
-    await end.receive_to_end(pause=0.15, chunk=CHUNK // 2)
+    await end.receive_to_end(pause=0.3)
 
 
 async def _serve_download(end: End) -> None:
@@ -385,7 +384,7 @@ SCRIPTS = (
         _download_slowly,
         _serve_download,
         ("done",),
-        down=(_MIB // 2, 2 * _MIB),
+        down=(_MIB // 2, 3 * _MIB // 2),
     ),
     Script(
         "slow server",
@@ -393,7 +392,7 @@ SCRIPTS = (
         _upload,
         _take_upload_slowly,
         ("done",),
-        up=(_MIB // 2, 2 * _MIB),
+        up=(_MIB // 2, 3 * _MIB // 2),
     ),
     Script(
         "client resets",
@@ -467,7 +466,7 @@ SCRIPTS = (
         _leave,
         _absent,
         ("client_left",),
-        delay=3,
+        delay=1.5,
         where=Where.DARK,
         introduces=False,
     ),

@@ -209,7 +209,6 @@ class Traffic:
 
     :param listeners: the relay's, by what is behind them.
     :ivar alive: clients that follow their script at this moment.
-    :ivar served: the same for servers.
     :ivar moved: bytes that arrived, of the sessions that are over.
     """
 
@@ -222,7 +221,7 @@ class Traffic:
         self.seed = seed
         self.violations = Violations()
         self.endings: Counter[str] = Counter()
-        self.opened = self.alive = self.served = self.moved = 0
+        self.opened = self.alive = self.moved = 0
         self._servers = servers
         self._listeners = listeners
         #: The sessions that are left were cut short, so nothing they show counts.
@@ -317,20 +316,16 @@ class Traffic:
                 sock, _ = listening.accept()
                 sock.setblocking(False)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self.served += 1
                 self._start(self._run_server(sock, self._servers.listening[listening]))
 
     async def _run_server(self, sock: socket.socket, where: Where) -> None:
         with sock:
-            try:
-                greeting = GREETING if where is Where.GREETER else b""
-                session = await self._introduced(sock, greeting)
-                if session is not None:
-                    end = session.server = End(sock, session, client=False)
-                    end.sent, end.received = len(greeting), HEADER.size
-                    await self._follow(end, session.script.server)
-            finally:
-                self.served -= 1
+            greeting = GREETING if where is Where.GREETER else b""
+            session = await self._introduced(sock, greeting)
+            if session is not None:
+                end = session.server = End(sock, session, client=False)
+                end.sent, end.received = len(greeting), HEADER.size
+                await self._follow(end, session.script.server)
 
     async def _introduced(self, sock: socket.socket, greeting: bytes) -> Session | None:
         """The session that a new connection says it is; None where it says nothing."""

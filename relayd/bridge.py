@@ -349,7 +349,8 @@ class Bridge:
         self._closing = False
         self._poll: IDelayedCall | None = None
         self._progress = -1
-        self._queued = 0
+        #: What the kernels' queues held at the last look; None: look again.
+        self._queued: int | None = None
         # Legs are joined as soon as the session is connected.
         self._active_at = session.connected_at or clock.seconds()
 
@@ -550,19 +551,23 @@ class Bridge:
         if progress != self._progress:
             self._progress = progress
             self._active_at = now
+            self._queued = None
             return
-        limit = timeouts.half_close if ended else timeouts.idle
-        if limit and now - self._active_at >= limit:
-            # Our buffers are empty, but a kernel may still be delivering.
+        if self._queued != 0:
+            # Our buffers are empty, but a kernel may still be delivering: quiet
+            # begins when its queues are empty, too.
             queued = sum(
                 unacknowledged(leg.transport)
                 for leg in (self.downstream, self.upstream)
                 if leg.alive
             )
-            if queued and queued != self._queued:
+            if queued != self._queued:
+                # The first look only tells where it starts from.
+                if self._queued is not None:
+                    self._active_at = now
                 self._queued = queued
-                self._active_at = now
-                return
+        limit = timeouts.half_close if ended else timeouts.idle
+        if limit and now - self._active_at >= limit:
             self.cut(
                 Ending.HALF_CLOSED if ended else Ending.IDLE,
                 f"nothing moved for {limit:g} s",

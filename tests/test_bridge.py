@@ -672,3 +672,21 @@ def test_every_order_of_events_ends_once_and_loses_nothing(
         assert pair.down.taken == sent["up"]
         assert eof == {"down": True, "up": True}
         assert not reset
+
+
+def test_quiet_begins_when_the_kernels_queues_are_empty(
+    no_kernel: dict[Any, int],
+) -> None:
+    """And not at the last byte that passed through here: a slow reader takes longer."""
+    pair = joined(idle=4.0)
+    pair.down.receive(b"x" * 1000)
+    no_kernel[pair.up] = 1000
+    for now in range(1, 4):
+        no_kernel[pair.up] -= 300
+        pair.bridge.check(float(now))
+    no_kernel[pair.up] = 0
+    pair.bridge.check(5.0)
+    pair.bridge.check(8.5)
+    assert pair.session.ending is None
+    pair.bridge.check(9.0)
+    assert pair.session.ending is Ending.IDLE

@@ -221,13 +221,17 @@ class Plane:
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor stops: so does everything here."""
-        for descriptor, handler in enumerate(list(self._handlers)):
-            # One handler's loss may have ended another.
-            if handler is not None and self._handlers[descriptor] is handler:
+        self._turning = True
+        for descriptor in range(len(self._handlers)):
+            told = None
+            # A loss may end others, and that of a dial may hand over to a transport.
+            while (handler := self._handlers[descriptor]) not in (None, told):
+                told = handler
                 try:
                     handler.connectionLost(reason)
                 except Exception:
                     log.failure("{handler!r} could not be ended", handler=handler)
+        self._turning = False
         self._handlers[:] = [None] * len(self._handlers)
         self._watched = 0
         self._rest()

@@ -413,7 +413,8 @@ class PlaneTransport:
         source, target = self._sock.fileno(), sink._sock.fileno()
         entry, exit_ = pipe.write_end, pipe.read_end
         moved = held = 0
-        problem: OSError | None = None
+        # Not the exception: its traceback would hold this frame, and that it.
+        problem: int | None = None
         try:
             while moved < most:
                 # Nothing is in the pipe, so nothing but the socket can refuse.
@@ -427,7 +428,7 @@ class PlaneTransport:
                 if held:
                     break
         except OSError as raised:
-            problem = raised
+            problem = raised.errno
         self._direction.bytes += moved
         if moved >= SPLICE_LEAST:
             self._small_splices = 0
@@ -442,10 +443,10 @@ class PlaneTransport:
             return moved
         self._plane.pipes.give(pipe)
         if problem is not None:
-            if problem.errno == errno.EINVAL:
+            if problem == errno.EINVAL:
                 self._plane.not_spliced += 1
                 self._stop_splicing(_NEVER)
-            elif problem.errno != errno.EAGAIN:
+            elif problem != errno.EAGAIN:
                 self.connectionLost(_LOST)
             elif self._more & select.EPOLLPRI:
                 self._stop_splicing()
@@ -467,20 +468,20 @@ class PlaneTransport:
                 pipe.read_end, self._sock.fileno(), pipe.held, None, None, _SPLICE
             )
         except OSError as raised:
-            problem = raised
+            problem = raised.errno
         if pipe.held:
             return self._not_drained(problem)
         self._pipe = None
         self._plane.pipes.give(pipe)
         return True
 
-    def _not_drained(self, problem: OSError | None) -> bool:
+    def _not_drained(self, problem: int | None) -> bool:
         """The kernel has not taken all that is in the pipe; whether it is empty."""
         pipe = self._pipe
-        if problem is None or problem.errno == errno.EAGAIN:
+        if problem is None or problem == errno.EAGAIN:
             self.clear = False
             self._wait_writable()
-        elif problem.errno == errno.EINVAL and pipe is not None:
+        elif problem == errno.EINVAL and pipe is not None:
             self._unpipe(pipe)
             return True
         else:

@@ -1,0 +1,47 @@
+"""The benchmark and the soak, on a small scale: they run, and say what they should."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.system.programs import program
+
+pytestmark = pytest.mark.system
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def run(*arguments: str) -> str:
+    """Run a module of the benchmark; its standard output."""
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_benchmark_measures_each_kind_of_relay() -> None:
+    for name in ("haproxy", "iperf3", "nginx", "socat", "wrk"):
+        program(name)
+    said = run("bench", "quick", "--work", "bulk-1,requests", "--seconds", "0.5")
+    for title in ("relayd, plane", "HAProxy, splice", "portforward"):
+        assert len(re.findall(rf"^  {title} +\d", said, re.MULTILINE)) >= 2, said
+
+
+@pytest.mark.parametrize("transport", ["plane", "twisted"])
+def test_a_short_soak_ends_as_it_began(transport: str) -> None:
+    said = run(
+        *("bench.soak", "--minutes", "0.1", "--connections", "100"),
+        *("--transport", transport, "--seed", "1"),
+    )
+    assert "violations" in said, said

@@ -1,0 +1,1347 @@
+"""The plane's connections relaying: copied or spliced, blocked, ended and broken.
+
+What they do for a protocol is in `tests/contracts.py`, by way of
+`tests/test_plane_contract.py`.  Here two of them are joined, as a Bridge joins them,
+and plain sockets are at their far ends:
+
+    client  <->  transport  =  transport  <->  server
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import random
+import select
+import socket
+import stat
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.main import CONNECTION_LOST
+from twisted.internet.protocol import Factory
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.python.failure import Failure
+from zope.interface import providedBy
+from zope.interface.verify import verifyObject
+
+import relayd.plane.pipes
+from relayd.bridge import Bridge, Leg, Timeouts, unsent
+from relayd.interfaces import ISpliceable
+from relayd.plane.pipes import PIPE_SIZE, Pipes
+from relayd.plane.poller import COPY_SIZE, ROUND_BYTES, ROUNDS, SHARE_MOST, Plane
+from relayd.plane.transport import (
+    BUFFER_LIMIT,
+    EDGE_BOTH,
+    EDGE_READ,
+    FULL_READ,
+    FULL_READS,
+    READ_SIZE,
+    SPLICE_LEAST,
+    PlaneTransport,
+    transport_class,
+)
+from relayd.session import Direction, Ending, Session
+from tests.conftest import LoggedFailures, descriptors
+from tests.contracts import Peer, Producer, Recorder
+from tests.process import PATIENCE
+from tests.test_plane_poller import Still, still
+
+__all__ = ["still"]
+
+#: What is sent where it must not be mistaken: no part of it comes twice.
+NOISE = random.Random(7).randbytes(12 << 20)
+
+#: Enough to fill the kernel's buffers, and ours.
+LOTS = len(NOISE)
+
+KINDS = ["tcp tcp", "unix unix", "tcp unix", "unix tcp"]
+
+
+def sockets(kind: str, listening: socket.socket | None = None) -> list[socket.socket]:
+    """Two ends of a connection: ours, and the far one."""
+    if kind == "unix":
+        return list(socket.socketpair())
+    with listening or socket.create_server(("127.0.0.1", 0)) as server:
+        far = socket.create_connection(server.getsockname())
+        return [server.accept()[0], far]
+
+
+class Side:
+    """One of the two connections.
+
+    :ivar peer: the plain socket at its far end.
+    :ivar told: counts what is read here.
+    """
+
+    def __init__(
+        self,
+        plane: Plane,
+        ends: list[socket.socket],
+        protocol: Any = None,
+        kind: type[socket.socket] | None = None,
+    ) -> None:
+        near, far = ends
+        near.setblocking(False)
+        if kind is not None:
+            near = kind(fileno=near.detach())
+        self.peer = Peer(far)
+        self.protocol: Any = protocol or Recorder()
+        made = transport_class(int(near.family))
+        self.transport: Any = made(plane, near, self.protocol, "", None)
+        self.told = Direction()
+        plane.watch(near.fileno(), self.transport, EDGE_READ)
+        self.protocol.makeConnection(self.transport)
+
+    @property
+    def events(self) -> list[str]:
+        """What its protocol was told since it is connected."""
+        events: list[str] = self.protocol.events[1:]
+        return events
+
+    @property
+    def why(self) -> type[BaseException] | None:
+        """What its connection was lost with."""
+        reason = self.protocol.reason
+        return None if reason is None else type(reason.value)
+
+
+class Pump:
+    """Two connections that relay to each other."""
+
+    def __init__(self, still: Still, client: Side, server: Side) -> None:
+        self.still, self.plane = still, Plane.of(still)
+        self.client, self.server = client, server
+        self.until, self.settle = still.until, still.settle
+        assert client.transport.splice(server.transport, client.told, server.told)
+
+    def bridge(self) -> None:
+        """Pass ends of data on, and close when both have ended, as a Bridge does."""
+        pair = (self.client, self.server)
+        for side, other in (pair, pair[::-1]):
+            side.protocol.on["eof"] = other.transport.loseWriteConnection
+            side.protocol.on["shut"] = self._close
+
+    def _close(self) -> None:
+        if all("shut" in side.events for side in (self.client, self.server)):
+            self.client.transport.loseConnection()
+            self.server.transport.loseConnection()
+
+    def send(self, side: Side, data: bytes) -> None:
+        """Have the far end send, and the other one take it."""
+        view, other = memoryview(data), self.other(side)
+
+        def sent() -> bool:
+            nonlocal view
+            with suppress(BlockingIOError):
+                view = view[side.peer.socket.send(view[: 1 << 20]) :]
+            other.peer.take()
+            return not view
+
+        self.until(sent, "all is sent")
+
+    def through(self, side: Side, data: bytes) -> None:
+        """Have the far end send, and wait until the other one has got it all."""
+        got = self.other(side).peer.data
+        count = len(got) + len(data)
+        self.send(side, data)
+        self.take(self.other(side), count)
+        assert got[-len(data) :] == data
+
+    def other(self, side: Side) -> Side:
+        return self.server if side is self.client else self.client
+
+    def take(self, side: Side, count: int) -> bytes:
+        """What its far end gets, once that is as much."""
+        peer = side.peer
+        self.until(lambda: peer.take() or len(peer.data) >= count, f"{count} bytes")
+        return bytes(peer.data)
+
+    def take_all(self, side: Side) -> bytes:
+        """What its far end gets until the end of data."""
+        self.until(side.peer.take, "the end of data")
+        return bytes(side.peer.data)
+
+    def block(self, side: Side) -> int:
+        """Have the far end send until nothing moves; return how much it has sent."""
+        sent, quiet = 0, 0
+        while quiet < 10:
+            part = 0
+            with suppress(BlockingIOError):
+                while sent + part < LOTS:
+                    at = sent + part
+                    part += side.peer.socket.send(
+                        memoryview(NOISE)[at : at + (1 << 18)]
+                    )
+            sent += part
+            read = side.told.bytes
+            self.settle(1)
+            quiet = 0 if part or side.told.bytes > read else quiet + 1
+        assert sent < LOTS, "NOISE is too small for the kernel's buffers"
+        return sent
+
+    def splice(self, side: Side) -> None:
+        """Send much, until nothing is under way and what comes next is spliced."""
+        for _ in range(20):
+            self.through(side, NOISE)
+            self.settle(1)
+            if self.pipes.users:
+                return
+        raise AssertionError("it is never spliced")
+
+    def fill_pipe(self, side: Side) -> tuple[int, int]:
+        """Block it with something in a pipe; what was sent, and read, since then."""
+        peer = self.other(side).peer
+        for _ in range(20):
+            self.splice(side)
+            peer.data.clear()
+            before, used = side.told.bytes, self.pipes.in_use
+            sent = self.block(side)
+            if self.pipes.in_use > used:
+                return sent, side.told.bytes - before
+            self.take(self.other(side), sent)
+        raise AssertionError("nothing is ever left in a pipe")
+
+    @property
+    def pipes(self) -> Pipes:
+        return self.plane.pipes
+
+
+@contextmanager
+def pumping(still: Still, *sides: Side) -> Iterator[Pump]:
+    """A pump; when it ends, so have both sides."""
+    pump = Pump(still, *sides)
+    try:
+        yield pump
+    finally:
+        for side in sides:
+            side.peer.socket.close()
+            side.transport.abortConnection()
+        pump.settle(2)
+    assert [side.events.count("lost") for side in sides] == [1, 1]
+
+
+def small() -> socket.socket:
+    """A listening socket whose clients are soon blocked."""
+    server = socket.create_server(("127.0.0.1", 0))
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 100_000)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 100_000)
+    return server
+
+
+@pytest.fixture
+def tcp(still: Still) -> Iterator[Pump]:
+    """Two TCP connections whose kernel buffers are small."""
+    plane = Plane.of(still)
+    sides = [Side(plane, sockets("tcp", small())) for _ in range(2)]
+    with pumping(still, *sides) as pump:
+        yield pump
+
+
+@pytest.fixture(params=KINDS)
+def pump(request: pytest.FixtureRequest, still: Still) -> Iterator[Pump]:
+    """Each kind of connection with each."""
+    plane = Plane.of(still)
+    sides = [Side(plane, sockets(kind)) for kind in request.param.split()]
+    with pumping(still, *sides) as made:
+        yield made
+
+
+class Splices:
+    """What stands in for os.splice: does it, and keeps a list of what was moved.
+
+    :ivar moved: ("in" or "out", bytes or errno) of each call.
+    :ivar refuse: the errnos that the next calls of each kind fail with.
+    """
+
+    def __init__(self) -> None:
+        self.moved: list[tuple[str, int]] = []
+        self.refuse: dict[str, list[int]] = {"in": [], "out": []}
+        self._really = os.splice
+
+    def __call__(
+        self,
+        source: int,
+        sink: int,
+        count: int,
+        offset_src: None = None,
+        offset_dst: None = None,
+        flags: int = 0,
+    ) -> int:
+        into = stat.S_ISSOCK(os.fstat(source).st_mode)
+        kind = "in" if into else "out"
+        assert count > 0
+        assert flags & os.SPLICE_F_NONBLOCK
+        try:
+            if self.refuse[kind]:
+                number = self.refuse[kind].pop(0)
+                raise OSError(number, os.strerror(number))
+            moved = self._really(source, sink, count, flags=flags)
+        except OSError as problem:
+            assert problem.errno is not None
+            self.moved.append((kind, -problem.errno))
+            raise
+        self.moved.append((kind, moved))
+        return moved
+
+    def total(self, kind: str) -> int:
+        """How many bytes were moved this way."""
+        return sum(count for what, count in self.moved if what == kind and count > 0)
+
+
+@pytest.fixture
+def splices(monkeypatch: pytest.MonkeyPatch) -> Splices:
+    """What is spliced, which a test may refuse."""
+    spy = Splices()
+    monkeypatch.setattr(os, "splice", spy)
+    return spy
+
+
+@pytest.fixture
+def no_pipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pipe can be had."""
+    monkeypatch.setattr(relayd.plane.pipes, "PIPES_IN_USE", 0)
+
+
+# -- who is joined
+
+
+def test_it_can_be_asked_to_splice(tcp: Pump) -> None:
+    assert verifyObject(ISpliceable, tcp.client.transport)
+    assert isinstance(tcp.client.transport, PlaneTransport)
+
+
+def test_only_two_of_a_plane_are_joined(still: Still) -> None:
+    """Another kind of transport, or one of another reactor, is written to."""
+    elsewhere = Still()
+    one = Side(Plane.of(still), sockets("tcp"))
+    two = Side(Plane.of(elsewhere), sockets("tcp"))
+    three = Side(Plane.of(still), sockets("tcp"))
+    here, there = Direction(), Direction()
+    assert not one.transport.splice(object(), here, there)
+    assert not one.transport.splice(two.transport, here, there)
+    assert not one.transport.blocked
+    three.peer.reset()
+    still.until(lambda: three.protocol.lost)
+    assert not one.transport.splice(three.transport, here, there)
+    assert not three.transport.splice(one.transport, here, there)
+    # They still read for their protocols.
+    one.peer.socket.send(b"data")
+    still.until(lambda: one.protocol.data == b"data")
+    for side, its in ((one, still), (two, elsewhere)):
+        side.peer.socket.close()
+        its.until(lambda: "eof" in side.events)  # noqa: B023
+        side.transport.loseConnection()
+        assert side.protocol.lost
+
+
+class Meter(ProtocolWrapper):
+    """A wrapper that looks at what passes, as TLS and PROXY do, and throttles."""
+
+    seen = b""
+
+    def dataReceived(self, data: bytes) -> None:
+        self.seen += data
+        super().dataReceived(data)
+
+    def write(self, data: bytes) -> None:
+        super().write(data.upper())
+
+
+def test_what_wraps_a_connection_is_not_passed_by(still: Still) -> None:
+    """It declares the interfaces of what is below it; that must not be believed."""
+    plane, session = Plane.of(still), Session(1, 1, "", "", 0.0)
+    legs = [Leg(session.up), Leg(session.down)]
+    factory: Any = WrappingFactory(Factory.forProtocol(lambda: legs[0]))
+    factory.protocol, factory.noisy = Meter, False
+    meter: Any = factory.buildProtocol(None)
+    client = Side(plane, sockets("tcp"), meter)
+    server = Side(plane, sockets("tcp"), legs[1])
+    # As it says itself.
+    assert ISpliceable in providedBy(meter)
+    Bridge(session, legs[0], legs[1], Timeouts(), still, lambda _: None).start()
+    client.peer.socket.send(b"seen")
+    still.until(lambda: server.peer.take() or server.peer.data == b"seen")
+    server.peer.socket.send(b"answered")
+    still.until(lambda: client.peer.take() or client.peer.data == b"ANSWERED")
+    assert meter.seen == b"seen"
+    # What waits below it is what waits.
+    assert unsent(meter) == 0
+    client.peer.socket.setblocking(True)
+    while not unsent(meter):
+        legs[0].transport.write(bytes(1 << 20))
+    assert unsent(meter) == client.transport.unsent
+    for side in (client, server):
+        side.peer.socket.close()
+        side.transport.abortConnection()
+    still.settle()
+    assert session.ending is not None
+
+
+# -- copying and splicing
+
+
+def test_bytes_move_and_are_counted(pump: Pump) -> None:
+    """Both ways, and the protocols have nothing to do with it."""
+    client, server = pump.client, pump.server
+    client.peer.socket.send(b"request")
+    assert pump.take(server, 7) == b"request"
+    server.peer.socket.send(b"response")
+    assert pump.take(client, 8) == b"response"
+    assert (client.told.bytes, server.told.bytes) == (7, 8)
+    assert client.protocol.data == server.protocol.data == b""
+    assert client.events == server.events == []
+    assert not client.transport.blocked
+    assert client.transport.unsent == 0
+
+
+def test_much_arrives_as_it_was_sent(pump: Pump) -> None:
+    """However it came through."""
+    pump.send(pump.client, NOISE)
+    assert pump.take(pump.server, LOTS) == NOISE
+    assert pump.client.told.bytes == LOTS
+    assert pump.server.told.bytes == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_both_ways_at_once_with_pauses(seed: int, pump: Pump) -> None:
+    """Each end sends and takes when it likes, and so does each side read."""
+    rng = random.Random(seed)
+    pump.bridge()
+    sides = pump.client, pump.server
+    left = {side: memoryview(NOISE)[: rng.randrange(LOTS // 2)] for side in sides}
+    whole = {side: bytes(data) for side, data in left.items()}
+
+    def step() -> bool:
+        side = rng.choice(sides)
+        match rng.randrange(4):
+            case 0 | 1:
+                with suppress(BlockingIOError):
+                    count = rng.choice([1, 1000, 100_000, 3_000_000])
+                    sent = side.peer.socket.send(left[side][:count])
+                    left[side] = left[side][sent:]
+                    if not left[side]:
+                        left[side] = memoryview(b"")
+            case 2:
+                with suppress(BlockingIOError):
+                    part = side.peer.socket.recv(rng.choice([1, 5000, 1 << 20]))
+                    side.peer.data += part
+            case 3:
+                side.transport.pauseProducing()
+                if rng.random() < 0.7:
+                    side.transport.resumeProducing()
+        return not any(left.values())
+
+    pump.until(step, "all is sent")
+    for side in sides:
+        side.transport.resumeProducing()
+        side.peer.end()
+    for side in sides:
+        assert pump.take_all(pump.other(side)) == whole[side]
+        assert side.told.bytes == len(whole[side])
+    pump.until(lambda: sides[0].protocol.lost and sides[1].protocol.lost)
+    for side in sides:
+        assert side.why is ConnectionDone
+
+
+def test_a_bulk_transfer_is_spliced(tcp: Pump, splices: Splices) -> None:
+    """After so many full reads, and all that follows while there is much of it."""
+    tcp.send(tcp.client, NOISE)
+    assert tcp.take(tcp.server, LOTS) == NOISE
+    assert splices.moved[0][0] == "in"
+    assert splices.total("in") == splices.total("out") > LOTS // 2
+    assert LOTS - splices.total("in") >= FULL_READS * FULL_READ
+    # Empty pipes are everybody's.
+    assert tcp.pipes.in_use == 0
+
+
+def test_small_reads_are_not_spliced(tcp: Pump, splices: Splices) -> None:
+    """A pipe for a few bytes costs more than it saves."""
+    for _ in range(20):
+        assert tcp.client.peer.socket.send(bytes(1000)) == 1000
+        tcp.take(tcp.server, tcp.client.told.bytes)
+        tcp.settle(1)
+    assert splices.moved == []
+
+
+def test_splicing_stops_when_there_is_little_to_read(
+    tcp: Pump, splices: Splices
+) -> None:
+    """And its pipes are closed if nobody else splices."""
+    before = descriptors()
+    tcp.splice(tcp.client)
+    for _ in range(100):
+        if not tcp.pipes.users:
+            break
+        tcp.through(tcp.client, NOISE[: SPLICE_LEAST - 1])
+    assert tcp.pipes.users == 0
+    assert descriptors() == before
+    calls = len(splices.moved)
+    tcp.through(tcp.client, b"a word")
+    assert len(splices.moved) == calls
+    # And begins again.
+    tcp.through(tcp.client, NOISE)
+    assert len(splices.moved) > calls
+
+
+def test_what_is_left_in_a_pipe_is_not_for_another(still: Still) -> None:
+    """A sink is aborted that holds some; others splice, and get what is theirs."""
+    plane = Plane.of(still)
+    sides = [Side(plane, sockets("tcp", small())) for _ in range(4)]
+    with pumping(still, *sides[:2]) as one, pumping(still, *sides[2:]) as other:
+        other.splice(other.client)
+        one.fill_pipe(one.client)
+        assert plane.pipes.in_use == 1
+        one.server.transport.abortConnection()
+        still.until(lambda: one.server.protocol.lost)
+        assert plane.pipes.in_use == 0
+        other.through(other.client, NOISE)
+        other.through(other.server, NOISE)
+
+
+def test_what_is_left_of_a_share_does_not_stop_splicing(
+    tcp: Pump, splices: Splices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A splice that moved little because little was asked for says nothing."""
+    monkeypatch.setattr("relayd.plane.poller.SHARE_MOST", 2 * SPLICE_LEAST + 1000)
+    tcp.splice(tcp.client)
+    before = splices.total("in")
+    tcp.through(tcp.client, NOISE)
+    assert tcp.pipes.users == 1
+    assert splices.total("in") - before > 0.9 * LOTS
+
+
+def test_without_a_pipe_bytes_are_copied(
+    pump: Pump, splices: Splices, no_pipes: None
+) -> None:
+    pump.send(pump.client, NOISE)
+    assert pump.take(pump.server, LOTS) == NOISE
+    assert splices.moved == []
+    assert (pump.pipes.users, pump.pipes.in_use) == (0, 0)
+
+
+def test_a_pipe_that_could_not_be_had_is_counted(
+    tcp: Pump, no_pipes: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for again after as many full reads."""
+    tcp.through(tcp.client, NOISE)
+    assert 0 < tcp.pipes.refused <= LOTS // (FULL_READ * FULL_READS)
+    # A pipe that is there again is used.
+    monkeypatch.undo()
+    tcp.splice(tcp.client)
+
+
+def test_spliced_connections_share_their_pipes(still: Still, splices: Splices) -> None:
+    """Each has one only while something is in it."""
+    plane, before = Plane.of(still), len(descriptors())
+    sides = [Side(plane, sockets("tcp")) for _ in range(8)]
+    with pumping(still, *sides[:2]) as one, pumping(still, *sides[2:4]) as two:
+        with pumping(still, *sides[4:6]) as three, pumping(still, *sides[6:]) as four:
+            for pump in (one, two, three, four):
+                pump.send(pump.client, NOISE)
+                pump.take(pump.server, LOTS)
+            assert plane.pipes.users == 4
+            assert plane.pipes.in_use == 0
+            # A pipe, an epoll, and what was there.
+            assert len(descriptors()) <= before + 2 * len(sides) + 2 + 1
+        assert plane.pipes.users == 2
+
+
+# -- a full sink
+
+
+@pytest.mark.parametrize("spliced", [True, False])
+def test_a_sink_that_is_full_holds_no_more_than_a_chunk(
+    spliced: bool, pump: Pump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its source is not read until it has room again; then everything arrives."""
+    if not spliced:
+        monkeypatch.setattr(relayd.plane.pipes, "PIPES_IN_USE", 0)
+    client, server = pump.client, pump.server
+    sent = pump.block(client)
+    assert client.transport.blocked
+    assert not server.transport.blocked
+    assert 0 < server.transport.unsent <= (PIPE_SIZE if spliced else COPY_SIZE)
+    assert pump.pipes.in_use <= 1
+    read = client.told.bytes
+    pump.settle()
+    assert client.told.bytes == read
+    # The other direction is not concerned.
+    server.peer.socket.send(b"meanwhile")
+    assert pump.take(client, 9) == b"meanwhile"
+    assert pump.take(server, sent) == NOISE[:sent]
+    assert not client.transport.blocked
+    assert server.transport.unsent == pump.pipes.in_use == 0
+
+
+def test_both_sinks_full_block_nobody_for_ever(tcp: Pump) -> None:
+    """Each has a pipe, or a chunk; both go on when their peers read."""
+    sent = tcp.block(tcp.client), tcp.block(tcp.server)
+    assert tcp.client.transport.blocked
+    assert tcp.server.transport.blocked
+    assert tcp.take(tcp.client, sent[1]) == NOISE[: sent[1]]
+    assert tcp.take(tcp.server, sent[0]) == NOISE[: sent[0]]
+
+
+def test_a_sink_that_drains_a_little_at_a_time(tcp: Pump) -> None:
+    """What is left in a pipe or a buffer follows, in order."""
+    sent, server = tcp.block(tcp.client), tcp.server.peer
+    while len(server.data) < sent:
+        with suppress(BlockingIOError):
+            server.data += server.socket.recv(30_000)
+        tcp.settle(1)
+    assert server.data == NOISE[:sent]
+
+
+def test_what_a_protocol_writes_goes_behind_what_waits(
+    tcp: Pump, splices: Splices
+) -> None:
+    """Also behind what is in the pipe, and before what is read later."""
+    sent, read = tcp.fill_pipe(tcp.client)
+    waits = tcp.server.transport.unsent
+    assert splices.total("in") == splices.total("out") + waits
+    tcp.server.transport.write(b"a word of ours")
+    assert tcp.server.transport.unsent == waits + 14
+    got = tcp.take(tcp.server, sent + 14)
+    assert got == NOISE[:read] + b"a word of ours" + NOISE[read:sent]
+
+
+def test_a_side_that_pauses_is_not_read(tcp: Pump) -> None:
+    """As any other transport; what has come goes on when it resumes."""
+    client, server = tcp.client, tcp.server
+    client.transport.pauseProducing()
+    client.peer.socket.send(b"data")
+    tcp.settle()
+    assert client.told.bytes == 0
+    assert not server.peer.data
+    client.transport.resumeProducing()
+    assert client.told.bytes == 0
+    assert tcp.take(server, 4) == b"data"
+
+
+def test_one_busy_connection_leaves_others_their_turn(still: Still) -> None:
+    """So much a round, whatever there is to read, and however fast it goes."""
+    plane = Plane.of(still)
+    sides = [Side(plane, sockets("tcp")) for _ in range(4)]
+    with pumping(still, *sides[:2]) as busy, pumping(still, *sides[2:]) as quiet:
+        busy.send(busy.client, NOISE)
+        busy.client.transport.pauseProducing()
+        with suppress(BlockingIOError):
+            while True:
+                busy.client.peer.socket.send(bytes(1 << 20))
+        busy.settle()
+        quiet.client.peer.socket.send(b"excuse me")
+        busy.client.transport.resumeProducing()
+        before = busy.client.told.bytes
+        plane.doRead()
+        moved = busy.client.told.bytes - before
+        # Twice in each round: for an event, and because it asked to go on.
+        assert 0 < moved <= 2 * ROUNDS * (SHARE_MOST + PIPE_SIZE)
+        assert quiet.server.peer.take() or quiet.server.peer.data == b"excuse me"
+
+
+def test_many_busy_connections_share_a_round(
+    still: Still, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A turn is as long with many as with a few: timers wait for it."""
+    monkeypatch.setattr("relayd.plane.poller.ROUND_BYTES", 1 << 20)
+    plane = Plane.of(still)
+    with pumping(still, *(Side(plane, sockets("unix")) for _ in range(2))) as one:
+        with pumping(still, *(Side(plane, sockets("unix")) for _ in range(2))) as two:
+            one.client.peer.socket.send(b"x")
+            plane.doRead()
+            alone = plane.share
+            one.client.peer.socket.send(b"x")
+            two.client.peer.socket.send(b"x")
+            shares: list[int] = []
+            two.client.protocol.on["eof"] = lambda: shares.append(plane.share)
+            two.client.peer.end()
+            plane.doRead()
+            assert shares == [1 << 19]
+            assert alone <= 1 << 20 < ROUND_BYTES
+            one.take(one.server, 2)
+            two.take(two.server, 1)
+
+
+# -- ends of data
+
+
+def test_the_end_of_data_is_told_and_the_other_direction_goes_on(pump: Pump) -> None:
+    """Each side in turn; nothing is passed on by itself."""
+    client, server = pump.client, pump.server
+    client.peer.socket.send(b"request")
+    client.peer.end()
+    assert pump.take(server, 7) == b"request"
+    pump.until(lambda: client.events == ["eof"])
+    assert not server.peer.ended
+    server.transport.loseWriteConnection()
+    pump.until(server.peer.take)
+    server.peer.socket.send(b"response")
+    server.peer.end()
+    assert pump.take(client, 8) == b"response"
+    pump.until(lambda: server.events == ["shut", "eof"])
+    assert not client.peer.ended
+
+
+@pytest.mark.parametrize("first", ["client", "server"])
+def test_a_half_close_while_splicing(first: str, pump: Pump) -> None:
+    """What was sent before it arrives; the other direction may be bulk as well."""
+    one, other = pump.client, pump.server
+    if first == "server":
+        one, other = other, one
+    pump.bridge()
+    pump.send(one, NOISE)
+    one.peer.end()
+    assert pump.take_all(other) == NOISE
+    pump.until(lambda: one.events == ["eof"])
+    assert other.events == ["shut"]
+    pump.send(other, NOISE)
+    other.peer.end()
+    assert pump.take_all(one) == NOISE
+    pump.until(lambda: one.protocol.lost and other.protocol.lost)
+    assert (one.told.bytes, other.told.bytes) == (LOTS, LOTS)
+
+
+@pytest.mark.parametrize("spliced", [True, False])
+def test_an_end_of_data_waits_behind_a_full_sink(
+    spliced: bool, pump: Pump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found when the source is read again, and passed on behind everything."""
+    if not spliced:
+        monkeypatch.setattr(relayd.plane.pipes, "PIPES_IN_USE", 0)
+    pump.bridge()
+    sent = pump.block(pump.client)
+    pump.client.peer.end()
+    pump.settle()
+    assert pump.client.events == pump.server.events == []
+    assert pump.take_all(pump.server) == NOISE[:sent]
+    assert pump.client.events == ["eof"]
+    assert pump.server.events == ["shut"]
+    assert pump.client.told.bytes == sent
+    pump.server.peer.socket.send(b"answer")
+    assert pump.take(pump.client, 6) == b"answer"
+
+
+def test_an_end_behind_the_last_bytes_is_found_with_them(tcp: Pump) -> None:
+    """In one turn: the kernel has said that it is there."""
+    tcp.client.peer.socket.send(b"last words")
+    tcp.client.peer.end()
+    tcp.until(lambda: tcp.client.events == ["eof"])
+    assert tcp.client.told.bytes == 10
+
+
+def test_a_side_with_nothing_more_to_be_written_is_not_blocked(tcp: Pump) -> None:
+    """A pair that is quiet after an end of data is not stalled."""
+    tcp.bridge()
+    tcp.client.peer.end()
+    tcp.until(tcp.server.peer.take)
+    assert tcp.server.events == ["shut"]
+    assert not tcp.client.transport.blocked
+    assert not tcp.server.transport.blocked
+    assert tcp.server.transport.unsent == 0
+
+
+def test_a_pipe_is_nobodys_after_a_half_close(tcp: Pump) -> None:
+    """The direction that has ended splices no more, though its connection lives."""
+    tcp.bridge()
+    tcp.splice(tcp.client)
+    tcp.client.peer.end()
+    tcp.take_all(tcp.server)
+    assert tcp.pipes.users == 0
+
+
+# -- urgent data
+
+
+@pytest.mark.parametrize("end", [True, False])
+@pytest.mark.parametrize("bulk", [True, False])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_urgent_data_does_not_stop_what_is_behind_it(
+    at_once: bool, bulk: bool, end: bool, tcp: Pump
+) -> None:
+    """The urgent byte is skipped, as by any other reader; splice(2) can't pass it."""
+    client, server = tcp.client, tcp.server
+    tcp.bridge()
+    before = NOISE if bulk else b""
+    tcp.send(client, before)
+    tcp.take(server, len(before))
+    if at_once:
+        client.transport.pauseProducing()
+    client.peer.socket.send(NOISE[:30_000])
+    client.peer.socket.send(b"!", socket.MSG_OOB)
+    if not at_once:
+        tcp.settle()
+    client.peer.socket.send(NOISE[30_000:60_000])
+    if end:
+        client.peer.end()
+    tcp.settle()
+    client.transport.resumeProducing()
+    expected = before + NOISE[:60_000]
+    if end:
+        assert tcp.take_all(server) == expected
+    else:
+        assert tcp.take(server, len(expected)) == expected
+        # And on it goes.
+        tcp.send(client, NOISE)
+        assert tcp.take(server, len(expected) + LOTS) == expected + NOISE
+    assert client.told.bytes == len(server.peer.data)
+
+
+# -- what splice(2) may say
+
+
+def test_a_source_that_has_nothing_to_splice_is_waited_for(
+    tcp: Pump, splices: Splices
+) -> None:
+    """EAGAIN from the source: the next edge goes on, with the same pipe."""
+    tcp.splice(tcp.client)
+    tcp.settle()
+    # That is what ended it: nothing is read in vain again and again.
+    assert splices.moved[-1] == ("in", -errno.EAGAIN)
+    calls = len(splices.moved)
+    tcp.settle()
+    assert len(splices.moved) == calls
+    assert (tcp.pipes.users, tcp.pipes.in_use) == (1, 0)
+    tcp.through(tcp.client, NOISE[:100_000])
+    assert len(splices.moved) > calls
+
+
+def test_a_sink_that_takes_nothing_yet_is_waited_for(
+    tcp: Pump, splices: Splices
+) -> None:
+    """EAGAIN from the sink: what is in the pipe stays there until there is room."""
+    client, server = tcp.client, tcp.server
+    tcp.splice(client)
+    got = len(server.peer.data)
+    splices.refuse["out"] = [errno.EAGAIN]
+    client.peer.socket.send(NOISE[:100_000])
+    tcp.until(lambda: client.transport.blocked)
+    read = client.told.bytes
+    assert server.transport.unsent == read - got
+    tcp.settle()
+    assert client.told.bytes == read
+    # The kernel, which has room, did not say so, as it did not refuse.
+    tcp.plane.watch_also(server.transport.fileno(), EDGE_BOTH)
+    tcp.take(server, got + 100_000)
+    assert server.peer.data[got:] == NOISE[:100_000]
+    assert tcp.plane.not_spliced == 0
+
+
+@pytest.mark.parametrize("where", ["in", "out"])
+def test_a_socket_that_can_not_be_spliced_is_copied(
+    where: str, pump: Pump, splices: Splices
+) -> None:
+    """EINVAL from either side: asked once, counted, and what is in the pipe is kept."""
+    splices.refuse[where] = [errno.EINVAL] * 1000
+    for _ in range(2):
+        pump.client.peer.data.clear()
+        pump.server.peer.data.clear()
+        pump.send(pump.client, NOISE)
+        assert pump.take(pump.server, LOTS) == NOISE
+    failed = splices.moved.count((where, -errno.EINVAL))
+    assert failed == pump.plane.not_spliced == (1 if splices.moved else 0)
+    assert (pump.pipes.users, pump.pipes.in_use) == (0, 0)
+
+
+def test_a_socket_that_can_not_be_spliced_is_not_asked_again(
+    tcp: Pump, splices: Splices
+) -> None:
+    """Not after its own full reads either."""
+    splices.refuse["out"] = [errno.EINVAL] * 1000
+    for _ in range(3):
+        for side in (tcp.client, tcp.server):
+            tcp.send(side, NOISE)
+    assert tcp.take(tcp.client, 3 * LOTS) == NOISE * 3
+    assert tcp.take(tcp.server, 3 * LOTS) == NOISE * 3
+    assert len([each for each in splices.moved if each[1] < 0]) <= 2
+    assert tcp.plane.not_spliced <= 2
+
+
+def test_what_was_in_the_pipe_of_a_sink_that_can_not_be_spliced_is_first(
+    tcp: Pump, splices: Splices
+) -> None:
+    """Before what was written to it meanwhile, and before what is read later."""
+    sent, read = tcp.fill_pipe(tcp.client)
+    tcp.server.transport.write(b"a word of ours")
+    splices.refuse["out"] = [errno.EINVAL]
+    got = tcp.take(tcp.server, sent + 14)
+    assert got == NOISE[:read] + b"a word of ours" + NOISE[read:sent]
+    assert tcp.plane.not_spliced == 1
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT])
+def test_a_sink_whose_peer_is_gone_is_lost(
+    number: int, tcp: Pump, splices: Splices
+) -> None:
+    """What its peer had sent is relayed before that is told; the pipe is closed."""
+    client, server = tcp.client, tcp.server
+    tcp.splice(client)
+    server.transport.pauseProducing()
+    server.peer.socket.send(b"last words")
+    tcp.settle()
+    server.transport.resumeProducing()
+    splices.refuse["out"] = [number]
+    client.peer.socket.send(bytes(100_000))
+    tcp.until(lambda: server.protocol.lost)
+    assert server.why is ConnectionLost
+    assert tcp.take(client, 10) == b"last words"
+    # What it can't be given any more is not kept.
+    assert (server.transport.unsent, tcp.pipes.in_use) == (0, 0)
+    # The other side is somebody else's to end; its protocol hears it from now on.
+    assert client.events == []
+    assert not client.transport.blocked
+    client.peer.socket.send(b"anyone?")
+    tcp.until(lambda: client.protocol.data.endswith(b"anyone?"))
+
+
+@pytest.mark.parametrize("number", [errno.ECONNRESET, errno.ETIMEDOUT])
+def test_a_source_that_is_reset_while_splicing_is_lost(
+    number: int, tcp: Pump, splices: Splices
+) -> None:
+    client, server = tcp.client, tcp.server
+    tcp.splice(client)
+    splices.refuse["in"] = [number]
+    client.peer.socket.send(bytes(100_000))
+    tcp.until(lambda: client.protocol.lost)
+    assert client.why is ConnectionLost
+    assert server.events == []
+    assert len(server.peer.data) == client.told.bytes
+
+
+# -- reads that end early
+
+
+class Scripted(socket.socket):
+    """A socket whose send fails as often as the script says; it counts reads."""
+
+    script: list[int] = []
+    reads = 0
+
+    def recv_into(self, *args: Any, **keywords: Any) -> int:
+        self.reads += 1
+        return super().recv_into(*args, **keywords)
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        if self.script:
+            number = self.script.pop(0)
+            raise OSError(number, os.strerror(number))
+        return super().send(data, flags)
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_descriptor_that_is_passed_ends_a_read_and_not_the_data(
+    joined: bool, still: Still
+) -> None:
+    """Only on a UNIX socket: there is more behind it, for which no edge will come."""
+    plane = Plane.of(still)
+    sides = [Side(plane, sockets("unix")) for _ in range(2)]
+    one, other = sides
+    one.transport.pauseProducing()
+    for count in range(5):
+        with open(__file__) as file:
+            rights = (
+                socket.SOL_SOCKET,
+                socket.SCM_RIGHTS,
+                file.fileno().to_bytes(4, "little"),
+            )
+            one.peer.socket.sendmsg([b"%d" % count], [rights])
+    if joined:
+        with pumping(still, *sides) as pump:
+            one.transport.resumeProducing()
+            assert pump.take(other, 5) == b"01234"
+        return
+    one.transport.resumeProducing()
+    still.until(lambda: one.protocol.data == b"01234")
+    for side in sides:
+        side.peer.socket.close()
+        side.transport.abortConnection()
+    still.settle()
+
+
+def test_the_end_is_not_looked_for_twice(still: Still) -> None:
+    """A short read and the kernel's word that an end is behind it: nothing follows."""
+    plane = Plane.of(still)
+    sides = [Side(plane, sockets("tcp"), kind=Scripted) for _ in range(2)]
+    with pumping(still, *sides) as pump:
+        one, other = sides
+        one.transport.pauseProducing()
+        one.peer.socket.send(b"last words")
+        one.peer.end()
+        # Let the kernel say it all.
+        still.until(lambda: select.select([one.transport], [], [], 0)[0])
+        still.settle()
+        reads = one.transport.getHandle().reads
+        one.transport.resumeProducing()
+        assert pump.take(other, 10) == b"last words"
+        assert one.events == ["eof"]
+        assert one.transport.getHandle().reads == reads + 1
+
+
+# -- resets
+
+
+def test_an_abort_behind_the_end_of_data_is_a_reset_too(tcp: Pump) -> None:
+    """The peer has ended its side, and waits for an answer that will not come."""
+    client = tcp.client
+    client.peer.end()
+    tcp.until(lambda: client.events == ["eof"])
+    client.transport.abortConnection()
+    tcp.until(lambda: client.protocol.lost)
+    assert client.why is ConnectionAborted
+    with pytest.raises(ConnectionResetError):
+        client.peer.take()
+
+
+@pytest.mark.parametrize("spliced", [True, False])
+def test_what_was_read_before_a_reset_is_delivered(
+    spliced: bool, tcp: Pump, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what is in a full pipe; the reset is found when the source is read again."""
+    if not spliced:
+        monkeypatch.setattr(relayd.plane.pipes, "PIPES_IN_USE", 0)
+    client, server = tcp.client, tcp.server
+    tcp.block(client)
+    client.peer.reset()
+    tcp.settle()
+    assert client.transport.blocked
+    assert not client.protocol.lost
+    waits = server.transport.unsent
+    assert waits
+    tcp.until(lambda: server.peer.take() or client.protocol.lost)
+    assert client.why is ConnectionLost
+    assert server.events == []
+    got = tcp.take(server, client.told.bytes)
+    assert got == NOISE[: client.told.bytes]
+    assert server.transport.unsent == 0
+
+
+def test_a_reset_that_is_read_is_told_behind_the_data(tcp: Pump) -> None:
+    client, server = tcp.client, tcp.server
+    client.transport.pauseProducing()
+    client.peer.socket.send(b"last words")
+    tcp.settle()
+    client.peer.reset()
+    tcp.settle()
+    client.transport.resumeProducing()
+    assert tcp.take(server, 10) == b"last words"
+    tcp.until(lambda: client.protocol.lost)
+    assert client.why is ConnectionLost
+    assert client.events == ["lost"]
+
+
+def test_a_write_that_fails_is_a_lost_connection(tcp: Pump) -> None:
+    """While it is copied: its source is read on, and what it sent itself is relayed."""
+    client, server = tcp.client, tcp.server
+    server.transport.pauseProducing()
+    server.peer.socket.send(b"last words")
+    tcp.settle()
+    server.peer.reset()
+    tcp.settle()
+    client.peer.socket.send(b"for nobody")
+    tcp.until(lambda: client.told.bytes == 10)
+    # It is paused: no more is to be known of it than that.
+    tcp.until(lambda: server.protocol.lost)
+    assert server.why is ConnectionLost
+    assert client.events == []
+
+
+def test_a_connection_that_broke_is_read_to_the_end(tcp: Pump) -> None:
+    """As a reset: what came before it is relayed."""
+    client, server = tcp.client, tcp.server
+    server.transport.pauseProducing()
+    server.peer.socket.send(b"last words")
+    tcp.settle()
+    server.peer.reset()
+    tcp.settle()
+    server.transport._reading = True
+    client.peer.socket.send(b"for nobody")
+    tcp.until(lambda: server.protocol.lost)
+    assert tcp.take(client, 10) == b"last words"
+    assert server.events == ["lost"]
+    assert server.why is ConnectionLost
+
+
+def test_a_connection_that_broke_while_its_own_sink_is_full_is_lost_at_once(
+    tcp: Pump,
+) -> None:
+    """It can't be read, so there is nothing to wait for."""
+    client, server = tcp.client, tcp.server
+    tcp.block(server)
+    assert server.transport.blocked
+    server.peer.reset()
+    tcp.settle()
+    client.peer.socket.send(b"for nobody")
+    tcp.until(lambda: server.protocol.lost)
+    assert server.why is ConnectionLost
+
+
+# -- one batch
+
+
+@pytest.mark.parametrize("how", ["abort", "close"])
+@pytest.mark.parametrize("first", ["client", "server"])
+def test_a_side_that_the_other_one_ends_in_the_same_batch(
+    first: str, how: str, tcp: Pump
+) -> None:
+    """Its own event is in the batch as well, and comes to nothing."""
+    pair = tcp.client, tcp.server
+    for side, other in (pair, pair[::-1]):
+
+        def end(other: Side = other) -> None:
+            if how == "abort":
+                other.transport.abortConnection()
+            else:
+                other.transport.loseConnection()
+
+        side.protocol.on["lost"] = end
+        side.transport.pauseProducing()
+    ready = pair if first == "client" else pair[::-1]
+    for side in ready:
+        side.peer.socket.send(b"x")
+        tcp.settle()
+        side.peer.reset()
+        tcp.settle()
+        side.transport.resumeProducing()
+    tcp.settle()
+    assert [side.events for side in pair] == [["lost"], ["lost"]]
+
+
+def test_a_pair_that_ends_within_one_event(tcp: Pump) -> None:
+    """The second end of data closes both, while the other has an event behind it."""
+    client, server = tcp.client, tcp.server
+    tcp.bridge()
+    client.peer.socket.send(b"request")
+    client.peer.end()
+    assert tcp.take(server, 7) == b"request"
+    tcp.until(server.peer.take)
+    server.peer.socket.send(b"response")
+    server.peer.end()
+    # Its event is in the batch too.
+    client.peer.socket.shutdown(socket.SHUT_RD)
+    tcp.until(lambda: client.protocol.lost and server.protocol.lost)
+    for side in (client, server):
+        assert side.events.count("lost") == 1
+        assert side.why is ConnectionDone
+
+
+def test_an_abort_is_not_undone_by_room_in_the_same_batch(still: Still) -> None:
+    """Nothing is sent any more, and the peer learns of a reset."""
+    plane = Plane.of(still)
+    other = Side(plane, sockets("unix"))
+    side = Side(plane, sockets("tcp", small()))
+    while side.transport.unsent < 1 << 20:
+        side.transport.write(bytes(1 << 18))
+        still.settle(1)
+    other.protocol.on["data"] = side.transport.abortConnection
+    # First this event, then room for the rest; both are there before the turn.
+    other.peer.socket.send(b"now")
+
+    def room() -> bool:
+        with suppress(BlockingIOError):
+            side.peer.socket.recv(1 << 20)
+        return bool(select.select([], [side.transport], [], 0)[1])
+
+    limit = time.monotonic() + PATIENCE
+    while not room():
+        assert time.monotonic() < limit
+    waits = side.transport.unsent
+    still.turn()
+    assert side.transport.unsent in (0, waits)
+    still.settle()
+    assert side.why is ConnectionAborted
+    with pytest.raises(ConnectionResetError):
+        while side.peer.socket.recv(1 << 20):
+            pass
+    side.peer.socket.close()
+    other.peer.socket.close()
+    still.until(lambda: "eof" in other.events)
+    other.transport.loseConnection()
+
+
+# -- what the kernel is short of
+
+
+@pytest.mark.parametrize("count", [100, BUFFER_LIMIT])
+def test_a_kernel_without_memory_is_asked_again(
+    count: int, still: Still, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ENOBUFS says nothing about the connection, and no edge says when it is over."""
+    side = Side(Plane.of(still), sockets("unix"), kind=Scripted)
+    monkeypatch.setattr(Scripted, "script", [errno.ENOBUFS] * 3)
+    side.transport.write(NOISE[:count])
+    assert side.transport.unsent == count
+    side.transport.write(b"!")
+    still.until(lambda: side.peer.take() or len(side.peer.data) > count)
+    assert side.peer.data == NOISE[:count] + b"!"
+    assert Scripted.script == []
+    assert side.events == []
+    side.peer.socket.close()
+    still.until(lambda: "eof" in side.events)
+    side.transport.loseConnection()
+
+
+@pytest.mark.parametrize("number", [errno.ENOBUFS, errno.EPIPE])
+def test_a_relay_to_a_kernel_without_memory_goes_on(
+    number: int, still: Still, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is lost but what can't be sent to a peer that is gone."""
+    plane = Plane.of(still)
+    sides = [Side(plane, sockets("tcp"), kind=Scripted) for _ in range(2)]
+    with pumping(still, *sides) as pump:
+        monkeypatch.setattr(Scripted, "script", [number] * 2)
+        sides[0].peer.socket.send(b"data")
+        if number == errno.ENOBUFS:
+            assert pump.take(sides[1], 4) == b"data"
+            assert sides[1].events == []
+        else:
+            pump.until(lambda: sides[1].protocol.lost)
+            assert sides[1].transport.unsent == 0
+        assert sides[0].told.bytes == 4
+        assert sides[0].events == []
+
+
+# -- what programs may do besides
+
+
+def test_a_producer_that_fails_ends_its_own_connection(
+    still: Still, logged_failures: LoggedFailures
+) -> None:
+    """When it is resumed from the plane; the other connections go on."""
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    side = Side(Plane.of(still), sockets("unix"))
+    producer = Producer(resume=fail)
+    side.transport.registerProducer(producer, True)
+    side.transport.write(bytes(BUFFER_LIMIT + 1))
+    assert producer.asked == ["pause"]
+    still.until(lambda: side.peer.take() or side.protocol.lost)
+    assert producer.asked == ["pause", "resume", "stop"]
+    assert side.why is ZeroDivisionError
+    logged_failures.take("resumeProducing, for")
+    side.peer.socket.close()
+
+
+def test_what_fails_as_a_connection_ends_is_logged(
+    still: Still, logged_failures: LoggedFailures
+) -> None:
+    """Producer and protocol are each told, whatever the other does."""
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    side = Side(Plane.of(still), sockets("unix"), Recorder(lost=fail))
+    side.transport.registerProducer(Producer(stop=fail), True)
+    side.transport.abortConnection()
+    still.settle()
+    assert side.events == ["lost"]
+    logged_failures.take("stopProducing of")
+    logged_failures.take("connectionLost of")
+    side.peer.socket.close()
+
+
+def test_a_connection_that_is_lost_is_lost_once(still: Still) -> None:
+    """Whoever says it again: the reactor that stops, or the plane."""
+    side = Side(Plane.of(still), sockets("unix"))
+    reason = Failure(CONNECTION_LOST)
+    side.transport.connectionLost(reason)
+    side.transport.connectionLost(reason)
+    assert side.events == ["lost"]
+    assert side.protocol.reason is reason
+    assert side.peer.take()
+    side.peer.socket.close()
+
+
+def test_a_connection_says_what_it_is(still: Still) -> None:
+    """In a log, and to a program that asks."""
+    side = Side(Plane.of(still), sockets("tcp"))
+    transport = side.transport
+    assert repr(transport).startswith(f"<PlaneTransport {transport.fileno()} of ")
+    assert transport.logPrefix() == "Recorder"
+    assert transport.reactor is still
+    assert transport.getHandle().fileno() == transport.fileno()
+    assert (transport.connected, transport.disconnected) == (True, False)
+    assert transport.TLS is transport.streamingProducer is False
+    side.peer.socket.close()
+    still.until(lambda: "eof" in side.events)
+    transport.loseConnection()
+    assert (transport.connected, transport.disconnected) == (False, True)
+    assert transport.fileno() == -1
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_a_read_is_no_larger_than_twisteds(kind: str, still: Still) -> None:
+    """A protocol gets as much at once as it would get from Twisted, and all of it."""
+    protocol, largest = Recorder(), 0
+    received = protocol.dataReceived
+
+    def note(data: bytes) -> None:
+        nonlocal largest
+        largest = max(largest, len(data))
+        received(data)
+
+    protocol.dataReceived = note  # type: ignore[method-assign]
+    side = Side(Plane.of(still), sockets(kind), protocol)
+    view = memoryview(NOISE)[: 4 << 20]
+
+    def sent() -> bool:
+        nonlocal view
+        with suppress(BlockingIOError):
+            view = view[side.peer.socket.send(view) :]
+        return not view and len(protocol.data) == 4 << 20
+
+    still.until(sent)
+    assert protocol.data == NOISE[: 4 << 20]
+    assert largest == READ_SIZE
+    side.peer.end()
+    still.until(lambda: side.events == ["eof"])
+    side.transport.loseConnection()
+    side.peer.socket.close()
+
+
+def a_session(still: Still) -> list[weakref.ref[Leg]]:
+    """Relay much both ways, each end in turn; return the two legs' references."""
+    plane, session, over = Plane.of(still), Session(1, 1, "", "", 0.0), []
+    legs = Leg(session.up), Leg(session.down)
+    client, server = (Side(plane, sockets("tcp"), leg) for leg in legs)
+    Bridge(session, *legs, Timeouts(), still, lambda _: over.append(1)).start()
+    assert legs[0].spliced
+    assert legs[1].spliced
+    for one, other in ((client, server), (server, client)):
+        view = memoryview(NOISE)
+
+        def sent(one: Side = one, other: Side = other) -> bool:
+            nonlocal view
+            with suppress(BlockingIOError):
+                view = view[one.peer.socket.send(view) :]
+            other.peer.take()
+            return not view
+
+        still.until(sent)
+        one.peer.end()
+        still.until(other.peer.take)
+        assert other.peer.data == NOISE
+    still.until(lambda: over)
+    assert over == [1]
+    assert session.ending is Ending.DONE
+    assert (session.up.bytes, session.down.bytes) == (LOTS, LOTS)
+    for side in (client, server):
+        side.peer.socket.close()
+    return [weakref.ref(leg) for leg in legs]
+
+
+def test_a_session_over_the_plane_ends_as_any_other(still: Still) -> None:
+    """And leaves nothing for the collector: it is freed as it ends."""
+    gc.collect()
+    gc.disable()
+    try:
+        assert [leg() for leg in a_session(still)] == [None, None]
+    finally:
+        gc.enable()
