@@ -54,6 +54,10 @@ test: $(VENV)/test ## set up, and run the tests (no root, no Debian package)
 test-floor: $(FLOOR)/test ## the same tests on the oldest Twisted that relayd takes
 	$(FLOOR)/bin/python -m pytest -m 'not system' $(ARGS)
 
+test-reactors: $(VENV)/test ## the relay's behaviour, whole, on the other reactors
+	RELAYD_TEST_REACTOR=select $(BIN)/python -m pytest tests/test_live.py tests/test_live_tls.py $(ARGS)
+	RELAYD_TEST_REACTOR=asyncio $(BIN)/python -m pytest tests/test_live.py tests/test_live_tls.py $(ARGS)
+
 coverage: $(VENV)/test ## the tests, with branch coverage
 	$(BIN)/python -m coverage run -m pytest -m 'not system' $(ARGS)
 	$(BIN)/python -m coverage combine -q
@@ -94,5 +98,5 @@ clean: ## remove what the other targets made
 	rm -rf $(VENV) $(FLOOR) $(WHEEL) build dist relayd.egg-info .coverage .coverage.* \
 	  .mypy_cache .pytest_cache .ruff_cache .hypothesis twisted/plugins/dropin.cache
 
-.PHONY: help run test test-floor coverage lint format system-deps system-test \
+.PHONY: help run test test-floor test-reactors coverage lint format system-deps system-test \
   bench bench-quick bench-check soak wheel clean

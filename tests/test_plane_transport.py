@@ -747,13 +747,15 @@ def test_a_side_with_nothing_more_to_be_written_is_not_blocked(tcp: Pump) -> Non
     assert tcp.server.transport.unsent == 0
 
 
-def test_a_pipe_is_nobodys_after_a_half_close(tcp: Pump) -> None:
+def test_a_pipe_is_nobodys_after_a_half_close(tcp: Pump, splices: Splices) -> None:
     """The direction that has ended splices no more, though its connection lives."""
     tcp.bridge()
     tcp.splice(tcp.client)
     tcp.client.peer.end()
     tcp.take_all(tcp.server)
     assert tcp.pipes.users == 0
+    # Nothing is asked again and again.
+    assert splices.moved.count(("in", 0)) <= 1
 
 
 # -- urgent data
@@ -983,6 +985,23 @@ def test_the_end_is_not_looked_for_twice(still: Still) -> None:
         assert one.transport.getHandle().reads == reads + 1
 
 
+def test_reads_are_as_few_as_ever_behind_urgent_data(still: Still) -> None:
+    """Once it is passed, one read for what comes is enough again."""
+    plane = Plane.of(still)
+    sides = [Side(plane, sockets("tcp"), kind=Scripted) for _ in range(2)]
+    with pumping(still, *sides) as pump:
+        one, other = sides
+        one.peer.socket.send(b"!", socket.MSG_OOB)
+        one.peer.socket.send(b"one")
+        assert pump.take(other, 3) == b"one"
+        still.settle()
+        reads = one.transport.getHandle().reads
+        one.peer.socket.send(b"two")
+        assert pump.take(other, 6) == b"onetwo"
+        still.settle()
+        assert one.transport.getHandle().reads == reads + 1
+
+
 # -- resets
 
 
@@ -1135,9 +1154,10 @@ def test_an_abort_is_not_undone_by_room_in_the_same_batch(still: Still) -> None:
     plane = Plane.of(still)
     other = Side(plane, sockets("unix"))
     side = Side(plane, sockets("tcp", small()))
-    while side.transport.unsent < 1 << 20:
-        side.transport.write(bytes(1 << 18))
+    while not side.transport.unsent:
+        side.transport.write(bytes(4096))
         still.settle(1)
+    # So little that it would all go at once.
     other.protocol.on["data"] = side.transport.abortConnection
     # First this event, then room for the rest; both are there before the turn.
     other.peer.socket.send(b"now")
@@ -1150,9 +1170,7 @@ def test_an_abort_is_not_undone_by_room_in_the_same_batch(still: Still) -> None:
     limit = time.monotonic() + PATIENCE
     while not room():
         assert time.monotonic() < limit
-    waits = side.transport.unsent
     still.turn()
-    assert side.transport.unsent in (0, waits)
     still.settle()
     assert side.why is ConnectionAborted
     with pytest.raises(ConnectionResetError):
@@ -1227,6 +1245,25 @@ def test_a_producer_that_fails_ends_its_own_connection(
     assert side.why is ZeroDivisionError
     logged_failures.take("resumeProducing, for")
     side.peer.socket.close()
+
+
+def test_a_protocol_that_fails_behind_its_abort_is_closed(
+    still: Still, logged_failures: LoggedFailures
+) -> None:
+    """As Twisted's are: the exception is the reason, and the close an orderly one."""
+
+    def fail() -> None:
+        side.transport.abortConnection()
+        raise ZeroDivisionError
+
+    side = Side(Plane.of(still), sockets("tcp"), Recorder(data=fail))
+    side.peer.socket.send(b"data")
+    still.until(lambda: side.protocol.lost)
+    assert side.why is ZeroDivisionError
+    still.until(side.peer.take)
+    logged_failures.take("dataReceived of")
+    side.peer.socket.close()
+    still.settle()
 
 
 def test_what_fails_as_a_connection_ends_is_logged(
