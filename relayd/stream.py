@@ -165,8 +165,7 @@ class StreamProtocol(Leg):
         factory, session = self.factory, self.session
         try:
             _set_options(self.transport)
-            # The same text in thousands of sessions is kept once.
-            session.listener = sys.intern(address_name(self.transport.getHost()))
+            session.listener = factory.host_name(self.transport.getHost())
             self._lease = factory.gate.enter(session)
         except Refused as refusal:
             self._turn_away(Ending.REFUSED, refusal.why)
@@ -242,7 +241,7 @@ class StreamProtocol(Leg):
             self.end(Ending.CONNECT_FAILED, "lost as soon as it was connected")
             return
         session, factory = self.session, self.factory
-        session.upstream = sys.intern(address_name(leg.transport.getPeer()))
+        session.upstream = factory.peer_name(leg.transport.getPeer())
         session.connected_at = factory.now()
         factory.observer.connected(session)
         self.joined(leg)
@@ -366,6 +365,23 @@ class StreamProtocol(Leg):
         self.cut(Ending.FAILED, "its deadlines could not be checked")
 
 
+class _LastName:
+    """The text of an address, made once while it is asked for the same object."""
+
+    __slots__ = ("_address", "_name")
+
+    def __init__(self) -> None:
+        self._address: IAddress | None = None
+        self._name = "-"
+
+    def __call__(self, address: IAddress | None) -> str:
+        if address is not self._address:
+            self._address = address
+            # The same text in thousands of sessions is kept once.
+            self._name = sys.intern(address_name(address))
+        return self._name
+
+
 class StreamFactory(Factory):
     """The sessions of one relay, and what they share.
 
@@ -386,6 +402,7 @@ class StreamFactory(Factory):
         self.clock = clock
         #: The time in seconds, asked for five times in a session.
         self.now: Callable[[], float] = clock.seconds
+        self.host_name, self.peer_name = _LastName(), _LastName()
         self.gate = gate if gate is not None else OpenGate()
         self.observer = Observers(observer if observer is not None else SessionLog())
         self.wheel = DeadlineWheel(clock, timeouts.tick)

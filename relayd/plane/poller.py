@@ -4,11 +4,10 @@ The reactor watches a single descriptor, this epoll's.  When it is readable the
 plane takes the events in batches and hands each to its handler, a connection, a
 dial or a listener.
 
-A turn has two rounds.  A round is one batch of events, then the connections
-that asked to go on: those that had more to read than a connection may in one
-round, and those that are to close, outside of whatever call asked for it.  More
-than that waits for the reactor's next turn, so that timers and other people's
-connections get theirs.
+A turn has a few batches of events, and then the connections that asked to go on:
+those that had more to read than a connection may at once, and those that are to
+close, outside of whatever call asked for it.  More than that waits for the
+reactor's next turn, so that timers and other people's connections get theirs.
 
 A descriptor that is closed while a batch is worked through may have an event in the
 rest of it, and its number may be another socket's by then.  Such events are dropped:
@@ -36,7 +35,7 @@ log = Logger(namespace="relayd.plane")
 BATCH = 256
 
 #: Batches in one turn of the reactor.
-ROUNDS = 2
+ROUNDS = 4
 
 #: Bytes that a connection copies at once.
 COPY_SIZE = 1 << 17
@@ -195,9 +194,11 @@ class Plane:
             for _ in range(ROUNDS):
                 stale.clear()
                 events = poll(0, BATCH)
-                busy = len(events) + len(again)
+                if not events:
+                    break
                 self.share = max(
-                    SHARE_LEAST, min(SHARE_MOST, ROUND_BYTES // (busy or 1))
+                    SHARE_LEAST,
+                    min(SHARE_MOST, ROUND_BYTES // (len(events) + len(again))),
                 )
                 for descriptor, mask in events:
                     if descriptor in stale:
@@ -207,11 +208,9 @@ class Plane:
                     if handler is not None:
                         try:
                             handler.ready(mask)
-                        except BaseException:
+                        except BaseException:  # noqa: B036 - as reactors do
                             self._failed(handler)
-                self._proceed()
-                if not events and not again:
-                    break
+            self._proceed()
         finally:
             self._turning = False
         if again and self._wake is None:
