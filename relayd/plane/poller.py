@@ -208,7 +208,7 @@ class Plane:
                     if handler is not None:
                         try:
                             handler.ready(mask)
-                        except BaseException:  # noqa: B036 - as reactors do
+                        except BaseException:  # as reactors do
                             self._failed(handler)
             self._proceed()
         finally:
