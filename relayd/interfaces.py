@@ -118,8 +118,8 @@ class ISpliceable(Interface):
         protocol, and what is read from `peer` to `there.bytes`.  While something
         waits to be written to one of them, the other is not read.  The protocols
         go on to hear of the end of data and of the loss; nothing is passed on
-        but bytes.  `pauseProducing` and `resumeProducing` mean what they always
-        do.
+        but bytes.  Pass an end on at once: the last bytes may wait for it.
+        `pauseProducing` and `resumeProducing` mean what they always do.
 
         :return: whether it will; False if `peer` is of another kind, or one of
             the two is lost: write to them, as to any transport.

@@ -40,7 +40,7 @@ ROUNDS = 4
 #: Bytes that a connection copies at once.
 COPY_SIZE = 1 << 17
 
-#: Bytes that all connections may relay in a round, a few milliseconds' work; each
+#: Bytes that all connections may relay after one batch, some milliseconds' work; each
 #: gets its share of them, within these limits.
 ROUND_BYTES = 16 << 20
 SHARE_LEAST, SHARE_MOST = 1 << 16, 1 << 21
@@ -196,10 +196,7 @@ class Plane:
                 events = poll(0, BATCH)
                 if not events:
                     break
-                self.share = max(
-                    SHARE_LEAST,
-                    min(SHARE_MOST, ROUND_BYTES // (len(events) + len(again))),
-                )
+                self._share_among(len(events))
                 for descriptor, mask in events:
                     if descriptor in stale:
                         continue
@@ -210,7 +207,9 @@ class Plane:
                             handler.ready(mask)
                         except BaseException:  # as reactors do
                             self._failed(handler)
-            self._proceed()
+            if again:
+                self._share_among(len(again))
+                self._proceed()
         finally:
             self._turning = False
         if again and self._wake is None:
@@ -243,6 +242,9 @@ class Plane:
             self.doRead()
         else:
             self._proceed()
+
+    def _share_among(self, busy: int) -> None:
+        self.share = max(SHARE_LEAST, min(SHARE_MOST, ROUND_BYTES // busy))
 
     def _proceed(self) -> None:
         """Let those go on that have asked before this."""

@@ -54,7 +54,7 @@ from zope.interface import implementer
 from relayd.addresses import socket_address
 from relayd.interfaces import ISpliceable
 from relayd.plane.pipes import PIPE_SIZE, Pipe
-from relayd.plane.poller import COPY_SIZE, Plane
+from relayd.plane.poller import COPY_SIZE, SHARE_LEAST, Plane
 from relayd.session import Direction
 
 log = Logger(namespace="relayd.plane")
@@ -418,7 +418,8 @@ class PlaneTransport:
         try:
             while moved < most:
                 # Nothing is in the pipe, so nothing but the socket can refuse.
-                held = splice(source, entry, PIPE_SIZE, None, None, _SPLICE)
+                share = min(PIPE_SIZE, max(most - moved, SHARE_LEAST))
+                held = splice(source, entry, share, None, None, _SPLICE)
                 if not held:
                     # The end, or an urgent mark, which splice can't pass.
                     self._stop_splicing()
