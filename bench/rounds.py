@@ -1,4 +1,9 @@
-"""What to measure, and the measuring: rounds in which the relays take turns."""
+"""What to measure, and the measuring: rounds in which the relays take turns.
+
+A machine that others share may be half as fast from one second to the next.  Where
+a limit is checked, the relays therefore take several short turns in each round, and
+a round's figure is the mean of its turns: what comes and goes meets them all.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from statistics import fmean
 
 from attrs import frozen
 
@@ -14,10 +20,14 @@ from bench.children import CannotMeasure, allow_descriptors, program
 from bench.figures import MANY, Results, figure_named, needed_for_limits
 from bench.peers import PEERS, Setup
 from bench.report import lines_of
-from bench.works import WORKS
+from bench.works import WORKS, Readings
 
 #: Open files of one process: two for each pair, and HAProxy's room and pipes.
 DESCRIPTORS = 2 * MANY + 2_000
+
+
+#: The least that one of several turns takes, in seconds.
+TURN = 0.4
 
 
 @frozen
@@ -28,6 +38,8 @@ class Mode:
     seconds: float
     #: The (work, relay) pairs to measure.
     pairs: Collection[tuple[str, str]]
+    #: How often a relay is measured in a round, at works that are quickly measured.
+    turns: int = 1
 
 
 _QUICK_WORKS = (
@@ -51,7 +63,7 @@ _QUICK = [
 MODES = {
     "full": Mode(3, 2.0, _ALL),
     "quick": Mode(1, 1.0, _QUICK),
-    "check": Mode(3, 2.0, needed_for_limits()),
+    "check": Mode(3, 2.0, needed_for_limits(), turns=5),
 }
 
 
@@ -64,6 +76,7 @@ class Plan:
     seconds: float
     #: Relays by the name of the work, in the order of a round.
     works: dict[str, list[str]]
+    turns: int = 1
 
     @classmethod
     def of(
@@ -95,7 +108,7 @@ class Plan:
             raise CannotMeasure(
                 "none of these relays is measured at any of these works"
             )
-        return cls(rounds or mode.rounds, seconds or mode.seconds, planned)
+        return cls(rounds or mode.rounds, seconds or mode.seconds, planned, mode.turns)
 
     @property
     def titles(self) -> dict[str, str]:
@@ -131,10 +144,7 @@ def measure(plan: Plan) -> Results:
     done, every = 0, plan.rounds * sum(map(len, plan.works.values()))
     for number in range(plan.rounds):
         for work, peers in plan.works.items():
-            # Nobody is always the first.
-            turn = number % len(peers)
-            for peer in peers[turn:] + peers[:turn]:
-                readings = WORKS[work].measure(PEERS[peer], plan.seconds)
+            for peer, readings in _round(plan, work, peers, number).items():
                 results.add(peer, readings)
                 done += 1
                 told = ", ".join(
@@ -150,3 +160,19 @@ def measure(plan: Plan) -> Results:
                 titles = {peer: plan.titles[peer] for peer in peers}
                 print("\n".join(lines_of(readings, results, titles)), flush=True)
     return results
+
+
+def _round(plan: Plan, work: str, peers: list[str], number: int) -> dict[str, Readings]:
+    """One round of one work: what each relay has cost."""
+    turns = plan.turns if WORKS[work].short else 1
+    seconds = max(plan.seconds / turns, TURN)
+    taken: dict[str, list[Readings]] = {peer: [] for peer in peers}
+    for turn in range(number, number + turns):
+        # Nobody is always the first.
+        first = turn % len(peers)
+        for peer in peers[first:] + peers[:first]:
+            taken[peer].append(WORKS[work].measure(PEERS[peer], seconds))
+    return {
+        peer: {name: fmean(r[name] for r in readings) for name in readings[0]}
+        for peer, readings in taken.items()
+    }

@@ -50,12 +50,14 @@ class Work:
         last; returns figures by name.
     :param takes: whether a kind of relay can be asked for it.
     :param programs: what it takes besides the relay.
+    :param short: it may be measured in several short turns.
     """
 
     name: str
     measure: Callable[[Peer, float], Readings]
     takes: Callable[[Peer], bool]
     programs: tuple[str, ...]
+    short: bool = False
 
 
 def measure_bulk(streams: int, peer: Peer, seconds: float) -> Readings:
@@ -256,10 +258,22 @@ WORKS = {
     work.name: work
     for work in (
         Work("bulk-1", partial(measure_bulk, 1), _any, _IPERF3),
-        Work("short-client", partial(measure_short, "client", False), _any, _OWN),
-        Work("requests", measure_requests, _any, _WRK),
+        Work(
+            "short-client",
+            partial(measure_short, "client", False),
+            _any,
+            _OWN,
+            short=True,
+        ),
+        Work("requests", measure_requests, _any, _WRK, short=True),
         Work("bulk-8", partial(measure_bulk, 8), _any, _IPERF3),
-        Work("short-server", partial(measure_short, "server", False), _any, _OWN),
+        Work(
+            "short-server",
+            partial(measure_short, "server", False),
+            _any,
+            _OWN,
+            short=True,
+        ),
         Work("latency", measure_latency, _any, _H2LOAD),
         Work(
             "short-client-logged", partial(measure_short, "client", True), _logs, _OWN

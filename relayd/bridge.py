@@ -364,12 +364,15 @@ class Bridge:
             down.spliced = up.spliced = down.transport.splice(
                 up.transport, down.direction, up.direction
             )
-        for leg in (down, up):
-            if not leg.spliced or leg.held is not None:
-                leg.flow()
-        for leg in (down, up):
-            if leg.direction.eof and self.session.ending is None:
-                self.eof(leg)
+        # Unless there is something to write: a spliced leg's transport sees to it.
+        if down.held is not None or not down.spliced:
+            down.flow()
+        if up.held is not None or not up.spliced:
+            up.flow()
+        if down.direction.eof and self.session.ending is None:
+            self.eof(down)
+        if up.direction.eof and self.session.ending is None:
+            self.eof(up)
 
     # -- what the legs report
 
@@ -506,10 +509,10 @@ class Bridge:
             self._poll.cancel()
             self._poll = None
         # The legs hold each other, and this.
-        for leg in (self.downstream, self.upstream):
-            leg.bridge = leg.sink = None
-            del leg.peer
-        self._on_over(self.downstream)
+        down, up = self.downstream, self.upstream
+        down.bridge = down.sink = up.bridge = up.sink = None
+        del down.peer, up.peer
+        self._on_over(down)
 
     # -- deadlines
 

@@ -54,7 +54,6 @@ class Ending(Enum):
         self.code = code
 
 
-@attrs.define(eq=False, slots=True, weakref_slot=False)
 class Direction:
     """The bytes that go one way through a session.
 
@@ -62,8 +61,12 @@ class Direction:
     :ivar eof: the source has sent its last byte (or will never send more).
     """
 
-    bytes: int = 0
-    eof: bool = False
+    # A session makes two, which is cheapest with nothing to initialise.
+    bytes = 0
+    eof = False
+
+    def __repr__(self) -> str:
+        return f"Direction(bytes={self.bytes}, eof={self.eof})"
 
 
 @attrs.define(eq=False, slots=True, weakref_slot=False)

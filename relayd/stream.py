@@ -22,6 +22,7 @@ While the server is dialled the client's bytes are kept (up to
 from __future__ import annotations
 
 import errno
+import functools
 import itertools
 import sys
 from collections.abc import Callable
@@ -82,10 +83,14 @@ def ending_of_failed_dial(reason: Failure) -> tuple[Ending, str]:
     return ending, text or type(problem).__name__
 
 
+@functools.lru_cache(maxsize=64)
+def _dials(kind: Any) -> bool:
+    """Whether endpoints of this class are IDialers."""
+    return bool(IDialer.implementedBy(kind))
+
+
 def _set_options(transport: Any) -> None:
     """What :func:`relayd.transports.set_options` does, on transports not of ours."""
-    if getattr(transport, "options_are_set", False):
-        return
     if ITCPTransport.providedBy(transport) and not IUNIXTransport.providedBy(transport):
         try:
             transport.setTcpNoDelay(True)
@@ -108,7 +113,8 @@ class UpstreamLeg(Leg):
             # Connected in spite of being cancelled.
             self.abort()
             return
-        _set_options(self.transport)
+        if not getattr(self.transport, "options_are_set", False):
+            _set_options(self.transport)
 
 
 class _UpstreamFactory(Factory):
@@ -164,8 +170,10 @@ class StreamProtocol(Leg):
         self.alive = True
         factory, session = self.factory, self.session
         try:
-            _set_options(self.transport)
-            session.listener = factory.host_name(self.transport.getHost())
+            transport = self.transport
+            if not getattr(transport, "options_are_set", False):
+                _set_options(transport)
+            session.listener = factory.host_name(transport.getHost())
             self._lease = factory.gate.enter(session)
         except Refused as refusal:
             self._turn_away(Ending.REFUSED, refusal.why)
@@ -201,8 +209,9 @@ class StreamProtocol(Leg):
         connect = self.factory.timeouts.connect
         self._deadline = self.factory.now() + connect if connect else float("inf")
         self.factory.observer.dialing(session)
-        endpoint = upstream.endpoint
-        if IDialer.providedBy(endpoint):
+        endpoint: Any = upstream.endpoint
+        kind: Any = type(endpoint)
+        if _dials(kind):
             dial = self._dialing = endpoint.dial(
                 self._build_leg, self._dialed, self._dial_failed
             )

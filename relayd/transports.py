@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _DONE = Failure(CONNECTION_DONE)
 
 _UNIX = int(socket.AF_UNIX)
+_TCP, _NODELAY = int(socket.IPPROTO_TCP), int(socket.TCP_NODELAY)
+_SOCKET, _KEEPALIVE = int(socket.SOL_SOCKET), int(socket.SO_KEEPALIVE)
 
 
 class TCPConnection(tcp.Server):
@@ -134,8 +136,8 @@ class UNIXConnection(TCPConnection, unix.Server):
 def set_options(sock: socket.SocketType) -> None:
     """No delay for small writes, and keepalive probes for peers that vanish."""
     if sock.family != _UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(_TCP, _NODELAY, 1)
+        sock.setsockopt(_SOCKET, _KEEPALIVE, 1)
 
 
 def connection_class(family: int) -> Callable[..., TCPConnection]:

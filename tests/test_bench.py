@@ -9,7 +9,7 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -42,10 +42,10 @@ from bench.loads import (
 )
 from bench.origins import BODY
 from bench.page import json_text, markdown, table
-from bench.peers import PEERS, Setup
+from bench.peers import PEERS, Peer, Setup
 from bench.report import limit_lines, lines_of
-from bench.rounds import MODES, Plan
-from bench.works import WORKS
+from bench.rounds import MODES, Plan, measure
+from bench.works import WORKS, Readings, Work
 from tests.process import PATIENCE, Server, read_all
 
 TITLES = {"relayd-plane": "relayd, plane", "haproxy-splice": "HAProxy, splice"}
@@ -155,6 +155,44 @@ def test_the_check_measures_all_that_the_limits_speak_of() -> None:
     plan = Plan.of(MODES["check"])
     planned = {(work, peer) for work, peers in plan.works.items() for peer in peers}
     assert planned == pairs
+
+
+def test_relays_take_turns_and_a_round_is_their_mean(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    order: list[tuple[str, str, float]] = []
+
+    def measured(name: str) -> Callable[[Peer, float], Readings]:
+        def measure_it(peer: Peer, seconds: float) -> Readings:
+            order.append((name, peer.name, seconds))
+            return {name: float(len(order))}
+
+        return measure_it
+
+    monkeypatch.setattr(
+        "bench.rounds.WORKS",
+        {
+            name: Work(name, measured(name), lambda _: True, (), short)
+            for name, short in (("bulk-1", False), ("request", True))
+        },
+    )
+    peers = ["relayd-plane", "portforward"]
+    plan = Plan(1, 2.0, {"bulk-1": peers, "request": peers}, turns=3)
+    results = measure(plan)
+    capsys.readouterr()
+    plane, other = peers
+    assert order == [
+        ("bulk-1", plane, 2.0),
+        ("bulk-1", other, 2.0),
+        *(
+            ("request", name, pytest.approx(2 / 3))
+            for name in (plane, other, other, plane, plane, other)
+        ),
+    ]
+    assert results.values()["request"] == {
+        plane: [(3 + 6 + 7) / 3],
+        other: [(4 + 5 + 8) / 3],
+    }
 
 
 def test_every_figure_is_measured_by_a_work_that_there_is() -> None:

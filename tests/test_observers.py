@@ -33,6 +33,13 @@ from tests.fakes import FakeEndpoint
 HOOKS = ("opened", "dialing", "connected", "closed", "refused")
 
 
+def direction(count: int) -> Direction:
+    """One that has ended."""
+    made = Direction()
+    made.bytes, made.eof = count, True
+    return made
+
+
 def a_session(**facts: Any) -> Session:
     """A session that is over."""
     return attrs.evolve(
@@ -45,8 +52,8 @@ def a_session(**facts: Any) -> Session:
             upstream="192.0.2.3:8080",
             connected_at=100.25,
             ended_at=101.5,
-            up=Direction(bytes=10, eof=True),
-            down=Direction(bytes=20, eof=True),
+            up=direction(10),
+            down=direction(20),
             ending=Ending.DONE,
         ),
         **facts,

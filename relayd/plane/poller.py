@@ -115,26 +115,29 @@ class Plane:
 
         :raises OSError: the kernel can't watch another descriptor.
         """
-        epoll = self._epoll
-        if epoll is None:
-            epoll = self._epoll = select.epoll()
-            try:
-                self.reactor.addReader(self)
-            except BaseException:
-                # Kept, it would leave everything that follows deaf.
-                epoll.close()
-                self._epoll = None
-                raise
-        handlers = self._handlers
-        if descriptor >= len(handlers):
-            handlers.extend([None] * (descriptor + 1 - len(handlers)))
+        if self._epoll is None:
+            self._open()
         try:
-            epoll.register(descriptor, mask)
+            self._epoll.register(descriptor, mask)  # type: ignore[union-attr]
         except OSError:
             self._rest()
             raise
-        handlers[descriptor] = handler
+        try:
+            self._handlers[descriptor] = handler
+        except IndexError:
+            missing = descriptor - len(self._handlers)
+            self._handlers.extend([*[None] * missing, handler])
         self._watched += 1
+
+    def _open(self) -> None:
+        epoll = self._epoll = select.epoll()
+        try:
+            self.reactor.addReader(self)
+        except BaseException:
+            # Kept, it would leave everything that follows deaf.
+            epoll.close()
+            self._epoll = None
+            raise
 
     def watch_also(self, descriptor: int, mask: int) -> None:
         """Change what is reported; reports at once what is so already."""
@@ -159,11 +162,11 @@ class Plane:
             self._rest()
 
     def _forget(self, descriptor: int) -> bool:
-        if not 0 <= descriptor < len(self._handlers):
+        handlers = self._handlers
+        # A closed socket says -1, which must not be the last one's.
+        if not -1 < descriptor < len(handlers) or handlers[descriptor] is None:
             return False
-        if self._handlers[descriptor] is None:
-            return False
-        self._handlers[descriptor] = None
+        handlers[descriptor] = None
         self._watched -= 1
         if self._turning:
             self._stale.add(descriptor)

@@ -152,7 +152,6 @@ class PlaneTransport:
         "_sink",
         "_small_splices",
         "_sock",
-        "_source",
         "_waiting",
         "_write_side",
         "clear",
@@ -202,7 +201,6 @@ class PlaneTransport:
         self._fate = _ALIVE
         self._queued = False
         self._sink: PlaneTransport | None = None
-        self._source: PlaneTransport | None = None
         self._full_reads = 0
         self._pipe: Pipe | None = None
 
@@ -230,10 +228,11 @@ class PlaneTransport:
             if mask & _MORE:
                 self._more |= mask & _MORE
             if self._reading:
-                if self._sink is None:
+                sink = self._sink
+                if sink is None:
                     self._read()
                 else:
-                    self._relay(self._sink)
+                    self._relay(sink)
 
     def proceed(self) -> None:
         """What could not be done within the call that asked for it."""
@@ -302,9 +301,14 @@ class PlaneTransport:
         self.readConnectionLost(_LOST if self._fate == _BROKEN else _DONE)
 
     def readConnectionLost(self, reason: Failure) -> None:
-        if reason is _DONE and _half_closes(self.protocol):
+        protocol = self.protocol
+        kind: Any = type(protocol)
+        # Whether it is told of one side's end: nearly always its class's answer.
+        if reason is _DONE and (
+            _class_half_closes(kind) or _object_half_closes(protocol)
+        ):
             try:
-                self.protocol.readConnectionLost()
+                protocol.readConnectionLost()
             except Exception:
                 self._failed("readConnectionLost")
         else:
@@ -335,8 +339,7 @@ class PlaneTransport:
             return False
         if not (self.connected and peer.connected):
             return False
-        self._sink = self._source = peer
-        peer._sink = peer._source = self
+        self._sink, peer._sink = peer, self
         self._direction, peer._direction = here, there
         return True
 
@@ -592,7 +595,8 @@ class PlaneTransport:
             self._end_writing()
         else:
             self._settle()
-            source = self._source
+            # Each is the other's sink.
+            source = self._sink
             if source is not None and source._readable and source._reading:
                 source._queue()
 
@@ -656,9 +660,11 @@ class PlaneTransport:
         self.writeConnectionLost(_DONE)
 
     def writeConnectionLost(self, reason: Failure) -> None:
-        if _half_closes(self.protocol):
+        protocol = self.protocol
+        kind: Any = type(protocol)
+        if _class_half_closes(kind) or _object_half_closes(protocol):
             try:
-                self.protocol.writeConnectionLost()
+                protocol.writeConnectionLost()
             except Exception:
                 self._failed("writeConnectionLost")
 
@@ -704,9 +710,9 @@ class PlaneTransport:
             protocol.connectionLost(reason)
         except Exception:
             log.failure("connectionLost of {protocol!r} failed", protocol=protocol)
-        peer, self._sink, self._source = self._sink, None, None
+        peer = self._sink
         if peer is not None:
-            peer._sink = peer._source = None
+            self._sink = peer._sink = None
 
     def _hang_up(self) -> None:
         """Choose between a reset and an end of data, before the socket is closed."""
@@ -832,13 +838,8 @@ def _class_half_closes(kind: Any) -> bool:
     return bool(IHalfCloseableProtocol.implementedBy(kind))
 
 
-def _half_closes(protocol: Any) -> bool:
-    """Whether the protocol is told of one side's end.
-
-    Asked three times in a session; the answer is nearly always its class's.
-    """
-    kind: Any = type(protocol)
-    return _class_half_closes(kind) or bool(IHalfCloseableProtocol.providedBy(protocol))
+def _object_half_closes(protocol: Any) -> bool:
+    return bool(IHalfCloseableProtocol.providedBy(protocol))
 
 
 class PlaneUNIXTransport(PlaneTransport):
