@@ -7,21 +7,28 @@ wrong is a :class:`~relayd.errors.ConfigError` with one line that quotes it.
 
 from __future__ import annotations
 
+import ipaddress
 import math
+import os
 from collections.abc import Iterable, Sequence
 from typing import Literal, cast, get_args
 
 import attrs
 
 from relayd.bridge import Timeouts
-from relayd.endpoints import Address, HostPort, Transport
+from relayd.destinations import Network, Rule, parse_network
+from relayd.endpoints import Address, HostPort, Transport, UnixPath
 from relayd.errors import ConfigError
+from relayd.socks4_wire import MOST_USER_ID
 
 #: A listen(2) backlog; the kernel caps it further (net.core.somaxconn).
 BACKLOG_LIMIT = 65535
 
 #: The longest timeout, in seconds: three years, well within any clock.
 TIMEOUT_LIMIT = 100_000_000.0
+
+#: What `twistd socks4` listens on, unless it is told.
+SOCKS4_LISTENER = HostPort("127.0.0.1", 1080)
 
 #: What `--demo` listens on.
 DEMO_LISTENER = HostPort("127.0.0.1", 8080)
@@ -43,27 +50,166 @@ def _relays(given: Iterable[Relay]) -> tuple[Relay, ...]:
     return tuple(given)
 
 
-@attrs.frozen
-class Config:
-    """All settings of one `twistd relayd`.
+@attrs.frozen(kw_only=True)
+class Common:
+    """What `twistd relayd` and `twistd socks4` have in common.
 
-    :ivar relays: at least one, unless `demo`.
     :ivar drain_timeout: seconds that sessions get to finish when the relay is
         told to stop; 0 for none.
     :ivar transport: whose connections the short forms get.
     :ivar verbose: log when a session opens, dials and connects, too.
     :ivar quiet: log a session's end only when it did not end well.
-    :ivar demo: relay DEMO_LISTENER to a file server of the current folder.
     """
 
-    relays: Sequence[Relay] = attrs.field(converter=_relays)
     timeouts: Timeouts = attrs.Factory(Timeouts)
     drain_timeout: float = 10.0
     backlog: int = 4096
     transport: Transport = "auto"
     verbose: bool = False
     quiet: bool = False
-    demo: bool = False
+
+
+@attrs.frozen
+class Config(Common):
+    """All settings of one `twistd relayd`.
+
+    :ivar relays: at least one, unless `demo`.
+    :ivar demo: relay DEMO_LISTENER to a file server of the current folder.
+    """
+
+    relays: Sequence[Relay] = attrs.field(converter=_relays)
+    demo: bool = attrs.field(default=False, kw_only=True)
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """How many SOCKS4 clients may wait; see :class:`relayd.socks4.Socks4Factory`."""
+
+    max_handshakes: int = 4096
+    max_handshakes_per_client: int = 1024
+    max_binds: int = 256
+    max_binds_per_client: int = 8
+
+
+def _networks(given: Iterable[Network]) -> tuple[Network, ...]:
+    return tuple(given)
+
+
+def _rules(given: Iterable[Rule]) -> tuple[Rule, ...]:
+    return tuple(given)
+
+
+def _user_ids(given: Iterable[bytes]) -> tuple[bytes, ...]:
+    return tuple(given)
+
+
+@attrs.frozen(kw_only=True)
+class Socks4Config(Common):
+    """All settings of one `twistd socks4`.
+
+    :ivar listeners: at least one.
+    :ivar clients: the networks whose clients are served; none is all.
+    :ivar rules: about destinations, in the operator's order.
+    :ivar user_ids: the users that are served; none is all.
+    """
+
+    listeners: Sequence[Address] = attrs.field(
+        default=(SOCKS4_LISTENER,), converter=_addresses
+    )
+    clients: Sequence[Network] = attrs.field(default=(), converter=_networks)
+    rules: Sequence[Rule] = attrs.field(default=(), converter=_rules)
+    user_ids: Sequence[bytes] = attrs.field(default=(), converter=_user_ids)
+    ident: bool = False
+    bind: bool = True
+    bind_any: bool = False
+    bind_address: str | None = None
+    external_address: str | None = None
+    handshake_timeout: float = 30.0
+    bind_timeout: float = 120.0
+    limits: Limits = attrs.Factory(Limits)
+
+
+def is_local(address: Address) -> bool:
+    """Whether only this machine's own programs can reach a listener there."""
+    if isinstance(address, UnixPath):
+        return True
+    if not isinstance(address, HostPort) or address.host is None:
+        return False
+    try:
+        return ipaddress.ip_address(address.host).is_loopback
+    except ValueError:
+        return address.host == "localhost"
+
+
+def check_openness(
+    listeners: Sequence[Address], *, bounded: bool, opened: bool
+) -> None:
+    """Refuse to be an open proxy by accident.
+
+    :param bounded: it is said whose clients are served.
+    :param opened: everybody's are, on purpose.
+    :raises ConfigError: neither, and others than this machine can reach a listener.
+    """
+    if bounded and opened:
+        raise ConfigError("--open and --allow-client contradict each other: give one")
+    for listener in listeners:
+        if not (bounded or opened or is_local(listener)):
+            raise ConfigError(
+                f"--listen '{listener}' would be a proxy for everybody who can reach"
+                " it: add --allow-client CIDR for those that it is for (such as"
+                " --allow-client 192.168.0.0/16), or --open"
+            )
+
+
+def client_network(text: str) -> Network:
+    """A network of clients.
+
+    :raises ConfigError: it is not one.
+    """
+    try:
+        return parse_network(text)
+    except ValueError as problem:
+        raise ConfigError(
+            f"bad --allow-client {text!r}: {problem}; expected an address or a network"
+            " such as 192.168.0.0/16"
+        ) from None
+
+
+def user_id(text: str) -> bytes:
+    """A user id, as it is on the wire.
+
+    :raises ConfigError: none can be it.
+    """
+    encoded = os.fsencode(text)
+    if not 0 < len(encoded) <= MOST_USER_ID or b"\0" in encoded:
+        raise ConfigError(
+            f"bad --userid {text!r}: expected 1 to {MOST_USER_ID} bytes, none of them 0"
+        )
+    return encoded
+
+
+def ipv4_address(option: str, text: str) -> str:
+    """An IPv4 address.
+
+    :raises ConfigError: it is not one.
+    """
+    try:
+        return str(ipaddress.IPv4Address(text))
+    except ValueError:
+        raise ConfigError(
+            f"bad {option} {text!r}: expected an IPv4 address such as 192.0.2.1"
+        ) from None
+
+
+def bound(option: str, text: str) -> int:
+    """How many of something there may be.
+
+    :raises ConfigError: it is not a number from 1 up.
+    """
+    value = int(text) if text.isascii() and text.isdigit() and len(text) < 8 else 0
+    if value < 1:
+        raise ConfigError(f"bad {option} {text!r}: expected a number from 1 to 9999999")
+    return value
 
 
 def seconds(option: str, text: str) -> float:

@@ -13,6 +13,7 @@ of a second or as soon as one fails, and the first that connects wins (RFC 8305,
 from __future__ import annotations
 
 import errno
+import functools
 import itertools
 import os
 import socket
@@ -45,6 +46,9 @@ RETRY = 0.05
 #: Seconds that an address of a name has for itself before the next is tried, too
 #: (RFC 8305, section 5).
 HEAD_START = 0.25
+
+#: Endpoints that a Dialer remembers.
+REMEMBERED = 1024
 
 _numbers = itertools.count(1)
 
@@ -277,6 +281,57 @@ class NameEndpoint:
         return resolver.addresses(self._host, self._port).addCallback(
             lambda found: dial_first(self._reactor, found, factory, self._endpoint)
         )
+
+
+@implementer(IStreamClientEndpoint)
+class AddressesEndpoint:
+    """Connects to the first of several addresses that answers.
+
+    :param addresses: at least one, the best first.
+    :param endpoint: what dials each.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        addresses: Sequence[SocketAddress],
+        endpoint: type[SocketEndpoint] = SocketEndpoint,
+    ) -> None:
+        self._reactor = reactor
+        self._addresses = addresses
+        self._endpoint = endpoint
+
+    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
+        """See `IStreamClientEndpoint.connect`.  There is no timeout; cancel it."""
+        return dial_first(self._reactor, self._addresses, factory, self._endpoint)
+
+
+class Dialer:
+    """Makes the endpoint for addresses that are known.
+
+    :param endpoint: what dials each of them.
+    """
+
+    def __init__(
+        self, reactor: Any, endpoint: type[SocketEndpoint] = SocketEndpoint
+    ) -> None:
+        self._reactor = reactor
+        self._endpoint = endpoint
+        # The same destinations are asked for again and again, and an endpoint is
+        # nothing but where it leads.
+        self._one = functools.lru_cache(maxsize=REMEMBERED)(self._make)
+
+    def _make(self, family: int, address: Any) -> SocketEndpoint:
+        return self._endpoint(self._reactor, family, address)
+
+    def __call__(self, addresses: Sequence[SocketAddress]) -> IStreamClientEndpoint:
+        """What connects to the first of them that answers.
+
+        :param addresses: at least one, the best first.
+        """
+        if len(addresses) == 1:
+            return self._one(*addresses[0])
+        return AddressesEndpoint(self._reactor, addresses, self._endpoint)
 
 
 def dial_first(

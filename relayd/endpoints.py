@@ -39,7 +39,7 @@ from twisted.internet.interfaces import (
 from twisted.plugin import getPlugins
 
 from relayd.addresses import host_port
-from relayd.dialing import NameEndpoint, SocketEndpoint
+from relayd.dialing import Dialer, NameEndpoint, SocketEndpoint
 from relayd.errors import ConfigError
 from relayd.listening import TCPListenerEndpoint, UNIXListenerEndpoint
 from relayd.plane import is_available
@@ -286,6 +286,15 @@ def dialing_endpoint(
             f"bad endpoint {address.text!r}: a port here is 1 to 65535, not {number}"
         )
     return endpoint
+
+
+def dialer(reactor: Any, transport: Transport = "auto") -> Dialer:
+    """What connects to addresses that are known.
+
+    :raises ConfigError: the transport can't be had.
+    """
+    plane = on_plane(transport, reactor)
+    return Dialer(reactor, PlaneSocketEndpoint if plane else SocketEndpoint)
 
 
 def _unusable(address: EndpointString, problem: Exception) -> ConfigError:

@@ -18,7 +18,7 @@ class ListenError(RelayError):
 
 
 class Refused(RelayError):
-    """A gate turns a client away.
+    """A gate turns a client away, or a policy is against what it asks for.
 
     :ivar why: the reason, in a few words for the log.
     """

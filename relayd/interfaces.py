@@ -47,6 +47,30 @@ class ISelector(Interface):
         """
 
 
+class IProxyPolicy(Interface):
+    """Decides what the clients of a proxy may do.
+
+    Each method lets it be by returning, or raises :class:`relayd.errors.Refused`,
+    whose `why` goes to the log; the client gets no more than a rejection.
+    """
+
+    def admit(user_id: bytes, session: Session) -> None:
+        """A request was read, for whatever destination.
+
+        :param user_id: what the client calls its user.  It proves nothing.
+        """
+
+    def permit(address: str, port: int, name: str, session: Session) -> None:
+        """The client is to be relayed to `address`, or to be connected from there.
+
+        Called for every address of a name, of which only those that are permitted
+        are dialled.
+
+        :param address: an IPv4 or IPv6 address as text.
+        :param name: the host name that was asked for, or empty.
+        """
+
+
 class IObserver(Interface):
     """Hears what happens to sessions.
 

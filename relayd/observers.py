@@ -119,6 +119,9 @@ class SessionLog(Observer):
             f" duration={duration:.3f} up={session.up.bytes} down={session.down.bytes}"
             f" ending={word} code={code}"
         )
+        facts = session.facts
+        for name, fact in facts.items():
+            line += f" {name}={fact}"
         if session.detail:
             line += f" detail={session.detail!r}"
         session_log.info(
@@ -134,6 +137,7 @@ class SessionLog(Observer):
             ending=word,
             code=code,
             detail=session.detail,
+            **facts,
         )
 
     def refused(self, session: Session, why: str) -> None:

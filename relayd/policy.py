@@ -8,8 +8,14 @@ open one, which costs a session nothing.
 
 from __future__ import annotations
 
+import functools
+import ipaddress
+from collections.abc import Iterable
+
 from zope.interface import implementer
 
+from relayd.destinations import Network
+from relayd.errors import Refused
 from relayd.interfaces import IGate, ILease
 from relayd.session import Session
 
@@ -23,3 +29,43 @@ class OpenGate:
 
     def release(self) -> None:
         """Nothing was taken, nothing is given back."""
+
+
+@implementer(IGate, ILease)
+class ClientGate:
+    """Lets in the clients of some networks; there is nothing to count.
+
+    Clients of UNIX sockets have no address: whoever may open the socket's file has
+    been let in by that.
+
+    :param networks: an IPv4 client of an IPv6 socket counts as IPv4.
+    """
+
+    def __init__(self, networks: Iterable[Network]) -> None:
+        self._networks = tuple(networks)
+        # The same clients come again and again.
+        self._lets_in = functools.lru_cache(maxsize=1024)(self._is_inside)
+
+    def enter(self, session: Session) -> ILease:
+        host = client_host(session)
+        # A client that has neither an address nor a socket file is nobody we know.
+        if self._lets_in(host) if host else session.client.startswith("unix:"):
+            return self
+        raise Refused("no --allow-client names this client")
+
+    def release(self) -> None:
+        """Nothing was taken, nothing is given back."""
+
+    def _is_inside(self, host: str) -> bool:
+        address = ipaddress.ip_address(host)
+        # Not of other addresses that carry one: those anybody may choose.
+        mapped = getattr(address, "ipv4_mapped", None)
+        return any((mapped or address) in network for network in self._networks)
+
+
+def client_host(session: Session) -> str:
+    """The address of a session's client without its port; empty for a UNIX socket's."""
+    client = session.client
+    if client.startswith("unix:") or ":" not in client:
+        return ""
+    return client.rpartition(":")[0].strip("[]").partition("%")[0]

@@ -20,11 +20,27 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from relayd.addresses import address_name
-from relayd.config import DEMO_LISTENER, Config, Relay
-from relayd.endpoints import Address, HostPort, dialing_endpoint, listening_endpoint
+from relayd.config import (
+    DEMO_LISTENER,
+    Common,
+    Config,
+    Relay,
+    Socks4Config,
+    is_local,
+)
+from relayd.destinations import ProxyPolicy
+from relayd.endpoints import (
+    Address,
+    HostPort,
+    dialer,
+    dialing_endpoint,
+    listening_endpoint,
+)
 from relayd.errors import CannotStart, ListenError
 from relayd.listening import Listeners
 from relayd.observers import QuietSessionLog, SessionLog, VerboseSessionLog
+from relayd.policy import ClientGate
+from relayd.socks4 import Socks4Factory
 from relayd.stream import StreamFactory
 from relayd.tcp import RelayFactory
 from relayd.upstreams import Pool, Upstream
@@ -53,11 +69,18 @@ class RelayService(Service):
 
     :param listenings: what to open.
     :param drain_timeout: seconds that sessions get to finish; 0 for none.
+    :param command: what its errors begin with.
     """
 
-    def __init__(self, listenings: Sequence[Listening], drain_timeout: float) -> None:
+    def __init__(
+        self,
+        listenings: Sequence[Listening],
+        drain_timeout: float,
+        command: str = "relayd",
+    ) -> None:
         self.listenings = listenings
         self.drain_timeout = drain_timeout
+        self._command = command
         self.ports: list[IListeningPort] = []
         self._stopped = False
         #: The listeners were told to open; some may take their time.
@@ -92,10 +115,10 @@ class RelayService(Service):
 
         def not_opened(reason: Failure, listening: Listening) -> None:
             if starting:
-                problems.append(_why(reason, listening))
+                problems.append(_why(reason, listening, self._command))
             else:
                 # An endpoint that takes its time; the others serve already.
-                log.critical("{why}", why=_why(reason, listening))
+                log.critical("{why}", why=_why(reason, listening, self._command))
 
         for each in self.listenings:
             listening = each.endpoint.listen(each.factory)
@@ -164,15 +187,15 @@ def _close_now(port: IListeningPort) -> None:
         port.stopListening()
 
 
-def _why(reason: Failure, listening: Listening) -> CannotStart:
+def _why(reason: Failure, listening: Listening, command: str) -> CannotStart:
     """One line for whoever starts the relay: which address, and what is wrong."""
     problem = reason.value
     if isinstance(problem, ListenError):
-        return CannotStart(f"relayd: {problem}")
+        return CannotStart(f"{command}: {problem}")
     # Twisted's CannotListenError keeps the system's own error within.
     cause = getattr(problem, "socketError", problem)
     why = getattr(cause, "strerror", None) or str(cause)
-    return CannotStart(f"relayd: can't listen on {listening.name}: {why}")
+    return CannotStart(f"{command}: can't listen on {listening.name}: {why}")
 
 
 class StopSignals(Service):
@@ -246,10 +269,56 @@ def _listening(listen: Address, pool: Pool, config: Config, reactor: Any) -> Lis
     return Listening(endpoint, factory, str(listen), f"relaying to {pool.names}")
 
 
-def _session_log(config: Config) -> SessionLog:
+def _session_log(config: Common) -> SessionLog:
     if config.verbose:
         return VerboseSessionLog()
     return QuietSessionLog() if config.quiet else SessionLog()
+
+
+def socks4_factory(
+    listen: Address, config: Socks4Config, reactor: Any
+) -> Socks4Factory:
+    """The proxy behind one listener.
+
+    :raises ConfigError: its transport can't be had.
+    """
+    timeouts = config.timeouts
+    return Socks4Factory(
+        reactor,
+        dialer=dialer(reactor, config.transport),
+        listener=lambda host: listening_endpoint(
+            # One peer is expected.
+            HostPort(host, 0),
+            reactor,
+            1,
+            config.transport,
+        ),
+        policy=ProxyPolicy(
+            config.rules,
+            guarded=not is_local(listen),
+            user_ids=config.user_ids or None,
+        ),
+        ident=config.ident,
+        bind=config.bind,
+        bind_any=config.bind_any,
+        bind_address=config.bind_address,
+        external_address=config.external_address,
+        handshake_timeout=config.handshake_timeout,
+        bind_timeout=config.bind_timeout,
+        connect_timeout=timeouts.connect,
+        stall_timeout=timeouts.stall,
+        idle_timeout=timeouts.idle,
+        half_close_timeout=timeouts.half_close,
+        observer=_session_log(config),
+        gate=ClientGate(config.clients) if config.clients else None,
+        **attrs.asdict(config.limits),
+    )
+
+
+def _whose(listen: Address, config: Socks4Config) -> str:
+    if config.clients:
+        return ", ".join(map(str, config.clients))
+    return "this machine" if is_local(listen) else "everybody"
 
 
 def _shown(address: Address) -> str:
@@ -279,4 +348,29 @@ def make_service(config: Config, reactor: Any) -> MultiService:
     if config.demo:
         DemoInvitation().setServiceParent(parts)
     StopSignals(reactor, relays).setServiceParent(parts)
+    return parts
+
+
+def make_socks4_service(config: Socks4Config, reactor: Any) -> MultiService:
+    """Everything that one `twistd socks4` runs.
+
+    :raises ConfigError: Twisted can't use one of the endpoint strings.
+    """
+    parts = MultiService()
+    factories = [socks4_factory(each, config, reactor) for each in config.listeners]
+    for other in factories[1:]:
+        # The bounds are on clients in all, whichever listener they came by.
+        other.handshakes, other.binds = factories[0].handshakes, factories[0].binds
+    listenings = [
+        Listening(
+            listening_endpoint(listen, reactor, config.backlog, config.transport),
+            factory,
+            str(listen),
+            f"a SOCKS4 proxy for {_whose(listen, config)}",
+        )
+        for listen, factory in zip(config.listeners, factories, strict=True)
+    ]
+    proxies = RelayService(listenings, config.drain_timeout, "socks4")
+    proxies.setServiceParent(parts)
+    StopSignals(reactor, proxies).setServiceParent(parts)
     return parts

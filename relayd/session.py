@@ -7,6 +7,7 @@ limits, metrics and observers read it, at any time.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 
 import attrs
@@ -42,8 +43,19 @@ class Ending(Enum):
     UNRESOLVED = ("unresolved", "SC")
     CONNECT_FAILED = ("connect_failed", "SC")
     NO_UPSTREAM = ("no_upstream", "SC")
-    #: A gate turned the client away.
+    #: A gate turned the client away, or a bound was reached.
     REFUSED = ("refused", "PR")
+    #: Proxies: what the client sent is no request that can be served; no request
+    #: came in time; one that was not complete had to make room for a new client's.
+    BAD_REQUEST = ("bad_request", "PR")
+    HANDSHAKE_TIMEOUT = ("handshake_timeout", "cR")
+    CROWDED_OUT = ("crowded_out", "PR")
+    #: Proxies: a rule, or the ident of the client's host, was against it.
+    DENIED = ("denied", "PR")
+    IDENT_FAILED = ("ident_failed", "PR")
+    #: Proxies, BIND: nobody came, or another than the one that was expected.
+    BIND_TIMEOUT = ("bind_timeout", "sC")
+    WRONG_PEER = ("wrong_peer", "SC")
     #: The relay shut down first.
     DRAINED = ("drained", "KD")
     #: An error inside the relay, logged with its traceback.
@@ -102,6 +114,11 @@ class Session:
     down: Direction = attrs.Factory(Direction)
     ending: Ending | None = None
     detail: str = ""
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """What else the log line says, in its order; for subclasses."""
+        return {}
 
     @property
     def duration(self) -> float:

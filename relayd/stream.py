@@ -45,7 +45,7 @@ from twisted.python.failure import Failure
 from relayd.addresses import address_name
 from relayd.bridge import Bridge, Leg, Timeouts
 from relayd.errors import Refused
-from relayd.interfaces import IDial, IDialer, IGate, ILease, IObserver
+from relayd.interfaces import IDialer, IGate, ILease, IObserver
 from relayd.observers import Observers, SessionLog
 from relayd.policy import OpenGate
 from relayd.session import Ending, Session
@@ -77,6 +77,9 @@ def ending_of_failed_dial(reason: Failure) -> tuple[Ending, str]:
         ending = Ending.CONNECT_TIMEOUT
     elif isinstance(problem, error.ConnectError | CancelledError | OSError):
         ending = Ending.CONNECT_FAILED
+    elif isinstance(problem, Refused):
+        # A policy was against each of a name's addresses.
+        ending = Ending.DENIED
     else:
         ending = Ending.FAILED
     text = " ".join(str(problem).split()).rstrip(".")
@@ -137,9 +140,11 @@ class StreamProtocol(Leg):
     """
 
     factory: StreamFactory
+    #: What the session is recorded in; subclasses may have more to record.
+    record: type[Session] = Session
 
     def __init__(self, factory: StreamFactory, client: IAddress | None) -> None:
-        session = self.session = Session(
+        session = self.session = self.record(
             next(_session_ids),
             next(factory.ordinals),
             address_name(client),
@@ -150,7 +155,8 @@ class StreamProtocol(Leg):
         self.factory = factory
         self.wheel_slot: int | None = None
         self._lease: ILease | None = None
-        self._dialing: IDial | Deferred[Any] | None = None
+        #: What is under way before the Bridge, and can be cancelled.
+        self._dialing: Any = None
         self._leg: UpstreamLeg | None = None
         #: When to give up on this stage, on the factory's clock.
         self._deadline = 0.0
@@ -285,6 +291,10 @@ class StreamProtocol(Leg):
                 id=self.session.id,
                 upstream=self.session.upstream,
             )
+        self.not_dialed(ending, detail)
+
+    def not_dialed(self, ending: Ending, detail: str) -> None:
+        """There is no upstream connection: the client is told in the same way."""
         if ending is Ending.UPSTREAM_RESET:
             self.cut(ending, detail)
         else:
@@ -360,14 +370,18 @@ class StreamProtocol(Leg):
             return
         elif self.session.ending is not None:
             self.abort()
-        elif self._dialing is not None:
-            if self.direction.eof and not self.direction.bytes:
-                self.end(Ending.CLIENT_LEFT, "the client ended its side, unanswered")
-            else:
-                self.end(
-                    Ending.CONNECT_TIMEOUT,
-                    f"no connection in {self.factory.timeouts.connect:g} s",
-                )
+        elif self.direction.eof and not self.direction.bytes:
+            self.end(Ending.CLIENT_LEFT, "the client ended its side, unanswered")
+        else:
+            self.overdue()
+
+    def overdue(self) -> None:
+        """The stage before the Bridge has had its time."""
+        if self._dialing is not None:
+            self.end(
+                Ending.CONNECT_TIMEOUT,
+                f"no connection in {self.factory.timeouts.connect:g} s",
+            )
 
     def check_failed(self) -> None:
         """`check` raised: end the session."""
@@ -406,6 +420,7 @@ class StreamFactory(Factory):
         clock: IReactorTime,
         observer: IObserver | None,
         gate: IGate | None,
+        tick: float | None = None,
     ) -> None:
         self.timeouts = timeouts
         self.clock = clock
@@ -414,7 +429,7 @@ class StreamFactory(Factory):
         self.host_name, self.peer_name = _LastName(), _LastName()
         self.gate = gate if gate is not None else OpenGate()
         self.observer = Observers(observer if observer is not None else SessionLog())
-        self.wheel = DeadlineWheel(clock, timeouts.tick)
+        self.wheel = DeadlineWheel(clock, timeouts.tick if tick is None else tick)
         self.sessions: dict[int, StreamProtocol] = {}
         self.ordinals = itertools.count()
         self._draining: Deferred[None] | None = None

@@ -7,11 +7,12 @@ peer that may refuse to read.  `FakeTransport` does: what is written stays
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import (
     ConnectionAborted,
     ConnectionDone,
@@ -21,10 +22,12 @@ from twisted.internet.interfaces import (
     IAddress,
     IHalfCloseableDescriptor,
     IHalfCloseableProtocol,
+    IListeningPort,
     IProtocol,
     IProtocolFactory,
     IPushProducer,
     IStreamClientEndpoint,
+    IStreamServerEndpoint,
     ITCPTransport,
 )
 from twisted.python.failure import Failure
@@ -43,8 +46,8 @@ class FakeTransport:
 
     def __init__(self, port: int = 50000) -> None:
         self.protocol: Any = None
-        self.peer = IPv4Address("TCP", "192.0.2.1", port)
-        self.host = IPv4Address("TCP", "192.0.2.2", 80)
+        self.peer: IAddress = IPv4Address("TCP", "192.0.2.1", port)
+        self.host: IAddress = IPv4Address("TCP", "192.0.2.2", 80)
         self.log: list[str] = []
         self.taken = b""
         self.dataBuffer = b""
@@ -214,9 +217,11 @@ class FakeDial:
         self.factory = factory
         self.deferred: Deferred[IProtocol] = Deferred(canceller)
 
-    def connect(self) -> FakeTransport:
+    def connect(self, peer: IAddress | None = None) -> FakeTransport:
         """The server answers; return the relay's end of the connection."""
         transport = FakeTransport(port=9000)
+        if peer is not None:
+            transport.peer = peer
         protocol: Any = self.factory.buildProtocol(transport.peer)
         transport.connect(protocol)
         self.deferred.callback(protocol)
@@ -225,3 +230,95 @@ class FakeDial:
     def fail(self, problem: Exception) -> None:
         """The dial fails."""
         self.deferred.errback(problem)
+
+
+@implementer(IStreamServerEndpoint)
+class FakeServerEndpoint:
+    """A listener that opens when the test says so.
+
+    :param host: the address that it listens on.
+    :ivar opened: what :meth:`listen` has returned.
+    """
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.factory: Any = None
+        self.opened: Deferred[IListeningPort] = Deferred()
+
+    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
+        self.factory = factory
+        return self.opened
+
+    def open(self, port: int = 7000) -> FakePort:
+        """It listens now."""
+        made = FakePort(self.factory, IPv4Address("TCP", self.host, port))
+        self.opened.callback(made)
+        return made
+
+
+@implementer(IListeningPort)
+class FakePort:
+    """What accepts those who connect, until it is closed."""
+
+    def __init__(self, factory: Any, address: IAddress) -> None:
+        self.factory = factory
+        self.address = address
+        self.is_open = True
+
+    def startListening(self) -> None:
+        """It does."""
+
+    def stopListening(self) -> Deferred[None]:
+        self.is_open = False
+        return succeed(None)
+
+    def getHost(self) -> IAddress:
+        return self.address
+
+    def accept(self, host: str, port: int = 4321) -> FakeTransport:
+        """Somebody connects; return the relay's end of the connection."""
+        assert self.is_open, "nobody listens there any more"
+        transport = FakeTransport()
+        transport.peer = IPv4Address("TCP", host, port)
+        protocol = self.factory.buildProtocol(transport.peer)
+        if protocol is None:
+            transport.connected = False
+            return transport
+        return transport.connect(protocol)
+
+
+class FakeResolver:
+    """Finds the addresses of a name when the test says so.
+
+    :ivar asked: the names and ports that were asked for.
+    :ivar cancelled: how many look-ups were cancelled.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int]] = []
+        self.cancelled = 0
+        self._answers: list[Deferred[list[Any]]] = []
+
+    def addresses(self, host: str, port: int) -> Deferred[list[Any]]:
+        self.asked.append((host, port))
+        self._answers.append(Deferred(self._cancel))
+        return self._answers[-1]
+
+    def _cancel(self, _: Deferred[Any]) -> None:
+        self.cancelled += 1
+
+    def answer(self, *addresses: str) -> None:
+        """These are the addresses of the last name that was asked for."""
+        _, port = self.asked[-1]
+        self._answers[-1].callback(
+            [
+                (socket.AF_INET6, (each, port, 0, 0))
+                if ":" in each
+                else (socket.AF_INET, (each, port))
+                for each in addresses
+            ]
+        )
+
+    def fail(self, problem: Exception) -> None:
+        """The last look-up fails."""
+        self._answers[-1].errback(problem)

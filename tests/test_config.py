@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
+import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import attrs
@@ -14,15 +17,24 @@ from hypothesis import strategies as st
 from relayd.bridge import Timeouts
 from relayd.config import (
     BACKLOG_LIMIT,
+    SOCKS4_LISTENER,
     TIMEOUT_LIMIT,
     Config,
     Given,
+    Limits,
     Relay,
+    Socks4Config,
     backlog,
+    bound,
+    check_openness,
+    client_network,
+    ipv4_address,
+    is_local,
     pair,
     seconds,
+    user_id,
 )
-from relayd.endpoints import HostPort
+from relayd.endpoints import Address, EndpointString, HostPort, UnixPath
 from relayd.errors import ConfigError
 
 
@@ -170,6 +182,138 @@ def test_any_order_of_options_is_paired_or_refused(kinds: list[bool]) -> None:
             assert all(port < min(own) for port, own in paired)
 
 
+# -- who may use a proxy
+
+LOCAL: tuple[Address, ...] = (
+    HostPort("127.0.0.1", 1080),
+    HostPort("127.255.0.1", 0),
+    HostPort("::1", 1080),
+    HostPort("localhost", 1080),
+    UnixPath("/run/socks"),
+)
+
+REACHABLE: tuple[Address, ...] = (
+    HostPort(None, 1080),
+    HostPort("0.0.0.0", 1080),
+    HostPort("::", 1080),
+    HostPort("192.168.0.1", 1080),
+    HostPort("2001:db8::1", 1080),
+    HostPort("example.com", 1080),
+    HostPort("localhost.example.com", 1080),
+    # Where these listen is Twisted's business.
+    EndpointString("tcp:1080:interface=127.0.0.1"),
+    EndpointString("systemd:domain=INET:index=0"),
+)
+
+
+def test_which_listeners_only_this_machine_can_reach() -> None:
+    """Loopback by address or by its name, and socket files; nothing that we guess."""
+    assert [each for each in LOCAL if not is_local(each)] == []
+    assert [each for each in REACHABLE if is_local(each)] == []
+
+
+@pytest.mark.parametrize("listener", REACHABLE, ids=str)
+def test_a_proxy_is_not_open_by_accident(listener: Address) -> None:
+    """One listener that others can reach is enough; the line says what to add."""
+    for listeners in ([listener], [*LOCAL, listener], [listener, *LOCAL]):
+        message = refusal(
+            partial(check_openness, listeners, bounded=False, opened=False)
+        )
+        assert message == (
+            f"--listen '{listener}' would be a proxy for everybody who can reach it:"
+            " add --allow-client CIDR for those that it is for (such as"
+            " --allow-client 192.168.0.0/16), or --open"
+        )
+    for bounded in (True, False):
+        check_openness([listener], bounded=bounded, opened=not bounded)
+
+
+def test_a_local_proxy_needs_no_leave() -> None:
+    """And may have it."""
+    for bounded, opened in ((False, False), (True, False), (False, True)):
+        check_openness(LOCAL, bounded=bounded, opened=opened)
+
+
+def test_open_for_some_and_for_all_contradict_each_other() -> None:
+    """Whichever the listeners are."""
+    for listeners in (LOCAL, REACHABLE, ()):
+        assert refusal(
+            partial(check_openness, listeners, bounded=True, opened=True)
+        ) == ("--open and --allow-client contradict each other: give one")
+
+
+def test_a_network_of_clients() -> None:
+    """Or one client."""
+    for text, network in (
+        ("192.168.0.0/16", "192.168.0.0/16"),
+        ("192.0.2.1", "192.0.2.1/32"),
+        ("2001:db8::/32", "2001:db8::/32"),
+        ("0.0.0.0/0", "0.0.0.0/0"),
+    ):
+        assert client_network(text) == ipaddress.ip_network(network)
+    for text in (
+        *("", "x", "*", "192.168.0.1/16", "192.168.0.0/33", "192.168", "10.0.0.0/8:80"),
+        *("fe80::1%eth0", "[::1]", "localhost", "10.0.0.0/8,10.1.0.0/16", "10\n"),
+    ):
+        message = refusal(client_network, text)
+        assert message.startswith(f"bad --allow-client {text!r}: ")
+        assert message.endswith(
+            "; expected an address or a network such as 192.168.0.0/16"
+        )
+
+
+@given(st.text() | st.text("0123456789abcdef.:/%[]", max_size=20))
+def test_any_text_is_a_network_of_clients_or_refused(text: str) -> None:
+    """In one line."""
+    try:
+        client_network(text)
+    except ConfigError:
+        assert repr(text) in refusal(client_network, text)
+
+
+def test_a_user_id() -> None:
+    """As it was typed, byte by byte; what can be none is refused."""
+    for text, encoded in (
+        ("joe", b"joe"),
+        ("a b:c", b"a b:c"),
+        ("jos\u00e9", os.fsencode("jos\u00e9")),
+        # A byte that is no text here, as Python has it in sys.argv.
+        ("\udcff", b"\xff"),
+        ("u" * 255, b"u" * 255),
+    ):
+        assert user_id(text) == encoded
+    for text in ("", "u" * 256, "\u00e9" * 128, "a\0b"):
+        assert refusal(user_id, text) == (
+            f"bad --userid {text!r}: expected 1 to 255 bytes, none of them 0"
+        )
+
+
+def test_an_ipv4_address() -> None:
+    """And nothing that stands for one."""
+    for text in ("192.0.2.1", "0.0.0.0", "255.255.255.255"):
+        assert ipv4_address("--bind-address", text) == text
+    for text in (
+        *("", "x", "::1", "::ffff:192.0.2.1", "192.0.2", "192.0.2.01", "192.0.2.1/32"),
+        *("192.0.2.1:80", " 192.0.2.1", "192.0.2.1\n", "3221225985", "localhost"),
+    ):
+        assert refusal(ipv4_address, "--bind-address", text) == (
+            f"bad --bind-address {text!r}: expected an IPv4 address such as 192.0.2.1"
+        )
+
+
+def test_a_bound() -> None:
+    """A number from 1 up."""
+    for text, number in (("1", 1), ("0010", 10), ("9999999", 9_999_999)):
+        assert bound("--max-binds", text) == number
+    for text in (
+        *("", "x", "0", "-1", "+1", "1.0", "1e3", " 1", "1_0", "10000000", "9" * 5000),
+        *("²", "٣"),
+    ):
+        assert refusal(bound, "--max-binds", text) == (
+            f"bad --max-binds {text!r}: expected a number from 1 to 9999999"
+        )
+
+
 # -- the settings
 
 
@@ -181,9 +325,23 @@ def test_the_defaults() -> None:
     assert (config.verbose, config.demo) == (False, False)
 
 
+def test_the_defaults_of_the_proxy() -> None:
+    """Those that the requirements name: this machine's own, and nothing for ever."""
+    config = Socks4Config()
+    assert config.listeners == (SOCKS4_LISTENER,)
+    assert str(SOCKS4_LISTENER) == "127.0.0.1:1080"
+    assert is_local(SOCKS4_LISTENER)
+    assert config.timeouts == Config(()).timeouts
+    assert (config.handshake_timeout, config.bind_timeout) == (30, 120)
+    assert (config.clients, config.rules, config.user_ids) == ((), (), ())
+    assert (config.ident, config.bind, config.bind_any) == (False, True, False)
+    assert (config.bind_address, config.external_address) == (None, None)
+    assert all(number > 0 for number in attrs.astuple(config.limits))
+
+
 def test_settings_do_not_change() -> None:
     """A relay that runs can rely on what it was given."""
     relay = Relay(HostPort(None, 1), (HostPort(None, 80),))
-    for frozen in (relay, Config((relay,))):
+    for frozen in (relay, Config((relay,)), Socks4Config(), Limits()):
         with pytest.raises(attrs.exceptions.FrozenInstanceError):
             setattr(frozen, attrs.fields(type(frozen))[0].name, None)

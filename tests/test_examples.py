@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.process import PATIENCE, Server, connect, read_all, read_exactly
+from tests.process import PATIENCE, Server, connect, read_all, read_exactly, relay
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -78,3 +78,64 @@ def test_own_endpoint_turns_to_the_spare() -> None:
                 assert f"-> {server.address}: " in line
                 main.close()
             assert "{'done': 2}" in line
+
+
+def socks4_answer(port: int, server: Server, user_id: bytes = b"") -> bytes:
+    """Ask a proxy for a server, and that for an answer; what the proxy sent."""
+    where = int(server.address.rpartition(":")[2]).to_bytes(2)
+    with connect(port) as client:
+        client.sendall(b"\x04\x01" + where + b"\x7f\x00\x00\x01" + user_id + b"\0hello")
+        reply = read_exactly(client, 8)
+        if reply[1] != 90:
+            return reply + read_all(client)
+        with server.accept() as upstream:
+            assert read_exactly(upstream, 5) == b"hello"
+            upstream.sendall(b"answer")
+        return reply + read_all(client)
+
+
+def test_chained_proxies() -> None:
+    with Server() as server, relay("-l", "127.0.0.1:0", plugin="socks4") as second:
+        args = ("127.0.0.1:0", f"127.0.0.1:{second.port}")
+        with example("chained_proxies.py", *args) as (_, port):
+            answer = socks4_answer(port, server)
+            assert answer[:2] == b"\0\x5a"
+            assert answer[8:] == b"answer"
+        [session] = second.ended("done")
+        assert session["requested"] == server.address
+
+
+def test_chained_proxies_pass_a_refusal_on() -> None:
+    with Server() as server:
+        with relay("-l", "127.0.0.1:0", "--deny-dest", "*", plugin="socks4") as second:
+            args = ("127.0.0.1:0", f"127.0.0.1:{second.port}")
+            with example("chained_proxies.py", *args) as (_, port):
+                assert socks4_answer(port, server) == b"\0\x5b" + bytes(6)
+
+
+def test_users_table(tmp_path: Path) -> None:
+    table = tmp_path / "users.toml"
+    with Server() as server:
+        port_of = server.address.rpartition(":")[2]
+        table.write_text(
+            f'[users]\nalice = ["127.0.0.0/8:{port_of}"]\nbob = ["*.example.com"]\n'
+        )
+        with example("users_table.py", "127.0.0.1:0", str(table)) as (_, port):
+            assert socks4_answer(port, server, b"alice")[8:] == b"answer"
+            for user_id in (b"bob", b"eve"):
+                assert socks4_answer(port, server, user_id) == b"\0\x5b" + bytes(6)
+
+
+def test_users_table_says_what_is_wrong(tmp_path: Path) -> None:
+    table = tmp_path / "users.toml"
+    table.write_text('[users]\nbob = ["10.0.0.0/33"]\n')
+    program = subprocess.run(
+        [sys.executable, str(EXAMPLES / "users_table.py"), "127.0.0.1:0", str(table)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert program.returncode == 1
+    [line] = program.stderr.splitlines()
+    assert "10.0.0.0/33" in line

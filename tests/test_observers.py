@@ -343,7 +343,8 @@ def test_every_ending_has_a_word_of_its_own() -> None:
 def test_every_ending_has_two_letters_that_operators_know() -> None:
     """HAProxy's: who ended it (by a timeout, if small), and what was going on.
 
-    Connecting or transferring data; `--` is a good end, and what they filter out.
+    A request that is read, connecting or transferring data; `--` is a good end, and
+    what they filter out.
     """
     codes = {
         "--": {Ending.DONE},
@@ -353,13 +354,21 @@ def test_every_ending_has_two_letters_that_operators_know() -> None:
             Ending.CONNECT_FAILED,
             Ending.UNRESOLVED,
             Ending.NO_UPSTREAM,
+            Ending.WRONG_PEER,
         },
-        "sC": {Ending.CONNECT_TIMEOUT},
+        "sC": {Ending.CONNECT_TIMEOUT, Ending.BIND_TIMEOUT},
         "CD": {Ending.DOWNSTREAM_RESET, Ending.DOWNSTREAM_WRITE_FAILED},
         "SD": {Ending.UPSTREAM_RESET, Ending.UPSTREAM_WRITE_FAILED},
         "cD": {Ending.DOWNSTREAM_STALLED, Ending.IDLE, Ending.HALF_CLOSED},
         "sD": {Ending.UPSTREAM_STALLED},
-        "PR": {Ending.REFUSED},
+        "PR": {
+            Ending.REFUSED,
+            Ending.BAD_REQUEST,
+            Ending.CROWDED_OUT,
+            Ending.DENIED,
+            Ending.IDENT_FAILED,
+        },
+        "cR": {Ending.HANDSHAKE_TIMEOUT},
         "KD": {Ending.DRAINED},
         "ID": {Ending.FAILED},
     }

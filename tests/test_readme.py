@@ -11,6 +11,7 @@ import pytest
 
 from relayd.bridge import Timeouts
 from relayd.session import Ending
+from relayd.tap import socks4
 from relayd.tap.relayd import Options
 from tests.process import PATIENCE, Server, connect, read_all, relay
 
@@ -18,6 +19,9 @@ README = Path(__file__).parent.parent.joinpath("README.md").read_text()
 
 #: The relayd line of each row of the table of other relays.
 LINES = re.findall(r"^\| .* \| `twistd -n relayd (.+?)` \|$", README, re.MULTILINE)
+
+#: The examples of destination rules.
+RULES = re.findall(r"^\| `(--(?:allow|deny)-dest .+?)` \|", README, re.MULTILINE)
 
 
 def test_the_table_of_other_relays_is_found() -> None:
@@ -55,8 +59,13 @@ def test_a_line_for_another_relays_users_relays(line: str, tmp_path: Path) -> No
             running.ended("done")
 
 
+def defaults(text: str) -> dict[str, str]:
+    """The defaults that a part of the README names."""
+    return dict(re.findall(r"^\| `--([a-z-]+)` \| (\w+) \|", text, re.MULTILINE))
+
+
 def test_the_options_table_has_the_defaults() -> None:
-    rows = dict(re.findall(r"^\| `--([a-z-]+)` \| (\w+) \|", README, re.MULTILINE))
+    rows = defaults(README[: README.index("## The SOCKS4 proxy")])
     options = Options()
     options.parseOptions(["-l", "1", "-d", "1"])
     assert rows == {
@@ -65,6 +74,21 @@ def test_the_options_table_has_the_defaults() -> None:
         if name not in ("demo", "quiet", "verbose")
     }
     assert float(rows["stall-timeout"]) == Timeouts().stall
+
+
+def test_the_socks4_table_has_the_rest_of_the_defaults() -> None:
+    rows = defaults(README[README.index("## The SOCKS4 proxy") :])
+    options = socks4.Options()
+    options.parseOptions([])
+    common = set(Options().defaults)
+    assert rows == {
+        name: value
+        for name, value in options.items()
+        if name not in common and isinstance(value, str)
+    }
+    assert RULES
+    for line in RULES:
+        socks4.Options().parseOptions(shlex.split(line))
 
 
 def test_the_endings_table_is_whole() -> None:

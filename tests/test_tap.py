@@ -5,13 +5,16 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import shlex
 import signal
 import socket
 from collections.abc import Callable
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from twisted.application.service import IServiceMaker, MultiService
 from twisted.internet import reactor
@@ -20,13 +23,17 @@ from zope.interface.verify import verifyObject
 import relayd
 import relayd.stream
 import relayd.tap.relayd
+import relayd.tap.socks4
 import twisted
 from relayd.bridge import Timeouts
-from relayd.config import Config, Relay
+from relayd.config import Config, Limits, Relay, Socks4Config
+from relayd.destinations import parse_rule
 from relayd.endpoints import EndpointString, HostPort, UnixPath
-from relayd.errors import CannotStart, RelayError
-from relayd.observers import SessionLog, VerboseSessionLog
+from relayd.errors import CannotStart, Refused, RelayError
+from relayd.observers import QuietSessionLog, SessionLog, VerboseSessionLog
 from relayd.service import RelayService
+from relayd.session import Session
+from relayd.socks4_wire import Code, Command, write_reply, write_request
 from relayd.tap import socks4
 from relayd.tap.relayd import EXAMPLES, Options, makeService
 from tests.process import TWISTD, RelayProcess, Server, connect, read_exactly, relay
@@ -288,25 +295,356 @@ def test_the_plugins_name_their_modules() -> None:
     assert relayd_plugin.relayd.tapname == "relayd"
     assert relayd_plugin.relayd.options is Options
     assert relayd_plugin.relayd.makeService is makeService
+    assert verifyObject(IServiceMaker, relayd_plugin.socks4)
     assert relayd_plugin.socks4.tapname == "socks4"
     assert relayd_plugin.socks4.options is socks4.Options
+    assert relayd_plugin.socks4.makeService is socks4.makeService
 
 
-def test_socks4_says_that_it_is_not_there_yet(
+# -- the proxy's options
+
+
+def parse_socks4(*argv: str) -> Socks4Config:
+    """The settings that a command line of the proxy makes."""
+    options = socks4.Options()
+    options.parseOptions(argv)
+    return options.config
+
+
+def socks4_refusal(*argv: str) -> str:
+    """What is printed instead of starting a proxy."""
+    with pytest.raises(CannotStart) as caught:
+        parse_socks4(*argv)
+    message = caught.value.code
+    assert isinstance(message, str)
+    assert message.startswith("socks4: ")
+    assert message.isprintable()
+    return message.removeprefix("socks4: ")
+
+
+def test_the_proxy_needs_no_options() -> None:
+    """It serves this machine then, and the settings are as their class has them."""
+    assert parse_socks4() == Socks4Config()
+
+
+def test_the_proxys_listeners() -> None:
+    """In long and in short, several, in all forms of address; the default is gone."""
+    config = parse_socks4("-l", "127.0.0.1:1081", "--listen=unix:/s", "-l[::1]:0")
+    assert config == Socks4Config(
+        listeners=[HostPort("127.0.0.1", 1081), UnixPath("/s"), HostPort("::1", 0)]
+    )
+    config = parse_socks4("--open", "-l", "1080", "-l", "tcp:1081")
+    assert config.listeners == (HostPort(None, 1080), EndpointString("tcp:1081"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "field", "value"),
+    [
+        (("--ident",), "ident", True),
+        (("--no-bind",), "bind", False),
+        (("--bind-any",), "bind_any", True),
+        (("--bind-address", "0.0.0.0"), "bind_address", "0.0.0.0"),
+        (("--bind-address", "192.0.2.1"), "bind_address", "192.0.2.1"),
+        (("--external-address=192.0.2.1",), "external_address", "192.0.2.1"),
+        (("--handshake-timeout", "0.5"), "handshake_timeout", 0.5),
+        (("--handshake-timeout=0",), "handshake_timeout", 0.0),
+        (("--bind-timeout", "7"), "bind_timeout", 7.0),
+        (("--max-handshakes", "7"), "limits", Limits(max_handshakes=7)),
+        (
+            ("--max-handshakes-per-client", "7"),
+            "limits",
+            Limits(max_handshakes_per_client=7),
+        ),
+        (("--max-binds", "7"), "limits", Limits(max_binds=7)),
+        (("--max-binds-per-client", "7"), "limits", Limits(max_binds_per_client=7)),
+        (("--userid", "joe"), "user_ids", [b"joe"]),
+        (("--userid=joe", "--userid", "eve"), "user_ids", [b"joe", b"eve"]),
+        (("--allow-client", "10.0.0.0/8"), "clients", [ip_network("10.0.0.0/8")]),
+        (
+            ("--allow-client=192.0.2.1", "--allow-client=fd00::/8"),
+            "clients",
+            [ip_network("192.0.2.1/32"), ip_network("fd00::/8")],
+        ),
+        (("--connect-timeout", "3"), "timeouts", Timeouts(connect=3)),
+        (("--stall-timeout", "3"), "timeouts", Timeouts(stall=3)),
+        (("--idle-timeout", "3"), "timeouts", Timeouts(idle=3)),
+        (("--half-close-timeout", "3"), "timeouts", Timeouts(half_close=3)),
+        (("--drain-timeout", "3"), "drain_timeout", 3.0),
+        (("--backlog", "3"), "backlog", 3),
+        (("--transport", "twisted"), "transport", "twisted"),
+        (("--verbose",), "verbose", True),
+        (("-v",), "verbose", True),
+        (("--quiet",), "quiet", True),
+        (("-q",), "quiet", True),
+    ],
+)
+def test_an_option_of_the_proxy_sets_its_own_and_nothing_else(
+    argv: tuple[str, ...], field: str, value: Any
+) -> None:
+    """Each is seen in the settings."""
+    assert parse_socks4(*argv) == attrs.evolve(Socks4Config(), **{field: value})
+
+
+def test_allowing_and_denying_keep_their_order() -> None:
+    """Among each other, as the first that matches decides."""
+    config = parse_socks4(
+        *("--deny-dest", "*:25", "--allow-dest", "10.0.0.0/8", "--userid", "joe"),
+        *("--allow-dest=*.example.com:80", "--deny-dest=*"),
+    )
+    assert config.rules == (
+        parse_rule("", "*:25", allow=False),
+        parse_rule("", "10.0.0.0/8", allow=True),
+        parse_rule("", "*.example.com:80", allow=True),
+        parse_rule("", "*", allow=False),
+    )
+
+
+@pytest.mark.parametrize("listener", ["1080", "0.0.0.0:1080", "[::]:1080", "tcp:1080"])
+def test_an_open_proxy_takes_a_word(listener: str) -> None:
+    """Of whom it is for; wherever it stands on the command line."""
+    shown = HostPort(None, 1080) if listener == "1080" else listener
+    for argv in (("-l", listener), ("-l", "127.0.0.1:1", "-l", listener, "--ident")):
+        assert socks4_refusal(*argv) == (
+            f"--listen '{shown}' would be a proxy for everybody who can reach it: add"
+            " --allow-client CIDR for those that it is for (such as --allow-client"
+            " 192.168.0.0/16), or --open"
+        )
+        for word in (("--open",), ("--allow-client", "10.0.0.0/8")):
+            assert parse_socks4(*argv, *word) == parse_socks4(*word, *argv)
+
+
+def test_options_that_contradict_each_other() -> None:
+    """Both are named, so that one can be taken away."""
+    both = "contradict each other: give one"
+    for argv, says in (
+        (
+            ("--open", "--allow-client", "10.0.0.0/8"),
+            f"--open and --allow-client {both}",
+        ),
+        (("--no-bind", "--bind-any"), f"--no-bind and --bind-any {both}"),
+        (
+            ("--no-bind", "--bind-address", "192.0.2.1"),
+            f"--no-bind and --bind-address {both}",
+        ),
+        (
+            ("--external-address", "192.0.2.1", "--no-bind"),
+            f"--no-bind and --external-address {both}",
+        ),
+        (("-v", "-q"), f"--verbose and --quiet {both}"),
+    ):
+        assert socks4_refusal(*argv) == says
+
+
+#: What an operator may get wrong, and the beginning of the line that says so.
+BAD_SOCKS4 = [
+    (("--listen", "99999"), "bad address '99999': a port here is 0"),
+    (("--listen", "nohost"), "bad address 'nohost': "),
+    (("--listen=",), "bad address '': "),
+    (("--listen",), "option --listen requires argument"),
+    (("--allow-client", "10.0.0.1/8"), "bad --allow-client '10.0.0.1/8': 10.0.0.1/8 "),
+    (("--allow-client", "lan"), "bad --allow-client 'lan': 'lan' does not "),
+    (("--allow-client=",), "bad --allow-client '': "),
+    (("--allow-client", "10\n"), "bad --allow-client '10\\n': "),
+    (("--allow-dest", "10.0.0.0/33"), "bad --allow-dest '10.0.0.0/33': '10."),
+    (("--allow-dest", "x y"), "bad --allow-dest 'x y': expected CIDR[:PORTS] or"),
+    (("--deny-dest", "*:smtp"), "bad --deny-dest '*:smtp': 'smtp' is not a list"),
+    (("--deny-dest", "*\n"), "bad --deny-dest '*\\n': expected CIDR"),
+    (("--deny-dest=",), "bad --deny-dest '': expected CIDR"),
+    (("--userid=",), "bad --userid '': expected 1 to 255 bytes"),
+    (("--userid", "u" * 256), "bad --userid 'uuuu"),
+    (("--bind-address", "::1"), "bad --bind-address '::1': expected an IPv4"),
+    (("--bind-address=",), "bad --bind-address '': expected an IPv4"),
+    (("--no-bind", "--bind-address="), "bad --bind-address '': expected an IPv4"),
+    (("--external-address", "me"), "bad --external-address 'me': expected an IPv4"),
+    (("--external-address=0.0.0.0",), "bad --external-address '0.0.0.0': expected the"),
+    (("--handshake-timeout", "-1"), "bad --handshake-timeout '-1': expected seconds"),
+    (("--handshake-timeout=",), "bad --handshake-timeout '': expected seconds"),
+    (("--bind-timeout", "soon"), "bad --bind-timeout 'soon': expected seconds"),
+    (("--connect-timeout", "nan"), "bad --connect-timeout 'nan': expected seconds"),
+    (("--max-handshakes", "0"), "bad --max-handshakes '0': expected a number from 1"),
+    (
+        ("--max-handshakes-per-client", "x"),
+        "bad --max-handshakes-per-client 'x': expected",
+    ),
+    (("--max-binds", "-1"), "bad --max-binds '-1': expected a number from 1"),
+    (("--max-binds-per-client=",), "bad --max-binds-per-client '': expected"),
+    (("--backlog", "0"), "bad --backlog '0': expected"),
+    (("--transport", "pigeon"), "bad --transport 'pigeon': expected"),
+    (("1080",), "unexpected argument '1080': socks4 takes options only"),
+    (("--dest", "80"), "option --dest not recognized"),
+    (("--open=yes",), "option --open must not have an argument"),
+]
+
+
+@pytest.mark.parametrize(("argv", "says"), BAD_SOCKS4)
+def test_a_bad_command_line_of_the_proxy_is_one_line(
+    argv: tuple[str, ...], says: str
+) -> None:
+    """Which quotes what was wrong."""
+    assert socks4_refusal(*argv).startswith(says)
+
+
+def test_the_proxys_help_has_every_option_and_examples(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """In one line, whatever it is given; help and version are there."""
-    for argv in ([], ["--nonsense"], ["argument"]):
-        with pytest.raises(CannotStart, match=r"^socks4: ") as caught:
-            socks4.Options().parseOptions(argv)
-        assert str(caught.value).isprintable()
-    with pytest.raises(CannotStart, match="not built yet"):
-        socks4.makeService(socks4.Options())
-    for option in ("--help", "--version"):
-        with pytest.raises(SystemExit) as left:
-            socks4.Options().parseOptions([option])
-        assert not left.value.code
-    assert "SOCKS4" in capsys.readouterr().out
+    """It is printed, and the status is 0; so is the version."""
+    with pytest.raises(SystemExit) as caught:
+        parse_socks4("--help")
+    assert not caught.value.code
+    printed = capsys.readouterr().out
+    assert socks4.EXAMPLES in printed
+    fields = {*attrs.fields_dict(Socks4Config), *attrs.fields_dict(Limits)}
+    named_otherwise = {
+        "listeners": "listen",
+        "clients": "allow-client",
+        "rules": "allow-dest",
+        "user_ids": "userid",
+        "bind": "no-bind",
+        "timeouts": "idle-timeout",
+        "limits": "open",
+    }
+    for field in fields:
+        option = named_otherwise.get(field, field.replace("_", "-"))
+        assert re.search(rf"^ .*--{option}\b", printed, re.MULTILINE), option
+    assert "--deny-dest=" in printed
+    words = " ".join(printed.split())
+    for default in ("30", "120", "4096", "1024", "256", "8"):
+        assert f"[default: {default}]" in words
+    with pytest.raises(SystemExit) as caught:
+        parse_socks4("--version")
+    assert not caught.value.code
+    assert capsys.readouterr().out.startswith(f"relayd {relayd.__version__} (Twisted ")
+
+
+def test_the_proxys_examples_work() -> None:
+    """Each that the help shows, command lines and rules, is understood."""
+    lines = socks4.EXAMPLES.splitlines()
+    commands = [shlex.split(line) for line in lines if "twistd -n socks4" in line]
+    assert len(commands) >= 3
+    for command in commands:
+        assert command[:3] == ["twistd", "-n", "socks4"]
+        parse_socks4(*command[3:])
+    rules = [shlex.split(line) for line in lines if re.match(r"  --\w+-dest", line)]
+    assert len(rules) >= 3
+    for argv in rules:
+        assert parse_socks4(*argv).rules
+
+
+# -- the proxy's service
+
+
+def make_socks4(*argv: str) -> RelayService:
+    """The proxies that a command line makes."""
+    options = socks4.Options()
+    options.parseOptions(argv)
+    service = socks4.makeService(options, reactor)
+    [proxies] = [each for each in service if isinstance(each, RelayService)]
+    return proxies
+
+
+def factories(*argv: str) -> list[Any]:
+    """What serves the clients of each listener."""
+    return [each.factory for each in make_socks4(*argv).listenings]
+
+
+def test_the_settings_reach_the_proxy() -> None:
+    """Each of them."""
+    [factory] = factories(
+        *("--connect-timeout=1", "--stall-timeout=2", "--idle-timeout=3"),
+        *("--half-close-timeout=4", "--handshake-timeout=5", "--bind-timeout=6"),
+        *("--ident", "--bind-any", "--bind-address=192.0.2.1", "--userid=joe"),
+        *("--external-address=192.0.2.2", "--deny-dest=*:25", "--max-handshakes=2"),
+        *("--max-handshakes-per-client=1", "--max-binds=4", "--max-binds-per-client=3"),
+    )
+    assert factory.timeouts == Timeouts(1, 2, 3, 4)
+    assert (factory.handshake_timeout, factory.bind_timeout) == (5, 6)
+    assert (factory.ident, factory.bind, factory.bind_any) == (True, True, True)
+    assert factory.bind_address == "192.0.2.1"
+    assert factory.external_address == "192.0.2.2"
+    assert factory.policy.rules == (parse_rule("", "*:25", allow=False),)
+    assert factory.policy.user_ids == {b"joe"}
+    assert [
+        (waiting._most, waiting._most_each)
+        for waiting in (factory.handshakes, factory.binds)
+    ] == [(2, 1), (4, 3)]
+    [factory] = factories("--no-bind")
+    assert not factory.bind
+    assert factory.policy.user_ids is None
+
+
+def test_a_proxy_is_guarded_where_others_can_reach_it() -> None:
+    """Listener by listener, whoever was allowed to."""
+    listeners = ("127.0.0.1:0", "0.0.0.0:0", "unix:/s", "0", "tcp:0", "[::1]:0")
+    for word in (("--open",), ("--allow-client", "10.0.0.0/8")):
+        made = factories(*word, *(f"-l{each}" for each in listeners))
+        guarded = [factory.policy.guarded for factory in made]
+        assert guarded == [False, True, False, True, True, False]
+
+
+def test_whose_proxy_it_is() -> None:
+    """Is said in the log, and the gate keeps to it."""
+    for argv, purpose, strangers in (
+        (("-l", "127.0.0.1:0"), "this machine", True),
+        (("--open", "-l", "0"), "everybody", True),
+        (
+            ("-l0", "--allow-client=10.0.0.0/8", "--allow-client=192.0.2.1"),
+            "10.0.0.0/8, 192.0.2.1/32",
+            False,
+        ),
+    ):
+        [listening] = make_socks4(*argv).listenings
+        assert listening.purpose == f"a SOCKS4 proxy for {purpose}"
+        factory: Any = listening.factory
+        for client, comes in (("192.0.2.1:5", True), ("192.0.2.2:5", strangers)):
+            session = Session(1, 0, client, "192.0.2.3:1080", 0.0)
+            if comes:
+                factory.gate.enter(session).release()
+            else:
+                with pytest.raises(Refused):
+                    factory.gate.enter(session)
+
+
+def test_the_bounds_are_on_clients_in_all() -> None:
+    """Whichever of the listeners they came by."""
+    made = factories("-l", "127.0.0.1:0", "-l", "[::1]:0", "-l", "unix:/s")
+    assert len({id(factory.handshakes) for factory in made}) == 1
+    assert len({id(factory.binds) for factory in made}) == 1
+    assert len({id(factory.policy) for factory in made}) == 3
+
+
+def test_the_proxys_log_is_as_verbose_as_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the factories are given to report to."""
+    given: list[Any] = []
+    monkeypatch.setattr(relayd.stream, "Observers", lambda *them: given.extend(them))
+    for argv in ((), ("-v",), ("-q",)):
+        make_socks4(*argv)
+    kinds = [SessionLog, VerboseSessionLog, QuietSessionLog]
+    assert [type(each) for each in given] == kinds
+
+
+def test_what_twisted_can_not_use_is_one_line_of_the_proxy() -> None:
+    """The endpoint strings are only looked into when they are made."""
+    options = socks4.Options()
+    options.parseOptions(["-l", "tcp:http", "--open"])
+    with pytest.raises(CannotStart) as caught:
+        socks4.makeService(options, reactor)
+    message = str(caught.value.code)
+    assert message.startswith("socks4: bad endpoint 'tcp:http': Twisted can't")
+    assert message.isprintable()
+
+
+def test_the_running_reactor_is_the_proxys_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`twistd` calls with the options alone."""
+    given: list[Any] = []
+    monkeypatch.setattr(
+        relayd.tap.socks4, "make_socks4_service", lambda _, it: given.append(it)
+    )
+    socks4.makeService(socks4.Options())
+    assert given == [reactor]
 
 
 # -- real processes
@@ -347,13 +685,96 @@ def test_a_bad_value_ends_with_one_line(runner: tuple[str, ...]) -> None:
 
 
 def test_the_runner_knows_both_services() -> None:
-    """`--help` of each through `twistd`, and the refusal of the one to come."""
-    shown = RelayProcess("--help")
-    refused = RelayProcess(plugin="socks4")
-    status, lines = ending(shown)
-    assert status == 0
-    assert "  twistd -n relayd --demo" in lines
-    assert ending(refused) == (1, ["socks4: not built yet; the next release has it"])
+    """`--help` of each through `twistd`."""
+    started = {
+        plugin: RelayProcess("--help", plugin=plugin) for plugin in ("relayd", "socks4")
+    }
+    for plugin, process in started.items():
+        status, lines = ending(process)
+        assert status == 0
+        example = {
+            "relayd": "  twistd -n relayd --demo",
+            "socks4": "  twistd -n socks4",
+        }
+        assert example[plugin] in lines
+
+
+@runners
+def test_a_bad_value_of_the_proxy_ends_with_one_line(runner: tuple[str, ...]) -> None:
+    """An open proxy first: nothing listens, and the line says what to add."""
+    commands = {
+        ("--listen", "0.0.0.0:0"): (
+            "--listen '0.0.0.0:0' would be a proxy for everybody who can reach it: add"
+            " --allow-client CIDR for those that it is for (such as --allow-client"
+            " 192.168.0.0/16), or --open"
+        ),
+        ("--no-bind", "--bind-any"): (
+            "--no-bind and --bind-any contradict each other: give one"
+        ),
+        ("--deny-dest", "10.0.0.1/8"): (
+            "bad --deny-dest '10.0.0.1/8': 10.0.0.1/8 has host bits set"
+        ),
+        ("--max-binds", "0"): (
+            "bad --max-binds '0': expected a number from 1 to 9999999"
+        ),
+    }
+    started = {
+        argv: RelayProcess(*argv, plugin="socks4", twistd=runner) for argv in commands
+    }
+    for argv, process in started.items():
+        status, lines = ending(process)
+        assert status == 1
+        assert not [line for line in lines if "listening on" in line]
+        assert one_line(lines) == f"socks4: {commands[argv]}"
+
+
+def test_the_proxys_port_in_use_ends_with_one_line() -> None:
+    """By its own name."""
+    with Server() as taken:
+        process = RelayProcess("-l", taken.address, plugin="socks4")
+        status, lines = ending(process)
+        assert status == 1
+        assert one_line(lines).endswith(
+            f"socks4: can't listen on {taken.address}: Address already in use"
+        )
+
+
+@runners
+def test_a_proxy_runs_and_ends_well(runner: tuple[str, ...]) -> None:
+    """It serves a client, says whose it is, and SIGTERM ends it with status 0."""
+    listeners = ("-l", "127.0.0.1:0", "-l", "0.0.0.0:0", "--allow-client", "192.0.2.7")
+    with Server() as server:
+        port = int(server.address.rpartition(":")[2])
+        request = write_request(Command.CONNECT, "127.0.0.1", port, b"joe")
+        with relay("-l", "127.0.0.1:0", twistd=runner, plugin="socks4") as running:
+            running.wait_for(r"listening on 127\.\S+, a SOCKS4 proxy for this machine")
+            with connect(running.port) as client:
+                client.sendall(request + b"up")
+                granted = write_reply(Code.GRANTED, "127.0.0.1", port)
+                assert read_exactly(client, 8) == granted
+                with server.accept() as upstream:
+                    assert read_exactly(upstream, 2) == b"up"
+                    client.shutdown(socket.SHUT_WR)
+                    upstream.shutdown(socket.SHUT_WR)
+                    [session] = running.ended("done")
+            assert session["user"] == "'joe'"
+            running.signal(signal.SIGTERM)
+            assert running.wait() == 0
+        with relay(*listeners, twistd=runner, plugin="socks4") as running:
+            # Both, as --allow-client is about the proxy and not about a listener.
+            for listener in running.listening(2):
+                with connect(int(listener.rpartition(":")[2])) as client:
+                    client.sendall(request)
+                    assert turned_away(client)
+            running.ended("refused", 2)
+
+
+def turned_away(client: socket.socket) -> bool:
+    """Whether a client's connection was closed without a byte."""
+    try:
+        return client.recv(1) == b""
+    except ConnectionResetError:
+        return True
 
 
 @runners

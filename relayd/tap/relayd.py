@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import platform
-import sys
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-import attrs
 from twisted.application.service import MultiService
-from twisted.python import usage
 
-import relayd
-import twisted
 from relayd import config
-from relayd.bridge import Timeouts
 from relayd.endpoints import parse_destination, parse_listener
 from relayd.errors import CannotStart, ConfigError
 from relayd.service import make_service
+from relayd.tap.options import StreamOptions
 
 EXAMPLES = """
 ADDRESS is 8080, :8080, 127.0.0.1:8080, [::1]:8080, localhost:8080,
@@ -43,55 +36,16 @@ one ends at once.
 """
 
 
-class Options(usage.Options):
-    """Reads the command line; whatever is wrong with it ends in one line."""
+class Options(StreamOptions):
+    """The command line of `twistd relayd`."""
 
+    service = "relayd"
     synopsis = "--listen ADDRESS --dest ADDRESS [--dest …] [--listen … --dest …] …"
     longdesc = "Relay TCP and UNIX stream connections."
 
-    optParameters = [
-        ["connect-timeout", None, "10", "Seconds until a server must have answered."],
-        [
-            "stall-timeout",
-            None,
-            "10",
-            "Seconds that data may wait for a peer that takes none of it.",
-        ],
-        ["idle-timeout", None, "3600", "Seconds that nothing need move."],
-        [
-            "half-close-timeout",
-            None,
-            "300",
-            (
-                "Seconds that nothing need move once one side has ended. "
-                "0 means never, for this and the three above."
-            ),
-        ],
-        [
-            "drain-timeout",
-            None,
-            "10",
-            "Seconds that sessions may finish in when the relay stops; 0 ends them.",
-        ],
-        ["backlog", None, "4096", "How many clients may wait to be accepted."],
-        [
-            "transport",
-            None,
-            "auto",
-            (
-                "plane (Linux, cheaper), twisted, or auto: the plane where it can "
-                "be had. For all addresses but endpoint strings."
-            ),
-        ],
-    ]
-
-    optFlags = [
+    optFlags: ClassVar[list[Any]] = [
         ["demo", None, "Relay 127.0.0.1:8080 to a file server of the current folder."],
-        ["verbose", "v", "Log when a session opens, dials and connects, too."],
-        ["quiet", "q", "Log only the sessions that did not end well."],
     ]
-
-    compData = usage.Completions()
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,58 +66,17 @@ class Options(usage.Options):
     opt_l = opt_listen
     opt_d = opt_dest
 
-    def opt_version(self) -> None:
-        """Print the versions of relayd, Twisted and Python, and exit."""
-        print(
-            f"relayd {relayd.__version__} (Twisted {twisted.__version__}, "
-            f"Python {platform.python_version()})"
-        )
-        sys.exit(0)
-
-    def parseArgs(self, *unexpected: str) -> None:
-        if unexpected:
-            raise ConfigError(
-                f"unexpected argument {unexpected[0]!r}: relayd takes options only"
-            )
-
     def getUsage(self, width: int | None = None) -> str:
         return f"{super().getUsage(width)}{EXAMPLES}"
-
-    def parseOptions(self, options: Sequence[str] | None = None) -> None:
-        """Read the command line into `config`.
-
-        :raises CannotStart: it can't be used.  Twisted would answer a
-            UsageError with the whole help text; this is one line.
-        """
-        try:
-            super().parseOptions(options)
-        except (ConfigError, usage.UsageError) as problem:
-            raise CannotStart(f"relayd: {problem}") from problem
 
     def postOptions(self) -> None:
         if self["demo"] and self._given:
             raise ConfigError("--demo brings its own listener and destination")
-        if self["verbose"] and self["quiet"]:
-            raise ConfigError("--verbose and --quiet contradict each other: give one")
         self.config = config.Config(
             relays=() if self["demo"] else config.pair(self._given),
-            timeouts=Timeouts(
-                **{
-                    field.name: self._seconds(field.name.replace("_", "-"))
-                    for field in attrs.fields(Timeouts)
-                }
-            ),
-            drain_timeout=self._seconds("drain"),
-            backlog=config.backlog(self["backlog"]),
-            transport=config.transport(self["transport"]),
-            verbose=bool(self["verbose"]),
-            quiet=bool(self["quiet"]),
             demo=bool(self["demo"]),
+            **self.common(),
         )
-
-    def _seconds(self, name: str) -> float:
-        option = f"{name}-timeout"
-        return config.seconds(f"--{option}", self[option])
 
 
 def makeService(options: Options, reactor: Any = None) -> MultiService:

@@ -1,0 +1,164 @@
+"""A SOCKS4 proxy that reaches everything through another SOCKS4 proxy.
+
+What connects a client to where it wants to go is the *dialer*: it is given addresses
+that were permitted and returns a client endpoint.  This one asks a second proxy for
+the first of them::
+
+    twistd -n socks4 --listen 127.0.0.1:1081
+    python examples/chained_proxies.py 127.0.0.1:1080 127.0.0.1:1081
+    curl --socks4 127.0.0.1:1080 http://127.0.0.1:8000/
+
+Once the second proxy has granted the request, its connection is handed to the relay
+as if it led straight to the server, and is relayed, or spliced, like any other.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.internet import reactor as installed_reactor
+from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks
+from twisted.internet.error import ConnectError
+from twisted.internet.interfaces import (
+    IProtocol,
+    IProtocolFactory,
+    IStreamClientEndpoint,
+)
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from relayd.destinations import ProxyPolicy
+from relayd.endpoints import (
+    dialing_endpoint,
+    listening_endpoint,
+    parse_destination,
+    parse_listener,
+)
+from relayd.resolving import SocketAddress
+from relayd.socks4 import Socks4Factory
+from relayd.socks4_wire import (
+    REPLY_SIZE,
+    BadRequest,
+    Code,
+    Command,
+    read_reply,
+    write_request,
+)
+
+
+class Asking(Protocol):
+    """Asks a proxy for a connection, then gives its own away."""
+
+    def __init__(self, host: str, port: int, factory: IProtocolFactory) -> None:
+        self._request = write_request(Command.CONNECT, host, port)
+        self._factory = factory
+        self._read = b""
+        self.granted: Deferred[IProtocol] = Deferred(lambda _: self._abort())
+
+    def connectionMade(self) -> None:
+        """Ask."""
+        transport: Any = self.transport
+        transport.write(self._request)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Some of the reply; maybe something of the server's behind it."""
+        self._read += data
+        try:
+            reply = read_reply(self._read)
+            if reply is None:
+                return
+            if reply.code != Code.GRANTED:
+                raise BadRequest(f"the second proxy refused with {reply.code}")
+        except BadRequest as problem:
+            self._abort()
+            self._fail(str(problem))
+            return
+        transport: Any = self.transport
+        protocol = self._factory.buildProtocol(transport.getPeer())
+        if protocol is None:
+            self._abort()
+            self._fail("it is not wanted any longer")
+            return
+        transport.protocol = protocol
+        protocol.makeConnection(transport)
+        if self._read[REPLY_SIZE:]:
+            protocol.dataReceived(self._read[REPLY_SIZE:])
+        self.granted.callback(protocol)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The second proxy left without an answer."""
+        self._fail("the second proxy closed the connection")
+
+    def _fail(self, why: str) -> None:
+        if not self.granted.called:
+            self.granted.errback(ConnectError(string=why))
+
+    def _abort(self) -> None:
+        transport: Any = self.transport
+        transport.abortConnection()
+
+
+@implementer(IStreamClientEndpoint)
+class ThroughProxy:
+    """Connects to an address through a SOCKS4 proxy."""
+
+    def __init__(self, proxy: IStreamClientEndpoint, host: str, port: int) -> None:
+        self._proxy = proxy
+        self._where = host, port
+
+    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
+        """Connect, and ask.  There is no timeout; cancel it."""
+        asking = Factory.forProtocol(lambda: Asking(*self._where, factory))
+        asking.noisy = False
+        connected: Any = self._proxy.connect(asking)
+        connected.addCallback(lambda protocol: protocol.granted)
+        return connected  # type: ignore[no-any-return]
+
+
+@inlineCallbacks
+def serve(reactor: Any, listen: str, second: str) -> Any:
+    """Serve until the reactor stops."""
+    proxy = dialing_endpoint(parse_destination(second), reactor)
+
+    def dialer(addresses: Sequence[SocketAddress]) -> IStreamClientEndpoint:
+        _, (host, port, *_) = addresses[0]
+        return ThroughProxy(proxy, host, port)
+
+    socks = Socks4Factory(
+        reactor,
+        dialer=dialer,
+        # For this machine's own programs; the second proxy has its own policy.
+        policy=ProxyPolicy(guarded=False),
+        bind=False,
+    )
+    port = yield listening_endpoint(parse_listener(listen), reactor).listen(socks)
+    print(f"listening on port {port.getHost().port}", flush=True)
+
+    def shut_down() -> Any:
+        # Stop accepting, then wait up to five seconds for the sessions.
+        return gatherResults([port.stopListening(), socks.drain(5)])
+
+    reactor.addSystemEventTrigger("before", "shutdown", shut_down)
+
+
+def main() -> str | None:
+    """Run; what goes wrong at the start is returned as one line."""
+    if len(sys.argv) != 3:
+        return "usage: chained_proxies.py LISTEN SECOND-PROXY"
+    reactor: Any = installed_reactor
+    problems: list[str] = []
+
+    def failed(reason: Failure) -> None:
+        problems.append(f"chained_proxies: {reason.getErrorMessage()}")
+        reactor.callWhenRunning(reactor.stop)
+
+    serve(reactor, *sys.argv[1:]).addErrback(failed)
+    reactor.run()
+    return problems[0] if problems else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

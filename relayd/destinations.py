@@ -1,0 +1,343 @@
+"""Where a proxy's clients may be relayed to.
+
+Rules are read in order and the first that matches decides; what none matches is
+allowed.  A rule names a network or a host name, and ports if it is about some only.
+A rule with a name is about requests for that name; a rule with a network is about
+each address, however it was asked for.
+
+A guarded proxy, which is any that clients of other machines can reach, is not for
+reaching what only its own machine can reach.  The *guards* are networks that it
+refuses unless an allow rule speaks of them: of that very network or a part of it.
+`0.0.0.0/0` speaks of none, and neither does a name, whose address is whatever its
+owner says.  Some addresses nobody is relayed to, whatever the rules say.
+
+An IPv6 address that stands for an IPv4 address (mapped, compatible, NAT64, 6to4) is
+also judged as that one.
+
+Sources: the IANA special-purpose address registries (RFC 6890), RFC 6052 (NAT64),
+RFC 3056 (6to4); the metadata services of the large clouds.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import ipaddress
+import re
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+from typing import Any
+
+import attrs
+from zope.interface import implementer
+
+from relayd.errors import ConfigError, Refused
+from relayd.interfaces import IProxyPolicy
+from relayd.session import Session
+from relayd.socks4_wire import is_name
+
+Ip = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+#: What the kernel says when it has no socket left.
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+#: Addresses of which it is remembered what they are.
+_REMEMBERED = 1024
+
+_PORTS = re.compile(r"[0-9]{1,5}(-[0-9]{1,5})?(,[0-9]{1,5}(-[0-9]{1,5})?)*")
+
+_EXPECTED = (
+    "expected CIDR[:PORTS] or NAME[:PORTS], such as 10.0.0.0/8 or *.example.com:443"
+)
+
+
+def _networks(*texts: str) -> tuple[Network, ...]:
+    return tuple(map(ipaddress.ip_network, texts))
+
+
+#: Nobody is relayed there: it is no address of one machine.
+_NEVER = {
+    "unspecified": _networks("0.0.0.0/8", "::/128"),
+    "multicast": _networks("224.0.0.0/4", "ff00::/8"),
+    "reserved": _networks("240.0.0.0/4"),
+}
+
+_GUARDS = {
+    "loopback": _networks("127.0.0.0/8", "::1/128"),
+    "link-local": _networks("169.254.0.0/16", "fe80::/10"),
+    "cloud metadata": _networks(
+        "169.254.169.254/32",
+        "100.100.100.200/32",
+        "168.63.129.16/32",
+        "fd00:ec2::254/128",
+        "fd20:ce::254/128",
+    ),
+    "private": _networks(
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "100.64.0.0/10",
+        "192.0.0.0/24",
+        "198.18.0.0/15",
+        "fc00::/7",
+        "fec0::/10",
+        "2001:db8::/32",
+        # NAT64 of a network's own (RFC 8215), which may carry the IPv4 address in other
+        # places than the one that stands_for knows.
+        "64:ff9b:1::/48",
+    ),
+}
+
+_LOOPBACK6 = IPv6Address("::1")
+
+#: IPv6 networks whose addresses stand for an IPv4 address, and where it is in them:
+#: bits from the right.
+_STAND_INS = (
+    (IPv6Network("::ffff:0:0/96"), 0),
+    (IPv6Network("::/96"), 0),
+    (IPv6Network("64:ff9b::/96"), 0),
+    (IPv6Network("64:ff9b:1::/48"), 0),
+    (IPv6Network("2002::/16"), 80),
+)
+
+
+@attrs.frozen
+class Rule:
+    """Allows, or denies, some destinations.
+
+    :ivar network: the addresses that it is about, or None: a name's.
+    :ivar name: a host name in small letters; `*.example.com` is every name that ends
+        in `.example.com`; `*` is every destination, named or not.
+    :ivar ports: the ranges that it is about, ends included; none is all.
+    :ivar text: the rule as the operator wrote it.
+    """
+
+    allow: bool
+    network: Network | None
+    name: str
+    ports: Sequence[tuple[int, int]]
+    text: str
+
+    def about(self, address: Ip, name: str, port: int) -> bool:
+        """Whether it matches; `name` is the one that was asked for, or empty."""
+        if self.ports and not any(low <= port <= high for low, high in self.ports):
+            return False
+        if self.network is not None:
+            return address in self.network
+        if self.name == "*":
+            return True
+        if self.name.startswith("*."):
+            return name.endswith(self.name[1:])
+        return bool(name) and name == self.name
+
+
+def parse_network(text: str) -> Network:
+    """A network, or a single address.
+
+    :raises ValueError: it is neither, or has bits beyond its prefix.
+    """
+    if "%" in text:
+        raise ValueError(f"{text!r} has a scope")
+    return ipaddress.ip_network(text)
+
+
+def parse_rule(option: str, text: str, *, allow: bool) -> Rule:
+    """A rule as it is written on a command line: CIDR or NAME, and maybe :PORTS.
+
+    An IPv6 network with ports stands in brackets: `[2001:db8::/32]:443`.
+
+    :raises ConfigError: it is none.
+    """
+    where, ports = text, ""
+    if text.startswith("["):
+        where, closed, ports = text[1:].partition("]")
+        if not closed or (ports and not ports.startswith(":")) or "]" in ports:
+            raise ConfigError(f"bad {option} {text!r}: {_EXPECTED}")
+        with_ports, ports = bool(ports), ports[1:]
+    elif text.count(":") == 1:
+        where, _, ports = text.partition(":")
+        with_ports = True
+    else:
+        with_ports = False
+    ranges = _port_ranges(option, text, ports) if with_ports else ()
+    try:
+        return Rule(allow, parse_network(where), "", ranges, text)
+    except ValueError as problem:
+        why = problem
+    digits = where.replace(".", "").isdigit()
+    if text.startswith("[") or "/" in where or ":" in where or digits:
+        raise ConfigError(f"bad {option} {text!r}: {why}")
+    # A number that looks like a name, such as 0x7f.1, is none that clients can ask for.
+    if where != "*" and not is_name(where.removeprefix("*.")):
+        raise ConfigError(f"bad {option} {text!r}: {_EXPECTED}")
+    return Rule(allow, None, where.lower().removesuffix("."), ranges, text)
+
+
+def _port_ranges(option: str, text: str, ports: str) -> tuple[tuple[int, int], ...]:
+    ranges = []
+    if _PORTS.fullmatch(ports):
+        for part in ports.split(","):
+            low, _, high = part.partition("-")
+            ranges.append((int(low), int(high or low)))
+    if not ranges or not all(1 <= low <= high <= 65535 for low, high in ranges):
+        raise ConfigError(
+            f"bad {option} {text!r}: {ports!r} is not a list of ports such as 443,"
+            " 80,443 or 8000-8999"
+        )
+    return tuple(ranges)
+
+
+def stands_for(address: Ip) -> IPv4Address | None:
+    """The IPv4 address that an IPv6 address carries, or None."""
+    if address.version == 4 or address == _LOOPBACK6 or not int(address):
+        return None
+    for network, shift in _STAND_INS:
+        if address in network:
+            return IPv4Address(int(address) >> shift & 0xFFFFFFFF)
+    return None
+
+
+def is_own(address: Ip) -> bool:
+    """Whether this machine has this address, now.
+
+    Asked by binding to it, which the kernel allows for no other; but for a kernel
+    that was told to allow it (`net.ipv4.ip_nonlocal_bind`), where the address counts
+    as own if the way to it starts from itself.  Where the kernel has no socket left to
+    ask with, every address counts as own: a guard must not fall by that.
+    """
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((str(address), 0))
+            if not _binds_anything(address.version):
+                return True
+        return str(address) == address_towards(address)
+    except OSError as problem:
+        return problem.errno in _EXHAUSTED
+
+
+def _binds_anything(version: int) -> bool:
+    setting = f"/proc/sys/net/ipv{version}/ip_nonlocal_bind"
+    try:
+        return Path(setting).read_text().strip() != "0"
+    except OSError:
+        return False
+
+
+def address_towards(address: Ip) -> str:
+    """This machine's address on the way to another; nothing is sent.
+
+    :raises OSError: there is no way.
+    """
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        # The port is of no importance.
+        probe.connect((str(address), 9))
+        return str(probe.getsockname()[0])
+
+
+@implementer(IProxyPolicy)
+class ProxyPolicy:
+    """What the clients of a proxy may do: rules, guards, and users.
+
+    :param rules: about destinations, in order.
+    :param guarded: whether the guards stand.  A proxy for this machine's own
+        programs, which reach all that without it, needs none.
+    :param user_ids: the users that are served; None is all.  A user id is what the
+        client says, and proves nothing.
+    :param own: tells the addresses of this machine.
+    """
+
+    def __init__(
+        self,
+        rules: Iterable[Rule] = (),
+        *,
+        guarded: bool = True,
+        user_ids: Iterable[bytes] | None = None,
+        own: Callable[[Ip], bool] = is_own,
+    ) -> None:
+        self.rules = tuple(rules)
+        self.guarded = guarded
+        self.user_ids = None if user_ids is None else frozenset(user_ids)
+        self._own = own
+
+    def admit(self, user_id: bytes, session: Session) -> None:
+        """See :meth:`IProxyPolicy.admit`."""
+        if self.user_ids is not None and user_id not in self.user_ids:
+            raise Refused("no --userid names this user")
+
+    def permit(self, address: str, port: int, name: str, session: Session) -> None:
+        """See :meth:`IProxyPolicy.permit`."""
+        ip, never, guards, inner = _about(address)
+        if never:
+            raise Refused(f"{address} is {never}")
+        if not (self.rules or self.guarded):
+            return
+        wanted = name.lower().removesuffix(".")
+        self._judge(ip, guards, port, wanted, address)
+        if inner:
+            # It has passed as what it is; now as what it stands for.
+            ip, never, guards, _ = _about(inner)
+            self._judge(
+                ip, guards, port, wanted, f"{address} stands for {inner}, which"
+            )
+
+    def _judge(
+        self,
+        ip: Ip,
+        guards: Sequence[tuple[str, Network]],
+        port: int,
+        name: str,
+        shown: str,
+    ) -> None:
+        if not self.guarded:
+            guards = ()
+        elif all(kind != "loopback" for kind, _ in guards) and self._own(ip):
+            # Loopback addresses are its own as well, but that guard speaks for them.
+            guards = (*guards, ("this machine's own", ipaddress.ip_network(ip)))
+        for rule in self.rules:
+            if not rule.about(ip, name, port):
+                continue
+            if not rule.allow:
+                raise Refused(f"{shown} is denied by --deny-dest {rule.text}")
+            if all(_speaks_of(rule, network) for _, network in guards):
+                return
+        if guards:
+            kind, network = max(guards, key=lambda guard: guard[1].prefixlen)
+            raise Refused(f"{shown} is {kind}: it takes --allow-dest {network}")
+
+
+def _speaks_of(rule: Rule, guard: Network) -> bool:
+    """Whether an allow rule is about this very network, or a part of it."""
+    network: Any = rule.network
+    return (
+        network is not None
+        and network.version == guard.version
+        and bool(network.subnet_of(guard))
+    )
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _about(address: str) -> tuple[Ip, str, tuple[tuple[str, Network], ...], str]:
+    """What is always true of an address.
+
+    :return: the address; why nobody is relayed there, or empty; the guards that it is
+        behind; the IPv4 address that it stands for, or empty.
+    """
+    ip = ipaddress.ip_address(address)
+    inner = stands_for(ip)
+    never = ""
+    for each in (ip, inner):
+        for kind, networks in _NEVER.items():
+            if each is not None and any(each in network for network in networks):
+                never = kind
+    guards = tuple(
+        (kind, network)
+        for kind, networks in _GUARDS.items()
+        for network in networks
+        if ip in network
+    )
+    return ip, never, guards, str(inner) if inner is not None else ""
