@@ -12,7 +12,10 @@ SETUP := setup.cfg pyproject.toml
 
 # For the system tests, and for the benchmark.
 SYSTEM_PACKAGES := chromium chromium-driver curl \
-  haproxy iperf3 libnginx-mod-stream nginx nghttp2-client socat wrk
+  haproxy iperf3 libnginx-mod-stream nginx nghttp2-client socat wrk \
+  dante-client dante-server iproute2 ncat oidentd openssh-client openssh-server proxychains4 tnftp
+# Debian's npm and those that come with another nodejs exclude each other.
+SYSTEM_PACKAGES += $(if $(shell command -v npm),,nodejs npm)
 
 .DEFAULT_GOAL := help
 
@@ -32,8 +35,12 @@ $(VENV)/lint: $(VENV)/test
 	$(BIN)/pip install $(PIP_QUIET) -e '.[lint,system,bench]'
 	@touch $@
 
-$(VENV)/system: $(VENV)/test
+$(VENV)/system: $(VENV)/test tests/system/package-lock.json
 	$(BIN)/pip install $(PIP_QUIET) -e '.[system]'
+	@# The test that takes it says so if there is no npm.
+	if command -v npm >/dev/null; then \
+	  npm ci --prefix tests/system --ignore-scripts --no-audit --no-fund --loglevel=error; \
+	fi
 	@touch $@
 
 $(VENV)/bench: $(VENV)/run
@@ -96,7 +103,8 @@ wheel: $(VENV)/run ## build dist/*.whl
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) $(FLOOR) $(WHEEL) build dist relayd.egg-info .coverage .coverage.* \
-	  .mypy_cache .pytest_cache .ruff_cache .hypothesis twisted/plugins/dropin.cache
+	  .mypy_cache .pytest_cache .ruff_cache .hypothesis twisted/plugins/dropin.cache \
+	  tests/system/node_modules
 
 .PHONY: help run test test-floor test-reactors coverage lint format system-deps system-test \
   bench bench-quick bench-check soak wheel clean

@@ -455,7 +455,10 @@ class Socks4Protocol(StreamProtocol):
     def readConnectionLost(self) -> None:
         if self.request is None and self.session.ending is None:
             Leg.readConnectionLost(self)
-            self.refuse(Ending.CLIENT_LEFT, "in the middle of the handshake")
+            self.refuse(
+                Ending.CLIENT_LEFT,
+                "in the middle of the handshake" if self._unread else "said nothing",
+            )
             return
         StreamProtocol.readConnectionLost(self)
 

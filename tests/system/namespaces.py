@@ -1,0 +1,101 @@
+"""Three machines in a row: a client, the proxy and a server.
+
+Each is a network namespace.  The client and the server know no way to each other,
+so that whatever gets from one to the other has been through the proxy.  Nothing of
+this machine's own network is touched, and its ports, 113 among them, are free.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+
+from tests.process import command
+from tests.system.programs import lacking, program, run
+
+#: The client's machine; the proxy's, which has an address in both networks; the
+#: server's.
+CLIENT = "10.231.8.2"
+PROXY = "10.231.8.1"
+OUTSIDE = "10.231.9.1"
+SERVER = "10.231.9.2"
+
+#: The network that the server is in.
+SERVERS = "10.231.9.0/30"
+
+
+@attrs.frozen
+class Machine:
+    """A network namespace."""
+
+    name: str
+
+    def runs(self, *program: str | Path) -> tuple[str, ...]:
+        """The command that runs a program there.
+
+        Neither `ip` nor a shell stays between: the process is the program's.
+        """
+        return ("ip", "netns", "exec", self.name, *map(str, program))
+
+    @property
+    def twistd(self) -> tuple[str, ...]:
+        """What `tests.process.relay` takes to run there."""
+        return self.runs(*command())
+
+
+@attrs.frozen
+class Machines:
+    client: Machine
+    proxy: Machine
+    server: Machine
+
+
+@contextmanager
+def machines() -> Iterator[Machines]:
+    """Three of them, connected, for the length of a block."""
+    ip = program("ip")
+    if os.geteuid() != 0:
+        lacking("network namespaces take root")
+    # Others may run these tests, too.
+    client, proxy, server = names = [
+        f"relayd-{os.getpid()}-{part}" for part in ("client", "proxy", "server")
+    ]
+    made = []
+    try:
+        for name in names:
+            _make(ip, name)
+            made.append(name)
+            run(ip, "-n", name, "link", "set", "lo", "up")
+        # The cables are made inside, so that their names are free.
+        _connect(ip, (client, CLIENT), (proxy, PROXY), "inside")
+        _connect(ip, (proxy, OUTSIDE), (server, SERVER), "outside")
+        yield Machines(*map(Machine, names))
+    finally:
+        # With the namespaces go the cables that end in them.
+        for name in made:
+            run(ip, "netns", "delete", name)
+
+
+def _make(ip: str, name: str) -> None:
+    """Make a namespace, if this machine lets us: some containers don't."""
+    made = subprocess.run(
+        [ip, "netns", "add", name], capture_output=True, text=True, check=False
+    )
+    if made.returncode != 0:
+        lacking(f"no network namespaces here: {made.stderr.strip()}")
+
+
+def _connect(ip: str, one: tuple[str, str], other: tuple[str, str], link: str) -> None:
+    """Lay a cable between two machines, each with its address on it."""
+    run(
+        *(ip, "-n", one[0], "link", "add", link, "type", "veth"),
+        *("peer", "name", link, "netns", other[0]),
+    )
+    for name, address in (one, other):
+        run(ip, "-n", name, "address", "add", f"{address}/30", "dev", link)
+        run(ip, "-n", name, "link", "set", link, "up")
