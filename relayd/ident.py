@@ -54,8 +54,13 @@ def read_answer(line: bytes, client_port: int, our_port: int) -> bytes:
     if asked and kind == b"USERID" and len(fields) == 4 and fields[3].strip():
         return fields[3].strip()
     if asked and kind == b"ERROR" and len(fields) > 2:
-        raise NoIdent(f"identd says {fields[2].strip().decode('ascii', 'replace')!r}")
-    raise NoIdent(f"identd sent {line[:80].decode('ascii', 'replace')!r}")
+        raise NoIdent(f"identd says {_quoted(fields[2].strip())}")
+    raise NoIdent(f"identd sent {_quoted(line)}")
+
+
+def _quoted(text: bytes) -> str:
+    """Its beginning, for the log."""
+    return repr(text[:80].decode("ascii", "replace"))
 
 
 class _Question(LineOnlyReceiver):

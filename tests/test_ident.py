@@ -115,6 +115,8 @@ def test_garbage_is_quoted_in_part_and_escaped() -> None:
     assert refusal(b"x" * 100_000) == f"identd sent '{'x' * 80}'"
     said = refusal(PORTS + b" : ERROR : " + b"\n" * 100)
     assert said == "identd says ''"
+    said = refusal(PORTS + b" : ERROR : " + b"x" * 900)
+    assert said == f"identd says '{'x' * 80}'"
     said = refusal(PORTS + b" : ERROR : a\nb")
     assert said == r"identd says 'a\nb'"
 

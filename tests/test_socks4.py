@@ -1128,10 +1128,13 @@ def test_the_client_ends_its_side_in_the_handshake(moment: Moment) -> None:
     client.receive_eof()
     refused(client)
     assert proxy.session.up.bytes == 0
-    assert proxy.session.detail == {
-        "before a byte": "said nothing",
-        "in the handshake": "in the middle of the handshake",
-    }[moment.name]
+    assert (
+        proxy.session.detail
+        == {
+            "before a byte": "said nothing",
+            "in the handshake": "in the middle of the handshake",
+        }[moment.name]
+    )
     proxy.over(Ending.CLIENT_LEFT)
 
 
