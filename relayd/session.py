@@ -55,7 +55,7 @@ class Ending(Enum):
     IDENT_FAILED = ("ident_failed", "PR")
     #: Proxies, BIND: nobody came, or another than the one that was expected.
     BIND_TIMEOUT = ("bind_timeout", "sC")
-    WRONG_PEER = ("wrong_peer", "SC")
+    WRONG_PEER = ("wrong_peer", "PC")
     #: The relay shut down first.
     DRAINED = ("drained", "KD")
     #: An error inside the relay, logged with its traceback.

@@ -110,7 +110,8 @@ class Socks4Session(Session):
         user_id = self.user_id.decode("utf-8", "backslashreplace")
         return {
             "command": self.command,
-            "user": ascii(user_id) if user_id else "-",
+            # Without blanks, which divide the line's fields.
+            "user": ascii(user_id).replace(" ", "\\x20") if user_id else "-",
             "requested": self.requested,
             "reply": "-" if self.reply is None else self.reply,
         }
