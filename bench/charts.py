@@ -1,8 +1,9 @@
 """Charts of the results, as PNG and SVG.
 
 `costs`: a panel for each figure, a bar for each relay, as a multiple of HAProxy with
-splice. `growth`: a panel for each cost, a line for each relay. The same results make
-the same SVG: its ids are salted with a constant, and it has no date.
+splice. `growth`: a panel for each cost, a line for each relay. `socks4`: as `costs`,
+for the proxies. The same results make the same SVG: its ids are salted with a constant,
+and it has no date.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawing
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from bench.figures import FIGURES, GROWTH, SIZES, Figure, Results
+from bench.figures import FIGURES, GROWTH, SIZES, SOCKS4, Figure, Results
 
 #: What the bars are multiples of.
 REFERENCE = "haproxy-splice"
+
+#: Likewise, in the panels of the proxies.
+SOCKS4_PANELS = {"socks4-short": "dante", "socks4-bulk": "relayd-plane"}
 
 #: Bars longer than this are cut, and have a gap near their end to say so.
 LONGEST = 4.0
@@ -41,14 +45,23 @@ COLOURS = {
     "nginx": "#009e73",
     "portforward": "#d55e00",
     "socat": "#cc79a7",
+    # The proxies are alone with relayd's relay, and have their likes' colours.
+    "relayd-socks4": "#56b4e9",
+    "dante": "#555555",
+    "twistd-socks": "#d55e00",
 }
+
+_KEY = (
+    "A label has the multiple and, in brackets, the figure; a thin line reaches from"
+    " the lowest round to the highest."
+)
 
 _TEXT = "#222222"
 _FAINT = "#bbbbbb"
 
 
 def draw(results: Results, peers: Mapping[str, str], folder: Path) -> None:
-    """Write costs.png, costs.svg, growth.png and growth.svg.
+    """Write costs, growth and socks4, each as .png and .svg.
 
     :param peers: titles of relays by their names.
     """
@@ -65,6 +78,7 @@ def draw(results: Results, peers: Mapping[str, str], folder: Path) -> None:
         for name, drawing in (
             ("costs", _costs(results, peers)),
             ("growth", _growth(results, peers)),
+            ("socks4", _socks4(results, peers)),
         ):
             drawing.savefig(folder / f"{name}.png", dpi=150)
             drawing.savefig(folder / f"{name}.svg", metadata={"Date": None})
@@ -78,6 +92,7 @@ def _drawing(width: float, height: float) -> Drawing:
 
 
 def _costs(results: Results, peers: Mapping[str, str]) -> Drawing:
+    relays = results.measured(FIGURES.values(), peers)
     drawing = _drawing(11, 9)
     drawing.suptitle(
         "What relaying costs, HAProxy with splice = 1 (shorter is cheaper;"
@@ -85,15 +100,27 @@ def _costs(results: Results, peers: Mapping[str, str]) -> Drawing:
         fontsize=12,
         fontweight="bold",
     )
-    drawing.supxlabel(
-        "A label has the multiple and, in brackets, the figure; a thin line reaches"
-        " from the lowest round to the highest.",
-        fontsize=8,
-    )
+    drawing.supxlabel(_KEY, fontsize=8)
     grid = drawing.subplots(len(PANELS), len(PANELS[0]), squeeze=False)
     for row, names in zip(grid, PANELS, strict=True):
         for axes, name in zip(row, names, strict=True):
-            _panel(axes, FIGURES[name], results, peers, named=axes is row[0])
+            _panel(axes, FIGURES[name], results, relays, REFERENCE, axes is row[0])
+    return drawing
+
+
+def _socks4(results: Results, peers: Mapping[str, str]) -> Drawing:
+    proxies = results.measured(SOCKS4.values(), peers)
+    drawing = _drawing(11, 3.4)
+    drawing.suptitle(
+        "What a SOCKS4 proxy costs (shorter is cheaper)",
+        fontsize=12,
+        fontweight="bold",
+    )
+    drawing.supxlabel(_KEY, fontsize=8)
+    grid = drawing.subplots(1, len(SOCKS4_PANELS))
+    for axes, (name, to) in zip(grid, SOCKS4_PANELS.items(), strict=True):
+        _panel(axes, SOCKS4[name], results, proxies, to, axes is grid[0])
+        axes.set_xlabel(f"{peers.get(to, to)} = 1", loc="left", fontsize=8)
     return drawing
 
 
@@ -102,13 +129,13 @@ def _panel(
     figure: Figure,
     results: Results,
     peers: Mapping[str, str],
-    *,
+    reference: str,
     named: bool,
 ) -> None:
     """A bar for each relay, the first at the top; `named`: with their names."""
     axes.set_title(f"{figure.title} ({figure.unit})", loc="left", fontsize=9.5)
     for place, peer in enumerate(peers):
-        ratio = results.ratio((figure.name, peer), (figure.name, REFERENCE))
+        ratio = results.ratio((figure.name, peer), (figure.name, reference))
         spread = results.spread(figure.name, peer)
         if ratio is None or spread is None:
             axes.text(0.05, place, "-", va="center")

@@ -29,10 +29,12 @@ PATIENCE = 15.0
 
 #: Programs by the Debian package that has them.
 PACKAGES = {
+    "danted": "dante-server",
     "h2load": "nghttp2-client",
     "haproxy": "haproxy",
     "iperf3": "iperf3",
     "nginx": "nginx",
+    "proxychains4": "proxychains4",
     "socat": "socat",
     "wrk": "wrk",
 }
@@ -53,7 +55,7 @@ def program(name: str) -> str:
 
     :raises CannotMeasure: it is not installed.
     """
-    # /usr/sbin has nginx and HAProxy, and is not on everyone's path.
+    # /usr/sbin has nginx, HAProxy and Dante, and is not on everyone's path.
     places = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
     found = shutil.which(name, path=places)
     if found is None:

@@ -15,7 +15,7 @@ from attrs import frozen
 from bench.children import PACKAGES, CannotMeasure, program
 
 #: How a program is asked for its version, where it isn't `--version`.
-_ASK = {"haproxy": "-v", "nginx": "-v", "socat": "-V", "wrk": "-v"}
+_ASK = {"danted": "-v", "haproxy": "-v", "nginx": "-v", "socat": "-V", "wrk": "-v"}
 
 
 @frozen
@@ -80,5 +80,5 @@ def versions() -> dict[str, str]:
             check=False,  # wrk's says 1
         )
         if number := re.search(r"\d+\.\d[\w.+~-]*", told.stdout + told.stderr):
-            found[name] = number[0]
+            found[name] = number[0].rstrip(".")  # Dante's ends a sentence
     return found

@@ -75,6 +75,15 @@ FIGURES = {
     )
 }
 
+#: What is measured of SOCKS4 proxies, and shown in a section of its own.
+SOCKS4 = {
+    figure.name: figure
+    for figure in (
+        Figure("socks4-short", "SOCKS4, short session", "CPU µs", "socks4-short"),
+        Figure("socks4-bulk", "SOCKS4, bulk", "CPU ms per GB", "socks4-bulk"),
+    )
+}
+
 #: What is measured with more and more connections; `name@size` is it at a size.
 GROWTH = {
     figure.name: figure
@@ -90,7 +99,9 @@ GROWTH = {
 def figure_named(name: str) -> Figure:
     """The figure of this name, `name@size` included."""
     base, at, _ = name.partition("@")
-    return GROWTH[base] if at else FIGURES[name]
+    if at:
+        return GROWTH[base]
+    return SOCKS4[name] if name in SOCKS4 else FIGURES[name]
 
 
 @frozen
@@ -120,6 +131,15 @@ class Results:
     def values(self) -> dict[str, dict[str, list[float]]]:
         """Values by figure and relay, in the order of the rounds."""
         return self._values
+
+    def measured(
+        self, figures: Iterable[Figure], peers: Mapping[str, str]
+    ) -> dict[str, str]:
+        """Those of the relays, with their titles, that have any of these figures."""
+        have = {
+            peer for figure in figures for peer in self._values.get(figure.name, ())
+        }
+        return {peer: title for peer, title in peers.items() if peer in have}
 
     def spread(self, figure: str, peer: str) -> Spread | None:
         """What the rounds say of a figure; None if it was not measured."""
@@ -171,6 +191,7 @@ class Verdict:
 
 
 _RELAYD, _SPLICE, _PORTFORWARD = "relayd-plane", "haproxy-splice", "portforward"
+_PROXY = "relayd-socks4"
 
 
 def _limits() -> Iterable[Limit]:
@@ -202,6 +223,15 @@ def _limits() -> Iterable[Limit]:
             (f"{name}@{MANY}", _RELAYD),
             (f"{name}@{FEW}", _RELAYD),
             1.3,
+        )
+    for name, title, peer, bound in (
+        ("socks4-short", "Dante", "dante", 0.55),
+        ("socks4-short", "twistd socks", "twistd-socks", 0.55),
+        # After the handshake, nothing of SOCKS is left.
+        ("socks4-bulk", "relayd, plane", _RELAYD, 1.05),
+    ):
+        yield Limit(
+            f"{SOCKS4[name].title}: to {title}", (name, _PROXY), (name, peer), bound
         )
 
 

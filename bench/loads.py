@@ -7,10 +7,17 @@ Short connections are driven from here.  wrk closes a connection as soon as it h
 response, whoever was to close it: of the connections that the server closes, it
 closes about half first, and it counts a response that ends with the connection as an
 error.  This load makes an exact number of them, and knows who closed first.
+
+A SOCKS4 proxy is driven by the same loads, with the handshake before them.  iperf3
+can't do it; proxychains does it inside iperf3's process, on the very socket that
+iperf3 sends on, by replacing `connect`: what follows is iperf3 as ever, and nothing
+stands between it and the proxy.
 """
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import re
 import select
@@ -47,6 +54,22 @@ SETTLING = 0.5
 _KEEPING = b"GET / HTTP/1.1\r\nHost: origin\r\n\r\n"
 _CLOSING = b"GET / HTTP/1.1\r\nHost: origin\r\nConnection: close\r\n\r\n"
 
+#: Ports that a proxy's clients connect from, below those that the kernel hands out and
+#: those that the benchmark listens on.  Dante connects from its client's port if it
+#: can, and for a minute nobody else gets that port from the kernel, whatever the
+#: address.  Of those that it hands out there would soon be few left, and the other
+#: relays would pay for the search.
+SOURCE_PORTS = range(2_000, 18_000)
+
+#: Where they connect from, each once in a run: none meets an earlier one's TIME_WAIT.
+_sources = (
+    (f"127.2.{number // 256}.{number % 256}", port)
+    for number, port in itertools.product(range(256 * 256), SOURCE_PORTS)
+)
+
+#: Bytes of a SOCKS4 reply, and how one begins that grants.
+_REPLY, _GRANTED = 8, b"\0\x5a"
+
 
 @frozen
 class Bulk:
@@ -61,13 +84,24 @@ class Bulk:
         return self.bytes * 8 / self.seconds / 1e9
 
 
-def bulk(port: int, streams: int, seconds: float) -> Bulk:
-    """Send through a relay to an iperf3 server for so long."""
+def bulk(
+    port: int, streams: int, seconds: float, *, socks4_to: int | None = None
+) -> Bulk:
+    """Send through a relay to an iperf3 server for so long.
+
+    :param socks4_to: `port` is a SOCKS4 proxy's, and this is the server's.
+    """
     with tempfile.TemporaryDirectory(prefix="relayd-bench-") as name:
+        to = port if socks4_to is None else socks4_to
         argv = [
-            *(program("iperf3"), "-c", "127.0.0.1", "-p", str(port), "-J"),
+            *(program("iperf3"), "-c", "127.0.0.1", "-p", str(to), "-J"),
             *("-P", str(streams), "-t", str(max(1, round(seconds)))),
         ]
+        if socks4_to is not None:
+            (Path(name) / "proxychains.conf").write_text(
+                f"strict_chain\n[ProxyList]\nsocks4 127.0.0.1 {port}\n"
+            )
+            argv[:0] = [program("proxychains4"), "-q", "-f", "proxychains.conf"]
         with child("iperf3", argv, Path(name), read=True) as running:
             return read_iperf3(running.output(seconds + PATIENCE, failed=True))
 
@@ -185,19 +219,33 @@ def read_h2load(output: str, log: str) -> list[float]:
     return [float(took) for start, _, took in rows if start >= counted]
 
 
+def socks4_request(port: int) -> bytes:
+    """A SOCKS4 request to connect to a port of 127.0.0.1, of no user, as curl's."""
+    return struct.pack(">BBH4sx", 4, 1, port, socket.inet_aton("127.0.0.1"))
+
+
 def short_connections(
-    port: int, count: int, closed_by: Literal["client", "server"]
+    port: int,
+    count: int,
+    closed_by: Literal["client", "server"],
+    *,
+    socks4_to: int | None = None,
 ) -> None:
     """Make `count` connections, `AT_ONCE` at a time, with one request each.
 
     :param closed_by: who closes first.  The client: when it has the response, while
         the server would keep the connection.  The server: when it has responded,
         and the client waits for the end of data.
+    :param socks4_to: `port` is a SOCKS4 proxy's: ask it for this port, and make the
+        request when it has granted that.
     :raises CannotMeasure: a connection failed, or nothing moved for `PATIENCE`.
     """
     request = _KEEPING if closed_by == "client" else _CLOSING
+    opening = request if socks4_to is None else socks4_request(socks4_to)
     poll = select.epoll()
     connections: dict[int, socket.socket] = {}
+    #: Those that await a proxy's reply.
+    asking: set[int] = set()
     answers: dict[int, bytes] = {}
     started = ended = 0
 
@@ -205,12 +253,15 @@ def short_connections(
         connection = socket.socket()
         number = connection.fileno()
         connection.setblocking(False)
-        connection.connect_ex(("127.0.0.1", port))
         connections[number] = connection
         answers[number] = b""
+        if socks4_to is not None:
+            asking.add(number)
+            _bind_to_source(connection)
+        connection.connect_ex(("127.0.0.1", port))
         try:
             # On loopback, the connection is there already unless a queue is full.
-            connection.send(request)
+            connection.send(opening)
             poll.register(number, select.EPOLLIN)
         except BlockingIOError:
             poll.register(number, select.EPOLLOUT)
@@ -219,11 +270,21 @@ def short_connections(
         """Whether the connection has ended."""
         connection = connections[number]
         if event == select.EPOLLOUT:
-            connection.send(request)
+            connection.send(opening)
             poll.modify(number, select.EPOLLIN)
             return False
         part = connection.recv(65536)
         answers[number] += part
+        if number in asking and part:
+            if len(answers[number]) >= _REPLY:
+                if not answers[number].startswith(_GRANTED):
+                    raise CannotMeasure(
+                        f"the proxy's reply does not grant: {answers[number]!r}"
+                    )
+                answers[number] = answers[number][_REPLY:]
+                asking.remove(number)
+                connection.send(request)
+            return False
         done = answers[number].endswith(BODY)
         if not part and not done:
             raise CannotMeasure("a short connection ended without its response")
@@ -249,6 +310,19 @@ def short_connections(
         poll.close()
         for connection in connections.values():
             connection.close()
+
+
+def _bind_to_source(connection: socket.socket) -> None:
+    """Let it connect from one of `_sources` that is free."""
+    for source in _sources:
+        try:
+            connection.bind(source)
+        except OSError as error:
+            # Somebody listens there, or an earlier run has left it in TIME_WAIT.
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return
 
 
 class IdlePairs:

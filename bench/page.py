@@ -16,12 +16,19 @@ from bench.figures import (
     MANY,
     MEMORY_PAIRS,
     SIZES,
+    SOCKS4,
     Figure,
     Results,
     judge,
 )
 from bench.loads import AT_ONCE, RATE, RATE_CONNECTIONS
-from bench.report import REFERENCES, ratio_text, with_range, word
+from bench.report import (
+    REFERENCES,
+    SOCKS4_REFERENCES,
+    ratio_text,
+    with_range,
+    word,
+)
 
 #: Columns of the Markdown's text.
 WIDTH = 84
@@ -39,6 +46,25 @@ The same costs while more connections are open, and how many times that at {FEW}
 are at {MANY:,}. All busy: wrk has a request under way on every connection. In turn:
 {AT_ONCE} are under way at once, and every connection has its turn. Short connections
 are closed first by the server, while so many others are open and idle."""
+
+_SOCKS4_TEXT = f"""\
+The SOCKS4 proxy, on the plane, beside others; CPU is that of all of a proxy's
+processes.
+
+- A short session: the client asks to be connected, awaits the reply, makes one HTTP
+  request as above, and closes first. {AT_ONCE} are under way at once.
+- Bulk: iperf3 with one stream. proxychains does the handshake, in iperf3's process and
+  on iperf3's own socket; nothing stands between it and the proxy. The TCP relay has the
+  same load without a handshake.
+- Dante has processes for each stage of a session, and decides itself how many. It
+  connects from its client's port, and does so from an address of its own, as it would
+  from a machine of its own: on its client's address that port is taken. Clients connect
+  from ports that the kernel gives to nobody, since the others' connections would have
+  to search for the few that Dante leaves.
+- Nobody logs. `twistd socks` can't be told not to: its log has no observer."""
+
+_SOCKS4_RATIOS_TEXT = """\
+relayd's proxy, divided by the same round's figure of the others. Below 1 is cheaper."""
 
 _LIMITS_TEXT = """\
 What `make bench-check` holds relayd's plane to, by the figures above."""
@@ -79,6 +105,7 @@ def markdown(run: Run, results: Results, peers: Mapping[str, str]) -> str:
     :param peers: titles of relays by their names.
     """
     figures = [FIGURES[name] for name in FIGURES if name in results.values()]
+    relays = results.measured(figures, peers)
     grown = [
         figure for figure in GROWTH.values() if figure.at(MANY) in results.values()
     ]
@@ -87,16 +114,17 @@ def markdown(run: Run, results: Results, peers: Mapping[str, str]) -> str:
         _how(run),
         "### Figures",
         _FIGURES_TEXT,
-        _figures_table(figures, results, peers),
+        _figures_table(figures, results, relays),
     ]
     for to, called in REFERENCES.items():
         parts += [
             f"### Compared with {called}",
             _RATIOS_TEXT.format(called),
-            _ratios_table(to, figures, results, peers),
+            _ratios_table(to, figures, results, relays),
         ]
     parts += ["### Growth", _GROWTH_TEXT]
     parts += [_growth_table(figure, results, peers) for figure in grown]
+    parts += ["### SOCKS4", _SOCKS4_TEXT, *_socks4_tables(results, peers)]
     parts += ["### Limits", _LIMITS_TEXT, _limits_table(results)]
     return "\n\n".join(parts) + "\n"
 
@@ -152,6 +180,24 @@ def _growth_table(figure: Figure, results: Results, peers: Mapping[str, str]) ->
             rows.append([title, *cells, ratio_text(ratio)])
     heads = [f"{size:,}" for size in sizes]
     return table([f"{figure.title}, {figure.unit}", *heads, f"{MANY:,} to {FEW}"], rows)
+
+
+def _socks4_tables(results: Results, peers: Mapping[str, str]) -> list[str]:
+    figures = [SOCKS4[name] for name in SOCKS4 if name in results.values()]
+    proxies = results.measured(figures, peers)
+    rows = []
+    for figure in figures:
+        ratios = [
+            results.ratio((figure.name, "relayd-socks4"), (figure.name, to))
+            for to in SOCKS4_REFERENCES
+        ]
+        rows.append([figure.title, *map(ratio_text, ratios)])
+    heads = [f"to {called}" for called in SOCKS4_REFERENCES.values()]
+    return [
+        _figures_table(figures, results, proxies),
+        _SOCKS4_RATIOS_TEXT,
+        table(["", *heads], rows),
+    ]
 
 
 def _limits_table(results: Results) -> str:

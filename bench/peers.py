@@ -1,7 +1,8 @@
 """The relays that are compared, and how each is started.
 
 Each is one process with one thread that relays (socat: one more process for each
-connection), with the settings that its package comes with but for what the work
+connection; Dante: a process for each stage of a session, and more of them when they
+are busy), with the settings that its package comes with but for what the work
 needs: room for the connections, a long queue of clients to be accepted, timeouts
 that never fire.  Whether it logs a line for each session is the measurement's
 choice; the log goes to /dev/null.
@@ -48,7 +49,7 @@ class Setup:
     folder: Path
     #: Where it listens, on 127.0.0.1.
     port: int
-    #: Where it relays to, on 127.0.0.1.
+    #: Where it relays to, on 127.0.0.1.  A proxy is told by its clients.
     destination: int
     #: Whether it logs each session.
     logs: bool
@@ -59,10 +60,11 @@ class Peer:
     """A relay to measure.
 
     :param command: its command line, after writing what configuration it needs.
-    :param forks: it is a process for each connection; what needs thousands of
-        connections is not asked of it.
+    :param forks: it is several processes: one for each connection, or for each kind
+        of work; what needs thousands of connections is not asked of it.
     :param logs: it can log each session.
     :param grows: it is measured from 10 to 8,000 connections.
+    :param socks4: it is a SOCKS4 proxy, and measured as that only.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Peer:
     forks: bool = False
     logs: bool = True
     grows: bool = True
+    socks4: bool = False
 
 
 @frozen
@@ -103,17 +106,19 @@ def relay(peer: Peer, destination: int, *, logs: bool = False) -> Iterator[Relay
             yield Relay(peer, running, port)
 
 
+def _twistd(*words: str) -> list[str]:
+    return [beside_python("twistd"), "-n", "--pidfile=", "--reactor=epoll", *words]
+
+
 def _relayd(transport: str) -> Callable[[Setup], list[str]]:
     def command(setup: Setup) -> list[str]:
-        return [
-            beside_python("twistd"),
-            *("-n", "--pidfile=", "--reactor=epoll"),
+        return _twistd(
             "relayd",
             *("--transport", transport),
             *(() if setup.logs else ("--quiet",)),
             *("--listen", f"127.0.0.1:{setup.port}"),
             *("--dest", f"127.0.0.1:{setup.destination}"),
-        ]
+        )
 
     return command
 
@@ -196,6 +201,46 @@ def _socat(setup: Setup) -> list[str]:
     ]
 
 
+def _relayd_socks4(setup: Setup) -> list[str]:
+    return _twistd(
+        "socks4",
+        *("--transport", "plane", "--quiet"),
+        *("--listen", f"127.0.0.1:{setup.port}"),
+    )
+
+
+def _dante(setup: Setup) -> list[str]:
+    # Its manual has no more for speed: how many processes it is, it decides itself.
+    # Nothing is logged unless it is told where to.
+    #
+    # It connects from the port that its client connects from (see `SOURCE_PORTS` in
+    # bench.loads); if that can't be had, it takes one that is free altogether, and of
+    # those there are few among thousands in TIME_WAIT: a session may then cost ten
+    # times as much, or fail.  So it gets an address of its own, as it would have on a
+    # machine of its own; and another one each time.
+    address = f"127.1.{setup.port // 256}.{setup.port % 256}"
+    (setup.folder / "danted.conf").write_text(
+        f"""\
+internal: 127.0.0.1 port = {setup.port}
+external: {address}
+clientmethod: none
+socksmethod: none
+client pass {{ from: 127.0.0.0/8 to: 127.0.0.0/8 }}
+socks pass {{ from: 127.0.0.0/8 to: 127.0.0.0/8 }}
+"""
+    )
+    return [program("danted"), "-f", "danted.conf", "-p", "danted.pid"]
+
+
+def _twistd_socks(setup: Setup) -> list[str]:
+    return _twistd(
+        # It logs a line for each session, and can't be told not to.  A publisher that
+        # nobody listens to is the least that a log can cost.
+        *("--logger", "twisted.logger.LogPublisher"),
+        *("socks", "--interface", "127.0.0.1", "--port", str(setup.port)),
+    )
+
+
 #: In the order in which they are shown.
 PEERS = {
     peer.name: peer
@@ -211,5 +256,8 @@ PEERS = {
         Peer("nginx", "nginx stream", _nginx),
         Peer("portforward", "portforward", _portforward),
         Peer("socat", "socat", _socat, forks=True, logs=False, grows=False),
+        Peer("relayd-socks4", "relayd, SOCKS4", _relayd_socks4, socks4=True),
+        Peer("dante", "Dante", _dante, forks=True, socks4=True),
+        Peer("twistd-socks", "twistd socks", _twistd_socks, socks4=True),
     )
 }

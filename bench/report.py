@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from bench.figures import (
-    FIGURES,
     GROWTH,
     SIZES,
+    SOCKS4,
     Figure,
     Results,
     Spread,
     Verdict,
+    figure_named,
 )
 
 #: Relays that the others are compared with, and what a sentence calls them.
 REFERENCES = {"haproxy-splice": "HAProxy with splice", "portforward": "portforward"}
+
+#: Likewise, what relayd's proxy is compared with.
+SOCKS4_REFERENCES = {
+    "dante": "Dante",
+    "twistd-socks": "twistd socks",
+    "relayd-plane": "relayd's TCP relay",
+}
 
 
 def lines_of(
@@ -30,20 +38,24 @@ def lines_of(
     grown = dict.fromkeys(name.partition("@")[0] for name in names if "@" in name)
     lines = []
     for name in plain:
-        lines += ["", *_plain_lines(FIGURES[name], results, peers)]
+        to = SOCKS4_REFERENCES if name in SOCKS4 else REFERENCES
+        lines += ["", *_plain_lines(figure_named(name), results, peers, to)]
     for name in grown:
         lines += ["", *_growth_lines(GROWTH[name], results, peers)]
     return lines
 
 
 def _plain_lines(
-    figure: Figure, results: Results, peers: Mapping[str, str]
+    figure: Figure,
+    results: Results,
+    peers: Mapping[str, str],
+    references: Mapping[str, str],
 ) -> list[str]:
     lines = [f"{figure.title} ({figure.unit})"]
     for peer, title in peers.items():
         if spread := results.spread(figure.name, peer):
             line = f"  {title:<18}{with_range(figure, spread):>20}"
-            for to, called in REFERENCES.items():
+            for to, called in references.items():
                 ratio = results.ratio((figure.name, peer), (figure.name, to))
                 if ratio and peer != to:
                     line += f"   {ratio.middle:5.2f} of {called}"

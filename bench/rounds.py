@@ -50,8 +50,17 @@ _QUICK_WORKS = (
     "short-server",
     "latency",
     "memory",
+    "socks4-bulk",
+    "socks4-short",
 )
-_QUICK_PEERS = ("relayd-plane", "haproxy-splice", "portforward")
+_QUICK_PEERS = (
+    "relayd-plane",
+    "haproxy-splice",
+    "portforward",
+    "relayd-socks4",
+    "dante",
+    "twistd-socks",
+)
 
 _ALL = [(work, peer) for work in WORKS for peer in PEERS]
 _QUICK = [

@@ -20,6 +20,7 @@ from bench.children import CannotMeasure, eventually, time_wait
 from bench.figures import MEMORY_PAIRS, SIZES
 from bench.loads import (
     AT_ONCE,
+    Bulk,
     IdlePairs,
     bulk,
     fixed_rate,
@@ -38,6 +39,10 @@ TURNS_EACH_SECOND = 20_000
 
 #: Short connections, and pairs, that a relay has had before it is measured.
 WARM_UP = 300
+
+#: Sessions that a proxy has had before: by then Dante has most of the processes that it
+#: wants for this load, and their start is not a session's cost.
+PROXY_WARM_UP = 1_000
 
 Readings = dict[str, float]
 
@@ -62,15 +67,29 @@ class Work:
 
 def measure_bulk(streams: int, peer: Peer, seconds: float) -> Readings:
     """CPU per GB, and throughput, of so many iperf3 streams."""
+    used, moved = _bulk(streams, peer, seconds)
+    return {f"bulk-{streams}": used, f"throughput-{streams}": moved.gigabits}
+
+
+def measure_socks4_bulk(peer: Peer, seconds: float) -> Readings:
+    """CPU per GB of one iperf3 stream, after the handshake if it is a proxy."""
+    used, _ = _bulk(1, peer, seconds)
+    return {"socks4-bulk": used}
+
+
+def _bulk(streams: int, peer: Peer, seconds: float) -> tuple[float, Bulk]:
+    """Milliseconds per GB, and what was moved."""
     with sink() as destination, relay(peer, destination) as running:
         before = running.cpu()
-        moved = bulk(running.port, streams, seconds)
+        moved = bulk(
+            running.port,
+            streams,
+            seconds,
+            socks4_to=destination if peer.socks4 else None,
+        )
         time.sleep(0.1)
         used = running.cpu() - before
-    return {
-        f"bulk-{streams}": used * 1e3 / (moved.bytes / 1e9),
-        f"throughput-{streams}": moved.gigabits,
-    }
+    return used * 1e3 / (moved.bytes / 1e9), moved
 
 
 def measure_requests(peer: Peer, seconds: float) -> Readings:
@@ -121,17 +140,26 @@ def measure_short(
         return {name: _cpu_per_short(running, origin, closed_by, seconds)}
 
 
+def measure_socks4_short(peer: Peer, seconds: float) -> Readings:
+    """CPU per short session of a proxy."""
+    with site() as origin, relay(peer, origin.port) as running:
+        return {"socks4-short": _cpu_per_short(running, origin, "client", seconds)}
+
+
 def _cpu_per_short(
     running: Relay, origin: Site, closed_by: Literal["client", "server"], seconds: float
 ) -> float:
     """Microseconds, beside what connections the relay has already."""
     count = int(SHORT_EACH_SECOND * seconds)
-    _leave_time_wait(2 * (count + WARM_UP))
+    proxy = running.peer.socks4
+    socks4_to = origin.port if proxy else None
+    warm_up = PROXY_WARM_UP if proxy else WARM_UP
+    _leave_time_wait(2 * (count + warm_up))
     before = origin.counts()
 
     def make(count: int) -> float:
         """Make them, and wait until the relay has ended them: CPU used until then."""
-        short_connections(running.port, count, closed_by)
+        short_connections(running.port, count, closed_by, socks4_to=socks4_to)
         eventually(
             lambda: origin.counts().open <= before.open,
             f"{running.peer.title} ends its connections",
@@ -139,12 +167,12 @@ def _cpu_per_short(
         time.sleep(0.05)
         return running.cpu()
 
-    used = make(WARM_UP)
+    used = make(warm_up)
     used = make(count) - used
     made = origin.counts().accepted - before.accepted
-    if made != WARM_UP + count:
+    if made != warm_up + count:
         raise CannotMeasure(
-            f"{running.peer.title} made {made} connections for {WARM_UP + count}"
+            f"{running.peer.title} made {made} connections for {warm_up + count}"
         )
     return used * 1e6 / count
 
@@ -233,20 +261,29 @@ def _cpu_per_turn(running: Relay, pairs: IdlePairs, size: int, seconds: float) -
     return (running.cpu() - used) * 1e6 / count
 
 
-def _any(_: Peer) -> bool:
-    return True
+def _relays(peer: Peer) -> bool:
+    return not peer.socks4
 
 
 def _logs(peer: Peer) -> bool:
-    return peer.logs
+    return peer.logs and _relays(peer)
 
 
 def _thousands(peer: Peer) -> bool:
-    return not peer.forks
+    return not peer.forks and _relays(peer)
 
 
 def _grows(peer: Peer) -> bool:
-    return peer.grows
+    return peer.grows and _relays(peer)
+
+
+def _proxies(peer: Peer) -> bool:
+    return peer.socks4
+
+
+def _proxies_and_ours(peer: Peer) -> bool:
+    """What relayd's proxy is compared with includes its TCP relay."""
+    return peer.socks4 or peer.name == "relayd-plane"
 
 
 _WRK, _IPERF3, _H2LOAD = ("nginx", "wrk"), ("iperf3",), ("nginx", "h2load")
@@ -257,24 +294,24 @@ _OWN = ("nginx",)
 WORKS = {
     work.name: work
     for work in (
-        Work("bulk-1", partial(measure_bulk, 1), _any, _IPERF3),
+        Work("bulk-1", partial(measure_bulk, 1), _relays, _IPERF3),
         Work(
             "short-client",
             partial(measure_short, "client", False),
-            _any,
+            _relays,
             _OWN,
             short=True,
         ),
-        Work("requests", measure_requests, _any, _WRK, short=True),
-        Work("bulk-8", partial(measure_bulk, 8), _any, _IPERF3),
+        Work("requests", measure_requests, _relays, _WRK, short=True),
+        Work("bulk-8", partial(measure_bulk, 8), _relays, _IPERF3),
         Work(
             "short-server",
             partial(measure_short, "server", False),
-            _any,
+            _relays,
             _OWN,
             short=True,
         ),
-        Work("latency", measure_latency, _any, _H2LOAD),
+        Work("latency", measure_latency, _relays, _H2LOAD),
         Work(
             "short-client-logged", partial(measure_short, "client", True), _logs, _OWN
         ),
@@ -284,5 +321,13 @@ WORKS = {
         ),
         Work("memory", measure_memory, _thousands, _OWN),
         Work("growth-open", measure_growth_open, _grows, _OWN),
+        Work(
+            "socks4-bulk",
+            measure_socks4_bulk,
+            _proxies_and_ours,
+            ("iperf3", "proxychains4"),
+            short=True,
+        ),
+        Work("socks4-short", measure_socks4_short, _proxies, _OWN, short=True),
     )
 }

@@ -6,14 +6,21 @@ It runs none of the programs; what they print is kept here.
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from twisted.logger import ILogObserver, LogLevel
+from twisted.python.reflect import namedAny
 
 from bench import __main__, children
 from bench.children import CannotMeasure
@@ -24,6 +31,7 @@ from bench.figures import (
     LIMITS,
     MANY,
     SIZES,
+    SOCKS4,
     Limit,
     Results,
     Spread,
@@ -35,10 +43,12 @@ from bench.figures import (
 from bench.loads import (
     RATE,
     IdlePairs,
+    bulk,
     read_h2load,
     read_iperf3,
     read_wrk,
     short_connections,
+    socks4_request,
 )
 from bench.origins import BODY
 from bench.page import json_text, markdown, table
@@ -49,6 +59,12 @@ from bench.works import WORKS, Readings, Work
 from tests.process import PATIENCE, Server, read_all
 
 TITLES = {"relayd-plane": "relayd, plane", "haproxy-splice": "HAProxy, splice"}
+
+PROXIES = {
+    "relayd-plane": "relayd, plane",
+    "relayd-socks4": "relayd, SOCKS4",
+    "dante": "Dante",
+}
 
 
 def results_of(**figures: dict[str, list[float]]) -> Results:
@@ -104,6 +120,11 @@ def test_the_limits_are_those_of_the_documentation() -> None:
     assert rules[bulk] == "at most 0.9"
     assert rules[fast] == "at least 1.7"
     assert rules[many] == "at most 1.3"
+    proxy = "relayd-socks4"
+    for peer in ("dante", "twistd-socks"):
+        short = ("socks4-short", proxy, "socks4-short", peer)
+        assert rules[short] == "at most 0.55"
+    assert rules["socks4-bulk", proxy, "socks4-bulk", relayd] == "at most 1.05"
     assert len(rules) == len(LIMITS)
 
 
@@ -157,6 +178,15 @@ def test_the_check_measures_all_that_the_limits_speak_of() -> None:
     assert planned == pairs
 
 
+def test_the_check_takes_several_turns_at_the_proxies() -> None:
+    plan = Plan.of(MODES["check"])
+    assert plan.turns > 1
+    assert plan.works["socks4-short"] == ["relayd-socks4", "dante", "twistd-socks"]
+    assert plan.works["socks4-bulk"] == ["relayd-plane", "relayd-socks4"]
+    assert WORKS["socks4-short"].short
+    assert WORKS["socks4-bulk"].short
+
+
 def test_relays_take_turns_and_a_round_is_their_mean(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,13 +226,14 @@ def test_relays_take_turns_and_a_round_is_their_mean(
 
 
 def test_every_figure_is_measured_by_a_work_that_there_is() -> None:
-    figures = [*FIGURES.values(), *GROWTH.values()]
+    figures = [*FIGURES.values(), *SOCKS4.values(), *GROWTH.values()]
     assert {figure.work for figure in figures} == set(WORKS)
 
 
 def test_a_name_with_a_size_is_a_growing_figures() -> None:
     assert figure_named("memory@8000") is GROWTH["memory"]
     assert figure_named("memory") is FIGURES["memory"]
+    assert figure_named("socks4-bulk") is SOCKS4["socks4-bulk"]
 
 
 # What is printed and written
@@ -226,6 +257,9 @@ def full_results() -> Results:
             results.add(peer, dict.fromkeys(FIGURES, number * factor))
             for figure in GROWTH.values():
                 results.add(peer, {figure.at(size): number for size in SIZES})
+        for peer, factor in (("relayd-socks4", 1.0), ("dante", 4.0)):
+            results.add(peer, dict.fromkeys(SOCKS4, number * factor))
+        results.add("relayd-plane", {"socks4-bulk": number * 2.0})
     return results
 
 
@@ -240,8 +274,19 @@ def test_the_page_has_figures_ratios_growth_and_limits() -> None:
     assert "haproxy 2.6.12" in text
 
 
+def test_the_page_has_the_proxies_in_a_section_of_their_own() -> None:
+    text = markdown(run_facts(), full_results(), {**TITLES, **PROXIES})
+    others, _, rest = text.partition("### SOCKS4")
+    proxies, _, limits = rest.partition("### Limits")
+    assert "Dante" not in others
+    assert "|  | relayd, plane | relayd, SOCKS4 | Dante |" in proxies
+    assert "| SOCKS4, short session, CPU µs | - | 2 (1-3) | 8 (4-12) |" in proxies
+    assert "| SOCKS4, bulk | 0.25 | - | 0.50 |" in proxies
+    assert "| SOCKS4, short session: to Dante | 0.250 | at most 0.55 | ok |" in limits
+
+
 def test_the_pages_tables_are_rectangular() -> None:
-    text = markdown(run_facts(), full_results(), TITLES)
+    text = markdown(run_facts(), full_results(), {**TITLES, **PROXIES})
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         widths = {line.count("|") for line in block.splitlines()}
         assert len(widths) == 1, block
@@ -266,6 +311,17 @@ def test_a_figures_lines_compare_the_relays() -> None:
         "relayd, plane 2.0 (1.0-3.0) 0.50 of HAProxy with splice"
     )
     assert " ".join(theirs.split()) == "HAProxy, splice 4.0 (2.0-6.0)"
+
+
+def test_a_proxys_lines_compare_it_with_proxies() -> None:
+    names = ["socks4-bulk"]
+    _, title, plane, ours, dante = lines_of(names, full_results(), PROXIES)
+    assert title == "SOCKS4, bulk (CPU ms per GB)"
+    assert plane.split()[2:] == ["4", "(2-6)", "0.50", "of", "Dante"]
+    assert " ".join(ours.split()) == (
+        "relayd, SOCKS4 2 (1-3) 0.25 of Dante 0.50 of relayd's TCP relay"
+    )
+    assert " ".join(dante.split()) == "Dante 8 (4-12) 2.00 of relayd's TCP relay"
 
 
 def test_a_growing_figures_lines_have_a_column_for_each_size() -> None:
@@ -444,6 +500,114 @@ def test_short_connections_that_the_server_closes() -> None:
     assert endings == [False] * 50
 
 
+GRANT = b"\0\x5a\x4e\x21\x7f\0\0\x01"
+
+
+@contextmanager
+def proxying(
+    replies: list[bytes], count: int, told: list[bytes], clients: list[tuple[str, int]]
+) -> Iterator[int]:
+    """A SOCKS4 proxy that answers `count` requests itself, and the port it is on.
+
+    :param replies: its reply, in the pieces that it sends.
+    :param told: gets what clients send up to the reply's end, and then the rest.
+    :param clients: gets where they connect from.
+    """
+
+    def serve(server: Server) -> None:
+        for _ in range(count):
+            with server.accept() as connection:
+                clients.append(connection.getpeername())
+                asked = connection.recv(65536)
+                for piece in replies:
+                    # Who does not wait for the whole of it has spoken by now.
+                    time.sleep(0.02)
+                    connection.setblocking(False)
+                    with suppress(BlockingIOError):
+                        asked += connection.recv(65536)
+                    connection.settimeout(PATIENCE)
+                    connection.sendall(piece)
+                told.append(asked)
+                told.append(connection.recv(65536))
+                if told[-1]:
+                    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + BODY)
+                    assert read_all(connection) == b""
+
+    with Server() as server:
+        thread = threading.Thread(target=serve, args=(server,))
+        thread.start()
+        yield server.socket.getsockname()[1]
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def test_a_socks4_request_is_that_of_the_protocol() -> None:
+    """Version, CONNECT, port, address, and the end of an empty user id."""
+    assert socks4_request(0x4E21) == b"\x04\x01\x4e\x21\x7f\0\0\x01\0"
+
+
+def test_a_short_session_awaits_the_proxys_reply() -> None:
+    told: list[bytes] = []
+    with proxying([GRANT[:3], GRANT[3:]], 2, told, []) as port:
+        short_connections(port, 2, "client", socks4_to=20001)
+    asked, request = told[::2], told[1::2]
+    assert asked == [socks4_request(20001)] * 2
+    assert all(text.startswith(b"GET / HTTP/1.1\r\n") for text in request)
+
+
+def test_a_proxys_clients_leave_the_kernels_ports_alone() -> None:
+    clients: list[tuple[str, int]] = []
+    with proxying([GRANT], 20, [], clients) as port:
+        short_connections(port, 20, "client", socks4_to=20001)
+    given_away = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    assert len(set(clients)) == 20
+    assert all(port < int(given_away[0]) for _, port in clients)
+
+
+def test_a_source_that_is_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    clients: list[tuple[str, int]] = []
+    with socket.socket() as taken, socket.socket() as free:
+        for one in (taken, free):
+            one.bind(("127.2.0.1", 0))
+        sources = [taken.getsockname(), free.getsockname()]
+        free.close()
+        monkeypatch.setattr("bench.loads._sources", iter(sources))
+        with proxying([GRANT], 1, [], clients) as port:
+            short_connections(port, 1, "client", socks4_to=20001)
+    assert clients == sources[1:]
+
+
+def test_a_short_session_that_is_refused_is_an_error() -> None:
+    with proxying([b"\0\x5b" + GRANT[2:]], 1, [], []) as port:
+        with pytest.raises(
+            CannotMeasure, match=r"the proxy's reply does not grant: .*\["
+        ):
+            short_connections(port, 1, "client", socks4_to=20001)
+
+
+def test_bulk_goes_through_a_proxy_by_proxychains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ran: list[str] = []
+
+    class Ran:
+        def output(self, *_: float, **__: bool) -> str:
+            return json.dumps(IPERF3)
+
+    @contextmanager
+    def run(_: str, argv: list[str], folder: Path, **__: bool) -> Iterator[Ran]:
+        ran.extend(argv)
+        ran.append((folder / "proxychains.conf").read_text())
+        yield Ran()
+
+    monkeypatch.setattr("bench.loads.program", lambda name: name)
+    monkeypatch.setattr("bench.loads.child", run)
+    assert bulk(20000, 1, 1.0, socks4_to=20001).bytes == 2815426560
+    words = " ".join(ran)
+    assert "proxychains4 -q -f proxychains.conf iperf3 -c 127.0.0.1 -p 20001 " in words
+    assert "socks4 127.0.0.1 20000\n" in words
+
+
 def test_a_short_connection_without_its_response_is_an_error() -> None:
     with answering(b"HTTP/1.1 500 No\r\n\r\n", [], 1) as port:
         with pytest.raises(CannotMeasure, match="ended without its response"):
@@ -502,11 +666,81 @@ def test_portforward_logs_if_asked_to(tmp_path: Path) -> None:
     assert "--log" not in command(Setup(tmp_path, 1, 2, logs=False))
 
 
+def test_relayds_own_proxys_command_line(tmp_path: Path) -> None:
+    command = PEERS["relayd-socks4"].command(Setup(tmp_path, 20000, 20001, logs=False))
+    words = " ".join(command)
+    assert " --reactor=epoll socks4 --transport plane --quiet" in words
+    assert words.endswith("--listen 127.0.0.1:20000")
+    assert "20001" not in words
+
+
+def test_dante_listens_where_it_should_and_never_connects_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.peers.program", lambda name: name)
+    said = set()
+    for port in (20223, 20224):
+        PEERS["dante"].command(Setup(tmp_path, port, 1, logs=False))
+        config = (tmp_path / "danted.conf").read_text()
+        assert f"internal: 127.0.0.1 port = {port}\n" in config
+        [external] = re.findall(
+            r"^external: 127\.1\.(\d+)\.(\d+)$", config, re.MULTILINE
+        )
+        assert max(map(int, external)) < 256
+        said.add(external)
+    assert len(said) == 2
+
+
+def test_twistd_socks_logs_to_nobody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it names is a log's observer, and one that writes nothing."""
+    command = PEERS["twistd-socks"].command(Setup(tmp_path, 20000, 20001, logs=False))
+    observer = namedAny(command[command.index("--logger") + 1])()
+    assert ILogObserver.providedBy(observer)
+    observer({"log_format": "a session", "log_level": LogLevel.info, "log_time": 0.0})
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_cpu_of_children_that_live_on_is_counted() -> None:
+    """Dante's processes: the parent of one that is busy has used next to nothing."""
+    busy = "while time.process_time() < 0.3: pass"
+    program = f"""\
+import os, sys, time
+if not os.fork():
+    {busy}
+    print(flush=True)
+    time.sleep({PATIENCE})
+time.sleep({PATIENCE})
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as parent:
+        try:
+            assert parent.stdout is not None
+            assert parent.stdout.readline() == b"\n"
+            alone = children.cpu(parent.pid)
+            assert children.cpu(parent.pid, forks=True) >= alone + 0.3
+        finally:
+            os.killpg(parent.pid, signal.SIGKILL)
+
+
 def test_a_plan_leaves_out_what_a_relay_cannot_do() -> None:
     works = Plan.of(MODES["full"]).works
     assert "socat" in works["bulk-8"]
     assert "socat" not in works["memory"]
     assert "haproxy" not in works["growth-open"]
+
+
+def test_relays_and_proxies_are_measured_apart() -> None:
+    works = Plan.of(MODES["full"]).works
+    proxies = {name for name, peer in PEERS.items() if peer.socks4}
+    assert set(works["socks4-short"]) == proxies
+    assert set(works["socks4-bulk"]) == {*proxies, "relayd-plane"}
+    for work, peers in works.items():
+        assert work.startswith("socks4-") or not proxies & set(peers)
 
 
 def test_a_plan_may_be_narrowed() -> None:

@@ -38,6 +38,15 @@ def test_the_benchmark_measures_each_kind_of_relay() -> None:
         assert len(re.findall(rf"^  {title} +\d", said, re.MULTILINE)) >= 2, said
 
 
+def test_the_benchmark_measures_each_kind_of_proxy() -> None:
+    for name in ("danted", "iperf3", "nginx", "proxychains4"):
+        program(name)
+    works = "socks4-short,socks4-bulk"
+    said = run("bench", "quick", "--work", works, "--seconds", "0.5")
+    for title in ("relayd, SOCKS4", "Dante", "twistd socks"):
+        assert len(re.findall(rf"^  {title} +\d", said, re.MULTILINE)) == 2, said
+
+
 @pytest.mark.parametrize("transport", ["plane", "twisted"])
 def test_a_short_soak_ends_as_it_began(transport: str) -> None:
     said = run(
