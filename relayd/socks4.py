@@ -24,6 +24,7 @@ Sources: see :mod:`relayd.socks4_wire`; RFC 1413 for ident.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -236,7 +237,8 @@ class Socks4Protocol(StreamProtocol):
         except Refused as refusal:
             self.refuse(Ending.DENIED, refusal.why)
         else:
-            self._hurry_if_left()
+            if self.direction.eof:
+                self._hurry_if_left()
 
     def _hurry_if_left(self) -> None:
         """A new stage has its time; but not for a client that has left, it seems."""
@@ -326,7 +328,8 @@ class Socks4Protocol(StreamProtocol):
         except Refused as refusal:
             self.refuse(Ending.DENIED, refusal.why)
         else:
-            self._hurry_if_left()
+            if self.direction.eof:
+                self._hurry_if_left()
 
     def _not_resolved(self, reason: Failure) -> None:
         self._dialing = None
@@ -417,7 +420,7 @@ class Socks4Protocol(StreamProtocol):
 
     def end(self, ending: Ending, detail: str = "") -> None:
         self._wait_no_more()
-        self._reply(self._refusal)
+        self._reply(int(self._refusal))
         StreamProtocol.end(self, ending, detail)
 
     def not_dialed(self, ending: Ending, detail: str) -> None:
@@ -476,13 +479,16 @@ class Socks4Protocol(StreamProtocol):
             # What was read of a request is not relayed.
             self.direction.bytes = 0
 
-    def _reply(self, code: Code, address: str = _ANYONE, port: int = 0) -> None:
-        self.session.reply = int(code)
-        self.transport.write(write_reply(code, address, port))
+    def _reply(self, code: int, address: str = _ANYONE, port: int = 0) -> None:
+        self.session.reply = code
+        self.transport.write(_reply_bytes(code, address, port))
 
 
 # An enum's members cost a look-up by its metaclass each time.
-_BIND, _GRANTED = Command.BIND, Code.GRANTED
+_BIND, _GRANTED = Command.BIND, int(Code.GRANTED)
+
+#: The same destinations are asked for again and again.
+_reply_bytes = functools.lru_cache(maxsize=1024)(write_reply)
 
 
 def _socket_address(address: str, port: int) -> SocketAddress:

@@ -189,13 +189,13 @@ def is_address(host: str) -> bool:
     return "%" not in host
 
 
-def write_reply(code: Code, address: str = "0.0.0.0", port: int = 0) -> bytes:
+def write_reply(code: int, address: str = "0.0.0.0", port: int = 0) -> bytes:
     """The bytes of a reply.
 
+    :param code: a :class:`Code`.
     :param address: an IPv4 address, which may be mapped into IPv6; other IPv6, of which
         a reply can say nothing, becomes 0.0.0.0.
     """
-    # Once for each session: a third of what the ipaddress module takes.
     numbers = address.removeprefix("::ffff:").split(".")
     # The kernel writes some other IPv6 addresses with dots too: ::192.0.2.1.
     dotted = len(numbers) == 4 and ":" not in numbers[0]
