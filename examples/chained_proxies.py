@@ -30,13 +30,16 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from relayd.config import is_local
 from relayd.destinations import ProxyPolicy
 from relayd.endpoints import (
+    UdpAddress,
     dialing_endpoint,
     listening_endpoint,
     parse_destination,
     parse_listener,
 )
+from relayd.errors import ConfigError
 from relayd.resolving import SocketAddress
 from relayd.socks4 import Socks4Factory
 from relayd.socks4_wire import (
@@ -121,6 +124,10 @@ class ThroughProxy:
 @inlineCallbacks
 def serve(reactor: Any, listen: str, second: str) -> Any:
     """Serve until the reactor stops."""
+    where = parse_listener(listen)
+    if isinstance(where, UdpAddress) or not is_local(where):
+        # What makes a public proxy safe is left out here; see `twistd socks4`.
+        raise ConfigError(f"{listen} is not on this machine's own loopback")
     proxy = dialing_endpoint(parse_destination(second), reactor)
 
     def dialer(addresses: Sequence[SocketAddress]) -> IStreamClientEndpoint:
@@ -134,7 +141,7 @@ def serve(reactor: Any, listen: str, second: str) -> Any:
         policy=ProxyPolicy(guarded=False),
         bind=False,
     )
-    port = yield listening_endpoint(parse_listener(listen), reactor).listen(socks)
+    port = yield listening_endpoint(where, reactor).listen(socks)
     print(f"listening on port {port.getHost().port}", flush=True)
 
     def shut_down() -> Any:

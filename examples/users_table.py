@@ -26,8 +26,14 @@ from twisted.internet.defer import gatherResults, inlineCallbacks
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from relayd.config import is_local
 from relayd.destinations import ProxyPolicy, parse_rule
-from relayd.endpoints import dialer, listening_endpoint, parse_listener
+from relayd.endpoints import (
+    UdpAddress,
+    dialer,
+    listening_endpoint,
+    parse_listener,
+)
 from relayd.errors import ConfigError, Refused
 from relayd.interfaces import IProxyPolicy
 from relayd.session import Session
@@ -77,8 +83,12 @@ def read_table(path: str) -> UsersTable:
 @inlineCallbacks
 def serve(reactor: Any, listen: str, table: str) -> Any:
     """Serve until the reactor stops."""
+    where = parse_listener(listen)
+    if isinstance(where, UdpAddress) or not is_local(where):
+        # What makes a public proxy safe is left out here; see `twistd socks4`.
+        raise ConfigError(f"{listen} is not on this machine's own loopback")
     socks = Socks4Factory(reactor, dialer=dialer(reactor), policy=read_table(table))
-    port = yield listening_endpoint(parse_listener(listen), reactor).listen(socks)
+    port = yield listening_endpoint(where, reactor).listen(socks)
     print(f"listening on port {port.getHost().port}", flush=True)
 
     def shut_down() -> Any:

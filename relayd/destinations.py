@@ -36,7 +36,7 @@ from zope.interface import implementer
 from relayd.errors import ConfigError, Refused
 from relayd.interfaces import IProxyPolicy
 from relayd.session import Session
-from relayd.socks4_wire import is_name
+from relayd.socks4_wire import is_address, is_name
 
 Ip = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -84,6 +84,8 @@ _GUARDS = {
         "198.18.0.0/15",
         "fc00::/7",
         "fec0::/10",
+        # Teredo: an IPv4 host behind whatever address.
+        "2001::/32",
         "2001:db8::/32",
         # NAT64 of a network's own (RFC 8215), which may carry the IPv4 address in other
         # places than the one that stands_for knows.
@@ -98,6 +100,8 @@ _LOOPBACK6 = IPv6Address("::1")
 _STAND_INS = (
     (IPv6Network("::ffff:0:0/96"), 0),
     (IPv6Network("::/96"), 0),
+    # SIIT, RFC 7915.
+    (IPv6Network("::ffff:0:0:0/96"), 0),
     (IPv6Network("64:ff9b::/96"), 0),
     (IPv6Network("64:ff9b:1::/48"), 0),
     (IPv6Network("2002::/16"), 80),
@@ -141,6 +145,11 @@ def parse_network(text: str) -> Network:
     """
     if "%" in text:
         raise ValueError(f"{text!r} has a scope")
+    host, colon, port = text.rpartition(":")
+    if colon and port.isdigit() and is_address(host):
+        raise ValueError(
+            f"{text!r} may be an address, or one with a port: write brackets"
+        )
     return ipaddress.ip_network(text)
 
 

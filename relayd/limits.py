@@ -8,6 +8,7 @@ kept full by whoever opens connections and says nothing.
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Generic, TypeVar
 
 from twisted.internet.interfaces import IReactorTime
@@ -18,6 +19,21 @@ from relayd.errors import Refused
 log = Logger(namespace="relayd.limits")
 
 Item = TypeVar("Item")
+
+
+def share_of(host: str) -> str:
+    """Whose share of a bound a client has: its address, or the /64 of an IPv6 one.
+
+    A host has a whole /64 to choose its addresses from (RFC 4291).
+
+    :param host: an address without its port, or empty.
+    """
+    if ":" not in host:
+        return host
+    address = ipaddress.IPv6Address(host.partition("%")[0])
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
 
 
 class Waiting(Generic[Item]):

@@ -6,7 +6,9 @@ thread pool, one for each caller, and waits for them when the process ends.
 Here
 
 - sessions that want the same name share one look-up;
-- few look-ups run at a time, and the rest wait in a bounded line;
+- few look-ups run at a time, and the rest wait in a bounded line; of one owner, such as
+  a client that chooses its own names, at most half of those that run, and a quarter of
+  the line;
 - one that nobody waits for any longer is not started;
 - the process does not wait for them when it ends.
 
@@ -20,6 +22,7 @@ import itertools
 import socket
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +40,10 @@ WORKERS = 8
 
 #: How many names may wait for one of them.
 LINE = 1024
+
+#: The most of both for one owner.
+OWN_WORKERS = WORKERS // 2
+OWN_LINE = LINE // 4
 
 #: How many addresses of a name are used.
 MOST_ADDRESSES = 16
@@ -58,8 +65,9 @@ class _DaemonPool(ThreadPool):
 class _LookUp:
     """A name, and those who wait for its addresses."""
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, owner: str) -> None:
         self.host = host
+        self.owner = owner
         self.waiting: list[Deferred[list[Any]]] = []
         self.running = False
 
@@ -83,6 +91,9 @@ class Resolver:
         self._pool: ThreadPool | None = None
         self._names: dict[str, _LookUp] = {}
         self._running = 0
+        #: Look-ups by their owners, and how many of them run.
+        self._owned: Counter[str] = Counter()
+        self._owners_running: Counter[str] = Counter()
         self.refused = 0
 
     @classmethod
@@ -92,18 +103,23 @@ class Resolver:
             cls._all[reactor] = cls(reactor)
         return cls._all[reactor]
 
-    def addresses(self, host: str, port: int) -> Deferred[list[SocketAddress]]:
+    def addresses(
+        self, host: str, port: int, owner: str = ""
+    ) -> Deferred[list[SocketAddress]]:
         """The addresses of `host`, families in turn, each with `port`.
 
+        :param owner: whose wish it is; a client's address.  Empty: the operator's.
         :return: fires with at least one, or fails with DNSLookupError.  When it
             is cancelled the look-up goes on for others, if there are any.
         """
         found = self._names.get(host)
         if found is None:
-            if len(self._names) >= WORKERS + LINE:
+            full = len(self._names) >= WORKERS + LINE
+            if full or (owner and self._owned[owner] >= OWN_WORKERS + OWN_LINE):
                 self.refused += 1
                 return fail(DNSLookupError(f"too many look-ups wait; {host} is not"))
-            found = self._names[host] = _LookUp(host)
+            found = self._names[host] = _LookUp(host, owner)
+            self._owned[owner] += 1
         look_up = found
         waiter: Deferred[list[Any]] = Deferred(lambda d: self._gone(look_up, d))
         look_up.waiting.append(waiter)
@@ -113,13 +129,19 @@ class Resolver:
     def _gone(self, look_up: _LookUp, waiter: Deferred[list[Any]]) -> None:
         look_up.waiting.remove(waiter)
         if not look_up.waiting and not look_up.running:
-            del self._names[look_up.host]
+            self._forget(look_up)
+
+    def _forget(self, look_up: _LookUp) -> None:
+        del self._names[look_up.host]
+        _count_down(self._owned, look_up.owner)
 
     def _start_some(self) -> None:
         for look_up in self._names.values():
             if self._running >= WORKERS:
                 return
-            if not look_up.running:
+            owner = look_up.owner
+            own = self._owners_running[owner] if owner else 0
+            if not look_up.running and own < OWN_WORKERS:
                 self._start(look_up)
 
     def _start(self, look_up: _LookUp) -> None:
@@ -128,13 +150,15 @@ class Resolver:
             self._pool.start()
         look_up.running = True
         self._running += 1
+        self._owners_running[look_up.owner] += 1
         deferToThreadPool(
             self._reactor, self._pool, self._look_up, look_up.host
         ).addBoth(self._done, look_up)
 
     def _done(self, result: Any, look_up: _LookUp) -> None:
         self._running -= 1
-        del self._names[look_up.host]
+        _count_down(self._owners_running, look_up.owner)
+        self._forget(look_up)
         if isinstance(result, Failure):
             why = getattr(result.value, "strerror", None) or result.getErrorMessage()
             result = Failure(DNSLookupError(f"{look_up.host}: {why}"))
@@ -145,6 +169,13 @@ class Resolver:
             if not waiter.called:
                 waiter.callback(result)
         self._start_some()
+
+
+def _count_down(counts: Counter[str], owner: str) -> None:
+    """One less, and nothing left behind of those who have none."""
+    counts[owner] -= 1
+    if not counts[owner]:
+        del counts[owner]
 
 
 def _getaddrinfo(host: str) -> list[Any]:

@@ -53,7 +53,7 @@ from relayd.destinations import ProxyPolicy, address_towards
 from relayd.dialing import Dialer
 from relayd.errors import Refused, RelayError
 from relayd.interfaces import IGate, IObserver, IProxyPolicy
-from relayd.limits import Waiting
+from relayd.limits import Waiting, share_of
 from relayd.listening import TCPListenerEndpoint
 from relayd.resolving import Resolver, SocketAddress
 from relayd.session import Ending, Session
@@ -85,8 +85,13 @@ AnyListener = Callable[[str], IStreamServerEndpoint]
 class AnyResolver(Protocol):
     """What finds the addresses of a name, as :class:`relayd.resolving.Resolver`."""
 
-    def addresses(self, host: str, port: int) -> Deferred[list[SocketAddress]]:
-        """Fires with at least one, or fails with DNSLookupError."""
+    def addresses(
+        self, host: str, port: int, owner: str
+    ) -> Deferred[list[SocketAddress]]:
+        """Fires with at least one, or fails with DNSLookupError.
+
+        :param owner: whose wish it is: the client's share of all bounds.
+        """
 
 
 @attrs.define(eq=False, slots=True, weakref_slot=False)
@@ -129,6 +134,7 @@ class Socks4Protocol(StreamProtocol):
         StreamProtocol.__init__(self, factory, client)
         #: The client's address without its port; empty if it has none.
         self.host: str = getattr(client, "host", "")
+        self.share = share_of(self.host)
         self.request: Request | None = None
         self._unread = b""
         #: What a client that is not served is told.
@@ -141,7 +147,7 @@ class Socks4Protocol(StreamProtocol):
         factory = self.factory
         limit = factory.handshake_timeout
         self._deadline = self.session.opened_at + limit if limit else float("inf")
-        gone = factory.handshakes.push(self, self.host)
+        gone = factory.handshakes.push(self, self.share)
         if gone is not None:
             gone.refuse(Ending.CROWDED_OUT, "made room for a new client's handshake")
 
@@ -308,7 +314,9 @@ class Socks4Protocol(StreamProtocol):
         else:
             connect = factory.timeouts.connect
             self._deadline = factory.now() + connect if connect else float("inf")
-            looked_up = factory.resolver.addresses(request.host, request.port)
+            looked_up = factory.resolver.addresses(
+                request.host, request.port, self.share
+            )
             self._dialing = looked_up
             looked_up.addCallbacks(self._bind_to_named, self._not_resolved)
             looked_up.addErrback(self._failed)
@@ -340,7 +348,7 @@ class Socks4Protocol(StreamProtocol):
         """Wait for one of `peers`, or for whoever comes."""
         factory = self.factory
         try:
-            factory.binds.add(self, self.host)
+            factory.binds.add(self, self.share)
         except Refused as refusal:
             self.refuse(Ending.REFUSED, refusal.why)
             return
@@ -399,6 +407,15 @@ class Socks4Protocol(StreamProtocol):
                 f"{address_name(address)} came instead of {', '.join(peers)}",
             )
             return None
+        if peers is None:
+            # Whoever comes is asked about when it has come.
+            request: Any = self.request
+            try:
+                self.factory.policy.permit(address.host, request.port, "", self.session)
+            except Refused as refusal:
+                self.session.upstream = address_name(address)
+                self.refuse(Ending.DENIED, refusal.why)
+                return None
         self._leg = _PeerLeg(self)
         return self._leg
 
@@ -507,7 +524,9 @@ class _NamedDestination:
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         request, client = self._request, self._client
-        found = client.factory.resolver.addresses(request.host, request.port)
+        found = client.factory.resolver.addresses(
+            request.host, request.port, client.share
+        )
 
         def dial(addresses: list[SocketAddress]) -> Deferred[IProtocol]:
             permitted = client.permitted(request, addresses)

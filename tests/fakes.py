@@ -299,7 +299,7 @@ class FakeResolver:
         self.cancelled = 0
         self._answers: list[Deferred[list[Any]]] = []
 
-    def addresses(self, host: str, port: int) -> Deferred[list[Any]]:
+    def addresses(self, host: str, port: int, owner: str) -> Deferred[list[Any]]:
         self.asked.append((host, port))
         self._answers.append(Deferred(self._cancel))
         return self._answers[-1]

@@ -564,6 +564,7 @@ def test_stand_ins_as_they_are_written() -> None:
     for text in (
         *("::ffff:127.0.0.1", "::ffff:7f00:1", "::127.0.0.1", "::7f00:1"),
         *("64:ff9b::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b:1::7f00:1"),
+        *("::ffff:0:127.0.0.1", "::ffff:0:7f00:1"),
         *("64:ff9b:1:2:3:4:7f00:1", "2002:7f00:1::", "2002:7f00:1::1"),
         "2002:7f00:1:ffff:ffff:ffff:ffff:ffff",
     ):
@@ -690,8 +691,8 @@ PERMITTED = {
     "3fff::/20": "3fff::1",
     "100::/64": "100::1",
     "100:0:0:1::/64": "100:0:0:1::1",
-    # Teredo, benchmarking and ORCHID are in it.
-    "2001::/23": "2001::1",
+    # Benchmarking and ORCHID are in it; Teredo is, too, and guarded.
+    "2001::/23": "2001:2::1",
     "5f00::/16": "5f00::1",
     # Judged by the IPv4 address within; newer versions call all of it private.
     "2002::/16": "2002:808:808::1",

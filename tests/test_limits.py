@@ -17,7 +17,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
 from relayd.errors import Refused
-from relayd.limits import Waiting
+from relayd.limits import Waiting, share_of
 
 clients = st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1", ""])
 
@@ -196,3 +196,18 @@ def test_a_client_without_an_address() -> None:
     with capturedLogs() as events, pytest.raises(Refused):
         waiting.add("b", "")
     assert events[0]["whose"] == "of one client"
+
+
+@pytest.mark.parametrize(
+    ("host", "share"),
+    [
+        ("", ""),
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff::", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_whose_share(host: str, share: str) -> None:
+    assert share_of(host) == share

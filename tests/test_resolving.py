@@ -14,7 +14,7 @@ from twisted.internet.error import ConnectionRefusedError, DNSLookupError
 
 from relayd import dialing
 from relayd.dialing import NameEndpoint
-from relayd.resolving import LINE, WORKERS, Resolver
+from relayd.resolving import LINE, OWN_LINE, OWN_WORKERS, WORKERS, Resolver
 from tests.contracts import Recorder, turns, until
 
 
@@ -118,6 +118,28 @@ async def test_the_line_is_bounded() -> None:
     slow.answer.set()
     await until(lambda: not resolver._names)
     assert len(slow.asked) == WORKERS
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_owner_leaves_room_for_others() -> None:
+    slow = Slow()
+    resolver = Resolver(reactor, slow)
+    waiting = [
+        resolver.addresses(f"{n}.example", 80, "192.0.2.1")
+        for n in range(OWN_WORKERS + OWN_LINE)
+    ]
+    with pytest.raises(DNSLookupError, match="too many"):
+        await resolver.addresses("one.too.many.example", 80, "192.0.2.1")
+    assert resolver.refused == 1
+    waiting.append(resolver.addresses("other.example", 80, "192.0.2.2"))
+    waiting.append(resolver.addresses("the.operators.example", 80))
+    await until(lambda: len(slow.asked) == OWN_WORKERS + 2)
+    assert {"other.example", "the.operators.example"} <= set(slow.asked)
+    slow.answer.set()
+    for each in waiting:
+        await each
+    assert not resolver._owned
+    assert not resolver._owners_running
 
 
 @pytest_twisted.ensureDeferred

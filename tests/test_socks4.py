@@ -886,6 +886,20 @@ def test_bind_for_anyone_with_permission() -> None:
     client.lose()
 
 
+def test_the_rules_are_for_whoever_comes_too() -> None:
+    policy = ProxyPolicy(
+        [parse_rule("--deny-dest", "203.0.113.0/24", allow=False)], guarded=False
+    )
+    proxy = Proxy(bind_any=True, policy=policy)
+    client = proxy.client(BIND_ANY)
+    client.take()
+    proxy.port.accept("203.0.113.99", 99)
+    client.take()
+    assert client.taken[8:] == write_reply(Code.REJECTED)
+    assert "--deny-dest 203.0.113.0/24" in proxy.session.detail
+    proxy.over(Ending.DENIED)
+
+
 def test_bind_that_is_switched_off() -> None:
     proxy = Proxy(bind=False)
     refused(proxy.client(BIND))

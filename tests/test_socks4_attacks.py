@@ -254,7 +254,9 @@ class Rebinding:
         self.answers = list(answers)
         self.asked = 0
 
-    def addresses(self, host: str, port: int) -> Deferred[list[SocketAddress]]:
+    def addresses(
+        self, host: str, port: int, owner: str
+    ) -> Deferred[list[SocketAddress]]:
         self.asked += 1
         return succeed(
             [(socket.AF_INET, (address, port)) for address in self.answers.pop(0)]
