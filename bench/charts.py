@@ -1,9 +1,9 @@
 """Charts of the results, as PNG and SVG.
 
 `costs`: a panel for each figure, a bar for each relay, as a multiple of HAProxy with
-splice. `growth`: a panel for each cost, a line for each relay. `socks4`: as `costs`,
-for the proxies. The same results make the same SVG: its ids are salted with a constant,
-and it has no date.
+splice. `growth`: a panel for each cost, a line for each relay. `socks4` and `udp`: as
+`costs`, for the proxies and for the relays of datagrams. The same results make the same
+SVG: its ids are salted with a constant, and it has no date.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawing
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from bench.figures import FIGURES, GROWTH, SIZES, SOCKS4, Figure, Results
+from bench.figures import FIGURES, GROWTH, SIZES, SOCKS4, UDP, Figure, Results
 
 #: What the bars are multiples of.
 REFERENCE = "haproxy-splice"
 
 #: Likewise, in the panels of the proxies.
 SOCKS4_PANELS = {"socks4-short": "dante", "socks4-bulk": "relayd-plane"}
+
+#: Likewise, in the panels of the relays of datagrams.
+UDP_PANELS = dict.fromkeys(("udp-1", "udp-50", "udp-500", "udp-5000"), "nginx-udp")
 
 #: Bars longer than this are cut, and have a gap near their end to say so.
 LONGEST = 4.0
@@ -49,6 +52,11 @@ COLOURS = {
     "relayd-socks4": "#56b4e9",
     "dante": "#555555",
     "twistd-socks": "#d55e00",
+    # And so have the relays of datagrams.
+    "relayd-udp": "#0072b2",
+    "relayd-udp-twisted": "#56b4e9",
+    "nginx-udp": "#009e73",
+    "twisted-udp": "#d55e00",
 }
 
 _KEY = (
@@ -61,7 +69,7 @@ _FAINT = "#bbbbbb"
 
 
 def draw(results: Results, peers: Mapping[str, str], folder: Path) -> None:
-    """Write costs, growth and socks4, each as .png and .svg.
+    """Write costs, growth, socks4 and udp, each as .png and .svg.
 
     :param peers: titles of relays by their names.
     """
@@ -78,7 +86,11 @@ def draw(results: Results, peers: Mapping[str, str], folder: Path) -> None:
         for name, drawing in (
             ("costs", _costs(results, peers)),
             ("growth", _growth(results, peers)),
-            ("socks4", _socks4(results, peers)),
+            (
+                "socks4",
+                _row("a SOCKS4 proxy", SOCKS4, SOCKS4_PANELS, results, peers),
+            ),
+            ("udp", _row("relaying a datagram", UDP, UDP_PANELS, results, peers)),
         ):
             drawing.savefig(folder / f"{name}.png", dpi=150)
             drawing.savefig(folder / f"{name}.svg", metadata={"Date": None})
@@ -108,18 +120,23 @@ def _costs(results: Results, peers: Mapping[str, str]) -> Drawing:
     return drawing
 
 
-def _socks4(results: Results, peers: Mapping[str, str]) -> Drawing:
-    proxies = results.measured(SOCKS4.values(), peers)
-    drawing = _drawing(11, 3.4)
+def _row(
+    what: str,
+    figures: Mapping[str, Figure],
+    panels: Mapping[str, str],
+    results: Results,
+    peers: Mapping[str, str],
+) -> Drawing:
+    """Panels in a row, each with what its bars are multiples of."""
+    relays = results.measured(figures.values(), peers)
+    drawing = _drawing(max(11, 4 * len(panels)), 3.4)
     drawing.suptitle(
-        "What a SOCKS4 proxy costs (shorter is cheaper)",
-        fontsize=12,
-        fontweight="bold",
+        f"What {what} costs (shorter is cheaper)", fontsize=12, fontweight="bold"
     )
     drawing.supxlabel(_KEY, fontsize=8)
-    grid = drawing.subplots(1, len(SOCKS4_PANELS))
-    for axes, (name, to) in zip(grid, SOCKS4_PANELS.items(), strict=True):
-        _panel(axes, SOCKS4[name], results, proxies, to, axes is grid[0])
+    grid = drawing.subplots(1, len(panels))
+    for axes, (name, to) in zip(grid, panels.items(), strict=True):
+        _panel(axes, figures[name], results, relays, to, axes is grid[0])
         axes.set_xlabel(f"{peers.get(to, to)} = 1", loc="left", fontsize=8)
     return drawing
 

@@ -30,6 +30,7 @@ PATIENCE = 15.0
 #: Programs by the Debian package that has them.
 PACKAGES = {
     "danted": "dante-server",
+    "gcc": "gcc",
     "h2load": "nghttp2-client",
     "haproxy": "haproxy",
     "iperf3": "iperf3",
@@ -98,9 +99,12 @@ def allow_descriptors(needed: int) -> None:
 def free_port() -> int:
     """A loopback port that nobody listens on and that this run has not used."""
     for port in _ports:
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+        # For TCP and for UDP: who asks may want either.
+        with socket.socket() as one, socket.socket(type=socket.SOCK_DGRAM) as other:
+            with suppress(OSError):
+                one.bind(("127.0.0.1", port))
+                other.bind(("127.0.0.1", port))
+                return port
     raise AssertionError("unreachable: the count has no end")
 
 
@@ -136,21 +140,36 @@ class Child:
         last = f": {lines[-1]}" if lines else ""
         return f"{self.name} ended with status {self.process.poll()}{last}"
 
-    def listening(self, *ports: int) -> None:
+    def listening(self, *ports: int, udp: bool = False) -> None:
         """Wait until the ports are listened on.
 
+        :param udp: they are ports of UDP.
         :raises CannotMeasure: it ended before that, or was too slow.
         """
 
         def there() -> bool:
             if self.process.poll() is not None:
                 raise CannotMeasure(self.complaint())
-            return listeners() >= set(ports)
+            return (bound_udp() if udp else listeners()) >= set(ports)
 
         eventually(there, f"{self.name} listens")
 
+    def line(self) -> str:
+        """The next line that it says, without its end.
+
+        :raises CannotMeasure: it ended instead.
+        """
+        pipe = self.process.stdout
+        said = pipe.readline() if pipe is not None else ""
+        if not said:
+            self.process.wait()
+            raise CannotMeasure(self.complaint())
+        return said.rstrip("\n")
+
     def output(self, seconds: float, *, failed: bool = False) -> str:
         """What it says until it ends by itself.
+
+        What it reads, if it reads anything, ends now.
 
         :param failed: its failure is no error here: its output says why.
         :raises CannotMeasure: it failed, or took longer than `seconds`.
@@ -171,7 +190,12 @@ class Child:
 
 @contextmanager
 def child(
-    name: str, argv: Sequence[str], folder: Path, *, read: bool = False
+    name: str,
+    argv: Sequence[str],
+    folder: Path,
+    *,
+    read: bool = False,
+    waits: bool = False,
 ) -> Iterator[Child]:
     """Run a program for the length of a block.
 
@@ -179,12 +203,14 @@ def child(
     :param folder: its current folder, and where its standard error is kept.
     :param read: keep what it says on its standard output; otherwise that goes to
         /dev/null.
+    :param waits: it waits for the end of its standard input; otherwise that is
+        /dev/null.
     """
     with (folder / "stderr").open("w+") as errors:
         process = subprocess.Popen(  # noqa: S603
             argv,
             cwd=folder,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if waits else subprocess.DEVNULL,
             stdout=subprocess.PIPE if read else subprocess.DEVNULL,
             stderr=errors,
             text=True,
@@ -198,8 +224,9 @@ def child(
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
 
 
 def listeners() -> set[int]:
@@ -214,6 +241,19 @@ def listeners() -> set[int]:
             if state != "0A":
                 break
             found.add(int(local.rpartition(":")[2], 16))
+    return found
+
+
+def bound_udp() -> set[int]:
+    """The IPv4 ports of UDP that are bound, and take datagrams from anywhere."""
+    found = set()
+    with Path("/proc/net/udp").open() as table:
+        next(table)
+        for line in table:
+            _, local, _, state, *_ = line.split()
+            # Those of a relay's flows are connected: 01.
+            if state == "07":
+                found.add(int(local.rpartition(":")[2], 16))
     return found
 
 

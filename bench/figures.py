@@ -84,6 +84,18 @@ SOCKS4 = {
     )
 }
 
+#: What is measured of relays for datagrams, likewise.
+UDP = {
+    figure.name: figure
+    for figure in (
+        Figure("udp-1", "UDP, 1 flow of 32", "CPU µs", "udp-1", 2),
+        Figure("udp-50", "UDP, 50 flows of 4", "CPU µs", "udp-50", 2),
+        Figure("udp-500", "UDP, 500 flows of 1", "CPU µs", "udp-500", 2),
+        Figure("udp-5000", "UDP, 5,000 flows of 1", "CPU µs", "udp-50", 2),
+        Figure("udp-delivered", "UDP, delivered", "%", "udp-delivered", 3),
+    )
+}
+
 #: What is measured with more and more connections; `name@size` is it at a size.
 GROWTH = {
     figure.name: figure
@@ -101,7 +113,7 @@ def figure_named(name: str) -> Figure:
     base, at, _ = name.partition("@")
     if at:
         return GROWTH[base]
-    return SOCKS4[name] if name in SOCKS4 else FIGURES[name]
+    return {**FIGURES, **SOCKS4, **UDP}[name]
 
 
 @frozen
@@ -192,6 +204,7 @@ class Verdict:
 
 _RELAYD, _SPLICE, _PORTFORWARD = "relayd-plane", "haproxy-splice", "portforward"
 _PROXY = "relayd-socks4"
+_UDP, _NGINX_UDP, _TWISTED_UDP = "relayd-udp", "nginx-udp", "twisted-udp"
 
 
 def _limits() -> Iterable[Limit]:
@@ -233,6 +246,23 @@ def _limits() -> Iterable[Limit]:
         yield Limit(
             f"{SOCKS4[name].title}: to {title}", (name, _PROXY), (name, peer), bound
         )
+    for name, nginx in (("udp-1", 0.95), ("udp-50", 0.95), ("udp-500", 1.0)):
+        for title, peer, bound in (
+            ("nginx stream", _NGINX_UDP, nginx),
+            ("Twisted", _TWISTED_UDP, 0.85),
+        ):
+            yield Limit(
+                f"{UDP[name].title}: to {title}", (name, _UDP), (name, peer), bound
+            )
+    # At this rate nginx loses none, and so nor may relayd.
+    yield Limit(
+        f"{UDP['udp-delivered'].title}: to nginx stream",
+        ("udp-delivered", _UDP),
+        ("udp-delivered", _NGINX_UDP),
+        1.0,
+        at_least=True,
+    )
+    yield Limit("UDP: 5,000 flows to 50", ("udp-5000", _UDP), ("udp-50", _UDP), 1.3)
 
 
 #: What relayd promises of its cheaper transport.

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from attrs import asdict
 
+from bench.datagrams import RATE as DATAGRAM_RATE
+from bench.datagrams import RATE_FLOWS, SIZE
 from bench.facts import Run
 from bench.figures import (
     FEW,
@@ -17,6 +19,7 @@ from bench.figures import (
     MEMORY_PAIRS,
     SIZES,
     SOCKS4,
+    UDP,
     Figure,
     Results,
     judge,
@@ -25,6 +28,7 @@ from bench.loads import AT_ONCE, RATE, RATE_CONNECTIONS
 from bench.report import (
     REFERENCES,
     SOCKS4_REFERENCES,
+    UDP_REFERENCES,
     ratio_text,
     with_range,
     word,
@@ -65,6 +69,23 @@ processes.
 
 _SOCKS4_RATIOS_TEXT = """\
 relayd's proxy, divided by the same round's figure of the others. Below 1 is cheaper."""
+
+_UDP_TEXT = f"""\
+The relay for datagrams beside others; a datagram has {SIZE} bytes.
+
+- CPU is that of a round trip: a datagram to a server that echoes, and its echo. So many
+  of a flow's are under way at once; whenever one comes back, the next one is sent.
+  Flows are there before it counts: what a flow's begin costs is not in it.
+- Delivered: what came back of {DATAGRAM_RATE:,} datagrams a second, which {RATE_FLOWS}
+  flows send in turn whether or not others have come back.
+- Client and server are written in C, and send and receive in batches.
+- All relays ask the kernel to keep 4 MB of datagrams for their listening socket. None
+  logs.
+- Twisted: a relay with a DatagramProtocol for each client."""
+
+_UDP_RATIOS_TEXT = """\
+relayd's relay, on the plane, divided by the same round's figure of the others. Below 1
+is cheaper; of what was delivered, 1 is as good."""
 
 _LIMITS_TEXT = """\
 What `make bench-check` holds relayd's plane to, by the figures above."""
@@ -124,7 +145,21 @@ def markdown(run: Run, results: Results, peers: Mapping[str, str]) -> str:
         ]
     parts += ["### Growth", _GROWTH_TEXT]
     parts += [_growth_table(figure, results, peers) for figure in grown]
-    parts += ["### SOCKS4", _SOCKS4_TEXT, *_socks4_tables(results, peers)]
+    for title, text, ratios, of, relay, references in (
+        (
+            *("SOCKS4", _SOCKS4_TEXT, _SOCKS4_RATIOS_TEXT),
+            *(SOCKS4, "relayd-socks4", SOCKS4_REFERENCES),
+        ),
+        ("UDP", _UDP_TEXT, _UDP_RATIOS_TEXT, UDP, "relayd-udp", UDP_REFERENCES),
+    ):
+        figures = [of[name] for name in of if name in results.values()]
+        parts += [
+            f"### {title}",
+            text,
+            _figures_table(figures, results, results.measured(figures, peers)),
+            ratios,
+            _compared_table(relay, references, figures, results),
+        ]
     parts += ["### Limits", _LIMITS_TEXT, _limits_table(results)]
     return "\n\n".join(parts) + "\n"
 
@@ -182,22 +217,20 @@ def _growth_table(figure: Figure, results: Results, peers: Mapping[str, str]) ->
     return table([f"{figure.title}, {figure.unit}", *heads, f"{MANY:,} to {FEW}"], rows)
 
 
-def _socks4_tables(results: Results, peers: Mapping[str, str]) -> list[str]:
-    figures = [SOCKS4[name] for name in SOCKS4 if name in results.values()]
-    proxies = results.measured(figures, peers)
+def _compared_table(
+    relay: str,
+    references: Mapping[str, str],
+    figures: Sequence[Figure],
+    results: Results,
+) -> str:
+    """One relay beside each of the others."""
     rows = []
     for figure in figures:
         ratios = [
-            results.ratio((figure.name, "relayd-socks4"), (figure.name, to))
-            for to in SOCKS4_REFERENCES
+            results.ratio((figure.name, relay), (figure.name, to)) for to in references
         ]
         rows.append([figure.title, *map(ratio_text, ratios)])
-    heads = [f"to {called}" for called in SOCKS4_REFERENCES.values()]
-    return [
-        _figures_table(figures, results, proxies),
-        _SOCKS4_RATIOS_TEXT,
-        table(["", *heads], rows),
-    ]
+    return table(["", *(f"to {called}" for called in references.values())], rows)
 
 
 def _limits_table(results: Results) -> str:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from attrs import frozen
 
@@ -32,6 +33,9 @@ from bench.children import (
 
 #: Clients that a relay's kernel queue takes; relayd's own default.
 BACKLOG = 4096
+
+#: Bytes of datagrams that a relay asks the kernel to keep; relayd's own default.
+RECEIVE_BUFFER = 4 << 20
 
 #: Pairs that HAProxy and nginx are told to have room for: 8,000 and what the loads
 #: need beside them.
@@ -64,7 +68,8 @@ class Peer:
         of work; what needs thousands of connections is not asked of it.
     :param logs: it can log each session.
     :param grows: it is measured from 10 to 8,000 connections.
-    :param socks4: it is a SOCKS4 proxy, and measured as that only.
+    :param kind: what it relays, and is measured at: streams, streams that ask a SOCKS4
+        proxy, or datagrams.
     """
 
     name: str
@@ -73,7 +78,7 @@ class Peer:
     forks: bool = False
     logs: bool = True
     grows: bool = True
-    socks4: bool = False
+    kind: Literal["stream", "socks4", "udp"] = "stream"
 
 
 @frozen
@@ -100,7 +105,7 @@ def relay(peer: Peer, destination: int, *, logs: bool = False) -> Iterator[Relay
         port = free_port()
         argv = peer.command(Setup(Path(name), port, destination, logs))
         with child(peer.title, argv, Path(name)) as running:
-            running.listening(port)
+            running.listening(port, udp=peer.kind == "udp")
             # What it still does to start is not the work's.
             time.sleep(0.2)
             yield Relay(peer, running, port)
@@ -110,14 +115,14 @@ def _twistd(*words: str) -> list[str]:
     return [beside_python("twistd"), "-n", "--pidfile=", "--reactor=epoll", *words]
 
 
-def _relayd(transport: str) -> Callable[[Setup], list[str]]:
+def _relayd(transport: str, scheme: str = "") -> Callable[[Setup], list[str]]:
     def command(setup: Setup) -> list[str]:
         return _twistd(
             "relayd",
             *("--transport", transport),
             *(() if setup.logs else ("--quiet",)),
-            *("--listen", f"127.0.0.1:{setup.port}"),
-            *("--dest", f"127.0.0.1:{setup.destination}"),
+            *("--listen", f"{scheme}127.0.0.1:{setup.port}"),
+            *("--dest", f"{scheme}127.0.0.1:{setup.destination}"),
         )
 
     return command
@@ -150,6 +155,14 @@ listen relay
 
 
 def _nginx(setup: Setup) -> list[str]:
+    return _nginx_stream(setup, f"backlog={BACKLOG}")
+
+
+def _nginx_udp(setup: Setup) -> list[str]:
+    return _nginx_stream(setup, f"udp rcvbuf={RECEIVE_BUFFER}")
+
+
+def _nginx_stream(setup: Setup, listen: str) -> list[str]:
     if not STREAM_MODULE.exists():
         raise CannotMeasure(
             "nginx has no stream module: it is in Debian's package"
@@ -170,7 +183,7 @@ stream {{
     ' $bytes_sent $bytes_received $session_time $upstream_addr';
   {log}
   server {{
-    listen 127.0.0.1:{setup.port} backlog={BACKLOG};
+    listen 127.0.0.1:{setup.port} {listen};
     proxy_pass 127.0.0.1:{setup.destination};
     proxy_timeout 1h;
   }}
@@ -183,13 +196,21 @@ stream {{
     ]
 
 
-def _portforward(setup: Setup) -> list[str]:
+def _beside(file: str, setup: Setup) -> list[str]:
+    """A relay that is a file beside this one."""
     # -P: the file's own folder is not where its imports come from.
     return [
-        *(sys.executable, "-P", str(Path(__file__).with_name("portforward.py"))),
+        *(sys.executable, "-P", str(Path(__file__).with_name(file))),
         *(str(setup.port), str(setup.destination)),
-        *(("--log",) if setup.logs else ()),
     ]
+
+
+def _portforward(setup: Setup) -> list[str]:
+    return [*_beside("portforward.py", setup), *(("--log",) if setup.logs else ())]
+
+
+def _twisted_udp(setup: Setup) -> list[str]:
+    return [*_beside("datagram_relay.py", setup), str(RECEIVE_BUFFER)]
 
 
 def _socat(setup: Setup) -> list[str]:
@@ -256,8 +277,17 @@ PEERS = {
         Peer("nginx", "nginx stream", _nginx),
         Peer("portforward", "portforward", _portforward),
         Peer("socat", "socat", _socat, forks=True, logs=False, grows=False),
-        Peer("relayd-socks4", "relayd, SOCKS4", _relayd_socks4, socks4=True),
-        Peer("dante", "Dante", _dante, forks=True, socks4=True),
-        Peer("twistd-socks", "twistd socks", _twistd_socks, socks4=True),
+        Peer("relayd-socks4", "relayd, SOCKS4", _relayd_socks4, kind="socks4"),
+        Peer("dante", "Dante", _dante, forks=True, kind="socks4"),
+        Peer("twistd-socks", "twistd socks", _twistd_socks, kind="socks4"),
+        Peer("relayd-udp", "relayd, UDP", _relayd("plane", "udp:"), kind="udp"),
+        Peer(
+            "relayd-udp-twisted",
+            "relayd, UDP, twisted",
+            _relayd("twisted", "udp:"),
+            kind="udp",
+        ),
+        Peer("nginx-udp", "nginx stream, UDP", _nginx_udp, kind="udp"),
+        Peer("twisted-udp", "Twisted, UDP", _twisted_udp, logs=False, kind="udp"),
     )
 }

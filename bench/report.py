@@ -8,6 +8,7 @@ from bench.figures import (
     GROWTH,
     SIZES,
     SOCKS4,
+    UDP,
     Figure,
     Results,
     Spread,
@@ -25,6 +26,9 @@ SOCKS4_REFERENCES = {
     "relayd-plane": "relayd's TCP relay",
 }
 
+#: Likewise, what its relay for datagrams is compared with.
+UDP_REFERENCES = {"nginx-udp": "nginx stream", "twisted-udp": "a relay in Twisted"}
+
 
 def lines_of(
     names: Iterable[str], results: Results, peers: Mapping[str, str]
@@ -38,24 +42,26 @@ def lines_of(
     grown = dict.fromkeys(name.partition("@")[0] for name in names if "@" in name)
     lines = []
     for name in plain:
-        to = SOCKS4_REFERENCES if name in SOCKS4 else REFERENCES
-        lines += ["", *_plain_lines(figure_named(name), results, peers, to)]
+        lines += ["", *_plain_lines(figure_named(name), results, peers)]
     for name in grown:
         lines += ["", *_growth_lines(GROWTH[name], results, peers)]
     return lines
 
 
+def _references(figure: Figure) -> Mapping[str, str]:
+    if figure.name in SOCKS4:
+        return SOCKS4_REFERENCES
+    return UDP_REFERENCES if figure.name in UDP else REFERENCES
+
+
 def _plain_lines(
-    figure: Figure,
-    results: Results,
-    peers: Mapping[str, str],
-    references: Mapping[str, str],
+    figure: Figure, results: Results, peers: Mapping[str, str]
 ) -> list[str]:
     lines = [f"{figure.title} ({figure.unit})"]
     for peer, title in peers.items():
         if spread := results.spread(figure.name, peer):
             line = f"  {title:<18}{with_range(figure, spread):>20}"
-            for to, called in references.items():
+            for to, called in _references(figure).items():
                 ratio = results.ratio((figure.name, peer), (figure.name, to))
                 if ratio and peer != to:
                     line += f"   {ratio.middle:5.2f} of {called}"

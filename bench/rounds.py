@@ -16,6 +16,7 @@ from statistics import fmean
 
 from attrs import frozen
 
+from bench import datagrams
 from bench.children import CannotMeasure, allow_descriptors, program
 from bench.figures import MANY, Results, figure_named, needed_for_limits
 from bench.peers import PEERS, Setup
@@ -52,6 +53,8 @@ _QUICK_WORKS = (
     "memory",
     "socks4-bulk",
     "socks4-short",
+    "udp-50",
+    "udp-delivered",
 )
 _QUICK_PEERS = (
     "relayd-plane",
@@ -60,6 +63,9 @@ _QUICK_PEERS = (
     "relayd-socks4",
     "dante",
     "twistd-socks",
+    "relayd-udp",
+    "nginx-udp",
+    "twisted-udp",
 )
 
 _ALL = [(work, peer) for work in WORKS for peer in PEERS]
@@ -135,6 +141,8 @@ def check_what_is_there(plan: Plan) -> None:
     for work in plan.works:
         for name in WORKS[work].programs:
             program(name)
+    if any(PEERS[peer].kind == "udp" for peer in plan.titles):
+        datagrams.built()
     with tempfile.TemporaryDirectory(prefix="relayd-bench-") as folder:
         for peer in plan.titles:
             PEERS[peer].command(Setup(Path(folder), 0, 0, logs=False))

@@ -8,7 +8,7 @@ through much).  CPU is the relay's process's own, as the kernel accounts for it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import quantiles
@@ -17,6 +17,7 @@ from typing import Literal
 from attrs import frozen
 
 from bench.children import CannotMeasure, eventually, time_wait
+from bench.datagrams import delivered, echo, round_trips
 from bench.figures import MEMORY_PAIRS, SIZES
 from bench.loads import (
     AT_ONCE,
@@ -85,7 +86,7 @@ def _bulk(streams: int, peer: Peer, seconds: float) -> tuple[float, Bulk]:
             running.port,
             streams,
             seconds,
-            socks4_to=destination if peer.socks4 else None,
+            socks4_to=destination if peer.kind == "socks4" else None,
         )
         time.sleep(0.1)
         used = running.cpu() - before
@@ -151,7 +152,7 @@ def _cpu_per_short(
 ) -> float:
     """Microseconds, beside what connections the relay has already."""
     count = int(SHORT_EACH_SECOND * seconds)
-    proxy = running.peer.socks4
+    proxy = running.peer.kind == "socks4"
     socks4_to = origin.port if proxy else None
     warm_up = PROXY_WARM_UP if proxy else WARM_UP
     _leave_time_wait(2 * (count + warm_up))
@@ -261,8 +262,30 @@ def _cpu_per_turn(running: Relay, pairs: IdlePairs, size: int, seconds: float) -
     return (running.cpu() - used) * 1e6 / count
 
 
+def measure_udp(shapes: Mapping[int, int], peer: Peer, seconds: float) -> Readings:
+    """CPU per round trip of a datagram.
+
+    :param shapes: numbers of flows, with how many datagrams of each are under way.
+    """
+    with echo() as destination, relay(peer, destination) as running:
+        readings = {}
+        for flows, at_once in shapes.items():
+            with round_trips(running.port, flows, at_once, seconds) as load:
+                used = running.cpu()
+                made = load()
+                used = running.cpu() - used
+            readings[f"udp-{flows}"] = used * 1e6 / made
+        return readings
+
+
+def measure_udp_delivered(peer: Peer, seconds: float) -> Readings:
+    """Per cent of datagrams that come back, at a rate that a relay can keep up with."""
+    with echo() as destination, relay(peer, destination) as running:
+        return {"udp-delivered": delivered(running.port, seconds)}
+
+
 def _relays(peer: Peer) -> bool:
-    return not peer.socks4
+    return peer.kind == "stream"
 
 
 def _logs(peer: Peer) -> bool:
@@ -278,12 +301,16 @@ def _grows(peer: Peer) -> bool:
 
 
 def _proxies(peer: Peer) -> bool:
-    return peer.socks4
+    return peer.kind == "socks4"
 
 
 def _proxies_and_ours(peer: Peer) -> bool:
     """What relayd's proxy is compared with includes its TCP relay."""
-    return peer.socks4 or peer.name == "relayd-plane"
+    return _proxies(peer) or peer.name == "relayd-plane"
+
+
+def _datagrams(peer: Peer) -> bool:
+    return peer.kind == "udp"
 
 
 _WRK, _IPERF3, _H2LOAD = ("nginx", "wrk"), ("iperf3",), ("nginx", "h2load")
@@ -329,5 +356,15 @@ WORKS = {
             short=True,
         ),
         Work("socks4-short", measure_socks4_short, _proxies, _OWN, short=True),
+        *(
+            Work(name, measure, _datagrams, ("gcc",), short=True)
+            for name, measure in (
+                ("udp-1", partial(measure_udp, {1: 32})),
+                # By one relay, one after the other, since a limit compares them.
+                ("udp-50", partial(measure_udp, {50: 4, 5_000: 1})),
+                ("udp-500", partial(measure_udp, {500: 1})),
+                ("udp-delivered", measure_udp_delivered),
+            )
+        ),
     )
 }

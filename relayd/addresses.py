@@ -22,8 +22,11 @@ def address_name(address: IAddress | None) -> str:
     An IPv4 client of a dual-stack socket is called by its IPv4 address.
     """
     if isinstance(address, IPv4Address):
-        return f"{address.host}:{address.port}"
+        name = f"{address.host}:{address.port}"
+        return name if address.type == "TCP" else f"udp:{name}"
     if isinstance(address, IPv6Address):
+        if address.type != "TCP":
+            return f"udp:[{address.host}]:{address.port}"
         if address.host.startswith(_MAPPED) and "." in address.host:
             return f"{address.host[len(_MAPPED) :]}:{address.port}"
         return f"[{address.host}]:{address.port}"

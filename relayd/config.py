@@ -11,15 +11,23 @@ import ipaddress
 import math
 import os
 from collections.abc import Iterable, Sequence
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import attrs
 
 from relayd.bridge import Timeouts
 from relayd.destinations import Network, Rule, parse_network
-from relayd.endpoints import Address, HostPort, Transport, UnixPath
+from relayd.endpoints import (
+    Address,
+    HostPort,
+    StreamAddress,
+    Transport,
+    UdpAddress,
+    UnixPath,
+)
 from relayd.errors import ConfigError
 from relayd.socks4_wire import MOST_USER_ID
+from relayd.udp_nat import RECEIVE_BUFFER
 
 #: A listen(2) backlog; the kernel caps it further (net.core.somaxconn).
 BACKLOG_LIMIT = 65535
@@ -30,11 +38,14 @@ TIMEOUT_LIMIT = 100_000_000.0
 #: What `twistd socks4` listens on, unless it is told.
 SOCKS4_LISTENER = HostPort("127.0.0.1", 1080)
 
+#: The largest receive buffer: the kernel doubles it, in an int.
+RECEIVE_BUFFER_LIMIT = (1 << 30) - 1
+
 #: What `--demo` listens on.
 DEMO_LISTENER = HostPort("127.0.0.1", 8080)
 
 
-def _addresses(given: Iterable[Address]) -> tuple[Address, ...]:
+def _addresses(given: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(given)
 
 
@@ -42,12 +53,37 @@ def _addresses(given: Iterable[Address]) -> tuple[Address, ...]:
 class Relay:
     """One listener and the servers behind it."""
 
-    listen: Address
-    destinations: Sequence[Address] = attrs.field(converter=_addresses)
+    listen: StreamAddress
+    destinations: Sequence[StreamAddress] = attrs.field(converter=_addresses)
 
 
-def _relays(given: Iterable[Relay]) -> tuple[Relay, ...]:
+@attrs.frozen
+class UdpRelay:
+    """One address for datagrams and the servers behind it."""
+
+    listen: UdpAddress
+    destinations: Sequence[UdpAddress] = attrs.field(converter=_addresses)
+
+
+def _relays(given: Iterable[Relay | UdpRelay]) -> tuple[Relay | UdpRelay, ...]:
     return tuple(given)
+
+
+@attrs.frozen(kw_only=True)
+class UdpSettings:
+    """How flows are kept; see :class:`relayd.udp_nat.UdpNat`.
+
+    :ivar most_flows: None is what the limit of open files allows.
+    :ivar most_flows_each: None is half of those.
+    """
+
+    timeout: float = 300.0
+    unreplied_timeout: float = 30.0
+    most_flows: int | None = None
+    most_flows_each: int | None = None
+    refresh_inbound: bool = True
+    reply_cap: float = 0.0
+    receive_buffer: int = RECEIVE_BUFFER
 
 
 @attrs.frozen(kw_only=True)
@@ -77,7 +113,8 @@ class Config(Common):
     :ivar demo: relay DEMO_LISTENER to a file server of the current folder.
     """
 
-    relays: Sequence[Relay] = attrs.field(converter=_relays)
+    relays: Sequence[Relay | UdpRelay] = attrs.field(converter=_relays)
+    udp: UdpSettings = attrs.field(factory=UdpSettings, kw_only=True)
     demo: bool = attrs.field(default=False, kw_only=True)
 
 
@@ -113,7 +150,7 @@ class Socks4Config(Common):
     :ivar user_ids: the users that are served; none is all.
     """
 
-    listeners: Sequence[Address] = attrs.field(
+    listeners: Sequence[StreamAddress] = attrs.field(
         default=(SOCKS4_LISTENER,), converter=_addresses
     )
     clients: Sequence[Network] = attrs.field(default=(), converter=_networks)
@@ -129,7 +166,7 @@ class Socks4Config(Common):
     limits: Limits = attrs.Factory(Limits)
 
 
-def is_local(address: Address) -> bool:
+def is_local(address: StreamAddress) -> bool:
     """Whether only this machine's own programs can reach a listener there."""
     if isinstance(address, UnixPath):
         return True
@@ -142,7 +179,7 @@ def is_local(address: Address) -> bool:
 
 
 def check_openness(
-    listeners: Sequence[Address], *, bounded: bool, opened: bool
+    listeners: Sequence[StreamAddress], *, bounded: bool, opened: bool
 ) -> None:
     """Refuse to be an open proxy by accident.
 
@@ -229,6 +266,34 @@ def seconds(option: str, text: str) -> float:
     return value
 
 
+def lifetime(option: str, text: str) -> float:
+    """A timeout that can't be never.
+
+    :raises ConfigError: it is not one.
+    """
+    value = seconds(option, text)
+    if not value:
+        raise ConfigError(
+            f"bad {option} {text!r}: a flow that never expires keeps its port for ever;"
+            " expected more than 0 seconds"
+        )
+    return value
+
+
+def ratio(option: str, text: str) -> float:
+    """How many times as much; 0 is no limit.
+
+    :raises ConfigError: it is not a number from 0 up.
+    """
+    try:
+        value = math.nan if "_" in text else float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ConfigError(f"bad {option} {text!r}: expected a number from 0 up")
+    return value
+
+
 def backlog(text: str) -> int:
     """A listen backlog.
 
@@ -263,12 +328,13 @@ class Given:
     address: Address
 
 
-def pair(given: Sequence[Given]) -> tuple[Relay, ...]:
+def pair(given: Sequence[Given]) -> tuple[Relay | UdpRelay, ...]:
     """Match listeners with destinations.
 
     :param given: in the order of the command line.  The destinations after a
         listener are its own; those of a single listener may stand before it.
-    :raises ConfigError: a listener or a destination has no partner.
+    :raises ConfigError: a listener or a destination has no partner, or one of another
+        kind.
     """
     if not given:
         raise ConfigError(
@@ -286,15 +352,41 @@ def pair(given: Sequence[Given]) -> tuple[Relay, ...]:
             "put each --dest after the --listen that it belongs to"
         )
     owner = listeners[0]
-    owned: dict[Given, list[Address]] = {each: [] for each in listeners}
+    owned: dict[Given, list[Given]] = {each: [] for each in listeners}
     for each in given:
         if each.kind == "--listen":
             owner = each
         else:
-            owned[owner].append(each.address)
+            owned[owner].append(each)
     for listener, destinations in owned.items():
         if not destinations:
             raise ConfigError(
                 f"--listen {listener.text!r} has no --dest: say where to relay to"
             )
-    return tuple(Relay(each.address, own) for each, own in owned.items())
+    return tuple(_relay(listener, own) for listener, own in owned.items())
+
+
+def _relay(listener: Given, owned: Sequence[Given]) -> Relay | UdpRelay:
+    datagrams = isinstance(listener.address, UdpAddress)
+    for each in owned:
+        if isinstance(each.address, UdpAddress) != datagrams:
+            raise ConfigError(
+                f"--listen {listener.text!r} can't be relayed to --dest {each.text!r}:"
+                " datagrams go to datagrams, write udp: before both or neither"
+            )
+    where: Any = listener.address
+    kind = UdpRelay if datagrams else Relay
+    return kind(where, [each.address for each in owned])
+
+
+def receive_buffer(text: str) -> int:
+    """Bytes of a socket's receive buffer.
+
+    :raises ConfigError: it is not a number that setsockopt takes.
+    """
+    value = int(text) if text.isascii() and text.isdigit() and len(text) < 11 else 0
+    if not 1 <= value <= RECEIVE_BUFFER_LIMIT:
+        raise ConfigError(
+            f"bad --udp-rcvbuf {text!r}: expected 1 to {RECEIVE_BUFFER_LIMIT} bytes"
+        )
+    return value

@@ -6,6 +6,7 @@ An address is a short form:
     127.0.0.1:8080  [::1]:8080       an address and a port
     localhost:8080                   a name and a port
     unix:/run/x.sock                 a UNIX socket
+    udp:53  udp:127.0.0.1:53         datagrams, by port or address and port
 
 or any Twisted endpoint string (`tcp:8080:interface=127.0.0.1`, `tls:…`,
 `systemd:…`), which is Twisted's own business.
@@ -43,6 +44,7 @@ from relayd.dialing import Dialer, NameEndpoint, SocketEndpoint
 from relayd.errors import ConfigError
 from relayd.listening import TCPListenerEndpoint, UNIXListenerEndpoint
 from relayd.plane import is_available
+from relayd.udp_nat import ReactorWatcher, Watcher
 
 if TYPE_CHECKING or sys.platform == "linux":
     from relayd.plane.endpoints import (
@@ -51,6 +53,7 @@ if TYPE_CHECKING or sys.platform == "linux":
         PlaneTCPListenerEndpoint,
         PlaneUNIXListenerEndpoint,
     )
+    from relayd.plane.poller import Plane
 
 #: Endpoint types that Twisted parses itself, without a plugin.
 _BUILT_IN_SERVERS = frozenset({"tcp", "ssl", "unix"})
@@ -90,6 +93,19 @@ class UnixPath:
 
 
 @attrs.frozen
+class UdpAddress:
+    """The short form `udp:` with a host and a port, or a port."""
+
+    host: str | None
+    port: int
+
+    def __str__(self) -> str:
+        return "udp:" + (
+            host_port(self.host, self.port) if self.host else f"{self.port}"
+        )
+
+
+@attrs.frozen
 class EndpointString:
     """A string in Twisted's own grammar."""
 
@@ -99,7 +115,8 @@ class EndpointString:
         return self.text
 
 
-Address = HostPort | UnixPath | EndpointString
+StreamAddress = HostPort | UnixPath | EndpointString
+Address = StreamAddress | UdpAddress
 
 #: Whose connections: the plane's, Twisted's own, or the plane's where it can be had.
 Transport = Literal["auto", "plane", "twisted"]
@@ -138,6 +155,16 @@ def _parse(text: str, schemes: frozenset[str] | set[str], lowest_port: int) -> A
         return UnixPath(rest)
     if colon and scheme.lower() in schemes:
         return EndpointString(text)
+    if colon and scheme == "udp":
+        try:
+            where = _parse(rest, frozenset(), lowest_port)
+        except ConfigError as problem:
+            # Quoted as it was written.
+            why = str(problem).removeprefix(f"bad address {rest!r}: ")
+            raise ConfigError(f"bad address {text!r}: {why}") from None
+        if isinstance(where, HostPort):
+            return UdpAddress(where.host, where.port)
+        raise ConfigError(f"bad address {text!r}: expected udp:host:port or udp:port")
     host, colon, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         return HostPort(_ipv6(host[1:-1], text), _port(port, text, lowest_port))
@@ -219,7 +246,7 @@ def on_plane(transport: Transport, reactor: Any) -> bool:
 
 
 def listening_endpoint(
-    address: Address,
+    address: StreamAddress,
     reactor: Any,
     backlog: int = 4096,
     transport: Transport = "auto",
@@ -249,7 +276,7 @@ def listening_endpoint(
 
 
 def dialing_endpoint(
-    address: Address, reactor: Any, transport: Transport = "auto"
+    address: StreamAddress, reactor: Any, transport: Transport = "auto"
 ) -> IStreamClientEndpoint:
     """The endpoint that connects there.  The relay bounds the time a dial takes.
 
@@ -295,6 +322,16 @@ def dialer(reactor: Any, transport: Transport = "auto") -> Dialer:
     """
     plane = on_plane(transport, reactor)
     return Dialer(reactor, PlaneSocketEndpoint if plane else SocketEndpoint)
+
+
+def watcher(reactor: Any, transport: Transport = "auto") -> Watcher:
+    """What watches the sockets of datagrams.
+
+    :raises ConfigError: the transport can't be had.
+    """
+    if on_plane(transport, reactor):
+        return Plane.of(reactor)
+    return ReactorWatcher(reactor)
 
 
 def _unusable(address: EndpointString, problem: Exception) -> ConfigError:

@@ -18,10 +18,16 @@ import resource
 import socket
 import stat
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred, fail, gatherResults, succeed
+from twisted.internet.defer import (
+    Deferred,
+    fail,
+    gatherResults,
+    maybeDeferred,
+    succeed,
+)
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
@@ -285,7 +291,7 @@ class Listener:
 class Listeners:
     """Several listening sockets that are one relay's."""
 
-    def __init__(self, ports: list[Listener]) -> None:
+    def __init__(self, ports: Sequence[IListeningPort]) -> None:
         self.ports = ports
 
     def startListening(self) -> None:
@@ -293,11 +299,13 @@ class Listeners:
             port.startListening()
 
     def stopListening(self) -> Deferred[Any]:
-        return gatherResults([port.stopListening() for port in self.ports])
+        stopping = [maybeDeferred(port.stopListening) for port in self.ports]
+        return gatherResults(stopping)
 
     def getHost(self) -> IAddress:
         """The first one's address; `ports` has them all."""
-        return self.ports[0].getHost()
+        first: IAddress = self.ports[0].getHost()
+        return first
 
 
 def _bind_tcp(host: str, port: int, backlog: int) -> socket.socket:

@@ -7,13 +7,19 @@ one clear error.  As it stops it closes them, and waits for the sessions.
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
-from typing import Any
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import attrs
 from twisted.application.service import MultiService, Service
 from twisted.internet import tcp
-from twisted.internet.defer import gatherResults, inlineCallbacks, maybeDeferred
+from twisted.internet.defer import (
+    Deferred,
+    gatherResults,
+    inlineCallbacks,
+    maybeDeferred,
+)
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.main import CONNECTION_DONE
 from twisted.logger import Logger
@@ -26,26 +32,42 @@ from relayd.config import (
     Config,
     Relay,
     Socks4Config,
+    UdpRelay,
     is_local,
 )
-from relayd.destinations import ProxyPolicy
+from relayd.destinations import ProxyPolicy, is_own
 from relayd.endpoints import (
-    Address,
     HostPort,
+    StreamAddress,
     dialer,
     dialing_endpoint,
     listening_endpoint,
+    watcher,
 )
-from relayd.errors import CannotStart, ListenError
+from relayd.errors import CannotStart, ConfigError, ListenError
 from relayd.listening import Listeners
 from relayd.observers import QuietSessionLog, SessionLog, VerboseSessionLog
 from relayd.policy import ClientGate
 from relayd.socks4 import Socks4Factory
-from relayd.stream import StreamFactory
 from relayd.tcp import RelayFactory
+from relayd.udp_nat import FlowLog, QuietFlowLog, Server, UdpListener, UdpNat
 from relayd.upstreams import Pool, Upstream
 
 log = Logger(namespace="relayd.service")
+
+
+class Served(Protocol):
+    """What serves the clients of a listener: a factory, or a UDP relay."""
+
+    @property
+    def sessions(self) -> Mapping[Any, Any]:
+        """The sessions, or flows, that live."""
+
+    def drain(self, timeout: float = 10.0) -> Deferred[None]:
+        """Serve no new client, and wait for those that live."""
+
+    def cut_all(self) -> None:
+        """End them now."""
 
 
 @attrs.frozen(eq=False)
@@ -59,7 +81,7 @@ class Listening:
     """
 
     endpoint: IStreamServerEndpoint
-    factory: StreamFactory
+    factory: Served
     name: str
     purpose: str
 
@@ -121,7 +143,8 @@ class RelayService(Service):
                 log.critical("{why}", why=_why(reason, listening, self._command))
 
         for each in self.listenings:
-            listening = each.endpoint.listen(each.factory)
+            serves: Any = each.factory
+            listening = each.endpoint.listen(serves)
             listening.addCallback(self._opened, each)
             listening.addErrback(not_opened, each)
             if problems:
@@ -155,6 +178,9 @@ class RelayService(Service):
         self._stopped, self._listening = True, False
         yield maybeDeferred(super().stopService)
         ports, self.ports = self.ports, []
+        living = self.sessions
+        # Before the ports: that of a UDP relay stays open for the replies.
+        drained = [each.factory.drain(self.drain_timeout) for each in self.listenings]
         closed = [
             # What goes wrong with a listener must not cost a session its drain.
             maybeDeferred(port.stopListening).addErrback(
@@ -162,13 +188,12 @@ class RelayService(Service):
             )
             for port in ports
         ]
-        if self.sessions:
+        if living:
             log.info(
                 "{count} sessions may finish within {timeout:g} s",
-                count=self.sessions,
+                count=living,
                 timeout=self.drain_timeout,
             )
-        drained = [each.factory.drain(self.drain_timeout) for each in self.listenings]
         yield gatherResults([*closed, *drained])
 
     def stop_now(self) -> None:
@@ -254,7 +279,37 @@ def relay_listening(relay: Relay, config: Config, reactor: Any) -> Listening:
     return _listening(relay.listen, pool, config, reactor)
 
 
-def _listening(listen: Address, pool: Pool, config: Config, reactor: Any) -> Listening:
+def udp_listening(relay: UdpRelay, config: Config, reactor: Any) -> Listening:
+    """One address for datagrams with the relay behind it.
+
+    :raises ConfigError: the transport can't be had, or a server's interface.
+    """
+    servers = []
+    for each in relay.destinations:
+        try:
+            servers.append(Server(each.host or "127.0.0.1", each.port))
+        except OSError as problem:
+            # An IPv6 address has a scope that this machine lacks.
+            raise ConfigError(f"can't use {each}: {problem.strerror}") from problem
+    nat = UdpNat(
+        reactor,
+        servers,
+        watcher=watcher(reactor, config.transport),
+        observer=QuietFlowLog() if config.quiet else FlowLog(),
+        **attrs.asdict(config.udp),
+    )
+    names = ", ".join(server.name for server in servers)
+    return Listening(
+        UdpListener(relay.listen.host, relay.listen.port),
+        nat,
+        str(relay.listen),
+        f"relaying datagrams to {names}",
+    )
+
+
+def _listening(
+    listen: StreamAddress, pool: Pool, config: Config, reactor: Any
+) -> Listening:
     timeouts = config.timeouts
     factory = RelayFactory(
         pool,
@@ -276,13 +331,13 @@ def _session_log(config: Common) -> SessionLog:
 
 
 def socks4_factory(
-    listen: Address, config: Socks4Config, reactor: Any
+    listen: StreamAddress, config: Socks4Config, reactor: Any
 ) -> Socks4Factory:
     """The proxy behind one listener.
 
     :raises ConfigError: its transport can't be had.
     """
-    timeouts = config.timeouts
+    timeouts, external = config.timeouts, config.external_address
     return Socks4Factory(
         reactor,
         dialer=dialer(reactor, config.transport),
@@ -297,12 +352,13 @@ def socks4_factory(
             config.rules,
             guarded=not is_local(listen),
             user_ids=config.user_ids or None,
+            own=lambda address: str(address) == external or is_own(address),
         ),
         ident=config.ident,
         bind=config.bind,
         bind_any=config.bind_any,
         bind_address=config.bind_address,
-        external_address=config.external_address,
+        external_address=external,
         handshake_timeout=config.handshake_timeout,
         bind_timeout=config.bind_timeout,
         connect_timeout=timeouts.connect,
@@ -315,13 +371,23 @@ def socks4_factory(
     )
 
 
-def _whose(listen: Address, config: Socks4Config) -> str:
+def can_listen_on(address: str) -> bool:
+    """Whether a listener can be opened on an IPv4 address, now."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    return True
+
+
+def _whose(listen: StreamAddress, config: Socks4Config) -> str:
     if config.clients:
         return ", ".join(map(str, config.clients))
     return "this machine" if is_local(listen) else "everybody"
 
 
-def _shown(address: Address) -> str:
+def _shown(address: StreamAddress) -> str:
     if isinstance(address, HostPort) and address.host is None:
         return f"127.0.0.1:{address.port}"
     return str(address)
@@ -342,7 +408,12 @@ def make_service(config: Config, reactor: Any) -> MultiService:
         pool = Pool([Upstream(site, "the demo's file server")])
         listenings = [_listening(DEMO_LISTENER, pool, config, reactor)]
     else:
-        listenings = [relay_listening(each, config, reactor) for each in config.relays]
+        listenings = [
+            udp_listening(each, config, reactor)
+            if isinstance(each, UdpRelay)
+            else relay_listening(each, config, reactor)
+            for each in config.relays
+        ]
     relays = RelayService(listenings, config.drain_timeout)
     relays.setServiceParent(parts)
     if config.demo:
@@ -357,6 +428,11 @@ def make_socks4_service(config: Socks4Config, reactor: Any) -> MultiService:
     :raises ConfigError: Twisted can't use one of the endpoint strings.
     """
     parts = MultiService()
+    address = config.bind_address
+    if address and not can_listen_on(address):
+        raise ConfigError(
+            f"bad --bind-address {address!r}: it is no address of this machine"
+        )
     factories = [socks4_factory(each, config, reactor) for each in config.listeners]
     for other in factories[1:]:
         # The bounds are on clients in all, whichever listener they came by.

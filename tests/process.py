@@ -134,6 +134,11 @@ class RelayProcess:
         lines = self.wait_for(rf"\] (session=.* ending={ending} .*)", count)
         return [dict(_FIELD.findall(m[1])) for m in lines]
 
+    def flows(self, count: int = 1, like: str = "") -> list[dict[str, str]]:
+        """The fields of the first `count` lines of UDP flows that say `like`."""
+        lines = self.wait_for(rf"\[relayd\.flow#info\] flow (.*{like}.*)", count)
+        return [dict(_FIELD.findall(m[1])) for m in lines]
+
     def running(self) -> bool:
         """Whether its reactor runs: it handles SIGTERM from then on."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
@@ -216,6 +221,64 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+#: Larger than any datagram.
+DATAGRAM = 1 << 16
+
+#: What the sockets of these tests keep unread, in bytes, so that a burst is not lost.
+UNREAD = 4 << 20
+
+
+class UdpServer:
+    """A socket that gets a relay's datagrams and answers them.
+
+    :param host: an address; "" is all of this machine's, of both families.
+    """
+
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        family = socket.AF_INET6 if ":" in host or not host else socket.AF_INET
+        self.socket = socket.socket(family, socket.SOCK_DGRAM)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UNREAD)
+        if not host:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        self.socket.bind((host, port))
+        self.socket.settimeout(PATIENCE)
+        self.port: int = self.socket.getsockname()[1]
+        #: What a relay's --dest calls it.
+        self.address = f"udp:[{host}]:{self.port}"
+        if family == socket.AF_INET:
+            self.address = f"udp:{host}:{self.port}"
+
+    def receive(self) -> tuple[bytes, Any]:
+        """The next datagram, and the relay's address that it came from."""
+        return self.socket.recvfrom(DATAGRAM)
+
+    def send(self, data: bytes, peer: Any) -> None:
+        self.socket.sendto(data, peer)
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def udp_client(
+    port: int, host: str = "127.0.0.1", own: tuple[str, int] | None = None
+) -> socket.socket:
+    """A client of a UDP relay: connected, so it hears that very address only."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    client = socket.socket(family, socket.SOCK_DGRAM)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UNREAD)
+    if own is not None:
+        client.bind(own)
+    client.connect((host, port))
+    client.settimeout(PATIENCE)
+    return client
 
 
 def connect(port: int, host: str = "127.0.0.1") -> socket.socket:

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "relayd"
 #: Each row may import from the rows above it.
 ROWS = [
     {"errors", "addresses"},
-    {"session", "socks4_wire", "ident"},
+    {"session", "socks4_wire", "nat_table", "ident"},
     {"interfaces"},
     {"wheel", "transports", "resolving", "plane.pipes"},
     {"plane.poller"},
@@ -31,6 +31,7 @@ ROWS = [
         "listening",
     },
     {"plane.endpoints", "policy"},
+    {"udp_nat"},
     {"endpoints", "stream"},
     {"tcp", "socks4"},
     {"config"},
@@ -41,7 +42,16 @@ ROWS = [
 ]
 
 #: The rooms that other programs embed: what they need comes as an argument.
-EMBEDDED = {"tcp", "socks4", "stream", "bridge", "session", "interfaces", "wheel"}
+EMBEDDED = {
+    "tcp",
+    "socks4",
+    "udp_nat",
+    "stream",
+    "bridge",
+    "session",
+    "interfaces",
+    "wheel",
+}
 
 #: What knows the settings, or the whole; no embedded room may.
 OUTER = {"config", "endpoints", "service", "demo"}

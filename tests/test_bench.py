@@ -24,6 +24,7 @@ from twisted.python.reflect import namedAny
 
 from bench import __main__, children
 from bench.children import CannotMeasure
+from bench.datagrams import Moved, delivered, read_moved, round_trips
 from bench.facts import Run
 from bench.figures import (
     FIGURES,
@@ -32,6 +33,7 @@ from bench.figures import (
     MANY,
     SIZES,
     SOCKS4,
+    UDP,
     Limit,
     Results,
     Spread,
@@ -64,6 +66,12 @@ PROXIES = {
     "relayd-plane": "relayd, plane",
     "relayd-socks4": "relayd, SOCKS4",
     "dante": "Dante",
+}
+
+DATAGRAMS = {
+    "relayd-udp": "relayd, UDP",
+    "nginx-udp": "nginx stream, UDP",
+    "twisted-udp": "Twisted, UDP",
 }
 
 
@@ -125,6 +133,13 @@ def test_the_limits_are_those_of_the_documentation() -> None:
         short = ("socks4-short", proxy, "socks4-short", peer)
         assert rules[short] == "at most 0.55"
     assert rules["socks4-bulk", proxy, "socks4-bulk", relayd] == "at most 1.05"
+    udp = "relayd-udp"
+    for name, nginx in (("udp-1", 0.95), ("udp-50", 0.95), ("udp-500", 1)):
+        assert rules[name, udp, name, "nginx-udp"] == f"at most {nginx}"
+        assert rules[name, udp, name, "twisted-udp"] == "at most 0.85"
+    lost = ("udp-delivered", udp, "udp-delivered", "nginx-udp")
+    assert rules[lost] == "at least 1"
+    assert rules["udp-5000", udp, "udp-50", udp] == "at most 1.3"
     assert len(rules) == len(LIMITS)
 
 
@@ -187,6 +202,26 @@ def test_the_check_takes_several_turns_at_the_proxies() -> None:
     assert WORKS["socks4-bulk"].short
 
 
+def test_the_check_takes_several_turns_at_datagrams() -> None:
+    plan = Plan.of(MODES["check"])
+    works = [name for name in WORKS if name.startswith("udp-")]
+    for work in works:
+        assert {"relayd-udp", "nginx-udp"} <= set(plan.works[work])
+        assert WORKS[work].short
+    assert len(works) == 4
+
+
+def test_a_lost_datagram_misses_the_limit() -> None:
+    results = results_of(
+        udp_delivered={
+            "relayd-udp": [100.0, 99.999, 99.999],
+            "nginx-udp": [100.0, 100.0, 100.0],
+        }
+    )
+    [verdict] = [v for v in judge(results) if v.ratio]
+    assert not verdict.ok
+
+
 def test_relays_take_turns_and_a_round_is_their_mean(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,7 +261,10 @@ def test_relays_take_turns_and_a_round_is_their_mean(
 
 
 def test_every_figure_is_measured_by_a_work_that_there_is() -> None:
-    figures = [*FIGURES.values(), *SOCKS4.values(), *GROWTH.values()]
+    figures = [
+        *(*FIGURES.values(), *SOCKS4.values()),
+        *(*UDP.values(), *GROWTH.values()),
+    ]
     assert {figure.work for figure in figures} == set(WORKS)
 
 
@@ -234,6 +272,7 @@ def test_a_name_with_a_size_is_a_growing_figures() -> None:
     assert figure_named("memory@8000") is GROWTH["memory"]
     assert figure_named("memory") is FIGURES["memory"]
     assert figure_named("socks4-bulk") is SOCKS4["socks4-bulk"]
+    assert figure_named("udp-5000") is UDP["udp-5000"]
 
 
 # What is printed and written
@@ -260,6 +299,8 @@ def full_results() -> Results:
         for peer, factor in (("relayd-socks4", 1.0), ("dante", 4.0)):
             results.add(peer, dict.fromkeys(SOCKS4, number * factor))
         results.add("relayd-plane", {"socks4-bulk": number * 2.0})
+        for peer, factor in (("relayd-udp", 1.0), ("nginx-udp", 2.0)):
+            results.add(peer, dict.fromkeys(UDP, number * factor))
     return results
 
 
@@ -277,7 +318,8 @@ def test_the_page_has_figures_ratios_growth_and_limits() -> None:
 def test_the_page_has_the_proxies_in_a_section_of_their_own() -> None:
     text = markdown(run_facts(), full_results(), {**TITLES, **PROXIES})
     others, _, rest = text.partition("### SOCKS4")
-    proxies, _, limits = rest.partition("### Limits")
+    proxies, _, rest = rest.partition("### UDP")
+    _, _, limits = rest.partition("### Limits")
     assert "Dante" not in others
     assert "|  | relayd, plane | relayd, SOCKS4 | Dante |" in proxies
     assert "| SOCKS4, short session, CPU µs | - | 2 (1-3) | 8 (4-12) |" in proxies
@@ -285,8 +327,21 @@ def test_the_page_has_the_proxies_in_a_section_of_their_own() -> None:
     assert "| SOCKS4, short session: to Dante | 0.250 | at most 0.55 | ok |" in limits
 
 
+def test_the_page_has_datagrams_in_a_section_of_their_own() -> None:
+    text = markdown(run_facts(), full_results(), {**TITLES, **PROXIES, **DATAGRAMS})
+    others, _, rest = text.partition("### UDP")
+    datagrams, _, limits = rest.partition("### Limits")
+    assert "nginx stream, UDP" not in others
+    assert "|  | relayd, UDP | nginx stream, UDP |" in datagrams
+    assert "| UDP, 1 flow of 32, CPU µs | 2.00 (1.00-3.00) | 4.00 " in datagrams
+    assert "|  | to nginx stream | to a relay in Twisted |" in datagrams
+    assert "| UDP, 500 flows of 1 | 0.50 | - |" in datagrams
+    assert "| UDP, delivered: to nginx stream | 0.500 | at least 1 | MISSED |" in limits
+    assert "| UDP: 5,000 flows to 50 | 1.000 | at most 1.3 | ok |" in limits
+
+
 def test_the_pages_tables_are_rectangular() -> None:
-    text = markdown(run_facts(), full_results(), {**TITLES, **PROXIES})
+    text = markdown(run_facts(), full_results(), {**TITLES, **PROXIES, **DATAGRAMS})
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         widths = {line.count("|") for line in block.splitlines()}
         assert len(widths) == 1, block
@@ -322,6 +377,13 @@ def test_a_proxys_lines_compare_it_with_proxies() -> None:
         "relayd, SOCKS4 2 (1-3) 0.25 of Dante 0.50 of relayd's TCP relay"
     )
     assert " ".join(dante.split()) == "Dante 8 (4-12) 2.00 of relayd's TCP relay"
+
+
+def test_a_datagram_relays_lines_compare_it_with_its_like() -> None:
+    _, title, ours, nginx = lines_of(["udp-1"], full_results(), DATAGRAMS)
+    assert title == "UDP, 1 flow of 32 (CPU µs)"
+    assert ours.split()[2:] == ["2.00", "(1.00-3.00)", "0.50", "of", "nginx", "stream"]
+    assert nginx.split()[3:] == ["4.00", "(2.00-6.00)"]
 
 
 def test_a_growing_figures_lines_have_a_column_for_each_size() -> None:
@@ -647,7 +709,122 @@ def test_kept_connections_take_turns() -> None:
     assert requests == {0: 3, 1: 3, 2: 3}
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the datagrams' counts are unreadable: ''"),
+        ("7 seven 1.0\n", "the datagrams' counts are unreadable: '7 seven 1.0"),
+        ("32 0 0.5\n", "no datagram came back"),
+    ],
+)
+def test_unreadable_counts_of_datagrams_are_errors(text: str, message: str) -> None:
+    with pytest.raises(CannotMeasure, match=re.escape(message)):
+        read_moved(text)
+
+
+def test_counts_of_datagrams_are_read() -> None:
+    assert read_moved("1000 999 0.400012\n") == Moved(1000, 999)
+
+
+@contextmanager
+def instead_of_datagrams(
+    script: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """A shell script instead of the compiled program."""
+    program = folder / "datagrams"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    with monkeypatch.context() as patched:
+        patched.setattr("bench.datagrams.built", lambda: str(program))
+        yield
+
+
+def test_round_trips_begin_when_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read before them counts nothing of them."""
+    script = f'echo ready; cat; touch "{tmp_path}/loaded"; echo 320 $4 1.0'
+    with instead_of_datagrams(script, tmp_path, monkeypatch):
+        with round_trips(20000, 1, 320, 1.0) as load:
+            time.sleep(0.1)
+            assert not (tmp_path / "loaded").exists()
+            assert load() == 320
+            assert (tmp_path / "loaded").exists()
+
+
+def test_many_lost_round_trips_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond a tenth of what is under way, it is another load."""
+    for lost, fails in ((10, False), (11, True)):
+        script = f"echo ready; cat; echo 1000 {1000 - lost} 1.0"
+        with instead_of_datagrams(script, tmp_path, monkeypatch):
+            with round_trips(20000, 50, 2, 1.0) as load:
+                if not fails:
+                    assert load() == 990
+                    continue
+                with pytest.raises(
+                    CannotMeasure, match="11 datagrams were lost of 100 under way"
+                ):
+                    load()
+
+
+def test_a_flow_that_is_not_answered_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = "echo 3 of 5 flows were answered >&2; exit 1"
+    with instead_of_datagrams(script, tmp_path, monkeypatch):
+        with pytest.raises(CannotMeasure, match="status 1: 3 of 5 flows were answered"):
+            with round_trips(20000, 5, 1, 1.0):
+                pass
+
+
+def test_what_is_delivered_is_a_share_of_what_was_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with instead_of_datagrams("echo 10000 9990 1.0", tmp_path, monkeypatch):
+        assert delivered(20000, 1.0) == pytest.approx(99.9)
+
+
+def test_datagrams_that_were_not_sent_in_time_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with instead_of_datagrams("echo 9000 9000 1.0", tmp_path, monkeypatch):
+        with pytest.raises(
+            CannotMeasure, match="the rate was 9000 datagrams a second, not 10000"
+        ):
+            delivered(20000, 1.0)
+
+
 # What is started
+
+
+def test_a_port_of_udp_is_bound_when_somebody_takes_datagrams_there() -> None:
+    """A connected one has a port, too, and takes them from one peer only."""
+    with (
+        socket.socket(type=socket.SOCK_DGRAM) as bound,
+        socket.socket(type=socket.SOCK_DGRAM) as connected,
+    ):
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        connected.connect(("127.0.0.1", port))
+        found = children.bound_udp()
+        assert port in found
+        assert connected.getsockname()[1] not in found
+    assert port not in children.bound_udp()
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
+def test_a_port_that_is_taken_is_not_free(
+    kind: socket.SocketKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(type=kind) as taken, socket.socket() as free:
+        for one in (taken, free):
+            one.bind(("127.0.0.1", 0))
+        ports = [taken.getsockname()[1], free.getsockname()[1]]
+        free.close()
+        monkeypatch.setattr("bench.children._ports", iter(ports))
+        assert children.free_port() == ports[1]
 
 
 @pytest.mark.parametrize("transport", ["plane", "twisted"])
@@ -672,6 +849,33 @@ def test_relayds_own_proxys_command_line(tmp_path: Path) -> None:
     assert " --reactor=epoll socks4 --transport plane --quiet" in words
     assert words.endswith("--listen 127.0.0.1:20000")
     assert "20001" not in words
+
+
+@pytest.mark.parametrize(
+    ("name", "transport"),
+    [("relayd-udp", "plane"), ("relayd-udp-twisted", "twisted")],
+)
+def test_relayds_own_command_line_for_datagrams(
+    name: str, transport: str, tmp_path: Path
+) -> None:
+    words = " ".join(PEERS[name].command(Setup(tmp_path, 20000, 20001, logs=False)))
+    assert f"relayd --transport {transport} --quiet" in words
+    assert words.endswith("--listen udp:127.0.0.1:20000 --dest udp:127.0.0.1:20001")
+
+
+def test_nginx_relays_streams_or_datagrams(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.peers.program", lambda name: name)
+    monkeypatch.setattr("bench.peers.STREAM_MODULE", tmp_path)
+    for name, listen in (
+        ("nginx", "backlog=4096"),
+        ("nginx-udp", "udp rcvbuf=4194304"),
+    ):
+        PEERS[name].command(Setup(tmp_path, 20000, 20001, logs=False))
+        config = (tmp_path / "nginx.conf").read_text()
+        assert f"  listen 127.0.0.1:20000 {listen};\n" in config
+        assert "  access_log off;\n" in config
 
 
 def test_dante_listens_where_it_should_and_never_connects_from_there(
@@ -734,13 +938,20 @@ def test_a_plan_leaves_out_what_a_relay_cannot_do() -> None:
     assert "haproxy" not in works["growth-open"]
 
 
-def test_relays_and_proxies_are_measured_apart() -> None:
+def test_each_kind_of_relay_is_measured_apart() -> None:
     works = Plan.of(MODES["full"]).works
-    proxies = {name for name, peer in PEERS.items() if peer.socks4}
+    kinds = {
+        kind: {name for name, peer in PEERS.items() if peer.kind == kind}
+        for kind in ("stream", "socks4", "udp")
+    }
+    proxies = kinds["socks4"]
     assert set(works["socks4-short"]) == proxies
     assert set(works["socks4-bulk"]) == {*proxies, "relayd-plane"}
     for work, peers in works.items():
-        assert work.startswith("socks4-") or not proxies & set(peers)
+        if work.startswith("udp-"):
+            assert set(peers) == kinds["udp"]
+        elif not work.startswith("socks4-"):
+            assert set(peers) <= kinds["stream"]
 
 
 def test_a_plan_may_be_narrowed() -> None:

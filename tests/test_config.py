@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from relayd.bridge import Timeouts
 from relayd.config import (
     BACKLOG_LIMIT,
+    RECEIVE_BUFFER_LIMIT,
     SOCKS4_LISTENER,
     TIMEOUT_LIMIT,
     Config,
@@ -24,17 +25,21 @@ from relayd.config import (
     Limits,
     Relay,
     Socks4Config,
+    UdpRelay,
     backlog,
     bound,
     check_openness,
     client_network,
     ipv4_address,
     is_local,
+    lifetime,
     pair,
+    ratio,
+    receive_buffer,
     seconds,
     user_id,
 )
-from relayd.endpoints import Address, EndpointString, HostPort, UnixPath
+from relayd.endpoints import Address, EndpointString, HostPort, UnixPath, parse_listener
 from relayd.errors import ConfigError
 
 
@@ -315,6 +320,52 @@ def test_a_bound() -> None:
 
 
 # -- the settings
+
+
+def test_datagrams_go_to_datagrams() -> None:
+    """A listener's destinations are of its own kind, each of them."""
+
+    def given_(kind: str, text: str) -> Given:
+        return Given(kind, text, parse_listener(text))
+
+    for texts in (("udp:1", "udp:2", "3"), ("1", "2", "udp:3")):
+        options = [given_("--listen", texts[0])]
+        options += [given_("--dest", text) for text in texts[1:]]
+        assert refusal(pair, options).startswith(
+            f"--listen '{texts[0]}' can't be relayed to --dest '{texts[2]}': datagrams"
+        )
+        [relay] = pair(options[:2])
+        assert type(relay) is (UdpRelay if texts[0] == "udp:1" else Relay)
+
+
+def test_a_lifetime() -> None:
+    """Any timeout but never."""
+    assert lifetime("--x", "0.5") == 0.5
+    for text in ("0", "0.0", "-0"):
+        assert "a flow that never expires" in refusal(lifetime, "--x", text)
+    assert refusal(lifetime, "--x", "y").startswith("bad --x 'y': expected seconds")
+
+
+@given(st.text() | st.floats().map(str) | st.integers().map(str))
+def test_any_text_is_a_ratio_and_a_buffer_or_refused(text: str) -> None:
+    """Nothing but a number in range gets through."""
+    for parse, most in (
+        (partial(ratio, "--reply-cap"), math.inf),
+        (receive_buffer, RECEIVE_BUFFER_LIMIT),
+    ):
+        try:
+            value = parse(text)
+        except ConfigError as problem:
+            assert repr(text) in str(problem)
+        else:
+            assert 0 <= value <= most
+            assert value < math.inf
+
+
+def test_the_largest_buffer() -> None:
+    """The kernel takes it, and one more byte is refused."""
+    assert receive_buffer(str(RECEIVE_BUFFER_LIMIT)) == RECEIVE_BUFFER_LIMIT
+    assert "expected 1 to" in refusal(receive_buffer, str(RECEIVE_BUFFER_LIMIT + 1))
 
 
 def test_the_defaults() -> None:

@@ -38,6 +38,7 @@ from relayd.endpoints import (
     EndpointString,
     HostPort,
     Transport,
+    UdpAddress,
     UnixPath,
     dialing_endpoint,
     listening_endpoint,
@@ -145,6 +146,33 @@ def test_port_0_is_for_listeners() -> None:
     assert parse_listener("[::1]:0") == HostPort("::1", 0)
     for text in ("0", ":0", "127.0.0.1:0", "[::1]:0", "example.com:0"):
         assert refused(parse_destination, text, "a port here is 1 to 65535, not 0")
+
+
+def test_an_address_for_datagrams() -> None:
+    """By port, or host and port; without `udp:` it is TCP's, and `str` reads back."""
+    for text, where in (
+        ("udp:53", UdpAddress(None, 53)),
+        ("udp::53", UdpAddress(None, 53)),
+        ("udp:127.0.0.1:53", UdpAddress("127.0.0.1", 53)),
+        ("udp:[::]:53", UdpAddress("::", 53)),
+        ("udp:[fe80::1%3]:53", UdpAddress("fe80::1%3", 53)),
+        ("udp:example.com:53", UdpAddress("example.com", 53)),
+        ("53", HostPort(None, 53)),
+    ):
+        for parse in PARSERS:
+            assert parse(text) == where
+            assert parse(str(where)) == where
+    assert parse_listener("udp:0") == UdpAddress(None, 0)
+    assert refused(parse_destination, "udp:0", "a port here is 1 to 65535, not 0")
+    for text, why in (
+        ("udp:", "expected a port"),
+        ("udp:x", "'x' is not a port"),
+        ("udp:unix:/s", "expected udp:host:port or udp:port"),
+        ("udp:udp:53", "expected udp:host:port or udp:port"),
+        ("udp:tcp:x:53", "unknown endpoint type 'tcp'"),
+        ("udp:::1", "write an IPv6 address in brackets"),
+    ):
+        assert all(refused(parse, text, why) for parse in PARSERS)
 
 
 # -- refusals
@@ -552,6 +580,8 @@ def test_the_name_of_an_address() -> None:
         (IPv6Address("TCP", "fe80::1%eth0", 80), "[fe80::1%eth0]:80"),
         (IPv6Address("TCP", "::ffff:192.0.2.1", 80), "192.0.2.1:80"),
         (IPv6Address("TCP", "::ffff:0", 80), "[::ffff:0]:80"),
+        (IPv4Address("UDP", "192.0.2.1", 80), "udp:192.0.2.1:80"),
+        (IPv6Address("UDP", "2001:db8::1", 80), "udp:[2001:db8::1]:80"),
         (UNIXAddress("/run/x"), "unix:/run/x"),
         (UNIXAddress("/run/é"), "unix:/run/é"),
         (UNIXAddress("/run/a b"), "unix:/run/a\\x20b"),

@@ -23,9 +23,9 @@ from twisted.internet.protocol import Factory
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from zope.interface.verify import verifyObject
 
-from relayd.config import DEMO_LISTENER, Config, Relay
+from relayd.config import DEMO_LISTENER, Config, Relay, UdpRelay
 from relayd.demo import DemoInvitation, DemoSite
-from relayd.endpoints import parse_destination, parse_listener
+from relayd.endpoints import UdpAddress, parse_destination, parse_listener
 from relayd.errors import CannotStart, ListenError
 from relayd.observers import Observer
 from relayd.service import (
@@ -37,6 +37,7 @@ from relayd.service import (
 )
 from relayd.session import Ending, Session
 from relayd.tcp import RelayFactory
+from relayd.udp_nat import FlowLog, QuietFlowLog
 from tests.conftest import LoggedFailures, descriptors
 from tests.contracts import Recorder, turns, until
 from tests.process import RelayProcess, Server, connect, read_all, reset
@@ -485,6 +486,22 @@ def test_what_a_relay_consists_of() -> None:
         (":3", "relaying to db:4"),
     ]
     assert {type(each.factory) for each in made.listenings} == {RelayFactory}
+
+
+def test_what_a_relay_of_datagrams_consists_of() -> None:
+    """The same, beside a stream's; a server without a host is this machine."""
+    relays = (
+        UdpRelay(UdpAddress(None, 1), (UdpAddress(None, 2), UdpAddress("db", 3))),
+        Relay(parse_listener("1"), (parse_destination("2"),)),
+    )
+    [made, _] = make_service(Config(relays), reactor)
+    assert [(each.name, each.purpose) for each in made.listenings] == [
+        ("udp:1", "relaying datagrams to 127.0.0.1:2, db:3"),
+        (":1", "relaying to 127.0.0.1:2"),
+    ]
+    for quiet, kind in ((True, QuietFlowLog), (False, FlowLog)):
+        [made, _] = make_service(Config(relays, quiet=quiet), reactor)
+        assert type(made.listenings[0].factory.observer) is kind
 
 
 def test_what_the_demo_consists_of() -> None:

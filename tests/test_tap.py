@@ -18,6 +18,7 @@ import attrs
 import pytest
 from twisted.application.service import IServiceMaker, MultiService
 from twisted.internet import reactor
+from twisted.internet.testing import MemoryReactorClock
 from zope.interface.verify import verifyObject
 
 import relayd
@@ -26,13 +27,21 @@ import relayd.tap.relayd
 import relayd.tap.socks4
 import twisted
 from relayd.bridge import Timeouts
-from relayd.config import Config, Limits, Relay, Socks4Config
+from relayd.config import (
+    Config,
+    Limits,
+    Relay,
+    Socks4Config,
+    UdpRelay,
+    UdpSettings,
+)
 from relayd.destinations import parse_rule
-from relayd.endpoints import EndpointString, HostPort, UnixPath
+from relayd.endpoints import EndpointString, HostPort, UdpAddress, UnixPath
 from relayd.errors import CannotStart, Refused, RelayError
 from relayd.observers import QuietSessionLog, SessionLog, VerboseSessionLog
 from relayd.service import RelayService
 from relayd.session import Session
+from relayd.socks4 import Socks4Factory
 from relayd.socks4_wire import Code, Command, write_reply, write_request
 from relayd.tap import socks4
 from relayd.tap.relayd import EXAMPLES, Options, makeService
@@ -84,6 +93,88 @@ def test_listeners_and_destinations() -> None:
         Relay(HostPort(None, 1), (HostPort(None, 2), UnixPath("/s"))),
         Relay(EndpointString("tcp:3"), (HostPort(None, 4),)),
     )
+
+
+def test_datagrams_beside_streams() -> None:
+    """In one process, each listener with destinations of its own kind."""
+    relays = parse("-l", "udp:53", "-d", "udp:db:1", "-d", "udp:2", "-l1", "-d2").relays
+    assert relays == (
+        UdpRelay(UdpAddress(None, 53), (UdpAddress("db", 1), UdpAddress(None, 2))),
+        Relay(HostPort(None, 1), (HostPort(None, 2),)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "field", "value"),
+    [
+        (("--udp-timeout", "1.5"), "timeout", 1.5),
+        (("--udp-unreplied-timeout=0.25",), "unreplied_timeout", 0.25),
+        (("--max-flows", "7"), "most_flows", 7),
+        (("--max-flows-per-client=3",), "most_flows_each", 3),
+        (("--no-refresh-inbound",), "refresh_inbound", False),
+        (("--reply-cap", "2.5"), "reply_cap", 2.5),
+        (("--reply-cap", "0"), "reply_cap", 0.0),
+        (("--udp-rcvbuf", "65536"), "receive_buffer", 65536),
+    ],
+)
+def test_an_option_of_datagrams_sets_its_own_and_nothing_else(
+    argv: tuple[str, ...], field: str, value: Any
+) -> None:
+    """Each is seen in the settings, and reaches the relay."""
+    listeners = ("-l", "udp:127.0.0.1:0", "-d", "udp:9")
+    config = parse(*listeners, *argv)
+    udp = UdpSettings(**{field: value})
+    assert config == Config(config.relays, udp=udp)
+    [each] = make(*listeners, *argv).listenings
+    nat: Any = each.factory
+    reached = {
+        **{name: getattr(nat.table, name) for name in ("timeout", "refresh_inbound")},
+        "unreplied_timeout": nat.table.unreplied_timeout,
+        "most_flows": nat.table.most,
+        "most_flows_each": nat.table.most_each,
+        "reply_cap": nat.reply_cap,
+        "receive_buffer": nat.receive_buffer,
+    }
+    assert reached[field] == value
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("--udp-timeout", "0"), "bad --udp-timeout '0': a flow that never expires"),
+        (("--udp-timeout", "soon"), "bad --udp-timeout 'soon': expected seconds"),
+        (("--udp-unreplied-timeout", "0"), "bad --udp-unreplied-timeout '0': a flow"),
+        (("--udp-unreplied-timeout=-1",), "bad --udp-unreplied-timeout '-1': exp"),
+        (("--max-flows", "0"), "bad --max-flows '0': expected"),
+        (("--max-flows", "many"), "bad --max-flows 'many': expected"),
+        (("--max-flows-per-client", "0"), "bad --max-flows-per-client '0': expected"),
+        (("--reply-cap", "-1"), "bad --reply-cap '-1': expected a number from 0 up"),
+        (("--reply-cap", "inf"), "bad --reply-cap 'inf': expected"),
+        (("--reply-cap", "nan"), "bad --reply-cap 'nan': expected"),
+        (("--reply-cap", "1_0"), "bad --reply-cap '1_0': expected"),
+        (("--udp-rcvbuf", "0"), "bad --udp-rcvbuf '0': expected 1 to"),
+        (("--udp-rcvbuf", "1073741824"), "bad --udp-rcvbuf '1073741824': expected"),
+        (("--udp-rcvbuf", "4M"), "bad --udp-rcvbuf '4M': expected"),
+        (("--no-refresh-inbound=1",), "option --no-refresh-inbound must not have"),
+        (("-l", "udp:1", "-d", "2"), "--listen 'udp:1' can't be relayed to --dest '2'"),
+        (("-l", "1", "-d", "udp:2"), "--listen '1' can't be relayed to --dest 'udp:2'"),
+        (("-l", "udp:x"), "bad address 'udp:x': "),
+    ],
+)
+def test_a_bad_option_of_datagrams_is_one_line(
+    argv: tuple[str, ...], says: str
+) -> None:
+    """Which quotes what was wrong."""
+    assert refusal("-l", "udp:53", "-d", "udp:9.9.9.9:53", *argv).startswith(says)
+
+
+def test_a_server_at_no_interface_of_ours_is_one_line() -> None:
+    """The scope of its address is looked up as the relay is made."""
+    options = Options()
+    options.parseOptions(["-l", "udp:0", "-d", "udp:[fe80::1%nosuch]:53"])
+    with pytest.raises(CannotStart) as caught:
+        makeService(options, reactor)
+    assert "nosuch" in str(caught.value.code)
 
 
 def test_the_defaults() -> None:
@@ -441,6 +532,7 @@ BAD_SOCKS4 = [
     (("--listen", "nohost"), "bad address 'nohost': "),
     (("--listen=",), "bad address '': "),
     (("--listen",), "option --listen requires argument"),
+    (("--listen", "udp:53"), "bad --listen 'udp:53': SOCKS4 is not for datagrams"),
     (("--allow-client", "10.0.0.1/8"), "bad --allow-client '10.0.0.1/8': 10.0.0.1/8 "),
     (("--allow-client", "lan"), "bad --allow-client 'lan': 'lan' does not "),
     (("--allow-client=",), "bad --allow-client '': "),
@@ -468,12 +560,40 @@ BAD_SOCKS4 = [
     ),
     (("--max-binds", "-1"), "bad --max-binds '-1': expected a number from 1"),
     (("--max-binds-per-client=",), "bad --max-binds-per-client '': expected"),
+    (("--deny-dest", "::1:443"), "bad --deny-dest '::1:443': '::1:443' may be an"),
+    (("--allow-client", "::1:443"), "bad --allow-client '::1:443': '::1:443' may be"),
     (("--backlog", "0"), "bad --backlog '0': expected"),
     (("--transport", "pigeon"), "bad --transport 'pigeon': expected"),
     (("1080",), "unexpected argument '1080': socks4 takes options only"),
     (("--dest", "80"), "option --dest not recognized"),
     (("--open=yes",), "option --open must not have an argument"),
 ]
+
+
+def test_an_address_to_bind_to_must_be_this_machines() -> None:
+    options = socks4.Options()
+    options.parseOptions(["--bind-address", "192.0.2.1"])
+    with pytest.raises(
+        CannotStart, match=r"^socks4: bad --bind-address '192\.0\.2\.1'"
+    ):
+        socks4.makeService(options, MemoryReactorClock())
+
+
+def test_an_external_address_is_the_proxys_own() -> None:
+    options = socks4.Options()
+    options.parseOptions(["-l", "[::]:1080", "--open", "--external-address", "8.8.8.8"])
+    [proxies] = [
+        part
+        for part in socks4.makeService(options, MemoryReactorClock())
+        if isinstance(part, RelayService)
+    ]
+    [listening] = proxies.listenings
+    factory = listening.factory
+    assert isinstance(factory, Socks4Factory)
+    session = Session(1, 0, "192.0.2.9:1", "192.0.2.1:1080", 0.0)
+    factory.policy.permit("8.8.4.4", 80, "", session)
+    with pytest.raises(Refused, match="this machine's own"):
+        factory.policy.permit("8.8.8.8", 80, "", session)
 
 
 @pytest.mark.parametrize(("argv", "says"), BAD_SOCKS4)
@@ -552,14 +672,14 @@ def test_the_settings_reach_the_proxy() -> None:
     [factory] = factories(
         *("--connect-timeout=1", "--stall-timeout=2", "--idle-timeout=3"),
         *("--half-close-timeout=4", "--handshake-timeout=5", "--bind-timeout=6"),
-        *("--ident", "--bind-any", "--bind-address=192.0.2.1", "--userid=joe"),
+        *("--ident", "--bind-any", "--bind-address=127.0.0.9", "--userid=joe"),
         *("--external-address=192.0.2.2", "--deny-dest=*:25", "--max-handshakes=2"),
         *("--max-handshakes-per-client=1", "--max-binds=4", "--max-binds-per-client=3"),
     )
     assert factory.timeouts == Timeouts(1, 2, 3, 4)
     assert (factory.handshake_timeout, factory.bind_timeout) == (5, 6)
     assert (factory.ident, factory.bind, factory.bind_any) == (True, True, True)
-    assert factory.bind_address == "192.0.2.1"
+    assert factory.bind_address == "127.0.0.9"
     assert factory.external_address == "192.0.2.2"
     assert factory.policy.rules == (parse_rule("", "*:25", allow=False),)
     assert factory.policy.user_ids == {b"joe"}

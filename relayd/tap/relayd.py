@@ -16,6 +16,7 @@ EXAMPLES = """
 ADDRESS is 8080, :8080, 127.0.0.1:8080, [::1]:8080, localhost:8080,
 unix:/run/x.sock, or a Twisted endpoint string such as
 tcp:8080:interface=127.0.0.1, tls:example.com:443 or systemd:domain=INET:index=0.
+udp:53, udp:127.0.0.1:53 and udp:[::1]:53 are for datagrams.
 A listener without a host listens on all addresses, IPv4 and IPv6; port 0 picks
 a free one, which the log names.  A destination without a host is this machine.
 
@@ -28,6 +29,8 @@ Examples:
       to two servers in turn
   twistd -n relayd -l 8080 -d 10.0.0.5:80 -l [::1]:5432 -d unix:/run/pg/.s.PGSQL.5432
       two relays in one process
+  twistd -n relayd -l udp:53 -d udp:9.9.9.9:53 -l 53 -d 9.9.9.9:53
+      a name server's datagrams, and its TCP
   twistd -n relayd -l ssl:8443:privateKey=key.pem:certKey=crt.pem -d 8080
       TLS outside, plain inside
 
@@ -41,9 +44,51 @@ class Options(StreamOptions):
 
     service = "relayd"
     synopsis = "--listen ADDRESS --dest ADDRESS [--dest …] [--listen … --dest …] …"
-    longdesc = "Relay TCP and UNIX stream connections."
+    longdesc = "Relay TCP and UNIX stream connections, and UDP datagrams."
+
+    optParameters: ClassVar[list[Any]] = [
+        ["udp-timeout", None, "300", "Seconds that nothing need move in a UDP flow."],
+        [
+            "udp-unreplied-timeout",
+            None,
+            "30",
+            "The same, until its server has answered.",
+        ],
+        [
+            "max-flows",
+            None,
+            None,
+            "UDP flows of a relay (default: what the limit of open files allows).",
+        ],
+        [
+            "max-flows-per-client",
+            None,
+            None,
+            "UDP flows of one client address (default: half of --max-flows).",
+        ],
+        [
+            "reply-cap",
+            None,
+            "0",
+            (
+                "A UDP server's replies may have so many times the bytes of its "
+                "client's; 0 is no limit."
+            ),
+        ],
+        [
+            "udp-rcvbuf",
+            None,
+            "4194304",
+            "Bytes of datagrams that the kernel may keep for a UDP listener.",
+        ],
+    ]
 
     optFlags: ClassVar[list[Any]] = [
+        [
+            "no-refresh-inbound",
+            None,
+            "Don't let what a UDP server sends keep its flow alive.",
+        ],
         ["demo", None, "Relay 127.0.0.1:8080 to a file server of the current folder."],
     ]
 
@@ -74,8 +119,30 @@ class Options(StreamOptions):
             raise ConfigError("--demo brings its own listener and destination")
         self.config = config.Config(
             relays=() if self["demo"] else config.pair(self._given),
+            udp=self._udp(),
             demo=bool(self["demo"]),
             **self.common(),
+        )
+
+    def _udp(self) -> config.UdpSettings:
+        most = {
+            name: None
+            if self[option] is None
+            else config.bound(f"--{option}", self[option])
+            for name, option in (
+                ("most_flows", "max-flows"),
+                ("most_flows_each", "max-flows-per-client"),
+            )
+        }
+        return config.UdpSettings(
+            timeout=config.lifetime("--udp-timeout", self["udp-timeout"]),
+            unreplied_timeout=config.lifetime(
+                "--udp-unreplied-timeout", self["udp-unreplied-timeout"]
+            ),
+            refresh_inbound=not self["no-refresh-inbound"],
+            reply_cap=config.ratio("--reply-cap", self["reply-cap"]),
+            receive_buffer=config.receive_buffer(self["udp-rcvbuf"]),
+            **most,
         )
 
 

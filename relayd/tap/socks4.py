@@ -8,7 +8,7 @@ from twisted.application.service import MultiService
 
 from relayd import config
 from relayd.destinations import Network, Rule, parse_rule
-from relayd.endpoints import Address, parse_listener
+from relayd.endpoints import StreamAddress, UdpAddress, parse_listener
 from relayd.errors import CannotStart, ConfigError
 from relayd.service import make_socks4_service
 from relayd.tap.options import StreamOptions
@@ -84,7 +84,7 @@ class Options(StreamOptions):
 
     def __init__(self) -> None:
         super().__init__()
-        self._listeners: list[Address] = []
+        self._listeners: list[StreamAddress] = []
         self._clients: list[Network] = []
         self._rules: list[Rule] = []
         self._user_ids: list[bytes] = []
@@ -93,7 +93,10 @@ class Options(StreamOptions):
 
     def opt_listen(self, address: str) -> None:
         """Where clients connect (default: 127.0.0.1:1080); may be repeated."""
-        self._listeners.append(parse_listener(address))
+        where = parse_listener(address)
+        if isinstance(where, UdpAddress):
+            raise ConfigError(f"bad --listen {address!r}: SOCKS4 is not for datagrams")
+        self._listeners.append(where)
 
     opt_l = opt_listen
 

@@ -47,6 +47,21 @@ def test_the_benchmark_measures_each_kind_of_proxy() -> None:
         assert len(re.findall(rf"^  {title} +\d", said, re.MULTILINE)) == 2, said
 
 
+def test_the_benchmark_measures_each_kind_of_relay_for_datagrams() -> None:
+    for name in ("gcc", "nginx"):
+        program(name)
+    works = "udp-50,udp-delivered"
+    said = run("bench", "full", "--work", works, "--rounds", "1", "--seconds", "0.5")
+    titles = (
+        "relayd, UDP",
+        "relayd, UDP, twisted",
+        "nginx stream, UDP",
+        "Twisted, UDP",
+    )
+    for title in titles:
+        assert len(re.findall(rf"^  {title} +\d", said, re.MULTILINE)) == 3, said
+
+
 @pytest.mark.parametrize("transport", ["plane", "twisted"])
 def test_a_short_soak_ends_as_it_began(transport: str) -> None:
     said = run(

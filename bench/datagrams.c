@@ -1,0 +1,231 @@
+/* Datagrams for the benchmark: an echo server, and a client that counts round trips.
+ *
+ *   datagrams echo
+ *       echoes on a free port of 127.0.0.1, which it prints
+ *   datagrams load PORT FLOWS IN_FLIGHT SIZE SECONDS
+ *       closed loop: each of FLOWS sockets keeps IN_FLIGHT datagrams under way.
+ *       Does a little of it first, says "ready", and waits for the end of its input
+ *   datagrams rate PORT FLOWS RATE SIZE SECONDS
+ *       open loop: RATE datagrams a second, the flows in turn
+ *
+ * The last two print "sent received seconds".  Everything is sent and received in
+ * batches (sendmmsg, recvmmsg), so that neither end is what limits the relay.
+ * Written in C because in Python the ends would cost more than what is measured.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { BATCH = 64, ROOM = 2048, AHEAD = 32 };
+
+/* Seconds of a load that do not count. */
+static const double WARM_UP = 0.2;
+
+static char data[BATCH][ROOM];
+static struct iovec parts[BATCH];
+static struct sockaddr_in names[BATCH];
+static struct mmsghdr messages[BATCH];
+
+static void fail(const char *what) {
+    perror(what);
+    exit(1);
+}
+
+static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec + time.tv_nsec / 1e9;
+}
+
+static void prepare(int count, size_t size, int named) {
+    for (int i = 0; i < count; i++) {
+        parts[i] = (struct iovec){data[i], size};
+        memset(&messages[i], 0, sizeof messages[i]);
+        messages[i].msg_hdr.msg_iov = &parts[i];
+        messages[i].msg_hdr.msg_iovlen = 1;
+        if (named) {
+            messages[i].msg_hdr.msg_name = &names[i];
+            messages[i].msg_hdr.msg_namelen = sizeof names[i];
+        }
+    }
+}
+
+static int open_socket(int blocking) {
+    int fd = socket(AF_INET, SOCK_DGRAM | (blocking ? 0 : SOCK_NONBLOCK), 0);
+    int room = 8 << 20;
+    if (fd < 0)
+        fail("socket");
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof room) < 0)
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &room, sizeof room);
+    return fd;
+}
+
+static void echo(void) {
+    int fd = open_socket(1);
+    struct sockaddr_in here = {.sin_family = AF_INET};
+    socklen_t length = sizeof here;
+    here.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    if (bind(fd, (struct sockaddr *)&here, sizeof here) < 0)
+        fail("bind");
+    if (getsockname(fd, (struct sockaddr *)&here, &length) < 0)
+        fail("getsockname");
+    printf("%d\n", ntohs(here.sin_port));
+    fflush(stdout);
+    for (;;) {
+        prepare(BATCH, ROOM, 1);
+        int count = recvmmsg(fd, messages, BATCH, MSG_WAITFORONE, NULL);
+        for (int i = 0; i < count; i++)
+            parts[i].iov_len = messages[i].msg_len;
+        for (int sent = 0; sent < count;) {
+            int some = sendmmsg(fd, messages + sent, count - sent, 0);
+            /* A flow that is gone refuses (ICMP); it is the next one's turn. */
+            sent += some > 0 ? some : 1;
+        }
+    }
+}
+
+static int *open_flows(int port, int flows, int epoll) {
+    struct rlimit limit;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    struct sockaddr_in relay = {.sin_family = AF_INET, .sin_port = htons(port)};
+    relay.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    int *fds = calloc(flows, sizeof *fds);
+    for (int i = 0; i < flows; i++) {
+        fds[i] = open_socket(0);
+        if (connect(fds[i], (struct sockaddr *)&relay, sizeof relay) < 0)
+            fail("connect");
+        struct epoll_event event = {.events = EPOLLIN, .data.fd = fds[i]};
+        if (epoll_ctl(epoll, EPOLL_CTL_ADD, fds[i], &event) < 0)
+            fail("epoll_ctl");
+    }
+    return fds;
+}
+
+static long send_some(int fd, int count, size_t size) {
+    long sent = 0;
+    while (sent < count) {
+        int most = count - sent < BATCH ? count - sent : BATCH;
+        prepare(most, size, 0);
+        int some = sendmmsg(fd, messages, most, 0);
+        if (some <= 0)
+            break;
+        sent += some;
+    }
+    return sent;
+}
+
+static int receive_some(int fd) {
+    prepare(BATCH, ROOM, 0);
+    int count = recvmmsg(fd, messages, BATCH, MSG_DONTWAIT, NULL);
+    return count > 0 ? count : 0;
+}
+
+/* A datagram on each flow, few at a time: what a relay does for the first one of a flow
+ * is slow, and so many at once would be lost. */
+static void begin_flows(int epoll, int *fds, int flows, size_t size) {
+    struct epoll_event events[AHEAD];
+    int sent = 0, received = 0;
+    while (received < flows) {
+        for (; sent < flows && sent - received < AHEAD; sent++)
+            send_some(fds[sent], 1, size);
+        int count = epoll_wait(epoll, events, AHEAD, 1000);
+        if (count <= 0) {
+            fprintf(stderr, "%d of %d flows were answered\n", received, flows);
+            exit(1);
+        }
+        for (int i = 0; i < count; i++)
+            received += receive_some(events[i].data.fd);
+    }
+}
+
+struct moved {
+    long sent, received;
+    double seconds;
+};
+
+static struct moved round_trips(int epoll, int *fds, int flows, int in_flight,
+                                size_t size, double seconds) {
+    struct epoll_event events[256];
+    long sent = 0, received = 0;
+    double begin = now(), end = begin + seconds, quiet = begin;
+    for (int i = 0; i < flows; i++)
+        sent += send_some(fds[i], in_flight, size);
+    while (received < sent) {
+        int count = epoll_wait(epoll, events, 256, 50);
+        double time = now();
+        if (count > 0)
+            quiet = time;
+        else if (time - quiet > 0.5)
+            break; /* What is still under way is lost. */
+        for (int i = 0; i < count; i++) {
+            int got = receive_some(events[i].data.fd);
+            received += got;
+            if (time < end)
+                sent += send_some(events[i].data.fd, got, size);
+        }
+    }
+    return (struct moved){sent, received, quiet - begin};
+}
+
+static int load(int port, int flows, int in_flight, size_t size, double seconds) {
+    int epoll = epoll_create1(0);
+    int *fds = open_flows(port, flows, epoll);
+    begin_flows(epoll, fds, flows, size);
+    round_trips(epoll, fds, flows, in_flight, size, WARM_UP);
+    puts("ready");
+    fflush(stdout);
+    while (getchar() != EOF)
+        ;
+    struct moved moved = round_trips(epoll, fds, flows, in_flight, size, seconds);
+    printf("%ld %ld %f\n", moved.sent, moved.received, moved.seconds);
+    return 0;
+}
+
+static int rate(int port, int flows, double rate, size_t size, double seconds) {
+    int epoll = epoll_create1(0);
+    int *fds = open_flows(port, flows, epoll);
+    struct epoll_event events[256];
+    long sent = 0, received = 0, next = 0;
+    double begin = now(), quiet = begin;
+    for (;;) {
+        double time = now();
+        long due = time - begin < seconds ? (long)((time - begin) * rate) : sent;
+        for (; sent < due; sent++)
+            if (send_some(fds[next++ % flows], 1, size) != 1)
+                fail("send");
+        int count = epoll_wait(epoll, events, 256, 1);
+        if (count > 0)
+            quiet = now();
+        for (int i = 0; i < count; i++)
+            received += receive_some(events[i].data.fd);
+        if (time - begin >= seconds && (received >= sent || now() - quiet > 0.5))
+            break;
+    }
+    printf("%ld %ld %f\n", sent, received, seconds);
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    if (argc == 2 && !strcmp(argv[1], "echo"))
+        echo();
+    if (argc == 7 && atol(argv[5]) <= ROOM && !strcmp(argv[1], "load"))
+        return load(atoi(argv[2]), atoi(argv[3]), atoi(argv[4]), atol(argv[5]),
+                    atof(argv[6]));
+    if (argc == 7 && atol(argv[5]) <= ROOM && !strcmp(argv[1], "rate"))
+        return rate(atoi(argv[2]), atoi(argv[3]), atof(argv[4]), atol(argv[5]),
+                    atof(argv[6]));
+    fprintf(stderr, "usage: datagrams echo | load PORT FLOWS IN_FLIGHT SIZE SECONDS"
+                    " | rate PORT FLOWS RATE SIZE SECONDS\n");
+    return 2;
+}

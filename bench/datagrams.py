@@ -1,0 +1,130 @@
+"""Datagrams: a server that echoes them, and what drives a relay with them.
+
+Both are in datagrams.c, which is compiled once in a run.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from attrs import frozen
+
+from bench.children import PATIENCE, CannotMeasure, child, program
+
+#: Bytes of a datagram.
+SIZE = 200
+
+#: The fixed rate at which losses are counted: datagrams a second.
+RATE = 10_000
+
+#: Flows that share it.
+RATE_FLOWS = 50
+
+#: The share of what is under way that may be lost while costs are measured.  The load
+#: goes on without it: were it much more, it would be another load.
+LOST = 0.1
+
+
+@frozen
+class Moved:
+    """What a load counted."""
+
+    sent: int
+    received: int
+
+
+@cache
+def _compiled() -> tempfile.TemporaryDirectory[str]:
+    # Its folder is removed when this program ends.
+    folder = tempfile.TemporaryDirectory(prefix="relayd-bench-")
+    source = Path(__file__).with_name("datagrams.c")
+    argv = [program("gcc"), "-O2", "-o", "datagrams", str(source)]
+    with child("gcc", argv, Path(folder.name), read=True) as running:
+        running.output(4 * PATIENCE)
+    return folder
+
+
+def built() -> str:
+    """The path of the program.
+
+    :raises CannotMeasure: it can't be compiled.
+    """
+    return str(Path(_compiled().name) / "datagrams")
+
+
+@contextmanager
+def echo() -> Iterator[int]:
+    """A server that sends back each datagram, for the length of a block; its port."""
+    with tempfile.TemporaryDirectory(prefix="relayd-bench-") as name:
+        argv = [built(), "echo"]
+        with child("the echo server", argv, Path(name), read=True) as running:
+            yield int(running.line())
+
+
+@contextmanager
+def round_trips(
+    port: int, flows: int, at_once: int, seconds: float
+) -> Iterator[Callable[[], int]]:
+    """Flows through a relay, each of which has carried datagrams.
+
+    What it yields makes round trips, with so many under way on each flow, and returns
+    how many; it may be called once.  Nothing is under way before and after.
+
+    :raises CannotMeasure: a flow was not answered, or too much was lost.
+    """
+    with tempfile.TemporaryDirectory(prefix="relayd-bench-") as name:
+        argv = [
+            *(built(), "load", str(port), str(flows), str(at_once)),
+            *(str(SIZE), str(seconds)),
+        ]
+        with child(
+            "the datagrams' load", argv, Path(name), read=True, waits=True
+        ) as running:
+            running.line()
+
+            def load() -> int:
+                moved = read_moved(running.output(seconds + PATIENCE))
+                lost = moved.sent - moved.received
+                if lost > LOST * flows * at_once:
+                    raise CannotMeasure(
+                        f"{lost} datagrams were lost of {flows * at_once} under way;"
+                        " is net.core.rmem_max below 4194304?"
+                    )
+                return moved.received
+
+            yield load
+
+
+def delivered(port: int, seconds: float) -> float:
+    """Per cent of `RATE` datagrams a second that came back through a relay."""
+    with tempfile.TemporaryDirectory(prefix="relayd-bench-") as name:
+        argv = [
+            *(built(), "rate", str(port), str(RATE_FLOWS), str(RATE)),
+            *(str(SIZE), str(seconds)),
+        ]
+        with child("the datagrams' load", argv, Path(name), read=True) as running:
+            moved = read_moved(running.output(seconds + PATIENCE))
+    if moved.sent < 0.95 * RATE * seconds:
+        raise CannotMeasure(
+            f"the rate was {moved.sent / seconds:.0f} datagrams a second, not {RATE}"
+        )
+    return 100 * moved.received / moved.sent
+
+
+def read_moved(text: str) -> Moved:
+    """What the program says it sent and received.
+
+    :raises CannotMeasure: it says something else, or received nothing.
+    """
+    try:
+        sent, received, _ = text.split()
+        moved = Moved(int(sent), int(received))
+    except ValueError:
+        raise CannotMeasure(f"the datagrams' counts are unreadable: {text!r}") from None
+    if not moved.received:
+        raise CannotMeasure("no datagram came back")
+    return moved

@@ -1,0 +1,292 @@
+"""The table of flows: against a naive one, and expiry to the second."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from relayd.nat_table import Flow, NatTable, TableFull
+
+Table = NatTable[Flow]
+
+hosts = st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1"])
+#: Binary fractions, so that sums of them are exact.
+lifetimes = st.integers(1, 40).map(lambda n: n / 4)
+
+
+class Model(RuleBasedStateMachine):
+    """The same is done to a table and to a plain list, the longest quiet first."""
+
+    @initialize(
+        most=st.integers(1, 7),
+        most_each=st.integers(1, 4),
+        timeout=lifetimes,
+        unreplied_timeout=lifetimes,
+        refresh=st.booleans(),
+        start=st.integers(0, 9).map(lambda n: n / 4) | st.just(1.7e9),
+    )
+    def begin(
+        self,
+        most: int,
+        most_each: int,
+        timeout: float,
+        unreplied_timeout: float,
+        refresh: bool,
+        start: float,
+    ) -> None:
+        self.most, self.most_each = most, most_each
+        self.timeouts = {True: timeout, False: unreplied_timeout}
+        self.refresh = refresh
+        self.table: Table = NatTable(
+            most,
+            most_each,
+            timeout=timeout,
+            unreplied_timeout=unreplied_timeout,
+            refresh_inbound=refresh,
+        )
+        self.now = start
+        #: Flows with when they were last alive, and whether they were answered.
+        self.list: list[Flow] = []
+        self.seen: dict[Flow, float] = {}
+        self.answered: set[Flow] = set()
+        self.last = self.evicted = self.refused = 0
+
+    def forget(self, flow: Flow) -> None:
+        self.list.remove(flow)
+        del self.seen[flow]
+        self.answered.discard(flow)
+
+    def ends(self, flow: Flow) -> float:
+        return self.seen[flow] + self.timeouts[flow in self.answered]
+
+    @rule(host=hosts)
+    def new_client(self, host: str) -> None:
+        own = [each for each in self.list if each.host == host]
+        among = None
+        if len(own) >= self.most_each:
+            among = own
+        elif len(self.list) >= self.most:
+            among = self.list
+        if among is not None:
+            waiting = [each for each in among if each not in self.answered]
+            if not waiting:
+                self.refused += 1
+                with pytest.raises(TableFull, match="no room for another flow of"):
+                    self.table.room(host)
+                return
+            assert self.table.room(host) is waiting[0]
+            self.table.remove(waiting[0], evicted=True)
+            self.evicted += 1
+            self.forget(waiting[0])
+        assert self.table.room(host) is None
+        self.last += 1
+        flow = Flow(self.last, host, self.now)
+        self.table.add(flow)
+        self.list.append(flow)
+        self.seen[flow] = self.now
+
+    @precondition(lambda self: self.list)
+    @rule(data=st.data())
+    def client_sends(self, data: st.DataObject) -> None:
+        flow = data.draw(st.sampled_from(self.list))
+        self.table.outbound(flow, self.now)
+        self.list.remove(flow)
+        self.list.append(flow)
+        self.seen[flow] = self.now
+
+    @precondition(lambda self: self.list)
+    @rule(data=st.data())
+    def server_answers(self, data: st.DataObject) -> None:
+        flow = data.draw(st.sampled_from(self.list))
+        self.table.inbound(flow, self.now)
+        self.answered.add(flow)
+        if self.refresh:
+            self.seen[flow] = self.now
+
+    @precondition(lambda self: self.list)
+    @rule(data=st.data())
+    def flow_fails(self, data: st.DataObject) -> None:
+        flow = data.draw(st.sampled_from(self.list))
+        self.table.remove(flow)
+        self.forget(flow)
+
+    @rule(
+        seconds=st.integers(1, 8).map(lambda n: n / 4) | st.sampled_from([9.5, 1e4]),
+        keep=st.booleans(),
+    )
+    def time_passes(self, seconds: float, keep: bool) -> None:
+        """The look comes when it comes; each flow is in time for it."""
+        self.now += seconds
+        expired = self.table.expire(self.now)
+        assert len(set(expired)) == len(expired)
+        for flow in self.list:
+            if flow in expired:
+                assert self.ends(flow) <= self.now, "it was alive"
+            else:
+                assert self.ends(flow) > self.now - self.table.step, "it is late"
+        for flow in expired:
+            if keep:
+                # Something has come for it in the last moment.
+                self.table.outbound(flow, self.now)
+                self.list.remove(flow)
+                self.list.append(flow)
+                self.seen[flow] = self.now
+            else:
+                self.table.remove(flow)
+                self.forget(flow)
+
+    @invariant()
+    def they_agree(self) -> None:
+        table = self.table
+        assert list(table._unreplied) == [
+            each for each in self.list if each not in self.answered
+        ]
+        assert set(table.flows.values()) == set(self.list)
+        assert all(table.flows[each.key] is each for each in self.list)
+        assert len(table) == len(self.list) <= self.most
+        assert (table.evicted, table.refused) == (self.evicted, self.refused)
+        # Nothing is remembered of who is gone, and nobody is to be looked at twice.
+        assert set(table._hosts) == {each.host for each in self.list}
+        for own, waiting in table._hosts.values():
+            assert 0 < len(own) <= self.most_each
+            assert set(waiting) == set(own) - self.answered
+        scheduled = [flow for bucket in table._buckets.values() for flow in bucket]
+        assert len(scheduled) == len(self.list)
+        assert set(scheduled) == set(self.list)
+        assert all(table._buckets.values())
+
+    def teardown(self) -> None:
+        if not hasattr(self, "table"):
+            return
+        for flow in list(self.table.flows.values()):
+            self.table.remove(flow)
+        assert not self.table._hosts
+        assert not self.table._buckets
+        assert not self.table._unreplied
+
+
+def test_it_is_a_bounded_list_that_expires() -> None:
+    """Whatever is done in whatever order."""
+    run_state_machine_as_test(
+        Model,
+        settings=settings(max_examples=120, stateful_step_count=40, deadline=None),
+    )
+
+
+@given(
+    lifetimes,
+    lifetimes,
+    st.lists(st.tuples(st.integers(0, 30), st.sampled_from("cs.")), max_size=40),
+    st.integers(0, 3),
+)
+def test_expiry_with_a_look_at_each_step(
+    timeout: float, unreplied: float, history: list[tuple[int, str]], began: int
+) -> None:
+    """Looked at where steps begin, a flow ends in the first look after its time."""
+    table: Table = NatTable(9, 9, timeout=timeout, unreplied_timeout=unreplied)
+    now = began / 4
+    flow = Flow("a", "192.0.2.1", now)
+    table.add(flow)
+    seen, answered = now, False
+
+    def ends() -> float:
+        return seen + (timeout if answered else unreplied)
+
+    for quarters, who in [*history, (1000, ".")]:
+        for _ in range(quarters):
+            now += 0.25
+            if now % 1:
+                continue
+            expired = table.expire(now)
+            assert expired == ([flow] if ends() <= now else [])
+            if expired:
+                assert now - ends() < table.step
+                return
+        if who == "c":
+            table.outbound(flow, now)
+            seen = now
+        elif who == "s":
+            table.inbound(flow, now)
+            seen, answered = now, True
+    raise AssertionError("it has not expired")
+
+
+def test_the_first_reply_may_shorten_a_life() -> None:
+    """Those who set the timeouts that way get it to the step."""
+    table: Table = NatTable(1, 1, timeout=2, unreplied_timeout=30)
+    flow = Flow("a", "192.0.2.1", 0.0)
+    table.add(flow)
+    table.inbound(flow, 1.0)
+    assert not table.expire(2.0)
+    assert table.expire(3.0) == [flow]
+
+
+def test_a_busy_flow_is_looked_at_once_in_its_timeout() -> None:
+    """The cost of a datagram is none of the buckets'."""
+    table: Table = NatTable(1, 1, timeout=100)
+    flow = Flow("a", "192.0.2.1", 0.0)
+    table.add(flow)
+    table.inbound(flow, 0.0)
+    moves = 0
+    for now in range(1, 1000):
+        table.outbound(flow, now)
+        before = flow.bucket
+        assert not table.expire(now)
+        moves += flow.bucket != before
+    assert moves <= 12
+
+
+def test_one_that_is_kept_is_looked_at_in_the_next_step() -> None:
+    """And comes back, if nothing has moved."""
+    table: Table = NatTable(1, 1, unreplied_timeout=2)
+    flow = Flow("a", "192.0.2.1", 0.5)
+    table.add(flow)
+    assert not table.expire(2.75)
+    for now in (3.75, 4.75, 5.75):
+        assert table.expire(now) == [flow]
+
+
+def test_a_clock_that_goes_back_ends_nothing() -> None:
+    """Nor does it make the table forget what it had to look at."""
+    table: Table = NatTable(2, 2, unreplied_timeout=5)
+    first = Flow("a", "192.0.2.1", 100.0)
+    table.add(first)
+    assert not table.expire(102.0)
+    second = Flow("b", "192.0.2.1", 50.0)
+    table.add(second)
+    assert not table.expire(51.0)
+    assert table.expire(103.0) == [second]
+    table.remove(second)
+    assert table.expire(105.0) == [first]
+
+
+def test_an_empty_table_has_nothing_to_expire() -> None:
+    """At any time."""
+    assert not NatTable[Flow](1, 1).expire(1e9)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"most": 0},
+        {"most_each": 0},
+        {"timeout": 0},
+        {"unreplied_timeout": -1},
+        {"step": 0},
+        {"timeout": float("nan")},
+    ],
+)
+def test_settings_that_can_not_be(settings: dict[str, float]) -> None:
+    """A table without room or time is a mistake."""
+    good: dict[str, object] = {"most": 1, "most_each": 1}
+    with pytest.raises(ValueError, match="a table has room|must be more than 0"):
+        NatTable[Flow](**{**good, **settings})  # type: ignore[arg-type]

@@ -1,0 +1,893 @@
+"""The UDP relay: on sockets that never touch the network, and once on real ones."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from collections import deque
+from contextlib import closing
+from typing import Any
+
+import pytest
+import pytest_twisted
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.error import DNSLookupError
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
+from twisted.python.failure import Failure
+
+from relayd.endpoints import Transport, watcher
+from relayd.errors import ListenError
+from relayd.udp_nat import (
+    BATCH,
+    BUFFER_SIZE,
+    LOOK_UP_EVERY,
+    FlowFacts,
+    FlowLog,
+    QuietFlowLog,
+    Server,
+    UdpListener,
+    UdpNat,
+    affordable_flows,
+)
+from tests.conftest import LoggedFailures
+from tests.contracts import until
+
+CLIENT = ("192.0.2.1", 4000)
+SERVER = ("198.51.100.1", 53)
+
+
+def problem(number: int) -> OSError:
+    """An error of the kernel's."""
+    return OSError(number, os.strerror(number))
+
+
+class FakeSocket:
+    """A datagram socket that receives what the test puts into `inbox`.
+
+    :ivar inbox: datagrams, with their sources if it is a listener's, and errors.
+    :ivar errors: what the next sends fail with; None for one that does not.
+    :ivar sent: what left; with where to, if it is a listener's.
+    """
+
+    family = socket.AF_INET
+    last = 100_000
+
+    def __init__(self) -> None:
+        FakeSocket.last += 1
+        self.number = FakeSocket.last
+        self.inbox: deque[Any] = deque()
+        self.errors: deque[OSError | None] = deque()
+        self.sent: list[Any] = []
+        self.peer: Any = None
+        self.closed = False
+        self.dropped = 0
+
+    def fileno(self) -> int:
+        return -1 if self.closed else self.number
+
+    def close(self) -> None:
+        self.closed = True
+
+    def connect(self, address: Any) -> None:
+        self.peer = address
+
+    def getsockname(self) -> Any:
+        return ("203.0.113.1", self.number % 60000)
+
+    def setsockopt(self, *_: Any) -> None:
+        """Whatever it is."""
+
+    def getsockopt(self, level: int, name: int, size: int = 4) -> bytes:
+        return bytes(32) + self.dropped.to_bytes(4, sys.byteorder) + bytes(size - 36)
+
+    def _next(self) -> Any:
+        if self.closed:
+            raise problem(errno.EBADF)
+        if not self.inbox:
+            raise BlockingIOError(errno.EAGAIN, "nothing")
+        item = self.inbox.popleft()
+        if isinstance(item, OSError):
+            raise item
+        return item
+
+    def recv_into(self, buffer: Any) -> int:
+        data = self._next()
+        buffer[: len(data)] = data
+        return len(data)
+
+    def recvfrom_into(self, buffer: Any) -> tuple[int, Any]:
+        data, source = self._next()
+        buffer[: len(data)] = data
+        return len(data), source
+
+    def _leave(self, what: Any) -> None:
+        if self.errors and (wrong := self.errors.popleft()) is not None:
+            raise wrong
+        self.sent.append(what)
+
+    def send(self, data: Any) -> None:
+        self._leave(bytes(data))
+
+    def sendto(self, data: Any, to: Any) -> None:
+        self._leave((bytes(data), to))
+
+
+class FakeResolver:
+    """Finds the addresses of a name when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int]] = []
+        self.last: Deferred[list[Any]] = Deferred()
+
+    def addresses(self, host: str, port: int) -> Deferred[list[Any]]:
+        self.asked.append((host, port))
+        self.last = Deferred()
+        return self.last
+
+    def answer(self, *hosts: str) -> None:
+        port = self.asked[-1][1]
+        self.last.callback([(socket.AF_INET, (host, port)) for host in hosts])
+
+    def fail(self, why: Exception) -> None:
+        self.last.errback(why)
+
+
+class FakeWatcher:
+    """Keeps who is watched, and refuses when told to."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[int, Any] = {}
+        self.full = False
+
+    def watch(self, descriptor: int, handler: Any, mask: int) -> None:
+        if self.full:
+            raise problem(errno.ENOSPC)
+        assert descriptor not in self.handlers
+        self.handlers[descriptor] = handler
+
+    def give_up(self, sock: Any) -> None:
+        self.handlers.pop(sock.fileno(), None)
+        sock.close()
+
+
+class Observer:
+    """Keeps how flows ended."""
+
+    def __init__(self) -> None:
+        self.facts: list[FlowFacts] = []
+
+    @property
+    def endings(self) -> list[str]:
+        return [each.ending for each in self.facts]
+
+    def ended(self, flow: Any, facts: FlowFacts) -> None:
+        self.facts.append(facts)
+
+
+class Bench:
+    """A relay of one listener on fakes.
+
+    :ivar sockets: of the flows, in the order in which they were opened.
+    """
+
+    def __init__(self, servers: Any = None, **settings: Any) -> None:
+        self.clock = Clock()
+        self.watcher = FakeWatcher()
+        self.observer: Any = settings.pop("observer", Observer())
+        self.sockets: list[FakeSocket] = []
+        self.open_error: OSError | None = None
+        #: For the sockets to come.
+        self.connect_error: OSError | None = None
+        settings.setdefault("most_flows", 100)
+        self.nat = UdpNat(
+            None,
+            [Server(*SERVER)] if servers is None else servers,
+            watcher=self.watcher,
+            clock=self.clock,
+            observer=self.observer,
+            open_socket=self._open,
+            **settings,
+        )
+        self.front = FakeSocket()
+        self.nat.listen([self.front])
+
+    def _open(self, family: int) -> FakeSocket:
+        if self.open_error is not None:
+            raise self.open_error
+        self.sockets.append(FakeSocket())
+        wrong = self.connect_error
+        if wrong is not None:
+
+            def connect(_: Any) -> None:
+                raise wrong
+
+            self.sockets[-1].connect = connect  # type: ignore[method-assign]
+        return self.sockets[-1]
+
+    def arrive(self, data: bytes = b"?", source: Any = CLIENT) -> None:
+        """A client's datagram arrives and is read."""
+        self.front.inbox.append((data, source))
+        self.watcher.handlers[self.front.number].ready(1)
+
+    def answer(self, data: bytes = b"!", number: int = -1) -> None:
+        """A server's datagram arrives and is read."""
+        sock = self.sockets[number]
+        sock.inbox.append(data)
+        while sock.inbox:
+            self.watcher.handlers[sock.number].ready(1)
+
+    @property
+    def live(self) -> list[FakeSocket]:
+        return [each for each in self.sockets if not each.closed]
+
+    def check(self) -> None:
+        """The sums hold, and what lives is watched and timed."""
+        counters = self.nat.counters
+        assert counters.received == counters.sent + sum(counters.dropped.values())
+        assert counters.replies_received == (
+            counters.replies_sent + sum(counters.replies_dropped.values())
+        )
+        assert counters.sent == sum(len(each.sent) for each in self.sockets)
+        assert counters.replies_sent == len(self.front.sent)
+        flows = {each.sock for each in self.nat.table.flows.values()}
+        assert flows == set(self.live)
+        fronts = set() if self.front.closed else {self.front.number}
+        assert set(self.watcher.handlers) == fronts | {each.number for each in flows}
+        ticks = self.clock.getDelayedCalls()
+        assert bool(flows) <= len(ticks) <= 1 + bool(self.nat._lookups)
+
+    def close(self) -> None:
+        """And nothing is left."""
+        self.nat.close()
+        self.check()
+        assert self.front.closed
+        assert not self.live
+        assert not self.watcher.handlers
+        assert not self.clock.getDelayedCalls()
+
+    def pass_time(self, seconds: float) -> None:
+        self.clock.pump([0.25] * round(seconds * 4))
+
+
+# -- the sums
+
+
+ERRNOS = [errno.ECONNREFUSED, errno.EAGAIN, errno.ENOBUFS, errno.EPERM, errno.EMSGSIZE]
+_ERRORS = st.lists(st.sampled_from([None, *ERRNOS]), max_size=3)
+_SIZES = st.sampled_from([0, 1, 200, 65507, BUFFER_SIZE])
+_SOURCES = st.tuples(
+    st.sampled_from(["192.0.2.1", "192.0.2.2", "192.0.2.3"]),
+    st.sampled_from([0, 4000, 4001]),
+)
+_EVENTS = st.one_of(
+    st.tuples(st.just("arrive"), st.lists(st.tuples(_SOURCES, _SIZES), max_size=5)),
+    st.tuples(st.just("unread"), st.lists(st.tuples(_SOURCES, _SIZES), max_size=5)),
+    st.tuples(st.just("answer"), st.lists(_SIZES, max_size=5)),
+    st.tuples(st.just("up_errors"), _ERRORS),
+    st.tuples(st.just("down_errors"), _ERRORS),
+    st.tuples(st.just("recv_error"), st.sampled_from(ERRNOS[:1] + ERRNOS[2:])),
+    st.tuples(st.just("front_error"), st.sampled_from([errno.ENOMEM])),
+    st.tuples(st.just("open"), st.sampled_from([None, errno.EMFILE])),
+    st.tuples(st.just("connect"), st.sampled_from([None, errno.ENETUNREACH])),
+    st.tuples(st.just("full"), st.booleans()),
+    st.tuples(st.just("time"), st.integers(1, 12)),
+    st.tuples(st.just("drain"), st.just(2)),
+    st.tuples(st.just("close"), st.none()),
+)
+
+
+@given(
+    st.lists(_EVENTS, max_size=30),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.sampled_from([0.0, 1.0, 3.5]),
+    st.booleans(),
+)
+def test_every_datagram_is_accounted_for(
+    events: list[tuple[str, Any]], most: int, each: int, cap: float, refresh: bool
+) -> None:
+    """Sent or counted as dropped, in any history; then nothing is left."""
+    bench = Bench(
+        most_flows=most,
+        most_flows_each=each,
+        reply_cap=cap,
+        refresh_inbound=refresh,
+        timeout=3,
+        unreplied_timeout=2,
+    )
+    put = replies = 0
+    for what, value in events:
+        if what in ("arrive", "unread") and not bench.front.closed:
+            bench.front.inbox.extend((bytes(size), source) for source, size in value)
+            put += len(value)
+            if what == "arrive":
+                bench.watcher.handlers[bench.front.number].ready(1)
+        elif what == "answer" and bench.live:
+            sock = bench.live[0]
+            sock.inbox.extend(bytes(size) for size in value)
+            replies += len(value)
+            while sock.inbox:
+                bench.watcher.handlers[sock.number].ready(1)
+        elif what == "up_errors" and bench.live:
+            bench.live[0].errors.extend(n and problem(n) for n in value)
+        elif what == "down_errors":
+            bench.front.errors.extend(n and problem(n) for n in value)
+        elif what == "recv_error" and bench.live:
+            bench.live[0].inbox.append(problem(value))
+        elif what == "front_error":
+            bench.front.inbox.append(problem(value))
+        elif what == "open":
+            bench.open_error = value and problem(value)
+        elif what == "connect":
+            bench.connect_error = value and problem(value)
+        elif what == "full":
+            bench.watcher.full = value
+        elif what == "time":
+            bench.clock.advance(value / 4)
+        elif what == "drain":
+            bench.nat.drain(value)
+        elif what == "close":
+            bench.nat.close()
+        bench.check()
+        unread = sum(not isinstance(each, OSError) for each in bench.front.inbox)
+        assert bench.nat.counters.received == put - unread
+        assert bench.nat.counters.replies_received == replies
+    bench.close()
+
+
+# -- errors
+
+
+def test_a_refused_datagram_is_sent_again() -> None:
+    """The error was an earlier one's; the flow stays, and it is counted."""
+    bench = Bench()
+    bench.arrive()
+    bench.sockets[0].errors.append(problem(errno.ECONNREFUSED))
+    bench.arrive(b"again")
+    assert bench.sockets[0].sent == [b"?", b"again"]
+    assert bench.nat.counters.icmp_errors == 1
+    assert not bench.nat.counters.dropped
+    bench.sockets[0].errors.extend([problem(errno.ECONNREFUSED)] * 2)
+    bench.arrive(b"lost")
+    assert bench.nat.counters.dropped == {"send_ECONNREFUSED": 1}
+    assert bench.live == bench.sockets[:1]
+    bench.sockets[0].inbox.append(problem(errno.ECONNREFUSED))
+    bench.answer()
+    assert bench.nat.counters.icmp_errors == 3
+    assert bench.front.sent == [(b"!", CLIENT)]
+    bench.close()
+
+
+@pytest.mark.parametrize("number", ERRNOS[1:])
+def test_a_send_error_drops_one_datagram(number: int) -> None:
+    """By its name, in either direction, and is not tried again."""
+    bench = Bench()
+    bench.arrive()
+    bench.sockets[0].errors.append(problem(number))
+    bench.arrive()
+    bench.front.errors.append(problem(number))
+    bench.answer()
+    name = f"send_{errno.errorcode[number]}"
+    assert bench.nat.counters.dropped == {name: 1}
+    assert bench.nat.counters.replies_dropped == {name: 1}
+    assert len(bench.live) == 1
+    bench.close()
+
+
+def test_a_client_whose_datagrams_can_not_be_sent_is_still_there() -> None:
+    """It keeps its flow, and so its port."""
+    bench = Bench(unreplied_timeout=3)
+    bench.arrive()
+    for _ in range(8):
+        bench.sockets[0].errors.append(problem(errno.EPERM))
+        bench.arrive()
+        bench.pass_time(1)
+    assert len(bench.live) == len(bench.sockets) == 1
+    bench.close()
+
+
+def test_what_has_no_flow_is_counted_by_its_reason() -> None:
+    """Nobody at port 0 can be answered; a server without an address is none."""
+    bench = Bench()
+    bench.arrive(source=("192.0.2.1", 0))
+    assert bench.nat.counters.dropped == {"source_port_0": 1}
+    bench.close()
+    bench = Bench([Server("name.example", 53)], resolver=FakeResolver())
+    bench.arrive()
+    assert bench.nat.counters.dropped == {"no_server": 1}
+    assert not bench.sockets
+    bench.close()
+
+
+def test_oversize_reads_are_not_passed_on() -> None:
+    """What fills the buffer may have been longer; the largest datagrams pass."""
+    bench = Bench()
+    for size in (0, 1, 65507, 65535, BUFFER_SIZE):
+        bench.arrive(bytes(size))
+        bench.answer(bytes(size))
+    sizes = [0, 1, 65507, 65535]
+    assert [len(each) for each in bench.sockets[0].sent] == sizes
+    assert [len(data) for data, _ in bench.front.sent] == sizes
+    assert bench.nat.counters.dropped == {"truncated": 1}
+    assert bench.nat.counters.replies_dropped == {"truncated": 1}
+    [flow] = bench.nat.table.flows.values()
+    assert (flow.up_datagrams, flow.up_bytes) == (4, sum(sizes))
+    assert (flow.down_datagrams, flow.down_bytes) == (4, sum(sizes))
+    bench.close()
+
+
+def test_want_of_a_flow_is_logged_once_a_second() -> None:
+    """With what is in the way, and how many it cost so far."""
+    bench = Bench(most_flows=1)
+    bench.arrive()
+    bench.answer()
+    with capturedLogs() as events:
+        for _ in range(5):
+            bench.arrive(source=("192.0.2.9", 1))
+        bench.clock.advance(1)
+        bench.arrive(source=("192.0.2.9", 1))
+    so_far = "datagrams dropped for want of a flow so far"
+    assert [formatEvent(each) for each in events] == [
+        f"no room for another flow of 192.0.2.9 (1 {so_far})",
+        f"no room for another flow of 192.0.2.9 (6 {so_far})",
+    ]
+    assert bench.nat.table.refused == 6
+    bench.close()
+
+
+def test_no_socket_to_be_had() -> None:
+    """The datagram is dropped, the relay goes on, and no socket is left open."""
+    bench = Bench()
+    bench.open_error = problem(errno.EMFILE)
+    with capturedLogs() as events:
+        bench.arrive()
+    assert "no socket for a flow of 192.0.2.1: " in formatEvent(events[0])
+    bench.open_error, bench.connect_error = None, problem(errno.ENETUNREACH)
+    bench.arrive()
+    bench.connect_error, bench.watcher.full = None, True
+    bench.arrive()
+    assert [each.closed for each in bench.sockets] == [True, True]
+    assert bench.nat.counters.dropped == {"no_flow": 3}
+    bench.watcher.full = False
+    bench.arrive()
+    assert bench.sockets[-1].sent == [b"?"]
+    bench.close()
+
+
+def test_the_oldest_unanswered_flow_makes_room() -> None:
+    """An answered one does not, however many come."""
+    bench = Bench(most_flows=3, most_flows_each=3)
+    bench.arrive()
+    bench.answer()
+    for port in range(1, 50):
+        bench.arrive(source=("192.0.2.2", port))
+        bench.check()
+    assert bench.observer.endings == ["evicted"] * 47
+    assert not bench.sockets[0].closed
+    assert bench.observer.facts[0].client == "192.0.2.2:1"
+    assert bench.nat.table.evicted == 47
+    bench.arrive(b"still here")
+    assert bench.sockets[0].sent[-1] == b"still here"
+    bench.close()
+
+
+def test_a_batch_is_bounded() -> None:
+    """By datagrams, empty ones included, so that others have their turn."""
+    bench = Bench()
+    bench.front.inbox.extend([(b"", CLIENT)] * (BATCH + 5))
+    bench.watcher.handlers[bench.front.number].ready(1)
+    assert bench.nat.counters.received == BATCH
+    [sock] = bench.sockets
+    sock.inbox.extend([b""] * 3 * BATCH)
+    while sock.inbox:
+        before = len(sock.inbox)
+        bench.watcher.handlers[sock.number].ready(1)
+        assert 1 <= before - len(sock.inbox) <= BATCH
+    assert bench.nat.counters.replies_sent == 3 * BATCH
+    bench.close()
+
+
+def test_the_reply_cap() -> None:
+    """Bytes of replies, to those of requests; what would exceed it is dropped."""
+    bench = Bench(reply_cap=2)
+    bench.arrive(bytes(10))
+    for size in (15, 6, 5, 1):
+        bench.answer(bytes(size))
+    assert [len(data) for data, _ in bench.front.sent] == [15, 5]
+    assert bench.nat.counters.replies_dropped == {"reply_cap": 2}
+    bench.arrive(bytes(1))
+    bench.answer(bytes(2))
+    assert len(bench.front.sent) == 3
+    bench.close()
+
+
+# -- time
+
+
+@given(st.integers(0, 7), st.booleans())
+def test_a_flow_expires_within_a_step(quarters: int, answered: bool) -> None:
+    """Whenever it began, in relation to the steps; and its socket is closed."""
+    bench = Bench(timeout=6, unreplied_timeout=3)
+    bench.clock.advance(quarters / 4)
+    bench.arrive()
+    if answered:
+        bench.answer()
+    while bench.live:
+        bench.clock.advance(0.25)
+        assert bench.clock.seconds() < 20
+    [facts] = bench.observer.facts
+    lasts = 6 if answered else 3
+    assert lasts <= facts.age < lasts + 1
+    assert facts.ending == ("expired" if answered else "unreplied")
+    assert not bench.clock.getDelayedCalls()
+    bench.close()
+
+
+@pytest.mark.parametrize("refresh", [True, False])
+def test_what_a_server_sends_keeps_a_flow_alive_if_wanted(refresh: bool) -> None:
+    """It lasts as long as the server talks; or for a timeout after its client did."""
+    bench = Bench(timeout=3, refresh_inbound=refresh)
+    bench.arrive()
+    for _ in range(10):
+        if bench.live:
+            bench.answer()
+        bench.pass_time(1)
+    assert bench.observer.endings == ([] if refresh else ["expired"])
+    bench.close()
+
+
+def test_a_flow_in_use_loses_nothing_to_expiry() -> None:
+    """What has arrived by the time it would end is passed on, either way."""
+    bench = Bench(unreplied_timeout=3, timeout=5)
+    bench.arrive()
+    bench.clock.advance(2)
+    bench.front.inbox.append((b"late", CLIENT))
+    bench.clock.advance(1)
+    assert bench.sockets[0].sent == [b"?", b"late"]
+    bench.clock.advance(2)
+    bench.sockets[0].inbox.append(b"just in time")
+    bench.clock.advance(1)
+    assert bench.front.sent == [(b"just in time", CLIENT)]
+    assert bench.live
+    bench.pass_time(5)
+    assert bench.observer.endings == ["expired"]
+    bench.close()
+
+
+def test_nobody_is_ended_while_clients_wait_to_be_read() -> None:
+    """Among those may be one whose flow would have expired."""
+    bench = Bench(unreplied_timeout=3)
+    bench.arrive()
+    bench.front.inbox.extend([(b"", ("192.0.2.2", 1))] * BATCH * 2)
+    bench.front.inbox.append((b"late", CLIENT))
+    for _ in range(3):
+        bench.clock.advance(1)
+    assert bench.sockets[0].sent == [b"?", b"late"]
+    assert not bench.observer.facts
+    bench.close()
+
+
+# -- servers
+
+
+def test_a_pool_takes_turns_by_flow() -> None:
+    """One flow speaks to one server."""
+    bench = Bench([Server("198.51.100.1", 1), Server("2001:db8::1", 2)])
+    for port in (1, 2, 3, 1, 2):
+        bench.arrive(source=("192.0.2.1", port))
+    assert [each.peer[:2] for each in bench.sockets] == [
+        ("198.51.100.1", 1),
+        ("2001:db8::1", 2),
+        ("198.51.100.1", 1),
+    ]
+    bench.close()
+
+
+def test_names_are_looked_up_again() -> None:
+    """Flows keep their address; a look-up that fails changes nothing."""
+    resolver = FakeResolver()
+    bench = Bench([Server("name.example", 53)], resolver=resolver, timeout=1000)
+    resolver.answer("198.51.100.1", "198.51.100.2")
+    bench.arrive(source=("192.0.2.1", 1))
+    bench.answer()
+    bench.clock.advance(LOOK_UP_EVERY)
+    assert resolver.asked == [("name.example", 53)] * 2
+    resolver.answer("198.51.100.2", "198.51.100.1")
+    bench.arrive(source=("192.0.2.1", 2))
+    bench.clock.advance(LOOK_UP_EVERY)
+    resolver.answer("198.51.100.3")
+    bench.arrive(source=("192.0.2.1", 1))
+    bench.arrive(source=("192.0.2.1", 3))
+    bench.clock.advance(LOOK_UP_EVERY)
+    with capturedLogs() as events:
+        resolver.fail(DNSLookupError("name.example: gone"))
+    assert "its last address is kept" in formatEvent(events[0])
+    bench.arrive(source=("192.0.2.1", 4))
+    peers = [each.peer[0][-1] for each in bench.sockets]
+    assert peers == ["1", "1", "3", "3"]
+    assert len(bench.sockets[0].sent) == 2
+    bench.close()
+
+
+def test_a_server_that_was_never_found() -> None:
+    """The others have its turns."""
+    resolver = FakeResolver()
+    servers = [Server("name.example", 53), Server(*SERVER)]
+    with capturedLogs() as events:
+        bench = Bench(servers, resolver=resolver)
+        resolver.fail(DNSLookupError("no such name"))
+    assert "nothing is sent" in formatEvent(events[0])
+    for port in (1, 2, 3):
+        bench.arrive(source=("192.0.2.1", port))
+    assert [each.peer for each in bench.sockets] == [SERVER] * 3
+    bench.close()
+
+
+# -- the end
+
+
+def test_a_drain_lets_quiet_flows_go() -> None:
+    """New clients are refused, the known are served, until nothing has moved."""
+    bench = Bench()
+    bench.arrive()
+    done: list[Any] = []
+    bench.nat.drain(10).addCallback(done.append)
+    assert bench.nat.draining
+    for _ in range(4):
+        bench.clock.advance(0.5)
+        bench.arrive()
+        bench.answer()
+    bench.arrive(source=("192.0.2.2", 1))
+    assert bench.nat.counters.dropped == {"draining": 1}
+    # The first has had no answer yet.
+    bench.pass_time(2.25)
+    assert not done
+    bench.answer()
+    bench.pass_time(2.25)
+    assert done == [None]
+    assert bench.observer.endings == ["drained"]
+    bench.nat.drain(10).addCallback(done.append)
+    assert done == [None, None]
+    bench.close()
+
+
+def test_a_drain_has_an_end() -> None:
+    """At its timeout, or at once when there is none or it is cut short."""
+    for ending in ("timeout", "zero", "later zero", "cut", "close"):
+        bench = Bench()
+        bench.arrive()
+        done: list[Any] = []
+        timeout = 0 if ending == "zero" else 3
+        for _ in range(2):
+            bench.nat.drain(timeout).addCallback(done.append)
+        if ending == "later zero":
+            bench.nat.drain(0).addCallback(lambda _: None)
+        elif ending == "cut":
+            bench.nat.cut_all()
+        elif ending == "close":
+            bench.nat.close()
+        elif ending == "timeout":
+            for _ in range(12):
+                assert not done
+                bench.arrive()
+                bench.clock.advance(0.25)
+        assert done == [None, None], ending
+        assert bench.front.closed
+        bench.close()
+
+
+def test_an_observer_that_raises_hurts_nobody(
+    logged_failures: LoggedFailures,
+) -> None:
+    """It is logged; the flow has ended all the same."""
+
+    class Broken:
+        def ended(self, flow: Any, facts: Any) -> None:
+            raise ZeroDivisionError
+
+    bench = Bench(observer=Broken(), most_flows=1)
+    bench.arrive()
+    bench.arrive(source=("192.0.2.2", 1))
+    assert len(bench.live) == 1
+    assert "the observer of flows failed" in logged_failures.take("observer")
+    bench.nat.cut_all()
+    logged_failures.take("observer")
+    bench.close()
+
+
+def test_an_observer_may_close_the_relay() -> None:
+    """Even as a flow makes room for another, which is then not opened."""
+
+    class Closing(Observer):
+        def ended(self, flow: Any, facts: FlowFacts) -> None:
+            bench.nat.close()
+
+    bench = Bench(observer=Closing(), most_flows=1)
+    bench.arrive()
+    bench.arrive(source=("192.0.2.2", 1))
+    assert bench.nat.counters.dropped == {"draining": 1}
+    bench.close()
+
+
+def test_a_flow_that_the_reactor_gives_up_has_failed() -> None:
+    """Its socket is closed once."""
+    bench = Bench()
+    bench.arrive()
+    handler = bench.watcher.handlers[bench.sockets[0].number]
+    for _ in range(2):
+        handler.connectionLost(Failure(ZeroDivisionError()))
+    assert bench.observer.endings == ["failed"]
+    bench.close()
+
+
+def test_what_the_kernel_dropped_is_counted() -> None:
+    """The listener's at each step, a flow's as it ends; each once."""
+    bench = Bench(unreplied_timeout=2)
+    bench.arrive()
+    bench.front.dropped, bench.sockets[0].dropped = 3, 4
+    bench.clock.advance(1)
+    assert bench.nat.counters.kernel_dropped == 3
+    bench.pass_time(3)
+    assert bench.nat.counters.kernel_dropped == 7
+    bench.close()
+    assert bench.nat.counters.kernel_dropped == 7
+
+
+def test_all_listeners_are_watched_or_none() -> None:
+    """One that can't be leaves nothing of the others."""
+    bench = Bench()
+    more = [FakeSocket(), FakeSocket()]
+
+    def watch(descriptor: int, handler: Any, mask: int) -> None:
+        bench.watcher.full = descriptor == more[1].number
+        FakeWatcher.watch(bench.watcher, descriptor, handler, mask)
+
+    bench.watcher.watch = watch  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="No space"):
+        bench.nat.listen(more)
+    assert more[0].closed
+    assert len(bench.nat.fronts) == 1
+    bench.close()
+
+
+# -- the log
+
+
+def test_the_line_of_a_flow() -> None:
+    """Who, from where to where, how long, how much, and why it ended."""
+    bench = Bench(observer=FlowLog(), unreplied_timeout=3)
+    with capturedLogs() as events:
+        bench.arrive(bytes(10))
+        bench.arrive(bytes(5))
+        bench.answer(bytes(7))
+        bench.clock.advance(1.5)
+        port = bench.sockets[0].number % 60000
+        listener = bench.front.number % 60000
+        bench.nat.close()
+    [line] = [formatEvent(each) for each in events]
+    assert line == (
+        f"flow client=192.0.2.1:4000 listener=203.0.113.1:{listener}"
+        f" port=203.0.113.1:{port} server=198.51.100.1:53 age=1.500"
+        " up=2/15 down=1/7 ending=drained"
+    )
+    assert events[0]["client"] == "192.0.2.1:4000"
+
+
+def test_the_quiet_log_leaves_out_those_that_went_well() -> None:
+    """An answered flow that expired is no news."""
+    bench = Bench(observer=QuietFlowLog(), unreplied_timeout=2, timeout=2)
+    with capturedLogs() as events:
+        bench.arrive()
+        bench.answer()
+        bench.arrive(source=("192.0.2.2", 1))
+        bench.pass_time(4)
+    assert [each["ending"] for each in events] == ["unreplied"]
+    bench.close()
+
+
+def test_settings_that_can_not_be() -> None:
+    """Are refused as the relay is made."""
+    for servers, settings in (
+        ([], {}),
+        ([Server(*SERVER)], {"reply_cap": -1}),
+        ([Server(*SERVER)], {"reply_cap": float("nan")}),
+        ([Server(*SERVER)], {"timeout": 0}),
+    ):
+        with pytest.raises(ValueError, match="must|needs"):
+            UdpNat(Clock(), servers, **settings)  # type: ignore[arg-type]
+
+
+def test_how_many_flows_the_limit_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some are left to everything else."""
+    for limit, flows in ((65536, 64512), (1024, 768), (1, 1), (-1, (1 << 20) - 1024)):
+        monkeypatch.setattr(
+            "relayd.udp_nat.resource.getrlimit", lambda _, is_=limit: (is_, is_)
+        )
+        assert affordable_flows() == flows
+
+
+# -- real sockets
+
+
+@pytest.mark.parametrize("transport", ["plane", "twisted"])
+@pytest.mark.parametrize("host", ["127.0.0.1", None])
+@pytest_twisted.ensureDeferred
+async def test_over_real_sockets(transport: Transport, host: str | None) -> None:
+    """There and back; a server that refuses and comes back finds the same flow."""
+    live: Any = reactor
+    observer = Observer()
+    with closing(socket.socket(type=socket.SOCK_DGRAM)) as server:
+        server.bind(("127.0.0.1", 0))
+        where = server.getsockname()
+        nat = UdpNat(
+            live,
+            [Server(*where)],
+            watcher=watcher(live, transport),
+            observer=observer,
+        )
+        port = await UdpListener(host, 0).listen(nat)
+        with closing(socket.socket(type=socket.SOCK_DGRAM)) as client:
+            client.connect(("127.0.0.1", port.getHost().port))
+            client.setblocking(False)
+            server.setblocking(False)
+            for data in (b"", b"x", bytes(65507)):
+                client.send(data)
+                received: list[Any] = []
+                await until(lambda got=received: arrived(server, got), "a request")
+                assert received[0][0] == data
+                server.sendto(data[::-1], received[0][1])
+                received.clear()
+                await until(lambda got=received: arrived(client, got), "a reply")
+                assert received[0][0] == data
+            server.close()
+            client.send(b"nobody")
+            await until(lambda: nat.counters.icmp_errors, "ICMP")
+            with closing(socket.socket(type=socket.SOCK_DGRAM)) as again:
+                again.bind(where)
+                again.setblocking(False)
+                client.send(b"back")
+                received = []
+                await until(lambda: arrived(again, received), "the server is back")
+                assert received[0][0] == b"back"
+                again.sendto(b"yes", received[0][1])
+                received.clear()
+                await until(lambda: arrived(client, received), "its reply")
+            assert len(nat.table.flows) == 1
+            assert not observer.facts
+            with pytest.raises(BlockingIOError):
+                client.recv(1)
+        await port.stopListening()
+    counters = nat.counters
+    assert counters.received == counters.sent == 5
+    assert counters.replies_received == counters.replies_sent == 4
+    assert observer.endings == ["drained"]
+
+
+def arrived(sock: socket.socket, into: list[Any]) -> bool:
+    """Whether a datagram has; it is put `into`."""
+    try:
+        into.append(sock.recvfrom(BUFFER_SIZE))
+    except BlockingIOError:
+        return False
+    return True
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_address_in_use() -> None:
+    """Is one line, and the other sockets are closed."""
+    live: Any = reactor
+    with closing(socket.socket(type=socket.SOCK_DGRAM)) as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        nat = UdpNat(live, [Server(*SERVER)])
+        with pytest.raises(ListenError, match=f"can't listen on udp:.*:{port}: Addr"):
+            await UdpListener("127.0.0.1", port).listen(nat)
+        with pytest.raises(ListenError, match="can't listen on udp:"):
+            await UdpListener(None, port).listen(nat)
+    assert not nat.fronts
