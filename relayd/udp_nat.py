@@ -77,6 +77,9 @@ RECEIVE_BUFFER = 4 << 20
 #: socket(7), Linux: counters of a socket's memory, and the one of its drops.
 _SO_MEMINFO, _DROPS = 55, 8
 
+#: Flows whose end is logged in a second.
+MOST_LINES = 100
+
 #: Seconds between two look-ups of a server's name.
 LOOK_UP_EVERY = 30.0
 
@@ -196,10 +199,29 @@ class Counters:
 
 
 class FlowLog:
-    """Writes one line when a flow ends."""
+    """Writes one line when a flow ends, but :data:`MOST_LINES` in a second at most.
+
+    Whoever floods a listener ends flows as fast as it can send.
+    """
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._lines = 0
 
     def ended(self, flow: Flow, facts: FlowFacts) -> None:
         """See :attr:`UdpNat.observer`."""
+        second = int(flow.began + facts.age)
+        if second != self._second:
+            if self._lines > MOST_LINES:
+                flow_log.warn(
+                    "{count} flows ended in a second; of {left_out} there is no line",
+                    count=self._lines,
+                    left_out=self._lines - MOST_LINES,
+                )
+            self._second, self._lines = second, 0
+        self._lines += 1
+        if self._lines > MOST_LINES:
+            return
         flow_log.info(
             "{line}",
             line=(

@@ -23,10 +23,12 @@ from twisted.python.failure import Failure
 
 from relayd.endpoints import Transport, watcher
 from relayd.errors import ListenError
+from relayd.nat_table import Flow
 from relayd.udp_nat import (
     BATCH,
     BUFFER_SIZE,
     LOOK_UP_EVERY,
+    MOST_LINES,
     FlowFacts,
     FlowLog,
     QuietFlowLog,
@@ -560,6 +562,20 @@ def test_a_flow_in_use_loses_nothing_to_expiry() -> None:
     bench.close()
 
 
+def test_a_flood_of_ends_is_not_a_flood_of_lines() -> None:
+    """A hundred in a second, and how many have none."""
+    told = FlowLog()
+    facts = FlowFacts("c", "l", "p", "s", 1.0, "evicted")
+    with capturedLogs() as events:
+        for began in [5.0] * (MOST_LINES + 7) + [6.0]:
+            told.ended(Flow("key", "192.0.2.1", began), facts)
+    lines = [formatEvent(event) for event in events]
+    assert len(lines) == MOST_LINES + 2
+    assert lines[-2] == (
+        f"{MOST_LINES + 7} flows ended in a second; of 7 there is no line"
+    )
+
+
 def test_nobody_is_ended_while_clients_wait_to_be_read() -> None:
     """Among those may be one whose flow would have expired."""
     bench = Bench(unreplied_timeout=3)
@@ -570,6 +586,20 @@ def test_nobody_is_ended_while_clients_wait_to_be_read() -> None:
         bench.clock.advance(1)
     assert bench.sockets[0].sent == [b"?", b"late"]
     assert not bench.observer.facts
+    bench.close()
+
+
+def test_a_flood_does_not_keep_others_alive() -> None:
+    """What waits to be read is bounded, so at some time all that came before is."""
+    bench = Bench(unreplied_timeout=3, receive_buffer=512 * BATCH)
+    bench.arrive()
+    flood = [(b"", ("192.0.2.2", 1))] * BATCH * 2
+    for _ in range(6):
+        bench.front.inbox.clear()
+        bench.front.inbox.extend(flood)
+        bench.clock.advance(1)
+    [facts] = bench.observer.facts
+    assert (facts.client, facts.ending) == ("192.0.2.1:4000", "unreplied")
     bench.close()
 
 
