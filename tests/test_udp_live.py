@@ -7,6 +7,7 @@ what a full buffer can't take, so every datagram is waited for, and must come.
 
 from __future__ import annotations
 
+import os
 import random
 import resource
 import select
@@ -505,7 +506,8 @@ def fill_table(
 def test_8000_flows_and_nothing_left_of_them(server: UdpServer) -> None:
     """Each is answered; when they have expired, their sockets and memory are free."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    count = 8000
+    # select(2) has no number above 1,023.
+    count = 400 if os.environ.get("RELAYD_TEST_REACTOR") == "select" else 8000
     if limit != resource.RLIM_INFINITY:
         count = min(count, (limit - 1500) // 100 * 100)
 
