@@ -35,8 +35,8 @@ from zope.interface import implementer
 
 from relayd.errors import ConfigError, Refused
 from relayd.interfaces import IProxyPolicy
+from relayd.names import is_address, is_name
 from relayd.session import Session
-from relayd.socks4_wire import is_address, is_name
 
 Ip = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network

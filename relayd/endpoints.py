@@ -43,6 +43,7 @@ from relayd.addresses import host_port
 from relayd.dialing import Dialer, NameEndpoint, SocketEndpoint
 from relayd.errors import ConfigError
 from relayd.listening import TCPListenerEndpoint, UNIXListenerEndpoint
+from relayd.names import is_name, is_number
 from relayd.plane import is_available
 from relayd.udp_nat import ReactorWatcher, Watcher
 
@@ -59,9 +60,7 @@ if TYPE_CHECKING or sys.platform == "linux":
 _BUILT_IN_SERVERS = frozenset({"tcp", "ssl", "unix"})
 _BUILT_IN_CLIENTS = frozenset({"tcp", "ssl", "unix"})
 
-_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _DIGITS = re.compile(r"[0-9]+")
-_NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
 
 _EXPECTED = (
     "expected a port, host:port, [ipv6]:port, unix:/path or a Twisted endpoint string"
@@ -211,17 +210,14 @@ def _ipv6(host: str, text: str) -> str:
 
 
 def _host(host: str, text: str) -> str:
-    labels = host.removesuffix(".").split(".")
-    if _NUMBER.fullmatch(labels[-1]):
-        # Never a name: resolvers read 127.1, 2130706433 and 0x7f000001 as
-        # addresses.
+    if is_number(host):
         try:
             return str(ipaddress.IPv4Address(host))
         except ValueError:
             raise ConfigError(
                 f"bad address {text!r}: {host!r} is not an IPv4 address"
             ) from None
-    if len(host.removesuffix(".")) > 253 or not all(map(_LABEL.fullmatch, labels)):
+    if not is_name(host):
         raise ConfigError(
             f"bad address {text!r}: {host!r} is not a host name"
             " (write an international name in its xn-- form)"

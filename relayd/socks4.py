@@ -55,6 +55,7 @@ from relayd.errors import Refused, RelayError
 from relayd.interfaces import IGate, IObserver, IProxyPolicy
 from relayd.limits import Waiting, share_of
 from relayd.listening import TCPListenerEndpoint
+from relayd.names import is_address
 from relayd.resolving import Resolver, SocketAddress
 from relayd.session import Ending, Session
 from relayd.socks4_wire import (
@@ -62,7 +63,6 @@ from relayd.socks4_wire import (
     Code,
     Command,
     Request,
-    is_address,
     read_request,
     write_reply,
 )
@@ -416,12 +416,11 @@ class Socks4Protocol(StreamProtocol):
                 self.session.upstream = address_name(address)
                 self.refuse(Ending.DENIED, refusal.why)
                 return None
-        self._leg = _PeerLeg(self)
-        return self._leg
+        return _PeerLeg(self)
 
     def peer_connected(self, leg: UpstreamLeg) -> None:
         """The peer's connection stands."""
-        self._leg = self._dialing = None
+        self._dialing = None
         try:
             self._connected(leg)
         except Exception:

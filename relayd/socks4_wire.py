@@ -20,11 +20,11 @@ soon as a byte is wrong.
 from __future__ import annotations
 
 import ipaddress
-import re
 from enum import IntEnum
 from typing import NamedTuple
 
 from relayd.errors import RelayError
+from relayd.names import is_address, is_name
 
 #: The most bytes that a user id, and a host name, may have.
 MOST_USER_ID = 255
@@ -34,10 +34,6 @@ MOST_HOST = 255
 LONGEST = 8 + MOST_USER_ID + 1 + MOST_HOST + 1
 
 REPLY_SIZE = 8
-
-_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
-#: What resolvers read as (a part of) an IPv4 address: 127.1, 2130706433, 0x7f.1.
-_NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
 
 #: How other protocols begin, for the log of those who mistook the port.
 _OTHERS = (
@@ -168,25 +164,6 @@ def _host(name: bytes) -> str:
     if not (is_name(host) or is_address(host)):
         raise BadRequest(f"{host!r} is not a host name")
     return host
-
-
-def is_name(host: str) -> bool:
-    """Whether this is a host name, and nothing that a resolver reads as a number."""
-    labels = host.removesuffix(".").split(".")
-    return (
-        len(host.removesuffix(".")) <= 253
-        and all(map(_LABEL.fullmatch, labels))
-        and not _NUMBER.fullmatch(labels[-1])
-    )
-
-
-def is_address(host: str) -> bool:
-    """Whether this is an IPv4 or IPv6 address as text, without a scope."""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return "%" not in host
 
 
 def write_reply(code: int, address: str = "0.0.0.0", port: int = 0) -> bytes:

@@ -442,6 +442,8 @@ class WildcardFront(Front):
         self.reply = self._reply
 
     def read(self) -> bool:
+        # The loop of Front.read with other calls in it: what they have in common would
+        # be a call of its own for each datagram.
         nat, recv = self._nat, self.sock.recvmsg_into
         counters, buffer, flows = nat.counters, nat.buffer, self.flows
         now, drained = nat.now(), False

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "relayd"
 
 #: Each row may import from the rows above it.
 ROWS = [
-    {"errors", "addresses"},
+    {"errors", "addresses", "names"},
     {"session", "socks4_wire", "nat_table", "ident"},
     {"interfaces"},
     {"wheel", "transports", "resolving", "plane.pipes"},

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from relayd.names import is_address, is_name
 from relayd.socks4_wire import (
     LONGEST,
     MOST_HOST,
@@ -21,8 +22,6 @@ from relayd.socks4_wire import (
     Command,
     Reply,
     Request,
-    is_address,
-    is_name,
     read_reply,
     read_request,
     write_reply,
