@@ -77,7 +77,7 @@ RECEIVE_BUFFER = 4 << 20
 #: socket(7), Linux: counters of a socket's memory, and the one of its drops.
 _SO_MEMINFO, _DROPS = 55, 8
 
-#: Flows whose end is logged in a second.
+#: Flows without an answer whose end is logged in a second.
 MOST_LINES = 100
 
 #: Seconds between two look-ups of a server's name.
@@ -199,28 +199,22 @@ class Counters:
 
 
 class FlowLog:
-    """Writes one line when a flow ends, but :data:`MOST_LINES` in a second at most.
+    """Writes one line when a flow ends.
 
-    Whoever floods a listener ends flows as fast as it can send.
+    Whoever floods a listener with clients that nobody answers ends flows as fast as
+    it can send, so of those :data:`MOST_LINES` in a second have a line.
+
+    :ivar left_out: how many flows had none.
     """
 
     def __init__(self) -> None:
         self._second = 0
         self._lines = 0
+        self.left_out = 0
 
     def ended(self, flow: Flow, facts: FlowFacts) -> None:
         """See :attr:`UdpNat.observer`."""
-        second = int(flow.began + facts.age)
-        if second != self._second:
-            if self._lines > MOST_LINES:
-                flow_log.warn(
-                    "{count} flows ended in a second; of {left_out} there is no line",
-                    count=self._lines,
-                    left_out=self._lines - MOST_LINES,
-                )
-            self._second, self._lines = second, 0
-        self._lines += 1
-        if self._lines > MOST_LINES:
+        if not flow.replied and not self._room(int(flow.began + facts.age)):
             return
         flow_log.info(
             "{line}",
@@ -232,6 +226,23 @@ class FlowLog:
             ),
             **attrs.asdict(facts),
         )
+
+    def _room(self, second: int) -> bool:
+        """Whether this second has room for another line; says so once if not."""
+        if second != self._second:
+            self._second, self._lines = second, 0
+        self._lines += 1
+        if self._lines <= MOST_LINES:
+            return True
+        if self._lines == MOST_LINES + 1:
+            flow_log.warn(
+                "{most} flows without an answer ended in a second: the rest of them"
+                " have no line ({left_out} left out so far)",
+                most=MOST_LINES,
+                left_out=self.left_out,
+            )
+        self.left_out += 1
+        return False
 
 
 class QuietFlowLog(FlowLog):

@@ -563,17 +563,34 @@ def test_a_flow_in_use_loses_nothing_to_expiry() -> None:
 
 
 def test_a_flood_of_ends_is_not_a_flood_of_lines() -> None:
-    """A hundred in a second, and how many have none."""
+    """A hundred of those that nobody answered in a second, and that there are more."""
     told = FlowLog()
     facts = FlowFacts("c", "l", "p", "s", 1.0, "evicted")
     with capturedLogs() as events:
-        for began in [5.0] * (MOST_LINES + 7) + [6.0]:
+        for began in [5.0] * (MOST_LINES + 7) + [6.0] * (MOST_LINES + 1):
             told.ended(Flow("key", "192.0.2.1", began), facts)
     lines = [formatEvent(event) for event in events]
-    assert len(lines) == MOST_LINES + 2
-    assert lines[-2] == (
-        f"{MOST_LINES + 7} flows ended in a second; of 7 there is no line"
+    assert len(lines) == 2 * (MOST_LINES + 1)
+    warning = (
+        f"{MOST_LINES} flows without an answer ended in a second: the rest of them"
+        " have no line ({} left out so far)"
     )
+    assert lines[MOST_LINES] == warning.format(0)
+    assert lines[-1] == warning.format(7)
+    assert told.left_out == 8
+
+
+def test_each_answered_flow_has_its_line() -> None:
+    """However many of them end in a second: that is what the relay is for."""
+    told = FlowLog()
+    flow = Flow("key", "192.0.2.1", 5.0)
+    flow.replied = True
+    with capturedLogs() as events:
+        for _ in range(3 * MOST_LINES):
+            told.ended(flow, FlowFacts("c", "l", "p", "s", 1.0, "expired"))
+    assert {event["ending"] for event in events} == {"expired"}
+    assert len(events) == 3 * MOST_LINES
+    assert told.left_out == 0
 
 
 def test_nobody_is_ended_while_clients_wait_to_be_read() -> None:
