@@ -216,16 +216,30 @@ class Leg(Protocol):
 
     def readConnectionLost(self) -> None:
         self.direction.eof = True
-        if self.bridge is not None:
-            self.bridge.eof(self)
+        bridge = self.bridge
+        if bridge is not None:
+            bridge.eof(self)
+        else:
+            self.ended_alone()
 
     def writeConnectionLost(self) -> None:
         """The write side is shut, as the Bridge asked; nothing is left to do."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.alive = False
-        if self.bridge is not None:
-            self.bridge.lost(self, reason)
+        bridge = self.bridge
+        if bridge is not None:
+            bridge.lost(self, reason)
+        else:
+            self.lost_alone()
+
+    # -- what a leg that is not joined decides
+
+    def ended_alone(self) -> None:
+        """The peer has sent its last byte, before the legs were joined."""
+
+    def lost_alone(self) -> None:
+        """The connection is gone, before the legs were joined or after the end."""
 
     # -- called by the other leg's transport
 
@@ -279,9 +293,6 @@ class Leg(Protocol):
     def shut_write(self) -> None:
         """Pass on the other leg's EOF, after what is buffered."""
         transport = self.transport
-        if self.spliced:
-            transport.loseWriteConnection()
-            return
         # With a paused producer registered Twisted resumes that instead of
         # shutting down, and never comes back to it.
         transport.unregisterProducer()
@@ -380,10 +391,13 @@ class Bridge:
         """`leg` has read its last byte."""
         if self.session.ending is not None or self._closing:
             return
-        if leg.peer.direction.eof:
+        peer = leg.peer
+        if peer.direction.eof:
             self._close_both()
+        elif peer.spliced:
+            peer.transport.loseWriteConnection()
         else:
-            leg.peer.shut_write()
+            peer.shut_write()
 
     def lost(self, leg: Leg, reason: Failure) -> None:
         """`leg`'s connection is gone."""

@@ -41,7 +41,7 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
     IStreamServerEndpoint,
 )
-from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -248,7 +248,7 @@ class Socks4Protocol(StreamProtocol):
 
     def _hurry_if_left(self) -> None:
         """A new stage has its time; but not for a client that has left, it seems."""
-        going = self._bridge is None and self.session.ending is None
+        going = self.bridge is None and self.session.ending is None
         if self.direction.eof and not self.direction.bytes and going:
             self._deadline = min(self._deadline, self.factory.now() + LEFT_GRACE)
 
@@ -472,21 +472,19 @@ class Socks4Protocol(StreamProtocol):
         else:
             StreamProtocol.overdue(self)
 
-    def readConnectionLost(self) -> None:
+    def ended_alone(self) -> None:
         if self.request is None and self.session.ending is None:
-            Leg.readConnectionLost(self)
             self.refuse(
                 Ending.CLIENT_LEFT,
                 "in the middle of the handshake" if self._unread else "said nothing",
             )
             return
-        StreamProtocol.readConnectionLost(self)
+        StreamProtocol.ended_alone(self)
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._bridge is None:
-            self._wait_no_more()
-            self._bound = None
-        StreamProtocol.connectionLost(self, reason)
+    def lost_alone(self) -> None:
+        self._wait_no_more()
+        self._bound = None
+        StreamProtocol.lost_alone(self)
 
     def _wait_no_more(self) -> None:
         self.factory.handshakes.discard(self)

@@ -38,7 +38,7 @@ from twisted.internet.interfaces import (
     ITCPTransport,
     IUNIXTransport,
 )
-from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -160,7 +160,6 @@ class StreamProtocol(Leg):
         self._leg: UpstreamLeg | None = None
         #: When to give up on this stage, on the factory's clock.
         self._deadline = 0.0
-        self._bridge: Bridge | None = None
         #: A TLS leg that must have shown its certificate by the deadline.
         self._handshaking: Leg | None = None
 
@@ -269,11 +268,7 @@ class StreamProtocol(Leg):
         factory = self.factory
         # The plain function: a bound method would be one object more a session.
         over = StreamProtocol._over
-        self._bridge = Bridge(
-            self.session, self, leg, factory.timeouts, factory.clock, over
-        )
-        self._deadline = 0.0
-        self._bridge.start()
+        Bridge(self.session, self, leg, factory.timeouts, factory.clock, over).start()
 
     def _dial_failed(self, reason: Failure) -> None:
         leg, self._leg, self._dialing = self._leg, None, None
@@ -302,15 +297,13 @@ class StreamProtocol(Leg):
 
     # -- the client's side before the Bridge
 
-    def readConnectionLost(self) -> None:
-        Leg.readConnectionLost(self)
-        if self._bridge is None and not self.direction.bytes:
+    def ended_alone(self) -> None:
+        if not self.direction.bytes:
             grace = self.factory.now() + LEFT_GRACE
             self._deadline = min(self._deadline, grace)
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        Leg.connectionLost(self, reason)
-        if self._bridge is None and self.session.ended_at is None:
+    def lost_alone(self) -> None:
+        if self.session.ended_at is None:
             if self.session.ending is None:
                 self.session.ending = Ending.CLIENT_LEFT
             self._cancel_dial()
@@ -333,8 +326,8 @@ class StreamProtocol(Leg):
 
     def cut(self, ending: Ending, detail: str = "") -> None:
         """End the session now, whatever its stage: reset what is connected."""
-        if self._bridge is not None:
-            self._bridge.cut(ending, detail)
+        if self.bridge is not None:
+            self.bridge.cut(ending, detail)
             return
         if self.session.ending is None:
             self.session.ending, self.session.detail = ending, detail
@@ -343,7 +336,7 @@ class StreamProtocol(Leg):
 
     def _over(self) -> None:
         session, factory = self.session, self.factory
-        self._bridge = self._handshaking = None
+        self._handshaking = None
         session.ended_at = factory.now()
         factory.wheel.discard(self)
         if self._lease is not None:
@@ -359,13 +352,14 @@ class StreamProtocol(Leg):
 
     def check(self, now: float) -> None:
         """Look at the deadlines of whichever stage this is."""
-        if self._bridge is not None:
+        bridge = self.bridge
+        if bridge is not None:
             if self._handshaking is not None and now >= self._deadline:
                 leg, self._handshaking = self._handshaking, None
                 if leg.alive and leg.transport.getPeerCertificate() is None:
                     self.cut(Ending.CONNECT_TIMEOUT, "no TLS handshake in time")
                     return
-            self._bridge.check(now)
+            bridge.check(now)
         elif now < self._deadline:
             return
         elif self.session.ending is not None:

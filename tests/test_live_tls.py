@@ -235,3 +235,18 @@ def test_a_tls_server_that_stays_silent_is_not_waited_for(pem: Path) -> None:
             running.ended("connect_timeout")
             running.wait_for("no TLS handshake in time")
             upstream.close()
+
+
+def test_a_slow_tls_handshake_has_the_whole_connect_timeout(pem: Path) -> None:
+    """And not only until the first look at its deadlines, a tenth of a second."""
+    with tls_server(pem) as (server, context):
+        where = destination(server, pem)
+        options = ("-l", "127.0.0.1:0", "-d", where, "--idle-timeout", "0.8")
+        with relay(*options) as running, connect(running.port) as client:
+            raw = server.accept()
+            time.sleep(0.5)
+            with context.wrap_socket(raw, server_side=True) as upstream:
+                client.sendall(b"request")
+                assert read_exactly(upstream, 7) == b"request"
+                upstream.sendall(b"response")
+                assert read_exactly(client, 8) == b"response"

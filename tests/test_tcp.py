@@ -473,7 +473,7 @@ def test_a_deadline_that_fails_ends_its_session_only(
     other = relay.client()
     relay.server.dials[1].connect()
     [first, _] = relay.factory.sessions.values()
-    assert first._bridge is not None
+    assert first.bridge is not None
 
     def broken(_: object, now: float) -> None:
         raise ZeroDivisionError("in check")

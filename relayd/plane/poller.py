@@ -162,11 +162,14 @@ class Plane:
             self._rest()
 
     def _forget(self, descriptor: int) -> bool:
-        handlers = self._handlers
-        # A closed socket says -1, which must not be the last one's.
-        if not -1 < descriptor < len(handlers) or handlers[descriptor] is None:
+        try:
+            handler = self._handlers[descriptor]
+        except IndexError:
             return False
-        handlers[descriptor] = None
+        # A closed socket says -1, which must not be the last one's.
+        if handler is None or descriptor < 0:
+            return False
+        self._handlers[descriptor] = None
         self._watched -= 1
         if self._turning:
             self._stale.add(descriptor)
