@@ -140,9 +140,10 @@ class ISpliceable(Interface):
 
         What is read here is added to `here.bytes` instead of being given to the
         protocol, and what is read from `peer` to `there.bytes`.  While something
-        waits to be written to one of them, the other is not read.  The protocols
-        go on to hear of the end of data and of the loss; nothing is passed on
-        but bytes.  Pass an end on at once: the last bytes may wait for it.
+        waits to be written to one of them, the other is not read.  The protocols,
+        which must be `IHalfCloseableProtocol`, go on to hear of the ends and of the
+        loss; nothing is passed on but bytes.  Pass an end on at once: the last bytes
+        may wait for it.
         `pauseProducing` and `resumeProducing` mean what they always do.
 
         :return: whether it will; False if `peer` is of another kind, or one of

@@ -82,6 +82,9 @@ EDGE_BOTH = EDGE_READ | select.EPOLLOUT
 
 _WRITABLE = select.EPOLLOUT
 _READABLE = EDGE_READ | select.EPOLLERR | select.EPOLLHUP
+#: Something is readable that the kernel has told of before.
+_LEFT = select.EPOLLIN
+
 #: With these, a read that is not full was not the last: an end, an error or an
 #: urgent mark comes behind it.
 _MORE = select.EPOLLRDHUP | select.EPOLLERR | select.EPOLLHUP | select.EPOLLPRI
@@ -218,22 +221,6 @@ class PlaneTransport:
 
     # -- events
 
-    def ready(self, mask: int) -> None:
-        """What the kernel says about the descriptor."""
-        if self._waiting == _WAITING and mask & _WRITABLE:
-            self._waiting = _NOT_WAITING
-            self._flush()
-        if mask & _READABLE:
-            self._readable = True
-            if mask & _MORE:
-                self._more |= mask & _MORE
-            if self._reading:
-                sink = self._sink
-                if sink is None:
-                    self._read()
-                else:
-                    self._relay(sink)
-
     def proceed(self) -> None:
         """What could not be done within the call that asked for it."""
         self._queued = False
@@ -251,11 +238,8 @@ class PlaneTransport:
             return
         if not self.clear and self._waiting != _WAITING and self._fate == _ALIVE:
             self._flush()
-        if self._readable and self._reading:
-            if self._sink is None:
-                self._read()
-            else:
-                self._relay(self._sink)
+        if self._readable:
+            self.ready(_LEFT)
 
     def _queue(self) -> None:
         if not self._queued:
@@ -302,11 +286,7 @@ class PlaneTransport:
 
     def readConnectionLost(self, reason: Failure) -> None:
         protocol = self.protocol
-        kind: Any = type(protocol)
-        # Whether it is told of one side's end: nearly always its class's answer.
-        if reason is _DONE and (
-            _class_half_closes(kind) or _object_half_closes(protocol)
-        ):
+        if reason is _DONE and (self._sink is not None or _half_closes(protocol)):
             try:
                 protocol.readConnectionLost()
             except Exception:
@@ -335,16 +315,38 @@ class PlaneTransport:
 
     def splice(self, peer: object, here: Direction, there: Direction) -> bool:
         """See :meth:`ISpliceable.splice`."""
-        if not isinstance(peer, PlaneTransport) or peer._plane is not self._plane:
-            return False
-        if not (self.connected and peer.connected):
+        if (
+            not isinstance(peer, PlaneTransport)
+            or peer._plane is not self._plane
+            or not (self.connected and peer.connected)
+        ):
             return False
         self._sink, peer._sink = peer, self
         self._direction, peer._direction = here, there
         return True
 
-    def _relay(self, sink: PlaneTransport) -> None:
-        """Hand what there is to the sink."""
+    def ready(self, mask: int) -> None:
+        """Do what has become possible: flush, read, relay.
+
+        :param mask: what the kernel says about the descriptor, or _LEFT: go on with
+            what there was more of.
+        """
+        if self._waiting == _WAITING and mask & _WRITABLE:
+            self._waiting = _NOT_WAITING
+            self._flush()
+        if not mask & _READABLE:
+            return
+        self._readable = True
+        if mask & _MORE:
+            self._more |= mask & _MORE
+        if not self._reading:
+            return
+        sink = self._sink
+        if sink is None:
+            self._read()
+            return
+        # Relaying: hand what there is to the sink.  A method of its own would be a
+        # call more for each event.
         direction = self._direction
         buffer = self._plane.buffer
         sock = self._sock
@@ -661,8 +663,7 @@ class PlaneTransport:
 
     def writeConnectionLost(self, reason: Failure) -> None:
         protocol = self.protocol
-        kind: Any = type(protocol)
-        if _class_half_closes(kind) or _object_half_closes(protocol):
+        if self._sink is not None or _half_closes(protocol):
             try:
                 protocol.writeConnectionLost()
             except Exception:
@@ -833,13 +834,16 @@ def pack(address: Any) -> Any:
     return address
 
 
+def _half_closes(protocol: Any) -> bool:
+    """Whether it is to be told of one side's end."""
+    kind: Any = type(protocol)
+    # Nearly always its class's answer, which is remembered.
+    return _class_half_closes(kind) or IHalfCloseableProtocol.providedBy(protocol)
+
+
 @functools.lru_cache(maxsize=64)
 def _class_half_closes(kind: Any) -> bool:
     return bool(IHalfCloseableProtocol.implementedBy(kind))
-
-
-def _object_half_closes(protocol: Any) -> bool:
-    return bool(IHalfCloseableProtocol.providedBy(protocol))
 
 
 class PlaneUNIXTransport(PlaneTransport):
