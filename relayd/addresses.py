@@ -35,6 +35,16 @@ def address_name(address: IAddress | None) -> str:
     return "-" if address is None else str(address)
 
 
+def host_of(name: str) -> str:
+    """The host in what :func:`address_name` has made, without its scope.
+
+    :return: empty if it has none: a UNIX socket's name.
+    """
+    if name.startswith("unix:") or ":" not in name:
+        return ""
+    return name.rpartition(":")[0].strip("[]").partition("%")[0]
+
+
 def _path_text(path: bytes | None) -> str:
     """A UNIX socket's path on one line and without blanks, whatever it is.
 

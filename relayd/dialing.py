@@ -32,7 +32,7 @@ from twisted.internet.interfaces import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from relayd.addresses import socket_address
+from relayd.addresses import address_name, socket_address
 from relayd.interfaces import IDial, IDialer
 from relayd.resolving import Resolver, SocketAddress
 from relayd.transports import connection_class, set_options
@@ -218,6 +218,7 @@ class SocketEndpoint:
     :cvar dialing: what connects; subclasses may have another.
 
     :ivar peer: the address as Twisted has it.
+    :ivar peer_name: what the log calls it.
     """
 
     dialing: type[Dial] = Dial
@@ -227,6 +228,7 @@ class SocketEndpoint:
         self.family = family
         self.address = address
         self.peer = socket_address(family, address)
+        self.peer_name = address_name(self.peer)
 
     def socket(self) -> socket.SocketType:
         """A new non-blocking socket.

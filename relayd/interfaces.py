@@ -96,6 +96,20 @@ class IObserver(Interface):
         """A gate turned the client away (`ending` is REFUSED), or failed (FAILED)."""
 
 
+class INamedClients(Interface):
+    """A protocol factory that asks nothing of a client but its name.
+
+    A listener that knows the name need not make an address object then, a thirtieth
+    of what Python does for a short session.
+    """
+
+    def build_named(client: str) -> Any:
+        """`IProtocolFactory.buildProtocol` for a client of this name.
+
+        :param client: what :func:`relayd.addresses.address_name` makes of its address.
+        """
+
+
 class IDial(Interface):
     """A connection that is to be made."""
 
@@ -113,6 +127,8 @@ class IDialer(Interface):
     Python does for a short one.  A relay takes any `IStreamClientEndpoint`; this
     is for those that can do better.
     """
+
+    peer_name = Attribute("""What the log calls the address that it leads to.""")
 
     def dial(
         build: Callable[[Any], Any],

@@ -192,6 +192,10 @@ class Listener:
         """
         return self._socket.accept()
 
+    def _build(self, address: Any) -> IProtocol | None:
+        """The factory's protocol for a client at `address`."""
+        return self._factory.buildProtocol(socket_address(self._family, address))
+
     def _transport(
         self, sock: socket.SocketType, protocol: IProtocol, address: Any
     ) -> ITCPTransport:
@@ -251,9 +255,7 @@ class Listener:
     def _serve(self, sock: socket.SocketType, address: Any) -> None:
         transport: Any = None
         try:
-            protocol = self._factory.buildProtocol(
-                socket_address(self._family, address)
-            )
+            protocol = self._build(address)
             if protocol is not None:
                 # Fails when the kernel has no memory to watch it with.
                 transport = self._transport(sock, protocol, address)

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 from zope.interface import implementer
 
+from relayd.addresses import host_of
 from relayd.destinations import Network
 from relayd.errors import Refused
 from relayd.interfaces import IGate, ILease
@@ -47,7 +48,7 @@ class ClientGate:
         self._lets_in = functools.lru_cache(maxsize=1024)(self._is_inside)
 
     def enter(self, session: Session) -> ILease:
-        host = client_host(session)
+        host = host_of(session.client)
         # A client that has neither an address nor a socket file is nobody we know.
         if self._lets_in(host) if host else session.client.startswith("unix:"):
             return self
@@ -61,11 +62,3 @@ class ClientGate:
         # Not of other addresses that carry one: those anybody may choose.
         mapped = getattr(address, "ipv4_mapped", None)
         return any((mapped or address) in network for network in self._networks)
-
-
-def client_host(session: Session) -> str:
-    """The address of a session's client without its port; empty for a UNIX socket's."""
-    client = session.client
-    if client.startswith("unix:") or ":" not in client:
-        return ""
-    return client.rpartition(":")[0].strip("[]").partition("%")[0]

@@ -47,7 +47,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from relayd import ident
-from relayd.addresses import address_name, host_port
+from relayd.addresses import address_name, host_of, host_port
 from relayd.bridge import Leg, Timeouts, is_dead
 from relayd.destinations import ProxyPolicy, address_towards
 from relayd.dialing import Dialer
@@ -130,10 +130,10 @@ class Socks4Protocol(StreamProtocol):
     session: Socks4Session
     record = Socks4Session
 
-    def __init__(self, factory: Socks4Factory, client: IAddress | None) -> None:
+    def __init__(self, factory: Socks4Factory, client: str) -> None:
         StreamProtocol.__init__(self, factory, client)
         #: The client's address without its port; empty if it has none.
-        self.host: str = getattr(client, "host", "")
+        self.host = host_of(client)
         self.share = share_of(self.host)
         self.request: Request | None = None
         self._unread = b""
@@ -420,12 +420,7 @@ class Socks4Protocol(StreamProtocol):
 
     def peer_connected(self, leg: UpstreamLeg) -> None:
         """The peer's connection stands."""
-        self._dialing = None
-        try:
-            self._connected(leg)
-        except Exception:
-            self._failed(Failure())
-            leg.abort()
+        self._connected(leg)
 
     # -- endings
 
@@ -697,5 +692,5 @@ class Socks4Factory(StreamFactory):
     def _listener(self, host: str) -> IStreamServerEndpoint:
         return TCPListenerEndpoint(self.reactor, host, 0, 1)
 
-    def build(self, addr: IAddress | None) -> Socks4Protocol:
-        return Socks4Protocol(self, addr)
+    def build(self, client: str) -> Socks4Protocol:
+        return Socks4Protocol(self, client)

@@ -34,6 +34,7 @@ from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
     INegotiated,
+    IProtocolFactory,
     IReactorTime,
     ITCPTransport,
     IUNIXTransport,
@@ -41,11 +42,12 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from zope.interface import classImplementsOnly, implementer
 
 from relayd.addresses import address_name
 from relayd.bridge import Bridge, Leg, Timeouts
 from relayd.errors import Refused
-from relayd.interfaces import IDialer, IGate, ILease, IObserver
+from relayd.interfaces import IDialer, IGate, ILease, INamedClients, IObserver
 from relayd.observers import Observers, SessionLog
 from relayd.policy import OpenGate
 from relayd.session import Ending, Session
@@ -143,11 +145,11 @@ class StreamProtocol(Leg):
     #: What the session is recorded in; subclasses may have more to record.
     record: type[Session] = Session
 
-    def __init__(self, factory: StreamFactory, client: IAddress | None) -> None:
+    def __init__(self, factory: StreamFactory, client: str) -> None:
         session = self.session = self.record(
             next(_session_ids),
             next(factory.ordinals),
-            address_name(client),
+            client,
             "",
             factory.now(),
         )
@@ -158,6 +160,8 @@ class StreamProtocol(Leg):
         #: What is under way before the Bridge, and can be cancelled.
         self._dialing: Any = None
         self._leg: UpstreamLeg | None = None
+        #: What the log calls the server's address, where the endpoint says it.
+        self._peer_name = ""
         #: When to give up on this stage, on the factory's clock.
         self._deadline = 0.0
         #: A TLS leg that must have shown its certificate by the deadline.
@@ -217,8 +221,9 @@ class StreamProtocol(Leg):
         endpoint: Any = upstream.endpoint
         kind: Any = type(endpoint)
         if _dials(kind):
+            self._peer_name = endpoint.peer_name
             dial = self._dialing = endpoint.dial(
-                self._build_leg, self._dialed, self._dial_failed
+                self._build_leg, self._connected, self._dial_failed
             )
             dial.start()
         else:
@@ -234,34 +239,40 @@ class StreamProtocol(Leg):
         return self._leg
 
     def _dialed(self, protocol: object) -> None:
-        leg, self._leg, self._dialing = self._leg, None, None
-        try:
-            if leg is None:
-                raise TypeError(
-                    f"the endpoint connected {protocol!r}, not what it was given"
-                )
-            self._connected(leg)
-        except Exception as problem:
-            log.failure("session {id} failed", id=self.session.id)
-            self.cut(Ending.FAILED, repr(problem))
-            if leg is not None:
-                leg.abort()
+        """A foreign endpoint has connected, and may answer for a wrapper."""
+        if self._leg is not None:
+            self._connected(self._leg)
+            return
+        self._dialing = None
+        problem = TypeError(
+            f"the endpoint connected {protocol!r}, not what it was given"
+        )
+        log.failure("session {id} failed", Failure(problem), id=self.session.id)
+        self.cut(Ending.FAILED, repr(problem))
 
     def _connected(self, leg: Leg) -> None:
-        if self.session.ending is not None:
-            leg.abort()
-            return
-        if not leg.alive:
-            self.end(Ending.CONNECT_FAILED, "lost as soon as it was connected")
-            return
+        self._leg = self._dialing = None
         session, factory = self.session, self.factory
-        session.upstream = factory.peer_name(leg.transport.getPeer())
-        session.connected_at = factory.now()
-        factory.observer.connected(session)
-        self.joined(leg)
-        if not leg.spliced and INegotiated.providedBy(leg.transport):
-            # TLS: connected, but not yet with the server that was meant.
-            self._handshaking = leg
+        try:
+            if session.ending is not None:
+                leg.abort()
+                return
+            if not leg.alive:
+                self.end(Ending.CONNECT_FAILED, "lost as soon as it was connected")
+                return
+            session.upstream = self._peer_name or factory.peer_name(
+                leg.transport.getPeer()
+            )
+            session.connected_at = factory.now()
+            factory.observer.connected(session)
+            self.joined(leg)
+            if not leg.spliced and INegotiated.providedBy(leg.transport):
+                # TLS: connected, but not yet with the server that was meant.
+                self._handshaking = leg
+        except Exception as problem:
+            log.failure("session {id} failed", id=session.id)
+            self.cut(Ending.FAILED, repr(problem))
+            leg.abort()
 
     def joined(self, leg: Leg) -> None:
         """The upstream connection stands: join it to the client."""
@@ -399,6 +410,7 @@ class _LastName:
         return self._name
 
 
+@implementer(INamedClients)
 class StreamFactory(Factory):
     """The sessions of one relay, and what they share.
 
@@ -406,6 +418,11 @@ class StreamFactory(Factory):
     """
 
     noisy = False
+
+    def __init_subclass__(cls) -> None:
+        if "buildProtocol" in vars(cls):
+            # It means to see every client's address.
+            classImplementsOnly(cls, IProtocolFactory)
 
     def __init__(
         self,
@@ -429,13 +446,17 @@ class StreamFactory(Factory):
         self._draining: Deferred[None] | None = None
         self._drain_limit: IDelayedCall | None = None
 
-    def build(self, addr: IAddress | None) -> StreamProtocol:
-        """Make the protocol of one accepted client."""
+    def build(self, client: str) -> StreamProtocol:
+        """Make the protocol of one accepted client, for a session of this name."""
         raise NotImplementedError
 
-    def buildProtocol(self, addr: IAddress | None) -> Any:
+    def build_named(self, client: str) -> StreamProtocol | None:
+        """See :meth:`INamedClients.build_named`."""
         # None closes the connection: it was in the backlog when we shut down.
-        return None if self._draining is not None else self.build(addr)
+        return None if self._draining is not None else self.build(client)
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        return self.build_named(address_name(addr))
 
     def stopFactory(self) -> None:
         """The last listener closed: don't keep a timer for sessions to come."""

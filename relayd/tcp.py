@@ -17,7 +17,6 @@ end of data can't be passed on to it.
 from __future__ import annotations
 
 from twisted.internet.interfaces import (
-    IAddress,
     IReactorTime,
     IStreamClientEndpoint,
 )
@@ -88,5 +87,5 @@ class RelayFactory(StreamFactory):
         )
         self.pool = Pool.of(upstream)
 
-    def build(self, addr: IAddress | None) -> RelayProtocol:
-        return RelayProtocol(self, addr)
+    def build(self, client: str) -> RelayProtocol:
+        return RelayProtocol(self, client)

@@ -31,7 +31,13 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 
 import relayd.endpoints
-from relayd.addresses import address_name, host_port, numeric_host, socket_address
+from relayd.addresses import (
+    address_name,
+    host_of,
+    host_port,
+    numeric_host,
+    socket_address,
+)
 from relayd.dialing import NameEndpoint, SocketEndpoint
 from relayd.endpoints import (
     Address,
@@ -614,3 +620,21 @@ def test_socket_addresses_become_twisteds() -> None:
     assert socket_address(socket.AF_UNIX, "/run/x") == UNIXAddress("/run/x")
     assert socket_address(socket.AF_UNIX, "") == UNIXAddress(None)
     assert numeric_host(("fe80::1", 80, 0, index)) == f"fe80::1%{interface}"
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        (IPv4Address("TCP", "192.0.2.1", 50000), "192.0.2.1"),
+        (IPv6Address("TCP", "2001:db8::1", 50000), "2001:db8::1"),
+        (IPv6Address("TCP", "::ffff:192.0.2.1", 50000), "192.0.2.1"),
+        (IPv6Address("TCP", "fe80::1%eth0", 50000), "fe80::1"),
+        (UNIXAddress(b"/run/a:1"), ""),
+        (UNIXAddress(b""), ""),
+        (UNIXAddress(None), ""),
+        (None, ""),
+    ],
+)
+def test_a_clients_address(address: Any, host: str) -> None:
+    """From its name, as any of our listeners gives it."""
+    assert host_of(address_name(address)) == host

@@ -40,6 +40,7 @@ from relayd.endpoints import (
     parse_listener,
 )
 from relayd.errors import ListenError
+from relayd.interfaces import INamedClients
 from relayd.listening import ACCEPTS_PER_TURN, PAUSE, ListenerEndpoint
 from relayd.plane.endpoints import (
     AdoptedListenerEndpoint,
@@ -50,6 +51,7 @@ from relayd.plane.endpoints import (
 )
 from relayd.plane.poller import ROUNDS, Plane
 from relayd.plane.transport import PlaneTransport, PlaneUNIXTransport
+from relayd.tcp import RelayFactory
 from tests.conftest import LoggedFailures, descriptors
 from tests.contracts import Recorder, until
 from tests.process import (
@@ -175,6 +177,33 @@ def test_a_client_gets_a_connection_of_the_plane(host: str, still: Still) -> Non
         # It can be asked again; nothing was kept.
         assert greeter.transport.getPeer() == greeter.remote
     made.stop()
+
+
+class Seeing(RelayFactory):
+    """A relay that looks at its clients' addresses."""
+
+    def __init__(self, still: Still) -> None:
+        super().__init__(
+            PlaneSocketEndpoint(still, socket.AF_INET, ("127.0.0.1", 9)), clock=still
+        )
+        self.seen: list[Any] = []
+
+    def buildProtocol(self, addr: Any) -> None:
+        self.seen.append(addr)
+
+    @property
+    def running(self) -> int:
+        return self.numPorts
+
+
+def test_a_relay_that_builds_its_protocols_itself_gets_addresses(still: Still) -> None:
+    """And not the names that relays get that ask for no more."""
+    factory = Seeing(still)
+    assert INamedClients(factory, None) is None
+    assert INamedClients(RelayFactory(factory.pool, clock=still), None) is not None
+    with listening(still, factory) as made, made.connect() as client:
+        still.until(lambda: factory.seen)
+        assert factory.seen == [IPv4Address("TCP", *client.getsockname())]
 
 
 def test_what_a_client_of_a_wildcard_reached_is_asked_of_its_socket(

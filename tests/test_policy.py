@@ -7,14 +7,13 @@ import ipaddress
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.interfaces import IAddress
+from twisted.internet.address import UNIXAddress
 from zope.interface.verify import verifyObject
 
 from relayd.addresses import address_name
 from relayd.errors import Refused
 from relayd.interfaces import IGate, ILease
-from relayd.policy import ClientGate, client_host
+from relayd.policy import ClientGate
 from relayd.session import Session
 
 
@@ -100,24 +99,6 @@ def test_a_network_is_as_ipaddress_says(
         far = int(address) ^ 1 << (bits - prefix)
         away = ipaddress.ip_network((far, prefix), strict=False)
         assert not lets_in(ClientGate([away]), shown)
-
-
-@pytest.mark.parametrize(
-    ("address", "host"),
-    [
-        (IPv4Address("TCP", "192.0.2.1", 50000), "192.0.2.1"),
-        (IPv6Address("TCP", "2001:db8::1", 50000), "2001:db8::1"),
-        (IPv6Address("TCP", "::ffff:192.0.2.1", 50000), "192.0.2.1"),
-        (IPv6Address("TCP", "fe80::1%eth0", 50000), "fe80::1"),
-        (UNIXAddress(b"/run/a:1"), ""),
-        (UNIXAddress(b""), ""),
-        (UNIXAddress(None), ""),
-        (None, ""),
-    ],
-)
-def test_a_clients_address(address: IAddress | None, host: str) -> None:
-    """From its name, as any of our listeners gives it."""
-    assert client_host(session(address_name(address))) == host
 
 
 def test_clients_without_an_address() -> None:

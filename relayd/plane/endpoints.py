@@ -27,6 +27,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from relayd.dialing import Dial, SocketEndpoint
+from relayd.interfaces import INamedClients
 from relayd.listening import (
     Listener,
     ListenerEndpoint,
@@ -38,13 +39,15 @@ from relayd.plane.transport import (
     EDGE_BOTH,
     EDGE_READ,
     PlaneTransport,
-    pack,
+    named_address,
     transport_class,
 )
 
 log = Logger(namespace="relayd.plane")
 
 _NEW = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+
+_IPV4 = int(socket.AF_INET)
 
 _ERROR = select.EPOLLERR | select.EPOLLHUP
 
@@ -62,6 +65,7 @@ class PlaneListener(Listener):
         super().__init__(reactor, sock, factory, on_closed)
         self._plane = Plane.of(reactor)
         self._made = transport_class(self._family)
+        self._named: INamedClients | None = INamedClients(factory, None)
 
     def ready(self, mask: int) -> None:
         """Clients wait.  Reported again until all are accepted."""
@@ -84,13 +88,24 @@ class PlaneListener(Listener):
         descriptor, address = self._socket._accept()  # type: ignore[attr-defined]  # noqa: SLF001
         sock = socket.SocketType(self._family, socket.SOCK_STREAM, 0, descriptor)
         sock.setblocking(False)
+        if self._family == _IPV4:
+            # As text, which a session and its transport can share.
+            address = f"{address[0]}:{address[1]}"
         return sock, address
+
+    def _build(self, address: Any) -> IProtocol | None:
+        if self._family != _IPV4:
+            return super()._build(address)
+        named = self._named
+        if named is not None:
+            return named.build_named(address)  # type: ignore[no-any-return]
+        return self._factory.buildProtocol(named_address(address))
 
     def _transport(
         self, sock: socket.SocketType, protocol: IProtocol, address: Any
     ) -> PlaneTransport:
         plane = self._plane
-        transport = self._made(plane, sock, protocol, pack(address), self._local)
+        transport = self._made(plane, sock, protocol, address, self._local)
         plane.watch(sock.fileno(), transport, EDGE_READ)
         return transport
 

@@ -37,6 +37,7 @@ import struct
 from contextlib import suppress
 from typing import Any
 
+from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionAborted
 from twisted.internet.interfaces import (
     IAddress,
@@ -130,7 +131,8 @@ class PlaneTransport:
 
     :param plane: watches it.
     :param sock: connected, non-blocking; owned by this object from here on.
-    :param peer: the peer's address, packed or as Twisted has it.
+    :param peer: the peer's address: as Twisted or as the socket module has it, or as
+        text if it is IPv4.
     :param local: this end's address, where that is known without asking.
 
     :ivar clear: a write goes straight to the kernel: nothing waits, nothing is
@@ -786,10 +788,10 @@ class PlaneTransport:
 
     def getPeer(self) -> Any:
         peer = self._peer
-        if isinstance(peer, bytes):
-            peer = socket.inet_ntoa(peer[:4]), int.from_bytes(peer[4:])
+        # Not kept: thousands of sessions ask once, or never.
+        if isinstance(peer, str):
+            return named_address(peer)
         if isinstance(peer, tuple):
-            # Not kept: thousands of sessions ask once, or never.
             return socket_address(self._sock.family, peer)
         return peer
 
@@ -826,12 +828,10 @@ class PlaneTransport:
         return type(self.protocol).__name__
 
 
-def pack(address: Any) -> Any:
-    """A peer's address as the socket module has it; IPv4's in a third of the room."""
-    if len(address) == 2 and isinstance(address, tuple):
-        host, port = address
-        return socket.inet_aton(host) + port.to_bytes(2)
-    return address
+def named_address(name: str) -> IPv4Address:
+    """The address that is `host:port`, in IPv4."""
+    host, _, port = name.rpartition(":")
+    return IPv4Address("TCP", host, int(port))
 
 
 def _half_closes(protocol: Any) -> bool:
