@@ -204,7 +204,9 @@ class Leg(Protocol):
 
     # -- called by the transport
 
-    def connectionMade(self) -> None:
+    def makeConnection(self, transport: Any) -> None:
+        # In one call what Twisted's does in two, twice in each session.
+        self.transport = transport
         self.alive = True
 
     def dataReceived(self, data: bytes) -> None:

@@ -92,7 +92,6 @@ class Dial:
             self._fail(Failure(connect_failure(problem.errno or errno.EMFILE)))
             return
         try:
-            set_options(sock)
             self._try()
         except Exception:
             # A bad address, or a kernel that can't watch another socket.
@@ -231,12 +230,13 @@ class SocketEndpoint:
         self.peer_name = address_name(self.peer)
 
     def socket(self) -> socket.SocketType:
-        """A new non-blocking socket.
+        """A new non-blocking socket, with its options set.
 
         :raises OSError: no descriptor is left.
         """
         sock = socket.socket(self.family, socket.SOCK_STREAM)
         sock.setblocking(False)
+        set_options(sock)
         return sock
 
     def dial(

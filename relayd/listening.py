@@ -149,6 +149,7 @@ class Listener:
         self._resume: IDelayedCall | None = None
         self._exhaustion = _Exhaustion.of(reactor)
         self._accepted = 0
+        self._build: Callable[[Any], IProtocol | None] = self._build_addressed
         sock.setblocking(False)
         self._family = int(sock.family)
         self._address = socket_address(self._family, sock.getsockname())
@@ -192,7 +193,7 @@ class Listener:
         """
         return self._socket.accept()
 
-    def _build(self, address: Any) -> IProtocol | None:
+    def _build_addressed(self, address: Any) -> IProtocol | None:
         """The factory's protocol for a client at `address`."""
         return self._factory.buildProtocol(socket_address(self._family, address))
 

@@ -568,8 +568,8 @@ class _PeerLeg(UpstreamLeg):
         UpstreamLeg.__init__(self, client.session)
         self._client: Socks4Protocol | None = client
 
-    def connectionMade(self) -> None:
-        UpstreamLeg.connectionMade(self)
+    def makeConnection(self, transport: Any) -> None:
+        UpstreamLeg.makeConnection(self, transport)
         client, self._client = self._client, None
         if client is not None:
             client.peer_connected(self)
@@ -610,6 +610,8 @@ class Socks4Factory(StreamFactory):
     :raises ValueError: a timeout is negative, a bound is less than 1, or an address is
         no IPv4 address.
     """
+
+    protocol = Socks4Protocol
 
     def __init__(
         self,
@@ -691,6 +693,3 @@ class Socks4Factory(StreamFactory):
 
     def _listener(self, host: str) -> IStreamServerEndpoint:
         return TCPListenerEndpoint(self.reactor, host, 0, 1)
-
-    def build(self, client: str) -> Socks4Protocol:
-        return Socks4Protocol(self, client)

@@ -22,7 +22,6 @@ While the server is dialled the client's bytes are kept (up to
 from __future__ import annotations
 
 import errno
-import functools
 import itertools
 import sys
 from collections.abc import Callable
@@ -47,7 +46,7 @@ from zope.interface import classImplementsOnly, implementer
 from relayd.addresses import address_name
 from relayd.bridge import Bridge, Leg, Timeouts
 from relayd.errors import Refused
-from relayd.interfaces import IDialer, IGate, ILease, INamedClients, IObserver
+from relayd.interfaces import IGate, ILease, INamedClients, IObserver
 from relayd.observers import Observers, SessionLog
 from relayd.policy import OpenGate
 from relayd.session import Ending, Session
@@ -88,12 +87,6 @@ def ending_of_failed_dial(reason: Failure) -> tuple[Ending, str]:
     return ending, text or type(problem).__name__
 
 
-@functools.lru_cache(maxsize=64)
-def _dials(kind: Any) -> bool:
-    """Whether endpoints of this class are IDialers."""
-    return bool(IDialer.implementedBy(kind))
-
-
 def _set_options(transport: Any) -> None:
     """What :func:`relayd.transports.set_options` does, on transports not of ours."""
     if ITCPTransport.providedBy(transport) and not IUNIXTransport.providedBy(transport):
@@ -112,14 +105,15 @@ class UpstreamLeg(Leg):
         Leg.__init__(self, session.down)
         self._session = session
 
-    def connectionMade(self) -> None:
+    def makeConnection(self, transport: Any) -> None:
+        self.transport = transport
         self.alive = True
         if self._session.ending is not None:
             # Connected in spite of being cancelled.
             self.abort()
             return
-        if not getattr(self.transport, "options_are_set", False):
-            _set_options(self.transport)
+        if not getattr(transport, "options_are_set", False):
+            _set_options(transport)
 
 
 class _UpstreamFactory(Factory):
@@ -175,11 +169,11 @@ class StreamProtocol(Leg):
 
     # -- stages
 
-    def connectionMade(self) -> None:
+    def makeConnection(self, transport: Any) -> None:
+        self.transport = transport
         self.alive = True
         factory, session = self.factory, self.session
         try:
-            transport = self.transport
             if not getattr(transport, "options_are_set", False):
                 _set_options(transport)
             session.listener = factory.host_name(transport.getHost())
@@ -219,8 +213,7 @@ class StreamProtocol(Leg):
         self._deadline = self.factory.now() + connect if connect else float("inf")
         self.factory.observer.dialing(session)
         endpoint: Any = upstream.endpoint
-        kind: Any = type(endpoint)
-        if _dials(kind):
+        if upstream.dials:
             self._peer_name = endpoint.peer_name
             dial = self._dialing = endpoint.dial(
                 self._build_leg, self._connected, self._dial_failed
@@ -414,10 +407,12 @@ class _LastName:
 class StreamFactory(Factory):
     """The sessions of one relay, and what they share.
 
+    :cvar protocol: serves one client: made with the factory and the client's name.
     :ivar sessions: the sessions that live, by id.
     """
 
     noisy = False
+    protocol: Any = StreamProtocol
 
     def __init_subclass__(cls) -> None:
         if "buildProtocol" in vars(cls):
@@ -446,14 +441,10 @@ class StreamFactory(Factory):
         self._draining: Deferred[None] | None = None
         self._drain_limit: IDelayedCall | None = None
 
-    def build(self, client: str) -> StreamProtocol:
-        """Make the protocol of one accepted client, for a session of this name."""
-        raise NotImplementedError
-
     def build_named(self, client: str) -> StreamProtocol | None:
         """See :meth:`INamedClients.build_named`."""
         # None closes the connection: it was in the backlog when we shut down.
-        return None if self._draining is not None else self.build(client)
+        return None if self._draining is not None else self.protocol(self, client)
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         return self.build_named(address_name(addr))

@@ -58,6 +58,8 @@ class RelayFactory(StreamFactory):
     :raises TypeError: `upstream` can't be dialled.
     """
 
+    protocol = RelayProtocol
+
     def __init__(
         self,
         upstream: Pool | Upstream | IStreamClientEndpoint,
@@ -86,6 +88,3 @@ class RelayFactory(StreamFactory):
             gate=gate,
         )
         self.pool = Pool.of(upstream)
-
-    def build(self, client: str) -> RelayProtocol:
-        return RelayProtocol(self, client)

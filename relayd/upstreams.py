@@ -6,17 +6,23 @@ selector (:class:`relayd.interfaces.ISelector`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import attrs
 from twisted.internet.interfaces import IStreamClientEndpoint
 from zope.interface import implementer
 
-from relayd.interfaces import ISelector
+from relayd.interfaces import IDialer, ISelector
 from relayd.session import Session
 
 Candidate = TypeVar("Candidate")
+
+
+@functools.lru_cache(maxsize=64)
+def _class_dials(kind: Any) -> bool:
+    return bool(IDialer.implementedBy(kind))
 
 
 @attrs.frozen(eq=False)
@@ -25,10 +31,17 @@ class Upstream:
 
     :ivar endpoint: dialled once for each session.
     :ivar name: the server's address as the operator wrote it.
+    :ivar dials: the endpoint is an :class:`~relayd.interfaces.IDialer`.
     """
 
     endpoint: IStreamClientEndpoint
     name: str
+    dials: bool = attrs.field(init=False)
+
+    @dials.default
+    def _dials(self) -> bool:
+        kind: Any = type(self.endpoint)
+        return _class_dials(kind)
 
 
 @implementer(ISelector)

@@ -70,7 +70,11 @@ def sockets(kind: str, listening: socket.socket | None = None) -> list[socket.so
         return list(socket.socketpair())
     with listening or socket.create_server(("127.0.0.1", 0)) as server:
         far = socket.create_connection(server.getsockname())
-        return [server.accept()[0], far]
+        ends = [server.accept()[0], far]
+    for end in ends:
+        # Left to itself the kernel may make room for more than LOTS.
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    return ends
 
 
 class Side:

@@ -42,6 +42,7 @@ from relayd.plane.transport import (
     named_address,
     transport_class,
 )
+from relayd.transports import set_options
 
 log = Logger(namespace="relayd.plane")
 
@@ -65,7 +66,9 @@ class PlaneListener(Listener):
         super().__init__(reactor, sock, factory, on_closed)
         self._plane = Plane.of(reactor)
         self._made = transport_class(self._family)
-        self._named: INamedClients | None = INamedClients(factory, None)
+        named = INamedClients(factory, None)
+        if named is not None and self._family == _IPV4:
+            self._build = named.build_named
 
     def ready(self, mask: int) -> None:
         """Clients wait.  Reported again until all are accepted."""
@@ -93,13 +96,10 @@ class PlaneListener(Listener):
             address = f"{address[0]}:{address[1]}"
         return sock, address
 
-    def _build(self, address: Any) -> IProtocol | None:
-        if self._family != _IPV4:
-            return super()._build(address)
-        named = self._named
-        if named is not None:
-            return named.build_named(address)  # type: ignore[no-any-return]
-        return self._factory.buildProtocol(named_address(address))
+    def _build_addressed(self, address: Any) -> IProtocol | None:
+        if isinstance(address, str) and self._family == _IPV4:
+            return self._factory.buildProtocol(named_address(address))
+        return super()._build_addressed(address)
 
     def _transport(
         self, sock: socket.SocketType, protocol: IProtocol, address: Any
@@ -159,7 +159,9 @@ class PlaneSocketEndpoint(SocketEndpoint):
 
     def socket(self) -> socket.SocketType:
         # The C class: Python's wrapper costs more than the system call.
-        return socket.SocketType(self.family, _NEW)
+        sock = socket.SocketType(self.family, _NEW)
+        set_options(sock)
+        return sock
 
 
 class PlaneTCPListenerEndpoint(TCPListenerEndpoint):

@@ -282,9 +282,12 @@ class PlaneTransport:
     def _found_end(self) -> None:
         self._readable = self._reading = False
         self._ended = True
-        # Behind the data of a connection whose write failed, the error that the
-        # write took away looks like an end.
-        self.readConnectionLost(_LOST if self._fate == _BROKEN else _DONE)
+        if self._fate == _BROKEN:
+            # Behind the data of a connection whose write failed, the error that the
+            # write took away looks like an end.
+            self.connectionLost(_LOST)
+        else:
+            self.readConnectionLost(_DONE)
 
     def readConnectionLost(self, reason: Failure) -> None:
         protocol = self.protocol
