@@ -56,9 +56,10 @@ from tests.test_plane_poller import Still, still
 __all__ = ["still"]
 
 #: What is sent where it must not be mistaken: no part of it comes twice.
-NOISE = random.Random(7).randbytes(12 << 20)
+FLOOD = random.Random(7).randbytes(48 << 20)
 
-#: Enough to fill the kernel's buffers, and ours.
+#: The beginning of it: enough to be spliced for a while.
+NOISE = FLOOD[: 12 << 20]
 LOTS = len(NOISE)
 
 KINDS = ["tcp tcp", "unix unix", "tcp unix", "unix tcp"]
@@ -70,11 +71,7 @@ def sockets(kind: str, listening: socket.socket | None = None) -> list[socket.so
         return list(socket.socketpair())
     with listening or socket.create_server(("127.0.0.1", 0)) as server:
         far = socket.create_connection(server.getsockname())
-        ends = [server.accept()[0], far]
-    for end in ends:
-        # Left to itself the kernel may make room for more than LOTS.
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-    return ends
+        return [server.accept()[0], far]
 
 
 class Side:
@@ -178,16 +175,16 @@ class Pump:
         while quiet < 10:
             part = 0
             with suppress(BlockingIOError):
-                while sent + part < LOTS:
+                while sent + part < len(FLOOD):
                     at = sent + part
                     part += side.peer.socket.send(
-                        memoryview(NOISE)[at : at + (1 << 18)]
+                        memoryview(FLOOD)[at : at + (1 << 18)]
                     )
             sent += part
             read = side.told.bytes
             self.settle(1)
             quiet = 0 if part or side.told.bytes > read else quiet + 1
-        assert sent < LOTS, "NOISE is too small for the kernel's buffers"
+        assert sent < len(FLOOD), "FLOOD is too small for the kernel's buffers"
         return sent
 
     def splice(self, side: Side) -> None:
@@ -579,7 +576,7 @@ def test_a_sink_that_is_full_holds_no_more_than_a_chunk(
     # The other direction is not concerned.
     server.peer.socket.send(b"meanwhile")
     assert pump.take(client, 9) == b"meanwhile"
-    assert pump.take(server, sent) == NOISE[:sent]
+    assert pump.take(server, sent) == FLOOD[:sent]
     assert not client.transport.blocked
     assert server.transport.unsent == pump.pipes.in_use == 0
 
@@ -589,8 +586,8 @@ def test_both_sinks_full_block_nobody_for_ever(tcp: Pump) -> None:
     sent = tcp.block(tcp.client), tcp.block(tcp.server)
     assert tcp.client.transport.blocked
     assert tcp.server.transport.blocked
-    assert tcp.take(tcp.client, sent[1]) == NOISE[: sent[1]]
-    assert tcp.take(tcp.server, sent[0]) == NOISE[: sent[0]]
+    assert tcp.take(tcp.client, sent[1]) == FLOOD[: sent[1]]
+    assert tcp.take(tcp.server, sent[0]) == FLOOD[: sent[0]]
 
 
 def test_a_sink_that_drains_a_little_at_a_time(tcp: Pump) -> None:
@@ -600,7 +597,7 @@ def test_a_sink_that_drains_a_little_at_a_time(tcp: Pump) -> None:
         with suppress(BlockingIOError):
             server.data += server.socket.recv(30_000)
         tcp.settle(1)
-    assert server.data == NOISE[:sent]
+    assert server.data == FLOOD[:sent]
 
 
 def test_what_a_protocol_writes_goes_behind_what_waits(
@@ -732,7 +729,7 @@ def test_an_end_of_data_waits_behind_a_full_sink(
     pump.client.peer.end()
     pump.settle()
     assert pump.client.events == pump.server.events == []
-    assert pump.take_all(pump.server) == NOISE[:sent]
+    assert pump.take_all(pump.server) == FLOOD[:sent]
     assert pump.client.events == ["eof"]
     assert pump.server.events == ["shut"]
     assert pump.client.told.bytes == sent
