@@ -15,8 +15,8 @@ flow is looked at once in its timeout, however busy it is, and expires at most o
 late.
 
 What is bounded.  Flows in all, and of one client host.  When there is no room, the flow
-that has waited longest for a first reply makes some: spoofed datagrams never get past
-that, and a flow that was answered is never ended for another's sake.
+without a reply whose client has been quiet longest makes some: spoofed datagrams never
+get past that, and a flow that was answered is never ended for another's sake.
 """
 
 from __future__ import annotations
@@ -165,6 +165,10 @@ class NatTable(Generic[AnyFlow]):
             self.refused += 1
             raise TableFull(f"no room for another flow of {host}")
         return next(iter(waiting))
+
+    def oldest(self) -> AnyFlow | None:
+        """The flow without an answer that has been quiet longest, if there is one."""
+        return next(iter(self._unreplied), None)
 
     def add(self, flow: AnyFlow) -> None:
         """Take in a new flow; :meth:`room` has said that there is room."""

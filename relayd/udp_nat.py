@@ -10,10 +10,13 @@ bytes, lets a flood of empty ones starve everything else, and hides the address 
 client spoke to.  They are watched by a :class:`Watcher`: the plane's epoll where there
 is one, the reactor otherwise, or a test.
 
-Reading.  A socket is read in bounded batches into one buffer that all share, which is
-larger than any datagram, so none is cut.  A batch goes on while there is more; a socket
-that has had a single datagram the last time is not asked for a second one, because
-asking costs as much as being told again.
+Reading.  A socket is read in bounded batches, with room for more than any datagram, so
+none is cut.  Of a flow's socket, mostly as many datagrams are read as there were the
+last time: asking whether there is more costs as much as being told again.
+
+Writing.  Datagrams of one size that follow each other in a batch, from or to the same
+client, are a *run*: the kernel takes it in one call and makes datagrams of it
+(UDP_SEGMENT, udp(7)).  Where it can't, they are sent one by one.
 
 Nothing that arrives raises: each datagram is passed on, or dropped and counted by its
 reason (:class:`Counters`), and `datagrams in = datagrams out + dropped` holds for both
@@ -30,6 +33,7 @@ import struct
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import attrs
@@ -50,6 +54,7 @@ from zope.interface import implementer
 
 from relayd.addresses import host_port, numeric_host
 from relayd.errors import ListenError
+from relayd.limits import share_of
 from relayd.listening import Listeners
 from relayd.nat_table import Flow, NatTable, TableFull
 from relayd.resolving import Resolver, SocketAddress
@@ -57,7 +62,7 @@ from relayd.resolving import Resolver, SocketAddress
 log = Logger(namespace="relayd.udp_nat")
 flow_log = Logger(namespace="relayd.flow")
 
-#: Larger than any datagram: 65,507 bytes over IPv4, 65,527 over IPv6.
+#: Room for more than any datagram: 65,507 bytes over IPv4, 65,527 over IPv6.
 BUFFER_SIZE = 65536
 
 #: Datagrams that are read from one socket before others have their turn.
@@ -65,14 +70,25 @@ BATCH = 64
 
 TURNS = range(BATCH)
 
+#: So many, and one more turn in which there is none.
+_COUNTDOWN = range(BATCH, -1, -1)
+
 #: Room for what the kernel says besides a datagram, in bytes: one address of ours.
 ANCILLARY = 64
 
 #: Descriptors that flows leave to everything else, or a quarter of the limit.
 RESERVE = 1024
 
-#: What the kernel may keep of unread datagrams, in bytes, if it lets us.
-RECEIVE_BUFFER = 4 << 20
+#: What the kernel may keep of unread datagrams, in bytes, if it lets us: of a
+#: listener's, and at most of one flow's.
+RECEIVE_BUFFER, FLOW_BUFFER = 4 << 20, 1 << 20
+
+#: Flows that are asked in one step what the kernel has dropped of theirs.
+LOOKS = 256
+
+#: How many flows are asked for an answer that has just come before one of them is
+#: evicted.
+MOST_ASKED = 8
 
 #: socket(7), Linux: counters of a socket's memory, and the one of its drops.
 _SO_MEMINFO, _DROPS = 55, 8
@@ -95,7 +111,33 @@ _numbers = itertools.count()
 
 _IP_PKTINFO = getattr(socket, "IP_PKTINFO", 8)
 _PKTINFO4 = struct.Struct("=I4s4s")
-_PKTINFO6 = struct.Struct("=16sI")
+_PKTINFO6_SIZE = 20
+_LINK_LOCAL = b"\xfe\x80"
+
+#: udp(7), since Linux 4.18: several datagrams in one call.
+_SEGMENTS = sys.platform.startswith("linux")
+_SOL_UDP, _UDP_SEGMENT, _UINT16 = 17, 103, struct.Struct("=H")
+
+#: What the kernel takes at once: so many datagrams, and so many bytes of them.
+MOST_SEGMENTS, MOST_SEGMENTED = 64, 65000
+
+#: What a host says of an earlier datagram (ICMP), by an error of the next call.
+_REFUSALS = frozenset(
+    {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOPROTOOPT}
+)
+
+#: There is no socket, port or memory for another flow.
+_EXHAUSTED = frozenset(
+    {
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.EAGAIN,
+        errno.EADDRNOTAVAIL,
+        errno.ENOBUFS,
+        errno.ENOMEM,
+        errno.ENOSPC,
+    }
+)
 
 
 class Watcher(Protocol):
@@ -180,7 +222,8 @@ class Counters:
     :ivar replies_received: from servers; each was sent on or is in `replies_dropped`.
     :ivar replies_sent: to clients.
     :ivar dropped: by reason: `no_flow` (the table is full, or no descriptor is left),
-        `no_server` (its name has no address yet), `source_port_0`, `truncated`,
+        `no_server` (its name has no address yet), `no_local_address` (the kernel did
+        not say what the client spoke to), `source_port_0`, `truncated`,
         `draining`, or `send_` and the name of the error.
     :ivar replies_dropped: likewise: `reply_cap`, `truncated`, `send_…`.
     :ivar icmp_errors: how often a server's host refused what had been sent.
@@ -277,14 +320,19 @@ class ClientFlow(Flow):
 
     :ivar front: where the client speaks to the relay.
     :ivar here: what the front knows it by.
+    :ivar source: the client's socket address.
     :ivar to: where the client is, as the front replies to it.
     :ivar sock: connected to the server.
     :ivar server: the server's name.
+    :ivar drops: what the kernel had dropped of `sock` at the last look.
     """
 
     __slots__ = (
-        "_more",
+        "_segments_down",
+        "_segments_up",
         "_turn",
+        "_usual",
+        "drops",
         "front",
         "here",
         "nat",
@@ -292,67 +340,187 @@ class ClientFlow(Flow):
         "send",
         "server",
         "sock",
+        "source",
         "to",
     )
 
     def __init__(
-        self, nat: UdpNat, front: Front, key: Any, to: Any, sock: Any, server: str
+        self, front: Front, key: Any, source: Any, to: Any, sock: Any, server: str
     ) -> None:
+        nat = front.nat
         # Two listeners of a relay may have the same client.
-        Flow.__init__(self, (front.number, key), _source(to)[0], nat.now())
+        Flow.__init__(self, (front.number, key), share_of(source[0]), nat.now())
         self.nat = nat
         self.front = front
         self.here = key
+        self.source = source
         self.to = to
         self.sock = sock
         self.server = server
         self.send = sock.send
-        self.recv = sock.recv_into
-        #: The last time there was more than one datagram.
-        self._more = False
+        self.recv = sock.recv
+        self.drops = 0
+        #: Whether the kernel has made datagrams of runs as far as we know.
+        self._segments_up = self._segments_down = True
+        #: How many datagrams there were the last time.
+        self._usual = 1
         self._turn = 0
 
     def ready(self, mask: int) -> None:
         """The server has answered, or its host has refused."""
-        nat, recv, reply = self.nat, self.recv, self.front.reply
-        buffer, cap, to = nat.buffer, nat.reply_cap, self.to
-        received = sent = moved = 0
+        # Asking whether there is more costs as much as being told: now and then is
+        # enough to notice a flow that has more under way than it had.
+        turn = self._turn = (self._turn + 1) & 7
+        if self._usual > 1 or not turn:
+            self._read_batch(self._usual if turn else BATCH)
+            return
+        nat = self.nat
+        counters = nat.counters
+        try:
+            data = self.recv(BUFFER_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            counters.icmp_errors += 1
+            self._read_batch(BATCH)
+            return
+        counters.replies_received += 1
+        size = len(data)
+        if size < BUFFER_SIZE and (not nat.reply_cap or self._may_have(size)):
+            try:
+                self.front.reply(data, self.to)
+            except OSError as problem:
+                counters.replies_dropped[_send_error(problem)] += 1
+            else:
+                counters.replies_sent += 1
+                self.down_datagrams += 1
+                self.down_bytes += size
+        else:
+            self._drop_reply(size)
+        nat.table.inbound(self, nat.now())
+
+    def _read_batch(self, most: int) -> None:
+        nat, recv = self.nat, self.recv
+        counters, cap = nat.counters, nat.reply_cap
+        received = size = 0
+        run: list[bytes] = []
         for _ in TURNS:
             try:
-                size = recv(buffer)
+                data = recv(BUFFER_SIZE)
             except BlockingIOError:
                 break
             except OSError:
                 # What was sent before was refused.  Being told takes the error away.
-                nat.counters.icmp_errors += 1
+                counters.icmp_errors += 1
                 continue
             received += 1
-            if size >= BUFFER_SIZE:
-                nat.counters.replies_dropped["truncated"] += 1
-            elif cap and self.down_bytes + moved + size > cap * self.up_bytes:
-                nat.counters.replies_dropped["reply_cap"] += 1
+            length = len(data)
+            if length >= BUFFER_SIZE or (
+                cap and not self._may_have(size * len(run) + length)
+            ):
+                self._drop_reply(length)
+            elif length == size and _fits(run, size):
+                run.append(data)
             else:
-                try:
-                    reply(buffer[:size], to)
-                except OSError as problem:
-                    nat.counters.replies_dropped[_send_error(problem)] += 1
-                else:
-                    sent += 1
-                    moved += size
-            if not self._more and received == 1:
-                # Asking whether there is more costs as much as being told: now and
-                # then is enough to notice a flow that has several under way.
-                self._turn = (self._turn + 1) & 7
-                if self._turn:
-                    break
+                if run:
+                    self._reply(run)
+                run, size = [data], length
+            if received == most:
+                break
+        if run:
+            self._reply(run)
         if received:
-            counters = nat.counters
             counters.replies_received += received
-            counters.replies_sent += sent
-            self.down_datagrams += sent
-            self.down_bytes += moved
-            self._more = received > 1
+            self._usual = received
             nat.table.inbound(self, nat.now())
+
+    def _may_have(self, size: int) -> bool:
+        """Whether the client may have so many bytes of replies more."""
+        return self.down_bytes + size <= self.nat.reply_cap * self.up_bytes
+
+    def _drop_reply(self, size: int) -> None:
+        reason = "truncated" if size >= BUFFER_SIZE else "reply_cap"
+        self.nat.counters.replies_dropped[reason] += 1
+
+    def read_all(self) -> None:
+        """Pass on what the server has sent by now, a batch at most."""
+        self._read_batch(BATCH)
+
+    def _reply(self, run: Sequence[bytes]) -> None:
+        """Send the client what its server has sent: datagrams of one size."""
+        front, counters, sent = self.front, self.nat.counters, 0
+        size = len(run[0])
+        if len(run) > 1 and self._segments_down:
+            try:
+                front.reply_run(run, self.to)
+            except OSError as problem:
+                self._segments_down = _segments_after(problem)
+                if problem.errno == errno.ENOBUFS:
+                    counters.replies_dropped["send_ENOBUFS"] += len(run)
+                    run = ()
+            else:
+                sent, run = len(run), ()
+        for data in run:
+            try:
+                front.reply(data, self.to)
+            except OSError as problem:
+                counters.replies_dropped[_send_error(problem)] += 1
+            else:
+                sent += 1
+        counters.replies_sent += sent
+        self.down_datagrams += sent
+        self.down_bytes += sent * size
+
+    def forward(self, run: Sequence[bytes], now: float) -> None:
+        """Send the server what the client has sent: datagrams of one size."""
+        nat, sent = self.nat, 0
+        counters, size = nat.counters, len(run[0])
+        if len(run) > 1 and self._segments_up:
+            try:
+                self.sock.sendmsg(run, [_segments(size)])
+            except OSError as refusal:
+                if refusal.errno in _REFUSALS:
+                    counters.icmp_errors += 1
+                else:
+                    self._segments_up = _segments_after(refusal)
+                if refusal.errno == errno.ENOBUFS:
+                    # Some of them may have left: none is sent twice.
+                    counters.dropped["send_ENOBUFS"] += len(run)
+                    run = ()
+            else:
+                sent, run = len(run), ()
+        for data in run:
+            try:
+                self.send(data)
+            except OSError as refusal:
+                sent += self.send_again(data, refusal)
+            else:
+                sent += 1
+        counters.sent += sent
+        self.up_datagrams += sent
+        self.up_bytes += sent * size
+        if self.replied:
+            self.seen = now
+        else:
+            nat.table.outbound(self, now)
+
+    def send_again(self, data: bytes, problem: OSError) -> bool:
+        """A send to the server has failed; whether it was sent after all.
+
+        A host that refused an earlier datagram (ICMP) is reported by the next call,
+        which does nothing else.
+        """
+        counters = self.nat.counters
+        if problem.errno in _REFUSALS:
+            counters.icmp_errors += 1
+            try:
+                self.send(data)
+            except OSError as again:
+                problem = again
+            else:
+                return True
+        counters.dropped[_send_error(problem)] += 1
+        return False
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor stops, or reading has raised."""
@@ -363,18 +531,23 @@ class Front:
     """A socket that clients send to.
 
     :param sock: bound to one address.
+
+    :ivar receive: the next datagram, and the *key* of its client: what tells one
+        client from others here, which is its address.
+    :ivar reply: sends a datagram to where `client` says.
     """
 
     def __init__(self, nat: UdpNat, sock: Any) -> None:
-        self._nat = nat
+        self.nat = nat
         self.number = next(_numbers)
         self.sock = sock
         self.address = sock.getsockname()
-        self.recv = sock.recvfrom_into
-        self.reply: Callable[[Any, Any], Any] = sock.sendto
+        self.receive: Callable[[], tuple[bytes, Any]] = partial(
+            sock.recvfrom, BUFFER_SIZE
+        )
+        self.reply: Callable[[bytes, Any], Any] = sock.sendto
         self.drops = 0
-        #: Those of the relay's flows whose clients speak to this address, by what
-        #: tells one from another here.
+        #: Those of the relay's flows whose clients speak to this address, by key.
         self.flows: dict[Any, ClientFlow] = {}
         #: How many datagrams may still be unread that came before the last tick.
         self.owed = 0
@@ -388,136 +561,157 @@ class Front:
 
         :return: whether there is nothing more.
         """
-        nat, recv = self._nat, self.recv
-        counters, buffer, flows = nat.counters, nat.buffer, self.flows
+        nat, receive, flows = self.nat, self.receive, self.flows
+        counters, table = nat.counters, nat.table
         now, drained = nat.now(), False
-        received = sent = 0
-        for _ in TURNS:
-            try:
-                size, source = recv(buffer)
-            except BlockingIOError:
-                drained = True
+        received = sent = size = 0
+        # Whose datagrams wait to be sent: the first of them, and all if there are more.
+        last: ClientFlow | None = None
+        first = b""
+        run: list[bytes] | None = None
+        for left in _COUNTDOWN:
+            data = None
+            if left:
+                try:
+                    data, key = receive()
+                except BlockingIOError:
+                    drained = True
+                except OSError:
+                    # An observer may have closed the relay.
+                    drained = self.sock.fileno() < 0
+                    if not drained:
+                        counters.icmp_errors += 1
+                        continue
+                else:
+                    received += 1
+                    flow = flows.get(key)
+                    if flow is last and flow is not None and len(data) == size:
+                        if run is None:
+                            run = [first]
+                        if _fits(run, size):
+                            run.append(data)
+                            continue
+            # What came first is sent first, and before its flow may have to make room.
+            if last is not None:
+                if run is not None:
+                    last.forward(run, now)
+                    run = None
+                else:
+                    # As `forward` does; the call would cost more than all of this.
+                    try:
+                        last.send(first)
+                    except OSError as problem:
+                        done = last.send_again(first, problem)
+                    else:
+                        done = True
+                    if done:
+                        sent += 1
+                        last.up_datagrams += 1
+                        last.up_bytes += size
+                    # The client is there, whatever became of its datagram.
+                    if last.replied:
+                        last.seen = now
+                    else:
+                        table.outbound(last, now)
+            if data is None:
                 break
-            except OSError:
-                counters.icmp_errors += 1
-                continue
-            received += 1
-            flow = flows.get(source) or nat.admit(self, source, source, source)
-            if flow is None:
-                continue
-            if size >= BUFFER_SIZE:
-                counters.dropped["truncated"] += 1
-                continue
-            try:
-                flow.send(buffer[:size])
-            except OSError as problem:
-                if not nat.send_again(flow, buffer[:size], problem):
-                    continue
-            sent += 1
-            flow.up_datagrams += 1
-            flow.up_bytes += size
-            if flow.replied:
-                flow.seen = now
-            else:
-                nat.table.outbound(flow, now)
-        counters.received += received
+            last = flow or nat.admit(self, key)
+            if last is not None:
+                first, size = data, len(data)
+                if size >= BUFFER_SIZE:
+                    counters.dropped["truncated"] += 1
+                    last = None
         counters.sent += sent
+        counters.received += received
         self.owed = 0 if drained else self.owed - received
         return drained
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor stops, or reading has raised."""
 
-    def name(self, to: Any) -> str:
+    # -- what a key stands for
+
+    def client(self, key: Any) -> tuple[Any, Any]:
+        """A client's socket address, and where to reply to; None if it can't be."""
+        return key, key
+
+    def name(self, key: Any) -> str:
         """The address that a client spoke to, as text."""
         return host_port(self.address[0], self.address[1])
 
-    def look_at_drops(self) -> int:
-        """How many datagrams the kernel has dropped since the last look."""
-        drops = kernel_drops(self.sock)
-        new, self.drops = drops - self.drops, drops
-        return new
+    def reply_run(self, run: Sequence[bytes], to: Any) -> None:
+        """Send several datagrams of one size in one call."""
+        self.sock.sendmsg(run, [_segments(len(run[0]))], 0, to)
 
 
 class WildcardFront(Front):
     """One that is bound to all addresses, and answers from the one that was spoken to.
 
     The kernel says which with each datagram: IP_PKTINFO of ip(7), and
-    IPV6_RECVPKTINFO of ipv6(7) and RFC 3542.
+    IPV6_RECVPKTINFO of ipv6(7) and RFC 3542.  A client that speaks to two of our
+    addresses is two flows: each must be answered from its own.
     """
 
     def __init__(self, nat: UdpNat, sock: Any) -> None:
         super().__init__(nat, sock)
         self._v6 = sock.family == socket.AF_INET6
         _ask_for_local_address(sock)
+        self.receive = self._receive
         self.reply = self._reply
 
-    def read(self) -> bool:
-        # The loop of Front.read with other calls in it: what they have in common would
-        # be a call of its own for each datagram.
-        nat, recv = self._nat, self.sock.recvmsg_into
-        counters, buffer, flows = nat.counters, nat.buffer, self.flows
-        now, drained = nat.now(), False
-        buffers = [buffer]
-        received = sent = 0
-        for _ in TURNS:
-            try:
-                size, extra, flags, source = recv(buffers, ANCILLARY)
-            except BlockingIOError:
-                drained = True
-                break
-            except OSError:
-                counters.icmp_errors += 1
-                continue
-            received += 1
-            if not extra:
-                counters.dropped["no_local_address"] += 1
-                continue
-            # One client that speaks to two of our addresses is two flows: each must be
-            # answered from its own.
-            key = (source, extra[0][2])
-            flow = flows.get(key) or nat.admit(
-                self, key, source, (source, self._from(extra[0][2]))
-            )
-            if flow is None:
-                continue
-            if flags & socket.MSG_TRUNC or size >= BUFFER_SIZE:
-                counters.dropped["truncated"] += 1
-                continue
-            try:
-                flow.send(buffer[:size])
-            except OSError as problem:
-                if not nat.send_again(flow, buffer[:size], problem):
-                    continue
-            sent += 1
-            flow.up_datagrams += 1
-            flow.up_bytes += size
-            nat.table.outbound(flow, now)
-        counters.received += received
-        counters.sent += sent
-        self.owed = 0 if drained else self.owed - received
-        return drained
+    def _receive(self) -> tuple[bytes, Any]:
+        data, extra, _, source = self.sock.recvmsg(BUFFER_SIZE, ANCILLARY)
+        if not extra:
+            return data, (source, b"")
+        told = extra[0][2]
+        if not self._v6:
+            # in_pktinfo: the interface, ours, and the header's destination, which may
+            # be a broadcast address.
+            return data, (source, told[4:8])
+        # in6_pktinfo: ours, and the interface, which matters to fe80:: alone.
+        return data, (source, told if told[:2] == _LINK_LOCAL else told[:16])
 
-    def _from(self, local: bytes) -> list[tuple[int, int, bytes]]:
-        """What tells the kernel to answer from the address that was spoken to."""
+    def client(self, key: Any) -> tuple[Any, Any]:
+        source, ours = key
+        if not ours:
+            return source, None
         if self._v6:
-            return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, local)]
-        # in_pktinfo: the interface, ours; the header's destination, unused.
-        _, ours, _ = _PKTINFO4.unpack(local)
+            packed = ours.ljust(_PKTINFO6_SIZE, b"\0")
+            return source, (source, (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, packed))
         packed = _PKTINFO4.pack(0, ours, bytes(4))
-        return [(socket.IPPROTO_IP, _IP_PKTINFO, packed)]
+        return source, (source, (socket.IPPROTO_IP, _IP_PKTINFO, packed))
 
-    def _reply(self, data: Any, to: Any) -> None:
-        source, extra = to
-        self.sock.sendmsg([data], extra, 0, source)
+    def name(self, key: Any) -> str:
+        _, ours = key
+        family = socket.AF_INET6 if self._v6 else socket.AF_INET
+        return host_port(socket.inet_ntop(family, ours[:16]), self.address[1])
 
-    def name(self, to: Any) -> str:
-        [(_, _, local)] = to[1]
-        if self._v6:
-            host = socket.inet_ntop(socket.AF_INET6, _PKTINFO6.unpack(local)[0])
-        else:
-            host = socket.inet_ntop(socket.AF_INET, _PKTINFO4.unpack(local)[1])
-        return host_port(host, self.address[1])
+    def _reply(self, data: bytes, to: Any) -> None:
+        source, ours = to
+        self.sock.sendmsg([data], [ours], 0, source)
+
+    def reply_run(self, run: Sequence[bytes], to: Any) -> None:
+        source, ours = to
+        self.sock.sendmsg(run, [ours, _segments(len(run[0]))], 0, source)
+
+
+def _fits(run: list[bytes], size: int) -> bool:
+    """Whether another datagram of this size can go with those of a run."""
+    if not _SEGMENTS or not size:
+        return False
+    return len(run) < MOST_SEGMENTS and size * (len(run) + 1) <= MOST_SEGMENTED
+
+
+def _segments(size: int) -> tuple[int, int, bytes]:
+    """What tells the kernel to make datagrams of that size (udp(7))."""
+    return _SOL_UDP, _UDP_SEGMENT, _UINT16.pack(size)
+
+
+def _segments_after(problem: OSError) -> bool:
+    """Whether to try a run again, after one that was not taken."""
+    # Anything else says that these can't be: larger than the path allows, or an
+    # interface or a kernel that does not do it.
+    return problem.errno in (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
 
 
 def _ask_for_local_address(sock: Any) -> None:
@@ -536,6 +730,16 @@ def kernel_drops(sock: Any) -> int:
     except OSError:
         return 0
     return int.from_bytes(counters[4 * _DROPS : 4 * _DROPS + 4], sys.byteorder)
+
+
+def raise_buffer(sock: Any, wanted: int) -> None:
+    """Let the kernel keep so many bytes unread, as far as it does (socket(7))."""
+    forced = getattr(socket, "SO_RCVBUFFORCE", 33)
+    try:
+        # Beyond net.core.rmem_max, for those who may.
+        sock.setsockopt(socket.SOL_SOCKET, forced, wanted)
+    except OSError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, wanted)
 
 
 def _send_error(problem: OSError) -> str:
@@ -622,10 +826,10 @@ class UdpNat:
         self._reactor = reactor
         self.observer = observer if observer is not None else FlowLog()
         self._open = open_socket if open_socket is not None else _udp_socket
-        most = most_flows or affordable_flows()
+        most = affordable_flows() if most_flows is None else most_flows
         self.table: NatTable[ClientFlow] = NatTable(
             most,
-            most_flows_each or max(1, most // 2),
+            max(1, most // 2) if most_flows_each is None else most_flows_each,
             timeout=timeout,
             unreplied_timeout=unreplied_timeout,
             refresh_inbound=refresh_inbound,
@@ -633,7 +837,6 @@ class UdpNat:
         self.reply_cap = reply_cap
         self.receive_buffer = receive_buffer
         self.counters = Counters()
-        self.buffer = memoryview(bytearray(BUFFER_SIZE))
         self.fronts: list[Front] = []
         self._turns = itertools.count()
         self._timer: IDelayedCall | None = None
@@ -641,8 +844,11 @@ class UdpNat:
         self._expire_to: float | None = None
         self._lookups: IDelayedCall | None = None
         self._refused_at: float | None = None
+        #: How many flows were asked since the first of them was.
+        self._looked_at = 0
         self._drained: Deferred[None] | None = None
         self._drain_until = 0.0
+        self._drain_limit: IDelayedCall | None = None
 
     # -- listening
 
@@ -654,7 +860,7 @@ class UdpNat:
         opened: list[Front] = []
         try:
             for sock in sockets:
-                self._raise_buffer(sock)
+                raise_buffer(sock, self.receive_buffer)
                 host = sock.getsockname()[0]
                 kind = WildcardFront if host in _WILDCARDS else Front
                 front = kind(self, sock)
@@ -668,15 +874,6 @@ class UdpNat:
         self.fronts += opened
         if self._lookups is None:
             self._look_up()
-
-    def _raise_buffer(self, sock: Any) -> None:
-        wanted = self.receive_buffer
-        forced = getattr(socket, "SO_RCVBUFFORCE", 33)
-        try:
-            # Beyond net.core.rmem_max, for those who may (socket(7)).
-            sock.setsockopt(socket.SOL_SOCKET, forced, wanted)
-        except OSError:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, wanted)
 
     def _look_up(self) -> None:
         """Look the servers' names up, now and in the background."""
@@ -705,52 +902,92 @@ class UdpNat:
 
     # -- flows
 
-    def admit(self, front: Front, key: Any, source: Any, to: Any) -> ClientFlow | None:
+    def admit(self, front: Front, key: Any) -> ClientFlow | None:
         """The flow for a client that has none yet, or None: counted as dropped.
 
         :param key: what tells it from others of this front.
-        :param to: what the front's `reply` takes for it.
         """
         dropped = self.counters.dropped
+        source, to = front.client(key)
+        if to is None:
+            dropped["no_local_address"] += 1
+            return None
         if source[1] == 0:
             # Nobody could be answered there.
             dropped["source_port_0"] += 1
             return None
-        if self._drained is not None:
-            dropped["draining"] += 1
-            return None
         server = self._choose()
-        if server is None:
+        if server is None and self._drained is None:
             dropped["no_server"] += 1
             return None
-        host = source[0]
         try:
-            gone = self.table.room(host)
+            self._make_room(share_of(source[0]))
+            # An observer that heard of it may have closed the relay.
+            if self._drained is not None or not self.fronts or server is None:
+                dropped["draining"] += 1
+                return None
+            flow = self._open_flow(front, key, source, to, server)
         except TableFull as problem:
             self._refuse(str(problem))
             return None
-        if gone is not None:
-            self.end(gone, "evicted")
-            if not self.fronts:
-                # The observer has closed the relay.
-                dropped["draining"] += 1
-                return None
-        try:
-            sock = self._dial(server)
         except OSError as problem:
-            self._refuse(f"no socket for a flow of {host}: {problem.strerror}")
-            return None
-        flow = ClientFlow(self, front, key, to, sock, server.name)
-        try:
-            self.watcher.watch(sock.fileno(), flow, _READABLE)
-        except OSError as problem:
-            sock.close()
-            self._refuse(f"no socket for a flow of {host}: {problem.strerror}")
+            self._refuse(f"no socket for a flow of {source[0]}: {problem.strerror}")
             return None
         self.table.add(flow)
         front.flows[key] = flow
         if self._timer is None:
             self._tick_later()
+        return flow
+
+    def _make_room(self, host: str) -> None:
+        """End the flow that is in the way of another one of `host`, if one is.
+
+        :raises TableFull: there is none that may be ended.
+        """
+        if self._drained is not None:
+            return
+        for _ in range(MOST_ASKED):
+            gone = self.table.room(host)
+            if gone is None:
+                return
+            # Its answer may have come, and not been read yet.
+            gone.read_all()
+            if not gone.replied:
+                self.end(gone, "evicted")
+                return
+        self.table.refused += 1
+        raise TableFull(f"no room for another flow of {host}")
+
+    def _open_flow(
+        self, front: Front, key: Any, source: Any, to: Any, server: Server
+    ) -> ClientFlow:
+        """A flow with its socket, watched.
+
+        :raises OSError: there is none to be had.
+        """
+        try:
+            return self._try_flow(front, key, source, to, server)
+        except OSError as problem:
+            # The bound is not the table's: this process, or this machine, has no more.
+            gone = self.table.oldest() if problem.errno in _EXHAUSTED else None
+            if gone is None:
+                raise
+            gone.read_all()
+            if gone.replied:
+                raise
+            self.end(gone, "evicted")
+        return self._try_flow(front, key, source, to, server)
+
+    def _try_flow(
+        self, front: Front, key: Any, source: Any, to: Any, server: Server
+    ) -> ClientFlow:
+        sock = self._dial(server)
+        try:
+            flow = ClientFlow(front, key, source, to, sock, server.name)
+            self.watcher.watch(sock.fileno(), flow, _READABLE)
+        except OSError:
+            sock.close()
+            raise
         return flow
 
     def _choose(self) -> Server | None:
@@ -765,6 +1002,7 @@ class UdpNat:
         address: Any = server.address
         sock = self._open(address[0])
         try:
+            raise_buffer(sock, min(self.receive_buffer, FLOW_BUFFER))
             sock.connect(address[1])
         except OSError:
             sock.close()
@@ -783,37 +1021,18 @@ class UdpNat:
             count=self.counters.dropped["no_flow"],
         )
 
-    def send_again(self, flow: ClientFlow, data: Any, problem: OSError) -> bool:
-        """A send to the server has failed; whether it was sent after all.
-
-        A host that refused an earlier datagram (ICMP) is reported by the next call,
-        which does nothing else.
-        """
-        if problem.errno == errno.ECONNREFUSED:
-            self.counters.icmp_errors += 1
-            try:
-                flow.send(data)
-            except OSError as again:
-                problem = again
-            else:
-                return True
-        self.counters.dropped[_send_error(problem)] += 1
-        # Its client is there, whatever became of the datagram.
-        self.table.outbound(flow, self.now())
-        return False
-
     def end(self, flow: ClientFlow, ending: str) -> None:
         """A flow is over: close its socket, forget it, and tell."""
         if self.table.flows.get(flow.key) is not flow:
             return
         self.table.remove(flow, evicted=ending == "evicted")
         del flow.front.flows[flow.here]
-        self.counters.kernel_dropped += kernel_drops(flow.sock)
+        self._look_at(flow)
         ours = flow.sock.getsockname()
         self.watcher.give_up(flow.sock)
         facts = FlowFacts(
-            client=host_port(flow.host, _source(flow.to)[1]),
-            listener=flow.front.name(flow.to),
+            client=host_port(flow.source[0], flow.source[1]),
+            listener=flow.front.name(flow.here),
             port=host_port(ours[0], ours[1]),
             server=flow.server,
             age=self.now() - flow.began,
@@ -842,7 +1061,7 @@ class UdpNat:
         if all(front.owed <= 0 for front in self.fronts):
             now, self._expire_to = self._expire_to, None
             for flow in self.table.expire(now):
-                flow.ready(_READABLE)
+                flow.read_all()
                 limit = (
                     self.table.timeout if flow.replied else self.table.unreplied_timeout
                 )
@@ -861,9 +1080,23 @@ class UdpNat:
         self._timer = self.clock.callLater(step - self.now() % step, self._tick)
 
     def look_at_drops(self) -> None:
-        """Bring `counters.kernel_dropped` up to now, for the listeners."""
+        """Bring `counters.kernel_dropped` up to now, for the listeners and some flows.
+
+        All flows have had their turn after so many calls as there are :data:`LOOKS`
+        of them.
+        """
         for front in self.fronts:
-            self.counters.kernel_dropped += front.look_at_drops()
+            self._look_at(front)
+        flows, first = self.table.flows, self._looked_at
+        for flow in itertools.islice(flows.values(), first, first + LOOKS):
+            self._look_at(flow)
+        self._looked_at = first + LOOKS if first + LOOKS < len(flows) else 0
+
+    def _look_at(self, one: Front | ClientFlow) -> None:
+        drops = kernel_drops(one.sock)
+        # The kernel counts in 32 bits.
+        self.counters.kernel_dropped += (drops - one.drops) & 0xFFFFFFFF
+        one.drops = drops
 
     # -- the end
 
@@ -890,6 +1123,7 @@ class UdpNat:
         if self._drained is None:
             self._drained = Deferred()
             self._drain_until = now + timeout
+            self._drain_limit = self.clock.callLater(max(timeout, 0.0), self.cut_all)
         if timeout <= 0:
             self._drain_until = now
         self._drain_more(now)
@@ -927,17 +1161,12 @@ class UdpNat:
         fronts, self.fronts = self.fronts, []
         for front in fronts:
             self.watcher.give_up(front.sock)
-        for timer in (self._timer, self._lookups):
+        for timer in (self._timer, self._lookups, self._drain_limit):
             if timer is not None and timer.active():
                 timer.cancel()
-        self._timer = self._lookups = None
+        self._timer = self._lookups = self._drain_limit = None
         if self._drained is not None and not self._drained.called:
             self._drained.callback(None)
-
-
-def _source(to: Any) -> Any:
-    """The client's socket address in what a front socket replies to."""
-    return to[0] if isinstance(to[0], tuple) else to
 
 
 def _udp_socket(family: int) -> Any:

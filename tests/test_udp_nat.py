@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 import sys
 from collections import deque
 from contextlib import closing
@@ -28,7 +29,11 @@ from relayd.udp_nat import (
     BATCH,
     BUFFER_SIZE,
     LOOK_UP_EVERY,
+    LOOKS,
+    MOST_ASKED,
     MOST_LINES,
+    MOST_SEGMENTED,
+    MOST_SEGMENTS,
     FlowFacts,
     FlowLog,
     QuietFlowLog,
@@ -60,7 +65,10 @@ class FakeSocket:
     family = socket.AF_INET
     last = 100_000
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "203.0.113.1") -> None:
+        self.host = host
+        #: Whether it makes datagrams of a run; or an error to fail with.
+        self.segments: bool | int = True
         FakeSocket.last += 1
         self.number = FakeSocket.last
         self.inbox: deque[Any] = deque()
@@ -80,7 +88,7 @@ class FakeSocket:
         self.peer = address
 
     def getsockname(self) -> Any:
-        return ("203.0.113.1", self.number % 60000)
+        return (self.host, self.number % 60000)
 
     def setsockopt(self, *_: Any) -> None:
         """Whatever it is."""
@@ -98,15 +106,19 @@ class FakeSocket:
             raise item
         return item
 
-    def recv_into(self, buffer: Any) -> int:
-        data = self._next()
-        buffer[: len(data)] = data
-        return len(data)
+    def recv(self, size: int) -> bytes:
+        data: bytes = self._next()
+        return data[:size]
 
-    def recvfrom_into(self, buffer: Any) -> tuple[int, Any]:
+    def recvfrom(self, size: int) -> tuple[bytes, Any]:
         data, source = self._next()
-        buffer[: len(data)] = data
-        return len(data), source
+        return data[:size], source
+
+    def recvmsg(self, size: int, extra: int) -> tuple[bytes, Any, int, Any]:
+        data, source = self._next()
+        # in_pktinfo, of the third interface; the destination was a broadcast address.
+        told = struct.pack("=I4s4s", 3, socket.inet_aton("203.0.113.9"), b"\xff" * 4)
+        return data[:size], [(socket.IPPROTO_IP, 8, told)], 0, source
 
     def _leave(self, what: Any) -> None:
         if self.errors and (wrong := self.errors.popleft()) is not None:
@@ -118,6 +130,23 @@ class FakeSocket:
 
     def sendto(self, data: Any, to: Any) -> None:
         self._leave((bytes(data), to))
+
+    def sendmsg(
+        self, run: Any, extra: Any = (), flags: int = 0, to: Any = None
+    ) -> None:
+        [size] = [told for level, _, told in extra if level == 17] or [None]
+        if self.segments is not True and size is not None:
+            raise problem(int(self.segments))
+        if size is None:
+            assert len(run) == 1
+        else:
+            assert {len(data) for data in run} == {int.from_bytes(size, sys.byteorder)}
+            assert 1 < len(run) <= MOST_SEGMENTS
+            assert sum(map(len, run)) <= 65507
+        if self.errors and (wrong := self.errors.popleft()) is not None:
+            raise wrong
+        for data in run:
+            self.sent.append(bytes(data) if to is None else (bytes(data), to))
 
 
 class FakeResolver:
@@ -186,6 +215,7 @@ class Bench:
         self.open_error: OSError | None = None
         #: For the sockets to come.
         self.connect_error: OSError | None = None
+        host = settings.pop("host", "203.0.113.1")
         settings.setdefault("most_flows", 100)
         self.nat = UdpNat(
             None,
@@ -196,7 +226,7 @@ class Bench:
             open_socket=self._open,
             **settings,
         )
-        self.front = FakeSocket()
+        self.front = FakeSocket(host)
         self.nat.listen([self.front])
 
     def _open(self, family: int) -> FakeSocket:
@@ -242,7 +272,8 @@ class Bench:
         fronts = set() if self.front.closed else {self.front.number}
         assert set(self.watcher.handlers) == fronts | {each.number for each in flows}
         ticks = self.clock.getDelayedCalls()
-        assert bool(flows) <= len(ticks) <= 1 + bool(self.nat._lookups)
+        draining = self.nat.draining and not self.front.closed
+        assert bool(flows) <= len(ticks) <= 1 + bool(self.nat._lookups) + draining
 
     def close(self) -> None:
         """And nothing is left."""
@@ -273,6 +304,7 @@ _EVENTS = st.one_of(
     st.tuples(st.just("answer"), st.lists(_SIZES, max_size=5)),
     st.tuples(st.just("up_errors"), _ERRORS),
     st.tuples(st.just("down_errors"), _ERRORS),
+    st.tuples(st.just("segments"), st.sampled_from([True, errno.EINVAL, *ERRNOS[:3]])),
     st.tuples(st.just("recv_error"), st.sampled_from(ERRNOS[:1] + ERRNOS[2:])),
     st.tuples(st.just("front_error"), st.sampled_from([errno.ENOMEM])),
     st.tuples(st.just("open"), st.sampled_from([None, errno.EMFILE])),
@@ -290,12 +322,19 @@ _EVENTS = st.one_of(
     st.integers(1, 3),
     st.sampled_from([0.0, 1.0, 3.5]),
     st.booleans(),
+    st.sampled_from(["203.0.113.1", "0.0.0.0"]),
 )
 def test_every_datagram_is_accounted_for(
-    events: list[tuple[str, Any]], most: int, each: int, cap: float, refresh: bool
+    events: list[tuple[str, Any]],
+    most: int,
+    each: int,
+    cap: float,
+    refresh: bool,
+    host: str,
 ) -> None:
     """Sent or counted as dropped, in any history; then nothing is left."""
     bench = Bench(
+        host=host,
         most_flows=most,
         most_flows_each=each,
         reply_cap=cap,
@@ -320,6 +359,9 @@ def test_every_datagram_is_accounted_for(
             bench.live[0].errors.extend(n and problem(n) for n in value)
         elif what == "down_errors":
             bench.front.errors.extend(n and problem(n) for n in value)
+        elif what == "segments":
+            for sock in (bench.front, *bench.live):
+                sock.segments = value
         elif what == "recv_error" and bench.live:
             bench.live[0].inbox.append(problem(value))
         elif what == "front_error":
@@ -506,6 +548,229 @@ def test_the_reply_cap() -> None:
     bench.arrive(bytes(1))
     bench.answer(bytes(2))
     assert len(bench.front.sent) == 3
+    bench.close()
+
+
+# -- runs: several datagrams in one call
+
+
+def runs_of(bench: Bench, flow: bool) -> list[int]:
+    """How many datagrams each call of `sendmsg` is given from now on."""
+    sock: Any = bench.sockets[0] if flow else bench.front
+    given: list[int] = []
+    real = sock.sendmsg
+
+    def sendmsg(run: Any, *more: Any) -> None:
+        given.append(len(run))
+        real(run, *more)
+
+    sock.sendmsg = sendmsg
+    return given
+
+
+@pytest.mark.parametrize("host", ["203.0.113.1", "0.0.0.0"])
+def test_datagrams_of_one_size_go_together(host: str) -> None:
+    """In order, as they came; another size, or another client, ends a run."""
+    bench = Bench(host=host)
+    bench.arrive(b"first")
+    up, down = runs_of(bench, True), runs_of(bench, False)
+    other = ("192.0.2.9", 9)
+    datas = [*(b"%03d" % n for n in range(MOST_SEGMENTS - 10)), b"ab", b"cd", b"", b""]
+    bench.front.inbox.extend((data, CLIENT) for data in datas)
+    bench.front.inbox.extend([(b"xy", other), (b"ef", CLIENT), (b"gh", CLIENT)])
+    bench.watcher.handlers[bench.front.number].ready(1)
+    assert bench.sockets[0].sent == [b"first", *datas, b"ef", b"gh"]
+    assert bench.sockets[1].sent == [b"xy"]
+    assert up == [MOST_SEGMENTS - 10, 2, 2]
+    sock = bench.sockets[0]
+    sock.inbox.extend(datas)
+    while sock.inbox:
+        bench.watcher.handlers[sock.number].ready(1)
+    assert bench.front.sent == [(data, CLIENT) for data in datas]
+    assert sum(size for size in down if size > 1) > MOST_SEGMENTS // 2
+    bench.check()
+    bench.close()
+
+
+def test_a_run_has_a_bound() -> None:
+    """In datagrams and in bytes; those are udp(7)'s and IP's."""
+    bench = Bench()
+    bench.arrive(b"first")
+    up = runs_of(bench, True)
+    bench.front.inbox.extend([(bytes(MOST_SEGMENTED // 3), CLIENT)] * 8)
+    bench.watcher.handlers[bench.front.number].ready(1)
+    assert up == [3, 3, 2]
+    bench.front.inbox.extend([(b"x", CLIENT)] * BATCH)
+    bench.watcher.handlers[bench.front.number].ready(1)
+    assert max(up) <= MOST_SEGMENTS
+    assert bench.nat.counters.sent == 9 + BATCH
+    bench.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "again"),
+    [
+        (errno.EINVAL, False),
+        (errno.EIO, False),
+        (errno.EMSGSIZE, False),
+        (errno.EAGAIN, True),
+        (errno.ECONNREFUSED, True),
+    ],
+)
+def test_a_run_that_is_not_taken_is_sent_one_by_one(number: int, again: bool) -> None:
+    """Either way; and where the kernel can't do it, it is not asked again."""
+    bench = Bench()
+    bench.arrive(b"first")
+    sock = bench.sockets[0]
+    bench.front.segments = sock.segments = number
+    up, down = runs_of(bench, True), runs_of(bench, False)
+    for _ in range(2):
+        bench.front.inbox.extend([(b"up", CLIENT)] * 3)
+        bench.watcher.handlers[bench.front.number].ready(1)
+    assert sock.sent == [b"first", *[b"up"] * 6]
+    assert up == [3, 3] if again else [3]
+    bench.nat.table.flows[next(iter(bench.nat.table.flows))].read_all()
+    sock.inbox.extend([b"down"] * 3)
+    bench.nat.table.flows[next(iter(bench.nat.table.flows))].read_all()
+    assert bench.front.sent == [(b"down", CLIENT)] * 3
+    assert down == [3]
+    assert not bench.nat.counters.dropped
+    assert bench.nat.counters.icmp_errors == (2 if number == errno.ECONNREFUSED else 0)
+    bench.check()
+    bench.close()
+
+
+def test_a_run_of_which_some_may_have_left_is_not_sent_again() -> None:
+    """ENOBUFS: a queue was full, maybe in the middle of it."""
+    bench = Bench()
+    bench.arrive(b"first")
+    sock = bench.sockets[0]
+    bench.front.segments = sock.segments = errno.ENOBUFS
+    bench.front.inbox.extend([(b"up", CLIENT)] * 3)
+    bench.watcher.handlers[bench.front.number].ready(1)
+    sock.inbox.extend([b"down"] * 3)
+    bench.nat.table.flows[next(iter(bench.nat.table.flows))].read_all()
+    assert sock.sent == [b"first"]
+    assert not bench.front.sent
+    assert bench.nat.counters.dropped == {"send_ENOBUFS": 3}
+    assert bench.nat.counters.replies_dropped == {"send_ENOBUFS": 3}
+    bench.check()
+    bench.close()
+
+
+# -- one client, one flow
+
+
+def test_one_client_of_a_wildcard_is_one_flow() -> None:
+    """By the address that it spoke to; the way there may change, and the answer's."""
+    bench = Bench(host="0.0.0.0")
+    real = bench.front.recvmsg
+
+    def recvmsg(size: int, extra: int) -> Any:
+        # Each time on another interface, and to another header's destination.
+        data, _, flags, source = real(size, extra)
+        told = struct.pack(
+            "=I4s4s",
+            len(bench.front.inbox) + 1,
+            socket.inet_aton("203.0.113.9"),
+            bytes([len(bench.front.inbox)] * 4),
+        )
+        return data, [(socket.IPPROTO_IP, 8, told)], flags, source
+
+    bench.nat.fronts[0].sock.recvmsg = recvmsg
+    bench.front.inbox.extend([(b"a", CLIENT), (b"bc", CLIENT), (b"def", CLIENT)])
+    bench.watcher.handlers[bench.front.number].ready(1)
+    [sock] = bench.sockets
+    assert sock.sent == [b"a", b"bc", b"def"]
+    [flow] = bench.nat.table.flows.values()
+    assert flow.front.name(flow.here) == f"203.0.113.9:{bench.front.number % 60000}"
+    bench.close()
+
+
+def test_a_client_that_speaks_keeps_its_flow_on_a_wildcard_too() -> None:
+    """Longer than any timeout, whether it was answered or not."""
+    bench = Bench(host="0.0.0.0", unreplied_timeout=3, timeout=4)
+    bench.arrive()
+    for turn in range(20):
+        bench.pass_time(1)
+        if turn == 10:
+            bench.answer()
+        bench.arrive()
+    assert len(bench.sockets) == 1
+    bench.close()
+
+
+def test_what_the_kernel_does_not_say_the_address_of_is_dropped() -> None:
+    """It could not be answered from there."""
+    bench = Bench(host="0.0.0.0")
+    bench.nat.fronts[0].sock.recvmsg = lambda *_: (b"?", [], 0, CLIENT)
+    bench.front.inbox.append((b"?", CLIENT))
+    assert not bench.nat.fronts[0].read()
+    assert bench.nat.counters.dropped == {"no_local_address": BATCH}
+    assert not bench.sockets
+    bench.close()
+
+
+# -- no room
+
+
+def test_an_answer_that_waits_to_be_read_keeps_its_flow() -> None:
+    """It is passed on, and another one makes room, or none."""
+    bench = Bench(most_flows=1)
+    bench.arrive()
+    bench.sockets[0].inbox.append(b"answer")
+    bench.arrive(b"new", ("192.0.2.7", 7))
+    assert bench.front.sent == [(b"answer", CLIENT)]
+    assert bench.nat.counters.dropped == {"no_flow": 1}
+    assert not bench.observer.endings
+    bench.close()
+
+
+def test_so_many_are_asked_for_an_answer_and_no_more() -> None:
+    """A new client is not worth more of the others' time."""
+    most = MOST_ASKED + 2
+    bench = Bench(most_flows=most, most_flows_each=most)
+    for port in range(1, MOST_ASKED + 3):
+        bench.arrive(source=("192.0.2.1", port))
+    for sock in bench.sockets:
+        sock.inbox.append(b"answer")
+    bench.arrive(source=("192.0.2.7", 7))
+    assert len(bench.front.sent) == MOST_ASKED
+    assert bench.nat.counters.dropped == {"no_flow": 1}
+    assert bench.nat.table.refused == 1
+    bench.close()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EAGAIN, errno.EADDRNOTAVAIL])
+def test_the_oldest_makes_room_where_the_machine_has_no_more(number: int) -> None:
+    """Ports and descriptors may be fewer than the table has room for."""
+    bench = Bench()
+    for port in (1, 2):
+        bench.arrive(source=("192.0.2.2", port))
+    bench.answer(number=0)
+    real = bench.nat._open
+
+    def open_if_one_was_closed(family: int) -> Any:
+        if len(bench.live) >= 2:
+            raise problem(number)
+        return real(family)
+
+    bench.nat._open = open_if_one_was_closed
+    bench.arrive(source=("192.0.2.3", 3))
+    assert [each.client for each in bench.observer.facts] == ["192.0.2.2:2"]
+    assert bench.observer.endings == ["evicted"]
+    assert not bench.nat.counters.dropped
+    # An answered one is not ended for another's sake, here either.
+    bench.answer(number=2)
+    bench.arrive(source=("192.0.2.4", 4))
+    assert bench.nat.counters.dropped == {"no_flow": 1}
+    assert len(bench.live) == 2
+    # Nor is any where that would not help.
+    bench.nat._open = real
+    bench.arrive(source=("192.0.2.5", 5))
+    bench.connect_error = problem(errno.ENETUNREACH)
+    bench.arrive(source=("192.0.2.6", 6))
+    assert len(bench.live) == 3
     bench.close()
 
 
@@ -729,6 +994,21 @@ def test_a_drain_has_an_end() -> None:
         bench.close()
 
 
+@pytest.mark.parametrize("seconds", [0.1, 2.25])
+def test_a_drain_ends_when_it_is_to(seconds: float) -> None:
+    """And not at the next look at the flows."""
+    bench = Bench()
+    bench.arrive()
+    done: list[Any] = []
+    bench.nat.drain(seconds).addCallback(done.append)
+    bench.clock.advance(seconds - 0.01)
+    assert not done
+    bench.clock.advance(0.01)
+    assert done == [None]
+    assert bench.observer.endings == ["drained"]
+    bench.close()
+
+
 def test_an_observer_that_raises_hurts_nobody(
     logged_failures: LoggedFailures,
 ) -> None:
@@ -774,16 +1054,20 @@ def test_a_flow_that_the_reactor_gives_up_has_failed() -> None:
 
 
 def test_what_the_kernel_dropped_is_counted() -> None:
-    """The listener's at each step, a flow's as it ends; each once."""
-    bench = Bench(unreplied_timeout=2)
-    bench.arrive()
-    bench.front.dropped, bench.sockets[0].dropped = 3, 4
+    """The listener's at each step, the flows' in turn and as they end; each once."""
+    bench = Bench(unreplied_timeout=20, most_flows=2 * LOOKS, most_flows_each=LOOKS * 2)
+    for port in range(1, LOOKS + 2):
+        bench.arrive(source=("192.0.2.1", port))
+    bench.front.dropped = 3
+    for sock in bench.sockets:
+        sock.dropped = 4
     bench.clock.advance(1)
-    assert bench.nat.counters.kernel_dropped == 3
-    bench.pass_time(3)
-    assert bench.nat.counters.kernel_dropped == 7
+    assert bench.nat.counters.kernel_dropped == 3 + 4 * LOOKS
+    bench.clock.advance(1)
+    assert bench.nat.counters.kernel_dropped == 3 + 4 * (LOOKS + 1)
+    bench.sockets[0].dropped = 5
     bench.close()
-    assert bench.nat.counters.kernel_dropped == 7
+    assert bench.nat.counters.kernel_dropped == 4 + 4 * (LOOKS + 1)
 
 
 def test_all_listeners_are_watched_or_none() -> None:
@@ -845,9 +1129,18 @@ def test_settings_that_can_not_be() -> None:
         ([Server(*SERVER)], {"reply_cap": -1}),
         ([Server(*SERVER)], {"reply_cap": float("nan")}),
         ([Server(*SERVER)], {"timeout": 0}),
+        ([Server(*SERVER)], {"most_flows": 0}),
+        ([Server(*SERVER)], {"most_flows_each": 0}),
     ):
-        with pytest.raises(ValueError, match="must|needs"):
+        with pytest.raises(ValueError, match="must|needs|room"):
             UdpNat(Clock(), servers, **settings)  # type: ignore[arg-type]
+
+
+def test_one_client_may_have_half_of_the_flows() -> None:
+    """Unless it is told otherwise."""
+    for most, each in ((10, 5), (1, 1)):
+        table = UdpNat(Clock(), [Server(*SERVER)], most_flows=most).table
+        assert (table.most, table.most_each) == (most, each)
 
 
 def test_how_many_flows_the_limit_allows(monkeypatch: pytest.MonkeyPatch) -> None:
