@@ -73,7 +73,7 @@ def _relays(given: Iterable[Relay | UdpRelay]) -> tuple[Relay | UdpRelay, ...]:
 class UdpSettings:
     """How flows are kept; see :class:`relayd.udp_nat.UdpNat`.
 
-    :ivar most_flows: None is what the limit of open files allows.
+    :ivar most_flows: None is what this process can have, shared by its listeners.
     :ivar most_flows_each: None is half of those.
     """
 

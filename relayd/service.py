@@ -50,7 +50,14 @@ from relayd.observers import QuietSessionLog, SessionLog, VerboseSessionLog
 from relayd.policy import ClientGate
 from relayd.socks4 import Socks4Factory
 from relayd.tcp import RelayFactory
-from relayd.udp_nat import FlowLog, QuietFlowLog, Server, UdpListener, UdpNat
+from relayd.udp_nat import (
+    FlowLog,
+    QuietFlowLog,
+    Server,
+    UdpListener,
+    UdpNat,
+    affordable_flows,
+)
 from relayd.upstreams import Pool, Upstream
 
 log = Logger(namespace="relayd.service")
@@ -282,21 +289,34 @@ def relay_listening(relay: Relay, config: Config, reactor: Any) -> Listening:
 def udp_listening(relay: UdpRelay, config: Config, reactor: Any) -> Listening:
     """One address for datagrams with the relay behind it.
 
-    :raises ConfigError: the transport can't be had, or a server's interface.
+    :raises ConfigError: the transport can't be had, or a server's interface, or so
+        many flows.
     """
+    # They have the same descriptors and ports to share.
+    sharing = sum(isinstance(each, UdpRelay) for each in config.relays) or 1
+    most, affordable = config.udp.most_flows, affordable_flows() // sharing or 1
+    if most is None:
+        most = affordable
+    elif most > affordable:
+        each = f" for each of {sharing} listeners" if sharing > 1 else ""
+        raise ConfigError(
+            f"--max-flows {most} is more than this process can have, which is"
+            f" {affordable}{each}: raise the limit of open files (ulimit -n), or the"
+            " kernel's range of ports (net.ipv4.ip_local_port_range)"
+        )
     servers = []
-    for each in relay.destinations:
+    for server in relay.destinations:
         try:
-            servers.append(Server(each.host or "127.0.0.1", each.port))
+            servers.append(Server(server.host or "127.0.0.1", server.port))
         except OSError as problem:
             # An IPv6 address has a scope that this machine lacks.
-            raise ConfigError(f"can't use {each}: {problem.strerror}") from problem
+            raise ConfigError(f"can't use {server}: {problem.strerror}") from problem
     nat = UdpNat(
         reactor,
         servers,
         watcher=watcher(reactor, config.transport),
         observer=QuietFlowLog() if config.quiet else FlowLog(),
-        **attrs.asdict(config.udp),
+        **attrs.asdict(attrs.evolve(config.udp, most_flows=most)),
     )
     names = ", ".join(server.name for server in servers)
     return Listening(

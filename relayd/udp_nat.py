@@ -34,6 +34,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import attrs
@@ -78,6 +79,9 @@ ANCILLARY = 64
 
 #: Descriptors that flows leave to everything else, or a quarter of the limit.
 RESERVE = 1024
+
+#: Linux: the first and the last of the ports that the kernel hands out.
+PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 #: What the kernel may keep of unread datagrams, in bytes, if it lets us: of a
 #: listener's, and at most of one flow's.
@@ -1176,11 +1180,24 @@ def _udp_socket(family: int) -> Any:
 
 
 def affordable_flows() -> int:
-    """How many flows the limit of open files allows, less a reserve."""
+    """How many flows this process can have, with something left for everything else.
+
+    Each takes a descriptor, and one of the ports that the kernel hands out.
+    """
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:
         limit = 1 << 20
-    return max(1, limit - min(RESERVE, limit // 4))
+    return max(1, min(limit - min(RESERVE, limit // 4), _ports() * 7 // 8))
+
+
+def _ports() -> int:
+    """How many ports the kernel hands out to sockets that ask for none (ip(7))."""
+    try:
+        first, last = map(int, PORT_RANGE.read_text().split())
+    except (OSError, ValueError):
+        # What IANA has set aside for that.
+        first, last = 49152, 65535
+    return last - first + 1
 
 
 def bind_udp(host: str, port: int) -> socket.SocketType:

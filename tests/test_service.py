@@ -23,10 +23,10 @@ from twisted.internet.protocol import Factory
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from zope.interface.verify import verifyObject
 
-from relayd.config import DEMO_LISTENER, Config, Relay, UdpRelay
+from relayd.config import DEMO_LISTENER, Config, Relay, UdpRelay, UdpSettings
 from relayd.demo import DemoInvitation, DemoSite
 from relayd.endpoints import UdpAddress, parse_destination, parse_listener
-from relayd.errors import CannotStart, ListenError
+from relayd.errors import CannotStart, ConfigError, ListenError
 from relayd.observers import Observer
 from relayd.service import (
     Listening,
@@ -502,6 +502,29 @@ def test_what_a_relay_of_datagrams_consists_of() -> None:
     for quiet, kind in ((True, QuietFlowLog), (False, FlowLog)):
         [made, _] = make_service(Config(relays, quiet=quiet), reactor)
         assert type(made.listenings[0].factory.observer) is kind
+
+
+def test_relays_of_datagrams_share_what_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """None gets what another was promised, and more than there is can't be had."""
+    monkeypatch.setattr("relayd.service.affordable_flows", lambda: 101)
+    relays = tuple(
+        UdpRelay(UdpAddress(None, port), (UdpAddress("127.0.0.1", 9),))
+        for port in (1, 2)
+    )
+    [made, _] = make_service(Config(relays), reactor)
+    assert [each.factory.table.most for each in made.listenings] == [50, 50]
+    [made, _] = make_service(Config(relays[:1]), reactor)
+    assert [each.factory.table.most for each in made.listenings] == [101]
+    [made, _] = make_service(Config(relays, udp=UdpSettings(most_flows=50)), reactor)
+    assert [each.factory.table.most for each in made.listenings] == [50, 50]
+    for given, why in (
+        (relays, "--max-flows 102 .* which is 50 for each of 2 listeners: raise"),
+        (relays[:1], "--max-flows 102 .* which is 101: raise"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            make_service(Config(given, udp=UdpSettings(most_flows=102)), reactor)
 
 
 def test_what_the_demo_consists_of() -> None:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -119,6 +120,16 @@ def exchange(
     for reply in replies:
         assert client.recv(DATAGRAM) == reply
     return peer[0], peer[1]
+
+
+def answered(client: socket.socket, server: UdpServer, request: bytes) -> Any:
+    """The same, in a flood of others' datagrams, which the server leaves alone."""
+    client.send(request)
+    while (got := server.receive())[0] != request:
+        assert got[0] == b"spoofed"
+    server.send(b"answer", got[1])
+    assert client.recv(DATAGRAM) == b"answer"
+    return got[1]
 
 
 def nothing_came(sock: socket.socket) -> None:
@@ -452,6 +463,36 @@ def test_a_spoofed_flood_beside_an_established_flow(
             assert arrived == sources
             assert running.rss < memory + (4 << 20)
             assert not [line for line in running.lines if name(client) in line]
+
+
+def test_a_flood_of_two_listeners_with_few_descriptors(server: UdpServer) -> None:
+    """By default, what one relay may have is not another's, nor what TCP needs."""
+
+    def low_limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
+
+    udp = (*LISTEN, "-d", server.address)
+    tcp = ("-l", "127.0.0.1:0", "-d", server.address.removeprefix("udp:"))
+    with relay(*udp, *udp, *tcp, preexec_fn=low_limit) as running:
+        ports = [int(each.rpartition(":")[2]) for each in running.listening(3)]
+        with ExitStack() as stack:
+            clients = [stack.enter_context(udp_client(port)) for port in ports[:2]]
+            spoofing = stack.enter_context(socket.socket(type=2))
+            peers = [exchange(each, server, b"first", b"yes") for each in clients]
+            for start in range(0, 2000, 100):
+                for source in range(start, start + 100):
+                    for port in ports[:2]:
+                        send_as(spoofing, 0x10000 + source, b"spoofed", port)
+                # Those who were there, and those who come, are served.
+                for client, peer in zip(clients, peers, strict=True):
+                    assert answered(client, server, b"more") == peer
+                for port in ports[:2]:
+                    with udp_client(port) as new:
+                        answered(new, server, b"new")
+            # Nobody listens there, but the relay could ask.
+            with connect(ports[2]) as stream:
+                assert stream.recv(1) == b""
+            running.ended("connect_refused")
 
 
 def test_a_flood_of_empty_datagrams_beside_another_listener(server: UdpServer) -> None:

@@ -9,6 +9,7 @@ import struct
 import sys
 from collections import deque
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -1143,13 +1144,28 @@ def test_one_client_may_have_half_of_the_flows() -> None:
         assert (table.most, table.most_each) == (most, each)
 
 
-def test_how_many_flows_the_limit_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some are left to everything else."""
-    for limit, flows in ((65536, 64512), (1024, 768), (1, 1), (-1, (1 << 20) - 1024)):
+def test_how_many_flows_the_limit_allows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And the ports; some are left to everything else."""
+    ports = tmp_path / "ports"
+    monkeypatch.setattr("relayd.udp_nat.PORT_RANGE", ports)
+    for limit, between, flows in (
+        (65536, "1024\t65023\n", 56000),
+        (65536, "32768 60999", 24703),
+        (1024, "32768 60999", 768),
+        (1, "32768 60999", 1),
+        (-1, "32768 60999", 24703),
+        (65536, "32768 32768", 1),
+        (65536, "", 14336),
+    ):
+        ports.write_text(between)
         monkeypatch.setattr(
             "relayd.udp_nat.resource.getrlimit", lambda _, is_=limit: (is_, is_)
         )
         assert affordable_flows() == flows
+    ports.unlink()
+    assert affordable_flows() == 14336
 
 
 # -- real sockets

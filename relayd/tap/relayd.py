@@ -58,7 +58,8 @@ class Options(StreamOptions):
             "max-flows",
             None,
             None,
-            "UDP flows of a relay (default: what the limit of open files allows).",
+            "UDP flows of a listener (default: what the limits of open files and of"
+            " ports allow, shared by the listeners).",
         ],
         [
             "max-flows-per-client",
