@@ -244,9 +244,35 @@ class Counters:
     icmp_errors: int = 0
     kernel_dropped: int = 0
 
+    @property
+    def line(self) -> str:
+        """All of them, as the log has it."""
+        return " ".join(
+            f"{name}={_counted(n)}" for name, n in attrs.asdict(self).items()
+        )
+
+
+def _counted(count: int | Counter[str]) -> str:
+    if isinstance(count, int):
+        return str(count)
+    return ",".join(f"{reason}:{n}" for reason, n in sorted(count.items())) or "-"
+
+
+class FlowObserver(Protocol):
+    """Hears what becomes of flows."""
+
+    def ended(self, flow: Flow, facts: FlowFacts) -> None:
+        """A flow has ended."""
+
+    def closed(self, listeners: str, counters: Counters) -> None:
+        """The relay has ended.
+
+        :param listeners: where it listened, as text.
+        """
+
 
 class FlowLog:
-    """Writes one line when a flow ends.
+    """Writes one line when a flow ends, and one when the relay does.
 
     Whoever floods a listener with clients that nobody answers ends flows as fast as
     it can send, so of those :data:`MOST_LINES` in a second have a line.
@@ -260,7 +286,7 @@ class FlowLog:
         self.left_out = 0
 
     def ended(self, flow: Flow, facts: FlowFacts) -> None:
-        """See :attr:`UdpNat.observer`."""
+        """See :meth:`FlowObserver.ended`."""
         if not flow.replied and not self._room(int(flow.began + facts.age)):
             return
         flow_log.info(
@@ -272,6 +298,14 @@ class FlowLog:
                 f" down={flow.down_datagrams}/{flow.down_bytes} ending={facts.ending}"
             ),
             **attrs.asdict(facts),
+        )
+
+    def closed(self, listeners: str, counters: Counters) -> None:
+        """See :meth:`FlowObserver.closed`."""
+        flow_log.info(
+            "{line}",
+            line=f"datagrams listener={listeners} {counters.line}",
+            **attrs.asdict(counters),
         )
 
     def _room(self, second: int) -> bool:
@@ -293,10 +327,18 @@ class FlowLog:
 
 
 class QuietFlowLog(FlowLog):
-    """Writes a line only for a flow that did not end by itself, with a reply."""
+    """Writes a line only for a flow that did not end by itself, with a reply.
+
+    And at the end only if a datagram was dropped.
+    """
+
+    def closed(self, listeners: str, counters: Counters) -> None:
+        """See :meth:`FlowObserver.closed`."""
+        if counters.dropped or counters.replies_dropped or counters.kernel_dropped:
+            super().closed(listeners, counters)
 
     def ended(self, flow: Flow, facts: FlowFacts) -> None:
-        """See :attr:`UdpNat.observer`."""
+        """See :meth:`FlowObserver.ended`."""
         if facts.ending != "expired":
             super().ended(flow, facts)
 
@@ -781,8 +823,8 @@ class UdpNat:
     :param watcher: watches the sockets; unless given, the reactor does.
     :param resolver: finds the addresses of servers' names.
     :param clock: where time comes from, unless it is the reactor.
-    :param observer: its `ended(flow, facts)` hears of every flow that has ended;
-        unless given, one that logs a line for each.
+    :param observer: hears of every flow that has ended; unless given, one that logs a
+        line for each.
     :param open_socket: opens a datagram socket of a family; for tests.
     :param most_flows: flows in all; unless given, what the limit of open files allows,
         less a reserve.
@@ -808,7 +850,7 @@ class UdpNat:
         watcher: Watcher | None = None,
         resolver: Resolver | None = None,
         clock: IReactorTime | None = None,
-        observer: Any = None,
+        observer: FlowObserver | None = None,
         open_socket: Callable[[int], Any] | None = None,
         most_flows: int | None = None,
         most_flows_each: int | None = None,
@@ -1165,6 +1207,12 @@ class UdpNat:
         fronts, self.fronts = self.fronts, []
         for front in fronts:
             self.watcher.give_up(front.sock)
+        if fronts:
+            where = ",".join(host_port(*front.address[:2]) for front in fronts)
+            try:
+                self.observer.closed(where, self.counters)
+            except Exception:
+                log.failure("the observer of flows failed")
         for timer in (self._timer, self._lookups, self._drain_limit):
             if timer is not None and timer.active():
                 timer.cancel()

@@ -35,6 +35,7 @@ from relayd.udp_nat import (
     MOST_LINES,
     MOST_SEGMENTED,
     MOST_SEGMENTS,
+    Counters,
     FlowFacts,
     FlowLog,
     QuietFlowLog,
@@ -193,6 +194,7 @@ class Observer:
 
     def __init__(self) -> None:
         self.facts: list[FlowFacts] = []
+        self.totals: list[tuple[str, str]] = []
 
     @property
     def endings(self) -> list[str]:
@@ -200,6 +202,9 @@ class Observer:
 
     def ended(self, flow: Any, facts: FlowFacts) -> None:
         self.facts.append(facts)
+
+    def closed(self, listeners: str, counters: Counters) -> None:
+        self.totals.append((listeners, counters.line))
 
 
 class Bench:
@@ -1019,6 +1024,9 @@ def test_an_observer_that_raises_hurts_nobody(
         def ended(self, flow: Any, facts: Any) -> None:
             raise ZeroDivisionError
 
+        def closed(self, listeners: str, counters: Any) -> None:
+            raise ZeroDivisionError
+
     bench = Bench(observer=Broken(), most_flows=1)
     bench.arrive()
     bench.arrive(source=("192.0.2.2", 1))
@@ -1027,6 +1035,7 @@ def test_an_observer_that_raises_hurts_nobody(
     bench.nat.cut_all()
     logged_failures.take("observer")
     bench.close()
+    logged_failures.take("observer")
 
 
 def test_an_observer_may_close_the_relay() -> None:
@@ -1102,7 +1111,7 @@ def test_the_line_of_a_flow() -> None:
         port = bench.sockets[0].number % 60000
         listener = bench.front.number % 60000
         bench.nat.close()
-    [line] = [formatEvent(each) for each in events]
+    line, _ = [formatEvent(each) for each in events]
     assert line == (
         f"flow client=192.0.2.1:4000 listener=203.0.113.1:{listener}"
         f" port=203.0.113.1:{port} server=198.51.100.1:53 age=1.500"
@@ -1119,8 +1128,34 @@ def test_the_quiet_log_leaves_out_those_that_went_well() -> None:
         bench.answer()
         bench.arrive(source=("192.0.2.2", 1))
         bench.pass_time(4)
+        bench.close()
     assert [each["ending"] for each in events] == ["unreplied"]
-    bench.close()
+
+
+def test_the_line_of_a_relay() -> None:
+    """What became of all datagrams; quietly only if some were dropped."""
+    for kind in (FlowLog, QuietFlowLog):
+        for kernel in (0, 2):
+            bench = Bench(observer=kind())
+            bench.front.dropped = kernel
+            with capturedLogs() as events:
+                bench.nat.close()
+            assert len(events) == (kind is FlowLog or kernel > 0)
+        bench = Bench(observer=kind())
+        bench.arrive(source=("192.0.2.1", 0))
+        bench.arrive(source=("192.0.2.1", 0))
+        bench.arrive(bytes(BUFFER_SIZE))
+        bench.arrive()
+        bench.answer()
+        with capturedLogs() as events:
+            bench.close()
+        assert formatEvent(events[-1]) == (
+            f"datagrams listener=203.0.113.1:{bench.front.number % 60000}"
+            " received=4 sent=1 replies_received=1 replies_sent=1"
+            " dropped=source_port_0:2,truncated:1 replies_dropped=-"
+            " icmp_errors=0 kernel_dropped=0"
+        )
+        assert events[-1]["received"] == 4
 
 
 def test_settings_that_can_not_be() -> None:

@@ -58,8 +58,10 @@ class Options(StreamOptions):
             "max-flows",
             None,
             None,
-            "UDP flows of a listener (default: what the limits of open files and of"
-            " ports allow, shared by the listeners).",
+            (
+                "UDP flows of a listener (default: what the limits of open files and of"
+                " ports allow, shared by the listeners)."
+            ),
         ],
         [
             "max-flows-per-client",
