@@ -24,6 +24,10 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, eventAsText, globalLogPublisher
 
+from relayd.listening import _Exhaustion
+from relayd.plane.poller import Plane
+from relayd.resolving import Resolver
+
 #: How long a test's last connections get to close, in seconds.
 SETTLE = 2.0
 
@@ -104,6 +108,17 @@ def warm_reactor() -> None:
     factory.noisy = False
     port = live.listenTCP(0, factory, interface="127.0.0.1")
     pytest_twisted.blockon(port.stopListening())
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered() -> None:
+    """Let a test begin with nothing that relayd keeps for the reactor, but its own.
+
+    What was logged within the last second is not logged again, and pipes that could
+    not be had are not asked for: a test would see what the one before it had done.
+    """
+    for kind in (_Exhaustion, Plane, Resolver):
+        kind._all.pop(reactor, None)
 
 
 @pytest.fixture(autouse=True)
