@@ -68,9 +68,26 @@ def sockets(kind: str, listening: socket.socket | None = None) -> list[socket.so
     """Two ends of a connection: ours, and the far one."""
     if kind == "unix":
         return list(socket.socketpair())
-    with listening or socket.create_server(("127.0.0.1", 0)) as server:
-        far = socket.create_connection(server.getsockname())
+    far = socket.socket()
+    with listening or of_size(1 << 20) as server:
+        # Left to itself, the kernel makes them as large as the reader is quick.
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        far.connect(server.getsockname())
         return [server.accept()[0], far]
+
+
+def of_size(size: int) -> socket.socket:
+    """A listening socket; its connections' kernel buffers are about that large."""
+    server = socket.create_server(("127.0.0.1", 0))
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+    return server
+
+
+def small() -> socket.socket:
+    """A listening socket whose clients are soon blocked."""
+    return of_size(100_000)
 
 
 class Side:
@@ -225,14 +242,6 @@ def pumping(still: Still, *sides: Side) -> Iterator[Pump]:
             side.transport.abortConnection()
         pump.settle(2)
     assert [side.events.count("lost") for side in sides] == [1, 1]
-
-
-def small() -> socket.socket:
-    """A listening socket whose clients are soon blocked."""
-    server = socket.create_server(("127.0.0.1", 0))
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 100_000)
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 100_000)
-    return server
 
 
 @pytest.fixture
