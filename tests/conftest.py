@@ -94,6 +94,16 @@ def logged_failures() -> Iterator[LoggedFailures]:
     assert not failures, "logged failures:\n" + "\n".join(failures)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """How many processes share the tests with `-n auto`.
+
+    Twice as many as processors, since a live test waits for half of its time; but
+    each first collects all of the tests.
+    """
+    return min(8, 2 * (os.cpu_count() or 1))
+
+
 def pytest_collection_finish() -> None:
     """Let the collections after each test look only at what tests make."""
     gc.collect()
