@@ -662,6 +662,18 @@ def test_nothing_is_left_after_1000_sessions_of_every_ending(server: Server) -> 
         reset(upstream)
         client.close()
 
+    def client_resets_first(client: socket.socket, upstream: socket.socket) -> None:
+        reset(client)
+        with pytest.raises(ConnectionResetError):
+            upstream.recv(1)
+        upstream.close()
+
+    def server_resets_first(client: socket.socket, upstream: socket.socket) -> None:
+        reset(upstream)
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        client.close()
+
     def both_reset(client: socket.socket, upstream: socket.socket) -> None:
         reset(client)
         reset(upstream)
@@ -685,13 +697,25 @@ def test_nothing_is_left_after_1000_sessions_of_every_ending(server: Server) -> 
             client.sendall(bytes(100_000))
         client.close()
 
+    def hears_the_end_and_writes(
+        client: socket.socket, upstream: socket.socket
+    ) -> None:
+        upstream.close()
+        assert client.recv(1) == b""
+        with pytest.raises(ConnectionError):
+            while True:
+                client.sendall(b"is there anybody")
+        client.close()
+
     held: list[socket.socket] = []
+    flood, floods = bytes(1 << 26), []
+
+    def until_it_is_cut(sender: socket.socket) -> None:
+        with suppress(ConnectionError):
+            sender.sendall(flood)
 
     def server_never_reads(client: socket.socket, upstream: socket.socket) -> None:
-        client.setblocking(False)
-        with suppress(BlockingIOError):
-            while True:
-                client.send(bytes(1 << 20))
+        floods.append(in_thread(lambda: until_it_is_cut(client)))
         held.extend((client, upstream))
 
     def goes_silent(client: socket.socket, upstream: socket.socket) -> None:
@@ -702,16 +726,17 @@ def test_nothing_is_left_after_1000_sessions_of_every_ending(server: Server) -> 
         held.extend((client, upstream))
 
     def never_reads(client: socket.socket, upstream: socket.socket) -> None:
-        upstream.setblocking(False)
-        with suppress(BlockingIOError):
-            while True:
-                upstream.send(bytes(1 << 20))
+        floods.append(in_thread(lambda: until_it_is_cut(upstream)))
         held.extend((client, upstream))
 
+    # Who parts without a look at the other end may be met in any order; each ending
+    # is certain, too, where they wait for each other.
+    certain = [client_resets_first, server_resets_first, hears_the_end_and_writes]
     ways = [
         *(client_first, server_first, both_at_once, half_then_answer),
         *(client_resets, server_resets, both_reset, reset_after_half),
         *(leaves_unread, writes_to_the_dead, goes_silent, goes_silent_half),
+        *certain,
     ]
     with ExitStack() as stack:
         silent = stack.enter_context(full_backlog())
@@ -742,9 +767,10 @@ def test_nothing_is_left_after_1000_sessions_of_every_ending(server: Server) -> 
                 server_never_reads(client, upstream)
                 continue
             client.sendall(b"hello")
-            if number % 3:
+            way = ways[number % len(ways)]
+            if number % 3 or way in certain:
                 assert read_exactly(upstream, 5) == b"hello"
-            ways[number % len(ways)](client, upstream)
+            way(client, upstream)
         running.sessions(1000)
         eventually(lambda: running.descriptors == before, "all descriptors closed")
         endings = {line["ending"] for line in running.sessions(1000)}
@@ -754,6 +780,8 @@ def test_nothing_is_left_after_1000_sessions_of_every_ending(server: Server) -> 
             *("connect_refused", "connect_timeout", "unresolved", "client_left"),
         }
         assert not any("Traceback" in line for line in running.lines)
+        for thread in floods:
+            thread.join()
         for sock in held:
             sock.close()
 
