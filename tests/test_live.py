@@ -795,6 +795,7 @@ def test_a_full_descriptor_table_is_survived(server: Server) -> None:
     options = ("-l", "127.0.0.1:0", "-d", server.address)
     with relay(*options, preexec_fn=low_limit) as running:
         with ExitStack() as held:
+            began = time.monotonic()
             clients = [held.enter_context(connect(running.port)) for _ in range(100)]
             running.wait_for("hardly any file descriptor is left")
             served = []
@@ -807,7 +808,8 @@ def test_a_full_descriptor_table_is_survived(server: Server) -> None:
             time.sleep(1.5)
             assert running.process.poll() is None
             lines = [x for x in running.lines if "file descriptor" in x]
-            assert len(lines) <= 4, "once a second at most"
+            took = time.monotonic() - began
+            assert len(lines) <= 1 + took, "once a second at most"
             # Those who waited in the kernel's queue are served as others leave.
             waiting = len(clients) - len(served)
             for client in clients[: len(served)]:
