@@ -27,6 +27,7 @@ from twisted.logger import LogLevel, eventAsText, globalLogPublisher
 from relayd.listening import _Exhaustion
 from relayd.plane.poller import Plane
 from relayd.resolving import Resolver
+from tests import process
 
 #: How long a test's last connections get to close, in seconds.
 SETTLE = 2.0
@@ -60,7 +61,7 @@ def _left(before: dict[int, str], readers: set[Any]) -> list[str]:
         *(
             f"descriptor {number} {what}"
             for number, what in now.items()
-            if before.get(number) != what
+            if before.get(number) != what and number not in process.kept
         ),
     ]
 

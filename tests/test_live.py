@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,7 @@ from tests.process import (
     TRANSPORTS,
     RelayProcess,
     Server,
+    command,
     connect,
     eventually,
     fill,
@@ -56,7 +58,9 @@ def connections_of(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @contextmanager
-def chain(server: Server, length: int, *options: str) -> Iterator[RelayProcess]:
+def chain(
+    server: Server, length: int, *options: str, **how: Any
+) -> Iterator[RelayProcess]:
     """Relays in one process, each in front of the next; the last one of `server`."""
     with ExitStack() as held:
         # Ports that are free now: each relay's is the one before's destination.
@@ -69,7 +73,7 @@ def chain(server: Server, length: int, *options: str) -> Iterator[RelayProcess]:
     args = []
     for listener, destination in zip(listeners, [*hops, server.address], strict=True):
         args += ["--listen", listener, "--dest", destination]
-    with relay(*options, *args) as running:
+    with relay(*options, *args, **how) as running:
         running.listening(length)
         yield running
 
@@ -272,7 +276,9 @@ def test_a_slow_reader_is_not_stalled(server: Server) -> None:
 
 
 def test_memory_is_bounded_while_100_floods_are_blocked(server: Server) -> None:
-    with chain(server, 1, "--stall-timeout", NEVER) as running, ExitStack() as held:
+    options = ("--stall-timeout", NEVER)
+    started = chain(server, 1, *options, twistd=command())
+    with started as running, ExitStack() as held:
         warm = held.enter_context(connect(running.port))
         echo_once(server, warm, b"x" * 100_000).close()
         before = running.rss

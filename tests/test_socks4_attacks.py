@@ -45,6 +45,7 @@ from tests.process import (
     TRANSPORTS,
     RelayProcess,
     Server,
+    command,
     connect,
     eventually,
     read_all,
@@ -217,11 +218,11 @@ def test_no_way_to_the_machine_s_own_addresses(
     own = own_addresses()
     assert own
     for host in own:
-        for command in Command:
-            request = as_name(command, host, canary.port)
+        for each in Command:
+            request = as_name(each, host, canary.port)
             assert_unreachable(guarded, canary, request)
             if ":" not in host:
-                request = as_address(command, host, canary.port)
+                request = as_address(each, host, canary.port)
                 assert_unreachable(guarded, canary, request)
     # It does relay, and the canary can hear it: to the one address that is allowed.
     with connect(guarded.port) as client:
@@ -463,7 +464,8 @@ def test_a_flood_of_binds_gets_no_more_listeners_than_its_share() -> None:
 def test_those_who_send_and_send_before_anybody_reads_are_paused(kind: str) -> None:
     count, chunk = 5, random.Random(1).randbytes(1 << 18)
     with transport(kind), ExitStack() as held:
-        proxy = held.enter_context(relay(*LISTEN, plugin="socks4"))
+        started = relay(*LISTEN, plugin="socks4", twistd=command())
+        proxy = held.enter_context(started)
         with connect(proxy.port) as warm:
             warm.sendall(write_request(Command.BIND, "127.0.0.1", 20))
             answer(warm)

@@ -31,6 +31,7 @@ from tests.process import (
     RelayProcess,
     Server,
     UdpServer,
+    command,
     connect,
     eventually,
     read_exactly,
@@ -428,7 +429,8 @@ def test_a_spoofed_flood_beside_an_established_flow(
     # Most of its time goes into the log; the table is the same for both.
     sources = 30_000 if stage.transport == TRANSPORTS[0] else 5_000
     options = ("--max-flows", str(most), "--quiet")
-    with relay(*LISTEN, "-d", server.address, *options) as running:
+    options = (*LISTEN, "-d", server.address, *options)
+    with relay(*options, twistd=command()) as running:
         # Asked for once: it is looked for in the log, which is about to grow.
         port = running.port
         with udp_client(port) as client, socket.socket(type=2) as spoofing:
