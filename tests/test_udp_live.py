@@ -485,11 +485,17 @@ def test_a_flood_of_empty_datagrams_beside_another_listener(server: UdpServer) -
 
 def kernel_drops(port: int) -> int:
     """What the kernel has dropped of an IPv4 listener's datagrams (proc(5))."""
-    for line in Path("/proc/net/udp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[1].endswith(f":{port:04X}"):
-            return int(fields[12])
-    raise AssertionError(f"nothing listens on {port}")
+    found: list[int] = []
+
+    def look() -> bool:
+        # The list misses some while others on this machine open and close theirs.
+        lines = Path("/proc/net/udp").read_text().splitlines()[1:]
+        each = (line.split() for line in lines)
+        found[:] = [int(x[12]) for x in each if x[1].endswith(f":{port:04X}")]
+        return bool(found)
+
+    eventually(look, f"somebody listens on {port}")
+    return found[0]
 
 
 def fill_table(
