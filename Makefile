@@ -18,6 +18,13 @@ SYSTEM_PACKAGES := chromium chromium-driver curl gcc libc6-dev \
 # Debian's npm and those that come with another nodejs exclude each other.
 SYSTEM_PACKAGES += $(if $(shell command -v npm),,nodejs npm)
 
+# Each worker takes a part of the files in their order, and then from those who have
+# more to do: a relay that the tests of a file share is seldom started twice.
+AT_ONCE := -n auto --dist worksteal
+
+# Two hundred interpreters are started: none is to compile what another one has.
+test test-floor coverage: export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -57,10 +64,10 @@ run: $(VENV)/run ## set up, and relay 127.0.0.1:8080 to a file server of this fo
 	$(BIN)/twistd -n relayd --demo
 
 test: $(VENV)/test ## set up, and run the tests (no root, no Debian package)
-	$(BIN)/python -m pytest -m 'not system' $(ARGS)
+	$(BIN)/python -m pytest -m 'not system' $(AT_ONCE) $(ARGS)
 
 test-floor: $(FLOOR)/test ## the same tests on the oldest Twisted that relayd takes
-	$(FLOOR)/bin/python -m pytest -m 'not system' $(ARGS)
+	$(FLOOR)/bin/python -m pytest -m 'not system' $(AT_ONCE) $(ARGS)
 
 LIVE := tests/test_live.py tests/test_live_tls.py tests/test_socks4_live.py tests/test_udp_live.py
 
@@ -69,7 +76,7 @@ test-reactors: $(VENV)/test ## the relay's behaviour, whole, on the other reacto
 	RELAYD_TEST_REACTOR=asyncio $(BIN)/python -m pytest $(LIVE) $(ARGS)
 
 coverage: $(VENV)/test ## the tests, with branch coverage
-	$(BIN)/python -m coverage run -m pytest -m 'not system' $(ARGS)
+	$(BIN)/python -m coverage run -m pytest -m 'not system' $(AT_ONCE) $(ARGS)
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report
 

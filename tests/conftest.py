@@ -24,6 +24,11 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, eventAsText, globalLogPublisher
 
+from relayd.listening import _Exhaustion
+from relayd.plane.poller import Plane
+from relayd.resolving import Resolver
+from tests import process
+
 #: How long a test's last connections get to close, in seconds.
 SETTLE = 2.0
 
@@ -56,7 +61,7 @@ def _left(before: dict[int, str], readers: set[Any]) -> list[str]:
         *(
             f"descriptor {number} {what}"
             for number, what in now.items()
-            if before.get(number) != what
+            if before.get(number) != what and number not in process.kept
         ),
     ]
 
@@ -90,6 +95,16 @@ def logged_failures() -> Iterator[LoggedFailures]:
     assert not failures, "logged failures:\n" + "\n".join(failures)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """How many processes share the tests with `-n auto`.
+
+    Twice as many as processors, since a live test waits for half of its time; but
+    each first collects all of the tests.
+    """
+    return min(8, 2 * (os.cpu_count() or 1))
+
+
 def pytest_collection_finish() -> None:
     """Let the collections after each test look only at what tests make."""
     gc.collect()
@@ -104,6 +119,17 @@ def warm_reactor() -> None:
     factory.noisy = False
     port = live.listenTCP(0, factory, interface="127.0.0.1")
     pytest_twisted.blockon(port.stopListening())
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered() -> None:
+    """Let a test begin with nothing that relayd keeps for the reactor, but its own.
+
+    What was logged within the last second is not logged again, and pipes that could
+    not be had are not asked for: a test would see what the one before it had done.
+    """
+    for kind in (_Exhaustion, Plane, Resolver):
+        kind._all.pop(reactor, None)
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,12 @@ it; without it they get Twisted's choice.  `transport` chooses their connections
 
 from __future__ import annotations
 
+import atexit
+import functools
+import json
 import os
 import re
+import select
 import signal
 import socket
 import struct
@@ -20,7 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -54,6 +58,75 @@ def command(reactor: str | None = None) -> tuple[str, ...]:
     return (TWISTD, *chosen, "-n", "--pidfile=")
 
 
+@functools.cache
+def _nursery() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """The process that forks ours (`tests.nursery`), and where to ask it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "tests.nursery", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            cwd=Path(__file__).parent.parent,
+        )
+    kept.add(ours.fileno())
+    # It ends when nobody can ask it any more.
+    atexit.register(process.wait)
+    atexit.register(ours.close)
+    return process, ours
+
+
+#: Descriptors that outlast a test.
+kept: set[int] = set()
+
+
+class _Forked:
+    """A process from the nursery; what `RelayProcess` needs of `subprocess.Popen`."""
+
+    def __init__(self, argv: Sequence[str], env: dict[str, str]) -> None:
+        _, asked = _nursery()
+        reading, output = os.pipe()
+        self._news, news = os.pipe()
+        request = {"argv": argv, "env": env, "cwd": os.getcwd()}
+        socket.send_fds(asked, [json.dumps(request).encode()], [output, news])
+        os.close(output)
+        os.close(news)
+        self.stdout = os.fdopen(reading)
+        self.returncode: int | None = None
+        self.pid = int(self._line())
+
+    def _line(self) -> bytes:
+        line = b""
+        while not line.endswith(b"\n"):
+            part = os.read(self._news, 1)
+            assert part, "the nursery has failed"
+            line += part
+        return line
+
+    def _ended(self, timeout: float) -> bool:
+        if self.returncode is None and select.select([self._news], [], [], timeout)[0]:
+            self.returncode = int(self._line())
+            os.close(self._news)
+        return self.returncode is not None
+
+    def poll(self) -> int | None:
+        self._ended(0)
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        assert self._ended(timeout), f"it has not ended after {timeout:g} seconds"
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
 _LISTENING = re.compile(r"listening on (\S+), ")
 _FIELD = re.compile(r"(\w+)=(\S+)")
 
@@ -64,6 +137,7 @@ class RelayProcess:
     :param args: what follows `twistd -n relayd`.
     :param twistd: the command up to the plugin's name, if not `command()`.
     :param env: variables beyond this process's own.
+    :param forked: from the nursery, instead of started from nothing.
     """
 
     def __init__(
@@ -72,18 +146,25 @@ class RelayProcess:
         twistd: Sequence[str] = (),
         plugin: str = "relayd",
         env: dict[str, str] | None = None,
+        forked: bool = False,
         **popen: Any,
     ) -> None:
         self.lines: list[str] = []
         self._news = threading.Condition()
-        self.process = subprocess.Popen(
-            [*(twistd or command()), plugin, *_defaults, *args],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, **(env or {}), "PYTHONUNBUFFERED": "1"},
-            **popen,
-        )
+        self.process: Any
+        argv = [*(twistd or command()), plugin, *_defaults, *args]
+        env = {**os.environ, **(env or {}), "PYTHONUNBUFFERED": "1"}
+        if forked:
+            self.process = _Forked(argv, env)
+        else:
+            self.process = subprocess.Popen(
+                argv,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=env,
+                **popen,
+            )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -152,7 +233,10 @@ class RelayProcess:
 
     @property
     def rss(self) -> int:
-        """Its resident memory in bytes."""
+        """Its resident memory in bytes: of one that was started from nothing.
+
+        Of one that was forked, it grows with what it shares, as that is used.
+        """
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         found = re.search(r"VmRSS:\s+(\d+) kB", status)
         assert found
@@ -178,8 +262,12 @@ class RelayProcess:
 
 @contextmanager
 def relay(*args: str, **options: Any) -> Iterator[RelayProcess]:
-    """A relay that is listening, for the length of a block."""
-    running = RelayProcess(*args, **options)
+    """A relay that is listening, for the length of a block.
+
+    It comes from the nursery, unless `options` say how it is to be started.
+    """
+    forked = sys.platform == "linux" and not options.keys() - {"plugin", "env"}
+    running = RelayProcess(*args, forked=forked, **options)
     try:
         running.listening()
         eventually(running.running, "the reactor runs")

@@ -6,6 +6,7 @@ ARCHITECTURE.md draws the order; this keeps it, over the syntax trees.
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,13 +58,22 @@ EMBEDDED = {
 OUTER = {"config", "endpoints", "service", "demo"}
 
 
-def modules() -> dict[str, ast.Module]:
+def _modules() -> dict[str, Path]:
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
         if not name.endswith("__init__"):
-            found[name] = ast.parse(path.read_text())
+            found[name] = path
     return found
+
+
+MODULES = _modules()
+
+
+@functools.cache
+def tree_of(name: str) -> ast.Module:
+    """The syntax tree of a module of ours."""
+    return ast.parse(MODULES[name].read_text())
 
 
 def imports(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
@@ -90,26 +100,26 @@ def rooms(tree: ast.Module) -> set[str]:
 
 
 def test_every_module_has_a_room() -> None:
-    assert set(modules()) == {name for row in ROWS for name in row}
+    assert set(MODULES) == {name for row in ROWS for name in row}
 
 
-@pytest.mark.parametrize("name", sorted(modules()))
+@pytest.mark.parametrize("name", sorted(MODULES))
 def test_imports_go_one_way(name: str) -> None:
     [level] = [n for n, row in enumerate(ROWS) if name in row]
     above: set[str] = set().union(*ROWS[:level])
-    beside = rooms(modules()[name]) - above
+    beside = rooms(tree_of(name)) - above
     assert not beside, f"{name} may not import {sorted(beside)}"
 
 
 @pytest.mark.parametrize("name", sorted(EMBEDDED))
 def test_embedded_rooms_know_no_settings(name: str) -> None:
-    assert not rooms(modules()[name]) & OUTER
+    assert not rooms(tree_of(name)) & OUTER
 
 
-@pytest.mark.parametrize("name", sorted(modules()))
+@pytest.mark.parametrize("name", sorted(MODULES))
 def test_the_reactor_is_an_argument(name: str) -> None:
     """Importing the global reactor installs one; only two defaults may."""
-    tree = modules()[name]
+    tree = tree_of(name)
     taken = [
         node
         for dotted, node in imports(tree)
@@ -127,6 +137,6 @@ def test_the_plugin_imports_nothing_of_ours() -> None:
     assert not any(name.startswith("relayd") for name in names)
 
 
-@pytest.mark.parametrize("name", sorted(modules()))
+@pytest.mark.parametrize("name", sorted(MODULES))
 def test_every_module_says_what_it_is_for(name: str) -> None:
-    assert ast.get_docstring(modules()[name])
+    assert ast.get_docstring(tree_of(name))

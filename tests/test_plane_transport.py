@@ -10,12 +10,14 @@ and plain sockets are at their far ends:
 from __future__ import annotations
 
 import errno
+import fcntl
 import gc
 import os
 import random
 import select
 import socket
 import stat
+import sys
 import time
 import weakref
 from collections.abc import Iterator
@@ -56,10 +58,9 @@ from tests.test_plane_poller import Still, still
 __all__ = ["still"]
 
 #: What is sent where it must not be mistaken: no part of it comes twice.
-FLOOD = random.Random(7).randbytes(48 << 20)
+NOISE = random.Random(7).randbytes(12 << 20)
 
-#: The beginning of it: enough to be spliced for a while.
-NOISE = FLOOD[: 12 << 20]
+#: Enough to fill the kernel's buffers, and ours.
 LOTS = len(NOISE)
 
 KINDS = ["tcp tcp", "unix unix", "tcp unix", "unix tcp"]
@@ -69,9 +70,44 @@ def sockets(kind: str, listening: socket.socket | None = None) -> list[socket.so
     """Two ends of a connection: ours, and the far one."""
     if kind == "unix":
         return list(socket.socketpair())
-    with listening or socket.create_server(("127.0.0.1", 0)) as server:
-        far = socket.create_connection(server.getsockname())
+    far = socket.socket()
+    with listening or of_size(1 << 20) as server:
+        # Left to itself, the kernel makes them as large as the reader is quick.
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        far.connect(server.getsockname())
         return [server.accept()[0], far]
+
+
+def of_size(size: int) -> socket.socket:
+    """A listening socket; its connections' kernel buffers are about that large."""
+    server = socket.create_server(("127.0.0.1", 0))
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+    return server
+
+
+def small() -> socket.socket:
+    """A listening socket whose clients are soon blocked."""
+    return of_size(100_000)
+
+
+#: linux/sockios.h: what a TCP socket has queued, and what of it was never sent.
+SIOCOUTQ, SIOCOUTQNSD = 0x5411, 0x894B
+
+
+def at_rest(sock: Any) -> bool:
+    """Whether nothing is under way: what a TCP socket has queued, its peer can't take.
+
+    A busy machine may deliver it much later, and make room for more.
+    """
+    if sock.fileno() == -1:
+        return True
+    queued, not_sent = (
+        int.from_bytes(fcntl.ioctl(sock.fileno(), what, bytes(4)), sys.byteorder)
+        for what in (SIOCOUTQ, SIOCOUTQNSD)
+    )
+    return queued == not_sent
 
 
 class Side:
@@ -93,6 +129,7 @@ class Side:
         if kind is not None:
             near = kind(fileno=near.detach())
         self.peer = Peer(far)
+        self.family = far.family
         self.protocol: Any = protocol or Recorder()
         made = transport_class(int(near.family))
         self.transport: Any = made(plane, near, self.protocol, "", None)
@@ -172,19 +209,28 @@ class Pump:
     def block(self, side: Side) -> int:
         """Have the far end send until nothing moves; return how much it has sent."""
         sent, quiet = 0, 0
+        # UNIX sockets deliver at once.
+        into: Any = self.other(side).transport
+        under_way = [
+            each
+            for each, near in ((side.peer.socket, side), (into, self.other(side)))
+            if near.family != socket.AF_UNIX
+        ]
         while quiet < 10:
             part = 0
             with suppress(BlockingIOError):
-                while sent + part < len(FLOOD):
+                while sent + part < LOTS:
                     at = sent + part
                     part += side.peer.socket.send(
-                        memoryview(FLOOD)[at : at + (1 << 18)]
+                        memoryview(NOISE)[at : at + (1 << 18)]
                     )
             sent += part
             read = side.told.bytes
             self.settle(1)
-            quiet = 0 if part or side.told.bytes > read else quiet + 1
-        assert sent < len(FLOOD), "FLOOD is too small for the kernel's buffers"
+            moved = part or side.told.bytes > read
+            resting = all(map(at_rest, under_way))
+            quiet = quiet + 1 if resting and not moved else 0
+        assert sent < LOTS, "NOISE is too small for the kernel's buffers"
         return sent
 
     def splice(self, side: Side) -> None:
@@ -226,14 +272,6 @@ def pumping(still: Still, *sides: Side) -> Iterator[Pump]:
             side.transport.abortConnection()
         pump.settle(2)
     assert [side.events.count("lost") for side in sides] == [1, 1]
-
-
-def small() -> socket.socket:
-    """A listening socket whose clients are soon blocked."""
-    server = socket.create_server(("127.0.0.1", 0))
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 100_000)
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 100_000)
-    return server
 
 
 @pytest.fixture
@@ -576,7 +614,7 @@ def test_a_sink_that_is_full_holds_no_more_than_a_chunk(
     # The other direction is not concerned.
     server.peer.socket.send(b"meanwhile")
     assert pump.take(client, 9) == b"meanwhile"
-    assert pump.take(server, sent) == FLOOD[:sent]
+    assert pump.take(server, sent) == NOISE[:sent]
     assert not client.transport.blocked
     assert server.transport.unsent == pump.pipes.in_use == 0
 
@@ -586,8 +624,8 @@ def test_both_sinks_full_block_nobody_for_ever(tcp: Pump) -> None:
     sent = tcp.block(tcp.client), tcp.block(tcp.server)
     assert tcp.client.transport.blocked
     assert tcp.server.transport.blocked
-    assert tcp.take(tcp.client, sent[1]) == FLOOD[: sent[1]]
-    assert tcp.take(tcp.server, sent[0]) == FLOOD[: sent[0]]
+    assert tcp.take(tcp.client, sent[1]) == NOISE[: sent[1]]
+    assert tcp.take(tcp.server, sent[0]) == NOISE[: sent[0]]
 
 
 def test_a_sink_that_drains_a_little_at_a_time(tcp: Pump) -> None:
@@ -597,7 +635,7 @@ def test_a_sink_that_drains_a_little_at_a_time(tcp: Pump) -> None:
         with suppress(BlockingIOError):
             server.data += server.socket.recv(30_000)
         tcp.settle(1)
-    assert server.data == FLOOD[:sent]
+    assert server.data == NOISE[:sent]
 
 
 def test_what_a_protocol_writes_goes_behind_what_waits(
@@ -729,7 +767,7 @@ def test_an_end_of_data_waits_behind_a_full_sink(
     pump.client.peer.end()
     pump.settle()
     assert pump.client.events == pump.server.events == []
-    assert pump.take_all(pump.server) == FLOOD[:sent]
+    assert pump.take_all(pump.server) == NOISE[:sent]
     assert pump.client.events == ["eof"]
     assert pump.server.events == ["shut"]
     assert pump.client.told.bytes == sent

@@ -45,7 +45,15 @@ from relayd.socks4 import Socks4Factory
 from relayd.socks4_wire import Code, Command, write_reply, write_request
 from relayd.tap import socks4
 from relayd.tap.relayd import EXAMPLES, Options, makeService
-from tests.process import TWISTD, RelayProcess, Server, connect, read_exactly, relay
+from tests.process import (
+    TWISTD,
+    RelayProcess,
+    Server,
+    connect,
+    eventually,
+    read_exactly,
+    relay,
+)
 from twisted.plugins import relayd_plugin
 
 #: The two runners, each writing its log as text and no file at all.
@@ -1007,7 +1015,9 @@ def test_a_daemon_that_can_not_start_says_so(tmp_path: Path) -> None:
     assert status == 1
     assert "can't listen on 192.0.2.1:80" in "\n".join(lines)
     assert not [line for line in lines if "Traceback" in line]
-    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+    # Its parent has told, and ended, before it ends itself.
+    left = ["log"]
+    eventually(lambda: [path.name for path in tmp_path.iterdir()] == left, "no pid")
 
 
 @runners
