@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import resource
 import select
 import signal
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,34 @@ MOST_IPV6 = 65527
 WELL_EXPIRED = 3.0
 
 _IP_PKTINFO = getattr(socket, "IP_PKTINFO", 8)
+
+
+#: One counter of the line that a relay ends with, or several by their reason.
+_COUNTED = re.compile(r"(\w+)=(\S+)")
+
+
+@contextmanager
+def balanced(*args: str, **options: Any) -> Iterator[RelayProcess]:
+    """A relay of which it is sure, when it has ended, that no datagram was lost.
+
+    What it has received is what it sent and what it counted as dropped, either way.
+    """
+    with relay("--drain-timeout", "0.1", *args, **options) as running:
+        yield running
+        if running.process.poll() is None:
+            running.signal()
+        running.wait()
+        # A quiet one that has dropped nothing says nothing.
+        least = int("--quiet" not in args)
+        totals = running.wait_for(r"\[relayd\.flow#info\] (datagrams .*)", least)
+    for line in totals:
+        told = dict(_COUNTED.findall(line[1]))
+        for received, sent, dropped in (
+            ("received", "sent", "dropped"),
+            ("replies_received", "replies_sent", "replies_dropped"),
+        ):
+            reasons = re.findall(r":(\d+)", told[dropped])
+            assert int(told[received]) == int(told[sent]) + sum(map(int, reasons))
 
 
 @attrs.frozen
@@ -96,7 +125,7 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
             args += ["--listen", listener]
             args += [arg for server in servers for arg in ("--dest", server)]
         held.enter_context(transport(request.param))
-        running = held.enter_context(relay(*args))
+        running = held.enter_context(balanced(*args))
         lines = running.listening(len(sorts) + 1)
         numbers = [int(line.rpartition(":")[2]) for line in lines]
         ports = dict(zip(sorts, numbers, strict=False))
@@ -351,7 +380,7 @@ def test_tcp_and_udp_on_one_port_number(server: UdpServer) -> None:
     here = f"127.0.0.1:{number}"
     with Server() as stream:
         datagrams = ("-l", f"udp:{here}", "-d", server.address)
-        with relay(*datagrams, "-l", here, "-d", stream.address) as running:
+        with balanced(*datagrams, "-l", here, "-d", stream.address) as running:
             assert running.listening(2) == [f"udp:{here}", here]
             with udp_client(number) as client, connect(number) as other:
                 other.sendall(b"stream")
@@ -370,7 +399,7 @@ def test_a_server_that_is_down_for_a_while(stage: Stage) -> None:
     # An address whose ports nothing else takes while it is down.
     with UdpServer("127.0.0.77") as server:
         away = server.port
-        with relay(*LISTEN, "-d", server.address) as running:
+        with balanced(*LISTEN, "-d", server.address) as running:
             with udp_client(running.port) as client, udp_client(running.port) as other:
                 peer = exchange(client, server, b"up", b"yes")
                 beside = exchange(other, server, b"up, too", b"yes")
@@ -395,7 +424,7 @@ def test_a_server_that_is_down_for_a_while(stage: Stage) -> None:
 def test_a_server_that_is_down_from_the_start() -> None:
     with UdpServer("127.0.0.77") as server:
         pass
-    with relay(*LISTEN, "-d", server.address) as running:
+    with balanced(*LISTEN, "-d", server.address) as running:
         with udp_client(running.port) as client:
             client.send(b"down")
             client.send(b"down")
@@ -441,7 +470,7 @@ def test_a_spoofed_flood_beside_an_established_flow(
     sources = 30_000 if stage.transport == TRANSPORTS[0] else 5_000
     options = ("--max-flows", str(most), "--quiet")
     options = (*LISTEN, "-d", server.address, *options)
-    with relay(*options, twistd=command()) as running:
+    with balanced(*options, twistd=command()) as running:
         # Asked for once: it is looked for in the log, which is about to grow.
         port = running.port
         with udp_client(port) as client, socket.socket(type=2) as spoofing:
@@ -475,7 +504,7 @@ def test_a_flood_of_two_listeners_with_few_descriptors(server: UdpServer) -> Non
 
     udp = (*LISTEN, "-d", server.address)
     tcp = ("-l", "127.0.0.1:0", "-d", server.address.removeprefix("udp:"))
-    with relay(*udp, *udp, *tcp, preexec_fn=low_limit) as running:
+    with balanced(*udp, *udp, *tcp, preexec_fn=low_limit) as running:
         ports = [int(each.rpartition(":")[2]) for each in running.listening(3)]
         with ExitStack() as stack:
             clients = [stack.enter_context(udp_client(port)) for port in ports[:2]]
@@ -506,7 +535,7 @@ def test_a_flood_of_empty_datagrams_beside_another_listener(server: UdpServer) -
     )
     with UdpServer() as flooded:
         args = (*LISTEN, "-d", flooded.address, *LISTEN, "-d", server.address)
-        with relay(*args, "--udp-rcvbuf", "200000") as running:
+        with balanced(*args, "--udp-rcvbuf", "200000") as running:
             ports = [int(each.rpartition(":")[2]) for each in running.listening(2)]
             with udp_client(ports[1]) as client:
                 argv = [sys.executable, "-c", flood, str(ports[0])]
@@ -565,7 +594,7 @@ def test_8000_flows_and_nothing_left_of_them(server: UdpServer) -> None:
 
     options = ("--udp-timeout", "6", "--udp-unreplied-timeout", "1", "--quiet")
     options = (*LISTEN, "-d", server.address, *options)
-    with relay(*options, preexec_fn=high_limit) as running:
+    with balanced(*options, preexec_fn=high_limit) as running:
         port = running.port
         with udp_client(port) as client, socket.socket(type=2) as many:
             many.bind(("", 0))
@@ -592,7 +621,7 @@ def test_8000_flows_and_nothing_left_of_them(server: UdpServer) -> None:
 
 def test_flows_of_one_client_host_are_bounded(server: UdpServer) -> None:
     options = ("--max-flows-per-client", "3")
-    with relay(*LISTEN, "-d", server.address, *options) as running:
+    with balanced(*LISTEN, "-d", server.address, *options) as running:
         with ExitStack() as held:
             clients = [held.enter_context(udp_client(running.port)) for _ in range(4)]
             # One that was not answered makes room.
@@ -614,7 +643,7 @@ def test_flows_in_all_are_bounded_and_refusals_logged_once_a_second(
     server: UdpServer,
 ) -> None:
     options = ("--max-flows", "2", "--max-flows-per-client", "2")
-    with relay(*LISTEN, "-d", server.address, *options) as running:
+    with balanced(*LISTEN, "-d", server.address, *options) as running:
         with ExitStack() as held:
             one, two, three = (
                 held.enter_context(udp_client(running.port, own=(host, 0)))
@@ -635,7 +664,7 @@ def test_flows_in_all_are_bounded_and_refusals_logged_once_a_second(
 
 
 def test_replies_are_capped(server: UdpServer) -> None:
-    with relay(*LISTEN, "-d", server.address, "--reply-cap", "2") as running:
+    with balanced(*LISTEN, "-d", server.address, "--reply-cap", "2") as running:
         with udp_client(running.port) as client:
             client.send(bytes(100))
             _, peer = server.receive()
@@ -660,8 +689,8 @@ def test_flows_expire_unless_something_moves(server: UdpServer) -> None:
     options = (*LISTEN, "-d", server.address)
     options = (*options, "--udp-timeout", "1", "--udp-unreplied-timeout", "0.5")
     with ExitStack() as held:
-        both = held.enter_context(relay(*options))
-        outbound = held.enter_context(relay(*options, "--no-refresh-inbound"))
+        both = held.enter_context(balanced(*options))
+        outbound = held.enter_context(balanced(*options, "--no-refresh-inbound"))
         sending, hearing, replied, unreplied, deaf = (
             held.enter_context(udp_client(running.port))
             for running in (both, both, both, both, outbound)
@@ -702,7 +731,7 @@ def test_flows_expire_unless_something_moves(server: UdpServer) -> None:
 
 def test_sigterm_lets_replies_arrive(server: UdpServer) -> None:
     options = ("--drain-timeout", "60")
-    with relay(*LISTEN, "-d", server.address, *options) as running:
+    with balanced(*LISTEN, "-d", server.address, *options) as running:
         with udp_client(running.port) as client, udp_client(running.port) as late:
             known = name(client)
             client.send(b"before")
@@ -725,7 +754,7 @@ def test_sigterm_lets_replies_arrive(server: UdpServer) -> None:
 def test_sigterm_does_not_wait_for_ever(server: UdpServer) -> None:
     """A client that never stops has --drain-timeout, and no more."""
     options = ("--drain-timeout", "0.5")
-    with relay(*LISTEN, "-d", server.address, *options) as running:
+    with balanced(*LISTEN, "-d", server.address, *options) as running:
         with udp_client(running.port) as client:
             exchange(client, server, b"hello", b"hello")
             running.signal()
@@ -746,7 +775,7 @@ def test_sigterm_does_not_wait_for_ever(server: UdpServer) -> None:
 
 def test_a_second_signal_ends_at_once(server: UdpServer) -> None:
     options = ("--drain-timeout", "60")
-    with relay(*LISTEN, "-d", server.address, *options) as running:
+    with balanced(*LISTEN, "-d", server.address, *options) as running:
         with udp_client(running.port) as client:
             exchange(client, server, b"hello", b"hello")
             running.signal()
@@ -778,7 +807,7 @@ def test_the_log_has_a_line_for_a_flow_and_none_for_its_datagrams(
 ) -> None:
     options = ("--drain-timeout", "0")
     listeners = ("-l", "udp:0", "-d", server.address)
-    with relay(*listeners, *options) as running:
+    with balanced(*listeners, *options) as running:
         running.listening(2)
         hosts = ("127.0.0.3", "::1")
         seen = {}
