@@ -9,6 +9,7 @@ kept full by whoever opens connections and says nothing.
 from __future__ import annotations
 
 import ipaddress
+import resource
 from typing import Generic, TypeVar
 
 from twisted.internet.interfaces import IReactorTime
@@ -19,6 +20,26 @@ from relayd.errors import Refused
 log = Logger(namespace="relayd.limits")
 
 Item = TypeVar("Item")
+
+#: Handshakes that may wait in all, and of one client, unless it is said.
+HANDSHAKES, HANDSHAKES_EACH = 4096, 1024
+
+
+def affordable_handshakes() -> int:
+    """How many handshakes may wait in all, unless it is said.
+
+    A quarter of what the limit of open files allows: more than it allows would keep
+    everybody out, since nobody has to make room for a client that is not accepted.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return HANDSHAKES
+    return max(1, min(HANDSHAKES, limit // 4))
+
+
+def fair_handshakes(most: int) -> int:
+    """How many of those one client may have, unless it is said: a quarter."""
+    return max(1, min(HANDSHAKES_EACH, most // 4))
 
 
 def share_of(host: str) -> str:

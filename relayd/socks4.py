@@ -53,7 +53,12 @@ from relayd.destinations import ProxyPolicy, address_towards
 from relayd.dialing import Dialer
 from relayd.errors import Refused, RelayError
 from relayd.interfaces import IGate, IObserver, IProxyPolicy
-from relayd.limits import Waiting, share_of
+from relayd.limits import (
+    Waiting,
+    affordable_handshakes,
+    fair_handshakes,
+    share_of,
+)
 from relayd.listening import TCPListenerEndpoint
 from relayd.names import is_address
 from relayd.resolving import Resolver, SocketAddress
@@ -599,7 +604,9 @@ class Socks4Factory(StreamFactory):
         0 for never.
     :param bind_timeout: seconds that BIND waits for its peer, 0 for ever.
     :param max_handshakes: clients in a handshake; the one that has been in it longest
-        makes room.  And of one client address.
+        makes room.  None is a quarter of the limit of open files, 4,096 at most.
+    :param max_handshakes_per_client: those of one client address, likewise.  None is a
+        quarter of `max_handshakes`, 1,024 at most.
     :param max_binds: clients that wait for a peer; more are refused.  And of one
         client address.
 
@@ -633,8 +640,8 @@ class Socks4Factory(StreamFactory):
         stall_timeout: float = 10.0,
         idle_timeout: float = 3600.0,
         half_close_timeout: float = 300.0,
-        max_handshakes: int = 4096,
-        max_handshakes_per_client: int = 1024,
+        max_handshakes: int | None = None,
+        max_handshakes_per_client: int | None = None,
         max_binds: int = 256,
         max_binds_per_client: int = 8,
         observer: IObserver | None = None,
@@ -652,6 +659,10 @@ class Socks4Factory(StreamFactory):
         ):
             if not seconds >= 0:
                 raise ValueError(f"{name} must not be negative: {seconds!r}")
+        if max_handshakes is None:
+            max_handshakes = affordable_handshakes()
+        if max_handshakes_per_client is None:
+            max_handshakes_per_client = fair_handshakes(max_handshakes)
         for name, most in (
             ("max_handshakes", max_handshakes),
             ("max_handshakes_per_client", max_handshakes_per_client),

@@ -408,7 +408,7 @@ def test_a_thousand_who_stop_in_mid_handshake_keep_nobody_out() -> None:
         port = server.socket.getsockname()[1]
         request = write_request(Command.CONNECT, "localhost", port)
         before = proxy.descriptors
-        mute = []
+        mute, began = [], time.monotonic()
         for _ in range(1000):
             mute.append(held.enter_context(connect(proxy.port)))
             mute[-1].sendall(request[:-1])
@@ -426,8 +426,34 @@ def test_a_thousand_who_stop_in_mid_handshake_keep_nobody_out() -> None:
         mute[-1].sendall(request[-1:])
         server.accept().close()
         assert answer(mute[-1]).code == Code.GRANTED
-        [_] = proxy.wait_for("300 handshakes of 127.0.0.1 wait", 1)
+        lines = proxy.wait_for("300 handshakes of 127.0.0.1 wait")
+        assert len(lines) <= 1 + time.monotonic() - began, "once a second at most"
         assert not any("Traceback" in line for line in proxy.lines)
+
+
+@pytest.mark.parametrize("addresses", [1, 20])
+def test_by_default_those_who_are_mute_keep_nobody_out(addresses: int) -> None:
+    """Even if there are more of them than the proxy could hold."""
+
+    def as_a_shell_limits_it() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+
+    with many_descriptors(), ExitStack() as held:
+        server = held.enter_context(Server())
+        limited = relay(*LISTEN, plugin="socks4", preexec_fn=as_a_shell_limits_it)
+        proxy = held.enter_context(limited)
+        port = server.socket.getsockname()[1]
+        for number in range(1200):
+            own = (f"127.0.0.{1 + number % addresses}", 0)
+            mute = socket.create_connection(("127.0.0.1", proxy.port), PATIENCE, own)
+            held.enter_context(mute)
+        started = time.monotonic()
+        with connect(proxy.port) as client:
+            client.sendall(write_request(Command.CONNECT, "127.0.0.1", port))
+            server.accept().close()
+            assert answer(client).code == Code.GRANTED
+        assert time.monotonic() - started < 2, "the good client waited"
+        assert not any("hardly any" in line for line in proxy.lines)
 
 
 def test_a_flood_of_binds_gets_no_more_listeners_than_its_share() -> None:
