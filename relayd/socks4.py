@@ -211,7 +211,7 @@ class Socks4Protocol(StreamProtocol):
             factory.reactor, client, transport.getHost(), port=factory.ident_port
         )
         self._dialing.addCallbacks(self._identified, self._not_identified)
-        self._dialing.addErrback(self._failed)
+        self._dialing.addErrback(self.failed)
 
     def _identified(self, user_id: bytes) -> None:
         self._dialing = None
@@ -230,7 +230,7 @@ class Socks4Protocol(StreamProtocol):
             reason.trap(ident.NoIdent)
             self.refuse(Ending.IDENT_FAILED, str(reason.value), Code.NO_IDENT)
 
-    def _failed(self, reason: Failure) -> None:
+    def failed(self, reason: Failure) -> None:
         """A defect of ours, or of a policy, a dialer or a listener."""
         log.failure("session {id} failed", reason, id=self.session.id)
         self.cut(Ending.FAILED, repr(reason.value))
@@ -324,7 +324,7 @@ class Socks4Protocol(StreamProtocol):
             )
             self._dialing = looked_up
             looked_up.addCallbacks(self._bind_to_named, self._not_resolved)
-            looked_up.addErrback(self._failed)
+            looked_up.addErrback(self.failed)
 
     def _bind_to_named(self, found: list[SocketAddress]) -> None:
         self._dialing = None
@@ -372,7 +372,7 @@ class Socks4Protocol(StreamProtocol):
             return
         listening = factory.listener(host).listen(bound)
         listening.addCallbacks(bound.listens, self._not_bound)
-        listening.addErrback(self._failed)
+        listening.addErrback(self.failed)
 
     def _not_bound(self, reason: Failure) -> None:
         # The last is what Twisted's own endpoints say.
@@ -563,7 +563,12 @@ class _Bound(Factory):
         if self._over:
             return None
         self.cancel()
-        return self._client.peer_came(addr, self._peers)
+        try:
+            return self._client.peer_came(addr, self._peers)
+        except Exception:
+            # The listener is gone: its client would wait for nobody.
+            self._client.failed(Failure())
+            return None
 
 
 class _PeerLeg(UpstreamLeg):

@@ -1485,6 +1485,19 @@ def test_a_policy_with_a_bug_ends_its_session_only(
     proxy.nothing_left()
 
 
+def test_a_policy_with_a_bug_for_whoever_comes_ends_the_session(
+    logged_failures: LoggedFailures,
+) -> None:
+    proxy = Proxy(bind_any=True)
+    client = proxy.client(BIND_ANY)
+    client.take()
+    proxy.policy.problem = ZeroDivisionError("in the policy")
+    assert not proxy.port.accept("203.0.113.99").connected
+    assert not client.connected
+    logged_failures.take("in the policy")
+    proxy.over(Ending.FAILED)
+
+
 def test_an_admission_with_a_bug_ends_its_session_only(
     logged_failures: LoggedFailures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
