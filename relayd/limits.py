@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from relayd.errors import Refused
+from relayd.seldom import Seldom
 
 log = Logger(namespace="relayd.limits")
 
@@ -74,10 +75,9 @@ class Waiting(Generic[Item]):
         self._what = what
         self._most = most
         self._most_each = most_each
-        self._clock = clock
         self._items: dict[Item, str] = {}
         self._by_client: dict[str, dict[Item, None]] = {}
-        self._logged_at: float | None = None
+        self._seldom = Seldom(clock)
         self.hits = 0
 
     def __len__(self) -> int:
@@ -139,10 +139,8 @@ class Waiting(Generic[Item]):
 
     def _hit(self, whose: str, most: int) -> None:
         self.hits += 1
-        now = self._clock.seconds()
-        if self._logged_at is not None and now - self._logged_at < 1.0:
+        if not self._seldom.is_due():
             return
-        self._logged_at = now
         log.warn(
             "{most} {what} {whose} wait, which is the bound"
             " (reached {hits} times so far)",

@@ -43,6 +43,7 @@ from zope.interface import implementer
 
 from relayd.addresses import address_name, host_port, numeric_host, socket_address
 from relayd.errors import ListenError
+from relayd.seldom import Seldom
 from relayd.transports import connection_class, set_options
 
 if TYPE_CHECKING:
@@ -79,8 +80,8 @@ class _Exhaustion:
 
     def __init__(self, clock: Any) -> None:
         # Weakly, as the table of all of them is keyed by it.
-        self._clock = weakref.proxy(clock)
-        self._logged_at: float | None = None
+        weakly: Any = weakref.proxy(clock)
+        self._seldom = Seldom(weakly)
         self._enough = 0
         self.pauses = 0
 
@@ -107,10 +108,8 @@ class _Exhaustion:
 
     def log(self, where: str, why: str) -> None:
         self.pauses += 1
-        now = self._clock.seconds()
-        if self._logged_at is not None and now - self._logged_at < 1.0:
+        if not self._seldom.is_due():
             return
-        self._logged_at = now
         log.warn(
             "{where}: {why}; clients wait until a session ends"
             " (paused {pauses} times so far; raise the limit with ulimit -n)",
