@@ -9,6 +9,7 @@ kept full by whoever opens connections and says nothing.
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import resource
 from typing import Generic, TypeVar
 
@@ -118,6 +119,10 @@ class Waiting(Generic[Item]):
             self.discard(gone)
         self._insert(item, client)
         return gone
+
+    def oldest(self, count: int) -> list[Item]:
+        """Those who have waited longest, at most so many; the longest first."""
+        return list(itertools.islice(self._items, count))
 
     def discard(self, item: Item) -> None:
         """`item` waits no longer, if it did."""

@@ -52,7 +52,7 @@ from relayd.bridge import Leg, Timeouts, is_dead
 from relayd.destinations import ProxyPolicy, address_towards
 from relayd.dialing import Dialer
 from relayd.errors import Refused, RelayError
-from relayd.interfaces import IGate, IObserver, IProxyPolicy
+from relayd.interfaces import IGate, IMakesRoom, IObserver, IProxyPolicy
 from relayd.limits import (
     Waiting,
     affordable_handshakes,
@@ -79,6 +79,13 @@ __all__ = ["Socks4Factory", "Socks4Protocol", "Socks4Session"]
 log = Logger(namespace="relayd.socks4")
 
 _ANYONE = "0.0.0.0"
+
+#: Seconds after which a handshake may be ended for want of descriptors: those who mean
+#: it are done by then.
+LONG_HANDSHAKE = 1.0
+
+#: How many are, each time that a listener finds none; it looks ten times a second.
+ROOM = 32
 
 #: Makes what connects to the first of some permitted addresses that answers.
 AnyDialer = Callable[[Sequence[SocketAddress]], IStreamClientEndpoint]
@@ -585,6 +592,7 @@ class _PeerLeg(UpstreamLeg):
             client.peer_connected(self)
 
 
+@implementer(IMakesRoom)
 class Socks4Factory(StreamFactory):
     """Serves SOCKS4 and 4a clients.
 
@@ -706,6 +714,13 @@ class Socks4Factory(StreamFactory):
         self.binds: Waiting[Socks4Protocol] = Waiting(
             "BINDs", max_binds, max_binds_per_client, reactor
         )
+
+    def make_room(self) -> None:
+        """See :meth:`IMakesRoom.make_room`."""
+        long_ago = self.now() - LONG_HANDSHAKE
+        for protocol in self.handshakes.oldest(ROOM):
+            if protocol.session.opened_at <= long_ago:
+                protocol.refuse(Ending.CROWDED_OUT, "descriptors run out")
 
     def _listener(self, host: str) -> IStreamServerEndpoint:
         return TCPListenerEndpoint(self.reactor, host, 0, 1)

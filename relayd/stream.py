@@ -33,7 +33,6 @@ from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
     INegotiated,
-    IProtocolFactory,
     IReactorTime,
     ITCPTransport,
     IUNIXTransport,
@@ -41,7 +40,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import classImplementsOnly, implementer
+from zope.interface import classImplementsOnly, implementedBy, implementer
 
 from relayd.addresses import address_name
 from relayd.bridge import Bridge, Leg, Timeouts
@@ -417,7 +416,8 @@ class StreamFactory(Factory):
     def __init_subclass__(cls) -> None:
         if "buildProtocol" in vars(cls):
             # It means to see every client's address.
-            classImplementsOnly(cls, IProtocolFactory)
+            left = [each for each in implementedBy(cls) if each is not INamedClients]
+            classImplementsOnly(cls, *left)
 
     def __init__(
         self,

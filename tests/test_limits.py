@@ -218,6 +218,16 @@ def test_whose_share(host: str, share: str) -> None:
     assert share_of(host) == share
 
 
+def test_the_oldest_of_all() -> None:
+    """Whoever's they are; asking changes nothing."""
+    waiting: Waiting[int] = Waiting("things", 9, 9, Clock())
+    for number in range(4):
+        waiting.push(number, "192.0.2.1" if number % 2 else "192.0.2.2")
+    waiting.discard(1)
+    assert [waiting.oldest(2), waiting.oldest(9)] == [[0, 2], [0, 2, 3]]
+    assert len(waiting) == 3
+
+
 @pytest.mark.parametrize(
     ("limit", "most", "each"),
     [

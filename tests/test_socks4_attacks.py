@@ -456,6 +456,28 @@ def test_by_default_those_who_are_mute_keep_nobody_out(addresses: int) -> None:
         assert not any("hardly any" in line for line in proxy.lines)
 
 
+def test_without_descriptors_the_mute_make_room() -> None:
+    """Where there may be more of them than the proxy can hold."""
+
+    def low_limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+
+    bounds = ("--max-handshakes", "1000", "--max-handshakes-per-client", "1000")
+    with ExitStack() as held:
+        server = held.enter_context(Server())
+        limited = relay(*LISTEN, *bounds, plugin="socks4", preexec_fn=low_limit)
+        proxy = held.enter_context(limited)
+        port = server.socket.getsockname()[1]
+        for _ in range(120):
+            held.enter_context(connect(proxy.port))
+        with connect(proxy.port) as client:
+            client.sendall(write_request(Command.CONNECT, "127.0.0.1", port))
+            server.accept().close()
+            assert answer(client).code == Code.GRANTED
+        proxy.wait_for("hardly any file descriptor is left")
+        proxy.ended("crowded_out", 32)
+
+
 def test_a_flood_of_binds_gets_no_more_listeners_than_its_share() -> None:
     with relay(*LISTEN, "--max-binds-per-client", "4", plugin="socks4") as proxy:
         before = proxy.descriptors
