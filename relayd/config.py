@@ -120,10 +120,14 @@ class Config(Common):
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """How many SOCKS4 clients may wait; see :class:`relayd.socks4.Socks4Factory`."""
+    """How many SOCKS4 clients may wait; see :class:`relayd.socks4.Socks4Factory`.
 
-    max_handshakes: int = 4096
-    max_handshakes_per_client: int = 1024
+    :ivar max_handshakes: None is what the limit of open files allows.
+    :ivar max_handshakes_per_client: None is a quarter of those.
+    """
+
+    max_handshakes: int | None = None
+    max_handshakes_per_client: int | None = None
     max_binds: int = 256
     max_binds_per_client: int = 8
 

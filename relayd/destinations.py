@@ -93,6 +93,9 @@ _GUARDS = {
     ),
 }
 
+#: The prefix that v4-mapped addresses have in common, in bits (RFC 4291).
+_MAPPED = 96
+
 _LOOPBACK6 = IPv6Address("::1")
 
 #: IPv6 networks whose addresses stand for an IPv4 address, and where it is in them:
@@ -139,7 +142,7 @@ class Rule:
 
 
 def parse_network(text: str) -> Network:
-    """A network, or a single address.
+    """A network, or a single address; v4-mapped ones are those of IPv4.
 
     :raises ValueError: it is neither, or has bits beyond its prefix.
     """
@@ -150,6 +153,18 @@ def parse_network(text: str) -> Network:
         raise ValueError(
             f"{text!r} may be an address, or one with a port: write brackets"
         )
+    network = ipaddress.ip_network(text, strict=False)
+    if network.version == 6:
+        mapped = ipaddress.IPv6Interface(text).ip.ipv4_mapped
+        if mapped is not None:
+            length = network.prefixlen - _MAPPED
+            if length < 0:
+                raise ValueError(
+                    f"{text!r} is v4-mapped, which takes a prefix from {_MAPPED} to"
+                    " 128: write the IPv4 network"
+                )
+            return ipaddress.IPv4Network((mapped, length))
+    # Strictly: bits beyond the prefix are a mistake.
     return ipaddress.ip_network(text)
 
 
@@ -304,8 +319,11 @@ class ProxyPolicy:
     ) -> None:
         if not self.guarded:
             guards = ()
-        elif all(kind != "loopback" for kind, _ in guards) and self._own(ip):
-            # Loopback addresses are its own as well, but that guard speaks for them.
+        elif all(kind != "loopback" for kind, _ in guards) and (
+            getattr(ip, "ipv4_mapped", None) is None and self._own(ip)
+        ):
+            # Loopback addresses are its own as well, but that guard speaks for them;
+            # what is mapped is asked about as the IPv4 address that it is.
             guards = (*guards, ("this machine's own", ipaddress.ip_network(ip)))
         for rule in self.rules:
             if not rule.about(ip, name, port):

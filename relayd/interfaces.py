@@ -110,6 +110,13 @@ class INamedClients(Interface):
         """
 
 
+class IMakesRoom(Interface):
+    """A protocol factory that can do without some of its clients."""
+
+    def make_room() -> None:
+        """Descriptors run out, and the listener waits: end those who may be ended."""
+
+
 class IDial(Interface):
     """A connection that is to be made."""
 

@@ -9,16 +9,39 @@ kept full by whoever opens connections and says nothing.
 from __future__ import annotations
 
 import ipaddress
+import itertools
+import resource
 from typing import Generic, TypeVar
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from relayd.errors import Refused
+from relayd.seldom import Seldom
 
 log = Logger(namespace="relayd.limits")
 
 Item = TypeVar("Item")
+
+#: Handshakes that may wait in all, and of one client, unless it is said.
+HANDSHAKES, HANDSHAKES_EACH = 4096, 1024
+
+
+def affordable_handshakes() -> int:
+    """How many handshakes may wait in all, unless it is said.
+
+    A quarter of what the limit of open files allows: more than it allows would keep
+    everybody out, since nobody has to make room for a client that is not accepted.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return HANDSHAKES
+    return max(1, min(HANDSHAKES, limit // 4))
+
+
+def fair_handshakes(most: int) -> int:
+    """How many of those one client may have, unless it is said: a quarter."""
+    return max(1, min(HANDSHAKES_EACH, most // 4))
 
 
 def share_of(host: str) -> str:
@@ -53,10 +76,9 @@ class Waiting(Generic[Item]):
         self._what = what
         self._most = most
         self._most_each = most_each
-        self._clock = clock
         self._items: dict[Item, str] = {}
         self._by_client: dict[str, dict[Item, None]] = {}
-        self._logged_at: float | None = None
+        self._seldom = Seldom(clock)
         self.hits = 0
 
     def __len__(self) -> int:
@@ -98,6 +120,10 @@ class Waiting(Generic[Item]):
         self._insert(item, client)
         return gone
 
+    def oldest(self, count: int) -> list[Item]:
+        """Those who have waited longest, at most so many; the longest first."""
+        return list(itertools.islice(self._items, count))
+
     def discard(self, item: Item) -> None:
         """`item` waits no longer, if it did."""
         client = self._items.pop(item, None)
@@ -118,10 +144,8 @@ class Waiting(Generic[Item]):
 
     def _hit(self, whose: str, most: int) -> None:
         self.hits += 1
-        now = self._clock.seconds()
-        if self._logged_at is not None and now - self._logged_at < 1.0:
+        if not self._seldom.is_due():
             return
-        self._logged_at = now
         log.warn(
             "{most} {what} {whose} wait, which is the bound"
             " (reached {hits} times so far)",

@@ -4,7 +4,8 @@ Twisted's listening port, when the process has no descriptor left, accepts the
 clients that wait and closes each at once, with a log line for each.  This one
 stops accepting for a moment, so that they stay in the kernel's queue and are
 served when a session ends.  It stops a little before the table is full, since
-a client that is accepted needs a second descriptor for its server.
+a client that is accepted needs a second descriptor for its server.  A factory that can
+do without some of its clients (:class:`relayd.interfaces.IMakesRoom`) is asked to.
 
 Accepted connections get Twisted's own transports; only the accepting is ours.
 :mod:`relayd.plane.endpoints` has a subclass whose connections are the plane's.
@@ -43,6 +44,8 @@ from zope.interface import implementer
 
 from relayd.addresses import address_name, host_port, numeric_host, socket_address
 from relayd.errors import ListenError
+from relayd.interfaces import IMakesRoom
+from relayd.seldom import Seldom
 from relayd.transports import connection_class, set_options
 
 if TYPE_CHECKING:
@@ -79,8 +82,8 @@ class _Exhaustion:
 
     def __init__(self, clock: Any) -> None:
         # Weakly, as the table of all of them is keyed by it.
-        self._clock = weakref.proxy(clock)
-        self._logged_at: float | None = None
+        weakly: Any = weakref.proxy(clock)
+        self._seldom = Seldom(weakly)
         self._enough = 0
         self.pauses = 0
 
@@ -107,10 +110,8 @@ class _Exhaustion:
 
     def log(self, where: str, why: str) -> None:
         self.pauses += 1
-        now = self._clock.seconds()
-        if self._logged_at is not None and now - self._logged_at < 1.0:
+        if not self._seldom.is_due():
             return
-        self._logged_at = now
         log.warn(
             "{where}: {why}; clients wait until a session ends"
             " (paused {pauses} times so far; raise the limit with ulimit -n)",
@@ -272,6 +273,12 @@ class Listener:
         self._exhaustion.log(address_name(self._address), why)
         self._unwatch()
         self._resume = self._reactor.callLater(PAUSE, self._look_again)
+        makes_room = IMakesRoom(self._factory, None)
+        if makes_room is not None:
+            try:
+                makes_room.make_room()
+            except Exception:
+                log.failure("no room could be made")
 
     def _look_again(self) -> None:
         self._resume = None

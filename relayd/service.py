@@ -131,14 +131,13 @@ class RelayService(Service):
 
     def startService(self) -> None:
         super().startService()
-        self._stopped = False
         # `twist` starts services without the privileged step.
         self._listen()
 
     def _listen(self) -> None:
         if self._listening:
             return
-        self._listening = True
+        self._listening, self._stopped = True, False
         problems: list[CannotStart] = []
         starting = True
 

@@ -52,8 +52,13 @@ from relayd.bridge import Leg, Timeouts, is_dead
 from relayd.destinations import ProxyPolicy, address_towards
 from relayd.dialing import Dialer
 from relayd.errors import Refused, RelayError
-from relayd.interfaces import IGate, IObserver, IProxyPolicy
-from relayd.limits import Waiting, share_of
+from relayd.interfaces import IGate, IMakesRoom, IObserver, IProxyPolicy
+from relayd.limits import (
+    Waiting,
+    affordable_handshakes,
+    fair_handshakes,
+    share_of,
+)
 from relayd.listening import TCPListenerEndpoint
 from relayd.names import is_address
 from relayd.resolving import Resolver, SocketAddress
@@ -74,6 +79,13 @@ __all__ = ["Socks4Factory", "Socks4Protocol", "Socks4Session"]
 log = Logger(namespace="relayd.socks4")
 
 _ANYONE = "0.0.0.0"
+
+#: Seconds after which a handshake may be ended for want of descriptors: those who mean
+#: it are done by then.
+LONG_HANDSHAKE = 1.0
+
+#: How many are, each time that a listener finds none; it looks ten times a second.
+ROOM = 32
 
 #: Makes what connects to the first of some permitted addresses that answers.
 AnyDialer = Callable[[Sequence[SocketAddress]], IStreamClientEndpoint]
@@ -206,7 +218,7 @@ class Socks4Protocol(StreamProtocol):
             factory.reactor, client, transport.getHost(), port=factory.ident_port
         )
         self._dialing.addCallbacks(self._identified, self._not_identified)
-        self._dialing.addErrback(self._failed)
+        self._dialing.addErrback(self.failed)
 
     def _identified(self, user_id: bytes) -> None:
         self._dialing = None
@@ -225,7 +237,7 @@ class Socks4Protocol(StreamProtocol):
             reason.trap(ident.NoIdent)
             self.refuse(Ending.IDENT_FAILED, str(reason.value), Code.NO_IDENT)
 
-    def _failed(self, reason: Failure) -> None:
+    def failed(self, reason: Failure) -> None:
         """A defect of ours, or of a policy, a dialer or a listener."""
         log.failure("session {id} failed", reason, id=self.session.id)
         self.cut(Ending.FAILED, repr(reason.value))
@@ -319,7 +331,7 @@ class Socks4Protocol(StreamProtocol):
             )
             self._dialing = looked_up
             looked_up.addCallbacks(self._bind_to_named, self._not_resolved)
-            looked_up.addErrback(self._failed)
+            looked_up.addErrback(self.failed)
 
     def _bind_to_named(self, found: list[SocketAddress]) -> None:
         self._dialing = None
@@ -367,7 +379,7 @@ class Socks4Protocol(StreamProtocol):
             return
         listening = factory.listener(host).listen(bound)
         listening.addCallbacks(bound.listens, self._not_bound)
-        listening.addErrback(self._failed)
+        listening.addErrback(self.failed)
 
     def _not_bound(self, reason: Failure) -> None:
         # The last is what Twisted's own endpoints say.
@@ -558,7 +570,12 @@ class _Bound(Factory):
         if self._over:
             return None
         self.cancel()
-        return self._client.peer_came(addr, self._peers)
+        try:
+            return self._client.peer_came(addr, self._peers)
+        except Exception:
+            # The listener is gone: its client would wait for nobody.
+            self._client.failed(Failure())
+            return None
 
 
 class _PeerLeg(UpstreamLeg):
@@ -575,6 +592,7 @@ class _PeerLeg(UpstreamLeg):
             client.peer_connected(self)
 
 
+@implementer(IMakesRoom)
 class Socks4Factory(StreamFactory):
     """Serves SOCKS4 and 4a clients.
 
@@ -599,7 +617,9 @@ class Socks4Factory(StreamFactory):
         0 for never.
     :param bind_timeout: seconds that BIND waits for its peer, 0 for ever.
     :param max_handshakes: clients in a handshake; the one that has been in it longest
-        makes room.  And of one client address.
+        makes room.  None is a quarter of the limit of open files, 4,096 at most.
+    :param max_handshakes_per_client: those of one client address, likewise.  None is a
+        quarter of `max_handshakes`, 1,024 at most.
     :param max_binds: clients that wait for a peer; more are refused.  And of one
         client address.
 
@@ -633,8 +653,8 @@ class Socks4Factory(StreamFactory):
         stall_timeout: float = 10.0,
         idle_timeout: float = 3600.0,
         half_close_timeout: float = 300.0,
-        max_handshakes: int = 4096,
-        max_handshakes_per_client: int = 1024,
+        max_handshakes: int | None = None,
+        max_handshakes_per_client: int | None = None,
         max_binds: int = 256,
         max_binds_per_client: int = 8,
         observer: IObserver | None = None,
@@ -652,6 +672,10 @@ class Socks4Factory(StreamFactory):
         ):
             if not seconds >= 0:
                 raise ValueError(f"{name} must not be negative: {seconds!r}")
+        if max_handshakes is None:
+            max_handshakes = affordable_handshakes()
+        if max_handshakes_per_client is None:
+            max_handshakes_per_client = fair_handshakes(max_handshakes)
         for name, most in (
             ("max_handshakes", max_handshakes),
             ("max_handshakes_per_client", max_handshakes_per_client),
@@ -690,6 +714,13 @@ class Socks4Factory(StreamFactory):
         self.binds: Waiting[Socks4Protocol] = Waiting(
             "BINDs", max_binds, max_binds_per_client, reactor
         )
+
+    def make_room(self) -> None:
+        """See :meth:`IMakesRoom.make_room`."""
+        long_ago = self.now() - LONG_HANDSHAKE
+        for protocol in self.handshakes.oldest(ROOM):
+            if protocol.session.opened_at <= long_ago:
+                protocol.refuse(Ending.CROWDED_OUT, "descriptors run out")
 
     def _listener(self, host: str) -> IStreamServerEndpoint:
         return TCPListenerEndpoint(self.reactor, host, 0, 1)

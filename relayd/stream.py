@@ -33,7 +33,6 @@ from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
     INegotiated,
-    IProtocolFactory,
     IReactorTime,
     ITCPTransport,
     IUNIXTransport,
@@ -41,7 +40,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import classImplementsOnly, implementer
+from zope.interface import classImplementsOnly, implementedBy, implementer
 
 from relayd.addresses import address_name
 from relayd.bridge import Bridge, Leg, Timeouts
@@ -417,7 +416,8 @@ class StreamFactory(Factory):
     def __init_subclass__(cls) -> None:
         if "buildProtocol" in vars(cls):
             # It means to see every client's address.
-            classImplementsOnly(cls, IProtocolFactory)
+            left = [each for each in implementedBy(cls) if each is not INamedClients]
+            classImplementsOnly(cls, *left)
 
     def __init__(
         self,
@@ -438,16 +438,24 @@ class StreamFactory(Factory):
         self.wheel = DeadlineWheel(clock, timeouts.tick if tick is None else tick)
         self.sessions: dict[int, StreamProtocol] = {}
         self.ordinals = itertools.count()
+        #: Clients are not served any longer.
+        self._closed = False
+        #: What waits for the sessions that live.
         self._draining: Deferred[None] | None = None
         self._drain_limit: IDelayedCall | None = None
 
     def build_named(self, client: str) -> StreamProtocol | None:
         """See :meth:`INamedClients.build_named`."""
         # None closes the connection: it was in the backlog when we shut down.
-        return None if self._draining is not None else self.protocol(self, client)
+        return None if self._closed else self.protocol(self, client)
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         return self.build_named(address_name(addr))
+
+    def startFactory(self) -> None:
+        """The first listener opens, maybe after a drain: that is over now."""
+        self._closed = False
+        self._drained()
 
     def stopFactory(self) -> None:
         """The last listener closed: don't keep a timer for sessions to come."""
@@ -457,21 +465,22 @@ class StreamFactory(Factory):
         """Serve no new client, and wait for the sessions that live.
 
         Stop listening first, or at the same time: a client that connects after
-        this is closed at once, for good.  A later call does not change the time
-        that sessions have, but to end it with 0.
+        this is closed at once, until a listener is opened again.  A later call does
+        not change the time that sessions have, but to end it with 0.
 
         :param timeout: seconds; what has not ended by then is reset.  0 resets
             everything now.
         :return: fires with None when the last session has ended.
         """
-        if self._draining is None:
+        self._closed = True
+        self.wheel.settle()
+        if self._draining is None and self.sessions:
             self._draining = Deferred()
-            self.wheel.settle()
-            if self.sessions and timeout > 0:
+            if timeout > 0:
                 self._drain_limit = self.clock.callLater(timeout, self.cut_all)
         if timeout <= 0:
             self.cut_all()
-        if not self.sessions:
+        if self._draining is None:
             return succeed(None)
         waiting: Deferred[None] = Deferred()
         self._draining.addCallback(lambda _: waiting.callback(None))
@@ -486,7 +495,13 @@ class StreamFactory(Factory):
         """Forget a session that has ended."""
         self.sessions.pop(session.id, None)
         if self._draining is not None and not self.sessions:
-            if self._drain_limit is not None and self._drain_limit.active():
-                self._drain_limit.cancel()
-            if not self._draining.called:
-                self._draining.callback(None)
+            self._drained()
+
+    def _drained(self) -> None:
+        """Wait for the sessions no longer, if somebody did."""
+        limit, self._drain_limit = self._drain_limit, None
+        if limit is not None and limit.active():
+            limit.cancel()
+        draining, self._draining = self._draining, None
+        if draining is not None:
+            draining.callback(None)

@@ -19,7 +19,7 @@ ROWS = [
     {"errors", "addresses", "names"},
     {"session", "socks4_wire", "nat_table", "ident"},
     {"interfaces"},
-    {"wheel", "transports", "resolving", "plane.pipes"},
+    {"wheel", "seldom", "transports", "resolving", "plane.pipes"},
     {"plane.poller"},
     {"plane.transport"},
     {

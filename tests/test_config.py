@@ -254,11 +254,13 @@ def test_a_network_of_clients() -> None:
         ("192.0.2.1", "192.0.2.1/32"),
         ("2001:db8::/32", "2001:db8::/32"),
         ("0.0.0.0/0", "0.0.0.0/0"),
+        ("::ffff:192.0.2.0/120", "192.0.2.0/24"),
     ):
         assert client_network(text) == ipaddress.ip_network(network)
     for text in (
         *("", "x", "*", "192.168.0.1/16", "192.168.0.0/33", "192.168", "10.0.0.0/8:80"),
         *("fe80::1%eth0", "[::1]", "localhost", "10.0.0.0/8,10.1.0.0/16", "10\n"),
+        "::ffff:10.0.0.0/8",
     ):
         message = refusal(client_network, text)
         assert message.startswith(f"bad --allow-client {text!r}: ")
@@ -387,7 +389,8 @@ def test_the_defaults_of_the_proxy() -> None:
     assert (config.clients, config.rules, config.user_ids) == ((), (), ())
     assert (config.ident, config.bind, config.bind_any) == (False, True, False)
     assert (config.bind_address, config.external_address) == (None, None)
-    assert all(number > 0 for number in attrs.astuple(config.limits))
+    # None is what the limit of open files allows.
+    assert attrs.astuple(config.limits) == (None, None, 256, 8)
 
 
 def test_settings_do_not_change() -> None:

@@ -233,6 +233,50 @@ def test_a_network() -> None:
             parse_network(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "network"),
+    [
+        ("::ffff:8.8.8.8", "8.8.8.8/32"),
+        ("::ffff:808:808/128", "8.8.8.8/32"),
+        ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+        ("::ffff:0:0/96", "0.0.0.0/0"),
+        # What merely has them in it is a network of IPv6.
+        ("::/0", "::/0"),
+        ("::/80", "::/80"),
+    ],
+)
+def test_a_mapped_network_is_one_of_ipv4(text: str, network: str) -> None:
+    """As its addresses are, whoever asks for them."""
+    assert parse_network(text) == ipaddress.ip_network(network)
+
+
+def test_a_mapped_rule_is_about_the_ipv4_address() -> None:
+    """In each of its spellings, and of this machine's own too."""
+    judge = policy("-::ffff:8.8.8.8", guarded=False)
+    for asked in ("8.8.8.8", "::ffff:8.8.8.8"):
+        assert "denied by --deny-dest ::ffff:8.8.8.8" in refusal(judge, asked)
+    assert not refusal(judge, "8.8.4.4")
+    mine = ProxyPolicy(
+        [parse_rule("--allow-dest", "::ffff:203.0.113.5", allow=True)],
+        own=lambda ip: "203.0.113.5" in str(getattr(ip, "ipv4_mapped", None) or ip),
+    )
+    for asked in ("203.0.113.5", "::ffff:203.0.113.5"):
+        assert not refusal(mine, asked)
+        assert "it takes --allow-dest 203.0.113.5/32" in refusal(
+            ProxyPolicy(own=mine._own), asked
+        )
+
+
+@pytest.mark.parametrize("text", ["::ffff:10.0.0.0/8", "::ffff:0:0/95"])
+def test_a_mapped_network_that_is_too_large_is_refused(text: str) -> None:
+    """Who writes it means another one."""
+    with pytest.raises(ValueError, match="takes a prefix from 96 to 128: write the"):
+        parse_network(text)
+    for bits in ("::ffff:10.0.0.1/104", "::ffff:a00:1/104"):
+        with pytest.raises(ValueError, match="has host bits set"):
+            parse_network(bits)
+
+
 # -- which rule decides
 
 
@@ -630,7 +674,8 @@ def test_a_stand_in_is_judged_as_both() -> None:
     """A rule about either denies it; the guard of its IPv4 address takes that rule."""
     mapped = "::ffff:10.0.0.1"
     assert not refusal(policy("+10.0.0.0/8"), mapped)
-    for rule in ("+::ffff:0:0/96", "+::/0", "+0.0.0.0/0", f"+{mapped}"):
+    assert not refusal(policy(f"+{mapped}"), mapped)
+    for rule in ("+::ffff:0:0/96", "+::/0", "+0.0.0.0/0", "+::ffff:10.0.0.2"):
         assert refusal(policy(rule), mapped)
     assert refusal(policy("-::ffff:0:0/96", "+10.0.0.0/8"), mapped)
     for guarded in (True, False):

@@ -17,7 +17,12 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
 from relayd.errors import Refused
-from relayd.limits import Waiting, share_of
+from relayd.limits import (
+    Waiting,
+    affordable_handshakes,
+    fair_handshakes,
+    share_of,
+)
 
 clients = st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1", ""])
 
@@ -211,3 +216,33 @@ def test_a_client_without_an_address() -> None:
 )
 def test_whose_share(host: str, share: str) -> None:
     assert share_of(host) == share
+
+
+def test_the_oldest_of_all() -> None:
+    """Whoever's they are; asking changes nothing."""
+    waiting: Waiting[int] = Waiting("things", 9, 9, Clock())
+    for number in range(4):
+        waiting.push(number, "192.0.2.1" if number % 2 else "192.0.2.2")
+    waiting.discard(1)
+    assert [waiting.oldest(2), waiting.oldest(9)] == [[0, 2], [0, 2, 3]]
+    assert len(waiting) == 3
+
+
+@pytest.mark.parametrize(
+    ("limit", "most", "each"),
+    [
+        (1 << 20, 4096, 1024),
+        (16384, 4096, 1024),
+        (1024, 256, 64),
+        (3, 1, 1),
+        (-1, 4096, 1024),
+    ],
+)
+def test_handshakes_are_no_more_than_there_may_be_descriptors(
+    limit: int, most: int, each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quarter of them, and a quarter of those for one client; -1 is no limit."""
+    monkeypatch.setattr("resource.getrlimit", lambda _: (limit, limit))
+    assert affordable_handshakes() == most
+    assert fair_handshakes(most) == each
+    assert fair_handshakes(1 << 20) == 1024

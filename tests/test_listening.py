@@ -25,10 +25,12 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.python.failure import Failure
+from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 import relayd.listening
 from relayd.errors import ListenError
+from relayd.interfaces import IMakesRoom
 from relayd.listening import (
     ACCEPTS_PER_TURN,
     PAUSE,
@@ -705,6 +707,32 @@ def test_a_listener_waits_until_there_are_descriptors_again(
         watcher.advance(PAUSE)
         assert watcher.readers == {listener}
         assert descriptors() == before
+
+
+def test_who_can_make_room_is_asked_at_each_pause(
+    logged_failures: LoggedFailures,
+) -> None:
+    """One that fails to does not keep the listener from looking again."""
+    asked = []
+
+    @implementer(IMakesRoom)
+    class Roomy(Greeters):
+        def make_room(self) -> None:
+            asked.append(listener.pauses)
+            raise ZeroDivisionError
+
+    with closing(Scripted()) as sock:
+        watcher = Watcher()
+        listener = Listener(watcher, sock, Roomy())
+        listener.startListening()
+        for pauses in (1, 2):
+            sock.script = [errno.EMFILE]
+            listener.doRead()
+            assert asked[-1] == pauses
+            logged_failures.take("no room could be made")
+            watcher.advance(PAUSE)
+            assert watcher.readers == {listener}
+        listener.stopListening()
 
 
 def test_a_listener_that_pauses_can_be_stopped() -> None:

@@ -625,3 +625,41 @@ def test_one_that_closes_its_own_socket_as_the_reactor_stops_is_forgotten(
     plane.connectionLost(_LOST)
     one.far.close()
     assert (plane.fileno(), still.readers) == (-1, set())
+
+
+@pytest.mark.parametrize("waiting", [1, 3])
+def test_the_reactor_may_be_stopped_by_an_event(
+    still: Still, plane: Plane, waiting: int
+) -> None:
+    """The end of the last session is one; nobody hears of the rest of the batch."""
+    many = [Watched(plane) for _ in range(waiting)]
+    for each in many:
+        each.on = lambda: plane.connectionLost(_LOST)
+        each.far.send(b"x")
+    still.turn()
+    assert sorted(each.told for each in many) == [
+        *[["lost"]] * (waiting - 1),
+        ["ready", "lost"],
+    ]
+    assert (plane.fileno(), still.readers) == (-1, set())
+
+
+def test_what_is_opened_by_an_event_that_stopped_the_reactor_is_watched(
+    still: Still, plane: Plane, pair: tuple[Watched, Watched]
+) -> None:
+    """It has the number of one that had an event in the batch, but none itself yet."""
+    late: list[Watched] = []
+
+    def stop() -> None:
+        plane.connectionLost(_LOST)
+        late.append(Watched(plane))
+        late[0].far.send(b"x")
+
+    for each in pair:
+        each.on = stop
+        each.far.send(b"x")
+    still.turn()
+    assert [each.told for each in late] == [[]]
+    still.turn()
+    assert late[0].told == ["ready"]
+    late[0].close()

@@ -139,11 +139,36 @@ async def test_it_listens_without_the_privileged_step_too() -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_it_can_be_started_again() -> None:
-    """After a stop, on the same address."""
-    service = RelayService([listening("127.0.0.1:0", "9")], 1)
-    for _ in range(2):
+    """After a stop it relays as before, with the privileged step and without."""
+    with Server() as server:
+        service = RelayService([listening("127.0.0.1:0", server.address)], 1)
+        for privileged in (False, True, False):
+            if privileged:
+                service.privilegedStartService()
+            service.startService()
+            assert len(service.ports) == 1
+            async with session(service, server):
+                assert service.sessions == 1
+            await service.stopService()
+            assert service.sessions == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_starting_again_ends_a_drain_that_is_under_way() -> None:
+    """Those that were to finish may go on, beside those that come."""
+    with Server() as server:
+        service = RelayService([listening("127.0.0.1:0", server.address)], 60)
         service.startService()
-        assert len(service.ports) == 1
+        async with session(service, server) as (client, upstream):
+            stopping = service.stopService()
+            await turns()
+            assert not stopping.called
+            service.startService()
+            await stopping
+            async with session(service, server):
+                client.sendall(b"still")
+                await until(lambda: _received(upstream) == b"still")
+                assert service.sessions == 2
         await service.stopService()
 
 

@@ -16,7 +16,11 @@ import pytest
 from twisted.internet import error
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import CancelledError
-from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
+from twisted.internet.interfaces import (
+    IAddress,
+    IProtocolFactory,
+    IStreamClientEndpoint,
+)
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.logger import globalLogPublisher
@@ -28,11 +32,17 @@ from relayd.bridge import HOLD_LIMIT
 from relayd.destinations import ProxyPolicy, parse_rule
 from relayd.dialing import Dialer, SocketEndpoint
 from relayd.errors import ListenError, Refused
-from relayd.interfaces import IGate, ILease, IProxyPolicy
+from relayd.interfaces import (
+    IGate,
+    ILease,
+    IMakesRoom,
+    INamedClients,
+    IProxyPolicy,
+)
 from relayd.observers import Observer, SessionLog
 from relayd.resolving import Resolver, SocketAddress
 from relayd.session import Ending, Session
-from relayd.socks4 import Socks4Factory, Socks4Session
+from relayd.socks4 import LONG_HANDSHAKE, ROOM, Socks4Factory, Socks4Session
 from relayd.socks4_wire import Code, Command, write_reply, write_request
 from relayd.stream import LEFT_GRACE
 from tests.conftest import LoggedFailures
@@ -1423,6 +1433,42 @@ def test_one_whose_identd_is_asked_can_be_crowded_out() -> None:
     proxy.nothing_left()
 
 
+def test_without_descriptors_those_go_who_are_long_in_their_handshake() -> None:
+    """So many at once; not who has just come, nor who is dialled for."""
+    proxy = Proxy()
+    assert verifyObject(IMakesRoom, proxy.factory)
+    served = proxy.client(CONNECT)
+    mute = [proxy.client(host=f"192.0.2.{number}") for number in range(ROOM + 2)]
+    proxy.clock.advance(LONG_HANDSHAKE - 0.01)
+    proxy.factory.make_room()
+    assert all(client.connected for client in mute)
+    late = proxy.client(CONNECT[:4])
+    proxy.clock.advance(0.01)
+    proxy.factory.make_room()
+    for client in mute[:ROOM]:
+        refused(client)
+    assert proxy.witness.sessions[1].ending is Ending.CROWDED_OUT
+    assert all(client.connected for client in mute[ROOM:])
+    proxy.factory.make_room()
+    for client in mute[ROOM:]:
+        refused(client)
+    late.receive(CONNECT[4:])
+    assert len(proxy.servers) == 2
+    for client in (served, late):
+        client.lose()
+    proxy.nothing_left()
+
+
+def test_a_proxy_with_protocols_of_its_own_makes_room_as_well() -> None:
+    class Own(Socks4Factory):
+        def buildProtocol(self, addr: IAddress | None) -> Any:
+            return super().buildProtocol(addr)
+
+    assert IMakesRoom.implementedBy(Own)
+    assert IProtocolFactory.implementedBy(Own)
+    assert not INamedClients.implementedBy(Own)
+
+
 def test_those_who_are_dialled_for_make_room_for_nobody() -> None:
     proxy = Proxy(max_handshakes=1, max_handshakes_per_client=1)
     clients = [proxy.client(CONNECT) for _ in range(5)]
@@ -1483,6 +1529,19 @@ def test_a_policy_with_a_bug_ends_its_session_only(
     assert len(proxy.factory.sessions) == 1
     other.lose()
     proxy.nothing_left()
+
+
+def test_a_policy_with_a_bug_for_whoever_comes_ends_the_session(
+    logged_failures: LoggedFailures,
+) -> None:
+    proxy = Proxy(bind_any=True)
+    client = proxy.client(BIND_ANY)
+    client.take()
+    proxy.policy.problem = ZeroDivisionError("in the policy")
+    assert not proxy.port.accept("203.0.113.99").connected
+    assert not client.connected
+    logged_failures.take("in the policy")
+    proxy.over(Ending.FAILED)
 
 
 def test_an_admission_with_a_bug_ends_its_session_only(

@@ -433,6 +433,53 @@ def test_a_thousand_who_stop_in_mid_handshake_keep_nobody_out() -> None:
         assert not any("Traceback" in line for line in proxy.lines)
 
 
+@pytest.mark.parametrize("addresses", [1, 20])
+def test_by_default_those_who_are_mute_keep_nobody_out(addresses: int) -> None:
+    """Even if there are more of them than the proxy could hold."""
+
+    def as_a_shell_limits_it() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+
+    with many_descriptors(), ExitStack() as held:
+        server = held.enter_context(Server())
+        limited = relay(*LISTEN, plugin="socks4", preexec_fn=as_a_shell_limits_it)
+        proxy = held.enter_context(limited)
+        port = server.socket.getsockname()[1]
+        for number in range(1200):
+            own = (f"127.0.0.{1 + number % addresses}", 0)
+            mute = socket.create_connection(("127.0.0.1", proxy.port), PATIENCE, own)
+            held.enter_context(mute)
+        started = time.monotonic()
+        with connect(proxy.port) as client:
+            client.sendall(write_request(Command.CONNECT, "127.0.0.1", port))
+            server.accept().close()
+            assert answer(client).code == Code.GRANTED
+        assert time.monotonic() - started < 2, "the good client waited"
+        assert not any("hardly any" in line for line in proxy.lines)
+
+
+def test_without_descriptors_the_mute_make_room() -> None:
+    """Where there may be more of them than the proxy can hold."""
+
+    def low_limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+
+    bounds = ("--max-handshakes", "1000", "--max-handshakes-per-client", "1000")
+    with ExitStack() as held:
+        server = held.enter_context(Server())
+        limited = relay(*LISTEN, *bounds, plugin="socks4", preexec_fn=low_limit)
+        proxy = held.enter_context(limited)
+        port = server.socket.getsockname()[1]
+        for _ in range(120):
+            held.enter_context(connect(proxy.port))
+        with connect(proxy.port) as client:
+            client.sendall(write_request(Command.CONNECT, "127.0.0.1", port))
+            server.accept().close()
+            assert answer(client).code == Code.GRANTED
+        proxy.wait_for("hardly any file descriptor is left")
+        proxy.ended("crowded_out", 32)
+
+
 def test_a_flood_of_binds_gets_no_more_listeners_than_its_share() -> None:
     with relay(*LISTEN, "--max-binds-per-client", "4", plugin="socks4") as proxy:
         before = proxy.descriptors

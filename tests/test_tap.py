@@ -636,8 +636,10 @@ def test_the_proxys_help_has_every_option_and_examples(
         assert re.search(rf"^ .*--{option}\b", printed, re.MULTILINE), option
     assert "--deny-dest=" in printed
     words = " ".join(printed.split())
-    for default in ("30", "120", "4096", "1024", "256", "8"):
+    for default in ("30", "120", "256", "8"):
         assert f"[default: {default}]" in words
+    assert "(default: a quarter of the limit of open files, 4096 at most)" in words
+    assert "(default: a quarter of --max-handshakes, 1024 at most)" in words
     with pytest.raises(SystemExit) as caught:
         parse_socks4("--version")
     assert not caught.value.code

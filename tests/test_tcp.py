@@ -541,6 +541,25 @@ def test_a_second_drain_may_be_shorter() -> None:
     relay.over("opened", "dialing server:80", "closed drained")
 
 
+def test_a_listener_that_opens_again_is_served() -> None:
+    """And a drain of it then is one of its own, with its own time."""
+    relay = Relay()
+    factory = relay.factory
+    for number in range(2):
+        factory.doStart()
+        client = relay.client()
+        relay.server.dials[number].connect()
+        factory.doStop()
+        done = drained(relay, 10)
+        assert factory.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1)) is None
+        relay.clock.advance(9.9)
+        assert client.connected
+        relay.clock.advance(0.2)
+        assert done == [None]
+    assert relay.witness.heard[-1] == "closed drained"
+    assert relay.clock.getDelayedCalls() == []
+
+
 # -- the constructor
 
 

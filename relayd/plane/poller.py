@@ -191,13 +191,17 @@ class Plane:
 
     def doRead(self) -> None:
         """A turn."""
-        if self._epoll is None:
+        epoll = self._epoll
+        if epoll is None:
             return
-        poll, handlers, again = self._epoll.poll, self._handlers, self._again
+        poll, handlers, again = epoll.poll, self._handlers, self._again
         stale = self._stale
         self._turning = True
         try:
             for _ in range(ROUNDS):
+                if self._epoll is not epoll:
+                    # A handler has stopped the reactor.
+                    break
                 stale.clear()
                 events = poll(0, BATCH)
                 if not events:
@@ -224,8 +228,12 @@ class Plane:
             self._rest()
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor stops: so does everything here."""
-        self._turning = True
+        """The reactor stops: so does everything here.
+
+        Within a turn, if what stops it is the end of the last session: the events that
+        are left in the batch find nobody.
+        """
+        turning, self._turning = self._turning, True
         for descriptor in range(len(self._handlers)):
             told = None
             # A loss may end others, and that of a dial may hand over to a transport.
@@ -235,10 +243,10 @@ class Plane:
                     handler.connectionLost(reason)
                 except Exception:
                     log.failure("{handler!r} could not be ended", handler=handler)
-        self._turning = False
+        self._turning = turning
         self._handlers[:] = [None] * len(self._handlers)
         self._watched = 0
-        self._rest()
+        self._close()
 
     # -- the rest
 
@@ -276,6 +284,10 @@ class Plane:
         if self._watched or self._epoll is None or self._turning:
             return
         self._handlers.clear()
-        self.reactor.removeReader(self)
-        self._epoll.close()
-        self._epoll = None
+        self._close()
+
+    def _close(self) -> None:
+        if self._epoll is not None:
+            self.reactor.removeReader(self)
+            self._epoll.close()
+            self._epoll = None

@@ -67,10 +67,21 @@ class Options(StreamOptions):
         [
             "max-handshakes",
             None,
-            "4096",
-            "Clients in a handshake; the one that is longest in it makes room.",
+            None,
+            (
+                "Clients in a handshake; the one that is longest in it makes room "
+                "(default: a quarter of the limit of open files, 4096 at most)."
+            ),
         ],
-        ["max-handshakes-per-client", None, "1024", "Those of one address; likewise."],
+        [
+            "max-handshakes-per-client",
+            None,
+            None,
+            (
+                "Those of one address; likewise "
+                "(default: a quarter of --max-handshakes, 1024 at most)."
+            ),
+        ],
         ["max-binds", None, "256", "Clients that wait for a peer; more are refused."],
         ["max-binds-per-client", None, "8", "Those of one address; likewise."],
     ]
@@ -150,15 +161,14 @@ class Options(StreamOptions):
             bind_timeout=self.seconds("bind"),
             limits=config.Limits(
                 **{
-                    name: config.bound(
-                        f"--{name.replace('_', '-')}", self[name.replace("_", "-")]
+                    option.replace("-", "_"): config.bound(f"--{option}", self[option])
+                    for option in (
+                        "max-handshakes",
+                        "max-handshakes-per-client",
+                        "max-binds",
+                        "max-binds-per-client",
                     )
-                    for name in (
-                        "max_handshakes",
-                        "max_handshakes_per_client",
-                        "max_binds",
-                        "max_binds_per_client",
-                    )
+                    if self[option] is not None
                 }
             ),
             **self.common(),
