@@ -59,6 +59,7 @@ from relayd.limits import share_of
 from relayd.listening import Listeners
 from relayd.nat_table import Flow, NatTable, TableFull
 from relayd.resolving import Resolver, SocketAddress
+from relayd.seldom import Seldom
 
 log = Logger(namespace="relayd.udp_nat")
 flow_log = Logger(namespace="relayd.flow")
@@ -889,7 +890,7 @@ class UdpNat:
         #: Up to when flows may expire, as soon as what came before has been read.
         self._expire_to: float | None = None
         self._lookups: IDelayedCall | None = None
-        self._refused_at: float | None = None
+        self._seldom = Seldom(self.clock)
         #: How many flows were asked since the first of them was.
         self._looked_at = 0
         self._drained: Deferred[None] | None = None
@@ -917,6 +918,9 @@ class UdpNat:
             for front in opened:
                 self.watcher.give_up(front.sock)
             raise
+        if not self.fronts:
+            # It may have been closed before, after a drain.
+            self._drained = None
         self.fronts += opened
         if self._lookups is None:
             self._look_up()
@@ -1057,10 +1061,8 @@ class UdpNat:
 
     def _refuse(self, why: str) -> None:
         self.counters.dropped["no_flow"] += 1
-        now = self.now()
-        if self._refused_at is not None and now - self._refused_at < 1.0:
+        if not self._seldom.is_due():
             return
-        self._refused_at = now
         log.warn(
             "{why} ({count} datagrams dropped for want of a flow so far)",
             why=why,

@@ -1000,6 +1000,25 @@ def test_a_drain_has_an_end() -> None:
         bench.close()
 
 
+def test_a_relay_that_was_drained_can_listen_again() -> None:
+    """And serves, and can be drained again."""
+    bench = Bench()
+    bench.nat.drain(0)
+    assert bench.front.closed
+    for _ in range(2):
+        bench.front = FakeSocket()
+        bench.nat.listen([bench.front])
+        before = len(bench.sockets)
+        bench.arrive()
+        assert [each.sent for each in bench.sockets[before:]] == [[b"?"]]
+        bench.check()
+        done: list[Any] = []
+        bench.nat.drain(0).addCallback(done.append)
+        assert done == [None]
+        assert bench.front.closed
+    bench.close()
+
+
 @pytest.mark.parametrize("seconds", [0.1, 2.25])
 def test_a_drain_ends_when_it_is_to(seconds: float) -> None:
     """And not at the next look at the flows."""
