@@ -45,7 +45,7 @@ from relayd.errors import ConfigError
 from relayd.listening import TCPListenerEndpoint, UNIXListenerEndpoint
 from relayd.names import is_name, is_number
 from relayd.plane import is_available
-from relayd.udp_nat import ReactorWatcher, Watcher
+from relayd.udp_sockets import ReactorWatcher, Watcher
 
 if TYPE_CHECKING or sys.platform == "linux":
     from relayd.plane.endpoints import (

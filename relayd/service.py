@@ -45,19 +45,15 @@ from relayd.endpoints import (
     watcher,
 )
 from relayd.errors import CannotStart, ConfigError, ListenError
+from relayd.flow_log import FlowLog, QuietFlowLog
 from relayd.listening import Listeners
 from relayd.observers import QuietSessionLog, SessionLog, VerboseSessionLog
 from relayd.policy import ClientGate
 from relayd.socks4 import Socks4Factory
 from relayd.tcp import RelayFactory
-from relayd.udp_nat import (
-    FlowLog,
-    QuietFlowLog,
-    Server,
-    UdpListener,
-    UdpNat,
-    affordable_flows,
-)
+from relayd.udp_listening import UdpListener
+from relayd.udp_nat import Server, UdpNat
+from relayd.udp_sockets import affordable_flows
 from relayd.upstreams import Pool, Upstream
 
 log = Logger(namespace="relayd.service")

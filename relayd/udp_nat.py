@@ -5,67 +5,62 @@ own, connected to the server, so that the kernel drops what others send there.  
 comes back on that socket goes to the client, from the address that it had spoken to.
 :mod:`relayd.nat_table` says which socket is whose, and when it is closed.
 
-The sockets are our own and not `reactor.listenUDP`'s: that cuts datagrams at 8,192
-bytes, lets a flood of empty ones starve everything else, and hides the address that a
-client spoke to.  They are watched by a :class:`Watcher`: the plane's epoll where there
-is one, the reactor otherwise, or a test.
-
 Reading.  A socket is read in bounded batches, with room for more than any datagram, so
 none is cut.  Of a flow's socket, mostly as many datagrams are read as there were the
 last time: asking whether there is more costs as much as being told again.
 
 Writing.  Datagrams of one size that follow each other in a batch, from or to the same
-client, are a *run*: the kernel takes it in one call and makes datagrams of it
-(UDP_SEGMENT, udp(7)).  Where it can't, they are sent one by one.
+client, are a run, and leave in one call (:mod:`relayd.udp_sockets`).  Where the kernel
+can't do that, they are sent one by one.
 
 Nothing that arrives raises: each datagram is passed on, or dropped and counted by its
-reason (:class:`Counters`), and `datagrams in = datagrams out + dropped` holds for both
-directions.
+reason (:class:`relayd.flow_log.Counters`), and `datagrams in = datagrams out + dropped`
+holds for both directions.
 """
 
 from __future__ import annotations
 
 import errno
 import itertools
-import resource
 import socket
 import struct
-import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import attrs
-from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import (
-    IAddress,
     IDelayedCall,
-    IHalfCloseableDescriptor,
-    IListeningPort,
     IReactorTime,
-    IReadDescriptor,
-    IStreamServerEndpoint,
 )
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
-from relayd.addresses import host_port, numeric_host
-from relayd.errors import ListenError
+from relayd.addresses import host_port
+from relayd.flow_log import Counters, FlowFacts, FlowLog, FlowObserver
 from relayd.limits import share_of
-from relayd.listening import Listeners
 from relayd.nat_table import Flow, NatTable, TableFull
 from relayd.resolving import Resolver, SocketAddress
 from relayd.seldom import Seldom
+from relayd.udp_sockets import (
+    BUFFER_SIZE,
+    IP_PKTINFO,
+    READABLE,
+    WILDCARDS,
+    ReactorWatcher,
+    Watcher,
+    affordable_flows,
+    ask_for_local_address,
+    fits,
+    kernel_drops,
+    raise_buffer,
+    segments,
+    segments_after,
+    send_error,
+    udp_socket,
+)
 
 log = Logger(namespace="relayd.udp_nat")
-flow_log = Logger(namespace="relayd.flow")
-
-#: Room for more than any datagram: 65,507 bytes over IPv4, 65,527 over IPv6.
-BUFFER_SIZE = 65536
 
 #: Datagrams that are read from one socket before others have their turn.
 BATCH = 64
@@ -78,12 +73,6 @@ _COUNTDOWN = range(BATCH, -1, -1)
 #: Room for what the kernel says besides a datagram, in bytes: one address of ours.
 ANCILLARY = 64
 
-#: Descriptors that flows leave to everything else, or a quarter of the limit.
-RESERVE = 1024
-
-#: Linux: the first and the last of the ports that the kernel hands out.
-PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
-
 #: What the kernel may keep of unread datagrams, in bytes, if it lets us: of a
 #: listener's, and at most of one flow's.
 RECEIVE_BUFFER, FLOW_BUFFER = 4 << 20, 1 << 20
@@ -95,36 +84,17 @@ LOOKS = 256
 #: evicted.
 MOST_ASKED = 8
 
-#: socket(7), Linux: counters of a socket's memory, and the one of its drops.
-_SO_MEMINFO, _DROPS = 55, 8
-
-#: Flows without an answer whose end is logged in a second.
-MOST_LINES = 100
-
 #: Seconds between two look-ups of a server's name.
 LOOK_UP_EVERY = 30.0
 
 #: Seconds without a datagram after which a flow need not be waited for.
 QUIET = 1.0
 
-#: The errors of an address family that this machine does not have.
-_LACKS = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
-
-_WILDCARDS = ("0.0.0.0", "::")
-
 _numbers = itertools.count()
 
-_IP_PKTINFO = getattr(socket, "IP_PKTINFO", 8)
 _PKTINFO4 = struct.Struct("=I4s4s")
 _PKTINFO6_SIZE = 20
 _LINK_LOCAL = b"\xfe\x80"
-
-#: udp(7), since Linux 4.18: several datagrams in one call.
-_SEGMENTS = sys.platform.startswith("linux")
-_SOL_UDP, _UDP_SEGMENT, _UINT16 = 17, 103, struct.Struct("=H")
-
-#: What the kernel takes at once: so many datagrams, and so many bytes of them.
-MOST_SEGMENTS, MOST_SEGMENTED = 64, 65000
 
 #: What a host says of an earlier datagram (ICMP), by an error of the next call.
 _REFUSALS = frozenset(
@@ -143,223 +113,6 @@ _EXHAUSTED = frozenset(
         errno.ENOSPC,
     }
 )
-
-
-class Watcher(Protocol):
-    """What tells when a socket can be read: the plane, the reactor, or a test."""
-
-    def watch(self, descriptor: int, handler: Any, mask: int) -> None:
-        """Call `handler.ready` while there is something to read.
-
-        :raises OSError: the kernel can't watch another descriptor.
-        """
-
-    def give_up(self, sock: Any) -> None:
-        """Watch `sock` no more, and close it."""
-
-
-class ReactorWatcher:
-    """Any reactor that has `addReader`.
-
-    A socket is closed at once: if the reactor still has an event for its number, and
-    the number is another socket's by then, that one is read in vain.
-    """
-
-    def __init__(self, reactor: Any) -> None:
-        self._reactor = reactor
-        self._readers: dict[int, _Reader] = {}
-
-    def watch(self, descriptor: int, handler: Any, mask: int) -> None:
-        """See :meth:`Watcher.watch`."""
-        reader = _Reader(self._reactor, descriptor, handler)
-        self._reactor.addReader(reader)
-        self._readers[descriptor] = reader
-
-    def give_up(self, sock: Any) -> None:
-        """See :meth:`Watcher.give_up`."""
-        reader = self._readers.pop(sock.fileno(), None)
-        if reader is not None:
-            self._reactor.removeReader(reader)
-        sock.close()
-
-
-@implementer(IReadDescriptor, IHalfCloseableDescriptor)
-class _Reader:
-    """A socket, as reactors want it."""
-
-    def __init__(self, reactor: Any, descriptor: int, handler: Any) -> None:
-        self._reactor = reactor
-        self._descriptor = descriptor
-        self._handler = handler
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def doRead(self) -> None:
-        self._handler.ready(0)
-
-    def readConnectionLost(self, reason: Failure) -> None:
-        # Reactors that poll take an error without data for the end of a connection,
-        # and forget the socket.  Here an earlier datagram was refused (ICMP).
-        self._reactor.addReader(self)
-        self._handler.ready(0)
-
-    def writeConnectionLost(self, reason: Failure) -> None:
-        """Nothing is written through the reactor."""
-
-    def connectionLost(self, reason: Failure) -> None:
-        self._handler.connectionLost(reason)
-
-    def logPrefix(self) -> str:
-        return "relayd udp"
-
-
-#: epoll_ctl(2): readable, and again as long as it is.
-_READABLE = 1
-
-
-@attrs.define(eq=False)
-class Counters:
-    """What has become of datagrams.
-
-    :ivar received: from clients; each was sent on or is in `dropped`.
-    :ivar sent: to servers.
-    :ivar replies_received: from servers; each was sent on or is in `replies_dropped`.
-    :ivar replies_sent: to clients.
-    :ivar dropped: by reason: `no_flow` (the table is full, or no descriptor is left),
-        `no_server` (its name has no address yet), `no_local_address` (the kernel did
-        not say what the client spoke to), `source_port_0`, `truncated`,
-        `draining`, or `send_` and the name of the error.
-    :ivar replies_dropped: likewise: `reply_cap`, `truncated`, `send_…`.
-    :ivar icmp_errors: how often a server's host refused what had been sent.
-    :ivar kernel_dropped: how many the kernel dropped because they were not read in
-        time; they are in no other counter.
-    """
-
-    received: int = 0
-    sent: int = 0
-    replies_received: int = 0
-    replies_sent: int = 0
-    dropped: Counter[str] = attrs.Factory(Counter)
-    replies_dropped: Counter[str] = attrs.Factory(Counter)
-    icmp_errors: int = 0
-    kernel_dropped: int = 0
-
-    @property
-    def line(self) -> str:
-        """All of them, as the log has it."""
-        return " ".join(
-            f"{name}={_counted(n)}" for name, n in attrs.asdict(self).items()
-        )
-
-
-def _counted(count: int | Counter[str]) -> str:
-    if isinstance(count, int):
-        return str(count)
-    return ",".join(f"{reason}:{n}" for reason, n in sorted(count.items())) or "-"
-
-
-class FlowObserver(Protocol):
-    """Hears what becomes of flows."""
-
-    def ended(self, flow: Flow, facts: FlowFacts) -> None:
-        """A flow has ended."""
-
-    def closed(self, listeners: str, counters: Counters) -> None:
-        """The relay has ended.
-
-        :param listeners: where it listened, as text.
-        """
-
-
-class FlowLog:
-    """Writes one line when a flow ends, and one when the relay does.
-
-    Whoever floods a listener with clients that nobody answers ends flows as fast as
-    it can send, so of those :data:`MOST_LINES` in a second have a line.
-
-    :ivar left_out: how many flows had none.
-    """
-
-    def __init__(self) -> None:
-        self._second = 0
-        self._lines = 0
-        self.left_out = 0
-
-    def ended(self, flow: Flow, facts: FlowFacts) -> None:
-        """See :meth:`FlowObserver.ended`."""
-        if not flow.replied and not self._room(int(flow.began + facts.age)):
-            return
-        flow_log.info(
-            "{line}",
-            line=(
-                f"flow client={facts.client} listener={facts.listener}"
-                f" port={facts.port} server={facts.server} age={facts.age:.3f}"
-                f" up={flow.up_datagrams}/{flow.up_bytes}"
-                f" down={flow.down_datagrams}/{flow.down_bytes} ending={facts.ending}"
-            ),
-            **attrs.asdict(facts),
-        )
-
-    def closed(self, listeners: str, counters: Counters) -> None:
-        """See :meth:`FlowObserver.closed`."""
-        flow_log.info(
-            "{line}",
-            line=f"datagrams listener={listeners} {counters.line}",
-            **attrs.asdict(counters),
-        )
-
-    def _room(self, second: int) -> bool:
-        """Whether this second has room for another line; says so once if not."""
-        if second != self._second:
-            self._second, self._lines = second, 0
-        self._lines += 1
-        if self._lines <= MOST_LINES:
-            return True
-        if self._lines == MOST_LINES + 1:
-            flow_log.warn(
-                "{most} flows without an answer ended in a second: the rest of them"
-                " have no line ({left_out} left out so far)",
-                most=MOST_LINES,
-                left_out=self.left_out,
-            )
-        self.left_out += 1
-        return False
-
-
-class QuietFlowLog(FlowLog):
-    """Writes a line only for a flow that did not end by itself, with a reply.
-
-    And at the end only if a datagram was dropped.
-    """
-
-    def closed(self, listeners: str, counters: Counters) -> None:
-        """See :meth:`FlowObserver.closed`."""
-        if counters.dropped or counters.replies_dropped or counters.kernel_dropped:
-            super().closed(listeners, counters)
-
-    def ended(self, flow: Flow, facts: FlowFacts) -> None:
-        """See :meth:`FlowObserver.ended`."""
-        if facts.ending != "expired":
-            super().ended(flow, facts)
-
-
-@attrs.frozen
-class FlowFacts:
-    """Who a flow was between, and why it ended.
-
-    :ivar port: the relay's own address towards the server.
-    :ivar age: seconds.
-    :ivar ending: `expired`, `unreplied` (it expired without a reply), `evicted`,
-        `drained`, or `failed`.
-    """
-
-    client: str
-    listener: str
-    port: str
-    server: str
-    age: float
-    ending: str
 
 
 class ClientFlow(Flow):
@@ -437,7 +190,7 @@ class ClientFlow(Flow):
             try:
                 self.front.reply(data, self.to)
             except OSError as problem:
-                counters.replies_dropped[_send_error(problem)] += 1
+                counters.replies_dropped[send_error(problem)] += 1
             else:
                 counters.replies_sent += 1
                 self.down_datagrams += 1
@@ -466,7 +219,7 @@ class ClientFlow(Flow):
                 cap and not self._may_have(size * len(run) + length)
             ):
                 self._drop_reply(length)
-            elif length == size and _fits(run, size):
+            elif length == size and fits(run, size):
                 run.append(data)
             else:
                 if run:
@@ -501,7 +254,7 @@ class ClientFlow(Flow):
             try:
                 front.reply_run(run, self.to)
             except OSError as problem:
-                self._segments_down = _segments_after(problem)
+                self._segments_down = segments_after(problem)
                 if problem.errno == errno.ENOBUFS:
                     counters.replies_dropped["send_ENOBUFS"] += len(run)
                     run = ()
@@ -511,7 +264,7 @@ class ClientFlow(Flow):
             try:
                 front.reply(data, self.to)
             except OSError as problem:
-                counters.replies_dropped[_send_error(problem)] += 1
+                counters.replies_dropped[send_error(problem)] += 1
             else:
                 sent += 1
         counters.replies_sent += sent
@@ -524,12 +277,12 @@ class ClientFlow(Flow):
         counters, size = nat.counters, len(run[0])
         if len(run) > 1 and self._segments_up:
             try:
-                self.sock.sendmsg(run, [_segments(size)])
+                self.sock.sendmsg(run, [segments(size)])
             except OSError as refusal:
                 if refusal.errno in _REFUSALS:
                     counters.icmp_errors += 1
                 else:
-                    self._segments_up = _segments_after(refusal)
+                    self._segments_up = segments_after(refusal)
                 if refusal.errno == errno.ENOBUFS:
                     # Some of them may have left: none is sent twice.
                     counters.dropped["send_ENOBUFS"] += len(run)
@@ -566,7 +319,7 @@ class ClientFlow(Flow):
                 problem = again
             else:
                 return True
-        counters.dropped[_send_error(problem)] += 1
+        counters.dropped[send_error(problem)] += 1
         return False
 
     def connectionLost(self, reason: Failure) -> None:
@@ -635,7 +388,7 @@ class Front:
                     if flow is last and flow is not None and len(data) == size:
                         if run is None:
                             run = [first]
-                        if _fits(run, size):
+                        if fits(run, size):
                             run.append(data)
                             continue
             # What came first is sent first, and before its flow may have to make room.
@@ -688,7 +441,7 @@ class Front:
 
     def reply_run(self, run: Sequence[bytes], to: Any) -> None:
         """Send several datagrams of one size in one call."""
-        self.sock.sendmsg(run, [_segments(len(run[0]))], 0, to)
+        self.sock.sendmsg(run, [segments(len(run[0]))], 0, to)
 
 
 class WildcardFront(Front):
@@ -702,7 +455,7 @@ class WildcardFront(Front):
     def __init__(self, nat: UdpNat, sock: Any) -> None:
         super().__init__(nat, sock)
         self._v6 = sock.family == socket.AF_INET6
-        _ask_for_local_address(sock)
+        ask_for_local_address(sock)
         self.receive = self._receive
         self.reply = self._reply
 
@@ -726,7 +479,7 @@ class WildcardFront(Front):
             packed = ours.ljust(_PKTINFO6_SIZE, b"\0")
             return source, (source, (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, packed))
         packed = _PKTINFO4.pack(0, ours, bytes(4))
-        return source, (source, (socket.IPPROTO_IP, _IP_PKTINFO, packed))
+        return source, (source, (socket.IPPROTO_IP, IP_PKTINFO, packed))
 
     def name(self, key: Any) -> str:
         _, ours = key
@@ -739,58 +492,7 @@ class WildcardFront(Front):
 
     def reply_run(self, run: Sequence[bytes], to: Any) -> None:
         source, ours = to
-        self.sock.sendmsg(run, [ours, _segments(len(run[0]))], 0, source)
-
-
-def _fits(run: list[bytes], size: int) -> bool:
-    """Whether another datagram of this size can go with those of a run."""
-    if not _SEGMENTS or not size:
-        return False
-    return len(run) < MOST_SEGMENTS and size * (len(run) + 1) <= MOST_SEGMENTED
-
-
-def _segments(size: int) -> tuple[int, int, bytes]:
-    """What tells the kernel to make datagrams of that size (udp(7))."""
-    return _SOL_UDP, _UDP_SEGMENT, _UINT16.pack(size)
-
-
-def _segments_after(problem: OSError) -> bool:
-    """Whether to try a run again, after one that was not taken."""
-    # Anything else says that these can't be: larger than the path allows, or an
-    # interface or a kernel that does not do it.
-    return problem.errno in (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
-
-
-def _ask_for_local_address(sock: Any) -> None:
-    if sock.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-    else:
-        sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-
-
-def kernel_drops(sock: Any) -> int:
-    """Datagrams that the kernel has dropped for want of room; 0 if it can't tell."""
-    if not sys.platform.startswith("linux"):
-        return 0
-    try:
-        counters = sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 64)
-    except OSError:
-        return 0
-    return int.from_bytes(counters[4 * _DROPS : 4 * _DROPS + 4], sys.byteorder)
-
-
-def raise_buffer(sock: Any, wanted: int) -> None:
-    """Let the kernel keep so many bytes unread, as far as it does (socket(7))."""
-    forced = getattr(socket, "SO_RCVBUFFORCE", 33)
-    try:
-        # Beyond net.core.rmem_max, for those who may.
-        sock.setsockopt(socket.SOL_SOCKET, forced, wanted)
-    except OSError:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, wanted)
-
-
-def _send_error(problem: OSError) -> str:
-    return f"send_{errno.errorcode.get(problem.errno or 0, problem.errno)}"
+        self.sock.sendmsg(run, [ours, segments(len(run[0]))], 0, source)
 
 
 class Server:
@@ -872,7 +574,7 @@ class UdpNat:
         self._resolver = resolver
         self._reactor = reactor
         self.observer = observer if observer is not None else FlowLog()
-        self._open = open_socket if open_socket is not None else _udp_socket
+        self._open = open_socket if open_socket is not None else udp_socket
         most = affordable_flows() if most_flows is None else most_flows
         self.table: NatTable[ClientFlow] = NatTable(
             most,
@@ -909,9 +611,9 @@ class UdpNat:
             for sock in sockets:
                 raise_buffer(sock, self.receive_buffer)
                 host = sock.getsockname()[0]
-                kind = WildcardFront if host in _WILDCARDS else Front
+                kind = WildcardFront if host in WILDCARDS else Front
                 front = kind(self, sock)
-                self.watcher.watch(sock.fileno(), front, _READABLE)
+                self.watcher.watch(sock.fileno(), front, READABLE)
                 opened.append(front)
         except OSError:
             # All or none: what is watched can't be closed by the caller.
@@ -1034,7 +736,7 @@ class UdpNat:
         sock = self._dial(server)
         try:
             flow = ClientFlow(front, key, source, to, sock, server.name)
-            self.watcher.watch(sock.fileno(), flow, _READABLE)
+            self.watcher.watch(sock.fileno(), flow, READABLE)
         except OSError:
             sock.close()
             raise
@@ -1221,133 +923,3 @@ class UdpNat:
         self._timer = self._lookups = self._drain_limit = None
         if self._drained is not None and not self._drained.called:
             self._drained.callback(None)
-
-
-def _udp_socket(family: int) -> Any:
-    return socket.SocketType(
-        family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-    )
-
-
-def affordable_flows() -> int:
-    """How many flows this process can have, with something left for everything else.
-
-    Each takes a descriptor, and one of the ports that the kernel hands out.
-    """
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if limit == resource.RLIM_INFINITY:
-        limit = 1 << 20
-    return max(1, min(limit - min(RESERVE, limit // 4), _ports() * 7 // 8))
-
-
-def _ports() -> int:
-    """How many ports the kernel hands out to sockets that ask for none (ip(7))."""
-    try:
-        first, last = map(int, PORT_RANGE.read_text().split())
-    except (OSError, ValueError):
-        # What IANA has set aside for that.
-        first, last = 49152, 65535
-    return last - first + 1
-
-
-def bind_udp(host: str, port: int) -> socket.SocketType:
-    """A non-blocking datagram socket, bound.
-
-    :raises ListenError: it can't be.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    where = host_port(host, port)
-    try:
-        address = socket.getaddrinfo(
-            host, port, family, socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
-        )[0][4]
-        sock = _udp_socket(family)
-        try:
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            if address[0] in _WILDCARDS:
-                # Before a datagram can come.
-                _ask_for_local_address(sock)
-            sock.bind(address)
-        except OSError:
-            sock.close()
-            raise
-    except OSError as problem:
-        why = problem.strerror or str(problem)
-        raise ListenError(f"can't listen on udp:{where}: {why}") from problem
-    return sock  # type: ignore[no-any-return]
-
-
-@implementer(IListeningPort)
-class UdpPort:
-    """One of the addresses that a relay listens on."""
-
-    def __init__(self, nat: UdpNat, address: Any) -> None:
-        self._nat = nat
-        kind = IPv6Address if ":" in address[0] else IPv4Address
-        self._address = kind("UDP", address[0], address[1])
-
-    def startListening(self) -> None:
-        """It listens already."""
-
-    def stopListening(self) -> Deferred[None]:
-        """Close all of the relay's addresses; while it drains, when that is over."""
-        if self._nat.draining:
-            return self._nat.drain()
-        self._nat.close()
-        return succeed(None)
-
-    def getHost(self) -> IAddress:
-        """Where it listens."""
-        return self._address
-
-
-@implementer(IStreamServerEndpoint)
-class UdpListener:
-    """Opens the sockets that a relay's clients send to.
-
-    :param host: an address, a name whose every address is listened on (looked up once,
-        when listening starts), or None for all addresses of this machine.
-    :param port: 0 picks one that is free.
-    """
-
-    def __init__(self, host: str | None, port: int) -> None:
-        self._host, self._port = host, port
-
-    def listen(self, nat: Any) -> Deferred[IListeningPort]:
-        """Let a :class:`UdpNat` serve them.
-
-        :raises ListenError: through the Deferred.
-        """
-        sockets: list[Any] = []
-        try:
-            port = self._port
-            for host in self._hosts():
-                try:
-                    sockets.append(bind_udp(host, port))
-                except ListenError as problem:
-                    # A family that this machine lacks is left out.
-                    lacks = getattr(problem.__cause__, "errno", None) in _LACKS
-                    if self._host is not None or not lacks:
-                        raise
-                    continue
-                port = sockets[0].getsockname()[1]
-            if not sockets:
-                raise ListenError(f"can't listen on udp:{port}: no address family")
-            nat.listen(sockets)
-        except (ListenError, OSError) as problem:
-            for sock in sockets:
-                sock.close()
-            if isinstance(problem, ListenError):
-                return fail(problem)
-            why = problem.strerror or str(problem)
-            return fail(ListenError(f"can't listen on udp:{self._host}: {why}"))
-        ports = [UdpPort(nat, sock.getsockname()) for sock in sockets]
-        listening: Any = ports[0] if len(ports) == 1 else Listeners(ports)
-        return succeed(listening)
-
-    def _hosts(self) -> list[str]:
-        if self._host is None:
-            return ["0.0.0.0", "::"]
-        found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_DGRAM)
-        return list(dict.fromkeys(numeric_host(item[4]) for item in found))

@@ -27,6 +27,7 @@ from relayd.config import DEMO_LISTENER, Config, Relay, UdpRelay, UdpSettings
 from relayd.demo import DemoInvitation, DemoSite
 from relayd.endpoints import UdpAddress, parse_destination, parse_listener
 from relayd.errors import CannotStart, ConfigError, ListenError
+from relayd.flow_log import FlowLog, QuietFlowLog
 from relayd.observers import Observer
 from relayd.service import (
     Listening,
@@ -37,7 +38,6 @@ from relayd.service import (
 )
 from relayd.session import Ending, Session
 from relayd.tcp import RelayFactory
-from relayd.udp_nat import FlowLog, QuietFlowLog
 from tests.conftest import LoggedFailures, descriptors
 from tests.contracts import Recorder, turns, until
 from tests.process import RelayProcess, Server, connect, read_all, reset

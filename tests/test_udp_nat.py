@@ -25,23 +25,29 @@ from twisted.python.failure import Failure
 
 from relayd.endpoints import Transport, watcher
 from relayd.errors import ListenError
-from relayd.nat_table import Flow
-from relayd.udp_nat import (
-    BATCH,
-    BUFFER_SIZE,
-    LOOK_UP_EVERY,
-    LOOKS,
-    MOST_ASKED,
+from relayd.flow_log import (
     MOST_LINES,
-    MOST_SEGMENTED,
-    MOST_SEGMENTS,
     Counters,
     FlowFacts,
     FlowLog,
     QuietFlowLog,
-    Server,
+)
+from relayd.nat_table import Flow
+from relayd.udp_listening import (
     UdpListener,
+)
+from relayd.udp_nat import (
+    BATCH,
+    LOOK_UP_EVERY,
+    LOOKS,
+    MOST_ASKED,
+    Server,
     UdpNat,
+)
+from relayd.udp_sockets import (
+    BUFFER_SIZE,
+    MOST_SEGMENTED,
+    MOST_SEGMENTS,
     affordable_flows,
 )
 from tests.conftest import LoggedFailures
@@ -1203,7 +1209,7 @@ def test_how_many_flows_the_limit_allows(
 ) -> None:
     """And the ports; some are left to everything else."""
     ports = tmp_path / "ports"
-    monkeypatch.setattr("relayd.udp_nat.PORT_RANGE", ports)
+    monkeypatch.setattr("relayd.udp_sockets.PORT_RANGE", ports)
     for limit, between, flows in (
         (65536, "1024\t65023\n", 56000),
         (65536, "32768 60999", 24703),
@@ -1215,7 +1221,7 @@ def test_how_many_flows_the_limit_allows(
     ):
         ports.write_text(between)
         monkeypatch.setattr(
-            "relayd.udp_nat.resource.getrlimit", lambda _, is_=limit: (is_, is_)
+            "relayd.udp_sockets.resource.getrlimit", lambda _, is_=limit: (is_, is_)
         )
         assert affordable_flows() == flows
     ports.unlink()

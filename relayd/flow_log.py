@@ -1,0 +1,164 @@
+"""What the log says of datagrams: a line for each flow, and one for each relay.
+
+:class:`Counters` says what has become of every datagram; whoever embeds a relay reads
+them at any time, and the log has them when it ends.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Protocol
+
+import attrs
+from twisted.logger import Logger
+
+from relayd.nat_table import Flow
+
+flow_log = Logger(namespace="relayd.flow")
+
+#: Flows without an answer whose end is logged in a second.
+MOST_LINES = 100
+
+
+@attrs.frozen
+class FlowFacts:
+    """Who a flow was between, and why it ended.
+
+    :ivar port: the relay's own address towards the server.
+    :ivar age: seconds.
+    :ivar ending: `expired`, `unreplied` (it expired without a reply), `evicted`,
+        `drained`, or `failed`.
+    """
+
+    client: str
+    listener: str
+    port: str
+    server: str
+    age: float
+    ending: str
+
+
+@attrs.define(eq=False)
+class Counters:
+    """What has become of datagrams.
+
+    :ivar received: from clients; each was sent on or is in `dropped`.
+    :ivar sent: to servers.
+    :ivar replies_received: from servers; each was sent on or is in `replies_dropped`.
+    :ivar replies_sent: to clients.
+    :ivar dropped: by reason: `no_flow` (the table is full, or no descriptor is left),
+        `no_server` (its name has no address yet), `no_local_address` (the kernel did
+        not say what the client spoke to), `source_port_0`, `truncated`,
+        `draining`, or `send_` and the name of the error.
+    :ivar replies_dropped: likewise: `reply_cap`, `truncated`, `send_…`.
+    :ivar icmp_errors: how often a server's host refused what had been sent.
+    :ivar kernel_dropped: how many the kernel dropped because they were not read in
+        time; they are in no other counter.
+    """
+
+    received: int = 0
+    sent: int = 0
+    replies_received: int = 0
+    replies_sent: int = 0
+    dropped: Counter[str] = attrs.Factory(Counter)
+    replies_dropped: Counter[str] = attrs.Factory(Counter)
+    icmp_errors: int = 0
+    kernel_dropped: int = 0
+
+    @property
+    def line(self) -> str:
+        """All of them, as the log has it."""
+        return " ".join(
+            f"{name}={_counted(n)}" for name, n in attrs.asdict(self).items()
+        )
+
+
+def _counted(count: int | Counter[str]) -> str:
+    if isinstance(count, int):
+        return str(count)
+    return ",".join(f"{reason}:{n}" for reason, n in sorted(count.items())) or "-"
+
+
+class FlowObserver(Protocol):
+    """Hears what becomes of flows."""
+
+    def ended(self, flow: Flow, facts: FlowFacts) -> None:
+        """A flow has ended."""
+
+    def closed(self, listeners: str, counters: Counters) -> None:
+        """The relay has ended.
+
+        :param listeners: where it listened, as text.
+        """
+
+
+class FlowLog:
+    """Writes one line when a flow ends, and one when the relay does.
+
+    Whoever floods a listener with clients that nobody answers ends flows as fast as
+    it can send, so of those :data:`MOST_LINES` in a second have a line.
+
+    :ivar left_out: how many flows had none.
+    """
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._lines = 0
+        self.left_out = 0
+
+    def ended(self, flow: Flow, facts: FlowFacts) -> None:
+        """See :meth:`FlowObserver.ended`."""
+        if not flow.replied and not self._room(int(flow.began + facts.age)):
+            return
+        flow_log.info(
+            "{line}",
+            line=(
+                f"flow client={facts.client} listener={facts.listener}"
+                f" port={facts.port} server={facts.server} age={facts.age:.3f}"
+                f" up={flow.up_datagrams}/{flow.up_bytes}"
+                f" down={flow.down_datagrams}/{flow.down_bytes} ending={facts.ending}"
+            ),
+            **attrs.asdict(facts),
+        )
+
+    def closed(self, listeners: str, counters: Counters) -> None:
+        """See :meth:`FlowObserver.closed`."""
+        flow_log.info(
+            "{line}",
+            line=f"datagrams listener={listeners} {counters.line}",
+            **attrs.asdict(counters),
+        )
+
+    def _room(self, second: int) -> bool:
+        """Whether this second has room for another line; says so once if not."""
+        if second != self._second:
+            self._second, self._lines = second, 0
+        self._lines += 1
+        if self._lines <= MOST_LINES:
+            return True
+        if self._lines == MOST_LINES + 1:
+            flow_log.warn(
+                "{most} flows without an answer ended in a second: the rest of them"
+                " have no line ({left_out} left out so far)",
+                most=MOST_LINES,
+                left_out=self.left_out,
+            )
+        self.left_out += 1
+        return False
+
+
+class QuietFlowLog(FlowLog):
+    """Writes a line only for a flow that did not end by itself, with a reply.
+
+    And at the end only if a datagram was dropped.
+    """
+
+    def closed(self, listeners: str, counters: Counters) -> None:
+        """See :meth:`FlowObserver.closed`."""
+        if counters.dropped or counters.replies_dropped or counters.kernel_dropped:
+            super().closed(listeners, counters)
+
+    def ended(self, flow: Flow, facts: FlowFacts) -> None:
+        """See :meth:`FlowObserver.ended`."""
+        if facts.ending != "expired":
+            super().ended(flow, facts)

@@ -1,0 +1,229 @@
+"""Datagram sockets: opened, watched, asked, and written to in runs.
+
+Our own and not `reactor.listenUDP`'s, which cuts datagrams at 8,192 bytes, lets a flood
+of empty ones starve everything else, and hides the address that a client spoke to.
+They are watched by a :class:`Watcher`: the plane's epoll where there is one, the
+reactor otherwise, or a test.
+
+A *run* is several datagrams of one size.  The kernel takes it in one call, sends it
+through its stack as one, and makes datagrams of it at the end (UDP_SEGMENT, udp(7)).
+"""
+
+from __future__ import annotations
+
+import errno
+import resource
+import socket
+import struct
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+from twisted.internet.interfaces import IHalfCloseableDescriptor, IReadDescriptor
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from relayd.addresses import host_port
+from relayd.errors import ListenError
+
+#: Room for more than any datagram: 65,507 bytes over IPv4, 65,527 over IPv6.
+BUFFER_SIZE = 65536
+
+#: Descriptors that flows leave to everything else, or a quarter of the limit.
+RESERVE = 1024
+
+#: Linux: the first and the last of the ports that the kernel hands out.
+PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+#: socket(7), Linux: counters of a socket's memory, and the one of its drops.
+_SO_MEMINFO, _DROPS = 55, 8
+
+WILDCARDS = ("0.0.0.0", "::")
+
+IP_PKTINFO = getattr(socket, "IP_PKTINFO", 8)
+
+#: udp(7), since Linux 4.18: several datagrams in one call.
+_SEGMENTS = sys.platform.startswith("linux")
+_SOL_UDP, _UDP_SEGMENT, _UINT16 = 17, 103, struct.Struct("=H")
+
+#: What the kernel takes at once: so many datagrams, and so many bytes of them.
+MOST_SEGMENTS, MOST_SEGMENTED = 64, 65000
+
+
+class Watcher(Protocol):
+    """What tells when a socket can be read: the plane, the reactor, or a test."""
+
+    def watch(self, descriptor: int, handler: Any, mask: int) -> None:
+        """Call `handler.ready` while there is something to read.
+
+        :raises OSError: the kernel can't watch another descriptor.
+        """
+
+    def give_up(self, sock: Any) -> None:
+        """Watch `sock` no more, and close it."""
+
+
+class ReactorWatcher:
+    """Any reactor that has `addReader`.
+
+    A socket is closed at once: if the reactor still has an event for its number, and
+    the number is another socket's by then, that one is read in vain.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._readers: dict[int, _Reader] = {}
+
+    def watch(self, descriptor: int, handler: Any, mask: int) -> None:
+        """See :meth:`Watcher.watch`."""
+        reader = _Reader(self._reactor, descriptor, handler)
+        self._reactor.addReader(reader)
+        self._readers[descriptor] = reader
+
+    def give_up(self, sock: Any) -> None:
+        """See :meth:`Watcher.give_up`."""
+        reader = self._readers.pop(sock.fileno(), None)
+        if reader is not None:
+            self._reactor.removeReader(reader)
+        sock.close()
+
+
+@implementer(IReadDescriptor, IHalfCloseableDescriptor)
+class _Reader:
+    """A socket, as reactors want it."""
+
+    def __init__(self, reactor: Any, descriptor: int, handler: Any) -> None:
+        self._reactor = reactor
+        self._descriptor = descriptor
+        self._handler = handler
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def doRead(self) -> None:
+        self._handler.ready(0)
+
+    def readConnectionLost(self, reason: Failure) -> None:
+        # Reactors that poll take an error without data for the end of a connection,
+        # and forget the socket.  Here an earlier datagram was refused (ICMP).
+        self._reactor.addReader(self)
+        self._handler.ready(0)
+
+    def writeConnectionLost(self, reason: Failure) -> None:
+        """Nothing is written through the reactor."""
+
+    def connectionLost(self, reason: Failure) -> None:
+        self._handler.connectionLost(reason)
+
+    def logPrefix(self) -> str:
+        return "relayd udp"
+
+
+#: epoll_ctl(2): readable, and again as long as it is.
+READABLE = 1
+
+
+def fits(run: list[bytes], size: int) -> bool:
+    """Whether another datagram of this size can go with those of a run."""
+    if not _SEGMENTS or not size:
+        return False
+    return len(run) < MOST_SEGMENTS and size * (len(run) + 1) <= MOST_SEGMENTED
+
+
+def segments(size: int) -> tuple[int, int, bytes]:
+    """What tells the kernel to make datagrams of that size (udp(7))."""
+    return _SOL_UDP, _UDP_SEGMENT, _UINT16.pack(size)
+
+
+def segments_after(problem: OSError) -> bool:
+    """Whether to try a run again, after one that was not taken."""
+    # Anything else says that these can't be: larger than the path allows, or an
+    # interface or a kernel that does not do it.
+    return problem.errno in (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
+
+
+def ask_for_local_address(sock: Any) -> None:
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+
+
+def kernel_drops(sock: Any) -> int:
+    """Datagrams that the kernel has dropped for want of room; 0 if it can't tell."""
+    if not sys.platform.startswith("linux"):
+        return 0
+    try:
+        counters = sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 64)
+    except OSError:
+        return 0
+    return int.from_bytes(counters[4 * _DROPS : 4 * _DROPS + 4], sys.byteorder)
+
+
+def raise_buffer(sock: Any, wanted: int) -> None:
+    """Let the kernel keep so many bytes unread, as far as it does (socket(7))."""
+    forced = getattr(socket, "SO_RCVBUFFORCE", 33)
+    try:
+        # Beyond net.core.rmem_max, for those who may.
+        sock.setsockopt(socket.SOL_SOCKET, forced, wanted)
+    except OSError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, wanted)
+
+
+def send_error(problem: OSError) -> str:
+    return f"send_{errno.errorcode.get(problem.errno or 0, problem.errno)}"
+
+
+def udp_socket(family: int) -> Any:
+    return socket.SocketType(
+        family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    )
+
+
+def affordable_flows() -> int:
+    """How many flows this process can have, with something left for everything else.
+
+    Each takes a descriptor, and one of the ports that the kernel hands out.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        limit = 1 << 20
+    return max(1, min(limit - min(RESERVE, limit // 4), _ports() * 7 // 8))
+
+
+def _ports() -> int:
+    """How many ports the kernel hands out to sockets that ask for none (ip(7))."""
+    try:
+        first, last = map(int, PORT_RANGE.read_text().split())
+    except (OSError, ValueError):
+        # What IANA has set aside for that.
+        first, last = 49152, 65535
+    return last - first + 1
+
+
+def bind_udp(host: str, port: int) -> socket.SocketType:
+    """A non-blocking datagram socket, bound.
+
+    :raises ListenError: it can't be.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    where = host_port(host, port)
+    try:
+        address = socket.getaddrinfo(
+            host, port, family, socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
+        )[0][4]
+        sock = udp_socket(family)
+        try:
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if address[0] in WILDCARDS:
+                # Before a datagram can come.
+                ask_for_local_address(sock)
+            sock.bind(address)
+        except OSError:
+            sock.close()
+            raise
+    except OSError as problem:
+        why = problem.strerror or str(problem)
+        raise ListenError(f"can't listen on udp:{where}: {why}") from problem
+    return sock  # type: ignore[no-any-return]
