@@ -70,6 +70,13 @@ class Pool:
 
     upstreams: Sequence[Upstream] = attrs.field(converter=_fixed)
     selector: ISelector = attrs.Factory(RoundRobin)
+    #: The server, where there is nothing to choose.
+    _only: Upstream | None = attrs.field(init=False)
+
+    @_only.default
+    def _find_only(self) -> Upstream | None:
+        one = len(self.upstreams) == 1 and type(self.selector) is RoundRobin
+        return self.upstreams[0] if one else None
 
     @classmethod
     def of(cls, where: Pool | Upstream | IStreamClientEndpoint) -> Pool:
@@ -97,6 +104,8 @@ class Pool:
 
     def choose(self, session: Session) -> Upstream | None:
         """The server for this session, or None when the selector has none."""
+        if self._only is not None:
+            return self._only
         chosen = self.selector.choose(self.upstreams, session)
         if chosen is None or isinstance(chosen, Upstream):
             return chosen
