@@ -31,6 +31,9 @@ from typing import Any, Self
 #: Seconds after which a test gives up on something that should have happened.
 PATIENCE = 10.0
 
+#: Seconds that an interpreter may take to start, beside others that do.
+START = 60.0
+
 #: The `twistd` of the environment that runs the tests.
 TWISTD = str(Path(sys.executable).parent / "twistd")
 
@@ -177,7 +180,9 @@ class RelayProcess:
         with self._news:
             self._news.notify_all()
 
-    def wait_for(self, pattern: str, count: int = 1) -> list[re.Match[str]]:
+    def wait_for(
+        self, pattern: str, count: int = 1, patience: float = PATIENCE
+    ) -> list[re.Match[str]]:
         """Wait until `count` lines of the log match, and return the matches."""
         found: list[re.Match[str]] = []
 
@@ -187,7 +192,7 @@ class RelayProcess:
 
         with self._news:
             done = self._news.wait_for(
-                lambda: there() or not self._reader.is_alive(), PATIENCE
+                lambda: there() or not self._reader.is_alive(), patience
             )
             done = done and there()
         assert done, (
@@ -198,7 +203,7 @@ class RelayProcess:
 
     def listening(self, count: int = 1) -> list[str]:
         """The addresses it listens on, in the order of the log."""
-        return [m[1] for m in self.wait_for(_LISTENING.pattern, count)]
+        return [m[1] for m in self.wait_for(_LISTENING.pattern, count, START)]
 
     @property
     def port(self) -> int:
@@ -245,9 +250,9 @@ class RelayProcess:
     def signal(self, number: int = signal.SIGTERM) -> None:
         self.process.send_signal(number)
 
-    def wait(self) -> int:
+    def wait(self, patience: float = PATIENCE) -> int:
         """Wait for its end; the exit status."""
-        status = self.process.wait(PATIENCE)
+        status = self.process.wait(patience)
         self._reader.join(PATIENCE)
         return status
 

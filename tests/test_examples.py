@@ -9,7 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.process import PATIENCE, Server, connect, read_all, read_exactly, relay
+from tests.process import (
+    PATIENCE,
+    START,
+    Server,
+    connect,
+    read_all,
+    read_exactly,
+    relay,
+)
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -54,7 +62,7 @@ def test_own_endpoint_says_what_is_wrong() -> None:
             [sys.executable, str(EXAMPLES / "own_endpoint.py"), *args],
             capture_output=True,
             text=True,
-            timeout=PATIENCE,
+            timeout=START,
             check=False,
         )
         assert program.returncode == 1
@@ -133,7 +141,7 @@ def test_users_table_says_what_is_wrong(tmp_path: Path) -> None:
         [sys.executable, str(EXAMPLES / "users_table.py"), "127.0.0.1:0", str(table)],
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=START,
         check=False,
     )
     assert program.returncode == 1

@@ -46,6 +46,7 @@ from relayd.socks4_wire import Code, Command, write_reply, write_request
 from relayd.tap import socks4
 from relayd.tap.relayd import EXAMPLES, Options, makeService
 from tests.process import (
+    START,
     TWISTD,
     RelayProcess,
     Server,
@@ -783,7 +784,7 @@ def test_the_running_reactor_is_the_proxys_default(
 def ending(process: RelayProcess) -> tuple[int, list[str]]:
     """The exit status of a process that ends by itself, and what it wrote."""
     try:
-        return process.wait(), process.lines
+        return process.wait(START), process.lines
     finally:
         process.stop()
 
