@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
@@ -39,7 +40,7 @@ from relayd.resolving import Resolver
 from relayd.transports import TCPConnection, UNIXConnection, connection_class
 from tests.conftest import descriptors, pause
 from tests.contracts import Peer, Producer, Recorder, turns, until
-from tests.process import Server, read_all, read_exactly, reset
+from tests.process import PATIENCE, Server, read_all, read_exactly, reset
 
 
 def endpoint(server: Server, where: Any = reactor) -> SocketEndpoint:
@@ -677,6 +678,35 @@ async def test_a_half_close_is_passed_on_at_once() -> None:
         assert peer.recv(10) == b""
         peer.sendall(b"answer")
         await until(lambda: protocol.data == b"answer")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reset_whose_event_says_hung_up_only_is_no_end_of_data() -> None:
+    """As epoll reports one that arrives at that moment; Twisted takes it for an end."""
+    async with connection() as (protocol, transport, peer):
+        reset(peer)
+        event = select.poll()
+        event.register(transport.fileno(), 0)
+        assert event.poll(PATIENCE * 1000)
+        # What Twisted's reactors do then.
+        transport.stopReading()
+        transport.readConnectionLost(Failure(CONNECTION_DONE))
+        assert protocol.lost
+        assert isinstance(protocol.reason.value, error.ConnectionLost)
+        assert "eof" not in protocol.events
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_end_of_data_whose_event_says_hung_up_only_is_one() -> None:
+    async with connection() as (protocol, transport, peer):
+        for ends in (False, True):
+            if ends:
+                peer.shutdown(socket.SHUT_WR)
+            # With nothing to read, and then with the end to be read.
+            transport.stopReading()
+            transport.readConnectionLost(Failure(CONNECTION_DONE))
+            assert not protocol.lost
+            assert protocol.events[-1] == "eof"
 
 
 @pytest_twisted.ensureDeferred
