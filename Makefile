@@ -5,6 +5,11 @@ VENV := .venv
 FLOOR := .venv-floor
 BIN := $(VENV)/bin
 WHEEL := .venv-wheel
+
+# Debian's Python, where there is one: what relayd is compared with is as Debian builds
+# it, and a Python from elsewhere may be built without optimisation.
+BENCH := .venv-bench
+BENCH_PYTHON ?= $(firstword $(wildcard /usr/bin/python3) $(PYTHON))
 PIP_QUIET := -q --disable-pip-version-check
 
 # What relayd's own files say an environment holds; newer than that: set up again.
@@ -12,7 +17,7 @@ SETUP := setup.cfg pyproject.toml
 
 # For the system tests, and for the benchmark.
 SYSTEM_PACKAGES := chromium chromium-driver curl gcc libc6-dev \
-  haproxy iperf3 libnginx-mod-stream nginx nghttp2-client socat wrk \
+  haproxy iperf3 libnginx-mod-stream nginx nghttp2-client python3-venv socat wrk \
   dante-client dante-server iproute2 ncat oidentd openssh-client openssh-server proxychains4 tnftp \
   bind9-dnsutils chrony dnsmasq-base dnsperf openssl sip-tester unbound
 # Debian's npm and those that come with another nodejs exclude each other.
@@ -51,8 +56,9 @@ $(VENV)/system: $(VENV)/test tests/system/package-lock.json
 	fi
 	@touch $@
 
-$(VENV)/bench: $(VENV)/run
-	$(BIN)/pip install $(PIP_QUIET) -e '.[bench]'
+$(BENCH)/bench: $(SETUP)
+	test -x $(BENCH)/bin/python || $(BENCH_PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/pip install $(PIP_QUIET) -e '.[bench]'
 	@touch $@
 
 $(FLOOR)/test: $(SETUP) tests/floor.txt
@@ -96,14 +102,14 @@ system-deps: ## install the Debian packages of the system tests and the benchmar
 system-test: $(VENV)/system ## real programs through the relay (see system-deps)
 	$(BIN)/python -m pytest -m system $(ARGS)
 
-bench: $(VENV)/bench ## compare with other relays, into bench/results (20 minutes; see system-deps)
-	$(BIN)/python -m bench full $(ARGS)
+bench: $(BENCH)/bench ## compare with other relays, into bench/results (20 minutes; see system-deps)
+	$(BENCH)/bin/python -m bench full $(ARGS)
 
-bench-quick: $(VENV)/bench ## one short round of it, under two minutes
-	$(BIN)/python -m bench quick $(ARGS)
+bench-quick: $(BENCH)/bench ## one short round of it, under two minutes
+	$(BENCH)/bin/python -m bench quick $(ARGS)
 
-bench-check: $(VENV)/bench ## fail when a figure that relayd promises is missed
-	$(BIN)/python -m bench check $(ARGS)
+bench-check: $(BENCH)/bench ## fail when a figure that relayd promises is missed
+	$(BENCH)/bin/python -m bench check $(ARGS)
 
 soak: $(VENV)/run ## ten minutes of 2,000 unruly connections, on each transport
 	$(BIN)/python -m bench.soak $(ARGS)
@@ -112,7 +118,7 @@ wheel: $(VENV)/run ## build dist/*.whl
 	$(BIN)/pip wheel $(PIP_QUIET) --no-deps -w dist .
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) $(FLOOR) $(WHEEL) build dist relayd.egg-info .coverage .coverage.* \
+	rm -rf $(VENV) $(FLOOR) $(WHEEL) $(BENCH) build dist relayd.egg-info .coverage .coverage.* \
 	  .mypy_cache .pytest_cache .ruff_cache .hypothesis twisted/plugins/dropin.cache \
 	  tests/system/node_modules
 

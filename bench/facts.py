@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -66,7 +67,8 @@ def versions() -> dict[str, str]:
     found = {
         "relayd": version("relayd"),
         "Twisted": version("twisted"),
-        "Python": platform.python_version(),
+        "Python": platform.python_version()
+        + (" (the system's)" if sys.base_prefix == "/usr" else ""),
     }
     for name in PACKAGES:
         try:
