@@ -45,6 +45,11 @@ def host_of(name: str) -> str:
     return name.rpartition(":")[0].strip("[]").partition("%")[0]
 
 
+def is_loopback(host: str) -> bool:
+    """Whether an address, as text, never leaves this machine."""
+    return host == "::1" or host.startswith("127.")
+
+
 def _path_text(path: bytes | None) -> str:
     """A UNIX socket's path on one line and without blanks, whatever it is.
 

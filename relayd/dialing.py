@@ -32,7 +32,7 @@ from twisted.internet.interfaces import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from relayd.addresses import address_name, socket_address
+from relayd.addresses import address_name, is_loopback, socket_address
 from relayd.interfaces import IDial, IDialer
 from relayd.resolving import Resolver, SocketAddress
 from relayd.transports import connection_class, set_options
@@ -99,12 +99,20 @@ class Dial:
             self._fail(Failure())
 
     def _try(self) -> None:
-        problem = self._socket.connect_ex(self._where.address)
+        where = self._where
+        problem = self._socket.connect_ex(where.address)
+        if problem == errno.EINPROGRESS and where.is_near:
+            # The kernel answers itself, but looks at the answer on its way out of the
+            # call.  Asked again it says that the connection stands, or is refused; and
+            # EALREADY if the server's backlog is full.
+            problem = self._socket.connect_ex(where.address)
+            if problem == errno.EALREADY:
+                problem = errno.EINPROGRESS
         if problem == errno.EINPROGRESS:
             self._watch()
         elif problem == errno.EAGAIN:
             # Only a UNIX socket says this: the server's backlog is full.
-            self._retry = self._where.reactor.callLater(RETRY, self._try)
+            self._retry = where.reactor.callLater(RETRY, self._try)
         elif problem:
             self._failed(problem)
         else:
@@ -216,6 +224,7 @@ class SocketEndpoint:
     :param address: as the socket module has it for that family.
     :cvar dialing: what connects; subclasses may have another.
 
+    :ivar is_near: it is a loopback address.
     :ivar peer: the address as Twisted has it.
     :ivar peer_name: what the log calls it.
     """
@@ -226,6 +235,7 @@ class SocketEndpoint:
         self.reactor = reactor
         self.family = family
         self.address = address
+        self.is_near = family != socket.AF_UNIX and is_loopback(address[0])
         self.peer = socket_address(family, address)
         self.peer_name = address_name(self.peer)
 

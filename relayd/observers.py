@@ -46,7 +46,7 @@ _DONE = Ending.DONE
 _HOOKS = ("opened", "dialing", "connected", "closed", "refused")
 
 
-def _nobody(*facts: object) -> None:
+def _nobody(session: object, why: str = "") -> None:
     """A hook that nobody listens to."""
 
 

@@ -47,7 +47,6 @@ from relayd.bridge import Bridge, Leg, Timeouts
 from relayd.errors import Refused
 from relayd.interfaces import IGate, ILease, INamedClients, IObserver
 from relayd.observers import Observers, SessionLog
-from relayd.policy import OpenGate
 from relayd.session import Ending, Session
 from relayd.upstreams import Upstream
 from relayd.wheel import DeadlineWheel
@@ -148,7 +147,7 @@ class StreamProtocol(Leg):
         )
         Leg.__init__(self, session.up)
         self.factory = factory
-        self.wheel_slot: int | None = None
+        self.wheel_bucket: dict[Any, None] | None = None
         self._lease: ILease | None = None
         #: What is under way before the Bridge, and can be cancelled.
         self._dialing: Any = None
@@ -176,7 +175,8 @@ class StreamProtocol(Leg):
             if not getattr(transport, "options_are_set", False):
                 _set_options(transport)
             session.listener = factory.host_name(transport.getHost())
-            self._lease = factory.gate.enter(session)
+            if factory.gate is not None:
+                self._lease = factory.gate.enter(session)
         except Refused as refusal:
             self._turn_away(Ending.REFUSED, refusal.why)
             return
@@ -385,21 +385,20 @@ class StreamProtocol(Leg):
         self.cut(Ending.FAILED, "its deadlines could not be checked")
 
 
-class _LastName:
-    """The text of an address, made once while it is asked for the same object."""
+def _last_name() -> Callable[[IAddress | None], str]:
+    """What makes the text of an address, once while it is asked for the same object."""
+    last: IAddress | None = None
+    name = "-"
 
-    __slots__ = ("_address", "_name")
-
-    def __init__(self) -> None:
-        self._address: IAddress | None = None
-        self._name = "-"
-
-    def __call__(self, address: IAddress | None) -> str:
-        if address is not self._address:
-            self._address = address
+    def name_of(address: IAddress | None) -> str:
+        nonlocal last, name
+        if address is not last:
+            last = address
             # The same text in thousands of sessions is kept once.
-            self._name = sys.intern(address_name(address))
-        return self._name
+            name = sys.intern(address_name(address))
+        return name
+
+    return name_of
 
 
 @implementer(INamedClients)
@@ -432,8 +431,9 @@ class StreamFactory(Factory):
         self.clock = clock
         #: The time in seconds, asked for five times in a session.
         self.now: Callable[[], float] = clock.seconds
-        self.host_name, self.peer_name = _LastName(), _LastName()
-        self.gate = gate if gate is not None else OpenGate()
+        self.host_name, self.peer_name = _last_name(), _last_name()
+        #: Lets everyone in if there is none.
+        self.gate = gate
         self.observer = Observers(observer if observer is not None else SessionLog())
         self.wheel = DeadlineWheel(clock, timeouts.tick if tick is None else tick)
         self.sessions: dict[int, StreamProtocol] = {}

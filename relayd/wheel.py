@@ -10,7 +10,7 @@ touches no timer and reads no clock; a deadline is kept within one tick.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -22,7 +22,7 @@ class Watched(Protocol):
     """What stands on the wheel."""
 
     #: The bucket it stands in; the wheel's own, None while it is off.
-    wheel_slot: int | None
+    wheel_bucket: dict[Any, None] | None
 
     def check(self, now: float) -> None:
         """Look at the deadlines; `now` is seconds on the wheel's clock."""
@@ -49,45 +49,43 @@ class DeadlineWheel:
     def __init__(self, clock: IReactorTime, tick: float) -> None:
         self._clock = clock
         self._step = tick / self.SPREAD
-        self._buckets: list[dict[Watched, None]] = [{} for _ in range(self.SPREAD)]
+        self._buckets: list[dict[Any, None]] = [{} for _ in range(self.SPREAD)]
         self._hand = 0
+        #: Where the hand stands.
+        self._bucket = self._buckets[0]
         #: When the hand moves to the next bucket.
         self._due = 0.0
-        self._count = 0
         self._timer: IDelayedCall | None = None
         self._settled = False
         #: Buckets are being looked at; the timer is set after that.
         self._turning = False
 
     def __len__(self) -> int:
-        return self._count
+        return sum(map(len, self._buckets))
 
     def add(self, item: Watched) -> None:
         """Look at `item` every tick from now on; the first look is one tick away."""
-        slot = self._hand
-        item.wheel_slot = slot
-        self._buckets[slot][item] = None
-        self._count += 1
-        self._settled = False
+        bucket = item.wheel_bucket = self._bucket
+        bucket[item] = None
         if self._timer is None and not self._turning:
+            self._settled = False
             self._due = self._clock.seconds() + self._step
             self._timer = self._clock.callLater(self._step, self._turn)
 
     def discard(self, item: Watched) -> None:
         """Take `item` off, if it is on."""
-        slot = item.wheel_slot
-        if slot is None:
+        bucket = item.wheel_bucket
+        if bucket is None:
             return
-        item.wheel_slot = None
-        del self._buckets[slot][item]
-        self._count -= 1
-        if self._settled and not self._count:
+        item.wheel_bucket = None
+        del bucket[item]
+        if self._settled:
             self.settle()
 
     def settle(self) -> None:
         """Hold no timer once the wheel is empty (the relay has stopped listening)."""
         self._settled = True
-        if self._timer is not None and not self._count:
+        if self._timer is not None and not len(self):
             self._timer.cancel()
             self._timer = None
 
@@ -102,16 +100,17 @@ class DeadlineWheel:
                 break
             self._due += self._step
             self._hand = (self._hand + 1) % self.SPREAD
+            self._bucket = self._buckets[self._hand]
             self._look(now)
         self._turning = False
-        if self._count:
+        if len(self):
             if self._due <= now:
                 self._due = now + self._step
             self._timer = self._clock.callLater(self._due - now, self._turn)
 
     def _look(self, now: float) -> None:
-        for item in list(self._buckets[self._hand]):
-            if item.wheel_slot is None:
+        for item in list(self._bucket):
+            if item.wheel_bucket is None:
                 continue  # an earlier item's check has ended this one
             self._guarded(item.check, now, item)
 

@@ -152,3 +152,9 @@ def tmp_socket(tmp_path: Path) -> Path:
     path = tmp_path / "s"
     assert len(str(path)) < 100
     return path
+
+
+@pytest.fixture
+def far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers on loopback are dialled as if they were on another machine."""
+    monkeypatch.setattr("relayd.dialing.is_loopback", lambda host: False)

@@ -33,7 +33,7 @@ class Item:
     def __init__(
         self, clock: Clock, on_check: Callable[[], object] = lambda: None
     ) -> None:
-        self.wheel_slot: int | None = None
+        self.wheel_bucket: dict[Any, None] | None = None
         self.clock = clock
         self.on_check = on_check
         self.on_failed: Callable[[], object] = lambda: None

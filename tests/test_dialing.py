@@ -28,6 +28,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
+from relayd.addresses import is_loopback
 from relayd.bridge import unsent
 from relayd.dialing import (
     HEAD_START,
@@ -41,6 +42,9 @@ from relayd.transports import TCPConnection, UNIXConnection, connection_class
 from tests.conftest import descriptors, pause
 from tests.contracts import Peer, Producer, Recorder, turns, until
 from tests.process import PATIENCE, Server, read_all, read_exactly, reset
+
+#: Where a dial is to be watched while it waits.
+pytestmark = pytest.mark.usefixtures("far")
 
 
 def endpoint(server: Server, where: Any = reactor) -> SocketEndpoint:
@@ -270,6 +274,54 @@ def test_a_cancelled_dial_closes_its_socket() -> None:
         assert descriptors() == before
         with server.accept() as peer:
             assert read_all(peer) == b""
+
+
+# -- loopback, where the kernel answers within the call
+
+
+@pytest.fixture
+def near(far: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers on loopback are dialled as what they are."""
+    monkeypatch.setattr("relayd.dialing.is_loopback", is_loopback)
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_server_on_loopback_is_reached_at_once(near: None, family: int) -> None:
+    """There is nothing to be watched."""
+    clock, protocol = Descriptors(), Recorder()
+    with Server(family) as server:
+        dialing = endpoint(server, clock).connect(making(protocol))
+        assert dialing.called
+        assert not clock.writers
+        with server.accept() as peer:
+            protocol.transport.write(b"hello")
+            protocol.transport.doWrite()
+            assert read_exactly(peer, 5) == b"hello"
+        protocol.transport.connectionLost(Failure(CONNECTION_DONE))
+
+
+def test_a_closed_port_on_loopback_refuses_at_once(near: None) -> None:
+    clock, before = Descriptors(), descriptors()
+    with Server() as server:
+        where = endpoint(server, clock)
+    problem = problem_of(where.connect(making(Recorder())))
+    assert isinstance(problem, error.ConnectionRefusedError)
+    assert not clock.writers
+    clock.advance(0)
+    assert descriptors() == before
+
+
+def test_a_server_on_loopback_with_a_full_backlog_is_waited_for(near: None) -> None:
+    clock = Descriptors()
+    with Server() as server:
+        server.socket.listen(0)
+        with socket.create_connection(server.socket.getsockname()):
+            dialing = endpoint(server, clock).connect(making(Recorder()))
+            assert not dialing.called
+            assert len(clock.writers) == 1
+            dialing.cancel()
+            assert isinstance(problem_of(dialing), CancelledError)
+            clock.advance(0)
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS])

@@ -35,6 +35,7 @@ from relayd.addresses import (
     address_name,
     host_of,
     host_port,
+    is_loopback,
     numeric_host,
     socket_address,
 )
@@ -638,3 +639,16 @@ def test_socket_addresses_become_twisteds() -> None:
 def test_a_clients_address(address: Any, host: str) -> None:
     """From its name, as any of our listeners gives it."""
     assert host_of(address_name(address)) == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.255.0.3", "::1"])
+def test_loopback_is_near(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "12.7.0.1", "128.0.0.1", "::", "::ffff:127.0.0.1", "fe80::1"]
+)
+def test_other_addresses_are_far(host: str) -> None:
+    """A mapped one is loopback, too, but costs nothing to be watched for."""
+    assert not is_loopback(host)

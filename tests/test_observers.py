@@ -22,9 +22,8 @@ from twisted.logger import (
 from zope.interface.verify import verifyObject
 
 from relayd.addresses import address_name
-from relayd.interfaces import IGate, ILease, IObserver, ISelector
+from relayd.interfaces import IObserver, ISelector
 from relayd.observers import Observer, Observers, SessionLog, VerboseSessionLog
-from relayd.policy import OpenGate
 from relayd.session import Direction, Ending, Session
 from relayd.upstreams import Pool, RoundRobin, Upstream
 from tests.conftest import LoggedFailures
@@ -391,19 +390,6 @@ def test_sessions_are_told_apart_and_share_nothing() -> None:
     assert len({one, two}) == 2
     one.up.bytes += 1
     assert (one.down.bytes, two.up.bytes) == (0, 0)
-
-
-# -- the open gate
-
-
-def test_the_open_gate_lets_everyone_in() -> None:
-    """Any number of times, and takes back any number of leases."""
-    gate = OpenGate()
-    assert verifyObject(IGate, gate)
-    leases = [gate.enter(a_session()) for _ in range(3)]
-    for lease in leases:
-        assert verifyObject(ILease, lease)
-        lease.release()
 
 
 # -- pools

@@ -74,6 +74,9 @@ from tests.test_dialing import (
 from tests.test_listening import Faulty, Greeters, Unconnectable, answer, scripted
 from tests.test_plane_poller import Still, refuse, still
 
+#: Where a dial is to be watched while it waits.
+pytestmark = pytest.mark.usefixtures("far")
+
 __all__ = ["still"]
 
 _LOST = Failure(CONNECTION_LOST)

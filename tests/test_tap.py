@@ -726,9 +726,12 @@ def test_whose_proxy_it_is() -> None:
         [listening] = make_socks4(*argv).listenings
         assert listening.purpose == f"a SOCKS4 proxy for {purpose}"
         factory: Any = listening.factory
+        assert (factory.gate is None) == strangers
         for client, comes in (("192.0.2.1:5", True), ("192.0.2.2:5", strangers)):
             session = Session(1, 0, client, "192.0.2.3:1080", 0.0)
-            if comes:
+            if factory.gate is None:
+                assert comes
+            elif comes:
                 factory.gate.enter(session).release()
             else:
                 with pytest.raises(Refused):

@@ -46,7 +46,10 @@ from relayd.transports import set_options
 
 log = Logger(namespace="relayd.plane")
 
-_NEW = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+# The C class: Python's wrapper of it costs more than the system call.
+_SOCKET, _STREAM = socket.SocketType, int(socket.SOCK_STREAM)
+
+_NEW = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
 
 _IPV4 = int(socket.AF_INET)
 
@@ -86,10 +89,9 @@ class PlaneListener(Listener):
         self._plane.unwatch(self.fileno())
 
     def _accept(self) -> tuple[socket.SocketType, Any]:
-        # socket.accept() without its wrapper of the C class, which costs more
-        # than the system call.
+        # socket.accept() without its wrapper of the C class.
         descriptor, address = self._socket._accept()  # type: ignore[attr-defined]  # noqa: SLF001
-        sock = socket.SocketType(self._family, socket.SOCK_STREAM, 0, descriptor)
+        sock = _SOCKET(self._family, _STREAM, 0, descriptor)
         sock.setblocking(False)
         if self._family == _IPV4:
             # As text, which a session and its transport can share.
@@ -158,8 +160,7 @@ class PlaneSocketEndpoint(SocketEndpoint):
         self.made = transport_class(family)
 
     def socket(self) -> socket.SocketType:
-        # The C class: Python's wrapper costs more than the system call.
-        sock = socket.SocketType(self.family, _NEW)
+        sock = _SOCKET(self.family, _NEW)
         set_options(sock)
         return sock
 

@@ -82,13 +82,14 @@ EDGE_READ = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLE
 EDGE_BOTH = EDGE_READ | select.EPOLLOUT
 
 _WRITABLE = select.EPOLLOUT
-_READABLE = EDGE_READ | select.EPOLLERR | select.EPOLLHUP
 #: Something is readable that the kernel has told of before.
 _LEFT = select.EPOLLIN
 
 #: With these, a read that is not full was not the last: an end, an error or an
 #: urgent mark comes behind it.
 _MORE = select.EPOLLRDHUP | select.EPOLLERR | select.EPOLLHUP | select.EPOLLPRI
+
+_READABLE = select.EPOLLIN | _MORE
 
 _MSG_MORE = int(socket.MSG_MORE)
 
@@ -144,6 +145,7 @@ class PlaneTransport:
         "_ended",
         "_fate",
         "_full_reads",
+        "_laden",
         "_local",
         "_more",
         "_out",
@@ -205,6 +207,8 @@ class PlaneTransport:
         self._write_side = _OPEN
         self._fate = _ALIVE
         self._queued = False
+        # It has had a buffer, a pipe or a producer, or a place among those who splice.
+        self._laden = False
         self._sink: PlaneTransport | None = None
         self._full_reads = 0
         self._pipe: Pipe | None = None
@@ -286,12 +290,17 @@ class PlaneTransport:
             # Behind the data of a connection whose write failed, the error that the
             # write took away looks like an end.
             self.connectionLost(_LOST)
-        else:
+        elif self._sink is None:
             self.readConnectionLost(_DONE)
+        else:
+            try:
+                self.protocol.readConnectionLost()
+            except Exception:
+                self._failed("readConnectionLost")
 
     def readConnectionLost(self, reason: Failure) -> None:
         protocol = self.protocol
-        if reason is _DONE and (self._sink is not None or _half_closes(protocol)):
+        if reason is _DONE and _half_closes(protocol):
             try:
                 protocol.readConnectionLost()
             except Exception:
@@ -336,14 +345,15 @@ class PlaneTransport:
         :param mask: what the kernel says about the descriptor, or _LEFT: go on with
             what there was more of.
         """
-        if self._waiting == _WAITING and mask & _WRITABLE:
-            self._waiting = _NOT_WAITING
-            self._flush()
-        if not mask & _READABLE:
-            return
-        self._readable = True
-        if mask & _MORE:
+        # Nearly always there is just something to read.
+        if mask != _LEFT:
+            if self._waiting == _WAITING and mask & _WRITABLE:
+                self._waiting = _NOT_WAITING
+                self._flush()
+            if not mask & _READABLE:
+                return
             self._more |= mask & _MORE
+        self._readable = True
         if not self._reading:
             return
         sink = self._sink
@@ -352,24 +362,20 @@ class PlaneTransport:
             return
         # Relaying: hand what there is to the sink.  A method of its own would be a
         # call more for each event.
-        direction = self._direction
-        buffer = self._plane.buffer
-        sock = self._sock
-        left = self._plane.share
-        while left > 0:
-            if not sink.clear:
-                # Its flush makes this go on.
-                return
+        moved = 0
+        while sink.clear:
             if self._full_reads >= FULL_READS:
-                left -= self._splice(sink, left)
+                moved += self._splice(sink, self._plane.share - moved)
                 if not (self._readable and self._reading):
                     return
                 if self._full_reads >= FULL_READS:
                     # Its share is used up, or the sink is full.
-                    break
+                    self._queue()
+                    return
                 continue
+            buffer = self._plane.buffer
             try:
-                count = sock.recv_into(buffer)
+                count = self._sock.recv_into(buffer)
             except BlockingIOError:
                 self._found_nothing()
                 return
@@ -379,8 +385,7 @@ class PlaneTransport:
             if not count:
                 self._found_end()
                 return
-            direction.bytes += count
-            left -= count
+            self._direction.bytes += count
             # All that came before the end was there to be read, and fewer bytes
             # than were asked for means that it was.
             ends = self._more == _END and count < COPY_SIZE
@@ -392,22 +397,27 @@ class PlaneTransport:
                 sink._not_sent(problem)
             if sent < count:
                 sink._keep(buffer[sent:count])
-            if count >= FULL_READ:
+            if count < FULL_READ:
+                if self._full_reads > 0:
+                    self._full_reads = 0
+            else:
                 self._full_reads += 1
                 if self._full_reads == FULL_READS:
+                    self._laden = True
                     self._plane.pipes.join()
                     self._small_splices = 0
-                if count == COPY_SIZE:
-                    continue
-            elif self._full_reads > 0:
-                self._full_reads = 0
-            if not self._more:
-                self._readable = False
+            if count < COPY_SIZE:
+                if not self._more:
+                    self._readable = False
+                    return
+                if ends:
+                    self._found_end()
+                    return
+            moved += count
+            if moved >= self._plane.share:
+                self._queue()
                 return
-            if ends:
-                self._found_end()
-                return
-        self._queue()
+        # Its flush makes this go on.
 
     def _splice(self, sink: PlaneTransport, most: int) -> int:
         """Move what there is through a pipe, about `most` bytes of it.
@@ -450,6 +460,7 @@ class PlaneTransport:
         if held:
             pipe.held = held
             sink._pipe = pipe
+            sink._laden = True
             sink._not_drained(problem)
             return moved
         self._plane.pipes.give(pipe)
@@ -547,6 +558,7 @@ class PlaneTransport:
         """Hold what can't be sent now."""
         if not self.connected or self._write_side == _ENDED or self._fate != _ALIVE:
             return
+        self._laden = True
         if self._out is None:
             self._out = bytearray(data)
         else:
@@ -705,12 +717,8 @@ class PlaneTransport:
         if self._fate == _ABORTED or not self._ended:
             self._hang_up()
         self._plane.give_up(sock)
-        if self._out is not None or self._pipe is not None:
-            self._drop()
-        if self._full_reads >= FULL_READS:
-            self._stop_splicing()
-        if self.producer is not None:
-            self._stop_producer()
+        if self._laden:
+            self._unload()
         protocol, self.protocol = self.protocol, None
         try:
             protocol.connectionLost(reason)
@@ -730,12 +738,17 @@ class PlaneTransport:
                 # written, and an end of data, before that.
                 self._sock.shutdown(socket.SHUT_RDWR)
 
-    def _stop_producer(self) -> None:
+    def _unload(self) -> None:
+        """Give back what a connection may have besides its socket."""
+        self._drop()
+        if self._full_reads >= FULL_READS:
+            self._stop_splicing()
         producer, self.producer = self.producer, None
-        try:
-            producer.stopProducing()
-        except Exception:
-            log.failure("stopProducing of {producer!r} failed", producer=producer)
+        if producer is not None:
+            try:
+                producer.stopProducing()
+            except Exception:
+                log.failure("stopProducing of {producer!r} failed", producer=producer)
 
     # -- IPushProducer
 
@@ -762,6 +775,7 @@ class PlaneTransport:
         if not self.connected:
             producer.stopProducing()
             return
+        self._laden = True
         self.producer = producer
         self._producing = _PUSH if streaming else _PULL
         if not streaming:
