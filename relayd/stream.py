@@ -184,7 +184,6 @@ class StreamProtocol(Leg):
             log.failure("session {id} could not be opened", id=session.id)
             self._turn_away(Ending.FAILED, "could not be opened")
             return
-        factory.sessions[session.id] = self
         factory.wheel.add(self)
         factory.observer.opened(session)
         try:
@@ -258,7 +257,10 @@ class StreamProtocol(Leg):
             session.connected_at = factory.now()
             factory.observer.connected(session)
             self.joined(leg)
-            if not leg.spliced and INegotiated.providedBy(leg.transport):
+            if leg.spliced:
+                # Not needed any more: thousands of idle sessions would keep it.
+                self._deadline = 0.0
+            elif INegotiated.providedBy(leg.transport):
                 # TLS: connected, but not yet with the server that was meant.
                 self._handshaking = leg
         except Exception as problem:
@@ -349,7 +351,8 @@ class StreamProtocol(Leg):
             except Exception:
                 log.failure("the lease of session {id} failed", id=session.id)
         factory.observer.closed(session)
-        factory.session_over(session)
+        if factory.draining is not None:
+            factory.session_over()
 
     # -- the wheel
 
@@ -406,7 +409,7 @@ class StreamFactory(Factory):
     """The sessions of one relay, and what they share.
 
     :cvar protocol: serves one client: made with the factory and the client's name.
-    :ivar sessions: the sessions that live, by id.
+    :ivar wheel: the sessions that live stand on it.
     """
 
     noisy = False
@@ -435,13 +438,14 @@ class StreamFactory(Factory):
         #: Lets everyone in if there is none.
         self.gate = gate
         self.observer = Observers(observer if observer is not None else SessionLog())
-        self.wheel = DeadlineWheel(clock, timeouts.tick if tick is None else tick)
-        self.sessions: dict[int, StreamProtocol] = {}
+        self.wheel: DeadlineWheel[StreamProtocol] = DeadlineWheel(
+            clock, timeouts.tick if tick is None else tick
+        )
         self.ordinals = itertools.count()
         #: Clients are not served any longer.
         self._closed = False
-        #: What waits for the sessions that live.
-        self._draining: Deferred[None] | None = None
+        #: Fires when the last of the sessions that live has ended; None: nobody waits.
+        self.draining: Deferred[None] | None = None
         self._drain_limit: IDelayedCall | None = None
 
     def build_named(self, client: str) -> StreamProtocol | None:
@@ -474,27 +478,32 @@ class StreamFactory(Factory):
         """
         self._closed = True
         self.wheel.settle()
-        if self._draining is None and self.sessions:
-            self._draining = Deferred()
+        if self.draining is None and len(self.wheel):
+            self.draining = Deferred()
             if timeout > 0:
                 self._drain_limit = self.clock.callLater(timeout, self.cut_all)
         if timeout <= 0:
             self.cut_all()
-        if self._draining is None:
+        if self.draining is None:
             return succeed(None)
         waiting: Deferred[None] = Deferred()
-        self._draining.addCallback(lambda _: waiting.callback(None))
+        self.draining.addCallback(lambda _: waiting.callback(None))
         return waiting
 
     def cut_all(self) -> None:
         """Reset every session that lives, now."""
-        for protocol in list(self.sessions.values()):
+        for protocol in self.wheel:
             protocol.cut(Ending.DRAINED)
 
-    def session_over(self, session: Session) -> None:
-        """Forget a session that has ended."""
-        self.sessions.pop(session.id, None)
-        if self._draining is not None and not self.sessions:
+    @property
+    def sessions(self) -> dict[int, StreamProtocol]:
+        """The sessions that live, by id, the oldest first; made for each that asks."""
+        living = {protocol.session.id: protocol for protocol in self.wheel}
+        return dict(sorted(living.items()))
+
+    def session_over(self) -> None:
+        """A session has ended while somebody waits for the last."""
+        if not len(self.wheel):
             self._drained()
 
     def _drained(self) -> None:
@@ -502,6 +511,6 @@ class StreamFactory(Factory):
         limit, self._drain_limit = self._drain_limit, None
         if limit is not None and limit.active():
             limit.cancel()
-        draining, self._draining = self._draining, None
+        draining, self.draining = self.draining, None
         if draining is not None:
             draining.callback(None)

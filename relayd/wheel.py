@@ -9,8 +9,9 @@ touches no timer and reads no clock; a deadline is kept within one tick.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any, Generic, Protocol, TypeVar
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -31,7 +32,10 @@ class Watched(Protocol):
         """`check` raised, which has been logged: end what was being watched."""
 
 
-class DeadlineWheel:
+Item = TypeVar("Item", bound=Watched)
+
+
+class DeadlineWheel(Generic[Item]):
     """Calls `check` of everything that stands on it, once every `tick` seconds.
 
     :param clock: provides `callLater` and `seconds`.
@@ -39,7 +43,8 @@ class DeadlineWheel:
         deadline may be noticed.
 
     The wheel holds a timer only while something stands on it, or for one tick
-    after; :meth:`settle` drops the timer of an empty wheel at once.
+    after; :meth:`settle` drops the timer of an empty wheel at once.  To iterate over it
+    is to see what stands on it now, in no particular order.
     """
 
     #: Items are spread over this many buckets in a tick, so that thousands of
@@ -49,7 +54,7 @@ class DeadlineWheel:
     def __init__(self, clock: IReactorTime, tick: float) -> None:
         self._clock = clock
         self._step = tick / self.SPREAD
-        self._buckets: list[dict[Any, None]] = [{} for _ in range(self.SPREAD)]
+        self._buckets: list[dict[Item, None]] = [{} for _ in range(self.SPREAD)]
         self._hand = 0
         #: Where the hand stands.
         self._bucket = self._buckets[0]
@@ -63,7 +68,10 @@ class DeadlineWheel:
     def __len__(self) -> int:
         return sum(map(len, self._buckets))
 
-    def add(self, item: Watched) -> None:
+    def __iter__(self) -> Iterator[Item]:
+        return iter(list(chain.from_iterable(self._buckets)))
+
+    def add(self, item: Item) -> None:
         """Look at `item` every tick from now on; the first look is one tick away."""
         bucket = item.wheel_bucket = self._bucket
         bucket[item] = None
@@ -72,7 +80,7 @@ class DeadlineWheel:
             self._due = self._clock.seconds() + self._step
             self._timer = self._clock.callLater(self._step, self._turn)
 
-    def discard(self, item: Watched) -> None:
+    def discard(self, item: Item) -> None:
         """Take `item` off, if it is on."""
         bucket = item.wheel_bucket
         if bucket is None:
@@ -114,9 +122,7 @@ class DeadlineWheel:
                 continue  # an earlier item's check has ended this one
             self._guarded(item.check, now, item)
 
-    def _guarded(
-        self, check: Callable[[float], None], now: float, item: Watched
-    ) -> None:
+    def _guarded(self, check: Callable[[float], None], now: float, item: Item) -> None:
         try:
             check(now)
         except Exception:

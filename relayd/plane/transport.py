@@ -117,7 +117,10 @@ _OPEN, _ENDING, _ENDED = range(3)
 # What becomes of the connection: lives, was aborted, a write has failed.
 _ALIVE, _ABORTED, _BROKEN = range(3)
 
-#: Instead of a count of full reads: this socket can't be spliced.
+# A count of full reads up to FULL_READS; while it is spliced, one more for each small
+# splice in a row.
+
+#: Instead of it: this socket can't be spliced.
 _NEVER = -(1 << 62)
 
 
@@ -157,12 +160,10 @@ class PlaneTransport:
         "_readable",
         "_reading",
         "_sink",
-        "_small_splices",
         "_sock",
         "_waiting",
         "_write_side",
         "clear",
-        "connected",
         "disconnecting",
         "producer",
         "protocol",
@@ -190,14 +191,12 @@ class PlaneTransport:
         self._peer = peer
         self._local = local
         self.protocol = protocol
-        self.connected = True
         self.disconnecting = False
         self.clear = True
         self.producer: Any = None
-        # Set with a producer, with a sink, and as splicing begins.
+        # Set with a producer, and with a sink.
         self._producing: int
         self._direction: Direction
-        self._small_splices: int
         self._reading = True
         self._readable = False
         self._more = self._ALWAYS_MORE
@@ -230,7 +229,7 @@ class PlaneTransport:
     def proceed(self) -> None:
         """What could not be done within the call that asked for it."""
         self._queued = False
-        if not self.connected:
+        if self.protocol is None:
             return
         if self._fate == _ABORTED:
             self.connectionLost(Failure(ConnectionAborted()))
@@ -332,7 +331,8 @@ class PlaneTransport:
         if (
             not isinstance(peer, PlaneTransport)
             or peer._plane is not self._plane
-            or not (self.connected and peer.connected)
+            or self.protocol is None
+            or peer.protocol is None
         ):
             return False
         self._sink, peer._sink = peer, self
@@ -405,7 +405,6 @@ class PlaneTransport:
                 if self._full_reads == FULL_READS:
                     self._laden = True
                     self._plane.pipes.join()
-                    self._small_splices = 0
             if count < COPY_SIZE:
                 if not self._more:
                     self._readable = False
@@ -452,10 +451,11 @@ class PlaneTransport:
             problem = raised.errno
         self._direction.bytes += moved
         if moved >= SPLICE_LEAST:
-            self._small_splices = 0
-        else:
-            self._small_splices += 1
-            if self._small_splices >= SMALL_SPLICES:
+            if self._full_reads > FULL_READS:
+                self._full_reads = FULL_READS
+        elif self._full_reads >= FULL_READS:
+            self._full_reads += 1
+            if self._full_reads - FULL_READS >= SMALL_SPLICES:
                 self._stop_splicing()
         if held:
             pipe.held = held
@@ -556,7 +556,7 @@ class PlaneTransport:
 
     def _keep(self, data: bytes | memoryview) -> None:
         """Hold what can't be sent now."""
-        if not self.connected or self._write_side == _ENDED or self._fate != _ALIVE:
+        if self.protocol is None or self._write_side == _ENDED or self._fate != _ALIVE:
             return
         self._laden = True
         if self._out is None:
@@ -622,7 +622,7 @@ class PlaneTransport:
     def _settle(self) -> None:
         """Nothing waits any more: may a write go straight to the kernel?"""
         self.clear = (
-            self.connected
+            self.protocol is not None
             and not self.disconnecting
             and self._write_side == _OPEN
             and self._fate == _ALIVE
@@ -660,7 +660,7 @@ class PlaneTransport:
     # -- half-close and close
 
     def loseWriteConnection(self) -> None:
-        if not self.connected or self._write_side != _OPEN:
+        if self.protocol is None or self._write_side != _OPEN:
             return
         was_clear, self.clear = self.clear, False
         self._write_side = _ENDING
@@ -687,20 +687,20 @@ class PlaneTransport:
                 self._failed("writeConnectionLost")
 
     def loseConnection(self) -> None:
-        if not self.connected or self.disconnecting:
+        if self.protocol is None or self.disconnecting:
             return
-        was_clear, self.clear = self.clear, False
         self.disconnecting = True
-        self._reading = False
         if self._write_side == _ENDED or (
-            was_clear and self._ended and self.producer is None
+            self.clear and self._ended and self.producer is None
         ):
             self.connectionLost(_DONE)
-        elif self._waiting != _WAITING:
+            return
+        self.clear = self._reading = False
+        if self._waiting != _WAITING:
             self._queue()
 
     def abortConnection(self) -> None:
-        if self.connected and self._fate != _ABORTED:
+        if self.protocol is not None and self._fate != _ABORTED:
             self._fate = _ABORTED
             self.disconnecting = True
             self._reading = self.clear = False
@@ -710,16 +710,17 @@ class PlaneTransport:
 
     def connectionLost(self, reason: Failure) -> None:
         """The connection is over: close the socket and tell the protocol."""
-        if not self.connected:
+        protocol = self.protocol
+        if protocol is None:
             return
-        self.connected = self.clear = self._reading = False
+        self.protocol = None
+        self.clear = self._reading = False
         sock = self._sock
         if self._fate == _ABORTED or not self._ended:
             self._hang_up()
         self._plane.give_up(sock)
         if self._laden:
             self._unload()
-        protocol, self.protocol = self.protocol, None
         try:
             protocol.connectionLost(reason)
         except Exception:
@@ -756,7 +757,7 @@ class PlaneTransport:
         self._reading = False
 
     def resumeProducing(self) -> None:
-        if self.connected and not self.disconnecting and not self._ended:
+        if self.protocol is not None and not self.disconnecting and not self._ended:
             self._reading = True
             if self._readable:
                 self._queue()
@@ -772,7 +773,7 @@ class PlaneTransport:
                 f"Cannot register producer {producer}, because producer "
                 f"{self.producer} was never unregistered."
             )
-        if not self.connected:
+        if self.protocol is None:
             producer.stopProducing()
             return
         self._laden = True
@@ -784,7 +785,7 @@ class PlaneTransport:
 
     def unregisterProducer(self) -> None:
         self.producer = None
-        if self.connected and self._waiting != _WAITING:
+        if self.protocol is not None and self._waiting != _WAITING:
             if self.unsent or self.disconnecting or self._write_side == _ENDING:
                 self._queue()
             else:
@@ -834,8 +835,13 @@ class PlaneTransport:
         return self.producer is not None and self._producing != _PULL
 
     @property
+    def connected(self) -> bool:
+        """Its protocol has not been told of the loss."""
+        return self.protocol is not None
+
+    @property
     def disconnected(self) -> bool:
-        return not self.connected
+        return self.protocol is None
 
     @property
     def reactor(self) -> Any:
