@@ -51,6 +51,7 @@ from relayd.udp_sockets import (
     Watcher,
     affordable_flows,
     ask_for_local_address,
+    calls,
     fits,
     kernel_drops,
     raise_buffer,
@@ -158,8 +159,7 @@ class ClientFlow(Flow):
         self.to = to
         self.sock = sock
         self.server = server
-        self.send = sock.send
-        self.recv = sock.recv
+        self.send, self.recv = calls(sock)
         self.reply = front.reply
         self.drops = 0
         #: Whether the kernel has made datagrams of runs as far as we know.
@@ -179,21 +179,23 @@ class ClientFlow(Flow):
         if self._usual > 1:
             self._read_batch(self._usual)
             return
+        # A slot's callable is called from a local: as a method, it is looked up slowly.
+        recv, nat = self.recv, self.nat
         try:
-            data = self.recv(BUFFER_SIZE)
+            data = recv(BUFFER_SIZE)
         except BlockingIOError:
             return
         except OSError:
-            self.nat.counters.icmp_errors += 1
+            nat.counters.icmp_errors += 1
             self._read_batch(BATCH)
             return
-        nat = self.nat
         counters = nat.counters
         counters.replies_received += 1
         size = len(data)
         if size < BUFFER_SIZE and (not nat.reply_cap or self._may_have(size)):
+            reply = self.reply
             try:
-                self.reply(data, self.to)
+                reply(data, self.to)
             except OSError as problem:
                 counters.replies_dropped[send_error(problem)] += 1
             else:
@@ -207,7 +209,8 @@ class ClientFlow(Flow):
         if not self.replied:
             table.inbound(self, nat.now())
         elif table.refresh_inbound:
-            self.seen = nat.now()
+            now = nat.now
+            self.seen = now()
 
     def _read_batch(self, most: int) -> None:
         nat, recv = self.nat, self.recv
@@ -334,6 +337,13 @@ class ClientFlow(Flow):
         counters.dropped[send_error(problem)] += 1
         return False
 
+    def forward_again(self, data: bytes, problem: OSError) -> None:
+        """As :meth:`send_again`; what was sent after all is counted."""
+        if self.send_again(data, problem):
+            self.nat.counters.sent += 1
+            self.up_datagrams += 1
+            self.up_bytes += len(data)
+
     def connectionLost(self, reason: Failure) -> None:
         """The reactor stops, or reading has raised."""
         self.nat.end(self, "failed")
@@ -409,13 +419,12 @@ class Front:
                     run = None
                 else:
                     # As `forward` does; the call would cost more than all of this.
+                    send = last.send
                     try:
-                        last.send(first)
+                        send(first)
                     except OSError as problem:
-                        done = last.send_again(first, problem)
+                        last.forward_again(first, problem)
                     else:
-                        done = True
-                    if done:
                         sent += 1
                         last.up_datagrams += 1
                         last.up_bytes += size
@@ -789,6 +798,8 @@ class UdpNat:
         del flow.front.flows[flow.here]
         self._look_at(flow)
         ours = flow.sock.getsockname()
+        # Its number may be another's from now on.
+        flow.send, flow.recv = flow.sock.send, flow.sock.recv
         self.watcher.give_up(flow.sock)
         facts = FlowFacts(
             client=host_port(flow.source[0], flow.source[1]),
