@@ -129,6 +129,7 @@ class ClientFlow(Flow):
     """
 
     __slots__ = (
+        "_longest",
         "_look_at",
         "_segments_down",
         "_segments_up",
@@ -168,6 +169,8 @@ class ClientFlow(Flow):
         self._usual = 1
         #: From which datagram on to look whether there are more.
         self._look_at = 0
+        #: The longest run that the client has sent.
+        self._longest = 1
 
     def ready(self, mask: int) -> None:
         """The server has answered, or its host has refused."""
@@ -290,6 +293,10 @@ class ClientFlow(Flow):
         """Send the server what the client has sent: datagrams of one size."""
         nat, sent = self.nat, 0
         counters, size = nat.counters, len(run[0])
+        if len(run) > self._longest:
+            # Its replies may be as many.
+            self._longest = len(run)
+            self._look_at = 0
         if len(run) > 1 and self._segments_up:
             try:
                 self.sock.sendmsg(run, [segments(size)])

@@ -534,6 +534,32 @@ def test_the_oldest_unanswered_flow_makes_room() -> None:
     bench.close()
 
 
+def test_after_a_burst_as_many_replies_are_looked_for() -> None:
+    """All are read at once, and then what is usual; one client's are no other's."""
+    bench = Bench()
+    bench.arrive()
+    [sock] = bench.sockets
+
+    def left(replies: int) -> int:
+        sock.inbox.extend([b"!"] * replies)
+        bench.watcher.handlers[sock.number].ready(1)
+        rest = len(sock.inbox)
+        sock.inbox.clear()
+        return rest
+
+    assert left(1) == 0
+    assert left(4) == 3
+    bench.front.inbox.extend([(b"?", CLIENT)] * 3)
+    bench.arrive()
+    assert left(4) == 0
+    assert left(6) == 2
+    # A burst that is no longer than one before is no reason to look.
+    bench.front.inbox.extend([(b"?", CLIENT)] * 3)
+    bench.arrive()
+    assert left(6) == 2
+    bench.close()
+
+
 def test_a_batch_is_bounded() -> None:
     """By datagrams, empty ones included, so that others have their turn."""
     bench = Bench()
