@@ -247,7 +247,8 @@ class ClientFlow(Flow):
             self._reply(run)
         if received:
             counters.replies_received += received
-            self._usual = received
+            # Of many, some may be late only; of few, asking in vain costs too much.
+            self._usual = max(received, (self._usual - 4) >> 1)
             if most == BATCH:
                 self._look_at = self.down_datagrams + max(LOOK_EVERY, 8 * received)
             nat.table.inbound(self, nat.now())
