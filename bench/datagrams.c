@@ -5,10 +5,13 @@
  *   datagrams load PORT FLOWS IN_FLIGHT SIZE SECONDS
  *       closed loop: each of FLOWS sockets keeps IN_FLIGHT datagrams under way.
  *       Does a little of it first, says "ready", and waits for the end of its input
+ *   datagrams turns PORT FLOWS AT_ONCE BURST SIZE SECONDS
+ *       closed loop: AT_ONCE of FLOWS sockets have BURST datagrams under way.  When all
+ *       of one's are back, the next one in turn sends its own.  Begins as a load does
  *   datagrams rate PORT FLOWS RATE SIZE SECONDS
  *       open loop: RATE datagrams a second, the flows in turn
  *
- * The last two print "sent received seconds".  Everything is sent and received in
+ * The last three print "sent received seconds".  Everything is sent and received in
  * batches (sendmmsg, recvmmsg), so that neither end is what limits the relay.
  * Written in C because in Python the ends would cost more than what is measured.
  */
@@ -192,6 +195,62 @@ static int load(int port, int flows, int in_flight, size_t size, double seconds)
     return 0;
 }
 
+/* The datagrams that are to come back, by the flow's descriptor. */
+static int *nothing_due(const int *fds, int flows) {
+    int most = 0;
+    for (int i = 0; i < flows; i++)
+        most = fds[i] > most ? fds[i] : most;
+    return calloc(most + 1, sizeof(int));
+}
+
+static struct moved bursts_in_turn(int epoll, int *fds, int flows, int at_once,
+                                   int burst, size_t size, double seconds) {
+    struct epoll_event events[256];
+    long sent = 0, received = 0, next = 0;
+    double begin = now(), end = begin + seconds, quiet = begin;
+    int *due = nothing_due(fds, flows);
+    for (; next < at_once; next++)
+        sent += due[fds[next]] = send_some(fds[next], burst, size);
+    while (received < sent) {
+        int count = epoll_wait(epoll, events, 256, 50);
+        double time = now();
+        if (count > 0)
+            quiet = time;
+        else if (time - quiet > 0.5)
+            break; /* What is still under way is lost. */
+        for (int i = 0; i < count; i++) {
+            int fd = events[i].data.fd, got = receive_some(fd);
+            received += got;
+            due[fd] -= got;
+            if (due[fd] > 0 || time >= end)
+                continue;
+            /* The one that is through has none under way, if nobody else. */
+            while (due[fds[next % flows]] > 0)
+                next++;
+            fd = fds[next++ % flows];
+            sent += due[fd] = send_some(fd, burst, size);
+        }
+    }
+    free(due);
+    return (struct moved){sent, received, quiet - begin};
+}
+
+static int turns(int port, int flows, int at_once, int burst, size_t size,
+                 double seconds) {
+    int epoll = epoll_create1(0);
+    int *fds = open_flows(port, flows, epoll);
+    begin_flows(epoll, fds, flows, size);
+    bursts_in_turn(epoll, fds, flows, at_once, burst, size, WARM_UP);
+    puts("ready");
+    fflush(stdout);
+    while (getchar() != EOF)
+        ;
+    struct moved moved =
+        bursts_in_turn(epoll, fds, flows, at_once, burst, size, seconds);
+    printf("%ld %ld %f\n", moved.sent, moved.received, moved.seconds);
+    return 0;
+}
+
 static int rate(int port, int flows, double rate, size_t size, double seconds) {
     int epoll = epoll_create1(0);
     int *fds = open_flows(port, flows, epoll);
@@ -222,10 +281,15 @@ int main(int argc, char **argv) {
     if (argc == 7 && atol(argv[5]) <= ROOM && !strcmp(argv[1], "load"))
         return load(atoi(argv[2]), atoi(argv[3]), atoi(argv[4]), atol(argv[5]),
                     atof(argv[6]));
+    if (argc == 8 && atol(argv[6]) <= ROOM && !strcmp(argv[1], "turns") &&
+        atoi(argv[4]) <= atoi(argv[3]))
+        return turns(atoi(argv[2]), atoi(argv[3]), atoi(argv[4]), atoi(argv[5]),
+                     atol(argv[6]), atof(argv[7]));
     if (argc == 7 && atol(argv[5]) <= ROOM && !strcmp(argv[1], "rate"))
         return rate(atoi(argv[2]), atoi(argv[3]), atof(argv[4]), atol(argv[5]),
                     atof(argv[6]));
     fprintf(stderr, "usage: datagrams echo | load PORT FLOWS IN_FLIGHT SIZE SECONDS"
+                    " | turns PORT FLOWS AT_ONCE BURST SIZE SECONDS"
                     " | rate PORT FLOWS RATE SIZE SECONDS\n");
     return 2;
 }

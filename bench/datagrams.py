@@ -6,7 +6,7 @@ Both are in datagrams.c, which is compiled once in a run.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,9 @@ RATE = 10_000
 
 #: Flows that share it.
 RATE_FLOWS = 50
+
+#: Flows that have a burst under way where the flows take turns, and datagrams of one.
+BURSTS, BURST = 50, 4
 
 #: The share of what is under way that may be lost while costs are measured.  The load
 #: goes on without it: were it much more, it would be another load.
@@ -76,11 +79,32 @@ def round_trips(
 
     :raises CannotMeasure: a flow was not answered, or too much was lost.
     """
+    with _closed_loop(
+        ["load", str(port), str(flows), str(at_once)], flows * at_once, seconds
+    ) as load:
+        yield load
+
+
+@contextmanager
+def bursts_in_turn(
+    port: int, flows: int, seconds: float
+) -> Iterator[Callable[[], int]]:
+    """As :func:`round_trips`; a burst is under way on some flows, each in its turn."""
+    with _closed_loop(
+        ["turns", str(port), str(flows), str(BURSTS), str(BURST)],
+        BURSTS * BURST,
+        seconds,
+    ) as load:
+        yield load
+
+
+@contextmanager
+def _closed_loop(
+    asked: Sequence[str], under_way: int, seconds: float
+) -> Iterator[Callable[[], int]]:
+    """What makes the round trips that the program is asked for."""
     with tempfile.TemporaryDirectory(prefix="relayd-bench-") as name:
-        argv = [
-            *(built(), "load", str(port), str(flows), str(at_once)),
-            *(str(SIZE), str(seconds)),
-        ]
+        argv = [built(), *asked, str(SIZE), str(seconds)]
         with child(
             "the datagrams' load", argv, Path(name), read=True, waits=True
         ) as running:
@@ -89,9 +113,9 @@ def round_trips(
             def load() -> int:
                 moved = read_moved(running.output(seconds + PATIENCE))
                 lost = moved.sent - moved.received
-                if lost > LOST * flows * at_once:
+                if lost > LOST * under_way:
                     raise CannotMeasure(
-                        f"{lost} datagrams were lost of {flows * at_once} under way;"
+                        f"{lost} datagrams were lost of {under_way} under way;"
                         " is net.core.rmem_max below 4194304?"
                     )
                 return moved.received

@@ -54,6 +54,7 @@ _QUICK_WORKS = (
     "socks4-bulk",
     "socks4-short",
     "udp-50",
+    "udp-turns",
     "udp-delivered",
 )
 _QUICK_PEERS = (

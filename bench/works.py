@@ -8,7 +8,7 @@ through much).  CPU is the relay's process's own, as the kernel accounts for it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import quantiles
@@ -17,8 +17,8 @@ from typing import Literal
 from attrs import frozen
 
 from bench.children import CannotMeasure, eventually, time_wait
-from bench.datagrams import delivered, echo, round_trips
-from bench.figures import MEMORY_PAIRS, SIZES
+from bench.datagrams import bursts_in_turn, delivered, echo, round_trips
+from bench.figures import FLOWS, MEMORY_PAIRS, SIZES
 from bench.loads import (
     AT_ONCE,
     Bulk,
@@ -262,20 +262,30 @@ def _cpu_per_turn(running: Relay, pairs: IdlePairs, size: int, seconds: float) -
     return (running.cpu() - used) * 1e6 / count
 
 
-def measure_udp(shapes: Mapping[int, int], peer: Peer, seconds: float) -> Readings:
-    """CPU per round trip of a datagram.
+def measure_udp(flows: int, at_once: int, peer: Peer, seconds: float) -> Readings:
+    """CPU per round trip of a datagram, so many of each flow being under way."""
+    with echo() as destination, relay(peer, destination) as running:
+        with round_trips(running.port, flows, at_once, seconds) as load:
+            return {f"udp-{flows}": _cpu_per_round_trip(running, load)}
 
-    :param shapes: numbers of flows, with how many datagrams of each are under way.
+
+def measure_udp_turns(peer: Peer, seconds: float) -> Readings:
+    """CPU per round trip when few and many flows take turns at sending bursts.
+
+    By one relay, one after the other, since a limit compares them.
     """
     with echo() as destination, relay(peer, destination) as running:
         readings = {}
-        for flows, at_once in shapes.items():
-            with round_trips(running.port, flows, at_once, seconds) as load:
-                used = running.cpu()
-                made = load()
-                used = running.cpu() - used
-            readings[f"udp-{flows}"] = used * 1e6 / made
+        for flows in FLOWS:
+            with bursts_in_turn(running.port, flows, seconds) as load:
+                readings[f"udp-turns@{flows}"] = _cpu_per_round_trip(running, load)
         return readings
+
+
+def _cpu_per_round_trip(running: Relay, load: Callable[[], int]) -> float:
+    used = running.cpu()
+    made = load()
+    return (running.cpu() - used) * 1e6 / made
 
 
 def measure_udp_delivered(peer: Peer, seconds: float) -> Readings:
@@ -359,10 +369,11 @@ WORKS = {
         *(
             Work(name, measure, _datagrams, ("gcc",), short=True)
             for name, measure in (
-                ("udp-1", partial(measure_udp, {1: 32})),
-                # By one relay, one after the other, since a limit compares them.
-                ("udp-50", partial(measure_udp, {50: 4, 5_000: 1})),
-                ("udp-500", partial(measure_udp, {500: 1})),
+                ("udp-1", partial(measure_udp, 1, 32)),
+                ("udp-50", partial(measure_udp, 50, 4)),
+                ("udp-500", partial(measure_udp, 500, 1)),
+                ("udp-5000", partial(measure_udp, 5_000, 1)),
+                ("udp-turns", measure_udp_turns),
                 ("udp-delivered", measure_udp_delivered),
             )
         ),

@@ -51,6 +51,7 @@ from relayd.udp_sockets import (
     Watcher,
     affordable_flows,
     ask_for_local_address,
+    calls,
     fits,
     kernel_drops,
     raise_buffer,
@@ -67,8 +68,8 @@ BATCH = 64
 
 TURNS = range(BATCH)
 
-#: So many, and one more turn in which there is none.
-_COUNTDOWN = range(BATCH, -1, -1)
+#: Replies of a flow after which it is asked for more than it usually has.
+LOOK_EVERY = 32
 
 #: Room for what the kernel says besides a datagram, in bytes: one address of ours.
 ANCILLARY = 64
@@ -128,15 +129,17 @@ class ClientFlow(Flow):
     """
 
     __slots__ = (
+        "_longest",
+        "_look_at",
         "_segments_down",
         "_segments_up",
-        "_turn",
         "_usual",
         "drops",
         "front",
         "here",
         "nat",
         "recv",
+        "reply",
         "send",
         "server",
         "sock",
@@ -157,38 +160,45 @@ class ClientFlow(Flow):
         self.to = to
         self.sock = sock
         self.server = server
-        self.send = sock.send
-        self.recv = sock.recv
+        self.send, self.recv = calls(sock)
+        self.reply = front.reply
         self.drops = 0
         #: Whether the kernel has made datagrams of runs as far as we know.
         self._segments_up = self._segments_down = True
         #: How many datagrams there were the last time.
         self._usual = 1
-        self._turn = 0
+        #: From which datagram on to look whether there are more.
+        self._look_at = 0
+        #: The longest run that the client has sent.
+        self._longest = 1
 
     def ready(self, mask: int) -> None:
         """The server has answered, or its host has refused."""
         # Asking whether there is more costs as much as being told: now and then is
         # enough to notice a flow that has more under way than it had.
-        turn = self._turn = (self._turn + 1) & 7
-        if self._usual > 1 or not turn:
-            self._read_batch(self._usual if turn else BATCH)
+        if self.down_datagrams >= self._look_at:
+            self._read_batch(BATCH)
             return
-        nat = self.nat
-        counters = nat.counters
+        if self._usual > 1:
+            self._read_batch(self._usual)
+            return
+        # A slot's callable is called from a local: as a method, it is looked up slowly.
+        recv, nat = self.recv, self.nat
         try:
-            data = self.recv(BUFFER_SIZE)
+            data = recv(BUFFER_SIZE)
         except BlockingIOError:
             return
         except OSError:
-            counters.icmp_errors += 1
+            nat.counters.icmp_errors += 1
             self._read_batch(BATCH)
             return
+        counters = nat.counters
         counters.replies_received += 1
         size = len(data)
         if size < BUFFER_SIZE and (not nat.reply_cap or self._may_have(size)):
+            reply = self.reply
             try:
-                self.front.reply(data, self.to)
+                reply(data, self.to)
             except OSError as problem:
                 counters.replies_dropped[send_error(problem)] += 1
             else:
@@ -197,7 +207,13 @@ class ClientFlow(Flow):
                 self.down_bytes += size
         else:
             self._drop_reply(size)
-        nat.table.inbound(self, nat.now())
+        table = nat.table
+        # As `inbound` does; the call would cost more than all of this.
+        if not self.replied:
+            table.inbound(self, nat.now())
+        elif table.refresh_inbound:
+            now = nat.now
+            self.seen = now()
 
     def _read_batch(self, most: int) -> None:
         nat, recv = self.nat, self.recv
@@ -231,7 +247,10 @@ class ClientFlow(Flow):
             self._reply(run)
         if received:
             counters.replies_received += received
-            self._usual = received
+            # Of many, some may be late only; of few, asking in vain costs too much.
+            self._usual = max(received, (self._usual - 4) >> 1)
+            if most == BATCH:
+                self._look_at = self.down_datagrams + max(LOOK_EVERY, 8 * received)
             nat.table.inbound(self, nat.now())
 
     def _may_have(self, size: int) -> bool:
@@ -262,7 +281,7 @@ class ClientFlow(Flow):
                 sent, run = len(run), ()
         for data in run:
             try:
-                front.reply(data, self.to)
+                self.reply(data, self.to)
             except OSError as problem:
                 counters.replies_dropped[send_error(problem)] += 1
             else:
@@ -275,6 +294,10 @@ class ClientFlow(Flow):
         """Send the server what the client has sent: datagrams of one size."""
         nat, sent = self.nat, 0
         counters, size = nat.counters, len(run[0])
+        if len(run) > self._longest:
+            # Its replies may be as many.
+            self._longest = len(run)
+            self._look_at = 0
         if len(run) > 1 and self._segments_up:
             try:
                 self.sock.sendmsg(run, [segments(size)])
@@ -322,6 +345,13 @@ class ClientFlow(Flow):
         counters.dropped[send_error(problem)] += 1
         return False
 
+    def forward_again(self, data: bytes, problem: OSError) -> None:
+        """As :meth:`send_again`; what was sent after all is counted."""
+        if self.send_again(data, problem):
+            self.nat.counters.sent += 1
+            self.up_datagrams += 1
+            self.up_bytes += len(data)
+
     def connectionLost(self, reason: Failure) -> None:
         """The reactor stops, or reading has raised."""
         self.nat.end(self, "failed")
@@ -361,36 +391,35 @@ class Front:
 
         :return: whether there is nothing more.
         """
-        nat, receive, flows = self.nat, self.receive, self.flows
-        counters, table = nat.counters, nat.table
+        nat, receive, known = self.nat, self.receive, self.flows.get
+        counters = nat.counters
         now, drained = nat.now(), False
         received = sent = size = 0
         # Whose datagrams wait to be sent: the first of them, and all if there are more.
         last: ClientFlow | None = None
         first = b""
         run: list[bytes] | None = None
-        for left in _COUNTDOWN:
-            data = None
-            if left:
-                try:
-                    data, key = receive()
-                except BlockingIOError:
-                    drained = True
-                except OSError:
-                    # An observer may have closed the relay.
-                    drained = self.sock.fileno() < 0
-                    if not drained:
-                        counters.icmp_errors += 1
-                        continue
-                else:
-                    received += 1
-                    flow = flows.get(key)
-                    if flow is last and flow is not None and len(data) == size:
-                        if run is None:
-                            run = [first]
-                        if fits(run, size):
-                            run.append(data)
-                            continue
+        for _ in TURNS:
+            try:
+                data, key = receive()
+            except BlockingIOError:
+                drained = True
+                break
+            except OSError:
+                # An observer may have closed the relay.
+                drained = self.sock.fileno() < 0
+                if drained:
+                    break
+                counters.icmp_errors += 1
+                continue
+            received += 1
+            flow = known(key)
+            if flow is last and flow is not None and len(data) == size:
+                if run is None:
+                    run = [first]
+                if fits(run, size):
+                    run.append(data)
+                    continue
             # What came first is sent first, and before its flow may have to make room.
             if last is not None:
                 if run is not None:
@@ -398,13 +427,12 @@ class Front:
                     run = None
                 else:
                     # As `forward` does; the call would cost more than all of this.
+                    send = last.send
                     try:
-                        last.send(first)
+                        send(first)
                     except OSError as problem:
-                        done = last.send_again(first, problem)
+                        last.forward_again(first, problem)
                     else:
-                        done = True
-                    if done:
                         sent += 1
                         last.up_datagrams += 1
                         last.up_bytes += size
@@ -412,15 +440,14 @@ class Front:
                     if last.replied:
                         last.seen = now
                     else:
-                        table.outbound(last, now)
-            if data is None:
-                break
+                        nat.table.outbound(last, now)
             last = flow or nat.admit(self, key)
-            if last is not None:
-                first, size = data, len(data)
-                if size >= BUFFER_SIZE:
-                    counters.dropped["truncated"] += 1
-                    last = None
+            first, size = data, len(data)
+            if size >= BUFFER_SIZE and last is not None:
+                counters.dropped["truncated"] += 1
+                last = None
+        if last is not None:
+            last.forward(run or [first], now)
         counters.sent += sent
         counters.received += received
         self.owed = 0 if drained else self.owed - received
@@ -779,6 +806,8 @@ class UdpNat:
         del flow.front.flows[flow.here]
         self._look_at(flow)
         ours = flow.sock.getsockname()
+        # Its number may be another's from now on.
+        flow.send, flow.recv = flow.sock.send, flow.sock.recv
         self.watcher.give_up(flow.sock)
         facts = FlowFacts(
             client=host_port(flow.source[0], flow.source[1]),

@@ -24,7 +24,7 @@ from twisted.python.reflect import namedAny
 
 from bench import __main__, children
 from bench.children import CannotMeasure
-from bench.datagrams import Moved, delivered, read_moved, round_trips
+from bench.datagrams import Moved, bursts_in_turn, delivered, read_moved, round_trips
 from bench.facts import Run
 from bench.figures import (
     FIGURES,
@@ -39,6 +39,7 @@ from bench.figures import (
     Spread,
     Verdict,
     figure_named,
+    grows,
     judge,
     needed_for_limits,
 )
@@ -139,7 +140,7 @@ def test_the_limits_are_those_of_the_documentation() -> None:
         assert rules[name, udp, name, "twisted-udp"] == "at most 0.85"
     lost = ("udp-delivered", udp, "udp-delivered", "nginx-udp")
     assert rules[lost] == "at least 1"
-    assert rules["udp-5000", udp, "udp-50", udp] == "at most 1.3"
+    assert rules["udp-turns@5000", udp, "udp-turns@50", udp] == "at most 1.3"
     assert len(rules) == len(LIMITS)
 
 
@@ -204,11 +205,14 @@ def test_the_check_takes_several_turns_at_the_proxies() -> None:
 
 def test_the_check_takes_several_turns_at_datagrams() -> None:
     plan = Plan.of(MODES["check"])
-    works = [name for name in WORKS if name.startswith("udp-")]
-    for work in works:
-        assert {"relayd-udp", "nginx-udp"} <= set(plan.works[work])
+    works = {name for name in WORKS if name.startswith("udp-")}
+    planned = works & set(plan.works)
+    for work in planned:
+        others = set() if work == "udp-turns" else {"nginx-udp"}
+        assert {"relayd-udp", *others} <= set(plan.works[work])
         assert WORKS[work].short
-    assert len(works) == 4
+    # No limit speaks of thousands of flows with a datagram each.
+    assert works - planned == {"udp-5000"}
 
 
 def test_a_lost_datagram_misses_the_limit() -> None:
@@ -273,6 +277,9 @@ def test_a_name_with_a_size_is_a_growing_figures() -> None:
     assert figure_named("memory") is FIGURES["memory"]
     assert figure_named("socks4-bulk") is SOCKS4["socks4-bulk"]
     assert figure_named("udp-5000") is UDP["udp-5000"]
+    assert figure_named("udp-turns@5000") is UDP["udp-turns@5000"]
+    assert grows("memory@8000")
+    assert not grows("udp-turns@5000")
 
 
 # What is printed and written
@@ -336,6 +343,7 @@ def test_the_page_has_datagrams_in_a_section_of_their_own() -> None:
     assert "| UDP, 1 flow of 32, CPU µs | 2.00 (1.00-3.00) | 4.00 " in datagrams
     assert "|  | to nginx stream | to a relay in Twisted |" in datagrams
     assert "| UDP, 500 flows of 1 | 0.50 | - |" in datagrams
+    assert "| UDP, 50 bursts of 4, 5,000 flows in turn | 0.50 | - |" in datagrams
     assert "| UDP, delivered: to nginx stream | 0.500 | at least 1 | MISSED |" in limits
     assert "| UDP: 5,000 flows to 50 | 1.000 | at most 1.3 | ok |" in limits
 
@@ -384,6 +392,8 @@ def test_a_datagram_relays_lines_compare_it_with_its_like() -> None:
     assert title == "UDP, 1 flow of 32 (CPU µs)"
     assert ours.split()[2:] == ["2.00", "(1.00-3.00)", "0.50", "of", "nginx", "stream"]
     assert nginx.split()[3:] == ["4.00", "(2.00-6.00)"]
+    few = lines_of(["udp-turns@50"], full_results(), DATAGRAMS)[1]
+    assert few == "UDP, 50 bursts of 4, 50 flows in turn (CPU µs)"
 
 
 def test_a_growing_figures_lines_have_a_column_for_each_size() -> None:
@@ -750,6 +760,22 @@ def test_round_trips_begin_when_they_are_asked_for(
             assert not (tmp_path / "loaded").exists()
             assert load() == 320
             assert (tmp_path / "loaded").exists()
+
+
+def test_flows_in_turn_have_fewer_under_way_than_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tenth of these may be lost."""
+    for lost in (20, 21):
+        script = 'echo ready; cat >&2; [ "$1 $3 $4 $5" = "turns 5000 50 4" ] || exit 1'
+        script += f"; echo 9000 {9000 - lost} 1.0"
+        with instead_of_datagrams(script, tmp_path, monkeypatch):
+            with bursts_in_turn(20000, 5000, 1.0) as load:
+                if lost == 20:
+                    assert load() == 8980
+                    continue
+                with pytest.raises(CannotMeasure, match="21 datagrams .* of 200 under"):
+                    load()
 
 
 def test_many_lost_round_trips_are_an_error(
