@@ -12,14 +12,11 @@ through its stack as one, and makes datagrams of it at the end (UDP_SEGMENT, udp
 from __future__ import annotations
 
 import errno
-import os
 import resource
 import socket
 import struct
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import MethodType
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IHalfCloseableDescriptor, IReadDescriptor
@@ -202,18 +199,6 @@ def _ports() -> int:
         # What IANA has set aside for that.
         first, last = 49152, 65535
     return last - first + 1
-
-
-def calls(sock: Any) -> tuple[Callable[[bytes], int], Callable[[int], bytes]]:
-    """What sends to, and receives from, a connected socket as long as it is open.
-
-    write(2) and read(2) are the same as send(2) and recv(2) on it, and Python has less
-    to do for them; but they go by the number, which may be another's after a close.
-    """
-    if not isinstance(sock, socket.SocketType):
-        return sock.send, sock.recv
-    number = sock.fileno()
-    return MethodType(os.write, number), MethodType(os.read, number)
 
 
 def bind_udp(host: str, port: int) -> socket.SocketType:

@@ -40,6 +40,7 @@ from relayd.udp_nat import (
     BATCH,
     LOOK_UP_EVERY,
     LOOKS,
+    MANY,
     MOST_ASKED,
     Server,
     UdpNat,
@@ -49,7 +50,6 @@ from relayd.udp_sockets import (
     MOST_SEGMENTED,
     MOST_SEGMENTS,
     affordable_flows,
-    udp_socket,
 )
 from tests.conftest import LoggedFailures
 from tests.contracts import until
@@ -236,7 +236,7 @@ class Bench:
             watcher=self.watcher,
             clock=self.clock,
             observer=self.observer,
-            open_socket=settings.pop("open_socket", self._open),
+            open_socket=self._open,
             **settings,
         )
         self.front = FakeSocket(host)
@@ -557,6 +557,11 @@ def test_after_a_burst_as_many_replies_are_looked_for() -> None:
     bench.front.inbox.extend([(b"?", CLIENT)] * 3)
     bench.arrive()
     assert left(6) == 2
+    # Of many, there is always a look for more.
+    bench.front.inbox.extend([(b"?", CLIENT)] * 4)
+    bench.arrive()
+    assert left(MANY) == 0
+    assert left(2 * MANY) == 0
     bench.close()
 
 
@@ -1310,28 +1315,6 @@ async def test_over_real_sockets(transport: Transport, host: str | None) -> None
     assert counters.received == counters.sent == 5
     assert counters.replies_received == counters.replies_sent == 4
     assert observer.endings == ["drained"]
-
-
-def test_what_an_ended_flow_had_is_anothers() -> None:
-    """The number of its socket is given to the next one, which it must not touch."""
-    bench = Bench(open_socket=udp_socket)
-    with closing(socket.socket(type=socket.SOCK_DGRAM)) as server:
-        server.bind(("127.0.0.1", 0))
-        bench.nat.servers[0].address = socket.AF_INET, server.getsockname()
-        bench.arrive(b"hello")
-        [flow] = bench.nat.table.flows.values()
-        assert server.recv(100) == b"hello"
-        number = flow.sock.fileno()
-        bench.nat.end(flow, "drained")
-        with closing(udp_socket(socket.AF_INET)) as other:
-            assert other.fileno() == number
-            other.connect(server.getsockname())
-            server.sendto(b"not yours", other.getsockname())
-            flow.ready(1)
-            with pytest.raises(OSError, match="Bad file descriptor"):
-                flow.send(b"too late")
-            assert other.recv(100) == b"not yours"
-    assert bench.nat.counters.replies_received == 0
 
 
 def arrived(sock: socket.socket, into: list[Any]) -> bool:
