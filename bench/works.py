@@ -331,7 +331,7 @@ _OWN = ("nginx",)
 WORKS = {
     work.name: work
     for work in (
-        Work("bulk-1", partial(measure_bulk, 1), _relays, _IPERF3),
+        Work("bulk-1", partial(measure_bulk, 1), _relays, _IPERF3, short=True),
         Work(
             "short-client",
             partial(measure_short, "client", False),
