@@ -1,8 +1,9 @@
 """What to measure, and the measuring: rounds in which the relays take turns.
 
 A machine that others share may be half as fast from one second to the next.  Where
-a limit is checked, the relays therefore take several short turns in each round, and
-a round's figure is the mean of its turns: what comes and goes meets them all.
+a limit is checked, the relays therefore take several short turns in each round, each
+of which counts as a round: who is compared was measured seconds apart, and the median
+is of many.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from statistics import fmean
+from statistics import median
 
 from attrs import frozen
 
@@ -162,12 +163,13 @@ def measure(plan: Plan) -> Results:
     done, every = 0, plan.rounds * sum(map(len, plan.works.values()))
     for number in range(plan.rounds):
         for work, peers in plan.works.items():
-            for peer, readings in _round(plan, work, peers, number).items():
-                results.add(peer, readings)
+            for peer, turns in _round(plan, work, peers, number).items():
+                for readings in turns:
+                    results.add(peer, readings)
                 done += 1
                 told = ", ".join(
-                    f"{name} {figure_named(name).show(value)}"
-                    for name, value in readings.items()
+                    f"{name} {figure_named(name).show(median(r[name] for r in turns))}"
+                    for name in turns[0]
                 )
                 seconds = time.monotonic() - begin
                 print(
@@ -180,8 +182,10 @@ def measure(plan: Plan) -> Results:
     return results
 
 
-def _round(plan: Plan, work: str, peers: list[str], number: int) -> dict[str, Readings]:
-    """One round of one work: what each relay has cost."""
+def _round(
+    plan: Plan, work: str, peers: list[str], number: int
+) -> dict[str, list[Readings]]:
+    """One round of one work: what each relay has cost, in each of its turns."""
     turns = plan.turns if WORKS[work].short else 1
     seconds = max(plan.seconds / turns, TURN)
     taken: dict[str, list[Readings]] = {peer: [] for peer in peers}
@@ -190,7 +194,4 @@ def _round(plan: Plan, work: str, peers: list[str], number: int) -> dict[str, Re
         first = turn % len(peers)
         for peer in peers[first:] + peers[:first]:
             taken[peer].append(WORKS[work].measure(PEERS[peer], seconds))
-    return {
-        peer: {name: fmean(r[name] for r in readings) for name in readings[0]}
-        for peer, readings in taken.items()
-    }
+    return taken
