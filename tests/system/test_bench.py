@@ -50,7 +50,7 @@ def test_the_benchmark_measures_each_kind_of_proxy() -> None:
 def test_the_benchmark_measures_each_kind_of_relay_for_datagrams() -> None:
     for name in ("gcc", "nginx"):
         program(name)
-    works = "udp-50,udp-delivered"
+    works = "udp-50,udp-5000,udp-delivered"
     said = run("bench", "full", "--work", works, "--rounds", "1", "--seconds", "0.5")
     titles = (
         "relayd, UDP",
