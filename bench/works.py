@@ -357,7 +357,7 @@ WORKS = {
             "short-server-logged", partial(measure_short, "server", True), _logs, _OWN
         ),
         Work("memory", measure_memory, _thousands, _OWN),
-        Work("growth-open", measure_growth_open, _grows, _OWN),
+        Work("growth-open", measure_growth_open, _grows, _OWN, short=True),
         Work(
             "socks4-bulk",
             measure_socks4_bulk,
