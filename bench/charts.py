@@ -28,7 +28,7 @@ SOCKS4_PANELS = {"socks4-short": "dante", "socks4-bulk": "relayd-plane"}
 
 #: Likewise, in the panels of the relays of datagrams.
 UDP_PANELS = dict.fromkeys(
-    ("udp-1", "udp-50", "udp-500", "udp-5000", "udp-turns@5000"), "nginx-udp"
+    ("udp-1", "udp-50", "udp-500", "udp-5000", "udp-turns-5000"), "nginx-udp"
 )
 
 #: Bars longer than this are cut, and have a gap near their end to say so.

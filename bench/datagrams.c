@@ -157,43 +157,13 @@ struct moved {
     double seconds;
 };
 
-static struct moved round_trips(int epoll, int *fds, int flows, int in_flight,
-                                size_t size, double seconds) {
-    struct epoll_event events[256];
-    long sent = 0, received = 0;
-    double begin = now(), end = begin + seconds, quiet = begin;
-    for (int i = 0; i < flows; i++)
-        sent += send_some(fds[i], in_flight, size);
-    while (received < sent) {
-        int count = epoll_wait(epoll, events, 256, 50);
-        double time = now();
-        if (count > 0)
-            quiet = time;
-        else if (time - quiet > 0.5)
-            break; /* What is still under way is lost. */
-        for (int i = 0; i < count; i++) {
-            int got = receive_some(events[i].data.fd);
-            received += got;
-            if (time < end)
-                sent += send_some(events[i].data.fd, got, size);
-        }
-    }
-    return (struct moved){sent, received, quiet - begin};
-}
-
-static int load(int port, int flows, int in_flight, size_t size, double seconds) {
-    int epoll = epoll_create1(0);
-    int *fds = open_flows(port, flows, epoll);
-    begin_flows(epoll, fds, flows, size);
-    round_trips(epoll, fds, flows, in_flight, size, WARM_UP);
-    puts("ready");
-    fflush(stdout);
-    while (getchar() != EOF)
-        ;
-    struct moved moved = round_trips(epoll, fds, flows, in_flight, size, seconds);
-    printf("%ld %ld %f\n", moved.sent, moved.received, moved.seconds);
-    return 0;
-}
+/* A closed loop: at_once of the flows have so many datagrams under way.  What comes back
+ * is followed by as many of the same flow; or in turn, when all of one flow's are back,
+ * by the burst of the next one. */
+struct loop {
+    int epoll, *fds, flows, at_once, burst, in_turn;
+    size_t size;
+};
 
 /* The datagrams that are to come back, by the flow's descriptor. */
 static int *nothing_due(const int *fds, int flows) {
@@ -203,50 +173,52 @@ static int *nothing_due(const int *fds, int flows) {
     return calloc(most + 1, sizeof(int));
 }
 
-static struct moved bursts_in_turn(int epoll, int *fds, int flows, int at_once,
-                                   int burst, size_t size, double seconds) {
+static struct moved round_trips(const struct loop *loop, double seconds) {
     struct epoll_event events[256];
     long sent = 0, received = 0, next = 0;
     double begin = now(), end = begin + seconds, quiet = begin;
-    int *due = nothing_due(fds, flows);
-    for (; next < at_once; next++)
-        sent += due[fds[next]] = send_some(fds[next], burst, size);
+    int *fds = loop->fds, *due = nothing_due(fds, loop->flows);
+    for (; next < loop->at_once; next++)
+        sent += due[fds[next]] = send_some(fds[next], loop->burst, loop->size);
     while (received < sent) {
-        int count = epoll_wait(epoll, events, 256, 50);
+        int count = epoll_wait(loop->epoll, events, 256, 50);
         double time = now();
         if (count > 0)
             quiet = time;
         else if (time - quiet > 0.5)
             break; /* What is still under way is lost. */
         for (int i = 0; i < count; i++) {
-            int fd = events[i].data.fd, got = receive_some(fd);
-            received += got;
-            due[fd] -= got;
-            if (due[fd] > 0 || time >= end)
+            int fd = events[i].data.fd, follow = receive_some(fd);
+            received += follow;
+            due[fd] -= follow;
+            if (time >= end || (loop->in_turn && due[fd] > 0))
                 continue;
-            /* The one that is through has none under way, if nobody else. */
-            while (due[fds[next % flows]] > 0)
-                next++;
-            fd = fds[next++ % flows];
-            sent += due[fd] = send_some(fd, burst, size);
+            if (loop->in_turn) {
+                /* The one that is through has none under way, if nobody else. */
+                while (due[fds[next % loop->flows]] > 0)
+                    next++;
+                fd = fds[next++ % loop->flows];
+                follow = loop->burst;
+            }
+            long more = send_some(fd, follow, loop->size);
+            due[fd] += more;
+            sent += more;
         }
     }
     free(due);
     return (struct moved){sent, received, quiet - begin};
 }
 
-static int turns(int port, int flows, int at_once, int burst, size_t size,
-                 double seconds) {
-    int epoll = epoll_create1(0);
-    int *fds = open_flows(port, flows, epoll);
-    begin_flows(epoll, fds, flows, size);
-    bursts_in_turn(epoll, fds, flows, at_once, burst, size, WARM_UP);
+static int load(int port, struct loop loop, double seconds) {
+    loop.epoll = epoll_create1(0);
+    loop.fds = open_flows(port, loop.flows, loop.epoll);
+    begin_flows(loop.epoll, loop.fds, loop.flows, loop.size);
+    round_trips(&loop, WARM_UP);
     puts("ready");
     fflush(stdout);
     while (getchar() != EOF)
         ;
-    struct moved moved =
-        bursts_in_turn(epoll, fds, flows, at_once, burst, size, seconds);
+    struct moved moved = round_trips(&loop, seconds);
     printf("%ld %ld %f\n", moved.sent, moved.received, moved.seconds);
     return 0;
 }
@@ -278,13 +250,18 @@ static int rate(int port, int flows, double rate, size_t size, double seconds) {
 int main(int argc, char **argv) {
     if (argc == 2 && !strcmp(argv[1], "echo"))
         echo();
-    if (argc == 7 && atol(argv[5]) <= ROOM && !strcmp(argv[1], "load"))
-        return load(atoi(argv[2]), atoi(argv[3]), atoi(argv[4]), atol(argv[5]),
-                    atof(argv[6]));
+    if (argc == 7 && atol(argv[5]) <= ROOM && !strcmp(argv[1], "load")) {
+        struct loop all = {.flows = atoi(argv[3]), .at_once = atoi(argv[3]),
+                           .burst = atoi(argv[4]), .size = atol(argv[5])};
+        return load(atoi(argv[2]), all, atof(argv[6]));
+    }
     if (argc == 8 && atol(argv[6]) <= ROOM && !strcmp(argv[1], "turns") &&
-        atoi(argv[4]) <= atoi(argv[3]))
-        return turns(atoi(argv[2]), atoi(argv[3]), atoi(argv[4]), atoi(argv[5]),
-                     atol(argv[6]), atof(argv[7]));
+        atoi(argv[4]) <= atoi(argv[3])) {
+        struct loop some = {.flows = atoi(argv[3]), .at_once = atoi(argv[4]),
+                            .burst = atoi(argv[5]), .in_turn = 1,
+                            .size = atol(argv[6])};
+        return load(atoi(argv[2]), some, atof(argv[7]));
+    }
     if (argc == 7 && atol(argv[5]) <= ROOM && !strcmp(argv[1], "rate"))
         return rate(atoi(argv[2]), atoi(argv[3]), atof(argv[4]), atol(argv[5]),
                     atof(argv[6]));

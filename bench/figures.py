@@ -97,7 +97,7 @@ UDP = {
         Figure("udp-5000", "UDP, 5,000 flows of 1", "CPU µs", "udp-5000", 2),
         *(
             Figure(
-                f"udp-turns@{flows}",
+                f"udp-turns-{flows}",
                 f"UDP, 50 bursts of 4, {flows:,} flows in turn",
                 "CPU µs",
                 "udp-turns",
@@ -123,14 +123,10 @@ GROWTH = {
 
 def figure_named(name: str) -> Figure:
     """The figure of this name, `name@size` included."""
-    if grows(name):
-        return GROWTH[name.partition("@")[0]]
+    base, at, _ = name.partition("@")
+    if at:
+        return GROWTH[base]
     return {**FIGURES, **SOCKS4, **UDP}[name]
-
-
-def grows(name: str) -> bool:
-    """Whether it is a growing figure's at a size; those of datagrams are apart."""
-    return "@" in name and name not in UDP
 
 
 @frozen
@@ -285,8 +281,8 @@ def _limits() -> Iterable[Limit]:
     few, many = FLOWS
     yield Limit(
         f"UDP: {many:,} flows to {few}",
-        (f"udp-turns@{many}", _UDP),
-        (f"udp-turns@{few}", _UDP),
+        (f"udp-turns-{many}", _UDP),
+        (f"udp-turns-{few}", _UDP),
         1.3,
     )
 

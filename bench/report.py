@@ -14,7 +14,6 @@ from bench.figures import (
     Spread,
     Verdict,
     figure_named,
-    grows,
 )
 
 #: Relays that the others are compared with, and what a sentence calls them.
@@ -39,8 +38,8 @@ def lines_of(
     :param names: figures, as a measurement names them.
     :param peers: titles of relays by their names.
     """
-    plain = [name for name in names if not grows(name)]
-    grown = dict.fromkeys(name.partition("@")[0] for name in names if grows(name))
+    plain = [name for name in names if "@" not in name]
+    grown = dict.fromkeys(name.partition("@")[0] for name in names if "@" in name)
     lines = []
     for name in plain:
         lines += ["", *_plain_lines(figure_named(name), results, peers)]

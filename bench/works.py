@@ -278,7 +278,7 @@ def measure_udp_turns(peer: Peer, seconds: float) -> Readings:
         readings = {}
         for flows in FLOWS:
             with bursts_in_turn(running.port, flows, seconds) as load:
-                readings[f"udp-turns@{flows}"] = _cpu_per_round_trip(running, load)
+                readings[f"udp-turns-{flows}"] = _cpu_per_round_trip(running, load)
         return readings
 
 

@@ -39,7 +39,6 @@ from bench.figures import (
     Spread,
     Verdict,
     figure_named,
-    grows,
     judge,
     needed_for_limits,
 )
@@ -140,7 +139,7 @@ def test_the_limits_are_those_of_the_documentation() -> None:
         assert rules[name, udp, name, "twisted-udp"] == "at most 0.85"
     lost = ("udp-delivered", udp, "udp-delivered", "nginx-udp")
     assert rules[lost] == "at least 1"
-    assert rules["udp-turns@5000", udp, "udp-turns@50", udp] == "at most 1.3"
+    assert rules["udp-turns-5000", udp, "udp-turns-50", udp] == "at most 1.3"
     assert len(rules) == len(LIMITS)
 
 
@@ -277,9 +276,7 @@ def test_a_name_with_a_size_is_a_growing_figures() -> None:
     assert figure_named("memory") is FIGURES["memory"]
     assert figure_named("socks4-bulk") is SOCKS4["socks4-bulk"]
     assert figure_named("udp-5000") is UDP["udp-5000"]
-    assert figure_named("udp-turns@5000") is UDP["udp-turns@5000"]
-    assert grows("memory@8000")
-    assert not grows("udp-turns@5000")
+    assert figure_named("udp-turns-5000") is UDP["udp-turns-5000"]
 
 
 # What is printed and written
@@ -392,7 +389,7 @@ def test_a_datagram_relays_lines_compare_it_with_its_like() -> None:
     assert title == "UDP, 1 flow of 32 (CPU µs)"
     assert ours.split()[2:] == ["2.00", "(1.00-3.00)", "0.50", "of", "nginx", "stream"]
     assert nginx.split()[3:] == ["4.00", "(2.00-6.00)"]
-    few = lines_of(["udp-turns@50"], full_results(), DATAGRAMS)[1]
+    few = lines_of(["udp-turns-50"], full_results(), DATAGRAMS)[1]
     assert few == "UDP, 50 bursts of 4, 50 flows in turn (CPU µs)"
 
 
