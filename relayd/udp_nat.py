@@ -133,7 +133,7 @@ class ClientFlow(Flow):
 
     __slots__ = (
         "_longest",
-        "_look_at",
+        "_look_from",
         "_segments_down",
         "_segments_up",
         "_usual",
@@ -172,7 +172,7 @@ class ClientFlow(Flow):
         #: How many datagrams there were the last time.
         self._usual = 1
         #: From which datagram on to look whether there are more.
-        self._look_at = 0
+        self._look_from = 0
         #: The longest run that the client has sent.
         self._longest = 1
 
@@ -180,7 +180,7 @@ class ClientFlow(Flow):
         """The server has answered, or its host has refused."""
         # Asking whether there is more costs as much as being told: now and then is
         # enough to notice a flow that has more under way than it had.
-        if self.down_datagrams >= self._look_at:
+        if self.down_datagrams >= self._look_from:
             self._read_batch(BATCH)
             return
         usual = self._usual
@@ -255,7 +255,7 @@ class ClientFlow(Flow):
             # Of many, some may be late only; of few, asking in vain costs too much.
             self._usual = max(received, (self._usual - 4) >> 1)
             if most == BATCH:
-                self._look_at = self.down_datagrams + max(LOOK_EVERY, 8 * received)
+                self._look_from = self.down_datagrams + max(LOOK_EVERY, 8 * received)
             nat.table.inbound(self, nat.now())
 
     def _may_have(self, size: int) -> bool:
@@ -302,7 +302,7 @@ class ClientFlow(Flow):
         if len(run) > self._longest:
             # Its replies may be as many.
             self._longest = len(run)
-            self._look_at = 0
+            self._look_from = 0
         if len(run) > 1 and self._segments_up:
             try:
                 self.sock.sendmsg(run, [segments(size)])

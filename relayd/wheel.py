@@ -56,8 +56,6 @@ class DeadlineWheel(Generic[Item]):
         self._step = tick / self.SPREAD
         self._buckets: list[dict[Item, None]] = [{} for _ in range(self.SPREAD)]
         self._hand = 0
-        #: Where the hand stands.
-        self._bucket = self._buckets[0]
         #: When the hand moves to the next bucket.
         self._due = 0.0
         self._timer: IDelayedCall | None = None
@@ -73,7 +71,7 @@ class DeadlineWheel(Generic[Item]):
 
     def add(self, item: Item) -> None:
         """Look at `item` every tick from now on; the first look is one tick away."""
-        bucket = item.wheel_bucket = self._bucket
+        bucket = item.wheel_bucket = self._buckets[self._hand]
         bucket[item] = None
         if self._timer is None and not self._turning:
             self._settled = False
@@ -108,7 +106,6 @@ class DeadlineWheel(Generic[Item]):
                 break
             self._due += self._step
             self._hand = (self._hand + 1) % self.SPREAD
-            self._bucket = self._buckets[self._hand]
             self._look(now)
         self._turning = False
         if len(self):
@@ -117,7 +114,7 @@ class DeadlineWheel(Generic[Item]):
             self._timer = self._clock.callLater(self._due - now, self._turn)
 
     def _look(self, now: float) -> None:
-        for item in list(self._bucket):
+        for item in list(self._buckets[self._hand]):
             if item.wheel_bucket is None:
                 continue  # an earlier item's check has ended this one
             self._guarded(item.check, now, item)

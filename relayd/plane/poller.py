@@ -156,31 +156,21 @@ class Plane:
 
     def give_up(self, sock: socket.SocketType) -> None:
         """Report no more events of `sock`, and close it."""
-        # As `_forget` does: each connection comes here once, and a call costs it more.
-        descriptor, handlers = sock.fileno(), self._handlers
-        try:
-            handler = handlers[descriptor]
-        except IndexError:
-            handler = None
-        # A closed socket says -1, which must not be the last one's.
-        if handler is not None and descriptor >= 0:
-            handlers[descriptor] = None
-            self._watched -= 1
-            if self._turning:
-                self._stale.add(descriptor)
+        self._forget(sock.fileno())
         sock.close()
         if not self._watched:
             self._rest()
 
     def _forget(self, descriptor: int) -> bool:
+        handlers = self._handlers
         try:
-            handler = self._handlers[descriptor]
+            handler = handlers[descriptor]
         except IndexError:
             return False
         # A closed socket says -1, which must not be the last one's.
         if handler is None or descriptor < 0:
             return False
-        self._handlers[descriptor] = None
+        handlers[descriptor] = None
         self._watched -= 1
         if self._turning:
             self._stale.add(descriptor)

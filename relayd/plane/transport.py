@@ -117,10 +117,7 @@ _OPEN, _ENDING, _ENDED = range(3)
 # What becomes of the connection: lives, was aborted, a write has failed.
 _ALIVE, _ABORTED, _BROKEN = range(3)
 
-# A count of full reads up to FULL_READS; while it is spliced, one more for each small
-# splice in a row.
-
-#: Instead of it: this socket can't be spliced.
+#: Instead of a count of full reads: this socket can't be spliced.
 _NEVER = -(1 << 62)
 
 
@@ -209,6 +206,7 @@ class PlaneTransport:
         # It has had a buffer, a pipe or a producer, or a place among those who splice.
         self._laden = False
         self._sink: PlaneTransport | None = None
+        # Up to FULL_READS; one more for each small splice in a row while it is spliced.
         self._full_reads = 0
         self._pipe: Pipe | None = None
 
@@ -292,6 +290,8 @@ class PlaneTransport:
         elif self._sink is None:
             self.readConnectionLost(_DONE)
         else:
+            # As `readConnectionLost` does for one that half-closes, which each of two
+            # that relay does; two calls less are a hundredth of a short session.
             try:
                 self.protocol.readConnectionLost()
             except Exception:
