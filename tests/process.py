@@ -156,7 +156,10 @@ class RelayProcess:
         self._news = threading.Condition()
         self.process: Any
         argv = [*(twistd or command()), plugin, *_defaults, *args]
-        env = {**os.environ, **(env or {}), "PYTHONUNBUFFERED": "1"}
+        # A name server that doesn't answer would keep a look-up, and its socket, for
+        # ten seconds: as long as anything here is waited for.
+        names = {"RES_OPTIONS": "timeout:1 attempts:1"}
+        env = {**os.environ, **names, **(env or {}), "PYTHONUNBUFFERED": "1"}
         if forked:
             self.process = _Forked(argv, env)
         else:
@@ -226,10 +229,14 @@ class RelayProcess:
         return [dict(_FIELD.findall(m[1])) for m in lines]
 
     def running(self) -> bool:
-        """Whether its reactor runs: it handles SIGTERM from then on."""
+        """Whether its reactor runs: it handles SIGCHLD from then on.
+
+        That is the last signal which Twisted asks for, after SIGTERM, and after the
+        pipe that it opens for it: a count of descriptors would miss that pipe.
+        """
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         caught = re.search(r"SigCgt:\s+(\w+)", status)
-        return bool(caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+        return bool(caught and int(caught[1], 16) >> (signal.SIGCHLD - 1) & 1)
 
     @property
     def descriptors(self) -> int:
