@@ -46,6 +46,10 @@ LONGEST_PAUSE = 1.0
 #: Bytes that are sent or read in one go.
 CHUNK = 65536
 
+#: Receive buffer, in bytes, of those ends that have a small one; the others have the
+#: kernel's.
+SMALL_BUFFER = 32768
+
 #: The pattern repeats after so many bytes: a prime, and more than any script
 #: sends, but for those that are cut.
 PERIOD = 8388593
@@ -250,6 +254,10 @@ class End:
 
     async def receive_to_end(self, pause: float = 0) -> None:
         """Read until the peer's end of data, with a pause between any two reads."""
+        if pause:
+            # What the kernel here has taken is delivered, and the relay's clocks of
+            # quiet run: a megabyte of it would be read for longer than they wait.
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
         while await self._receive_pattern(CHUNK):
             await asyncio.sleep(pause)
 

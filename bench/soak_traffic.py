@@ -28,6 +28,7 @@ from bench.soak_ends import (
     LIMIT,
     MAGIC,
     SLACK,
+    SMALL_BUFFER,
     End,
     Violation,
 )
@@ -37,9 +38,6 @@ from bench.soak_scripts import Role, Session, Where, draw_session
 #: each pair of addresses has only so many ports, and a closed connection may hold one
 #: for a minute.
 HOSTS = tuple(f"127.0.0.{last}" for last in range(1, 9))
-
-#: Receive buffer of those ends that have a small one; the others have the kernel's.
-SMALL_BUFFER = 32768
 
 #: No session is opened while this process is late by so much, in seconds.
 BUSY = 0.25
