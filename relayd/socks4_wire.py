@@ -20,6 +20,7 @@ soon as a byte is wrong.
 from __future__ import annotations
 
 import ipaddress
+import socket
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -129,8 +130,9 @@ def read_request(data: bytes) -> tuple[Request, int] | None:
             raise BadRequest(f"a user id of more than {MOST_USER_ID} bytes")
         return None
     user_id = data[8:end]
-    if data[4] or data[5] or data[6] or not data[7]:
-        address = f"{data[4]}.{data[5]}.{data[6]}.{data[7]}"
+    packed = data[4:8]
+    if packed[:3] != b"\0\0\0" or packed == b"\0\0\0\0":
+        address = socket.inet_ntoa(packed)
         return Request(command, port, address, "", user_id), end + 1  # type: ignore[arg-type]
     begin = end + 1
     end = data.find(0, begin, begin + MOST_HOST + 1)
@@ -215,5 +217,4 @@ def read_reply(data: bytes) -> Reply | None:
         raise BadRequest(f"a reply of version {data[0]}, not 0")
     if len(data) < REPLY_SIZE:
         return None
-    address = ".".join(map(str, data[4:8]))
-    return Reply(data[1], address, int.from_bytes(data[2:4]))
+    return Reply(data[1], socket.inet_ntoa(data[4:8]), int.from_bytes(data[2:4]))

@@ -25,23 +25,27 @@ def _class_dials(kind: Any) -> bool:
     return bool(IDialer.implementedBy(kind))
 
 
-@attrs.frozen(eq=False)
 class Upstream:
     """One server: how to dial it, and what the log calls it.
+
+    Written out, as a proxy makes one for each session: a class that attrs freezes sets
+    each attribute by a call.
 
     :ivar endpoint: dialled once for each session.
     :ivar name: the server's address as the operator wrote it.
     :ivar dials: the endpoint is an :class:`~relayd.interfaces.IDialer`.
     """
 
-    endpoint: IStreamClientEndpoint
-    name: str
-    dials: bool = attrs.field(init=False)
+    __slots__ = ("dials", "endpoint", "name")
 
-    @dials.default
-    def _dials(self) -> bool:
-        kind: Any = type(self.endpoint)
-        return _class_dials(kind)
+    def __init__(self, endpoint: IStreamClientEndpoint, name: str) -> None:
+        self.endpoint = endpoint
+        self.name = name
+        kind: Any = type(endpoint)
+        self.dials = _class_dials(kind)
+
+    def __repr__(self) -> str:
+        return f"Upstream({self.endpoint!r}, {self.name!r})"
 
 
 @implementer(ISelector)
