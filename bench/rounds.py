@@ -80,7 +80,7 @@ _QUICK = [
 MODES = {
     "full": Mode(3, 2.0, _ALL),
     "quick": Mode(1, 1.0, _QUICK),
-    "check": Mode(3, 2.0, needed_for_limits(), turns=5),
+    "check": Mode(3, 2.0, needed_for_limits(), turns=7),
 }
 
 
