@@ -77,6 +77,11 @@ class Violation(Exception):
     """The relay did to an end what its rules don't allow."""
 
 
+def shrink_buffer(sock: socket.socket) -> None:
+    """Give a socket, and what it accepts if it listens, a small receive buffer."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
+
+
 def pattern_start(number: int, up: bool) -> int:
     """Where in the pattern a direction of a session begins."""
     return (2 * number + up) * STRIDE % PERIOD
@@ -253,11 +258,14 @@ class End:
             self.received += len(data)
 
     async def receive_to_end(self, pause: float = 0) -> None:
-        """Read until the peer's end of data, with a pause between any two reads."""
+        """Read until the peer's end of data, with a pause between any two reads.
+
+        With a pause, it has a small receive buffer: what the kernel here has taken is
+        delivered, and the relay's clocks of quiet run.  A megabyte of it would be read
+        for longer than they wait.
+        """
         if pause:
-            # What the kernel here has taken is delivered, and the relay's clocks of
-            # quiet run: a megabyte of it would be read for longer than they wait.
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
+            shrink_buffer(self.socket)
         while await self._receive_pattern(CHUNK):
             await asyncio.sleep(pause)
 

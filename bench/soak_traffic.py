@@ -28,9 +28,9 @@ from bench.soak_ends import (
     LIMIT,
     MAGIC,
     SLACK,
-    SMALL_BUFFER,
     End,
     Violation,
+    shrink_buffer,
 )
 from bench.soak_scripts import Role, Session, Where, draw_session
 
@@ -164,8 +164,7 @@ class Servers:
     def _listen(self, host: str, where: Where, *, small: bool) -> str:
         sock = self._hold()
         if small:
-            # Inherited by what is accepted.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
+            shrink_buffer(sock)
         sock.bind((host, 0))
         sock.listen(4096)
         self.listening[sock] = where
@@ -295,7 +294,7 @@ class Traffic:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if session.small_buffer:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
+            shrink_buffer(sock)
         sock.bind((client_host(session.number), 0))
         listeners = self._listeners[session.script.where]
         listener = listeners[session.number % len(listeners)]

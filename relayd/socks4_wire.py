@@ -131,7 +131,7 @@ def read_request(data: bytes) -> tuple[Request, int] | None:
         return None
     user_id = data[8:end]
     packed = data[4:8]
-    if packed[:3] != b"\0\0\0" or packed == b"\0\0\0\0":
+    if packed[:3] != b"\0\0\0" or not packed[3]:
         address = socket.inet_ntoa(packed)
         return Request(command, port, address, "", user_id), end + 1  # type: ignore[arg-type]
     begin = end + 1
