@@ -11,7 +11,9 @@ last time: asking whether there is more costs as much as being told again.
 
 Writing.  Datagrams of one size that follow each other in a batch, from or to the same
 client, are a run, and leave in one call (:mod:`relayd.udp_sockets`).  Where the kernel
-can't do that, they are sent one by one.
+can't do that, they are sent one by one.  A flow that has one reply at a time puts it
+into its listener's outbox, and those of all flows that are ready leave in one call
+(:mod:`relayd.udp_batches`).
 
 Nothing that arrives raises: each datagram is passed on, or dropped and counted by its
 reason (:class:`relayd.flow_log.Counters`), and `datagrams in = datagrams out + dropped`
@@ -23,9 +25,7 @@ from __future__ import annotations
 import errno
 import itertools
 import socket
-import struct
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -42,9 +42,9 @@ from relayd.limits import share_of
 from relayd.nat_table import Flow, NatTable, TableFull
 from relayd.resolving import Resolver, SocketAddress
 from relayd.seldom import Seldom
+from relayd.udp_batches import BATCH, TURNS, outbox, receiver
 from relayd.udp_sockets import (
     BUFFER_SIZE,
-    IP_PKTINFO,
     READABLE,
     WILDCARDS,
     ReactorWatcher,
@@ -53,6 +53,7 @@ from relayd.udp_sockets import (
     ask_for_local_address,
     fits,
     kernel_drops,
+    pktinfo,
     raise_buffer,
     segments,
     segments_after,
@@ -62,20 +63,12 @@ from relayd.udp_sockets import (
 
 log = Logger(namespace="relayd.udp_nat")
 
-#: Datagrams that are read from one socket before others have their turn.
-BATCH = 64
-
-TURNS = range(BATCH)
-
 #: Replies of a flow after which it is asked for more than it usually has.
 LOOK_EVERY = 32
 
 #: Replies at once from which on a flow is always read until there is no more: its runs
 #: are the longer, which saves more than asking in vain costs.
 MANY = 6
-
-#: Room for what the kernel says besides a datagram, in bytes: one address of ours.
-ANCILLARY = 64
 
 #: What the kernel may keep of unread datagrams, in bytes, if it lets us: of a
 #: listener's, and at most of one flow's.
@@ -95,10 +88,6 @@ LOOK_UP_EVERY = 30.0
 QUIET = 1.0
 
 _numbers = itertools.count()
-
-_PKTINFO4 = struct.Struct("=I4s4s")
-_PKTINFO6_SIZE = 20
-_LINK_LOCAL = b"\xfe\x80"
 
 #: What a host says of an earlier datagram (ICMP), by an error of the next call.
 _REFUSALS = frozenset(
@@ -128,20 +117,24 @@ class ClientFlow(Flow):
     :ivar to: where the client is, as the front replies to it.
     :ivar sock: connected to the server.
     :ivar server: the server's name.
+    :ivar envelope: what the front's outbox knows the client by.
     :ivar drops: what the kernel had dropped of `sock` at the last look.
     """
 
     __slots__ = (
+        "_alone_until",
         "_longest",
         "_look_from",
         "_segments_down",
         "_segments_up",
         "_usual",
         "drops",
+        "envelope",
         "front",
         "here",
         "nat",
         "recv",
+        "recv_into",
         "reply",
         "send",
         "server",
@@ -165,7 +158,9 @@ class ClientFlow(Flow):
         self.server = server
         self.send = sock.send
         self.recv = sock.recv
+        self.recv_into = sock.recv_into
         self.reply = front.reply
+        self.envelope = front.envelope(key)
         self.drops = 0
         #: Whether the kernel has made datagrams of runs as far as we know.
         self._segments_up = self._segments_down = True
@@ -173,52 +168,42 @@ class ClientFlow(Flow):
         self._usual = 1
         #: From which datagram on to look whether there are more.
         self._look_from = 0
+        #: Until which datagram they are taken to come alone, and may leave with
+        #: those of other flows.
+        self._alone_until = 0
         #: The longest run that the client has sent.
         self._longest = 1
 
     def ready(self, mask: int) -> None:
         """The server has answered, or its host has refused."""
-        # Asking whether there is more costs as much as being told: now and then is
-        # enough to notice a flow that has more under way than it had.
-        if self.down_datagrams >= self._look_from:
-            self._read_batch(BATCH)
+        if self.down_datagrams >= self._alone_until:
+            self._read_some()
             return
-        usual = self._usual
-        if usual > 1:
-            self._read_batch(usual if usual < MANY else BATCH)
-            return
+        front = self.front
+        waiting = front.waiting
         # A slot's callable is called from a local: as a method, it is looked up slowly.
-        recv, nat = self.recv, self.nat
+        recv_into = self.recv_into
         try:
-            data = recv(BUFFER_SIZE)
+            size = recv_into(front.rooms[len(waiting)])
         except BlockingIOError:
             return
         except OSError:
-            nat.counters.icmp_errors += 1
+            self.nat.counters.icmp_errors += 1
             self._read_batch(BATCH)
             return
-        counters = nat.counters
-        counters.replies_received += 1
-        size = len(data)
-        if size < BUFFER_SIZE and (not nat.reply_cap or self._may_have(size)):
-            reply = self.reply
-            try:
-                reply(data, self.to)
-            except OSError as problem:
-                counters.replies_dropped[send_error(problem)] += 1
-            else:
-                counters.replies_sent += 1
-                self.down_datagrams += 1
-                self.down_bytes += size
+        if not waiting:
+            front.flush_soon()
+        waiting.append((self, size))
+        if len(waiting) == BATCH:
+            front.flush()
+
+    def _read_some(self) -> None:
+        # Asking whether there is more costs as much as being told: now and then is
+        # enough to notice a flow that has more under way than it had.
+        if self.down_datagrams >= self._look_from or self._usual >= MANY:
+            self._read_batch(BATCH)
         else:
-            self._drop_reply(size)
-        table = nat.table
-        # As `inbound` does; the call would cost more than all of this.
-        if not self.replied:
-            table.inbound(self, nat.now())
-        elif table.refresh_inbound:
-            now = nat.now
-            self.seen = now()
+            self._read_batch(self._usual)
 
     def _read_batch(self, most: int) -> None:
         nat, recv = self.nat, self.recv
@@ -256,6 +241,8 @@ class ClientFlow(Flow):
             self._usual = max(received, (self._usual - 4) >> 1)
             if most == BATCH:
                 self._look_from = self.down_datagrams + max(LOOK_EVERY, 8 * received)
+            alone = self._usual == 1 and self.front.outbox is not None
+            self._alone_until = self._look_from if alone else 0
             nat.table.inbound(self, nat.now())
 
     def _may_have(self, size: int) -> bool:
@@ -268,6 +255,7 @@ class ClientFlow(Flow):
 
     def read_all(self) -> None:
         """Pass on what the server has sent by now, a batch at most."""
+        self.front.flush()
         self._read_batch(BATCH)
 
     def _reply(self, run: Sequence[bytes]) -> None:
@@ -302,7 +290,7 @@ class ClientFlow(Flow):
         if len(run) > self._longest:
             # Its replies may be as many.
             self._longest = len(run)
-            self._look_from = 0
+            self._look_from = self._alone_until = 0
         if len(run) > 1 and self._segments_up:
             try:
                 self.sock.sendmsg(run, [segments(size)])
@@ -367,20 +355,27 @@ class Front:
 
     :param sock: bound to one address.
 
-    :ivar receive: the next datagram, and the *key* of its client: what tells one
-        client from others here, which is its address.
     :ivar reply: sends a datagram to where `client` says.
+    :ivar outbox: sends replies of many flows at once; None where that can't be.
+    :ivar rooms: its places for replies.
+    :ivar waiting: whose replies are in them, and their sizes.
     """
+
+    #: Whether the address that a client spoke to is part of its key.
+    local = False
 
     def __init__(self, nat: UdpNat, sock: Any) -> None:
         self.nat = nat
         self.number = next(_numbers)
         self.sock = sock
         self.address = sock.getsockname()
-        self.receive: Callable[[], tuple[bytes, Any]] = partial(
-            sock.recvfrom, BUFFER_SIZE
-        )
+        self._receiver = receiver(sock, nat.counters, local=self.local)
         self.reply: Callable[[bytes, Any], Any] = sock.sendto
+        # With a cap, each reply is judged after the one before it has left.
+        together = nat.watcher.after_batch is not None and not nat.reply_cap
+        self.outbox = outbox(sock, local=self.local) if together else None
+        self.rooms = [] if self.outbox is None else self.outbox.rooms
+        self.waiting: list[tuple[ClientFlow, int]] = []
         self.drops = 0
         #: Those of the relay's flows whose clients speak to this address, by key.
         self.flows: dict[Any, ClientFlow] = {}
@@ -396,28 +391,17 @@ class Front:
 
         :return: whether there is nothing more.
         """
-        nat, receive, known = self.nat, self.receive, self.flows.get
+        nat, known = self.nat, self.flows.get
         counters = nat.counters
-        now, drained = nat.now(), False
-        received = sent = size = 0
+        now = nat.now()
+        sent = size = 0
         # Whose datagrams wait to be sent: the first of them, and all if there are more.
         last: ClientFlow | None = None
         first = b""
         run: list[bytes] | None = None
-        for _ in TURNS:
-            try:
-                data, key = receive()
-            except BlockingIOError:
-                drained = True
-                break
-            except OSError:
-                # An observer may have closed the relay.
-                drained = self.sock.fileno() < 0
-                if drained:
-                    break
-                counters.icmp_errors += 1
-                continue
-            received += 1
+        # Where the datagrams are is written over by the next batch.
+        batch = self._receiver.receive()
+        for data, key in batch:
             flow = known(key)
             if flow is last and flow is not None and len(data) == size:
                 if run is None:
@@ -454,9 +438,42 @@ class Front:
         if last is not None:
             last.forward(run or [first], now)
         counters.sent += sent
-        counters.received += received
-        self.owed = 0 if drained else self.owed - received
-        return drained
+        counters.received += len(batch)
+        self.owed = 0 if self._receiver.drained else self.owed - len(batch)
+        return self._receiver.drained
+
+    def flush_soon(self) -> None:
+        """Send the replies when no flow has more of them by now."""
+        later = self.nat.watcher.after_batch
+        if later is not None:
+            later(self.flush)
+
+    def flush(self) -> None:
+        """Send the replies that are in the outbox, and account for them."""
+        waiting, nat = self.waiting, self.nat
+        if not waiting or self.outbox is None:
+            return
+        table, counters, now = nat.table, nat.counters, nat.now()
+        refresh = table.refresh_inbound
+        problems = self.outbox.send(
+            [size for _, size in waiting], [flow.envelope for flow, _ in waiting]
+        )
+        counters.replies_received += len(waiting)
+        counters.replies_sent += len(waiting) - len(problems)
+        for flow, size in waiting:
+            flow.down_datagrams += 1
+            flow.down_bytes += size
+            # As `inbound` does; the call would cost more than all of this.
+            if not flow.replied:
+                table.inbound(flow, now)
+            elif refresh:
+                flow.seen = now
+        for number, problem in problems.items():
+            flow, size = waiting[number]
+            flow.down_datagrams -= 1
+            flow.down_bytes -= size
+            counters.replies_dropped[send_error(problem)] += 1
+        waiting.clear()
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor stops, or reading has raised."""
@@ -465,7 +482,14 @@ class Front:
 
     def client(self, key: Any) -> tuple[Any, Any]:
         """A client's socket address, and where to reply to; None if it can't be."""
-        return key, key
+        source, _ = self._receiver.origin(key)
+        return source, source
+
+    def envelope(self, key: Any) -> bytes:
+        """What the outbox knows a client by."""
+        if self.outbox is None:
+            return b""
+        return self.outbox.envelope(*self._receiver.origin(key))
 
     def name(self, key: Any) -> str:
         """The address that a client spoke to, as text."""
@@ -484,38 +508,20 @@ class WildcardFront(Front):
     addresses is two flows: each must be answered from its own.
     """
 
+    local = True
+
     def __init__(self, nat: UdpNat, sock: Any) -> None:
         super().__init__(nat, sock)
-        self._v6 = sock.family == socket.AF_INET6
         ask_for_local_address(sock)
-        self.receive = self._receive
         self.reply = self._reply
 
-    def _receive(self) -> tuple[bytes, Any]:
-        data, extra, _, source = self.sock.recvmsg(BUFFER_SIZE, ANCILLARY)
-        if not extra:
-            return data, (source, b"")
-        told = extra[0][2]
-        if not self._v6:
-            # in_pktinfo: the interface, ours, and the header's destination, which may
-            # be a broadcast address.
-            return data, (source, told[4:8])
-        # in6_pktinfo: ours, and the interface, which matters to fe80:: alone.
-        return data, (source, told if told[:2] == _LINK_LOCAL else told[:16])
-
     def client(self, key: Any) -> tuple[Any, Any]:
-        source, ours = key
-        if not ours:
-            return source, None
-        if self._v6:
-            packed = ours.ljust(_PKTINFO6_SIZE, b"\0")
-            return source, (source, (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, packed))
-        packed = _PKTINFO4.pack(0, ours, bytes(4))
-        return source, (source, (socket.IPPROTO_IP, IP_PKTINFO, packed))
+        source, ours = self._receiver.origin(key)
+        return source, (source, pktinfo(ours)) if ours else None
 
     def name(self, key: Any) -> str:
-        _, ours = key
-        family = socket.AF_INET6 if self._v6 else socket.AF_INET
+        _, ours = self._receiver.origin(key)
+        family = socket.AF_INET if len(ours) == 4 else socket.AF_INET6
         return host_port(socket.inet_ntop(family, ours[:16]), self.address[1])
 
     def _reply(self, data: bytes, to: Any) -> None:
@@ -807,6 +813,8 @@ class UdpNat:
         """A flow is over: close its socket, forget it, and tell."""
         if self.table.flows.get(flow.key) is not flow:
             return
+        # A reply of its own may be among them.
+        flow.front.flush()
         self.table.remove(flow, evicted=ending == "evicted")
         del flow.front.flows[flow.here]
         self._look_at(flow)

@@ -16,6 +16,7 @@ import resource
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +43,14 @@ WILDCARDS = ("0.0.0.0", "::")
 
 IP_PKTINFO = getattr(socket, "IP_PKTINFO", 8)
 
+#: Bytes of in_pktinfo, ip(7): the interface, our address, and the header's destination.
+PKTINFO4 = 12
+_PKTINFO4 = struct.Struct("=I4s4s")
+
+#: Bytes of in6_pktinfo, ipv6(7) and RFC 3542: our address, and the interface.
+PKTINFO6 = 20
+_LINK_LOCAL = b"\xfe\x80"
+
 #: udp(7), since Linux 4.18: several datagrams in one call.
 _SEGMENTS = sys.platform.startswith("linux")
 _SOL_UDP, _UDP_SEGMENT, _UINT16 = 17, 103, struct.Struct("=H")
@@ -59,6 +68,13 @@ class Watcher(Protocol):
         :raises OSError: the kernel can't watch another descriptor.
         """
 
+    @property
+    def after_batch(self) -> Callable[[Callable[[], None]], None] | None:
+        """Makes a call when all handlers that are ready by now have been called.
+
+        What it calls must not raise.  None where each handler is called by itself.
+        """
+
     def give_up(self, sock: Any) -> None:
         """Watch `sock` no more, and close it."""
 
@@ -69,6 +85,8 @@ class ReactorWatcher:
     A socket is closed at once: if the reactor still has an event for its number, and
     the number is another socket's by then, that one is read in vain.
     """
+
+    after_batch: Callable[[Callable[[], None]], None] | None = None
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
@@ -147,6 +165,22 @@ def ask_for_local_address(sock: Any) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
     else:
         sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+
+
+def short_pktinfo6(told: bytes) -> bytes:
+    """Our address; with the interface, which in6_pktinfo tells, where it matters."""
+    return told if told[:2] == _LINK_LOCAL else told[:16]
+
+
+def pktinfo(ours: bytes) -> tuple[int, int, bytes]:
+    """What tells the kernel which address of ours to send from.
+
+    :param ours: packed; or as :func:`short_pktinfo6` has it.
+    :return: an ancillary message, as `sendmsg` wants it.
+    """
+    if len(ours) == 4:
+        return socket.IPPROTO_IP, IP_PKTINFO, _PKTINFO4.pack(0, ours, bytes(4))
+    return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, ours.ljust(PKTINFO6, b"\0")
 
 
 def kernel_drops(sock: Any) -> int:

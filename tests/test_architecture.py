@@ -20,7 +20,7 @@ ROWS = [
     {"session", "socks4_wire", "nat_table", "ident"},
     {"interfaces"},
     {"wheel", "seldom", "transports", "resolving", "udp_sockets", "plane.pipes"},
-    {"plane.poller"},
+    {"plane.poller", "udp_batches"},
     {"plane.transport"},
     {
         "destinations",

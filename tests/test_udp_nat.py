@@ -11,6 +11,7 @@ from collections import deque
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import pytest_twisted
@@ -23,6 +24,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 
+from relayd import udp_nat
 from relayd.endpoints import Transport, watcher
 from relayd.errors import ListenError
 from relayd.flow_log import (
@@ -33,11 +35,11 @@ from relayd.flow_log import (
     QuietFlowLog,
 )
 from relayd.nat_table import Flow
+from relayd.udp_batches import BATCH
 from relayd.udp_listening import (
     UdpListener,
 )
 from relayd.udp_nat import (
-    BATCH,
     LOOK_UP_EVERY,
     LOOKS,
     MANY,
@@ -119,6 +121,11 @@ class FakeSocket:
         data: bytes = self._next()
         return data[:size]
 
+    def recv_into(self, room: Any) -> int:
+        data: bytes = self._next()
+        room[: len(data)] = data
+        return len(data)
+
     def recvfrom(self, size: int) -> tuple[bytes, Any]:
         data, source = self._next()
         return data[:size], source
@@ -158,6 +165,30 @@ class FakeSocket:
             self.sent.append(bytes(data) if to is None else (bytes(data), to))
 
 
+class FakeOutbox:
+    """Sends what is in its rooms one by one."""
+
+    rooms = [memoryview(bytearray(BUFFER_SIZE)) for _ in range(BATCH)]
+
+    def __init__(self, sock: FakeSocket, *, local: bool) -> None:
+        self._sock = sock
+        self._local = local
+
+    def envelope(self, source: Any, ours: bytes) -> Any:
+        assert bool(ours) == self._local
+        return source
+
+    def send(self, sizes: list[int], envelopes: list[Any]) -> dict[int, OSError]:
+        assert 1 <= len(sizes) == len(envelopes) <= BATCH
+        problems = {}
+        for number, (size, to) in enumerate(zip(sizes, envelopes, strict=True)):
+            try:
+                self._sock.sendto(self.rooms[number][:size], to)
+            except OSError as why:
+                problems[number] = why
+        return problems
+
+
 class FakeResolver:
     """Finds the addresses of a name when the test says so."""
 
@@ -179,17 +210,35 @@ class FakeResolver:
 
 
 class FakeWatcher:
-    """Keeps who is watched, and refuses when told to."""
+    """Keeps who is watched, and refuses when told to.
 
-    def __init__(self) -> None:
+    :param batches: it calls handlers in batches; each call is one, but while `held`.
+    """
+
+    def __init__(self, *, batches: bool) -> None:
         self.handlers: dict[int, Any] = {}
         self.full = False
+        self.held = False
+        self._after: list[Any] = []
+        self.after_batch = self._after.append if batches else None
 
     def watch(self, descriptor: int, handler: Any, mask: int) -> None:
         if self.full:
             raise problem(errno.ENOSPC)
         assert descriptor not in self.handlers
         self.handlers[descriptor] = handler
+
+    def ready(self, descriptor: int) -> None:
+        self.handlers[descriptor].ready(1)
+        if not self.held:
+            self.release()
+
+    def release(self) -> None:
+        """The batch is through."""
+        self.held = False
+        for call in self._after:
+            call()
+        self._after.clear()
 
     def give_up(self, sock: Any) -> None:
         self.handlers.pop(sock.fileno(), None)
@@ -217,12 +266,16 @@ class Observer:
 class Bench:
     """A relay of one listener on fakes.
 
+    :param together: replies of several flows leave together.
+
     :ivar sockets: of the flows, in the order in which they were opened.
     """
 
-    def __init__(self, servers: Any = None, **settings: Any) -> None:
+    def __init__(
+        self, servers: Any = None, *, together: bool = False, **settings: Any
+    ) -> None:
         self.clock = Clock()
-        self.watcher = FakeWatcher()
+        self.watcher = FakeWatcher(batches=together)
         self.observer: Any = settings.pop("observer", Observer())
         self.sockets: list[FakeSocket] = []
         self.open_error: OSError | None = None
@@ -240,7 +293,8 @@ class Bench:
             **settings,
         )
         self.front = FakeSocket(host)
-        self.nat.listen([self.front])
+        with patch.object(udp_nat, "outbox", FakeOutbox):
+            self.nat.listen([self.front])
 
     def _open(self, family: int) -> FakeSocket:
         if self.open_error is not None:
@@ -258,14 +312,14 @@ class Bench:
     def arrive(self, data: bytes = b"?", source: Any = CLIENT) -> None:
         """A client's datagram arrives and is read."""
         self.front.inbox.append((data, source))
-        self.watcher.handlers[self.front.number].ready(1)
+        self.watcher.ready(self.front.number)
 
     def answer(self, data: bytes = b"!", number: int = -1) -> None:
         """A server's datagram arrives and is read."""
         sock = self.sockets[number]
         sock.inbox.append(data)
         while sock.inbox:
-            self.watcher.handlers[sock.number].ready(1)
+            self.watcher.ready(sock.number)
 
     @property
     def live(self) -> list[FakeSocket]:
@@ -323,6 +377,7 @@ _EVENTS = st.one_of(
     st.tuples(st.just("open"), st.sampled_from([None, errno.EMFILE])),
     st.tuples(st.just("connect"), st.sampled_from([None, errno.ENETUNREACH])),
     st.tuples(st.just("full"), st.booleans()),
+    st.tuples(st.just("held"), st.booleans()),
     st.tuples(st.just("time"), st.integers(1, 12)),
     st.tuples(st.just("drain"), st.just(2)),
     st.tuples(st.just("close"), st.none()),
@@ -336,6 +391,7 @@ _EVENTS = st.one_of(
     st.sampled_from([0.0, 1.0, 3.5]),
     st.booleans(),
     st.sampled_from(["203.0.113.1", "0.0.0.0"]),
+    st.booleans(),
 )
 def test_every_datagram_is_accounted_for(
     events: list[tuple[str, Any]],
@@ -344,9 +400,11 @@ def test_every_datagram_is_accounted_for(
     cap: float,
     refresh: bool,
     host: str,
+    together: bool,
 ) -> None:
     """Sent or counted as dropped, in any history; then nothing is left."""
     bench = Bench(
+        together=together,
         host=host,
         most_flows=most,
         most_flows_each=each,
@@ -361,13 +419,13 @@ def test_every_datagram_is_accounted_for(
             bench.front.inbox.extend((bytes(size), source) for source, size in value)
             put += len(value)
             if what == "arrive":
-                bench.watcher.handlers[bench.front.number].ready(1)
+                bench.watcher.ready(bench.front.number)
         elif what == "answer" and bench.live:
             sock = bench.live[0]
             sock.inbox.extend(bytes(size) for size in value)
             replies += len(value)
             while sock.inbox:
-                bench.watcher.handlers[sock.number].ready(1)
+                bench.watcher.ready(sock.number)
         elif what == "up_errors" and bench.live:
             bench.live[0].errors.extend(n and problem(n) for n in value)
         elif what == "down_errors":
@@ -385,7 +443,10 @@ def test_every_datagram_is_accounted_for(
             bench.connect_error = value and problem(value)
         elif what == "full":
             bench.watcher.full = value
+        elif what == "held":
+            bench.watcher.held = value
         elif what == "time":
+            bench.watcher.release()
             bench.clock.advance(value / 4)
         elif what == "drain":
             bench.nat.drain(value)
@@ -394,7 +455,8 @@ def test_every_datagram_is_accounted_for(
         bench.check()
         unread = sum(not isinstance(each, OSError) for each in bench.front.inbox)
         assert bench.nat.counters.received == put - unread
-        assert bench.nat.counters.replies_received == replies
+        waiting = sum(len(front.waiting) for front in bench.nat.fronts)
+        assert bench.nat.counters.replies_received + waiting == replies
     bench.close()
 
 
@@ -534,15 +596,16 @@ def test_the_oldest_unanswered_flow_makes_room() -> None:
     bench.close()
 
 
-def test_after_a_burst_as_many_replies_are_looked_for() -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_after_a_burst_as_many_replies_are_looked_for(together: bool) -> None:
     """All are read at once, and then what is usual; one client's are no other's."""
-    bench = Bench()
+    bench = Bench(together=together)
     bench.arrive()
     [sock] = bench.sockets
 
     def left(replies: int) -> int:
         sock.inbox.extend([b"!"] * replies)
-        bench.watcher.handlers[sock.number].ready(1)
+        bench.watcher.ready(sock.number)
         rest = len(sock.inbox)
         sock.inbox.clear()
         return rest
@@ -569,21 +632,22 @@ def test_a_batch_is_bounded() -> None:
     """By datagrams, empty ones included, so that others have their turn."""
     bench = Bench()
     bench.front.inbox.extend([(b"", CLIENT)] * (BATCH + 5))
-    bench.watcher.handlers[bench.front.number].ready(1)
+    bench.watcher.ready(bench.front.number)
     assert bench.nat.counters.received == BATCH
     [sock] = bench.sockets
     sock.inbox.extend([b""] * 3 * BATCH)
     while sock.inbox:
         before = len(sock.inbox)
-        bench.watcher.handlers[sock.number].ready(1)
+        bench.watcher.ready(sock.number)
         assert 1 <= before - len(sock.inbox) <= BATCH
     assert bench.nat.counters.replies_sent == 3 * BATCH
     bench.close()
 
 
-def test_the_reply_cap() -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_the_reply_cap(together: bool) -> None:
     """Bytes of replies, to those of requests; what would exceed it is dropped."""
-    bench = Bench(reply_cap=2)
+    bench = Bench(reply_cap=2, together=together)
     bench.arrive(bytes(10))
     for size in (15, 6, 5, 1):
         bench.answer(bytes(size))
@@ -592,6 +656,90 @@ def test_the_reply_cap() -> None:
     bench.arrive(bytes(1))
     bench.answer(bytes(2))
     assert len(bench.front.sent) == 3
+    bench.close()
+
+
+# -- replies of several flows, together
+
+
+def busy(flows: int, **settings: Any) -> Bench:
+    """A relay of so many flows, each of which has had an answer."""
+    bench = Bench(together=True, most_flows_each=100, **settings)
+    for port in range(1, flows + 1):
+        bench.arrive(source=("192.0.2.1", port))
+        bench.answer()
+    bench.front.sent.clear()
+    bench.nat.counters.replies_sent = bench.nat.counters.replies_received = 0
+    bench.watcher.held = True
+    return bench
+
+
+@pytest.mark.parametrize("host", ["203.0.113.1", "0.0.0.0"])
+def test_replies_of_several_flows_leave_together(host: str) -> None:
+    """When all that are ready have been read, each to its own client."""
+    bench = busy(3, host=host)
+    for number in (2, 0, 1):
+        bench.answer(b"%d" % number, number)
+    assert not bench.front.sent
+    bench.watcher.release()
+    assert bench.front.sent == [
+        (b"2", ("192.0.2.1", 3)),
+        (b"0", ("192.0.2.1", 1)),
+        (b"1", ("192.0.2.1", 2)),
+    ]
+    assert [f.down_datagrams for f in bench.nat.table.flows.values()] == [2, 2, 2]
+    bench.check()
+    bench.close()
+
+
+def test_a_full_outbox_does_not_wait() -> None:
+    """It has room for a batch."""
+    bench = busy(BATCH + 1)
+    for number in range(BATCH + 1):
+        bench.answer(b"!", number)
+    assert len(bench.front.sent) == BATCH
+    bench.watcher.release()
+    assert len(bench.front.sent) == BATCH + 1
+    bench.check()
+    bench.close()
+
+
+def test_a_reply_that_can_not_be_sent_is_its_own_flows() -> None:
+    """It is counted, and the others have left."""
+    bench = busy(3)
+    for number in range(3):
+        bench.answer(b"four", number)
+    bench.front.errors.extend([None, problem(errno.EPERM)])
+    bench.watcher.release()
+    assert [to for _, to in bench.front.sent] == [("192.0.2.1", 1), ("192.0.2.1", 3)]
+    assert bench.nat.counters.replies_dropped == {"send_EPERM": 1}
+    flows = bench.nat.table.flows.values()
+    assert [(f.down_datagrams, f.down_bytes) for f in flows] == [(2, 5), (1, 1), (2, 5)]
+    bench.check()
+    bench.close()
+
+
+def test_what_ends_a_flow_sends_its_reply_first() -> None:
+    """It is not lost, and its line counts it."""
+    bench = busy(2)
+    bench.answer(b"last", 0)
+    bench.nat.cut_all()
+    assert bench.front.sent == [(b"last", ("192.0.2.1", 1))]
+    assert bench.observer.endings == ["drained"] * 2
+    bench.close()
+
+
+def test_a_reply_that_waits_keeps_its_flow() -> None:
+    """It is alive, as one is whose reply has left."""
+    bench = busy(1, timeout=3)
+    bench.clock.advance(2)
+    bench.answer(b"still here")
+    bench.clock.advance(1)
+    assert bench.front.sent
+    assert bench.live
+    bench.watcher.release()
+    bench.clock.pump([1] * 3)
+    assert bench.observer.endings == ["expired"]
     bench.close()
 
 
@@ -622,14 +770,14 @@ def test_datagrams_of_one_size_go_together(host: str) -> None:
     datas = [*(b"%03d" % n for n in range(MOST_SEGMENTS - 10)), b"ab", b"cd", b"", b""]
     bench.front.inbox.extend((data, CLIENT) for data in datas)
     bench.front.inbox.extend([(b"xy", other), (b"ef", CLIENT), (b"gh", CLIENT)])
-    bench.watcher.handlers[bench.front.number].ready(1)
+    bench.watcher.ready(bench.front.number)
     assert bench.sockets[0].sent == [b"first", *datas, b"ef", b"gh"]
     assert bench.sockets[1].sent == [b"xy"]
     assert up == [MOST_SEGMENTS - 10, 2, 2]
     sock = bench.sockets[0]
     sock.inbox.extend(datas)
     while sock.inbox:
-        bench.watcher.handlers[sock.number].ready(1)
+        bench.watcher.ready(sock.number)
     assert bench.front.sent == [(data, CLIENT) for data in datas]
     assert sum(size for size in down if size > 1) > MOST_SEGMENTS // 2
     bench.check()
@@ -642,10 +790,10 @@ def test_a_run_has_a_bound() -> None:
     bench.arrive(b"first")
     up = runs_of(bench, True)
     bench.front.inbox.extend([(bytes(MOST_SEGMENTED // 3), CLIENT)] * 8)
-    bench.watcher.handlers[bench.front.number].ready(1)
+    bench.watcher.ready(bench.front.number)
     assert up == [3, 3, 2]
     bench.front.inbox.extend([(b"x", CLIENT)] * BATCH)
-    bench.watcher.handlers[bench.front.number].ready(1)
+    bench.watcher.ready(bench.front.number)
     assert max(up) <= MOST_SEGMENTS
     assert bench.nat.counters.sent == 9 + BATCH
     bench.close()
@@ -670,7 +818,7 @@ def test_a_run_that_is_not_taken_is_sent_one_by_one(number: int, again: bool) ->
     up, down = runs_of(bench, True), runs_of(bench, False)
     for _ in range(2):
         bench.front.inbox.extend([(b"up", CLIENT)] * 3)
-        bench.watcher.handlers[bench.front.number].ready(1)
+        bench.watcher.ready(bench.front.number)
     assert sock.sent == [b"first", *[b"up"] * 6]
     assert up == [3, 3] if again else [3]
     bench.nat.table.flows[next(iter(bench.nat.table.flows))].read_all()
@@ -691,7 +839,7 @@ def test_a_run_of_which_some_may_have_left_is_not_sent_again() -> None:
     sock = bench.sockets[0]
     bench.front.segments = sock.segments = errno.ENOBUFS
     bench.front.inbox.extend([(b"up", CLIENT)] * 3)
-    bench.watcher.handlers[bench.front.number].ready(1)
+    bench.watcher.ready(bench.front.number)
     sock.inbox.extend([b"down"] * 3)
     bench.nat.table.flows[next(iter(bench.nat.table.flows))].read_all()
     assert sock.sent == [b"first"]
@@ -723,7 +871,7 @@ def test_one_client_of_a_wildcard_is_one_flow() -> None:
 
     bench.nat.fronts[0].sock.recvmsg = recvmsg
     bench.front.inbox.extend([(b"a", CLIENT), (b"bc", CLIENT), (b"def", CLIENT)])
-    bench.watcher.handlers[bench.front.number].ready(1)
+    bench.watcher.ready(bench.front.number)
     [sock] = bench.sockets
     assert sock.sent == [b"a", b"bc", b"def"]
     [flow] = bench.nat.table.flows.values()

@@ -20,6 +20,7 @@ import select
 import socket
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
@@ -92,6 +93,7 @@ class Plane:
         self._watched = 0
         self._epoll: select.epoll | None = None
         self._again: deque[Continuing] = deque()
+        self._after: list[Callable[[], None]] = []
         #: Numbers that were closed since the batch was taken.
         self._stale: set[int] = set()
         self._turning = False
@@ -182,6 +184,13 @@ class Plane:
         if not self._turning and self._wake is None:
             self._wake = self.reactor.callLater(0, self._woken)
 
+    def after_batch(self, call: Callable[[], None]) -> None:
+        """Make a call when the batch of events that is worked through is through.
+
+        :param call: it must not raise.
+        """
+        self._after.append(call)
+
     # -- IReadDescriptor
 
     def fileno(self) -> int:
@@ -196,7 +205,7 @@ class Plane:
         if epoll is None:
             return
         poll, handlers, again = epoll.poll, self._handlers, self._again
-        stale = self._stale
+        stale, after = self._stale, self._after
         self._turning = True
         try:
             for _ in range(ROUNDS):
@@ -218,6 +227,10 @@ class Plane:
                             handler.ready(mask)
                         except BaseException:  # as reactors do
                             self._failed(handler)
+                if after:
+                    for call in after:
+                        call()
+                    after.clear()
             if again:
                 self._share_among(len(again))
                 self._proceed()

@@ -1,0 +1,209 @@
+"""Datagrams in batches: the kernel's calls say what Python's own say."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from typing import Any
+
+import pytest
+from attrs import define
+
+from relayd import udp_batches
+from relayd.udp_batches import BATCH, Batches, OneByOne, Outbox, outbox, receiver
+from relayd.udp_sockets import IP_PKTINFO, ask_for_local_address, bind_udp
+
+FAMILIES = {
+    "IPv4": ("127.0.0.1", "127.0.0.1", False),
+    "IPv6": ("::1", "::1", False),
+    "all of IPv4": ("0.0.0.0", "127.0.0.3", True),
+    "all of IPv6": ("::", "::1", True),
+}
+
+
+def loopback() -> closing[Any]:
+    """A socket of a free port, for the length of a block."""
+    return closing(bind_udp("127.0.0.1", 0))
+
+
+@define
+class Tally:
+    icmp_errors: int = 0
+
+
+@define
+class Ends:
+    """A listener's socket, and clients that are connected to it.
+
+    :ivar host: where they speak to it.
+    """
+
+    sock: Any
+    host: str
+    local: bool
+    clients: list[Any]
+
+    @property
+    def names(self) -> list[Any]:
+        return [client.getsockname() for client in self.clients]
+
+
+@pytest.fixture(params=list(FAMILIES))
+def ends(request: pytest.FixtureRequest) -> Iterator[Ends]:
+    bound, host, local = FAMILIES[request.param]
+    with ExitStack() as stack:
+        sock = stack.enter_context(closing(bind_udp(bound, 0)))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        if local:
+            ask_for_local_address(sock)
+        clients = []
+        for _ in range(5):
+            client = stack.enter_context(socket.socket(sock.family, socket.SOCK_DGRAM))
+            client.settimeout(5)
+            client.connect((host, sock.getsockname()[1]))
+            clients.append(client)
+        yield Ends(sock, host, local, clients)
+
+
+def all_of(got: list[tuple[Any, Any]]) -> list[tuple[bytes, Any]]:
+    return [(bytes(data), key) for data, key in got]
+
+
+SIZES = [0, 1, 200, 1, 65507, 0, 9000, 3]
+
+
+@pytest.mark.parametrize("kind", [Batches, OneByOne])
+def test_what_arrives_is_received_in_order(ends: Ends, kind: Any) -> None:
+    """With its source and where it was sent to, whatever its size."""
+    incoming = kind(ends.sock, Tally(), local=ends.local)
+    expected = []
+    for number, size in enumerate(SIZES):
+        client = ends.clients[number % len(ends.clients)]
+        data = bytes([number + 1]) * size
+        client.send(data)
+        expected.append((data, client.getsockname()))
+    got = all_of(incoming.receive())
+    assert incoming.drained
+    assert [data for data, _ in got] == [data for data, _ in expected]
+    ours = socket.inet_pton(ends.sock.family, ends.host) if ends.local else b""
+    for (_, key), (_, source) in zip(got, expected, strict=True):
+        assert incoming.origin(key) == (source, ours)
+    # One client is one key, and another one is another.
+    assert len({key for _, key in got}) == len(ends.clients)
+    assert incoming.receive() == []
+    assert incoming.drained
+
+
+@pytest.mark.parametrize("kind", [Batches, OneByOne])
+def test_a_batch_has_a_bound(ends: Ends, kind: Any) -> None:
+    """What is left is the next one's, and nothing of the last shows through."""
+    incoming = kind(ends.sock, Tally(), local=ends.local)
+    for number in range(BATCH + 3):
+        ends.clients[0].send(bytes([number]) * (BATCH + 3 - number))
+    first = all_of(incoming.receive())
+    assert not incoming.drained
+    rest = all_of(incoming.receive())
+    assert incoming.drained
+    assert [len(first), len(rest)] == [BATCH, 3]
+    assert [data for data, _ in first + rest] == [
+        bytes([number]) * (BATCH + 3 - number) for number in range(BATCH + 3)
+    ]
+
+
+@pytest.mark.parametrize("kind", [Batches, OneByOne])
+def test_nothing_is_received_from_a_closed_socket(ends: Ends, kind: Any) -> None:
+    """And that is no error of the network's."""
+    tally = Tally()
+    incoming = kind(ends.sock, tally, local=ends.local)
+    ends.sock.close()
+    assert incoming.receive() == []
+    assert incoming.drained
+    assert tally.icmp_errors == 0
+
+
+@pytest.mark.parametrize("kind", [Batches, OneByOne])
+def test_an_error_is_counted_and_more_may_be_there(kind: Any) -> None:
+    """Here of an earlier datagram, which its host refused."""
+    tally = Tally()
+    with loopback() as sock, loopback() as gone:
+        sock.connect(gone.getsockname())
+        incoming = kind(sock, tally, local=False)
+        gone.close()
+        sock.send(b"to nobody")
+        assert incoming.receive() == []
+        assert incoming.receive() == []
+        assert incoming.drained
+    assert tally.icmp_errors == 1
+
+
+def test_what_the_kernel_does_not_say_is_empty() -> None:
+    """Whatever it said the last time."""
+    with loopback() as sock, loopback() as client:
+        incoming = Batches(sock, Tally(), local=True)
+        for asked in (0, 1, 0, 1):
+            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, asked)
+            client.sendto(b"x", sock.getsockname())
+            [(_, key)] = incoming.receive()
+            ours = socket.inet_aton("127.0.0.1") if asked else b""
+            assert incoming.origin(key) == (client.getsockname(), ours)
+
+
+def put(out: Outbox, datas: list[bytes]) -> list[int]:
+    for room, data in zip(out.rooms, datas, strict=False):
+        room[: len(data)] = data
+    return [len(data) for data in datas]
+
+
+def test_each_client_is_sent_its_own(ends: Ends) -> None:
+    """From the address that it spoke to, whatever the size; and again."""
+    out = Outbox(ends.sock, local=ends.local)
+    ours = socket.inet_pton(ends.sock.family, ends.host) if ends.local else b""
+    envelopes = [out.envelope(name, ours) for name in ends.names]
+    for sizes in ([65507, 0, 1, 9000, 200], [1, 2, 3, 0, 5], [7]):
+        datas = [bytes([size % 251]) * size for size in sizes]
+        assert out.send(put(out, datas), envelopes[: len(datas)]) == {}
+        # They are connected: an answer from elsewhere would not reach them.
+        got = [client.recv(65536) for client in ends.clients[: len(datas)]]
+        assert got == datas
+
+
+def test_those_that_can_not_be_sent_are_named(ends: Ends) -> None:
+    """The others leave, wherever it stands in the batch."""
+    out = Outbox(ends.sock, local=ends.local)
+    ours = socket.inet_pton(ends.sock.family, ends.host) if ends.local else b""
+    good = out.envelope(ends.names[0], ours)
+    nobody = out.envelope((ends.host, 0, *ends.names[0][2:]), ours)
+    for bad in ({0}, {2}, {0, 1, 2}, {1, 4}, {4}, set(range(5))):
+        envelopes = [nobody if number in bad else good for number in range(5)]
+        datas = [b"%d" % number for number in range(5)]
+        problems = out.send(put(out, datas), envelopes)
+        assert {number: why.errno for number, why in problems.items()} == dict.fromkeys(
+            bad, errno.EINVAL
+        )
+        for number in sorted(set(range(5)) - bad):
+            assert ends.clients[0].recv(100) == b"%d" % number
+    too_long = out.send([65536], [good])
+    assert too_long[0].errno == errno.EMSGSIZE
+
+
+@pytest.mark.parametrize("missing", ["_recvmmsg", "_sendmmsg"])
+@pytest.mark.parametrize("how", ["not there", "refused"])
+def test_without_the_calls_there_are_pythons(
+    monkeypatch: pytest.MonkeyPatch, missing: str, how: str
+) -> None:
+    """Another C library, or a sandbox that does not let them through."""
+    with loopback() as sock:
+        assert isinstance(receiver(sock, Tally(), local=False), Batches)
+        assert isinstance(outbox(sock, local=False), Outbox)
+        monkeypatch.setattr(
+            udp_batches, missing, None if how == "not there" else lambda *_: -1
+        )
+        assert isinstance(receiver(sock, Tally(), local=False), OneByOne)
+        assert outbox(sock, local=False) is None
+
+
+def test_a_function_that_the_c_library_lacks_is_none() -> None:
+    """And not an error at import."""
+    assert udp_batches._function("no_such_function_of_the_c_library") is None
