@@ -46,6 +46,10 @@ ANCILLARY = 64
 SOCKADDR4, SOCKADDR6 = 16, 28
 
 
+#: What is left of an address that the kernel does not say.
+_NOT_TOLD = b"\xff"
+
+
 class Tally(Protocol):
     """What is counted of errors."""
 
@@ -156,7 +160,7 @@ class _Messages:
         self.envelope = self.control + room
         self.envelopes = bytearray(BATCH * self.envelope)
         # Pages of it that no datagram reaches take no memory.
-        data = mmap.mmap(-1, BATCH * BUFFER_SIZE)
+        data = mmap.mmap(-1, BATCH * BUFFER_SIZE, flags=mmap.MAP_PRIVATE)
         parts, messages = (_Part * BATCH)(), (_Message * BATCH)()
         data_at, envelope_at = _address(data), _address(self.envelopes)
         for part, message in zip(parts, messages, strict=True):
@@ -177,7 +181,8 @@ class _Messages:
         at, each = _Message.size.offset // 4, ctypes.sizeof(_Message) // 4
         self.sizes = self._headers.cast("I")[at::each]
         self._fresh = bytes(messages)
-        self._no_envelopes = bytes(self.envelopes)
+        # No address of ours is all ones, and 0.0.0.0 is said of some broadcasts.
+        self._no_envelopes = _NOT_TOLD * len(self.envelopes)
         self.first = ctypes.addressof(messages)
 
     def clear(self) -> None:
@@ -279,8 +284,7 @@ class Batches:
                 int.from_bytes(name[4:8], "big"),
                 int.from_bytes(name[24:28], sys.byteorder),
             )
-        # Nothing was said: it is as it was cleared.
-        return source, ours if any(ours) else b""
+        return source, b"" if ours == _NOT_TOLD * len(ours) else ours
 
 
 class Outbox:

@@ -159,7 +159,7 @@ class ClientFlow(Flow):
         self.send = sock.send
         self.recv = sock.recv
         self.recv_into = sock.recv_into
-        self.reply = front.reply
+        self.reply = front.replier()
         self.envelope = front.envelope(key)
         self.drops = 0
         #: Whether the kernel has made datagrams of runs as far as we know.
@@ -355,7 +355,6 @@ class Front:
 
     :param sock: bound to one address.
 
-    :ivar reply: sends a datagram to where `client` says.
     :ivar outbox: sends replies of many flows at once; None where that can't be.
     :ivar rooms: its places for replies.
     :ivar waiting: whose replies are in them, and their sizes.
@@ -370,7 +369,6 @@ class Front:
         self.sock = sock
         self.address = sock.getsockname()
         self._receiver = receiver(sock, nat.counters, local=self.local)
-        self.reply: Callable[[bytes, Any], Any] = sock.sendto
         # With a cap, each reply is judged after the one before it has left.
         together = nat.watcher.after_batch is not None and not nat.reply_cap
         self.outbox = outbox(sock, local=self.local) if together else None
@@ -495,6 +493,11 @@ class Front:
         """The address that a client spoke to, as text."""
         return host_port(self.address[0], self.address[1])
 
+    def replier(self) -> Callable[[bytes, Any], Any]:
+        """What sends a datagram to where `client` says."""
+        reply: Callable[[bytes, Any], Any] = self.sock.sendto
+        return reply
+
     def reply_run(self, run: Sequence[bytes], to: Any) -> None:
         """Send several datagrams of one size in one call."""
         self.sock.sendmsg(run, [segments(len(run[0]))], 0, to)
@@ -513,7 +516,6 @@ class WildcardFront(Front):
     def __init__(self, nat: UdpNat, sock: Any) -> None:
         super().__init__(nat, sock)
         ask_for_local_address(sock)
-        self.reply = self._reply
 
     def client(self, key: Any) -> tuple[Any, Any]:
         source, ours = self._receiver.origin(key)
@@ -523,6 +525,10 @@ class WildcardFront(Front):
         _, ours = self._receiver.origin(key)
         family = socket.AF_INET if len(ours) == 4 else socket.AF_INET6
         return host_port(socket.inet_ntop(family, ours[:16]), self.address[1])
+
+    def replier(self) -> Callable[[bytes, Any], Any]:
+        # Not kept: what refers to itself waits for the collector, with its rooms.
+        return self._reply
 
     def _reply(self, data: bytes, to: Any) -> None:
         source, ours = to
@@ -712,11 +718,12 @@ class UdpNat:
             return None
         try:
             self._make_room(share_of(source[0]))
-            # An observer that heard of it may have closed the relay.
-            if self._drained is not None or not self.fronts or server is None:
+            flow = None
+            if self._drained is None and server is not None:
+                flow = self._open_flow(front, key, source, to, server)
+            if flow is None:
                 dropped["draining"] += 1
                 return None
-            flow = self._open_flow(front, key, source, to, server)
         except TableFull as problem:
             self._refuse(str(problem))
             return None
@@ -750,11 +757,15 @@ class UdpNat:
 
     def _open_flow(
         self, front: Front, key: Any, source: Any, to: Any, server: Server
-    ) -> ClientFlow:
-        """A flow with its socket, watched.
+    ) -> ClientFlow | None:
+        """A flow with its socket, watched; None if its listener is closed by now.
 
         :raises OSError: there is none to be had.
         """
+        # An observer that heard of a flow's end may have closed the relay, and even
+        # have opened it again.
+        if front not in self.fronts:
+            return None
         try:
             return self._try_flow(front, key, source, to, server)
         except OSError as problem:
@@ -766,6 +777,8 @@ class UdpNat:
             if gone.replied:
                 raise
             self.end(gone, "evicted")
+        if front not in self.fronts:
+            return None
         return self._try_flow(front, key, source, to, server)
 
     def _try_flow(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import socket
 import struct
 import sys
+import weakref
 from collections import deque
 from contextlib import closing
 from pathlib import Path
@@ -52,6 +54,7 @@ from relayd.udp_sockets import (
     MOST_SEGMENTED,
     MOST_SEGMENTS,
     affordable_flows,
+    bind_udp,
 )
 from tests.conftest import LoggedFailures
 from tests.contracts import until
@@ -1255,6 +1258,53 @@ def test_an_observer_may_close_the_relay() -> None:
     bench.arrive(source=("192.0.2.2", 1))
     assert bench.nat.counters.dropped == {"draining": 1}
     bench.close()
+
+
+@pytest.mark.parametrize("full", ["table", "machine"])
+def test_an_observer_may_open_the_relay_again(full: str) -> None:
+    """Those who had sent to the closed listener are not admitted to the new one."""
+
+    class Restarting(Observer):
+        def ended(self, flow: Any, facts: FlowFacts) -> None:
+            if not bench.front.closed:
+                bench.nat.close()
+                bench.nat.listen([again])
+
+    again = FakeSocket()
+    bench = Bench(observer=Restarting(), most_flows=1 if full == "table" else 9)
+    bench.arrive()
+    if full == "machine":
+        real = bench.nat._open
+        refusals = iter([problem(errno.EMFILE)])
+
+        def open_socket(family: int) -> Any:
+            for refusal in refusals:
+                raise refusal
+            return real(family)
+
+        bench.nat._open = open_socket
+    bench.front.inbox.extend((b"?", ("192.0.2.2", port)) for port in (1, 2, 3))
+    bench.watcher.ready(bench.front.number)
+    assert bench.nat.counters.dropped == {"draining": 3}
+    assert not bench.live
+    bench.front = again
+    bench.arrive()
+    assert len(bench.live) == 1
+    bench.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_a_closed_listener_keeps_no_memory(host: str) -> None:
+    """Nor does it wait for a collection, which a quiet program may not have."""
+    nat = UdpNat(reactor, [Server(*SERVER)], watcher=watcher(reactor, "auto"))
+    nat.listen([bind_udp(host, 0)])
+    kept = [weakref.ref(nat.fronts[0].outbox), weakref.ref(nat.fronts[0]._receiver)]
+    gc.disable()
+    try:
+        nat.close()
+        assert [each() for each in kept] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_a_flow_that_the_reactor_gives_up_has_failed() -> None:
