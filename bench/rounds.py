@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
@@ -40,7 +41,7 @@ class Mode:
     seconds: float
     #: The (work, relay) pairs to measure.
     pairs: Collection[tuple[str, str]]
-    #: How often a relay is measured in a round, at works that are quickly measured.
+    #: How often a relay is measured in a round, at works that take several turns.
     turns: int = 1
 
 
@@ -186,12 +187,17 @@ def _round(
     plan: Plan, work: str, peers: list[str], number: int
 ) -> dict[str, list[Readings]]:
     """One round of one work: what each relay has cost, in each of its turns."""
-    turns = plan.turns if WORKS[work].short else 1
+    turns = 1 if plan.turns == 1 else max(1, plan.turns * WORKS[work].turns)
     seconds = max(plan.seconds / turns, TURN)
     taken: dict[str, list[Readings]] = {peer: [] for peer in peers}
-    for turn in range(number, number + turns):
-        # Nobody is always the first.
-        first = turn % len(peers)
-        for peer in peers[first:] + peers[:first]:
-            taken[peer].append(WORKS[work].measure(PEERS[peer], seconds))
+    with ExitStack() as begun:
+        measures = {
+            peer: begun.enter_context(WORKS[work].begin(PEERS[peer], seconds))
+            for peer in peers
+        }
+        for turn in range(number, number + turns):
+            # Nobody is always the first.
+            first = turn % len(peers)
+            for peer in peers[first:] + peers[:first]:
+                taken[peer].append(measures[peer]())
     return taken

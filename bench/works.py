@@ -1,14 +1,17 @@
-"""One measurement of one kind of work: a fresh relay, a load, two readings.
+"""One measurement of one kind of work: a relay, a load, two readings.
 
 Every measurement starts its own relay and its own server, on ports of their own, and
 gives the relay a little of the same work first (but for bulk, which takes little code
-through much).  CPU is the relay's process's own, as the kernel accounts for it.
+through much).  Short connections may be measured several times on one relay: a fresh
+one is dearer for a while, and the more so the more code it has.  CPU is the relay's
+process's own, as the kernel accounts for it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import quantiles
@@ -48,22 +51,38 @@ PROXY_WARM_UP = 1_000
 Readings = dict[str, float]
 
 
+Measure = Callable[[], Readings]
+
+
 @frozen
 class Work:
     """One kind of work.
 
-    :param measure: takes the relay's kind and about how many seconds the load may
-        last; returns figures by name.
+    :param begin: takes the relay's kind and about how many seconds a load may last.
+        What it yields measures, and returns figures by name.
     :param takes: whether a kind of relay can be asked for it.
     :param programs: what it takes besides the relay.
-    :param short: it may be measured in several short turns.
+    :param turns: in how many turns it may be measured where several are taken: at
+        none, as often as others, or so many times as often.
     """
 
     name: str
-    measure: Callable[[Peer, float], Readings]
+    begin: Callable[[Peer, float], AbstractContextManager[Measure]]
     takes: Callable[[Peer], bool]
     programs: tuple[str, ...]
-    short: bool = False
+    turns: int = 0
+
+
+def afresh(
+    measure: Callable[[Peer, float], Readings],
+) -> Callable[[Peer, float], AbstractContextManager[Measure]]:
+    """A :class:`Work`'s `begin` that has nothing to begin: each time on a new relay."""
+
+    @contextmanager
+    def begin(peer: Peer, seconds: float) -> Iterator[Measure]:
+        yield partial(measure, peer, seconds)
+
+    return begin
 
 
 def measure_bulk(streams: int, peer: Peer, seconds: float) -> Readings:
@@ -132,50 +151,58 @@ def _cpu_per_request(
                 )
 
 
-def measure_short(
+@contextmanager
+def begin_short(
     closed_by: Literal["client", "server"], logs: bool, peer: Peer, seconds: float
-) -> Readings:
+) -> Iterator[Measure]:
     """CPU per short connection."""
     name = f"short-{closed_by}-logged" if logs else f"short-{closed_by}"
     with site() as origin, relay(peer, origin.port, logs=logs) as running:
-        return {name: _cpu_per_short(running, origin, closed_by, seconds)}
+        short = _Short(running, origin, closed_by)
+        short.make(WARM_UP)
+        yield lambda: {name: short.cpu_each(int(SHORT_EACH_SECOND * seconds))}
 
 
-def measure_socks4_short(peer: Peer, seconds: float) -> Readings:
+@contextmanager
+def begin_socks4_short(peer: Peer, seconds: float) -> Iterator[Measure]:
     """CPU per short session of a proxy."""
     with site() as origin, relay(peer, origin.port) as running:
-        return {"socks4-short": _cpu_per_short(running, origin, "client", seconds)}
+        short = _Short(running, origin, "client")
+        short.make(PROXY_WARM_UP)
+        yield lambda: {"socks4-short": short.cpu_each(int(SHORT_EACH_SECOND * seconds))}
 
 
-def _cpu_per_short(
-    running: Relay, origin: Site, closed_by: Literal["client", "server"], seconds: float
-) -> float:
-    """Microseconds, beside what connections the relay has already."""
-    count = int(SHORT_EACH_SECOND * seconds)
-    proxy = running.peer.kind == "socks4"
-    socks4_to = origin.port if proxy else None
-    warm_up = PROXY_WARM_UP if proxy else WARM_UP
-    _leave_time_wait(2 * (count + warm_up))
-    before = origin.counts()
+@frozen
+class _Short:
+    """Short connections, beside those that the relay has already."""
 
-    def make(count: int) -> float:
+    running: Relay
+    origin: Site
+    closed_by: Literal["client", "server"]
+
+    def make(self, count: int) -> float:
         """Make them, and wait until the relay has ended them: CPU used until then."""
-        short_connections(running.port, count, closed_by, socks4_to=socks4_to)
+        running, origin = self.running, self.origin
+        before = origin.counts()
+        socks4_to = origin.port if running.peer.kind == "socks4" else None
+        short_connections(running.port, count, self.closed_by, socks4_to=socks4_to)
         eventually(
             lambda: origin.counts().open <= before.open,
             f"{running.peer.title} ends its connections",
         )
         time.sleep(0.05)
+        made = origin.counts().accepted - before.accepted
+        if made != count:
+            raise CannotMeasure(
+                f"{running.peer.title} made {made} connections for {count}"
+            )
         return running.cpu()
 
-    used = make(warm_up)
-    used = make(count) - used
-    made = origin.counts().accepted - before.accepted
-    if made != warm_up + count:
-        raise CannotMeasure(
-            f"{running.peer.title} made {made} connections for {warm_up + count}"
-        )
-    return used * 1e6 / count
+    def cpu_each(self, count: int) -> float:
+        """Microseconds."""
+        _leave_time_wait(2 * count)
+        used = self.running.cpu()
+        return (self.make(count) - used) * 1e6 / count
 
 
 def _leave_time_wait(count: int) -> None:
@@ -247,9 +274,10 @@ def measure_growth_open(peer: Peer, seconds: float) -> Readings:
                 pairs.grow(size)
                 readings[f"turn@{size}"] = _cpu_per_turn(running, pairs, size, seconds)
                 # Half as many: four sizes' would fill the kernel's TIME_WAIT.
-                readings[f"short@{size}"] = _cpu_per_short(
-                    running, origin, "server", seconds / 2
-                )
+                short = _Short(running, origin, "server")
+                short.make(WARM_UP)
+                count = int(SHORT_EACH_SECOND * seconds / 2)
+                readings[f"short@{size}"] = short.cpu_each(count)
     return readings
 
 
@@ -331,43 +359,27 @@ _OWN = ("nginx",)
 WORKS = {
     work.name: work
     for work in (
-        Work("bulk-1", partial(measure_bulk, 1), _relays, _IPERF3, short=True),
-        Work(
-            "short-client",
-            partial(measure_short, "client", False),
-            _relays,
-            _OWN,
-            short=True,
-        ),
-        Work("requests", measure_requests, _relays, _WRK, short=True),
-        Work("bulk-8", partial(measure_bulk, 8), _relays, _IPERF3),
-        Work(
-            "short-server",
-            partial(measure_short, "server", False),
-            _relays,
-            _OWN,
-            short=True,
-        ),
-        Work("latency", measure_latency, _relays, _H2LOAD),
-        Work(
-            "short-client-logged", partial(measure_short, "client", True), _logs, _OWN
-        ),
-        Work("growth-busy", measure_growth_busy, _grows, _WRK),
-        Work(
-            "short-server-logged", partial(measure_short, "server", True), _logs, _OWN
-        ),
-        Work("memory", measure_memory, _thousands, _OWN),
-        Work("growth-open", measure_growth_open, _grows, _OWN, short=True),
+        Work("bulk-1", afresh(partial(measure_bulk, 1)), _relays, _IPERF3, 1),
+        Work("short-client", partial(begin_short, "client", False), _relays, _OWN, 2),
+        Work("requests", afresh(measure_requests), _relays, _WRK, 1),
+        Work("bulk-8", afresh(partial(measure_bulk, 8)), _relays, _IPERF3),
+        Work("short-server", partial(begin_short, "server", False), _relays, _OWN, 2),
+        Work("latency", afresh(measure_latency), _relays, _H2LOAD),
+        Work("short-client-logged", partial(begin_short, "client", True), _logs, _OWN),
+        Work("growth-busy", afresh(measure_growth_busy), _grows, _WRK),
+        Work("short-server-logged", partial(begin_short, "server", True), _logs, _OWN),
+        Work("memory", afresh(measure_memory), _thousands, _OWN),
+        Work("growth-open", afresh(measure_growth_open), _grows, _OWN, 1),
         Work(
             "socks4-bulk",
-            measure_socks4_bulk,
+            afresh(measure_socks4_bulk),
             _proxies_and_ours,
             ("iperf3", "proxychains4"),
-            short=True,
+            1,
         ),
-        Work("socks4-short", measure_socks4_short, _proxies, _OWN, short=True),
+        Work("socks4-short", begin_socks4_short, _proxies, _OWN, 2),
         *(
-            Work(name, measure, _datagrams, ("gcc",), short=True)
+            Work(name, afresh(measure), _datagrams, ("gcc",), 1)
             for name, measure in (
                 ("udp-1", partial(measure_udp, 1, 32)),
                 ("udp-50", partial(measure_udp, 50, 4)),

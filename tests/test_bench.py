@@ -57,7 +57,7 @@ from bench.page import json_text, markdown, table
 from bench.peers import PEERS, Peer, Setup
 from bench.report import limit_lines, lines_of
 from bench.rounds import MODES, Plan, measure
-from bench.works import WORKS, Readings, Work
+from bench.works import WORKS, Readings, Work, afresh
 from tests.process import PATIENCE, Server, read_all
 
 TITLES = {"relayd-plane": "relayd, plane", "haproxy-splice": "HAProxy, splice"}
@@ -198,8 +198,8 @@ def test_the_check_takes_several_turns_at_the_proxies() -> None:
     assert plan.turns > 1
     assert plan.works["socks4-short"] == ["relayd-socks4", "dante", "twistd-socks"]
     assert plan.works["socks4-bulk"] == ["relayd-plane", "relayd-socks4"]
-    assert WORKS["socks4-short"].short
-    assert WORKS["socks4-bulk"].short
+    assert WORKS["socks4-short"].turns
+    assert WORKS["socks4-bulk"].turns
 
 
 def test_the_check_takes_several_turns_at_datagrams() -> None:
@@ -209,7 +209,7 @@ def test_the_check_takes_several_turns_at_datagrams() -> None:
     for work in planned:
         others = set() if work == "udp-turns" else {"nginx-udp"}
         assert {"relayd-udp", *others} <= set(plan.works[work])
-        assert WORKS[work].short
+        assert WORKS[work].turns
     # No limit speaks of thousands of flows with a datagram each.
     assert works - planned == {"udp-5000"}
 
@@ -240,8 +240,8 @@ def test_relays_take_turns_and_each_counts(
     monkeypatch.setattr(
         "bench.rounds.WORKS",
         {
-            name: Work(name, measured(name), lambda _: True, (), short)
-            for name, short in (("bulk-1", False), ("request", True))
+            name: Work(name, afresh(measured(name)), lambda _: True, (), turns)
+            for name, turns in (("bulk-1", 0), ("request", 1))
         },
     )
     peers = ["relayd-plane", "portforward"]
@@ -261,6 +261,36 @@ def test_relays_take_turns_and_each_counts(
         plane: [3.0, 6.0, 7.0],
         other: [4.0, 5.0, 8.0],
     }
+
+
+def test_a_relay_may_stand_for_all_of_its_turns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+
+    @contextmanager
+    def begin(peer: Peer, seconds: float) -> Iterator[Callable[[], Readings]]:
+        def measure_it() -> Readings:
+            told.append(peer.name)
+            return {"request": 1.0}
+
+        told.append(f"{peer.name} begins")
+        yield measure_it
+        told.append(f"{peer.name} ends")
+
+    work = Work("request", begin, lambda _: True, (), 2)
+    monkeypatch.setattr("bench.rounds.WORKS", {"request": work})
+    plane, other = peers = ["relayd-plane", "portforward"]
+    measure(Plan(1, 2.0, {"request": peers}, turns=2))
+    capsys.readouterr()
+    turns = [plane, other, other, plane] * 2
+    begins = [f"{peer} begins" for peer in peers]
+    assert told == [*begins, *turns, f"{other} ends", f"{plane} ends"]
+    # Where there is one turn, there is one.
+    told.clear()
+    measure(Plan(1, 2.0, {"request": peers}))
+    capsys.readouterr()
+    assert told == [*begins, plane, other, f"{other} ends", f"{plane} ends"]
 
 
 def test_every_figure_is_measured_by_a_work_that_there_is() -> None:
