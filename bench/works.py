@@ -153,23 +153,19 @@ def _cpu_per_request(
 
 @contextmanager
 def begin_short(
-    closed_by: Literal["client", "server"], logs: bool, peer: Peer, seconds: float
+    name: str,
+    closed_by: Literal["client", "server"],
+    peer: Peer,
+    seconds: float,
+    *,
+    logs: bool = False,
+    warm_up: int = WARM_UP,
 ) -> Iterator[Measure]:
-    """CPU per short connection."""
-    name = f"short-{closed_by}-logged" if logs else f"short-{closed_by}"
+    """CPU per short connection, or per short session of a proxy."""
     with site() as origin, relay(peer, origin.port, logs=logs) as running:
         short = _Short(running, origin, closed_by)
-        short.make(WARM_UP)
+        short.make(warm_up)
         yield lambda: {name: short.cpu_each(int(SHORT_EACH_SECOND * seconds))}
-
-
-@contextmanager
-def begin_socks4_short(peer: Peer, seconds: float) -> Iterator[Measure]:
-    """CPU per short session of a proxy."""
-    with site() as origin, relay(peer, origin.port) as running:
-        short = _Short(running, origin, "client")
-        short.make(PROXY_WARM_UP)
-        yield lambda: {"socks4-short": short.cpu_each(int(SHORT_EACH_SECOND * seconds))}
 
 
 @frozen
@@ -359,27 +355,55 @@ _OWN = ("nginx",)
 WORKS = {
     work.name: work
     for work in (
-        Work("bulk-1", afresh(partial(measure_bulk, 1)), _relays, _IPERF3, 1),
-        Work("short-client", partial(begin_short, "client", False), _relays, _OWN, 2),
-        Work("requests", afresh(measure_requests), _relays, _WRK, 1),
+        Work("bulk-1", afresh(partial(measure_bulk, 1)), _relays, _IPERF3, turns=1),
+        Work(
+            "short-client",
+            partial(begin_short, "short-client", "client"),
+            _relays,
+            _OWN,
+            turns=2,
+        ),
+        Work("requests", afresh(measure_requests), _relays, _WRK, turns=1),
         Work("bulk-8", afresh(partial(measure_bulk, 8)), _relays, _IPERF3),
-        Work("short-server", partial(begin_short, "server", False), _relays, _OWN, 2),
+        Work(
+            "short-server",
+            partial(begin_short, "short-server", "server"),
+            _relays,
+            _OWN,
+            turns=2,
+        ),
         Work("latency", afresh(measure_latency), _relays, _H2LOAD),
-        Work("short-client-logged", partial(begin_short, "client", True), _logs, _OWN),
+        Work(
+            "short-client-logged",
+            partial(begin_short, "short-client-logged", "client", logs=True),
+            _logs,
+            _OWN,
+        ),
         Work("growth-busy", afresh(measure_growth_busy), _grows, _WRK),
-        Work("short-server-logged", partial(begin_short, "server", True), _logs, _OWN),
+        Work(
+            "short-server-logged",
+            partial(begin_short, "short-server-logged", "server", logs=True),
+            _logs,
+            _OWN,
+        ),
         Work("memory", afresh(measure_memory), _thousands, _OWN),
-        Work("growth-open", afresh(measure_growth_open), _grows, _OWN, 1),
+        Work("growth-open", afresh(measure_growth_open), _grows, _OWN, turns=1),
         Work(
             "socks4-bulk",
             afresh(measure_socks4_bulk),
             _proxies_and_ours,
             ("iperf3", "proxychains4"),
-            1,
+            turns=1,
         ),
-        Work("socks4-short", begin_socks4_short, _proxies, _OWN, 2),
+        Work(
+            "socks4-short",
+            partial(begin_short, "socks4-short", "client", warm_up=PROXY_WARM_UP),
+            _proxies,
+            _OWN,
+            turns=2,
+        ),
         *(
-            Work(name, afresh(measure), _datagrams, ("gcc",), 1)
+            Work(name, afresh(measure), _datagrams, ("gcc",), turns=1)
             for name, measure in (
                 ("udp-1", partial(measure_udp, 1, 32)),
                 ("udp-50", partial(measure_udp, 50, 4)),

@@ -45,7 +45,6 @@ ANCILLARY = 64
 #: Bytes of a socket address: sockaddr_in of ip(7), sockaddr_in6 of ipv6(7).
 SOCKADDR4, SOCKADDR6 = 16, 28
 
-
 #: What is left of an address that the kernel does not say.
 _NOT_TOLD = b"\xff"
 
@@ -142,9 +141,10 @@ class _Messages:
     A header points to a room for the datagram and to an *envelope*: the socket address
     of the other end and, if wanted, an ancillary message with the local address.
 
-    :param v6: the addresses are IPv6.
+    :param family: of the addresses.
     :param local: an envelope has the local address, too.
 
+    :ivar name: bytes of a socket address.
     :ivar rooms: for each, the place of a datagram.
     :ivar envelopes: one after the other, each of so many bytes: `envelope`.
     :ivar control: where an envelope has its ancillary message.
@@ -153,8 +153,11 @@ class _Messages:
     :ivar first: the address of the first header.
     """
 
-    def __init__(self, *, v6: bool, local: bool) -> None:
+    def __init__(self, family: int, *, local: bool) -> None:
+        v6 = family == socket.AF_INET6
         name, told = (SOCKADDR6, PKTINFO6) if v6 else (SOCKADDR4, PKTINFO4)
+        self.name = name
+        # Where the kernel finds it aligned.
         self.control = -name % 8 + name
         room = socket.CMSG_SPACE(told) if local else 0
         self.envelope = self.control + room
@@ -234,9 +237,9 @@ class Batches:
         self._tally = tally
         self._local = local
         self._v6 = sock.family == socket.AF_INET6
-        messages = self._messages = _Messages(v6=self._v6, local=local)
+        messages = self._messages = _Messages(sock.family, local=local)
         starts = range(0, len(messages.envelopes), messages.envelope)
-        self._name = SOCKADDR6 if self._v6 else SOCKADDR4
+        self._name = messages.name
         self._names = [slice(start, start + self._name) for start in starts]
         # Of in_pktinfo, the address to answer from; in6_pktinfo is taken whole.
         begin, size = (0, PKTINFO6) if self._v6 else (4, 4)
@@ -295,26 +298,19 @@ class Outbox:
 
     def __init__(self, sock: Any, *, local: bool) -> None:
         self._sock = sock
-        self._family = sock.family
         self._local = local
-        v6 = sock.family == socket.AF_INET6
-        self._messages = _Messages(v6=v6, local=local)
+        messages = self._messages = _Messages(sock.family, local=local)
+        self._name = messages.name
         self.rooms = self._messages.rooms
 
-    def envelope(self, source: Any, ours: bytes) -> bytes:
+    def envelope(self, key: bytes) -> bytes:
         """What tells the kernel where to send to, and from which address of ours.
 
-        :param source: as :meth:`OneByOne.origin` says, like `ours`.
+        :param key: the client's, as :class:`Batches` has it.
         """
-        host, port, *more = source
-        address = socket.inet_pton(self._family, host)
-        if more:
-            label, scope = more
-            address = label.to_bytes(4, "big") + address + struct.pack("=I", scope)
-        made: bytes = struct.pack("=H", self._family) + port.to_bytes(2, "big")
-        made = (made + address).ljust(self._messages.control, b"\0")
+        made = key[: self._name].ljust(self._messages.control, b"\0")
         if self._local:
-            level, kind, told = pktinfo(ours)
+            level, kind, told = pktinfo(key[self._name :])
             made += struct.pack("@Nii", socket.CMSG_LEN(len(told)), level, kind) + told
         return made.ljust(self._messages.envelope, b"\0")
 

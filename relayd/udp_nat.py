@@ -485,9 +485,7 @@ class Front:
 
     def envelope(self, key: Any) -> bytes:
         """What the outbox knows a client by."""
-        if self.outbox is None:
-            return b""
-        return self.outbox.envelope(*self._receiver.origin(key))
+        return b"" if self.outbox is None else self.outbox.envelope(key)
 
     def name(self, key: Any) -> str:
         """The address that a client spoke to, as text."""

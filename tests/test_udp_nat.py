@@ -177,7 +177,8 @@ class FakeOutbox:
         self._sock = sock
         self._local = local
 
-    def envelope(self, source: Any, ours: bytes) -> Any:
+    def envelope(self, key: Any) -> Any:
+        source, ours = key
         assert bool(ours) == self._local
         return source
 
