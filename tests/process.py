@@ -234,7 +234,12 @@ class RelayProcess:
         That is the last signal which Twisted asks for, after SIGTERM, and after the
         pipe that it opens for it: a count of descriptors would miss that pipe.
         """
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        assert self._reader.is_alive(), "it has ended:\n" + "\n".join(self.lines[-30:])
+        try:
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+        except FileNotFoundError:
+            # Just now: its last words are on their way.
+            return False
         caught = re.search(r"SigCgt:\s+(\w+)", status)
         return bool(caught and int(caught[1], 16) >> (signal.SIGCHLD - 1) & 1)
 
@@ -379,6 +384,16 @@ def udp_client(
     client.connect((host, port))
     client.settimeout(PATIENCE)
     return client
+
+
+def own_host() -> str:
+    """A loopback address that no other process of the tests uses.
+
+    A port of 127.0.0.1 that was free a moment ago may be another one's by now: every
+    connection there takes one.
+    """
+    high, low = divmod(os.getpid() % (250 << 16), 1 << 16)
+    return f"127.{high + 2}.{low >> 8}.{low & 255}"
 
 
 def connect(port: int, host: str = "127.0.0.1") -> socket.socket:

@@ -25,6 +25,7 @@ from typing import Any
 
 import pytest
 
+from relayd.addresses import host_port
 from tests.process import (
     PATIENCE,
     TRANSPORTS,
@@ -34,6 +35,7 @@ from tests.process import (
     connect,
     eventually,
     fill,
+    own_host,
     read_all,
     read_exactly,
     relay,
@@ -67,8 +69,8 @@ def chain(
         free = [held.enter_context(socket.socket()) for _ in range(length - 1)]
         for sock in free:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(("127.0.0.1", 0))
-        hops = [f"127.0.0.1:{sock.getsockname()[1]}" for sock in free]
+            sock.bind((own_host(), 0))
+        hops = [host_port(*sock.getsockname()) for sock in free]
     listeners = ["127.0.0.1:0", *hops]
     args = []
     for listener, destination in zip(listeners, [*hops, server.address], strict=True):
@@ -483,8 +485,8 @@ def full_backlog() -> Iterator[str]:
 def refused_address() -> str:
     """An address that nobody listens on."""
     with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{sock.getsockname()[1]}"
+        sock.bind((own_host(), 0))
+        return host_port(*sock.getsockname())
 
 
 def test_a_server_that_refuses() -> None:

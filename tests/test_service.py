@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import signal
 import socket
 import sys
@@ -40,7 +41,7 @@ from relayd.session import Ending, Session
 from relayd.tcp import RelayFactory
 from tests.conftest import LoggedFailures, descriptors
 from tests.contracts import Recorder, turns, until
-from tests.process import RelayProcess, Server, connect, read_all, reset
+from tests.process import RelayProcess, Server, connect, own_host, read_all, reset
 
 
 def listening(listen: str, *destinations: str, **settings: Any) -> Listening:
@@ -608,7 +609,7 @@ def test_the_demo_invites() -> None:
 DEMO_ELSEWHERE = """
 import sys
 from relayd import config, endpoints
-config.DEMO_LISTENER = endpoints.HostPort("127.0.0.1", int(sys.argv.pop(1)))
+config.DEMO_LISTENER = endpoints.HostPort(sys.argv.pop(1), int(sys.argv.pop(1)))
 from twisted.scripts.twistd import run
 run()
 """
@@ -617,16 +618,16 @@ run()
 def test_the_demo_shows_the_current_folder(tmp_path: Path) -> None:
     """Through the relay, until Ctrl-C; the folder is as it was."""
     with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        free.bind((own_host(), 0))
+        host, port = free.getsockname()
     (tmp_path / "shown.txt").write_text("content")
-    twistd = (sys.executable, "-c", DEMO_ELSEWHERE, str(port), "-n")
+    twistd = (sys.executable, "-c", DEMO_ELSEWHERE, host, str(port), "-n")
     running = RelayProcess("--demo", twistd=twistd, cwd=tmp_path)
     try:
-        assert running.listening() == [f"127.0.0.1:{port}"]
-        running.wait_for(rf"curl http://127\.0\.0\.1:{port}/")
+        assert running.listening() == [f"{host}:{port}"]
+        running.wait_for(rf"curl http://{re.escape(host)}:{port}/")
         for path, expected in (("/", b"shown.txt"), ("/shown.txt", b"content")):
-            with connect(port) as client:
+            with connect(port, host) as client:
                 client.sendall(b"GET " + path.encode() + b" HTTP/1.0\r\n\r\n")
                 assert expected in read_all(client)
         [first, _] = running.sessions(2)
