@@ -34,7 +34,6 @@ looks at the counters once a tick and sees whether they moved.
 from __future__ import annotations
 
 import fcntl
-import functools
 import select
 import struct
 import sys
@@ -55,7 +54,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from relayd.interfaces import ISpliceable
+from relayd.interfaces import ISpliceable, ISplicer
 from relayd.session import Direction, Ending, Session
 
 # An enum's members cost a look-up by its metaclass each time.
@@ -63,6 +62,9 @@ _DONE = Ending.DONE
 
 #: A leg that is not joined yet keeps at most this much, plus one read.
 HOLD_LIMIT = 65536
+
+#: Classes of transports of which is remembered whether they splice.
+KINDS_REMEMBERED = 64
 
 #: Linux, sockios(7): the bytes in a socket's send queue that the peer's kernel
 #: has not acknowledged.  The same request as TIOCOUTQ; None elsewhere.
@@ -129,14 +131,21 @@ def unacknowledged(transport: Any) -> int:
     return int(struct.unpack("i", queued)[0])
 
 
-@functools.lru_cache(maxsize=64)
+#: What `_can_splice` has answered: a look-up that takes no call.
+_spliceable: dict[Any, bool] = {}
+
+
 def _can_splice(kind: Any) -> bool:
     """Whether transports of this class are ISpliceable.
 
     Asked of the class: a wrapper (TLS, PROXY, throttling) claims to provide all
     that the transport below it does, and would be cut out of the way.
     """
-    return bool(ISpliceable.implementedBy(kind))
+    if len(_spliceable) >= KINDS_REMEMBERED:
+        # A program that makes up classes as it goes.
+        _spliceable.clear()
+    answer = _spliceable[kind] = bool(ISpliceable.implementedBy(kind))
+    return answer
 
 
 def _is_tls(error: BaseException) -> bool:
@@ -187,7 +196,8 @@ class Leg(Protocol):
     """
 
     transport: Any = None
-    peer: Leg
+    #: The other leg, while the two are joined.
+    peer: Any = None
     #: What `Bridge.check` saw delivered while bytes waited, and when that grew.
     delivered: int | None = None
     delivered_at = 0.0
@@ -322,6 +332,10 @@ class Leg(Protocol):
         return unsent(self.transport) + unacknowledged(self.transport)
 
 
+_LEGS_LOSS = Leg.connectionLost
+
+
+@implementer(ISplicer)
 class Bridge:
     """Joins two connected legs until an Ending.
 
@@ -332,6 +346,7 @@ class Bridge:
 
     __slots__ = (
         "_active_at",
+        "_alive",
         "_clock",
         "_closing",
         "_on_over",
@@ -360,6 +375,8 @@ class Bridge:
         self._clock = clock
         self._on_over = on_over
         self._closing = False
+        #: How many of the two connections are.
+        self._alive = 2
         self._poll: IDelayedCall | None = None
         self._progress = -1
         #: What the kernels' queues held at the last look; None: look again.
@@ -373,9 +390,12 @@ class Bridge:
         down.bridge = up.bridge = self
         down.peer, up.peer = up, down
         kind: Any = type(down.transport)
-        if _can_splice(kind):
+        can_splice = _spliceable.get(kind)
+        if can_splice is None:
+            can_splice = _can_splice(kind)
+        if can_splice:
             down.spliced = up.spliced = down.transport.splice(
-                up.transport, down.direction, up.direction
+                up.transport, down.direction, up.direction, self
             )
         # Unless there is something to write: a spliced leg's transport sees to it.
         if down.held is not None or not down.spliced:
@@ -387,7 +407,7 @@ class Bridge:
         if up.direction.eof and self.session.ending is None:
             self.eof(up)
 
-    # -- what the legs report
+    # -- what the legs, or their transports, report
 
     def eof(self, leg: Leg) -> None:
         """`leg` has read its last byte."""
@@ -396,20 +416,29 @@ class Bridge:
         peer = leg.peer
         if peer.direction.eof:
             self._close_both()
-        elif peer.spliced:
-            peer.transport.loseWriteConnection()
         else:
             peer.shut_write()
 
+    def ended(self, direction: Direction, sink: Any) -> None:
+        """See :meth:`ISplicer.ended`."""
+        direction.eof = True
+        session = self.session
+        if session.ending is not None or self._closing:
+            return
+        if session.up.eof and session.down.eof:
+            self._close_both()
+        else:
+            sink.loseWriteConnection()
+
     def lost(self, leg: Leg, reason: Failure) -> None:
         """`leg`'s connection is gone."""
-        peer = leg.peer
         if self.session.ending is None and not (
             self._closing and isinstance(reason.value, ConnectionDone)
         ):
             self._judge(leg, reason)
-        # Closing the peer may have ended it, and the session, from within.
-        if leg.bridge is self and not peer.alive:
+        # Not before: closing the peer may have ended it from within.
+        self._alive -= 1
+        if not self._alive:
             self._over()
 
     def _judge(self, leg: Leg, reason: Failure) -> None:
@@ -507,6 +536,14 @@ class Bridge:
         self._closing = True
         down, up = self.downstream, self.upstream
         if down.spliced:
+            kind: Any = type(down)
+            # Not a leg that would hear of its loss in a way of its own.
+            if kind.connectionLost is _LEGS_LOSS and down.transport.close_both(
+                down, up
+            ):
+                down.alive = up.alive = False
+                self._over()
+                return
             down.transport.loseConnection()
             up.transport.loseConnection()
             return
@@ -526,9 +563,9 @@ class Bridge:
             self._poll = None
         # The legs hold each other, and this.
         down, up = self.downstream, self.upstream
-        down.bridge = down.sink = up.bridge = up.sink = None
-        del down.peer, up.peer
-        self._on_over(down)
+        down.bridge = down.sink = down.peer = up.bridge = up.sink = up.peer = None
+        over = self._on_over
+        over(down)
 
     # -- deadlines
 

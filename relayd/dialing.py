@@ -17,8 +17,8 @@ import functools
 import itertools
 import os
 import socket
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from twisted.internet import error
 from twisted.internet.defer import Deferred
@@ -33,12 +33,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from relayd.addresses import address_name, is_loopback, socket_address
-from relayd.interfaces import IDial, IDialer
+from relayd.interfaces import ICaller, IDial, IDialer
 from relayd.resolving import Resolver, SocketAddress
 from relayd.transports import connection_class, set_options
-
-if TYPE_CHECKING:
-    from twisted.internet.interfaces import ITCPTransport
 
 #: Seconds after which a UNIX socket whose backlog was full is tried again.
 RETRY = 0.05
@@ -49,6 +46,10 @@ HEAD_START = 0.25
 
 #: Endpoints that a Dialer remembers.
 REMEMBERED = 1024
+
+_IN_PROGRESS = errno.EINPROGRESS
+#: connect(2): ask again later.
+_TAKES_TIME = (errno.EINPROGRESS, errno.EAGAIN)
 
 _numbers = itertools.count(1)
 
@@ -64,55 +65,34 @@ class Dial:
     """A socket that is being connected; its connection gets Twisted's transport.
 
     :param where: the endpoint: what to connect to, and who watches.
-    :param build: called with the peer's address for a protocol, or None.
-    :param connected: called with the protocol, or else
-    :param failed: called with why not.
+    :param sock: its connect(2) has said that it takes time.
+    :param caller: is told how it ends.
     """
 
-    _socket: socket.SocketType
     _retry: IDelayedCall | None = None
 
     def __init__(
-        self,
-        where: SocketEndpoint,
-        build: Callable[[Any], Any],
-        connected: Callable[[Any], None],
-        failed: Callable[[Failure], None],
+        self, where: SocketEndpoint, sock: socket.SocketType, caller: ICaller
     ) -> None:
         self._where = where
-        self._build = build
-        self._succeed = connected
-        self._fail = failed
+        self._socket = sock
+        self._caller = caller
 
-    def start(self) -> None:
-        """See :meth:`IDial.start`."""
-        try:
-            sock = self._socket = self._where.socket()
-        except OSError as problem:
-            self._fail(Failure(connect_failure(problem.errno or errno.EMFILE)))
-            return
-        try:
-            self._try()
-        except Exception:
-            # A bad address, or a kernel that can't watch another socket.
-            sock.close()
-            self._fail(Failure())
+    def wait(self, problem: int) -> None:
+        """Wait for what connect(2) has not said yet.
 
-    def _try(self) -> None:
-        where = self._where
-        problem = self._socket.connect_ex(where.address)
-        if problem == errno.EINPROGRESS and where.is_near:
-            # The kernel answers itself, but looks at the answer on its way out of the
-            # call.  Asked again it says that the connection stands, or is refused; and
-            # EALREADY if the server's backlog is full.
-            problem = self._socket.connect_ex(where.address)
-            if problem == errno.EALREADY:
-                problem = errno.EINPROGRESS
-        if problem == errno.EINPROGRESS:
-            self._watch()
-        elif problem == errno.EAGAIN:
+        :param problem: its errno.
+        """
+        if problem == errno.EAGAIN:
             # Only a UNIX socket says this: the server's backlog is full.
-            self._retry = where.reactor.callLater(RETRY, self._try)
+            self._retry = self._where.reactor.callLater(RETRY, self._try_again)
+        else:
+            self._watch()
+
+    def _try_again(self) -> None:
+        problem = self._socket.connect_ex(self._where.address)
+        if problem in _TAKES_TIME:
+            self.wait(problem)
         elif problem:
             self._failed(problem)
         else:
@@ -127,18 +107,15 @@ class Dial:
     def _unwatch(self) -> None:
         self._where.reactor.removeWriter(self)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close the socket, which may have been watched."""
         # Not now: an event for this descriptor may be waiting in the batch that
         # the reactor is working through, for whoever gets its number next.
         self._where.reactor.callLater(0, self._socket.close)
 
-    def _transport(self, protocol: IProtocol) -> ITCPTransport:
-        """A transport for the connection, which reads from now on."""
-        where = self._where
-        made = connection_class(where.family)
-        return made(
-            self._socket, protocol, where.address, None, next(_numbers), where.reactor
-        )
+    def transport(self, protocol: IProtocol) -> Any:
+        """See :meth:`SocketEndpoint.transport`."""
+        return self._where.transport(self._socket, protocol)
 
     # -- IWriteDescriptor
 
@@ -186,30 +163,14 @@ class Dial:
         if self._retry is not None and self._retry.active():
             self._retry.cancel()
         self._unwatch()
-        self._close()
+        self.close()
 
     def _failed(self, problem: int) -> None:
-        self._close()
-        self._fail(Failure(connect_failure(problem)))
+        self.close()
+        self._caller.dial_failed(Failure(connect_failure(problem)))
 
     def _connected(self) -> None:
-        transport: Any = None
-        try:
-            build = self._build
-            protocol = build(self._where.peer)
-            if protocol is None:
-                raise error.NoProtocol
-            transport = self._transport(protocol)
-            protocol.makeConnection(transport)
-        except Exception:
-            if transport is None:
-                self._close()
-            else:
-                transport.abortConnection()
-            self._fail(Failure())
-        else:
-            succeed = self._succeed
-            succeed(protocol)
+        self._where.join(self._socket, self._caller, self)
 
 
 @implementer(IDialer, IStreamClientEndpoint)
@@ -222,7 +183,7 @@ class SocketEndpoint:
     :param reactor: provides `IReactorFDSet` and `IReactorTime`.
     :param family: AF_INET, AF_INET6 or AF_UNIX.
     :param address: as the socket module has it for that family.
-    :cvar dialing: what connects; subclasses may have another.
+    :cvar dialing: what waits for a connection; subclasses may have another.
 
     :ivar is_near: it is a loopback address.
     :ivar peer: the address as Twisted has it.
@@ -239,7 +200,9 @@ class SocketEndpoint:
         self.peer = socket_address(family, address)
         self.peer_name = address_name(self.peer)
 
-    def socket(self) -> socket.SocketType:
+    # -- what depends on the kind of transport
+
+    def open_socket(self) -> socket.SocketType:
         """A new non-blocking socket, with its options set.
 
         :raises OSError: no descriptor is left.
@@ -249,21 +212,94 @@ class SocketEndpoint:
         set_options(sock)
         return sock
 
-    def dial(
-        self,
-        build: Callable[[Any], Any],
-        connected: Callable[[Any], None],
-        failed: Callable[[Failure], None],
-    ) -> Dial:
+    def transport(self, sock: socket.SocketType, protocol: IProtocol) -> Any:
+        """A transport for a connected socket, which reads from now on."""
+        made = connection_class(self.family)
+        return made(sock, protocol, self.address, None, next(_numbers), self.reactor)
+
+    # -- dialling
+
+    def dial(self, caller: ICaller) -> Dial | None:
         """See :meth:`IDialer.dial`."""
-        return self.dialing(self, build, connected, failed)
+        try:
+            sock = self.open_socket()
+        except OSError as raised:
+            reason = connect_failure(raised.errno or errno.EMFILE)
+            caller.dial_failed(Failure(reason))
+            return None
+        dial: Dial | None = None
+        try:
+            problem = sock.connect_ex(self.address)
+            if problem == _IN_PROGRESS and self.is_near:
+                # The kernel answers itself, but looks at the answer on its way out of
+                # the call.  Asked again it says that the connection stands, or is
+                # refused; and EALREADY if the server's backlog is full.
+                problem = sock.connect_ex(self.address)
+                if problem == errno.EALREADY:
+                    problem = _IN_PROGRESS
+            if problem in _TAKES_TIME:
+                dial = self.dialing(self, sock, caller)
+                dial.wait(problem)
+        except Exception:
+            # A bad address, or a kernel that can't watch another socket.
+            sock.close()
+            caller.dial_failed(Failure())
+            return None
+        if not problem:
+            self.join(sock, caller)
+        elif dial is None:
+            sock.close()
+            caller.dial_failed(Failure(connect_failure(problem)))
+        return dial
+
+    def join(
+        self, sock: socket.SocketType, caller: ICaller, dial: Dial | None = None
+    ) -> None:
+        """Connect the caller's protocol to a socket that is connected.
+
+        :param dial: what has waited for that, if anything.
+        """
+        transport: Any = None
+        try:
+            protocol = caller.build_leg(self.peer)
+            if protocol is None:
+                raise error.NoProtocol
+            if dial is None:
+                transport = self.transport(sock, protocol)
+            else:
+                transport = dial.transport(protocol)
+            protocol.makeConnection(transport)
+        except Exception:
+            if transport is not None:
+                transport.abortConnection()
+            elif dial is not None:
+                dial.close()
+            else:
+                sock.close()
+            caller.dial_failed(Failure())
+        else:
+            caller.leg_connected(protocol)
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         """See `IStreamClientEndpoint.connect`.  There is no timeout; cancel it."""
-        done: Deferred[IProtocol] = Deferred(lambda _: dial.cancel())
-        dial = self.dial(factory.buildProtocol, done.callback, done.errback)
-        dial.start()
+
+        def cancel(_: object) -> None:
+            if dial is not None:
+                dial.cancel()
+
+        done: Deferred[IProtocol] = Deferred(cancel)
+        dial = self.dial(_FactoryCaller(factory, done))
         return done
+
+
+@implementer(ICaller)
+class _FactoryCaller:
+    """Dials for who waits for a Deferred."""
+
+    def __init__(self, factory: IProtocolFactory, done: Deferred[IProtocol]) -> None:
+        self.build_leg = factory.buildProtocol
+        self.leg_connected = done.callback
+        self.dial_failed = done.errback
 
 
 @implementer(IStreamClientEndpoint)

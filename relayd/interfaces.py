@@ -7,7 +7,7 @@ reactor's thread and must return at once: no I/O, no waiting.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.python.failure import Failure
@@ -99,8 +99,9 @@ class IObserver(Interface):
 class INamedClients(Interface):
     """A protocol factory that asks nothing of a client but its name.
 
-    A listener that knows the name need not make an address object then, a thirtieth
-    of what Python does for a short session.
+    For listeners whose connections have their options set
+    (:func:`relayd.transports.set_options`).  One that knows the name need not make an
+    address object then, a thirtieth of what Python does for a short session.
     """
 
     def build_named(client: str) -> Any:
@@ -118,13 +119,23 @@ class IMakesRoom(Interface):
 
 
 class IDial(Interface):
-    """A connection that is to be made."""
-
-    def start() -> None:
-        """Begin.  May answer at once, from within this call."""
+    """A connection that is being made."""
 
     def cancel() -> None:
         """Give up.  There will be no answer."""
+
+
+class ICaller(Interface):
+    """Who dials, and is told how it ends."""
+
+    def build_leg(address: Any) -> Any:
+        """The connection stands: `IProtocolFactory.buildProtocol` for it."""
+
+    def leg_connected(leg: Any) -> None:
+        """What `build_leg` made is connected."""
+
+    def dial_failed(reason: Failure) -> None:
+        """There is no connection."""
 
 
 class IDialer(Interface):
@@ -137,16 +148,12 @@ class IDialer(Interface):
 
     peer_name = Attribute("""What the log calls the address that it leads to.""")
 
-    def dial(
-        build: Callable[[Any], Any],
-        connected: Callable[[Any], None],
-        failed: Callable[[Failure], None],
-    ) -> IDial:
-        """Prepare to connect a protocol.
+    def dial(caller: Any) -> IDial | None:
+        """Connect a protocol of the caller's.
 
-        Once started, the dial calls `build` as `IProtocolFactory.buildProtocol`
-        when the connection stands, and then `connected` with the protocol, or `failed`
-        with the reason; once, unless it is cancelled first.
+        :param caller: an :class:`ICaller`.  It is told of a connection or of a failure,
+            once, and maybe from within this call, unless it cancels the dial first.
+        :return: what to cancel; None: the caller has been told already.
         """
 
 
@@ -158,17 +165,40 @@ class ISpliceable(Interface):
 
     blocked = Attribute("""Whether it is not read for want of room in the other one.""")
 
-    def splice(peer: object, here: Direction, there: Direction) -> bool:
+    def splice(peer: object, here: Direction, there: Direction, splicer: Any) -> bool:
         """From now on, move what either reads to the other.
 
         What is read here is added to `here.bytes` instead of being given to the
         protocol, and what is read from `peer` to `there.bytes`.  While something
-        waits to be written to one of them, the other is not read.  The protocols,
-        which must be `IHalfCloseableProtocol`, go on to hear of the ends and of the
-        loss; nothing is passed on but bytes.  Pass an end on at once: the last bytes
-        may wait for it.
+        waits to be written to one of them, the other is not read.  Nothing is passed
+        on but bytes.  The protocols go on to hear of the loss, and of nothing else.
         `pauseProducing` and `resumeProducing` mean what they always do.
 
+        :param splicer: an :class:`ISplicer`, which hears of the ends of data.
         :return: whether it will; False if `peer` is of another kind, or one of
             the two is lost: write to them, as to any transport.
+        """
+
+    def close_both(protocol: object, peers: object) -> bool:
+        """Close this connection and the one that it is spliced to, at once.
+
+        To be asked when both directions have ended.  The protocols are not told of the
+        loss: whoever asks knows.
+
+        :param protocol: this connection's, and
+        :param peers: the other one's.
+        :return: whether they are closed.  Not if they are of other protocols, or
+            something waited to be written to one of them, ever: use `loseConnection`.
+        """
+
+
+class ISplicer(Interface):
+    """Who has joined two ISpliceable transports."""
+
+    def ended(direction: Direction, sink: Any) -> None:
+        """The last byte of a direction has been read.
+
+        Pass the end on at once: the last bytes may wait for it.
+
+        :param sink: the transport that they went to.
         """

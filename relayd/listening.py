@@ -257,7 +257,8 @@ class Listener:
     def _serve(self, sock: socket.SocketType, address: Any) -> None:
         transport: Any = None
         try:
-            protocol = self._build(address)
+            build = self._build
+            protocol = build(address)
             if protocol is not None:
                 # Fails when the kernel has no memory to watch it with.
                 transport = self._transport(sock, protocol, address)

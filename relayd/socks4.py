@@ -71,7 +71,13 @@ from relayd.socks4_wire import (
     read_request,
     write_reply,
 )
-from relayd.stream import LEFT_GRACE, StreamFactory, StreamProtocol, UpstreamLeg
+from relayd.stream import (
+    LEFT_GRACE,
+    StreamFactory,
+    StreamProtocol,
+    UpstreamLeg,
+    set_options,
+)
 from relayd.upstreams import Upstream
 
 __all__ = ["Socks4Factory", "Socks4Protocol", "Socks4Session"]
@@ -354,7 +360,7 @@ class Socks4Protocol(StreamProtocol):
     def _not_resolved(self, reason: Failure) -> None:
         self._dialing = None
         if self.session.ending is None:
-            self._dial_failed(reason)
+            self.dial_failed(reason)
 
     def _listen(self, peers: Sequence[str] | None) -> None:
         """Wait for one of `peers`, or for whoever comes."""
@@ -429,10 +435,6 @@ class Socks4Protocol(StreamProtocol):
                 self.refuse(Ending.DENIED, refusal.why)
                 return None
         return _PeerLeg(self)
-
-    def peer_connected(self, leg: UpstreamLeg) -> None:
-        """The peer's connection stands."""
-        self._connected(leg)
 
     # -- endings
 
@@ -587,9 +589,11 @@ class _PeerLeg(UpstreamLeg):
 
     def makeConnection(self, transport: Any) -> None:
         UpstreamLeg.makeConnection(self, transport)
+        if self.alive:
+            set_options(transport)
         client, self._client = self._client, None
         if client is not None:
-            client.peer_connected(self)
+            client.leg_connected(self)
 
 
 @implementer(IMakesRoom)

@@ -45,11 +45,14 @@ from zope.interface import classImplementsOnly, implementedBy, implementer
 from relayd.addresses import address_name
 from relayd.bridge import Bridge, Leg, Timeouts
 from relayd.errors import Refused
-from relayd.interfaces import IGate, ILease, INamedClients, IObserver
+from relayd.interfaces import ICaller, IGate, ILease, INamedClients, IObserver
 from relayd.observers import Observers, SessionLog
 from relayd.session import Ending, Session
 from relayd.upstreams import Upstream
 from relayd.wheel import DeadlineWheel
+
+# A function that an object keeps as an attribute (`factory.now`) is put into a variable
+# first where each session calls it: the interpreter is slow to call it otherwise.
 
 log = Logger(namespace="relayd.stream")
 
@@ -58,6 +61,9 @@ LEFT_GRACE = 1.0
 
 #: Seconds that a client gets to answer a polite close.
 CLOSE_GRACE = 5.0
+
+#: A deadline that never comes.
+_NEVER = float("inf")
 
 _session_ids = itertools.count(1)
 
@@ -85,8 +91,10 @@ def ending_of_failed_dial(reason: Failure) -> tuple[Ending, str]:
     return ending, text or type(problem).__name__
 
 
-def _set_options(transport: Any) -> None:
+def set_options(transport: Any) -> None:
     """What :func:`relayd.transports.set_options` does, on transports not of ours."""
+    if getattr(transport, "options_are_set", False):
+        return
     if ITCPTransport.providedBy(transport) and not IUNIXTransport.providedBy(transport):
         try:
             transport.setTcpNoDelay(True)
@@ -100,7 +108,11 @@ class UpstreamLeg(Leg):
     """The server's connection."""
 
     def __init__(self, session: Session) -> None:
-        Leg.__init__(self, session.down)
+        # As Leg's, which only sees clients' legs then: a line of code that sets
+        # attributes of two classes in turn is twice as slow.
+        self.direction = session.down
+        self.bridge = self.sink = self.held = self.peer = None
+        self.alive = self.paused = self.spliced = False
         self._session = session
 
     def makeConnection(self, transport: Any) -> None:
@@ -109,9 +121,6 @@ class UpstreamLeg(Leg):
         if self._session.ending is not None:
             # Connected in spite of being cancelled.
             self.abort()
-            return
-        if not getattr(transport, "options_are_set", False):
-            _set_options(transport)
 
 
 class _UpstreamFactory(Factory):
@@ -119,13 +128,14 @@ class _UpstreamFactory(Factory):
 
     noisy = False
 
-    def __init__(self, build: Callable[[IAddress | None], UpstreamLeg]) -> None:
-        self._build = build
+    def __init__(self, caller: StreamProtocol) -> None:
+        self._caller = caller
 
     def buildProtocol(self, addr: IAddress | None) -> UpstreamLeg:
-        return self._build(addr)
+        return self._caller.build_leg(addr)
 
 
+@implementer(ICaller)
 class StreamProtocol(Leg):
     """The client's leg, from accept to the end of its session.
 
@@ -138,15 +148,14 @@ class StreamProtocol(Leg):
     record: type[Session] = Session
 
     def __init__(self, factory: StreamFactory, client: str) -> None:
+        now = factory.now
         session = self.session = self.record(
-            next(_session_ids),
-            next(factory.ordinals),
-            client,
-            "",
-            factory.now(),
+            next(_session_ids), next(factory.ordinals), client, "", now()
         )
         Leg.__init__(self, session.up)
         self.factory = factory
+        #: Its connection may be of a kind that is not ours.
+        self.is_foreign = False
         self.wheel_bucket: dict[Any, None] | None = None
         self._lease: ILease | None = None
         #: What is under way before the Bridge, and can be cancelled.
@@ -172,9 +181,10 @@ class StreamProtocol(Leg):
         self.alive = True
         factory, session = self.factory, self.session
         try:
-            if not getattr(transport, "options_are_set", False):
-                _set_options(transport)
-            session.listener = factory.host_name(transport.getHost())
+            if self.is_foreign:
+                set_options(transport)
+            host_name = factory.host_name
+            session.listener = host_name(transport.getHost())
             if factory.gate is not None:
                 self._lease = factory.gate.enter(session)
         except Refused as refusal:
@@ -185,7 +195,8 @@ class StreamProtocol(Leg):
             self._turn_away(Ending.FAILED, "could not be opened")
             return
         factory.wheel.add(self)
-        factory.observer.opened(session)
+        opened = factory.observer.opened
+        opened(session)
         try:
             self.admitted()
         except Exception as problem:
@@ -205,25 +216,26 @@ class StreamProtocol(Leg):
         if upstream is None:
             self.end(Ending.NO_UPSTREAM)
             return
-        session = self.session
+        session, factory = self.session, self.factory
         session.upstream = upstream.name
-        connect = self.factory.timeouts.connect
-        self._deadline = self.factory.now() + connect if connect else float("inf")
-        self.factory.observer.dialing(session)
+        connect, now = factory.timeouts.connect, factory.now
+        self._deadline = now() + connect if connect else _NEVER
+        dialing = factory.observer.dialing
+        dialing(session)
         endpoint: Any = upstream.endpoint
         if upstream.dials:
             self._peer_name = endpoint.peer_name
-            dial = self._dialing = endpoint.dial(
-                self._build_leg, self._connected, self._dial_failed
-            )
-            dial.start()
+            dial = endpoint.dial(self)
+            # None: what came of it has been told, and may have led to anything.
+            if dial is not None:
+                self._dialing = dial
         else:
-            dialing = self._dialing = endpoint.connect(
-                _UpstreamFactory(self._build_leg)
-            )
-            dialing.addCallbacks(self._dialed, self._dial_failed)
+            done = self._dialing = endpoint.connect(_UpstreamFactory(self))
+            done.addCallbacks(self._dialed, self.dial_failed)
 
-    def _build_leg(self, addr: IAddress | None) -> UpstreamLeg:
+    # -- ICaller
+
+    def build_leg(self, addr: IAddress | None) -> UpstreamLeg:
         # An endpoint that tries several addresses may build more than one; the
         # last is the one that it answers for.
         self._leg = UpstreamLeg(self.session)
@@ -231,8 +243,11 @@ class StreamProtocol(Leg):
 
     def _dialed(self, protocol: object) -> None:
         """A foreign endpoint has connected, and may answer for a wrapper."""
-        if self._leg is not None:
-            self._connected(self._leg)
+        leg = self._leg
+        if leg is not None:
+            if leg.alive:
+                set_options(leg.transport)
+            self.leg_connected(leg)
             return
         self._dialing = None
         problem = TypeError(
@@ -241,7 +256,7 @@ class StreamProtocol(Leg):
         log.failure("session {id} failed", Failure(problem), id=self.session.id)
         self.cut(Ending.FAILED, repr(problem))
 
-    def _connected(self, leg: Leg) -> None:
+    def leg_connected(self, leg: Leg) -> None:
         self._leg = self._dialing = None
         session, factory = self.session, self.factory
         try:
@@ -254,8 +269,9 @@ class StreamProtocol(Leg):
             session.upstream = self._peer_name or factory.peer_name(
                 leg.transport.getPeer()
             )
-            session.connected_at = factory.now()
-            factory.observer.connected(session)
+            now, connected = factory.now, factory.observer.connected
+            session.connected_at = now()
+            connected(session)
             self.joined(leg)
             if leg.spliced:
                 # Not needed any more: thousands of idle sessions would keep it.
@@ -275,7 +291,7 @@ class StreamProtocol(Leg):
         over = StreamProtocol._over
         Bridge(self.session, self, leg, factory.timeouts, factory.clock, over).start()
 
-    def _dial_failed(self, reason: Failure) -> None:
+    def dial_failed(self, reason: Failure) -> None:
         leg, self._leg, self._dialing = self._leg, None, None
         if leg is not None:
             # An endpoint that had more to do once it was connected.
@@ -342,7 +358,8 @@ class StreamProtocol(Leg):
     def _over(self) -> None:
         session, factory = self.session, self.factory
         self._handshaking = None
-        session.ended_at = factory.now()
+        now, closed = factory.now, factory.observer.closed
+        session.ended_at = now()
         factory.wheel.discard(self)
         if self._lease is not None:
             lease, self._lease = self._lease, None
@@ -350,7 +367,7 @@ class StreamProtocol(Leg):
                 lease.release()
             except Exception:
                 log.failure("the lease of session {id} failed", id=session.id)
-        factory.observer.closed(session)
+        closed(session)
         if factory.draining is not None:
             factory.session_over()
 
@@ -454,7 +471,10 @@ class StreamFactory(Factory):
         return None if self._closed else self.protocol(self, client)
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
-        return self.build_named(address_name(addr))
+        protocol = self.build_named(address_name(addr))
+        if protocol is not None:
+            protocol.is_foreign = True
+        return protocol
 
     def startFactory(self) -> None:
         """The first listener opens, maybe after a drain: that is over now."""

@@ -871,7 +871,7 @@ def test_a_dial_that_the_kernel_refuses_fails(
     before = descriptors()
     with Server() as server, monkeypatch.context() as patched:
         if name == "socket":
-            patched.setattr(PlaneSocketEndpoint, "socket", refuse(number))
+            patched.setattr(PlaneSocketEndpoint, "open_socket", refuse(number))
         elif name == "epoll":
             patched.setattr(select, "epoll", refuse(number))
         else:

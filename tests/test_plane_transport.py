@@ -27,15 +27,15 @@ from typing import Any
 import pytest
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.main import CONNECTION_LOST
-from twisted.internet.protocol import Factory
+from twisted.internet.protocol import Factory, connectionDone
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
-from zope.interface import providedBy
+from zope.interface import implementer, providedBy
 from zope.interface.verify import verifyObject
 
 import relayd.plane.pipes
 from relayd.bridge import Bridge, Leg, Timeouts, unsent
-from relayd.interfaces import ISpliceable
+from relayd.interfaces import ISpliceable, ISplicer
 from relayd.plane.pipes import PIPE_SIZE, Pipes
 from relayd.plane.poller import COPY_SIZE, ROUNDS, SHARE_LEAST, SHARE_MOST, Plane
 from relayd.plane.transport import (
@@ -150,6 +150,7 @@ class Side:
         return None if reason is None else type(reason.value)
 
 
+@implementer(ISplicer)
 class Pump:
     """Two connections that relay to each other."""
 
@@ -157,19 +158,25 @@ class Pump:
         self.still, self.plane = still, Plane.of(still)
         self.client, self.server = client, server
         self.until, self.settle = still.until, still.settle
-        assert client.transport.splice(server.transport, client.told, server.told)
+        self._bridges = False
+        assert client.transport.splice(server.transport, client.told, server.told, self)
+
+    def ended(self, direction: Direction, sink: Any) -> None:
+        """See :meth:`ISplicer.ended`: as the end of data of its protocol."""
+        side = self.client if direction is self.client.told else self.server
+        assert sink is self.other(side).transport
+        side.protocol.readConnectionLost()
+        if not self._bridges:
+            return
+        if all("eof" in side.events for side in (self.client, self.server)):
+            self.client.transport.loseConnection()
+            self.server.transport.loseConnection()
+        else:
+            sink.loseWriteConnection()
 
     def bridge(self) -> None:
         """Pass ends of data on, and close when both have ended, as a Bridge does."""
-        pair = (self.client, self.server)
-        for side, other in (pair, pair[::-1]):
-            side.protocol.on["eof"] = other.transport.loseWriteConnection
-            side.protocol.on["shut"] = self._close
-
-    def _close(self) -> None:
-        if all("shut" in side.events for side in (self.client, self.server)):
-            self.client.transport.loseConnection()
-            self.server.transport.loseConnection()
+        self._bridges = True
 
     def send(self, side: Side, data: bytes) -> None:
         """Have the far end send, and the other one take it."""
@@ -362,14 +369,14 @@ def test_only_two_of_a_plane_are_joined(still: Still) -> None:
     one = Side(Plane.of(still), sockets("tcp"))
     two = Side(Plane.of(elsewhere), sockets("tcp"))
     three = Side(Plane.of(still), sockets("tcp"))
-    here, there = Direction(), Direction()
-    assert not one.transport.splice(object(), here, there)
-    assert not one.transport.splice(two.transport, here, there)
+    how = Direction(), Direction(), object()
+    assert not one.transport.splice(object(), *how)
+    assert not one.transport.splice(two.transport, *how)
     assert not one.transport.blocked
     three.peer.reset()
     still.until(lambda: three.protocol.lost)
-    assert not one.transport.splice(three.transport, here, there)
-    assert not three.transport.splice(one.transport, here, there)
+    assert not one.transport.splice(three.transport, *how)
+    assert not three.transport.splice(one.transport, *how)
     # They still read for their protocols.
     one.peer.socket.send(b"data")
     still.until(lambda: one.protocol.data == b"data")
@@ -732,7 +739,7 @@ def test_the_end_of_data_is_told_and_the_other_direction_goes_on(pump: Pump) -> 
     server.peer.socket.send(b"response")
     server.peer.end()
     assert pump.take(client, 8) == b"response"
-    pump.until(lambda: server.events == ["shut", "eof"])
+    pump.until(lambda: server.events == ["eof"])
     assert not client.peer.ended
 
 
@@ -747,7 +754,7 @@ def test_a_half_close_while_splicing(first: str, pump: Pump) -> None:
     one.peer.end()
     assert pump.take_all(other) == NOISE
     pump.until(lambda: one.events == ["eof"])
-    assert other.events == ["shut"]
+    assert other.events == []
     pump.send(other, NOISE)
     other.peer.end()
     assert pump.take_all(one) == NOISE
@@ -769,7 +776,7 @@ def test_an_end_of_data_waits_behind_a_full_sink(
     assert pump.client.events == pump.server.events == []
     assert pump.take_all(pump.server) == NOISE[:sent]
     assert pump.client.events == ["eof"]
-    assert pump.server.events == ["shut"]
+    assert pump.server.events == []
     assert pump.client.told.bytes == sent
     pump.server.peer.socket.send(b"answer")
     assert pump.take(pump.client, 6) == b"answer"
@@ -788,7 +795,7 @@ def test_a_side_with_nothing_more_to_be_written_is_not_blocked(tcp: Pump) -> Non
     tcp.bridge()
     tcp.client.peer.end()
     tcp.until(tcp.server.peer.take)
-    assert tcp.server.events == ["shut"]
+    assert tcp.client.events == ["eof"]
     assert not tcp.client.transport.blocked
     assert not tcp.server.transport.blocked
     assert tcp.server.transport.unsent == 0
@@ -1429,3 +1436,103 @@ def test_a_session_over_the_plane_ends_as_any_other(still: Still) -> None:
         assert [leg() for leg in a_session(still)] == [None, None]
     finally:
         gc.enable()
+
+
+# -- both at once
+
+
+def joined_legs(
+    still: Still, kind: type[Leg] = Leg
+) -> tuple[Session, list[Leg], list[Side], list[int]]:
+    """Two legs on a Bridge, whose sides are spliced; and what counts its end."""
+    plane, session, over = Plane.of(still), Session(1, 1, "", "", 0.0), list[int]()
+    legs = [kind(session.up), Leg(session.down)]
+    sides = [Side(plane, sockets("tcp"), leg) for leg in legs]
+    Bridge(session, *legs, Timeouts(), still, lambda _: over.append(1)).start()
+    assert all(leg.spliced for leg in legs)
+    return session, legs, sides, over
+
+
+def end_both(still: Still, sides: list[Side]) -> None:
+    """Each far end says its last word, and hears the other's."""
+    one, other = sides
+    one.peer.socket.send(b"question")
+    one.peer.end()
+    still.until(other.peer.take)
+    assert other.peer.data == b"question"
+    other.peer.socket.send(b"answer")
+    other.peer.end()
+    still.until(one.peer.take)
+    assert one.peer.data == b"answer"
+    for side in sides:
+        side.peer.socket.close()
+
+
+def test_a_pair_whose_both_ends_have_come_is_closed_at_once(
+    still: Still, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a word to the legs: the Bridge knows, and tells them."""
+    told: list[object] = []
+    monkeypatch.setattr(
+        PlaneTransport, "connectionLost", lambda *args: told.append(args)
+    )
+    session, legs, sides, over = joined_legs(still)
+    end_both(still, sides)
+    still.until(lambda: over)
+    assert over == [1]
+    assert session.ending is Ending.DONE
+    assert not told
+    for leg, side in zip(legs, sides, strict=True):
+        assert not leg.alive
+        assert leg.bridge is leg.peer is None
+        assert not side.transport.connected
+        assert side.transport.disconnecting
+        assert side.transport.fileno() == -1
+        # What comes too late finds nobody.
+        side.transport.write(b"late")
+        side.transport.resumeProducing()
+        side.transport.abortConnection()
+        side.transport.proceed()
+    still.settle()
+    assert over == [1]
+
+
+class Mourner(Leg):
+    """A leg that wants to hear of its loss."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.reason = reason
+        super().connectionLost(reason)
+
+
+def test_a_leg_with_a_loss_of_its_own_hears_of_it(still: Still) -> None:
+    session, legs, sides, over = joined_legs(still, Mourner)
+    end_both(still, sides)
+    still.until(lambda: over)
+    mourner: Any = legs[0]
+    assert mourner.reason.type is ConnectionDone
+    assert over == [1]
+    assert session.ending is Ending.DONE
+
+
+def test_what_can_not_be_closed_at_once(tcp: Pump) -> None:
+    """Another's connection, one that has not ended, one that was laden, a lost one."""
+    client, server = tcp.client, tcp.server
+    protocols = client.protocol, server.protocol
+    assert not client.transport.close_both(*protocols)  # nothing has ended
+    for side in (client, server):
+        side.peer.end()
+    tcp.until(lambda: client.events == server.events == ["eof"])
+    assert not client.transport.close_both(server.protocol, client.protocol)
+    assert not client.transport.close_both(client.protocol, object())
+    producer = Producer()
+    server.transport.registerProducer(producer, True)
+    server.transport.unregisterProducer()
+    assert not client.transport.close_both(*protocols)
+    assert not server.transport.close_both(*protocols[::-1])
+    client.transport.loseConnection()
+    assert client.protocol.lost
+    assert not client.transport.close_both(*protocols)
+    assert not server.transport.close_both(*protocols[::-1])
+    server.transport.loseConnection()
+    assert server.protocol.lost

@@ -106,8 +106,8 @@ class PlaneListener(Listener):
     def _transport(
         self, sock: socket.SocketType, protocol: IProtocol, address: Any
     ) -> PlaneTransport:
-        plane = self._plane
-        transport = self._made(plane, sock, protocol, address, self._local)
+        plane, made = self._plane, self._made
+        transport = made(plane, sock, protocol, address, self._local)
         plane.watch(sock.fileno(), transport, EDGE_READ)
         return transport
 
@@ -132,20 +132,17 @@ class PlaneDial(Dial):
         self._watching = True
 
     def _unwatch(self) -> None:
-        """The transport takes the descriptor over, or `_close` gives it up."""
+        """The transport takes the descriptor over, or `close` gives it up."""
 
-    def _close(self) -> None:
+    def close(self) -> None:
         self._where.plane.give_up(self._socket)
 
-    def _transport(self, protocol: IProtocol) -> PlaneTransport:
-        sock, where = self._socket, self._where
-        plane = where.plane
-        transport = where.made(plane, sock, protocol, where.peer, None)
-        if self._watching:
-            transport.take_over(self._mask)
-        else:
-            # Connected at once, before there was anything to watch.
-            plane.watch(sock.fileno(), transport, EDGE_READ)
+    def transport(self, protocol: IProtocol) -> PlaneTransport:
+        if not self._watching:
+            return self._where.transport(self._socket, protocol)
+        where = self._where
+        transport = where.made(where.plane, self._socket, protocol, where.peer, None)
+        transport.take_over(self._mask)
         return transport
 
 
@@ -159,10 +156,16 @@ class PlaneSocketEndpoint(SocketEndpoint):
         self.plane = Plane.of(reactor)
         self.made = transport_class(family)
 
-    def socket(self) -> socket.SocketType:
+    def open_socket(self) -> socket.SocketType:
         sock = _SOCKET(self.family, _NEW)
         set_options(sock)
         return sock
+
+    def transport(self, sock: socket.SocketType, protocol: IProtocol) -> PlaneTransport:
+        plane, made = self.plane, self.made
+        transport = made(plane, sock, protocol, self.peer, None)
+        plane.watch(sock.fileno(), transport, EDGE_READ)
+        return transport
 
 
 class PlaneTCPListenerEndpoint(TCPListenerEndpoint):

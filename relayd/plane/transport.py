@@ -158,6 +158,7 @@ class PlaneTransport:
         "_reading",
         "_sink",
         "_sock",
+        "_splicer",
         "_waiting",
         "_write_side",
         "clear",
@@ -194,9 +195,10 @@ class PlaneTransport:
         # Set with a producer, and with a sink.
         self._producing: int
         self._direction: Direction
+        self._splicer: Any
         self._reading = True
         self._readable = False
-        self._more = self._ALWAYS_MORE
+        self._more = 0
         self._ended = False
         self._out: bytearray | None = None
         self._waiting = _NOT_ASKED
@@ -290,12 +292,10 @@ class PlaneTransport:
         elif self._sink is None:
             self.readConnectionLost(_DONE)
         else:
-            # As `readConnectionLost` does for one that half-closes, which each of two
-            # that relay does; two calls less are a hundredth of a short session.
             try:
-                self.protocol.readConnectionLost()
+                self._splicer.ended(self._direction, self._sink)
             except Exception:
-                self._failed("readConnectionLost")
+                self._failed("the end of data, for")
 
     def readConnectionLost(self, reason: Failure) -> None:
         protocol = self.protocol
@@ -326,7 +326,9 @@ class PlaneTransport:
         """Whether it is not read, for want of room in its sink."""
         return self._sink is not None and self._sink.unsent > 0
 
-    def splice(self, peer: object, here: Direction, there: Direction) -> bool:
+    def splice(
+        self, peer: object, here: Direction, there: Direction, splicer: Any
+    ) -> bool:
         """See :meth:`ISpliceable.splice`."""
         if (
             not isinstance(peer, PlaneTransport)
@@ -337,6 +339,7 @@ class PlaneTransport:
             return False
         self._sink, peer._sink = peer, self
         self._direction, peer._direction = here, there
+        self._splicer = peer._splicer = splicer
         return True
 
     def ready(self, mask: int) -> None:
@@ -676,11 +679,12 @@ class PlaneTransport:
         except OSError:
             # Reset a moment ago, which a read will tell.
             pass
-        self.writeConnectionLost(_DONE)
+        if self._sink is None:
+            self.writeConnectionLost(_DONE)
 
     def writeConnectionLost(self, reason: Failure) -> None:
         protocol = self.protocol
-        if self._sink is not None or _half_closes(protocol):
+        if _half_closes(protocol):
             try:
                 protocol.writeConnectionLost()
             except Exception:
@@ -699,6 +703,33 @@ class PlaneTransport:
         if self._waiting != _WAITING:
             self._queue()
 
+    def close_both(self, protocol: object, peers: object) -> bool:
+        """See :meth:`ISpliceable.close_both`.
+
+        What two `loseConnection` and `connectionLost` come to where there is nothing
+        to write, to give back or to tell: a twelfth of a short session.
+        """
+        peer = self._sink
+        if (
+            peer is None
+            or self.protocol is not protocol
+            or peer.protocol is not peers
+            or self._laden
+            or peer._laden
+            or not (self._ended and peer._ended)
+            or self._fate != _ALIVE
+            or peer._fate != _ALIVE
+        ):
+            return False
+        self.protocol = peer.protocol = None
+        self.disconnecting = peer.disconnecting = True
+        self.clear = peer.clear = self._reading = peer._reading = False
+        self._sink = peer._sink = self._splicer = peer._splicer = None
+        give_up = self._plane.give_up
+        give_up(self._sock)
+        give_up(peer._sock)
+        return True
+
     def abortConnection(self) -> None:
         if self.protocol is not None and self._fate != _ABORTED:
             self._fate = _ABORTED
@@ -710,15 +741,13 @@ class PlaneTransport:
 
     def connectionLost(self, reason: Failure) -> None:
         """The connection is over: close the socket and tell the protocol."""
-        protocol = self.protocol
+        protocol, self.protocol = self.protocol, None
         if protocol is None:
             return
-        self.protocol = None
         self.clear = self._reading = False
-        sock = self._sock
-        if self._fate == _ABORTED or not self._ended:
+        if not self._ended or self._fate == _ABORTED:
             self._hang_up()
-        self._plane.give_up(sock)
+        self._plane.give_up(self._sock)
         if self._laden:
             self._unload()
         try:
@@ -727,7 +756,7 @@ class PlaneTransport:
             log.failure("connectionLost of {protocol!r} failed", protocol=protocol)
         peer = self._sink
         if peer is not None:
-            self._sink = peer._sink = None
+            self._sink = peer._sink = self._splicer = peer._splicer = None
 
     def _hang_up(self) -> None:
         """Choose between a reset and an end of data, before the socket is closed."""
@@ -877,6 +906,10 @@ class PlaneUNIXTransport(PlaneTransport):
     # A read ends where a descriptor was passed, or the sender's credentials
     # change, with more behind it.
     _ALWAYS_MORE = select.EPOLLPRI
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._more = self._ALWAYS_MORE
 
     def getPeer(self) -> Any:
         if isinstance(self._peer, str | bytes):
