@@ -7,7 +7,6 @@ not overridden are never called.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from twisted.logger import Logger
@@ -75,22 +74,36 @@ class Observers:
                 for observer in self._observers
                 if getattr(type(observer), name, None) is not getattr(Observer, name)
             ]
-            setattr(self, name, partial(self._tell, hooks) if hooks else _nobody)
+            setattr(self, name, self._teller(hooks) if hooks else _nobody)
 
-    def _tell(self, hooks: list[Callable[..., None]], *facts: Any) -> None:
-        # Dropping an observer makes new lists, so this loop is undisturbed.
-        for hook in hooks:
-            try:
-                hook(*facts)
-            except Exception:
-                culprit: Any = getattr(hook, "__self__", hook)
-                log.failure(
-                    "observer {culprit!r} failed in {hook} and is not called again",
-                    culprit=culprit,
-                    hook=getattr(hook, "__name__", hook),
-                )
-                self._observers = [o for o in self._observers if o is not culprit]
-                self._set_hooks()
+    def _teller(self, hooks: list[Callable[..., None]]) -> Callable[..., None]:
+        """What calls several hooks."""
+
+        # With arguments that are written out, which costs a session a third of what
+        # passing on `*facts` does.
+        def tell(session: Session, why: str | None = None) -> None:
+            # Dropping an observer makes new lists, so this loop is undisturbed.
+            for hook in hooks:
+                try:
+                    if why is None:
+                        hook(session)
+                    else:
+                        hook(session, why)
+                except Exception:
+                    self._drop(hook)
+
+        return tell
+
+    def _drop(self, hook: Callable[..., None]) -> None:
+        """It has raised: log that, and call its observer no more."""
+        culprit: Any = getattr(hook, "__self__", hook)
+        log.failure(
+            "observer {culprit!r} failed in {hook} and is not called again",
+            culprit=culprit,
+            hook=getattr(hook, "__name__", hook),
+        )
+        self._observers = [o for o in self._observers if o is not culprit]
+        self._set_hooks()
 
 
 def _one_line(text: str) -> str:
