@@ -189,6 +189,9 @@ class Leg(Protocol):
     connection tells its producer to stop, which for a transport means a polite
     close, and whether the survivor is closed politely is not its decision.
 
+    Once spliced it hears of nothing but its loss: bytes and their ends pass it by.  Nor
+    of its loss at a common end, unless its class has a `connectionLost` of its own.
+
     :ivar direction: counts what this leg reads.
     :ivar alive: connected, and not lost yet.
     :ivar paused: told to stop reading.
@@ -332,6 +335,7 @@ class Leg(Protocol):
         return unsent(self.transport) + unacknowledged(self.transport)
 
 
+#: What a class of legs has that does not care for its loss in a way of its own.
 _LEGS_LOSS = Leg.connectionLost
 
 
@@ -346,7 +350,6 @@ class Bridge:
 
     __slots__ = (
         "_active_at",
-        "_alive",
         "_clock",
         "_closing",
         "_on_over",
@@ -375,8 +378,6 @@ class Bridge:
         self._clock = clock
         self._on_over = on_over
         self._closing = False
-        #: How many of the two connections are.
-        self._alive = 2
         self._poll: IDelayedCall | None = None
         self._progress = -1
         #: What the kernels' queues held at the last look; None: look again.
@@ -436,9 +437,8 @@ class Bridge:
             self._closing and isinstance(reason.value, ConnectionDone)
         ):
             self._judge(leg, reason)
-        # Not before: closing the peer may have ended it from within.
-        self._alive -= 1
-        if not self._alive:
+        # Closing the peer may have ended it, and the session, from within.
+        if leg.bridge is self and not leg.peer.alive:
             self._over()
 
     def _judge(self, leg: Leg, reason: Failure) -> None:
@@ -536,10 +536,13 @@ class Bridge:
         self._closing = True
         down, up = self.downstream, self.upstream
         if down.spliced:
-            kind: Any = type(down)
-            # Not a leg that would hear of its loss in a way of its own.
-            if kind.connectionLost is _LEGS_LOSS and down.transport.close_both(
-                down, up
+            client: Any = type(down)
+            server: Any = type(up)
+            # A subclass may have to be told.
+            if (
+                client.connectionLost is _LEGS_LOSS
+                and server.connectionLost is _LEGS_LOSS
+                and down.transport.close_both(down, up)
             ):
                 down.alive = up.alive = False
                 self._over()

@@ -151,9 +151,11 @@ class IDialer(Interface):
     def dial(caller: Any) -> IDial | None:
         """Connect a protocol of the caller's.
 
-        :param caller: an :class:`ICaller`.  It is told of a connection or of a failure,
-            once, and maybe from within this call, unless it cancels the dial first.
-        :return: what to cancel; None: the caller has been told already.
+        The connection's options are set (:func:`relayd.transports.set_options`).
+
+        :param caller: an :class:`ICaller`, which is told of a connection or of a
+            failure, once: from within this call, or later unless it cancels the dial.
+        :return: what to cancel, if the caller has not been told yet; None: it has.
         """
 
 
@@ -171,7 +173,8 @@ class ISpliceable(Interface):
         What is read here is added to `here.bytes` instead of being given to the
         protocol, and what is read from `peer` to `there.bytes`.  While something
         waits to be written to one of them, the other is not read.  Nothing is passed
-        on but bytes.  The protocols go on to hear of the loss, and of nothing else.
+        on but bytes.  The protocols go on to hear of the loss (`close_both` excepted)
+        and of nothing else.
         `pauseProducing` and `resumeProducing` mean what they always do.
 
         :param splicer: an :class:`ISplicer`, which hears of the ends of data.
@@ -187,8 +190,9 @@ class ISpliceable(Interface):
 
         :param protocol: this connection's, and
         :param peers: the other one's.
-        :return: whether they are closed.  Not if they are of other protocols, or
-            something waited to be written to one of them, ever: use `loseConnection`.
+        :return: whether they are closed.  Not if one is of another protocol, has not
+            ended or has failed, or has ever had a producer, a buffer or a pipe: use
+            `loseConnection`.
         """
 
 

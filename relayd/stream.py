@@ -99,8 +99,9 @@ def set_options(transport: Any) -> None:
         try:
             transport.setTcpNoDelay(True)
             transport.setTcpKeepAlive(True)
-        except OSError:
-            # The peer is gone already, which the next read will tell.
+        except (OSError, AttributeError):
+            # The peer is gone already, which the next read will tell; or it is a
+            # wrapper that claims more than it has.
             pass
 
 
@@ -155,7 +156,7 @@ class StreamProtocol(Leg):
         Leg.__init__(self, session.up)
         self.factory = factory
         #: Its connection may be of a kind that is not ours.
-        self.is_foreign = False
+        self.is_foreign = True
         self.wheel_bucket: dict[Any, None] | None = None
         self._lease: ILease | None = None
         #: What is under way before the Bridge, and can be cancelled.
@@ -272,6 +273,10 @@ class StreamProtocol(Leg):
             now, connected = factory.now, factory.observer.connected
             session.connected_at = now()
             connected(session)
+            if session.ending is not None:
+                # An observer has ended it.
+                leg.abort()
+                return
             self.joined(leg)
             if leg.spliced:
                 # Not needed any more: thousands of idle sessions would keep it.
@@ -468,7 +473,12 @@ class StreamFactory(Factory):
     def build_named(self, client: str) -> StreamProtocol | None:
         """See :meth:`INamedClients.build_named`."""
         # None closes the connection: it was in the backlog when we shut down.
-        return None if self._closed else self.protocol(self, client)
+        if self._closed:
+            return None
+        protocol: StreamProtocol | None = self.protocol(self, client)
+        if protocol is not None:
+            protocol.is_foreign = False
+        return protocol
 
     def buildProtocol(self, addr: IAddress | None) -> Any:
         protocol = self.build_named(address_name(addr))

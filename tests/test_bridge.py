@@ -690,3 +690,19 @@ def test_quiet_begins_when_the_kernels_queues_are_empty(
     assert pair.session.ending is None
     pair.bridge.check(9.0)
     assert pair.session.ending is Ending.IDLE
+
+
+def test_a_transport_that_raises_as_it_is_aborted_does_not_keep_the_session() -> None:
+    """The session ends when the other connection is lost, too."""
+    pair = joined()
+
+    def fail() -> None:
+        raise RuntimeError("this transport fails")
+
+    pair.up.abortConnection = fail  # type: ignore[method-assign]
+    pair.down.receive_eof()
+    with pytest.raises(RuntimeError, match="this transport fails"):
+        pair.down.lose()
+    assert not pair.over
+    pair.up.lose()
+    pair.ended(Ending.DOWNSTREAM_WRITE_FAILED)

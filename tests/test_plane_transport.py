@@ -568,6 +568,8 @@ def test_without_a_pipe_bytes_are_copied(
 ) -> None:
     pump.send(pump.client, NOISE)
     assert pump.take(pump.server, LOTS) == NOISE
+    # The last of it may have been the full read after which splicing is tried.
+    pump.through(pump.client, b"the end")
     assert splices.moved == []
     assert (pump.pipes.users, pump.pipes.in_use) == (0, 0)
 
@@ -1297,7 +1299,7 @@ def test_a_producer_that_fails_ends_its_own_connection(
     still.until(lambda: side.peer.take() or side.protocol.lost)
     assert producer.asked == ["pause", "resume", "stop"]
     assert side.why is ZeroDivisionError
-    logged_failures.take("resumeProducing, for")
+    logged_failures.take("resumeProducing of the producer")
     side.peer.socket.close()
 
 
@@ -1442,11 +1444,11 @@ def test_a_session_over_the_plane_ends_as_any_other(still: Still) -> None:
 
 
 def joined_legs(
-    still: Still, kind: type[Leg] = Leg
+    still: Still, client: type[Leg] = Leg, server: type[Leg] = Leg
 ) -> tuple[Session, list[Leg], list[Side], list[int]]:
     """Two legs on a Bridge, whose sides are spliced; and what counts its end."""
     plane, session, over = Plane.of(still), Session(1, 1, "", "", 0.0), list[int]()
-    legs = [kind(session.up), Leg(session.down)]
+    legs = [client(session.up), server(session.down)]
     sides = [Side(plane, sockets("tcp"), leg) for leg in legs]
     Bridge(session, *legs, Timeouts(), still, lambda _: over.append(1)).start()
     assert all(leg.spliced for leg in legs)
@@ -1505,14 +1507,61 @@ class Mourner(Leg):
         super().connectionLost(reason)
 
 
-def test_a_leg_with_a_loss_of_its_own_hears_of_it(still: Still) -> None:
-    session, legs, sides, over = joined_legs(still, Mourner)
+def test_what_was_closed_at_once_is_freed_at_once(still: Still) -> None:
+    """Nothing is left for the collector, whose work would cost each session a tenth."""
+    gc.collect()
+    gc.disable()
+    try:
+        session, legs, sides, over = joined_legs(still)
+        end_both(still, sides)
+        still.until(lambda: over)
+        left = [weakref.ref(leg) for leg in legs]
+        del session, legs, sides
+        assert [leg() for leg in left] == [None, None]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_leg_with_a_loss_of_its_own_hears_of_it(which: int, still: Still) -> None:
+    kinds: list[type[Leg]] = [Leg, Leg]
+    kinds[which] = Mourner
+    session, legs, sides, over = joined_legs(still, *kinds)
     end_both(still, sides)
     still.until(lambda: over)
-    mourner: Any = legs[0]
+    mourner: Any = legs[which]
     assert mourner.reason.type is ConnectionDone
     assert over == [1]
     assert session.ending is Ending.DONE
+
+
+@pytest.mark.parametrize("which", ["client", "server"])
+def test_an_aborted_side_is_not_closed_as_if_it_were_not(which: str, tcp: Pump) -> None:
+    """It is a reset, as was asked for."""
+    client, server = tcp.client, tcp.server
+    for side in (client, server):
+        side.peer.end()
+    tcp.until(lambda: client.events == server.events == ["eof"])
+    aborted = client if which == "client" else server
+    aborted.transport.abortConnection()
+    assert not client.transport.close_both(client.protocol, server.protocol)
+    tcp.until(lambda: aborted.protocol.lost)
+    assert aborted.why is ConnectionAborted
+    tcp.other(aborted).transport.loseConnection()
+
+
+def test_a_splicer_that_fails_costs_nobody_else_anything(
+    tcp: Pump, logged_failures: LoggedFailures
+) -> None:
+    def fail(direction: Direction, sink: Any) -> None:
+        raise RuntimeError("the splicer fails")
+
+    tcp.ended = fail  # type: ignore[method-assign]
+    tcp.client.peer.end()
+    tcp.until(lambda: tcp.client.protocol.lost)
+    logged_failures.take("the end of data of")
+    assert tcp.client.why is RuntimeError
+    assert tcp.server.transport.connected
 
 
 def test_what_can_not_be_closed_at_once(tcp: Pump) -> None:
@@ -1520,9 +1569,12 @@ def test_what_can_not_be_closed_at_once(tcp: Pump) -> None:
     client, server = tcp.client, tcp.server
     protocols = client.protocol, server.protocol
     assert not client.transport.close_both(*protocols)  # nothing has ended
-    for side in (client, server):
-        side.peer.end()
-    tcp.until(lambda: client.events == server.events == ["eof"])
+    client.peer.end()
+    tcp.until(lambda: client.events == ["eof"])
+    assert not client.transport.close_both(*protocols)
+    assert not server.transport.close_both(*protocols[::-1])
+    server.peer.end()
+    tcp.until(lambda: server.events == ["eof"])
     assert not client.transport.close_both(server.protocol, client.protocol)
     assert not client.transport.close_both(client.protocol, object())
     producer = Producer()

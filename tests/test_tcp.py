@@ -9,16 +9,17 @@ from twisted.internet import error
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from zope.interface import implementer
 from zope.interface.verify import verifyClass
 
 from relayd.bridge import HOLD_LIMIT
 from relayd.errors import Refused
-from relayd.interfaces import IGate, ILease
-from relayd.observers import Observer
+from relayd.interfaces import IDialer, IGate, ILease
+from relayd.observers import Observer, Observers
 from relayd.session import Ending, Session
 from relayd.stream import LEFT_GRACE
-from relayd.tcp import RelayFactory
+from relayd.tcp import RelayFactory, RelayProtocol
 from relayd.upstreams import Pool, Upstream
 from tests.conftest import LoggedFailures
 from tests.fakes import FakeEndpoint, FakeTransport
@@ -140,18 +141,105 @@ def test_both_connections_get_no_delay_and_keepalive() -> None:
     client.lose()
 
 
-def test_options_that_a_dead_socket_refuses_are_no_error() -> None:
+def test_a_factory_that_makes_its_own_protocols_gets_options_too() -> None:
+    class Own(RelayFactory):
+        def buildProtocol(self, addr: Any) -> Any:
+            return self.protocol(self, "a client of ours")
+
+    transport = FakeTransport()
+    factory = Own(FakeEndpoint(), clock=Clock(), observer=Observer())
+    transport.connect(factory.buildProtocol(transport.peer))
+    assert transport.getTcpNoDelay()
+    assert transport.getTcpKeepAlive()
+    transport.lose()
+    factory.stopFactory()
+
+
+def test_a_factory_may_have_no_protocol_for_a_client() -> None:
+    relay = Relay()
+    relay.factory.protocol = lambda *_: None
+    assert relay.factory.build_named("192.0.2.1:50000") is None
+    assert relay.factory.buildProtocol(FakeTransport().peer) is None
+
+
+@pytest.mark.parametrize(
+    "problem", [OSError(22, "Invalid argument"), AttributeError("setTcpNoDelay")]
+)
+def test_options_that_can_not_be_set_are_no_error(problem: Exception) -> None:
+    """The socket is dead, or the transport wraps one that has no such options."""
     relay = Relay()
     transport = FakeTransport()
 
     def refuse(_: bool) -> None:
-        raise OSError(22, "Invalid argument")
+        raise problem
 
     transport.setTcpNoDelay = refuse  # type: ignore[method-assign]
     protocol: Any = relay.factory.buildProtocol(transport.peer)
     transport.connect(protocol)
     assert relay.witness.heard[0] == "opened"
+    server = FakeTransport()
+    server.setTcpNoDelay = refuse  # type: ignore[method-assign]
+    dial = relay.server.dial
+    server.connect(dial.factory.buildProtocol(server.peer))
+    dial.deferred.callback(server.protocol)
+    assert relay.witness.heard[-1] == "connected 192.0.2.1:50000"
     transport.lose()
+
+
+def test_an_observer_may_end_what_has_just_connected() -> None:
+    """Both connections are reset, and the drain does not wait for them."""
+    relay = Relay()
+    relay.witness.connected = (  # type: ignore[method-assign]
+        lambda session: relay.factory.drain(0)
+    )
+    relay.factory.observer = Observers(relay.witness)
+    client = relay.client()
+    server = relay.server.dial.connect()
+    assert not client.connected
+    assert not server.connected
+    relay.over("opened", "dialing server:80", "closed drained")
+
+
+@implementer(IDialer)
+class Redialed:
+    """Answers at once: refuses, and then connects."""
+
+    peer_name = "192.0.2.9:80"
+
+    def __init__(self) -> None:
+        self.dials = 0
+        self.last: FakeDial | None = None
+
+    def dial(self, caller: Any) -> Any:
+        self.dials += 1
+        if self.dials == 1:
+            caller.dial_failed(Failure(error.ConnectionRefusedError()))
+            return None
+        self.last = FakeDial()
+        return self.last
+
+
+class FakeDial:
+    cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+def test_a_dial_that_follows_one_that_failed_at_once_can_be_cancelled() -> None:
+    class Persistent(RelayProtocol):
+        def not_dialed(self, ending: Ending, detail: str) -> None:
+            self.dial(self.factory.pool.choose(self.session))
+
+    relay = Relay()
+    dialer: Any = Redialed()
+    relay.factory.protocol = Persistent
+    relay.factory.pool = Pool.of(Upstream(dialer, "server:80"))
+    client = relay.client()
+    assert dialer.dials == 2
+    client.lose()
+    assert dialer.last.cancelled
+    relay.over("opened", "dialing server:80", "dialing server:80", "closed client_left")
 
 
 def test_the_upstream_may_speak_first() -> None:

@@ -11,8 +11,8 @@ waits in a buffer; a streaming producer is paused when that is more than
 BUFFER_LIMIT, as Twisted does it.
 
 Relaying.  :meth:`PlaneTransport.splice` makes two connections each other's *source*
-and *sink*: what one reads goes to the other and not to its protocol, which only
-hears of the end of data and of the loss.  Bytes are copied through one buffer
+and *sink*: what one reads goes to the other and not to its protocol, and of the ends
+of data hears who has joined them.  Bytes are copied through one buffer
 that all connections share, without an object for each chunk; a source whose sink
 is full is *blocked*, and is not read, so that a sink never holds more than one
 such chunk.  After FULL_READS full reads in a row the bytes are spliced: from
@@ -295,7 +295,7 @@ class PlaneTransport:
             try:
                 self._splicer.ended(self._direction, self._sink)
             except Exception:
-                self._failed("the end of data, for")
+                self._failed("the end of data")
 
     def readConnectionLost(self, reason: Failure) -> None:
         protocol = self.protocol
@@ -610,7 +610,7 @@ class PlaneTransport:
             try:
                 self.producer.resumeProducing()
             except Exception:
-                self._failed("resumeProducing, for")
+                self._failed("resumeProducing of the producer")
         elif self.disconnecting:
             self.connectionLost(_DONE)
         elif self._write_side == _ENDING:
