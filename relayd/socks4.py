@@ -73,6 +73,7 @@ from relayd.socks4_wire import (
 )
 from relayd.stream import (
     LEFT_GRACE,
+    NEVER,
     StreamFactory,
     StreamProtocol,
     UpstreamLeg,
@@ -164,7 +165,7 @@ class Socks4Protocol(StreamProtocol):
     def admitted(self) -> None:
         factory = self.factory
         limit = factory.handshake_timeout
-        self._deadline = self.session.opened_at + limit if limit else float("inf")
+        self._deadline = self.session.opened_at + limit if limit else NEVER
         gone = factory.handshakes.push(self, self.share)
         if gone is not None:
             gone.refuse(Ending.CROWDED_OUT, "made room for a new client's handshake")
@@ -331,7 +332,7 @@ class Socks4Protocol(StreamProtocol):
             self._listen([request.address])
         else:
             connect = factory.timeouts.connect
-            self._deadline = factory.now() + connect if connect else float("inf")
+            self._deadline = factory.now() + connect if connect else NEVER
             looked_up = factory.resolver.addresses(
                 request.host, request.port, self.share
             )
@@ -373,7 +374,7 @@ class Socks4Protocol(StreamProtocol):
         bound = self._bound = _Bound(self, peers)
         self._dialing = bound
         limit = factory.bind_timeout
-        self._deadline = factory.now() + limit if limit else float("inf")
+        self._deadline = factory.now() + limit if limit else NEVER
         try:
             host = factory.bind_address or (
                 _ANYONE

@@ -63,7 +63,7 @@ LEFT_GRACE = 1.0
 CLOSE_GRACE = 5.0
 
 #: A deadline that never comes.
-_NEVER = float("inf")
+NEVER = float("inf")
 
 _session_ids = itertools.count(1)
 
@@ -220,7 +220,7 @@ class StreamProtocol(Leg):
         session, factory = self.session, self.factory
         session.upstream = upstream.name
         connect, now = factory.timeouts.connect, factory.now
-        self._deadline = now() + connect if connect else _NEVER
+        self._deadline = now() + connect if connect else NEVER
         dialing = factory.observer.dialing
         dialing(session)
         endpoint: Any = upstream.endpoint
@@ -363,7 +363,7 @@ class StreamProtocol(Leg):
     def _over(self) -> None:
         session, factory = self.session, self.factory
         self._handshaking = None
-        now, closed = factory.now, factory.observer.closed
+        now = factory.now
         session.ended_at = now()
         factory.wheel.discard(self)
         if self._lease is not None:
@@ -372,6 +372,7 @@ class StreamProtocol(Leg):
                 lease.release()
             except Exception:
                 log.failure("the lease of session {id} failed", id=session.id)
+        closed = factory.observer.closed
         closed(session)
         if factory.draining is not None:
             factory.session_over()

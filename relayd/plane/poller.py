@@ -152,38 +152,31 @@ class Plane:
 
     def unwatch(self, descriptor: int) -> None:
         """Report no more events of a `descriptor` that stays open."""
-        handlers = self._handlers
-        if (
-            self._epoll is None
-            or not 0 <= descriptor < len(handlers)
-            or handlers[descriptor] is None
-        ):
-            return
-        handlers[descriptor] = None
-        self._watched -= 1
-        if self._turning:
-            self._stale.add(descriptor)
-        self._epoll.unregister(descriptor)
-        self._rest()
+        if self._epoll is not None and self._forget(descriptor):
+            self._epoll.unregister(descriptor)
+            self._rest()
 
     def give_up(self, sock: socket.SocketType) -> None:
         """Report no more events of `sock`, and close it."""
-        # As `unwatch`, in one call, twice in each session.
-        descriptor = sock.fileno()
+        self._forget(sock.fileno())
         sock.close()
+        if not self._watched:
+            self._rest()
+
+    def _forget(self, descriptor: int) -> bool:
         handlers = self._handlers
         try:
             handler = handlers[descriptor]
         except IndexError:
-            return
-        # A socket that was closed before says -1, which must not be the last one's.
-        if handler is not None and descriptor >= 0:
-            handlers[descriptor] = None
-            self._watched -= 1
-            if self._turning:
-                self._stale.add(descriptor)
-            elif not self._watched:
-                self._rest()
+            return False
+        # A closed socket says -1, which must not be the last one's.
+        if handler is None or descriptor < 0:
+            return False
+        handlers[descriptor] = None
+        self._watched -= 1
+        if self._turning:
+            self._stale.add(descriptor)
+        return True
 
     def again(self, connection: Continuing) -> None:
         """Call its `proceed`, outside of the call that is under way."""
