@@ -1,9 +1,9 @@
 """What to measure, and the measuring: rounds in which the relays take turns.
 
-A machine that others share may be half as fast from one second to the next.  Where
-a limit is checked, the relays therefore take several short turns in each round, each
+A machine that others share may be half as fast from one second to the next.  At works
+that have a limit, the relays therefore take several short turns in each round, each
 of which counts as a round: who is compared was measured seconds apart, and the median
-is of many.
+is of many; of more where the limits are checked than where all relays are compared.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ _QUICK = [
 ]
 
 MODES = {
-    "full": Mode(3, 2.0, _ALL),
+    "full": Mode(3, 2.0, _ALL, turns=2),
     "quick": Mode(1, 1.0, _QUICK),
     "check": Mode(3, 2.0, needed_for_limits(), turns=7),
 }

@@ -1009,7 +1009,7 @@ def test_each_kind_of_relay_is_measured_apart() -> None:
 
 def test_a_plan_may_be_narrowed() -> None:
     plan = Plan.of(MODES["full"], ["memory"], ["nginx", "socat"], rounds=1, seconds=1.0)
-    assert plan == Plan(1, 1.0, {"memory": ["nginx"]})
+    assert plan == Plan(1, 1.0, {"memory": ["nginx"]}, turns=2)
     assert plan.titles == {"nginx": "nginx stream"}
 
 
