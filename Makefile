@@ -102,7 +102,7 @@ system-deps: ## install the Debian packages of the system tests and the benchmar
 system-test: $(VENV)/system ## real programs through the relay (see system-deps)
 	$(BIN)/python -m pytest -m system $(ARGS)
 
-bench: $(BENCH)/bench ## compare with other relays, into bench/results (20 minutes; see system-deps)
+bench: $(BENCH)/bench ## compare with other relays, into bench/results (under half an hour; see system-deps)
 	$(BENCH)/bin/python -m bench full $(ARGS)
 
 bench-quick: $(BENCH)/bench ## one short round of it, under two minutes

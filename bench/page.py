@@ -100,7 +100,8 @@ _HOW = f"""\
   relay is one process with one thread that relays; socat is a process for each
   connection.
 - At most of the works that have a limit the relays take several short turns in each
-  round, and each counts as a round.
+  round, and each counts as a round; a relay of short connections stays for all of its
+  turns.
 - CPU is the relay's process's (socat: with its children's), user and system, by the
   kernel's account. On loopback the kernel charges whoever sends with most of what the
   receiver's side costs, for all relays alike. What kernel threads do is in nobody's

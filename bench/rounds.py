@@ -3,7 +3,8 @@
 A machine that others share may be half as fast from one second to the next.  At works
 that have a limit, the relays therefore take several short turns in each round, each
 of which counts as a round: who is compared was measured seconds apart, and the median
-is of many; of more where the limits are checked than where all relays are compared.
+is of many.  Most turns are taken where the limits are checked; where it must be quick,
+one.
 """
 
 from __future__ import annotations
