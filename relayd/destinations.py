@@ -26,6 +26,7 @@ import ipaddress
 import re
 import socket
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,12 @@ from relayd.session import Session
 Ip = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-#: What the kernel says when it has no socket left.
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+#: bind(2): no interface has this address, or none has addresses of this family.  The
+#: only ways in which the kernel says that an address is another machine's.
+_NOT_OWN = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+#: ip(7), Linux: bind the address alone, and choose a port when it is needed.
+_BIND_NO_PORT = getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24)
 
 #: Addresses of which it is remembered what they are.
 _REMEMBERED = 1024
@@ -229,18 +234,28 @@ def is_own(address: Ip) -> bool:
 
     Asked by binding to it, which the kernel allows for no other; but for a kernel
     that was told to allow it (`net.ipv4.ip_nonlocal_bind`), where the address counts
-    as own if the way to it starts from itself.  Where the kernel has no socket left to
-    ask with, every address counts as own: a guard must not fall by that.
+    as own if the way to it starts from itself.
+
+    A guard must not fall because the kernel can't be asked: whatever it says but that
+    it has no such address, the address counts as own.  No descriptor may be left for
+    the question, no port (no port is bound where the kernel can do without), or a
+    sandbox may be against it.
     """
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            with suppress(OSError):  # the kernel may be older, or not Linux
+                probe.setsockopt(socket.IPPROTO_IP, _BIND_NO_PORT, 1)
             probe.bind((str(address), 0))
-            if not _binds_anything(address.version):
-                return True
+    except OSError as problem:
+        return problem.errno not in _NOT_OWN
+    if not _binds_anything(address.version):
+        return True
+    try:
         return str(address) == address_towards(address)
     except OSError as problem:
-        return problem.errno in _EXHAUSTED
+        # There always is a way to an address of one's own.
+        return problem.errno != errno.ENETUNREACH
 
 
 def _binds_anything(version: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -883,27 +884,82 @@ def test_a_stand_in_of_an_own_address_is_refused_here() -> None:
         assert refusal(ProxyPolicy(), text)
 
 
-@pytest.mark.parametrize(
-    ("number", "own"),
-    [
-        (errno.EMFILE, True),
-        (errno.ENFILE, True),
-        (errno.ENOBUFS, True),
-        (errno.ENOMEM, True),
-        (errno.EAFNOSUPPORT, False),
-        (errno.EADDRNOTAVAIL, False),
-    ],
-)
-def test_a_guard_does_not_fall_for_want_of_a_socket(
-    monkeypatch: pytest.MonkeyPatch, number: int, own: bool
+#: What the kernel may say when it is asked, and whether that lets a client pass.
+NOT_OWN = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+
+
+@pytest.mark.parametrize("step", ["socket", "bind"])
+@pytest.mark.parametrize("number", sorted(errno.errorcode))
+def test_a_guard_falls_by_no_errno(
+    monkeypatch: pytest.MonkeyPatch, number: int, step: str
 ) -> None:
-    """Who uses up the descriptors must not get past it; no IPv6 is another thing."""
+    """But by those that say that the address is another machine's.
 
-    def no_socket(*_: Any) -> Any:
-        raise OSError(number, "no socket")
+    Who uses up the descriptors, or the ports, must not get past it.
+    """
 
-    monkeypatch.setattr(socket, "socket", no_socket)
-    assert is_own(IPv4Address(ANYWHERE)) is own
+    class Refusing(socket.socket):
+        def __init__(self, *args: Any) -> None:
+            if step == "socket":
+                raise OSError(number, "no")
+            super().__init__(*args)
+
+        def bind(self, address: Any) -> None:
+            raise OSError(number, "no")
+
+    monkeypatch.setattr(socket, "socket", Refusing)
+    own = is_own(IPv4Address(ANYWHERE))
+    assert own == (number not in NOT_OWN)
+    assert bool(refusal(ProxyPolicy(), ANYWHERE)) == own
+
+
+@pytest.mark.parametrize("number", sorted(errno.errorcode))
+def test_a_guard_falls_by_no_errno_where_the_kernel_binds_anything(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """But by the one that says that there is no way to that address."""
+
+    class Refusing(socket.socket):
+        def bind(self, address: Any) -> None:
+            """As if it were this machine's."""
+
+        def connect(self, address: Any) -> None:
+            raise OSError(number, "no")
+
+    monkeypatch.setattr(socket, "socket", Refusing)
+    monkeypatch.setattr(destinations, "_binds_anything", lambda version: True)
+    assert is_own(IPv4Address(ANYWHERE)) == (number != errno.ENETUNREACH)
+
+
+def test_own_addresses_are_asked_for_without_a_port(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """When all ports are used up, the guard still knows; it refuses nobody else."""
+    bound: list[Any] = []
+
+    class Watched(socket.socket):
+        def bind(self, address: Any) -> None:
+            super().bind(address)
+            bound.append(self.getsockname()[1])
+
+    monkeypatch.setattr(socket, "socket", Watched)
+    assert is_own(IPv4Address("127.0.0.1"))
+    assert not is_own(IPv4Address(ANYWHERE))
+    assert bound == ([0] if sys.platform == "linux" else bound)
+
+
+def test_own_addresses_on_a_kernel_without_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is asked with a port."""
+
+    class Older(socket.socket):
+        def setsockopt(self, *args: Any) -> None:
+            raise OSError(errno.ENOPROTOOPT, "no such option")
+
+    monkeypatch.setattr(socket, "socket", Older)
+    assert is_own(IPv4Address("127.0.0.1"))
+    assert not is_own(IPv4Address(ANYWHERE))
 
 
 def test_the_way_to_an_address() -> None:
