@@ -17,6 +17,7 @@ import functools
 import itertools
 import os
 import socket
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ from zope.interface import implementer
 
 from relayd.addresses import address_name, is_loopback, socket_address
 from relayd.interfaces import ICaller, IDial, IDialer
+from relayd.ports import may_be_handed_out
 from relayd.resolving import Resolver, SocketAddress
 from relayd.transports import connection_class, set_options
 
@@ -46,6 +48,9 @@ HEAD_START = 0.25
 
 #: Endpoints that a Dialer remembers.
 REMEMBERED = 1024
+
+#: SO_LINGER, socket(7): drop what is unsent, and reset.
+RESET = struct.pack("ii", 1, 0)
 
 _IN_PROGRESS = errno.EINPROGRESS
 #: connect(2): ask again later.
@@ -173,6 +178,21 @@ class Dial:
         self._where.join(self._socket, self._caller, self)
 
 
+def _is_its_own_peer(sock: socket.SocketType) -> bool:
+    """Whether a socket has connected to itself.
+
+    A port of the kernel's own range on this machine, where nobody listens, may be the
+    very port that the kernel chose for the socket: a simultaneous open (RFC 9293, 3.5)
+    with itself, which succeeds.
+    """
+    ours = sock.getsockname()
+    try:
+        return bool(ours == sock.getpeername())
+    except OSError:
+        # Lost again by now, which a read will tell.
+        return False
+
+
 @implementer(IDialer, IStreamClientEndpoint)
 class SocketEndpoint:
     """Connects to an address that needs no look-up.
@@ -186,6 +206,7 @@ class SocketEndpoint:
     :cvar dialing: what waits for a connection; subclasses may have another.
 
     :ivar is_near: it is a loopback address.
+    :ivar port: its port; 0 if it has none.
     :ivar peer: the address as Twisted has it.
     :ivar peer_name: what the log calls it.
     """
@@ -196,7 +217,10 @@ class SocketEndpoint:
         self.reactor = reactor
         self.family = family
         self.address = address
-        self.is_near = family != socket.AF_UNIX and is_loopback(address[0])
+        is_unix = family == socket.AF_UNIX
+        self.port: int = 0 if is_unix else address[1]
+        self.is_near = not is_unix and is_loopback(address[0])
+        self._may_meet_itself = bool(self.port) and may_be_handed_out(self.port)
         self.peer = socket_address(family, address)
         self.peer_name = address_name(self.peer)
 
@@ -259,6 +283,16 @@ class SocketEndpoint:
 
         :param dial: what has waited for that, if anything.
         """
+        if self._may_meet_itself and _is_its_own_peer(sock):
+            # Kept, it would relay a client to itself; closed politely, it would keep
+            # the port from the server for a minute.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            if dial is None:
+                sock.close()
+            else:
+                dial.close()
+            caller.dial_failed(Failure(connect_failure(errno.ECONNREFUSED)))
+            return
         transport: Any = None
         try:
             protocol = caller.build_leg(self.peer)

@@ -24,6 +24,7 @@ from __future__ import annotations
 import errno
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +66,9 @@ CLOSE_GRACE = 5.0
 #: A deadline that never comes.
 NEVER = float("inf")
 
+# An enum's members cost a look-up by its metaclass each time.
+_DONE = Ending.DONE
+
 _session_ids = itertools.count(1)
 
 
@@ -103,6 +107,18 @@ def set_options(transport: Any) -> None:
             # The peer is gone already, which the next read will tell; or it is a
             # wrapper that claims more than it has.
             pass
+
+
+def _is_its_own_peer(transport: Any) -> bool:
+    """Whether a foreign endpoint's socket has connected to itself.
+
+    Our own endpoints see to that; see :mod:`relayd.dialing`.
+    """
+    if getattr(transport, "options_are_set", False):
+        return False
+    here = transport.getHost()
+    # UNIX sockets have no names of their own.
+    return hasattr(here, "port") and bool(here == transport.getPeer())
 
 
 class UpstreamLeg(Leg):
@@ -198,6 +214,9 @@ class StreamProtocol(Leg):
         factory.wheel.add(self)
         opened = factory.observer.opened
         opened(session)
+        if session.ending is not None:
+            # An observer has ended it.
+            return
         try:
             self.admitted()
         except Exception as problem:
@@ -209,6 +228,7 @@ class StreamProtocol(Leg):
         session, factory = self.session, self.factory
         session.ending, session.detail = ending, why
         session.ended_at = factory.now()
+        factory.endings[ending.word] += 1
         factory.observer.refused(session, why)
         self.abort()
 
@@ -223,6 +243,9 @@ class StreamProtocol(Leg):
         self._deadline = now() + connect if connect else NEVER
         dialing = factory.observer.dialing
         dialing(session)
+        if session.ending is not None:
+            # An observer has ended it.
+            return
         endpoint: Any = upstream.endpoint
         if upstream.dials:
             self._peer_name = endpoint.peer_name
@@ -247,7 +270,16 @@ class StreamProtocol(Leg):
         leg = self._leg
         if leg is not None:
             if leg.alive:
-                set_options(leg.transport)
+                transport = leg.transport
+                set_options(transport)
+                if _is_its_own_peer(transport):
+                    self._leg = self._dialing = None
+                    leg.abort()
+                    if self.session.ending is None:
+                        self.not_dialed(
+                            Ending.CONNECT_REFUSED, "the connection was to itself"
+                        )
+                    return
             self.leg_connected(leg)
             return
         self._dialing = None
@@ -372,6 +404,9 @@ class StreamProtocol(Leg):
                 lease.release()
             except Exception:
                 log.failure("the lease of session {id} failed", id=session.id)
+        ending = session.ending
+        if ending is not None and ending is not _DONE:
+            factory.endings[ending.word] += 1
         closed = factory.observer.closed
         closed(session)
         if factory.draining is not None:
@@ -433,6 +468,8 @@ class StreamFactory(Factory):
 
     :cvar protocol: serves one client: made with the factory and the client's name.
     :ivar wheel: the sessions that live stand on it.
+    :ivar endings: how many sessions have ended in each way, by its word; those that
+        ended `done` are left out.
     """
 
     noisy = False
@@ -464,6 +501,7 @@ class StreamFactory(Factory):
         self.wheel: DeadlineWheel[StreamProtocol] = DeadlineWheel(
             clock, timeouts.tick if tick is None else tick
         )
+        self.endings: Counter[str] = Counter()
         self.ordinals = itertools.count()
         #: Clients are not served any longer.
         self._closed = False

@@ -17,13 +17,13 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IHalfCloseableDescriptor, IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from relayd import ports
 from relayd.addresses import host_port
 from relayd.errors import ListenError
 
@@ -32,9 +32,6 @@ BUFFER_SIZE = 65536
 
 #: Descriptors that flows leave to everything else, or a quarter of the limit.
 RESERVE = 1024
-
-#: Linux: the first and the last of the ports that the kernel hands out.
-PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 #: socket(7), Linux: counters of a socket's memory, and the one of its drops.
 _SO_MEMINFO, _DROPS = 55, 8
@@ -222,17 +219,7 @@ def affordable_flows() -> int:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:
         limit = 1 << 20
-    return max(1, min(limit - min(RESERVE, limit // 4), _ports() * 7 // 8))
-
-
-def _ports() -> int:
-    """How many ports the kernel hands out to sockets that ask for none (ip(7))."""
-    try:
-        first, last = map(int, PORT_RANGE.read_text().split())
-    except (OSError, ValueError):
-        # What IANA has set aside for that.
-        first, last = 49152, 65535
-    return last - first + 1
+    return max(1, min(limit - min(RESERVE, limit // 4), ports.count() * 7 // 8))
 
 
 def bind_udp(host: str, port: int) -> socket.SocketType:

@@ -200,6 +200,43 @@ def test_an_observer_may_end_what_has_just_connected() -> None:
     relay.over("opened", "dialing server:80", "closed drained")
 
 
+@pytest.mark.parametrize("moment", ["opened", "dialing"])
+@pytest.mark.parametrize("ended", ["cut", "end"])
+def test_an_observer_may_end_a_session_that_is_not_dialled_yet(
+    moment: str, ended: str
+) -> None:
+    """Then it is not dialled."""
+    relay = Relay()
+
+    def end(session: Session) -> None:
+        getattr(Witness, moment)(relay.witness, session)
+        getattr(relay.factory.sessions[session.id], ended)(Ending.DENIED)
+
+    setattr(relay.witness, moment, end)
+    relay.factory.observer = Observers(relay.witness)
+    client = relay.client()
+    assert not relay.server.dials
+    assert not client.connected
+    before = ["opened"] if moment == "opened" else ["opened", "dialing server:80"]
+    relay.over(*before, "closed denied")
+
+
+def test_endings_are_counted() -> None:
+    """By their words, but for those of sessions that ended well."""
+    relay = Relay()
+    for _ in range(2):
+        relay.client()
+        relay.server.dials.pop().fail(error.ConnectionRefusedError())
+    relay.gate.problem = Refused("not today")
+    relay.client()
+    relay.gate.problem = None
+    client = relay.client()
+    server = relay.server.dial.connect()
+    client.receive_eof()
+    server.receive_eof()
+    assert relay.factory.endings == {"connect_refused": 2, "refused": 1}
+
+
 @implementer(IDialer)
 class Redialed:
     """Answers at once: refuses, and then connects."""

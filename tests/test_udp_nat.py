@@ -1440,7 +1440,7 @@ def test_how_many_flows_the_limit_allows(
 ) -> None:
     """And the ports; some are left to everything else."""
     ports = tmp_path / "ports"
-    monkeypatch.setattr("relayd.udp_sockets.PORT_RANGE", ports)
+    monkeypatch.setattr("relayd.ports.PORT_RANGE", ports)
     for limit, between, flows in (
         (65536, "1024\t65023\n", 56000),
         (65536, "32768 60999", 24703),
