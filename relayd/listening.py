@@ -44,6 +44,7 @@ from zope.interface import implementer
 
 from relayd.addresses import address_name, host_port, numeric_host, socket_address
 from relayd.errors import ListenError
+from relayd.hops import streams
 from relayd.interfaces import IMakesRoom
 from relayd.seldom import Seldom
 from relayd.transports import connection_class, set_options
@@ -154,6 +155,8 @@ class Listener:
         sock.setblocking(False)
         self._family = int(sock.family)
         self._address = socket_address(self._family, sock.getsockname())
+        #: Where it listens.  Not before it does; a UNIX socket has none.
+        self._port = 0
         # What a client reached, unless it may have reached any of several.
         wildcard = getattr(self._address, "host", "") in ("0.0.0.0", "::")
         self._local = None if wildcard else self._address
@@ -168,6 +171,8 @@ class Listener:
     def startListening(self) -> None:
         self._factory.doStart()
         self._watch()
+        self._port = getattr(self._address, "port", 0)
+        streams.listens(self._port)
 
     def stopListening(self) -> Deferred[None]:
         if self.connected:
@@ -226,6 +231,8 @@ class Listener:
             self._resume.cancel()
             self._resume = None
         self._socket.close()
+        if self._port:
+            streams.closes(self._port)
         self._on_closed()
         self._factory.doStop()
 

@@ -35,6 +35,7 @@ from relayd.config import (
     UdpRelay,
     is_local,
 )
+from relayd.cycles import refuse_cycles
 from relayd.destinations import ProxyPolicy, is_own
 from relayd.endpoints import (
     HostPort,
@@ -411,8 +412,10 @@ def _shown(address: StreamAddress) -> str:
 def make_service(config: Config, reactor: Any) -> MultiService:
     """Everything that one `twistd relayd` runs.
 
-    :raises ConfigError: Twisted can't use one of the endpoint strings.
+    :raises ConfigError: a relay leads back to itself, or Twisted can't use one of the
+        endpoint strings.
     """
+    refuse_cycles(config.relays)
     parts = MultiService()
     if config.demo:
         # Brings twisted.web, which no other relay needs to load.

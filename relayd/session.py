@@ -45,6 +45,8 @@ class Ending(Enum):
     NO_UPSTREAM = ("no_upstream", "SC")
     #: A gate turned the client away, or a bound was reached.
     REFUSED = ("refused", "PR")
+    #: Its way led through the same relay before.
+    LOOP = ("loop", "PR")
     #: Proxies: what the client sent is no request that can be served; no request
     #: came in time; one that was not complete had to make room for a new client's.
     BAD_REQUEST = ("bad_request", "PR")

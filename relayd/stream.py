@@ -46,6 +46,7 @@ from zope.interface import classImplementsOnly, implementedBy, implementer
 from relayd.addresses import address_name
 from relayd.bridge import Bridge, Leg, Timeouts
 from relayd.errors import Refused
+from relayd.hops import between, streams
 from relayd.interfaces import ICaller, IGate, ILease, INamedClients, IObserver
 from relayd.observers import Observers, SessionLog
 from relayd.session import Ending, Session
@@ -62,6 +63,9 @@ LEFT_GRACE = 1.0
 
 #: Seconds that a client gets to answer a polite close.
 CLOSE_GRACE = 5.0
+
+#: What is said of a session that leads back to its own relay.
+GOES_ROUND = "it leads back to this relay, where it comes from"
 
 #: A deadline that never comes.
 NEVER = float("inf")
@@ -161,6 +165,9 @@ class StreamProtocol(Leg):
     """
 
     factory: StreamFactory
+    #: Whether the server may be another relay of this process, and the hop there.
+    _leads_here = False
+    _hop_made = ""
     #: What the session is recorded in; subclasses may have more to record.
     record: type[Session] = Session
 
@@ -201,7 +208,14 @@ class StreamProtocol(Leg):
             if self.is_foreign:
                 set_options(transport)
             host_name = factory.host_name
-            session.listener = host_name(transport.getHost())
+            here = transport.getHost()
+            session.listener = host_name(here)
+            if self.is_foreign and getattr(here, "port", 0) not in streams.ports:
+                # Our own listeners say so themselves.
+                streams.listens(getattr(here, "port", 0))
+            if streams.hops and streams.lead_round(self._hop, factory):
+                self._turn_away(Ending.LOOP, GOES_ROUND)
+                return
             if factory.gate is not None:
                 self._lease = factory.gate.enter(session)
         except Refused as refusal:
@@ -248,12 +262,16 @@ class StreamProtocol(Leg):
             return
         endpoint: Any = upstream.endpoint
         if upstream.dials:
+            if getattr(endpoint, "port", 0) in streams.ports:
+                self._leads_here = True
             self._peer_name = endpoint.peer_name
             dial = endpoint.dial(self)
             # None: what came of it has been told, and may have led to anything.
             if dial is not None:
                 self._dialing = dial
         else:
+            # Nobody knows yet where it leads.
+            self._leads_here = bool(streams.ports)
             done = self._dialing = endpoint.connect(_UpstreamFactory(self))
             done.addCallbacks(self._dialed, self.dial_failed)
 
@@ -302,6 +320,10 @@ class StreamProtocol(Leg):
             session.upstream = self._peer_name or factory.peer_name(
                 leg.transport.getPeer()
             )
+            if self._leads_here and self._goes_round(leg):
+                leg.abort()
+                self.not_dialed(Ending.LOOP, GOES_ROUND)
+                return
             now, connected = factory.now, factory.observer.connected
             session.connected_at = now()
             connected(session)
@@ -320,6 +342,22 @@ class StreamProtocol(Leg):
             log.failure("session {id} failed", id=session.id)
             self.cut(Ending.FAILED, repr(problem))
             leg.abort()
+
+    @property
+    def _hop(self) -> str:
+        """What the client's connection is, if it is another relay's of this process."""
+        return between(self.session.client, self.session.listener)
+
+    def _goes_round(self, leg: Leg) -> bool:
+        """Note a connection to a port of this process; whether it has been here."""
+        there = leg.transport.getPeer()
+        if getattr(there, "port", 0) not in streams.ports:
+            self._leads_here = False
+            return False
+        here = address_name(leg.transport.getHost())
+        self._hop_made = between(here, address_name(there))
+        streams.add(self._hop_made, self.factory, self._hop)
+        return streams.lead_round(self._hop, self.factory)
 
     def joined(self, leg: Leg) -> None:
         """The upstream connection stands: join it to the client."""
@@ -404,6 +442,8 @@ class StreamProtocol(Leg):
                 lease.release()
             except Exception:
                 log.failure("the lease of session {id} failed", id=session.id)
+        if self._leads_here:
+            streams.remove(self._hop_made)
         ending = session.ending
         if ending is not None and ending is not _DONE:
             factory.endings[ending.word] += 1

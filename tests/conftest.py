@@ -24,6 +24,7 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, eventAsText, globalLogPublisher
 
+from relayd.hops import datagrams, streams
 from relayd.listening import _Exhaustion
 from relayd.plane.poller import Plane
 from relayd.resolving import Resolver
@@ -130,6 +131,9 @@ def nothing_remembered() -> None:
     """
     for kind in (_Exhaustion, Plane, Resolver):
         kind._all.pop(reactor, None)
+    for hops in (streams, datagrams):
+        hops.ports.clear()
+        hops.hops.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "relayd"
 
 #: Each row may import from the rows above it.
 ROWS = [
-    {"errors", "addresses", "names", "ports"},
+    {"errors", "addresses", "names", "ports", "hops"},
     {"session", "socks4_wire", "nat_table", "ident"},
     {"interfaces"},
     {"wheel", "seldom", "transports", "resolving", "udp_sockets", "plane.pipes"},
@@ -38,7 +38,7 @@ ROWS = [
     {"endpoints", "stream"},
     {"tcp", "socks4"},
     {"config"},
-    {"demo"},
+    {"demo", "cycles"},
     {"service"},
     {"tap.options"},
     {"tap.relayd", "tap.socks4"},
@@ -57,7 +57,7 @@ EMBEDDED = {
 }
 
 #: What knows the settings, or the whole; no embedded room may.
-OUTER = {"config", "endpoints", "service", "demo"}
+OUTER = {"config", "cycles", "endpoints", "service", "demo"}
 
 
 def _modules() -> dict[str, Path]:

@@ -1,0 +1,160 @@
+"""Relays that would lead back to themselves, found before they start.
+
+A relay whose server is its own listener makes a connection for each connection until
+nothing is left, and so does a ring of several.  Addresses say whether one leads to
+another, short forms and Twisted's endpoint strings alike.  Names are not looked up for
+this, but for those that are this machine's by definition; what a name hides is found
+at run time (:mod:`relayd.hops`).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from ipaddress import IPv4Address, IPv6Address
+
+from relayd.config import Relay, UdpRelay
+from relayd.destinations import Ip, is_own
+from relayd.endpoints import Address, EndpointString, HostPort, UdpAddress, UnixPath
+from relayd.errors import ConfigError
+
+_LOOPBACK: tuple[Ip, ...] = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
+
+#: Endpoint types whose first or second field is a port, and those that wrap another.
+_BY_PORT = ("tcp", "ssl", "tls")
+_WRAPPERS = ("haproxy",)
+
+
+def refuse_cycles(
+    relays: Sequence[Relay | UdpRelay], own: Callable[[Ip], bool] = is_own
+) -> None:
+    """Refuse relays of which one leads back to itself, by itself or by others.
+
+    :param own: tells the addresses of this machine.
+    :raises ConfigError: there is such a ring; the message has its listeners.
+    """
+    leads_to = [
+        [
+            number
+            for number, other in enumerate(relays)
+            if type(other) is type(relay)
+            and any(_leads(there, other.listen, own) for there in relay.destinations)
+        ]
+        for relay in relays
+    ]
+    for start in range(len(relays)):
+        ring = _way_back(start, leads_to)
+        if len(ring) == 1:
+            listen = relays[start].listen
+            raise ConfigError(
+                f"--listen '{listen}' is relayed to itself: give another --dest"
+            )
+        if ring:
+            names = " to ".join(f"'{relays[number].listen}'" for number in ring)
+            raise ConfigError(
+                f"a ring of relays: --listen {names} to '{relays[start].listen}':"
+                " give one of them another --dest"
+            )
+
+
+def _way_back(start: int, leads_to: Sequence[Sequence[int]]) -> list[int]:
+    """The shortest way from `start` to itself, or none."""
+    came_from: dict[int, int] = {}
+    reached = [start]
+    for number in reached:
+        for there in leads_to[number]:
+            if there == start:
+                way = [number]
+                while way[-1] != start:
+                    way.append(came_from[way[-1]])
+                return way[::-1]
+            if there not in came_from:
+                came_from[there] = number
+                reached.append(there)
+    return []
+
+
+def _leads(there: Address, listen: Address, own: Callable[[Ip], bool]) -> bool:
+    """Whether a destination is what a listener listens on."""
+    destination, listener = _plain(there, server=False), _plain(listen, server=True)
+    if isinstance(destination, UnixPath) and isinstance(listener, UnixPath):
+        return os.path.realpath(destination.path) == os.path.realpath(listener.path)
+    if not isinstance(destination, HostPort) or not isinstance(listener, HostPort):
+        return False
+    if destination.port != listener.port:
+        return False
+    return any(
+        _serves(listener.host, address, own) for address in _addresses(destination.host)
+    )
+
+
+def _addresses(host: str | None) -> Iterator[Ip]:
+    """What a destination's host stands for, as far as that needs no look-up."""
+    if host is None:
+        yield _LOOPBACK[0]
+    elif _is_this_machine(host):
+        yield from _LOOPBACK
+    else:
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return
+        if address.is_unspecified:
+            # connect(2) takes it for this machine.
+            yield _LOOPBACK[address.version == 6]
+        else:
+            yield getattr(address, "ipv4_mapped", None) or address
+
+
+def _serves(host: str | None, address: Ip, own: Callable[[Ip], bool]) -> bool:
+    """Whether a listener on this host hears of connections to an address."""
+    if host is None:
+        return own(address)
+    if _is_this_machine(host):
+        return address in _LOOPBACK
+    try:
+        listens = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    if listens.is_unspecified:
+        return listens.version == address.version and own(address)
+    return listens == address
+
+
+def _is_this_machine(host: str) -> bool:
+    name = host.lower().removesuffix(".")
+    return name in ("localhost", socket.gethostname().lower()) or name.endswith(
+        ".localhost"
+    )
+
+
+def _plain(address: Address, *, server: bool) -> HostPort | UnixPath | None:
+    """What an address is as a short form; None where that can't be told."""
+    if isinstance(address, UdpAddress):
+        return HostPort(address.host, address.port)
+    if not isinstance(address, EndpointString):
+        return address
+    # Twisted's grammar: fields between colons, of which a backslash escapes any.
+    fields = re.findall(r"(?:^|(?<=:))((?:[^:\\]|\\.)*)", address.text)
+    plain = [re.sub(r"\\(.)", r"\1", field) for field in fields]
+    while plain and plain[0].lower() in _WRAPPERS:
+        del plain[0]
+    if not plain:
+        return None
+    kind, *values = plain
+    named = dict(value.split("=", 1) for value in values if "=" in value)
+    given = [value for value in values if "=" not in value]
+    if kind.lower() == "unix":
+        path = named.get("address" if server else "path") or next(iter(given), "")
+        return UnixPath(path) if path else None
+    if kind.lower() not in _BY_PORT:
+        return None
+    if server:
+        host, given = named.get("interface") or "0.0.0.0", ["", *given]
+    else:
+        host = named.get("host") or next(iter(given), "")
+    port = named.get("port") or (given[1] if len(given) > 1 else "")
+    return HostPort(host, int(port)) if host and port.isdigit() else None

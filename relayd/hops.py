@@ -1,0 +1,94 @@
+"""Connections of this process to itself, so that none goes round for ever.
+
+A relay may lead to another one of its process, such as a TCP relay to a SOCKS4 proxy.
+One that leads back to itself would make a connection for each connection until nothing
+is left, so each *hop* that leads to a port on which this process listens is noted: by
+its two ends, from which relay it starts, and who its client is.  The relay that accepts
+it finds where it comes from, and whether itself is among them.
+
+Which relay comes to know first depends on the order of the kernel's events: the one
+that accepts may be asked before the one that dialled has noted it.  So a relay looks
+twice: when a client comes, and again when it has reached its client's server.  A circle
+that gets past the first look is found by the second, one round later.
+
+Relays of other processes can't be told apart from servers.  A circle through one of
+them is bounded by descriptors, and by the timeouts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+
+class Hop(NamedTuple):
+    """A connection from a relay of this process to a port of this process.
+
+    :ivar relay: whose it is; compared by identity.
+    :ivar before: the hop by which its client came, as :func:`between` calls it.
+    """
+
+    relay: object
+    before: str
+
+
+def between(here: str, there: str) -> str:
+    """What a connection, or flow, is known by: its ends, as text.
+
+    Both: the kernel gives one port to several connections, if they lead to different
+    places.
+    """
+    return f"{here}>{there}"
+
+
+class Hops:
+    """The hops of one protocol, TCP or UDP.
+
+    :ivar ports: those on which this process listens, and how many listeners each has.
+    :ivar hops: those that are under way, by their ends.  As many as there are sessions
+        that lead here, at most.
+    :ivar found: how many circles were found.
+    """
+
+    def __init__(self) -> None:
+        self.ports: Counter[int] = Counter()
+        self.hops: dict[str, Hop] = {}
+        self.found = 0
+
+    def listens(self, port: int) -> None:
+        """A listener opens.
+
+        :param port: 0 for one that has none, which is not noted.
+        """
+        if port:
+            self.ports[port] += 1
+
+    def closes(self, port: int) -> None:
+        """It closes."""
+        self.ports[port] -= 1
+        if self.ports[port] <= 0:
+            del self.ports[port]
+
+    def add(self, name: str, relay: object, before: str) -> None:
+        """Note a hop; see :class:`Hop`."""
+        self.hops[name] = Hop(relay, before)
+
+    def remove(self, name: str) -> None:
+        """It is over, if there was one of this name."""
+        self.hops.pop(name, None)
+
+    def lead_round(self, name: str, relay: object) -> bool:
+        """Whether the way that ends with this hop has led through `relay` before."""
+        for _ in range(len(self.hops)):
+            hop = self.hops.get(name)
+            if hop is None:
+                return False
+            if hop.relay is relay:
+                self.found += 1
+                return True
+            name = hop.before
+        return False
+
+
+#: Of TCP connections, and of UDP flows.
+streams, datagrams = Hops(), Hops()

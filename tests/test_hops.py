@@ -1,0 +1,212 @@
+"""Circles through one process are found, and chains that end are not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.address import IPv4Address
+from twisted.internet.task import Clock
+
+from relayd.hops import Hops, between, streams
+from relayd.interfaces import IObserver
+from relayd.observers import Observer
+from relayd.session import Session
+from relayd.tcp import RelayFactory
+from tests.fakes import FakeEndpoint, FakeTransport
+
+ONE, TWO = object(), object()
+
+
+def test_a_client_from_elsewhere_comes_from_no_relay() -> None:
+    assert not Hops().lead_round("192.0.2.1:5>192.0.2.2:80", ONE)
+
+
+def test_a_way_back_to_where_it_began() -> None:
+    hops = Hops()
+    hops.add("a>b", ONE, "x>a")
+    assert hops.lead_round("a>b", ONE)
+    assert not hops.lead_round("a>b", TWO)
+    hops.add("b>c", TWO, "a>b")
+    assert hops.lead_round("b>c", ONE)
+    assert hops.found == 2
+    hops.remove("a>b")
+    assert not hops.lead_round("b>c", ONE)
+    hops.remove("a>b")
+
+
+def test_ports_are_counted() -> None:
+    """Two listeners may have one port, on two addresses."""
+    hops = Hops()
+    hops.listens(80)
+    hops.listens(80)
+    hops.listens(0)
+    hops.closes(80)
+    assert set(hops.ports) == {80}
+    hops.closes(80)
+    assert not hops.ports
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6), st.integers(0, 3))))
+def test_every_way_is_followed_to_its_end_and_no_further(
+    given: list[tuple[int, int, int]],
+) -> None:
+    """Whatever was noted, a circle among the notes included."""
+    hops, relays = Hops(), [object() for _ in range(4)]
+    for name, before, relay in given:
+        hops.add(str(name), relays[relay], str(before))
+    for start in range(7):
+        seen, name = set(), str(start)
+        passed = set()
+        while name in hops.hops and name not in seen:
+            seen.add(name)
+            passed.add(id(hops.hops[name].relay))
+            name = hops.hops[name].before
+        for relay in relays:
+            assert hops.lead_round(str(start), relay) == (id(relay) in passed)
+
+
+class Heard(Observer):
+    """Keeps the sessions that are over."""
+
+    def __init__(self) -> None:
+        self.over: list[Session] = []
+
+    def closed(self, session: Session) -> None:
+        self.over.append(session)
+
+    def refused(self, session: Session, why: str) -> None:
+        self.over.append(session)
+
+
+class Foreign:
+    """A relay whose listener and whose server's endpoint are not ours."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.heard = Heard()
+        self.server = FakeEndpoint()
+        self.factory = RelayFactory(
+            self.server, clock=Clock(), observer=IObserver(self.heard)
+        )
+
+    def accept(self, client: IPv4Address) -> Any:
+        """A client comes; the relay's end of its connection."""
+        transport = FakeTransport()
+        transport.peer = client
+        transport.host = IPv4Address("TCP", "192.0.2.9", self.port)
+        protocol: Any = self.factory.buildProtocol(client)
+        transport.connect(protocol)
+        return transport
+
+    def reach(self, port: int, local: int) -> IPv4Address:
+        """The oldest dial has reached a port of this process; where it came from."""
+        ours = IPv4Address("TCP", "192.0.2.9", local)
+        dial = self.server.dials.pop(0)
+        protocol: Any = dial.factory.buildProtocol(None)
+        transport = FakeTransport()
+        transport.peer = IPv4Address("TCP", "192.0.2.9", port)
+        transport.host = ours
+        transport.connect(protocol)
+        dial.deferred.callback(protocol)
+        return ours
+
+    @property
+    def endings(self) -> list[str]:
+        """Of the sessions that are over."""
+        return [each.ending.word for each in self.heard.over if each.ending]
+
+
+CLIENT = IPv4Address("TCP", "192.0.2.1", 50000)
+
+
+def test_a_relay_to_itself_is_one_refused_session() -> None:
+    """Where the dial is known before its connection is accepted."""
+    relay = Foreign(80)
+    relay.accept(CLIENT)
+    ours = relay.reach(80, 40000)
+    again = relay.accept(ours)
+    assert relay.endings == ["loop"]
+    assert not again.connected
+    assert not relay.server.dials
+    assert relay.factory.endings == {"loop": 1}
+
+
+def test_a_circle_is_found_when_the_client_is_accepted_first() -> None:
+    """The order of the kernel's events is nobody's promise."""
+    relay = Foreign(80)
+    relay.accept(CLIENT)
+    ours = IPv4Address("TCP", "192.0.2.9", 40000)
+    second = relay.accept(ours)
+    assert len(relay.server.dials) == 2
+    assert relay.reach(80, 40000) == ours
+    assert not relay.endings
+    third = relay.accept(relay.reach(80, 40001))
+    assert relay.endings[:1] == ["loop"]
+    assert not second.connected
+    # Who dialled it has gone.
+    assert third.connected
+    third.lose()
+    assert len(relay.server.dials) == 0 or relay.server.cancelled
+
+
+def test_a_ring_of_two() -> None:
+    one, two = known(80, 81)
+    one.accept(CLIENT)
+    two.accept(one.reach(81, 40000))
+    one.accept(two.reach(80, 40001))
+    assert one.endings == ["loop"]
+    assert not two.endings
+
+
+def test_a_ring_whose_ports_are_not_known_yet() -> None:
+    """A foreign listener is known by its first client: found in the second round."""
+    one, two = Foreign(80), Foreign(81)
+    one.accept(CLIENT)
+    two.accept(one.reach(81, 40000))
+    one.accept(two.reach(80, 40001))
+    two.accept(one.reach(81, 40002))
+    assert two.endings == ["loop"]
+
+
+def known(*ports: int) -> list[Foreign]:
+    """Relays on these ports, each of which has served a client."""
+    relays = [Foreign(port) for port in ports]
+    for relay in relays:
+        relay.accept(CLIENT).lose()
+        relay.server.dials.clear()
+        relay.heard.over.clear()
+    return relays
+
+
+def test_a_chain_that_ends() -> None:
+    """Is what somebody has built on purpose."""
+    one, two = known(80, 81)
+    for local in (40000, 40002):
+        one.accept(CLIENT)
+        two.accept(one.reach(81, local))
+        two.reach(9000, local + 1)
+    assert not one.endings
+    assert not two.endings
+    assert len(streams.hops) == 2
+
+
+def test_a_hop_is_forgotten_with_its_session() -> None:
+    """Its port may be another client's next."""
+    one, _ = known(80, 81)
+    client = one.accept(CLIENT)
+    one.reach(81, 40000)
+    assert list(streams.hops) == [between("192.0.2.9:40000", "192.0.2.9:81")]
+    client.lose()
+    assert not streams.hops
+
+
+def test_one_port_may_lead_to_two_places() -> None:
+    """The kernel gives it to a client of another relay, too."""
+    one, _ = known(80, 81)
+    one.accept(CLIENT)
+    ours = one.reach(81, 40000)
+    # What comes from there to port 80 is not what leads to port 81.
+    one.accept(ours)
+    assert not one.endings

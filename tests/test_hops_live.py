@@ -1,0 +1,203 @@
+"""Circles over real sockets, with relays in one process, on both transports.
+
+What an operator can write down is refused at start (`tests/test_cycles.py`); what is
+left are names, programs that embed relays, and the clients of proxies.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.protocol import Factory
+
+from relayd.destinations import ProxyPolicy
+from relayd.dialing import Dialer, NameEndpoint, SocketEndpoint
+from relayd.hops import streams
+from relayd.listening import TCPListenerEndpoint
+from relayd.observers import Observer
+from relayd.plane.endpoints import PlaneSocketEndpoint, PlaneTCPListenerEndpoint
+from relayd.resolving import Resolver
+from relayd.session import Session
+from relayd.socks4 import Socks4Factory
+from relayd.socks4_wire import Command, write_request
+from relayd.stream import StreamFactory
+from relayd.tcp import RelayFactory
+from tests.contracts import Recorder, until
+
+KINDS = {
+    "plane": (PlaneTCPListenerEndpoint, PlaneSocketEndpoint),
+    "twisted": (TCPListenerEndpoint, SocketEndpoint),
+}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    """What listens, and what dials."""
+    return KINDS[request.param]
+
+
+class Endings(Observer):
+    """How sessions ended, in their order."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def closed(self, session: Session) -> None:
+        assert session.ending is not None
+        self.words.append(session.ending.word)
+
+    def refused(self, session: Session, why: str) -> None:
+        self.closed(session)
+
+
+@contextmanager
+def bound(family: int = socket.AF_INET) -> Iterator[int]:
+    """A port that is free, for as long as it takes to listen on it."""
+    with socket.socket(family) as sock:
+        sock.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
+        yield sock.getsockname()[1]
+
+
+async def listen(kind: Any, host: str | None, port: int, factory: Any) -> Any:
+    """Open a listener."""
+    port_: IListeningPort = await kind[0](reactor, host, port, 128).listen(factory)
+    return port_
+
+
+async def say(kind: Any, host: str, port: int, data: bytes) -> Recorder:
+    """Connect, say something, and wait until the connection is over."""
+    protocol = Recorder()
+    factory: Any = Factory.forProtocol(lambda: protocol)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    address = (host, port, 0, 0) if ":" in host else (host, port)
+    await kind[1](reactor, family, address).connect(factory)
+    protocol.transport.write(data)
+    await until(lambda: "lost" in protocol.events or "eof" in protocol.events)
+    protocol.transport.abortConnection()
+    await until(lambda: "lost" in protocol.events)
+    return protocol
+
+
+async def over(*factories: StreamFactory) -> None:
+    """Wait until no session of these lives, and no hop is noted."""
+    for factory in factories:
+        await until(lambda factory=factory: not factory.sessions)
+    assert not streams.hops
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("wildcard", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_a_relay_to_itself(
+    kind: tuple[Any, Any], host: str, wildcard: bool
+) -> None:
+    """Ends after a round or two; the client sees its connection end."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with bound(family) as port:
+        address = (host, port, 0, 0) if ":" in host else (host, port)
+    heard = Endings()
+    relay = RelayFactory(kind[1](reactor, family, address), observer=heard)
+    opened = await listen(kind, None if wildcard else host, port, relay)
+    await say(kind, host, port, b"round and round")
+    await opened.stopListening()
+    await over(relay)
+    assert relay.endings["loop"] == 1
+    assert len(heard.words) <= 4, heard.words
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_relay_to_a_name_that_is_itself(kind: tuple[Any, Any]) -> None:
+    """Nobody knows where the name leads until it is looked up."""
+    with bound() as port:
+        pass
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
+    resolver = Resolver(reactor, lambda host: found)
+    name = NameEndpoint(reactor, "a.name", port, resolver, kind[1])
+    relay = RelayFactory(name, observer=Endings())
+    opened = await listen(kind, "127.0.0.1", port, relay)
+    await say(kind, "127.0.0.1", port, b"who is it?")
+    await opened.stopListening()
+    await over(relay)
+    assert relay.endings["loop"] >= 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_ring_of_three(kind: tuple[Any, Any]) -> None:
+    with bound() as one, bound() as two, bound() as three:
+        ports = [one, two, three]
+    relays = [
+        RelayFactory(
+            kind[1](reactor, socket.AF_INET, ("127.0.0.1", there)), observer=Endings()
+        )
+        for there in (*ports[1:], ports[0])
+    ]
+    opened = [
+        await listen(kind, "127.0.0.1", port, relay)
+        for port, relay in zip(ports, relays, strict=True)
+    ]
+    await say(kind, "127.0.0.1", ports[0], b"hello")
+    for each in opened:
+        await each.stopListening()
+    await over(*relays)
+    assert [relay.endings["loop"] for relay in relays] == [1, 0, 0]
+
+
+def proxy(kind: tuple[Any, Any]) -> Socks4Factory:
+    """One that lets its clients go to this machine."""
+    return Socks4Factory(
+        reactor,
+        dialer=Dialer(reactor, kind[1]),
+        policy=ProxyPolicy(guarded=False),
+        observer=Endings(),
+    )
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_proxy_that_is_asked_for_itself(kind: tuple[Any, Any]) -> None:
+    """Is one refused session, by address or by name; others go on."""
+    socks = proxy(kind)
+    opened = await listen(kind, "127.0.0.1", 0, socks)
+    port = opened.getHost().port
+    for host in ("127.0.0.1", "localhost"):
+        await say(kind, "127.0.0.1", port, write_request(Command.CONNECT, host, port))
+        await over(socks)
+    assert socks.endings["loop"] == 2
+    await opened.stopListening()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_relay_to_a_proxy_of_the_same_process(kind: tuple[Any, Any]) -> None:
+    """Is a chain that ends, and goes on to end."""
+    site: Any = Factory.forProtocol(Recorder)
+    site_port = await listen(kind, "127.0.0.1", 0, site)
+    where = site_port.getHost().port
+    socks = proxy(kind)
+    socks_port = await listen(kind, "127.0.0.1", 0, socks)
+    relay = RelayFactory(
+        kind[1](reactor, socket.AF_INET, ("127.0.0.1", socks_port.getHost().port)),
+        observer=Endings(),
+    )
+    opened = await listen(kind, "127.0.0.1", 0, relay)
+    for _ in range(3):
+        protocol = Recorder()
+        factory: Any = Factory.forProtocol(lambda protocol=protocol: protocol)
+        await kind[1](
+            reactor, socket.AF_INET, ("127.0.0.1", opened.getHost().port)
+        ).connect(factory)
+        protocol.transport.write(write_request(Command.CONNECT, "127.0.0.1", where))
+        await until(lambda protocol=protocol: protocol.data)
+        assert protocol.data[:2] == b"\0\x5a"
+        protocol.transport.abortConnection()
+        await until(lambda protocol=protocol: "lost" in protocol.events)
+    for each in (opened, socks_port, site_port):
+        await each.stopListening()
+    await over(relay, socks)
+    assert not relay.endings["loop"]
+    assert not socks.endings["loop"]
