@@ -165,8 +165,7 @@ class StreamProtocol(Leg):
     """
 
     factory: StreamFactory
-    #: Whether the server may be another relay of this process, and the hop there.
-    _leads_here = False
+    #: The hop to another relay of this process.
     _hop_made = ""
     #: What the session is recorded in; subclasses may have more to record.
     record: type[Session] = Session
@@ -181,6 +180,8 @@ class StreamProtocol(Leg):
         #: Its connection may be of a kind that is not ours.
         self.is_foreign = True
         self.wheel_bucket: dict[Any, None] | None = None
+        #: Whether the server may be another relay of this process.
+        self._leads_here = False
         self._lease: ILease | None = None
         #: What is under way before the Bridge, and can be cancelled.
         self._dialing: Any = None
