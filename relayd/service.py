@@ -1,18 +1,18 @@
 """From settings to a running relay, and back to nothing.
 
 :class:`RelayService` opens the listeners as it starts: all of them, or none and
-one clear error.  As it stops it closes them, and waits for the sessions.
+one clear error.  As it stops it closes them, and waits for the sessions.  The signals
+(:mod:`relayd.signals`) are heard before it starts.
 """
 
 from __future__ import annotations
 
-import signal
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import attrs
-from twisted.application.service import MultiService, Service
+from twisted.application.service import IServiceCollection, MultiService, Service
 from twisted.internet import tcp
 from twisted.internet.defer import (
     Deferred,
@@ -48,8 +48,10 @@ from relayd.endpoints import (
 from relayd.errors import CannotStart, ConfigError, ListenError
 from relayd.flow_log import FlowLog, QuietFlowLog
 from relayd.listening import Listeners
+from relayd.log_file import AnyLogFile, attach
 from relayd.observers import QuietSessionLog, SessionLog, VerboseSessionLog
 from relayd.policy import ClientGate
+from relayd.signals import Signals
 from relayd.socks4 import Socks4Factory
 from relayd.tcp import RelayFactory
 from relayd.udp_listening import UdpListener
@@ -226,44 +228,31 @@ def _why(reason: Failure, listening: Listening, command: str) -> CannotStart:
     return CannotStart(f"{command}: can't listen on {listening.name}: {why}")
 
 
-class StopSignals(Service):
-    """SIGTERM and SIGINT: the first drains, the second ends at once.
+class Whole(MultiService):
+    """All that one command runs.
 
-    Twisted's own handlers make the process die of the signal after a clean
-    shutdown, and answer a second signal with a traceback.  These let it exit
-    with status 0, which is what a supervisor expects of a service that did as
-    it was told.
-
-    :param reactor: is stopped by the first signal.
-    :param relays: are told to wait no longer by the second.
+    :param command: what its errors begin with.
+    :param parts: in the order in which they start.
+    :param log_file: what the command logs to, if it is a file.
     """
 
-    def __init__(self, reactor: Any, relays: RelayService) -> None:
-        self._reactor = reactor
-        self._relays = relays
-        self._stopping = False
+    def __init__(
+        self, command: str, parts: Sequence[Service], log_file: AnyLogFile | None
+    ) -> None:
+        super().__init__()
+        for part in parts:
+            part.setServiceParent(self)
+        self._command = command
+        self._log_file = log_file
 
-    def startService(self) -> None:
-        super().startService()
-        # The reactor installs its own handlers as it starts to run.
-        self._reactor.callWhenRunning(self._install)
+    def setServiceParent(self, parent: IServiceCollection) -> None:
+        """Be a part of an application, which is to log to our file.
 
-    def _install(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._received)
-
-    def _received(self, number: int, frame: object) -> None:
-        # In a signal handler, between any two lines of the program.
-        self._reactor.callFromThread(self._stop, signal.Signals(number).name)
-
-    def _stop(self, name: str) -> None:
-        if self._stopping:
-            log.info("{name} again: ending at once", name=name)
-            self._relays.stop_now()
-            return
-        self._stopping = True
-        log.info("{name}: stopping", name=name)
-        self._reactor.stop()
+        :raises CannotStart: it can't be opened.
+        """
+        super().setServiceParent(parent)
+        if self._log_file is not None:
+            attach(self._log_file, parent, self._command)
 
 
 def relay_listening(relay: Relay, config: Config, reactor: Any) -> Listening:
@@ -409,20 +398,23 @@ def _shown(address: StreamAddress) -> str:
     return str(address)
 
 
-def make_service(config: Config, reactor: Any) -> MultiService:
+def make_service(
+    config: Config, reactor: Any, log_file: AnyLogFile | None = None
+) -> MultiService:
     """Everything that one `twistd relayd` runs.
 
+    :param log_file: what it logs to, if it is a file.
     :raises ConfigError: a relay leads back to itself, or Twisted can't use one of the
         endpoint strings.
     """
     refuse_cycles(config.relays)
-    parts = MultiService()
+    parts: list[Service] = []
     if config.demo:
         # Brings twisted.web, which no other relay needs to load.
         from relayd.demo import DemoInvitation, DemoSite
 
         site = DemoSite(reactor)
-        site.setServiceParent(parts)
+        parts.append(site)
         pool = Pool([Upstream(site, "the demo's file server")])
         listenings = [_listening(DEMO_LISTENER, pool, config, reactor)]
     else:
@@ -433,19 +425,21 @@ def make_service(config: Config, reactor: Any) -> MultiService:
             for each in config.relays
         ]
     relays = RelayService(listenings, config.drain_timeout)
-    relays.setServiceParent(parts)
+    parts.append(relays)
     if config.demo:
-        DemoInvitation().setServiceParent(parts)
-    StopSignals(reactor, relays).setServiceParent(parts)
-    return parts
+        parts.append(DemoInvitation())
+    signals = Signals(reactor, relays.stop_now, log_file)
+    return Whole("relayd", [signals, *parts], log_file)
 
 
-def make_socks4_service(config: Socks4Config, reactor: Any) -> MultiService:
+def make_socks4_service(
+    config: Socks4Config, reactor: Any, log_file: AnyLogFile | None = None
+) -> MultiService:
     """Everything that one `twistd socks4` runs.
 
+    :param log_file: what it logs to, if it is a file.
     :raises ConfigError: Twisted can't use one of the endpoint strings.
     """
-    parts = MultiService()
     address = config.bind_address
     if address and not can_listen_on(address):
         raise ConfigError(
@@ -465,6 +459,5 @@ def make_socks4_service(config: Socks4Config, reactor: Any) -> MultiService:
         for listen, factory in zip(config.listeners, factories, strict=True)
     ]
     proxies = RelayService(listenings, config.drain_timeout, "socks4")
-    proxies.setServiceParent(parts)
-    StopSignals(reactor, proxies).setServiceParent(parts)
-    return parts
+    signals = Signals(reactor, proxies.stop_now, log_file)
+    return Whole("socks4", [signals, proxies], log_file)

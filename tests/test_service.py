@@ -33,11 +33,11 @@ from relayd.observers import Observer
 from relayd.service import (
     Listening,
     RelayService,
-    StopSignals,
     make_service,
     relay_listening,
 )
 from relayd.session import Ending, Session
+from relayd.signals import Signals
 from relayd.tcp import RelayFactory
 from tests.conftest import LoggedFailures, descriptors
 from tests.contracts import Recorder, turns, until
@@ -419,79 +419,6 @@ async def test_a_listener_that_can_not_stop_does_not_cost_sessions_their_time(
     assert logged_failures.take("ZeroDivisionError")
 
 
-# -- signals
-
-
-class FakeReactor:
-    """Remembers what it is asked to do."""
-
-    def __init__(self) -> None:
-        self.starting: list[Any] = []
-        self.threads: list[Any] = []
-        self.stops = 0
-
-    def callWhenRunning(self, call: Any) -> None:
-        self.starting.append(call)
-
-    def callFromThread(self, call: Any, *args: Any) -> None:
-        self.threads.append((call, args))
-
-    def stop(self) -> None:
-        self.stops += 1
-
-    def turn(self) -> None:
-        """Do what was asked from a signal handler."""
-        calls, self.threads = self.threads, []
-        for call, args in calls:
-            call(*args)
-
-
-@pytest.fixture
-def handlers(monkeypatch: pytest.MonkeyPatch) -> dict[int, Any]:
-    """The signal handlers that are installed, without being installed."""
-    installed: dict[int, Any] = {}
-    monkeypatch.setattr(signal, "signal", installed.__setitem__)
-    return installed
-
-
-class FakeRelays:
-    """Counts how often it is told not to wait."""
-
-    told = 0
-
-    def stop_now(self) -> None:
-        self.told += 1
-
-
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_stops_and_the_second_ends(
-    handlers: dict[int, Any], second: int
-) -> None:
-    """Whichever they are; nothing happens inside the handler itself."""
-    fake, relays = FakeReactor(), FakeRelays()
-    service = StopSignals(fake, relays)  # type: ignore[arg-type]
-    service.startService()
-    assert handlers == {}
-    [install] = fake.starting
-    install()
-    assert set(handlers) == {signal.SIGTERM, signal.SIGINT}
-    with capturedLogs() as events:
-        handlers[signal.SIGTERM](signal.SIGTERM, None)
-        assert fake.stops == 0
-        fake.turn()
-        assert (fake.stops, relays.told) == (1, 0)
-        for told in (1, 2):
-            handlers[second](second, None)
-            fake.turn()
-            assert (fake.stops, relays.told) == (1, told)
-    name = signal.Signals(second).name
-    assert [formatEvent(event) for event in events] == [
-        "SIGTERM: stopping",
-        f"{name} again: ending at once",
-        f"{name} again: ending at once",
-    ]
-
-
 # -- putting it together
 
 
@@ -504,8 +431,8 @@ def test_what_a_relay_consists_of() -> None:
     service = make_service(Config(relays, drain_timeout=7), reactor)
     assert isinstance(service, MultiService)
     kinds = [type(each) for each in service]
-    assert kinds == [RelayService, StopSignals]
-    [made, _] = service
+    assert kinds == [Signals, RelayService]
+    [_, made] = service
     assert made.drain_timeout == 7
     assert [(each.name, each.purpose) for each in made.listenings] == [
         (":1", "relaying to 127.0.0.1:2"),
@@ -520,13 +447,13 @@ def test_what_a_relay_of_datagrams_consists_of() -> None:
         UdpRelay(UdpAddress(None, 1), (UdpAddress(None, 2), UdpAddress("db", 3))),
         Relay(parse_listener("1"), (parse_destination("2"),)),
     )
-    [made, _] = make_service(Config(relays), reactor)
+    [_, made] = make_service(Config(relays), reactor)
     assert [(each.name, each.purpose) for each in made.listenings] == [
         ("udp:1", "relaying datagrams to 127.0.0.1:2, db:3"),
         (":1", "relaying to 127.0.0.1:2"),
     ]
     for quiet, kind in ((True, QuietFlowLog), (False, FlowLog)):
-        [made, _] = make_service(Config(relays, quiet=quiet), reactor)
+        [_, made] = make_service(Config(relays, quiet=quiet), reactor)
         assert type(made.listenings[0].factory.observer) is kind
 
 
@@ -539,11 +466,11 @@ def test_relays_of_datagrams_share_what_there_is(
         UdpRelay(UdpAddress(None, port), (UdpAddress("127.0.0.1", 9),))
         for port in (1, 2)
     )
-    [made, _] = make_service(Config(relays), reactor)
+    [_, made] = make_service(Config(relays), reactor)
     assert [each.factory.table.most for each in made.listenings] == [50, 50]
-    [made, _] = make_service(Config(relays[:1]), reactor)
+    [_, made] = make_service(Config(relays[:1]), reactor)
     assert [each.factory.table.most for each in made.listenings] == [101]
-    [made, _] = make_service(Config(relays, udp=UdpSettings(most_flows=50)), reactor)
+    [_, made] = make_service(Config(relays, udp=UdpSettings(most_flows=50)), reactor)
     assert [each.factory.table.most for each in made.listenings] == [50, 50]
     for given, why in (
         (relays, "--max-flows 102 .* which is 50 for each of 2 listeners: raise"),
@@ -557,8 +484,8 @@ def test_what_the_demo_consists_of() -> None:
     """The file server starts before the relay, and the invitation comes last."""
     service = make_service(Config((), demo=True), reactor)
     kinds = [type(each) for each in service]
-    assert kinds == [DemoSite, RelayService, DemoInvitation, StopSignals]
-    [_, made, _, _] = service
+    assert kinds == [Signals, DemoSite, RelayService, DemoInvitation]
+    [_, _, made, _] = service
     [each] = made.listenings
     assert (each.name, each.purpose) == (
         str(DEMO_LISTENER),

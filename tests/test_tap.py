@@ -381,7 +381,9 @@ def test_the_running_reactor_is_the_default(monkeypatch: pytest.MonkeyPatch) -> 
     """`twistd` calls with the options alone."""
     given: list[Any] = []
     monkeypatch.setattr(
-        relayd.tap.relayd, "make_service", lambda _, reactor: given.append(reactor)
+        relayd.tap.relayd,
+        "make_service",
+        lambda _, reactor, log_file: given.append(reactor),
     )
     options = Options()
     options.parseOptions(GOOD)
@@ -775,7 +777,9 @@ def test_the_running_reactor_is_the_proxys_default(
     """`twistd` calls with the options alone."""
     given: list[Any] = []
     monkeypatch.setattr(
-        relayd.tap.socks4, "make_socks4_service", lambda _, it: given.append(it)
+        relayd.tap.socks4,
+        "make_socks4_service",
+        lambda _, it, log_file: given.append(it),
     )
     socks4.makeService(socks4.Options())
     assert given == [reactor]

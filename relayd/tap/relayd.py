@@ -9,6 +9,7 @@ from twisted.application.service import MultiService
 from relayd import config
 from relayd.endpoints import parse_destination, parse_listener
 from relayd.errors import CannotStart, ConfigError
+from relayd.log_file import log_file_of
 from relayd.service import make_service
 from relayd.tap.options import StreamOptions
 
@@ -157,6 +158,6 @@ def makeService(options: Options, reactor: Any = None) -> MultiService:
     if reactor is None:
         from twisted.internet import reactor
     try:
-        return make_service(options.config, reactor)
+        return make_service(options.config, reactor, log_file_of(options.parent))
     except ConfigError as problem:
         raise CannotStart(f"relayd: {problem}") from problem

@@ -10,6 +10,7 @@ from relayd import config
 from relayd.destinations import Network, Rule, parse_rule
 from relayd.endpoints import StreamAddress, UdpAddress, parse_listener
 from relayd.errors import CannotStart, ConfigError
+from relayd.log_file import log_file_of
 from relayd.service import make_socks4_service
 from relayd.tap.options import StreamOptions
 
@@ -187,6 +188,6 @@ def makeService(options: Options, reactor: Any = None) -> MultiService:
     if reactor is None:
         from twisted.internet import reactor
     try:
-        return make_socks4_service(options.config, reactor)
+        return make_socks4_service(options.config, reactor, log_file_of(options.parent))
     except ConfigError as problem:
         raise CannotStart(f"socks4: {problem}") from problem

@@ -1,0 +1,167 @@
+"""The file that a command logs to, opened anew by its name when SIGUSR1 says so.
+
+logrotate and its like rename a log file, make another of the old name or leave that to
+the program, and send SIGUSR1.  Twisted's `LogFile.reopen` closes the old file first and
+has none if the new one can't be opened.  :class:`TwistdLog` opens first, and stays with
+the old file if it can't.
+
+`twistd` takes the observer that an application brings along (an `ILogObserver`
+component) instead of making one, so :meth:`TwistdLog.attach` brings one, of the file
+that its options name.  `twist` has opened its file by then; :class:`TwistLog` puts
+another one in the place of its descriptor.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from typing import IO, Any, Protocol, cast
+
+from twisted.logger import ILogObserver, textFileLogObserver
+from twisted.python.components import Componentized
+from twisted.python.logfile import LogFile
+
+from relayd.errors import CannotStart
+
+#: What twistd calls the log file of a daemon that was told no other.
+DAEMON_LOG = "twistd.log"
+
+#: Bytes after which twistd begins another file: the default of its own.
+ROTATE_LENGTH = 1_000_000
+
+
+class AnyLogFile(Protocol):
+    """A log file that can be opened anew.
+
+    :ivar path: its name, absolute.
+    """
+
+    path: str
+
+    def attach(self, parent: object) -> None:
+        """Log to it, from when the application starts.
+
+        :param parent: what the service was attached to.
+        :raises OSError: it can't be opened.
+        """
+
+    def reopen(self) -> None:
+        """Go on in the file that has the name now.
+
+        :raises OSError: it can't be opened; the old one is still logged to.
+        """
+
+
+class TwistdLog:
+    """The log file of a `twistd`.
+
+    :param name: as --logfile has it.
+    """
+
+    def __init__(self, name: str) -> None:
+        # As `twistd` may change its folder later.
+        self.path = os.path.abspath(name)
+        self._file: LogFile | None = None
+        self._mode: int | None = None
+
+    def attach(self, parent: object) -> None:
+        """See :meth:`AnyLogFile.attach`."""
+        # Otherwise it is a program's collection of services, which logs as it likes.
+        application: Any = parent
+        if not isinstance(application, Componentized):
+            return
+        if application.getComponent(ILogObserver, None) is None:
+            self.reopen()
+            observer = textFileLogObserver(cast(IO[Any], self))
+            application.setComponent(ILogObserver, observer)
+
+    def reopen(self) -> None:
+        """See :meth:`AnyLogFile.reopen`."""
+        there = os.path.exists(self.path)
+        file = LogFile.fromFullPath(
+            self.path,
+            # A device, such as /dev/null, is not to be renamed.
+            rotateLength=ROTATE_LENGTH if not there or os.path.isfile(self.path) else 0,
+            # A new one is as the old one was, whatever the umask is by now.
+            defaultMode=None if there else self._mode,
+        )
+        self._mode = stat.S_IMODE(os.stat(self.path).st_mode)
+        old, self._file = self._file, file
+        if old is not None:
+            old.close()
+
+    def close(self) -> None:
+        """Log no more."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def write(self, text: str) -> None:
+        """Twisted's observer writes each event by this, and flushes it."""
+        if self._file is not None:
+            self._file.write(text)
+
+    def flush(self) -> None:
+        """Nothing is kept: see :meth:`write`."""
+        if self._file is not None:
+            self._file.flush()
+
+
+class TwistLog:
+    """The log file of a `twist`, which is open.
+
+    :param file: as `twist` opened it.
+    """
+
+    def __init__(self, file: IO[str]) -> None:
+        self.path = os.path.abspath(file.name)
+        self._file = file
+
+    def attach(self, parent: object) -> None:
+        """See :meth:`AnyLogFile.attach`: `twist` logs to it already."""
+
+    def reopen(self) -> None:
+        """See :meth:`AnyLogFile.reopen`."""
+        mode = stat.S_IMODE(os.fstat(self._file.fileno()).st_mode)
+        new = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode)
+        try:
+            self._file.flush()
+            os.dup2(new, self._file.fileno(), inheritable=False)
+        finally:
+            os.close(new)
+
+
+def log_file_of(options: Mapping[str, Any] | None) -> AnyLogFile | None:
+    """The file that a runner logs to.
+
+    :param options: of `twistd` or `twist`; None: of neither.
+    :return: None if it logs to no file, or its `--logger` knows where to.
+    """
+    if options is None:
+        return None
+    if "logFile" in options:
+        file = options["logFile"]
+        # Those up to 2 are its standard output and error.
+        return TwistLog(file) if file.fileno() > 2 else None
+    name = options["logfile"]
+    # `twistd` has no syslog on Windows.
+    if options.get("logger") or options.get("syslog") or name == "-":
+        return None
+    if not name and (options["nodaemon"] or options["debug"]):
+        return None
+    return TwistdLog(name or DAEMON_LOG)
+
+
+def attach(file: AnyLogFile, parent: object, command: str) -> None:
+    """As :meth:`AnyLogFile.attach`.
+
+    :raises CannotStart: the file can't be opened.
+    """
+    try:
+        file.attach(parent)
+    except OSError as problem:
+        raise CannotStart(
+            f"{command}: can't open the log file {file.path!r}: {problem.strerror}:"
+            " give another with --logfile, or run it with -n"
+        ) from problem
