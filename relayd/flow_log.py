@@ -12,8 +12,10 @@ from typing import Protocol
 import attrs
 from twisted.logger import Logger
 
+from relayd.log_fields import as_fields
 from relayd.nat_table import Flow
 
+log = Logger(namespace="relayd.flow_log")
 flow_log = Logger(namespace="relayd.flow")
 
 #: Flows without an answer whose end is logged in a second.
@@ -92,6 +94,37 @@ class FlowObserver(Protocol):
         """
 
 
+class UntilItFails:
+    """Passes on what it hears to an observer, until that raises.
+
+    It is logged with its traceback, and called no more: there may be a flow's end for
+    each datagram that somebody sends.
+    """
+
+    def __init__(self, observer: FlowObserver) -> None:
+        self._observer: FlowObserver | None = observer
+
+    def ended(self, flow: Flow, facts: FlowFacts) -> None:
+        """See :meth:`FlowObserver.ended`."""
+        if self._observer is not None:
+            try:
+                self._observer.ended(flow, facts)
+            except Exception:
+                self._drop()
+
+    def closed(self, listeners: str, counters: Counters) -> None:
+        """See :meth:`FlowObserver.closed`."""
+        if self._observer is not None:
+            try:
+                self._observer.closed(listeners, counters)
+            except Exception:
+                self._drop()
+
+    def _drop(self) -> None:
+        self._observer = None
+        log.failure("the observer of flows failed and is not called again")
+
+
 class FlowLog:
     """Writes one line when a flow ends, and one when the relay does.
 
@@ -118,7 +151,7 @@ class FlowLog:
                 f" up={flow.up_datagrams}/{flow.up_bytes}"
                 f" down={flow.down_datagrams}/{flow.down_bytes} ending={facts.ending}"
             ),
-            **attrs.asdict(facts),
+            **as_fields(attrs.asdict(facts)),
         )
 
     def closed(self, listeners: str, counters: Counters) -> None:
@@ -126,7 +159,7 @@ class FlowLog:
         flow_log.info(
             "{line}",
             line=f"datagrams listener={listeners} {counters.line}",
-            **attrs.asdict(counters),
+            **as_fields(attrs.asdict(counters)),
         )
 
     def _room(self, second: int) -> bool:

@@ -6,13 +6,14 @@ not overridden are never called.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from relayd.interfaces import IObserver
+from relayd.log_fields import are_fields, one_by_one
 from relayd.session import Ending, Session
 
 log = Logger(namespace="relayd.observers")
@@ -42,6 +43,14 @@ class Observer:
 # An enum's members cost a look-up by its metaclass each time.
 _DONE = Ending.DONE
 
+#: The fields of the line itself.
+_FIELDS = frozenset(
+    [
+        *("session", "client", "listener", "upstream", "duration", "up", "down"),
+        *("ending", "code", "detail"),
+    ]
+)
+
 _HOOKS = ("opened", "dialing", "connected", "closed", "refused")
 
 
@@ -53,7 +62,11 @@ def _nobody(session: object, why: str = "") -> None:
 class Observers:
     """Passes what it hears on to several, and survives each of them.
 
-    One that raises is logged with its traceback and not called again.
+    One that raises is logged with its traceback and not called again, by nobody who
+    has it from here: neither by these nor by observers that these are a part of.
+
+    :ivar wholes: others that these are a part of; an embedder's may be one of several
+        relays'.
     """
 
     opened: Callable[[Session], None]
@@ -64,20 +77,34 @@ class Observers:
 
     def __init__(self, *observers: IObserver) -> None:
         self._observers = list(observers)
-        self._set_hooks()
+        self.wholes: weakref.WeakSet[Observers] = weakref.WeakSet()
+        for each in observers:
+            if isinstance(each, Observers):
+                each.wholes.add(self)
+        self.set_hooks()
 
-    def _set_hooks(self) -> None:
+    def set_hooks(self) -> None:
+        """Call those who are there now, whatever they are parts of."""
         # Five calls for each session, most of which nobody hears.
         for name in _HOOKS:
-            hooks = [
-                getattr(observer, name)
-                for observer in self._observers
-                if getattr(type(observer), name, None) is not getattr(Observer, name)
-            ]
-            setattr(self, name, self._teller(hooks) if hooks else _nobody)
+            heard = list(self.hooks(name))
+            setattr(self, name, self._teller(heard) if heard else _nobody)
+        for whole in list(self.wholes):
+            whole.set_hooks()
 
-    def _teller(self, hooks: list[Callable[..., None]]) -> Callable[..., None]:
+    def hooks(self, name: str) -> Iterator[tuple[Callable[..., None], IObserver]]:
+        """Those who hear of one thing, and whose hooks they are."""
+        for each in self._observers:
+            if isinstance(each, Observers):
+                yield from each.hooks(name)
+            elif getattr(type(each), name, None) is not getattr(Observer, name):
+                yield getattr(each, name), each
+
+    def _teller(
+        self, heard: list[tuple[Callable[..., None], IObserver]]
+    ) -> Callable[..., None]:
         """What calls several hooks."""
+        hooks = [hook for hook, _ in heard]
 
         # With arguments that are written out, which costs a session a third of what
         # passing on `*facts` does.
@@ -90,20 +117,35 @@ class Observers:
                     else:
                         hook(session, why)
                 except Exception:
-                    self._drop(hook)
+                    # Not by its `__self__`: a hook need not be a method.
+                    self._drop(*next(each for each in heard if each[0] is hook))
 
         return tell
 
-    def _drop(self, hook: Callable[..., None]) -> None:
+    def _drop(self, hook: Callable[..., None], culprit: IObserver) -> None:
         """It has raised: log that, and call its observer no more."""
-        culprit: Any = getattr(hook, "__self__", hook)
         log.failure(
-            "observer {culprit!r} failed in {hook} and is not called again",
-            culprit=culprit,
-            hook=getattr(hook, "__name__", hook),
+            "observer {culprit} failed in {hook} and is not called again",
+            culprit=_shown(culprit),
+            hook=getattr(hook, "__name__", "a hook"),
         )
+        self.forget(culprit)
+
+    def forget(self, culprit: IObserver) -> None:
+        """Call it no more, and let no part of these call it."""
+        for each in self._observers:
+            if isinstance(each, Observers):
+                each.forget(culprit)
         self._observers = [o for o in self._observers if o is not culprit]
-        self._set_hooks()
+        self.set_hooks()
+
+
+def _shown(observer: object) -> str:
+    """An observer for the log, whatever it says of itself."""
+    try:
+        return repr(observer)
+    except Exception:
+        return object.__repr__(observer)
 
 
 def _one_line(text: str) -> str:
@@ -117,8 +159,13 @@ class SessionLog(Observer):
     """Writes one line when a session ends.
 
     The line is `key=value` pairs in a fixed order; the event carries the same
-    facts as fields of those names, for structured log observers.
+    facts as fields of those names, for structured log observers.  A fact of a session's
+    own (:attr:`Session.facts`) that has the name of another field is called `fact_…`,
+    and one that has no text is left out.
     """
+
+    #: A session's own facts have failed, and that was logged.
+    _told = False
 
     def closed(self, session: Session) -> None:
         ending = session.ending
@@ -126,15 +173,24 @@ class SessionLog(Observer):
         duration = session.duration
         # Formatted here: the logger's own formatting of nine fields would make
         # the line cost 20 microseconds instead of 12, once for every session.
-        line = (
+        line = begin = (
             f"session={session.id} client={session.client}"
             f" listener={session.listener} upstream={session.upstream or '-'}"
             f" duration={duration:.3f} up={session.up.bytes} down={session.down.bytes}"
             f" ending={word} code={code}"
         )
-        facts = session.facts
-        for name, fact in facts.items():
-            line += f" {name}={fact}"
+        facts: Mapping[str, object]
+        try:
+            facts = session.facts
+            if facts:
+                if not are_fields(tuple(facts), _FIELDS):
+                    raise ValueError("the facts can't be fields as they are")
+                for name, fact in facts.items():
+                    line += f" {name}={fact}"
+        except Exception:
+            said = self._facts_of(session)
+            line = begin + "".join(f" {name}={text}" for name, _, text in said)
+            facts = {name: fact for name, fact, _ in said}
         if session.detail:
             line += f" detail={session.detail!r}"
         session_log.info(
@@ -152,6 +208,23 @@ class SessionLog(Observer):
             detail=session.detail,
             **facts,
         )
+
+    def _facts_of(self, session: Session) -> list[tuple[str, object, str]]:
+        """What can be said of a session's own facts, of which something is odd."""
+        try:
+            return one_by_one(session.facts.items(), _FIELDS, self._fact_failed)
+        except Exception:
+            self._fact_failed(None)
+            return []
+
+    def _fact_failed(self, name: object) -> None:
+        """Say so, once: there may be a fact like this in each session."""
+        if not self._told:
+            self._told = True
+            log.failure(
+                "a fact of a session can't be logged and is left out of its line, as"
+                " others like it will be"
+            )
 
     def refused(self, session: Session, why: str) -> None:
         self.closed(session)

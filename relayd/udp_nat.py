@@ -37,7 +37,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from relayd.addresses import host_port
-from relayd.flow_log import Counters, FlowFacts, FlowLog, FlowObserver
+from relayd.flow_log import (
+    Counters,
+    FlowFacts,
+    FlowLog,
+    FlowObserver,
+    UntilItFails,
+)
 from relayd.limits import share_of
 from relayd.nat_table import Flow, NatTable, TableFull
 from relayd.resolving import Resolver, SocketAddress
@@ -615,7 +621,7 @@ class UdpNat:
         self.watcher = watcher if watcher is not None else ReactorWatcher(reactor)
         self._resolver = resolver
         self._reactor = reactor
-        self.observer = observer if observer is not None else FlowLog()
+        self.observer = UntilItFails(observer if observer is not None else FlowLog())
         self._open = open_socket if open_socket is not None else udp_socket
         most = affordable_flows() if most_flows is None else most_flows
         self.table: NatTable[ClientFlow] = NatTable(
@@ -839,10 +845,7 @@ class UdpNat:
             age=self.now() - flow.began,
             ending=ending,
         )
-        try:
-            self.observer.ended(flow, facts)
-        except Exception:
-            log.failure("the observer of flows failed")
+        self.observer.ended(flow, facts)
 
     # -- time
 
@@ -964,10 +967,7 @@ class UdpNat:
             self.watcher.give_up(front.sock)
         if fronts:
             where = ",".join(host_port(*front.address[:2]) for front in fronts)
-            try:
-                self.observer.closed(where, self.counters)
-            except Exception:
-                log.failure("the observer of flows failed")
+            self.observer.closed(where, self.counters)
         for timer in (self._timer, self._lookups, self._drain_limit):
             if timer is not None and timer.active():
                 timer.cancel()

@@ -19,7 +19,15 @@ ROWS = [
     {"errors", "addresses", "names", "ports", "hops"},
     {"session", "socks4_wire", "nat_table", "ident"},
     {"interfaces"},
-    {"wheel", "seldom", "transports", "resolving", "udp_sockets", "plane.pipes"},
+    {
+        "wheel",
+        "seldom",
+        "log_fields",
+        "transports",
+        "resolving",
+        "udp_sockets",
+        "plane.pipes",
+    },
     {"plane.poller", "udp_batches"},
     {"plane.transport"},
     {

@@ -22,7 +22,9 @@ from twisted.logger import (
 from zope.interface.verify import verifyObject
 
 from relayd.addresses import address_name
+from relayd.flow_log import Counters, FlowFacts
 from relayd.interfaces import IObserver, ISelector
+from relayd.log_fields import are_fields, as_fields
 from relayd.observers import Observer, Observers, SessionLog, VerboseSessionLog
 from relayd.session import Direction, Ending, Session
 from relayd.upstreams import Pool, RoundRobin, Upstream
@@ -188,6 +190,83 @@ def test_one_of_two_alike_is_dropped(logged_failures: LoggedFailures) -> None:
     assert logged_failures.take("NoneType")
 
 
+@pytest.mark.parametrize("depth", range(4))
+@pytest.mark.parametrize("relays", [1, 2])
+def test_an_observer_within_others_is_dropped(
+    logged_failures: LoggedFailures, depth: int, relays: int
+) -> None:
+    """At any depth, and by every relay that has it from the same others."""
+    broken, sound = Broken(), Everything()
+    shared: Any = broken
+    for _ in range(depth):
+        shared = Observers(shared, sound)
+    factories = [Observers(shared) for _ in range(relays)]
+    session = a_session()
+    for _ in range(3):
+        for each in factories:
+            tell_all(each, session)
+    failures = relays if depth == 0 else 1
+    assert broken.heard.count("dialing") == failures
+    for _ in range(failures):
+        assert "in dialing" in logged_failures[0]
+        logged_failures.pop(0)
+    heard = 3 * relays * depth
+    assert len(sound.heard) == heard * len(HOOKS)
+
+
+def test_an_observer_that_is_there_twice_is_dropped_twice(
+    logged_failures: LoggedFailures,
+) -> None:
+    """Once it has raised nobody calls it, wherever it stands."""
+    broken = Broken()
+    whole = Observers(Observers(broken), broken, Observers(Observers(broken)))
+    whole.dialing(a_session())
+    # The round in which it raises goes on.
+    assert len(broken.heard) == 3
+    logged_failures.clear()
+    whole.dialing(a_session())
+    assert len(broken.heard) == 3
+
+
+def test_a_hook_that_is_no_method_is_dropped(logged_failures: LoggedFailures) -> None:
+    """By what it belongs to: a function, somebody else's method, something callable."""
+
+    class Callable:
+        def __call__(self, session: Session) -> None:
+            raise ZeroDivisionError("of the hook")
+
+        def method(self, session: Session) -> None:
+            raise ZeroDivisionError("of the hook")
+
+    for hook in (Callable(), Callable().method, lambda _: Callable()(_)):
+        odd, ends = Everything(), Ends()
+        odd.closed = hook  # type: ignore[assignment]
+        observers = Observers(odd, ends)
+        for _ in range(3):
+            observers.closed(a_session())
+            observers.opened(a_session())
+        logged_failures.take("of the hook")
+        assert len(ends.heard) == 3
+        assert odd.heard == []
+
+
+def test_an_observer_that_can_not_even_be_shown(
+    logged_failures: LoggedFailures,
+) -> None:
+    """It is dropped all the same."""
+
+    class Hidden(Broken):
+        def __repr__(self) -> str:
+            raise ZeroDivisionError("of its name")
+
+    hidden, ends = Hidden(), Ends()
+    observers = Observers(hidden, ends)
+    for _ in range(2):
+        tell_all(observers, a_session())
+    logged_failures.take("Hidden object")
+    assert len(ends.heard) == 2
+
+
 # -- the line of a session
 
 
@@ -261,6 +340,140 @@ def test_the_event_carries_the_same_facts() -> None:
     jsonFileLogObserver(out, recordSeparator="")(event)
     written = json.loads(out.getvalue())
     assert {key: written[key] for key in fields} == fields
+
+
+class Fact:
+    """Has no text."""
+
+    def __str__(self) -> str:
+        raise ZeroDivisionError("of the fact")
+
+    def __repr__(self) -> str:
+        raise ZeroDivisionError("of the fact")
+
+
+class WithFacts(Session):
+    """A session of somebody's own; `facts` may be anything, as may be in them."""
+
+    own: Any = None
+
+    @property
+    def facts(self) -> Any:
+        if isinstance(self.own, Exception):
+            raise self.own
+        return self.own
+
+
+def with_facts(facts: Any) -> Session:
+    """One that is over."""
+    made = a_session()
+    session = WithFacts(
+        **{
+            each.name: getattr(made, each.name)
+            for each in attrs.fields(Session)
+            if each.init
+        }
+    )
+    session.own = facts
+    return session
+
+
+PLAIN = formatEvent(
+    {
+        "log_format": "session=7 client=192.0.2.1:50000 listener=192.0.2.2:80"
+        " upstream=192.0.2.3:8080 duration=1.500 up=10 down=20"
+        " ending=done code=--"
+    }
+)
+
+
+def test_a_session_may_have_facts_of_its_own() -> None:
+    """They follow in their order, and the event has them as they are."""
+    event = logged(SessionLog(), "closed", with_facts({"zone": "b", "cost": 3}))
+    assert formatEvent(event) == f"{PLAIN} zone=b cost=3"
+    assert (event["zone"], event["cost"]) == ("b", 3)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("session", "client", "listener", "upstream", "duration", "up", "down"),
+        *("ending", "code", "detail", "line", "level", "format", "self"),
+        *("log_time", "log_level", "log_namespace", "log_anything", "log_format"),
+        *("message", "time", "system", "isError", "failure", "why"),
+    ],
+)
+def test_a_fact_named_like_a_field_is_renamed(name: str) -> None:
+    """The line's own fields and the logger's are what they were."""
+    plain = logged(SessionLog(), "closed", a_session())
+    log = SessionLog()
+    session = with_facts({"before": 1, name: "X", "after": 2})
+    for _ in range(2):
+        event = logged(log, "closed", session)
+        assert formatEvent(event) == f"{PLAIN} before=1 fact_{name}=X after=2"
+        assert event[f"fact_{name}"] == "X"
+        for field in {name, *plain} - {"line", "log_time", "log_source"}:
+            assert event.get(field) == plain.get(field)
+        assert lines(event) == 1
+
+
+def test_a_renamed_fact_takes_nobodys_place() -> None:
+    event = logged(
+        SessionLog(), "closed", with_facts({"level": 1, "fact_level": 2, "line": 3})
+    )
+    assert formatEvent(event) == f"{PLAIN} fact_fact_level=1 fact_level=2 fact_line=3"
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"a": 1, "bad": Fact(), "z": 2}, " a=1 z=2"),
+        ({"a": 1, 5: "x", "z": 2}, " a=1 z=2"),
+        ({"a": 1, None: Fact(), b"z": 2}, " a=1"),
+        (ZeroDivisionError("of the facts"), ""),
+        (17, ""),
+        (["a"], ""),
+    ],
+    ids=["text", "name", "both", "raises", "number", "list"],
+)
+def test_a_fact_that_can_not_be_said_costs_itself(
+    logged_failures: LoggedFailures, facts: Any, says: str
+) -> None:
+    """And says so once, however many sessions have it; the line is written."""
+    log = SessionLog()
+    observers = Observers(log)
+    with capturedLogs() as events:
+        for _ in range(3):
+            observers.closed(with_facts(facts))
+            observers.closed(a_session())
+    said = [formatEvent(event) for event in events if "session" in event]
+    assert said == [f"{PLAIN}{says}", PLAIN] * 3
+    logged_failures.take("a fact of a session can't be logged")
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=12) | st.sampled_from(["level", "log_x", "fact_level", "up"]),
+        st.text() | st.integers() | st.none(),
+        max_size=6,
+    )
+)
+def test_no_facts_keep_a_session_from_its_line(facts: dict[str, Any]) -> None:
+    """All of them are in it, whatever they are called."""
+    event = logged(SessionLog(), "closed", with_facts(facts))
+    assert (event["up"], event["session"], event["log_format"]) == (10, 7, "{line}")
+    values = [event[key] for key in event if key in facts or key.startswith("fact_")]
+    assert all(fact in [*values, 10] for fact in facts.values())
+    assert lines(event) == 1
+
+
+def test_the_facts_of_flows_are_fields() -> None:
+    """Those that there are need no other name; one that does gets it."""
+    for kind in (FlowFacts, Counters):
+        assert are_fields(tuple(attrs.fields_dict(kind)), frozenset())
+    facts = {"level": 1, "client": 2}
+    assert as_fields(facts) == {"fact_level": 1, "client": 2}
+    assert facts == {"level": 1, "client": 2}
 
 
 def test_the_plain_log_says_nothing_before_the_end() -> None:

@@ -1,0 +1,79 @@
+"""The facts of a log line as the fields of its event, for structured logs.
+
+A logged event is a table of fields, and Twisted's logger takes them as keyword
+arguments.  So a fact that has the name of one of its own (`level`, `format`,
+`log_time`) would not be logged but raise, or change when the line says that it was
+written.  Such a fact is called `fact_level` instead.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+
+#: What a logger, or an observer of an older kind, calls its own
+#: (:class:`twisted.logger.Logger`, :mod:`twisted.python.log`); so does `log_` begin.
+LOGGERS = frozenset(
+    [
+        *("self", "format", "level", "line"),
+        *("message", "time", "system", "isError", "failure", "why", "text"),
+    ]
+)
+
+#: What a fact is called that has the name of another field.
+PREFIX = "fact_"
+
+
+def is_own(name: str) -> bool:
+    """Whether a field of this name is the logger's."""
+    return name in LOGGERS or name.startswith("log_")
+
+
+@functools.lru_cache(maxsize=64)
+def are_fields(names: tuple[object, ...], taken: frozenset[str]) -> bool:
+    """Whether facts of these names can be fields as they are.
+
+    :param taken: the names of the fields beside them.
+    """
+    return all(
+        isinstance(name, str) and name not in taken and not is_own(name)
+        for name in names
+    )
+
+
+def as_fields(facts: Mapping[str, object]) -> Mapping[str, object]:
+    """The same facts under names that a logger takes."""
+    if are_fields(tuple(facts), frozenset()):
+        return facts
+    return {name: fact for name, fact, _ in one_by_one(facts.items())}
+
+
+def one_by_one(
+    facts: Iterable[tuple[object, object]],
+    taken: frozenset[str] = frozenset(),
+    failed: Callable[[object], None] | None = None,
+) -> list[tuple[str, object, str]]:
+    """What can be said of each fact: its name as a field, itself, and its text.
+
+    :param facts: names and values.
+    :param taken: the names of the fields beside them.
+    :param failed: told the name of a fact that is left out, while its exception is
+        handled: the name is no text, or the fact has none.
+    """
+    facts = list(facts)
+    names = {name for name, _ in facts if isinstance(name, str)}
+    said = []
+    for name, fact in facts:
+        try:
+            if not isinstance(name, str):
+                raise TypeError(f"the name of a fact is a str, not {name!r}")
+            text = str(fact)
+        except Exception:
+            if failed is not None:
+                failed(name)
+            continue
+        shown = name
+        while shown in taken or is_own(shown) or (shown != name and shown in names):
+            shown = PREFIX + shown
+        said.append((shown, fact, text))
+    return said
