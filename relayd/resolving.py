@@ -6,9 +6,10 @@ thread pool, one for each caller, and waits for them when the process ends.
 Here
 
 - sessions that want the same name share one look-up;
-- few look-ups run at a time, and the rest wait in a bounded line; of one owner, such as
-  a client that chooses its own names, at most half of those that run, and a quarter of
-  the line;
+- few look-ups run at a time, and the rest wait in a bounded line (:class:`Turns`):
+  those of the operator before all others, and then those of the *owners* that have the
+  fewest running, in turn.  An owner is a client that chooses its own names, such as a
+  proxy's;
 - one that nobody waits for any longer is not started;
 - the process does not wait for them when it ends.
 
@@ -24,7 +25,7 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import DNSLookupError
@@ -38,11 +39,16 @@ SocketAddress = tuple[int, Any]
 #: How many look-ups run at a time.
 WORKERS = 8
 
-#: How many names may wait for one of them.
+#: How many of those owners have in all: one is never theirs, but the operator's.
+OWNERS_WORKERS = WORKERS - 1
+
+#: How many one owner has.
+OWN_WORKERS = WORKERS // 2
+
+#: How many names may wait for a worker: owners', and as many again of the operator's.
 LINE = 1024
 
-#: The most of both for one owner.
-OWN_WORKERS = WORKERS // 2
+#: How many one owner may have in it.
 OWN_LINE = LINE // 4
 
 #: How many addresses of a name are used.
@@ -62,13 +68,122 @@ class _DaemonPool(ThreadPool):
     threadFactory = _DaemonThread
 
 
+Item = TypeVar("Item")
+
+
+class _Owner(Generic[Item]):
+    """What waits for one owner, in order, and how many of it run."""
+
+    __slots__ = ("name", "running", "waiting")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.waiting: dict[Item, None] = {}
+        self.running = 0
+
+
+class Turns(Generic[Item]):
+    """Whose turn it is; no I/O, and nothing in it takes longer for more owners.
+
+    - The operator's (owner "") come before all others.
+    - Of the owners, those with the fewest running; among those, in turn.
+    - One worker is left to owners with none running: who has one takes no other if that
+      would be the last.  So two whose names never resolve stop nobody else; more of
+      them do, until the resolver gives up, and then it is the others' turn.
+
+    What several ask for waits in the turn of each of them.
+    """
+
+    def __init__(self) -> None:
+        self._owners: dict[str, _Owner[Item]] = {}
+        self._operator = self._owner("")
+        # Those with something that waits, by how many of theirs run.
+        self._levels: list[dict[str, _Owner[Item]]] = [{} for _ in range(OWN_WORKERS)]
+        self.running = 0
+
+    def join(self, owner: str, item: Item) -> None:
+        """Let it wait for its turn; it may wait already."""
+        found = self._owner(owner)
+        found.waiting[item] = None
+        self._enlist(found)
+
+    def leave(self, owner: str, item: Item) -> None:
+        """It does not wait any longer, if it does."""
+        found = self._owners.get(owner)
+        if found is not None:
+            found.waiting.pop(item, None)
+            self._enlist(found)
+
+    def next(self) -> tuple[str, Item] | None:
+        """What is to run now, and for whom; None: nothing yet.
+
+        It runs from here on, until :meth:`done`; whoever else waits for it is to leave.
+        """
+        owner = self._next_owner()
+        if owner is None:
+            return None
+        item = next(iter(owner.waiting))
+        del owner.waiting[item]
+        self._count(owner, 1)
+        return owner.name, item
+
+    def done(self, owner: str) -> None:
+        """One that ran for this owner has ended."""
+        self._count(self._owners[owner], -1)
+
+    def _next_owner(self) -> _Owner[Item] | None:
+        operator = self._operator
+        if self.running < WORKERS and operator.waiting:
+            return operator
+        owners_running = self.running - operator.running
+        for running, level in enumerate(self._levels):
+            if level:
+                left = 1 if running else 0
+                if (
+                    self.running + left < WORKERS
+                    and owners_running + left < OWNERS_WORKERS
+                ):
+                    return next(iter(level.values()))
+                return None
+        return None
+
+    def _owner(self, name: str) -> _Owner[Item]:
+        if name not in self._owners:
+            self._owners[name] = _Owner(name)
+        return self._owners[name]
+
+    def _count(self, owner: _Owner[Item], change: int) -> None:
+        if owner.running < OWN_WORKERS:
+            self._levels[owner.running].pop(owner.name, None)
+        owner.running += change
+        self.running += change
+        self._enlist(owner)
+
+    def _enlist(self, owner: _Owner[Item]) -> None:
+        """Give it its place, at the end if it has none; or forget it."""
+        if owner is self._operator:
+            return
+        if owner.running < OWN_WORKERS:
+            level = self._levels[owner.running]
+            if owner.waiting:
+                level[owner.name] = owner
+            else:
+                level.pop(owner.name, None)
+        if not (owner.waiting or owner.running):
+            del self._owners[owner.name]
+
+
 class _LookUp:
-    """A name, and those who wait for its addresses."""
+    """A name, and those who wait for its addresses, each with its owner.
+
+    :ivar owner: who asked first.
+    """
 
     def __init__(self, host: str, owner: str) -> None:
         self.host = host
         self.owner = owner
-        self.waiting: list[Deferred[list[Any]]] = []
+        self.waiting: dict[Deferred[list[Any]], str] = {}
+        self.owners: Counter[str] = Counter()
         self.running = False
 
 
@@ -90,10 +205,9 @@ class Resolver:
         self._look_up = look_up if look_up is not None else _getaddrinfo
         self._pool: ThreadPool | None = None
         self._names: dict[str, _LookUp] = {}
-        self._running = 0
-        #: Look-ups by their owners, and how many of them run.
+        self._turns: Turns[_LookUp] = Turns()
+        #: Look-ups by who asked first.
         self._owned: Counter[str] = Counter()
-        self._owners_running: Counter[str] = Counter()
         self.refused = 0
 
     @classmethod
@@ -114,21 +228,37 @@ class Resolver:
         """
         found = self._names.get(host)
         if found is None:
-            full = len(self._names) >= WORKERS + LINE
-            if full or (owner and self._owned[owner] >= OWN_WORKERS + OWN_LINE):
+            if self._is_full_for(owner):
                 self.refused += 1
                 return fail(DNSLookupError(f"too many look-ups wait; {host} is not"))
             found = self._names[host] = _LookUp(host, owner)
             self._owned[owner] += 1
         look_up = found
         waiter: Deferred[list[Any]] = Deferred(lambda d: self._gone(look_up, d))
-        look_up.waiting.append(waiter)
-        self._start_some()
+        look_up.waiting[waiter] = owner
+        look_up.owners[owner] += 1
+        if not look_up.running:
+            self._turns.join(owner, look_up)
+            self._start_some()
         return waiter.addCallback(_in_turn, port)
 
+    def _is_full_for(self, owner: str) -> bool:
+        operators = self._owned[""]
+        if not owner:
+            return operators >= WORKERS + LINE
+        return (
+            len(self._names) - operators >= WORKERS + LINE
+            or self._owned[owner] >= OWN_WORKERS + OWN_LINE
+        )
+
     def _gone(self, look_up: _LookUp, waiter: Deferred[list[Any]]) -> None:
-        look_up.waiting.remove(waiter)
-        if not look_up.waiting and not look_up.running:
+        owner = look_up.waiting.pop(waiter)
+        _count_down(look_up.owners, owner)
+        if look_up.running:
+            return
+        if owner not in look_up.owners:
+            self._turns.leave(owner, look_up)
+        if not look_up.waiting:
             self._forget(look_up)
 
     def _forget(self, look_up: _LookUp) -> None:
@@ -136,28 +266,23 @@ class Resolver:
         _count_down(self._owned, look_up.owner)
 
     def _start_some(self) -> None:
-        for look_up in self._names.values():
-            if self._running >= WORKERS:
-                return
-            owner = look_up.owner
-            own = self._owners_running[owner] if owner else 0
-            if not look_up.running and own < OWN_WORKERS:
-                self._start(look_up)
+        while (found := self._turns.next()) is not None:
+            owner, look_up = found
+            for other in look_up.owners.keys() - {owner}:
+                self._turns.leave(other, look_up)
+            self._start(look_up, owner)
 
-    def _start(self, look_up: _LookUp) -> None:
+    def _start(self, look_up: _LookUp, owner: str) -> None:
         if self._pool is None:
             self._pool = _DaemonPool(0, WORKERS, "relayd look-ups")
             self._pool.start()
         look_up.running = True
-        self._running += 1
-        self._owners_running[look_up.owner] += 1
         deferToThreadPool(
             self._reactor, self._pool, self._look_up, look_up.host
-        ).addBoth(self._done, look_up)
+        ).addBoth(self._done, look_up, owner)
 
-    def _done(self, result: Any, look_up: _LookUp) -> None:
-        self._running -= 1
-        _count_down(self._owners_running, look_up.owner)
+    def _done(self, result: Any, look_up: _LookUp, owner: str) -> None:
+        self._turns.done(owner)
         self._forget(look_up)
         if isinstance(result, Failure):
             why = getattr(result.value, "strerror", None) or result.getErrorMessage()

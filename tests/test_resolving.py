@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
+from collections import Counter
 from typing import Any
 
 import pytest
 import pytest_twisted
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionRefusedError, DNSLookupError
 
 from relayd import dialing
 from relayd.dialing import NameEndpoint
-from relayd.resolving import LINE, OWN_LINE, OWN_WORKERS, WORKERS, Resolver
+from relayd.resolving import (
+    LINE,
+    OWN_LINE,
+    OWN_WORKERS,
+    OWNERS_WORKERS,
+    WORKERS,
+    Resolver,
+    Turns,
+)
 from tests.contracts import Recorder, turns, until
 
 
@@ -139,7 +152,197 @@ async def test_one_owner_leaves_room_for_others() -> None:
     for each in waiting:
         await each
     assert not resolver._owned
-    assert not resolver._owners_running
+    assert not resolver._turns._owners.keys() - {""}
+
+
+@pytest_twisted.ensureDeferred
+async def test_clients_with_names_that_never_resolve_stop_themselves_only() -> None:
+    """Two of them had all workers.  More of them leave the operator's, and no other."""
+    slow = Slow()
+    quick = "quick.example"
+
+    def look_up(host: str) -> list[Any]:
+        return found("192.0.2.9") if quick in host else slow(host)
+
+    resolver = Resolver(reactor, look_up)
+    waiting = [
+        resolver.addresses(f"{n}.of.{each}.example", 80, each)
+        for n in range(30)
+        for each in ("192.0.2.1", "192.0.2.2")
+    ]
+    for owner in ("198.51.100.1", "198.51.100.2", "198.51.100.1", ""):
+        assert await resolver.addresses(f"{owner}.{quick}", 80, owner)
+    assert len(slow.asked) == OWNERS_WORKERS - 1
+    waiting.append(resolver.addresses("never.example", 80, "192.0.2.3"))
+    late = resolver.addresses(f"late.{quick}", 80, "198.51.100.1")
+    assert await resolver.addresses(quick, 80)
+    assert not late.called
+    slow.answer.set()
+    for each in waiting:
+        await each
+    assert await late
+    assert resolver.refused == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_full_line_is_the_clients_and_not_the_operators() -> None:
+    slow = Slow()
+    resolver = Resolver(reactor, slow)
+    waiting = [
+        resolver.addresses(f"{n}.example", 80, f"192.0.2.{n % 9}")
+        for n in range(WORKERS + LINE)
+    ]
+    with pytest.raises(DNSLookupError, match="too many"):
+        await resolver.addresses("one.too.many.example", 80, "192.0.2.77")
+    waiting.append(resolver.addresses("the.operators.example", 80))
+    await until(lambda: "the.operators.example" in slow.asked)
+    assert resolver.refused == 1
+    for each in waiting:
+        each.addErrback(lambda reason: reason.trap(CancelledError))
+        each.cancel()
+    slow.answer.set()
+    await until(lambda: not resolver._names)
+    assert not resolver._turns._owners.keys() - {""}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_name_is_looked_up_in_the_turn_of_each_who_wants_it() -> None:
+    """Whoever asked first: who has much in the line keeps nobody else waiting in it."""
+    slow = Slow()
+    resolver = Resolver(reactor, slow)
+    greedy = [resolver.addresses(f"{n}.example", 80, "a") for n in range(20)]
+    await until(lambda: len(slow.asked) == OWN_WORKERS)
+    assert "19.example" not in slow.asked
+    modest = resolver.addresses("19.example", 80, "b")
+    await until(lambda: "19.example" in slow.asked)
+    # Who has left waits in nobody's turn.
+    gone = resolver.addresses("18.example", 80, "c")
+    assert resolver._turns.running == OWN_WORKERS + 2
+    assert resolver.addresses("17.example", 80)
+    await until(lambda: "17.example" in slow.asked)
+    for each in (gone, greedy[16], modest):
+        each.addErrback(lambda reason: reason.trap(CancelledError))
+        each.cancel()
+    slow.answer.set()
+    for each in greedy:
+        await each
+    assert "16.example" not in slow.asked
+    await until(lambda: not resolver._names)
+    assert not resolver._turns._owners.keys() - {""}
+
+
+# -- whose turn it is
+
+
+class TurnsOfMany(RuleBasedStateMachine):
+    """Anything may be asked for, by anybody, in any order; and what holds then.
+
+    The model is lists; what it says of fairness is checked whenever one starts.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turns: Turns[int] = Turns()
+        self.waiting: dict[str, list[int]] = {}
+        self.running: list[tuple[str, int]] = []
+        self.items = itertools.count()
+        #: How often others with as few running were served since an owner has waited.
+        self.passed: Counter[str] = Counter()
+
+    owners = st.sampled_from(["", "a", "b", "c", "d", "e", "f", "g", "h", "i"])
+
+    @rule(owner=owners, count=st.integers(1, 6))
+    def ask(self, owner: str, count: int) -> None:
+        for _ in range(count):
+            item = next(self.items)
+            self.turns.join(owner, item)
+            self.waiting.setdefault(owner, []).append(item)
+        self.start()
+
+    @precondition(lambda self: self.waiting)
+    @rule(owner=owners, data=st.data())
+    def ask_for_the_same(self, owner: str, data: st.DataObject) -> None:
+        items = sorted({item for each in self.waiting.values() for item in each})
+        item = data.draw(st.sampled_from(items))
+        self.turns.join(owner, item)
+        own = self.waiting.setdefault(owner, [])
+        if item not in own:
+            own.append(item)
+        self.start()
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        owner = data.draw(st.sampled_from(sorted(self.waiting)))
+        item = data.draw(st.sampled_from(self.waiting[owner]))
+        self.drop(owner, item)
+        self.turns.leave(owner, item)
+        self.turns.leave(owner, item)
+        self.start()
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        owner, item = data.draw(st.sampled_from(self.running))
+        self.running.remove((owner, item))
+        self.turns.done(owner)
+        self.start()
+
+    def drop(self, owner: str, item: int) -> None:
+        self.waiting[owner].remove(item)
+        if not self.waiting[owner]:
+            del self.waiting[owner]
+            del self.passed[owner]
+
+    def running_of(self, owner: str) -> int:
+        return sum(each == owner for each, _ in self.running)
+
+    def start(self) -> None:
+        while (found := self.turns.next()) is not None:
+            owner, item = found
+            # The first in its own line.
+            assert self.waiting[owner][0] == item
+            if owner:
+                assert "" not in self.waiting, "the operator's come first"
+                own = self.running_of(owner)
+                assert own < OWN_WORKERS
+                for other in self.waiting.keys() - {owner}:
+                    assert self.running_of(other) >= own, "the fewest come first"
+                    if self.running_of(other) == own:
+                        self.passed[other] += 1
+                        assert self.passed[other] < 10, "in turn"
+            self.drop(owner, item)
+            del self.passed[owner]
+            for other in list(self.waiting):
+                if item in self.waiting[other]:
+                    self.drop(other, item)
+                    self.turns.leave(other, item)
+            self.running.append((owner, item))
+            theirs = sum(bool(each) for each, _ in self.running)
+            assert len(self.running) <= WORKERS
+            assert theirs <= OWNERS_WORKERS, "one is the operator's"
+            if owner and self.running_of(owner) > 1:
+                assert len(self.running) < WORKERS, "one is left"
+                assert theirs < OWNERS_WORKERS, "for those with none"
+
+    @invariant()
+    def nobody_waits_for_nothing(self) -> None:
+        free = WORKERS - len(self.running)
+        theirs = OWNERS_WORKERS - sum(bool(each) for each, _ in self.running)
+        for owner in self.waiting:
+            if not owner:
+                assert not free
+            elif not self.running_of(owner):
+                assert min(free, theirs) <= 0
+            else:
+                assert min(free, theirs) <= 1 or self.running_of(owner) >= OWN_WORKERS
+        assert self.turns.running == len(self.running)
+        known = {*self.waiting, *(owner for owner, _ in self.running), ""}
+        assert self.turns._owners.keys() == known, "nobody is remembered"
+
+
+test_turns = TurnsOfMany.TestCase
+TurnsOfMany.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 @pytest_twisted.ensureDeferred
