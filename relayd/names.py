@@ -5,16 +5,20 @@ from __future__ import annotations
 import ipaddress
 import re
 
-_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+# RFC 952 wants no hyphen at either end; names that have one are in use, and whether
+# they have addresses is for the resolver to say.
+_LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
 
 
 def is_number(host: str) -> bool:
     """Whether a resolver reads this as an IPv4 address, or tries to.
 
-    127.1, 2130706433 and 0x7f000001 are that.
+    127.1, 2130706433 and 0x7f000001 are that.  A hyphen before or after a number makes
+    no name of it: that would leave it to the resolver what a sign is.
     """
-    return bool(_NUMBER.fullmatch(host.removesuffix(".").split(".")[-1]))
+    last = host.removesuffix(".").split(".")[-1]
+    return bool(_NUMBER.fullmatch(last.strip("-")))
 
 
 def is_name(host: str) -> bool:

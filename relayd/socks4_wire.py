@@ -76,6 +76,7 @@ class BadRequest(RelayError):
 class Request(NamedTuple):
     """What a client asked for.
 
+    :ivar port: 1 to 65535, or 0 for BIND.
     :ivar address: dotted, or empty when there is a host name.
     :ivar host: 4a's host name as it was sent (ASCII, 1 to 255 characters), or empty.
         It may be an IP address as text; it is a name, or that, and nothing else.
@@ -122,7 +123,7 @@ def read_request(data: bytes) -> tuple[Request, int] | None:
     if version != 4 or command is None:
         _check_start(data)
     port = data[2] << 8 | data[3]
-    if not port:
+    if not port and number == 1:
         raise BadRequest("port 0")
     end = data.find(0, 8, 8 + MOST_USER_ID + 1)
     if end < 0:
@@ -153,7 +154,8 @@ def _check_start(data: bytes) -> None:
         raise BadRequest(f"version {data[0]}, not 4")
     if len(data) > 1 and data[1] not in _COMMANDS:
         raise BadRequest(f"unknown command {data[1]}")
-    if len(data) > 3 and data[2:4] == b"\0\0":
+    # Who waits for a peer need not know the peer's port.
+    if data[1:4] == b"\1\0\0":
         raise BadRequest("port 0")
 
 
@@ -188,10 +190,12 @@ def write_request(
     """The bytes of a request, for those who are another proxy's client.
 
     :param host: an IPv4 address, or, with 4a, a name or an IPv6 address.
+    :param port: 1 to 65535; of a peer that BIND is to wait for, it may be 0.
     :raises ValueError: a field can't be sent.
     """
-    if not 1 <= port <= 65535:
-        raise ValueError(f"a port is 1 to 65535, not {port}")
+    lowest = 0 if command == Command.BIND else 1
+    if not lowest <= port <= 65535:
+        raise ValueError(f"a port is {lowest} to 65535, not {port}")
     if len(user_id) > MOST_USER_ID or b"\0" in user_id:
         raise ValueError(f"not a user id: {user_id!r}")
     start = bytes((4, command)) + port.to_bytes(2)

@@ -113,6 +113,8 @@ def config_refusal(text: str) -> str:
         ("*.xn--p1ai", None, "*.xn--p1ai", ()),
         ("_sip._tcp.example", None, "_sip._tcp.example", ()),
         ("1and1.com", None, "1and1.com", ()),
+        ("-a.b-.example-:80", None, "-a.b-.example-", ((80, 80),)),
+        ("*.-a.example", None, "*.-a.example", ()),
     ],
 )
 def test_a_rule(
@@ -138,7 +140,6 @@ _NETWORK = "does not appear to be an IPv4 or IPv6 network"
         ("", _EXPECTED),
         (" ", _EXPECTED),
         (".", _EXPECTED),
-        ("-", _EXPECTED),
         ("*.", _EXPECTED),
         ("*.*", _EXPECTED),
         ("*.*.com", _EXPECTED),
@@ -147,7 +148,8 @@ _NETWORK = "does not appear to be an IPv4 or IPv6 network"
         (".example.com", _EXPECTED),
         ("example..com", _EXPECTED),
         ("example.com..", _EXPECTED),
-        ("-example.com", _EXPECTED),
+        ("-1", _EXPECTED),
+        ("127.0.0.1-", _EXPECTED),
         ("example.com ", _EXPECTED),
         ("example.com\n", _EXPECTED),
         ("exämple.com", _EXPECTED),

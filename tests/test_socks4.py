@@ -867,6 +867,22 @@ def test_a_named_peer_without_an_address_to_come_from(
     proxy.over(Ending.DENIED)
 
 
+@pytest.mark.parametrize("host", [SERVER, "example.com", "0.0.0.0"])
+def test_bind_for_a_peer_whose_port_nobody_knows(host: str) -> None:
+    """Port 0, as the memo does not forbid it; which port it comes from is no matter."""
+    proxy = Proxy(bind_address="192.0.2.2", bind_any=True)
+    client = proxy.client(write_request(Command.BIND, host, 0))
+    if host == "example.com":
+        proxy.resolver.answer(SERVER)
+    client.take()
+    assert client.taken == write_reply(Code.GRANTED, "192.0.2.2", 7000)
+    assert proxy.session.requested == f"{host}:0"
+    proxy.port.accept(SERVER, 20)
+    client.take()
+    assert client.taken[8:] == write_reply(Code.GRANTED, SERVER, 20)
+    client.lose()
+
+
 def test_bind_for_a_peer_that_is_denied() -> None:
     proxy = Proxy()
     proxy.policy.against = {SERVER}

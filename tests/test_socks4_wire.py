@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -36,10 +37,8 @@ commands = st.sampled_from(Command)
 ports = st.integers(1, 65535)
 user_ids = st.lists(st.integers(1, 255), max_size=MOST_USER_ID).map(bytes)
 
-_labels = st.from_regex(
-    r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,20}[A-Za-z0-9_])?", fullmatch=True
-)
-_last = st.from_regex(r"[A-Za-z]([A-Za-z0-9-]{0,20}[A-Za-z])?\.?", fullmatch=True)
+_labels = st.from_regex(r"[A-Za-z0-9_-]{1,22}", fullmatch=True)
+_last = st.from_regex(r"-?[A-Za-z]([A-Za-z0-9-]{0,20}[A-Za-z-])?\.?", fullmatch=True)
 names = st.builds(
     lambda labels, last: ".".join([*labels, last]), st.lists(_labels, max_size=6), _last
 )
@@ -197,9 +196,16 @@ def test_the_longest_that_goes_on() -> None:
 
 
 def test_port_0() -> None:
-    """Is refused as soon as it is there."""
-    for data in (b"\4\1\0\0", b"\4\2\0\0\xc0\0\2\1\0", b"\4\1\0\0\0\0\0\1\0x\0"):
-        assert refusal(data) == "port 0"
+    """Is refused as soon as it is there, but for BIND, which need not know one."""
+    for rest in (b"", b"\xc0", b"\xc0\0\2\1\0", b"\0\0\0\1\0x\0"):
+        assert refusal(b"\4\1\0\0" + rest) == "port 0"
+    assert read_request(b"\4\2\0\0") is None
+    data = b"\4\2\0\0\xc0\0\2\1\0"
+    assert read_request(data) == (Request(Command.BIND, 0, "192.0.2.1"), 9)
+    assert write_request(Command.BIND, "192.0.2.1", 0) == data
+    data = b"\4\2\0\0\0\0\0\1\0x\0"
+    assert read_request(data) == (Request(Command.BIND, 0, "", "x"), 11)
+    assert refusal(b"\4\3\0\0") == "unknown command 3"
     assert read_request(b"\4\1\0") is None
     assert read_request(b"\4\1\1\0") is None
     assert read_request(b"\4\1\0\1") is None
@@ -277,9 +283,11 @@ def test_other_protocols_are_named(data: bytes, why: str) -> None:
         (b".example.com", "'.example.com' is not a host name"),
         (b"example..com", "'example..com' is not a host name"),
         (b"example.com..", "'example.com..' is not a host name"),
-        (b"-example.com", "'-example.com' is not a host name"),
-        (b"example-.com", "'example-.com' is not a host name"),
-        (b"example.com-", "'example.com-' is not a host name"),
+        # Nor what it might take for a number with a sign.
+        (b"-1", "'-1' is not a host name"),
+        (b"127.-1", "'127.-1' is not a host name"),
+        (b"-0x7f000001", "'-0x7f000001' is not a host name"),
+        (b"127.0.0.1-", "'127.0.0.1-' is not a host name"),
         (b"*.example.com", "'*.example.com' is not a host name"),
     ],
 )
@@ -289,6 +297,21 @@ def test_what_is_no_host_name(host: bytes, why: str) -> None:
     assert read_request(data) is None
     assert refusal(data + b"\0") == why
     assert refusal(data + b"\0payload") == why
+
+
+@pytest.mark.parametrize(
+    "host", ["-example.com", "example-.com", "example.com-", "r3---sn-.x", "a.-b", "-"]
+)
+def test_whether_a_name_with_a_hyphen_at_an_end_exists_the_resolver_says(
+    host: str,
+) -> None:
+    """They are in use; and the C library raises nothing else but that it has none."""
+    found = read_request(NAMED + b"\0" + host.encode() + b"\0")
+    assert found is not None
+    assert found[0].host == host
+    with suppress(socket.gaierror):
+        socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+        pytest.fail("it is read as a number")
 
 
 def test_a_label_has_at_most_63_characters() -> None:
@@ -361,7 +384,7 @@ def test_any_bytes_go_on_or_end_for_good(data: bytes) -> None:
         assert decided[0] is not None
         request, length = decided[0]
         assert length == undecided <= LONGEST
-        assert 1 <= request.port <= 65535
+        assert (request.command is not Command.BIND) <= request.port <= 65535
         assert len(request.user_id) <= MOST_USER_ID
         assert b"\0" not in request.user_id
         assert bool(request.host) != bool(request.address)

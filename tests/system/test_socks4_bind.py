@@ -168,8 +168,8 @@ def waiting(
     with (
         question.open("rb") as file,
         subprocess.Popen(
-            # Port 9 says nothing: who waits for a peer can't know the peer's port.
-            npm_socks("bind", str(running.port), host, "9", "joe"),
+            # As its documentation has it: who waits can't know the peer's port.
+            npm_socks("bind", str(running.port), host, "0", "joe"),
             stdin=file,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -217,7 +217,7 @@ def test_npm_socks(expected: str, tmp_path: Path) -> None:
             session,
             command="bind",
             user="'joe'",
-            requested=f"{expected}:9",
+            requested=f"{expected}:0",
             upstream=f"{host}:{port}",
             up=MIB,
             down=MIB,
