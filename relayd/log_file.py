@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Mapping
+from io import TextIOWrapper
 from typing import IO, Any, Protocol, cast
 
 from twisted.logger import ILogObserver, textFileLogObserver
@@ -100,7 +102,7 @@ class TwistdLog:
     def write(self, text: str) -> None:
         """Twisted's observer writes each event by this, and flushes it."""
         if self._file is not None:
-            self._file.write(text)
+            self._file.write(text.encode("utf-8", "backslashreplace"))
 
     def flush(self) -> None:
         """Nothing is kept: see :meth:`write`."""
@@ -132,16 +134,29 @@ class TwistLog:
             os.close(new)
 
 
+def _take_any_text(stream: object) -> None:
+    """Let a stream write what its encoding has no characters for, escaped.
+
+    Otherwise the line is lost that quotes a file's name, in a locale that lacks it.
+    """
+    if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="backslashreplace")
+
+
 def log_file_of(options: Mapping[str, Any] | None) -> AnyLogFile | None:
     """The file that a runner logs to.
+
+    Whatever it logs to takes any text from now on.
 
     :param options: of `twistd` or `twist`; None: of neither.
     :return: None if it logs to no file, or its `--logger` knows where to.
     """
     if options is None:
         return None
+    _take_any_text(sys.stdout)
     if "logFile" in options:
         file = options["logFile"]
+        _take_any_text(file)
         # Those up to 2 are its standard output and error.
         return TwistLog(file) if file.fileno() > 2 else None
     name = options["logfile"]

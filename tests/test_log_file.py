@@ -138,6 +138,19 @@ def test_a_file_that_can_not_be_opened_keeps_the_old_one(tmp_path: Path) -> None
         assert (old.read_text(), path.read_text()) == ("still", "new")
 
 
+def test_any_text_can_be_logged(tmp_path: Path) -> None:
+    """Escaped, where the file's encoding has no such character."""
+    log_file = TwistdLog(str(tmp_path / "one"))
+    log_file.reopen()
+    log_file.write("\xf6 \udcff\n")
+    log_file.close()
+    assert (tmp_path / "one").read_bytes() == b"\xc3\xb6 \\udcff\n"
+    with (tmp_path / "two").open("a", encoding="ascii") as file:
+        log_file_of({"logFile": file})
+        file.write("\xf6 \udcff\n")
+    assert (tmp_path / "two").read_bytes() == b"\\xf6 \\udcff\n"
+
+
 def test_whoever_logs_elsewhere_is_left_alone(tmp_path: Path) -> None:
     """A program's own services, and an application with an observer."""
     log_file = TwistdLog(str(tmp_path / "log"))

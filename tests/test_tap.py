@@ -837,6 +837,63 @@ def test_the_runner_knows_both_services() -> None:
         assert example[plugin] in lines
 
 
+#: Environments in which Python writes ASCII only: in one, it reads no more either.
+NARROW = {
+    "C": {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+    "ascii": {"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "ascii"},
+}
+narrow = pytest.mark.parametrize("env", NARROW.values(), ids=NARROW.keys())
+
+
+@narrow
+def test_the_help_is_for_every_locale(env: dict[str, str]) -> None:
+    """Of both services, and the list of them."""
+    twistd = (TWISTD,)
+    started = [
+        RelayProcess("--help", plugin="relayd", twistd=twistd, env=env),
+        RelayProcess("--help", plugin="socks4", twistd=twistd, env=env),
+        RelayProcess(plugin="--help", twistd=twistd, env=env),
+    ]
+    for process in started:
+        status, lines = ending(process)
+        assert status == 0, lines[-1:]
+        assert "\n".join(lines).isascii()
+    assert any("A TCP relay with backpressure" in line for line in lines)
+    assert any("A SOCKS4/4a proxy" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "locale"), [("twistd", "C"), ("twistd", "ascii"), ("twist", "ascii")]
+)
+def test_what_a_locale_lacks_is_escaped(name: str, locale: str, tmp_path: Path) -> None:
+    """In the line that says what is wrong, whoever notices it."""
+    commands = {
+        ("-l", "b\xfccher.example:80", "-d", "80"): "relayd: bad address 'b",
+        ("-l", f"unix:{tmp_path}/\xf6/s", "-d", "80"): "unix:",
+    }
+    started = {
+        argv: RelayProcess(
+            *argv, twistd=RUNNERS[name], env=NARROW[locale], encoding="utf-8"
+        )
+        for argv in commands
+    }
+    for argv, process in started.items():
+        status, lines = ending(process)
+        assert status == 1
+        said = one_line(lines)
+        assert commands[argv] in said
+        assert "\\" in said
+        assert said.isascii()
+
+
+def test_the_log_is_for_every_locale(tmp_path: Path) -> None:
+    """A listener whose name has a character that the locale lacks is logged."""
+    for runner in RUNNERS.values():
+        args = ("-l", f"unix:{tmp_path}/\xf6", "-d", "80")
+        with relay(*args, twistd=runner, env=NARROW["ascii"]) as running:
+            assert running.listening() == [f"unix:{tmp_path}/\\xf6"]
+
+
 @runners
 def test_a_bad_value_of_the_proxy_ends_with_one_line(runner: tuple[str, ...]) -> None:
     """An open proxy first: nothing listens, and the line says what to add."""

@@ -44,7 +44,9 @@ class Options(StreamOptions):
     """The command line of `twistd relayd`."""
 
     service = "relayd"
-    synopsis = "--listen ADDRESS --dest ADDRESS [--dest …] [--listen … --dest …] …"
+    synopsis = (
+        "--listen ADDRESS --dest ADDRESS [--dest ...] [--listen ... --dest ...] ..."
+    )
     longdesc = "Relay TCP and UNIX stream connections, and UDP datagrams."
 
     optParameters: ClassVar[list[Any]] = [

@@ -47,7 +47,7 @@ class Options(StreamOptions):
     """The command line of `twistd socks4`."""
 
     service = "socks4"
-    synopsis = "[--listen ADDRESS …] [--allow-client CIDR …] [options]"
+    synopsis = "[--listen ADDRESS ...] [--allow-client CIDR ...] [options]"
     longdesc = "A SOCKS4 and SOCKS4a proxy, for CONNECT and BIND."
 
     optParameters: ClassVar[list[Any]] = [
