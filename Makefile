@@ -67,7 +67,7 @@ $(FLOOR)/test: $(SETUP) tests/floor.txt
 	@touch $@
 
 run: $(VENV)/run ## set up, and relay 127.0.0.1:8080 to a file server of this folder
-	$(BIN)/twistd -n relayd --demo
+	$(BIN)/twistd -n --pidfile= relayd --demo
 
 test: $(VENV)/test ## set up, and run the tests (no root, no Debian package)
 	$(BIN)/python -m pytest -m 'not system' $(AT_ONCE) $(ARGS)

@@ -4,7 +4,7 @@ What connects a client to where it wants to go is the *dialer*: it is given addr
 that were permitted and returns a client endpoint.  This one asks a second proxy for
 the first of them::
 
-    twistd -n socks4 --listen 127.0.0.1:1081
+    twistd -n --pidfile= socks4 --listen 127.0.0.1:1081
     python examples/chained_proxies.py 127.0.0.1:1080 127.0.0.1:1081
     curl --socks4 127.0.0.1:1080 http://127.0.0.1:8000/
 

@@ -1,4 +1,4 @@
-"""What the README promises: its command lines, its tables."""
+"""What the README and the help promise: their command lines, their tables."""
 
 from __future__ import annotations
 
@@ -11,21 +11,34 @@ import pytest
 
 from relayd.bridge import Timeouts
 from relayd.session import Ending
-from relayd.tap import socks4
+from relayd.socks4_wire import Code, Command, write_reply, write_request
+from relayd.tap import relayd, socks4
 from relayd.tap.relayd import Options
 from tests.process import PATIENCE, Server, connect, read_all, relay
 
-README = Path(__file__).parent.parent.joinpath("README.md").read_text()
+PROJECT = Path(__file__).parent.parent
+README = (PROJECT / "README.md").read_text()
 
-#: The relayd line of each row of the table of other relays.
-LINES = re.findall(r"^\| .* \| `twistd -n relayd (.+?)` \|$", README, re.MULTILINE)
+#: The line of each row of the table of other relays, and of that of other proxies.
+ROW = r"^\| .* \| `twistd -n --pidfile= %s (.+?)` \|$"
+LINES = re.findall(ROW % "relayd", README, re.MULTILINE)
+PROXIES = re.findall(ROW % "socks4", README, re.MULTILINE)
+
+#: Other files that show how one is started.
+SHOWING = [
+    *(PROJECT / name for name in ("Makefile", "CONTRIBUTING.md", "ARCHITECTURE.md")),
+    *sorted((PROJECT / "examples").glob("*.py")),
+]
 
 #: The examples of destination rules.
 RULES = re.findall(r"^\| `(--(?:allow|deny)-dest .+?)` \|", README, re.MULTILINE)
 
 
 def test_the_table_of_other_relays_is_found() -> None:
-    assert len(LINES) == 6
+    assert len(LINES) == 8
+    assert len(PROXIES) == 1
+    # Those wait for whoever stops reading; relayd has to be told to.
+    assert all("--stall-timeout" in line for line in LINES + PROXIES)
 
 
 @pytest.mark.parametrize("line", LINES)
@@ -39,7 +52,8 @@ def test_a_line_for_another_relays_users_relays(line: str, tmp_path: Path) -> No
             "unix:/run/web.sock": f"unix:{path}",
         }
         args = [
-            here.get(word, re.sub(r"\b8080$", "0", word)) for word in shlex.split(line)
+            here.get(word, re.sub(r"\b(8080|9999|1080)$", "0", word))
+            for word in shlex.split(line)
         ]
         with relay(*args) as running:
             for server in [one, two] if "10.0.0.6:80" in line else [one]:
@@ -57,6 +71,33 @@ def test_a_line_for_another_relays_users_relays(line: str, tmp_path: Path) -> No
                     upstream.shutdown(socket.SHUT_WR)
                     assert read_all(client) == b"answer"
             running.ended("done")
+
+
+@pytest.mark.parametrize("line", PROXIES)
+def test_a_line_for_another_proxys_users_serves(line: str) -> None:
+    """Everybody, but not what only its own machine can reach."""
+    args = [re.sub(r"\b1080$", "0", word) for word in shlex.split(line)]
+    with relay(*args, plugin="socks4") as running:
+        assert running.listening(2)[1] == f"[::]:{running.port}"
+        with connect(running.port) as client:
+            client.sendall(write_request(Command.CONNECT, "127.0.0.1", 80))
+            assert read_all(client) == write_reply(Code.REJECTED)
+        running.wait_for("127.0.0.1 is loopback: it takes --allow-dest")
+
+
+def test_no_example_writes_a_pid_file() -> None:
+    """It would keep a second relay out of the folder, and a container from its restart.
+
+    And what starts a relay without one is found, wherever it is shown.
+    """
+    shown = [README, relayd.EXAMPLES, socks4.EXAMPLES, *map(Path.read_text, SHOWING)]
+    commands = [
+        command
+        for text in shown
+        for command in re.findall(r"twistd (?:-\S+ )+(?:relayd|socks4)\b", text)
+    ]
+    assert len(commands) > 20
+    assert [each for each in commands if "--pidfile=" not in each] == []
 
 
 def defaults(text: str) -> dict[str, str]:

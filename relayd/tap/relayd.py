@@ -22,21 +22,24 @@ A listener without a host listens on all addresses, IPv4 and IPv6; port 0 picks
 a free one, which the log names.  A destination without a host is this machine.
 
 Examples:
-  twistd -n relayd --demo
+  twistd -n --pidfile= relayd --demo
       a relay on 127.0.0.1:8080 to a file server of this folder
-  twistd -n relayd --listen 8080 --dest example.com:80
+  twistd -n --pidfile= relayd --listen 8080 --dest example.com:80
       every connection to port 8080 goes to example.com, port 80
-  twistd -n relayd -l 8080 -d 10.0.0.5:80 -d 10.0.0.6:80
+  twistd -n --pidfile= relayd -l 8080 -d 10.0.0.5:80 -d 10.0.0.6:80
       to two servers in turn
-  twistd -n relayd -l 8080 -d 10.0.0.5:80 -l [::1]:5432 -d unix:/run/pg/.s.PGSQL.5432
+  twistd -n --pidfile= relayd -l 8080 -d 10.0.0.5:80 -l [::1]:81 -d unix:/run/web
       two relays in one process
-  twistd -n relayd -l udp:53 -d udp:9.9.9.9:53 -l 53 -d 9.9.9.9:53
+  twistd -n --pidfile= relayd -l udp:53 -d udp:9.9.9.9:53 -l 53 -d 9.9.9.9:53
       a name server's datagrams, and its TCP
-  twistd -n relayd -l ssl:8443:privateKey=key.pem:certKey=crt.pem -d 8080
+  twistd -n --pidfile= relayd -l ssl:8443:privateKey=key.pem:certKey=crt.pem -d 8080
       TLS outside, plain inside
 
+--pidfile= keeps twistd from writing twistd.pid into the current folder, and from
+refusing to start where it finds one.
+
 SIGTERM stops accepting and lets sessions finish for --drain-timeout; a second
-one ends at once.
+one ends at once.  SIGUSR1 reopens the log file.
 """
 
 

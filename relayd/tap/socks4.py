@@ -15,15 +15,16 @@ from relayd.service import make_socks4_service
 from relayd.tap.options import StreamOptions
 
 EXAMPLES = """
-Without options it serves this machine's own programs, on 127.0.0.1:1080:
-  twistd -n socks4
+Without options it serves this machine's own programs, on 127.0.0.1:1080 (and
+--pidfile= keeps twistd from writing twistd.pid into the current folder):
+  twistd -n --pidfile= socks4
   curl --socks4 127.0.0.1 http://127.0.0.1:8000/
 
 A listener that other machines can reach takes --allow-client, or --open.  Such a
 proxy refuses loopback, link-local, cloud metadata and private addresses and this
 machine's own, but for those that an --allow-dest names by their network:
-  twistd -n socks4 --listen 1080 --allow-client 192.168.0.0/16
-  twistd -n socks4 -l 1080 --allow-client 10.0.0.0/8 --allow-dest 10.20.0.0/16
+  twistd -n --pidfile= socks4 --listen 1080 --allow-client 192.168.0.0/16
+  twistd -n --pidfile= socks4 -l 1080 --allow-client 10.0.0.0/8 --allow-dest 10.2.0.0/16
 
 --allow-dest and --deny-dest are read in order and the first that matches decides;
 what none matches is allowed.  A rule is CIDR or NAME, with :PORTS if it is about
