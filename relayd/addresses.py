@@ -79,3 +79,12 @@ def socket_address(
 def numeric_host(address: tuple[Any, ...]) -> str:
     """The host of a socket address, with its scope if it has one."""
     return socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
+
+
+def socket_name(address: tuple[Any, ...]) -> str:
+    """A host and a port as text, of an address as the socket module has it.
+
+    A link-local IPv6 address has its interface, without which it says nothing.
+    """
+    scoped = len(address) == 4 and address[3]
+    return host_port(numeric_host(address) if scoped else address[0], address[1])

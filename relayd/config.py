@@ -73,6 +73,9 @@ def _relays(given: Iterable[Relay | UdpRelay]) -> tuple[Relay | UdpRelay, ...]:
 class UdpSettings:
     """How flows are kept; see :class:`relayd.udp_nat.UdpNat`.
 
+    :ivar timeout: seconds that a flow in use lives after something moved.
+    :ivar unreplied_timeout: the same, until it is in use, whether it was answered or
+        not; if `timeout` is the shorter, an answered flow has that.
     :ivar most_flows: None is what this process can have, shared by its listeners.
     :ivar most_flows_each: None is half of those.
     """

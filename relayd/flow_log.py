@@ -18,7 +18,7 @@ from relayd.nat_table import Flow
 log = Logger(namespace="relayd.flow_log")
 flow_log = Logger(namespace="relayd.flow")
 
-#: Flows without an answer whose end is logged in a second.
+#: Flows that were never in use whose end is logged in a second.
 MOST_LINES = 100
 
 
@@ -30,6 +30,7 @@ class FlowFacts:
     :ivar age: seconds.
     :ivar ending: `expired`, `unreplied` (it expired without a reply), `evicted`,
         `drained`, or `failed`.
+    :ivar by: whose arrival has evicted it; empty if it was not evicted.
     """
 
     client: str
@@ -38,6 +39,7 @@ class FlowFacts:
     server: str
     age: float
     ending: str
+    by: str = ""
 
 
 @attrs.define(eq=False)
@@ -128,8 +130,9 @@ class UntilItFails:
 class FlowLog:
     """Writes one line when a flow ends, and one when the relay does.
 
-    Whoever floods a listener with clients that nobody answers ends flows as fast as
-    it can send, so of those :data:`MOST_LINES` in a second have a line.
+    Whoever floods a listener with clients that say one thing each ends flows as fast as
+    it can send, whether a server answers them or not.  So of flows that were never in
+    use, :data:`MOST_LINES` in a second have a line.
 
     :ivar left_out: how many flows had none.
     """
@@ -141,8 +144,9 @@ class FlowLog:
 
     def ended(self, flow: Flow, facts: FlowFacts) -> None:
         """See :meth:`FlowObserver.ended`."""
-        if not flow.replied and not self._room(int(flow.began + facts.age)):
+        if not flow.in_use and not self._room(int(flow.began + facts.age)):
             return
+        by = f" by={facts.by}" if facts.by else ""
         flow_log.info(
             "{line}",
             line=(
@@ -150,6 +154,7 @@ class FlowLog:
                 f" port={facts.port} server={facts.server} age={facts.age:.3f}"
                 f" up={flow.up_datagrams}/{flow.up_bytes}"
                 f" down={flow.down_datagrams}/{flow.down_bytes} ending={facts.ending}"
+                f"{by}"
             ),
             **as_fields(attrs.asdict(facts)),
         )
@@ -171,8 +176,8 @@ class FlowLog:
             return True
         if self._lines == MOST_LINES + 1:
             flow_log.warn(
-                "{most} flows without an answer ended in a second: the rest of them"
-                " have no line ({left_out} left out so far)",
+                "{most} flows that were never in use ended in a second: the rest of"
+                " them have no line ({left_out} left out so far)",
                 most=MOST_LINES,
                 left_out=self.left_out,
             )

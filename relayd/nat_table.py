@@ -5,30 +5,40 @@ one of the relay's, and the socket that the relay opened for it.  The mapping is
 endpoint-independent (RFC 4787): all that one client sends to the listener goes through
 the same port of the relay.
 
-A flow ends when nothing has moved for a while: a short while before its server has
-replied, a long one after.  The time is an argument, and nothing here waits for it.
+A flow is *in use* when datagrams have gone both ways and one of them, either way, came
+later than two seconds after the first: the rule by which Linux's conntrack calls a UDP
+flow assured.  A request and its answer are not that; a conversation is, and so is a
+subscriber that spoke once and is sent a stream.
 
-What it costs.  A datagram of a flow that is known is one look-up and two stores.  A
-flow stands in the bucket of the moment at which it would expire if nothing moved; when
-that moment comes it is looked at, and put into a later bucket if something has.  So a
-flow is looked at once in its timeout, however busy it is, and expires at most one step
-late.
+A flow ends when nothing has moved for a while: a long while if it is in use, a short
+one until then.  The time is an argument, and nothing here waits for it.
+
+What it costs.  A datagram of a flow in use is one look-up and two stores.  A flow
+stands in the bucket of the moment at which it would expire if nothing moved; when that
+moment comes it is looked at, and put into a later bucket if something has.  So a flow
+is looked at once in its timeout, however busy it is, and expires at most one step late.
 
 What is bounded.  Flows in all, and of one client host.  When there is no room, the flow
-without a reply whose client has been quiet longest makes some: spoofed datagrams never
-get past that, and a flow that was answered is never ended for another's sake.
+that is not in use and has been quiet longest makes some.  A flow in use is never ended
+for another's sake.  To be answered once is no protection: whoever can have an answer to
+one datagram can have as many flows that were answered as the table has room for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
-from math import ceil
+from math import ceil, floor, log2
 from typing import Generic, TypeVar
 
 from relayd.errors import RelayError
 
-#: Seconds between two looks at the buckets, and so how late a flow may expire.
-STEP = 1.0
+#: Seconds after a flow's first datagram from which on another shows that it is in use.
+#: Linux: `stream_ts` of nf_conntrack_proto_udp.c.
+IN_USE_AFTER = 2.0
+
+#: Seconds between two looks at the buckets, and so how late a flow may expire: a part
+#: of the shorter timeout, within these limits.
+STEP_PART, STEP_LEAST, STEP_MOST = 20, 1 / 128, 1.0
 
 
 class TableFull(RelayError):
@@ -43,6 +53,7 @@ class Flow:
     :ivar began: when its first datagram came, in seconds.
     :ivar seen: when something last moved that keeps it alive.
     :ivar replied: its server has answered.
+    :ivar in_use: and it is more than a request with its answer.
     :ivar up: datagrams and bytes from the client that the server was sent.
     :ivar down: the same, back.
     """
@@ -53,6 +64,7 @@ class Flow:
         "down_bytes",
         "down_datagrams",
         "host",
+        "in_use",
         "key",
         "replied",
         "seen",
@@ -64,7 +76,7 @@ class Flow:
         self.key = key
         self.host = host
         self.began = self.seen = now
-        self.replied = False
+        self.replied = self.in_use = False
         self.up_datagrams = self.up_bytes = 0
         self.down_datagrams = self.down_bytes = 0
         self.bucket = -1
@@ -78,11 +90,12 @@ class NatTable(Generic[AnyFlow]):
 
     :param most: flows in all.
     :param most_each: flows of one client host.
-    :param timeout: seconds that a flow lives after something moved.
-    :param unreplied_timeout: the same, until its server has answered.
+    :param timeout: seconds that a flow in use lives after something moved.
+    :param unreplied_timeout: the same, until it is in use.  If `timeout` is the
+        shorter, a flow that was answered has that.
     :param refresh_inbound: what a server sends keeps its flow alive, too.
-    :param step: seconds; a flow expires at most this late.
 
+    :ivar step: seconds; a flow expires at most this late.
     :ivar flows: those that live, by key.  Not to be changed from outside.
     :ivar evicted: how many made room for others.
     :ivar refused: how many could not be had.
@@ -96,24 +109,23 @@ class NatTable(Generic[AnyFlow]):
         timeout: float = 300.0,
         unreplied_timeout: float = 30.0,
         refresh_inbound: bool = True,
-        step: float = STEP,
     ) -> None:
         if most < 1 or most_each < 1:
             raise ValueError("a table has room for one flow at least")
-        if not (timeout > 0 and unreplied_timeout > 0 and step > 0):
-            raise ValueError("timeouts and the step must be more than 0")
+        if not (timeout > 0 and unreplied_timeout > 0):
+            raise ValueError("timeouts must be more than 0")
         self.most = most
         self.most_each = most_each
         self.timeout = timeout
         self.unreplied_timeout = unreplied_timeout
         self.refresh_inbound = refresh_inbound
-        self.step = step
+        self.step = _step(min(timeout, unreplied_timeout))
         self.flows: dict[Hashable, AnyFlow] = {}
         self.evicted = 0
         self.refused = 0
-        #: Flows without a reply, the one that was quiet longest first.
-        self._unreplied: dict[AnyFlow, None] = {}
-        #: By client host: how many flows, and those of them without a reply.
+        #: Flows that are not in use, the one that was quiet longest first.
+        self._spare: dict[AnyFlow, None] = {}
+        #: By client host: its flows, and those of them that are not in use.
         self._hosts: dict[str, tuple[dict[AnyFlow, None], dict[AnyFlow, None]]] = {}
         #: Flows to look at, by the number of the step in which to.
         self._buckets: dict[int, dict[AnyFlow, None]] = {}
@@ -126,27 +138,37 @@ class NatTable(Generic[AnyFlow]):
     def outbound(self, flow: AnyFlow, now: float) -> None:
         """The client of a flow has sent something."""
         flow.seen = now
-        if not flow.replied:
-            # The last to be ended for another's sake.
-            unreplied = self._unreplied
-            del unreplied[flow]
-            unreplied[flow] = None
-            own = self._hosts[flow.host][1]
-            del own[flow]
-            own[flow] = None
+        if flow.in_use:
+            return
+        if flow.replied and now - flow.began > IN_USE_AFTER:
+            self._protect(flow)
+        else:
+            self._move_back(flow)
 
     def inbound(self, flow: AnyFlow, now: float) -> None:
         """The server of a flow has answered."""
+        if self.refresh_inbound:
+            flow.seen = now
+        if flow.in_use:
+            return
         if not flow.replied:
             flow.replied = True
             # If it lives longer from now on, the look at its bucket will see that.
             if self.timeout < self.unreplied_timeout:
                 self._unschedule(flow)
                 self._schedule(flow, flow.seen + self.timeout)
-            del self._unreplied[flow]
-            del self._hosts[flow.host][1][flow]
-        if self.refresh_inbound:
-            flow.seen = now
+        if now - flow.began > IN_USE_AFTER:
+            self._protect(flow)
+        elif self.refresh_inbound:
+            self._move_back(flow)
+
+    def ends(self, flow: AnyFlow) -> float:
+        """When a flow expires, unless something moves before."""
+        if flow.in_use:
+            return flow.seen + self.timeout
+        if flow.replied:
+            return flow.seen + min(self.timeout, self.unreplied_timeout)
+        return flow.seen + self.unreplied_timeout
 
     def room(self, host: str) -> AnyFlow | None:
         """Which flow would have to end for a new one of this host.
@@ -156,24 +178,24 @@ class NatTable(Generic[AnyFlow]):
         """
         known = self._hosts.get(host)
         if known is not None and len(known[0]) >= self.most_each:
-            waiting = known[1]
+            spare = known[1]
         elif len(self.flows) >= self.most:
-            waiting = self._unreplied
+            spare = self._spare
         else:
             return None
-        if not waiting:
+        if not spare:
             self.refused += 1
             raise TableFull(f"no room for another flow of {host}")
-        return next(iter(waiting))
+        return next(iter(spare))
 
     def oldest(self) -> AnyFlow | None:
-        """The flow without an answer that has been quiet longest, if there is one."""
-        return next(iter(self._unreplied), None)
+        """The flow not in use that has been quiet longest, if there is one."""
+        return next(iter(self._spare), None)
 
     def add(self, flow: AnyFlow) -> None:
         """Take in a new flow; :meth:`room` has said that there is room."""
         self.flows[flow.key] = flow
-        self._unreplied[flow] = None
+        self._spare[flow] = None
         known = self._hosts.get(flow.host)
         if known is None:
             known = self._hosts[flow.host] = ({}, {})
@@ -185,10 +207,10 @@ class NatTable(Generic[AnyFlow]):
     def remove(self, flow: AnyFlow, *, evicted: bool = False) -> None:
         """Forget a flow that has ended."""
         del self.flows[flow.key]
-        self._unreplied.pop(flow, None)
-        own, waiting = self._hosts[flow.host]
+        self._spare.pop(flow, None)
+        own, spare = self._hosts[flow.host]
         del own[flow]
-        waiting.pop(flow, None)
+        spare.pop(flow, None)
         if not own:
             del self._hosts[flow.host]
         self._unschedule(flow)
@@ -211,15 +233,25 @@ class NatTable(Generic[AnyFlow]):
         self._hand = max(self._hand, last)
         for number in due:
             for flow in self._buckets.pop(number):
-                ends = flow.seen + (
-                    self.timeout if flow.replied else self.unreplied_timeout
-                )
+                ends = self.ends(flow)
                 if ends <= now:
                     expired.append(flow)
                     self._schedule(flow, now)
                 else:
                     self._schedule(flow, ends)
         return expired
+
+    def _move_back(self, flow: AnyFlow) -> None:
+        """Make it the last to be ended for another's sake."""
+        for spare in (self._spare, self._hosts[flow.host][1]):
+            del spare[flow]
+            spare[flow] = None
+
+    def _protect(self, flow: AnyFlow) -> None:
+        """It is in use: it is ended for nobody's sake."""
+        flow.in_use = True
+        del self._spare[flow]
+        del self._hosts[flow.host][1][flow]
 
     def _unschedule(self, flow: AnyFlow) -> None:
         bucket = self._buckets.get(flow.bucket)
@@ -236,3 +268,10 @@ class NatTable(Generic[AnyFlow]):
             self._buckets[number] = {flow: None}
         else:
             bucket[flow] = None
+
+
+def _step(shortest: float) -> float:
+    """A binary fraction: sums of them are exact, and steps begin where timers end."""
+    wanted = min(max(shortest / STEP_PART, STEP_LEAST), STEP_MOST)
+    step: float = 2.0 ** floor(log2(wanted))
+    return step

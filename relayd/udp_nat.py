@@ -25,6 +25,7 @@ from __future__ import annotations
 import errno
 import itertools
 import socket
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ from twisted.internet.interfaces import (
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from relayd.addresses import host_port
+from relayd.addresses import host_port, socket_name
 from relayd.flow_log import (
     Counters,
     FlowFacts,
@@ -321,7 +322,7 @@ class ClientFlow(Flow):
         counters.sent += sent
         self.up_datagrams += sent
         self.up_bytes += sent * size
-        if self.replied:
+        if self.in_use:
             self.seen = now
         else:
             nat.table.outbound(self, now)
@@ -430,7 +431,7 @@ class Front:
                         last.up_datagrams += 1
                         last.up_bytes += size
                     # The client is there, whatever became of its datagram.
-                    if last.replied:
+                    if last.in_use:
                         last.seen = now
                     else:
                         nat.table.outbound(last, now)
@@ -468,7 +469,7 @@ class Front:
             flow.down_datagrams += 1
             flow.down_bytes += size
             # As `inbound` does; the call would cost more than all of this.
-            if not flow.replied:
+            if not flow.in_use:
                 table.inbound(flow, now)
             elif refresh:
                 flow.seen = now
@@ -495,7 +496,7 @@ class Front:
 
     def name(self, key: Any) -> str:
         """The address that a client spoke to, as text."""
-        return host_port(self.address[0], self.address[1])
+        return socket_name(self.address)
 
     def replier(self) -> Callable[[bytes, Any], Any]:
         """What sends a datagram to where `client` says."""
@@ -527,8 +528,12 @@ class WildcardFront(Front):
 
     def name(self, key: Any) -> str:
         _, ours = self._receiver.origin(key)
-        family = socket.AF_INET if len(ours) == 4 else socket.AF_INET6
-        return host_port(socket.inet_ntop(family, ours[:16]), self.address[1])
+        if len(ours) == 4:
+            return host_port(socket.inet_ntop(socket.AF_INET, ours), self.address[1])
+        # Of a link-local address, the interface follows.
+        scope = int.from_bytes(ours[16:], sys.byteorder)
+        host = socket.inet_ntop(socket.AF_INET6, ours[:16])
+        return socket_name((host, self.address[1], 0, scope))
 
     def replier(self) -> Callable[[bytes, Any], Any]:
         # Not kept: what refers to itself waits for the collector, with its rooms.
@@ -581,8 +586,11 @@ class UdpNat:
         less a reserve.
     :param most_flows_each: of one client address without its port; unless given, half
         of that.
-    :param timeout: seconds that a flow lives after something moved.
-    :param unreplied_timeout: likewise, until its server has answered.
+    :param timeout: seconds that a flow in use lives after something moved.  In use is
+        one in which datagrams have gone both ways, and one later than two seconds after
+        the first.
+    :param unreplied_timeout: likewise, until it is in use; a flow that was answered
+        has the shorter of the two.
     :param refresh_inbound: what a server sends keeps a flow alive, too.
     :param reply_cap: a flow's replies may have so many times the bytes of what its
         client has sent; 0 is no limit.
@@ -721,7 +729,7 @@ class UdpNat:
             dropped["no_server"] += 1
             return None
         try:
-            self._make_room(share_of(source[0]))
+            self._make_room(share_of(source[0]), source)
             flow = None
             if self._drained is None and server is not None:
                 flow = self._open_flow(front, key, source, to, server)
@@ -740,24 +748,34 @@ class UdpNat:
             self._tick_later()
         return flow
 
-    def _make_room(self, host: str) -> None:
+    def _make_room(self, host: str, source: Any) -> None:
         """End the flow that is in the way of another one of `host`, if one is.
 
+        :param source: the client that needs the room.
         :raises TableFull: there is none that may be ended.
         """
-        if self._drained is not None:
-            return
-        for _ in range(MOST_ASKED):
-            gone = self.table.room(host)
+        table = self.table
+        if self._drained is None and not self._evict(lambda: table.room(host), source):
+            table.refused += 1
+            raise TableFull(f"no room for another flow of {host}")
+
+    def _evict(self, candidate: Callable[[], ClientFlow | None], source: Any) -> bool:
+        """End the flow that is to make room.
+
+        :param candidate: which that is now; None if there is none.
+        :return: False if those that were asked are all in use, as it turned out.
+        """
+        for left in reversed(range(MOST_ASKED)):
+            gone = candidate()
             if gone is None:
-                return
-            # Its answer may have come, and not been read yet.
+                return True
+            # Its answer may have come, and not been read yet.  It is passed on, and
+            # then another one may be the one that was quiet longest.
             gone.read_all()
-            if not gone.replied:
-                self.end(gone, "evicted")
-                return
-        self.table.refused += 1
-        raise TableFull(f"no room for another flow of {host}")
+            if not gone.in_use and (not left or candidate() is gone):
+                self.end(gone, "evicted", socket_name(source))
+                return True
+        return False
 
     def _open_flow(
         self, front: Front, key: Any, source: Any, to: Any, server: Server
@@ -774,13 +792,11 @@ class UdpNat:
             return self._try_flow(front, key, source, to, server)
         except OSError as problem:
             # The bound is not the table's: this process, or this machine, has no more.
-            gone = self.table.oldest() if problem.errno in _EXHAUSTED else None
-            if gone is None:
+            oldest = self.table.oldest
+            if problem.errno not in _EXHAUSTED or oldest() is None:
                 raise
-            gone.read_all()
-            if gone.replied:
+            if not self._evict(oldest, source):
                 raise
-            self.end(gone, "evicted")
         if front not in self.fronts:
             return None
         return self._try_flow(front, key, source, to, server)
@@ -826,8 +842,11 @@ class UdpNat:
             count=self.counters.dropped["no_flow"],
         )
 
-    def end(self, flow: ClientFlow, ending: str) -> None:
-        """A flow is over: close its socket, forget it, and tell."""
+    def end(self, flow: ClientFlow, ending: str, by: str = "") -> None:
+        """A flow is over: close its socket, forget it, and tell.
+
+        :param by: whose arrival has evicted it, as the log has it.
+        """
         if self.table.flows.get(flow.key) is not flow:
             return
         # A reply of its own may be among them.
@@ -838,12 +857,13 @@ class UdpNat:
         ours = flow.sock.getsockname()
         self.watcher.give_up(flow.sock)
         facts = FlowFacts(
-            client=host_port(flow.source[0], flow.source[1]),
+            client=socket_name(flow.source),
             listener=flow.front.name(flow.here),
-            port=host_port(ours[0], ours[1]),
+            port=socket_name(ours),
             server=flow.server,
             age=self.now() - flow.began,
             ending=ending,
+            by=by,
         )
         self.observer.ended(flow, facts)
 
@@ -866,11 +886,8 @@ class UdpNat:
             now, self._expire_to = self._expire_to, None
             for flow in self.table.expire(now):
                 flow.read_all()
-                limit = (
-                    self.table.timeout if flow.replied else self.table.unreplied_timeout
-                )
                 # The last of its replies may have come just now.
-                if flow.seen + limit <= now:
+                if self.table.ends(flow) <= now:
                     self.end(flow, "expired" if flow.replied else "unreplied")
         self.look_at_drops()
         self._drain_more(self.now())
@@ -952,6 +969,10 @@ class UdpNat:
         for flow in list(self.table.flows.values()):
             # A server that still owes an answer has until the end.
             finished = flow.down_datagrams >= flow.up_datagrams
+            if finished and now - flow.seen >= QUIET:
+                # What comes next may have come, and not been read yet.
+                flow.read_all()
+                finished = now - flow.seen >= QUIET
             if now >= self._drain_until or (finished and now - flow.seen >= QUIET):
                 self.end(flow, "drained")
         if self.table.flows:
@@ -966,7 +987,7 @@ class UdpNat:
         for front in fronts:
             self.watcher.give_up(front.sock)
         if fronts:
-            where = ",".join(host_port(*front.address[:2]) for front in fronts)
+            where = ",".join(socket_name(front.address) for front in fronts)
             self.observer.closed(where, self.counters)
         for timer in (self._timer, self._lookups, self._drain_limit):
             if timer is not None and timer.active():

@@ -1,4 +1,4 @@
-"""The table of flows: against a naive one, and expiry to the second."""
+"""The table of flows: against a naive one, and expiry to the step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from relayd.nat_table import Flow, NatTable, TableFull
+from relayd.nat_table import IN_USE_AFTER, Flow, NatTable, TableFull
 
 Table = NatTable[Flow]
 
@@ -44,7 +44,7 @@ class Model(RuleBasedStateMachine):
         start: float,
     ) -> None:
         self.most, self.most_each = most, most_each
-        self.timeouts = {True: timeout, False: unreplied_timeout}
+        self.timeout, self.unreplied_timeout = timeout, unreplied_timeout
         self.refresh = refresh
         self.table: Table = NatTable(
             most,
@@ -59,15 +59,32 @@ class Model(RuleBasedStateMachine):
         self.seen: dict[Flow, float] = {}
         #: Those that were answered, with when they were first.
         self.answered: dict[Flow, float] = {}
+        #: When the last datagram of any kind was.
+        self.moved: dict[Flow, float] = {}
         self.last = self.evicted = self.refused = 0
 
     def forget(self, flow: Flow) -> None:
         self.list.remove(flow)
         del self.seen[flow]
         self.answered.pop(flow, None)
+        del self.moved[flow]
+
+    def in_use(self, flow: Flow) -> bool:
+        late = self.moved[flow] > flow.began + IN_USE_AFTER
+        return flow in self.answered and late
 
     def ends(self, flow: Flow) -> float:
-        return self.seen[flow] + self.timeouts[flow in self.answered]
+        lives = self.unreplied_timeout
+        if self.in_use(flow):
+            lives = self.timeout
+        elif flow in self.answered:
+            lives = min(lives, self.timeout)
+        return self.seen[flow] + lives
+
+    def refresh_now(self, flow: Flow) -> None:
+        self.list.remove(flow)
+        self.list.append(flow)
+        self.seen[flow] = self.now
 
     @rule(host=hosts)
     def new_client(self, host: str) -> None:
@@ -78,7 +95,7 @@ class Model(RuleBasedStateMachine):
         elif len(self.list) >= self.most:
             among = self.list
         if among is not None:
-            waiting = [each for each in among if each not in self.answered]
+            waiting = [each for each in among if not self.in_use(each)]
             if not waiting:
                 self.refused += 1
                 with pytest.raises(TableFull, match="no room for another flow of"):
@@ -93,16 +110,15 @@ class Model(RuleBasedStateMachine):
         flow = Flow(self.last, host, self.now)
         self.table.add(flow)
         self.list.append(flow)
-        self.seen[flow] = self.now
+        self.seen[flow] = self.moved[flow] = self.now
 
     @precondition(lambda self: self.list)
     @rule(data=st.data())
     def client_sends(self, data: st.DataObject) -> None:
         flow = data.draw(st.sampled_from(self.list))
         self.table.outbound(flow, self.now)
-        self.list.remove(flow)
-        self.list.append(flow)
-        self.seen[flow] = self.now
+        self.moved[flow] = self.now
+        self.refresh_now(flow)
 
     @precondition(lambda self: self.list)
     @rule(data=st.data())
@@ -110,8 +126,9 @@ class Model(RuleBasedStateMachine):
         flow = data.draw(st.sampled_from(self.list))
         self.table.inbound(flow, self.now)
         self.answered.setdefault(flow, self.now)
+        self.moved[flow] = self.now
         if self.refresh:
-            self.seen[flow] = self.now
+            self.refresh_now(flow)
 
     @precondition(lambda self: self.list)
     @rule(data=st.data())
@@ -140,9 +157,8 @@ class Model(RuleBasedStateMachine):
             if keep:
                 # Something has come for it in the last moment.
                 self.table.outbound(flow, self.now)
-                self.list.remove(flow)
-                self.list.append(flow)
-                self.seen[flow] = self.now
+                self.moved[flow] = self.now
+                self.refresh_now(flow)
             else:
                 self.table.remove(flow)
                 self.forget(flow)
@@ -150,18 +166,20 @@ class Model(RuleBasedStateMachine):
     @invariant()
     def they_agree(self) -> None:
         table = self.table
-        assert list(table._unreplied) == [
-            each for each in self.list if each not in self.answered
+        assert list(table._spare) == [
+            each for each in self.list if not self.in_use(each)
         ]
+        assert all(each.in_use == self.in_use(each) for each in self.list)
+        assert all(table.ends(each) == self.ends(each) for each in self.list)
         assert set(table.flows.values()) == set(self.list)
         assert all(table.flows[each.key] is each for each in self.list)
         assert len(table) == len(self.list) <= self.most
         assert (table.evicted, table.refused) == (self.evicted, self.refused)
         # Nothing is remembered of who is gone, and nobody is to be looked at twice.
         assert set(table._hosts) == {each.host for each in self.list}
-        for own, waiting in table._hosts.values():
+        for own, spare in table._hosts.values():
             assert 0 < len(own) <= self.most_each
-            assert set(waiting) == set(own) - set(self.answered)
+            assert list(spare) == [each for each in table._spare if each in own]
         scheduled = [flow for bucket in table._buckets.values() for flow in bucket]
         assert len(scheduled) == len(self.list)
         assert set(scheduled) == set(self.list)
@@ -174,7 +192,7 @@ class Model(RuleBasedStateMachine):
             self.table.remove(flow)
         assert not self.table._hosts
         assert not self.table._buckets
-        assert not self.table._unreplied
+        assert not self.table._spare
 
 
 def test_it_is_a_bounded_list_that_expires() -> None:
@@ -188,7 +206,7 @@ def test_it_is_a_bounded_list_that_expires() -> None:
 @given(
     lifetimes,
     lifetimes,
-    st.lists(st.tuples(st.integers(0, 30), st.sampled_from("cs.")), max_size=40),
+    st.lists(st.tuples(st.integers(0, 12), st.sampled_from("cs.")), max_size=15),
     st.integers(0, 3),
 )
 def test_expiry_with_a_look_at_each_step(
@@ -196,41 +214,109 @@ def test_expiry_with_a_look_at_each_step(
 ) -> None:
     """Looked at where steps begin, a flow ends in the first look after its time."""
     table: Table = NatTable(9, 9, timeout=timeout, unreplied_timeout=unreplied)
-    now = began / 4
+    assert table.step <= min(timeout, unreplied) / 20
+    now = moved = began / 4
     flow = Flow("a", "192.0.2.1", now)
     table.add(flow)
-    seen, answered = now, False
+    answered, grain = False, min(0.25, table.step)
 
-    def ends() -> float:
-        return seen + (timeout if answered else unreplied)
+    def lives() -> float:
+        if not answered:
+            return unreplied
+        return timeout if moved > began / 4 + 2 else min(timeout, unreplied)
 
     for quarters, who in [*history, (1000, ".")]:
-        for _ in range(quarters):
-            now += 0.25
-            if now % 1:
+        for _ in range(round(quarters / 4 / grain)):
+            now += grain
+            if now % table.step:
                 continue
             expired = table.expire(now)
-            assert expired == ([flow] if ends() <= now else [])
+            assert expired == ([flow] if moved + lives() <= now else [])
             if expired:
-                assert now - ends() < table.step
+                assert now - (moved + lives()) < table.step
                 return
         if who == "c":
             table.outbound(flow, now)
-            seen = now
+            moved = now
         elif who == "s":
             table.inbound(flow, now)
-            seen, answered = now, True
+            moved, answered = now, True
     raise AssertionError("it has not expired")
 
 
 def test_the_first_reply_may_shorten_a_life() -> None:
-    """Those who set the timeouts that way get it to the step."""
-    table: Table = NatTable(1, 1, timeout=2, unreplied_timeout=30)
+    """Those who set the timeouts that way get it to the step, in use or not."""
+    for replies in ([1.0], [0.5, 1.0], [5.0]):
+        table: Table = NatTable(1, 1, timeout=2, unreplied_timeout=30)
+        flow = Flow("a", "192.0.2.1", 0.0)
+        table.add(flow)
+        for now in replies:
+            table.inbound(flow, now)
+        assert flow.in_use == (replies == [5.0])
+        assert not table.expire(replies[-1] + 1)
+        assert table.expire(replies[-1] + 2) == [flow]
+
+
+@pytest.mark.parametrize(
+    ("history", "in_use"),
+    [
+        # However often a client asks: nobody has answered.
+        ("c0 c1 c3 c9", False),
+        # An answer, and a whole exchange, in the first two seconds.
+        ("c0 s1", False),
+        ("c0 s1 c1 s2 c2", False),
+        # Later: either side's datagram shows that it goes on.
+        ("c0 s1 c3", True),
+        # One that has subscribed.
+        ("c0 s1 s3", True),
+        ("c0 s0 s1 s2", False),
+        # The answer itself.
+        ("c0 s3", True),
+    ],
+)
+@pytest.mark.parametrize("refresh", [True, False])
+def test_what_is_in_use(history: str, in_use: bool, refresh: bool) -> None:
+    """Traffic both ways, and more of it after two seconds."""
+    table: Table = NatTable(1, 1, refresh_inbound=refresh)
     flow = Flow("a", "192.0.2.1", 0.0)
     table.add(flow)
-    table.inbound(flow, 1.0)
-    assert not table.expire(2.0)
-    assert table.expire(3.0) == [flow]
+    for event in history.split():
+        move = table.outbound if event[0] == "c" else table.inbound
+        move(flow, float(event[1:]))
+    assert flow.in_use == in_use
+    assert table.ends(flow) - flow.seen == (300 if in_use else 30)
+    assert table.oldest() is (None if in_use else flow)
+
+
+def test_who_makes_room_is_who_was_quiet_longest() -> None:
+    """What a server sends counts, if it keeps a flow alive at all."""
+    for refresh in (True, False):
+        table: Table = NatTable(2, 2, refresh_inbound=refresh)
+        first, second = (Flow(key, "192.0.2.1", 0.0) for key in "ab")
+        table.add(first)
+        table.add(second)
+        table.inbound(first, 1.0)
+        assert table.room("192.0.2.1") is (second if refresh else first)
+        assert table.room("192.0.2.2") is (second if refresh else first)
+
+
+@pytest.mark.parametrize(
+    ("shortest", "step"),
+    [
+        (300, 1),
+        (30, 1),
+        (20, 1),
+        (19, 0.5),
+        (1, 1 / 32),
+        (0.5, 1 / 64),
+        (1e-6, 1 / 128),
+    ],
+)
+def test_a_step_is_a_part_of_the_shorter_timeout(shortest: float, step: float) -> None:
+    """A twentieth or less, and no more than a second."""
+    for one, other in ((shortest, 1000.0), (1000.0, shortest)):
+        table: Table = NatTable(1, 1, timeout=one, unreplied_timeout=other)
+        assert table.step == step
 
 
 def test_a_busy_flow_is_looked_at_once_in_its_timeout() -> None:
@@ -253,8 +339,8 @@ def test_one_that_is_kept_is_looked_at_in_the_next_step() -> None:
     table: Table = NatTable(1, 1, unreplied_timeout=2)
     flow = Flow("a", "192.0.2.1", 0.5)
     table.add(flow)
-    assert not table.expire(2.75)
-    for now in (3.75, 4.75, 5.75):
+    assert not table.expire(2.25)
+    for now in (2.75, 2.875, 5.75):
         assert table.expire(now) == [flow]
 
 
@@ -284,7 +370,6 @@ def test_an_empty_table_has_nothing_to_expire() -> None:
         {"most_each": 0},
         {"timeout": 0},
         {"unreplied_timeout": -1},
-        {"step": 0},
         {"timeout": float("nan")},
     ],
 )

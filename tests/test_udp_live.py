@@ -26,6 +26,7 @@ from typing import Any
 import attrs
 import pytest
 
+from relayd.nat_table import IN_USE_AFTER
 from tests.process import (
     DATAGRAM,
     PATIENCE,
@@ -150,6 +151,15 @@ def exchange(
     for reply in replies:
         assert client.recv(DATAGRAM) == reply
     return peer[0], peer[1]
+
+
+def be_in_use(server: UdpServer, *clients: socket.socket) -> list[tuple[str, int]]:
+    """Have flows that count as in use; that takes two seconds, by their definition."""
+    peers = [exchange(client, server, b"a", b"A") for client in clients]
+    time.sleep(IN_USE_AFTER + 0.1)
+    again = [exchange(client, server, b"b", b"B") for client in clients]
+    assert again == peers
+    return peers
 
 
 def answered(client: socket.socket, server: UdpServer, request: bytes) -> Any:
@@ -474,7 +484,7 @@ def test_a_spoofed_flood_beside_an_established_flow(
         # Asked for once: it is looked for in the log, which is about to grow.
         port = running.port
         with udp_client(port) as client, socket.socket(type=2) as spoofing:
-            peer = exchange(client, server, b"first", b"yes")
+            [peer] = be_in_use(server, client)
             descriptors, arrived, memory = running.descriptors, 0, 0
             for start in range(0, sources, each_time):
                 for source in range(start, start + each_time):
@@ -592,7 +602,7 @@ def test_8000_flows_and_nothing_left_of_them(server: UdpServer) -> None:
     def high_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
-    options = ("--udp-timeout", "6", "--udp-unreplied-timeout", "1", "--quiet")
+    options = ("--udp-timeout", "6", "--udp-unreplied-timeout", "6", "--quiet")
     options = (*LISTEN, "-d", server.address, *options)
     with balanced(*options, preexec_fn=high_limit) as running:
         port = running.port
@@ -619,48 +629,41 @@ def test_8000_flows_and_nothing_left_of_them(server: UdpServer) -> None:
         assert not [line for line in running.lines if "ending=expired" in line]
 
 
-def test_flows_of_one_client_host_are_bounded(server: UdpServer) -> None:
-    options = ("--max-flows-per-client", "3")
-    with balanced(*LISTEN, "-d", server.address, *options) as running:
-        with ExitStack() as held:
-            clients = [held.enter_context(udp_client(running.port)) for _ in range(4)]
-            # One that was not answered makes room.
-            clients[3].send(b"unanswered")
-            assert server.receive()[0] == b"unanswered"
-            peers = [exchange(each, server, b"a", b"A") for each in clients[:3]]
-            [flow] = running.flows()
-            assert (flow["client"], flow["ending"]) == (name(clients[3]), "evicted")
-            # Those that were do not, and another host has flows of its own.
-            clients[3].send(b"too many")
-            other = held.enter_context(udp_client(running.port, own=("127.0.0.2", 0)))
-            exchange(other, server, b"another host", b"welcome")
-            again = [exchange(each, server, b"b", b"B") for each in clients[:3]]
-            assert again == peers
-        running.wait_for(r"no room for another flow of 127\.0\.0\.1 \(1 datagrams")
-
-
-def test_flows_in_all_are_bounded_and_refusals_logged_once_a_second(
-    server: UdpServer,
-) -> None:
-    options = ("--max-flows", "2", "--max-flows-per-client", "2")
-    with balanced(*LISTEN, "-d", server.address, *options) as running:
-        with ExitStack() as held:
-            one, two, three = (
-                held.enter_context(udp_client(running.port, own=(host, 0)))
-                for host in ("127.0.0.1", "127.0.0.2", "127.0.0.3")
-            )
-            exchange(one, server, b"1", b"yes")
-            exchange(two, server, b"2", b"yes")
-            began = time.monotonic()
-            for _ in range(100):
-                three.send(b"3")
-            # Read after them all; had one been let in, the server would have it first.
-            exchange(one, server, b"still 1", b"yes")
-            exchange(two, server, b"still 2", b"yes")
-            took = time.monotonic() - began
-            refused = running.wait_for("no room for another flow of 127.0.0.3")
-            assert len(refused) <= 1 + took
-        assert not [line for line in running.lines if "ending=" in line]
+def test_flows_are_bounded_and_those_in_use_are_kept(server: UdpServer) -> None:
+    """Of one client host, and in all; refusals are logged once a second at most."""
+    listen = (*LISTEN, "-d", server.address)
+    with ExitStack() as held:
+        own = held.enter_context(balanced(*listen, "--max-flows-per-client", "3"))
+        most = ("--max-flows", "2", "--max-flows-per-client", "2")
+        whole = held.enter_context(balanced(*listen, *most))
+        clients = [held.enter_context(udp_client(own.port)) for _ in range(4)]
+        other = held.enter_context(udp_client(own.port, own=("127.0.0.2", 0)))
+        one, two, three = (
+            held.enter_context(udp_client(whole.port, own=(host, 0)))
+            for host in ("127.0.0.1", "127.0.0.2", "127.0.0.3")
+        )
+        # One that was answered makes room as one that was not.
+        exchange(clients[3], server, b"asked", b"answered")
+        peers = be_in_use(server, *clients[:3], one, two)
+        [flow] = own.flows()
+        assert (flow["client"], flow["ending"]) == (name(clients[3]), "evicted")
+        assert flow["by"] == name(clients[2])
+        # Those in use do not, and another host has flows of its own.
+        clients[3].send(b"too many")
+        exchange(other, server, b"another host", b"welcome")
+        began = time.monotonic()
+        for _ in range(100):
+            three.send(b"3")
+        # Read after them all; had one been let in, the server would have it first.
+        again = [
+            exchange(each, server, b"c", b"C") for each in (*clients[:3], one, two)
+        ]
+        took = time.monotonic() - began
+        assert again == peers
+        own.wait_for(r"no room for another flow of 127\.0\.0\.1 \(1 datagrams")
+        refused = whole.wait_for("no room for another flow of 127.0.0.3")
+        assert len(refused) <= 1 + took
+        assert not [line for line in whole.lines if "ending=" in line]
 
 
 def test_replies_are_capped(server: UdpServer) -> None:
@@ -695,6 +698,7 @@ def test_flows_expire_unless_something_moves(server: UdpServer) -> None:
             held.enter_context(udp_client(running.port))
             for running in (both, both, both, both, outbound)
         )
+        began = time.monotonic()
         peers = {
             client: exchange(client, server, b"go", b"on")
             for client in (sending, hearing, replied, deaf)
@@ -714,8 +718,8 @@ def test_flows_expire_unless_something_moves(server: UdpServer) -> None:
         over |= {flow["client"]: flow for flow in outbound.flows()}
         expected = {
             name(unreplied): ("unreplied", 0.5),
-            name(replied): ("expired", 1),
-            name(deaf): ("expired", 1),
+            name(replied): ("expired", 0.5),
+            name(deaf): ("expired", 0.5),
         }
         assert over.keys() == expected.keys()
         for who, (ending, least) in expected.items():
@@ -724,6 +728,14 @@ def test_flows_expire_unless_something_moves(server: UdpServer) -> None:
         # What is over is over: the same client gets another port.
         for client, old in ((replied, peers[replied]), (unreplied, silent)):
             assert exchange(client, server, b"anew", b"yes") != old
+        # Those that went on are in use by now, and have the longer time.
+        lasted = time.monotonic() - began
+        in_use = {name(sending), name(hearing)}
+        lines = [flow for flow in both.flows(6) if flow["client"] in in_use]
+        assert {flow["client"] for flow in lines} == in_use
+        for flow in lines:
+            assert flow["ending"] == "expired"
+            assert WELL_EXPIRED + 1 <= float(flow["age"]) < lasted + 1 + WELL_EXPIRED
 
 
 # -- the end

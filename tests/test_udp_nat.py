@@ -325,6 +325,15 @@ class Bench:
         while sock.inbox:
             self.watcher.ready(sock.number)
 
+    def converse(self, *sources: Any) -> None:
+        """Clients that speak, are answered, and speak on: their flows are in use."""
+        for source in sources:
+            self.arrive(source=source)
+            self.answer()
+        self.clock.advance(2.25)
+        for source in sources:
+            self.arrive(source=source)
+
     @property
     def live(self) -> list[FakeSocket]:
         return [each for each in self.sockets if not each.closed]
@@ -548,8 +557,7 @@ def test_oversize_reads_are_not_passed_on() -> None:
 def test_want_of_a_flow_is_logged_once_a_second() -> None:
     """With what is in the way, and how many it cost so far."""
     bench = Bench(most_flows=1)
-    bench.arrive()
-    bench.answer()
+    bench.converse(CLIENT)
     with capturedLogs() as events:
         for _ in range(5):
             bench.arrive(source=("192.0.2.9", 1))
@@ -583,20 +591,74 @@ def test_no_socket_to_be_had() -> None:
     bench.close()
 
 
-def test_the_oldest_unanswered_flow_makes_room() -> None:
-    """An answered one does not, however many come."""
+def test_the_flow_that_was_quiet_longest_makes_room() -> None:
+    """One that is in use does not, however many come."""
     bench = Bench(most_flows=3, most_flows_each=3)
-    bench.arrive()
-    bench.answer()
+    bench.converse(CLIENT)
     for port in range(1, 50):
         bench.arrive(source=("192.0.2.2", port))
         bench.check()
     assert bench.observer.endings == ["evicted"] * 47
     assert not bench.sockets[0].closed
-    assert bench.observer.facts[0].client == "192.0.2.2:1"
+    facts = bench.observer.facts[0]
+    assert (facts.client, facts.by) == ("192.0.2.2:1", "192.0.2.2:3")
     assert bench.nat.table.evicted == 47
     bench.arrive(b"still here")
     assert bench.sockets[0].sent[-1] == b"still here"
+    bench.close()
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_to_be_answered_once_is_no_protection(together: bool) -> None:
+    """A flood from two hosts, each datagram answered, ends no conversation.
+
+    Nor does it keep a newcomer out.
+    """
+    bench = Bench(together=together, most_flows=100)
+    talkers = [("198.51.100.7", port) for port in range(1, 11)]
+    streamed = ("198.51.100.8", 1)
+    bench.converse(*talkers)
+    # One that spoke once, and is sent a stream.
+    bench.arrive(b"subscribe", streamed)
+    stream = len(bench.sockets) - 1
+    bench.answer()
+    bench.clock.advance(2.25)
+    bench.answer()
+    for number in range(400):
+        bench.arrive(source=(f"192.0.2.{number % 2 + 1}", 1 + number))
+        bench.answer()
+    assert len(bench.nat.table) == 100
+    for number in range(20):
+        # Each newcomer is let in and answered, as the flood goes on.
+        newcomer = ("203.0.113.77", 1 + number)
+        bench.arrive(b"hello", newcomer)
+        bench.answer(b"welcome")
+        assert bench.front.sent[-1] == (b"welcome", newcomer)
+        bench.arrive(source=(f"192.0.2.{number % 2 + 1}", 1000 + number))
+        bench.answer()
+    bench.answer(b"stream", stream)
+    assert bench.front.sent[-1] == (b"stream", streamed)
+    assert not any(each.closed for each in bench.sockets[: stream + 1])
+    assert set(bench.observer.endings) == {"evicted"}
+    assert not bench.nat.counters.dropped
+    # Half of a minute later the flood is forgotten, and they are not.
+    bench.pass_time(31)
+    assert len(bench.nat.table) == len(talkers) + 1
+    assert {each.ending for each in bench.observer.facts} == {"evicted", "expired"}
+    bench.check()
+    bench.close()
+
+
+def test_to_be_answered_once_is_none_within_a_share_either() -> None:
+    """What a client host has that is not in use makes room for more of it."""
+    bench = Bench(most_flows=100, most_flows_each=3)
+    bench.converse(CLIENT)
+    for port in range(1, 20):
+        bench.arrive(source=(CLIENT[0], port))
+        bench.answer()
+    assert bench.observer.endings == ["evicted"] * 17
+    assert not bench.sockets[0].closed
+    assert not bench.nat.counters.dropped
     bench.close()
 
 
@@ -910,30 +972,57 @@ def test_what_the_kernel_does_not_say_the_address_of_is_dropped() -> None:
 # -- no room
 
 
-def test_an_answer_that_waits_to_be_read_keeps_its_flow() -> None:
-    """It is passed on, and another one makes room, or none."""
+def test_an_answer_that_waits_to_be_read_is_passed_on() -> None:
+    """Then another one makes room, if there is one that was quiet longer by now."""
+    bench = Bench(most_flows=2, most_flows_each=2)
+    bench.arrive()
+    bench.arrive(source=("192.0.2.6", 6))
+    bench.sockets[0].inbox.append(b"answer")
+    bench.arrive(b"new", ("192.0.2.7", 7))
+    assert bench.front.sent == [(b"answer", CLIENT)]
+    assert [each.client for each in bench.observer.facts] == ["192.0.2.6:6"]
+    # Of a single one, the answer was passed on: that is all it wanted.
+    bench.sockets[2].inbox.append(b"another")
+    bench.nat.table.most = 1
+    bench.nat.end(bench.nat.table.oldest(), "drained")  # type: ignore[arg-type]
+    bench.arrive(b"newer", ("192.0.2.8", 8))
+    assert bench.front.sent[-1] == (b"another", ("192.0.2.7", 7))
+    assert bench.observer.endings == ["evicted", "drained", "evicted"]
+    assert not bench.nat.counters.dropped
+    bench.close()
+
+
+def test_an_answer_that_waits_may_show_that_a_flow_is_in_use() -> None:
+    """It is kept, and who came is refused."""
     bench = Bench(most_flows=1)
     bench.arrive()
+    bench.clock.advance(2.25)
     bench.sockets[0].inbox.append(b"answer")
     bench.arrive(b"new", ("192.0.2.7", 7))
     assert bench.front.sent == [(b"answer", CLIENT)]
     assert bench.nat.counters.dropped == {"no_flow": 1}
+    assert bench.nat.table.refused == 1
     assert not bench.observer.endings
     bench.close()
 
 
-def test_so_many_are_asked_for_an_answer_and_no_more() -> None:
-    """A new client is not worth more of the others' time."""
+@pytest.mark.parametrize("late", [False, True])
+def test_so_many_are_asked_for_an_answer_and_no_more(late: bool) -> None:
+    """A new client is worth no more of the others' time, and is let in all the same."""
     most = MOST_ASKED + 2
     bench = Bench(most_flows=most, most_flows_each=most)
     for port in range(1, MOST_ASKED + 3):
         bench.arrive(source=("192.0.2.1", port))
+    if late:
+        bench.clock.advance(2.25)
     for sock in bench.sockets:
         sock.inbox.append(b"answer")
     bench.arrive(source=("192.0.2.7", 7))
     assert len(bench.front.sent) == MOST_ASKED
-    assert bench.nat.counters.dropped == {"no_flow": 1}
-    assert bench.nat.table.refused == 1
+    # Late, all that were asked turned out to be in use.
+    assert bench.nat.counters.dropped == ({"no_flow": 1} if late else {})
+    assert bench.nat.table.refused == late
+    assert bench.observer.endings == ([] if late else ["evicted"])
     bench.close()
 
 
@@ -941,9 +1030,9 @@ def test_so_many_are_asked_for_an_answer_and_no_more() -> None:
 def test_the_oldest_makes_room_where_the_machine_has_no_more(number: int) -> None:
     """Ports and descriptors may be fewer than the table has room for."""
     bench = Bench()
-    for port in (1, 2):
-        bench.arrive(source=("192.0.2.2", port))
-    bench.answer(number=0)
+    bench.converse(("192.0.2.2", 1))
+    bench.arrive(source=("192.0.2.2", 2))
+    bench.answer()
     real = bench.nat._open
 
     def open_if_one_was_closed(family: int) -> Any:
@@ -956,7 +1045,9 @@ def test_the_oldest_makes_room_where_the_machine_has_no_more(number: int) -> Non
     assert [each.client for each in bench.observer.facts] == ["192.0.2.2:2"]
     assert bench.observer.endings == ["evicted"]
     assert not bench.nat.counters.dropped
-    # An answered one is not ended for another's sake, here either.
+    assert bench.observer.facts[0].by == "192.0.2.3:3"
+    # One in use is not ended for another's sake, here either.
+    bench.clock.advance(2.25)
     bench.answer(number=2)
     bench.arrive(source=("192.0.2.4", 4))
     assert bench.nat.counters.dropped == {"no_flow": 1}
@@ -973,21 +1064,38 @@ def test_the_oldest_makes_room_where_the_machine_has_no_more(number: int) -> Non
 # -- time
 
 
-@given(st.integers(0, 7), st.booleans())
-def test_a_flow_expires_within_a_step(quarters: int, answered: bool) -> None:
+@given(
+    st.integers(0, 7),
+    st.sampled_from(["silent", "answered", "in use"]),
+    st.sampled_from([(6.0, 3.0), (1.0, 0.5), (1.0, 30.0), (300.0, 30.0)]),
+)
+def test_a_flow_expires_within_a_step(
+    quarters: int, kind: str, timeouts: tuple[float, float]
+) -> None:
     """Whenever it began, in relation to the steps; and its socket is closed."""
-    bench = Bench(timeout=6, unreplied_timeout=3)
+    timeout, unreplied = timeouts
+    bench = Bench(timeout=timeout, unreplied_timeout=unreplied)
     bench.clock.advance(quarters / 4)
     bench.arrive()
-    if answered:
+    if kind != "silent":
         bench.answer()
+    if kind == "in use":
+        for _ in range(5):
+            bench.clock.advance(29 / 64)
+            bench.arrive()
+    began, grain = bench.clock.seconds(), 1 / 64 if timeout < 10 else 1 / 4
     while bench.live:
-        bench.clock.advance(0.25)
-        assert bench.clock.seconds() < 20
+        bench.clock.advance(grain)
+        assert bench.clock.seconds() < 400
     [facts] = bench.observer.facts
-    lasts = 6 if answered else 3
-    assert lasts <= facts.age < lasts + 1
-    assert facts.ending == ("expired" if answered else "unreplied")
+    lasts = {
+        "silent": unreplied,
+        "answered": min(timeout, unreplied),
+        "in use": timeout,
+    }[kind]
+    late = bench.clock.seconds() - began - lasts
+    assert 0 <= late <= min(1, min(timeouts) / 20) + grain
+    assert facts.ending == ("unreplied" if kind == "silent" else "expired")
     assert not bench.clock.getDelayedCalls()
     bench.close()
 
@@ -995,7 +1103,7 @@ def test_a_flow_expires_within_a_step(quarters: int, answered: bool) -> None:
 @pytest.mark.parametrize("refresh", [True, False])
 def test_what_a_server_sends_keeps_a_flow_alive_if_wanted(refresh: bool) -> None:
     """It lasts as long as the server talks; or for a timeout after its client did."""
-    bench = Bench(timeout=3, refresh_inbound=refresh)
+    bench = Bench(timeout=3, unreplied_timeout=3, refresh_inbound=refresh)
     bench.arrive()
     for _ in range(10):
         if bench.live:
@@ -1024,16 +1132,21 @@ def test_a_flow_in_use_loses_nothing_to_expiry() -> None:
 
 
 def test_a_flood_of_ends_is_not_a_flood_of_lines() -> None:
-    """A hundred of those that nobody answered in a second, and that there are more."""
+    """A hundred of those that were never in use in a second, and that there are more.
+
+    Whether they were answered or not: answers are to be had by a flood as well.
+    """
     told = FlowLog()
     facts = FlowFacts("c", "l", "p", "s", 1.0, "evicted")
     with capturedLogs() as events:
         for began in [5.0] * (MOST_LINES + 7) + [6.0] * (MOST_LINES + 1):
-            told.ended(Flow("key", "192.0.2.1", began), facts)
+            flow = Flow("key", "192.0.2.1", began)
+            flow.replied = began > 5
+            told.ended(flow, facts)
     lines = [formatEvent(event) for event in events]
     assert len(lines) == 2 * (MOST_LINES + 1)
     warning = (
-        f"{MOST_LINES} flows without an answer ended in a second: the rest of them"
+        f"{MOST_LINES} flows that were never in use ended in a second: the rest of them"
         " have no line ({} left out so far)"
     )
     assert lines[MOST_LINES] == warning.format(0)
@@ -1041,11 +1154,11 @@ def test_a_flood_of_ends_is_not_a_flood_of_lines() -> None:
     assert told.left_out == 8
 
 
-def test_each_answered_flow_has_its_line() -> None:
+def test_each_flow_in_use_has_its_line() -> None:
     """However many of them end in a second: that is what the relay is for."""
     told = FlowLog()
     flow = Flow("key", "192.0.2.1", 5.0)
-    flow.replied = True
+    flow.replied = flow.in_use = True
     with capturedLogs() as events:
         for _ in range(3 * MOST_LINES):
             told.ended(flow, FlowFacts("c", "l", "p", "s", 1.0, "expired"))
@@ -1102,9 +1215,8 @@ def test_names_are_looked_up_again() -> None:
     resolver = FakeResolver()
     bench = Bench([Server("name.example", 53)], resolver=resolver, timeout=1000)
     resolver.answer("198.51.100.1", "198.51.100.2")
-    bench.arrive(source=("192.0.2.1", 1))
-    bench.answer()
-    bench.clock.advance(LOOK_UP_EVERY)
+    bench.converse(("192.0.2.1", 1))
+    bench.clock.advance(LOOK_UP_EVERY - 2.25)
     assert resolver.asked == [("name.example", 53)] * 2
     resolver.answer("198.51.100.2", "198.51.100.1")
     bench.arrive(source=("192.0.2.1", 2))
@@ -1119,7 +1231,7 @@ def test_names_are_looked_up_again() -> None:
     bench.arrive(source=("192.0.2.1", 4))
     peers = [each.peer[0][-1] for each in bench.sockets]
     assert peers == ["1", "1", "3", "3"]
-    assert len(bench.sockets[0].sent) == 2
+    assert len(bench.sockets[0].sent) == 3
     bench.close()
 
 
@@ -1382,6 +1494,20 @@ def test_the_line_of_a_flow() -> None:
         " up=2/15 down=1/7 ending=drained"
     )
     assert events[0]["client"] == "192.0.2.1:4000"
+
+
+def test_the_line_of_a_flow_that_made_room() -> None:
+    """Ends with for whom; with its interface, if it has one."""
+    bench = Bench(observer=FlowLog(), most_flows=1)
+    bench.arrive()
+    with capturedLogs() as events:
+        bench.arrive(source=("192.0.2.7", 5353))
+        bench.arrive(source=("fe80::1", 5353, 0, 1))
+        bench.close()
+    assert formatEvent(events[0]).endswith(" ending=evicted by=192.0.2.7:5353")
+    assert formatEvent(events[1]).endswith(" ending=evicted by=[fe80::1%lo]:5353")
+    assert " client=[fe80::1%lo]:5353 " in formatEvent(events[2])
+    assert formatEvent(events[2]).endswith(" ending=drained")
 
 
 def test_the_quiet_log_leaves_out_those_that_went_well() -> None:

@@ -53,12 +53,23 @@ class Options(StreamOptions):
     longdesc = "Relay TCP and UNIX stream connections, and UDP datagrams."
 
     optParameters: ClassVar[list[Any]] = [
-        ["udp-timeout", None, "300", "Seconds that nothing need move in a UDP flow."],
+        [
+            "udp-timeout",
+            None,
+            "300",
+            (
+                "Seconds that nothing need move in a UDP flow in use: datagrams went"
+                " both ways, one of them later than 2 seconds after the first."
+            ),
+        ],
         [
             "udp-unreplied-timeout",
             None,
             "30",
-            "The same, until its server has answered.",
+            (
+                "The same, until it is in use, answered or not (once answered, the"
+                " shorter of the two); such flows make room for others."
+            ),
         ],
         [
             "max-flows",
