@@ -88,3 +88,16 @@ def socket_name(address: tuple[Any, ...]) -> str:
     """
     scoped = len(address) == 4 and address[3]
     return host_port(numeric_host(address) if scoped else address[0], address[1])
+
+
+def bare_end(address: tuple[Any, ...]) -> tuple[str, int, int]:
+    """The host, the port and the interface of a socket address, to be compared.
+
+    An IPv4 address that is written as an IPv6 one (`::ffff:192.0.2.1`) is the former.
+    The interface is 0 but for addresses that need one.
+    """
+    host, port = address[0].partition("%")[0], address[1]
+    if host.startswith(_MAPPED) and "." in host:
+        return host[len(_MAPPED) :], port, 0
+    link_local = host[:3] in ("fe8", "fe9", "fea", "feb")
+    return host, port, address[3] if link_local and len(address) == 4 else 0

@@ -52,8 +52,9 @@ class Counters:
     :ivar replies_sent: to clients.
     :ivar dropped: by reason: `no_flow` (the table is full, or no descriptor is left),
         `no_server` (its name has no address yet), `no_local_address` (the kernel did
-        not say what the client spoke to), `source_port_0`, `truncated`,
-        `draining`, or `send_` and the name of the error.
+        not say what the client spoke to), `source_port_0`, `source_loops` (what would
+        be answered there would come back), `truncated`, `draining`, or `send_` and the
+        name of the error.
     :ivar replies_dropped: likewise: `reply_cap`, `truncated`, `send_…`.
     :ivar icmp_errors: how often a server's host refused what had been sent.
     :ivar kernel_dropped: how many the kernel dropped because they were not read in

@@ -23,6 +23,7 @@ holds for both directions.
 from __future__ import annotations
 
 import errno
+import ipaddress
 import itertools
 import socket
 import sys
@@ -37,7 +38,8 @@ from twisted.internet.interfaces import (
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from relayd.addresses import host_port, socket_name
+from relayd.addresses import bare_end, host_port, numeric_host, socket_name
+from relayd.destinations import Ip, is_own
 from relayd.flow_log import (
     Counters,
     FlowFacts,
@@ -50,6 +52,7 @@ from relayd.nat_table import Flow, NatTable, TableFull
 from relayd.resolving import Resolver, SocketAddress
 from relayd.seldom import Seldom
 from relayd.udp_batches import BATCH, TURNS, outbox, receiver
+from relayd.udp_servers import Server as Server
 from relayd.udp_sockets import (
     BUFFER_SIZE,
     READABLE,
@@ -548,29 +551,6 @@ class WildcardFront(Front):
         self.sock.sendmsg(run, [ours, segments(len(run[0]))], 0, source)
 
 
-class Server:
-    """Where flows go: a host and a port, and the address that the host has now.
-
-    :ivar address: as the socket module has it, with its family; None until the name
-        has been looked up.
-    """
-
-    def __init__(self, host: str, port: int) -> None:
-        self.host = host
-        self.port = port
-        self.name = host_port(host, port)
-        self.address: SocketAddress | None = None
-        if ":" in host:
-            found = socket.getaddrinfo(
-                host, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
-            )
-            self.address = socket.AF_INET6, found[0][4]
-        elif host.rpartition(".")[2].isdigit():
-            self.address = socket.AF_INET, (host, port)
-        #: Its host is a name, which is looked up again and again.
-        self.named = self.address is None
-
-
 class UdpNat:
     """Relays datagrams between clients and servers.
 
@@ -582,6 +562,7 @@ class UdpNat:
     :param observer: hears of every flow that has ended; unless given, one that logs a
         line for each.
     :param open_socket: opens a datagram socket of a family; for tests.
+    :param own: whether an address is this machine's.
     :param most_flows: flows in all; unless given, what the limit of open files allows,
         less a reserve.
     :param most_flows_each: of one client address without its port; unless given, half
@@ -611,6 +592,7 @@ class UdpNat:
         clock: IReactorTime | None = None,
         observer: FlowObserver | None = None,
         open_socket: Callable[[int], Any] | None = None,
+        own: Callable[[Ip], bool] = is_own,
         most_flows: int | None = None,
         most_flows_each: int | None = None,
         timeout: float = 300.0,
@@ -619,9 +601,6 @@ class UdpNat:
         reply_cap: float = 0.0,
         receive_buffer: int = RECEIVE_BUFFER,
     ) -> None:
-        self.servers = tuple(servers)
-        if not self.servers:
-            raise ValueError("a relay needs a server")
         if not reply_cap >= 0:
             raise ValueError(f"reply_cap must not be negative: {reply_cap!r}")
         self.clock: Any = clock if clock is not None else reactor
@@ -643,6 +622,10 @@ class UdpNat:
         self.receive_buffer = receive_buffer
         self.counters = Counters()
         self.fronts: list[Front] = []
+        self._own = own
+        #: Where listeners and servers are, and the ports of wildcard listeners.
+        self._ends: frozenset[tuple[str, int, int]] = frozenset()
+        self._wild_ports: frozenset[int] = frozenset()
         self._turns = itertools.count()
         self._timer: IDelayedCall | None = None
         #: Up to when flows may expire, as soon as what came before has been read.
@@ -654,8 +637,28 @@ class UdpNat:
         self._drained: Deferred[None] | None = None
         self._drain_until = 0.0
         self._drain_limit: IDelayedCall | None = None
+        self._servers: tuple[Server, ...] = ()
+        self.servers = servers
 
     # -- listening
+
+    @property
+    def servers(self) -> tuple[Server, ...]:
+        """Where new flows go, in turn.
+
+        May be set at any time; names are looked up at once.  Flows keep their server.
+        """
+        return self._servers
+
+    @servers.setter
+    def servers(self, servers: Iterable[Server]) -> None:
+        chosen = tuple(servers)
+        if not chosen:
+            raise ValueError("a relay needs a server")
+        self._servers = chosen
+        self._ends_changed()
+        if self.fronts:
+            self._look_up()
 
     def listen(self, sockets: Sequence[Any]) -> None:
         """Serve the clients of bound, non-blocking sockets, from now on.
@@ -680,11 +683,15 @@ class UdpNat:
             # It may have been closed before, after a drain.
             self._drained = None
         self.fronts += opened
+        self._ends_changed()
         if self._lookups is None:
             self._look_up()
 
     def _look_up(self) -> None:
         """Look the servers' names up, now and in the background."""
+        if self._lookups is not None and self._lookups.active():
+            self._lookups.cancel()
+        self._lookups = None
         names = [server for server in self.servers if server.named]
         for server in names:
             resolver = self._resolver or Resolver.of(self._reactor)
@@ -696,9 +703,8 @@ class UdpNat:
             self._lookups = self.clock.callLater(LOOK_UP_EVERY, self._look_up)
 
     def _found(self, addresses: list[SocketAddress], server: Server) -> None:
-        if server.address not in addresses:
-            # Flows keep the one that they have.
-            server.address = addresses[0]
+        server.found(addresses)
+        self._ends_changed()
 
     def _not_found(self, reason: Failure, server: Server) -> None:
         log.warn(
@@ -724,6 +730,9 @@ class UdpNat:
             # Nobody could be answered there.
             dropped["source_port_0"] += 1
             return None
+        if self.leads_back(source):
+            dropped["source_loops"] += 1
+            return None
         server = self._choose()
         if server is None and self._drained is None:
             dropped["no_server"] += 1
@@ -747,6 +756,31 @@ class UdpNat:
         if self._timer is None:
             self._tick_later()
         return flow
+
+    def leads_back(self, source: Any) -> bool:
+        """Whether what is sent there would come back, and be relayed again for ever.
+
+        A datagram may claim any source: an address that we listen on, one of a server,
+        or the unspecified one, which Linux takes for this machine.
+
+        :param source: a socket address.
+        """
+        end = bare_end(source)
+        if end[0] in WILDCARDS or end in self._ends:
+            return True
+        # Of a wildcard listener, every address of this machine is its own.
+        return end[1] in self._wild_ports and self._own(
+            ipaddress.ip_address(numeric_host(source) if end[2] else end[0])
+        )
+
+    def _ends_changed(self) -> None:
+        """Listeners or servers are others than before."""
+        ends = [front.address for front in self.fronts]
+        ends += [each[1] for server in self.servers for each in server.addresses]
+        self._ends = frozenset(map(bare_end, ends))
+        self._wild_ports = frozenset(
+            front.address[1] for front in self.fronts if front.address[0] in WILDCARDS
+        )
 
     def _make_room(self, host: str, source: Any) -> None:
         """End the flow that is in the way of another one of `host`, if one is.
@@ -984,6 +1018,7 @@ class UdpNat:
         self._end_all()
         self.look_at_drops()
         fronts, self.fronts = self.fronts, []
+        self._ends_changed()
         for front in fronts:
             self.watcher.give_up(front.sock)
         if fronts:

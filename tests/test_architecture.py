@@ -40,7 +40,7 @@ ROWS = [
         "listening",
         "flow_log",
     },
-    {"plane.endpoints", "policy"},
+    {"plane.endpoints", "policy", "udp_servers"},
     {"udp_nat"},
     {"udp_listening"},
     {"endpoints", "stream"},

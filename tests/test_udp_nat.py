@@ -537,6 +537,83 @@ def test_what_has_no_flow_is_counted_by_its_reason() -> None:
     bench.close()
 
 
+def test_what_would_come_back_is_dropped() -> None:
+    """A source that is the listener's, a server's, or nobody's, in every spelling.
+
+    Each would have had a flow whose answers are the next requests, for ever.
+    """
+    servers = [Server(*SERVER), Server("2001:db8::1", 53), Server("fe80::1%lo", 53)]
+    for host in ("203.0.113.1", "0.0.0.0"):
+        bench = Bench(servers, host=host, own=lambda ip: str(ip) == "203.0.113.1")
+        port = bench.front.number % 60000
+        forged: list[Any] = [
+            ("203.0.113.1", port),
+            SERVER,
+            ("2001:db8::1", 53, 0, 0),
+            ("fe80::1", 53, 0, 1),
+            ("0.0.0.0", 7),
+            ("::", 7, 0, 0),
+            ("::ffff:0.0.0.0", 7, 0, 0),
+            ("::ffff:203.0.113.1", port, 0, 0),
+            (f"::ffff:{SERVER[0]}", SERVER[1], 0, 0),
+        ]
+        for source in forged:
+            bench.arrive(source=source)
+        assert bench.nat.counters.dropped == {"source_loops": len(forged)}
+        assert not bench.sockets
+        # Each is a client like another with another port, or another interface.
+        for number, source in enumerate(forged[:4], 1):
+            other = (*source[:1], source[1] + 1, *source[2:])
+            bench.arrive(source=other)
+            assert len(bench.sockets) == number
+        bench.arrive(source=("fe80::1", 53, 0, 2))
+        assert len(bench.sockets) == 5
+        bench.check()
+        bench.close()
+
+
+def test_every_address_of_this_machine_is_a_wildcards() -> None:
+    """It is asked only of those who speak from the listener's own port number."""
+    asked: list[str] = []
+
+    def own(address: Any) -> bool:
+        asked.append(str(address))
+        return "own" in names[str(address)]
+
+    names = {"198.51.100.77": "own", "fe80::5%lo": "own", "192.0.2.1": "another's"}
+    bench = Bench(host="0.0.0.0", own=own)
+    port = bench.front.number % 60000
+    bench.arrive(source=("198.51.100.77", port))
+    bench.arrive(source=("fe80::5", port, 0, 1))
+    assert bench.nat.counters.dropped == {"source_loops": 2}
+    bench.arrive(source=("198.51.100.77", port + 1))
+    bench.arrive(source=("192.0.2.1", port))
+    assert len(bench.sockets) == 2
+    assert asked == ["198.51.100.77", "fe80::5%lo", "192.0.2.1"]
+    # Not for each datagram, only when a flow is admitted.
+    bench.arrive(source=("192.0.2.1", port))
+    assert len(asked) == 3
+    bench.close()
+
+
+def test_what_leads_back_follows_listeners_and_servers() -> None:
+    """As they come and go, and as a name's addresses do."""
+    resolver = FakeResolver()
+    name = Server("name.example", 53)
+    bench = Bench([name, Server(*SERVER)], resolver=resolver)
+    nat, port = bench.nat, bench.front.number % 60000
+    assert not nat.leads_back(("198.51.100.5", 53))
+    resolver.answer("198.51.100.4", "198.51.100.5")
+    assert nat.leads_back(("198.51.100.4", 53))
+    assert nat.leads_back(("198.51.100.5", 53))
+    nat.servers = [Server("198.51.100.9", 9)]
+    assert nat.leads_back(("198.51.100.9", 9))
+    assert not nat.leads_back(SERVER)
+    assert nat.leads_back(("203.0.113.1", port))
+    bench.close()
+    assert not nat.leads_back(("203.0.113.1", port))
+
+
 def test_oversize_reads_are_not_passed_on() -> None:
     """What fills the buffer may have been longer; the largest datagrams pass."""
     bench = Bench()
@@ -1232,6 +1309,44 @@ def test_names_are_looked_up_again() -> None:
     peers = [each.peer[0][-1] for each in bench.sockets]
     assert peers == ["1", "1", "3", "3"]
     assert len(bench.sockets[0].sent) == 3
+    bench.close()
+
+
+def test_a_name_added_at_run_time_is_looked_up_like_one_at_start() -> None:
+    """At once, and again and again; what was there before is not looked up twice."""
+    resolver = FakeResolver()
+    bench = Bench(resolver=resolver)
+    bench.nat.servers = [Server(*SERVER)]
+    assert not resolver.asked
+    bench.nat.servers = [Server("name.example", 53)]
+    bench.arrive(source=("192.0.2.1", 1))
+    assert bench.nat.counters.dropped == {"no_server": 1}
+    resolver.answer("198.51.100.7")
+    bench.arrive(source=("192.0.2.1", 1))
+    assert bench.sockets[0].peer == ("198.51.100.7", 53)
+    for number in (2, 3):
+        bench.clock.advance(LOOK_UP_EVERY)
+        assert resolver.asked == [("name.example", 53)] * number
+    # None is left to look up.
+    bench.nat.servers = [Server(*SERVER)]
+    bench.clock.advance(2 * LOOK_UP_EVERY)
+    bench.nat.servers = [Server("other.example", 53)]
+    assert resolver.asked[3:] == [("other.example", 53)]
+    with pytest.raises(ValueError, match="needs a server"):
+        bench.nat.servers = []
+    bench.close()
+
+
+def test_a_name_set_before_it_listens_is_looked_up_when_it_does() -> None:
+    """A relay that does not serve asks nobody."""
+    resolver = FakeResolver()
+    bench = Bench(resolver=resolver)
+    bench.nat.close()
+    bench.nat.servers = [Server("name.example", 53)]
+    assert not resolver.asked
+    bench.front = FakeSocket()
+    bench.nat.listen([bench.front])
+    assert resolver.asked == [("name.example", 53)]
     bench.close()
 
 
