@@ -99,10 +99,25 @@ QUIET = 1.0
 
 _numbers = itertools.count()
 
-#: What a host says of an earlier datagram (ICMP), by an error of the next call.
+#: What a host, or one on the way, says of an earlier datagram (ICMP), by an error of
+#: the next call: `icmp_err_convert` and `icmpv6_err_convert` of Linux.
 _REFUSALS = frozenset(
-    {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOPROTOOPT}
+    {
+        errno.ECONNREFUSED,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.ENOPROTOOPT,
+        errno.EHOSTDOWN,
+        errno.EACCES,
+        errno.EPROTO,
+        errno.EOPNOTSUPP,
+        *([errno.ENONET] if sys.platform == "linux" else []),
+    }
 )
+
+#: The same, and that one was too large for a part of the way ('fragmentation needed').
+#: The call that says so has done nothing else, so it is made again, once.
+_PENDING = _REFUSALS | {errno.EMSGSIZE}
 
 #: There is no socket, port or memory for another flow.
 _EXHAUSTED = frozenset(
@@ -303,12 +318,9 @@ class ClientFlow(Flow):
             self._look_from = self._alone_until = 0
         if len(run) > 1 and self._segments_up:
             try:
-                self.sock.sendmsg(run, [segments(size)])
+                self._send_run(run, size)
             except OSError as refusal:
-                if refusal.errno in _REFUSALS:
-                    counters.icmp_errors += 1
-                else:
-                    self._segments_up = segments_after(refusal)
+                self._segments_up = segments_after(refusal)
                 if refusal.errno == errno.ENOBUFS:
                     # Some of them may have left: none is sent twice.
                     counters.dropped["send_ENOBUFS"] += len(run)
@@ -330,6 +342,23 @@ class ClientFlow(Flow):
         else:
             nat.table.outbound(self, now)
 
+    def _send_run(self, run: Sequence[bytes], size: int) -> None:
+        """Send datagrams of one size in one call.
+
+        :raises OSError: none was sent, but with ENOBUFS.
+        """
+        extra = [segments(size)]
+        try:
+            self.sock.sendmsg(run, extra)
+        except OSError as problem:
+            if problem.errno not in _PENDING:
+                raise
+            refused = problem.errno in _REFUSALS
+            self.nat.counters.icmp_errors += refused
+            # If it is too large itself, it will be so again.
+            self.sock.sendmsg(run, extra)
+            self.nat.counters.icmp_errors += not refused
+
     def send_again(self, data: bytes, problem: OSError) -> bool:
         """A send to the server has failed; whether it was sent after all.
 
@@ -337,13 +366,16 @@ class ClientFlow(Flow):
         which does nothing else.
         """
         counters = self.nat.counters
-        if problem.errno in _REFUSALS:
-            counters.icmp_errors += 1
+        if problem.errno in _PENDING:
+            refused = problem.errno in _REFUSALS
+            counters.icmp_errors += refused
             try:
                 self.send(data)
             except OSError as again:
                 problem = again
             else:
+                # It was an earlier one that was too large.
+                counters.icmp_errors += not refused
                 return True
         counters.dropped[send_error(problem)] += 1
         return False

@@ -150,11 +150,25 @@ def segments(size: int) -> tuple[int, int, bytes]:
     return _SOL_UDP, _UDP_SEGMENT, _UINT16.pack(size)
 
 
+#: Nothing is wrong with what was sent: a queue is full, or an earlier datagram was
+#: refused.
+_PASSING = frozenset(
+    {
+        errno.EAGAIN,
+        errno.ENOBUFS,
+        errno.ENOMEM,
+        errno.ECONNREFUSED,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+    }
+)
+
+
 def segments_after(problem: OSError) -> bool:
     """Whether to try a run again, after one that was not taken."""
     # Anything else says that these can't be: larger than the path allows, or an
     # interface or a kernel that does not do it.
-    return problem.errno in (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
+    return problem.errno in _PASSING
 
 
 def ask_for_local_address(sock: Any) -> None:
