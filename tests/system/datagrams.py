@@ -42,6 +42,7 @@ class FlowLine:
     up: tuple[int, int]
     down: tuple[int, int]
     ending: str
+    by: str = ""
 
     @classmethod
     def of(cls, fields: dict[str, str]) -> FlowLine:
