@@ -19,8 +19,8 @@ import resource
 import socket
 import stat
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from twisted.internet.defer import (
     Deferred,
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IProtocol, ITCPTransport
 
 log = Logger(namespace="relayd.listening")
+
+Socket = TypeVar("Socket", bound=socket.SocketType)
 
 #: At most this many clients are accepted before others get their turn.
 ACCEPTS_PER_TURN = 32
@@ -346,16 +348,48 @@ def _bind_tcp(host: str, port: int, backlog: int) -> socket.socket:
     return sock
 
 
-def _bind_all(hosts: Iterable[str], port: int, backlog: int) -> list[socket.socket]:
-    """A listening socket for each address, all on the same port.
+def hosts_of(host: str | None, port: int, kind: int) -> list[str]:
+    """The addresses to listen on.
+
+    :param host: an address, a name, or None for all addresses of this machine.
+    :param kind: of the sockets, such as SOCK_STREAM.
+    :raises OSError: the name has none.
+    """
+    if host is None:
+        return ["0.0.0.0", "::"]
+    found = socket.getaddrinfo(host, port, type=kind)
+    return list(dict.fromkeys(numeric_host(item[4]) for item in found))
+
+
+def bind_all(
+    hosts: Sequence[str], port: int, bind: Callable[[str, int], Socket]
+) -> list[Socket]:
+    """A socket for each address, all on the same port.
 
     An address family that this machine lacks is left out, if another is there.
+
+    :param bind: makes one, for an address and a port.
+    :raises OSError: what `bind` did.
     """
-    bound: list[socket.socket] = []
+    for tries_left in range(_PORT_TRIES - 1, -1, -1):
+        try:
+            return _bind_each(hosts, port, bind)
+        except OSError as problem:
+            # Port 0: the one that was free for the first address may be taken on the
+            # second.
+            if port or problem.errno != errno.EADDRINUSE or not tries_left:
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
+def _bind_each(
+    hosts: Sequence[str], port: int, bind: Callable[[str, int], Socket]
+) -> list[Socket]:
+    bound: list[Socket] = []
     missing: OSError | None = None
     for host in hosts:
         try:
-            bound.append(_bind_tcp(host, port, backlog))
+            bound.append(bind(host, port))
         except OSError as problem:
             if problem.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                 missing = problem
@@ -478,21 +512,10 @@ class TCPListenerEndpoint(ListenerEndpoint):
         self.where = host_port(host, port) if host else f"port {port} of all addresses"
 
     def bind(self) -> list[tuple[socket.socket, Callable[[], None]]]:
-        if self._host is None:
-            hosts = ["0.0.0.0", "::"]
-        else:
-            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-            hosts = list(dict.fromkeys(numeric_host(item[4]) for item in found))
-        for tries_left in range(_PORT_TRIES - 1, -1, -1):
-            try:
-                bound = _bind_all(hosts, self._port, self._backlog)
-                break
-            except OSError as problem:
-                # Port 0: the one that was free for the first address may be
-                # taken on the second.
-                taken = problem.errno == errno.EADDRINUSE
-                if self._port or not taken or not tries_left:
-                    raise
+        hosts = hosts_of(self._host, self._port, socket.SOCK_STREAM)
+        bound = bind_all(
+            hosts, self._port, lambda host, port: _bind_tcp(host, port, self._backlog)
+        )
         return [(sock, _nothing) for sock in bound]
 
 

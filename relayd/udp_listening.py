@@ -6,7 +6,6 @@ Streams have Twisted's endpoints and factories; these let a service treat a
 
 from __future__ import annotations
 
-import errno
 import socket
 from typing import Any
 
@@ -19,14 +18,10 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
-from relayd.addresses import numeric_host
-from relayd.errors import ListenError
-from relayd.listening import Listeners
+from relayd.addresses import host_port, numeric_host
+from relayd.listening import Listeners, bind_all, hosts_of
 from relayd.udp_nat import UdpNat
-from relayd.udp_sockets import bind_udp
-
-#: The errors of an address family that this machine does not have.
-_LACKS = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+from relayd.udp_sockets import bound_socket, cannot_listen
 
 
 @implementer(IListeningPort)
@@ -36,7 +31,8 @@ class UdpPort:
     def __init__(self, nat: UdpNat, address: Any) -> None:
         self._nat = nat
         kind = IPv6Address if ":" in address[0] else IPv4Address
-        self._address = kind("UDP", address[0], address[1])
+        # With its interface, without which a link-local address says nothing.
+        self._address = kind("UDP", numeric_host(address), address[1])
 
     def startListening(self) -> None:
         """It listens already."""
@@ -70,35 +66,17 @@ class UdpListener:
 
         :raises ListenError: through the Deferred.
         """
+        host, port = self._host, self._port
         sockets: list[Any] = []
         try:
-            port = self._port
-            for host in self._hosts():
-                try:
-                    sockets.append(bind_udp(host, port))
-                except ListenError as problem:
-                    # A family that this machine lacks is left out.
-                    lacks = getattr(problem.__cause__, "errno", None) in _LACKS
-                    if self._host is not None or not lacks:
-                        raise
-                    continue
-                port = sockets[0].getsockname()[1]
-            if not sockets:
-                raise ListenError(f"can't listen on udp:{port}: no address family")
+            hosts = hosts_of(host, port, socket.SOCK_DGRAM)
+            sockets += bind_all(hosts, port, bound_socket)
             nat.listen(sockets)
-        except (ListenError, OSError) as problem:
+        except OSError as problem:
             for sock in sockets:
                 sock.close()
-            if isinstance(problem, ListenError):
-                return fail(problem)
-            why = problem.strerror or str(problem)
-            return fail(ListenError(f"can't listen on udp:{self._host}: {why}"))
+            where = host_port(host, port) if host else str(port)
+            return fail(cannot_listen(where, problem))
         ports = [UdpPort(nat, sock.getsockname()) for sock in sockets]
         listening: Any = ports[0] if len(ports) == 1 else Listeners(ports)
         return succeed(listening)
-
-    def _hosts(self) -> list[str]:
-        if self._host is None:
-            return ["0.0.0.0", "::"]
-        found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_DGRAM)
-        return list(dict.fromkeys(numeric_host(item[4]) for item in found))

@@ -241,24 +241,36 @@ def bind_udp(host: str, port: int) -> socket.SocketType:
 
     :raises ListenError: it can't be.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    where = host_port(host, port)
     try:
-        address = socket.getaddrinfo(
-            host, port, family, socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
-        )[0][4]
-        sock = udp_socket(family)
-        try:
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            if address[0] in WILDCARDS:
-                # Before a datagram can come.
-                ask_for_local_address(sock)
-            sock.bind(address)
-        except OSError:
-            sock.close()
-            raise
+        return bound_socket(host, port)
     except OSError as problem:
-        why = problem.strerror or str(problem)
-        raise ListenError(f"can't listen on udp:{where}: {why}") from problem
+        raise cannot_listen(host_port(host, port), problem) from problem
+
+
+def cannot_listen(where: str, problem: OSError) -> ListenError:
+    """The one line on a listener for datagrams that can't be had."""
+    why = problem.strerror or str(problem)
+    return ListenError(f"can't listen on udp:{where}: {why}")
+
+
+def bound_socket(host: str, port: int) -> socket.SocketType:
+    """As :func:`bind_udp`.
+
+    :raises OSError: it can't be.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    address = socket.getaddrinfo(
+        host, port, family, socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
+    )[0][4]
+    sock = udp_socket(family)
+    try:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if address[0] in WILDCARDS:
+            # Before a datagram can come.
+            ask_for_local_address(sock)
+        sock.bind(address)
+    except OSError:
+        sock.close()
+        raise
     return sock  # type: ignore[no-any-return]

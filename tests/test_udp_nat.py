@@ -55,6 +55,7 @@ from relayd.udp_sockets import (
     MOST_SEGMENTS,
     affordable_flows,
     bind_udp,
+    bound_socket,
 )
 from tests.conftest import LoggedFailures
 from tests.contracts import until
@@ -1824,3 +1825,63 @@ async def test_an_address_in_use() -> None:
         with pytest.raises(ListenError, match="can't listen on udp:"):
             await UdpListener(None, port).listen(nat)
     assert not nat.fronts
+
+
+def failing_v6(
+    monkeypatch: pytest.MonkeyPatch, number: int, times: int = 1000
+) -> list[int]:
+    """Let IPv6 sockets fail to bind `times` times; the ports that were tried."""
+    tried: list[int] = []
+
+    def bind(host: str, port: int) -> Any:
+        if ":" in host:
+            tried.append(port)
+            if len(tried) <= times:
+                raise problem(number)
+        return bound_socket(host, port)
+
+    monkeypatch.setattr("relayd.udp_listening.bound_socket", bind)
+    return tried
+
+
+@pytest.mark.parametrize("number", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
+@pytest.mark.parametrize("host", [None, "both.test"])
+@pytest_twisted.ensureDeferred
+async def test_a_family_that_the_machine_lacks_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, number: int, host: str | None
+) -> None:
+    """As of a TCP listener; what is asked for by its address must be there."""
+    found = [
+        (socket.AF_INET6, socket.SOCK_DGRAM, 17, "", ("::1", 0, 0, 0)),
+        (socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("127.0.0.1", 0)),
+    ]
+    real = socket.getaddrinfo
+
+    def look_up(name: Any, *more: Any, **kinds: Any) -> Any:
+        return found if name == "both.test" else real(name, *more, **kinds)
+
+    monkeypatch.setattr("relayd.listening.socket.getaddrinfo", look_up)
+    failing_v6(monkeypatch, number)
+    live: Any = reactor
+    nat = UdpNat(live, [Server(*SERVER)])
+    port: Any = await UdpListener(host, 0).listen(nat)
+    assert [front.sock.family for front in nat.fronts] == [socket.AF_INET]
+    assert port.getHost().host == ("127.0.0.1" if host else "0.0.0.0")
+    await port.stopListening()
+    with pytest.raises(ListenError, match="can't listen on udp:.::1.:0: "):
+        await UdpListener("::1", 0).listen(nat)
+    assert not nat.fronts
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_free_port_must_be_free_in_both_families(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernel's choice for one family may be taken in the other: choose again."""
+    tried = failing_v6(monkeypatch, errno.EADDRINUSE, 3)
+    live: Any = reactor
+    nat = UdpNat(live, [Server(*SERVER)])
+    port: Any = await UdpListener(None, 0).listen(nat)
+    assert len(tried) == 4
+    assert len({front.address[1] for front in nat.fronts}) == 1
+    await port.stopListening()
