@@ -57,6 +57,8 @@ class Counters:
         name of the error.
     :ivar replies_dropped: likewise: `reply_cap`, `truncated`, `send_…`.
     :ivar icmp_errors: how often a server's host refused what had been sent.
+    :ivar sent_again: how many datagrams were sent to the next address of a server's
+        name as well, after one had refused; each is in `sent` once.
     :ivar kernel_dropped: how many the kernel dropped because they were not read in
         time; they are in no other counter.
     """
@@ -69,6 +71,7 @@ class Counters:
     replies_dropped: Counter[str] = attrs.Factory(Counter)
     icmp_errors: int = 0
     kernel_dropped: int = 0
+    sent_again: int = 0
 
     @property
     def line(self) -> str:

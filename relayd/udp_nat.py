@@ -52,6 +52,7 @@ from relayd.nat_table import Flow, NatTable, TableFull
 from relayd.resolving import Resolver, SocketAddress
 from relayd.seldom import Seldom
 from relayd.udp_batches import BATCH, TURNS, outbox, receiver
+from relayd.udp_servers import Kept
 from relayd.udp_servers import Server as Server
 from relayd.udp_sockets import (
     BUFFER_SIZE,
@@ -94,6 +95,9 @@ MOST_ASKED = 8
 #: Seconds between two look-ups of a server's name.
 LOOK_UP_EVERY = 30.0
 
+#: How many sockets that turn out to be connected to themselves are closed again.
+SELF_TRIES = 4
+
 #: Seconds without a datagram after which a flow need not be waited for.
 QUIET = 1.0
 
@@ -132,6 +136,10 @@ _EXHAUSTED = frozenset(
     }
 )
 
+#: The same of a call that says of an address that it has no way there: EADDRNOTAVAIL
+#: may be that.
+_NO_MORE = _EXHAUSTED - {errno.EADDRNOTAVAIL}
+
 
 class ClientFlow(Flow):
     """A flow, and the socket that is the relay's port for its client.
@@ -141,7 +149,10 @@ class ClientFlow(Flow):
     :ivar source: the client's socket address.
     :ivar to: where the client is, as the front replies to it.
     :ivar sock: connected to the server.
+    :ivar ours: its own address.
     :ivar server: the server's name.
+    :ivar upstream: the server.
+    :ivar tried: its addresses that the flow has had, the last of which it has.
     :ivar envelope: what the front's outbox knows the client by.
     :ivar drops: what the kernel had dropped of `sock` at the last look.
     """
@@ -150,6 +161,7 @@ class ClientFlow(Flow):
         "_alone_until",
         "_longest",
         "_look_from",
+        "_look_up",
         "_segments_down",
         "_segments_up",
         "_usual",
@@ -158,6 +170,7 @@ class ClientFlow(Flow):
         "front",
         "here",
         "nat",
+        "ours",
         "recv",
         "recv_into",
         "reply",
@@ -166,10 +179,19 @@ class ClientFlow(Flow):
         "sock",
         "source",
         "to",
+        "tried",
+        "upstream",
     )
 
     def __init__(
-        self, front: Front, key: Any, source: Any, to: Any, sock: Any, server: str
+        self,
+        front: Front,
+        key: Any,
+        source: Any,
+        to: Any,
+        sock: Any,
+        upstream: Server,
+        tried: list[SocketAddress],
     ) -> None:
         nat = front.nat
         # Two listeners of a relay may have the same client.
@@ -179,14 +201,14 @@ class ClientFlow(Flow):
         self.here = key
         self.source = source
         self.to = to
-        self.sock = sock
-        self.server = server
-        self.send = sock.send
-        self.recv = sock.recv
-        self.recv_into = sock.recv_into
+        self.server = upstream.name
+        self.upstream = upstream
+        self.tried = tried
+        #: Which look-up of the name they are of.
+        self._look_up = upstream.look_ups
+        self.use(sock)
         self.reply = front.replier()
         self.envelope = front.envelope(key)
-        self.drops = 0
         #: Whether the kernel has made datagrams of runs as far as we know.
         self._segments_up = self._segments_down = True
         #: How many datagrams there were the last time.
@@ -198,6 +220,15 @@ class ClientFlow(Flow):
         self._alone_until = 0
         #: The longest run that the client has sent.
         self._longest = 1
+
+    def use(self, sock: Any) -> None:
+        """Have this socket, which is connected to the server."""
+        self.sock = sock
+        self.ours = sock.getsockname()
+        self.send = sock.send
+        self.recv = sock.recv
+        self.recv_into = sock.recv_into
+        self.drops = 0
 
     def ready(self, mask: int) -> None:
         """The server has answered, or its host has refused."""
@@ -240,9 +271,11 @@ class ClientFlow(Flow):
                 data = recv(BUFFER_SIZE)
             except BlockingIOError:
                 break
-            except OSError:
+            except OSError as problem:
                 # What was sent before was refused.  Being told takes the error away.
                 counters.icmp_errors += 1
+                if self._go_elsewhere(problem):
+                    break
                 continue
             received += 1
             length = len(data)
@@ -268,6 +301,8 @@ class ClientFlow(Flow):
                 self._look_from = self.down_datagrams + max(LOOK_EVERY, 8 * received)
             alone = self._usual == 1 and self.front.outbox is not None
             self._alone_until = self._look_from if alone else 0
+            if not self.replied:
+                nat.kept.forget(self)
             nat.table.inbound(self, nat.now())
 
     def _may_have(self, size: int) -> bool:
@@ -310,7 +345,7 @@ class ClientFlow(Flow):
 
     def forward(self, run: Sequence[bytes], now: float) -> None:
         """Send the server what the client has sent: datagrams of one size."""
-        nat, sent = self.nat, 0
+        nat, sent, whole = self.nat, 0, run
         counters, size = nat.counters, len(run[0])
         if len(run) > self._longest:
             # Its replies may be as many.
@@ -340,7 +375,36 @@ class ClientFlow(Flow):
         if self.in_use:
             self.seen = now
         else:
-            nat.table.outbound(self, now)
+            self.spoke(whole, now)
+
+    def spoke(self, run: Sequence[bytes], now: float) -> None:
+        """A flow that is not in use has sent these, or tried to."""
+        nat = self.nat
+        if not self.replied and self.upstream.named:
+            nat.kept.add(self, run)
+        nat.table.outbound(self, now)
+
+    def _go_elsewhere(self, problem: OSError) -> bool:
+        """The server's host may have refused: go on at its next address, if it has one.
+
+        :return: whether the flow has another socket now.
+        """
+        if self.replied or not self.upstream.named or problem.errno not in _REFUSALS:
+            return False
+        if self._look_up != self.upstream.look_ups:
+            # What refused then may be there now.
+            self._look_up = self.upstream.look_ups
+            self.tried = self.tried[-1:]
+        if not self.nat.redial(self, problem):
+            return False
+        for data in self.nat.kept.of(self):
+            try:
+                self.send(data)
+            except OSError:
+                # It was counted when it was sent first.
+                continue
+            self.nat.counters.sent_again += 1
+        return True
 
     def _send_run(self, run: Sequence[bytes], size: int) -> None:
         """Send datagrams of one size in one call.
@@ -355,6 +419,7 @@ class ClientFlow(Flow):
                 raise
             refused = problem.errno in _REFUSALS
             self.nat.counters.icmp_errors += refused
+            self._go_elsewhere(problem)
             # If it is too large itself, it will be so again.
             self.sock.sendmsg(run, extra)
             self.nat.counters.icmp_errors += not refused
@@ -369,6 +434,7 @@ class ClientFlow(Flow):
         if problem.errno in _PENDING:
             refused = problem.errno in _REFUSALS
             counters.icmp_errors += refused
+            self._go_elsewhere(problem)
             try:
                 self.send(data)
             except OSError as again:
@@ -469,7 +535,7 @@ class Front:
                     if last.in_use:
                         last.seen = now
                     else:
-                        nat.table.outbound(last, now)
+                        last.spoke((first,), now)
             last = flow or nat.admit(self, key)
             first, size = data, len(data)
             if size >= BUFFER_SIZE and last is not None:
@@ -612,6 +678,7 @@ class UdpNat:
 
     :ivar counters: what has become of datagrams.
     :ivar table: the flows that live.
+    :ivar kept: what those have sent that may have to be sent to another address.
     """
 
     def __init__(
@@ -653,6 +720,7 @@ class UdpNat:
         self.reply_cap = reply_cap
         self.receive_buffer = receive_buffer
         self.counters = Counters()
+        self.kept = Kept()
         self.fronts: list[Front] = []
         self._own = own
         #: Where listeners and servers are, and the ports of wildcard listeners.
@@ -870,9 +938,9 @@ class UdpNat:
     def _try_flow(
         self, front: Front, key: Any, source: Any, to: Any, server: Server
     ) -> ClientFlow:
-        sock = self._dial(server)
+        sock, tried = self._dial(server)
         try:
-            flow = ClientFlow(front, key, source, to, sock, server.name)
+            flow = ClientFlow(front, key, source, to, sock, server, tried)
             self.watcher.watch(sock.fileno(), flow, READABLE)
         except OSError:
             sock.close()
@@ -887,16 +955,90 @@ class UdpNat:
                 return server
         return None
 
-    def _dial(self, server: Server) -> Any:
-        address: Any = server.address
-        sock = self._open(address[0])
+    def _dial(
+        self, server: Server, tried: Sequence[SocketAddress] = ()
+    ) -> tuple[Any, list[SocketAddress]]:
+        """A socket that is connected to the server.
+
+        :param tried: addresses that are not to be tried again.
+        :return: the socket, and what was tried, the last of which it is connected to.
+        :raises OSError: there is none to be had, or no address that is left takes it.
+        """
+        had = list(tried)
+        refusal = OSError(errno.EHOSTUNREACH, "no other address of its name")
+        for address in list(server.candidates(had)):
+            had.append(address)
+            try:
+                return self._connect(address), had
+            except OSError as problem:
+                if problem.errno in _NO_MORE:
+                    raise
+                # There is no way to that family, for one.
+                self._refused(server, address, problem)
+                refusal = problem
+        raise refusal
+
+    def _connect(self, address: SocketAddress) -> Any:
+        family, where = address
+        # Kept until the end, or the next would get the same port.
+        to_themselves: list[Any] = []
         try:
-            raise_buffer(sock, min(self.receive_buffer, FLOW_BUFFER))
-            sock.connect(address[1])
+            for _ in range(SELF_TRIES):
+                sock = self._open(family)
+                try:
+                    raise_buffer(sock, min(self.receive_buffer, FLOW_BUFFER))
+                    sock.connect(where)
+                    # The kernel may hand out the very port that is called, if nobody
+                    # has it: what is sent would come back as the answer.
+                    ours = sock.getsockname()
+                    if ours[1] != where[1] or ours != sock.getpeername():
+                        return sock
+                except OSError:
+                    sock.close()
+                    raise
+                to_themselves.append(sock)
+        finally:
+            for sock in to_themselves:
+                sock.close()
+        raise OSError(
+            errno.ECONNREFUSED, f"nobody has {socket_name(where)} but its own socket"
+        )
+
+    def redial(self, flow: ClientFlow, problem: OSError) -> bool:
+        """Give a flow a socket that is connected to the next address of its server.
+
+        :param problem: how the one that it has has refused.
+        :return: whether there was one.
+        """
+        server = flow.upstream
+        self._refused(server, flow.tried[-1], problem)
+        try:
+            sock, tried = self._dial(server, flow.tried)
+        except OSError:
+            return False
+        try:
+            self.watcher.watch(sock.fileno(), flow, READABLE)
         except OSError:
             sock.close()
-            raise
-        return sock
+            return False
+        self._look_at(flow)
+        self.watcher.give_up(flow.sock)
+        flow.tried = tried
+        flow.use(sock)
+        return True
+
+    def _refused(
+        self, server: Server, address: SocketAddress, problem: OSError
+    ) -> None:
+        if server.turn_from(address):
+            log.warn(
+                "{name}: {address} refuses ({why}): the next of its addresses is tried,"
+                " {next}",
+                name=server.name,
+                address=socket_name(address[1]),
+                why=problem.strerror,
+                next=socket_name(server.address[1]),  # type: ignore[index]
+            )
 
     def _refuse(self, why: str) -> None:
         self.counters.dropped["no_flow"] += 1
@@ -920,12 +1062,12 @@ class UdpNat:
         self.table.remove(flow, evicted=ending == "evicted")
         del flow.front.flows[flow.here]
         self._look_at(flow)
-        ours = flow.sock.getsockname()
+        self.kept.forget(flow)
         self.watcher.give_up(flow.sock)
         facts = FlowFacts(
             client=socket_name(flow.source),
             listener=flow.front.name(flow.here),
-            port=socket_name(ours),
+            port=socket_name(flow.ours),
             server=flow.server,
             age=self.now() - flow.began,
             ending=ending,

@@ -80,8 +80,9 @@ class Server:
         """
         if self.address is None:
             return
-        first = self.addresses.index(self.address)
-        for address in self.addresses[first:] + self.addresses[:first]:
+        there = self.addresses
+        first = there.index(self.address)
+        for address in there[first:] + there[:first]:
             if address not in tried:
                 yield address
 

@@ -10,7 +10,7 @@ import struct
 import sys
 import weakref
 from collections import deque
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -46,9 +46,11 @@ from relayd.udp_nat import (
     LOOKS,
     MANY,
     MOST_ASKED,
+    SELF_TRIES,
     Server,
     UdpNat,
 )
+from relayd.udp_servers import KEPT_BESIDE, MOST_KEPT, MOST_KEPT_BYTES, Kept
 from relayd.udp_sockets import (
     BUFFER_SIZE,
     MOST_SEGMENTED,
@@ -104,6 +106,9 @@ class FakeSocket:
 
     def getsockname(self) -> Any:
         return (self.host, self.number % 60000)
+
+    def getpeername(self) -> Any:
+        return self.peer
 
     def setsockopt(self, *_: Any) -> None:
         """Whatever it is."""
@@ -346,7 +351,8 @@ class Bench:
         assert counters.replies_received == (
             counters.replies_sent + sum(counters.replies_dropped.values())
         )
-        assert counters.sent == sum(len(each.sent) for each in self.sockets)
+        left = sum(len(each.sent) for each in self.sockets)
+        assert counters.sent + counters.sent_again == left
         assert counters.replies_sent == len(self.front.sent)
         flows = {each.sock for each in self.nat.table.flows.values()}
         assert flows == set(self.live)
@@ -1402,6 +1408,185 @@ def test_a_server_that_was_never_found() -> None:
     bench.close()
 
 
+NAMED = ("198.51.100.1", "198.51.100.2", "198.51.100.3")
+
+
+def named(*hosts: str, **settings: Any) -> Bench:
+    """A relay to a name that has these addresses."""
+    resolver = FakeResolver()
+    bench = Bench([Server("name.example", 53)], resolver=resolver, **settings)
+    resolver.answer(*(hosts or NAMED))
+    return bench
+
+
+def refuse(bench: Bench, number: int = -1, why: int = errno.ECONNREFUSED) -> None:
+    """The host that a flow's socket is connected to refuses."""
+    sock = bench.sockets[number]
+    sock.inbox.append(problem(why))
+    bench.watcher.ready(sock.number)
+
+
+def peers(bench: Bench) -> list[str]:
+    return [each.peer[0] for each in bench.sockets]
+
+
+def test_after_a_refusal_it_is_the_next_address() -> None:
+    """For the flow that met it, whose datagrams are sent again, and for new ones."""
+    bench = named()
+    bench.arrive(b"one")
+    bench.arrive(b"two")
+    with capturedLogs() as events:
+        refuse(bench)
+    [line] = [formatEvent(each) for each in events]
+    assert line == (
+        "name.example:53: 198.51.100.1:53 refuses (Connection refused): the next of its"
+        " addresses is tried, 198.51.100.2:53"
+    )
+    assert peers(bench) == list(NAMED[:2])
+    assert bench.sockets[0].closed
+    assert bench.sockets[1].sent == [b"one", b"two"]
+    bench.answer(b"here")
+    assert bench.front.sent == [(b"here", CLIENT)]
+    [flow] = bench.nat.table.flows.values()
+    assert (flow.up_datagrams, flow.down_datagrams) == (2, 1)
+    counters = bench.nat.counters
+    assert (counters.sent, counters.sent_again, counters.icmp_errors) == (2, 2, 1)
+    bench.arrive(source=("192.0.2.2", 1))
+    assert peers(bench)[2] == NAMED[1]
+    assert not len(bench.nat.kept) - 1
+    bench.check()
+    bench.close()
+    assert not len(bench.nat.kept)
+    assert bench.nat.kept.size == 0
+
+
+@pytest.mark.parametrize("run", [1, 3])
+def test_a_refusal_that_the_next_send_meets(run: int) -> None:
+    """That datagram, or run, goes to the next address, after what went before."""
+    bench = named()
+    bench.arrive(b"first")
+    bench.sockets[0].errors.append(problem(errno.EHOSTUNREACH))
+    bench.front.inbox.extend([(b"%d" % n, CLIENT) for n in range(run)])
+    bench.watcher.ready(bench.front.number)
+    assert bench.sockets[1].sent == [b"first", *(b"%d" % n for n in range(run))]
+    assert bench.nat.counters.sent_again == 1
+    assert not bench.nat.counters.dropped
+    bench.check()
+    bench.close()
+
+
+def test_each_address_has_one_chance_after_each_look_up() -> None:
+    """Then the flow stays where it is, and the line is written once."""
+    bench = named()
+    resolver: Any = bench.nat._resolver
+    with capturedLogs() as events:
+        for _ in range(3):
+            bench.arrive()
+            for _ in range(4):
+                refuse(bench)
+        assert peers(bench) == list(NAMED)
+        # All have refused: the first has another chance, with the next flow.
+        bench.arrive(source=("192.0.2.2", 1))
+        assert peers(bench)[3:] == [NAMED[0]]
+        assert len([each for each in events if "refuses" in formatEvent(each)]) == 1
+        bench.clock.advance(LOOK_UP_EVERY - 1)
+        bench.arrive()
+        bench.clock.advance(1)
+        resolver.answer(NAMED[1], NAMED[2], NAMED[0])
+        refuse(bench, 2)
+        refuse(bench)
+        refuse(bench)
+        assert peers(bench)[4:] == [NAMED[0], NAMED[1]]
+    bench.close()
+
+
+def test_a_flow_that_was_answered_keeps_its_address() -> None:
+    """Its server may be back in a moment; nobody else would know the conversation."""
+    bench = named()
+    bench.arrive()
+    bench.answer()
+    refuse(bench)
+    bench.sockets[0].errors.append(problem(errno.ECONNREFUSED))
+    bench.arrive(b"again")
+    assert bench.sockets[0].sent == [b"?", b"again"]
+    assert peers(bench) == [NAMED[0]]
+    # Nor does a datagram that was too large say anything of an address.
+    bench.arrive(source=("192.0.2.2", 1))
+    refuse(bench, why=errno.EMSGSIZE)
+    assert peers(bench) == [NAMED[0]] * 2
+    bench.close()
+
+
+def test_an_address_without_a_way_there_has_refused() -> None:
+    """connect() says so at once; the next takes the flow, with one warning."""
+    bench = named()
+    real = bench.nat._open
+
+    def open_socket(family: int) -> Any:
+        sock = real(family)
+
+        def connect(address: Any) -> None:
+            sock.peer = address
+            if address[0] in NAMED[:2]:
+                raise problem(errno.ENETUNREACH if len(calls) else errno.EADDRNOTAVAIL)
+            calls.append(address)
+
+        sock.connect = connect
+        return sock
+
+    calls: list[Any] = []
+    bench.nat._open = open_socket
+    with capturedLogs() as events:
+        for port in (1, 2, 3):
+            bench.arrive(source=("192.0.2.1", port))
+    assert len(events) == 1
+    assert [each.peer[0] for each in bench.live] == [NAMED[2]] * 3
+    assert peers(bench) == [*NAMED, NAMED[2], NAMED[2]]
+    assert not bench.nat.counters.dropped
+    bench.check()
+    bench.close()
+
+
+@pytest.mark.parametrize("what", ["descriptor", "watch"])
+def test_a_flow_that_can_not_have_another_socket_keeps_the_one_it_has(
+    what: str,
+) -> None:
+    """There is no descriptor, or the kernel can't watch it."""
+    bench = named()
+    bench.arrive()
+    if what == "descriptor":
+        bench.open_error = problem(errno.EMFILE)
+    else:
+        bench.watcher.full = True
+    refuse(bench)
+    assert not bench.sockets[0].closed
+    bench.open_error, bench.watcher.full = None, False
+    bench.check()
+    refuse(bench, 0)
+    assert peers(bench)[-1] == NAMED[1]
+    bench.check()
+    bench.close()
+
+
+def test_what_is_kept_is_bounded() -> None:
+    """Of a flow, and in all: the oldest goes first."""
+    kept = Kept()
+    kept.add("flow", [b"%d" % n for n in range(MOST_KEPT + 3)])
+    kept.add("flow", [b"more"])
+    assert kept.of("flow") == tuple(b"%d" % n for n in range(MOST_KEPT))
+    for number in range(50):
+        kept.add(number, [bytes(65507)])
+        assert kept.size <= MOST_KEPT_BYTES
+    assert kept.of("flow") == kept.of(0) == ()
+    assert len(kept.of(49)[0]) == 65507
+    for number in range(20_000):
+        kept.add((1, number), [b""])
+    assert len(kept) <= MOST_KEPT_BYTES // KEPT_BESIDE
+    for number in range(20_000):
+        kept.forget((1, number))
+    assert (len(kept), kept.size) == (0, 0)
+
+
 # -- the end
 
 
@@ -1696,7 +1881,7 @@ def test_the_line_of_a_relay() -> None:
             f"datagrams listener=203.0.113.1:{bench.front.number % 60000}"
             " received=4 sent=1 replies_received=1 replies_sent=1"
             " dropped=source_port_0:2,truncated:1 replies_dropped=-"
-            " icmp_errors=0 kernel_dropped=0"
+            " icmp_errors=0 kernel_dropped=0 sent_again=0"
         )
         assert events[-1]["received"] == 4
 
@@ -1885,3 +2070,82 @@ async def test_a_free_port_must_be_free_in_both_families(
     assert len(tried) == 4
     assert len({front.address[1] for front in nat.fronts}) == 1
     await port.stopListening()
+
+
+@pytest.mark.parametrize("transport", ["plane", "twisted"])
+@pytest.mark.parametrize("first", ["::1", "127.0.0.9"])
+@pytest_twisted.ensureDeferred
+async def test_a_name_whose_first_address_refuses(
+    transport: Transport, first: str
+) -> None:
+    """Every client is answered, by what it sent first."""
+    live: Any = reactor
+    resolver: Any = FakeResolver()
+    with ExitStack() as held:
+        server = held.enter_context(closing(socket.socket(type=socket.SOCK_DGRAM)))
+        server.bind(("127.0.0.1", 0))
+        server.setblocking(False)
+        port = server.getsockname()[1]
+        nat = UdpNat(
+            live,
+            [Server("name.example", port)],
+            watcher=watcher(live, transport),
+            resolver=resolver,
+        )
+        listening: Any = await UdpListener("127.0.0.1", 0).listen(nat)
+        family = socket.AF_INET6 if ":" in first else socket.AF_INET
+        dead = (first, port, 0, 0) if ":" in first else (first, port)
+        there = (socket.AF_INET, ("127.0.0.1", port))
+        resolver.last.callback([(family, dead), there])
+        for number in range(15):
+            client = held.enter_context(closing(socket.socket(type=socket.SOCK_DGRAM)))
+            client.connect(("127.0.0.1", listening.getHost().port))
+            client.setblocking(False)
+            client.send(b"%d" % number)
+            received: list[Any] = []
+            await until(lambda got=received: arrived(server, got), "a request")
+            assert received[0][0] == b"%d" % number
+            server.sendto(b"yes", received[0][1])
+            await until(lambda: arrived(client, received), "a reply")  # noqa: B023
+        assert nat.counters.sent_again == 1
+        await listening.stopListening()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("unlucky", [1, SELF_TRIES, 1000])
+def test_a_socket_that_is_connected_to_itself_is_no_flow(
+    host: str, unlucky: int
+) -> None:
+    """The kernel may hand out the very port that is called, if nobody has it."""
+    live: Any = reactor
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    opened: list[Any] = []
+    with closing(bind_udp(host, 0)) as free:
+        port = free.getsockname()[1]
+
+    def open_socket(family: int) -> Any:
+        sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        if len(opened) < unlucky:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((host, port))
+        opened.append(sock)
+        return sock
+
+    with closing(socket.socket(family, socket.SOCK_DGRAM)) as client:
+        client.bind((host, 0))
+        nat = UdpNat(live, [Server(host, port)], open_socket=open_socket)
+        listener = bind_udp(host, 0)
+        nat.listen([listener])
+        client.sendto(b"hello?", listener.getsockname())
+        with capturedLogs() as events:
+            assert nat.fronts[0].read() is not None
+        if unlucky < SELF_TRIES:
+            assert len(nat.table) == 1
+            assert len(opened) == unlucky + 1
+        else:
+            assert not nat.table.flows
+            assert nat.counters.dropped == {"no_flow": 1}
+            assert len(opened) == SELF_TRIES
+            assert f":{port} but its own socket (1 datagrams" in formatEvent(events[0])
+        nat.close()
+    assert all(each.fileno() < 0 for each in opened)
