@@ -53,9 +53,9 @@ class Counters:
     :ivar dropped: by reason: `no_flow` (the table is full, or no descriptor is left),
         `no_server` (its name has no address yet), `no_local_address` (the kernel did
         not say what the client spoke to), `source_port_0`, `source_loops` (what would
-        be answered there would come back), `truncated`, `draining`, or `send_` and the
-        name of the error.
-    :ivar replies_dropped: likewise: `reply_cap`, `truncated`, `send_…`.
+        be answered there would come back), `truncated`, `draining`, `failed` (a defect
+        of ours, whose traceback is in the log), or `send_` and the name of the error.
+    :ivar replies_dropped: likewise: `reply_cap`, `truncated`, `failed`, `send_…`.
     :ivar icmp_errors: how often a server's host refused what had been sent.
     :ivar sent_again: how many datagrams were sent to the next address of a server's
         name as well, after one had refused; each is in `sent` once.
@@ -72,6 +72,16 @@ class Counters:
     icmp_errors: int = 0
     kernel_dropped: int = 0
     sent_again: int = 0
+
+    def balance(self) -> None:
+        """Count as `failed` what was received and is nowhere else: a defect's doing."""
+        missing = self.received - self.sent - self.dropped.total()
+        if missing > 0:
+            self.dropped["failed"] += missing
+        missing = self.replies_received - self.replies_sent
+        missing -= self.replies_dropped.total()
+        if missing > 0:
+            self.replies_dropped["failed"] += missing
 
     @property
     def line(self) -> str:

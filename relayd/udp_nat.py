@@ -51,7 +51,7 @@ from relayd.limits import share_of
 from relayd.nat_table import Flow, NatTable, TableFull
 from relayd.resolving import Resolver, SocketAddress
 from relayd.seldom import Seldom
-from relayd.udp_batches import BATCH, TURNS, outbox, receiver
+from relayd.udp_batches import BATCH, TURNS, Outbox, outbox, receiver
 from relayd.udp_servers import Kept
 from relayd.udp_servers import Server as Server
 from relayd.udp_sockets import (
@@ -232,26 +232,30 @@ class ClientFlow(Flow):
 
     def ready(self, mask: int) -> None:
         """The server has answered, or its host has refused."""
-        if self.down_datagrams >= self._alone_until:
-            self._read_some()
-            return
-        front = self.front
-        waiting = front.waiting
-        # A slot's callable is called from a local: as a method, it is looked up slowly.
-        recv_into = self.recv_into
         try:
-            size = recv_into(front.rooms[len(waiting)])
-        except BlockingIOError:
-            return
-        except OSError:
-            self.nat.counters.icmp_errors += 1
-            self._read_batch(BATCH)
-            return
-        if not waiting:
-            front.flush_soon()
-        waiting.append((self, size))
-        if len(waiting) == BATCH:
-            front.flush()
+            if self.down_datagrams >= self._alone_until:
+                self._read_some()
+                return
+            front = self.front
+            waiting = front.waiting
+            # A slot's callable is called from a local: as a method, it is looked up
+            # slowly.
+            recv_into = self.recv_into
+            try:
+                size = recv_into(front.rooms[len(waiting)])
+            except BlockingIOError:
+                return
+            except OSError:
+                self.nat.counters.icmp_errors += 1
+                self._read_batch(BATCH)
+                return
+            if not waiting:
+                front.flush_soon()
+            waiting.append((self, size))
+            if len(waiting) == BATCH:
+                front.flush()
+        except Exception:
+            self.nat.fail(self)
 
     def _read_some(self) -> None:
         # Asking whether there is more costs as much as being told: now and then is
@@ -266,35 +270,38 @@ class ClientFlow(Flow):
         counters, cap = nat.counters, nat.reply_cap
         received = size = 0
         run: list[bytes] = []
-        for _ in TURNS:
-            try:
-                data = recv(BUFFER_SIZE)
-            except BlockingIOError:
-                break
-            except OSError as problem:
-                # What was sent before was refused.  Being told takes the error away.
-                counters.icmp_errors += 1
-                if self._go_elsewhere(problem):
+        try:
+            for _ in TURNS:
+                try:
+                    data = recv(BUFFER_SIZE)
+                except BlockingIOError:
                     break
-                continue
-            received += 1
-            length = len(data)
-            if length >= BUFFER_SIZE or (
-                cap and not self._may_have(size * len(run) + length)
-            ):
-                self._drop_reply(length)
-            elif length == size and fits(run, size):
-                run.append(data)
-            else:
-                if run:
-                    self._reply(run)
-                run, size = [data], length
-            if received == most:
-                break
-        if run:
-            self._reply(run)
-        if received:
+                except OSError as problem:
+                    # What was sent before was refused.  Being told takes the error
+                    # away.
+                    counters.icmp_errors += 1
+                    if self._go_elsewhere(problem):
+                        break
+                    continue
+                received += 1
+                length = len(data)
+                if length >= BUFFER_SIZE or (
+                    cap and not self._may_have(size * len(run) + length)
+                ):
+                    self._drop_reply(length)
+                elif length == size and fits(run, size):
+                    run.append(data)
+                else:
+                    if run:
+                        self._reply(run)
+                    run, size = [data], length
+                if received == most:
+                    break
+            if run:
+                self._reply(run)
+        finally:
             counters.replies_received += received
+        if received:
             # Of many, some may be late only; of few, asking in vain costs too much.
             self._usual = max(received, (self._usual - 4) >> 1)
             if most == BATCH:
@@ -316,7 +323,10 @@ class ClientFlow(Flow):
     def read_all(self) -> None:
         """Pass on what the server has sent by now, a batch at most."""
         self.front.flush()
-        self._read_batch(BATCH)
+        try:
+            self._read_batch(BATCH)
+        except Exception:
+            self.nat.fail(self)
 
     def _reply(self, run: Sequence[bytes]) -> None:
         """Send the client what its server has sent: datagrams of one size."""
@@ -454,7 +464,7 @@ class ClientFlow(Flow):
             self.up_bytes += len(data)
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor stops, or reading has raised."""
+        """The reactor stops."""
         self.nat.end(self, "failed")
 
 
@@ -506,45 +516,54 @@ class Front:
         first = b""
         run: list[bytes] | None = None
         # Where the datagrams are is written over by the next batch.
-        batch = self._receiver.receive()
-        for data, key in batch:
-            flow = known(key)
-            if flow is last and flow is not None and len(data) == size:
-                if run is None:
-                    run = [first]
-                if fits(run, size):
-                    run.append(data)
-                    continue
-            # What came first is sent first, and before its flow may have to make room.
+        batch: list[tuple[Any, Any]] = []
+        failed = False
+        try:
+            batch = self._receiver.receive()
+            for data, key in batch:
+                flow = known(key)
+                if flow is last and flow is not None and len(data) == size:
+                    if run is None:
+                        run = [first]
+                    if fits(run, size):
+                        run.append(data)
+                        continue
+                # What came first is sent first, and before its flow may have to make
+                # room.
+                if last is not None:
+                    if run is not None:
+                        last.forward(run, now)
+                        run = None
+                    else:
+                        # As `forward` does; the call would cost more than all of this.
+                        send = last.send
+                        try:
+                            send(first)
+                        except OSError as problem:
+                            last.forward_again(first, problem)
+                        else:
+                            sent += 1
+                            last.up_datagrams += 1
+                            last.up_bytes += size
+                        # The client is there, whatever became of its datagram.
+                        if last.in_use:
+                            last.seen = now
+                        else:
+                            last.spoke((first,), now)
+                last = flow or nat.admit(self, key)
+                first, size = data, len(data)
+                if size >= BUFFER_SIZE and last is not None:
+                    counters.dropped["truncated"] += 1
+                    last = None
             if last is not None:
-                if run is not None:
-                    last.forward(run, now)
-                    run = None
-                else:
-                    # As `forward` does; the call would cost more than all of this.
-                    send = last.send
-                    try:
-                        send(first)
-                    except OSError as problem:
-                        last.forward_again(first, problem)
-                    else:
-                        sent += 1
-                        last.up_datagrams += 1
-                        last.up_bytes += size
-                    # The client is there, whatever became of its datagram.
-                    if last.in_use:
-                        last.seen = now
-                    else:
-                        last.spoke((first,), now)
-            last = flow or nat.admit(self, key)
-            first, size = data, len(data)
-            if size >= BUFFER_SIZE and last is not None:
-                counters.dropped["truncated"] += 1
-                last = None
-        if last is not None:
-            last.forward(run or [first], now)
+                last.forward(run or [first], now)
+        except Exception:
+            failed = True
+            nat.log_failure("a listener failed; it goes on with the next batch")
         counters.sent += sent
         counters.received += len(batch)
+        if failed:
+            counters.balance()
         self.owed = 0 if self._receiver.drained else self.owed - len(batch)
         return self._receiver.drained
 
@@ -559,12 +578,22 @@ class Front:
         waiting, nat = self.waiting, self.nat
         if not waiting or self.outbox is None:
             return
-        table, counters, now = nat.table, nat.counters, nat.now()
+        nat.counters.replies_received += len(waiting)
+        try:
+            self._flush(self.outbox, nat.now())
+        except Exception:
+            # The plane's whole turn would end with it.
+            nat.log_failure("a listener failed to send replies")
+            nat.counters.balance()
+        finally:
+            waiting.clear()
+
+    def _flush(self, outbox: Outbox, now: float) -> None:
+        waiting, table, counters = self.waiting, self.nat.table, self.nat.counters
         refresh = table.refresh_inbound
-        problems = self.outbox.send(
+        problems = outbox.send(
             [size for _, size in waiting], [flow.envelope for flow, _ in waiting]
         )
-        counters.replies_received += len(waiting)
         counters.replies_sent += len(waiting) - len(problems)
         for flow, size in waiting:
             flow.down_datagrams += 1
@@ -579,10 +608,9 @@ class Front:
             flow.down_datagrams -= 1
             flow.down_bytes -= size
             counters.replies_dropped[send_error(problem)] += 1
-        waiting.clear()
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor stops, or reading has raised."""
+        """The reactor stops."""
 
     # -- what a key stands for
 
@@ -732,6 +760,8 @@ class UdpNat:
         self._expire_to: float | None = None
         self._lookups: IDelayedCall | None = None
         self._seldom = Seldom(self.clock)
+        self._seldom_failing = Seldom(self.clock)
+        self._failures = 0
         #: How many flows were asked since the first of them was.
         self._looked_at = 0
         self._drained: Deferred[None] | None = None
@@ -793,14 +823,14 @@ class UdpNat:
             self._lookups.cancel()
         self._lookups = None
         names = [server for server in self.servers if server.named]
+        if names:
+            self._lookups = self.clock.callLater(LOOK_UP_EVERY, self._look_up)
         for server in names:
             resolver = self._resolver or Resolver.of(self._reactor)
             found = resolver.addresses(server.host, server.port)
             found.addCallbacks(
                 self._found, self._not_found, (server,), errbackArgs=(server,)
             )
-        if names:
-            self._lookups = self.clock.callLater(LOOK_UP_EVERY, self._look_up)
 
     def _found(self, addresses: list[SocketAddress], server: Server) -> None:
         server.found(addresses)
@@ -1075,10 +1105,34 @@ class UdpNat:
         )
         self.observer.ended(flow, facts)
 
+    def fail(self, flow: ClientFlow) -> None:
+        """An exception of a flow's is being handled: it ends, and nothing else."""
+        self.log_failure(f"the flow of {socket_name(flow.source)} failed and is ended")
+        self.counters.balance()
+        self.end(flow, "failed")
+
+    def log_failure(self, what: str) -> None:
+        """Log the exception that is being handled, once in a second at most."""
+        self._failures += 1
+        if self._seldom_failing.is_due():
+            log.failure(
+                "{what} ({count} failures so far)", what=what, count=self._failures
+            )
+
     # -- time
 
     def _tick(self) -> None:
         self._timer = None
+        try:
+            self._expire()
+        except Exception:
+            # No flow would expire ever after.
+            self.log_failure("the look at flows failed")
+        # Reading may have admitted a client, and so have set the timer.
+        if self.table.flows and self._timer is None:
+            self._tick_later()
+
+    def _expire(self) -> None:
         # What has arrived by now keeps its flow alive, even if it was not read yet: in
         # a flood, that takes until the next tick.
         now = self.now()
@@ -1099,9 +1153,6 @@ class UdpNat:
                     self.end(flow, "expired" if flow.replied else "unreplied")
         self.look_at_drops()
         self._drain_more(self.now())
-        # Reading may have admitted a client, and so have set the timer.
-        if self.table.flows and self._timer is None:
-            self._tick_later()
 
     def _tick_later(self) -> None:
         # Where the table's steps begin, or flows would be two steps late.

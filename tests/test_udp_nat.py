@@ -1705,6 +1705,185 @@ def test_an_observer_that_raises_hurts_nobody(
     assert broken.calls == 2
 
 
+class Defect(Exception):
+    """What nobody has thought of."""
+
+
+def test_an_exception_costs_a_listener_its_batch(
+    logged_failures: LoggedFailures,
+) -> None:
+    """What comes next is served; the log has a traceback in a second at most."""
+
+    def own(address: Any) -> bool:
+        raise Defect
+
+    bench = Bench(host="0.0.0.0", own=own)
+    bad = ("192.0.2.66", bench.front.number % 60000)
+    bench.arrive(b"known")
+    for number in range(1, 4):
+        bench.front.inbox.extend(
+            [(b"before", CLIENT), (b"this", bad), (b"a", CLIENT), (b"bc", CLIENT)]
+        )
+        bench.watcher.ready(bench.front.number)
+        assert bench.nat.counters.dropped == {"failed": 3 * number}
+        bench.check()
+    assert bench.sockets[0].sent == [b"known"] + [b"before"] * 3
+    bench.arrive(b"goes on")
+    bench.answer(b"and back")
+    assert bench.sockets[0].sent[-1] == b"goes on"
+    assert bench.front.sent == [(b"and back", CLIENT)]
+    told = logged_failures.take("a listener failed; it goes on with the next batch")
+    assert "Defect" in told
+    bench.close()
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_an_exception_costs_a_flow_itself(
+    together: bool, logged_failures: LoggedFailures
+) -> None:
+    """However it is read: told of, or before it would expire or make room."""
+
+    def broken(*_: Any) -> Any:
+        raise Defect
+
+    bench = Bench(
+        together=together, most_flows=4, most_flows_each=4, unreplied_timeout=5
+    )
+    for port in (1, 2, 3, 4):
+        bench.arrive(source=("192.0.2.1", port))
+    flows = list(bench.nat.table.flows.values())
+    # Told of, with more than one reply: the second is its undoing.
+    flows[0].reply = broken
+    bench.sockets[0].inbox.extend([b"!", b"??"])
+    flows[0]._usual = MANY
+    bench.watcher.ready(bench.sockets[0].number)
+    assert bench.observer.endings == ["failed"]
+    assert bench.nat.counters.replies_dropped == {"failed": 2}
+    assert "the flow of 192.0.2.1:1 failed and is ended" in logged_failures.take("flow")
+    bench.check()
+    # It was to make room: it has.
+    bench.arrive(source=("192.0.2.2", 5))
+    flows[1].recv = broken
+    bench.clock.advance(1)
+    bench.arrive(source=("192.0.2.2", 6))
+    assert bench.observer.endings == ["failed"] * 2
+    assert len(bench.nat.table) == 4
+    logged_failures.take("192.0.2.1:2 failed")
+    # It would expire, beside others.
+    flows[2].recv = broken
+    bench.clock.advance(5)
+    assert bench.observer.endings[2:] == ["failed"] + ["unreplied"] * 3
+    logged_failures.take("192.0.2.1:3 failed")
+    bench.arrive()
+    assert bench.sockets[-1].sent == [b"?"]
+    bench.close()
+
+
+def test_an_exception_after_a_batch_costs_the_replies_that_wait(
+    logged_failures: LoggedFailures,
+) -> None:
+    """And neither their flows nor whoever calls it, which is the plane."""
+    bench = busy(3)
+    for number in range(3):
+        bench.answer(b"!", number)
+    outbox: Any = bench.nat.fronts[0].outbox
+    really = outbox.send
+
+    def broken(*_: Any) -> Any:
+        raise Defect
+
+    outbox.send = broken
+    bench.watcher.release()
+    assert bench.nat.counters.replies_dropped == {"failed": 3}
+    logged_failures.take("a listener failed to send replies")
+    outbox.send = really
+    bench.answer(b"again", 0)
+    assert bench.front.sent == [(b"again", ("192.0.2.1", 1))]
+    assert len(bench.live) == 3
+    bench.check()
+    bench.close()
+
+
+def test_an_exception_in_the_look_at_flows_is_not_the_last_look(
+    logged_failures: LoggedFailures,
+) -> None:
+    """Flows expire in the next one."""
+    bench = Bench(unreplied_timeout=3)
+    bench.arrive()
+    really = bench.nat.table.expire
+
+    def broken(now: float) -> Any:
+        bench.nat.table.expire = really  # type: ignore[method-assign]
+        raise Defect
+
+    bench.nat.table.expire = broken  # type: ignore[method-assign]
+    bench.clock.advance(1)
+    logged_failures.take("the look at flows failed")
+    bench.pass_time(4)
+    assert bench.observer.endings == ["unreplied"]
+    bench.close()
+
+
+@pytest.mark.parametrize("transport", ["plane", "twisted"])
+@pytest_twisted.ensureDeferred
+async def test_an_exception_leaves_no_listener_deaf(
+    transport: Transport, logged_failures: LoggedFailures
+) -> None:
+    """On either kind of watcher; a flow that fails leaves the others."""
+    live: Any = reactor
+    observer = Observer()
+
+    def own(address: Any) -> bool:
+        raise Defect
+
+    with ExitStack() as held:
+        server = held.enter_context(closing(socket.socket(type=socket.SOCK_DGRAM)))
+        server.bind(("127.0.0.1", 0))
+        server.setblocking(False)
+        nat = UdpNat(
+            live,
+            [Server(*server.getsockname())],
+            watcher=watcher(live, transport),
+            observer=observer,
+            own=own,
+        )
+        listening: Any = await UdpListener("0.0.0.0", 0).listen(nat)
+        port = listening.getHost().port
+        clients = [
+            held.enter_context(closing(socket.socket(type=socket.SOCK_DGRAM)))
+            for _ in range(2)
+        ]
+        clients[0].bind(("127.0.0.1", 0))
+        nat._wild_ports = frozenset({clients[0].getsockname()[1]})
+        for client in clients:
+            client.connect(("127.0.0.1", port))
+            client.setblocking(False)
+        for number in (1, 2):
+            clients[0].send(b"bad")
+            await until(
+                lambda n=number: nat.counters.dropped["failed"] == n, "it fails"
+            )
+        logged_failures.take("a listener failed")
+        clients[1].send(b"good")
+        received: list[Any] = []
+        await until(lambda: arrived(server, received), "a request")
+        [flow] = nat.table.flows.values()
+
+        def broken(*_: Any) -> Any:
+            raise Defect
+
+        flow.recv = broken
+        server.sendto(b"!", received[0][1])
+        await until(lambda: observer.endings == ["failed"], "the flow has ended")
+        clients[1].send(b"anew")
+        received.clear()
+        await until(lambda: arrived(server, received), "a request")
+        server.sendto(b"yes", received[0][1])
+        received.clear()
+        await until(lambda: arrived(clients[1], received), "a reply")
+        await listening.stopListening()
+
+
 def test_an_observer_may_close_the_relay() -> None:
     """Even as a flow makes room for another, which is then not opened."""
 
