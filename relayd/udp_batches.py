@@ -7,7 +7,8 @@ of them in one call; Python's sockets can't ask for that, so the C library is as
 once: the kernel writes a datagram where it will be sent from.
 
 Where there is no such call, or a socket that is none of the kernel's, :class:`OneByOne`
-receives, and there is no outbox.
+receives, and there is no outbox.  A sandbox may refuse the calls at any time, with any
+error: then the same is done one by one, and the keys stay what they are.
 
 What a client is known by, its *key*, is what the kernel says of a datagram: its
 source, and the local address that it spoke to where a listener has several.
@@ -48,6 +49,20 @@ SOCKADDR4, SOCKADDR6 = 16, 28
 #: What is left of an address that the kernel does not say.
 _NOT_TOLD = b"\xff"
 
+#: What a call that can be had may fail with: there is nothing, no room, no memory, or
+#: an earlier datagram was refused.  Anything else may be a sandbox's refusal.
+_SOFT = frozenset(
+    {
+        errno.EAGAIN,
+        errno.EINTR,
+        errno.ENOBUFS,
+        errno.ENOMEM,
+        errno.ECONNREFUSED,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+    }
+)
+
 
 class Tally(Protocol):
     """What is counted of errors."""
@@ -62,6 +77,7 @@ class OneByOne:
         it.
 
     :ivar drained: the last call has read all there was.
+    :ivar refusal: why it could not receive at all, for a reason that may last.
     """
 
     def __init__(self, sock: Any, tally: Tally, *, local: bool) -> None:
@@ -70,22 +86,26 @@ class OneByOne:
         self._local = local
         self._v6 = sock.family == socket.AF_INET6
         self.drained = False
+        self.refusal: OSError | None = None
 
     def receive(self) -> list[tuple[Any, Any]]:
         """A batch of datagrams, each with its client's key."""
         one = self._with_local if self._local else self._plain
         got: list[tuple[Any, Any]] = []
-        self.drained = False
+        self.drained, self.refusal = False, None
         for _ in TURNS:
             try:
                 got.append(one())
             except BlockingIOError:
                 self.drained = True
                 break
-            except OSError:
+            except OSError as problem:
                 # An observer may have closed the relay.
                 self.drained = self._sock.fileno() < 0
                 if self.drained:
+                    break
+                if problem.errno not in _SOFT:
+                    self.refusal = problem
                     break
                 self._tally.icmp_errors += 1
         return got
@@ -246,9 +266,18 @@ class Batches:
         begin += messages.control + socket.CMSG_LEN(0)
         self._ours = [slice(start + begin, start + begin + size) for start in starts]
         self.drained = False
+        #: What receives instead, where the call is refused.
+        self._plain: OneByOne | None = None
+
+    @property
+    def refusal(self) -> OSError | None:
+        """See :class:`OneByOne`."""
+        return None if self._plain is None else self._plain.refusal
 
     def receive(self) -> list[tuple[Any, Any]]:
         """See :meth:`OneByOne.receive`."""
+        if self._plain is not None:
+            return self._receive_plainly(self._plain)
         messages = self._messages
         messages.clear()
         count = _recvmmsg(  # type: ignore[misc]
@@ -256,10 +285,17 @@ class Batches:
         )
         self.drained = count < BATCH
         if count < 0:
-            if ctypes.get_errno() != errno.EAGAIN:
-                # An observer may have closed the relay.
-                self.drained = self._sock.fileno() < 0
-                self._tally.icmp_errors += not self.drained
+            number = ctypes.get_errno()
+            if number == errno.EAGAIN:
+                return []
+            # An observer may have closed the relay.
+            self.drained = self._sock.fileno() < 0
+            if self.drained:
+                return []
+            if number not in _SOFT:
+                self._plain = OneByOne(self._sock, self._tally, local=self._local)
+                return self._receive_plainly(self._plain)
+            self._tally.icmp_errors += 1
             return []
         told, sizes = bytes(messages.envelopes), messages.sizes[:count].tolist()
         ends = zip(sizes, messages.rooms, self._names, self._ours, strict=False)
@@ -275,19 +311,46 @@ class Batches:
             for size, room, name, ours in ends
         ]
 
+    def _receive_plainly(self, plain: OneByOne) -> list[tuple[Any, Any]]:
+        got = plain.receive()
+        self.drained = plain.drained
+        return [(data, self._key(*key)) for data, key in got]
+
+    def _key(self, source: Any, ours: bytes) -> bytes:
+        """A client's key, of what :class:`OneByOne` knows it by."""
+        if not self._local:
+            return _packed(source)
+        return _packed(source) + (ours or _NOT_TOLD * (16 if self._v6 else 4))
+
     def origin(self, key: bytes) -> tuple[Any, bytes]:
         """See :meth:`OneByOne.origin`."""
         name, ours = key[: self._name], key[self._name :]
-        port = int.from_bytes(name[2:4], "big")
-        source: Any = (socket.inet_ntop(socket.AF_INET, name[4:8]), port)
-        if self._v6:
-            source = (
-                socket.inet_ntop(socket.AF_INET6, name[8:24]),
-                port,
-                int.from_bytes(name[4:8], "big"),
-                int.from_bytes(name[24:28], sys.byteorder),
-            )
-        return source, b"" if ours == _NOT_TOLD * len(ours) else ours
+        return _unpacked(name), b"" if ours == _NOT_TOLD * len(ours) else ours
+
+
+def _packed(source: Any) -> bytes:
+    """A socket address as the kernel has it: ip(7), ipv6(7)."""
+    port: bytes = source[1].to_bytes(2, "big")
+    if len(source) == 2:
+        family = socket.AF_INET.to_bytes(2, sys.byteorder)
+        return family + port + socket.inet_aton(source[0]) + bytes(8)
+    family = socket.AF_INET6.to_bytes(2, sys.byteorder)
+    host = socket.inet_pton(socket.AF_INET6, source[0].partition("%")[0])
+    flow, scope = source[2].to_bytes(4, "big"), source[3].to_bytes(4, sys.byteorder)
+    return b"".join((family, port, flow, host, scope))
+
+
+def _unpacked(name: bytes) -> Any:
+    """A socket address as the socket module has it."""
+    port = int.from_bytes(name[2:4], "big")
+    if len(name) == SOCKADDR4:
+        return socket.inet_ntop(socket.AF_INET, name[4:8]), port
+    return (
+        socket.inet_ntop(socket.AF_INET6, name[8:24]),
+        port,
+        int.from_bytes(name[4:8], "big"),
+        int.from_bytes(name[24:28], sys.byteorder),
+    )
 
 
 class Outbox:
@@ -302,6 +365,8 @@ class Outbox:
         messages = self._messages = _Messages(sock.family, local=local)
         self._name = messages.name
         self.rooms = self._messages.rooms
+        #: The call is refused: one by one.
+        self._plainly = False
 
     def envelope(self, key: bytes) -> bytes:
         """What tells the kernel where to send to, and from which address of ours.
@@ -319,6 +384,8 @@ class Outbox:
 
         :return: those that could not be sent, by their number, and why.
         """
+        if self._plainly:
+            return self._send_plainly(range(len(sizes)), sizes, envelopes)
         messages, count = self._messages, len(sizes)
         messages.lengths[:count] = memoryview(array("L", sizes))
         messages.envelopes[: count * messages.envelope] = b"".join(envelopes)
@@ -336,9 +403,41 @@ class Outbox:
             else:
                 # The first of them; what stopped the call later is said by the next.
                 number = ctypes.get_errno()
-                problems[done] = OSError(number, os.strerror(number))
+                problem = OSError(number, os.strerror(number))
+                if number not in _SOFT:
+                    # If it can be sent without the call, it was the call.
+                    one = self._send_plainly(range(done, done + 1), sizes, envelopes)
+                    if not one:
+                        self._plainly = True
+                        rest = range(done + 1, count)
+                        return problems | self._send_plainly(rest, sizes, envelopes)
+                problems[done] = problem
                 done += 1
         return problems
+
+    def _send_plainly(
+        self, which: range, sizes: list[int], envelopes: list[bytes]
+    ) -> dict[int, OSError]:
+        problems: dict[int, OSError] = {}
+        for number in which:
+            envelope = envelopes[number]
+            extra = [self._told(envelope)] if self._local else []
+            data = self.rooms[number][: sizes[number]]
+            try:
+                to = _unpacked(envelope[: self._name])
+                if extra:
+                    self._sock.sendmsg([data], extra, 0, to)
+                else:
+                    self._sock.sendto(data, to)
+            except OSError as problem:
+                problems[number] = problem
+        return problems
+
+    def _told(self, envelope: bytes) -> tuple[int, int, bytes]:
+        """The ancillary message of an envelope, as `sendmsg` wants it."""
+        control = envelope[self._messages.control :]
+        length, level, kind = struct.unpack_from("@Nii", control)
+        return level, kind, control[socket.CMSG_LEN(0) : length]
 
 
 def receiver(sock: Any, tally: Tally, *, local: bool) -> OneByOne | Batches:

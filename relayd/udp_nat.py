@@ -92,11 +92,17 @@ LOOKS = 256
 #: evicted.
 MOST_ASKED = 8
 
+#: Errors in one batch of a flow's replies after which it can't be read.
+MOST_ERRORS = 16
+
 #: Seconds between two look-ups of a server's name.
 LOOK_UP_EVERY = 30.0
 
 #: How many sockets that turn out to be connected to themselves are closed again.
 SELF_TRIES = 4
+
+#: Seconds for which a listener that can't receive at all is left alone.
+PAUSE = 1.0
 
 #: Seconds without a datagram after which a flow need not be waited for.
 QUIET = 1.0
@@ -268,7 +274,7 @@ class ClientFlow(Flow):
     def _read_batch(self, most: int) -> None:
         nat, recv = self.nat, self.recv
         counters, cap = nat.counters, nat.reply_cap
-        received = size = 0
+        received = size = errors = 0
         run: list[bytes] = []
         try:
             for _ in TURNS:
@@ -280,7 +286,8 @@ class ClientFlow(Flow):
                     # What was sent before was refused.  Being told takes the error
                     # away.
                     counters.icmp_errors += 1
-                    if self._go_elsewhere(problem):
+                    errors += 1
+                    if errors > MOST_ERRORS or self._go_elsewhere(problem):
                         break
                     continue
                 received += 1
@@ -301,7 +308,10 @@ class ClientFlow(Flow):
                 self._reply(run)
         finally:
             counters.replies_received += received
-        if received:
+        if errors > MOST_ERRORS:
+            # It is not taken away by being told: a sandbox's, and told for ever.
+            nat.end(self, "failed")
+        elif received:
             # Of many, some may be late only; of few, asking in vain costs too much.
             self._usual = max(received, (self._usual - 4) >> 1)
             if most == BATCH:
@@ -497,6 +507,8 @@ class Front:
         self.flows: dict[Any, ClientFlow] = {}
         #: How many datagrams may still be unread that came before the last tick.
         self.owed = 0
+        #: When it is tried again to receive, where that was refused.
+        self.paused: IDelayedCall | None = None
 
     def ready(self, mask: int) -> None:
         """Clients have sent something."""
@@ -564,8 +576,32 @@ class Front:
         counters.received += len(batch)
         if failed:
             counters.balance()
+        if not batch and (failed or self._receiver.refusal is not None):
+            self._pause()
         self.owed = 0 if self._receiver.drained else self.owed - len(batch)
         return self._receiver.drained
+
+    def _pause(self) -> None:
+        """Nothing can be received: be told nothing for a while, and try again."""
+        nat, refusal = self.nat, self._receiver.refusal
+        if self.paused is not None or self not in nat.fronts:
+            return
+        if refusal is not None:
+            log.warn(
+                "{where}: can't receive: {why}; tried again in {seconds:.0f} s",
+                where=socket_name(self.address),
+                why=refusal.strerror,
+                seconds=PAUSE,
+            )
+        nat.watcher.unwatch(self.sock.fileno())
+        self.paused = nat.clock.callLater(PAUSE, self._resume)
+
+    def _resume(self) -> None:
+        self.paused = None
+        try:
+            self.nat.watcher.watch(self.sock.fileno(), self, READABLE)
+        except OSError:
+            self._pause()
 
     def flush_soon(self) -> None:
         """Send the replies when no flow has more of them by now."""
@@ -643,13 +679,11 @@ class WildcardFront(Front):
     The kernel says which with each datagram: IP_PKTINFO of ip(7), and
     IPV6_RECVPKTINFO of ipv6(7) and RFC 3542.  A client that speaks to two of our
     addresses is two flows: each must be answered from its own.
+
+    :param sock: the kernel has been told to say it.
     """
 
     local = True
-
-    def __init__(self, nat: UdpNat, sock: Any) -> None:
-        super().__init__(nat, sock)
-        ask_for_local_address(sock)
 
     def client(self, key: Any) -> tuple[Any, Any]:
         source, ours = self._receiver.origin(key)
@@ -799,9 +833,7 @@ class UdpNat:
         try:
             for sock in sockets:
                 raise_buffer(sock, self.receive_buffer)
-                host = sock.getsockname()[0]
-                kind = WildcardFront if host in WILDCARDS else Front
-                front = kind(self, sock)
+                front = self._front(sock)
                 self.watcher.watch(sock.fileno(), front, READABLE)
                 opened.append(front)
         except OSError:
@@ -816,6 +848,20 @@ class UdpNat:
         self._ends_changed()
         if self._lookups is None:
             self._look_up()
+
+    def _front(self, sock: Any) -> Front:
+        if sock.getsockname()[0] not in WILDCARDS:
+            return Front(self, sock)
+        problem = ask_for_local_address(sock)
+        if problem is None:
+            return WildcardFront(self, sock)
+        log.warn(
+            "{where}: the kernel does not say which address clients speak to ({why}):"
+            " they are answered from the one that it chooses, which may be another",
+            where=socket_name(sock.getsockname()),
+            why=problem.strerror,
+        )
+        return Front(self, sock)
 
     def _look_up(self) -> None:
         """Look the servers' names up, now and in the background."""
@@ -1174,6 +1220,8 @@ class UdpNat:
 
     def _look_at(self, one: Front | ClientFlow) -> None:
         drops = kernel_drops(one.sock)
+        if drops is None:
+            return
         # The kernel counts in 32 bits.
         self.counters.kernel_dropped += (drops - one.drops) & 0xFFFFFFFF
         one.drops = drops
@@ -1245,6 +1293,8 @@ class UdpNat:
         fronts, self.fronts = self.fronts, []
         self._ends_changed()
         for front in fronts:
+            if front.paused is not None:
+                front.paused.cancel()
             self.watcher.give_up(front.sock)
         if fronts:
             where = ",".join(socket_name(front.address) for front in fronts)

@@ -17,6 +17,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IHalfCloseableDescriptor, IReadDescriptor
@@ -72,6 +73,9 @@ class Watcher(Protocol):
         What it calls must not raise.  None where each handler is called by itself.
         """
 
+    def unwatch(self, descriptor: int) -> None:
+        """Watch a descriptor no more that stays open."""
+
     def give_up(self, sock: Any) -> None:
         """Watch `sock` no more, and close it."""
 
@@ -95,11 +99,15 @@ class ReactorWatcher:
         self._reactor.addReader(reader)
         self._readers[descriptor] = reader
 
-    def give_up(self, sock: Any) -> None:
-        """See :meth:`Watcher.give_up`."""
-        reader = self._readers.pop(sock.fileno(), None)
+    def unwatch(self, descriptor: int) -> None:
+        """See :meth:`Watcher.unwatch`."""
+        reader = self._readers.pop(descriptor, None)
         if reader is not None:
             self._reactor.removeReader(reader)
+
+    def give_up(self, sock: Any) -> None:
+        """See :meth:`Watcher.give_up`."""
+        self.unwatch(sock.fileno())
         sock.close()
 
 
@@ -171,11 +179,19 @@ def segments_after(problem: OSError) -> bool:
     return problem.errno in _PASSING
 
 
-def ask_for_local_address(sock: Any) -> None:
-    if sock.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-    else:
-        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+def ask_for_local_address(sock: Any) -> OSError | None:
+    """Have the kernel say which of our addresses each datagram was sent to.
+
+    :return: why it won't, if it won't.
+    """
+    try:
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+    except OSError as problem:
+        return problem
+    return None
 
 
 def short_pktinfo6(told: bytes) -> bytes:
@@ -194,14 +210,16 @@ def pktinfo(ours: bytes) -> tuple[int, int, bytes]:
     return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, ours.ljust(PKTINFO6, b"\0")
 
 
-def kernel_drops(sock: Any) -> int:
-    """Datagrams that the kernel has dropped for want of room; 0 if it can't tell."""
+def kernel_drops(sock: Any) -> int | None:
+    """Datagrams that the kernel has dropped for want of room; None if it can't tell."""
     if not sys.platform.startswith("linux"):
-        return 0
+        return None
     try:
         counters = sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 64)
     except OSError:
-        return 0
+        return None
+    if len(counters) < 4 * _DROPS + 4:
+        return None
     return int.from_bytes(counters[4 * _DROPS : 4 * _DROPS + 4], sys.byteorder)
 
 
@@ -212,7 +230,9 @@ def raise_buffer(sock: Any, wanted: int) -> None:
         # Beyond net.core.rmem_max, for those who may.
         sock.setsockopt(socket.SOL_SOCKET, forced, wanted)
     except OSError:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, wanted)
+        # In a sandbox that lets nobody ask, it has what it has.
+        with suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, wanted)
 
 
 def send_error(problem: OSError) -> str:

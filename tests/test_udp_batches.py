@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import socket
 from collections.abc import Iterator
@@ -205,6 +206,92 @@ def test_without_the_calls_there_are_pythons(
         )
         assert isinstance(receiver(sock, Tally(), local=False), OneByOne)
         assert outbox(sock, local=False) is None
+
+
+@pytest.fixture(params=[errno.EPERM, errno.ENOSYS, errno.EACCES, errno.EOPNOTSUPP])
+def refused(request: pytest.FixtureRequest) -> Any:
+    """A call that a sandbox refuses, and when it was made."""
+
+    def call(*_: Any) -> int:
+        made.append(1)
+        ctypes.set_errno(request.param)
+        return -1
+
+    made: list[int] = []
+    return call, made
+
+
+def test_receiving_goes_on_where_the_call_is_refused_later(
+    ends: Ends, refused: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One by one, with the same keys: no client becomes another one."""
+    call, made = refused
+    tally = Tally()
+    incoming = Batches(ends.sock, tally, local=ends.local)
+    for number, client in enumerate(ends.clients):
+        client.send(b"%d" % number)
+    before = all_of(incoming.receive())
+    monkeypatch.setattr(udp_batches, "_recvmmsg", call)
+    assert incoming.receive() == []
+    assert incoming.drained
+    for _ in range(2):
+        for number, client in enumerate(ends.clients):
+            client.send(b"%d" % number)
+        assert all_of(incoming.receive()) == before
+        assert incoming.drained
+    assert incoming.receive() == []
+    assert len(made) == 1
+    assert (tally.icmp_errors, incoming.refusal) == (0, None)
+    source = ends.clients[0].getsockname()
+    ours = socket.inet_pton(ends.sock.family, ends.host) if ends.local else b""
+    assert incoming.origin(before[0][1]) == (source, ours)
+
+
+def test_sending_goes_on_where_the_call_is_refused_later(
+    ends: Ends, refused: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One by one, from the address that was spoken to; and it is not asked again."""
+    call, made = refused
+    out = Outbox(ends.sock, local=ends.local)
+    envelopes = [out.envelope(key) for key in ends.greeted()]
+    monkeypatch.setattr(udp_batches, "_sendmmsg", call)
+    for turn in range(2):
+        datas = [b"%d" % (turn + number) for number in range(len(ends.clients))]
+        assert out.send(put(out, datas), envelopes) == {}
+        assert [client.recv(100) for client in ends.clients] == datas
+    assert len(made) == 1
+
+
+def test_one_that_can_not_be_sent_does_not_stop_the_call(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A firewall says EPERM of one datagram, and lets the others through."""
+    out = Outbox(ends.sock, local=ends.local)
+    key = ends.greeted()[0]
+    nobody = out.envelope(key[:2] + bytes(2) + key[4:])
+    good = out.envelope(key)
+    for _ in range(2):
+        sizes = put(out, [b"a", b"b", b"c"])
+        assert list(out.send(sizes, [good, nobody, good])) == [1]
+        assert [ends.clients[0].recv(9) for _ in range(2)] == [b"a", b"c"]
+    assert not out._plainly
+    # And so it is one by one.
+    out._plainly = True
+    sizes = put(out, [b"a", b"b", b"c"])
+    problems = out.send(sizes, [good, nobody, good])
+    assert {number: why.errno for number, why in problems.items()} == {1: errno.EINVAL}
+    assert [ends.clients[0].recv(9) for _ in range(2)] == [b"a", b"c"]
+
+
+def test_what_the_kernel_does_not_say_is_empty_one_by_one_as_well() -> None:
+    """In the keys of batches, whose receiver was refused."""
+    for host in ("127.0.0.1", "::1"):
+        with closing(bind_udp(host, 0)) as sock, closing(bind_udp(host, 0)) as client:
+            incoming = Batches(sock, Tally(), local=True)
+            incoming._plain = OneByOne(sock, Tally(), local=True)
+            client.sendto(b"x", sock.getsockname())
+            [(_, key)] = incoming.receive()
+            assert incoming.origin(key) == (client.getsockname(), b"")
 
 
 def test_a_function_that_the_c_library_lacks_is_none() -> None:

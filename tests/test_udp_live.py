@@ -7,7 +7,10 @@ what a full buffer can't take, so every datagram is waited for, and must come.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
+import platform
 import random
 import re
 import resource
@@ -682,6 +685,56 @@ def test_replies_are_capped(server: UdpServer) -> None:
                 server.send(bytes(size), peer)
             assert len(client.recv(DATAGRAM)) == 2
             nothing_came(client)
+
+
+# -- a sandbox
+
+
+def refusing(number: int, *calls: int) -> Any:
+    """What makes a process, and those that come of it, get an error for some calls.
+
+    :param number: the error.
+    :param calls: numbers of system calls; seccomp(2).
+    """
+    # The call's number; a jump for each that is refused; allowed; refused.
+    code = [(0x20, 0, 0, 0)]
+    code += [(0x15, len(calls) - n, 0, call) for n, call in enumerate(calls)]
+    code += [(0x06, 0, 0, 0x7FFF0000), (0x06, 0, 0, 0x50000 | number)]
+    program = b"".join(struct.pack("=HBBI", *each) for each in code)
+    held = ctypes.create_string_buffer(program)
+    described = struct.pack("@HP", len(code), ctypes.addressof(held))
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def refuse() -> None:
+        no_new_privileges, seccomp, by_filter = 38, 22, 2
+        if libc.prctl(no_new_privileges, 1, 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "prctl")
+        if libc.prctl(seccomp, by_filter, described):
+            raise OSError(ctypes.get_errno(), f"prctl, with {len(held)} bytes")
+
+    return refuse
+
+
+#: recvmmsg and sendmmsg, by machine.
+BATCH_CALLS = {"x86_64": (299, 307), "aarch64": (243, 269)}
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in BATCH_CALLS,
+    reason="knows the numbers of system calls of two machines",
+)
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
+def test_a_sandbox_without_the_calls_for_batches(
+    server: UdpServer, number: int
+) -> None:
+    """The same is done one by one."""
+    options = (*LISTEN, "-d", server.address, "-l", "udp:0", "-d", server.address)
+    refused = refusing(number, *BATCH_CALLS[platform.machine()])
+    with balanced(*options, preexec_fn=refused) as running:
+        for line in running.listening(2):
+            with udp_client(int(line.rpartition(":")[2])) as client:
+                for size in (0, 1, 65507):
+                    exchange(client, server, bytes(size), b"yes", bytes(size))
 
 
 # -- time

@@ -250,6 +250,9 @@ class FakeWatcher:
             call()
         self._after.clear()
 
+    def unwatch(self, descriptor: int) -> None:
+        self.handlers.pop(descriptor, None)
+
     def give_up(self, sock: Any) -> None:
         self.handlers.pop(sock.fileno(), None)
         sock.close()
@@ -373,6 +376,10 @@ class Bench:
 
     def pass_time(self, seconds: float) -> None:
         self.clock.pump([0.25] * round(seconds * 4))
+
+
+#: What a sandbox says of a call that it does not let through.
+REFUSED = [errno.EPERM, errno.ENOSYS, errno.EACCES, errno.EOPNOTSUPP]
 
 
 # -- the sums
@@ -1953,6 +1960,89 @@ def test_a_flow_that_the_reactor_gives_up_has_failed() -> None:
     for _ in range(2):
         handler.connectionLost(Failure(ZeroDivisionError()))
     assert bench.observer.endings == ["failed"]
+    bench.close()
+
+
+@pytest.mark.parametrize("number", REFUSED)
+@pytest.mark.parametrize("host", ["203.0.113.1", "0.0.0.0"])
+def test_a_listener_that_can_not_receive_is_left_alone_for_a_while(
+    number: int, host: str
+) -> None:
+    """It would be told again and again; there is one line, and it comes back."""
+    bench = Bench(host=host)
+    name = "recvmsg" if host == "0.0.0.0" else "recvfrom"
+    really = getattr(bench.front, name)
+    asked: list[int] = []
+
+    def refused(*_: Any) -> Any:
+        asked.append(1)
+        raise problem(number)
+
+    setattr(bench.front, name, refused)
+    with capturedLogs() as events:
+        bench.watcher.ready(bench.front.number)
+        assert bench.front.number not in bench.watcher.handlers
+        bench.clock.advance(1)
+        bench.watcher.ready(bench.front.number)
+    assert len(asked) == 2
+    port = bench.front.number % 60000
+    assert [formatEvent(each) for each in events] == [
+        f"{host}:{port}: can't receive: {os.strerror(number)}; tried again in 1 s"
+    ] * 2
+    setattr(bench.front, name, really)
+    bench.clock.advance(1)
+    bench.arrive()
+    assert bench.sockets[0].sent == [b"?"]
+    bench.close()
+    bench = Bench(host=host)
+    setattr(bench.front, name, refused)
+    bench.watcher.ready(bench.front.number)
+    bench.close()
+
+
+@pytest.mark.parametrize("number", REFUSED)
+def test_a_flow_that_can_not_be_read_has_failed(number: int) -> None:
+    """What is told for ever is no host's refusal."""
+    bench = Bench()
+    bench.arrive()
+    bench.arrive(source=("192.0.2.2", 2))
+    bench.sockets[0].inbox.extend(problem(number) for _ in range(BATCH))
+    bench.watcher.ready(bench.sockets[0].number)
+    assert bench.observer.endings == ["failed"]
+    assert len(bench.live) == 1
+    bench.check()
+    bench.close()
+
+
+@pytest.mark.parametrize("number", REFUSED)
+def test_a_kernel_that_does_not_say_what_clients_spoke_to(number: int) -> None:
+    """A wildcard listener answers from what the kernel chooses, and says so."""
+    with patch.object(FakeSocket, "setsockopt", side_effect=problem(number)):
+        with capturedLogs() as events:
+            bench = Bench(host="0.0.0.0")
+        [line] = [formatEvent(each) for each in events]
+        assert "the kernel does not say which address clients speak to" in line
+        bench.arrive()
+        bench.answer()
+    assert bench.front.sent == [(b"!", CLIENT)]
+    bench.check()
+    bench.close()
+
+
+def test_drops_that_can_no_longer_be_asked_for_are_none() -> None:
+    """And not the 2**32 that are missing from the last answer."""
+    bench = Bench()
+    bench.front.dropped = 5
+    bench.nat.look_at_drops()
+    for broken in (
+        {"side_effect": problem(errno.EPERM)},
+        {"return_value": bytes(32)},
+    ):
+        with patch.object(FakeSocket, "getsockopt", **broken):
+            bench.nat.look_at_drops()
+    bench.front.dropped = 7
+    bench.nat.look_at_drops()
+    assert bench.nat.counters.kernel_dropped == 7
     bench.close()
 
 
