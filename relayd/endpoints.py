@@ -13,8 +13,10 @@ or any Twisted endpoint string (`tcp:8080:interface=127.0.0.1`, `tls:…`,
 
 A short-form listener without a host listens on all addresses, IPv4 and IPv6;
 `[::]` is IPv6 alone and `0.0.0.0` IPv4 alone.  A short-form destination without
-a host is this machine, 127.0.0.1.  Names are looked up when they are dialled,
-each time.
+a host is this machine, 127.0.0.1; so is `0.0.0.0`, and `[::]` is `[::1]`.  Names are
+looked up when they are dialled, each time.
+
+Multicast groups and the broadcast address are neither listened on nor dialled.
 """
 
 from __future__ import annotations
@@ -206,23 +208,64 @@ def _is_ipv6(host: str) -> bool:
 def _ipv6(host: str, text: str) -> str:
     if not _is_ipv6(host):
         raise ConfigError(f"bad address {text!r}: {host!r} is not an IPv6 address")
+    address = ipaddress.IPv6Address(host)
+    _check_one_host(address.ipv4_mapped or address, text)
+    if address.is_link_local and address.scope_id is None:
+        port = text.rpartition(":")[2]
+        raise ConfigError(
+            f"bad address {text!r}: a link-local address needs its interface: write"
+            f" [{host}%eth0]:{port}, with eth0 as this machine calls it"
+        )
     return host
+
+
+def _check_one_host(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address, text: str
+) -> None:
+    if address.is_multicast:
+        what = "a multicast group"
+    elif str(address) == "255.255.255.255":
+        what = "the broadcast address"
+    else:
+        return
+    raise ConfigError(
+        f"bad address {text!r}: {address} is {what}, which relayd neither listens on"
+        " nor sends to: write the address of one host"
+    )
 
 
 def _host(host: str, text: str) -> str:
     if is_number(host):
         try:
-            return str(ipaddress.IPv4Address(host))
+            address = ipaddress.IPv4Address(host)
         except ValueError:
             raise ConfigError(
                 f"bad address {text!r}: {host!r} is not an IPv4 address"
             ) from None
+        _check_one_host(address, text)
+        return str(address)
     if not is_name(host):
         raise ConfigError(
             f"bad address {text!r}: {host!r} is not a host name"
             " (write an international name in its xn-- form)"
         )
     return host
+
+
+def dialled_host(host: str | None) -> str:
+    """The host of a destination: this machine, where none or the wildcard is written.
+
+    Linux takes the wildcard for this machine, too; others don't.
+    """
+    if host is None:
+        return "127.0.0.1"
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if not address.is_unspecified:
+        return host
+    return "127.0.0.1" if address.version == 4 else "::1"
 
 
 def on_plane(transport: Transport, reactor: Any) -> bool:
@@ -284,7 +327,7 @@ def dialing_endpoint(
     if isinstance(address, UnixPath):
         return by_socket(reactor, socket.AF_UNIX, address.path)
     if isinstance(address, HostPort):
-        host, port = address.host or "127.0.0.1", address.port
+        host, port = dialled_host(address.host), address.port
         if _is_ipv6(host):
             try:
                 # Finds the scope of fe80::1%eth0; looks nothing up.

@@ -48,6 +48,7 @@ from relayd.hops import streams
 from relayd.interfaces import IMakesRoom
 from relayd.seldom import Seldom
 from relayd.transports import connection_class, set_options
+from relayd.udp_sockets import BROADCAST, is_broadcast
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IProtocol, ITCPTransport
@@ -329,6 +330,9 @@ class Listeners:
 
 
 def _bind_tcp(host: str, port: int, backlog: int) -> socket.socket:
+    if is_broadcast(host):
+        # The kernel would listen there, and nobody could connect.
+        raise OSError(errno.EACCES, BROADCAST)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Resolves nothing: the host is an address; this finds the scope of fe80::1%eth0.
     address = socket.getaddrinfo(

@@ -7,6 +7,7 @@ one clear error.  As it stops it closes them, and waits for the sessions.  The s
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -42,6 +43,7 @@ from relayd.endpoints import (
     StreamAddress,
     dialer,
     dialing_endpoint,
+    dialled_host,
     listening_endpoint,
     watcher,
 )
@@ -56,7 +58,7 @@ from relayd.socks4 import Socks4Factory
 from relayd.tcp import RelayFactory
 from relayd.udp_listening import UdpListener
 from relayd.udp_nat import Server, UdpNat
-from relayd.udp_sockets import affordable_flows
+from relayd.udp_sockets import BROADCAST, affordable_flows, is_broadcast
 from relayd.upstreams import Pool, Upstream
 
 log = Logger(namespace="relayd.service")
@@ -292,7 +294,10 @@ def udp_listening(relay: UdpRelay, config: Config, reactor: Any) -> Listening:
     servers = []
     for server in relay.destinations:
         try:
-            servers.append(Server(server.host or "127.0.0.1", server.port))
+            host = dialled_host(server.host)
+            servers.append(Server(host, server.port))
+            if not servers[-1].named and is_broadcast(host):
+                raise OSError(errno.EACCES, BROADCAST)
         except OSError as problem:
             # An IPv6 address has a scope that this machine lacks.
             raise ConfigError(f"can't use {server}: {problem.strerror}") from problem

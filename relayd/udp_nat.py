@@ -881,6 +881,13 @@ class UdpNat:
     def _found(self, addresses: list[SocketAddress], server: Server) -> None:
         server.found(addresses)
         self._ends_changed()
+        if server.address is None:
+            where = ", ".join(socket_name(each[1]) for each in addresses)
+            log.warn(
+                "{name}: none of its addresses is a host's ({where}); nothing is sent",
+                name=server.name,
+                where=where,
+            )
 
     def _not_found(self, reason: Failure, server: Server) -> None:
         log.warn(

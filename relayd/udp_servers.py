@@ -18,11 +18,12 @@ What such a flow had sent is sent again.  So it is kept until the first answer
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
-from relayd.addresses import host_port
+from relayd.addresses import bare_end, host_port
 from relayd.resolving import SocketAddress
 
 #: How many datagrams are kept of a flow, and how many bytes in all, with so many that
@@ -65,8 +66,12 @@ class Server:
         self._warned_at = -1
 
     def found(self, addresses: Sequence[SocketAddress]) -> None:
-        """The name was looked up.  Flows keep the address that they have."""
+        """The name was looked up.  Flows keep the address that they have.
+
+        Multicast groups and wildcards are no server's address, whatever a name says.
+        """
         self.look_ups += 1
+        addresses = [each for each in addresses if _is_one_host(each[1])]
         self.addresses = list(addresses)
         if self.address not in addresses:
             self.address = addresses[0] if addresses else None
@@ -131,3 +136,9 @@ class Kept:
         """A flow was answered, or is over."""
         for data in self._datagrams.pop(flow, ()):
             self.size -= len(data) + KEPT_BESIDE
+
+
+def _is_one_host(where: Any) -> bool:
+    host = ipaddress.ip_address(bare_end(where)[0])
+    everybody = str(host) == "255.255.255.255"
+    return not (host.is_multicast or host.is_unspecified or everybody)

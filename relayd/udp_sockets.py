@@ -256,6 +256,37 @@ def affordable_flows() -> int:
     return max(1, min(limit - min(RESERVE, limit // 4), ports.count() * 7 // 8))
 
 
+#: Why an address is no host's.
+BROADCAST = "it is a broadcast address of this machine's networks, and not one host's"
+
+
+def is_broadcast(host: str) -> bool:
+    """Whether the kernel sends to an address as a broadcast (ip(7)).
+
+    It says so by EACCES, where that was not asked for.
+
+    :param host: an address.
+    """
+    if ":" in host:
+        return False
+    # The port is of no importance; nothing is sent.
+    where = host, 9
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(where)
+        except OSError as problem:
+            if problem.errno != errno.EACCES:
+                return False
+        else:
+            return False
+        # Where a route prohibits it, it will be EACCES again.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        with suppress(OSError):
+            probe.connect(where)
+            return True
+    return False
+
+
 def bind_udp(host: str, port: int) -> socket.SocketType:
     """A non-blocking datagram socket, bound.
 
@@ -278,6 +309,8 @@ def bound_socket(host: str, port: int) -> socket.SocketType:
 
     :raises OSError: it can't be.
     """
+    if is_broadcast(host):
+        raise OSError(errno.EACCES, BROADCAST)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     address = socket.getaddrinfo(
         host, port, family, socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST

@@ -48,6 +48,7 @@ from relayd.endpoints import (
     UdpAddress,
     UnixPath,
     dialing_endpoint,
+    dialled_host,
     listening_endpoint,
     parse_destination,
     parse_listener,
@@ -259,6 +260,53 @@ def test_a_bracket_does_not_open_an_endpoint_type() -> None:
     for text in ("[::1]", "[::1", "[::1]8080", "[fe80::1%eth0]"):
         for parse in PARSERS:
             assert "endpoint type" not in outcome(parse, text)
+
+
+@pytest.mark.parametrize("prefix", ["", "udp:"])
+def test_groups_and_broadcasts_are_no_hosts(prefix: str) -> None:
+    """Neither to listen on nor to dial, TCP or UDP, in every spelling."""
+    groups = ("224.0.0.1", "239.255.255.255", "[ff02::1]", "[ff02::1%eth0]")
+    for host in (*groups, "[::ffff:224.0.0.251]"):
+        why = "is a multicast group, which relayd neither listens on nor sends to"
+        for parse in PARSERS:
+            assert refused(parse, f"{prefix}{host}:5353", why)
+    for host in ("255.255.255.255", "[::ffff:255.255.255.255]"):
+        for parse in PARSERS:
+            why = "255.255.255.255 is the broadcast address, which relayd neither"
+            assert refused(parse, f"{prefix}{host}:5353", why)
+    for host in ("223.255.255.255", "240.0.0.1", "[fec0::1]", "255.255.255.254"):
+        for parse in PARSERS:
+            assert not isinstance(outcome(parse, f"{prefix}{host}:53"), str)
+
+
+@pytest.mark.parametrize("prefix", ["", "udp:"])
+@pytest.mark.parametrize("host", ["fe80::1", "FE80::abcd", "febf::1"])
+def test_a_link_local_address_without_its_interface(prefix: str, host: str) -> None:
+    """The kernel would say 'Invalid argument'."""
+    why = f"a link-local address needs its interface: write [{host}%eth0]:53, with"
+    for parse in PARSERS:
+        text = f"{prefix}[{host}]:53"
+        assert refused(parse, text, why)
+        assert not isinstance(outcome(parse, f"{prefix}[{host}%lo]:53"), str)
+
+
+def test_the_wildcard_as_a_destination_is_this_machine() -> None:
+    """On Linux it would be in any case; on others it is an error."""
+    for written, host in (
+        ("80", "127.0.0.1"),
+        ("0.0.0.0:80", "127.0.0.1"),
+        ("[::]:80", "::1"),
+        ("[0:0::0]:80", "::1"),
+        ("127.0.0.9:80", "127.0.0.9"),
+        ("[fe80::1%lo]:80", "fe80::1%lo"),
+        ("localhost:80", "localhost"),
+    ):
+        for text in (written, f"udp:{written}"):
+            address: Any = parse_destination(text)
+            assert dialled_host(address.host) == host
+        if host != "localhost":
+            endpoint: Any = dialing_endpoint(parse_destination(written), reactor)
+            assert endpoint.address[0] == host.partition("%")[0]
 
 
 def test_another_way_to_write_an_ipv4_address_is_no_name() -> None:

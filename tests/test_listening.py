@@ -326,6 +326,13 @@ async def test_an_address_that_is_not_local_is_an_error() -> None:
     assert says == "can't listen on 192.0.2.1:80: Cannot assign requested address"
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_broadcast_address_is_an_error() -> None:
+    """The kernel would let us listen where nobody can connect."""
+    says = await refusal(TCPListenerEndpoint(reactor, "127.255.255.255", 0, 16))
+    assert says.startswith("can't listen on 127.255.255.255:0: it is a broadcast addr")
+
+
 @contextmanager
 def failing_v6(
     monkeypatch: pytest.MonkeyPatch, number: int, times: int

@@ -186,6 +186,23 @@ def test_a_server_at_no_interface_of_ours_is_one_line() -> None:
     assert "nosuch" in str(caught.value.code)
 
 
+@pytest.mark.parametrize(
+    ("option", "other"), [("-d", ("-l", "udp:0")), ("-l", ("-d", "udp:9.9.9.9:53"))]
+)
+def test_a_broadcast_address_of_this_machines_networks_is_one_line(
+    option: str, other: tuple[str, str]
+) -> None:
+    """The kernel knows them; here of the loopback's."""
+    options = Options()
+    options.parseOptions([*other, option, "udp:127.255.255.255:53"])
+    why = "udp:127.255.255.255:53: it is a broadcast address of this machine's networks"
+    service: Any = None
+    with pytest.raises(CannotStart) as caught:
+        service = makeService(options, reactor)
+        service.startService()
+    assert why in str(caught.value.code)
+
+
 def test_the_defaults() -> None:
     """Without options, the settings are as their class has them."""
     config = parse(*GOOD)

@@ -40,6 +40,7 @@ from relayd.nat_table import Flow
 from relayd.udp_batches import BATCH
 from relayd.udp_listening import (
     UdpListener,
+    UdpPort,
 )
 from relayd.udp_nat import (
     LOOK_UP_EVERY,
@@ -58,6 +59,7 @@ from relayd.udp_sockets import (
     affordable_flows,
     bind_udp,
     bound_socket,
+    is_broadcast,
 )
 from tests.conftest import LoggedFailures
 from tests.contracts import until
@@ -1418,6 +1420,24 @@ def test_a_server_that_was_never_found() -> None:
 NAMED = ("198.51.100.1", "198.51.100.2", "198.51.100.3")
 
 
+def test_a_name_that_leads_to_no_host() -> None:
+    """Groups and wildcards, such as those of block lists, are left out."""
+    with capturedLogs() as events:
+        bench = named("0.0.0.0", "224.0.0.1", "255.255.255.255")
+        bench.arrive()
+    assert bench.nat.counters.dropped == {"no_server": 1}
+    [line] = [formatEvent(each) for each in events]
+    assert line == (
+        "name.example:53: none of its addresses is a host's (0.0.0.0:53,"
+        " 224.0.0.1:53, 255.255.255.255:53); nothing is sent"
+    )
+    bench.close()
+    bench = named("0.0.0.0", NAMED[1])
+    bench.arrive()
+    assert peers(bench) == [NAMED[1]]
+    bench.close()
+
+
 def named(*hosts: str, **settings: Any) -> Bench:
     """A relay to a name that has these addresses."""
     resolver = FakeResolver()
@@ -2255,6 +2275,52 @@ async def test_over_real_sockets(transport: Transport, host: str | None) -> None
     assert counters.received == counters.sent == 5
     assert counters.replies_received == counters.replies_sent == 4
     assert observer.endings == ["drained"]
+
+
+@pytest.mark.parametrize("number", [errno.ENETUNREACH, errno.EACCES, None])
+def test_what_is_a_broadcast(number: int | None) -> None:
+    """EACCES may be a route's that prohibits it, and then is so again."""
+    assert is_broadcast("127.255.255.255")
+    assert not is_broadcast("127.0.0.1")
+    assert not is_broadcast("::1")
+    wrong = None if number is None else problem(number)
+    with patch("relayd.udp_sockets.socket.socket") as made:
+        made.return_value.__enter__.return_value.connect.side_effect = wrong
+        assert not is_broadcast("192.0.2.255")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_broadcast_address_is_no_listener() -> None:
+    """It would hear only what is sent to all, and answer from another address."""
+    live: Any = reactor
+    nat = UdpNat(live, [Server(*SERVER)])
+    with pytest.raises(ListenError, match="udp:127.255.255.255:0: it is a broadcast"):
+        await UdpListener("127.255.255.255", 0).listen(nat)
+    assert not nat.fronts
+
+
+def test_where_a_link_local_listener_is_has_its_interface() -> None:
+    """In every line of the log: where it listens, and what its clients spoke to."""
+    index, interface = socket.if_nameindex()[0]
+    packed = socket.inet_pton(socket.AF_INET6, "fe80::5")
+    front, servers = FakeSocket("fe80::5"), [Server(*SERVER)]
+    address = ("fe80::5", 53, 0, index)
+    with patch.object(front, "getsockname", return_value=address):
+        nat = UdpNat(None, servers, watcher=FakeWatcher(batches=False), clock=Clock())
+        nat.listen([front])
+        assert nat.fronts[0].name(None) == f"[fe80::5%{interface}]:53"
+        assert UdpPort(nat, address).getHost().host == f"fe80::5%{interface}"
+        nat.close()
+    wildcard = FakeSocket("::")
+    with patch.object(wildcard, "getsockname", return_value=("::", 53, 0, 0)):
+        nat = UdpNat(None, servers, watcher=FakeWatcher(batches=False), clock=Clock())
+        nat.listen([wildcard])
+        told = packed + index.to_bytes(4, sys.byteorder)
+        key = (("fe80::9", 4000, 0, index), told)
+        assert nat.fronts[0].name(key) == f"[fe80::5%{interface}]:53"
+        key = (("2001:db8::9", 4000, 0, 0), socket.inet_pton(socket.AF_INET6, "::1"))
+        assert nat.fronts[0].name(key) == "[::1]:53"
+        nat.close()
 
 
 def arrived(sock: socket.socket, into: list[Any]) -> bool:
