@@ -454,7 +454,7 @@ def test_what_a_relay_of_datagrams_consists_of() -> None:
     ]
     for quiet, kind in ((True, QuietFlowLog), (False, FlowLog)):
         [_, made] = make_service(Config(relays, quiet=quiet), reactor)
-        assert type(made.listenings[0].factory.observer) is kind
+        assert type(made.listenings[0].factory.observer._observer) is kind
 
 
 def test_relays_of_datagrams_share_what_there_is(
