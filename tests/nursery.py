@@ -23,6 +23,7 @@ from twisted.internet import posixbase
 from twisted.scripts import twistd
 
 from relayd.tap import relayd, socks4
+from tests import sandbox
 
 #: More than a request's arguments and environment.
 REQUEST = 1 << 20
@@ -56,8 +57,14 @@ def serve(asked: socket.socket) -> None:
     become(output, **json.loads(data))
 
 
-def become(output: int, argv: list[str], env: dict[str, str], cwd: str) -> None:
-    """Be as a process is that was just started."""
+def become(
+    output: int,
+    argv: list[str],
+    env: dict[str, str],
+    cwd: str,
+    refusing: dict[str, int],
+) -> None:
+    """Be as a process is that was just started, maybe in a sandbox."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -66,6 +73,8 @@ def become(output: int, argv: list[str], env: dict[str, str], cwd: str) -> None:
     os.environ.update(env)
     os.chdir(cwd)
     sys.argv = argv
+    if refusing:
+        sandbox.refuse(refusing)
 
 
 def main() -> Any:

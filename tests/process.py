@@ -86,11 +86,18 @@ kept: set[int] = set()
 class _Forked:
     """A process from the nursery; what `RelayProcess` needs of `subprocess.Popen`."""
 
-    def __init__(self, argv: Sequence[str], env: dict[str, str]) -> None:
+    def __init__(
+        self, argv: Sequence[str], env: dict[str, str], refusing: dict[str, int]
+    ) -> None:
         _, asked = _nursery()
         reading, output = os.pipe()
         self._news, news = os.pipe()
-        request = {"argv": argv, "env": env, "cwd": os.getcwd()}
+        request = {
+            "argv": argv,
+            "env": env,
+            "cwd": os.getcwd(),
+            "refusing": refusing,
+        }
         socket.send_fds(asked, [json.dumps(request).encode()], [output, news])
         os.close(output)
         os.close(news)
@@ -141,6 +148,8 @@ class RelayProcess:
     :param twistd: the command up to the plugin's name, if not `command()`.
     :param env: variables beyond this process's own.
     :param forked: from the nursery, instead of started from nothing.
+    :param refusing: of one that is forked, the system calls that fail, and with what
+        errno (:func:`tests.sandbox.refuse`).
     """
 
     def __init__(
@@ -150,6 +159,7 @@ class RelayProcess:
         plugin: str = "relayd",
         env: dict[str, str] | None = None,
         forked: bool = False,
+        refusing: dict[str, int] | None = None,
         **popen: Any,
     ) -> None:
         self.lines: list[str] = []
@@ -161,7 +171,7 @@ class RelayProcess:
         names = {"RES_OPTIONS": "timeout:1 attempts:1"}
         env = {**os.environ, **names, **(env or {}), "PYTHONUNBUFFERED": "1"}
         if forked:
-            self.process = _Forked(argv, env)
+            self.process = _Forked(argv, env, refusing or {})
         else:
             self.process = subprocess.Popen(
                 argv,
@@ -283,7 +293,9 @@ def relay(*args: str, **options: Any) -> Iterator[RelayProcess]:
 
     It comes from the nursery, unless `options` say how it is to be started.
     """
-    forked = sys.platform == "linux" and not options.keys() - {"plugin", "env"}
+    forked = sys.platform == "linux" and (
+        "refusing" in options or not options.keys() - {"plugin", "env"}
+    )
     running = RelayProcess(*args, forked=forked, **options)
     try:
         running.listening()

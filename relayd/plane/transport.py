@@ -98,6 +98,14 @@ _END = select.EPOLLRDHUP
 
 _SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
+#: What splice(2) says where it can't be had: by a kernel, or a sandbox.
+_REFUSED = frozenset(
+    {errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP}
+)
+
+#: And where it can, at another time.
+_SHORT = frozenset({errno.ENOMEM, errno.ENOBUFS})
+
 #: SO_LINGER, socket(7): drop what is unsent, and reset.
 _RESET = struct.pack("ii", 1, 0)
 
@@ -424,6 +432,9 @@ class PlaneTransport:
     def _splice(self, sink: PlaneTransport, most: int) -> int:
         """Move what there is through a pipe, about `most` bytes of it.
 
+        Where splice(2) is refused, by a sandbox or by a kernel that can't, the bytes
+        are copied; whether the connection is lost is for `recv` and `send` to say.
+
         :return: how many were moved.  If the connection is still readable and has
             stopped splicing, `recv` will tell why.
         """
@@ -468,16 +479,36 @@ class PlaneTransport:
             return moved
         self._plane.pipes.give(pipe)
         if problem is not None:
-            if problem == errno.EINVAL:
-                self._plane.not_spliced += 1
-                self._stop_splicing(_NEVER)
-            elif problem != errno.EAGAIN:
-                self.connectionLost(_LOST)
+            if problem != errno.EAGAIN:
+                self._not_spliced(problem)
             elif self._more & select.EPOLLPRI:
+                # The urgent mark, maybe, which only a read passes.
                 self._stop_splicing()
             else:
                 self._found_nothing()
         return moved
+
+    def _not_spliced(self, problem: int) -> None:
+        """splice(2) has failed to read: it is refused, or the connection is lost.
+
+        Of a loss the kernel tells once, and has told splice then: to `recv` what
+        follows looks like an end of data.
+        """
+        try:
+            lost = not self._sock.recv(1, socket.MSG_PEEK) and problem not in _REFUSED
+        except BlockingIOError:
+            lost = False
+        except OSError:
+            lost = True
+        if lost:
+            self.connectionLost(_LOST)
+        else:
+            self._refused(problem)
+
+    def _refused(self, problem: int) -> None:
+        """Copy: for ever, unless it is for want of memory."""
+        self._plane.not_spliced += 1
+        self._stop_splicing(0 if problem in _SHORT else _NEVER)
 
     def _stop_splicing(self, full_reads: int = 0) -> None:
         """Copy, until there is as much to read as when splicing began; or for ever."""
@@ -506,17 +537,22 @@ class PlaneTransport:
         if problem is None or problem == errno.EAGAIN:
             self.clear = False
             self._wait_writable()
-        elif problem == errno.EINVAL and pipe is not None:
-            self._unpipe(pipe)
-            return True
-        else:
+            return False
+        try:
+            # Nothing, which is refused where the connection is lost.
+            self._sock.send(b"")
+        except BlockingIOError:
+            pass
+        except OSError:
             self._break()
-        return False
+            return False
+        if pipe is not None:
+            self._unpipe(pipe, problem)
+        return True
 
-    def _unpipe(self, pipe: Pipe) -> None:
-        """Move what is in the pipe to the buffer: this socket can't be spliced to."""
-        self._plane.not_spliced += 1
-        self._stop_splicing(_NEVER)
+    def _unpipe(self, pipe: Pipe, problem: int) -> None:
+        """Move what is in the pipe to the buffer: `send` goes on with it."""
+        self._refused(problem)
         self._out = bytearray(pipe.read()) + (self._out or b"")
         self._pipe = None
         self._plane.pipes.give(pipe)
