@@ -46,7 +46,7 @@ from relayd.dialing import Dialer, NameEndpoint, SocketEndpoint
 from relayd.errors import ConfigError
 from relayd.listening import TCPListenerEndpoint, UNIXListenerEndpoint
 from relayd.names import is_name, is_number
-from relayd.plane import is_available
+from relayd.plane import obstacle
 from relayd.udp_sockets import ReactorWatcher, Watcher
 
 if TYPE_CHECKING or sys.platform == "linux":
@@ -275,13 +275,13 @@ def on_plane(transport: Transport, reactor: Any) -> bool:
     """
     if transport == "twisted":
         return False
-    available = is_available(reactor)
-    if transport == "plane" and not available:
+    problem = obstacle(reactor)
+    if transport == "plane" and problem:
         raise ConfigError(
-            "--transport plane needs Linux and a reactor that watches descriptors;"
-            f" this is {sys.platform} with {type(reactor).__name__}: leave it out"
+            "--transport plane needs Linux, epoll, and a reactor that watches"
+            f" descriptors; {problem}: leave it out"
         )
-    return available
+    return not problem
 
 
 def listening_endpoint(

@@ -46,6 +46,7 @@ from relayd.addresses import address_name, host_port, numeric_host, socket_addre
 from relayd.errors import ListenError
 from relayd.hops import streams
 from relayd.interfaces import IMakesRoom
+from relayd.libc import accept
 from relayd.seldom import Seldom
 from relayd.transports import connection_class, set_options
 from relayd.udp_sockets import BROADCAST, is_broadcast
@@ -66,8 +67,8 @@ PAUSE = 0.1
 #: Descriptors that accepting leaves for dials, logs and name look-ups.
 RESERVE = 16
 
-#: accept(2): the client was gone before it was accepted, or a firewall said no.
-_CLIENT_GONE = frozenset({errno.ECONNABORTED, errno.EPERM, errno.EPROTO})
+#: accept(2): the client was gone before it was accepted.
+_CLIENT_GONE = frozenset({errno.ECONNABORTED, errno.EPROTO})
 
 #: accept(2): this process, or this machine, has nothing left to accept with.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -108,20 +109,35 @@ class _Exhaustion:
             return False
         # The limit may have been raised since.  One that was lowered is noticed
         # when accept fails.
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        try:
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        except OSError:
+            # A sandbox does not say.  That the table is full, accept will.
+            return False
         self._enough = limit - min(RESERVE, limit // 4)
         return descriptor >= self._enough
 
-    def log(self, where: str, why: str) -> None:
+    def log(self, where: str, why: str, *, short: bool = True) -> None:
+        """Count a pause, and say so.
+
+        :param short: it is for want of descriptors, or of memory.
+        """
         self.pauses += 1
         if not self._seldom.is_due():
             return
+        until, hint = (
+            (" until a session ends", "raise the limit with ulimit -n")
+            if short
+            else ("", f"tried again after {PAUSE:g} s")
+        )
         log.warn(
-            "{where}: {why}; clients wait until a session ends"
-            " (paused {pauses} times so far; raise the limit with ulimit -n)",
+            "{where}: {why}; clients wait{until}"
+            " (paused {pauses} times so far; {hint})",
             where=where,
             why=why,
+            until=until,
             pauses=self.pauses,
+            hint=hint,
         )
 
 
@@ -247,15 +263,12 @@ class Listener:
             except BlockingIOError:
                 return
             except OSError as problem:
-                if problem.errno in _EXHAUSTED:
-                    self._pause(os.strerror(problem.errno))
-                    return
                 if problem.errno in _CLIENT_GONE:
                     continue
-                # Never seen; not a reason to stop serving.
-                log.failure("{where}: accept failed", where=address_name(self._address))
-                self._pause(str(problem))
-                return
+                client = self._accept_all_the_same(problem)
+                if client is None:
+                    return
+                sock, address = client
             full = self._exhaustion.reached(sock.fileno())
             self._serve(sock, address)
             if not self.connected:
@@ -263,6 +276,46 @@ class Listener:
             if full:
                 self._pause("hardly any file descriptor is left")
                 return
+
+    def _accept_all_the_same(
+        self, problem: OSError
+    ) -> tuple[socket.SocketType, Any] | None:
+        """The next client, after an accept that failed; None: no more for now.
+
+        What Python calls is accept4(2), which a sandbox may not have on its list; so
+        the plain accept(2) is asked, each time.  Where that is refused as well the
+        client stays in the queue, and would be reported for ever.
+        """
+        if problem.errno not in _EXHAUSTED:
+            try:
+                return self._accept_plainly()
+            except BlockingIOError:
+                return None
+            except OSError as again:
+                if again.errno in _CLIENT_GONE:
+                    return None  # whoever is behind it is reported again
+                problem = again
+        if problem.errno in _EXHAUSTED:
+            self._pause(os.strerror(problem.errno))
+        else:
+            why = problem.strerror or str(problem)
+            self._pause(f"accept failed: {why}", short=False)
+        return None
+
+    def _accept_plainly(self) -> tuple[socket.SocketType, Any]:
+        """As :meth:`_accept`, with nothing but accept(2).
+
+        :raises OSError: see accept(2).
+        """
+        descriptor = accept(self.fileno())
+        sock = socket.socket(self._family, socket.SOCK_STREAM, 0, descriptor)
+        try:
+            sock.setblocking(False)
+            return sock, sock.getpeername()
+        except OSError as problem:
+            # ENOTCONN: it was reset a moment ago.
+            sock.close()
+            raise ConnectionAbortedError(errno.ECONNABORTED, "it left") from problem
 
     def _serve(self, sock: socket.SocketType, address: Any) -> None:
         transport: Any = None
@@ -280,11 +333,15 @@ class Listener:
         if transport is None:
             sock.close()
 
-    def _pause(self, why: str) -> None:
-        self._exhaustion.log(address_name(self._address), why)
+    def _pause(self, why: str, *, short: bool = True) -> None:
+        """Accept nobody for a moment.
+
+        :param short: it is for want of descriptors, or of memory.
+        """
+        self._exhaustion.log(address_name(self._address), why, short=short)
         self._unwatch()
         self._resume = self._reactor.callLater(PAUSE, self._look_again)
-        makes_room = IMakesRoom(self._factory, None)
+        makes_room = IMakesRoom(self._factory, None) if short else None
         if makes_room is not None:
             try:
                 makes_room.make_room()

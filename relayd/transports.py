@@ -11,13 +11,17 @@ gets here, once on the listening socket, whose connections inherit them.
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import tcp, unix
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.python.failure import Failure
+
+from relayd.libc import disconnect
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress
@@ -27,6 +31,12 @@ _DONE, _LOST = Failure(CONNECTION_DONE), Failure(CONNECTION_LOST)
 _UNIX = int(socket.AF_UNIX)
 _TCP, _NODELAY = int(socket.IPPROTO_TCP), int(socket.TCP_NODELAY)
 _SOCKET, _KEEPALIVE = int(socket.SOL_SOCKET), int(socket.SO_KEEPALIVE)
+
+#: What `set_options` sets.
+_OPTIONS = ((_TCP, _NODELAY), (_SOCKET, _KEEPALIVE))
+
+#: SO_LINGER, socket(7): drop what is unsent, and reset.
+_LINGER, _RESET = int(socket.SO_LINGER), struct.pack("ii", 1, 0)
 
 
 class TCPConnection(tcp.Server):
@@ -68,6 +78,11 @@ class TCPConnection(tcp.Server):
         # Nobody else holds the descriptor, so closing it is enough; but with
         # something unread that is a reset, unless the end of data goes first.
         return not self._read_ended
+
+    def _closeSocket(self, orderly: bool) -> None:
+        if not orderly:
+            reset_on_close(self.socket)
+        super()._closeSocket(orderly)
 
     def write(self, data: bytes) -> None:
         if (
@@ -160,10 +175,28 @@ class UNIXConnection(TCPConnection, unix.Server):
 
 
 def set_options(sock: socket.SocketType) -> None:
-    """No delay for small writes, and keepalive probes for peers that vanish."""
+    """No delay for small writes, and keepalive probes for peers that vanish.
+
+    An option that is refused, by a sandbox or a security module, is done without.
+    """
     if sock.family != _UNIX:
-        sock.setsockopt(_TCP, _NODELAY, 1)
-        sock.setsockopt(_SOCKET, _KEEPALIVE, 1)
+        try:
+            sock.setsockopt(_TCP, _NODELAY, 1)
+            sock.setsockopt(_SOCKET, _KEEPALIVE, 1)
+        except OSError:
+            for level, option in _OPTIONS:
+                with suppress(OSError):
+                    sock.setsockopt(level, option, 1)
+
+
+def reset_on_close(sock: socket.SocketType) -> None:
+    """Have a close drop what is unsent, and reset the connection."""
+    try:
+        sock.setsockopt(_SOCKET, _LINGER, _RESET)
+    except OSError:
+        # Refused, or it is gone.  Closed without, it would look like the end of data.
+        with suppress(OSError):
+            disconnect(sock.fileno())
 
 
 def connection_class(family: int) -> Callable[..., TCPConnection]:

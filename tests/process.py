@@ -259,6 +259,13 @@ class RelayProcess:
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
     @property
+    def cpu(self) -> float:
+        """The seconds of CPU that it has used."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2]
+        user, system = fields.split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+    @property
     def rss(self) -> int:
         """Its resident memory in bytes: of one that was started from nothing.
 

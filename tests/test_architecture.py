@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "relayd"
 
 #: Each row may import from the rows above it.
 ROWS = [
-    {"errors", "addresses", "names", "ports", "hops"},
+    {"errors", "addresses", "names", "ports", "hops", "libc"},
     {"session", "socks4_wire", "nat_table", "ident"},
     {"interfaces"},
     {

@@ -44,7 +44,11 @@ from relayd.listening import (
 from relayd.transports import TCPConnection, UNIXConnection
 from tests.conftest import LoggedFailures, descriptors
 from tests.contracts import Recorder, turns, until
-from tests.process import connect
+from tests.process import connect, reset
+from tests.test_plane_poller import refuse
+
+#: What a sandbox says to accept4(2).
+REFUSALS = [errno.EPERM, errno.ENOSYS, errno.EACCES]
 
 _GONE = Failure(CONNECTION_DONE)
 
@@ -56,6 +60,11 @@ class Greeter(Recorder):
         super().connectionMade()
         self.local, self.remote = self.transport.getHost(), self.transport.getPeer()
         self.options = self.transport.getTcpNoDelay(), self.transport.getTcpKeepAlive()
+        descriptor = self.transport.fileno()
+        self.blocks_or_is_inherited = (
+            os.get_blocking(descriptor),
+            os.get_inheritable(descriptor),
+        )
         self.transport.write(b"hello")
         self.transport.loseConnection()
 
@@ -717,7 +726,7 @@ def test_a_listener_waits_until_there_are_descriptors_again(
 
 
 def test_who_can_make_room_is_asked_at_each_pause(
-    logged_failures: LoggedFailures,
+    logged_failures: LoggedFailures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that fails to does not keep the listener from looking again."""
     asked = []
@@ -739,6 +748,11 @@ def test_who_can_make_room_is_asked_at_each_pause(
             logged_failures.take("no room could be made")
             watcher.advance(PAUSE)
             assert watcher.readers == {listener}
+        # For what is refused, room is none.
+        monkeypatch.setattr("relayd.listening.accept", refuse(errno.EPERM))
+        sock.script = [errno.EPERM]
+        listener.doRead()
+        assert (listener.pauses, asked) == (3, [1, 2])
         listener.stopListening()
 
 
@@ -889,7 +903,7 @@ def test_clients_that_left_are_skipped() -> None:
     """They were gone before they were accepted; those behind them are served."""
     with scripted() as (listener, sock, watcher, factory):
         with connect(listener.getHost().port):  # type: ignore[attr-defined]
-            sock.script = [errno.ECONNABORTED, errno.EPERM, errno.EPROTO]
+            sock.script = [errno.ECONNABORTED, errno.EPROTO]
             with capturedLogs() as events:
                 listener.doRead()
             assert not events
@@ -907,19 +921,103 @@ def test_a_flood_of_clients_leaves_others_their_turn() -> None:
         assert watcher.readers == {listener}
 
 
-def test_an_error_that_nobody_knows_stops_nothing(
-    logged_failures: LoggedFailures,
+@pytest.mark.parametrize("number", REFUSALS)
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX])
+@pytest_twisted.ensureDeferred
+async def test_an_accept_that_is_refused_is_made_in_the_plain_way(
+    family: int, number: int, tmp_socket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is logged with its traceback, and accepting goes on in a moment."""
+    """Its client's connection is as any other: what it is, and what it is known by."""
+    factory = Greeters()
+    if family == socket.AF_UNIX:
+        port: Any = await UNIXListenerEndpoint(reactor, str(tmp_socket), 16).listen(
+            factory
+        )
+        address: Any = str(tmp_socket)
+    else:
+        host = "127.0.0.1" if family == socket.AF_INET else "::1"
+        port = await listen_tcp(host, factory)
+        address = where(port)
+    monkeypatch.setattr(port, "_accept", refuse(number))
+    pauses = port.pauses
+    with closing(socket.socket(family)) as client:
+        client.connect(address)
+        assert await answer(client) == b"hello"
+        [greeter] = factory.served
+        assert greeter.blocks_or_is_inherited == (False, False)
+        if family != socket.AF_UNIX:
+            assert greeter.options == (True, True)
+            assert (greeter.remote.host, greeter.remote.port) == client.getsockname()[
+                :2
+            ]
+    # Nobody waits, which is no reason to pause.
+    port.doRead()
+    assert port.pauses == pauses
+    await port.stopListening()
+
+
+def test_a_client_that_left_before_it_was_accepted_plainly_is_skipped() -> None:
+    """accept(2) alone does not say its name, and then nobody knows it."""
+    with scripted() as (listener, sock, _, factory):
+        reset(connect(listener.getHost().port))  # type: ignore[attr-defined]
+        with connect(listener.getHost().port):  # type: ignore[attr-defined]
+            sock.script = [errno.EPERM] * 3
+            before = descriptors()
+            with capturedLogs() as events:
+                listener.doRead()
+                assert descriptors() == before
+                listener.doRead()
+            assert not events
+            assert (len(factory.served), listener.pauses) == (1, 0)
+            factory.served[0].transport.connectionLost(_GONE)
+
+
+@pytest.mark.parametrize("number", [*REFUSALS, errno.EIO])
+def test_an_accept_that_is_refused_in_every_way_is_no_busy_loop(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client stays in the queue, and would be reported again and again.
+
+    One line, and not for each time.
+    """
     with scripted() as (listener, sock, watcher, _):
-        sock.script = [errno.EIO]
+        sock.script = [number] * 2
+        monkeypatch.setattr("relayd.listening.accept", refuse(number))
         with capturedLogs() as events:
             listener.doRead()
-        assert "accept failed" in formatEvent(events[0])
-        assert os.strerror(errno.EIO) in logged_failures.take("accept")
+            assert watcher.readers == set()
+            watcher.advance(PAUSE)
+            assert watcher.readers == {listener}
+            listener.doRead()
         assert watcher.readers == set()
+        [line] = [formatEvent(event) for event in events]
+        assert line.endswith(
+            f": accept failed: {os.strerror(number)}; clients wait"
+            " (paused 1 times so far; tried again after 0.1 s)"
+        )
         watcher.advance(PAUSE)
         assert watcher.readers == {listener}
+
+
+def test_a_table_that_is_full_for_the_plain_way_is_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with scripted() as (listener, sock, watcher, _):
+        sock.script = [errno.EPERM]
+        monkeypatch.setattr("relayd.listening.accept", refuse(errno.EMFILE))
+        with capturedLogs() as events:
+            listener.doRead()
+        assert "raise the limit with ulimit -n" in formatEvent(events[0])
+        watcher.advance(PAUSE)
+
+
+def test_a_limit_that_is_not_told_is_found_out_by_accept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """getrlimit(2) is refused: the table counts as large enough."""
+    exhaustion = _Exhaustion(Clock())
+    monkeypatch.setattr(resource, "getrlimit", refuse(errno.EPERM))
+    assert not exhaustion.reached(1 << 20)
 
 
 @pytest_twisted.ensureDeferred

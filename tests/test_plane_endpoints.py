@@ -71,7 +71,14 @@ from tests.test_dialing import (
     making,
     problem_of,
 )
-from tests.test_listening import Faulty, Greeters, Unconnectable, answer, scripted
+from tests.test_listening import (
+    REFUSALS,
+    Faulty,
+    Greeters,
+    Unconnectable,
+    answer,
+    scripted,
+)
 from tests.test_plane_poller import Still, refuse, still
 
 #: Where a dial is to be watched while it waits.
@@ -414,16 +421,76 @@ def test_a_listener_pauses_before_the_last_descriptor_is_taken(
         still.until(lambda: all("lost" in each.events for each in made.factory.served))
 
 
-@pytest.mark.parametrize("again", [OSError(errno.EIO, "?"), MemoryError()])
 def test_an_error_that_nobody_knows_does_not_close_a_listener(
-    again: Exception, still: Still, logged_failures: LoggedFailures
+    still: Still, logged_failures: LoggedFailures
 ) -> None:
     """It is logged with its traceback, and accepting goes on in a moment."""
     with short(still) as (made, sock), made.connect() as client:
-        sock.script = [again]
+        sock.script = [MemoryError()]
         still.turn()
         assert still.readers == set()
-        logged_failures.take(type(again).__name__)
+        logged_failures.take("MemoryError")
+        still.advance(PAUSE)
+        assert answered(still, client) == b"hello"
+
+
+@pytest.mark.parametrize("number", REFUSALS)
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", None])
+def test_an_accept_that_is_refused_is_made_in_the_plain_way(
+    host: str | None,
+    number: int,
+    still: Still,
+    tmp_socket: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its client's connection is as any other: what it is, and what it is known by."""
+    made = Listening(
+        still,
+        PlaneTCPListenerEndpoint(still, host, 0, 16)
+        if host
+        else PlaneUNIXListenerEndpoint(still, str(tmp_socket), 16),
+    )
+    monkeypatch.setattr(made.port, "_accept", refuse(number))
+    pauses = made.port.pauses
+    if host:
+        client = connect(made.number, host)
+    else:
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(str(tmp_socket))
+    with client:
+        assert answered(still, client) == b"hello"
+        [greeter] = made.factory.served
+        assert greeter.blocks_or_is_inherited == (False, False)
+        if host:
+            kind = IPv6Address if ":" in host else IPv4Address
+            assert greeter.remote == kind("TCP", *client.getsockname()[:2])
+            assert greeter.options == (True, True)
+    # Nobody waits, which is no reason to pause.
+    made.port.doRead()
+    assert made.port.pauses == pauses
+    made.stop()
+
+
+def test_an_accept_that_is_refused_in_every_way_is_no_busy_loop(
+    still: Still, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client stays in the queue, and its event would come again and again."""
+    with listening(still) as made, made.connect() as client:
+        pauses = made.port.pauses
+        with monkeypatch.context() as patched:
+            patched.setattr("relayd.listening.accept", refuse(errno.EPERM))
+            patched.setattr(made.port, "_accept", refuse(errno.EPERM))
+            with capturedLogs() as events:
+                still.turn()
+                assert still.readers == set()
+                still.advance(PAUSE)
+                still.turn()
+            assert made.port.pauses == pauses + 2
+        [line] = [formatEvent(event) for event in events]
+        assert line.endswith(
+            "accept failed: Operation not permitted; clients wait"
+            f" (paused {pauses + 1} times so far; tried again after 0.1 s)"
+        )
         still.advance(PAUSE)
         assert answered(still, client) == b"hello"
 
@@ -602,15 +669,15 @@ def test_a_systemd_endpoint_gets_the_planes_connections(
         passed = ListenFDs.fromEnvironment(environ, start=sock.fileno())
         monkeypatch.setattr(_SystemdParser, "_sddaemon", passed)
         for text in ("systemd:domain=INET:index=0", "systemd:domain=INET:name=web"):
-            monkeypatch.setattr("relayd.endpoints.is_available", lambda _: True)
+            monkeypatch.setattr("relayd.endpoints.obstacle", lambda _: "")
             endpoint: Any = listening_endpoint(parse_listener(text), still)
             assert type(endpoint) is AdoptedListenerEndpoint
             made = Listening(still, endpoint)
             assert greeted(still, sock.getsockname())
             made.stop()
-            for transport, available in (("twisted", True), ("auto", False)):
+            for transport, problem in (("twisted", ""), ("auto", "there is none")):
                 monkeypatch.setattr(
-                    "relayd.endpoints.is_available", lambda _, have=available: have
+                    "relayd.endpoints.obstacle", lambda _, problem=problem: problem
                 )
                 theirs = listening_endpoint(
                     parse_listener(text),
@@ -998,7 +1065,7 @@ def test_short_forms_are_the_planes(
     still: Still, tmp_socket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From what people write to bytes that move, both TCP and UNIX."""
-    monkeypatch.setattr("relayd.endpoints.is_available", lambda _: True)
+    monkeypatch.setattr("relayd.endpoints.obstacle", lambda _: "")
     unix: Callable[..., Any] = lambda: parse_listener(f"unix:{tmp_socket}")  # noqa: E731
     for where in (parse_listener("127.0.0.1:0"), unix()):
         endpoint: Any = listening_endpoint(where, still)

@@ -11,6 +11,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
 import relayd.plane.poller
-from relayd.plane import is_available
+from relayd.plane import is_available, obstacle
 from relayd.plane.poller import ROUNDS, Plane
 from tests.conftest import LoggedFailures, descriptors
 from tests.process import PATIENCE
@@ -166,6 +167,34 @@ def test_it_needs_linux_and_a_reactor_that_watches_readers(
         # An interpreter that was built without it.
         patched.delattr(select, "epoll")
         assert not is_available(reactor)
+
+
+class Deaf(nullcontext[Any]):
+    """An epoll that a sandbox lets nobody use."""
+
+    def __init__(self) -> None:
+        super().__init__(self)
+        self.register = refuse(errno.EACCES)
+
+
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        (lambda: refuse(errno.EPERM)(), "epoll is refused (Operation not permitted)"),
+        (lambda: refuse(errno.ENOSYS)(), "epoll is refused (Function not implemented)"),
+        (Deaf, "epoll is refused (Permission denied)"),
+        (lambda: refuse(errno.EMFILE)(), ""),
+    ],
+)
+def test_an_epoll_that_is_refused_is_found_out(
+    made: Any, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not one for which there is no descriptor at the moment."""
+    before = descriptors()
+    monkeypatch.setattr(select, "epoll", made)
+    assert obstacle(reactor) == why
+    assert is_available(reactor) is (not why)
+    assert descriptors() == before
 
 
 def test_a_reactor_has_one_plane_and_takes_it_along() -> None:

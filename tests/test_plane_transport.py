@@ -792,6 +792,29 @@ def test_an_end_behind_the_last_bytes_is_found_with_them(tcp: Pump) -> None:
     assert tcp.client.told.bytes == 10
 
 
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM])
+@pytest.mark.parametrize("lost", [False, True])
+def test_last_bytes_that_can_not_wait_for_their_end_go_without(
+    lost: bool, number: int, still: Still
+) -> None:
+    """MSG_MORE is refused: only what `send` says without it is a lost connection."""
+    plane = Plane.of(still)
+    client = Side(plane, sockets("tcp"))
+    server = Side(plane, sockets("tcp"), kind=Scripted)
+    with pumping(still, client, server) as pump:
+        pump.bridge()
+        sink = server.transport.getHandle()
+        sink.script = [number, errno.EPIPE] if lost else [number]
+        client.peer.socket.send(b"last words")
+        client.peer.end()
+        if lost:
+            pump.until(lambda: server.protocol.lost)
+            assert server.why is ConnectionLost
+        else:
+            assert pump.take_all(server) == b"last words"
+        assert not sink.script
+
+
 def test_a_side_with_nothing_more_to_be_written_is_not_blocked(tcp: Pump) -> None:
     """A pair that is quiet after an end of data is not stalled."""
     tcp.bridge()

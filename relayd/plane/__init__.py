@@ -22,17 +22,39 @@ without `addReader` are served by Twisted's transports, with the same behaviour.
 
 from __future__ import annotations
 
+import errno
 import select
+import socket
 import sys
 from typing import Any
 
 from twisted.internet.interfaces import IReactorFDSet
 
+#: What there may be enough of at another time.
+_SHORT = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC}
+)
+
+
+def obstacle(reactor: Any) -> str:
+    """Why the plane can't work here; empty if it can.
+
+    It takes Linux, a reactor that watches readers, and an epoll, which is made and used
+    to find out: a sandbox may refuse either.
+    """
+    if sys.platform != "linux" or not hasattr(select, "epoll"):
+        return f"this is {sys.platform}"
+    if not IReactorFDSet.providedBy(reactor):
+        return f"{type(reactor).__name__} watches no descriptors"
+    try:
+        with socket.socket(socket.AF_UNIX) as probe, select.epoll() as epoll:
+            epoll.register(probe.fileno(), 0)
+    except OSError as problem:
+        if problem.errno not in _SHORT:
+            return f"epoll is refused ({problem.strerror})"
+    return ""
+
 
 def is_available(reactor: Any) -> bool:
-    """Whether the plane can work here: Linux, and a reactor that watches readers."""
-    return (
-        sys.platform == "linux"
-        and hasattr(select, "epoll")
-        and IReactorFDSet.providedBy(reactor)
-    )
+    """Whether the plane can work here."""
+    return not obstacle(reactor)

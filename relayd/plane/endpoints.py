@@ -80,7 +80,7 @@ class PlaneListener(Listener):
         except Exception as problem:
             # Anything else would close a listener for good.
             log.failure("a client could not be accepted")
-            self._pause(repr(problem))
+            self._pause(repr(problem), short=False)
 
     def _watch(self) -> None:
         self._plane.watch(self.fileno(), self, select.EPOLLIN)
@@ -95,6 +95,12 @@ class PlaneListener(Listener):
         sock.setblocking(False)
         if self._family == _IPV4:
             # As text, which a session and its transport can share.
+            address = f"{address[0]}:{address[1]}"
+        return sock, address
+
+    def _accept_plainly(self) -> tuple[socket.SocketType, Any]:
+        sock, address = super()._accept_plainly()
+        if self._family == _IPV4:
             address = f"{address[0]}:{address[1]}"
         return sock, address
 

@@ -33,7 +33,6 @@ import functools
 import os
 import select
 import socket
-import struct
 from contextlib import suppress
 from typing import Any
 
@@ -57,6 +56,7 @@ from relayd.interfaces import ISpliceable
 from relayd.plane.pipes import PIPE_SIZE, Pipe
 from relayd.plane.poller import COPY_SIZE, SHARE_LEAST, Plane
 from relayd.session import Direction
+from relayd.transports import reset_on_close
 
 log = Logger(namespace="relayd.plane")
 
@@ -105,9 +105,6 @@ _REFUSED = frozenset(
 
 #: And where it can, at another time.
 _SHORT = frozenset({errno.ENOMEM, errno.ENOBUFS})
-
-#: SO_LINGER, socket(7): drop what is unsent, and reset.
-_RESET = struct.pack("ii", 1, 0)
 
 _DONE = Failure(CONNECTION_DONE)
 _LOST = Failure(CONNECTION_LOST)
@@ -404,8 +401,10 @@ class PlaneTransport:
                 # Its end goes with the last bytes then, in one segment.
                 sent = sink._sock.send(buffer[:count], _MSG_MORE if ends else 0)
             except OSError as problem:
-                sent = 0
-                sink._not_sent(problem)
+                # A flag that is refused is no lost connection.
+                sent = sink._sent_plainly(buffer[:count]) if ends else 0
+                if not ends:
+                    sink._not_sent(problem)
             if sent < count:
                 sink._keep(buffer[sent:count])
             if count < FULL_READ:
@@ -668,6 +667,14 @@ class PlaneTransport:
             and (self.producer is None or self._producing != _PULL)
         )
 
+    def _sent_plainly(self, data: memoryview) -> int:
+        """How much the kernel takes, asked without flags."""
+        try:
+            return self._sock.send(data)
+        except OSError as problem:
+            self._not_sent(problem)
+            return 0
+
     def _not_sent(self, problem: OSError) -> None:
         if problem.errno == errno.ENOBUFS:
             # The kernel is short of memory, which is no edge: ask again.
@@ -796,13 +803,13 @@ class PlaneTransport:
 
     def _hang_up(self) -> None:
         """Choose between a reset and an end of data, before the socket is closed."""
+        if self._fate == _ABORTED:
+            reset_on_close(self._sock)
+            return
         with suppress(OSError):  # it may be gone already
-            if self._fate == _ABORTED:
-                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            else:
-                # With something unread a close is a reset.  This sends what was
-                # written, and an end of data, before that.
-                self._sock.shutdown(socket.SHUT_RDWR)
+            # With something unread a close is a reset.  This sends what was
+            # written, and an end of data, before that.
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def _unload(self) -> None:
         """Give back what a connection may have besides its socket."""
