@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import socket
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -107,6 +108,8 @@ def set_options(transport: Any) -> None:
         try:
             transport.setTcpNoDelay(True)
             transport.setTcpKeepAlive(True)
+            handle = transport.getHandle()  # type: ignore[attr-defined]
+            handle.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         except (OSError, AttributeError):
             # The peer is gone already, which the next read will tell; or it is a
             # wrapper that claims more than it has.

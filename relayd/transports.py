@@ -32,8 +32,10 @@ _UNIX = int(socket.AF_UNIX)
 _TCP, _NODELAY = int(socket.IPPROTO_TCP), int(socket.TCP_NODELAY)
 _SOCKET, _KEEPALIVE = int(socket.SOL_SOCKET), int(socket.SO_KEEPALIVE)
 
+_OOBINLINE = int(socket.SO_OOBINLINE)
+
 #: What `set_options` sets.
-_OPTIONS = ((_TCP, _NODELAY), (_SOCKET, _KEEPALIVE))
+_OPTIONS = ((_TCP, _NODELAY), (_SOCKET, _KEEPALIVE), (_SOCKET, _OOBINLINE))
 
 #: SO_LINGER, socket(7): drop what is unsent, and reset.
 _LINGER, _RESET = int(socket.SO_LINGER), struct.pack("ii", 1, 0)
@@ -175,14 +177,18 @@ class UNIXConnection(TCPConnection, unix.Server):
 
 
 def set_options(sock: socket.SocketType) -> None:
-    """No delay for small writes, and keepalive probes for peers that vanish.
+    """No delay for small writes, keepalive probes for peers that vanish, urgent bytes.
 
-    An option that is refused, by a sandbox or a security module, is done without.
+    An urgent byte (telnet's interrupt) is read in its place among the others, instead
+    of being kept for who asks for it (SO_OOBINLINE, socket(7)).  Accepted connections
+    have these options from their listening socket.  An option that is refused, by a
+    sandbox or a security module, is done without.
     """
     if sock.family != _UNIX:
         try:
             sock.setsockopt(_TCP, _NODELAY, 1)
             sock.setsockopt(_SOCKET, _KEEPALIVE, 1)
+            sock.setsockopt(_SOCKET, _OOBINLINE, 1)
         except OSError:
             for level, option in _OPTIONS:
                 with suppress(OSError):

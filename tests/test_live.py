@@ -550,6 +550,54 @@ def test_a_client_that_closes_during_the_dial_cancels_it() -> None:
             eventually(lambda: running.descriptors == before)
 
 
+# -- urgent data
+
+
+@pytest.mark.parametrize("listen", ["[::1]:0", "tcp:0:interface=127.0.0.1"])
+@pytest.mark.parametrize("way", ["up", "down"])
+@pytest.mark.parametrize("size", [10, 3_000_000])
+def test_an_urgent_byte_arrives_in_its_place(
+    size: int, way: str, listen: str, server: Server
+) -> None:
+    """Telnet's interrupt: among what came before and after, spliced or not."""
+    data = random.Random(5).randbytes(size)
+    with relay("-l", listen, "-d", server.address) as running:
+        host = "::1" if listen.startswith("[") else "127.0.0.1"
+        with connect(running.port, host) as client, server.accept() as upstream:
+            ends = [client, upstream]
+            near, far = ends if way == "up" else ends[::-1]
+
+            def send() -> None:
+                for _ in range(3):
+                    near.sendall(data)
+                    near.send(b"!", socket.MSG_OOB)
+                near.sendall(data)
+                near.shutdown(socket.SHUT_WR)
+
+            sender = in_thread(send)
+            assert read_all(far) == b"!".join([data] * 4)
+            sender.join()
+
+
+def test_an_urgent_byte_alone_is_not_kept_back(server: Server) -> None:
+    with chain(server, 2) as running, connect(running.port) as client:
+        upstream = echo_once(server, client, b"hello")
+        for near, far in ((client, upstream), (upstream, client)):
+            near.send(b"!", socket.MSG_OOB)
+            assert far.recv(10) == b"!"
+        upstream.close()
+
+
+def test_an_urgent_byte_may_be_the_first(server: Server) -> None:
+    """It is there before the server's connection is."""
+    with chain(server, 2) as running, connect(running.port) as client:
+        client.send(b"!", socket.MSG_OOB)
+        client.send(b"and more")
+        upstream = server.accept()
+        assert read_exactly(upstream, 9) == b"!and more"
+        upstream.close()
+
+
 # -- kinds of addresses
 
 
