@@ -1,15 +1,18 @@
 """Twisted's connections for sockets that relayd accepted or connected itself.
 
-They are Twisted's own in all but two things.  A connection that has nothing
+They are Twisted's own in all but three things.  A connection that has nothing
 buffered does at once what Twisted does in another turn of the reactor: it hands
 what is written to the kernel, shuts its write side, closes after its end of
 data.  A short session has four such turns, a third of what it costs, and a
-request with its response has two.  And a socket's options are set before it
-gets here, once on the listening socket, whose connections inherit them.
+request with its response has two.  A socket's options are set before it
+gets here, once on the listening socket, whose connections inherit them.  And a
+connection whose peer can't be reached any more is told apart from a reset.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import struct
 from collections.abc import Callable
@@ -26,7 +29,7 @@ from relayd.libc import disconnect
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress
 
-_DONE, _LOST = Failure(CONNECTION_DONE), Failure(CONNECTION_LOST)
+_DONE = Failure(CONNECTION_DONE)
 
 _UNIX = int(socket.AF_UNIX)
 _TCP, _NODELAY = int(socket.IPPROTO_TCP), int(socket.TCP_NODELAY)
@@ -41,8 +44,32 @@ _OPTIONS = ((_TCP, _NODELAY), (_SOCKET, _KEEPALIVE), (_SOCKET, _OOBINLINE))
 _LINGER, _RESET = int(socket.SO_LINGER), struct.pack("ii", 1, 0)
 
 
-class TCPConnection(tcp.Server):
-    """A TCP connection, accepted or dialled; what can be done now needs no turn.
+class PeerVanished(ConnectionLost):
+    """Nothing is heard of the peer any more, which has not reset the connection.
+
+    Keepalive or the retransmissions were given up, or the network says that there is
+    no way to it.  The message is that of the system's error.
+    """
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+#: tcp(7): what the kernel has then.
+_VANISHED = frozenset(
+    {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN}
+)
+
+
+def lost_by(number: int | None) -> ConnectionLost:
+    """What a connection is lost with, by the errno of the call that said so."""
+    if number in _VANISHED:
+        return PeerVanished(os.strerror(number or 0))
+    return CONNECTION_LOST
+
+
+class _Connection(tcp.Server):
+    """A connection, accepted or dialled; what can be done now needs no turn.
 
     :ivar local: the local address where that is known without asking.
     """
@@ -52,6 +79,8 @@ class TCPConnection(tcp.Server):
 
     _read_ended = False
     _end_was_read = False
+    #: What a write was told: the kernel says it once.
+    _loss: ConnectionLost | None = None
     local: IAddress | None = None
 
     def __repr__(self) -> str:
@@ -69,9 +98,11 @@ class TCPConnection(tcp.Server):
         return None
 
     def readConnectionLost(self, reason: Failure) -> None:
-        if not self._end_was_read and self._was_reset():
-            self.connectionLost(_LOST)
-            return
+        if not self._end_was_read:
+            loss = self._lost_unread()
+            if loss is not None:
+                self.connectionLost(Failure(loss))
+                return
         self._read_ended = True
         super().readConnectionLost(reason)
 
@@ -113,7 +144,7 @@ class TCPConnection(tcp.Server):
         self.doRead = self._read_to_the_loss  # type: ignore[method-assign]
         super().write(data)
 
-    def _was_reset(self) -> bool:
+    def _lost_unread(self) -> ConnectionLost | None:
         """Ask the kernel about an end that nobody has read.
 
         Twisted takes an event that says hung up, and not readable, for a clean end.
@@ -123,18 +154,20 @@ class TCPConnection(tcp.Server):
         try:
             self.socket.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
-            return False
-        except OSError:
-            return True
-        return False
+            return None
+        except OSError as problem:
+            return lost_by(problem.errno)
+        return None
 
     def _read_to_the_loss(self) -> ConnectionDone | ConnectionLost | None:
         """Read what is left on a connection whose write has failed.
 
         That took the socket's error away: behind the data it looks like an end.
         """
-        why = super().doRead()
-        return CONNECTION_LOST if isinstance(why, ConnectionDone) else why
+        # Its class's: the instance has this one.
+        why: ConnectionDone | ConnectionLost | None = type(self).doRead(self)
+        ended = isinstance(why, ConnectionDone)
+        return self._loss or CONNECTION_LOST if ended else why
 
     def _busy(self) -> bool:
         """Bytes are buffered, or promised, or TLS has a goodbye to say."""
@@ -172,8 +205,37 @@ class TCPConnection(tcp.Server):
             super().loseConnection()
 
 
-class UNIXConnection(TCPConnection, unix.Server):
-    """The same for a UNIX stream connection."""
+class TCPConnection(_Connection):
+    """A TCP connection."""
+
+    # Both as Twisted's, which take every error for a reset.
+
+    def doRead(  # type: ignore[override]
+        self,
+    ) -> ConnectionDone | ConnectionLost | None:
+        try:
+            data = self.socket.recv(self.bufferSize)
+        except BlockingIOError:
+            return None
+        except OSError as problem:
+            return lost_by(problem.errno)
+        return self._dataReceived(data)
+
+    def writeSomeData(self, data: bytes) -> int | ConnectionLost:
+        try:
+            return self.socket.send(memoryview(data)[: self.SEND_LIMIT])
+        except BlockingIOError:
+            return 0
+        except OSError as problem:
+            if problem.errno == errno.ENOBUFS:
+                return 0
+            if self._loss is None:
+                self._loss = lost_by(problem.errno)
+            return self._loss
+
+
+class UNIXConnection(_Connection, unix.Server):
+    """A UNIX stream connection."""
 
 
 def set_options(sock: socket.SocketType) -> None:
@@ -205,7 +267,7 @@ def reset_on_close(sock: socket.SocketType) -> None:
             disconnect(sock.fileno())
 
 
-def connection_class(family: int) -> Callable[..., TCPConnection]:
+def connection_class(family: int) -> Callable[..., TCPConnection | UNIXConnection]:
     """The transport for connected sockets of a family.
 
     It is made with (socket, protocol, the peer's address as the socket module

@@ -44,6 +44,7 @@ from zope.interface.verify import verifyObject
 
 from relayd.bridge import unsent
 from relayd.stream import set_options
+from relayd.transports import PeerVanished
 from tests.conftest import LoggedFailures, pause
 
 #: Reactor turns that a test waits for something that should happen.
@@ -1228,6 +1229,23 @@ class StreamTransportContract(ConnectionContract):
             protocol.transport.resumeProducing()
             await self.gone(protocol, ConnectionLost)
             assert protocol.data == b"last words"
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_peer_that_vanished_has_not_reset(self) -> None:
+        # The kernel gives up (here it was told to, on a peer that takes nothing):
+        # that is told apart from a reset, by the connections that are ours.
+        protocol, _ = await self.joined()
+        if self.resets:
+            transport = protocol.transport
+            ours = getattr(transport, "options_are_set", False)
+            transport.getHandle().setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 50
+            )
+            await fill(transport)
+            await self.gone(protocol, PeerVanished if ours else ConnectionLost)
+            assert "eof" not in protocol.events
+            if ours:
+                assert str(protocol.reason.value) == "Connection timed out"
 
     @pytest_twisted.ensureDeferred
     async def test_a_reset_does_not_wait_while_bytes_are_buffered(self) -> None:

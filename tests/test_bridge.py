@@ -15,6 +15,7 @@ from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from relayd import bridge
 from relayd.bridge import Bridge, Leg, Timeouts, unsent
 from relayd.session import Ending, Session
+from relayd.transports import PeerVanished
 from tests.fakes import FakeTransport
 
 
@@ -408,6 +409,20 @@ def test_last_words_are_not_kept_for_ever_even_without_a_stall_timeout() -> None
     pair.down.lose(ConnectionLost())
     pair.wait(25)
     pair.ended(Ending.DOWNSTREAM_RESET)
+
+
+@pytest.mark.parametrize("side", ["down", "up"])
+def test_a_peer_that_vanished_is_no_end_of_data(side: str) -> None:
+    """What was read from it is delivered, and then the other one is reset."""
+    pair = joined()
+    one: FakeTransport = getattr(pair, side)
+    other = pair.up if side == "down" else pair.down
+    one.receive(b"last words")
+    one.lose(PeerVanished("Connection timed out"))
+    assert not pair.over
+    other.take()
+    pair.wait(1)
+    assert (other.taken, other.log[-1]) == (b"last words", "abort")
 
 
 def test_the_survivor_may_vanish_while_last_words_wait() -> None:

@@ -38,10 +38,16 @@ from relayd.dialing import (
     dial_first,
 )
 from relayd.resolving import Resolver
-from relayd.transports import TCPConnection, UNIXConnection, connection_class
+from relayd.transports import (
+    PeerVanished,
+    TCPConnection,
+    UNIXConnection,
+    connection_class,
+)
 from tests.conftest import descriptors, pause
 from tests.contracts import Peer, Producer, Recorder, turns, until
 from tests.process import PATIENCE, Server, read_all, read_exactly, reset
+from tests.test_plane_poller import refuse
 
 #: Where a dial is to be watched while it waits.
 pytestmark = pytest.mark.usefixtures("far")
@@ -746,6 +752,49 @@ async def test_a_reset_whose_event_says_hung_up_only_is_no_end_of_data() -> None
         assert protocol.lost
         assert isinstance(protocol.reason.value, error.ConnectionLost)
         assert "eof" not in protocol.events
+
+
+#: How the kernel says that a peer can't be reached any more; it is not asked here.
+VANISHED = [errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN]
+
+
+class Unreachable:
+    """A socket that can be closed; other calls fail with what it is told."""
+
+    def __init__(self, sock: socket.socket, number: int) -> None:
+        self.recv = self.send = refuse(number)
+        self.shutdown, self.close = sock.shutdown, sock.close
+
+
+@pytest.mark.parametrize("number", VANISHED)
+@pytest.mark.parametrize("how", ["read", "hung up", "write"])
+@pytest_twisted.ensureDeferred
+async def test_a_peer_that_vanished_is_told_apart_from_a_reset(
+    how: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connection() as (protocol, transport, peer):
+        real = transport.socket
+        with monkeypatch.context() as patched:
+            patched.setattr(transport, "socket", Unreachable(real, number))
+            if how == "hung up":
+                transport.stopReading()
+                transport.readConnectionLost(Failure(CONNECTION_DONE))
+                lost = protocol.reason.value
+            elif how == "read":
+                lost = transport.doRead()
+            else:
+                lost = transport.writeSomeData(b"x")
+        assert type(lost) is PeerVanished
+        assert isinstance(lost, error.ConnectionLost)
+        assert str(lost) == os.strerror(number)
+        if how == "write":
+            # The kernel has said so once: what comes later is not what it was.
+            patched.setattr(transport, "socket", Unreachable(real, errno.EPIPE))
+            assert transport.writeSomeData(b"x") is lost
+            patched.undo()
+            peer.close()
+            transport.write(b"x")
+            assert transport._read_to_the_loss() is lost
 
 
 @pytest_twisted.ensureDeferred

@@ -50,10 +50,11 @@ from relayd.plane.transport import (
     transport_class,
 )
 from relayd.session import Direction, Ending, Session
-from relayd.transports import set_options
+from relayd.transports import PeerVanished, set_options
 from tests.conftest import LoggedFailures, descriptors
 from tests.contracts import Peer, Producer, Recorder
 from tests.process import PATIENCE
+from tests.test_dialing import VANISHED
 from tests.test_plane_poller import Still, still
 
 __all__ = ["still"]
@@ -282,6 +283,16 @@ def pumping(still: Still, *sides: Side) -> Iterator[Pump]:
             side.transport.abortConnection()
         pump.settle(2)
     assert [side.events.count("lost") for side in sides] == [1, 1]
+
+
+@contextmanager
+def closing_both(still: Still, *sides: Side) -> Iterator[None]:
+    """Two connections that are not joined; they end with the block."""
+    yield
+    for side in sides:
+        side.peer.socket.close()
+        side.transport.abortConnection()
+    still.settle(2)
 
 
 @pytest.fixture
@@ -1141,6 +1152,79 @@ def test_reads_are_as_few_as_ever_behind_urgent_data(still: Still) -> None:
         assert pump.take(other, 7) == b"!onetwo"
         still.settle()
         assert one.transport.getHandle().reads == reads + 1
+
+
+# -- peers that vanish
+
+
+class Unreachable(socket.socket):
+    """A socket whose reads fail with what it is told, once."""
+
+    number = 0
+
+    def _fail(self) -> None:
+        number, self.number = self.number, 0
+        if number:
+            raise OSError(number, os.strerror(number))
+
+    def recv(self, *args: Any) -> bytes:
+        self._fail()
+        return super().recv(*args)
+
+    def recv_into(self, *args: Any, **keywords: Any) -> int:
+        self._fail()
+        return super().recv_into(*args, **keywords)
+
+
+@pytest.mark.parametrize("number", VANISHED)
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_peer_that_vanished_is_told_apart_from_a_reset(
+    joined: bool, number: int, still: Still
+) -> None:
+    plane = Plane.of(still)
+    sides = [Side(plane, sockets("tcp"), kind=Unreachable) for _ in range(2)]
+    one = sides[0]
+    with pumping(still, *sides) if joined else closing_both(still, *sides):
+        one.transport.getHandle().number = number
+        one.peer.socket.send(b"x")
+        still.until(lambda: one.protocol.lost)
+        assert one.why is PeerVanished
+        assert str(one.protocol.reason.value) == os.strerror(number)
+
+
+@pytest.mark.parametrize("bulk", [True, False])
+def test_a_sink_that_vanished_is_told_apart_from_one_that_reset(
+    bulk: bool, tcp: Pump, splices: Splices
+) -> None:
+    """A write is told of it, maybe splice, and the kernel says it once."""
+    client, server = tcp.client, tcp.server
+    server.transport.getHandle().setsockopt(
+        socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 50
+    )
+    if bulk:
+        tcp.fill_pipe(client)
+    else:
+        server.transport.write(NOISE)
+    tcp.until(lambda: server.protocol.lost)
+    assert server.events == ["lost"]
+    assert server.why is PeerVanished
+    assert bulk is (("out", -errno.ETIMEDOUT) in splices.moved)
+
+
+@pytest.mark.parametrize("number", VANISHED)
+def test_a_source_that_vanished_is_told_apart_from_one_that_reset(
+    number: int, tcp: Pump, splices: Splices
+) -> None:
+    """Splice was told of it, and what `recv` finds then looks like an end."""
+    client = tcp.client
+    tcp.splice(client)
+    tcp.settle()
+    splices.refuse["in"] = [number]
+    client.peer.end()
+    tcp.until(lambda: client.protocol.lost)
+    assert client.events == ["lost"]
+    assert client.why is PeerVanished
+    assert str(client.protocol.reason.value) == os.strerror(number)
 
 
 # -- resets

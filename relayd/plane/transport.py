@@ -56,7 +56,7 @@ from relayd.interfaces import ISpliceable
 from relayd.plane.pipes import PIPE_SIZE, Pipe
 from relayd.plane.poller import COPY_SIZE, SHARE_LEAST, Plane
 from relayd.session import Direction
-from relayd.transports import reset_on_close
+from relayd.transports import lost_by, reset_on_close
 
 log = Logger(namespace="relayd.plane")
 
@@ -122,6 +122,13 @@ _OPEN, _ENDING, _ENDED = range(3)
 # What becomes of the connection: lives, was aborted, a write has failed.
 _ALIVE, _ABORTED, _BROKEN = range(3)
 
+
+def _loss(number: int | None) -> Failure:
+    """What a connection is lost with, by the errno of the call that said so."""
+    error = lost_by(number)
+    return _LOST if error is CONNECTION_LOST else Failure(error)
+
+
 #: Instead of a count of full reads: this socket can't be spliced.
 _NEVER = -(1 << 62)
 
@@ -165,6 +172,7 @@ class PlaneTransport:
         "_sock",
         "_splicer",
         "_waiting",
+        "_why",
         "_write_side",
         "clear",
         "disconnecting",
@@ -197,7 +205,8 @@ class PlaneTransport:
         self.disconnecting = False
         self.clear = True
         self.producer: Any = None
-        # Set with a producer, and with a sink.
+        # Set with a producer, with a sink, and when a write has failed.
+        self._why: Failure
         self._producing: int
         self._direction: Direction
         self._splicer: Any
@@ -244,7 +253,7 @@ class PlaneTransport:
             not self._reading or (sink is not None and not sink.clear)
         ):
             # Nothing can be read from it, so that is all there is to know.
-            self.connectionLost(_LOST)
+            self.connectionLost(self._why)
             return
         if not self.clear and self._waiting != _WAITING and self._fate == _ALIVE:
             self._flush()
@@ -265,8 +274,8 @@ class PlaneTransport:
         except BlockingIOError:
             self._found_nothing()
             return
-        except OSError:
-            self.connectionLost(_LOST)
+        except OSError as problem:
+            self.connectionLost(_loss(problem.errno))
             return
         if not data:
             self._found_end()
@@ -285,7 +294,7 @@ class PlaneTransport:
         self._readable = False
         self._more = self._ALWAYS_MORE
         if self._fate == _BROKEN:
-            self.connectionLost(_LOST)
+            self.connectionLost(self._why)
 
     def _found_end(self) -> None:
         self._readable = self._reading = False
@@ -293,7 +302,7 @@ class PlaneTransport:
         if self._fate == _BROKEN:
             # Behind the data of a connection whose write failed, the error that the
             # write took away looks like an end.
-            self.connectionLost(_LOST)
+            self.connectionLost(self._why)
         elif self._sink is None:
             self.readConnectionLost(_DONE)
         else:
@@ -387,8 +396,8 @@ class PlaneTransport:
             except BlockingIOError:
                 self._found_nothing()
                 return
-            except OSError:
-                self.connectionLost(_LOST)
+            except OSError as problem:
+                self.connectionLost(_loss(problem.errno))
                 return
             if not count:
                 self._found_end()
@@ -493,16 +502,18 @@ class PlaneTransport:
         Of a loss the kernel tells once, and has told splice then: to `recv` what
         follows looks like an end of data.
         """
+        lost: int | None = None
         try:
-            lost = not self._sock.recv(1, socket.MSG_PEEK) and problem not in _REFUSED
+            if not self._sock.recv(1, socket.MSG_PEEK) and problem not in _REFUSED:
+                lost = problem
         except BlockingIOError:
-            lost = False
-        except OSError:
-            lost = True
-        if lost:
-            self.connectionLost(_LOST)
-        else:
+            pass
+        except OSError as raised:
+            lost = raised.errno
+        if lost is None:
             self._refused(problem)
+        else:
+            self.connectionLost(_loss(lost))
 
     def _refused(self, problem: int) -> None:
         """Copy: for ever, unless it is for want of memory."""
@@ -542,8 +553,9 @@ class PlaneTransport:
             self._sock.send(b"")
         except BlockingIOError:
             pass
-        except OSError:
-            self._break()
+        except OSError as raised:
+            # If splice was told of it, that is what was the matter.
+            self._break(raised.errno if problem in _REFUSED else problem)
             return False
         if pipe is not None:
             self._unpipe(pipe, problem)
@@ -680,9 +692,9 @@ class PlaneTransport:
             # The kernel is short of memory, which is no edge: ask again.
             self._waiting = _NOT_ASKED
         elif problem.errno != errno.EAGAIN:
-            self._break()
+            self._break(problem.errno)
 
-    def _break(self) -> None:
+    def _break(self, number: int | None) -> None:
         """A write has failed.
 
         What the peer sent before is read first, and then the loss is reported,
@@ -690,6 +702,7 @@ class PlaneTransport:
         """
         if self._fate == _ALIVE:
             self._fate = _BROKEN
+            self._why = _loss(number)
             self.clear = False
             self._drop()
             self._readable = True
