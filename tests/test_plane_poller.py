@@ -556,6 +556,43 @@ def test_one_that_fails_does_not_cost_others_their_events(
     assert "is ended" in logged_failures.take("ZeroDivisionError")
 
 
+@pytest.mark.parametrize("problem", [ZeroDivisionError, SystemExit])
+def test_a_call_behind_the_batch_that_fails_costs_nobody_else_anything(
+    problem: type[BaseException],
+    still: Still,
+    plane: Plane,
+    pair: tuple[Watched, Watched],
+    logged_failures: LoggedFailures,
+) -> None:
+    """It is logged; the others are made, those watched are told, in this turn too."""
+    one, two = pair
+    made: list[str] = []
+
+    def fail() -> None:
+        made.append("fails")
+        raise problem
+
+    def ask() -> None:
+        plane.after_batch(lambda: made.append("before"))
+        plane.after_batch(fail)
+        plane.after_batch(lambda: made.append("behind"))
+        plane.again(two)
+
+    one.on = ask
+    one.far.send(b"x")
+    still.turn()
+    assert made == ["before", "fails", "behind"]
+    logged_failures.take(problem.__name__)
+    assert (one.told, two.told) == (["ready"], ["proceed"])
+    # Nothing is called twice, and all goes on.
+    one.on = lambda: None
+    one.far.send(b"x")
+    two.far.send(b"x")
+    still.turn()
+    assert made == ["before", "fails", "behind"]
+    assert (one.told, two.told) == (["ready"] * 2, ["proceed", "ready"])
+
+
 @pytest.mark.parametrize("watched", [True, False])
 def test_one_that_fails_is_not_told_to_go_on_for_ever(
     watched: bool, still: Still, plane: Plane, logged_failures: LoggedFailures

@@ -187,7 +187,7 @@ class Plane:
     def after_batch(self, call: Callable[[], None]) -> None:
         """Make a call when the batch of events that is worked through is through.
 
-        :param call: it must not raise.
+        One that raises is logged, and costs nobody else anything.
         """
         self._after.append(call)
 
@@ -229,7 +229,10 @@ class Plane:
                             self._failed(handler)
                 if after:
                     for call in after:
-                        call()
+                        try:
+                            call()
+                        except BaseException:  # as above
+                            log.failure("{call!r} failed", call=call)
                     after.clear()
             if again:
                 self._share_among(len(again))
