@@ -24,7 +24,9 @@ The rules, by their numbers in ARCHITECTURE.md:
 How a lost connection is read.  Twisted reports a reset and a failed write with
 the same ConnectionLost.  A leg that was being read learns of a reset by
 reading; one that was paused, or had reached EOF, can only have learnt of it by
-writing.  So the first is a reset (rule 6) and the second a failed write (5).
+writing.  So the first is a reset (rule 6) and the second a failed write (5).  A
+transport that is told of a reset by the kernel says so (PeerReset): behind an EOF it
+counts as a failed write, too, but what was read is delivered.
 
 What it costs.  For each chunk: one addition, one call of the other transport's
 `write`; nothing where it is spliced.  Activity is not timed; :meth:`Bridge.check`
@@ -54,8 +56,9 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from relayd.interfaces import ISpliceable, ISplicer
+from relayd.interfaces import IHearsReset, ISpliceable, ISplicer
 from relayd.session import Direction, Ending, Session
+from relayd.transports import PeerReset
 
 # An enum's members cost a look-up by its metaclass each time.
 _DONE = Ending.DONE
@@ -179,7 +182,7 @@ def _tls_detail(leg: Leg, error: BaseException) -> str:
     return "TLS without close_notify" if INegotiated.providedBy(leg.transport) else ""
 
 
-@implementer(IHalfCloseableProtocol, IPushProducer)
+@implementer(IHalfCloseableProtocol, IPushProducer, IHearsReset)
 class Leg(Protocol):
     """One connection of a session.
 
@@ -247,6 +250,10 @@ class Leg(Protocol):
             bridge.lost(self, reason)
         else:
             self.lost_alone()
+
+    def hears_reset(self) -> bool:
+        """Until it is joined: what it has not read by then is nobody's."""
+        return self.bridge is None
 
     # -- what a leg that is not joined decides
 
@@ -461,22 +468,29 @@ class Bridge:
             self._decide(
                 Ending.DOWNSTREAM_WRITE_FAILED if down else Ending.UPSTREAM_WRITE_FAILED
             )
-            leg.peer.abort()
+            if isinstance(error, PeerReset):
+                self._reset_behind(leg.peer)
+            else:
+                leg.peer.abort()
         else:
             self._decide(
                 Ending.DOWNSTREAM_RESET if down else Ending.UPSTREAM_RESET,
                 _tls_detail(leg, error),
             )
-            if leg.peer.alive:
-                leg.peer.transport.unregisterProducer()
-                leg.peer.pauseProducing()
-                if INegotiated.providedBy(leg.peer.transport):
-                    # TLS gathers small writes until another turn.
-                    self._poll = self._clock.callLater(
-                        0, self._reset_when_delivered, leg.peer, RESET_POLL_FIRST
-                    )
-                else:
-                    self._reset_when_delivered(leg.peer, RESET_POLL_FIRST)
+            self._reset_behind(leg.peer)
+
+    def _reset_behind(self, survivor: Leg) -> None:
+        """Reset the survivor once it has what was read for it."""
+        if survivor.alive:
+            survivor.transport.unregisterProducer()
+            survivor.pauseProducing()
+            if INegotiated.providedBy(survivor.transport):
+                # TLS gathers small writes until another turn.
+                self._poll = self._clock.callLater(
+                    0, self._reset_when_delivered, survivor, RESET_POLL_FIRST
+                )
+            else:
+                self._reset_when_delivered(survivor, RESET_POLL_FIRST)
 
     def _left(self, leg: Leg) -> None:
         """A transport that can't half-close (TLS, a wrapper) was closed by its peer.

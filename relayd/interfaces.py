@@ -159,6 +159,16 @@ class IDialer(Interface):
         """
 
 
+class IHearsReset(Interface):
+    """A protocol that may have stopped reading when its peer resets the connection."""
+
+    def hears_reset() -> bool:
+        """Whether to be told of it now, and not behind what is still to be read.
+
+        Asked by transports that learn of a reset while their protocol has them paused.
+        """
+
+
 class ISpliceable(Interface):
     """A stream transport that can move bytes to and from another one by itself."""
 

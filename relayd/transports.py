@@ -55,6 +55,13 @@ class PeerVanished(ConnectionLost):
         return str(self.args[0])
 
 
+class PeerReset(ConnectionLost):
+    """A reset that the kernel has told of by itself: no read and no write has met it.
+
+    It came behind the end of data, or while the protocol did not read.
+    """
+
+
 #: tcp(7): what the kernel has then.
 _VANISHED = frozenset(
     {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN}

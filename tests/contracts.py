@@ -315,7 +315,7 @@ class ConnectionContract:
         """Wait for the loss of the connection, which has this reason."""
         await until(lambda: protocol.lost, "connectionLost")
         assert protocol.reason is not None
-        assert protocol.reason.type is reason
+        assert issubclass(protocol.reason.type, reason)
 
     # -- what it is
 

@@ -11,11 +11,13 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from zope.interface.verify import verifyObject
 
 from relayd import bridge
 from relayd.bridge import Bridge, Leg, Timeouts, unsent
-from relayd.session import Ending, Session
-from relayd.transports import PeerVanished
+from relayd.interfaces import IHearsReset
+from relayd.session import Direction, Ending, Session
+from relayd.transports import PeerReset, PeerVanished
 from tests.fakes import FakeTransport
 
 
@@ -450,6 +452,55 @@ def test_a_failed_write_after_eof_ends_both_at_once(side: str, ending: Ending) -
     one.lose(ConnectionLost())
     assert other.log[-1] == "abort"
     pair.ended(ending)
+
+
+@pytest.mark.parametrize(
+    ("side", "ending"),
+    [
+        ("down", Ending.DOWNSTREAM_WRITE_FAILED),
+        ("up", Ending.UPSTREAM_WRITE_FAILED),
+    ],
+)
+def test_what_was_read_before_a_reset_behind_eof_is_delivered(
+    side: str, ending: Ending
+) -> None:
+    """The kernel told of it, and no write was in vain; the other one is reset then."""
+    pair = joined()
+    one: FakeTransport = getattr(pair, side)
+    other = pair.up if side == "down" else pair.down
+    one.receive(b"not delivered yet")
+    one.receive_eof()
+    one.lose(PeerReset())
+    assert "abort" not in other.log
+    other.take()
+    pair.wait(1)
+    assert other.taken == b"not delivered yet"
+    assert other.log[-1] == "abort"
+    pair.ended(ending)
+
+
+@pytest.mark.parametrize("side", ["down", "up"])
+def test_a_reset_behind_both_ends_waits_for_delivery(side: str) -> None:
+    """Both are closing, and the other one still has something to be written."""
+    pair = joined()
+    one: FakeTransport = getattr(pair, side)
+    other = pair.up if side == "down" else pair.down
+    one.receive(b"not delivered yet")
+    one.receive_eof()
+    other.receive_eof()
+    one.lose(PeerReset())
+    other.take()
+    pair.wait(1)
+    assert other.taken == b"not delivered yet"
+    assert pair.over == 1
+
+
+def test_a_leg_hears_of_a_reset_until_it_is_joined() -> None:
+    leg = Leg(Direction())
+    assert verifyObject(IHearsReset, leg)
+    assert leg.hears_reset()
+    leg.bridge = object()  # type: ignore[assignment]
+    assert not leg.hears_reset()
 
 
 def test_a_failed_write_to_a_paused_side_ends_both_at_once() -> None:

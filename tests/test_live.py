@@ -9,12 +9,15 @@ for those marked `once`: what they look at does not depend on it.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import random
 import re
 import resource
 import socket
+import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -482,6 +485,12 @@ def full_backlog() -> Iterator[str]:
         yield f"127.0.0.1:{where[1]}"
 
 
+def unsent_by(connection: socket.socket) -> int:
+    """Bytes that the other end's kernel does not have yet."""
+    queued = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+    return int.from_bytes(queued, sys.byteorder)
+
+
 def refused_address() -> str:
     """An address that nobody listens on."""
     with socket.socket() as sock:
@@ -537,6 +546,63 @@ def test_a_client_that_resets_during_the_dial_cancels_it() -> None:
             [line] = running.ended("client_left")
             assert line["code"] == "CC"
             eventually(lambda: running.descriptors == before)
+
+
+#: For what only the plane can do.
+plane = pytest.mark.parametrize(
+    "connections_of", [name for name in TRANSPORTS if name == "plane"], indirect=True
+)
+
+
+@plane
+def test_a_client_that_resets_with_more_than_is_held_cancels_the_dial() -> None:
+    """It is not read any more by then, so its event has to tell."""
+    with full_backlog() as where:
+        options = ("--connect-timeout", NEVER, "-l", "127.0.0.1:0", "-d", where)
+        with relay(*options) as running:
+            before = running.descriptors
+            for number, waits in enumerate((True, False), 1):
+                client = connect(running.port)
+                client.sendall(bytes(100_000))
+                if waits:
+                    eventually(lambda: running.descriptors == before + 2)
+                    time.sleep(0.1)
+                reset(client)
+                line = running.ended("client_left", number)[-1]
+                assert float(line["duration"]) < 1
+                eventually(lambda: running.descriptors == before)
+
+
+@plane
+@pytest.mark.parametrize("size", [10, 3_000_000])
+def test_a_client_that_resets_behind_its_end_ends_the_session(
+    size: int, server: Server
+) -> None:
+    """At once, and not at the half-close timeout; what it has sent is delivered."""
+    data = random.Random(6).randbytes(size)
+    with chain(server, 1, "--half-close-timeout", NEVER) as running:
+        client = connect(running.port)
+        sender = in_thread(lambda: (client.sendall(data), client.shutdown(1)))
+        upstream = server.accept()
+        # Some is in the relay's hands by then.
+        first = read_exactly(upstream, 5)
+        sender.join()
+        eventually(lambda: not unsent_by(client))
+        time.sleep(0.1)
+        reset(client)
+        if size < 100:
+            running.ended("downstream_write_failed")
+        got = bytearray(first)
+        with suppress(ConnectionError):
+            while part := upstream.recv(1 << 20):
+                got += part
+        assert got == data
+        with pytest.raises(ConnectionError):
+            for _ in range(100):
+                upstream.sendall(b"is there anybody")
+                time.sleep(0.01)
+        running.ended("downstream_write_failed")
+        upstream.close()
 
 
 @once

@@ -30,12 +30,12 @@ from twisted.internet.main import CONNECTION_LOST
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
-from zope.interface import implementer, providedBy
+from zope.interface import alsoProvides, implementer, providedBy
 from zope.interface.verify import verifyObject
 
 import relayd.plane.pipes
 from relayd.bridge import Bridge, Leg, Timeouts, unsent
-from relayd.interfaces import ISpliceable, ISplicer
+from relayd.interfaces import IHearsReset, ISpliceable, ISplicer
 from relayd.plane.pipes import PIPE_SIZE, Pipes
 from relayd.plane.poller import COPY_SIZE, ROUNDS, SHARE_LEAST, SHARE_MOST, Plane
 from relayd.plane.transport import (
@@ -50,7 +50,7 @@ from relayd.plane.transport import (
     transport_class,
 )
 from relayd.session import Direction, Ending, Session
-from relayd.transports import PeerVanished, set_options
+from relayd.transports import PeerReset, PeerVanished, set_options
 from tests.conftest import LoggedFailures, descriptors
 from tests.contracts import Peer, Producer, Recorder
 from tests.process import PATIENCE
@@ -1228,6 +1228,137 @@ def test_a_source_that_vanished_is_told_apart_from_one_that_reset(
 
 
 # -- resets
+
+
+@implementer(IHearsReset)
+class Hearing(Recorder):
+    """Says whether it wants to hear of a reset while it does not read."""
+
+    def __init__(self, hears: bool) -> None:
+        super().__init__()
+        self.hears = hears
+
+    def hears_reset(self) -> bool:
+        return self.hears
+
+
+@pytest.mark.parametrize("pauses", ["before", "as it reads"])
+@pytest.mark.parametrize("hears", [True, False])
+def test_a_reset_while_paused_is_told_to_who_wants_to_hear(
+    hears: bool, pauses: str, still: Still
+) -> None:
+    """By its event, which may have come before the pause; to others behind the data."""
+    plane = Plane.of(still)
+    protocol = Hearing(hears)
+    side = Side(plane, sockets("tcp"), protocol)
+    with closing_both(still, side):
+        if pauses == "before":
+            side.transport.pauseProducing()
+        else:
+            protocol.on["data"] = side.transport.pauseProducing
+        side.peer.socket.send(NOISE[:200_000])
+        side.peer.reset()
+        still.settle()
+        if hears:
+            assert side.events[-1] == "lost"
+            assert side.why is PeerReset
+            assert len(protocol.data) <= READ_SIZE
+        else:
+            assert not protocol.lost
+            protocol.on.clear()
+            side.transport.resumeProducing()
+            still.until(lambda: protocol.lost)
+            assert side.why is ConnectionLost
+            assert protocol.data == NOISE[:200_000]
+
+
+@pytest.mark.parametrize("how", ["at once", "later"])
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_reset_behind_the_end_of_data_is_told_at_once(
+    joined: bool, how: str, still: Still
+) -> None:
+    """Nothing is read any more that would tell of it; the end is told first."""
+    plane = Plane.of(still)
+    one, other = [Side(plane, sockets("tcp")) for _ in range(2)]
+    joining = pumping if joined else closing_both
+    with joining(still, one, other):
+        one.peer.socket.send(b"last words")
+        one.peer.end()
+        if how == "later":
+            still.until(lambda: "eof" in one.events)
+            still.settle()
+            assert not one.protocol.lost
+        one.peer.reset()
+        still.until(lambda: one.protocol.lost)
+        assert one.events[-2:] == ["eof", "lost"]
+        assert one.why is PeerReset
+        if joined:
+            still.until(lambda: other.peer.take() or other.peer.data == b"last words")
+            assert other.events == []
+
+
+def test_a_unix_peer_that_leaves_its_answer_unread_is_told_at_once(
+    still: Still,
+) -> None:
+    """The nearest to a reset that a UNIX socket has."""
+    side = Side(Plane.of(still), sockets("unix"))
+    with closing_both(still, side):
+        side.transport.write(b"an answer")
+        side.peer.end()
+        still.until(lambda: "eof" in side.events)
+        still.settle()
+        assert not side.protocol.lost
+        side.peer.socket.close()
+        still.until(lambda: side.protocol.lost)
+        assert side.why is PeerReset
+
+
+def test_a_peer_that_vanished_behind_its_end_is_told_apart_from_one_that_reset(
+    still: Still,
+) -> None:
+    class Vanished(socket.socket):
+        def getsockopt(self, level: int, option: int, *size: int) -> Any:
+            if option == socket.SO_ERROR:
+                return errno.ETIMEDOUT
+            return super().getsockopt(level, option, *size)
+
+    side = Side(Plane.of(still), sockets("tcp"), kind=Vanished)
+    with closing_both(still, side):
+        side.peer.end()
+        side.peer.reset()
+        still.until(lambda: side.protocol.lost)
+        assert side.why is PeerVanished
+
+
+def test_an_event_whose_error_was_taken_already_is_no_loss(still: Still) -> None:
+    """Whoever took it tells."""
+    side = Side(Plane.of(still), sockets("tcp"))
+    with closing_both(still, side):
+        side.peer.end()
+        still.until(lambda: "eof" in side.events)
+        side.transport.ready(select.EPOLLIN | select.EPOLLERR)
+        assert not side.protocol.lost
+        # Nor is an abort, which is told as such.
+        side.transport.abortConnection()
+        side.peer.reset()
+        side.transport.ready(select.EPOLLIN | select.EPOLLERR)
+        still.settle()
+        assert side.why is ConnectionAborted
+
+
+def test_a_source_that_reset_and_was_only_paused_is_read_to_its_end(tcp: Pump) -> None:
+    """Of two that are joined, what is in the kernel is still to be delivered."""
+    client = tcp.client
+    client.protocol.hears_reset = lambda: True
+    alsoProvides(client.protocol, IHearsReset)
+    client.transport.pauseProducing()
+    client.peer.socket.send(NOISE[:60_000])
+    client.peer.reset()
+    tcp.settle()
+    assert not client.protocol.lost
+    client.transport.resumeProducing()
+    assert tcp.take(tcp.server, 60_000) == NOISE[:60_000]
+    tcp.until(lambda: client.protocol.lost)
 
 
 def test_an_abort_behind_the_end_of_data_is_a_reset_too(tcp: Pump) -> None:

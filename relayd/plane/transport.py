@@ -52,11 +52,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from relayd.addresses import socket_address
-from relayd.interfaces import ISpliceable
+from relayd.interfaces import IHearsReset, ISpliceable
 from relayd.plane.pipes import PIPE_SIZE, Pipe
 from relayd.plane.poller import COPY_SIZE, SHARE_LEAST, Plane
 from relayd.session import Direction
-from relayd.transports import lost_by, reset_on_close
+from relayd.transports import PeerReset, lost_by, reset_on_close
 
 log = Logger(namespace="relayd.plane")
 
@@ -90,6 +90,9 @@ _LEFT = select.EPOLLIN
 _MORE = select.EPOLLRDHUP | select.EPOLLERR | select.EPOLLHUP | select.EPOLLPRI
 
 _READABLE = select.EPOLLIN | _MORE
+
+#: The connection is lost.
+_FAILED = select.EPOLLERR
 
 _MSG_MORE = int(socket.MSG_MORE)
 
@@ -310,6 +313,36 @@ class PlaneTransport:
                 self._splicer.ended(self._direction, self._sink)
             except Exception:
                 self._failed("the end of data")
+        if self._more & _FAILED:
+            # Reset behind its end, which nothing that is read could tell.
+            self._lost_unread()
+
+    def _lost_unread(self) -> None:
+        """The kernel says that the connection is lost, and nothing is read from it.
+
+        So it is over now where all has been read, or where the protocol wants none of
+        what has not.  Otherwise that comes first: when the protocol reads on.
+        """
+        protocol = self.protocol
+        if (
+            protocol is None
+            or self._fate != _ALIVE
+            or not (
+                self._ended
+                or (
+                    self._sink is None
+                    and IHearsReset.providedBy(protocol)
+                    and protocol.hears_reset()
+                )
+            )
+        ):
+            return
+        number = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            error = lost_by(number)
+            self.connectionLost(
+                Failure(PeerReset() if error is CONNECTION_LOST else error)
+            )
 
     def readConnectionLost(self, reason: Failure) -> None:
         protocol = self.protocol
@@ -372,6 +405,8 @@ class PlaneTransport:
             self._more |= mask & _MORE
         self._readable = True
         if not self._reading:
+            if self._more & _FAILED:
+                self._lost_unread()
             return
         sink = self._sink
         if sink is None:
@@ -840,6 +875,9 @@ class PlaneTransport:
 
     def pauseProducing(self) -> None:
         self._reading = False
+        if self._more & _FAILED:
+            # It has been reset already, of which no event tells again.
+            self._queue()
 
     def resumeProducing(self) -> None:
         if self.protocol is not None and not self.disconnecting and not self._ended:
