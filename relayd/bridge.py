@@ -87,21 +87,23 @@ def _not_negative(_: object, attribute: attrs.Attribute[float], value: float) ->
 class Timeouts:
     """How long a session may stay in each state, in seconds; 0 is for ever.
 
-    :ivar connect: until the upstream connection stands.
+    :ivar connect: until the upstream connection stands, with its TLS.
     :ivar stall: with bytes buffered and none of them taken by the peer.
     :ivar idle: with nothing moving.
     :ivar half_close: with nothing moving, after one direction has ended.
+    :ivar handshake: until the client has done its handshake, of TLS or SOCKS4 or both.
     """
 
     connect: float = attrs.field(default=10.0, validator=_not_negative)
     stall: float = attrs.field(default=10.0, validator=_not_negative)
     idle: float = attrs.field(default=3600.0, validator=_not_negative)
     half_close: float = attrs.field(default=300.0, validator=_not_negative)
+    handshake: float = attrs.field(default=30.0, validator=_not_negative)
 
     @property
     def tick(self) -> float:
         """How often sessions are looked at: an eighth of the shortest, <= 1 s."""
-        given = [t for t in (self.connect, self.stall, self.idle, self.half_close) if t]
+        given: list[float] = [t for t in attrs.astuple(self) if t]
         return max(min([1.0, *(t / 8 for t in given)]), 0.01)
 
 
@@ -249,7 +251,7 @@ class Leg(Protocol):
         if bridge is not None:
             bridge.lost(self, reason)
         else:
-            self.lost_alone()
+            self.lost_alone(reason)
 
     def hears_reset(self) -> bool:
         """Until it is joined: what it has not read by then is nobody's."""
@@ -260,7 +262,7 @@ class Leg(Protocol):
     def ended_alone(self) -> None:
         """The peer has sent its last byte, before the legs were joined."""
 
-    def lost_alone(self) -> None:
+    def lost_alone(self, reason: Failure) -> None:
         """The connection is gone, before the legs were joined or after the end."""
 
     # -- called by the other leg's transport

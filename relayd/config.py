@@ -168,7 +168,6 @@ class Socks4Config(Common):
     bind_any: bool = False
     bind_address: str | None = None
     external_address: str | None = None
-    handshake_timeout: float = 30.0
     bind_timeout: float = 120.0
     limits: Limits = attrs.Factory(Limits)
 

@@ -43,10 +43,12 @@ from twisted.plugin import getPlugins
 
 from relayd.addresses import host_port
 from relayd.dialing import Dialer, NameEndpoint, SocketEndpoint
+from relayd.endpoint_strings import missing_files, server_name, what_is_wrong
 from relayd.errors import ConfigError
 from relayd.listening import TCPListenerEndpoint, UNIXListenerEndpoint
 from relayd.names import is_name, is_number
 from relayd.plane import obstacle
+from relayd.tls import ServerIdentity
 from relayd.udp_sockets import ReactorWatcher, Watcher
 
 if TYPE_CHECKING or sys.platform == "linux":
@@ -308,7 +310,9 @@ def listening_endpoint(
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, address.text)
     except Exception as problem:
-        raise _unusable(address, problem) from problem
+        raise _unusable(address, problem, reactor) from problem
+    if missing := missing_files(address.text):
+        raise ConfigError(f"bad endpoint {address.text!r}: {missing}")
     if plane and isinstance(endpoint, AdoptedStreamServerEndpoint):
         return AdoptedListenerEndpoint(reactor, endpoint.fileno)
     return endpoint
@@ -343,7 +347,7 @@ def dialing_endpoint(
     try:
         endpoint: IStreamClientEndpoint = clientFromString(reactor, address.text)
     except Exception as problem:
-        raise _unusable(address, problem) from problem
+        raise _unusable(address, problem, reactor) from problem
     # Twisted checks no port before it dials.
     dialled: Any = getattr(endpoint, "_wrappedEndpoint", endpoint)
     number = getattr(dialled, "_port", 1)
@@ -352,6 +356,17 @@ def dialing_endpoint(
             f"bad endpoint {address.text!r}: a port here is 1 to 65535, not {number}"
         )
     return endpoint
+
+
+def server_identity(address: StreamAddress) -> ServerIdentity | None:
+    """Whose certificate the server there must show; None if it is not said.
+
+    :param address: one of which there is a :func:`dialing_endpoint`.
+    """
+    if not isinstance(address, EndpointString):
+        return None
+    name = server_name(address.text)
+    return ServerIdentity(name, alone=True) if name else None
 
 
 def dialer(reactor: Any, transport: Transport = "auto") -> Dialer:
@@ -373,10 +388,21 @@ def watcher(reactor: Any, transport: Transport = "auto") -> Watcher:
     return ReactorWatcher(reactor)
 
 
-def _unusable(address: EndpointString, problem: Exception) -> ConfigError:
+def _unusable(address: EndpointString, problem: Exception, reactor: Any) -> ConfigError:
     # Endpoint parsers raise whatever they stumble over.
-    why = " ".join(str(problem).split()) or type(problem).__name__
-    return ConfigError(
-        f"bad endpoint {address.text!r}: Twisted can't use it "
-        f"({type(problem).__name__}: {why}); see its manual on endpoint strings"
-    )
+    why = what_is_wrong(address.text, problem, lambda: _from_systemd(reactor))
+    return ConfigError(f"bad endpoint {address.text!r}: {why}")
+
+
+def _from_systemd(reactor: Any) -> int:
+    """How many sockets systemd has passed to this process.
+
+    Twisted knows, and has taken it out of the environment; so it is asked for each.
+    """
+    count = 0
+    while True:
+        try:
+            serverFromString(reactor, f"systemd:domain=INET:index={count}")
+        except Exception:
+            return count
+        count += 1

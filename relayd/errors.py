@@ -28,6 +28,10 @@ class Refused(RelayError):
         self.why = why
 
 
+class HandshakeFailed(RelayError):
+    """A TLS handshake failed, or the peer's certificate is not the one it should be."""
+
+
 class CannotStart(SystemExit, RelayError):
     """A service can't start: print one line, exit with status 1.
 

@@ -45,6 +45,7 @@ from relayd.endpoints import (
     dialing_endpoint,
     dialled_host,
     listening_endpoint,
+    server_identity,
     watcher,
 )
 from relayd.errors import CannotStart, ConfigError, ListenError
@@ -265,7 +266,9 @@ def relay_listening(relay: Relay, config: Config, reactor: Any) -> Listening:
     pool = Pool(
         [
             Upstream(
-                dialing_endpoint(address, reactor, config.transport), _shown(address)
+                dialing_endpoint(address, reactor, config.transport),
+                _shown(address),
+                server_identity(address),
             )
             for address in relay.destinations
         ]
@@ -327,6 +330,7 @@ def _listening(
         stall_timeout=timeouts.stall,
         idle_timeout=timeouts.idle,
         half_close_timeout=timeouts.half_close,
+        handshake_timeout=timeouts.handshake,
         clock=reactor,
         observer=_session_log(config),
     )
@@ -369,12 +373,12 @@ def socks4_factory(
         bind_any=config.bind_any,
         bind_address=config.bind_address,
         external_address=external,
-        handshake_timeout=config.handshake_timeout,
         bind_timeout=config.bind_timeout,
         connect_timeout=timeouts.connect,
         stall_timeout=timeouts.stall,
         idle_timeout=timeouts.idle,
         half_close_timeout=timeouts.half_close,
+        handshake_timeout=timeouts.handshake,
         observer=_session_log(config),
         gate=ClientGate(config.clients) if config.clients else None,
         **attrs.asdict(config.limits),

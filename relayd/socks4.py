@@ -164,11 +164,18 @@ class Socks4Protocol(StreamProtocol):
 
     def admitted(self) -> None:
         factory = self.factory
-        limit = factory.handshake_timeout
+        limit = factory.timeouts.handshake
         self._deadline = self.session.opened_at + limit if limit else NEVER
         gone = factory.handshakes.push(self, self.share)
         if gone is not None:
             gone.refuse(Ending.CROWDED_OUT, "made room for a new client's handshake")
+
+    def handshake_begins(self) -> None:
+        # Of TLS, and then of SOCKS: together they have one deadline, and one bound.
+        self.admitted()
+
+    def handshake_is_done(self) -> None:
+        """Of TLS: the request is to come."""
 
     def hold(self, data: bytes) -> None:
         if self.request is not None:
@@ -446,7 +453,8 @@ class Socks4Protocol(StreamProtocol):
 
     def end(self, ending: Ending, detail: str = "") -> None:
         self._wait_no_more()
-        self._reply(int(self._refusal))
+        if not self.handshaking:
+            self._reply(int(self._refusal))
         StreamProtocol.end(self, ending, detail)
 
     def not_dialed(self, ending: Ending, detail: str) -> None:
@@ -467,8 +475,10 @@ class Socks4Protocol(StreamProtocol):
             self.refuse(
                 Ending.BIND_TIMEOUT, f"nobody came in {factory.bind_timeout:g} s"
             )
+        elif self.handshaking:
+            StreamProtocol.overdue(self)
         elif self in factory.handshakes and self.request is not None:
-            limit = factory.handshake_timeout
+            limit = factory.timeouts.handshake
             self.refuse(
                 Ending.IDENT_FAILED,
                 f"identd did not answer before the handshake's {limit:g} s were over",
@@ -477,7 +487,7 @@ class Socks4Protocol(StreamProtocol):
         elif self in factory.handshakes:
             self.refuse(
                 Ending.HANDSHAKE_TIMEOUT,
-                f"no request in {factory.handshake_timeout:g} s",
+                f"no request in {factory.timeouts.handshake:g} s",
             )
         else:
             StreamProtocol.overdue(self)
@@ -491,10 +501,10 @@ class Socks4Protocol(StreamProtocol):
             return
         StreamProtocol.ended_alone(self)
 
-    def lost_alone(self) -> None:
+    def lost_alone(self, reason: Failure) -> None:
         self._wait_no_more()
         self._bound = None
-        StreamProtocol.lost_alone(self)
+        StreamProtocol.lost_alone(self, reason)
 
     def _wait_no_more(self) -> None:
         self.factory.handshakes.discard(self)
@@ -618,8 +628,8 @@ class Socks4Factory(StreamFactory):
     :param bind_address: the IPv4 address that BIND listens on; unless given, the one
         on the way to the expected peer.
     :param external_address: the IPv4 address that BIND's reply names, if another.
-    :param handshake_timeout: seconds until a client must have said what it wants,
-        0 for never.
+    :param handshake_timeout: seconds until a client must have said what it wants, with
+        its TLS handshake if it has one; 0 for never.
     :param bind_timeout: seconds that BIND waits for its peer, 0 for ever.
     :param max_handshakes: clients in a handshake; the one that has been in it longest
         makes room.  None is a quarter of the limit of open files, 4,096 at most.
@@ -670,13 +680,10 @@ class Socks4Factory(StreamFactory):
             stall=stall_timeout,
             idle=idle_timeout,
             half_close=half_close_timeout,
+            handshake=handshake_timeout,
         )
-        for name, seconds in (
-            ("handshake_timeout", handshake_timeout),
-            ("bind_timeout", bind_timeout),
-        ):
-            if not seconds >= 0:
-                raise ValueError(f"{name} must not be negative: {seconds!r}")
+        if not bind_timeout >= 0:
+            raise ValueError(f"bind_timeout must not be negative: {bind_timeout!r}")
         if max_handshakes is None:
             max_handshakes = affordable_handshakes()
         if max_handshakes_per_client is None:
@@ -692,13 +699,13 @@ class Socks4Factory(StreamFactory):
         for address in (bind_address, external_address):
             if address is not None:
                 ipaddress.IPv4Address(address)
-        own = [t / 8 for t in (handshake_timeout, bind_timeout) if t]
+        tick = timeouts.tick
         super().__init__(
             timeouts=timeouts,
             clock=reactor,
             observer=observer,
             gate=gate,
-            tick=max(min([timeouts.tick, *own]), 0.01),
+            tick=max(min(tick, bind_timeout / 8 or tick), 0.01),
         )
         self.reactor = reactor
         self.dialer = dialer if dialer is not None else Dialer(reactor)
@@ -711,7 +718,6 @@ class Socks4Factory(StreamFactory):
         self.bind_any = bind_any
         self.bind_address = bind_address
         self.external_address = external_address
-        self.handshake_timeout = handshake_timeout
         self.bind_timeout = bind_timeout
         self.handshakes: Waiting[Socks4Protocol] = Waiting(
             "handshakes", max_handshakes, max_handshakes_per_client, reactor

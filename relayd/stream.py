@@ -2,7 +2,7 @@
 
 A connection goes through the same stages whoever accepted it:
 
-    accepted -> gate -> (the protocol's own talking) -> dial -> Bridge -> over
+    accepted -> gate -> (TLS) -> (the protocol's own talking) -> dial -> Bridge -> over
 
 :class:`StreamProtocol` is the client's leg and walks through them;
 :class:`StreamFactory` knows the sessions that live, their deadlines, and how to
@@ -17,6 +17,9 @@ While the server is dialled the client's bytes are kept (up to
   under way gets :data:`LEFT_GRACE` more seconds and is then cancelled;
 - a client that ends its side after sending something waits for the answer: the
   dial goes on, and the end of data is passed on after the data.
+
+With TLS a connection stands when its handshake is done (:mod:`relayd.tls`): a client's
+has a deadline and nothing is dialled before; a server's is a part of the dial.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
+    IHandshakeListener,
     INegotiated,
     IReactorTime,
     ITCPTransport,
@@ -46,11 +50,12 @@ from zope.interface import classImplementsOnly, implementedBy, implementer
 
 from relayd.addresses import address_name
 from relayd.bridge import Bridge, Leg, Timeouts
-from relayd.errors import Refused
+from relayd.errors import HandshakeFailed, Refused
 from relayd.hops import between, streams
 from relayd.interfaces import ICaller, IGate, ILease, INamedClients, IObserver
 from relayd.observers import Observers, SessionLog
 from relayd.session import Ending, Session
+from relayd.tls import ServerHandshake, ServerIdentity, tells, why_failed
 from relayd.upstreams import Upstream
 from relayd.wheel import DeadlineWheel
 
@@ -89,7 +94,9 @@ def ending_of_failed_dial(reason: Failure) -> tuple[Ending, str]:
         ending = Ending.UPSTREAM_RESET
     elif isinstance(problem, error.TimeoutError | error.TCPTimedOutError):
         ending = Ending.CONNECT_TIMEOUT
-    elif isinstance(problem, error.ConnectError | CancelledError | OSError):
+    elif isinstance(
+        problem, error.ConnectError | CancelledError | OSError | HandshakeFailed
+    ):
         ending = Ending.CONNECT_FAILED
     elif isinstance(problem, Refused):
         # A policy was against each of a name's addresses.
@@ -147,19 +154,76 @@ class UpstreamLeg(Leg):
             self.abort()
 
 
+@implementer(IHandshakeListener)
+class EndpointLeg(UpstreamLeg):
+    """The server's connection, by an endpoint of any kind: it may be TLS.
+
+    :ivar identity: whose certificate it must show, if that is known.
+    :ivar handshake: what is under way, if it will tell of its end.
+    :ivar verified: it is done, and the certificate is good.
+    :ivar problem: why not.
+    :ivar caller: who waits for it.
+    """
+
+    identity: ServerIdentity | None = None
+    handshake: ServerHandshake | None = None
+    verified = False
+    problem: HandshakeFailed | None = None
+    caller: StreamProtocol | None = None
+
+    def makeConnection(self, transport: Any) -> None:
+        UpstreamLeg.makeConnection(self, transport)
+        if tells(transport):
+            self.handshake = ServerHandshake(transport, self.identity)
+
+    def handshakeCompleted(self) -> None:
+        handshake = self.handshake
+        # A check of the endpoint's own may have failed: the loss will say why.
+        if handshake is None or self.transport.disconnecting:
+            return
+        try:
+            handshake.verify()
+        except HandshakeFailed as problem:
+            self._failed(problem)
+            return
+        self.handshake, self.verified = None, True
+        caller, self.caller = self.caller, None
+        if caller is not None:
+            caller.leg_connected(self)
+
+    def lost_alone(self, reason: Failure) -> None:
+        if self.handshake is not None:
+            self._failed(HandshakeFailed(self.handshake.why_failed(reason)))
+
+    def _failed(self, problem: HandshakeFailed) -> None:
+        self.handshake, self.problem = None, problem
+        caller, self.caller = self.caller, None
+        if caller is not None:
+            # Which aborts it.
+            caller.dial_failed(Failure(problem))
+        else:
+            self.abort()
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more: it is a part of a dial."""
+        self.handshake = self.caller = None
+        self.abort()
+
+
 class _UpstreamFactory(Factory):
     """Builds the server's leg, for endpoints that want a factory."""
 
     noisy = False
 
-    def __init__(self, caller: StreamProtocol) -> None:
+    def __init__(self, caller: StreamProtocol, identity: ServerIdentity | None) -> None:
         self._caller = caller
+        self._identity = identity
 
-    def buildProtocol(self, addr: IAddress | None) -> UpstreamLeg:
-        return self._caller.build_leg(addr)
+    def buildProtocol(self, addr: IAddress | None) -> EndpointLeg:
+        return self._caller.build_endpoint_leg(self._identity)
 
 
-@implementer(ICaller)
+@implementer(ICaller, IHandshakeListener)
 class StreamProtocol(Leg):
     """The client's leg, from accept to the end of its session.
 
@@ -172,6 +236,9 @@ class StreamProtocol(Leg):
     _hop_made = ""
     #: What the session is recorded in; subclasses may have more to record.
     record: type[Session] = Session
+    #: A TLS server that must have shown its certificate by the deadline, and of which
+    #: nobody tells that it has.
+    _unproven: Leg | None = None
 
     def __init__(self, factory: StreamFactory, client: str) -> None:
         now = factory.now
@@ -193,14 +260,23 @@ class StreamProtocol(Leg):
         self._peer_name = ""
         #: When to give up on this stage, on the factory's clock.
         self._deadline = 0.0
-        #: A TLS leg that must have shown its certificate by the deadline.
-        self._handshaking: Leg | None = None
+        #: The client's TLS handshake is not done.
+        self.handshaking = False
 
     # -- what a relay decides
 
     def admitted(self) -> None:
         """The gate let this client in."""
         raise NotImplementedError
+
+    def handshake_begins(self) -> None:
+        """Instead of that: it did, and the client's TLS handshake is to come."""
+        limit = self.factory.timeouts.handshake
+        self._deadline = self.session.opened_at + limit if limit else NEVER
+
+    def handshake_is_done(self) -> None:
+        """The client is as any other from now on."""
+        self.admitted()
 
     # -- stages
 
@@ -211,6 +287,7 @@ class StreamProtocol(Leg):
         try:
             if self.is_foreign:
                 set_options(transport)
+                self.handshaking = tells(transport)
             host_name = factory.host_name
             here = transport.getHost()
             session.listener = host_name(here)
@@ -236,9 +313,25 @@ class StreamProtocol(Leg):
             # An observer has ended it.
             return
         try:
-            self.admitted()
+            if self.handshaking:
+                self.handshake_begins()
+            else:
+                self.admitted()
         except Exception as problem:
             log.failure("session {id} failed", id=session.id)
+            self.cut(Ending.FAILED, repr(problem))
+
+    def handshakeCompleted(self) -> None:
+        """See `IHandshakeListener`."""
+        if not self.handshaking:
+            return
+        self.handshaking = False
+        if self.session.ending is not None:
+            return
+        try:
+            self.handshake_is_done()
+        except Exception as problem:
+            log.failure("session {id} failed", id=self.session.id)
             self.cut(Ending.FAILED, repr(problem))
 
     def _turn_away(self, ending: Ending, why: str) -> None:
@@ -276,7 +369,8 @@ class StreamProtocol(Leg):
         else:
             # Nobody knows yet where it leads.
             self._leads_here = bool(streams.ports)
-            done = self._dialing = endpoint.connect(_UpstreamFactory(self))
+            made = _UpstreamFactory(self, upstream.identity)
+            done = self._dialing = endpoint.connect(made)
             done.addCallbacks(self._dialed, self.dial_failed)
 
     # -- ICaller
@@ -287,9 +381,16 @@ class StreamProtocol(Leg):
         self._leg = UpstreamLeg(self.session)
         return self._leg
 
+    def build_endpoint_leg(self, identity: ServerIdentity | None) -> EndpointLeg:
+        """The same for a connection that may turn out to be TLS."""
+        leg = self._leg = EndpointLeg(self.session)
+        if identity is not None:
+            leg.identity = identity
+        return leg
+
     def _dialed(self, protocol: object) -> None:
         """A foreign endpoint has connected, and may answer for a wrapper."""
-        leg = self._leg
+        leg: Any = self._leg
         if leg is not None:
             if leg.alive:
                 transport = leg.transport
@@ -302,7 +403,17 @@ class StreamProtocol(Leg):
                             Ending.CONNECT_REFUSED, "the connection was to itself"
                         )
                     return
-            self.leg_connected(leg)
+            if leg.handshake is not None:
+                leg.caller = self
+                # What is cancelled from now on.
+                self._dialing = leg
+            elif leg.problem is not None:
+                self.dial_failed(Failure(leg.problem))
+            elif leg.identity is not None and not leg.verified:
+                unsaid = HandshakeFailed("the endpoint's TLS, if any, can't be checked")
+                self.dial_failed(Failure(unsaid))
+            else:
+                self.leg_connected(leg)
             return
         self._dialing = None
         problem = TypeError(
@@ -339,9 +450,9 @@ class StreamProtocol(Leg):
             if leg.spliced:
                 # Not needed any more: thousands of idle sessions would keep it.
                 self._deadline = 0.0
-            elif INegotiated.providedBy(leg.transport):
-                # TLS: connected, but not yet with the server that was meant.
-                self._handshaking = leg
+            elif INegotiated.providedBy(leg.transport) and not tells(leg.transport):
+                # TLS below a wrapper: connected, but maybe not yet with a server.
+                self._unproven = leg
         except Exception as problem:
             log.failure("session {id} failed", id=session.id)
             self.cut(Ending.FAILED, repr(problem))
@@ -402,12 +513,24 @@ class StreamProtocol(Leg):
             grace = self.factory.now() + LEFT_GRACE
             self._deadline = min(self._deadline, grace)
 
-    def lost_alone(self) -> None:
-        if self.session.ended_at is None:
-            if self.session.ending is None:
-                self.session.ending = Ending.CLIENT_LEFT
+    def lost_alone(self, reason: Failure) -> None:
+        session = self.session
+        if session.ended_at is None:
+            if session.ending is None:
+                session.ending = Ending.CLIENT_LEFT
+                if self.handshaking:
+                    self._judge_handshake(reason)
             self._cancel_dial()
             self._over()
+
+    def _judge_handshake(self, reason: Failure) -> None:
+        """A client is gone before its TLS handshake was done."""
+        session = self.session
+        if isinstance(reason.value, error.ConnectionClosed | OSError):
+            session.detail = "in the middle of its TLS handshake"
+        else:
+            session.ending = Ending.BAD_REQUEST
+            session.detail = f"TLS handshake: {why_failed(reason, 'the client')}"
 
     def _cancel_dial(self) -> None:
         dialing, self._dialing = self._dialing, None
@@ -436,7 +559,6 @@ class StreamProtocol(Leg):
 
     def _over(self) -> None:
         session, factory = self.session, self.factory
-        self._handshaking = None
         now = factory.now
         session.ended_at = now()
         factory.wheel.discard(self)
@@ -462,8 +584,8 @@ class StreamProtocol(Leg):
         """Look at the deadlines of whichever stage this is."""
         bridge = self.bridge
         if bridge is not None:
-            if self._handshaking is not None and now >= self._deadline:
-                leg, self._handshaking = self._handshaking, None
+            if self._unproven is not None and now >= self._deadline:
+                leg, self._unproven = self._unproven, None
                 if leg.alive and leg.transport.getPeerCertificate() is None:
                     self.cut(Ending.CONNECT_TIMEOUT, "no TLS handshake in time")
                     return
@@ -479,11 +601,15 @@ class StreamProtocol(Leg):
 
     def overdue(self) -> None:
         """The stage before the Bridge has had its time."""
-        if self._dialing is not None:
+        timeouts = self.factory.timeouts
+        if self.handshaking:
             self.end(
-                Ending.CONNECT_TIMEOUT,
-                f"no connection in {self.factory.timeouts.connect:g} s",
+                Ending.HANDSHAKE_TIMEOUT,
+                f"no TLS handshake in {timeouts.handshake:g} s",
             )
+        elif self._dialing is not None:
+            what = "TLS handshake" if self._dialing is self._leg else "connection"
+            self.end(Ending.CONNECT_TIMEOUT, f"no {what} in {timeouts.connect:g} s")
 
     def check_failed(self) -> None:
         """`check` raised: end the session."""

@@ -44,11 +44,14 @@ class RelayFactory(StreamFactory):
     :param upstream: the server, as an endpoint, an
         :class:`~relayd.upstreams.Upstream`, or a
         :class:`~relayd.upstreams.Pool` of several.
-    :param connect_timeout: seconds until the server must have answered.
+    :param connect_timeout: seconds until the server must have answered, and done its
+        TLS handshake if it has one.
     :param stall_timeout: seconds that bytes may wait for a peer that takes none.
     :param idle_timeout: seconds that nothing need move.
     :param half_close_timeout: the same, once one direction has ended.
-        Each of the four: fractions allowed, 0 for never.
+    :param handshake_timeout: seconds until a client of a TLS listener must have done
+        its handshake; nothing is dialled before.
+        Each of the five: fractions allowed, 0 for never.
     :param clock: where time comes from; the running reactor unless given.
     :param observer: hears of sessions (:class:`~relayd.interfaces.IObserver`);
         unless given, one that logs a line for each.
@@ -68,6 +71,7 @@ class RelayFactory(StreamFactory):
         stall_timeout: float = 10.0,
         idle_timeout: float = 3600.0,
         half_close_timeout: float = 300.0,
+        handshake_timeout: float = 30.0,
         clock: IReactorTime | None = None,
         observer: IObserver | None = None,
         gate: IGate | None = None,
@@ -82,6 +86,7 @@ class RelayFactory(StreamFactory):
                 stall=stall_timeout,
                 idle=idle_timeout,
                 half_close=half_close_timeout,
+                handshake=handshake_timeout,
             ),
             clock=clock,
             observer=observer,

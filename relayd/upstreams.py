@@ -16,6 +16,7 @@ from zope.interface import implementer
 
 from relayd.interfaces import IDialer, ISelector
 from relayd.session import Session
+from relayd.tls import ServerIdentity
 
 Candidate = TypeVar("Candidate")
 
@@ -33,16 +34,27 @@ class Upstream:
 
     :ivar endpoint: dialled once for each session.
     :ivar name: the server's address as the operator wrote it.
-    :ivar dials: the endpoint is an :class:`~relayd.interfaces.IDialer`.
+    :ivar identity: whose certificate it must show.  Unless given, that of the name
+        which a TLS connection asks for (SNI); one that asks for none, as for an IP
+        address, is left to the endpoint.
+    :ivar dials: the endpoint is an :class:`~relayd.interfaces.IDialer`, and is dialled
+        as one.
     """
 
-    __slots__ = ("dials", "endpoint", "name")
+    __slots__ = ("dials", "endpoint", "identity", "name")
 
-    def __init__(self, endpoint: IStreamClientEndpoint, name: str) -> None:
+    def __init__(
+        self,
+        endpoint: IStreamClientEndpoint,
+        name: str,
+        identity: ServerIdentity | None = None,
+    ) -> None:
         self.endpoint = endpoint
         self.name = name
+        self.identity = identity
         kind: Any = type(endpoint)
-        self.dials = _class_dials(kind)
+        # What has a certificate to show is no socket of ours.
+        self.dials = identity is None and _class_dials(kind)
 
     def __repr__(self) -> str:
         return f"Upstream({self.endpoint!r}, {self.name!r})"

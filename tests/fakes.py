@@ -23,6 +23,7 @@ from twisted.internet.interfaces import (
     IHalfCloseableDescriptor,
     IHalfCloseableProtocol,
     IListeningPort,
+    INegotiated,
     IProtocol,
     IProtocolFactory,
     IPushProducer,
@@ -181,6 +182,59 @@ class FakeTransport:
         return "keepalive=True" in self.log
 
 
+class FakeTLSConnection:
+    """What is asked of pyOpenSSL's.
+
+    :ivar name: what it asks for (SNI).
+    :ivar certificate: what the server has shown.
+    :ivar verify: what was set to check the chain.
+    """
+
+    def __init__(self) -> None:
+        self.name: bytes | None = None
+        self.certificate: Any = None
+        self.mode = 1
+        self.verify: Any = None
+
+    def get_servername(self) -> bytes | None:
+        return self.name
+
+    def get_peer_certificate(self) -> Any:
+        return self.certificate
+
+    def get_verify_mode(self) -> int:
+        return self.mode
+
+    def set_verify(self, mode: int, callback: Any) -> None:
+        assert mode == self.mode
+        self.verify = callback
+
+
+@implementer(INegotiated)
+class FakeTLSTransport(FakeTransport):
+    """The same with TLS, which tells who listens when its handshake is done."""
+
+    negotiatedProtocol = None
+
+    def __init__(self, port: int = 50000) -> None:
+        super().__init__(port)
+        self.connection = FakeTLSConnection()
+
+    @property
+    def wrappedProtocol(self) -> Any:
+        return self.protocol
+
+    def getHandle(self) -> FakeTLSConnection:
+        return self.connection
+
+    def getPeerCertificate(self) -> Any:
+        return self.connection.certificate
+
+    def shake_hands(self) -> None:
+        """The handshake is done."""
+        self.protocol.handshakeCompleted()
+
+
 @implementer(IStreamClientEndpoint)
 class FakeEndpoint:
     """A server that answers when the test says so.
@@ -217,9 +271,16 @@ class FakeDial:
         self.factory = factory
         self.deferred: Deferred[IProtocol] = Deferred(canceller)
 
-    def connect(self, peer: IAddress | None = None) -> FakeTransport:
-        """The server answers; return the relay's end of the connection."""
-        transport = FakeTransport(port=9000)
+    def connect(
+        self,
+        peer: IAddress | None = None,
+        transport: FakeTransport | None = None,
+    ) -> Any:
+        """The server answers; return the relay's end of the connection.
+
+        :param transport: what that is, unless TCP.
+        """
+        transport = transport or FakeTransport(port=9000)
         if peer is not None:
             transport.peer = peer
         protocol: Any = self.factory.buildProtocol(transport.peer)

@@ -17,12 +17,13 @@ PACKAGE = Path(__file__).parent.parent / "relayd"
 #: Each row may import from the rows above it.
 ROWS = [
     {"errors", "addresses", "names", "ports", "hops", "libc"},
-    {"session", "socks4_wire", "nat_table", "ident"},
+    {"session", "socks4_wire", "nat_table", "ident", "endpoint_strings"},
     {"interfaces"},
     {
         "wheel",
         "seldom",
         "log_fields",
+        "tls",
         "transports",
         "resolving",
         "udp_sockets",

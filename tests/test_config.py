@@ -373,7 +373,9 @@ def test_the_largest_buffer() -> None:
 def test_the_defaults() -> None:
     """Those that the requirements name."""
     config = Config(())
-    assert config.timeouts == Timeouts(connect=10, stall=10, idle=3600, half_close=300)
+    assert config.timeouts == Timeouts(
+        connect=10, stall=10, idle=3600, half_close=300, handshake=30
+    )
     assert config.drain_timeout == 10
     assert (config.verbose, config.demo) == (False, False)
 
@@ -385,7 +387,7 @@ def test_the_defaults_of_the_proxy() -> None:
     assert str(SOCKS4_LISTENER) == "127.0.0.1:1080"
     assert is_local(SOCKS4_LISTENER)
     assert config.timeouts == Config(()).timeouts
-    assert (config.handshake_timeout, config.bind_timeout) == (30, 120)
+    assert config.bind_timeout == 120
     assert (config.clients, config.rules, config.user_ids) == ((), (), ())
     assert (config.ident, config.bind, config.bind_any) == (False, True, False)
     assert (config.bind_address, config.external_address) == (None, None)

@@ -25,12 +25,17 @@ from twisted.internet.endpoints import (
     TCP4ServerEndpoint,
     UNIXClientEndpoint,
     UNIXServerEndpoint,
+    _parse,
+    _SystemdParser,
+    quoteStringArgument,
 )
 from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
+from twisted.python.systemd import ListenFDs
 
 import relayd.endpoints
+from relayd import endpoint_strings
 from relayd.addresses import (
     address_name,
     host_of,
@@ -52,6 +57,7 @@ from relayd.endpoints import (
     listening_endpoint,
     parse_destination,
     parse_listener,
+    server_identity,
 )
 from relayd.errors import ConfigError
 from relayd.listening import TCPListenerEndpoint, UNIXListenerEndpoint
@@ -60,6 +66,7 @@ from relayd.plane.endpoints import (
     PlaneTCPListenerEndpoint,
     PlaneUNIXListenerEndpoint,
 )
+from relayd.tls import ServerIdentity
 from tests.contracts import Recorder, until
 from tests.process import Server
 
@@ -547,7 +554,7 @@ def unusable(make: Any, where: Address) -> str:
     with pytest.raises(ConfigError) as caught:
         make(where, reactor)
     message = str(caught.value)
-    named = f"bad endpoint {str(where)!r}: Twisted can't use it ("
+    named = f"bad endpoint {str(where)!r}: "
     assert message.startswith(named)
     assert message.isprintable()
     return message.removeprefix(named)
@@ -556,26 +563,158 @@ def unusable(make: Any, where: Address) -> str:
 def test_a_bad_server_string_is_one_line() -> None:
     """Whatever Twisted's parsers stumble over is quoted, with the reason."""
     for text, why in (
-        ("tcp:", "invalid literal for int"),
-        ("tcp:http", "'http'"),
-        ("tcp:80:nosuch=1", "'nosuch'"),
-        ("TCP:80", "Unknown endpoint type"),
-        ("tcp:80:a=\\", "StopIteration"),
-        ("ssl:443:privateKey=/nowhere/key.pem", "/nowhere/key.pem"),
-        ("systemd:domain=INET", "Specify exactly one"),
+        ("tcp:", "'' is not a number"),
+        ("tcp:http", "'http' is not a number"),
+        ("tcp:80:nosuch=1", "it has no argument 'nosuch'"),
+        (
+            "TCP:80",
+            (
+                "Twisted can't use it (ValueError: Unknown endpoint type: 'tcp');"
+                " see its manual on endpoint strings"
+            ),
+        ),
+        ("tcp:80:a=\\", "it ends with a backslash"),
+        ("unix:/s:mode=rw", "'rw' is not a number"),
+        (
+            "ssl:443:privateKey=/nowhere/key.pem",
+            "can't read '/nowhere/key.pem': No such file or directory",
+        ),
+        (
+            f"ssl:443:privateKey={__file__}",
+            "its PEM files are not a certificate with its key (unsupported)",
+        ),
+        (
+            "systemd:domain=INET",
+            (
+                "Twisted can't use it (ValueError: Specify exactly one of descriptor"
+                " index or name); see its manual on endpoint strings"
+            ),
+        ),
     ):
-        assert why in unusable(listening_endpoint, parse_listener(text))
+        assert unusable(listening_endpoint, parse_listener(text)) == why
+
+
+def test_a_socket_that_systemd_has_not_passed_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The line counts those that it has, and says how it is done."""
+    for passed, counted in (
+        ([], "0 sockets"),
+        ([9], "1 socket"),
+        ([8, 9], "2 sockets"),
+    ):
+        names = [f"name{number}" for number in passed]
+        monkeypatch.setattr(_SystemdParser, "_sddaemon", ListenFDs(passed, names))
+        for text in (
+            "systemd:domain=INET:index=2",
+            "systemd:domain=INET:name=web",
+            "SystemD:domain=UNIX:index=2",
+            "haproxy:systemd:domain=INET:index=2",
+        ):
+            assert unusable(listening_endpoint, parse_listener(text)) == (
+                f"systemd has passed {counted} to this process (LISTEN_FDS,"
+                " LISTEN_FDNAMES), and this is none of them: let its .socket unit"
+                " start it"
+            )
+
+
+def test_a_folder_without_certificates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twisted, from its release 26 on, would serve nobody, and tell each client so."""
+    monkeypatch.setattr(relayd.endpoints, "serverFromString", lambda _, text: text)
+    for folder in (tmp_path, tmp_path / "none"):
+        for text in (f"tls:{folder}:443", f"TLS:port=443:path={folder}"):
+            assert unusable(listening_endpoint, EndpointString(text)) == (
+                f"there is no .pem file in the folder {str(folder)!r}, which should"
+                " have certificates and their keys"
+            )
+    (tmp_path / "one.pem").touch()
+    listening_endpoint(EndpointString(f"tls:{tmp_path}:443"), reactor)
 
 
 def test_a_bad_client_string_is_one_line() -> None:
     """The same for those that connect."""
     for text, why in (
-        ("tcp:80", "'port'"),
-        ("tcp:host=a:port=b", "'b'"),
-        ("tcp:a:80:timeout=x", "'x'"),
-        ("tls:example.com", "'port'"),
+        ("tcp:80", "it lacks 'port'"),
+        ("tcp:host=a:port=b", "'b' is not a number"),
+        ("tcp:a:80:timeout=x", "'x' is not a number"),
+        ("tls:example.com", "it lacks 'port'"),
+        ("tls:example.com:https", "'https' is not a number"),
+        (
+            "tls:a:443:trustRoots=/nowhere",
+            "'/nowhere' is not a folder that can be read; it should have .pem files",
+        ),
+        (
+            "ssl:a:443:caCertsDir=/nowhere",
+            "'/nowhere' is not a folder that can be read; it should have .pem files",
+        ),
+        (
+            "tls:a:443:certificate=/nowhere",
+            "can't read '/nowhere': No such file or directory",
+        ),
+        (
+            r"tls:\:\:1:443",
+            (
+                r"Twisted dials no IPv6 address of its own accord: add"
+                r" :endpoint=tcp\:\\\:\\\:1\:443"
+            ),
+        ),
     ):
-        assert why in unusable(dialing_endpoint, parse_destination(text))
+        assert unusable(dialing_endpoint, parse_destination(text)) == why
+
+
+def test_whose_certificate_a_server_must_show() -> None:
+    """The host of `tls:`, whatever is dialled; and what `ssl:` is told."""
+    for text, name in (
+        ("tls:example.com:443", "example.com"),
+        ("TLS:example.com:443", "example.com"),
+        ("tls:host=example.com:port=443", "example.com"),
+        ("tls:port=443:host=example.com", "example.com"),
+        ("tls:192.0.2.1:443", "192.0.2.1"),
+        (r"tls:ex\ample.com:443", "example.com"),
+        ("tls:bücher.example:443", "bücher.example"),
+        (r"tls:a:443:endpoint=tcp\:b\:443", "a"),
+        (r"tls:\:\:1:443:endpoint=tcp\:\\\:\\\:1\:443", "::1"),
+        ("ssl:a:443:hostname=b", "b"),
+        ("SSL:host=a:port=443:hostname=b", "b"),
+        ("ssl:a:443", None),
+        ("tcp:a:443", None),
+        ("unix:/tls:timeout=3", None),
+        ("a:443", None),
+        ("unix:/run/x", None),
+    ):
+        where = parse_destination(text)
+        dialing_endpoint(where, reactor)
+        identity = None if name is None else ServerIdentity(name, alone=True)
+        assert server_identity(where) == identity
+
+
+@given(st.text(), st.dictionaries(st.text(st.characters(codec="ascii")), st.text()))
+def test_any_arguments_are_read_as_twisted_reads_them(
+    text: str, named: dict[str, str]
+) -> None:
+    """Its own function is the judge; what it can't read, we can't either."""
+    quoted = ":".join(
+        [quoteStringArgument(text).replace("=", "\\=")]
+        + [
+            f"{quoteStringArgument(each).replace('=', chr(92) + '=')}"
+            f"={quoteStringArgument(value)}"
+            for each, value in named.items()
+        ]
+    )
+    assert endpoint_strings.parts(quoted) == ([text], named)
+    for written in (text, quoted, "a:" + text):
+        try:
+            twisteds = _parse(written)
+        except UnicodeError:
+            # A name that Twisted refuses.
+            pass
+        except RuntimeError:
+            with pytest.raises(ValueError, match="ends with a backslash"):
+                endpoint_strings.parts(written)
+        else:
+            assert endpoint_strings.parts(written) == twisteds
 
 
 def test_a_client_string_with_an_impossible_port_is_one_line() -> None:
@@ -594,6 +733,7 @@ def test_a_client_string_with_an_impossible_port_is_one_line() -> None:
     [
         (OSError("first line\n  second line"), "(OSError: first line second line)"),
         (KeyError(), "(KeyError: KeyError)"),
+        (IndexError("nothing of systemd's"), "(IndexError: nothing of systemd's)"),
     ],
 )
 def test_a_parser_may_raise_anything(
@@ -607,7 +747,7 @@ def test_a_parser_may_raise_anything(
     monkeypatch.setattr(relayd.endpoints, "serverFromString", stumble)
     monkeypatch.setattr(relayd.endpoints, "clientFromString", stumble)
     for make in (listening_endpoint, dialing_endpoint):
-        assert says in f"({unusable(make, EndpointString('x:y'))}"
+        assert says in unusable(make, EndpointString("x:y"))
 
 
 def test_an_unknown_interface_is_one_line() -> None:

@@ -1686,7 +1686,7 @@ def test_its_own_listener_is_one_of_relayd_s() -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"handshake_timeout": -1}, "handshake_timeout must not be negative"),
+        ({"handshake_timeout": -1}, "handshake must not be negative"),
         ({"bind_timeout": float("nan")}, "bind_timeout must not be negative"),
         ({"connect_timeout": -1}, "connect must not be negative"),
         ({"max_handshakes": 0}, "max_handshakes must be at least 1"),

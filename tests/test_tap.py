@@ -221,6 +221,8 @@ def test_the_defaults() -> None:
         (("--stall-timeout", "0.25"), "timeouts", Timeouts(stall=0.25)),
         (("--idle-timeout", "0"), "timeouts", Timeouts(idle=0)),
         (("--half-close-timeout", "9"), "timeouts", Timeouts(half_close=9)),
+        (("--handshake-timeout", "0.5"), "timeouts", Timeouts(handshake=0.5)),
+        (("--handshake-timeout=0",), "timeouts", Timeouts(handshake=0)),
         (
             ("--stall-timeout=2", "--idle-timeout=4"),
             "timeouts",
@@ -359,7 +361,7 @@ def test_the_settings_reach_the_relays() -> None:
             "81",
         ),
         *("--connect-timeout=1", "--stall-timeout=2", "--idle-timeout=3"),
-        *("--half-close-timeout=4", "--drain-timeout=5"),
+        *("--half-close-timeout=4", "--drain-timeout=5", "--handshake-timeout=6"),
     )
     assert relays.drain_timeout == 5
     assert [(each.name, each.purpose) for each in relays.listenings] == [
@@ -367,7 +369,7 @@ def test_the_settings_reach_the_relays() -> None:
         ("unix:/s", "relaying to 127.0.0.1:81"),
     ]
     for each in relays.listenings:
-        assert each.factory.timeouts == Timeouts(1, 2, 3, 4)
+        assert each.factory.timeouts == Timeouts(1, 2, 3, 4, 6)
 
 
 def test_the_log_is_as_verbose_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,8 +384,8 @@ def test_the_log_is_as_verbose_as_asked(monkeypatch: pytest.MonkeyPatch) -> None
 def test_what_twisted_can_not_use_is_one_line() -> None:
     """The endpoint strings are only looked into when they are made."""
     for argv, says in (
-        (("-l", "tcp:http", "-d", "80"), "bad endpoint 'tcp:http': Twisted can't"),
-        (("-l", "80", "-d", "tcp:80"), "bad endpoint 'tcp:80': Twisted can't"),
+        (("-l", "tcp:http", "-d", "80"), "bad endpoint 'tcp:http': 'http' is not"),
+        (("-l", "80", "-d", "tcp:80"), "bad endpoint 'tcp:80': it lacks 'port'"),
     ):
         options = Options()
         options.parseOptions(argv)
@@ -465,8 +467,8 @@ def test_the_proxys_listeners() -> None:
         (("--bind-address", "0.0.0.0"), "bind_address", "0.0.0.0"),
         (("--bind-address", "192.0.2.1"), "bind_address", "192.0.2.1"),
         (("--external-address=192.0.2.1",), "external_address", "192.0.2.1"),
-        (("--handshake-timeout", "0.5"), "handshake_timeout", 0.5),
-        (("--handshake-timeout=0",), "handshake_timeout", 0.0),
+        (("--handshake-timeout", "0.5"), "timeouts", Timeouts(handshake=0.5)),
+        (("--handshake-timeout=0",), "timeouts", Timeouts(handshake=0)),
         (("--bind-timeout", "7"), "bind_timeout", 7.0),
         (("--max-handshakes", "7"), "limits", Limits(max_handshakes=7)),
         (
@@ -706,8 +708,8 @@ def test_the_settings_reach_the_proxy() -> None:
         *("--external-address=192.0.2.2", "--deny-dest=*:25", "--max-handshakes=2"),
         *("--max-handshakes-per-client=1", "--max-binds=4", "--max-binds-per-client=3"),
     )
-    assert factory.timeouts == Timeouts(1, 2, 3, 4)
-    assert (factory.handshake_timeout, factory.bind_timeout) == (5, 6)
+    assert factory.timeouts == Timeouts(1, 2, 3, 4, 5)
+    assert factory.bind_timeout == 6
     assert (factory.ident, factory.bind, factory.bind_any) == (True, True, True)
     assert factory.bind_address == "127.0.0.9"
     assert factory.external_address == "192.0.2.2"
@@ -784,7 +786,7 @@ def test_what_twisted_can_not_use_is_one_line_of_the_proxy() -> None:
     with pytest.raises(CannotStart) as caught:
         socks4.makeService(options, reactor)
     message = str(caught.value.code)
-    assert message.startswith("socks4: bad endpoint 'tcp:http': Twisted can't")
+    assert message.startswith("socks4: bad endpoint 'tcp:http': 'http' is not a")
     assert message.isprintable()
 
 

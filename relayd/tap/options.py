@@ -26,6 +26,12 @@ class StreamOptions(usage.Options):
     service: str
 
     optParameters: ClassVar[list[Any]] = [
+        [
+            "handshake-timeout",
+            None,
+            "30",
+            "Seconds until a client must have finished its handshake, TLS or SOCKS4.",
+        ],
         ["connect-timeout", None, "10", "Seconds until a server must have answered."],
         [
             "stall-timeout",
@@ -40,7 +46,7 @@ class StreamOptions(usage.Options):
             "300",
             (
                 "Seconds that nothing need move once one side has ended. "
-                "0 means never, for this and the three above."
+                "0 means never, for this and the four above."
             ),
         ],
         [

@@ -55,12 +55,6 @@ class Options(StreamOptions):
         ["bind-address", None, None, "The IPv4 address that BIND listens on."],
         ["external-address", None, None, "The IPv4 address that BIND's reply names."],
         [
-            "handshake-timeout",
-            None,
-            "30",
-            "Seconds until a client must have said what it wants; 0 means never.",
-        ],
-        [
             "bind-timeout",
             None,
             "120",
@@ -159,7 +153,6 @@ class Options(StreamOptions):
             bind_any=bool(self["bind-any"]),
             bind_address=self._ipv4("bind-address"),
             external_address=external,
-            handshake_timeout=self.seconds("handshake"),
             bind_timeout=self.seconds("bind"),
             limits=config.Limits(
                 **{
