@@ -17,8 +17,10 @@ import attrs
 
 from relayd.bridge import Timeouts
 from relayd.destinations import Network, Rule, parse_network
+from relayd.endpoint_strings import hides_clients
 from relayd.endpoints import (
     Address,
+    EndpointString,
     HostPort,
     StreamAddress,
     Transport,
@@ -191,11 +193,20 @@ def check_openness(
 
     :param bounded: it is said whose clients are served.
     :param opened: everybody's are, on purpose.
-    :raises ConfigError: neither, and others than this machine can reach a listener.
+    :raises ConfigError: neither, and others than this machine can reach a listener; or
+        a listener can't tell whose they are.
     """
     if bounded and opened:
         raise ConfigError("--open and --allow-client contradict each other: give one")
     for listener in listeners:
+        text = listener.text if isinstance(listener, EndpointString) else ""
+        if bounded and hides_clients(text):
+            raise ConfigError(
+                f"--allow-client can't be kept on --listen {text!r}: what is seen there"
+                " is the balancer's address, not the client's.  Let the balancer say"
+                " who may connect, let nobody but the balancer reach the listener, and"
+                " write --open instead"
+            )
         if not (bounded or opened or is_local(listener)):
             raise ConfigError(
                 f"--listen '{listener}' would be a proxy for everybody who can reach"

@@ -2,7 +2,8 @@
 
 A string such as `tls:example.com:443:trustRoots=/etc/ca` is Twisted's own business: it
 has the grammar, and types of its plugins that nobody here knows.  But who a server must
-be stands in it; and its parsers raise whatever they stumble over.
+be stands in it, and whether the listener hides who its clients are; and its parsers
+raise whatever they stumble over.
 
 The grammar ("Endpoints", in Twisted's manual): `:` divides arguments, the first `=` in
 one makes it a named one, and a backslash takes the meaning from the character after it.
@@ -77,6 +78,23 @@ def server_name(text: str) -> str:
         # The host is what the certificate is for, whatever `endpoint=` dials.
         return plain[1] if len(plain) > 1 else named.get("host", "")
     return named.get("hostname", "") if kind == "ssl" else ""
+
+
+def hides_clients(text: str) -> bool:
+    """Whether a listener's string has PROXY in it, wherever in it.
+
+    Twisted accepts such a client before it knows who it is: until the header has been
+    read, the client's address is that of the balancer.
+    """
+    try:
+        plain, named = parts(text)
+    except ValueError:
+        return False
+    # As an argument of its own, since `haproxy:` takes apart what it wraps; or within
+    # one, as other types quote theirs.
+    return "haproxy" in (each.lower() for each in plain) or any(
+        ":" in each and hides_clients(each) for each in (*plain, *named.values())
+    )
 
 
 def missing_files(text: str) -> str:

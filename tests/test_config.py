@@ -239,6 +239,52 @@ def test_a_local_proxy_needs_no_leave() -> None:
         check_openness(LOCAL, bounded=bounded, opened=opened)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "haproxy:tcp:1080",
+        "HAProxy:tcp:1080:interface=127.0.0.1",
+        "haproxy:ssl:1080:privateKey=key.pem",
+        "haproxy:haproxy:tcp:1080",
+        "haproxy:systemd:domain=INET:index=0",
+        "haproxy:unix:/run/x.sock",
+        # As a type that wraps others has them, one that we don't know.
+        "other:1:endpoint=haproxy\\:tcp\\:1080",
+        "other:haproxy\\:tcp\\:1080",
+        "other:haproxy:tcp:1080",
+    ],
+)
+def test_a_balancers_clients_can_not_be_told_apart(text: str) -> None:
+    """The gate would see the balancer: nobody is kept out, or everybody."""
+    listener = EndpointString(text)
+    for listeners in ([listener], [*LOCAL, listener]):
+        message = refusal(
+            partial(check_openness, listeners, bounded=True, opened=False)
+        )
+        assert message.startswith(
+            f"--allow-client can't be kept on --listen {text!r}: what is seen there is"
+            " the balancer's address"
+        )
+    check_openness([listener], bounded=False, opened=True)
+    assert not is_local(listener)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tcp:1080:interface=127.0.0.1",
+        "ssl:1080:privateKey=/etc/haproxy/key.pem",
+        "ssl:1080:privateKey=haproxy",
+        "unix:haproxy.sock",
+        "unix:/run/haproxy",
+        "tcp:1080:x=\\",
+    ],
+)
+def test_a_listener_that_shows_its_clients_has_a_gate(text: str) -> None:
+    """TLS does, as TCP; and a name is only a name."""
+    check_openness([EndpointString(text)], bounded=True, opened=False)
+
+
 def test_open_for_some_and_for_all_contradict_each_other() -> None:
     """Whichever the listeners are."""
     for listeners in (LOCAL, REACHABLE, ()):
