@@ -228,6 +228,9 @@ def _why(reason: Failure, listening: Listening, command: str) -> CannotStart:
     # Twisted's CannotListenError keeps the system's own error within.
     cause = getattr(problem, "socketError", problem)
     why = getattr(cause, "strerror", None) or str(cause)
+    if named := getattr(cause, "filename", None):
+        # Twisted's listeners open /dev/null, which a jail may lack.
+        why = f"{named}: {why}"
     return CannotStart(f"{command}: can't listen on {listening.name}: {why}")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import socket
+import subprocess
+import sys
 import threading
 from collections import Counter
 from typing import Any
@@ -458,3 +460,9 @@ async def test_cancelling_during_the_look_up() -> None:
         await dial
     slow.answer.set()
     await until(lambda: not resolver._names)
+
+
+def test_a_process_that_is_jailed_later_can_look_names_up() -> None:
+    """The codec of names is imported with relayd, and not by the first look-up."""
+    look = "import sys, relayd; sys.exit('encodings.idna' not in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", look], check=False).returncode == 0

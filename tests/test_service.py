@@ -252,6 +252,7 @@ def test_why_a_listener_failed_is_one_line() -> None:
         (ListenError("can't listen on x: because"), "can't listen on x: because"),
         (CannotListenError("::", 80, in_use), "can't listen on :0: Address already"),
         (in_use, "can't listen on :0: Address already in use"),
+        (FileNotFoundError(2, "No such file", "/f"), "can't listen on :0: /f: No such"),
         (ValueError("no such thing"), "can't listen on :0: no such thing"),
     ):
         endpoint: Any = Fails(problem)
