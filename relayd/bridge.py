@@ -487,9 +487,12 @@ class Bridge:
             survivor.transport.unregisterProducer()
             survivor.pauseProducing()
             if INegotiated.providedBy(survivor.transport):
-                # TLS gathers small writes until another turn.
+                # TLS gathers small writes until the reactor's next turn is over.
                 self._poll = self._clock.callLater(
-                    0, self._reset_when_delivered, survivor, RESET_POLL_FIRST
+                    RESET_POLL_FIRST,
+                    self._reset_when_delivered,
+                    survivor,
+                    RESET_POLL_FIRST,
                 )
             else:
                 self._reset_when_delivered(survivor, RESET_POLL_FIRST)

@@ -35,6 +35,7 @@ from zope.interface import implementer
 
 from relayd.addresses import address_name, is_loopback, socket_address
 from relayd.interfaces import ICaller, IDial, IDialer
+from relayd.monotonic import monotonic
 from relayd.ports import may_be_handed_out
 from relayd.resolving import Resolver, SocketAddress
 from relayd.transports import connection_class, set_options
@@ -90,7 +91,8 @@ class Dial:
         """
         if problem == errno.EAGAIN:
             # Only a UNIX socket says this: the server's backlog is full.
-            self._retry = self._where.reactor.callLater(RETRY, self._try_again)
+            clock = monotonic(self._where.reactor)
+            self._retry = clock.callLater(RETRY, self._try_again)
         else:
             self._watch()
 
@@ -116,7 +118,7 @@ class Dial:
         """Close the socket, which may have been watched."""
         # Not now: an event for this descriptor may be waiting in the batch that
         # the reactor is working through, for whoever gets its number next.
-        self._where.reactor.callLater(0, self._socket.close)
+        monotonic(self._where.reactor).callLater(0, self._socket.close)
 
     def transport(self, protocol: IProtocol) -> Any:
         """See :meth:`SocketEndpoint.transport`."""
@@ -238,8 +240,8 @@ class SocketEndpoint:
 
     def transport(self, sock: socket.SocketType, protocol: IProtocol) -> Any:
         """A transport for a connected socket, which reads from now on."""
-        made = connection_class(self.family)
-        return made(sock, protocol, self.address, None, next(_numbers), self.reactor)
+        made, clock = connection_class(self.family), monotonic(self.reactor)
+        return made(sock, protocol, self.address, None, next(_numbers), clock)
 
     # -- dialling
 
@@ -455,7 +457,8 @@ class _Race:
         self._timer = None
         endpoint = self._endpoint(self._reactor, *self._left.pop())
         if self._left:
-            self._timer = self._reactor.callLater(HEAD_START, self.next)
+            clock = monotonic(self._reactor)
+            self._timer = clock.callLater(HEAD_START, self.next)
         dial = endpoint.connect(self._factory)
         self._dials.append(dial)
         dial.addCallbacks(self._won, self._lost, errbackArgs=(dial,))

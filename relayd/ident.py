@@ -22,6 +22,7 @@ from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 
 from relayd.errors import RelayError
+from relayd.monotonic import monotonic
 
 PORT = 113
 
@@ -119,13 +120,17 @@ def ask(
     :return: fires with the user id, or fails with :class:`NoIdent`.  May be
         cancelled.
     """
-    kind = TCP6ClientEndpoint if ":" in client.host else TCP4ClientEndpoint
-    endpoint = kind(reactor, client.host, port, bindAddress=(ours.host, 0))
+    kind: Any = TCP6ClientEndpoint if ":" in client.host else TCP4ClientEndpoint
+    # Twisted's own timeout goes by the machine's clock.
+    endpoint = kind(
+        reactor, client.host, port, timeout=None, bindAddress=(ours.host, 0)
+    )
     factory = Factory.forProtocol(lambda: _Question(client.port, ours.port))
     factory.noisy = False
     asked: Any = endpoint.connect(factory)
     asked.addCallback(lambda question: question.answer)
-    asked.addTimeout(timeout, reactor, lambda _, seconds: _late(seconds))
+    clock = monotonic(reactor)
+    asked.addTimeout(timeout, clock, lambda _, seconds: _late(seconds))
     return asked.addErrback(_not_reached)  # type: ignore[no-any-return]
 
 

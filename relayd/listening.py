@@ -47,6 +47,7 @@ from relayd.errors import ListenError
 from relayd.hops import streams
 from relayd.interfaces import IMakesRoom
 from relayd.libc import accept
+from relayd.monotonic import monotonic
 from relayd.seldom import Seldom
 from relayd.transports import connection_class, set_options
 from relayd.udp_sockets import BROADCAST, is_broadcast
@@ -87,7 +88,7 @@ class _Exhaustion:
 
     def __init__(self, clock: Any) -> None:
         # Weakly, as the table of all of them is keyed by it.
-        weakly: Any = weakref.proxy(clock)
+        weakly: Any = weakref.proxy(monotonic(clock))
         self._seldom = Seldom(weakly)
         self._enough = 0
         self.pauses = 0
@@ -228,7 +229,7 @@ class Listener:
         """A transport for an accepted connection, which reads from now on."""
         number, self._accepted = self._accepted, self._accepted + 1
         transport = connection_class(self._family)(
-            sock, protocol, address, None, number, self._reactor
+            sock, protocol, address, None, number, monotonic(self._reactor)
         )
         transport.local = self._local
         return transport
@@ -340,7 +341,8 @@ class Listener:
         """
         self._exhaustion.log(address_name(self._address), why, short=short)
         self._unwatch()
-        self._resume = self._reactor.callLater(PAUSE, self._look_again)
+        clock = monotonic(self._reactor)
+        self._resume = clock.callLater(PAUSE, self._look_again)
         makes_room = IMakesRoom(self._factory, None) if short else None
         if makes_room is not None:
             try:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from twisted.internet.interfaces import IReactorTime
 
+from relayd.monotonic import monotonic
+
 #: Seconds between two lines.
 EVERY = 1.0
 
@@ -19,7 +21,7 @@ class Seldom:
     """
 
     def __init__(self, clock: IReactorTime) -> None:
-        self._clock = clock
+        self._clock: IReactorTime = monotonic(clock)
         self._last: float | None = None
 
     def is_due(self) -> bool:

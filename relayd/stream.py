@@ -53,6 +53,7 @@ from relayd.bridge import Bridge, Leg, Timeouts
 from relayd.errors import HandshakeFailed, Refused
 from relayd.hops import between, streams
 from relayd.interfaces import ICaller, IGate, ILease, INamedClients, IObserver
+from relayd.monotonic import monotonic
 from relayd.observers import Observers, SessionLog
 from relayd.session import Ending, Session
 from relayd.tls import ServerHandshake, ServerIdentity, tells, why_failed
@@ -661,6 +662,7 @@ class StreamFactory(Factory):
         tick: float | None = None,
     ) -> None:
         self.timeouts = timeouts
+        clock = monotonic(clock)
         self.clock = clock
         #: The time in seconds, asked for five times in a session.
         self.now: Callable[[], float] = clock.seconds

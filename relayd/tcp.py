@@ -23,6 +23,7 @@ from twisted.internet.interfaces import (
 
 from relayd.bridge import Timeouts
 from relayd.interfaces import IGate, IObserver
+from relayd.monotonic import monotonic
 from relayd.stream import StreamFactory, StreamProtocol
 from relayd.upstreams import Pool, Upstream
 
@@ -52,7 +53,8 @@ class RelayFactory(StreamFactory):
     :param handshake_timeout: seconds until a client of a TLS listener must have done
         its handshake; nothing is dialled before.
         Each of the five: fractions allowed, 0 for never.
-    :param clock: where time comes from; the running reactor unless given.
+    :param clock: where time comes from; the running reactor unless given.  A reactor
+        of Twisted's is not asked itself: see :mod:`relayd.monotonic`.
     :param observer: hears of sessions (:class:`~relayd.interfaces.IObserver`);
         unless given, one that logs a line for each.
     :param gate: decides who is served (:class:`~relayd.interfaces.IGate`);
@@ -79,7 +81,7 @@ class RelayFactory(StreamFactory):
         if clock is None:
             from twisted.internet import reactor
 
-            clock = IReactorTime(reactor)
+            clock = monotonic(reactor)
         super().__init__(
             timeouts=Timeouts(
                 connect=connect_timeout,

@@ -25,6 +25,7 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.python.failure import Failure
 
 from relayd.libc import disconnect
+from relayd.monotonic import monotonic
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress
@@ -206,7 +207,7 @@ class _Connection(tcp.Server):
             # Twisted would, in this case, too, with an event under way.
             self.disconnecting = True
             self.stopReading()
-            clock: Any = self.reactor
+            clock = monotonic(self.reactor)
             clock.callLater(0, self.connectionLost, _DONE)
         else:
             super().loseConnection()
@@ -279,6 +280,7 @@ def connection_class(family: int) -> Callable[..., TCPConnection | UNIXConnectio
 
     It is made with (socket, protocol, the peer's address as the socket module
     has it, None, a number that tells it from others in a log, reactor), and
-    starts to read.
+    starts to read.  The last one's calls of zero delay are to be on no clock that
+    somebody sets: see :func:`relayd.monotonic.monotonic`.
     """
     return UNIXConnection if family == socket.AF_UNIX else TCPConnection

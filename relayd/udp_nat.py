@@ -48,6 +48,7 @@ from relayd.flow_log import (
     UntilItFails,
 )
 from relayd.limits import share_of
+from relayd.monotonic import monotonic
 from relayd.nat_table import Flow, NatTable, TableFull
 from relayd.resolving import Resolver, SocketAddress
 from relayd.seldom import Seldom
@@ -764,7 +765,7 @@ class UdpNat:
     ) -> None:
         if not reply_cap >= 0:
             raise ValueError(f"reply_cap must not be negative: {reply_cap!r}")
-        self.clock: Any = clock if clock is not None else reactor
+        self.clock: Any = monotonic(clock if clock is not None else reactor)
         self.now: Callable[[], float] = self.clock.seconds
         self.watcher = watcher if watcher is not None else ReactorWatcher(reactor)
         self._resolver = resolver

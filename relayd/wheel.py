@@ -16,6 +16,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
+from relayd.monotonic import monotonic
+
 log = Logger(namespace="relayd.wheel")
 
 
@@ -52,7 +54,7 @@ class DeadlineWheel(Generic[Item]):
     SPREAD = 8
 
     def __init__(self, clock: IReactorTime, tick: float) -> None:
-        self._clock = clock
+        self._clock: IReactorTime = monotonic(clock)
         self._step = tick / self.SPREAD
         self._buckets: list[dict[Item, None]] = [{} for _ in range(self.SPREAD)]
         self._hand = 0

@@ -26,6 +26,7 @@ from twisted.logger import LogLevel, eventAsText, globalLogPublisher
 
 from relayd.hops import datagrams, streams
 from relayd.listening import _Exhaustion
+from relayd.monotonic import MonotonicClock
 from relayd.plane.poller import Plane
 from relayd.resolving import Resolver
 from tests import process
@@ -56,8 +57,9 @@ def _left(before: dict[int, str], readers: set[Any]) -> list[str]:
     live: Any = reactor
     watched = {*live.getReaders(), *live.getWriters()} - readers
     now = descriptors()
+    calls = [*live.getDelayedCalls(), *MonotonicClock.of(live).getDelayedCalls()]
     return [
-        *(f"timer {call}" for call in live.getDelayedCalls() if call.active()),
+        *(f"timer {call}" for call in calls if call.active()),
         *(f"watched {each!r}" for each in watched),
         *(
             f"descriptor {number} {what}"

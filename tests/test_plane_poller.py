@@ -23,6 +23,7 @@ from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
 import relayd.plane.poller
+from relayd.monotonic import MonotonicClock
 from relayd.plane import is_available, obstacle
 from relayd.plane.poller import ROUNDS, Plane
 from tests.conftest import LoggedFailures, descriptors
@@ -520,10 +521,38 @@ def test_a_turn_takes_so_many_events(
         each.far.send(b"x")
     plane.doRead()
     assert sum(map(len, (each.told for each in many))) == 3 * ROUNDS
+    # Who judges by what has arrived waits for the rest.
+    assert plane.cut_short
     plane.doRead()
+    assert not plane.cut_short
     assert all(each.told == ["ready"] for each in many)
     for each in many:
         each.close()
+
+
+def test_a_turn_that_takes_all_there_is_was_not_cut_short(
+    still: Still, plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is one that is closed before it could take the rest."""
+    monkeypatch.setattr(relayd.plane.poller, "BATCH", 3)
+    assert not plane.cut_short
+    many = [Watched(plane) for _ in range(3 * ROUNDS)]
+    for each in many[1:]:
+        each.far.send(b"x")
+    plane.doRead()
+    assert not plane.cut_short
+    for each in many:
+        each.far.send(b"x")
+    plane.doRead()
+    assert plane.cut_short
+    for each in many:
+        each.close()
+    assert not plane.cut_short
+
+
+def test_the_clock_asks_every_plane_of_its_reactor() -> None:
+    plane = Plane(reactor)
+    assert plane in MonotonicClock.of(reactor).sources
 
 
 # -- defects of others

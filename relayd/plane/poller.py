@@ -28,6 +28,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from relayd.monotonic import MonotonicClock, monotonic
 from relayd.plane.pipes import Pipes
 
 log = Logger(namespace="relayd.plane")
@@ -84,7 +85,14 @@ class Plane:
     def __init__(self, reactor: Any) -> None:
         # Weakly, as the table of all planes is keyed by it.
         self._reactor = weakref.ref(reactor)
-        self.pipes = Pipes(self._reactor)
+        # The clock of a test is the reactor itself.
+        clock = monotonic(reactor)
+        self._clock: Callable[[], Any] = weakref.ref(clock)
+        if isinstance(clock, MonotonicClock):
+            clock.sources.add(self)
+        #: The last turn may have left events; see :class:`relayd.monotonic.Source`.
+        self.cut_short = False
+        self.pipes = Pipes(self._clock)
         self.buffer = memoryview(bytearray(COPY_SIZE))
         self.share = SHARE_MOST
         self.not_spliced = 0
@@ -182,7 +190,7 @@ class Plane:
         """Call its `proceed`, outside of the call that is under way."""
         self._again.append(connection)
         if not self._turning and self._wake is None:
-            self._wake = self.reactor.callLater(0, self._woken)
+            self._wake = self._clock().callLater(0, self._woken)
 
     def after_batch(self, call: Callable[[], None]) -> None:
         """Make a call when the batch of events that is worked through is through.
@@ -215,6 +223,7 @@ class Plane:
                 stale.clear()
                 events = poll(0, BATCH)
                 if not events:
+                    self.cut_short = False
                     break
                 self._share_among(len(events))
                 for descriptor, mask in events:
@@ -234,13 +243,15 @@ class Plane:
                         except BaseException:  # as above
                             log.failure("{call!r} failed", call=call)
                     after.clear()
+            else:
+                self.cut_short = len(events) == BATCH
             if again:
                 self._share_among(len(again))
                 self._proceed()
         finally:
             self._turning = False
         if again and self._wake is None:
-            self._wake = self.reactor.callLater(0, self._woken)
+            self._wake = self._clock().callLater(0, self._woken)
         if not self._watched:
             self._rest()
 
@@ -308,3 +319,4 @@ class Plane:
             self.reactor.removeReader(self)
             self._epoll.close()
             self._epoll = None
+            self.cut_short = False

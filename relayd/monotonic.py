@@ -1,0 +1,533 @@
+"""Time that only goes forward, and the timers that run on it.
+
+`reactor.seconds` is `time.time`, and `callLater` runs on it: when somebody sets the
+machine's clock by two hours, every deadline of the last two hours is over, or none
+ends for the next two.  The reactor is not ours to change (others read it, and so do
+the dates of twisted.web), so this is a second `IReactorTime` beside it, on
+CLOCK_MONOTONIC.  Whoever takes a clock calls :func:`monotonic` with what it was given.
+
+The calls stand in a heap.  What wakes the reactor for the first of them is a
+timerfd(2) among its readers, open only while a call is pending; where there is none,
+a thread (both wait on the same clock); where there is not even that, the reactor's own
+timer.
+
+**What has arrived is looked at before anybody is judged.**  A call that is due waits
+until the reactor has gone through the events that it has at hand.  If it is late (the
+machine was paused, a turn took long), there is more than that: whole turns are taken
+first, as long as one of :attr:`MonotonicClock.sources` says that it has left something
+unread, within a bound.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import itertools
+import math
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from heapq import heapify, heappop, heappush
+from typing import Any, Protocol
+
+from twisted.internet.base import DelayedCall, ReactorBase
+from twisted.internet.interfaces import IReactorFDSet, IReactorTime, IReadDescriptor
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+log = Logger(namespace="relayd.monotonic")
+
+#: Seconds that a call may be late without whole turns being taken first.
+LATE = 0.25
+
+#: How many those are at least, and at most: the plane reads from 1,024 connections in
+#: a turn.
+TURNS = 2
+MOST_TURNS = 128
+
+#: Entries of the heap that are not worth looking for those that nobody waits for.
+UNSWEPT = 64
+
+#: Seconds by which a call of the reactor is moved into the past: it is due then,
+#: whatever becomes of the reactor's clock.
+AGES = 1e12
+
+#: As far ahead as a timer is set, in seconds; it is set again then.
+FAR = 1e9
+
+_now = time.monotonic
+
+_NEVER = math.inf
+
+
+class Source(Protocol):
+    """Takes what has arrived, a part of it in each turn of the reactor."""
+
+    #: The last turn has left some of it.
+    cut_short: bool
+
+
+class Timer(Protocol):
+    """Wakes the reactor once, at a time."""
+
+    def arm(self, due: float) -> None:
+        """Wake it at `due` instead.
+
+        :raises OSError: the kernel refuses.
+        """
+
+    def close(self) -> None:
+        """Wake it no more, and hold nothing."""
+
+
+def monotonic(clock: Any) -> Any:
+    """The clock to use where `clock` was given.
+
+    :param clock: an `IReactorTime`.
+    :return: for a reactor of Twisted's, its :class:`MonotonicClock`.  Anything else,
+        such as a test's clock, is used as it is.
+    """
+    return MonotonicClock.of(clock) if isinstance(clock, ReactorBase) else clock
+
+
+@implementer(IReactorTime)
+class MonotonicClock:
+    """The timers of one reactor on CLOCK_MONOTONIC; see :meth:`of`.
+
+    What `seconds` says is good for differences, and for nothing else.
+
+    Twisted's connections may be given it in place of their reactor: what they ask of
+    that is here, and an abort, which they make a call of zero delay, is on this clock.
+
+    :ivar sources: are asked whether they have left something unread.
+    """
+
+    _all: weakref.WeakKeyDictionary[Any, MonotonicClock] = weakref.WeakKeyDictionary()
+
+    # A plain function of C, which sessions call five times.
+    seconds = time.monotonic
+
+    def __init__(self, reactor: Any) -> None:
+        # Weakly, as the table of all clocks is keyed by it.
+        self._reactor = weakref.ref(reactor)
+        #: When, in which order, and what.  An entry may be out of date: its call was
+        #: cancelled, or moved.
+        self._calls: list[tuple[float, int, DelayedCall]] = []
+        #: Those for the next turn.
+        self._next: deque[tuple[float, DelayedCall]] = deque()
+        self._numbers = itertools.count()
+        #: How many calls are neither made nor cancelled.
+        self._pending = 0
+        self._timer: Timer | None = None
+        #: When the timer wakes us.  While calls are made, or about to be, whoever is
+        #: scheduled need not set it: it is set after that.
+        self._armed = _NEVER
+        #: The reactor was asked for a turn.
+        self._asked = False
+        #: Turns to take before the calls that are due; 0: none is.
+        self._turns = 0
+        #: How many more there may be.
+        self._more_turns = 0
+        self.sources: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    @classmethod
+    def of(cls, reactor: Any) -> MonotonicClock:
+        """The clock of this reactor."""
+        found = cls._all.get(reactor)
+        if found is None:
+            found = cls._all[reactor] = cls(reactor)
+        return found
+
+    # -- IReactorTime
+
+    def callLater(
+        self,
+        delay: float,
+        callable: Callable[..., Any],  # noqa: A002 (as the interface has it)
+        *args: object,
+        **kwargs: object,
+    ) -> DelayedCall:
+        """See `IReactorTime.callLater`.
+
+        One that raises is logged.
+
+        :raises ValueError: the delay is negative.
+        """
+        if not delay >= 0:
+            raise ValueError(f"a delay must not be negative: {delay!r}")
+        due = _now() + delay
+        made = DelayedCall(
+            due, callable, args, kwargs, self._cancelled, self._sooner, _now
+        )
+        self._pending += 1
+        if delay:
+            self._push(due, made)
+        else:
+            self._next.append((due, made))
+            self._ask()
+        return made
+
+    def getDelayedCalls(self) -> list[DelayedCall]:
+        """See `IReactorTime.getDelayedCalls`."""
+        found = [*(call for _, call in self._next), *(call for *_, call in self._calls)]
+        return [call for call in dict.fromkeys(found) if call.active()]
+
+    # -- what Twisted's connections ask of a reactor
+
+    def addReader(self, reader: Any) -> None:
+        self._reactor().addReader(reader)  # type: ignore[union-attr]
+
+    def removeReader(self, reader: Any) -> None:
+        self._reactor().removeReader(reader)  # type: ignore[union-attr]
+
+    def addWriter(self, writer: Any) -> None:
+        self._reactor().addWriter(writer)  # type: ignore[union-attr]
+
+    def removeWriter(self, writer: Any) -> None:
+        self._reactor().removeWriter(writer)  # type: ignore[union-attr]
+
+    # -- the heap
+
+    def _push(self, due: float, call: DelayedCall) -> None:
+        heappush(self._calls, (due, next(self._numbers), call))
+        if due < self._armed:
+            self._arm()
+
+    def _cancelled(self, call: DelayedCall) -> None:
+        self._pending -= 1
+        if self._pending:
+            self._sweep()
+            return
+        self._calls.clear()
+        self._next.clear()
+        if self._timer is not None:
+            # It is closed then.
+            self._ask()
+
+    def _sooner(self, call: DelayedCall) -> None:
+        """It was moved: the entry that it has comes too late."""
+        self._push(call.time, call)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Drop what is out of date, once it is more than half."""
+        calls = self._calls
+        if len(calls) > UNSWEPT and len(calls) > 2 * self._pending:
+            calls[:] = [
+                (due, number, call)
+                for due, number, call in calls
+                if call.active() and call.time == due
+            ]
+            heapify(calls)
+
+    # -- waking up
+
+    def _arm(self) -> None:
+        """Be woken for the first."""
+        due = self._armed = self._calls[0][0]
+        if self._timer is not None:
+            try:
+                self._timer.arm(due)
+                return
+            except OSError:
+                # A sandbox that was shut meanwhile.
+                self._timer.close()
+        self._timer = _timer(self._reactor(), due, self._woken, self._lost)
+
+    def _woken(self) -> None:
+        """A call is due, or was."""
+        if self._turns:
+            return
+        calls = self._calls
+        self._turns, self._more_turns = 1, 0
+        if calls and _now() - calls[0][0] > LATE:
+            self._look()
+        self._armed = -_NEVER
+        self._ask()
+
+    def _look(self) -> None:
+        """Take whole turns before a call is made."""
+        # The one that is under way, and the one that ends with this, are not whole.
+        self._turns, self._more_turns = TURNS + 1, MOST_TURNS - TURNS
+
+    def _lost(self) -> None:
+        """The reactor stops, and has dropped the timer."""
+        self._timer, self._armed = None, _NEVER
+
+    # -- turns of the reactor
+
+    def _ask(self) -> None:
+        """Have :meth:`_turn` called between two turns of the reactor.
+
+        By a call of the reactor's that is moved into the past: one of zero delay is not
+        due until tomorrow if the reactor's clock is set back by a day just now.  The
+        next cheapest way, `callFromThread`, is a call of zero delay with asyncio.
+        """
+        if not self._asked:
+            self._asked = True
+            reactor: Any = self._reactor()
+            reactor.callLater(0, self._turn).delay(-AGES)
+
+    def _turn(self) -> None:
+        self._asked = False
+        for _ in range(len(self._next)):
+            if self._next:  # one of them may have cancelled the others
+                self._make(*self._next.popleft())
+        if self._turns:
+            self._turns -= 1
+            if self._turns:
+                pass
+            elif self._more_turns and any(each.cut_short for each in self.sources):
+                self._turns = 1
+                self._more_turns -= 1
+            else:
+                self._make_due()
+        elif not self._pending:
+            self._wait()
+        if self._turns or self._next:
+            self._ask()
+
+    def _make_due(self) -> None:
+        """Make the calls that are due, and wait for the first that is not."""
+        calls, seen = self._calls, _now()
+        while calls and calls[0][0] <= seen:
+            if _now() - seen > LATE:
+                # Those before took their time.
+                self._look()
+                return
+            due, _, call = heappop(calls)
+            self._make(due, call)
+        self._wait()
+
+    def _wait(self) -> None:
+        """Be woken for the first call that is pending; hold nothing if none is.
+
+        Within a turn that was asked for, and so not while events are worked through:
+        one of them may be for whoever gets a descriptor's number next.
+        """
+        calls = self._calls
+        while calls and not calls[0][2].active():
+            heappop(calls)
+        if calls:
+            self._arm()
+            return
+        timer, self._timer, self._armed = self._timer, None, _NEVER
+        if timer is not None:
+            timer.close()
+
+    def _make(self, due: float, call: DelayedCall) -> None:
+        """Make a call, if the entry that it had is right."""
+        if not call.active() or call.time != due:
+            return
+        if call.getTime() > due:
+            # It was put off, which is noticed here only.
+            call.activate_delay()
+            self._push(call.time, call)
+            return
+        self._pending -= 1
+        call.called = 1
+        try:
+            call.func(*call.args, **call.kw)
+        except BaseException:  # as reactors do
+            log.failure("a timed call failed")
+
+
+# -- what wakes the reactor
+
+
+def _timer(
+    reactor: Any, due: float, woken: Callable[[], None], lost: Callable[[], None]
+) -> Timer:
+    """The best that there is, armed."""
+    if IReactorFDSet.providedBy(reactor):
+        try:
+            return _Descriptor(reactor, due, woken, lost)
+        except OSError:
+            # No such call, no descriptor left, or a sandbox.
+            pass
+    try:
+        return _Thread(reactor, due, woken)
+    except RuntimeError:
+        # The user has as many as it may.
+        return _Own(reactor, due, woken)
+
+
+@implementer(IReadDescriptor)
+class _Descriptor:
+    """A timerfd(2) that the reactor reads.
+
+    It is not read: setting it again, or closing it, takes the event away.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        due: float,
+        woken: Callable[[], None],
+        lost: Callable[[], None],
+    ) -> None:
+        """:raises OSError: it can't be had."""
+        self._reactor = reactor
+        self._lost = lost
+        self.doRead = woken
+        self._descriptor = _create()
+        try:
+            self.arm(due)
+            reactor.addReader(self)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def arm(self, due: float) -> None:
+        # Not before it is due, and 0 would be never.
+        _set(self._descriptor, max(int(min(due, FAR) * 1e9), 0) + 1)
+
+    def close(self) -> None:
+        self._reactor.removeReader(self)
+        self._close()
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    # -- IReadDescriptor
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def logPrefix(self) -> str:
+        return "relayd timer"
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor stops."""
+        self._close()
+        self._lost()
+
+
+class _Thread:
+    """A thread that waits, and calls from there."""
+
+    def __init__(self, reactor: Any, due: float, woken: Callable[[], None]) -> None:
+        """:raises RuntimeError: no thread can be started."""
+        self._reactor = reactor
+        self._told = woken
+        self._due = due
+        self._closed = False
+        self._news = threading.Condition()
+        # Nobody waits for it when the process ends.
+        threading.Thread(target=self._run, name="relayd timer", daemon=True).start()
+
+    def arm(self, due: float) -> None:
+        with self._news:
+            self._due = due
+            self._news.notify()
+
+    def close(self) -> None:
+        self._closed = True
+        self.arm(0.0)
+
+    def _woken(self) -> None:
+        if not self._closed:
+            self._told()
+
+    def _run(self) -> None:
+        while True:
+            with self._news:
+                while (left := self._due - _now()) > 0:
+                    self._news.wait(min(left, threading.TIMEOUT_MAX))
+                if self._closed:
+                    return
+                # Once more in a while unless it is set again: asyncio's reactor makes
+                # it a call of zero delay, on its own clock.
+                self._due = _now() + 1.0
+            self._reactor.callFromThread(self._woken)
+
+
+class _Own:
+    """The reactor's own timer, which goes by the machine's clock."""
+
+    def __init__(self, reactor: Any, due: float, woken: Callable[[], None]) -> None:
+        self._reactor = reactor
+        self._told = woken
+        self._call: Any = None
+        self.arm(due)
+
+    def arm(self, due: float) -> None:
+        self.close()
+        left = min(max(due - _now(), 0.0), FAR)
+        self._call = self._reactor.callLater(left, self._woken)
+
+    def _woken(self) -> None:
+        self._call = None
+        self._told()
+
+    def close(self) -> None:
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
+
+
+#: timerfd_create(2): CLOCK_MONOTONIC; TFD_NONBLOCK and TFD_CLOEXEC are O_'s.
+_CREATE = 1, os.O_NONBLOCK | os.O_CLOEXEC
+
+#: timerfd_settime(2): TFD_TIMER_ABSTIME.
+_ABSOLUTE = 1
+
+
+def _library(name: str, *parameters: Any) -> Callable[..., int]:
+    """A function of the C library; if there is none, one that says so."""
+    try:
+        found = getattr(ctypes.CDLL(None, use_errno=True), name)
+    except (OSError, AttributeError, TypeError):
+        found = None
+    else:
+        found.argtypes = parameters
+
+    def call(*args: object) -> int:
+        if found is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        result: int = found(*args)
+        if result < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return result
+
+    return call
+
+
+_timerfd_create = _library("timerfd_create", ctypes.c_int, ctypes.c_int)
+_timerfd_settime = _library(
+    "timerfd_settime", ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p
+)
+
+
+def _create() -> int:
+    """A timerfd(2) on CLOCK_MONOTONIC.
+
+    :raises OSError: it can't be had.
+    """
+    clock, flags = _CREATE
+    # Python 3.13.
+    create: Callable[..., int] | None = getattr(os, "timerfd_create", None)
+    if create is not None:
+        return create(clock, flags=flags)
+    return _timerfd_create(clock, flags)
+
+
+def _set(descriptor: int, due: int) -> None:
+    """Set it to `due` nanoseconds on its clock.
+
+    :raises OSError: the kernel refuses.
+    """
+    change: Callable[..., object] | None = getattr(os, "timerfd_settime_ns", None)
+    if change is not None:
+        change(descriptor, flags=_ABSOLUTE, initial=due)
+        return
+    # struct itimerspec: the interval, and the first time.
+    when = (ctypes.c_long * 4)(0, 0, *divmod(due, 10**9))
+    _timerfd_settime(descriptor, _ABSOLUTE, when, None)

@@ -1,0 +1,946 @@
+"""The clock beside the reactor: its calls, what wakes it, and what it looks at first.
+
+The calls are tried on a reactor that stands still, with a timer that a test fires, and
+what wakes the reactor on real reactors, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import pytest_twisted
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet import reactor
+from twisted.internet.base import DelayedCall
+from twisted.internet.defer import Deferred
+from twisted.internet.error import AlreadyCalled, AlreadyCancelled
+from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
+from twisted.internet.task import Clock, deferLater
+from twisted.internet.testing import MemoryReactorClock
+from zope.interface.verify import verifyObject
+
+import relayd.monotonic
+from relayd.bridge import Timeouts
+from relayd.listening import _Exhaustion
+from relayd.monotonic import (
+    LATE,
+    MOST_TURNS,
+    TURNS,
+    UNSWEPT,
+    MonotonicClock,
+    monotonic,
+)
+from relayd.plane.poller import Plane
+from relayd.seldom import Seldom
+from relayd.socks4 import Socks4Factory
+from relayd.stream import StreamFactory
+from relayd.udp_nat import Server, UdpNat
+from relayd.wheel import DeadlineWheel
+from tests.conftest import LoggedFailures, descriptors
+from tests.test_reactors import REACTORS
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="timerfd(2) is Linux's")
+
+live: Any = reactor
+
+
+class Still(Clock):
+    """A reactor that stands still, whose own clock anybody may set.
+
+    :ivar turns: how many it has taken.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rightNow = 1e9
+        self.turns = 0
+
+    def turn(self) -> None:
+        """Make the calls that are due by its clock; not those asked for meanwhile."""
+        self.turns += 1
+        for call in [each for each in self.calls if each.getTime() <= self.rightNow]:
+            self.calls.remove(call)
+            call.called = 1
+            call.func(*call.args, **call.kw)
+
+
+class Bench:
+    """A clock with a timer that fires when the bench's time has come.
+
+    :ivar now: the time.
+    :ivar armed: when the timer fires, or None: there is none.
+    :ivar opened: how many timers there have been.
+    :ivar made: the names of the calls that were made.
+    """
+
+    def __init__(self) -> None:
+        self.now = 5000.0
+        self.armed: float | None = None
+        self.opened = self.set = 0
+        self.still = Still()
+        self.clock = MonotonicClock(self.still)
+        self.made: list[Any] = []
+        self._woken: Callable[[], None] = lambda: None
+
+    def timer(self, _: Any, due: float, woken: Any, lost: Any) -> Bench:
+        """In place of `relayd.monotonic._timer`."""
+        assert self.armed is None, "the last one is open"
+        self.opened += 1
+        self._woken = woken
+        self.arm(due)
+        return self
+
+    def arm(self, due: float) -> None:
+        self.set += 1
+        self.armed = due
+
+    def close(self) -> None:
+        self.armed = None
+
+    def later(self, delay: float, name: Any, does: Any = lambda: None) -> DelayedCall:
+        """A call that is noted as `name` when it is made."""
+
+        def call() -> None:
+            self.made.append(name)
+            does()
+
+        return self.clock.callLater(delay, call)
+
+    def fire(self) -> None:
+        """The reactor's events: the timer's is one, as long as it is not set again."""
+        if self.armed is not None and self.armed <= self.now:
+            self._woken()
+
+    def settle(self) -> None:
+        """Turns until nothing is to be done at this time."""
+        for _ in range(1000):
+            self.fire()
+            if not self.still.calls:
+                return
+            self.still.turn()
+        raise AssertionError("it never rests")
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+        self.settle()
+
+
+@contextmanager
+def a_bench() -> Iterator[Bench]:
+    made = Bench()
+    with (
+        patch("relayd.monotonic._now", lambda: made.now),
+        patch("relayd.monotonic._timer", made.timer),
+    ):
+        yield made
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    with a_bench() as made:
+        yield made
+    made.settle()
+    assert not made.clock.getDelayedCalls(), "calls are left"
+    assert made.armed is None, "the timer is left"
+
+
+# -- whose clock it is
+
+
+def test_a_reactor_has_one_clock_and_keeps_its_own() -> None:
+    clock = monotonic(reactor)
+    assert clock is monotonic(reactor) is MonotonicClock.of(reactor)
+    assert clock.seconds is time.monotonic
+    assert live.seconds is not time.monotonic
+    assert monotonic(clock) is clock
+
+
+@pytest.mark.parametrize("given_one", [Clock(), MemoryReactorClock()])
+def test_a_clock_of_another_kind_is_used_as_it_is(given_one: Any) -> None:
+    assert monotonic(given_one) is given_one
+
+
+def test_clocks_do_not_outlive_their_reactors() -> None:
+    """A program that makes a reactor after another does not pile them up."""
+
+    class Brief(type(live)):  # type: ignore[misc]
+        """A reactor of Twisted's that opens nothing."""
+
+        def __init__(self) -> None:
+            pass
+
+    brief = Brief()
+    clock = weakref.ref(monotonic(brief))
+    plane = weakref.ref(Plane.of(brief))
+    assert isinstance(clock(), MonotonicClock)
+    del brief
+    gc.collect()
+    assert (clock(), plane()) == (None, None)
+
+
+def test_everybody_who_takes_a_reactor_for_its_time_takes_its_clock() -> None:
+    clock: Any = MonotonicClock.of(reactor)
+    factory = StreamFactory(timeouts=Timeouts(), clock=live, observer=None, gate=None)
+    assert factory.clock is clock
+    assert factory.now is time.monotonic
+    assert factory.wheel._clock is clock
+    assert Socks4Factory(reactor).clock is clock
+    nat = UdpNat(reactor, [Server("127.0.0.1", 9)])
+    assert nat.clock is clock
+    assert nat.now is time.monotonic
+    assert DeadlineWheel(live, 1)._clock is Seldom(live)._clock is clock
+    seldom: Any = _Exhaustion(reactor)._seldom._clock
+    assert seldom.seconds is time.monotonic
+    assert Plane(reactor).pipes._clock() is clock
+
+
+# -- calls
+
+
+def test_calls_are_made_in_the_order_of_their_times(bench: Bench) -> None:
+    for delay in (3, 1, 2, 1, 3):
+        bench.later(delay, (delay, bench.clock._pending))
+    bench.pass_by(0.999)
+    assert bench.made == []
+    bench.pass_by(0.001)
+    # Those of one time in the order in which they were asked for.
+    assert bench.made == [(1, 1), (1, 3)]
+    bench.pass_by(2)
+    assert bench.made[2:] == [(2, 2), (3, 0), (3, 4)]
+
+
+def test_a_call_has_its_arguments(bench: Bench) -> None:
+    got: list[Any] = []
+    bench.clock.callLater(0, lambda *a, **k: got.append((a, k)), 1, 2, callme=3)
+    bench.clock.callLater(1, lambda *a, **k: got.append((a, k)), callable_=4)
+    bench.pass_by(1)
+    assert got == [((1, 2), {"callme": 3}), ((), {"callable_": 4})]
+
+
+@pytest.mark.parametrize("delay", [-1, -1e-9, float("nan")])
+def test_a_negative_delay_is_refused(bench: Bench, delay: float) -> None:
+    with pytest.raises(ValueError, match="a delay must not be negative"):
+        bench.later(delay, "never")
+
+
+def test_an_endless_delay_is_not_made(bench: Bench) -> None:
+    call = bench.later(float("inf"), "never")
+    bench.pass_by(1e6)
+    assert bench.made == []
+    call.cancel()
+
+
+def test_a_cancelled_call_is_not_made(bench: Bench) -> None:
+    call, soon = bench.later(1, "late"), bench.later(0, "soon")
+    assert verifyObject(IDelayedCall, call)
+    assert call.active()
+    assert call.getTime() == bench.now + 1
+    call.cancel()
+    soon.cancel()
+    assert not call.active()
+    with pytest.raises(AlreadyCancelled):
+        call.cancel()
+    made = bench.later(0, "made")
+    bench.pass_by(5)
+    assert bench.made == ["made"]
+    with pytest.raises(AlreadyCalled):
+        made.cancel()
+
+
+def test_the_last_of_several_that_is_cancelled_by_another(bench: Bench) -> None:
+    """In a turn, and in the course of those that are due."""
+    for delay in (0, 1):
+        calls: list[DelayedCall] = []
+        calls.append(bench.later(delay, delay, lambda c=calls: c[1].cancel()))
+        calls.append(bench.later(delay, "cancelled"))
+        bench.pass_by(delay)
+    assert bench.made == [0, 1]
+
+
+def test_a_call_is_put_off(bench: Bench) -> None:
+    reset, delayed = bench.later(1, "reset"), bench.later(1, "delayed")
+    twice, soon = bench.later(1, "twice"), bench.later(0, "soon")
+    reset.reset(3)
+    delayed.delay(1)
+    twice.delay(1)
+    twice.delay(2)
+    soon.reset(5)
+    bench.pass_by(1)
+    assert bench.made == []
+    bench.pass_by(1)
+    assert bench.made == ["delayed"]
+    bench.pass_by(1)
+    assert bench.made == ["delayed", "reset"]
+    bench.pass_by(1)
+    assert bench.made[2:] == ["twice"]
+    bench.pass_by(1)
+    assert bench.made[3:] == ["soon"]
+
+
+def test_a_call_is_brought_forward(bench: Bench) -> None:
+    reset, delayed = bench.later(9, "reset"), bench.later(9, "delayed")
+    past, both = bench.later(9, "past"), bench.later(9, "both")
+    reset.reset(2)
+    delayed.delay(-8)
+    past.reset(0)
+    both.reset(1)
+    both.reset(9)
+    bench.settle()
+    assert bench.made == ["past"]
+    bench.pass_by(1)
+    assert bench.made == ["past", "delayed"]
+    bench.pass_by(1)
+    assert bench.made == ["past", "delayed", "reset"]
+    bench.pass_by(7)
+    assert bench.made[3:] == ["both"]
+    bench.pass_by(9)
+    assert len(bench.made) == 4
+
+
+def test_calls_ask_for_others(bench: Bench) -> None:
+    """One that is made at once waits for the next turn, as with a reactor."""
+    turns: list[int] = []
+
+    def again(left: int) -> None:
+        turns.append(bench.still.turns)
+        if left:
+            bench.clock.callLater(0, again, left - 1)
+
+    bench.later(1, "first", lambda: bench.later(1, "second", lambda: again(3)))
+    bench.pass_by(1)
+    bench.pass_by(1)
+    assert bench.made == ["first", "second"]
+    assert len(set(turns)) == 4
+
+
+def test_one_that_raises_costs_only_itself(
+    bench: Bench, logged_failures: LoggedFailures
+) -> None:
+    def fail(problem: BaseException) -> None:
+        raise problem
+
+    for delay, problem in ((0, OSError("zero")), (1, SystemExit("one"))):
+        bench.later(delay, delay)
+        bench.clock.callLater(delay, fail, problem)
+        bench.later(delay, delay)
+    bench.later(2, 2)
+    bench.pass_by(1)
+    bench.pass_by(1)
+    assert bench.made == [0, 0, 1, 1, 2]
+    assert "a timed call failed" in logged_failures.take("OSError: zero")
+    assert "a timed call failed" in logged_failures.take("SystemExit: one")
+
+
+def test_thousands_of_cancelled_calls_are_not_kept(bench: Bench) -> None:
+    """Beside one that is pending, and of calls that are moved to and fro."""
+    kept = bench.later(1e6, "kept")
+    most = 0
+    for number in range(10_000):
+        bench.later(1000 + number, number).cancel()
+        most = max(most, len(bench.clock._calls))
+    for number in range(5000):
+        kept.reset(2e6 - number)
+        kept.reset(1e6 - number)
+        most = max(most, len(bench.clock._calls))
+    assert most <= UNSWEPT + 1
+    many = [bench.later(1000, number) for number in range(1000)]
+    for call in many:
+        call.cancel()
+    assert len(bench.clock._calls) <= UNSWEPT + 1
+    assert bench.clock.getDelayedCalls() == [kept]
+    kept.cancel()
+    assert not bench.clock._calls
+
+
+ACTS = st.lists(
+    st.tuples(
+        st.sampled_from(["later", "later", "cancel", "reset", "delay", "pass"]),
+        st.integers(0, 30),
+        st.integers(0, 8),
+    ),
+    max_size=60,
+)
+
+
+@given(acts=ACTS)
+def test_it_makes_the_calls_that_a_clock_of_twisted_makes(
+    acts: list[tuple[str, int, int]],
+) -> None:
+    """Whatever is cancelled and moved, at the same times."""
+    model, expected = Clock(), []
+    with a_bench() as bench:
+        begin = bench.now
+        pairs: list[tuple[DelayedCall, Any]] = []
+        for act, which, seconds in [*acts, ("pass", 0, 1000)]:
+            if act == "later":
+                name = len(pairs)
+                pairs.append(
+                    (
+                        bench.later(seconds, name),
+                        model.callLater(seconds, lambda n=name: expected.append(n)),
+                    )
+                )
+            elif act == "pass":
+                before = len(expected)
+                model.advance(seconds)
+                bench.pass_by(seconds)
+                assert sorted(bench.made[before:]) == sorted(expected[before:])
+                left = {each.getTime() for each in model.getDelayedCalls()}
+                ours = {c.getTime() - begin for c in bench.clock.getDelayedCalls()}
+                assert ours == left
+                assert bench.clock._pending == len(model.getDelayedCalls())
+                assert bench.armed is None or bench.armed > bench.now
+            elif pairs:
+                for each in pairs[which % len(pairs)]:
+                    if each.active():
+                        # Not before now: a model in the past would not be fair.
+                        arguments = () if act == "cancel" else (seconds,)
+                        getattr(each, act)(*arguments)
+        assert bench.armed is None
+
+
+# -- the timer
+
+
+def test_the_timer_is_open_while_a_call_is_pending(bench: Bench) -> None:
+    bench.later(5, "x")
+    first = bench.now + 5
+    assert bench.armed == first
+    bench.later(9, "y")
+    assert bench.armed == first
+    sooner = bench.later(1, "z")
+    assert bench.armed == bench.now + 1
+    sooner.cancel()
+    # Woken in vain, it waits for the next.
+    bench.pass_by(1)
+    assert bench.armed == first
+    bench.pass_by(4)
+    assert bench.armed == bench.now + 4
+    bench.pass_by(4)
+    assert bench.armed is None
+    assert bench.opened == 1
+
+
+def test_a_pair_of_call_and_cancel_does_not_open_and_close(bench: Bench) -> None:
+    for _ in range(100):
+        bench.later(5, "never").cancel()
+    assert bench.opened == 1
+    assert bench.armed is not None
+    bench.settle()
+    assert bench.armed is None
+
+
+def test_calls_of_no_delay_take_no_timer(bench: Bench) -> None:
+    bench.later(0, 1)
+    bench.later(0, 2)
+    assert len(bench.still.calls) == 1
+    bench.settle()
+    assert bench.made == [1, 2]
+    assert bench.opened == 0
+
+
+def test_calls_that_come_one_after_the_other_set_it_once_each(bench: Bench) -> None:
+    """As the wheel's do: whoever is asked for by one that is made sets nothing."""
+
+    def again() -> None:
+        if len(bench.made) < 5:
+            bench.later(2, "x", again)
+            bench.later(1, "x", again).cancel()
+
+    again()
+    before = bench.set
+    for _ in range(4):
+        bench.pass_by(2)
+    assert bench.set - before <= 8
+    assert len(bench.made) == 5 or not bench.pass_by(2)
+    assert bench.opened == 1
+
+
+def test_zero_delay_survives_a_step_back_of_the_reactors_clock(bench: Bench) -> None:
+    for step in (3600, 1e9):
+        bench.later(0, "soon")
+        bench.later(1, "later")
+        bench.still.rightNow -= step
+        bench.settle()
+        bench.now += 1
+        bench.fire()
+        bench.still.rightNow = 0.0
+        bench.settle()
+    assert bench.made == ["soon", "later"] * 2
+
+
+def test_a_timer_that_the_reactor_drops_is_opened_again(bench: Bench) -> None:
+    """As it stops.  A later call does not forget those that were there."""
+    bench.later(1, "a")
+    bench.armed = None
+    bench.clock._lost()
+    bench.later(5, "b")
+    assert bench.armed == bench.now + 1
+    bench.pass_by(1)
+    bench.pass_by(4)
+    assert bench.made == ["a", "b"]
+
+
+# -- what has arrived is looked at first
+
+
+def test_what_is_due_waits_for_the_turn_that_is_under_way(bench: Bench) -> None:
+    bench.later(1, "due")
+    bench.now += 1
+    bench.fire()
+    assert bench.made == []
+    bench.still.turn()
+    assert bench.made == ["due"]
+
+
+@pytest.mark.parametrize("late", [LATE + 0.01, 1e5])
+def test_what_is_late_waits_for_whole_turns(bench: Bench, late: float) -> None:
+    bench.later(1, "due")
+    bench.later(1 + late, "due, too")
+    bench.now += 1 + late
+    bench.fire()
+    for _ in range(TURNS):
+        bench.still.turn()
+        assert bench.made == []
+        # The event is there until the timer is set again.
+        bench.fire()
+    bench.still.turn()
+    assert bench.made == ["due", "due, too"]
+
+
+def test_what_is_not_late_does_not(bench: Bench) -> None:
+    bench.later(1, "due")
+    bench.now += 1 + LATE * 0.9
+    bench.fire()
+    bench.still.turn()
+    assert bench.made == ["due"]
+
+
+def test_turns_are_taken_while_somebody_has_left_something(bench: Bench) -> None:
+    one, other = Reading(), Reading()
+    bench.clock.sources.update((one, other))
+    bench.later(1, "due")
+    bench.now += 10
+    bench.fire()
+    other.cut_short = True
+    for _ in range(10):
+        bench.still.turn()
+        bench.fire()
+    assert bench.made == []
+    other.cut_short = False
+    bench.still.turn()
+    assert bench.made == ["due"]
+
+
+def test_but_not_for_ever(bench: Bench) -> None:
+    source = Reading()
+    source.cut_short = True
+    bench.clock.sources.add(source)
+    bench.later(1, "due")
+    bench.now += 10
+    bench.settle()
+    assert bench.made == ["due"]
+    assert bench.still.turns == MOST_TURNS + 1
+
+
+def test_a_source_is_not_kept(bench: Bench) -> None:
+    bench.clock.sources.add(Reading())
+    gc.collect()
+    assert not bench.clock.sources
+
+
+def test_calls_of_no_delay_do_not_wait(bench: Bench) -> None:
+    """They may be what somebody takes what has arrived with."""
+    bench.later(1, "due")
+    bench.now += 10
+    bench.fire()
+    bench.later(0, "soon")
+    bench.still.turn()
+    assert bench.made == ["soon"]
+    bench.settle()
+    assert bench.made == ["soon", "due"]
+
+
+def test_one_that_takes_its_time_makes_the_others_late(bench: Bench) -> None:
+    def slow() -> None:
+        bench.now += LATE + 0.01
+
+    bench.later(1, "slow", slow)
+    bench.later(1, "late")
+    bench.now += 1
+    bench.fire()
+    bench.still.turn()
+    assert bench.made == ["slow"]
+    before = bench.still.turns
+    bench.settle()
+    assert bench.made == ["slow", "late"]
+    assert bench.still.turns - before > TURNS
+
+
+class Reading(SimpleNamespace):
+    """Something that the clock asks."""
+
+    cut_short = False
+    __hash__ = object.__hash__
+
+
+# -- on a real reactor
+
+
+def waiting(seconds: float) -> Deferred[None]:
+    return deferLater(MonotonicClock.of(reactor), seconds)
+
+
+async def rests() -> None:
+    """Wait until the reactor holds nothing of the clock's."""
+    for _ in range(200):
+        await deferLater(reactor, 0.005)
+        if MonotonicClock.of(reactor)._timer is None:
+            return
+    raise AssertionError("it holds its timer")
+
+
+@LINUX
+@pytest_twisted.ensureDeferred
+async def test_a_timerfd_is_watched_while_a_call_is_pending() -> None:
+    clock = MonotonicClock.of(reactor)
+    before = descriptors()
+    pause = waiting(0.02)
+    [added] = [what for n, what in descriptors().items() if n not in before]
+    assert added == "anon_inode:[timerfd]"
+    [reader] = [each for each in live.getReaders() if each is clock._timer]
+    assert verifyObject(IReadDescriptor, reader)
+    assert reader.logPrefix() == "relayd timer"
+    flags = Path(f"/proc/self/fdinfo/{reader.fileno()}").read_text()
+    assert int(flags.split("flags:")[1].split()[0], 8) & os.O_NONBLOCK
+    assert not os.get_inheritable(reader.fileno())
+    await pause
+    await rests()
+    assert reader not in live.getReaders()
+    assert descriptors() == before
+
+
+@LINUX
+@pytest_twisted.ensureDeferred
+async def test_it_is_not_spun_on() -> None:
+    """The event of a timer that is set again is gone."""
+    clock = MonotonicClock.of(reactor)
+    woken: list[float] = []
+    timer: Any = None
+    long = clock.callLater(60, woken.append, 0)
+    timer = clock._timer
+    told = timer.doRead
+    timer.doRead = lambda: (woken.append(time.monotonic()), told())
+    for _ in range(3):
+        await waiting(0.01)
+    await deferLater(reactor, 0.05)
+    assert len(woken) <= 6
+    long.cancel()
+    await rests()
+
+
+def _refuse(number: int) -> Callable[..., int]:
+    def call(*args: object, **kwargs: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("what", "number"),
+    [
+        ("_timerfd_create", errno.ENOSYS),
+        ("_timerfd_create", errno.EPERM),
+        ("_timerfd_create", errno.EMFILE),
+        ("_timerfd_settime", errno.EPERM),
+        ("_timerfd_settime", errno.EOPNOTSUPP),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_thread_waits_where_there_is_no_timerfd(
+    what: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"relayd.monotonic.{what}", _refuse(number))
+    await _by_thread()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_thread_waits_where_the_c_library_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    missing = relayd.monotonic._library("no_such_call")
+    with pytest.raises(OSError, match="not implemented"):
+        missing(1, 2)
+    monkeypatch.setattr("relayd.monotonic._timerfd_create", missing)
+    await _by_thread()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_thread_waits_where_the_reactor_watches_no_descriptors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    interface = SimpleNamespace(providedBy=lambda _: False)
+    monkeypatch.setattr("relayd.monotonic.IReactorFDSet", interface)
+    await _by_thread()
+
+
+def timer_threads() -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if each.name == "relayd timer"]
+
+
+async def _by_thread() -> None:
+    before = descriptors()
+    clock = MonotonicClock.of(reactor)
+    made: list[int] = []
+    begin = time.monotonic()
+    clock.callLater(0.03, made.append, 3)
+    clock.callLater(0.01, made.append, 1)
+    clock.callLater(60, made.append, 60).cancel()
+    [thread] = timer_threads()
+    assert thread.daemon
+    assert descriptors() == before
+    await waiting(0.04)
+    assert made == [1, 3]
+    assert time.monotonic() - begin >= 0.04
+    await rests()
+    thread.join(5)
+    assert not thread.is_alive()
+    # And again.
+    await waiting(0.001)
+    await rests()
+
+
+@LINUX
+@pytest_twisted.ensureDeferred
+async def test_a_timerfd_that_can_not_be_set_any_more_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A sandbox that was shut meanwhile."""
+    before = descriptors()
+    pause = waiting(0.05)
+    monkeypatch.setattr("relayd.monotonic._timerfd_settime", _refuse(errno.EPERM))
+    await waiting(0.01)
+    assert descriptors() == before
+    assert timer_threads()
+    await pause
+    await rests()
+
+
+@LINUX
+@pytest_twisted.ensureDeferred
+async def test_no_descriptor_is_left_if_it_can_not_be_watched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = descriptors()
+    with monkeypatch.context() as patched:
+        patched.setattr(live, "addReader", _refuse(errno.ENOSPC))
+        pause = waiting(0.01)
+    assert descriptors() == before
+    await pause
+    await rests()
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_reactors_own_timer_is_the_last_resort(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No descriptor and no thread is left: nothing is raised."""
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("relayd.monotonic._timerfd_create", _refuse(errno.EMFILE))
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    clock = MonotonicClock.of(reactor)
+    made: list[int] = []
+    clock.callLater(0.02, made.append, 2)
+    clock.callLater(0.01, made.append, 1)
+    await waiting(0.03)
+    assert made == [1, 2]
+    clock.callLater(60, made.append, 60).cancel()
+    await rests()
+
+
+@LINUX
+@pytest_twisted.ensureDeferred
+async def test_pythons_own_calls_are_used_where_there_are_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of Python 3.13: `os.timerfd_create` and `os.timerfd_settime_ns`."""
+    create, change = relayd.monotonic._timerfd_create, relayd.monotonic._set
+    asked: list[Any] = []
+
+    def timerfd_create(clockid: int, /, *, flags: int) -> int:
+        asked.append((clockid, flags))
+        return create(clockid, flags)
+
+    def timerfd_settime_ns(
+        fd: int, /, *, flags: int = 0, initial: int = 0, interval: int = 0
+    ) -> tuple[int, int]:
+        asked.append((flags, interval))
+        with monkeypatch.context() as patched:
+            patched.delattr(os, "timerfd_settime_ns")
+            change(fd, initial)
+        return 0, 0
+
+    monkeypatch.setattr(os, "timerfd_create", timerfd_create, raising=False)
+    monkeypatch.setattr(os, "timerfd_settime_ns", timerfd_settime_ns, raising=False)
+    await waiting(0.01)
+    # CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC, TFD_TIMER_ABSTIME.
+    assert asked[:2] == [(time.CLOCK_MONOTONIC, 0o4000 | 0o2000000), (1, 0)]
+    await rests()
+
+
+@LINUX
+@pytest_twisted.ensureDeferred
+async def test_the_reactor_that_stops_takes_the_timer_with_it() -> None:
+    clock = MonotonicClock.of(reactor)
+    before = descriptors()
+    call = clock.callLater(60, list)
+    timer: Any = clock._timer
+    live.removeReader(timer)
+    timer.connectionLost(None)
+    timer.connectionLost(None)
+    assert descriptors() == before
+    call.cancel()
+    await waiting(0.001)
+    await rests()
+
+
+# -- on every reactor
+
+#: What runs in a process of its own: the reactor is the argument.
+SCRIPT = """
+import sys, time
+real, step = time.time, [0.0]
+time.time = lambda: real() + step[0]
+from twisted.application.reactors import installReactor
+reactor = installReactor(sys.argv[1])
+import relayd.monotonic as module
+if sys.argv[2] == "thread":
+    def refuse(*_):
+        raise OSError(38, "no")
+    module._timerfd_create = refuse
+import json, os, signal
+from relayd.monotonic import monotonic
+
+clock = monotonic(reactor)
+made, begin = [], time.monotonic()
+
+def note(name):
+    made.append((name, time.monotonic() - begin))
+
+def back():
+    # With what the reactor opens as it begins.
+    global before
+    before = len(os.listdir("/dev/fd"))
+    note("begin")
+    # All of these are asked for before the machine's clock is set back by a day, ...
+    clock.callLater(0, note, "zero")
+    clock.callLater(0, clock.callLater, 0, note, "zero twice")
+    clock.callLater(0.15, note, "after 0.15")
+    clock.callLater(0.05, note, "after 0.05").reset(0.1)
+    clock.callLater(0.05, note, "never").cancel()
+    clock.callLater(5, note, "sooner").reset(0.05)
+    step[0] -= 86400
+    clock.callLater(0.2, forth)
+
+def forth():
+    # ... and this one before it is set forward by two.
+    clock.callLater(0.1, note, "after another 0.1")
+    step[0] += 2 * 86400
+    clock.callLater(0.12, end)
+
+def end():
+    note("end")
+    assert not clock.getDelayedCalls()
+    reactor.callLater(0, stop)
+
+def stop():
+    left = [repr(each) for each in reactor.getReaders() if "relayd" in repr(each)]
+    print(json.dumps([made, left, len(os.listdir("/dev/fd")) - before]))
+    # Pending as the reactor stops.
+    clock.callLater(60, note, "never")
+    reactor.stop()
+
+# Before the reactor runs; and the child of a fork knows nothing of it.
+reactor.callWhenRunning(clock.callLater, 0, back)
+reactor.run()
+"""
+
+
+@LINUX
+@pytest.mark.parametrize("how", ["timerfd", "thread"])
+@pytest.mark.parametrize("name", REACTORS)
+def test_it_runs_on_every_reactor_however_the_machines_clock_steps(
+    name: str, how: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", SCRIPT, name, how],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert done.stderr == ""
+    made, left, opened = json.loads(done.stdout)
+    times = dict(made)
+    assert list(times) == [
+        *("begin", "zero", "zero twice", "sooner", "after 0.05", "after 0.15"),
+        *("after another 0.1", "end"),
+    ]
+    for call, least in (
+        ("zero twice", 0),
+        ("sooner", 0.05),
+        ("after 0.05", 0.1),
+        ("after 0.15", 0.15),
+        ("after another 0.1", 0.3),
+        ("end", 0.32),
+    ):
+        assert least <= times[call] < least + 5
+    assert times["zero"] < 5
+    assert (left, opened) == ([], 0)
+
+
+#: A clock that was made before a fork, and asked after it.
+FORKED = """
+import os, time
+from twisted.internet import reactor
+from relayd.monotonic import monotonic
+clock = monotonic(reactor)
+if os.fork():
+    _, status = os.wait()
+    raise SystemExit(os.waitstatus_to_exitcode(status))
+clock.callLater(0.01, reactor.stop)
+reactor.run()
+print("done")
+"""
+
+
+def test_a_fork_before_the_first_call_is_harmless() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
