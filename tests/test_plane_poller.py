@@ -15,7 +15,9 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
+import pytest_twisted
 from twisted.internet import reactor
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.main import CONNECTION_LOST
 from twisted.internet.task import Clock
@@ -23,7 +25,7 @@ from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
 import relayd.plane.poller
-from relayd.monotonic import MonotonicClock
+from relayd.monotonic import LATE, MonotonicClock
 from relayd.plane import is_available, obstacle
 from relayd.plane.poller import ROUNDS, Plane
 from tests.conftest import LoggedFailures, descriptors
@@ -550,9 +552,22 @@ def test_a_turn_that_takes_all_there_is_was_not_cut_short(
     assert not plane.cut_short
 
 
-def test_the_clock_asks_every_plane_of_its_reactor() -> None:
-    plane = Plane(reactor)
-    assert plane in MonotonicClock.of(reactor).sources
+@pytest_twisted.ensureDeferred
+async def test_a_late_clock_waits_until_all_that_has_arrived_was_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a real reactor that was busy meanwhile, for many more turns than it waits."""
+    monkeypatch.setattr(relayd.plane.poller, "BATCH", 1)
+    plane, clock = Plane.of(reactor), MonotonicClock.of(reactor)
+    many = [Watched(plane) for _ in range(10 * ROUNDS)]
+    judged: Deferred[list[list[str]]] = Deferred()
+    clock.callLater(0.01, lambda: judged.callback([each.told[:] for each in many]))
+    for each in many:
+        each.far.send(b"x")
+    time.sleep(0.02 + LATE)
+    assert await judged == [["ready"]] * len(many)
+    for each in many:
+        each.close()
 
 
 # -- defects of others
