@@ -35,6 +35,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import (
     IAddress,
+    IDelayedCall,
     IListeningPort,
     IProtocol,
     IProtocolFactory,
@@ -719,6 +720,7 @@ class Socks4Factory(StreamFactory):
         self.bind_address = bind_address
         self.external_address = external_address
         self.bind_timeout = bind_timeout
+        self._making_room: IDelayedCall | None = None
         self.handshakes: Waiting[Socks4Protocol] = Waiting(
             "handshakes", max_handshakes, max_handshakes_per_client, reactor
         )
@@ -728,6 +730,12 @@ class Socks4Factory(StreamFactory):
 
     def make_room(self) -> None:
         """See :meth:`IMakesRoom.make_room`."""
+        # Not now: what they have said may have arrived, and is read in this turn.
+        if self._making_room is None:
+            self._making_room = self.clock.callLater(0, self._make_room)
+
+    def _make_room(self) -> None:
+        self._making_room = None
         long_ago = self.now() - LONG_HANDSHAKE
         for protocol in self.handshakes.oldest(ROOM):
             if protocol.session.opened_at <= long_ago:

@@ -1456,23 +1456,44 @@ def test_without_descriptors_those_go_who_are_long_in_their_handshake() -> None:
     assert verifyObject(IMakesRoom, proxy.factory)
     served = proxy.client(CONNECT)
     mute = [proxy.client(host=f"192.0.2.{number}") for number in range(ROOM + 2)]
+
+    def make_room() -> None:
+        # Two listeners may ask in one turn.
+        proxy.factory.make_room()
+        proxy.factory.make_room()
+        proxy.clock.advance(0)
+
     proxy.clock.advance(LONG_HANDSHAKE - 0.01)
-    proxy.factory.make_room()
+    make_room()
     assert all(client.connected for client in mute)
     late = proxy.client(CONNECT[:4])
     proxy.clock.advance(0.01)
-    proxy.factory.make_room()
+    make_room()
     for client in mute[:ROOM]:
         refused(client)
     assert proxy.witness.sessions[1].ending is Ending.CROWDED_OUT
     assert all(client.connected for client in mute[ROOM:])
-    proxy.factory.make_room()
+    make_room()
     for client in mute[ROOM:]:
         refused(client)
     late.receive(CONNECT[4:])
     assert len(proxy.servers) == 2
     for client in (served, late):
         client.lose()
+    proxy.nothing_left()
+
+
+def test_whose_request_has_arrived_by_then_makes_no_room() -> None:
+    """A proxy that was stopped meanwhile has not read it yet."""
+    proxy = Proxy()
+    speaks, mute = proxy.client(), proxy.client()
+    proxy.clock.advance(LONG_HANDSHAKE)
+    proxy.factory.make_room()
+    speaks.receive(CONNECT)
+    proxy.clock.advance(0)
+    refused(mute)
+    assert len(proxy.servers) == 1
+    speaks.lose()
     proxy.nothing_left()
 
 
