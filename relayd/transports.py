@@ -17,7 +17,7 @@ import socket
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from twisted.internet import tcp, unix
 from twisted.internet.error import ConnectionDone, ConnectionLost
