@@ -34,6 +34,7 @@ from twisted.application.service import Service
 from twisted.logger import Logger
 
 from relayd.log_file import AnyLogFile
+from relayd.monotonic import monotonic
 
 log = Logger(namespace="relayd.signals")
 
@@ -137,7 +138,8 @@ class Signals(Service):
             return
         log.info("SIGHUP: going on, there is nothing to reload")
         if self._terminal:
-            self._reactor.callLater(CLOSING, self._has_closed)
+            clock = monotonic(self._reactor)
+            clock.callLater(CLOSING, self._has_closed)
 
     def _has_closed(self) -> bool:
         """Whether the terminal is gone; the first time that it is, stop."""

@@ -575,6 +575,7 @@ def test_every_ending_has_two_letters_that_operators_know() -> None:
         "sD": {Ending.UPSTREAM_STALLED},
         "PR": {
             Ending.REFUSED,
+            Ending.LOOP,
             Ending.BAD_REQUEST,
             Ending.CROWDED_OUT,
             Ending.DENIED,
