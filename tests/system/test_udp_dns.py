@@ -126,8 +126,11 @@ def dig(host: str, port: int, *question: str | Path) -> str:
 
 @each_server
 def test_dig(server: NameServer, tmp_path: Path) -> None:
-    """200 questions are 200 datagrams each way, and their flows end by themselves."""
-    asked = dict(list(HOSTS.items())[:200])
+    """90 questions are 90 datagrams each way, and their flows end by themselves.
+
+    Of more, whose flows end in one second, not all would have a line.
+    """
+    asked = dict(list(HOSTS.items())[:90])
     names = tmp_path / "names"
     names.write_text("".join(f"{name} A\n" for name in asked))
     with server(tmp_path) as port, relayed(port, "--udp-timeout", "1") as running:
