@@ -49,7 +49,7 @@ from relayd.interfaces import IMakesRoom
 from relayd.libc import accept
 from relayd.monotonic import monotonic
 from relayd.seldom import Seldom
-from relayd.transports import connection_class, set_options
+from relayd.transports import connection_class, set_keepalive, set_options
 from relayd.udp_sockets import BROADCAST, is_broadcast
 
 if TYPE_CHECKING:
@@ -181,6 +181,7 @@ class Listener:
         wildcard = getattr(self._address, "host", "") in ("0.0.0.0", "::")
         self._local = None if wildcard else self._address
         set_options(sock)
+        set_keepalive(sock)
 
     @property
     def pauses(self) -> int:

@@ -30,6 +30,7 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet import error
@@ -56,7 +57,9 @@ from relayd.interfaces import ICaller, IGate, ILease, INamedClients, IObserver
 from relayd.monotonic import monotonic
 from relayd.observers import Observers, SessionLog
 from relayd.session import Ending, Session
+from relayd.tcp_info import lent_socket
 from relayd.tls import ServerHandshake, ServerIdentity, tells, why_failed
+from relayd.transports import KEEPALIVE_IS_INHERITED, set_keepalive
 from relayd.upstreams import Upstream
 from relayd.wheel import DeadlineWheel
 
@@ -110,18 +113,28 @@ def ending_of_failed_dial(reason: Failure) -> tuple[Ending, str]:
 
 def set_options(transport: Any) -> None:
     """What :func:`relayd.transports.set_options` does, on transports not of ours."""
-    if getattr(transport, "options_are_set", False):
-        return
-    if ITCPTransport.providedBy(transport) and not IUNIXTransport.providedBy(transport):
-        try:
+    if not getattr(transport, "options_are_set", False) and _is_tcp(transport):
+        # Or the peer is gone already, which the next read will tell; or it is a
+        # wrapper that claims more than it has.
+        with suppress(OSError, AttributeError):
             transport.setTcpNoDelay(True)
-            transport.setTcpKeepAlive(True)
-            handle = transport.getHandle()  # type: ignore[attr-defined]
+            handle = transport.getHandle()
             handle.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-        except (OSError, AttributeError):
-            # The peer is gone already, which the next read will tell; or it is a
-            # wrapper that claims more than it has.
-            pass
+
+
+def keep_alive(transport: Any) -> None:
+    """What :func:`relayd.transports.set_keepalive` does, on any transport."""
+    with lent_socket(transport) as sock:
+        if sock is not None:
+            set_keepalive(sock)
+        elif _is_tcp(transport):
+            with suppress(OSError, AttributeError):
+                transport.setTcpKeepAlive(True)
+
+
+def _is_tcp(transport: Any) -> bool:
+    is_unix = IUNIXTransport.providedBy(transport)
+    return bool(ITCPTransport.providedBy(transport)) and not is_unix
 
 
 def _is_its_own_peer(transport: Any) -> bool:
@@ -240,6 +253,9 @@ class StreamProtocol(Leg):
     #: A TLS server that must have shown its certificate by the deadline, and of which
     #: nobody tells that it has.
     _unproven: Leg | None = None
+
+    #: The wheel has seen to keepalive probes.
+    _is_kept_alive = False
 
     def __init__(self, factory: StreamFactory, client: str) -> None:
         now = factory.now
@@ -585,6 +601,8 @@ class StreamProtocol(Leg):
         """Look at the deadlines of whichever stage this is."""
         bridge = self.bridge
         if bridge is not None:
+            if not self._is_kept_alive:
+                self._keep_alive(bridge)
             if self._unproven is not None and now >= self._deadline:
                 leg, self._unproven = self._unproven, None
                 if leg.alive and leg.transport.getPeerCertificate() is None:
@@ -599,6 +617,14 @@ class StreamProtocol(Leg):
             self.end(Ending.CLIENT_LEFT, "the client ended its side, unanswered")
         else:
             self.overdue()
+
+    def _keep_alive(self, bridge: Bridge) -> None:
+        self._is_kept_alive = True
+        if bridge.upstream.alive:
+            keep_alive(bridge.upstream.transport)
+        # A listener of ours has passed its options on.
+        if self.alive and (self.is_foreign or not KEEPALIVE_IS_INHERITED):
+            keep_alive(self.transport)
 
     def overdue(self) -> None:
         """The stage before the Bridge has had its time."""

@@ -15,9 +15,10 @@ import errno
 import os
 import socket
 import struct
+import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet import tcp, unix
 from twisted.internet.error import ConnectionDone, ConnectionLost
@@ -34,12 +35,25 @@ _DONE = Failure(CONNECTION_DONE)
 
 _UNIX = int(socket.AF_UNIX)
 _TCP, _NODELAY = int(socket.IPPROTO_TCP), int(socket.TCP_NODELAY)
-_SOCKET, _KEEPALIVE = int(socket.SOL_SOCKET), int(socket.SO_KEEPALIVE)
 
+#: A silent peer is probed after so many seconds, again after so many, and is gone when
+#: it has not answered so many probes: tcp(7).  The kernel's own figures (7,200, 75, 9)
+#: come after the idle timeout.
+KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 60, 15, 4
+
+#: Whether accepted connections have the listening socket's options.
+KEEPALIVE_IS_INHERITED = sys.platform.startswith("linux")
+
+# macOS has another name for the first.
+_IDLE = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
+_INTERVAL = getattr(socket, "TCP_KEEPINTVL", None)
+_COUNT = getattr(socket, "TCP_KEEPCNT", None)
+
+_SOCKET = int(socket.SOL_SOCKET)
 _OOBINLINE = int(socket.SO_OOBINLINE)
 
 #: What `set_options` sets.
-_OPTIONS = ((_TCP, _NODELAY), (_SOCKET, _KEEPALIVE), (_SOCKET, _OOBINLINE))
+_OPTIONS = ((_TCP, _NODELAY), (_SOCKET, _OOBINLINE))
 
 #: SO_LINGER, socket(7): drop what is unsent, and reset.
 _LINGER, _RESET = int(socket.SO_LINGER), struct.pack("ii", 1, 0)
@@ -247,7 +261,7 @@ class UNIXConnection(_Connection, unix.Server):
 
 
 def set_options(sock: socket.SocketType) -> None:
-    """No delay for small writes, keepalive probes for peers that vanish, urgent bytes.
+    """No delay for small writes, and urgent bytes in their place.
 
     An urgent byte (telnet's interrupt) is read in its place among the others, instead
     of being kept for who asks for it (SO_OOBINLINE, socket(7)).  Accepted connections
@@ -257,12 +271,31 @@ def set_options(sock: socket.SocketType) -> None:
     if sock.family != _UNIX:
         try:
             sock.setsockopt(_TCP, _NODELAY, 1)
-            sock.setsockopt(_SOCKET, _KEEPALIVE, 1)
             sock.setsockopt(_SOCKET, _OOBINLINE, 1)
         except OSError:
             for level, option in _OPTIONS:
                 with suppress(OSError):
                     sock.setsockopt(level, option, 1)
+
+
+def set_keepalive(sock: socket.SocketType) -> None:
+    """Keepalive probes, for peers that vanish.
+
+    A relay sets them on its listening sockets, and on a connection that did not get
+    them from there when it has lasted for a while: a short session does without.
+    """
+    if sock.family == _UNIX:
+        return
+    for level, option, value in (
+        (_SOCKET, socket.SO_KEEPALIVE, 1),
+        (_TCP, _IDLE, KEEPALIVE_IDLE),
+        (_TCP, _INTERVAL, KEEPALIVE_INTERVAL),
+        (_TCP, _COUNT, KEEPALIVE_COUNT),
+    ):
+        if option is not None:
+            # Without one of them, its system's own figure serves as well.
+            with suppress(OSError):
+                sock.setsockopt(level, option, value)
 
 
 def reset_on_close(sock: socket.SocketType) -> None:

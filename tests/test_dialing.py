@@ -157,7 +157,7 @@ async def test_a_tcp_server_is_reached(family: int) -> None:
             assert (theirs.host, theirs.port) == server.socket.getsockname()[:2]
         assert type(transport) is TCPConnection
         assert transport.getTcpNoDelay()
-        assert transport.getTcpKeepAlive()
+        assert not transport.getTcpKeepAlive()
         await over(protocol)
 
 

@@ -761,7 +761,7 @@ def test_a_tcp_server_is_reached(family: int, still: Still) -> None:
             transport = protocol.transport
             assert type(transport) is PlaneTransport
             assert transport.getTcpNoDelay()
-            assert transport.getTcpKeepAlive()
+            assert not transport.getTcpKeepAlive()
             address = server.socket.getsockname()
             kind = IPv6Address if family == socket.AF_INET6 else IPv4Address
             assert transport.getPeer() == kind("TCP", *address)

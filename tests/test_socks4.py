@@ -779,7 +779,6 @@ def test_bind_from_accept_to_end() -> None:
     ]
     assert proxy.dialled == []
     assert peer.getTcpNoDelay()
-    assert peer.getTcpKeepAlive()
     proxy.over(Ending.DONE)
 
 

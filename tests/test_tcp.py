@@ -138,13 +138,17 @@ def test_a_session_from_accept_to_end() -> None:
     relay.over("opened", "dialing server:80", "connected 192.0.2.1:9000", "closed done")
 
 
-def test_both_connections_get_no_delay_and_keepalive() -> None:
+def test_both_connections_get_no_delay_at_once_and_keepalive_if_they_last() -> None:
+    """At the wheel's first look, once: a short session does without."""
     relay = Relay()
     client = relay.client()
     server = relay.server.dial.connect()
     for transport in (client, server):
         assert transport.getTcpNoDelay()
-        assert transport.getTcpKeepAlive()
+        assert not transport.getTcpKeepAlive()
+    relay.clock.pump([1.0] * 3)
+    for transport in (client, server):
+        assert transport.log.count("keepalive=True") == 1
     client.lose()
 
 
@@ -157,7 +161,6 @@ def test_a_factory_that_makes_its_own_protocols_gets_options_too() -> None:
     factory = Own(FakeEndpoint(), clock=Clock(), observer=Observer())
     transport.connect(factory.buildProtocol(transport.peer))
     assert transport.getTcpNoDelay()
-    assert transport.getTcpKeepAlive()
     transport.lose()
     factory.stopFactory()
 
