@@ -11,7 +11,9 @@ The rules, by their numbers in ARCHITECTURE.md:
    that are ISpliceable see to that between themselves, and the bytes don't pass
    through the legs at all.
 3. Stall: a transport holds bytes and the peer's kernel took none of them for
-   `stall` seconds.  Both connections are aborted.
+   `stall` seconds, and what a slow reader's kernel needs beyond that
+   (:mod:`relayd.deadlines`).  Both connections are aborted.  A peer that does not
+   even answer is lost, which is read as a reset (6).
 4. End of data (EOF) on one leg: the other's buffer is written, then its write
    side is shut; the opposite direction goes on.
 5. The pair ends when both directions have ended and all is written, or at once
@@ -26,7 +28,9 @@ the same ConnectionLost.  A leg that was being read learns of a reset by
 reading; one that was paused, or had reached EOF, can only have learnt of it by
 writing.  So the first is a reset (rule 6) and the second a failed write (5).  A
 transport that is told of a reset by the kernel says so (PeerReset): behind an EOF it
-counts as a failed write, too, but what was read is delivered.
+counts as a failed write, too, but what was read is delivered.  Of a leg that is not
+read, and to which nothing is written, other transports may not hear: the kernel is
+asked once a tick.
 
 What it costs.  For each chunk: one addition, one call of the other transport's
 `write`; nothing where it is spliced.  Activity is not timed; :meth:`Bridge.check`
@@ -35,106 +39,33 @@ looks at the counters once a tick and sees whether they moved.
 
 from __future__ import annotations
 
-import fcntl
-import select
-import struct
-import sys
 from collections.abc import Callable
 from typing import Any
 
-import attrs
 from twisted.internet.error import ConnectionClosed, ConnectionDone
-from twisted.internet.interfaces import (
-    IDelayedCall,
-    IHalfCloseableDescriptor,
-    IHalfCloseableProtocol,
-    INegotiated,
-    IPushProducer,
-    IReactorTime,
-)
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.interfaces import IDelayedCall, INegotiated, IReactorTime
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from relayd.interfaces import IHearsReset, ISpliceable, ISplicer
+from relayd.deadlines import MUCH, Timeouts
+from relayd.interfaces import ISpliceable, ISplicer
+from relayd.legs import HOLD_LIMIT, Leg, unsent
 from relayd.session import Direction, Ending, Session
-from relayd.transports import PeerReset
+from relayd.tcp_info import is_dead, unread, was_reset
+from relayd.transports import PeerReset, PeerVanished
+
+#: What programs that embed a relay know by this module's name.
+__all__ = ("HOLD_LIMIT", "Bridge", "Leg", "Timeouts", "unsent")
 
 # An enum's members cost a look-up by its metaclass each time.
 _DONE = Ending.DONE
 
-#: A leg that is not joined yet keeps at most this much, plus one read.
-HOLD_LIMIT = 65536
-
 #: Classes of transports of which is remembered whether they splice.
 KINDS_REMEMBERED = 64
-
-#: Linux, sockios(7): the bytes in a socket's send queue that the peer's kernel
-#: has not acknowledged.  The same request as TIOCOUTQ; None elsewhere.
-SIOCOUTQ = 0x5411 if sys.platform.startswith("linux") else None
 
 #: How often a reset looks whether the bytes before it have arrived, in seconds;
 #: the pause doubles up to the second figure.
 RESET_POLL_FIRST, RESET_POLL_LAST = 0.005, 0.5
-
-
-def _not_negative(_: object, attribute: attrs.Attribute[float], value: float) -> None:
-    if not value >= 0:
-        raise ValueError(f"{attribute.name} must not be negative: {value!r}")
-
-
-@attrs.frozen
-class Timeouts:
-    """How long a session may stay in each state, in seconds; 0 is for ever.
-
-    :ivar connect: until the upstream connection stands, with its TLS.
-    :ivar stall: with bytes buffered and none of them taken by the peer.
-    :ivar idle: with nothing moving.
-    :ivar half_close: with nothing moving, after one direction has ended.
-    :ivar handshake: until the client has done its handshake, of TLS or SOCKS4 or both.
-    """
-
-    connect: float = attrs.field(default=10.0, validator=_not_negative)
-    stall: float = attrs.field(default=10.0, validator=_not_negative)
-    idle: float = attrs.field(default=3600.0, validator=_not_negative)
-    half_close: float = attrs.field(default=300.0, validator=_not_negative)
-    handshake: float = attrs.field(default=30.0, validator=_not_negative)
-
-    @property
-    def tick(self) -> float:
-        """How often sessions are looked at: an eighth of the shortest, <= 1 s."""
-        given: list[float] = [t for t in attrs.astuple(self) if t]
-        return max(min([1.0, *(t / 8 for t in given)]), 0.01)
-
-
-def unsent(transport: Any) -> int:
-    """Bytes that `transport` was given and has not yet handed to the kernel.
-
-    Spliceable transports say it.  Twisted's have no public way to ask; they keep
-    them in these three attributes, in every release from the oldest to the newest
-    that relayd is tested with, and wrappers (TLS, PROXY) pass attributes through.
-    A foreign transport that has none of them counts as empty.
-    """
-    if ISpliceable.providedBy(transport):
-        return int(transport.unsent)
-    try:
-        listed: int = transport._tempDataLen  # noqa: SLF001
-        return len(transport.dataBuffer) - int(transport.offset) + listed
-    except AttributeError:
-        return 0
-
-
-def unacknowledged(transport: Any) -> int:
-    """Bytes in the kernel's send queue for `transport`; 0 where it can't tell."""
-    if SIOCOUTQ is None:
-        return 0
-    try:
-        queued = fcntl.ioctl(transport.fileno(), SIOCOUTQ, b"\0\0\0\0")
-    except (AttributeError, OSError, TypeError, ValueError):
-        # Not a socket of ours, or closed a moment ago.
-        return 0
-    return int(struct.unpack("i", queued)[0])
-
 
 #: What `_can_splice` has answered: a look-up that takes no call.
 _spliceable: dict[Any, bool] = {}
@@ -158,190 +89,11 @@ def _is_tls(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] in ("OpenSSL", "service_identity")
 
 
-def _closing_below(transport: Any) -> bool:
-    """Whether the connection under a TLS transport is about to be closed."""
-    below = getattr(transport, "transport", None)
-    return bool(getattr(below, "disconnecting", False))
-
-
-def is_dead(transport: Any) -> bool:
-    """Whether the kernel knows that a connection which nobody reads is gone.
-
-    Its unacknowledged bytes stay in the queue for ever then.
-    """
-    poll = select.poll()
-    try:
-        poll.register(transport.fileno(), 0)
-    except (AttributeError, TypeError, ValueError):
-        return False
-    return bool(poll.poll(0))
-
-
 def _tls_detail(leg: Leg, error: BaseException) -> str:
     """What to add to a TLS connection's reset."""
     if _is_tls(error):
         return f"TLS: {error!r}"
     return "TLS without close_notify" if INegotiated.providedBy(leg.transport) else ""
-
-
-@implementer(IHalfCloseableProtocol, IPushProducer, IHearsReset)
-class Leg(Protocol):
-    """One connection of a session.
-
-    Until it is joined, it keeps what it reads, up to HOLD_LIMIT.  As a producer
-    it stands between the other leg's transport and its own, instead of lending
-    that transport its own as Twisted's examples do: a transport that loses its
-    connection tells its producer to stop, which for a transport means a polite
-    close, and whether the survivor is closed politely is not its decision.
-
-    Once spliced it hears of nothing but its loss: bytes and their ends pass it by.  Nor
-    of its loss at a common end, unless its class has a `connectionLost` of its own.
-
-    :ivar direction: counts what this leg reads.
-    :ivar alive: connected, and not lost yet.
-    :ivar paused: told to stop reading.
-    :ivar spliced: its transport hands what it reads straight to the other's.
-    """
-
-    transport: Any = None
-    #: The other leg, while the two are joined.
-    peer: Any = None
-    #: What `Bridge.check` saw delivered while bytes waited, and when that grew.
-    delivered: int | None = None
-    delivered_at = 0.0
-
-    def __init__(self, direction: Direction) -> None:
-        # Not defaults of the class: the interpreter finds these faster.
-        self.direction = direction
-        self.bridge: Bridge | None = None
-        self.sink: Callable[[bytes], object] | None = None
-        self.held: bytearray | None = None
-        self.alive = False
-        self.paused = False
-        self.spliced = False
-
-    # -- called by the transport
-
-    def makeConnection(self, transport: Any) -> None:
-        # In one call what Twisted's does in two, twice in each session.
-        self.transport = transport
-        self.alive = True
-
-    def dataReceived(self, data: bytes) -> None:
-        self.direction.bytes += len(data)
-        if self.sink is None:
-            self.hold(data)
-        else:
-            self.sink(data)
-
-    def readConnectionLost(self) -> None:
-        self.direction.eof = True
-        bridge = self.bridge
-        if bridge is not None:
-            bridge.eof(self)
-        else:
-            self.ended_alone()
-
-    def writeConnectionLost(self) -> None:
-        """The write side is shut, as the Bridge asked; nothing is left to do."""
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.alive = False
-        bridge = self.bridge
-        if bridge is not None:
-            bridge.lost(self, reason)
-        else:
-            self.lost_alone(reason)
-
-    def hears_reset(self) -> bool:
-        """Until it is joined: what it has not read by then is nobody's."""
-        return self.bridge is None
-
-    # -- what a leg that is not joined decides
-
-    def ended_alone(self) -> None:
-        """The peer has sent its last byte, before the legs were joined."""
-
-    def lost_alone(self, reason: Failure) -> None:
-        """The connection is gone, before the legs were joined or after the end."""
-
-    # -- called by the other leg's transport
-
-    def pauseProducing(self) -> None:
-        self.paused = True
-        self.transport.pauseProducing()
-
-    def resumeProducing(self) -> None:
-        if self.bridge is not None and _closing_below(self.peer.transport):
-            # A TLS peer that said goodbye is closed as soon as its buffer is
-            # empty, but not while a producer is registered.  Stay paused until
-            # its loss is reported: nothing can be written to it any more.
-            self.peer.transport.unregisterProducer()
-            return
-        self.paused = False
-        # A Twisted transport that is told to read past its EOF reports it again.
-        if not self.direction.eof:
-            self.transport.resumeProducing()
-
-    def stopProducing(self) -> None:
-        """The other connection is lost; the Bridge hears of it and decides."""
-
-    # -- called by the Bridge
-
-    def hold(self, data: bytes) -> None:
-        """Keep what was read before the legs are joined."""
-        if self.held is None:
-            self.held = bytearray()
-        self.held += data
-        if len(self.held) >= HOLD_LIMIT:
-            self.pauseProducing()
-
-    def flow(self) -> None:
-        """Write what was held to the other leg, and from now on all that is read."""
-        sink = self.peer.transport.write
-        if not self.spliced:
-            self.sink = sink
-            self.peer.transport.registerProducer(self, True)
-        if self.paused:
-            self.resumeProducing()
-        held, self.held = self.held, None
-        if held is not None:
-            # May pause this leg again: the other's buffer fills up here.
-            sink(bytes(held))
-
-    @property
-    def waits(self) -> bool:
-        """Whether it is not read because the other leg's buffer is full."""
-        return self.paused or (self.spliced and self.transport.blocked)
-
-    def shut_write(self) -> None:
-        """Pass on the other leg's EOF, after what is buffered."""
-        transport = self.transport
-        # With a paused producer registered Twisted resumes that instead of
-        # shutting down, and never comes back to it.
-        transport.unregisterProducer()
-        if INegotiated.providedBy(transport):
-            # TLS: sends close_notify and reads on until the peer's.
-            transport.loseConnection()
-        elif IHalfCloseableDescriptor.providedBy(transport):
-            self.transport.loseWriteConnection()
-        # Any other transport can't say it.  Closing would lose the response, so
-        # it stays open for the peer to end, within the half-close timeout.
-
-    def close(self) -> None:
-        """Write what is buffered, then close politely."""
-        # Twisted's loseConnection waits for a registered producer to finish.
-        self.transport.unregisterProducer()
-        self.transport.loseConnection()
-
-    def abort(self) -> None:
-        """Reset the connection now and drop what is buffered."""
-        if self.alive:
-            self.transport.abortConnection()
-
-    def undelivered(self) -> int:
-        """Bytes written to this leg that its peer's kernel does not have yet."""
-        return unsent(self.transport) + unacknowledged(self.transport)
 
 
 #: What a class of legs has that does not care for its loss in a way of its own.
@@ -455,6 +207,12 @@ class Bridge:
         error: Any = reason.value
         if isinstance(error, ConnectionDone):
             self._left(leg)
+        elif isinstance(error, PeerVanished):
+            self._decide(
+                Ending.DOWNSTREAM_LOST if down else Ending.UPSTREAM_LOST,
+                str(error),
+            )
+            self._reset_behind(leg.peer)
         elif INegotiated.providedBy(leg.transport) and leg.peer.direction.eof:
             # It was told that the other side has ended, and closed its own
             # without the goodbye that TLS asks for, as most clients do.
@@ -483,19 +241,20 @@ class Bridge:
 
     def _reset_behind(self, survivor: Leg) -> None:
         """Reset the survivor once it has what was read for it."""
-        if survivor.alive:
-            survivor.transport.unregisterProducer()
-            survivor.pauseProducing()
-            if INegotiated.providedBy(survivor.transport):
-                # TLS gathers small writes until the reactor's next turn is over.
-                self._poll = self._clock.callLater(
-                    RESET_POLL_FIRST,
-                    self._reset_when_delivered,
-                    survivor,
-                    RESET_POLL_FIRST,
-                )
-            else:
-                self._reset_when_delivered(survivor, RESET_POLL_FIRST)
+        if not survivor.alive:
+            return
+        survivor.transport.unregisterProducer()
+        survivor.pauseProducing()
+        if INegotiated.providedBy(survivor.transport):
+            # TLS gathers small writes until the reactor's next turn is over.
+            self._poll = self._clock.callLater(
+                RESET_POLL_FIRST,
+                self._reset_when_delivered,
+                survivor,
+                RESET_POLL_FIRST,
+            )
+        else:
+            self._reset_when_delivered(survivor, RESET_POLL_FIRST)
 
     def _left(self, leg: Leg) -> None:
         """A transport that can't half-close (TLS, a wrapper) was closed by its peer.
@@ -593,60 +352,113 @@ class Bridge:
 
     def check(self, now: float) -> None:
         """Look at the deadlines; called about once a tick."""
-        session, timeouts = self.session, self._timeouts
-        waiting = 0
-        for leg, written in (
-            (self.upstream, session.up.bytes),
-            (self.downstream, session.down.bytes),
-        ):
-            # A foreign transport that can't be asked is full while it pauses.
-            buffered = int(leg.alive and (unsent(leg.transport) or leg.peer.waits))
-            if session.ending is not None and leg.alive:
-                # It is to be reset once its kernel's queue is delivered, too.
-                buffered = leg.undelivered()
-            if not buffered:
-                leg.delivered = None
-                continue
-            waiting += buffered
-            # What the peer's kernel has taken counts as written: the kernel
-            # wakes a writer only when a third of its queue is free, which on
-            # a slow, willing reader may take longer than the timeout.
-            delivered = written - buffered - unacknowledged(leg.transport)
-            if leg.delivered is None or delivered > leg.delivered:
-                leg.delivered = delivered
-                leg.delivered_at = now
-            elif timeouts.stall and now - leg.delivered_at >= timeouts.stall:
-                self.cut(
-                    Ending.DOWNSTREAM_STALLED
-                    if leg is self.downstream
-                    else Ending.UPSTREAM_STALLED,
-                    f"{buffered} bytes waited {timeouts.stall:g} s",
-                )
-                return
+        session, stall = self.session, self._timeouts.stall
+        up, down = self.upstream, self.downstream
+        held_up, held_down = up.held_bytes, down.held_bytes
         # Grows with every byte read, every byte written and every EOF.
         ended = session.up.eof + session.down.eof
-        progress = 2 * (session.up.bytes + session.down.bytes) - waiting + ended
-        if progress != self._progress:
+        progress = 2 * (session.up.bytes + session.down.bytes) + ended
+        progress -= held_up + held_down
+        moved = progress != self._progress
+        # Our buffers may be empty while a kernel still delivers: quiet begins when its
+        # queues are empty, too.  So does the reset of one that has last words to get.
+        last_words = session.ending is not None
+        ask = last_words or (not moved and self._queued != 0)
+        # Nothing was written since then, so what waits has waited since then.
+        since = now if moved else self._active_at
+        queued = 0
+        for leg, written, held, blocks in (
+            (up, session.up.bytes, held_up, held_down),
+            (down, session.down.bytes, held_down, held_up),
+        ):
+            if not leg.alive:
+                continue
+            delivery = leg.delivery
+            if (
+                ask
+                or held
+                or written - leg.seen >= MUCH
+                or (delivery is not None and delivery.waits)
+                # While other things move, one in a while will do.
+                or (moved and now - leg.asked_at >= stall / 2 > 0)
+            ):
+                queued += leg.look(now, since, written, held, last_words)
+                if stall and self._ended_by_peer(now, leg, held):
+                    return
+            is_read = not (leg.direction.eof or leg.paused or blocks)
+            if not is_read and self._ended_unread(leg):
+                return
+        if moved:
             self._progress = progress
             self._active_at = now
             self._queued = None
             return
-        if self._queued != 0:
-            # Our buffers are empty, but a kernel may still be delivering: quiet
-            # begins when its queues are empty, too.
-            queued = sum(
-                unacknowledged(leg.transport)
-                for leg in (self.downstream, self.upstream)
-                if leg.alive
-            )
-            if queued != self._queued:
-                # The first look only tells where it starts from.
-                if self._queued is not None:
-                    self._active_at = now
-                self._queued = queued
-        limit = timeouts.half_close if ended else timeouts.idle
+        if self._queued != 0 and queued != self._queued:
+            # The first look only tells where it starts from.
+            if self._queued is not None:
+                self._active_at = now
+            self._queued = queued
+        limit = self._timeouts.half_close if ended else self._timeouts.idle
         if limit and now - self._active_at >= limit:
             self.cut(
                 Ending.HALF_CLOSED if ended else Ending.IDLE,
                 f"nothing moved for {limit:g} s",
             )
+
+    def _ended_by_peer(self, now: float, leg: Leg, held: int) -> bool:
+        """End the session if `leg`'s peer is gone, or takes nothing."""
+        delivery, stall = leg.delivery, self._timeouts.stall
+        if delivery is None:
+            return False
+        down = leg is self.downstream
+        silence = delivery.silence(now)
+        if silence >= stall:
+            waiting = leg.undelivered()
+            self._give_up(
+                leg,
+                Ending.DOWNSTREAM_LOST if down else Ending.UPSTREAM_LOST,
+                f"{waiting} bytes unacknowledged for {silence:.1f} s",
+            )
+            return True
+        limit = stall + delivery.allowance
+        if delivery.idleness(now) >= limit:
+            self.cut(
+                Ending.DOWNSTREAM_STALLED if down else Ending.UPSTREAM_STALLED,
+                f"{held} bytes waited {round(limit, 1):g} s",
+            )
+            return True
+        return False
+
+    def _ended_unread(self, leg: Leg) -> bool:
+        """End the session if a connection that is not read was reset.
+
+        Its transport may not hear of that before it writes, or reads, again.
+        """
+        if (
+            self._closing
+            or self.session.ending is not None
+            or not was_reset(leg.transport)
+            # What it sent before is read as the other side takes it.
+            or (not leg.direction.eof and unread(leg.transport))
+        ):
+            return False
+        down = leg is self.downstream
+        if leg.undelivered():
+            self.cut(
+                Ending.DOWNSTREAM_WRITE_FAILED if down else Ending.UPSTREAM_WRITE_FAILED
+            )
+        else:
+            self._give_up(
+                leg, Ending.DOWNSTREAM_RESET if down else Ending.UPSTREAM_RESET
+            )
+        return True
+
+    def _give_up(self, leg: Leg, ending: Ending, detail: str = "") -> None:
+        """End the session as if `leg`'s peer had reset its connection."""
+        if self.session.ending is not None:
+            self.cut(ending)
+            return
+        self._decide(ending, detail)
+        survivor = leg.peer
+        leg.abort()
+        self._reset_behind(survivor)

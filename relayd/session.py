@@ -29,6 +29,9 @@ class Ending(Enum):
     #: A write to it failed.
     DOWNSTREAM_WRITE_FAILED = ("downstream_write_failed", "CD")
     UPSTREAM_WRITE_FAILED = ("upstream_write_failed", "SD")
+    #: It did not answer any more: what was sent to it, or the kernel's probes.
+    DOWNSTREAM_LOST = ("downstream_lost", "cD")
+    UPSTREAM_LOST = ("upstream_lost", "sD")
     #: It took none of what waited for it, for the stall timeout.
     DOWNSTREAM_STALLED = ("downstream_stalled", "cD")
     UPSTREAM_STALLED = ("upstream_stalled", "sD")

@@ -49,7 +49,7 @@ from zope.interface import implementer
 
 from relayd import ident
 from relayd.addresses import address_name, host_of, host_port
-from relayd.bridge import Leg, Timeouts, is_dead
+from relayd.bridge import Leg, Timeouts
 from relayd.destinations import ProxyPolicy, address_towards
 from relayd.dialing import Dialer
 from relayd.errors import Refused, RelayError
@@ -460,15 +460,6 @@ class Socks4Protocol(StreamProtocol):
 
     def not_dialed(self, ending: Ending, detail: str) -> None:
         self.end(ending, detail)
-
-    def check(self, now: float) -> None:
-        # Nobody hears of the reset of a connection that is not read, and a listener
-        # is not to stand for a client that is gone.
-        unread = self._bound is not None and (self.paused or self.direction.eof)
-        if unread and self.session.ending is None and is_dead(self.transport):
-            self.cut(Ending.CLIENT_LEFT)
-        else:
-            StreamProtocol.check(self, now)
 
     def overdue(self) -> None:
         factory = self.factory

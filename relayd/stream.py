@@ -11,7 +11,8 @@ shut down.  A relay is a subclass of each that decides what to dial, and when.
 While the server is dialled the client's bytes are kept (up to
 :data:`relayd.bridge.HOLD_LIMIT`) and its connection is watched:
 
-- a client that is gone (a reset) cancels the dial at once;
+- a client that is gone (a reset) cancels the dial: at once while it is read, and at
+  the next look of the wheel if it has sent more than is kept, or ended its side;
 - a client that ends its side with nothing sent has most likely left, but may be
   waiting for a server that speaks first: TCP looks the same.  A dial that is
   under way gets :data:`LEFT_GRACE` more seconds and is then cancelled;
@@ -57,7 +58,7 @@ from relayd.interfaces import ICaller, IGate, ILease, INamedClients, IObserver
 from relayd.monotonic import monotonic
 from relayd.observers import Observers, SessionLog
 from relayd.session import Ending, Session
-from relayd.tcp_info import lent_socket
+from relayd.tcp_info import lent_socket, was_reset
 from relayd.tls import ServerHandshake, ServerIdentity, tells, why_failed
 from relayd.transports import KEEPALIVE_IS_INHERITED, set_keepalive
 from relayd.upstreams import Upstream
@@ -609,6 +610,13 @@ class StreamProtocol(Leg):
                     self.cut(Ending.CONNECT_TIMEOUT, "no TLS handshake in time")
                     return
             bridge.check(now)
+        elif (
+            (self.paused or self.direction.eof)
+            and self.session.ending is None
+            and was_reset(self.transport)
+        ):
+            # It is not read, so nobody hears of its reset.
+            self.cut(Ending.CLIENT_LEFT)
         elif now < self._deadline:
             return
         elif self.session.ending is not None:

@@ -74,8 +74,11 @@ def lent_socket(transport: Any) -> Iterator[socket.SocketType | None]:
     To ask it and to set its options, within the block only.
     """
     try:
+        number = transport.fileno()
+        if not isinstance(number, int):
+            raise TypeError("that would be a socket of its own")
         # The kernel is asked for its family and type.
-        sock = socket.SocketType(fileno=transport.fileno())
+        sock = socket.SocketType(fileno=number)
     except (AttributeError, OSError, TypeError, ValueError):
         # Not a socket of ours, or closed a moment ago.
         yield None

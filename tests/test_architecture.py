@@ -26,7 +26,8 @@ ROWS = [
         "plane.pipes",
     },
     {"plane.poller", "udp_batches"},
-    {"plane.transport"},
+    {"plane.transport", "deadlines"},
+    {"legs"},
     {
         "destinations",
         "limits",

@@ -571,8 +571,13 @@ def test_every_ending_has_two_letters_that_operators_know() -> None:
         "sC": {Ending.CONNECT_TIMEOUT, Ending.BIND_TIMEOUT},
         "CD": {Ending.DOWNSTREAM_RESET, Ending.DOWNSTREAM_WRITE_FAILED},
         "SD": {Ending.UPSTREAM_RESET, Ending.UPSTREAM_WRITE_FAILED},
-        "cD": {Ending.DOWNSTREAM_STALLED, Ending.IDLE, Ending.HALF_CLOSED},
-        "sD": {Ending.UPSTREAM_STALLED},
+        "cD": {
+            Ending.DOWNSTREAM_LOST,
+            Ending.DOWNSTREAM_STALLED,
+            Ending.IDLE,
+            Ending.HALF_CLOSED,
+        },
+        "sD": {Ending.UPSTREAM_LOST, Ending.UPSTREAM_STALLED},
         "PR": {
             Ending.REFUSED,
             Ending.LOOP,
