@@ -7,6 +7,7 @@ this machine's own network is touched, and its ports, 113 among them, are free.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 from collections.abc import Iterator
@@ -46,6 +47,28 @@ class Machine:
     def twistd(self) -> tuple[str, ...]:
         """What `tests.process.relay` takes to run there."""
         return self.runs(*command())
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Sockets that this thread makes in the block are that machine's."""
+        with open("/proc/thread-self/ns/net") as here:
+            with open(f"/run/netns/{self.name}") as there:
+                _enter(there.fileno())
+            try:
+                yield
+            finally:
+                _enter(here.fileno())
+
+    def cable(self, link: str, state: str) -> None:
+        """Pull the cable out of this machine (`down`), or plug it in (`up`)."""
+        run(program("ip"), "-n", self.name, "link", "set", link, state)
+
+
+def _enter(namespace: int) -> None:
+    """Move this thread there; setns(2), which os has since Python 3.12."""
+    if ctypes.CDLL(None, use_errno=True).setns(namespace, 0) != 0:
+        problem = ctypes.get_errno()
+        raise OSError(problem, os.strerror(problem))
 
 
 @attrs.frozen
