@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from relayd.socks4_wire import Code, Command, write_request
 from relayd.tcp_info import unacknowledged
 from tests.process import (
     PATIENCE,
@@ -180,6 +181,25 @@ def test_a_client_that_is_not_read_and_resets_cancels_the_dial(sends: str) -> No
             eventually(lambda: running.descriptors == before)
 
 
+@pytest.mark.parametrize("command", [Command.CONNECT, Command.BIND])
+def test_nor_does_a_proxy_wait_for_it(command: Command) -> None:
+    """Neither its dial nor its listener."""
+    with full_backlog() as where:
+        options = ("--connect-timeout", NEVER, "--stall-timeout", "0.4")
+        with relay(*options, "-l", "127.0.0.1:0", plugin="socks4") as running:
+            client = connect(running.port)
+            host, _, port = where.rpartition(":")
+            client.sendall(write_request(command, host, int(port)))
+            client.sendall(bytes(100_000))
+            if command is Command.BIND:
+                assert read_exactly(client, 8)[1] == Code.GRANTED
+            time.sleep(0.2)
+            assert not ended(running)
+            reset(client)
+            [line] = running.ended("client_left")
+            assert line["code"] == "CC"
+
+
 def test_over_ipv6() -> None:
     with full_backlog() as where:
         options = ("--connect-timeout", NEVER, "--stall-timeout", "0.4")
@@ -230,6 +250,7 @@ def test_what_a_paused_client_sent_before_its_reset_is_delivered(
         # What has arrived; a reset takes the rest with it.
         arrived = sent - waiting
         reset(client)
+        time.sleep(0.3)  # three looks
         received = 0
         with pytest.raises(ConnectionResetError):
             while part := upstream.recv(1 << 18):
