@@ -784,7 +784,7 @@ def test_a_client_that_leaves_ends_the_servers_handshake() -> None:
     relay = Relay()
     client, server = secret_server(relay)
     client.lose()
-    assert server.log == ["nodelay=True", "keepalive=True", "abort"]
+    assert server.log == ["nodelay=True", "abort"]
     relay.over("opened", "dialing server:80", "closed client_left")
 
 
