@@ -96,8 +96,10 @@ def bare_end(address: tuple[Any, ...]) -> tuple[str, int, int]:
     An IPv4 address that is written as an IPv6 one (`::ffff:192.0.2.1`) is the former.
     The interface is 0 but for addresses that need one.
     """
+    if len(address) == 2:
+        return address[0], address[1], 0
     host, port = address[0].partition("%")[0], address[1]
     if host.startswith(_MAPPED) and "." in host:
         return host[len(_MAPPED) :], port, 0
     link_local = host[:3] in ("fe8", "fe9", "fea", "feb")
-    return host, port, address[3] if link_local and len(address) == 4 else 0
+    return host, port, address[3] if link_local else 0

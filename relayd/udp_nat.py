@@ -196,7 +196,7 @@ class ClientFlow(Flow):
         key: Any,
         source: Any,
         to: Any,
-        sock: Any,
+        dialled: tuple[Any, Any],
         upstream: Server,
         tried: list[SocketAddress],
     ) -> None:
@@ -213,7 +213,7 @@ class ClientFlow(Flow):
         self.tried = tried
         #: Which look-up of the name they are of.
         self._look_up = upstream.look_ups
-        self.use(sock)
+        self.use(*dialled)
         self.reply = front.replier()
         self.envelope = front.envelope(key)
         #: Whether the kernel has made datagrams of runs as far as we know.
@@ -228,10 +228,10 @@ class ClientFlow(Flow):
         #: The longest run that the client has sent.
         self._longest = 1
 
-    def use(self, sock: Any) -> None:
-        """Have this socket, which is connected to the server."""
+    def use(self, sock: Any, ours: Any) -> None:
+        """Have this socket, which is connected to the server, and its own address."""
         self.sock = sock
-        self.ours = sock.getsockname()
+        self.ours = ours
         self.send = sock.send
         self.recv = sock.recv
         self.recv_into = sock.recv_into
@@ -319,7 +319,7 @@ class ClientFlow(Flow):
                 self._look_from = self.down_datagrams + max(LOOK_EVERY, 8 * received)
             alone = self._usual == 1 and self.front.outbox is not None
             self._alone_until = self._look_from if alone else 0
-            if not self.replied:
+            if not self.replied and self.upstream.named:
                 nat.kept.forget(self)
             nat.table.inbound(self, nat.now())
 
@@ -973,7 +973,9 @@ class UdpNat:
         :raises TableFull: there is none that may be ended.
         """
         table = self.table
-        if self._drained is None and not self._evict(lambda: table.room(host), source):
+        if self._drained is not None or table.room(host) is None:
+            return
+        if not self._evict(lambda: table.room(host), source):
             table.refused += 1
             raise TableFull(f"no room for another flow of {host}")
 
@@ -1022,9 +1024,10 @@ class UdpNat:
     def _try_flow(
         self, front: Front, key: Any, source: Any, to: Any, server: Server
     ) -> ClientFlow:
-        sock, tried = self._dial(server)
+        dialled, tried = self._dial(server)
+        sock = dialled[0]
         try:
-            flow = ClientFlow(front, key, source, to, sock, server, tried)
+            flow = ClientFlow(front, key, source, to, dialled, server, tried)
             self.watcher.watch(sock.fileno(), flow, READABLE)
         except OSError:
             sock.close()
@@ -1041,13 +1044,17 @@ class UdpNat:
 
     def _dial(
         self, server: Server, tried: Sequence[SocketAddress] = ()
-    ) -> tuple[Any, list[SocketAddress]]:
+    ) -> tuple[tuple[Any, Any], list[SocketAddress]]:
         """A socket that is connected to the server.
 
         :param tried: addresses that are not to be tried again.
-        :return: the socket, and what was tried, the last of which it is connected to.
+        :return: the socket with its own address, and what was tried, the last of which
+            it is connected to.
         :raises OSError: there is none to be had, or no address that is left takes it.
         """
+        if not server.named:
+            only: Any = server.address
+            return self._connect(only), [only]
         had = list(tried)
         refusal = OSError(errno.EHOSTUNREACH, "no other address of its name")
         for address in list(server.candidates(had)):
@@ -1062,28 +1069,30 @@ class UdpNat:
                 refusal = problem
         raise refusal
 
-    def _connect(self, address: SocketAddress) -> Any:
+    def _connect(
+        self, address: SocketAddress, tries: int = SELF_TRIES
+    ) -> tuple[Any, Any]:
+        """A socket that is connected to an address, and its own address."""
         family, where = address
-        # Kept until the end, or the next would get the same port.
-        to_themselves: list[Any] = []
+        sock = self._open(family)
         try:
-            for _ in range(SELF_TRIES):
-                sock = self._open(family)
-                try:
-                    raise_buffer(sock, min(self.receive_buffer, FLOW_BUFFER))
-                    sock.connect(where)
-                    # The kernel may hand out the very port that is called, if nobody
-                    # has it: what is sent would come back as the answer.
-                    ours = sock.getsockname()
-                    if ours[1] != where[1] or ours != sock.getpeername():
-                        return sock
-                except OSError:
-                    sock.close()
-                    raise
-                to_themselves.append(sock)
+            raise_buffer(sock, min(self.receive_buffer, FLOW_BUFFER))
+            sock.connect(where)
+            ours = sock.getsockname()
+            # The kernel may hand out the very port that is called, if nobody has it:
+            # what is sent would come back as the answer.
+            itself = ours[1] == where[1] and ours == sock.getpeername()
+        except OSError:
+            sock.close()
+            raise
+        if not itself:
+            return sock, ours
+        try:
+            # Before this one is closed, or the next would get the same port.
+            if tries > 1:
+                return self._connect(address, tries - 1)
         finally:
-            for sock in to_themselves:
-                sock.close()
+            sock.close()
         raise OSError(
             errno.ECONNREFUSED, f"nobody has {socket_name(where)} but its own socket"
         )
@@ -1097,9 +1106,10 @@ class UdpNat:
         server = flow.upstream
         self._refused(server, flow.tried[-1], problem)
         try:
-            sock, tried = self._dial(server, flow.tried)
+            dialled, tried = self._dial(server, flow.tried)
         except OSError:
             return False
+        sock = dialled[0]
         try:
             self.watcher.watch(sock.fileno(), flow, READABLE)
         except OSError:
@@ -1108,7 +1118,7 @@ class UdpNat:
         self._look_at(flow)
         self.watcher.give_up(flow.sock)
         flow.tried = tried
-        flow.use(sock)
+        flow.use(*dialled)
         return True
 
     def _refused(
@@ -1146,7 +1156,8 @@ class UdpNat:
         self.table.remove(flow, evicted=ending == "evicted")
         del flow.front.flows[flow.here]
         self._look_at(flow)
-        self.kept.forget(flow)
+        if flow.upstream.named:
+            self.kept.forget(flow)
         self.watcher.give_up(flow.sock)
         facts = FlowFacts(
             client=socket_name(flow.source),
