@@ -40,6 +40,7 @@ looks at the counters once a tick and sees whether they moved.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 from twisted.internet.error import ConnectionClosed, ConnectionDone
@@ -67,21 +68,46 @@ KINDS_REMEMBERED = 64
 #: the pause doubles up to the second figure.
 RESET_POLL_FIRST, RESET_POLL_LAST = 0.005, 0.5
 
-#: What `_can_splice` has answered: a look-up that takes no call.
-_spliceable: dict[Any, bool] = {}
+#: What `_shortcut_of_kinds` has answered: a look-up that takes no call.
+_shortcuts: dict[Any, int] = {}
+
+#: How two legs' transports may move bytes without them: not at all; but they are told
+#: of their loss; and they are not; or whatever the objects themselves say.
+_NONE, _TOLD, _UNTOLD, _ASK = range(4)
 
 
-def _can_splice(kind: Any) -> bool:
-    """Whether transports of this class are ISpliceable.
+def _shortcut_of_kinds(kinds: tuple[Any, Any, Any]) -> int:
+    """Which shortcut there is for a transport and two legs of these classes.
 
-    Asked of the class: a wrapper (TLS, PROXY, throttling) claims to provide all
-    that the transport below it does, and would be cut out of the way.
+    Asked of the transport's class: a wrapper (TLS, PROXY, throttling) claims to provide
+    all that the transport below it does, and would be cut out of the way.
     """
-    if len(_spliceable) >= KINDS_REMEMBERED:
+    if len(_shortcuts) >= KINDS_REMEMBERED:
         # A program that makes up classes as it goes.
-        _spliceable.clear()
-    answer = _spliceable[kind] = bool(ISpliceable.implementedBy(kind))
+        _shortcuts.clear()
+    transport, *legs = kinds
+    if not ISpliceable.implementedBy(transport):
+        answer = _NONE
+    elif all(leg.__module__.startswith("relayd.") for leg in legs):
+        answer = _shortcut_past(*legs)
+    else:
+        # Classes that are not ours may give their objects methods.
+        answer = _ASK
+    _shortcuts[kinds] = answer
     return answer
+
+
+def _shortcut_past(*legs: Any) -> int:
+    """Which shortcut these legs leave, or legs of these classes."""
+    if any(_has_own(leg, name) for leg in legs for name in _PASSED_BY):
+        return _NONE
+    return _TOLD if any(_has_own(leg, "connectionLost") for leg in legs) else _UNTOLD
+
+
+def _has_own(leg: Any, name: str) -> bool:
+    """Whether a leg, or a class of them, has another method of this name than Leg."""
+    ours = getattr(Leg, name)
+    return getattr(leg, name) not in (ours, MethodType(ours, leg))
 
 
 def _is_tls(error: BaseException) -> bool:
@@ -96,8 +122,17 @@ def _tls_detail(leg: Leg, error: BaseException) -> str:
     return "TLS without close_notify" if INegotiated.providedBy(leg.transport) else ""
 
 
-#: What a class of legs has that does not care for its loss in a way of its own.
-_LEGS_LOSS = Leg.connectionLost
+#: Methods of a leg that are not called while it is spliced.
+_PASSED_BY = (
+    "dataReceived",
+    "readConnectionLost",
+    "writeConnectionLost",
+    "pauseProducing",
+    "resumeProducing",
+    "stopProducing",
+    "shut_write",
+    "close",
+)
 
 
 @implementer(ISplicer)
@@ -117,6 +152,7 @@ class Bridge:
         "_poll",
         "_progress",
         "_queued",
+        "_shortcut",
         "_timeouts",
         "downstream",
         "session",
@@ -146,16 +182,23 @@ class Bridge:
         # Legs are joined as soon as the session is connected.
         self._active_at = session.connected_at or clock.seconds()
 
-    def start(self) -> None:
-        """Join the legs.  Both are connected; either may have data or EOF already."""
+    def start(self, ask: bool = True) -> None:
+        """Join the legs.  Both are connected; either may have data or EOF already.
+
+        :param ask: somebody else has had the legs in hand, and may have put methods on
+            them; if not, only their classes are asked.
+        """
         down, up = self.downstream, self.upstream
         down.bridge = up.bridge = self
         down.peer, up.peer = up, down
-        kind: Any = type(down.transport)
-        can_splice = _spliceable.get(kind)
-        if can_splice is None:
-            can_splice = _can_splice(kind)
-        if can_splice:
+        kinds = (type(down.transport), type(down), type(up))
+        shortcut = _shortcuts.get(kinds)
+        if shortcut is None:
+            shortcut = _shortcut_of_kinds(kinds)
+        if shortcut == _ASK or (ask and shortcut):
+            shortcut = _shortcut_past(down, up)
+        self._shortcut = shortcut
+        if shortcut:
             down.spliced = up.spliced = down.transport.splice(
                 up.transport, down.direction, up.direction, self
             )
@@ -314,14 +357,7 @@ class Bridge:
         self._closing = True
         down, up = self.downstream, self.upstream
         if down.spliced:
-            client: Any = type(down)
-            server: Any = type(up)
-            # A subclass may have to be told.
-            if (
-                client.connectionLost is _LEGS_LOSS
-                and server.connectionLost is _LEGS_LOSS
-                and down.transport.close_both(down, up)
-            ):
+            if self._shortcut == _UNTOLD and down.transport.close_both(down, up):
                 down.alive = up.alive = False
                 self._over()
                 return

@@ -104,6 +104,13 @@ class INamedClients(Interface):
     address object then, a thirtieth of what Python does for a short session.
     """
 
+    def takes_names() -> bool:
+        """Whether `build_named` will do instead of `buildProtocol`, for all clients.
+
+        Asked each time a listener opens.  Not if somebody has put a `buildProtocol` in
+        the place of the one that it stands for: a subclass, a mixin, or on the object.
+        """
+
     def build_named(client: str) -> Any:
         """`IProtocolFactory.buildProtocol` for a client of this name.
 

@@ -63,7 +63,9 @@ class Leg(Protocol):
     close, and whether the survivor is closed politely is not its decision.
 
     Once spliced it hears of nothing but its loss: bytes and their ends pass it by.  Nor
-    of its loss at a common end, unless its class has a `connectionLost` of its own.
+    of its loss at a common end.  One that has such a method of its own (of its class, a
+    mixin's, or the object's) is not spliced, or is told of its loss, respectively; that
+    is decided as the two are joined.
 
     :ivar direction: counts what this leg reads.
     :ivar alive: connected, and not lost yet.
@@ -95,9 +97,9 @@ class Leg(Protocol):
     # -- called by the transport
 
     def makeConnection(self, transport: Any) -> None:
-        # In one call what Twisted's does in two, twice in each session.
         self.transport = transport
         self.alive = True
+        self.connectionMade()
 
     def dataReceived(self, data: bytes) -> None:
         self.direction.bytes += len(data)

@@ -171,7 +171,7 @@ class Listener:
         self._resume: IDelayedCall | None = None
         self._exhaustion = _Exhaustion.of(reactor)
         self._accepted = 0
-        self._build: Callable[[Any], IProtocol | None] = self._build_addressed
+        self._build: Callable[[Any], IProtocol | None]
         sock.setblocking(False)
         self._family = int(sock.family)
         self._address = socket_address(self._family, sock.getsockname())
@@ -191,6 +191,7 @@ class Listener:
 
     def startListening(self) -> None:
         self._factory.doStart()
+        self._build = self._builder()
         self._watch()
         self._port = getattr(self._address, "port", 0)
         streams.listens(self._port)
@@ -219,6 +220,10 @@ class Listener:
         :raises OSError: see accept(2).
         """
         return self._socket.accept()
+
+    def _builder(self) -> Callable[[Any], IProtocol | None]:
+        """What makes a protocol for a client, from now on, of its address."""
+        return self._build_addressed
 
     def _build_addressed(self, address: Any) -> IProtocol | None:
         """The factory's protocol for a client at `address`."""

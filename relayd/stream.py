@@ -32,6 +32,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from types import MethodType
 from typing import Any
 
 from twisted.internet import error
@@ -48,7 +49,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import classImplementsOnly, implementedBy, implementer
+from zope.interface import implementer
 
 from relayd.addresses import address_name
 from relayd.bridge import Bridge, Leg, Timeouts
@@ -164,6 +165,7 @@ class UpstreamLeg(Leg):
     def makeConnection(self, transport: Any) -> None:
         self.transport = transport
         self.alive = True
+        self.connectionMade()
         if self._session.ending is not None:
             # Connected in spite of being cancelled.
             self.abort()
@@ -315,6 +317,7 @@ class StreamProtocol(Leg):
             if streams.hops and streams.lead_round(self._hop, factory):
                 self._turn_away(Ending.LOOP, GOES_ROUND)
                 return
+            self.connectionMade()
             if factory.gate is not None:
                 self._lease = factory.gate.enter(session)
         except Refused as refusal:
@@ -497,7 +500,8 @@ class StreamProtocol(Leg):
         factory = self.factory
         # The plain function: a bound method would be one object more a session.
         over = StreamProtocol._over
-        Bridge(self.session, self, leg, factory.timeouts, factory.clock, over).start()
+        bridge = Bridge(self.session, self, leg, factory.timeouts, factory.clock, over)
+        bridge.start(self.is_foreign)
 
     def dial_failed(self, reason: Failure) -> None:
         leg, self._leg, self._dialing = self._leg, None, None
@@ -680,12 +684,6 @@ class StreamFactory(Factory):
     noisy = False
     protocol: Any = StreamProtocol
 
-    def __init_subclass__(cls) -> None:
-        if "buildProtocol" in vars(cls):
-            # It means to see every client's address.
-            left = [each for each in implementedBy(cls) if each is not INamedClients]
-            classImplementsOnly(cls, *left)
-
     def __init__(
         self,
         *,
@@ -714,6 +712,13 @@ class StreamFactory(Factory):
         #: Fires when the last of the sessions that live has ended; None: nobody waits.
         self.draining: Deferred[None] | None = None
         self._drain_limit: IDelayedCall | None = None
+
+    def takes_names(self) -> bool:
+        """See :meth:`INamedClients.takes_names`."""
+        # Whoever has a buildProtocol of their own means to see each client's address,
+        # and may do anything with the protocol; so may a function in a class's place.
+        own = MethodType(StreamFactory.buildProtocol, self)
+        return self.buildProtocol == own and isinstance(self.protocol, type)
 
     def build_named(self, client: str) -> StreamProtocol | None:
         """See :meth:`INamedClients.build_named`."""

@@ -209,8 +209,9 @@ class Seeing(RelayFactory):
 def test_a_relay_that_builds_its_protocols_itself_gets_addresses(still: Still) -> None:
     """And not the names that relays get that ask for no more."""
     factory = Seeing(still)
-    assert INamedClients(factory, None) is None
-    assert INamedClients(RelayFactory(factory.pool, clock=still), None) is not None
+    assert verifyObject(INamedClients, factory)
+    assert not factory.takes_names()
+    assert RelayFactory(factory.pool, clock=still).takes_names()
     with listening(still, factory) as made, made.connect() as client:
         still.until(lambda: factory.seen)
         assert factory.seen == [IPv4Address("TCP", *client.getsockname())]

@@ -36,7 +36,6 @@ from relayd.interfaces import (
     IGate,
     ILease,
     IMakesRoom,
-    INamedClients,
     IProxyPolicy,
 )
 from relayd.observers import Observer, SessionLog
@@ -1503,7 +1502,10 @@ def test_a_proxy_with_protocols_of_its_own_makes_room_as_well() -> None:
 
     assert IMakesRoom.implementedBy(Own)
     assert IProtocolFactory.implementedBy(Own)
-    assert not INamedClients.implementedBy(Own)
+    proxy = Proxy()
+    own = Own(proxy.clock, dialer=proxy._dialer, listener=proxy._listener)
+    assert proxy.factory.takes_names()
+    assert not own.takes_names()
 
 
 def test_those_who_are_dialled_for_make_room_for_nobody() -> None:

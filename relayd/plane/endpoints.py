@@ -69,9 +69,6 @@ class PlaneListener(Listener):
         super().__init__(reactor, sock, factory, on_closed)
         self._plane = Plane.of(reactor)
         self._made = transport_class(self._family)
-        named = INamedClients(factory, None)
-        if named is not None and self._family == _IPV4:
-            self._build = named.build_named
 
     def ready(self, mask: int) -> None:
         """Clients wait.  Reported again until all are accepted."""
@@ -103,6 +100,13 @@ class PlaneListener(Listener):
         if self._family == _IPV4:
             address = f"{address[0]}:{address[1]}"
         return sock, address
+
+    def _builder(self) -> Callable[[Any], IProtocol | None]:
+        named = INamedClients(self._factory, None)
+        if named is not None and self._family == _IPV4 and named.takes_names():
+            build: Callable[[Any], IProtocol | None] = named.build_named
+            return build
+        return super()._builder()
 
     def _build_addressed(self, address: Any) -> IProtocol | None:
         if isinstance(address, str) and self._family == _IPV4:
