@@ -32,7 +32,8 @@ import time
 from collections.abc import Sequence
 
 from bench.soak_ends import CONNECT, HALF_CLOSE, IDLE, SLACK, STALL
-from bench.soak_relay import MIB, Reading, Relay, RelayFailed, RelayLog
+from bench.soak_log import RelayLog
+from bench.soak_relay import MIB, Reading, Relay, RelayFailed
 from bench.soak_scripts import Where
 from bench.soak_traffic import HOSTS, Servers, Traffic
 from bench.soak_verdict import Outcome, failures

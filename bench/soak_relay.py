@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -14,8 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import attrs
-
-from bench.soak_traffic import SessionLine, parse_session_line
 
 #: The `twistd` of the environment that runs this.
 TWISTD = str(Path(sys.executable).parent / "twistd")
@@ -89,37 +86,6 @@ def read_process(pid: int) -> Reading:
         int(status["Threads"]),
         sum(map(int, times)) / os.sysconf("SC_CLK_TCK"),
     )
-
-
-@attrs.define(eq=False)
-class RelayLog:
-    """What the relay says, counted; nothing here grows with the number of sessions.
-
-    :ivar listeners: addresses that it listens on, in the order of the log.
-    :ivar troubles: lines that are errors, or begin a traceback.
-    :ivar remarks: the last REMARKS lines that are more than information.
-    """
-
-    REMARKS = 40
-
-    listeners: list[str] = attrs.Factory(list)
-    troubles: int = 0
-    remarks: deque[str] = attrs.Factory(lambda: deque(maxlen=RelayLog.REMARKS))
-
-    _LISTENING = re.compile(r"\blistening on (\S+), ")
-    _TROUBLE = re.compile(r"#(error|critical)\] |Traceback \(most recent|Unhandled ")
-
-    def hear(self, line: str) -> SessionLine | None:
-        """Take one line; what it says of a session, if it is about one."""
-        if (session := parse_session_line(line)) is not None:
-            return session
-        if (found := self._LISTENING.search(line)) is not None:
-            self.listeners.append(found[1])
-        if self._TROUBLE.search(line) is not None:
-            self.troubles += 1
-        if "#info] " not in line:
-            self.remarks.append(line)
-        return None
 
 
 class Relay:

@@ -12,14 +12,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import re
 import socket
 from collections import Counter, deque
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
-
-import attrs
 
 from bench.soak_ends import (
     GREETING,
@@ -32,7 +29,9 @@ from bench.soak_ends import (
     Violation,
     shrink_buffer,
 )
+from bench.soak_log import SessionLine
 from bench.soak_scripts import Role, Session, Where, draw_session
+from bench.soak_violations import Violations
 
 #: The relay's listeners, and the servers, are spread over so many loopback addresses:
 #: each pair of addresses has only so many ports, and a closed connection may hold one
@@ -45,37 +44,6 @@ BUSY = 0.25
 #: A session that is over stays known for so long, in seconds: its server may see
 #: the header only when the client has left.
 MEMORY = 2 * LIMIT
-
-_SESSION = re.compile(
-    r"\[relayd\.session#info\] session=\d+ client=(?P<client>\S+)"
-    r" listener=(?P<listener>\S+) upstream=\S+ duration=\S+"
-    r" up=(?P<up>\d+) down=(?P<down>\d+) ending=(?P<ending>\w+) "
-)
-
-
-@attrs.frozen
-class SessionLine:
-    """What the relay's log says when a session ends."""
-
-    client: str
-    listener: str
-    up: int
-    down: int
-    ending: str
-
-
-def parse_session_line(line: str) -> SessionLine | None:
-    """What a line of the log says of a session, or None where it is another line."""
-    found = _SESSION.search(line)
-    if found is None:
-        return None
-    return SessionLine(
-        found["client"],
-        found["listener"],
-        int(found["up"]),
-        int(found["down"]),
-        found["ending"],
-    )
 
 
 def judge_line(line: SessionLine, session: Session) -> str:
@@ -93,43 +61,6 @@ def judge_line(line: SessionLine, session: Session) -> str:
             f" sent were {client.sent} and {server.sent}"
         )
     return ""
-
-
-@attrs.define(eq=False)
-class Violations:
-    """What went wrong, counted; the first few in words.
-
-    :ivar scripts: how often, by the script's name.
-    """
-
-    #: At most so many are told in words, and so many of one script.
-    FIRST, FIRST_OF_SCRIPT = 10, 3
-
-    scripts: Counter[str] = attrs.Factory(Counter)
-    _first: list[tuple[Session | None, str]] = attrs.Factory(list)
-
-    @property
-    def count(self) -> int:
-        return self.scripts.total()
-
-    def add(self, session: Session | None, who: str, what: str) -> None:
-        """Count it, unless it may follow from one of the same session before it."""
-        if session is not None:
-            if session.violated:
-                return
-            session.violated = True
-        name = session.script.name if session else "no session"
-        self.scripts[name] += 1
-        if len(self._first) < self.FIRST and self.scripts[name] <= self.FIRST_OF_SCRIPT:
-            number = f", connection {session.number}" if session else ""
-            self._first.append((session, f"{name}{number}, {who}: {what}"))
-
-    def lines(self) -> list[str]:
-        """The first few, each with what the log has said of its session since."""
-        return [
-            f"{text}; ending={session.ending}" if session and session.ending else text
-            for session, text in self._first
-        ]
 
 
 class Servers:

@@ -28,17 +28,12 @@ from bench.soak_ends import (
     pattern_matches,
     pattern_start,
 )
-from bench.soak_relay import MIB, Reading, RelayLog, count_kinds
+from bench.soak_log import RelayLog, SessionLine, parse_session_line
+from bench.soak_relay import MIB, Reading, count_kinds
 from bench.soak_scripts import SCRIPTS, Session, Where, draw_session
-from bench.soak_traffic import (
-    HOSTS,
-    SessionLine,
-    Violations,
-    client_host,
-    judge_line,
-    parse_session_line,
-)
+from bench.soak_traffic import HOSTS, client_host, judge_line
 from bench.soak_verdict import PIPE_BOUND, Outcome, failures
+from bench.soak_violations import Violations
 from relayd.session import Ending
 
 # -- the pattern
