@@ -8,15 +8,20 @@ answered, moves bulk data, half-closes, resets, stalls, idles, leaves while the
 server is dialled (`bench/soak_scripts.py`).  What each end sees is checked, and so
 is the relay's log line about each session (`bench/soak_traffic.py`).
 
+The relay's wall clock is set by hours now and then, in its
+own process (`bench/soak_clock.py`).  And now and then it is stopped for ten seconds:
+what it does late by that is not late, but it must not hold the time that it has missed
+against anybody (`bench/soak_stops.py`).
+
 The relay must end with what it began with.  Its descriptors and its memory, from
 /proc, are compared at quiet moments, when no session is left: before the first; after
 a warm-up with the same traffic, which lets its allocator's arenas grow; at the end.
 The rules are in `bench/soak_verdict.py`.
 
-Everything is on loopback, in two processes, this one and the relay; both need
-about two descriptors for each connection.  The seed that is printed repeats the
-sessions that are drawn, though not their timing.  Ctrl-C stops both, with the
-summary so far.
+Everything is on loopback, in two processes, this one and the relay; both need about
+two descriptors for each connection.  The seed
+that is printed repeats the sessions that are drawn, though not their timing.  Ctrl-C
+stops both, with the summary so far.
 """
 
 from __future__ import annotations
@@ -29,14 +34,18 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
 
 from bench.soak_ends import CONNECT, HALF_CLOSE, IDLE, SLACK, STALL
 from bench.soak_log import RelayLog
 from bench.soak_relay import MIB, Reading, Relay, RelayFailed
 from bench.soak_scripts import Where
+from bench.soak_stops import EVERY, LONGEST, Stops, stop_now_and_then
 from bench.soak_traffic import HOSTS, Servers, Traffic
 from bench.soak_verdict import Outcome, failures
+from bench.soak_violations import Violations
 
 #: Seconds of traffic before the first comparison; less when the soak is shorter.
 WARM_UP = 30.0
@@ -46,6 +55,10 @@ INTERVAL = 10.0
 
 #: Seconds between the last session's end and a reading in quiet.
 CALM = 2.0
+
+#: Seconds between two settings of the relay's wall clock, give or take a half; more
+#: often when the soak is short.
+CLOCK_EVERY = 7.0
 
 #: Seconds in which the relay must listen.
 STARTING = 15.0
@@ -92,6 +105,8 @@ class Soak:
 
     :param transport: the relay's `--transport`.
     :param seconds: of traffic, without the warm-up and the quiet moments.
+    :param stop: seconds that the relay is stopped for; 0 is never.
+    :param step: hours that its wall clock is wrong at most; 0 is never.
     """
 
     def __init__(
@@ -101,14 +116,24 @@ class Soak:
         reactor: str,
         connections: int,
         seconds: float,
+        stop: float,
+        step: float,
         seed: int,
     ) -> None:
         self._connections = connections
         self._seconds = seconds
+        self._stop = stop
+        self._step = step
         self._log = RelayLog()
+        self._violations = Violations()
+        self._stops = Stops()
         self._servers = Servers()
-        self._relay = Relay(reactor, relay_options(transport, self._servers))
+        options = relay_options(transport, self._servers)
+        clock_every = min(CLOCK_EVERY, seconds / 5)
+        clock = [f"{seed}", f"{clock_every:g}", f"{step:g}"]
+        self._relay = Relay(clock, reactor, options)
         self._seed = seed
+        self._dice = random.Random(seed)  # noqa: S311 - to be repeated
         self._began_at = time.monotonic()
         self._traffic: Traffic | None = None
         #: How late this process itself was, at most, in seconds, since the last line
@@ -139,7 +164,7 @@ class Soak:
             self._take_lines()
             if self._traffic is not None:
                 await self._traffic.close()
-            status, stopping = self._relay.stop()
+            status, stopping = self._relay.end()
             self._servers.close()
         self._take_lines()
         self._summarize()
@@ -154,8 +179,13 @@ class Soak:
         return not found
 
     async def _soak(self) -> None:
-        traffic = Traffic(self._seed, self._servers, await self._listening())
-        self._traffic = traffic
+        traffic = self._traffic = Traffic(
+            self._seed,
+            self._servers,
+            await self._listening(),
+            self._violations,
+            self._stops,
+        )
         self._quiet.append(self._show("start"))
         await self._put_load(traffic, min(WARM_UP, self._seconds))
         self._load.clear()
@@ -180,11 +210,28 @@ class Soak:
 
     async def _put_load(self, traffic: Traffic, seconds: float) -> None:
         until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            await traffic.keep(
-                self._connections, self._connections / 4, min(INTERVAL, left)
+        async with beside(self._unrest(seconds)):
+            while (left := until - time.monotonic()) > 0:
+                await traffic.keep(
+                    self._connections, self._connections / 4, min(INTERVAL, left)
+                )
+                self._load.append(self._show("load"))
+
+    def _unrest(self, seconds: float) -> list[Coroutine[Any, Any, None]]:
+        """What goes on beside connections for so many seconds: each runs for ever."""
+        unrest: list[Coroutine[Any, Any, None]] = []
+        if self._stop:
+            unrest.append(
+                stop_now_and_then(
+                    self._stops,
+                    self._dice,
+                    every=min(EVERY, seconds / 4),
+                    seconds=self._stop,
+                    suspend=self._relay.suspend,
+                    resume=self._relay.resume,
+                )
             )
-            self._load.append(self._show("load"))
+        return unrest
 
     async def _settle(self, traffic: Traffic, when: str) -> None:
         """Wait until no session is left, and the relay holds what it began with.
@@ -228,10 +275,10 @@ class Soak:
             counts = (
                 f" alive {traffic.alive}, opened {traffic.opened},"
                 f" moved {traffic.moved / MIB:.0f} MiB,"
-                f" violations {traffic.violations.count};"
             )
         print(
-            f"{now - self._began_at:4.0f} s {what}:{counts} {reading},"
+            f"{now - self._began_at:4.0f} s {what}:{counts}"
+            f" violations {self._violations.count}; {reading},"
             f" cpu {busy:.0%}; late {self._late:.2f} s",
             flush=True,
         )
@@ -240,22 +287,25 @@ class Soak:
         return reading
 
     def _summarize(self) -> None:
-        traffic, log = self._traffic, self._log
+        traffic, log, violations = self._traffic, self._log, self._violations
         if traffic is not None:
             print("sessions by the ending in the relay's log:")
             for ending, count in traffic.endings.most_common():
                 print(f"  {count:8}  {ending}")
-            violations = traffic.violations
-            if violations.count:
-                print("violations by script, and the first of them:")
-                for script, count in violations.scripts.most_common():
-                    print(f"  {count:8}  {script}")
-                for line in violations.lines():
-                    print(f"  {line}")
+        print(
+            f"the relay was stopped {self._stops.count} times,"
+            f" its wall clock set {log.steps} times"
+        )
+        if violations.count:
+            print("violations by script, and the first of them:")
+            for script, count in violations.scripts.most_common():
+                print(f"  {count:8}  {script}")
+            for text in violations.lines():
+                print(f"  {text}")
         if log.remarks:
             print("the last lines of the relay's log that are more than information:")
-            for line in log.remarks:
-                print(f"  {line}")
+            for text in log.remarks:
+                print(f"  {text}")
         if self._latest > LATE:
             print(
                 f"this process was late by up to {self._latest:.1f} s, so some"
@@ -264,18 +314,35 @@ class Soak:
             )
 
     def _outcome(self, status: int | None) -> Outcome:
-        traffic = self._traffic
+        traffic, log = self._traffic, self._log
         start, baseline, final = self._quiet
         return Outcome(
             start=start,
             baseline=baseline,
             load=self._load,
             final=final,
-            violations=traffic.violations.count if traffic else 0,
-            troubles=self._log.troubles,
+            violations=self._violations.count,
+            troubles=log.troubles,
             failed=traffic.endings["failed"] if traffic else 0,
             status=status,
+            steps=log.steps if self._step else None,
         )
+
+
+@asynccontextmanager
+async def beside(works: Sequence[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Do works that have no end for the length of a block."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            done, _ = await asyncio.wait(tasks)
+            problems = [each.exception() for each in done if not each.cancelled()]
+            for problem in filter(None, problems):
+                raise problem
 
 
 # -- the command line
@@ -321,6 +388,21 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         help="to keep alive, about (default: 2000)",
     )
     parser.add_argument(
+        "--stop",
+        type=_up_to(LONGEST),
+        metavar="SECONDS",
+        default=10.0,
+        help="that the relay is stopped for now and then; 0: never (default: 10)",
+    )
+    parser.add_argument(
+        "--step",
+        type=_up_to(24.0),
+        metavar="HOURS",
+        default=3.0,
+        help="that its wall clock is set to be wrong by, at most; 0: never"
+        " (default: 3)",
+    )
+    parser.add_argument(
         "--transport",
         choices=("plane", "twisted", "both"),
         default="both",
@@ -335,14 +417,30 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return parser.parse_args(arguments)
 
 
-def _positive(text: str) -> float:
+def _number(text: str) -> float:
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
-        value = math.nan
+        return math.nan
+
+
+def _positive(text: str) -> float:
+    value = _number(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"bad {text!r}: expected a number above 0")
     return value
+
+
+def _up_to(most: float) -> Callable[[str], float]:
+    def check(text: str) -> float:
+        value = _number(text)
+        if not 0 <= value <= most:
+            raise argparse.ArgumentTypeError(
+                f"bad {text!r}: expected a number from 0 to {most:g}"
+            )
+        return value
+
+    return check
 
 
 async def _run(options: argparse.Namespace, transport: str, seed: int) -> bool:
@@ -355,6 +453,8 @@ async def _run(options: argparse.Namespace, transport: str, seed: int) -> bool:
         reactor=options.reactor,
         connections=options.connections,
         seconds=options.minutes * 60,
+        stop=options.stop,
+        step=options.step,
         seed=seed,
     )
     return await soak.run()

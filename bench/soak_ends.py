@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bench.soak_scripts import Session
+    from bench.soak_stops import Stops
 
 #: The timeouts that the relay is started with, in seconds: short, so that the
 #: soak meets each of them thousands of times.
@@ -100,7 +101,7 @@ def pattern_matches(start: int, position: int, data: bytes | memoryview) -> bool
 
 
 def check_time(what: str, waited: float, earliest: float, latest: float) -> None:
-    """A deadline of the relay was kept.
+    """A deadline of the relay was kept; all in seconds.
 
     :raises Violation: it was not.
     """
@@ -122,10 +123,13 @@ class End:
     :ivar moved_at: when a byte last went or came; late where this process is late.
     """
 
-    def __init__(self, sock: socket.socket, session: Session, client: bool) -> None:
+    def __init__(
+        self, sock: socket.socket, session: Session, client: bool, stops: Stops
+    ) -> None:
         self.socket = sock
         self.session = session
         self.client = client
+        self._stops = stops
         self._descriptor = sock.fileno()
         self.sent = self.received = 0
         self.shut = False
@@ -213,6 +217,14 @@ class End:
         if self.received != peer.sent:
             raise Violation(f"an end after {self.received} of {peer.sent} bytes")
 
+    def _check_time(
+        self, what: str, since: float, earliest: float, latest: float
+    ) -> None:
+        """As :func:`check_time`; it may be later by what the relay was stopped."""
+        now = self._loop.time()
+        latest += self._stops.within(since, now)
+        check_time(what, now - since, earliest, latest)
+
     async def connected(self) -> None:
         """Wait until the connection that was begun stands.
 
@@ -277,7 +289,7 @@ class End:
             gone_at = self.session.reset_at
             if gone_at is not None:
                 since = max(gone_at, self.moved_at)
-                check_time("the reset came", self._loop.time() - since, 0, SLACK)
+                self._check_time("the reset came", since, 0, SLACK)
             return
         raise Violation("an end of data, where a reset was due")
 
@@ -287,8 +299,7 @@ class End:
             data = await self._receive_some(CHUNK)
             if data:
                 raise Violation(f"{len(data)} bytes from a server that is not there")
-        waited = self._loop.time() - self.opened_at
-        check_time("turned away", waited, earliest, latest)
+        self._check_time("turned away", self.opened_at, earliest, latest)
 
     async def until_cut(self, timeout: float, *, early: bool = False) -> None:
         """Wait, without reading, until the kernel knows that the connection is lost.
@@ -300,14 +311,14 @@ class End:
         poll.register(self._descriptor, 0)
         while not poll.poll(0):
             await asyncio.sleep(TICK / 2)
-        now = self._loop.time()
         ends = [end for end in (self, self.peer) if end is not None]
         if not early:
             # The relay can't have begun before the last byte was sent; when it came
             # is not known that well.
-            check_time("cut", now - max(end.sent_at for end in ends), timeout, LIMIT)
-        since = now - max(end.moved_at for end in ends)
-        check_time("cut", since, 0, timeout + 2 * TICK + SLACK)
+            last = max(end.sent_at for end in ends)
+            self._check_time("cut", last, timeout, LIMIT)
+        last = max(end.moved_at for end in ends)
+        self._check_time("cut", last, 0, timeout + 2 * TICK + SLACK)
 
     async def flood(self) -> None:
         """Send until the relay cuts the session, for its peer does not read."""
@@ -315,11 +326,10 @@ class End:
         with suppress(ConnectionError):
             while True:
                 await self.send(CHUNK)
-        now = self._loop.time()
         # Zero-window probes may still be pressing bytes into the relay while its
         # own clock of the stall runs, so the last byte says only what is late.
-        check_time("cut", now - began_at, STALL, LIMIT)
-        check_time("cut", now - self.moved_at, 0, STALL + 2 * TICK + SLACK)
+        self._check_time("cut", began_at, STALL, LIMIT)
+        self._check_time("cut", self.moved_at, 0, STALL + 2 * TICK + SLACK)
 
     async def fill(self) -> None:
         """Send for a second, which is until nothing more is taken, and no stall yet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,8 +15,8 @@ from pathlib import Path
 
 import attrs
 
-#: The `twistd` of the environment that runs this.
-TWISTD = str(Path(sys.executable).parent / "twistd")
+#: Where `bench` is, and the relay that is soaked.
+ROOT = Path(__file__).parent.parent
 
 MIB = 1024 * 1024
 
@@ -89,25 +90,27 @@ def read_process(pid: int) -> Reading:
 
 
 class Relay:
-    """A `twistd relayd` in a process of its own.
+    """A `twistd relayd` in a process of its own, with a wall clock of its own.
 
+    :param clock: the arguments of :mod:`bench.soak_clock`.
     :param options: what follows `relayd`.
     :ivar lines: of its log, those that nobody has taken yet.
-    :raises RelayFailed: there is no `twistd` beside this Python.
     """
 
-    def __init__(self, reactor: str, options: Sequence[str]) -> None:
-        program = [TWISTD, "-n", "--pidfile=", f"--reactor={reactor}"]
-        self.command = [*program, "relayd", *options]
+    def __init__(
+        self, clock: Sequence[str], reactor: str, options: Sequence[str]
+    ) -> None:
+        program = [sys.executable, "-m", "bench.soak_clock", *clock]
+        twistd = ["-n", "--pidfile=", f"--reactor={reactor}"]
+        self.command = [*program, *twistd, "relayd", *options]
         self.lines: deque[str] = deque()
-        if not os.access(TWISTD, os.X_OK):
-            raise RelayFailed(f"no program {TWISTD}: install relayd beside this Python")
         self._process = subprocess.Popen(  # noqa: S603 - the command is ours
             self.command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            cwd=ROOT,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
             # A Ctrl-C at the terminal is ours to pass on.
             start_new_session=True,
@@ -132,9 +135,18 @@ class Relay:
         except OSError as problem:
             raise RelayFailed("the relay is just ending by itself") from problem
 
-    def stop(self) -> tuple[int | None, float]:
+    def suspend(self) -> None:
+        """Stop it where it is."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on, if it was stopped."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def end(self) -> tuple[int | None, float]:
         """End it; its exit status, None if it was killed, and the seconds it took."""
         began_at = time.monotonic()
+        self.resume()
         self._process.terminate()
         try:
             status: int | None = self._process.wait(STOPPING)

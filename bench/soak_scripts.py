@@ -52,6 +52,7 @@ class Script:
     :ivar seconds: the most that a transfer is spread over.
     :ivar delay: the most seconds that somebody thinks, or is away.
     :ivar introduces: the client says which session this is before anything else.
+    :ivar late: words that may stand there as well, if the relay was stopped meanwhile.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Script:
     delay: float = 0.0
     where: Where = Where.SERVER
     introduces: bool = True
+    late: tuple[str, ...] = ()
 
 
 @attrs.define(eq=False)
@@ -89,6 +91,10 @@ class Session:
     reset_at: float | None = None
     ending: str = ""
     violated: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"connection {self.number}"
 
 
 def draw_session(seed: int, number: int) -> Session:
@@ -469,6 +475,8 @@ SCRIPTS = (
         delay=1.5,
         where=Where.DARK,
         introduces=False,
+        # One that ends its side may be waiting for the server, which hung too long.
+        late=("connect_timeout",),
     ),
     Script(
         "client asks, leaves during the dial",

@@ -31,6 +31,7 @@ from bench.soak_ends import (
 )
 from bench.soak_log import SessionLine
 from bench.soak_scripts import Role, Session, Where, draw_session
+from bench.soak_stops import Stops
 from bench.soak_violations import Violations
 
 #: The relay's listeners, and the servers, are spread over so many loopback addresses:
@@ -41,18 +42,27 @@ HOSTS = tuple(f"127.0.0.{last}" for last in range(1, 9))
 #: No session is opened while this process is late by so much, in seconds.
 BUSY = 0.25
 
+#: Seconds that a duration in the log may be too long.
+ROUNDING = 0.01
+
 #: A session that is over stays known for so long, in seconds: its server may see
 #: the header only when the client has left.
 MEMORY = 2 * LIMIT
 
 
-def judge_line(line: SessionLine, session: Session) -> str:
+def judge_line(line: SessionLine, session: Session, now: float, stops: Stops) -> str:
     """What is wrong with the log's word on a session; empty where nothing is."""
-    script = session.script
-    if line.ending not in script.endings:
-        expected = " or ".join(sorted(script.endings))
+    script, client, server = session.script, session.client, session.server
+    endings = script.endings
+    if client is not None:
+        age = now - client.opened_at
+        if not 0 <= line.duration <= age + ROUNDING:
+            return f"duration={line.duration:.3f} in the log, {age:.3f} s ago it began"
+        if stops.within(client.opened_at, now):
+            endings += script.late
+    if line.ending not in endings:
+        expected = " or ".join(sorted(endings))
         return f"the log's ending is wrong, expected {expected}"
-    client, server = session.client, session.server
     if line.ending != "done" or client is None or server is None:
         return ""
     if (line.up, line.down) != (client.sent, server.sent):
@@ -145,9 +155,12 @@ class Traffic:
         seed: int,
         servers: Servers,
         listeners: dict[Where, list[tuple[str, int]]],
+        violations: Violations,
+        stops: Stops,
     ) -> None:
         self.seed = seed
-        self.violations = Violations()
+        self._violations = violations
+        self._stops = stops
         self.endings: Counter[str] = Counter()
         self.opened = self.alive = self.moved = 0
         self._servers = servers
@@ -203,18 +216,18 @@ class Traffic:
         self._tasks.discard(task)
         if not task.cancelled() and (problem := task.exception()) is not None:
             # Not the relay's doing, most likely, but never to be overlooked.
-            self.violations.add(None, "the soak itself", repr(problem))
+            self._violations.add(None, "the soak itself", repr(problem))
 
     # -- the two ends
 
     async def _run_client(self, session: Session) -> None:
         try:
             with socket.socket() as sock:
-                end = session.client = End(sock, session, client=True)
+                end = session.client = End(sock, session, True, self._stops)
                 try:
                     await self._connect(end)
                 except OSError as problem:
-                    self.violations.add(session, "client", f"can't connect: {problem}")
+                    self._violations.add(session, "client", f"can't connect: {problem}")
                 else:
                     await self._follow(end, session.script.client)
         finally:
@@ -251,7 +264,7 @@ class Traffic:
             greeting = GREETING if where is Where.GREETER else b""
             session = await self._introduced(sock, greeting)
             if session is not None:
-                end = session.server = End(sock, session, client=False)
+                end = session.server = End(sock, session, False, self._stops)
                 end.sent, end.received = len(greeting), HEADER.size
                 await self._follow(end, session.script.server)
 
@@ -269,17 +282,17 @@ class Traffic:
         except ConnectionError:
             return None
         except TimeoutError:
-            self.violations.add(None, "server", "a connection stays, and says nothing")
+            self._violations.add(None, "server", "a connection stays, and says nothing")
             return None
         if not header:
             return None
         magic, number = HEADER.unpack(header.ljust(HEADER.size))
         session = self._sessions.get(number)
         if magic != MAGIC or session is None:
-            self.violations.add(None, "server", f"a header of no session: {header!r}")
+            self._violations.add(None, "server", f"a header of no session: {header!r}")
             return None
         if session.server is not None:
-            self.violations.add(session, "server", "connected to a second time")
+            self._violations.add(session, "server", "connected to a second time")
             return None
         return session
 
@@ -302,7 +315,7 @@ class Traffic:
             self.moved += end.received
         if wrong:
             wrong += f" ({end.sent} bytes sent, {end.received} received)"
-            self.violations.add(
+            self._violations.add(
                 end.session, "client" if end.client else "server", wrong
             )
 
@@ -315,16 +328,16 @@ class Traffic:
             return
         session = self._unreported.pop((line.client, line.listener), None)
         if session is None:
-            self.violations.add(None, "log", f"a line about nobody: {line}")
+            self._violations.add(None, "log", f"a line about nobody: {line}")
             return
         session.ending = line.ending
-        if wrong := judge_line(line, session):
-            self.violations.add(session, "log", wrong)
+        if wrong := judge_line(line, session, self._loop.time(), self._stops):
+            self._violations.add(session, "log", wrong)
 
     def miss_lines(self) -> None:
         """Count the sessions that the log should have spoken of by now."""
         for session in self._unreported.values():
-            self.violations.add(session, "log", "no line about it")
+            self._violations.add(session, "log", "no line about it")
         self._unreported.clear()
 
     # -- the end

@@ -27,6 +27,7 @@ class Outcome:
     :ivar troubles: errors and tracebacks in the relay's log.
     :ivar failed: sessions that the relay itself calls failed.
     :ivar status: the relay's exit status; None when it had to be killed.
+    :ivar steps: how often the relay's wall clock was set; None where it was not to be.
     """
 
     start: Reading
@@ -37,6 +38,7 @@ class Outcome:
     troubles: int
     failed: int
     status: int | None
+    steps: int | None = None
 
 
 def failures(outcome: Outcome) -> list[str]:
@@ -91,6 +93,8 @@ def failures(outcome: Outcome) -> list[str]:
     ):
         if count:
             found.append(f"{what}: {count}")
+    if outcome.steps == 0:
+        found.append("the relay's wall clock was never set")
     if outcome.status is None:
         found.append(f"the relay still ran {STOPPING:g} s after SIGTERM")
     elif outcome.status != 0:

@@ -3,10 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Protocol
 
 import attrs
 
-from bench.soak_scripts import Session
+
+class Named(Protocol):
+    """A script."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class Judged(Protocol):
+    """A session.
+
+    :ivar label: what and which it is.
+    :ivar ending: what the relay's log says of it; empty until it does.
+    :ivar violated: something of it has been counted.
+    """
+
+    ending: str
+    violated: bool
+
+    @property
+    def script(self) -> Named: ...
+
+    @property
+    def label(self) -> str: ...
 
 
 @attrs.define(eq=False)
@@ -20,27 +44,27 @@ class Violations:
     FIRST, FIRST_OF_SCRIPT = 10, 3
 
     scripts: Counter[str] = attrs.Factory(Counter)
-    _first: list[tuple[Session | None, str]] = attrs.Factory(list)
+    _first: list[tuple[Judged | None, str]] = attrs.Factory(list)
 
     @property
     def count(self) -> int:
         return self.scripts.total()
 
-    def add(self, session: Session | None, who: str, what: str) -> None:
+    def add(self, judged: Judged | None, who: str, what: str) -> None:
         """Count it, unless it may follow from one of the same session before it."""
-        if session is not None:
-            if session.violated:
+        if judged is not None:
+            if judged.violated:
                 return
-            session.violated = True
-        name = session.script.name if session else "no session"
+            judged.violated = True
+        name = judged.script.name if judged else "no session"
         self.scripts[name] += 1
         if len(self._first) < self.FIRST and self.scripts[name] <= self.FIRST_OF_SCRIPT:
-            number = f", connection {session.number}" if session else ""
-            self._first.append((session, f"{name}{number}, {who}: {what}"))
+            label = f", {judged.label}" if judged else ""
+            self._first.append((judged, f"{name}{label}, {who}: {what}"))
 
     def lines(self) -> list[str]:
         """The first few, each with what the log has said of its session since."""
         return [
-            f"{text}; ending={session.ending}" if session and session.ending else text
-            for session, text in self._first
+            f"{text}; ending={judged.ending}" if judged and judged.ending else text
+            for judged, text in self._first
         ]

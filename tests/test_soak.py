@@ -31,6 +31,7 @@ from bench.soak_ends import (
 from bench.soak_log import RelayLog, SessionLine, parse_session_line
 from bench.soak_relay import MIB, Reading, count_kinds
 from bench.soak_scripts import SCRIPTS, Session, Where, draw_session
+from bench.soak_stops import Stops
 from bench.soak_traffic import HOSTS, client_host, judge_line
 from bench.soak_verdict import PIPE_BOUND, Outcome, failures
 from bench.soak_violations import Violations
@@ -77,12 +78,13 @@ def test_a_wrong_byte_shows_wherever_it_is() -> None:
 # -- what an end sees
 
 
-def ends(*, shut: bool, sent: int) -> tuple[End, End]:
+def ends(*, shut: bool, sent: int, stops: Stops | None = None) -> tuple[End, End]:
     """A client that is about to see an end of data, and its server."""
     session = draw_session(1, 1)
     sock: Any = SimpleNamespace(fileno=lambda: -1)
-    client = session.client = End(sock, session, client=True)
-    server = session.server = End(sock, session, client=False)
+    stops = stops or Stops()
+    client = session.client = End(sock, session, True, stops)
+    server = session.server = End(sock, session, False, stops)
     server.shut, server.sent = shut, sent
     return client, server
 
@@ -113,6 +115,27 @@ def test_a_cut_is_neither_early_nor_late(waited: float, fine: bool) -> None:
     else:
         with pytest.raises(Violation, match=r"cut after .* expected 3\.0 to 8\.0 s"):
             check_time("cut", waited, 3, 8)
+
+
+@pytest.mark.parametrize("stopped", [0.0, 10.0])
+def test_a_cut_may_be_later_by_what_the_relay_was_stopped(stopped: float) -> None:
+    async def run() -> None:
+        stops = Stops()
+        client, server = ends(shut=True, sent=0, stops=stops)
+        now = asyncio.get_running_loop().time()
+        stops.begin(now - 15)
+        stops.end(now - 15 + stopped)
+        poll: Any = SimpleNamespace(register=lambda *_: None, poll=lambda _: [1])
+        client.moved_at = server.moved_at = now - 20
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("bench.soak_ends.select.poll", lambda: poll)
+            await client.until_cut(5, early=True)
+
+    if stopped:
+        asyncio.run(run())
+    else:
+        with pytest.raises(Violation, match=r"cut after 20\.\d s, expected"):
+            asyncio.run(run())
 
 
 # -- what is drawn
@@ -152,6 +175,7 @@ def test_a_session_line() -> None:
     assert parse_session_line(LINE) == SessionLine(
         client="127.0.0.1:5151",
         listener="127.0.0.3:8080",
+        duration=0.123,
         up=78,
         down=1048,
         ending="done",
@@ -199,6 +223,20 @@ def test_the_relays_log_is_counted() -> None:
     assert len(log.remarks) == 5
 
 
+def test_a_clock_that_is_set_shows_in_the_log() -> None:
+    log = RelayLog()
+    for line, steps in (
+        ("2026-11-21T01:05:51+0000 [x#info] a", 0),
+        ("2026-11-21T01:06:13+0000 [x#info] b", 0),
+        ("2026-11-21T03:06:13+0000 [x#info] c", 1),
+        ("\tbuiltins.ValueError: x", 1),
+        ("2026-11-21T03:06:14+0000 [x#info] d", 1),
+        ("2026-11-21T01:06:15+0000 [x#info] e", 2),
+    ):
+        log.hear(line)
+        assert log.steps == steps
+
+
 def test_the_relays_remarks_are_bounded() -> None:
     log = RelayLog()
     for _ in range(10 * log.REMARKS):
@@ -215,14 +253,52 @@ def session_of(name: str) -> Session:
     raise LookupError(name)
 
 
-def line_of(ending: str, up: int = 0, down: int = 0) -> SessionLine:
-    return SessionLine("127.0.0.1:1", "127.0.0.1:2", up, down, ending)
+def line_of(
+    ending: str, up: int = 0, down: int = 0, duration: float = 0.0
+) -> SessionLine:
+    return SessionLine("127.0.0.1:1", "127.0.0.1:2", duration, up, down, ending)
+
+
+def judged(line: SessionLine, session: Session, stops: Stops | None = None) -> str:
+    """What is wrong with a line about a session that began ten seconds ago."""
+    began_at = session.client.opened_at if session.client else 0.0
+    return judge_line(line, session, began_at + 10, stops or Stops())
 
 
 def test_the_logs_ending_must_be_one_of_the_scripts() -> None:
     session = session_of("client stalls")
-    assert not judge_line(line_of("downstream_stalled"), session)
-    assert "expected downstream_stalled" in judge_line(line_of("done"), session)
+    assert not judged(line_of("downstream_stalled"), session)
+    assert "expected downstream_stalled" in judged(line_of("done"), session)
+
+
+@pytest.mark.parametrize(
+    ("duration", "fine"),
+    [(-0.001, False), (0.0, True), (10.0, True), (10.1, False), (-3576.9, False)],
+)
+def test_the_logs_duration_must_be_possible(duration: float, fine: bool) -> None:
+    async def run() -> None:
+        client, _ = ends(shut=True, sent=0)
+        [ending, *_] = client.session.script.endings
+        wrong = judged(line_of(ending, duration=duration), client.session)
+        assert (wrong == "") is fine
+        assert fine or wrong.startswith(f"duration={duration:.3f} in the log, 10.000 s")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_some_endings_are_due_to_a_stop(stopped: bool) -> None:
+    async def run() -> None:
+        stops = Stops()
+        client, _ = ends(shut=True, sent=0, stops=stops)
+        client.session.script = session_of("client leaves during the dial").script
+        if stopped:
+            stops.begin(client.opened_at + 1)
+        wrong = judged(line_of("connect_timeout"), client.session, stops)
+        assert (wrong == "") is stopped
+        assert judged(line_of("idle"), client.session, stops)
+
+    asyncio.run(run())
 
 
 def test_the_logs_bytes_must_be_those_that_were_sent() -> None:
@@ -231,8 +307,8 @@ def test_the_logs_bytes_must_be_those_that_were_sent() -> None:
         client.sent = 10
         session = client.session
         session.script = session_of("bulk up").script
-        assert not judge_line(line_of("done", up=10, down=20), session)
-        wrong = judge_line(line_of("done", up=10, down=19), session)
+        assert not judged(line_of("done", up=10, down=20), session)
+        wrong = judged(line_of("done", up=10, down=19), session)
         assert "sent were 10 and 20" in wrong
 
     asyncio.run(run())
@@ -364,6 +440,7 @@ def test_a_soak_that_passes(outcome: Outcome) -> None:
         (attrs.evolve(FINE, status=1), "the relay's exit status: 1"),
         (attrs.evolve(FINE, status=-9), "the relay's exit status: -9"),
         (attrs.evolve(FINE, status=None), "the relay still ran 5 s after SIGTERM"),
+        (attrs.evolve(FINE, steps=0), "the relay's wall clock was never set"),
     ],
 )
 def test_a_soak_that_fails(outcome: Outcome, line: str) -> None:
@@ -386,6 +463,7 @@ def test_the_defaults_are_those_of_the_long_soak() -> None:
     options = parse_arguments([])
     assert (options.minutes, options.connections) == (10, 2000)
     assert (options.transport, options.reactor, options.seed) == ("both", "epoll", None)
+    assert (options.stop, options.step) == (10, 3)
 
 
 @pytest.mark.parametrize(
@@ -395,6 +473,9 @@ def test_the_defaults_are_those_of_the_long_soak() -> None:
         ["--minutes", "nan"],
         ["--minutes", "x"],
         ["--connections", "0"],
+        ["--stop", "16"],
+        ["--stop", "-1"],
+        ["--step", "nan"],
         ["--transport", "pigeon"],
     ],
 )

@@ -1,0 +1,99 @@
+"""When the relay was stopped: what it does late by that is not late.
+
+Now and then the soak stops the relay's process (SIGSTOP) for some seconds and lets it
+go on, as a hypervisor does that moves a machine.  What arrives meanwhile waits in the
+kernel, and the relay has to read it before it judges anybody.  So nothing may be cut
+for a quiet that was the relay's own; but whatever has a deadline may be later by the
+time in which the relay was stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+
+#: Seconds between two stops, give or take a half.
+EVERY = 40.0
+
+#: The longest stop, in seconds: two of them, and what a session does beside, are well
+#: within the time after which an end counts as hung.
+LONGEST = 15.0
+
+#: Stops that are remembered, of which one session meets a few.
+REMEMBERED = 64
+
+
+class Stops:
+    """The stops of one relay, on the clock of `time.monotonic`, which is asyncio's.
+
+    :ivar count: how many there were.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._over: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
+        self._since: float | None = None
+
+    def begin(self, now: float) -> None:
+        """The relay is about to be stopped."""
+        self.count += 1
+        self._since = now
+
+    def end(self, now: float) -> None:
+        """The relay goes on."""
+        if self._since is not None:
+            self._over.append((self._since, now))
+            self._since = None
+
+    def within(self, since: float, until: float) -> float:
+        """Seconds between two moments in which the relay was stopped."""
+        stops = [*self._over]
+        if self._since is not None:
+            stops.append((self._since, until))
+        return sum(
+            max(0.0, min(ended, until) - max(began, since)) for began, ended in stops
+        )
+
+    async def wait(self, event: asyncio.Event, seconds: float) -> bool:
+        """Wait for an event while the relay runs for so many seconds; whether it came.
+
+        The time in which the relay is stopped does not count.
+        """
+        since = now = time.monotonic()
+        while not event.is_set():
+            left = since + seconds + self.within(since, now) - now
+            if left <= 0:
+                return False
+            try:
+                async with asyncio.timeout(left):
+                    await event.wait()
+            except TimeoutError:
+                now = time.monotonic()
+        return True
+
+
+async def stop_now_and_then(
+    stops: Stops,
+    dice: random.Random,
+    *,
+    every: float,
+    seconds: float,
+    suspend: Callable[[], None],
+    resume: Callable[[], None],
+) -> None:
+    """Stop the relay for so many seconds, again and again, until this is cancelled.
+
+    Cancelled, it lets the relay go on.
+    """
+    while True:
+        await asyncio.sleep(every * dice.uniform(0.5, 1.5))
+        stops.begin(time.monotonic())
+        suspend()
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            resume()
+            stops.end(time.monotonic())
