@@ -1,4 +1,4 @@
-"""The soak: thousands of connections that misbehave, and a relay that must not care.
+"""The soak: thousands of clients that misbehave, and a relay that must not care.
 
     python -m bench.soak --minutes 10 --connections 2000 --transport both
 
@@ -8,7 +8,9 @@ answered, moves bulk data, half-closes, resets, stalls, idles, leaves while the
 server is dialled (`bench/soak_scripts.py`).  What each end sees is checked, and so
 is the relay's log line about each session (`bench/soak_traffic.py`).
 
-The relay's wall clock is set by hours now and then, in its
+Beside them there are flows of datagrams (`bench/soak_flow_scripts.py`), and floods from
+more ports than the relay has room for, in which those in use must keep their ports
+(`bench/soak_flows.py`).  The relay's wall clock is set by hours now and then, in its
 own process (`bench/soak_clock.py`).  And now and then it is stopped for ten seconds:
 what it does late by that is not late, but it must not hold the time that it has missed
 against anybody (`bench/soak_stops.py`).
@@ -19,7 +21,7 @@ a warm-up with the same traffic, which lets its allocator's arenas grow; at the 
 The rules are in `bench/soak_verdict.py`.
 
 Everything is on loopback, in two processes, this one and the relay; both need about
-two descriptors for each connection.  The seed
+two descriptors for each connection, and the relay two more for each flow.  The seed
 that is printed repeats the sessions that are drawn, though not their timing.  Ctrl-C
 stops both, with the summary so far.
 """
@@ -39,12 +41,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from bench.soak_ends import CONNECT, HALF_CLOSE, IDLE, SLACK, STALL
-from bench.soak_log import RelayLog
+from bench.soak_flows import LISTENERS, Echoes, Flows, flow_bound, flow_options
+from bench.soak_log import RelayLog, SessionLine
 from bench.soak_relay import MIB, Reading, Relay, RelayFailed
 from bench.soak_scripts import Where
 from bench.soak_stops import EVERY, LONGEST, Stops, stop_now_and_then
 from bench.soak_traffic import HOSTS, Servers, Traffic
-from bench.soak_verdict import Outcome, failures
+from bench.soak_verdict import Datagrams, Outcome, failures
 from bench.soak_violations import Violations
 
 #: Seconds of traffic before the first comparison; less when the soak is shorter.
@@ -56,9 +59,9 @@ INTERVAL = 10.0
 #: Seconds between the last session's end and a reading in quiet.
 CALM = 2.0
 
-#: Seconds between two settings of the relay's wall clock, give or take a half; more
-#: often when the soak is short.
-CLOCK_EVERY = 7.0
+#: Seconds between two settings of the relay's wall clock, and between two floods of
+#: datagrams, give or take a half; more often when the soak is short.
+CLOCK_EVERY, FLOOD_EVERY = 7.0, 25.0
 
 #: Seconds in which the relay must listen.
 STARTING = 15.0
@@ -105,6 +108,7 @@ class Soak:
 
     :param transport: the relay's `--transport`.
     :param seconds: of traffic, without the warm-up and the quiet moments.
+    :param flows: of datagrams, to keep alive.
     :param stop: seconds that the relay is stopped for; 0 is never.
     :param step: hours that its wall clock is wrong at most; 0 is never.
     """
@@ -115,12 +119,14 @@ class Soak:
         transport: str,
         reactor: str,
         connections: int,
+        flows: int,
         seconds: float,
         stop: float,
         step: float,
         seed: int,
     ) -> None:
         self._connections = connections
+        self._flow_count = flows
         self._seconds = seconds
         self._stop = stop
         self._step = step
@@ -128,7 +134,10 @@ class Soak:
         self._violations = Violations()
         self._stops = Stops()
         self._servers = Servers()
+        self._echoes = Echoes()
         options = relay_options(transport, self._servers)
+        if flows:
+            options += flow_options(self._echoes.addresses, flows)
         clock_every = min(CLOCK_EVERY, seconds / 5)
         clock = [f"{seed}", f"{clock_every:g}", f"{step:g}"]
         self._relay = Relay(clock, reactor, options)
@@ -136,6 +145,7 @@ class Soak:
         self._dice = random.Random(seed)  # noqa: S311 - to be repeated
         self._began_at = time.monotonic()
         self._traffic: Traffic | None = None
+        self._flows: Flows | None = None
         #: How late this process itself was, at most, in seconds, since the last line
         #: of figures and in all: where it is late, the relay may look late.
         self._late = self._latest = 0.0
@@ -162,10 +172,12 @@ class Soak:
         finally:
             attending.cancel()
             self._take_lines()
-            if self._traffic is not None:
-                await self._traffic.close()
+            for traffic in (self._traffic, self._flows):
+                if traffic is not None:
+                    await traffic.close()
             status, stopping = self._relay.end()
             self._servers.close()
+            self._echoes.close()
         self._take_lines()
         self._summarize()
         if interrupted:
@@ -179,13 +191,12 @@ class Soak:
         return not found
 
     async def _soak(self) -> None:
-        traffic = self._traffic = Traffic(
-            self._seed,
-            self._servers,
-            await self._listening(),
-            self._violations,
-            self._stops,
-        )
+        streams, datagrams = await self._listening()
+        common = self._violations, self._stops
+        traffic = Traffic(self._seed, self._servers, streams, *common)
+        self._traffic = traffic
+        if datagrams:
+            self._flows = Flows(self._seed, self._echoes, datagrams, *common)
         self._quiet.append(self._show("start"))
         await self._put_load(traffic, min(WARM_UP, self._seconds))
         self._load.clear()
@@ -193,20 +204,26 @@ class Soak:
         await self._put_load(traffic, self._seconds)
         await self._settle(traffic, "at the end")
 
-    async def _listening(self) -> dict[Where, list[tuple[str, int]]]:
-        """The relay's listeners, once all of them are open."""
+    async def _listening(
+        self,
+    ) -> tuple[dict[Where, list[tuple[str, int]]], list[tuple[str, int]]]:
+        """The relay's listeners, once all are open: for streams, and for datagrams."""
         expected = listener_hosts()
+        count = len(expected) + (LISTENERS if self._flow_count else 0)
         until = time.monotonic() + STARTING
-        while len(self._log.listeners) < len(expected):
+        while len(self._log.listeners) < count:
             self._relay.read()
             if time.monotonic() > until:
                 raise RelayFailed(f"the relay did not listen within {STARTING:g} s")
             await asyncio.sleep(0.05)
         found: dict[Where, list[tuple[str, int]]] = {}
-        for (where, _), listener in zip(expected, self._log.listeners, strict=True):
-            host, _, port = listener.rpartition(":")
-            found.setdefault(where, []).append((host, int(port)))
-        return found
+        addresses = [
+            (host, int(port))
+            for host, _, port in (each.rpartition(":") for each in self._log.listeners)
+        ]
+        for (where, _), address in zip(expected, addresses, strict=False):
+            found.setdefault(where, []).append(address)
+        return found, addresses[len(expected) :]
 
     async def _put_load(self, traffic: Traffic, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -231,6 +248,13 @@ class Soak:
                     resume=self._relay.resume,
                 )
             )
+        if self._flows is not None:
+            count = self._flow_count
+            flood_every = min(FLOOD_EVERY, seconds / 4)
+            unrest += [
+                self._flows.keep(count, count / 4),
+                self._flows.flood_now_and_then(count, self._dice, flood_every),
+            ]
         return unrest
 
     async def _settle(self, traffic: Traffic, when: str) -> None:
@@ -240,6 +264,8 @@ class Soak:
         verdict to say.
         """
         await traffic.over()
+        if self._flows is not None:
+            await self._flows.over()
         until = time.monotonic() + STALL + IDLE + SLACK
         while time.monotonic() < until:
             if self._relay.read().sockets <= self._quiet[0].sockets:
@@ -248,6 +274,8 @@ class Soak:
         await asyncio.sleep(CALM)
         self._take_lines()
         traffic.miss_lines()
+        if self._flows is not None:
+            self._flows.forget_all()
         self._quiet.append(self._show(f"quiet {when}"))
 
     async def _attend(self) -> None:
@@ -260,13 +288,17 @@ class Soak:
 
     def _take_lines(self) -> None:
         while self._relay.lines:
-            session = self._log.hear(self._relay.lines.popleft())
-            if session is not None and self._traffic is not None:
-                self._traffic.hear(session)
+            line = self._log.hear(self._relay.lines.popleft())
+            if isinstance(line, SessionLine):
+                if self._traffic is not None:
+                    self._traffic.hear(line)
+            elif line is not None and self._flows is not None:
+                self._flows.hear(line)
 
     def _show(self, what: str) -> Reading:
         """Print a line of figures; the reading in it."""
-        traffic, reading = self._traffic, self._relay.read()
+        traffic, flows = self._traffic, self._flows
+        reading = self._relay.read()
         now = time.monotonic()
         busy = (reading.cpu - self._shown[1]) / max(now - self._shown[0], 0.001)
         self._shown = now, reading.cpu
@@ -275,6 +307,11 @@ class Soak:
             counts = (
                 f" alive {traffic.alive}, opened {traffic.opened},"
                 f" moved {traffic.moved / MIB:.0f} MiB,"
+            )
+        if flows is not None:
+            counts += (
+                f" flows {flows.alive}, opened {flows.opened},"
+                f" heard {flows.tally.heard},"
             )
         print(
             f"{now - self._began_at:4.0f} s {what}:{counts}"
@@ -287,15 +324,24 @@ class Soak:
         return reading
 
     def _summarize(self) -> None:
-        traffic, log, violations = self._traffic, self._log, self._violations
-        if traffic is not None:
-            print("sessions by the ending in the relay's log:")
-            for ending, count in traffic.endings.most_common():
-                print(f"  {count:8}  {ending}")
+        flows, log, violations = self._flows, self._log, self._violations
+        for what, traffic in (("sessions", self._traffic), ("flows", flows)):
+            if traffic is not None:
+                print(f"{what} by the ending in the relay's log:")
+                for ending, count in traffic.endings.most_common():
+                    print(f"  {count:8}  {ending}")
         print(
             f"the relay was stopped {self._stops.count} times,"
             f" its wall clock set {log.steps} times"
         )
+        if flows is not None:
+            tally = flows.tally
+            print(
+                f"datagrams: {tally.sent} sent, {tally.flooded} more in"
+                f" {flows.floods} floods, {tally.heard} heard, {tally.lost} lost"
+            )
+            for line in log.datagrams:
+                print(f"  {line}")
         if violations.count:
             print("violations by script, and the first of them:")
             for script, count in violations.scripts.most_common():
@@ -314,8 +360,11 @@ class Soak:
             )
 
     def _outcome(self, status: int | None) -> Outcome:
-        traffic, log = self._traffic, self._log
+        traffic, flows, log = self._traffic, self._flows, self._log
         start, baseline, final = self._quiet
+        datagrams = None
+        if flows is not None:
+            datagrams = Datagrams(flows.tally, log.datagrams, LISTENERS)
         return Outcome(
             start=start,
             baseline=baseline,
@@ -325,6 +374,7 @@ class Soak:
             troubles=log.troubles,
             failed=traffic.endings["failed"] if traffic else 0,
             status=status,
+            datagrams=datagrams,
             steps=log.steps if self._step else None,
         )
 
@@ -348,17 +398,17 @@ async def beside(works: Sequence[Coroutine[Any, Any, None]]) -> AsyncIterator[No
 # -- the command line
 
 
-def raise_descriptor_limit(connections: int) -> None:
+def raise_descriptor_limit(connections: int, flows: int) -> None:
     """Let this process, and the relay, have as many descriptors as they may.
 
     :raises SystemExit: that is too few.
     """
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    needed = 2 * connections + SPARE
+    needed = 2 * connections + LISTENERS * flow_bound(flows) * bool(flows) + SPARE
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise SystemExit(
-            f"soak: {connections} connections need {needed} descriptors, and"
-            f" `ulimit -Hn` is {hard}"
+            f"soak: {connections} connections and {flows} flows need {needed}"
+            f" descriptors, and `ulimit -Hn` is {hard}"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -386,6 +436,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         metavar="N",
         default=2000,
         help="to keep alive, about (default: 2000)",
+    )
+    parser.add_argument(
+        "--flows",
+        type=int,
+        choices=range(2001),
+        metavar="N",
+        default=200,
+        help="of datagrams, to keep alive beside them; 0: no datagrams (default: 200)",
     )
     parser.add_argument(
         "--stop",
@@ -452,6 +510,7 @@ async def _run(options: argparse.Namespace, transport: str, seed: int) -> bool:
         transport=transport,
         reactor=options.reactor,
         connections=options.connections,
+        flows=options.flows,
         seconds=options.minutes * 60,
         stop=options.stop,
         step=options.step,
@@ -463,7 +522,7 @@ async def _run(options: argparse.Namespace, transport: str, seed: int) -> bool:
 def main() -> int:
     """Soak each transport; the exit status."""
     options = parse_arguments()
-    raise_descriptor_limit(options.connections)
+    raise_descriptor_limit(options.connections, options.flows)
     seed = options.seed
     if seed is None:
         seed = random.SystemRandom().randrange(1 << 32)

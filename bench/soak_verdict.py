@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import attrs
 
+from bench.soak_flows import Tally
+from bench.soak_log import DatagramsLine
 from bench.soak_relay import MIB, STOPPING, Reading
 
 #: Descriptors of pipes that the relay may have for its splices at any time: what the
 #: plane lets be in use, and keeps for the next (PIPES_IN_USE and PIPES_KEPT), two each.
 PIPE_BOUND = 2 * (64 + 16)
+
+
+@attrs.frozen
+class Datagrams:
+    """What has become of datagrams.
+
+    :ivar ours: as those who sent and got them know it.
+    :ivar relays: what the relay says in the end of each of its listeners.
+    :ivar listeners: how many it had.
+    """
+
+    ours: Tally
+    relays: Sequence[DatagramsLine]
+    listeners: int
 
 
 @attrs.frozen
@@ -27,6 +43,7 @@ class Outcome:
     :ivar troubles: errors and tracebacks in the relay's log.
     :ivar failed: sessions that the relay itself calls failed.
     :ivar status: the relay's exit status; None when it had to be killed.
+    :ivar datagrams: None where there were none.
     :ivar steps: how often the relay's wall clock was set; None where it was not to be.
     """
 
@@ -38,6 +55,7 @@ class Outcome:
     troubles: int
     failed: int
     status: int | None
+    datagrams: Datagrams | None = None
     steps: int | None = None
 
 
@@ -95,8 +113,87 @@ def failures(outcome: Outcome) -> list[str]:
             found.append(f"{what}: {count}")
     if outcome.steps == 0:
         found.append("the relay's wall clock was never set")
+    if outcome.datagrams is not None:
+        found += lost_datagrams(outcome.datagrams)
     if outcome.status is None:
         found.append(f"the relay still ran {STOPPING:g} s after SIGTERM")
     elif outcome.status != 0:
         found.append(f"the relay's exit status: {outcome.status}")
     return found
+
+
+def lost_datagrams(datagrams: Datagrams) -> list[str]:
+    """What does not add up, a line each.
+
+    By itself, the relay drops nothing here, for it is never asked for more flows in
+    use than it has room for.  The kernel may, where somebody is late, but it counts:
+    what was sent and has not come must be in some counter.  Only an answer may meet a
+    port that is closed by now, the relay's or the client's, and be in none.
+    """
+    ours, relays = datagrams.ours, datagrams.relays
+    if len(relays) != datagrams.listeners:
+        problem = (
+            f"datagrams: {len(relays)} lines of counters in the relay's log, of"
+            f" {datagrams.listeners} listeners"
+        )
+        return [problem]
+    found = [problem for line in relays for problem in _unbalanced(line)]
+    kernel = sum(line.kernel_dropped for line in relays)
+    for where, sent, came, may_be_lost in (
+        (
+            "from clients",
+            ours.sent + ours.flooded,
+            sum(line.received for line in relays),
+            kernel,
+        ),
+        (
+            "to servers",
+            sum(line.sent for line in relays),
+            ours.arrived,
+            ours.dropped,
+        ),
+        (
+            "from servers",
+            ours.replied,
+            sum(line.replies_received for line in relays),
+            math.inf,
+        ),
+        (
+            "to clients",
+            sum(line.replies_sent for line in relays),
+            ours.heard,
+            math.inf,
+        ),
+    ):
+        if not 0 <= sent - came <= may_be_lost:
+            found.append(
+                f"datagrams {where}: {sent} sent and {came} received; the kernel"
+                f" dropped {kernel} before the relay, {ours.dropped} behind it"
+            )
+    relay = sum(line.dropped.total() + line.replies_dropped.total() for line in relays)
+    if ours.lost > kernel + ours.dropped + relay:
+        found.append(
+            f"datagrams: {ours.lost} lost; the kernel dropped {kernel} before the"
+            f" relay, {ours.dropped} behind it, and the relay {relay}"
+        )
+    return found
+
+
+def _unbalanced(line: DatagramsLine) -> Iterator[str]:
+    """What is wrong with the relay's own counters."""
+    for received, sent, dropped, names in (
+        (line.received, line.sent, line.dropped, ("received", "sent", "dropped")),
+        (
+            line.replies_received,
+            line.replies_sent,
+            line.replies_dropped,
+            ("replies_received", "replies_sent", "replies_dropped"),
+        ),
+    ):
+        reasons = ",".join(f"{why}:{n}" for why, n in sorted(dropped.items())) or "-"
+        told = zip(names, (received, sent, reasons), strict=True)
+        counters = " ".join(f"{name}={value}" for name, value in told)
+        if received != sent + dropped.total():
+            yield f"datagrams of {line.listener}: {counters} don't add up"
+        if dropped:
+            yield f"datagrams of {line.listener}: some were dropped: {counters}"

@@ -16,7 +16,7 @@ class Named(Protocol):
 
 
 class Judged(Protocol):
-    """A session.
+    """A session, or a flow of datagrams.
 
     :ivar label: what and which it is.
     :ivar ending: what the relay's log says of it; empty until it does.
@@ -41,7 +41,7 @@ class Violations:
     """
 
     #: At most so many are told in words, and so many of one script.
-    FIRST, FIRST_OF_SCRIPT = 10, 3
+    FIRST, FIRST_OF_SCRIPT = 24, 3
 
     scripts: Counter[str] = attrs.Factory(Counter)
     _first: list[tuple[Judged | None, str]] = attrs.Factory(list)

@@ -463,7 +463,7 @@ def test_the_defaults_are_those_of_the_long_soak() -> None:
     options = parse_arguments([])
     assert (options.minutes, options.connections) == (10, 2000)
     assert (options.transport, options.reactor, options.seed) == ("both", "epoll", None)
-    assert (options.stop, options.step) == (10, 3)
+    assert (options.flows, options.stop, options.step) == (200, 10, 3)
 
 
 @pytest.mark.parametrize(
@@ -473,6 +473,7 @@ def test_the_defaults_are_those_of_the_long_soak() -> None:
         ["--minutes", "nan"],
         ["--minutes", "x"],
         ["--connections", "0"],
+        ["--flows", "-1"],
         ["--stop", "16"],
         ["--stop", "-1"],
         ["--step", "nan"],

@@ -1,0 +1,253 @@
+"""What the clients of the soak that send datagrams do: the scripts, and one client.
+
+A client does as those of DNS and of QUIC do: what is not answered it asks again, a few
+times.  That there is no answer at all is the relay's fault.  That a datagram is lost
+may be the kernel's, and is counted: in the end somebody must have dropped it
+(`bench/soak_verdict.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import time
+from collections.abc import Awaitable, Callable
+
+import attrs
+
+from bench.soak_datagrams import LARGEST, UDP_TIMEOUT, USUAL, Flow, draw_size
+from bench.soak_ends import Violation
+from bench.soak_stops import Stops
+
+#: Seconds that a client waits for an answer, and how often it asks.
+WAIT, TRIES = 3.0, 3
+
+#: The receive buffer of a client, in bytes.
+BUFFER = 1 << 20
+
+#: Bytes of the longest read.
+ROOM = 65536
+
+#: Datagrams that are read in one go.
+AT_ONCE = 32
+
+
+@attrs.frozen(eq=False)
+class FlowScript:
+    """What a client does.
+
+    :ivar share: how many of the flows follow it, against the others' shares.
+    :ivar answered: the server sends back what it gets.
+    :ivar streams: the server goes on sending, once it has been spoken to.
+    """
+
+    name: str
+    share: int
+    client: Callable[[FlowClient], Awaitable[None]]
+    answered: bool = True
+    streams: bool = False
+
+
+class FlowClient:
+    """A client that sends datagrams, and its flow.
+
+    :param dice: draws what the script leaves open.
+    :ivar label: what violations call it.
+    :ivar sent: datagrams; likewise `heard`.
+    :ivar streaming: the server is sending by itself.
+    """
+
+    def __init__(
+        self, flow: Flow, script: FlowScript, dice: random.Random, stops: Stops
+    ) -> None:
+        self.flow = flow
+        self.script = script
+        self.dice = dice
+        self.label = f"flow {flow.number}"
+        self.ending = ""
+        self.violated = False
+        self.sent = self.heard = 0
+        self.streaming = False
+        #: How many the server sends by itself, and the seconds between two of them.
+        self.rounds = dice.randint(12, 40)
+        self.pause = dice.uniform(0.1, 0.3)
+        self._stops = stops
+        self._wrong = ""
+        self._pending: range = range(0)
+        self._event = asyncio.Event()
+
+    async def follow(self, sock: socket.socket) -> None:
+        """Do what the script says.
+
+        :param sock: connected to the relay.
+        :raises Violation: the relay did what its rules don't allow.
+        """
+        self._socket = sock
+        loop = asyncio.get_running_loop()
+        loop.add_reader(sock, self._read)
+        try:
+            await self.script.client(self)
+            if self.flow.owed:
+                await self._settle()
+        finally:
+            loop.remove_reader(sock)
+        self._check()
+
+    async def _settle(self) -> None:
+        """Give what is late a chance."""
+        self._pending = range(len(self.flow.up))
+        self._event.clear()
+        await self._stops.wait(self._event, WAIT)
+
+    def _check(self) -> None:
+        if self._wrong:
+            raise Violation(self._wrong)
+
+    def _read(self) -> None:
+        for _ in range(AT_ONCE):
+            try:
+                data = self._socket.recv(ROOM)
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                # The listener is closed: nobody answers, which is what counts.
+                return
+            self.heard += 1
+            wrong = self.flow.hear(data, time.monotonic())
+            self._wrong = self._wrong or wrong
+            up = self.flow.up
+            if self.script.streams or all(up[n].heard for n in self._pending):
+                self._event.set()
+
+    # -- what scripts do
+
+    def send(self, size: int) -> None:
+        """Send the next datagram."""
+        data = self.flow.ask(size, time.monotonic(), answered=self.script.answered)
+        try:
+            self._socket.send(data)
+        except ConnectionError:
+            # An earlier one was refused; that took the error away.
+            self._socket.send(data)
+        self.sent += 1
+        self.flow.asked(time.monotonic())
+
+    async def ask(self, count: int = 1, most: int = LARGEST) -> None:
+        """Send some of one size at once, and hear answers.
+
+        :param most: bytes of each.
+        :raises Violation: there are none.
+        """
+        for _ in range(TRIES):
+            # Only in use, a datagram without a name can't open a flow unseen.
+            size = draw_size(self.dice, named=not self.flow.in_use)
+            first = len(self.flow.up)
+            for _ in range(count):
+                self.send(min(size, most))
+            self._pending = range(first, first + count)
+            self._event.clear()
+            if await self._stops.wait(self._event, WAIT):
+                return
+            self._check()
+            if any(self.flow.up[n].heard for n in self._pending):
+                return
+        raise Violation(f"no answer to {TRIES * count} datagrams")
+
+    async def converse(self, seconds: float) -> None:
+        """Ask and be answered for so long."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if self.dice.random() < 0.3:
+                await self.ask(self.dice.randint(2, 8), USUAL)
+            else:
+                await self.ask()
+            self._check()
+            await asyncio.sleep(self.dice.uniform(0.05, 0.8))
+
+    async def listen(self) -> None:
+        """Speak once, and hear what the server sends by itself.
+
+        :raises Violation: it does not come, or breaks off.
+        """
+        for _ in range(TRIES):
+            heard = False
+            self._event.clear()
+            self.send(USUAL)
+            while await self._stops.wait(self._event, WAIT):
+                heard = True
+                self._event.clear()
+                self._check()
+                if not self.streaming and not self.flow.owed:
+                    return
+            if self.streaming and self.flow.in_use:
+                raise Violation("the stream of a flow in use breaks off")
+            if heard and not self.streaming:
+                return
+        raise Violation(f"no stream after {TRIES} datagrams")
+
+    async def reach(self) -> None:
+        """Wait until the server has got something.
+
+        :raises Violation: it does not.
+        """
+        for _ in range(TRIES):
+            if any(sent.port for sent in self.flow.up.values()):
+                return
+            await self._stops.wait(asyncio.Event(), WAIT)
+        raise Violation(f"no word of {self.sent} datagrams at the server")
+
+
+# -- the scripts
+
+
+async def _converse(client: FlowClient) -> None:
+    await client.converse(client.dice.uniform(3, 9))
+
+
+async def _converse_with_pauses(client: FlowClient) -> None:
+    """Its pauses are shorter than the timeout; with a stop, they may not look it."""
+    await client.converse(4)
+    for _ in range(client.dice.randint(1, 2)):
+        await asyncio.sleep(UDP_TIMEOUT * client.dice.uniform(0.4, 0.8))
+        await client.ask()
+
+
+async def _come_back(client: FlowClient) -> None:
+    await client.converse(client.dice.choice((1, 4)))
+    await asyncio.sleep(UDP_TIMEOUT + client.dice.uniform(0, 2))
+    await client.ask()
+
+
+async def _ask_once(client: FlowClient) -> None:
+    await client.ask()
+
+
+async def _only_send(client: FlowClient) -> None:
+    for _ in range(client.rounds):
+        client.send(draw_size(client.dice, named=True))
+        await asyncio.sleep(client.pause)
+    await client.reach()
+
+
+async def _listen(client: FlowClient) -> None:
+    await client.listen()
+
+
+FLOW_SCRIPTS = (
+    FlowScript("datagrams: a conversation", 6, _converse),
+    FlowScript("datagrams: with long pauses", 4, _converse_with_pauses),
+    FlowScript("datagrams: asks once", 4, _ask_once),
+    FlowScript("datagrams: comes back when it has expired", 2, _come_back),
+    FlowScript("datagrams: is not answered", 2, _only_send, answered=False),
+    FlowScript("datagrams: a stream", 3, _listen, answered=False, streams=True),
+)
+
+_SHARES = [script.share for script in FLOW_SCRIPTS]
+
+
+def draw_flow(seed: int, number: int, stops: Stops) -> FlowClient:
+    """The client of this number: the same for the same seed."""
+    dice = random.Random(f"{seed}/datagrams/{number}")  # noqa: S311 - to be repeated
+    [script] = dice.choices(FLOW_SCRIPTS, _SHARES)
+    return FlowClient(Flow(number), script, dice, stops)

@@ -1,0 +1,385 @@
+"""Flows of datagrams through one relay: opened, flooded, watched, judged.
+
+:class:`Flows` has the servers behind the relay's UDP listeners, keeps about as many
+clients alive as asked for, and now and then floods the listeners from more ports than
+the relay's table has room for.  Half of the floods are answered, each port once; an
+eighth of the clients has the flood's own addresses, and so its share of the table.
+
+What it counts is held against the relay's own counters in the end
+(`bench/soak_verdict.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import socket
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any
+
+import attrs
+
+from bench.soak_datagrams import (
+    HEADER,
+    LOUD,
+    SILENT,
+    UDP_TIMEOUT,
+    UDP_UNREPLIED,
+    draw_size,
+)
+from bench.soak_ends import LIMIT, SLACK, Violation
+from bench.soak_flow_scripts import AT_ONCE, BUFFER, ROOM, FlowClient, draw_flow
+from bench.soak_log import FlowLine
+from bench.soak_stops import LONGEST, Stops
+from bench.soak_traffic import BUSY, HOSTS, address_name
+from bench.soak_violations import Violations
+
+#: How many listeners the relay has for datagrams, and servers behind each.
+LISTENERS = SERVERS = 2
+
+#: Those who flood, and from which ports: in turn, so that none is met a second time
+#: while its flow may live.
+FLOOD_HOSTS = ("127.4.0.1", "127.4.0.2")
+FLOOD_PORTS = range(10_000, 30_000)
+
+#: The ports of clients that have the same addresses.
+SHARED_PORTS = range(30_000, 32_700)
+
+#: How much more than the table has room for a flood is.
+OVERFLOW = 1.5
+
+#: Seconds that a flood takes, and datagrams that are sent at once.
+FLOOD, PIECE = 1.0, 50
+
+#: Linux, sock_diag(7): a socket's counters, and the number of the drops among them.
+SO_MEMINFO, SK_DROPS = 55, 8
+
+#: A client that is over stays known for so long, in seconds: its flow has expired.
+MEMORY = UDP_TIMEOUT + LONGEST + 4 * SLACK
+
+
+def flow_bound(flows: int) -> int:
+    """How many flows each listener of the relay may have: those in use, and more."""
+    return 2 * flows + 100
+
+
+def flow_options(listeners: dict[str, list[str]], flows: int) -> list[str]:
+    """The relay's options for datagrams.
+
+    :param listeners: the host of each, and the servers behind it.
+    """
+    options = [
+        *("--udp-timeout", f"{UDP_TIMEOUT:g}"),
+        *("--udp-unreplied-timeout", f"{UDP_UNREPLIED:g}"),
+        *("--max-flows", f"{flow_bound(flows)}"),
+    ]
+    for host, servers in listeners.items():
+        options += ["--listen", f"udp:{host}:0"]
+        for server in servers:
+            options += ["--dest", f"udp:{server}"]
+    return options
+
+
+class Echoes:
+    """The servers' sockets: those behind one listener are no other's."""
+
+    def __init__(self) -> None:
+        self.sockets: list[socket.socket] = []
+        #: By the listener's host.
+        self.addresses: dict[str, list[str]] = {
+            host: [self._bind(host) for _ in range(SERVERS)]
+            for host in HOSTS[:LISTENERS]
+        }
+
+    def _bind(self, host: str) -> str:
+        sock = socket.socket(type=socket.SOCK_DGRAM)
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * BUFFER)
+        sock.bind((host, 0))
+        self.sockets.append(sock)
+        return address_name(sock.getsockname())
+
+    def close(self) -> None:
+        """Close all of them."""
+        for sock in self.sockets:
+            sock.close()
+
+
+def kernel_drops(sock: socket.socket) -> int:
+    """Datagrams that the kernel has dropped for want of room in a socket's queue."""
+    counters = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 4 * (SK_DROPS + 1))
+    return int.from_bytes(counters[4 * SK_DROPS :], sys.byteorder)
+
+
+@attrs.define(eq=False)
+class Tally:
+    """What became of datagrams, as those who sent and got them know it.
+
+    :ivar sent: by clients.
+    :ivar flooded: by the floods.
+    :ivar arrived: at servers.
+    :ivar replied: by servers.
+    :ivar heard: by clients.
+    :ivar lost: of flows that are over, those that somebody must have dropped.
+    :ivar dropped: by the kernel, of what came to clients and servers.
+    """
+
+    sent: int = 0
+    flooded: int = 0
+    arrived: int = 0
+    replied: int = 0
+    heard: int = 0
+    lost: int = 0
+    dropped: int = 0
+
+
+class Flows:
+    """The flows of one soak.
+
+    :param listeners: the relay's, for datagrams.
+    :ivar alive: clients that follow their script at this moment.
+    :ivar endings: of flows, by the relay's log.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        servers: Echoes,
+        listeners: list[tuple[str, int]],
+        violations: Violations,
+        stops: Stops,
+    ) -> None:
+        self._seed = seed
+        self._servers = servers
+        self._listeners = listeners
+        self._violations = violations
+        self._stops = stops
+        self.tally = Tally()
+        self.endings: Counter[str] = Counter()
+        self.opened = self.alive = self.floods = 0
+        self._closed = False
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._streams: dict[int, asyncio.Task[None]] = {}
+        #: Those that the log may still speak of: by number, and by client and listener.
+        self._clients: dict[int, FlowClient] = {}
+        self._named: dict[tuple[str, str], FlowClient] = {}
+        #: Those that are over, with the time when they are forgotten.
+        self._forgotten_at: deque[tuple[float, FlowClient, tuple[str, str]]] = deque()
+        self._flood_ports = itertools.cycle(FLOOD_PORTS)
+        for sock in servers.sockets:
+            self._loop.add_reader(sock, self._serve, sock)
+
+    # -- clients
+
+    async def keep(self, flows: int, rate: float) -> None:
+        """Keep so many clients alive, opening no more than `rate` a second.
+
+        Until it is cancelled.
+        """
+        before, credit = time.monotonic(), 0.0
+        while True:
+            await asyncio.sleep(0.02)
+            now = time.monotonic()
+            # Who was late does not make up for all of it at once.
+            credit = min(credit + rate * (now - before), max(1.0, rate * BUSY))
+            before = now
+            while credit >= 1 and self.alive < flows:
+                credit -= 1
+                self._open()
+            self._forget(now)
+
+    def _open(self) -> None:
+        self.opened += 1
+        client = draw_flow(self._seed, self.opened, self._stops)
+        self._clients[client.flow.number] = client
+        self.alive += 1
+        self._start(self._run_client(client))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            # Not the relay's doing, most likely, but never to be overlooked.
+            self._violations.add(None, "the soak itself", repr(problem))
+
+    async def _run_client(self, client: FlowClient) -> None:
+        try:
+            with socket.socket(type=socket.SOCK_DGRAM) as sock:
+                sock.setblocking(False)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+                self._bind(sock, client.flow.number)
+                listener = self._listeners[client.flow.number % len(self._listeners)]
+                sock.connect(listener)
+                key = address_name(sock.getsockname()), address_name(listener)
+                self._named[key] = client
+                wrong = await self._follow(client, sock)
+                self.tally.dropped += kernel_drops(sock)
+        finally:
+            self.alive -= 1
+            self.tally.sent += client.sent
+            self.tally.heard += client.heard
+        if wrong:
+            self._violations.add(client, "client", wrong)
+        self._forgotten_at.append((time.monotonic() + MEMORY, client, key))
+
+    async def _follow(self, client: FlowClient, sock: socket.socket) -> str:
+        """Let a client do what its script says; what is wrong."""
+        try:
+            async with asyncio.timeout(LIMIT):
+                await client.follow(sock)
+        except Violation as violation:
+            return f"{violation} ({client.sent} sent, {client.heard} heard)"
+        except TimeoutError:
+            return f"not over after {LIMIT:g} s"
+        return ""
+
+    def _bind(self, sock: socket.socket, number: int) -> None:
+        """Give a client's socket an address that no other one has for a long time."""
+        if number % 8 == 0:
+            port = SHARED_PORTS[number // 8 % len(SHARED_PORTS)]
+            host = FLOOD_HOSTS[number // 8 % len(FLOOD_HOSTS)]
+            # Somebody else's port: one of its own, then.
+            with suppress(OSError):
+                sock.bind((host, port))
+                return
+        block = number % 65536
+        sock.bind((f"127.2.{block // 256}.{block % 256}", 0))
+
+    # -- servers
+
+    def _serve(self, sock: socket.socket) -> None:
+        for _ in range(AT_ONCE):
+            try:
+                data, source = sock.recvfrom(ROOM)
+            except BlockingIOError:
+                return
+            self.tally.arrived += 1
+            if data == SILENT:
+                continue
+            if len(data) < HEADER.size:
+                self._send(sock, data, source)
+                continue
+            number, sequence = HEADER.unpack_from(data)
+            client = self._clients.get(number)
+            if client is None:
+                what = f"{len(data)} bytes of no flow: {data[:16]!r}"
+                self._violations.add(None, "server", what)
+                continue
+            wrong = client.flow.arrive(sequence, data, address_name(source))
+            if wrong:
+                self._violations.add(client, "server", wrong)
+            if client.script.streams:
+                self._begin_stream(client, sock, source)
+            elif client.script.answered:
+                self._send(sock, data, source)
+
+    def _send(self, sock: socket.socket, data: bytes, to: tuple[str, int]) -> None:
+        # A full queue: it is as if the network had lost it.
+        with suppress(BlockingIOError):
+            sock.sendto(data, to)
+            self.tally.replied += 1
+
+    def _begin_stream(
+        self, client: FlowClient, sock: socket.socket, to: tuple[str, int]
+    ) -> None:
+        number = client.flow.number
+        if number in self._streams:
+            self._streams[number].cancel()
+        client.streaming = True
+        self._streams[number] = self._start(self._stream(client, sock, to))
+
+    async def _stream(
+        self, client: FlowClient, sock: socket.socket, to: tuple[str, int]
+    ) -> None:
+        for _ in range(client.rounds):
+            size = draw_size(client.dice, named=True)
+            self._send(sock, client.flow.stream(size, time.monotonic()), to)
+            await asyncio.sleep(client.pause)
+        client.streaming = False
+        del self._streams[client.flow.number]
+
+    # -- floods
+
+    async def flood_now_and_then(
+        self, flows: int, dice: random.Random, every: float
+    ) -> None:
+        """Flood a listener again and again, until this is cancelled."""
+        while True:
+            await asyncio.sleep(every * dice.uniform(0.5, 1.5))
+            listener = self._listeners[self.floods // 2 % len(self._listeners)]
+            data = (LOUD, SILENT)[self.floods % 2]
+            self.floods += 1
+            await self._flood(listener, data, int(OVERFLOW * flow_bound(flows)))
+
+    async def _flood(self, listener: tuple[str, int], data: bytes, count: int) -> None:
+        pause = FLOOD / max(1, count // PIECE)
+        for number in range(count):
+            with socket.socket(type=socket.SOCK_DGRAM) as sock:
+                # A port that somebody else has.
+                with suppress(OSError):
+                    host = FLOOD_HOSTS[number % len(FLOOD_HOSTS)]
+                    sock.bind((host, next(self._flood_ports)))
+                    sock.sendto(data, listener)
+                    self.tally.flooded += 1
+            if number % PIECE == PIECE - 1:
+                await asyncio.sleep(pause)
+
+    # -- the log
+
+    def hear(self, line: FlowLine) -> None:
+        """The relay's log says that a flow has ended."""
+        self.endings[line.ending] += 1
+        if self._closed:
+            return
+        client = self._named.get((line.client, line.listener))
+        if client is None:
+            host, _, port = line.client.rpartition(":")
+            if host not in FLOOD_HOSTS or int(port) not in FLOOD_PORTS:
+                self._violations.add(None, "log", f"a line about nobody: {line}")
+            return
+        client.ending = line.ending
+        wrong = client.flow.judge(line, time.monotonic(), self._stops)
+        if wrong:
+            self._violations.add(client, "log", wrong)
+
+    def _forget(self, now: float) -> None:
+        while self._forgotten_at and self._forgotten_at[0][0] < now:
+            _, client, key = self._forgotten_at.popleft()
+            if client.flow.in_use:
+                self._violations.add(client, "log", "no line about a flow in use")
+            self.tally.lost += client.flow.lost
+            del self._clients[client.flow.number]
+            if self._named.get(key) is client:
+                del self._named[key]
+
+    def forget_all(self) -> None:
+        """Judge what is over: every flow has expired, and the log has spoken."""
+        self._forget(float("inf"))
+
+    # -- the end
+
+    async def over(self) -> None:
+        """Wait until every client is over."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def close(self) -> None:
+        """End every flow now, without a verdict."""
+        self._closed = True
+        for sock in self._servers.sockets:
+            self._loop.remove_reader(sock)
+            self.tally.dropped += kernel_drops(sock)
+        for task in self._tasks:
+            task.cancel()
+        await self.over()

@@ -1,0 +1,353 @@
+"""The soak's flows of datagrams: what is drawn, what is proven, and the verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from ipaddress import ip_address
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.soak_datagrams import (
+    HEADER,
+    LARGEST,
+    LOUD,
+    PROVEN,
+    SHORT,
+    SILENT,
+    UDP_STEP,
+    UDP_TIMEOUT,
+    UDP_UNREPLIED,
+    Flow,
+    datagram,
+    draw_size,
+)
+from bench.soak_ends import SLACK
+from bench.soak_flow_scripts import FLOW_SCRIPTS, draw_flow
+from bench.soak_flows import (
+    FLOOD_HOSTS,
+    FLOOD_PORTS,
+    SHARED_PORTS,
+    Tally,
+    flow_bound,
+    flow_options,
+)
+from bench.soak_log import (
+    DatagramsLine,
+    FlowLine,
+    parse_datagrams_line,
+    parse_flow_line,
+)
+from bench.soak_stops import Stops
+from bench.soak_verdict import Datagrams, lost_datagrams
+
+# -- what is sent
+
+
+@given(
+    number=st.integers(min_value=0, max_value=(1 << 31) - 1),
+    sequence=st.integers(min_value=0, max_value=(1 << 32) - 1),
+    size=st.integers(min_value=0, max_value=LARGEST),
+)
+def test_a_datagram_has_its_size_and_says_whose_it_is(
+    number: int, sequence: int, size: int
+) -> None:
+    data = datagram(number, sequence, size)
+    assert len(data) == size
+    assert data[:1] not in (LOUD, SILENT)
+    if size >= HEADER.size:
+        assert HEADER.unpack_from(data) == (number, sequence)
+
+
+def test_no_two_datagrams_are_alike_behind_what_they_say() -> None:
+    bodies = {
+        datagram(number, sequence, 40)[HEADER.size :]
+        for number in range(1, 60)
+        for sequence in range(60)
+    }
+    assert len(bodies) == 59 * 60
+
+
+def test_sizes_are_drawn_from_nothing_to_the_largest() -> None:
+    dice = random.Random(1)
+    sizes = [draw_size(dice, named=False) for _ in range(2000)]
+    assert (min(sizes), max(sizes)) == (0, LARGEST)
+    assert min(draw_size(dice, named=True) for _ in range(2000)) == HEADER.size
+
+
+def test_every_flow_script_is_drawn_and_again_by_a_seed() -> None:
+    async def names() -> list[str]:
+        return [draw_flow(7, n, Stops()).script.name for n in range(1, 300)]
+
+    first = asyncio.run(names())
+    assert first == asyncio.run(names())
+    assert set(first) == {script.name for script in FLOW_SCRIPTS}
+
+
+def test_floods_come_from_loopback_and_take_nobodys_port() -> None:
+    assert all(ip_address(host).is_loopback for host in FLOOD_HOSTS)
+    assert not set(FLOOD_PORTS) & set(SHARED_PORTS)
+
+
+def test_each_listener_for_datagrams_has_its_servers() -> None:
+    options = flow_options({"127.0.0.1": ["127.0.0.1:1"], "127.0.0.2": ["x:2"]}, 50)
+    assert options[-8:] == [
+        *("--listen", "udp:127.0.0.1:0", "--dest", "udp:127.0.0.1:1"),
+        *("--listen", "udp:127.0.0.2:0", "--dest", "udp:x:2"),
+    ]
+    assert options[options.index("--max-flows") + 1] == f"{flow_bound(50)}" == "200"
+
+
+# -- what a flow sees
+
+PORT, OTHER = "127.0.0.1:4000", "127.0.0.1:5000"
+
+
+def round_trip(flow: Flow, now: float, port: str = PORT, size: int = 100) -> str:
+    """A datagram that is answered at once; what is wrong."""
+    data = flow.ask(size, now, answered=True)
+    flow.asked(now + 0.001)
+    wrong = flow.arrive(len(flow.up) - 1, data, port)
+    return wrong or flow.hear(data, now + 0.01)
+
+
+def in_use() -> Flow:
+    """A flow that is proven to be in use at 1003 s."""
+    flow = Flow(7)
+    for second in range(4):
+        assert round_trip(flow, 1000.0 + second) == ""
+        assert flow.in_use is (second == 3)
+    return flow
+
+
+def test_a_flow_is_in_use_when_it_is_for_certain() -> None:
+    flow = Flow(7)
+    assert round_trip(flow, 1000.0) == ""
+    assert round_trip(flow, 1000.0 + PROVEN) == ""
+    assert not flow.in_use
+    assert round_trip(flow, 1000.1 + PROVEN) == ""
+    assert flow.in_use
+
+
+@pytest.mark.parametrize(("quiet", "wrong"), [(0.9, True), (1.1, False)])
+def test_a_flow_in_use_keeps_its_port_until_it_is_quiet(
+    quiet: float, wrong: bool
+) -> None:
+    flow = in_use()
+    said = round_trip(flow, 1003.0 + quiet * UDP_TIMEOUT, OTHER)
+    assert ("its port was 127.0.0.1:4000 and is 127.0.0.1:5000" in said) is wrong
+    assert not flow.in_use
+
+
+def test_a_flow_that_is_not_in_use_may_lose_its_port_and_begins_anew() -> None:
+    flow = Flow(7)
+    for second, port in enumerate((PORT, PORT, OTHER, OTHER, OTHER)):
+        assert round_trip(flow, 1000.0 + second, port) == ""
+    assert not flow.in_use
+
+
+def test_what_has_no_name_proves_nothing() -> None:
+    flow = Flow(7)
+    for second in range(5):
+        data = flow.ask(3, 1000.0 + second, answered=True)
+        assert flow.hear(data, 1000.0 + second) == ""
+    assert not flow.in_use
+    assert flow.unreached == flow.unanswered == []
+
+
+def test_a_stream_proves_that_a_flow_is_in_use() -> None:
+    flow = Flow(7)
+    data = flow.ask(100, 1000.0, answered=False)
+    flow.asked(1000.0)
+    assert flow.arrive(0, data, PORT) == ""
+    for second in range(4):
+        assert flow.hear(flow.stream(50, 1000.0 + second), 1000.1 + second) == ""
+    assert flow.in_use
+    assert flow.lost == 0
+    flow.stream(50, 1005.0)
+    assert flow.lost == 1
+
+
+def test_what_is_mixed_up_shows() -> None:
+    flow = Flow(7)
+    data = flow.ask(100, 1.0, answered=True)
+    flow.asked(1.0)
+    assert "not owed" in flow.hear(datagram(8, 0, 100), 1.0)
+    assert "not owed" in flow.hear(data[:-1], 1.0)
+    assert "not its own" in flow.arrive(0, data[:-1] + b"x", PORT)
+    assert "not sent" in flow.arrive(1, data, PORT)
+    assert flow.arrive(0, data, PORT) == ""
+    assert "second time" in flow.arrive(0, data, PORT)
+    assert flow.hear(data, 1.0) == ""
+    assert "not owed" in flow.hear(data, 1.0)
+
+
+def test_what_is_lost_is_counted_where_the_port_was_sure() -> None:
+    flow = Flow(7)
+    young = flow.ask(100, 1000.0, answered=True)
+    flow.asked(1000.0)
+    assert (flow.lost, len(flow.unreached), len(flow.unanswered)) == (1, 1, 0)
+    assert flow.arrive(0, young, PORT) == ""
+    assert (flow.lost, len(flow.unreached), len(flow.unanswered)) == (0, 0, 1)
+    flow = in_use()
+    old = flow.ask(100, 1004.0, answered=True)
+    assert flow.arrive(4, old, PORT) == ""
+    assert (flow.lost, len(flow.unreached), len(flow.unanswered)) == (1, 0, 1)
+    assert flow.hear(old, 1005.0) == ""
+    assert flow.lost == len(flow.unanswered) == 0
+
+
+# -- the log
+
+FLOW = (
+    "2026-11-21T01:05:51+0000 [relayd.flow#info] flow client=127.2.0.1:5151"
+    " listener=127.0.0.1:53 port=127.0.0.1:4000 server=127.0.0.1:9 age=13.010"
+    " up=4/400 down=4/400 ending=expired"
+)
+DATAGRAMS = (
+    "2026-11-21T01:05:51+0000 [relayd.flow#info] datagrams listener=127.0.0.1:53"
+    " received=12 sent=9 replies_received=8 replies_sent=8 dropped=no_flow:2,send_X:1"
+    " replies_dropped=- icmp_errors=0 kernel_dropped=5"
+)
+SAID = FlowLine(
+    "127.2.0.1:5151", "127.0.0.1:53", PORT, 13.01, (4, 400), (4, 400), "expired"
+)
+
+
+def test_a_flow_line() -> None:
+    assert parse_flow_line(FLOW) == SAID
+    assert parse_flow_line(FLOW + " for=127.2.0.9:1") == SAID
+    assert parse_flow_line(DATAGRAMS) is None
+
+
+def test_a_datagrams_line() -> None:
+    assert parse_datagrams_line(FLOW) is None
+    assert parse_datagrams_line(DATAGRAMS) == DatagramsLine(
+        *("127.0.0.1:53", 12, 9, 8, 8),
+        *(Counter(no_flow=2, send_X=1), Counter(), 5),
+    )
+
+
+#: When the relay ends a flow that was last heard at 1003.01 s.
+ENDS = 1003.01 + UDP_TIMEOUT
+
+
+@pytest.mark.parametrize(
+    ("changes", "now", "wrong"),
+    [
+        ({}, ENDS, ""),
+        ({"ending": "evicted"}, ENDS, "of a flow in use"),
+        ({"ending": "failed"}, ENDS, "ending=failed"),
+        ({"age": -3576.9}, ENDS, "age=-3576.900 in the log"),
+        ({"age": 3600.0}, ENDS, "age=3600.000 in the log"),
+        ({"age": 12.0}, ENDS - 1, "of a flow in use, 9.0 s at most"),
+        ({}, ENDS + UDP_STEP + SLACK + 0.1, "expected 17.0 at most"),
+        ({"up": (3, 300)}, ENDS, "expected 4/400 and 4/400"),
+        ({"down": (4, 401)}, ENDS, "expected 4/400 and 4/400"),
+        # Of another port that the client had.
+        ({"port": OTHER, "ending": "evicted"}, ENDS, ""),
+    ],
+)
+def test_the_logs_word_on_a_flow_in_use(
+    changes: dict[str, object], now: float, wrong: str
+) -> None:
+    line = attrs.evolve(SAID, **changes)  # type: ignore[arg-type]
+    said = in_use().judge(line, now, Stops())
+    assert wrong in said
+    assert bool(said) is bool(wrong)
+
+
+def test_a_flow_may_end_later_by_what_the_relay_was_stopped() -> None:
+    stops = Stops()
+    stops.begin(1004.0)
+    stops.end(1014.0)
+    assert in_use().judge(SAID, ENDS + 10, stops) == ""
+
+
+def test_a_flow_whose_end_is_in_the_log_begins_anew() -> None:
+    flow = in_use()
+    assert flow.judge(SAID, ENDS, Stops()) == ""
+    assert not flow.in_use
+    assert round_trip(flow, ENDS + 1, OTHER) == ""
+    assert flow.ports == 2
+
+
+@pytest.mark.parametrize(
+    ("late", "wrong"), [(UDP_STEP + SLACK - 0.1, ""), (UDP_STEP + SLACK + 0.1, "9.1 s")]
+)
+def test_a_flow_that_was_answered_once_expires_like_one_that_was_not(
+    late: float, wrong: str
+) -> None:
+    flow = Flow(7)
+    round_trip(flow, 1000.0)
+    now = 1000.0 + 0.01 + UDP_UNREPLIED + late
+    line = attrs.evolve(SAID, age=1.0, up=(1, 100), down=(1, 100))
+    said = flow.judge(line, now, Stops())
+    assert wrong in said
+    assert bool(said) is bool(wrong)
+
+
+def test_such_a_flow_may_be_evicted_and_a_longer_one_lives_longer() -> None:
+    flow = Flow(7)
+    round_trip(flow, 1000.0)
+    line = attrs.evolve(SAID, age=1.0, up=(1, 100), down=(1, 100))
+    assert flow.judge(attrs.evolve(line, ending="evicted"), 1030.0, Stops()) == ""
+    flow = Flow(7)
+    round_trip(flow, 1000.0)
+    round_trip(flow, 1000.0 + SHORT)
+    line = attrs.evolve(line, age=11.0, up=(2, 200), down=(2, 200))
+    assert flow.judge(line, 1001.0 + UDP_TIMEOUT, Stops()) == ""
+
+
+# -- the verdict
+
+COUNTED = DatagramsLine("127.0.0.1:53", 100, 100, 90, 90, Counter(), Counter(), 3)
+OURS = Tally(sent=80, flooded=22, arrived=99, replied=90, heard=89, lost=3, dropped=1)
+
+
+def lost(line: DatagramsLine = COUNTED, ours: Tally = OURS) -> list[str]:
+    return lost_datagrams(Datagrams(ours, [line], 1))
+
+
+def test_datagrams_that_add_up() -> None:
+    assert lost() == []
+
+
+@pytest.mark.parametrize(
+    ("line", "ours", "problem"),
+    [
+        ({"received": 99}, {}, "received=99 sent=100 dropped=- don't add up"),
+        ({"replies_received": 89}, {}, "replies_sent=90 replies_dropped=- don't add"),
+        (
+            {"received": 101, "dropped": Counter(no_flow=1)},
+            {},
+            "some were dropped: received=101 sent=100 dropped=no_flow:1",
+        ),
+        (
+            {"replies_sent": 89, "replies_dropped": Counter(send_X=1)},
+            {},
+            "some were dropped: replies_received=90 replies_sent=89",
+        ),
+        ({}, {"flooded": 24}, "from clients: 104 sent and 100 received"),
+        ({}, {"sent": 77}, "from clients: 99 sent and 100 received"),
+        ({}, {"arrived": 98}, "to servers: 100 sent and 98 received"),
+        ({}, {"replied": 89}, "from servers: 89 sent and 90 received"),
+        ({}, {"heard": 91}, "to clients: 90 sent and 91 received"),
+        ({}, {"lost": 5}, "5 lost; the kernel dropped 3 before the relay, 1 behind it"),
+    ],
+)
+def test_datagrams_that_do_not_add_up(
+    line: dict[str, object], ours: dict[str, int], problem: str
+) -> None:
+    counted = attrs.evolve(COUNTED, **line)  # type: ignore[arg-type]
+    said = lost(counted, attrs.evolve(OURS, **ours))
+    assert any(problem in each for each in said)
+
+
+def test_each_listener_must_have_said_what_became_of_its_datagrams() -> None:
+    [said] = lost_datagrams(Datagrams(OURS, [COUNTED], 2))
+    assert said.startswith("datagrams: 1 lines of counters in the relay's log, of 2")
