@@ -341,7 +341,7 @@ class Soak:
                 f" {flows.floods} floods, {tally.heard} heard, {tally.lost} lost"
             )
             for line in log.datagrams:
-                print(f"  {line}")
+                print(f"  {line.listener}: {line.counters}")
         if violations.count:
             print("violations by script, and the first of them:")
             for script, count in violations.scripts.most_common():

@@ -92,6 +92,7 @@ class DatagramsLine:
 
     :ivar dropped: by reason; likewise `replies_dropped`.
     :ivar kernel_dropped: in none of the others.
+    :ivar counters: all of them, as the log has it.
     """
 
     listener: str
@@ -102,6 +103,7 @@ class DatagramsLine:
     dropped: Counter[str]
     replies_dropped: Counter[str]
     kernel_dropped: int
+    counters: str = attrs.field(default="", eq=False)
 
 
 def parse_datagrams_line(line: str) -> DatagramsLine | None:
@@ -119,6 +121,7 @@ def parse_datagrams_line(line: str) -> DatagramsLine | None:
         _reasons(words["dropped"]),
         _reasons(words["replies_dropped"]),
         int(words["kernel_dropped"]),
+        found[2],
     )
 
 

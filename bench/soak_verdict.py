@@ -181,19 +181,11 @@ def lost_datagrams(datagrams: Datagrams) -> list[str]:
 
 def _unbalanced(line: DatagramsLine) -> Iterator[str]:
     """What is wrong with the relay's own counters."""
-    for received, sent, dropped, names in (
-        (line.received, line.sent, line.dropped, ("received", "sent", "dropped")),
-        (
-            line.replies_received,
-            line.replies_sent,
-            line.replies_dropped,
-            ("replies_received", "replies_sent", "replies_dropped"),
-        ),
+    for received, sent, dropped in (
+        (line.received, line.sent, line.dropped),
+        (line.replies_received, line.replies_sent, line.replies_dropped),
     ):
-        reasons = ",".join(f"{why}:{n}" for why, n in sorted(dropped.items())) or "-"
-        told = zip(names, (received, sent, reasons), strict=True)
-        counters = " ".join(f"{name}={value}" for name, value in told)
         if received != sent + dropped.total():
-            yield f"datagrams of {line.listener}: {counters} don't add up"
+            yield f"datagrams of {line.listener} don't add up: {line.counters}"
         if dropped:
-            yield f"datagrams of {line.listener}: some were dropped: {counters}"
+            yield f"datagrams of {line.listener} were dropped: {line.counters}"

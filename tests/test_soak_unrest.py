@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,6 +18,9 @@ from hypothesis import strategies as st
 
 from bench.soak_clock import SteppingClock
 from bench.soak_stops import REMEMBERED, Stops, stop_now_and_then
+from tests.process import eventually
+
+ROOT = Path(__file__).parent.parent
 
 # -- the wall clock
 
@@ -59,6 +67,69 @@ def test_a_clock_that_is_never_set() -> None:
 def test_a_clock_in_nanoseconds() -> None:
     clock = SteppingClock(1, 7, 0, lambda: 1.5)
     assert clock.nanoseconds() == 1_500_000_000
+
+
+SPY = """
+import sys, time, types
+real = time.time
+def run():
+    from twisted.internet import reactor
+    steps = []
+    for _ in range(20):
+        time.sleep(0.002)
+        steps.append(abs(reactor.seconds() - real()) > 60)
+    print(sum(steps), *sys.argv)
+sys.modules["twisted.scripts.twistd"] = types.SimpleNamespace(run=run)
+from bench.soak_clock import main
+main(["1", "0.001", "3", "-n", "relayd"])
+"""
+
+
+def test_twisted_has_the_clock_that_is_set() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SPY],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    steps, *argv = done.stdout.split()
+    assert int(steps) > 10, done.stderr
+    assert argv == ["twistd", "-n", "relayd"]
+
+
+PARENT = """
+import subprocess, sys, time
+child = "import time; from bench import soak_clock; soak_clock.end_with_parent();"
+child += "print(flush=True); time.sleep(60)"
+started = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE)
+started.stdout.readline()
+print(started.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
+def test_a_soak_that_is_killed_leaves_no_stopped_relay() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        os.kill(child, signal.SIGSTOP)
+        assert has_ended(child) is False
+        parent.kill()
+    eventually(lambda: has_ended(child), "the relay ends")
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or only waits for somebody to hear of its end."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return True
+    return status == "Z"
 
 
 # -- the stops
