@@ -286,7 +286,7 @@ class RelayProcess:
     def signal(self, number: int = signal.SIGTERM) -> None:
         self.process.send_signal(number)
 
-    def wait(self, patience: float = PATIENCE) -> int:
+    def wait(self, patience: float = START) -> int:
         """Wait for its end; the exit status."""
         status = self.process.wait(patience)
         self._reader.join(PATIENCE)

@@ -247,9 +247,17 @@ async def test_what_a_client_of_a_wildcard_reached_is_asked_of_its_socket() -> N
 @pytest_twisted.ensureDeferred
 async def test_each_wildcard_leaves_the_other_family_alone() -> None:
     """`[::]` is IPv6 only: `0.0.0.0` can be another relay's on the same port."""
-    v6 = await listen_tcp("::", Greeters())
-    number = v6.getHost().port
-    v4 = await listen_tcp("0.0.0.0", Greeters(), number)
+    for tries_left in range(15, -1, -1):
+        v6 = await listen_tcp("::", Greeters())
+        number = v6.getHost().port
+        try:
+            v4 = await listen_tcp("0.0.0.0", Greeters(), number)
+        except ListenError:
+            # Another program may have that port, which was free in IPv6 only.
+            assert tries_left
+            await v6.stopListening()
+        else:
+            break
     await v6.stopListening()
     assert await greeted(("127.0.0.1", number))
     await v4.stopListening()
@@ -385,11 +393,14 @@ async def test_no_port_that_is_free_in_both_families_is_an_error(
         assert says == "can't listen on port 0 of all addresses: Address already in use"
         assert 1 < len(tried) < 100
     with closing(socket.socket()) as sock:
+        # Bound for as long, so that no other test's connection gets the port.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("127.0.0.1", 0))
         number = sock.getsockname()[1]
-    with failing_v6(monkeypatch, errno.EADDRINUSE, 10_000) as tried:
-        assert "in use" in await refusal(TCPListenerEndpoint(reactor, None, number, 16))
-        assert tried == [number]
+        with failing_v6(monkeypatch, errno.EADDRINUSE, 10_000) as tried:
+            where = TCPListenerEndpoint(reactor, None, number, 16)
+            assert "in use" in await refusal(where)
+            assert tried == [number]
     assert descriptors() == before
 
 
