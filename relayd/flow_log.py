@@ -53,7 +53,8 @@ class Counters:
     :ivar dropped: by reason: `no_flow` (the table is full, or no descriptor is left),
         `no_server` (its name has no address yet), `no_local_address` (the kernel did
         not say what the client spoke to), `source_port_0`, `source_loops` (what would
-        be answered there would come back), `truncated`, `draining`, `failed` (a defect
+        be answered there would come back), `loop` (they come from the relay itself,
+        by another of this process), `truncated`, `draining`, `failed` (a defect
         of ours, whose traceback is in the log), or `send_` and the name of the error.
     :ivar replies_dropped: likewise: `reply_cap`, `truncated`, `failed`, `send_…`.
     :ivar icmp_errors: how often a server's host refused what had been sent.

@@ -47,6 +47,7 @@ from relayd.flow_log import (
     FlowObserver,
     UntilItFails,
 )
+from relayd.hops import between, datagrams
 from relayd.limits import share_of
 from relayd.monotonic import monotonic
 from relayd.nat_table import Flow, NatTable, TableFull
@@ -110,6 +111,9 @@ QUIET = 1.0
 
 _numbers = itertools.count()
 
+#: The relays of this process that have listeners.
+_listening: set[UdpNat] = set()
+
 #: What a host, or one on the way, says of an earlier datagram (ICMP), by an error of
 #: the next call: `icmp_err_convert` and `icmpv6_err_convert` of Linux.
 _REFUSALS = frozenset(
@@ -148,6 +152,11 @@ _EXHAUSTED = frozenset(
 _NO_MORE = _EXHAUSTED - {errno.EADDRNOTAVAIL}
 
 
+def _hop_of(front: Front, key: Any, source: Any) -> str:
+    """What a client's datagrams are, if the client is a relay of this process."""
+    return between(socket_name(source), front.name(key))
+
+
 class ClientFlow(Flow):
     """A flow, and the socket that is the relay's port for its client.
 
@@ -162,6 +171,7 @@ class ClientFlow(Flow):
     :ivar tried: its addresses that the flow has had, the last of which it has.
     :ivar envelope: what the front's outbox knows the client by.
     :ivar drops: what the kernel had dropped of `sock` at the last look.
+    :ivar hop: what it is noted as if it leads to a relay of this process.
     """
 
     __slots__ = (
@@ -176,6 +186,7 @@ class ClientFlow(Flow):
         "envelope",
         "front",
         "here",
+        "hop",
         "nat",
         "ours",
         "recv",
@@ -211,6 +222,7 @@ class ClientFlow(Flow):
         self.server = upstream.name
         self.upstream = upstream
         self.tried = tried
+        self.hop = ""
         #: Which look-up of the name they are of.
         self._look_up = upstream.look_ups
         self.use(*dialled)
@@ -786,7 +798,8 @@ class UdpNat:
         self.kept = Kept()
         self.fronts: list[Front] = []
         self._own = own
-        #: Where listeners and servers are, and the ports of wildcard listeners.
+        #: Where servers are, and listeners, and the ports of those on wildcards.
+        self._server_ends: frozenset[tuple[str, int, int]] = frozenset()
         self._ends: frozenset[tuple[str, int, int]] = frozenset()
         self._wild_ports: frozenset[int] = frozenset()
         self._turns = itertools.count()
@@ -846,6 +859,9 @@ class UdpNat:
             # It may have been closed before, after a drain.
             self._drained = None
         self.fronts += opened
+        for front in opened:
+            datagrams.listens(front.address[1])
+        _listening.add(self)
         self._ends_changed()
         if self._lookups is None:
             self._look_up()
@@ -917,6 +933,16 @@ class UdpNat:
         if self.leads_back(source):
             dropped["source_loops"] += 1
             return None
+        if datagrams.hops and datagrams.lead_round(_hop_of(front, key, source), self):
+            dropped["loop"] += 1
+            if self._seldom.is_due():
+                log.warn(
+                    "datagrams to {listener} lead back to their own relay: they are"
+                    " dropped ({count} so far)",
+                    listener=front.name(key),
+                    count=dropped["loop"],
+                )
+            return None
         server = self._choose()
         if server is None and self._drained is None:
             dropped["no_server"] += 1
@@ -937,6 +963,7 @@ class UdpNat:
             return None
         self.table.add(flow)
         front.flows[key] = flow
+        self._note_hop(flow)
         if self._timer is None:
             self._tick_later()
         return flow
@@ -944,24 +971,43 @@ class UdpNat:
     def leads_back(self, source: Any) -> bool:
         """Whether what is sent there would come back, and be relayed again for ever.
 
-        A datagram may claim any source: an address that we listen on, one of a server,
-        or the unspecified one, which Linux takes for this machine.
+        A datagram may claim any source: an address that a relay of this process listens
+        on, one of a server, or the unspecified one, which Linux takes for this machine.
 
         :param source: a socket address.
         """
         end = bare_end(source)
-        if end[0] in WILDCARDS or end in self._ends:
+        if end[0] in WILDCARDS or end in self._server_ends:
+            return True
+        # Only of a port on which some relay listens.
+        return end[1] in datagrams.ports and any(
+            nat.listens_at(end, source) for nat in _listening
+        )
+
+    def listens_at(self, end: tuple[str, int, int], source: Any) -> bool:
+        """Whether one of the listeners is there; `end` is of that socket address."""
+        if end in self._ends:
             return True
         # Of a wildcard listener, every address of this machine is its own.
         return end[1] in self._wild_ports and self._own(
             ipaddress.ip_address(numeric_host(source) if end[2] else end[0])
         )
 
+    def _note_hop(self, flow: ClientFlow) -> None:
+        """The flow may lead to another relay of this process: see `relayd.hops`."""
+        if flow.hop:
+            datagrams.remove(flow.hop)
+            flow.hop = ""
+        there = flow.tried[-1][1]
+        if there[1] in datagrams.ports:
+            flow.hop = between(socket_name(flow.ours), socket_name(there))
+            datagrams.add(flow.hop, self, _hop_of(flow.front, flow.here, flow.source))
+
     def _ends_changed(self) -> None:
         """Listeners or servers are others than before."""
-        ends = [front.address for front in self.fronts]
-        ends += [each[1] for server in self.servers for each in server.addresses]
-        self._ends = frozenset(map(bare_end, ends))
+        servers = [each[1] for server in self.servers for each in server.addresses]
+        self._server_ends = frozenset(map(bare_end, servers))
+        self._ends = frozenset(bare_end(front.address) for front in self.fronts)
         self._wild_ports = frozenset(
             front.address[1] for front in self.fronts if front.address[0] in WILDCARDS
         )
@@ -1119,6 +1165,7 @@ class UdpNat:
         self.watcher.give_up(flow.sock)
         flow.tried = tried
         flow.use(*dialled)
+        self._note_hop(flow)
         return True
 
     def _refused(
@@ -1155,6 +1202,8 @@ class UdpNat:
         flow.front.flush()
         self.table.remove(flow, evicted=ending == "evicted")
         del flow.front.flows[flow.here]
+        if flow.hop:
+            datagrams.remove(flow.hop)
         self._look_at(flow)
         if flow.upstream.named:
             self.kept.forget(flow)
@@ -1311,7 +1360,9 @@ class UdpNat:
         self.look_at_drops()
         fronts, self.fronts = self.fronts, []
         self._ends_changed()
+        _listening.discard(self)
         for front in fronts:
+            datagrams.closes(front.address[1])
             if front.paused is not None:
                 front.paused.cancel()
             self.watcher.give_up(front.sock)

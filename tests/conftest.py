@@ -24,6 +24,7 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, eventAsText, globalLogPublisher
 
+from relayd import udp_nat
 from relayd.hops import datagrams, streams
 from relayd.listening import _Exhaustion
 from relayd.monotonic import MonotonicClock
@@ -133,6 +134,7 @@ def nothing_remembered() -> None:
     """
     for kind in (_Exhaustion, Plane, Resolver):
         kind._all.pop(reactor, None)
+    udp_nat._listening.clear()
     for hops in (streams, datagrams):
         hops.ports.clear()
         hops.hops.clear()

@@ -7,6 +7,8 @@ left are names, programs that embed relays, and the clients of proxies.
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -17,7 +19,8 @@ from twisted.internet.protocol import Factory
 
 from relayd.destinations import ProxyPolicy
 from relayd.dialing import Dialer, NameEndpoint, SocketEndpoint
-from relayd.hops import streams
+from relayd.endpoints import watcher
+from relayd.hops import datagrams, streams
 from relayd.listening import TCPListenerEndpoint
 from relayd.observers import Observer
 from relayd.plane.endpoints import PlaneSocketEndpoint, PlaneTCPListenerEndpoint
@@ -26,8 +29,12 @@ from relayd.socks4 import Socks4Factory
 from relayd.socks4_wire import Command, write_request
 from relayd.stream import StreamFactory
 from relayd.tcp import RelayFactory
+from relayd.udp_listening import UdpListener
+from relayd.udp_nat import Server, UdpNat
 from relayd.upstreams import Pool
 from tests.contracts import Recorder, until
+
+DGRAM = socket.SOCK_DGRAM
 
 KINDS = {
     "plane": (PlaneTCPListenerEndpoint, PlaneSocketEndpoint),
@@ -178,3 +185,140 @@ async def test_a_relay_to_a_proxy_of_the_same_process(kind: tuple[Any, Any]) -> 
     await over(relay, socks)
     assert not relay.endings["loop"]
     assert not socks.endings["loop"]
+
+
+class Datagrams:
+    """Relays of datagrams in this process, each on a port of its own.
+
+    :param transport: who watches their sockets.
+    """
+
+    def __init__(self, transport: Any) -> None:
+        self.transport = transport
+        self.nats: list[UdpNat] = []
+
+    async def listen(self, host: str | None = "127.0.0.1", **options: Any) -> int:
+        """Open another; its port.  Where it leads to is said later."""
+        nat = UdpNat(
+            reactor,
+            [Server("127.0.0.1", 9)],
+            watcher=watcher(reactor, self.transport),
+            **options,
+        )
+        opened: Any = await UdpListener(host, 0).listen(nat)
+        self.nats.append(nat)
+        port: int = opened.getHost().port
+        return port
+
+    def lead(self, number: int, host: str, port: int) -> None:
+        """Say where one leads to."""
+        self.nats[number].servers = [Server(host, port)]
+
+    def dropped(self, reason: str) -> int:
+        """How many datagrams all of them have dropped for that."""
+        return sum(nat.counters.dropped[reason] for nat in self.nats)
+
+    @property
+    def flows(self) -> int:
+        """How many live."""
+        return sum(len(nat.table) for nat in self.nats)
+
+    def close(self) -> None:
+        """Close them all."""
+        for nat in self.nats:
+            nat.close()
+        assert not datagrams.hops
+        assert not datagrams.ports
+
+
+@pytest.fixture(params=["plane", "twisted"])
+def udp(request: pytest.FixtureRequest) -> Iterator[Datagrams]:
+    """Relays of datagrams."""
+    relays = Datagrams(request.param)
+    yield relays
+    relays.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("wildcard", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_a_relay_of_datagrams_to_itself(
+    udp: Datagrams, host: str, wildcard: bool
+) -> None:
+    """Has the client's flow, and drops what comes round."""
+    port = await udp.listen(None if wildcard else host)
+    udp.lead(0, host, port)
+    with socket.socket(
+        socket.AF_INET6 if ":" in host else socket.AF_INET, DGRAM
+    ) as client:
+        for number in (1, 2, 3):
+            client.sendto(b"round", (host, port))
+            await until(lambda number=number: udp.dropped("loop") == number)
+    assert udp.flows == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_ring_of_relays_of_datagrams(udp: Datagrams) -> None:
+    ports = [await udp.listen() for _ in range(3)]
+    for number in range(3):
+        udp.lead(number, "127.0.0.1", ports[(number + 1) % 3])
+    with socket.socket(socket.AF_INET, DGRAM) as client:
+        client.sendto(b"round", ("127.0.0.1", ports[0]))
+        await until(lambda: udp.dropped("loop") == 1)
+        client.sendto(b"and round", ("127.0.0.1", ports[0]))
+        await until(lambda: udp.dropped("loop") == 2)
+    assert udp.flows == 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_chain_of_relays_of_datagrams(udp: Datagrams) -> None:
+    """Ends, and is answered."""
+    ports = [await udp.listen() for _ in range(2)]
+    udp.lead(0, "127.0.0.1", ports[1])
+    with (
+        socket.socket(socket.AF_INET, DGRAM) as client,
+        socket.socket(socket.AF_INET, DGRAM) as server,
+    ):
+        server.bind(("127.0.0.1", 0))
+        server.setblocking(False)
+        client.setblocking(False)
+        udp.lead(1, *server.getsockname())
+        for _ in range(3):
+            client.sendto(b"?", ("127.0.0.1", ports[0]))
+            _, there = await received(server)
+            server.sendto(b"!", there)
+            assert (await received(client))[0] == b"!"
+    assert udp.flows == 2
+    assert not udp.dropped("loop")
+    udp.nats[0].cut_all()
+    assert not datagrams.hops
+
+
+@pytest.mark.parametrize("wildcard", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_a_source_that_is_another_relays_listener(
+    udp: Datagrams, wildcard: bool
+) -> None:
+    """What is forged so would be answered to that relay, and relayed on for ever."""
+    one, two = await udp.listen(), await udp.listen(None if wildcard else "127.0.0.1")
+    for number, nat in enumerate(udp.nats):
+        assert nat.leads_back(("127.0.0.1", one)), number
+        assert nat.leads_back(("127.0.0.1", two)), number
+        assert nat.leads_back(("127.0.0.2", two)) == wildcard
+        assert not nat.leads_back(("127.0.0.2", one))
+        assert not nat.leads_back(("192.0.2.7", two))
+    udp.nats[1].close()
+    assert not udp.nats[0].leads_back(("127.0.0.1", two))
+
+
+async def received(sock: socket.socket) -> tuple[bytes, Any]:
+    """The next datagram, and where from."""
+    got: list[tuple[bytes, Any]] = []
+
+    def arrived() -> bool:
+        with suppress(BlockingIOError):
+            got.append(sock.recvfrom(100))
+        return bool(got)
+
+    await until(arrived)
+    return got[0]

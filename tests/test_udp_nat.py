@@ -36,6 +36,7 @@ from relayd.flow_log import (
     FlowLog,
     QuietFlowLog,
 )
+from relayd.hops import datagrams
 from relayd.nat_table import Flow
 from relayd.udp_batches import BATCH
 from relayd.udp_listening import (
@@ -1882,6 +1883,7 @@ async def test_an_exception_leaves_no_listener_deaf(
         ]
         clients[0].bind(("127.0.0.1", 0))
         nat._wild_ports = frozenset({clients[0].getsockname()[1]})
+        datagrams.listens(clients[0].getsockname()[1])
         for client in clients:
             client.connect(("127.0.0.1", port))
             client.setblocking(False)
