@@ -15,7 +15,8 @@ timer.
 until the reactor has gone through the events that it has at hand.  If it is late (the
 machine was paused, a turn took long), there is more than that: whole turns are taken
 first, as long as one of :attr:`MonotonicClock.sources` says that it has left something
-unread, within a bound.
+unread, within a bound.  And the machine may be paused at any time, between a look and
+a judgement, too: so deadlines are judged by the time of the look (:func:`looked_at`).
 """
 
 from __future__ import annotations
@@ -94,6 +95,16 @@ def monotonic(clock: Any) -> Any:
     return MonotonicClock.of(clock) if isinstance(clock, ReactorBase) else clock
 
 
+def looked_at(clock: Any) -> Callable[[], float]:
+    """What tells a timed call the time to judge by.
+
+    :param clock: made by :func:`monotonic`.
+    :return: tells when the events that have arrived were last looked at; of another
+        kind of clock, its time.
+    """
+    return clock.looked_at if isinstance(clock, MonotonicClock) else clock.seconds
+
+
 @implementer(IReactorTime)
 class MonotonicClock:
     """The timers of one reactor on CLOCK_MONOTONIC; see :meth:`of`.
@@ -132,6 +143,8 @@ class MonotonicClock:
         self._turns = 0
         #: How many more there may be.
         self._more_turns = 0
+        #: When the look began that comes before those calls.
+        self._looked_at = _now()
         self.sources: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @classmethod
@@ -175,6 +188,10 @@ class MonotonicClock:
         """See `IReactorTime.getDelayedCalls`."""
         found = [*(call for _, call in self._next), *(call for *_, call in self._calls)]
         return [call for call in dict.fromkeys(found) if call.active()]
+
+    def looked_at(self) -> float:
+        """See :func:`looked_at`."""
+        return self._looked_at
 
     # -- what Twisted's connections ask of a reactor
 
@@ -242,17 +259,13 @@ class MonotonicClock:
         """A call is due, or was."""
         if self._turns:
             return
-        calls = self._calls
+        calls, now = self._calls, _now()
+        # The turn that is under way is not a whole one.
         self._turns, self._more_turns = 1, 0
-        if calls and _now() - calls[0][0] > LATE:
-            self._look()
-        self._armed = -_NEVER
+        if calls and now - calls[0][0] > LATE:
+            self._turns, self._more_turns = TURNS + 1, MOST_TURNS - TURNS
+        self._looked_at, self._armed = now, -_NEVER
         self._ask()
-
-    def _look(self) -> None:
-        """Take whole turns before a call is made."""
-        # The one that is under way, and the one that ends with this, are not whole.
-        self._turns, self._more_turns = TURNS + 1, MOST_TURNS - TURNS
 
     def _lost(self) -> None:
         """The reactor stops, and has dropped the timer."""
@@ -279,11 +292,11 @@ class MonotonicClock:
                 self._make(*self._next.popleft())
         if self._turns:
             self._turns -= 1
-            if self._turns:
-                pass
-            elif self._more_turns and any(each.cut_short for each in self.sources):
+            if not self._turns and self._more_turns and self._is_cut_short():
                 self._turns = 1
                 self._more_turns -= 1
+            if self._turns:
+                self._looked_at = _now()
             else:
                 self._make_due()
         elif not self._pending:
@@ -291,14 +304,13 @@ class MonotonicClock:
         if self._turns or self._next:
             self._ask()
 
+    def _is_cut_short(self) -> bool:
+        return any(source.cut_short for source in self.sources)
+
     def _make_due(self) -> None:
         """Make the calls that are due, and wait for the first that is not."""
-        calls, seen = self._calls, _now()
-        while calls and calls[0][0] <= seen:
-            if _now() - seen > LATE:
-                # Those before took their time.
-                self._look()
-                return
+        calls, until = self._calls, self._looked_at
+        while calls and calls[0][0] <= until:
             due, _, call = heappop(calls)
             self._make(due, call)
         self._wait()

@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from relayd.monotonic import monotonic
+from relayd.monotonic import looked_at, monotonic
 
 log = Logger(namespace="relayd.wheel")
 
@@ -28,7 +28,10 @@ class Watched(Protocol):
     wheel_bucket: dict[Any, None] | None
 
     def check(self, now: float) -> None:
-        """Look at the deadlines; `now` is seconds on the wheel's clock."""
+        """Look at the deadlines.
+
+        :param now: seconds on the wheel's clock; what arrived before was looked at.
+        """
 
     def check_failed(self) -> None:
         """`check` raised, which has been logged: end what was being watched."""
@@ -55,6 +58,7 @@ class DeadlineWheel(Generic[Item]):
 
     def __init__(self, clock: IReactorTime, tick: float) -> None:
         self._clock: IReactorTime = monotonic(clock)
+        self._looked_at = looked_at(self._clock)
         self._step = tick / self.SPREAD
         self._buckets: list[dict[Item, None]] = [{} for _ in range(self.SPREAD)]
         self._hand = 0
@@ -99,7 +103,7 @@ class DeadlineWheel(Generic[Item]):
 
     def _turn(self) -> None:
         self._timer = None
-        now = self._clock.seconds()
+        now = self._looked_at()
         # A reactor that was busy is late by several buckets; a whole round of
         # them is all there is to catch up with.
         self._turning = True

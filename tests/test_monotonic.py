@@ -44,6 +44,7 @@ from relayd.monotonic import (
     TURNS,
     UNSWEPT,
     MonotonicClock,
+    looked_at,
     monotonic,
 )
 from relayd.plane.poller import Plane
@@ -200,6 +201,7 @@ def test_everybody_who_takes_a_reactor_for_its_time_takes_its_clock() -> None:
     assert factory.clock is clock
     assert factory.now is time.monotonic
     assert factory.wheel._clock is clock
+    assert factory.wheel._looked_at == clock.looked_at
     assert Socks4Factory(reactor).clock is clock
     nat = UdpNat(reactor, [Server("127.0.0.1", 9)])
     assert nat.clock is clock
@@ -577,20 +579,49 @@ def test_calls_of_no_delay_do_not_wait(bench: Bench) -> None:
     assert bench.made == ["soon", "due"]
 
 
-def test_one_that_takes_its_time_makes_the_others_late(bench: Bench) -> None:
-    def slow() -> None:
-        bench.now += LATE + 0.01
+@pytest.mark.parametrize("late", [0.0, 10.0])
+def test_who_is_judged_is_judged_by_the_time_of_the_look(
+    bench: Bench, late: float
+) -> None:
+    """Wherever the machine is paused, or a call takes its time, after that."""
+    told: list[float] = []
 
-    bench.later(1, "slow", slow)
-    bench.later(1, "late")
-    bench.now += 1
+    def judge() -> None:
+        bench.now += 100
+        told.append(looked_at(bench.clock)())
+
+    for _ in range(2):
+        bench.later(1, "judge", judge)
+    bench.later(50, "not yet due at that time")
+    bench.now += 1 + late
     bench.fire()
+    for _ in range(TURNS if late else 0):
+        bench.still.turn()
+    # The last turn before the judgement, which may have read what came until now.
+    looked = bench.now
+    bench.now += 100
     bench.still.turn()
-    assert bench.made == ["slow"]
-    before = bench.still.turns
+    assert told == [looked, looked]
     bench.settle()
-    assert bench.made == ["slow", "late"]
-    assert bench.still.turns - before > TURNS
+    assert bench.made == ["judge", "judge", "not yet due at that time"]
+
+
+def test_a_turn_that_takes_long_keeps_nothing_from_being_made(bench: Bench) -> None:
+    """However many there are of them."""
+    for number in range(3):
+        bench.later(1 + number, number)
+    bench.now += 5
+    for _ in range(2 * TURNS + 3):
+        bench.fire()
+        bench.still.turn()
+        bench.now += 10 * LATE
+    assert bench.made == [0, 1, 2]
+
+
+def test_another_kind_of_clock_is_judged_by_its_time() -> None:
+    other = Clock()
+    other.advance(7)
+    assert looked_at(other)() == 7
 
 
 class Reading(SimpleNamespace):
