@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
 from relayd.config import Relay, UdpRelay
 from relayd.destinations import Ip, is_own
+from relayd.endpoint_strings import parts
 from relayd.endpoints import Address, EndpointString, HostPort, UdpAddress, UnixPath
 from relayd.errors import ConfigError
 
@@ -137,16 +137,15 @@ def _plain(address: Address, *, server: bool) -> HostPort | UnixPath | None:
         return HostPort(address.host, address.port)
     if not isinstance(address, EndpointString):
         return address
-    # Twisted's grammar: fields between colons, of which a backslash escapes any.
-    fields = re.findall(r"(?:^|(?<=:))((?:[^:\\]|\\.)*)", address.text)
-    plain = [re.sub(r"\\(.)", r"\1", field) for field in fields]
-    while plain and plain[0].lower() in _WRAPPERS:
-        del plain[0]
-    if not plain:
+    try:
+        values, named = parts(address.text)
+    except ValueError:
         return None
-    kind, *values = plain
-    named = dict(value.split("=", 1) for value in values if "=" in value)
-    given = [value for value in values if "=" not in value]
+    while values and values[0].lower() in _WRAPPERS:
+        del values[0]
+    if not values:
+        return None
+    kind, *given = values
     if kind.lower() == "unix":
         path = named.get("address" if server else "path") or next(iter(given), "")
         return UnixPath(path) if path else None

@@ -17,7 +17,6 @@ import functools
 import itertools
 import os
 import socket
-import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +37,7 @@ from relayd.interfaces import ICaller, IDial, IDialer
 from relayd.monotonic import monotonic
 from relayd.ports import may_be_handed_out
 from relayd.resolving import Resolver, SocketAddress
-from relayd.transports import connection_class, set_options
+from relayd.transports import connection_class, reset_on_close, set_options
 
 #: Seconds after which a UNIX socket whose backlog was full is tried again.
 RETRY = 0.05
@@ -49,9 +48,6 @@ HEAD_START = 0.25
 
 #: Endpoints that a Dialer remembers.
 REMEMBERED = 1024
-
-#: SO_LINGER, socket(7): drop what is unsent, and reset.
-RESET = struct.pack("ii", 1, 0)
 
 _IN_PROGRESS = errno.EINPROGRESS
 #: connect(2): ask again later.
@@ -288,7 +284,7 @@ class SocketEndpoint:
         if self._may_meet_itself and _is_its_own_peer(sock):
             # Kept, it would relay a client to itself; closed politely, it would keep
             # the port from the server for a minute.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            reset_on_close(sock)
             if dial is None:
                 sock.close()
             else:
