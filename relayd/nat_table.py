@@ -13,10 +13,11 @@ subscriber that spoke once and is sent a stream.
 A flow ends when nothing has moved for a while: a long while if it is in use, a short
 one until then.  The time is an argument, and nothing here waits for it.
 
-What it costs.  A datagram of a flow in use is one look-up and two stores.  A flow
-stands in the bucket of the moment at which it would expire if nothing moved; when that
-moment comes it is looked at, and put into a later bucket if something has.  So a flow
-is looked at once in its timeout, however busy it is, and expires at most one step late.
+What it costs.  A datagram of a flow that was answered is one look-up and two stores.  A
+flow stands in the bucket of the moment at which it would expire if nothing moved; when
+that moment comes it is looked at, and put into a later bucket if something has.  So a
+flow is looked at once in its timeout, however busy it is, and expires at most one step
+late.  Those that may make room are put in order only when one of them has to.
 
 What is bounded.  Flows in all, and of one client host.  When there is no room, the flow
 that is not in use and has been quiet longest makes some.  A flow in use is never ended
@@ -27,7 +28,7 @@ one datagram can have as many flows that were answered as the table has room for
 from __future__ import annotations
 
 from collections.abc import Hashable
-from math import ceil, floor, log2
+from math import ceil, floor, inf, log2
 from typing import Generic, TypeVar
 
 from relayd.errors import RelayError
@@ -54,6 +55,9 @@ class Flow:
     :ivar seen: when something last moved that keeps it alive.
     :ivar replied: its server has answered.
     :ivar in_use: and it is more than a request with its answer.
+    :ivar due: from when on the table is to be told of a datagram.
+    :ivar placed: when something had last moved as it got its place among those that
+        may make room.
     :ivar up: datagrams and bytes from the client that the server was sent.
     :ivar down: the same, back.
     """
@@ -63,9 +67,11 @@ class Flow:
         "bucket",
         "down_bytes",
         "down_datagrams",
+        "due",
         "host",
         "in_use",
         "key",
+        "placed",
         "replied",
         "seen",
         "up_bytes",
@@ -77,6 +83,9 @@ class Flow:
         self.host = host
         self.began = self.seen = now
         self.replied = self.in_use = False
+        self.placed = now
+        # At once, until it is answered.
+        self.due = -inf
         self.up_datagrams = self.up_bytes = 0
         self.down_datagrams = self.down_bytes = 0
         self.bucket = -1
@@ -123,7 +132,7 @@ class NatTable(Generic[AnyFlow]):
         self.flows: dict[Hashable, AnyFlow] = {}
         self.evicted = 0
         self.refused = 0
-        #: Flows that are not in use, the one that was quiet longest first.
+        #: Flows that are not in use, in the order of `placed`.
         self._spare: dict[AnyFlow, None] = {}
         #: By client host: its flows, and those of them that are not in use.
         self._hosts: dict[str, tuple[dict[AnyFlow, None], dict[AnyFlow, None]]] = {}
@@ -136,20 +145,25 @@ class NatTable(Generic[AnyFlow]):
         return len(self.flows)
 
     def outbound(self, flow: AnyFlow, now: float) -> None:
-        """The client of a flow has sent something."""
+        """The client of a flow has sent something.
+
+        Before `flow.due`, `flow.seen = now` is all there is to do.
+        """
         flow.seen = now
-        if flow.in_use:
+        if now < flow.due:
             return
         if flow.replied and now - flow.began > IN_USE_AFTER:
             self._protect(flow)
-        else:
-            self._move_back(flow)
 
     def inbound(self, flow: AnyFlow, now: float) -> None:
-        """The server of a flow has answered."""
+        """The server of a flow has answered.
+
+        Before `flow.due`, all there is to do is `flow.seen = now`, if what a server
+        sends refreshes.
+        """
         if self.refresh_inbound:
             flow.seen = now
-        if flow.in_use:
+        if now < flow.due:
             return
         if not flow.replied:
             flow.replied = True
@@ -157,10 +171,9 @@ class NatTable(Generic[AnyFlow]):
             if self.timeout < self.unreplied_timeout:
                 self._unschedule(flow)
                 self._schedule(flow, flow.seen + self.timeout)
+            flow.due = flow.began + IN_USE_AFTER
         if now - flow.began > IN_USE_AFTER:
             self._protect(flow)
-        elif self.refresh_inbound:
-            self._move_back(flow)
 
     def ends(self, flow: AnyFlow) -> float:
         """When a flow expires, unless something moves before."""
@@ -183,18 +196,20 @@ class NatTable(Generic[AnyFlow]):
             spare = self._spare
         else:
             return None
-        if not spare:
+        quietest = self._quietest(spare)
+        if quietest is None:
             self.refused += 1
             raise TableFull(f"no room for another flow of {host}")
-        return next(iter(spare))
+        return quietest
 
     def oldest(self) -> AnyFlow | None:
         """The flow not in use that has been quiet longest, if there is one."""
-        return next(iter(self._spare), None)
+        return self._quietest(self._spare)
 
     def add(self, flow: AnyFlow) -> None:
         """Take in a new flow; :meth:`room` has said that there is room."""
         self.flows[flow.key] = flow
+        flow.placed = flow.seen
         self._spare[flow] = None
         known = self._hosts.get(flow.host)
         if known is None:
@@ -241,15 +256,27 @@ class NatTable(Generic[AnyFlow]):
                     self._schedule(flow, ends)
         return expired
 
-    def _move_back(self, flow: AnyFlow) -> None:
-        """Make it the last to be ended for another's sake."""
-        for spare in (self._spare, self._hosts[flow.host][1]):
-            del spare[flow]
-            spare[flow] = None
+    def _quietest(self, spare: dict[AnyFlow, None]) -> AnyFlow | None:
+        """Which of these flows, that are not in use, is to make room.
+
+        The first in which nothing has moved since it got its place; those before it
+        get another, behind all others.  So a flow is moved when it matters, and not at
+        each of its datagrams: at most once for one of them.
+        """
+        while spare:
+            flow = next(iter(spare))
+            if flow.seen <= flow.placed:
+                return flow
+            flow.placed = flow.seen
+            for order in (self._spare, self._hosts[flow.host][1]):
+                del order[flow]
+                order[flow] = None
+        return None
 
     def _protect(self, flow: AnyFlow) -> None:
         """It is in use: it is ended for nobody's sake."""
         flow.in_use = True
+        flow.due = inf
         del self._spare[flow]
         del self._hosts[flow.host][1][flow]
 

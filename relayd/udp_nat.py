@@ -405,7 +405,7 @@ class ClientFlow(Flow):
         counters.sent += sent
         self.up_datagrams += sent
         self.up_bytes += sent * size
-        if self.in_use:
+        if now < self.due:
             self.seen = now
         else:
             self.spoke(whole, now)
@@ -571,7 +571,7 @@ class Front:
                             last.up_datagrams += 1
                             last.up_bytes += size
                         # The client is there, whatever became of its datagram.
-                        if last.in_use:
+                        if now < last.due:
                             last.seen = now
                         else:
                             last.spoke((first,), now)
@@ -648,7 +648,7 @@ class Front:
             flow.down_datagrams += 1
             flow.down_bytes += size
             # As `inbound` does; the call would cost more than all of this.
-            if not flow.in_use:
+            if now >= flow.due:
                 table.inbound(flow, now)
             elif refresh:
                 flow.seen = now
