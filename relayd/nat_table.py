@@ -172,6 +172,9 @@ class NatTable(Generic[AnyFlow]):
                 self._unschedule(flow)
                 self._schedule(flow, flow.seen + self.timeout)
             flow.due = flow.began + IN_USE_AFTER
+            if self.refresh_inbound:
+                # It has just been heard of, whatever the clock's resolution.
+                self._move_back(flow)
         if now - flow.began > IN_USE_AFTER:
             self._protect(flow)
 
@@ -267,11 +270,15 @@ class NatTable(Generic[AnyFlow]):
             flow = next(iter(spare))
             if flow.seen <= flow.placed:
                 return flow
-            flow.placed = flow.seen
-            for order in (self._spare, self._hosts[flow.host][1]):
-                del order[flow]
-                order[flow] = None
+            self._move_back(flow)
         return None
+
+    def _move_back(self, flow: AnyFlow) -> None:
+        """Give it the place of the one in which something has moved last."""
+        flow.placed = flow.seen
+        for order in (self._spare, self._hosts[flow.host][1]):
+            del order[flow]
+            order[flow] = None
 
     def _protect(self, flow: AnyFlow) -> None:
         """It is in use: it is ended for nobody's sake."""

@@ -133,10 +133,15 @@ class Model(RuleBasedStateMachine):
     def server_answers(self, data: st.DataObject) -> None:
         flow = data.draw(st.sampled_from(self.list))
         self.table.inbound(flow, self.now)
+        first = flow not in self.answered
         self.answered.setdefault(flow, self.now)
         self.moved[flow] = self.now
         if self.refresh:
             self.refresh_now(flow)
+            if first:
+                self.placed[flow] = self.now
+                self.list.remove(flow)
+                self.list.append(flow)
 
     @precondition(lambda self: self.list)
     @rule(data=st.data())
