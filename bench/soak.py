@@ -338,7 +338,8 @@ class Soak:
             tally = flows.tally
             print(
                 f"datagrams: {tally.sent} sent, {tally.flooded} more in"
-                f" {flows.floods} floods, {tally.heard} heard, {tally.lost} lost"
+                f" {flows.floods} floods, {tally.heard} heard, {tally.lost} lost,"
+                f" {tally.strays} met a new flow of the same port"
             )
             for line in log.datagrams:
                 print(f"  {line.listener}: {line.counters}")

@@ -46,6 +46,9 @@ LARGEST = 65507
 #: The largest that goes over Ethernet in one piece.
 USUAL = 1472
 
+#: Datagrams that are nobody's which a flow keeps until it is known what they were.
+MOST_STRAYS = 8
+
 #: What a datagram begins with: whose it is, and which of those.
 HEADER = struct.Struct(">II")
 
@@ -68,6 +71,11 @@ def draw_size(dice: random.Random, *, named: bool) -> int:
     least = HEADER.size if named else 0
     [most] = dice.choices((64, USUAL, 9000, LARGEST), (20, 60, 14, 6))
     return max(least, dice.choice((most, dice.randint(least, most), least)))
+
+
+def unowed(data: bytes) -> str:
+    """What is wrong with a datagram that came to the wrong client."""
+    return f"{len(data)} bytes that are not owed to it: {data[:16]!r}"
 
 
 @attrs.define(eq=False)
@@ -101,6 +109,7 @@ class Flow:
     :ivar up: what the client has sent, by its number.
     :ivar down: what the server has sent by itself.
     :ivar owed: what may come to the client, and the numbers.
+    :ivar strays: what has come to the client, and was not owed to it.
     """
 
     number: int
@@ -113,6 +122,7 @@ class Flow:
     up: dict[int, Sent] = attrs.Factory(dict)
     down: dict[int, Sent] = attrs.Factory(dict)
     owed: dict[bytes, list[int]] = attrs.Factory(dict)
+    strays: list[bytes] = attrs.Factory(list)
     _heard_at: float | None = None
 
     # -- what the client does
@@ -138,7 +148,8 @@ class Flow:
         """Something has come to the client; what is wrong with it, or nothing."""
         waiting = self.owed.get(data)
         if not waiting:
-            return f"{len(data)} bytes that are not owed to it: {data[:16]!r}"
+            self.strays.append(data)
+            return "" if len(self.strays) <= MOST_STRAYS else unowed(data)
         sequence = waiting.pop(0)
         if not waiting:
             del self.owed[data]
@@ -153,6 +164,12 @@ class Flow:
                 self.in_use = True
             self.kept_at = max(self.kept_at, sent.before)
         return ""
+
+    def is_foreign(self, data: bytes) -> bool:
+        """Whether a datagram says that it is another one's, or a flood's."""
+        if len(data) < HEADER.size:
+            return data == LOUD
+        return bool(HEADER.unpack_from(data)[0] != self.number)
 
     # -- what the server does
 

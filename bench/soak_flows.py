@@ -31,6 +31,7 @@ from bench.soak_datagrams import (
     UDP_TIMEOUT,
     UDP_UNREPLIED,
     draw_size,
+    unowed,
 )
 from bench.soak_ends import LIMIT, SLACK, Violation
 from bench.soak_flow_scripts import AT_ONCE, BUFFER, ROOM, FlowClient, draw_flow
@@ -55,6 +56,9 @@ OVERFLOW = 1.5
 
 #: Seconds that a flood takes, and datagrams that are sent at once.
 FLOOD, PIECE = 1.0, 50
+
+#: Answers that are remembered of each of the relay's ports.
+ANSWERS = 4
 
 #: Linux, sock_diag(7): a socket's counters, and the number of the drops among them.
 SO_MEMINFO, SK_DROPS = 55, 8
@@ -127,6 +131,7 @@ class Tally:
     :ivar heard: by clients.
     :ivar lost: of flows that are over, those that somebody must have dropped.
     :ivar dropped: by the kernel, of what came to clients and servers.
+    :ivar strays: answers that met whoever had got the relay's port next.
     """
 
     sent: int = 0
@@ -136,6 +141,7 @@ class Tally:
     heard: int = 0
     lost: int = 0
     dropped: int = 0
+    strays: int = 0
 
 
 class Flows:
@@ -171,6 +177,8 @@ class Flows:
         self._named: dict[tuple[str, str], FlowClient] = {}
         #: Those that are over, with the time when they are forgotten.
         self._forgotten_at: deque[tuple[float, FlowClient, tuple[str, str]]] = deque()
+        #: The last answers to each of the relay's ports: their hashes.
+        self._answers: dict[str, deque[int]] = {}
         self._flood_ports = itertools.cycle(FLOOD_PORTS)
         for sock in servers.sockets:
             self._loop.add_reader(sock, self._serve, sock)
@@ -229,6 +237,7 @@ class Flows:
             self.alive -= 1
             self.tally.sent += client.sent
             self.tally.heard += client.heard
+        wrong = wrong or self._judge_strays(client)
         if wrong:
             self._violations.add(client, "client", wrong)
         self._forgotten_at.append((time.monotonic() + MEMORY, client, key))
@@ -242,6 +251,19 @@ class Flows:
             return f"{violation} ({client.sent} sent, {client.heard} heard)"
         except TimeoutError:
             return f"not over after {LIMIT:g} s"
+        return ""
+
+    def _judge_strays(self, client: FlowClient) -> str:
+        """What is wrong with what a client got and is not owed.
+
+        The kernel may give a new flow the port of one that has just been evicted, when
+        the answer to that is still under way: nobody can tell it from the new one's.
+        """
+        answers = self._answers.get(client.flow.port, ())
+        for data in client.flow.strays:
+            if hash(data) not in answers or not client.flow.is_foreign(data):
+                return unowed(data)
+            self.tally.strays += 1
         return ""
 
     def _bind(self, sock: socket.socket, number: int) -> None:
@@ -289,6 +311,10 @@ class Flows:
         with suppress(BlockingIOError):
             sock.sendto(data, to)
             self.tally.replied += 1
+            port = address_name(to)
+            if port not in self._answers:
+                self._answers[port] = deque(maxlen=ANSWERS)
+            self._answers[port].append(hash(data))
 
     def _begin_stream(
         self, client: FlowClient, sock: socket.socket, to: tuple[str, int]

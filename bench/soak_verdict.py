@@ -171,6 +171,13 @@ def lost_datagrams(datagrams: Datagrams) -> list[str]:
                 f" dropped {kernel} before the relay, {ours.dropped} behind it"
             )
     relay = sum(line.dropped.total() + line.replies_dropped.total() for line in relays)
+    # Which of the 28,000 ports of the kernel a new flow gets is chance.
+    allowed = 1 + (ours.sent + ours.flooded) // 1000
+    if ours.strays > allowed:
+        found.append(
+            f"datagrams: {ours.strays} answers met a new flow of the same port,"
+            f" {allowed} allowed"
+        )
     if ours.lost > kernel + ours.dropped + relay:
         found.append(
             f"datagrams: {ours.lost} lost; the kernel dropped {kernel} before the"
