@@ -429,10 +429,14 @@ class Bridge:
             self._active_at = now
             self._queued = None
             return
-        if self._queued != 0 and queued != self._queued:
-            # The first look only tells where it starts from.
-            if self._queued is not None:
-                self._active_at = now
+        if self._queued is None:
+            # The first look only tells where it starts from.  Until then the kernel may
+            # have delivered: one that is late, as the machine was paused, knows no more
+            # than one that is in time.
+            self._active_at = max(self._active_at, now - self._timeouts.tick)
+            self._queued = queued
+        elif self._queued != 0 and queued != self._queued:
+            self._active_at = now
             self._queued = queued
         limit = self._timeouts.half_close if ended else self._timeouts.idle
         if limit and now - self._active_at >= limit:

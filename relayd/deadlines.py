@@ -75,11 +75,19 @@ class Timeouts:
     half_close: float = attrs.field(default=300.0, validator=_not_negative)
     handshake: float = attrs.field(default=30.0, validator=_not_negative)
 
-    @property
-    def tick(self) -> float:
-        """How often sessions are looked at: an eighth of the shortest, <= 1 s."""
-        given: list[float] = [t for t in attrs.astuple(self) if t]
-        return max(min([1.0, *(t / 8 for t in given)]), 0.01)
+    #: How often sessions are looked at: an eighth of the shortest, <= 1 s.
+    tick: float = attrs.field(init=False, eq=False, repr=False)
+
+    @tick.default
+    def _find_tick(self) -> float:
+        all_of_them = (
+            self.connect,
+            self.stall,
+            self.idle,
+            self.half_close,
+            self.handshake,
+        )
+        return max(min([1.0, *(each / 8 for each in all_of_them if each)]), 0.01)
 
 
 def unanswered(info: TcpInfo) -> bool:

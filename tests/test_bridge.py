@@ -975,6 +975,24 @@ def test_a_half_closed_session_is_cut_when_nothing_moves() -> None:
     pair.ended(Ending.HALF_CLOSED)
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_look_that_is_late_does_not_count_the_time_before_it(ended: bool) -> None:
+    """The machine was paused, while the kernel delivered what we had given it."""
+    pair = joined(idle=10, half_close=10)
+    pair.wait(1)
+    pair.down.receive(b"all of it")
+    pair.up.take()
+    if ended:
+        pair.down.receive_eof()
+    pair.wait(1)
+    pair.wait(60, 60)
+    pair.alive()
+    pair.wait(8)
+    pair.alive()
+    pair.wait(2)
+    pair.ended(Ending.HALF_CLOSED if ended else Ending.IDLE)
+
+
 def test_no_half_close_timeout_means_never() -> None:
     pair = joined(idle=10, half_close=0)
     pair.down.receive_eof()

@@ -112,6 +112,7 @@ class StreamOptions(usage.Options):
                 **{
                     field.name: self.seconds(field.name.replace("_", "-"))
                     for field in attrs.fields(Timeouts)
+                    if field.init
                 }
             ),
             "drain_timeout": self.seconds("drain"),
