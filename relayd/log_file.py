@@ -126,8 +126,11 @@ class TwistLog:
     def reopen(self) -> None:
         """See :meth:`AnyLogFile.reopen`."""
         mode = stat.S_IMODE(os.fstat(self._file.fileno()).st_mode)
-        new = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode)
+        # A FIFO that nobody reads is an error, and not a wait without an end.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
+        new = os.open(self.path, flags, mode)
         try:
+            os.set_blocking(new, True)
             self._file.flush()
             os.dup2(new, self._file.fileno(), inheritable=False)
         finally:
@@ -141,6 +144,14 @@ def _take_any_text(stream: object) -> None:
     """
     if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
         stream.reconfigure(errors="backslashreplace")
+
+
+def _descriptor(file: Any) -> int:
+    """The file's; -1 if it has none."""
+    try:
+        return int(file.fileno())
+    except (AttributeError, OSError, ValueError):
+        return -1
 
 
 def log_file_of(options: Mapping[str, Any] | None) -> AnyLogFile | None:
@@ -157,8 +168,8 @@ def log_file_of(options: Mapping[str, Any] | None) -> AnyLogFile | None:
     if "logFile" in options:
         file = options["logFile"]
         _take_any_text(file)
-        # Those up to 2 are its standard output and error.
-        return TwistLog(file) if file.fileno() > 2 else None
+        # Up to 2 it is standard output or error; closed, there is none.
+        return TwistLog(file) if _descriptor(file) > 2 else None
     name = options["logfile"]
     # `twistd` has no syslog on Windows.
     if options.get("logger") or options.get("syslog") or name == "-":

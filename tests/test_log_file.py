@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,6 +61,9 @@ def test_what_twist_logs_to(tmp_path: Path) -> None:
     for output in (sys.__stdout__, sys.__stderr__):
         assert log_file_of({"logFile": output}) is None
     assert log_file_of(None) is None
+    # What `twist` has where standard output is closed, and a stream of no descriptor.
+    assert log_file_of({"logFile": None}) is None
+    assert log_file_of({"logFile": StringIO()}) is None
 
 
 def say(application: Any, text: str) -> None:
@@ -132,7 +136,13 @@ def test_a_file_that_can_not_be_opened_keeps_the_old_one(tmp_path: Path) -> None
         file.flush()
         assert old.read_text() == "still"
         path.rmdir()
+        # Nobody reads it: an open that waits for that would hold up SIGTERM.
+        os.mkfifo(path)
+        with pytest.raises(OSError, match="No such device or address"):
+            other.reopen()
+        path.unlink()
         other.reopen()
+        assert os.get_blocking(file.fileno())
         file.write("new")
         file.flush()
         assert (old.read_text(), path.read_text()) == ("still", "new")
