@@ -754,6 +754,7 @@ class UdpNat:
     :ivar counters: what has become of datagrams.
     :ivar table: the flows that live.
     :ivar kept: what those have sent that may have to be sent to another address.
+    :ivar ports: of its servers and listeners.
     """
 
     def __init__(
@@ -798,10 +799,10 @@ class UdpNat:
         self.kept = Kept()
         self.fronts: list[Front] = []
         self._own = own
-        #: Where servers are, and listeners, and the ports of those on wildcards.
-        self._server_ends: frozenset[tuple[str, int, int]] = frozenset()
+        #: Where servers and listeners are, and the ports of listeners on wildcards.
         self._ends: frozenset[tuple[str, int, int]] = frozenset()
         self._wild_ports: frozenset[int] = frozenset()
+        self.ports: frozenset[int] = frozenset()
         self._turns = itertools.count()
         self._timer: IDelayedCall | None = None
         #: Up to when flows may expire, as soon as what came before has been read.
@@ -972,26 +973,38 @@ class UdpNat:
         """Whether what is sent there would come back, and be relayed again for ever.
 
         A datagram may claim any source: an address that a relay of this process listens
-        on, one of a server, or the unspecified one, which Linux takes for this machine.
+        on, one of a server of theirs, or the unspecified one, which Linux takes for
+        this machine.  A server on this machine may answer at all of its addresses.
 
         :param source: a socket address.
         """
         end = bare_end(source)
-        if end[0] in WILDCARDS or end in self._server_ends:
+        if end[0] in WILDCARDS:
             return True
-        # Only of a port on which some relay listens.
-        return end[1] in datagrams.ports and any(
-            nat.listens_at(end, source) for nat in _listening
-        )
+        return any(end[1] in nat.ports and nat.is_at(end, source) for nat in _listening)
 
-    def listens_at(self, end: tuple[str, int, int], source: Any) -> bool:
-        """Whether one of the listeners is there; `end` is of that socket address."""
+    def is_at(self, end: tuple[str, int, int], source: Any) -> bool:
+        """Whether a listener or a server of this relay is there.
+
+        :param end: of that socket address; its port is one of `ports`.
+        """
         if end in self._ends:
             return True
-        # Of a wildcard listener, every address of this machine is its own.
-        return end[1] in self._wild_ports and self._own(
-            ipaddress.ip_address(numeric_host(source) if end[2] else end[0])
+        port = end[1]
+        # Of a wildcard listener, every address of this machine is its own.  So it may
+        # be of a server on this machine, whose listener we can't see.
+        if not self._is_own(end, source):
+            return False
+        return port in self._wild_ports or any(
+            self._is_own(bare_end(where), where)
+            for server in self.servers
+            for _, where in server.addresses
+            if where[1] == port
         )
+
+    def _is_own(self, end: tuple[str, int, int], where: Any) -> bool:
+        host = numeric_host(where) if end[2] else end[0]
+        return self._own(ipaddress.ip_address(host))
 
     def _note_hop(self, flow: ClientFlow) -> None:
         """The flow may lead to another relay of this process: see `relayd.hops`."""
@@ -1005,9 +1018,10 @@ class UdpNat:
 
     def _ends_changed(self) -> None:
         """Listeners or servers are others than before."""
-        servers = [each[1] for server in self.servers for each in server.addresses]
-        self._server_ends = frozenset(map(bare_end, servers))
-        self._ends = frozenset(bare_end(front.address) for front in self.fronts)
+        there = [each[1] for server in self.servers for each in server.addresses]
+        there += [front.address for front in self.fronts]
+        self._ends = frozenset(map(bare_end, there))
+        self.ports = frozenset(end[1] for end in self._ends)
         self._wild_ports = frozenset(
             front.address[1] for front in self.fronts if front.address[0] in WILDCARDS
         )

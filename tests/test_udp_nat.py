@@ -36,7 +36,6 @@ from relayd.flow_log import (
     FlowLog,
     QuietFlowLog,
 )
-from relayd.hops import datagrams
 from relayd.nat_table import Flow
 from relayd.udp_batches import BATCH
 from relayd.udp_listening import (
@@ -659,6 +658,43 @@ def test_what_leads_back_follows_listeners_and_servers() -> None:
     assert nat.leads_back(("203.0.113.1", port))
     bench.close()
     assert not nat.leads_back(("203.0.113.1", port))
+
+
+def test_every_address_of_this_machine_is_a_local_servers() -> None:
+    """It may listen on all of them; it is asked only who speaks from its port."""
+    asked: list[str] = []
+
+    def own(address: Any) -> bool:
+        asked.append(str(address))
+        return str(address) in ("::1", "fd77::1", "127.0.0.1", "203.0.113.1")
+
+    bench = Bench([Server("::1", 53), Server(*SERVER)], own=own)
+    bench.arrive(source=("192.0.2.1", 4000))
+    assert not asked
+    for host in ("fd77::1", "127.0.0.1", "::ffff:203.0.113.1"):
+        source = (host, 53, 0, 0) if ":" in host else (host, 53)
+        bench.arrive(source=source)
+    assert bench.nat.counters.dropped == {"source_loops": 3}
+    bench.arrive(source=("192.0.2.1", 53))
+    assert len(bench.sockets) == 2
+    # A server elsewhere says nothing of this machine's addresses.
+    bench.nat.servers = [Server(*SERVER)]
+    bench.arrive(source=("127.0.0.1", 53))
+    assert len(bench.sockets) == 3
+    bench.close()
+
+
+def test_a_source_that_is_another_relays_server() -> None:
+    """Two that echo would answer each other for ever."""
+    one, two = Bench(), Bench([Server("198.51.100.2", 54)])
+    one.arrive(source=("198.51.100.2", 54))
+    two.arrive(source=SERVER)
+    for bench in (one, two):
+        assert bench.nat.counters.dropped == {"source_loops": 1}
+    two.close()
+    one.arrive(source=("198.51.100.2", 54))
+    assert len(one.sockets) == 1
+    one.close()
 
 
 def test_oversize_reads_are_not_passed_on() -> None:
@@ -1882,8 +1918,7 @@ async def test_an_exception_leaves_no_listener_deaf(
             for _ in range(2)
         ]
         clients[0].bind(("127.0.0.1", 0))
-        nat._wild_ports = frozenset({clients[0].getsockname()[1]})
-        datagrams.listens(clients[0].getsockname()[1])
+        nat.ports = nat._wild_ports = frozenset({clients[0].getsockname()[1]})
         for client in clients:
             client.connect(("127.0.0.1", port))
             client.setblocking(False)
