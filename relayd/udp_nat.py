@@ -152,9 +152,20 @@ _EXHAUSTED = frozenset(
 _NO_MORE = _EXHAUSTED - {errno.EADDRNOTAVAIL}
 
 
-def _hop_of(front: Front, key: Any, source: Any) -> str:
-    """What a client's datagrams are, if the client is a relay of this process."""
-    return between(socket_name(source), front.name(key))
+def _hop(here: Any, port: int) -> str:
+    """What is known by its two ends: see `relayd.hops`.
+
+    The near end is written in one way only: both relays must find it, and one may see
+    an IPv4 address, or an interface, that the other one has in another spelling.  Of
+    the far end, the port is enough.  The kernel gives no port to two UDP sockets; and a
+    listener on a wildcard may not know where it was spoken to, nor the one who calls
+    `0.0.0.0` what it has called.
+
+    :param here: the socket address of a flow's socket, as either of them sees it.
+    :param port: to which it is connected.
+    """
+    host, own_port, interface = bare_end(here)
+    return between(f"{host}%{interface}:{own_port}", str(port))
 
 
 class ClientFlow(Flow):
@@ -509,6 +520,7 @@ class Front:
         self.number = next(_numbers)
         self.sock = sock
         self.address = sock.getsockname()
+        self.port: int = self.address[1]
         self._receiver = receiver(sock, nat.counters, local=self.local)
         # With a cap, each reply is judged after the one before it has left.
         together = nat.watcher.after_batch is not None and not nat.reply_cap
@@ -934,7 +946,7 @@ class UdpNat:
         if self.leads_back(source):
             dropped["source_loops"] += 1
             return None
-        if datagrams.hops and datagrams.lead_round(_hop_of(front, key, source), self):
+        if datagrams.hops and datagrams.lead_round(_hop(source, front.port), self):
             dropped["loop"] += 1
             if self._seldom.is_due():
                 log.warn(
@@ -1013,8 +1025,8 @@ class UdpNat:
             flow.hop = ""
         there = flow.tried[-1][1]
         if there[1] in datagrams.ports:
-            flow.hop = between(socket_name(flow.ours), socket_name(there))
-            datagrams.add(flow.hop, self, _hop_of(flow.front, flow.here, flow.source))
+            flow.hop = _hop(flow.ours, there[1])
+            datagrams.add(flow.hop, self, _hop(flow.source, flow.front.port))
 
     def _ends_changed(self) -> None:
         """Listeners or servers are others than before."""

@@ -6,6 +6,7 @@ left are names, programs that embed relays, and the clients of proxies.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,6 +18,7 @@ from twisted.internet import reactor
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory
 
+from relayd import udp_nat
 from relayd.destinations import ProxyPolicy
 from relayd.dialing import Dialer, NameEndpoint, SocketEndpoint
 from relayd.endpoints import watcher
@@ -253,6 +255,30 @@ async def test_a_relay_of_datagrams_to_itself(
     ) as client:
         for number in (1, 2, 3):
             client.sendto(b"round", (host, port))
+            await until(lambda number=number: udp.dropped("loop") == number)
+    assert udp.flows == 1
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("there", ["::ffff:127.0.0.1", "0.0.0.0", "::"])
+@pytest_twisted.ensureDeferred
+async def test_a_relay_of_datagrams_to_itself_by_another_spelling(
+    udp: Datagrams, monkeypatch: pytest.MonkeyPatch, there: str, told: bool
+) -> None:
+    """Of an address; and where the kernel does not say what was spoken to."""
+    if not told:
+        refused = OSError(errno.EPERM, "Operation not permitted")
+        monkeypatch.setattr(udp_nat, "ask_for_local_address", lambda _: refused)
+    port = await udp.listen(None)
+    server = Server("name.example", port)
+    family = socket.AF_INET6 if ":" in there else socket.AF_INET
+    where: Any = (there, port, 0, 0) if ":" in there else (there, port)
+    server.address, server.addresses = (family, where), [(family, where)]
+    monkeypatch.setattr(udp.nats[0], "_look_up", lambda: None)
+    udp.nats[0].servers = [server]
+    with socket.socket(socket.AF_INET, DGRAM) as client:
+        for number in (1, 2, 3):
+            client.sendto(b"round", ("127.0.0.1", port))
             await until(lambda number=number: udp.dropped("loop") == number)
     assert udp.flows == 1
 
