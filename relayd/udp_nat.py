@@ -603,7 +603,9 @@ class Front:
             counters.balance()
         if not batch and (failed or self._receiver.refusal is not None):
             self._pause()
-        self.owed = 0 if self._receiver.drained else self.owed - len(batch)
+        # Where nothing can be had, flows of other listeners expire all the same.
+        more = batch and not self._receiver.drained
+        self.owed = self.owed - len(batch) if more else 0
         return self._receiver.drained
 
     def _pause(self) -> None:

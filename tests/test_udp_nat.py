@@ -2057,6 +2057,29 @@ def test_a_listener_that_can_not_receive_is_left_alone_for_a_while(
     bench.close()
 
 
+@pytest.mark.parametrize("how", ["refused", "failed"])
+def test_a_listener_that_can_not_receive_keeps_no_flow_alive(
+    how: str, logged_failures: LoggedFailures
+) -> None:
+    """Neither its own nor another listener's."""
+    bench = Bench(unreplied_timeout=1)
+    other = FakeSocket()
+    bench.nat.listen([other])
+    bench.arrive()
+    other.inbox.append((b"?", ("192.0.2.2", 2)))
+    bench.watcher.ready(other.number)
+    assert len(bench.live) == 2
+    wrong = problem(errno.EPERM) if how == "refused" else ZeroDivisionError()
+    with patch.object(other, "recvfrom", side_effect=wrong), capturedLogs():
+        bench.watcher.ready(other.number)
+        bench.pass_time(2)
+    assert not bench.live
+    assert bench.observer.endings == ["unreplied"] * 2
+    if how == "failed":
+        logged_failures.clear()
+    bench.close()
+
+
 @pytest.mark.parametrize("number", REFUSED)
 def test_a_flow_that_can_not_be_read_has_failed(number: int) -> None:
     """What is told for ever is no host's refusal."""
