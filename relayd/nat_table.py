@@ -201,9 +201,16 @@ class NatTable(Generic[AnyFlow]):
             return None
         quietest = self._quietest(spare)
         if quietest is None:
-            self.refused += 1
-            raise TableFull(f"no room for another flow of {host}")
+            raise self.full(host)
         return quietest
+
+    def full(self, host: str) -> TableFull:
+        """A flow of this host is refused, and counted.
+
+        :return: what to raise.
+        """
+        self.refused += 1
+        return TableFull(f"no room for another flow of {host}")
 
     def oldest(self) -> AnyFlow | None:
         """The flow not in use that has been quiet longest, if there is one."""

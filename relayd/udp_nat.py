@@ -823,6 +823,7 @@ class UdpNat:
         self._expire_to: float | None = None
         self._lookups: IDelayedCall | None = None
         self._seldom = Seldom(self.clock)
+        self._seldom_round = Seldom(self.clock)
         self._seldom_failing = Seldom(self.clock)
         self._failures = 0
         #: How many flows were asked since the first of them was.
@@ -950,7 +951,7 @@ class UdpNat:
             return None
         if datagrams.hops and datagrams.lead_round(_hop(source, front.port), self):
             dropped["loop"] += 1
-            if self._seldom.is_due():
+            if self._seldom_round.is_due():
                 log.warn(
                     "datagrams to {listener} lead back to their own relay: they are"
                     " dropped ({count} so far)",
@@ -1050,8 +1051,7 @@ class UdpNat:
         if self._drained is not None or table.room(host) is None:
             return
         if not self._evict(lambda: table.room(host), source):
-            table.refused += 1
-            raise TableFull(f"no room for another flow of {host}")
+            raise table.full(host)
 
     def _evict(self, candidate: Callable[[], ClientFlow | None], source: Any) -> bool:
         """End the flow that is to make room.

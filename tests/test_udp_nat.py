@@ -36,6 +36,7 @@ from relayd.flow_log import (
     FlowLog,
     QuietFlowLog,
 )
+from relayd.hops import datagrams
 from relayd.nat_table import Flow
 from relayd.udp_batches import BATCH
 from relayd.udp_listening import (
@@ -729,6 +730,24 @@ def test_want_of_a_flow_is_logged_once_a_second() -> None:
         f"no room for another flow of 192.0.2.9 (6 {so_far})",
     ]
     assert bench.nat.table.refused == 6
+    bench.close()
+
+
+def test_a_circle_and_want_of_room_have_a_line_each() -> None:
+    """In one second: neither hides the other one."""
+    bench = Bench(most_flows=1)
+    bench.converse(CLIENT)
+    port = bench.front.number % 60000
+    name = udp_nat._hop(("192.0.2.8", 8), port)
+    datagrams.add(name, bench.nat, "")
+    with capturedLogs() as events:
+        bench.arrive(source=("192.0.2.8", 8))
+        bench.arrive(source=("192.0.2.9", 9))
+    datagrams.remove(name)
+    lines = [formatEvent(each) for each in events]
+    assert len(lines) == 2
+    assert "lead back to their own relay" in lines[0]
+    assert "no room for another flow of 192.0.2.9" in lines[1]
     bench.close()
 
 
