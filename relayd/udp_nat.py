@@ -134,22 +134,20 @@ _REFUSALS = frozenset(
 #: The call that says so has done nothing else, so it is made again, once.
 _PENDING = _REFUSALS | {errno.EMSGSIZE}
 
-#: There is no socket, port or memory for another flow.
-_EXHAUSTED = frozenset(
+#: This process or this machine has no descriptor, port, memory or watch left for
+#: another flow, wherever it leads.  EAGAIN is what connect() says where no port is
+#: left.  Any other error is of the server's address: there is no way to it.  So is
+#: EADDRNOTAVAIL: there is no address of ours to start from, as without IPv6.
+_SHORTAGE = frozenset(
     {
         errno.EMFILE,
         errno.ENFILE,
         errno.EAGAIN,
-        errno.EADDRNOTAVAIL,
         errno.ENOBUFS,
         errno.ENOMEM,
         errno.ENOSPC,
     }
 )
-
-#: The same of a call that says of an address that it has no way there: EADDRNOTAVAIL
-#: may be that.
-_NO_MORE = _EXHAUSTED - {errno.EADDRNOTAVAIL}
 
 
 def _hop(here: Any, port: int) -> str:
@@ -1087,7 +1085,7 @@ class UdpNat:
         except OSError as problem:
             # The bound is not the table's: this process, or this machine, has no more.
             oldest = self.table.oldest
-            if problem.errno not in _EXHAUSTED or oldest() is None:
+            if problem.errno not in _SHORTAGE or oldest() is None:
                 raise
             if not self._evict(oldest, source):
                 raise
@@ -1098,7 +1096,7 @@ class UdpNat:
     def _try_flow(
         self, front: Front, key: Any, source: Any, to: Any, server: Server
     ) -> ClientFlow:
-        dialled, tried = self._dial(server)
+        server, dialled, tried = self._dial_one(server)
         sock = dialled[0]
         try:
             flow = ClientFlow(front, key, source, to, dialled, server, tried)
@@ -1115,6 +1113,29 @@ class UdpNat:
             if server.address is not None:
                 return server
         return None
+
+    def _dial_one(
+        self, server: Server
+    ) -> tuple[Server, tuple[Any, Any], list[SocketAddress]]:
+        """A socket that is connected to this server, or to the next with a way there.
+
+        :return: the server, and what :meth:`_dial` says of it.
+        :raises OSError: there is none to be had, or no way to any of them.
+        """
+        refusal = OSError(errno.EHOSTUNREACH, "no way to any server")
+        others = (self._choose() for _ in range(len(self.servers) - 1))
+        tried: set[Server] = set()
+        for candidate in itertools.chain((server,), others):
+            if candidate is None or candidate in tried:
+                continue
+            tried.add(candidate)
+            try:
+                return (candidate, *self._dial(candidate))
+            except OSError as problem:
+                if problem.errno in _SHORTAGE:
+                    raise
+                refusal = problem
+        raise refusal
 
     def _dial(
         self, server: Server, tried: Sequence[SocketAddress] = ()
@@ -1136,7 +1157,7 @@ class UdpNat:
             try:
                 return self._connect(address), had
             except OSError as problem:
-                if problem.errno in _NO_MORE:
+                if problem.errno in _SHORTAGE:
                     raise
                 # There is no way to that family, for one.
                 self._refused(server, address, problem)

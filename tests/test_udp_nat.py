@@ -13,7 +13,7 @@ from collections import deque
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import pytest_twisted
@@ -1212,7 +1212,38 @@ def test_so_many_are_asked_for_an_answer_and_no_more(late: bool) -> None:
     bench.close()
 
 
-@pytest.mark.parametrize("number", [errno.EMFILE, errno.EAGAIN, errno.EADDRNOTAVAIL])
+@pytest.mark.parametrize("number", [errno.EADDRNOTAVAIL, errno.ENETUNREACH])
+def test_want_of_a_way_to_a_server_ends_nobodys_flow(number: int) -> None:
+    """Where IPv6 is switched off, for one; other servers have the turn."""
+    bench = Bench([Server("2001:db8::1", 53), Server(*SERVER)])
+    real = bench.nat._open
+
+    def open_socket(family: int) -> Any:
+        sock = real(family)
+        if family == socket.AF_INET6:
+            sock.connect = Mock(side_effect=problem(number))
+        return sock
+
+    bench.nat._open = open_socket
+    for port in range(1, 6):
+        bench.arrive(source=("192.0.2.2", port))
+    assert [each.peer for each in bench.live] == [SERVER] * 5
+    [flow, *_] = bench.nat.table.flows.values()
+    assert flow.server == "198.51.100.1:53"
+    assert not bench.nat.counters.dropped
+    # Where there is no other, who comes is refused.
+    bench.nat.servers = [Server("2001:db8::1", 53)]
+    with capturedLogs() as events:
+        bench.arrive(source=("192.0.2.2", 6))
+    assert os.strerror(number) in formatEvent(events[0])
+    assert bench.nat.counters.dropped == {"no_flow": 1}
+    assert len(bench.live) == 5
+    assert not bench.observer.endings
+    bench.check()
+    bench.close()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EAGAIN, errno.ENOSPC])
 def test_the_oldest_makes_room_where_the_machine_has_no_more(number: int) -> None:
     """Ports and descriptors may be fewer than the table has room for."""
     bench = Bench()
