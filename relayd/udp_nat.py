@@ -293,7 +293,11 @@ class ClientFlow(Flow):
         else:
             self._read_batch(self._usual)
 
-    def _read_batch(self, most: int) -> None:
+    def _read_batch(self, most: int, refusal: OSError | None = None) -> None:
+        """Pass on what the server has sent.
+
+        :param refusal: what a call has said of an earlier datagram.
+        """
         nat, recv = self.nat, self.recv
         counters, cap = nat.counters, nat.reply_cap
         received = size = errors = 0
@@ -306,11 +310,12 @@ class ClientFlow(Flow):
                     break
                 except OSError as problem:
                     # What was sent before was refused.  Being told takes the error
-                    # away.
+                    # away; an answer may wait behind it.
                     counters.icmp_errors += 1
                     errors += 1
-                    if errors > MOST_ERRORS or self._go_elsewhere(problem):
+                    if errors > MOST_ERRORS:
                         break
+                    refusal = problem
                     continue
                 received += 1
                 length = len(data)
@@ -343,6 +348,8 @@ class ClientFlow(Flow):
             if not self.replied and self.upstream.named:
                 nat.kept.forget(self)
             nat.table.inbound(self, nat.now())
+        elif refusal is not None and self._may_go(refusal):
+            self._go_elsewhere(refusal)
 
     def _may_have(self, size: int) -> bool:
         """Whether the client may have so many bytes of replies more."""
@@ -426,19 +433,24 @@ class ClientFlow(Flow):
             nat.kept.add(self, run)
         nat.table.outbound(self, now)
 
-    def _go_elsewhere(self, problem: OSError) -> bool:
-        """The server's host may have refused: go on at its next address, if it has one.
+    def _may_go(self, problem: OSError) -> bool:
+        """Whether an error is a reason to go on at the server's next address."""
+        return not self.replied and self.upstream.named and problem.errno in _REFUSALS
 
-        :return: whether the flow has another socket now.
-        """
-        if self.replied or not self.upstream.named or problem.errno not in _REFUSALS:
-            return False
+    def _refused(self, problem: OSError) -> None:
+        """A call to send has said that an earlier datagram was refused."""
+        if self._may_go(problem):
+            # The kernel says so before it hands out an answer that came before.
+            self._read_batch(BATCH, problem)
+
+    def _go_elsewhere(self, problem: OSError) -> None:
+        """The server's host has refused: go on at its next address, if it has one."""
         if self._look_up != self.upstream.look_ups:
             # What refused then may be there now.
             self._look_up = self.upstream.look_ups
             self.tried = self.tried[-1:]
         if not self.nat.redial(self, problem):
-            return False
+            return
         for data in self.nat.kept.of(self):
             try:
                 self.send(data)
@@ -446,7 +458,6 @@ class ClientFlow(Flow):
                 # It was counted when it was sent first.
                 continue
             self.nat.counters.sent_again += 1
-        return True
 
     def _send_run(self, run: Sequence[bytes], size: int) -> None:
         """Send datagrams of one size in one call.
@@ -461,7 +472,7 @@ class ClientFlow(Flow):
                 raise
             refused = problem.errno in _REFUSALS
             self.nat.counters.icmp_errors += refused
-            self._go_elsewhere(problem)
+            self._refused(problem)
             # If it is too large itself, it will be so again.
             self.sock.sendmsg(run, extra)
             self.nat.counters.icmp_errors += not refused
@@ -476,7 +487,7 @@ class ClientFlow(Flow):
         if problem.errno in _PENDING:
             refused = problem.errno in _REFUSALS
             counters.icmp_errors += refused
-            self._go_elsewhere(problem)
+            self._refused(problem)
             try:
                 self.send(data)
             except OSError as again:

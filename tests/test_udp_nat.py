@@ -1574,6 +1574,31 @@ def test_after_a_refusal_it_is_the_next_address() -> None:
     assert bench.nat.kept.size == 0
 
 
+@pytest.mark.parametrize("how", ["read", "send", "run"])
+def test_an_answer_that_waits_behind_a_refusal_keeps_the_flow(how: str) -> None:
+    """The kernel tells of the error first; what came before it is passed on."""
+    bench = named()
+    bench.arrive(b"one")
+    sock = bench.sockets[0]
+    if how == "read":
+        sock.inbox.extend([problem(errno.ECONNREFUSED), b"answer"])
+        bench.watcher.ready(sock.number)
+    else:
+        sock.inbox.append(b"answer")
+        sock.errors.append(problem(errno.ECONNREFUSED))
+        for _ in range(1 if how == "send" else 3):
+            bench.front.inbox.append((b"two", CLIENT))
+        bench.watcher.ready(bench.front.number)
+    assert bench.front.sent == [(b"answer", CLIENT)]
+    assert peers(bench) == [NAMED[0]]
+    assert sock.sent == [b"one", *{"read": 0, "send": 1, "run": 3}[how] * [b"two"]]
+    [flow] = bench.nat.table.flows.values()
+    assert flow.replied
+    assert not bench.nat.counters.sent_again
+    bench.check()
+    bench.close()
+
+
 @pytest.mark.parametrize("run", [1, 3])
 def test_a_refusal_that_the_next_send_meets(run: int) -> None:
     """That datagram, or run, goes to the next address, after what went before."""
