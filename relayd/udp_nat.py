@@ -411,10 +411,15 @@ class ClientFlow(Flow):
                     run = ()
             else:
                 sent, run = len(run), ()
-        for data in run:
+        kept = 0
+        for place, data in enumerate(run):
             try:
                 self.send(data)
             except OSError as refusal:
+                if place > kept:
+                    # One of those that have left may be what was refused.
+                    self._keep(run[kept:place], now)
+                    kept = place
                 sent += self.send_again(data, refusal)
             else:
                 sent += 1
@@ -424,14 +429,23 @@ class ClientFlow(Flow):
         if now < self.due:
             self.seen = now
         else:
-            self.spoke(whole, now)
+            self.spoke(whole[kept:], now)
 
     def spoke(self, run: Sequence[bytes], now: float) -> None:
         """A flow that is not in use has sent these, or tried to."""
-        nat = self.nat
-        if not self.replied and self.upstream.named:
-            nat.kept.add(self, run)
-        nat.table.outbound(self, now)
+        if self.upstream.named:
+            self._keep(run, now)
+        self.nat.table.outbound(self, now)
+
+    def _keep(self, run: Sequence[bytes], now: float) -> None:
+        """These have been sent, and may have to be sent to another address."""
+        # Where there is none, there is nothing to keep.
+        if (
+            not self.replied
+            and len(self.upstream.addresses) > 1
+            and self.nat.table.flows.get(self.key) is self
+        ):
+            self.nat.kept.add(self, run, now)
 
     def _may_go(self, problem: OSError) -> bool:
         """Whether an error is a reason to go on at the server's next address."""
@@ -451,13 +465,14 @@ class ClientFlow(Flow):
             self.tried = self.tried[-1:]
         if not self.nat.redial(self, problem):
             return
-        for data in self.nat.kept.of(self):
+        counters = self.nat.counters
+        for data in self.nat.kept.of(self, self.nat.now()):
             try:
                 self.send(data)
             except OSError:
-                # It was counted when it was sent first.
-                continue
-            self.nat.counters.sent_again += 1
+                counters.not_sent_again += 1
+            else:
+                counters.sent_again += 1
 
     def _send_run(self, run: Sequence[bytes], size: int) -> None:
         """Send datagrams of one size in one call.

@@ -12,8 +12,9 @@ it refuses, it is the next one's turn, round and round, so that the first has an
 chance when the others have refused as well, or have left the name.  A flow goes to each
 address once after each look-up of the name.
 
-What such a flow had sent is sent again.  So it is kept until the first answer
-(:class:`Kept`): little of each flow, and so much in all.
+What such a flow has sent last is sent again.  So it is kept until the first answer
+(:class:`Kept`): little of each flow, and so much in all.  What is older than a moment
+is not: it was not that which was refused, and its sender has given it up.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from relayd.resolving import SocketAddress
 
 #: How many datagrams are kept of a flow, and how many bytes in all, with so many that
 #: each takes beside its own.
-MOST_KEPT, MOST_KEPT_BYTES, KEPT_BESIDE = 4, 1 << 20, 100
+MOST_KEPT, MOST_KEPT_BYTES, KEPT_BESIDE = 4, 1 << 20, 200
+
+#: Seconds after which a datagram is not sent again, but for a flow's last.
+KEPT_FOR = 2.0
 
 
 class Server:
@@ -112,29 +116,40 @@ class Kept:
     """
 
     def __init__(self) -> None:
-        self._datagrams: dict[Hashable, list[bytes]] = {}
+        self._datagrams: dict[Hashable, list[tuple[float, bytes]]] = {}
         self.size = 0
 
     def __len__(self) -> int:
         return len(self._datagrams)
 
-    def add(self, flow: Hashable, run: Sequence[Any]) -> None:
-        """A flow has sent these; its first are kept."""
-        own = self._datagrams.setdefault(flow, [])
-        for data in run[: MOST_KEPT - len(own)]:
+    def add(self, flow: Hashable, run: Sequence[Any], now: float) -> None:
+        """A flow has sent these; its last are kept."""
+        own = self._datagrams.pop(flow, [])
+        for data in run[-MOST_KEPT:]:
             # What it came in is written over by the next batch.
-            own.append(bytes(data))
+            own.append((now, bytes(data)))
             self.size += len(data) + KEPT_BESIDE
+        while len(own) > MOST_KEPT:
+            self.size -= len(own.pop(0)[1]) + KEPT_BESIDE
+        # Behind those that have spoken before.
+        self._datagrams[flow] = own
         while self.size > MOST_KEPT_BYTES:
             self.forget(next(iter(self._datagrams)))
 
-    def of(self, flow: Hashable) -> Sequence[bytes]:
-        """What is kept of a flow's, in order."""
-        return tuple(self._datagrams.get(flow, ()))
+    def of(self, flow: Hashable, now: float) -> Sequence[bytes]:
+        """What a flow has sent of late, in order.
+
+        The last of all, however old: a host that can't be found is said to be so after
+        seconds, and nothing was sent since.
+        """
+        own = self._datagrams.get(flow, [])
+        return [data for when, data in own[:-1] if now - when <= KEPT_FOR] + [
+            data for _, data in own[-1:]
+        ]
 
     def forget(self, flow: Hashable) -> None:
         """A flow was answered, or is over."""
-        for data in self._datagrams.pop(flow, ()):
+        for _, data in self._datagrams.pop(flow, ()):
             self.size -= len(data) + KEPT_BESIDE
 
 

@@ -52,7 +52,7 @@ from relayd.udp_nat import (
     Server,
     UdpNat,
 )
-from relayd.udp_servers import KEPT_BESIDE, MOST_KEPT, MOST_KEPT_BYTES, Kept
+from relayd.udp_servers import KEPT_BESIDE, KEPT_FOR, MOST_KEPT, MOST_KEPT_BYTES, Kept
 from relayd.udp_sockets import (
     BUFFER_SIZE,
     MOST_SEGMENTED,
@@ -1707,19 +1707,95 @@ def test_a_flow_that_can_not_have_another_socket_keeps_the_one_it_has(
     bench.close()
 
 
+def test_what_is_sent_again_is_what_was_sent_last() -> None:
+    """Nothing that is seconds old, but always what was refused."""
+    bench = named()
+    for number in range(8):
+        bench.arrive(b"%d" % number)
+        bench.clock.advance(0.75)
+    # The last is 0.75 seconds old.
+    refuse(bench)
+    assert bench.sockets[1].sent == [b"6", b"7"]
+    # A host that can't be found is said to be so after three seconds.
+    bench.clock.advance(3)
+    refuse(bench, why=errno.EHOSTUNREACH)
+    assert bench.sockets[2].sent == [b"7"]
+    bench.check()
+    bench.close()
+
+
+def test_what_is_refused_in_the_middle_of_a_run_is_sent_again() -> None:
+    """By a host that is near, where the run is sent one by one."""
+    bench = named()
+    bench.arrive(b"first")
+    sock = bench.sockets[0]
+    sock.segments = errno.EIO
+    sock.errors.extend([None, None, problem(errno.ECONNREFUSED)])
+    bench.front.inbox.extend((b"%d" % number, CLIENT) for number in range(4))
+    bench.watcher.ready(bench.front.number)
+    assert sock.sent == [b"first", b"0", b"1"]
+    assert bench.sockets[1].sent == [b"first", b"0", b"1", b"2", b"3"]
+    [flow] = bench.nat.table.flows.values()
+    assert bench.nat.kept.of(flow, 0) == [b"0", b"1", b"2", b"3"]
+    bench.check()
+    bench.close()
+
+
+def test_what_can_not_be_sent_again_is_counted() -> None:
+    """The next address may take less."""
+    bench = named()
+    bench.arrive(b"one")
+    bench.arrive(b"two")
+    real = bench.nat._open
+
+    def open_socket(family: int) -> Any:
+        sock = real(family)
+        sock.errors.append(problem(errno.EMSGSIZE))
+        return sock
+
+    bench.nat._open = open_socket
+    refuse(bench)
+    assert bench.sockets[1].sent == [b"two"]
+    counters = bench.nat.counters
+    assert (counters.sent_again, counters.not_sent_again) == (1, 1)
+    bench.close()
+
+
+def test_nothing_is_kept_where_there_is_no_other_address() -> None:
+    """Nor of a flow that has failed as its datagram was sent."""
+    bench = named(NAMED[0])
+    bench.arrive()
+    assert not len(bench.nat.kept)
+    bench.close()
+    bench = named()
+    bench.arrive()
+    sock = bench.sockets[0]
+    sock.errors.append(problem(errno.ECONNREFUSED))
+    sock.inbox.extend(problem(errno.EACCES) for _ in range(BATCH))
+    bench.arrive(b"more")
+    assert bench.observer.endings == ["failed"]
+    assert not len(bench.nat.kept)
+    bench.close()
+
+
 def test_what_is_kept_is_bounded() -> None:
     """Of a flow, and in all: the oldest goes first."""
     kept = Kept()
-    kept.add("flow", [b"%d" % n for n in range(MOST_KEPT + 3)])
-    kept.add("flow", [b"more"])
-    assert kept.of("flow") == tuple(b"%d" % n for n in range(MOST_KEPT))
+    kept.add("flow", [b"%d" % n for n in range(MOST_KEPT + 3)], 5)
+    kept.add("flow", [b"more"], 6)
+    last = [b"%d" % n for n in range(4, MOST_KEPT + 3)] + [b"more"]
+    assert len(last) == MOST_KEPT
+    assert kept.of("flow", 6) == kept.of("flow", 5 + KEPT_FOR) == last
     for number in range(50):
-        kept.add(number, [bytes(65507)])
+        kept.add(number, [bytes(65507)], 7)
         assert kept.size <= MOST_KEPT_BYTES
-    assert kept.of("flow") == kept.of(0) == ()
-    assert len(kept.of(49)[0]) == 65507
+    assert kept.of("flow", 7) == kept.of(0, 7) == []
+    assert len(kept.of(49, 7)[0]) == 65507
     for number in range(20_000):
-        kept.add((1, number), [b""])
+        kept.add((1, number), [b""], 8)
+        # Who speaks again is among the last that have spoken.
+        kept.add((1, 0), [b"again"], 8)
+    assert kept.of((1, 0), 8) == [b"again"] * MOST_KEPT
     assert len(kept) <= MOST_KEPT_BYTES // KEPT_BESIDE
     for number in range(20_000):
         kept.forget((1, number))
@@ -2306,6 +2382,7 @@ def test_the_line_of_a_relay() -> None:
             " received=4 sent=1 replies_received=1 replies_sent=1"
             " dropped=source_port_0:2,truncated:1 replies_dropped=-"
             " icmp_errors=0 kernel_dropped=0 sent_again=0"
+            " not_sent_again=0"
         )
         assert events[-1]["received"] == 4
 
