@@ -53,6 +53,7 @@ from relayd.interfaces import ISpliceable, ISplicer
 from relayd.legs import HOLD_LIMIT, Leg, unsent
 from relayd.session import Direction, Ending, Session
 from relayd.tcp_info import is_dead, unread, was_reset
+from relayd.tls import in_words, is_openssls
 from relayd.transports import PeerReset, PeerVanished
 
 #: What programs that embed a relay know by this module's name.
@@ -112,13 +113,14 @@ def _has_own(leg: Any, name: str) -> bool:
 
 def _is_tls(error: BaseException) -> bool:
     """A failed TLS handshake.  Asked by name: TLS is an optional dependency."""
-    return type(error).__module__.partition(".")[0] in ("OpenSSL", "service_identity")
+    by_name = type(error).__module__.partition(".")[0] == "service_identity"
+    return by_name or is_openssls(error)
 
 
 def _tls_detail(leg: Leg, error: BaseException) -> str:
     """What to add to a TLS connection's reset."""
     if _is_tls(error):
-        return f"TLS: {error!r}"
+        return f"TLS: {in_words(error)}"
     return "TLS without close_notify" if INegotiated.providedBy(leg.transport) else ""
 
 
@@ -262,7 +264,7 @@ class Bridge:
             if not self._closing:
                 self._left(leg)
         elif _is_tls(error) and not down and not leg.direction.bytes:
-            self._decide(Ending.CONNECT_FAILED, f"TLS: {error!r}")
+            self._decide(Ending.CONNECT_FAILED, f"TLS: {in_words(error)}")
             leg.peer.abort()
         elif not isinstance(error, ConnectionClosed | OSError) and not _is_tls(error):
             self._decide(Ending.FAILED, repr(error))

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from twisted.internet.endpoints import quoteStringArgument
 
+from relayd.tls import in_words, is_openssls
+
 _LACKS = re.compile(r"missing \d+ required positional arguments?: (.*)")
 _UNKNOWN = re.compile(r"unexpected keyword argument ('[^']*')")
 _NO_NUMBER = re.compile(r"invalid literal for int\(\) with base \d+: b?('.*')")
@@ -136,8 +138,8 @@ def what_is_wrong(
     if type(problem).__name__ == "UnlistableError":
         # Twisted's, around an OSError that it does not show.
         return _unlistable(text)
-    if type(problem).__module__.startswith("OpenSSL"):
-        return f"its PEM files are not a certificate with its key ({_openssl(problem)})"
+    if is_openssls(problem):
+        return f"its PEM files are not a certificate with its key ({in_words(problem)})"
     if found := _LACKS.search(said):
         return f"it lacks {found[1]}"
     if found := _UNKNOWN.search(said):
@@ -166,11 +168,3 @@ def _unlistable(text: str) -> str:
     _, named = parts(text)
     folder = named.get("trustRoots", named.get("caCertsDir", ""))
     return f"{folder!r} is not a folder that can be read; it should have .pem files"
-
-
-def _openssl(problem: Exception) -> str:
-    try:
-        # OpenSSL's queue of (library, function, reason).
-        return "; ".join(str(each[-1]) for each in problem.args[0]) or repr(problem)
-    except (IndexError, TypeError):
-        return repr(problem)

@@ -79,22 +79,32 @@ def tells(transport: Any) -> bool:
     )
 
 
+def is_openssls(problem: BaseException) -> bool:
+    """Whether OpenSSL raised it.  Asked by name: it is an optional dependency."""
+    return type(problem).__module__.partition(".")[0] == "OpenSSL"
+
+
+def in_words(problem: BaseException) -> str:
+    """What an error says, in one line; OpenSSL's has a queue of reasons."""
+    said = str(problem)
+    if is_openssls(problem):
+        try:
+            # Each is (library, function, reason).
+            said = "; ".join(str(each[-1]) for each in problem.args[0])
+        except (IndexError, TypeError):
+            said = ""
+    return " ".join(said.split()) or repr(problem)
+
+
 def why_failed(reason: Failure, who: str) -> str:
     """What was wrong with a handshake, in one line.
 
     :param who: the peer, in the words of the line.
     """
     problem: Any = reason.value
-    if type(problem).__module__.partition(".")[0] == "OpenSSL":
-        try:
-            # OpenSSL's queue of (library, function, reason).
-            said = "; ".join(str(each[-1]) for each in problem.args[0])
-        except (IndexError, TypeError):
-            said = ""
-        return said or repr(problem)
     if type(problem).__module__.startswith("twisted.internet."):
         return f"{who} closed its connection"
-    return " ".join(str(problem).split()) or repr(problem)
+    return in_words(problem)
 
 
 @attrs.frozen

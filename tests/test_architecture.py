@@ -18,14 +18,14 @@ PACKAGE = Path(__file__).parent.parent / "relayd"
 ROWS = [
     {"monotonic"},
     {"errors", "addresses", "names", "ports", "hops", "libc"},
-    {"session", "socks4_wire", "nat_table", "ident", "endpoint_strings"},
+    {"session", "socks4_wire", "nat_table", "ident"},
     {"interfaces"},
     {
         *("wheel", "seldom", "log_fields", "tls", "transports", "tcp_info"),
         *("resolving", "udp_sockets"),
         "plane.pipes",
     },
-    {"plane.poller", "udp_batches"},
+    {"plane.poller", "udp_batches", "endpoint_strings"},
     {"plane.transport", "deadlines"},
     {"legs"},
     {

@@ -559,9 +559,18 @@ def test_an_error_in_one_leg_ends_the_session_as_failed() -> None:
 def test_a_failed_tls_handshake_is_a_reset_that_says_why() -> None:
     ssl = pytest.importorskip("OpenSSL.SSL")
     pair = joined()
-    pair.down.lose(ssl.Error("wrong version number"))
+    pair.down.lose(ssl.Error([("SSL routines", "", "wrong version number")]))
     pair.ended(Ending.DOWNSTREAM_RESET)
-    assert "wrong version number" in pair.session.detail
+    assert pair.session.detail == "TLS: wrong version number"
+
+
+def test_a_server_that_shows_a_bad_certificate_is_not_connected_to() -> None:
+    ssl = pytest.importorskip("OpenSSL.SSL")
+    pair = joined()
+    unknown = ("SSL routines", "", "certificate verify failed")
+    pair.up.lose(ssl.Error([unknown, ("", "", "unknown ca")]))
+    pair.ended(Ending.CONNECT_FAILED)
+    assert pair.session.detail == "TLS: certificate verify failed; unknown ca"
 
 
 # -- deadlines
