@@ -420,7 +420,9 @@ class Socks4Protocol(StreamProtocol):
                 return
         session.upstream = f"bind:{host_port(host, port)}"
         factory.observer.dialing(session)
-        self._reply(_GRANTED, host, port)
+        if session.ending is None:
+            # No observer has ended it.
+            self._reply(_GRANTED, host, port)
 
     def peer_came(self, address: Any, peers: Collection[str] | None) -> Any:
         """Somebody has connected to the listener, which is closed by now."""

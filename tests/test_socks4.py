@@ -781,6 +781,30 @@ def test_bind_from_accept_to_end() -> None:
     proxy.over(Ending.DONE)
 
 
+@pytest.mark.parametrize("opens", [True, False])
+@pytest.mark.parametrize("politely", [True, False])
+def test_an_observer_that_ends_a_bind_is_not_overruled(
+    monkeypatch: pytest.MonkeyPatch, opens: bool, politely: bool
+) -> None:
+    def dialing(_: Witness, session: Session) -> None:
+        protocol = proxy.factory.sessions[session.id]
+        leave = protocol.end if politely else protocol.cut
+        leave(Ending.NO_UPSTREAM, "by the observer")
+
+    monkeypatch.setattr(Witness, "dialing", dialing)
+    proxy = Proxy(opens=opens)
+    client = proxy.client(BIND)
+    if not opens:
+        [listener] = proxy.listeners
+        proxy.ports.append(listener.open())
+    if politely:
+        refused(client)
+    assert not client.connected
+    assert proxy.session.reply == (int(Code.REJECTED) if politely else None)
+    assert proxy.session.detail == "by the observer"
+    proxy.over(Ending.NO_UPSTREAM)
+
+
 def test_what_a_client_sends_before_the_second_reply_is_kept_for_the_peer() -> None:
     proxy = Proxy()
     client = proxy.client(BIND + b"with it, ")
