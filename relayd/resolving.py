@@ -9,7 +9,8 @@ Here
 - few look-ups run at a time, and the rest wait in a bounded line (:class:`Turns`):
   those of the operator before all others, and then those of the *owners* that have the
   fewest running, in turn.  An owner is a client that chooses its own names, such as a
-  proxy's;
+  proxy's.  When the line is full, the newest of whoever has the most in it makes room
+  for who has less;
 - one that nobody waits for any longer is not started;
 - the process does not wait for them when it ends.
 
@@ -24,7 +25,7 @@ import socket
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred, fail
@@ -83,7 +84,7 @@ class _Owner(Generic[Item]):
 
 
 class Turns(Generic[Item]):
-    """Whose turn it is; no I/O, and nothing in it takes longer for more owners.
+    """Whose turn it is; no I/O, and no turn takes longer for more owners.
 
     - The operator's (owner "") come before all others.
     - Of the owners, those with the fewest running; among those, in turn.
@@ -131,6 +132,22 @@ class Turns(Generic[Item]):
         """One that ran for this owner has ended."""
         self._count(self._owners[owner], -1)
 
+    def newest_of_the_most(self, owner: str) -> Iterator[Item]:
+        """What waits for the owner with the most of it, the newest first.
+
+        Nothing, if with one more this `owner` would have more than that one with one
+        less.
+        """
+        most = max(
+            (each for each in self._owners.values() if each is not self._operator),
+            key=lambda each: len(each.waiting),
+            default=self._operator,
+        )
+        found = self._owners.get(owner)
+        own = len(found.waiting) if found is not None else 0
+        if most is not self._operator and len(most.waiting) > own + 1:
+            yield from reversed(most.waiting)
+
     def _next_owner(self) -> _Owner[Item] | None:
         operator = self._operator
         if self.running < WORKERS and operator.waiting:
@@ -177,6 +194,7 @@ class _LookUp:
     """A name, and those who wait for its addresses, each with its owner.
 
     :ivar owner: who asked first.
+    :ivar waits: it stands in the line: it does not run, and was not turned away.
     """
 
     def __init__(self, host: str, owner: str) -> None:
@@ -184,7 +202,7 @@ class _LookUp:
         self.owner = owner
         self.waiting: dict[Deferred[list[Any]], str] = {}
         self.owners: Counter[str] = Counter()
-        self.running = False
+        self.waits = True
 
 
 class Resolver:
@@ -192,7 +210,7 @@ class Resolver:
 
     :param look_up: blocks, and returns what `socket.getaddrinfo` does.
 
-    :ivar refused: how many look-ups the full line turned away.
+    :ivar refused: how many look-ups the full line turned away, or had to leave it.
     """
 
     _all: weakref.WeakKeyDictionary[Any, Resolver] = weakref.WeakKeyDictionary()
@@ -227,19 +245,25 @@ class Resolver:
             is cancelled the look-up goes on for others, if there are any.
         """
         found = self._names.get(host)
+        displaced = None
         if found is None:
             if self._is_full_for(owner):
+                displaced = self._displaced_by(owner)
                 self.refused += 1
-                return fail(DNSLookupError(f"too many look-ups wait; {host} is not"))
+                if displaced is None:
+                    return fail(_too_many(host))
             found = self._names[host] = _LookUp(host, owner)
             self._owned[owner] += 1
         look_up = found
         waiter: Deferred[list[Any]] = Deferred(lambda d: self._gone(look_up, d))
         look_up.waiting[waiter] = owner
         look_up.owners[owner] += 1
-        if not look_up.running:
+        if look_up.waits:
             self._turns.join(owner, look_up)
             self._start_some()
+        if displaced is not None:
+            # Last, as whoever is told may ask for anything.
+            _tell(displaced, Failure(_too_many(displaced.host)))
         return waiter.addCallback(_in_turn, port)
 
     def _is_full_for(self, owner: str) -> bool:
@@ -251,10 +275,25 @@ class Resolver:
             or self._owned[owner] >= OWN_WORKERS + OWN_LINE
         )
 
+    def _displaced_by(self, owner: str) -> _LookUp | None:
+        """What leaves the full line for a look-up of this owner, who may have more."""
+        if not owner or self._owned[owner] >= OWN_WORKERS + OWN_LINE:
+            return None
+        for look_up in self._turns.newest_of_the_most(owner):
+            # What others wait for, too, is theirs as well; and the operator's, who
+            # has asked first, takes no owner's room.
+            if look_up.owner and len(look_up.owners) == 1:
+                [its_owner] = look_up.owners
+                self._turns.leave(its_owner, look_up)
+                look_up.waits = False
+                self._forget(look_up)
+                return look_up
+        return None
+
     def _gone(self, look_up: _LookUp, waiter: Deferred[list[Any]]) -> None:
         owner = look_up.waiting.pop(waiter)
         _count_down(look_up.owners, owner)
-        if look_up.running:
+        if not look_up.waits:
             return
         if owner not in look_up.owners:
             self._turns.leave(owner, look_up)
@@ -276,10 +315,20 @@ class Resolver:
         if self._pool is None:
             self._pool = _DaemonPool(0, WORKERS, "relayd look-ups")
             self._pool.start()
-        look_up.running = True
-        deferToThreadPool(
-            self._reactor, self._pool, self._look_up, look_up.host
-        ).addBoth(self._done, look_up, owner)
+        look_up.waits = False
+        try:
+            found = deferToThreadPool(
+                self._reactor, self._pool, self._look_up, look_up.host
+            )
+        except Exception:
+            # This process may have no more threads.  The pool keeps those that could
+            # not start.
+            threads = self._pool.threads
+            threads[:] = [each for each in threads if each.is_alive()]
+            # As late as from a thread: the next would be tried, and fail, from within.
+            self._reactor.callFromThread(self._done, Failure(), look_up, owner)
+        else:
+            found.addBoth(self._done, look_up, owner)
 
     def _done(self, result: Any, look_up: _LookUp, owner: str) -> None:
         self._turns.done(owner)
@@ -289,11 +338,19 @@ class Resolver:
             result = Failure(DNSLookupError(f"{look_up.host}: {why}"))
         elif not result:
             result = Failure(DNSLookupError(f"{look_up.host}: no address"))
-        for waiter in list(look_up.waiting):
-            # One that was told may have cancelled another.
-            if not waiter.called:
-                waiter.callback(result)
+        _tell(look_up, result)
         self._start_some()
+
+
+def _tell(look_up: _LookUp, result: Any) -> None:
+    for waiter in list(look_up.waiting):
+        # One that was told may have cancelled another.
+        if not waiter.called:
+            waiter.callback(result)
+
+
+def _too_many(host: str) -> DNSLookupError:
+    return DNSLookupError(f"too many look-ups wait; {host} does not")
 
 
 def _count_down(counts: Counter[str], owner: str) -> None:

@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionRefusedError, DNSLookupError
+from twisted.python.failure import Failure
 
 from relayd import dialing
 from relayd.dialing import NameEndpoint
@@ -186,25 +187,143 @@ async def test_clients_with_names_that_never_resolve_stop_themselves_only() -> N
     assert resolver.refused == 0
 
 
-@pytest_twisted.ensureDeferred
-async def test_a_full_line_is_the_clients_and_not_the_operators() -> None:
-    slow = Slow()
-    resolver = Resolver(reactor, slow)
-    waiting = [
-        resolver.addresses(f"{n}.example", 80, f"192.0.2.{n % 9}")
-        for n in range(WORKERS + LINE)
-    ]
-    with pytest.raises(DNSLookupError, match="too many"):
-        await resolver.addresses("one.too.many.example", 80, "192.0.2.77")
-    waiting.append(resolver.addresses("the.operators.example", 80))
-    await until(lambda: "the.operators.example" in slow.asked)
-    assert resolver.refused == 1
+def ask(
+    resolver: Resolver, names: int, owner: str, told: list[str]
+) -> list[Deferred[Any]]:
+    """Look up so many names of an owner; those that fail are `told`."""
+
+    def failed(_: Failure, host: str) -> None:
+        told.append(host)
+
+    waiting = []
+    for number in range(names):
+        host = f"{number}.of.{owner}.example"
+        waiting.append(resolver.addresses(host, 80, owner).addErrback(failed, host))
+    return waiting
+
+
+async def empty(resolver: Resolver, slow: Slow, waiting: list[Deferred[Any]]) -> None:
+    """Nobody waits any longer, and nothing is left of anybody."""
     for each in waiting:
-        each.addErrback(lambda reason: reason.trap(CancelledError))
         each.cancel()
     slow.answer.set()
     await until(lambda: not resolver._names)
+    assert not resolver._owned
     assert not resolver._turns._owners.keys() - {""}
+    assert not resolver._turns.running
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_full_line_is_the_clients_and_not_the_operators() -> None:
+    """Nor one's who has as few in it as anybody: the newest client's is too many."""
+    slow, told = Slow(), list[str]()
+    resolver = Resolver(reactor, slow)
+    waiting = []
+    for number in range(WORKERS + LINE):
+        waiting += ask(resolver, 1, f"192.0.2.{number}", told)
+    waiting += ask(resolver, 1, "198.51.100.1", told)
+    assert told == ["0.of.198.51.100.1.example"]
+    waiting += ask(resolver, 1, "", told)
+    await until(lambda: "0.of..example" in slow.asked)
+    assert resolver.refused == 1
+    await empty(resolver, slow, waiting)
+
+
+@pytest_twisted.ensureDeferred
+async def test_clients_that_fill_the_line_make_room_for_others() -> None:
+    """Four could fill it, and stop every other client's names."""
+    slow, told = Slow(), list[str]()
+    resolver = Resolver(reactor, slow)
+    waiting = []
+    for owner, count in (("a", 256), ("b", 260), ("c", 256), ("d", 260)):
+        waiting += ask(resolver, count, owner, told)
+    assert len(resolver._names) == WORKERS + LINE
+    assert told == []
+    # Of d's, none has a worker.
+    waiting += ask(resolver, 2, "victim", told)
+    assert told == ["259.of.d.example", "258.of.d.example"]
+    # Whoever has the most gets nothing back by asking again.
+    told.clear()
+    waiting += ask(resolver, 3, "another", told)
+    waiting.append(resolver.addresses("again.example", 80, "b"))
+    waiting[-1].addErrback(lambda _: told.append("again"))
+    assert told == [
+        *("259.of.b.example", "257.of.d.example", "258.of.b.example", "again")
+    ]
+    assert resolver.refused == 6
+    assert len(resolver._names) == WORKERS + LINE
+    await empty(resolver, slow, waiting)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_name_that_others_want_too_does_not_make_room() -> None:
+    slow, told = Slow(), list[str]()
+    resolver = Resolver(reactor, slow)
+    waiting = []
+    for owner in "bcda":
+        waiting += ask(resolver, 258, owner, told)
+    # The operator's own worker is not idle either.
+    waiting += ask(resolver, 1, "", told)
+    shared = [
+        resolver.addresses("257.of.a.example", 80, "other"),
+        resolver.addresses("256.of.a.example", 80),
+    ]
+    waiting += ask(resolver, 1, "victim", told)
+    assert told == ["255.of.a.example"]
+    assert not any(each.called for each in shared)
+    for each in shared:
+        each.addErrback(lambda reason: reason.trap(CancelledError))
+    await empty(resolver, slow, waiting + shared)
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_is_turned_away_may_ask_again_at_once() -> None:
+    slow, told = Slow(), list[str]()
+    resolver = Resolver(reactor, slow)
+    waiting = []
+    for owner, count in (("b", 258), ("c", 258), ("d", 258), ("a", 257)):
+        waiting += ask(resolver, count, owner, told)
+    first, second = (resolver.addresses("last.example", 80, "a") for _ in range(2))
+
+    def again(_: Failure) -> None:
+        second.cancel()
+        waiting.append(resolver.addresses("last.example", 80, "z"))
+
+    first.addErrback(again)
+    second.addErrback(lambda reason: reason.trap(CancelledError))
+    waiting += ask(resolver, 1, "victim", told)
+    assert first.called
+    assert not waiting[-1].called
+    assert resolver._names["last.example"].waits
+    assert len(resolver._names) == WORKERS + LINE
+    for each in waiting[-2:]:
+        each.addErrback(lambda reason: reason.trap(CancelledError))
+    await empty(resolver, slow, waiting)
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look-up fails then, as any other, and leaves its worker to the next."""
+    refused = RuntimeError("can't start new thread")
+
+    def start(_: object) -> None:
+        raise refused
+
+    resolver = Resolver(reactor, lambda _: found("192.0.2.1"))
+    told: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        waiting = ask(resolver, WORKERS, "", told)
+        for owner in "abcdefghij":
+            waiting += ask(resolver, 200, owner, told)
+        with pytest.raises(DNSLookupError, match=r"a\.example: can't start new"):
+            await resolver.addresses("a.example", 80)
+        await until(lambda: not resolver._names)
+        assert len(told) == len(waiting)
+    assert not resolver._turns.running
+    assert resolver._pool is not None
+    assert not resolver._pool.threads, "not kept"
+    assert await resolver.addresses("a.example", 80, "a")
 
 
 @pytest_twisted.ensureDeferred
