@@ -82,6 +82,26 @@ def server_name(text: str) -> str:
     return named.get("hostname", "") if kind == "ssl" else ""
 
 
+def host_in(text: str, *, listens: bool) -> str:
+    """The host that a string of Twisted's own TCP types dials, or listens on.
+
+    :param text: a string that Twisted has understood.
+    :return: as it is written; empty if there is none, or another type.
+    """
+    plain, named = parts(text)
+    while plain[1:] and plain[0].lower() == "haproxy":
+        del plain[0]
+    kind = plain[0].lower()
+    if kind not in ("tcp", "ssl", "tls"):
+        return ""
+    if listens:
+        second = plain[2] if kind == "tcp" and len(plain) > 2 else ""
+        return named.get("interface", second)
+    if kind == "tls" and "endpoint" in named:
+        return host_in(named["endpoint"], listens=False)
+    return plain[1] if len(plain) > 1 else named.get("host", "")
+
+
 def hides_clients(text: str) -> bool:
     """Whether a listener's string has PROXY in it, wherever in it.
 

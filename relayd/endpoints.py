@@ -16,7 +16,7 @@ A short-form listener without a host listens on all addresses, IPv4 and IPv6;
 a host is this machine, 127.0.0.1; so is `0.0.0.0`, and `[::]` is `[::1]`.  Names are
 looked up when they are dialled, each time.
 
-Multicast groups and the broadcast address are neither listened on nor dialled.
+Multicast groups and broadcast addresses are neither listened on nor dialled.
 """
 
 from __future__ import annotations
@@ -43,13 +43,18 @@ from twisted.plugin import getPlugins
 
 from relayd.addresses import host_port
 from relayd.dialing import Dialer, NameEndpoint, SocketEndpoint
-from relayd.endpoint_strings import missing_files, server_name, what_is_wrong
+from relayd.endpoint_strings import (
+    host_in,
+    missing_files,
+    server_name,
+    what_is_wrong,
+)
 from relayd.errors import ConfigError
 from relayd.listening import TCPListenerEndpoint, UNIXListenerEndpoint
 from relayd.names import is_name, is_number
 from relayd.plane import obstacle
 from relayd.tls import ServerIdentity
-from relayd.udp_sockets import ReactorWatcher, Watcher
+from relayd.udp_sockets import BROADCAST, ReactorWatcher, Watcher, is_broadcast
 
 if TYPE_CHECKING or sys.platform == "linux":
     from relayd.plane.endpoints import (
@@ -236,6 +241,21 @@ def _check_one_host(
     )
 
 
+def _check_host(host: str, text: str) -> None:
+    """Refuse groups and broadcasts, those of this machine's networks as well.
+
+    :param host: an address; of a name, and of "", nothing is known.
+    :raises ConfigError: it is not one host's.
+    """
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return
+    _check_one_host(getattr(address, "ipv4_mapped", None) or address, text)
+    if is_broadcast(host):
+        raise ConfigError(f"bad address {text!r}: {BROADCAST}")
+
+
 def _host(host: str, text: str) -> str:
     if is_number(host):
         try:
@@ -311,6 +331,7 @@ def listening_endpoint(
         endpoint: IStreamServerEndpoint = serverFromString(reactor, address.text)
     except Exception as problem:
         raise _unusable(address, problem, reactor) from problem
+    _check_host(host_in(address.text, listens=True), address.text)
     if missing := missing_files(address.text):
         raise ConfigError(f"bad endpoint {address.text!r}: {missing}")
     if plane and isinstance(endpoint, AdoptedStreamServerEndpoint):
@@ -332,6 +353,7 @@ def dialing_endpoint(
         return by_socket(reactor, socket.AF_UNIX, address.path)
     if isinstance(address, HostPort):
         host, port = dialled_host(address.host), address.port
+        _check_host(host, str(address))
         if _is_ipv6(host):
             try:
                 # Finds the scope of fe80::1%eth0; looks nothing up.
@@ -348,6 +370,7 @@ def dialing_endpoint(
         endpoint: IStreamClientEndpoint = clientFromString(reactor, address.text)
     except Exception as problem:
         raise _unusable(address, problem, reactor) from problem
+    _check_host(host_in(address.text, listens=False), address.text)
     # Twisted checks no port before it dials.
     dialled: Any = getattr(endpoint, "_wrappedEndpoint", endpoint)
     number = getattr(dialled, "_port", 1)

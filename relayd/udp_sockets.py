@@ -12,6 +12,7 @@ through its stack as one, and makes datagrams of it at the end (UDP_SEGMENT, udp
 from __future__ import annotations
 
 import errno
+import ipaddress
 import resource
 import socket
 import struct
@@ -268,7 +269,10 @@ def is_broadcast(host: str) -> bool:
     :param host: an address.
     """
     if ":" in host:
-        return False
+        mapped = ipaddress.IPv6Address(host).ipv4_mapped
+        if mapped is None:
+            return False
+        host = str(mapped)
     # The port is of no importance; nothing is sent.
     where = host, 9
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

@@ -286,6 +286,61 @@ def test_groups_and_broadcasts_are_no_hosts(prefix: str) -> None:
             assert not isinstance(outcome(parse, f"{prefix}{host}:53"), str)
 
 
+BROADCAST = "it is a broadcast address of this machine's networks, and not one host's"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("127.255.255.255:80", BROADCAST),
+        ("[::ffff:127.255.255.255]:80", BROADCAST),
+        ("tcp:127.255.255.255:80", BROADCAST),
+        ("tcp:port=80:host=127.255.255.255", BROADCAST),
+        ("SSL:127.255.255.255:443", BROADCAST),
+        ("tls:example.com:443:endpoint=tcp\\:127.255.255.255\\:80", BROADCAST),
+        ("tcp:255.255.255.255:80", "255.255.255.255 is the broadcast address"),
+        ("tcp:239.1.1.1:80", "239.1.1.1 is a multicast group"),
+        ("tls:239.1.1.1:443", "239.1.1.1 is a multicast group"),
+        ("tls:a:443:endpoint=tcp\\:ff02\\\\\\:\\\\\\:1\\:80", "ff02::1 is a multicast"),
+    ],
+)
+def test_a_destination_that_is_no_one_host(text: str, why: str) -> None:
+    """In every spelling; some are known when the endpoint is made."""
+    with pytest.raises(ConfigError) as caught:
+        dialing_endpoint(parse_destination(text), reactor)
+    assert why in str(caught.value)
+    assert repr(text) in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("tcp:80:interface=127.255.255.255", BROADCAST),
+        ("tcp:80:127.255.255.255", BROADCAST),
+        ("haproxy:tcp:80:interface=127.255.255.255", BROADCAST),
+        ("tcp:80:interface=239.1.1.1", "239.1.1.1 is a multicast group"),
+        ("tcp:80:interface=ff02\\:\\:1", "ff02::1 is a multicast group"),
+    ],
+)
+def test_a_listener_that_is_no_one_host(text: str, why: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        listening_endpoint(parse_listener(text), reactor)
+    assert why in str(caught.value)
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("tcp:127.0.0.1:80", "tcp:name.invalid:80", "tcp:host=\\:\\:1:port=80"),
+        *("tls:name.invalid:443", "unix:/run/239.1.1.1", "ssl:9.9.9.9:443"),
+    ],
+)
+def test_other_strings_are_left_alone(text: str) -> None:
+    dialing_endpoint(parse_destination(text), reactor)
+
+
 @pytest.mark.parametrize("prefix", ["", "udp:"])
 @pytest.mark.parametrize("host", ["fe80::1", "FE80::abcd", "febf::1"])
 def test_a_link_local_address_without_its_interface(prefix: str, host: str) -> None:
