@@ -119,6 +119,19 @@ def hides_clients(text: str) -> bool:
     )
 
 
+def has_tls_behind_proxy(text: str) -> bool:
+    """Whether a listener's string has TLS with PROXY in it."""
+    try:
+        kinds = [each.lower() for each in parts(text)[0]]
+    except ValueError:
+        return False
+    while kinds[1:] and kinds[0] == "haproxy":
+        del kinds[0]
+        if kinds[0] in ("ssl", "tls"):
+            return True
+    return False
+
+
 def missing_files(text: str) -> str:
     """What a listener's string needs and Twisted would only find missing later.
 

@@ -44,6 +44,7 @@ from twisted.plugin import getPlugins
 from relayd.addresses import host_port
 from relayd.dialing import Dialer, NameEndpoint, SocketEndpoint
 from relayd.endpoint_strings import (
+    has_tls_behind_proxy,
     host_in,
     missing_files,
     server_name,
@@ -53,6 +54,7 @@ from relayd.errors import ConfigError
 from relayd.listening import TCPListenerEndpoint, UNIXListenerEndpoint
 from relayd.names import is_name, is_number
 from relayd.plane import obstacle
+from relayd.proxy_header import behind_balancer
 from relayd.tls import ServerIdentity
 from relayd.udp_sockets import BROADCAST, ReactorWatcher, Watcher, is_broadcast
 
@@ -327,8 +329,14 @@ def listening_endpoint(
     if isinstance(address, UnixPath):
         unix = PlaneUNIXListenerEndpoint if plane else UNIXListenerEndpoint
         return unix(reactor, address.path, backlog)
+    if has_tls_behind_proxy(address.text):
+        raise ConfigError(
+            f"bad endpoint {address.text!r}: relayd can't tell when a client's TLS"
+            " handshake is done where a PROXY header follows it: let the balancer"
+            " speak TLS with the clients, and write haproxy:tcp: here"
+        )
     try:
-        endpoint: IStreamServerEndpoint = serverFromString(reactor, address.text)
+        endpoint = _from_string(reactor, address.text)
     except Exception as problem:
         raise _unusable(address, problem, reactor) from problem
     _check_host(host_in(address.text, listens=True), address.text)
@@ -336,6 +344,14 @@ def listening_endpoint(
         raise ConfigError(f"bad endpoint {address.text!r}: {missing}")
     if plane and isinstance(endpoint, AdoptedStreamServerEndpoint):
         return AdoptedListenerEndpoint(reactor, endpoint.fileno)
+    return endpoint
+
+
+def _from_string(reactor: Any, text: str) -> IStreamServerEndpoint:
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme.lower() == "haproxy":
+        return behind_balancer(_from_string(reactor, rest))
+    endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
     return endpoint
 
 

@@ -20,7 +20,8 @@ While the server is dialled the client's bytes are kept (up to
   dial goes on, and the end of data is passed on after the data.
 
 With TLS a connection stands when its handshake is done (:mod:`relayd.tls`): a client's
-has a deadline and nothing is dialled before; a server's is a part of the dial.
+has a deadline and nothing is dialled before; a server's is a part of the dial.  A PROXY
+header (:mod:`relayd.proxy_header`) is to a client what a handshake is.
 """
 
 from __future__ import annotations
@@ -259,6 +260,8 @@ class StreamProtocol(Leg):
 
     #: The wheel has seen to keepalive probes.
     _is_kept_alive = False
+    #: What reads the PROXY header with which this client is to begin.
+    _header: Any = None
 
     def __init__(self, factory: StreamFactory, client: str) -> None:
         now = factory.now
@@ -280,7 +283,7 @@ class StreamProtocol(Leg):
         self._peer_name = ""
         #: When to give up on this stage, on the factory's clock.
         self._deadline = 0.0
-        #: The client's TLS handshake is not done.
+        #: The client's TLS handshake is not done, or its PROXY header is to come.
         self.handshaking = False
 
     # -- what a relay decides
@@ -290,7 +293,7 @@ class StreamProtocol(Leg):
         raise NotImplementedError
 
     def handshake_begins(self) -> None:
-        """Instead of that: it did, and the client's TLS handshake is to come."""
+        """Instead of that: it did, and a TLS handshake or PROXY header is to come."""
         limit = self.factory.timeouts.handshake
         self._deadline = self.session.opened_at + limit if limit else NEVER
 
@@ -308,6 +311,10 @@ class StreamProtocol(Leg):
             if self.is_foreign:
                 set_options(transport)
                 self.handshaking = tells(transport)
+                header = getattr(transport, "proxy_header", None)
+                if header is not None:
+                    self._header, self.handshaking = header, True
+                    header.on_end = self.handshakeCompleted
             host_name = factory.host_name
             here = transport.getHost()
             session.listener = host_name(here)
@@ -343,7 +350,7 @@ class StreamProtocol(Leg):
             self.cut(Ending.FAILED, repr(problem))
 
     def handshakeCompleted(self) -> None:
-        """See `IHandshakeListener`."""
+        """See `IHandshakeListener`; the PROXY header is read, likewise."""
         if not self.handshaking:
             return
         self.handshaking = False
@@ -546,9 +553,15 @@ class StreamProtocol(Leg):
             self._over()
 
     def _judge_handshake(self, reason: Failure) -> None:
-        """A client is gone before its TLS handshake was done."""
-        session = self.session
-        if isinstance(reason.value, error.ConnectionClosed | OSError):
+        """A client is gone before its TLS handshake was done, or its header read."""
+        session, header = self.session, self._header
+        if header is not None:
+            if header.is_bad:
+                session.ending = Ending.BAD_REQUEST
+                session.detail = "it did not begin with a PROXY header"
+            else:
+                session.detail = "before its PROXY header"
+        elif isinstance(reason.value, error.ConnectionClosed | OSError):
             session.detail = "in the middle of its TLS handshake"
         else:
             session.ending = Ending.BAD_REQUEST
@@ -642,10 +655,8 @@ class StreamProtocol(Leg):
         """The stage before the Bridge has had its time."""
         timeouts = self.factory.timeouts
         if self.handshaking:
-            self.end(
-                Ending.HANDSHAKE_TIMEOUT,
-                f"no TLS handshake in {timeouts.handshake:g} s",
-            )
+            what = "TLS handshake" if self._header is None else "PROXY header"
+            self.end(Ending.HANDSHAKE_TIMEOUT, f"no {what} in {timeouts.handshake:g} s")
         elif self._dialing is not None:
             what = "TLS handshake" if self._dialing is self._leg else "connection"
             self.end(Ending.CONNECT_TIMEOUT, f"no {what} in {timeouts.connect:g} s")

@@ -37,6 +37,7 @@ ROWS = [
         "dialing",
         "listening",
         "flow_log",
+        "proxy_header",
     },
     {"plane.endpoints", "policy", "udp_servers"},
     {"udp_nat"},
@@ -163,6 +164,11 @@ OF_THE_MACHINE = {
     "twisted.internet.task",
     "twisted.protocols.policies",
 }
+#: What is found there and has no time in it.
+TIMELESS = {
+    "twisted.protocols.policies.ProtocolWrapper",
+    "twisted.protocols.policies.WrappingFactory",
+}
 
 
 def last_name(node: ast.AST | None) -> str:
@@ -206,7 +212,9 @@ def asks_the_machine(tree: ast.Module, *, seconds: bool = True) -> list[str]:
 
 
 def _of_machine(dotted: str) -> bool:
-    return any(f"{dotted}.".startswith(f"{each}.") for each in OF_THE_MACHINE)
+    return dotted not in TIMELESS and any(
+        f"{dotted}.".startswith(f"{each}.") for each in OF_THE_MACHINE
+    )
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - {"monotonic"}))

@@ -673,6 +673,20 @@ def test_a_socket_that_systemd_has_not_passed_on(
             )
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "haproxy:ssl:443:privateKey=key.pem",
+        "HAProxy:TLS:443",
+        "haproxy:haproxy:tls:/etc/certificates:443",
+    ],
+)
+def test_tls_behind_a_proxy_header_is_refused(text: str) -> None:
+    """Nobody tells when the handshake of such a client is done."""
+    why = unusable(listening_endpoint, parse_listener(text))
+    assert why.startswith("relayd can't tell when a client's TLS handshake is done")
+
+
 def test_a_folder_without_certificates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
