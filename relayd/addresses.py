@@ -10,6 +10,8 @@ from twisted.internet.interfaces import IAddress
 
 _MAPPED = "::ffff:"
 
+_UNSPECIFIED = ("0.0.0.0", "::", "::ffff:0.0.0.0")
+
 
 def host_port(host: str, port: int) -> str:
     """A host and a port as text, the host in brackets if it is an IPv6 address."""
@@ -74,6 +76,31 @@ def socket_address(
             host = numeric_host(address)
         return IPv6Address("TCP", host, port, flow, scope)
     return UNIXAddress(address or None)
+
+
+def ends_of(sock: socket.SocketType, towards: Any = None) -> tuple[str, str]:
+    """What both ends of a connection are called, which is the same at either of them.
+
+    Where it was dialled to may be called otherwise: the kernel takes 0.0.0.0 and `::`
+    for this machine.
+
+    :param towards: where it leads, if it does not stand yet.
+    :return: this end, as the kernel has it, and the other one.
+    :raises OSError: it is lost.
+    """
+    family, here = int(sock.family), sock.getsockname()
+    try:
+        there = sock.getpeername()
+    except OSError:
+        if towards is None:
+            raise
+        there = towards
+        if there[0] in _UNSPECIFIED:
+            there = (here[0], *there[1:])
+    return (
+        address_name(socket_address(family, here)),
+        address_name(socket_address(family, there)),
+    )
 
 
 def numeric_host(address: tuple[Any, ...]) -> str:

@@ -52,7 +52,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from relayd.addresses import address_name
+from relayd.addresses import address_name, ends_of
 from relayd.bridge import Bridge, Leg, Timeouts
 from relayd.errors import HandshakeFailed, Refused
 from relayd.hops import between, streams
@@ -150,6 +150,14 @@ def _is_its_own_peer(transport: Any) -> bool:
     here = transport.getHost()
     # UNIX sockets have no names of their own.
     return hasattr(here, "port") and bool(here == transport.getPeer())
+
+
+def _hop_of(transport: Any) -> str:
+    """What a connection is called at its other end, too."""
+    with lent_socket(transport) as sock, suppress(OSError):
+        if sock is not None:
+            return between(*ends_of(sock))
+    return between(address_name(transport.getHost()), address_name(transport.getPeer()))
 
 
 class UpstreamLeg(Leg):
@@ -497,8 +505,7 @@ class StreamProtocol(Leg):
         if getattr(there, "port", 0) not in streams.ports:
             self._leads_here = False
             return False
-        here = address_name(leg.transport.getHost())
-        self._hop_made = between(here, address_name(there))
+        self._hop_made = _hop_of(leg.transport)
         streams.add(self._hop_made, self.factory, self._hop)
         return streams.lead_round(self._hop, self.factory)
 
