@@ -219,6 +219,10 @@ def _port_ranges(option: str, text: str, ports: str) -> tuple[tuple[int, int], .
     return tuple(ranges)
 
 
+#: For so many seconds, and of so many hosts, `OwnHosts` knows what they are.
+OWN_FOR, _OWN_HOSTS = 5.0, 1024
+
+
 def stands_for(address: Ip) -> IPv4Address | None:
     """The IPv4 address that an IPv6 address carries, or None."""
     if address.version == 4 or address == _LOOPBACK6 or not int(address):
@@ -256,6 +260,44 @@ def is_own(address: Ip) -> bool:
     except OSError as problem:
         # There always is a way to an address of one's own.
         return problem.errno != errno.ENETUNREACH
+
+
+class OwnHosts:
+    """Whether hosts are this machine, remembered for :data:`OWN_FOR` seconds.
+
+    :param now: tells the time in seconds.
+    :param own: tells the addresses of this machine.
+    """
+
+    def __init__(
+        self, now: Callable[[], float], own: Callable[[Ip], bool] = is_own
+    ) -> None:
+        self._now = now
+        self._own = own
+        #: What was found, and until when it holds.
+        self._known: dict[str, tuple[bool, float]] = {}
+
+    def __call__(self, host: str) -> bool:
+        """Ask for an address as text; what is none counts as own."""
+        now = self._now
+        known = self._known.get(host)
+        if known is not None and now() < known[1]:
+            return known[0]
+        if len(self._known) >= _OWN_HOSTS:
+            # The clients of a proxy may ask for any.
+            self._known.clear()
+        found = self._find(host)
+        self._known[host] = found, now() + OWN_FOR
+        return found
+
+    def _find(self, host: str) -> bool:
+        try:
+            address = ipaddress.ip_address(host.partition("%")[0])
+        except ValueError:
+            return True
+        address = getattr(address, "ipv4_mapped", None) or address
+        # connect(2) takes an unspecified one for this machine.
+        return address.is_loopback or address.is_unspecified or self._own(address)
 
 
 def _binds_anything(version: int) -> bool:

@@ -54,6 +54,7 @@ from zope.interface import implementer
 
 from relayd.addresses import address_name, ends_of
 from relayd.bridge import Bridge, Leg, Timeouts
+from relayd.destinations import OwnHosts
 from relayd.errors import HandshakeFailed, Refused
 from relayd.hops import between, streams
 from relayd.interfaces import ICaller, IGate, ILease, INamedClients, IObserver
@@ -396,7 +397,7 @@ class StreamProtocol(Leg):
         endpoint: Any = upstream.endpoint
         if upstream.dials:
             if getattr(endpoint, "port", 0) in streams.ports:
-                self._leads_here = True
+                self._leads_here = self._is_here(getattr(endpoint, "peer", endpoint))
             self._peer_name = endpoint.peer_name
             dial = endpoint.dial(self)
             # None: what came of it has been told, and may have led to anything.
@@ -499,10 +500,20 @@ class StreamProtocol(Leg):
         """What the client's connection is, if it is another relay's of this process."""
         return between(self.session.client, self.session.listener)
 
+    def _is_here(self, there: Any) -> bool:
+        """Whether an address is one on which this process listens, or may be.
+
+        Many a relay and its server have the same port, on two machines.
+        """
+        if getattr(there, "port", 0) not in streams.ports:
+            return False
+        is_own = self.factory.is_own
+        return is_own(getattr(there, "host", ""))
+
     def _goes_round(self, leg: Leg) -> bool:
         """Note a connection to a port of this process; whether it has been here."""
         there = leg.transport.getPeer()
-        if getattr(there, "port", 0) not in streams.ports:
+        if not self._is_here(there):
             self._leads_here = False
             return False
         self._hop_made = _hop_of(leg.transport)
@@ -717,6 +728,8 @@ class StreamFactory(Factory):
         #: The time in seconds, asked for five times in a session.
         self.now: Callable[[], float] = clock.seconds
         self.host_name, self.peer_name = _last_name(), _last_name()
+        #: Tells this machine's addresses.
+        self.is_own: Callable[[str], bool] = OwnHosts(clock.seconds)
         #: Lets everyone in if there is none.
         self.gate = gate
         self.observer = Observers(observer if observer is not None else SessionLog())

@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
 from relayd import destinations
 from relayd.destinations import (
+    OWN_FOR,
     Ip,
     Network,
+    OwnHosts,
     ProxyPolicy,
     Rule,
     address_towards,
@@ -995,3 +998,36 @@ def test_whether_the_kernel_binds_anything(monkeypatch: pytest.MonkeyPatch) -> N
         assert not destinations._binds_anything(version)
         answers[setting.format(version)] = "1\n"
         assert destinations._binds_anything(version)
+
+
+def test_hosts_that_are_this_machine_are_remembered_for_a_while() -> None:
+    clock, asked = Clock(), []
+
+    def own(address: Ip) -> bool:
+        asked.append(str(address))
+        return str(address) == "192.0.2.1"
+
+    hosts = OwnHosts(clock.seconds, own)
+    for _ in range(3):
+        assert hosts("192.0.2.1")
+        assert hosts("::ffff:192.0.2.1")
+        assert not hosts("192.0.2.2")
+    assert asked == ["192.0.2.1", "192.0.2.1", "192.0.2.2"]
+    clock.advance(OWN_FOR)
+    assert not hosts("192.0.2.2")
+    assert len(asked) == 4
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "127.0.0.2", "::1", "::ffff:127.0.0.1", "a.name"]
+)
+def test_hosts_that_are_this_machine_by_definition(host: str) -> None:
+    """Or can't be asked about."""
+    assert OwnHosts(Clock().seconds, lambda address: False)(host)
+
+
+def test_few_hosts_are_remembered() -> None:
+    hosts = OwnHosts(Clock().seconds, lambda address: False)
+    for number in range(3000):
+        hosts(str(IPv4Address(number + 0x0A000000)))
+        assert len(hosts._known) <= 1024

@@ -95,18 +95,18 @@ class Foreign:
         """A client comes; the relay's end of its connection."""
         transport = FakeTransport()
         transport.peer = client
-        transport.host = IPv4Address("TCP", "192.0.2.9", self.port)
+        transport.host = IPv4Address("TCP", "127.0.0.1", self.port)
         protocol: Any = self.factory.buildProtocol(client)
         transport.connect(protocol)
         return transport
 
-    def reach(self, port: int, local: int) -> IPv4Address:
+    def reach(self, port: int, local: int, host: str = "127.0.0.1") -> IPv4Address:
         """The oldest dial has reached a port of this process; where it came from."""
-        ours = IPv4Address("TCP", "192.0.2.9", local)
+        ours = IPv4Address("TCP", "127.0.0.1", local)
         dial = self.server.dials.pop(0)
         protocol: Any = dial.factory.buildProtocol(None)
         transport = FakeTransport()
-        transport.peer = IPv4Address("TCP", "192.0.2.9", port)
+        transport.peer = IPv4Address("TCP", host, port)
         transport.host = ours
         transport.connect(protocol)
         dial.deferred.callback(protocol)
@@ -137,7 +137,7 @@ def test_a_circle_is_found_when_the_client_is_accepted_first() -> None:
     """The order of the kernel's events is nobody's promise."""
     relay = Foreign(80)
     relay.accept(CLIENT)
-    ours = IPv4Address("TCP", "192.0.2.9", 40000)
+    ours = IPv4Address("TCP", "127.0.0.1", 40000)
     second = relay.accept(ours)
     assert len(relay.server.dials) == 2
     assert relay.reach(80, 40000) == ours
@@ -197,8 +197,17 @@ def test_a_hop_is_forgotten_with_its_session() -> None:
     one, _ = known(80, 81)
     client = one.accept(CLIENT)
     one.reach(81, 40000)
-    assert list(streams.hops) == [between("192.0.2.9:40000", "192.0.2.9:81")]
+    assert list(streams.hops) == [between("127.0.0.1:40000", "127.0.0.1:81")]
     client.lose()
+    assert not streams.hops
+
+
+def test_the_same_port_of_another_machine() -> None:
+    """Is the usual case, and nothing is noted for it."""
+    [relay] = known(80)
+    client = relay.accept(CLIENT)
+    relay.reach(80, 40000, "192.0.2.9")
+    assert client.connected
     assert not streams.hops
 
 
