@@ -33,7 +33,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from relayd.addresses import address_name, is_loopback, socket_address
-from relayd.interfaces import ICaller, IDial, IDialer
+from relayd.hops import streams
+from relayd.interfaces import ICaller, IDial, IDialer, IHearsHops
 from relayd.monotonic import monotonic
 from relayd.ports import may_be_handed_out
 from relayd.resolving import Resolver, SocketAddress
@@ -72,6 +73,8 @@ class Dial:
     """
 
     _retry: IDelayedCall | None = None
+    #: To this process itself.
+    leads_here = False
 
     def __init__(
         self, where: SocketEndpoint, sock: socket.SocketType, caller: ICaller
@@ -166,6 +169,8 @@ class Dial:
         if self._retry is not None and self._retry.active():
             self._retry.cancel()
         self._unwatch()
+        if self.leads_here:
+            reset_on_close(self._socket)
         self.close()
 
     def _failed(self, problem: int) -> None:
@@ -261,6 +266,10 @@ class SocketEndpoint:
                     problem = _IN_PROGRESS
             if problem in _TAKES_TIME:
                 dial = self.dialing(self, sock, caller)
+                if self.port in streams.ports:
+                    hears = IHearsHops(caller, None)
+                    if hears is not None:
+                        dial.leads_here = hears.under_way(sock, self.address)
                 dial.wait(problem)
         except Exception:
             # A bad address, or a kernel that can't watch another socket.
@@ -324,14 +333,19 @@ class SocketEndpoint:
         return done
 
 
-@implementer(ICaller)
+@implementer(ICaller, IHearsHops)
 class _FactoryCaller:
     """Dials for who waits for a Deferred."""
 
     def __init__(self, factory: IProtocolFactory, done: Deferred[IProtocol]) -> None:
+        self._factory = factory
         self.build_leg = factory.buildProtocol
         self.leg_connected = done.callback
         self.dial_failed = done.errback
+
+    def under_way(self, sock: socket.SocketType, address: Any) -> bool:
+        hears = IHearsHops(self._factory, None)
+        return hears is not None and bool(hears.under_way(sock, address))
 
 
 @implementer(IStreamClientEndpoint)

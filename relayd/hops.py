@@ -6,10 +6,12 @@ is left, so each *hop* that leads to a port on which this process listens is not
 its two ends, from which relay it starts, and who its client is.  The relay that accepts
 it finds where it comes from, and whether itself is among them.
 
-Which relay comes to know first depends on the order of the kernel's events: the one
-that accepts may be asked before the one that dialled has noted it.  So a relay looks
-twice: when a client comes, and again when it has reached its client's server.  A circle
-that gets past the first look is found by the second, one round later.
+A hop is noted as soon as connect(2) has been called, before anybody can accept it, and
+is kept for a while when its session is over: its other end may not have been accepted
+yet, and would lead on without an end.  A foreign endpoint says no more than that it has
+connected, which may be after the accept.  So a relay looks twice: when a client comes,
+and again when it has reached its client's server.  A circle that gets past the first
+look is found by the second, one round later.
 
 Relays of other processes can't be told apart from servers.  A circle through one of
 them is bounded by descriptors, and by the timeouts.
@@ -19,6 +21,9 @@ from __future__ import annotations
 
 from collections import Counter
 from typing import NamedTuple
+
+#: As many hops are kept when their sessions are over.
+PAST = 1024
 
 
 class Hop(NamedTuple):
@@ -47,13 +52,13 @@ class Hops:
     :ivar ports: those on which this process listens, and how many listeners each has.
     :ivar hops: those that are under way, by their ends.  As many as there are sessions
         that lead here, at most.
-    :ivar found: how many circles were found.
+    :ivar past: the last :data:`PAST` of those that are over, likewise.
     """
 
     def __init__(self) -> None:
         self.ports: Counter[int] = Counter()
         self.hops: dict[str, Hop] = {}
-        self.found = 0
+        self.past: dict[str, Hop] = {}
 
     def listens(self, port: int) -> None:
         """A listener opens.
@@ -69,22 +74,34 @@ class Hops:
         if self.ports[port] <= 0:
             del self.ports[port]
 
-    def add(self, name: str, relay: object, before: str) -> None:
+    def add(self, name: str, relay: object, before: str) -> Hop:
         """Note a hop; see :class:`Hop`."""
-        self.hops[name] = Hop(relay, before)
+        self.past.pop(name, None)
+        hop = self.hops[name] = Hop(relay, before)
+        return hop
 
     def remove(self, name: str) -> None:
-        """It is over, if there was one of this name."""
+        """It is over, if there was one of this name, and nobody will come by it."""
         self.hops.pop(name, None)
+
+    def is_over(self, name: str, hop: Hop) -> None:
+        """Its session is over; somebody may still come by it.
+
+        :param hop: what `add` has made: another may have the name by now.
+        """
+        if self.hops.get(name) is not hop:
+            return
+        self.past[name] = self.hops.pop(name)
+        if len(self.past) > PAST:
+            del self.past[next(iter(self.past))]
 
     def lead_round(self, name: str, relay: object) -> bool:
         """Whether the way that ends with this hop has led through `relay` before."""
-        for _ in range(len(self.hops)):
-            hop = self.hops.get(name)
+        for _ in range(len(self.hops) + len(self.past)):
+            hop = self.hops.get(name) or self.past.get(name)
             if hop is None:
                 return False
             if hop.relay is relay:
-                self.found += 1
                 return True
             name = hop.before
         return False

@@ -145,6 +145,20 @@ class ICaller(Interface):
         """There is no connection."""
 
 
+class IHearsHops(Interface):
+    """A caller, or a factory, that knows who comes from this process."""
+
+    def under_way(sock: Any, address: Any) -> bool:
+        """A dial begins to a port on which this process listens.
+
+        Called right behind a connect(2) that takes time: nobody can have accepted it.
+
+        :param address: where it leads, as the socket module has it.
+        :return: whether that is here: the dial is reset then if it is given up, so that
+            its other end hears of that.
+        """
+
+
 class IDialer(Interface):
     """A client endpoint that answers with a call instead of a Deferred.
 

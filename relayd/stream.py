@@ -56,8 +56,15 @@ from relayd.addresses import address_name, ends_of
 from relayd.bridge import Bridge, Leg, Timeouts
 from relayd.destinations import OwnHosts
 from relayd.errors import HandshakeFailed, Refused
-from relayd.hops import between, streams
-from relayd.interfaces import ICaller, IGate, ILease, INamedClients, IObserver
+from relayd.hops import Hop, between, streams
+from relayd.interfaces import (
+    ICaller,
+    IGate,
+    IHearsHops,
+    ILease,
+    INamedClients,
+    IObserver,
+)
 from relayd.monotonic import monotonic
 from relayd.observers import Observers, SessionLog
 from relayd.session import Ending, Session
@@ -237,6 +244,7 @@ class EndpointLeg(UpstreamLeg):
         self.abort()
 
 
+@implementer(IHearsHops)
 class _UpstreamFactory(Factory):
     """Builds the server's leg, for endpoints that want a factory."""
 
@@ -249,8 +257,11 @@ class _UpstreamFactory(Factory):
     def buildProtocol(self, addr: IAddress | None) -> EndpointLeg:
         return self._caller.build_endpoint_leg(self._identity)
 
+    def under_way(self, sock: socket.SocketType, address: Any) -> bool:
+        return self._caller.under_way(sock, address)
 
-@implementer(ICaller, IHandshakeListener)
+
+@implementer(ICaller, IHandshakeListener, IHearsHops)
 class StreamProtocol(Leg):
     """The client's leg, from accept to the end of its session.
 
@@ -259,8 +270,8 @@ class StreamProtocol(Leg):
     """
 
     factory: StreamFactory
-    #: The hop to another relay of this process.
-    _hop_made = ""
+    #: Hops to another relay of this process: several if a name has several addresses.
+    _hops_made: dict[str, Hop] | None = None
     #: What the session is recorded in; subclasses may have more to record.
     record: type[Session] = Session
     #: A TLS server that must have shown its certificate by the deadline, and of which
@@ -330,7 +341,9 @@ class StreamProtocol(Leg):
             if self.is_foreign and getattr(here, "port", 0) not in streams.ports:
                 # Our own listeners say so themselves.
                 streams.listens(getattr(here, "port", 0))
-            if streams.hops and streams.lead_round(self._hop, factory):
+            if (streams.hops or streams.past) and streams.lead_round(
+                self._hop, factory
+            ):
                 self._turn_away(Ending.LOOP, GOES_ROUND)
                 return
             self.connectionMade()
@@ -516,9 +529,23 @@ class StreamProtocol(Leg):
         if not self._is_here(there):
             self._leads_here = False
             return False
-        self._hop_made = _hop_of(leg.transport)
-        streams.add(self._hop_made, self.factory, self._hop)
+        self._note(_hop_of(leg.transport))
         return streams.lead_round(self._hop, self.factory)
+
+    def _note(self, name: str) -> None:
+        if self._hops_made is None:
+            self._hops_made = {}
+        if name not in self._hops_made:
+            self._hops_made[name] = streams.add(name, self.factory, self._hop)
+
+    def under_way(self, sock: socket.SocketType, address: Any) -> bool:
+        """See :meth:`IHearsHops.under_way`."""
+        is_own = self.factory.is_own
+        if not self._leads_here or not is_own(address[0]):
+            return False
+        with suppress(OSError):  # over already
+            self._note(between(*ends_of(sock, address)))
+        return True
 
     def joined(self, leg: Leg) -> None:
         """The upstream connection stands: join it to the client."""
@@ -621,8 +648,9 @@ class StreamProtocol(Leg):
                 lease.release()
             except Exception:
                 log.failure("the lease of session {id} failed", id=session.id)
-        if self._leads_here:
-            streams.remove(self._hop_made)
+        if self._hops_made is not None:
+            for name, hop in self._hops_made.items():
+                streams.is_over(name, hop)
         ending = session.ending
         if ending is not None and ending is not _DONE:
             factory.endings[ending.word] += 1

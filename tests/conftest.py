@@ -138,6 +138,7 @@ def nothing_remembered() -> None:
     for hops in (streams, datagrams):
         hops.ports.clear()
         hops.hops.clear()
+        hops.past.clear()
 
 
 @pytest.fixture(autouse=True)

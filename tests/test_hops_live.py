@@ -31,9 +31,11 @@ from relayd.socks4 import Socks4Factory
 from relayd.socks4_wire import Command, write_request
 from relayd.stream import StreamFactory
 from relayd.tcp import RelayFactory
+from relayd.transports import reset_on_close
 from relayd.udp_listening import UdpListener
 from relayd.udp_nat import Server, UdpNat
 from relayd.upstreams import Pool
+from tests.conftest import pause
 from tests.contracts import Recorder, until
 
 DGRAM = socket.SOCK_DGRAM
@@ -106,11 +108,87 @@ async def test_a_relay_to_itself(
     assert sum(relay.endings.values()) <= 4, relay.endings
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "::ffff:127.0.0.1", "127.0.0.2"])
+@pytest_twisted.ensureDeferred
+async def test_a_relay_to_itself_in_other_words(
+    kind: tuple[Any, Any], host: str
+) -> None:
+    """The two ends of a connection may have been told of different addresses."""
+    relay = relay_to(kind)
+    opened = await listen(kind, None, 0, relay)
+    port = opened.getHost().port
+    relay.pool = relay_to(kind, host, port).pool
+    await say(kind, "127.0.0.1", port, b"round and round")
+    await opened.stopListening()
+    await over(relay)
+    assert relay.endings["loop"] == 1
+    assert next(relay.ordinals) == 2, relay.endings
+
+
+def found_at(*hosts: str) -> Resolver:
+    """Any name has these addresses."""
+    found = [
+        (
+            socket.AF_INET6 if ":" in host else socket.AF_INET,
+            socket.SOCK_STREAM,
+            6,
+            "",
+            (host, 0, 0, 0) if ":" in host else (host, 0),
+        )
+        for host in hosts
+    ]
+    return Resolver(reactor, lambda host: found)
+
+
+@pytest.mark.usefixtures("far")
+@pytest.mark.parametrize("named", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_a_relay_to_itself_by_an_address_that_is_no_loopback(
+    kind: tuple[Any, Any], named: bool
+) -> None:
+    """The connection is accepted before it is known to stand."""
+    relay = relay_to(kind)
+    opened = await listen(kind, None, 0, relay)
+    port = opened.getHost().port
+    relay.pool = relay_to(kind, "127.0.0.1", port).pool
+    if named:
+        resolver = found_at("127.0.0.1", "::1")
+        relay.pool = Pool.of(NameEndpoint(reactor, "a.name", port, resolver, kind[1]))
+    for number in range(1, 11):
+        await say(kind, "127.0.0.1", port, b"round and round")
+        assert relay.endings["loop"] == number
+    await opened.stopListening()
+    await over(relay)
+    assert next(relay.ordinals) == 20, relay.endings
+
+
+@pytest.mark.usefixtures("far")
+@pytest_twisted.ensureDeferred
+async def test_clients_of_a_ring_that_are_gone_at_once(kind: tuple[Any, Any]) -> None:
+    """What they have set going comes to an end."""
+    relays = [relay_to(kind) for _ in range(2)]
+    opened = [await listen(kind, "127.0.0.1", 0, relay) for relay in relays]
+    ports = [port.getHost().port for port in opened]
+    for relay, there in zip(relays, reversed(ports), strict=True):
+        relay.pool = relay_to(kind, "127.0.0.1", there).pool
+    for _ in range(10):
+        with socket.create_connection(("127.0.0.1", ports[0])) as client:
+            reset_on_close(client)
+    await until(lambda: sum(relays[0].endings.values()) >= 10)
+    await over(*relays)
+    await pause(0.1)
+    await over(*relays)
+    for each in opened:
+        await each.stopListening()
+    made = [next(relay.ordinals) for relay in relays]
+    assert made[0] <= 20, made
+    assert made[1] <= 10, made
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_relay_to_a_name_that_is_itself(kind: tuple[Any, Any]) -> None:
     """Nobody knows where the name leads until it is looked up."""
-    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))]
-    resolver = Resolver(reactor, lambda host: found)
+    resolver = found_at("127.0.0.1")
     relay = relay_to(kind)
     opened = await listen(kind, "127.0.0.1", 0, relay)
     port = opened.getHost().port
@@ -118,7 +196,7 @@ async def test_a_relay_to_a_name_that_is_itself(kind: tuple[Any, Any]) -> None:
     await say(kind, "127.0.0.1", port, b"who is it?")
     await opened.stopListening()
     await over(relay)
-    assert relay.endings["loop"] >= 1
+    assert relay.endings["loop"] == 1
 
 
 @pytest_twisted.ensureDeferred
