@@ -838,7 +838,8 @@ class UdpNat:
         self.fronts: list[Front] = []
         self._own = own
         #: Where servers and listeners are, and the ports of listeners on wildcards.
-        self._ends: frozenset[tuple[str, int, int]] = frozenset()
+        self._front_ends: frozenset[tuple[str, int, int]] = frozenset()
+        self._server_ends = self._front_ends
         self._wild_ports: frozenset[int] = frozenset()
         self.ports: frozenset[int] = frozenset()
         self._turns = itertools.count()
@@ -1012,22 +1013,26 @@ class UdpNat:
         """Whether what is sent there would come back, and be relayed again for ever.
 
         A datagram may claim any source: an address that a relay of this process listens
-        on, one of a server of theirs, or the unspecified one, which Linux takes for
-        this machine.  A server on this machine may answer at all of its addresses.
+        on, one of a server, or the unspecified one, which Linux takes for this machine.
+        A server on this machine may answer at all of its addresses.  Another relay's
+        server on another machine may be a client of this one, as are two peers that are
+        relayed to each other.
 
         :param source: a socket address.
         """
         end = bare_end(source)
         if end[0] in WILDCARDS:
             return True
+        if end in self._server_ends:
+            return True
         return any(end[1] in nat.ports and nat.is_at(end, source) for nat in _listening)
 
     def is_at(self, end: tuple[str, int, int], source: Any) -> bool:
-        """Whether a listener or a server of this relay is there.
+        """Whether a listener, or a server on this machine, of this relay is there.
 
         :param end: of that socket address; its port is one of `ports`.
         """
-        if end in self._ends:
+        if end in self._front_ends:
             return True
         port = end[1]
         # Of a wildcard listener, every address of this machine is its own.  So it may
@@ -1057,10 +1062,10 @@ class UdpNat:
 
     def _ends_changed(self) -> None:
         """Listeners or servers are others than before."""
-        there = [each[1] for server in self.servers for each in server.addresses]
-        there += [front.address for front in self.fronts]
-        self._ends = frozenset(map(bare_end, there))
-        self.ports = frozenset(end[1] for end in self._ends)
+        servers = [each[1] for server in self.servers for each in server.addresses]
+        self._server_ends = frozenset(map(bare_end, servers))
+        self._front_ends = frozenset(bare_end(front.address) for front in self.fronts)
+        self.ports = frozenset(end[1] for end in self._server_ends | self._front_ends)
         self._wild_ports = frozenset(
             front.address[1] for front in self.fronts if front.address[0] in WILDCARDS
         )
