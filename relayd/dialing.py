@@ -17,7 +17,9 @@ import functools
 import itertools
 import os
 import socket
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet import error
@@ -196,6 +198,17 @@ def _is_its_own_peer(sock: socket.SocketType) -> bool:
         return False
 
 
+def _give_name(sock: socket.SocketType) -> None:
+    """Bind a UNIX socket to a name by which its other end knows it again.
+
+    unix(7): one that begins with a zero byte is no file, and goes with the socket.
+    """
+    if sys.platform.startswith("linux"):
+        # Without one it is as any other client.
+        with suppress(OSError):
+            sock.bind(b"\0relayd-" + os.urandom(8).hex().encode())
+
+
 @implementer(IDialer, IStreamClientEndpoint)
 class SocketEndpoint:
     """Connects to an address that needs no look-up.
@@ -256,6 +269,8 @@ class SocketEndpoint:
             return None
         dial: Dial | None = None
         try:
+            if not self.port and streams.files and streams.listens_at(self.address):
+                _give_name(sock)
             problem = sock.connect_ex(self.address)
             if problem == _IN_PROGRESS and self.is_near:
                 # The kernel answers itself, but looks at the answer on its way out of

@@ -13,12 +13,18 @@ connected, which may be after the accept.  So a relay looks twice: when a client
 and again when it has reached its client's server.  A circle that gets past the first
 look is found by the second, one round later.
 
+A client's UNIX socket has no name, unless it is bound to one.  One of this process that
+leads to a UNIX socket on which this process listens is bound to a name that lasts as
+long as the socket, and leaves no file: only Linux has such names, and only there a
+circle through a UNIX socket is found.
+
 Relays of other processes can't be told apart from servers.  A circle through one of
 them is bounded by descriptors, and by the timeouts.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import NamedTuple
 
@@ -46,10 +52,21 @@ def between(here: str, there: str) -> str:
     return f"{here}>{there}"
 
 
+def file_of(path: str | bytes) -> tuple[int, int] | None:
+    """The device and the inode of a file; None if it can't be asked."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
 class Hops:
     """The hops of one protocol, TCP or UDP.
 
     :ivar ports: those on which this process listens, and how many listeners each has.
+    :ivar files: the same for UNIX sockets, by device and inode: a path has many
+        spellings, and not the same within a jail.
     :ivar hops: those that are under way, by their ends.  As many as there are sessions
         that lead here, at most.
     :ivar past: the last :data:`PAST` of those that are over, likewise.
@@ -57,6 +74,7 @@ class Hops:
 
     def __init__(self) -> None:
         self.ports: Counter[int] = Counter()
+        self.files: Counter[tuple[int, int]] = Counter()
         self.hops: dict[str, Hop] = {}
         self.past: dict[str, Hop] = {}
 
@@ -73,6 +91,22 @@ class Hops:
         self.ports[port] -= 1
         if self.ports[port] <= 0:
             del self.ports[port]
+
+    def listens_at(self, path: str | bytes) -> bool:
+        """Whether a listener of this process has the UNIX socket at a path."""
+        return bool(self.files) and file_of(path) in self.files
+
+    def opens_file(self, file: tuple[int, int] | None) -> None:
+        """A listener opens on a UNIX socket; None for one without a file."""
+        if file is not None:
+            self.files[file] += 1
+
+    def closes_file(self, file: tuple[int, int] | None) -> None:
+        """It closes."""
+        if file is not None:
+            self.files[file] -= 1
+            if self.files[file] <= 0:
+                del self.files[file]
 
     def add(self, name: str, relay: object, before: str) -> Hop:
         """Note a hop; see :class:`Hop`."""

@@ -44,7 +44,7 @@ from zope.interface import implementer
 
 from relayd.addresses import address_name, host_port, numeric_host, socket_address
 from relayd.errors import ListenError
-from relayd.hops import streams
+from relayd.hops import file_of, streams
 from relayd.interfaces import IMakesRoom
 from relayd.libc import accept
 from relayd.monotonic import monotonic
@@ -177,6 +177,8 @@ class Listener:
         self._address = socket_address(self._family, sock.getsockname())
         #: Where it listens.  Not before it does; a UNIX socket has none.
         self._port = 0
+        #: The same for a UNIX socket: its file.
+        self._file: tuple[int, int] | None = None
         # What a client reached, unless it may have reached any of several.
         wildcard = getattr(self._address, "host", "") in ("0.0.0.0", "::")
         self._local = None if wildcard else self._address
@@ -195,6 +197,9 @@ class Listener:
         self._watch()
         self._port = getattr(self._address, "port", 0)
         streams.listens(self._port)
+        if self._family == socket.AF_UNIX:
+            self._file = file_of(self._socket.getsockname())
+            streams.opens_file(self._file)
 
     def stopListening(self) -> Deferred[None]:
         if self.connected:
@@ -259,6 +264,7 @@ class Listener:
         self._socket.close()
         if self._port:
             streams.closes(self._port)
+        streams.closes_file(self._file)
         self._on_closed()
         self._factory.doStop()
 

@@ -37,6 +37,7 @@ from types import MethodType
 from typing import Any
 
 from twisted.internet import error
+from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import (
     IAddress,
@@ -56,7 +57,7 @@ from relayd.addresses import address_name, ends_of
 from relayd.bridge import Bridge, Leg, Timeouts
 from relayd.destinations import OwnHosts
 from relayd.errors import HandshakeFailed, Refused
-from relayd.hops import Hop, between, streams
+from relayd.hops import Hop, between, file_of, streams
 from relayd.interfaces import (
     ICaller,
     IGate,
@@ -87,6 +88,8 @@ CLOSE_GRACE = 5.0
 
 #: What is said of a session that leads back to its own relay.
 GOES_ROUND = "it leads back to this relay, where it comes from"
+
+_NAMELESS = address_name(UNIXAddress(None))
 
 #: A deadline that never comes.
 NEVER = float("inf")
@@ -160,12 +163,31 @@ def _is_its_own_peer(transport: Any) -> bool:
     return hasattr(here, "port") and bool(here == transport.getPeer())
 
 
+def _note_listener(here: Any) -> None:
+    """A listener that may not be ours has accepted somebody at an address.
+
+    Ours say by themselves that they open and close.  When others close nobody tells:
+    what they had stays noted, once for each port and for each socket's file.
+    """
+    if isinstance(here, UNIXAddress):
+        if here.name and not streams.listens_at(here.name):
+            streams.opens_file(file_of(here.name))
+    elif getattr(here, "port", 0) not in streams.ports:
+        streams.listens(getattr(here, "port", 0))
+
+
 def _hop_of(transport: Any) -> str:
-    """What a connection is called at its other end, too."""
+    """What a connection is called at its other end, too.
+
+    :return: empty for one without a name: a UNIX socket that nobody has bound to one.
+    """
+    ends = None
     with lent_socket(transport) as sock, suppress(OSError):
         if sock is not None:
-            return between(*ends_of(sock))
-    return between(address_name(transport.getHost()), address_name(transport.getPeer()))
+            ends = ends_of(sock)
+    if ends is None:
+        ends = address_name(transport.getHost()), address_name(transport.getPeer())
+    return "" if ends[0] == _NAMELESS else between(*ends)
 
 
 class UpstreamLeg(Leg):
@@ -338,9 +360,8 @@ class StreamProtocol(Leg):
             host_name = factory.host_name
             here = transport.getHost()
             session.listener = host_name(here)
-            if self.is_foreign and getattr(here, "port", 0) not in streams.ports:
-                # Our own listeners say so themselves.
-                streams.listens(getattr(here, "port", 0))
+            if self.is_foreign:
+                _note_listener(here)
             if (streams.hops or streams.past) and streams.lead_round(
                 self._hop, factory
             ):
@@ -409,7 +430,8 @@ class StreamProtocol(Leg):
             return
         endpoint: Any = upstream.endpoint
         if upstream.dials:
-            if getattr(endpoint, "port", 0) in streams.ports:
+            port = getattr(endpoint, "port", 0)
+            if port in streams.ports or (not port and streams.files):
                 self._leads_here = self._is_here(getattr(endpoint, "peer", endpoint))
             self._peer_name = endpoint.peer_name
             dial = endpoint.dial(self)
@@ -418,7 +440,7 @@ class StreamProtocol(Leg):
                 self._dialing = dial
         else:
             # Nobody knows yet where it leads.
-            self._leads_here = bool(streams.ports)
+            self._leads_here = bool(streams.ports or streams.files)
             made = _UpstreamFactory(self, upstream.identity)
             done = self._dialing = endpoint.connect(made)
             done.addCallbacks(self._dialed, self.dial_failed)
@@ -518,6 +540,8 @@ class StreamProtocol(Leg):
 
         Many a relay and its server have the same port, on two machines.
         """
+        if isinstance(there, UNIXAddress):
+            return there.name is not None and streams.listens_at(there.name)
         if getattr(there, "port", 0) not in streams.ports:
             return False
         is_own = self.factory.is_own
@@ -526,10 +550,11 @@ class StreamProtocol(Leg):
     def _goes_round(self, leg: Leg) -> bool:
         """Note a connection to a port of this process; whether it has been here."""
         there = leg.transport.getPeer()
-        if not self._is_here(there):
+        name = _hop_of(leg.transport) if self._is_here(there) else ""
+        if not name:
             self._leads_here = False
             return False
-        self._note(_hop_of(leg.transport))
+        self._note(name)
         return streams.lead_round(self._hop, self.factory)
 
     def _note(self, name: str) -> None:

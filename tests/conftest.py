@@ -139,6 +139,7 @@ def nothing_remembered() -> None:
         hops.ports.clear()
         hops.hops.clear()
         hops.past.clear()
+        hops.files.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 
-from relayd.hops import PAST, Hops, between, streams
+from relayd.hops import PAST, Hops, between, file_of, streams
 from relayd.interfaces import IObserver
 from relayd.observers import Observer
 from relayd.session import Session
@@ -45,6 +46,26 @@ def test_ports_are_counted() -> None:
     assert set(hops.ports) == {80}
     hops.closes(80)
     assert not hops.ports
+
+
+def test_files_are_counted(tmp_path: Path) -> None:
+    """By what they are, however they are called."""
+    hops, path, link = Hops(), tmp_path / "x", tmp_path / "link"
+    path.touch()
+    link.symlink_to(path)
+    assert not hops.listens_at(str(path))
+    hops.opens_file(file_of(str(path)))
+    hops.opens_file(file_of(str(link)))
+    for spelling in (path, link, tmp_path / ".." / tmp_path.name / "x"):
+        assert hops.listens_at(str(spelling))
+    assert not hops.listens_at(str(tmp_path / "y"))
+    assert not hops.listens_at("\0x")
+    hops.opens_file(file_of("\0x"))
+    hops.closes_file(file_of("\0x"))
+    hops.closes_file(file_of(str(path)))
+    assert hops.listens_at(str(path))
+    hops.closes_file(file_of(str(path)))
+    assert not hops.files
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6), st.integers(0, 3))))

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.internet.endpoints import UNIXServerEndpoint
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory
 
@@ -23,10 +26,15 @@ from relayd.destinations import ProxyPolicy
 from relayd.dialing import Dialer, NameEndpoint, SocketEndpoint
 from relayd.endpoints import watcher
 from relayd.hops import datagrams, streams
-from relayd.listening import TCPListenerEndpoint
+from relayd.listening import TCPListenerEndpoint, UNIXListenerEndpoint
 from relayd.observers import Observer
-from relayd.plane.endpoints import PlaneSocketEndpoint, PlaneTCPListenerEndpoint
+from relayd.plane.endpoints import (
+    PlaneSocketEndpoint,
+    PlaneTCPListenerEndpoint,
+    PlaneUNIXListenerEndpoint,
+)
 from relayd.resolving import Resolver
+from relayd.session import Session
 from relayd.socks4 import Socks4Factory
 from relayd.socks4_wire import Command, write_request
 from relayd.stream import StreamFactory
@@ -197,6 +205,98 @@ async def test_a_relay_to_a_name_that_is_itself(kind: tuple[Any, Any]) -> None:
     await opened.stopListening()
     await over(relay)
     assert relay.endings["loop"] == 1
+
+
+def unix_listener(kind: tuple[Any, Any], path: str) -> Any:
+    """Ours, on the transport that is tried."""
+    ours = {
+        PlaneTCPListenerEndpoint: PlaneUNIXListenerEndpoint,
+        TCPListenerEndpoint: UNIXListenerEndpoint,
+    }
+    return ours[kind[0]](reactor, path, 128)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has names for this")
+@pytest.mark.parametrize("foreign", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_a_ring_through_a_unix_socket(
+    kind: tuple[Any, Any], tmp_socket: Path, foreign: bool
+) -> None:
+    """Its clients have no names, but for those of the process that listens."""
+    heard: list[str] = []
+
+    class Clients(Observer):
+        def opened(self, session: Session) -> None:
+            heard.append(session.client)
+
+    path = str(tmp_socket)
+    first = relay_to(kind)
+    first.pool = Pool.of(kind[1](reactor, socket.AF_UNIX, path))
+    tcp = await listen(kind, "127.0.0.1", 0, first)
+    port = tcp.getHost().port
+    resolver = found_at("127.0.0.1")
+    back = NameEndpoint(reactor, "a.name", port, resolver, kind[1])
+    second = RelayFactory(back, observer=Clients())
+    unix = await (
+        UNIXServerEndpoint(reactor, path) if foreign else unix_listener(kind, path)
+    ).listen(second)
+    for _ in range(3):
+        await say(kind, "127.0.0.1", port, b"round")
+    for each in (tcp, unix):
+        await each.stopListening()
+    await over(first, second)
+    assert first.endings["loop"] + second.endings["loop"] == 3
+    # A foreign listener is known by its first client: one round more.
+    assert [next(first.ordinals), next(second.ordinals)] == [6, 3 + foreign]
+    for client in heard[-2:]:
+        assert client.startswith(r"unix:\x00relayd-")
+        assert client.isprintable()
+    if not foreign:
+        assert not streams.files
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has names for this")
+@pytest_twisted.ensureDeferred
+async def test_a_unix_socket_to_itself(kind: tuple[Any, Any], tmp_socket: Path) -> None:
+    path, link = str(tmp_socket), tmp_socket.with_name("link")
+    link.symlink_to(tmp_socket)
+    relay = RelayFactory(
+        kind[1](reactor, socket.AF_UNIX, str(link)), observer=Endings()
+    )
+    opened = await unix_listener(kind, path).listen(relay)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        await until(lambda: relay.endings["loop"])
+    await opened.stopListening()
+    await over(relay)
+    assert relay.endings["loop"] == 1
+    assert next(relay.ordinals) == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_other_clients_of_unix_sockets_have_no_names(
+    kind: tuple[Any, Any], tmp_socket: Path
+) -> None:
+    """A UNIX socket of another process is dialled as ever."""
+    server = tmp_socket.with_name("server")
+    relay = RelayFactory(
+        kind[1](reactor, socket.AF_UNIX, str(server)), observer=Endings()
+    )
+    opened = await unix_listener(kind, str(tmp_socket)).listen(relay)
+    with (
+        socket.socket(socket.AF_UNIX) as listener,
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        listener.bind(str(server))
+        listener.listen()
+        client.connect(str(tmp_socket))
+        await until(lambda: any(each.bridge for each in relay.sessions.values()))
+        accepted, name = listener.accept()
+        accepted.close()
+        assert not name
+        assert not streams.hops
+    await opened.stopListening()
+    await over(relay)
 
 
 @pytest_twisted.ensureDeferred
