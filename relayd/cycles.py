@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
@@ -24,7 +23,7 @@ from relayd.errors import ConfigError
 _LOOPBACK: tuple[Ip, ...] = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 
 #: Endpoint types whose first or second field is a port, and those that wrap another.
-_BY_PORT = ("tcp", "ssl", "tls")
+_BY_PORT = ("tcp", "tcp6", "ssl", "tls")
 _WRAPPERS = ("haproxy",)
 
 
@@ -102,11 +101,12 @@ def _addresses(host: str | None) -> Iterator[Ip]:
             address = ipaddress.ip_address(host)
         except ValueError:
             return
+        address = getattr(address, "ipv4_mapped", None) or address
         if address.is_unspecified:
             # connect(2) takes it for this machine.
             yield _LOOPBACK[address.version == 6]
         else:
-            yield getattr(address, "ipv4_mapped", None) or address
+            yield address
 
 
 def _serves(host: str | None, address: Ip, own: Callable[[Ip], bool]) -> bool:
@@ -126,9 +126,7 @@ def _serves(host: str | None, address: Ip, own: Callable[[Ip], bool]) -> bool:
 
 def _is_this_machine(host: str) -> bool:
     name = host.lower().removesuffix(".")
-    return name in ("localhost", socket.gethostname().lower()) or name.endswith(
-        ".localhost"
-    )
+    return name == "localhost" or name.endswith(".localhost")
 
 
 def _plain(address: Address, *, server: bool) -> HostPort | UnixPath | None:
@@ -137,8 +135,12 @@ def _plain(address: Address, *, server: bool) -> HostPort | UnixPath | None:
         return HostPort(address.host, address.port)
     if not isinstance(address, EndpointString):
         return address
+    return _plain_string(address.text, server=server)
+
+
+def _plain_string(text: str, *, server: bool) -> HostPort | UnixPath | None:
     try:
-        values, named = parts(address.text)
+        values, named = parts(text)
     except ValueError:
         return None
     while values and values[0].lower() in _WRAPPERS:
@@ -151,8 +153,12 @@ def _plain(address: Address, *, server: bool) -> HostPort | UnixPath | None:
         return UnixPath(path) if path else None
     if kind.lower() not in _BY_PORT:
         return None
+    if "endpoint" in named and not server:
+        # `tls:`, whose host is the one that the certificate is for.
+        return _plain_string(named["endpoint"], server=False)
     if server:
-        host, given = named.get("interface") or "0.0.0.0", ["", *given]
+        everywhere = "::" if kind.lower() == "tcp6" else "0.0.0.0"
+        host, given = named.get("interface") or everywhere, ["", *given]
     else:
         host = named.get("host") or next(iter(given), "")
     port = named.get("port") or (given[1] if len(given) > 1 else "")
