@@ -70,7 +70,7 @@ from relayd.monotonic import monotonic
 from relayd.observers import Observers, SessionLog
 from relayd.session import Ending, Session
 from relayd.tcp_info import lent_socket, was_reset
-from relayd.tls import ServerHandshake, ServerIdentity, tells, why_failed
+from relayd.tls import ServerHandshake, ServerIdentity, stage, tells, why_failed
 from relayd.transports import KEEPALIVE_IS_INHERITED, set_keepalive
 from relayd.upstreams import Upstream
 from relayd.wheel import DeadlineWheel
@@ -85,6 +85,10 @@ LEFT_GRACE = 1.0
 
 #: Seconds that a client gets to answer a polite close.
 CLOSE_GRACE = 5.0
+
+#: How many looks more a handshake gets after its time, if it has come further since the
+#: last: a relay that was late has only now read what a peer has sent in time.
+MORE_LOOKS = 2
 
 #: What is said of a session that leads back to its own relay.
 GOES_ROUND = "it leads back to this relay, where it comes from"
@@ -302,6 +306,10 @@ class StreamProtocol(Leg):
 
     #: The wheel has seen to keepalive probes.
     _is_kept_alive = False
+    #: How far a handshake had come at the last look, and how many looks it has beyond
+    #: its time.
+    _stage: Any = None
+    _more_looks = MORE_LOOKS
     #: What reads the PROXY header with which this client is to begin.
     _header: Any = None
 
@@ -385,6 +393,7 @@ class StreamProtocol(Leg):
             return
         try:
             if self.handshaking:
+                self._comes_on()
                 self.handshake_begins()
             else:
                 self.admitted()
@@ -479,6 +488,8 @@ class StreamProtocol(Leg):
                 leg.caller = self
                 # What is cancelled from now on.
                 self._dialing = leg
+                self._more_looks = MORE_LOOKS
+                self._comes_on()
             elif leg.problem is not None:
                 self.dial_failed(Failure(leg.problem))
             elif leg.identity is not None and not leg.verified:
@@ -706,13 +717,28 @@ class StreamProtocol(Leg):
             # It is not read, so nobody hears of its reset.
             self.cut(Ending.CLIENT_LEFT)
         elif now < self._deadline:
-            return
+            self._comes_on()
         elif self.session.ending is not None:
             self.abort()
         elif self.direction.eof and not self.direction.bytes:
             self.end(Ending.CLIENT_LEFT, "the client ended its side, unanswered")
+        elif self._comes_on() and self._more_looks:
+            self._more_looks -= 1
         else:
             self.overdue()
+
+    def _comes_on(self) -> bool:
+        """Whether a handshake, the client's or the server's, has moved since."""
+        if self._header is not None and self.handshaking:
+            now: Any = self._header.stage
+        elif self.handshaking:
+            now = stage(self.transport)
+        elif self._dialing is not None and self._dialing is self._leg:
+            now = stage(self._leg.transport)
+        else:
+            return False
+        before, self._stage = self._stage, now
+        return bool(now != before)
 
     def _keep_alive(self, bridge: Bridge) -> None:
         self._is_kept_alive = True

@@ -79,6 +79,16 @@ def tells(transport: Any) -> bool:
     )
 
 
+def stage(transport: Any) -> Any:
+    """How far a handshake has come, to be compared.
+
+    It changes with each whole message, so few times; not with each byte.
+
+    :param transport: of which :func:`tells` is true.
+    """
+    return transport.getHandle().get_state_string()
+
+
 def is_openssls(problem: BaseException) -> bool:
     """Whether OpenSSL raised it.  Asked by name: it is an optional dependency."""
     return type(problem).__module__.partition(".")[0] == "OpenSSL"

@@ -188,13 +188,18 @@ class FakeTLSConnection:
     :ivar name: what it asks for (SNI).
     :ivar certificate: what the server has shown.
     :ivar verify: what was set to check the chain.
+    :ivar stage: how far the handshake has come.
     """
 
     def __init__(self) -> None:
+        self.stage = b"nothing was read"
         self.name: bytes | None = None
         self.certificate: Any = None
         self.mode = 1
         self.verify: Any = None
+
+    def get_state_string(self) -> bytes:
+        return self.stage
 
     def get_servername(self) -> bytes | None:
         return self.name

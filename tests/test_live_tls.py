@@ -9,7 +9,8 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from tests.process import (
     reset,
     transport,
 )
+from tests.test_live_time import TIMEOUT, ports, stopped
 
 
 @pytest.fixture(autouse=True, params=TRANSPORTS)
@@ -618,3 +620,36 @@ def test_tls_on_both_sides(pem: Path, root: Authority) -> None:
                     assert read_exactly(upstream, 7) == b"request"
                     upstream.sendall(b"response")
                     assert read_exactly(client, 8) == b"response"
+
+
+def test_handshakes_that_go_on_while_the_relay_is_stopped(
+    pem: Path, root: Authority, server: Server
+) -> None:
+    """Of a client and of a server: each has sent its part in time.  (1.4 s.)"""
+    limit = f"{TIMEOUT:g}"
+    options = ("--handshake-timeout", limit, "--connect-timeout", limit)
+    listener = f"ssl:0:interface=127.0.0.1:privateKey={pem}:certKey={pem}"
+    with ExitStack() as held:
+        secret, context = held.enter_context(tls_server(pem))
+        args = ("-l", listener, "-d", server.address)
+        args += ("-l", "127.0.0.1:0", "-d", destination(secret, root))
+        running = held.enter_context(relay(*options, *args))
+        outside, inside = ports(running, 2)
+        client, silent = (held.enter_context(connect(outside)) for _ in range(2))
+        plain = held.enter_context(connect(inside))
+        raw = secret.accept()
+        trusts = ssl.create_default_context(cafile=str(root.file))
+        with ThreadPoolExecutor(2) as threads, stopped(running):
+            begun = [
+                threads.submit(trusts.wrap_socket, client, server_hostname="localhost"),
+                threads.submit(context.wrap_socket, raw, server_side=True),
+            ]
+        ends = [held.enter_context(each.result()) for each in begun]
+        upstream = held.enter_context(server.accept())
+        upstream.sendall(b"hello")
+        assert read_exactly(ends[0], 5) == b"hello"
+        ends[1].sendall(b"hello")
+        assert read_exactly(plain, 5) == b"hello"
+        with suppress(ConnectionResetError):
+            read_all(silent)
+        running.ended("handshake_timeout")

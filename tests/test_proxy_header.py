@@ -113,6 +113,17 @@ def test_a_header_has_a_deadline(start: bytes) -> None:
     relay.over()
 
 
+def test_a_header_that_a_late_relay_has_just_read_goes_on() -> None:
+    relay = Relay()
+    for piece in (V1[:10], V1[10:20]):
+        relay.client.receive(piece)
+        relay.clock.advance(3)
+    relay.client.receive(V1[20:])
+    assert relay.server.dial
+    relay.client.lose()
+    relay.over()
+
+
 @pytest.mark.parametrize(
     "start",
     [

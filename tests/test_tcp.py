@@ -635,6 +635,48 @@ def test_a_tls_handshake_has_a_deadline(limit: float) -> None:
     client.lose()
 
 
+@pytest.mark.parametrize("steps", [0, 1, 2, 5])
+def test_a_handshake_that_a_late_relay_has_just_read_goes_on(steps: int) -> None:
+    """For two looks more at most, however often it comes further."""
+    relay = Relay(handshake_timeout=2.0)
+    client = secret_client(relay)
+    for step in range(steps):
+        # The relay was stopped, and finds what has been sent meanwhile.
+        client.connection.stage = b"%d" % step
+        relay.clock.advance(3)
+        assert client.connected is (step < 2)
+    relay.clock.advance(3)
+    assert not client.connected
+    assert not relay.server.dials
+    relay.over("opened", "closed handshake_timeout")
+
+
+def test_one_that_came_further_before_the_last_look_does_not() -> None:
+    relay = Relay(handshake_timeout=2.0)
+    client = secret_client(relay)
+    client.connection.stage = b"half"
+    relay.clock.pump([0.25] * 10)
+    assert not client.connected
+    relay.over("opened", "closed handshake_timeout")
+
+
+@pytest.mark.parametrize("comes_on", [True, False])
+def test_a_servers_handshake_that_a_late_relay_has_just_read(comes_on: bool) -> None:
+    relay = Relay(connect_timeout=2.0)
+    client = relay.client()
+    server = relay.server.dial.connect(transport=FakeTLSTransport())
+    if comes_on:
+        server.connection.stage = b"half"
+    relay.clock.advance(3)
+    assert server.connected is comes_on
+    if comes_on:
+        server.connection.name = None
+        server.shake_hands()
+        assert relay.session.connected_at is not None
+    client.lose()
+    server.lose()
+
+
 def test_a_client_that_a_gate_is_against_shakes_no_hands() -> None:
     relay = Relay()
     relay.gate.problem = Refused("not you")
