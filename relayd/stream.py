@@ -296,8 +296,6 @@ class StreamProtocol(Leg):
     """
 
     factory: StreamFactory
-    #: Hops to another relay of this process: several if a name has several addresses.
-    _hops_made: dict[str, Hop] | None = None
     #: What the session is recorded in; subclasses may have more to record.
     record: type[Session] = Session
     #: A TLS server that must have shown its certificate by the deadline, and of which
@@ -325,6 +323,8 @@ class StreamProtocol(Leg):
         self.wheel_bucket: dict[Any, None] | None = None
         #: Whether the server may be another relay of this process.
         self._leads_here = False
+        #: Hops to it: several if a name has several addresses.
+        self._hops_made: dict[str, Hop] | None = None
         self._lease: ILease | None = None
         #: What is under way before the Bridge, and can be cancelled.
         self._dialing: Any = None
