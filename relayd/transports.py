@@ -82,6 +82,16 @@ _VANISHED = frozenset(
     {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN}
 )
 
+#: And besides, of any connection that is lost; ECONNREFUSED is what some firewalls
+#: answer to one that stood.
+LOSSES = _VANISHED | {
+    errno.ECONNRESET,
+    errno.EPIPE,
+    errno.ECONNABORTED,
+    errno.ENOTCONN,
+    errno.ECONNREFUSED,
+}
+
 
 def lost_by(number: int | None) -> ConnectionLost:
     """What a connection is lost with, by the errno of the call that said so."""

@@ -47,7 +47,10 @@ pytestmark = [
 REFUSALS = {
     f"{name} {errno.errorcode[number]}": {name: number}
     for name, numbers in {
-        "splice": (errno.EPERM, errno.ENOSYS, errno.EACCES, errno.EOPNOTSUPP),
+        "splice": (
+            *(errno.EPERM, errno.ENOSYS, errno.EACCES, errno.EOPNOTSUPP),
+            errno.EIO,
+        ),
         "pipe2 O_NONBLOCK": (errno.EPERM, errno.ENOSYS),
         "F_SETPIPE_SZ": (errno.EPERM,),
         "accept4": (errno.EPERM, errno.ENOSYS, errno.EACCES),

@@ -50,7 +50,7 @@ from relayd.plane.transport import (
     transport_class,
 )
 from relayd.session import Direction, Ending, Session
-from relayd.transports import PeerReset, PeerVanished, set_options
+from relayd.transports import LOSSES, PeerReset, PeerVanished, set_options
 from tests.conftest import LoggedFailures, descriptors
 from tests.contracts import Peer, Producer, Recorder
 from tests.process import PATIENCE
@@ -935,6 +935,8 @@ REFUSALS = [
     errno.EACCES,
     errno.ENOSYS,
     errno.EOPNOTSUPP,
+    errno.EIO,
+    errno.EBADF,
     errno.ENOTTY,
 ]
 
@@ -964,11 +966,7 @@ def test_a_socket_that_can_not_be_spliced_is_copied(
 def test_an_end_of_data_behind_a_refusal_is_no_loss(
     number: int, tcp: Pump, splices: Splices
 ) -> None:
-    """It is there already when splice(2) is refused.
-
-    But where nobody knows what the errno means, it may have been the connection's: an
-    end that is told as a loss is better than a loss that is told as an end.
-    """
+    """It is there already when splice(2) is refused, by whatever errno."""
     tcp.splice(tcp.client)
     got = len(tcp.server.peer.data)
     tcp.client.transport.pauseProducing()
@@ -977,8 +975,23 @@ def test_an_end_of_data_behind_a_refusal_is_no_loss(
     splices.refuse["in"] = [number]
     tcp.client.transport.resumeProducing()
     tcp.until(lambda: tcp.client.events)
-    assert tcp.client.events == ["lost" if number == errno.ENOTTY else "eof"]
+    assert tcp.client.events == ["eof"]
     assert len(tcp.server.peer.data) == got
+
+
+@pytest.mark.parametrize("number", sorted(LOSSES))
+def test_a_loss_that_splice_is_told_of_is_no_end_of_data(
+    number: int, tcp: Pump, splices: Splices
+) -> None:
+    """The kernel tells of it once: to `recv` it looks like an end."""
+    tcp.splice(tcp.client)
+    tcp.client.transport.pauseProducing()
+    tcp.client.peer.end()
+    tcp.settle()
+    splices.refuse["in"] = [number]
+    tcp.client.transport.resumeProducing()
+    tcp.until(lambda: tcp.client.events)
+    assert tcp.client.events == ["lost"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOMEM, errno.ENOBUFS])

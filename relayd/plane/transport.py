@@ -56,7 +56,7 @@ from relayd.interfaces import IHearsReset, ISpliceable
 from relayd.plane.pipes import PIPE_SIZE, Pipe
 from relayd.plane.poller import COPY_SIZE, SHARE_LEAST, Plane
 from relayd.session import Direction
-from relayd.transports import PeerReset, lost_by, reset_on_close
+from relayd.transports import LOSSES, PeerReset, lost_by, reset_on_close
 
 log = Logger(namespace="relayd.plane")
 
@@ -101,12 +101,7 @@ _END = select.EPOLLRDHUP
 
 _SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
-#: What splice(2) says where it can't be had: by a kernel, or a sandbox.
-_REFUSED = frozenset(
-    {errno.EINVAL, errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP}
-)
-
-#: And where it can, at another time.
+#: What splice(2) says where it can be had at another time.
 _SHORT = frozenset({errno.ENOMEM, errno.ENOBUFS})
 
 _DONE = Failure(CONNECTION_DONE)
@@ -535,11 +530,12 @@ class PlaneTransport:
         """splice(2) has failed to read: it is refused, or the connection is lost.
 
         Of a loss the kernel tells once, and has told splice then: to `recv` what
-        follows looks like an end of data.
+        follows looks like an end of data.  Any other errno is a refusal: of a kernel, a
+        sandbox or a filter, each of which has its own.
         """
         lost: int | None = None
         try:
-            if not self._sock.recv(1, socket.MSG_PEEK) and problem not in _REFUSED:
+            if not self._sock.recv(1, socket.MSG_PEEK) and problem in LOSSES:
                 lost = problem
         except BlockingIOError:
             pass
@@ -590,7 +586,7 @@ class PlaneTransport:
             pass
         except OSError as raised:
             # If splice was told of it, that is what was the matter.
-            self._break(raised.errno if problem in _REFUSED else problem)
+            self._break(problem if problem in LOSSES else raised.errno)
             return False
         if pipe is not None:
             self._unpipe(pipe, problem)
