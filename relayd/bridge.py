@@ -27,10 +27,10 @@ How a lost connection is read.  Twisted reports a reset and a failed write with
 the same ConnectionLost.  A leg that was being read learns of a reset by
 reading; one that was paused, or had reached EOF, can only have learnt of it by
 writing.  So the first is a reset (rule 6) and the second a failed write (5).  A
-transport that is told of a reset by the kernel says so (PeerReset): behind an EOF it
-counts as a failed write, too, but what was read is delivered.  Of a leg that is not
-read, and to which nothing is written, other transports may not hear: the kernel is
-asked once a tick.
+transport that is told of a reset by the kernel says so (PeerReset), and what was read
+is delivered: it is a failed write if something that was written to the peer had not
+arrived, and else a reset.  Of a leg that is not read, and to which nothing is written,
+other transports may not hear: the kernel is asked once a tick, which comes to the same.
 
 What it costs.  For each chunk: one addition, one call of the other transport's
 `write`; nothing where it is spliced.  Activity is not timed; :meth:`Bridge.check`
@@ -269,20 +269,25 @@ class Bridge:
         elif not isinstance(error, ConnectionClosed | OSError) and not _is_tls(error):
             self._decide(Ending.FAILED, repr(error))
             leg.peer.abort()
+        elif isinstance(error, PeerReset):
+            self._decide(self._name_of_reset(leg, error.undelivered))
+            self._reset_behind(leg.peer)
         elif self._closing or leg.waits or leg.direction.eof:
             self._decide(
                 Ending.DOWNSTREAM_WRITE_FAILED if down else Ending.UPSTREAM_WRITE_FAILED
             )
-            if isinstance(error, PeerReset):
-                self._reset_behind(leg.peer)
-            else:
-                leg.peer.abort()
+            leg.peer.abort()
         else:
-            self._decide(
-                Ending.DOWNSTREAM_RESET if down else Ending.UPSTREAM_RESET,
-                _tls_detail(leg, error),
-            )
+            self._decide(self._name_of_reset(leg, 0), _tls_detail(leg, error))
             self._reset_behind(leg.peer)
+
+    def _name_of_reset(self, leg: Leg, undelivered: int) -> Ending:
+        """A reset that cost `undelivered` bytes written to `leg` is a failed write."""
+        if leg is self.downstream:
+            resets = Ending.DOWNSTREAM_RESET, Ending.DOWNSTREAM_WRITE_FAILED
+        else:
+            resets = Ending.UPSTREAM_RESET, Ending.UPSTREAM_WRITE_FAILED
+        return resets[undelivered > 0]
 
     def _reset_behind(self, survivor: Leg) -> None:
         """Reset the survivor once it has what was read for it."""
@@ -484,15 +489,7 @@ class Bridge:
             or (not leg.direction.eof and unread(leg.transport))
         ):
             return False
-        down = leg is self.downstream
-        if leg.undelivered():
-            self.cut(
-                Ending.DOWNSTREAM_WRITE_FAILED if down else Ending.UPSTREAM_WRITE_FAILED
-            )
-        else:
-            self._give_up(
-                leg, Ending.DOWNSTREAM_RESET if down else Ending.UPSTREAM_RESET
-            )
+        self._give_up(leg, self._name_of_reset(leg, leg.undelivered()))
         return True
 
     def _give_up(self, leg: Leg, ending: Ending, detail: str = "") -> None:

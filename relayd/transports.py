@@ -74,7 +74,13 @@ class PeerReset(ConnectionLost):
     """A reset that the kernel has told of by itself: no read and no write has met it.
 
     It came behind the end of data, or while the protocol did not read.
+
+    :ivar undelivered: how many bytes were written that the peer's kernel did not have.
     """
+
+    def __init__(self, undelivered: int = 0) -> None:
+        super().__init__()
+        self.undelivered = undelivered
 
 
 #: tcp(7): what the kernel has then.

@@ -483,22 +483,24 @@ def test_a_failed_write_after_eof_ends_both_at_once(side: str, ending: Ending) -
 
 
 @pytest.mark.parametrize(
-    ("side", "ending"),
+    ("side", "undelivered", "ending"),
     [
-        ("down", Ending.DOWNSTREAM_WRITE_FAILED),
-        ("up", Ending.UPSTREAM_WRITE_FAILED),
+        ("down", 0, Ending.DOWNSTREAM_RESET),
+        ("down", 1, Ending.DOWNSTREAM_WRITE_FAILED),
+        ("up", 0, Ending.UPSTREAM_RESET),
+        ("up", 1, Ending.UPSTREAM_WRITE_FAILED),
     ],
 )
 def test_what_was_read_before_a_reset_behind_eof_is_delivered(
-    side: str, ending: Ending
+    side: str, undelivered: int, ending: Ending
 ) -> None:
-    """The kernel told of it, and no write was in vain; the other one is reset then."""
+    """The kernel told of it, with or without a write in vain; the other is reset then."""
     pair = joined()
     one: FakeTransport = getattr(pair, side)
     other = pair.up if side == "down" else pair.down
     one.receive(b"not delivered yet")
     one.receive_eof()
-    one.lose(PeerReset())
+    one.lose(PeerReset(undelivered))
     assert "abort" not in other.log
     other.take()
     pair.wait(1)
@@ -913,10 +915,16 @@ def test_a_reset_by_one_that_had_something_to_get_is_a_failed_write(
     reset_unread: dict[Any, int],
 ) -> None:
     pair = joined()
+    pair.down.receive(b"all of it")
     pair.down.receive_eof()
     pair.up.receive(b"an answer")
     reset_unread[pair.down] = 0
     pair.wait(1)
+    # None the less what it had sent is the other one's.
+    assert pair.up.connected
+    pair.up.take()
+    pair.wait(1, 0.1)
+    assert pair.up.taken == b"all of it"
     pair.ended(Ending.DOWNSTREAM_WRITE_FAILED)
 
 

@@ -591,7 +591,7 @@ def test_a_client_that_resets_behind_its_end_ends_the_session(
         time.sleep(0.1)
         reset(client)
         if size < 100:
-            running.ended("downstream_write_failed")
+            running.ended("downstream_reset")
         got = bytearray(first)
         with suppress(ConnectionError):
             while part := upstream.recv(1 << 20):
@@ -601,7 +601,7 @@ def test_a_client_that_resets_behind_its_end_ends_the_session(
             for _ in range(100):
                 upstream.sendall(b"is there anybody")
                 time.sleep(0.01)
-        running.ended("downstream_write_failed")
+        running.ended("downstream_reset")
         upstream.close()
 
 

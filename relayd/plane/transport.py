@@ -56,6 +56,7 @@ from relayd.interfaces import IHearsReset, ISpliceable
 from relayd.plane.pipes import PIPE_SIZE, Pipe
 from relayd.plane.poller import COPY_SIZE, SHARE_LEAST, Plane
 from relayd.session import Direction
+from relayd.tcp_info import unacknowledged
 from relayd.transports import LOSSES, PeerReset, lost_by, reset_on_close
 
 log = Logger(namespace="relayd.plane")
@@ -335,9 +336,10 @@ class PlaneTransport:
         number = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if number:
             error = lost_by(number)
-            self.connectionLost(
-                Failure(PeerReset() if error is CONNECTION_LOST else error)
-            )
+            if error is CONNECTION_LOST:
+                # Nobody can ask any more when the protocol is told.
+                error = PeerReset(self.unsent + unacknowledged(self))
+            self.connectionLost(Failure(error))
 
     def readConnectionLost(self, reason: Failure) -> None:
         protocol = self.protocol
