@@ -494,7 +494,7 @@ def test_a_failed_write_after_eof_ends_both_at_once(side: str, ending: Ending) -
 def test_what_was_read_before_a_reset_behind_eof_is_delivered(
     side: str, undelivered: int, ending: Ending
 ) -> None:
-    """The kernel told of it, with or without a write in vain; the other is reset then."""
+    """The kernel told of it, after a write in vain or without; the other is reset."""
     pair = joined()
     one: FakeTransport = getattr(pair, side)
     other = pair.up if side == "down" else pair.down
