@@ -131,11 +131,15 @@ def ending_of_failed_dial(reason: Failure) -> tuple[Ending, str]:
 
 def set_options(transport: Any) -> None:
     """What :func:`relayd.transports.set_options` does, on transports not of ours."""
-    if not getattr(transport, "options_are_set", False) and _is_tcp(transport):
+    if getattr(transport, "options_are_set", False):
+        return
+    is_tcp = _is_tcp(transport)
+    if is_tcp or IUNIXTransport.providedBy(transport):
         # Or the peer is gone already, which the next read will tell; or it is a
         # wrapper that claims more than it has.
         with suppress(OSError, AttributeError):
-            transport.setTcpNoDelay(True)
+            if is_tcp:
+                transport.setTcpNoDelay(True)
             handle = transport.getHandle()
             handle.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 

@@ -664,6 +664,51 @@ def test_an_urgent_byte_may_be_the_first(server: Server) -> None:
         upstream.close()
 
 
+@pytest.fixture(scope="module")
+def urgent_unix_bytes() -> None:
+    """For tests that need a kernel that has MSG_OOB for UNIX sockets."""
+    one, other = socket.socketpair()
+    with one, other:
+        try:
+            one.send(b"!", socket.MSG_OOB)
+        except OSError:
+            pytest.skip("this kernel has no MSG_OOB for UNIX sockets")
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+@pytest.mark.parametrize("size", [10, 3_000_000])
+@pytest.mark.usefixtures("urgent_unix_bytes")
+def test_an_urgent_byte_arrives_in_its_place_on_unix_sockets(
+    size: int, way: str, tmp_path: Path
+) -> None:
+    data = random.Random(5).randbytes(size)
+    listen, there = str(tmp_path / "listen"), str(tmp_path / "server")
+    with (
+        Server(socket.AF_UNIX, there) as server,
+        relay("-l", f"unix:{listen}", "-d", server.address),
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        client.settimeout(PATIENCE)
+        client.connect(listen)
+        # Before there is anybody to relay it to.
+        client.send(b"!", socket.MSG_OOB)
+        with server.accept() as upstream:
+            assert upstream.recv(10) == b"!"
+            ends = [client, upstream]
+            near, far = ends if way == "up" else ends[::-1]
+
+            def send() -> None:
+                for _ in range(3):
+                    near.sendall(data)
+                    near.send(b"!", socket.MSG_OOB)
+                near.sendall(data)
+                near.shutdown(socket.SHUT_WR)
+
+            sender = in_thread(send)
+            assert read_all(far) == b"!".join([data] * 4)
+            sender.join()
+
+
 # -- kinds of addresses
 
 

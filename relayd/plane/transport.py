@@ -57,7 +57,7 @@ from relayd.plane.pipes import PIPE_SIZE, Pipe
 from relayd.plane.poller import COPY_SIZE, SHARE_LEAST, Plane
 from relayd.session import Direction
 from relayd.tcp_info import unacknowledged
-from relayd.transports import LOSSES, PeerReset, lost_by, reset_on_close
+from relayd.transports import LOSSES, PeerReset, inline_urgent, lost_by, reset_on_close
 
 log = Logger(namespace="relayd.plane")
 
@@ -1001,6 +1001,7 @@ class PlaneUNIXTransport(PlaneTransport):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        inline_urgent(self._sock)
         self._more = self._ALWAYS_MORE
 
     def getPeer(self) -> Any:
