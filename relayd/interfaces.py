@@ -190,6 +190,16 @@ class IHearsReset(Interface):
         """
 
 
+class IHearsLoss(Interface):
+    """A protocol that others may subclass, and that has to hear of its loss."""
+
+    def lost_anyway(reason: Failure) -> None:
+        """`connectionLost`, or an override of it, has raised: do what is ours.
+
+        Does nothing if that has been done.
+        """
+
+
 class ISpliceable(Interface):
     """A stream transport that can move bytes to and from another one by itself."""
 

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from relayd.deadlines import MUCH, Delivery
-from relayd.interfaces import IHearsReset, ISpliceable
+from relayd.interfaces import IHearsLoss, IHearsReset, ISpliceable
 from relayd.session import Direction
 from relayd.tcp_info import tcp_info, unacknowledged
 
@@ -52,7 +52,7 @@ def _closing_below(transport: Any) -> bool:
     return bool(getattr(below, "disconnecting", False))
 
 
-@implementer(IHalfCloseableProtocol, IPushProducer, IHearsReset)
+@implementer(IHalfCloseableProtocol, IPushProducer, IHearsReset, IHearsLoss)
 class Leg(Protocol):
     """One connection of a session.
 
@@ -82,6 +82,8 @@ class Leg(Protocol):
     #: a look at the peer's window.
     asked_at = 0.0
     seen = 0
+    #: Looks of the wheel at its being aborted, and that itself: see `outlives_abort`.
+    aborted = 0
 
     def __init__(self, direction: Direction) -> None:
         # Not defaults of the class: the interpreter finds these faster.
@@ -126,6 +128,11 @@ class Leg(Protocol):
             bridge.lost(self, reason)
         else:
             self.lost_alone(reason)
+
+    def lost_anyway(self, reason: Failure) -> None:
+        """See :meth:`IHearsLoss.lost_anyway`."""
+        if self.alive:
+            Leg.connectionLost(self, reason)
 
     def hears_reset(self) -> bool:
         """Until it is joined: what it has not read by then is nobody's."""
@@ -211,7 +218,17 @@ class Leg(Protocol):
     def abort(self) -> None:
         """Reset the connection now and drop what is buffered."""
         if self.alive:
+            self.aborted = self.aborted or 1
             self.transport.abortConnection()
+
+    def outlives_abort(self) -> bool:
+        """Asked at each look: it was aborted before the last, and not told of its loss.
+
+        An abort is told in the reactor's next turn.
+        """
+        if self.alive and self.aborted:
+            self.aborted += 1
+        return self.alive and self.aborted > 2
 
     def undelivered(self) -> int:
         """Bytes written to this leg that its peer's kernel does not have yet."""

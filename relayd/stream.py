@@ -704,6 +704,15 @@ class StreamProtocol(Leg):
     def check(self, now: float) -> None:
         """Look at the deadlines of whichever stage this is."""
         bridge = self.bridge
+        if self.session.ending is not None:
+            # A transport that is not ours has told nobody of a loss, or an override of
+            # `connectionLost` below it (TLS, a wrapper) has kept that to itself.
+            legs = (self,) if bridge is None else (self, bridge.upstream)
+            for leg in legs:
+                if leg.outlives_abort():
+                    leg.lost_anyway(Failure(error.ConnectionAborted()))
+            if self.session.ended_at is not None:
+                return
         if bridge is not None:
             if not self._is_kept_alive:
                 self._keep_alive(bridge)

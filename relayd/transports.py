@@ -23,13 +23,17 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet import tcp, unix
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from relayd.interfaces import IHearsLoss
 from relayd.libc import disconnect
 from relayd.monotonic import monotonic
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress
+
+log = Logger(namespace="relayd.transports")
 
 _DONE = Failure(CONNECTION_DONE)
 
@@ -106,6 +110,19 @@ def lost_by(number: int | None) -> ConnectionLost:
     return CONNECTION_LOST
 
 
+def loss_failed(protocol: Any, reason: Failure) -> None:
+    """From an `except`: a protocol has raised as it was told of its loss.
+
+    A relay's own hears of it none the less: an override that raises keeps no session.
+    """
+    log.failure("connectionLost of {protocol!r} failed", protocol=protocol)
+    if IHearsLoss.providedBy(protocol):
+        try:
+            protocol.lost_anyway(reason)
+        except Exception:
+            log.failure("and so did what follows the loss")
+
+
 class _Connection(tcp.Server):
     """A connection, accepted or dialled; what can be done now needs no turn.
 
@@ -143,6 +160,14 @@ class _Connection(tcp.Server):
                 return
         self._read_ended = True
         super().readConnectionLost(reason)
+
+    def connectionLost(self, reason: Failure) -> None:
+        # None: it has been lost.
+        protocol = getattr(self, "protocol", None)
+        try:
+            super().connectionLost(reason)
+        except Exception:
+            loss_failed(protocol, reason)
 
     @property
     def _shouldShutdown(self) -> bool:  # type: ignore[override]

@@ -25,6 +25,7 @@ from relayd.observers import Observer
 from relayd.session import Ending, Session
 from relayd.stream import UpstreamLeg
 from relayd.tcp import RelayFactory, RelayProtocol
+from tests.conftest import LoggedFailures
 from tests.contracts import Peer, turns, until
 from tests.process import TRANSPORTS
 
@@ -357,3 +358,29 @@ async def test_a_protocol_that_fails_as_it_is_connected_costs_itself(
         logged_failures.take("could not be opened")
         relay.factory.protocol = RelayProtocol
         await relay.session()
+
+
+@pytest.mark.parametrize("kind", TRANSPORTS)
+@pytest.mark.parametrize("servers", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_an_override_that_raises_before_it_tells_of_a_loss_keeps_no_session(
+    servers: bool, kind: str, logged_failures: LoggedFailures
+) -> None:
+    """Either leg's: the session ends as any other, it is logged, and a drain ends."""
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError("lost, and not told")
+
+    class Failing(RelayProtocol):
+        def build_leg(self, addr: Any) -> UpstreamLeg:
+            leg = super().build_leg(addr)
+            (leg if servers else self).connectionLost = fail  # type: ignore[method-assign]
+            return leg
+
+    async with relaying(kind, with_protocol(Failing)) as relay:
+        await relay.session(b"hello")
+        logged_failures.take("connectionLost of")
+        assert not relay.factory.sessions
+        drained: list[Any] = []
+        relay.factory.drain(60).addCallback(drained.append)
+        assert drained == [None]

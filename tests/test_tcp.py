@@ -404,6 +404,52 @@ def test_a_failed_dial_closes_the_client_and_says_why(
     relay.over("opened", "dialing server:80", f"closed {ending.word}")
 
 
+@pytest.mark.parametrize("side", ["client", "server", "client, not joined"])
+def test_a_loss_that_nobody_tells_of_keeps_no_session(side: str) -> None:
+    """An override that a foreign transport has called, and that keeps it to itself."""
+
+    class Silent(RelayProtocol):
+        def connectionLost(self, reason: Any = None) -> None:
+            """Not ours."""
+
+    relay = Relay(idle_timeout=2)
+    ending = "closed idle"
+    if side != "server":
+        relay.factory.protocol = Silent
+    client = relay.client()
+    if side == "client, not joined":
+        [protocol] = relay.factory.sessions.values()
+        protocol.cut(Ending.DRAINED)
+        ending = "closed drained"
+    else:
+        server = relay.server.dial.connect()
+        if side == "server":
+            server.protocol.connectionLost = Silent.connectionLost
+        (client if side == "client" else server).lose()
+    relay.clock.pump([0.25] * 20)
+    assert not client.connected
+    heard = [] if side == "client, not joined" else ["connected 192.0.2.1:9000"]
+    relay.over("opened", "dialing server:80", *heard, ending)
+
+
+def test_last_words_may_take_longer_than_an_abort() -> None:
+    """A session whose ending is decided goes on until they are delivered."""
+    relay = Relay()
+    client = relay.client()
+    server = relay.server.dial.connect()
+    client.receive(b"last words")
+    client.lose(error.ConnectionLost())
+    relay.clock.pump([0.25] * 20)
+    assert server.connected
+    server.take()
+    relay.clock.pump([0.25] * 4)
+    assert server.taken == b"last words"
+    relay.over(
+        *("opened", "dialing server:80", "connected 192.0.2.1:9000"),
+        "closed downstream_reset",
+    )
+
+
 @pytest.mark.parametrize("late", ["fails", "is cancelled", "connects"])
 def test_an_endpoint_that_goes_on_after_it_connected(late: str) -> None:
     """It connected the leg, and had more to do: the connection is not left behind."""

@@ -57,7 +57,14 @@ from relayd.plane.pipes import PIPE_SIZE, Pipe
 from relayd.plane.poller import COPY_SIZE, SHARE_LEAST, Plane
 from relayd.session import Direction
 from relayd.tcp_info import unacknowledged
-from relayd.transports import LOSSES, PeerReset, inline_urgent, lost_by, reset_on_close
+from relayd.transports import (
+    LOSSES,
+    PeerReset,
+    inline_urgent,
+    loss_failed,
+    lost_by,
+    reset_on_close,
+)
 
 log = Logger(namespace="relayd.plane")
 
@@ -842,7 +849,7 @@ class PlaneTransport:
         try:
             protocol.connectionLost(reason)
         except Exception:
-            log.failure("connectionLost of {protocol!r} failed", protocol=protocol)
+            loss_failed(protocol, reason)
         peer = self._sink
         if peer is not None:
             self._sink = peer._sink = self._splicer = peer._splicer = None
