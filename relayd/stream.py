@@ -276,16 +276,31 @@ class EndpointLeg(UpstreamLeg):
 
 @implementer(IHearsHops)
 class _UpstreamFactory(Factory):
-    """Builds the server's leg, for endpoints that want a factory."""
+    """Builds the server's leg, for endpoints that want a factory.
+
+    Until the dial has its outcome, as an endpoint may try several addresses.  After
+    that the caller is let go: Twisted's endpoints wrap a factory in a cycle of
+    references, which would keep it, and its session, until the collector comes by.
+    """
 
     noisy = False
 
     def __init__(self, caller: StreamProtocol, identity: ServerIdentity | None) -> None:
-        self._caller = caller
+        self._caller: StreamProtocol | None = caller
+        self._session = caller.session
         self._identity = identity
 
     def buildProtocol(self, addr: IAddress | None) -> EndpointLeg:
-        return self._caller.build_endpoint_leg(self._identity)
+        caller = self._caller
+        if caller is None:
+            # Too late.  Of a session that has ended it is aborted.
+            return EndpointLeg(self._session)
+        return caller.build_endpoint_leg(self._identity)
+
+    def let_go(self, outcome: Any) -> Any:
+        """The dial has its outcome, which is returned."""
+        self._caller = None
+        return outcome
 
     def under_way(self, sock: socket.SocketType, address: Any) -> bool:
         return self._caller.under_way(sock, address)
@@ -456,6 +471,7 @@ class StreamProtocol(Leg):
             self._leads_here = bool(streams.ports or streams.files)
             made = _UpstreamFactory(self, upstream.identity)
             done = self._dialing = endpoint.connect(made)
+            done.addBoth(made.let_go)
             done.addCallbacks(self._dialed, self.dial_failed)
 
     # -- ICaller

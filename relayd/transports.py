@@ -168,6 +168,8 @@ class _Connection(tcp.Server):
             super().connectionLost(reason)
         except Exception:
             loss_failed(protocol, reason)
+        # `_read_to_the_loss`, which holds this connection: a cycle of references.
+        vars(self).pop("doRead", None)
 
     @property
     def _shouldShutdown(self) -> bool:  # type: ignore[override]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import socket
+import weakref
 from typing import Any
 
 import pytest
@@ -430,6 +432,35 @@ def test_a_loss_that_nobody_tells_of_keeps_no_session(side: str) -> None:
     assert not client.connected
     heard = [] if side == "client, not joined" else ["connected 192.0.2.1:9000"]
     relay.over("opened", "dialing server:80", *heard, ending)
+
+
+@pytest.mark.parametrize("outcome", ["connects", "fails", "is cancelled"])
+def test_an_endpoint_that_keeps_its_factory_keeps_no_session(outcome: str) -> None:
+    """As Twisted's do, in a cycle of references, until the collector finds it."""
+    relay = Relay()
+    client = relay.client()
+    [protocol] = map(weakref.ref, relay.factory.sessions.values())
+    factory = relay.server.dial.factory
+    if outcome == "connects":
+        server = relay.server.dial.connect()
+        client.receive_eof()
+        server.receive_eof()
+        del server
+    elif outcome == "fails":
+        relay.server.dial.fail(error.ConnectError())
+    else:
+        client.lose()
+    assert not relay.factory.sessions
+    # What the fakes keep.
+    del client.protocol
+    relay.server.dials.clear()
+    gc.disable()
+    try:
+        assert protocol() is None
+    finally:
+        gc.enable()
+    # Built late, it is not left connected.
+    assert not FakeTransport().connect(factory.buildProtocol(None)).connected
 
 
 def test_last_words_may_take_longer_than_an_abort() -> None:

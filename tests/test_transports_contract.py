@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import tempfile
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,9 +23,11 @@ from twisted.internet.protocol import Factory, Protocol
 
 from relayd.dialing import SocketEndpoint
 from relayd.listening import TCPListenerEndpoint, UNIXListenerEndpoint
+from relayd.transports import connection_class
 from tests.contracts import (
     ConnectionContract,
     Peer,
+    Recorder,
     StreamTransportContract,
     turns,
     until,
@@ -175,3 +179,26 @@ class TestTwistedClientTCP(_Dialling, StreamTransportContract):
 class TestDialledTCP(_Dialling, StreamTransportContract):
     def endpoint(self, port: int) -> Any:
         return SocketEndpoint(reactor, socket.AF_INET, ("127.0.0.1", port))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_connection_whose_write_failed_is_no_cycle_of_references() -> None:
+    """It is gone with its loss, and does not wait for the collector."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    protocol = Recorder()
+    made: Any = connection_class(socket.AF_UNIX)
+    connection = made(ours, protocol, "", None, 0, reactor)
+    del ours
+    theirs.close()
+    gc.disable()
+    try:
+        connection.write(b"to nobody")
+        await until(lambda: protocol.lost)
+        await turns()
+        kept = weakref.ref(connection)
+        protocol.transport = None
+        del connection
+        assert kept() is None
+    finally:
+        gc.enable()
