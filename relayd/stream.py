@@ -303,7 +303,8 @@ class _UpstreamFactory(Factory):
         return outcome
 
     def under_way(self, sock: socket.SocketType, address: Any) -> bool:
-        return self._caller.under_way(sock, address)
+        caller = self._caller
+        return caller is not None and caller.under_way(sock, address)
 
 
 @implementer(ICaller, IHandshakeListener, IHearsHops)
