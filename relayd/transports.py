@@ -354,9 +354,11 @@ def set_keepalive(sock: socket.SocketType) -> None:
         (_TCP, _COUNT, KEEPALIVE_COUNT),
     ):
         if option is not None:
-            # Without one of them, its system's own figure serves as well.
-            with suppress(OSError):
+            try:  # noqa: SIM105 - suppress() costs more than the call
                 sock.setsockopt(level, option, value)
+            except OSError:
+                # Without one of them, its system's own figure serves as well.
+                pass
 
 
 def reset_on_close(sock: socket.SocketType) -> None:
