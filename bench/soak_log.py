@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 import attrs
 
 _SESSION = re.compile(
-    r"\[relayd\.session#info\] session=\d+ client=(?P<client>\S+)"
+    r"\[relayd\.session#info\] session=\d+ relay=\S+ client=(?P<client>\S+)"
     r" listener=(?P<listener>\S+) upstream=\S+ duration=(?P<duration>\S+)"
     r" up=(?P<up>\d+) down=(?P<down>\d+) ending=(?P<ending>\w+) "
 )

@@ -46,8 +46,8 @@ _DONE = Ending.DONE
 #: The fields of the line itself.
 _FIELDS = frozenset(
     [
-        *("session", "client", "listener", "upstream", "duration", "up", "down"),
-        *("ending", "code", "detail"),
+        *("session", "relay", "client", "listener", "upstream", "duration"),
+        *("up", "down", "ending", "code", "detail"),
     ]
 )
 
@@ -174,8 +174,9 @@ class SessionLog(Observer):
         # Formatted here: the logger's own formatting of nine fields would make
         # the line cost 20 microseconds instead of 12, once for every session.
         line = begin = (
-            f"session={session.id} client={session.client}"
-            f" listener={session.listener} upstream={session.upstream or '-'}"
+            f"session={session.id} relay={session.relay or '-'}"
+            f" client={session.client} listener={session.listener}"
+            f" upstream={session.upstream or '-'}"
             f" duration={duration:.3f} up={session.up.bytes} down={session.down.bytes}"
             f" ending={word} code={code}"
         )
@@ -197,6 +198,7 @@ class SessionLog(Observer):
             "{line}",
             line=_one_line(line),
             session=session.id,
+            relay=session.relay,
             client=session.client,
             listener=session.listener,
             upstream=session.upstream,
@@ -246,25 +248,22 @@ class VerboseSessionLog(SessionLog):
     """Writes a line when a session opens, dials and connects, too."""
 
     def opened(self, session: Session) -> None:
-        self._say(
-            f"opened session={session.id} client={session.client}"
-            f" listener={session.listener}",
-            session,
-        )
+        where = f"client={session.client} listener={session.listener}"
+        self._say("opened", session, where)
 
     def dialing(self, session: Session) -> None:
-        self._say(f"dialing session={session.id} upstream={session.upstream}", session)
+        self._say("dialing", session, f"upstream={session.upstream}")
 
     def connected(self, session: Session) -> None:
-        self._say(
-            f"connected session={session.id} upstream={session.upstream}", session
-        )
+        self._say("connected", session, f"upstream={session.upstream}")
 
-    def _say(self, line: str, session: Session) -> None:
+    def _say(self, what: str, session: Session, where: str) -> None:
+        line = f"{what} session={session.id} relay={session.relay or '-'} {where}"
         session_log.info(
             "{line}",
             line=_one_line(line),
             session=session.id,
+            relay=session.relay,
             client=session.client,
             listener=session.listener,
             upstream=session.upstream,

@@ -111,6 +111,7 @@ class Session:
     :ivar client: the client's address as text.
     :ivar listener: the local address that the client reached, as text.
     :ivar opened_at: when the client was accepted.
+    :ivar relay: the name of the relay that serves it (:mod:`relayd.relay_names`).
     :ivar upstream: the server's name or address; empty until one is chosen.
     :ivar connected_at: when the upstream connection stood, or None.
     :ivar ended_at: when the last of its connections was closed, or None.
@@ -125,6 +126,7 @@ class Session:
     client: str
     listener: str
     opened_at: float
+    relay: str = ""
     upstream: str = ""
     connected_at: float | None = None
     ended_at: float | None = None

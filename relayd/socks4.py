@@ -636,8 +636,8 @@ class Socks4Factory(StreamFactory):
 
     :ivar handshakes: the clients in a handshake; several proxies may share them,
     :ivar binds: and those that wait for a peer.
-    :raises ValueError: a timeout is negative, a bound is less than 1, or an address is
-        no IPv4 address.
+    :raises ValueError: a timeout is negative, a bound is less than 1, an address is
+        no IPv4 address, or the name can't be one.
     """
 
     protocol = Socks4Protocol
@@ -668,6 +668,7 @@ class Socks4Factory(StreamFactory):
         max_binds_per_client: int = 8,
         observer: IObserver | None = None,
         gate: IGate | None = None,
+        name: str | None = None,
     ) -> None:
         timeouts = Timeouts(
             connect=connect_timeout,
@@ -682,14 +683,14 @@ class Socks4Factory(StreamFactory):
             max_handshakes = affordable_handshakes()
         if max_handshakes_per_client is None:
             max_handshakes_per_client = fair_handshakes(max_handshakes)
-        for name, most in (
+        for bound, most in (
             ("max_handshakes", max_handshakes),
             ("max_handshakes_per_client", max_handshakes_per_client),
             ("max_binds", max_binds),
             ("max_binds_per_client", max_binds_per_client),
         ):
             if most < 1:
-                raise ValueError(f"{name} must be at least 1: {most!r}")
+                raise ValueError(f"{bound} must be at least 1: {most!r}")
         for address in (bind_address, external_address):
             if address is not None:
                 ipaddress.IPv4Address(address)
@@ -699,6 +700,7 @@ class Socks4Factory(StreamFactory):
             clock=reactor,
             observer=observer,
             gate=gate,
+            name=name,
             tick=max(min(tick, bind_timeout / 8 or tick), 0.01),
         )
         self.reactor = reactor

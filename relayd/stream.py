@@ -68,6 +68,7 @@ from relayd.interfaces import (
 )
 from relayd.monotonic import monotonic
 from relayd.observers import Observers, SessionLog
+from relayd.relay_names import relay_name
 from relayd.session import Ending, Session
 from relayd.tcp_info import lent_socket, was_reset
 from relayd.tls import ServerHandshake, ServerIdentity, stage, tells, why_failed
@@ -339,7 +340,12 @@ class StreamProtocol(Leg):
     def __init__(self, factory: StreamFactory, client: str) -> None:
         now = factory.now
         session = self.session = self.record(
-            next(_session_ids), next(factory.ordinals), client, "", now()
+            next(_session_ids),
+            next(factory.ordinals),
+            client,
+            "",
+            now(),
+            factory.name,
         )
         Leg.__init__(self, session.up)
         self.factory = factory
@@ -819,6 +825,7 @@ class StreamFactory(Factory):
     """The sessions of one relay, and what they share.
 
     :cvar protocol: serves one client: made with the factory and the client's name.
+    :ivar name: what the log calls this relay.
     :ivar wheel: the sessions that live stand on it.
     :ivar endings: how many sessions have ended in each way, by its word; those that
         ended `done` are left out.
@@ -835,7 +842,9 @@ class StreamFactory(Factory):
         observer: IObserver | None,
         gate: IGate | None,
         tick: float | None = None,
+        name: str | None = None,
     ) -> None:
+        self.name = relay_name(name)
         self.timeouts = timeouts
         clock = monotonic(clock)
         self.clock = clock

@@ -59,7 +59,9 @@ class RelayFactory(StreamFactory):
         unless given, one that logs a line for each.
     :param gate: decides who is served (:class:`~relayd.interfaces.IGate`);
         everyone, unless given.
-    :raises ValueError: a timeout is negative.
+    :param name: what the log calls this relay; `relay1`, `relay2` and so on, unless
+        given (:mod:`relayd.relay_names`).
+    :raises ValueError: a timeout is negative, or the name can't be one.
     :raises TypeError: `upstream` can't be dialled.
     """
 
@@ -77,6 +79,7 @@ class RelayFactory(StreamFactory):
         clock: IReactorTime | None = None,
         observer: IObserver | None = None,
         gate: IGate | None = None,
+        name: str | None = None,
     ) -> None:
         if clock is None:
             from twisted.internet import reactor
@@ -93,5 +96,6 @@ class RelayFactory(StreamFactory):
             clock=clock,
             observer=observer,
             gate=gate,
+            name=name,
         )
         self.pool = Pool.of(upstream)

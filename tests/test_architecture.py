@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "relayd"
 #: Each row may import from the rows above it.
 ROWS = [
     {"monotonic"},
-    {"errors", "addresses", "names", "ports", "hops", "libc"},
+    {"errors", "addresses", "names", "ports", "hops", "libc", "relay_names"},
     {"session", "socks4_wire", "nat_table", "ident"},
     {"interfaces"},
     {

@@ -1071,9 +1071,10 @@ def test_verbose_shows_opens_and_dials(server: Server) -> None:
     with chain(server, 1, "--verbose") as running, connect(running.port) as client:
         upstream = echo_once(server, client, b"hello")
         upstream.close()
-        running.wait_for("opened session=1 client=127.0.0.1:")
-        running.wait_for(f"dialing session=1 upstream={re.escape(server.address)}")
-        running.wait_for(f"connected session=1 upstream={re.escape(server.address)}")
+        running.wait_for(r"opened session=1 relay=relay\d+ client=127.0.0.1:")
+        to = f"upstream={re.escape(server.address)}"
+        running.wait_for(rf"dialing session=1 relay=relay\d+ {to}")
+        running.wait_for(rf"connected session=1 relay=relay\d+ {to}")
 
 
 # -- many at once

@@ -50,6 +50,7 @@ def a_session(**facts: Any) -> Session:
             client="192.0.2.1:50000",
             listener="192.0.2.2:80",
             opened_at=100.0,
+            relay="web",
             upstream="192.0.2.3:8080",
             connected_at=100.25,
             ended_at=101.5,
@@ -284,7 +285,7 @@ def test_the_line_of_a_session() -> None:
     """Its fields, in their order; README and users' scripts rely on them."""
     event = logged(SessionLog(), "closed", a_session())
     assert formatEvent(event) == (
-        "session=7 client=192.0.2.1:50000 listener=192.0.2.2:80"
+        "session=7 relay=web client=192.0.2.1:50000 listener=192.0.2.2:80"
         " upstream=192.0.2.3:8080 duration=1.500 up=10 down=20"
         " ending=done code=--"
     )
@@ -298,7 +299,7 @@ def test_the_line_of_a_session_that_had_no_upstream() -> None:
         a_session(upstream="", ending=Ending.NO_UPSTREAM, detail="it's\nempty"),
     )
     assert formatEvent(event) == (
-        "session=7 client=192.0.2.1:50000 listener=192.0.2.2:80"
+        "session=7 relay=web client=192.0.2.1:50000 listener=192.0.2.2:80"
         " upstream=- duration=1.500 up=10 down=20"
         ' ending=no_upstream code=SC detail="it\'s\\nempty"'
     )
@@ -326,6 +327,7 @@ def test_the_event_carries_the_same_facts() -> None:
     fields.pop("line")
     assert fields == {
         "session": 7,
+        "relay": "web",
         "client": "192.0.2.1:50000",
         "listener": "192.0.2.2:80",
         "upstream": "192.0.2.3:8080",
@@ -380,8 +382,8 @@ def with_facts(facts: Any) -> Session:
 
 PLAIN = formatEvent(
     {
-        "log_format": "session=7 client=192.0.2.1:50000 listener=192.0.2.2:80"
-        " upstream=192.0.2.3:8080 duration=1.500 up=10 down=20"
+        "log_format": "session=7 relay=web client=192.0.2.1:50000"
+        " listener=192.0.2.2:80 upstream=192.0.2.3:8080 duration=1.500 up=10 down=20"
         " ending=done code=--"
     }
 )
@@ -397,8 +399,8 @@ def test_a_session_may_have_facts_of_its_own() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("session", "client", "listener", "upstream", "duration", "up", "down"),
-        *("ending", "code", "detail", "line", "level", "format", "self"),
+        *("session", "relay", "client", "listener", "upstream", "duration"),
+        *("up", "down", "ending", "code", "detail", "line", "level", "format", "self"),
         *("log_time", "log_level", "log_namespace", "log_anything", "log_format"),
         *("message", "time", "system", "isError", "failure", "why"),
     ],
@@ -489,11 +491,11 @@ def test_the_verbose_log_says_every_step() -> None:
     """A line for each, and at the end the same as ever."""
     log, session = VerboseSessionLog(), a_session()
     assert formatEvent(logged(log, "opened", session)) == (
-        "opened session=7 client=192.0.2.1:50000 listener=192.0.2.2:80"
+        "opened session=7 relay=web client=192.0.2.1:50000 listener=192.0.2.2:80"
     )
     for hook in ("dialing", "connected"):
         assert formatEvent(logged(log, hook, session)) == (
-            f"{hook} session=7 upstream=192.0.2.3:8080"
+            f"{hook} session=7 relay=web upstream=192.0.2.3:8080"
         )
     assert formatEvent(logged(log, "closed", session)) == formatEvent(
         logged(SessionLog(), "closed", session)

@@ -165,9 +165,9 @@ def test_scripts_expect_endings_that_there_are() -> None:
 # -- the log
 
 LINE = (
-    "2026-11-21T01:05:51+0000 [relayd.session#info] session=17 client=127.0.0.1:5151"
-    " listener=127.0.0.3:8080 upstream=127.0.0.2:80 duration=0.123 up=78 down=1048"
-    " ending=done code=--"
+    "2026-11-21T01:05:51+0000 [relayd.session#info] session=17 relay=relay1"
+    " client=127.0.0.1:5151 listener=127.0.0.3:8080 upstream=127.0.0.2:80"
+    " duration=0.123 up=78 down=1048 ending=done code=--"
 )
 
 

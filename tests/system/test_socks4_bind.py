@@ -138,7 +138,9 @@ def test_ftp(network: Machines, folder: Path, tmp_path: Path, where: str) -> Non
         assert sha256(folder / "stored.bin") == sha256(sent)
         # The server has connected to the address that the proxy named, which is the
         # one that faces it.
-        bound = proxy.wait_for(r"\] dialing session=\d+ upstream=bind:(\S+)$", 3)
+        bound = proxy.wait_for(
+            r"\] dialing session=\d+ relay=\S+ upstream=bind:(\S+)$", 3
+        )
         assert {match[1].partition(":")[0] for match in bound} == {OUTSIDE}
 
         sessions = all_sessions(proxy, 4)
