@@ -113,7 +113,7 @@ bench-check: $(BENCH)/bench ## fail when a figure that relayd promises is missed
 	$(BENCH)/bin/python -m bench check $(ARGS)
 
 soak: $(VENV)/run ## ten minutes of 2,000 unruly connections and 200 flows, on each transport
-	$(BIN)/python -m bench.soak $(ARGS)
+	$(BIN)/python -m soak $(ARGS)
 
 wheel: $(VENV)/run ## build dist/*.whl
 	$(BIN)/pip wheel $(PIP_QUIET) --no-deps -w dist .

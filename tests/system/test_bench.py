@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def run(*arguments: str, timeout: float = 120) -> str:
-    """Run a module of the benchmark; its standard output."""
+    """Run one of the two tools; its standard output."""
     done = subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=ROOT,
@@ -65,7 +65,7 @@ def test_the_benchmark_measures_each_kind_of_relay_for_datagrams() -> None:
 @pytest.mark.parametrize("transport", ["plane", "twisted"])
 def test_a_short_soak_ends_as_it_began(transport: str) -> None:
     said = run(
-        *("bench.soak", "--minutes", "0.1", "--connections", "100", "--flows", "20"),
+        *("soak", "--minutes", "0.1", "--connections", "100", "--flows", "20"),
         # Longer than most of what the relay waits for.
         *("--stop", "4", "--transport", transport, "--seed", "1"),
         timeout=180,

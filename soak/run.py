@@ -1,54 +1,30 @@
-"""The soak: thousands of clients that misbehave, and a relay that must not care.
+"""One soak: a relay is started, put under load, stopped, and judged.
 
-    python -m bench.soak --minutes 10 --connections 2000 --transport both
-
-starts a real `twistd relayd` with short timeouts and keeps about so many sessions
-going through it, each of which follows a script drawn at random: it asks and is
-answered, moves bulk data, half-closes, resets, stalls, idles, leaves while the
-server is dialled (`bench/soak_scripts.py`).  What each end sees is checked, and so
-is the relay's log line about each session (`bench/soak_traffic.py`).
-
-Beside them there are flows of datagrams (`bench/soak_flow_scripts.py`), and floods from
-more ports than the relay has room for, in which those in use must keep their ports
-(`bench/soak_flows.py`).  The relay's wall clock is set by hours now and then, in its
-own process (`bench/soak_clock.py`).  And now and then it is stopped for ten seconds:
-what it does late by that is not late, but it must not hold the time that it has missed
-against anybody (`bench/soak_stops.py`).
-
-The relay must end with what it began with.  Its descriptors and its memory, from
-/proc, are compared at quiet moments, when no session is left: before the first; after
-a warm-up with the same traffic, which lets its allocator's arenas grow; at the end.
-The rules are in `bench/soak_verdict.py`.
-
-Everything is on loopback, in two processes, this one and the relay; both need about
-two descriptors for each connection, and the relay two more for each flow.  The seed
-that is printed repeats the sessions that are drawn, though not their timing.  Ctrl-C
-stops both, with the summary so far.
+The load comes twice: as a warm-up, which lets the relay's allocator grow, and then for
+the time asked for.  The relay's descriptors and memory are read at quiet moments, when
+no session is left: before the first session, after the warm-up, and at the end.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import math
 import random
-import resource
-import signal
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from bench.soak_ends import CONNECT, HALF_CLOSE, IDLE, SLACK, STALL
-from bench.soak_flows import LISTENERS, Echoes, Flows, flow_bound, flow_options
-from bench.soak_log import RelayLog, SessionLine
-from bench.soak_relay import MIB, Reading, Relay, RelayFailed
-from bench.soak_scripts import Where
-from bench.soak_stops import EVERY, LONGEST, Stops, stop_now_and_then
-from bench.soak_traffic import HOSTS, Servers, Traffic
-from bench.soak_verdict import Datagrams, Outcome, failures
-from bench.soak_violations import Violations
+from soak.echoes import LISTENERS, Echoes, flow_options
+from soak.ends import Where
+from soak.flows import Flows
+from soak.log import RelayLog, SessionLine
+from soak.relay import MIB, Reading, Relay, RelayFailed
+from soak.servers import Servers, listener_hosts, relay_options
+from soak.stops import EVERY, Stops, stop_now_and_then
+from soak.timeouts import IDLE, SLACK, STALL
+from soak.traffic import Traffic
+from soak.verdict import Datagrams, Outcome, failures
+from soak.violations import Violations
 
 #: Seconds of traffic before the first comparison; less when the soak is shorter.
 WARM_UP = 30.0
@@ -68,39 +44,6 @@ STARTING = 15.0
 
 #: Seconds that this process may be late before that is worth a word.
 LATE = 1.0
-
-#: Descriptors that this process and the relay need beside their connections'.
-SPARE = 300
-
-
-def relay_options(transport: str, servers: Servers) -> list[str]:
-    """The relay's command line: a listener for each thing that clients may meet.
-
-    The ordinary servers have one on each loopback address, and each of those
-    relays takes its turns with all of the servers.
-    """
-    options = [
-        *("--transport", transport),
-        *("--connect-timeout", f"{CONNECT:g}"),
-        *("--stall-timeout", f"{STALL:g}"),
-        *("--idle-timeout", f"{IDLE:g}"),
-        *("--half-close-timeout", f"{HALF_CLOSE:g}"),
-        *("--drain-timeout", "1"),
-    ]
-    for where, host in listener_hosts():
-        options += ["--listen", f"{host}:0"]
-        for server in servers.addresses[where]:
-            options += ["--dest", server]
-    return options
-
-
-def listener_hosts() -> list[tuple[Where, str]]:
-    """The relay's listeners, in order: what is behind each, and its host."""
-    others = (Where.GREETER, Where.CLOSED, Where.DARK)
-    return [
-        *((Where.SERVER, host) for host in HOSTS),
-        *((where, HOSTS[0]) for where in others),
-    ]
 
 
 class Soak:
@@ -394,153 +337,3 @@ async def beside(works: Sequence[Coroutine[Any, Any, None]]) -> AsyncIterator[No
             problems = [each.exception() for each in done if not each.cancelled()]
             for problem in filter(None, problems):
                 raise problem
-
-
-# -- the command line
-
-
-def raise_descriptor_limit(connections: int, flows: int) -> None:
-    """Let this process, and the relay, have as many descriptors as they may.
-
-    :raises SystemExit: that is too few.
-    """
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    needed = 2 * connections + LISTENERS * flow_bound(flows) * bool(flows) + SPARE
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise SystemExit(
-            f"soak: {connections} connections and {flows} flows need {needed}"
-            f" descriptors, and `ulimit -Hn` is {hard}"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line.
-
-    :raises SystemExit: it can't be used.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.soak",
-        description="Soak a relay in connections that misbehave; status 0 if it holds.",
-    )
-    parser.add_argument(
-        "--minutes",
-        type=_positive,
-        default=10.0,
-        help="of traffic for each transport, beside the warm-up and the quiet moments"
-        " (default: 10)",
-    )
-    parser.add_argument(
-        "--connections",
-        type=int,
-        choices=range(1, 100_001),
-        metavar="N",
-        default=2000,
-        help="to keep alive, about (default: 2000)",
-    )
-    parser.add_argument(
-        "--flows",
-        type=int,
-        choices=range(2001),
-        metavar="N",
-        default=200,
-        help="of datagrams, to keep alive beside them; 0: no datagrams (default: 200)",
-    )
-    parser.add_argument(
-        "--stop",
-        type=_up_to(LONGEST),
-        metavar="SECONDS",
-        default=10.0,
-        help="that the relay is stopped for now and then; 0: never (default: 10)",
-    )
-    parser.add_argument(
-        "--step",
-        type=_up_to(24.0),
-        metavar="HOURS",
-        default=3.0,
-        help="that its wall clock is set to be wrong by, at most; 0: never"
-        " (default: 3)",
-    )
-    parser.add_argument(
-        "--transport",
-        choices=("plane", "twisted", "both"),
-        default="both",
-        help="the relay's --transport; both: one after the other (default)",
-    )
-    parser.add_argument(
-        "--reactor", default="epoll", help="the relay's (default: epoll)"
-    )
-    parser.add_argument(
-        "--seed", type=int, help="draw the sessions of an earlier soak again"
-    )
-    return parser.parse_args(arguments)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def _positive(text: str) -> float:
-    value = _number(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"bad {text!r}: expected a number above 0")
-    return value
-
-
-def _up_to(most: float) -> Callable[[str], float]:
-    def check(text: str) -> float:
-        value = _number(text)
-        if not 0 <= value <= most:
-            raise argparse.ArgumentTypeError(
-                f"bad {text!r}: expected a number from 0 to {most:g}"
-            )
-        return value
-
-    return check
-
-
-async def _run(options: argparse.Namespace, transport: str, seed: int) -> bool:
-    running = asyncio.current_task()
-    if running is not None:
-        # Ctrl-C does the same.
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
-    soak = Soak(
-        transport=transport,
-        reactor=options.reactor,
-        connections=options.connections,
-        flows=options.flows,
-        seconds=options.minutes * 60,
-        stop=options.stop,
-        step=options.step,
-        seed=seed,
-    )
-    return await soak.run()
-
-
-def main() -> int:
-    """Soak each transport; the exit status."""
-    options = parse_arguments()
-    raise_descriptor_limit(options.connections, options.flows)
-    seed = options.seed
-    if seed is None:
-        seed = random.SystemRandom().randrange(1 << 32)
-    held = True
-    try:
-        for transport in (
-            ("plane", "twisted")
-            if options.transport == "both"
-            else (options.transport,)
-        ):
-            held = asyncio.run(_run(options, transport, seed)) and held
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        return 1
-    except RelayFailed as problem:
-        raise SystemExit(f"soak: {problem}") from problem
-    return 0 if held else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,28 +1,20 @@
-"""What the soak does to the relay's clock, and to the relay: the pure parts."""
+"""The relay's wall clock that is set, in its own process."""
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from bench.soak_clock import SteppingClock
-from bench.soak_stops import REMEMBERED, Stops, stop_now_and_then
+from soak.clock import SteppingClock
 from tests.process import eventually
 
-ROOT = Path(__file__).parent.parent
-
-# -- the wall clock
+ROOT = Path(__file__).parent.parent.parent
 
 
 class Elapsed:
@@ -80,7 +72,7 @@ def run():
         steps.append(abs(reactor.seconds() - real()) > 60)
     print(sum(steps), *sys.argv)
 sys.modules["twisted.scripts.twistd"] = types.SimpleNamespace(run=run)
-from bench.soak_clock import main
+from soak.clock import main
 main(["1", "0.001", "3", "-n", "relayd"])
 """
 
@@ -101,7 +93,7 @@ def test_twisted_has_the_clock_that_is_set() -> None:
 
 PARENT = """
 import subprocess, sys, time
-child = "import time; from bench import soak_clock; soak_clock.end_with_parent();"
+child = "import time; from soak.clock import end_with_parent; end_with_parent();"
 child += "print(flush=True); time.sleep(60)"
 started = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE)
 started.stdout.readline()
@@ -130,86 +122,3 @@ def has_ended(pid: int) -> bool:
     except FileNotFoundError:
         return True
     return status == "Z"
-
-
-# -- the stops
-
-times = st.integers(min_value=0, max_value=60)
-
-
-@given(
-    marks=st.lists(times, unique=True, max_size=12).map(sorted),
-    since=times,
-    length=times,
-)
-def test_the_time_in_which_the_relay_was_stopped(
-    marks: list[int], since: int, length: int
-) -> None:
-    stops = Stops()
-    for number, mark in enumerate(marks):
-        (stops.end if number % 2 else stops.begin)(mark)
-    until = since + length
-    stopped = set()
-    for began, ended in zip(marks[::2], [*marks[1::2], until], strict=False):
-        stopped |= set(range(began, ended))
-    assert stops.within(since, until) == len(stopped & set(range(since, until)))
-    assert stops.count == (len(marks) + 1) // 2
-
-
-def test_the_stops_that_are_remembered_are_bounded() -> None:
-    stops = Stops()
-    for number in range(10 * REMEMBERED):
-        stops.begin(2 * number)
-        stops.end(2 * number + 1)
-    assert stops.within(0, 1e9) == REMEMBERED
-
-
-def test_who_waits_does_not_count_the_time_in_which_the_relay_is_stopped() -> None:
-    async def run() -> tuple[bool, float]:
-        stops = Stops()
-        began_at = time.monotonic()
-        stops.begin(began_at)
-        asyncio.get_running_loop().call_later(0.1, lambda: stops.end(time.monotonic()))
-        came = await stops.wait(asyncio.Event(), 0.05)
-        return came, time.monotonic() - began_at
-
-    came, waited = asyncio.run(run())
-    assert not came
-    assert waited >= 0.15
-
-
-def test_who_waits_is_told() -> None:
-    async def run() -> bool:
-        event = asyncio.Event()
-        asyncio.get_running_loop().call_soon(event.set)
-        return await Stops().wait(event, 60)
-
-    assert asyncio.run(run())
-
-
-@pytest.mark.parametrize("seconds", [0.01, 60])
-def test_a_relay_that_is_stopped_always_goes_on(seconds: float) -> None:
-    said: list[str] = []
-
-    async def run() -> Stops:
-        stops = Stops()
-        stopping = asyncio.ensure_future(
-            stop_now_and_then(
-                stops,
-                random.Random(1),
-                every=0.001,
-                seconds=seconds,
-                suspend=lambda: said.append("stop"),
-                resume=lambda: said.append("go"),
-            )
-        )
-        await asyncio.sleep(0.05)
-        stopping.cancel()
-        await asyncio.wait([stopping])
-        return stops
-
-    stops = asyncio.run(run())
-    assert stops.count >= 1
-    assert said == ["stop", "go"] * stops.count
-    now = time.monotonic()
-    assert stops.within(now, now + 1) == 0

@@ -6,7 +6,7 @@ the relay's table has room for.  Half of the floods are answered, each port once
 eighth of the clients has the flood's own addresses, and so its share of the table.
 
 What it counts is held against the relay's own counters in the end
-(`bench/soak_verdict.py`).
+(`soak/verdict.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import asyncio
 import itertools
 import random
 import socket
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Coroutine
@@ -24,24 +23,22 @@ from typing import Any
 
 import attrs
 
-from bench.soak_datagrams import (
+from soak.datagrams import (
     HEADER,
     LOUD,
     SILENT,
     UDP_TIMEOUT,
-    UDP_UNREPLIED,
     draw_size,
     unowed,
 )
-from bench.soak_ends import LIMIT, SLACK, Violation
-from bench.soak_flow_scripts import AT_ONCE, BUFFER, ROOM, FlowClient, draw_flow
-from bench.soak_log import FlowLine
-from bench.soak_stops import LONGEST, Stops
-from bench.soak_traffic import BUSY, HOSTS, address_name
-from bench.soak_violations import Violations
-
-#: How many listeners the relay has for datagrams, and servers behind each.
-LISTENERS = SERVERS = 2
+from soak.echoes import Echoes, flow_bound, kernel_drops
+from soak.flow_scripts import AT_ONCE, BUFFER, ROOM, FlowClient, draw_flow
+from soak.log import FlowLine
+from soak.servers import address_name
+from soak.stops import LONGEST, Stops
+from soak.timeouts import LIMIT, SLACK, Violation
+from soak.traffic import BUSY
+from soak.violations import Violations
 
 #: Those who flood, and from which ports: in turn, so that none is met a second time
 #: while its flow may live.
@@ -60,64 +57,8 @@ FLOOD, PIECE = 1.0, 50
 #: Answers that are remembered of each of the relay's ports.
 ANSWERS = 4
 
-#: Linux, sock_diag(7): a socket's counters, and the number of the drops among them.
-SO_MEMINFO, SK_DROPS = 55, 8
-
 #: A client that is over stays known for so long, in seconds: its flow has expired.
 MEMORY = UDP_TIMEOUT + LONGEST + 4 * SLACK
-
-
-def flow_bound(flows: int) -> int:
-    """How many flows each listener of the relay may have: those in use, and more."""
-    return 2 * flows + 100
-
-
-def flow_options(listeners: dict[str, list[str]], flows: int) -> list[str]:
-    """The relay's options for datagrams.
-
-    :param listeners: the host of each, and the servers behind it.
-    """
-    options = [
-        *("--udp-timeout", f"{UDP_TIMEOUT:g}"),
-        *("--udp-unreplied-timeout", f"{UDP_UNREPLIED:g}"),
-        *("--max-flows", f"{flow_bound(flows)}"),
-    ]
-    for host, servers in listeners.items():
-        options += ["--listen", f"udp:{host}:0"]
-        for server in servers:
-            options += ["--dest", f"udp:{server}"]
-    return options
-
-
-class Echoes:
-    """The servers' sockets: those behind one listener are no other's."""
-
-    def __init__(self) -> None:
-        self.sockets: list[socket.socket] = []
-        #: By the listener's host.
-        self.addresses: dict[str, list[str]] = {
-            host: [self._bind(host) for _ in range(SERVERS)]
-            for host in HOSTS[:LISTENERS]
-        }
-
-    def _bind(self, host: str) -> str:
-        sock = socket.socket(type=socket.SOCK_DGRAM)
-        sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * BUFFER)
-        sock.bind((host, 0))
-        self.sockets.append(sock)
-        return address_name(sock.getsockname())
-
-    def close(self) -> None:
-        """Close all of them."""
-        for sock in self.sockets:
-            sock.close()
-
-
-def kernel_drops(sock: socket.socket) -> int:
-    """Datagrams that the kernel has dropped for want of room in a socket's queue."""
-    counters = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 4 * (SK_DROPS + 1))
-    return int.from_bytes(counters[4 * SK_DROPS :], sys.byteorder)
 
 
 @attrs.define(eq=False)

@@ -20,9 +20,10 @@ import struct
 
 import attrs
 
-from bench.soak_ends import SLACK, pattern_bytes, pattern_start
-from bench.soak_log import FlowLine
-from bench.soak_stops import Stops
+from soak.log import FlowLine
+from soak.pattern import pattern_bytes, pattern_start
+from soak.stops import Stops
+from soak.timeouts import SLACK
 
 #: The timeouts of flows that the relay is started with, in seconds.
 UDP_TIMEOUT, UDP_UNREPLIED = 10.0, 2.0

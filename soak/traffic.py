@@ -18,26 +18,22 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
-from bench.soak_ends import (
+from soak.ends import (
     GREETING,
     HEADER,
-    IDLE,
-    LIMIT,
     MAGIC,
-    SLACK,
     End,
-    Violation,
+    Role,
+    Session,
+    Where,
     shrink_buffer,
 )
-from bench.soak_log import SessionLine
-from bench.soak_scripts import Role, Session, Where, draw_session
-from bench.soak_stops import Stops
-from bench.soak_violations import Violations
-
-#: The relay's listeners, and the servers, are spread over so many loopback addresses:
-#: each pair of addresses has only so many ports, and a closed connection may hold one
-#: for a minute.
-HOSTS = tuple(f"127.0.0.{last}" for last in range(1, 9))
+from soak.log import SessionLine
+from soak.scripts import draw_session
+from soak.servers import HOSTS, Servers, address_name
+from soak.stops import Stops
+from soak.timeouts import IDLE, LIMIT, SLACK, Violation
+from soak.violations import Violations
 
 #: No session is opened while this process is late by so much, in seconds.
 BUSY = 0.25
@@ -71,64 +67,6 @@ def judge_line(line: SessionLine, session: Session, now: float, stops: Stops) ->
             f" sent were {client.sent} and {server.sent}"
         )
     return ""
-
-
-class Servers:
-    """The sockets behind the relay: those that listen, and those that don't."""
-
-    def __init__(self) -> None:
-        self.listening: dict[socket.socket, Where] = {}
-        self._held: list[socket.socket] = []
-        #: What to give the relay as `--dest`, by what the client meets there.
-        self.addresses: dict[Where, list[str]] = {
-            Where.SERVER: [
-                self._listen(host, Where.SERVER, small=index % 2 == 1)
-                for index, host in enumerate(HOSTS)
-            ],
-            Where.GREETER: [self._listen(HOSTS[0], Where.GREETER, small=False)],
-            Where.CLOSED: [self._bind()],
-            Where.DARK: [self._listen_to_nobody()],
-        }
-
-    def _hold(self) -> socket.socket:
-        sock = socket.socket()
-        sock.setblocking(False)
-        self._held.append(sock)
-        return sock
-
-    def _bind(self) -> str:
-        """A port that refuses, and that nobody else gets."""
-        sock = self._hold()
-        sock.bind((HOSTS[0], 0))
-        return address_name(sock.getsockname())
-
-    def _listen(self, host: str, where: Where, *, small: bool) -> str:
-        sock = self._hold()
-        if small:
-            shrink_buffer(sock)
-        sock.bind((host, 0))
-        sock.listen(4096)
-        self.listening[sock] = where
-        return address_name(sock.getsockname())
-
-    def _listen_to_nobody(self) -> str:
-        """A port where dials hang: its queue has room for one, and is full."""
-        sock = self._hold()
-        sock.bind((HOSTS[0], 0))
-        sock.listen(0)
-        for _ in range(2):
-            self._hold().connect_ex(sock.getsockname())
-        return address_name(sock.getsockname())
-
-    def close(self) -> None:
-        """Close all of them."""
-        for sock in self._held:
-            sock.close()
-
-
-def address_name(address: tuple[str, int]) -> str:
-    """An address as the relay's options and its log have it."""
-    return f"{address[0]}:{address[1]}"
 
 
 def client_host(number: int) -> str:

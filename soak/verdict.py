@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
-from bench.soak_flows import Tally
-from bench.soak_log import DatagramsLine
-from bench.soak_relay import MIB, STOPPING, Reading
+from soak.flows import Tally
+from soak.log import DatagramsLine
+from soak.relay import MIB, STOPPING, Reading
 
 #: Descriptors of pipes that the relay may have for its splices at any time: what the
 #: plane lets be in use, and keeps for the next (PIPES_IN_USE and PIPES_KEPT), two each.

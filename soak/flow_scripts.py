@@ -3,7 +3,7 @@
 A client does as those of DNS and of QUIC do: what is not answered it asks again, a few
 times.  That there is no answer at all is the relay's fault.  That a datagram is lost
 may be the kernel's, and is counted: in the end somebody must have dropped it
-(`bench/soak_verdict.py`).
+(`soak/verdict.py`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable
 
 import attrs
 
-from bench.soak_datagrams import LARGEST, UDP_TIMEOUT, USUAL, Flow, draw_size
-from bench.soak_ends import Violation
-from bench.soak_stops import Stops
+from soak.datagrams import LARGEST, UDP_TIMEOUT, USUAL, Flow, draw_size
+from soak.stops import Stops
+from soak.timeouts import Violation
 
 #: Seconds that a client waits for an answer, and how often it asks.
 WAIT, TRIES = 3.0, 3

@@ -1,6 +1,6 @@
 """A relay whose wall clock is set now and then, by hours, forward and back.
 
-    python -m bench.soak_clock SEED EVERY HOURS what twistd is given...
+    python -m soak.clock SEED EVERY HOURS what twistd is given...
 
 `time.time` is replaced in this process, before Twisted is imported, which keeps the
 function that it finds.  The machine's clock stays as it is, and so does the monotonic

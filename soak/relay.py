@@ -15,7 +15,7 @@ from pathlib import Path
 
 import attrs
 
-#: Where `bench` is, and the relay that is soaked.
+#: Where `soak` is, and the relay that is soaked.
 ROOT = Path(__file__).parent.parent
 
 MIB = 1024 * 1024
@@ -92,7 +92,7 @@ def read_process(pid: int) -> Reading:
 class Relay:
     """A `twistd relayd` in a process of its own, with a wall clock of its own.
 
-    :param clock: the arguments of :mod:`bench.soak_clock`.
+    :param clock: the arguments of :mod:`soak.clock`.
     :param options: what follows `relayd`.
     :ivar lines: of its log, those that nobody has taken yet.
     """
@@ -100,7 +100,7 @@ class Relay:
     def __init__(
         self, clock: Sequence[str], reactor: str, options: Sequence[str]
     ) -> None:
-        program = [sys.executable, "-m", "bench.soak_clock", *clock]
+        program = [sys.executable, "-m", "soak.clock", *clock]
         twistd = ["-n", "--pidfile=", f"--reactor={reactor}"]
         self.command = [*program, *twistd, "relayd", *options]
         self.lines: deque[str] = deque()

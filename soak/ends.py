@@ -15,48 +15,32 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import select
 import socket
 import struct
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from enum import Enum
 
-if TYPE_CHECKING:
-    from bench.soak_scripts import Session
-    from bench.soak_stops import Stops
+import attrs
 
-#: The timeouts that the relay is started with, in seconds: short, so that the
-#: soak meets each of them thousands of times.
-CONNECT, STALL, IDLE, HALF_CLOSE = 5.0, 3.0, 20.0, 5.0
-
-#: Seconds that the relay looks at a session late, by its design: its tick is an
-#: eighth of its shortest timeout, and a deadline may begin just after a look.
-TICK = STALL / 8
-
-#: Seconds more that anything may take on a machine that has other things to do.
-SLACK = 5.0
-
-#: Seconds after which an end that is not over counts as hung.
-LIMIT = 90.0
+from soak.pattern import (
+    CHUNK,
+    PERIOD,
+    pattern_bytes,
+    pattern_matches,
+    pattern_start,
+)
+from soak.stops import Stops
+from soak.timeouts import LIMIT, SLACK, STALL, TICK, Violation, check_time
 
 #: Seconds between two pieces of a transfer that is spread out: well below every
 #: timeout, for nothing that moves is to be cut.
 LONGEST_PAUSE = 1.0
 
-#: Bytes that are sent or read in one go.
-CHUNK = 65536
-
 #: Receive buffer, in bytes, of those ends that have a small one; the others have the
 #: kernel's.
 SMALL_BUFFER = 32768
-
-#: The pattern repeats after so many bytes: a prime, and more than any script
-#: sends, but for those that are cut.
-PERIOD = 8388593
-
-#: How far the patterns of two neighbours are apart.
-STRIDE = 2654435761
 
 #: What a client says first: which session this is.
 HEADER = struct.Struct(">4sI")
@@ -65,17 +49,9 @@ MAGIC = b"soak"
 #: What a server says first that waits for no client.
 GREETING = b"the server speaks first\n"
 
-_pattern = random.Random(1).randbytes(PERIOD)  # noqa: S311 - test data
-_pattern += _pattern[:CHUNK]
-_view = memoryview(_pattern)
-
 #: Every end reads into this one, and has checked what it read before another does.
 _buffer = bytearray(CHUNK)
 _buffer_view = memoryview(_buffer)
-
-
-class Violation(Exception):
-    """The relay did to an end what its rules don't allow."""
 
 
 def shrink_buffer(sock: socket.socket) -> None:
@@ -83,32 +59,72 @@ def shrink_buffer(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
 
 
-def pattern_start(number: int, up: bool) -> int:
-    """Where in the pattern a direction of a session begins."""
-    return (2 * number + up) * STRIDE % PERIOD
+class Where(Enum):
+    """What is behind the listener that a client connects to."""
+
+    SERVER = "a server that waits for the client"
+    GREETER = "a server that speaks first"
+    CLOSED = "a port that nobody listens on"
+    DARK = "a listener whose queue is full, so that a dial hangs"
 
 
-def pattern_bytes(start: int, position: int, count: int) -> memoryview:
-    """The `count` bytes, CHUNK at most, from `position` of a direction on."""
-    where = (start + position) % PERIOD
-    return _view[where : where + count]
+Role = Callable[["End"], Awaitable[None]]
 
 
-def pattern_matches(start: int, position: int, data: bytes | memoryview) -> bool:
-    """Whether `data`, CHUNK at most, is what belongs at `position`."""
-    # Unlike a comparison of memoryviews, which goes byte by byte, it is a memcmp.
-    return _pattern.startswith(data, (start + position) % PERIOD)
+@attrs.frozen(eq=False)
+class Script:
+    """What both ends of a session do, and what the relay's log may say of it.
 
-
-def check_time(what: str, waited: float, earliest: float, latest: float) -> None:
-    """A deadline of the relay was kept; all in seconds.
-
-    :raises Violation: it was not.
+    :ivar share: how many of the sessions follow it, against the others' shares.
+    :ivar endings: the words that may stand behind `ending=`.
+    :ivar up: the fewest and the most bytes that the client sends at a time.
+    :ivar down: the same for the server.
+    :ivar seconds: the most that a transfer is spread over.
+    :ivar delay: the most seconds that somebody thinks, or is away.
+    :ivar introduces: the client says which session this is before anything else.
+    :ivar late: words that may stand there as well, if the relay was stopped meanwhile.
     """
-    if not earliest <= waited <= latest:
-        raise Violation(
-            f"{what} after {waited:.1f} s, expected {earliest:.1f} to {latest:.1f} s"
-        )
+
+    name: str
+    share: int
+    client: Role
+    server: Role
+    endings: tuple[str, ...]
+    up: tuple[int, int] = (1, 2000)
+    down: tuple[int, int] = (1, 5000)
+    seconds: float = 0.0
+    delay: float = 0.0
+    where: Where = Where.SERVER
+    introduces: bool = True
+    late: tuple[str, ...] = ()
+
+
+@attrs.define(eq=False)
+class Session:
+    """One connection through the relay: what was drawn for it, and its two ends.
+
+    :ivar coin: decides what a script leaves open.
+    :ivar reset_at: when one of its ends reset it, on the loop's clock.
+    :ivar ending: what the relay's log says of it; empty until it does.
+    """
+
+    number: int
+    script: Script
+    up: int
+    down: int
+    seconds: float
+    delay: float
+    coin: bool
+    small_buffer: bool
+    client: End | None = None
+    server: End | None = None
+    reset_at: float | None = None
+    ending: str = ""
+    violated: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"connection {self.number}"
 
 
 class End:

@@ -1,18 +1,15 @@
-"""The soak's flows of datagrams: what is drawn, what is proven, and the verdict."""
+"""One UDP flow in the soak: what it proves, and what the log may say of it."""
 
 from __future__ import annotations
 
-import asyncio
 import random
-from collections import Counter
-from ipaddress import ip_address
 
 import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.soak_datagrams import (
+from soak.datagrams import (
     HEADER,
     LARGEST,
     LOUD,
@@ -27,26 +24,9 @@ from bench.soak_datagrams import (
     datagram,
     draw_size,
 )
-from bench.soak_ends import SLACK
-from bench.soak_flow_scripts import FLOW_SCRIPTS, draw_flow
-from bench.soak_flows import (
-    FLOOD_HOSTS,
-    FLOOD_PORTS,
-    SHARED_PORTS,
-    Tally,
-    flow_bound,
-    flow_options,
-)
-from bench.soak_log import (
-    DatagramsLine,
-    FlowLine,
-    parse_datagrams_line,
-    parse_flow_line,
-)
-from bench.soak_stops import Stops
-from bench.soak_verdict import Datagrams, lost_datagrams
-
-# -- what is sent
+from soak.stops import Stops
+from soak.timeouts import SLACK
+from tests.tools.sessions import OTHER, PORT, SAID
 
 
 @given(
@@ -78,34 +58,6 @@ def test_sizes_are_drawn_from_nothing_to_the_largest() -> None:
     sizes = [draw_size(dice, named=False) for _ in range(2000)]
     assert (min(sizes), max(sizes)) == (0, LARGEST)
     assert min(draw_size(dice, named=True) for _ in range(2000)) == HEADER.size
-
-
-def test_every_flow_script_is_drawn_and_again_by_a_seed() -> None:
-    async def names() -> list[str]:
-        return [draw_flow(7, n, Stops()).script.name for n in range(1, 300)]
-
-    first = asyncio.run(names())
-    assert first == asyncio.run(names())
-    assert set(first) == {script.name for script in FLOW_SCRIPTS}
-
-
-def test_floods_come_from_loopback_and_take_nobodys_port() -> None:
-    assert all(ip_address(host).is_loopback for host in FLOOD_HOSTS)
-    assert not set(FLOOD_PORTS) & set(SHARED_PORTS)
-
-
-def test_each_listener_for_datagrams_has_its_servers() -> None:
-    options = flow_options({"127.0.0.1": ["127.0.0.1:1"], "127.0.0.2": ["x:2"]}, 50)
-    assert options[-8:] == [
-        *("--listen", "udp:127.0.0.1:0", "--dest", "udp:127.0.0.1:1"),
-        *("--listen", "udp:127.0.0.2:0", "--dest", "udp:x:2"),
-    ]
-    assert options[options.index("--max-flows") + 1] == f"{flow_bound(50)}" == "200"
-
-
-# -- what a flow sees
-
-PORT, OTHER = "127.0.0.1:4000", "127.0.0.1:5000"
 
 
 def round_trip(flow: Flow, now: float, port: str = PORT, size: int = 100) -> str:
@@ -214,37 +166,6 @@ def test_what_is_lost_is_counted_where_the_port_was_sure() -> None:
     assert flow.lost == len(flow.unanswered) == 0
 
 
-# -- the log
-
-FLOW = (
-    "2026-11-21T01:05:51+0000 [relayd.flow#info] flow client=127.2.0.1:5151"
-    " listener=127.0.0.1:53 port=127.0.0.1:4000 server=127.0.0.1:9 age=13.010"
-    " up=4/400 down=4/400 ending=expired"
-)
-DATAGRAMS = (
-    "2026-11-21T01:05:51+0000 [relayd.flow#info] datagrams listener=127.0.0.1:53"
-    " received=12 sent=9 replies_received=8 replies_sent=8 dropped=no_flow:2,send_X:1"
-    " replies_dropped=- icmp_errors=0 kernel_dropped=5"
-)
-SAID = FlowLine(
-    "127.2.0.1:5151", "127.0.0.1:53", PORT, 13.01, (4, 400), (4, 400), "expired"
-)
-
-
-def test_a_flow_line() -> None:
-    assert parse_flow_line(FLOW) == SAID
-    assert parse_flow_line(FLOW + " for=127.2.0.9:1") == SAID
-    assert parse_flow_line(DATAGRAMS) is None
-
-
-def test_a_datagrams_line() -> None:
-    assert parse_datagrams_line(FLOW) is None
-    assert parse_datagrams_line(DATAGRAMS) == DatagramsLine(
-        *("127.0.0.1:53", 12, 9, 8, 8),
-        *(Counter(no_flow=2, send_X=1), Counter(), 5),
-    )
-
-
 #: When the relay ends a flow that was last heard at 1003.01 s.
 ENDS = 1003.01 + UDP_TIMEOUT
 
@@ -314,56 +235,3 @@ def test_such_a_flow_may_be_evicted_and_a_longer_one_lives_longer() -> None:
     round_trip(flow, 1000.0 + SHORT)
     line = attrs.evolve(line, age=11.0, up=(2, 200), down=(2, 200))
     assert flow.judge(line, 1001.0 + UDP_TIMEOUT, Stops()) == ""
-
-
-# -- the verdict
-
-COUNTED = DatagramsLine(
-    "127.0.0.1:53", 100, 100, 90, 90, Counter(), Counter(), 3, "received=100 …"
-)
-OURS = Tally(sent=80, flooded=22, arrived=99, replied=90, heard=89, lost=3, dropped=1)
-
-
-def lost(line: DatagramsLine = COUNTED, ours: Tally = OURS) -> list[str]:
-    return lost_datagrams(Datagrams(ours, [line], 1))
-
-
-def test_datagrams_that_add_up() -> None:
-    assert lost() == []
-
-
-@pytest.mark.parametrize(
-    ("line", "ours", "problem"),
-    [
-        ({"received": 99}, {}, "of 127.0.0.1:53 don't add up: received=100 …"),
-        ({"replies_received": 89}, {}, "of 127.0.0.1:53 don't add up: received=100 …"),
-        (
-            {"received": 101, "dropped": Counter(no_flow=1)},
-            {},
-            "of 127.0.0.1:53 were dropped: received=100 …",
-        ),
-        (
-            {"replies_sent": 89, "replies_dropped": Counter(send_X=1)},
-            {},
-            "of 127.0.0.1:53 were dropped: received=100 …",
-        ),
-        ({}, {"flooded": 24}, "from clients: 104 sent and 100 received"),
-        ({}, {"sent": 77}, "from clients: 99 sent and 100 received"),
-        ({}, {"arrived": 98}, "to servers: 100 sent and 98 received"),
-        ({}, {"replied": 89}, "from servers: 89 sent and 90 received"),
-        ({}, {"heard": 91}, "to clients: 90 sent and 91 received"),
-        ({}, {"strays": 2}, "2 answers met a new flow of the same port, 1 allowed"),
-        ({}, {"lost": 5}, "5 lost; the kernel dropped 3 before the relay, 1 behind it"),
-    ],
-)
-def test_datagrams_that_do_not_add_up(
-    line: dict[str, object], ours: dict[str, int], problem: str
-) -> None:
-    counted = attrs.evolve(COUNTED, **line)  # type: ignore[arg-type]
-    said = lost(counted, attrs.evolve(OURS, **ours))
-    assert any(problem in each for each in said)
-
-
-def test_each_listener_must_have_said_what_became_of_its_datagrams() -> None:
-    [said] = lost_datagrams(Datagrams(OURS, [COUNTED], 2))
-    assert said.startswith("datagrams: 1 lines of counters in the relay's log, of 2")

@@ -1,0 +1,69 @@
+"""What is behind the relay's UDP listeners, and the options that lead there."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+from soak.datagrams import UDP_TIMEOUT, UDP_UNREPLIED
+from soak.flow_scripts import BUFFER
+from soak.servers import HOSTS, address_name
+
+#: How many listeners the relay has for datagrams, and servers behind each.
+LISTENERS = SERVERS = 2
+
+#: Linux, sock_diag(7): a socket's counters, and the number of the drops among them.
+SO_MEMINFO, SK_DROPS = 55, 8
+
+
+def flow_bound(flows: int) -> int:
+    """How many flows each listener of the relay may have: those in use, and more."""
+    return 2 * flows + 100
+
+
+def flow_options(listeners: dict[str, list[str]], flows: int) -> list[str]:
+    """The relay's options for datagrams.
+
+    :param listeners: the host of each, and the servers behind it.
+    """
+    options = [
+        *("--udp-timeout", f"{UDP_TIMEOUT:g}"),
+        *("--udp-unreplied-timeout", f"{UDP_UNREPLIED:g}"),
+        *("--max-flows", f"{flow_bound(flows)}"),
+    ]
+    for host, servers in listeners.items():
+        options += ["--listen", f"udp:{host}:0"]
+        for server in servers:
+            options += ["--dest", f"udp:{server}"]
+    return options
+
+
+class Echoes:
+    """The servers' sockets: those behind one listener are no other's."""
+
+    def __init__(self) -> None:
+        self.sockets: list[socket.socket] = []
+        #: By the listener's host.
+        self.addresses: dict[str, list[str]] = {
+            host: [self._bind(host) for _ in range(SERVERS)]
+            for host in HOSTS[:LISTENERS]
+        }
+
+    def _bind(self, host: str) -> str:
+        sock = socket.socket(type=socket.SOCK_DGRAM)
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * BUFFER)
+        sock.bind((host, 0))
+        self.sockets.append(sock)
+        return address_name(sock.getsockname())
+
+    def close(self) -> None:
+        """Close all of them."""
+        for sock in self.sockets:
+            sock.close()
+
+
+def kernel_drops(sock: socket.socket) -> int:
+    """Datagrams that the kernel has dropped for want of room in a socket's queue."""
+    counters = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 4 * (SK_DROPS + 1))
+    return int.from_bytes(counters[4 * SK_DROPS :], sys.byteorder)

@@ -1,0 +1,32 @@
+"""The relay's timeouts in a soak, and how early or late it may act on one."""
+
+from __future__ import annotations
+
+#: The timeouts that the relay is started with, in seconds: short, so that the
+#: soak meets each of them thousands of times.
+CONNECT, STALL, IDLE, HALF_CLOSE = 5.0, 3.0, 20.0, 5.0
+
+#: Seconds that the relay looks at a session late, by its design: its tick is an
+#: eighth of its shortest timeout, and a deadline may begin just after a look.
+TICK = STALL / 8
+
+#: Seconds more that anything may take on a machine that has other things to do.
+SLACK = 5.0
+
+#: Seconds after which an end that is not over counts as hung.
+LIMIT = 90.0
+
+
+class Violation(Exception):
+    """The relay did to an end what its rules don't allow."""
+
+
+def check_time(what: str, waited: float, earliest: float, latest: float) -> None:
+    """A deadline of the relay was kept; all in seconds.
+
+    :raises Violation: it was not.
+    """
+    if not earliest <= waited <= latest:
+        raise Violation(
+            f"{what} after {waited:.1f} s, expected {earliest:.1f} to {latest:.1f} s"
+        )

@@ -1,0 +1,1 @@
+"""Tests of `bench` and `soak`, the tools that measure and that soak the relay."""

@@ -1,0 +1,117 @@
+"""Medians, ratios and limits of the benchmark."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.figures import (
+    FIGURES,
+    GROWTH,
+    LIMITS,
+    SOCKS4,
+    UDP,
+    Limit,
+    Spread,
+    Verdict,
+    figure_named,
+    judge,
+)
+from bench.works import WORKS
+from tests.tools.results import results_of
+
+
+def test_a_spread_is_the_median_the_lowest_and_the_highest() -> None:
+    assert Spread.of([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0)
+
+
+def test_an_even_number_of_rounds_has_the_mean_of_the_middle_ones() -> None:
+    assert Spread.of([1.0, 2.0, 4.0, 8.0]).middle == 3.0
+
+
+def test_results_keep_the_rounds_in_their_order() -> None:
+    results = results_of(request={"nginx": [3.0, 1.0, 2.0]})
+    assert results.values() == {"request": {"nginx": [3.0, 1.0, 2.0]}}
+    assert results.spread("request", "nginx") == Spread(2.0, 1.0, 3.0)
+
+
+def test_what_was_not_measured_has_no_figure_and_no_ratio() -> None:
+    results = results_of(request={"nginx": [1.0]})
+    assert results.spread("memory", "nginx") is None
+    assert results.spread("request", "socat") is None
+    assert results.ratio(("request", "nginx"), ("request", "socat")) is None
+
+
+def test_a_ratio_is_taken_within_each_round() -> None:
+    """A round on a slow machine doubles both; the ratio stays what it is."""
+    results = results_of(request={"nginx": [5.0, 10.0, 7.0], "socat": [10, 20, 10]})
+    ratio = results.ratio(("request", "nginx"), ("request", "socat"))
+    assert ratio == Spread(0.5, 0.5, 0.7)
+
+
+def test_the_limits_are_those_of_the_documentation() -> None:
+    rules = {(*limit.of, *limit.to): limit.rule for limit in LIMITS}
+    relayd = "relayd-plane"
+    bulk = ("bulk-1", relayd, "bulk-1", "haproxy-splice")
+    fast = ("throughput-1", relayd, "throughput-1", "portforward")
+    many = ("short@8000", relayd, "short@100", relayd)
+    assert rules[bulk] == "at most 0.9"
+    assert rules[fast] == "at least 1.7"
+    assert rules[many] == "at most 1.3"
+    proxy = "relayd-socks4"
+    for peer in ("dante", "twistd-socks"):
+        short = ("socks4-short", proxy, "socks4-short", peer)
+        assert rules[short] == "at most 0.55"
+    assert rules["socks4-bulk", proxy, "socks4-bulk", relayd] == "at most 1.05"
+    udp = "relayd-udp"
+    for name, nginx in (("udp-1", 0.95), ("udp-50", 0.95), ("udp-500", 1)):
+        assert rules[name, udp, name, "nginx-udp"] == f"at most {nginx}"
+        assert rules[name, udp, name, "twisted-udp"] == "at most 0.85"
+    lost = ("udp-delivered", udp, "udp-delivered", "nginx-udp")
+    assert rules[lost] == "at least 1"
+    assert rules["udp-turns-5000", udp, "udp-turns-50", udp] == "at most 1.3"
+    assert len(rules) == len(LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("at_least", "ratio", "kept"),
+    [
+        (False, 0.9, True),
+        (False, 0.901, False),
+        (True, 0.9, True),
+        (True, 0.899, False),
+    ],
+)
+def test_a_bound_itself_is_kept(at_least: bool, ratio: float, kept: bool) -> None:
+    limit = Limit("", ("a", "b"), ("a", "c"), 0.9, at_least)
+    assert limit.kept(ratio) is kept
+
+
+def test_what_was_not_measured_keeps_no_limit() -> None:
+    assert not Verdict(LIMITS[0], None).ok
+
+
+def test_a_lost_datagram_misses_the_limit() -> None:
+    results = results_of(
+        udp_delivered={
+            "relayd-udp": [100.0, 99.999, 99.999],
+            "nginx-udp": [100.0, 100.0, 100.0],
+        }
+    )
+    [verdict] = [v for v in judge(results) if v.ratio]
+    assert not verdict.ok
+
+
+def test_every_figure_is_measured_by_a_work_that_there_is() -> None:
+    figures = [
+        *(*FIGURES.values(), *SOCKS4.values()),
+        *(*UDP.values(), *GROWTH.values()),
+    ]
+    assert {figure.work for figure in figures} == set(WORKS)
+
+
+def test_a_name_with_a_size_is_a_growing_figures() -> None:
+    assert figure_named("memory@8000") is GROWTH["memory"]
+    assert figure_named("memory") is FIGURES["memory"]
+    assert figure_named("socks4-bulk") is SOCKS4["socks4-bulk"]
+    assert figure_named("udp-5000") is UDP["udp-5000"]
+    assert figure_named("udp-turns-5000") is UDP["udp-turns-5000"]

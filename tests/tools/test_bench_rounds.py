@@ -1,0 +1,140 @@
+"""What the benchmark measures, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from bench.figures import needed_for_limits
+from bench.peers import PEERS, Peer
+from bench.rounds import MODES, Plan, measure
+from bench.works import WORKS, Readings, Work, afresh
+
+
+def test_the_check_measures_all_that_the_limits_speak_of() -> None:
+    pairs = needed_for_limits()
+    assert ("growth-open", "relayd-plane") in pairs
+    assert ("growth-open", "portforward") not in pairs
+    plan = Plan.of(MODES["check"])
+    planned = {(work, peer) for work, peers in plan.works.items() for peer in peers}
+    assert planned == pairs
+
+
+def test_the_check_takes_several_turns_at_the_proxies() -> None:
+    plan = Plan.of(MODES["check"])
+    assert plan.turns > 1
+    assert plan.works["socks4-short"] == ["relayd-socks4", "dante", "twistd-socks"]
+    assert plan.works["socks4-bulk"] == ["relayd-plane", "relayd-socks4"]
+    assert WORKS["socks4-short"].turns
+    assert WORKS["socks4-bulk"].turns
+
+
+def test_the_check_takes_several_turns_at_datagrams() -> None:
+    plan = Plan.of(MODES["check"])
+    works = {name for name in WORKS if name.startswith("udp-")}
+    planned = works & set(plan.works)
+    for work in planned:
+        others = set() if work == "udp-turns" else {"nginx-udp"}
+        assert {"relayd-udp", *others} <= set(plan.works[work])
+        assert WORKS[work].turns
+    # No limit speaks of thousands of flows with a datagram each.
+    assert works - planned == {"udp-5000"}
+
+
+def test_relays_take_turns_and_each_counts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    order: list[tuple[str, str, float]] = []
+
+    def measured(name: str) -> Callable[[Peer, float], Readings]:
+        def measure_it(peer: Peer, seconds: float) -> Readings:
+            order.append((name, peer.name, seconds))
+            return {name: float(len(order))}
+
+        return measure_it
+
+    monkeypatch.setattr(
+        "bench.rounds.WORKS",
+        {
+            name: Work(name, afresh(measured(name)), lambda _: True, (), turns)
+            for name, turns in (("bulk-1", 0), ("request", 1))
+        },
+    )
+    peers = ["relayd-plane", "portforward"]
+    plan = Plan(1, 2.0, {"bulk-1": peers, "request": peers}, turns=3)
+    results = measure(plan)
+    capsys.readouterr()
+    plane, other = peers
+    assert order == [
+        ("bulk-1", plane, 2.0),
+        ("bulk-1", other, 2.0),
+        *(
+            ("request", name, pytest.approx(2 / 3))
+            for name in (plane, other, other, plane, plane, other)
+        ),
+    ]
+    assert results.values()["request"] == {
+        plane: [3.0, 6.0, 7.0],
+        other: [4.0, 5.0, 8.0],
+    }
+
+
+def test_a_relay_may_stand_for_all_of_its_turns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+
+    @contextmanager
+    def begin(peer: Peer, seconds: float) -> Iterator[Callable[[], Readings]]:
+        def measure_it() -> Readings:
+            told.append(peer.name)
+            return {"request": 1.0}
+
+        told.append(f"{peer.name} begins")
+        yield measure_it
+        told.append(f"{peer.name} ends")
+
+    work = Work("request", begin, lambda _: True, (), 2)
+    monkeypatch.setattr("bench.rounds.WORKS", {"request": work})
+    plane, other = peers = ["relayd-plane", "portforward"]
+    measure(Plan(1, 2.0, {"request": peers}, turns=2))
+    capsys.readouterr()
+    turns = [plane, other, other, plane] * 2
+    begins = [f"{peer} begins" for peer in peers]
+    assert told == [*begins, *turns, f"{other} ends", f"{plane} ends"]
+    # Where there is one turn, there is one.
+    told.clear()
+    measure(Plan(1, 2.0, {"request": peers}))
+    capsys.readouterr()
+    assert told == [*begins, plane, other, f"{other} ends", f"{plane} ends"]
+
+
+def test_a_plan_leaves_out_what_a_relay_cannot_do() -> None:
+    works = Plan.of(MODES["full"]).works
+    assert "socat" in works["bulk-8"]
+    assert "socat" not in works["memory"]
+    assert "haproxy" not in works["growth-open"]
+
+
+def test_each_kind_of_relay_is_measured_apart() -> None:
+    works = Plan.of(MODES["full"]).works
+    kinds = {
+        kind: {name for name, peer in PEERS.items() if peer.kind == kind}
+        for kind in ("stream", "socks4", "udp")
+    }
+    proxies = kinds["socks4"]
+    assert set(works["socks4-short"]) == proxies
+    assert set(works["socks4-bulk"]) == {*proxies, "relayd-plane"}
+    for work, peers in works.items():
+        if work.startswith("udp-"):
+            assert set(peers) == kinds["udp"]
+        elif not work.startswith("socks4-"):
+            assert set(peers) <= kinds["stream"]
+
+
+def test_a_plan_may_be_narrowed() -> None:
+    plan = Plan.of(MODES["full"], ["memory"], ["nginx", "socat"], rounds=1, seconds=1.0)
+    assert plan == Plan(1, 1.0, {"memory": ["nginx"]}, turns=2)
+    assert plan.titles == {"nginx": "nginx stream"}

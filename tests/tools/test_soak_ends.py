@@ -1,0 +1,62 @@
+"""What one end of a session in the soak checks."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from soak.stops import Stops
+from soak.timeouts import Violation, check_time
+from tests.tools.sessions import ends
+
+
+@pytest.mark.parametrize(
+    ("shut", "sent", "wrong"),
+    [(True, 100, ""), (True, 101, "100 of 101"), (False, 100, "nobody sent")],
+)
+def test_an_end_must_be_the_peers_and_behind_all_it_sent(
+    shut: bool, sent: int, wrong: str
+) -> None:
+    async def run() -> None:
+        client, _ = ends(shut=shut, sent=sent)
+        client.received = 100
+        client.check_end()
+
+    if wrong:
+        with pytest.raises(Violation, match=wrong):
+            asyncio.run(run())
+    else:
+        asyncio.run(run())
+
+
+@pytest.mark.parametrize(("waited", "fine"), [(2.9, False), (3.0, True), (8.1, False)])
+def test_a_cut_is_neither_early_nor_late(waited: float, fine: bool) -> None:
+    if fine:
+        check_time("cut", waited, 3, 8)
+    else:
+        with pytest.raises(Violation, match=r"cut after .* expected 3\.0 to 8\.0 s"):
+            check_time("cut", waited, 3, 8)
+
+
+@pytest.mark.parametrize("stopped", [0.0, 10.0])
+def test_a_cut_may_be_later_by_what_the_relay_was_stopped(stopped: float) -> None:
+    async def run() -> None:
+        stops = Stops()
+        client, server = ends(shut=True, sent=0, stops=stops)
+        now = asyncio.get_running_loop().time()
+        stops.begin(now - 15)
+        stops.end(now - 15 + stopped)
+        poll: Any = SimpleNamespace(register=lambda *_: None, poll=lambda _: [1])
+        client.moved_at = server.moved_at = now - 20
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("soak.ends.select.poll", lambda: poll)
+            await client.until_cut(5, early=True)
+
+    if stopped:
+        asyncio.run(run())
+    else:
+        with pytest.raises(Violation, match=r"cut after 20\.\d s, expected"):
+            asyncio.run(run())

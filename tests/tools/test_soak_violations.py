@@ -1,0 +1,27 @@
+"""How violations are counted and told."""
+
+from __future__ import annotations
+
+from soak.scripts import draw_session
+from soak.violations import Violations
+from tests.tools.sessions import session_of
+
+
+def test_violations_are_counted_once_a_session_and_told_a_few_times() -> None:
+    violations = Violations()
+    for number in range(1, 400):
+        session = draw_session(1, number)
+        violations.add(session, "client", "wrong bytes")
+        violations.add(session, "server", "so what")
+    assert violations.count == 399
+    assert len(violations.lines()) == violations.FIRST
+
+
+def test_a_violation_has_the_logs_word() -> None:
+    violations = Violations()
+    session = session_of("idle for ever")
+    violations.add(session, "client", "hung")
+    session.ending = "done"
+    assert violations.lines() == [
+        f"idle for ever, connection {session.number}, client: hung; ending=done"
+    ]
