@@ -75,7 +75,7 @@ class Served(Protocol):
     def drain(self, timeout: float = 10.0) -> Deferred[None]:
         """Serve no new client, and wait for those that live."""
 
-    def cut_all(self) -> None:
+    def abort_all(self) -> None:
         """End them now."""
 
 
@@ -207,7 +207,7 @@ class RelayService(Service):
     def stop_now(self) -> None:
         """Wait for no session any longer."""
         for each in self.listenings:
-            each.factory.cut_all()
+            each.factory.abort_all()
 
 
 def _close_now(port: IListeningPort) -> None:

@@ -38,10 +38,9 @@ from typing import Any
 
 from twisted.internet import error
 from twisted.internet.address import UNIXAddress
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import (
     IAddress,
-    IDelayedCall,
     IHandshakeListener,
     INegotiated,
     IReactorTime,
@@ -68,6 +67,7 @@ from relayd.interfaces import (
 )
 from relayd.monotonic import monotonic
 from relayd.observers import Observers, SessionLog
+from relayd.registry import Registry
 from relayd.relay_names import relay_name
 from relayd.session import Ending, Session
 from relayd.tcp_info import lent_socket, was_reset
@@ -724,8 +724,8 @@ class StreamProtocol(Leg):
             factory.endings[ending.word] += 1
         closed = factory.observer.closed
         closed(session)
-        if factory.draining is not None:
-            factory.session_over()
+        if factory.registry.draining:
+            factory.registry.check()
 
     # -- the wheel
 
@@ -861,11 +861,10 @@ class StreamFactory(Factory):
         )
         self.endings: Counter[str] = Counter()
         self.ordinals = itertools.count()
-        #: Clients are not served any longer.
-        self._closed = False
-        #: Fires when the last of the sessions that live has ended; None: nobody waits.
-        self.draining: Deferred[None] | None = None
-        self._drain_limit: IDelayedCall | None = None
+        #: The sessions that live, by id; how they are drained.
+        self.registry: Registry[int, StreamProtocol] = Registry(
+            self.wheel, clock, id_of=_id_of, abort=_drop
+        )
 
     def takes_names(self) -> bool:
         """See :meth:`INamedClients.takes_names`."""
@@ -877,7 +876,7 @@ class StreamFactory(Factory):
     def build_named(self, client: str) -> StreamProtocol | None:
         """See :meth:`INamedClients.build_named`."""
         # None closes the connection: it was in the backlog when we shut down.
-        if self._closed:
+        if self.registry.draining:
             return None
         protocol: StreamProtocol | None = self.protocol(self, client)
         if protocol is not None:
@@ -892,8 +891,7 @@ class StreamFactory(Factory):
 
     def startFactory(self) -> None:
         """The first listener opens, maybe after a drain: that is over now."""
-        self._closed = False
-        self._drained()
+        self.registry.reopen()
 
     def stopFactory(self) -> None:
         """The last listener closed: don't keep a timer for sessions to come."""
@@ -910,41 +908,23 @@ class StreamFactory(Factory):
             everything now.
         :return: fires with None when the last session has ended.
         """
-        self._closed = True
         self.wheel.settle()
-        if self.draining is None and len(self.wheel):
-            self.draining = Deferred()
-            if timeout > 0:
-                self._drain_limit = self.clock.callLater(timeout, self.cut_all)
-        if timeout <= 0:
-            self.cut_all()
-        if self.draining is None:
-            return succeed(None)
-        waiting: Deferred[None] = Deferred()
-        self.draining.addCallback(lambda _: waiting.callback(None))
-        return waiting
+        return self.registry.drain(timeout)
 
-    def cut_all(self) -> None:
+    def abort_all(self) -> None:
         """Reset every session that lives, now."""
-        for protocol in self.wheel:
-            protocol.cut(Ending.DRAINED)
+        self.registry.abort_all()
 
     @property
     def sessions(self) -> dict[int, StreamProtocol]:
         """The sessions that live, by id, the oldest first; made for each that asks."""
-        living = {protocol.session.id: protocol for protocol in self.wheel}
-        return dict(sorted(living.items()))
+        return dict(sorted(self.registry.by_id().items()))
 
-    def session_over(self) -> None:
-        """A session has ended while somebody waits for the last."""
-        if not len(self.wheel):
-            self._drained()
 
-    def _drained(self) -> None:
-        """Wait for the sessions no longer, if somebody did."""
-        limit, self._drain_limit = self._drain_limit, None
-        if limit is not None and limit.active():
-            limit.cancel()
-        draining, self.draining = self.draining, None
-        if draining is not None:
-            draining.callback(None)
+def _id_of(protocol: StreamProtocol) -> int:
+    return protocol.session.id
+
+
+def _drop(protocol: StreamProtocol) -> None:
+    """Its drain has had its time."""
+    protocol.cut(Ending.DRAINED)

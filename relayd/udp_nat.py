@@ -1399,7 +1399,7 @@ class UdpNat:
         if self._drained is None:
             self._drained = Deferred()
             self._drain_until = now + timeout
-            self._drain_limit = self.clock.callLater(max(timeout, 0.0), self.cut_all)
+            self._drain_limit = self.clock.callLater(max(timeout, 0.0), self.abort_all)
         if timeout <= 0:
             self._drain_until = now
         self._drain_more(now)
@@ -1409,7 +1409,7 @@ class UdpNat:
         self._drained.addCallback(lambda _: waiting.callback(None))
         return waiting
 
-    def cut_all(self) -> None:
+    def abort_all(self) -> None:
         """End every flow, now; a drain that is under way is over."""
         self._end_all()
         self._drain_more(self.now())

@@ -21,7 +21,7 @@ ROWS = [
     {"session", "socks4_wire", "nat_table", "ident"},
     {"interfaces"},
     {
-        *("wheel", "seldom", "log_fields", "tls", "transports", "tcp_info"),
+        *("wheel", "registry", "seldom", "log_fields", "tls", "transports", "tcp_info"),
         *("resolving", "udp_sockets"),
         "plane.pipes",
     },

@@ -494,7 +494,7 @@ async def test_a_chain_of_relays_of_datagrams(udp: Datagrams) -> None:
             assert (await received(client))[0] == b"!"
     assert udp.flows == 2
     assert not udp.dropped("loop")
-    udp.nats[0].cut_all()
+    udp.nats[0].abort_all()
     assert not datagrams.hops
 
 

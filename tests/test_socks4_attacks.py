@@ -312,7 +312,7 @@ class Guarded:
         return transport
 
     def close(self) -> None:
-        self.factory.cut_all()
+        self.factory.abort_all()
         self.factory.stopFactory()
         assert self.clock.getDelayedCalls() == []
 

@@ -895,7 +895,7 @@ def test_a_handshake_may_be_done_before_the_endpoint_says_so() -> None:
     assert relay.session.connected_at is None
     dial.deferred.callback(leg)
     assert relay.session.connected_at == 0
-    relay.factory.cut_all()
+    relay.factory.abort_all()
     assert not transport.connected
 
 
@@ -976,7 +976,7 @@ def test_tls_below_a_wrapper_is_looked_at_when_its_time_is_over(
     assert transport.connected is (certificate is not None)
     if certificate is None:
         assert relay.witness.heard[-1] == "closed connect_timeout"
-    relay.factory.cut_all()
+    relay.factory.abort_all()
 
 
 # -- deadlines, through the wheel
@@ -1012,7 +1012,7 @@ def test_a_deadline_that_fails_ends_its_session_only(
     assert not client.connected
     assert other.connected
     assert relay.witness.heard[-1] == "closed failed"
-    relay.factory.cut_all()
+    relay.factory.abort_all()
 
 
 # -- shutting down

@@ -974,7 +974,7 @@ def test_what_ends_a_flow_sends_its_reply_first() -> None:
     """It is not lost, and its line counts it."""
     bench = busy(2)
     bench.answer(b"last", 0)
-    bench.nat.cut_all()
+    bench.nat.abort_all()
     assert bench.front.sent == [(b"last", ("192.0.2.1", 1))]
     assert bench.observer.endings == ["drained"] * 2
     bench.close()
@@ -1848,7 +1848,7 @@ def test_a_drain_has_an_end() -> None:
         if ending == "later zero":
             bench.nat.drain(0).addCallback(lambda _: None)
         elif ending == "cut":
-            bench.nat.cut_all()
+            bench.nat.abort_all()
         elif ending == "close":
             bench.nat.close()
         elif ending == "timeout":
@@ -1917,7 +1917,7 @@ def test_an_observer_that_raises_hurts_nobody(
     bench.arrive(source=("192.0.2.2", 1))
     assert len(bench.live) == 1
     assert "the observer of flows failed" in logged_failures.take("observer")
-    bench.nat.cut_all()
+    bench.nat.abort_all()
     bench.close()
     assert broken.calls == 1
     bench = Bench(observer=broken)
