@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from typing import Any
 
@@ -130,3 +131,18 @@ def bare_end(address: tuple[Any, ...]) -> tuple[str, int, int]:
         return host[len(_MAPPED) :], port, 0
     link_local = host[:3] in ("fe8", "fe9", "fea", "feb")
     return host, port, address[3] if link_local else 0
+
+
+def client_key(host: str) -> str:
+    """Whose limit a client counts towards: its address, or the /64 of an IPv6 one.
+
+    A host has a whole /64 to choose its addresses from (RFC 4291).
+
+    :param host: an address without its port, or empty.
+    """
+    if ":" not in host:
+        return host
+    address = ipaddress.IPv6Address(host.partition("%")[0])
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))

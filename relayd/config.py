@@ -78,14 +78,14 @@ class UdpSettings:
     :ivar timeout: seconds that a flow in use lives after something moved.
     :ivar unreplied_timeout: the same, until it is in use, whether it was answered or
         not; if `timeout` is the shorter, an answered flow has that.
-    :ivar most_flows: None is what this process can have, shared by its listeners.
-    :ivar most_flows_each: None is half of those.
+    :ivar max_flows: None is what this process can have, shared by its listeners.
+    :ivar max_flows_per_client: None is half of those.
     """
 
     timeout: float = 300.0
     unreplied_timeout: float = 30.0
-    most_flows: int | None = None
-    most_flows_each: int | None = None
+    max_flows: int | None = None
+    max_flows_per_client: int | None = None
     refresh_inbound: bool = True
     reply_cap: float = 0.0
     receive_buffer: int = RECEIVE_BUFFER

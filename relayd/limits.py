@@ -8,7 +8,6 @@ kept full by whoever opens connections and says nothing.
 
 from __future__ import annotations
 
-import ipaddress
 import itertools
 import resource
 from typing import Generic, TypeVar
@@ -17,7 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from relayd.errors import Refused
-from relayd.seldom import Seldom
+from relayd.log_throttle import LogThrottle
 
 log = Logger(namespace="relayd.limits")
 
@@ -44,21 +43,6 @@ def fair_handshakes(most: int) -> int:
     return max(1, min(HANDSHAKES_EACH, most // 4))
 
 
-def share_of(host: str) -> str:
-    """Whose share of a bound a client has: its address, or the /64 of an IPv6 one.
-
-    A host has a whole /64 to choose its addresses from (RFC 4291).
-
-    :param host: an address without its port, or empty.
-    """
-    if ":" not in host:
-        return host
-    address = ipaddress.IPv6Address(host.partition("%")[0])
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
-
-
 class Waiting(Generic[Item]):
     """Those who wait for one kind of thing, in the order in which they came.
 
@@ -78,7 +62,7 @@ class Waiting(Generic[Item]):
         self._most_each = most_each
         self._items: dict[Item, str] = {}
         self._by_client: dict[str, dict[Item, None]] = {}
-        self._seldom = Seldom(clock)
+        self._throttle = LogThrottle(clock)
         self.hits = 0
 
     def __len__(self) -> int:
@@ -144,7 +128,7 @@ class Waiting(Generic[Item]):
 
     def _hit(self, whose: str, most: int) -> None:
         self.hits += 1
-        if not self._seldom.is_due():
+        if not self._throttle.is_due():
             return
         log.warn(
             "{most} {what} {whose} wait, which is the bound"

@@ -47,8 +47,8 @@ from relayd.errors import ListenError
 from relayd.hops import file_of, streams
 from relayd.interfaces import IMakesRoom
 from relayd.libc import accept
+from relayd.log_throttle import LogThrottle
 from relayd.monotonic import monotonic
-from relayd.seldom import Seldom
 from relayd.transports import connection_class, set_keepalive, set_options
 from relayd.udp_sockets import BROADCAST, is_broadcast
 
@@ -89,7 +89,7 @@ class _Exhaustion:
     def __init__(self, clock: Any) -> None:
         # Weakly, as the table of all of them is keyed by it.
         weakly: Any = weakref.proxy(monotonic(clock))
-        self._seldom = Seldom(weakly)
+        self._throttle = LogThrottle(weakly)
         self._enough = 0
         self.pauses = 0
 
@@ -124,7 +124,7 @@ class _Exhaustion:
         :param short: it is for want of descriptors, or of memory.
         """
         self.pauses += 1
-        if not self._seldom.is_due():
+        if not self._throttle.is_due():
             return
         until, hint = (
             (" until a session ends", "raise the limit with ulimit -n")

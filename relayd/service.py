@@ -287,7 +287,7 @@ def udp_listening(relay: UdpRelay, config: Config, reactor: Any) -> Listening:
     """
     # They have the same descriptors and ports to share.
     sharing = sum(isinstance(each, UdpRelay) for each in config.relays) or 1
-    most, affordable = config.udp.most_flows, affordable_flows() // sharing or 1
+    most, affordable = config.udp.max_flows, affordable_flows() // sharing or 1
     if most is None:
         most = affordable
     elif most > affordable:
@@ -312,7 +312,7 @@ def udp_listening(relay: UdpRelay, config: Config, reactor: Any) -> Listening:
         servers,
         watcher=watcher(reactor, config.transport),
         observer=QuietFlowLog() if config.quiet else FlowLog(),
-        **attrs.asdict(attrs.evolve(config.udp, most_flows=most)),
+        **attrs.asdict(attrs.evolve(config.udp, max_flows=most)),
     )
     names = ", ".join(server.name for server in servers)
     return Listening(

@@ -48,7 +48,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from relayd import ident
-from relayd.addresses import address_name, host_of, host_port
+from relayd.addresses import address_name, client_key, host_of, host_port
 from relayd.bridge import Leg, Timeouts
 from relayd.destinations import ProxyPolicy, address_towards
 from relayd.dialing import Dialer
@@ -58,7 +58,6 @@ from relayd.limits import (
     Waiting,
     affordable_handshakes,
     fair_handshakes,
-    share_of,
 )
 from relayd.listening import TCPListenerEndpoint
 from relayd.names import is_address
@@ -154,7 +153,7 @@ class Socks4Protocol(StreamProtocol):
         StreamProtocol.__init__(self, factory, client)
         #: The client's address without its port; empty if it has none.
         self.host = host_of(client)
-        self.share = share_of(self.host)
+        self.client_key = client_key(self.host)
         self.request: Request | None = None
         self._unread = b""
         #: What a client that is not served is told.
@@ -167,7 +166,7 @@ class Socks4Protocol(StreamProtocol):
         factory = self.factory
         limit = factory.timeouts.handshake
         self._deadline = self.session.opened_at + limit if limit else NEVER
-        gone = factory.handshakes.push(self, self.share)
+        gone = factory.handshakes.push(self, self.client_key)
         if gone is not None:
             gone.refuse(Ending.CROWDED_OUT, "made room for a new client's handshake")
 
@@ -342,7 +341,7 @@ class Socks4Protocol(StreamProtocol):
             connect = factory.timeouts.connect
             self._deadline = factory.now() + connect if connect else NEVER
             looked_up = factory.resolver.addresses(
-                request.host, request.port, self.share
+                request.host, request.port, self.client_key
             )
             self._dialing = looked_up
             looked_up.addCallbacks(self._bind_to_named, self._not_resolved)
@@ -375,7 +374,7 @@ class Socks4Protocol(StreamProtocol):
         """Wait for one of `peers`, or for whoever comes."""
         factory = self.factory
         try:
-            factory.binds.add(self, self.share)
+            factory.binds.add(self, self.client_key)
         except Refused as refusal:
             self.refuse(Ending.REFUSED, refusal.why)
             return
@@ -536,7 +535,7 @@ class _NamedDestination:
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         request, client = self._request, self._client
         found = client.factory.resolver.addresses(
-            request.host, request.port, client.share
+            request.host, request.port, client.client_key
         )
 
         def dial(addresses: list[SocketAddress]) -> Deferred[IProtocol]:

@@ -38,7 +38,7 @@ from twisted.internet.interfaces import (
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from relayd.addresses import bare_end, host_port, numeric_host, socket_name
+from relayd.addresses import bare_end, client_key, host_port, numeric_host, socket_name
 from relayd.destinations import Ip, is_own
 from relayd.flow_log import (
     Counters,
@@ -48,11 +48,10 @@ from relayd.flow_log import (
     UntilItFails,
 )
 from relayd.hops import between, datagrams
-from relayd.limits import share_of
+from relayd.log_throttle import LogThrottle
 from relayd.monotonic import monotonic
 from relayd.nat_table import Flow, NatTable, TableFull
 from relayd.resolving import Resolver, SocketAddress
-from relayd.seldom import Seldom
 from relayd.udp_batches import BATCH, TURNS, Outbox, outbox, receiver
 from relayd.udp_servers import Kept
 from relayd.udp_servers import Server as Server
@@ -222,7 +221,7 @@ class ClientFlow(Flow):
     ) -> None:
         nat = front.nat
         # Two listeners of a relay may have the same client.
-        Flow.__init__(self, (front.number, key), share_of(source[0]), nat.now())
+        Flow.__init__(self, (front.number, key), client_key(source[0]), nat.now())
         self.nat = nat
         self.front = front
         self.here = key
@@ -774,10 +773,10 @@ class UdpNat:
         line for each.
     :param open_socket: opens a datagram socket of a family; for tests.
     :param own: whether an address is this machine's.
-    :param most_flows: flows in all; unless given, what the limit of open files allows,
+    :param max_flows: flows in all; unless given, what the limit of open files allows,
         less a reserve.
-    :param most_flows_each: of one client address without its port; unless given, half
-        of that.
+    :param max_flows_per_client: of one client address without its port; unless given,
+        half of that.
     :param timeout: seconds that a flow in use lives after something moved.  In use is
         one in which datagrams have gone both ways, and one later than two seconds after
         the first.
@@ -806,8 +805,8 @@ class UdpNat:
         observer: FlowObserver | None = None,
         open_socket: Callable[[int], Any] | None = None,
         own: Callable[[Ip], bool] = is_own,
-        most_flows: int | None = None,
-        most_flows_each: int | None = None,
+        max_flows: int | None = None,
+        max_flows_per_client: int | None = None,
         timeout: float = 300.0,
         unreplied_timeout: float = 30.0,
         refresh_inbound: bool = True,
@@ -823,10 +822,10 @@ class UdpNat:
         self._reactor = reactor
         self.observer = UntilItFails(observer if observer is not None else FlowLog())
         self._open = open_socket if open_socket is not None else udp_socket
-        most = affordable_flows() if most_flows is None else most_flows
+        most = affordable_flows() if max_flows is None else max_flows
         self.table: NatTable[ClientFlow] = NatTable(
             most,
-            max(1, most // 2) if most_flows_each is None else most_flows_each,
+            max(1, most // 2) if max_flows_per_client is None else max_flows_per_client,
             timeout=timeout,
             unreplied_timeout=unreplied_timeout,
             refresh_inbound=refresh_inbound,
@@ -847,9 +846,9 @@ class UdpNat:
         #: Up to when flows may expire, as soon as what came before has been read.
         self._expire_to: float | None = None
         self._lookups: IDelayedCall | None = None
-        self._seldom = Seldom(self.clock)
-        self._seldom_round = Seldom(self.clock)
-        self._seldom_failing = Seldom(self.clock)
+        self._throttle = LogThrottle(self.clock)
+        self._throttle_round = LogThrottle(self.clock)
+        self._throttle_failing = LogThrottle(self.clock)
         self._failures = 0
         #: How many flows were asked since the first of them was.
         self._looked_at = 0
@@ -976,7 +975,7 @@ class UdpNat:
             return None
         if datagrams.hops and datagrams.lead_round(_hop(source, front.port), self):
             dropped["loop"] += 1
-            if self._seldom_round.is_due():
+            if self._throttle_round.is_due():
                 log.warn(
                     "datagrams to {listener} lead back to their own relay: they are"
                     " dropped ({count} so far)",
@@ -989,7 +988,7 @@ class UdpNat:
             dropped["no_server"] += 1
             return None
         try:
-            self._make_room(share_of(source[0]), source)
+            self._make_room(client_key(source[0]), source)
             flow = None
             if self._drained is None and server is not None:
                 flow = self._open_flow(front, key, source, to, server)
@@ -1263,7 +1262,7 @@ class UdpNat:
 
     def _refuse(self, why: str) -> None:
         self.counters.dropped["no_flow"] += 1
-        if not self._seldom.is_due():
+        if not self._throttle.is_due():
             return
         log.warn(
             "{why} ({count} datagrams dropped for want of a flow so far)",
@@ -1308,7 +1307,7 @@ class UdpNat:
     def log_failure(self, what: str) -> None:
         """Log the exception that is being handled, once in a second at most."""
         self._failures += 1
-        if self._seldom_failing.is_due():
+        if self._throttle_failing.is_due():
             log.failure(
                 "{what} ({count} failures so far)", what=what, count=self._failures
             )

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from relayd.addresses import ends_of
+from relayd.addresses import client_key, ends_of
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,18 @@ def test_the_ends_of_a_connection_are_called_the_same_at_both(
 def test_a_socket_that_leads_nowhere_has_no_ends() -> None:
     with socket.socket() as sock, pytest.raises(OSError, match="not connected"):
         ends_of(sock)
+
+
+@pytest.mark.parametrize(
+    ("host", "key"),
+    [
+        ("", ""),
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff::", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_whose_limit_a_client_counts_towards(host: str, key: str) -> None:
+    assert client_key(host) == key

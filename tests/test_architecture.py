@@ -21,7 +21,15 @@ ROWS = [
     {"session", "socks4_wire", "nat_table", "ident"},
     {"interfaces"},
     {
-        *("wheel", "registry", "seldom", "log_fields", "tls", "transports", "tcp_info"),
+        *(
+            "wheel",
+            "registry",
+            "log_throttle",
+            "log_fields",
+            "tls",
+            "transports",
+            "tcp_info",
+        ),
         *("resolving", "udp_sockets"),
         "plane.pipes",
     },

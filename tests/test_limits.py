@@ -21,7 +21,6 @@ from relayd.limits import (
     Waiting,
     affordable_handshakes,
     fair_handshakes,
-    share_of,
 )
 
 clients = st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1", ""])
@@ -201,21 +200,6 @@ def test_a_client_without_an_address() -> None:
     with capturedLogs() as events, pytest.raises(Refused):
         waiting.add("b", "")
     assert events[0]["whose"] == "of one client"
-
-
-@pytest.mark.parametrize(
-    ("host", "share"),
-    [
-        ("", ""),
-        ("192.0.2.1", "192.0.2.1"),
-        ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("2001:db8:1:2:ffff::", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-    ],
-)
-def test_whose_share(host: str, share: str) -> None:
-    assert share_of(host) == share
 
 
 def test_the_oldest_of_all() -> None:

@@ -38,6 +38,7 @@ from zope.interface.verify import verifyObject
 import relayd.monotonic
 from relayd.bridge import Timeouts
 from relayd.listening import _Exhaustion
+from relayd.log_throttle import LogThrottle
 from relayd.monotonic import (
     LATE,
     MOST_TURNS,
@@ -48,7 +49,6 @@ from relayd.monotonic import (
     monotonic,
 )
 from relayd.plane.poller import Plane
-from relayd.seldom import Seldom
 from relayd.socks4 import Socks4Factory
 from relayd.stream import StreamFactory
 from relayd.udp_nat import Server, UdpNat
@@ -206,9 +206,9 @@ def test_everybody_who_takes_a_reactor_for_its_time_takes_its_clock() -> None:
     nat = UdpNat(reactor, [Server("127.0.0.1", 9)])
     assert nat.clock is clock
     assert nat.now is time.monotonic
-    assert DeadlineWheel(live, 1)._clock is Seldom(live)._clock is clock
-    seldom: Any = _Exhaustion(reactor)._seldom._clock
-    assert seldom.seconds is time.monotonic
+    assert DeadlineWheel(live, 1)._clock is LogThrottle(live)._clock is clock
+    throttle: Any = _Exhaustion(reactor)._throttle._clock
+    assert throttle.seconds is time.monotonic
     assert Plane(reactor).pipes._clock() is clock
 
 

@@ -471,14 +471,14 @@ def test_relays_of_datagrams_share_what_there_is(
     assert [each.factory.table.most for each in made.listenings] == [50, 50]
     [_, made] = make_service(Config(relays[:1]), reactor)
     assert [each.factory.table.most for each in made.listenings] == [101]
-    [_, made] = make_service(Config(relays, udp=UdpSettings(most_flows=50)), reactor)
+    [_, made] = make_service(Config(relays, udp=UdpSettings(max_flows=50)), reactor)
     assert [each.factory.table.most for each in made.listenings] == [50, 50]
     for given, why in (
         (relays, "--max-flows 102 .* which is 50 for each of 2 listeners: raise"),
         (relays[:1], "--max-flows 102 .* which is 101: raise"),
     ):
         with pytest.raises(ConfigError, match=why):
-            make_service(Config(given, udp=UdpSettings(most_flows=102)), reactor)
+            make_service(Config(given, udp=UdpSettings(max_flows=102)), reactor)
 
 
 def test_what_the_demo_consists_of() -> None:

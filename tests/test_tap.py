@@ -118,8 +118,8 @@ def test_datagrams_beside_streams() -> None:
     [
         (("--udp-timeout", "1.5"), "timeout", 1.5),
         (("--udp-unreplied-timeout=0.25",), "unreplied_timeout", 0.25),
-        (("--max-flows", "7"), "most_flows", 7),
-        (("--max-flows-per-client=3",), "most_flows_each", 3),
+        (("--max-flows", "7"), "max_flows", 7),
+        (("--max-flows-per-client=3",), "max_flows_per_client", 3),
         (("--no-refresh-inbound",), "refresh_inbound", False),
         (("--reply-cap", "2.5"), "reply_cap", 2.5),
         (("--reply-cap", "0"), "reply_cap", 0.0),
@@ -139,8 +139,8 @@ def test_an_option_of_datagrams_sets_its_own_and_nothing_else(
     reached = {
         **{name: getattr(nat.table, name) for name in ("timeout", "refresh_inbound")},
         "unreplied_timeout": nat.table.unreplied_timeout,
-        "most_flows": nat.table.most,
-        "most_flows_each": nat.table.most_each,
+        "max_flows": nat.table.most,
+        "max_flows_per_client": nat.table.most_each,
         "reply_cap": nat.reply_cap,
         "receive_buffer": nat.receive_buffer,
     }

@@ -298,7 +298,7 @@ class Bench:
         #: For the sockets to come.
         self.connect_error: OSError | None = None
         host = settings.pop("host", "203.0.113.1")
-        settings.setdefault("most_flows", 100)
+        settings.setdefault("max_flows", 100)
         self.nat = UdpNat(
             None,
             [Server(*SERVER)] if servers is None else servers,
@@ -436,8 +436,8 @@ def test_every_datagram_is_accounted_for(
     bench = Bench(
         together=together,
         host=host,
-        most_flows=most,
-        most_flows_each=each,
+        max_flows=most,
+        max_flows_per_client=each,
         reply_cap=cap,
         refresh_inbound=refresh,
         timeout=3,
@@ -723,7 +723,7 @@ def test_oversize_reads_are_not_passed_on() -> None:
 
 def test_want_of_a_flow_is_logged_once_a_second() -> None:
     """With what is in the way, and how many it cost so far."""
-    bench = Bench(most_flows=1)
+    bench = Bench(max_flows=1)
     bench.converse(CLIENT)
     with capturedLogs() as events:
         for _ in range(5):
@@ -741,7 +741,7 @@ def test_want_of_a_flow_is_logged_once_a_second() -> None:
 
 def test_a_circle_and_want_of_room_have_a_line_each() -> None:
     """In one second: neither hides the other one."""
-    bench = Bench(most_flows=1)
+    bench = Bench(max_flows=1)
     bench.converse(CLIENT)
     port = bench.front.number % 60000
     name = udp_nat._hop(("192.0.2.8", 8), port)
@@ -778,7 +778,7 @@ def test_no_socket_to_be_had() -> None:
 
 def test_the_flow_that_was_quiet_longest_makes_room() -> None:
     """One that is in use does not, however many come."""
-    bench = Bench(most_flows=3, most_flows_each=3)
+    bench = Bench(max_flows=3, max_flows_per_client=3)
     bench.converse(CLIENT)
     for port in range(1, 50):
         bench.arrive(source=("192.0.2.2", port))
@@ -799,7 +799,7 @@ def test_to_be_answered_once_is_no_protection(together: bool) -> None:
 
     Nor does it keep a newcomer out.
     """
-    bench = Bench(together=together, most_flows=100)
+    bench = Bench(together=together, max_flows=100)
     talkers = [("198.51.100.7", port) for port in range(1, 11)]
     streamed = ("198.51.100.8", 1)
     bench.converse(*talkers)
@@ -836,7 +836,7 @@ def test_to_be_answered_once_is_no_protection(together: bool) -> None:
 
 def test_to_be_answered_once_is_none_within_a_share_either() -> None:
     """What a client host has that is not in use makes room for more of it."""
-    bench = Bench(most_flows=100, most_flows_each=3)
+    bench = Bench(max_flows=100, max_flows_per_client=3)
     bench.converse(CLIENT)
     for port in range(1, 20):
         bench.arrive(source=(CLIENT[0], port))
@@ -915,7 +915,7 @@ def test_the_reply_cap(together: bool) -> None:
 
 def busy(flows: int, **settings: Any) -> Bench:
     """A relay of so many flows, each of which has had an answer."""
-    bench = Bench(together=True, most_flows_each=100, **settings)
+    bench = Bench(together=True, max_flows_per_client=100, **settings)
     for port in range(1, flows + 1):
         bench.arrive(source=("192.0.2.1", port))
         bench.answer()
@@ -1166,7 +1166,7 @@ def test_what_the_kernel_does_not_say_the_address_of_is_dropped() -> None:
 
 def test_an_answer_that_waits_to_be_read_is_passed_on() -> None:
     """Then another one makes room, if there is one that was quiet longer by now."""
-    bench = Bench(most_flows=2, most_flows_each=2)
+    bench = Bench(max_flows=2, max_flows_per_client=2)
     bench.arrive()
     bench.arrive(source=("192.0.2.6", 6))
     bench.sockets[0].inbox.append(b"answer")
@@ -1186,7 +1186,7 @@ def test_an_answer_that_waits_to_be_read_is_passed_on() -> None:
 
 def test_an_answer_that_waits_may_show_that_a_flow_is_in_use() -> None:
     """It is kept, and who came is refused."""
-    bench = Bench(most_flows=1)
+    bench = Bench(max_flows=1)
     bench.arrive()
     bench.clock.advance(2.25)
     bench.sockets[0].inbox.append(b"answer")
@@ -1202,7 +1202,7 @@ def test_an_answer_that_waits_may_show_that_a_flow_is_in_use() -> None:
 def test_so_many_are_asked_for_an_answer_and_no_more(late: bool) -> None:
     """A new client is worth no more of the others' time, and is let in all the same."""
     most = MOST_ASKED + 2
-    bench = Bench(most_flows=most, most_flows_each=most)
+    bench = Bench(max_flows=most, max_flows_per_client=most)
     for port in range(1, MOST_ASKED + 3):
         bench.arrive(source=("192.0.2.1", port))
     if late:
@@ -1912,7 +1912,7 @@ def test_an_observer_that_raises_hurts_nobody(
             raise ZeroDivisionError
 
     broken = Broken()
-    bench = Bench(observer=broken, most_flows=1)
+    bench = Bench(observer=broken, max_flows=1)
     bench.arrive()
     bench.arrive(source=("192.0.2.2", 1))
     assert len(bench.live) == 1
@@ -1968,7 +1968,7 @@ def test_an_exception_costs_a_flow_itself(
         raise Defect
 
     bench = Bench(
-        together=together, most_flows=4, most_flows_each=4, unreplied_timeout=5
+        together=together, max_flows=4, max_flows_per_client=4, unreplied_timeout=5
     )
     for port in (1, 2, 3, 4):
         bench.arrive(source=("192.0.2.1", port))
@@ -2112,7 +2112,7 @@ def test_an_observer_may_close_the_relay() -> None:
         def ended(self, flow: Any, facts: FlowFacts) -> None:
             bench.nat.close()
 
-    bench = Bench(observer=Closing(), most_flows=1)
+    bench = Bench(observer=Closing(), max_flows=1)
     bench.arrive()
     bench.arrive(source=("192.0.2.2", 1))
     assert bench.nat.counters.dropped == {"draining": 1}
@@ -2130,7 +2130,7 @@ def test_an_observer_may_open_the_relay_again(full: str) -> None:
                 bench.nat.listen([again])
 
     again = FakeSocket()
-    bench = Bench(observer=Restarting(), most_flows=1 if full == "table" else 9)
+    bench = Bench(observer=Restarting(), max_flows=1 if full == "table" else 9)
     bench.arrive()
     if full == "machine":
         real = bench.nat._open
@@ -2285,7 +2285,9 @@ def test_drops_that_can_no_longer_be_asked_for_are_none() -> None:
 
 def test_what_the_kernel_dropped_is_counted() -> None:
     """The listener's at each step, the flows' in turn and as they end; each once."""
-    bench = Bench(unreplied_timeout=20, most_flows=2 * LOOKS, most_flows_each=LOOKS * 2)
+    bench = Bench(
+        unreplied_timeout=20, max_flows=2 * LOOKS, max_flows_per_client=LOOKS * 2
+    )
     for port in range(1, LOOKS + 2):
         bench.arrive(source=("192.0.2.1", port))
     bench.front.dropped = 3
@@ -2342,7 +2344,7 @@ def test_the_line_of_a_flow() -> None:
 
 def test_the_line_of_a_flow_that_made_room() -> None:
     """Ends with for whom; with its interface, if it has one."""
-    bench = Bench(observer=FlowLog(), most_flows=1)
+    bench = Bench(observer=FlowLog(), max_flows=1)
     bench.arrive()
     with capturedLogs() as events:
         bench.arrive(source=("192.0.2.7", 5353))
@@ -2400,8 +2402,8 @@ def test_settings_that_can_not_be() -> None:
         ([Server(*SERVER)], {"reply_cap": -1}),
         ([Server(*SERVER)], {"reply_cap": float("nan")}),
         ([Server(*SERVER)], {"timeout": 0}),
-        ([Server(*SERVER)], {"most_flows": 0}),
-        ([Server(*SERVER)], {"most_flows_each": 0}),
+        ([Server(*SERVER)], {"max_flows": 0}),
+        ([Server(*SERVER)], {"max_flows_per_client": 0}),
     ):
         with pytest.raises(ValueError, match="must|needs|room"):
             UdpNat(Clock(), servers, **settings)  # type: ignore[arg-type]
@@ -2410,7 +2412,7 @@ def test_settings_that_can_not_be() -> None:
 def test_one_client_may_have_half_of_the_flows() -> None:
     """Unless it is told otherwise."""
     for most, each in ((10, 5), (1, 1)):
-        table = UdpNat(Clock(), [Server(*SERVER)], most_flows=most).table
+        table = UdpNat(Clock(), [Server(*SERVER)], max_flows=most).table
         assert (table.most, table.most_each) == (most, each)
 
 

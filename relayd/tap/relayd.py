@@ -150,8 +150,8 @@ class Options(StreamOptions):
             if self[option] is None
             else config.bound(f"--{option}", self[option])
             for name, option in (
-                ("most_flows", "max-flows"),
-                ("most_flows_each", "max-flows-per-client"),
+                ("max_flows", "max-flows"),
+                ("max_flows_per_client", "max-flows-per-client"),
             )
         }
         return config.UdpSettings(

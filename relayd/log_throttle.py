@@ -1,7 +1,7 @@
-"""What happens as often as somebody likes, and is logged once a second at most.
+"""A log throttle: one line a second at most, for what may happen at any rate.
 
-A flood is not to fill the disk: whoever logs that a bound was reached counts how often,
-and says so when :meth:`Seldom.is_due`.
+A flood must not fill the disk.  Whoever logs that a limit was reached counts how often,
+and writes the count when :meth:`LogThrottle.is_due`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from relayd.monotonic import monotonic
 EVERY = 1.0
 
 
-class Seldom:
-    """Tells when there may be another line; the first may be at once.
+class LogThrottle:
+    """Tells when another line may be written; the first one at once.
 
     :param clock: seconds.
     """
@@ -25,7 +25,7 @@ class Seldom:
         self._last: float | None = None
 
     def is_due(self) -> bool:
-        """Whether there may be a line now, in which case there is to be one."""
+        """Whether to write a line now; if so, the next is due a second later."""
         now = self._clock.seconds()
         if self._last is not None and now - self._last < EVERY:
             return False
