@@ -263,7 +263,7 @@ class Bridge:
             # without the goodbye that TLS asks for, as most clients do.
             if not self._closing:
                 self._left(leg)
-        elif _is_tls(error) and not down and not leg.direction.bytes:
+        elif _is_tls(error) and not down and not leg.direction.read:
             self._decide(Ending.CONNECT_FAILED, f"TLS: {in_words(error)}")
             leg.peer.abort()
         elif not isinstance(error, ConnectionClosed | OSError) and not _is_tls(error):
@@ -315,7 +315,7 @@ class Bridge:
         survivor = leg.peer
         if not survivor.alive:
             return
-        survivor.sink = self._unwanted
+        survivor.sink = None
         if survivor.direction.eof:
             self._closing = True
             survivor.close()
@@ -327,9 +327,8 @@ class Bridge:
             survivor.paused = False
             survivor.transport.resumeProducing()
 
-    def _unwanted(self, _: bytes) -> None:
+    def unwanted(self, survivor: Leg) -> None:
         """The survivor of a leg that left still sends to it."""
-        survivor = self.upstream if self.upstream.alive else self.downstream
         if not survivor.undelivered():
             self.cut(
                 Ending.DOWNSTREAM_WRITE_FAILED
@@ -398,10 +397,11 @@ class Bridge:
         session, stall = self.session, self._timeouts.stall
         up, down = self.upstream, self.downstream
         held_up, held_down = up.held_bytes, down.held_bytes
-        # Grows with every byte read, every byte written and every EOF.
-        ended = session.up.eof + session.down.eof
-        progress = 2 * (session.up.bytes + session.down.bytes) + ended
-        progress -= held_up + held_down
+        to_server, to_client = session.up, session.down
+        ended = to_server.eof + to_client.eof
+        # Grows with every byte read, every byte that a kernel takes and every EOF.
+        progress = to_server.read + to_server.written - held_up
+        progress += to_client.read + to_client.written - held_down + ended
         moved = progress != self._progress
         # Our buffers may be empty while a kernel still delivers: quiet begins when its
         # queues are empty, too.  So does the reset of one that has last words to get.
@@ -411,8 +411,8 @@ class Bridge:
         since = now if moved else self._active_at
         queued = 0
         for leg, written, held, blocks in (
-            (up, session.up.bytes, held_up, held_down),
-            (down, session.down.bytes, held_down, held_up),
+            (up, to_server.written, held_up, held_down),
+            (down, to_client.written, held_down, held_up),
         ):
             if not leg.alive:
                 continue

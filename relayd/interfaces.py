@@ -211,11 +211,11 @@ class ISpliceable(Interface):
     def splice(peer: object, here: Direction, there: Direction, splicer: Any) -> bool:
         """From now on, move what either reads to the other.
 
-        What is read here is added to `here.bytes` instead of being given to the
-        protocol, and what is read from `peer` to `there.bytes`.  While something
-        waits to be written to one of them, the other is not read.  Nothing is passed
-        on but bytes.  The protocols go on to hear of the loss (`close_both` excepted)
-        and of nothing else.
+        What is read here is added to `here.read` and `here.written` instead of being
+        given to the protocol, and what is read from `peer` to those of `there`.  While
+        something waits to be written to one of them, the other is not read.  Nothing
+        is passed on but bytes.  The protocols go on to hear of the loss (`close_both`
+        excepted) and of nothing else.
         `pauseProducing` and `resumeProducing` mean what they always do.
 
         :param splicer: an :class:`ISplicer`, which hears of the ends of data.

@@ -104,11 +104,16 @@ class Leg(Protocol):
         self.connectionMade()
 
     def dataReceived(self, data: bytes) -> None:
-        self.direction.bytes += len(data)
-        if self.sink is None:
+        direction, count = self.direction, len(data)
+        direction.read += count
+        sink = self.sink
+        if sink is not None:
+            direction.written += count
+            sink(data)
+        elif self.bridge is None:
             self.hold(data)
         else:
-            self.sink(data)
+            self.bridge.unwanted(self)
 
     def readConnectionLost(self) -> None:
         self.direction.eof = True
@@ -187,6 +192,7 @@ class Leg(Protocol):
             self.resumeProducing()
         held, self.held = self.held, None
         if held is not None:
+            self.direction.written += len(held)
             # May pause this leg again: the other's buffer fills up here.
             sink(bytes(held))
 

@@ -177,7 +177,7 @@ class SessionLog(Observer):
             f"session={session.id} relay={session.relay or '-'}"
             f" client={session.client} listener={session.listener}"
             f" upstream={session.upstream or '-'}"
-            f" duration={duration:.3f} up={session.up.bytes} down={session.down.bytes}"
+            f" duration={duration:.3f} up={session.up.read} down={session.down.read}"
             f" ending={word} code={code}"
         )
         facts: Mapping[str, object]
@@ -203,8 +203,8 @@ class SessionLog(Observer):
             listener=session.listener,
             upstream=session.upstream,
             duration=duration,
-            up=session.up.bytes,
-            down=session.down.bytes,
+            up=session.up.read,
+            down=session.down.read,
             ending=word,
             code=code,
             detail=session.detail,

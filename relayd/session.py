@@ -74,29 +74,23 @@ class Ending(Enum):
 class Direction:
     """The bytes that go one way through a session.
 
-    :ivar bytes: how many were read from the source so far.
+    :ivar read: bytes read from the source, for the relay to pass on.
+    :ivar written: bytes given to the sink's transport, with those that it still
+        buffers.  Less than `read` by what is kept until the two are joined; what
+        changes the bytes on their way may make it less or more.
     :ivar eof: the source has sent its last byte (or will never send more).
     """
 
-    __slots__ = ("bytes", "eof")
+    __slots__ = ("eof", "read", "written")
 
     def __init__(self) -> None:
-        self.bytes = 0
+        self.read = 0
+        self.written = 0
         self.eof = False
 
     def __repr__(self) -> str:
-        return f"Direction(bytes={self.bytes}, eof={self.eof})"
-
-
-_new = object.__new__
-
-
-def _direction() -> Direction:
-    # As its __init__, which a session would pay for with two calls more.
-    made = _new(Direction)
-    made.bytes = 0
-    made.eof = False
-    return made
+        counts = f"read={self.read}, written={self.written}"
+        return f"Direction({counts}, eof={self.eof})"
 
 
 @attrs.define(eq=False, slots=True, weakref_slot=False)
@@ -130,8 +124,8 @@ class Session:
     upstream: str = ""
     connected_at: float | None = None
     ended_at: float | None = None
-    up: Direction = attrs.Factory(_direction)
-    down: Direction = attrs.Factory(_direction)
+    up: Direction = attrs.Factory(Direction)
+    down: Direction = attrs.Factory(Direction)
     ending: Ending | None = None
     detail: str = ""
 

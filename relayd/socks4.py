@@ -195,7 +195,7 @@ class Socks4Protocol(StreamProtocol):
         request, length = found
         self._unread = b""
         # The session counts what is relayed.
-        self.direction.bytes = len(unread) - length
+        self.direction.read = len(unread) - length
         self.request = request
         if length < len(unread):
             Leg.hold(self, unread[length:])
@@ -275,7 +275,7 @@ class Socks4Protocol(StreamProtocol):
     def _hurry_if_left(self) -> None:
         """A new stage has its time; but not for a client that has left, it seems."""
         going = self.bridge is None and self.session.ending is None
-        if self.direction.eof and not self.direction.bytes and going:
+        if self.direction.eof and not self.direction.read and going:
             self._deadline = min(self._deadline, self.factory.now() + LEFT_GRACE)
 
     def _destination(self, request: Request) -> IStreamClientEndpoint:
@@ -504,7 +504,7 @@ class Socks4Protocol(StreamProtocol):
         self.factory.binds.discard(self)
         if self.request is None:
             # What was read of a request is not relayed.
-            self.direction.bytes = 0
+            self.direction.read = 0
 
     def _reply(self, code: int, address: str = _ANYONE, port: int = 0) -> None:
         self.session.reply = code

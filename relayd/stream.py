@@ -651,7 +651,7 @@ class StreamProtocol(Leg):
     # -- the client's side before the Bridge
 
     def ended_alone(self) -> None:
-        if not self.direction.bytes:
+        if not self.direction.read:
             grace = self.factory.now() + LEFT_GRACE
             self._deadline = min(self._deadline, grace)
 
@@ -761,7 +761,7 @@ class StreamProtocol(Leg):
             self._comes_on()
         elif self.session.ending is not None:
             self.abort()
-        elif self.direction.eof and not self.direction.bytes:
+        elif self.direction.eof and not self.direction.read:
             self.end(Ending.CLIENT_LEFT, "the client ended its side, unanswered")
         elif self._comes_on() and self._more_looks:
             self._more_looks -= 1

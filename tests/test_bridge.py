@@ -121,7 +121,65 @@ def test_bytes_go_both_ways_and_are_counted() -> None:
     pair.up.receive(b"the answer")
     assert pair.up.dataBuffer == b"question"
     assert pair.down.dataBuffer == b"the answer"
-    assert (pair.session.up.bytes, pair.session.down.bytes) == (8, 10)
+    up, down = pair.session.up, pair.session.down
+    assert (up.read, up.written) == (8, 8)
+    assert (down.read, down.written) == (10, 10)
+
+
+def test_what_is_held_is_read_and_not_written_yet() -> None:
+    pair = Pair()
+    pair.down.receive(b"early ")
+    assert (pair.session.up.read, pair.session.up.written) == (6, 0)
+    pair.start()
+    assert (pair.session.up.read, pair.session.up.written) == (6, 6)
+
+
+class Doubling(Leg):
+    """Changes what it reads on its way: twice as much is written."""
+
+    def flow(self) -> None:
+        super().flow()
+        write = self.sink
+
+        def twice(data: bytes) -> None:
+            self.direction.written += len(data)
+            write(data * 2)  # type: ignore[misc]
+
+        self.sink = twice
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_peer_is_judged_by_what_was_written_to_it(
+    reads: bool, said: dict[Any, TcpInfo]
+) -> None:
+    """And not by what was read for it, where the bytes change on their way."""
+    pair = Pair(stall=10)
+    pair.upstream = pair.bridge.upstream = Doubling(pair.session.down)
+    pair.up.connect(pair.upstream)
+    pair.start()
+    said[pair.down] = SHUT
+    pair.up.receive(b"x" * 100)
+    assert (pair.session.down.read, pair.session.down.written) == (100, 200)
+    assert unsent(pair.down) == 200
+    for _ in range(12):
+        pair.wait(1)
+        if reads:
+            pair.down.take(10)
+    if reads:
+        pair.alive()
+        delivery = pair.downstream.delivery
+        assert delivery is not None
+        assert delivery.taken == 110
+    else:
+        pair.ended(Ending.DOWNSTREAM_STALLED)
+
+
+def test_what_is_sent_to_one_that_left_is_not_written() -> None:
+    pair = joined()
+    pair.down.receive(b"an upload")
+    pair.down.lose(ConnectionDone())
+    pair.up.receive(b"meanwhile")
+    assert (pair.session.down.read, pair.session.down.written) == (9, 0)
 
 
 def test_what_was_held_before_the_join_comes_first() -> None:

@@ -158,7 +158,7 @@ class Relay:
         [session] = self.witness.sessions
         await until(lambda: session.ended_at is not None, "the end of the session")
         assert session.ending is Ending.DONE
-        assert session.up.bytes == session.down.bytes == len(data)
+        assert session.up.read == session.down.read == len(data)
 
 
 @asynccontextmanager

@@ -37,7 +37,7 @@ HOOKS = ("opened", "dialing", "connected", "closed", "refused")
 def direction(count: int) -> Direction:
     """One that has ended."""
     made = Direction()
-    made.bytes, made.eof = count, True
+    made.read, made.eof = count, True
     return made
 
 
@@ -609,8 +609,8 @@ def test_sessions_are_told_apart_and_share_nothing() -> None:
     one, two = (Session(1, 0, "a", "b", 0.0) for _ in range(2))
     assert one != two
     assert len({one, two}) == 2
-    one.up.bytes += 1
-    assert (one.down.bytes, two.up.bytes) == (0, 0)
+    one.up.read += 1
+    assert (one.down.read, two.up.read) == (0, 0)
 
 
 # -- pools

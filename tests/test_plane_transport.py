@@ -236,9 +236,9 @@ class Pump:
                         memoryview(NOISE)[at : at + (1 << 18)]
                     )
             sent += part
-            read = side.told.bytes
+            read = side.told.read
             self.settle(1)
-            moved = part or side.told.bytes > read
+            moved = part or side.told.read > read
             resting = all(map(at_rest, under_way))
             quiet = quiet + 1 if resting and not moved else 0
         assert sent < LOTS, "NOISE is too small for the kernel's buffers"
@@ -259,10 +259,10 @@ class Pump:
         for _ in range(20):
             self.splice(side)
             peer.data.clear()
-            before, used = side.told.bytes, self.pipes.in_use
+            before, used = side.told.read, self.pipes.in_use
             sent = self.block(side)
             if self.pipes.in_use > used:
-                return sent, side.told.bytes - before
+                return sent, side.told.read - before
             self.take(self.other(side), sent)
         raise AssertionError("nothing is ever left in a pipe")
 
@@ -454,7 +454,8 @@ def test_bytes_move_and_are_counted(pump: Pump) -> None:
     assert pump.take(server, 7) == b"request"
     server.peer.socket.send(b"response")
     assert pump.take(client, 8) == b"response"
-    assert (client.told.bytes, server.told.bytes) == (7, 8)
+    assert (client.told.read, server.told.read) == (7, 8)
+    assert (client.told.written, server.told.written) == (7, 8)
     assert client.protocol.data == server.protocol.data == b""
     assert client.events == server.events == []
     assert not client.transport.blocked
@@ -465,8 +466,8 @@ def test_much_arrives_as_it_was_sent(pump: Pump) -> None:
     """However it came through."""
     pump.send(pump.client, NOISE)
     assert pump.take(pump.server, LOTS) == NOISE
-    assert pump.client.told.bytes == LOTS
-    assert pump.server.told.bytes == 0
+    assert pump.client.told.read == pump.client.told.written == LOTS
+    assert pump.server.told.read == pump.server.told.written == 0
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -504,7 +505,7 @@ def test_both_ways_at_once_with_pauses(seed: int, pump: Pump) -> None:
         side.peer.end()
     for side in sides:
         assert pump.take_all(pump.other(side)) == whole[side]
-        assert side.told.bytes == len(whole[side])
+        assert side.told.read == len(whole[side])
     pump.until(lambda: sides[0].protocol.lost and sides[1].protocol.lost)
     for side in sides:
         assert side.why is ConnectionDone
@@ -525,7 +526,7 @@ def test_small_reads_are_not_spliced(tcp: Pump, splices: Splices) -> None:
     """A pipe for a few bytes costs more than it saves."""
     for _ in range(20):
         assert tcp.client.peer.socket.send(bytes(1000)) == 1000
-        tcp.take(tcp.server, tcp.client.told.bytes)
+        tcp.take(tcp.server, tcp.client.told.read)
         tcp.settle(1)
     assert splices.moved == []
 
@@ -631,9 +632,9 @@ def test_a_sink_that_is_full_holds_no_more_than_a_chunk(
     assert not server.transport.blocked
     assert 0 < server.transport.unsent <= (PIPE_SIZE if spliced else COPY_SIZE)
     assert pump.pipes.in_use <= 1
-    read = client.told.bytes
+    read = client.told.read
     pump.settle()
-    assert client.told.bytes == read
+    assert client.told.read == read
     # The other direction is not concerned.
     server.peer.socket.send(b"meanwhile")
     assert pump.take(client, 9) == b"meanwhile"
@@ -680,10 +681,10 @@ def test_a_side_that_pauses_is_not_read(tcp: Pump) -> None:
     client.transport.pauseProducing()
     client.peer.socket.send(b"data")
     tcp.settle()
-    assert client.told.bytes == 0
+    assert client.told.read == 0
     assert not server.peer.data
     client.transport.resumeProducing()
-    assert client.told.bytes == 0
+    assert client.told.read == 0
     assert tcp.take(server, 4) == b"data"
 
 
@@ -700,9 +701,9 @@ def test_one_busy_connection_leaves_others_their_turn(still: Still) -> None:
         busy.settle()
         quiet.client.peer.socket.send(b"excuse me")
         busy.client.transport.resumeProducing()
-        before = busy.client.told.bytes
+        before = busy.client.told.read
         plane.doRead()
-        moved = busy.client.told.bytes - before
+        moved = busy.client.told.read - before
         # Twice in each round: for an event, and because it asked to go on.
         assert 0 < moved <= 2 * ROUNDS * (SHARE_MOST + PIPE_SIZE)
         assert quiet.server.peer.take() or quiet.server.peer.data == b"excuse me"
@@ -726,13 +727,13 @@ def test_many_busy_connections_share_a_round(
                 while True:
                     client.peer.socket.send(bytes(1 << 20))
         still.settle()
-        before = sum(client.told.bytes for client in clients)
+        before = sum(client.told.read for client in clients)
         for client in clients:
             client.transport.resumeProducing()
         for bound in (count * SHARE_LEAST, SHARE_LEAST):
             monkeypatch.setattr("relayd.plane.poller.ROUND_BYTES", bound)
             plane.doRead()
-            moved = sum(client.told.bytes for client in clients) - before
+            moved = sum(client.told.read for client in clients) - before
             # Each may go a little over its share, and has one in each half of a round.
             most = count * (SHARE_LEAST + COPY_SIZE)
             assert 0 < moved <= 2 * ROUNDS * most
@@ -775,7 +776,7 @@ def test_a_half_close_while_splicing(first: str, pump: Pump) -> None:
     other.peer.end()
     assert pump.take_all(one) == NOISE
     pump.until(lambda: one.protocol.lost and other.protocol.lost)
-    assert (one.told.bytes, other.told.bytes) == (LOTS, LOTS)
+    assert (one.told.read, other.told.read) == (LOTS, LOTS)
 
 
 @pytest.mark.parametrize("spliced", [True, False])
@@ -793,7 +794,7 @@ def test_an_end_of_data_waits_behind_a_full_sink(
     assert pump.take_all(pump.server) == NOISE[:sent]
     assert pump.client.events == ["eof"]
     assert pump.server.events == []
-    assert pump.client.told.bytes == sent
+    assert pump.client.told.read == sent
     pump.server.peer.socket.send(b"answer")
     assert pump.take(pump.client, 6) == b"answer"
 
@@ -803,7 +804,7 @@ def test_an_end_behind_the_last_bytes_is_found_with_them(tcp: Pump) -> None:
     tcp.client.peer.socket.send(b"last words")
     tcp.client.peer.end()
     tcp.until(lambda: tcp.client.events == ["eof"])
-    assert tcp.client.told.bytes == 10
+    assert tcp.client.told.read == 10
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM])
@@ -885,7 +886,7 @@ def test_urgent_data_does_not_stop_what_is_behind_it(
         # And on it goes.
         tcp.send(client, NOISE)
         assert tcp.take(server, len(expected) + LOTS) == expected + NOISE
-    assert client.told.bytes == len(server.peer.data)
+    assert client.told.read == len(server.peer.data)
 
 
 # -- what splice(2) may say
@@ -917,10 +918,10 @@ def test_a_sink_that_takes_nothing_yet_is_waited_for(
     splices.refuse["out"] = [errno.EAGAIN]
     client.peer.socket.send(NOISE[:100_000])
     tcp.until(lambda: client.transport.blocked)
-    read = client.told.bytes
+    read = client.told.read
     assert server.transport.unsent == read - got
     tcp.settle()
-    assert client.told.bytes == read
+    assert client.told.read == read
     # The kernel, which has room, did not say so, as it did not refuse.
     tcp.plane.watch_also(server.transport.fileno(), EDGE_BOTH)
     tcp.take(server, got + 100_000)
@@ -1077,7 +1078,7 @@ def test_a_source_that_is_reset_while_splicing_is_lost(
     assert client.events == ["lost"]
     assert client.why is ConnectionLost
     assert server.events == []
-    assert len(server.peer.data) == client.told.bytes
+    assert len(server.peer.data) == client.told.read
     assert tcp.plane.not_spliced == 0
 
 
@@ -1404,8 +1405,8 @@ def test_what_was_read_before_a_reset_is_delivered(
     tcp.until(lambda: server.peer.take() or client.protocol.lost)
     assert client.why is ConnectionLost
     assert server.events == []
-    got = tcp.take(server, client.told.bytes)
-    assert got == NOISE[: client.told.bytes]
+    got = tcp.take(server, client.told.read)
+    assert got == NOISE[: client.told.read]
     assert server.transport.unsent == 0
 
 
@@ -1432,7 +1433,7 @@ def test_a_write_that_fails_is_a_lost_connection(tcp: Pump) -> None:
     server.peer.reset()
     tcp.settle()
     client.peer.socket.send(b"for nobody")
-    tcp.until(lambda: client.told.bytes == 10)
+    tcp.until(lambda: client.told.read == 10)
     # It is paused: no more is to be known of it than that.
     tcp.until(lambda: server.protocol.lost)
     assert server.why is ConnectionLost
@@ -1589,7 +1590,7 @@ def test_a_relay_to_a_kernel_without_memory_goes_on(
         else:
             pump.until(lambda: sides[1].protocol.lost)
             assert sides[1].transport.unsent == 0
-        assert sides[0].told.bytes == 4
+        assert sides[0].told.read == 4
         assert sides[0].events == []
 
 
@@ -1737,7 +1738,7 @@ def a_session(still: Still) -> list[weakref.ref[Leg]]:
     still.until(lambda: over)
     assert over == [1]
     assert session.ending is Ending.DONE
-    assert (session.up.bytes, session.down.bytes) == (LOTS, LOTS)
+    assert (session.up.read, session.down.read) == (LOTS, LOTS)
     for side in (client, server):
         side.peer.socket.close()
     return [weakref.ref(leg) for leg in legs]

@@ -94,7 +94,7 @@ def test_the_server_is_dialled_when_the_header_is_read(
     server.receive(b"answer")
     relay.client.take()
     assert relay.client.taken == b"answer"
-    assert relay.session.up.bytes == len(server.taken)
+    assert relay.session.up.read == len(server.taken)
     relay.client.lose(ConnectionDone())
     server.lose(ConnectionDone())
     relay.over()

@@ -291,7 +291,7 @@ def test_connect_from_accept_to_end() -> None:
     server.receive_eof()
     session = proxy.session
     assert session.connected_at == 0.5
-    assert (session.up.bytes, session.down.bytes) == (8, 9)
+    assert (session.up.read, session.down.read) == (8, 9)
     assert session.reply == 90
     assert proxy.dialled == [[(socket.AF_INET, (SERVER, 80))]]
     assert proxy.policy.users == [b"joe"]
@@ -322,7 +322,7 @@ def test_a_request_in_single_bytes_with_data_behind_it(request_: bytes) -> None:
         server = proxy.port.accept(SERVER)
     server.take()
     assert server.taken == b"more"
-    assert proxy.session.up.bytes == 4
+    assert proxy.session.up.read == 4
     client.lose()
 
 
@@ -334,7 +334,7 @@ def test_data_with_the_request_after_it_and_after_the_reply_keeps_its_order() ->
     client.receive(b"three")
     server.take()
     assert server.taken == b"one two three"
-    assert proxy.session.up.bytes == 13
+    assert proxy.session.up.read == 13
     client.lose()
 
 
@@ -345,7 +345,7 @@ def test_a_server_that_speaks_first_is_heard_behind_the_reply() -> None:
     server.receive(b"220 ready")
     client.take()
     assert client.taken == GRANTED + b"220 ready"
-    assert proxy.session.down.bytes == 9
+    assert proxy.session.down.read == 9
     client.lose()
 
 
@@ -609,7 +609,7 @@ def test_a_bad_request_is_rejected_and_named(
     refused(client)
     session = proxy.session
     assert why in session.detail
-    assert (session.up.bytes, session.reply) == (0, 91)
+    assert (session.up.read, session.reply) == (0, 91)
     assert (session.command, session.requested) == ("-", "-")
     proxy.over(Ending.BAD_REQUEST)
 
@@ -768,7 +768,7 @@ def test_bind_from_accept_to_end() -> None:
     assert client.write_shut
     client.receive_eof()
     session = proxy.session
-    assert (session.up.bytes, session.down.bytes) == (6, 6)
+    assert (session.up.read, session.down.read) == (6, 6)
     assert session.connected_at == 3
     assert session.upstream == f"{SERVER}:20"
     assert proxy.witness.heard == [
@@ -813,7 +813,7 @@ def test_what_a_client_sends_before_the_second_reply_is_kept_for_the_peer() -> N
     client.receive(b"after the second")
     peer.take()
     assert peer.taken == b"with it, after the first, after the second"
-    assert proxy.session.up.bytes == len(peer.taken)
+    assert proxy.session.up.read == len(peer.taken)
     client.lose()
 
 
@@ -1181,7 +1181,7 @@ def test_the_client_resets(moment: Moment) -> None:
     proxy, client = reached(moment)
     client.lose()
     assert moment.released(proxy)
-    assert proxy.session.up.bytes == 0
+    assert proxy.session.up.read == 0
     proxy.over(Ending.CLIENT_LEFT)
 
 
@@ -1190,7 +1190,7 @@ def test_the_client_ends_its_side_in_the_handshake(moment: Moment) -> None:
     proxy, client = reached(moment)
     client.receive_eof()
     refused(client)
-    assert proxy.session.up.bytes == 0
+    assert proxy.session.up.read == 0
     assert (
         proxy.session.detail
         == {

@@ -136,7 +136,7 @@ def test_a_session_from_accept_to_end() -> None:
     assert session.upstream == "192.0.2.1:9000"
     assert session.connected_at == 0.5
     assert session.duration == 2.0
-    assert (session.up.bytes, session.down.bytes) == (10, 4)
+    assert (session.up.read, session.down.read) == (10, 4)
     relay.over("opened", "dialing server:80", "connected 192.0.2.1:9000", "closed done")
 
 

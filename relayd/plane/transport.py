@@ -441,7 +441,9 @@ class PlaneTransport:
             if not count:
                 self._found_end()
                 return
-            self._direction.bytes += count
+            direction = self._direction
+            direction.read += count
+            direction.written += count
             # All that came before the end was there to be read, and fewer bytes
             # than were asked for means that it was.
             ends = self._more == _END and count < COPY_SIZE
@@ -510,7 +512,8 @@ class PlaneTransport:
                     break
         except OSError as raised:
             problem = raised.errno
-        self._direction.bytes += moved
+        self._direction.read += moved
+        self._direction.written += moved
         if moved >= SPLICE_LEAST:
             if self._full_reads > FULL_READS:
                 self._full_reads = FULL_READS
