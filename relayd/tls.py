@@ -24,10 +24,8 @@ from twisted.internet.interfaces import IHandshakeListener, INegotiated
 from twisted.python.failure import Failure
 
 from relayd.errors import HandshakeFailed
+from relayd.hooks import implementers
 from relayd.names import is_address
-
-#: Classes of transports of which is remembered whether they are TLS.
-KINDS_REMEMBERED = 64
 
 #: At most so many of a certificate's names, and of the characters of each, are shown.
 NAMES_SHOWN, NAME_LENGTH = 3, 64
@@ -50,17 +48,8 @@ _CHAIN_PROBLEMS = {
     68: "a signature in its chain is too weak",
 }
 
-#: What `_is_tls` has answered.
-_kinds: dict[Any, bool] = {}
-
-
-def _is_tls(kind: Any) -> bool:
-    # Asked of the class: a wrapper claims to provide all that is below it.
-    if len(_kinds) >= KINDS_REMEMBERED:
-        # A program that makes up classes as it goes.
-        _kinds.clear()
-    answer = _kinds[kind] = bool(INegotiated.implementedBy(kind))
-    return answer
+#: Whether a class of transports is TLS.
+_is_tls = implementers(INegotiated)
 
 
 def tells(transport: Any) -> bool:
@@ -70,11 +59,7 @@ def tells(transport: Any) -> bool:
     protocol, or Twisted's own stand-in that passes it on.  With a wrapper in between
     (PROXY, throttling) nobody is told.
     """
-    kind = type(transport)
-    is_tls = _kinds.get(kind)
-    if is_tls is None:
-        is_tls = _is_tls(kind)
-    return is_tls and IHandshakeListener.providedBy(
+    return _is_tls[type(transport)] and IHandshakeListener.providedBy(
         getattr(transport, "wrappedProtocol", None)
     )
 

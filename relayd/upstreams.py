@@ -6,7 +6,6 @@ selector (:class:`relayd.interfaces.ISelector`).
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -14,6 +13,7 @@ import attrs
 from twisted.internet.interfaces import IStreamClientEndpoint
 from zope.interface import implementer
 
+from relayd.hooks import implementers
 from relayd.interfaces import IDialer, ISelector
 from relayd.session import Session
 from relayd.tls import ServerIdentity
@@ -21,9 +21,8 @@ from relayd.tls import ServerIdentity
 Candidate = TypeVar("Candidate")
 
 
-@functools.lru_cache(maxsize=64)
-def _class_dials(kind: Any) -> bool:
-    return bool(IDialer.implementedBy(kind))
+#: Whether a class of endpoints is dialled as an IDialer.
+_dials = implementers(IDialer)
 
 
 class Upstream:
@@ -54,7 +53,7 @@ class Upstream:
         self.identity = identity
         kind: Any = type(endpoint)
         # What has a certificate to show is no socket of ours.
-        self.dials = identity is None and _class_dials(kind)
+        self.dials = identity is None and _dials[kind]
 
     def __repr__(self) -> str:
         return f"Upstream({self.endpoint!r}, {self.name!r})"

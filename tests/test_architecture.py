@@ -17,7 +17,10 @@ PACKAGE = Path(__file__).parent.parent / "relayd"
 #: Each row may import from the rows above it.
 ROWS = [
     {"monotonic"},
-    {"errors", "addresses", "names", "ports", "hops", "libc", "relay_names"},
+    {
+        *("errors", "addresses", "names", "ports", "hops", "libc", "relay_names"),
+        "hooks",
+    },
     {"session", "socks4_wire", "nat_table", "ident"},
     {"interfaces"},
     {

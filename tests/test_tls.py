@@ -30,10 +30,8 @@ from relayd.observers import Observer
 from relayd.session import Ending, Session
 from relayd.tcp import RelayFactory
 from relayd.tls import (
-    KINDS_REMEMBERED,
     ServerHandshake,
     ServerIdentity,
-    _kinds,
     ascii_name,
     tells,
     why_failed,
@@ -68,13 +66,6 @@ def test_who_is_told_of_a_handshake() -> None:
     FakeTLSTransport().connect(wrapper)
     assert INegotiated.providedBy(wrapper)
     assert not tells(wrapper)
-
-
-def test_classes_that_are_made_up_do_not_fill_the_memory() -> None:
-    for number in range(KINDS_REMEMBERED * 2):
-        kind = type(f"Made{number}", (FakeTLSTransport,), {})
-        assert tells(kind().connect(Listener()))
-    assert len(_kinds) <= KINDS_REMEMBERED
 
 
 def test_a_name_in_another_script() -> None:
