@@ -26,7 +26,7 @@ class Hello(Resource):
     isLeaf = True
 
     def render_GET(self, request: Any) -> bytes:
-        """Greet whoever the site thinks is asking."""
+        """Greet the client by the address that the site sees."""
         return f"hello, {request.getClientAddress().host}\n".encode()
 
 

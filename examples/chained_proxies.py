@@ -1,15 +1,15 @@
 """A SOCKS4 proxy that reaches everything through another SOCKS4 proxy.
 
-What connects a client to where it wants to go is the *dialer*: it is given addresses
-that were permitted and returns a client endpoint.  This one asks a second proxy for
-the first of them::
+A SOCKS4 relay connects to destinations by its *dialer*: it is given the addresses that
+the policy permitted, and returns a client endpoint.  The dialer of this example asks a
+second proxy for the first of them::
 
     twistd -n --pidfile= socks4 --listen 127.0.0.1:1081
     python examples/chained_proxies.py 127.0.0.1:1080 127.0.0.1:1081
     curl --socks4 127.0.0.1:1080 http://127.0.0.1:8000/
 
-Once the second proxy has granted the request, its connection is handed to the relay
-as if it led straight to the server, and is relayed, or spliced, like any other.
+Once the second proxy has granted the request, its connection is given to the relay as
+if it led straight to the server, and is relayed, or spliced, like any other.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from relayd.socks4_wire import (
 
 
 class Asking(Protocol):
-    """Asks a proxy for a connection, then gives its own away."""
+    """Asks a proxy for a connection, then gives its transport to the relay."""
 
     def __init__(self, host: str, port: int, factory: IProtocolFactory) -> None:
         self._request = write_request(Command.CONNECT, host, port)
@@ -67,7 +67,7 @@ class Asking(Protocol):
         transport.write(self._request)
 
     def dataReceived(self, data: bytes) -> None:
-        """Some of the reply; maybe something of the server's behind it."""
+        """Read the reply; bytes of the server may follow it."""
         self._read += data
         try:
             reply = read_reply(self._read)
@@ -83,7 +83,7 @@ class Asking(Protocol):
         protocol = self._factory.buildProtocol(transport.getPeer())
         if protocol is None:
             self._abort()
-            self._fail("it is not wanted any longer")
+            self._fail("the dial was cancelled")
             return
         transport.protocol = protocol
         protocol.makeConnection(transport)
@@ -92,7 +92,7 @@ class Asking(Protocol):
         self.granted.callback(protocol)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """The second proxy left without an answer."""
+        """The second proxy closed before it answered."""
         self._fail("the second proxy closed the connection")
 
     def _fail(self, why: str) -> None:
@@ -113,7 +113,7 @@ class ThroughProxy:
         self._where = host, port
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
-        """Connect, and ask.  There is no timeout; cancel it."""
+        """Connect, and ask.  There is no timeout: cancel the Deferred."""
         asking = Factory.forProtocol(lambda: Asking(*self._where, factory))
         asking.noisy = False
         connected: Any = self._proxy.connect(asking)
@@ -126,7 +126,7 @@ def serve(reactor: Any, listen: str, second: str) -> Any:
     """Serve until the reactor stops."""
     where = parse_listener(listen)
     if isinstance(where, UdpAddress) or not is_local(where):
-        # What makes a public proxy safe is left out here; see `twistd socks4`.
+        # This example lacks what makes a public proxy safe; see `twistd socks4`.
         raise ConfigError(f"{listen} is not on this machine's own loopback")
     proxy = dialing_endpoint(parse_destination(second), reactor)
 
@@ -152,7 +152,7 @@ def serve(reactor: Any, listen: str, second: str) -> Any:
 
 
 def main() -> str | None:
-    """Run; what goes wrong at the start is returned as one line."""
+    """Run; an error at the start is returned as one line."""
     if len(sys.argv) != 3:
         return "usage: chained_proxies.py LISTEN SECOND-PROXY"
     reactor: Any = installed_reactor

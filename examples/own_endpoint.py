@@ -1,8 +1,8 @@
-"""A relay of one's own: a destination that is decided when a client connects.
+"""A destination of your own: it is decided when a client connects.
 
-Any object with Twisted's `IStreamClientEndpoint` can be relayed to.  This one
-tries a main server and turns to a spare when the main one can't be reached; an
-observer counts what became of the sessions::
+Any object with Twisted's `IStreamClientEndpoint` can be relayed to.  This one tries a
+main server, and a spare if the main one can't be reached.  An observer counts how
+sessions end::
 
     python examples/own_endpoint.py 8080 127.0.0.1:8081 127.0.0.1:8082
 """
@@ -37,7 +37,7 @@ from relayd.tcp import RelayFactory
 
 @implementer(IStreamClientEndpoint)
 class WithSpare:
-    """Dials `main`, and `spare` when that fails."""
+    """Dials `main`, and `spare` if that fails."""
 
     def __init__(
         self, main: IStreamClientEndpoint, spare: IStreamClientEndpoint
@@ -46,7 +46,7 @@ class WithSpare:
         self._spare = spare
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
-        """Connect to whichever answers.  Cancelling cancels the dial under way."""
+        """Connect to the one that answers.  Cancelling cancels the current dial."""
 
         def turn_to_spare(reason: Failure) -> Deferred[IProtocol]:
             reason.trap(ConnectError)
@@ -56,13 +56,13 @@ class WithSpare:
 
 
 class Tally(Observer):
-    """Counts the endings of sessions, and says so after each."""
+    """Counts the endings of sessions, and prints the counts after each."""
 
     def __init__(self) -> None:
         self.endings: Counter[str] = Counter()
 
     def closed(self, session: Session) -> None:
-        """One more session has ended."""
+        """A session has ended."""
         if session.ending is not None:
             self.endings[session.ending.word] += 1
         print(
@@ -93,7 +93,7 @@ def serve(reactor: Any, listen: str, main_server: str, spare_server: str) -> Any
 
 
 def main() -> str | None:
-    """Run; what goes wrong at the start is returned as one line."""
+    """Run; an error at the start is returned as one line."""
     if len(sys.argv) != 4:
         return "usage: own_endpoint.py LISTEN MAIN-SERVER SPARE-SERVER"
     reactor: Any = installed_reactor

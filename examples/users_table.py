@@ -1,7 +1,7 @@
-"""A SOCKS4 proxy that says who may go where, in a table of user ids.
+"""A SOCKS4 proxy with a table of users and the destinations that they may reach.
 
-The table is a TOML file; each user has destination rules as `--allow-dest` takes
-them, and may go nowhere else::
+The table is a TOML file.  Each user has destination rules, written as for
+`--allow-dest`; all other destinations are refused::
 
     [users]
     alice = ["*"]
@@ -10,7 +10,7 @@ them, and may go nowhere else::
     python examples/users_table.py 127.0.0.1:1080 users.toml
     curl --socks4 bob@127.0.0.1:1080 https://203.0.113.7/
 
-A user id is what the client says; give `ident=True` to ask its host as well.
+A user id is what the client claims; pass `ident=True` to ask its host as well.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from relayd.socks4 import Socks4Factory
 
 @implementer(IProxyPolicy)
 class UsersTable:
-    """Each user's own policy; others are refused."""
+    """A policy for each user in the table; other users are refused."""
 
     def __init__(self, users: Mapping[str, Sequence[str]]) -> None:
         nothing_else = parse_rule("--deny-dest", "*", allow=False)
@@ -58,12 +58,12 @@ class UsersTable:
         }
 
     def admit(self, user_id: bytes, session: Session) -> None:
-        """Only those who are in the table."""
+        """Admit only users that are in the table."""
         if user_id not in self._policies:
             raise Refused("no such user")
 
     def permit(self, address: str, port: int, name: str, session: Session) -> None:
-        """What the user's own rules say."""
+        """Apply the user's own rules."""
         user_id = getattr(session, "user_id", b"")
         self._policies[user_id].permit(address, port, name, session)
 
@@ -85,7 +85,7 @@ def serve(reactor: Any, listen: str, table: str) -> Any:
     """Serve until the reactor stops."""
     where = parse_listener(listen)
     if isinstance(where, UdpAddress) or not is_local(where):
-        # What makes a public proxy safe is left out here; see `twistd socks4`.
+        # This example lacks what makes a public proxy safe; see `twistd socks4`.
         raise ConfigError(f"{listen} is not on this machine's own loopback")
     socks = Socks4Factory(reactor, dialer=dialer(reactor), policy=read_table(table))
     port = yield listening_endpoint(where, reactor).listen(socks)
@@ -99,7 +99,7 @@ def serve(reactor: Any, listen: str, table: str) -> Any:
 
 
 def main() -> str | None:
-    """Run; what goes wrong at the start is returned as one line."""
+    """Run; an error at the start is returned as one line."""
     if len(sys.argv) != 3:
         return "usage: users_table.py LISTEN TABLE"
     reactor: Any = installed_reactor

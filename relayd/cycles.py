@@ -1,10 +1,10 @@
-"""Relays that would lead back to themselves, found before they start.
+"""Finds relays that would lead back to themselves, before they start.
 
-A relay whose server is its own listener makes a connection for each connection until
-nothing is left, and so does a ring of several.  Addresses say whether one leads to
-another, short forms and Twisted's endpoint strings alike.  Names are not looked up for
-this, but for those that are this machine's by definition; what a name hides is found
-at run time (:mod:`relayd.hops`).
+A relay whose server is its own listener opens a connection for each connection until
+descriptors run out, and so do several relays in a loop.  Whether one leads to another
+is decided by their addresses, short forms and Twisted's endpoint strings alike.  Names
+are not looked up for this, except those that mean this machine by definition; a loop
+through another name is found at run time (:mod:`relayd.hops`).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _WRAPPERS = ("haproxy",)
 def refuse_cycles(
     relays: Sequence[Relay | UdpRelay], own: Callable[[Ip], bool] = is_own
 ) -> None:
-    """Refuse relays of which one leads back to itself, by itself or by others.
+    """Refuse relays that lead back to themselves, alone or through others.
 
-    :param own: tells the addresses of this machine.
-    :raises ConfigError: there is such a ring; the message has its listeners.
+    :param own: whether an address is this machine's.
+    :raises ConfigError: there is such a loop; the message lists its listeners.
     """
     leads_to = [
         [
@@ -45,22 +45,22 @@ def refuse_cycles(
         for relay in relays
     ]
     for start in range(len(relays)):
-        ring = _way_back(start, leads_to)
-        if len(ring) == 1:
+        loop = _way_back(start, leads_to)
+        if len(loop) == 1:
             listen = relays[start].listen
             raise ConfigError(
                 f"--listen '{listen}' is relayed to itself: give another --dest"
             )
-        if ring:
-            names = " to ".join(f"'{relays[number].listen}'" for number in ring)
+        if loop:
+            names = " to ".join(f"'{relays[number].listen}'" for number in loop)
             raise ConfigError(
-                f"a ring of relays: --listen {names} to '{relays[start].listen}':"
+                f"a loop of relays: --listen {names} to '{relays[start].listen}':"
                 " give one of them another --dest"
             )
 
 
 def _way_back(start: int, leads_to: Sequence[Sequence[int]]) -> list[int]:
-    """The shortest way from `start` to itself, or none."""
+    """The shortest path from `start` back to itself, or an empty list."""
     came_from: dict[int, int] = {}
     reached = [start]
     for number in reached:
@@ -91,7 +91,7 @@ def _leads(there: Address, listen: Address, own: Callable[[Ip], bool]) -> bool:
 
 
 def _addresses(host: str | None) -> Iterator[Ip]:
-    """What a destination's host stands for, as far as that needs no look-up."""
+    """The addresses of a destination's host, as far as they need no look-up."""
     if host is None:
         yield _LOOPBACK[0]
     elif _is_this_machine(host):
@@ -103,14 +103,14 @@ def _addresses(host: str | None) -> Iterator[Ip]:
             return
         address = getattr(address, "ipv4_mapped", None) or address
         if address.is_unspecified:
-            # connect(2) takes it for this machine.
+            # connect(2) treats it as this machine.
             yield _LOOPBACK[address.version == 6]
         else:
             yield address
 
 
 def _serves(host: str | None, address: Ip, own: Callable[[Ip], bool]) -> bool:
-    """Whether a listener on this host hears of connections to an address."""
+    """Whether a listener on this host accepts connections to an address."""
     if host is None:
         return own(address)
     if _is_this_machine(host):
@@ -130,7 +130,7 @@ def _is_this_machine(host: str) -> bool:
 
 
 def _plain(address: Address, *, server: bool) -> HostPort | UnixPath | None:
-    """What an address is as a short form; None where that can't be told."""
+    """An address as a short form; None where there is none."""
     if isinstance(address, UdpAddress):
         return HostPort(address.host, address.port)
     if not isinstance(address, EndpointString):
@@ -154,7 +154,7 @@ def _plain_string(text: str, *, server: bool) -> HostPort | UnixPath | None:
     if kind.lower() not in _BY_PORT:
         return None
     if "endpoint" in named and not server:
-        # `tls:`, whose host is the one that the certificate is for.
+        # `tls:`, whose host is the name in the certificate.
         return _plain_string(named["endpoint"], server=False)
     if server:
         everywhere = "::" if kind.lower() == "tcp6" else "0.0.0.0"

@@ -1,7 +1,7 @@
-"""Something to relay to, for those who want to see the relay work at once.
+"""A server to relay to, for a first try.
 
-`twistd relayd --demo` puts the relay in front of a file server of the current
-folder, which runs in the same process and is reached over loopback only.
+`twistd relayd --demo` relays to a file server of the current folder, which runs in the
+same process and listens on loopback only.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class DemoSite(Service):
 
 
 class DemoInvitation(Service):
-    """Says what to try, once everything runs."""
+    """Logs what to try, once everything runs."""
 
     def startService(self) -> None:
         super().startService()

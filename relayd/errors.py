@@ -1,4 +1,4 @@
-"""The errors of relayd: few kinds, each with one line for the person who reads it.
+"""The errors of relayd: few kinds, each with one clear line.
 
 Every message says what was wrong, quotes the offending text, and says what is
 expected or what to do.  Nothing here imports anything of ours.
@@ -18,7 +18,7 @@ class ListenError(RelayError):
 
 
 class Refused(RelayError):
-    """A gate turns a client away, or a policy is against what it asks for.
+    """A gate refuses a client, or a policy refuses what it asks for.
 
     :ivar why: the reason, in a few words for the log.
     """
@@ -29,14 +29,14 @@ class Refused(RelayError):
 
 
 class HandshakeFailed(RelayError):
-    """A TLS handshake failed, or the peer's certificate is not the one it should be."""
+    """A TLS handshake failed, or the peer showed the wrong certificate."""
 
 
 class CannotStart(SystemExit, RelayError):
     """A service can't start: print one line, exit with status 1.
 
     `twistd` prints a traceback for any exception that escapes from a service
-    as it starts, except SystemExit, whose text the interpreter prints alone.
-    But it removes its pid file, and tells the parent of a daemon, only for an
-    Exception.  So this is both.
+    as it starts, except SystemExit: of that the interpreter prints only the text.
+    But only for an Exception does it remove its pid file and notify a daemon's
+    parent process.  So this is both.
     """

@@ -1,12 +1,12 @@
-"""Asks a client's host who it is: the Identification Protocol, RFC 1413.
+"""Asks a client's host for its user: the Identification Protocol, RFC 1413.
 
-The server asks port 113 of the client's host, from the address that the client has
-connected to, about the two ports of the connection, and gets one line::
+The server connects to port 113 of the client's host, from the address that the client
+has connected to, sends the two ports of the connection, and gets one line::
 
     6193, 1080 : USERID : UNIX : joe
     6193, 1080 : ERROR : NO-USER
 
-The answer is as good as the host that gives it.
+The answer is as trustworthy as the host that gives it.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ MOST_LINE = 1000
 
 
 class NoIdent(RelayError):
-    """There is no answer that names a user.
+    """No answer named a user.
 
-    The message says why, in a few words for the log.
+    The message is the reason, in a few words for the log.
     """
 
 
 def read_answer(line: bytes, client_port: int, our_port: int) -> bytes:
-    """The user id in an answer, without the blanks around it.
+    """The user id in an answer, without surrounding blanks.
 
-    :raises NoIdent: it names none, or is about another connection.
+    :raises NoIdent: it has none, or is about another connection.
     """
     fields = line.split(b":", 3)
     ports = fields[0].split(b",")
@@ -60,12 +60,12 @@ def read_answer(line: bytes, client_port: int, our_port: int) -> bytes:
 
 
 def _quoted(text: bytes) -> str:
-    """Its beginning, for the log."""
+    """The beginning of a text, quoted for the log."""
     return repr(text[:80].decode("ascii", "replace"))
 
 
 class _Question(LineOnlyReceiver):
-    """One question on a connection of its own."""
+    """One query, on a connection of its own."""
 
     delimiter = b"\n"
     MAX_LENGTH = MOST_LINE
@@ -112,7 +112,7 @@ def ask(
     port: int = PORT,
     timeout: float = TIMEOUT,
 ) -> Deferred[bytes]:
-    """Ask the client's host whose connection this is.
+    """Ask the client's host which user has this connection.
 
     :param client: the client's IPv4Address or IPv6Address.
     :param ours: the address that it has connected to.
@@ -121,7 +121,7 @@ def ask(
         cancelled.
     """
     kind: Any = TCP6ClientEndpoint if ":" in client.host else TCP4ClientEndpoint
-    # Twisted's own timeout goes by the machine's clock.
+    # Twisted's own timeout uses the machine's clock.
     endpoint = kind(
         reactor, client.host, port, timeout=None, bindAddress=(ours.host, 0)
     )

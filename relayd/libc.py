@@ -1,8 +1,8 @@
 """Two calls of the C library that Python's sockets can't make.
 
-Both are the plain way to something for which there is a better one, in case that is
-refused: by a sandbox with few system calls (gVisor, seccomp, SystemCallFilter) or by a
-security module.  They are made through ctypes, and seldom.
+Both are fallbacks, for when the better call is refused: by a sandbox with few system
+calls (gVisor, seccomp, SystemCallFilter) or by a security module.  They are made
+through ctypes, and rarely.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _checked(answer: int) -> int:
 
 
 def accept(descriptor: int) -> int:
-    """accept(2), where Python calls accept4(2); of the latter it only takes ENOSYS.
+    """accept(2).  Python calls accept4(2), and falls back only on ENOSYS.
 
     :return: the connection's descriptor, which is not inheritable.  It blocks.
     :raises OSError: as accept(2) says.
@@ -40,8 +40,8 @@ def accept(descriptor: int) -> int:
 
 
 def disconnect(descriptor: int) -> None:
-    """Reset a TCP connection: connect(2) to nowhere, in Linux.
+    """Reset a TCP connection, by connect(2) with AF_UNSPEC (Linux).
 
-    :raises OSError: it is none, or is not connected.
+    :raises OSError: it is no TCP socket, or is not connected.
     """
     _checked(_library().connect(descriptor, _NOWHERE, len(_NOWHERE)))

@@ -1,9 +1,9 @@
 """The facts of a log line as the fields of its event, for structured logs.
 
-A logged event is a table of fields, and Twisted's logger takes them as keyword
-arguments.  So a fact that has the name of one of its own (`level`, `format`,
-`log_time`) would not be logged but raise, or change when the line says that it was
-written.  Such a fact is called `fact_level` instead.
+A log event is a table of fields, which Twisted's logger takes as keyword arguments.  So
+a fact with the name of one of the logger's own fields (`level`, `format`, `log_time`)
+would raise instead of being logged, or change the line's time.  Such a fact is logged
+as `fact_level` instead.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping
 
-#: What a logger, or an observer of an older kind, calls its own
-#: (:class:`twisted.logger.Logger`, :mod:`twisted.python.log`); so does `log_` begin.
+#: Fields of the logger itself, and of observers of an older kind
+#: (:class:`twisted.logger.Logger`, :mod:`twisted.python.log`).  So is all with `log_`.
 LOGGERS = frozenset(
     [
         *("self", "format", "level", "line"),
@@ -20,12 +20,12 @@ LOGGERS = frozenset(
     ]
 )
 
-#: What a fact is called that has the name of another field.
+#: The prefix of a fact that has the name of another field.
 PREFIX = "fact_"
 
 
 def is_own(name: str) -> bool:
-    """Whether a field of this name is the logger's."""
+    """Whether the logger reserves a field of this name."""
     return name in LOGGERS or name.startswith("log_")
 
 
@@ -53,12 +53,12 @@ def one_by_one(
     taken: frozenset[str] = frozenset(),
     failed: Callable[[object], None] | None = None,
 ) -> list[tuple[str, object, str]]:
-    """What can be said of each fact: its name as a field, itself, and its text.
+    """Name, value and text of each fact that can be logged.
 
     :param facts: names and values.
     :param taken: the names of the fields beside them.
-    :param failed: told the name of a fact that is left out, while its exception is
-        handled: the name is no text, or the fact has none.
+    :param failed: called with the name of a fact that is left out, while its exception
+        is handled: the name is no str, or the fact can't be turned into text.
     """
     facts = list(facts)
     names = {name for name, _ in facts if isinstance(name, str)}

@@ -1,14 +1,14 @@
-"""The file that a command logs to, opened anew by its name when SIGUSR1 says so.
+"""The log file of a command, reopened by its name on SIGUSR1.
 
-logrotate and its like rename a log file, make another of the old name or leave that to
-the program, and send SIGUSR1.  Twisted's `LogFile.reopen` closes the old file first and
-has none if the new one can't be opened.  :class:`TwistdLog` opens first, and stays with
-the old file if it can't.
+logrotate and similar programs rename a log file, create a new one of the old name or
+leave that to the program, and send SIGUSR1.  Twisted's `LogFile.reopen` closes the old
+file first, and has none if the new one can't be opened.  :class:`TwistdLog` opens the
+new file first, and keeps the old one if that fails.
 
-`twistd` takes the observer that an application brings along (an `ILogObserver`
-component) instead of making one, so :meth:`TwistdLog.attach` brings one, of the file
-that its options name.  `twist` has opened its file by then; :class:`TwistLog` puts
-another one in the place of its descriptor.
+`twistd` uses an application's own log observer (an `ILogObserver` component), if there
+is one, instead of making one.  So :meth:`TwistdLog.attach` adds one, for the file that
+the options name.  `twist` has opened its file by then; :class:`TwistLog` replaces the
+file behind its descriptor.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from twisted.python.logfile import LogFile
 
 from relayd.errors import CannotStart
 
-#: What twistd calls the log file of a daemon that was told no other.
+#: The default log file of a daemon.
 DAEMON_LOG = "twistd.log"
 
-#: Bytes after which twistd begins another file: the default of its own.
+#: Bytes after which twistd starts a new file: twistd's own default.
 ROTATE_LENGTH = 1_000_000
 
 
 class AnyLogFile(Protocol):
-    """A log file that can be opened anew.
+    """A log file that can be reopened.
 
     :ivar path: its name, absolute.
     """
@@ -42,16 +42,16 @@ class AnyLogFile(Protocol):
     path: str
 
     def attach(self, parent: object) -> None:
-        """Log to it, from when the application starts.
+        """Log to it from the start of the application on.
 
         :param parent: what the service was attached to.
         :raises OSError: it can't be opened.
         """
 
     def reopen(self) -> None:
-        """Go on in the file that has the name now.
+        """Go on in the file that has this name now.
 
-        :raises OSError: it can't be opened; the old one is still logged to.
+        :raises OSError: it can't be opened; the log stays in the old file.
         """
 
 
@@ -62,14 +62,14 @@ class TwistdLog:
     """
 
     def __init__(self, name: str) -> None:
-        # As `twistd` may change its folder later.
+        # `twistd` may change its working directory later.
         self.path = os.path.abspath(name)
         self._file: LogFile | None = None
         self._mode: int | None = None
 
     def attach(self, parent: object) -> None:
         """See :meth:`AnyLogFile.attach`."""
-        # Otherwise it is a program's collection of services, which logs as it likes.
+        # Otherwise it is an embedder's service collection, whose log is its own.
         application: Any = parent
         if not isinstance(application, Componentized):
             return
@@ -85,7 +85,7 @@ class TwistdLog:
             self.path,
             # A device, such as /dev/null, is not to be renamed.
             rotateLength=ROTATE_LENGTH if not there or os.path.isfile(self.path) else 0,
-            # A new one is as the old one was, whatever the umask is by now.
+            # A new file gets the mode of the old one, whatever the umask is by now.
             defaultMode=None if there else self._mode,
         )
         self._mode = stat.S_IMODE(os.stat(self.path).st_mode)
@@ -94,24 +94,24 @@ class TwistdLog:
             old.close()
 
     def close(self) -> None:
-        """Log no more."""
+        """Stop logging."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def write(self, text: str) -> None:
-        """Twisted's observer writes each event by this, and flushes it."""
+        """Called by Twisted's observer with each event, followed by `flush`."""
         if self._file is not None:
             self._file.write(text.encode("utf-8", "backslashreplace"))
 
     def flush(self) -> None:
-        """Nothing is kept: see :meth:`write`."""
+        """Called by Twisted's observer behind each event; see :meth:`write`."""
         if self._file is not None:
             self._file.flush()
 
 
 class TwistLog:
-    """The log file of a `twist`, which is open.
+    """The log file of a `twist`, which has opened it already.
 
     :param file: as `twist` opened it.
     """
@@ -126,7 +126,7 @@ class TwistLog:
     def reopen(self) -> None:
         """See :meth:`AnyLogFile.reopen`."""
         mode = stat.S_IMODE(os.fstat(self._file.fileno()).st_mode)
-        # A FIFO that nobody reads is an error, and not a wait without an end.
+        # Opening a FIFO without a reader fails, instead of blocking for ever.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
         new = os.open(self.path, flags, mode)
         try:
@@ -138,16 +138,16 @@ class TwistLog:
 
 
 def _take_any_text(stream: object) -> None:
-    """Let a stream write what its encoding has no characters for, escaped.
+    """Escape characters that the stream's encoding does not have.
 
-    Otherwise the line is lost that quotes a file's name, in a locale that lacks it.
+    Otherwise a log line that contains one, as in a file's name, would be lost.
     """
     if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
         stream.reconfigure(errors="backslashreplace")
 
 
 def _descriptor(file: Any) -> int:
-    """The file's; -1 if it has none."""
+    """The file's descriptor; -1 if it has none."""
     try:
         return int(file.fileno())
     except (AttributeError, OSError, ValueError):

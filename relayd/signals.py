@@ -1,24 +1,24 @@
-"""What a relay does when it is sent a signal.
+"""What a relay does on a signal.
 
 ======= ==============================================================================
 SIGTERM The first stops it: sessions may finish within the drain timeout.  The second
 SIGINT  ends it at once.
-SIGHUP  Nothing, and a line in the log.  But when it comes because the terminal in whose
-        foreground the relay runs has closed, it stops; it never counts as the second
-        signal, as one closing may send several.  Who has it ignored (nohup) gets it
-        ignored.
-SIGUSR1 Opens the log file anew, by its name (:mod:`relayd.log_file`).
+SIGHUP  Nothing but a line in the log.  But if it is sent because the terminal in whose
+        foreground the relay runs has closed, the relay stops.  It never counts as the
+        second signal, since one closing may send several.  If it was ignored when the
+        relay started (nohup), it stays ignored.
+SIGUSR1 Reopens the log file, by its name (:mod:`relayd.log_file`).
 ======= ==============================================================================
 
 Twisted's own handlers make the process die of the signal after a clean shutdown, and
-answer a second signal with a traceback.  These let it exit with status 0, which is what
-a supervisor expects of a service that did as it was told.
+answer a second signal with a traceback.  With these it exits with status 0, which is
+what a supervisor expects of a service that was told to stop.
 
-They are there before the first listener is opened.  What comes while the process still
-starts is done when the reactor runs, so that no start is left half way.  Earlier than
-that the kernel's default holds, which ends the process: there is nothing yet to clean
-up.  But a container's first process (number 1) has no default: the kernel drops what
-it has no handler for.  :func:`hear_early` is for that one.
+They are installed before the first listener opens.  A signal during the start is
+handled when the reactor runs, so that no start is interrupted half way.  Before that
+the kernel's default applies, which ends the process: there is nothing to clean up yet.
+But the first process of a container (number 1) has no default: the kernel drops signals
+that it has no handler for.  :func:`hear_early` is for that process.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from relayd.monotonic import monotonic
 
 log = Logger(namespace="relayd.signals")
 
-#: Seconds after a SIGHUP in which a terminal that is about to close has closed: some
-#: programs, and shells, send it first.
+#: Seconds after a SIGHUP within which a terminal that is about to close has closed:
+#: some programs, and shells, send the signal first.
 CLOSING = 1.0
 
-#: Signals to stop that came before there was anything to stop.
+#: Signals to stop that came before the service started.
 _early: set[int] = set()
 
 
 def hear_early() -> None:
     """As process 1, keep a SIGTERM until a service starts.
 
-    No other process, and none that has a handler, sees any of it; and neither does a
-    process 1 without a service of ours: the kernel drops the signal there, too.
+    Other processes, and those that have a handler, are left alone.  A process 1 without
+    a service of ours ignores the signal, as it did before.
     """
     if (
         os.getpid() == 1
@@ -61,11 +61,11 @@ def hear_early() -> None:
 
 
 class Signals(Service):
-    """The handlers, from when the service starts.
+    """Installs the handlers when the service starts.
 
-    :param reactor: is stopped by the first signal to stop.
-    :param stop_now: waits no longer; for the second.
-    :param log_file: what SIGUSR1 opens anew, if anything.
+    :param reactor: stopped by the first signal to stop.
+    :param stop_now: called by the second; ends the relay at once.
+    :param log_file: reopened on SIGUSR1, if there is one.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Signals(Service):
         self._log_file = log_file
         self._stopping = False
         self._begun = False
-        #: Whether there is a terminal that can close.
+        #: Whether there is a controlling terminal, which can close.
         self._terminal = False
 
     def privilegedStartService(self) -> None:
@@ -142,7 +142,7 @@ class Signals(Service):
             clock.callLater(CLOSING, self._has_closed)
 
     def _has_closed(self) -> bool:
-        """Whether the terminal is gone; the first time that it is, stop."""
+        """Whether the terminal is gone; stop the first time that it is."""
         if not self._terminal or _terminal_error() != errno.ENXIO:
             return False
         self._terminal = False
@@ -168,9 +168,9 @@ class Signals(Service):
 
 
 def _terminal_error() -> int:
-    """0 if this process has a terminal that controls it; or why it has none (tty(4)).
+    """0 if this process has a controlling terminal, or an errno: why not (tty(4)).
 
-    ENXIO is what the kernel says of one that is gone.
+    ENXIO means that the terminal is gone.
     """
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))

@@ -113,7 +113,7 @@ def test_a_ring_is_refused() -> None:
     """By its shortest way round."""
     ring = ("L1001", "D1002", "L1002", "D192.0.2.1:1", "D1003", "L1003", "D1001")
     assert refusal(*ring) == (
-        "a ring of relays: --listen ':1001' to ':1002' to ':1003' to ':1001':"
+        "a loop of relays: --listen ':1001' to ':1002' to ':1003' to ':1001':"
         " give one of them another --dest"
     )
     assert refusal("L2001", "D1001", *ring)
