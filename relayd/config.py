@@ -15,6 +15,7 @@ from typing import Any, Literal, cast, get_args
 
 import attrs
 
+from relayd import settings
 from relayd.bridge import Timeouts
 from relayd.destinations import Network, Rule, parse_network
 from relayd.endpoint_strings import hides_clients
@@ -23,13 +24,12 @@ from relayd.endpoints import (
     EndpointString,
     HostPort,
     StreamAddress,
-    Transport,
     UdpAddress,
     UnixPath,
 )
 from relayd.errors import ConfigError
+from relayd.settings import Transport
 from relayd.socks4_wire import MOST_USER_ID
-from relayd.udp_nat import RECEIVE_BUFFER
 
 #: A listen(2) backlog; the kernel caps it further (net.core.somaxconn).
 BACKLOG_LIMIT = 65535
@@ -82,13 +82,13 @@ class UdpSettings:
     :ivar max_flows_per_client: None is half of those.
     """
 
-    timeout: float = 300.0
-    unreplied_timeout: float = 30.0
+    timeout: float = settings.UDP_TIMEOUT.default
+    unreplied_timeout: float = settings.UDP_UNREPLIED_TIMEOUT.default
     max_flows: int | None = None
     max_flows_per_client: int | None = None
     refresh_inbound: bool = True
     reply_cap: float = 0.0
-    receive_buffer: int = RECEIVE_BUFFER
+    receive_buffer: int = settings.UDP_RCVBUF.default
 
 
 @attrs.frozen(kw_only=True)
@@ -103,9 +103,9 @@ class Common:
     """
 
     timeouts: Timeouts = attrs.Factory(Timeouts)
-    drain_timeout: float = 10.0
-    backlog: int = 4096
-    transport: Transport = "auto"
+    drain_timeout: float = settings.DRAIN_TIMEOUT.default
+    backlog: int = settings.BACKLOG.default
+    transport: Transport = settings.TRANSPORT.default
     verbose: bool = False
     quiet: bool = False
 
@@ -133,8 +133,8 @@ class Limits:
 
     max_handshakes: int | None = None
     max_handshakes_per_client: int | None = None
-    max_binds: int = 256
-    max_binds_per_client: int = 8
+    max_binds: int = settings.MAX_BINDS.default
+    max_binds_per_client: int = settings.MAX_BINDS_PER_CLIENT.default
 
 
 def _networks(given: Iterable[Network]) -> tuple[Network, ...]:
@@ -170,7 +170,7 @@ class Socks4Config(Common):
     bind_any: bool = False
     bind_address: str | None = None
     external_address: str | None = None
-    bind_timeout: float = 120.0
+    bind_timeout: float = settings.BIND_TIMEOUT.default
     limits: Limits = attrs.Factory(Limits)
 
 

@@ -21,9 +21,12 @@ still take then: what its buffer held, unless its application read meanwhile.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
+
+from relayd import settings
+from relayd.setting_types import Setting
 
 if TYPE_CHECKING:
     from relayd.tcp_info import TcpInfo
@@ -57,6 +60,10 @@ def _not_negative(_: object, attribute: attrs.Attribute[float], value: float) ->
         raise ValueError(f"{attribute.name} must not be negative: {value!r}")
 
 
+def _timeout(setting: Setting[float]) -> Any:
+    return attrs.field(default=setting.default, validator=_not_negative)
+
+
 @attrs.frozen
 class Timeouts:
     """How long a session may stay in each state, in seconds; 0 is for ever.
@@ -69,11 +76,11 @@ class Timeouts:
     :ivar handshake: until the client has done its handshake, of TLS or SOCKS4 or both.
     """
 
-    connect: float = attrs.field(default=10.0, validator=_not_negative)
-    stall: float = attrs.field(default=10.0, validator=_not_negative)
-    idle: float = attrs.field(default=3600.0, validator=_not_negative)
-    half_close: float = attrs.field(default=300.0, validator=_not_negative)
-    handshake: float = attrs.field(default=30.0, validator=_not_negative)
+    connect: float = _timeout(settings.CONNECT_TIMEOUT)
+    stall: float = _timeout(settings.STALL_TIMEOUT)
+    idle: float = _timeout(settings.IDLE_TIMEOUT)
+    half_close: float = _timeout(settings.HALF_CLOSE_TIMEOUT)
+    handshake: float = _timeout(settings.HANDSHAKE_TIMEOUT)
 
     #: How often sessions are looked at: an eighth of the shortest, <= 1 s.
     tick: float = attrs.field(init=False, eq=False, repr=False)

@@ -25,7 +25,7 @@ import ipaddress
 import re
 import socket
 import sys
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from twisted.internet.endpoints import (
@@ -41,6 +41,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.plugin import getPlugins
 
+from relayd import settings
 from relayd.addresses import host_port
 from relayd.dialing import Dialer, NameEndpoint, SocketEndpoint
 from relayd.endpoint_strings import (
@@ -55,6 +56,7 @@ from relayd.listening import TCPListenerEndpoint, UNIXListenerEndpoint
 from relayd.names import is_name, is_number
 from relayd.plane import obstacle
 from relayd.proxy_header import behind_balancer
+from relayd.settings import Transport
 from relayd.tls import ServerIdentity
 from relayd.udp_sockets import BROADCAST, ReactorWatcher, Watcher, is_broadcast
 
@@ -127,9 +129,6 @@ class EndpointString:
 
 StreamAddress = HostPort | UnixPath | EndpointString
 Address = StreamAddress | UdpAddress
-
-#: Whose connections: the plane's, Twisted's own, or the plane's where it can be had.
-Transport = Literal["auto", "plane", "twisted"]
 
 
 def parse_listener(text: str) -> Address:
@@ -311,8 +310,8 @@ def on_plane(transport: Transport, reactor: Any) -> bool:
 def listening_endpoint(
     address: StreamAddress,
     reactor: Any,
-    backlog: int = 4096,
-    transport: Transport = "auto",
+    backlog: int = settings.BACKLOG.default,
+    transport: Transport = settings.TRANSPORT.default,
 ) -> IStreamServerEndpoint:
     """The endpoint that listens there.
 
@@ -356,7 +355,9 @@ def _from_string(reactor: Any, text: str) -> IStreamServerEndpoint:
 
 
 def dialing_endpoint(
-    address: StreamAddress, reactor: Any, transport: Transport = "auto"
+    address: StreamAddress,
+    reactor: Any,
+    transport: Transport = settings.TRANSPORT.default,
 ) -> IStreamClientEndpoint:
     """The endpoint that connects there.  The relay bounds the time a dial takes.
 
@@ -408,7 +409,7 @@ def server_identity(address: StreamAddress) -> ServerIdentity | None:
     return ServerIdentity(name, alone=True) if name else None
 
 
-def dialer(reactor: Any, transport: Transport = "auto") -> Dialer:
+def dialer(reactor: Any, transport: Transport = settings.TRANSPORT.default) -> Dialer:
     """What connects to addresses that are known.
 
     :raises ConfigError: the transport can't be had.
@@ -417,7 +418,7 @@ def dialer(reactor: Any, transport: Transport = "auto") -> Dialer:
     return Dialer(reactor, PlaneSocketEndpoint if plane else SocketEndpoint)
 
 
-def watcher(reactor: Any, transport: Transport = "auto") -> Watcher:
+def watcher(reactor: Any, transport: Transport = settings.TRANSPORT.default) -> Watcher:
     """What watches the sockets of datagrams.
 
     :raises ConfigError: the transport can't be had.

@@ -17,13 +17,11 @@ from twisted.logger import Logger
 
 from relayd.errors import Refused
 from relayd.log_throttle import LogThrottle
+from relayd.settings import HANDSHAKES, HANDSHAKES_EACH
 
 log = Logger(namespace="relayd.limits")
 
 Item = TypeVar("Item")
-
-#: Handshakes that may wait in all, and of one client, unless it is said.
-HANDSHAKES, HANDSHAKES_EACH = 4096, 1024
 
 
 def affordable_handshakes() -> int:

@@ -31,6 +31,7 @@ from collections.abc import Hashable
 from math import ceil, floor, inf, log2
 from typing import Generic, TypeVar
 
+from relayd import settings
 from relayd.errors import RelayError
 
 #: Seconds after a flow's first datagram from which on another shows that it is in use.
@@ -115,9 +116,9 @@ class NatTable(Generic[AnyFlow]):
         most: int,
         most_each: int,
         *,
-        timeout: float = 300.0,
-        unreplied_timeout: float = 30.0,
-        refresh_inbound: bool = True,
+        timeout: float = settings.UDP_TIMEOUT.default,
+        unreplied_timeout: float = settings.UDP_UNREPLIED_TIMEOUT.default,
+        refresh_inbound: bool = settings.REFRESH_INBOUND.default,
     ) -> None:
         if most < 1 or most_each < 1:
             raise ValueError("a table has room for one flow at least")

@@ -47,7 +47,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from relayd import ident
+from relayd import ident, settings
 from relayd.addresses import address_name, client_key, host_of, host_port
 from relayd.bridge import Leg, Timeouts
 from relayd.destinations import ProxyPolicy, address_towards
@@ -649,22 +649,23 @@ class Socks4Factory(StreamFactory):
         listener: AnyListener | None = None,
         resolver: AnyResolver | None = None,
         policy: IProxyPolicy | None = None,
-        ident: bool = False,
+        ident: bool = settings.IDENT.default,
         ident_port: int = ident.PORT,
-        bind: bool = True,
-        bind_any: bool = False,
-        bind_address: str | None = None,
-        external_address: str | None = None,
-        handshake_timeout: float = 30.0,
-        bind_timeout: float = 120.0,
-        connect_timeout: float = 10.0,
-        stall_timeout: float = 10.0,
-        idle_timeout: float = 3600.0,
-        half_close_timeout: float = 300.0,
-        max_handshakes: int | None = None,
-        max_handshakes_per_client: int | None = None,
-        max_binds: int = 256,
-        max_binds_per_client: int = 8,
+        bind: bool = settings.BIND.default,
+        bind_any: bool = settings.BIND_ANY.default,
+        bind_address: str | None = settings.BIND_ADDRESS.default,
+        external_address: str | None = settings.EXTERNAL_ADDRESS.default,
+        handshake_timeout: float = settings.HANDSHAKE_TIMEOUT.default,
+        bind_timeout: float = settings.BIND_TIMEOUT.default,
+        connect_timeout: float = settings.CONNECT_TIMEOUT.default,
+        stall_timeout: float = settings.STALL_TIMEOUT.default,
+        idle_timeout: float = settings.IDLE_TIMEOUT.default,
+        half_close_timeout: float = settings.HALF_CLOSE_TIMEOUT.default,
+        max_handshakes: int | None = settings.MAX_HANDSHAKES.default,
+        max_handshakes_per_client: int
+        | None = settings.MAX_HANDSHAKES_PER_CLIENT.default,
+        max_binds: int = settings.MAX_BINDS.default,
+        max_binds_per_client: int = settings.MAX_BINDS_PER_CLIENT.default,
         observer: IObserver | None = None,
         gate: IGate | None = None,
         name: str | None = None,

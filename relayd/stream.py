@@ -52,6 +52,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from relayd import settings
 from relayd.addresses import address_name, ends_of
 from relayd.bridge import Bridge, Leg, Timeouts
 from relayd.destinations import OwnHosts
@@ -897,7 +898,7 @@ class StreamFactory(Factory):
         """The last listener closed: don't keep a timer for sessions to come."""
         self.wheel.settle()
 
-    def drain(self, timeout: float = 10.0) -> Deferred[None]:
+    def drain(self, timeout: float = settings.DRAIN_TIMEOUT.default) -> Deferred[None]:
         """Serve no new client, and wait for the sessions that live.
 
         Stop listening first, or at the same time: a client that connects after

@@ -21,6 +21,7 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
 )
 
+from relayd import settings
 from relayd.bridge import Timeouts
 from relayd.interfaces import IGate, IObserver
 from relayd.monotonic import monotonic
@@ -71,11 +72,11 @@ class RelayFactory(StreamFactory):
         self,
         upstream: Pool | Upstream | IStreamClientEndpoint,
         *,
-        connect_timeout: float = 10.0,
-        stall_timeout: float = 10.0,
-        idle_timeout: float = 3600.0,
-        half_close_timeout: float = 300.0,
-        handshake_timeout: float = 30.0,
+        connect_timeout: float = settings.CONNECT_TIMEOUT.default,
+        stall_timeout: float = settings.STALL_TIMEOUT.default,
+        idle_timeout: float = settings.IDLE_TIMEOUT.default,
+        half_close_timeout: float = settings.HALF_CLOSE_TIMEOUT.default,
+        handshake_timeout: float = settings.HANDSHAKE_TIMEOUT.default,
         clock: IReactorTime | None = None,
         observer: IObserver | None = None,
         gate: IGate | None = None,

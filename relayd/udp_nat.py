@@ -38,6 +38,7 @@ from twisted.internet.interfaces import (
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from relayd import settings
 from relayd.addresses import bare_end, client_key, host_port, numeric_host, socket_name
 from relayd.destinations import Ip, is_own
 from relayd.flow_log import (
@@ -82,9 +83,8 @@ LOOK_EVERY = 32
 #: are the longer, which saves more than asking in vain costs.
 MANY = 6
 
-#: What the kernel may keep of unread datagrams, in bytes, if it lets us: of a
-#: listener's, and at most of one flow's.
-RECEIVE_BUFFER, FLOW_BUFFER = 4 << 20, 1 << 20
+#: The largest receive buffer of a flow's socket, in bytes.
+FLOW_BUFFER = 1 << 20
 
 #: Flows that are asked in one step what the kernel has dropped of theirs.
 LOOKS = 256
@@ -805,13 +805,13 @@ class UdpNat:
         observer: FlowObserver | None = None,
         open_socket: Callable[[int], Any] | None = None,
         own: Callable[[Ip], bool] = is_own,
-        max_flows: int | None = None,
-        max_flows_per_client: int | None = None,
-        timeout: float = 300.0,
-        unreplied_timeout: float = 30.0,
-        refresh_inbound: bool = True,
-        reply_cap: float = 0.0,
-        receive_buffer: int = RECEIVE_BUFFER,
+        max_flows: int | None = settings.MAX_FLOWS.default,
+        max_flows_per_client: int | None = settings.MAX_FLOWS_PER_CLIENT.default,
+        timeout: float = settings.UDP_TIMEOUT.default,
+        unreplied_timeout: float = settings.UDP_UNREPLIED_TIMEOUT.default,
+        refresh_inbound: bool = settings.REFRESH_INBOUND.default,
+        reply_cap: float = settings.REPLY_CAP.default,
+        receive_buffer: int = settings.UDP_RCVBUF.default,
     ) -> None:
         if not reply_cap >= 0:
             raise ValueError(f"reply_cap must not be negative: {reply_cap!r}")
@@ -1385,7 +1385,7 @@ class UdpNat:
         """The flows that live, by key."""
         return self.table.flows
 
-    def drain(self, timeout: float = 10.0) -> Deferred[None]:
+    def drain(self, timeout: float = settings.DRAIN_TIMEOUT.default) -> Deferred[None]:
         """Take no new client; let those that are being answered finish.
 
         A flow is finished when it has had an answer for each of its datagrams and

@@ -21,6 +21,8 @@ ROWS = [
         *("errors", "addresses", "names", "ports", "hops", "libc", "relay_names"),
         "hooks",
     },
+    {"setting_types"},
+    {"settings"},
     {"session", "socks4_wire", "nat_table", "ident"},
     {"interfaces"},
     {
