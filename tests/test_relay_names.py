@@ -102,7 +102,7 @@ def test_a_session_knows_its_relays_name(kind: str, name: str | None) -> None:
     transport.connect(factory.buildProtocol(transport.peer))
     [session] = seen.sessions
     assert session.relay == factory.name == (name or "relay1")
-    factory.cut_all()
+    factory.abort_all()
     factory.stopFactory()
 
 
