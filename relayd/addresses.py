@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from typing import Any
 
@@ -10,8 +11,6 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 
 _MAPPED = "::ffff:"
-
-_UNSPECIFIED = ("0.0.0.0", "::", "::ffff:0.0.0.0")
 
 
 def host_port(host: str, port: int) -> str:
@@ -79,43 +78,26 @@ def socket_address(
     return UNIXAddress(address or None)
 
 
-def ends_of(sock: socket.SocketType, towards: Any = None) -> tuple[str, str]:
-    """What both ends of a connection are called, which is the same at either of them.
-
-    Where it was dialled to may be called otherwise: the kernel takes 0.0.0.0 and `::`
-    for this machine.
-
-    :param towards: where it leads, if it does not stand yet.
-    :return: this end, as the kernel has it, and the other one.
-    :raises OSError: it is lost.
-    """
-    family, here = int(sock.family), sock.getsockname()
-    try:
-        there = sock.getpeername()
-    except OSError:
-        if towards is None:
-            raise
-        there = towards
-        if there[0] in _UNSPECIFIED:
-            there = (here[0], *there[1:])
-    return (
-        address_name(socket_address(family, here)),
-        address_name(socket_address(family, there)),
-    )
-
-
 def numeric_host(address: tuple[Any, ...]) -> str:
     """The host of a socket address, with its scope if it has one."""
     return socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
 
 
-def socket_name(address: tuple[Any, ...]) -> str:
-    """A host and a port as text, of an address as the socket module has it.
+def socket_name(address: Any) -> str:
+    """What the log calls an address that is as the socket module has it.
 
-    A link-local IPv6 address has its interface, without which it says nothing.
+    The same as :func:`address_name` of Twisted's form, for TCP.  A link-local IPv6
+    address has its interface, without which it says nothing.
     """
-    scoped = len(address) == 4 and address[3]
-    return host_port(numeric_host(address) if scoped else address[0], address[1])
+    if not isinstance(address, tuple):
+        return "unix:" + _path_text(os.fsencode(address or b""))
+    host, port = address[:2]
+    if len(address) == 4:
+        if address[3]:
+            host = numeric_host(address)
+        elif host.startswith(_MAPPED) and "." in host:
+            host = host[len(_MAPPED) :]
+    return host_port(host, port)
 
 
 def bare_end(address: tuple[Any, ...]) -> tuple[str, int, int]:

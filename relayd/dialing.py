@@ -40,6 +40,7 @@ from relayd.interfaces import ICaller, IDial, IDialer, IHearsHops
 from relayd.monotonic import monotonic
 from relayd.ports import may_be_handed_out
 from relayd.resolving import Resolver, SocketAddress
+from relayd.socket_ends import is_its_own_peer
 from relayd.transports import connection_class, reset_on_close, set_options
 
 #: Seconds after which a UNIX socket whose backlog was full is tried again.
@@ -183,21 +184,6 @@ class Dial:
         self._where.join(self._socket, self._caller, self)
 
 
-def _is_its_own_peer(sock: socket.SocketType) -> bool:
-    """Whether a socket has connected to itself.
-
-    A port of the kernel's own range on this machine, where nobody listens, may be the
-    very port that the kernel chose for the socket: a simultaneous open (RFC 9293, 3.5)
-    with itself, which succeeds.
-    """
-    ours = sock.getsockname()
-    try:
-        return bool(ours == sock.getpeername())
-    except OSError:
-        # Lost again by now, which a read will tell.
-        return False
-
-
 def _give_name(sock: socket.SocketType) -> None:
     """Bind a UNIX socket to a name by which its other end knows it again.
 
@@ -305,7 +291,7 @@ class SocketEndpoint:
 
         :param dial: what has waited for that, if anything.
         """
-        if self._may_meet_itself and _is_its_own_peer(sock):
+        if self._may_meet_itself and is_its_own_peer(sock):
             # Kept, it would relay a client to itself; closed politely, it would keep
             # the port from the server for a minute.
             reset_on_close(sock)

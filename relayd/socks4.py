@@ -53,6 +53,7 @@ from relayd.bridge import Leg, Timeouts
 from relayd.destinations import ProxyPolicy, address_towards
 from relayd.dialing import Dialer
 from relayd.errors import Refused, RelayError
+from relayd.foreign_transports import set_options
 from relayd.interfaces import IGate, IMakesRoom, IObserver, IProxyPolicy
 from relayd.limits import (
     Waiting,
@@ -77,7 +78,6 @@ from relayd.stream import (
     StreamFactory,
     StreamProtocol,
     UpstreamLeg,
-    set_options,
 )
 from relayd.upstreams import Upstream
 

@@ -44,8 +44,6 @@ from twisted.internet.interfaces import (
     IHandshakeListener,
     INegotiated,
     IReactorTime,
-    ITCPTransport,
-    IUNIXTransport,
 )
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
@@ -53,10 +51,16 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from relayd import settings
-from relayd.addresses import address_name, ends_of
+from relayd.addresses import address_name
 from relayd.bridge import Bridge, Leg, Timeouts
 from relayd.destinations import OwnHosts
 from relayd.errors import HandshakeFailed, Refused
+from relayd.foreign_transports import (
+    is_its_own_peer,
+    keep_alive,
+    lent_socket,
+    set_options,
+)
 from relayd.hops import Hop, between, file_of, streams
 from relayd.interfaces import (
     ICaller,
@@ -71,9 +75,10 @@ from relayd.observers import Observers, SessionLog
 from relayd.registry import Registry
 from relayd.relay_names import relay_name
 from relayd.session import Ending, Session
-from relayd.tcp_info import lent_socket, was_reset
+from relayd.socket_ends import ends_of
+from relayd.tcp_info import was_reset
 from relayd.tls import ServerHandshake, ServerIdentity, stage, tells, why_failed
-from relayd.transports import KEEPALIVE_IS_INHERITED, set_keepalive
+from relayd.transports import KEEPALIVE_IS_INHERITED
 from relayd.upstreams import Upstream
 from relayd.wheel import DeadlineWheel
 
@@ -129,53 +134,6 @@ def ending_of_failed_dial(reason: Failure) -> tuple[Ending, str]:
         ending = Ending.FAILED
     text = " ".join(str(problem).split()).rstrip(".")
     return ending, text or type(problem).__name__
-
-
-def set_options(transport: Any) -> None:
-    """What :func:`relayd.transports.set_options` does, on transports not of ours."""
-    if getattr(transport, "options_are_set", False):
-        return
-    is_tcp = _is_tcp(transport)
-    if is_tcp or IUNIXTransport.providedBy(transport):
-        # Or the peer is gone already, which the next read will tell; or it is a
-        # wrapper that claims more than it has.
-        with suppress(OSError, AttributeError):
-            if is_tcp:
-                transport.setTcpNoDelay(True)
-            handle = transport.getHandle()
-            handle.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-
-
-def keep_alive(transport: Any) -> None:
-    """What :func:`relayd.transports.set_keepalive` does, on any transport."""
-    if getattr(transport, "options_are_set", False):
-        # One of ours, whose handle is the socket: half the work, when thousands of
-        # sessions have their first look at once.
-        set_keepalive(transport.getHandle())
-        return
-    with lent_socket(transport) as sock:
-        if sock is not None:
-            set_keepalive(sock)
-        elif _is_tcp(transport):
-            with suppress(OSError, AttributeError):
-                transport.setTcpKeepAlive(True)
-
-
-def _is_tcp(transport: Any) -> bool:
-    is_unix = IUNIXTransport.providedBy(transport)
-    return bool(ITCPTransport.providedBy(transport)) and not is_unix
-
-
-def _is_its_own_peer(transport: Any) -> bool:
-    """Whether a foreign endpoint's socket has connected to itself.
-
-    Our own endpoints see to that; see :mod:`relayd.dialing`.
-    """
-    if getattr(transport, "options_are_set", False):
-        return False
-    here = transport.getHost()
-    # UNIX sockets have no names of their own.
-    return hasattr(here, "port") and bool(here == transport.getPeer())
 
 
 def _note_listener(here: Any) -> None:
@@ -509,7 +467,7 @@ class StreamProtocol(Leg):
             if leg.alive:
                 transport = leg.transport
                 set_options(transport)
-                if _is_its_own_peer(transport):
+                if is_its_own_peer(transport):
                     self._leg = self._dialing = None
                     leg.abort()
                     if self.session.ending is None:

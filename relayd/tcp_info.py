@@ -21,11 +21,11 @@ import socket
 import struct
 import sys
 import termios
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import attrs
+
+from relayd.foreign_transports import lent_socket
 
 _LINUX = sys.platform.startswith("linux")
 
@@ -65,28 +65,6 @@ class TcpInfo:
     probes: int
     since_sent: float
     since_heard: float
-
-
-@contextmanager
-def lent_socket(transport: Any) -> Iterator[socket.SocketType | None]:
-    """The socket of any transport that has a descriptor, or None.
-
-    To ask it and to set its options, within the block only.
-    """
-    try:
-        number = transport.fileno()
-        if not isinstance(number, int):
-            raise TypeError("that would be a socket of its own")
-        # The kernel is asked for its family and type.
-        sock = socket.SocketType(fileno=number)
-    except (AttributeError, OSError, TypeError, ValueError):
-        # Not a socket of ours, or closed a moment ago.
-        yield None
-        return
-    try:
-        yield sock
-    finally:
-        sock.detach()
 
 
 def tcp_info(transport: Any) -> TcpInfo | None:

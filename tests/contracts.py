@@ -43,7 +43,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from relayd.bridge import unsent
-from relayd.stream import set_options
+from relayd.foreign_transports import set_options
 from relayd.transports import PeerVanished
 from tests.conftest import LoggedFailures, pause
 

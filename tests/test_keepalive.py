@@ -19,9 +19,8 @@ from relayd.endpoints import (
     parse_destination,
     parse_listener,
 )
-from relayd.stream import keep_alive
+from relayd.foreign_transports import keep_alive, lent_socket
 from relayd.tcp import RelayFactory
-from relayd.tcp_info import lent_socket
 from relayd.transports import set_keepalive
 from tests.conftest import pause
 from tests.fakes import FakeTransport

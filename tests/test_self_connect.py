@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet import error, reactor
+from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.protocol import Factory
 
 from relayd import dialing, ports
 from relayd.dialing import SocketEndpoint
 from relayd.plane.endpoints import PlaneSocketEndpoint
-from relayd.stream import StreamProtocol
 from relayd.tcp import RelayFactory
 from tests.contracts import Recorder, until
-from tests.fakes import FakeEndpoint, FakeTransport
+from tests.fakes import FakeTransport
 from tests.process import Server
 
 FAMILIES = [socket.AF_INET, socket.AF_INET6]
@@ -110,19 +110,24 @@ def test_a_port_that_the_kernel_hands_to_nobody_is_not_asked_about(
     assert not kind(reactor, socket.AF_UNIX, "/nowhere")._may_meet_itself
 
 
-def test_a_foreign_endpoint_that_met_itself() -> None:
+@pytest_twisted.ensureDeferred
+async def test_a_foreign_endpoint_that_met_itself() -> None:
     """Twisted's own have no such test: it is made when they have connected."""
-    endpoint = FakeEndpoint()
-    relay = RelayFactory(endpoint)
+    with Server() as server:
+        there = server.socket.getsockname()
+    endpoint = TCP4ClientEndpoint(reactor, *there, bindAddress=there)
+    clock: Any = reactor
+    relay = RelayFactory(endpoint, clock=clock)
     client: Any = relay.buildProtocol(None)
-    FakeTransport().connect(client)
-    transport = endpoint.dial.connect(FakeTransport().host)
+    near = FakeTransport()
+    near.connect(client)
     session = client.session
-    assert isinstance(client, StreamProtocol)
-    assert session.ending is not None
+    await until(lambda: session.ending is not None)
     assert session.ending.word == "connect_refused"
     assert "itself" in session.detail
-    assert "abort" in transport.log
+    near.lose()
+    await relay.drain(0)
+    relay.stopFactory()
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,6 @@ from relayd import tcp_info as module
 from relayd.tcp_info import (
     TcpInfo,
     is_dead,
-    lent_socket,
     parse,
     tcp_info,
     unacknowledged,
@@ -115,8 +114,6 @@ def test_a_unix_socket() -> None:
 def test_what_is_no_descriptor(number: object) -> None:
     """As if everything were in order."""
     for each in (NoSocket(number), object()):
-        with lent_socket(each) as sock:
-            assert sock is None
         assert tcp_info(each) is None
         assert unacknowledged(each) == unread(each) == 0
     assert not is_dead(object())
@@ -126,23 +123,11 @@ def test_a_descriptor_of_something_else_is_left_alone() -> None:
     reading, writing = os.pipe()
     try:
         for end in (reading, writing):
-            with lent_socket(NoSocket(end)) as sock:
-                assert sock is None
             assert tcp_info(NoSocket(end)) is None
             os.fstat(end)
     finally:
         os.close(reading)
         os.close(writing)
-
-
-def test_a_lent_socket_stays_open_when_the_block_fails() -> None:
-    one, other = socket.socketpair()
-    with one, other:
-        with pytest.raises(ZeroDivisionError), lent_socket(one) as sock:
-            assert sock is not None
-            raise ZeroDivisionError
-        other.sendall(b"x")
-        assert one.recv(1) == b"x"
 
 
 def test_a_system_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
