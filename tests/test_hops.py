@@ -106,14 +106,15 @@ class Foreign:
     def __init__(self, port: int) -> None:
         self.port = port
         self.heard = Heard()
-        self.server = FakeEndpoint()
+        self.clock: Any = Clock()
+        self.server = FakeEndpoint(self.clock)
         self.factory = RelayFactory(
-            self.server, clock=Clock(), observer=IObserver(self.heard)
+            self.server, clock=self.clock, observer=IObserver(self.heard)
         )
 
     def accept(self, client: IPv4Address) -> Any:
         """A client comes; the relay's end of its connection."""
-        transport = FakeTransport()
+        transport = FakeTransport(clock=self.clock)
         transport.peer = client
         transport.host = IPv4Address("TCP", "127.0.0.1", self.port)
         protocol: Any = self.factory.buildProtocol(client)
@@ -125,11 +126,12 @@ class Foreign:
         ours = IPv4Address("TCP", "127.0.0.1", local)
         dial = self.server.dials.pop(0)
         protocol: Any = dial.factory.buildProtocol(None)
-        transport = FakeTransport()
+        transport = FakeTransport(clock=self.clock)
         transport.peer = IPv4Address("TCP", host, port)
         transport.host = ours
         transport.connect(protocol)
         dial.deferred.callback(protocol)
+        transport.turn()
         return ours
 
     @property

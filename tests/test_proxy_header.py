@@ -41,16 +41,16 @@ class Relay:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.server = FakeEndpoint()
+        self.server = FakeEndpoint(self.clock)
         self.factory = RelayFactory(
             Upstream(self.server, "server:80"),
             handshake_timeout=2,
             clock=self.clock,  # type: ignore[arg-type]
         )
-        listener = self.listener = FakeServerEndpoint("192.0.2.2")
+        listener = self.listener = FakeServerEndpoint("192.0.2.2", self.clock)
         factory: IProtocolFactory = self.factory
         behind_balancer(listener).listen(factory)
-        self.client = FakeTransport()
+        self.client = FakeTransport(clock=self.clock)
         self.client.connect(listener.factory.buildProtocol(self.client.peer))
         [protocol] = self.factory.sessions.values()
         self.session = protocol.session
@@ -155,6 +155,7 @@ def test_a_client_that_leaves_before_its_header() -> None:
 def test_a_client_that_comes_too_late_is_not_served() -> None:
     relay = Relay()
     drained = relay.factory.drain(0)
+    relay.client.turn()
     assert drained.called
     assert relay.listener.factory.buildProtocol(relay.client.peer) is None
     relay.over()

@@ -160,11 +160,11 @@ class Proxy:
 
     def _dialer(self, addresses: Sequence[SocketAddress]) -> IStreamClientEndpoint:
         self.dialled.append(list(addresses))
-        self.servers.append(FakeEndpoint())
+        self.servers.append(FakeEndpoint(self.clock))
         return self.servers[-1]
 
     def _listener(self, host: str) -> Any:
-        made = FakeServerEndpoint(host)
+        made = FakeServerEndpoint(host, self.clock)
         self.listeners.append(made)
         if self._opens:
             listen = made.listen
@@ -190,7 +190,7 @@ class Proxy:
         :param peer: its address, if it is not `host`'s.
         :param facing: the address that it has connected to.
         """
-        transport = FakeTransport()
+        transport = FakeTransport(clock=self.clock)
         transport.peer = peer or IPv4Address("TCP", host, 50000)
         transport.host = facing or transport.host
         protocol = self.factory.buildProtocol(transport.peer)
@@ -558,7 +558,7 @@ def test_the_second_address_of_a_name_is_tried_when_the_first_fails() -> None:
 
     class Fake(SocketEndpoint):
         def connect(self, factory: Any) -> Any:
-            made.append((self.address, FakeEndpoint()))
+            made.append((self.address, FakeEndpoint(proxy.clock)))
             return made[-1][1].connect(factory)
 
     clock = MemoryReactorClock()
@@ -1028,6 +1028,7 @@ def test_a_listener_with_a_bug_ends_its_session_only(
     proxy = Proxy(opens=False)
     client = proxy.client(BIND)
     proxy.listeners[0].opened.errback(ZeroDivisionError("in the listener"))
+    client.turn()
     assert not client.connected
     logged_failures.take("in the listener")
     proxy.over(Ending.FAILED)

@@ -288,11 +288,11 @@ class Guarded:
 
     def _dial(self, addresses: Any) -> FakeEndpoint:
         self.dialled.append(addresses)
-        self.servers.append(FakeEndpoint())
+        self.servers.append(FakeEndpoint(self.clock))
         return self.servers[-1]
 
     def _listen(self, host: str) -> Any:
-        listener = FakeServerEndpoint(host)
+        listener = FakeServerEndpoint(host, self.clock)
         listening = listener.listen
 
         def listen(factory: Any) -> Any:
@@ -305,7 +305,7 @@ class Guarded:
 
     def client(self, data: bytes) -> FakeTransport:
         """A client connects, and sends this."""
-        transport = FakeTransport()
+        transport = FakeTransport(clock=self.clock)
         protocol: Any = self.factory.buildProtocol(transport.peer)
         transport.connect(protocol)
         transport.receive(data)
@@ -313,6 +313,7 @@ class Guarded:
 
     def close(self) -> None:
         self.factory.abort_all()
+        self.clock.advance(0)
         self.factory.stopFactory()
         assert self.clock.getDelayedCalls() == []
 

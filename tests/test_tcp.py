@@ -83,7 +83,7 @@ class Relay:
 
     def __init__(self, **options: Any) -> None:
         self.clock = Clock()
-        self.server = FakeEndpoint()
+        self.server = FakeEndpoint(self.clock)
         self.witness = Witness()
         self.gate = Turnstile()
         self.factory = RelayFactory(
@@ -96,7 +96,7 @@ class Relay:
 
     def client(self) -> FakeTransport:
         """A client connects."""
-        transport = FakeTransport()
+        transport = FakeTransport(clock=self.clock)
         protocol = self.factory.buildProtocol(transport.peer)
         assert protocol is not None
         return transport.connect(protocol)
@@ -488,7 +488,7 @@ def test_an_endpoint_that_goes_on_after_it_connected(late: str) -> None:
     client = relay.client()
     dial = relay.server.dial
     protocol: Any = dial.factory.buildProtocol(None)
-    transport = FakeTransport().connect(protocol)
+    transport = FakeTransport(clock=relay.clock).connect(protocol)
     if late == "fails":
         dial.fail(error.ConnectError(string="no handshake"))
     elif late == "is cancelled":
@@ -533,6 +533,7 @@ def test_an_endpoint_that_connects_something_else_is_a_failure(
     relay = Relay()
     client = relay.client()
     relay.server.dial.deferred.callback(None)  # type: ignore[arg-type]
+    client.turn()
     assert not client.connected
     logged_failures.take("not what it was given")
     relay.over("opened", "dialing server:80", "closed failed")
@@ -563,6 +564,7 @@ def test_a_server_lost_as_soon_as_it_was_connected() -> None:
     transport = FakeTransport().connect(protocol)
     transport.lose()
     dial.deferred.callback(protocol)
+    client.turn()
     assert not client.connected
     relay.over("opened", "dialing server:80", "closed connect_failed")
 
@@ -668,7 +670,7 @@ def test_the_interfaces_are_what_is_asked_for() -> None:
 
 def secret_client(relay: Relay, wrapper: Any = None) -> FakeTLSTransport:
     """A client with TLS connects; `wrapper` stands between TLS and the relay."""
-    transport = FakeTLSTransport()
+    transport = FakeTLSTransport(clock=relay.clock)
     protocol: Any = relay.factory.buildProtocol(transport.peer)
     if wrapper is not None:
         protocol = wrapper(WrappingFactory(relay.factory), protocol)
@@ -876,6 +878,7 @@ def test_a_tls_server_that_is_lost_in_its_handshake(early: bool) -> None:
         transport.connect(leg)
         transport.lose(ConnectionDone())
         dial.deferred.callback(leg)
+        client.turn()
     else:
         relay.server.dial.connect(transport=FakeTLSTransport(9000)).lose()
     assert relay.session.detail == "TLS handshake: the server closed its connection"
@@ -887,7 +890,7 @@ def test_a_handshake_may_be_done_before_the_endpoint_says_so() -> None:
     relay = Relay()
     relay.client()
     dial = relay.server.dial
-    transport = FakeTLSTransport(9000)
+    transport = FakeTLSTransport(9000, relay.clock)
     leg = dial.factory.buildProtocol(transport.peer)
     assert leg is not None
     transport.connect(leg)
@@ -896,6 +899,7 @@ def test_a_handshake_may_be_done_before_the_endpoint_says_so() -> None:
     dial.deferred.callback(leg)
     assert relay.session.connected_at == 0
     relay.factory.abort_all()
+    transport.turn()
     assert not transport.connected
 
 
@@ -943,9 +947,10 @@ def test_a_name_that_can_not_be_checked_is_not_good(
     client = relay.client()
     dial = relay.server.dial
     leg: Any = dial.factory.buildProtocol(None)
-    made = transport(9000)
+    made = transport(9000, relay.clock)
     made.connect(ProtocolWrapper(WrappingFactory(relay.factory), leg))
     dial.deferred.callback(leg)
+    made.turn()
     assert relay.session.detail == "the endpoint's TLS, if any, can't be checked"
     assert not client.connected
     assert not made.connected
@@ -967,7 +972,7 @@ def test_tls_below_a_wrapper_is_looked_at_when_its_time_is_over(
     relay.client()
     dial = relay.server.dial
     leg: Any = dial.factory.buildProtocol(None)
-    transport = FakeTLSTransport(9000)
+    transport = FakeTLSTransport(9000, relay.clock)
     transport.connect(ProtocolWrapper(WrappingFactory(relay.factory), leg))
     dial.deferred.callback(leg)
     assert relay.witness.heard[-1] == "connected 192.0.2.1:9000"
@@ -1021,6 +1026,7 @@ def test_a_deadline_that_fails_ends_its_session_only(
 def drained(relay: Relay, timeout: float) -> list[None]:
     done: list[None] = []
     relay.factory.drain(timeout).addCallback(done.append)
+    relay.clock.advance(0)
     return done
 
 

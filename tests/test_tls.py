@@ -165,7 +165,7 @@ async def relayed_with(
         endpoint = wrapClientTLS(options, there)
         witness = Witness()
         factory = RelayFactory(Upstream(endpoint, "server", identity), observer=witness)
-        client = FakeTransport()
+        client = FakeTransport(clock=reactor)
         protocol: Any = factory.buildProtocol(None)
         client.connect(protocol)
         client.receive(b"a secret")
