@@ -17,7 +17,6 @@ import attrs
 
 from relayd import settings
 from relayd.bridge import Timeouts
-from relayd.destinations import Network, Rule, parse_network
 from relayd.endpoint_strings import hides_clients
 from relayd.endpoints import (
     Address,
@@ -28,6 +27,8 @@ from relayd.endpoints import (
     UnixPath,
 )
 from relayd.errors import ConfigError
+from relayd.networks import Network, parse_network
+from relayd.rules import Rule
 from relayd.settings import Transport
 from relayd.socks4_wire import MOST_USER_ID
 

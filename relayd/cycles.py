@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
 from relayd.config import Relay, UdpRelay
-from relayd.destinations import Ip, is_own
 from relayd.endpoint_strings import parts
 from relayd.endpoints import Address, EndpointString, HostPort, UdpAddress, UnixPath
 from relayd.errors import ConfigError
+from relayd.networks import Ip
+from relayd.own_addresses import is_own
 
 _LOOPBACK: tuple[Ip, ...] = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 

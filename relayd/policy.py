@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from zope.interface import implementer
 
 from relayd.addresses import host_of
-from relayd.destinations import Network
 from relayd.errors import Refused
 from relayd.interfaces import IGate, ILease
+from relayd.networks import Network
 from relayd.session import Session
 
 

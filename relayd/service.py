@@ -37,7 +37,7 @@ from relayd.config import (
     is_local,
 )
 from relayd.cycles import refuse_cycles
-from relayd.destinations import ProxyPolicy, is_own
+from relayd.destinations import ProxyPolicy
 from relayd.endpoints import (
     HostPort,
     StreamAddress,
@@ -53,6 +53,7 @@ from relayd.flow_log import FlowLog, QuietFlowLog
 from relayd.listening import Listeners
 from relayd.log_file import AnyLogFile, attach
 from relayd.observers import QuietSessionLog, SessionLog, VerboseSessionLog
+from relayd.own_addresses import is_own
 from relayd.policy import ClientGate
 from relayd.signals import Signals
 from relayd.socks4 import Socks4Factory

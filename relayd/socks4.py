@@ -50,7 +50,7 @@ from zope.interface import implementer
 from relayd import ident, settings
 from relayd.addresses import address_name, client_key, host_of, host_port
 from relayd.bridge import Leg, Timeouts
-from relayd.destinations import ProxyPolicy, address_towards
+from relayd.destinations import ProxyPolicy
 from relayd.dialing import Dialer
 from relayd.errors import Refused, RelayError
 from relayd.foreign_transports import set_options
@@ -62,6 +62,7 @@ from relayd.limits import (
 )
 from relayd.listening import TCPListenerEndpoint
 from relayd.names import is_address
+from relayd.own_addresses import address_towards
 from relayd.resolving import Resolver, SocketAddress
 from relayd.session import Ending, Session
 from relayd.socks4_wire import (

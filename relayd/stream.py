@@ -53,7 +53,6 @@ from zope.interface import implementer
 from relayd import settings
 from relayd.addresses import address_name
 from relayd.bridge import Bridge, Leg, Timeouts
-from relayd.destinations import OwnHosts
 from relayd.errors import HandshakeFailed, Refused
 from relayd.foreign_transports import (
     is_its_own_peer,
@@ -72,6 +71,7 @@ from relayd.interfaces import (
 )
 from relayd.monotonic import monotonic
 from relayd.observers import Observers, SessionLog
+from relayd.own_addresses import OwnHosts
 from relayd.registry import Registry
 from relayd.relay_names import relay_name
 from relayd.session import Ending, Session

@@ -40,7 +40,6 @@ from twisted.python.failure import Failure
 
 from relayd import settings
 from relayd.addresses import bare_end, client_key, host_port, numeric_host, socket_name
-from relayd.destinations import Ip, is_own
 from relayd.flow_log import (
     Counters,
     FlowFacts,
@@ -52,6 +51,8 @@ from relayd.hops import between, datagrams
 from relayd.log_throttle import LogThrottle
 from relayd.monotonic import monotonic
 from relayd.nat_table import Flow, NatTable, TableFull
+from relayd.networks import Ip
+from relayd.own_addresses import is_own
 from relayd.resolving import Resolver, SocketAddress
 from relayd.udp_batches import BATCH, TURNS, Outbox, outbox, receiver
 from relayd.udp_servers import Kept

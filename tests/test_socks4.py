@@ -29,7 +29,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyClass, verifyObject
 
 from relayd.bridge import HOLD_LIMIT
-from relayd.destinations import ProxyPolicy, parse_rule
+from relayd.destinations import ProxyPolicy
 from relayd.dialing import Dialer, SocketEndpoint
 from relayd.errors import ListenError, Refused
 from relayd.interfaces import (
@@ -40,6 +40,7 @@ from relayd.interfaces import (
 )
 from relayd.observers import Observer, SessionLog
 from relayd.resolving import Resolver, SocketAddress
+from relayd.rules import parse_rule
 from relayd.session import Ending, Session
 from relayd.socks4 import LONG_HANDSHAKE, ROOM, Socks4Factory, Socks4Session
 from relayd.socks4_wire import Code, Command, write_reply, write_request

@@ -35,10 +35,10 @@ from relayd.config import (
     UdpRelay,
     UdpSettings,
 )
-from relayd.destinations import parse_rule
 from relayd.endpoints import EndpointString, HostPort, UdpAddress, UnixPath
 from relayd.errors import CannotStart, Refused, RelayError
 from relayd.observers import QuietSessionLog, SessionLog, VerboseSessionLog
+from relayd.rules import parse_rule
 from relayd.service import RelayService
 from relayd.session import Session
 from relayd.socks4 import Socks4Factory

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 from twisted.application.service import MultiService
 
 from relayd import config
-from relayd.destinations import Network, Rule, parse_rule
 from relayd.endpoints import StreamAddress, UdpAddress, parse_listener
 from relayd.errors import CannotStart, ConfigError
 from relayd.log_file import log_file_of
+from relayd.networks import Network
+from relayd.rules import Rule, parse_rule
 from relayd.service import make_socks4_service
 from relayd.tap.options import StreamOptions
 
