@@ -8,12 +8,10 @@ The rules, by their numbers in ARCHITECTURE.md:
 
 2. Each leg is the push producer of the other's transport: when that transport's
    buffer is full the leg stops reading.  Nothing else buffers.  Two transports
-   that are ISpliceable see to that between themselves, and the bytes don't pass
+   that are ISpliceable do that between themselves, and the bytes don't pass
    through the legs at all.
-3. Stall: a transport holds bytes and the peer's kernel took none of them for
-   `stall` seconds, and what a slow reader's kernel needs beyond that
-   (:mod:`relayd.deadlines`).  Both connections are aborted.  A peer that does not
-   even answer is lost, which is read as a reset (6).
+3. Stall: both connections are aborted when a peer takes nothing of what waits for it.
+   A peer that does not even answer is lost, which is read as a reset (6).
 4. End of data (EOF) on one leg: the other's buffer is written, then its write
    side is shut; the opposite direction goes on.
 5. The pair ends when both directions have ended and all is written, or at once
@@ -23,109 +21,47 @@ The rules, by their numbers in ARCHITECTURE.md:
 8. A pair on which nothing moves ends after `idle` seconds, or `half_close`
    seconds once one direction has ended.
 
-How a lost connection is read.  Twisted reports a reset and a failed write with
-the same ConnectionLost.  A leg that was being read learns of a reset by
-reading; one that was paused, or had reached EOF, can only have learnt of it by
-writing.  So the first is a reset (rule 6) and the second a failed write (5).  A
-transport that is told of a reset by the kernel says so (PeerReset), and what was read
-is delivered: it is a failed write if something that was written to the peer had not
-arrived, and else a reset.  Of a leg that is not read, and to which nothing is written,
-other transports may not hear: the kernel is asked once a tick, which comes to the same.
+How a lost connection is read is in :mod:`relayd.losses`; stalls and the other deadlines
+are in :mod:`relayd.deadlines`.
 
-What it costs.  For each chunk: one addition, one call of the other transport's
+What it costs.  For each chunk: two additions, one call of the other transport's
 `write`; nothing where it is spliced.  Activity is not timed; :meth:`Bridge.check`
-looks at the counters once a tick and sees whether they moved.
+compares the counters once a tick with what they were.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import MethodType
 from typing import Any
 
-from twisted.internet.error import ConnectionClosed, ConnectionDone
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IDelayedCall, INegotiated, IReactorTime
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from relayd.deadlines import MUCH, Timeouts
+from relayd.deadlines import Timeouts, Watch
+from relayd.hooks import Remembered, overrides
 from relayd.interfaces import ISpliceable, ISplicer
 from relayd.legs import HOLD_LIMIT, Leg, unsent
+from relayd.losses import ABORT, END, RESET_WHEN_DELIVERED, judge
+from relayd.pauses import PEER_FULL, RESET_PENDING
 from relayd.session import Direction, Ending, Session
-from relayd.tcp_info import is_dead, unread, was_reset
-from relayd.tls import in_words, is_openssls
-from relayd.transports import PeerReset, PeerVanished
+from relayd.tcp_info import is_dead
 
 #: What programs that embed a relay know by this module's name.
 __all__ = ("HOLD_LIMIT", "Bridge", "Leg", "Timeouts", "unsent")
 
-# An enum's members cost a look-up by its metaclass each time.
-_DONE = Ending.DONE
-
-#: Classes of transports of which is remembered whether they splice.
-KINDS_REMEMBERED = 64
-
-#: How often a reset looks whether the bytes before it have arrived, in seconds;
-#: the pause doubles up to the second figure.
+#: Seconds until a reset checks whether the bytes before it have arrived; they double
+#: up to the second figure.
 RESET_POLL_FIRST, RESET_POLL_LAST = 0.005, 0.5
 
-#: What `_shortcut_of_kinds` has answered: a look-up that takes no call.
-_shortcuts: dict[Any, int] = {}
-
-#: How two legs' transports may move bytes without them: not at all; but they are told
-#: of their loss; and they are not; or whatever the objects themselves say.
-_NONE, _TOLD, _UNTOLD, _ASK = range(4)
-
-
-def _shortcut_of_kinds(kinds: tuple[Any, Any, Any]) -> int:
-    """Which shortcut there is for a transport and two legs of these classes.
-
-    Asked of the transport's class: a wrapper (TLS, PROXY, throttling) claims to provide
-    all that the transport below it does, and would be cut out of the way.
-    """
-    if len(_shortcuts) >= KINDS_REMEMBERED:
-        # A program that makes up classes as it goes.
-        _shortcuts.clear()
-    transport, *legs = kinds
-    if not ISpliceable.implementedBy(transport):
-        answer = _NONE
-    elif all(leg.__module__.startswith("relayd.") for leg in legs):
-        answer = _shortcut_past(*legs)
-    else:
-        # Classes that are not ours may give their objects methods.
-        answer = _ASK
-    _shortcuts[kinds] = answer
-    return answer
-
-
-def _shortcut_past(*legs: Any) -> int:
-    """Which shortcut these legs leave, or legs of these classes."""
-    if any(_has_own(leg, name) for leg in legs for name in _PASSED_BY):
-        return _NONE
-    return _TOLD if any(_has_own(leg, "connectionLost") for leg in legs) else _UNTOLD
-
-
-def _has_own(leg: Any, name: str) -> bool:
-    """Whether a leg, or a class of them, has another method of this name than Leg."""
-    ours = getattr(Leg, name)
-    return getattr(leg, name) not in (ours, MethodType(ours, leg))
-
-
-def _is_tls(error: BaseException) -> bool:
-    """A failed TLS handshake.  Asked by name: TLS is an optional dependency."""
-    by_name = type(error).__module__.partition(".")[0] == "service_identity"
-    return by_name or is_openssls(error)
-
-
-def _tls_detail(leg: Leg, error: BaseException) -> str:
-    """What to add to a TLS connection's reset."""
-    if _is_tls(error):
-        return f"TLS: {in_words(error)}"
-    return "TLS without close_notify" if INegotiated.providedBy(leg.transport) else ""
-
+#: How two legs are joined: every byte passes through them; their transports move the
+#: bytes, and tell them of their loss; or do not even tell them of that; or whichever of
+#: these the objects themselves leave open.
+_THROUGH, _SPLICED, _SPLICED_UNTOLD, _ASK_OBJECTS = range(4)
 
 #: Methods of a leg that are not called while it is spliced.
-_PASSED_BY = (
+_NOT_CALLED = (
     "dataReceived",
     "readConnectionLost",
     "writeConnectionLost",
@@ -137,25 +73,51 @@ _PASSED_BY = (
 )
 
 
+def _way_for(kinds: tuple[Any, Any, Any]) -> int:
+    """How to join a transport and two legs of these classes.
+
+    Asked of the transport's class: a wrapper (TLS, PROXY, throttling) claims to provide
+    all that the transport below it does, and must not be bypassed.
+    """
+    transport, downstream, upstream = kinds
+    if not ISpliceable.implementedBy(transport):
+        return _THROUGH
+    if all(leg.__module__.startswith("relayd.") for leg in (downstream, upstream)):
+        return _way_past(downstream, upstream)
+    # Classes that are not ours may give their objects methods.
+    return _ASK_OBJECTS
+
+
+def _way_past(*legs: Any) -> int:
+    """Which way these legs leave open, or legs of these classes."""
+    if any(overrides(leg, Leg, *_NOT_CALLED) for leg in legs):
+        return _THROUGH
+    told = any(overrides(leg, Leg, "connectionLost") for leg in legs)
+    return _SPLICED if told else _SPLICED_UNTOLD
+
+
+_ways = Remembered(_way_for)
+
+
 @implementer(ISplicer)
 class Bridge:
     """Joins two connected legs until an Ending.
 
     :param session: gets `ending` and `detail` when the ending is decided.
-    :param clock: seconds, and the timer of a reset that waits for delivery.
-    :param on_over: called once, with `downstream`, when both connections are gone.
+    :param clock: the timer of a reset that waits for delivery.
+    :param on_over: called once when both connections are gone.
+
+    :ivar closing: both directions have ended, and both connections are being closed.
     """
 
     __slots__ = (
-        "_active_at",
         "_clock",
-        "_closing",
         "_on_over",
         "_poll",
-        "_progress",
-        "_queued",
-        "_shortcut",
         "_timeouts",
+        "_watch",
+        "_way",
+        "closing",
         "downstream",
         "session",
         "upstream",
@@ -168,7 +130,7 @@ class Bridge:
         upstream: Leg,
         timeouts: Timeouts,
         clock: IReactorTime,
-        on_over: Callable[[Any], None],
+        on_over: Callable[[], object],
     ) -> None:
         self.session = session
         self.downstream = downstream
@@ -176,31 +138,24 @@ class Bridge:
         self._timeouts = timeouts
         self._clock = clock
         self._on_over = on_over
-        self._closing = False
+        self.closing = False
         self._poll: IDelayedCall | None = None
-        self._progress = -1
-        #: What the kernels' queues held at the last look; None: look again.
-        self._queued: int | None = None
-        # Legs are joined as soon as the session is connected.
-        self._active_at = session.connected_at or clock.seconds()
+        self._watch: Watch | None = None
 
     def start(self, ask: bool = True) -> None:
         """Join the legs.  Both are connected; either may have data or EOF already.
 
-        :param ask: somebody else has had the legs in hand, and may have put methods on
-            them; if not, only their classes are asked.
+        :param ask: a program may have put methods on these legs; if not, only their
+            classes are asked.
         """
         down, up = self.downstream, self.upstream
         down.bridge = up.bridge = self
         down.peer, up.peer = up, down
-        kinds = (type(down.transport), type(down), type(up))
-        shortcut = _shortcuts.get(kinds)
-        if shortcut is None:
-            shortcut = _shortcut_of_kinds(kinds)
-        if shortcut == _ASK or (ask and shortcut):
-            shortcut = _shortcut_past(down, up)
-        self._shortcut = shortcut
-        if shortcut:
+        way = _ways[type(down.transport), type(down), type(up)]
+        if way == _ASK_OBJECTS or (ask and way):
+            way = _way_past(down, up)
+        self._way = way
+        if way:
             down.spliced = up.spliced = down.transport.splice(
                 up.transport, down.direction, up.direction, self
             )
@@ -218,7 +173,7 @@ class Bridge:
 
     def eof(self, leg: Leg) -> None:
         """`leg` has read its last byte."""
-        if self.session.ending is not None or self._closing:
+        if self.session.ending is not None or self.closing:
             return
         peer = leg.peer
         if peer.direction.eof:
@@ -230,7 +185,7 @@ class Bridge:
         """See :meth:`ISplicer.ended`."""
         direction.eof = True
         session = self.session
-        if session.ending is not None or self._closing:
+        if session.ending is not None or self.closing:
             return
         if session.up.eof and session.down.eof:
             self._close_both()
@@ -240,7 +195,7 @@ class Bridge:
     def lost(self, leg: Leg, reason: Failure) -> None:
         """`leg`'s connection is gone."""
         if self.session.ending is None and not (
-            self._closing and isinstance(reason.value, ConnectionDone)
+            self.closing and isinstance(reason.value, ConnectionDone)
         ):
             self._judge(leg, reason)
         # Closing the peer may have ended it, and the session, from within.
@@ -248,53 +203,24 @@ class Bridge:
             self._over()
 
     def _judge(self, leg: Leg, reason: Failure) -> None:
-        down = leg is self.downstream
-        error: Any = reason.value
-        if isinstance(error, ConnectionDone):
+        loss = judge(
+            leg, reason, is_client=leg is self.downstream, closing=self.closing
+        )
+        if loss.ending is not None:
+            self._decide(loss.ending, loss.detail)
+        if loss.then == END:
             self._left(leg)
-        elif isinstance(error, PeerVanished):
-            self._decide(
-                Ending.DOWNSTREAM_LOST if down else Ending.UPSTREAM_LOST,
-                str(error),
-            )
+        elif loss.then == RESET_WHEN_DELIVERED:
             self._reset_behind(leg.peer)
-        elif INegotiated.providedBy(leg.transport) and leg.peer.direction.eof:
-            # It was told that the other side has ended, and closed its own
-            # without the goodbye that TLS asks for, as most clients do.
-            if not self._closing:
-                self._left(leg)
-        elif _is_tls(error) and not down and not leg.direction.read:
-            self._decide(Ending.CONNECT_FAILED, f"TLS: {in_words(error)}")
+        elif loss.then == ABORT:
             leg.peer.abort()
-        elif not isinstance(error, ConnectionClosed | OSError) and not _is_tls(error):
-            self._decide(Ending.FAILED, repr(error))
-            leg.peer.abort()
-        elif isinstance(error, PeerReset):
-            self._decide(self._name_of_reset(leg, error.undelivered))
-            self._reset_behind(leg.peer)
-        elif self._closing or leg.waits or leg.direction.eof:
-            self._decide(
-                Ending.DOWNSTREAM_WRITE_FAILED if down else Ending.UPSTREAM_WRITE_FAILED
-            )
-            leg.peer.abort()
-        else:
-            self._decide(self._name_of_reset(leg, 0), _tls_detail(leg, error))
-            self._reset_behind(leg.peer)
-
-    def _name_of_reset(self, leg: Leg, undelivered: int) -> Ending:
-        """A reset that cost `undelivered` bytes written to `leg` is a failed write."""
-        if leg is self.downstream:
-            resets = Ending.DOWNSTREAM_RESET, Ending.DOWNSTREAM_WRITE_FAILED
-        else:
-            resets = Ending.UPSTREAM_RESET, Ending.UPSTREAM_WRITE_FAILED
-        return resets[undelivered > 0]
 
     def _reset_behind(self, survivor: Leg) -> None:
         """Reset the survivor once it has what was read for it."""
         if not survivor.alive:
             return
         survivor.transport.unregisterProducer()
-        survivor.pauseProducing()
+        survivor.pause(RESET_PENDING)
         if INegotiated.providedBy(survivor.transport):
             # TLS gathers small writes until the reactor's next turn is over.
             self._poll = self._clock.callLater(
@@ -317,20 +243,18 @@ class Bridge:
             return
         survivor.sink = None
         if survivor.direction.eof:
-            self._closing = True
+            self.closing = True
             survivor.close()
             return
         # Closing it now would drop what it has not read yet.
         survivor.shut_write()
-        if survivor.paused:
-            # For a buffer that is gone; it is read for its end of data.
-            survivor.paused = False
-            survivor.transport.resumeProducing()
+        # That buffer is gone; the survivor is read for its end of data.
+        survivor.resume(PEER_FULL)
 
     def unwanted(self, survivor: Leg) -> None:
-        """The survivor of a leg that left still sends to it."""
+        """The survivor of a leg that left has read something for it."""
         if not survivor.undelivered():
-            self.cut(
+            self.abort(
                 Ending.DOWNSTREAM_WRITE_FAILED
                 if survivor is self.upstream
                 else Ending.UPSTREAM_WRITE_FAILED
@@ -338,7 +262,7 @@ class Bridge:
 
     def _reset_when_delivered(self, leg: Leg, pause: float) -> None:
         # An abort drops what the kernel still has to send as well as what we
-        # have.  Nothing tells when the peer has acknowledged it all, so look
+        # have.  Nothing tells when the peer has acknowledged it all, so ask
         # again; the stall timeout bounds this.
         self._poll = None
         if not leg.undelivered() or is_dead(leg.transport):
@@ -350,20 +274,23 @@ class Bridge:
 
     # -- endings
 
-    def cut(self, ending: Ending, detail: str = "") -> None:
+    def abort(self, ending: Ending, detail: str = "") -> None:
         """End the session now: reset both connections."""
         if self.session.ending is None:
             self._decide(ending, detail)
         self.downstream.abort()
         self.upstream.abort()
 
+    #: What it was called before.
+    cut = abort
+
     def _close_both(self) -> None:
         # Closing writes what is buffered first.  Both directions have ended, so
         # nothing can arrive that a close would turn into a reset.
-        self._closing = True
+        self.closing = True
         down, up = self.downstream, self.upstream
         if down.spliced:
-            if self._shortcut == _UNTOLD and down.transport.close_both(down, up):
+            if self._way == _SPLICED_UNTOLD and down.transport.close_both(down, up):
                 down.alive = up.alive = False
                 self._over()
                 return
@@ -380,122 +307,27 @@ class Bridge:
 
     def _over(self) -> None:
         if self.session.ending is None:
-            self.session.ending = _DONE
+            self.session.ending = Ending.DONE
         if self._poll is not None:
             self._poll.cancel()
             self._poll = None
         # The legs hold each other, and this.
         down, up = self.downstream, self.upstream
         down.bridge = down.sink = down.peer = up.bridge = up.sink = up.peer = None
-        over = self._on_over
-        over(down)
+        self._on_over()
 
     # -- deadlines
 
     def check(self, now: float) -> None:
-        """Look at the deadlines; called about once a tick."""
-        session, stall = self.session, self._timeouts.stall
-        up, down = self.upstream, self.downstream
-        held_up, held_down = up.held_bytes, down.held_bytes
-        to_server, to_client = session.up, session.down
-        ended = to_server.eof + to_client.eof
-        # Grows with every byte read, every byte that a kernel takes and every EOF.
-        progress = to_server.read + to_server.written - held_up
-        progress += to_client.read + to_client.written - held_down + ended
-        moved = progress != self._progress
-        # Our buffers may be empty while a kernel still delivers: quiet begins when its
-        # queues are empty, too.  So does the reset of one that has last words to get.
-        last_words = session.ending is not None
-        ask = last_words or (not moved and self._queued != 0)
-        # Nothing was written since then, so what waits has waited since then.
-        since = now if moved else self._active_at
-        queued = 0
-        for leg, written, held, blocks in (
-            (up, to_server.written, held_up, held_down),
-            (down, to_client.written, held_down, held_up),
-        ):
-            if not leg.alive:
-                continue
-            delivery = leg.delivery
-            if (
-                ask
-                or held
-                or written - leg.seen >= MUCH
-                or (delivery is not None and delivery.waits)
-                # While other things move, one in a while will do.
-                or (moved and now - leg.asked_at >= stall / 2 > 0)
-            ):
-                queued += leg.look(now, since, written, held, last_words)
-                if stall and self._ended_by_peer(now, leg, held):
-                    return
-            is_read = not (leg.direction.eof or leg.paused or blocks)
-            if not is_read and self._ended_unread(leg):
-                return
-        if moved:
-            self._progress = progress
-            self._active_at = now
-            self._queued = None
-            return
-        if self._queued is None:
-            # The first look only tells where it starts from.  Until then the kernel may
-            # have delivered: one that is late, as the machine was paused, knows no more
-            # than one that is in time.
-            self._active_at = max(self._active_at, now - self._timeouts.tick)
-            self._queued = queued
-        elif self._queued != 0 and queued != self._queued:
-            self._active_at = now
-            self._queued = queued
-        limit = self._timeouts.half_close if ended else self._timeouts.idle
-        if limit and now - self._active_at >= limit:
-            self.cut(
-                Ending.HALF_CLOSED if ended else Ending.IDLE,
-                f"nothing moved for {limit:g} s",
-            )
+        """Check the deadlines; called about once a tick."""
+        if self._watch is None:
+            self._watch = Watch(self._timeouts)
+        self._watch.check(self, now)
 
-    def _ended_by_peer(self, now: float, leg: Leg, held: int) -> bool:
-        """End the session if `leg`'s peer is gone, or takes nothing."""
-        delivery, stall = leg.delivery, self._timeouts.stall
-        if delivery is None:
-            return False
-        down = leg is self.downstream
-        silence = delivery.silence(now)
-        if silence >= stall:
-            waiting = leg.undelivered()
-            self._give_up(
-                leg,
-                Ending.DOWNSTREAM_LOST if down else Ending.UPSTREAM_LOST,
-                f"{waiting} bytes unacknowledged for {silence:.1f} s",
-            )
-            return True
-        limit = stall + delivery.allowance
-        if delivery.idleness(now) >= limit:
-            self.cut(
-                Ending.DOWNSTREAM_STALLED if down else Ending.UPSTREAM_STALLED,
-                f"{held} bytes waited {round(limit, 1):g} s",
-            )
-            return True
-        return False
-
-    def _ended_unread(self, leg: Leg) -> bool:
-        """End the session if a connection that is not read was reset.
-
-        Its transport may not hear of that before it writes, or reads, again.
-        """
-        if (
-            self._closing
-            or self.session.ending is not None
-            or not was_reset(leg.transport)
-            # What it sent before is read as the other side takes it.
-            or (not leg.direction.eof and unread(leg.transport))
-        ):
-            return False
-        self._give_up(leg, self._name_of_reset(leg, leg.undelivered()))
-        return True
-
-    def _give_up(self, leg: Leg, ending: Ending, detail: str = "") -> None:
+    def give_up(self, leg: Leg, ending: Ending, detail: str = "") -> None:
         """End the session as if `leg`'s peer had reset its connection."""
         if self.session.ending is not None:
-            self.cut(ending)
+            self.abort(ending)
             return
         self._decide(ending, detail)
         survivor = leg.peer

@@ -1,58 +1,31 @@
-"""How long a session may stay in each state, and how far its bytes have got.
+"""How long a session may stay in each state, and what watches over two joined legs.
 
-:class:`Timeouts` are the limits.  :class:`Delivery` follows what was written to one
-peer, from look to look, and tells three peers apart:
+:class:`Timeouts` are the limits.  A :class:`Watch` compares the counters of a joined
+session with those of its last check, about once a tick.  Nothing is timed while bytes
+move, and a session that ends before its first check has no Watch.
 
-- one that *takes slowly*.  Linux closes its window when its buffer is full, and opens
-  it again when a sixteenth of the buffer is free: with 6 MiB of it, a reader of
-  16 kB/s is silent for 24 seconds between two openings.  Meanwhile probes are
-  answered, with a window of 0, whether the application reads or not.  So only
-  acknowledged bytes, or a window that was shut and is open, count as taking, and a
-  peer has the *allowance*: the time that such a reader needs for a sixteenth of the
-  largest window it has shown;
-- one that *takes nothing*.  It has no allowance: that is bounded by the bytes which its
-  application must have taken, as its buffer can't hold all that was acknowledged;
-- one that is *lost*: what was sent again, or a probe, is not answered at all.
-
-Windows are seen only at looks, and a burst may fall between two.  So what counts as
-the largest window is what a peer acknowledged from one look to the next, and would
-still take then: what its buffer held, unless its application read meanwhile.
+- *Stall*: a transport holds bytes and the peer's kernel has taken none of them for
+  `stall` seconds, and what a slow reader's kernel needs beyond that
+  (:mod:`relayd.delivery`).
+- *Lost*: what was sent again, or a probe, is not answered for `stall` seconds.
+- *Idle*, *half-closed*: nothing moves for `idle` seconds, or `half_close` seconds once
+  one direction has ended.  That begins when the kernels' queues are empty, too.
+- A connection that is not read does not hear of its reset: the kernel is asked.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import attrs
 
 from relayd import settings
+from relayd.delivery import MUCH
+from relayd.legs import Leg
+from relayd.losses import reset_ending
+from relayd.session import Ending, Session
 from relayd.setting_types import Setting
-
-if TYPE_CHECKING:
-    from relayd.tcp_info import TcpInfo
-
-#: The part of its buffer that a Linux peer must have free before it opens its window
-#: (`__tcp_select_window` in net/ipv4/tcp_output.c).
-REOPENS_AT = 1 / 16
-
-#: Bytes a second of the slowest reader that is waited for.
-SLOWEST_READER = 16_000
-
-#: Bytes: no peer is waited for as if it had a larger buffer; Linux's own default.
-LARGEST_WINDOW = 6 << 20
-
-#: A peer's buffer in terms of the largest window that was seen.  An empty buffer does
-#: not show all of itself: the window begins with 64 KiB and grows by twice what
-#: arrives (`tcp_grow_window` in net/ipv4/tcp_input.c), so that when it can't grow any
-#: more a third of the buffer is full.
-BUFFER = 1.5
-
-#: Fewer bytes than this are not worth a look: their allowance is a quarter of a second.
-MUCH = 65536
-
-#: Probes in a row without an answer, before a peer with a shut window counts as
-#: silent.  A kernel answers only one in half a second (tcp_invalid_ratelimit).
-SILENT_PROBES = 2
+from relayd.tcp_info import unread, was_reset
 
 
 def _not_negative(_: object, attribute: attrs.Attribute[float], value: float) -> None:
@@ -97,116 +70,134 @@ class Timeouts:
         return max(min([1.0, *(each / 8 for each in all_of_them if each)]), 0.01)
 
 
-def unanswered(info: TcpInfo) -> bool:
-    """Whether the kernel has tried again since the peer's last acknowledgement."""
-    if info.window:
-        # Its peer has room, so what is sent again is what nobody answers.
-        return info.retransmits > 0 or info.probes > 0
-    # With its window shut a peer answers and takes nothing: then what was sent again
-    # stays so, and only something sent after the last answer is unanswered.
-    return info.probes >= SILENT_PROBES or (
-        info.retransmits > 0 and info.since_sent < info.since_heard
-    )
+class Joined(Protocol):
+    """What is watched: a Bridge."""
+
+    session: Session
+    downstream: Leg
+    upstream: Leg
+    #: Both directions have ended, and both connections are being closed.
+    closing: bool
+
+    def abort(self, ending: Ending, detail: str = "") -> None:
+        """End the session now: reset both connections."""
+
+    def give_up(self, leg: Leg, ending: Ending, detail: str = "") -> None:
+        """End the session as if the peer of `leg` had reset its connection."""
 
 
-class Delivery:
-    """How far the bytes that were written to one peer have got.
+class Watch:
+    """The deadlines of one joined session."""
 
-    :ivar taken: how many its kernel had acknowledged at the last look.
-    :ivar window: the largest window that it has shown, as far as was seen.
-    :ivar waits: whether bytes waited at the last look.
-    """
+    __slots__ = ("_active_at", "_progress", "_queued", "_timeouts")
 
-    __slots__ = (
-        "_held_at",
-        "_shut",
-        "_silent_at",
-        "_taken_at",
-        "_waits_at",
-        "taken",
-        "waits",
-        "window",
-    )
+    def __init__(self, timeouts: Timeouts) -> None:
+        self._timeouts = timeouts
+        #: Of the last check; any progress is more than at the first.
+        self._progress = -1
+        #: When something moved.
+        self._active_at = 0.0
+        #: What the kernels' queues held at the last check; None: ask again.
+        self._queued: int | None = None
 
-    def __init__(self) -> None:
-        self.taken = 0
-        self.window = 0
-        self.waits = False
-        #: When more was taken, or something began to wait.
-        self._taken_at = 0.0
-        self._waits_at = 0.0
-        #: When our own buffer began to hold something; None while it is empty.
-        self._held_at: float | None = None
-        #: Since when it does not answer; None while it does, or was not asked.
-        self._silent_at: float | None = None
-        #: Its window was shut at the last look, and nothing was taken since.
-        self._shut = False
-
-    def look(
-        self,
-        now: float,
-        since: float,
-        taken: int,
-        held: int,
-        queued: int,
-        info: TcpInfo | None = None,
-    ) -> None:
-        """Note how things stand.
-
-        :param since: nothing was written after that, so what waits has waited since.
-        :param taken: bytes that were written and are not waiting.
-        :param held: bytes in the relay's buffer.
-        :param queued: bytes in the kernel's.
-        :param info: what the kernel says about the connection, if it does.
-        """
-        moved = taken - self.taken
-        if not (held or queued):
-            self.waits = self._shut = False
-            self._silent_at = None
-            self.taken = taken
-        elif not self.waits:
-            self.waits = True
-            self._waits_at = self._taken_at = since
-            self.taken = taken
-        elif moved > 0:
-            self._taken_at, self._shut = now, False
-            self.taken = taken
-        if not held:
-            self._held_at = None
-        elif self._held_at is None:
-            self._held_at = now
-        if info is not None:
-            self._see(now, max(moved, 0), info)
-
-    def _see(self, now: float, moved: int, info: TcpInfo) -> None:
-        self.window = min(max(self.window, info.window + moved), LARGEST_WINDOW)
-        if not self.waits:
+    def check(self, joined: Joined, now: float) -> None:
+        """Compare the counters with those of the last check; maybe end the session."""
+        stall = self._timeouts.stall
+        session, up, down = joined.session, joined.upstream, joined.downstream
+        buffered_up, buffered_down = up.buffered, down.buffered
+        ended = session.up.eof + session.down.eof
+        # Grows with every byte read, every byte that a kernel takes, and every EOF.
+        progress = session.up.read + session.up.written - buffered_up
+        progress += session.down.read + session.down.written - buffered_down + ended
+        moved = progress != self._progress
+        # Our buffers may be empty while a kernel still delivers: quiet begins when its
+        # queues are empty, too.  So does a reset that waits for delivery.
+        resetting = session.ending is not None
+        ask = resetting or (not moved and self._queued != 0)
+        # Nothing was written since then, so what waits has waited since then.
+        since = now if moved else self._active_at
+        queued = 0
+        for leg, written, buffered, blocks in (
+            (up, session.up.written, buffered_up, buffered_down),
+            (down, session.down.written, buffered_down, buffered_up),
+        ):
+            if not leg.alive:
+                continue
+            delivery = leg.delivery
+            if (
+                ask
+                or buffered
+                or written - leg.written_at_check >= MUCH
+                or (delivery is not None and delivery.waits)
+                # While other things move, one in a while will do.
+                or (moved and now - leg.checked_at >= stall / 2 > 0)
+            ):
+                queued += leg.check_delivery(now, since, written, buffered, resetting)
+                if stall and self._ended_by_peer(joined, now, leg, buffered):
+                    return
+            is_read = not (leg.direction.eof or leg.paused or blocks)
+            if not is_read and _ended_unread(joined, leg):
+                return
+        if moved:
+            self._progress = progress
+            self._active_at = now
+            self._queued = None
             return
-        if not info.window:
-            self._shut = True
-        elif self._shut:
-            self._taken_at, self._shut = now, False
-        heard_at = now - info.since_heard
-        if not unanswered(info):
-            self._silent_at = None
-        elif self._silent_at is None or heard_at > self._silent_at:
-            # While its window is open something is always under way, so it has been
-            # silent since it was last heard.  One that is shut is asked now and then.
-            silent_at = max(self._waits_at, heard_at) if info.window else now
-            self._silent_at = silent_at
+        if self._queued is None:
+            # The first check only tells where it starts from.  Until then the kernel
+            # may have delivered: one that is late, as the machine was paused, knows no
+            # more than one that is in time.
+            self._active_at = max(self._active_at, now - self._timeouts.tick)
+            self._queued = queued
+        elif self._queued != 0 and queued != self._queued:
+            self._active_at = now
+            self._queued = queued
+        limit = self._timeouts.half_close if ended else self._timeouts.idle
+        if limit and now - self._active_at >= limit:
+            joined.abort(
+                Ending.HALF_CLOSED if ended else Ending.IDLE,
+                f"nothing moved for {limit:g} s",
+            )
 
-    def silence(self, now: float) -> float:
-        """Seconds that the peer has not answered what was tried again; 0 if it does."""
-        return 0.0 if self._silent_at is None else now - self._silent_at
+    def _ended_by_peer(
+        self, joined: Joined, now: float, leg: Leg, buffered: int
+    ) -> bool:
+        """End the session if the peer of `leg` is gone, or takes nothing."""
+        delivery, stall = leg.delivery, self._timeouts.stall
+        if delivery is None:
+            return False
+        is_client = leg is joined.downstream
+        silence = delivery.silence(now)
+        if silence >= stall:
+            joined.give_up(
+                leg,
+                Ending.DOWNSTREAM_LOST if is_client else Ending.UPSTREAM_LOST,
+                f"{leg.undelivered()} bytes unacknowledged for {silence:.1f} s",
+            )
+            return True
+        limit = stall + delivery.allowance
+        if delivery.idleness(now) >= limit:
+            joined.abort(
+                Ending.DOWNSTREAM_STALLED if is_client else Ending.UPSTREAM_STALLED,
+                f"{buffered} bytes waited {round(limit, 1):g} s",
+            )
+            return True
+        return False
 
-    def idleness(self, now: float) -> float:
-        """Seconds that our buffer held something and the peer took nothing."""
-        if self._held_at is None:
-            return 0.0
-        return now - max(self._held_at, self._taken_at)
 
-    @property
-    def allowance(self) -> float:
-        """Seconds that the peer's kernel may need before it says what was taken."""
-        really_taken = max(self.taken - self.window * BUFFER, 0)
-        return min(self.window, really_taken) * REOPENS_AT / SLOWEST_READER
+def _ended_unread(joined: Joined, leg: Leg) -> bool:
+    """End the session if a connection that is not read was reset.
+
+    Its transport may not hear of that before it writes, or reads, again.
+    """
+    if (
+        joined.closing
+        or joined.session.ending is not None
+        or not was_reset(leg.transport)
+        # What it sent before is read as the other side takes it.
+        or (not leg.direction.eof and unread(leg.transport))
+    ):
+        return False
+    is_client = leg is joined.downstream
+    joined.give_up(leg, reset_ending(is_client, leg.undelivered()))
+    return True

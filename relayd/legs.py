@@ -3,6 +3,15 @@
 A leg that is not joined keeps what it reads, up to HOLD_LIMIT.  Joined, it hands what
 it reads to the other leg's transport, and everything that is to be decided to the
 Bridge (:mod:`relayd.bridge`).
+
+A leg is paused for reasons (:mod:`relayd.pauses`), and read again when the last of them
+has gone.  Whoever pauses one passes a reason of their own and resumes with the same:
+
+    leg.pause(pauses.ASKED)
+    leg.resume(pauses.ASKED)
+
+The other leg's transport, whose registered producer a leg is, calls `pauseProducing`
+and `resumeProducing`: that is PEER_FULL.
 """
 
 from __future__ import annotations
@@ -20,8 +29,9 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from relayd.deadlines import MUCH, Delivery
+from relayd.delivery import MUCH, Delivery
 from relayd.interfaces import IHearsLoss, IHearsReset, ISpliceable
+from relayd.pauses import BEFORE_JOINING, HOLDING, PEER_FULL
 from relayd.session import Direction
 from relayd.tcp_info import tcp_info, unacknowledged
 
@@ -29,21 +39,30 @@ from relayd.tcp_info import tcp_info, unacknowledged
 HOLD_LIMIT = 65536
 
 
-def unsent(transport: Any) -> int:
+def buffered_by(transport: Any) -> int | None:
     """Bytes that `transport` was given and has not yet handed to the kernel.
 
     Spliceable transports say it.  Twisted's have no public way to ask; they keep
     them in these three attributes, in every release from the oldest to the newest
     that relayd is tested with, and wrappers (TLS, PROXY) pass attributes through.
-    A foreign transport that has none of them counts as empty.
+    TLS keeps besides what it can't encrypt before its handshake is done.
+
+    :return: None for a foreign transport that can't be asked.
     """
-    if ISpliceable.providedBy(transport):
-        return int(transport.unsent)
     try:
-        listed: int = transport._tempDataLen  # noqa: SLF001
-        return len(transport.dataBuffer) - int(transport.offset) + listed
+        if ISpliceable.providedBy(transport):
+            count = int(transport.unsent)
+        else:
+            listed: int = transport._tempDataLen  # noqa: SLF001
+            count = len(transport.dataBuffer) - int(transport.offset) + listed
     except AttributeError:
-        return 0
+        return None
+    return count + sum(map(len, getattr(transport, "_appSendBuffer", ())))
+
+
+def unsent(transport: Any) -> int:
+    """The same, where a transport that can't be asked counts as empty."""
+    return buffered_by(transport) or 0
 
 
 def _closing_below(transport: Any) -> bool:
@@ -62,27 +81,28 @@ class Leg(Protocol):
     connection tells its producer to stop, which for a transport means a polite
     close, and whether the survivor is closed politely is not its decision.
 
-    Once spliced it hears of nothing but its loss: bytes and their ends pass it by.  Nor
-    of its loss at a common end.  One that has such a method of its own (of its class, a
-    mixin's, or the object's) is not spliced, or is told of its loss, respectively; that
-    is decided as the two are joined.
+    Once spliced it is told of nothing but its loss: its transport moves the bytes, and
+    tells the Bridge of their ends.  Nor is it told of its loss when both directions
+    have ended.  One that has such a method of its own (of its class, a mixin's, or the
+    object's) is not spliced, or is told of its loss, respectively; that is decided as
+    the two are joined.
 
     :ivar direction: counts what this leg reads.
     :ivar alive: connected, and not lost yet.
-    :ivar paused: told to stop reading.
+    :ivar paused: the reasons for which it is not read (:mod:`relayd.pauses`); 0: none.
     :ivar spliced: its transport hands what it reads straight to the other's.
     """
 
     transport: Any = None
     #: The other leg, while the two are joined.
     peer: Any = None
-    #: What has become of the bytes that were written here, once some have waited.
+    #: How far the bytes that were written here have got, once some have waited.
     delivery: Delivery | None = None
-    #: When `Bridge.check` has asked about them; and what was written when it last had
-    #: a look at the peer's window.
-    asked_at = 0.0
-    seen = 0
-    #: Looks of the wheel at its being aborted, and that itself: see `outlives_abort`.
+    #: When that was last checked, and how much had been written when the peer's window
+    #: was.
+    checked_at = 0.0
+    written_at_check = 0
+    #: 1 when it was aborted, and 1 more for each `outlives_abort`.
     aborted = 0
 
     def __init__(self, direction: Direction) -> None:
@@ -93,15 +113,22 @@ class Leg(Protocol):
         self.sink: Callable[[bytes], object] | None = None
         self.held: bytearray | None = None
         self.alive = False
-        self.paused = False
+        self.paused = 0
         self.spliced = False
 
     # -- called by the transport
 
     def makeConnection(self, transport: Any) -> None:
-        self.transport = transport
-        self.alive = True
+        self.attach(transport)
         self.connectionMade()
+
+    def attach(self, transport: Any) -> None:
+        """The connection stands: the first half of `makeConnection`."""
+        self.transport = transport
+        self.connected = 1
+        self.alive = True
+        if self.paused:
+            transport.pauseProducing()
 
     def dataReceived(self, data: bytes) -> None:
         direction, count = self.direction, len(data)
@@ -140,7 +167,7 @@ class Leg(Protocol):
             Leg.connectionLost(self, reason)
 
     def hears_reset(self) -> bool:
-        """Until it is joined: what it has not read by then is nobody's."""
+        """Until it is joined, whyever it is paused: nobody will get what is unread."""
         return self.bridge is None
 
     # -- what a leg that is not joined decides
@@ -151,23 +178,38 @@ class Leg(Protocol):
     def lost_alone(self, reason: Failure) -> None:
         """The connection is gone, before the legs were joined or after the end."""
 
+    # -- pauses
+
+    def pause(self, reason: int) -> None:
+        """Stop reading, until `resume` is called for this reason.
+
+        :param reason: one of :mod:`relayd.pauses`, or several.
+        """
+        reasons, self.paused = self.paused, self.paused | reason
+        if not reasons and self.alive:
+            self.transport.pauseProducing()
+
+    def resume(self, reason: int) -> None:
+        """This reason holds no longer: read on if it was the last one."""
+        reasons, self.paused = self.paused, self.paused & ~reason
+        # A Twisted transport that is told to read past its EOF reports it again.
+        if reasons and not self.paused and self.alive and not self.direction.eof:
+            self.transport.resumeProducing()
+
     # -- called by the other leg's transport
 
     def pauseProducing(self) -> None:
-        self.paused = True
-        self.transport.pauseProducing()
+        self.pause(PEER_FULL)
 
     def resumeProducing(self) -> None:
-        if self.bridge is not None and _closing_below(self.peer.transport):
+        peer = self.peer
+        if peer is not None and peer.alive and _closing_below(peer.transport):
             # A TLS peer that said goodbye is closed as soon as its buffer is
             # empty, but not while a producer is registered.  Stay paused until
             # its loss is reported: nothing can be written to it any more.
-            self.peer.transport.unregisterProducer()
+            peer.transport.unregisterProducer()
             return
-        self.paused = False
-        # A Twisted transport that is told to read past its EOF reports it again.
-        if not self.direction.eof:
-            self.transport.resumeProducing()
+        self.resume(PEER_FULL)
 
     def stopProducing(self) -> None:
         """The other connection is lost; the Bridge hears of it and decides."""
@@ -180,7 +222,7 @@ class Leg(Protocol):
             self.held = bytearray()
         self.held += data
         if len(self.held) >= HOLD_LIMIT:
-            self.pauseProducing()
+            self.pause(HOLDING)
 
     def flow(self) -> None:
         """Write what was held to the other leg, and from now on all that is read."""
@@ -189,7 +231,7 @@ class Leg(Protocol):
             self.sink = sink
             self.peer.transport.registerProducer(self, True)
         if self.paused:
-            self.resumeProducing()
+            self.resume(BEFORE_JOINING)
         held, self.held = self.held, None
         if held is not None:
             self.direction.written += len(held)
@@ -197,9 +239,12 @@ class Leg(Protocol):
             sink(bytes(held))
 
     @property
-    def waits(self) -> bool:
-        """Whether it is not read because the other leg's buffer is full."""
-        return self.paused or (self.spliced and self.transport.blocked)
+    def waits_for_peer(self) -> bool:
+        """Whether it is not read because the other leg's transport is full."""
+        if self.spliced and self.transport.blocked:
+            return True
+        # Somebody else may have called `pauseProducing`.
+        return bool(self.paused & PEER_FULL) and self.peer.buffered > 0
 
     def shut_write(self) -> None:
         """Pass on the other leg's EOF, after what is buffered."""
@@ -228,9 +273,9 @@ class Leg(Protocol):
             self.transport.abortConnection()
 
     def outlives_abort(self) -> bool:
-        """Asked at each look: it was aborted before the last, and not told of its loss.
+        """Asked at each check: it was aborted before the last one, and is still alive.
 
-        An abort is told in the reactor's next turn.
+        Its transport tells of an abort in the reactor's next turn.
         """
         if self.alive and self.aborted:
             self.aborted += 1
@@ -243,18 +288,21 @@ class Leg(Protocol):
     # -- how far what was written has got
 
     @property
-    def held_bytes(self) -> int:
+    def buffered(self) -> int:
         """Bytes that its transport holds; 1 for 'some' where that can't be asked."""
         if not self.alive:
             return 0
         if self.spliced:
             return int(self.transport.unsent)
-        # A foreign transport that can't be asked is full while it pauses.
-        peer = self.peer
-        return unsent(self.transport) or int(peer.alive and peer.paused)
+        count = buffered_by(self.transport)
+        if count is None:
+            # It is full while it pauses its producer.
+            peer = self.peer
+            return int(peer.alive and bool(peer.paused & PEER_FULL))
+        return count
 
-    def look(
-        self, now: float, since: float, written: int, held: int, last_words: bool
+    def check_delivery(
+        self, now: float, since: float, written: int, buffered: int, resetting: bool
     ) -> int:
         """Ask how far what was written has got, and keep that in `delivery`.
 
@@ -263,24 +311,24 @@ class Leg(Protocol):
         take longer than the timeout.
 
         :param since: nothing was written after that.
-        :param written: bytes in all; `held` of them by the transport.
-        :param last_words: the kernel's queue is to be delivered, too, as soon as what
-            the transport holds.
+        :param written: bytes in all; `buffered` of them by the transport.
+        :param resetting: a reset waits for their delivery: what the kernel still has
+            must be taken as soon as what the transport holds.
         :return: bytes in the kernel's queue.
         """
         transport = self.transport
         queued = unacknowledged(transport)
-        self.asked_at = now
-        much = written - self.seen >= MUCH
-        if not (held or queued or much) and self.delivery is None:
+        self.checked_at = now
+        much = written - self.written_at_check >= MUCH
+        if not (buffered or queued or much) and self.delivery is None:
             return 0
         if self.delivery is None:
             self.delivery = Delivery()
         info = None
-        if held or queued or much:
-            self.seen = written
+        if buffered or queued or much:
+            self.written_at_check = written
             info = tcp_info(transport)
-        taken = written - held - queued
-        ours, kernels = (held + queued, 0) if last_words else (held, queued)
-        self.delivery.look(now, since, taken, ours, kernels, info)
+        taken = written - buffered - queued
+        ours, kernels = (buffered + queued, 0) if resetting else (buffered, queued)
+        self.delivery.update(now, since, taken, ours, kernels, info)
         return queued

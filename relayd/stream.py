@@ -171,13 +171,12 @@ class UpstreamLeg(Leg):
         # attributes of two classes in turn is twice as slow.
         self.direction = session.down
         self.bridge = self.sink = self.held = self.peer = None
-        self.alive = self.paused = self.spliced = False
+        self.alive = self.spliced = False
+        self.paused = 0
         self._session = session
 
     def makeConnection(self, transport: Any) -> None:
-        self.transport = transport
-        self.alive = True
-        self.connectionMade()
+        Leg.makeConnection(self, transport)
         if self._session.ending is not None:
             # Connected in spite of being cancelled.
             self.abort()
@@ -344,8 +343,7 @@ class StreamProtocol(Leg):
     # -- stages
 
     def makeConnection(self, transport: Any) -> None:
-        self.transport = transport
-        self.alive = True
+        self.attach(transport)
         factory, session = self.factory, self.session
         try:
             if self.is_foreign:
@@ -577,9 +575,9 @@ class StreamProtocol(Leg):
     def joined(self, leg: Leg) -> None:
         """The upstream connection stands: join it to the client."""
         factory = self.factory
-        # The plain function: a bound method would be one object more a session.
-        over = StreamProtocol._over
-        bridge = Bridge(self.session, self, leg, factory.timeouts, factory.clock, over)
+        bridge = Bridge(
+            self.session, self, leg, factory.timeouts, factory.clock, self._over
+        )
         bridge.start(self.is_foreign)
 
     def dial_failed(self, reason: Failure) -> None:
@@ -657,7 +655,7 @@ class StreamProtocol(Leg):
     def cut(self, ending: Ending, detail: str = "") -> None:
         """End the session now, whatever its stage: reset what is connected."""
         if self.bridge is not None:
-            self.bridge.cut(ending, detail)
+            self.bridge.abort(ending, detail)
             return
         if self.session.ending is None:
             self.session.ending, self.session.detail = ending, detail

@@ -24,7 +24,7 @@ ROWS = [
     {"networks"},
     {"setting_types"},
     {"settings"},
-    {"session", "socks4_wire", "nat_table", "ident"},
+    {"session", "pauses", "socks4_wire", "nat_table", "ident"},
     {"interfaces"},
     {
         *(
@@ -42,9 +42,11 @@ ROWS = [
     },
     {"plane.poller", "udp_batches", "endpoint_strings", "foreign_transports"},
     {"tcp_info"},
-    {"plane.transport", "deadlines"},
+    {"plane.transport", "delivery"},
     {"legs"},
     {"rules", "policy"},
+    {"losses"},
+    {"deadlines"},
     {
         "destinations",
         "limits",

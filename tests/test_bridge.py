@@ -14,7 +14,7 @@ from twisted.internet.task import Clock
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from zope.interface.verify import verifyObject
 
-from relayd import bridge, legs
+from relayd import bridge, deadlines, legs
 from relayd.bridge import Bridge, Leg, Timeouts, unsent
 from relayd.interfaces import IHearsReset
 from relayd.session import Direction, Ending, Session
@@ -46,13 +46,12 @@ class Pair:
             self._over,
         )
 
-    def _over(self, leg: Leg) -> None:
-        assert leg is self.downstream
+    def _over(self) -> None:
         self.over += 1
 
-    def cut(self) -> None:
-        """Cut the session, and let the reactor tell of that."""
-        self.bridge.cut(Ending.DRAINED)
+    def abort(self) -> None:
+        """Abort the session, and let the reactor tell of that."""
+        self.bridge.abort(Ending.DRAINED)
         self.clock.advance(0)
 
     def start(self) -> Pair:
@@ -102,8 +101,8 @@ def said(monkeypatch: pytest.MonkeyPatch) -> dict[Any, TcpInfo]:
 def reset_unread(monkeypatch: pytest.MonkeyPatch) -> dict[Any, int]:
     """Connections that were reset, and the bytes in them that nobody has read."""
     found: dict[Any, int] = {}
-    monkeypatch.setattr(bridge, "was_reset", found.__contains__)
-    monkeypatch.setattr(bridge, "unread", lambda t: found.get(t, 0))
+    monkeypatch.setattr(deadlines, "was_reset", found.__contains__)
+    monkeypatch.setattr(deadlines, "unread", lambda t: found.get(t, 0))
     return found
 
 
@@ -713,7 +712,7 @@ def test_no_stall_timeout_means_never() -> None:
 def test_a_foreign_transport_that_stays_full_is_stalled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(legs, "unsent", lambda _: 0)
+    monkeypatch.setattr(legs, "buffered_by", lambda _: None)
     pair = joined(stall=10)
     while pair.up.reading:
         pair.up.receive(bytes(65536))
@@ -1110,7 +1109,7 @@ def test_the_tick_follows_the_shortest_timeout() -> None:
 
 def test_a_cut_session_has_the_first_reason() -> None:
     pair = joined()
-    pair.cut()
+    pair.abort()
     pair.ended(Ending.DRAINED)
 
 
@@ -1118,7 +1117,7 @@ def test_a_cut_while_last_words_wait_keeps_the_reset() -> None:
     pair = joined()
     pair.down.receive(b"x")
     pair.down.lose(ConnectionLost())
-    pair.cut()
+    pair.abort()
     pair.ended(Ending.DOWNSTREAM_RESET)
 
 

@@ -425,7 +425,7 @@ def test_what_wraps_a_connection_is_not_passed_by(still: Still) -> None:
     server = Side(plane, sockets("tcp"), legs[1])
     # As it says itself.
     assert ISpliceable in providedBy(meter)
-    Bridge(session, legs[0], legs[1], Timeouts(), still, lambda _: None).start()
+    Bridge(session, legs[0], legs[1], Timeouts(), still, lambda: None).start()
     client.peer.socket.send(b"seen")
     still.until(lambda: server.peer.take() or server.peer.data == b"seen")
     server.peer.socket.send(b"answered")
@@ -1718,7 +1718,7 @@ def a_session(still: Still) -> list[weakref.ref[Leg]]:
     plane, session, over = Plane.of(still), Session(1, 1, "", "", 0.0), []
     legs = Leg(session.up), Leg(session.down)
     client, server = (Side(plane, sockets("tcp"), leg) for leg in legs)
-    Bridge(session, *legs, Timeouts(), still, lambda _: over.append(1)).start()
+    Bridge(session, *legs, Timeouts(), still, lambda: over.append(1)).start()
     assert legs[0].spliced
     assert legs[1].spliced
     for one, other in ((client, server), (server, client)):
@@ -1764,7 +1764,7 @@ def joined_legs(
     plane, session, over = Plane.of(still), Session(1, 1, "", "", 0.0), list[int]()
     legs = [client(session.up), server(session.down)]
     sides = [Side(plane, sockets("tcp"), leg) for leg in legs]
-    Bridge(session, *legs, Timeouts(), still, lambda _: over.append(1)).start()
+    Bridge(session, *legs, Timeouts(), still, lambda: over.append(1)).start()
     assert all(leg.spliced for leg in legs)
     return session, legs, sides, over
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relayd.deadlines import (
+from relayd.delivery import (
     LARGEST_WINDOW,
     REOPENS_AT,
     SLOWEST_READER,
@@ -63,7 +63,7 @@ class LinuxReader:
     def look(self, delivery: Delivery, now: float, waiting: int = MB) -> None:
         """As the relay does, which holds more than this peer takes."""
         info = attrs.evolve(FINE, window=self.window)
-        delivery.look(now, now, self.taken, waiting, 100 * KB, info)
+        delivery.update(now, now, self.taken, waiting, 100 * KB, info)
 
 
 def pieces(total: int) -> st.SearchStrategy[list[int]]:
@@ -111,8 +111,8 @@ def test_nor_has_it_when_it_fills_evenly(looks: int) -> None:
 def test_an_allowance_is_bounded(taken: int, window: int, more: int) -> None:
     delivery = Delivery()
     info = attrs.evolve(FINE, window=window)
-    delivery.look(1.0, 1.0, taken, 1, 1, info)
-    delivery.look(2.0, 2.0, taken + more, 1, 1, info)
+    delivery.update(1.0, 1.0, taken, 1, 1, info)
+    delivery.update(2.0, 2.0, taken + more, 1, 1, info)
     most = LARGEST_WINDOW * REOPENS_AT / SLOWEST_READER
     assert 0 <= delivery.allowance <= most
     assert delivery.allowance <= (taken + more) * REOPENS_AT / SLOWEST_READER
@@ -121,7 +121,7 @@ def test_an_allowance_is_bounded(taken: int, window: int, more: int) -> None:
 def test_without_a_word_of_the_kernel_there_is_no_allowance() -> None:
     delivery = Delivery()
     for number in range(100):
-        delivery.look(float(number), 0.0, number * MB, 1, 0)
+        delivery.update(float(number), 0.0, number * MB, 1, 0)
     assert delivery.allowance == 0
     assert delivery.silence(1000.0) == 0
     assert delivery.idleness(109.0) == 10
@@ -183,23 +183,23 @@ def test_the_window_of_the_issue_needs_24_seconds() -> None:
 def test_a_window_that_opens_again_is_a_sign_of_life() -> None:
     """Before a byte is acknowledged; but not one that has been open all along."""
     delivery = Delivery()
-    delivery.look(0.0, 0.0, 1000, 1, 1, SHUT)
-    delivery.look(9.0, 9.0, 1000, 1, 1, SHUT)
+    delivery.update(0.0, 0.0, 1000, 1, 1, SHUT)
+    delivery.update(9.0, 9.0, 1000, 1, 1, SHUT)
     assert delivery.idleness(9.0) == 9
-    delivery.look(9.5, 9.5, 1000, 1, 1, FINE)
+    delivery.update(9.5, 9.5, 1000, 1, 1, FINE)
     assert delivery.idleness(9.5) == 0
-    delivery.look(10.5, 10.5, 1000, 1, 1, FINE)
+    delivery.update(10.5, 10.5, 1000, 1, 1, FINE)
     assert delivery.idleness(10.5) == 1
 
 
 def test_idleness_begins_when_our_buffer_fills() -> None:
     """What waits in the kernel's queue alone is no stall."""
     delivery = Delivery()
-    delivery.look(5.0, 0.0, 1000, 0, 10, SHUT)
+    delivery.update(5.0, 0.0, 1000, 0, 10, SHUT)
     assert delivery.idleness(100.0) == 0
-    delivery.look(6.0, 6.0, 1000, 1, 10, SHUT)
+    delivery.update(6.0, 6.0, 1000, 1, 10, SHUT)
     assert delivery.idleness(7.0) == 1
-    delivery.look(8.0, 8.0, 1000, 0, 10, SHUT)
+    delivery.update(8.0, 8.0, 1000, 0, 10, SHUT)
     assert delivery.idleness(100.0) == 0
 
 
@@ -224,10 +224,10 @@ def test_a_peer_that_does_not_answer_is_silent(trouble: dict[str, int]) -> None:
     delivery = Delivery()
     for now in range(1, 20):
         info = attrs.evolve(FINE, since_heard=now + 0.2, since_sent=0.1, **trouble)
-        delivery.look(float(now), 1.0, 0, 0, 100, info)
+        delivery.update(float(now), 1.0, 0, 0, 100, info)
         assert delivery.silence(float(now)) == now - 1
     # And is heard again.
-    delivery.look(20.0, 1.0, 0, 0, 100, FINE)
+    delivery.update(20.0, 1.0, 0, 0, 100, FINE)
     assert delivery.silence(20.0) == 0
 
 
@@ -235,9 +235,9 @@ def test_quiet_before_something_was_sent_is_not_silence() -> None:
     """A connection that nobody has used for an hour, and a packet that is lost."""
     delivery = Delivery()
     info = attrs.evolve(FINE, retransmits=1, since_sent=0.2, since_heard=3600.0)
-    delivery.look(5000.0, 4999.0, 0, 0, 100, info)
+    delivery.update(5000.0, 4999.0, 0, 0, 100, info)
     assert delivery.silence(5000.0) == 1
-    delivery.look(5001.0, 4999.0, 100, 0, 0, FINE)
+    delivery.update(5001.0, 4999.0, 100, 0, 0, FINE)
     assert delivery.silence(5001.0) == 0
 
 
@@ -246,7 +246,7 @@ def test_an_answer_between_two_looks_counts() -> None:
     delivery = Delivery()
     for now in range(1, 100):
         info = attrs.evolve(FINE, retransmits=1, since_sent=0.1, since_heard=0.5)
-        delivery.look(float(now), 1.0, 0, 0, 100, info)
+        delivery.update(float(now), 1.0, 0, 0, 100, info)
         assert delivery.silence(float(now)) <= 1
 
 
@@ -271,7 +271,7 @@ def test_a_shut_window_that_answers_probes_is_never_lost(
     while now < 600:
         last = max([0.0, *(at for at in heard if at <= now)])
         out = sum(1 for at in sent if last < at <= now)
-        delivery.look(now, tick, 0, 0, 1, TcpInfo(0, 0, out, now, now - last))
+        delivery.update(now, tick, 0, 0, 1, TcpInfo(0, 0, out, now, now - last))
         assert delivery.silence(now) < 1
         now += tick
 
@@ -281,7 +281,7 @@ def test_whatever_the_looks_see_times_are_sane(steps: list[tuple[int, int]]) -> 
     delivery, taken = Delivery(), 0
     for now, (held, moved) in enumerate(steps, 1):
         taken += moved
-        delivery.look(float(now), float(now), taken, held, moved, None)
+        delivery.update(float(now), float(now), taken, held, moved, None)
         assert 0 <= delivery.idleness(float(now)) < now
         assert delivery.waits == bool(held or moved)
         if not held:
