@@ -74,7 +74,7 @@ class Soak:
         self._stop = stop
         self._step = step
         self._log = RelayLog()
-        self._violations = Violations()
+        self._violations = Violations(self._tell_violation)
         self._stops = Stops()
         self._servers = Servers()
         self._echoes = Echoes()
@@ -237,6 +237,10 @@ class Soak:
                     self._traffic.hear(line)
             elif line is not None and self._flows is not None:
                 self._flows.hear(line)
+
+    def _tell_violation(self, text: str) -> None:
+        seconds = time.monotonic() - self._began_at
+        print(f"{seconds:4.0f} s violation: {text}", flush=True)
 
     def _show(self, what: str) -> Reading:
         """Print a line of figures; the reading in it."""

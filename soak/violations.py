@@ -1,8 +1,13 @@
-"""What went wrong in a soak: counted, and the first few in words."""
+"""What went wrong in a soak: counted, and the first of it in words.
+
+Each violation is told as it is found, until there are too many; the summary at the end
+has a few of each script, with what the relay's log has said since.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Protocol
 
 import attrs
@@ -35,14 +40,20 @@ class Judged(Protocol):
 
 @attrs.define(eq=False)
 class Violations:
-    """What went wrong, counted; the first few in words.
+    """What went wrong, counted; the first of it in words.
 
+    :param tell: gets a line about each of the first TOLD as it is found, and a last one
+        when there are more.
     :ivar scripts: how often, by the script's name.
     """
 
-    #: At most so many are told in words, and so many of one script.
+    #: At most so many are told as they are found.
+    TOLD = 20
+
+    #: At most so many are in the summary, and so many of one script.
     FIRST, FIRST_OF_SCRIPT = 24, 3
 
+    tell: Callable[[str], None]
     scripts: Counter[str] = attrs.Factory(Counter)
     _first: list[tuple[Judged | None, str]] = attrs.Factory(list)
 
@@ -58,9 +69,14 @@ class Violations:
             judged.violated = True
         name = judged.script.name if judged else "no session"
         self.scripts[name] += 1
+        label = f", {judged.label}" if judged else ""
+        text = " ".join(f"{name}{label}, {who}: {what}".split())
+        if self.count <= self.TOLD:
+            self.tell(text)
+        elif self.count == self.TOLD + 1:
+            self.tell("there are more; from here on they are only counted")
         if len(self._first) < self.FIRST and self.scripts[name] <= self.FIRST_OF_SCRIPT:
-            label = f", {judged.label}" if judged else ""
-            self._first.append((judged, f"{name}{label}, {who}: {what}"))
+            self._first.append((judged, text))
 
     def lines(self) -> list[str]:
         """The first few, each with what the log has said of its session since."""

@@ -8,7 +8,7 @@ from tests.tools.sessions import session_of
 
 
 def test_violations_are_counted_once_a_session_and_told_a_few_times() -> None:
-    violations = Violations()
+    violations = Violations(lambda _: None)
     for number in range(1, 400):
         session = draw_session(1, number)
         violations.add(session, "client", "wrong bytes")
@@ -17,8 +17,21 @@ def test_violations_are_counted_once_a_session_and_told_a_few_times() -> None:
     assert len(violations.lines()) == violations.FIRST
 
 
+def test_violations_are_told_as_they_are_found_until_there_are_too_many() -> None:
+    told: list[str] = []
+    violations = Violations(told.append)
+    violations.add(None, "server", "a header\nof no session")
+    assert told == ["no session, server: a header of no session"]
+    for number in range(1, 10 * violations.TOLD):
+        violations.add(draw_session(1, number), "client", "wrong bytes")
+    assert violations.count == 10 * violations.TOLD
+    assert len(told) == violations.TOLD + 1
+    assert all("wrong bytes" in text for text in told[1:-1])
+    assert told[-1].endswith("only counted")
+
+
 def test_a_violation_has_the_logs_word() -> None:
-    violations = Violations()
+    violations = Violations(lambda _: None)
     session = session_of("idle for ever")
     violations.add(session, "client", "hung")
     session.ending = "done"
