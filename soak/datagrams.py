@@ -111,6 +111,8 @@ class Flow:
     :ivar down: what the server has sent by itself.
     :ivar owed: what may come to the client, and the numbers.
     :ivar strays: what has come to the client, and was not owed to it.
+    :ivar answered_before: hashes of the last answers that went to its ports before they
+        were its own.
     """
 
     number: int
@@ -124,6 +126,7 @@ class Flow:
     down: dict[int, Sent] = attrs.Factory(dict)
     owed: dict[bytes, list[int]] = attrs.Factory(dict)
     strays: list[bytes] = attrs.Factory(list)
+    answered_before: set[int] = attrs.Factory(set)
     _heard_at: float | None = None
 
     # -- what the client does
@@ -149,6 +152,8 @@ class Flow:
         """Something has come to the client; what is wrong with it, or nothing."""
         waiting = self.owed.get(data)
         if not waiting:
+            # To the relay it is an answer like any other.
+            self.moved_at = now
             self.strays.append(data)
             return "" if len(self.strays) <= MOST_STRAYS else unowed(data)
         sequence = waiting.pop(0)
@@ -171,6 +176,17 @@ class Flow:
         if len(data) < HEADER.size:
             return data == LOUD
         return bool(HEADER.unpack_from(data)[0] != self.number)
+
+    def judge_strays(self) -> str:
+        """What is wrong with what has come and was not owed; empty where nothing is.
+
+        The kernel may give a new flow the port of one that has just been evicted, when
+        the answer to that is still under way: nobody can tell it from the new one's.
+        """
+        for data in self.strays:
+            if hash(data) not in self.answered_before or not self.is_foreign(data):
+                return unowed(data)
+        return ""
 
     # -- what the server does
 
@@ -245,7 +261,8 @@ class Flow:
                     f" {quiet:.1f} s at most after it was used"
                 )
         heard = [s for s in (*self.up.values(), *self.down.values()) if s.heard]
-        short = not heard or self.moved_at - self.began_at < SHORT
+        answered = heard or self.strays
+        short = not answered or self.moved_at - self.began_at < SHORT
         limit = UDP_UNREPLIED if short else UDP_TIMEOUT
         limit += UDP_STEP + SLACK + stops.within(self.moved_at, now)
         quiet = now - self.moved_at
@@ -260,7 +277,8 @@ class Flow:
 
     def _judge_counts(self, line: FlowLine, heard: list[Sent]) -> str:
         up = len(self.up), sum(sent.size for sent in self.up.values())
-        down = len(heard), sum(sent.size for sent in heard)
+        sizes = [*(sent.size for sent in heard), *map(len, self.strays)]
+        down = len(sizes), sum(sizes)
         if (line.up, line.down) == (up, down):
             return ""
         return (

@@ -43,6 +43,8 @@ class Echoes:
 
     def __init__(self) -> None:
         self.sockets: list[socket.socket] = []
+        #: A client on one of these would look like a server: see `client_socket`.
+        self.ports: set[int] = set()
         #: By the listener's host.
         self.addresses: dict[str, list[str]] = {
             host: [self._bind(host) for _ in range(SERVERS)]
@@ -55,6 +57,7 @@ class Echoes:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * BUFFER)
         sock.bind((host, 0))
         self.sockets.append(sock)
+        self.ports.add(sock.getsockname()[1])
         return address_name(sock.getsockname())
 
     def close(self) -> None:

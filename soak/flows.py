@@ -17,7 +17,7 @@ import random
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Coroutine
+from collections.abc import Container, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -29,7 +29,6 @@ from soak.datagrams import (
     SILENT,
     UDP_TIMEOUT,
     draw_size,
-    unowed,
 )
 from soak.echoes import Echoes, flow_bound, kernel_drops
 from soak.flow_scripts import AT_ONCE, BUFFER, ROOM, FlowClient, draw_flow
@@ -54,11 +53,43 @@ OVERFLOW = 1.5
 #: Seconds that a flood takes, and datagrams that are sent at once.
 FLOOD, PIECE = 1.0, 50
 
-#: Answers that are remembered of each of the relay's ports.
-ANSWERS = 4
+#: Answers that are remembered of each of the relay's ports: as many as a client may
+#: have under way when its flow is evicted.
+ANSWERS = 16
 
 #: A client that is over stays known for so long, in seconds: its flow has expired.
 MEMORY = UDP_TIMEOUT + LONGEST + 4 * SLACK
+
+
+def client_socket(number: int, avoided: Container[int]) -> socket.socket:
+    """A client's socket, at an address that no other one has for a long time.
+
+    :param avoided: ports of servers.  A server may answer at each address of its
+        machine, so the relay drops what comes from one of these ports there: it would
+        come back, and be relayed again for ever.
+    """
+    block = number % 65536
+    own = f"127.2.{block // 256}.{block % 256}", 0
+    shared = (
+        FLOOD_HOSTS[number // 8 % len(FLOOD_HOSTS)],
+        SHARED_PORTS[number // 8 % len(SHARED_PORTS)],
+    )
+    address = own if number % 8 else shared
+    while True:
+        sock = socket.socket(type=socket.SOCK_DGRAM)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+            sock.bind(address)
+            if sock.getsockname()[1] not in avoided:
+                return sock
+            sock.close()
+        except OSError:
+            sock.close()
+            if address is own:
+                raise
+        # Somebody else's port: one of its own, then.
+        address = own
 
 
 @attrs.define(eq=False)
@@ -120,7 +151,9 @@ class Flows:
         self._forgotten_at: deque[tuple[float, FlowClient, tuple[str, str]]] = deque()
         #: The last answers to each of the relay's ports: their hashes.
         self._answers: dict[str, deque[int]] = {}
-        self._flood_ports = itertools.cycle(FLOOD_PORTS)
+        self._flood_ports = itertools.cycle(
+            port for port in FLOOD_PORTS if port not in servers.ports
+        )
         for sock in servers.sockets:
             self._loop.add_reader(sock, self._serve, sock)
 
@@ -146,9 +179,13 @@ class Flows:
     def _open(self) -> None:
         self.opened += 1
         client = draw_flow(self._seed, self.opened, self._stops)
-        self._clients[client.flow.number] = client
+        self.expect(client)
         self.alive += 1
         self._start(self._run_client(client))
+
+    def expect(self, client: FlowClient) -> None:
+        """From now on, servers know of a client."""
+        self._clients[client.flow.number] = client
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
@@ -164,10 +201,7 @@ class Flows:
 
     async def _run_client(self, client: FlowClient) -> None:
         try:
-            with socket.socket(type=socket.SOCK_DGRAM) as sock:
-                sock.setblocking(False)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
-                self._bind(sock, client.flow.number)
+            with client_socket(client.flow.number, self._servers.ports) as sock:
                 listener = self._listeners[client.flow.number % len(self._listeners)]
                 sock.connect(listener)
                 key = address_name(sock.getsockname()), address_name(listener)
@@ -178,8 +212,8 @@ class Flows:
             self.alive -= 1
             self.tally.sent += client.sent
             self.tally.heard += client.heard
-        wrong = wrong or self._judge_strays(client)
-        if wrong:
+        self.tally.strays += len(client.flow.strays)
+        if wrong := wrong or client.flow.judge_strays():
             self._violations.add(client, "client", wrong)
         self._forgotten_at.append((time.monotonic() + MEMORY, client, key))
 
@@ -193,31 +227,6 @@ class Flows:
         except TimeoutError:
             return f"not over after {LIMIT:g} s"
         return ""
-
-    def _judge_strays(self, client: FlowClient) -> str:
-        """What is wrong with what a client got and is not owed.
-
-        The kernel may give a new flow the port of one that has just been evicted, when
-        the answer to that is still under way: nobody can tell it from the new one's.
-        """
-        answers = self._answers.get(client.flow.port, ())
-        for data in client.flow.strays:
-            if hash(data) not in answers or not client.flow.is_foreign(data):
-                return unowed(data)
-            self.tally.strays += 1
-        return ""
-
-    def _bind(self, sock: socket.socket, number: int) -> None:
-        """Give a client's socket an address that no other one has for a long time."""
-        if number % 8 == 0:
-            port = SHARED_PORTS[number // 8 % len(SHARED_PORTS)]
-            host = FLOOD_HOSTS[number // 8 % len(FLOOD_HOSTS)]
-            # Somebody else's port: one of its own, then.
-            with suppress(OSError):
-                sock.bind((host, port))
-                return
-        block = number % 65536
-        sock.bind((f"127.2.{block // 256}.{block % 256}", 0))
 
     # -- servers
 
@@ -239,7 +248,10 @@ class Flows:
                 what = f"{len(data)} bytes of no flow: {data[:16]!r}"
                 self._violations.add(None, "server", what)
                 continue
-            wrong = client.flow.arrive(sequence, data, address_name(source))
+            port = address_name(source)
+            if port != client.flow.port:
+                client.flow.answered_before.update(self._answers.get(port, ()))
+            wrong = client.flow.arrive(sequence, data, port)
             if wrong:
                 self._violations.add(client, "server", wrong)
             if client.script.streams:

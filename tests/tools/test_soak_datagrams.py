@@ -235,3 +235,24 @@ def test_such_a_flow_may_be_evicted_and_a_longer_one_lives_longer() -> None:
     round_trip(flow, 1000.0 + SHORT)
     line = attrs.evolve(line, age=11.0, up=(2, 200), down=(2, 200))
     assert flow.judge(line, 1001.0 + UDP_TIMEOUT, Stops()) == ""
+
+
+def sends_only() -> Flow:
+    """A flow whose server is silent: two datagrams, the last at 1003 s."""
+    flow = Flow(7)
+    for sequence, now in enumerate((1000.0, 1003.0)):
+        data = flow.ask(100, now, answered=False)
+        flow.asked(now)
+        assert flow.arrive(sequence, data, PORT) == ""
+    return flow
+
+
+@pytest.mark.parametrize("stray", [False, True])
+def test_a_stray_answer_makes_a_flow_live_longer(stray: bool) -> None:
+    """To the relay it is an answer: it keeps the flow, and counts."""
+    flow = sends_only()
+    if stray:
+        assert flow.hear(LOUD, 1003.0) == ""
+    line = attrs.evolve(SAID, age=3.0, up=(2, 200), down=(1, 1))
+    said = flow.judge(line, 1003.0 + UDP_TIMEOUT, Stops())
+    assert bool(said) is not stray

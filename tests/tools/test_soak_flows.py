@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from ipaddress import ip_address
 
-from soak.echoes import flow_bound, flow_options
+import pytest
+
+from soak.datagrams import LOUD, unowed
+from soak.echoes import Echoes, flow_bound, flow_options
 from soak.flow_scripts import FLOW_SCRIPTS, draw_flow
-from soak.flows import FLOOD_HOSTS, FLOOD_PORTS, SHARED_PORTS
+from soak.flows import (
+    ANSWERS,
+    FLOOD_HOSTS,
+    FLOOD_PORTS,
+    SHARED_PORTS,
+    Flows,
+    client_socket,
+)
 from soak.stops import Stops
+from soak.violations import Violations
+from tests.process import PATIENCE
 
 
 def test_every_flow_script_is_drawn_and_again_by_a_seed() -> None:
@@ -32,3 +45,68 @@ def test_each_listener_for_datagrams_has_its_servers() -> None:
         *("--listen", "udp:127.0.0.2:0", "--dest", "udp:x:2"),
     ]
     assert options[options.index("--max-flows") + 1] == f"{flow_bound(50)}" == "200"
+
+
+def test_a_client_has_no_servers_port() -> None:
+    """The relay would drop what comes from there: it might be that server's answer."""
+
+    class Avoided:
+        """The first three ports that anybody asks for."""
+
+        def __init__(self) -> None:
+            self.ports: list[int] = []
+
+        def __contains__(self, port: object) -> bool:
+            assert isinstance(port, int)
+            self.ports.append(port)
+            return len(self.ports) <= 3
+
+    for number in (7, 8):
+        avoided = Avoided()
+        with client_socket(number, avoided) as sock:
+            host, port = sock.getsockname()
+            assert len(avoided.ports) == 4
+            assert port == avoided.ports[-1]
+            assert host == f"127.2.0.{number}"
+
+
+def test_a_client_shares_an_address_unless_somebody_has_its_port() -> None:
+    with client_socket(16, ()) as sock, client_socket(16, ()) as another:
+        host, port = sock.getsockname()
+        assert host in FLOOD_HOSTS
+        assert port in SHARED_PORTS
+        assert another.getsockname()[0] == "127.2.0.16"
+
+
+@pytest.mark.parametrize("foreign", [True, False])
+def test_an_answer_that_met_a_new_flow_is_known_however_late(foreign: bool) -> None:
+    """It went to the port before that was this flow's, and many others since."""
+
+    async def run() -> str:
+        echoes = Echoes()
+        violations = Violations(lambda _: None)
+        flows = Flows(1, echoes, [("127.0.0.1", 1)], violations, Stops())
+        with socket.socket(type=socket.SOCK_DGRAM) as relay:
+            relay.setblocking(False)
+            relay.connect(echoes.sockets[0].getsockname())
+
+            async def ask(data: bytes) -> bytes:
+                relay.send(data)
+                async with asyncio.timeout(PATIENCE):
+                    return await asyncio.get_running_loop().sock_recv(relay, 100)
+
+            if foreign:
+                assert await ask(LOUD) == LOUD
+            client = draw_flow(1, 2, Stops())
+            assert client.script.answered
+            flows.expect(client)
+            for _ in range(3 * ANSWERS):
+                data = client.flow.ask(50, 1.0, answered=True)
+                assert client.flow.hear(await ask(data), 1.0) == ""
+        await flows.close()
+        echoes.close()
+        assert violations.count == 0
+        assert client.flow.hear(LOUD, 2.0) == ""
+        return client.flow.judge_strays()
+
+    assert asyncio.run(run()) == ("" if foreign else unowed(LOUD))
