@@ -1,25 +1,37 @@
 """What an operator may set, checked; knows no reactor.
 
-Values come in as they were written on a command line and leave as frozen
-objects that :mod:`relayd.service` turns into listeners and relays.  Whatever is
-wrong is a :class:`~relayd.errors.ConfigError` with one line that quotes it.
+The rows of the table of settings (:mod:`relayd.settings`,
+:mod:`relayd.address_settings`) have read the values; here they become frozen objects,
+which :mod:`relayd.service` turns into listeners and relays.  What no row can see by
+itself is checked: which settings contradict each other, and which servers belong to
+which listener.  Whatever is wrong is a :class:`~relayd.errors.ConfigError` with one
+line that quotes it.
+
+A field is called as its row says (`Setting.field`), and `fill` finds it by that.  The
+fields of `StreamSettings`, `UdpSettings` and `Socks4Settings` are keywords of the
+factories, which are given them all.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import math
-import os
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, cast, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import attrs
 
 from relayd import settings
-from relayd.bridge import Timeouts
+from relayd.address_settings import (
+    ALLOW_CLIENT,
+    DEST,
+    LISTEN,
+    NAME,
+    SOCKS4_LISTEN,
+    SOCKS4_LISTENER,
+    Given,
+)
 from relayd.endpoint_strings import hides_clients
 from relayd.endpoints import (
-    Address,
     EndpointString,
     HostPort,
     StreamAddress,
@@ -27,22 +39,11 @@ from relayd.endpoints import (
     UnixPath,
 )
 from relayd.errors import ConfigError
-from relayd.networks import Network, parse_network
+from relayd.networks import Network
 from relayd.rules import Rule
 from relayd.settings import Transport
-from relayd.socks4_wire import MOST_USER_ID
 
-#: A listen(2) backlog; the kernel caps it further (net.core.somaxconn).
-BACKLOG_LIMIT = 65535
-
-#: The longest timeout, in seconds: three years, well within any clock.
-TIMEOUT_LIMIT = 100_000_000.0
-
-#: What `twistd socks4` listens on, unless it is told.
-SOCKS4_LISTENER = HostPort("127.0.0.1", 1080)
-
-#: The largest receive buffer: the kernel doubles it, in an int.
-RECEIVE_BUFFER_LIMIT = (1 << 30) - 1
+Some = TypeVar("Some")
 
 #: What `--demo` listens on.
 DEMO_LISTENER = HostPort("127.0.0.1", 8080)
@@ -54,18 +55,23 @@ def _addresses(given: Iterable[Any]) -> tuple[Any, ...]:
 
 @attrs.frozen
 class Relay:
-    """One listener and the servers behind it."""
+    """One listener and the servers behind it.
+
+    :ivar name: what the log calls it; None for the next number's name.
+    """
 
     listen: StreamAddress
     destinations: Sequence[StreamAddress] = attrs.field(converter=_addresses)
+    name: str | None = None
 
 
 @attrs.frozen
 class UdpRelay:
-    """One address for datagrams and the servers behind it."""
+    """One address for datagrams and the servers behind it; `name` as a Relay's."""
 
     listen: UdpAddress
     destinations: Sequence[UdpAddress] = attrs.field(converter=_addresses)
+    name: str | None = None
 
 
 def _relays(given: Iterable[Relay | UdpRelay]) -> tuple[Relay | UdpRelay, ...]:
@@ -73,42 +79,55 @@ def _relays(given: Iterable[Relay | UdpRelay]) -> tuple[Relay | UdpRelay, ...]:
 
 
 @attrs.frozen(kw_only=True)
-class UdpSettings:
-    """How flows are kept; see :class:`relayd.udp_nat.UdpNat`.
+class StreamSettings:
+    """What every stream relay has; see :class:`relayd.tcp.RelayFactory`."""
 
-    :ivar timeout: seconds that a flow in use lives after something moved.
-    :ivar unreplied_timeout: the same, until it is in use, whether it was answered or
-        not; if `timeout` is the shorter, an answered flow has that.
-    :ivar max_flows: None is what this process can have, shared by its listeners.
-    :ivar max_flows_per_client: None is half of those.
-    """
+    handshake_timeout: float = settings.HANDSHAKE_TIMEOUT.default
+    connect_timeout: float = settings.CONNECT_TIMEOUT.default
+    stall_timeout: float = settings.STALL_TIMEOUT.default
+    idle_timeout: float = settings.IDLE_TIMEOUT.default
+    half_close_timeout: float = settings.HALF_CLOSE_TIMEOUT.default
+
+
+@attrs.frozen(kw_only=True)
+class UdpSettings:
+    """How flows are kept; see :class:`relayd.udp_nat.UdpNat`."""
 
     timeout: float = settings.UDP_TIMEOUT.default
     unreplied_timeout: float = settings.UDP_UNREPLIED_TIMEOUT.default
-    max_flows: int | None = None
-    max_flows_per_client: int | None = None
-    refresh_inbound: bool = True
-    reply_cap: float = 0.0
+    refresh_inbound: bool = settings.REFRESH_INBOUND.default
+    max_flows: int | None = settings.MAX_FLOWS.default
+    max_flows_per_client: int | None = settings.MAX_FLOWS_PER_CLIENT.default
+    reply_cap: float = settings.REPLY_CAP.default
     receive_buffer: int = settings.UDP_RCVBUF.default
 
 
 @attrs.frozen(kw_only=True)
+class Socks4Settings:
+    """What a proxy has beside those; see :class:`relayd.socks4.Socks4Factory`."""
+
+    ident: bool = settings.IDENT.default
+    bind: bool = settings.BIND.default
+    bind_any: bool = settings.BIND_ANY.default
+    bind_address: str | None = settings.BIND_ADDRESS.default
+    external_address: str | None = settings.EXTERNAL_ADDRESS.default
+    bind_timeout: float = settings.BIND_TIMEOUT.default
+    max_handshakes: int | None = settings.MAX_HANDSHAKES.default
+    max_handshakes_per_client: int | None = settings.MAX_HANDSHAKES_PER_CLIENT.default
+    max_binds: int = settings.MAX_BINDS.default
+    max_binds_per_client: int = settings.MAX_BINDS_PER_CLIENT.default
+
+
+@attrs.frozen(kw_only=True)
 class Common:
-    """What `twistd relayd` and `twistd socks4` have in common.
+    """What `twistd relayd` and `twistd socks4` have in common."""
 
-    :ivar drain_timeout: seconds that sessions get to finish when the relay is
-        told to stop; 0 for none.
-    :ivar transport: whose connections the short forms get.
-    :ivar verbose: log when a session opens, dials and connects, too.
-    :ivar quiet: log a session's end only when it did not end well.
-    """
-
-    timeouts: Timeouts = attrs.Factory(Timeouts)
+    stream: StreamSettings = attrs.field(factory=StreamSettings)
     drain_timeout: float = settings.DRAIN_TIMEOUT.default
     backlog: int = settings.BACKLOG.default
     transport: Transport = settings.TRANSPORT.default
-    verbose: bool = False
-    quiet: bool = False
+    verbose: bool = settings.VERBOSE.default
+    quiet: bool = settings.QUIET.default
 
 
 @attrs.frozen
@@ -121,21 +140,7 @@ class Config(Common):
 
     relays: Sequence[Relay | UdpRelay] = attrs.field(converter=_relays)
     udp: UdpSettings = attrs.field(factory=UdpSettings, kw_only=True)
-    demo: bool = attrs.field(default=False, kw_only=True)
-
-
-@attrs.frozen(kw_only=True)
-class Limits:
-    """How many SOCKS4 clients may wait; see :class:`relayd.socks4.Socks4Factory`.
-
-    :ivar max_handshakes: None is what the limit of open files allows.
-    :ivar max_handshakes_per_client: None is a quarter of those.
-    """
-
-    max_handshakes: int | None = None
-    max_handshakes_per_client: int | None = None
-    max_binds: int = settings.MAX_BINDS.default
-    max_binds_per_client: int = settings.MAX_BINDS_PER_CLIENT.default
+    demo: bool = attrs.field(default=settings.DEMO.default, kw_only=True)
 
 
 def _networks(given: Iterable[Network]) -> tuple[Network, ...]:
@@ -155,6 +160,8 @@ class Socks4Config(Common):
     """All settings of one `twistd socks4`.
 
     :ivar listeners: at least one.
+    :ivar name: what the log calls the proxy; None for the next number's name.
+    :ivar open: everybody is served, on purpose.
     :ivar clients: the networks whose clients are served; none is all.
     :ivar rules: about destinations, in the operator's order.
     :ivar user_ids: the users that are served; none is all.
@@ -163,16 +170,93 @@ class Socks4Config(Common):
     listeners: Sequence[StreamAddress] = attrs.field(
         default=(SOCKS4_LISTENER,), converter=_addresses
     )
+    name: str | None = None
+    open: bool = settings.OPEN.default
     clients: Sequence[Network] = attrs.field(default=(), converter=_networks)
     rules: Sequence[Rule] = attrs.field(default=(), converter=_rules)
     user_ids: Sequence[bytes] = attrs.field(default=(), converter=_user_ids)
-    ident: bool = False
-    bind: bool = True
-    bind_any: bool = False
-    bind_address: str | None = None
-    external_address: str | None = None
-    bind_timeout: float = settings.BIND_TIMEOUT.default
-    limits: Limits = attrs.Factory(Limits)
+    socks4: Socks4Settings = attrs.field(factory=Socks4Settings)
+
+
+def fill(kind: type[Some], values: Mapping[str, Any]) -> Some:
+    """Settings of a kind, with those of `values` that they, or their groups, have.
+
+    :param values: by the fields' names; what is not there has its default.
+    """
+    made = {}
+    fields: Any = attrs.fields(kind)  # type: ignore[arg-type]
+    for field in fields:
+        group = getattr(field.default, "factory", None)
+        if group is not None:
+            made[field.name] = fill(group, values)
+        elif field.name in values:
+            made[field.name] = values[field.name]
+    return kind(**made)
+
+
+def relayd_config(
+    values: Mapping[str, Any], given: Sequence[Given], kind: type[Config] = Config
+) -> Config:
+    """The settings of one `twistd relayd`.
+
+    :param values: by the rows' fields, but for the repeatable ones.
+    :param given: those, in their order.
+    :raises ConfigError: they contradict each other, or a listener or a server has no
+        partner.
+    """
+    _check_common(values)
+    demo = values[settings.DEMO.field]
+    if demo and given:
+        raise ConfigError(
+            "--demo brings its own listener and destination: leave out"
+            f" --{given[0].setting.name} {given[0].text!r}"
+        )
+    return fill(kind, {**values, LISTEN.field: () if demo else pair(given)})
+
+
+def socks4_config(
+    values: Mapping[str, Any],
+    given: Sequence[Given],
+    kind: type[Socks4Config] = Socks4Config,
+) -> Socks4Config:
+    """The settings of one `twistd socks4`; see :func:`relayd_config`.
+
+    :raises ConfigError: they contradict each other, or it would be an open proxy by
+        accident.
+    """
+    _check_common(values)
+    repeated: dict[str, list[Any]] = {}
+    for each in given:
+        repeated.setdefault(each.setting.field, []).append(each.value)
+    check_openness(
+        repeated.get(SOCKS4_LISTEN.field, SOCKS4_LISTEN.default),
+        bounded=ALLOW_CLIENT.field in repeated,
+        opened=values[settings.OPEN.field],
+    )
+    if not values[settings.BIND.field]:
+        for row in (
+            settings.BIND_ANY,
+            settings.BIND_ADDRESS,
+            settings.EXTERNAL_ADDRESS,
+        ):
+            if values[row.field]:
+                raise _contradiction(settings.BIND.option, row.option)
+    external = values[settings.EXTERNAL_ADDRESS.field]
+    if external == "0.0.0.0":
+        raise ConfigError(
+            f"bad --external-address {external!r}: expected the address that BIND's"
+            " peers connect to"
+        )
+    return fill(kind, {**values, **repeated})
+
+
+def _check_common(values: Mapping[str, Any]) -> None:
+    if values[settings.VERBOSE.field] and values[settings.QUIET.field]:
+        raise _contradiction(settings.VERBOSE.option, settings.QUIET.option)
+
+
+def _contradiction(one: str, other: str) -> ConfigError:
+    return ConfigError(f"--{one} and --{other} contradict each other: give one")
 
 
 def is_local(address: StreamAddress) -> bool:
@@ -198,7 +282,7 @@ def check_openness(
         a listener can't tell whose they are.
     """
     if bounded and opened:
-        raise ConfigError("--open and --allow-client contradict each other: give one")
+        raise _contradiction(settings.OPEN.option, ALLOW_CLIENT.option)
     for listener in listeners:
         text = listener.text if isinstance(listener, EndpointString) else ""
         if bounded and hides_clients(text):
@@ -216,195 +300,74 @@ def check_openness(
             )
 
 
-def client_network(text: str) -> Network:
-    """A network of clients.
-
-    :raises ConfigError: it is not one.
-    """
-    try:
-        return parse_network(text)
-    except ValueError as problem:
-        raise ConfigError(
-            f"bad --allow-client {text!r}: {problem}; expected an address or a network"
-            " such as 192.168.0.0/16"
-        ) from None
-
-
-def user_id(text: str) -> bytes:
-    """A user id, as it is on the wire.
-
-    :raises ConfigError: none can be it.
-    """
-    encoded = os.fsencode(text)
-    if not 0 < len(encoded) <= MOST_USER_ID or b"\0" in encoded:
-        raise ConfigError(
-            f"bad --userid {text!r}: expected 1 to {MOST_USER_ID} bytes, none of them 0"
-        )
-    return encoded
-
-
-def ipv4_address(option: str, text: str) -> str:
-    """An IPv4 address.
-
-    :raises ConfigError: it is not one.
-    """
-    try:
-        return str(ipaddress.IPv4Address(text))
-    except ValueError:
-        raise ConfigError(
-            f"bad {option} {text!r}: expected an IPv4 address such as 192.0.2.1"
-        ) from None
-
-
-def bound(option: str, text: str) -> int:
-    """How many of something there may be.
-
-    :raises ConfigError: it is not a number from 1 up.
-    """
-    value = int(text) if text.isascii() and text.isdigit() and len(text) < 8 else 0
-    if value < 1:
-        raise ConfigError(f"bad {option} {text!r}: expected a number from 1 to 9999999")
-    return value
-
-
-def seconds(option: str, text: str) -> float:
-    """A timeout: a number of seconds, fractions allowed.
-
-    :raises ConfigError: it is not one.
-    """
-    try:
-        # Python would take 1_000 as well.
-        value = math.nan if "_" in text else float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= TIMEOUT_LIMIT:
-        raise ConfigError(
-            f"bad {option} {text!r}: expected seconds from 0 to {TIMEOUT_LIMIT:.0f}"
-        )
-    return value
-
-
-def lifetime(option: str, text: str) -> float:
-    """A timeout that can't be never.
-
-    :raises ConfigError: it is not one.
-    """
-    value = seconds(option, text)
-    if not value:
-        raise ConfigError(
-            f"bad {option} {text!r}: a flow that never expires keeps its port for ever;"
-            " expected more than 0 seconds"
-        )
-    return value
-
-
-def ratio(option: str, text: str) -> float:
-    """How many times as much; 0 is no limit.
-
-    :raises ConfigError: it is not a number from 0 up.
-    """
-    try:
-        value = math.nan if "_" in text else float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise ConfigError(f"bad {option} {text!r}: expected a number from 0 up")
-    return value
-
-
-def backlog(text: str) -> int:
-    """A listen backlog.
-
-    :raises ConfigError: it is not one.
-    """
-    value = int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
-    if not 1 <= value <= BACKLOG_LIMIT:
-        raise ConfigError(
-            f"bad --backlog {text!r}: expected a number from 1 to {BACKLOG_LIMIT}"
-        )
-    return value
-
-
-def transport(text: str) -> Transport:
-    """A kind of transport.
-
-    :raises ConfigError: it is not one.
-    """
-    if text in get_args(Transport):
-        return cast(Transport, text)
-    raise ConfigError(
-        f"bad --transport {text!r}: expected {', '.join(get_args(Transport))}"
-    )
-
-
-@attrs.frozen(eq=False)
-class Given:
-    """An address on the command line: what for, as written, and understood."""
-
-    kind: Literal["--listen", "--dest"]
-    text: str
-    address: Address
-
-
 def pair(given: Sequence[Given]) -> tuple[Relay | UdpRelay, ...]:
-    """Match listeners with destinations.
+    """Match listeners with destinations, and with names.
 
-    :param given: in the order of the command line.  The destinations after a
-        listener are its own; those of a single listener may stand before it.
+    :param given: in the order of the command line.  The destinations, and the name,
+        after a listener are its own; those of a single listener may stand before it.
     :raises ConfigError: a listener or a destination has no partner, or one of another
-        kind.
+        kind; a name has none, or one that has another; two relays have one name.
     """
+    listeners = [each for each in given if each.setting is LISTEN]
     if not given:
         raise ConfigError(
             "nothing to relay: give --listen and --dest, or try --demo (see --help)"
         )
-    listeners = [each for each in given if each.kind == "--listen"]
     first = given[0]
+    option = f"--{first.setting.name} {first.text!r}"
     if not listeners:
+        raise ConfigError(f"{option} has no --listen: say where clients connect")
+    if first.setting is not LISTEN and len(listeners) > 1:
         raise ConfigError(
-            f"--dest {first.text!r} has no --listen: say where clients connect"
-        )
-    if first.kind == "--dest" and len(listeners) > 1:
-        raise ConfigError(
-            f"--dest {first.text!r} stands before the first of several --listen: "
-            "put each --dest after the --listen that it belongs to"
+            f"{option} stands before the first of several --listen: put each"
+            f" --{first.setting.name} after the --listen that it belongs to"
         )
     owner = listeners[0]
     owned: dict[Given, list[Given]] = {each: [] for each in listeners}
+    names: dict[Given, Given] = {}
     for each in given:
-        if each.kind == "--listen":
+        if each.setting is LISTEN:
             owner = each
-        else:
+        elif each.setting is DEST:
             owned[owner].append(each)
+        elif owner in names:
+            raise ConfigError(
+                f"--listen {owner.text!r} has two names, {names[owner].text!r} and"
+                f" {each.text!r}: give one"
+            )
+        else:
+            names[owner] = each
     for listener, destinations in owned.items():
         if not destinations:
             raise ConfigError(
                 f"--listen {listener.text!r} has no --dest: say where to relay to"
             )
-    return tuple(_relay(listener, own) for listener, own in owned.items())
+    _check_names([name.value for name in names.values()])
+    return tuple(
+        _relay(listener, own, names[listener].value if listener in names else None)
+        for listener, own in owned.items()
+    )
 
 
-def _relay(listener: Given, owned: Sequence[Given]) -> Relay | UdpRelay:
-    datagrams = isinstance(listener.address, UdpAddress)
+def _check_names(names: Sequence[str]) -> None:
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise ConfigError(
+                f"bad --{NAME.name} {name!r}: another relay has it already; give each"
+                " relay its own name"
+            )
+
+
+def _relay(
+    listener: Given, owned: Sequence[Given], name: str | None
+) -> Relay | UdpRelay:
+    datagrams = isinstance(listener.value, UdpAddress)
     for each in owned:
-        if isinstance(each.address, UdpAddress) != datagrams:
+        if isinstance(each.value, UdpAddress) != datagrams:
             raise ConfigError(
                 f"--listen {listener.text!r} can't be relayed to --dest {each.text!r}:"
                 " datagrams go to datagrams, write udp: before both or neither"
             )
-    where: Any = listener.address
+    where: Any = listener.value
     kind = UdpRelay if datagrams else Relay
-    return kind(where, [each.address for each in owned])
-
-
-def receive_buffer(text: str) -> int:
-    """Bytes of a socket's receive buffer.
-
-    :raises ConfigError: it is not a number that setsockopt takes.
-    """
-    value = int(text) if text.isascii() and text.isdigit() and len(text) < 11 else 0
-    if not 1 <= value <= RECEIVE_BUFFER_LIMIT:
-        raise ConfigError(
-            f"bad --udp-rcvbuf {text!r}: expected 1 to {RECEIVE_BUFFER_LIMIT} bytes"
-        )
-    return value
+    return kind(where, [each.value for each in owned], name)

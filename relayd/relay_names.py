@@ -13,6 +13,9 @@ from collections.abc import Collection, Sequence
 #: The most characters that a name may have.
 MAX_LENGTH = 64
 
+#: What a name is, for an error.
+EXPECTED = f"1 to {MAX_LENGTH} letters, digits, '-', '_' or '.'"
+
 _NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{MAX_LENGTH}}}")
 
 _numbers = itertools.count(1)
@@ -24,10 +27,7 @@ def check_name(name: str) -> str:
     :raises ValueError: it can't: it would not be one word of a line of the log.
     """
     if not _NAME.fullmatch(name):
-        raise ValueError(
-            f"bad name {name!r}: expected 1 to {MAX_LENGTH} letters, digits, '-', '_'"
-            " or '.'"
-        )
+        raise ValueError(f"bad name {name!r}: expected {EXPECTED}")
     return name
 
 

@@ -26,6 +26,7 @@ from twisted.internet.main import CONNECTION_DONE
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from relayd import settings
 from relayd.addresses import address_name
 from relayd.config import (
     DEMO_LISTENER,
@@ -55,6 +56,7 @@ from relayd.log_file import AnyLogFile, attach
 from relayd.observers import QuietSessionLog, SessionLog, VerboseSessionLog
 from relayd.own_addresses import is_own
 from relayd.policy import ClientGate
+from relayd.relay_names import relay_name, relay_names
 from relayd.signals import Signals
 from relayd.socks4 import Socks4Factory
 from relayd.tcp import RelayFactory
@@ -73,7 +75,7 @@ class Served(Protocol):
     def sessions(self) -> Mapping[Any, Any]:
         """The sessions, or flows, that live."""
 
-    def drain(self, timeout: float = 10.0) -> Deferred[None]:
+    def drain(self, timeout: float = settings.DRAIN_TIMEOUT.default) -> Deferred[None]:
         """Serve no new client, and wait for those that live."""
 
     def abort_all(self) -> None:
@@ -88,12 +90,14 @@ class Listening:
     :ivar factory: who serves its clients.
     :ivar name: the address as the operator wrote it.
     :ivar purpose: what it does, for the log.
+    :ivar relay: the name of the relay that it belongs to.
     """
 
     endpoint: IStreamServerEndpoint
     factory: Served
     name: str
     purpose: str
+    relay: str
 
 
 class RelayService(Service):
@@ -173,8 +177,9 @@ class RelayService(Service):
         self.ports.append(port)
         for one in port.ports if isinstance(port, Listeners) else [port]:
             log.info(
-                "listening on {address}, {purpose}",
+                "listening on {address}, relay={relay}, {purpose}",
                 address=address_name(one.getHost()),
+                relay=listening.relay,
                 purpose=listening.purpose,
             )
 
@@ -277,7 +282,7 @@ def relay_listening(relay: Relay, config: Config, reactor: Any) -> Listening:
             for address in relay.destinations
         ]
     )
-    return _listening(relay.listen, pool, config, reactor)
+    return _listening(relay.listen, pool, config, reactor, relay.name)
 
 
 def udp_listening(relay: UdpRelay, config: Config, reactor: Any) -> Listening:
@@ -315,31 +320,37 @@ def udp_listening(relay: UdpRelay, config: Config, reactor: Any) -> Listening:
         observer=QuietFlowLog() if config.quiet else FlowLog(),
         **attrs.asdict(attrs.evolve(config.udp, max_flows=most)),
     )
-    names = ", ".join(server.name for server in servers)
+    names, name = ", ".join(server.name for server in servers), relay_name(relay.name)
     return Listening(
         UdpListener(relay.listen.host, relay.listen.port),
         nat,
         str(relay.listen),
         f"relaying datagrams to {names}",
+        name,
     )
 
 
 def _listening(
-    listen: StreamAddress, pool: Pool, config: Config, reactor: Any
+    listen: StreamAddress,
+    pool: Pool,
+    config: Config,
+    reactor: Any,
+    name: str | None = None,
 ) -> Listening:
-    timeouts = config.timeouts
     factory = RelayFactory(
         pool,
-        connect_timeout=timeouts.connect,
-        stall_timeout=timeouts.stall,
-        idle_timeout=timeouts.idle,
-        half_close_timeout=timeouts.half_close,
-        handshake_timeout=timeouts.handshake,
         clock=reactor,
         observer=_session_log(config),
+        name=name,
+        **attrs.asdict(config.stream),
     )
-    endpoint = listening_endpoint(listen, reactor, config.backlog, config.transport)
-    return Listening(endpoint, factory, str(listen), f"relaying to {pool.names}")
+    return Listening(
+        listening_endpoint(listen, reactor, config.backlog, config.transport),
+        factory,
+        str(listen),
+        f"relaying to {pool.names}",
+        factory.name,
+    )
 
 
 def _session_log(config: Common) -> SessionLog:
@@ -355,7 +366,7 @@ def socks4_factory(
 
     :raises ConfigError: its transport can't be had.
     """
-    timeouts, external = config.timeouts, config.external_address
+    external = config.socks4.external_address
     return Socks4Factory(
         reactor,
         dialer=dialer(reactor, config.transport),
@@ -372,20 +383,11 @@ def socks4_factory(
             user_ids=config.user_ids or None,
             own=lambda address: str(address) == external or is_own(address),
         ),
-        ident=config.ident,
-        bind=config.bind,
-        bind_any=config.bind_any,
-        bind_address=config.bind_address,
-        external_address=external,
-        bind_timeout=config.bind_timeout,
-        connect_timeout=timeouts.connect,
-        stall_timeout=timeouts.stall,
-        idle_timeout=timeouts.idle,
-        half_close_timeout=timeouts.half_close,
-        handshake_timeout=timeouts.handshake,
         observer=_session_log(config),
         gate=ClientGate(config.clients) if config.clients else None,
-        **attrs.asdict(config.limits),
+        name=config.name,
+        **attrs.asdict(config.stream),
+        **attrs.asdict(config.socks4),
     )
 
 
@@ -411,6 +413,10 @@ def _shown(address: StreamAddress) -> str:
     return str(address)
 
 
+def _named(relay: Relay | UdpRelay, name: str) -> Relay | UdpRelay:
+    return attrs.evolve(relay, name=name)
+
+
 def make_service(
     config: Config, reactor: Any, log_file: AnyLogFile | None = None
 ) -> MultiService:
@@ -431,17 +437,19 @@ def make_service(
         pool = Pool([Upstream(site, "the demo's file server")])
         listenings = [_listening(DEMO_LISTENER, pool, config, reactor)]
     else:
+        names = relay_names([each.name for each in config.relays])
+        relays = map(_named, config.relays, names)
         listenings = [
             udp_listening(each, config, reactor)
             if isinstance(each, UdpRelay)
             else relay_listening(each, config, reactor)
-            for each in config.relays
+            for each in relays
         ]
-    relays = RelayService(listenings, config.drain_timeout)
-    parts.append(relays)
+    service = RelayService(listenings, config.drain_timeout)
+    parts.append(service)
     if config.demo:
         parts.append(DemoInvitation())
-    signals = Signals(reactor, relays.stop_now, log_file)
+    signals = Signals(reactor, service.stop_now, log_file)
     return Whole("relayd", [signals, *parts], log_file)
 
 
@@ -453,11 +461,13 @@ def make_socks4_service(
     :param log_file: what it logs to, if it is a file.
     :raises ConfigError: Twisted can't use one of the endpoint strings.
     """
-    address = config.bind_address
+    address = config.socks4.bind_address
     if address and not can_listen_on(address):
         raise ConfigError(
             f"bad --bind-address {address!r}: it is no address of this machine"
         )
+    # One proxy, however many listeners it has.
+    config = attrs.evolve(config, name=relay_name(config.name))
     factories = [socks4_factory(each, config, reactor) for each in config.listeners]
     for other in factories[1:]:
         # The bounds are on clients in all, whichever listener they came by.
@@ -468,6 +478,7 @@ def make_socks4_service(
             factory,
             str(listen),
             f"a SOCKS4 proxy for {_whose(listen, config)}",
+            factory.name,
         )
         for listen, factory in zip(config.listeners, factories, strict=True)
     ]

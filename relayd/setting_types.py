@@ -239,7 +239,7 @@ class Setting(Generic[T]):
         underscores, unless given.
     :ivar short: a letter for a short option.
     :ivar off: of a flag that is on by default, what `--no-name` does.
-    :ivar otherwise: the default in words, where it is not a constant.
+    :ivar otherwise: the default in words, where it can't be shown as a value.
     :ivar repeatable: it may be given several times; its values are kept in their order,
         among those of the other repeatable ones.
     """
@@ -278,7 +278,7 @@ class Setting(Generic[T]):
     @property
     def shown_default(self) -> str:
         """The default as it is written, or in words; empty for a flag."""
-        if self.otherwise or self.is_flag or self.default is None:
+        if self.otherwise or self.is_flag or self.default in (None, ()):
             return self.otherwise
         return self.type.show(self.default)
 

@@ -51,8 +51,8 @@ HANDSHAKE_TIMEOUT = Setting[float](
     name="handshake-timeout",
     type=Seconds(),
     default=30.0,
-    help="Time for a client to send its PROXY header, complete its TLS handshake and"
-    " send its SOCKS4 request; no server is dialled before that.",
+    help="Time for a client to complete its handshake: PROXY header, TLS, SOCKS4"
+    " request. No server is dialled before.",
     kinds=_STREAMS,
     group=TIMEOUTS,
 )
@@ -60,7 +60,7 @@ CONNECT_TIMEOUT = Setting[float](
     name="connect-timeout",
     type=Seconds(),
     default=10.0,
-    help="Time for a connection to a server to be established, with its TLS handshake.",
+    help="Time to connect to a server, TLS handshake included.",
     kinds=_STREAMS,
     group=TIMEOUTS,
 )
@@ -68,8 +68,8 @@ STALL_TIMEOUT = Setting[float](
     name="stall-timeout",
     type=Seconds(),
     default=10.0,
-    help="Abort a session when data has waited this long for a peer that accepts none"
-    " of it, or does not answer. A slow reader with a large receive buffer gets up to"
+    help="Abort a session when a peer takes none of the data that waits for it, or does"
+    " not answer, for this time. A slow reader with a large receive buffer gets up to"
     " 25 seconds more.",
     kinds=_STREAMS,
     group=TIMEOUTS,
@@ -87,7 +87,8 @@ HALF_CLOSE_TIMEOUT = Setting[float](
     name="half-close-timeout",
     type=Seconds(),
     default=300.0,
-    help="Idle timeout of a half-closed session: one side has ended its data.",
+    help="Idle timeout of a half-closed session: one side has ended its data, the other"
+    " has not.",
     kinds=_STREAMS,
     group=TIMEOUTS,
 )
@@ -122,8 +123,8 @@ UDP_UNREPLIED_TIMEOUT = Setting[float](
     name="udp-unreplied-timeout",
     type=Seconds(never=False),
     default=30.0,
-    help="Idle timeout of a UDP flow that is not in use; once it was answered, the"
-    " shorter of the two.",
+    help="Idle timeout of a UDP flow that is not in use; if it was answered, the"
+    " shorter of the two timeouts.",
     kinds=("udp",),
     group=UDP,
     field="unreplied_timeout",
@@ -272,7 +273,7 @@ BACKLOG = Setting[int](
     name="backlog",
     type=Count(BACKLOG_LIMIT),
     default=4096,
-    help="Limit of connections that wait to be accepted; the kernel caps it"
+    help="Limit of connections waiting to be accepted; the kernel may lower it"
     " (net.core.somaxconn).",
     kinds=_STREAMS,
     group=PROCESS,
@@ -281,8 +282,9 @@ TRANSPORT = Setting[Transport](
     name="transport",
     type=Choice[Transport](Transport),
     default="auto",
-    help="Implementation of connections: plane (relayd's own, on Linux, half the CPU),"
-    " twisted, or auto: plane where it is available. Endpoint strings have Twisted's.",
+    help="Implementation of connections: plane (relayd's own, Linux only, half the"
+    " CPU), twisted, or auto (plane if it is available). Endpoint strings always have"
+    " Twisted's.",
     kinds=_ALL,
     group=PROCESS,
 )

@@ -63,6 +63,7 @@ ROWS = [
     {"udp_listening"},
     {"endpoints", "stream"},
     {"tcp", "socks4"},
+    {"address_settings"},
     {"config"},
     {"demo", "cycles", "log_file"},
     {"signals"},

@@ -1,9 +1,8 @@
-"""Settings: numbers as they are written, and listeners matched with destinations."""
+"""Settings: listeners matched with destinations and names, who may use a proxy."""
 
 from __future__ import annotations
 
 import ipaddress
-import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -14,33 +13,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relayd.bridge import Timeouts
-from relayd.config import (
-    BACKLOG_LIMIT,
-    RECEIVE_BUFFER_LIMIT,
+from relayd.address_settings import (
+    ALLOW_CLIENT,
+    DEST,
+    LISTEN,
+    NAME,
+    RELAYD,
+    SOCKS4,
     SOCKS4_LISTENER,
-    TIMEOUT_LIMIT,
-    Config,
+    USERID,
     Given,
-    Limits,
+)
+from relayd.config import (
+    Config,
     Relay,
     Socks4Config,
+    Socks4Settings,
+    StreamSettings,
     UdpRelay,
-    backlog,
-    bound,
+    UdpSettings,
     check_openness,
-    client_network,
-    ipv4_address,
+    fill,
     is_local,
-    lifetime,
     pair,
-    ratio,
-    receive_buffer,
-    seconds,
-    user_id,
 )
-from relayd.endpoints import Address, EndpointString, HostPort, UnixPath, parse_listener
+from relayd.endpoints import Address, EndpointString, HostPort, UnixPath
 from relayd.errors import ConfigError
+from relayd.setting_types import Setting
 
 
 def refusal(parse: Callable[..., object], *args: Any) -> str:
@@ -52,81 +51,22 @@ def refusal(parse: Callable[..., object], *args: Any) -> str:
     return message
 
 
-# -- numbers
-
-
-def test_seconds() -> None:
-    """Whole numbers, fractions, and 0 for those who want no limit."""
-    for text, value in (
-        ("0", 0.0),
-        ("10", 10.0),
-        ("0.25", 0.25),
-        (".5", 0.5),
-        ("1e3", 1000.0),
-        ("100000000", TIMEOUT_LIMIT),
-    ):
-        assert seconds("--idle-timeout", text) == value
-
-
-def test_what_is_no_timeout_is_refused() -> None:
-    """With the option, the text, and what is expected."""
-    bad = ["", "x", "10s", "-1", "-0.001", "nan", "inf", "-inf", "1e400", "0x10"]
-    bad += ["100000001", "1,5", "1 0", "10\n20"]
-    for text in bad:
-        assert refusal(seconds, "--idle-timeout", text) == (
-            f"bad --idle-timeout {text!r}: expected seconds from 0 to 100000000"
-        )
-
-
-@given(st.floats(0, TIMEOUT_LIMIT))
-def test_every_timeout_in_range_can_be_written(value: float) -> None:
-    """As Python writes a number, it is read."""
-    assert seconds("--x", repr(value)) == value
-
-
-@given(st.text() | st.floats().map(str) | st.text("0123456789.e-+_ infa"))
-def test_any_text_is_a_timeout_or_refused(text: str) -> None:
-    """Nothing but a finite number in range gets through."""
-    try:
-        value = seconds("--x", text)
-    except ConfigError as problem:
-        message = str(problem)
-        assert repr(text) in message
-    else:
-        assert math.isfinite(value)
-        assert 0 <= value <= TIMEOUT_LIMIT
-
-
-def test_what_is_no_backlog_is_refused() -> None:
-    """With the text, and what is expected."""
-    bad = ["", "x", "0", "-1", "+1", "1.0", "1e3", " 1", "1_0", "65536", "9" * 5000]
-    bad += ["²", "٣"]  # digits, but not of a number that anyone writes here
-    for text in bad:
-        assert refusal(backlog, text) == (
-            f"bad --backlog {text!r}: expected a number from 1 to 65535"
-        )
-
-
-@given(st.integers(-10, 10 * BACKLOG_LIMIT))
-def test_a_backlog(number: int) -> None:
-    """Exactly the numbers in range are taken."""
-    if 1 <= number <= BACKLOG_LIMIT:
-        assert backlog(str(number)) == number
-    else:
-        assert repr(str(number)) in refusal(backlog, str(number))
-
-
 # -- listeners and destinations
 
 
 def listen(port: int) -> Given:
     """`--listen`, and a port."""
-    return Given("--listen", str(port), HostPort(None, port))
+    return Given(LISTEN, str(port), HostPort(None, port))
 
 
 def dest(port: int) -> Given:
     """`--dest`, and a port."""
-    return Given("--dest", str(port), HostPort(None, port))
+    return Given(DEST, str(port), HostPort(None, port))
+
+
+def name(text: str) -> Given:
+    """`--name`, and the name."""
+    return Given.of(NAME, text)
 
 
 def ports(relays: tuple[Relay, ...]) -> list[tuple[int, list[int]]]:
@@ -161,6 +101,34 @@ def test_what_has_no_partner_is_quoted() -> None:
         ([listen(1), dest(2), listen(4)], "--listen '4' has no --dest"),
         ([dest(2), listen(1), listen(4)], "--dest '2' stands before the first"),
         ([dest(2), listen(1), dest(3), listen(4), dest(5)], "--dest '2' stands"),
+    ):
+        assert refusal(pair, given_).startswith(message)
+
+
+def test_names_are_the_listeners_before_them() -> None:
+    """One that has none is numbered later; a single listener's may stand before it."""
+    relays = pair([listen(1), name("web"), dest(2), listen(3), dest(4)])
+    assert [relay.name for relay in relays] == ["web", None]
+    [relay] = pair([name("web"), dest(2), listen(1)])
+    assert (relay.name, relay.destinations) == ("web", (HostPort(None, 2),))
+
+
+def test_a_name_that_can_not_be_kept_is_quoted() -> None:
+    """It is somebody else's, or a second one, or nobody's."""
+    for given_, message in (
+        (
+            [listen(1), dest(2), name("a"), listen(3), dest(4), name("a")],
+            "bad --name 'a': another relay has it already; give each relay its own",
+        ),
+        (
+            [listen(1), dest(2), name("a"), name("b")],
+            "--listen '1' has two names, 'a' and 'b': give one",
+        ),
+        ([name("a"), dest(2)], "--name 'a' has no --listen"),
+        (
+            [name("a"), listen(1), dest(2), listen(3), dest(4)],
+            "--name 'a' stands before the first of several --listen: put each --name",
+        ),
     ):
         assert refusal(pair, given_).startswith(message)
 
@@ -302,13 +270,13 @@ def test_a_network_of_clients() -> None:
         ("0.0.0.0/0", "0.0.0.0/0"),
         ("::ffff:192.0.2.0/120", "192.0.2.0/24"),
     ):
-        assert client_network(text) == ipaddress.ip_network(network)
+        assert ALLOW_CLIENT.parse(text) == ipaddress.ip_network(network)
     for text in (
         *("", "x", "*", "192.168.0.1/16", "192.168.0.0/33", "192.168", "10.0.0.0/8:80"),
         *("fe80::1%eth0", "[::1]", "localhost", "10.0.0.0/8,10.1.0.0/16", "10\n"),
         "::ffff:10.0.0.0/8",
     ):
-        message = refusal(client_network, text)
+        message = refusal(ALLOW_CLIENT.parse, text)
         assert message.startswith(f"bad --allow-client {text!r}: ")
         assert message.endswith(
             "; expected an address or a network such as 192.168.0.0/16"
@@ -319,9 +287,9 @@ def test_a_network_of_clients() -> None:
 def test_any_text_is_a_network_of_clients_or_refused(text: str) -> None:
     """In one line."""
     try:
-        client_network(text)
+        ALLOW_CLIENT.parse(text)
     except ConfigError:
-        assert repr(text) in refusal(client_network, text)
+        assert repr(text) in refusal(ALLOW_CLIENT.parse, text)
 
 
 def test_a_user_id() -> None:
@@ -334,36 +302,10 @@ def test_a_user_id() -> None:
         ("\udcff", b"\xff"),
         ("u" * 255, b"u" * 255),
     ):
-        assert user_id(text) == encoded
+        assert USERID.parse(text) == encoded
     for text in ("", "u" * 256, "\u00e9" * 128, "a\0b"):
-        assert refusal(user_id, text) == (
+        assert refusal(USERID.parse, text) == (
             f"bad --userid {text!r}: expected 1 to 255 bytes, none of them 0"
-        )
-
-
-def test_an_ipv4_address() -> None:
-    """And nothing that stands for one."""
-    for text in ("192.0.2.1", "0.0.0.0", "255.255.255.255"):
-        assert ipv4_address("--bind-address", text) == text
-    for text in (
-        *("", "x", "::1", "::ffff:192.0.2.1", "192.0.2", "192.0.2.01", "192.0.2.1/32"),
-        *("192.0.2.1:80", " 192.0.2.1", "192.0.2.1\n", "3221225985", "localhost"),
-    ):
-        assert refusal(ipv4_address, "--bind-address", text) == (
-            f"bad --bind-address {text!r}: expected an IPv4 address such as 192.0.2.1"
-        )
-
-
-def test_a_bound() -> None:
-    """A number from 1 up."""
-    for text, number in (("1", 1), ("0010", 10), ("9999999", 9_999_999)):
-        assert bound("--max-binds", text) == number
-    for text in (
-        *("", "x", "0", "-1", "+1", "1.0", "1e3", " 1", "1_0", "10000000", "9" * 5000),
-        *("²", "٣"),
-    ):
-        assert refusal(bound, "--max-binds", text) == (
-            f"bad --max-binds {text!r}: expected a number from 1 to 9999999"
         )
 
 
@@ -373,12 +315,9 @@ def test_a_bound() -> None:
 def test_datagrams_go_to_datagrams() -> None:
     """A listener's destinations are of its own kind, each of them."""
 
-    def given_(kind: str, text: str) -> Given:
-        return Given(kind, text, parse_listener(text))
-
     for texts in (("udp:1", "udp:2", "3"), ("1", "2", "udp:3")):
-        options = [given_("--listen", texts[0])]
-        options += [given_("--dest", text) for text in texts[1:]]
+        options = [Given.of(LISTEN, texts[0])]
+        options += [Given.of(DEST, text) for text in texts[1:]]
         assert refusal(pair, options).startswith(
             f"--listen '{texts[0]}' can't be relayed to --dest '{texts[2]}': datagrams"
         )
@@ -386,43 +325,18 @@ def test_datagrams_go_to_datagrams() -> None:
         assert type(relay) is (UdpRelay if texts[0] == "udp:1" else Relay)
 
 
-def test_a_lifetime() -> None:
-    """Any timeout but never."""
-    assert lifetime("--x", "0.5") == 0.5
-    for text in ("0", "0.0", "-0"):
-        assert "a flow that never expires" in refusal(lifetime, "--x", text)
-    assert refusal(lifetime, "--x", "y").startswith("bad --x 'y': expected seconds")
-
-
-@given(st.text() | st.floats().map(str) | st.integers().map(str))
-def test_any_text_is_a_ratio_and_a_buffer_or_refused(text: str) -> None:
-    """Nothing but a number in range gets through."""
-    for parse, most in (
-        (partial(ratio, "--reply-cap"), math.inf),
-        (receive_buffer, RECEIVE_BUFFER_LIMIT),
-    ):
-        try:
-            value = parse(text)
-        except ConfigError as problem:
-            assert repr(text) in str(problem)
-        else:
-            assert 0 <= value <= most
-            assert value < math.inf
-
-
-def test_the_largest_buffer() -> None:
-    """The kernel takes it, and one more byte is refused."""
-    assert receive_buffer(str(RECEIVE_BUFFER_LIMIT)) == RECEIVE_BUFFER_LIMIT
-    assert "expected 1 to" in refusal(receive_buffer, str(RECEIVE_BUFFER_LIMIT + 1))
-
-
 def test_the_defaults() -> None:
     """Those that the requirements name."""
     config = Config(())
-    assert config.timeouts == Timeouts(
-        connect=10, stall=10, idle=3600, half_close=300, handshake=30
+    assert config.stream == StreamSettings(
+        connect_timeout=10,
+        stall_timeout=10,
+        idle_timeout=3600,
+        half_close_timeout=300,
+        handshake_timeout=30,
     )
     assert config.drain_timeout == 10
+    assert (config.udp.timeout, config.udp.unreplied_timeout) == (300, 30)
     assert (config.verbose, config.demo) == (False, False)
 
 
@@ -432,18 +346,66 @@ def test_the_defaults_of_the_proxy() -> None:
     assert config.listeners == (SOCKS4_LISTENER,)
     assert str(SOCKS4_LISTENER) == "127.0.0.1:1080"
     assert is_local(SOCKS4_LISTENER)
-    assert config.timeouts == Config(()).timeouts
-    assert config.bind_timeout == 120
+    assert config.stream == Config(()).stream
     assert (config.clients, config.rules, config.user_ids) == ((), (), ())
-    assert (config.ident, config.bind, config.bind_any) == (False, True, False)
-    assert (config.bind_address, config.external_address) == (None, None)
     # None is what the limit of open files allows.
-    assert attrs.astuple(config.limits) == (None, None, 256, 8)
+    assert config.socks4 == Socks4Settings(
+        ident=False,
+        bind=True,
+        bind_any=False,
+        bind_address=None,
+        external_address=None,
+        bind_timeout=120,
+        max_handshakes=None,
+        max_handshakes_per_client=None,
+        max_binds=256,
+        max_binds_per_client=8,
+    )
+
+
+def fields(kind: Any) -> list[str]:
+    """The names of a kind of settings, and of their groups."""
+    found = []
+    for field in attrs.fields(kind):
+        group = getattr(field.default, "factory", None)
+        found += [field.name] if group is None else fields(group)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows"),
+    [(Config, RELAYD), (Socks4Config, SOCKS4)],
+    ids=["relayd", "socks4"],
+)
+def test_each_setting_has_one_field_and_each_field_a_setting(
+    kind: Any, rows: tuple[Setting[Any], ...]
+) -> None:
+    """So that none is read and ignored, and none can't be set."""
+    names = fields(kind)
+    assert sorted(names) == sorted({row.field for row in rows})
+    for row in rows:
+        if not row.repeatable:
+            # Each row is named by its own field's default.
+            assert fill(kind, REQUIRED) == fill(
+                kind, {**REQUIRED, row.field: row.default}
+            )
+
+
+#: What has no default.
+REQUIRED: dict[str, Any] = {"relays": ()}
+
+
+def test_a_group_of_settings_is_filled_as_the_whole_is() -> None:
+    config = fill(Config, {**REQUIRED, "idle_timeout": 5.0, "timeout": 6.0})
+    assert config == Config(
+        (), stream=StreamSettings(idle_timeout=5), udp=UdpSettings(timeout=6)
+    )
 
 
 def test_settings_do_not_change() -> None:
     """A relay that runs can rely on what it was given."""
     relay = Relay(HostPort(None, 1), (HostPort(None, 80),))
-    for frozen in (relay, Config((relay,)), Socks4Config(), Limits()):
+    made = (relay, Config((relay,)), Socks4Config(), Socks4Settings(), StreamSettings())
+    for frozen in made:
         with pytest.raises(attrs.exceptions.FrozenInstanceError):
             setattr(frozen, attrs.fields(type(frozen))[0].name, None)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from relayd.config import Given, pair
+from relayd.address_settings import DEST, LISTEN, Given
+from relayd.config import pair
 from relayd.cycles import refuse_cycles
 from relayd.destinations import Ip
-from relayd.endpoints import parse_destination, parse_listener
 from relayd.errors import ConfigError
 
 #: The test's machine has these addresses.
@@ -24,9 +24,7 @@ def own(address: Ip) -> bool:
 def refusal(*words: str) -> str:
     """Why these relays are refused, or nothing; `L…` listens, `D…` is its server."""
     given = [
-        Given("--listen", word[1:], parse_listener(word[1:]))
-        if word[0] == "L"
-        else Given("--dest", word[1:], parse_destination(word[1:]))
+        Given.of(LISTEN, word[1:]) if word[0] == "L" else Given.of(DEST, word[1:])
         for word in words
     ]
     try:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 import shlex
 import socket
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from relayd.bridge import Timeouts
+from relayd.address_settings import RELAYD, SOCKS4
 from relayd.session import Ending
+from relayd.setting_types import Setting
+from relayd.settings import GROUPS
 from relayd.socks4_wire import Code, Command, write_reply, write_request
 from relayd.tap import relayd, socks4
-from relayd.tap.relayd import Options
 from tests.process import PATIENCE, Server, connect, read_all, relay
 
 PROJECT = Path(__file__).parent.parent
@@ -100,35 +103,45 @@ def test_no_example_writes_a_pid_file() -> None:
     assert [each for each in commands if "--pidfile=" not in each] == []
 
 
-def defaults(text: str) -> dict[str, str]:
-    """The defaults that a part of the README names."""
-    return dict(re.findall(r"^\| `--([a-z-]+)` \| (\w+) \|", text, re.MULTILINE))
+def line_of(row: Setting[Any]) -> str:
+    """What README's table says of a setting."""
+    short = f", `-{row.short}`" if row.short else ""
+    default = row.shown_default
+    # Options, addresses and other words of a command line are code.
+    code = re.compile(r"(--[a-z0-9-]+|\b[\w.]+:\d+\b|\bnet\.core\.\w+)")
+    default, text = (code.sub(r"`\1`", each) for each in (default, row.option_help))
+    return f"| `--{row.option}`{short} | {default} | {text} |"
 
 
-def test_the_options_table_has_the_defaults() -> None:
-    rows = defaults(README[: README.index("## The SOCKS4 proxy")])
-    # What these are by default is not a number.
-    rows |= {"max-flows": "", "max-flows-per-client": ""}
-    options = Options()
-    options.parseOptions(["-l", "1", "-d", "1"])
-    assert rows == {
-        name: options[name] or ""
-        for name in options.defaults
-        if name not in ("demo", "quiet", "verbose", "no-refresh-inbound")
-    }
-    assert float(rows["stall-timeout"]) == Timeouts().stall
+def lines_of(rows: Iterable[Setting[Any]]) -> list[str]:
+    """Those of several, in the order of the help."""
+    return [line_of(row) for group in GROUPS for row in rows if row.group == group]
 
 
-def test_the_socks4_table_has_the_rest_of_the_defaults() -> None:
-    rows = defaults(README[README.index("## The SOCKS4 proxy") :])
-    options = socks4.Options()
-    options.parseOptions([])
-    common = set(Options().defaults)
-    assert rows == {
-        name: value
-        for name, value in options.items()
-        if name not in common and isinstance(value, str)
-    }
+def table(section: str) -> list[str]:
+    """The lines of the table of options in a section of README."""
+    text = README[README.index(f"\n{section}\n") :]
+    head = "| option | default | |\n| --- | --- | --- |\n"
+    return text[text.index(head) + len(head) :].split("\n\n", 1)[0].splitlines()
+
+
+@pytest.mark.parametrize(
+    ("section", "rows"),
+    [
+        ("### Options", [row for row in RELAYD if "tcp" in row.kinds]),
+        ("## Datagrams", [row for row in RELAYD if "tcp" not in row.kinds]),
+        ("## The SOCKS4 proxy", [row for row in SOCKS4 if "tcp" not in row.kinds]),
+    ],
+)
+def test_a_table_of_options_is_what_the_settings_say(
+    section: str, rows: list[Setting[Any]]
+) -> None:
+    """All of them, with defaults and help; a failure shows what is missing."""
+    assert rows
+    assert table(section) == lines_of(rows)
+
+
+def test_the_examples_of_rules_are_understood() -> None:
     assert RULES
     for line in RULES:
         socks4.Options().parseOptions(shlex.split(line))

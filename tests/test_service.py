@@ -46,7 +46,8 @@ from tests.process import RelayProcess, Server, connect, own_host, read_all, res
 
 def listening(listen: str, *destinations: str, **settings: Any) -> Listening:
     """A listener to be opened, from texts."""
-    where = Relay(parse_listener(listen), tuple(map(parse_destination, destinations)))
+    to = tuple(map(parse_destination, destinations))
+    where = Relay(parse_listener(listen), to, "web")
     return relay_listening(where, Config((), **settings), reactor)
 
 
@@ -119,7 +120,8 @@ async def test_it_listens_while_it_runs() -> None:
             service.startService()
         port = port_of(service)
         lines = [formatEvent(event) for event in events]
-        assert f"listening on 127.0.0.1:{port}, relaying to {server.address}" in lines
+        to = f"relaying to {server.address}"
+        assert f"listening on 127.0.0.1:{port}, relay=web, {to}" in lines
         assert len([line for line in lines if "listening" in line]) == 1
         async with session(service, server):
             assert service.sessions == 1
@@ -182,7 +184,7 @@ async def test_every_address_of_a_listener_is_logged() -> None:
     port = port_of(service)
     lines = [formatEvent(event) for event in events]
     for address in (f"0.0.0.0:{port}", f"[::]:{port}"):
-        assert f"listening on {address}, relaying to 127.0.0.1:9" in lines
+        assert f"listening on {address}, relay=web, relaying to 127.0.0.1:9" in lines
     await service.stopService()
     assert refuses(port)
     assert refuses(port, "::1")

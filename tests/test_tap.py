@@ -26,12 +26,14 @@ import relayd.stream
 import relayd.tap.relayd
 import relayd.tap.socks4
 import twisted
+from relayd.address_settings import RELAYD, SOCKS4
 from relayd.bridge import Timeouts
 from relayd.config import (
     Config,
-    Limits,
     Relay,
     Socks4Config,
+    Socks4Settings,
+    StreamSettings,
     UdpRelay,
     UdpSettings,
 )
@@ -41,6 +43,8 @@ from relayd.observers import QuietSessionLog, SessionLog, VerboseSessionLog
 from relayd.rules import parse_rule
 from relayd.service import RelayService
 from relayd.session import Session
+from relayd.setting_types import Count, Flag, Setting
+from relayd.settings import UDP
 from relayd.socks4 import Socks4Factory
 from relayd.socks4_wire import Code, Command, write_reply, write_request
 from relayd.tap import socks4
@@ -102,6 +106,11 @@ def test_listeners_and_destinations() -> None:
         Relay(HostPort(None, 1), (HostPort(None, 2), UnixPath("/s"))),
         Relay(EndpointString("tcp:3"), (HostPort(None, 4),)),
     )
+    relays = parse("-l1", "--name", "web", "-d2", "-l3", "-d4", "--name=dns").relays
+    assert relays == (
+        Relay(HostPort(None, 1), (HostPort(None, 2),), "web"),
+        Relay(HostPort(None, 3), (HostPort(None, 4),), "dns"),
+    )
 
 
 def test_datagrams_beside_streams() -> None:
@@ -150,9 +159,15 @@ def test_an_option_of_datagrams_sets_its_own_and_nothing_else(
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (("--udp-timeout", "0"), "bad --udp-timeout '0': a flow that never expires"),
+        (
+            ("--udp-timeout", "0"),
+            "bad --udp-timeout '0': expected seconds, more than 0",
+        ),
         (("--udp-timeout", "soon"), "bad --udp-timeout 'soon': expected seconds"),
-        (("--udp-unreplied-timeout", "0"), "bad --udp-unreplied-timeout '0': a flow"),
+        (
+            ("--udp-unreplied-timeout", "0"),
+            "bad --udp-unreplied-timeout '0': expected seconds",
+        ),
         (("--udp-unreplied-timeout=-1",), "bad --udp-unreplied-timeout '-1': exp"),
         (("--max-flows", "0"), "bad --max-flows '0': expected"),
         (("--max-flows", "many"), "bad --max-flows 'many': expected"),
@@ -217,16 +232,20 @@ def test_the_defaults() -> None:
         (("--backlog", "7"), "backlog", 7),
         (("--verbose",), "verbose", True),
         (("-v",), "verbose", True),
-        (("--connect-timeout", "3"), "timeouts", Timeouts(connect=3)),
-        (("--stall-timeout", "0.25"), "timeouts", Timeouts(stall=0.25)),
-        (("--idle-timeout", "0"), "timeouts", Timeouts(idle=0)),
-        (("--half-close-timeout", "9"), "timeouts", Timeouts(half_close=9)),
-        (("--handshake-timeout", "0.5"), "timeouts", Timeouts(handshake=0.5)),
-        (("--handshake-timeout=0",), "timeouts", Timeouts(handshake=0)),
+        (("--connect-timeout", "3"), "stream", StreamSettings(connect_timeout=3)),
+        (("--stall-timeout", "0.25"), "stream", StreamSettings(stall_timeout=0.25)),
+        (("--idle-timeout", "0"), "stream", StreamSettings(idle_timeout=0)),
+        (("--half-close-timeout", "9"), "stream", StreamSettings(half_close_timeout=9)),
+        (
+            ("--handshake-timeout", "0.5"),
+            "stream",
+            StreamSettings(handshake_timeout=0.5),
+        ),
+        (("--handshake-timeout=0",), "stream", StreamSettings(handshake_timeout=0)),
         (
             ("--stall-timeout=2", "--idle-timeout=4"),
-            "timeouts",
-            Timeouts(stall=2, idle=4),
+            "stream",
+            StreamSettings(stall_timeout=2, idle_timeout=4),
         ),
     ],
 )
@@ -269,7 +288,13 @@ def test_a_bad_command_line_is_one_line() -> None:
         ((*GOOD, "-x"), "option -x not recognized"),
         (("--listen",), "option --listen requires argument"),
         ((*GOOD, "--verbose=3"), "option --verbose must not have an argument"),
-        (("--demo", *GOOD), "--demo brings its own listener and destination"),
+        (
+            ("--demo", *GOOD),
+            "--demo brings its own listener and destination: leave out --listen '127.",
+        ),
+        ((*GOOD, "--name", "a b"), "bad --name 'a b': expected 1 to 64 letters"),
+        ((*GOOD, "--name", "a", *GOOD, "--name", "a"), "bad --name 'a': another"),
+        (("--name", "a"), "--name 'a' has no --listen"),
     ):
         assert refusal(*argv).startswith(says)
 
@@ -291,20 +316,12 @@ def test_the_help_has_every_option_and_examples(
     printed = capsys.readouterr().out
     assert EXAMPLES in printed
     assert "SIGTERM" in printed
-    for option in (
-        "--listen=",
-        "--dest=",
-        "--connect-timeout=",
-        "--stall-timeout=",
-        "--idle-timeout=",
-        "--half-close-timeout=",
-        "--drain-timeout=",
-        "--backlog=",
-        "--demo",
-        "--verbose",
-        "--version",
-    ):
-        assert option in printed
+    for row in RELAYD:
+        assert re.search(rf"^ .*--{row.option}\b", printed, re.MULTILINE), row.option
+    assert "--version" in printed
+    assert "  -l, --listen=ADDRESS\n" in printed
+    assert "      --idle-timeout=SECONDS\n" in printed
+    assert "  -v, --verbose\n" in printed
     words = " ".join(printed.split())
     for default in ("10", "3600", "300", "4096"):
         assert f"[default: {default}]" in words
@@ -332,6 +349,72 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+# -- an option costs one row
+
+COUNT = Setting[int](
+    name="burst-limit",
+    type=Count(9),
+    default=7,
+    help="Limit of whatever comes in bursts.",
+    kinds=("udp",),
+    group=UDP,
+)
+FLAG = Setting[bool](
+    name="careful",
+    type=Flag(),
+    default=True,
+    help="Be careful.",
+    off="Be careless.",
+    kinds=("udp",),
+    group=UDP,
+)
+
+
+@attrs.frozen(kw_only=True)
+class MoreUdpSettings(UdpSettings):
+    """What the code that uses them takes."""
+
+    burst_limit: int = COUNT.default
+    careful: bool = FLAG.default
+
+
+@attrs.frozen
+class MoreConfig(Config):
+    udp: MoreUdpSettings = attrs.field(factory=MoreUdpSettings, kw_only=True)
+
+
+class MoreOptions(Options):
+    rows = (*RELAYD, COUNT, FLAG)
+    kind = MoreConfig
+
+
+def test_a_row_more_is_an_option_more(capsys: pytest.CaptureFixture[str]) -> None:
+    """It is read, checked, in the help, and handed over to whoever has its field."""
+
+    def given(*argv: str) -> UdpSettings:
+        options = MoreOptions()
+        options.parseOptions([*GOOD, *argv])
+        return options.config.udp
+
+    assert given() == MoreUdpSettings()
+    assert given("--burst-limit=3") == MoreUdpSettings(burst_limit=3)
+    assert given("--no-careful", "--reply-cap=2") == MoreUdpSettings(
+        careful=False, reply_cap=2
+    )
+    with pytest.raises(CannotStart) as caught:
+        given("--burst-limit", "10")
+    assert caught.value.code == (
+        "relayd: bad --burst-limit '10': expected a number from 1 to 9"
+    )
+    with pytest.raises(SystemExit):
+        given("--help")
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("      --burst-limit=NUMBER")
+    assert lines.index("UDP flows:") < at < lines.index("Process:")
+    assert lines[at + 1].strip() == "Limit of whatever comes in bursts. [default: 7]"
+    assert lines[lines.index("      --no-careful") + 1].strip() == "Be careless."
+
+
 # -- the service
 
 
@@ -355,6 +438,7 @@ def test_the_settings_reach_the_relays() -> None:
             "80",
             "-d",
             "db:5432",
+            "--name=web",
             "-l",
             "unix:/s",
             "-d",
@@ -364,9 +448,12 @@ def test_the_settings_reach_the_relays() -> None:
         *("--half-close-timeout=4", "--drain-timeout=5", "--handshake-timeout=6"),
     )
     assert relays.drain_timeout == 5
-    assert [(each.name, each.purpose) for each in relays.listenings] == [
-        ("127.0.0.1:0", "relaying to 127.0.0.1:80, db:5432"),
-        ("unix:/s", "relaying to 127.0.0.1:81"),
+    shown = [(each.name, each.relay, each.purpose) for each in relays.listenings]
+    numbered = shown[1][1]
+    assert re.fullmatch(r"relay\d+", numbered)
+    assert shown == [
+        ("127.0.0.1:0", "web", "relaying to 127.0.0.1:80, db:5432"),
+        ("unix:/s", numbered, "relaying to 127.0.0.1:81"),
     ]
     for each in relays.listenings:
         assert each.factory.timeouts == Timeouts(1, 2, 3, 4, 6)
@@ -461,23 +548,45 @@ def test_the_proxys_listeners() -> None:
 @pytest.mark.parametrize(
     ("argv", "field", "value"),
     [
-        (("--ident",), "ident", True),
-        (("--no-bind",), "bind", False),
-        (("--bind-any",), "bind_any", True),
-        (("--bind-address", "0.0.0.0"), "bind_address", "0.0.0.0"),
-        (("--bind-address", "192.0.2.1"), "bind_address", "192.0.2.1"),
-        (("--external-address=192.0.2.1",), "external_address", "192.0.2.1"),
-        (("--handshake-timeout", "0.5"), "timeouts", Timeouts(handshake=0.5)),
-        (("--handshake-timeout=0",), "timeouts", Timeouts(handshake=0)),
-        (("--bind-timeout", "7"), "bind_timeout", 7.0),
-        (("--max-handshakes", "7"), "limits", Limits(max_handshakes=7)),
+        (("--ident",), "socks4", Socks4Settings(ident=True)),
+        (("--no-bind",), "socks4", Socks4Settings(bind=False)),
+        (("--bind-any",), "socks4", Socks4Settings(bind_any=True)),
+        (
+            ("--bind-address", "0.0.0.0"),
+            "socks4",
+            Socks4Settings(bind_address="0.0.0.0"),
+        ),
+        (
+            ("--bind-address", "192.0.2.1"),
+            "socks4",
+            Socks4Settings(bind_address="192.0.2.1"),
+        ),
+        (
+            ("--external-address=192.0.2.1",),
+            "socks4",
+            Socks4Settings(external_address="192.0.2.1"),
+        ),
+        (
+            ("--handshake-timeout", "0.5"),
+            "stream",
+            StreamSettings(handshake_timeout=0.5),
+        ),
+        (("--handshake-timeout=0",), "stream", StreamSettings(handshake_timeout=0)),
+        (("--bind-timeout", "7"), "socks4", Socks4Settings(bind_timeout=7)),
+        (("--max-handshakes", "7"), "socks4", Socks4Settings(max_handshakes=7)),
         (
             ("--max-handshakes-per-client", "7"),
-            "limits",
-            Limits(max_handshakes_per_client=7),
+            "socks4",
+            Socks4Settings(max_handshakes_per_client=7),
         ),
-        (("--max-binds", "7"), "limits", Limits(max_binds=7)),
-        (("--max-binds-per-client", "7"), "limits", Limits(max_binds_per_client=7)),
+        (("--max-binds", "7"), "socks4", Socks4Settings(max_binds=7)),
+        (
+            ("--max-binds-per-client", "7"),
+            "socks4",
+            Socks4Settings(max_binds_per_client=7),
+        ),
+        (("--name", "web"), "name", "web"),
+        (("--open",), "open", True),
         (("--userid", "joe"), "user_ids", [b"joe"]),
         (("--userid=joe", "--userid", "eve"), "user_ids", [b"joe", b"eve"]),
         (("--allow-client", "10.0.0.0/8"), "clients", [ip_network("10.0.0.0/8")]),
@@ -486,10 +595,10 @@ def test_the_proxys_listeners() -> None:
             "clients",
             [ip_network("192.0.2.1/32"), ip_network("fd00::/8")],
         ),
-        (("--connect-timeout", "3"), "timeouts", Timeouts(connect=3)),
-        (("--stall-timeout", "3"), "timeouts", Timeouts(stall=3)),
-        (("--idle-timeout", "3"), "timeouts", Timeouts(idle=3)),
-        (("--half-close-timeout", "3"), "timeouts", Timeouts(half_close=3)),
+        (("--connect-timeout", "3"), "stream", StreamSettings(connect_timeout=3)),
+        (("--stall-timeout", "3"), "stream", StreamSettings(stall_timeout=3)),
+        (("--idle-timeout", "3"), "stream", StreamSettings(idle_timeout=3)),
+        (("--half-close-timeout", "3"), "stream", StreamSettings(half_close_timeout=3)),
         (("--drain-timeout", "3"), "drain_timeout", 3.0),
         (("--backlog", "3"), "backlog", 3),
         (("--transport", "twisted"), "transport", "twisted"),
@@ -643,25 +752,14 @@ def test_the_proxys_help_has_every_option_and_examples(
     assert not caught.value.code
     printed = capsys.readouterr().out
     assert socks4.EXAMPLES in printed
-    fields = {*attrs.fields_dict(Socks4Config), *attrs.fields_dict(Limits)}
-    named_otherwise = {
-        "listeners": "listen",
-        "clients": "allow-client",
-        "rules": "allow-dest",
-        "user_ids": "userid",
-        "bind": "no-bind",
-        "timeouts": "idle-timeout",
-        "limits": "open",
-    }
-    for field in fields:
-        option = named_otherwise.get(field, field.replace("_", "-"))
-        assert re.search(rf"^ .*--{option}\b", printed, re.MULTILINE), option
-    assert "--deny-dest=" in printed
+    assert [line for line in printed.splitlines() if len(line) > 88] == []
+    for row in SOCKS4:
+        assert re.search(rf"^ .*--{row.option}\b", printed, re.MULTILINE), row.option
     words = " ".join(printed.split())
     for default in ("30", "120", "256", "8"):
         assert f"[default: {default}]" in words
-    assert "(default: a quarter of the limit of open files, 4096 at most)" in words
-    assert "(default: a quarter of --max-handshakes, 1024 at most)" in words
+    assert "[default: a quarter of the limit of open files, at most 4096]" in words
+    assert "[default: a quarter of --max-handshakes, at most 1024]" in words
     with pytest.raises(SystemExit) as caught:
         parse_socks4("--version")
     assert not caught.value.code
@@ -961,7 +1059,9 @@ def test_a_proxy_runs_and_ends_well(runner: tuple[str, ...]) -> None:
         port = int(server.address.rpartition(":")[2])
         request = write_request(Command.CONNECT, "127.0.0.1", port, b"joe")
         with relay("-l", "127.0.0.1:0", twistd=runner, plugin="socks4") as running:
-            running.wait_for(r"listening on 127\.\S+, a SOCKS4 proxy for this machine")
+            running.wait_for(
+                r"listening on 127\.\S+, relay=relay1, a SOCKS4 proxy for this machine"
+            )
             with connect(running.port) as client:
                 client.sendall(request + b"up")
                 granted = write_reply(Code.GRANTED, "127.0.0.1", port)

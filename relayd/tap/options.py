@@ -1,78 +1,79 @@
-"""What the command lines of `twistd relayd` and `twistd socks4` have in common."""
+"""What the command lines of `twistd relayd` and `twistd socks4` have in common.
+
+The options, their checks and the help are made from rows of the table of settings
+(:mod:`relayd.setting_types`); a command line is a subclass with its rows.
+"""
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-import attrs
 from twisted.python import usage
 
 import relayd
 import twisted
-from relayd import config
-from relayd.bridge import Timeouts
+from relayd.address_settings import Given
 from relayd.errors import CannotStart, ConfigError
+from relayd.setting_types import Setting
+from relayd.settings import GROUPS
 
 
-class StreamOptions(usage.Options):
-    """Reads the command line; whatever is wrong with it ends in one line.
+class TableOptions(usage.Options):
+    """Reads a command line; whatever is wrong with it ends in one line.
 
     :cvar service: what the errors begin with.
+    :cvar rows: the settings that may be given.
+    :cvar examples: the end of the help.
+    :ivar given: the repeatable settings, in their order.
     """
 
     service: str
+    rows: ClassVar[Sequence[Setting[Any]]] = ()
+    longdesc = ""
+    examples = ""
 
-    optParameters: ClassVar[list[Any]] = [
-        [
-            "handshake-timeout",
-            None,
-            "30",
-            "Seconds until a client must have finished its handshake, TLS or SOCKS4.",
-        ],
-        ["connect-timeout", None, "10", "Seconds until a server must have answered."],
-        [
-            "stall-timeout",
-            None,
-            "10",
-            "Seconds that data may wait for a peer that takes none of it.",
-        ],
-        ["idle-timeout", None, "3600", "Seconds that nothing need move."],
-        [
-            "half-close-timeout",
-            None,
-            "300",
-            (
-                "Seconds that nothing need move once one side has ended. "
-                "0 means never, for this and the four above."
-            ),
-        ],
-        [
-            "drain-timeout",
-            None,
-            "10",
-            "Seconds that sessions may finish in when the relay stops; 0 ends them.",
-        ],
-        ["backlog", None, "4096", "How many clients may wait to be accepted."],
-        [
-            "transport",
-            None,
-            "auto",
-            (
-                "plane (Linux, cheaper), twisted, or auto: the plane where it can "
-                "be had. For all addresses but endpoint strings."
-            ),
-        ],
-    ]
-
-    optFlags: ClassVar[list[Any]] = [
-        ["verbose", "v", "Log when a session opens, dials and connects, too."],
-        ["quiet", "q", "Log only the sessions that did not end well."],
-    ]
-
+    optParameters: ClassVar[list[Any]] = []
+    optFlags: ClassVar[list[Any]] = []
     compData = usage.Completions()
+
+    def __init_subclass__(cls) -> None:
+        """Make the options of the rows that no base class has made."""
+        super().__init_subclass__()
+        made = [row for base in cls.__bases__ for row in getattr(base, "rows", ())]
+        new = [row for row in cls.rows if row not in made]
+        cls.optParameters = [
+            [row.option, row.short, row.default, row.option_help, row.parse]
+            for row in new
+            if not (row.is_flag or row.repeatable)
+        ]
+        cls.optFlags = [
+            [row.option, row.short, row.option_help] for row in new if row.is_flag
+        ]
+        for row in new:
+            if row.repeatable:
+                read = _reader(row)
+                for name in filter(None, (row.option, row.short)):
+                    setattr(cls, f"opt_{name.replace('-', '_')}", read)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[Given] = []
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The settings that are not repeatable, by their rows' fields."""
+        return {
+            row.field: row.default != bool(self[row.option])
+            if row.is_flag
+            else self[row.option]
+            for row in self.rows
+            if not row.repeatable
+        }
 
     def opt_version(self) -> None:
         """Print the versions of relayd, Twisted and Python, and exit."""
@@ -90,7 +91,7 @@ class StreamOptions(usage.Options):
             )
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
-        """Read the command line into `config`.
+        """Read the command line.
 
         :raises CannotStart: it can't be used.  Twisted would answer a
             UsageError with the whole help text; this is one line.
@@ -100,29 +101,43 @@ class StreamOptions(usage.Options):
         except (ConfigError, usage.UsageError) as problem:
             raise CannotStart(f"{self.service}: {problem}") from problem
 
-    def common(self) -> dict[str, Any]:
-        """The settings of :class:`relayd.config.Common`, checked.
+    def getUsage(self, width: int | None = None) -> str:
+        """The help: the rows by their groups, and the examples."""
+        width = width or int(os.environ.get("COLUMNS", "80"))
+        parts = [*textwrap.wrap(self.longdesc, width), ""]
+        for group in GROUPS:
+            rows = [row for row in self.rows if row.group == group]
+            if rows:
+                parts.append(f"{group}:")
+                parts += [line for row in rows for line in _described(row, width)]
+                parts.append("")
+        parts.append("Help:")
+        parts += ["      --help", "          Print this and exit.", "      --version"]
+        parts += ["          Print the versions of relayd, Twisted and Python."]
+        return "\n".join([*parts, self.examples])
 
-        :raises ConfigError: one of them can't be used.
-        """
-        if self["verbose"] and self["quiet"]:
-            raise ConfigError("--verbose and --quiet contradict each other: give one")
-        return {
-            "timeouts": Timeouts(
-                **{
-                    field.name: self.seconds(field.name.replace("_", "-"))
-                    for field in attrs.fields(Timeouts)
-                    if field.init
-                }
-            ),
-            "drain_timeout": self.seconds("drain"),
-            "backlog": config.backlog(self["backlog"]),
-            "transport": config.transport(self["transport"]),
-            "verbose": bool(self["verbose"]),
-            "quiet": bool(self["quiet"]),
-        }
 
-    def seconds(self, name: str) -> float:
-        """The timeout of this name."""
-        option = f"{name}-timeout"
-        return config.seconds(f"--{option}", self[option])
+def _reader(row: Setting[Any]) -> Callable[[TableOptions, str], None]:
+    """What takes a repeatable setting's value."""
+
+    def read(options: TableOptions, text: str) -> None:
+        options.given.append(Given.of(row, text))
+
+    read.__doc__ = row.option_help
+    return read
+
+
+def _described(row: Setting[Any], width: int) -> list[str]:
+    """The lines of the help about a row."""
+    short = f"-{row.short}, " if row.short else "    "
+    value = f"={row.type.placeholder}" if row.type.placeholder else ""
+    text = row.option_help
+    if row.shown_default:
+        text += f" [default: {row.shown_default}]"
+    indent = " " * 10
+    return [
+        f"  {short}--{row.option}{value}",
+        *textwrap.wrap(
+            text, max(width, 40), initial_indent=indent, subsequent_indent=indent
+        ),
+    ]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from twisted.application.service import MultiService
 
-from relayd import config
-from relayd.endpoints import parse_destination, parse_listener
+from relayd.address_settings import RELAYD
+from relayd.config import Config, relayd_config
 from relayd.errors import CannotStart, ConfigError
 from relayd.log_file import log_file_of
 from relayd.service import make_service
-from relayd.tap.options import StreamOptions
+from relayd.tap.options import TableOptions
 
 EXAMPLES = """
 ADDRESS is 8080, :8080, 127.0.0.1:8080, [::1]:8080, localhost:8080,
@@ -43,127 +43,25 @@ one ends at once.  SIGUSR1 reopens the log file.
 """
 
 
-class Options(StreamOptions):
+class Options(TableOptions):
     """The command line of `twistd relayd`."""
 
     service = "relayd"
+    rows = RELAYD
     synopsis = (
         "--listen ADDRESS --dest ADDRESS [--dest ...] [--listen ... --dest ...] ..."
     )
     longdesc = "Relay TCP and UNIX stream connections, and UDP datagrams."
-
-    optParameters: ClassVar[list[Any]] = [
-        [
-            "udp-timeout",
-            None,
-            "300",
-            (
-                "Seconds that nothing need move in a UDP flow in use: datagrams went"
-                " both ways, one of them later than 2 seconds after the first."
-            ),
-        ],
-        [
-            "udp-unreplied-timeout",
-            None,
-            "30",
-            (
-                "The same, until it is in use, answered or not (once answered, the"
-                " shorter of the two); such flows make room for others."
-            ),
-        ],
-        [
-            "max-flows",
-            None,
-            None,
-            (
-                "UDP flows of a listener (default: what the limits of open files and of"
-                " ports allow, shared by the listeners)."
-            ),
-        ],
-        [
-            "max-flows-per-client",
-            None,
-            None,
-            "UDP flows of one client address (default: half of --max-flows).",
-        ],
-        [
-            "reply-cap",
-            None,
-            "0",
-            (
-                "A UDP server's replies may have so many times the bytes of its "
-                "client's; 0 is no limit."
-            ),
-        ],
-        [
-            "udp-rcvbuf",
-            None,
-            "4194304",
-            "Bytes of datagrams that the kernel may keep for a UDP listener.",
-        ],
-    ]
-
-    optFlags: ClassVar[list[Any]] = [
-        [
-            "no-refresh-inbound",
-            None,
-            "Don't let what a UDP server sends keep its flow alive.",
-        ],
-        ["demo", None, "Relay 127.0.0.1:8080 to a file server of the current folder."],
-    ]
+    examples = EXAMPLES
+    kind = Config
 
     def __init__(self) -> None:
         super().__init__()
-        self._given: list[config.Given] = []
         #: The settings, once `parseOptions` has returned.
-        self.config = config.Config(())
-
-    def opt_listen(self, address: str) -> None:
-        """Where clients connect; opens a relay."""
-        where = parse_listener(address)
-        self._given.append(config.Given("--listen", address, where))
-
-    def opt_dest(self, address: str) -> None:
-        """Where to relay to: the --listen before it; several take turns."""
-        where = parse_destination(address)
-        self._given.append(config.Given("--dest", address, where))
-
-    opt_l = opt_listen
-    opt_d = opt_dest
-
-    def getUsage(self, width: int | None = None) -> str:
-        return f"{super().getUsage(width)}{EXAMPLES}"
+        self.config = self.kind(())
 
     def postOptions(self) -> None:
-        if self["demo"] and self._given:
-            raise ConfigError("--demo brings its own listener and destination")
-        self.config = config.Config(
-            relays=() if self["demo"] else config.pair(self._given),
-            udp=self._udp(),
-            demo=bool(self["demo"]),
-            **self.common(),
-        )
-
-    def _udp(self) -> config.UdpSettings:
-        most = {
-            name: None
-            if self[option] is None
-            else config.bound(f"--{option}", self[option])
-            for name, option in (
-                ("max_flows", "max-flows"),
-                ("max_flows_per_client", "max-flows-per-client"),
-            )
-        }
-        return config.UdpSettings(
-            timeout=config.lifetime("--udp-timeout", self["udp-timeout"]),
-            unreplied_timeout=config.lifetime(
-                "--udp-unreplied-timeout", self["udp-unreplied-timeout"]
-            ),
-            refresh_inbound=not self["no-refresh-inbound"],
-            reply_cap=config.ratio("--reply-cap", self["reply-cap"]),
-            receive_buffer=config.receive_buffer(self["udp-rcvbuf"]),
-            **most,
-        )
+        self.config = relayd_config(self.chosen, self.given, self.kind)
 
 
 def makeService(options: Options, reactor: Any = None) -> MultiService:
