@@ -29,6 +29,7 @@ from relayd.interfaces import IProxyPolicy
 from relayd.networks import Ip, Network, stands_for
 from relayd.own_addresses import is_own
 from relayd.rules import Rule
+from relayd.rules import parse_rule as parse_rule
 from relayd.session import Session
 
 #: Addresses of which it is remembered what they are.
