@@ -118,11 +118,11 @@ class INamedClients(Interface):
         """
 
 
-class IMakesRoom(Interface):
-    """A protocol factory that can do without some of its clients."""
+class IShedsClients(Interface):
+    """A protocol factory that can end some of its clients when descriptors run out."""
 
-    def make_room() -> None:
-        """Descriptors run out, and the listener waits: end those who may be ended."""
+    def shed_clients() -> None:
+        """Descriptors have run out and the listener waits: end what may be ended."""
 
 
 class IDial(Interface):

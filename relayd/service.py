@@ -51,7 +51,7 @@ from relayd.endpoints import (
 )
 from relayd.errors import CannotStart, ConfigError, ListenError
 from relayd.flow_log import FlowLog, QuietFlowLog
-from relayd.listening import Listeners
+from relayd.listener import Listeners
 from relayd.log_file import AnyLogFile, attach
 from relayd.observers import QuietSessionLog, SessionLog, VerboseSessionLog
 from relayd.own_addresses import is_own

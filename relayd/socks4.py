@@ -54,7 +54,7 @@ from relayd.destinations import ProxyPolicy
 from relayd.dialing import Dialer
 from relayd.errors import Refused, RelayError
 from relayd.foreign_transports import set_options
-from relayd.interfaces import IGate, IMakesRoom, IObserver, IProxyPolicy
+from relayd.interfaces import IGate, IObserver, IProxyPolicy, IShedsClients
 from relayd.limits import (
     Waiting,
     affordable_handshakes,
@@ -601,7 +601,7 @@ class _PeerLeg(UpstreamLeg):
             client.leg_connected(self)
 
 
-@implementer(IMakesRoom)
+@implementer(IShedsClients)
 class Socks4Factory(StreamFactory):
     """Serves SOCKS4 and 4a clients.
 
@@ -724,8 +724,8 @@ class Socks4Factory(StreamFactory):
             "BINDs", max_binds, max_binds_per_client, reactor
         )
 
-    def make_room(self) -> None:
-        """See :meth:`IMakesRoom.make_room`."""
+    def shed_clients(self) -> None:
+        """See :meth:`IShedsClients.shed_clients`."""
         # Not now: what they have said may have arrived, and is read in this turn.
         if self._making_room is None:
             self._making_room = self.clock.callLater(0, self._make_room)

@@ -19,7 +19,8 @@ from twisted.internet.interfaces import (
 from zope.interface import implementer
 
 from relayd.addresses import host_port, numeric_host
-from relayd.listening import Listeners, bind_all, hosts_of
+from relayd.binding import bind_all, hosts_of
+from relayd.listener import Listeners
 from relayd.udp_nat import UdpNat
 from relayd.udp_sockets import bound_socket, cannot_listen
 

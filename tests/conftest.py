@@ -25,8 +25,8 @@ from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, eventAsText, globalLogPublisher
 
 from relayd import udp_nat
+from relayd.descriptors import Descriptors
 from relayd.hops import datagrams, streams
-from relayd.listening import _Exhaustion
 from relayd.monotonic import MonotonicClock
 from relayd.plane.poller import Plane
 from relayd.resolving import Resolver
@@ -132,7 +132,7 @@ def nothing_remembered() -> None:
     What was logged within the last second is not logged again, and pipes that could
     not be had are not asked for: a test would see what the one before it had done.
     """
-    for kind in (_Exhaustion, Plane, Resolver):
+    for kind in (Descriptors, Plane, Resolver):
         kind._all.pop(reactor, None)
     udp_nat._listening.clear()
     for hops in (streams, datagrams):

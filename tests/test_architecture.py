@@ -42,9 +42,10 @@ ROWS = [
     },
     {"plane.poller", "udp_batches", "endpoint_strings", "foreign_transports"},
     {"tcp_info"},
+    {"rules", "policy", "descriptors", "binding"},
+    {"listener"},
     {"plane.transport", "delivery"},
     {"legs"},
-    {"rules", "policy"},
     {"losses"},
     {"deadlines"},
     {

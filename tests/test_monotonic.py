@@ -37,7 +37,7 @@ from zope.interface.verify import verifyObject
 
 import relayd.monotonic
 from relayd.bridge import Timeouts
-from relayd.listening import _Exhaustion
+from relayd.descriptors import Descriptors
 from relayd.log_throttle import LogThrottle
 from relayd.monotonic import (
     LATE,
@@ -207,7 +207,7 @@ def test_everybody_who_takes_a_reactor_for_its_time_takes_its_clock() -> None:
     assert nat.clock is clock
     assert nat.now is time.monotonic
     assert DeadlineWheel(live, 1)._clock is LogThrottle(live)._clock is clock
-    throttle: Any = _Exhaustion(reactor)._throttle._clock
+    throttle: Any = Descriptors(reactor)._throttle._clock
     assert throttle.seconds is time.monotonic
     assert Plane(reactor).pipes._clock() is clock
 

@@ -1,7 +1,7 @@
 """Listening and dialling on the plane, on a reactor that stands still.
 
 What they share with those on Twisted's transports is tested with those, in
-`tests/test_listening.py` and `tests/test_dialing.py`; here is what the plane has to
+`tests/test_listener.py` and `tests/test_dialing.py`; here is what the plane has to
 do for it, and what may go wrong between them.
 """
 
@@ -32,6 +32,7 @@ from twisted.python.failure import Failure
 from twisted.python.systemd import ListenFDs
 from zope.interface.verify import verifyObject
 
+from relayd.descriptors import PAUSE
 from relayd.dialing import RETRY
 from relayd.endpoints import (
     dialing_endpoint,
@@ -41,7 +42,8 @@ from relayd.endpoints import (
 )
 from relayd.errors import ListenError
 from relayd.interfaces import INamedClients
-from relayd.listening import ACCEPTS_PER_TURN, PAUSE, ListenerEndpoint
+from relayd.listener import ACCEPTS_PER_TURN
+from relayd.listening import ListenerEndpoint
 from relayd.plane.endpoints import (
     AdoptedListenerEndpoint,
     PlaneListener,
@@ -54,6 +56,14 @@ from relayd.plane.transport import PlaneTransport, PlaneUNIXTransport
 from relayd.tcp import RelayFactory
 from tests.conftest import LoggedFailures, descriptors
 from tests.contracts import Recorder, until
+from tests.listeners import (
+    REFUSALS,
+    Faulty,
+    Greeters,
+    Unconnectable,
+    answer,
+    scripted,
+)
 from tests.process import (
     TWISTD,
     RelayProcess,
@@ -70,14 +80,6 @@ from tests.test_dialing import (
     full_unix_server,
     making,
     problem_of,
-)
-from tests.test_listening import (
-    REFUSALS,
-    Faulty,
-    Greeters,
-    Unconnectable,
-    answer,
-    scripted,
 )
 from tests.test_plane_poller import Still, refuse, still
 
@@ -479,7 +481,7 @@ def test_an_accept_that_is_refused_in_every_way_is_no_busy_loop(
     with listening(still) as made, made.connect() as client:
         pauses = made.port.pauses
         with monkeypatch.context() as patched:
-            patched.setattr("relayd.listening.accept", refuse(errno.EPERM))
+            patched.setattr("relayd.listener.accept", refuse(errno.EPERM))
             patched.setattr(made.port, "_accept", refuse(errno.EPERM))
             with capturedLogs() as events:
                 still.turn()

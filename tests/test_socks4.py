@@ -35,8 +35,8 @@ from relayd.errors import ListenError, Refused
 from relayd.interfaces import (
     IGate,
     ILease,
-    IMakesRoom,
     IProxyPolicy,
+    IShedsClients,
 )
 from relayd.observers import Observer, SessionLog
 from relayd.resolving import Resolver, SocketAddress
@@ -1477,27 +1477,27 @@ def test_one_whose_identd_is_asked_can_be_crowded_out() -> None:
 def test_without_descriptors_those_go_who_are_long_in_their_handshake() -> None:
     """So many at once; not who has just come, nor who is dialled for."""
     proxy = Proxy()
-    assert verifyObject(IMakesRoom, proxy.factory)
+    assert verifyObject(IShedsClients, proxy.factory)
     served = proxy.client(CONNECT)
     mute = [proxy.client(host=f"192.0.2.{number}") for number in range(ROOM + 2)]
 
-    def make_room() -> None:
+    def shed_clients() -> None:
         # Two listeners may ask in one turn.
-        proxy.factory.make_room()
-        proxy.factory.make_room()
+        proxy.factory.shed_clients()
+        proxy.factory.shed_clients()
         proxy.clock.advance(0)
 
     proxy.clock.advance(LONG_HANDSHAKE - 0.01)
-    make_room()
+    shed_clients()
     assert all(client.connected for client in mute)
     late = proxy.client(CONNECT[:4])
     proxy.clock.advance(0.01)
-    make_room()
+    shed_clients()
     for client in mute[:ROOM]:
         refused(client)
     assert proxy.witness.sessions[1].ending is Ending.CROWDED_OUT
     assert all(client.connected for client in mute[ROOM:])
-    make_room()
+    shed_clients()
     for client in mute[ROOM:]:
         refused(client)
     late.receive(CONNECT[4:])
@@ -1512,7 +1512,7 @@ def test_whose_request_has_arrived_by_then_makes_no_room() -> None:
     proxy = Proxy()
     speaks, mute = proxy.client(), proxy.client()
     proxy.clock.advance(LONG_HANDSHAKE)
-    proxy.factory.make_room()
+    proxy.factory.shed_clients()
     speaks.receive(CONNECT)
     proxy.clock.advance(0)
     refused(mute)
@@ -1526,7 +1526,7 @@ def test_a_proxy_with_protocols_of_its_own_makes_room_as_well() -> None:
         def buildProtocol(self, addr: IAddress | None) -> Any:
             return super().buildProtocol(addr)
 
-    assert IMakesRoom.implementedBy(Own)
+    assert IShedsClients.implementedBy(Own)
     assert IProtocolFactory.implementedBy(Own)
     proxy = Proxy()
     own = Own(proxy.clock, dialer=proxy._dialer, listener=proxy._listener)

@@ -2600,7 +2600,7 @@ async def test_a_family_that_the_machine_lacks_is_left_out(
     def look_up(name: Any, *more: Any, **kinds: Any) -> Any:
         return found if name == "both.test" else real(name, *more, **kinds)
 
-    monkeypatch.setattr("relayd.listening.socket.getaddrinfo", look_up)
+    monkeypatch.setattr("relayd.binding.socket.getaddrinfo", look_up)
     failing_v6(monkeypatch, number)
     live: Any = reactor
     nat = UdpNat(live, [Server(*SERVER)])

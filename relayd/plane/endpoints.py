@@ -28,8 +28,8 @@ from zope.interface import implementer
 
 from relayd.dialing import Dial, SocketEndpoint
 from relayd.interfaces import INamedClients
+from relayd.listener import Listener
 from relayd.listening import (
-    Listener,
     ListenerEndpoint,
     TCPListenerEndpoint,
     UNIXListenerEndpoint,
