@@ -32,6 +32,9 @@ from relayd.plane.poller import Plane
 from relayd.resolving import Resolver
 from tests import process
 
+# Its asserts say what they have found.
+pytest.register_assert_rewrite("relayd.testing")
+
 #: How long a test's last connections get to close, in seconds.
 SETTLE = 2.0
 

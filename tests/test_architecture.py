@@ -72,7 +72,12 @@ ROWS = [
     {"tap.options"},
     {"tap.relayd", "tap.socks4"},
     # For the tests of those who embed a relay: nothing of ours imports it.
-    {"testing.fakes"},
+    {"testing.suite", "testing.protocols", "testing.fakes"},
+    {"testing.peers"},
+    {"testing.connection"},
+    {"testing.reading", "testing.producing", "testing.closing", "testing.losing"},
+    {"testing.contract"},
+    {"testing.sockets"},
 ]
 
 #: The rooms that other programs embed: what they need comes as an argument.
@@ -85,7 +90,6 @@ EMBEDDED = {
     "session",
     "interfaces",
     "wheel",
-    "testing.fakes",
 }
 
 #: What knows the settings, or the whole; no embedded room may.
@@ -102,6 +106,9 @@ def _modules() -> dict[str, Path]:
 
 
 MODULES = _modules()
+
+#: For the tests of those who embed a relay, whose time is a test's.
+OF_TESTS = {name for name in MODULES if name.startswith("testing.")}
 
 
 @functools.cache
@@ -145,7 +152,7 @@ def test_imports_go_one_way(name: str) -> None:
     assert not beside, f"{name} may not import {sorted(beside)}"
 
 
-@pytest.mark.parametrize("name", sorted(EMBEDDED))
+@pytest.mark.parametrize("name", sorted(EMBEDDED | OF_TESTS))
 def test_embedded_rooms_know_no_settings(name: str) -> None:
     assert not rooms(tree_of(name)) & OUTER
 
@@ -159,7 +166,7 @@ def test_the_reactor_is_an_argument(name: str) -> None:
         for dotted, node in imports(tree)
         if dotted in ("twisted.internet.reactor", "twisted.internet.pollreactor")
     ]
-    if name in ("tap.relayd", "tap.socks4", "tcp"):
+    if name in ("tap.relayd", "tap.socks4", "tcp", "testing.suite"):
         assert all(node not in tree.body for node in taken), "within a function only"
     else:
         assert not taken
@@ -239,10 +246,6 @@ def _of_machine(dotted: str) -> bool:
     return dotted not in TIMELESS and any(
         f"{dotted}.".startswith(f"{each}.") for each in OF_THE_MACHINE
     )
-
-
-#: Where time is a test's.
-OF_TESTS = {name for name in MODULES if name.startswith("testing.")}
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES) - OF_TESTS - {"monotonic"}))

@@ -147,3 +147,27 @@ def test_users_table_says_what_is_wrong(tmp_path: Path) -> None:
     assert program.returncode == 1
     [line] = program.stderr.splitlines()
     assert "10.0.0.0/33" in line
+
+
+#: Runs trial where nothing of the tests' own is installed.
+PLAIN = """
+import sys
+for name in ("pytest", "pytest_twisted", "hypothesis", "_pytest", "OpenSSL"):
+    sys.modules[name] = None
+from twisted.scripts import trial
+sys.argv[0] = "trial"
+trial.run()
+"""
+
+
+def test_own_transport_contract_runs_by_trial_without_pytest(tmp_path: Path) -> None:
+    program = subprocess.run(
+        [sys.executable, "-c", PLAIN, str(EXAMPLES / "own_transport_contract.py")],
+        capture_output=True,
+        text=True,
+        timeout=2 * START,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert program.returncode == 0, program.stdout + program.stderr
+    assert "PASSED" in program.stdout

@@ -12,27 +12,27 @@ from relayd.plane.endpoints import (
     PlaneTCPListenerEndpoint,
     PlaneUNIXListenerEndpoint,
 )
-from tests.contracts import StreamTransportContract
+from tests.contracts import Contract
 from tests.test_transports_contract import _Accepting, _Dialling
 
 
-class TestPlaneTCP(_Accepting, StreamTransportContract):
+class TestPlaneTCP(_Accepting, Contract):
     def endpoint(self) -> Any:
         return PlaneTCPListenerEndpoint(reactor, "127.0.0.1", 0, 16)
 
 
-class TestPlaneTCP6(_Accepting, StreamTransportContract):
+class TestPlaneTCP6(_Accepting, Contract):
     def endpoint(self) -> Any:
         return PlaneTCPListenerEndpoint(reactor, "::1", 0, 16)
 
 
-class TestPlaneUNIX(_Accepting, StreamTransportContract):
+class TestPlaneUNIX(_Accepting, Contract):
     resets = False
 
     def endpoint(self) -> Any:
         return PlaneUNIXListenerEndpoint(reactor, self.path(), 16)
 
 
-class TestPlaneDialledTCP(_Dialling, StreamTransportContract):
+class TestPlaneDialledTCP(_Dialling, Contract):
     def endpoint(self, port: int) -> Any:
         return PlaneSocketEndpoint(reactor, socket.AF_INET, ("127.0.0.1", port))

@@ -23,12 +23,13 @@ from twisted.internet.protocol import Factory, Protocol
 
 from relayd.dialing import SocketEndpoint
 from relayd.listening import TCPListenerEndpoint, UNIXListenerEndpoint
+from relayd.testing.suite import checked
 from relayd.transports import connection_class
 from tests.contracts import (
-    ConnectionContract,
+    Contract,
     Peer,
     Recorder,
-    StreamTransportContract,
+    ShortContract,
     turns,
     until,
 )
@@ -68,34 +69,34 @@ class _Accepting:
         return str(Path(self.folder.name, "s"))
 
 
-class TestTwistedTCP(_Accepting, StreamTransportContract):
+class TestTwistedTCP(_Accepting, Contract):
     def endpoint(self) -> Any:
         return TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
 
 
-class TestTwistedTCP6(_Accepting, ConnectionContract):
+class TestTwistedTCP6(_Accepting, ShortContract):
     def endpoint(self) -> Any:
         return TCP6ServerEndpoint(reactor, 0, interface="::1")
 
 
-class TestTwistedUNIX(_Accepting, StreamTransportContract):
+class TestTwistedUNIX(_Accepting, Contract):
     resets = False
 
     def endpoint(self) -> Any:
         return UNIXServerEndpoint(reactor, self.path())
 
 
-class TestAcceptedTCP(_Accepting, StreamTransportContract):
+class TestAcceptedTCP(_Accepting, Contract):
     def endpoint(self) -> Any:
         return TCPListenerEndpoint(reactor, "127.0.0.1", 0, 16)
 
 
-class TestAcceptedTCP6(_Accepting, ConnectionContract):
+class TestAcceptedTCP6(_Accepting, ShortContract):
     def endpoint(self) -> Any:
         return TCPListenerEndpoint(reactor, "::1", 0, 16)
 
 
-class TestAcceptedUNIX(_Accepting, StreamTransportContract):
+class TestAcceptedUNIX(_Accepting, Contract):
     resets = False
 
     def endpoint(self) -> Any:
@@ -137,7 +138,7 @@ class _Dialling:
         if self.listener is not None:
             self.listener.close()
 
-    @pytest_twisted.ensureDeferred
+    @checked
     async def test_a_dial_hears_nothing_that_was_for_its_numbers_last_owner(
         self,
     ) -> None:
@@ -171,12 +172,12 @@ class _Dialling:
         assert one.lost != two.lost
 
 
-class TestTwistedClientTCP(_Dialling, StreamTransportContract):
+class TestTwistedClientTCP(_Dialling, Contract):
     def endpoint(self, port: int) -> Any:
         return TCP4ClientEndpoint(reactor, "127.0.0.1", port, timeout=None)
 
 
-class TestDialledTCP(_Dialling, StreamTransportContract):
+class TestDialledTCP(_Dialling, Contract):
     def endpoint(self, port: int) -> Any:
         return SocketEndpoint(reactor, socket.AF_INET, ("127.0.0.1", port))
 

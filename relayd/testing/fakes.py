@@ -26,6 +26,7 @@ from twisted.internet.error import (
 )
 from twisted.internet.interfaces import (
     IAddress,
+    IConsumer,
     IHalfCloseableDescriptor,
     IHalfCloseableProtocol,
     IProtocol,
@@ -40,7 +41,7 @@ from zope.interface import implementer
 _log = Logger()
 
 
-@implementer(ITCPTransport, IHalfCloseableDescriptor, IPushProducer)
+@implementer(ITCPTransport, IConsumer, IHalfCloseableDescriptor, IPushProducer)
 class FakeTransport:
     """One end of a connection, with the buffers of Twisted's own descriptors.
 
@@ -83,6 +84,8 @@ class FakeTransport:
         self._arrived = b""
         self._arrived_end: type[Exception] | None = None
         self._read_ended = False
+        #: The peer is gone: the next write is answered by a reset.
+        self._refuses = False
         #: What the next turn does already.
         self._coming: set[Callable[[], None]] = set()
 
@@ -150,7 +153,23 @@ class FakeTransport:
         So does a write, and what is buffered makes one at once.
         """
         self._arrived_end = ConnectionLost
+        self._refuses = True
         self._next_turn(self._read)
+        self._next_turn(self._flush)
+
+    def arrive_close(self) -> None:
+        """The peer closed its connection: its data ends, and the next write fails."""
+        self._refuses = True
+        self.arrive_eof()
+
+    @property
+    def waiting(self) -> int:
+        """How many bytes have arrived and were not read."""
+        return len(self._arrived)
+
+    def make_room(self, count: int) -> None:
+        """The network takes so many bytes more by itself."""
+        self.room += count
         self._next_turn(self._flush)
 
     # -- what the reactor does
@@ -179,10 +198,14 @@ class FakeTransport:
 
     def _flush(self) -> None:
         """Write what there is room for."""
-        if not self.connected or self.aborted or not self.dataBuffer:
+        if not self.connected or self.aborted:
             return
-        if self._arrived_end is ConnectionLost:
+        # Past the end of data no read will find a reset.
+        unread = self._read_ended and self._arrived_end is ConnectionLost
+        if unread or (self._refuses and self.dataBuffer):
             self._lose(Failure(ConnectionLost()))
+            return
+        if not self.dataBuffer:
             return
         count = min(self.room, len(self.dataBuffer))
         self.room -= count
@@ -253,7 +276,7 @@ class FakeTransport:
         ):
             self._producer_paused = True
             self.producer.pauseProducing()
-        if self.room or self._arrived_end is ConnectionLost:
+        if self.room or self._refuses:
             self._next_turn(self._flush)
 
     def writeSequence(self, data: Iterable[bytes]) -> None:

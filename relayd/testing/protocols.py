@@ -1,0 +1,126 @@
+"""Protocols and producers that record what a transport tells them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from relayd.legs import unsent
+
+
+class Plain(Protocol):
+    """Keeps what a transport tells its protocol; knows nothing of half-closing.
+
+    :ivar events: made, eof, shut and lost, in order; deliveries are only counted.
+    :ivar on: what to do within an event, by its name; also for "data".
+    :ivar nested: events that came from within another.
+    """
+
+    transport: Any
+
+    def __init__(self, **on: Callable[[], object]) -> None:
+        self.data = bytearray()
+        self.deliveries = 0
+        self.events: list[str] = []
+        self.reason: Failure | None = None
+        self.on = on
+        self.nested: list[str] = []
+        self._within: list[str] = []
+
+    def _tell(self, event: str) -> None:
+        self.nested += [f"{event} within {outer}" for outer in self._within[-1:]]
+        self._within.append(event)
+        try:
+            if event in self.on:
+                self.on[event]()
+        finally:
+            self._within.pop()
+
+    def connectionMade(self) -> None:
+        self.events.append("made")
+        self._tell("made")
+
+    def dataReceived(self, data: bytes) -> None:
+        assert type(data) is bytes
+        assert data
+        self.deliveries += 1
+        self.data += data
+        self._tell("data")
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.events.append("lost")
+        self.reason = reason
+        self._tell("lost")
+
+    @property
+    def lost(self) -> bool:
+        return "lost" in self.events
+
+
+@implementer(IHalfCloseableProtocol)
+class Recorder(Plain):
+    """A protocol that can half-close."""
+
+    def readConnectionLost(self) -> None:
+        self.events.append("eof")
+        self._tell("eof")
+
+    def writeConnectionLost(self) -> None:
+        self.events.append("shut")
+        self._tell("shut")
+
+
+@implementer(IPushProducer)
+class Producer:
+    """Records what a consumer asks of it.
+
+    :ivar on: what to do when asked to pause, resume or stop.
+    """
+
+    def __init__(self, **on: Callable[[], object]) -> None:
+        self.asked: list[str] = []
+        self.on = on
+
+    def _asked(self, what: str) -> None:
+        self.asked.append(what)
+        if what in self.on:
+            self.on[what]()
+
+    def pauseProducing(self) -> None:
+        self._asked("pause")
+
+    def resumeProducing(self) -> None:
+        self._asked("resume")
+
+    def stopProducing(self) -> None:
+        self._asked("stop")
+
+
+class Pieces(Producer):
+    """A pull producer: writes a piece each time it is asked, then unregisters."""
+
+    def __init__(self, transport: Any, pieces: list[bytes]) -> None:
+        super().__init__(resume=self._resume)
+        self._transport = transport
+        self._pieces = pieces
+        self._writing = False
+
+    def _resume(self) -> None:
+        assert not self._writing, "asked from within a write"
+        assert not unsent(self._transport), "asked before the last was written"
+        self._writing = True
+        if self._pieces:
+            self._transport.write(self._pieces.pop(0))
+        else:
+            self._transport.unregisterProducer()
+        self._writing = False
+
+
+def fail() -> None:
+    """Raise, as a protocol with a bug does."""
+    raise ZeroDivisionError("of the test")

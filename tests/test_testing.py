@@ -1,0 +1,226 @@
+"""What `relayd.testing` gives to embedders: a fake that is as real, and a contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.error import ConnectionAborted, ConnectionDone
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from relayd.testing import FakeTransport, Peer, StreamTransportContract
+from tests.contracts import FakeContract
+
+#: What the kernel takes on behalf of a peer that does not read.
+ROOM = 500_000
+
+
+class FakePeer(Peer):
+    """The far end of a FakeTransport."""
+
+    def __init__(self, transport: FakeTransport) -> None:
+        super().__init__()
+        self.transport = transport
+        transport.room = ROOM
+        self._waiting = 0
+        self._closed = False
+
+    def send_some(self, data: bytes) -> int:
+        if not self.transport.connected:
+            raise ConnectionResetError
+        # As much as a kernel would hold for a transport that does not read.
+        sent = data[: max(0, ROOM - self.transport.waiting)]
+        if sent:
+            self.transport.arrive(sent)
+        return len(sent)
+
+    def receive_some(self, count: int) -> bytes | None:
+        transport = self.transport
+        data, transport.taken = transport.taken[:count], transport.taken[count:]
+        if data:
+            transport.make_room(len(data))
+            return data
+        if transport.aborted:
+            raise ConnectionResetError
+        return None if transport.connected and not transport.write_shut else b""
+
+    def end(self) -> None:
+        self.transport.arrive_eof()
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self.transport.arrive_close()
+
+    def reset(self) -> None:
+        self._closed = True
+        self.transport.arrive_reset()
+
+
+class OnFakes:
+    """Connects a kind of them, in the turns of the real reactor."""
+
+    kind = FakeTransport
+
+    async def connect(self, protocol: Protocol) -> Peer:
+        transport = self.kind(clock=reactor)
+        peer = FakePeer(transport)
+        transport.connect(protocol)
+        return peer
+
+
+class TestFakeTransport(OnFakes, FakeContract):
+    """It is held to what every stream transport must do."""
+
+
+class Heard(Protocol):
+    def __init__(self) -> None:
+        self.reasons: list[Any] = []
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.reasons.append(reason.type)
+
+
+def test_a_turn_follows_what_the_network_does() -> None:
+    """With a clock that a test advances; and what the test calls waits for one."""
+    clock, heard = Clock(), Heard()
+    one, two = FakeTransport(clock=clock).connect(heard), FakeTransport(clock=clock)
+    two.connect(Protocol())
+    one.abortConnection()
+    assert heard.reasons == []
+    two.receive(b"anything")
+    assert heard.reasons == [ConnectionAborted]
+    two.abortConnection()
+    assert two.connected
+    two.turn()
+    assert not two.connected
+    assert not clock.getDelayedCalls()
+
+
+def test_nothing_is_received_by_one_that_is_paused() -> None:
+    transport = FakeTransport().connect(Protocol())
+    transport.pauseProducing()
+    with pytest.raises(AssertionError, match="paused"):
+        transport.receive(b"x")
+
+
+# -- the contract finds what is broken
+
+
+class TellsOfAbortsAtOnce(FakeTransport):
+    def abortConnection(self) -> None:
+        super().abortConnection()
+        self.lose(ConnectionAborted())
+
+
+class ReadsWhilePaused(FakeTransport):
+    def pauseProducing(self) -> None:
+        self.log.append("pause")
+
+
+class DropsWhatIsBufferedAsItCloses(FakeTransport):
+    def loseConnection(self) -> None:
+        self.dataBuffer = b""
+        super().loseConnection()
+
+
+class NeverPausesItsProducer(FakeTransport):
+    bufferSize = 1 << 40
+
+
+class ClosesWhenThePeerHalfCloses(FakeTransport):
+    def readConnectionLost(self, reason: Failure) -> None:
+        self.lose(ConnectionDone())
+
+
+class ClosesWhenItShouldHalfClose(FakeTransport):
+    def loseWriteConnection(self) -> None:
+        self.loseConnection()
+
+
+class WritesAfterAHalfClose(FakeTransport):
+    def write(self, data: bytes) -> None:
+        shut, self.write_shut = self.write_shut, False
+        super().write(data)
+        self.write_shut = shut
+
+
+class DeliversFromWithinResume(FakeTransport):
+    kept = b""
+
+    def arrive(self, data: bytes) -> None:
+        self.kept += data
+
+    def resumeProducing(self) -> None:
+        super().resumeProducing()
+        self.receive(self.kept)
+
+
+class TakesAResetForAnEnd(FakeTransport):
+    def arrive_reset(self) -> None:
+        self.arrive_eof()
+
+
+class SaysDoneForALoss(FakeTransport):
+    def arrive_reset(self) -> None:
+        self.lose(ConnectionDone())
+
+
+class ForgetsItsProducer(FakeTransport):
+    def abortConnection(self) -> None:
+        self.producer = None
+        super().abortConnection()
+
+
+class WritesBackwards(FakeTransport):
+    def writeSequence(self, data: Any) -> None:
+        super().writeSequence(reversed(list(data)))
+
+
+class TellsOfTheEndTwice(FakeTransport):
+    def readConnectionLost(self, reason: Failure) -> None:
+        super().readConnectionLost(reason)
+        if self.connected:
+            self.protocol.readConnectionLost()
+
+
+BROKEN: dict[type[FakeTransport], str] = {
+    TellsOfAbortsAtOnce: "abort_drops_what_is_buffered_and_resets",
+    ReadsWhilePaused: "a_paused_transport_delivers_nothing_and_loses_nothing",
+    DropsWhatIsBufferedAsItCloses: "close_follows_what_is_buffered",
+    NeverPausesItsProducer: "a_full_buffer_pauses_its_producer_until_it_is_empty",
+    ClosesWhenThePeerHalfCloses: "the_peers_half_close_leaves_writing_open",
+    ClosesWhenItShouldHalfClose: "half_close_follows_what_is_buffered",
+    WritesAfterAHalfClose: "a_write_after_half_close_is_ignored",
+    DeliversFromWithinResume: "a_paused_transport_delivers_nothing_and_loses_nothing",
+    TakesAResetForAnEnd: "a_reset_is_a_lost_connection_after_the_data",
+    ForgetsItsProducer: "the_loss_of_the_connection_stops_the_producer",
+    WritesBackwards: "bytes_arrive_in_order_both_ways",
+    SaysDoneForALoss: "a_reset_after_half_close",
+    TellsOfTheEndTwice: "the_peers_half_close_leaves_writing_open",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN, ids=lambda kind: kind.__name__)
+@pytest_twisted.ensureDeferred
+async def test_a_broken_transport_fails_the_contract(
+    kind: type[FakeTransport], monkeypatch: pytest.MonkeyPatch, logged_failures: Any
+) -> None:
+    """Quickly: what never happens is not waited for as long as by a real one's test."""
+    monkeypatch.setattr("relayd.testing.suite.PATIENCE", 100)
+
+    class Case(OnFakes, StreamTransportContract):
+        pass
+
+    Case.kind = kind
+    failed: list[BaseException] = []
+    try:
+        await getattr(Case(), f"test_{BROKEN[kind]}")()
+    except (AssertionError, ConnectionError) as problem:
+        failed.append(problem)
+    assert failed
+    logged_failures.clear()
