@@ -23,6 +23,7 @@ stops both, and prints the summary so far.
 - `run`: one soak from start to end; `verdict`: the rules that it is held against;
 - `relay`: the relay's process, and readings of it; `clock`: the wall clock that is set
   in it; `stops`: when it was stopped; `log`: what it logs;
+- `kernel`: whether this machine had too little memory for TCP;
 - `timeouts`: what the relay is started with, and how late it may be;
 - `servers`: what is behind its TCP listeners; `traffic`: all TCP sessions;
   `scripts`, `roles`: what the two ends of each do; `ends`: one end;

@@ -264,7 +264,7 @@ class Flow:
         answered = heard or self.strays
         short = not answered or self.moved_at - self.began_at < SHORT
         limit = UDP_UNREPLIED if short else UDP_TIMEOUT
-        limit += UDP_STEP + SLACK + stops.within(self.moved_at, now)
+        limit += UDP_STEP + SLACK + stops.delay_within(self.moved_at, now)
         quiet = now - self.moved_at
         if line.ending != "evicted" and quiet > limit:
             return (

@@ -24,6 +24,7 @@ from enum import Enum
 
 import attrs
 
+from soak.kernel import undelivered
 from soak.pattern import (
     CHUNK,
     PERIOD,
@@ -106,6 +107,7 @@ class Session:
     :ivar coin: decides what a script leaves open.
     :ivar reset_at: when one of its ends reset it, on the loop's clock.
     :ivar ending: what the relay's log says of it; empty until it does.
+    :ivar excused: why it does not count that a timeout ended it; empty where it does.
     """
 
     number: int
@@ -121,6 +123,7 @@ class Session:
     reset_at: float | None = None
     ending: str = ""
     violated: bool = False
+    excused: str = ""
 
     @property
     def label(self) -> str:
@@ -135,6 +138,8 @@ class End:
     :ivar sent: bytes that the kernel took, with the header or the greeting.
     :ivar received: bytes that came, and were right.
     :ivar shut: it has sent its end of data.
+    :ivar half_closed: it has, and goes on reading.
+    :ivar done: it has done what its script says, and closed.
     :ivar sent_at: when it last sent something, or its end of data; 0 before.
     :ivar moved_at: when a byte last went or came; late where this process is late.
     """
@@ -148,8 +153,9 @@ class End:
         self._stops = stops
         self._descriptor = sock.fileno()
         self.sent = self.received = 0
-        self.shut = False
-        self._lost = False
+        self.shut = self.half_closed = self.done = False
+        self._lost = self._closed = False
+        self._undelivered = 0
         self._out = pattern_start(session.number, client)
         self._in = pattern_start(session.number, not client)
         self._loop = asyncio.get_running_loop()
@@ -160,6 +166,17 @@ class End:
     def peer(self) -> End | None:
         """The session's other end, if it has one yet."""
         return self.session.server if self.client else self.session.client
+
+    @property
+    def undelivered(self) -> int:
+        """Bytes that the relay's kernel has not acknowledged, or had not at the end."""
+        return self._undelivered if self._closed else undelivered(self.socket)
+
+    def _close(self) -> None:
+        if not self._closed:
+            self._undelivered = undelivered(self.socket)
+            self._closed = True
+            self.socket.close()
 
     # -- one piece
 
@@ -236,9 +253,9 @@ class End:
     def _check_time(
         self, what: str, since: float, earliest: float, latest: float
     ) -> None:
-        """As :func:`check_time`; it may be later by what the relay was stopped."""
+        """As :func:`check_time`; it may be later by what delayed the relay, or us."""
         now = self._loop.time()
-        latest += self._stops.within(since, now)
+        latest += self._stops.delay_within(since, now)
         check_time(what, now - since, earliest, latest)
 
     async def connected(self) -> None:
@@ -355,7 +372,7 @@ class End:
 
     def shut_write(self) -> None:
         """Send the end of data."""
-        self.shut = True
+        self.shut = self.half_closed = True
         self.sent_at = self._loop.time()
         # Reset by the relay a moment ago: the next read tells.
         with suppress(OSError):
@@ -364,14 +381,14 @@ class End:
     def close(self) -> None:
         """Close politely, if it is open."""
         self.shut = True
-        self.socket.close()
+        self._close()
 
     def reset(self) -> None:
         """Close with a reset."""
         self.session.reset_at = self._loop.time()
         linger = struct.pack("ii", 1, 0)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        self.socket.close()
+        self._close()
 
 
 def _wake(ready: asyncio.Future[None]) -> None:

@@ -98,7 +98,7 @@ class FlowClient:
         """Give what is late a chance."""
         self._pending = range(len(self.flow.up))
         self._event.clear()
-        await self._stops.wait(self._event, WAIT)
+        await self._stops.wait(self._event, TRIES * WAIT)
 
     def _check(self) -> None:
         if self._wrong:

@@ -17,6 +17,7 @@ from typing import Any
 from soak.echoes import LISTENERS, Echoes, flow_options
 from soak.ends import Where
 from soak.flows import Flows
+from soak.kernel import Drops
 from soak.log import RelayLog, SessionLine
 from soak.relay import MIB, Reading, Relay, RelayFailed
 from soak.servers import Servers, listener_hosts, relay_options
@@ -76,6 +77,7 @@ class Soak:
         self._log = RelayLog()
         self._violations = Violations(self._tell_violation)
         self._stops = Stops()
+        self._drops = Drops()
         self._servers = Servers()
         self._echoes = Echoes()
         options = relay_options(transport, self._servers)
@@ -136,7 +138,7 @@ class Soak:
     async def _soak(self) -> None:
         streams, datagrams = await self._listening()
         common = self._violations, self._stops
-        traffic = Traffic(self._seed, self._servers, streams, *common)
+        traffic = Traffic(self._seed, self._servers, streams, *common, self._drops)
         self._traffic = traffic
         if datagrams:
             self._flows = Flows(self._seed, self._echoes, datagrams, *common)
@@ -223,10 +225,16 @@ class Soak:
 
     async def _attend(self) -> None:
         """Take what the relay logs, and see how late this process is."""
+        look_at = 0.0
         while True:
             before = time.monotonic()
             await asyncio.sleep(0.05)
-            self._late = max(self._late, time.monotonic() - before - 0.05)
+            now = time.monotonic()
+            self._late = max(self._late, now - before - 0.05)
+            self._stops.was_late(before + 0.05, now)
+            if now >= look_at:
+                look_at = now + 1
+                self._drops.look(now)
             self._take_lines()
 
     def _take_lines(self) -> None:
@@ -281,6 +289,14 @@ class Soak:
             f"the relay was stopped {self._stops.count} times,"
             f" its wall clock set {log.steps} times"
         )
+        if self._drops.count:
+            print(
+                f"the kernel dropped {self._drops.count} TCP segments for want of"
+                " memory (net.ipv4.tcp_mem, or a full receive buffer)"
+            )
+        if self._traffic is not None:
+            for why, count in self._traffic.excused.items():
+                print(f"{count} timeouts that were not due do not count: {why}")
         if flows is not None:
             tally = flows.tally
             print(

@@ -1,10 +1,14 @@
-"""When the relay was stopped: what it does late by that is not late.
+"""When the relay was stopped, or this process was late: what is late by that is not.
 
 Now and then the soak stops the relay's process (SIGSTOP) for some seconds and lets it
 go on, as a hypervisor does that moves a machine.  What arrives meanwhile waits in the
 kernel, and the relay has to read it before it judges anybody.  So nothing may be cut
 for a quiet that was the relay's own; but whatever has a deadline may be later by the
 time in which the relay was stopped.
+
+This process is both ends of every session, and may itself be late, on a machine that
+has too little CPU for it.  Then it sees late what the relay did in time, and does late
+what was to keep a session from a timeout.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 #: Seconds between two stops, give or take a half.
 EVERY = 40.0
@@ -25,6 +29,16 @@ LONGEST = 15.0
 #: Stops that are remembered, of which one session meets a few.
 REMEMBERED = 64
 
+#: Seconds that this process must be late before that is remembered, and how often.
+LEAST, LATE_REMEMBERED = 0.1, 512
+
+
+def overlap(times: Iterable[tuple[float, float]], since: float, until: float) -> float:
+    """Seconds between two moments that lie in one of these times."""
+    return sum(
+        max(0.0, min(ended, until) - max(began, since)) for began, ended in times
+    )
+
 
 class Stops:
     """The stops of one relay, on the clock of `time.monotonic`, which is asyncio's.
@@ -34,6 +48,7 @@ class Stops:
 
     def __init__(self) -> None:
         self.count = 0
+        self._late: deque[tuple[float, float]] = deque(maxlen=LATE_REMEMBERED)
         self._over: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
         self._since: float | None = None
 
@@ -53,18 +68,33 @@ class Stops:
         stops = [*self._over]
         if self._since is not None:
             stops.append((self._since, until))
-        return sum(
-            max(0.0, min(ended, until) - max(began, since)) for began, ended in stops
-        )
+        return overlap(stops, since, until)
+
+    def was_late(self, due: float, now: float) -> None:
+        """This process has done now what was due before."""
+        if now - due >= LEAST:
+            self._late.append((due, now))
+
+    def late_within(self, since: float, until: float) -> float:
+        """Seconds between two moments in which this process was late."""
+        return overlap(self._late, since, until)
+
+    def latest_within(self, since: float, until: float) -> float:
+        """The most that this process was late between two moments, in seconds."""
+        return max((overlap([late], since, until) for late in self._late), default=0.0)
+
+    def delay_within(self, since: float, until: float) -> float:
+        """By how much something between two moments may be later: for both causes."""
+        return self.within(since, until) + self.late_within(since, until)
 
     async def wait(self, event: asyncio.Event, seconds: float) -> bool:
         """Wait for an event while the relay runs for so many seconds; whether it came.
 
-        The time in which the relay is stopped does not count.
+        The time in which the relay is stopped, or this process is late, does not count.
         """
         since = now = time.monotonic()
         while not event.is_set():
-            left = since + seconds + self.within(since, now) - now
+            left = since + seconds + self.delay_within(since, now) - now
             if left <= 0:
                 return False
             try:

@@ -21,12 +21,16 @@ class Violation(Exception):
     """The relay did to an end what its rules don't allow."""
 
 
+class WrongTime(Violation):
+    """It did something too early, or too late."""
+
+
 def check_time(what: str, waited: float, earliest: float, latest: float) -> None:
     """A deadline of the relay was kept; all in seconds.
 
-    :raises Violation: it was not.
+    :raises WrongTime: it was not.
     """
     if not earliest <= waited <= latest:
-        raise Violation(
+        raise WrongTime(
             f"{what} after {waited:.1f} s, expected {earliest:.1f} to {latest:.1f} s"
         )

@@ -21,6 +21,7 @@ from typing import Any
 from soak.ends import (
     GREETING,
     HEADER,
+    LONGEST_PAUSE,
     MAGIC,
     End,
     Role,
@@ -28,11 +29,12 @@ from soak.ends import (
     Where,
     shrink_buffer,
 )
+from soak.kernel import Drops
 from soak.log import SessionLine
 from soak.scripts import draw_session
 from soak.servers import HOSTS, Servers, address_name
 from soak.stops import Stops
-from soak.timeouts import IDLE, LIMIT, SLACK, Violation
+from soak.timeouts import HALF_CLOSE, IDLE, LIMIT, SLACK, Violation, WrongTime
 from soak.violations import Violations
 
 #: No session is opened while this process is late by so much, in seconds.
@@ -46,8 +48,22 @@ ROUNDING = 0.01
 MEMORY = 2 * LIMIT
 
 
-def judge_line(line: SessionLine, session: Session, now: float, stops: Stops) -> str:
-    """What is wrong with the log's word on a session; empty where nothing is."""
+#: How the relay ends a session on which nothing moves.
+QUIET = ("idle", "half_closed")
+
+
+def judge_line(
+    line: SessionLine,
+    session: Session,
+    now: float,
+    stops: Stops,
+    *,
+    excused: bool = False,
+) -> str:
+    """What is wrong with the log's line on a session; empty where nothing is.
+
+    :param excused: that nothing moved was not the relay's doing.
+    """
     script, client, server = session.script, session.client, session.server
     endings = script.endings
     if client is not None:
@@ -56,6 +72,8 @@ def judge_line(line: SessionLine, session: Session, now: float, stops: Stops) ->
             return f"duration={line.duration:.3f} in the log, {age:.3f} s ago it began"
         if stops.within(client.opened_at, now):
             endings += script.late
+    if excused:
+        endings += QUIET
     if line.ending not in endings:
         expected = " or ".join(sorted(endings))
         return f"the log's ending is wrong, expected {expected}"
@@ -67,6 +85,27 @@ def judge_line(line: SessionLine, session: Session, now: float, stops: Stops) ->
             f" sent were {client.sent} and {server.sent}"
         )
     return ""
+
+
+def is_held_back(session: Session, drops: Drops) -> bool:
+    """Whether the kernel holds back bytes of a session, and dropped any in its time."""
+    ends = [end for end in (session.client, session.server) if end is not None]
+    return any(end.undelivered and drops.since(end.opened_at) for end in ends)
+
+
+def acted_late(session: Session, now: float, stops: Stops) -> bool:
+    """Whether this process was so late that a session may have looked idle.
+
+    An end reads what its peer has sent, waits for as long as its script says, and
+    sends: each of the three may come as late as anything did in that time.
+    """
+    ends = [end for end in (session.client, session.server) if end is not None]
+    done = any(end.done for end in ends)
+    limit = HALF_CLOSE if done or any(end.half_closed for end in ends) else IDLE
+    # The longest that its script lets nothing move; once an end is done, the other one
+    # has to read, and to close.
+    planned = LONGEST_PAUSE if done else max(session.delay, LONGEST_PAUSE)
+    return 3 * stops.latest_within(now - limit - SLACK, now) >= limit - planned
 
 
 def client_host(number: int) -> str:
@@ -86,6 +125,8 @@ class Traffic:
     :param listeners: the relay's, by what is behind them.
     :ivar alive: clients that follow their script at this moment.
     :ivar moved: bytes that arrived, of the sessions that are over.
+    :ivar excused: sessions that a timeout ended which was not due, and that do not
+        count, by the reason.
     """
 
     def __init__(
@@ -95,8 +136,11 @@ class Traffic:
         listeners: dict[Where, list[tuple[str, int]]],
         violations: Violations,
         stops: Stops,
+        drops: Drops,
     ) -> None:
         self.seed = seed
+        self._drops = drops
+        self.excused: Counter[str] = Counter()
         self._violations = violations
         self._stops = stops
         self.endings: Counter[str] = Counter()
@@ -236,26 +280,42 @@ class Traffic:
 
     async def _follow(self, end: End, role: Role) -> None:
         """Let an end do its part of the script; count what it should not have seen."""
-        wrong = ""
+        wrong, excused = "", False
         try:
             async with asyncio.timeout(LIMIT):
                 if end.client and end.session.script.introduces:
                     await end.introduce()
                 await role(end)
+            end.done = True
         except Violation as violation:
             wrong = str(violation)
+            # What was seen too late is known by the time; this is about a lost reset.
+            excused = isinstance(violation, WrongTime) and self._excuse(end.session)
         except TimeoutError:
             wrong = f"not over after {LIMIT:g} s"
         except ConnectionError as problem:
             wrong = f"{problem.strerror or 'reset'}, which was not due"
+            excused = self._excuse(end.session)
         finally:
             end.close()
             self.moved += end.received
-        if wrong:
+        if wrong and not excused:
             wrong += f" ({end.sent} bytes sent, {end.received} received)"
             self._violations.add(
                 end.session, "client" if end.client else "server", wrong
             )
+
+    def _excuse(self, session: Session) -> bool:
+        """Whether it is not the relay's doing that a timeout has ended a session."""
+        if not session.excused:
+            if is_held_back(session, self._drops):
+                session.excused = "the kernel had dropped segments, and held bytes back"
+            elif acted_late(session, self._loop.time(), self._stops):
+                session.excused = "this process was late"
+            else:
+                return False
+            self.excused[session.excused] += 1
+        return True
 
     # -- the log
 
@@ -269,7 +329,11 @@ class Traffic:
             self._violations.add(None, "log", f"a line about nobody: {line}")
             return
         session.ending = line.ending
-        if wrong := judge_line(line, session, self._loop.time(), self._stops):
+        now = self._loop.time()
+        wrong = judge_line(line, session, now, self._stops)
+        if wrong and line.ending in QUIET and self._excuse(session):
+            wrong = judge_line(line, session, now, self._stops, excused=True)
+        if wrong:
             self._violations.add(session, "log", wrong)
 
     def miss_lines(self) -> None:

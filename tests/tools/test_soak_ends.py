@@ -41,21 +41,26 @@ def test_a_cut_is_neither_early_nor_late(waited: float, fine: bool) -> None:
             check_time("cut", waited, 3, 8)
 
 
-@pytest.mark.parametrize("stopped", [0.0, 10.0])
-def test_a_cut_may_be_later_by_what_the_relay_was_stopped(stopped: float) -> None:
+@pytest.mark.parametrize(
+    ("stopped", "late"), [(0.0, 0.0), (10.0, 0.0), (0.0, 10.0), (5.0, 5.0)]
+)
+def test_a_cut_may_be_later_by_what_the_relay_was_stopped_or_we_were_late(
+    stopped: float, late: float
+) -> None:
     async def run() -> None:
         stops = Stops()
         client, server = ends(shut=True, sent=0, stops=stops)
         now = asyncio.get_running_loop().time()
         stops.begin(now - 15)
         stops.end(now - 15 + stopped)
+        stops.was_late(now - 5 - late, now - 5)
         poll: Any = SimpleNamespace(register=lambda *_: None, poll=lambda _: [1])
         client.moved_at = server.moved_at = now - 20
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("soak.ends.select.poll", lambda: poll)
             await client.until_cut(5, early=True)
 
-    if stopped:
+    if stopped or late:
         asyncio.run(run())
     else:
         with pytest.raises(Violation, match=r"cut after 20\.\d s, expected"):

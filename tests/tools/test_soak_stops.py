@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soak.stops import REMEMBERED, Stops, stop_now_and_then
+from soak.stops import LATE_REMEMBERED, LEAST, REMEMBERED, Stops, stop_now_and_then
 
 times = st.integers(min_value=0, max_value=60)
 
@@ -54,6 +54,22 @@ def test_who_waits_does_not_count_the_time_in_which_the_relay_is_stopped() -> No
     came, waited = asyncio.run(run())
     assert not came
     assert waited >= 0.15
+
+
+def test_what_this_process_was_late_is_known() -> None:
+    stops = Stops()
+    stops.was_late(10.0, 10.0 + LEAST / 2)
+    stops.was_late(20.0, 22.0)
+    stops.begin(30.0)
+    stops.end(35.0)
+    assert stops.late_within(0.0, 21.0) == 1.0
+    assert stops.latest_within(0.0, 100.0) == 2.0
+    assert stops.latest_within(21.5, 100.0) == 0.5
+    assert stops.within(0.0, 100.0) == 5.0
+    assert stops.delay_within(0.0, 100.0) == 7.0
+    for number in range(3 * LATE_REMEMBERED):
+        stops.was_late(100.0 + number, 100.5 + number)
+    assert stops.late_within(0.0, 1e9) == LATE_REMEMBERED / 2
 
 
 def test_who_waits_is_told() -> None:

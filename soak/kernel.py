@@ -1,0 +1,81 @@
+"""What the kernel did to TCP connections when it was short of memory for them.
+
+All TCP sockets of a machine share what `net.ipv4.tcp_mem` allows (tcp(7)).  Beyond
+that, the kernel drops segments for which it had offered room.  Their sender tries again
+after a pause that doubles each time: while the relay is stopped for ten seconds, it
+tries in vain, and the next try may be ten seconds away when the relay goes on.  A reset
+that arrives behind a dropped segment may be ignored (RFC 5961), and is not sent again.
+In both cases the relay sees a connection on which nothing moves, and rightly ends it by
+a timeout.  Two soaks at a time, with both relays stopped, come near to that.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import socket
+import struct
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+#: Received segments that were dropped, of those in the window (RFC 9293): in order, and
+#: out of order.
+_COUNTERS = {"TCPRcvQDrop", "TCPOFODrop"}
+
+
+def read_drops(text: str | None = None) -> int:
+    """How many received segments this machine has dropped for want of memory.
+
+    :param text: what /proc/net/netstat says; None: what it says now.
+    """
+    if text is None:
+        text = Path("/proc/net/netstat").read_text()
+    lines = [line.split() for line in text.splitlines()]
+    return sum(
+        int(count)
+        for names, counts in zip(lines[::2], lines[1::2], strict=True)
+        for name, count in zip(names, counts, strict=True)
+        if name in _COUNTERS
+    )
+
+
+class Drops:
+    """When the kernel dropped segments, as far as it was looked at.
+
+    :param read: as :func:`read_drops`.
+    :ivar count: segments, since this was made.
+    """
+
+    def __init__(self, read: Callable[[], int] = read_drops) -> None:
+        self._read = read
+        self._known = read()
+        self._last_at = -math.inf
+        self.count = 0
+
+    def look(self, now: float | None = None) -> None:
+        """Look at the counters.  To be called every second or so.
+
+        :param now: on the clock of `time.monotonic`, which is asyncio's.
+        """
+        counted = self._read()
+        if counted != self._known:
+            self.count += counted - self._known
+            self._known = counted
+            self._last_at = time.monotonic() if now is None else now
+
+    def since(self, moment: float) -> bool:
+        """Whether segments were dropped after that moment, or up to a look before."""
+        self.look()
+        return self._last_at >= moment
+
+
+def undelivered(sock: socket.socket) -> int:
+    """Bytes in a TCP socket's send queue that its peer's kernel has not acknowledged.
+
+    Also of a connection that was reset.
+    """
+    # SIOCOUTQ of sockios(7) is the same request.
+    answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+    return int(struct.unpack("i", answer)[0])
