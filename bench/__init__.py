@@ -9,7 +9,7 @@ and `make bench-check` run it.
 - `peers`: the relays, and how each is started;
 - `origins`: what they relay to;
 - `loads`: what drives them;
-- `works`: one measurement of one kind of work; `rounds`: all of them, in turn;
+- `workloads`: how each is measured; `rounds`: all of them, in turn;
 - `figures`: medians, ratios, limits; `facts`: the machine and the programs;
 - `report`: what is printed; `page`: Markdown and JSON; `charts`: PNG and SVG.
 """

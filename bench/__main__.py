@@ -21,7 +21,7 @@ from bench.figures import Results, judge
 from bench.peers import PEERS
 from bench.report import limit_lines
 from bench.rounds import MODES, Plan, check_what_is_there, measure
-from bench.works import WORKS
+from bench.workloads import WORKLOADS
 
 #: The share of the machine's CPU in use from which a word about it is due.
 BUSY = 0.1
@@ -33,18 +33,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit status."""
     parser = _parser()
     given = parser.parse_args(arguments)
-    narrowed = given.only or given.work
+    narrowed = given.only or given.workload
     if given.mode != "full" and given.output:
         parser.error(f"{given.mode} writes no files: --output is for full")
     if given.mode == "check" and narrowed:
-        parser.error("check takes neither --only nor --work: it needs all it measures")
+        parser.error(
+            "check takes neither --only nor --workload: it needs all it measures"
+        )
     output = given.output
     if given.mode == "full" and not narrowed:
         output = output or RESULTS
     try:
         plan = Plan.of(
             MODES[given.mode],
-            given.work or (),
+            given.workload or (),
             given.only or (),
             rounds=given.rounds,
             seconds=given.seconds,
@@ -76,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="where full writes its files (default: bench/results; with --only or"
-        " --work, nowhere)",
+        " --workload, nowhere)",
     )
     parser.add_argument(
         "--only",
@@ -85,10 +87,10 @@ def _parser() -> argparse.ArgumentParser:
         help=f"measure these: {', '.join(PEERS)}",
     )
     parser.add_argument(
-        "--work",
-        type=_names("work", WORKS),
-        metavar="WORK,…",
-        help=f"measure these: {', '.join(WORKS)}",
+        "--workload",
+        type=_names("workload", WORKLOADS),
+        metavar="WORKLOAD,…",
+        help=f"measure these: {', '.join(WORKLOADS)}",
     )
     parser.add_argument("--rounds", type=_rounds, metavar="N", help="how often")
     parser.add_argument(

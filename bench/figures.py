@@ -30,14 +30,14 @@ MEMORY_PAIRS = 3_000
 class Figure:
     """One thing that is measured.
 
-    :param work: what measures it.
+    :param workload: what measures it.
     :param digits: decimals that are shown.
     """
 
     name: str
     title: str
     unit: str
-    work: str
+    workload: str
     digits: int = 0
 
     def show(self, value: float) -> str:
@@ -297,9 +297,9 @@ def judge(results: Results) -> list[Verdict]:
 
 
 def needed_for_limits() -> set[tuple[str, str]]:
-    """The (work, relay) pairs that measure what the limits speak of."""
+    """The (workload, relay) pairs that measure what the limits speak of."""
     return {
-        (figure_named(figure).work, peer)
+        (figure_named(figure).workload, peer)
         for limit in LIMITS
         for figure, peer in (limit.of, limit.to)
     }

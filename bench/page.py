@@ -99,7 +99,7 @@ _HOW = f"""\
   and gives the relay a little of the same work before it counts (but for bulk). Each
   relay is one process with one thread that relays; socat is a process for each
   connection.
-- At most of the works that have a limit the relays take several short turns in each
+- At most of the workloads that have a limit the relays take several short turns in each
   round, and each counts as a round; a relay of short connections stays for all of its
   turns.
 - CPU is the relay's process's (socat: with its children's), user and system, by the
@@ -178,7 +178,7 @@ def _how(run: Run) -> str:
     programs = ", ".join(f"{name} {number}" for name, number in run.versions.items())
     facts = (
         f"Measured on {run.date}, in {rounds}, in each of which the relays take turns"
-        f" at each work; loads of about {run.seconds:g} s. {machine['processor']},"
+        f" at each workload; loads of about {run.seconds:g} s. {machine['processor']},"
         f" {machine['cores']} cores, {machine['kernel']}, {machine['system']};"
         f" {run.busy:.0%} of the CPU was in use before it began. {programs}."
     )

@@ -2,7 +2,7 @@
 
 Each is one process with one thread that relays (socat: one more process for each
 connection; Dante: a process for each stage of a session, and more of them when they
-are busy), with the settings that its package comes with but for what the work
+are busy), with the settings that its package comes with but for what the workload
 needs: room for the connections, a long queue of clients to be accepted, timeouts
 that never fire.  Whether it logs a line for each session is the measurement's
 choice; the log goes to /dev/null.
@@ -106,7 +106,7 @@ def relay(peer: Peer, destination: int, *, logs: bool = False) -> Iterator[Relay
         argv = peer.command(Setup(Path(name), port, destination, logs))
         with child(peer.title, argv, Path(name)) as running:
             running.listening(port, udp=peer.kind == "udp")
-            # What it still does to start is not the work's.
+            # What it still does to start is not the workload's.
             time.sleep(0.2)
             yield Relay(peer, running, port)
 

@@ -1,10 +1,10 @@
 """What to measure, and the measuring: rounds in which the relays take turns.
 
-A machine that others share may be half as fast from one second to the next.  At works
-that have a limit, the relays therefore take several short turns in each round, each
-of which counts as a round: who is compared was measured seconds apart, and the median
-is of many.  Most turns are taken where the limits are checked; where it must be quick,
-one.
+A machine that others share may be half as fast from one second to the next.  At
+workloads that have a limit, the relays therefore take several short turns in each
+round, each of which counts as a round: who is compared was measured seconds apart, and
+the median is of many.  Most turns are taken where the limits are checked; where it must
+be quick, one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bench.children import CannotMeasure, allow_descriptors, program
 from bench.figures import MANY, Results, figure_named, needed_for_limits
 from bench.peers import PEERS, Setup
 from bench.report import lines_of
-from bench.works import WORKS, Readings
+from bench.workloads import WORKLOADS, Readings
 
 #: Open files of one process: two for each pair, and HAProxy's room and pipes.
 DESCRIPTORS = 2 * MANY + 2_000
@@ -40,9 +40,9 @@ class Mode:
 
     rounds: int
     seconds: float
-    #: The (work, relay) pairs to measure.
+    #: The (workload, relay) pairs to measure.
     pairs: Collection[tuple[str, str]]
-    #: How often a relay is measured in a round, at works that take several turns.
+    #: How often a relay is measured in a round, at workloads that take several turns.
     turns: int = 1
 
 
@@ -72,7 +72,7 @@ _QUICK_PEERS = (
     "twisted-udp",
 )
 
-_ALL = [(work, peer) for work in WORKS for peer in PEERS]
+_ALL = [(workload, peer) for workload in WORKLOADS for peer in PEERS]
 _QUICK = [
     *((w, p) for w, p in _ALL if w in _QUICK_WORKS and p in _QUICK_PEERS),
     ("growth-busy", "relayd-plane"),
@@ -93,46 +93,46 @@ class Plan:
     rounds: int
     #: About how long each load lasts.
     seconds: float
-    #: Relays by the name of the work, in the order of a round.
-    works: dict[str, list[str]]
+    #: Relays by the name of the workload, in the order of a round.
+    workloads: dict[str, list[str]]
     turns: int = 1
 
     @classmethod
     def of(
         cls,
         mode: Mode,
-        works: Iterable[str] = (),
+        workloads: Iterable[str] = (),
         peers: Iterable[str] = (),
         *,
         rounds: int | None = None,
         seconds: float | None = None,
     ) -> Plan:
-        """What is left of a mode with these works and relays only; none is all.
+        """What is left of a mode with these workloads and relays only; none is all.
 
         :raises CannotMeasure: nothing is.
         """
         planned = {
-            work.name: [
+            workload.name: [
                 peer.name
                 for peer in PEERS.values()
-                if (work.name, peer.name) in mode.pairs
+                if (workload.name, peer.name) in mode.pairs
                 and peer.name in (peers or PEERS)
-                and work.takes(peer)
+                and workload.takes(peer)
             ]
-            for work in WORKS.values()
-            if work.name in (works or WORKS)
+            for workload in WORKLOADS.values()
+            if workload.name in (workloads or WORKLOADS)
         }
-        planned = {work: names for work, names in planned.items() if names}
+        planned = {workload: names for workload, names in planned.items() if names}
         if not planned:
             raise CannotMeasure(
-                "none of these relays is measured at any of these works"
+                "none of these relays is measured at any of these workloads"
             )
         return cls(rounds or mode.rounds, seconds or mode.seconds, planned, mode.turns)
 
     @property
     def titles(self) -> dict[str, str]:
         """The titles of its relays, by their names."""
-        chosen = {peer for peers in self.works.values() for peer in peers}
+        chosen = {peer for peers in self.workloads.values() for peer in peers}
         return {name: peer.title for name, peer in PEERS.items() if name in chosen}
 
 
@@ -142,8 +142,8 @@ def check_what_is_there(plan: Plan) -> None:
     :raises CannotMeasure: a program is, or the limit of open files is too low.
     """
     allow_descriptors(DESCRIPTORS)
-    for work in plan.works:
-        for name in WORKS[work].programs:
+    for workload in plan.workloads:
+        for name in WORKLOADS[workload].programs:
             program(name)
     if any(PEERS[peer].kind == "udp" for peer in plan.titles):
         datagrams.built()
@@ -155,17 +155,17 @@ def check_what_is_there(plan: Plan) -> None:
 def measure(plan: Plan) -> Results:
     """Do all rounds; what they have read.
 
-    Progress goes to standard error; a work's figures go to standard output when its
+    Progress goes to standard error; a workload's figures go to standard output when its
     last round is over.
 
     :raises CannotMeasure: a measurement failed.
     """
     results = Results()
     begin = time.monotonic()
-    done, every = 0, plan.rounds * sum(map(len, plan.works.values()))
+    done, every = 0, plan.rounds * sum(map(len, plan.workloads.values()))
     for number in range(plan.rounds):
-        for work, peers in plan.works.items():
-            for peer, turns in _round(plan, work, peers, number).items():
+        for workload, peers in plan.workloads.items():
+            for peer, turns in _round(plan, workload, peers, number).items():
                 for readings in turns:
                     results.add(peer, readings)
                 done += 1
@@ -185,15 +185,15 @@ def measure(plan: Plan) -> Results:
 
 
 def _round(
-    plan: Plan, work: str, peers: list[str], number: int
+    plan: Plan, workload: str, peers: list[str], number: int
 ) -> dict[str, list[Readings]]:
-    """One round of one work: what each relay has cost, in each of its turns."""
-    turns = 1 if plan.turns == 1 else max(1, plan.turns * WORKS[work].turns)
+    """One round of one workload: what each relay has cost, in each of its turns."""
+    turns = 1 if plan.turns == 1 else max(1, plan.turns * WORKLOADS[workload].turns)
     seconds = max(plan.seconds / turns, TURN)
     taken: dict[str, list[Readings]] = {peer: [] for peer in peers}
     with ExitStack() as begun:
         measures = {
-            peer: begun.enter_context(WORKS[work].begin(PEERS[peer], seconds))
+            peer: begun.enter_context(WORKLOADS[workload].begin(PEERS[peer], seconds))
             for peer in peers
         }
         for turn in range(number, number + turns):

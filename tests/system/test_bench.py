@@ -33,7 +33,7 @@ def run(*arguments: str, timeout: float = 120) -> str:
 def test_the_benchmark_measures_each_kind_of_relay() -> None:
     for name in ("haproxy", "iperf3", "nginx", "socat", "wrk"):
         program(name)
-    said = run("bench", "quick", "--work", "bulk-1,requests", "--seconds", "0.5")
+    said = run("bench", "quick", "--workload", "bulk-1,requests", "--seconds", "0.5")
     for title in ("relayd, plane", "HAProxy, splice", "portforward"):
         assert len(re.findall(rf"^  {title} +\d", said, re.MULTILINE)) >= 2, said
 
@@ -41,8 +41,8 @@ def test_the_benchmark_measures_each_kind_of_relay() -> None:
 def test_the_benchmark_measures_each_kind_of_proxy() -> None:
     for name in ("danted", "iperf3", "nginx", "proxychains4"):
         program(name)
-    works = "socks4-short,socks4-bulk"
-    said = run("bench", "quick", "--work", works, "--seconds", "0.5")
+    workloads = "socks4-short,socks4-bulk"
+    said = run("bench", "quick", "--workload", workloads, "--seconds", "0.5")
     for title in ("relayd, SOCKS4", "Dante", "twistd socks"):
         assert len(re.findall(rf"^  {title} +\d", said, re.MULTILINE)) == 2, said
 
@@ -50,8 +50,10 @@ def test_the_benchmark_measures_each_kind_of_proxy() -> None:
 def test_the_benchmark_measures_each_kind_of_relay_for_datagrams() -> None:
     for name in ("gcc", "nginx"):
         program(name)
-    works = "udp-50,udp-5000,udp-delivered"
-    said = run("bench", "full", "--work", works, "--rounds", "1", "--seconds", "0.5")
+    workloads = "udp-50,udp-5000,udp-delivered"
+    said = run(
+        "bench", "full", "--workload", workloads, "--rounds", "1", "--seconds", "0.5"
+    )
     titles = (
         "relayd, UDP",
         "relayd, UDP, twisted",

@@ -16,7 +16,7 @@ from bench.figures import (
     figure_named,
     judge,
 )
-from bench.works import WORKS
+from bench.workloads import WORKLOADS
 from tests.tools.results import results_of
 
 
@@ -106,7 +106,7 @@ def test_every_figure_is_measured_by_a_work_that_there_is() -> None:
         *(*FIGURES.values(), *SOCKS4.values()),
         *(*UDP.values(), *GROWTH.values()),
     ]
-    assert {figure.work for figure in figures} == set(WORKS)
+    assert {figure.workload for figure in figures} == set(WORKLOADS)
 
 
 def test_a_name_with_a_size_is_a_growing_figures() -> None:

@@ -10,7 +10,7 @@ import pytest
 from bench.figures import needed_for_limits
 from bench.peers import PEERS, Peer
 from bench.rounds import MODES, Plan, measure
-from bench.works import WORKS, Readings, Work, afresh
+from bench.workloads import WORKLOADS, Readings, Workload, afresh
 
 
 def test_the_check_measures_all_that_the_limits_speak_of() -> None:
@@ -18,29 +18,31 @@ def test_the_check_measures_all_that_the_limits_speak_of() -> None:
     assert ("growth-open", "relayd-plane") in pairs
     assert ("growth-open", "portforward") not in pairs
     plan = Plan.of(MODES["check"])
-    planned = {(work, peer) for work, peers in plan.works.items() for peer in peers}
+    planned = {
+        (workload, peer) for workload, peers in plan.workloads.items() for peer in peers
+    }
     assert planned == pairs
 
 
 def test_the_check_takes_several_turns_at_the_proxies() -> None:
     plan = Plan.of(MODES["check"])
     assert plan.turns > 1
-    assert plan.works["socks4-short"] == ["relayd-socks4", "dante", "twistd-socks"]
-    assert plan.works["socks4-bulk"] == ["relayd-plane", "relayd-socks4"]
-    assert WORKS["socks4-short"].turns
-    assert WORKS["socks4-bulk"].turns
+    assert plan.workloads["socks4-short"] == ["relayd-socks4", "dante", "twistd-socks"]
+    assert plan.workloads["socks4-bulk"] == ["relayd-plane", "relayd-socks4"]
+    assert WORKLOADS["socks4-short"].turns
+    assert WORKLOADS["socks4-bulk"].turns
 
 
 def test_the_check_takes_several_turns_at_datagrams() -> None:
     plan = Plan.of(MODES["check"])
-    works = {name for name in WORKS if name.startswith("udp-")}
-    planned = works & set(plan.works)
-    for work in planned:
-        others = set() if work == "udp-turns" else {"nginx-udp"}
-        assert {"relayd-udp", *others} <= set(plan.works[work])
-        assert WORKS[work].turns
+    workloads = {name for name in WORKLOADS if name.startswith("udp-")}
+    planned = workloads & set(plan.workloads)
+    for workload in planned:
+        others = set() if workload == "udp-turns" else {"nginx-udp"}
+        assert {"relayd-udp", *others} <= set(plan.workloads[workload])
+        assert WORKLOADS[workload].turns
     # No limit speaks of thousands of flows with a datagram each.
-    assert works - planned == {"udp-5000"}
+    assert workloads - planned == {"udp-5000"}
 
 
 def test_relays_take_turns_and_each_counts(
@@ -56,9 +58,9 @@ def test_relays_take_turns_and_each_counts(
         return measure_it
 
     monkeypatch.setattr(
-        "bench.rounds.WORKS",
+        "bench.rounds.WORKLOADS",
         {
-            name: Work(name, afresh(measured(name)), lambda _: True, (), turns)
+            name: Workload(name, afresh(measured(name)), lambda _: True, (), turns)
             for name, turns in (("bulk-1", 0), ("request", 1))
         },
     )
@@ -96,8 +98,8 @@ def test_a_relay_may_stand_for_all_of_its_turns(
         yield measure_it
         told.append(f"{peer.name} ends")
 
-    work = Work("request", begin, lambda _: True, (), 2)
-    monkeypatch.setattr("bench.rounds.WORKS", {"request": work})
+    workload = Workload("request", begin, lambda _: True, (), 2)
+    monkeypatch.setattr("bench.rounds.WORKLOADS", {"request": workload})
     plane, other = peers = ["relayd-plane", "portforward"]
     measure(Plan(1, 2.0, {"request": peers}, turns=2))
     capsys.readouterr()
@@ -112,25 +114,25 @@ def test_a_relay_may_stand_for_all_of_its_turns(
 
 
 def test_a_plan_leaves_out_what_a_relay_cannot_do() -> None:
-    works = Plan.of(MODES["full"]).works
-    assert "socat" in works["bulk-8"]
-    assert "socat" not in works["memory"]
-    assert "haproxy" not in works["growth-open"]
+    workloads = Plan.of(MODES["full"]).workloads
+    assert "socat" in workloads["bulk-8"]
+    assert "socat" not in workloads["memory"]
+    assert "haproxy" not in workloads["growth-open"]
 
 
 def test_each_kind_of_relay_is_measured_apart() -> None:
-    works = Plan.of(MODES["full"]).works
+    workloads = Plan.of(MODES["full"]).workloads
     kinds = {
         kind: {name for name, peer in PEERS.items() if peer.kind == kind}
         for kind in ("stream", "socks4", "udp")
     }
     proxies = kinds["socks4"]
-    assert set(works["socks4-short"]) == proxies
-    assert set(works["socks4-bulk"]) == {*proxies, "relayd-plane"}
-    for work, peers in works.items():
-        if work.startswith("udp-"):
+    assert set(workloads["socks4-short"]) == proxies
+    assert set(workloads["socks4-bulk"]) == {*proxies, "relayd-plane"}
+    for workload, peers in workloads.items():
+        if workload.startswith("udp-"):
             assert set(peers) == kinds["udp"]
-        elif not work.startswith("socks4-"):
+        elif not workload.startswith("socks4-"):
             assert set(peers) <= kinds["stream"]
 
 

@@ -1,4 +1,4 @@
-"""One measurement of one kind of work: a relay, a load, two readings.
+"""The workloads: how each is measured, with a relay, a load, two readings.
 
 Every measurement starts its own relay and its own server, on ports of their own, and
 gives the relay a little of the same work first (but for bulk, which takes little code
@@ -55,8 +55,8 @@ Measure = Callable[[], Readings]
 
 
 @frozen
-class Work:
-    """One kind of work.
+class Workload:
+    """A kind of load, and how it is measured.
 
     :param begin: takes the relay's kind and about how many seconds a load may last.
         What it yields measures, and returns figures by name.
@@ -76,7 +76,7 @@ class Work:
 def afresh(
     measure: Callable[[Peer, float], Readings],
 ) -> Callable[[Peer, float], AbstractContextManager[Measure]]:
-    """A :class:`Work`'s `begin` that has nothing to begin: each time on a new relay."""
+    """A workload's `begin` that has nothing to begin: each time on a new relay."""
 
     @contextmanager
     def begin(peer: Peer, seconds: float) -> Iterator[Measure]:
@@ -352,50 +352,50 @@ _OWN = ("nginx",)
 
 #: In an order that puts other work between the short connections, so that those in
 #: TIME_WAIT have left before more of them come.
-WORKS = {
-    work.name: work
-    for work in (
-        Work("bulk-1", afresh(partial(measure_bulk, 1)), _relays, _IPERF3, turns=1),
-        Work(
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload("bulk-1", afresh(partial(measure_bulk, 1)), _relays, _IPERF3, turns=1),
+        Workload(
             "short-client",
             partial(begin_short, "short-client", "client"),
             _relays,
             _OWN,
             turns=2,
         ),
-        Work("requests", afresh(measure_requests), _relays, _WRK, turns=1),
-        Work("bulk-8", afresh(partial(measure_bulk, 8)), _relays, _IPERF3),
-        Work(
+        Workload("requests", afresh(measure_requests), _relays, _WRK, turns=1),
+        Workload("bulk-8", afresh(partial(measure_bulk, 8)), _relays, _IPERF3),
+        Workload(
             "short-server",
             partial(begin_short, "short-server", "server"),
             _relays,
             _OWN,
             turns=2,
         ),
-        Work("latency", afresh(measure_latency), _relays, _H2LOAD),
-        Work(
+        Workload("latency", afresh(measure_latency), _relays, _H2LOAD),
+        Workload(
             "short-client-logged",
             partial(begin_short, "short-client-logged", "client", logs=True),
             _logs,
             _OWN,
         ),
-        Work("growth-busy", afresh(measure_growth_busy), _grows, _WRK),
-        Work(
+        Workload("growth-busy", afresh(measure_growth_busy), _grows, _WRK),
+        Workload(
             "short-server-logged",
             partial(begin_short, "short-server-logged", "server", logs=True),
             _logs,
             _OWN,
         ),
-        Work("memory", afresh(measure_memory), _thousands, _OWN),
-        Work("growth-open", afresh(measure_growth_open), _grows, _OWN, turns=1),
-        Work(
+        Workload("memory", afresh(measure_memory), _thousands, _OWN),
+        Workload("growth-open", afresh(measure_growth_open), _grows, _OWN, turns=1),
+        Workload(
             "socks4-bulk",
             afresh(measure_socks4_bulk),
             _proxies_and_ours,
             ("iperf3", "proxychains4"),
             turns=1,
         ),
-        Work(
+        Workload(
             "socks4-short",
             partial(begin_short, "socks4-short", "client", warm_up=PROXY_WARM_UP),
             _proxies,
@@ -403,7 +403,7 @@ WORKS = {
             turns=2,
         ),
         *(
-            Work(name, afresh(measure), _datagrams, ("gcc",), turns=1)
+            Workload(name, afresh(measure), _datagrams, ("gcc",), turns=1)
             for name, measure in (
                 ("udp-1", partial(measure_udp, 1, 32)),
                 ("udp-50", partial(measure_udp, 50, 4)),
