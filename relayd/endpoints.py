@@ -43,7 +43,7 @@ from twisted.plugin import getPlugins
 
 from relayd import settings
 from relayd.addresses import host_port
-from relayd.dialing import Dialer, NameEndpoint, SocketEndpoint
+from relayd.dialing import SocketEndpoint
 from relayd.endpoint_strings import (
     has_tls_behind_proxy,
     host_in,
@@ -52,6 +52,7 @@ from relayd.endpoint_strings import (
     what_is_wrong,
 )
 from relayd.errors import ConfigError
+from relayd.happy_eyeballs import Dialer, NameEndpoint
 from relayd.listening import TCPListenerEndpoint, UNIXListenerEndpoint
 from relayd.names import is_name, is_number
 from relayd.plane import obstacle

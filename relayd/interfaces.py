@@ -145,7 +145,7 @@ class ICaller(Interface):
         """There is no connection."""
 
 
-class IHearsHops(Interface):
+class IHopListener(Interface):
     """A caller, or a factory, that knows who comes from this process."""
 
     def under_way(sock: Any, address: Any) -> bool:

@@ -51,9 +51,9 @@ from relayd import ident, settings
 from relayd.addresses import address_name, client_key, host_of, host_port
 from relayd.bridge import Leg, Timeouts
 from relayd.destinations import ProxyPolicy
-from relayd.dialing import Dialer
 from relayd.errors import Refused, RelayError
 from relayd.foreign_transports import set_options
+from relayd.happy_eyeballs import Dialer
 from relayd.interfaces import IGate, IObserver, IProxyPolicy, IShedsClients
 from relayd.limits import (
     Waiting,

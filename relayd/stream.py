@@ -64,7 +64,7 @@ from relayd.hops import Hop, between, file_of, streams
 from relayd.interfaces import (
     ICaller,
     IGate,
-    IHearsHops,
+    IHopListener,
     ILease,
     INamedClients,
     IObserver,
@@ -238,7 +238,7 @@ class EndpointLeg(UpstreamLeg):
         self.abort()
 
 
-@implementer(IHearsHops)
+@implementer(IHopListener)
 class _UpstreamFactory(Factory):
     """Builds the server's leg, for endpoints that want a factory.
 
@@ -271,7 +271,7 @@ class _UpstreamFactory(Factory):
         return caller is not None and caller.under_way(sock, address)
 
 
-@implementer(ICaller, IHandshakeListener, IHearsHops)
+@implementer(ICaller, IHandshakeListener, IHopListener)
 class StreamProtocol(Leg):
     """The client's leg, from accept to the end of its session.
 
@@ -564,7 +564,7 @@ class StreamProtocol(Leg):
             self._hops_made[name] = streams.add(name, self.factory, self._hop)
 
     def under_way(self, sock: socket.SocketType, address: Any) -> bool:
-        """See :meth:`IHearsHops.under_way`."""
+        """See :meth:`IHopListener.under_way`."""
         is_own = self.factory.is_own
         if not self._leads_here or not is_own(address[0]):
             return False

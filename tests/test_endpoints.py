@@ -44,7 +44,7 @@ from relayd.addresses import (
     numeric_host,
     socket_address,
 )
-from relayd.dialing import NameEndpoint, SocketEndpoint
+from relayd.dialing import SocketEndpoint
 from relayd.endpoints import (
     Address,
     EndpointString,
@@ -60,6 +60,7 @@ from relayd.endpoints import (
     server_identity,
 )
 from relayd.errors import ConfigError
+from relayd.happy_eyeballs import NameEndpoint
 from relayd.listening import TCPListenerEndpoint, UNIXListenerEndpoint
 from relayd.plane.endpoints import (
     PlaneSocketEndpoint,

@@ -23,8 +23,9 @@ from twisted.internet.protocol import Factory
 
 from relayd import udp_nat
 from relayd.destinations import ProxyPolicy
-from relayd.dialing import Dialer, NameEndpoint, SocketEndpoint
+from relayd.dialing import SocketEndpoint
 from relayd.endpoints import watcher
+from relayd.happy_eyeballs import Dialer, NameEndpoint
 from relayd.hops import datagrams, streams
 from relayd.listening import TCPListenerEndpoint, UNIXListenerEndpoint
 from relayd.observers import Observer

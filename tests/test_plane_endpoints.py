@@ -56,6 +56,14 @@ from relayd.plane.transport import PlaneTransport, PlaneUNIXTransport
 from relayd.tcp import RelayFactory
 from tests.conftest import LoggedFailures, descriptors
 from tests.contracts import Recorder, until
+from tests.dials import (
+    BrokenFactory,
+    BrokenProtocol,
+    NoProtocol,
+    full_unix_server,
+    making,
+    problem_of,
+)
 from tests.listeners import (
     REFUSALS,
     Faulty,
@@ -72,14 +80,6 @@ from tests.process import (
     read_all,
     read_exactly,
     reset,
-)
-from tests.test_dialing import (
-    BrokenFactory,
-    BrokenProtocol,
-    NoProtocol,
-    full_unix_server,
-    making,
-    problem_of,
 )
 from tests.test_plane_poller import Still, refuse, still
 

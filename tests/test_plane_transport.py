@@ -53,8 +53,8 @@ from relayd.session import Direction, Ending, Session
 from relayd.transports import LOSSES, PeerReset, PeerVanished, set_options
 from tests.conftest import LoggedFailures, descriptors
 from tests.contracts import Peer, Producer, Recorder
+from tests.dials import VANISHED
 from tests.process import PATIENCE
-from tests.test_dialing import VANISHED
 from tests.test_plane_poller import Still, still
 
 __all__ = ["still"]

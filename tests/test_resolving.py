@@ -20,8 +20,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionRefusedError, DNSLookupError
 from twisted.python.failure import Failure
 
-from relayd import dialing
-from relayd.dialing import NameEndpoint
+from relayd import happy_eyeballs
+from relayd.happy_eyeballs import NameEndpoint
 from relayd.resolving import (
     LINE,
     OWN_LINE,
@@ -523,7 +523,7 @@ async def test_the_next_address_is_tried_when_one_refuses() -> None:
 async def test_the_next_address_is_tried_when_one_is_silent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dialing, "HEAD_START", 0.05)
+    monkeypatch.setattr(happy_eyeballs, "HEAD_START", 0.05)
     with socket.create_server(("127.0.0.2", 0), backlog=0) as silent:
         port = silent.getsockname()[1]
         fillers = []

@@ -30,8 +30,9 @@ from zope.interface.verify import verifyClass, verifyObject
 
 from relayd.bridge import HOLD_LIMIT
 from relayd.destinations import ProxyPolicy
-from relayd.dialing import Dialer, SocketEndpoint
+from relayd.dialing import SocketEndpoint
 from relayd.errors import ListenError, Refused
+from relayd.happy_eyeballs import Dialer
 from relayd.interfaces import (
     IGate,
     ILease,
