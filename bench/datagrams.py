@@ -14,6 +14,7 @@ from pathlib import Path
 from attrs import frozen
 
 from bench.children import PATIENCE, CannotMeasure, child, program
+from relayd.settings import UDP_RCVBUF
 
 #: Bytes of a datagram.
 SIZE = 200
@@ -116,7 +117,7 @@ def _closed_loop(
                 if lost > LOST * under_way:
                     raise CannotMeasure(
                         f"{lost} datagrams were lost of {under_way} under way;"
-                        " is net.core.rmem_max below 4194304?"
+                        f" is net.core.rmem_max below {UDP_RCVBUF.default}?"
                     )
                 return moved.received
 

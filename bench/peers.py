@@ -30,12 +30,11 @@ from bench.children import (
     memory,
     program,
 )
+from relayd import settings
 
-#: Clients that a relay's kernel queue takes; relayd's own default.
-BACKLOG = 4096
-
-#: Bytes of datagrams that a relay asks the kernel to keep; relayd's own default.
-RECEIVE_BUFFER = 4 << 20
+#: What the other relays are given: relayd's own defaults.
+BACKLOG = settings.BACKLOG.default
+RECEIVE_BUFFER = settings.UDP_RCVBUF.default
 
 #: Pairs that HAProxy and nginx are told to have room for: 8,000 and what the loads
 #: need beside them.
@@ -206,7 +205,8 @@ def _beside(file: str, setup: Setup) -> list[str]:
 
 
 def _portforward(setup: Setup) -> list[str]:
-    return [*_beside("portforward.py", setup), *(("--log",) if setup.logs else ())]
+    log = ("--log",) if setup.logs else ()
+    return [*_beside("portforward.py", setup), str(BACKLOG), *log]
 
 
 def _twisted_udp(setup: Setup) -> list[str]:

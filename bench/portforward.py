@@ -1,7 +1,7 @@
 """Twisted's own relay as a program: `twisted.protocols.portforward`.
 
-`python portforward.py PORT DESTINATION_PORT` relays on loopback and says nothing at
-all; with `--log`, it logs as it comes: two lines for each connection, to standard
+`python portforward.py PORT DESTINATION_PORT BACKLOG` relays on loopback and logs
+nothing; with `--log`, it logs as it comes: two lines for each connection, to standard
 output, as `twistd -n` would.
 """
 
@@ -20,6 +20,7 @@ def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("port", type=int)
     options.add_argument("destination", type=int)
+    options.add_argument("backlog", type=int)
     options.add_argument("--log", action="store_true")
     given = options.parse_args()
 
@@ -32,7 +33,7 @@ def main() -> None:
     else:
         factory.noisy = False
         portforward.ProxyClientFactory.noisy = False
-    reactor.listenTCP(given.port, factory, backlog=4096, interface="127.0.0.1")
+    reactor.listenTCP(given.port, factory, backlog=given.backlog, interface="127.0.0.1")
     reactor.run()
 
 

@@ -260,7 +260,7 @@ def _contradiction(one: str, other: str) -> ConfigError:
 
 
 def is_local(address: StreamAddress) -> bool:
-    """Whether only this machine's own programs can reach a listener there."""
+    """Whether only programs of this machine can reach a listener there."""
     if isinstance(address, UnixPath):
         return True
     if not isinstance(address, HostPort) or address.host is None:
@@ -276,10 +276,10 @@ def check_openness(
 ) -> None:
     """Refuse to be an open proxy by accident.
 
-    :param bounded: it is said whose clients are served.
-    :param opened: everybody's are, on purpose.
-    :raises ConfigError: neither, and others than this machine can reach a listener; or
-        a listener can't tell whose they are.
+    :param bounded: --allow-client is given.
+    :param opened: --open is given.
+    :raises ConfigError: both; or neither, and other machines can reach a listener; or
+        --allow-client, and a listener does not see its clients' addresses.
     """
     if bounded and opened:
         raise _contradiction(settings.OPEN.option, ALLOW_CLIENT.option)
@@ -287,15 +287,15 @@ def check_openness(
         text = listener.text if isinstance(listener, EndpointString) else ""
         if bounded and hides_clients(text):
             raise ConfigError(
-                f"--allow-client can't be kept on --listen {text!r}: what is seen there"
-                " is the balancer's address, not the client's.  Let the balancer say"
-                " who may connect, let nobody but the balancer reach the listener, and"
-                " write --open instead"
+                f"--allow-client can't be applied to --listen {text!r}: the relay sees"
+                " the balancer's address there, not the client's. Let the balancer"
+                " decide who may connect, let only the balancer reach the listener, and"
+                " use --open instead"
             )
         if not (bounded or opened or is_local(listener)):
             raise ConfigError(
-                f"--listen '{listener}' would be a proxy for everybody who can reach"
-                " it: add --allow-client CIDR for those that it is for (such as"
+                f"--listen '{listener}' would be an open proxy, for everybody who can"
+                " reach it. Add --allow-client CIDR for your clients (such as"
                 " --allow-client 192.168.0.0/16), or --open"
             )
 

@@ -1,7 +1,7 @@
-"""Those who hear what happens to sessions: the log, and several at once.
+"""Observers of sessions: the session log, and several observers as one.
 
-Subclass :class:`Observer` and override what you want to hear; hooks that are
-not overridden are never called.
+Subclass :class:`Observer` and override the hooks that you want; the others are never
+called.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ session_log = Logger(namespace="relayd.session")
 
 @implementer(IObserver)
 class Observer:
-    """Hears everything and does nothing."""
+    """Has every hook, and does nothing in it."""
 
     def opened(self, session: Session) -> None:
         """See :meth:`IObserver.opened`."""
@@ -55,18 +55,18 @@ _HOOKS = ("opened", "dialing", "connected", "closed", "refused")
 
 
 def _nobody(session: object, why: str = "") -> None:
-    """A hook that nobody listens to."""
+    """A hook without an observer."""
 
 
 @implementer(IObserver)
 class Observers:
-    """Passes what it hears on to several, and survives each of them.
+    """Calls several observers.
 
-    One that raises is logged with its traceback and not called again, by nobody who
-    has it from here: neither by these nor by observers that these are a part of.
+    One that raises is logged with its traceback and dropped: it is not called again,
+    neither by these nor by others that contain these.
 
-    :ivar wholes: others that these are a part of; an embedder's may be one of several
-        relays'.
+    :ivar wholes: others that contain these; an embedder's observers may be a part of
+        several relays'.
     """
 
     opened: Callable[[Session], None]
@@ -84,8 +84,8 @@ class Observers:
         self.set_hooks()
 
     def set_hooks(self) -> None:
-        """Call those who are there now, whatever they are parts of."""
-        # Five calls for each session, most of which nobody hears.
+        """Make the hooks anew from the observers that there are now."""
+        # Five calls for each session, most of which no observer has a hook for.
         for name in _HOOKS:
             heard = list(self.hooks(name))
             setattr(self, name, self._teller(heard) if heard else _nobody)
@@ -93,7 +93,7 @@ class Observers:
             whole.set_hooks()
 
     def hooks(self, name: str) -> Iterator[tuple[Callable[..., None], IObserver]]:
-        """Those who hear of one thing, and whose hooks they are."""
+        """The hooks of one name, each with its observer."""
         for each in self._observers:
             if isinstance(each, Observers):
                 yield from each.hooks(name)
@@ -103,7 +103,7 @@ class Observers:
     def _teller(
         self, heard: list[tuple[Callable[..., None], IObserver]]
     ) -> Callable[..., None]:
-        """What calls several hooks."""
+        """A function that calls several hooks."""
         hooks = [hook for hook, _ in heard]
 
         # With arguments that are written out, which costs a session a third of what
@@ -123,7 +123,7 @@ class Observers:
         return tell
 
     def _drop(self, hook: Callable[..., None], culprit: IObserver) -> None:
-        """It has raised: log that, and call its observer no more."""
+        """A hook has raised: log that, and drop its observer."""
         log.failure(
             "observer {culprit} failed in {hook} and is not called again",
             culprit=_shown(culprit),
@@ -132,7 +132,7 @@ class Observers:
         self.forget(culprit)
 
     def forget(self, culprit: IObserver) -> None:
-        """Call it no more, and let no part of these call it."""
+        """Drop an observer, here and in every part of these."""
         for each in self._observers:
             if isinstance(each, Observers):
                 each.forget(culprit)
@@ -141,7 +141,7 @@ class Observers:
 
 
 def _shown(observer: object) -> str:
-    """An observer for the log, whatever it says of itself."""
+    """An observer's text for the log, even if its `__repr__` raises."""
     try:
         return repr(observer)
     except Exception:
@@ -212,7 +212,7 @@ class SessionLog(Observer):
         )
 
     def _facts_of(self, session: Session) -> list[tuple[str, object, str]]:
-        """What can be said of a session's own facts, of which something is odd."""
+        """The facts of a session that can be logged, where one of them can't."""
         try:
             return one_by_one(session.facts.items(), _FIELDS, self._fact_failed)
         except Exception:
@@ -220,7 +220,7 @@ class SessionLog(Observer):
             return []
 
     def _fact_failed(self, name: object) -> None:
-        """Say so, once: there may be a fact like this in each session."""
+        """Log that once: every session may have such a fact."""
         if not self._told:
             self._told = True
             log.failure(

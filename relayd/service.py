@@ -69,17 +69,17 @@ log = Logger(namespace="relayd.service")
 
 
 class Served(Protocol):
-    """What serves the clients of a listener: a factory, or a UDP relay."""
+    """Serves the clients of a listener: a factory, or a UDP relay."""
 
     @property
     def sessions(self) -> Mapping[Any, Any]:
-        """The sessions, or flows, that live."""
+        """The sessions, or flows, that have not ended."""
 
     def drain(self, timeout: float = settings.DRAIN_TIMEOUT.default) -> Deferred[None]:
-        """Serve no new client, and wait for those that live."""
+        """Serve no new client, and wait for those to end."""
 
     def abort_all(self) -> None:
-        """End them now."""
+        """Abort them now."""
 
 
 @attrs.frozen(eq=False)
@@ -88,9 +88,9 @@ class Listening:
 
     :ivar endpoint: where it listens.
     :ivar factory: who serves its clients.
-    :ivar name: the address as the operator wrote it.
+    :ivar name: its address, as it was given.
     :ivar purpose: what it does, for the log.
-    :ivar relay: the name of the relay that it belongs to.
+    :ivar relay: the name of its relay.
     """
 
     endpoint: IStreamServerEndpoint
@@ -104,7 +104,7 @@ class RelayService(Service):
     """Opens listeners, and drains their sessions when it stops.
 
     :param listenings: what to open.
-    :param drain_timeout: seconds that sessions get to finish; 0 for none.
+    :param drain_timeout: seconds that sessions have to finish; 0 aborts them.
     :param command: what its errors begin with.
     """
 
@@ -124,7 +124,7 @@ class RelayService(Service):
 
     @property
     def sessions(self) -> int:
-        """How many sessions live."""
+        """How many sessions and flows there are."""
         return sum(len(each.factory.sessions) for each in self.listenings)
 
     def privilegedStartService(self) -> None:
@@ -185,9 +185,9 @@ class RelayService(Service):
 
     @inlineCallbacks
     def stopService(self) -> Any:
-        """Close the listeners; wait for the sessions, but not for ever.
+        """Close the listeners; wait for the sessions, for `drain_timeout` at most.
 
-        :return: a Deferred that fires when nothing is left.
+        :return: a Deferred that fires when no session is left.
         """
         self._stopped, self._listening = True, False
         yield maybeDeferred(super().stopService)
@@ -211,13 +211,13 @@ class RelayService(Service):
         yield gatherResults([*closed, *drained])
 
     def stop_now(self) -> None:
-        """Wait for no session any longer."""
+        """Abort all sessions."""
         for each in self.listenings:
             each.factory.abort_all()
 
 
 def _close_now(port: IListeningPort) -> None:
-    """Close a listener of a process that will not see another turn of the reactor."""
+    """Close a listener at once: the reactor of this process does not turn again."""
     if isinstance(port, tcp.Port):
         # Twisted's own close in the next turn, and remove a socket file then.
         port.stopReading()

@@ -193,8 +193,8 @@ def test_a_proxy_is_not_open_by_accident(listener: Address) -> None:
             partial(check_openness, listeners, bounded=False, opened=False)
         )
         assert message == (
-            f"--listen '{listener}' would be a proxy for everybody who can reach it:"
-            " add --allow-client CIDR for those that it is for (such as"
+            f"--listen '{listener}' would be an open proxy, for everybody who can"
+            " reach it. Add --allow-client CIDR for your clients (such as"
             " --allow-client 192.168.0.0/16), or --open"
         )
     for bounded in (True, False):
@@ -230,8 +230,8 @@ def test_a_balancers_clients_can_not_be_told_apart(text: str) -> None:
             partial(check_openness, listeners, bounded=True, opened=False)
         )
         assert message.startswith(
-            f"--allow-client can't be kept on --listen {text!r}: what is seen there is"
-            " the balancer's address"
+            f"--allow-client can't be applied to --listen {text!r}: the relay sees the"
+            " balancer's address there"
         )
     check_openness([listener], bounded=False, opened=True)
     assert not is_local(listener)
@@ -385,7 +385,7 @@ def test_each_setting_has_one_field_and_each_field_a_setting(
     assert sorted(names) == sorted({row.field for row in rows})
     for row in rows:
         if not row.repeatable:
-            # Each row is named by its own field's default.
+            # And the field has the row's default.
             assert fill(kind, REQUIRED) == fill(
                 kind, {**REQUIRED, row.field: row.default}
             )

@@ -635,8 +635,8 @@ def test_an_open_proxy_takes_a_word(listener: str) -> None:
     shown = HostPort(None, 1080) if listener == "1080" else listener
     for argv in (("-l", listener), ("-l", "127.0.0.1:1", "-l", listener, "--ident")):
         assert socks4_refusal(*argv) == (
-            f"--listen '{shown}' would be a proxy for everybody who can reach it: add"
-            " --allow-client CIDR for those that it is for (such as --allow-client"
+            f"--listen '{shown}' would be an open proxy, for everybody who can reach"
+            " it. Add --allow-client CIDR for your clients (such as --allow-client"
             " 192.168.0.0/16), or --open"
         )
         for word in (("--open",), ("--allow-client", "10.0.0.0/8")):
@@ -857,7 +857,17 @@ def test_whose_proxy_it_is() -> None:
                     factory.gate.enter(session)
 
 
-def test_the_bounds_are_on_clients_in_all() -> None:
+def test_a_proxy_has_one_name() -> None:
+    """However many listeners it has."""
+    listeners = ("-l", "127.0.0.1:0", "-l", "[::1]:0")
+    made = make_socks4(*listeners, "--name", "socks").listenings
+    assert [each.relay for each in made] == ["socks", "socks"]
+    one, other = factories(*listeners)
+    assert one.name == other.name
+    assert re.fullmatch(r"relay\d+", one.name)
+
+
+def test_the_limits_are_on_clients_in_all() -> None:
     """Whichever of the listeners they came by."""
     made = factories("-l", "127.0.0.1:0", "-l", "[::1]:0", "-l", "unix:/s")
     assert len({id(factory.handshakes) for factory in made}) == 1
@@ -1016,8 +1026,8 @@ def test_a_bad_value_of_the_proxy_ends_with_one_line(runner: tuple[str, ...]) ->
     """An open proxy first: nothing listens, and the line says what to add."""
     commands = {
         ("--listen", "0.0.0.0:0"): (
-            "--listen '0.0.0.0:0' would be a proxy for everybody who can reach it: add"
-            " --allow-client CIDR for those that it is for (such as --allow-client"
+            "--listen '0.0.0.0:0' would be an open proxy, for everybody who can reach"
+            " it. Add --allow-client CIDR for your clients (such as --allow-client"
             " 192.168.0.0/16), or --open"
         ),
         ("--no-bind", "--bind-any"): (

@@ -10,6 +10,7 @@ from twisted.logger import ILogObserver, LogLevel
 from twisted.python.reflect import namedAny
 
 from bench.peers import PEERS, Setup
+from relayd.settings import BACKLOG, UDP_RCVBUF
 
 
 @pytest.mark.parametrize("transport", ["plane", "twisted"])
@@ -54,8 +55,8 @@ def test_nginx_relays_streams_or_datagrams(
     monkeypatch.setattr("bench.peers.program", lambda name: name)
     monkeypatch.setattr("bench.peers.STREAM_MODULE", tmp_path)
     for name, listen in (
-        ("nginx", "backlog=4096"),
-        ("nginx-udp", "udp rcvbuf=4194304"),
+        ("nginx", f"backlog={BACKLOG.default}"),
+        ("nginx-udp", f"udp rcvbuf={UDP_RCVBUF.default}"),
     ):
         PEERS[name].command(Setup(tmp_path, 20000, 20001, logs=False))
         config = (tmp_path / "nginx.conf").read_text()

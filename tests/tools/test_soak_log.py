@@ -61,8 +61,8 @@ def test_the_relays_log_is_counted() -> None:
     session = log.hear(LINE)
     assert session is not None
     for line in (
-        "… [relayd.service#info] listening on 127.0.0.1:4000, relaying to 127.0.0.1:9",
-        "… [relayd.service#info] listening on 127.0.0.2:4001, relaying to 127.0.0.1:9",
+        "… [relayd.service#info] listening on 127.0.0.1:4000, relay=a, relaying to x",
+        "… [relayd.service#info] listening on 127.0.0.2:4001, relay=b, relaying to x",
         "… [relayd.listening#warn] 127.0.0.1:4000: hardly any descriptor is left",
         "… [relayd.stream#critical] session 3 failed",
         "\tTraceback (most recent call last):",
