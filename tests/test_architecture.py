@@ -93,7 +93,7 @@ EMBEDDED = {
 }
 
 #: What knows the settings, or the whole; no embedded room may.
-OUTER = {"config", "cycles", "endpoints", "service", "demo"}
+OUTER = {"address_settings", "config", "cycles", "endpoints", "service", "demo"}
 
 
 def _modules() -> dict[str, Path]:

@@ -327,6 +327,17 @@ def test_the_help_has_every_option_and_examples(
         assert f"[default: {default}]" in words
 
 
+@pytest.mark.parametrize("width", [40, 60, 200])
+def test_the_help_fits_its_terminal(width: int) -> None:
+    """What is written of an option is wrapped, and no option's name is broken."""
+    for options in (Options(), socks4.Options()):
+        text = options.getUsage(width).removesuffix(options.examples)
+        lines = text.splitlines()
+        assert all(len(line) <= width for line in lines if line.startswith(" " * 10))
+        assert all(f"--{row.option}" in text for row in options.rows)
+        assert not re.search(r"-$", text, re.MULTILINE)
+
+
 def test_the_examples_work() -> None:
     """Each that the help shows is a command line that is understood."""
     shown = [line for line in EXAMPLES.splitlines() if "twistd -n " in line]
@@ -703,6 +714,7 @@ BAD_SOCKS4 = [
     (("--allow-client", "::1:443"), "bad --allow-client '::1:443': '::1:443' may be"),
     (("--backlog", "0"), "bad --backlog '0': expected"),
     (("--transport", "pigeon"), "bad --transport 'pigeon': expected"),
+    (("--name", "a b"), "bad --name 'a b': expected 1 to 64 letters, digits, '-'"),
     (("1080",), "unexpected argument '1080': socks4 takes options only"),
     (("--dest", "80"), "option --dest not recognized"),
     (("--open=yes",), "option --open must not have an argument"),

@@ -135,9 +135,12 @@ def _described(row: Setting[Any], width: int) -> list[str]:
     if row.shown_default:
         text += f" [default: {row.shown_default}]"
     indent = " " * 10
-    return [
-        f"  {short}--{row.option}{value}",
-        *textwrap.wrap(
-            text, max(width, 40), initial_indent=indent, subsequent_indent=indent
-        ),
-    ]
+    wrapped = textwrap.wrap(
+        text,
+        max(width, 40),
+        initial_indent=indent,
+        subsequent_indent=indent,
+        # An option's name stays in one piece.
+        break_on_hyphens=False,
+    )
+    return [f"  {short}--{row.option}{value}", *wrapped]

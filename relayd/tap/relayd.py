@@ -19,7 +19,7 @@ unix:/run/x.sock, or a Twisted endpoint string such as
 tcp:8080:interface=127.0.0.1, tls:example.com:443 or systemd:domain=INET:index=0.
 udp:53, udp:127.0.0.1:53 and udp:[::1]:53 are for datagrams.
 A listener without a host listens on all addresses, IPv4 and IPv6; port 0 picks
-a free one, which the log names.  A destination without a host is this machine.
+a free port, which the log shows.  A destination without a host is this machine.
 
 Examples:
   twistd -n --pidfile= relayd --demo
@@ -30,16 +30,18 @@ Examples:
       to two servers in turn
   twistd -n --pidfile= relayd -l 8080 -d 10.0.0.5:80 -l [::1]:81 -d unix:/run/web
       two relays in one process
+  twistd -n --pidfile= relayd -l 81 -d db:5432 --name db -l 80 -d web:80 --name web
+      two relays with names, which the log shows
   twistd -n --pidfile= relayd -l udp:53 -d udp:9.9.9.9:53 -l 53 -d 9.9.9.9:53
       a name server's datagrams, and its TCP
   twistd -n --pidfile= relayd -l ssl:8443:privateKey=key.pem:certKey=crt.pem -d 8080
-      TLS outside, plain inside
+      clients connect with TLS, the server gets plain TCP
 
 --pidfile= keeps twistd from writing twistd.pid into the current folder, and from
 refusing to start where it finds one.
 
 SIGTERM stops accepting and lets sessions finish for --drain-timeout; a second
-one ends at once.  SIGUSR1 reopens the log file.
+one ends the relay at once.  SIGUSR1 reopens the log file.
 """
 
 

@@ -19,15 +19,15 @@ Without options it serves this machine's own programs, on 127.0.0.1:1080 (and
   twistd -n --pidfile= socks4
   curl --socks4 127.0.0.1 http://127.0.0.1:8000/
 
-A listener that other machines can reach takes --allow-client, or --open.  Such a
+A listener that other machines can reach needs --allow-client, or --open.  Such a
 proxy refuses loopback, link-local, cloud metadata and private addresses and this
 machine's own, but for those that an --allow-dest names by their network:
   twistd -n --pidfile= socks4 --listen 1080 --allow-client 192.168.0.0/16
   twistd -n --pidfile= socks4 -l 1080 --allow-client 10.0.0.0/8 --allow-dest 10.2.0.0/16
 
 --allow-dest and --deny-dest are read in order and the first that matches decides;
-what none matches is allowed.  A rule is CIDR or NAME, with :PORTS if it is about
-some ports only: 443, 80,443 or 8000-8999.  Networks are IPv4 or IPv6
+a destination that no rule matches is allowed.  A rule is CIDR or NAME, with :PORTS
+if it is about some ports only: 443, 80,443 or 8000-8999.  Networks are IPv4 or IPv6
 ([2001:db8::/32]:443) and match every address, however it was asked for.  Names match
 what 4a clients ask for: example.com, *.example.com (any name below it), or * (any
 destination at all):
@@ -38,8 +38,8 @@ destination at all):
   --deny-dest 203.0.113.7 --allow-dest 203.0.113.0/24 --deny-dest '*'
       a network but for one address of it; nothing else
 
-A user id (--userid) is what the client says.  --ident asks the client's host, which
-may lie as well.
+A user id (--userid) is what the client says, and proves nothing.  --ident asks the
+client's host, which may lie as well.
 """
 
 
