@@ -926,10 +926,14 @@ def test_a_connection_that_the_kernel_gave_up_is_lost(
     assert pair.session.detail == "Connection timed out"
 
 
+@pytest.mark.cost
 def test_a_session_that_moves_or_is_quiet_asks_the_kernel_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """But its queues once when it falls quiet, and once in half a stall timeout."""
+    """A test of cost.
+
+    But its queues once when it falls quiet, and once in half a stall timeout.
+    """
     asked: list[str] = []
     monkeypatch.setattr(legs, "unacknowledged", lambda _: asked.append("queue") or 0)
     monkeypatch.setattr(legs, "tcp_info", lambda _: asked.append("info"))
@@ -1012,8 +1016,9 @@ def test_a_reset_of_a_paused_side_waits_for_what_it_sent_before(
     pair.ended(Ending.DOWNSTREAM_RESET)
 
 
+@pytest.mark.cost
 def test_one_that_is_read_is_not_asked(reset_unread: dict[Any, int]) -> None:
-    """Its transport will tell, behind what it sent before."""
+    """A test of cost.  Its transport will tell, behind what it sent before."""
     pair = joined()
     reset_unread.update({pair.down: 0, pair.up: 0})
     pair.wait(5)

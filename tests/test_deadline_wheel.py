@@ -199,10 +199,14 @@ def test_an_empty_wheel_lets_go_of_its_timer(
     assert not clock.getDelayedCalls()
 
 
+@pytest.mark.cost
 def test_sessions_that_come_and_go_share_a_timer(
     clock: Clock, wheel: DeadlineWheel
 ) -> None:
-    """One at a time, they cost no timer each; nor once the wheel was settled."""
+    """A test of cost.
+
+    One at a time, they cost no timer each; nor once the wheel was settled.
+    """
     for _ in range(2):
         item = Item(clock)
         wheel.add(item)

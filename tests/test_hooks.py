@@ -74,7 +74,9 @@ def test_a_class_that_somebody_has_changed_is_asked_as_it_is_now(
     assert overrides(Derived, Base, "asked")
 
 
+@pytest.mark.cost
 def test_an_answer_is_asked_for_once() -> None:
+    """A test of cost."""
     asked: list[int] = []
 
     def double(key: int) -> int:
@@ -86,7 +88,9 @@ def test_an_answer_is_asked_for_once() -> None:
     assert asked == [2, 3]
 
 
+@pytest.mark.cost
 def test_few_answers_are_kept() -> None:
+    """A test of cost."""
     table = Remembered(lambda key: -key, limit=3)
     for key in range(100):
         assert table[key] == -key

@@ -307,13 +307,17 @@ async def test_a_factory_may_get_its_method_while_it_listens_elsewhere() -> None
         await another.stopListening()
 
 
+@pytest.mark.cost
 @pytest.mark.skipif("plane" not in TRANSPORTS, reason="Linux's")
 @pytest.mark.parametrize("how", [None, in_a_subclass, as_it_is_made])
 @pytest_twisted.ensureDeferred
 async def test_what_needs_no_method_of_a_leg_goes_past_it(
     how: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Our own legs, and those of a class that only decides something else."""
+    """A test of cost.
+
+    Our own legs, and those of a class that only decides something else.
+    """
     closed: list[bool] = []
     really = PlaneTransport.close_both
 

@@ -349,8 +349,12 @@ def test_one_that_raises_costs_only_itself(
     assert "a timed call failed" in logged_failures.take("SystemExit: one")
 
 
+@pytest.mark.cost
 def test_thousands_of_cancelled_calls_are_not_kept(bench: Bench) -> None:
-    """Beside one that is pending, and of calls that are moved to and fro."""
+    """A test of cost.
+
+    Beside one that is pending, and of calls that are moved to and fro.
+    """
     kept = bench.later(1e6, "kept")
     most = 0
     for number in range(10_000):
@@ -439,7 +443,9 @@ def test_the_timer_is_open_while_a_call_is_pending(bench: Bench) -> None:
     assert bench.opened == 1
 
 
+@pytest.mark.cost
 def test_a_pair_of_call_and_cancel_does_not_open_and_close(bench: Bench) -> None:
+    """A test of cost."""
     for _ in range(100):
         bench.later(5, "never").cancel()
     assert bench.opened == 1
@@ -448,7 +454,9 @@ def test_a_pair_of_call_and_cancel_does_not_open_and_close(bench: Bench) -> None
     assert bench.armed is None
 
 
+@pytest.mark.cost
 def test_calls_of_no_delay_take_no_timer(bench: Bench) -> None:
+    """A test of cost."""
     bench.later(0, 1)
     bench.later(0, 2)
     assert len(bench.still.calls) == 1
@@ -457,8 +465,12 @@ def test_calls_of_no_delay_take_no_timer(bench: Bench) -> None:
     assert bench.opened == 0
 
 
+@pytest.mark.cost
 def test_calls_that_come_one_after_the_other_set_it_once_each(bench: Bench) -> None:
-    """As the wheel's do: whoever is asked for by one that is made sets nothing."""
+    """A test of cost.
+
+    As the wheel's do: whoever is asked for by one that is made sets nothing.
+    """
 
     def again() -> None:
         if len(bench.made) < 5:

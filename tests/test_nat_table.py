@@ -332,8 +332,9 @@ def test_a_step_is_a_part_of_the_shorter_timeout(shortest: float, step: float) -
         assert table.step == step
 
 
+@pytest.mark.cost
 def test_a_busy_flow_is_looked_at_once_in_its_timeout() -> None:
-    """The cost of a datagram is none of the buckets'."""
+    """A test of cost.  The cost of a datagram is none of the buckets'."""
     table: Table = NatTable(1, 1, timeout=100)
     flow = Flow("a", "192.0.2.1", 0.0)
     table.add(flow)

@@ -121,8 +121,9 @@ def test_the_last_descriptors_are_not_for_pipes(
 # -- those of a plane
 
 
+@pytest.mark.cost
 def test_an_empty_pipe_is_kept_for_the_next() -> None:
-    """The one that was used last, as long as anybody splices."""
+    """A test of cost.  The one that was used last, as long as anybody splices."""
     with spliced() as pipes:
         one, two = taken(pipes), taken(pipes)
         assert pipes.in_use == 2
@@ -147,8 +148,12 @@ def test_a_pipe_with_something_in_it_is_nobody_elses() -> None:
         assert descriptors() == before
 
 
+@pytest.mark.cost
 def test_pipes_are_kept_while_anybody_splices() -> None:
-    """The last one who stops closes them; what is in use then is closed as it ends."""
+    """A test of cost.
+
+    The last one who stops closes them; what is in use then is closed as it ends.
+    """
     before, clock = descriptors(), Clock()
     pipes = Pipes(lambda: clock)
     pipes.join()
@@ -218,10 +223,11 @@ def test_so_many_are_in_use_and_so_many_are_kept() -> None:
             pipes.give(pipe)
 
 
+@pytest.mark.cost
 def test_a_pipe_that_can_not_be_had_is_asked_for_again_after_a_pause(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Asking at each read would cost more than copying does."""
+    """A test of cost.  Asking at each read would cost more than copying does."""
     clock, asked = Clock(), 0
 
     def none_left(_: int) -> tuple[int, int]:

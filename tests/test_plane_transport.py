@@ -522,8 +522,9 @@ def test_a_bulk_transfer_is_spliced(tcp: Pump, splices: Splices) -> None:
     assert tcp.pipes.in_use == 0
 
 
+@pytest.mark.cost
 def test_small_reads_are_not_spliced(tcp: Pump, splices: Splices) -> None:
-    """A pipe for a few bytes costs more than it saves."""
+    """A test of cost.  A pipe for a few bytes costs more than it saves."""
     for _ in range(20):
         assert tcp.client.peer.socket.send(bytes(1000)) == 1000
         tcp.take(tcp.server, tcp.client.told.read)
@@ -600,8 +601,9 @@ def test_a_pipe_that_could_not_be_had_is_counted(
     tcp.splice(tcp.client)
 
 
+@pytest.mark.cost
 def test_spliced_connections_share_their_pipes(still: Still, splices: Splices) -> None:
-    """Each has one only while something is in it."""
+    """A test of cost.  Each has one only while something is in it."""
     plane, before = Plane.of(still), len(descriptors())
     sides = [Side(plane, sockets("tcp")) for _ in range(8)]
     with pumping(still, *sides[:2]) as one, pumping(still, *sides[2:4]) as two:
@@ -1009,10 +1011,11 @@ def test_a_kernel_that_is_short_of_memory_is_asked_to_splice_again(
     assert len(splices.moved) > calls
 
 
+@pytest.mark.cost
 def test_a_socket_that_can_not_be_spliced_is_not_asked_again(
     tcp: Pump, splices: Splices
 ) -> None:
-    """Not after its own full reads either."""
+    """A test of cost.  Not after its own full reads either."""
     splices.refuse["out"] = [errno.EINVAL] * 1000
     for _ in range(3):
         for side in (tcp.client, tcp.server):
@@ -1132,8 +1135,12 @@ def test_a_descriptor_that_is_passed_ends_a_read_and_not_the_data(
     still.settle()
 
 
+@pytest.mark.cost
 def test_the_end_is_not_looked_for_twice(still: Still) -> None:
-    """A short read and the kernel's word that an end is behind it: nothing follows."""
+    """A test of cost.
+
+    A short read and the kernel's word that an end is behind it: nothing follows.
+    """
     plane = Plane.of(still)
     sides = [Side(plane, sockets("tcp"), kind=Scripted) for _ in range(2)]
     with pumping(still, *sides) as pump:
@@ -1151,8 +1158,9 @@ def test_the_end_is_not_looked_for_twice(still: Still) -> None:
         assert one.transport.getHandle().reads == reads + 1
 
 
+@pytest.mark.cost
 def test_reads_are_as_few_as_ever_behind_urgent_data(still: Still) -> None:
-    """Once it is passed, one read for what comes is enough again."""
+    """A test of cost.  Once it is passed, one read for what comes is enough again."""
     plane = Plane.of(still)
     sides = [Side(plane, sockets("tcp"), kind=Scripted) for _ in range(2)]
     with pumping(still, *sides) as pump:
@@ -1744,8 +1752,9 @@ def a_session(still: Still) -> list[weakref.ref[Leg]]:
     return [weakref.ref(leg) for leg in legs]
 
 
+@pytest.mark.cost
 def test_a_session_over_the_plane_ends_as_any_other(still: Still) -> None:
-    """And leaves nothing for the collector: it is freed as it ends."""
+    """A test of cost.  And leaves nothing for the collector: it is freed as it ends."""
     gc.collect()
     gc.disable()
     try:
@@ -1821,8 +1830,12 @@ class Mourner(Leg):
         super().connectionLost(reason)
 
 
+@pytest.mark.cost
 def test_what_was_closed_at_once_is_freed_at_once(still: Still) -> None:
-    """Nothing is left for the collector, whose work would cost each session a tenth."""
+    """A test of cost.
+
+    Nothing is left for the collector, whose work would cost each session a tenth.
+    """
     gc.collect()
     gc.disable()
     try:

@@ -97,10 +97,11 @@ async def test_a_server_there_is_reached(
         await until(lambda: "lost" in protocol.events)
 
 
+@pytest.mark.cost
 def test_a_port_that_the_kernel_hands_to_nobody_is_not_asked_about(
     kind: type[SocketEndpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That saves such dials a system call."""
+    """A test of cost.  That saves such dials a system call."""
     monkeypatch.setattr(dialing, "may_be_handed_out", lambda port: port >= 32768)
     asks: Callable[[int], bool] = lambda port: (  # noqa: E731
         kind(reactor, socket.AF_INET, ("127.0.0.1", port))._may_meet_itself

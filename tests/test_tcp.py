@@ -434,9 +434,13 @@ def test_a_loss_that_nobody_tells_of_keeps_no_session(side: str) -> None:
     relay.over("opened", "dialing server:80", *heard, ending)
 
 
+@pytest.mark.cost
 @pytest.mark.parametrize("outcome", ["connects", "fails", "is cancelled"])
 def test_an_endpoint_that_keeps_its_factory_keeps_no_session(outcome: str) -> None:
-    """As Twisted's do, in a cycle of references, until the collector finds it."""
+    """A test of cost.
+
+    As Twisted's do, in a cycle of references, until the collector finds it.
+    """
     relay = Relay()
     client = relay.client()
     [protocol] = map(weakref.ref, relay.factory.sessions.values())

@@ -330,8 +330,12 @@ def test_a_connection_has_a_name_for_logs(tmp_socket: Path) -> None:
                 assert made.logPrefix().startswith("Recorder,7,")
 
 
+@pytest.mark.cost
 def test_a_local_address_that_is_known_is_not_asked_for() -> None:
-    """A listener on one address tells its connections; the peer's is the socket's."""
+    """A test of cost.
+
+    A listener on one address tells its connections; the peer's is the socket's.
+    """
     with Server() as server, closing(socket.socket()) as client:
         client.connect(server.socket.getsockname())
         with server.accept() as accepted:

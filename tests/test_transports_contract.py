@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.endpoints import (
@@ -182,9 +183,13 @@ class TestDialledTCP(_Dialling, Contract):
         return SocketEndpoint(reactor, socket.AF_INET, ("127.0.0.1", port))
 
 
+@pytest.mark.cost
 @pytest_twisted.ensureDeferred
 async def test_a_connection_whose_write_failed_is_no_cycle_of_references() -> None:
-    """It is gone with its loss, and does not wait for the collector."""
+    """A test of cost.
+
+    It is gone with its loss, and does not wait for the collector.
+    """
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     protocol = Recorder()

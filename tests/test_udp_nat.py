@@ -1011,9 +1011,13 @@ def runs_of(bench: Bench, flow: bool) -> list[int]:
     return given
 
 
+@pytest.mark.cost
 @pytest.mark.parametrize("host", ["203.0.113.1", "0.0.0.0"])
 def test_datagrams_of_one_size_go_together(host: str) -> None:
-    """In order, as they came; another size, or another client, ends a run."""
+    """A test of cost.
+
+    In order, as they came; another size, or another client, ends a run.
+    """
     bench = Bench(host=host)
     bench.arrive(b"first")
     up, down = runs_of(bench, True), runs_of(bench, False)
@@ -2152,9 +2156,13 @@ def test_an_observer_may_open_the_relay_again(full: str) -> None:
     bench.close()
 
 
+@pytest.mark.cost
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 def test_a_closed_listener_keeps_no_memory(host: str) -> None:
-    """Nor does it wait for a collection, which a quiet program may not have."""
+    """A test of cost.
+
+    Nor does it wait for a collection, which a quiet program may not have.
+    """
     nat = UdpNat(reactor, [Server(*SERVER)], watcher=watcher(reactor, "auto"))
     nat.listen([bind_udp(host, 0)])
     kept = [weakref.ref(nat.fronts[0].outbox), weakref.ref(nat.fronts[0]._receiver)]
