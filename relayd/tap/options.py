@@ -109,11 +109,14 @@ class TableOptions(usage.Options):
             rows = [row for row in self.rows if row.group == group]
             if rows:
                 parts.append(f"{group}:")
-                parts += [line for row in rows for line in _described(row, width)]
+                parts += [line for row in rows for line in _help_of(row, width)]
                 parts.append("")
         parts.append("Help:")
-        parts += ["      --help", "          Print this and exit.", "      --version"]
-        parts += ["          Print the versions of relayd, Twisted and Python."]
+        for option, text in (
+            ("--help", "Print this and exit."),
+            ("--version", "Print the versions of relayd, Twisted and Python."),
+        ):
+            parts += _described(f"    {option}", text, width)
         return "\n".join([*parts, self.examples])
 
 
@@ -127,13 +130,18 @@ def _reader(row: Setting[Any]) -> Callable[[TableOptions, str], None]:
     return read
 
 
-def _described(row: Setting[Any], width: int) -> list[str]:
+def _help_of(row: Setting[Any], width: int) -> list[str]:
     """The lines of the help about a row."""
     short = f"-{row.short}, " if row.short else "    "
     value = f"={row.type.placeholder}" if row.type.placeholder else ""
     text = row.option_help
     if row.shown_default:
         text += f" [default: {row.shown_default}]"
+    return _described(f"{short}--{row.option}{value}", text, width)
+
+
+def _described(option: str, text: str, width: int) -> list[str]:
+    """An option and, below it, what it does."""
     indent = " " * 10
     wrapped = textwrap.wrap(
         text,
@@ -143,4 +151,4 @@ def _described(row: Setting[Any], width: int) -> list[str]:
         # An option's name stays in one piece.
         break_on_hyphens=False,
     )
-    return [f"  {short}--{row.option}{value}", *wrapped]
+    return [f"  {option}", *wrapped]
