@@ -1,27 +1,48 @@
-"""Two calls of the C library that Python's sockets can't make.
+"""Calls of the C library that Python can't make, or not in every version.
 
-Both are fallbacks, for when the better call is refused: by a sandbox with few system
-calls (gVisor, seccomp, SystemCallFilter) or by a security module.  They are made
-through ctypes, and rarely.
+accept(2) and connect(2) are fallbacks, for when the better call is refused: by a
+sandbox with few system calls (gVisor, seccomp, SystemCallFilter) or by a security
+module.
+timerfd(2) Python has since 3.13.  All are made through ctypes, and rarely.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 #: `struct sockaddr` of the family AF_UNSPEC.
 _NOWHERE = bytes(16)
 
+#: timerfd_create(2): CLOCK_MONOTONIC; TFD_NONBLOCK and TFD_CLOEXEC are O_'s.
+_CREATE = 1, os.O_NONBLOCK | os.O_CLOEXEC
+
+#: timerfd_settime(2): TFD_TIMER_ABSTIME.
+_ABSOLUTE = 1
+
 
 @functools.cache
-def _library() -> Any:
-    return ctypes.CDLL(None, use_errno=True)
+def _function(name: str) -> Any:
+    """A function of the C library.
+
+    :raises OSError: there is none of this name.
+    """
+    try:
+        return getattr(ctypes.CDLL(None, use_errno=True), name)
+    except (OSError, AttributeError, TypeError):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
 
 
-def _checked(answer: int) -> int:
+def call(name: str, *args: object) -> int:
+    """Call a function of the C library.
+
+    :raises OSError: it failed, or there is none of this name (ENOSYS).
+    """
+    answer: int = _function(name)(*args)
     if answer < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -34,7 +55,7 @@ def accept(descriptor: int) -> int:
     :return: the connection's descriptor, which is not inheritable.  It blocks.
     :raises OSError: as accept(2) says.
     """
-    accepted = _checked(_library().accept(descriptor, None, None))
+    accepted = call("accept", descriptor, None, None)
     os.set_inheritable(accepted, False)
     return accepted
 
@@ -44,4 +65,31 @@ def disconnect(descriptor: int) -> None:
 
     :raises OSError: it is no TCP socket, or is not connected.
     """
-    _checked(_library().connect(descriptor, _NOWHERE, len(_NOWHERE)))
+    call("connect", descriptor, _NOWHERE, len(_NOWHERE))
+
+
+def timerfd_create() -> int:
+    """A timerfd(2) on CLOCK_MONOTONIC.
+
+    :raises OSError: it can't be had.
+    """
+    clock, flags = _CREATE
+    # Python 3.13.
+    create: Callable[..., int] | None = getattr(os, "timerfd_create", None)
+    if create is not None:
+        return create(clock, flags=flags)
+    return call("timerfd_create", clock, flags)
+
+
+def timerfd_settime(descriptor: int, due: int) -> None:
+    """Set it to `due` nanoseconds on its clock.
+
+    :raises OSError: the kernel refuses.
+    """
+    change: Callable[..., object] | None = getattr(os, "timerfd_settime_ns", None)
+    if change is not None:
+        change(descriptor, flags=_ABSOLUTE, initial=due)
+        return
+    # struct itimerspec: the interval, and the first time.
+    when = (ctypes.c_long * 4)(0, 0, *divmod(due, 10**9))
+    call("timerfd_settime", descriptor, _ABSOLUTE, when, None)

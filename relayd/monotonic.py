@@ -6,10 +6,8 @@ ends for the next two.  The reactor is not ours to change (others read it, and s
 the dates of twisted.web), so this is a second `IReactorTime` beside it, on
 CLOCK_MONOTONIC.  Whoever takes a clock calls :func:`monotonic` with what it was given.
 
-The calls stand in a heap.  What wakes the reactor for the first of them is a
-timerfd(2) among its readers, open only while a call is pending; where there is none,
-a thread (both wait on the same clock); where there is not even that, the reactor's own
-timer.
+The calls are in a heap.  A timer (:mod:`relayd.timers`) wakes the reactor for the first
+of them, and is open only while a call is pending.
 
 **What has arrived is looked at before anybody is judged.**  A call that is due waits
 until the reactor has gone through the events that it has at hand.  If it is late (the
@@ -21,12 +19,8 @@ a judgement, too: so deadlines are judged by the time of the look (:func:`looked
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import itertools
 import math
-import os
-import threading
 import time
 import weakref
 from collections import deque
@@ -35,10 +29,11 @@ from heapq import heapify, heappop, heappush
 from typing import Any, Protocol
 
 from twisted.internet.base import DelayedCall, ReactorBase
-from twisted.internet.interfaces import IReactorFDSet, IReactorTime, IReadDescriptor
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 from zope.interface import implementer
+
+from relayd.timers import Timer, open_timer
 
 log = Logger(namespace="relayd.monotonic")
 
@@ -57,11 +52,6 @@ UNSWEPT = 64
 #: whatever becomes of the reactor's clock.
 AGES = 1e12
 
-#: As far ahead as a timer is set, in seconds; it is set again then.
-FAR = 1e9
-
-_now = time.monotonic
-
 _NEVER = math.inf
 
 
@@ -70,19 +60,6 @@ class Source(Protocol):
 
     #: The last turn has left some of it.
     cut_short: bool
-
-
-class Timer(Protocol):
-    """Wakes the reactor once, at a time."""
-
-    def arm(self, due: float) -> None:
-        """Wake it at `due` instead.
-
-        :raises OSError: the kernel refuses.
-        """
-
-    def close(self) -> None:
-        """Wake it no more, and hold nothing."""
 
 
 def monotonic(clock: Any) -> Any:
@@ -114,15 +91,23 @@ class MonotonicClock:
     Twisted's connections may be given it in place of their reactor: what they ask of
     that is here, and an abort, which they make a call of zero delay, is on this clock.
 
+    :param seconds: tells the time; `seconds` of `IReactorTime`.
+    :param open_timer: see :func:`relayd.timers.open_timer`.
     :ivar sources: are asked whether they have left something unread.
     """
 
     _all: weakref.WeakKeyDictionary[Any, MonotonicClock] = weakref.WeakKeyDictionary()
 
-    # A plain function of C, which sessions call five times.
-    seconds = time.monotonic
-
-    def __init__(self, reactor: Any) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        *,
+        seconds: Callable[[], float] = time.monotonic,
+        open_timer: Callable[..., Timer] = open_timer,
+    ) -> None:
+        # A plain function of C, which sessions call five times.
+        self.seconds = seconds
+        self._open_timer = open_timer
         # Weakly, as the table of all clocks is keyed by it.
         self._reactor = weakref.ref(reactor)
         #: When, in which order, and what.  An entry may be out of date: its call was
@@ -144,7 +129,7 @@ class MonotonicClock:
         #: How many more there may be.
         self._more_turns = 0
         #: When the look began that comes before those calls.
-        self._looked_at = _now()
+        self._looked_at = self.seconds()
         self.sources: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @classmethod
@@ -172,9 +157,9 @@ class MonotonicClock:
         """
         if not delay >= 0:
             raise ValueError(f"a delay must not be negative: {delay!r}")
-        due = _now() + delay
+        due = self.seconds() + delay
         made = DelayedCall(
-            due, callable, args, kwargs, self._cancelled, self._sooner, _now
+            due, callable, args, kwargs, self._cancelled, self._sooner, self.seconds
         )
         self._pending += 1
         if delay:
@@ -253,13 +238,13 @@ class MonotonicClock:
             except OSError:
                 # A sandbox that was shut meanwhile.
                 self._timer.close()
-        self._timer = _timer(self._reactor(), due, self._woken, self._lost)
+        self._timer = self._open_timer(self._reactor(), due, self._woken, self._lost)
 
     def _woken(self) -> None:
         """A call is due, or was."""
         if self._turns:
             return
-        calls, now = self._calls, _now()
+        calls, now = self._calls, self.seconds()
         # The turn that is under way is not a whole one.
         self._turns, self._more_turns = 1, 0
         if calls and now - calls[0][0] > LATE:
@@ -296,7 +281,7 @@ class MonotonicClock:
                 self._turns = 1
                 self._more_turns -= 1
             if self._turns:
-                self._looked_at = _now()
+                self._looked_at = self.seconds()
             else:
                 self._make_due()
         elif not self._pending:
@@ -346,200 +331,3 @@ class MonotonicClock:
             call.func(*call.args, **call.kw)
         except BaseException:  # as reactors do
             log.failure("a timed call failed")
-
-
-# -- what wakes the reactor
-
-
-def _timer(
-    reactor: Any, due: float, woken: Callable[[], None], lost: Callable[[], None]
-) -> Timer:
-    """The best that there is, armed."""
-    if IReactorFDSet.providedBy(reactor):
-        try:
-            return _Descriptor(reactor, due, woken, lost)
-        except OSError:
-            # No such call, no descriptor left, or a sandbox.
-            pass
-    try:
-        return _Thread(reactor, due, woken)
-    except RuntimeError:
-        # The user has as many as it may.
-        return _Own(reactor, due, woken)
-
-
-@implementer(IReadDescriptor)
-class _Descriptor:
-    """A timerfd(2) that the reactor reads.
-
-    It is not read: setting it again, or closing it, takes the event away.
-    """
-
-    def __init__(
-        self,
-        reactor: Any,
-        due: float,
-        woken: Callable[[], None],
-        lost: Callable[[], None],
-    ) -> None:
-        """:raises OSError: it can't be had."""
-        self._reactor = reactor
-        self._lost = lost
-        self.doRead = woken
-        self._descriptor = _create()
-        try:
-            self.arm(due)
-            reactor.addReader(self)
-        except BaseException:
-            os.close(self._descriptor)
-            raise
-
-    def arm(self, due: float) -> None:
-        # Not before it is due, and 0 would be never.
-        _set(self._descriptor, max(int(min(due, FAR) * 1e9), 0) + 1)
-
-    def close(self) -> None:
-        self._reactor.removeReader(self)
-        self._close()
-
-    def _close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-
-    # -- IReadDescriptor
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def logPrefix(self) -> str:
-        return "relayd timer"
-
-    def connectionLost(self, reason: Failure) -> None:
-        """The reactor stops."""
-        self._close()
-        self._lost()
-
-
-class _Thread:
-    """A thread that waits, and calls from there."""
-
-    def __init__(self, reactor: Any, due: float, woken: Callable[[], None]) -> None:
-        """:raises RuntimeError: no thread can be started."""
-        self._reactor = reactor
-        self._told = woken
-        self._due = due
-        self._closed = False
-        self._news = threading.Condition()
-        # Nobody waits for it when the process ends.
-        threading.Thread(target=self._run, name="relayd timer", daemon=True).start()
-
-    def arm(self, due: float) -> None:
-        with self._news:
-            self._due = due
-            self._news.notify()
-
-    def close(self) -> None:
-        self._closed = True
-        self.arm(0.0)
-
-    def _woken(self) -> None:
-        if not self._closed:
-            self._told()
-
-    def _run(self) -> None:
-        while True:
-            with self._news:
-                while (left := self._due - _now()) > 0:
-                    self._news.wait(min(left, threading.TIMEOUT_MAX))
-                if self._closed:
-                    return
-                # Once more in a while unless it is set again: asyncio's reactor makes
-                # it a call of zero delay, on its own clock.
-                self._due = _now() + 1.0
-            self._reactor.callFromThread(self._woken)
-
-
-class _Own:
-    """The reactor's own timer, which goes by the machine's clock."""
-
-    def __init__(self, reactor: Any, due: float, woken: Callable[[], None]) -> None:
-        self._reactor = reactor
-        self._told = woken
-        self._call: Any = None
-        self.arm(due)
-
-    def arm(self, due: float) -> None:
-        self.close()
-        left = min(max(due - _now(), 0.0), FAR)
-        self._call = self._reactor.callLater(left, self._woken)
-
-    def _woken(self) -> None:
-        self._call = None
-        self._told()
-
-    def close(self) -> None:
-        call, self._call = self._call, None
-        if call is not None:
-            call.cancel()
-
-
-#: timerfd_create(2): CLOCK_MONOTONIC; TFD_NONBLOCK and TFD_CLOEXEC are O_'s.
-_CREATE = 1, os.O_NONBLOCK | os.O_CLOEXEC
-
-#: timerfd_settime(2): TFD_TIMER_ABSTIME.
-_ABSOLUTE = 1
-
-
-def _library(name: str, *parameters: Any) -> Callable[..., int]:
-    """A function of the C library; if there is none, one that says so."""
-    try:
-        found = getattr(ctypes.CDLL(None, use_errno=True), name)
-    except (OSError, AttributeError, TypeError):
-        found = None
-    else:
-        found.argtypes = parameters
-
-    def call(*args: object) -> int:
-        if found is None:
-            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-        result: int = found(*args)
-        if result < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-        return result
-
-    return call
-
-
-_timerfd_create = _library("timerfd_create", ctypes.c_int, ctypes.c_int)
-_timerfd_settime = _library(
-    "timerfd_settime", ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p
-)
-
-
-def _create() -> int:
-    """A timerfd(2) on CLOCK_MONOTONIC.
-
-    :raises OSError: it can't be had.
-    """
-    clock, flags = _CREATE
-    # Python 3.13.
-    create: Callable[..., int] | None = getattr(os, "timerfd_create", None)
-    if create is not None:
-        return create(clock, flags=flags)
-    return _timerfd_create(clock, flags)
-
-
-def _set(descriptor: int, due: int) -> None:
-    """Set it to `due` nanoseconds on its clock.
-
-    :raises OSError: the kernel refuses.
-    """
-    change: Callable[..., object] | None = getattr(os, "timerfd_settime_ns", None)
-    if change is not None:
-        change(descriptor, flags=_ABSOLUTE, initial=due)
-        return
-    # struct itimerspec: the interval, and the first time.
-    when = (ctypes.c_long * 4)(0, 0, *divmod(due, 10**9))
-    _timerfd_settime(descriptor, _ABSOLUTE, when, None)

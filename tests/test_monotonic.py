@@ -1,41 +1,28 @@
-"""The clock beside the reactor: its calls, what wakes it, and what it looks at first.
+"""The clock beside the reactor: its calls, and what it looks at first.
 
-The calls are tried on a reactor that stands still, with a timer that a test fires, and
-what wakes the reactor on real reactors, each in a process of its own.
+They are tried on a reactor that stands still, with a timer that a test fires.
 """
 
 from __future__ import annotations
 
-import errno
 import gc
-import json
-import os
-import subprocess
-import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import pytest
-import pytest_twisted
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.base import DelayedCall
-from twisted.internet.defer import Deferred
 from twisted.internet.error import AlreadyCalled, AlreadyCancelled
-from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
-from twisted.internet.task import Clock, deferLater
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from zope.interface.verify import verifyObject
 
-import relayd.monotonic
 from relayd.bridge import Timeouts
 from relayd.descriptors import Descriptors
 from relayd.log_throttle import LogThrottle
@@ -53,10 +40,7 @@ from relayd.socks4 import Socks4Factory
 from relayd.stream import StreamFactory
 from relayd.udp_nat import Server, UdpNat
 from relayd.wheel import DeadlineWheel
-from tests.conftest import LoggedFailures, descriptors
-from tests.test_reactors import REACTORS
-
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="timerfd(2) is Linux's")
+from tests.conftest import LoggedFailures
 
 live: Any = reactor
 
@@ -95,12 +79,14 @@ class Bench:
         self.armed: float | None = None
         self.opened = self.set = 0
         self.still = Still()
-        self.clock = MonotonicClock(self.still)
+        self.clock = MonotonicClock(
+            self.still, seconds=lambda: self.now, open_timer=self.timer
+        )
         self.made: list[Any] = []
         self._woken: Callable[[], None] = lambda: None
 
     def timer(self, _: Any, due: float, woken: Any, lost: Any) -> Bench:
-        """In place of `relayd.monotonic._timer`."""
+        """In place of `relayd.timers.open_timer`."""
         assert self.armed is None, "the last one is open"
         self.opened += 1
         self._woken = woken
@@ -142,20 +128,10 @@ class Bench:
         self.settle()
 
 
-@contextmanager
-def a_bench() -> Iterator[Bench]:
-    made = Bench()
-    with (
-        patch("relayd.monotonic._now", lambda: made.now),
-        patch("relayd.monotonic._timer", made.timer),
-    ):
-        yield made
-
-
 @pytest.fixture
 def bench() -> Iterator[Bench]:
-    with a_bench() as made:
-        yield made
+    made = Bench()
+    yield made
     made.settle()
     assert not made.clock.getDelayedCalls(), "calls are left"
     assert made.armed is None, "the timer is left"
@@ -390,35 +366,35 @@ def test_it_makes_the_calls_that_a_clock_of_twisted_makes(
 ) -> None:
     """Whatever is cancelled and moved, at the same times."""
     model, expected = Clock(), []
-    with a_bench() as bench:
-        begin = bench.now
-        pairs: list[tuple[DelayedCall, Any]] = []
-        for act, which, seconds in [*acts, ("pass", 0, 1000)]:
-            if act == "later":
-                name = len(pairs)
-                pairs.append(
-                    (
-                        bench.later(seconds, name),
-                        model.callLater(seconds, lambda n=name: expected.append(n)),
-                    )
+    bench = Bench()
+    begin = bench.now
+    pairs: list[tuple[DelayedCall, Any]] = []
+    for act, which, seconds in [*acts, ("pass", 0, 1000)]:
+        if act == "later":
+            name = len(pairs)
+            pairs.append(
+                (
+                    bench.later(seconds, name),
+                    model.callLater(seconds, lambda n=name: expected.append(n)),
                 )
-            elif act == "pass":
-                before = len(expected)
-                model.advance(seconds)
-                bench.pass_by(seconds)
-                assert sorted(bench.made[before:]) == sorted(expected[before:])
-                left = {each.getTime() for each in model.getDelayedCalls()}
-                ours = {c.getTime() - begin for c in bench.clock.getDelayedCalls()}
-                assert ours == left
-                assert bench.clock._pending == len(model.getDelayedCalls())
-                assert bench.armed is None or bench.armed > bench.now
-            elif pairs:
-                for each in pairs[which % len(pairs)]:
-                    if each.active():
-                        # Not before now: a model in the past would not be fair.
-                        arguments = () if act == "cancel" else (seconds,)
-                        getattr(each, act)(*arguments)
-        assert bench.armed is None
+            )
+        elif act == "pass":
+            before = len(expected)
+            model.advance(seconds)
+            bench.pass_by(seconds)
+            assert sorted(bench.made[before:]) == sorted(expected[before:])
+            left = {each.getTime() for each in model.getDelayedCalls()}
+            ours = {c.getTime() - begin for c in bench.clock.getDelayedCalls()}
+            assert ours == left
+            assert bench.clock._pending == len(model.getDelayedCalls())
+            assert bench.armed is None or bench.armed > bench.now
+        elif pairs:
+            for each in pairs[which % len(pairs)]:
+                if each.active():
+                    # Not before now: a model in the past would not be fair.
+                    arguments = () if act == "cancel" else (seconds,)
+                    getattr(each, act)(*arguments)
+    assert bench.armed is None
 
 
 # -- the timer
@@ -641,351 +617,3 @@ class Reading(SimpleNamespace):
 
     cut_short = False
     __hash__ = object.__hash__
-
-
-# -- on a real reactor
-
-
-def waiting(seconds: float) -> Deferred[None]:
-    return deferLater(MonotonicClock.of(reactor), seconds)
-
-
-async def rests() -> None:
-    """Wait until the reactor holds nothing of the clock's."""
-    for _ in range(200):
-        await deferLater(reactor, 0.005)
-        if MonotonicClock.of(reactor)._timer is None:
-            return
-    raise AssertionError("it holds its timer")
-
-
-@LINUX
-@pytest_twisted.ensureDeferred
-async def test_a_timerfd_is_watched_while_a_call_is_pending() -> None:
-    clock = MonotonicClock.of(reactor)
-    before = descriptors()
-    pause = waiting(0.02)
-    [added] = [what for n, what in descriptors().items() if n not in before]
-    assert added == "anon_inode:[timerfd]"
-    [reader] = [each for each in live.getReaders() if each is clock._timer]
-    assert verifyObject(IReadDescriptor, reader)
-    assert reader.logPrefix() == "relayd timer"
-    flags = Path(f"/proc/self/fdinfo/{reader.fileno()}").read_text()
-    assert int(flags.split("flags:")[1].split()[0], 8) & os.O_NONBLOCK
-    assert not os.get_inheritable(reader.fileno())
-    await pause
-    await rests()
-    assert reader not in live.getReaders()
-    assert descriptors() == before
-
-
-@LINUX
-@pytest_twisted.ensureDeferred
-async def test_it_is_not_spun_on() -> None:
-    """The event of a timer that is set again is gone."""
-    clock = MonotonicClock.of(reactor)
-    woken: list[float] = []
-    timer: Any = None
-    long = clock.callLater(60, woken.append, 0)
-    timer = clock._timer
-    told = timer.doRead
-    timer.doRead = lambda: (woken.append(time.monotonic()), told())
-    for _ in range(3):
-        await waiting(0.01)
-    await deferLater(reactor, 0.05)
-    assert len(woken) <= 6
-    long.cancel()
-    await rests()
-
-
-def _refuse(number: int) -> Callable[..., int]:
-    def call(*args: object, **kwargs: object) -> int:
-        raise OSError(number, os.strerror(number))
-
-    return call
-
-
-@pytest.mark.parametrize(
-    ("what", "number"),
-    [
-        ("_timerfd_create", errno.ENOSYS),
-        ("_timerfd_create", errno.EPERM),
-        ("_timerfd_create", errno.EMFILE),
-        ("_timerfd_settime", errno.EPERM),
-        ("_timerfd_settime", errno.EOPNOTSUPP),
-    ],
-)
-@pytest_twisted.ensureDeferred
-async def test_a_thread_waits_where_there_is_no_timerfd(
-    what: str, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(f"relayd.monotonic.{what}", _refuse(number))
-    await _by_thread()
-
-
-@pytest_twisted.ensureDeferred
-async def test_a_thread_waits_where_the_c_library_has_none(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    missing = relayd.monotonic._library("no_such_call")
-    with pytest.raises(OSError, match="not implemented"):
-        missing(1, 2)
-    monkeypatch.setattr("relayd.monotonic._timerfd_create", missing)
-    await _by_thread()
-
-
-@pytest_twisted.ensureDeferred
-async def test_a_thread_waits_where_the_reactor_watches_no_descriptors(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    interface = SimpleNamespace(providedBy=lambda _: False)
-    monkeypatch.setattr("relayd.monotonic.IReactorFDSet", interface)
-    await _by_thread()
-
-
-def timer_threads() -> list[threading.Thread]:
-    return [each for each in threading.enumerate() if each.name == "relayd timer"]
-
-
-async def _by_thread() -> None:
-    # One that was closed may not have noticed yet.
-    before, others = descriptors(), timer_threads()
-    clock = MonotonicClock.of(reactor)
-    made: list[int] = []
-    begin = time.monotonic()
-    long = clock.callLater(60, made.append, 60)
-    clock.callLater(0.01, made.append, 1)
-    clock.callLater(0.03, made.append, 3)
-    [thread] = [each for each in timer_threads() if each not in others]
-    assert thread.daemon
-    assert descriptors() == before
-    await waiting(0.04)
-    assert made == [1, 3]
-    assert time.monotonic() - begin >= 0.04
-    long.cancel()
-    await rests()
-    thread.join(5)
-    assert not thread.is_alive()
-    # And again.
-    await waiting(0.001)
-    await rests()
-
-
-@LINUX
-@pytest_twisted.ensureDeferred
-async def test_a_timerfd_that_can_not_be_set_any_more_is_replaced(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A sandbox that was shut meanwhile."""
-    before, others = descriptors(), timer_threads()
-    pause = waiting(0.05)
-    monkeypatch.setattr("relayd.monotonic._timerfd_settime", _refuse(errno.EPERM))
-    await waiting(0.01)
-    assert descriptors() == before
-    assert [each for each in timer_threads() if each not in others]
-    await pause
-    await rests()
-
-
-@LINUX
-@pytest_twisted.ensureDeferred
-async def test_no_descriptor_is_left_if_it_can_not_be_watched(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    before = descriptors()
-    with monkeypatch.context() as patched:
-        patched.setattr(live, "addReader", _refuse(errno.ENOSPC))
-        pause = waiting(0.01)
-    assert descriptors() == before
-    await pause
-    await rests()
-
-
-@pytest_twisted.ensureDeferred
-async def test_the_reactors_own_timer_is_the_last_resort(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """No descriptor and no thread is left: nothing is raised."""
-
-    def refuse(_: object) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr("relayd.monotonic._timerfd_create", _refuse(errno.EMFILE))
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    clock = MonotonicClock.of(reactor)
-    made: list[int] = []
-    clock.callLater(0.02, made.append, 2)
-    clock.callLater(0.01, made.append, 1)
-    await waiting(0.03)
-    assert made == [1, 2]
-    clock.callLater(60, made.append, 60).cancel()
-    await rests()
-
-
-@LINUX
-@pytest_twisted.ensureDeferred
-async def test_pythons_own_calls_are_used_where_there_are_some(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Those of Python 3.13: `os.timerfd_create` and `os.timerfd_settime_ns`."""
-    create, change = relayd.monotonic._timerfd_create, relayd.monotonic._set
-    asked: list[Any] = []
-
-    def timerfd_create(clockid: int, /, *, flags: int) -> int:
-        asked.append((clockid, flags))
-        return create(clockid, flags)
-
-    def timerfd_settime_ns(
-        fd: int, /, *, flags: int = 0, initial: int = 0, interval: int = 0
-    ) -> tuple[int, int]:
-        asked.append((flags, interval))
-        with monkeypatch.context() as patched:
-            patched.delattr(os, "timerfd_settime_ns")
-            change(fd, initial)
-        return 0, 0
-
-    monkeypatch.setattr(os, "timerfd_create", timerfd_create, raising=False)
-    monkeypatch.setattr(os, "timerfd_settime_ns", timerfd_settime_ns, raising=False)
-    await waiting(0.01)
-    # CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC, TFD_TIMER_ABSTIME.
-    assert asked[:2] == [(time.CLOCK_MONOTONIC, 0o4000 | 0o2000000), (1, 0)]
-    await rests()
-
-
-@LINUX
-@pytest_twisted.ensureDeferred
-async def test_the_reactor_that_stops_takes_the_timer_with_it() -> None:
-    clock = MonotonicClock.of(reactor)
-    before = descriptors()
-    call = clock.callLater(60, list)
-    timer: Any = clock._timer
-    live.removeReader(timer)
-    timer.connectionLost(None)
-    timer.connectionLost(None)
-    assert descriptors() == before
-    call.cancel()
-    await waiting(0.001)
-    await rests()
-
-
-# -- on every reactor
-
-#: What runs in a process of its own: the reactor is the argument.
-SCRIPT = """
-import sys, time
-real, step = time.time, [0.0]
-time.time = lambda: real() + step[0]
-from twisted.application.reactors import installReactor
-reactor = installReactor(sys.argv[1])
-import relayd.monotonic as module
-if sys.argv[2] == "thread":
-    def refuse(*_):
-        raise OSError(38, "no")
-    module._timerfd_create = refuse
-import json, os, signal
-from relayd.monotonic import monotonic
-
-clock = monotonic(reactor)
-made, begin = [], time.monotonic()
-
-def note(name):
-    made.append((name, time.monotonic() - begin))
-
-def back():
-    # With what the reactor opens as it begins.
-    global before
-    before = len(os.listdir("/dev/fd"))
-    note("begin")
-    # All of these are asked for before the machine's clock is set back by a day, ...
-    clock.callLater(0, note, "zero")
-    clock.callLater(0, clock.callLater, 0, note, "zero twice")
-    clock.callLater(0.15, note, "after 0.15")
-    clock.callLater(0.05, note, "after 0.05").reset(0.1)
-    clock.callLater(0.05, note, "never").cancel()
-    clock.callLater(5, note, "sooner").reset(0.05)
-    step[0] -= 86400
-    clock.callLater(0.2, forth)
-
-def forth():
-    # ... and this one before it is set forward by two.
-    clock.callLater(0.1, note, "after another 0.1")
-    step[0] += 2 * 86400
-    clock.callLater(0.12, end)
-
-def end():
-    note("end")
-    assert not clock.getDelayedCalls()
-    reactor.callLater(0, stop)
-
-def stop():
-    left = [repr(each) for each in reactor.getReaders() if "relayd" in repr(each)]
-    print(json.dumps([made, left, len(os.listdir("/dev/fd")) - before]))
-    # Pending as the reactor stops.
-    clock.callLater(60, note, "never")
-    reactor.stop()
-
-# Before the reactor runs; and the child of a fork knows nothing of it.
-reactor.callWhenRunning(clock.callLater, 0, back)
-reactor.run()
-"""
-
-
-@LINUX
-@pytest.mark.parametrize("how", ["timerfd", "thread"])
-@pytest.mark.parametrize("name", REACTORS)
-def test_it_runs_on_every_reactor_however_the_machines_clock_steps(
-    name: str, how: str
-) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error::ResourceWarning", "-c", SCRIPT, name, how],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-        cwd=Path(__file__).parent.parent,
-    )
-    assert done.stderr == ""
-    made, left, opened = json.loads(done.stdout)
-    times = dict(made)
-    assert list(times) == [
-        *("begin", "zero", "zero twice", "sooner", "after 0.05", "after 0.15"),
-        *("after another 0.1", "end"),
-    ]
-    for call, least in (
-        ("zero twice", 0),
-        ("sooner", 0.05),
-        ("after 0.05", 0.1),
-        ("after 0.15", 0.15),
-        ("after another 0.1", 0.3),
-        ("end", 0.32),
-    ):
-        assert least <= times[call] < least + 5
-    assert times["zero"] < 5
-    assert (left, opened) == ([], 0)
-
-
-#: A clock that was made before a fork, and asked after it.
-FORKED = """
-import os, time
-from twisted.internet import reactor
-from relayd.monotonic import monotonic
-clock = monotonic(reactor)
-if os.fork():
-    _, status = os.wait()
-    raise SystemExit(os.waitstatus_to_exitcode(status))
-clock.callLater(0.01, reactor.stop)
-reactor.run()
-print("done")
-"""
-
-
-def test_a_fork_before_the_first_call_is_harmless() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FORKED],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-        cwd=Path(__file__).parent.parent,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
