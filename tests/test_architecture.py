@@ -47,8 +47,9 @@ ROWS = [
     {"rules", "policy", "descriptors", "binding"},
     {"listener", "dialing"},
     {"happy_eyeballs"},
-    {"plane.transport", "delivery"},
-    {"legs"},
+    {"plane.connection", "delivery"},
+    {"plane.splicing"},
+    {"plane.transport", "legs"},
     {"losses"},
     {"deadlines"},
     {

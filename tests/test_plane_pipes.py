@@ -39,9 +39,9 @@ def spliced(clock: Clock | None = None) -> Iterator[Pipes]:
     """Pipes with one connection that splices; all are closed behind it."""
     before, clock = descriptors(), clock or Clock()
     pipes = Pipes(lambda: clock)
-    pipes.join()
+    pipes.add_user()
     yield pipes
-    pipes.leave()
+    pipes.remove_user()
     assert (pipes.users, pipes.in_use) == (0, 0)
     assert not clock.getDelayedCalls()
     assert descriptors() == before
@@ -156,13 +156,13 @@ def test_pipes_are_kept_while_anybody_splices() -> None:
     """
     before, clock = descriptors(), Clock()
     pipes = Pipes(lambda: clock)
-    pipes.join()
-    pipes.join()
+    pipes.add_user()
+    pipes.add_user()
     one, two = taken(pipes), taken(pipes)
     pipes.give(one)
-    pipes.leave()
+    pipes.remove_user()
     assert len(descriptors()) == len(before) + 4
-    pipes.leave()
+    pipes.remove_user()
     assert len(descriptors()) == len(before) + 2
     pipes.give(two)
     assert descriptors() == before

@@ -459,7 +459,7 @@ def test_what_asks_to_go_on_does_so_behind_the_batch(
 
     def go_on() -> None:
         if one.told == ["ready"]:
-            plane.again(one)
+            plane.schedule(one)
             assert one.told == ["ready"]
 
     one.on = go_on
@@ -480,8 +480,8 @@ def test_outside_of_a_turn_the_reactor_is_asked_for_one(
     if not watched:
         one.close()
         two.close()
-    plane.again(one)
-    plane.again(two)
+    plane.schedule(one)
+    plane.schedule(two)
     assert one.told == two.told == []
     assert len(still.getDelayedCalls()) == 1
     still.call_due()
@@ -495,7 +495,7 @@ def test_one_that_always_goes_on_leaves_the_reactor_its_turn(
 ) -> None:
     """Once a turn, then timers and other people's connections."""
     one, two = pair
-    one.on = lambda: plane.again(one)
+    one.on = lambda: plane.schedule(one)
     one.far.send(b"x")
     plane.doRead()
     assert one.told == ["ready", "proceed"]
@@ -592,8 +592,8 @@ def test_one_that_fails_does_not_cost_others_their_events(
         one.far.send(b"x")
         two.far.send(b"x")
     else:
-        plane.again(one)
-        plane.again(two)
+        plane.schedule(one)
+        plane.schedule(two)
     still.turn()
     assert one.told == [within, "lost"]
     assert two.told == [within]
@@ -620,7 +620,7 @@ def test_a_call_behind_the_batch_that_fails_costs_nobody_else_anything(
         plane.after_batch(lambda: made.append("before"))
         plane.after_batch(fail)
         plane.after_batch(lambda: made.append("behind"))
-        plane.again(two)
+        plane.schedule(two)
 
     one.on = ask
     one.far.send(b"x")
@@ -648,8 +648,8 @@ def test_one_that_fails_is_not_told_to_go_on_for_ever(
 
     one, two = Watched(plane), Watched(plane)
     one.on = fail
-    plane.again(one)
-    plane.again(two)
+    plane.schedule(one)
+    plane.schedule(two)
     if not watched:
         one.close()
         two.close()

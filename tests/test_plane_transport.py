@@ -36,19 +36,11 @@ from zope.interface.verify import verifyObject
 import relayd.plane.pipes
 from relayd.bridge import Bridge, Leg, Timeouts, unsent
 from relayd.interfaces import IHearsReset, ISpliceable, ISplicer
+from relayd.plane.connection import BUFFER_LIMIT, EDGE_BOTH, EDGE_READ, READ_SIZE
 from relayd.plane.pipes import PIPE_SIZE, Pipes
 from relayd.plane.poller import COPY_SIZE, ROUNDS, SHARE_LEAST, SHARE_MOST, Plane
-from relayd.plane.transport import (
-    BUFFER_LIMIT,
-    EDGE_BOTH,
-    EDGE_READ,
-    FULL_READ,
-    FULL_READS,
-    READ_SIZE,
-    SPLICE_LEAST,
-    PlaneTransport,
-    transport_class,
-)
+from relayd.plane.splicing import FULL_READ, FULL_READS, SPLICE_LEAST
+from relayd.plane.transport import PlaneTransport, transport_class
 from relayd.session import Direction, Ending, Session
 from relayd.transports import LOSSES, PeerReset, PeerVanished, set_options
 from tests.conftest import LoggedFailures, descriptors

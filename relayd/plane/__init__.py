@@ -8,10 +8,12 @@ thing with its connections, and these are made for it:
 - `poller`: an epoll inside the reactor's.  The reactor sees one reader, however
   many connections stand behind it, and pays its overhead once for a batch of
   events.  Any reactor that has `addReader` will do.
-- `transport`: connections that are registered once, edge-triggered, write at
-  once, and between two of themselves move bytes without a Protocol, or without
-  Python seeing them at all (`splice(2)`).
+- `connection`: a connection that is registered once, edge-triggered, and writes at
+  once.
+- `splicing`: two of them that move bytes without a Protocol, or without Python seeing
+  them at all (`splice(2)`).
 - `pipes`: what `splice` needs between two sockets, shared and bounded.
+- `transport`: such connections as Twisted's transports.
 - `endpoints`: listening and dialling, as Twisted endpoints.
 
 Protocols and Factories are the same on either kind of transport; nothing above

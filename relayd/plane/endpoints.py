@@ -34,10 +34,9 @@ from relayd.listening import (
     TCPListenerEndpoint,
     UNIXListenerEndpoint,
 )
+from relayd.plane.connection import EDGE_BOTH, EDGE_READ
 from relayd.plane.poller import Plane
 from relayd.plane.transport import (
-    EDGE_BOTH,
-    EDGE_READ,
     PlaneTransport,
     named_address,
     transport_class,

@@ -135,11 +135,11 @@ class Pipes:
             self._wanted = False
             self._tidying = self._clock().callLater(KEEP, self._tidy)
 
-    def join(self) -> None:
+    def add_user(self) -> None:
         """A connection begins to splice."""
         self.users += 1
 
-    def leave(self) -> None:
+    def remove_user(self) -> None:
         """A connection splices no more."""
         self.users -= 1
         if not self.users:

@@ -100,7 +100,7 @@ class Plane:
         self._handlers: list[Handler | None] = []
         self._watched = 0
         self._epoll: select.epoll | None = None
-        self._again: deque[Continuing] = deque()
+        self._scheduled: deque[Continuing] = deque()
         self._after: list[Callable[[], None]] = []
         #: Numbers that were closed since the batch was taken.
         self._stale: set[int] = set()
@@ -186,9 +186,9 @@ class Plane:
             self._stale.add(descriptor)
         return True
 
-    def again(self, connection: Continuing) -> None:
+    def schedule(self, connection: Continuing) -> None:
         """Call its `proceed`, outside of the call that is under way."""
-        self._again.append(connection)
+        self._scheduled.append(connection)
         if not self._turning and self._wake is None:
             self._wake = self._clock().callLater(0, self._woken)
 
@@ -212,7 +212,7 @@ class Plane:
         epoll = self._epoll
         if epoll is None:
             return
-        poll, handlers, again = epoll.poll, self._handlers, self._again
+        poll, handlers, scheduled = epoll.poll, self._handlers, self._scheduled
         stale, after = self._stale, self._after
         self._turning = True
         try:
@@ -245,12 +245,12 @@ class Plane:
                     after.clear()
             else:
                 self.cut_short = len(events) == BATCH
-            if again:
-                self._share_among(len(again))
+            if scheduled:
+                self._share_among(len(scheduled))
                 self._proceed()
         finally:
             self._turning = False
-        if again and self._wake is None:
+        if scheduled and self._wake is None:
             self._wake = self._clock().callLater(0, self._woken)
         if not self._watched:
             self._rest()
@@ -290,9 +290,9 @@ class Plane:
 
     def _proceed(self) -> None:
         """Let those go on that have asked before this."""
-        again = self._again
-        for _ in range(len(again)):
-            connection = again.popleft()
+        scheduled = self._scheduled
+        for _ in range(len(scheduled)):
+            connection = scheduled.popleft()
             try:
                 connection.proceed()
             except BaseException:
