@@ -112,7 +112,7 @@ bench-quick: $(BENCH)/bench ## one short round of it, under two minutes
 bench-check: $(BENCH)/bench ## fail when a figure that relayd promises is missed
 	$(BENCH)/bin/python -m bench check $(ARGS)
 
-soak: $(VENV)/run ## ten minutes of 2,000 unruly connections and 200 flows, on each transport
+soak: $(VENV)/run ## 10 minutes of 2,000 misbehaving connections and 200 UDP flows, on each transport
 	$(BIN)/python -m soak $(ARGS)
 
 wheel: $(VENV)/run ## build dist/*.whl

@@ -23,7 +23,7 @@ from bench.report import limit_lines
 from bench.rounds import MODES, Plan, check_what_is_there, measure
 from bench.workloads import WORKLOADS
 
-#: The share of the machine's CPU in use from which a word about it is due.
+#: The share of the machine's CPU in use from which there is a warning.
 BUSY = 0.1
 
 RESULTS = Path(__file__).parent / "results"

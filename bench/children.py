@@ -1,4 +1,4 @@
-"""Child processes of the benchmark: started, surely stopped, and read.
+"""Child processes of the benchmark: started, always stopped, and measured.
 
 Every child is the head of a process group of its own, and the group is killed when
 the `with` block ends, however it ends.  Readings come from the kernel: CPU from the
@@ -24,7 +24,7 @@ from typing import IO
 
 from attrs import frozen
 
-#: Seconds after which something that should have happened has not.
+#: Seconds to wait for something that should happen.
 PATIENCE = 15.0
 
 #: Programs by the Debian package that has them.
@@ -48,7 +48,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class CannotMeasure(Exception):
-    """One line that says what is missing, or what went wrong."""
+    """The benchmark can't go on: one line that says why."""
 
 
 def program(name: str) -> str:
@@ -133,8 +133,8 @@ class Child:
     def pid(self) -> int:
         return self.process.pid
 
-    def complaint(self) -> str:
-        """How it ended, and the last thing that it said."""
+    def failure(self) -> str:
+        """How it ended, and the last line of its standard error."""
         self.errors.seek(0)
         lines = [line.strip() for line in self.errors if line.strip()]
         last = f": {lines[-1]}" if lines else ""
@@ -149,7 +149,7 @@ class Child:
 
         def there() -> bool:
             if self.process.poll() is not None:
-                raise CannotMeasure(self.complaint())
+                raise CannotMeasure(self.failure())
             return (bound_udp() if udp else listeners()) >= set(ports)
 
         eventually(there, f"{self.name} listens")
@@ -163,7 +163,7 @@ class Child:
         said = pipe.readline() if pipe is not None else ""
         if not said:
             self.process.wait()
-            raise CannotMeasure(self.complaint())
+            raise CannotMeasure(self.failure())
         return said.rstrip("\n")
 
     def output(self, seconds: float, *, failed: bool = False) -> str:
@@ -183,7 +183,7 @@ class Child:
         if self.process.returncode and not failed:
             said = text.strip().splitlines()
             raise CannotMeasure(
-                f"{self.complaint()} (its output ends: {said[-1] if said else '-'})"
+                f"{self.failure()} (its output ends: {said[-1] if said else '-'})"
             )
         return text
 
@@ -219,8 +219,7 @@ def child(
         try:
             yield Child(name, process, errors)
         finally:
-            # Nothing that runs here has anything to lose, and some of them would
-            # wait for their clients first.
+            # No child has state to save, and some would wait for their clients first.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -1,4 +1,4 @@
-"""What a run's figures depend on: the machine, the programs, who else was busy."""
+"""What a run's figures depend on: the machine, the programs, other load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What drives a relay: iperf3, wrk, h2load, and two loads of our own.
+"""The load generators: iperf3, wrk, h2load, and two of our own.
 
 A load that reports an error raises :class:`CannotMeasure`: a measurement with errors
 is not a measurement.

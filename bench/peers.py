@@ -1,6 +1,6 @@
 """The relays that are compared, and how each is started.
 
-Each is one process with one thread that relays (socat: one more process for each
+Each is one process with one relaying thread (socat: one more process for each
 connection; Dante: a process for each stage of a session, and more of them when they
 are busy), with the settings that its package comes with but for what the workload
 needs: room for the connections, a long queue of clients to be accepted, timeouts

@@ -46,7 +46,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     """
     parser = argparse.ArgumentParser(
         prog="python -m soak",
-        description="Soak a relay in connections that misbehave; status 0 if it holds.",
+        description="Load a relay with misbehaving connections; status 0 if it holds.",
     )
     parser.add_argument(
         "--minutes",

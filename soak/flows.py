@@ -1,4 +1,4 @@
-"""Flows of datagrams through one relay: opened, flooded, watched, judged.
+"""UDP flows through one relay: opened, flooded, driven, checked.
 
 :class:`Flows` has the servers behind the relay's UDP listeners, keeps about as many
 clients alive as asked for, and now and then floods the listeners from more ports than
@@ -196,7 +196,7 @@ class Flows:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (problem := task.exception()) is not None:
-            # Not the relay's doing, most likely, but never to be overlooked.
+            # Most likely not the relay's fault, but never to be overlooked.
             self._violations.add(None, "the soak itself", repr(problem))
 
     async def _run_client(self, client: FlowClient) -> None:

@@ -33,7 +33,7 @@ WARM_UP = 30.0
 #: Seconds between two lines of figures.
 INTERVAL = 10.0
 
-#: Seconds between the last session's end and a reading in quiet.
+#: Seconds between the end of the last session and a reading in quiet.
 CALM = 2.0
 
 #: Seconds between two settings of the relay's wall clock, and between two floods of
@@ -43,7 +43,7 @@ CLOCK_EVERY, FLOOD_EVERY = 7.0, 25.0
 #: Seconds in which the relay must listen.
 STARTING = 15.0
 
-#: Seconds that this process may be late before that is worth a word.
+#: Seconds that this process may be late before the summary warns of it.
 LATE = 1.0
 
 
@@ -105,7 +105,7 @@ class Soak:
         :raises CancelledError: interrupted; the summary so far has been printed.
         """
         print(f"seed {self._seed}: {' '.join(self._relay.command)}", flush=True)
-        attending = asyncio.create_task(self._attend())
+        watching = asyncio.create_task(self._watch())
         found: list[str] = []
         interrupted = False
         try:
@@ -115,7 +115,7 @@ class Soak:
         except RelayFailed as problem:
             found.append(str(problem))
         finally:
-            attending.cancel()
+            watching.cancel()
             self._take_lines()
             for traffic in (self._traffic, self._flows):
                 if traffic is not None:
@@ -172,18 +172,18 @@ class Soak:
 
     async def _put_load(self, traffic: Traffic, seconds: float) -> None:
         until = time.monotonic() + seconds
-        async with beside(self._unrest(seconds)):
+        async with in_background(self._disturbances(seconds)):
             while (left := until - time.monotonic()) > 0:
                 await traffic.keep(
                     self._connections, self._connections / 4, min(INTERVAL, left)
                 )
                 self._load.append(self._show("load"))
 
-    def _unrest(self, seconds: float) -> list[Coroutine[Any, Any, None]]:
-        """What goes on beside connections for so many seconds: each runs for ever."""
-        unrest: list[Coroutine[Any, Any, None]] = []
+    def _disturbances(self, seconds: float) -> list[Coroutine[Any, Any, None]]:
+        """What runs beside the connections for so many seconds; none ends by itself."""
+        found: list[Coroutine[Any, Any, None]] = []
         if self._stop:
-            unrest.append(
+            found.append(
                 stop_now_and_then(
                     self._stops,
                     self._dice,
@@ -196,17 +196,16 @@ class Soak:
         if self._flows is not None:
             count = self._flow_count
             flood_every = min(FLOOD_EVERY, seconds / 4)
-            unrest += [
+            found += [
                 self._flows.keep(count, count / 4),
                 self._flows.flood_now_and_then(count, self._dice, flood_every),
             ]
-        return unrest
+        return found
 
     async def _settle(self, traffic: Traffic, when: str) -> None:
         """Wait until no session is left, and the relay holds what it began with.
 
-        A relay that does not get there keeps its descriptors; that is for the
-        verdict to say.
+        A relay that does not get there fails the verdict later.
         """
         await traffic.over()
         if self._flows is not None:
@@ -223,8 +222,8 @@ class Soak:
             self._flows.forget_all()
         self._quiet.append(self._show(f"quiet {when}"))
 
-    async def _attend(self) -> None:
-        """Take what the relay logs, and see how late this process is."""
+    async def _watch(self) -> None:
+        """Read what the relay logs, and measure how late this process is."""
         look_at = 0.0
         while True:
             before = time.monotonic()
@@ -344,9 +343,11 @@ class Soak:
 
 
 @asynccontextmanager
-async def beside(works: Sequence[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
-    """Do works that have no end for the length of a block."""
-    tasks = [asyncio.ensure_future(work) for work in works]
+async def in_background(
+    work: Sequence[Coroutine[Any, Any, None]],
+) -> AsyncIterator[None]:
+    """Run coroutines that never end while a block runs, and cancel them after it."""
+    tasks = [asyncio.ensure_future(each) for each in work]
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
-"""Thousands of sessions at a time through one relay: opened, watched, judged.
+"""Thousands of TCP sessions at a time through one relay: opened, driven, checked.
 
 :class:`Traffic` has the servers that the relay dials, opens clients so that about
 as many are alive as asked for, and runs both ends of each session through their
-script.  What the relay's log says of a session is judged here, too: its client's
+script.  The relay's log line about a session is checked here, too: its client's
 address tells which session a line is about, so the ending can be held against
 the script, and the byte counts against what was sent.
 """
@@ -197,7 +197,7 @@ class Traffic:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (problem := task.exception()) is not None:
-            # Not the relay's doing, most likely, but never to be overlooked.
+            # Most likely not the relay's fault, but never to be overlooked.
             self._violations.add(None, "the soak itself", repr(problem))
 
     # -- the two ends

@@ -1,4 +1,4 @@
-"""What a soak has come to, and the rules that it is held against."""
+"""The outcome of a soak, and the rules that it must meet."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class Datagrams:
 
 @attrs.frozen
 class Outcome:
-    """What one soak has come to.
+    """The outcome of one soak.
 
     :ivar start: before the first session.
     :ivar baseline: in quiet, after the warm-up.
     :ivar load: every INTERVAL under load, after the warm-up; at least one.
     :ivar final: in quiet, at the end.
-    :ivar violations: what sessions saw, and should not have seen.
+    :ivar violations: sessions and flows that broke a rule.
     :ivar troubles: errors and tracebacks in the relay's log.
     :ivar failed: sessions that the relay itself calls failed.
-    :ivar status: the relay's exit status; None when it had to be killed.
+    :ivar status: the relay's exit status; None if it had to be killed.
     :ivar datagrams: None where there were none.
     :ivar steps: how often the relay's wall clock was set; None where it was not to be.
     """
