@@ -6,17 +6,17 @@ after a pause that doubles each time: while the relay is stopped for ten seconds
 tries in vain, and the next try may be ten seconds away when the relay goes on.  A reset
 that arrives behind a dropped segment may be ignored (RFC 5961), and is not sent again.
 In both cases the relay sees a connection on which nothing moves, and rightly ends it by
-a timeout.  Two soaks at a time, with both relays stopped, come near to that.
+a timeout.  Two soaks at a time, with both relays stopped, are enough for that.
 """
 
 from __future__ import annotations
 
 import fcntl
-import math
 import socket
 import struct
 import termios
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,10 +48,14 @@ class Drops:
     :ivar count: segments, since this was made.
     """
 
+    #: Fewer are no lack of memory (with that there are thousands in a minute), but a
+    #: full queue.  So many looks that have found some are remembered.
+    MANY, REMEMBERED = 20, 600
+
     def __init__(self, read: Callable[[], int] = read_drops) -> None:
         self._read = read
         self._known = read()
-        self._last_at = -math.inf
+        self._seen: deque[tuple[float, int]] = deque(maxlen=self.REMEMBERED)
         self.count = 0
 
     def look(self, now: float | None = None) -> None:
@@ -61,14 +65,14 @@ class Drops:
         """
         counted = self._read()
         if counted != self._known:
+            self._seen.append((now or time.monotonic(), counted - self._known))
             self.count += counted - self._known
             self._known = counted
-            self._last_at = time.monotonic() if now is None else now
 
     def since(self, moment: float) -> bool:
-        """Whether segments were dropped after that moment, or up to a look before."""
+        """Whether many segments were dropped since a moment, or the look before it."""
         self.look()
-        return self._last_at >= moment
+        return sum(count for at, count in self._seen if at >= moment) >= self.MANY
 
 
 def undelivered(sock: socket.socket) -> int:

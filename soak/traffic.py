@@ -49,7 +49,7 @@ MEMORY = 2 * LIMIT
 
 
 #: How the relay ends a session on which nothing moves.
-QUIET = ("idle", "half_closed")
+QUIET = ("idle", "half_closed", "downstream_stalled", "upstream_stalled")
 
 
 def judge_line(
@@ -88,9 +88,19 @@ def judge_line(
 
 
 def is_held_back(session: Session, drops: Drops) -> bool:
-    """Whether the kernel holds back bytes of a session, and dropped any in its time."""
-    ends = [end for end in (session.client, session.server) if end is not None]
-    return any(end.undelivered and drops.since(end.opened_at) for end in ends)
+    """Whether bytes of a session are still under way that the kernel may have dropped.
+
+    Between an end and the relay's kernel that is known for certain.  Behind the relay
+    only its own kernel knows, so there whatever has not come counts.
+    """
+    client, server = session.client, session.server
+    ends = [end for end in (client, server) if end is not None]
+    missing = any(end.undelivered for end in ends) or (
+        client is not None
+        and server is not None
+        and (client.received < server.sent or server.received < client.sent)
+    )
+    return missing and any(drops.since(end.opened_at) for end in ends)
 
 
 def acted_late(session: Session, now: float, stops: Stops) -> bool:

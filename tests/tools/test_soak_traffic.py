@@ -87,7 +87,11 @@ def test_an_ending_by_timeout_may_be_excused_and_nothing_else_with_it() -> None:
         session = client.session
         session.script = session_of("bulk both ways").script
         now = client.opened_at + 10
-        for ending, fine in (("half_closed", True), ("failed", False)):
+        for ending, fine in (
+            ("half_closed", True),
+            ("upstream_stalled", True),
+            ("failed", False),
+        ):
             assert judge_line(line_of(ending), session, now, Stops())
             said = judge_line(line_of(ending), session, now, Stops(), excused=True)
             assert (said == "") is fine
@@ -124,7 +128,7 @@ def test_a_session_that_the_kernel_held_back_does_not_count(dropped: int) -> Non
             async with asyncio.timeout(PATIENCE):
                 leg, client = await asyncio.get_running_loop().sock_accept(relay)
                 await opening
-            counted.append(dropped)
+            counted.append(dropped * Drops.MANY)
             leg.close()
             async with asyncio.timeout(PATIENCE):
                 await traffic.over()
