@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import sys
 from collections.abc import Callable
-from typing import Any, Generic, Literal, Protocol, TypeVar, cast, get_args
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast, get_args
 
 import attrs
 
@@ -31,6 +32,9 @@ TIMEOUT_LIMIT = 100_000_000.0
 
 class Type(Protocol[T_co]):
     """How a setting is written.
+
+    Types of numbers have a `minimum`, a `maximum` and a `unit`, too, which is empty for
+    a plain number.
 
     :ivar placeholder: what stands for a value in the help; empty if there is none.
     """
@@ -64,22 +68,25 @@ def _number(text: str) -> float:
 class Seconds:
     """A time in seconds; fractions allowed.
 
-    :ivar never: 0 is allowed; for most timeouts it switches them off.
+    :ivar never: the minimum, 0, is allowed; for most timeouts it switches them off.
     """
 
     never: bool = True
-    placeholder: str = attrs.field(default="SECONDS", init=False)
+    unit: ClassVar[str] = "seconds"
+    minimum: ClassVar[float] = 0.0
+    maximum: ClassVar[float] = TIMEOUT_LIMIT
+    placeholder: ClassVar[str] = "SECONDS"
 
     def parse(self, text: str) -> float:
         value = _number(text)
-        if not 0 <= value <= TIMEOUT_LIMIT or not (value or self.never):
+        if not self.minimum <= value <= self.maximum or not (value or self.never):
             raise ValueError(f"expected {self.describe()}")
         return value
 
     def describe(self) -> str:
         if self.never:
-            return f"seconds from 0 to {TIMEOUT_LIMIT:.0f}"
-        return f"seconds, more than 0, up to {TIMEOUT_LIMIT:.0f}"
+            return f"{self.unit} from 0 to {self.maximum:.0f}"
+        return f"{self.unit}, more than 0, up to {self.maximum:.0f}"
 
     def show(self, value: float) -> str:
         return repr(value).removesuffix(".0")
@@ -89,12 +96,13 @@ class Seconds:
 class Count:
     """A whole number.
 
-    :ivar most: the largest.
+    :ivar maximum: the largest; the smallest is 1.
     :ivar unit: of what; empty for a plain number.
     """
 
-    most: int = 9_999_999
+    maximum: int = 9_999_999
     unit: str = ""
+    minimum: ClassVar[int] = 1
     placeholder: str = attrs.field(init=False)
 
     @placeholder.default
@@ -105,14 +113,14 @@ class Count:
         # Of so few digits that reading them takes no time.
         plain = text.isascii() and text.isdigit() and len(text) <= 10
         value = int(text) if plain else 0
-        if not 1 <= value <= self.most:
+        if not self.minimum <= value <= self.maximum:
             raise ValueError(f"expected {self.describe()}")
         return value
 
     def describe(self) -> str:
         if self.unit:
-            return f"1 to {self.most} {self.unit}"
-        return f"a number from 1 to {self.most}"
+            return f"{self.minimum} to {self.maximum} {self.unit}"
+        return f"a number from {self.minimum} to {self.maximum}"
 
     def show(self, value: int) -> str:
         return str(value)
@@ -122,11 +130,14 @@ class Count:
 class Ratio:
     """How many times as much; 0 for no limit."""
 
-    placeholder: str = attrs.field(default="FACTOR", init=False)
+    unit: ClassVar[str] = ""
+    minimum: ClassVar[float] = 0.0
+    maximum: ClassVar[float] = sys.float_info.max
+    placeholder: ClassVar[str] = "FACTOR"
 
     def parse(self, text: str) -> float:
         value = _number(text)
-        if not 0 <= value < math.inf:
+        if not self.minimum <= value <= self.maximum:
             raise ValueError(f"expected {self.describe()}")
         return value
 
@@ -168,7 +179,7 @@ class Choice(Generic[T]):
 class Flag:
     """On or off; its option is given without a value, and is what it is not else."""
 
-    placeholder: str = attrs.field(default="", init=False)
+    placeholder: ClassVar[str] = ""
 
     def parse(self, text: str) -> bool:
         if text not in ("on", "off"):
@@ -186,7 +197,7 @@ class Flag:
 class IPv4:
     """An IPv4 address, kept as text."""
 
-    placeholder: str = attrs.field(default="ADDRESS", init=False)
+    placeholder: ClassVar[str] = "ADDRESS"
 
     def parse(self, text: str) -> str:
         try:

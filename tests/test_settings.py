@@ -189,6 +189,20 @@ def test_a_refusal_says_what_the_type_describes(kind: Any) -> None:
         kind.parse("?")
 
 
+@pytest.mark.parametrize(
+    "kind", [Seconds(), Seconds(never=False), Count(), Count(9, "bytes"), Ratio()]
+)
+def test_a_number_says_its_bounds_and_unit(kind: Any) -> None:
+    """For a schema, or a manual page."""
+    assert kind.parse(kind.show(kind.maximum)) == kind.maximum
+    if kind == Seconds(never=False):
+        assert kind.parse("1e-9") > kind.minimum == 0
+    else:
+        assert kind.parse(kind.show(kind.minimum)) == kind.minimum
+    assert kind.unit in ("", "seconds", "bytes")
+    assert kind.unit in kind.describe()
+
+
 # -- rows
 
 
