@@ -62,7 +62,7 @@ ROWS = [
         "flow_log",
         "proxy_header",
     },
-    {"plane.endpoints", "udp_servers"},
+    {"plane.endpoints", "udp_servers", "address_grammar"},
     {"udp_nat"},
     {"udp_listening"},
     {"endpoints", "stream"},
