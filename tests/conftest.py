@@ -171,3 +171,17 @@ def tmp_socket(tmp_path: Path) -> Path:
 def far(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers on loopback are dialled as if they were on another machine."""
     monkeypatch.setattr("relayd.dialing.is_loopback", lambda host: False)
+
+
+@pytest.fixture
+def server() -> Iterator[process.Server]:
+    """A TCP server of the test's own, for a relay in another process."""
+    with process.Server() as listening:
+        yield listening
+
+
+@pytest.fixture(params=process.TRANSPORTS)
+def connections_of(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whose connections the relays use that a test starts: it runs on each kind."""
+    with process.transport(request.param):
+        yield

@@ -43,23 +43,15 @@ from tests.process import (
     read_exactly,
     relay,
     reset,
-    transport,
 )
 
 #: Long enough never to be reached by a test that does not mean to.
 NEVER = "1000"
 
-pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+pytestmark = pytest.mark.usefixtures("nothing_left_behind", "connections_of")
 
 #: For a test that need not run on each kind of connections.
 once = pytest.mark.parametrize("connections_of", TRANSPORTS[:1], indirect=True)
-
-
-@pytest.fixture(autouse=True, params=TRANSPORTS)
-def connections_of(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Whose connections the relays of this module use."""
-    with transport(request.param):
-        yield
 
 
 @contextmanager
@@ -81,12 +73,6 @@ def chain(
     with relay(*options, *args, **how) as running:
         running.listening(length)
         yield running
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as listening:
-        yield listening
 
 
 def echo_once(server: Server, client: socket.socket, data: bytes) -> socket.socket:

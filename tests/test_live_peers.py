@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 import socket
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from relayd.socks4_wire import Code, Command, write_request
 from relayd.tcp_info import unacknowledged
 from tests.process import (
     PATIENCE,
-    TRANSPORTS,
     RelayProcess,
     Server,
     connect,
@@ -29,29 +27,15 @@ from tests.process import (
     read_exactly,
     relay,
     reset,
-    transport,
 )
 from tests.test_live import NEVER, chain, echo_once, full_backlog, in_thread
 
-pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+pytestmark = pytest.mark.usefixtures("nothing_left_behind", "connections_of")
 
 #: What a program without privileges may ask for nearly everywhere (net.core.rmem_max);
 #: the kernel doubles it.  Its window opens again when a sixteenth is free.
 RCVBUF = 200_000
 SIXTEENTH = 2 * RCVBUF // 16
-
-
-@pytest.fixture(autouse=True, params=TRANSPORTS)
-def connections_of(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Whose connections the relays of this module use."""
-    with transport(request.param):
-        yield
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as listening:
-        yield listening
 
 
 def large_reader(port: int) -> socket.socket:

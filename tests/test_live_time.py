@@ -21,7 +21,6 @@ from relayd.addresses import host_port
 from relayd.socks4_wire import Code, Command, Reply, write_request
 from tests.process import (
     PATIENCE,
-    TRANSPORTS,
     RelayProcess,
     Server,
     UdpServer,
@@ -31,7 +30,6 @@ from tests.process import (
     read_all,
     read_exactly,
     relay,
-    transport,
     udp_client,
 )
 from tests.stepped import MachinesClock
@@ -39,7 +37,7 @@ from tests.test_live import full_backlog
 from tests.test_socks4_live import reply
 
 pytestmark = [
-    pytest.mark.usefixtures("nothing_left_behind"),
+    pytest.mark.usefixtures("nothing_left_behind", "connections_of"),
     pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux's /proc"),
 ]
 
@@ -54,22 +52,9 @@ A_LOOK = 1.3
 TIMEOUT, STOPPED = 1.0, 1.4
 
 
-@pytest.fixture(autouse=True, params=TRANSPORTS)
-def connections_of(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Whose connections the relays of this module use."""
-    with transport(request.param):
-        yield
-
-
 @pytest.fixture
 def machines_clock(tmp_path: Path) -> MachinesClock:
     return MachinesClock(tmp_path / "clock")
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as listening:
-        yield listening
 
 
 @pytest.fixture

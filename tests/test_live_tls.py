@@ -20,7 +20,6 @@ from cryptography import x509
 from tests.certificates import Authority, server_context
 from tests.process import (
     PATIENCE,
-    TRANSPORTS,
     RelayProcess,
     Server,
     connect,
@@ -28,16 +27,10 @@ from tests.process import (
     read_exactly,
     relay,
     reset,
-    transport,
 )
 from tests.test_live_time import TIMEOUT, ports, stopped
 
-
-@pytest.fixture(autouse=True, params=TRANSPORTS)
-def connections_of(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Whose connections the plain side of each relay uses."""
-    with transport(request.param):
-        yield
+pytestmark = pytest.mark.usefixtures("connections_of")
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +42,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def pem(root: Authority) -> Path:
     """A key and a certificate for `localhost`, in one file."""
     return root.issue("localhost")
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as listening:
-        yield listening
 
 
 @contextmanager

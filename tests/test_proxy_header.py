@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,13 +18,11 @@ from relayd.tcp import RelayFactory
 from relayd.upstreams import Upstream
 from tests.fakes import FakeEndpoint, FakeServerEndpoint, FakeTransport
 from tests.process import (
-    TRANSPORTS,
     Server,
     connect,
     read_all,
     read_exactly,
     relay,
-    transport,
 )
 
 V1 = b"PROXY TCP4 192.0.2.9 192.0.2.10 1234 80\r\n"
@@ -162,12 +159,6 @@ def test_a_client_that_comes_too_late_is_not_served() -> None:
 
 
 # -- live
-
-
-@pytest.fixture(params=TRANSPORTS)
-def connections_of(request: pytest.FixtureRequest) -> Iterator[None]:
-    with transport(request.param):
-        yield
 
 
 LISTENER = "haproxy:tcp:0:interface=127.0.0.1"

@@ -311,12 +311,6 @@ def goes_on(port: int, server: Server) -> None:
         assert read_all(client) == b""
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as made:
-        yield made
-
-
 NO_RELOAD = "SIGHUP: going on, there is nothing to reload"
 
 

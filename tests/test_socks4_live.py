@@ -55,12 +55,6 @@ def proxy(request: pytest.FixtureRequest) -> Iterator[RelayProcess]:
         yield running
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as listening:
-        yield listening
-
-
 def port_of(server: Server) -> int:
     port: int = server.socket.getsockname()[1]
     return port

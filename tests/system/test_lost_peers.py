@@ -16,16 +16,14 @@ import pytest
 
 from tests.process import (
     PATIENCE,
-    TRANSPORTS,
     RelayProcess,
     read_all,
     read_exactly,
     relay,
-    transport,
 )
 from tests.system.namespaces import CLIENT, PROXY, SERVER, Machines, machines
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("connections_of")]
 
 #: Sides of a session: the address there, and the cable's name.
 SIDES = {"downstream": (CLIENT, "inside"), "upstream": (SERVER, "outside")}
@@ -46,12 +44,6 @@ run()
 def network() -> Iterator[Machines]:
     with machines() as three:
         yield three
-
-
-@pytest.fixture(autouse=True, params=TRANSPORTS)
-def connections_of(request: pytest.FixtureRequest) -> Iterator[None]:
-    with transport(request.param):
-        yield
 
 
 @contextmanager
