@@ -6,11 +6,10 @@ thread pool, one for each caller, and waits for them when the process ends.
 Here
 
 - sessions that want the same name share one look-up;
-- few look-ups run at a time, and the rest wait in a bounded line (:class:`Turns`):
-  those of the operator before all others, and then those of the *owners* that have the
-  fewest running, in turn.  An owner is a client that chooses its own names, such as a
-  proxy's.  When the line is full, the newest of whoever has the most in it makes room
-  for who has less;
+- few look-ups run at a time, and the rest wait in a queue of bounded length
+  (:mod:`relayd.fair_queue`): the operator's before all others, and then those of each
+  *owner* in turn, a client that chooses its own names.  When the queue is full, the
+  newest of the owner with the most in it is evicted for an owner with less;
 - one that nobody waits for any longer is not started;
 - the process does not wait for them when it ends.
 
@@ -25,8 +24,8 @@ import socket
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import DNSLookupError
@@ -34,26 +33,19 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
+from relayd.fair_queue import OWN_WORKERS, WORKERS, FairQueue
+
 #: A family and a socket address, as `socket.connect` takes it.
 SocketAddress = tuple[int, Any]
 
-#: How many look-ups run at a time.
-WORKERS = 8
+#: Most names that wait for a worker: owners', and as many again of the operator's.
+MAX_QUEUE = 1024
 
-#: How many of those owners have in all: one is never theirs, but the operator's.
-OWNERS_WORKERS = WORKERS - 1
+#: Most of them that are one owner's.
+MAX_QUEUE_PER_OWNER = MAX_QUEUE // 4
 
-#: How many one owner has.
-OWN_WORKERS = WORKERS // 2
-
-#: How many names may wait for a worker: owners', and as many again of the operator's.
-LINE = 1024
-
-#: How many one owner may have in it.
-OWN_LINE = LINE // 4
-
-#: How many addresses of a name are used.
-MOST_ADDRESSES = 16
+#: Most addresses of a name that are used.
+MAX_ADDRESSES = 16
 
 
 class _DaemonThread(threading.Thread):
@@ -69,132 +61,11 @@ class _DaemonPool(ThreadPool):
     threadFactory = _DaemonThread
 
 
-Item = TypeVar("Item")
-
-
-class _Owner(Generic[Item]):
-    """What waits for one owner, in order, and how many of it run."""
-
-    __slots__ = ("name", "running", "waiting")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.waiting: dict[Item, None] = {}
-        self.running = 0
-
-
-class Turns(Generic[Item]):
-    """Whose turn it is; no I/O, and no turn takes longer for more owners.
-
-    - The operator's (owner "") come before all others.
-    - Of the owners, those with the fewest running; among those, in turn.
-    - One worker is left to owners with none running: who has one takes no other if that
-      would be the last.  So two whose names never resolve stop nobody else; more of
-      them do, until the resolver gives up, and then it is the others' turn.
-
-    What several ask for waits in the turn of each of them.
-    """
-
-    def __init__(self) -> None:
-        self._owners: dict[str, _Owner[Item]] = {}
-        self._operator = self._owner("")
-        # Those with something that waits, by how many of theirs run.
-        self._levels: list[dict[str, _Owner[Item]]] = [{} for _ in range(OWN_WORKERS)]
-        self.running = 0
-
-    def join(self, owner: str, item: Item) -> None:
-        """Let it wait for its turn; it may wait already."""
-        found = self._owner(owner)
-        found.waiting[item] = None
-        self._enlist(found)
-
-    def leave(self, owner: str, item: Item) -> None:
-        """It does not wait any longer, if it does."""
-        found = self._owners.get(owner)
-        if found is not None:
-            found.waiting.pop(item, None)
-            self._enlist(found)
-
-    def next(self) -> tuple[str, Item] | None:
-        """What is to run now, and for whom; None: nothing yet.
-
-        It runs from here on, until :meth:`done`; whoever else waits for it is to leave.
-        """
-        owner = self._next_owner()
-        if owner is None:
-            return None
-        item = next(iter(owner.waiting))
-        del owner.waiting[item]
-        self._count(owner, 1)
-        return owner.name, item
-
-    def done(self, owner: str) -> None:
-        """One that ran for this owner has ended."""
-        self._count(self._owners[owner], -1)
-
-    def newest_of_the_most(self, owner: str) -> Iterator[Item]:
-        """What waits for the owner with the most of it, the newest first.
-
-        Nothing, if with one more this `owner` would have more than that one with one
-        less.
-        """
-        most = max(
-            (each for each in self._owners.values() if each is not self._operator),
-            key=lambda each: len(each.waiting),
-            default=self._operator,
-        )
-        found = self._owners.get(owner)
-        own = len(found.waiting) if found is not None else 0
-        if most is not self._operator and len(most.waiting) > own + 1:
-            yield from reversed(most.waiting)
-
-    def _next_owner(self) -> _Owner[Item] | None:
-        operator = self._operator
-        if self.running < WORKERS and operator.waiting:
-            return operator
-        owners_running = self.running - operator.running
-        for running, level in enumerate(self._levels):
-            if level:
-                left = 1 if running else 0
-                if (
-                    self.running + left < WORKERS
-                    and owners_running + left < OWNERS_WORKERS
-                ):
-                    return next(iter(level.values()))
-                return None
-        return None
-
-    def _owner(self, name: str) -> _Owner[Item]:
-        if name not in self._owners:
-            self._owners[name] = _Owner(name)
-        return self._owners[name]
-
-    def _count(self, owner: _Owner[Item], change: int) -> None:
-        if owner.running < OWN_WORKERS:
-            self._levels[owner.running].pop(owner.name, None)
-        owner.running += change
-        self.running += change
-        self._enlist(owner)
-
-    def _enlist(self, owner: _Owner[Item]) -> None:
-        """Give it its place, at the end if it has none; or forget it."""
-        if owner is self._operator:
-            return
-        if owner.running < OWN_WORKERS:
-            level = self._levels[owner.running]
-            if owner.waiting:
-                level[owner.name] = owner
-            else:
-                level.pop(owner.name, None)
-        if not (owner.waiting or owner.running):
-            del self._owners[owner.name]
-
-
 class _LookUp:
     """A name, and those who wait for its addresses, each with its owner.
 
     :ivar owner: who asked first.
-    :ivar waits: it stands in the line: it does not run, and was not turned away.
+    :ivar waits: it is in the queue: it does not run, and was not evicted.
     """
 
     def __init__(self, host: str, owner: str) -> None:
@@ -210,7 +81,7 @@ class Resolver:
 
     :param look_up: blocks, and returns what `socket.getaddrinfo` does.
 
-    :ivar refused: how many look-ups the full line turned away, or had to leave it.
+    :ivar refused: how many look-ups were refused, or evicted, as the queue was full.
     """
 
     _all: weakref.WeakKeyDictionary[Any, Resolver] = weakref.WeakKeyDictionary()
@@ -223,7 +94,7 @@ class Resolver:
         self._look_up = look_up if look_up is not None else _getaddrinfo
         self._pool: ThreadPool | None = None
         self._names: dict[str, _LookUp] = {}
-        self._turns: Turns[_LookUp] = Turns()
+        self._queue: FairQueue[_LookUp] = FairQueue()
         #: Look-ups by who asked first.
         self._owned: Counter[str] = Counter()
         self.refused = 0
@@ -240,17 +111,17 @@ class Resolver:
     ) -> Deferred[list[SocketAddress]]:
         """The addresses of `host`, families in turn, each with `port`.
 
-        :param owner: whose wish it is; a client's address.  Empty: the operator's.
+        :param owner: whom it is for: a client's key, or empty for the operator.
         :return: fires with at least one, or fails with DNSLookupError.  When it
             is cancelled the look-up goes on for others, if there are any.
         """
         found = self._names.get(host)
-        displaced = None
+        evicted = None
         if found is None:
             if self._is_full_for(owner):
-                displaced = self._displaced_by(owner)
+                evicted = self._evict_for(owner)
                 self.refused += 1
-                if displaced is None:
+                if evicted is None:
                     return fail(_too_many(host))
             found = self._names[host] = _LookUp(host, owner)
             self._owned[owner] += 1
@@ -259,32 +130,32 @@ class Resolver:
         look_up.waiting[waiter] = owner
         look_up.owners[owner] += 1
         if look_up.waits:
-            self._turns.join(owner, look_up)
+            self._queue.add(owner, look_up)
             self._start_some()
-        if displaced is not None:
+        if evicted is not None:
             # Last, as whoever is told may ask for anything.
-            _tell(displaced, Failure(_too_many(displaced.host)))
+            _tell(evicted, Failure(_too_many(evicted.host)))
         return waiter.addCallback(_in_turn, port)
 
     def _is_full_for(self, owner: str) -> bool:
         operators = self._owned[""]
         if not owner:
-            return operators >= WORKERS + LINE
+            return operators >= WORKERS + MAX_QUEUE
         return (
-            len(self._names) - operators >= WORKERS + LINE
-            or self._owned[owner] >= OWN_WORKERS + OWN_LINE
+            len(self._names) - operators >= WORKERS + MAX_QUEUE
+            or self._owned[owner] >= OWN_WORKERS + MAX_QUEUE_PER_OWNER
         )
 
-    def _displaced_by(self, owner: str) -> _LookUp | None:
-        """What leaves the full line for a look-up of this owner, who may have more."""
-        if not owner or self._owned[owner] >= OWN_WORKERS + OWN_LINE:
+    def _evict_for(self, owner: str) -> _LookUp | None:
+        """Evict a look-up from the full queue for one of this owner, if it may."""
+        if not owner or self._owned[owner] >= OWN_WORKERS + MAX_QUEUE_PER_OWNER:
             return None
-        for look_up in self._turns.newest_of_the_most(owner):
+        for look_up in self._queue.evictable(owner):
             # What others wait for, too, is theirs as well; and the operator's, who
-            # has asked first, takes no owner's room.
+            # has asked first, counts towards no owner.
             if look_up.owner and len(look_up.owners) == 1:
                 [its_owner] = look_up.owners
-                self._turns.leave(its_owner, look_up)
+                self._queue.remove(its_owner, look_up)
                 look_up.waits = False
                 self._forget(look_up)
                 return look_up
@@ -296,7 +167,7 @@ class Resolver:
         if not look_up.waits:
             return
         if owner not in look_up.owners:
-            self._turns.leave(owner, look_up)
+            self._queue.remove(owner, look_up)
         if not look_up.waiting:
             self._forget(look_up)
 
@@ -305,10 +176,10 @@ class Resolver:
         _count_down(self._owned, look_up.owner)
 
     def _start_some(self) -> None:
-        while (found := self._turns.next()) is not None:
+        while (found := self._queue.next()) is not None:
             owner, look_up = found
             for other in look_up.owners.keys() - {owner}:
-                self._turns.leave(other, look_up)
+                self._queue.remove(other, look_up)
             self._start(look_up, owner)
 
     def _start(self, look_up: _LookUp, owner: str) -> None:
@@ -331,7 +202,7 @@ class Resolver:
             found.addBoth(self._done, look_up, owner)
 
     def _done(self, result: Any, look_up: _LookUp, owner: str) -> None:
-        self._turns.done(owner)
+        self._queue.done(owner)
         self._forget(look_up)
         if isinstance(result, Failure):
             why = getattr(result.value, "strerror", None) or result.getErrorMessage()
@@ -374,4 +245,4 @@ def _in_turn(found: list[Any], port: int) -> list[SocketAddress]:
             there.append(item)
     turns = itertools.zip_longest(*families.values())
     items = [item for turn in turns for item in turn if item is not None]
-    return items[:MOST_ADDRESSES]
+    return items[:MAX_ADDRESSES]

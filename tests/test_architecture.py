@@ -23,7 +23,7 @@ ROWS = [
         *("errors", "addresses", "names", "ports", "hops", "relay_names"),
         "hooks",
     },
-    {"networks"},
+    {"networks", "fair_queue"},
     {"setting_types"},
     {"settings"},
     {"session", "pauses", "socks4_wire", "nat_table", "ident"},

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import socket
 import subprocess
 import sys
 import threading
-from collections import Counter
 from typing import Any
 
 import pytest
 import pytest_twisted
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionRefusedError, DNSLookupError
 from twisted.python.failure import Failure
 
 from relayd import happy_eyeballs
+from relayd.fair_queue import OWN_WORKERS, OWNERS_WORKERS, WORKERS
 from relayd.happy_eyeballs import NameEndpoint
-from relayd.resolving import (
-    LINE,
-    OWN_LINE,
-    OWN_WORKERS,
-    OWNERS_WORKERS,
-    WORKERS,
-    Resolver,
-    Turns,
-)
+from relayd.resolving import MAX_QUEUE, MAX_QUEUE_PER_OWNER, Resolver
 from tests.contracts import Recorder, turns, until
 
 
@@ -62,7 +50,7 @@ class Slow:
 
 
 @pytest_twisted.ensureDeferred
-async def test_families_take_turns_and_the_systems_choice_comes_first() -> None:
+async def test_families_alternate_and_the_systems_choice_comes_first() -> None:
     answer = found("2001:db8::1", "2001:db8::2", "192.0.2.1", "2001:db8::1")
     resolver = Resolver(reactor, lambda _: answer)
     assert await resolver.addresses("a.example", 80) == [
@@ -94,7 +82,7 @@ async def test_few_run_at_a_time_and_the_departed_are_not_looked_up() -> None:
     await until(lambda: len(slow.asked) == WORKERS)
     await turns()
     assert len(slow.asked) == WORKERS
-    # One in the line leaves, and one that is being looked up.
+    # One in the queue leaves, and one that is being looked up.
     for gone in (waiting[WORKERS], waiting[0]):
         gone.addErrback(lambda reason: reason.trap(CancelledError))
         gone.cancel()
@@ -122,11 +110,13 @@ async def test_one_that_is_told_may_cancel_another() -> None:
 async def test_the_line_is_bounded() -> None:
     slow = Slow()
     resolver = Resolver(reactor, slow)
-    waiting = [resolver.addresses(f"{n}.example", 80) for n in range(WORKERS + LINE)]
+    waiting = [
+        resolver.addresses(f"{n}.example", 80) for n in range(WORKERS + MAX_QUEUE)
+    ]
     with pytest.raises(DNSLookupError, match="too many"):
         await resolver.addresses("one.too.many.example", 80)
     assert resolver.refused == 1
-    # A name that is in the line already costs nothing more.
+    # A name that is in the queue already costs nothing more.
     waiting.append(resolver.addresses("5.example", 80))
     for each in waiting:
         each.addErrback(lambda reason: reason.trap(CancelledError))
@@ -142,7 +132,7 @@ async def test_one_owner_leaves_room_for_others() -> None:
     resolver = Resolver(reactor, slow)
     waiting = [
         resolver.addresses(f"{n}.example", 80, "192.0.2.1")
-        for n in range(OWN_WORKERS + OWN_LINE)
+        for n in range(OWN_WORKERS + MAX_QUEUE_PER_OWNER)
     ]
     with pytest.raises(DNSLookupError, match="too many"):
         await resolver.addresses("one.too.many.example", 80, "192.0.2.1")
@@ -155,7 +145,7 @@ async def test_one_owner_leaves_room_for_others() -> None:
     for each in waiting:
         await each
     assert not resolver._owned
-    assert not resolver._turns._owners.keys() - {""}
+    assert not resolver._queue._owners.keys() - {""}
 
 
 @pytest_twisted.ensureDeferred
@@ -210,8 +200,8 @@ async def empty(resolver: Resolver, slow: Slow, waiting: list[Deferred[Any]]) ->
     slow.answer.set()
     await until(lambda: not resolver._names)
     assert not resolver._owned
-    assert not resolver._turns._owners.keys() - {""}
-    assert not resolver._turns.running
+    assert not resolver._queue._owners.keys() - {""}
+    assert not resolver._queue.running
 
 
 @pytest_twisted.ensureDeferred
@@ -220,7 +210,7 @@ async def test_a_full_line_is_the_clients_and_not_the_operators() -> None:
     slow, told = Slow(), list[str]()
     resolver = Resolver(reactor, slow)
     waiting = []
-    for number in range(WORKERS + LINE):
+    for number in range(WORKERS + MAX_QUEUE):
         waiting += ask(resolver, 1, f"192.0.2.{number}", told)
     waiting += ask(resolver, 1, "198.51.100.1", told)
     assert told == ["0.of.198.51.100.1.example"]
@@ -231,14 +221,14 @@ async def test_a_full_line_is_the_clients_and_not_the_operators() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_clients_that_fill_the_line_make_room_for_others() -> None:
+async def test_clients_that_fill_the_queue_are_evicted_for_others() -> None:
     """Four could fill it, and stop every other client's names."""
     slow, told = Slow(), list[str]()
     resolver = Resolver(reactor, slow)
     waiting = []
     for owner, count in (("a", 256), ("b", 260), ("c", 256), ("d", 260)):
         waiting += ask(resolver, count, owner, told)
-    assert len(resolver._names) == WORKERS + LINE
+    assert len(resolver._names) == WORKERS + MAX_QUEUE
     assert told == []
     # Of d's, none has a worker.
     waiting += ask(resolver, 2, "victim", told)
@@ -252,12 +242,12 @@ async def test_clients_that_fill_the_line_make_room_for_others() -> None:
         *("259.of.b.example", "257.of.d.example", "258.of.b.example", "again")
     ]
     assert resolver.refused == 6
-    assert len(resolver._names) == WORKERS + LINE
+    assert len(resolver._names) == WORKERS + MAX_QUEUE
     await empty(resolver, slow, waiting)
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_name_that_others_want_too_does_not_make_room() -> None:
+async def test_a_name_that_others_want_too_is_not_evicted() -> None:
     slow, told = Slow(), list[str]()
     resolver = Resolver(reactor, slow)
     waiting = []
@@ -296,7 +286,7 @@ async def test_who_is_turned_away_may_ask_again_at_once() -> None:
     assert first.called
     assert not waiting[-1].called
     assert resolver._names["last.example"].waits
-    assert len(resolver._names) == WORKERS + LINE
+    assert len(resolver._names) == WORKERS + MAX_QUEUE
     for each in waiting[-2:]:
         each.addErrback(lambda reason: reason.trap(CancelledError))
     await empty(resolver, slow, waiting)
@@ -321,7 +311,7 @@ async def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None
             await resolver.addresses("a.example", 80)
         await until(lambda: not resolver._names)
         assert len(told) == len(waiting)
-    assert not resolver._turns.running
+    assert not resolver._queue.running
     assert resolver._pool is not None
     assert not resolver._pool.threads, "not kept"
     assert await resolver.addresses("a.example", 80, "a")
@@ -329,7 +319,7 @@ async def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest_twisted.ensureDeferred
 async def test_a_name_is_looked_up_in_the_turn_of_each_who_wants_it() -> None:
-    """Whoever asked first: who has much in the line keeps nobody else waiting in it."""
+    """Whoever asked first: who has much in the queue keeps nobody else waiting."""
     slow = Slow()
     resolver = Resolver(reactor, slow)
     greedy = [resolver.addresses(f"{n}.example", 80, "a") for n in range(20)]
@@ -339,7 +329,7 @@ async def test_a_name_is_looked_up_in_the_turn_of_each_who_wants_it() -> None:
     await until(lambda: "19.example" in slow.asked)
     # Who has left waits in nobody's turn.
     gone = resolver.addresses("18.example", 80, "c")
-    assert resolver._turns.running == OWN_WORKERS + 2
+    assert resolver._queue.running == OWN_WORKERS + 2
     assert resolver.addresses("17.example", 80)
     await until(lambda: "17.example" in slow.asked)
     for each in (gone, greedy[16], modest):
@@ -350,121 +340,7 @@ async def test_a_name_is_looked_up_in_the_turn_of_each_who_wants_it() -> None:
         await each
     assert "16.example" not in slow.asked
     await until(lambda: not resolver._names)
-    assert not resolver._turns._owners.keys() - {""}
-
-
-# -- whose turn it is
-
-
-class TurnsOfMany(RuleBasedStateMachine):
-    """Anything may be asked for, by anybody, in any order; and what holds then.
-
-    The model is lists; what it says of fairness is checked whenever one starts.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.turns: Turns[int] = Turns()
-        self.waiting: dict[str, list[int]] = {}
-        self.running: list[tuple[str, int]] = []
-        self.items = itertools.count()
-        #: How often others with as few running were served since an owner has waited.
-        self.passed: Counter[str] = Counter()
-
-    owners = st.sampled_from(["", "a", "b", "c", "d", "e", "f", "g", "h", "i"])
-
-    @rule(owner=owners, count=st.integers(1, 6))
-    def ask(self, owner: str, count: int) -> None:
-        for _ in range(count):
-            item = next(self.items)
-            self.turns.join(owner, item)
-            self.waiting.setdefault(owner, []).append(item)
-        self.start()
-
-    @precondition(lambda self: self.waiting)
-    @rule(owner=owners, data=st.data())
-    def ask_for_the_same(self, owner: str, data: st.DataObject) -> None:
-        items = sorted({item for each in self.waiting.values() for item in each})
-        item = data.draw(st.sampled_from(items))
-        self.turns.join(owner, item)
-        own = self.waiting.setdefault(owner, [])
-        if item not in own:
-            own.append(item)
-        self.start()
-
-    @precondition(lambda self: self.waiting)
-    @rule(data=st.data())
-    def leave(self, data: st.DataObject) -> None:
-        owner = data.draw(st.sampled_from(sorted(self.waiting)))
-        item = data.draw(st.sampled_from(self.waiting[owner]))
-        self.drop(owner, item)
-        self.turns.leave(owner, item)
-        self.turns.leave(owner, item)
-        self.start()
-
-    @precondition(lambda self: self.running)
-    @rule(data=st.data())
-    def end(self, data: st.DataObject) -> None:
-        owner, item = data.draw(st.sampled_from(self.running))
-        self.running.remove((owner, item))
-        self.turns.done(owner)
-        self.start()
-
-    def drop(self, owner: str, item: int) -> None:
-        self.waiting[owner].remove(item)
-        if not self.waiting[owner]:
-            del self.waiting[owner]
-            del self.passed[owner]
-
-    def running_of(self, owner: str) -> int:
-        return sum(each == owner for each, _ in self.running)
-
-    def start(self) -> None:
-        while (found := self.turns.next()) is not None:
-            owner, item = found
-            # The first in its own line.
-            assert self.waiting[owner][0] == item
-            if owner:
-                assert "" not in self.waiting, "the operator's come first"
-                own = self.running_of(owner)
-                assert own < OWN_WORKERS
-                for other in self.waiting.keys() - {owner}:
-                    assert self.running_of(other) >= own, "the fewest come first"
-                    if self.running_of(other) == own:
-                        self.passed[other] += 1
-                        assert self.passed[other] < 10, "in turn"
-            self.drop(owner, item)
-            del self.passed[owner]
-            for other in list(self.waiting):
-                if item in self.waiting[other]:
-                    self.drop(other, item)
-                    self.turns.leave(other, item)
-            self.running.append((owner, item))
-            theirs = sum(bool(each) for each, _ in self.running)
-            assert len(self.running) <= WORKERS
-            assert theirs <= OWNERS_WORKERS, "one is the operator's"
-            if owner and self.running_of(owner) > 1:
-                assert len(self.running) < WORKERS, "one is left"
-                assert theirs < OWNERS_WORKERS, "for those with none"
-
-    @invariant()
-    def nobody_waits_for_nothing(self) -> None:
-        free = WORKERS - len(self.running)
-        theirs = OWNERS_WORKERS - sum(bool(each) for each, _ in self.running)
-        for owner in self.waiting:
-            if not owner:
-                assert not free
-            elif not self.running_of(owner):
-                assert min(free, theirs) <= 0
-            else:
-                assert min(free, theirs) <= 1 or self.running_of(owner) >= OWN_WORKERS
-        assert self.turns.running == len(self.running)
-        known = {*self.waiting, *(owner for owner, _ in self.running), ""}
-        assert self.turns._owners.keys() == known, "nobody is remembered"
-
-
-test_turns = TurnsOfMany.TestCase
-TurnsOfMany.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
+    assert not resolver._queue._owners.keys() - {""}
 
 
 @pytest_twisted.ensureDeferred
