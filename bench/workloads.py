@@ -261,6 +261,11 @@ def measure_growth_busy(peer: Peer, seconds: float) -> Readings:
         return readings
 
 
+#: Seconds after which a connection that was busy is idle to every relay: relayd looks
+#: at each once a second, and asks the kernel about those that have just come to rest.
+UNTIL_IDLE = 3.5
+
+
 def measure_growth_open(peer: Peer, seconds: float) -> Readings:
     """CPU per request, and per short connection, when more and more are open."""
     readings = {}
@@ -269,6 +274,7 @@ def measure_growth_open(peer: Peer, seconds: float) -> Readings:
             for size in SIZES:
                 pairs.grow(size)
                 readings[f"turn@{size}"] = _cpu_per_turn(running, pairs, size, seconds)
+                time.sleep(UNTIL_IDLE)
                 # Half as many: four sizes' would fill the kernel's TIME_WAIT.
                 short = _Short(running, origin, "server")
                 short.make(WARM_UP)

@@ -1,7 +1,7 @@
 """The record of one relayed connection: facts and counters, no behaviour.
 
-A Session says who connected, through which listener, to which upstream, how
-many bytes went each way and how it ended.  Only the relay writes it; logs,
+A Session says who connected, through which listener, to which upstream, in which stage
+it is, how many bytes went each way and how it ended.  Only the relay writes it; logs,
 limits, metrics and observers read it, at any time.
 """
 
@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
+from typing import Any
 
 import attrs
+
+from relayd.stage import Stage
 
 
 class Ending(Enum):
@@ -54,7 +57,7 @@ class Ending(Enum):
     #: came in time; one that was not complete had to make room for a new client's.
     BAD_REQUEST = ("bad_request", "PR")
     HANDSHAKE_TIMEOUT = ("handshake_timeout", "cR")
-    CROWDED_OUT = ("crowded_out", "PR")
+    EVICTED = ("evicted", "PR")
     #: Proxies: a rule, or the ident of the client's host, was against it.
     DENIED = ("denied", "PR")
     IDENT_FAILED = ("ident_failed", "PR")
@@ -93,6 +96,9 @@ class Direction:
         return f"Direction({counts}, eof={self.eof})"
 
 
+_ACCEPTED = Stage.ACCEPTED
+
+
 @attrs.define(eq=False, slots=True, weakref_slot=False)
 class Session:
     """One client's connection and what became of it.
@@ -101,11 +107,16 @@ class Session:
     their differences.
 
     :ivar id: unique within the process, from 1 up.
-    :ivar ordinal: this listener's how-manieth session, from 0 up.
-    :ivar client: the client's address as text.
+    :ivar client: whose session it is, as text: the address that a PROXY header names,
+        or else the peer.
     :ivar listener: the local address that the client reached, as text.
     :ivar opened_at: when the client was accepted.
     :ivar relay: the name of the relay that serves it (:mod:`relayd.relay_names`).
+    :ivar peer: the address that connected, as text: the client, or its balancer.
+    :ivar ordinal: its sequence number among the clients that this relay has admitted,
+        from 0 up; -1 until it is admitted.
+    :ivar stage: where it is on its way.
+    :ivar server: the :class:`relayd.upstreams.Upstream` that was chosen, or None.
     :ivar upstream: the server's name or address; empty until one is chosen.
     :ivar connected_at: when the upstream connection stood, or None.
     :ivar ended_at: when the last of its connections was closed, or None.
@@ -116,11 +127,14 @@ class Session:
     """
 
     id: int
-    ordinal: int
     client: str
     listener: str
     opened_at: float
     relay: str = ""
+    peer: str = ""
+    ordinal: int = -1
+    stage: Stage = _ACCEPTED
+    server: Any = None
     upstream: str = ""
     connected_at: float | None = None
     ended_at: float | None = None

@@ -24,8 +24,8 @@ import socket
 from enum import IntEnum
 from typing import NamedTuple
 
-from relayd.errors import RelayError
 from relayd.names import is_address, is_name
+from relayd.preludes import BadRequest
 
 #: The most bytes that a user id, and a host name, may have.
 MOST_USER_ID = 255
@@ -64,13 +64,6 @@ class Code(IntEnum):
     NO_IDENT = 92
     #: Its identd names another user.
     WRONG_IDENT = 93
-
-
-class BadRequest(RelayError):
-    """What a client sent is no request that can be served.
-
-    The message says why, in a few words for the log.
-    """
 
 
 class Request(NamedTuple):

@@ -16,15 +16,18 @@ end of data can't be passed on to it.
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.internet.interfaces import (
     IReactorTime,
     IStreamClientEndpoint,
 )
 
 from relayd import settings
-from relayd.bridge import Timeouts
+from relayd.deadlines import Timeouts
 from relayd.interfaces import IGate, IObserver
 from relayd.monotonic import monotonic
+from relayd.observers import SessionLog
 from relayd.stream import StreamFactory, StreamProtocol
 from relayd.upstreams import Pool, Upstream
 
@@ -36,7 +39,7 @@ class RelayProtocol(StreamProtocol):
 
     factory: RelayFactory
 
-    def admitted(self) -> None:
+    def decide(self, *said: Any) -> None:
         self.dial(self.factory.pool.choose(self.session))
 
 
@@ -95,7 +98,7 @@ class RelayFactory(StreamFactory):
                 handshake=handshake_timeout,
             ),
             clock=clock,
-            observer=observer,
+            observer=observer if observer is not None else SessionLog(),
             gate=gate,
             name=name,
         )

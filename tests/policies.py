@@ -13,7 +13,7 @@ from relayd.networks import Ip
 from relayd.rules import Rule, parse_rule
 from relayd.session import Session
 
-SESSION = Session(1, 0, "203.0.113.1:50000", "203.0.113.2:1080", 0.0)
+SESSION = Session(1, "203.0.113.1:50000", "203.0.113.2:1080", 0.0)
 
 #: No special address of any kind; nobody's guard.
 ANYWHERE = "8.8.8.8"

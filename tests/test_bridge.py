@@ -29,7 +29,7 @@ class Pair:
 
     def __init__(self, **timeouts: float) -> None:
         self.clock = Clock()
-        self.session = Session(1, 0, "client", "listener", 0.0)
+        self.session = Session(1, "client", "listener", 0.0)
         self.over = 0
         self.down = FakeTransport(clock=self.clock)
         self.up = FakeTransport(clock=self.clock)

@@ -19,11 +19,11 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 
+from relayd.attempt import UpstreamLeg
 from relayd.dialing import SocketEndpoint
 from relayd.listening import TCPListenerEndpoint
 from relayd.observers import Observer
 from relayd.session import Ending, Session
-from relayd.stream import UpstreamLeg
 from relayd.tcp import RelayFactory, RelayProtocol
 from tests.conftest import LoggedFailures
 from tests.contracts import Peer, turns, until
@@ -193,8 +193,8 @@ def with_objects(name: str, heard: list[Any], *, servers: bool) -> Hook:
     """
 
     class Placing(RelayProtocol):
-        def build_leg(self, addr: Any) -> UpstreamLeg:
-            leg = super().build_leg(addr)
+        def build_leg(self, kind: Any, attempt: Any) -> UpstreamLeg:
+            leg = super().build_leg(kind, attempt)
             setattr(leg, name, spying(name, heard, getattr(leg, name)))
             return leg
 
@@ -328,7 +328,7 @@ async def test_what_needs_no_method_of_a_leg_goes_past_it(
     monkeypatch.setattr(PlaneTransport, "close_both", close_both)
     made: Any = RelayFactory
     if how is not None:
-        made = with_protocol(how(RelayProtocol, "admitted", []))
+        made = with_protocol(how(RelayProtocol, "decide", []))
     async with relaying("plane", made) as relay:
         client = relay.client()
         server = await relay.accepted()
@@ -376,8 +376,8 @@ async def test_an_override_that_raises_before_it_tells_of_a_loss_keeps_no_sessio
         raise ZeroDivisionError("lost, and not told")
 
     class Failing(RelayProtocol):
-        def build_leg(self, addr: Any) -> UpstreamLeg:
-            leg = super().build_leg(addr)
+        def build_leg(self, kind: Any, attempt: Any) -> UpstreamLeg:
+            leg = super().build_leg(kind, attempt)
             (leg if servers else self).connectionLost = fail  # type: ignore[method-assign]
             return leg
 

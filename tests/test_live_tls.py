@@ -347,7 +347,7 @@ def test_handshakes_of_tls_are_bounded_as_those_of_socks4(pem: Path) -> None:
             with connect(running.port):
                 with suppress(ConnectionResetError):
                     assert first.recv(1) == b""
-                running.ended("crowded_out")
+                running.ended("evicted")
         running.ended("client_left")
         silent(running)
 

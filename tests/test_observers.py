@@ -584,7 +584,7 @@ def test_every_ending_has_two_letters_that_operators_know() -> None:
             Ending.REFUSED,
             Ending.LOOP,
             Ending.BAD_REQUEST,
-            Ending.CROWDED_OUT,
+            Ending.EVICTED,
             Ending.DENIED,
             Ending.IDENT_FAILED,
         },
@@ -606,7 +606,7 @@ def test_a_session_lasts_from_accept_to_end() -> None:
 
 def test_sessions_are_told_apart_and_share_nothing() -> None:
     """Two with the same facts are two, each with counters of its own."""
-    one, two = (Session(1, 0, "a", "b", 0.0) for _ in range(2))
+    one, two = (Session(1, "a", "b", 0.0) for _ in range(2))
     assert one != two
     assert len({one, two}) == 2
     one.up.read += 1

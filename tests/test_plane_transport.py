@@ -408,7 +408,7 @@ class Meter(ProtocolWrapper):
 
 def test_what_wraps_a_connection_is_not_passed_by(still: Still) -> None:
     """It declares the interfaces of what is below it; that must not be believed."""
-    plane, session = Plane.of(still), Session(1, 1, "", "", 0.0)
+    plane, session = Plane.of(still), Session(1, "", "", 0.0)
     legs = [Leg(session.up), Leg(session.down)]
     factory: Any = WrappingFactory(Factory.forProtocol(lambda: legs[0]))
     factory.protocol, factory.noisy = Meter, False
@@ -1715,7 +1715,7 @@ def test_a_read_is_no_larger_than_twisteds(kind: str, still: Still) -> None:
 
 def a_session(still: Still) -> list[weakref.ref[Leg]]:
     """Relay much both ways, each end in turn; return the two legs' references."""
-    plane, session, over = Plane.of(still), Session(1, 1, "", "", 0.0), []
+    plane, session, over = Plane.of(still), Session(1, "", "", 0.0), []
     legs = Leg(session.up), Leg(session.down)
     client, server = (Side(plane, sockets("tcp"), leg) for leg in legs)
     Bridge(session, *legs, Timeouts(), still, lambda: over.append(1)).start()
@@ -1762,7 +1762,7 @@ def joined_legs(
     still: Still, client: type[Leg] = Leg, server: type[Leg] = Leg
 ) -> tuple[Session, list[Leg], list[Side], list[int]]:
     """Two legs on a Bridge, whose sides are spliced; and what counts its end."""
-    plane, session, over = Plane.of(still), Session(1, 1, "", "", 0.0), list[int]()
+    plane, session, over = Plane.of(still), Session(1, "", "", 0.0), list[int]()
     legs = [client(session.up), server(session.down)]
     sides = [Side(plane, sockets("tcp"), leg) for leg in legs]
     Bridge(session, *legs, Timeouts(), still, lambda: over.append(1)).start()

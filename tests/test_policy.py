@@ -19,7 +19,7 @@ from relayd.session import Session
 
 def session(client: str) -> Session:
     """Of a client by this name."""
-    return Session(1, 0, client, "192.0.2.2:1080", 0.0)
+    return Session(1, client, "192.0.2.2:1080", 0.0)
 
 
 def gate(*networks: str) -> ClientGate:

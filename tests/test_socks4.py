@@ -43,9 +43,9 @@ from relayd.observers import Observer, SessionLog
 from relayd.resolving import Resolver, SocketAddress
 from relayd.rules import parse_rule
 from relayd.session import Ending, Session
-from relayd.socks4 import LONG_HANDSHAKE, ROOM, Socks4Factory, Socks4Session
+from relayd.socks4 import LONG_HANDSHAKE, SHED_AT_ONCE, Socks4Factory, Socks4Session
 from relayd.socks4_wire import Code, Command, write_reply, write_request
-from relayd.stream import LEFT_GRACE
+from relayd.stream_session import LEFT_GRACE
 from tests.conftest import LoggedFailures
 from tests.fakes import (
     FakeEndpoint,
@@ -790,7 +790,7 @@ def test_an_observer_that_ends_a_bind_is_not_overruled(
 ) -> None:
     def dialing(_: Witness, session: Session) -> None:
         protocol = proxy.factory.sessions[session.id]
-        leave = protocol.end if politely else protocol.cut
+        leave = protocol.end if politely else protocol.abort_session
         leave(Ending.NO_UPSTREAM, "by the observer")
 
     monkeypatch.setattr(Witness, "dialing", dialing)
@@ -999,7 +999,7 @@ def test_a_peer_to_whom_there_is_no_way(monkeypatch: pytest.MonkeyPatch) -> None
     def no_way(address: object) -> str:
         raise OSError(101, "Network is unreachable")
 
-    monkeypatch.setattr("relayd.socks4.address_towards", no_way)
+    monkeypatch.setattr("relayd.socks4_bind.address_towards", no_way)
     proxy = Proxy()
     refused(proxy.client(BIND))
     assert "Network is unreachable" in proxy.session.detail
@@ -1198,7 +1198,7 @@ def test_the_client_ends_its_side_in_the_handshake(moment: Moment) -> None:
         proxy.session.detail
         == {
             "before a byte": "said nothing",
-            "in the handshake": "in the middle of the handshake",
+            "in the handshake": "in the middle of its request",
         }[moment.name]
     )
     proxy.over(Ending.CLIENT_LEFT)
@@ -1438,7 +1438,7 @@ def test_the_oldest_handshake_of_a_client_makes_room_for_its_next() -> None:
     first, second = proxy.client(CONNECT[:4]), proxy.client()
     third = proxy.client()
     refused(first)
-    assert proxy.witness.sessions[1].ending is Ending.CROWDED_OUT
+    assert proxy.witness.sessions[1].ending is Ending.EVICTED
     assert [each.connected for each in (other, second, third)] == [True] * 3
     assert len(proxy.factory.handshakes) == 3
     third.receive(CONNECT)
@@ -1465,7 +1465,7 @@ def test_the_oldest_handshake_of_all_makes_room_for_the_next() -> None:
     proxy.nothing_left()
 
 
-def test_one_whose_identd_is_asked_can_be_crowded_out() -> None:
+def test_one_whose_identd_is_asked_can_be_evicted() -> None:
     proxy = Proxy(ident=True, max_handshakes=1)
     first = proxy.client(CONNECT)
     second = proxy.client()
@@ -1480,7 +1480,9 @@ def test_without_descriptors_those_go_who_are_long_in_their_handshake() -> None:
     proxy = Proxy()
     assert verifyObject(IShedsClients, proxy.factory)
     served = proxy.client(CONNECT)
-    mute = [proxy.client(host=f"192.0.2.{number}") for number in range(ROOM + 2)]
+    mute = [
+        proxy.client(host=f"192.0.2.{number}") for number in range(SHED_AT_ONCE + 2)
+    ]
 
     def shed_clients() -> None:
         # Two listeners may ask in one turn.
@@ -1494,12 +1496,12 @@ def test_without_descriptors_those_go_who_are_long_in_their_handshake() -> None:
     late = proxy.client(CONNECT[:4])
     proxy.clock.advance(0.01)
     shed_clients()
-    for client in mute[:ROOM]:
+    for client in mute[:SHED_AT_ONCE]:
         refused(client)
-    assert proxy.witness.sessions[1].ending is Ending.CROWDED_OUT
-    assert all(client.connected for client in mute[ROOM:])
+    assert proxy.witness.sessions[1].ending is Ending.EVICTED
+    assert all(client.connected for client in mute[SHED_AT_ONCE:])
     shed_clients()
-    for client in mute[ROOM:]:
+    for client in mute[SHED_AT_ONCE:]:
         refused(client)
     late.receive(CONNECT[4:])
     assert len(proxy.servers) == 2
@@ -1535,7 +1537,7 @@ def test_a_proxy_with_protocols_of_its_own_makes_room_as_well() -> None:
     assert not own.takes_names()
 
 
-def test_those_who_are_dialled_for_make_room_for_nobody() -> None:
+def test_those_who_are_dialled_for_shed_for_nobody() -> None:
     proxy = Proxy(max_handshakes=1, max_handshakes_per_client=1)
     clients = [proxy.client(CONNECT) for _ in range(5)]
     assert all(client.connected for client in clients)

@@ -421,7 +421,7 @@ def test_a_thousand_who_stop_in_mid_handshake_keep_nobody_out() -> None:
                 assert read_exactly(upstream, 4) == b"good"
                 assert answer(client).code == Code.GRANTED
         assert time.monotonic() - started < 2, "the good client waited"
-        proxy.ended("crowded_out", 701)
+        proxy.ended("evicted", 701)
         assert read_all(mute[0]) == REJECTED
         eventually(lambda: proxy.descriptors == before + 299, "the others are gone")
         # Those that are left may still say what they want.
@@ -478,7 +478,7 @@ def test_without_descriptors_the_mute_make_room() -> None:
             server.accept().close()
             assert answer(client).code == Code.GRANTED
         proxy.wait_for("hardly any file descriptor is left")
-        proxy.ended("crowded_out", 32)
+        proxy.ended("evicted", 32)
 
 
 def test_a_flood_of_binds_gets_no_more_listeners_than_its_share() -> None:

@@ -22,7 +22,7 @@ from twisted.internet.testing import MemoryReactorClock
 from zope.interface.verify import verifyObject
 
 import relayd
-import relayd.stream
+import relayd.stream_relay
 import relayd.tap.relayd
 import relayd.tap.socks4
 import twisted
@@ -473,7 +473,9 @@ def test_the_settings_reach_the_relays() -> None:
 def test_the_log_is_as_verbose_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the factories are given to report to."""
     given: list[Any] = []
-    monkeypatch.setattr(relayd.stream, "Observers", lambda *them: given.extend(them))
+    monkeypatch.setattr(
+        relayd.stream_relay, "Observers", lambda *them: given.extend(them)
+    )
     make(*GOOD)
     make(*GOOD, "-v")
     assert [type(each) for each in given] == [SessionLog, VerboseSessionLog]
@@ -741,7 +743,7 @@ def test_an_external_address_is_the_proxys_own() -> None:
     [listening] = proxies.listenings
     factory = listening.factory
     assert isinstance(factory, Socks4Factory)
-    session = Session(1, 0, "192.0.2.9:1", "192.0.2.1:1080", 0.0)
+    session = Session(1, "192.0.2.9:1", "192.0.2.1:1080", 0.0)
     factory.policy.permit("8.8.4.4", 80, "", session)
     with pytest.raises(Refused, match="this machine's own"):
         factory.policy.permit("8.8.8.8", 80, "", session)
@@ -859,7 +861,7 @@ def test_whose_proxy_it_is() -> None:
         factory: Any = listening.factory
         assert (factory.gate is None) == strangers
         for client, comes in (("192.0.2.1:5", True), ("192.0.2.2:5", strangers)):
-            session = Session(1, 0, client, "192.0.2.3:1080", 0.0)
+            session = Session(1, client, "192.0.2.3:1080", 0.0)
             if factory.gate is None:
                 assert comes
             elif comes:
@@ -892,7 +894,9 @@ def test_the_proxys_log_is_as_verbose_as_asked(
 ) -> None:
     """What the factories are given to report to."""
     given: list[Any] = []
-    monkeypatch.setattr(relayd.stream, "Observers", lambda *them: given.extend(them))
+    monkeypatch.setattr(
+        relayd.stream_relay, "Observers", lambda *them: given.extend(them)
+    )
     for argv in ((), ("-v",), ("-q",)):
         make_socks4(*argv)
     kinds = [SessionLog, VerboseSessionLog, QuietSessionLog]

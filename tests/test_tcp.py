@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 from zope.interface.verify import verifyClass
 
+from relayd.attempt import Attempt
 from relayd.bridge import HOLD_LIMIT
 from relayd.dialing import SocketEndpoint
 from relayd.errors import Refused
@@ -26,7 +27,7 @@ from relayd.interfaces import IDialer, IGate, ILease
 from relayd.monotonic import MonotonicClock
 from relayd.observers import Observer, Observers
 from relayd.session import Ending, Session
-from relayd.stream import LEFT_GRACE
+from relayd.stream_session import LEFT_GRACE
 from relayd.tcp import RelayFactory, RelayProtocol
 from relayd.tls import ServerIdentity
 from relayd.upstreams import Pool, Upstream
@@ -213,7 +214,7 @@ def test_an_observer_may_end_what_has_just_connected() -> None:
 
 
 @pytest.mark.parametrize("moment", ["opened", "dialing"])
-@pytest.mark.parametrize("ended", ["cut", "end"])
+@pytest.mark.parametrize("ended", ["abort_session", "end"])
 def test_an_observer_may_end_a_session_that_is_not_dialled_yet(
     moment: str, ended: str
 ) -> None:
@@ -277,7 +278,7 @@ class FakeDial:
 
 def test_a_dial_that_follows_one_that_failed_at_once_can_be_cancelled() -> None:
     class Persistent(RelayProtocol):
-        def not_dialed(self, ending: Ending, detail: str) -> None:
+        def attempt_failed(self, attempt: Attempt) -> None:
             self.dial(self.factory.pool.choose(self.session))
 
     relay = Relay()
@@ -421,7 +422,7 @@ def test_a_loss_that_nobody_tells_of_keeps_no_session(side: str) -> None:
     client = relay.client()
     if side == "client, not joined":
         [protocol] = relay.factory.sessions.values()
-        protocol.cut(Ending.DRAINED)
+        protocol.abort_session(Ending.DRAINED)
         ending = "closed drained"
     else:
         server = relay.server.dial.connect()
