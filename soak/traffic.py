@@ -299,8 +299,10 @@ class Traffic:
             end.done = True
         except Violation as violation:
             wrong = str(violation)
-            # What was seen too late is known by the time; this is about a lost reset.
-            excused = isinstance(violation, WrongTime) and self._excuse(end.session)
+            # For how late this process was, the time already allows.
+            excused = isinstance(violation, WrongTime) and self._excuse(
+                end.session, late=False
+            )
         except TimeoutError:
             wrong = f"not over after {LIMIT:g} s"
         except ConnectionError as problem:
@@ -315,12 +317,15 @@ class Traffic:
                 end.session, "client" if end.client else "server", wrong
             )
 
-    def _excuse(self, session: Session) -> bool:
-        """Whether it is not the relay's doing that a timeout has ended a session."""
+    def _excuse(self, session: Session, *, late: bool = True) -> bool:
+        """Whether it is not the relay's doing that a timeout has ended a session.
+
+        :param late: this process may have been too late to keep it alive.
+        """
         if not session.excused:
             if is_held_back(session, self._drops):
                 session.excused = "the kernel had dropped segments, and held bytes back"
-            elif acted_late(session, self._loop.time(), self._stops):
+            elif late and acted_late(session, self._loop.time(), self._stops):
                 session.excused = "this process was late"
             else:
                 return False
