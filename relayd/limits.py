@@ -1,9 +1,9 @@
-"""Bounds on those who wait: so many in all, and so many for each client.
+"""Limits on those who wait: so many in all, and so many for each client.
 
-A bound that is reached either refuses whoever comes next, or makes the one go that
-has waited longest.  The second is for waiting that honest clients do for a moment
-and others for as long as they may, such as a handshake: a table that refuses can be
-kept full by whoever opens connections and says nothing.
+When a limit is reached, either the next is refused (:meth:`Waiting.add`), or the one
+that has waited longest is evicted (:meth:`Waiting.push`).  The second is for what
+honest clients do in a moment and others for as long as they may, such as a handshake: a
+table that refuses can be kept full by whoever opens connections and sends nothing.
 """
 
 from __future__ import annotations
@@ -25,39 +25,43 @@ Item = TypeVar("Item")
 
 
 def affordable_handshakes() -> int:
-    """How many handshakes may wait in all, unless it is said.
+    """How many handshakes may wait in all, unless that is set.
 
-    A quarter of what the limit of open files allows: more than it allows would keep
-    everybody out, since nobody has to make room for a client that is not accepted.
+    A quarter of the limit of open files: with more than that limit everybody would be
+    kept out, since nothing is evicted for a client that is not accepted.
     """
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    try:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except OSError:
+        # A sandbox refuses.
+        return HANDSHAKES
     if limit == resource.RLIM_INFINITY:
         return HANDSHAKES
     return max(1, min(HANDSHAKES, limit // 4))
 
 
-def fair_handshakes(most: int) -> int:
-    """How many of those one client may have, unless it is said: a quarter."""
-    return max(1, min(HANDSHAKES_EACH, most // 4))
+def fair_handshakes(limit: int) -> int:
+    """How many of those one client may have, unless that is set: a quarter."""
+    return max(1, min(HANDSHAKES_EACH, limit // 4))
 
 
 class Waiting(Generic[Item]):
     """Those who wait for one kind of thing, in the order in which they came.
 
     :param what: what they are, in the plural, for the log.
-    :param most: how many may wait in all, at least 1.
-    :param most_each: how many of one client, at least 1.
+    :param limit: how many may wait in all, at least 1.
+    :param limit_per_client: how many of one client, at least 1.
     :param clock: seconds; the log has at most one line in each.
 
-    :ivar hits: how often one of the bounds was reached.
+    :ivar hits: how often one of the limits was reached.
     """
 
     def __init__(
-        self, what: str, most: int, most_each: int, clock: IReactorTime
+        self, what: str, limit: int, limit_per_client: int, clock: IReactorTime
     ) -> None:
         self._what = what
-        self._most = most
-        self._most_each = most_each
+        self._limit = limit
+        self._limit_per_client = limit_per_client
         self._items: dict[Item, str] = {}
         self._by_client: dict[str, dict[Item, None]] = {}
         self._throttle = LogThrottle(clock)
@@ -73,34 +77,36 @@ class Waiting(Generic[Item]):
         """Let `item` wait.
 
         :param client: whose it is, such as an address without its port.
-        :raises Refused: there is no room.
+        :raises Refused: a limit is reached.
         """
-        if len(self._items) >= self._most:
-            self._hit("in all", self._most)
-            raise Refused(f"{self._most} {self._what} wait already")
+        if len(self._items) >= self._limit:
+            self._hit("in all", self._limit)
+            raise Refused(f"{self._limit} {self._what} wait already")
         own = self._by_client.get(client, ())
-        if len(own) >= self._most_each:
-            self._hit(f"of {client or 'one client'}", self._most_each)
-            raise Refused(f"{self._most_each} {self._what} of this client wait already")
+        if len(own) >= self._limit_per_client:
+            self._hit(f"of {client or 'one client'}", self._limit_per_client)
+            raise Refused(
+                f"{self._limit_per_client} {self._what} of this client wait already"
+            )
         self._insert(item, client)
 
     def push(self, item: Item, client: str) -> Item | None:
-        """Let `item` wait, whoever has to make room.
+        """Let `item` wait; evict the oldest if a limit is reached.
 
-        :return: the one that must go: it is forgotten here.
+        :return: the one that is evicted.
         """
-        gone = None
+        evicted = None
         own = self._by_client.get(client, ())
-        if len(own) >= self._most_each:
-            self._hit(f"of {client or 'one client'}", self._most_each)
-            gone = next(iter(own))
-        elif len(self._items) >= self._most:
-            self._hit("in all", self._most)
-            gone = next(iter(self._items))
-        if gone is not None:
-            self.discard(gone)
+        if len(own) >= self._limit_per_client:
+            self._hit(f"of {client or 'one client'}", self._limit_per_client)
+            evicted = next(iter(own))
+        elif len(self._items) >= self._limit:
+            self._hit("in all", self._limit)
+            evicted = next(iter(self._items))
+        if evicted is not None:
+            self.discard(evicted)
         self._insert(item, client)
-        return gone
+        return evicted
 
     def oldest(self, count: int) -> list[Item]:
         """Those who have waited longest, at most so many; the longest first."""
@@ -124,14 +130,14 @@ class Waiting(Generic[Item]):
         else:
             own[item] = None
 
-    def _hit(self, whose: str, most: int) -> None:
+    def _hit(self, whose: str, limit: int) -> None:
         self.hits += 1
         if not self._throttle.is_due():
             return
         log.warn(
-            "{most} {what} {whose} wait, which is the bound"
+            "{limit} {what} {whose} wait, which is the limit"
             " (reached {hits} times so far)",
-            most=most,
+            limit=limit,
             what=self._what,
             whose=whose,
             hits=self.hits,

@@ -1,6 +1,8 @@
-"""Bounds on those who wait: against a list of them, and one by one."""
+"""Limits on those who wait: against a list of them, and one by one."""
 
 from __future__ import annotations
+
+import errno
 
 import pytest
 from hypothesis import settings
@@ -22,6 +24,7 @@ from relayd.limits import (
     affordable_handshakes,
     fair_handshakes,
 )
+from tests.test_plane_poller import refuse
 
 clients = st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1", ""])
 
@@ -49,7 +52,7 @@ class Model(RuleBasedStateMachine):
         return [each for each in self.list if each[1] == client]
 
     def hit(self, lines: int) -> None:
-        """A bound was reached, and the log has `lines` of it."""
+        """A limit was reached, and the log has `lines` of it."""
         self.hits += 1
         now = self.clock.seconds()
         due = self.logged_at is None or now - self.logged_at >= 1
@@ -153,7 +156,7 @@ def test_who_comes_too_much_is_refused() -> None:
     assert "e" in waiting
 
 
-def test_who_has_waited_longest_makes_room() -> None:
+def test_who_has_waited_longest_is_evicted() -> None:
     """Of the client's own, if it has too many; so that it can push out nobody else."""
     waiting = wait_for(4, 2)
     assert waiting.push("a", "192.0.2.1") is None
@@ -168,7 +171,7 @@ def test_who_has_waited_longest_makes_room() -> None:
 
 
 def test_the_log_has_at_most_one_line_a_second() -> None:
-    """With the bound that it was, and how often one was reached."""
+    """With the limit that it was, and how often one was reached."""
     clock = Clock()
     waiting = wait_for(2, 1, clock)
     with capturedLogs() as events:
@@ -187,9 +190,9 @@ def test_the_log_has_at_most_one_line_a_second() -> None:
     said = [(event["log_namespace"], event["log_level"].name) for event in events]
     assert said == [("relayd.limits", "warn")] * 3
     assert [event["log_format"].format(**event) for event in events] == [
-        "1 handshakes of 192.0.2.1 wait, which is the bound (reached 1 times so far)",
-        "2 handshakes in all wait, which is the bound (reached 5 times so far)",
-        "1 handshakes of 192.0.2.2 wait, which is the bound (reached 6 times so far)",
+        "1 handshakes of 192.0.2.1 wait, which is the limit (reached 1 times so far)",
+        "2 handshakes in all wait, which is the limit (reached 5 times so far)",
+        "1 handshakes of 192.0.2.2 wait, which is the limit (reached 6 times so far)",
     ]
 
 
@@ -230,3 +233,9 @@ def test_handshakes_are_no_more_than_there_may_be_descriptors(
     assert affordable_handshakes() == most
     assert fair_handshakes(most) == each
     assert fair_handshakes(1 << 20) == 1024
+
+
+def test_a_limit_of_files_that_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """getrlimit(2) is refused, by a sandbox: as many as with a high one."""
+    monkeypatch.setattr("resource.getrlimit", refuse(errno.EPERM))
+    assert affordable_handshakes() == 4096
