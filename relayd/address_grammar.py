@@ -32,9 +32,9 @@ from twisted.internet.interfaces import (
 from twisted.plugin import getPlugins
 
 from relayd.addresses import host_port
+from relayd.broadcast import BROADCAST, is_broadcast
 from relayd.errors import ConfigError
 from relayd.names import is_name, is_number
-from relayd.udp_sockets import BROADCAST, is_broadcast
 
 #: Endpoint types that Twisted parses itself, without a plugin.
 _BUILT_IN = frozenset({"tcp", "ssl", "unix"})

@@ -15,7 +15,7 @@ from typing import TypeVar
 from twisted.logger import Logger
 
 from relayd.addresses import numeric_host
-from relayd.udp_sockets import BROADCAST, is_broadcast
+from relayd.broadcast import BROADCAST, is_broadcast
 
 log = Logger(namespace="relayd.binding")
 

@@ -36,6 +36,7 @@ from relayd.address_grammar import (
     parse_destination,
     parse_listener,
 )
+from relayd.datagrams.watching import ReactorWatcher, Watcher
 from relayd.dialing import SocketEndpoint
 from relayd.endpoint_strings import (
     has_tls_behind_proxy,
@@ -51,7 +52,6 @@ from relayd.plane import obstacle
 from relayd.proxy_header import behind_balancer
 from relayd.settings import Transport
 from relayd.tls import ServerIdentity
-from relayd.udp_sockets import ReactorWatcher, Watcher
 
 if TYPE_CHECKING or sys.platform == "linux":
     from relayd.plane.endpoints import (

@@ -28,6 +28,7 @@ from twisted.python.failure import Failure
 
 from relayd import settings
 from relayd.addresses import address_name
+from relayd.broadcast import BROADCAST, is_broadcast
 from relayd.config import (
     DEMO_LISTENER,
     Common,
@@ -38,6 +39,8 @@ from relayd.config import (
     is_local,
 )
 from relayd.cycles import refuse_cycles
+from relayd.datagrams.endpoint import UdpListener
+from relayd.datagrams.sockets import affordable_flows
 from relayd.destinations import ProxyPolicy
 from relayd.endpoints import (
     HostPort,
@@ -50,7 +53,7 @@ from relayd.endpoints import (
     watcher,
 )
 from relayd.errors import CannotStart, ConfigError, ListenError
-from relayd.flow_log import FlowLog, QuietFlowLog
+from relayd.flow_lines import FlowLog, QuietFlowLog
 from relayd.listener import Listeners
 from relayd.log_file import AnyLogFile, attach
 from relayd.observers import QuietSessionLog, SessionLog, VerboseSessionLog
@@ -60,9 +63,7 @@ from relayd.relay_names import relay_name, relay_names
 from relayd.signals import Signals
 from relayd.socks4 import Socks4Factory
 from relayd.tcp import RelayFactory
-from relayd.udp_listening import UdpListener
 from relayd.udp_nat import Server, UdpNat
-from relayd.udp_sockets import BROADCAST, affordable_flows, is_broadcast
 from relayd.upstreams import Pool, Upstream
 
 log = Logger(namespace="relayd.service")

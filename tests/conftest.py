@@ -24,7 +24,7 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, eventAsText, globalLogPublisher
 
-from relayd import udp_nat
+from relayd.datagrams import loops
 from relayd.descriptors import Descriptors
 from relayd.hops import datagrams, streams
 from relayd.monotonic import MonotonicClock
@@ -137,7 +137,7 @@ def nothing_remembered() -> None:
     """
     for kind in (Descriptors, Plane, Resolver):
         kind._all.pop(reactor, None)
-    udp_nat._listening.clear()
+    loops.open_guards.clear()
     for hops in (streams, datagrams):
         hops.ports.clear()
         hops.hops.clear()

@@ -21,7 +21,7 @@ from twisted.internet.endpoints import UNIXServerEndpoint
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory
 
-from relayd import udp_nat
+from relayd.datagrams.endpoint import UdpListener
 from relayd.destinations import ProxyPolicy
 from relayd.dialing import SocketEndpoint
 from relayd.endpoints import watcher
@@ -41,7 +41,6 @@ from relayd.socks4_wire import Command, write_request
 from relayd.stream import StreamFactory
 from relayd.tcp import RelayFactory
 from relayd.transports import reset_on_close
-from relayd.udp_listening import UdpListener
 from relayd.udp_nat import Server, UdpNat
 from relayd.upstreams import Pool
 from tests.conftest import pause
@@ -447,13 +446,16 @@ async def test_a_relay_of_datagrams_to_itself_by_another_spelling(
     """Of an address; and where the kernel does not say what was spoken to."""
     if not told:
         refused = OSError(errno.EPERM, "Operation not permitted")
-        monkeypatch.setattr(udp_nat, "ask_for_local_address", lambda _: refused)
+        monkeypatch.setattr(
+            "relayd.datagrams.listener.ask_for_local_address", lambda _: refused
+        )
     port = await udp.listen(None)
     server = Server("name.example", port)
     family = socket.AF_INET6 if ":" in there else socket.AF_INET
     where: Any = (there, port, 0, 0) if ":" in there else (there, port)
     server.address, server.addresses = (family, where), [(family, where)]
-    monkeypatch.setattr(udp.nats[0], "_look_up", lambda: None)
+    # Whose addresses are known already.
+    udp.nats[0].pool.stop()
     udp.nats[0].servers = [server]
     with socket.socket(socket.AF_INET, DGRAM) as client:
         for number in (1, 2, 3):
@@ -507,13 +509,13 @@ async def test_a_source_that_is_another_relays_listener(
     """What is forged so would be answered to that relay, and relayed on for ever."""
     one, two = await udp.listen(), await udp.listen(None if wildcard else "127.0.0.1")
     for number, nat in enumerate(udp.nats):
-        assert nat.leads_back(("127.0.0.1", one)), number
-        assert nat.leads_back(("127.0.0.1", two)), number
-        assert nat.leads_back(("127.0.0.2", two)) == wildcard
-        assert not nat.leads_back(("127.0.0.2", one))
-        assert not nat.leads_back(("192.0.2.7", two))
+        assert nat.loops.leads_back(("127.0.0.1", one)), number
+        assert nat.loops.leads_back(("127.0.0.1", two)), number
+        assert nat.loops.leads_back(("127.0.0.2", two)) == wildcard
+        assert not nat.loops.leads_back(("127.0.0.2", one))
+        assert not nat.loops.leads_back(("192.0.2.7", two))
     udp.nats[1].close()
-    assert not udp.nats[0].leads_back(("127.0.0.1", two))
+    assert not udp.nats[0].loops.leads_back(("127.0.0.1", two))
 
 
 async def received(sock: socket.socket) -> tuple[bytes, Any]:

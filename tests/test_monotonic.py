@@ -181,7 +181,7 @@ def test_everybody_who_takes_a_reactor_for_its_time_takes_its_clock() -> None:
     assert Socks4Factory(reactor).clock is clock
     nat = UdpNat(reactor, [Server("127.0.0.1", 9)])
     assert nat.clock is clock
-    assert nat.now is time.monotonic
+    assert nat.ledger.now is time.monotonic
     assert DeadlineWheel(live, 1)._clock is LogThrottle(live)._clock is clock
     throttle: Any = Descriptors(reactor)._throttle._clock
     assert throttle.seconds is time.monotonic

@@ -22,7 +22,7 @@ from twisted.logger import (
 from zope.interface.verify import verifyObject
 
 from relayd.addresses import address_name
-from relayd.flow_log import Counters, FlowFacts
+from relayd.flows import Counters, FlowFacts
 from relayd.interfaces import IObserver
 from relayd.log_fields import are_fields, as_fields
 from relayd.observers import Observer, Observers, SessionLog, VerboseSessionLog

@@ -28,7 +28,7 @@ from relayd.config import DEMO_LISTENER, Config, Relay, UdpRelay, UdpSettings
 from relayd.demo import DemoInvitation, DemoSite
 from relayd.endpoints import UdpAddress, parse_destination, parse_listener
 from relayd.errors import CannotStart, ConfigError, ListenError
-from relayd.flow_log import FlowLog, QuietFlowLog
+from relayd.flow_lines import FlowLog, QuietFlowLog
 from relayd.observers import Observer
 from relayd.service import (
     Listening,
@@ -457,7 +457,7 @@ def test_what_a_relay_of_datagrams_consists_of() -> None:
     ]
     for quiet, kind in ((True, QuietFlowLog), (False, FlowLog)):
         [_, made] = make_service(Config(relays, quiet=quiet), reactor)
-        assert type(made.listenings[0].factory.observer._observer) is kind
+        assert type(made.listenings[0].factory.observer.observer) is kind
 
 
 def test_relays_of_datagrams_share_what_there_is(
@@ -470,11 +470,11 @@ def test_relays_of_datagrams_share_what_there_is(
         for port in (1, 2)
     )
     [_, made] = make_service(Config(relays), reactor)
-    assert [each.factory.table.most for each in made.listenings] == [50, 50]
+    assert [each.factory.table.max_flows for each in made.listenings] == [50, 50]
     [_, made] = make_service(Config(relays[:1]), reactor)
-    assert [each.factory.table.most for each in made.listenings] == [101]
+    assert [each.factory.table.max_flows for each in made.listenings] == [101]
     [_, made] = make_service(Config(relays, udp=UdpSettings(max_flows=50)), reactor)
-    assert [each.factory.table.most for each in made.listenings] == [50, 50]
+    assert [each.factory.table.max_flows for each in made.listenings] == [50, 50]
     for given, why in (
         (relays, "--max-flows 102 .* which is 50 for each of 2 listeners: raise"),
         (relays[:1], "--max-flows 102 .* which is 101: raise"),

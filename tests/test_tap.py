@@ -148,9 +148,9 @@ def test_an_option_of_datagrams_sets_its_own_and_nothing_else(
     reached = {
         **{name: getattr(nat.table, name) for name in ("timeout", "refresh_inbound")},
         "unreplied_timeout": nat.table.unreplied_timeout,
-        "max_flows": nat.table.most,
-        "max_flows_per_client": nat.table.most_each,
-        "reply_cap": nat.reply_cap,
+        "max_flows": nat.table.max_flows,
+        "max_flows_per_client": nat.table.max_flows_per_client,
+        "reply_cap": nat.ledger.reply_cap,
         "receive_buffer": nat.receive_buffer,
     }
     assert reached[field] == value

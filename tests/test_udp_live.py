@@ -29,7 +29,7 @@ from typing import Any
 import attrs
 import pytest
 
-from relayd.nat_table import IN_USE_AFTER
+from relayd.datagrams.table import IN_USE_AFTER
 from tests.process import (
     DATAGRAM,
     PATIENCE,
@@ -663,8 +663,8 @@ def test_flows_are_bounded_and_those_in_use_are_kept(server: UdpServer) -> None:
         ]
         took = time.monotonic() - began
         assert again == peers
-        own.wait_for(r"no room for another flow of 127\.0\.0\.1 \(1 datagrams")
-        refused = whole.wait_for("no room for another flow of 127.0.0.3")
+        own.wait_for(r"the flow table is full: no flow for 127\.0\.0\.1 \(1 datagrams")
+        refused = whole.wait_for("the flow table is full: no flow for 127.0.0.3")
         assert len(refused) <= 1 + took
         assert not [line for line in whole.lines if "ending=" in line]
 
@@ -894,6 +894,7 @@ def test_the_log_has_a_line_for_a_flow_and_none_for_its_datagrams(
             own, port = seen[host]
             mine = "[::1]" if ":" in host else "127.0.0.1"
             assert flow == {
+                "relay": "relay1",
                 "client": f"{mine}:{own}",
                 "listener": f"{shown}:{running.port}",
                 "port": port,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,9 +16,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from relayd.nat_table import IN_USE_AFTER, Flow, NatTable, TableFull
+from relayd.datagrams.table import IN_USE_AFTER, NatTable, TableFull
+from relayd.flows import Flow
 
 Table = NatTable[Flow]
+
+
+def table_of(max_flows: int = 1, max_flows_per_client: int = 1, **given: Any) -> Table:
+    """A table with the timeouts that relays have unless given."""
+    settings = {"timeout": 300.0, "unreplied_timeout": 30.0, "refresh_inbound": True}
+    return NatTable(max_flows, max_flows_per_client, **{**settings, **given})
+
 
 hosts = st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1"])
 #: Binary fractions, so that sums of them are exact.
@@ -27,8 +37,8 @@ class Model(RuleBasedStateMachine):
     """The same is done to a table and to a plain list, the longest quiet first."""
 
     @initialize(
-        most=st.integers(1, 7),
-        most_each=st.integers(1, 4),
+        max_flows=st.integers(1, 7),
+        max_flows_per_client=st.integers(1, 4),
         timeout=lifetimes,
         unreplied_timeout=lifetimes,
         refresh=st.booleans(),
@@ -36,19 +46,19 @@ class Model(RuleBasedStateMachine):
     )
     def begin(
         self,
-        most: int,
-        most_each: int,
+        max_flows: int,
+        max_flows_per_client: int,
         timeout: float,
         unreplied_timeout: float,
         refresh: bool,
         start: float,
     ) -> None:
-        self.most, self.most_each = most, most_each
+        self.max_flows, self.max_flows_per_client = max_flows, max_flows_per_client
         self.timeout, self.unreplied_timeout = timeout, unreplied_timeout
         self.refresh = refresh
         self.table: Table = NatTable(
-            most,
-            most_each,
+            max_flows,
+            max_flows_per_client,
             timeout=timeout,
             unreplied_timeout=unreplied_timeout,
             refresh_inbound=refresh,
@@ -91,9 +101,9 @@ class Model(RuleBasedStateMachine):
     def new_client(self, host: str) -> None:
         own = [each for each in self.list if each.host == host]
         among = None
-        if len(own) >= self.most_each:
+        if len(own) >= self.max_flows_per_client:
             among = own
-        elif len(self.list) >= self.most:
+        elif len(self.list) >= self.max_flows:
             among = self.list
         if among is not None:
             waiting = [each for each in among if not self.in_use(each)]
@@ -106,14 +116,16 @@ class Model(RuleBasedStateMachine):
                 self.list.append(moved)
             if not waiting:
                 self.refused += 1
-                with pytest.raises(TableFull, match="no room for another flow of"):
-                    self.table.room(host)
+                with pytest.raises(
+                    TableFull, match="the flow table is full: no flow for"
+                ):
+                    self.table.to_evict(host)
                 return
-            assert self.table.room(host) is waiting[0]
+            assert self.table.to_evict(host) is waiting[0]
             self.table.remove(waiting[0], evicted=True)
             self.evicted += 1
             self.forget(waiting[0])
-        assert self.table.room(host) is None
+        assert self.table.to_evict(host) is None
         self.last += 1
         flow = Flow(self.last, host, self.now)
         self.table.add(flow)
@@ -179,20 +191,20 @@ class Model(RuleBasedStateMachine):
     @invariant()
     def they_agree(self) -> None:
         table = self.table
-        assert set(table._spare) == {
+        assert set(table._evictable) == {
             each for each in self.list if not self.in_use(each)
         }
         assert all(each.in_use == self.in_use(each) for each in self.list)
-        assert all(table.ends(each) == self.ends(each) for each in self.list)
+        assert all(table.expires_at(each) == self.ends(each) for each in self.list)
         assert set(table.flows.values()) == set(self.list)
         assert all(table.flows[each.key] is each for each in self.list)
-        assert len(table) == len(self.list) <= self.most
+        assert len(table) == len(self.list) <= self.max_flows
         assert (table.evicted, table.refused) == (self.evicted, self.refused)
         # Nothing is remembered of who is gone, and nobody is to be looked at twice.
         assert set(table._hosts) == {each.host for each in self.list}
         for own, spare in table._hosts.values():
-            assert 0 < len(own) <= self.most_each
-            assert set(spare) == {each for each in table._spare if each in own}
+            assert 0 < len(own) <= self.max_flows_per_client
+            assert set(spare) == {each for each in table._evictable if each in own}
         scheduled = [flow for bucket in table._buckets.values() for flow in bucket]
         assert len(scheduled) == len(self.list)
         assert set(scheduled) == set(self.list)
@@ -205,7 +217,7 @@ class Model(RuleBasedStateMachine):
             self.table.remove(flow)
         assert not self.table._hosts
         assert not self.table._buckets
-        assert not self.table._spare
+        assert not self.table._evictable
 
 
 def test_it_is_a_bounded_list_that_expires() -> None:
@@ -226,7 +238,7 @@ def test_expiry_with_a_look_at_each_step(
     timeout: float, unreplied: float, history: list[tuple[int, str]], began: int
 ) -> None:
     """Looked at where steps begin, a flow ends in the first look after its time."""
-    table: Table = NatTable(9, 9, timeout=timeout, unreplied_timeout=unreplied)
+    table = table_of(9, 9, timeout=timeout, unreplied_timeout=unreplied)
     assert table.step <= min(timeout, unreplied) / 20
     now = moved = began / 4
     flow = Flow("a", "192.0.2.1", now)
@@ -260,7 +272,7 @@ def test_expiry_with_a_look_at_each_step(
 def test_the_first_reply_may_shorten_a_life() -> None:
     """Those who set the timeouts that way get it to the step, in use or not."""
     for replies in ([1.0], [0.5, 1.0], [5.0]):
-        table: Table = NatTable(1, 1, timeout=2, unreplied_timeout=30)
+        table = table_of(1, 1, timeout=2, unreplied_timeout=30)
         flow = Flow("a", "192.0.2.1", 0.0)
         table.add(flow)
         for now in replies:
@@ -290,27 +302,27 @@ def test_the_first_reply_may_shorten_a_life() -> None:
 @pytest.mark.parametrize("refresh", [True, False])
 def test_what_is_in_use(history: str, in_use: bool, refresh: bool) -> None:
     """Traffic both ways, and more of it after two seconds."""
-    table: Table = NatTable(1, 1, refresh_inbound=refresh)
+    table = table_of(1, 1, refresh_inbound=refresh)
     flow = Flow("a", "192.0.2.1", 0.0)
     table.add(flow)
     for event in history.split():
         move = table.outbound if event[0] == "c" else table.inbound
         move(flow, float(event[1:]))
     assert flow.in_use == in_use
-    assert table.ends(flow) - flow.seen == (300 if in_use else 30)
-    assert table.oldest() is (None if in_use else flow)
+    assert table.expires_at(flow) - flow.seen == (300 if in_use else 30)
+    assert table.idlest() is (None if in_use else flow)
 
 
 def test_who_makes_room_is_who_was_quiet_longest() -> None:
     """What a server sends counts, if it keeps a flow alive at all."""
     for refresh in (True, False):
-        table: Table = NatTable(2, 2, refresh_inbound=refresh)
+        table = table_of(2, 2, refresh_inbound=refresh)
         first, second = (Flow(key, "192.0.2.1", 0.0) for key in "ab")
         table.add(first)
         table.add(second)
         table.inbound(first, 1.0)
-        assert table.room("192.0.2.1") is (second if refresh else first)
-        assert table.room("192.0.2.2") is (second if refresh else first)
+        assert table.to_evict("192.0.2.1") is (second if refresh else first)
+        assert table.to_evict("192.0.2.2") is (second if refresh else first)
 
 
 @pytest.mark.parametrize(
@@ -328,14 +340,14 @@ def test_who_makes_room_is_who_was_quiet_longest() -> None:
 def test_a_step_is_a_part_of_the_shorter_timeout(shortest: float, step: float) -> None:
     """A twentieth or less, and no more than a second."""
     for one, other in ((shortest, 1000.0), (1000.0, shortest)):
-        table: Table = NatTable(1, 1, timeout=one, unreplied_timeout=other)
+        table = table_of(1, 1, timeout=one, unreplied_timeout=other)
         assert table.step == step
 
 
 @pytest.mark.cost
 def test_a_busy_flow_is_looked_at_once_in_its_timeout() -> None:
     """A test of cost.  The cost of a datagram is none of the buckets'."""
-    table: Table = NatTable(1, 1, timeout=100)
+    table = table_of(1, 1, timeout=100)
     flow = Flow("a", "192.0.2.1", 0.0)
     table.add(flow)
     table.inbound(flow, 0.0)
@@ -350,7 +362,7 @@ def test_a_busy_flow_is_looked_at_once_in_its_timeout() -> None:
 
 def test_one_that_is_kept_is_looked_at_in_the_next_step() -> None:
     """And comes back, if nothing has moved."""
-    table: Table = NatTable(1, 1, unreplied_timeout=2)
+    table = table_of(1, 1, unreplied_timeout=2)
     flow = Flow("a", "192.0.2.1", 0.5)
     table.add(flow)
     assert not table.expire(2.25)
@@ -360,7 +372,7 @@ def test_one_that_is_kept_is_looked_at_in_the_next_step() -> None:
 
 def test_a_clock_that_goes_back_ends_nothing() -> None:
     """Nor does it make the table forget what it had to look at."""
-    table: Table = NatTable(2, 2, unreplied_timeout=5)
+    table = table_of(2, 2, unreplied_timeout=5)
     first = Flow("a", "192.0.2.1", 100.0)
     table.add(first)
     assert not table.expire(102.0)
@@ -374,14 +386,14 @@ def test_a_clock_that_goes_back_ends_nothing() -> None:
 
 def test_an_empty_table_has_nothing_to_expire() -> None:
     """At any time."""
-    assert not NatTable[Flow](1, 1).expire(1e9)
+    assert not table_of().expire(1e9)
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"most": 0},
-        {"most_each": 0},
+        {"max_flows": 0},
+        {"max_flows_per_client": 0},
         {"timeout": 0},
         {"unreplied_timeout": -1},
         {"timeout": float("nan")},
@@ -389,6 +401,5 @@ def test_an_empty_table_has_nothing_to_expire() -> None:
 )
 def test_settings_that_can_not_be(settings: dict[str, float]) -> None:
     """A table without room or time is a mistake."""
-    good: dict[str, object] = {"most": 1, "most_each": 1}
-    with pytest.raises(ValueError, match="a table has room|must be more than 0"):
-        NatTable[Flow](**{**good, **settings})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least one flow|must be more than 0"):
+        table_of(**settings)  # type: ignore[arg-type]

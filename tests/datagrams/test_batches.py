@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from attrs import define
 
-from relayd import udp_batches
-from relayd.udp_batches import BATCH, Batches, OneByOne, Outbox, outbox, receiver
-from relayd.udp_sockets import IP_PKTINFO, ask_for_local_address, bind_udp
+from relayd.datagrams import mmsg
+from relayd.datagrams.batches import Batches, OneByOne, Outbox, outbox, receiver
+from relayd.datagrams.mmsg import BATCH
+from relayd.datagrams.sockets import IP_PKTINFO, ask_for_local_address, bind_udp
 
 FAMILIES = {
     "IPv4": ("127.0.0.1", "127.0.0.1", False),
@@ -155,8 +156,8 @@ def test_what_the_kernel_does_not_say_is_empty() -> None:
 
 
 def put(out: Outbox, datas: list[bytes]) -> list[int]:
-    for room, data in zip(out.rooms, datas, strict=False):
-        room[: len(data)] = data
+    for slot, data in zip(out.slots, datas, strict=False):
+        slot[: len(data)] = data
     return [len(data) for data in datas]
 
 
@@ -192,7 +193,7 @@ def test_those_that_can_not_be_sent_are_named(ends: Ends) -> None:
     assert too_long[0].errno == errno.EMSGSIZE
 
 
-@pytest.mark.parametrize("missing", ["_recvmmsg", "_sendmmsg"])
+@pytest.mark.parametrize("missing", ["recvmmsg", "sendmmsg"])
 @pytest.mark.parametrize("how", ["not there", "refused"])
 def test_without_the_calls_there_are_pythons(
     monkeypatch: pytest.MonkeyPatch, missing: str, how: str
@@ -202,7 +203,7 @@ def test_without_the_calls_there_are_pythons(
         assert isinstance(receiver(sock, Tally(), local=False), Batches)
         assert isinstance(outbox(sock, local=False), Outbox)
         monkeypatch.setattr(
-            udp_batches, missing, None if how == "not there" else lambda *_: -1
+            mmsg, missing, None if how == "not there" else lambda *_: -1
         )
         assert isinstance(receiver(sock, Tally(), local=False), OneByOne)
         assert outbox(sock, local=False) is None
@@ -231,7 +232,7 @@ def test_receiving_goes_on_where_the_call_is_refused_later(
     for number, client in enumerate(ends.clients):
         client.send(b"%d" % number)
     before = all_of(incoming.receive())
-    monkeypatch.setattr(udp_batches, "_recvmmsg", call)
+    monkeypatch.setattr(mmsg, "recvmmsg", call)
     assert incoming.receive() == []
     assert incoming.drained
     for _ in range(2):
@@ -254,7 +255,7 @@ def test_sending_goes_on_where_the_call_is_refused_later(
     call, made = refused
     out = Outbox(ends.sock, local=ends.local)
     envelopes = [out.envelope(key) for key in ends.greeted()]
-    monkeypatch.setattr(udp_batches, "_sendmmsg", call)
+    monkeypatch.setattr(mmsg, "sendmmsg", call)
     for turn in range(2):
         datas = [b"%d" % (turn + number) for number in range(len(ends.clients))]
         assert out.send(put(out, datas), envelopes) == {}
@@ -296,4 +297,4 @@ def test_what_the_kernel_does_not_say_is_empty_one_by_one_as_well() -> None:
 
 def test_a_function_that_the_c_library_lacks_is_none() -> None:
     """And not an error at import."""
-    assert udp_batches._function("no_such_function_of_the_c_library") is None
+    assert mmsg.function("no_such_function_of_the_c_library") is None

@@ -1,56 +1,46 @@
-"""A listener's datagrams, many at a time: recvmmsg(2) and sendmmsg(2).
+"""A listener's datagrams, many at a time.
 
 A relay of many flows has one datagram of each to read and one to answer, and Python
 makes a call to the kernel, a buffer and an address of each.  The kernel can do a batch
-of them in one call; Python's sockets can't ask for that, so the C library is asked.
-:class:`Batches` receives and :class:`Outbox` sends, out of memory that is laid out
-once: the kernel writes a datagram where it will be sent from.
+of them in one call (:mod:`relayd.datagrams.mmsg`).  :class:`Batches` receives and
+:class:`Outbox` sends: the kernel writes a datagram where it will be sent from.
 
-Where there is no such call, or a socket that is none of the kernel's, :class:`OneByOne`
-receives, and there is no outbox.  A sandbox may refuse the calls at any time, with any
-error: then the same is done one by one, and the keys stay what they are.
+Where there is no such call, or a test's socket, :class:`OneByOne` receives, and there
+is no outbox.  A sandbox may refuse the calls at any time, with any error: then the same
+is done one by one, and the keys stay what they are.
 
-What a client is known by, its *key*, is what the kernel says of a datagram: its
-source, and the local address that it spoke to where a listener has several.
+A client's *key* is what the kernel tells with its datagram: its source, and the local
+address that it sent to where a listener has several.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import mmap
 import os
 import socket
 import struct
 import sys
 from array import array
-from collections.abc import Callable
 from typing import Any, Protocol
 
-from relayd.udp_sockets import (
+from relayd.datagrams import mmsg
+from relayd.datagrams.mmsg import BATCH, NOT_TOLD, SOCKADDR4, Messages, can_batch
+from relayd.datagrams.sockets import (
     BUFFER_SIZE,
-    PKTINFO4,
     PKTINFO6,
     pktinfo,
     short_pktinfo6,
 )
 
-#: Datagrams that are read from one socket before others have their turn.
-BATCH = 64
-
+#: One turn at a socket that is read datagram by datagram.
 TURNS = range(BATCH)
 
-#: Room for what the kernel says besides a datagram, in bytes: one address of ours.
+#: Bytes for what the kernel tells besides a datagram: one address of ours.
 ANCILLARY = 64
 
-#: Bytes of a socket address: sockaddr_in of ip(7), sockaddr_in6 of ipv6(7).
-SOCKADDR4, SOCKADDR6 = 16, 28
-
-#: What is left of an address that the kernel does not say.
-_NOT_TOLD = b"\xff"
-
-#: What a call that can be had may fail with: there is nothing, no room, no memory, or
-#: an earlier datagram was refused.  Anything else may be a sandbox's refusal.
+#: Errors of a call that works: nothing to read, no buffer or memory, or an earlier
+#: datagram was refused.  Any other may be a sandbox's refusal.
 _SOFT = frozenset(
     {
         errno.EAGAIN,
@@ -65,7 +55,7 @@ _SOFT = frozenset(
 
 
 class Tally(Protocol):
-    """What is counted of errors."""
+    """Where refusals are counted."""
 
     icmp_errors: int
 
@@ -76,8 +66,8 @@ class OneByOne:
     :param local: the key has the local address, too; the socket has been told to say
         it.
 
-    :ivar drained: the last call has read all there was.
-    :ivar refusal: why it could not receive at all, for a reason that may last.
+    :ivar drained: the last call has read all that was pending.
+    :ivar refusal: why it could not receive at all, if the reason may last.
     """
 
     def __init__(self, sock: Any, tally: Tally, *, local: bool) -> None:
@@ -129,123 +119,6 @@ class OneByOne:
         return source, ours
 
 
-class _Part(ctypes.Structure):
-    """`struct iovec`: where the bytes are."""
-
-    _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
-
-
-class _Header(ctypes.Structure):
-    """`struct msghdr` of recvmsg(2)."""
-
-    _fields_ = [
-        ("name", ctypes.c_void_p),
-        ("name_length", ctypes.c_uint32),
-        ("parts", ctypes.c_void_p),
-        ("parts_count", ctypes.c_size_t),
-        ("control", ctypes.c_void_p),
-        ("control_length", ctypes.c_size_t),
-        ("flags", ctypes.c_int),
-    ]
-
-
-class _Message(ctypes.Structure):
-    """`struct mmsghdr` of recvmmsg(2)."""
-
-    _fields_ = [("header", _Header), ("size", ctypes.c_uint32)]
-
-
-class _Messages:
-    """The headers of a batch, and the memory that they point to.
-
-    A header points to a room for the datagram and to an *envelope*: the socket address
-    of the other end and, if wanted, an ancillary message with the local address.
-
-    :param family: of the addresses.
-    :param local: an envelope has the local address, too.
-
-    :ivar name: bytes of a socket address.
-    :ivar rooms: for each, the place of a datagram.
-    :ivar envelopes: one after the other, each of so many bytes: `envelope`.
-    :ivar control: where an envelope has its ancillary message.
-    :ivar lengths: of the datagrams, as the kernel is told.
-    :ivar sizes: of the datagrams, as the kernel tells.
-    :ivar first: the address of the first header.
-    """
-
-    def __init__(self, family: int, *, local: bool) -> None:
-        v6 = family == socket.AF_INET6
-        name, told = (SOCKADDR6, PKTINFO6) if v6 else (SOCKADDR4, PKTINFO4)
-        self.name = name
-        # Where the kernel finds it aligned.
-        self.control = -name % 8 + name
-        room = socket.CMSG_SPACE(told) if local else 0
-        self.envelope = self.control + room
-        self.envelopes = bytearray(BATCH * self.envelope)
-        # Pages of it that no datagram reaches take no memory.
-        data = mmap.mmap(-1, BATCH * BUFFER_SIZE, flags=mmap.MAP_PRIVATE)
-        parts, messages = (_Part * BATCH)(), (_Message * BATCH)()
-        data_at, envelope_at = _address(data), _address(self.envelopes)
-        for part, message in zip(parts, messages, strict=True):
-            part.base, part.length = data_at, BUFFER_SIZE
-            header = message.header
-            header.parts, header.parts_count = ctypes.addressof(part), 1
-            header.name, header.name_length = envelope_at, name
-            if local:
-                header.control = envelope_at + self.control
-                header.control_length = room
-            data_at += BUFFER_SIZE
-            envelope_at += self.envelope
-        whole = memoryview(data)
-        starts = range(0, len(whole), BUFFER_SIZE)
-        self.rooms = [whole[start : start + BUFFER_SIZE] for start in starts]
-        self.lengths = memoryview(parts).cast("B").cast("L")[1::2]
-        self._headers = memoryview(messages).cast("B")
-        at, each = _Message.size.offset // 4, ctypes.sizeof(_Message) // 4
-        self.sizes = self._headers.cast("I")[at::each]
-        self._fresh = bytes(messages)
-        # No address of ours is all ones, and 0.0.0.0 is said of some broadcasts.
-        self._no_envelopes = _NOT_TOLD * len(self.envelopes)
-        self.first = ctypes.addressof(messages)
-
-    def clear(self) -> None:
-        """Make it what it was: the kernel has written into it."""
-        self._headers[:] = self._fresh
-        self.envelopes[:] = self._no_envelopes
-
-
-def _address(memory: Any) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
-
-
-def _function(name: str, *more: Any) -> Callable[..., int] | None:
-    """One of the C library, if it has it."""
-    try:
-        found = getattr(ctypes.CDLL(None, use_errno=True), name)
-    except (OSError, AttributeError):
-        return None
-    found.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, *more]
-    return found  # type: ignore[no-any-return]
-
-
-_recvmmsg = _function("recvmmsg", ctypes.c_void_p)
-_sendmmsg = _function("sendmmsg")
-
-
-def _can_batch(sock: Any) -> bool:
-    # The layouts are Linux's, and a test's socket is not the kernel's.
-    if not sys.platform.startswith("linux") or not isinstance(sock, socket.SocketType):
-        return False
-    # Neither does anything yet; where a sandbox refuses such calls, it says so.
-    nothing = sock.fileno(), None, 0, socket.MSG_DONTWAIT
-    return (
-        _recvmmsg is not None
-        and _recvmmsg(*nothing, None) == 0
-        and _sendmmsg is not None
-        and _sendmmsg(*nothing) == 0
-    )
-
-
 class Batches:
     """As :class:`OneByOne`, in one call.
 
@@ -257,7 +130,7 @@ class Batches:
         self._tally = tally
         self._local = local
         self._v6 = sock.family == socket.AF_INET6
-        messages = self._messages = _Messages(sock.family, local=local)
+        messages = self._messages = Messages(sock.family, local=local)
         starts = range(0, len(messages.envelopes), messages.envelope)
         self._name = messages.name
         self._names = [slice(start, start + self._name) for start in starts]
@@ -280,7 +153,7 @@ class Batches:
             return self._receive_plainly(self._plain)
         messages = self._messages
         messages.clear()
-        count = _recvmmsg(  # type: ignore[misc]
+        count = mmsg.recvmmsg(  # type: ignore[misc]
             self._sock.fileno(), messages.first, BATCH, socket.MSG_DONTWAIT, None
         )
         self.drained = count < BATCH
@@ -298,17 +171,17 @@ class Batches:
             self._tally.icmp_errors += 1
             return []
         told, sizes = bytes(messages.envelopes), messages.sizes[:count].tolist()
-        ends = zip(sizes, messages.rooms, self._names, self._ours, strict=False)
+        ends = zip(sizes, messages.slots, self._names, self._ours, strict=False)
         if not self._local:
-            return [(room[:size], told[name]) for size, room, name, _ in ends]
+            return [(slot[:size], told[name]) for size, slot, name, _ in ends]
         if not self._v6:
             return [
-                (room[:size], told[name] + told[ours])
-                for size, room, name, ours in ends
+                (slot[:size], told[name] + told[ours])
+                for size, slot, name, ours in ends
             ]
         return [
-            (room[:size], told[name] + short_pktinfo6(told[ours]))
-            for size, room, name, ours in ends
+            (slot[:size], told[name] + short_pktinfo6(told[ours]))
+            for size, slot, name, ours in ends
         ]
 
     def _receive_plainly(self, plain: OneByOne) -> list[tuple[Any, Any]]:
@@ -320,12 +193,12 @@ class Batches:
         """A client's key, of what :class:`OneByOne` knows it by."""
         if not self._local:
             return _packed(source)
-        return _packed(source) + (ours or _NOT_TOLD * (16 if self._v6 else 4))
+        return _packed(source) + (ours or NOT_TOLD * (16 if self._v6 else 4))
 
     def origin(self, key: bytes) -> tuple[Any, bytes]:
         """See :meth:`OneByOne.origin`."""
         name, ours = key[: self._name], key[self._name :]
-        return _unpacked(name), b"" if ours == _NOT_TOLD * len(ours) else ours
+        return _unpacked(name), b"" if ours == NOT_TOLD * len(ours) else ours
 
 
 def _packed(source: Any) -> bytes:
@@ -356,15 +229,15 @@ def _unpacked(name: bytes) -> Any:
 class Outbox:
     """Sends datagrams of many clients in one call.
 
-    :ivar rooms: the places of the next datagrams; they are written there.
+    :ivar slots: the buffers of the next datagrams, which are written there.
     """
 
     def __init__(self, sock: Any, *, local: bool) -> None:
         self._sock = sock
         self._local = local
-        messages = self._messages = _Messages(sock.family, local=local)
+        messages = self._messages = Messages(sock.family, local=local)
         self._name = messages.name
-        self.rooms = self._messages.rooms
+        self.slots = self._messages.slots
         #: The call is refused: one by one.
         self._plainly = False
 
@@ -380,7 +253,7 @@ class Outbox:
         return made.ljust(self._messages.envelope, b"\0")
 
     def send(self, sizes: list[int], envelopes: list[bytes]) -> dict[int, OSError]:
-        """Send what is in as many rooms.
+        """Send what is in the first slots, as many as there are sizes.
 
         :return: those that could not be sent, by their number, and why.
         """
@@ -392,9 +265,9 @@ class Outbox:
         problems: dict[int, OSError] = {}
         done = 0
         while done < count:
-            sent = _sendmmsg(  # type: ignore[misc]
+            sent = mmsg.sendmmsg(  # type: ignore[misc]
                 self._sock.fileno(),
-                messages.first + done * ctypes.sizeof(_Message),
+                messages.first + done * messages.step,
                 count - done,
                 socket.MSG_DONTWAIT,
             )
@@ -422,7 +295,7 @@ class Outbox:
         for number in which:
             envelope = envelopes[number]
             extra = [self._told(envelope)] if self._local else []
-            data = self.rooms[number][: sizes[number]]
+            data = self.slots[number][: sizes[number]]
             try:
                 to = _unpacked(envelope[: self._name])
                 if extra:
@@ -445,10 +318,10 @@ def receiver(sock: Any, tally: Tally, *, local: bool) -> OneByOne | Batches:
 
     :param local: where a client spoke to is part of its key.
     """
-    kind = Batches if _can_batch(sock) else OneByOne
+    kind = Batches if can_batch(sock) else OneByOne
     return kind(sock, tally, local=local)
 
 
 def outbox(sock: Any, *, local: bool) -> Outbox | None:
     """What sends on a listener's socket, if the kernel can."""
-    return Outbox(sock, local=local) if _can_batch(sock) else None
+    return Outbox(sock, local=local) if can_batch(sock) else None

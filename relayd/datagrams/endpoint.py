@@ -1,7 +1,7 @@
 """Listening for datagrams: an endpoint whose factory is a relay.
 
 Streams have Twisted's endpoints and factories; these let a service treat a
-:class:`relayd.udp_nat.UdpNat` as one of those.
+:class:`relayd.datagrams.relay.DatagramRelay` as one of those.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from zope.interface import implementer
 
 from relayd.addresses import host_port, numeric_host
 from relayd.binding import bind_all, hosts_of
+from relayd.datagrams.relay import DatagramRelay
+from relayd.datagrams.sockets import bound_socket, cannot_listen
 from relayd.listener import Listeners
-from relayd.udp_nat import UdpNat
-from relayd.udp_sockets import bound_socket, cannot_listen
 
 
 @implementer(IListeningPort)
 class UdpPort:
     """One of the addresses that a relay listens on."""
 
-    def __init__(self, nat: UdpNat, address: Any) -> None:
-        self._nat = nat
+    def __init__(self, relay: DatagramRelay, address: Any) -> None:
+        self._relay = relay
         kind = IPv6Address if ":" in address[0] else IPv4Address
         # With its interface, without which a link-local address says nothing.
         self._address = kind("UDP", numeric_host(address), address[1])
@@ -40,9 +40,9 @@ class UdpPort:
 
     def stopListening(self) -> Deferred[None]:
         """Close all of the relay's addresses; while it drains, when that is over."""
-        if self._nat.draining:
-            return self._nat.drain()
-        self._nat.close()
+        if self._relay.draining:
+            return self._relay.drain()
+        self._relay.close()
         return succeed(None)
 
     def getHost(self) -> IAddress:
@@ -62,8 +62,8 @@ class UdpListener:
     def __init__(self, host: str | None, port: int) -> None:
         self._host, self._port = host, port
 
-    def listen(self, nat: Any) -> Deferred[IListeningPort]:
-        """Let a :class:`UdpNat` serve them.
+    def listen(self, relay: Any) -> Deferred[IListeningPort]:
+        """Let a :class:`DatagramRelay` serve them.
 
         :raises ListenError: through the Deferred.
         """
@@ -72,12 +72,12 @@ class UdpListener:
         try:
             hosts = hosts_of(host, port, socket.SOCK_DGRAM)
             sockets += bind_all(hosts, port, bound_socket)
-            nat.listen(sockets)
+            relay.listen(sockets)
         except OSError as problem:
             for sock in sockets:
                 sock.close()
             where = host_port(host, port) if host else str(port)
             return fail(cannot_listen(where, problem))
-        ports = [UdpPort(nat, sock.getsockname()) for sock in sockets]
+        ports = [UdpPort(relay, sock.getsockname()) for sock in sockets]
         listening: Any = ports[0] if len(ports) == 1 else Listeners(ports)
         return succeed(listening)

@@ -1,0 +1,411 @@
+"""A flow: a client's own socket towards its server, and what passes by it.
+
+The socket is connected to the server, so the kernel drops what others send there.  What
+the server sends goes to the client by the listener that the client has sent to.
+
+Reading.  The socket is read in limited batches, with more bytes than any datagram has,
+so none is cut.  Mostly as many datagrams are read as were pending the last time: asking
+whether there are more costs as much as being notified again.  A flow that has one reply
+at a time puts it into the batch of its listener (:mod:`relayd.datagrams.replies`).
+
+Writing.  Datagrams of one size that follow each other in a batch are a run, and leave
+in one call (:mod:`relayd.datagrams.sockets`).  Where the kernel can't do that, they are
+sent one by one.
+
+Refusals.  A host that has nobody at a port says so (ICMP), by an error of the socket's
+next call.  A flow that was never answered goes on at its server's next address, if that
+has a name with several.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.python.failure import Failure
+
+from relayd.addresses import client_key
+from relayd.datagrams.batches import TURNS
+from relayd.datagrams.dialing import Connected
+from relayd.datagrams.interfaces import FlowListener, FlowRelay
+from relayd.datagrams.ledger import Ledger
+from relayd.datagrams.mmsg import BATCH
+from relayd.datagrams.refusals import REFUSALS, REPORTED
+from relayd.datagrams.sockets import (
+    BUFFER_SIZE,
+    fits,
+    segments,
+    segments_after,
+    send_error,
+)
+from relayd.flows import Flow
+
+#: Replies of a flow after which it is asked for more than it usually has.
+LOOK_EVERY = 32
+
+#: Replies at once from which on a flow is always read until nothing is pending: its
+#: runs are longer then, which saves more than asking in vain costs.
+MANY = 6
+
+#: Errors in one batch of a flow's replies after which it can't be read.
+MAX_ERRORS = 16
+
+
+class ClientFlow(Flow):
+    """A flow, and the socket that is the relay's port for its client.
+
+    :ivar listener: the one that the client sends to.
+    :ivar here: the client's key at that listener.
+    :ivar source: the client's socket address.
+    :ivar to: where to send replies, as the listener has it.
+    :ivar sock: connected to the server.
+    :ivar ours: its own address.
+    :ivar server: the one that the flow goes to.
+    :ivar tried: the addresses of it that the flow has had; it has the last of them.
+    :ivar replies: those of its listener that are pending.
+    :ivar envelope: what a batch of replies needs to know of the client.
+    :ivar drops: what the kernel had dropped of `sock` when that was last asked.
+    :ivar hop: what it is noted as if it leads to a relay of this process.
+    """
+
+    __slots__ = (
+        "_batch_until",
+        "_full_read_at",
+        "_longest_run",
+        "_look_up",
+        "_segments_down",
+        "_segments_up",
+        "_usual",
+        "drops",
+        "envelope",
+        "here",
+        "hop",
+        "ledger",
+        "listener",
+        "ours",
+        "recv",
+        "recv_into",
+        "relay",
+        "replies",
+        "reply",
+        "send",
+        "server",
+        "sock",
+        "source",
+        "to",
+        "tried",
+    )
+
+    def __init__(
+        self,
+        ledger: Ledger[ClientFlow],
+        relay: FlowRelay,
+        listener: FlowListener,
+        client: tuple[Any, Any, Any],
+        connected: Connected,
+    ) -> None:
+        """:param client: its key at the listener, its address, where to reply to."""
+        self.here, self.source, self.to = client
+        # Two listeners of a relay may have the same client.
+        key = (listener.number, self.here)
+        Flow.__init__(self, key, client_key(self.source[0]), ledger.now())
+        self.ledger = ledger
+        self.relay = relay
+        self.listener = listener
+        self.server = connected.server
+        self.hop = ""
+        #: The look-up of the server's name that `tried` is of.
+        self._look_up = connected.server.look_ups
+        self.use(connected)
+        self.reply = listener.replier()
+        self.replies = listener.replies
+        self.envelope = listener.envelope(self.here)
+        #: Whether the kernel has made datagrams of runs as far as we know.
+        self._segments_up = self._segments_down = True
+        #: How many datagrams were pending the last time.
+        self._usual = 1
+        #: From which reply on to read until nothing is pending.
+        self._full_read_at = 0
+        #: Until which reply they are expected one at a time, and join the batch of
+        #: the listener.
+        self._batch_until = 0
+        #: The longest run that the client has sent.
+        self._longest_run = 1
+
+    def use(self, connected: Connected) -> None:
+        """Go on with this socket, which is connected to the server."""
+        sock = self.sock = connected.sock
+        self.ours = connected.ours
+        self.tried = connected.tried
+        self.send = sock.send
+        self.recv = sock.recv
+        self.recv_into = sock.recv_into
+        self.drops = 0
+
+    def ready(self, mask: int) -> None:
+        """The server has answered, or its host has refused."""
+        try:
+            if self.down_datagrams >= self._batch_until:
+                self._read_some()
+                return
+            replies = self.replies
+            pending = replies.pending
+            # A slot's callable is called from a local: as a method, it is looked up
+            # slowly.
+            recv_into = self.recv_into
+            try:
+                size = recv_into(replies.slots[len(pending)])
+            except BlockingIOError:
+                return
+            except OSError:
+                self.ledger.counters.icmp_errors += 1
+                self._read_batch(BATCH)
+                return
+            if not pending:
+                replies.flush_soon()
+            pending.append((self, size))
+            if len(pending) == BATCH:
+                replies.flush()
+        except Exception:
+            self.relay.fail(self)
+
+    def _read_some(self) -> None:
+        # Asking whether more is pending costs as much as being notified: now and then
+        # is enough to notice a flow that has more under way than it had.
+        if self.down_datagrams >= self._full_read_at or self._usual >= MANY:
+            self._read_batch(BATCH)
+        else:
+            self._read_batch(self._usual)
+
+    def _read_batch(self, most: int, refusal: OSError | None = None) -> None:
+        """Pass on what the server has sent.
+
+        :param refusal: what a call has reported of an earlier datagram.
+        """
+        ledger, recv = self.ledger, self.recv
+        counters, cap = ledger.counters, ledger.reply_cap
+        received = size = errors = 0
+        run: list[bytes] = []
+        try:
+            for _ in TURNS:
+                try:
+                    data = recv(BUFFER_SIZE)
+                except BlockingIOError:
+                    break
+                except OSError as problem:
+                    # What was sent before was refused.  To report it clears the
+                    # error; an answer may be pending behind it.
+                    counters.icmp_errors += 1
+                    errors += 1
+                    if errors > MAX_ERRORS:
+                        break
+                    refusal = problem
+                    continue
+                received += 1
+                length = len(data)
+                if length >= BUFFER_SIZE or (
+                    cap and not self._may_have(size * len(run) + length)
+                ):
+                    self._drop_reply(length)
+                elif length == size and fits(run, size):
+                    run.append(data)
+                else:
+                    if run:
+                        self._reply(run)
+                    run, size = [data], length
+                if received == most:
+                    break
+            if run:
+                self._reply(run)
+        finally:
+            counters.replies_received += received
+        if errors > MAX_ERRORS:
+            # To report it does not clear it: it is a sandbox's, and reported for ever.
+            self.relay.end(self, "failed")
+        elif received:
+            # Of many, some may be late only; of few, asking in vain costs too much.
+            self._usual = max(received, (self._usual - 4) >> 1)
+            if most == BATCH:
+                self._full_read_at = self.down_datagrams + max(LOOK_EVERY, 8 * received)
+            one_by_one = self._usual == 1 and self.replies.slots
+            self._batch_until = self._full_read_at if one_by_one else 0
+            if not self.replied and self.server.named:
+                ledger.unanswered.forget(self)
+            ledger.table.inbound(self, ledger.now())
+        elif refusal is not None and self._may_go(refusal):
+            self._go_elsewhere(refusal)
+
+    def _may_have(self, size: int) -> bool:
+        """Whether the client may have so many bytes of replies more."""
+        return self.down_bytes + size <= self.ledger.reply_cap * self.up_bytes
+
+    def _drop_reply(self, size: int) -> None:
+        reason = "truncated" if size >= BUFFER_SIZE else "reply_cap"
+        self.ledger.counters.replies_dropped[reason] += 1
+
+    def read_all(self) -> None:
+        """Pass on what the server has sent by now, a batch at most."""
+        self.replies.flush()
+        try:
+            self._read_batch(BATCH)
+        except Exception:
+            self.relay.fail(self)
+
+    def _reply(self, run: Sequence[bytes]) -> None:
+        """Send the client what its server has sent: datagrams of one size."""
+        counters, sent = self.ledger.counters, 0
+        size = len(run[0])
+        if len(run) > 1 and self._segments_down:
+            try:
+                self.listener.reply_run(run, self.to)
+            except OSError as problem:
+                self._segments_down = segments_after(problem)
+                if problem.errno == errno.ENOBUFS:
+                    counters.replies_dropped["send_ENOBUFS"] += len(run)
+                    run = ()
+            else:
+                sent, run = len(run), ()
+        for data in run:
+            try:
+                self.reply(data, self.to)
+            except OSError as problem:
+                counters.replies_dropped[send_error(problem)] += 1
+            else:
+                sent += 1
+        counters.replies_sent += sent
+        self.down_datagrams += sent
+        self.down_bytes += sent * size
+
+    def forward(self, run: Sequence[bytes], now: float) -> None:
+        """Send the server what the client has sent: datagrams of one size."""
+        sent, whole = 0, run
+        counters, size = self.ledger.counters, len(run[0])
+        if len(run) > self._longest_run:
+            # Its replies may be as many.
+            self._longest_run = len(run)
+            self._full_read_at = self._batch_until = 0
+        if len(run) > 1 and self._segments_up:
+            try:
+                self._send_run(run, size)
+            except OSError as refusal:
+                self._segments_up = segments_after(refusal)
+                if refusal.errno == errno.ENOBUFS:
+                    # Some of them may have left: none is sent twice.
+                    counters.dropped["send_ENOBUFS"] += len(run)
+                    run = ()
+            else:
+                sent, run = len(run), ()
+        kept = 0
+        for place, data in enumerate(run):
+            try:
+                self.send(data)
+            except OSError as refusal:
+                if place > kept:
+                    # One of those that have left may be what was refused.
+                    self._keep(run[kept:place], now)
+                    kept = place
+                sent += self.send_again(data, refusal)
+            else:
+                sent += 1
+        counters.sent += sent
+        self.up_datagrams += sent
+        self.up_bytes += sent * size
+        if now < self.due:
+            self.seen = now
+        else:
+            self.spoke(whole[kept:], now)
+
+    def spoke(self, run: Sequence[bytes], now: float) -> None:
+        """The client has sent these, and the table must be notified (`due`)."""
+        if self.server.named:
+            self._keep(run, now)
+        self.ledger.table.outbound(self, now)
+
+    def _keep(self, run: Sequence[bytes], now: float) -> None:
+        """These have been sent, and may have to be sent to another address."""
+        # Where there is none, there is nothing to keep.
+        if (
+            not self.replied
+            and len(self.server.addresses) > 1
+            and self.ledger.table.flows.get(self.key) is self
+        ):
+            self.ledger.unanswered.add(self, run, now)
+
+    def _may_go(self, problem: OSError) -> bool:
+        """Whether an error is a reason to go on at the server's next address."""
+        return not self.replied and self.server.named and problem.errno in REFUSALS
+
+    def _refused(self, problem: OSError) -> None:
+        """A call to send has reported that an earlier datagram was refused."""
+        if self._may_go(problem):
+            # The kernel reports that before it hands out an answer that came earlier.
+            self._read_batch(BATCH, problem)
+
+    def _go_elsewhere(self, problem: OSError) -> None:
+        """The server's host has refused: go on at its next address, if it has one."""
+        if self._look_up != self.server.look_ups:
+            # What refused then may be there now.
+            self._look_up = self.server.look_ups
+            self.tried = self.tried[-1:]
+        if not self.relay.redial(self, problem):
+            return
+        counters = self.ledger.counters
+        for data in self.ledger.unanswered.of(self, self.ledger.now()):
+            try:
+                self.send(data)
+            except OSError:
+                counters.not_sent_again += 1
+            else:
+                counters.sent_again += 1
+
+    def _send_run(self, run: Sequence[bytes], size: int) -> None:
+        """Send datagrams of one size in one call.
+
+        :raises OSError: none was sent, but with ENOBUFS.
+        """
+        extra = [segments(size)]
+        try:
+            self.sock.sendmsg(run, extra)
+        except OSError as problem:
+            if problem.errno not in REPORTED:
+                raise
+            refused = problem.errno in REFUSALS
+            self.ledger.counters.icmp_errors += refused
+            self._refused(problem)
+            # If it is too large itself, it will be so again.
+            self.sock.sendmsg(run, extra)
+            self.ledger.counters.icmp_errors += not refused
+
+    def send_again(self, data: bytes, problem: OSError) -> bool:
+        """A send to the server has failed; whether it was sent after all.
+
+        A host that refused an earlier datagram (ICMP) is reported by the next call,
+        which does nothing else.
+        """
+        counters = self.ledger.counters
+        if problem.errno in REPORTED:
+            refused = problem.errno in REFUSALS
+            counters.icmp_errors += refused
+            self._refused(problem)
+            try:
+                self.send(data)
+            except OSError as again:
+                problem = again
+            else:
+                # It was an earlier one that was too large.
+                counters.icmp_errors += not refused
+                return True
+        counters.dropped[send_error(problem)] += 1
+        return False
+
+    def forward_again(self, data: bytes, problem: OSError) -> None:
+        """As :meth:`send_again`; counts what was sent after all."""
+        if self.send_again(data, problem):
+            self.ledger.counters.sent += 1
+            self.up_datagrams += 1
+            self.up_bytes += len(data)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor stops."""
+        self.relay.end(self, "failed")

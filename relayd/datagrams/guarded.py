@@ -1,0 +1,40 @@
+"""A flow observer that is called until it raises."""
+
+from __future__ import annotations
+
+from twisted.logger import Logger
+
+from relayd.flows import Counters, Flow, FlowFacts, FlowObserver
+
+log = Logger(namespace="relayd.datagrams")
+
+
+class UntilItFails:
+    """Notifies an observer, until that raises.
+
+    Then it is logged with its traceback, and not called again: a flow may end for each
+    datagram that somebody sends.
+    """
+
+    def __init__(self, observer: FlowObserver) -> None:
+        self.observer: FlowObserver | None = observer
+
+    def ended(self, flow: Flow, facts: FlowFacts) -> None:
+        """See :meth:`FlowObserver.ended`."""
+        if self.observer is not None:
+            try:
+                self.observer.ended(flow, facts)
+            except Exception:
+                self._drop()
+
+    def closed(self, relay: str, listeners: str, counters: Counters) -> None:
+        """See :meth:`FlowObserver.closed`."""
+        if self.observer is not None:
+            try:
+                self.observer.closed(relay, listeners, counters)
+            except Exception:
+                self._drop()
+
+    def _drop(self) -> None:
+        self.observer = None
+        log.failure("the observer of flows failed and is not called again")

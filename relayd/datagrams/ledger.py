@@ -1,0 +1,78 @@
+"""The ledger of a UDP relay: what its listeners, its flows and the relay share.
+
+What has become of each datagram, which flows live, and what has been sent and was not
+answered.  It calls none of those who use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from relayd.datagrams.sockets import kernel_drops
+from relayd.datagrams.table import AnyFlow, NatTable
+from relayd.datagrams.unanswered import Unanswered
+from relayd.flows import Counters
+from relayd.log_throttle import LogThrottle
+from relayd.monotonic import monotonic
+
+log = Logger(namespace="relayd.datagrams")
+
+
+class Ledger(Generic[AnyFlow]):
+    """What the parts of one relay share.
+
+    :param name: of the relay, for the log.
+    :param table: the flows that live.
+    :param clock: seconds.
+    :param reply_cap: a flow's replies may have so many times the bytes of what its
+        client has sent; 0 is no limit.
+    :raises ValueError: `reply_cap` is negative.
+
+    :ivar counters: what has become of datagrams.
+    :ivar unanswered: what flows have sent that may have to be sent to another address.
+    :ivar now: the time in seconds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        table: NatTable[AnyFlow],
+        clock: IReactorTime,
+        *,
+        reply_cap: float,
+    ) -> None:
+        if not reply_cap >= 0:
+            raise ValueError(f"reply_cap must not be negative: {reply_cap!r}")
+        self.name = name
+        self.table = table
+        self.clock: Any = monotonic(clock)
+        self.now: Callable[[], float] = self.clock.seconds
+        self.reply_cap = reply_cap
+        self.counters = Counters()
+        self.unanswered = Unanswered()
+        self._throttle = LogThrottle(self.clock)
+        self._failures = 0
+
+    def log_failure(self, what: str) -> None:
+        """Log the exception that is being handled, once a second at most."""
+        self._failures += 1
+        if self._throttle.is_due():
+            log.failure(
+                "{what} ({count} failures so far)", what=what, count=self._failures
+            )
+
+    def count_drops(self, one: Any) -> None:
+        """Count what the kernel has dropped at a socket since the last call.
+
+        :param one: a listener or a flow: has `sock` and `drops`.
+        """
+        drops = kernel_drops(one.sock)
+        if drops is None:
+            return
+        # The kernel counts in 32 bits.
+        self.counters.kernel_dropped += (drops - one.drops) & 0xFFFFFFFF
+        one.drops = drops

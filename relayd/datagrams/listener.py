@@ -1,0 +1,277 @@
+"""Listeners: the sockets that clients send to.
+
+A listener reads a batch, finds the flow of each datagram by the client's key, and asks
+its relay for one where there is none.  Datagrams of one size from the same client that
+follow each other go on as a run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from relayd.addresses import host_port, socket_name
+from relayd.datagrams.batches import outbox, receiver
+from relayd.datagrams.flow import ClientFlow
+from relayd.datagrams.interfaces import FlowRelay
+from relayd.datagrams.ledger import Ledger
+from relayd.datagrams.replies import Replies
+from relayd.datagrams.sockets import (
+    BUFFER_SIZE,
+    WILDCARDS,
+    ask_for_local_address,
+    fits,
+    pktinfo,
+    segments,
+)
+from relayd.datagrams.watching import READABLE, Watcher
+
+log = Logger(namespace="relayd.datagrams")
+
+#: Seconds for which a listener that can't receive at all is not watched.
+PAUSE = 1.0
+
+_numbers = itertools.count()
+
+
+class DatagramListener:
+    """A socket that clients send to.
+
+    :param sock: bound to one address.
+
+    :ivar number: no other listener of this process has it.
+    :ivar flows: those of the relay's flows whose clients send to this address, by key.
+    :ivar replies: those that are pending.
+    :ivar drops: what the kernel had dropped of `sock` when that was last asked.
+    :ivar owed: how many datagrams may still be unread that came before the last check
+        of the flows.
+    :ivar closed: its relay has closed it.
+    """
+
+    #: Whether the address that a client has sent to is part of its key.
+    local = False
+
+    def __init__(
+        self, ledger: Ledger[ClientFlow], relay: FlowRelay, watcher: Watcher, sock: Any
+    ) -> None:
+        self.ledger = ledger
+        self._relay = relay
+        self._watcher = watcher
+        self.number = next(_numbers)
+        self.sock = sock
+        self.address = sock.getsockname()
+        self.port: int = self.address[1]
+        self._receiver = receiver(sock, ledger.counters, local=self.local)
+        # With a cap, each reply is judged after the one before it has left.
+        batches = watcher.after_batch is not None and not ledger.reply_cap
+        self.replies = Replies(
+            ledger,
+            outbox(sock, local=self.local) if batches else None,
+            watcher.after_batch,
+        )
+        self.drops = 0
+        self.flows: dict[Any, ClientFlow] = {}
+        self.owed = 0
+        self.closed = False
+        #: When it is tried again to receive, where that was refused.
+        self._paused: IDelayedCall | None = None
+
+    def watch(self) -> None:
+        """Serve clients from now on.
+
+        :raises OSError: the kernel can't watch the socket.
+        """
+        self._watcher.watch(self.sock.fileno(), self, READABLE)
+
+    def close(self) -> None:
+        """Close the socket, which is served no more."""
+        self.closed = True
+        if self._paused is not None:
+            self._paused.cancel()
+            self._paused = None
+        self._watcher.give_up(self.sock)
+
+    def ready(self, mask: int) -> None:
+        """Clients have sent something."""
+        self.read()
+
+    def read(self) -> bool:
+        """Pass a batch on.
+
+        :return: whether nothing is pending any more.
+        """
+        ledger, known = self.ledger, self.flows.get
+        counters = ledger.counters
+        now = ledger.now()
+        sent = size = 0
+        # Whose datagrams are to be sent: the first of them, and all if there are more.
+        last: ClientFlow | None = None
+        first = b""
+        run: list[bytes] | None = None
+        # The buffers of the datagrams are overwritten by the next batch.
+        batch: list[tuple[Any, Any]] = []
+        failed = False
+        try:
+            batch = self._receiver.receive()
+            for data, key in batch:
+                flow = known(key)
+                if flow is last and flow is not None and len(data) == size:
+                    if run is None:
+                        run = [first]
+                    if fits(run, size):
+                        run.append(data)
+                        continue
+                # What came first is sent first, and before its flow may be evicted.
+                if last is not None:
+                    if run is not None:
+                        last.forward(run, now)
+                        run = None
+                    else:
+                        # As `forward` does; the call would cost more than all of this.
+                        send = last.send
+                        try:
+                            send(first)
+                        except OSError as problem:
+                            last.forward_again(first, problem)
+                        else:
+                            sent += 1
+                            last.up_datagrams += 1
+                            last.up_bytes += size
+                        # The client is there, whatever became of its datagram.
+                        if now < last.due:
+                            last.seen = now
+                        else:
+                            last.spoke((first,), now)
+                last = flow or self._relay.admit(self, key)
+                first, size = data, len(data)
+                if size >= BUFFER_SIZE and last is not None:
+                    counters.dropped["truncated"] += 1
+                    last = None
+            if last is not None:
+                last.forward(run or [first], now)
+        except Exception:
+            failed = True
+            ledger.log_failure("a listener failed; it goes on with the next batch")
+        counters.sent += sent
+        counters.received += len(batch)
+        if failed:
+            counters.balance()
+        if not batch and (failed or self._receiver.refusal is not None):
+            self._pause()
+        # Where nothing can be had, flows of other listeners expire all the same.
+        more = batch and not self._receiver.drained
+        self.owed = self.owed - len(batch) if more else 0
+        return self._receiver.drained
+
+    def _pause(self) -> None:
+        """Nothing can be received: watch nothing for a while, and try again."""
+        refusal = self._receiver.refusal
+        if self._paused is not None or self.closed:
+            return
+        if refusal is not None:
+            log.warn(
+                "{where}: can't receive: {why}; tried again in {seconds:.0f} s",
+                where=socket_name(self.address),
+                why=refusal.strerror,
+                seconds=PAUSE,
+            )
+        self._watcher.unwatch(self.sock.fileno())
+        self._paused = self.ledger.clock.callLater(PAUSE, self._resume)
+
+    def _resume(self) -> None:
+        self._paused = None
+        try:
+            self.watch()
+        except OSError:
+            self._pause()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor stops."""
+
+    # -- what a key stands for
+
+    def client(self, key: Any) -> tuple[Any, Any]:
+        """A client's socket address, and where to reply to; None if it can't be."""
+        source, _ = self._receiver.origin(key)
+        return source, source
+
+    def envelope(self, key: Any) -> bytes:
+        """What a batch of replies needs to know of a client."""
+        return self.replies.envelope(key)
+
+    def name(self, key: Any) -> str:
+        """The address that a client has sent to, as text."""
+        return socket_name(self.address)
+
+    def replier(self) -> Callable[[bytes, Any], Any]:
+        """What sends a datagram to where `client` says."""
+        reply: Callable[[bytes, Any], Any] = self.sock.sendto
+        return reply
+
+    def reply_run(self, run: Sequence[bytes], to: Any) -> None:
+        """Send several datagrams of one size in one call."""
+        self.sock.sendmsg(run, [segments(len(run[0]))], 0, to)
+
+
+class WildcardListener(DatagramListener):
+    """One that is bound to all addresses, and replies from the one that was sent to.
+
+    The kernel tells which with each datagram: IP_PKTINFO of ip(7), and
+    IPV6_RECVPKTINFO of ipv6(7) and RFC 3542.  A client that sends to two of our
+    addresses is two flows: each must be answered from its own.
+
+    :param sock: the kernel has been asked to tell.
+    """
+
+    local = True
+
+    def client(self, key: Any) -> tuple[Any, Any]:
+        source, ours = self._receiver.origin(key)
+        return source, (source, pktinfo(ours)) if ours else None
+
+    def name(self, key: Any) -> str:
+        _, ours = self._receiver.origin(key)
+        if len(ours) == 4:
+            return host_port(socket.inet_ntop(socket.AF_INET, ours), self.address[1])
+        # Of a link-local address, the interface follows.
+        scope = int.from_bytes(ours[16:], sys.byteorder)
+        host = socket.inet_ntop(socket.AF_INET6, ours[:16])
+        return socket_name((host, self.address[1], 0, scope))
+
+    def replier(self) -> Callable[[bytes, Any], Any]:
+        # Not kept: what refers to itself is freed by the collector only, and late.
+        return self._reply
+
+    def _reply(self, data: bytes, to: Any) -> None:
+        source, ours = to
+        self.sock.sendmsg([data], [ours], 0, source)
+
+    def reply_run(self, run: Sequence[bytes], to: Any) -> None:
+        source, ours = to
+        self.sock.sendmsg(run, [ours, segments(len(run[0]))], 0, source)
+
+
+def datagram_listener(
+    ledger: Ledger[ClientFlow], relay: FlowRelay, watcher: Watcher, sock: Any
+) -> DatagramListener:
+    """The listener for a bound socket."""
+    parts = ledger, relay, watcher, sock
+    if sock.getsockname()[0] not in WILDCARDS:
+        return DatagramListener(*parts)
+    problem = ask_for_local_address(sock)
+    if problem is None:
+        return WildcardListener(*parts)
+    log.warn(
+        "{where}: the kernel does not tell which address clients send to ({why}):"
+        " they are answered from the one that it chooses, which may be another",
+        where=socket_name(sock.getsockname()),
+        why=problem.strerror,
+    )
+    return DatagramListener(*parts)

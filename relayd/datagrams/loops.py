@@ -1,0 +1,154 @@
+"""What leads back to a relay, and would be relayed again for ever.
+
+A datagram may claim any source: an address that a relay of this process listens on, one
+of a server, or the unspecified one, which Linux takes for this machine.  And a relay
+may lead to another one of this process, and that one back (:mod:`relayd.hops`).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+from relayd.addresses import bare_end, numeric_host
+from relayd.datagrams.servers import Server
+from relayd.datagrams.sockets import WILDCARDS
+from relayd.hops import between
+from relayd.hops import datagrams as hops
+from relayd.networks import Ip
+
+#: Those of the relays of this process that have listeners.
+open_guards: set[LoopGuard] = set()
+
+
+class Hopping(Protocol):
+    """A flow that may be a hop.
+
+    :ivar hop: what it is noted as; empty if it is not.
+    """
+
+    hop: str
+    ours: Any
+    source: Any
+    tried: list[Any]
+
+
+def hop_name(here: Any, port: int) -> str:
+    """What a hop is called, by its two ends: see `relayd.hops`.
+
+    The near end is written in one way only: both relays must find it, and one may see
+    an IPv4 address, or an interface, in another spelling than the other.  Of the far
+    end, the port is enough.  The kernel gives no port to two UDP sockets; a listener
+    on a wildcard may not know which address was sent to, and a flow to `0.0.0.0` does
+    not know which one that is.
+
+    :param here: the socket address of a flow's socket, as either of them sees it.
+    :param port: to which it is connected.
+    """
+    host, own_port, interface = bare_end(here)
+    return between(f"{host}%{interface}:{own_port}", str(port))
+
+
+class LoopGuard:
+    """Knows where one relay is.
+
+    :param own: whether an address is this machine's.
+
+    :ivar ports: of its servers and listeners.
+    """
+
+    def __init__(self, own: Callable[[Ip], bool]) -> None:
+        self._own = own
+        self._servers: tuple[Server, ...] = ()
+        #: Where servers and listeners are, and the ports of listeners on wildcards.
+        self._server_ends: frozenset[tuple[str, int, int]] = frozenset()
+        self._listener_ends = self._server_ends
+        self._wild_ports: frozenset[int] = frozenset()
+        self.ports: frozenset[int] = frozenset()
+
+    def update(self, listeners: Sequence[Any], servers: Iterable[Server]) -> None:
+        """Listeners or servers are others than before.
+
+        :param listeners: their socket addresses.
+        """
+        self._servers = tuple(servers)
+        ends = [each[1] for server in self._servers for each in server.addresses]
+        self._server_ends = frozenset(map(bare_end, ends))
+        self._listener_ends = frozenset(map(bare_end, listeners))
+        self.ports = frozenset(
+            end[1] for end in self._server_ends | self._listener_ends
+        )
+        self._wild_ports = frozenset(
+            where[1] for where in listeners if where[0] in WILDCARDS
+        )
+        if listeners:
+            open_guards.add(self)
+        else:
+            open_guards.discard(self)
+
+    def leads_back(self, source: Any) -> bool:
+        """Whether what is sent there would come back, and be relayed again for ever.
+
+        A server on this machine may answer at all of its addresses.  Another relay's
+        server on another machine may be a client of this one, as are two peers that are
+        relayed to each other.
+
+        :param source: a socket address.
+        """
+        end = bare_end(source)
+        if end[0] in WILDCARDS:
+            return True
+        if end in self._server_ends:
+            return True
+        return any(
+            end[1] in each.ports and each.is_at(end, source) for each in open_guards
+        )
+
+    def is_at(self, end: tuple[str, int, int], source: Any) -> bool:
+        """Whether a listener, or a server on this machine, of this relay is there.
+
+        :param end: of that socket address; its port is one of `ports`.
+        """
+        if end in self._listener_ends:
+            return True
+        port = end[1]
+        # Of a wildcard listener, every address of this machine is its own.  So it may
+        # be of a server on this machine, whose listener we can't see.
+        if not self._is_own(end, source):
+            return False
+        return port in self._wild_ports or any(
+            self._is_own(bare_end(where), where)
+            for server in self._servers
+            for _, where in server.addresses
+            if where[1] == port
+        )
+
+    def _is_own(self, end: tuple[str, int, int], where: Any) -> bool:
+        host = numeric_host(where) if end[2] else end[0]
+        return self._own(ipaddress.ip_address(host))
+
+    def is_loop(self, source: Any, port: int) -> bool:
+        """Whether a client comes from this relay itself, by others of this process.
+
+        :param source: the client's socket address.
+        :param port: of the listener that it has sent to.
+        """
+        return bool(hops.hops) and hops.lead_round(hop_name(source, port), self)
+
+    def note(self, flow: Hopping, port: int) -> None:
+        """A flow has a new socket, which may lead to another relay of this process.
+
+        :param port: of its listener.
+        """
+        self.forget(flow)
+        there = flow.tried[-1][1]
+        if there[1] in hops.ports:
+            flow.hop = hop_name(flow.ours, there[1])
+            hops.add(flow.hop, self, hop_name(flow.source, port))
+
+    def forget(self, flow: Hopping) -> None:
+        """A flow has ended, or leads elsewhere."""
+        if flow.hop:
+            hops.remove(flow.hop)
+            flow.hop = ""

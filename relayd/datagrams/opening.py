@@ -1,0 +1,198 @@
+"""Opening flows: which clients get one, which flow is evicted for it, its socket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.logger import Logger
+
+from relayd.addresses import client_key, socket_name
+from relayd.datagrams.dialing import FlowDialer
+from relayd.datagrams.flow import ClientFlow
+from relayd.datagrams.interfaces import FlowRelay
+from relayd.datagrams.ledger import Ledger
+from relayd.datagrams.listener import DatagramListener
+from relayd.datagrams.loops import LoopGuard
+from relayd.datagrams.refusals import SHORTAGE
+from relayd.datagrams.servers import Server, ServerPool
+from relayd.datagrams.table import TableFull
+from relayd.datagrams.watching import READABLE, Watcher
+from relayd.log_throttle import LogThrottle
+
+log = Logger(namespace="relayd.datagrams")
+
+#: How many flows are read for an answer that has just come before one is evicted.
+MAX_READ = 8
+
+
+class FlowOpener:
+    """Makes the flows of one relay.
+
+    :param relay: whose; a flow that is evicted is ended by it.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger[ClientFlow],
+        relay: FlowRelay,
+        *,
+        pool: ServerPool,
+        dialer: FlowDialer,
+        loops: LoopGuard,
+        watcher: Watcher,
+    ) -> None:
+        self._ledger = ledger
+        self._table = ledger.table
+        self._relay = relay
+        self._pool = pool
+        self._dialer = dialer
+        self._loops = loops
+        self._watcher = watcher
+        self._throttle = LogThrottle(ledger.clock)
+        self._loop_throttle = LogThrottle(ledger.clock)
+
+    def open(self, listener: DatagramListener, key: Any) -> ClientFlow | None:
+        """See :meth:`relayd.datagrams.interfaces.FlowRelay.admit`."""
+        dropped = self._ledger.counters.dropped
+        source, to = listener.client(key)
+        if to is None:
+            dropped["no_local_address"] += 1
+            return None
+        if source[1] == 0:
+            # Nobody could be answered there.
+            dropped["source_port_0"] += 1
+            return None
+        if self._loops.leads_back(source):
+            dropped["source_loops"] += 1
+            return None
+        if self._loops.is_loop(source, listener.port):
+            dropped["loop"] += 1
+            if self._loop_throttle.is_due():
+                log.warn(
+                    "datagrams to {listener} lead back to their own relay: they are"
+                    " dropped ({count} so far)",
+                    listener=listener.name(key),
+                    count=dropped["loop"],
+                )
+            return None
+        server = self._pool.choose()
+        if server is None and not self._relay.draining:
+            dropped["no_server"] += 1
+            return None
+        try:
+            self._evict_for(client_key(source[0]), source)
+            flow = None
+            if server is not None:
+                flow = self._open_flow(listener, (key, source, to), server)
+            if flow is None:
+                dropped["draining"] += 1
+                return None
+        except TableFull as problem:
+            self._refuse(str(problem))
+            return None
+        except OSError as problem:
+            self._refuse(f"no socket for a flow of {source[0]}: {problem.strerror}")
+            return None
+        self._table.add(flow)
+        listener.flows[key] = flow
+        self._loops.note(flow, listener.port)
+        return flow
+
+    def _evict_for(self, host: str, source: Any) -> None:
+        """Evict a flow, if there is no place for another one of `host`.
+
+        :param source: the client that needs the place.
+        :raises TableFull: none may be evicted.
+        """
+        table = self._table
+        if self._relay.draining or table.to_evict(host) is None:
+            return
+        if not self._evict(lambda: table.to_evict(host), source):
+            raise table.full(host)
+
+    def _evict(self, candidate: Callable[[], ClientFlow | None], source: Any) -> bool:
+        """Evict a flow.
+
+        :param candidate: which that is now; None if none need be evicted.
+        :return: False if those that were read are all in use, as it turned out.
+        """
+        for left in reversed(range(MAX_READ)):
+            flow = candidate()
+            if flow is None:
+                return True
+            # Its answer may have come, and not been read yet.  It is passed on, and
+            # then another flow may be the one that was idle longest.
+            flow.read_all()
+            if not flow.in_use and (not left or candidate() is flow):
+                self._relay.end(flow, "evicted", socket_name(source))
+                return True
+        return False
+
+    def _open_flow(
+        self, listener: DatagramListener, client: tuple[Any, Any, Any], server: Server
+    ) -> ClientFlow | None:
+        """A flow with its socket, watched; None if the relay takes none any more.
+
+        :raises OSError: there is no socket to be had.
+        """
+        # An observer that was notified of a flow's end may have closed the relay, and
+        # even have opened it again.
+        if not self._is_open(listener):
+            return None
+        try:
+            return self._try_flow(listener, client, server)
+        except OSError as problem:
+            # The limit is not the table's: this process, or this machine, has no more.
+            idlest = self._table.idlest
+            if problem.errno not in SHORTAGE or idlest() is None:
+                raise
+            if not self._evict(idlest, client[1]):
+                raise
+        if not self._is_open(listener):
+            return None
+        return self._try_flow(listener, client, server)
+
+    def _is_open(self, listener: DatagramListener) -> bool:
+        return not (self._relay.draining or listener.closed)
+
+    def _try_flow(
+        self, listener: DatagramListener, client: tuple[Any, Any, Any], server: Server
+    ) -> ClientFlow:
+        connected = self._dialer.dial_any(server)
+        sock = connected.sock
+        try:
+            flow = ClientFlow(self._ledger, self._relay, listener, client, connected)
+            self._watcher.watch(sock.fileno(), flow, READABLE)
+        except OSError:
+            sock.close()
+            raise
+        return flow
+
+    def redial(self, flow: ClientFlow, problem: OSError) -> bool:
+        """See :meth:`relayd.datagrams.interfaces.FlowRelay.redial`."""
+        self._dialer.refused(flow.server, flow.tried[-1], problem)
+        try:
+            connected = self._dialer.dial(flow.server, flow.tried)
+        except OSError:
+            return False
+        try:
+            self._watcher.watch(connected.sock.fileno(), flow, READABLE)
+        except OSError:
+            connected.sock.close()
+            return False
+        self._ledger.count_drops(flow)
+        self._watcher.give_up(flow.sock)
+        flow.use(connected)
+        self._loops.note(flow, flow.listener.port)
+        return True
+
+    def _refuse(self, why: str) -> None:
+        self._ledger.counters.dropped["no_flow"] += 1
+        if not self._throttle.is_due():
+            return
+        log.warn(
+            "{why} ({count} datagrams dropped without a flow so far)",
+            why=why,
+            count=self._ledger.counters.dropped["no_flow"],
+        )

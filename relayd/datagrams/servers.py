@@ -1,0 +1,212 @@
+"""Where the flows of a UDP relay go: servers, in turn, and the look-ups of their names.
+
+A :class:`Server` is a host and a port.  A host that is a name has addresses, which are
+looked up again and again, and of which some may be dead: `localhost` is `::1` first,
+and many a server listens on 127.0.0.1 alone.  UDP has no connect that would tell.  But
+a host that has nobody at a port says so (ICMP), by an error of the socket's next call.
+Then new flows have the next address, and so has the flow that met the refusal, if it
+was never answered.
+
+Which address.  New flows have the one that is in use, as long as the name has it.  When
+it refuses, the next one is used, round robin, so that the first has another chance when
+the others have refused as well, or have left the name.  A flow goes to each address
+once after each look-up of the name.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from relayd.addresses import bare_end, host_port, socket_name
+from relayd.monotonic import monotonic
+from relayd.resolving import Resolver, SocketAddress
+
+log = Logger(namespace="relayd.datagrams")
+
+#: Seconds between two look-ups of a server's name.
+LOOK_UP_EVERY = 30.0
+
+
+class Server:
+    """A host and a port, and the addresses that the host has now.
+
+    :param host: an address or a name.
+    :raises OSError: an IPv6 address has an interface that this machine lacks.
+
+    :ivar name: both, as the log has them.
+    :ivar named: the host is a name.
+    :ivar address: where new flows go, as the socket module has it, with its family;
+        None until the name has been looked up.
+    :ivar addresses: all that there are.
+    :ivar look_ups: how many of its name have been answered.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host = host
+        self.port = port
+        self.name = host_port(host, port)
+        self.address: SocketAddress | None = None
+        if ":" in host:
+            found = socket.getaddrinfo(
+                host, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
+            )
+            self.address = socket.AF_INET6, found[0][4]
+        elif host.rpartition(".")[2].isdigit():
+            self.address = socket.AF_INET, (host, port)
+        #: Its host is a name, which is looked up again and again.
+        self.named = self.address is None
+        self.addresses: list[SocketAddress] = []
+        if self.address is not None:
+            self.addresses.append(self.address)
+        self.look_ups = 0
+        self._warned_at = -1
+
+    def found(self, addresses: Sequence[SocketAddress]) -> None:
+        """The name was looked up.  Flows keep the address that they have.
+
+        Multicast groups and wildcards are no server's address, whatever a name says.
+        """
+        self.look_ups += 1
+        addresses = [each for each in addresses if _is_one_host(each[1])]
+        self.addresses = list(addresses)
+        if self.address not in addresses:
+            self.address = addresses[0] if addresses else None
+
+    def candidates(
+        self, tried: Sequence[SocketAddress] = ()
+    ) -> Iterator[SocketAddress]:
+        """The addresses to try, the one that is in use first.
+
+        :param tried: those that were.
+        """
+        if self.address is None:
+            return
+        there = self.addresses
+        first = there.index(self.address)
+        for address in there[first:] + there[:first]:
+            if address not in tried:
+                yield address
+
+    def turn_from(self, address: SocketAddress) -> bool:
+        """New flows are to have the next address, if they have had this one.
+
+        :return: whether to warn of it: once after each look-up at most.
+        """
+        if self.address != address or len(self.addresses) < 2:
+            return False
+        following = self.addresses.index(address) + 1
+        self.address = self.addresses[following % len(self.addresses)]
+        warn = self._warned_at != self.look_ups
+        self._warned_at = self.look_ups
+        return warn
+
+
+class ServerPool:
+    """The servers of one relay, chosen round robin.
+
+    :param servers: at least one.
+    :param clock: seconds.
+    :param resolver: finds the addresses of names; called when the first is needed.
+    :raises ValueError: there is no server.
+
+    :ivar changed: called when servers or their addresses are others than before.
+    """
+
+    def __init__(
+        self,
+        servers: Iterable[Server],
+        clock: IReactorTime,
+        resolver: Callable[[], Resolver],
+    ) -> None:
+        self.changed: Callable[[], None] = lambda: None
+        self._clock: IReactorTime = monotonic(clock)
+        self._resolver = resolver
+        self._turns = itertools.count()
+        self._next_look_up: IDelayedCall | None = None
+        #: Names are looked up, again and again.
+        self._started = False
+        self._servers: tuple[Server, ...] = ()
+        self.servers = servers
+
+    @property
+    def servers(self) -> tuple[Server, ...]:
+        """May be set at any time; names are looked up at once."""
+        return self._servers
+
+    @servers.setter
+    def servers(self, servers: Iterable[Server]) -> None:
+        chosen = tuple(servers)
+        if not chosen:
+            raise ValueError("a relay needs a server")
+        self._servers = chosen
+        self.changed()
+        if self._started:
+            self._look_up()
+
+    def start(self) -> None:
+        """Look names up, now and every :data:`LOOK_UP_EVERY` seconds."""
+        if not self._started:
+            self._started = True
+            self._look_up()
+
+    def stop(self) -> None:
+        """Look nothing up any more."""
+        self._started = False
+        self._cancel()
+
+    def choose(self) -> Server | None:
+        """The next server in turn that has an address."""
+        for _ in self._servers:
+            server = self._servers[next(self._turns) % len(self._servers)]
+            if server.address is not None:
+                return server
+        return None
+
+    def _cancel(self) -> None:
+        timer, self._next_look_up = self._next_look_up, None
+        if timer is not None and timer.active():
+            timer.cancel()
+
+    def _look_up(self) -> None:
+        self._cancel()
+        names = [server for server in self._servers if server.named]
+        if names:
+            self._next_look_up = self._clock.callLater(LOOK_UP_EVERY, self._look_up)
+        for server in names:
+            found = self._resolver().addresses(server.host, server.port)
+            found.addCallbacks(
+                self._found, self._not_found, (server,), errbackArgs=(server,)
+            )
+
+    def _found(self, addresses: list[SocketAddress], server: Server) -> None:
+        server.found(addresses)
+        self.changed()
+        if server.address is None:
+            where = ", ".join(socket_name(each[1]) for each in addresses)
+            log.warn(
+                "{name}: none of its addresses is a host's ({where}); nothing is sent",
+                name=server.name,
+                where=where,
+            )
+
+    def _not_found(self, reason: Failure, server: Server) -> None:
+        log.warn(
+            "{name}: {why}; {then}",
+            name=server.name,
+            why=reason.getErrorMessage(),
+            then="its last address is kept" if server.address else "nothing is sent",
+        )
+
+
+def _is_one_host(where: Any) -> bool:
+    host = ipaddress.ip_address(bare_end(where)[0])
+    everybody = str(host) == "255.255.255.255"
+    return not (host.is_multicast or host.is_unspecified or everybody)

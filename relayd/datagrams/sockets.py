@@ -1,0 +1,203 @@
+"""Datagram sockets: how they are opened, what they are asked, and runs.
+
+Our own and not `reactor.listenUDP`'s, which cuts datagrams at 8,192 bytes, lets a flood
+of empty ones starve everything else, and hides the address that a client sent to.
+
+A *run* is several datagrams of one size.  The kernel takes it in one call, sends it
+through its stack as one, and makes datagrams of it at the end (UDP_SEGMENT, udp(7)).
+"""
+
+from __future__ import annotations
+
+import errno
+import resource
+import socket
+import struct
+import sys
+from contextlib import suppress
+from typing import Any
+
+from relayd import ports
+from relayd.addresses import host_port
+from relayd.broadcast import BROADCAST, is_broadcast
+from relayd.errors import ListenError
+
+#: More bytes than any datagram has: 65,507 over IPv4, 65,527 over IPv6.
+BUFFER_SIZE = 65536
+
+#: Descriptors that flows leave to everything else, or a quarter of the limit.
+RESERVE = 1024
+
+#: socket(7), Linux: counters of a socket's memory, and the one of its drops.
+_SO_MEMINFO, _DROPS = 55, 8
+
+WILDCARDS = ("0.0.0.0", "::")
+
+IP_PKTINFO = getattr(socket, "IP_PKTINFO", 8)
+
+#: Bytes of in_pktinfo, ip(7): the interface, our address, and the header's destination.
+PKTINFO4 = 12
+_PKTINFO4 = struct.Struct("=I4s4s")
+
+#: Bytes of in6_pktinfo, ipv6(7) and RFC 3542: our address, and the interface.
+PKTINFO6 = 20
+_LINK_LOCAL = b"\xfe\x80"
+
+#: udp(7), since Linux 4.18: several datagrams in one call.
+_SEGMENTS = sys.platform.startswith("linux")
+_SOL_UDP, _UDP_SEGMENT, _UINT16 = 17, 103, struct.Struct("=H")
+
+#: What the kernel takes at once: so many datagrams, and so many bytes in all.
+MAX_SEGMENTS, MAX_SEGMENTED = 64, 65000
+
+
+def fits(run: list[bytes], size: int) -> bool:
+    """Whether another datagram of this size can go with those of a run."""
+    if not _SEGMENTS or not size:
+        return False
+    return len(run) < MAX_SEGMENTS and size * (len(run) + 1) <= MAX_SEGMENTED
+
+
+def segments(size: int) -> tuple[int, int, bytes]:
+    """What tells the kernel to make datagrams of that size (udp(7))."""
+    return _SOL_UDP, _UDP_SEGMENT, _UINT16.pack(size)
+
+
+#: Nothing is wrong with what was sent: a queue is full, or an earlier datagram was
+#: refused.
+_PASSING = frozenset(
+    {
+        errno.EAGAIN,
+        errno.ENOBUFS,
+        errno.ENOMEM,
+        errno.ECONNREFUSED,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+    }
+)
+
+
+def segments_after(problem: OSError) -> bool:
+    """Whether to try a run again, after one that was not taken."""
+    # Anything else says that these can't be: larger than the path allows, or an
+    # interface or a kernel that does not do it.
+    return problem.errno in _PASSING
+
+
+def ask_for_local_address(sock: Any) -> OSError | None:
+    """Have the kernel say which of our addresses each datagram was sent to.
+
+    :return: why it won't, if it won't.
+    """
+    try:
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+    except OSError as problem:
+        return problem
+    return None
+
+
+def short_pktinfo6(told: bytes) -> bytes:
+    """Our address; with the interface, which in6_pktinfo tells, where it matters."""
+    return told if told[:2] == _LINK_LOCAL else told[:16]
+
+
+def pktinfo(ours: bytes) -> tuple[int, int, bytes]:
+    """What tells the kernel which address of ours to send from.
+
+    :param ours: packed; or as :func:`short_pktinfo6` has it.
+    :return: an ancillary message, as `sendmsg` wants it.
+    """
+    if len(ours) == 4:
+        return socket.IPPROTO_IP, IP_PKTINFO, _PKTINFO4.pack(0, ours, bytes(4))
+    return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, ours.ljust(PKTINFO6, b"\0")
+
+
+def kernel_drops(sock: Any) -> int | None:
+    """Datagrams that the kernel dropped at a full buffer; None if it can't tell."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        counters = sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 64)
+    except OSError:
+        return None
+    if len(counters) < 4 * _DROPS + 4:
+        return None
+    return int.from_bytes(counters[4 * _DROPS : 4 * _DROPS + 4], sys.byteorder)
+
+
+def raise_buffer(sock: Any, wanted: int) -> None:
+    """Let the kernel keep so many bytes unread, as far as it does (socket(7))."""
+    forced = getattr(socket, "SO_RCVBUFFORCE", 33)
+    try:
+        # Beyond net.core.rmem_max, for those who may.
+        sock.setsockopt(socket.SOL_SOCKET, forced, wanted)
+    except OSError:
+        # In a sandbox that lets nobody ask, it has what it has.
+        with suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, wanted)
+
+
+def send_error(problem: OSError) -> str:
+    return f"send_{errno.errorcode.get(problem.errno or 0, problem.errno)}"
+
+
+def udp_socket(family: int) -> Any:
+    return socket.SocketType(
+        family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    )
+
+
+def affordable_flows() -> int:
+    """How many flows this process can have, with something left for everything else.
+
+    Each takes a descriptor, and one of the ports that the kernel hands out.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        limit = 1 << 20
+    return max(1, min(limit - min(RESERVE, limit // 4), ports.count() * 7 // 8))
+
+
+def bind_udp(host: str, port: int) -> socket.SocketType:
+    """A non-blocking datagram socket, bound.
+
+    :raises ListenError: it can't be.
+    """
+    try:
+        return bound_socket(host, port)
+    except OSError as problem:
+        raise cannot_listen(host_port(host, port), problem) from problem
+
+
+def cannot_listen(where: str, problem: OSError) -> ListenError:
+    """The one line on a listener for datagrams that can't be had."""
+    why = problem.strerror or str(problem)
+    return ListenError(f"can't listen on udp:{where}: {why}")
+
+
+def bound_socket(host: str, port: int) -> socket.SocketType:
+    """As :func:`bind_udp`.
+
+    :raises OSError: it can't be.
+    """
+    if is_broadcast(host):
+        raise OSError(errno.EACCES, BROADCAST)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    address = socket.getaddrinfo(
+        host, port, family, socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
+    )[0][4]
+    sock = udp_socket(family)
+    try:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if address[0] in WILDCARDS:
+            # Before a datagram can come.
+            ask_for_local_address(sock)
+        sock.bind(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock  # type: ignore[no-any-return]

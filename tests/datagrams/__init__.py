@@ -1,0 +1,1 @@
+"""UDP: the modules of `relayd/datagrams`."""
