@@ -1,4 +1,4 @@
-"""Connections of this process to itself, so that none goes round for ever.
+"""Connections of this process to itself, noted to find loops.
 
 A relay may lead to another one of its process, such as a TCP relay to a SOCKS4 proxy.
 One that leads back to itself would make a connection for each connection until nothing
@@ -8,18 +8,18 @@ it finds where it comes from, and whether itself is among them.
 
 A hop is noted as soon as connect(2) has been called, before anybody can accept it, and
 is kept for a while when its session is over: its other end may not have been accepted
-yet, and would lead on without an end.  A foreign endpoint says no more than that it has
-connected, which may be after the accept.  So a relay looks twice: when a client comes,
-and again when it has reached its client's server.  A circle that gets past the first
-look is found by the second, one round later.
+yet, and would go on without an end.  A foreign endpoint says no more than that it has
+connected, which may be after the accept.  So a relay checks twice: when a client comes,
+and again when it has reached its client's server.  A loop that the first check misses
+is found by the second, one hop later.
 
 A client's UNIX socket has no name, unless it is bound to one.  One of this process that
 leads to a UNIX socket on which this process listens is bound to a name that lasts as
-long as the socket, and leaves no file: only Linux has such names, and only there a
-circle through a UNIX socket is found.
+long as the socket, and leaves no file: only Linux has such names, and only there
+a loop through a UNIX socket is found.
 
-Relays of other processes can't be told apart from servers.  A circle through one of
-them is bounded by descriptors, and by the timeouts.
+Relays of other processes can't be told apart from servers.  A loop through one of them
+is bounded by descriptors, and by the timeouts.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ class Hops:
         if len(self.past) > PAST:
             del self.past[next(iter(self.past))]
 
-    def lead_round(self, name: str, relay: object) -> bool:
-        """Whether the way that ends with this hop has led through `relay` before."""
+    def is_loop(self, name: str, relay: object) -> bool:
+        """Whether the hops that end with this one have led through `relay` before."""
         for _ in range(len(self.hops) + len(self.past)):
             hop = self.hops.get(name) or self.past.get(name)
             if hop is None:

@@ -366,7 +366,7 @@ class StreamProtocol(Leg):
 
     def leads_back(self) -> bool:
         """Whether this relay is on the way by which the client came."""
-        return streams.lead_round(self._hop, self.factory)
+        return streams.is_loop(self._hop, self.factory)
 
     def note_hop(self, name: str) -> None:
         """A connection to this process was made; kept until the session is over."""

@@ -24,11 +24,9 @@ Candidate = TypeVar("Candidate")
 _dials = implementers(IDialer)
 
 
+@attrs.define(eq=False)
 class Upstream:
-    """One server: how to dial it, and what the log calls it.
-
-    Written out, as a proxy makes one for each session: a class that attrs freezes sets
-    each attribute by a call.
+    """One server: how to dial it, and its name in the log.
 
     :ivar endpoint: dialled once for each session.
     :ivar name: the server's address as the operator wrote it.
@@ -39,23 +37,16 @@ class Upstream:
         as one.
     """
 
-    __slots__ = ("dials", "endpoint", "identity", "name")
+    endpoint: IStreamClientEndpoint
+    name: str
+    identity: ServerIdentity | None = None
+    dials: bool = attrs.field(init=False)
 
-    def __init__(
-        self,
-        endpoint: IStreamClientEndpoint,
-        name: str,
-        identity: ServerIdentity | None = None,
-    ) -> None:
-        self.endpoint = endpoint
-        self.name = name
-        self.identity = identity
-        kind: Any = type(endpoint)
+    @dials.default
+    def _find_dials(self) -> bool:
+        kind: Any = type(self.endpoint)
         # What has a certificate to show is no socket of ours.
-        self.dials = identity is None and _dials[kind]
-
-    def __repr__(self) -> str:
-        return f"Upstream({self.endpoint!r}, {self.name!r})"
+        return self.identity is None and _dials[kind]
 
 
 @implementer(ISelector)

@@ -21,18 +21,18 @@ ONE, TWO = object(), object()
 
 
 def test_a_client_from_elsewhere_comes_from_no_relay() -> None:
-    assert not Hops().lead_round("192.0.2.1:5>192.0.2.2:80", ONE)
+    assert not Hops().is_loop("192.0.2.1:5>192.0.2.2:80", ONE)
 
 
 def test_a_way_back_to_where_it_began() -> None:
     hops = Hops()
     hops.add("a>b", ONE, "x>a")
-    assert hops.lead_round("a>b", ONE)
-    assert not hops.lead_round("a>b", TWO)
+    assert hops.is_loop("a>b", ONE)
+    assert not hops.is_loop("a>b", TWO)
     hops.add("b>c", TWO, "a>b")
-    assert hops.lead_round("b>c", ONE)
+    assert hops.is_loop("b>c", ONE)
     hops.remove("a>b")
-    assert not hops.lead_round("b>c", ONE)
+    assert not hops.is_loop("b>c", ONE)
     hops.remove("a>b")
 
 
@@ -84,7 +84,7 @@ def test_every_way_is_followed_to_its_end_and_no_further(
             passed.add(id(hops.hops[name].relay))
             name = hops.hops[name].before
         for relay in relays:
-            assert hops.lead_round(str(start), relay) == (id(relay) in passed)
+            assert hops.is_loop(str(start), relay) == (id(relay) in passed)
 
 
 class Heard(Observer):
@@ -218,7 +218,7 @@ def test_what_is_over_is_kept_for_a_while() -> None:
     hops = Hops()
     first = hops.add("0>x", ONE, "-")
     hops.is_over("0>x", first)
-    assert hops.lead_round("0>x", ONE)
+    assert hops.is_loop("0>x", ONE)
     again = hops.add("0>x", TWO, "-")
     # The port has another owner, whose hop the first can't end.
     hops.is_over("0>x", first)
@@ -228,7 +228,7 @@ def test_what_is_over_is_kept_for_a_while() -> None:
     for number in range(1, PAST + 1):
         hops.is_over(f"{number}>x", hops.add(f"{number}>x", ONE, "-"))
     assert len(hops.past) == PAST
-    assert not hops.lead_round("0>x", TWO)
+    assert not hops.is_loop("0>x", TWO)
     assert not hops.hops
 
 

@@ -17,7 +17,7 @@ from tests.fakes import FakeEndpoint
 
 def a_session(ordinal: int = 0) -> Session:
     """Of a client that its relay has admitted as this one."""
-    return Session(1, ordinal, "c:1", "l:1", 0.0)
+    return Session(1, "c:1", "l:1", 0.0, ordinal=ordinal)
 
 
 @given(st.integers(1, 9), st.integers(0, 1000), st.integers(1, 5))

@@ -134,7 +134,7 @@ class LoopGuard:
         :param source: the client's socket address.
         :param port: of the listener that it has sent to.
         """
-        return bool(hops.hops) and hops.lead_round(hop_name(source, port), self)
+        return bool(hops.hops) and hops.is_loop(hop_name(source, port), self)
 
     def note(self, flow: Hopping, port: int) -> None:
         """A flow has a new socket, which may lead to another relay of this process.
