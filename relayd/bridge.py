@@ -281,9 +281,6 @@ class Bridge:
         self.downstream.abort()
         self.upstream.abort()
 
-    #: What it was called before.
-    cut = abort
-
     def _close_both(self) -> None:
         # Closing writes what is buffered first.  Both directions have ended, so
         # nothing can arrive that a close would turn into a reset.

@@ -68,12 +68,9 @@ _NEVER = -(1 << 62)
 class SplicingConnection(Connection):
     """A connection that can be spliced to another one of its plane."""
 
-    __slots__ = ("_direction", "_splicer")
+    __slots__ = ()
 
     _sink: SplicingConnection | None
-    # Set with the sink.
-    _direction: Direction
-    _splicer: Any
     # Up to FULL_READS; one more for each small splice in a row while it is spliced.
     _full_reads: int
 
@@ -133,12 +130,6 @@ class SplicingConnection(Connection):
     def _hears_reset(self) -> bool:
         # Of two that are joined, what is in the kernel is still to be delivered.
         return self._sink is None and Connection._hears_reset(self)
-
-    def _pass_end_on(self, sink: Connection) -> None:
-        try:
-            self._splicer.ended(self._direction, sink)
-        except Exception:
-            self._failed("the end of data")
 
     def connectionLost(self, reason: Failure) -> None:
         Connection.connectionLost(self, reason)
