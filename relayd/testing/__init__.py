@@ -11,9 +11,9 @@ inherits the tests::
         async def connect(self, protocol) -> Peer:
             ...
 
-`examples/own_transport_contract.py` is a whole one.  Trial runs it, or pytest with the
-pytest-twisted plugin (a plain class then, without TestCase).  Nothing but what relayd
-itself needs is imported here.
+`examples/own_transport_contract.py` is a whole one.  Trial runs it, and so does pytest.
+With pytest's plugin pytest-twisted a plain class will do, without TestCase.  Nothing
+but what relayd itself needs is imported here.
 
 - :class:`StreamTransportContract` asks for all that a relay relies on, of a transport
   whose other end is any :class:`Peer`; :class:`SocketTransportContract` asks for what
@@ -22,7 +22,9 @@ itself needs is imported here.
   for a transport that differs from a tested one in its addresses alone.
 - :class:`FakeTransport` is a transport without a network, for tests of protocols.
 
-What a transport may lack, and is relayed without: resets (`resets = False`).
+A transport whose peer can't reset it says `resets = False`.  One that keeps what waits
+elsewhere than Twisted's do overrides :meth:`ConnectionContract.unsent`; a relay does
+not find it there either, and takes the transport's buffer for empty.
 """
 
 from relayd.testing.connection import ConnectionContract

@@ -1,9 +1,10 @@
 """How the tests of a contract run, under any runner that knows coroutines.
 
 A contract is a class of coroutine methods without a transport.  A test case inherits
-them: one of :class:`twisted.trial.unittest.TestCase`, or a plain class that pytest
-collects with the pytest-twisted plugin (without such a plugin pytest says that it does
-not support coroutines, and fails them).  Neither is imported here.
+them: one of :class:`twisted.trial.unittest.TestCase`, which trial and pytest run, or a
+plain class that pytest collects.  That needs the pytest-twisted plugin: without it
+pytest says that it does not support coroutines, and fails them.  Nothing of these is
+imported here.
 """
 
 from __future__ import annotations
