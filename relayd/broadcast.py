@@ -14,7 +14,7 @@ BROADCAST = "it is a broadcast address of this machine's networks, and not one h
 def is_broadcast(host: str) -> bool:
     """Whether the kernel sends to an address as a broadcast (ip(7)).
 
-    It says so by EACCES, where that was not asked for.
+    connect(2) fails with EACCES then, unless SO_BROADCAST is set.
 
     :param host: an address.
     """

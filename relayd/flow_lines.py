@@ -1,4 +1,4 @@
-"""What the log says of datagrams: a line for each flow, and one for each relay."""
+"""The log lines of datagrams: one for each flow, and one for each relay."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class FlowLog:
         )
 
     def _may_write(self, second: int) -> bool:
-        """Whether this second may have another line; says so once if not."""
+        """Whether this second may have another line; warns once if not."""
         if second != self._second:
             self._second, self._lines = second, 0
         self._lines += 1

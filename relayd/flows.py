@@ -1,9 +1,9 @@
-"""What a UDP flow is, and what is counted and told of it; no I/O.
+"""The record of a UDP flow, and what is counted of datagrams; no I/O.
 
-UDP has no connections.  A *flow* stands for one: a client's address, as it speaks to
+UDP has no connections.  A *flow* stands for one: a client's address, as it sends to
 one of the relay's, and the socket that the relay opened for it.  :class:`Flow` is its
-record, :class:`FlowFacts` what is said when it has ended, and :class:`Counters` what
-has become of every datagram of a relay.
+record, :class:`FlowFacts` what is reported when it has ended, and :class:`Counters`
+what has become of every datagram of a relay.
 """
 
 from __future__ import annotations

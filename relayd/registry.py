@@ -37,7 +37,7 @@ class Members(Protocol[Living]):
 
 
 def _nothing() -> None:
-    """What happens when a drain is over, unless the owner says."""
+    """The default of what happens when a drain is over."""
 
 
 class Registry(Generic[Id, Member]):

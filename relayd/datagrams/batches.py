@@ -63,7 +63,7 @@ class Tally(Protocol):
 class OneByOne:
     """Receives with the calls that every socket has.
 
-    :param local: the key has the local address, too; the socket has been told to say
+    :param local: the key has the local address, too; the socket has been asked to tell
         it.
 
     :ivar drained: the last call has read all that was pending.
@@ -274,7 +274,7 @@ class Outbox:
             if sent > 0:
                 done += sent
             else:
-                # The first of them; what stopped the call later is said by the next.
+                # Of the first; an error of a later one is reported by the next call.
                 number = ctypes.get_errno()
                 problem = OSError(number, os.strerror(number))
                 if number not in _SOFT:
@@ -316,7 +316,7 @@ class Outbox:
 def receiver(sock: Any, tally: Tally, *, local: bool) -> OneByOne | Batches:
     """What receives from a listener's socket.
 
-    :param local: where a client spoke to is part of its key.
+    :param local: the address that a client has sent to is part of its key.
     """
     kind = Batches if can_batch(sock) else OneByOne
     return kind(sock, tally, local=local)

@@ -123,8 +123,8 @@ class FlowDialer:
             raise_buffer(sock, self._buffer)
             sock.connect(where)
             ours = sock.getsockname()
-            # The kernel may hand out the very port that is called, if nobody has it:
-            # what is sent would come back as the answer.
+            # The kernel may assign the very port that is dialled, if it is free: what
+            # is sent would come back as the answer.
             itself = ours[1] == where[1] and ours == sock.getpeername()
         except OSError:
             sock.close()
@@ -138,5 +138,5 @@ class FlowDialer:
         finally:
             sock.close()
         raise OSError(
-            errno.ECONNREFUSED, f"nobody has {socket_name(where)} but its own socket"
+            errno.ECONNREFUSED, f"nothing has {socket_name(where)} but its own socket"
         )

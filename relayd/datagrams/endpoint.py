@@ -32,7 +32,7 @@ class UdpPort:
     def __init__(self, relay: DatagramRelay, address: Any) -> None:
         self._relay = relay
         kind = IPv6Address if ":" in address[0] else IPv4Address
-        # With its interface, without which a link-local address says nothing.
+        # With its interface, without which a link-local address is of no use.
         self._address = kind("UDP", numeric_host(address), address[1])
 
     def startListening(self) -> None:

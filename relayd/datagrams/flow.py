@@ -12,9 +12,9 @@ Writing.  Datagrams of one size that follow each other in a batch are a run, and
 in one call (:mod:`relayd.datagrams.sockets`).  Where the kernel can't do that, they are
 sent one by one.
 
-Refusals.  A host that has nobody at a port says so (ICMP), by an error of the socket's
-next call.  A flow that was never answered goes on at its server's next address, if that
-has a name with several.
+Refusals.  A host where no socket has the port refuses (ICMP), which is an error of the
+socket's next call.  A flow that was never answered goes on at the next address of its
+server, if that is a name with several.
 """
 
 from __future__ import annotations
@@ -314,9 +314,9 @@ class ClientFlow(Flow):
         if now < self.due:
             self.seen = now
         else:
-            self.spoke(whole[kept:], now)
+            self.client_sent(whole[kept:], now)
 
-    def spoke(self, run: Sequence[bytes], now: float) -> None:
+    def client_sent(self, run: Sequence[bytes], now: float) -> None:
         """The client has sent these, and the table must be notified (`due`)."""
         if self.server.named:
             self._keep(run, now)

@@ -148,7 +148,7 @@ class DatagramListener:
                         if now < last.due:
                             last.seen = now
                         else:
-                            last.spoke((first,), now)
+                            last.client_sent((first,), now)
                 last = flow or self._relay.admit(self, key)
                 first, size = data, len(data)
                 if size >= BUFFER_SIZE and last is not None:
@@ -211,7 +211,7 @@ class DatagramListener:
         return socket_name(self.address)
 
     def replier(self) -> Callable[[bytes, Any], Any]:
-        """What sends a datagram to where `client` says."""
+        """What sends a datagram to where :meth:`client` has it."""
         reply: Callable[[bytes, Any], Any] = self.sock.sendto
         return reply
 

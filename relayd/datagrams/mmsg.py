@@ -24,7 +24,7 @@ BATCH = 64
 SOCKADDR4, SOCKADDR6 = 16, 28
 
 #: Fills the place of an address that the kernel does not tell.  No address of ours is
-#: all ones, and 0.0.0.0 is told of some broadcasts.
+#: all ones, and 0.0.0.0 is told for some broadcasts.
 NOT_TOLD = b"\xff"
 
 
@@ -134,7 +134,7 @@ def can_batch(sock: Any) -> bool:
     # The layouts are Linux's, and a test's socket is not the kernel's.
     if not sys.platform.startswith("linux") or not isinstance(sock, socket.SocketType):
         return False
-    # Neither does anything yet; where a sandbox refuses such calls, it says so.
+    # Neither does anything yet; where a sandbox refuses such calls, it fails.
     nothing = sock.fileno(), None, 0, socket.MSG_DONTWAIT
     return (
         recvmmsg is not None

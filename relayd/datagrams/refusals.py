@@ -1,4 +1,4 @@
-"""What an error of a datagram socket says: refused, too large, or nothing left."""
+"""Errors of datagram sockets by what they mean: refused, too large, shortage."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ REFUSALS = frozenset(
 REPORTED = REFUSALS | {errno.EMSGSIZE}
 
 #: This process or this machine has no descriptor, port, memory or watch left for
-#: another flow, wherever it leads.  EAGAIN is what connect() says where no port is
-#: left.  Any other error is of the server's address: there is no way to it.  So is
+#: another flow, wherever it leads.  EAGAIN is the error of connect() where no port
+#: is left.  Any other error is of the server's address: there is no way to it.  So is
 #: EADDRNOTAVAIL: there is no address of ours to start from, as without IPv6.
 SHORTAGE = frozenset(
     {

@@ -2,8 +2,8 @@
 
 A :class:`Server` is a host and a port.  A host that is a name has addresses, which are
 looked up again and again, and of which some may be dead: `localhost` is `::1` first,
-and many a server listens on 127.0.0.1 alone.  UDP has no connect that would tell.  But
-a host that has nobody at a port says so (ICMP), by an error of the socket's next call.
+and many a server listens on 127.0.0.1 alone.  UDP has no handshake that would show it.
+But a host where no socket has the port refuses (ICMP), which the next call reports.
 Then new flows have the next address, and so has the flow that met the refusal, if it
 was never answered.
 
@@ -72,7 +72,7 @@ class Server:
     def found(self, addresses: Sequence[SocketAddress]) -> None:
         """The name was looked up.  Flows keep the address that they have.
 
-        Multicast groups and wildcards are no server's address, whatever a name says.
+        Multicast groups and wildcards, which a name may lead to, are left out.
         """
         self.look_ups += 1
         addresses = [each for each in addresses if _is_one_host(each[1])]

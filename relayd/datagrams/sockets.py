@@ -79,7 +79,7 @@ _PASSING = frozenset(
 
 def segments_after(problem: OSError) -> bool:
     """Whether to try a run again, after one that was not taken."""
-    # Anything else says that these can't be: larger than the path allows, or an
+    # Any other means that these can't be sent so: larger than the path allows, or an
     # interface or a kernel that does not do it.
     return problem.errno in _PASSING
 
@@ -135,7 +135,7 @@ def raise_buffer(sock: Any, wanted: int) -> None:
         # Beyond net.core.rmem_max, for those who may.
         sock.setsockopt(socket.SOL_SOCKET, forced, wanted)
     except OSError:
-        # In a sandbox that lets nobody ask, it has what it has.
+        # A sandbox may refuse both: it keeps the buffer that it has.
         with suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, wanted)
 

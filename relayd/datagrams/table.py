@@ -19,8 +19,8 @@ late.  The order of eviction is brought up to date only when a flow has to be ev
 
 Limits.  Flows in all, and for each client key.  When the table is full, the flow that
 is not in use and has been idle longest is evicted.  A flow in use is never evicted.
-One answer is no protection: whoever can have an answer to one datagram can have as many
-answered flows as the table holds.
+One answer is no protection: a client that gets an answer to one datagram can have as
+many answered flows as the table holds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Datagrams that flows have sent and that nobody has answered.
+"""Datagrams of flows that have had no answer.
 
 A flow whose server has several addresses goes on at the next one when an address
 refuses, and what it has sent last is sent again.  So that is kept until the first

@@ -12,12 +12,16 @@ from hypothesis import strategies as st
 
 from relayd.datagrams.mmsg import BATCH
 from relayd.datagrams.relay import LOOKS
+from relayd.flows import Counters
+from relayd.udp_nat import Server
 from tests.conftest import LoggedFailures
 from tests.datagrams.support import (
     CLIENT,
     Bench,
     Defect,
+    FakeResolver,
     FakeSocket,
+    Observer,
     problem,
 )
 
@@ -285,3 +289,34 @@ def test_what_the_kernel_dropped_is_counted() -> None:
     bench.sockets[0].dropped = 5
     bench.close()
     assert bench.nat.counters.kernel_dropped == 4 + 4 * (LOOKS + 1)
+
+
+def test_an_observer_may_open_a_drained_relay_again() -> None:
+    """Who waits for the drain hears of its end; the new listener is served."""
+
+    class Reopening(Observer):
+        def closed(self, relay: str, listeners: str, counters: Counters) -> None:
+            super().closed(relay, listeners, counters)
+            if len(self.totals) == 1:
+                bench.listener = FakeSocket()
+                bench.nat.listen([bench.listener])
+
+    resolver = FakeResolver()
+    bench = Bench([Server("name.example", 53)], resolver=resolver, observer=Reopening())
+    resolver.answer("198.51.100.1")
+    bench.arrive()
+    bench.clock.advance(2)
+    done: list[Any] = []
+    bench.nat.drain(10).addCallback(done.append)
+    bench.nat.drain(0).addCallback(done.append)
+    assert done == [None, None]
+    assert not bench.nat.draining
+    bench.arrive()
+    assert len(bench.live) == 1
+    bench.check()
+    # Its names are looked up, and its flows expire.
+    assert len(resolver.asked) == 2
+    bench.pass_time(31)
+    assert len(resolver.asked) == 3
+    assert not bench.live
+    bench.close()
