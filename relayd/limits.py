@@ -49,10 +49,10 @@ class Waiting(Generic[Item]):
     """Those who wait for one kind of thing, in the order in which they came.
 
     :param what: what they are, in the plural, for the log.
-    :param limit: how many may wait in all, at least 1.
-    :param limit_per_client: how many of one client, at least 1.
     :param clock: seconds; the log has at most one line in each.
 
+    :ivar limit: how many may wait in all, at least 1.
+    :ivar limit_per_client: how many of one client, at least 1.
     :ivar hits: how often one of the limits was reached.
     """
 
@@ -60,8 +60,8 @@ class Waiting(Generic[Item]):
         self, what: str, limit: int, limit_per_client: int, clock: IReactorTime
     ) -> None:
         self._what = what
-        self._limit = limit
-        self._limit_per_client = limit_per_client
+        self.limit = limit
+        self.limit_per_client = limit_per_client
         self._items: dict[Item, str] = {}
         self._by_client: dict[str, dict[Item, None]] = {}
         self._throttle = LogThrottle(clock)
@@ -79,14 +79,14 @@ class Waiting(Generic[Item]):
         :param client: whose it is, such as an address without its port.
         :raises Refused: a limit is reached.
         """
-        if len(self._items) >= self._limit:
-            self._hit("in all", self._limit)
-            raise Refused(f"{self._limit} {self._what} wait already")
+        if len(self._items) >= self.limit:
+            self._hit("in all", self.limit)
+            raise Refused(f"{self.limit} {self._what} wait already")
         own = self._by_client.get(client, ())
-        if len(own) >= self._limit_per_client:
-            self._hit(f"of {client or 'one client'}", self._limit_per_client)
+        if len(own) >= self.limit_per_client:
+            self._hit(f"of {client or 'one client'}", self.limit_per_client)
             raise Refused(
-                f"{self._limit_per_client} {self._what} of this client wait already"
+                f"{self.limit_per_client} {self._what} of this client wait already"
             )
         self._insert(item, client)
 
@@ -97,11 +97,11 @@ class Waiting(Generic[Item]):
         """
         evicted = None
         own = self._by_client.get(client, ())
-        if len(own) >= self._limit_per_client:
-            self._hit(f"of {client or 'one client'}", self._limit_per_client)
+        if len(own) >= self.limit_per_client:
+            self._hit(f"of {client or 'one client'}", self.limit_per_client)
             evicted = next(iter(own))
-        elif len(self._items) >= self._limit:
-            self._hit("in all", self._limit)
+        elif len(self._items) >= self.limit:
+            self._hit("in all", self.limit)
             evicted = next(iter(self._items))
         if evicted is not None:
             self.discard(evicted)

@@ -73,6 +73,10 @@ class Served(Protocol):
     """Serves the clients of a listener: a factory, or a UDP relay."""
 
     @property
+    def name(self) -> str:
+        """What the log calls the relay."""
+
+    @property
     def sessions(self) -> Mapping[Any, Any]:
         """The sessions, or flows, that have not ended."""
 
@@ -91,14 +95,12 @@ class Listening:
     :ivar factory: who serves its clients.
     :ivar name: its address, as it was given.
     :ivar purpose: what it does, for the log.
-    :ivar relay: the name of its relay.
     """
 
     endpoint: IStreamServerEndpoint
     factory: Served
     name: str
     purpose: str
-    relay: str
 
 
 class RelayService(Service):
@@ -180,7 +182,7 @@ class RelayService(Service):
             log.info(
                 "listening on {address}, relay={relay}, {purpose}",
                 address=address_name(one.getHost()),
-                relay=listening.relay,
+                relay=listening.factory.name,
                 purpose=listening.purpose,
             )
 
@@ -319,15 +321,15 @@ def udp_listening(relay: UdpRelay, config: Config, reactor: Any) -> Listening:
         servers,
         watcher=watcher(reactor, config.transport),
         observer=QuietFlowLog() if config.quiet else FlowLog(),
+        name=relay.name,
         **attrs.asdict(attrs.evolve(config.udp, max_flows=most)),
     )
-    names, name = ", ".join(server.name for server in servers), relay_name(relay.name)
+    names = ", ".join(server.name for server in servers)
     return Listening(
         UdpListener(relay.listen.host, relay.listen.port),
         nat,
         str(relay.listen),
         f"relaying datagrams to {names}",
-        name,
     )
 
 
@@ -350,7 +352,6 @@ def _listening(
         factory,
         str(listen),
         f"relaying to {pool.names}",
-        factory.name,
     )
 
 
@@ -479,7 +480,6 @@ def make_socks4_service(
             factory,
             str(listen),
             f"a SOCKS4 proxy for {_whose(listen, config)}",
-            factory.name,
         )
         for listen, factory in zip(config.listeners, factories, strict=True)
     ]

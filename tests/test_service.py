@@ -447,10 +447,13 @@ def test_what_a_relay_consists_of() -> None:
 def test_what_a_relay_of_datagrams_consists_of() -> None:
     """The same, beside a stream's; a server without a host is this machine."""
     relays = (
-        UdpRelay(UdpAddress(None, 1), (UdpAddress(None, 2), UdpAddress("db", 3))),
-        Relay(parse_listener("1"), (parse_destination("2"),)),
+        UdpRelay(
+            UdpAddress(None, 1), (UdpAddress(None, 2), UdpAddress("db", 3)), "dns"
+        ),
+        Relay(parse_listener("1"), (parse_destination("2"),), "web"),
     )
     [_, made] = make_service(Config(relays), reactor)
+    assert [each.factory.name for each in made.listenings] == ["dns", "web"]
     assert [(each.name, each.purpose) for each in made.listenings] == [
         ("udp:1", "relaying datagrams to 127.0.0.1:2, db:3"),
         (":1", "relaying to 127.0.0.1:2"),

@@ -459,7 +459,7 @@ def test_the_settings_reach_the_relays() -> None:
         *("--half-close-timeout=4", "--drain-timeout=5", "--handshake-timeout=6"),
     )
     assert relays.drain_timeout == 5
-    shown = [(each.name, each.relay, each.purpose) for each in relays.listenings]
+    shown = [(each.name, each.factory.name, each.purpose) for each in relays.listenings]
     numbered = shown[1][1]
     assert re.fullmatch(r"relay\d+", numbered)
     assert shown == [
@@ -828,7 +828,7 @@ def test_the_settings_reach_the_proxy() -> None:
     assert factory.policy.rules == (parse_rule("", "*:25", allow=False),)
     assert factory.policy.user_ids == {b"joe"}
     assert [
-        (waiting._most, waiting._most_each)
+        (waiting.limit, waiting.limit_per_client)
         for waiting in (factory.handshakes, factory.binds)
     ] == [(2, 1), (4, 3)]
     [factory] = factories("--no-bind")
@@ -875,7 +875,7 @@ def test_a_proxy_has_one_name() -> None:
     """However many listeners it has."""
     listeners = ("-l", "127.0.0.1:0", "-l", "[::1]:0")
     made = make_socks4(*listeners, "--name", "socks").listenings
-    assert [each.relay for each in made] == ["socks", "socks"]
+    assert [each.factory.name for each in made] == ["socks", "socks"]
     one, other = factories(*listeners)
     assert one.name == other.name
     assert re.fullmatch(r"relay\d+", one.name)
