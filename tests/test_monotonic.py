@@ -8,8 +8,6 @@ from __future__ import annotations
 import gc
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,114 +25,23 @@ from relayd.bridge import Timeouts
 from relayd.descriptors import Descriptors
 from relayd.log_throttle import LogThrottle
 from relayd.monotonic import (
-    LATE,
-    MOST_TURNS,
-    TURNS,
     UNSWEPT,
     MonotonicClock,
-    looked_at,
     monotonic,
 )
+from relayd.observers import Observer
 from relayd.plane.poller import Plane
 from relayd.socks4 import Socks4Factory
 from relayd.stream import StreamFactory
 from relayd.udp_nat import Server, UdpNat
 from relayd.wheel import DeadlineWheel
 from tests.conftest import LoggedFailures
+from tests.still_clock import Bench, bench
+
+__all__ = ["bench"]
+
 
 live: Any = reactor
-
-
-class Still(Clock):
-    """A reactor that stands still, whose own clock anybody may set.
-
-    :ivar turns: how many it has taken.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rightNow = 1e9
-        self.turns = 0
-
-    def turn(self) -> None:
-        """Make the calls that are due by its clock; not those asked for meanwhile."""
-        self.turns += 1
-        for call in [each for each in self.calls if each.getTime() <= self.rightNow]:
-            self.calls.remove(call)
-            call.called = 1
-            call.func(*call.args, **call.kw)
-
-
-class Bench:
-    """A clock with a timer that fires when the bench's time has come.
-
-    :ivar now: the time.
-    :ivar armed: when the timer fires, or None: there is none.
-    :ivar opened: how many timers there have been.
-    :ivar made: the names of the calls that were made.
-    """
-
-    def __init__(self) -> None:
-        self.now = 5000.0
-        self.armed: float | None = None
-        self.opened = self.set = 0
-        self.still = Still()
-        self.clock = MonotonicClock(
-            self.still, seconds=lambda: self.now, open_timer=self.timer
-        )
-        self.made: list[Any] = []
-        self._woken: Callable[[], None] = lambda: None
-
-    def timer(self, _: Any, due: float, woken: Any, lost: Any) -> Bench:
-        """In place of `relayd.timers.open_timer`."""
-        assert self.armed is None, "the last one is open"
-        self.opened += 1
-        self._woken = woken
-        self.arm(due)
-        return self
-
-    def arm(self, due: float) -> None:
-        self.set += 1
-        self.armed = due
-
-    def close(self) -> None:
-        self.armed = None
-
-    def later(self, delay: float, name: Any, does: Any = lambda: None) -> DelayedCall:
-        """A call that is noted as `name` when it is made."""
-
-        def call() -> None:
-            self.made.append(name)
-            does()
-
-        return self.clock.callLater(delay, call)
-
-    def fire(self) -> None:
-        """The reactor's events: the timer's is one, as long as it is not set again."""
-        if self.armed is not None and self.armed <= self.now:
-            self._woken()
-
-    def settle(self) -> None:
-        """Turns until nothing is to be done at this time."""
-        for _ in range(1000):
-            self.fire()
-            if not self.still.calls:
-                return
-            self.still.turn()
-        raise AssertionError("it never rests")
-
-    def pass_by(self, seconds: float) -> None:
-        self.now += seconds
-        self.settle()
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    made = Bench()
-    yield made
-    made.settle()
-    assert not made.clock.getDelayedCalls(), "calls are left"
-    assert made.armed is None, "the timer is left"
 
 
 # -- whose clock it is
@@ -173,7 +80,9 @@ def test_clocks_do_not_outlive_their_reactors() -> None:
 
 def test_everybody_who_takes_a_reactor_for_its_time_takes_its_clock() -> None:
     clock: Any = MonotonicClock.of(reactor)
-    factory = StreamFactory(timeouts=Timeouts(), clock=live, observer=None, gate=None)
+    factory = StreamFactory(
+        timeouts=Timeouts(), clock=live, observer=Observer(), gate=None
+    )
     assert factory.clock is clock
     assert factory.now is time.monotonic
     assert factory.wheel._clock is clock
@@ -485,135 +394,3 @@ def test_a_timer_that_the_reactor_drops_is_opened_again(bench: Bench) -> None:
     bench.pass_by(1)
     bench.pass_by(4)
     assert bench.made == ["a", "b"]
-
-
-# -- what has arrived is looked at first
-
-
-def test_what_is_due_waits_for_the_turn_that_is_under_way(bench: Bench) -> None:
-    bench.later(1, "due")
-    bench.now += 1
-    bench.fire()
-    assert bench.made == []
-    bench.still.turn()
-    assert bench.made == ["due"]
-
-
-@pytest.mark.parametrize("late", [LATE + 0.01, 1e5])
-def test_what_is_late_waits_for_whole_turns(bench: Bench, late: float) -> None:
-    bench.later(1, "due")
-    bench.later(1 + late, "due, too")
-    bench.now += 1 + late
-    bench.fire()
-    for _ in range(TURNS):
-        bench.still.turn()
-        assert bench.made == []
-        # The event is there until the timer is set again.
-        bench.fire()
-    bench.still.turn()
-    assert bench.made == ["due", "due, too"]
-
-
-def test_what_is_not_late_does_not(bench: Bench) -> None:
-    bench.later(1, "due")
-    bench.now += 1 + LATE * 0.9
-    bench.fire()
-    bench.still.turn()
-    assert bench.made == ["due"]
-
-
-def test_turns_are_taken_while_somebody_has_left_something(bench: Bench) -> None:
-    one, other = Reading(), Reading()
-    bench.clock.sources.update((one, other))
-    bench.later(1, "due")
-    bench.now += 10
-    bench.fire()
-    other.cut_short = True
-    for _ in range(10):
-        bench.still.turn()
-        bench.fire()
-    assert bench.made == []
-    other.cut_short = False
-    bench.still.turn()
-    assert bench.made == ["due"]
-
-
-def test_but_not_for_ever(bench: Bench) -> None:
-    source = Reading()
-    source.cut_short = True
-    bench.clock.sources.add(source)
-    bench.later(1, "due")
-    bench.now += 10
-    bench.settle()
-    assert bench.made == ["due"]
-    assert bench.still.turns == MOST_TURNS + 1
-
-
-def test_a_source_is_not_kept(bench: Bench) -> None:
-    bench.clock.sources.add(Reading())
-    gc.collect()
-    assert not bench.clock.sources
-
-
-def test_calls_of_no_delay_do_not_wait(bench: Bench) -> None:
-    """They may be what somebody takes what has arrived with."""
-    bench.later(1, "due")
-    bench.now += 10
-    bench.fire()
-    bench.later(0, "soon")
-    bench.still.turn()
-    assert bench.made == ["soon"]
-    bench.settle()
-    assert bench.made == ["soon", "due"]
-
-
-@pytest.mark.parametrize("late", [0.0, 10.0])
-def test_who_is_judged_is_judged_by_the_time_of_the_look(
-    bench: Bench, late: float
-) -> None:
-    """Wherever the machine is paused, or a call takes its time, after that."""
-    told: list[float] = []
-
-    def judge() -> None:
-        bench.now += 100
-        told.append(looked_at(bench.clock)())
-
-    for _ in range(2):
-        bench.later(1, "judge", judge)
-    bench.later(50, "not yet due at that time")
-    bench.now += 1 + late
-    bench.fire()
-    for _ in range(TURNS if late else 0):
-        bench.still.turn()
-    # The last turn before the judgement, which may have read what came until now.
-    looked = bench.now
-    bench.now += 100
-    bench.still.turn()
-    assert told == [looked, looked]
-    bench.settle()
-    assert bench.made == ["judge", "judge", "not yet due at that time"]
-
-
-def test_a_turn_that_takes_long_keeps_nothing_from_being_made(bench: Bench) -> None:
-    """However many there are of them."""
-    for number in range(3):
-        bench.later(1 + number, number)
-    bench.now += 5
-    for _ in range(2 * TURNS + 3):
-        bench.fire()
-        bench.still.turn()
-        bench.now += 10 * LATE
-    assert bench.made == [0, 1, 2]
-
-
-def test_another_kind_of_clock_is_judged_by_its_time() -> None:
-    other = Clock()
-    other.advance(7)
-    assert looked_at(other)() == 7
-
-
-class Reading(SimpleNamespace):
-    """Something that the clock asks."""
-
-    cut_short = False
-    __hash__ = object.__hash__
