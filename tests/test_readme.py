@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.logger import capturedLogs, formatEvent
 
 from relayd.address_settings import RELAYD, SOCKS4
-from relayd.session import Ending
+from relayd.flow_log import FlowLog
+from relayd.flows import Counters, Flow, FlowFacts
+from relayd.observers import SessionLog
+from relayd.session import Ending, Session
 from relayd.setting_types import Setting
 from relayd.settings import GROUPS
 from relayd.socks4_wire import Code, Command, write_reply, write_request
@@ -145,6 +149,29 @@ def test_the_examples_of_rules_are_understood() -> None:
     assert RULES
     for line in RULES:
         socks4.Options().parseOptions(shlex.split(line))
+
+
+def keys(line: str) -> list[str]:
+    """The names of the fields of a line of the log."""
+    return re.findall(r"(\w+)=", line)
+
+
+def sample(begin: str) -> str:
+    """The line of the log that README shows, by its beginning."""
+    [line] = re.findall(rf"^    ({begin} .*)$", README, re.MULTILINE)
+    return str(line)
+
+
+def test_the_log_has_the_fields_of_the_samples() -> None:
+    session = Session(17, "192.0.2.7:51514", "192.0.2.1:8080", 0.0, "relay1")
+    counters = Counters()
+    facts = FlowFacts("relay1", "a", "b", "c", "d", 1.0, "expired")
+    with capturedLogs() as events:
+        SessionLog().closed(session)
+        FlowLog().ended(Flow(1, "a", 0.0), facts)
+        FlowLog().closed("relay1", "192.0.2.1:53", counters)
+    for begin, event in zip((r"session=\d+", "flow", "datagrams"), events, strict=True):
+        assert keys(formatEvent(event)) == keys(sample(begin))
 
 
 def test_the_endings_table_is_whole() -> None:
