@@ -100,9 +100,9 @@ class Counters:
         of ours, whose traceback is in the log), or `send_` and the name of the error.
     :ivar replies_dropped: likewise: `reply_cap`, `truncated`, `failed`, `send_…`.
     :ivar icmp_errors: how often a server's host refused what had been sent.
-    :ivar sent_again: how many datagrams were sent to the next address of a server's
+    :ivar resent: how many datagrams were sent to the next address of a server's
         name as well, after one had refused; each is in `sent` once.
-    :ivar not_sent_again: how many of those could not be sent there.
+    :ivar not_resent: how many of those could not be sent there.
     :ivar kernel_dropped: how many the kernel dropped because they were not read in
         time; they are in no other counter.
     """
@@ -115,8 +115,8 @@ class Counters:
     replies_dropped: Counter[str] = attrs.Factory(Counter)
     icmp_errors: int = 0
     kernel_dropped: int = 0
-    sent_again: int = 0
-    not_sent_again: int = 0
+    resent: int = 0
+    not_resent: int = 0
 
     def balance(self) -> None:
         """Count as `failed` what was received and is nowhere else, after a defect."""

@@ -120,7 +120,7 @@ def test_the_line_of_a_relay() -> None:
             f" listener=203.0.113.1:{bench.listener.number % 60000}"
             " received=4 sent=1 replies_received=1 replies_sent=1"
             " dropped=source_port_0:2,truncated:1 replies_dropped=-"
-            " icmp_errors=0 kernel_dropped=0 sent_again=0"
-            " not_sent_again=0"
+            " icmp_errors=0 kernel_dropped=0 resent=0"
+            " not_resent=0"
         )
         assert events[-1]["received"] == 4

@@ -305,7 +305,7 @@ class ClientFlow(Flow):
                     # One of those that have left may be what was refused.
                     self._keep(run[kept:place], now)
                     kept = place
-                sent += self.send_again(data, refusal)
+                sent += self.send_after_error(data, refusal)
             else:
                 sent += 1
         counters.sent += sent
@@ -355,9 +355,9 @@ class ClientFlow(Flow):
             try:
                 self.send(data)
             except OSError:
-                counters.not_sent_again += 1
+                counters.not_resent += 1
             else:
-                counters.sent_again += 1
+                counters.resent += 1
 
     def _send_run(self, run: Sequence[bytes], size: int) -> None:
         """Send datagrams of one size in one call.
@@ -377,7 +377,7 @@ class ClientFlow(Flow):
             self.sock.sendmsg(run, extra)
             self.ledger.counters.icmp_errors += not refused
 
-    def send_again(self, data: bytes, problem: OSError) -> bool:
+    def send_after_error(self, data: bytes, problem: OSError) -> bool:
         """A send to the server has failed; whether it was sent after all.
 
         A host that refused an earlier datagram (ICMP) is reported by the next call,
@@ -399,9 +399,9 @@ class ClientFlow(Flow):
         counters.dropped[send_error(problem)] += 1
         return False
 
-    def forward_again(self, data: bytes, problem: OSError) -> None:
-        """As :meth:`send_again`; counts what was sent after all."""
-        if self.send_again(data, problem):
+    def forward_after_error(self, data: bytes, problem: OSError) -> None:
+        """As :meth:`send_after_error`; counts what was sent after all."""
+        if self.send_after_error(data, problem):
             self.ledger.counters.sent += 1
             self.up_datagrams += 1
             self.up_bytes += len(data)

@@ -139,7 +139,7 @@ class DatagramListener:
                         try:
                             send(first)
                         except OSError as problem:
-                            last.forward_again(first, problem)
+                            last.forward_after_error(first, problem)
                         else:
                             sent += 1
                             last.up_datagrams += 1

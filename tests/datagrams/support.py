@@ -319,7 +319,7 @@ class Bench:
             counters.replies_sent + sum(counters.replies_dropped.values())
         )
         left = sum(len(each.sent) for each in self.sockets)
-        assert counters.sent + counters.sent_again == left
+        assert counters.sent + counters.resent == left
         assert counters.replies_sent == len(self.listener.sent)
         flows = {each.sock for each in self.nat.table.flows.values()}
         assert flows == set(self.live)

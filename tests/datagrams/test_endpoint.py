@@ -231,5 +231,5 @@ async def test_a_name_whose_first_address_refuses(
             assert received[0][0] == b"%d" % number
             server.sendto(b"yes", received[0][1])
             await until(lambda: arrived(client, received), "a reply")  # noqa: B023
-        assert nat.counters.sent_again == 1
+        assert nat.counters.resent == 1
         await listening.stopListening()

@@ -40,7 +40,7 @@ def test_after_a_refusal_it_is_the_next_address() -> None:
     [flow] = bench.nat.table.flows.values()
     assert (flow.up_datagrams, flow.down_datagrams) == (2, 1)
     counters = bench.nat.counters
-    assert (counters.sent, counters.sent_again, counters.icmp_errors) == (2, 2, 1)
+    assert (counters.sent, counters.resent, counters.icmp_errors) == (2, 2, 1)
     bench.arrive(source=("192.0.2.2", 1))
     assert peers(bench)[2] == NAMED[1]
     assert not len(bench.nat.ledger.unanswered) - 1
@@ -70,7 +70,7 @@ def test_an_answer_that_waits_behind_a_refusal_keeps_the_flow(how: str) -> None:
     assert sock.sent == [b"one", *{"read": 0, "send": 1, "run": 3}[how] * [b"two"]]
     [flow] = bench.nat.table.flows.values()
     assert flow.replied
-    assert not bench.nat.counters.sent_again
+    assert not bench.nat.counters.resent
     bench.check()
     bench.close()
 
@@ -84,7 +84,7 @@ def test_a_refusal_that_the_next_send_meets(run: int) -> None:
     bench.listener.inbox.extend([(b"%d" % n, CLIENT) for n in range(run)])
     bench.watcher.ready(bench.listener.number)
     assert bench.sockets[1].sent == [b"first", *(b"%d" % n for n in range(run))]
-    assert bench.nat.counters.sent_again == 1
+    assert bench.nat.counters.resent == 1
     assert not bench.nat.counters.dropped
     bench.check()
     bench.close()
@@ -233,7 +233,7 @@ def test_what_can_not_be_sent_again_is_counted() -> None:
     refuse(bench)
     assert bench.sockets[1].sent == [b"two"]
     counters = bench.nat.counters
-    assert (counters.sent_again, counters.not_sent_again) == (1, 1)
+    assert (counters.resent, counters.not_resent) == (1, 1)
     bench.close()
 
 
