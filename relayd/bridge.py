@@ -159,7 +159,7 @@ class Bridge:
             down.spliced = up.spliced = down.transport.splice(
                 up.transport, down.direction, up.direction, self
             )
-        # Unless there is something to write: a spliced leg's transport sees to it.
+        # A spliced leg has nothing to do but to write what it has kept.
         if down.held is not None or not down.spliced:
             down.flow()
         if up.held is not None or not up.spliced:
@@ -252,7 +252,7 @@ class Bridge:
         survivor.resume(PEER_FULL)
 
     def unwanted(self, survivor: Leg) -> None:
-        """The survivor of a leg that left has read something for it."""
+        """Something was read for a leg that has left, by the other one."""
         if not survivor.undelivered():
             self.abort(
                 Ending.DOWNSTREAM_WRITE_FAILED

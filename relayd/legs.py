@@ -167,7 +167,7 @@ class Leg(Protocol):
             Leg.connectionLost(self, reason)
 
     def hears_reset(self) -> bool:
-        """Until it is joined, whyever it is paused: nobody will get what is unread."""
+        """Until it is joined, for whatever reason it is paused."""
         return self.bridge is None
 
     # -- what a leg that is not joined decides

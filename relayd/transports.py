@@ -210,7 +210,7 @@ class _Connection(tcp.Server):
         super().write(data)
 
     def _lost_unread(self) -> ConnectionLost | None:
-        """Ask the kernel about an end that nobody has read.
+        """Ask the kernel about an end of data that no read has found.
 
         Twisted takes an event that says hung up, and not readable, for a clean end.
         A reset that arrives while the kernel puts the event together looks like that,
@@ -316,7 +316,7 @@ def inline_urgent(sock: socket.SocketType) -> None:
     try:  # noqa: SIM105 - suppress() would cost each session a microsecond
         sock.setsockopt(_SOCKET, _OOBINLINE, 1)
     except OSError:
-        # Refused, by a sandbox: done without.
+        # Refused, by a sandbox: it is left as it is.
         pass
 
 
@@ -325,9 +325,9 @@ def set_options(sock: socket.SocketType) -> None:
 
     An urgent byte (telnet's interrupt) is read in its place among the others, instead
     of being kept for who asks for it (SO_OOBINLINE, socket(7)).  Accepted connections
-    have these options from their listening socket; UNIX connections see to it
+    have these options from their listening socket; UNIX connections set it
     themselves (`inline_urgent`).  An option that is refused, by a sandbox or a security
-    module, is done without.
+    module, is left as it is.
     """
     if sock.family != _UNIX:
         try:

@@ -637,13 +637,13 @@ def test_a_server_that_shows_a_bad_certificate_is_not_connected_to() -> None:
 # -- whatever the order
 
 
-def test_a_cut_session_has_the_first_reason() -> None:
+def test_an_aborted_session_has_the_first_reason() -> None:
     pair = joined()
     pair.abort()
     pair.ended(Ending.DRAINED)
 
 
-def test_a_cut_while_last_words_wait_keeps_the_reset() -> None:
+def test_an_abort_while_last_words_wait_keeps_the_reset() -> None:
     pair = joined()
     pair.down.receive(b"x")
     pair.down.lose(ConnectionLost())

@@ -30,7 +30,7 @@ def gone(seconds: float) -> TcpInfo:
 # -- stalls
 
 
-def test_a_stalled_client_is_cut() -> None:
+def test_a_stalled_client_is_aborted() -> None:
     pair = joined(stall=10)
     pair.up.receive(b"x")
     pair.wait(10)
@@ -41,7 +41,7 @@ def test_a_stalled_client_is_cut() -> None:
     assert pair.session.detail == "1 bytes waited 10 s"
 
 
-def test_a_stalled_server_is_cut() -> None:
+def test_a_stalled_server_is_aborted() -> None:
     pair = joined(stall=10)
     pair.down.receive(b"x")
     pair.wait(12)
@@ -425,7 +425,7 @@ def test_a_transport_that_left_paused_does_not_look_full() -> None:
     pair.ended(Ending.DONE)
 
 
-def test_an_idle_session_is_cut() -> None:
+def test_an_idle_session_is_aborted() -> None:
     pair = joined(idle=60)
     pair.wait(50)
     pair.down.receive(b"x")

@@ -300,7 +300,7 @@ class Connection:
             self.connectionLost(reason)
 
     def _failed(self, where: str) -> None:
-        """The protocol raised: its own connection ends, nobody else's."""
+        """The protocol raised: only its own connection ends."""
         reason = Failure()
         self._state = ALIVE  # a close, even if it was to be an abort
         log.failure(
@@ -399,7 +399,7 @@ class Connection:
             self._has_room()
 
     def _has_room(self) -> None:
-        """All is written, and nobody has been told of that."""
+        """All is written, and there was no producer to tell, and nothing to close."""
 
     def _update_clear(self) -> None:
         """Nothing waits any more: may a write go straight to the kernel?"""

@@ -3,8 +3,8 @@
 `splice(2)` moves bytes between two sockets through a pipe.  A connection borrows
 one while it has something in it and gives it back when it is empty, so that a
 few serve many.  How many there may be is bounded; where none can be had the
-bytes are copied instead.  Empty pipes are kept for the next who needs one while
-anybody splices, and closed when nobody has asked for one for a while.
+bytes are copied instead.  Empty pipes are kept while any connection splices, and
+closed when none was asked for in KEEP seconds.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ PIPE_SIZE = 1 << 20
 #: has spliced, so this bounds the memory that sits in them.
 PIPES_IN_USE = 64
 
-#: How many empty pipes are kept for the next who needs one.
+#: How many empty pipes are kept.
 PIPES_KEPT = 16
 
 #: Descriptors that splicing leaves for clients and dials.
 RESERVE = 64
 
-#: Seconds after which empty pipes that nobody asked for are closed.
+#: Seconds after which empty pipes are closed if none was asked for.
 KEEP = 5.0
 
-#: Seconds for which no pipe is asked for after one could not be had.
+#: Seconds for which none is made after one could not be made.
 PAUSE = 1.0
 
 
@@ -146,7 +146,7 @@ class Pipes:
             self._close()
 
     def _tidy(self) -> None:
-        """Connections that once spliced may be idle now, or copy."""
+        """Close empty pipes: connections that once spliced may be idle now, or copy."""
         self._tidying = None
         if self._wanted:
             self._wanted = False

@@ -195,7 +195,7 @@ class Plane:
     def after_batch(self, call: Callable[[], None]) -> None:
         """Make a call when the batch of events that is worked through is through.
 
-        One that raises is logged, and costs nobody else anything.
+        One that raises is logged, and the others are made.
         """
         self._after.append(call)
 
@@ -259,7 +259,7 @@ class Plane:
         """The reactor stops: so does everything here.
 
         Within a turn, if what stops it is the end of the last session: the events that
-        are left in the batch find nobody.
+        are left in the batch have no handler any more.
         """
         turning, self._turning = self._turning, True
         for descriptor in range(len(self._handlers)):

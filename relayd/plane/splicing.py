@@ -1,7 +1,8 @@
 """Two connections of the plane that move bytes between themselves.
 
 :meth:`SplicingConnection.splice` makes each the other's *sink*: what one reads goes to
-the other and not to its protocol, and who has joined them is told of the ends of data.
+the other and not to its protocol, and the Bridge that has joined them is told of the
+ends of data.
 
 Bytes are copied through one buffer that all connections share, without an object for
 each chunk.  A source whose sink is full is *blocked*, and is not read, so that a sink
@@ -92,7 +93,7 @@ class SplicingConnection(Connection):
 
     @property
     def blocked(self) -> bool:
-        """Whether it is not read, for want of room in its sink."""
+        """Whether it is not read because its sink is full."""
         return self._sink is not None and self._sink.unsent > 0
 
     def close_both(self, protocol: object, peers: object) -> bool:
