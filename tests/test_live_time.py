@@ -278,7 +278,7 @@ def test_who_has_spoken_while_the_relay_was_stopped_is_not_cut(
         for each, ending in ((silent, "idle"), (mute, "half_closed")):
             [line] = running.wait_for(f"{mark(each)}.*ending=")
             assert f"ending={ending} " in line.string
-        [line] = running.wait_for(f"flow {mark(quiet)}")
+        [line] = running.wait_for(f"flow relay=.* {mark(quiet)}")
 
 
 def test_a_handshake_that_was_finished_while_the_proxy_was_stopped_is_served(
