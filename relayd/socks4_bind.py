@@ -37,8 +37,6 @@ class BindAttempt(Attempt):
     :param peers: the addresses that it may come from; None is any.
     """
 
-    __slots__ = ("_listener", "_peers")
-
     client: Any
 
     def __init__(self, client: Any, peers: Sequence[str] | None) -> None:
@@ -112,7 +110,9 @@ class BindAttempt(Attempt):
                 session.upstream = address_name(address)
                 self.failed(Ending.DENIED, refusal.why)
                 return None
-        return _PeerLeg(session.down, self)
+        leg = _PeerLeg(session.down)
+        leg.attempt = self
+        return leg
 
 
 class _OnePeer(Factory):

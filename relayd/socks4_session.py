@@ -317,8 +317,6 @@ class _Question:
 class _LookUp(Attempt):
     """The name of the peer that BIND is for is looked up."""
 
-    __slots__ = ("_found", "_request")
-
     client: Any
 
     def __init__(self, client: Socks4Protocol, request: Request) -> None:

@@ -37,7 +37,13 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from relayd.addresses import address_name, client_key, host_of
-from relayd.attempt import GOES_ROUND, Attempt, ServerAttempt, UpstreamLeg
+from relayd.attempt import (
+    GOES_ROUND,
+    Attempt,
+    EndpointLeg,
+    ServerAttempt,
+    UpstreamLeg,
+)
 from relayd.bridge import Bridge
 from relayd.errors import Refused
 from relayd.foreign_transports import keep_alive, set_options
@@ -104,6 +110,9 @@ class StreamProtocol(Leg):
     factory: StreamRelay
     #: What the session is recorded in; subclasses may have more to record.
     record: type[Session] = Session
+    #: What the server's connection is made: by endpoints of ours, and of others'.
+    upstream_leg: type[UpstreamLeg] = UpstreamLeg
+    endpoint_leg: type[EndpointLeg] = EndpointLeg
     #: The client is told in words that it is not served (:meth:`last_words`), and so a
     #: server's reset is not passed on before the two are joined.
     replies = False
@@ -154,13 +163,6 @@ class StreamProtocol(Leg):
     def last_words(self) -> bytes:
         """What to tell a client that is not served, before it is closed."""
         return b""
-
-    def build_leg(self, kind: type[UpstreamLeg], attempt: Attempt) -> UpstreamLeg:
-        """The server's leg: what becomes of its bytes is decided by a subclass of it.
-
-        :param kind: the class that is needed, or a subclass.
-        """
-        return kind(self.session.down, attempt)
 
     # -- stages
 
@@ -305,7 +307,8 @@ class StreamProtocol(Leg):
             self.end(Ending.NO_UPSTREAM)
             return
         session, factory = self.session, self.factory
-        self.leave_queue()
+        if factory.handshakes is not None:
+            factory.handshakes.discard(self)
         session.server, session.upstream = upstream, upstream.name
         self.enter(_DIALING, factory.timeouts.connect)
         self._more_looks = MORE_LOOKS
@@ -465,7 +468,8 @@ class StreamProtocol(Leg):
     def _over(self) -> None:
         session, factory = self.session, self.factory
         session.ended_at = factory.now()
-        self.enter(_OVER)
+        # From whichever stage it was: `enter` has nothing to refuse.
+        session.stage = _OVER
         factory.wheel.discard(self)
         if self._lease is not None:
             lease, self._lease = self._lease, None

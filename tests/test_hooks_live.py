@@ -193,8 +193,9 @@ def with_objects(name: str, heard: list[Any], *, servers: bool) -> Hook:
     """
 
     class Placing(RelayProtocol):
-        def build_leg(self, kind: Any, attempt: Any) -> UpstreamLeg:
-            leg = super().build_leg(kind, attempt)
+        @staticmethod
+        def upstream_leg(direction: Any) -> UpstreamLeg:  # type: ignore[override]
+            leg = UpstreamLeg(direction)
             setattr(leg, name, spying(name, heard, getattr(leg, name)))
             return leg
 
@@ -376,9 +377,16 @@ async def test_an_override_that_raises_before_it_tells_of_a_loss_keeps_no_sessio
         raise ZeroDivisionError("lost, and not told")
 
     class Failing(RelayProtocol):
-        def build_leg(self, kind: Any, attempt: Any) -> UpstreamLeg:
-            leg = super().build_leg(kind, attempt)
-            (leg if servers else self).connectionLost = fail  # type: ignore[method-assign]
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            if not servers:
+                self.connectionLost = fail  # type: ignore[method-assign]
+
+        @staticmethod
+        def upstream_leg(direction: Any) -> UpstreamLeg:  # type: ignore[override]
+            leg = UpstreamLeg(direction)
+            if servers:
+                leg.connectionLost = fail  # type: ignore[method-assign]
             return leg
 
     async with relaying(kind, with_protocol(Failing)) as relay:
