@@ -151,11 +151,8 @@ class ClientFlow(Flow):
                 return
             replies = self.replies
             pending = replies.pending
-            # A slot's callable is called from a local: as a method, it is looked up
-            # slowly.
-            recv_into = self.recv_into
             try:
-                size = recv_into(replies.slots[len(pending)])
+                size = self.recv_into(replies.slots[len(pending)])
             except BlockingIOError:
                 return
             except OSError:

