@@ -36,7 +36,7 @@ from relayd.legs import Leg
 from relayd.session import Direction, Ending
 from relayd.socket_ends import ends_of
 from relayd.tls import ServerHandshake, ServerIdentity, stage, tells
-from relayd.upstreams import Upstream
+from relayd.upstream import Upstream
 
 log = Logger(namespace="relayd.stream")
 

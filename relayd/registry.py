@@ -19,8 +19,6 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from relayd.monotonic import monotonic
-
 log = Logger(namespace="relayd.registry")
 
 Id = TypeVar("Id", bound=Hashable)
@@ -44,7 +42,7 @@ class Registry(Generic[Id, Member]):
     """The sessions or flows of one relay.
 
     :param members: those that live.
-    :param clock: seconds; holds a timer only while a drain has a time limit.
+    :param clock: monotonic seconds; holds a timer only while a drain has a time limit.
     :param id_of: tells what identifies a member.
     :param abort: ends a member, at once or a little later.  If it raises, that is
         logged, and the others are aborted all the same.
@@ -64,7 +62,7 @@ class Registry(Generic[Id, Member]):
         drained: Callable[[], None] = _nothing,
     ) -> None:
         self._members = members
-        self._clock: IReactorTime = monotonic(clock)
+        self._clock = clock
         self._id_of = id_of
         self._abort = abort
         self._drained = drained

@@ -56,15 +56,16 @@ from relayd.errors import CannotStart, ConfigError, ListenError
 from relayd.flow_lines import FlowLog, QuietFlowLog
 from relayd.listener import Listeners
 from relayd.log_file import AnyLogFile, attach
-from relayd.observers import QuietSessionLog, SessionLog, VerboseSessionLog
 from relayd.own_addresses import is_own
 from relayd.policy import ClientGate
 from relayd.relay_names import relay_name, relay_names
+from relayd.session_log import QuietSessionLog, SessionLog, VerboseSessionLog
 from relayd.signals import Signals
 from relayd.socks4 import Socks4Factory
 from relayd.tcp import RelayFactory
 from relayd.udp_nat import Server, UdpNat
-from relayd.upstreams import Pool, Upstream
+from relayd.upstream import Upstream
+from relayd.upstreams import Pool
 
 log = Logger(namespace="relayd.service")
 

@@ -35,9 +35,9 @@ from relayd.happy_eyeballs import Dialer
 from relayd.interfaces import IGate, IObserver, IProxyPolicy, IShedsClients
 from relayd.limits import Waiting, affordable_handshakes, fair_handshakes
 from relayd.listening import TCPListenerEndpoint
-from relayd.observers import SessionLog
 from relayd.resolving import Resolver, SocketAddress
 from relayd.session import Ending
+from relayd.session_log import SessionLog
 from relayd.socks4_session import REQUEST, Socks4Protocol, Socks4Session
 from relayd.stream import StreamFactory
 

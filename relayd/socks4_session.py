@@ -36,7 +36,7 @@ from relayd.socks4_named import NamedDestination, permitted, socket_address
 from relayd.socks4_wire import Code, Command, Request, read_request, write_reply
 from relayd.stage import Stage
 from relayd.stream_session import StreamProtocol
-from relayd.upstreams import Upstream
+from relayd.upstream import Upstream
 
 #: What a client says first.
 REQUEST = Prelude("request", read_request)

@@ -12,7 +12,7 @@ import itertools
 import sys
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
@@ -21,7 +21,6 @@ from relayd import settings
 from relayd.addresses import address_name
 from relayd.deadlines import Timeouts
 from relayd.interfaces import IGate, IObserver
-from relayd.limits import Waiting
 from relayd.monotonic import monotonic
 from relayd.observers import Observers
 from relayd.own_addresses import OwnHosts
@@ -48,6 +47,16 @@ def _last_name() -> Callable[[IAddress | None], str]:
     return name_of
 
 
+class Queue(Protocol):
+    """Those who wait, of whom the one that has waited longest makes room."""
+
+    def push(self, item: Any, client: str) -> Any | None:
+        """Add one; returns the one that has to go, or None."""
+
+    def discard(self, item: Any) -> None:
+        """It waits no longer, if it did."""
+
+
 class StreamRelay:
     """One relay of streams.
 
@@ -61,7 +70,7 @@ class StreamRelay:
     """
 
     preludes: tuple[Prelude, ...] = ()
-    handshakes: Waiting[Any] | None = None
+    handshakes: Queue | None = None
 
     def __init__(
         self,

@@ -58,7 +58,7 @@ from relayd.tcp_info import was_reset
 from relayd.tls import stage as tls_stage
 from relayd.tls import tells, why_failed
 from relayd.transports import KEEPALIVE_IS_INHERITED
-from relayd.upstreams import Upstream
+from relayd.upstream import Upstream
 
 log = Logger(namespace="relayd.stream")
 

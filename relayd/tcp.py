@@ -27,9 +27,10 @@ from relayd import settings
 from relayd.deadlines import Timeouts
 from relayd.interfaces import IGate, IObserver
 from relayd.monotonic import monotonic
-from relayd.observers import SessionLog
+from relayd.session_log import SessionLog
 from relayd.stream import StreamFactory, StreamProtocol
-from relayd.upstreams import Pool, Upstream
+from relayd.upstream import Upstream
+from relayd.upstreams import Pool
 
 __all__ = ["RelayFactory", "RelayProtocol"]
 

@@ -25,8 +25,9 @@ from relayd.addresses import address_name
 from relayd.flows import Counters, FlowFacts
 from relayd.interfaces import IObserver
 from relayd.log_fields import are_fields, as_fields
-from relayd.observers import Observer, Observers, SessionLog, VerboseSessionLog
+from relayd.observers import Observer, Observers
 from relayd.session import Direction, Ending, Session
+from relayd.session_log import SessionLog, VerboseSessionLog
 from tests.conftest import LoggedFailures
 
 HOOKS = ("opened", "dialing", "connected", "closed", "refused")

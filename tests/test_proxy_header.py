@@ -15,7 +15,7 @@ from twisted.internet.task import Clock
 from relayd.proxy_header import behind_balancer, header_end
 from relayd.socks4_wire import Code, Command, write_reply, write_request
 from relayd.tcp import RelayFactory
-from relayd.upstreams import Upstream
+from relayd.upstream import Upstream
 from tests.fakes import FakeEndpoint, FakeServerEndpoint, FakeTransport
 from tests.process import (
     Server,

@@ -15,8 +15,8 @@ from twisted.logger import capturedLogs, formatEvent
 from relayd.address_settings import RELAYD, SOCKS4
 from relayd.flow_log import FlowLog
 from relayd.flows import Counters, Flow, FlowFacts
-from relayd.observers import SessionLog
 from relayd.session import Ending, Session
+from relayd.session_log import SessionLog
 from relayd.setting_types import Setting
 from relayd.settings import GROUPS
 from relayd.socks4_wire import Code, Command, write_reply, write_request

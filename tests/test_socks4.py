@@ -39,10 +39,11 @@ from relayd.interfaces import (
     IProxyPolicy,
     IShedsClients,
 )
-from relayd.observers import Observer, SessionLog
+from relayd.observers import Observer
 from relayd.resolving import Resolver, SocketAddress
 from relayd.rules import parse_rule
 from relayd.session import Ending, Session
+from relayd.session_log import SessionLog
 from relayd.socks4 import LONG_HANDSHAKE, SHED_AT_ONCE, Socks4Factory, Socks4Session
 from relayd.socks4_wire import Code, Command, write_reply, write_request
 from relayd.stream_session import LEFT_GRACE

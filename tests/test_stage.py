@@ -12,7 +12,8 @@ from twisted.internet.task import Clock
 from relayd.session import Ending, Session
 from relayd.stage import NEXT, Stage
 from relayd.tcp import RelayFactory
-from relayd.upstreams import Pool, Upstream
+from relayd.upstream import Upstream
+from relayd.upstreams import Pool
 from tests.fakes import FakeEndpoint, FakeTransport
 from tests.test_tcp import Witness
 

@@ -39,10 +39,10 @@ from relayd.config import (
 )
 from relayd.endpoints import EndpointString, HostPort, UdpAddress, UnixPath
 from relayd.errors import CannotStart, Refused, RelayError
-from relayd.observers import QuietSessionLog, SessionLog, VerboseSessionLog
 from relayd.rules import parse_rule
 from relayd.service import RelayService
 from relayd.session import Session
+from relayd.session_log import QuietSessionLog, SessionLog, VerboseSessionLog
 from relayd.setting_types import Count, Flag, Setting
 from relayd.settings import UDP
 from relayd.socks4 import Socks4Factory

@@ -30,7 +30,8 @@ from relayd.session import Ending, Session
 from relayd.stream_session import LEFT_GRACE
 from relayd.tcp import RelayFactory, RelayProtocol
 from relayd.tls import ServerIdentity
-from relayd.upstreams import Pool, Upstream
+from relayd.upstream import Upstream
+from relayd.upstreams import Pool
 from tests.conftest import LoggedFailures
 from tests.fakes import FakeEndpoint, FakeTLSTransport, FakeTransport
 

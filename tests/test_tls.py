@@ -36,7 +36,7 @@ from relayd.tls import (
     tells,
     why_failed,
 )
-from relayd.upstreams import Upstream
+from relayd.upstream import Upstream
 from tests.certificates import Authority, server_context
 from tests.conftest import LoggedFailures
 from tests.contracts import until

@@ -11,7 +11,8 @@ from zope.interface.verify import verifyObject
 
 from relayd.interfaces import ISelector
 from relayd.session import Session
-from relayd.upstreams import Pool, RoundRobin, Upstream
+from relayd.upstream import Upstream
+from relayd.upstreams import Pool, RoundRobin
 from tests.fakes import FakeEndpoint
 
 
