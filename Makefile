@@ -75,12 +75,9 @@ test: $(VENV)/test ## set up, and run the tests (no root, no Debian package)
 test-floor: $(FLOOR)/test ## the same tests on the oldest Twisted that relayd takes
 	$(FLOOR)/bin/python -m pytest -m 'not system' $(AT_ONCE) $(ARGS)
 
-LIVE := $(addprefix tests/, test_live.py test_live_peers.py test_live_sandbox.py \
-  test_live_time.py test_live_tls.py test_socks4_live.py test_udp_live.py)
-
 test-reactors: $(VENV)/test ## the relay's behaviour, whole, on the other reactors
-	RELAYD_TEST_REACTOR=select $(BIN)/python -m pytest $(LIVE) $(ARGS)
-	RELAYD_TEST_REACTOR=asyncio $(BIN)/python -m pytest $(LIVE) $(ARGS)
+	RELAYD_TEST_REACTOR=select $(BIN)/python -m pytest tests/live $(ARGS)
+	RELAYD_TEST_REACTOR=asyncio $(BIN)/python -m pytest tests/live $(ARGS)
 
 coverage: $(VENV)/test ## the tests, with branch coverage
 	$(BIN)/python -m coverage run -m pytest -m 'not system' $(AT_ONCE) $(ARGS)

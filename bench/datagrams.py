@@ -14,7 +14,7 @@ from pathlib import Path
 from attrs import frozen
 
 from bench.children import PATIENCE, CannotMeasure, child, program
-from relayd.settings import UDP_RCVBUF
+from relayd.core.settings import UDP_RCVBUF
 
 #: Bytes of a datagram.
 SIZE = 200

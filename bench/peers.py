@@ -30,7 +30,7 @@ from bench.children import (
     memory,
     program,
 )
-from relayd import settings
+from relayd.core import settings
 
 #: What the other relays are given: relayd's own defaults.
 BACKLOG = settings.BACKLOG.default

@@ -1,7 +1,7 @@
 """What embedders import to observe datagrams, by the name that they know it by."""
 
-from relayd.flow_lines import FlowLog, QuietFlowLog
-from relayd.flows import Counters, Flow, FlowFacts, FlowObserver
+from relayd.core.flows import Counters, Flow, FlowFacts, FlowObserver
+from relayd.observing.flow_lines import FlowLog, QuietFlowLog
 
 __all__ = [
     "Counters",

@@ -6,12 +6,12 @@ Three lines embed it in a Twisted program::
     listening = TCP4ServerEndpoint(reactor, 1080, interface="127.0.0.1").listen(proxy)
     reactor.run()
 
-What is decided elsewhere: who may connect (:class:`relayd.interfaces.IGate`), who may
-go where (:class:`relayd.interfaces.IProxyPolicy`), and how one gets there (a *dialer*,
-which is given addresses that were permitted, and returns a client endpoint).
+What is decided elsewhere: who may connect (:class:`relayd.core.interfaces.IGate`), who
+may go where (:class:`relayd.core.interfaces.IProxyPolicy`), and how one gets there (a
+*dialer*, which is given addresses that were permitted, and returns a client endpoint).
 
-What a client goes through: :mod:`relayd.socks4_session`.  Sources: see
-:mod:`relayd.socks4_wire`; RFC 1413 for ident.
+What a client goes through: :mod:`relayd.socks.session`.  Sources: see
+:mod:`relayd.preludes.socks4`; RFC 1413 for ident.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
-from relayd import ident, settings
-from relayd.deadlines import Timeouts
-from relayd.destinations import ProxyPolicy
-from relayd.happy_eyeballs import Dialer
-from relayd.interfaces import IGate, IObserver, IProxyPolicy, IShedsClients
-from relayd.limits import Waiting, affordable_handshakes, fair_handshakes
-from relayd.listening import TCPListenerEndpoint
-from relayd.resolving import Resolver, SocketAddress
-from relayd.session import Ending
-from relayd.session_log import SessionLog
-from relayd.socks4_session import REQUEST, Socks4Protocol, Socks4Session
-from relayd.stream import StreamFactory
+from relayd.admission.limits import Waiting, affordable_handshakes, fair_handshakes
+from relayd.core import settings
+from relayd.core.interfaces import IGate, IObserver, IProxyPolicy, IShedsClients
+from relayd.core.session import Ending
+from relayd.net.happy_eyeballs import Dialer
+from relayd.net.listening import TCPListenerEndpoint
+from relayd.net.resolving import Resolver, SocketAddress
+from relayd.observing.session_log import SessionLog
+from relayd.socks import ident
+from relayd.socks.destinations import ProxyPolicy
+from relayd.socks.session import REQUEST, Socks4Protocol, Socks4Session
+from relayd.stream.deadlines import Timeouts
+from relayd.stream.factory import StreamFactory
 
 __all__ = ["Socks4Factory", "Socks4Protocol", "Socks4Session"]
 
@@ -58,7 +59,7 @@ AnyListener = Callable[[str], IStreamServerEndpoint]
 
 
 class AnyResolver(Protocol):
-    """What finds the addresses of a name, as :class:`relayd.resolving.Resolver`."""
+    """What finds the addresses of a name, as :class:`relayd.net.resolving.Resolver`."""
 
     def addresses(
         self, host: str, port: int, owner: str
@@ -82,7 +83,7 @@ class Socks4Factory(StreamFactory):
     :param resolver: finds the addresses of 4a's names.
     :param policy: decides who may go where.  Unless given, everybody may go where any
         machine can, and not to what only this one can reach
-        (:class:`relayd.destinations.ProxyPolicy`).
+        (:class:`relayd.socks.destinations.ProxyPolicy`).
     :param ident: ask each client's host for its user id, and refuse those that differ.
     :param ident_port: where that host's identd listens.
     :param bind: serve BIND.

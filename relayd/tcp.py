@@ -23,14 +23,14 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
 )
 
-from relayd import settings
-from relayd.deadlines import Timeouts
-from relayd.interfaces import IGate, IObserver
-from relayd.monotonic import monotonic
-from relayd.session_log import SessionLog
-from relayd.stream import StreamFactory, StreamProtocol
-from relayd.upstream import Upstream
-from relayd.upstreams import Pool
+from relayd.core import settings
+from relayd.core.interfaces import IGate, IObserver
+from relayd.net.monotonic import monotonic
+from relayd.net.upstream import Upstream
+from relayd.observing.session_log import SessionLog
+from relayd.stream.deadlines import Timeouts
+from relayd.stream.factory import StreamFactory, StreamProtocol
+from relayd.upstreams.pool import Pool
 
 __all__ = ["RelayFactory", "RelayProtocol"]
 
@@ -48,8 +48,8 @@ class RelayFactory(StreamFactory):
     """Relays each connection to a server.
 
     :param upstream: the server, as an endpoint, an
-        :class:`~relayd.upstreams.Upstream`, or a
-        :class:`~relayd.upstreams.Pool` of several.
+        :class:`~relayd.upstreams.pool.Upstream`, or a
+        :class:`~relayd.upstreams.pool.Pool` of several.
     :param connect_timeout: seconds until the server must have answered, and done its
         TLS handshake if it has one.
     :param stall_timeout: seconds that bytes may wait for a peer that takes none.
@@ -59,13 +59,13 @@ class RelayFactory(StreamFactory):
         its handshake; nothing is dialled before.
         Each of the five: fractions allowed, 0 for never.
     :param clock: where time comes from; the running reactor unless given.  A reactor
-        of Twisted's is not asked itself: see :mod:`relayd.monotonic`.
-    :param observer: hears of sessions (:class:`~relayd.interfaces.IObserver`);
+        of Twisted's is not asked itself: see :mod:`relayd.net.monotonic`.
+    :param observer: hears of sessions (:class:`~relayd.core.interfaces.IObserver`);
         unless given, one that logs a line for each.
-    :param gate: decides who is served (:class:`~relayd.interfaces.IGate`);
+    :param gate: decides who is served (:class:`~relayd.core.interfaces.IGate`);
         everyone, unless given.
     :param name: what the log calls this relay; `relay1`, `relay2` and so on, unless
-        given (:mod:`relayd.relay_names`).
+        given (:mod:`relayd.core.relay_names`).
     :raises ValueError: a timeout is negative, or the name can't be one.
     :raises TypeError: `upstream` can't be dialled.
     """

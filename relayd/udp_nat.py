@@ -16,7 +16,10 @@ from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
-from relayd import settings
+from relayd.core import settings
+from relayd.core.flows import Counters, FlowObserver
+from relayd.core.networks import Ip
+from relayd.core.relay_names import relay_name
 from relayd.datagrams.dialing import FlowDialer
 from relayd.datagrams.ledger import Ledger
 from relayd.datagrams.loops import LoopGuard
@@ -25,12 +28,9 @@ from relayd.datagrams.servers import Server, ServerPool
 from relayd.datagrams.sockets import affordable_flows, udp_socket
 from relayd.datagrams.table import NatTable
 from relayd.datagrams.watching import ReactorWatcher, Watcher
-from relayd.flow_lines import FlowLog
-from relayd.flows import Counters, FlowObserver
-from relayd.networks import Ip
-from relayd.own_addresses import is_own
-from relayd.relay_names import relay_name
-from relayd.resolving import Resolver
+from relayd.net.own_addresses import is_own
+from relayd.net.resolving import Resolver
+from relayd.observing.flow_lines import FlowLog
 
 __all__ = ["Counters", "Server", "UdpNat"]
 
@@ -60,7 +60,7 @@ class UdpNat(DatagramRelay):
         client has sent; 0 is no limit.
     :param receive_buffer: bytes that the kernel may keep unread for a listener.
     :param name: what the log calls this relay; `relay1`, `relay2` and so on, unless
-        given (:mod:`relayd.relay_names`).
+        given (:mod:`relayd.core.relay_names`).
     :raises ValueError: a setting can't be used.
     """
 

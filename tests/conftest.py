@@ -24,13 +24,13 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, eventAsText, globalLogPublisher
 
+from relayd.core.hops import datagrams, streams
 from relayd.datagrams import loops
-from relayd.descriptors import Descriptors
-from relayd.hops import datagrams, streams
-from relayd.monotonic import MonotonicClock
+from relayd.net.descriptors import Descriptors
+from relayd.net.monotonic import MonotonicClock
+from relayd.net.resolving import Resolver
 from relayd.plane.poller import Plane
-from relayd.resolving import Resolver
-from tests import process
+from tests.support import process
 
 # Its asserts say what they have found.
 pytest.register_assert_rewrite("relayd.testing")
@@ -170,7 +170,7 @@ def tmp_socket(tmp_path: Path) -> Path:
 @pytest.fixture
 def far(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers on loopback are dialled as if they were on another machine."""
-    monkeypatch.setattr("relayd.dialing.is_loopback", lambda host: False)
+    monkeypatch.setattr("relayd.net.dialing.is_loopback", lambda host: False)
 
 
 @pytest.fixture

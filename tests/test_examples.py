@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.process import (
+from tests.support.process import (
     PATIENCE,
     START,
     Server,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process import (
+from tests.support.process import (
     TRANSPORTS,
     RelayProcess,
     Server,

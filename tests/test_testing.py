@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from relayd.testing import FakeTransport, Peer, StreamTransportContract
-from tests.contracts import FakeContract
+from tests.support.contracts import FakeContract
 
 #: What the kernel takes on behalf of a peer that does not read.
 ROOM = 500_000

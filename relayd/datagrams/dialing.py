@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from twisted.logger import Logger
 
-from relayd.addresses import socket_name
+from relayd.core.addresses import socket_name
 from relayd.datagrams.refusals import SHORTAGE
 from relayd.datagrams.servers import Server, ServerPool
 from relayd.datagrams.sockets import raise_buffer
-from relayd.resolving import SocketAddress
+from relayd.net.resolving import SocketAddress
 
 log = Logger(namespace="relayd.datagrams")
 

@@ -18,11 +18,11 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
-from relayd.addresses import host_port, numeric_host
-from relayd.binding import bind_all, hosts_of
+from relayd.core.addresses import host_port, numeric_host
 from relayd.datagrams.relay import DatagramRelay
 from relayd.datagrams.sockets import bound_socket, cannot_listen
-from relayd.listener import Listeners
+from relayd.net.binding import bind_all, hosts_of
+from relayd.net.listener import Listeners
 
 
 @implementer(IListeningPort)

@@ -25,7 +25,8 @@ from typing import Any
 
 from twisted.python.failure import Failure
 
-from relayd.addresses import client_key
+from relayd.core.addresses import client_key
+from relayd.core.flows import Flow
 from relayd.datagrams.batches import TURNS
 from relayd.datagrams.dialing import Connected
 from relayd.datagrams.interfaces import FlowListener, FlowRelay
@@ -39,7 +40,6 @@ from relayd.datagrams.sockets import (
     segments_after,
     send_error,
 )
-from relayd.flows import Flow
 
 #: Replies of a flow after which it is asked for more than it usually has.
 LOOK_EVERY = 32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.logger import Logger
 
-from relayd.flows import Counters, Flow, FlowFacts, FlowObserver
+from relayd.core.flows import Counters, Flow, FlowFacts, FlowObserver
 
 log = Logger(namespace="relayd.datagrams")
 

@@ -12,12 +12,12 @@ from typing import Any, Generic
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from relayd.core.flows import Counters
 from relayd.datagrams.sockets import kernel_drops
 from relayd.datagrams.table import AnyFlow, NatTable
 from relayd.datagrams.unanswered import Unanswered
-from relayd.flows import Counters
-from relayd.log_throttle import LogThrottle
-from relayd.monotonic import monotonic
+from relayd.net.log_throttle import LogThrottle
+from relayd.net.monotonic import monotonic
 
 log = Logger(namespace="relayd.datagrams")
 

@@ -2,7 +2,7 @@
 
 A datagram may claim any source: an address that a relay of this process listens on, one
 of a server, or the unspecified one, which Linux takes for this machine.  And a relay
-may lead to another one of this process, and that one back (:mod:`relayd.hops`).
+may lead to another one of this process, and that one back (:mod:`relayd.core.hops`).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import ipaddress
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-from relayd.addresses import bare_end, numeric_host
+from relayd.core.addresses import bare_end, numeric_host
+from relayd.core.hops import between
+from relayd.core.hops import datagrams as hops
+from relayd.core.networks import Ip
 from relayd.datagrams.servers import Server
 from relayd.datagrams.sockets import WILDCARDS
-from relayd.hops import between
-from relayd.hops import datagrams as hops
-from relayd.networks import Ip
 
 #: Those of the relays of this process that have listeners.
 open_guards: set[LoopGuard] = set()
@@ -35,7 +35,7 @@ class Hopping(Protocol):
 
 
 def hop_name(here: Any, port: int) -> str:
-    """What a hop is called, by its two ends: see `relayd.hops`.
+    """What a hop is called, by its two ends: see `relayd.core.hops`.
 
     The near end is written in one way only: both relays must find it, and one may see
     an IPv4 address, or an interface, in another spelling than the other.  Of the far

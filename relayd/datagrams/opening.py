@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.logger import Logger
 
-from relayd.addresses import client_key, socket_name
+from relayd.core.addresses import client_key, socket_name
 from relayd.datagrams.dialing import FlowDialer
 from relayd.datagrams.flow import ClientFlow
 from relayd.datagrams.interfaces import FlowRelay
@@ -18,7 +18,7 @@ from relayd.datagrams.refusals import SHORTAGE
 from relayd.datagrams.servers import Server, ServerPool
 from relayd.datagrams.table import TableFull
 from relayd.datagrams.watching import READABLE, Watcher
-from relayd.log_throttle import LogThrottle
+from relayd.net.log_throttle import LogThrottle
 
 log = Logger(namespace="relayd.datagrams")
 

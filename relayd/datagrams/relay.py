@@ -12,8 +12,11 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
-from relayd import settings
-from relayd.addresses import socket_name
+from relayd.core import settings
+from relayd.core.addresses import socket_name
+from relayd.core.flows import Counters, FlowFacts, FlowObserver
+from relayd.core.hops import datagrams as hops
+from relayd.core.registry import Registry
 from relayd.datagrams.dialing import FlowDialer
 from relayd.datagrams.flow import ClientFlow
 from relayd.datagrams.guarded import UntilItFails
@@ -25,9 +28,6 @@ from relayd.datagrams.servers import Server, ServerPool
 from relayd.datagrams.sockets import raise_buffer
 from relayd.datagrams.table import NatTable
 from relayd.datagrams.watching import Watcher
-from relayd.flows import Counters, FlowFacts, FlowObserver
-from relayd.hops import datagrams as hops
-from relayd.registry import Registry
 
 #: Flows that are asked in one step what the kernel has dropped of theirs.
 LOOKS = 256

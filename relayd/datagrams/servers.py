@@ -25,9 +25,9 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from relayd.addresses import bare_end, host_port, socket_name
-from relayd.monotonic import monotonic
-from relayd.resolving import Resolver, SocketAddress
+from relayd.core.addresses import bare_end, host_port, socket_name
+from relayd.net.monotonic import monotonic
+from relayd.net.resolving import Resolver, SocketAddress
 
 log = Logger(namespace="relayd.datagrams")
 

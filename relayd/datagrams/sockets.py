@@ -17,10 +17,10 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from relayd import ports
-from relayd.addresses import host_port
-from relayd.broadcast import BROADCAST, is_broadcast
-from relayd.errors import ListenError
+from relayd.core import ports
+from relayd.core.addresses import host_port
+from relayd.core.errors import ListenError
+from relayd.net.broadcast import BROADCAST, is_broadcast
 
 #: More bytes than any datagram has: 65,507 over IPv4, 65,527 over IPv6.
 BUFFER_SIZE = 65536

@@ -29,8 +29,8 @@ from collections.abc import Hashable, Iterator
 from math import ceil, floor, inf, log2
 from typing import Generic, TypeVar
 
-from relayd.errors import RelayError
-from relayd.flows import Flow
+from relayd.core.errors import RelayError
+from relayd.core.flows import Flow
 
 #: Seconds after a flow's first datagram from which on another shows that it is in use.
 #: Linux: `stream_ts` of nf_conntrack_proto_udp.c.

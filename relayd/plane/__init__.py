@@ -18,7 +18,7 @@ thing with its connections, and these are made for it:
 
 Protocols and Factories are the same on either kind of transport; nothing above
 knows which it got, except the Bridge, which asks for
-:class:`~relayd.interfaces.ISpliceable`.  TLS, other platforms and reactors
+:class:`~relayd.core.interfaces.ISpliceable`.  TLS, other platforms and reactors
 without `addReader` are served by Twisted's transports, with the same behaviour.
 """
 

@@ -33,12 +33,12 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from relayd.interfaces import IHearsReset
+from relayd.core.interfaces import IHearsReset
+from relayd.core.session import Direction
+from relayd.net.tcp_info import unacknowledged
+from relayd.net.transports import PeerReset, loss_failed, lost_by, reset_on_close
 from relayd.plane.pipes import Pipe
 from relayd.plane.poller import Plane
-from relayd.session import Direction
-from relayd.tcp_info import unacknowledged
-from relayd.transports import PeerReset, loss_failed, lost_by, reset_on_close
 
 log = Logger(namespace="relayd.plane")
 

@@ -1,6 +1,6 @@
 """Listening and dialling on the plane, as Twisted endpoints.
 
-They are those of :mod:`relayd.listening` and :mod:`relayd.dialing` with the
+They are those of :mod:`relayd.net.listening` and :mod:`relayd.net.dialing` with the
 plane in the reactor's place: it watches the sockets, and its transports are what
 protocols get.  An accepted or dialled socket is registered with the kernel once,
 for the rest of its life.
@@ -26,14 +26,15 @@ from twisted.internet.interfaces import (
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from relayd.dialing import Dial, SocketEndpoint
-from relayd.interfaces import INamedClients
-from relayd.listener import Listener
-from relayd.listening import (
+from relayd.core.interfaces import INamedClients
+from relayd.net.dialing import Dial, SocketEndpoint
+from relayd.net.listener import Listener
+from relayd.net.listening import (
     ListenerEndpoint,
     TCPListenerEndpoint,
     UNIXListenerEndpoint,
 )
+from relayd.net.transports import set_options
 from relayd.plane.connection import EDGE_BOTH, EDGE_READ
 from relayd.plane.poller import Plane
 from relayd.plane.transport import (
@@ -41,7 +42,6 @@ from relayd.plane.transport import (
     named_address,
     transport_class,
 )
-from relayd.transports import set_options
 
 log = Logger(namespace="relayd.plane")
 

@@ -28,7 +28,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from relayd.monotonic import MonotonicClock, monotonic
+from relayd.net.monotonic import MonotonicClock, monotonic
 from relayd.plane.pipes import Pipes
 
 log = Logger(namespace="relayd.plane")
@@ -90,7 +90,7 @@ class Plane:
         self._clock: Callable[[], Any] = weakref.ref(clock)
         if isinstance(clock, MonotonicClock):
             clock.sources.add(self)
-        #: The last turn may have left events; see :class:`relayd.monotonic.Source`.
+        #: The last turn may have left events; see :class:`relayd.net.monotonic.Source`.
         self.cut_short = False
         self.pipes = Pipes(self._clock)
         self.buffer = memoryview(bytearray(COPY_SIZE))

@@ -23,6 +23,8 @@ from typing import Any
 
 from twisted.python.failure import Failure
 
+from relayd.core.session import Direction
+from relayd.net.transports import LOSSES
 from relayd.plane.connection import (
     ALIVE,
     FAILED,
@@ -37,8 +39,6 @@ from relayd.plane.connection import (
 )
 from relayd.plane.pipes import PIPE_SIZE, Pipe
 from relayd.plane.poller import COPY_SIZE, SHARE_LEAST
-from relayd.session import Direction
-from relayd.transports import LOSSES
 
 #: A read of at least this, in bytes, is full.
 FULL_READ = 65536

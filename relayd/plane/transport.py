@@ -2,7 +2,7 @@
 
 A :class:`PlaneTransport` provides what Twisted's own do: `ITCPTransport`, `IConsumer`,
 `IPushProducer`, `IHalfCloseableDescriptor`, and `abortConnection`; and
-:class:`relayd.interfaces.ISpliceable`.  What it does is in
+:class:`relayd.core.interfaces.ISpliceable`.  What it does is in
 :mod:`relayd.plane.connection` and :mod:`relayd.plane.splicing`; here is what Twisted's
 interfaces ask for besides.
 """
@@ -22,11 +22,11 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
-from relayd.addresses import socket_address
-from relayd.interfaces import ISpliceable
+from relayd.core.addresses import socket_address
+from relayd.core.interfaces import ISpliceable
+from relayd.net.transports import inline_urgent
 from relayd.plane.connection import PULL, PUSH
 from relayd.plane.splicing import SplicingConnection
-from relayd.transports import inline_urgent
 
 
 @implementer(

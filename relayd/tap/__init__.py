@@ -4,6 +4,6 @@ But for this: it is the first of our own that such a process loads, and a contai
 first process must hear SIGTERM from there on.
 """
 
-from relayd.signals import hear_early
+from relayd.operating.signals import hear_early
 
 hear_early()

@@ -1,7 +1,7 @@
 """What the command lines of `twistd relayd` and `twistd socks4` have in common.
 
 The options, their checks and the help are made from rows of the table of settings
-(:mod:`relayd.setting_types`); a command line is a subclass with its rows.
+(:mod:`relayd.core.setting_types`); a command line is a subclass with its rows.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from twisted.python import usage
 
 import relayd
 import twisted
-from relayd.address_settings import Given
-from relayd.errors import CannotStart, ConfigError
-from relayd.setting_types import Setting
-from relayd.settings import GROUPS
+from relayd.core.errors import CannotStart, ConfigError
+from relayd.core.setting_types import Setting
+from relayd.core.settings import GROUPS
+from relayd.operating.address_settings import Given
 
 
 class TableOptions(usage.Options):

@@ -6,11 +6,11 @@ from typing import Any
 
 from twisted.application.service import MultiService
 
-from relayd.address_settings import RELAYD
-from relayd.config import Config, relayd_config
-from relayd.errors import CannotStart, ConfigError
-from relayd.log_file import log_file_of
-from relayd.service import make_service
+from relayd.core.errors import CannotStart, ConfigError
+from relayd.operating.address_settings import RELAYD
+from relayd.operating.config import Config, relayd_config
+from relayd.operating.log_file import log_file_of
+from relayd.operating.service import make_service
 from relayd.tap.options import TableOptions
 
 EXAMPLES = """

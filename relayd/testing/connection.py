@@ -18,7 +18,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Protocol
 from zope.interface.verify import verifyObject
 
-from relayd.legs import unsent
+from relayd.stream.legs import unsent
 from relayd.testing.peers import Peer
 from relayd.testing.protocols import Plain, Producer, Recorder
 from relayd.testing.suite import Suite, checked, pause, turns, until
@@ -64,7 +64,7 @@ class ConnectionContract(Suite):
     def unsent(self, transport: Any) -> int:
         """How many bytes wait in `transport`: what a relay would find there.
 
-        As a relay asks: see :func:`relayd.bridge.unsent`.
+        As a relay asks: see :func:`relayd.stream.bridge.unsent`.
         """
         return unsent(transport)
 

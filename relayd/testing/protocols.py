@@ -10,7 +10,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from relayd.legs import unsent
+from relayd.stream.legs import unsent
 
 
 class Plain(Protocol):

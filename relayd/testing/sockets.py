@@ -15,13 +15,13 @@ from twisted.internet.error import (
     ConnectionLost,
 )
 
-from relayd.foreign_transports import set_options
+from relayd.net.foreign_transports import set_options
+from relayd.net.transports import PeerVanished
 from relayd.testing.connection import ConnectionContract
 from relayd.testing.contract import StreamTransportContract
 from relayd.testing.peers import Peer, SocketPeer
 from relayd.testing.protocols import Recorder, fail
 from relayd.testing.suite import checked, each, pause, turns, until
-from relayd.transports import PeerVanished
 
 
 class SocketConnectionContract(ConnectionContract):

@@ -14,12 +14,12 @@ from unittest.mock import patch
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+from relayd.core.flows import Counters, FlowFacts
 from relayd.datagrams.mmsg import BATCH
 from relayd.datagrams.sockets import (
     BUFFER_SIZE,
     MAX_SEGMENTS,
 )
-from relayd.flows import Counters, FlowFacts
 from relayd.udp_nat import Server, UdpNat
 
 CLIENT = ("192.0.2.1", 4000)

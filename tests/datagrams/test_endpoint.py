@@ -14,14 +14,13 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.task import Clock
 
+from relayd.core.errors import ListenError
 from relayd.datagrams.endpoint import UdpListener, UdpPort
 from relayd.datagrams.sockets import (
     bound_socket,
 )
-from relayd.endpoints import Transport, watcher
-from relayd.errors import ListenError
+from relayd.operating.endpoints import Transport, watcher
 from relayd.udp_nat import Server, UdpNat
-from tests.contracts import until
 from tests.datagrams.support import (
     SERVER,
     FakeResolver,
@@ -31,6 +30,7 @@ from tests.datagrams.support import (
     arrived,
     problem,
 )
+from tests.support.contracts import until
 
 
 @pytest.mark.parametrize("transport", ["plane", "twisted"])
@@ -169,7 +169,7 @@ async def test_a_family_that_the_machine_lacks_is_left_out(
     def look_up(name: Any, *more: Any, **kinds: Any) -> Any:
         return found if name == "both.test" else real(name, *more, **kinds)
 
-    monkeypatch.setattr("relayd.binding.socket.getaddrinfo", look_up)
+    monkeypatch.setattr("relayd.net.binding.socket.getaddrinfo", look_up)
     failing_v6(monkeypatch, number)
     live: Any = reactor
     nat = UdpNat(live, [Server(*SERVER)])

@@ -22,10 +22,9 @@ from relayd.datagrams.mmsg import BATCH
 from relayd.datagrams.sockets import (
     bind_udp,
 )
-from relayd.endpoints import Transport, watcher
+from relayd.operating.endpoints import Transport, watcher
 from relayd.udp_nat import Server, UdpNat
 from tests.conftest import LoggedFailures
-from tests.contracts import until
 from tests.datagrams.support import (
     CLIENT,
     REFUSED,
@@ -38,6 +37,7 @@ from tests.datagrams.support import (
     arrived,
     problem,
 )
+from tests.support.contracts import until
 
 
 def test_one_client_of_a_wildcard_is_one_flow() -> None:

@@ -11,10 +11,10 @@ from unittest.mock import Mock
 import pytest
 from twisted.logger import capturedLogs, formatEvent
 
+from relayd.core.flows import FlowFacts
+from relayd.core.hops import datagrams
 from relayd.datagrams.loops import hop_name
 from relayd.datagrams.opening import MAX_READ
-from relayd.flows import FlowFacts
-from relayd.hops import datagrams
 from relayd.udp_nat import Server
 from tests.datagrams.support import (
     CLIENT,

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relayd.core.flows import Counters
 from relayd.datagrams.mmsg import BATCH
 from relayd.datagrams.relay import LOOKS
-from relayd.flows import Counters
 from relayd.udp_nat import Server
 from tests.conftest import LoggedFailures
 from tests.datagrams.support import (

@@ -16,8 +16,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from relayd.core.flows import Flow
 from relayd.datagrams.table import IN_USE_AFTER, NatTable, TableFull
-from relayd.flows import Flow
 
 Table = NatTable[Flow]
 

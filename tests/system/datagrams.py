@@ -17,7 +17,7 @@ from pathlib import Path
 
 import attrs
 
-from tests.process import PATIENCE, RelayProcess, eventually, relay
+from tests.support.process import PATIENCE, RelayProcess, eventually, relay
 
 #: Where free ports are looked for, as far as the kernel gives out none of them.
 _PORTS = range(20000, 32768)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import attrs
 
-from tests.process import command
+from tests.support.process import command
 from tests.system.programs import lacking, program, run
 
 #: The client's machine; the proxy's, which has an address in both networks; the
@@ -45,7 +45,7 @@ class Machine:
 
     @property
     def twistd(self) -> tuple[str, ...]:
-        """What `tests.process.relay` takes to run there."""
+        """What `process.relay` takes to run there."""
         return self.runs(*command())
 
     @contextmanager

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, Self
 
 import pytest
 
-from tests.process import RelayProcess
+from tests.support.process import RelayProcess
 
 #: Seconds that a program which ends by itself may take.
 LIMIT = 120.0

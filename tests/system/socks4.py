@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
-from tests.process import PATIENCE, RelayProcess, Server, read_all, relay
+from tests.support.process import PATIENCE, RelayProcess, Server, read_all, relay
 from tests.system.programs import WebServer, lacking, program
 
 

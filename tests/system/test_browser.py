@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.process import PATIENCE, RelayProcess, eventually, relay
+from tests.support.process import PATIENCE, RelayProcess, eventually, relay
 from tests.system.programs import http_server, module, program
 
 pytestmark = pytest.mark.system

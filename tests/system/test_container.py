@@ -15,7 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.process import PATIENCE, START, RelayProcess, Server, command, eventually
+from tests.support.process import (
+    PATIENCE,
+    START,
+    RelayProcess,
+    Server,
+    command,
+    eventually,
+)
 from tests.system.programs import lacking, program
 
 pytestmark = pytest.mark.system

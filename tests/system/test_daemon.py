@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process import START, TWISTD, eventually
+from tests.support.process import START, TWISTD, eventually
 from tests.system.programs import lacking
 
 pytestmark = pytest.mark.system

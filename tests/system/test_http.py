@@ -19,7 +19,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from tests.process import RelayProcess, eventually, relay
+from tests.support.process import RelayProcess, eventually, relay
 from tests.system.programs import (
     LIMIT,
     WebServer,

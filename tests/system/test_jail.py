@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.certificates import Authority, server_context
-from tests.process import (
+from tests.support.certificates import Authority, server_context
+from tests.support.process import (
     START,
     TRANSPORTS,
     RelayProcess,

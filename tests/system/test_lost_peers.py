@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from tests.process import (
+from tests.support.process import (
     PATIENCE,
     RelayProcess,
     read_all,
@@ -31,7 +31,7 @@ SIDES = {"downstream": (CLIENT, "inside"), "upstream": (SERVER, "outside")}
 #: A `twistd` whose connections are probed after a second of silence, twice.
 IMPATIENT = """
 import sys
-from relayd import transports
+from relayd.net import transports
 transports.KEEPALIVE_IDLE = transports.KEEPALIVE_INTERVAL = 1
 transports.KEEPALIVE_COUNT = 2
 from twisted.scripts.twistd import run

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process import PATIENCE, RelayProcess, read_all
+from tests.support.process import PATIENCE, RelayProcess, read_all
 from tests.system.namespaces import (
     CLIENT,
     OUTSIDE,

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from tests.process import PATIENCE, RelayProcess, Server, read_all
+from tests.support.process import PATIENCE, RelayProcess, Server, read_all
 from tests.system.programs import LIMIT, module, program, run, twisted_server
 from tests.system.socks4 import (
     Reverser,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process import RelayProcess, eventually
+from tests.support.process import RelayProcess, eventually
 from tests.system.namespaces import (
     CLIENT,
     PROXY,

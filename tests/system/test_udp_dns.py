@@ -16,7 +16,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from tests.process import eventually
+from tests.support.process import eventually
 from tests.system.datagrams import (
     carried,
     flows_of,

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.process import TRANSPORTS, UdpServer, relay, udp_client
+from tests.support.process import TRANSPORTS, UdpServer, relay, udp_client
 from tests.system.programs import lacking
 
 pytestmark = pytest.mark.system

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.process import RelayProcess
+from tests.support.process import RelayProcess
 from tests.system.datagrams import carried, flows_of, free_port, relayed, serving
 from tests.system.programs import LIMIT, module, program, run
 

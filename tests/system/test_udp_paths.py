@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.process import PATIENCE, RelayProcess, relay
+from tests.support.process import PATIENCE, RelayProcess, relay
 from tests.system.namespaces import OUTSIDE, PROXY, SERVER, Machines, machines
 from tests.system.programs import program, run
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import relayd
-from tests.process import Server, connect, read_all, relay
+from tests.support.process import Server, connect, read_all, relay
 from tests.system.programs import run
 
 pytestmark = pytest.mark.system

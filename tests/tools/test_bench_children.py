@@ -13,7 +13,7 @@ import pytest
 from bench import children
 from bench.children import CannotMeasure
 from bench.figures import MANY
-from tests.process import PATIENCE
+from tests.support.process import PATIENCE
 
 
 def test_a_port_of_udp_is_bound_when_somebody_takes_datagrams_there() -> None:

@@ -25,7 +25,7 @@ from bench.loads import (
     socks4_request,
 )
 from bench.origins import BODY
-from tests.process import PATIENCE, Server, read_all
+from tests.support.process import PATIENCE, Server, read_all
 
 IPERF3 = {
     "start": {"version": "iperf 3.12"},

@@ -10,7 +10,7 @@ from twisted.logger import ILogObserver, LogLevel
 from twisted.python.reflect import namedAny
 
 from bench.peers import PEERS, Setup
-from relayd.settings import BACKLOG, UDP_RCVBUF
+from relayd.core.settings import BACKLOG, UDP_RCVBUF
 
 
 @pytest.mark.parametrize("transport", ["plane", "twisted"])

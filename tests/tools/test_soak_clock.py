@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from soak.clock import SteppingClock
-from tests.process import eventually
+from tests.support.process import eventually
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -21,7 +21,7 @@ from soak.flows import (
 )
 from soak.stops import Stops
 from soak.violations import Violations
-from tests.process import PATIENCE
+from tests.support.process import PATIENCE
 
 
 def test_every_flow_script_is_drawn_and_again_by_a_seed() -> None:

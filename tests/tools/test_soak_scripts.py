@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from relayd.session import Ending
+from relayd.core.session import Ending
 from soak.ends import Session
 from soak.scripts import SCRIPTS, draw_session
 

@@ -16,7 +16,7 @@ from soak.servers import HOSTS, Servers
 from soak.stops import Stops
 from soak.traffic import Traffic, acted_late, client_host, judge_line
 from soak.violations import Violations
-from tests.process import PATIENCE
+from tests.support.process import PATIENCE
 from tests.tools.sessions import ends, session_of
 
 

@@ -1,0 +1,144 @@
+"""Limits on those who wait: so many in all, and so many for each client.
+
+When a limit is reached, either the next is refused (:meth:`Waiting.add`), or the one
+that has waited longest is evicted (:meth:`Waiting.push`).  The second is for what
+honest clients do in a moment and others for as long as they may, such as a handshake: a
+table that refuses can be kept full by whoever opens connections and sends nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import resource
+from typing import Generic, TypeVar
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from relayd.core.errors import Refused
+from relayd.core.settings import HANDSHAKES, HANDSHAKES_EACH
+from relayd.net.log_throttle import LogThrottle
+
+log = Logger(namespace="relayd.limits")
+
+Item = TypeVar("Item")
+
+
+def affordable_handshakes() -> int:
+    """How many handshakes may wait in all, unless that is set.
+
+    A quarter of the limit of open files: with more than that limit everybody would be
+    kept out, since nothing is evicted for a client that is not accepted.
+    """
+    try:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except OSError:
+        # A sandbox refuses.
+        return HANDSHAKES
+    if limit == resource.RLIM_INFINITY:
+        return HANDSHAKES
+    return max(1, min(HANDSHAKES, limit // 4))
+
+
+def fair_handshakes(limit: int) -> int:
+    """How many of those one client may have, unless that is set: a quarter."""
+    return max(1, min(HANDSHAKES_EACH, limit // 4))
+
+
+class Waiting(Generic[Item]):
+    """Those who wait for one kind of thing, in the order in which they came.
+
+    :param what: what they are, in the plural, for the log.
+    :param clock: seconds; the log has at most one line in each.
+
+    :ivar limit: how many may wait in all, at least 1.
+    :ivar limit_per_client: how many of one client, at least 1.
+    :ivar hits: how often one of the limits was reached.
+    """
+
+    def __init__(
+        self, what: str, limit: int, limit_per_client: int, clock: IReactorTime
+    ) -> None:
+        self._what = what
+        self.limit = limit
+        self.limit_per_client = limit_per_client
+        self._items: dict[Item, str] = {}
+        self._by_client: dict[str, dict[Item, None]] = {}
+        self._throttle = LogThrottle(clock)
+        self.hits = 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __contains__(self, item: Item) -> bool:
+        return item in self._items
+
+    def add(self, item: Item, client: str) -> None:
+        """Let `item` wait.
+
+        :param client: whose it is, such as an address without its port.
+        :raises Refused: a limit is reached.
+        """
+        if len(self._items) >= self.limit:
+            self._hit("in all", self.limit)
+            raise Refused(f"{self.limit} {self._what} wait already")
+        own = self._by_client.get(client, ())
+        if len(own) >= self.limit_per_client:
+            self._hit(f"of {client or 'one client'}", self.limit_per_client)
+            raise Refused(
+                f"{self.limit_per_client} {self._what} of this client wait already"
+            )
+        self._insert(item, client)
+
+    def push(self, item: Item, client: str) -> Item | None:
+        """Let `item` wait; evict the oldest if a limit is reached.
+
+        :return: the one that is evicted.
+        """
+        evicted = None
+        own = self._by_client.get(client, ())
+        if len(own) >= self.limit_per_client:
+            self._hit(f"of {client or 'one client'}", self.limit_per_client)
+            evicted = next(iter(own))
+        elif len(self._items) >= self.limit:
+            self._hit("in all", self.limit)
+            evicted = next(iter(self._items))
+        if evicted is not None:
+            self.discard(evicted)
+        self._insert(item, client)
+        return evicted
+
+    def oldest(self, count: int) -> list[Item]:
+        """Those who have waited longest, at most so many; the longest first."""
+        return list(itertools.islice(self._items, count))
+
+    def discard(self, item: Item) -> None:
+        """`item` waits no longer, if it did."""
+        client = self._items.pop(item, None)
+        if client is None:
+            return
+        own = self._by_client[client]
+        del own[item]
+        if not own:
+            del self._by_client[client]
+
+    def _insert(self, item: Item, client: str) -> None:
+        self._items[item] = client
+        own = self._by_client.get(client)
+        if own is None:
+            self._by_client[client] = {item: None}
+        else:
+            own[item] = None
+
+    def _hit(self, whose: str, limit: int) -> None:
+        self.hits += 1
+        if not self._throttle.is_due():
+            return
+        log.warn(
+            "{limit} {what} {whose} wait, which is the limit"
+            " (reached {hits} times so far)",
+            limit=limit,
+            what=self._what,
+            whose=whose,
+            hits=self.hits,
+        )

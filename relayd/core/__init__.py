@@ -1,0 +1,1 @@
+"""What a session is: record, stages, endings, errors, interfaces, settings; no I/O."""

@@ -1,0 +1,42 @@
+"""The errors of relayd: few kinds, each with one clear line.
+
+Every message says what was wrong, quotes the offending text, and says what is
+expected or what to do.  Nothing here imports anything of ours.
+"""
+
+
+class RelayError(Exception):
+    """Anything that relayd itself raises."""
+
+
+class ConfigError(RelayError):
+    """A setting can't be used: a bad address, a bad number, a missing partner."""
+
+
+class ListenError(RelayError):
+    """A listener can't be opened: the port is taken, or not permitted."""
+
+
+class Refused(RelayError):
+    """A gate refuses a client, or a policy refuses what it asks for.
+
+    :ivar why: the reason, in a few words for the log.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+class HandshakeFailed(RelayError):
+    """A TLS handshake failed, or the peer showed the wrong certificate."""
+
+
+class CannotStart(SystemExit, RelayError):
+    """A service can't start: print one line, exit with status 1.
+
+    `twistd` prints a traceback for any exception that escapes from a service
+    as it starts, except SystemExit: of that the interpreter prints only the text.
+    But only for an Exception does it remove its pid file and notify a daemon's
+    parent process.  So this is both.
+    """

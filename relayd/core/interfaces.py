@@ -1,0 +1,250 @@
+"""What relayd asks of the objects that are plugged into it.
+
+Where Twisted has an interface (endpoints, producers, protocols, services),
+relayd uses that.  These few are the rest.  All of them are called in the
+reactor's thread and must return at once: no I/O, no waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.python.failure import Failure
+from zope.interface import Attribute, Interface
+
+from relayd.core.session import Direction, Session
+
+
+class ILease(Interface):
+    """The right to be here, held by one session."""
+
+    def release() -> None:
+        """Give the place back.  Called exactly once, when the session has ended."""
+
+
+class IGate(Interface):
+    """Decides which clients are served."""
+
+    def enter(session: Session) -> ILease:
+        """Let the client in, before anything is dialled for it.
+
+        Called once for each accepted connection, with `client` and `listener`
+        known.
+
+        :raises relayd.core.errors.Refused: to turn the client away; it is closed,
+            observers hear `refused`, and nothing is released.
+        """
+
+
+class ISelector(Interface):
+    """Chooses a server from a pool."""
+
+    def choose(candidates: Sequence[object], session: Session) -> object | None:
+        """Return one of `candidates` for this session, or None to refuse.
+
+        Changes nothing, so it may be asked again for the same session.
+        """
+
+
+class IProxyPolicy(Interface):
+    """Decides what the clients of a proxy may do.
+
+    Each method lets it be by returning, or raises :class:`relayd.core.errors.Refused`,
+    whose `why` goes to the log; the client gets no more than a rejection.
+    """
+
+    def admit(user_id: bytes, session: Session) -> None:
+        """A request was read, for whatever destination.
+
+        :param user_id: what the client calls its user.  It proves nothing.
+        """
+
+    def permit(address: str, port: int, name: str, session: Session) -> None:
+        """The client is to be relayed to `address`, or to be connected from there.
+
+        Called for every address of a name, of which only those that are permitted
+        are dialled.
+
+        :param address: an IPv4 or IPv6 address as text.
+        :param name: the host name that was asked for, or empty.
+        """
+
+
+class IObserver(Interface):
+    """Hears what happens to sessions.
+
+    Every accepted connection is told of either by one `refused`, or by one
+    `opened`, at most one `dialing` and `connected`, and one `closed`.  There
+    is no event for a chunk of data: read the session's counters.  An observer
+    that raises is logged and not called again; the session goes on.
+    """
+
+    def opened(session: Session) -> None:
+        """A client was accepted and let in."""
+
+    def dialing(session: Session) -> None:
+        """A server was chosen (`session.upstream`) and is being dialled."""
+
+    def connected(session: Session) -> None:
+        """The upstream connection stands; bytes flow from here on."""
+
+    def closed(session: Session) -> None:
+        """Both connections are gone; `ending`, times and counters are final."""
+
+    def refused(session: Session, why: str) -> None:
+        """A gate turned the client away (`ending` is REFUSED), or failed (FAILED)."""
+
+
+class INamedClients(Interface):
+    """A protocol factory that asks nothing of a client but its name.
+
+    For listeners whose connections have their options set
+    (:func:`relayd.net.transports.set_options`).  One that knows the name need not make
+    an address object then, a thirtieth of what Python does for a short session.
+    """
+
+    def takes_names() -> bool:
+        """Whether `build_named` will do instead of `buildProtocol`, for all clients.
+
+        Asked each time a listener opens.  Not if somebody has put a `buildProtocol` in
+        the place of the one that it stands for: a subclass, a mixin, or on the object.
+        """
+
+    def build_named(client: str) -> Any:
+        """`IProtocolFactory.buildProtocol` for a client of this name.
+
+        :param client: what :func:`relayd.core.addresses.address_name` makes of its
+            address.
+        """
+
+
+class IShedsClients(Interface):
+    """A protocol factory that can end some of its clients when descriptors run out."""
+
+    def shed_clients() -> None:
+        """Descriptors have run out and the listener waits: end what may be ended."""
+
+
+class IDial(Interface):
+    """A connection that is being made."""
+
+    def cancel() -> None:
+        """Give up.  There will be no answer."""
+
+
+class ICaller(Interface):
+    """Who dials, and is told how it ends."""
+
+    def build_leg(address: Any) -> Any:
+        """The connection stands: `IProtocolFactory.buildProtocol` for it."""
+
+    def leg_connected(leg: Any) -> None:
+        """What `build_leg` made is connected."""
+
+    def dial_failed(reason: Failure) -> None:
+        """There is no connection."""
+
+
+class IHopListener(Interface):
+    """A caller, or a factory, that knows who comes from this process."""
+
+    def under_way(sock: Any, address: Any) -> bool:
+        """A dial begins to a port on which this process listens.
+
+        Called right behind a connect(2) that takes time: nobody can have accepted it.
+
+        :param address: where it leads, as the socket module has it.
+        :return: whether that is here: the dial is reset then if it is given up, so that
+            its other end hears of that.
+        """
+
+
+class IDialer(Interface):
+    """A client endpoint that answers with a call instead of a Deferred.
+
+    A relay dials once for each session, and the Deferred is a twelfth of what
+    Python does for a short one.  A relay takes any `IStreamClientEndpoint`; this
+    is for those that can do better.
+    """
+
+    peer_name = Attribute("""What the log calls the address that it leads to.""")
+
+    def dial(caller: Any) -> IDial | None:
+        """Connect a protocol of the caller's.
+
+        The connection's options are set (:func:`relayd.net.transports.set_options`).
+
+        :param caller: an :class:`ICaller`, which is told of a connection or of a
+            failure, once: from within this call, or later unless it cancels the dial.
+        :return: what to cancel, if the caller has not been told yet; None: it has.
+        """
+
+
+class IHearsReset(Interface):
+    """A protocol that may have stopped reading when its peer resets the connection."""
+
+    def hears_reset() -> bool:
+        """Whether to be told of it now, and not behind what is still to be read.
+
+        Asked by transports that learn of a reset while their protocol has them paused.
+        """
+
+
+class IHearsLoss(Interface):
+    """A protocol that others may subclass, and that has to hear of its loss."""
+
+    def lost_anyway(reason: Failure) -> None:
+        """`connectionLost`, or an override of it, has raised: do what is ours.
+
+        Does nothing if that has been done.
+        """
+
+
+class ISpliceable(Interface):
+    """A stream transport that can move bytes to and from another one by itself."""
+
+    unsent = Attribute("""Bytes that were written to it, or moved to it, and that the
+        kernel has not taken yet.""")
+
+    blocked = Attribute("""Whether it is not read for want of room in the other one.""")
+
+    def splice(peer: object, here: Direction, there: Direction, splicer: Any) -> bool:
+        """From now on, move what either reads to the other.
+
+        What is read here is added to `here.read` and `here.written` instead of being
+        given to the protocol, and what is read from `peer` to those of `there`.  While
+        something waits to be written to one of them, the other is not read.  Nothing
+        is passed on but bytes.  The protocols go on to hear of the loss (`close_both`
+        excepted) and of nothing else.
+        `pauseProducing` and `resumeProducing` mean what they always do.
+
+        :param splicer: an :class:`ISplicer`, which hears of the ends of data.
+        :return: whether it will; False if `peer` is of another kind, or one of
+            the two is lost: write to them, as to any transport.
+        """
+
+    def close_both(protocol: object, peers: object) -> bool:
+        """Close this connection and the one that it is spliced to, at once.
+
+        To be asked when both directions have ended.  The protocols are not told of the
+        loss: whoever asks knows.
+
+        :param protocol: this connection's, and
+        :param peers: the other one's.
+        :return: whether they are closed.  Not if one is of another protocol, has not
+            ended or has failed, or has ever had a producer, a buffer or a pipe: use
+            `loseConnection`.
+        """
+
+
+class ISplicer(Interface):
+    """Who has joined two ISpliceable transports."""
+
+    def ended(direction: Direction, sink: Any) -> None:
+        """The last byte of a direction has been read.
+
+        Pass the end on at once: the last bytes may wait for it.
+
+        :param sink: the transport that they went to.
+        """

@@ -1,0 +1,38 @@
+"""What a client says before it is relayed, and how that is read.
+
+A :class:`Prelude` is a pure parser with a name: it is given all that has arrived and
+either understands it, or asks for more, or rejects it.  A relay has any number of
+them, one after the other (:attr:`relayd.stream.relay.StreamRelay.preludes`); what the
+last one has not read is the first that is relayed.
+
+A new protocol that has something to say first (SOCKS5, HTTP CONNECT) is a Prelude and a
+decision: a subclass of :class:`relayd.stream.factory.StreamProtocol` whose `decide` is
+given what the preludes have read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from relayd.core.errors import RelayError
+
+
+class BadRequest(RelayError):
+    """What a client has sent can't become what is expected."""
+
+
+@attrs.frozen
+class Prelude:
+    """How to read what a client says first.
+
+    :ivar name: what it says, for the log: `request`.
+    :ivar read: given all that has arrived; returns what it says and how many bytes that
+        was, or None if more is needed.  Raises :class:`BadRequest` as soon as it is
+        wrong, and so at the latest when it is too long.
+    """
+
+    name: str
+    read: Callable[[bytes], tuple[Any, int] | None]

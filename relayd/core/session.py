@@ -1,0 +1,154 @@
+"""The record of one relayed connection: facts and counters, no behaviour.
+
+A Session says who connected, through which listener, to which upstream, in which stage
+it is, how many bytes went each way and how it ended.  Only the relay writes it; logs,
+limits, metrics and observers read it, at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+import attrs
+
+from relayd.core.stage import Stage
+
+
+class Ending(Enum):
+    """Each way in which a session can end.
+
+    `word` is what the log line and the metric label say; `code` is HAProxy's
+    two-letter termination state (configuration manual, section 8.5), which
+    operators know.
+    """
+
+    #: Both directions reached their end, and all was delivered.
+    DONE = ("done", "--")
+    #: The client, or the server, reset its connection.
+    DOWNSTREAM_RESET = ("downstream_reset", "CD")
+    UPSTREAM_RESET = ("upstream_reset", "SD")
+    #: A write to it failed.
+    DOWNSTREAM_WRITE_FAILED = ("downstream_write_failed", "CD")
+    UPSTREAM_WRITE_FAILED = ("upstream_write_failed", "SD")
+    #: It did not answer any more: what was sent to it, or the kernel's probes.
+    DOWNSTREAM_LOST = ("downstream_lost", "cD")
+    UPSTREAM_LOST = ("upstream_lost", "sD")
+    #: It took none of what waited for it, for the stall timeout.
+    DOWNSTREAM_STALLED = ("downstream_stalled", "cD")
+    UPSTREAM_STALLED = ("upstream_stalled", "sD")
+    #: Nothing moved for the idle timeout, or the half-close timeout.
+    IDLE = ("idle", "cD")
+    HALF_CLOSED = ("half_closed", "cD")
+    #: The client left while the server was dialled.
+    CLIENT_LEFT = ("client_left", "CC")
+    #: No server could be reached, for these reasons.
+    CONNECT_REFUSED = ("connect_refused", "SC")
+    CONNECT_TIMEOUT = ("connect_timeout", "sC")
+    UNRESOLVED = ("unresolved", "SC")
+    CONNECT_FAILED = ("connect_failed", "SC")
+    NO_UPSTREAM = ("no_upstream", "SC")
+    #: A gate turned the client away, or a bound was reached.
+    REFUSED = ("refused", "PR")
+    #: Its way led through the same relay before.
+    LOOP = ("loop", "PR")
+    #: Proxies: what the client sent is no request that can be served; no request
+    #: came in time; one that was not complete had to make room for a new client's.
+    BAD_REQUEST = ("bad_request", "PR")
+    HANDSHAKE_TIMEOUT = ("handshake_timeout", "cR")
+    EVICTED = ("evicted", "PR")
+    #: Proxies: a rule, or the ident of the client's host, was against it.
+    DENIED = ("denied", "PR")
+    IDENT_FAILED = ("ident_failed", "PR")
+    #: Proxies, BIND: nobody came, or another than the one that was expected.
+    BIND_TIMEOUT = ("bind_timeout", "sC")
+    WRONG_PEER = ("wrong_peer", "PC")
+    #: The relay shut down first.
+    DRAINED = ("drained", "KD")
+    #: An error inside the relay, logged with its traceback.
+    FAILED = ("failed", "ID")
+
+    def __init__(self, word: str, code: str) -> None:
+        self.word = word
+        self.code = code
+
+
+class Direction:
+    """The bytes that go one way through a session.
+
+    :ivar read: bytes read from the source, for the relay to pass on.
+    :ivar written: bytes given to the sink's transport, with those that it still
+        buffers.  Less than `read` by what is kept until the two are joined; what
+        changes the bytes on their way may make it less or more.
+    :ivar eof: the source has sent its last byte (or will never send more).
+    """
+
+    __slots__ = ("eof", "read", "written")
+
+    def __init__(self) -> None:
+        self.read = 0
+        self.written = 0
+        self.eof = False
+
+    def __repr__(self) -> str:
+        counts = f"read={self.read}, written={self.written}"
+        return f"Direction({counts}, eof={self.eof})"
+
+
+_ACCEPTED = Stage.ACCEPTED
+
+
+@attrs.define(eq=False, slots=True, weakref_slot=False)
+class Session:
+    """One client's connection and what became of it.
+
+    Times are seconds on the relay's clock (monotonic on a real reactor); use
+    their differences.
+
+    :ivar id: unique within the process, from 1 up.
+    :ivar client: whose session it is, as text: the address that a PROXY header names,
+        or else the peer.
+    :ivar listener: the local address that the client reached, as text.
+    :ivar opened_at: when the client was accepted.
+    :ivar relay: the name of the relay that serves it (:mod:`relayd.core.relay_names`).
+    :ivar peer: the address that connected, as text: the client, or its balancer.
+    :ivar ordinal: its sequence number among the clients that this relay has admitted,
+        from 0 up; -1 until it is admitted.
+    :ivar stage: where it is on its way.
+    :ivar server: the :class:`relayd.upstreams.pool.Upstream` that was chosen, or None.
+    :ivar upstream: the server's name or address; empty until one is chosen.
+    :ivar connected_at: when the upstream connection stood, or None.
+    :ivar ended_at: when the last of its connections was closed, or None.
+    :ivar up: client to server.
+    :ivar down: server to client.
+    :ivar ending: how it ended, or None while it lives.
+    :ivar detail: the cause in the words of whoever reported it, or empty.
+    """
+
+    id: int
+    client: str
+    listener: str
+    opened_at: float
+    relay: str = ""
+    peer: str = ""
+    ordinal: int = -1
+    stage: Stage = _ACCEPTED
+    server: Any = None
+    upstream: str = ""
+    connected_at: float | None = None
+    ended_at: float | None = None
+    up: Direction = attrs.Factory(Direction)
+    down: Direction = attrs.Factory(Direction)
+    ending: Ending | None = None
+    detail: str = ""
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """What else the log line says, in its order; for subclasses."""
+        return {}
+
+    @property
+    def duration(self) -> float:
+        """Seconds from accept to end; 0.0 while the session lives."""
+        return 0.0 if self.ended_at is None else self.ended_at - self.opened_at

@@ -1,0 +1,1 @@
+"""Sockets, names, clocks and TLS."""

@@ -1,0 +1,337 @@
+"""Connecting to addresses: one socket, one wait, no timer.
+
+Twisted's client endpoints serve any caller: they wrap the protocol to learn
+that it is connected, keep a connector to reconnect with, and a timer.  A relay
+dials once for each session, notices by itself that its leg is connected, and
+has a deadline on its own wheel.  Dialling this way takes a third less.
+
+Several addresses of one server: :mod:`relayd.net.happy_eyeballs`.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import socket
+import sys
+from contextlib import suppress
+from typing import Any
+
+from twisted.internet import error
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IProtocol,
+    IProtocolFactory,
+    IStreamClientEndpoint,
+    IWriteDescriptor,
+)
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from relayd.core.addresses import address_name, is_loopback, socket_address
+from relayd.core.hops import streams
+from relayd.core.interfaces import ICaller, IDial, IDialer, IHopListener
+from relayd.core.ports import may_be_handed_out
+from relayd.net.monotonic import monotonic
+from relayd.net.socket_ends import is_its_own_peer
+from relayd.net.transports import connection_class, reset_on_close, set_options
+
+#: Seconds after which a UNIX socket whose backlog was full is tried again.
+RETRY = 0.05
+
+_IN_PROGRESS = errno.EINPROGRESS
+#: connect(2): ask again later.
+_TAKES_TIME = (errno.EINPROGRESS, errno.EAGAIN)
+
+_numbers = itertools.count(1)
+
+
+def connect_failure(number: int) -> error.ConnectError:
+    """Twisted's error for an errno of connect(2)."""
+    made: error.ConnectError = error.getConnectError((number, os.strerror(number)))
+    return made
+
+
+@implementer(IDial, IWriteDescriptor)
+class Dial:
+    """A socket that is being connected; its connection gets Twisted's transport.
+
+    :param where: the endpoint: what to connect to, and who watches.
+    :param sock: its connect(2) has said that it takes time.
+    :param caller: is told how it ends.
+    """
+
+    _retry: IDelayedCall | None = None
+    #: To this process itself.
+    leads_here = False
+
+    def __init__(
+        self, where: SocketEndpoint, sock: socket.SocketType, caller: ICaller
+    ) -> None:
+        self._where = where
+        self._socket = sock
+        self._caller = caller
+
+    def wait(self, problem: int) -> None:
+        """Wait for what connect(2) has not said yet.
+
+        :param problem: its errno.
+        """
+        if problem == errno.EAGAIN:
+            # Only a UNIX socket says this: the server's backlog is full.
+            clock = monotonic(self._where.reactor)
+            self._retry = clock.callLater(RETRY, self._try_again)
+        else:
+            self._watch()
+
+    def _try_again(self) -> None:
+        problem = self._socket.connect_ex(self._where.address)
+        if problem in _TAKES_TIME:
+            self.wait(problem)
+        elif problem:
+            self._failed(problem)
+        else:
+            self._connected()
+
+    # -- what depends on the kind of transport
+
+    def _watch(self) -> None:
+        """Have :meth:`doWrite` called when the connection stands, or failed."""
+        self._where.reactor.addWriter(self)
+
+    def _unwatch(self) -> None:
+        self._where.reactor.removeWriter(self)
+
+    def close(self) -> None:
+        """Close the socket, which may have been watched."""
+        # Not now: an event for this descriptor may be waiting in the batch that
+        # the reactor is working through, for whoever gets its number next.
+        monotonic(self._where.reactor).callLater(0, self._socket.close)
+
+    def transport(self, protocol: IProtocol) -> Any:
+        """See :meth:`SocketEndpoint.transport`."""
+        return self._where.transport(self._socket, protocol)
+
+    # -- IWriteDescriptor
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def logPrefix(self) -> str:
+        return "relayd dial"
+
+    def doWrite(self) -> None:
+        self._unwatch()
+        problem = self._problem()
+        if problem is None or problem == errno.EAGAIN:
+            self._connected()
+        else:
+            self._failed(problem)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """How some reactors report a failed connect; or the reactor stops."""
+        self._unwatch()
+        problem = self._problem()
+        if problem is None:
+            self._connected()
+        elif problem in (errno.EAGAIN, errno.ENOTCONN):
+            self._failed(errno.ECONNABORTED)
+        else:
+            self._failed(problem)
+
+    def _problem(self) -> int | None:
+        """The errno that a read would fail with; None where there is data, or EOF.
+
+        A server may have sent something and reset by now.  SO_ERROR would take
+        the reset away before it can be read behind the data; this does not.
+        """
+        try:
+            self._socket.recv(1, socket.MSG_PEEK)
+        except OSError as problem:
+            return problem.errno
+        return None
+
+    # -- outcomes
+
+    def cancel(self) -> None:
+        """See :meth:`IDial.cancel`."""
+        if self._retry is not None and self._retry.active():
+            self._retry.cancel()
+        self._unwatch()
+        if self.leads_here:
+            reset_on_close(self._socket)
+        self.close()
+
+    def _failed(self, problem: int) -> None:
+        self.close()
+        self._caller.dial_failed(Failure(connect_failure(problem)))
+
+    def _connected(self) -> None:
+        self._where.join(self._socket, self._caller, self)
+
+
+def _give_name(sock: socket.SocketType) -> None:
+    """Bind a UNIX socket to a name by which its other end knows it again.
+
+    unix(7): one that begins with a zero byte is no file, and goes with the socket.
+    """
+    if sys.platform.startswith("linux"):
+        # Without one it is as any other client.
+        with suppress(OSError):
+            sock.bind(b"\0relayd-" + os.urandom(8).hex().encode())
+
+
+@implementer(IDialer, IStreamClientEndpoint)
+class SocketEndpoint:
+    """Connects to an address that needs no look-up.
+
+    The factory is asked for a protocol and nothing else: it is not told to
+    start or stop, as there is nothing to start for a single connection.
+
+    :param reactor: provides `IReactorFDSet` and `IReactorTime`.
+    :param family: AF_INET, AF_INET6 or AF_UNIX.
+    :param address: as the socket module has it for that family.
+    :cvar dialing: what waits for a connection; subclasses may have another.
+
+    :ivar is_near: it is a loopback address.
+    :ivar port: its port; 0 if it has none.
+    :ivar peer: the address as Twisted has it.
+    :ivar peer_name: what the log calls it.
+    """
+
+    dialing: type[Dial] = Dial
+
+    def __init__(self, reactor: Any, family: int, address: Any) -> None:
+        self.reactor = reactor
+        self.family = family
+        self.address = address
+        is_unix = family == socket.AF_UNIX
+        self.port: int = 0 if is_unix else address[1]
+        self.is_near = not is_unix and is_loopback(address[0])
+        self._may_meet_itself = bool(self.port) and may_be_handed_out(self.port)
+        self.peer = socket_address(family, address)
+        self.peer_name = address_name(self.peer)
+
+    # -- what depends on the kind of transport
+
+    def open_socket(self) -> socket.SocketType:
+        """A new non-blocking socket, with its options set.
+
+        :raises OSError: no descriptor is left.
+        """
+        sock = socket.socket(self.family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        set_options(sock)
+        return sock
+
+    def transport(self, sock: socket.SocketType, protocol: IProtocol) -> Any:
+        """A transport for a connected socket, which reads from now on."""
+        made, clock = connection_class(self.family), monotonic(self.reactor)
+        return made(sock, protocol, self.address, None, next(_numbers), clock)
+
+    # -- dialling
+
+    def dial(self, caller: ICaller) -> Dial | None:
+        """See :meth:`IDialer.dial`."""
+        try:
+            sock = self.open_socket()
+        except OSError as raised:
+            reason = connect_failure(raised.errno or errno.EMFILE)
+            caller.dial_failed(Failure(reason))
+            return None
+        dial: Dial | None = None
+        try:
+            if not self.port and streams.files and streams.listens_at(self.address):
+                _give_name(sock)
+            problem = sock.connect_ex(self.address)
+            if problem == _IN_PROGRESS and self.is_near:
+                # The kernel answers itself, but looks at the answer on its way out of
+                # the call.  Asked again it says that the connection stands, or is
+                # refused; and EALREADY if the server's backlog is full.
+                problem = sock.connect_ex(self.address)
+                if problem == errno.EALREADY:
+                    problem = _IN_PROGRESS
+            if problem in _TAKES_TIME:
+                dial = self.dialing(self, sock, caller)
+                if self.port in streams.ports:
+                    hears = IHopListener(caller, None)
+                    if hears is not None:
+                        dial.leads_here = hears.under_way(sock, self.address)
+                dial.wait(problem)
+        except Exception:
+            # A bad address, or a kernel that can't watch another socket.
+            sock.close()
+            caller.dial_failed(Failure())
+            return None
+        if not problem:
+            self.join(sock, caller)
+        elif dial is None:
+            sock.close()
+            caller.dial_failed(Failure(connect_failure(problem)))
+        return dial
+
+    def join(
+        self, sock: socket.SocketType, caller: ICaller, dial: Dial | None = None
+    ) -> None:
+        """Connect the caller's protocol to a socket that is connected.
+
+        :param dial: what has waited for that, if anything.
+        """
+        if self._may_meet_itself and is_its_own_peer(sock):
+            # Kept, it would relay a client to itself; closed politely, it would keep
+            # the port from the server for a minute.
+            reset_on_close(sock)
+            if dial is None:
+                sock.close()
+            else:
+                dial.close()
+            caller.dial_failed(Failure(connect_failure(errno.ECONNREFUSED)))
+            return
+        transport: Any = None
+        try:
+            protocol = caller.build_leg(self.peer)
+            if protocol is None:
+                raise error.NoProtocol
+            if dial is None:
+                transport = self.transport(sock, protocol)
+            else:
+                transport = dial.transport(protocol)
+            protocol.makeConnection(transport)
+        except Exception:
+            if transport is not None:
+                transport.abortConnection()
+            elif dial is not None:
+                dial.close()
+            else:
+                sock.close()
+            caller.dial_failed(Failure())
+        else:
+            caller.leg_connected(protocol)
+
+    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
+        """See `IStreamClientEndpoint.connect`.  There is no timeout; cancel it."""
+
+        def cancel(_: object) -> None:
+            if dial is not None:
+                dial.cancel()
+
+        done: Deferred[IProtocol] = Deferred(cancel)
+        dial = self.dial(_FactoryCaller(factory, done))
+        return done
+
+
+@implementer(ICaller, IHopListener)
+class _FactoryCaller:
+    """Dials for who waits for a Deferred."""
+
+    def __init__(self, factory: IProtocolFactory, done: Deferred[IProtocol]) -> None:
+        self._factory = factory
+        self.build_leg = factory.buildProtocol
+        self.leg_connected = done.callback
+        self.dial_failed = done.errback
+
+    def under_way(self, sock: socket.SocketType, address: Any) -> bool:
+        hears = IHopListener(self._factory, None)
+        return hears is not None and bool(hears.under_way(sock, address))

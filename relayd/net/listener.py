@@ -1,0 +1,315 @@
+"""The listening socket of one relay: it accepts clients, and waits while it can't.
+
+Twisted's listening port, when the process has no descriptor left, accepts the
+clients that wait and closes each at once, with a log line for each.  This one
+stops accepting for a moment, so that they stay in the kernel's queue and are
+served when a session ends (:mod:`relayd.net.descriptors`).  A factory that can
+end some of its clients (:class:`relayd.core.interfaces.IShedsClients`) is asked to.
+
+Accepted connections get Twisted's own transports; only the accepting is ours.
+:mod:`relayd.plane.endpoints` has a subclass whose connections are the plane's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import (
+    Deferred,
+    gatherResults,
+    maybeDeferred,
+    succeed,
+)
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IListeningPort,
+    IProtocolFactory,
+    IReadDescriptor,
+)
+from twisted.internet.main import CONNECTION_DONE
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from relayd.core.addresses import address_name, socket_address
+from relayd.core.hops import file_of, streams
+from relayd.core.interfaces import IShedsClients
+from relayd.net.descriptors import PAUSE, Descriptors
+from relayd.net.libc import accept
+from relayd.net.monotonic import monotonic
+from relayd.net.transports import connection_class, set_keepalive, set_options
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IProtocol, ITCPTransport
+
+log = Logger(namespace="relayd.listener")
+
+#: At most this many clients are accepted before others get their turn.
+ACCEPTS_PER_TURN = 32
+
+#: accept(2): the client was gone before it was accepted.
+_CLIENT_GONE = frozenset({errno.ECONNABORTED, errno.EPROTO})
+
+#: accept(2): this process, or this machine, has nothing left to accept with.
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+@implementer(IListeningPort, IReadDescriptor)
+class Listener:
+    """Accepts the clients of one listening socket.
+
+    :param reactor: provides `IReactorFDSet` and `IReactorTime`.
+    :param sock: bound and listening; owned by this object from here on.
+    :param factory: builds a protocol for each client.
+    :param on_closed: called when the socket has been closed.
+
+    :ivar pauses: how often accepting was paused for want of descriptors, here or
+        at another listener of this reactor.
+    """
+
+    connected = True
+
+    def __init__(
+        self,
+        reactor: Any,
+        sock: socket.socket,
+        factory: IProtocolFactory,
+        on_closed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._reactor = reactor
+        self._socket = sock
+        self._factory = factory
+        self._on_closed = on_closed
+        self._resume: IDelayedCall | None = None
+        self._descriptors = Descriptors.of(reactor)
+        self._accepted = 0
+        self._build: Callable[[Any], IProtocol | None]
+        sock.setblocking(False)
+        self._family = int(sock.family)
+        self._address = socket_address(self._family, sock.getsockname())
+        #: Where it listens.  Not before it does; a UNIX socket has none.
+        self._port = 0
+        #: The same for a UNIX socket: its file.
+        self._file: tuple[int, int] | None = None
+        # What a client reached, unless it may have reached any of several.
+        wildcard = getattr(self._address, "host", "") in ("0.0.0.0", "::")
+        self._local = None if wildcard else self._address
+        set_options(sock)
+        set_keepalive(sock)
+
+    @property
+    def pauses(self) -> int:
+        return self._descriptors.pauses
+
+    # -- IListeningPort
+
+    def startListening(self) -> None:
+        self._factory.doStart()
+        self._build = self._builder()
+        self._watch()
+        self._port = getattr(self._address, "port", 0)
+        streams.listens(self._port)
+        if self._family == socket.AF_UNIX:
+            self._file = file_of(self._socket.getsockname())
+            streams.opens_file(self._file)
+
+    def stopListening(self) -> Deferred[None]:
+        if self.connected:
+            self._unwatch()
+            self.connectionLost(Failure(CONNECTION_DONE))
+        return succeed(None)
+
+    def getHost(self) -> IAddress:
+        return self._address
+
+    # -- what depends on the kind of transport
+
+    def _watch(self) -> None:
+        """Have :meth:`doRead` called while clients wait."""
+        self._reactor.addReader(self)
+
+    def _unwatch(self) -> None:
+        self._reactor.removeReader(self)
+
+    def _accept(self) -> tuple[socket.SocketType, Any]:
+        """The next client's connection, and its address.
+
+        :raises OSError: see accept(2).
+        """
+        return self._socket.accept()
+
+    def _builder(self) -> Callable[[Any], IProtocol | None]:
+        """What makes a protocol for a client, from now on, of its address."""
+        return self._build_addressed
+
+    def _build_addressed(self, address: Any) -> IProtocol | None:
+        """The factory's protocol for a client at `address`."""
+        return self._factory.buildProtocol(socket_address(self._family, address))
+
+    def _transport(
+        self, sock: socket.SocketType, protocol: IProtocol, address: Any
+    ) -> ITCPTransport:
+        """A transport for an accepted connection, which reads from now on."""
+        number, self._accepted = self._accepted, self._accepted + 1
+        transport = connection_class(self._family)(
+            sock, protocol, address, None, number, monotonic(self._reactor)
+        )
+        transport.local = self._local
+        return transport
+
+    # -- IReadDescriptor
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def logPrefix(self) -> str:
+        return "relayd listener"
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The socket is to be closed: by us, or because the reactor stops."""
+        if not self.connected:
+            return
+        self.connected = False
+        if self._resume is not None:
+            self._resume.cancel()
+            self._resume = None
+        self._socket.close()
+        if self._port:
+            streams.closes(self._port)
+        streams.closes_file(self._file)
+        self._on_closed()
+        self._factory.doStop()
+
+    def doRead(self) -> None:
+        """Accept some of the clients that wait."""
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                sock, address = self._accept()
+            except BlockingIOError:
+                return
+            except OSError as problem:
+                if problem.errno in _CLIENT_GONE:
+                    continue
+                client = self._accept_anyway(problem)
+                if client is None:
+                    return
+                sock, address = client
+            full = self._descriptors.is_low(sock.fileno())
+            self._serve(sock, address)
+            if not self.connected:
+                return
+            if full:
+                self._pause("hardly any file descriptor is left")
+                return
+
+    def _accept_anyway(self, problem: OSError) -> tuple[socket.SocketType, Any] | None:
+        """The next client, after an accept that failed; None: no more for now.
+
+        Python calls accept4(2), which a sandbox may not allow; so plain accept(2) is
+        tried, each time.  Where that is refused as well the client stays in the queue,
+        and the listener pauses, since it would be reported again at once.
+        """
+        if problem.errno not in _EXHAUSTED:
+            try:
+                return self._accept_plainly()
+            except BlockingIOError:
+                return None
+            except OSError as again:
+                if again.errno in _CLIENT_GONE:
+                    return None  # whoever is behind it is reported again
+                problem = again
+        if problem.errno in _EXHAUSTED:
+            self._pause(os.strerror(problem.errno))
+        else:
+            why = problem.strerror or str(problem)
+            self._pause(f"accept failed: {why}", short=False)
+        return None
+
+    def _accept_plainly(self) -> tuple[socket.SocketType, Any]:
+        """As :meth:`_accept`, with nothing but accept(2).
+
+        :raises OSError: see accept(2).
+        """
+        descriptor = accept(self.fileno())
+        sock = socket.socket(self._family, socket.SOCK_STREAM, 0, descriptor)
+        try:
+            sock.setblocking(False)
+            return sock, sock.getpeername()
+        except OSError as problem:
+            # ENOTCONN: it was reset a moment ago.
+            sock.close()
+            raise ConnectionAbortedError(errno.ECONNABORTED, "it left") from problem
+
+    def _serve(self, sock: socket.SocketType, address: Any) -> None:
+        transport: Any = None
+        try:
+            build = self._build
+            protocol = build(address)
+            if protocol is not None:
+                # Fails when the kernel has no memory to watch it with.
+                transport = self._transport(sock, protocol, address)
+                protocol.makeConnection(transport)
+        except Exception:
+            log.failure("a client could not be served")
+            if transport is not None:
+                transport.abortConnection()
+        if transport is None:
+            sock.close()
+
+    def _pause(self, why: str, *, short: bool = True) -> None:
+        """Accept nobody for a moment.
+
+        :param short: descriptors, or memory, have run out.
+        """
+        self._descriptors.log_pause(address_name(self._address), why, short=short)
+        self._unwatch()
+        clock = monotonic(self._reactor)
+        self._resume = clock.callLater(PAUSE, self._look_again)
+        sheds = IShedsClients(self._factory, None) if short else None
+        if sheds is not None:
+            try:
+                sheds.shed_clients()
+            except Exception:
+                log.failure("no clients could be shed")
+
+    def _look_again(self) -> None:
+        self._resume = None
+        try:
+            spare = os.dup(self.fileno())
+        except OSError as problem:
+            self._pause(os.strerror(problem.errno or 0))
+            return
+        os.close(spare)
+        if self._descriptors.is_low(spare):
+            self._pause("hardly any file descriptor is left")
+            return
+        try:
+            self._watch()
+        except OSError as problem:
+            self._pause(os.strerror(problem.errno or 0))
+
+
+@implementer(IListeningPort)
+class Listeners:
+    """Several listening sockets that are one relay's."""
+
+    def __init__(self, ports: Sequence[IListeningPort]) -> None:
+        self.ports = ports
+
+    def startListening(self) -> None:
+        for port in self.ports:
+            port.startListening()
+
+    def stopListening(self) -> Deferred[Any]:
+        stopping = [maybeDeferred(port.stopListening) for port in self.ports]
+        return gatherResults(stopping)
+
+    def getHost(self) -> IAddress:
+        """The first one's address; `ports` has them all."""
+        first: IAddress = self.ports[0].getHost()
+        return first

@@ -1,0 +1,114 @@
+"""Server endpoints for hosts and ports and for UNIX sockets.
+
+What they bind is in :mod:`relayd.net.binding`; what accepts their clients, and waits
+out a full descriptor table, in :mod:`relayd.net.listener`.
+:mod:`relayd.plane.endpoints` has subclasses whose connections are the plane's.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import (
+    Deferred,
+    fail,
+    succeed,
+)
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IProtocolFactory,
+    IStreamServerEndpoint,
+)
+from zope.interface import implementer
+
+from relayd.core.addresses import host_port
+from relayd.core.errors import ListenError
+from relayd.net.binding import bind_all, bind_tcp, bind_unix, hosts_of, unlink_own
+from relayd.net.listener import Listener, Listeners
+
+
+class ListenerEndpoint:
+    """Listens on what :meth:`bind` returns; errors name :attr:`where`.
+
+    :cvar listener: what accepts the clients; subclasses may have another.
+    """
+
+    where: str
+    listener: type[Listener] = Listener
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def bind(self) -> list[tuple[socket.socket, Callable[[], None]]]:
+        """Listening sockets, each with what to do once it is closed."""
+        raise NotImplementedError
+
+    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
+        """:raises ListenError: through the Deferred."""
+        try:
+            bound = self.bind()
+        except OSError as problem:
+            why = problem.strerror or str(problem)
+            return fail(ListenError(f"can't listen on {self.where}: {why}"))
+        ports = [
+            self.listener(self._reactor, sock, factory, on_closed)
+            for sock, on_closed in bound
+        ]
+        listening = ports[0] if len(ports) == 1 else Listeners(ports)
+        try:
+            listening.startListening()
+        except OSError as problem:
+            # No descriptor, or no memory, to watch it with.
+            for port in ports:
+                port.stopListening()
+            why = problem.strerror or str(problem)
+            return fail(ListenError(f"can't listen on {self.where}: {why}"))
+        return succeed(listening)
+
+
+@implementer(IStreamServerEndpoint)
+class TCPListenerEndpoint(ListenerEndpoint):
+    """Listens on a host and port.
+
+    :param host: an address, a name whose every address is listened on (looked
+        up once, when listening starts), or None for all addresses of this
+        machine, IPv4 and IPv6.
+    :param port: 0 picks one that is free.
+    :param backlog: how many clients the kernel may keep waiting.
+    """
+
+    def __init__(self, reactor: Any, host: str | None, port: int, backlog: int) -> None:
+        super().__init__(reactor)
+        self._host, self._port, self._backlog = host, port, backlog
+        self.where = host_port(host, port) if host else f"port {port} of all addresses"
+
+    def bind(self) -> list[tuple[socket.socket, Callable[[], None]]]:
+        hosts = hosts_of(self._host, self._port, socket.SOCK_STREAM)
+        bound = bind_all(
+            hosts, self._port, lambda host, port: bind_tcp(host, port, self._backlog)
+        )
+        return [(sock, _nothing) for sock in bound]
+
+
+@implementer(IStreamServerEndpoint)
+class UNIXListenerEndpoint(ListenerEndpoint):
+    """Listens on a UNIX socket, whose file it makes, and removes when it stops.
+
+    A socket file that nobody listens on any more is replaced.
+    """
+
+    def __init__(self, reactor: Any, path: str, backlog: int) -> None:
+        super().__init__(reactor)
+        self._path, self._backlog = path, backlog
+        self.where = f"unix:{path}"
+
+    def bind(self) -> list[tuple[socket.socket, Callable[[], None]]]:
+        sock = bind_unix(self._path, self._backlog)
+        return [(sock, unlink_own(self._path, os.stat(self._path)))]
+
+
+def _nothing() -> None:
+    """A TCP socket leaves nothing behind."""

@@ -1,0 +1,33 @@
+"""A log throttle: one line a second at most, for what may happen at any rate.
+
+A flood must not fill the disk.  Whoever logs that a limit was reached counts how often,
+and writes the count when :meth:`LogThrottle.is_due`.
+"""
+
+from __future__ import annotations
+
+from twisted.internet.interfaces import IReactorTime
+
+from relayd.net.monotonic import monotonic
+
+#: Seconds between two lines.
+EVERY = 1.0
+
+
+class LogThrottle:
+    """Tells when another line may be written; the first one at once.
+
+    :param clock: seconds.
+    """
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock: IReactorTime = monotonic(clock)
+        self._last: float | None = None
+
+    def is_due(self) -> bool:
+        """Whether to write a line now; if so, the next is due a second later."""
+        now = self._clock.seconds()
+        if self._last is not None and now - self._last < EVERY:
+            return False
+        self._last = now
+        return True

@@ -1,0 +1,138 @@
+"""What the kernel tells of a stream connection, asked by its descriptor.
+
+Nothing in this module is asked for a chunk of data, and most of it only when
+something is the matter: bytes wait, or nobody reads the connection and so nobody
+would hear of its reset.
+
+Each question has an answer for a connection that can't be asked (no descriptor,
+another system, a sandbox that refuses the call): None, nothing, or no.  Whoever
+asks does then as if the connection were in order.
+
+`TcpInfo` is read from Linux's `struct tcp_info` (tcp(7), linux/tcp.h).  What it does
+not say is what a peer's application does: a peer that takes nothing and one that
+takes slowly answer the same probes with the same closed window.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import select
+import socket
+import struct
+import sys
+import termios
+from typing import Any
+
+import attrs
+
+from relayd.net.foreign_transports import lent_socket
+
+_LINUX = sys.platform.startswith("linux")
+
+#: Linux, sockios(7): the bytes in a socket's send queue that the peer's kernel
+#: has not acknowledged.  The same request as TIOCOUTQ; None elsewhere.
+SIOCOUTQ = 0x5411 if _LINUX else None
+
+#: tcp(7), Linux; other systems' have another shape.
+TCP_INFO = int(socket.TCP_INFO) if _LINUX else None
+
+#: Up to tcpi_snd_wnd and with it.
+_INFO_SIZE = 232
+
+#: tcpi_retransmits and tcpi_probes, two bytes; tcpi_last_data_sent and
+#: tcpi_last_ack_recv, milliseconds; tcpi_snd_wnd, bytes, since Linux 5.4.
+_COUNTS, _TIMES, _WINDOW = struct.Struct("2x2B"), struct.Struct("I8xI"), 228
+_TIMES_AT = 44
+
+#: poll(2): an error is pending, or the descriptor is none.
+_FAILED = select.POLLERR | select.POLLNVAL
+
+
+@attrs.frozen
+class TcpInfo:
+    """How a connection is doing, as its sender sees it.
+
+    :ivar window: bytes that the peer's last acknowledgement allowed to be sent beyond
+        what it acknowledged; 0 also where the kernel does not say (before Linux 5.4).
+    :ivar retransmits: how often the same bytes have been sent again, in vain so far.
+    :ivar probes: probes of a closed window, or of a silent peer, since the last answer.
+    :ivar since_sent: seconds since bytes were last sent, or sent again.
+    :ivar since_heard: seconds since the last acknowledgement.
+    """
+
+    window: int
+    retransmits: int
+    probes: int
+    since_sent: float
+    since_heard: float
+
+
+def tcp_info(transport: Any) -> TcpInfo | None:
+    """How a TCP connection is doing; None where the kernel does not tell."""
+    if TCP_INFO is None:
+        return None
+    with lent_socket(transport) as sock:
+        if sock is None:
+            return None
+        try:
+            return parse(sock.getsockopt(socket.IPPROTO_TCP, TCP_INFO, _INFO_SIZE))
+        except OSError:
+            # A UNIX socket, or a sandbox.
+            return None
+
+
+def parse(raw: bytes) -> TcpInfo | None:
+    """The parts of a `struct tcp_info` that count here; None if it is cut short."""
+    if len(raw) < _TIMES_AT + _TIMES.size:
+        return None
+    retransmits, probes = _COUNTS.unpack_from(raw)
+    sent, heard = _TIMES.unpack_from(raw, _TIMES_AT)
+    window = 0
+    if len(raw) >= _INFO_SIZE:
+        (window,) = struct.unpack_from("I", raw, _WINDOW)
+    return TcpInfo(window, retransmits, probes, sent / 1000, heard / 1000)
+
+
+def unacknowledged(transport: Any) -> int:
+    """Bytes in the kernel's send queue for `transport`; 0 where it can't tell."""
+    return 0 if SIOCOUTQ is None else _count(transport, SIOCOUTQ)
+
+
+def unread(transport: Any) -> int:
+    """Bytes that have arrived and that nobody has read; 0 where it can't tell."""
+    return _count(transport, termios.FIONREAD)
+
+
+def _count(transport: Any, request: int) -> int:
+    try:
+        answer = fcntl.ioctl(transport.fileno(), request, b"\0\0\0\0")
+    except (AttributeError, OSError, TypeError, ValueError):
+        return 0
+    return int(struct.unpack("i", answer)[0])
+
+
+def is_dead(transport: Any) -> bool:
+    """Whether the kernel knows that nothing can be delivered there any more.
+
+    Unacknowledged bytes stay in such a connection's queue for ever.
+    """
+    return bool(_events(transport))
+
+
+def was_reset(transport: Any) -> bool:
+    """Whether the kernel knows of an error of a connection which nobody reads.
+
+    Less than :func:`is_dead`: a UNIX socket whose peer has closed it can't be written
+    to, but what the peer sent before is still to be read.
+    """
+    return bool(_events(transport) & _FAILED)
+
+
+def _events(transport: Any) -> int:
+    poll = select.poll()
+    try:
+        poll.register(transport.fileno(), 0)
+        found = poll.poll(0)
+    except (AttributeError, OSError, TypeError, ValueError):
+        return 0
+    return found[0][1] if found else 0

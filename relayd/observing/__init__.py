@@ -1,0 +1,1 @@
+"""What is reported: the log's lines."""

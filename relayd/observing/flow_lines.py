@@ -1,0 +1,91 @@
+"""The log lines of datagrams: one for each flow, and one for each relay."""
+
+from __future__ import annotations
+
+import attrs
+from twisted.logger import Logger
+
+from relayd.core.flows import Counters, Flow, FlowFacts
+from relayd.observing.log_fields import as_fields
+
+flow_log = Logger(namespace="relayd.flow")
+
+#: Lines in a second for flows that were never in use.
+MAX_LINES = 100
+
+
+class FlowLog:
+    """Writes one line when a flow ends, and one when the relay does.
+
+    A flood from many sources ends flows as fast as it can be sent, whether a server
+    answers or not.  So of the flows that were never in use, :data:`MAX_LINES` in a
+    second get a line.
+
+    :ivar left_out: how many flows got none.
+    """
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._lines = 0
+        self.left_out = 0
+
+    def ended(self, flow: Flow, facts: FlowFacts) -> None:
+        """See :meth:`relayd.core.flows.FlowObserver.ended`."""
+        if not flow.in_use and not self._may_write(int(flow.began + facts.age)):
+            return
+        by = f" by={facts.by}" if facts.by else ""
+        flow_log.info(
+            "{line}",
+            line=(
+                f"flow relay={facts.relay} client={facts.client}"
+                f" listener={facts.listener}"
+                f" port={facts.port} server={facts.server} age={facts.age:.3f}"
+                f" up={flow.up_datagrams}/{flow.up_bytes}"
+                f" down={flow.down_datagrams}/{flow.down_bytes} ending={facts.ending}"
+                f"{by}"
+            ),
+            **as_fields(attrs.asdict(facts)),
+        )
+
+    def closed(self, relay: str, listeners: str, counters: Counters) -> None:
+        """See :meth:`relayd.core.flows.FlowObserver.closed`."""
+        flow_log.info(
+            "{line}",
+            line=f"datagrams relay={relay} listener={listeners} {counters.line}",
+            relay=relay,
+            **as_fields(attrs.asdict(counters)),
+        )
+
+    def _may_write(self, second: int) -> bool:
+        """Whether this second may have another line; warns once if not."""
+        if second != self._second:
+            self._second, self._lines = second, 0
+        self._lines += 1
+        if self._lines <= MAX_LINES:
+            return True
+        if self._lines == MAX_LINES + 1:
+            flow_log.warn(
+                "{max_lines} flows that were never in use ended in a second: the rest"
+                " of them get no line ({left_out} left out so far)",
+                max_lines=MAX_LINES,
+                left_out=self.left_out,
+            )
+        self.left_out += 1
+        return False
+
+
+class QuietFlowLog(FlowLog):
+    """Writes a line only for a flow that did not expire after a reply.
+
+    And at the end only if a datagram was dropped.
+    """
+
+    def closed(self, relay: str, listeners: str, counters: Counters) -> None:
+        """See :meth:`relayd.core.flows.FlowObserver.closed`."""
+        if counters.dropped or counters.replies_dropped or counters.kernel_dropped:
+            super().closed(relay, listeners, counters)
+
+    def ended(self, flow: Flow, facts: FlowFacts) -> None:
+        """See :meth:`relayd.core.flows.FlowObserver.ended`."""
+        if facts.ending != "expired":
+            super().ended(flow, facts)

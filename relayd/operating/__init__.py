@@ -1,0 +1,1 @@
+"""From text to settings to a running service."""

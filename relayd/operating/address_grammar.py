@@ -1,0 +1,257 @@
+"""Where to listen and where to connect, as people write it.
+
+An address is a short form:
+
+    8080  :8080                      a port
+    127.0.0.1:8080  [::1]:8080       an address and a port
+    localhost:8080                   a name and a port
+    unix:/run/x.sock                 a UNIX socket
+    udp:53  udp:127.0.0.1:53         datagrams, by port or address and port
+
+or any Twisted endpoint string (`tcp:8080:interface=127.0.0.1`, `tls:…`,
+`systemd:…`), which is Twisted's own business.
+
+A short-form listener without a host listens on all addresses, IPv4 and IPv6;
+`[::]` is IPv6 alone and `0.0.0.0` IPv4 alone.  A short-form destination without
+a host is this machine, 127.0.0.1; so is `0.0.0.0`, and `[::]` is `[::1]`.  Names are
+looked up when they are dialled, each time.
+
+Multicast groups and broadcast addresses are neither listened on nor dialled.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+import attrs
+from twisted.internet.interfaces import (
+    IStreamClientEndpointStringParserWithReactor,
+    IStreamServerEndpointStringParser,
+)
+from twisted.plugin import getPlugins
+
+from relayd.core.addresses import host_port
+from relayd.core.errors import ConfigError
+from relayd.core.names import is_name, is_number
+from relayd.net.broadcast import BROADCAST, is_broadcast
+
+#: Endpoint types that Twisted parses itself, without a plugin.
+_BUILT_IN = frozenset({"tcp", "ssl", "unix"})
+
+DIGITS = re.compile(r"[0-9]+")
+
+_EXPECTED = (
+    "expected a port, host:port, [ipv6]:port, unix:/path or a Twisted endpoint string"
+)
+
+#: sockaddr_un holds 108 bytes on Linux, the last of them NUL; others less.
+_UNIX_PATH_LIMIT = 107
+
+
+@attrs.frozen
+class HostPort:
+    """A short form with a port; `host` is None where none was written."""
+
+    host: str | None
+    port: int
+
+    def __str__(self) -> str:
+        return host_port(self.host, self.port) if self.host else f":{self.port}"
+
+
+@attrs.frozen
+class UnixPath:
+    """The short form `unix:/path`."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+@attrs.frozen
+class UdpAddress:
+    """The short form `udp:` with a host and a port, or a port."""
+
+    host: str | None
+    port: int
+
+    def __str__(self) -> str:
+        return "udp:" + (
+            host_port(self.host, self.port) if self.host else f"{self.port}"
+        )
+
+
+@attrs.frozen
+class EndpointString:
+    """A string in Twisted's own grammar."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+StreamAddress = HostPort | UnixPath | EndpointString
+Address = StreamAddress | UdpAddress
+
+
+def parse_listener(text: str) -> Address:
+    """Understand where to listen.
+
+    :raises ConfigError: `text` is not an address; the message quotes it.
+    """
+    plugins = getPlugins(IStreamServerEndpointStringParser)
+    known = _BUILT_IN | {plugin.prefix.lower() for plugin in plugins}
+    return _parse(text, known, lowest_port=0)
+
+
+def parse_destination(text: str) -> Address:
+    """Understand where to connect.
+
+    :raises ConfigError: `text` is not an address; the message quotes it.
+    """
+    plugins = getPlugins(IStreamClientEndpointStringParserWithReactor)
+    known = _BUILT_IN | {plugin.prefix.lower() for plugin in plugins}
+    return _parse(text, known, lowest_port=1)
+
+
+def _parse(text: str, schemes: frozenset[str] | set[str], lowest_port: int) -> Address:
+    if not text or text != text.strip() or not text.isprintable():
+        raise ConfigError(f"bad address {text!r}: {_EXPECTED}")
+    scheme, colon, rest = text.partition(":")
+    if scheme == "unix" and rest.startswith("/") and not re.search(r"[:\\]", rest):
+        if len(rest.encode()) > _UNIX_PATH_LIMIT:
+            raise ConfigError(
+                f"bad address {text!r}: a UNIX socket's path has at most "
+                f"{_UNIX_PATH_LIMIT} bytes, this one {len(rest.encode())}"
+            )
+        return UnixPath(rest)
+    if colon and scheme.lower() in schemes:
+        return EndpointString(text)
+    if colon and scheme == "udp":
+        try:
+            where = _parse(rest, frozenset(), lowest_port)
+        except ConfigError as problem:
+            # Quoted as it was written.
+            why = str(problem).removeprefix(f"bad address {rest!r}: ")
+            raise ConfigError(f"bad address {text!r}: {why}") from None
+        if isinstance(where, HostPort):
+            return UdpAddress(where.host, where.port)
+        raise ConfigError(f"bad address {text!r}: expected udp:host:port or udp:port")
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        return HostPort(_ipv6(host[1:-1], text), _port(port, text, lowest_port))
+    if port.startswith("//"):
+        raise ConfigError(
+            f"bad address {text!r}: unknown endpoint type {scheme!r}; {_EXPECTED}"
+        )
+    if ":" in host or text.startswith("["):
+        if scheme and not text.startswith("[") and not is_ipv6(text):
+            raise ConfigError(
+                f"bad address {text!r}: unknown endpoint type {scheme!r}; {_EXPECTED}"
+            )
+        raise ConfigError(
+            f"bad address {text!r}: write an IPv6 address in brackets, [::1]:8080"
+        )
+    return HostPort(_host(host, text) if host else None, _port(port, text, lowest_port))
+
+
+def _port(digits: str, text: str, lowest: int) -> int:
+    if not DIGITS.fullmatch(digits):
+        raise ConfigError(
+            f"bad address {text!r}: {digits!r} is not a port; {_EXPECTED}"
+        )
+    # Compared by length first: a thousand digits are refused, not converted.
+    if len(digits) > 5 or not lowest <= int(digits) <= 65535:
+        raise ConfigError(
+            f"bad address {text!r}: a port here is {lowest} to 65535, not {digits}"
+        )
+    return int(digits)
+
+
+def is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _ipv6(host: str, text: str) -> str:
+    if not is_ipv6(host):
+        raise ConfigError(f"bad address {text!r}: {host!r} is not an IPv6 address")
+    address = ipaddress.IPv6Address(host)
+    _check_one_host(address.ipv4_mapped or address, text)
+    if address.is_link_local and address.scope_id is None:
+        port = text.rpartition(":")[2]
+        raise ConfigError(
+            f"bad address {text!r}: a link-local address needs its interface: write"
+            f" [{host}%eth0]:{port}, with eth0 as this machine calls it"
+        )
+    return host
+
+
+def _check_one_host(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address, text: str
+) -> None:
+    if address.is_multicast:
+        what = "a multicast group"
+    elif str(address) == "255.255.255.255":
+        what = "the broadcast address"
+    else:
+        return
+    raise ConfigError(
+        f"bad address {text!r}: {address} is {what}, which relayd neither listens on"
+        " nor sends to: write the address of one host"
+    )
+
+
+def check_host(host: str, text: str) -> None:
+    """Refuse groups and broadcasts, those of this machine's networks as well.
+
+    :param host: an address; of a name, and of "", nothing is known.
+    :raises ConfigError: it is not one host's.
+    """
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return
+    _check_one_host(getattr(address, "ipv4_mapped", None) or address, text)
+    if is_broadcast(host):
+        raise ConfigError(f"bad address {text!r}: {BROADCAST}")
+
+
+def _host(host: str, text: str) -> str:
+    if is_number(host):
+        try:
+            address = ipaddress.IPv4Address(host)
+        except ValueError:
+            raise ConfigError(
+                f"bad address {text!r}: {host!r} is not an IPv4 address"
+            ) from None
+        _check_one_host(address, text)
+        return str(address)
+    if not is_name(host):
+        raise ConfigError(
+            f"bad address {text!r}: {host!r} is not a host name"
+            " (write an international name in its xn-- form)"
+        )
+    return host
+
+
+def dialled_host(host: str | None) -> str:
+    """The host of a destination: this machine, where none or the wildcard is written.
+
+    Linux takes the wildcard for this machine, too; others don't.
+    """
+    if host is None:
+        return "127.0.0.1"
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if not address.is_unspecified:
+        return host
+    return "127.0.0.1" if address.version == 4 else "::1"

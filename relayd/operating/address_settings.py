@@ -1,0 +1,197 @@
+"""The rows of the table of settings that say where and who, and the whole table.
+
+Their grammars (endpoint addresses, networks, rules) are not the core's, so they stand
+here and not in :mod:`relayd.core.settings`.  Most may be repeated, and their order
+matters: the first rule that matches decides, and servers belong to the listener before
+them.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any
+
+import attrs
+
+from relayd.core.networks import Network, parse_network
+from relayd.core.relay_names import EXPECTED, check_name
+from relayd.core.setting_types import Setting, Written
+from relayd.core.settings import ACCESS, ADDRESSES, TABLE
+from relayd.operating.endpoints import (
+    Address,
+    HostPort,
+    StreamAddress,
+    UdpAddress,
+    parse_destination,
+    parse_listener,
+)
+from relayd.preludes.socks4 import MOST_USER_ID
+from relayd.socks.rules import Rule, parse_rule
+
+#: What `twistd socks4` listens on, unless it is told.
+SOCKS4_LISTENER = HostPort("127.0.0.1", 1080)
+
+
+def _name(text: str) -> str:
+    try:
+        return check_name(text)
+    except ValueError:
+        raise ValueError(f"expected {EXPECTED}") from None
+
+
+def _stream_listener(text: str) -> StreamAddress:
+    where = parse_listener(text)
+    if isinstance(where, UdpAddress):
+        raise ValueError("SOCKS4 is not for datagrams")
+    return where
+
+
+_NETWORK = "an address or a network such as 192.168.0.0/16"
+
+
+def _network(text: str) -> Network:
+    try:
+        return parse_network(text)
+    except ValueError as problem:
+        raise ValueError(f"{problem}; expected {_NETWORK}") from None
+
+
+_USER_ID = f"1 to {MOST_USER_ID} bytes, none of them 0"
+
+
+def _user_id(text: str) -> bytes:
+    """A user id, as it is on the wire."""
+    encoded = os.fsencode(text)
+    if not 0 < len(encoded) <= MOST_USER_ID or b"\0" in encoded:
+        raise ValueError(f"expected {_USER_ID}")
+    return encoded
+
+
+_RULE = "CIDR or NAME, with :PORTS if it is about some ports only"
+
+LISTEN = Setting[tuple[Address, ...]](
+    name="listen",
+    type=Written("ADDRESS", parse_listener, "an address to listen on"),
+    default=(),
+    short="l",
+    help="Address to listen on. Each opens a relay.",
+    kinds=("tcp", "udp"),
+    group=ADDRESSES,
+    field="relays",
+    repeatable=True,
+)
+DEST = Setting[tuple[Address, ...]](
+    name="dest",
+    type=Written("ADDRESS", parse_destination, "an address to connect to"),
+    default=(),
+    short="d",
+    help="Server of the relay that the --listen before it opens; several are used in"
+    " turn.",
+    kinds=("tcp", "udp"),
+    group=ADDRESSES,
+    field="relays",
+    repeatable=True,
+)
+NAME = Setting[tuple[str, ...]](
+    name="name",
+    type=Written("NAME", _name, EXPECTED),
+    default=(),
+    otherwise="relay1, relay2, ...",
+    help="Name in the log of the relay that the --listen before it opens.",
+    kinds=("tcp", "udp"),
+    group=ADDRESSES,
+    field="relays",
+    repeatable=True,
+)
+SOCKS4_LISTEN = Setting[tuple[StreamAddress, ...]](
+    name="listen",
+    type=Written("ADDRESS", _stream_listener, "an address to listen on"),
+    default=(SOCKS4_LISTENER,),
+    otherwise=str(SOCKS4_LISTENER),
+    short="l",
+    help="Address to listen on; may be repeated.",
+    kinds=("socks4",),
+    group=ADDRESSES,
+    field="listeners",
+    repeatable=True,
+)
+SOCKS4_NAME = Setting[str | None](
+    name="name",
+    type=Written("NAME", _name, EXPECTED),
+    default=None,
+    otherwise="relay1",
+    help="Name of the proxy in the log.",
+    kinds=("socks4",),
+    group=ADDRESSES,
+)
+ALLOW_CLIENT = Setting[tuple[Network, ...]](
+    name="allow-client",
+    type=Written("CIDR", _network, _NETWORK),
+    default=(),
+    help="Serve clients of this address or network, and no others; may be repeated.",
+    kinds=("socks4",),
+    group=ACCESS,
+    field="clients",
+    repeatable=True,
+)
+ALLOW_DEST = Setting[tuple[Rule, ...]](
+    name="allow-dest",
+    type=Written("RULE", partial(parse_rule, "--allow-dest", allow=True), _RULE),
+    default=(),
+    help="Allow these destinations. With --deny-dest, the first rule that matches"
+    " decides; may be repeated.",
+    kinds=("socks4",),
+    group=ACCESS,
+    field="rules",
+    repeatable=True,
+)
+DENY_DEST = Setting[tuple[Rule, ...]](
+    name="deny-dest",
+    type=Written("RULE", partial(parse_rule, "--deny-dest", allow=False), _RULE),
+    default=(),
+    help="Refuse these destinations; may be repeated.",
+    kinds=("socks4",),
+    group=ACCESS,
+    field="rules",
+    repeatable=True,
+)
+USERID = Setting[tuple[bytes, ...]](
+    name="userid",
+    type=Written("NAME", _user_id, _USER_ID),
+    default=(),
+    help="Serve clients that send this user id, and no others; may be repeated. It"
+    " proves nothing.",
+    kinds=("socks4",),
+    group=ACCESS,
+    field="user_ids",
+    repeatable=True,
+)
+
+#: Every setting that there is.
+WHOLE: tuple[Setting[Any], ...] = (
+    *(LISTEN, DEST, NAME, SOCKS4_LISTEN, SOCKS4_NAME),
+    *(ALLOW_CLIENT, ALLOW_DEST, DENY_DEST, USERID),
+    *TABLE,
+)
+
+#: Those of `twistd relayd`, and of `twistd socks4`.
+RELAYD = tuple(row for row in WHOLE if {"tcp", "udp"} & set(row.kinds))
+SOCKS4 = tuple(row for row in WHOLE if "socks4" in row.kinds)
+
+
+@attrs.frozen(eq=False)
+class Given:
+    """A repeatable setting as it was given: its row, as written, and understood."""
+
+    setting: Setting[Any]
+    text: str
+    value: Any
+
+    @classmethod
+    def of(cls, setting: Setting[Any], text: str) -> Given:
+        """Read it.
+
+        :raises ConfigError: it can't be.
+        """
+        return cls(setting, text, setting.parse(text))

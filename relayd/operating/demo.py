@@ -1,0 +1,71 @@
+"""A server to relay to, for a first try.
+
+`twistd relayd --demo` relays to a file server of the current folder, which runs in the
+same process and listens on loopback only.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IProtocol,
+    IProtocolFactory,
+    IStreamClientEndpoint,
+)
+from twisted.logger import Logger
+from twisted.web.server import Site
+from twisted.web.static import File
+from zope.interface import implementer
+
+from relayd.net.dialing import SocketEndpoint
+from relayd.net.listening import TCPListenerEndpoint
+from relayd.operating.config import DEMO_LISTENER
+
+log = Logger(namespace="relayd.demo")
+
+
+@implementer(IStreamClientEndpoint)
+class DemoSite(Service):
+    """A file server of `folder` on a free loopback port; dialling it connects there."""
+
+    def __init__(self, reactor: Any, folder: str = ".") -> None:
+        self._reactor = reactor
+        self._site = Site(File(folder))
+        self._site.noisy = False
+        self._port: IListeningPort | None = None
+
+    def startService(self) -> None:
+        super().startService()
+        TCPListenerEndpoint(self._reactor, "127.0.0.1", 0, 128).listen(
+            self._site
+        ).addCallback(self._listening)
+
+    def _listening(self, port: IListeningPort) -> None:
+        self._port = port
+
+    def stopService(self) -> Deferred[Any]:
+        super().stopService()
+        port, self._port = self._port, None
+        return maybeDeferred(port.stopListening if port else bool)
+
+    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
+        """See `IStreamClientEndpoint.connect`."""
+        if self._port is None:
+            raise RuntimeError("the demo's file server is not running")
+        where: Any = self._port.getHost()
+        address = (where.host, where.port)
+        return SocketEndpoint(self._reactor, socket.AF_INET, address).connect(factory)
+
+
+class DemoInvitation(Service):
+    """Logs what to try, once everything runs."""
+
+    def startService(self) -> None:
+        super().startService()
+        log.info("the demo serves the current folder; Ctrl-C ends it.  Try:")
+        log.info("    curl http://{where}/", where=DEMO_LISTENER)

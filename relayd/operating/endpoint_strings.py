@@ -1,0 +1,203 @@
+"""Twisted's endpoint strings, as far as a relay must understand them.
+
+A string such as `tls:example.com:443:trustRoots=/etc/ca` is Twisted's own business: it
+has the grammar, and types of its plugins that nobody here knows.  But who a server must
+be stands in it, and whether the listener hides who its clients are; and its parsers
+raise whatever they stumble over.
+
+The grammar ("Endpoints", in Twisted's manual): `:` divides arguments, the first `=` in
+one makes it a named one, and a backslash takes the meaning from the character after it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from twisted.internet.endpoints import quoteStringArgument
+
+from relayd.net.tls import in_words, is_openssls
+
+_LACKS = re.compile(r"missing \d+ required positional arguments?: (.*)")
+_UNKNOWN = re.compile(r"unexpected keyword argument ('[^']*')")
+_NO_NUMBER = re.compile(r"invalid literal for int\(\) with base \d+: b?('.*')")
+
+
+def parts(text: str) -> tuple[list[str], dict[str, str]]:
+    """The arguments of an endpoint string, the first of which is its type.
+
+    :return: those without a name, and those with one.
+    :raises ValueError: the string ends within an escape.
+    """
+    plain: list[str] = []
+    named: dict[str, str] = {}
+    for name, equals, value in _split(text):
+        if equals:
+            named[name] = value
+        else:
+            plain.append(name)
+    return plain, named
+
+
+def _split(text: str) -> list[tuple[str, bool, str]]:
+    """Each argument: what is before a `=`, whether there is one, what is after it."""
+    found: list[tuple[str, bool, str]] = []
+    name, equals, current = "", False, ""
+
+    def end() -> None:
+        found.append((name, True, current) if equals else (current, False, ""))
+
+    characters = iter(text)
+    for character in characters:
+        if character == "\\":
+            escaped = next(characters, None)
+            if escaped is None:
+                raise ValueError("it ends with a backslash")
+            current += escaped
+        elif character == ":":
+            end()
+            name, equals, current = "", False, ""
+        elif character == "=" and not equals:
+            name, equals, current = current, True, ""
+        else:
+            current += character
+    end()
+    return found
+
+
+def server_name(text: str) -> str:
+    """Whose certificate the server of a client's string must show.
+
+    :param text: a string that Twisted has understood.
+    :return: a host name or an address; empty if the string checks no name: another
+        type, or `ssl:` without `hostname=`.
+    """
+    plain, named = parts(text)
+    kind = plain[0].lower()
+    if kind == "tls":
+        # The host is what the certificate is for, whatever `endpoint=` dials.
+        return plain[1] if len(plain) > 1 else named.get("host", "")
+    return named.get("hostname", "") if kind == "ssl" else ""
+
+
+def host_in(text: str, *, listens: bool) -> str:
+    """The host that a string of Twisted's own TCP types dials, or listens on.
+
+    :param text: a string that Twisted has understood.
+    :return: as it is written; empty if there is none, or another type.
+    """
+    plain, named = parts(text)
+    while plain[1:] and plain[0].lower() == "haproxy":
+        del plain[0]
+    kind = plain[0].lower()
+    if kind not in ("tcp", "ssl", "tls"):
+        return ""
+    if listens:
+        second = plain[2] if kind == "tcp" and len(plain) > 2 else ""
+        return named.get("interface", second)
+    if kind == "tls" and "endpoint" in named:
+        return host_in(named["endpoint"], listens=False)
+    return plain[1] if len(plain) > 1 else named.get("host", "")
+
+
+def hides_clients(text: str) -> bool:
+    """Whether a listener's string has PROXY in it, wherever in it.
+
+    Twisted accepts such a client before it knows who it is: until the header has been
+    read, the client's address is that of the balancer.
+    """
+    try:
+        plain, named = parts(text)
+    except ValueError:
+        return False
+    # As an argument of its own, since `haproxy:` takes apart what it wraps; or within
+    # one, as other types quote theirs.
+    return "haproxy" in (each.lower() for each in plain) or any(
+        ":" in each and hides_clients(each) for each in (*plain, *named.values())
+    )
+
+
+def has_tls_behind_proxy(text: str) -> bool:
+    """Whether a listener's string has TLS with PROXY in it."""
+    try:
+        kinds = [each.lower() for each in parts(text)[0]]
+    except ValueError:
+        return False
+    while kinds[1:] and kinds[0] == "haproxy":
+        del kinds[0]
+        if kinds[0] in ("ssl", "tls"):
+            return True
+    return False
+
+
+def missing_files(text: str) -> str:
+    """What a listener's string needs and Twisted would only find missing later.
+
+    :return: in words; empty if there is nothing.
+    """
+    plain, named = parts(text)
+    if plain[0].lower() != "tls":
+        return ""
+    folder = plain[1] if len(plain) > 1 else named.get("path", "")
+    if not any(Path(folder).rglob("*.pem")):
+        return (
+            f"there is no .pem file in the folder {folder!r}, which should have"
+            " certificates and their keys"
+        )
+    return ""
+
+
+def what_is_wrong(
+    text: str, problem: Exception, from_systemd: Callable[[], int]
+) -> str:
+    """Why Twisted can't use an endpoint string, for who has written it.
+
+    :param problem: what its parser has raised.
+    :param from_systemd: how many sockets systemd has passed to this process.
+    """
+    said = " ".join(str(problem).split())
+    if isinstance(problem, LookupError) and "systemd:" in text.lower():
+        count = from_systemd()
+        sockets = "1 socket" if count == 1 else f"{count} sockets"
+        return (
+            f"systemd has passed {sockets} to this process (LISTEN_FDS,"
+            " LISTEN_FDNAMES), and this is none of them: let its .socket unit start it"
+        )
+    if isinstance(problem, OSError) and problem.filename:
+        name = os.fsdecode(problem.filename)
+        return f"can't read {name!r}: {problem.strerror}"
+    if type(problem).__name__ == "UnlistableError":
+        # Twisted's, around an OSError that it does not show.
+        return _unlistable(text)
+    if is_openssls(problem):
+        return f"its PEM files are not a certificate with its key ({in_words(problem)})"
+    if found := _LACKS.search(said):
+        return f"it lacks {found[1]}"
+    if found := _UNKNOWN.search(said):
+        return f"it has no argument {found[1]}"
+    if found := _NO_NUMBER.search(said):
+        return f"{found[1]} is not a number"
+    try:
+        host, port = server_name(text), parts(text)[0][2:]
+    except ValueError as ours:
+        return str(ours)
+    if ":" in host and "U+003A" in said:
+        # For a name server, as Twisted takes the host.
+        there = f"tcp:{quoteStringArgument(host)}:{port[0] if port else 443}"
+        return (
+            "Twisted dials no IPv6 address of its own accord: add"
+            f" :endpoint={quoteStringArgument(there)}"
+        )
+    said = said or type(problem).__name__
+    return (
+        f"Twisted can't use it ({type(problem).__name__}: {said});"
+        " see its manual on endpoint strings"
+    )
+
+
+def _unlistable(text: str) -> str:
+    _, named = parts(text)
+    folder = named.get("trustRoots", named.get("caCertsDir", ""))
+    return f"{folder!r} is not a folder that can be read; it should have .pem files"

@@ -1,0 +1,240 @@
+"""Endpoints for the addresses that :mod:`relayd.operating.address_grammar` understands.
+
+Short forms get endpoints of ours, on the plane or not; a Twisted endpoint string gets
+what Twisted makes of it.  What can't be used is a
+:class:`relayd.core.errors.ConfigError`, in one line, when the endpoint is made.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.endpoints import (
+    AdoptedStreamServerEndpoint,
+    clientFromString,
+    serverFromString,
+)
+from twisted.internet.interfaces import (
+    IStreamClientEndpoint,
+    IStreamServerEndpoint,
+)
+
+from relayd.core import settings
+from relayd.core.errors import ConfigError
+from relayd.core.settings import Transport
+from relayd.datagrams.watching import ReactorWatcher, Watcher
+from relayd.net.dialing import SocketEndpoint
+from relayd.net.happy_eyeballs import Dialer, NameEndpoint
+from relayd.net.listening import TCPListenerEndpoint, UNIXListenerEndpoint
+from relayd.net.proxy_header import behind_balancer
+from relayd.net.tls import ServerIdentity
+from relayd.operating.address_grammar import (
+    DIGITS,
+    Address,
+    EndpointString,
+    HostPort,
+    StreamAddress,
+    UdpAddress,
+    UnixPath,
+    check_host,
+    dialled_host,
+    is_ipv6,
+    parse_destination,
+    parse_listener,
+)
+from relayd.operating.endpoint_strings import (
+    has_tls_behind_proxy,
+    host_in,
+    missing_files,
+    server_name,
+    what_is_wrong,
+)
+from relayd.plane import obstacle
+
+if TYPE_CHECKING or sys.platform == "linux":
+    from relayd.plane.endpoints import (
+        AdoptedListenerEndpoint,
+        PlaneSocketEndpoint,
+        PlaneTCPListenerEndpoint,
+        PlaneUNIXListenerEndpoint,
+    )
+    from relayd.plane.poller import Plane
+
+#: What programs that embed a relay import from here; the grammar is part of it.
+__all__ = [
+    "Address",
+    "EndpointString",
+    "HostPort",
+    "StreamAddress",
+    "Transport",
+    "UdpAddress",
+    "UnixPath",
+    "dialer",
+    "dialing_endpoint",
+    "dialled_host",
+    "listening_endpoint",
+    "on_plane",
+    "parse_destination",
+    "parse_listener",
+    "server_identity",
+    "watcher",
+]
+
+
+def on_plane(transport: Transport, reactor: Any) -> bool:
+    """Whether short forms get the plane's transports (:mod:`relayd.plane`).
+
+    :raises ConfigError: they were asked for and can't be had.
+    """
+    if transport == "twisted":
+        return False
+    problem = obstacle(reactor)
+    if transport == "plane" and problem:
+        raise ConfigError(
+            "--transport plane needs Linux, epoll, and a reactor that watches"
+            f" descriptors; {problem}: leave it out"
+        )
+    return not problem
+
+
+def listening_endpoint(
+    address: StreamAddress,
+    reactor: Any,
+    backlog: int = settings.BACKLOG.default,
+    transport: Transport = settings.TRANSPORT.default,
+) -> IStreamServerEndpoint:
+    """The endpoint that listens there.
+
+    :param backlog: for the short forms; an endpoint string says its own.
+    :param transport: for the short forms and `systemd:`; another endpoint string
+        gets Twisted's own.
+    :raises ConfigError: Twisted can't use the endpoint string, or the transport
+        can't be had.
+    """
+    plane = on_plane(transport, reactor)
+    if isinstance(address, HostPort):
+        tcp = PlaneTCPListenerEndpoint if plane else TCPListenerEndpoint
+        return tcp(reactor, address.host, address.port, backlog)
+    if isinstance(address, UnixPath):
+        unix = PlaneUNIXListenerEndpoint if plane else UNIXListenerEndpoint
+        return unix(reactor, address.path, backlog)
+    if has_tls_behind_proxy(address.text):
+        raise ConfigError(
+            f"bad endpoint {address.text!r}: relayd can't tell when a client's TLS"
+            " handshake is done where a PROXY header follows it: let the balancer"
+            " speak TLS with the clients, and write haproxy:tcp: here"
+        )
+    try:
+        endpoint = _from_string(reactor, address.text)
+    except Exception as problem:
+        raise _unusable(address, problem, reactor) from problem
+    check_host(host_in(address.text, listens=True), address.text)
+    if missing := missing_files(address.text):
+        raise ConfigError(f"bad endpoint {address.text!r}: {missing}")
+    if plane and isinstance(endpoint, AdoptedStreamServerEndpoint):
+        return AdoptedListenerEndpoint(reactor, endpoint.fileno)
+    return endpoint
+
+
+def _from_string(reactor: Any, text: str) -> IStreamServerEndpoint:
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme.lower() == "haproxy":
+        return behind_balancer(_from_string(reactor, rest))
+    endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
+    return endpoint
+
+
+def dialing_endpoint(
+    address: StreamAddress,
+    reactor: Any,
+    transport: Transport = settings.TRANSPORT.default,
+) -> IStreamClientEndpoint:
+    """The endpoint that connects there.  The relay bounds the time a dial takes.
+
+    :param transport: for the short forms; an endpoint string gets Twisted's own.
+    :raises ConfigError: Twisted can't use the endpoint string, or the transport
+        can't be had.
+    """
+    by_socket = PlaneSocketEndpoint if on_plane(transport, reactor) else SocketEndpoint
+    if isinstance(address, UnixPath):
+        return by_socket(reactor, socket.AF_UNIX, address.path)
+    if isinstance(address, HostPort):
+        host, port = dialled_host(address.host), address.port
+        check_host(host, str(address))
+        if is_ipv6(host):
+            try:
+                # Finds the scope of fe80::1%eth0; looks nothing up.
+                found = socket.getaddrinfo(host, port, flags=socket.AI_NUMERICHOST)
+            except OSError as problem:
+                raise ConfigError(
+                    f"bad address '{address}': {problem.strerror}"
+                ) from problem
+            return by_socket(reactor, socket.AF_INET6, found[0][4])
+        if DIGITS.fullmatch(host.rpartition(".")[2]):
+            return by_socket(reactor, socket.AF_INET, (host, port))
+        return NameEndpoint(reactor, host, port, endpoint=by_socket)
+    try:
+        endpoint: IStreamClientEndpoint = clientFromString(reactor, address.text)
+    except Exception as problem:
+        raise _unusable(address, problem, reactor) from problem
+    check_host(host_in(address.text, listens=False), address.text)
+    # Twisted checks no port before it dials.
+    dialled: Any = getattr(endpoint, "_wrappedEndpoint", endpoint)
+    number = getattr(dialled, "_port", 1)
+    if not 1 <= number <= 65535:
+        raise ConfigError(
+            f"bad endpoint {address.text!r}: a port here is 1 to 65535, not {number}"
+        )
+    return endpoint
+
+
+def server_identity(address: StreamAddress) -> ServerIdentity | None:
+    """Whose certificate the server there must show; None if it is not said.
+
+    :param address: one of which there is a :func:`dialing_endpoint`.
+    """
+    if not isinstance(address, EndpointString):
+        return None
+    name = server_name(address.text)
+    return ServerIdentity(name, alone=True) if name else None
+
+
+def dialer(reactor: Any, transport: Transport = settings.TRANSPORT.default) -> Dialer:
+    """What connects to addresses that are known.
+
+    :raises ConfigError: the transport can't be had.
+    """
+    plane = on_plane(transport, reactor)
+    return Dialer(reactor, PlaneSocketEndpoint if plane else SocketEndpoint)
+
+
+def watcher(reactor: Any, transport: Transport = settings.TRANSPORT.default) -> Watcher:
+    """What watches the sockets of datagrams.
+
+    :raises ConfigError: the transport can't be had.
+    """
+    if on_plane(transport, reactor):
+        return Plane.of(reactor)
+    return ReactorWatcher(reactor)
+
+
+def _unusable(address: EndpointString, problem: Exception, reactor: Any) -> ConfigError:
+    # Endpoint parsers raise whatever they stumble over.
+    why = what_is_wrong(address.text, problem, lambda: _from_systemd(reactor))
+    return ConfigError(f"bad endpoint {address.text!r}: {why}")
+
+
+def _from_systemd(reactor: Any) -> int:
+    """How many sockets systemd has passed to this process.
+
+    Twisted knows, and has taken it out of the environment; so it is asked for each.
+    """
+    count = 0
+    while True:
+        try:
+            serverFromString(reactor, f"systemd:domain=INET:index={count}")
+        except Exception:
+            return count
+        count += 1

@@ -1,0 +1,179 @@
+"""What a relay does on a signal.
+
+======= ==============================================================================
+SIGTERM The first stops it: sessions may finish within the drain timeout.  The second
+SIGINT  ends it at once.
+SIGHUP  Nothing but a line in the log.  But if it is sent because the terminal in whose
+        foreground the relay runs has closed, the relay stops.  It never counts as the
+        second signal, since one closing may send several.  If it was ignored when the
+        relay started (nohup), it stays ignored.
+SIGUSR1 Reopens the log file, by its name (:mod:`relayd.operating.log_file`).
+======= ==============================================================================
+
+Twisted's own handlers make the process die of the signal after a clean shutdown, and
+answer a second signal with a traceback.  With these it exits with status 0, which is
+what a supervisor expects of a service that was told to stop.
+
+They are installed before the first listener opens.  A signal during the start is
+handled when the reactor runs, so that no start is interrupted half way.  Before that
+the kernel's default applies, which ends the process: there is nothing to clean up yet.
+But the first process of a container (number 1) has no default: the kernel drops signals
+that it has no handler for.  :func:`hear_early` is for that process.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.logger import Logger
+
+from relayd.net.monotonic import monotonic
+from relayd.operating.log_file import AnyLogFile
+
+log = Logger(namespace="relayd.signals")
+
+#: Seconds after a SIGHUP within which a terminal that is about to close has closed:
+#: some programs, and shells, send the signal first.
+CLOSING = 1.0
+
+#: Signals to stop that came before the service started.
+_early: set[int] = set()
+
+
+def hear_early() -> None:
+    """As process 1, keep a SIGTERM until a service starts.
+
+    Other processes, and those that have a handler, are left alone.  A process 1 without
+    a service of ours ignores the signal, as it did before.
+    """
+    if (
+        os.getpid() == 1
+        and threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    ):
+        signal.signal(signal.SIGTERM, lambda number, frame: _early.add(number))
+
+
+class Signals(Service):
+    """Installs the handlers when the service starts.
+
+    :param reactor: stopped by the first signal to stop.
+    :param stop_now: called by the second; ends the relay at once.
+    :param log_file: reopened on SIGUSR1, if there is one.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        stop_now: Callable[[], None],
+        log_file: AnyLogFile | None = None,
+    ) -> None:
+        self._reactor = reactor
+        self._stop_now = stop_now
+        self._log_file = log_file
+        self._stopping = False
+        self._begun = False
+        #: Whether there is a controlling terminal, which can close.
+        self._terminal = False
+
+    def privilegedStartService(self) -> None:
+        super().privilegedStartService()
+        self._begin()
+
+    def startService(self) -> None:
+        super().startService()
+        # `twist` starts services without the privileged step.
+        self._begin()
+        # The reactor installs its own handlers as it starts to run.
+        self._reactor.callWhenRunning(self._install)
+
+    def _begin(self) -> None:
+        if self._begun:
+            return
+        self._begun = True
+        # A daemon has left its terminal by now.
+        self._terminal = _terminal_error() == 0
+        self._install()
+        if _early:
+            self._received(_early.pop(), None)
+
+    def _install(self) -> None:
+        signal.signal(signal.SIGTERM, self._received)
+        signal.signal(signal.SIGINT, self._received)
+        signal.signal(signal.SIGUSR1, self._received)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._received)
+
+    def _received(self, number: int, frame: object) -> None:
+        # In a signal handler, between any two lines of the program.
+        self._reactor.callFromThread(self._act, signal.Signals(number))
+
+    def _act(self, number: signal.Signals) -> None:
+        if number == signal.SIGHUP:
+            self._hang_up()
+        elif number == signal.SIGUSR1:
+            self._reopen()
+        elif self._stopping:
+            log.info("{name} again: ending at once", name=number.name)
+            self._stop_now()
+        else:
+            self._stop(number.name)
+
+    def _stop(self, why: str) -> None:
+        self._stopping = True
+        log.info("{why}: stopping", why=why)
+        self._reactor.stop()
+
+    def _hang_up(self) -> None:
+        if self._has_closed():
+            return
+        if self._stopping:
+            log.info("SIGHUP: stopping already")
+            return
+        log.info("SIGHUP: going on, there is nothing to reload")
+        if self._terminal:
+            clock = monotonic(self._reactor)
+            clock.callLater(CLOSING, self._has_closed)
+
+    def _has_closed(self) -> bool:
+        """Whether the terminal is gone; stop the first time that it is."""
+        if not self._terminal or _terminal_error() != errno.ENXIO:
+            return False
+        self._terminal = False
+        if not self._stopping:
+            self._stop("SIGHUP, the terminal is gone")
+        return True
+
+    def _reopen(self) -> None:
+        file = self._log_file
+        if file is None:
+            log.info("SIGUSR1: no log file to reopen")
+            return
+        try:
+            file.reopen()
+        except OSError as problem:
+            log.warn(
+                "SIGUSR1: can't open {path}: {why}; the log stays in the old file",
+                path=file.path,
+                why=problem.strerror,
+            )
+        else:
+            log.info("SIGUSR1: the log goes on in {path}", path=file.path)
+
+
+def _terminal_error() -> int:
+    """0 if this process has a controlling terminal, or an errno: why not (tty(4)).
+
+    ENXIO means that the terminal is gone.
+    """
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError as problem:
+        return problem.errno or errno.EIO
+    return 0

@@ -1,0 +1,1 @@
+"""What a client says before it is relayed: pure parsers."""

@@ -1,0 +1,1 @@
+"""What a SOCKS proxy decides: destinations, ident, BIND."""

@@ -1,0 +1,354 @@
+"""One client of the SOCKS4 proxy: its request, and what is decided about it.
+
+A client's session goes through these stages, each with a deadline::
+
+    prelude (its request) -> (ident) -> CONNECT: dial               -> Bridge
+                                        BIND:    listen, one accept -> Bridge
+
+The request is a prelude (:data:`REQUEST`), read by :mod:`relayd.preludes.socks4`.  When
+the Bridge begins, there is no SOCKS left: the client's protocol hands on what it reads
+as any other leg does, or is spliced.  What the client sends before that, with its
+request or right after it, is kept for the server.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from relayd.core.addresses import client_key, host_of, host_port
+from relayd.core.errors import Refused
+from relayd.core.names import is_address
+from relayd.core.prelude import Prelude
+from relayd.core.session import Ending, Session
+from relayd.core.stage import Stage
+from relayd.net.resolving import SocketAddress
+from relayd.net.upstream import Upstream
+from relayd.preludes.socks4 import Code, Command, Request, read_request, write_reply
+from relayd.socks import ident
+from relayd.socks.bind import ANYONE, BindAttempt
+from relayd.socks.named import NamedDestination, permitted, socket_address
+from relayd.stream.attempt import Attempt
+from relayd.stream.legs import Leg
+from relayd.stream.session import StreamProtocol
+
+#: What a client says first.
+REQUEST = Prelude("request", read_request)
+
+# An enum's members cost a look-up by its metaclass each time.
+_BIND, _GRANTED = Command.BIND, int(Code.GRANTED)
+
+#: The same destinations are asked for again and again.
+_reply_bytes = functools.lru_cache(maxsize=1024)(write_reply)
+
+
+@attrs.define(eq=False, slots=True, weakref_slot=False)
+class Socks4Session(Session):
+    """A session, and what its client asked for.
+
+    :ivar command: `connect`, `bind`, or `-` until it is known.
+    :ivar user_id: what the client calls its user; it proves nothing.
+    :ivar requested: the host name or address and the port, as they were asked for;
+        `upstream` is what that led to.
+    :ivar reply: the code of the last reply, or None.
+    """
+
+    command: str = "-"
+    user_id: bytes = b""
+    requested: str = "-"
+    reply: int | None = None
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """See :meth:`Session.facts`."""
+        user_id = self.user_id.decode("utf-8", "backslashreplace")
+        return {
+            "command": self.command,
+            # Without blanks, which divide the line's fields.
+            "user": ascii(user_id).replace(" ", "\\x20") if user_id else "-",
+            "requested": self.requested,
+            "reply": "-" if self.reply is None else self.reply,
+        }
+
+
+class Socks4Protocol(StreamProtocol):
+    """A client of the proxy.
+
+    :ivar request: what it asks for, once that is known.
+    """
+
+    #: A :class:`relayd.socks4.Socks4Factory`.
+    factory: Any
+    session: Socks4Session
+    record = Socks4Session
+    replies = True
+
+    request: Request | None = None
+    #: What a client that is not served is told.
+    _refusal = Code.REJECTED
+
+    @property
+    def key(self) -> str:
+        """Whose share of the bounds it has."""
+        return client_key(host_of(self.session.client))
+
+    # -- what is asked for
+
+    def decide(self, *said: Any) -> None:
+        session, factory = self.session, self.factory
+        request: Request = said[0]
+        self.request = request
+        session.command = "bind" if request.command is _BIND else "connect"
+        session.user_id = request.user_id
+        session.requested = request.requested
+        try:
+            factory.policy.admit(request.user_id, session)
+        except Refused as refusal:
+            self.end(Ending.DENIED, refusal.why)
+            return
+        if factory.ident:
+            self._ask_ident(request)
+        else:
+            self.serve(request)
+
+    def _ask_ident(self, request: Request) -> None:
+        if not host_of(self.session.client):
+            self.refuse(
+                Ending.IDENT_FAILED, "a UNIX client has no identd", Code.NO_IDENT
+            )
+            return
+        self.enter(Stage.DECIDING)
+        self.pending = _Question(self, request)
+        self.pending.ask()
+
+    def serve(self, request: Request) -> None:
+        """Do what it asks for, if that is permitted."""
+        try:
+            if request.command is _BIND:
+                self._bind(request)
+            else:
+                self.dial(Upstream(self._destination(request), self.session.requested))
+        except Refused as refusal:
+            self.end(Ending.DENIED, refusal.why)
+
+    def _destination(self, request: Request) -> Any:
+        """What connects to where the client wants to go.
+
+        :raises Refused: it may not go there.
+        """
+        address = _address_of(request)
+        if not address:
+            return NamedDestination(
+                lambda: self.look_up(request),
+                lambda found: self.permitted(request, found),
+                self.factory.dialer,
+            )
+        factory = self.factory
+        factory.policy.permit(address, request.port, "", self.session)
+        return factory.dialer([socket_address(address, request.port)])
+
+    def look_up(self, request: Request) -> Deferred[list[SocketAddress]]:
+        """The addresses of the host that it names."""
+        found: Deferred[list[SocketAddress]] = self.factory.resolver.addresses(
+            request.host, request.port, self.key
+        )
+        return found
+
+    def permitted(
+        self, request: Request, found: Sequence[SocketAddress]
+    ) -> list[SocketAddress]:
+        """Those of a name's addresses to which the client may go.
+
+        :raises Refused: to none of them.
+        """
+        return permitted(self.factory.policy, request, found, self.session)
+
+    # -- BIND
+
+    def _bind(self, request: Request) -> None:
+        factory = self.factory
+        if not factory.bind:
+            raise Refused("BIND is switched off (--no-bind)")
+        self.leave_queue()
+        if request.address == ANYONE:
+            if not factory.bind_any:
+                raise Refused("BIND for whoever comes takes --bind-any")
+            self.listen(None)
+        elif request.address:
+            factory.policy.permit(request.address, request.port, "", self.session)
+            self.listen([request.address])
+        else:
+            if self.session.stage is not Stage.DECIDING:
+                self.enter(Stage.DECIDING)
+            self.set_deadline(factory.timeouts.connect)
+            if self.direction.eof:
+                self.may_have_left()
+            self.pending = _LookUp(self, request)
+            self.pending.start()
+
+    def listen(self, peers: Sequence[str] | None) -> None:
+        """Wait for one of `peers`, or for whoever comes."""
+        if self.direction.eof:
+            self.may_have_left()
+        attempt = self.pending = BindAttempt(self, peers)
+        attempt.start()
+
+    def bound_to(self, host: str, port: int) -> None:
+        """The listener stands: tell the client where."""
+        session, factory = self.session, self.factory
+        if factory.external_address:
+            host = factory.external_address
+        elif host == ANYONE:
+            # What the client calls us; another machine may know another name.
+            facing = getattr(self.transport.getHost(), "host", "")
+            host = facing.removeprefix("::ffff:")
+            if "." not in host:
+                self.end(
+                    Ending.CONNECT_FAILED,
+                    "a reply can't name the IPv6 or UNIX address that faces this"
+                    " client: it takes --external-address",
+                )
+                return
+        session.upstream = f"bind:{host_port(host, port)}"
+        factory.observer.dialing(session)
+        if session.ending is None:
+            # No observer has ended it.
+            self._reply(_GRANTED, host, port)
+
+    # -- replies
+
+    def relay(self, leg: Leg) -> None:
+        request: Any = self.request
+        address, port = request.address, request.port
+        if request.command is _BIND or not address:
+            # Whoever came; or whichever of the name's addresses it was.
+            peer = leg.transport.getPeer()
+            address = getattr(peer, "host", ANYONE)
+            port = getattr(peer, "port", request.port)
+        self._reply(_GRANTED, address, port)
+        StreamProtocol.relay(self, leg)
+
+    def refuse(self, ending: Ending, why: str, code: Code = Code.REJECTED) -> None:
+        """Tell the client that it is not served, and close."""
+        self._refusal = code
+        self.end(ending, why)
+
+    def last_words(self) -> bytes:
+        self.session.reply = int(self._refusal)
+        return _reply_bytes(int(self._refusal), ANYONE, 0)
+
+    def _reply(self, code: int, address: str, port: int) -> None:
+        self.session.reply = code
+        self.transport.write(_reply_bytes(code, address, port))
+
+
+def _address_of(request: Request) -> str:
+    """The address that a request is for; empty if it names a host."""
+    if request.address:
+        return request.address
+    return request.host if is_address(request.host) else ""
+
+
+class _Question:
+    """The client's identd is asked who it is (RFC 1413)."""
+
+    def __init__(self, client: Socks4Protocol, request: Request) -> None:
+        self._client = client
+        self._request = request
+        self._asked: Deferred[bytes] | None = None
+
+    def ask(self) -> None:
+        """Ask; the outcome may be told from within."""
+        client, transport = self._client, self._client.transport
+        factory = client.factory
+        asked = self._asked = ident.ask(
+            factory.reactor,
+            transport.getPeer(),
+            transport.getHost(),
+            port=factory.ident_port,
+        )
+        asked.addCallbacks(self._identified, self._not_identified)
+        asked.addErrback(client.failed)
+
+    def cancel(self) -> None:
+        """Nobody waits for the answer."""
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            asked.cancel()
+
+    def comes_on(self) -> bool:
+        """See :meth:`Attempt.comes_on`."""
+        return False
+
+    def overdue(self) -> None:
+        """There was no answer in time."""
+        limit = self._client.factory.timeouts.handshake
+        self._client.refuse(
+            Ending.IDENT_FAILED,
+            f"identd did not answer before the handshake's {limit:g} s were over",
+            Code.NO_IDENT,
+        )
+
+    def _identified(self, user_id: bytes) -> None:
+        client = self._client
+        client.pending = self._asked = None
+        if client.session.ending is not None:
+            return
+        if user_id == self._request.user_id:
+            client.serve(self._request)
+        else:
+            shown = ascii(user_id.decode("utf-8", "backslashreplace"))
+            client.refuse(Ending.IDENT_FAILED, f"identd says {shown}", Code.WRONG_IDENT)
+
+    def _not_identified(self, reason: Failure) -> None:
+        client = self._client
+        client.pending = self._asked = None
+        if client.session.ending is None:
+            reason.trap(ident.NoIdent)
+            client.refuse(Ending.IDENT_FAILED, str(reason.value), Code.NO_IDENT)
+
+
+class _LookUp(Attempt):
+    """The name of the peer that BIND is for is looked up."""
+
+    client: Any
+
+    def __init__(self, client: Socks4Protocol, request: Request) -> None:
+        Attempt.__init__(self, client)
+        self._request = request
+        self._found: Deferred[Any] | None = None
+
+    def start(self) -> None:
+        """Look it up; the outcome may be told from within."""
+        found = self._found = self.client.look_up(self._request)
+        found.addCallbacks(self._bind, self.dial_failed)
+        found.addErrback(self.client.failed)
+
+    def stop(self) -> None:
+        found, self._found = self._found, None
+        if found is not None:
+            found.cancel()
+
+    def _bind(self, found: list[SocketAddress]) -> None:
+        self._found = None
+        if self.is_over:
+            return
+        self.is_over = True
+        client, request = self.client, self._request
+        client.pending = None
+        try:
+            # A reply can name an IPv4 listener only.
+            found = [each for each in found if each[0] == socket.AF_INET]
+            if not found:
+                raise Refused(f"{request.host} has no IPv4 address")
+            client.listen(
+                [address[0] for _, address in client.permitted(request, found)]
+            )
+        except Refused as refusal:
+            client.end(Ending.DENIED, refusal.why)

@@ -1,0 +1,1 @@
+"""One stream session, from accept to end."""

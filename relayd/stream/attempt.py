@@ -1,0 +1,461 @@
+"""One try at one server.
+
+An :class:`Attempt` begins when a server is chosen and has one outcome: a connection
+(`connected`) or an ending (`failed`).  Whatever made it fail goes the same way:
+refused, timed out, no such name, a certificate for somebody else, a connection that
+leads back to this relay, a defect of an endpoint.  Whoever waits for it is told once;
+a connection that comes later is reset.
+
+:class:`ServerAttempt` dials a server of a pool.  With TLS, a server is connected when
+its handshake is done (:mod:`relayd.net.tls`).  Dials to this process are noted
+(:mod:`relayd.core.hops`) so that a loop is found.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from contextlib import suppress
+from typing import Any, Protocol
+
+from twisted.internet import error
+from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import CancelledError
+from twisted.internet.interfaces import IAddress, IHandshakeListener
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from relayd.core.addresses import address_name
+from relayd.core.errors import HandshakeFailed, Refused
+from relayd.core.hops import between, streams
+from relayd.core.interfaces import ICaller, IHopListener
+from relayd.core.session import Direction, Ending
+from relayd.net.foreign_transports import is_its_own_peer, lent_socket, set_options
+from relayd.net.socket_ends import ends_of
+from relayd.net.tls import ServerHandshake, ServerIdentity, stage, tells
+from relayd.net.upstream import Upstream
+from relayd.stream.legs import Leg
+
+log = Logger(namespace="relayd.stream")
+
+#: The detail of a session that leads back to its own relay.
+GOES_ROUND = "it leads back to this relay, where it comes from"
+
+_NAMELESS = address_name(UNIXAddress(None))
+
+
+class Dialing(Protocol):
+    """Who makes attempts: a session before it is relayed."""
+
+    session: Any
+    factory: Any
+    upstream_leg: Any
+    endpoint_leg: Any
+
+    def attempt_connected(self, attempt: Any, leg: Leg) -> None:
+        """It has succeeded: this is the server's connection."""
+
+    def attempt_failed(self, attempt: Any) -> None:
+        """It has failed; see its `ending` and `detail`."""
+
+    def failed(self, reason: Failure) -> None:
+        """A defect of ours, or of an endpoint: end the session."""
+
+    def note_hop(self, name: str) -> None:
+        """A connection to this process; kept until the session is over."""
+
+    def leads_back(self) -> bool:
+        """Whether this relay is on the way by which the client came."""
+
+
+def ending_of_failed_dial(reason: Failure) -> tuple[Ending, str]:
+    """Name the way in which a dial failed, and say why in one line."""
+    problem = reason.value
+    if isinstance(problem, error.DNSLookupError):
+        ending = Ending.UNRESOLVED
+    elif isinstance(problem, error.ConnectionRefusedError):
+        ending = Ending.CONNECT_REFUSED
+    elif getattr(problem, "osError", None) == errno.ECONNRESET:
+        # It was connected, and reset before we looked.
+        ending = Ending.UPSTREAM_RESET
+    elif isinstance(problem, error.TimeoutError | error.TCPTimedOutError):
+        ending = Ending.CONNECT_TIMEOUT
+    elif isinstance(
+        problem, error.ConnectError | CancelledError | OSError | HandshakeFailed
+    ):
+        ending = Ending.CONNECT_FAILED
+    elif isinstance(problem, Refused):
+        # A policy was against each of a name's addresses.
+        ending = Ending.DENIED
+    else:
+        ending = Ending.FAILED
+    text = " ".join(str(problem).split()).rstrip(".")
+    return ending, text or type(problem).__name__
+
+
+class Attempt:
+    """One try to get a server's connection for a session.
+
+    :param client: whose attempt it is.
+
+    :ivar is_over: it has had its outcome, or was cancelled.
+    :ivar ending: how it has failed, or None,
+    :ivar detail: and why.
+    :ivar name: what the log calls the server's address; empty to ask its connection.
+    :ivar leads_here: the server may be another relay of this process.
+    """
+
+    is_over = False
+    ending: Ending | None = None
+    detail = ""
+    name = ""
+    leads_here = False
+
+    def __init__(self, client: Dialing) -> None:
+        self.client = client
+
+    @property
+    def awaits(self) -> str:
+        """What it waits for, for the log."""
+        return "connection"
+
+    def leg_connected(self, leg: Leg) -> None:
+        """A connection stands; it may come too late."""
+        if self.is_over:
+            leg.abort()
+            return
+        client = self.client
+        if not leg.alive:
+            self.failed(Ending.CONNECT_FAILED, "lost as soon as it was connected")
+            return
+        try:
+            client.session.upstream = self.name or client.factory.peer_name(
+                leg.transport.getPeer()
+            )
+            if self.leads_here and self.goes_round(leg):
+                leg.abort()
+                self.failed(Ending.LOOP, GOES_ROUND)
+                return
+            self.is_over = True
+            client.attempt_connected(self, leg)
+        except Exception:
+            client.failed(Failure())
+            leg.abort()
+
+    def goes_round(self, leg: Leg) -> bool:
+        """Whether a connection leads back to its relay; asked if it `leads_here`."""
+        return False
+
+    def dial_failed(self, reason: Failure) -> None:
+        """A dial, or a look-up, has failed; it may come too late."""
+        if self.is_over:
+            return
+        ending, detail = ending_of_failed_dial(reason)
+        if ending is Ending.FAILED:
+            log.failure(
+                "session {id}: the endpoint of {upstream} failed",
+                reason,
+                id=self.client.session.id,
+                upstream=self.client.session.upstream,
+            )
+        self.failed(ending, detail)
+
+    def failed(self, ending: Ending, detail: str = "") -> None:
+        """There is no connection.  Every failure is told here, once."""
+        if not self.is_over:
+            self.is_over = True
+            self.ending, self.detail = ending, detail
+            self.stop()
+            self.client.attempt_failed(self)
+
+    def overdue(self) -> None:
+        """Its time is over."""
+        limit = self.client.factory.timeouts.connect
+        self.failed(Ending.CONNECT_TIMEOUT, f"no {self.awaits} in {limit:g} s")
+
+    def comes_on(self) -> bool:
+        """Whether it has come further since the last time it was asked."""
+        return False
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        self.is_over = True
+        self.stop()
+
+    def stop(self) -> None:
+        """Give up what is under way."""
+
+
+class UpstreamLeg(Leg):
+    """The server's connection.
+
+    :ivar attempt: what it was made for, until it is connected.
+    """
+
+    attempt: Attempt | None = None
+
+    def __init__(self, direction: Direction) -> None:
+        # As Leg's, which sees clients' legs only then: a line that sets attributes of
+        # two classes in turn is not specialised.  1,900 instructions a session.
+        self.direction = direction
+        self.bridge = self.sink = self.held = self.peer = None
+        self.alive = self.spliced = False
+        self.paused = 0
+
+    def makeConnection(self, transport: Any) -> None:
+        attempt, self.attempt = self.attempt, None
+        Leg.makeConnection(self, transport)
+        if attempt is None or attempt.is_over:
+            # Connected in spite of being cancelled.
+            self.abort()
+
+
+@implementer(IHandshakeListener)
+class EndpointLeg(UpstreamLeg):
+    """The server's connection, by an endpoint of any kind: it may be TLS.
+
+    :ivar identity: whose certificate it must show, if that is known.
+    :ivar handshake: what is under way, if it will tell of its end.
+    :ivar verified: it is done, and the certificate is good.
+    :ivar problem: why not.
+    :ivar waiting: the attempt that waits for it.
+    """
+
+    identity: ServerIdentity | None = None
+    handshake: ServerHandshake | None = None
+    verified = False
+    problem: HandshakeFailed | None = None
+    waiting: ServerAttempt | None = None
+
+    def makeConnection(self, transport: Any) -> None:
+        UpstreamLeg.makeConnection(self, transport)
+        if tells(transport):
+            self.handshake = ServerHandshake(transport, self.identity)
+
+    def handshakeCompleted(self) -> None:
+        handshake = self.handshake
+        # A check of the endpoint's own may have failed: the loss will say why.
+        if handshake is None or self.transport.disconnecting:
+            return
+        try:
+            handshake.verify()
+        except HandshakeFailed as problem:
+            self._failed(problem)
+            return
+        self.handshake, self.verified = None, True
+        waiting, self.waiting = self.waiting, None
+        if waiting is not None:
+            waiting.leg_connected(self)
+
+    def lost_alone(self, reason: Failure) -> None:
+        if self.handshake is not None:
+            self._failed(HandshakeFailed(self.handshake.why_failed(reason)))
+
+    def _failed(self, problem: HandshakeFailed) -> None:
+        self.handshake, self.problem = None, problem
+        waiting, self.waiting = self.waiting, None
+        if waiting is not None:
+            # Which aborts it.
+            waiting.dial_failed(Failure(problem))
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        self.handshake = self.waiting = None
+        UpstreamLeg.abort(self)
+
+
+@implementer(IHopListener)
+class _UpstreamFactory(Factory):
+    """Builds the server's leg, for endpoints that want a factory.
+
+    Until the dial has its outcome, as an endpoint may try several addresses.  After
+    that the attempt is let go: Twisted's endpoints wrap a factory in a cycle of
+    references, which would keep it, and its session, until the collector comes by.
+    """
+
+    noisy = False
+
+    def __init__(self, attempt: ServerAttempt) -> None:
+        self._attempt: ServerAttempt | None = attempt
+
+    def buildProtocol(self, addr: IAddress | None) -> EndpointLeg:
+        attempt = self._attempt
+        if attempt is None:
+            # Too late: it is reset.
+            return EndpointLeg(Direction())
+        return attempt.build_endpoint_leg()
+
+    def let_go(self, outcome: Any) -> Any:
+        """The dial has its outcome, which is returned."""
+        self._attempt = None
+        return outcome
+
+    def under_way(self, sock: socket.SocketType, address: Any) -> bool:
+        attempt = self._attempt
+        return attempt is not None and attempt.under_way(sock, address)
+
+
+@implementer(ICaller, IHopListener)
+class ServerAttempt(Attempt):
+    """A dial to a server of a pool.
+
+    :param upstream: the server.
+    """
+
+    #: What can be cancelled.
+    _dial: Any = None
+    _leg: UpstreamLeg | None = None
+    #: How far its TLS handshake had come at the last look.
+    _stage: Any = None
+
+    def __init__(self, client: Dialing, upstream: Upstream) -> None:
+        self.client = client
+        self.upstream = upstream
+
+    def start(self) -> None:
+        """Dial.  The outcome may be told from within."""
+        upstream = self.upstream
+        endpoint: Any = upstream.endpoint
+        if upstream.dials:
+            port = getattr(endpoint, "port", 0)
+            if port in streams.ports or (not port and streams.files):
+                self.leads_here = self._is_here(getattr(endpoint, "peer", endpoint))
+            self.name = endpoint.peer_name
+            dial = endpoint.dial(self)
+            if not self.is_over:
+                self._dial = dial
+        else:
+            # Nobody knows yet where it leads.
+            self.leads_here = bool(streams.ports or streams.files)
+            made = _UpstreamFactory(self)
+            done = self._dial = endpoint.connect(made)
+            done.addBoth(made.let_go)
+            done.addCallbacks(self._dialed, self.dial_failed)
+
+    def stop(self) -> None:
+        dial, self._dial = self._dial, None
+        leg, self._leg = self._leg, None
+        if dial is not None:
+            dial.cancel()
+        if leg is not None:
+            leg.abort()
+
+    @property
+    def awaits(self) -> str:
+        """See :attr:`Attempt.awaits`."""
+        return "TLS handshake" if self._shakes_hands else "connection"
+
+    @property
+    def _shakes_hands(self) -> bool:
+        return isinstance(self._leg, EndpointLeg) and self._leg.waiting is not None
+
+    def comes_on(self) -> bool:
+        """See :meth:`Attempt.comes_on`: its TLS handshake has."""
+        if self._leg is None or not self._shakes_hands:
+            return False
+        before, self._stage = self._stage, stage(self._leg.transport)
+        return bool(self._stage != before)
+
+    # -- ICaller
+
+    def build_leg(self, addr: IAddress | None) -> UpstreamLeg:
+        # An endpoint that tries several addresses may build more than one; the
+        # last is the one that it answers for.
+        client = self.client
+        leg: UpstreamLeg = client.upstream_leg(client.session.down)
+        leg.attempt = self
+        self._leg = leg
+        return leg
+
+    def build_endpoint_leg(self) -> EndpointLeg:
+        """The same for a connection that may turn out to be TLS."""
+        client = self.client
+        leg: EndpointLeg = client.endpoint_leg(client.session.down)
+        leg.attempt, leg.identity = self, self.upstream.identity
+        self._leg = leg
+        return leg
+
+    def dial_failed(self, reason: Failure) -> None:
+        self._dial = None
+        Attempt.dial_failed(self, reason)
+
+    def leg_connected(self, leg: Leg) -> None:
+        self._dial = self._leg = None
+        Attempt.leg_connected(self, leg)
+
+    def _dialed(self, protocol: object) -> None:
+        """A foreign endpoint has connected, and may answer for a wrapper."""
+        leg: Any = self._leg
+        if leg is None:
+            self._dial = None
+            problem = TypeError(
+                f"the endpoint connected {protocol!r}, not what it was given"
+            )
+            if not self.is_over:
+                self.client.failed(Failure(problem))
+            return
+        if leg.alive:
+            set_options(leg.transport)
+            if is_its_own_peer(leg.transport):
+                self._dial = None
+                self.failed(Ending.CONNECT_REFUSED, "the connection was to itself")
+                return
+        if leg.handshake is not None:
+            leg.waiting = self
+            self._dial = None
+            self.comes_on()
+        elif leg.problem is not None:
+            self.dial_failed(Failure(leg.problem))
+        elif leg.identity is not None and not leg.verified:
+            unsaid = HandshakeFailed("the endpoint's TLS, if any, can't be checked")
+            self.dial_failed(Failure(unsaid))
+        else:
+            self.leg_connected(leg)
+
+    # -- connections to this process
+
+    def _is_here(self, there: Any) -> bool:
+        """Whether an address is one on which this process listens, or may be.
+
+        Many a relay and its server have the same port, on two machines.
+        """
+        if isinstance(there, UNIXAddress):
+            return there.name is not None and streams.listens_at(there.name)
+        if getattr(there, "port", 0) not in streams.ports:
+            return False
+        is_own = self.client.factory.is_own
+        return bool(is_own(getattr(there, "host", "")))
+
+    def goes_round(self, leg: Leg) -> bool:
+        """Note a connection to a port of this process; whether it has been here."""
+        there = leg.transport.getPeer()
+        name = hop_of(leg.transport) if self._is_here(there) else ""
+        if not name:
+            return False
+        self.client.note_hop(name)
+        return self.client.leads_back()
+
+    def under_way(self, sock: socket.SocketType, address: Any) -> bool:
+        """See :meth:`IHopListener.under_way`."""
+        if not self.leads_here or not self.client.factory.is_own(address[0]):
+            return False
+        with suppress(OSError):  # over already
+            self.client.note_hop(between(*ends_of(sock, address)))
+        return True
+
+
+def hop_of(transport: Any) -> str:
+    """What a connection is called at its other end, too.
+
+    :return: empty for one without a name: a UNIX socket that nobody has bound to one.
+    """
+    ends = None
+    with lent_socket(transport) as sock, suppress(OSError):
+        if sock is not None:
+            ends = ends_of(sock)
+    if ends is None:
+        ends = address_name(transport.getHost()), address_name(transport.getPeer())
+    return "" if ends[0] == _NAMELESS else between(*ends)

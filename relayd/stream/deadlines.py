@@ -1,0 +1,203 @@
+"""How long a session may stay in each state, and what watches over two joined legs.
+
+:class:`Timeouts` are the limits.  A :class:`Watch` compares the counters of a joined
+session with those of its last check, about once a tick.  Nothing is timed while bytes
+move, and a session that ends before its first check has no Watch.
+
+- *Stall*: a transport holds bytes and the peer's kernel has taken none of them for
+  `stall` seconds, and what a slow reader's kernel needs beyond that
+  (:mod:`relayd.stream.delivery`).
+- *Lost*: what was sent again, or a probe, is not answered for `stall` seconds.
+- *Idle*, *half-closed*: nothing moves for `idle` seconds, or `half_close` seconds once
+  one direction has ended.  That begins when the kernels' queues are empty, too.
+- A connection that is not read does not hear of its reset: the kernel is asked.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import attrs
+
+from relayd.core import settings
+from relayd.core.session import Ending, Session
+from relayd.core.setting_types import Setting
+from relayd.net.tcp_info import unread, was_reset
+from relayd.stream.delivery import MUCH
+from relayd.stream.legs import Leg
+from relayd.stream.losses import reset_ending
+
+
+def _not_negative(_: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not value >= 0:
+        raise ValueError(f"{attribute.name} must not be negative: {value!r}")
+
+
+def _timeout(setting: Setting[float]) -> Any:
+    return attrs.field(default=setting.default, validator=_not_negative)
+
+
+@attrs.frozen
+class Timeouts:
+    """How long a session may stay in each state, in seconds; 0 is for ever.
+
+    :ivar connect: until the upstream connection stands, with its TLS.
+    :ivar stall: with bytes buffered and none of them taken by the peer, or with bytes
+        under way and not a sign of it.
+    :ivar idle: with nothing moving.
+    :ivar half_close: with nothing moving, after one direction has ended.
+    :ivar handshake: until the client has done its handshake, of TLS or SOCKS4 or both.
+    """
+
+    connect: float = _timeout(settings.CONNECT_TIMEOUT)
+    stall: float = _timeout(settings.STALL_TIMEOUT)
+    idle: float = _timeout(settings.IDLE_TIMEOUT)
+    half_close: float = _timeout(settings.HALF_CLOSE_TIMEOUT)
+    handshake: float = _timeout(settings.HANDSHAKE_TIMEOUT)
+
+    #: How often sessions are looked at: an eighth of the shortest, <= 1 s.
+    tick: float = attrs.field(init=False, eq=False, repr=False)
+
+    @tick.default
+    def _find_tick(self) -> float:
+        all_of_them = (
+            self.connect,
+            self.stall,
+            self.idle,
+            self.half_close,
+            self.handshake,
+        )
+        return max(min([1.0, *(each / 8 for each in all_of_them if each)]), 0.01)
+
+
+class Joined(Protocol):
+    """What is watched: a Bridge."""
+
+    session: Session
+    downstream: Leg
+    upstream: Leg
+    #: Both directions have ended, and both connections are being closed.
+    closing: bool
+
+    def abort(self, ending: Ending, detail: str = "") -> None:
+        """End the session now: reset both connections."""
+
+    def give_up(self, leg: Leg, ending: Ending, detail: str = "") -> None:
+        """End the session as if the peer of `leg` had reset its connection."""
+
+
+class Watch:
+    """The deadlines of one joined session."""
+
+    __slots__ = ("_active_at", "_progress", "_queued", "_timeouts")
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self._timeouts = timeouts
+        #: Of the last check; any progress is more than at the first.
+        self._progress = -1
+        #: When something moved.
+        self._active_at = 0.0
+        #: What the kernels' queues held at the last check; None: ask again.
+        self._queued: int | None = None
+
+    def check(self, joined: Joined, now: float) -> None:
+        """Compare the counters with those of the last check; maybe end the session."""
+        stall = self._timeouts.stall
+        session, up, down = joined.session, joined.upstream, joined.downstream
+        buffered_up, buffered_down = up.buffered, down.buffered
+        ended = session.up.eof + session.down.eof
+        # Grows with every byte read, every byte that a kernel takes, and every EOF.
+        progress = session.up.read + session.up.written - buffered_up
+        progress += session.down.read + session.down.written - buffered_down + ended
+        moved = progress != self._progress
+        # Our buffers may be empty while a kernel still delivers: quiet begins when its
+        # queues are empty, too.  So does a reset that waits for delivery.
+        resetting = session.ending is not None
+        ask = resetting or (not moved and self._queued != 0)
+        # Nothing was written since then, so what waits has waited since then.
+        since = now if moved else self._active_at
+        queued = 0
+        for leg, written, buffered, blocks in (
+            (up, session.up.written, buffered_up, buffered_down),
+            (down, session.down.written, buffered_down, buffered_up),
+        ):
+            if not leg.alive:
+                continue
+            delivery = leg.delivery
+            if (
+                ask
+                or buffered
+                or written - leg.written_at_check >= MUCH
+                or (delivery is not None and delivery.waits)
+                # While other things move, one in a while will do.
+                or (moved and now - leg.checked_at >= stall / 2 > 0)
+            ):
+                queued += leg.check_delivery(now, since, written, buffered, resetting)
+                if stall and self._ended_by_peer(joined, now, leg, buffered):
+                    return
+            is_read = not (leg.direction.eof or leg.paused or blocks)
+            if not is_read and _ended_unread(joined, leg):
+                return
+        if moved:
+            self._progress = progress
+            self._active_at = now
+            self._queued = None
+            return
+        if self._queued is None:
+            # The first check only tells where it starts from.  Until then the kernel
+            # may have delivered: one that is late, as the machine was paused, knows no
+            # more than one that is in time.
+            self._active_at = max(self._active_at, now - self._timeouts.tick)
+            self._queued = queued
+        elif self._queued != 0 and queued != self._queued:
+            self._active_at = now
+            self._queued = queued
+        limit = self._timeouts.half_close if ended else self._timeouts.idle
+        if limit and now - self._active_at >= limit:
+            joined.abort(
+                Ending.HALF_CLOSED if ended else Ending.IDLE,
+                f"nothing moved for {limit:g} s",
+            )
+
+    def _ended_by_peer(
+        self, joined: Joined, now: float, leg: Leg, buffered: int
+    ) -> bool:
+        """End the session if the peer of `leg` is gone, or takes nothing."""
+        delivery, stall = leg.delivery, self._timeouts.stall
+        if delivery is None:
+            return False
+        is_client = leg is joined.downstream
+        silence = delivery.silence(now)
+        if silence >= stall:
+            joined.give_up(
+                leg,
+                Ending.DOWNSTREAM_LOST if is_client else Ending.UPSTREAM_LOST,
+                f"{leg.undelivered()} bytes unacknowledged for {silence:.1f} s",
+            )
+            return True
+        limit = stall + delivery.allowance
+        if delivery.idleness(now) >= limit:
+            joined.abort(
+                Ending.DOWNSTREAM_STALLED if is_client else Ending.UPSTREAM_STALLED,
+                f"{buffered} bytes waited {round(limit, 1):g} s",
+            )
+            return True
+        return False
+
+
+def _ended_unread(joined: Joined, leg: Leg) -> bool:
+    """End the session if a connection that is not read was reset.
+
+    Its transport may not hear of that before it writes, or reads, again.
+    """
+    if (
+        joined.closing
+        or joined.session.ending is not None
+        or not was_reset(leg.transport)
+        # What it sent before is read as the other side takes it.
+        or (not leg.direction.eof and unread(leg.transport))
+    ):
+        return False
+    is_client = leg is joined.downstream
+    joined.give_up(leg, reset_ending(is_client, leg.undelivered()))
+    return True

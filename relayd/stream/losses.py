@@ -1,0 +1,96 @@
+"""How the loss of a leg's connection is read: as what, and what follows from it.
+
+Twisted reports a reset and a failed write with the same ConnectionLost.  A leg that was
+being read learns of a reset by reading; one that was not, as the other side's buffer is
+full or its own end of data was read, can only have learnt of it by writing.  So the
+first is a reset, behind which what was read is delivered, and the second a failed
+write, which ends both connections at once.  Pauses for any other reason say nothing
+about that (:mod:`relayd.core.pauses`).
+
+A transport that is told of a reset by the kernel says so (PeerReset), and what was read
+is delivered: it is a failed write if something that was written to the peer had not
+arrived, and else a reset.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+from twisted.internet.error import ConnectionClosed, ConnectionDone
+from twisted.internet.interfaces import INegotiated
+from twisted.python.failure import Failure
+
+from relayd.core.session import Ending
+from relayd.net.tls import in_words, is_openssls
+from relayd.net.transports import PeerReset, PeerVanished
+from relayd.stream.legs import Leg
+
+#: What becomes of the other leg: nothing; it gets an end of data; it is reset once what
+#: was read is delivered; it is reset now.
+NOTHING, END, RESET_WHEN_DELIVERED, ABORT = range(4)
+
+
+@attrs.frozen
+class Loss:
+    """What a lost connection means.
+
+    :ivar then: what becomes of the other leg.
+    :ivar ending: the session's, if that is decided by it.
+    :ivar detail: the session's.
+    """
+
+    then: int
+    ending: Ending | None = None
+    detail: str = ""
+
+
+def judge(leg: Leg, reason: Failure, *, is_client: bool, closing: bool) -> Loss:
+    """What it means that the connection of a joined `leg` is lost.
+
+    :param reason: what its transport says.
+    :param is_client: the leg is the downstream one.
+    :param closing: both directions have ended, and both connections are being closed.
+    """
+    error: Any = reason.value
+    if isinstance(error, ConnectionDone):
+        return Loss(END)
+    if isinstance(error, PeerVanished):
+        lost = Ending.DOWNSTREAM_LOST if is_client else Ending.UPSTREAM_LOST
+        return Loss(RESET_WHEN_DELIVERED, lost, str(error))
+    if INegotiated.providedBy(leg.transport) and leg.peer.direction.eof:
+        # It was told that the other side has ended, and closed its own without the
+        # goodbye that TLS asks for, as most clients do.
+        return Loss(NOTHING if closing else END)
+    if _is_tls(error) and not is_client and not leg.direction.read:
+        return Loss(ABORT, Ending.CONNECT_FAILED, f"TLS: {in_words(error)}")
+    if not isinstance(error, ConnectionClosed | OSError) and not _is_tls(error):
+        return Loss(ABORT, Ending.FAILED, repr(error))
+    if isinstance(error, PeerReset):
+        return Loss(RESET_WHEN_DELIVERED, reset_ending(is_client, error.undelivered))
+    if closing or leg.waits_for_peer or leg.direction.eof:
+        return Loss(ABORT, reset_ending(is_client, 1))
+    detail = _tls_detail(leg, error)
+    return Loss(RESET_WHEN_DELIVERED, reset_ending(is_client, 0), detail)
+
+
+def reset_ending(is_client: bool, undelivered: int) -> Ending:
+    """A reset that cost `undelivered` bytes written to the peer is a failed write."""
+    if is_client:
+        resets = Ending.DOWNSTREAM_RESET, Ending.DOWNSTREAM_WRITE_FAILED
+    else:
+        resets = Ending.UPSTREAM_RESET, Ending.UPSTREAM_WRITE_FAILED
+    return resets[undelivered > 0]
+
+
+def _is_tls(error: BaseException) -> bool:
+    """A failed TLS handshake.  Asked by name: TLS is an optional dependency."""
+    by_name = type(error).__module__.partition(".")[0] == "service_identity"
+    return by_name or is_openssls(error)
+
+
+def _tls_detail(leg: Leg, error: BaseException) -> str:
+    """What to add to a TLS connection's reset."""
+    if _is_tls(error):
+        return f"TLS: {in_words(error)}"
+    return "TLS without close_notify" if INegotiated.providedBy(leg.transport) else ""

@@ -1,0 +1,138 @@
+"""What the stream sessions of one relay share: the relay itself.
+
+Its name, its clock, its timeouts, who hears of sessions and who may come in; the
+sessions that live, and how the others have ended.  It knows no protocol, and serves no
+client: :class:`relayd.stream.session.StreamProtocol` does, one for each, and
+:class:`relayd.stream.factory.StreamFactory` makes these.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IReactorTime
+
+from relayd.core import settings
+from relayd.core.addresses import address_name
+from relayd.core.interfaces import IGate, IObserver
+from relayd.core.observers import Observers
+from relayd.core.prelude import Prelude
+from relayd.core.registry import Registry
+from relayd.core.relay_names import relay_name
+from relayd.core.session import Ending
+from relayd.net.monotonic import monotonic
+from relayd.net.own_addresses import OwnHosts
+from relayd.net.wheel import DeadlineWheel
+from relayd.stream.deadlines import Timeouts
+
+
+def _last_name() -> Callable[[IAddress | None], str]:
+    """What makes the text of an address, once while it is asked for the same object."""
+    last: IAddress | None = None
+    name = "-"
+
+    def name_of(address: IAddress | None) -> str:
+        nonlocal last, name
+        if address is not last:
+            last = address
+            # The same text in thousands of sessions is kept once.
+            name = sys.intern(address_name(address))
+        return name
+
+    return name_of
+
+
+class Queue(Protocol):
+    """Those who wait, of whom the one that has waited longest makes room."""
+
+    def push(self, item: Any, client: str) -> Any | None:
+        """Add one; returns the one that has to go, or None."""
+
+    def discard(self, item: Any) -> None:
+        """It waits no longer, if it did."""
+
+
+class StreamRelay:
+    """One relay of streams.
+
+    :ivar name: what the log calls it.
+    :ivar preludes: what a client says before it is relayed, in order.
+    :ivar handshakes: those whose handshake or prelude is under way, if there is a bound
+        on them.
+    :ivar wheel: the sessions that live stand on it.
+    :ivar endings: how many sessions have ended in each way, by its word; those that
+        ended `done` are left out.
+    """
+
+    preludes: tuple[Prelude, ...] = ()
+    handshakes: Queue | None = None
+
+    def __init__(
+        self,
+        *,
+        timeouts: Timeouts,
+        clock: IReactorTime,
+        observer: IObserver,
+        gate: IGate | None,
+        name: str | None = None,
+        tick: float | None = None,
+    ) -> None:
+        self.name = relay_name(name)
+        self.timeouts = timeouts
+        clock = monotonic(clock)
+        self.clock = clock
+        #: The time in seconds.
+        self.now: Callable[[], float] = clock.seconds
+        self.host_name, self.peer_name = _last_name(), _last_name()
+        #: Tells this machine's addresses.
+        self.is_own: Callable[[str], bool] = OwnHosts(clock.seconds)
+        #: Lets everyone in if there is none.
+        self.gate = gate
+        self.observer = Observers(observer)
+        self.wheel: DeadlineWheel[Any] = DeadlineWheel(
+            clock, timeouts.tick if tick is None else tick
+        )
+        self.endings: Counter[str] = Counter()
+        #: The sequence numbers of the clients that are admitted.
+        self.ordinals = itertools.count()
+        #: The sessions that live, by id; how they are drained.
+        self.registry: Registry[int, Any] = Registry(
+            self.wheel, clock, id_of=_id_of, abort=_abort
+        )
+
+    def drain(self, timeout: float = settings.DRAIN_TIMEOUT.default) -> Deferred[None]:
+        """Serve no new client, and wait for the sessions that live.
+
+        Stop listening first, or at the same time: a client that connects after
+        this is closed at once, until a listener is opened again.  A later call does
+        not change the time that sessions have, but to end it with 0.
+
+        :param timeout: seconds; what has not ended by then is reset.  0 resets
+            everything now.
+        :return: fires with None when the last session has ended.
+        """
+        self.wheel.settle()
+        return self.registry.drain(timeout)
+
+    def abort_all(self) -> None:
+        """Reset every session that lives, now."""
+        self.registry.abort_all()
+
+    @property
+    def sessions(self) -> dict[int, Any]:
+        """The sessions that live, by id, the oldest first; made for each that asks."""
+        return dict(sorted(self.registry.by_id().items()))
+
+
+def _id_of(protocol: Any) -> int:
+    return int(protocol.session.id)
+
+
+def _abort(protocol: Any) -> None:
+    """Its drain has had its time."""
+    protocol.abort_session(Ending.DRAINED)

@@ -1,0 +1,566 @@
+"""One client of a stream relay, from accept to the end of its session.
+
+:class:`StreamProtocol` is the client's leg and walks through the stages
+(:mod:`relayd.core.stage`):
+
+    accept -> gate -> (TLS, PROXY header) -> preludes -> decide -> dial -> Bridge
+
+A relay is a subclass that decides, once the client has said what it has to say, which
+server to dial.
+
+While the server is dialled the client's bytes are kept (up to
+:data:`relayd.stream.legs.HOLD_LIMIT`) and its connection is watched:
+
+- a client that is gone (a reset) cancels the dial: at once while it is read, and at
+  the next look of the wheel if it has sent more than is kept, or ended its side;
+- a client that ends its side with nothing sent has most likely left, but may be
+  waiting for a server that speaks first: TCP looks the same.  The dial gets
+  :data:`LEFT_GRACE` more seconds and is then cancelled;
+- a client that ends its side after sending something waits for the answer: the
+  dial goes on, and the end of data is passed on after the data.
+
+With TLS a connection stands when its handshake is done (:mod:`relayd.net.tls`): a
+client's has a deadline and nothing is dialled before; a server's is a part of the dial.
+A PROXY header (:mod:`relayd.net.proxy_header`) is to a client what a handshake is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from twisted.internet import error
+from twisted.internet.address import UNIXAddress
+from twisted.internet.interfaces import IHandshakeListener, INegotiated
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from relayd.core.addresses import address_name, client_key, host_of
+from relayd.core.errors import Refused
+from relayd.core.hops import Hop, between, file_of, streams
+from relayd.core.interfaces import ILease
+from relayd.core.prelude import BadRequest
+from relayd.core.session import Ending, Session
+from relayd.core.stage import NEXT, Stage
+from relayd.net.foreign_transports import keep_alive, set_options
+from relayd.net.tcp_info import was_reset
+from relayd.net.tls import stage as tls_stage
+from relayd.net.tls import tells, why_failed
+from relayd.net.transports import KEEPALIVE_IS_INHERITED
+from relayd.net.upstream import Upstream
+from relayd.stream.attempt import (
+    GOES_ROUND,
+    Attempt,
+    EndpointLeg,
+    ServerAttempt,
+    UpstreamLeg,
+)
+from relayd.stream.bridge import Bridge
+from relayd.stream.legs import Leg
+from relayd.stream.relay import StreamRelay
+
+log = Logger(namespace="relayd.stream")
+
+#: Seconds that a dial goes on for a client that ended its side with nothing sent.
+LEFT_GRACE = 1.0
+
+#: Seconds that a client gets to answer a polite close.
+CLOSE_GRACE = 5.0
+
+#: How many looks more a handshake gets after its time, if it has come further since the
+#: last: a relay that was late has only now read what a peer has sent in time.
+MORE_LOOKS = 2
+
+#: A deadline that never comes.
+NEVER = float("inf")
+
+# An enum's members cost a look-up by its metaclass each time (Python 3.11).
+_DIALING, _RELAYING, _OVER = Stage.DIALING, Stage.RELAYING, Stage.OVER
+_HANDSHAKE, _PRELUDE, _CLOSING = Stage.HANDSHAKE, Stage.PRELUDE, Stage.CLOSING
+_DONE = Ending.DONE
+
+_session_ids = itertools.count(1)
+
+
+def _note_listener(here: Any) -> None:
+    """A listener that may not be ours has accepted somebody at an address.
+
+    Ours say by themselves that they open and close.  When others close nobody tells:
+    what they had stays noted, once for each port and for each socket's file.
+    """
+    if isinstance(here, UNIXAddress):
+        if here.name and not streams.listens_at(here.name):
+            streams.opens_file(file_of(here.name))
+    elif getattr(here, "port", 0) not in streams.ports:
+        streams.listens(getattr(here, "port", 0))
+
+
+@implementer(IHandshakeListener)
+class StreamProtocol(Leg):
+    """The client's leg.
+
+    Subclasses override :meth:`decide` and call :meth:`dial` from it, or later.
+
+    :ivar is_foreign: its connection may be of a kind that is not ours.
+    :ivar pending: what is under way before relaying, and can be cancelled: an
+        :class:`relayd.stream.attempt.Attempt`, or the like.
+    """
+
+    factory: StreamRelay
+    #: What the session is recorded in; subclasses may have more to record.
+    record: type[Session] = Session
+    #: What the server's connection is made: by endpoints of ours, and of others'.
+    upstream_leg: type[UpstreamLeg] = UpstreamLeg
+    endpoint_leg: type[EndpointLeg] = EndpointLeg
+    #: The client is told in words that it is not served (:meth:`last_words`), and so a
+    #: server's reset is not passed on before the two are joined.
+    replies = False
+
+    pending: Any = None
+    #: A client that has most likely left has until then.
+    _left_by = NEVER
+    #: A TLS server that must have shown its certificate by the deadline, and of which
+    #: nobody tells that it has.
+    _unproven: Leg | None = None
+    #: Connections to this process, by what they are called at both ends.
+    _hops: dict[str, Hop] | None = None
+    #: The wheel has seen to keepalive probes.
+    _is_kept_alive = False
+    #: How far the client's handshake had come at the last look, and how many looks a
+    #: handshake has beyond its time.
+    _progress: Any = None
+    _more_looks = MORE_LOOKS
+    #: What reads the PROXY header with which this client is to begin.
+    _header: Any = None
+    #: What the client has said before it is relayed, and what was not understood yet.
+    _said: tuple[Any, ...] = ()
+    _unread = b""
+
+    def __init__(self, factory: StreamRelay, client: str) -> None:
+        session = self.session = self.record(
+            next(_session_ids), client, "", factory.now(), factory.name, client
+        )
+        Leg.__init__(self, session.up)
+        self.factory = factory
+        self.is_foreign = True
+        self.wheel_bucket: dict[Any, None] | None = None
+        self._lease: ILease | None = None
+        #: When this stage has had its time, on the factory's clock.
+        self._deadline = 0.0
+
+    # -- what a relay decides
+
+    def decide(self, *said: Any) -> None:
+        """The client may be served, and has said what it had to say.
+
+        Call :meth:`dial`, now or later; :meth:`end` if there is no server for it.
+
+        :param said: what each of the relay's preludes has read, in order.
+        """
+        raise NotImplementedError
+
+    def last_words(self) -> bytes:
+        """What to tell a client that is not served, before it is closed."""
+        return b""
+
+    # -- stages
+
+    def enter(self, stage: Stage, limit: float | None = None) -> None:
+        """Go on to a stage.
+
+        :param limit: the seconds that it has, 0 for ever; unless given, those that are
+            left of the stage before.
+        :raises RuntimeError: it does not follow the one before.
+        """
+        session = self.session
+        if stage not in NEXT[session.stage]:
+            raise RuntimeError(f"a session can't go from {session.stage} to {stage}")
+        session.stage = stage
+        if limit is not None:
+            self._deadline = self.factory.now() + limit if limit else NEVER
+
+    def set_deadline(self, limit: float) -> None:
+        """Give this stage so many seconds from now; 0 is for ever."""
+        self._deadline = self.factory.now() + limit if limit else NEVER
+
+    def makeConnection(self, transport: Any) -> None:
+        self.attach(transport)
+        factory, session = self.factory, self.session
+        begins = False
+        try:
+            if self.is_foreign:
+                begins = self._look_at_foreign(transport)
+            session.listener = factory.host_name(transport.getHost())
+            if (streams.hops or streams.past) and self.leads_back():
+                self._turn_away(Ending.LOOP, GOES_ROUND)
+                return
+            self.connectionMade()
+            if factory.gate is not None:
+                self._lease = factory.gate.enter(session)
+        except Refused as refusal:
+            self._turn_away(Ending.REFUSED, refusal.why)
+            return
+        except Exception:
+            log.failure("session {id} could not be opened", id=session.id)
+            self._turn_away(Ending.FAILED, "could not be opened")
+            return
+        session.ordinal = next(factory.ordinals)
+        factory.wheel.add(self)
+        factory.observer.opened(session)
+        if session.ending is not None:
+            # An observer has ended it.
+            return
+        try:
+            if begins or factory.preludes:
+                self._begin(begins)
+            else:
+                self.decide()
+        except Exception:
+            self.failed(Failure())
+
+    def _look_at_foreign(self, transport: Any) -> bool:
+        """Whether a TLS handshake or a PROXY header comes first."""
+        set_options(transport)
+        _note_listener(transport.getHost())
+        header = self._header = getattr(transport, "proxy_header", None)
+        if header is not None:
+            header.on_end = self.handshakeCompleted
+        return header is not None or tells(transport)
+
+    def _begin(self, with_handshake: bool) -> None:
+        """The client was let in, and has to do something before it is relayed."""
+        session, factory = self.session, self.factory
+        limit = factory.timeouts.handshake
+        # Of a handshake and of the preludes: together they have one deadline.
+        self._deadline = session.opened_at + limit if limit else NEVER
+        self.enter(_HANDSHAKE if with_handshake else _PRELUDE)
+        if with_handshake:
+            self._comes_on()
+        if factory.handshakes is not None:
+            gone = factory.handshakes.push(self, client_key(host_of(session.peer)))
+            if gone is not None:
+                gone.end(Ending.EVICTED, "made room for a new client's handshake")
+
+    def handshakeCompleted(self) -> None:
+        """See `IHandshakeListener`; the PROXY header is read, likewise."""
+        session = self.session
+        if session.stage is not _HANDSHAKE:
+            return
+        try:
+            if self._header is not None:
+                session.client = address_name(self.transport.getPeer())
+            if self.factory.preludes:
+                self.enter(_PRELUDE)
+            else:
+                self.decide()
+        except Exception:
+            self.failed(Failure())
+
+    def hold(self, data: bytes) -> None:
+        stage = self.session.stage
+        if stage is _PRELUDE:
+            # The session counts what is relayed.
+            self.direction.read -= len(data)
+            self._hear(self._unread + data if self._unread else data)
+        elif stage is not _CLOSING:
+            Leg.hold(self, data)
+
+    def _hear(self, unread: bytes) -> None:
+        """The client says something before it is relayed."""
+        preludes = self.factory.preludes
+        while len(self._said) < len(preludes):
+            try:
+                found = preludes[len(self._said)].read(unread)
+            except BadRequest as problem:
+                self._unread = b""
+                self.end(Ending.BAD_REQUEST, str(problem))
+                return
+            if found is None:
+                self._unread = unread
+                return
+            said, length = found
+            self._said += (said,)
+            unread = unread[length:]
+        self._unread = b""
+        if unread:
+            self.direction.read += len(unread)
+            Leg.hold(self, unread)
+        try:
+            self.decide(*self._said)
+        except Exception:
+            self.failed(Failure())
+
+    def _turn_away(self, ending: Ending, why: str) -> None:
+        """Reset a client that was not let in; it never becomes a living session."""
+        session, factory = self.session, self.factory
+        session.ending, session.detail = ending, why
+        session.ended_at = factory.now()
+        self.enter(_OVER)
+        factory.endings[ending.word] += 1
+        factory.observer.refused(session, why)
+        self.abort()
+
+    def dial(self, upstream: Upstream | None) -> None:
+        """Connect to `upstream` and relay; None ends the session."""
+        if upstream is None:
+            self.end(Ending.NO_UPSTREAM)
+            return
+        session, factory = self.session, self.factory
+        if factory.handshakes is not None:
+            factory.handshakes.discard(self)
+        session.server, session.upstream = upstream, upstream.name
+        self.enter(_DIALING, factory.timeouts.connect)
+        self._more_looks = MORE_LOOKS
+        if self.direction.eof:
+            self.may_have_left()
+        factory.observer.dialing(session)
+        if session.ending is not None:
+            # An observer has ended it.
+            return
+        attempt = self.pending = ServerAttempt(self, upstream)
+        attempt.start()
+
+    def attempt_connected(self, attempt: Attempt, leg: Leg) -> None:
+        """The server's connection stands."""
+        session, factory = self.session, self.factory
+        self.pending = None
+        session.connected_at = factory.now()
+        factory.observer.connected(session)
+        if session.ending is not None:
+            # An observer has ended it.
+            leg.abort()
+            return
+        self.relay(leg)
+        if leg.spliced:
+            # Not needed any more: thousands of idle sessions would keep it.
+            self._deadline = 0.0
+        elif INegotiated.providedBy(leg.transport) and not tells(leg.transport):
+            # TLS below a wrapper: connected, but maybe not yet with a server.
+            self._unproven = leg
+
+    def attempt_failed(self, attempt: Attempt) -> None:
+        """There is no server's connection: the client is told in the same way."""
+        self.pending = None
+        ending = attempt.ending
+        if self.session.ending is not None or ending is None:
+            # Cancelled by us, or too late to matter.
+            return
+        if ending is Ending.UPSTREAM_RESET and not self.replies:
+            self.abort_session(ending, attempt.detail)
+        else:
+            self.end(ending, attempt.detail)
+
+    def relay(self, leg: Leg) -> None:
+        """Join the server's connection to the client's."""
+        factory = self.factory
+        self.enter(_RELAYING)
+        bridge = Bridge(
+            self.session, self, leg, factory.timeouts, factory.clock, self._over
+        )
+        bridge.start(self.is_foreign)
+
+    # -- connections to this process
+
+    @property
+    def _hop(self) -> str:
+        """What the client's connection is, if it is another relay's of this process."""
+        return between(self.session.peer, self.session.listener)
+
+    def leads_back(self) -> bool:
+        """Whether this relay is on the way by which the client came."""
+        return streams.is_loop(self._hop, self.factory)
+
+    def note_hop(self, name: str) -> None:
+        """A connection to this process was made; kept until the session is over."""
+        if self._hops is None:
+            self._hops = {}
+        if name not in self._hops:
+            self._hops[name] = streams.add(name, self.factory, self._hop)
+
+    # -- the client's side before the Bridge
+
+    def ended_alone(self) -> None:
+        if self.session.stage is _PRELUDE:
+            name = self.factory.preludes[len(self._said)].name
+            said = f"in the middle of its {name}" if self._unread else "said nothing"
+            self.end(Ending.CLIENT_LEFT, said)
+        else:
+            self.may_have_left()
+
+    def may_have_left(self) -> None:
+        """The client has ended its side: it has left, unless it has sent something."""
+        if not self.direction.read:
+            self._left_by = self.factory.now() + LEFT_GRACE
+
+    def lost_alone(self, reason: Failure) -> None:
+        session = self.session
+        if session.ended_at is None:
+            if session.ending is None:
+                session.ending = Ending.CLIENT_LEFT
+                if session.stage is _HANDSHAKE:
+                    self._judge_handshake(reason)
+            self.stop_waiting()
+            self._over()
+
+    def _judge_handshake(self, reason: Failure) -> None:
+        """A client is gone before its TLS handshake was done, or its header read."""
+        session, header = self.session, self._header
+        if header is not None:
+            if header.is_bad:
+                session.ending = Ending.BAD_REQUEST
+                session.detail = "it did not begin with a PROXY header"
+            else:
+                session.detail = "before its PROXY header"
+        elif isinstance(reason.value, error.ConnectionClosed | OSError):
+            session.detail = "in the middle of its TLS handshake"
+        else:
+            session.ending = Ending.BAD_REQUEST
+            session.detail = f"TLS handshake: {why_failed(reason, 'the client')}"
+
+    def stop_waiting(self) -> None:
+        """Cancel what is under way."""
+        self.leave_queue()
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.cancel()
+
+    def leave_queue(self) -> None:
+        """Its handshake and preludes are done: leave the queue of those who wait."""
+        if self.factory.handshakes is not None:
+            self.factory.handshakes.discard(self)
+
+    # -- endings
+
+    def end(self, ending: Ending, detail: str = "") -> None:
+        """End a session that has no upstream connection: close the client politely."""
+        session = self.session
+        if session.stage is _CLOSING or session.stage is _OVER:
+            return
+        # In the middle of a handshake nothing can be said.
+        words = b"" if session.stage is _HANDSHAKE else self.last_words()
+        session.ending, session.detail = ending, detail
+        self.stop_waiting()
+        # TLS waits for the client's own goodbye, which may never come.
+        self.enter(_CLOSING, CLOSE_GRACE)
+        if words:
+            self.transport.write(words)
+        self.transport.loseConnection()
+
+    def abort_session(self, ending: Ending, detail: str = "") -> None:
+        """End the session now, whatever its stage: reset what is connected."""
+        if self.bridge is not None:
+            self.bridge.abort(ending, detail)
+            return
+        session = self.session
+        if session.ending is None:
+            session.ending, session.detail = ending, detail
+        self.stop_waiting()
+        if _CLOSING in NEXT[session.stage]:
+            self.enter(_CLOSING, CLOSE_GRACE)
+        self.abort()
+
+    def failed(self, reason: Failure) -> None:
+        """A defect, ours or of what is plugged in: end the session."""
+        log.failure("session {id} failed", reason, id=self.session.id)
+        self.abort_session(Ending.FAILED, repr(reason.value))
+
+    def _over(self) -> None:
+        session, factory = self.session, self.factory
+        session.ended_at = factory.now()
+        # From whichever stage it was: `enter` has nothing to refuse.
+        session.stage = _OVER
+        factory.wheel.discard(self)
+        if self._lease is not None:
+            lease, self._lease = self._lease, None
+            try:
+                lease.release()
+            except Exception:
+                log.failure("the lease of session {id} failed", id=session.id)
+        if self._hops is not None:
+            for name, hop in self._hops.items():
+                streams.is_over(name, hop)
+        ending = session.ending
+        if ending is not None and ending is not _DONE:
+            factory.endings[ending.word] += 1
+        factory.observer.closed(session)
+        if factory.registry.draining:
+            factory.registry.check()
+
+    # -- the wheel
+
+    def check(self, now: float) -> None:
+        """Look at the deadlines of whichever stage this is."""
+        bridge, session = self.bridge, self.session
+        if session.ending is not None:
+            # A transport that is not ours has told nobody of a loss, or an override of
+            # `connectionLost` below it (TLS, a wrapper) has kept that to itself.
+            legs = (self,) if bridge is None else (self, bridge.upstream)
+            for leg in legs:
+                if leg.outlives_abort():
+                    leg.lost_anyway(Failure(error.ConnectionAborted()))
+            if session.stage is _OVER:
+                return
+        if bridge is not None:
+            self._check_relaying(bridge, now)
+        elif session.stage is _CLOSING:
+            if now >= self._deadline:
+                self.abort()
+        elif (self.paused or self.direction.eof) and was_reset(self.transport):
+            # It is not read, so nobody hears of its reset.
+            self.abort_session(Ending.CLIENT_LEFT)
+        elif now >= self._left_by:
+            self.end(Ending.CLIENT_LEFT, "the client ended its side, unanswered")
+        elif now < self._deadline:
+            self._comes_on()
+        elif self._comes_on() and self._more_looks:
+            self._more_looks -= 1
+        else:
+            self.overdue()
+
+    def _check_relaying(self, bridge: Bridge, now: float) -> None:
+        if not self._is_kept_alive:
+            self._keep_alive(bridge)
+        if self._unproven is not None and now >= self._deadline:
+            leg, self._unproven = self._unproven, None
+            if leg.alive and leg.transport.getPeerCertificate() is None:
+                self.abort_session(Ending.CONNECT_TIMEOUT, "no TLS handshake in time")
+                return
+        bridge.check(now)
+
+    def _comes_on(self) -> bool:
+        """Whether a handshake, the client's or the server's, has moved since."""
+        stage = self.session.stage
+        if stage is _DIALING:
+            return bool(self.pending.comes_on())
+        if stage is not _HANDSHAKE:
+            return False
+        header = self._header
+        now: Any = tls_stage(self.transport) if header is None else header.stage
+        before, self._progress = self._progress, now
+        return bool(now != before)
+
+    def _keep_alive(self, bridge: Bridge) -> None:
+        self._is_kept_alive = True
+        if bridge.upstream.alive:
+            keep_alive(bridge.upstream.transport)
+        # A listener of ours has passed its options on.
+        if self.alive and (self.is_foreign or not KEEPALIVE_IS_INHERITED):
+            keep_alive(self.transport)
+
+    def overdue(self) -> None:
+        """The stage before the Bridge has had its time."""
+        limit = self.factory.timeouts.handshake
+        stage = self.session.stage
+        if stage is _HANDSHAKE:
+            what = "TLS handshake" if self._header is None else "PROXY header"
+            self.end(Ending.HANDSHAKE_TIMEOUT, f"no {what} in {limit:g} s")
+        elif stage is _PRELUDE:
+            what = self.factory.preludes[len(self._said)].name
+            self.end(Ending.HANDSHAKE_TIMEOUT, f"no {what} in {limit:g} s")
+        elif self.pending is not None:
+            self.pending.overdue()
+
+    def check_failed(self) -> None:
+        """`check` raised: end the session."""
+        self.abort_session(Ending.FAILED, "its deadlines could not be checked")

@@ -1,0 +1,312 @@
+"""The table of settings: its types, and what its rows may rely on."""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import relayd
+from relayd.core import settings
+from relayd.core.errors import ConfigError
+from relayd.core.setting_types import (
+    TIMEOUT_LIMIT,
+    Choice,
+    Count,
+    Flag,
+    IPv4,
+    Ratio,
+    Seconds,
+    Setting,
+)
+from relayd.core.settings import (
+    BACKLOG,
+    BIND_ADDRESS,
+    IDLE_TIMEOUT,
+    MAX_BINDS,
+    RECEIVE_BUFFER_LIMIT,
+    REPLY_CAP,
+    TRANSPORT,
+    UDP_RCVBUF,
+    UDP_TIMEOUT,
+)
+from relayd.operating.address_settings import RELAYD, SOCKS4, WHOLE
+
+
+def refusal(parse: Callable[[str], object], text: str) -> str:
+    """The message of a refusal, which is one line."""
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    message = str(caught.value)
+    assert message.isprintable()
+    return message
+
+
+# -- types
+
+
+def test_seconds() -> None:
+    """Whole numbers, fractions, and 0 for those who want no limit."""
+    for text, value in (
+        ("0", 0.0),
+        ("10", 10.0),
+        ("0.25", 0.25),
+        (".5", 0.5),
+        ("1e3", 1000.0),
+        ("100000000", TIMEOUT_LIMIT),
+    ):
+        assert IDLE_TIMEOUT.parse(text) == value
+
+
+def test_what_is_no_timeout_is_refused() -> None:
+    """With the option, the text, and what is expected."""
+    bad = ["", "x", "10s", "-1", "-0.001", "nan", "inf", "-inf", "1e400", "0x10"]
+    bad += ["100000001", "1,5", "1 0", "10\n20", "1_0"]
+    for text in bad:
+        assert refusal(IDLE_TIMEOUT.parse, text) == (
+            f"bad --idle-timeout {text!r}: expected seconds from 0 to 100000000"
+        )
+
+
+def test_a_timeout_that_can_not_be_never() -> None:
+    """A flow that never expires would keep its port."""
+    assert UDP_TIMEOUT.parse("0.5") == 0.5
+    for text in ("0", "0.0", "-0", "soon", "100000001"):
+        assert refusal(UDP_TIMEOUT.parse, text) == (
+            f"bad --udp-timeout {text!r}: expected seconds, more than 0,"
+            " up to 100000000"
+        )
+
+
+@given(st.floats(0, TIMEOUT_LIMIT))
+def test_every_timeout_in_range_is_read_as_it_is_shown(value: float) -> None:
+    assert Seconds().parse(repr(value)) == value
+    assert Seconds().parse(Seconds().show(value)) == value
+
+
+@given(st.text() | st.floats().map(str) | st.text("0123456789.e-+_ infa"))
+def test_any_text_is_a_number_or_refused(text: str) -> None:
+    """Nothing but a finite number in range gets through."""
+    for row, most in ((IDLE_TIMEOUT, TIMEOUT_LIMIT), (REPLY_CAP, math.inf)):
+        try:
+            value = row.parse(text)
+        except ConfigError:
+            assert repr(text) in refusal(row.parse, text)
+        else:
+            assert math.isfinite(value)
+            assert 0 <= value <= most
+
+
+def test_a_ratio() -> None:
+    assert REPLY_CAP.parse("2.5") == 2.5
+    for text in ("", "x", "-1", "inf", "nan", "1_0"):
+        assert refusal(REPLY_CAP.parse, text) == (
+            f"bad --reply-cap {text!r}: expected a number from 0 up"
+        )
+
+
+def test_what_is_no_count_is_refused() -> None:
+    """With the text, and what is expected."""
+    bad = ["", "x", "0", "-1", "+1", "1.0", "1e3", " 1", "1_0", "9" * 5000]
+    bad += ["²", "\u0663"]  # digits, but not of a number that anyone writes here
+    for row, above, expected in (
+        (BACKLOG, "65536", "a number from 1 to 65535"),
+        (MAX_BINDS, "10000000", "a number from 1 to 9999999"),
+        (UDP_RCVBUF, "1073741824", "1 to 1073741823 bytes"),
+    ):
+        for text in [*bad, above]:
+            assert refusal(row.parse, text) == (
+                f"bad --{row.name} {text!r}: expected {expected}"
+            )
+
+
+@given(st.integers(-10, 2 * RECEIVE_BUFFER_LIMIT))
+def test_a_count(number: int) -> None:
+    """Exactly the numbers in range are taken."""
+    for most in (8, 65535, RECEIVE_BUFFER_LIMIT):
+        kind = Count(most)
+        if 1 <= number <= most:
+            assert kind.parse(kind.show(number)) == number
+        else:
+            with pytest.raises(
+                ValueError, match=f"^expected a number from 1 to {most}$"
+            ):
+                kind.parse(str(number))
+
+
+def test_an_ipv4_address() -> None:
+    """And nothing that stands for one."""
+    for text in ("192.0.2.1", "0.0.0.0", "255.255.255.255"):
+        assert BIND_ADDRESS.parse(text) == text
+    for text in (
+        *("", "x", "::1", "::ffff:192.0.2.1", "192.0.2", "192.0.2.01", "192.0.2.1/32"),
+        *("192.0.2.1:80", " 192.0.2.1", "192.0.2.1\n", "3221225985", "localhost"),
+    ):
+        assert refusal(BIND_ADDRESS.parse, text) == (
+            f"bad --bind-address {text!r}: expected an IPv4 address such as 192.0.2.1"
+        )
+
+
+def test_a_choice() -> None:
+    for text in ("auto", "plane", "twisted"):
+        assert TRANSPORT.parse(text) == text
+    for text in ("", "Plane", "auto "):
+        assert refusal(TRANSPORT.parse, text) == (
+            f"bad --transport {text!r}: expected auto, plane or twisted"
+        )
+
+
+def test_a_flag_is_written_on_or_off() -> None:
+    """Where it is written: its option has no value."""
+    for text, value in (("on", True), ("off", False)):
+        assert Flag().parse(text) is value
+        assert Flag().show(value) == text
+    with pytest.raises(ValueError, match="^expected on or off$"):
+        Flag().parse("yes")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Seconds(),
+        Seconds(never=False),
+        Count(),
+        Count(9, "bytes"),
+        Ratio(),
+        IPv4(),
+        Flag(),
+    ],
+)
+def test_a_refusal_says_what_the_type_describes(kind: Any) -> None:
+    with pytest.raises(ValueError, match=f"^expected {re.escape(kind.describe())}$"):
+        kind.parse("?")
+
+
+@pytest.mark.parametrize(
+    "kind", [Seconds(), Seconds(never=False), Count(), Count(9, "bytes"), Ratio()]
+)
+def test_a_number_says_its_bounds_and_unit(kind: Any) -> None:
+    """For a schema, or a manual page."""
+    assert kind.parse(kind.show(kind.maximum)) == kind.maximum
+    if kind == Seconds(never=False):
+        assert kind.parse("1e-9") > kind.minimum == 0
+    else:
+        assert kind.parse(kind.show(kind.minimum)) == kind.minimum
+    assert kind.unit in ("", "seconds", "bytes")
+    assert kind.unit in kind.describe()
+
+
+# -- rows
+
+
+@pytest.mark.parametrize("row", WHOLE, ids=lambda row: f"{row.name}-{row.kinds[0]}")
+def test_a_row_is_whole(row: Setting[Any]) -> None:
+    """A program can read it, and so can a person."""
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", row.name)
+    assert row.option == (f"no-{row.name}" if row.default is True else row.name)
+    assert row.kinds
+    assert set(row.kinds) <= {"tcp", "udp", "socks4"}
+    assert row.group in settings.GROUPS
+    assert row.type.describe()
+    # A sentence, in ASCII for every locale, and in one cell of README's tables.
+    for text in filter(None, (row.help, row.off)):
+        assert re.fullmatch(r"[A-Z].*\.", text)
+        assert text.isascii()
+        assert "|" not in text
+    assert bool(row.off) == (row.default is True), (
+        "a flag that is on says what off does"
+    )
+    if not (row.is_flag or row.repeatable or row.default is None):
+        assert row.parse(row.shown_default) == row.default, "a default is in its bounds"
+    if row.default is None:
+        assert row.otherwise
+
+
+@pytest.mark.parametrize("rows", [RELAYD, SOCKS4], ids=["relayd", "socks4"])
+def test_no_two_rows_of_a_command_line_have_one_name(
+    rows: tuple[Setting[Any], ...],
+) -> None:
+    for names in (
+        [row.option for row in rows],
+        [row.short for row in rows if row.short],
+        [row.field for row in rows if not row.repeatable],
+    ):
+        assert len(set(names)) == len(names)
+
+
+def test_the_whole_table_is_on_the_command_lines() -> None:
+    assert set(RELAYD) | set(SOCKS4) == set(WHOLE)
+    assert set(settings.TABLE) < set(WHOLE)
+
+
+def test_a_choice_has_the_words_of_its_type() -> None:
+    assert isinstance(TRANSPORT.type, Choice)
+    assert TRANSPORT.type.describe() == "auto, plane or twisted"
+    assert TRANSPORT.type.placeholder == "auto|plane|twisted"
+
+
+PACKAGE = Path(relayd.__file__).parent
+FIELDS = {row.field for row in WHOLE}
+
+
+def is_written_out(value: ast.expr | None) -> bool:
+    """Whether a default is a literal; None is no value of a setting."""
+    if isinstance(value, ast.Constant):
+        return value.value is not None
+    return isinstance(value, ast.BinOp)
+
+
+def repeated_defaults(tree: ast.Module) -> list[str]:
+    """Arguments and fields with a setting's name whose default is written out."""
+    found: list[tuple[str, ast.expr | None]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            takes = node.args
+            names = [each.arg for each in [*takes.posonlyargs, *takes.args]]
+            # Arguments without a default come first.
+            missing = len(names) - len(takes.defaults)
+            found += zip(names[missing:], takes.defaults, strict=True)
+            keywords = [each.arg for each in takes.kwonlyargs]
+            found += zip(keywords, takes.kw_defaults, strict=True)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.append((node.target.id, node.value))
+    return [
+        f"{name} = {ast.unparse(value)}"
+        for name, value in found
+        if value is not None and name in FIELDS and is_written_out(value)
+    ]
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(PACKAGE.rglob("*.py")),
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
+def test_a_default_stands_in_its_row_and_nowhere_else(path: Path) -> None:
+    assert not repeated_defaults(ast.parse(path.read_text()))
+
+
+def test_that_rule_finds_what_it_is_for() -> None:
+    source = """
+def listen(address, backlog=4096): ...
+class Factory:
+    def __init__(self, *, idle_timeout: float = 3600.0, max_binds=1 << 8): ...
+class Settings:
+    bind: bool = True
+    transport: str | None = None
+    drain_timeout: float = settings.DRAIN_TIMEOUT.default
+    other: int = 3
+"""
+    assert sorted(repeated_defaults(ast.parse(source))) == [
+        "backlog = 4096",
+        "bind = True",
+        "idle_timeout = 3600.0",
+        "max_binds = 1 << 8",
+    ]

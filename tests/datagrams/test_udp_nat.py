@@ -1,0 +1,62 @@
+"""The face of the UDP relay: its settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from twisted.internet.task import Clock
+
+from relayd.datagrams.sockets import (
+    affordable_flows,
+)
+from relayd.udp_nat import Server, UdpNat
+from tests.datagrams.support import (
+    SERVER,
+)
+
+
+def test_settings_that_can_not_be() -> None:
+    """Are refused as the relay is made."""
+    for servers, settings in (
+        ([], {}),
+        ([Server(*SERVER)], {"reply_cap": -1}),
+        ([Server(*SERVER)], {"reply_cap": float("nan")}),
+        ([Server(*SERVER)], {"timeout": 0}),
+        ([Server(*SERVER)], {"max_flows": 0}),
+        ([Server(*SERVER)], {"max_flows_per_client": 0}),
+    ):
+        with pytest.raises(ValueError, match="must|needs"):
+            UdpNat(Clock(), servers, **settings)  # type: ignore[arg-type]
+
+
+def test_one_client_may_have_half_of_the_flows() -> None:
+    """Unless it is told otherwise."""
+    for most, each in ((10, 5), (1, 1)):
+        table = UdpNat(Clock(), [Server(*SERVER)], max_flows=most).table
+        assert (table.max_flows, table.max_flows_per_client) == (most, each)
+
+
+def test_how_many_flows_the_limit_allows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And the ports; some are left to everything else."""
+    ports = tmp_path / "ports"
+    monkeypatch.setattr("relayd.core.ports.PORT_RANGE", ports)
+    for limit, between, flows in (
+        (65536, "1024\t65023\n", 56000),
+        (65536, "32768 60999", 24703),
+        (1024, "32768 60999", 768),
+        (1, "32768 60999", 1),
+        (-1, "32768 60999", 24703),
+        (65536, "32768 32768", 1),
+        (65536, "", 14336),
+    ):
+        ports.write_text(between)
+        monkeypatch.setattr(
+            "relayd.datagrams.sockets.resource.getrlimit",
+            lambda _, is_=limit: (is_, is_),
+        )
+        assert affordable_flows() == flows
+    ports.unlink()
+    assert affordable_flows() == 14336

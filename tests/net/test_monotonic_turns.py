@@ -1,0 +1,148 @@
+"""What has arrived is looked at before the calls that are due are made."""
+
+from __future__ import annotations
+
+import gc
+from types import SimpleNamespace
+
+import pytest
+from twisted.internet.task import Clock
+
+from relayd.net.monotonic import (
+    LATE,
+    MOST_TURNS,
+    TURNS,
+    looked_at,
+)
+from tests.support.still_clock import Bench, bench
+
+__all__ = ["bench"]
+
+
+def test_what_is_due_waits_for_the_turn_that_is_under_way(bench: Bench) -> None:
+    bench.later(1, "due")
+    bench.now += 1
+    bench.fire()
+    assert bench.made == []
+    bench.still.turn()
+    assert bench.made == ["due"]
+
+
+@pytest.mark.parametrize("late", [LATE + 0.01, 1e5])
+def test_what_is_late_waits_for_whole_turns(bench: Bench, late: float) -> None:
+    bench.later(1, "due")
+    bench.later(1 + late, "due, too")
+    bench.now += 1 + late
+    bench.fire()
+    for _ in range(TURNS):
+        bench.still.turn()
+        assert bench.made == []
+        # The event is there until the timer is set again.
+        bench.fire()
+    bench.still.turn()
+    assert bench.made == ["due", "due, too"]
+
+
+def test_what_is_not_late_does_not(bench: Bench) -> None:
+    bench.later(1, "due")
+    bench.now += 1 + LATE * 0.9
+    bench.fire()
+    bench.still.turn()
+    assert bench.made == ["due"]
+
+
+def test_turns_are_taken_while_somebody_has_left_something(bench: Bench) -> None:
+    one, other = Reading(), Reading()
+    bench.clock.sources.update((one, other))
+    bench.later(1, "due")
+    bench.now += 10
+    bench.fire()
+    other.cut_short = True
+    for _ in range(10):
+        bench.still.turn()
+        bench.fire()
+    assert bench.made == []
+    other.cut_short = False
+    bench.still.turn()
+    assert bench.made == ["due"]
+
+
+def test_but_not_for_ever(bench: Bench) -> None:
+    source = Reading()
+    source.cut_short = True
+    bench.clock.sources.add(source)
+    bench.later(1, "due")
+    bench.now += 10
+    bench.settle()
+    assert bench.made == ["due"]
+    assert bench.still.turns == MOST_TURNS + 1
+
+
+def test_a_source_is_not_kept(bench: Bench) -> None:
+    bench.clock.sources.add(Reading())
+    gc.collect()
+    assert not bench.clock.sources
+
+
+def test_calls_of_no_delay_do_not_wait(bench: Bench) -> None:
+    """They may be what somebody takes what has arrived with."""
+    bench.later(1, "due")
+    bench.now += 10
+    bench.fire()
+    bench.later(0, "soon")
+    bench.still.turn()
+    assert bench.made == ["soon"]
+    bench.settle()
+    assert bench.made == ["soon", "due"]
+
+
+@pytest.mark.parametrize("late", [0.0, 10.0])
+def test_who_is_judged_is_judged_by_the_time_of_the_look(
+    bench: Bench, late: float
+) -> None:
+    """Wherever the machine is paused, or a call takes its time, after that."""
+    told: list[float] = []
+
+    def judge() -> None:
+        bench.now += 100
+        told.append(looked_at(bench.clock)())
+
+    for _ in range(2):
+        bench.later(1, "judge", judge)
+    bench.later(50, "not yet due at that time")
+    bench.now += 1 + late
+    bench.fire()
+    for _ in range(TURNS if late else 0):
+        bench.still.turn()
+    # The last turn before the judgement, which may have read what came until now.
+    looked = bench.now
+    bench.now += 100
+    bench.still.turn()
+    assert told == [looked, looked]
+    bench.settle()
+    assert bench.made == ["judge", "judge", "not yet due at that time"]
+
+
+def test_a_turn_that_takes_long_keeps_nothing_from_being_made(bench: Bench) -> None:
+    """However many there are of them."""
+    for number in range(3):
+        bench.later(1 + number, number)
+    bench.now += 5
+    for _ in range(2 * TURNS + 3):
+        bench.fire()
+        bench.still.turn()
+        bench.now += 10 * LATE
+    assert bench.made == [0, 1, 2]
+
+
+def test_another_kind_of_clock_is_judged_by_its_time() -> None:
+    other = Clock()
+    other.advance(7)
+    assert looked_at(other)() == 7
+
+
+class Reading(SimpleNamespace):
+    """Something that the clock asks."""
+
+    cut_short = False
+    __hash__ = object.__hash__

@@ -1,0 +1,164 @@
+"""What the kernel tells of connections: real sockets, and things that are none."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from relayd.net import tcp_info as module
+from relayd.net.tcp_info import (
+    TcpInfo,
+    is_dead,
+    parse,
+    tcp_info,
+    unacknowledged,
+    unread,
+    was_reset,
+)
+from tests.support.process import eventually, reset
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems don't tell")
+
+FAMILIES = [socket.AF_INET, socket.AF_INET6]
+
+
+@contextmanager
+def connected(family: int) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Both ends of a connection."""
+    with socket.socket(family) as listener:
+        listener.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
+        listener.listen()
+        with socket.create_connection(listener.getsockname()[:2]) as one:
+            other, _ = listener.accept()
+            with other:
+                yield one, other
+
+
+class NoSocket:
+    """What has a descriptor, but of something else."""
+
+    def __init__(self, number: object) -> None:
+        self.fileno = lambda: number
+
+
+@linux
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_connection_tells_how_it_is(family: int) -> None:
+    with connected(family) as (one, other):
+        info = tcp_info(one)
+        assert info is not None
+        assert info.window >= 4096
+        assert (info.retransmits, info.probes) == (0, 0)
+        assert 0 <= info.since_heard < 5
+        one.sendall(b"hello")
+        eventually(lambda: unread(other) == 5)
+        eventually(lambda: unacknowledged(one) == 0)
+        assert unread(one) == 0
+        assert not is_dead(one)
+        # It was lent, and is still its owner's.
+        assert other.recv(9) == b"hello"
+
+
+@linux
+def test_a_peer_that_does_not_read_shows_a_shut_window() -> None:
+    with connected(socket.AF_INET) as (one, _):
+        one.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                one.send(bytes(65536))
+        eventually(lambda: (info := tcp_info(one)) is not None and not info.window)
+        assert unacknowledged(one) > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_reset_of_a_connection_that_nobody_reads(family: int) -> None:
+    with connected(family) as (one, other):
+        assert not was_reset(one)
+        other.sendall(b"before")
+        reset(other)
+        eventually(lambda: was_reset(one))
+        assert is_dead(one)
+        if sys.platform == "linux":
+            assert unread(one) == 6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_end_of_data_is_no_reset(family: int) -> None:
+    with connected(family) as (one, other):
+        other.close()
+        eventually(lambda: one.recv(1, socket.MSG_PEEK) == b"")
+        assert not was_reset(one)
+        assert not is_dead(one)
+
+
+def test_a_unix_socket() -> None:
+    """It has no tcp_info; and one that was closed has sent what it sent."""
+    one, other = socket.socketpair()
+    with one:
+        with other:
+            assert tcp_info(one) is None
+            other.sendall(b"before")
+            assert unread(one) == 6
+        assert not was_reset(one)
+        assert is_dead(one)
+        assert one.recv(9) == b"before"
+
+
+@pytest.mark.parametrize("number", [-1, None, "x", 1 << 30])
+def test_what_is_no_descriptor(number: object) -> None:
+    """As if everything were in order."""
+    for each in (NoSocket(number), object()):
+        assert tcp_info(each) is None
+        assert unacknowledged(each) == unread(each) == 0
+    assert not is_dead(object())
+
+
+def test_a_descriptor_of_something_else_is_left_alone() -> None:
+    reading, writing = os.pipe()
+    try:
+        for end in (reading, writing):
+            assert tcp_info(NoSocket(end)) is None
+            os.fstat(end)
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_a_system_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TCP_INFO", None)
+    monkeypatch.setattr(module, "SIOCOUTQ", None)
+    with connected(socket.AF_INET) as (one, _):
+        assert tcp_info(one) is None
+        assert unacknowledged(one) == 0
+
+
+def test_a_sandbox_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever errno it has for that."""
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with connected(socket.AF_INET) as (one, _):
+        monkeypatch.setattr(module, "TCP_INFO", 1 << 20)
+        assert tcp_info(one) is None
+        monkeypatch.setattr(module.fcntl, "ioctl", refuse)
+        assert unacknowledged(one) == unread(one) == 0
+
+
+def test_older_kernels_say_less() -> None:
+    """struct tcp_info grows at its end: what is missing is not made up."""
+    whole = bytearray(280)
+    whole[2], whole[3] = 5, 6
+    whole[44:48] = (1500).to_bytes(4, sys.byteorder)
+    whole[56:60] = (2500).to_bytes(4, sys.byteorder)
+    whole[228:232] = (70000).to_bytes(4, sys.byteorder)
+    assert parse(bytes(whole)) == TcpInfo(70000, 5, 6, 1.5, 2.5)
+    assert parse(bytes(whole[:224])) == TcpInfo(0, 5, 6, 1.5, 2.5)
+    assert parse(bytes(whole[:56])) is None
+    assert parse(b"") is None

@@ -1,0 +1,40 @@
+"""Twisted's endpoint strings, as relayd reads them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.endpoints import (
+    _parse,
+    quoteStringArgument,
+)
+
+from relayd.operating import endpoint_strings
+
+
+@given(st.text(), st.dictionaries(st.text(st.characters(codec="ascii")), st.text()))
+def test_any_arguments_are_read_as_twisted_reads_them(
+    text: str, named: dict[str, str]
+) -> None:
+    """Its own function is the judge; what it can't read, we can't either."""
+    quoted = ":".join(
+        [quoteStringArgument(text).replace("=", "\\=")]
+        + [
+            f"{quoteStringArgument(each).replace('=', chr(92) + '=')}"
+            f"={quoteStringArgument(value)}"
+            for each, value in named.items()
+        ]
+    )
+    assert endpoint_strings.parts(quoted) == ([text], named)
+    for written in (text, quoted, "a:" + text):
+        try:
+            twisteds = _parse(written)
+        except UnicodeError:
+            # A name that Twisted refuses.
+            pass
+        except RuntimeError:
+            with pytest.raises(ValueError, match="ends with a backslash"):
+                endpoint_strings.parts(written)
+        else:
+            assert endpoint_strings.parts(written) == twisteds
