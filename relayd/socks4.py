@@ -28,7 +28,11 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
-from relayd.admission.limits import Waiting, affordable_handshakes, fair_handshakes
+from relayd.admission.limits import (
+    Waiting,
+    default_max_handshakes,
+    default_max_handshakes_per_client,
+)
 from relayd.core import settings
 from relayd.core.interfaces import IGate, IObserver, IProxyPolicy, IShedsClients
 from relayd.core.session import Ending
@@ -152,9 +156,11 @@ class Socks4Factory(StreamFactory):
         if not bind_timeout >= 0:
             raise ValueError(f"bind_timeout must not be negative: {bind_timeout!r}")
         if max_handshakes is None:
-            max_handshakes = affordable_handshakes()
+            max_handshakes = default_max_handshakes()
         if max_handshakes_per_client is None:
-            max_handshakes_per_client = fair_handshakes(max_handshakes)
+            max_handshakes_per_client = default_max_handshakes_per_client(
+                max_handshakes
+            )
         for bound, most in (
             ("max_handshakes", max_handshakes),
             ("max_handshakes_per_client", max_handshakes_per_client),

@@ -2,9 +2,9 @@
 
 from relayd.core.prelude import BadRequest
 from relayd.preludes.socks4 import (
-    LONGEST,
-    MOST_HOST,
-    MOST_USER_ID,
+    MAX_HOST,
+    MAX_REQUEST,
+    MAX_USER_ID,
     REPLY_SIZE,
     Code,
     Command,
@@ -17,9 +17,9 @@ from relayd.preludes.socks4 import (
 )
 
 __all__ = [
-    "LONGEST",
-    "MOST_HOST",
-    "MOST_USER_ID",
+    "MAX_HOST",
+    "MAX_REQUEST",
+    "MAX_USER_ID",
     "REPLY_SIZE",
     "BadRequest",
     "Code",

@@ -25,7 +25,7 @@ from relayd.datagrams.ledger import Ledger
 from relayd.datagrams.loops import LoopGuard
 from relayd.datagrams.relay import DatagramRelay
 from relayd.datagrams.servers import Server, ServerPool
-from relayd.datagrams.sockets import affordable_flows, udp_socket
+from relayd.datagrams.sockets import default_max_flows, udp_socket
 from relayd.datagrams.table import NatTable
 from relayd.datagrams.watching import ReactorWatcher, Watcher
 from relayd.net.own_addresses import is_own
@@ -85,7 +85,7 @@ class UdpNat(DatagramRelay):
         name: str | None = None,
     ) -> None:
         if max_flows is None:
-            max_flows = affordable_flows()
+            max_flows = default_max_flows()
         if max_flows_per_client is None:
             max_flows_per_client = max(1, max_flows // 2)
         ledger: Ledger[Any] = Ledger(

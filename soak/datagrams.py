@@ -48,7 +48,7 @@ LARGEST = 65507
 USUAL = 1472
 
 #: Datagrams that are nobody's which a flow keeps until it is known what they were.
-MOST_STRAYS = 8
+MAX_STRAYS = 8
 
 #: What a datagram begins with: whose it is, and which of those.
 HEADER = struct.Struct(">II")
@@ -84,7 +84,7 @@ class Sent:
     """A datagram that was sent.
 
     :ivar before: when it was not sent yet, by a hair; `after`: when it was.
-    :ivar kept: its flow was in use, so the port is there for the answer.
+    :ivar resend_buffer: its flow was in use, so the port is there for the answer.
     :ivar port: the relay's that it went through; empty where that is not known.
     :ivar heard: it, or the answer to it, has come to the client.
     """
@@ -155,7 +155,7 @@ class Flow:
             # To the relay it is an answer like any other.
             self.moved_at = now
             self.strays.append(data)
-            return "" if len(self.strays) <= MOST_STRAYS else unowed(data)
+            return "" if len(self.strays) <= MAX_STRAYS else unowed(data)
         sequence = waiting.pop(0)
         if not waiting:
             del self.owed[data]

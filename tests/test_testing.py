@@ -42,7 +42,7 @@ class FakePeer(Peer):
         transport = self.transport
         data, transport.taken = transport.taken[:count], transport.taken[count:]
         if data:
-            transport.make_room(len(data))
+            transport.shed_clients(len(data))
             return data
         if transport.aborted:
             raise ConnectionResetError

@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from relayd.core.errors import Refused
-from relayd.core.settings import HANDSHAKES, HANDSHAKES_EACH
+from relayd.core.settings import DEFAULT_HANDSHAKES, DEFAULT_HANDSHAKES_PER_CLIENT
 from relayd.net.log_throttle import LogThrottle
 
 log = Logger(namespace="relayd.limits")
@@ -24,7 +24,7 @@ log = Logger(namespace="relayd.limits")
 Item = TypeVar("Item")
 
 
-def affordable_handshakes() -> int:
+def default_max_handshakes() -> int:
     """How many handshakes may wait in all, unless that is set.
 
     A quarter of the limit of open files: with more than that limit everybody would be
@@ -34,19 +34,19 @@ def affordable_handshakes() -> int:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     except OSError:
         # A sandbox refuses.
-        return HANDSHAKES
+        return DEFAULT_HANDSHAKES
     if limit == resource.RLIM_INFINITY:
-        return HANDSHAKES
-    return max(1, min(HANDSHAKES, limit // 4))
+        return DEFAULT_HANDSHAKES
+    return max(1, min(DEFAULT_HANDSHAKES, limit // 4))
 
 
-def fair_handshakes(limit: int) -> int:
+def default_max_handshakes_per_client(limit: int) -> int:
     """How many of those one client may have, unless that is set: a quarter."""
-    return max(1, min(HANDSHAKES_EACH, limit // 4))
+    return max(1, min(DEFAULT_HANDSHAKES_PER_CLIENT, limit // 4))
 
 
 class Waiting(Generic[Item]):
-    """Those who wait for one kind of thing, in the order in which they came.
+    """A table of what waits, in the order in which it came.
 
     :param what: what they are, in the plural, for the log.
     :param clock: seconds; the log has at most one line in each.
@@ -109,11 +109,11 @@ class Waiting(Generic[Item]):
         return evicted
 
     def oldest(self, count: int) -> list[Item]:
-        """Those who have waited longest, at most so many; the longest first."""
+        """Those that have waited longest, at most `count`; the longest first."""
         return list(itertools.islice(self._items, count))
 
     def discard(self, item: Item) -> None:
-        """`item` waits no longer, if it did."""
+        """Remove `item`, if it is in the table."""
         client = self._items.pop(item, None)
         if client is None:
             return

@@ -22,10 +22,10 @@ from relayd.core.session import Session
 
 @implementer(IGate, ILease)
 class ClientGate:
-    """Lets in the clients of some networks; there is nothing to count.
+    """Admits the clients of some networks; there is nothing to count.
 
-    Clients of UNIX sockets have no address: whoever may open the socket's file has
-    been let in by that.
+    Clients of UNIX sockets have no address: the permissions of the socket's file have
+    admitted them.
 
     :param networks: an IPv4 client of an IPv6 socket counts as IPv4.
     """
@@ -37,16 +37,16 @@ class ClientGate:
 
     def enter(self, session: Session) -> ILease:
         host = host_of(session.client)
-        # A client that has neither an address nor a socket file is nobody we know.
+        # A client that has neither an address nor a socket file can't be identified.
         if self._lets_in(host) if host else session.client.startswith("unix:"):
             return self
         raise Refused("no --allow-client names this client")
 
     def release(self) -> None:
-        """Nothing was taken, nothing is given back."""
+        """Nothing to give back."""
 
     def _is_inside(self, host: str) -> bool:
         address = ipaddress.ip_address(host)
-        # Not of other addresses that carry one: those anybody may choose.
+        # Not of other addresses that carry one: any client may choose those.
         mapped = getattr(address, "ipv4_mapped", None)
         return any((mapped or address) in network for network in self._networks)

@@ -28,8 +28,8 @@ import os
 from collections import Counter
 from typing import NamedTuple
 
-#: As many hops are kept when their sessions are over.
-PAST = 1024
+#: How many hops are kept after their sessions are over.
+MAX_PAST = 1024
 
 
 class Hop(NamedTuple):
@@ -44,7 +44,7 @@ class Hop(NamedTuple):
 
 
 def between(here: str, there: str) -> str:
-    """What a connection, or flow, is known by: its ends, as text.
+    """The name of a connection, or flow: its two ends, as text.
 
     Both: the kernel gives one port to several connections, if they lead to different
     places.
@@ -69,7 +69,7 @@ class Hops:
         spellings, and not the same within a jail.
     :ivar hops: those that are under way, by their ends.  As many as there are sessions
         that lead here, at most.
-    :ivar past: the last :data:`PAST` of those that are over, likewise.
+    :ivar past: the last :data:`MAX_PAST` of those that are over, likewise.
     """
 
     def __init__(self) -> None:
@@ -115,18 +115,19 @@ class Hops:
         return hop
 
     def remove(self, name: str) -> None:
-        """It is over, if there was one of this name, and nobody will come by it."""
+        """Forget a hop, if there is one of this name: nothing will be accepted from
+        it."""
         self.hops.pop(name, None)
 
     def is_over(self, name: str, hop: Hop) -> None:
-        """Its session is over; somebody may still come by it.
+        """Its session is over, but its other end may be accepted later.
 
-        :param hop: what `add` has made: another may have the name by now.
+        :param hop: as `add` returned it: another hop may have the name by now.
         """
         if self.hops.get(name) is not hop:
             return
         self.past[name] = self.hops.pop(name)
-        if len(self.past) > PAST:
+        if len(self.past) > MAX_PAST:
             del self.past[next(iter(self.past))]
 
     def is_loop(self, name: str, relay: object) -> bool:

@@ -1,4 +1,4 @@
-"""What relayd asks of the objects that are plugged into it.
+"""The interfaces of the objects that are plugged into relayd.
 
 Where Twisted has an interface (endpoints, producers, protocols, services),
 relayd uses that.  These few are the rest.  All of them are called in the
@@ -27,7 +27,7 @@ class IGate(Interface):
     """Decides which clients are served."""
 
     def enter(session: Session) -> ILease:
-        """Let the client in, before anything is dialled for it.
+        """Admit the client, before anything is dialled for it.
 
         Called once for each accepted connection, with `client` and `listener`
         known.
@@ -72,16 +72,16 @@ class IProxyPolicy(Interface):
 
 
 class IObserver(Interface):
-    """Hears what happens to sessions.
+    """Is notified of what happens to sessions.
 
-    Every accepted connection is told of either by one `refused`, or by one
+    Every accepted connection is reported either by one `refused`, or by one
     `opened`, at most one `dialing` and `connected`, and one `closed`.  There
     is no event for a chunk of data: read the session's counters.  An observer
     that raises is logged and not called again; the session goes on.
     """
 
     def opened(session: Session) -> None:
-        """A client was accepted and let in."""
+        """A client was accepted and admitted."""
 
     def dialing(session: Session) -> None:
         """A server was chosen (`session.upstream`) and is being dialled."""
@@ -93,11 +93,11 @@ class IObserver(Interface):
         """Both connections are gone; `ending`, times and counters are final."""
 
     def refused(session: Session, why: str) -> None:
-        """A gate turned the client away (`ending` is REFUSED), or failed (FAILED)."""
+        """A gate refused the client (`ending` is REFUSED), or failed (FAILED)."""
 
 
 class INamedClients(Interface):
-    """A protocol factory that asks nothing of a client but its name.
+    """A protocol factory that needs only the name of a client.
 
     For listeners whose connections have their options set
     (:func:`relayd.net.transports.set_options`).  One that knows the name need not make
@@ -107,8 +107,8 @@ class INamedClients(Interface):
     def takes_names() -> bool:
         """Whether `build_named` will do instead of `buildProtocol`, for all clients.
 
-        Asked each time a listener opens.  Not if somebody has put a `buildProtocol` in
-        the place of the one that it stands for: a subclass, a mixin, or on the object.
+        Asked each time a listener opens.  False if `buildProtocol` is overridden: in a
+        subclass, in a mixin, or on the object.
         """
 
     def build_named(client: str) -> Any:
@@ -130,11 +130,11 @@ class IDial(Interface):
     """A connection that is being made."""
 
     def cancel() -> None:
-        """Give up.  There will be no answer."""
+        """Cancel the dial.  The caller is not notified."""
 
 
 class ICaller(Interface):
-    """Who dials, and is told how it ends."""
+    """What dials, and is notified of the outcome."""
 
     def build_leg(address: Any) -> Any:
         """The connection stands: `IProtocolFactory.buildProtocol` for it."""
@@ -147,16 +147,16 @@ class ICaller(Interface):
 
 
 class IHopListener(Interface):
-    """A caller, or a factory, that knows who comes from this process."""
+    """A caller, or a factory, that notes connections to this process."""
 
-    def under_way(sock: Any, address: Any) -> bool:
+    def dial_started(sock: Any, address: Any) -> bool:
         """A dial begins to a port on which this process listens.
 
-        Called right behind a connect(2) that takes time: nobody can have accepted it.
+        Called right after a connect(2) that takes time: it can't be accepted yet.
 
         :param address: where it leads, as the socket module has it.
-        :return: whether that is here: the dial is reset then if it is given up, so that
-            its other end hears of that.
+        :return: whether it leads to this process: the dial is then reset if it is
+            cancelled, so that its other end sees that.
         """
 
 
@@ -181,21 +181,21 @@ class IDialer(Interface):
         """
 
 
-class IHearsReset(Interface):
-    """A protocol that may have stopped reading when its peer resets the connection."""
+class IResetListener(Interface):
+    """A protocol that can be notified of a reset while it is not reading."""
 
-    def hears_reset() -> bool:
-        """Whether to be told of it now, and not behind what is still to be read.
+    def wants_reset() -> bool:
+        """Whether to be notified now, and not after what is still to be read.
 
         Asked by transports that learn of a reset while their protocol has them paused.
         """
 
 
-class IHearsLoss(Interface):
-    """A protocol that others may subclass, and that has to hear of its loss."""
+class ILossListener(Interface):
+    """A protocol that may be subclassed, and has to be notified of its loss."""
 
     def lost_anyway(reason: Failure) -> None:
-        """`connectionLost`, or an override of it, has raised: do what is ours.
+        """`connectionLost`, or an override of it, has raised: clean up all the same.
 
         Does nothing if that has been done.
         """
@@ -207,7 +207,7 @@ class ISpliceable(Interface):
     unsent = Attribute("""Bytes that were written to it, or moved to it, and that the
         kernel has not taken yet.""")
 
-    blocked = Attribute("""Whether it is not read for want of room in the other one.""")
+    blocked = Attribute("""Whether it is not read because the other one is full.""")
 
     def splice(peer: object, here: Direction, there: Direction, splicer: Any) -> bool:
         """From now on, move what either reads to the other.
@@ -215,11 +215,11 @@ class ISpliceable(Interface):
         What is read here is added to `here.read` and `here.written` instead of being
         given to the protocol, and what is read from `peer` to those of `there`.  While
         something waits to be written to one of them, the other is not read.  Nothing
-        is passed on but bytes.  The protocols go on to hear of the loss (`close_both`
-        excepted) and of nothing else.
+        is passed on but bytes.  The protocols are still notified of the loss
+        (`close_both` excepted) and of nothing else.
         `pauseProducing` and `resumeProducing` mean what they always do.
 
-        :param splicer: an :class:`ISplicer`, which hears of the ends of data.
+        :param splicer: an :class:`ISplicer`, which is notified of the ends of data.
         :return: whether it will; False if `peer` is of another kind, or one of
             the two is lost: write to them, as to any transport.
         """
@@ -227,8 +227,8 @@ class ISpliceable(Interface):
     def close_both(protocol: object, peers: object) -> bool:
         """Close this connection and the one that it is spliced to, at once.
 
-        To be asked when both directions have ended.  The protocols are not told of the
-        loss: whoever asks knows.
+        To be asked when both directions have ended.  The protocols are not notified of
+        the loss: the caller knows.
 
         :param protocol: this connection's, and
         :param peers: the other one's.
@@ -239,7 +239,7 @@ class ISpliceable(Interface):
 
 
 class ISplicer(Interface):
-    """Who has joined two ISpliceable transports."""
+    """What has joined two ISpliceable transports."""
 
     def ended(direction: Direction, sink: Any) -> None:
         """The last byte of a direction has been read.

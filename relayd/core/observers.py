@@ -41,7 +41,7 @@ class Observer:
 _HOOKS = ("opened", "dialing", "connected", "closed", "refused")
 
 
-def _nobody(session: object, why: str = "") -> None:
+def _not_hooked(session: object, why: str = "") -> None:
     """A hook without an observer."""
 
 
@@ -52,7 +52,7 @@ class Observers:
     One that raises is logged with its traceback and dropped: it is not called again,
     neither by these nor by others that contain these.
 
-    :ivar wholes: others that contain these; an embedder's observers may be a part of
+    :ivar parents: others that contain these; an embedder's observers may be a part of
         several relays'.
     """
 
@@ -64,10 +64,10 @@ class Observers:
 
     def __init__(self, *observers: IObserver) -> None:
         self._observers = list(observers)
-        self.wholes: weakref.WeakSet[Observers] = weakref.WeakSet()
+        self.parents: weakref.WeakSet[Observers] = weakref.WeakSet()
         for each in observers:
             if isinstance(each, Observers):
-                each.wholes.add(self)
+                each.parents.add(self)
         self.set_hooks()
 
     def set_hooks(self) -> None:
@@ -75,8 +75,8 @@ class Observers:
         # Five calls for each session, most of which no observer has a hook for.
         for name in _HOOKS:
             heard = list(self.hooks(name))
-            setattr(self, name, self._teller(heard) if heard else _nobody)
-        for whole in list(self.wholes):
+            setattr(self, name, self._notifier(heard) if heard else _not_hooked)
+        for whole in list(self.parents):
             whole.set_hooks()
 
     def hooks(self, name: str) -> Iterator[tuple[Callable[..., None], IObserver]]:
@@ -87,7 +87,7 @@ class Observers:
             elif getattr(type(each), name, None) is not getattr(Observer, name):
                 yield getattr(each, name), each
 
-    def _teller(
+    def _notifier(
         self, heard: list[tuple[Callable[..., None], IObserver]]
     ) -> Callable[..., None]:
         """A function that calls several hooks."""

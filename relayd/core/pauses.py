@@ -6,8 +6,8 @@ the last has gone (:meth:`relayd.stream.legs.Leg.pause`,
     costs nothing more than with one flag.
 
 Only PEER_FULL says something about the other side.  It alone counts for the stall
-timeout and for how a lost connection is read: nobody is to be cut off because
-somebody else asked for a pause.
+timeout and for how a lost connection is read: no session is aborted because a pause
+was asked for.
 """
 
 from __future__ import annotations

@@ -32,10 +32,10 @@ class Ending(Enum):
     #: A write to it failed.
     DOWNSTREAM_WRITE_FAILED = ("downstream_write_failed", "CD")
     UPSTREAM_WRITE_FAILED = ("upstream_write_failed", "SD")
-    #: It did not answer any more: what was sent to it, or the kernel's probes.
+    #: It did not answer any more: neither data nor the kernel's probes.
     DOWNSTREAM_LOST = ("downstream_lost", "cD")
     UPSTREAM_LOST = ("upstream_lost", "sD")
-    #: It took none of what waited for it, for the stall timeout.
+    #: It took none of the data that waited for it, for the stall timeout.
     DOWNSTREAM_STALLED = ("downstream_stalled", "cD")
     UPSTREAM_STALLED = ("upstream_stalled", "sD")
     #: Nothing moved for the idle timeout, or the half-close timeout.
@@ -49,19 +49,19 @@ class Ending(Enum):
     UNRESOLVED = ("unresolved", "SC")
     CONNECT_FAILED = ("connect_failed", "SC")
     NO_UPSTREAM = ("no_upstream", "SC")
-    #: A gate turned the client away, or a bound was reached.
+    #: A gate refused the client, or a limit was reached.
     REFUSED = ("refused", "PR")
-    #: Its way led through the same relay before.
+    #: The connection led back to the same relay.
     LOOP = ("loop", "PR")
-    #: Proxies: what the client sent is no request that can be served; no request
-    #: came in time; one that was not complete had to make room for a new client's.
+    #: The client sent no valid handshake or request; none in time; it was evicted from
+    #: the table of handshakes, for a new client.
     BAD_REQUEST = ("bad_request", "PR")
     HANDSHAKE_TIMEOUT = ("handshake_timeout", "cR")
     EVICTED = ("evicted", "PR")
-    #: Proxies: a rule, or the ident of the client's host, was against it.
+    #: Proxies: refused by a rule, or by the ident of the client's host.
     DENIED = ("denied", "PR")
     IDENT_FAILED = ("ident_failed", "PR")
-    #: Proxies, BIND: nobody came, or another than the one that was expected.
+    #: Proxies, BIND: no peer connected, or the wrong one.
     BIND_TIMEOUT = ("bind_timeout", "sC")
     WRONG_PEER = ("wrong_peer", "PC")
     #: The relay shut down first.
@@ -123,7 +123,7 @@ class Session:
     :ivar up: client to server.
     :ivar down: server to client.
     :ivar ending: how it ended, or None while it lives.
-    :ivar detail: the cause in the words of whoever reported it, or empty.
+    :ivar detail: more about the cause, or empty.
     """
 
     id: int

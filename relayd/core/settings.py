@@ -36,7 +36,7 @@ BACKLOG_LIMIT = 65535
 RECEIVE_BUFFER_LIMIT = (1 << 30) - 1
 
 #: The most handshakes, in all and of one client, unless more are asked for.
-HANDSHAKES, HANDSHAKES_EACH = 4096, 1024
+DEFAULT_HANDSHAKES, DEFAULT_HANDSHAKES_PER_CLIENT = 4096, 1024
 
 _STREAMS: tuple[Kind, ...] = ("tcp", "socks4")
 _ALL: tuple[Kind, ...] = ("tcp", "udp", "socks4")
@@ -236,7 +236,7 @@ MAX_HANDSHAKES = Setting[int | None](
     name="max-handshakes",
     type=Count(),
     default=None,
-    otherwise=f"a quarter of the limit of open files, at most {HANDSHAKES}",
+    otherwise=f"a quarter of the limit of open files, at most {DEFAULT_HANDSHAKES}",
     help="Limit of clients in the handshake; at the limit, the oldest handshake is"
     " evicted.",
     kinds=("socks4",),
@@ -246,7 +246,7 @@ MAX_HANDSHAKES_PER_CLIENT = Setting[int | None](
     name="max-handshakes-per-client",
     type=Count(),
     default=None,
-    otherwise=f"a quarter of --max-handshakes, at most {HANDSHAKES_EACH}",
+    otherwise=f"a quarter of --max-handshakes, at most {DEFAULT_HANDSHAKES_PER_CLIENT}",
     help="The same for the handshakes of one client address (IPv4 address or IPv6"
     " /64).",
     kinds=("socks4",),

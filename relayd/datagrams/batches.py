@@ -34,7 +34,7 @@ from relayd.datagrams.sockets import (
 )
 
 #: One turn at a socket that is read datagram by datagram.
-TURNS = range(BATCH)
+BATCH_RANGE = range(BATCH)
 
 #: Bytes for what the kernel tells besides a datagram: one address of ours.
 ANCILLARY = 64
@@ -83,7 +83,7 @@ class OneByOne:
         one = self._with_local if self._local else self._plain
         got: list[tuple[Any, Any]] = []
         self.drained, self.refusal = False, None
-        for _ in TURNS:
+        for _ in BATCH_RANGE:
             try:
                 got.append(one())
             except BlockingIOError:

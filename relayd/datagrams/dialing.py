@@ -103,7 +103,7 @@ class FlowDialer:
 
     def refused(self, server: Server, address: SocketAddress, problem: OSError) -> None:
         """New flows are to have the next address of the server."""
-        if server.turn_from(address):
+        if server.advance_from(address):
             log.warn(
                 "{name}: {address} refuses ({why}): the next of its addresses is tried,"
                 " {next}",

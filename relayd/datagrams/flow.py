@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 
 from relayd.core.addresses import client_key
 from relayd.core.flows import Flow
-from relayd.datagrams.batches import TURNS
+from relayd.datagrams.batches import BATCH_RANGE
 from relayd.datagrams.dialing import Connected
 from relayd.datagrams.interfaces import FlowListener, FlowRelay
 from relayd.datagrams.ledger import Ledger
@@ -42,11 +42,11 @@ from relayd.datagrams.sockets import (
 )
 
 #: Replies of a flow after which it is asked for more than it usually has.
-LOOK_EVERY = 32
+FULL_READ_EVERY = 32
 
 #: Replies at once from which on a flow is always read until nothing is pending: its
 #: runs are longer then, which saves more than asking in vain costs.
-MANY = 6
+BURST = 6
 
 #: Errors in one batch of a flow's replies after which it can't be read.
 MAX_ERRORS = 16
@@ -170,7 +170,7 @@ class ClientFlow(Flow):
     def _read_some(self) -> None:
         # Asking whether more is pending costs as much as being notified: now and then
         # is enough to notice a flow that has more under way than it had.
-        if self.down_datagrams >= self._full_read_at or self._usual >= MANY:
+        if self.down_datagrams >= self._full_read_at or self._usual >= BURST:
             self._read_batch(BATCH)
         else:
             self._read_batch(self._usual)
@@ -185,7 +185,7 @@ class ClientFlow(Flow):
         received = size = errors = 0
         run: list[bytes] = []
         try:
-            for _ in TURNS:
+            for _ in BATCH_RANGE:
                 try:
                     data = recv(BUFFER_SIZE)
                 except BlockingIOError:
@@ -202,7 +202,7 @@ class ClientFlow(Flow):
                 received += 1
                 length = len(data)
                 if length >= BUFFER_SIZE or (
-                    cap and not self._may_have(size * len(run) + length)
+                    cap and not self._within_reply_cap(size * len(run) + length)
                 ):
                     self._drop_reply(length)
                 elif length == size and fits(run, size):
@@ -224,16 +224,18 @@ class ClientFlow(Flow):
             # Of many, some may be late only; of few, asking in vain costs too much.
             self._usual = max(received, (self._usual - 4) >> 1)
             if most == BATCH:
-                self._full_read_at = self.down_datagrams + max(LOOK_EVERY, 8 * received)
+                self._full_read_at = self.down_datagrams + max(
+                    FULL_READ_EVERY, 8 * received
+                )
             one_by_one = self._usual == 1 and self.replies.slots
             self._batch_until = self._full_read_at if one_by_one else 0
             if not self.replied and self.server.named:
                 ledger.unanswered.forget(self)
             ledger.table.inbound(self, ledger.now())
-        elif refusal is not None and self._may_go(refusal):
-            self._go_elsewhere(refusal)
+        elif refusal is not None and self._may_redial(refusal):
+            self._redial_next(refusal)
 
-    def _may_have(self, size: int) -> bool:
+    def _within_reply_cap(self, size: int) -> bool:
         """Whether the client may have so many bytes of replies more."""
         return self.down_bytes + size <= self.ledger.reply_cap * self.up_bytes
 
@@ -329,17 +331,17 @@ class ClientFlow(Flow):
         ):
             self.ledger.unanswered.add(self, run, now)
 
-    def _may_go(self, problem: OSError) -> bool:
+    def _may_redial(self, problem: OSError) -> bool:
         """Whether an error is a reason to go on at the server's next address."""
         return not self.replied and self.server.named and problem.errno in REFUSALS
 
     def _refused(self, problem: OSError) -> None:
         """A call to send has reported that an earlier datagram was refused."""
-        if self._may_go(problem):
+        if self._may_redial(problem):
             # The kernel reports that before it hands out an answer that came earlier.
             self._read_batch(BATCH, problem)
 
-    def _go_elsewhere(self, problem: OSError) -> None:
+    def _redial_next(self, problem: OSError) -> None:
         """The server's host has refused: go on at its next address, if it has one."""
         if self._look_up != self.server.look_ups:
             # What refused then may be there now.

@@ -9,7 +9,7 @@ from relayd.core.flows import Counters, Flow, FlowFacts, FlowObserver
 log = Logger(namespace="relayd.datagrams")
 
 
-class UntilItFails:
+class FailSafeObserver:
     """Notifies an observer, until that raises.
 
     Then it is logged with its traceback, and not called again: a flow may end for each

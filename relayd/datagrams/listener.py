@@ -96,7 +96,7 @@ class DatagramListener:
         if self._paused is not None:
             self._paused.cancel()
             self._paused = None
-        self._watcher.give_up(self.sock)
+        self._watcher.unwatch_and_close(self.sock)
 
     def ready(self, mask: int) -> None:
         """Clients have sent something."""

@@ -182,7 +182,7 @@ class FlowOpener:
             connected.sock.close()
             return False
         self._ledger.count_drops(flow)
-        self._watcher.give_up(flow.sock)
+        self._watcher.unwatch_and_close(flow.sock)
         flow.use(connected)
         self._loops.note(flow, flow.listener.port)
         return True

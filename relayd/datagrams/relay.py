@@ -19,7 +19,7 @@ from relayd.core.hops import datagrams as hops
 from relayd.core.registry import Registry
 from relayd.datagrams.dialing import FlowDialer
 from relayd.datagrams.flow import ClientFlow
-from relayd.datagrams.guarded import UntilItFails
+from relayd.datagrams.guarded import FailSafeObserver
 from relayd.datagrams.ledger import Ledger
 from relayd.datagrams.listener import DatagramListener, datagram_listener
 from relayd.datagrams.loops import LoopGuard
@@ -30,10 +30,10 @@ from relayd.datagrams.table import NatTable
 from relayd.datagrams.watching import Watcher
 
 #: Flows that are asked in one step what the kernel has dropped of theirs.
-LOOKS = 256
+DROP_CHECKS = 256
 
 #: Seconds without a datagram after which a drain ends a flow that was answered.
-QUIET = 1.0
+QUIET_AFTER = 1.0
 
 
 class DatagramRelay:
@@ -80,7 +80,7 @@ class DatagramRelay:
         self._opener = FlowOpener(
             ledger, self, pool=pool, dialer=dialer, loops=loops, watcher=watcher
         )
-        self.observer = UntilItFails(observer)
+        self.observer = FailSafeObserver(observer)
         self._timer: IDelayedCall | None = None
         #: Up to when flows may expire, as soon as what came before has been read.
         self._expire_to: float | None = None
@@ -173,7 +173,7 @@ class DatagramRelay:
         self.ledger.count_drops(flow)
         if flow.server.named:
             self.ledger.unanswered.forget(flow)
-        self.watcher.give_up(flow.sock)
+        self.watcher.unwatch_and_close(flow.sock)
         facts = FlowFacts(
             relay=self.name,
             client=socket_name(flow.source),
@@ -225,7 +225,7 @@ class DatagramRelay:
                 # The last of its replies may have come just now.
                 if self.table.expires_at(flow) <= now:
                     self.end(flow, "expired" if flow.replied else "unreplied")
-        self.look_at_drops()
+        self.count_kernel_drops()
         if self.draining:
             self._end_quiet(self.ledger.now())
             self.registry.check()
@@ -236,18 +236,20 @@ class DatagramRelay:
         later = step - self.ledger.now() % step
         self._timer = self.clock.callLater(later, self._tick)
 
-    def look_at_drops(self) -> None:
+    def count_kernel_drops(self) -> None:
         """Bring `counters.kernel_dropped` up to now, for the listeners and some flows.
 
-        All flows have had their turn after so many calls as there are :data:`LOOKS`
-        of them.
+        All flows have had their turn after so many calls as there are
+        :data:`DROP_CHECKS` of them.
         """
         for listener in self.listeners:
             self.ledger.count_drops(listener)
         first = self._next_look
-        for flow in itertools.islice(self.table, first, first + LOOKS):
+        for flow in itertools.islice(self.table, first, first + DROP_CHECKS):
             self.ledger.count_drops(flow)
-        self._next_look = first + LOOKS if first + LOOKS < len(self.table) else 0
+        self._next_look = (
+            first + DROP_CHECKS if first + DROP_CHECKS < len(self.table) else 0
+        )
 
     # -- the end
 
@@ -265,8 +267,8 @@ class DatagramRelay:
         """Take no new client; let the flows that are being answered finish.
 
         A flow is finished when it has had an answer for each of its datagrams and
-        nothing has moved for :data:`QUIET` seconds.  A later call does not change the
-        time that flows have, but 0 ends it.
+        nothing has moved for :data:`QUIET_AFTER` seconds.  A later call does not change
+        the time that flows have, but 0 ends it.
 
         :param timeout: seconds; 0 ends all now.
         :return: fires with None when no flow is left, and the listeners are closed.
@@ -289,18 +291,18 @@ class DatagramRelay:
         """End the flows that a drain need not wait for."""
         for flow in list(self.table):
             # A server that still owes an answer has until the time limit.
-            if flow.down_datagrams < flow.up_datagrams or now - flow.seen < QUIET:
+            if flow.down_datagrams < flow.up_datagrams or now - flow.seen < QUIET_AFTER:
                 continue
             # What comes next may have come, and not been read yet.
             flow.read_all()
-            if now - flow.seen >= QUIET:
+            if now - flow.seen >= QUIET_AFTER:
                 self.end(flow, "drained")
 
     def close(self) -> None:
         """Close the listeners, and end whatever is left."""
         for flow in list(self.table):
             self.end(flow, "drained")
-        self.look_at_drops()
+        self.count_kernel_drops()
         closed, self.listeners = self.listeners, []
         self._ends_changed()
         self.pool.stop()

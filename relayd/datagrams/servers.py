@@ -32,7 +32,7 @@ from relayd.net.resolving import Resolver, SocketAddress
 log = Logger(namespace="relayd.datagrams")
 
 #: Seconds between two look-ups of a server's name.
-LOOK_UP_EVERY = 30.0
+LOOK_UP_INTERVAL = 30.0
 
 
 class Server:
@@ -95,7 +95,7 @@ class Server:
             if address not in tried:
                 yield address
 
-    def turn_from(self, address: SocketAddress) -> bool:
+    def advance_from(self, address: SocketAddress) -> bool:
         """New flows are to have the next address, if they have had this one.
 
         :return: whether to warn of it: once after each look-up at most.
@@ -152,7 +152,7 @@ class ServerPool:
             self._look_up()
 
     def start(self) -> None:
-        """Look names up, now and every :data:`LOOK_UP_EVERY` seconds."""
+        """Look names up, now and every :data:`LOOK_UP_INTERVAL` seconds."""
         if not self._started:
             self._started = True
             self._look_up()
@@ -179,7 +179,7 @@ class ServerPool:
         self._cancel()
         names = [server for server in self._servers if server.named]
         if names:
-            self._next_look_up = self._clock.callLater(LOOK_UP_EVERY, self._look_up)
+            self._next_look_up = self._clock.callLater(LOOK_UP_INTERVAL, self._look_up)
         for server in names:
             found = self._resolver().addresses(server.host, server.port)
             found.addCallbacks(

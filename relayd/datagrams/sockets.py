@@ -150,7 +150,7 @@ def udp_socket(family: int) -> Any:
     )
 
 
-def affordable_flows() -> int:
+def default_max_flows() -> int:
     """How many flows this process can have, with something left for everything else.
 
     Each takes a descriptor, and one of the ports that the kernel hands out.

@@ -3,8 +3,8 @@
 A flow whose server has several addresses goes on at the next one when an address
 refuses, and what it has sent last is sent again.  So that is kept until the first
 answer: a few datagrams of each flow, and a limited number of bytes in all.  What is
-older than :data:`KEPT_FOR` is not sent again: it was not that which was refused, and
-its sender has given it up.
+older than :data:`RESEND_WITHIN` is not sent again: it was not that which was refused,
+and its sender has given it up.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 MAX_KEPT, MAX_KEPT_BYTES, KEPT_OVERHEAD = 4, 1 << 20, 200
 
 #: Seconds after which a datagram is not sent again, but for a flow's last.
-KEPT_FOR = 2.0
+RESEND_WITHIN = 2.0
 
 
 class Unanswered:
@@ -54,7 +54,7 @@ class Unanswered:
         seconds, and nothing was sent since.
         """
         own = self._datagrams.get(flow, [])
-        return [data for when, data in own[:-1] if now - when <= KEPT_FOR] + [
+        return [data for when, data in own[:-1] if now - when <= RESEND_WITHIN] + [
             data for _, data in own[-1:]
         ]
 

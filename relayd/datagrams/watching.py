@@ -32,7 +32,7 @@ class Watcher(Protocol):
     def unwatch(self, descriptor: int) -> None:
         """Watch a descriptor no more that stays open."""
 
-    def give_up(self, sock: Any) -> None:
+    def unwatch_and_close(self, sock: Any) -> None:
         """Watch `sock` no more, and close it."""
 
 
@@ -61,8 +61,8 @@ class ReactorWatcher:
         if reader is not None:
             self._reactor.removeReader(reader)
 
-    def give_up(self, sock: Any) -> None:
-        """See :meth:`Watcher.give_up`."""
+    def unwatch_and_close(self, sock: Any) -> None:
+        """See :meth:`Watcher.unwatch_and_close`."""
         self.unwatch(sock.fileno())
         sock.close()
 

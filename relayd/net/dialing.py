@@ -169,7 +169,7 @@ class Dial:
         self._caller.dial_failed(Failure(connect_failure(problem)))
 
     def _connected(self) -> None:
-        self._where.join(self._socket, self._caller, self)
+        self._where.attach(self._socket, self._caller, self)
 
 
 def _give_name(sock: socket.SocketType) -> None:
@@ -258,7 +258,7 @@ class SocketEndpoint:
                 if self.port in streams.ports:
                     hears = IHopListener(caller, None)
                     if hears is not None:
-                        dial.leads_here = hears.under_way(sock, self.address)
+                        dial.leads_here = hears.dial_started(sock, self.address)
                 dial.wait(problem)
         except Exception:
             # A bad address, or a kernel that can't watch another socket.
@@ -266,13 +266,13 @@ class SocketEndpoint:
             caller.dial_failed(Failure())
             return None
         if not problem:
-            self.join(sock, caller)
+            self.attach(sock, caller)
         elif dial is None:
             sock.close()
             caller.dial_failed(Failure(connect_failure(problem)))
         return dial
 
-    def join(
+    def attach(
         self, sock: socket.SocketType, caller: ICaller, dial: Dial | None = None
     ) -> None:
         """Connect the caller's protocol to a socket that is connected.
@@ -332,6 +332,6 @@ class _FactoryCaller:
         self.leg_connected = done.callback
         self.dial_failed = done.errback
 
-    def under_way(self, sock: socket.SocketType, address: Any) -> bool:
+    def dial_started(self, sock: socket.SocketType, address: Any) -> bool:
         hears = IHopListener(self._factory, None)
-        return hears is not None and bool(hears.under_way(sock, address))
+        return hears is not None and bool(hears.dial_started(sock, address))

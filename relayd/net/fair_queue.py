@@ -24,7 +24,7 @@ WORKERS = 8
 OWNERS_WORKERS = WORKERS - 1
 
 #: How many one owner has.
-OWN_WORKERS = WORKERS // 2
+WORKERS_PER_OWNER = WORKERS // 2
 
 Item = TypeVar("Item")
 
@@ -47,21 +47,23 @@ class FairQueue(Generic[Item]):
         self._owners: dict[str, _Owner[Item]] = {}
         self._operator = self._owner("")
         # Owners with something that waits, by how many of theirs run.
-        self._levels: list[dict[str, _Owner[Item]]] = [{} for _ in range(OWN_WORKERS)]
+        self._levels: list[dict[str, _Owner[Item]]] = [
+            {} for _ in range(WORKERS_PER_OWNER)
+        ]
         self.running = 0
 
     def add(self, owner: str, item: Item) -> None:
         """Let it wait; it may wait already."""
         found = self._owner(owner)
         found.waiting[item] = None
-        self._enlist(found)
+        self._place(found)
 
     def remove(self, owner: str, item: Item) -> None:
         """It does not wait any longer, if it does."""
         found = self._owners.get(owner)
         if found is not None:
             found.waiting.pop(item, None)
-            self._enlist(found)
+            self._place(found)
 
     def next(self) -> tuple[str, Item] | None:
         """What is to run now, and for whom; None: nothing yet.
@@ -118,17 +120,17 @@ class FairQueue(Generic[Item]):
         return self._owners[name]
 
     def _count(self, owner: _Owner[Item], change: int) -> None:
-        if owner.running < OWN_WORKERS:
+        if owner.running < WORKERS_PER_OWNER:
             self._levels[owner.running].pop(owner.name, None)
         owner.running += change
         self.running += change
-        self._enlist(owner)
+        self._place(owner)
 
-    def _enlist(self, owner: _Owner[Item]) -> None:
+    def _place(self, owner: _Owner[Item]) -> None:
         """Put it at the end of its level, if it is not there; or forget it."""
         if owner is self._operator:
             return
-        if owner.running < OWN_WORKERS:
+        if owner.running < WORKERS_PER_OWNER:
             level = self._levels[owner.running]
             if owner.waiting:
                 level[owner.name] = owner

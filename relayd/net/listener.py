@@ -269,7 +269,7 @@ class Listener:
         self._descriptors.log_pause(address_name(self._address), why, short=short)
         self._unwatch()
         clock = monotonic(self._reactor)
-        self._resume = clock.callLater(PAUSE, self._look_again)
+        self._resume = clock.callLater(PAUSE, self._try_accepting)
         sheds = IShedsClients(self._factory, None) if short else None
         if sheds is not None:
             try:
@@ -277,7 +277,7 @@ class Listener:
             except Exception:
                 log.failure("no clients could be shed")
 
-    def _look_again(self) -> None:
+    def _try_accepting(self) -> None:
         self._resume = None
         try:
             spare = os.dup(self.fileno())

@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from relayd.net.monotonic import monotonic
 
 #: Seconds between two lines.
-EVERY = 1.0
+INTERVAL = 1.0
 
 
 class LogThrottle:
@@ -27,7 +27,7 @@ class LogThrottle:
     def is_due(self) -> bool:
         """Whether to write a line now; if so, the next is due a second later."""
         now = self._clock.seconds()
-        if self._last is not None and now - self._last < EVERY:
+        if self._last is not None and now - self._last < INTERVAL:
             return False
         self._last = now
         return True

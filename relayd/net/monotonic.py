@@ -43,7 +43,7 @@ LATE = 0.25
 #: How many those are at least, and at most: the plane reads from 1,024 connections in
 #: a turn.
 TURNS = 2
-MOST_TURNS = 128
+MAX_TURNS = 128
 
 #: Entries of the heap that are not worth looking for those that nobody waits for.
 UNSWEPT = 64
@@ -59,7 +59,7 @@ class Source(Protocol):
     """Takes what has arrived, a part of it in each turn of the reactor."""
 
     #: The last turn has left some of it.
-    cut_short: bool
+    has_more_events: bool
 
 
 def monotonic(clock: Any) -> Any:
@@ -248,7 +248,7 @@ class MonotonicClock:
         # The turn that is under way is not a whole one.
         self._turns, self._more_turns = 1, 0
         if calls and now - calls[0][0] > LATE:
-            self._turns, self._more_turns = TURNS + 1, MOST_TURNS - TURNS
+            self._turns, self._more_turns = TURNS + 1, MAX_TURNS - TURNS
         self._looked_at, self._armed = now, -_NEVER
         self._ask()
 
@@ -277,7 +277,7 @@ class MonotonicClock:
                 self._make(*self._next.popleft())
         if self._turns:
             self._turns -= 1
-            if not self._turns and self._more_turns and self._is_cut_short():
+            if not self._turns and self._more_turns and self._has_more_events():
                 self._turns = 1
                 self._more_turns -= 1
             if self._turns:
@@ -289,8 +289,8 @@ class MonotonicClock:
         if self._turns or self._next:
             self._ask()
 
-    def _is_cut_short(self) -> bool:
-        return any(source.cut_short for source in self.sources)
+    def _has_more_events(self) -> bool:
+        return any(source.has_more_events for source in self.sources)
 
     def _make_due(self) -> None:
         """Make the calls that are due, and wait for the first that is not."""

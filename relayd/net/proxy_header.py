@@ -1,8 +1,9 @@
-"""Listeners behind a balancer that says who its clients are (PROXY, `haproxy:`).
+"""Listeners behind a balancer that sends PROXY headers (`haproxy:`).
 
-Twisted reads the header, and connects a protocol before it has.  To a relay a client
-is there when its header is: nothing is dialled before.  So :class:`Header` stands
-between the connection and Twisted's wrapper, sees where the header ends, and tells.
+Twisted reads the header, but connects a protocol before that.  For a relay a client
+counts when its header was read: nothing is dialled before.  So :class:`Header` is
+between the connection and Twisted's wrapper, finds the end of the header, and notifies
+the relay.
 
 The header: https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt, section 2.
 """
@@ -96,7 +97,7 @@ class Header(ProtocolWrapper):
         return not self.is_bad
 
     def loseConnection(self) -> None:
-        # While the header is read nobody but the wrapper is called.
+        # While the header is read, only the wrapper is called.
         self.is_bad = self._is_reading
         super().loseConnection()
 
@@ -107,7 +108,7 @@ class _HeaderFactory(WrappingFactory):
 
     def buildProtocol(self, addr: Any) -> Any:
         wrapped: Any = self.wrappedFactory.buildProtocol(addr)
-        # Twisted's wraps nothing where a relay serves nobody any longer.
+        # Twisted's factory wraps None if the relay serves no client any longer.
         return None if wrapped.wrappedProtocol is None else Header(self, wrapped)
 
 

@@ -1,4 +1,4 @@
-"""Names to addresses, without letting a slow name hold up anything else.
+"""Name look-ups, of which a slow one holds up nothing else.
 
 A look-up blocks a thread for as long as the system's resolver likes: half a
 minute when name servers are down.  Twisted runs look-ups in the reactor's
@@ -33,7 +33,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from relayd.net.fair_queue import OWN_WORKERS, WORKERS, FairQueue
+from relayd.net.fair_queue import WORKERS, WORKERS_PER_OWNER, FairQueue
 
 #: A family and a socket address, as `socket.connect` takes it.
 SocketAddress = tuple[int, Any]
@@ -143,12 +143,12 @@ class Resolver:
             return operators >= WORKERS + MAX_QUEUE
         return (
             len(self._names) - operators >= WORKERS + MAX_QUEUE
-            or self._owned[owner] >= OWN_WORKERS + MAX_QUEUE_PER_OWNER
+            or self._owned[owner] >= WORKERS_PER_OWNER + MAX_QUEUE_PER_OWNER
         )
 
     def _evict_for(self, owner: str) -> _LookUp | None:
         """Evict a look-up from the full queue for one of this owner, if it may."""
-        if not owner or self._owned[owner] >= OWN_WORKERS + MAX_QUEUE_PER_OWNER:
+        if not owner or self._owned[owner] >= WORKERS_PER_OWNER + MAX_QUEUE_PER_OWNER:
             return None
         for look_up in self._queue.evictable(owner):
             # What others wait for, too, is theirs as well; and the operator's, who

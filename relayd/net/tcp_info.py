@@ -1,16 +1,15 @@
-"""What the kernel tells of a stream connection, asked by its descriptor.
+"""The kernel's state of a stream connection, by its descriptor.
 
-Nothing in this module is asked for a chunk of data, and most of it only when
-something is the matter: bytes wait, or nobody reads the connection and so nobody
-would hear of its reset.
+Nothing in this module is called for a chunk of data, and most of it only when bytes
+wait, or when the connection is not read, so that its reset would go unnoticed.
 
-Each question has an answer for a connection that can't be asked (no descriptor,
-another system, a sandbox that refuses the call): None, nothing, or no.  Whoever
-asks does then as if the connection were in order.
+Each function has an answer for a connection that can't be asked (no descriptor, another
+system, a sandbox that refuses the call): None, 0 or False.  The caller then goes on as
+if the connection were in order.
 
-`TcpInfo` is read from Linux's `struct tcp_info` (tcp(7), linux/tcp.h).  What it does
-not say is what a peer's application does: a peer that takes nothing and one that
-takes slowly answer the same probes with the same closed window.
+`TcpInfo` is read from Linux's `struct tcp_info` (tcp(7), linux/tcp.h).  It does not
+show what a peer's application does: a peer that takes nothing and one that takes slowly
+answer the same probes with the same closed window.
 """
 
 from __future__ import annotations
@@ -99,7 +98,8 @@ def unacknowledged(transport: Any) -> int:
 
 
 def unread(transport: Any) -> int:
-    """Bytes that have arrived and that nobody has read; 0 where it can't tell."""
+    """Bytes that have arrived and were not read yet; 0 where the kernel does not
+    say."""
     return _count(transport, termios.FIONREAD)
 
 
@@ -120,7 +120,7 @@ def is_dead(transport: Any) -> bool:
 
 
 def was_reset(transport: Any) -> bool:
-    """Whether the kernel knows of an error of a connection which nobody reads.
+    """Whether the kernel has an error for a connection that is not read.
 
     Less than :func:`is_dead`: a UNIX socket whose peer has closed it can't be written
     to, but what the peer sent before is still to be read.

@@ -1,15 +1,14 @@
-"""TLS as Twisted does it, and what a relay adds: when it stands, and who is there.
+"""TLS by Twisted, and what a relay adds: when a handshake is done, and with whom.
 
-Twisted connects a protocol as soon as TCP does, and shakes hands below it.  To a relay
-a connection is one when its handshake is done: a client has nothing dialled for it
-before that, and a server is sent nothing.  A protocol that provides
-`IHandshakeListener` is told (:func:`tells`).
+Twisted connects a protocol as soon as TCP is connected, and does the handshake below
+it.  For a relay a connection counts when its handshake is done: before that nothing is
+dialled for a client, and nothing is sent to a server.  A protocol that provides
+`IHandshakeListener` is notified (:func:`tells`).
 
-Whether a server's certificate is for the name that was meant is asked here once more,
-with the functions of service_identity, when the handshake is done and before a byte
-goes to the server.  Twisted asks within a callback of OpenSSL's, and what that raises
-is lost there: Twisted 26 takes a server whose certificate names nobody, and logs a
-traceback.
+A server's certificate is checked here once more for the expected name, with the
+functions of service_identity, when the handshake is done and before a byte goes to the
+server.  Twisted checks it within a callback of OpenSSL's, and an exception is lost
+there: Twisted 26 accepts a server whose certificate has no name, and logs a traceback.
 
 OpenSSL and service_identity are optional; they are imported where a connection has
 brought them.
@@ -53,11 +52,11 @@ _is_tls = implementers(INegotiated)
 
 
 def tells(transport: Any) -> bool:
-    """Whether a protocol that listens will be told when the handshake is done.
+    """Whether an `IHandshakeListener` will be notified when the handshake is done.
 
-    It is if its transport is the TLS layer itself, which tells whom it wraps: the
-    protocol, or Twisted's own stand-in that passes it on.  With a wrapper in between
-    (PROXY, throttling) nobody is told.
+    It is if its transport is the TLS layer itself, which notifies the protocol that it
+    wraps, or Twisted's own wrapper, which passes it on.  With another wrapper in
+    between (PROXY, throttling) there is no notification.
     """
     return _is_tls[type(transport)] and IHandshakeListener.providedBy(
         getattr(transport, "wrappedProtocol", None)
@@ -192,7 +191,7 @@ def _verify(connection: Any, name: str) -> None:
     except HandshakeFailed:
         raise
     except Exception as problem:
-        # Whatever it is: nobody has said that this is the server.
+        # Whatever was raised: the server has not been verified.
         raise HandshakeFailed(_not_for(name, connection, problem)) from problem
 
 

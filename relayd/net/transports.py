@@ -26,7 +26,7 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from relayd.core.interfaces import IHearsLoss
+from relayd.core.interfaces import ILossListener
 from relayd.net.libc import disconnect
 from relayd.net.monotonic import monotonic
 
@@ -116,7 +116,7 @@ def loss_failed(protocol: Any, reason: Failure) -> None:
     A relay's own hears of it none the less: an override that raises keeps no session.
     """
     log.failure("connectionLost of {protocol!r} failed", protocol=protocol)
-    if IHearsLoss.providedBy(protocol):
+    if ILossListener.providedBy(protocol):
         try:
             protocol.lost_anyway(reason)
         except Exception:

@@ -26,7 +26,7 @@ from relayd.operating.endpoints import (
     parse_destination,
     parse_listener,
 )
-from relayd.preludes.socks4 import MOST_USER_ID
+from relayd.preludes.socks4 import MAX_USER_ID
 from relayd.socks.rules import Rule, parse_rule
 
 #: What `twistd socks4` listens on, unless it is told.
@@ -57,13 +57,13 @@ def _network(text: str) -> Network:
         raise ValueError(f"{problem}; expected {_NETWORK}") from None
 
 
-_USER_ID = f"1 to {MOST_USER_ID} bytes, none of them 0"
+_USER_ID = f"1 to {MAX_USER_ID} bytes, none of them 0"
 
 
 def _user_id(text: str) -> bytes:
     """A user id, as it is on the wire."""
     encoded = os.fsencode(text)
-    if not 0 < len(encoded) <= MOST_USER_ID or b"\0" in encoded:
+    if not 0 < len(encoded) <= MAX_USER_ID or b"\0" in encoded:
         raise ValueError(f"expected {_USER_ID}")
     return encoded
 

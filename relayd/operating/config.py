@@ -229,7 +229,7 @@ def socks4_config(
     repeated: dict[str, list[Any]] = {}
     for each in given:
         repeated.setdefault(each.setting.field, []).append(each.value)
-    check_openness(
+    refuse_open_proxy(
         repeated.get(SOCKS4_LISTEN.field, SOCKS4_LISTEN.default),
         bounded=ALLOW_CLIENT.field in repeated,
         opened=values[settings.OPEN.field],
@@ -272,7 +272,7 @@ def is_local(address: StreamAddress) -> bool:
         return address.host == "localhost"
 
 
-def check_openness(
+def refuse_open_proxy(
     listeners: Sequence[StreamAddress], *, bounded: bool, opened: bool
 ) -> None:
     """Refuse to be an open proxy by accident.

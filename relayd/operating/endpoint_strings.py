@@ -1,9 +1,10 @@
 """Twisted's endpoint strings, as far as a relay must understand them.
 
-A string such as `tls:example.com:443:trustRoots=/etc/ca` is Twisted's own business: it
-has the grammar, and types of its plugins that nobody here knows.  But who a server must
-be stands in it, and whether the listener hides who its clients are; and its parsers
-raise whatever they stumble over.
+A string such as `tls:example.com:443:trustRoots=/etc/ca` is parsed by Twisted, which
+has the grammar and the types of plugins.  But a relay needs two facts from it: the name
+that a server's certificate must have, and whether a listener hides its clients'
+addresses.  And Twisted's parsers raise exceptions of any kind, which become one clear
+line here.
 
 The grammar ("Endpoints", in Twisted's manual): `:` divides arguments, the first `=` in
 one makes it a named one, and a backslash takes the meaning from the character after it.

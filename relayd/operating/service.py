@@ -32,7 +32,7 @@ from relayd.core.addresses import address_name
 from relayd.core.errors import CannotStart, ConfigError, ListenError
 from relayd.core.relay_names import relay_name, relay_names
 from relayd.datagrams.endpoint import UdpListener
-from relayd.datagrams.sockets import affordable_flows
+from relayd.datagrams.sockets import default_max_flows
 from relayd.net.broadcast import BROADCAST, is_broadcast
 from relayd.net.listener import Listeners
 from relayd.net.own_addresses import is_own
@@ -297,7 +297,7 @@ def udp_listening(relay: UdpRelay, config: Config, reactor: Any) -> Listening:
     """
     # They have the same descriptors and ports to share.
     sharing = sum(isinstance(each, UdpRelay) for each in config.relays) or 1
-    most, affordable = config.udp.max_flows, affordable_flows() // sharing or 1
+    most, affordable = config.udp.max_flows, default_max_flows() // sharing or 1
     if most is None:
         most = affordable
     elif most > affordable:

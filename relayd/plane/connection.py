@@ -33,7 +33,7 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from relayd.core.interfaces import IHearsReset
+from relayd.core.interfaces import IResetListener
 from relayd.core.session import Direction
 from relayd.net.tcp_info import unacknowledged
 from relayd.net.transports import PeerReset, loss_failed, lost_by, reset_on_close
@@ -287,7 +287,7 @@ class Connection:
     def _hears_reset(self) -> bool:
         """Whether to tell of a reset at once, and not behind what is unread."""
         protocol = self.protocol
-        return bool(IHearsReset.providedBy(protocol) and protocol.hears_reset())
+        return bool(IResetListener.providedBy(protocol) and protocol.wants_reset())
 
     def readConnectionLost(self, reason: Failure) -> None:
         protocol = self.protocol
@@ -364,7 +364,7 @@ class Connection:
     def _wait_writable(self) -> None:
         asked, self._waiting = self._waiting, WAITING
         if asked == NOT_ASKED:
-            self._plane.watch_also(self._sock.fileno(), EDGE_BOTH)
+            self._plane.change_mask(self._sock.fileno(), EDGE_BOTH)
 
     def _flush(self) -> None:
         """Hand what waits to the kernel, then do what waited for that."""
@@ -497,7 +497,7 @@ class Connection:
         self.clear = self._reading = False
         if not self._ended or self._state == ABORTED:
             self._end_or_reset()
-        self._plane.give_up(self._sock)
+        self._plane.unwatch_and_close(self._sock)
         if self._releases:
             self._release()
         try:

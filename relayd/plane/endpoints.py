@@ -144,7 +144,7 @@ class PlaneDial(Dial):
         """The transport takes the descriptor over, or `close` gives it up."""
 
     def close(self) -> None:
-        self._where.plane.give_up(self._socket)
+        self._where.plane.unwatch_and_close(self._socket)
 
     def transport(self, protocol: IProtocol) -> PlaneTransport:
         if not self._watching:

@@ -37,15 +37,15 @@ log = Logger(namespace="relayd.plane")
 BATCH = 256
 
 #: Batches in one turn of the reactor.
-ROUNDS = 4
+BATCHES_PER_TURN = 4
 
 #: Bytes that a connection copies at once.
 COPY_SIZE = 1 << 17
 
 #: Bytes that all connections may relay after one batch, some milliseconds' work; each
 #: gets its share of them, within these limits.
-ROUND_BYTES = 16 << 20
-SHARE_LEAST, SHARE_MOST = 1 << 16, 1 << 21
+BATCH_BYTES = 16 << 20
+MIN_SHARE, MAX_SHARE = 1 << 16, 1 << 21
 
 
 class Handler(Protocol):
@@ -91,10 +91,10 @@ class Plane:
         if isinstance(clock, MonotonicClock):
             clock.sources.add(self)
         #: The last turn may have left events; see :class:`relayd.net.monotonic.Source`.
-        self.cut_short = False
+        self.has_more_events = False
         self.pipes = Pipes(self._clock)
         self.buffer = memoryview(bytearray(COPY_SIZE))
-        self.share = SHARE_MOST
+        self.share = MAX_SHARE
         self.not_spliced = 0
         #: By descriptor, of which the kernel hands out the lowest that is free.
         self._handlers: list[Handler | None] = []
@@ -149,7 +149,7 @@ class Plane:
             self._epoll = None
             raise
 
-    def watch_also(self, descriptor: int, mask: int) -> None:
+    def change_mask(self, descriptor: int, mask: int) -> None:
         """Change what is reported; reports at once what is so already."""
         if self._epoll is not None:
             self._epoll.modify(descriptor, mask)
@@ -164,7 +164,7 @@ class Plane:
             self._epoll.unregister(descriptor)
             self._rest()
 
-    def give_up(self, sock: socket.SocketType) -> None:
+    def unwatch_and_close(self, sock: socket.SocketType) -> None:
         """Report no more events of `sock`, and close it."""
         self._forget(sock.fileno())
         sock.close()
@@ -216,14 +216,14 @@ class Plane:
         stale, after = self._stale, self._after
         self._turning = True
         try:
-            for _ in range(ROUNDS):
+            for _ in range(BATCHES_PER_TURN):
                 if self._epoll is not epoll:
                     # A handler has stopped the reactor.
                     break
                 stale.clear()
                 events = poll(0, BATCH)
                 if not events:
-                    self.cut_short = False
+                    self.has_more_events = False
                     break
                 self._share_among(len(events))
                 for descriptor, mask in events:
@@ -244,7 +244,7 @@ class Plane:
                             log.failure("{call!r} failed", call=call)
                     after.clear()
             else:
-                self.cut_short = len(events) == BATCH
+                self.has_more_events = len(events) == BATCH
             if scheduled:
                 self._share_among(len(scheduled))
                 self._proceed()
@@ -286,7 +286,7 @@ class Plane:
             self._proceed()
 
     def _share_among(self, busy: int) -> None:
-        self.share = max(SHARE_LEAST, min(SHARE_MOST, ROUND_BYTES // busy))
+        self.share = max(MIN_SHARE, min(MAX_SHARE, BATCH_BYTES // busy))
 
     def _proceed(self) -> None:
         """Let those go on that have asked before this."""
@@ -319,4 +319,4 @@ class Plane:
             self.reactor.removeReader(self)
             self._epoll.close()
             self._epoll = None
-            self.cut_short = False
+            self.has_more_events = False

@@ -38,7 +38,7 @@ from relayd.plane.connection import (
     failure_by,
 )
 from relayd.plane.pipes import PIPE_SIZE, Pipe
-from relayd.plane.poller import COPY_SIZE, SHARE_LEAST
+from relayd.plane.poller import COPY_SIZE, MIN_SHARE
 
 #: A read of at least this, in bytes, is full.
 FULL_READ = 65536
@@ -47,7 +47,7 @@ FULL_READ = 65536
 FULL_READS = 2
 
 #: A splice that moves less than this, in bytes, is no better than copying.
-SPLICE_LEAST = 16384
+MIN_SPLICE = 16384
 
 #: As many of these in a row, and it is copied again.
 SMALL_SPLICES = 16
@@ -118,7 +118,7 @@ class SplicingConnection(Connection):
         self.disconnecting = peer.disconnecting = True
         self.clear = peer.clear = self._reading = peer._reading = False
         self._sink = peer._sink = self._splicer = peer._splicer = None
-        give_up = self._plane.give_up
+        give_up = self._plane.unwatch_and_close
         give_up(self._sock)
         give_up(peer._sock)
         return True
@@ -255,7 +255,7 @@ class SplicingConnection(Connection):
         try:
             while moved < most:
                 # Nothing is in the pipe, so nothing but the socket can refuse.
-                share = min(PIPE_SIZE, max(most - moved, SHARE_LEAST))
+                share = min(PIPE_SIZE, max(most - moved, MIN_SHARE))
                 held = splice(source, entry, share, None, None, _SPLICE)
                 if not held:
                     # The end, or an urgent mark, which splice can't pass.
@@ -289,7 +289,7 @@ class SplicingConnection(Connection):
 
     def _count_small(self, moved: int) -> None:
         """Stop splicing where that moves little, again and again."""
-        if moved >= SPLICE_LEAST:
+        if moved >= MIN_SPLICE:
             if self._full_reads > FULL_READS:
                 self._full_reads = FULL_READS
         elif self._full_reads >= FULL_READS:

@@ -13,7 +13,7 @@ Sources: the memo "SOCKS: A protocol for TCP proxy across firewalls" (SOCKS4.pro
 and its extension "SOCKS 4A: A Simple Extension to SOCKS 4 Protocol".
 
 :func:`read_request` is given all that has arrived so far and either understands it,
-or asks for more, or refuses; it reads at most :data:`LONGEST` bytes, and refuses as
+or asks for more, or refuses; it reads at most :data:`MAX_REQUEST` bytes, and refuses as
 soon as a byte is wrong.
 """
 
@@ -28,11 +28,11 @@ from relayd.core.names import is_address, is_name
 from relayd.core.prelude import BadRequest
 
 #: The most bytes that a user id, and a host name, may have.
-MOST_USER_ID = 255
-MOST_HOST = 255
+MAX_USER_ID = 255
+MAX_HOST = 255
 
 #: The most bytes that a request can have.
-LONGEST = 8 + MOST_USER_ID + 1 + MOST_HOST + 1
+MAX_REQUEST = 8 + MAX_USER_ID + 1 + MAX_HOST + 1
 
 REPLY_SIZE = 8
 
@@ -118,10 +118,10 @@ def read_request(data: bytes) -> tuple[Request, int] | None:
     port = data[2] << 8 | data[3]
     if not port and number == 1:
         raise BadRequest("port 0")
-    end = data.find(0, 8, 8 + MOST_USER_ID + 1)
+    end = data.find(0, 8, 8 + MAX_USER_ID + 1)
     if end < 0:
-        if len(data) > 8 + MOST_USER_ID:
-            raise BadRequest(f"a user id of more than {MOST_USER_ID} bytes")
+        if len(data) > 8 + MAX_USER_ID:
+            raise BadRequest(f"a user id of more than {MAX_USER_ID} bytes")
         return None
     user_id = data[8:end]
     packed = data[4:8]
@@ -129,10 +129,10 @@ def read_request(data: bytes) -> tuple[Request, int] | None:
         address = socket.inet_ntoa(packed)
         return Request(command, port, address, "", user_id), end + 1  # type: ignore[arg-type]
     begin = end + 1
-    end = data.find(0, begin, begin + MOST_HOST + 1)
+    end = data.find(0, begin, begin + MAX_HOST + 1)
     if end < 0:
-        if len(data) > begin + MOST_HOST:
-            raise BadRequest(f"a host name of more than {MOST_HOST} bytes")
+        if len(data) > begin + MAX_HOST:
+            raise BadRequest(f"a host name of more than {MAX_HOST} bytes")
         return None
     host = _host(data[begin:end])
     return Request(command, port, "", host, user_id), end + 1  # type: ignore[arg-type]
@@ -189,7 +189,7 @@ def write_request(
     lowest = 0 if command == Command.BIND else 1
     if not lowest <= port <= 65535:
         raise ValueError(f"a port is {lowest} to 65535, not {port}")
-    if len(user_id) > MOST_USER_ID or b"\0" in user_id:
+    if len(user_id) > MAX_USER_ID or b"\0" in user_id:
         raise ValueError(f"not a user id: {user_id!r}")
     start = bytes((4, command)) + port.to_bytes(2)
     try:
@@ -199,7 +199,7 @@ def write_request(
     # 0.0.0.x would be read as the mark of 4a.
     if packed and (packed[:3] != b"\0\0\0" or not packed[3]):
         return start + packed + user_id + b"\0"
-    if not (is_name(host) or is_address(host)) or len(host) > MOST_HOST:
+    if not (is_name(host) or is_address(host)) or len(host) > MAX_HOST:
         raise ValueError(f"not a host name: {host!r}")
     return start + b"\0\0\0\x01" + user_id + b"\0" + host.encode("ascii") + b"\0"
 

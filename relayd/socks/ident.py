@@ -30,7 +30,7 @@ PORT = 113
 TIMEOUT = 10.0
 
 #: RFC 1413, section 5: the most characters of a line.
-MOST_LINE = 1000
+MAX_LINE = 1000
 
 
 class NoIdent(RelayError):
@@ -68,7 +68,7 @@ class _Question(LineOnlyReceiver):
     """One query, on a connection of its own."""
 
     delimiter = b"\n"
-    MAX_LENGTH = MOST_LINE
+    MAX_LENGTH = MAX_LINE
 
     def __init__(self, client_port: int, our_port: int) -> None:
         self._ports = client_port, our_port

@@ -41,7 +41,7 @@ from relayd.stream.legs import Leg
 log = Logger(namespace="relayd.stream")
 
 #: The detail of a session that leads back to its own relay.
-GOES_ROUND = "it leads back to this relay, where it comes from"
+LOOP_DETAIL = "it leads back to this relay, where it comes from"
 
 _NAMELESS = address_name(UNIXAddress(None))
 
@@ -136,7 +136,7 @@ class Attempt:
             )
             if self.leads_here and self.goes_round(leg):
                 leg.abort()
-                self.failed(Ending.LOOP, GOES_ROUND)
+                self.failed(Ending.LOOP, LOOP_DETAIL)
                 return
             self.is_over = True
             client.attempt_connected(self, leg)
@@ -293,9 +293,9 @@ class _UpstreamFactory(Factory):
         self._attempt = None
         return outcome
 
-    def under_way(self, sock: socket.SocketType, address: Any) -> bool:
+    def dial_started(self, sock: socket.SocketType, address: Any) -> bool:
         attempt = self._attempt
-        return attempt is not None and attempt.under_way(sock, address)
+        return attempt is not None and attempt.dial_started(sock, address)
 
 
 @implementer(ICaller, IHopListener)
@@ -438,8 +438,8 @@ class ServerAttempt(Attempt):
         self.client.note_hop(name)
         return self.client.leads_back()
 
-    def under_way(self, sock: socket.SocketType, address: Any) -> bool:
-        """See :meth:`IHopListener.under_way`."""
+    def dial_started(self, sock: socket.SocketType, address: Any) -> bool:
+        """See :meth:`IHopListener.dial_started`."""
         if not self.leads_here or not self.client.factory.is_own(address[0]):
             return False
         with suppress(OSError):  # over already

@@ -23,7 +23,7 @@ from relayd.core import settings
 from relayd.core.session import Ending, Session
 from relayd.core.setting_types import Setting
 from relayd.net.tcp_info import unread, was_reset
-from relayd.stream.delivery import MUCH
+from relayd.stream.delivery import WORTH_A_CHECK
 from relayd.stream.legs import Leg
 from relayd.stream.losses import reset_ending
 
@@ -127,7 +127,7 @@ class Watch:
             if (
                 ask
                 or buffered
-                or written - leg.written_at_check >= MUCH
+                or written - leg.written_at_check >= WORTH_A_CHECK
                 or (delivery is not None and delivery.waits)
                 # While other things move, one in a while will do.
                 or (moved and now - leg.checked_at >= stall / 2 > 0)

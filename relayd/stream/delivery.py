@@ -43,7 +43,7 @@ LARGEST_WINDOW = 6 << 20
 BUFFER = 1.5
 
 #: Fewer bytes than this need no check: their allowance is a quarter of a second.
-MUCH = 65536
+WORTH_A_CHECK = 65536
 
 #: Probes in a row without an answer, before a peer with a shut window counts as
 #: silent.  A kernel answers only one in half a second (tcp_invalid_ratelimit).
@@ -53,7 +53,7 @@ SILENT_PROBES = 2
 def unanswered(info: TcpInfo) -> bool:
     """Whether the kernel has tried again since the peer's last acknowledgement."""
     if info.window:
-        # Its peer has room, so what is sent again is what nobody answers.
+        # The peer's window is open, so what is sent again was not answered.
         return info.retransmits > 0 or info.probes > 0
     # With its window shut a peer answers and takes nothing: then what was sent again
     # stays so, and only something sent after the last answer is unanswered.

@@ -30,11 +30,11 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from relayd.core.interfaces import IHearsLoss, IHearsReset, ISpliceable
+from relayd.core.interfaces import ILossListener, IResetListener, ISpliceable
 from relayd.core.pauses import BEFORE_JOINING, HOLDING, PEER_FULL
 from relayd.core.session import Direction
 from relayd.net.tcp_info import tcp_info, unacknowledged
-from relayd.stream.delivery import MUCH, Delivery
+from relayd.stream.delivery import WORTH_A_CHECK, Delivery
 
 #: A leg that is not joined yet keeps at most this much, plus one read.
 HOLD_LIMIT = 65536
@@ -72,7 +72,7 @@ def _closing_below(transport: Any) -> bool:
     return bool(getattr(below, "disconnecting", False))
 
 
-@implementer(IHalfCloseableProtocol, IPushProducer, IHearsReset, IHearsLoss)
+@implementer(IHalfCloseableProtocol, IPushProducer, IResetListener, ILossListener)
 class Leg(Protocol):
     """One connection of a session.
 
@@ -164,11 +164,11 @@ class Leg(Protocol):
             self.lost_alone(reason)
 
     def lost_anyway(self, reason: Failure) -> None:
-        """See :meth:`IHearsLoss.lost_anyway`."""
+        """See :meth:`ILossListener.lost_anyway`."""
         if self.alive:
             Leg.connectionLost(self, reason)
 
-    def hears_reset(self) -> bool:
+    def wants_reset(self) -> bool:
         """Until it is joined, for whatever reason it is paused."""
         return self.bridge is None
 
@@ -321,7 +321,7 @@ class Leg(Protocol):
         transport = self.transport
         queued = unacknowledged(transport)
         self.checked_at = now
-        much = written - self.written_at_check >= MUCH
+        much = written - self.written_at_check >= WORTH_A_CHECK
         if not (buffered or queued or much) and self.delivery is None:
             return 0
         if self.delivery is None:

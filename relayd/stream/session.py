@@ -50,7 +50,7 @@ from relayd.net.tls import tells, why_failed
 from relayd.net.transports import KEEPALIVE_IS_INHERITED
 from relayd.net.upstream import Upstream
 from relayd.stream.attempt import (
-    GOES_ROUND,
+    LOOP_DETAIL,
     Attempt,
     EndpointLeg,
     ServerAttempt,
@@ -193,7 +193,7 @@ class StreamProtocol(Leg):
                 begins = self._look_at_foreign(transport)
             session.listener = factory.host_name(transport.getHost())
             if (streams.hops or streams.past) and self.leads_back():
-                self._turn_away(Ending.LOOP, GOES_ROUND)
+                self._turn_away(Ending.LOOP, LOOP_DETAIL)
                 return
             self.connectionMade()
             if factory.gate is not None:
@@ -240,7 +240,7 @@ class StreamProtocol(Leg):
         if factory.handshakes is not None:
             gone = factory.handshakes.push(self, client_key(host_of(session.peer)))
             if gone is not None:
-                gone.end(Ending.EVICTED, "made room for a new client's handshake")
+                gone.end(Ending.EVICTED, "evicted for a new client's handshake")
 
     def handshakeCompleted(self) -> None:
         """See `IHandshakeListener`; the PROXY header is read, likewise."""

@@ -167,7 +167,7 @@ class FakeTransport:
         """How many bytes have arrived and were not read."""
         return len(self._arrived)
 
-    def make_room(self, count: int) -> None:
+    def shed_clients(self, count: int) -> None:
         """The network takes so many bytes more by itself."""
         self.room += count
         self._next_turn(self._flush)

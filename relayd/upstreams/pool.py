@@ -69,8 +69,8 @@ class Pool:
         if isinstance(where, Upstream):
             return cls([where])
         if IStreamClientEndpoint.providedBy(where):
-            # Endpoints don't say where they lead; the log has the server's
-            # address once it is connected, and until then this.
+            # Endpoints don't say where they lead: the log has this name until
+            # the server is connected, and then its address.
             return cls([Upstream(where, type(where).__name__)])
         raise TypeError(
             "a relay needs a Pool, an Upstream or an IStreamClientEndpoint, "

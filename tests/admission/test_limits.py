@@ -20,8 +20,8 @@ from twisted.logger import capturedLogs
 
 from relayd.admission.limits import (
     Waiting,
-    affordable_handshakes,
-    fair_handshakes,
+    default_max_handshakes,
+    default_max_handshakes_per_client,
 )
 from relayd.core.errors import Refused
 from tests.plane.test_poller import refuse
@@ -32,11 +32,11 @@ clients = st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1", ""])
 class Model(RuleBasedStateMachine):
     """The same things are done to a Waiting and to a plain list, oldest first."""
 
-    @initialize(most=st.integers(1, 6), most_each=st.integers(1, 4))
-    def begin(self, most: int, most_each: int) -> None:
+    @initialize(most=st.integers(1, 6), max_per_client=st.integers(1, 4))
+    def begin(self, most: int, max_per_client: int) -> None:
         self.clock = Clock()
-        self.most, self.most_each = most, most_each
-        self.waiting: Waiting[int] = Waiting("things", most, most_each, self.clock)
+        self.most, self.max_per_client = most, max_per_client
+        self.waiting: Waiting[int] = Waiting("things", most, max_per_client, self.clock)
         self.list: list[tuple[int, str]] = []
         self.last = 0
         self.hits = 0
@@ -65,10 +65,10 @@ class Model(RuleBasedStateMachine):
         item = self.next()
         full = len(self.list) >= self.most
         with capturedLogs() as events:
-            if full or len(self.of(client)) >= self.most_each:
+            if full or len(self.of(client)) >= self.max_per_client:
                 with pytest.raises(Refused) as caught:
                     self.waiting.add(item, client)
-                most = self.most if full else self.most_each
+                most = self.most if full else self.max_per_client
                 assert caught.value.why.startswith(f"{most} things ")
                 assert ("of this client" in caught.value.why) is not full
                 self.hit(len(events))
@@ -81,7 +81,7 @@ class Model(RuleBasedStateMachine):
     def push(self, client: str) -> None:
         item = self.next()
         gone = None
-        if len(self.of(client)) >= self.most_each:
+        if len(self.of(client)) >= self.max_per_client:
             gone = self.of(client)[0]
         elif len(self.list) >= self.most:
             gone = self.list[0]
@@ -119,7 +119,7 @@ class Model(RuleBasedStateMachine):
         for item in range(self.last + 2):
             assert (item in self.waiting) == (item in here)
         for _, client in self.list:
-            assert len(self.of(client)) <= self.most_each
+            assert len(self.of(client)) <= self.max_per_client
         assert self.waiting.hits == self.hits
         # Nothing is remembered of clients who are gone: there may be millions.
         assert set(self.waiting._by_client) == {client for _, client in self.list}
@@ -133,9 +133,11 @@ def test_it_is_a_bounded_list() -> None:
     )
 
 
-def wait_for(most: int, most_each: int, clock: Clock | None = None) -> Waiting[str]:
+def wait_for(
+    most: int, max_per_client: int, clock: Clock | None = None
+) -> Waiting[str]:
     """An empty one."""
-    return Waiting("handshakes", most, most_each, clock or Clock())
+    return Waiting("handshakes", most, max_per_client, clock or Clock())
 
 
 def test_who_comes_too_much_is_refused() -> None:
@@ -230,12 +232,12 @@ def test_handshakes_are_no_more_than_there_may_be_descriptors(
 ) -> None:
     """A quarter of them, and a quarter of those for one client; -1 is no limit."""
     monkeypatch.setattr("resource.getrlimit", lambda _: (limit, limit))
-    assert affordable_handshakes() == most
-    assert fair_handshakes(most) == each
-    assert fair_handshakes(1 << 20) == 1024
+    assert default_max_handshakes() == most
+    assert default_max_handshakes_per_client(most) == each
+    assert default_max_handshakes_per_client(1 << 20) == 1024
 
 
 def test_a_limit_of_files_that_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """getrlimit(2) is refused, by a sandbox: as many as with a high one."""
     monkeypatch.setattr("resource.getrlimit", refuse(errno.EPERM))
-    assert affordable_handshakes() == 4096
+    assert default_max_handshakes() == 4096

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 
-from relayd.core.hops import PAST, Hops, between, file_of, streams
+from relayd.core.hops import MAX_PAST, Hops, between, file_of, streams
 from relayd.core.interfaces import IObserver
 from relayd.core.observers import Observer
 from relayd.core.session import Session
@@ -72,7 +72,7 @@ def test_files_are_counted(tmp_path: Path) -> None:
 def test_every_way_is_followed_to_its_end_and_no_further(
     given: list[tuple[int, int, int]],
 ) -> None:
-    """Whatever was noted, a circle among the notes included."""
+    """Whatever was noted, a loop among the notes included."""
     hops, relays = Hops(), [object() for _ in range(4)]
     for name, before, relay in given:
         hops.add(str(name), relays[relay], str(before))
@@ -155,7 +155,7 @@ def test_a_relay_to_itself_is_one_refused_session() -> None:
     assert relay.factory.endings == {"loop": 1}
 
 
-def test_a_circle_is_found_when_the_client_is_accepted_first() -> None:
+def test_a_loop_is_found_when_the_client_is_accepted_first() -> None:
     """The order of the kernel's events is nobody's promise."""
     relay = Foreign(80)
     relay.accept(CLIENT)
@@ -225,9 +225,9 @@ def test_what_is_over_is_kept_for_a_while() -> None:
     assert hops.hops == {"0>x": again}
     assert not hops.past
     hops.is_over("0>x", again)
-    for number in range(1, PAST + 1):
+    for number in range(1, MAX_PAST + 1):
         hops.is_over(f"{number}>x", hops.add(f"{number}>x", ONE, "-"))
-    assert len(hops.past) == PAST
+    assert len(hops.past) == MAX_PAST
     assert not hops.is_loop("0>x", TWO)
     assert not hops.hops
 

@@ -384,9 +384,9 @@ def test_one_whose_tls_peer_is_gone_can_be_paused_and_resumed() -> None:
 def test_a_leg_hears_of_a_reset_until_it_is_joined_whyever_it_is_paused() -> None:
     pair = Pair()
     pair.downstream.pause(ASKED | HOLDING)
-    assert pair.downstream.hears_reset()
+    assert pair.downstream.wants_reset()
     pair.start()
-    assert not pair.downstream.hears_reset()
+    assert not pair.downstream.wants_reset()
 
 
 # -- whatever the order

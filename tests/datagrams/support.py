@@ -214,7 +214,7 @@ class FakeWatcher:
     def unwatch(self, descriptor: int) -> None:
         self.handlers.pop(descriptor, None)
 
-    def give_up(self, sock: Any) -> None:
+    def unwatch_and_close(self, sock: Any) -> None:
         self.handlers.pop(sock.fileno(), None)
         sock.close()
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from twisted.python.failure import Failure
 
-from relayd.datagrams.flow import MANY
+from relayd.datagrams.flow import BURST
 from relayd.datagrams.mmsg import BATCH
 from relayd.datagrams.sockets import (
     BUFFER_SIZE,
@@ -148,8 +148,8 @@ def test_after_a_burst_as_many_replies_are_looked_for(together: bool) -> None:
     # Of many, there is always a look for more.
     bench.listener.inbox.extend([(b"?", CLIENT)] * 4)
     bench.arrive()
-    assert left(MANY) == 0
-    assert left(2 * MANY) == 0
+    assert left(BURST) == 0
+    assert left(2 * BURST) == 0
     bench.close()
 
 
@@ -317,7 +317,7 @@ def test_an_exception_costs_a_flow_itself(
     # Told of, with more than one reply: the second is its undoing.
     flows[0].reply = broken
     bench.sockets[0].inbox.extend([b"!", b"??"])
-    flows[0]._usual = MANY
+    flows[0]._usual = BURST
     bench.watcher.ready(bench.sockets[0].number)
     assert bench.observer.endings == ["failed"]
     assert bench.nat.counters.replies_dropped == {"failed": 2}

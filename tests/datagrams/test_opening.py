@@ -58,7 +58,7 @@ def test_want_of_a_flow_is_logged_once_a_second() -> None:
     bench.close()
 
 
-def test_a_circle_and_want_of_room_have_a_line_each() -> None:
+def test_a_loop_and_a_full_table_have_a_line_each() -> None:
     """In one second: neither hides the other one."""
     bench = Bench(max_flows=1)
     bench.converse(CLIENT)

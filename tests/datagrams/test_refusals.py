@@ -9,7 +9,7 @@ import pytest
 from twisted.logger import capturedLogs, formatEvent
 
 from relayd.datagrams.mmsg import BATCH
-from relayd.datagrams.servers import LOOK_UP_EVERY
+from relayd.datagrams.servers import LOOK_UP_INTERVAL
 from tests.datagrams.support import (
     CLIENT,
     NAMED,
@@ -104,7 +104,7 @@ def test_each_address_has_one_chance_after_each_look_up() -> None:
         bench.arrive(source=("192.0.2.2", 1))
         assert peers(bench)[3:] == [NAMED[0]]
         assert len([each for each in events if "refuses" in formatEvent(each)]) == 1
-        bench.clock.advance(LOOK_UP_EVERY - 1)
+        bench.clock.advance(LOOK_UP_INTERVAL - 1)
         bench.arrive()
         bench.clock.advance(1)
         resolver.answer(NAMED[1], NAMED[2], NAMED[0])

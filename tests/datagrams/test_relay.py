@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from relayd.core.flows import Counters
 from relayd.datagrams.mmsg import BATCH
-from relayd.datagrams.relay import LOOKS
+from relayd.datagrams.relay import DROP_CHECKS
 from relayd.udp_nat import Server
 from tests.conftest import LoggedFailures
 from tests.datagrams.support import (
@@ -259,15 +259,15 @@ def test_drops_that_can_no_longer_be_asked_for_are_none() -> None:
     """And not the 2**32 that are missing from the last answer."""
     bench = Bench()
     bench.listener.dropped = 5
-    bench.nat.look_at_drops()
+    bench.nat.count_kernel_drops()
     for broken in (
         {"side_effect": problem(errno.EPERM)},
         {"return_value": bytes(32)},
     ):
         with patch.object(FakeSocket, "getsockopt", **broken):
-            bench.nat.look_at_drops()
+            bench.nat.count_kernel_drops()
     bench.listener.dropped = 7
-    bench.nat.look_at_drops()
+    bench.nat.count_kernel_drops()
     assert bench.nat.counters.kernel_dropped == 7
     bench.close()
 
@@ -275,20 +275,22 @@ def test_drops_that_can_no_longer_be_asked_for_are_none() -> None:
 def test_what_the_kernel_dropped_is_counted() -> None:
     """The listener's at each step, the flows' in turn and as they end; each once."""
     bench = Bench(
-        unreplied_timeout=20, max_flows=2 * LOOKS, max_flows_per_client=LOOKS * 2
+        unreplied_timeout=20,
+        max_flows=2 * DROP_CHECKS,
+        max_flows_per_client=DROP_CHECKS * 2,
     )
-    for port in range(1, LOOKS + 2):
+    for port in range(1, DROP_CHECKS + 2):
         bench.arrive(source=("192.0.2.1", port))
     bench.listener.dropped = 3
     for sock in bench.sockets:
         sock.dropped = 4
     bench.clock.advance(1)
-    assert bench.nat.counters.kernel_dropped == 3 + 4 * LOOKS
+    assert bench.nat.counters.kernel_dropped == 3 + 4 * DROP_CHECKS
     bench.clock.advance(1)
-    assert bench.nat.counters.kernel_dropped == 3 + 4 * (LOOKS + 1)
+    assert bench.nat.counters.kernel_dropped == 3 + 4 * (DROP_CHECKS + 1)
     bench.sockets[0].dropped = 5
     bench.close()
-    assert bench.nat.counters.kernel_dropped == 4 + 4 * (LOOKS + 1)
+    assert bench.nat.counters.kernel_dropped == 4 + 4 * (DROP_CHECKS + 1)
 
 
 def test_an_observer_may_open_a_drained_relay_again() -> None:

@@ -6,7 +6,7 @@ import pytest
 from twisted.internet.error import DNSLookupError
 from twisted.logger import capturedLogs, formatEvent
 
-from relayd.datagrams.servers import LOOK_UP_EVERY
+from relayd.datagrams.servers import LOOK_UP_INTERVAL
 from relayd.udp_nat import Server
 from tests.datagrams.support import (
     NAMED,
@@ -38,15 +38,15 @@ def test_names_are_looked_up_again() -> None:
     bench = Bench([Server("name.example", 53)], resolver=resolver, timeout=1000)
     resolver.answer("198.51.100.1", "198.51.100.2")
     bench.converse(("192.0.2.1", 1))
-    bench.clock.advance(LOOK_UP_EVERY - 2.25)
+    bench.clock.advance(LOOK_UP_INTERVAL - 2.25)
     assert resolver.asked == [("name.example", 53)] * 2
     resolver.answer("198.51.100.2", "198.51.100.1")
     bench.arrive(source=("192.0.2.1", 2))
-    bench.clock.advance(LOOK_UP_EVERY)
+    bench.clock.advance(LOOK_UP_INTERVAL)
     resolver.answer("198.51.100.3")
     bench.arrive(source=("192.0.2.1", 1))
     bench.arrive(source=("192.0.2.1", 3))
-    bench.clock.advance(LOOK_UP_EVERY)
+    bench.clock.advance(LOOK_UP_INTERVAL)
     with capturedLogs() as events:
         resolver.fail(DNSLookupError("name.example: gone"))
     assert "its last address is kept" in formatEvent(events[0])
@@ -70,11 +70,11 @@ def test_a_name_added_at_run_time_is_looked_up_like_one_at_start() -> None:
     bench.arrive(source=("192.0.2.1", 1))
     assert bench.sockets[0].peer == ("198.51.100.7", 53)
     for number in (2, 3):
-        bench.clock.advance(LOOK_UP_EVERY)
+        bench.clock.advance(LOOK_UP_INTERVAL)
         assert resolver.asked == [("name.example", 53)] * number
     # None is left to look up.
     bench.nat.servers = [Server(*SERVER)]
-    bench.clock.advance(2 * LOOK_UP_EVERY)
+    bench.clock.advance(2 * LOOK_UP_INTERVAL)
     bench.nat.servers = [Server("other.example", 53)]
     assert resolver.asked[3:] == [("other.example", 53)]
     with pytest.raises(ValueError, match="needs a server"):

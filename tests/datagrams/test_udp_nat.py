@@ -8,7 +8,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from relayd.datagrams.sockets import (
-    affordable_flows,
+    default_max_flows,
 )
 from relayd.udp_nat import Server, UdpNat
 from tests.datagrams.support import (
@@ -57,6 +57,6 @@ def test_how_many_flows_the_limit_allows(
             "relayd.datagrams.sockets.resource.getrlimit",
             lambda _, is_=limit: (is_, is_),
         )
-        assert affordable_flows() == flows
+        assert default_max_flows() == flows
     ports.unlink()
-    assert affordable_flows() == 14336
+    assert default_max_flows() == 14336

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from relayd.datagrams.unanswered import (
-    KEPT_FOR,
     KEPT_OVERHEAD,
     MAX_KEPT,
     MAX_KEPT_BYTES,
+    RESEND_WITHIN,
     Unanswered,
 )
 
@@ -18,7 +18,7 @@ def test_what_is_kept_is_bounded() -> None:
     kept.add("flow", [b"more"], 6)
     last = [b"%d" % n for n in range(4, MAX_KEPT + 3)] + [b"more"]
     assert len(last) == MAX_KEPT
-    assert kept.of("flow", 6) == kept.of("flow", 5 + KEPT_FOR) == last
+    assert kept.of("flow", 6) == kept.of("flow", 5 + RESEND_WITHIN) == last
     for number in range(50):
         kept.add(number, [bytes(65507)], 7)
         assert kept.size <= MAX_KEPT_BYTES

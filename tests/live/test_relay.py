@@ -183,7 +183,7 @@ def test_an_active_client_with_long_pauses_is_left_alone(server: Server) -> None
             upstream.close()
 
 
-def test_a_lazy_server_is_cut_after_the_stall_timeout(server: Server) -> None:
+def test_a_lazy_server_is_aborted_after_the_stall_timeout(server: Server) -> None:
     with chain(server, 1, "--stall-timeout", "0.9") as running:
         with connect(running.port) as client:
             upstream = server.accept()
@@ -198,7 +198,7 @@ def test_a_lazy_server_is_cut_after_the_stall_timeout(server: Server) -> None:
             upstream.close()
 
 
-def test_a_lazy_client_is_cut_after_the_stall_timeout(server: Server) -> None:
+def test_a_lazy_client_is_aborted_after_the_stall_timeout(server: Server) -> None:
     with chain(server, 1, "--stall-timeout", "0.9") as running:
         with connect(running.port) as client:
             upstream = server.accept()

@@ -54,7 +54,7 @@ LISTEN = ("--listen", "udp:127.0.0.1:0")
 SIZES = (0, 1, 512, 1472, 8192, 8193, 65507)
 
 #: The most that IPv6 has.
-MOST_IPV6 = 65527
+MAX_IPV6 = 65527
 
 #: Longer than a relay of these tests takes to notice that a flow is over, in seconds.
 WELL_EXPIRED = 3.0
@@ -257,7 +257,7 @@ def test_many_datagrams_stay_in_order(stage: Stage) -> None:
 
 
 def test_ipv6_to_ipv6_is_longer_still(stage: Stage) -> None:
-    data = random.Random(2).randbytes(MOST_IPV6)
+    data = random.Random(2).randbytes(MAX_IPV6)
     with udp_client(stage.ports["ipv6"], "::1") as client:
         exchange(client, stage.ipv6, data, data[::-1])
 
@@ -272,7 +272,7 @@ def test_from_one_family_to_the_other(stage: Stage, sort: str, host: str) -> Non
 
 
 def test_what_the_other_family_cannot_carry_is_lost_alone(stage: Stage) -> None:
-    long = bytes(MOST_IPV6)
+    long = bytes(MAX_IPV6)
     with udp_client(stage.ports["6to4"], "::1") as client:
         peer = exchange(client, stage.ipv4, b"before", b"so far")
         client.send(long)

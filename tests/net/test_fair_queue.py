@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from relayd.net.fair_queue import (
-    OWN_WORKERS,
     OWNERS_WORKERS,
     WORKERS,
+    WORKERS_PER_OWNER,
     FairQueue,
 )
 
@@ -88,7 +88,7 @@ class FairQueueOfMany(RuleBasedStateMachine):
             if owner:
                 assert "" not in self.waiting, "the operator's come first"
                 own = self.running_of(owner)
-                assert own < OWN_WORKERS
+                assert own < WORKERS_PER_OWNER
                 for other in self.waiting.keys() - {owner}:
                     assert self.running_of(other) >= own, "the fewest come first"
                     if self.running_of(other) == own:
@@ -118,7 +118,10 @@ class FairQueueOfMany(RuleBasedStateMachine):
             elif not self.running_of(owner):
                 assert min(free, theirs) <= 0
             else:
-                assert min(free, theirs) <= 1 or self.running_of(owner) >= OWN_WORKERS
+                assert (
+                    min(free, theirs) <= 1
+                    or self.running_of(owner) >= WORKERS_PER_OWNER
+                )
         assert self.queue.running == len(self.running)
         known = {*self.waiting, *(owner for owner, _ in self.running), ""}
         assert self.queue._owners.keys() == known, "nobody is remembered"

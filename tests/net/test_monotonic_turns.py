@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 
 from relayd.net.monotonic import (
     LATE,
-    MOST_TURNS,
+    MAX_TURNS,
     TURNS,
     looked_at,
 )
@@ -57,25 +57,25 @@ def test_turns_are_taken_while_somebody_has_left_something(bench: Bench) -> None
     bench.later(1, "due")
     bench.now += 10
     bench.fire()
-    other.cut_short = True
+    other.has_more_events = True
     for _ in range(10):
         bench.still.turn()
         bench.fire()
     assert bench.made == []
-    other.cut_short = False
+    other.has_more_events = False
     bench.still.turn()
     assert bench.made == ["due"]
 
 
 def test_but_not_for_ever(bench: Bench) -> None:
     source = Reading()
-    source.cut_short = True
+    source.has_more_events = True
     bench.clock.sources.add(source)
     bench.later(1, "due")
     bench.now += 10
     bench.settle()
     assert bench.made == ["due"]
-    assert bench.still.turns == MOST_TURNS + 1
+    assert bench.still.turns == MAX_TURNS + 1
 
 
 def test_a_source_is_not_kept(bench: Bench) -> None:
@@ -144,5 +144,5 @@ def test_another_kind_of_clock_is_judged_by_its_time() -> None:
 class Reading(SimpleNamespace):
     """Something that the clock asks."""
 
-    cut_short = False
+    has_more_events = False
     __hash__ = object.__hash__

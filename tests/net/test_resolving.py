@@ -16,7 +16,7 @@ from twisted.internet.error import ConnectionRefusedError, DNSLookupError
 from twisted.python.failure import Failure
 
 from relayd.net import happy_eyeballs
-from relayd.net.fair_queue import OWN_WORKERS, OWNERS_WORKERS, WORKERS
+from relayd.net.fair_queue import OWNERS_WORKERS, WORKERS, WORKERS_PER_OWNER
 from relayd.net.happy_eyeballs import NameEndpoint
 from relayd.net.resolving import MAX_QUEUE, MAX_QUEUE_PER_OWNER, Resolver
 from tests.support.contracts import Recorder, turns, until
@@ -127,19 +127,19 @@ async def test_the_line_is_bounded() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_one_owner_leaves_room_for_others() -> None:
+async def test_one_owner_leaves_capacity_for_others() -> None:
     slow = Slow()
     resolver = Resolver(reactor, slow)
     waiting = [
         resolver.addresses(f"{n}.example", 80, "192.0.2.1")
-        for n in range(OWN_WORKERS + MAX_QUEUE_PER_OWNER)
+        for n in range(WORKERS_PER_OWNER + MAX_QUEUE_PER_OWNER)
     ]
     with pytest.raises(DNSLookupError, match="too many"):
         await resolver.addresses("one.too.many.example", 80, "192.0.2.1")
     assert resolver.refused == 1
     waiting.append(resolver.addresses("other.example", 80, "192.0.2.2"))
     waiting.append(resolver.addresses("the.operators.example", 80))
-    await until(lambda: len(slow.asked) == OWN_WORKERS + 2)
+    await until(lambda: len(slow.asked) == WORKERS_PER_OWNER + 2)
     assert {"other.example", "the.operators.example"} <= set(slow.asked)
     slow.answer.set()
     for each in waiting:
@@ -323,13 +323,13 @@ async def test_a_name_is_looked_up_in_the_turn_of_each_who_wants_it() -> None:
     slow = Slow()
     resolver = Resolver(reactor, slow)
     greedy = [resolver.addresses(f"{n}.example", 80, "a") for n in range(20)]
-    await until(lambda: len(slow.asked) == OWN_WORKERS)
+    await until(lambda: len(slow.asked) == WORKERS_PER_OWNER)
     assert "19.example" not in slow.asked
     modest = resolver.addresses("19.example", 80, "b")
     await until(lambda: "19.example" in slow.asked)
     # Who has left waits in nobody's turn.
     gone = resolver.addresses("18.example", 80, "c")
-    assert resolver._queue.running == OWN_WORKERS + 2
+    assert resolver._queue.running == WORKERS_PER_OWNER + 2
     assert resolver.addresses("17.example", 80)
     await until(lambda: "17.example" in slow.asked)
     for each in (gone, greedy[16], modest):

@@ -34,10 +34,10 @@ from relayd.operating.config import (
     StreamSettings,
     UdpRelay,
     UdpSettings,
-    check_openness,
     fill,
     is_local,
     pair,
+    refuse_open_proxy,
 )
 from relayd.operating.endpoints import Address, EndpointString, HostPort, UnixPath
 
@@ -190,7 +190,7 @@ def test_a_proxy_is_not_open_by_accident(listener: Address) -> None:
     """One listener that others can reach is enough; the line says what to add."""
     for listeners in ([listener], [*LOCAL, listener], [listener, *LOCAL]):
         message = refusal(
-            partial(check_openness, listeners, bounded=False, opened=False)
+            partial(refuse_open_proxy, listeners, bounded=False, opened=False)
         )
         assert message == (
             f"--listen '{listener}' would be an open proxy, for everybody who can"
@@ -198,13 +198,13 @@ def test_a_proxy_is_not_open_by_accident(listener: Address) -> None:
             " --allow-client 192.168.0.0/16), or --open"
         )
     for bounded in (True, False):
-        check_openness([listener], bounded=bounded, opened=not bounded)
+        refuse_open_proxy([listener], bounded=bounded, opened=not bounded)
 
 
 def test_a_local_proxy_needs_no_leave() -> None:
     """And may have it."""
     for bounded, opened in ((False, False), (True, False), (False, True)):
-        check_openness(LOCAL, bounded=bounded, opened=opened)
+        refuse_open_proxy(LOCAL, bounded=bounded, opened=opened)
 
 
 @pytest.mark.parametrize(
@@ -227,13 +227,13 @@ def test_a_balancers_clients_can_not_be_told_apart(text: str) -> None:
     listener = EndpointString(text)
     for listeners in ([listener], [*LOCAL, listener]):
         message = refusal(
-            partial(check_openness, listeners, bounded=True, opened=False)
+            partial(refuse_open_proxy, listeners, bounded=True, opened=False)
         )
         assert message.startswith(
             f"--allow-client can't be applied to --listen {text!r}: the relay sees the"
             " balancer's address there"
         )
-    check_openness([listener], bounded=False, opened=True)
+    refuse_open_proxy([listener], bounded=False, opened=True)
     assert not is_local(listener)
 
 
@@ -250,14 +250,14 @@ def test_a_balancers_clients_can_not_be_told_apart(text: str) -> None:
 )
 def test_a_listener_that_shows_its_clients_has_a_gate(text: str) -> None:
     """TLS does, as TCP; and a name is only a name."""
-    check_openness([EndpointString(text)], bounded=True, opened=False)
+    refuse_open_proxy([EndpointString(text)], bounded=True, opened=False)
 
 
 def test_open_for_some_and_for_all_contradict_each_other() -> None:
     """Whichever the listeners are."""
     for listeners in (LOCAL, REACHABLE, ()):
         assert refusal(
-            partial(check_openness, listeners, bounded=True, opened=True)
+            partial(refuse_open_proxy, listeners, bounded=True, opened=True)
         ) == ("--open and --allow-client contradict each other: give one")
 
 

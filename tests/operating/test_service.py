@@ -343,7 +343,7 @@ def _received(sock: socket.socket) -> bytes:
 
 
 @pytest_twisted.ensureDeferred
-async def test_sessions_that_do_not_finish_are_cut() -> None:
+async def test_sessions_that_do_not_finish_are_aborted() -> None:
     """After the drain timeout, by a reset on both sides."""
     with Server() as server:
         each = listening("127.0.0.1:0", server.address)
@@ -474,7 +474,7 @@ def test_relays_of_datagrams_share_what_there_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """None gets what another was promised, and more than there is can't be had."""
-    monkeypatch.setattr("relayd.operating.service.affordable_flows", lambda: 101)
+    monkeypatch.setattr("relayd.operating.service.default_max_flows", lambda: 101)
     relays = tuple(
         UdpRelay(UdpAddress(None, port), (UdpAddress("127.0.0.1", 9),))
         for port in (1, 2)

@@ -212,7 +212,7 @@ def test_a_terminal_that_closes_after_the_signal_stops(handled: Handled) -> None
     assert handled.reactor.stops == 1
 
 
-def test_a_terminal_that_closes_during_a_drain_cuts_nothing(handled: Handled) -> None:
+def test_a_terminal_that_closes_during_a_drain_aborts_nothing(handled: Handled) -> None:
     """Control-C, and then the window's cross: the sessions keep their time."""
     handled.terminal = 0
     handled.start()

@@ -51,7 +51,7 @@ from relayd.plane.endpoints import (
     PlaneTCPListenerEndpoint,
     PlaneUNIXListenerEndpoint,
 )
-from relayd.plane.poller import ROUNDS, Plane
+from relayd.plane.poller import BATCHES_PER_TURN, Plane
 from relayd.plane.transport import PlaneTransport, PlaneUNIXTransport
 from relayd.tcp import RelayFactory
 from tests.conftest import LoggedFailures, descriptors
@@ -252,12 +252,12 @@ def test_a_client_of_a_unix_socket_gets_one_too(still: Still, tmp_socket: Path) 
 def test_a_flood_of_clients_leaves_others_their_turn(still: Still) -> None:
     """So many accepts a round; those that wait are reported again, and all served."""
     made = Listening(still, PlaneTCPListenerEndpoint(still, "127.0.0.1", 0, 512))
-    count = ACCEPTS_PER_TURN * ROUNDS + 10
+    count = ACCEPTS_PER_TURN * BATCHES_PER_TURN + 10
     with ExitStack() as clients:
         waiting = [clients.enter_context(made.connect()) for _ in range(count)]
         for reader in list(still.readers):
             reader.doRead()
-        assert len(made.factory.served) == ACCEPTS_PER_TURN * ROUNDS
+        assert len(made.factory.served) == ACCEPTS_PER_TURN * BATCHES_PER_TURN
         for client in waiting:
             assert answered(still, client) == b"hello"
     made.stop()

@@ -27,7 +27,7 @@ from zope.interface.verify import verifyObject
 import relayd.plane.poller
 from relayd.net.monotonic import LATE, MonotonicClock
 from relayd.plane import is_available, obstacle
-from relayd.plane.poller import ROUNDS, Plane
+from relayd.plane.poller import BATCHES_PER_TURN, Plane
 from tests.conftest import LoggedFailures, descriptors
 from tests.support.process import PATIENCE
 
@@ -126,7 +126,7 @@ class Watched:
         self.close()
 
     def close(self) -> None:
-        self.plane.give_up(self.near)
+        self.plane.unwatch_and_close(self.near)
         self.far.close()
 
 
@@ -339,8 +339,8 @@ def test_what_never_was_watched_can_be_unwatched(still: Still, plane: Plane) -> 
         plane.unwatch(5000)
         assert still.readers == {plane}
         one.close()
-        plane.give_up(sock)
-    plane.watch_also(0, _EDGE)
+        plane.unwatch_and_close(sock)
+    plane.change_mask(0, _EDGE)
 
 
 def test_more_can_be_asked_for_and_is_told_at_once(
@@ -350,7 +350,7 @@ def test_more_can_be_asked_for_and_is_told_at_once(
     one, _ = pair
     still.turn()
     assert one.told == []
-    plane.watch_also(one.near.fileno(), _EDGE | select.EPOLLOUT)
+    plane.change_mask(one.near.fileno(), _EDGE | select.EPOLLOUT)
     still.turn()
     assert one.masks == [select.EPOLLOUT]
 
@@ -396,7 +396,7 @@ def test_an_event_is_not_for_whoever_got_the_number_since(
     def replace(other: Watched) -> None:
         number = other.near.fileno()
         # Only the one that is watched; the plain end keeps its number.
-        plane.give_up(other.near)
+        plane.unwatch_and_close(other.near)
         fresh.append(Watched(plane))
         assert fresh[0].near.fileno() == number
         fresh[0].far.send(b"for the new one")
@@ -439,7 +439,7 @@ def test_an_event_that_is_nobodys_is_dropped(
     one, two = pair
     child = os.dup(one.near.fileno())
     try:
-        plane.give_up(one.near)
+        plane.unwatch_and_close(one.near)
         one.far.send(b"x")
         two.far.send(b"x")
         still.turn()
@@ -518,38 +518,38 @@ def test_a_turn_takes_so_many_events(
 ) -> None:
     """Those that it leaves are in the next."""
     monkeypatch.setattr(relayd.plane.poller, "BATCH", 3)
-    many = [Watched(plane) for _ in range(3 * ROUNDS + 2)]
+    many = [Watched(plane) for _ in range(3 * BATCHES_PER_TURN + 2)]
     for each in many:
         each.far.send(b"x")
     plane.doRead()
-    assert sum(map(len, (each.told for each in many))) == 3 * ROUNDS
+    assert sum(map(len, (each.told for each in many))) == 3 * BATCHES_PER_TURN
     # Who judges by what has arrived waits for the rest.
-    assert plane.cut_short
+    assert plane.has_more_events
     plane.doRead()
-    assert not plane.cut_short
+    assert not plane.has_more_events
     assert all(each.told == ["ready"] for each in many)
     for each in many:
         each.close()
 
 
-def test_a_turn_that_takes_all_there_is_was_not_cut_short(
+def test_a_turn_that_takes_all_there_is_has_no_more_events(
     still: Still, plane: Plane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor is one that is closed before it could take the rest."""
     monkeypatch.setattr(relayd.plane.poller, "BATCH", 3)
-    assert not plane.cut_short
-    many = [Watched(plane) for _ in range(3 * ROUNDS)]
+    assert not plane.has_more_events
+    many = [Watched(plane) for _ in range(3 * BATCHES_PER_TURN)]
     for each in many[1:]:
         each.far.send(b"x")
     plane.doRead()
-    assert not plane.cut_short
+    assert not plane.has_more_events
     for each in many:
         each.far.send(b"x")
     plane.doRead()
-    assert plane.cut_short
+    assert plane.has_more_events
     for each in many:
         each.close()
-    assert not plane.cut_short
+    assert not plane.has_more_events
 
 
 @pytest_twisted.ensureDeferred
@@ -559,7 +559,7 @@ async def test_a_late_clock_waits_until_all_that_has_arrived_was_taken(
     """On a real reactor that was busy meanwhile, for many more turns than it waits."""
     monkeypatch.setattr(relayd.plane.poller, "BATCH", 1)
     plane, clock = Plane.of(reactor), MonotonicClock.of(reactor)
-    many = [Watched(plane) for _ in range(10 * ROUNDS)]
+    many = [Watched(plane) for _ in range(10 * BATCHES_PER_TURN)]
     judged: Deferred[list[list[str]]] = Deferred()
     clock.callLater(0.01, lambda: judged.callback([each.told[:] for each in many]))
     for each in many:

@@ -34,13 +34,13 @@ from zope.interface import alsoProvides, implementer, providedBy
 from zope.interface.verify import verifyObject
 
 import relayd.plane.pipes
-from relayd.core.interfaces import IHearsReset, ISpliceable, ISplicer
+from relayd.core.interfaces import IResetListener, ISpliceable, ISplicer
 from relayd.core.session import Direction, Ending, Session
 from relayd.net.transports import LOSSES, PeerReset, PeerVanished, set_options
 from relayd.plane.connection import BUFFER_LIMIT, EDGE_BOTH, EDGE_READ, READ_SIZE
 from relayd.plane.pipes import PIPE_SIZE, Pipes
-from relayd.plane.poller import COPY_SIZE, ROUNDS, SHARE_LEAST, SHARE_MOST, Plane
-from relayd.plane.splicing import FULL_READ, FULL_READS, SPLICE_LEAST
+from relayd.plane.poller import BATCHES_PER_TURN, COPY_SIZE, MAX_SHARE, MIN_SHARE, Plane
+from relayd.plane.splicing import FULL_READ, FULL_READS, MIN_SPLICE
 from relayd.plane.transport import PlaneTransport, transport_class
 from relayd.stream.bridge import Bridge, Leg, Timeouts, unsent
 from tests.conftest import LoggedFailures, descriptors
@@ -533,7 +533,7 @@ def test_splicing_stops_when_there_is_little_to_read(
     for _ in range(100):
         if not tcp.pipes.users:
             break
-        tcp.through(tcp.client, NOISE[: SPLICE_LEAST - 1])
+        tcp.through(tcp.client, NOISE[: MIN_SPLICE - 1])
     assert tcp.pipes.users == 0
     assert descriptors() == before
     calls = len(splices.moved)
@@ -563,7 +563,7 @@ def test_what_is_left_of_a_share_does_not_stop_splicing(
     tcp: Pump, splices: Splices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A splice that moved little because little was asked for says nothing."""
-    monkeypatch.setattr("relayd.plane.poller.SHARE_MOST", 2 * SPLICE_LEAST + 1000)
+    monkeypatch.setattr("relayd.plane.poller.MAX_SHARE", 2 * MIN_SPLICE + 1000)
     tcp.splice(tcp.client)
     before = splices.total("in")
     tcp.through(tcp.client, NOISE)
@@ -699,7 +699,7 @@ def test_one_busy_connection_leaves_others_their_turn(still: Still) -> None:
         plane.doRead()
         moved = busy.client.told.read - before
         # Twice in each round: for an event, and because it asked to go on.
-        assert 0 < moved <= 2 * ROUNDS * (SHARE_MOST + PIPE_SIZE)
+        assert 0 < moved <= 2 * BATCHES_PER_TURN * (MAX_SHARE + PIPE_SIZE)
         assert quiet.server.peer.take() or quiet.server.peer.data == b"excuse me"
 
 
@@ -724,13 +724,13 @@ def test_many_busy_connections_share_a_round(
         before = sum(client.told.read for client in clients)
         for client in clients:
             client.transport.resumeProducing()
-        for bound in (count * SHARE_LEAST, SHARE_LEAST):
-            monkeypatch.setattr("relayd.plane.poller.ROUND_BYTES", bound)
+        for bound in (count * MIN_SHARE, MIN_SHARE):
+            monkeypatch.setattr("relayd.plane.poller.BATCH_BYTES", bound)
             plane.doRead()
             moved = sum(client.told.read for client in clients) - before
             # Each may go a little over its share, and has one in each half of a round.
-            most = count * (SHARE_LEAST + COPY_SIZE)
-            assert 0 < moved <= 2 * ROUNDS * most
+            most = count * (MIN_SHARE + COPY_SIZE)
+            assert 0 < moved <= 2 * BATCHES_PER_TURN * most
             before += moved
 
 
@@ -917,7 +917,7 @@ def test_a_sink_that_takes_nothing_yet_is_waited_for(
     tcp.settle()
     assert client.told.read == read
     # The kernel, which has room, did not say so, as it did not refuse.
-    tcp.plane.watch_also(server.transport.fileno(), EDGE_BOTH)
+    tcp.plane.change_mask(server.transport.fileno(), EDGE_BOTH)
     tcp.take(server, got + 100_000)
     assert server.peer.data[got:] == NOISE[:100_000]
     assert tcp.plane.not_spliced == 0
@@ -1244,7 +1244,7 @@ def test_a_source_that_vanished_is_told_apart_from_one_that_reset(
 # -- resets
 
 
-@implementer(IHearsReset)
+@implementer(IResetListener)
 class Hearing(Recorder):
     """Says whether it wants to hear of a reset while it does not read."""
 
@@ -1252,7 +1252,7 @@ class Hearing(Recorder):
         super().__init__()
         self.hears = hears
 
-    def hears_reset(self) -> bool:
+    def wants_reset(self) -> bool:
         return self.hears
 
 
@@ -1363,8 +1363,8 @@ def test_an_event_whose_error_was_taken_already_is_no_loss(still: Still) -> None
 def test_a_source_that_reset_and_was_only_paused_is_read_to_its_end(tcp: Pump) -> None:
     """Of two that are joined, what is in the kernel is still to be delivered."""
     client = tcp.client
-    client.protocol.hears_reset = lambda: True
-    alsoProvides(client.protocol, IHearsReset)
+    client.protocol.wants_reset = lambda: True
+    alsoProvides(client.protocol, IResetListener)
     client.transport.pauseProducing()
     client.peer.socket.send(NOISE[:60_000])
     client.peer.reset()
@@ -1519,7 +1519,7 @@ def test_a_pair_that_ends_within_one_event(tcp: Pump) -> None:
         assert side.why is ConnectionDone
 
 
-def test_an_abort_is_not_undone_by_room_in_the_same_batch(still: Still) -> None:
+def test_an_abort_is_not_undone_by_writability_in_the_same_batch(still: Still) -> None:
     """Nothing is sent any more, and the peer learns of a reset."""
     plane = Plane.of(still)
     other = Side(plane, sockets("unix"))

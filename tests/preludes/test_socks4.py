@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from relayd.core.names import is_address, is_name
 from relayd.preludes.socks4 import (
-    LONGEST,
-    MOST_HOST,
-    MOST_USER_ID,
+    MAX_HOST,
+    MAX_REQUEST,
+    MAX_USER_ID,
     REPLY_SIZE,
     BadRequest,
     Code,
@@ -35,7 +35,7 @@ NAMED = b"\4\1\0\x50\0\0\0\1"
 
 commands = st.sampled_from(Command)
 ports = st.integers(1, 65535)
-user_ids = st.lists(st.integers(1, 255), max_size=MOST_USER_ID).map(bytes)
+user_ids = st.lists(st.integers(1, 255), max_size=MAX_USER_ID).map(bytes)
 
 _labels = st.from_regex(r"[A-Za-z0-9_-]{1,22}", fullmatch=True)
 _last = st.from_regex(r"-?[A-Za-z]([A-Za-z0-9-]{0,20}[A-Za-z-])?\.?", fullmatch=True)
@@ -149,7 +149,7 @@ def test_what_was_requested_as_text() -> None:
 
 def test_a_user_id_has_at_most_255_bytes() -> None:
     """The 256th is refused as it comes, whether the request ends there or not."""
-    assert MOST_USER_ID == 255
+    assert MAX_USER_ID == 255
     longest = b"u" * 255
     assert read_request(START + longest) is None
     assert read_request(START + longest + b"\0") == (
@@ -164,7 +164,7 @@ def test_a_user_id_has_at_most_255_bytes() -> None:
 
 def test_a_host_name_has_at_most_255_bytes() -> None:
     """Of which a name that can be looked up has 253, and its last dot."""
-    assert MOST_HOST == 255
+    assert MAX_HOST == 255
     name = ".".join(["a" * 61] * 4) + ".aaaaa"
     assert len(name) == 253
     for host in (name, name + "."):
@@ -184,9 +184,9 @@ def test_a_host_name_has_at_most_255_bytes() -> None:
 
 def test_the_longest_that_goes_on() -> None:
     """One byte less than the longest request; with the next it is decided."""
-    assert LONGEST == 520
+    assert MAX_REQUEST == 520
     data = NAMED + b"u" * 255 + b"\0" + b"a" * 255
-    assert len(data) == LONGEST - 1
+    assert len(data) == MAX_REQUEST - 1
     assert read_request(data) is None
     for last in range(256):
         assert outcome(data + bytes([last])) == "refused"
@@ -365,7 +365,7 @@ garbage = st.builds(
 )
 
 
-@given(garbage | st.binary(max_size=2 * LONGEST))
+@given(garbage | st.binary(max_size=2 * MAX_REQUEST))
 @settings(max_examples=300)
 def test_any_bytes_go_on_or_end_for_good(data: bytes) -> None:
     """Nothing but a request, a refusal or waiting for more; and once decided, decided.
@@ -377,15 +377,15 @@ def test_any_bytes_go_on_or_end_for_good(data: bytes) -> None:
     outcomes = [outcome(data[:count]) for count in range(len(data) + 1)]
     undecided = outcomes.count(None)
     assert outcomes[:undecided] == [None] * undecided
-    assert undecided <= LONGEST
+    assert undecided <= MAX_REQUEST
     decided = outcomes[undecided:]
     assert all(each == decided[0] for each in decided)
     if decided and not isinstance(decided[0], str):
         assert decided[0] is not None
         request, length = decided[0]
-        assert length == undecided <= LONGEST
+        assert length == undecided <= MAX_REQUEST
         assert (request.command is not Command.BIND) <= request.port <= 65535
-        assert len(request.user_id) <= MOST_USER_ID
+        assert len(request.user_id) <= MAX_USER_ID
         assert b"\0" not in request.user_id
         assert bool(request.host) != bool(request.address)
         # One line, that names one thing.
@@ -491,7 +491,7 @@ def test_any_request_is_written_or_a_value_error(
         return
     found = read_request(data)
     assert found is not None
-    assert found[1] == len(data) <= LONGEST
+    assert found[1] == len(data) <= MAX_REQUEST
 
 
 # -- replies

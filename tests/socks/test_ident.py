@@ -23,7 +23,7 @@ from twisted.internet.protocol import Factory
 from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 
-from relayd.socks.ident import MOST_LINE, PORT, TIMEOUT, NoIdent, ask, read_answer
+from relayd.socks.ident import MAX_LINE, PORT, TIMEOUT, NoIdent, ask, read_answer
 from tests.support.contracts import Plain, until
 
 live: Any = reactor
@@ -275,7 +275,7 @@ async def test_only_the_first_line_counts() -> None:
         (b"\0" * 20 + b"\n", rf"identd sent '{chr(92)}x00{chr(92)}x00"),
         (b"\xff\xfb\x01\n", "identd sent '\N{REPLACEMENT CHARACTER}"),
         # Whether the line would have ended, or not.
-        (b"x" * (MOST_LINE + 1) + b"\r\n", "identd sent a line without end"),
+        (b"x" * (MAX_LINE + 1) + b"\r\n", "identd sent a line without end"),
         (b"x" * 100_000, "identd sent a line without end"),
     ],
 )
@@ -291,7 +291,7 @@ async def test_an_identd_that_is_none(answer: bytes, why: str) -> None:
 async def test_the_longest_line() -> None:
     """RFC 1413's thousand characters are read."""
     start = PORTS + b" : USERID : UNIX : "
-    user_id = b"u" * (MOST_LINE - len(start))
+    user_id = b"u" * (MAX_LINE - len(start))
     async with identd(says(start + user_id + b"\n")) as (_, port):
         assert await ask(live, CLIENT, OURS, port=port) == user_id
 

@@ -1095,7 +1095,7 @@ def _to_ident(proxy: Proxy) -> FakeTransport:
 
 
 #: Before it has said what it wants.
-HANDSHAKES = [
+DEFAULT_HANDSHAKES = [
     Moment(
         "before a byte",
         {},
@@ -1165,7 +1165,9 @@ def _name(moment: Moment) -> str:
     return moment.name
 
 
-at_every_moment = pytest.mark.parametrize("moment", HANDSHAKES + MOMENTS, ids=_name)
+at_every_moment = pytest.mark.parametrize(
+    "moment", DEFAULT_HANDSHAKES + MOMENTS, ids=_name
+)
 at_every_moment_after = pytest.mark.parametrize("moment", MOMENTS, ids=_name)
 
 
@@ -1189,7 +1191,7 @@ def test_the_client_resets(moment: Moment) -> None:
     proxy.over(Ending.CLIENT_LEFT)
 
 
-@pytest.mark.parametrize("moment", HANDSHAKES, ids=_name)
+@pytest.mark.parametrize("moment", DEFAULT_HANDSHAKES, ids=_name)
 def test_the_client_ends_its_side_in_the_handshake(moment: Moment) -> None:
     proxy, client = reached(moment)
     client.receive_eof()
@@ -1354,7 +1356,7 @@ def test_a_client_that_does_not_take_its_refusal_is_reset(moment: Moment) -> Non
 
 
 @at_every_moment
-def test_a_drain_waits_and_then_cuts(moment: Moment) -> None:
+def test_a_drain_waits_and_then_aborts(moment: Moment) -> None:
     proxy, client = reached(moment)
     done: list[None] = []
     proxy.factory.drain(5).addCallback(done.append)
@@ -1525,7 +1527,7 @@ def test_whose_request_has_arrived_by_then_makes_no_room() -> None:
     proxy.nothing_left()
 
 
-def test_a_proxy_with_protocols_of_its_own_makes_room_as_well() -> None:
+def test_a_proxy_with_protocols_of_its_own_sheds_clients_as_well() -> None:
     class Own(Socks4Factory):
         def buildProtocol(self, addr: IAddress | None) -> Any:
             return super().buildProtocol(addr)

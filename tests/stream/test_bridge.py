@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from zope.interface.verify import verifyObject
 
-from relayd.core.interfaces import IHearsReset
+from relayd.core.interfaces import IResetListener
 from relayd.core.session import Direction, Ending, Session
 from relayd.net.tcp_info import TcpInfo
 from relayd.net.transports import PeerReset, PeerVanished
@@ -586,10 +586,10 @@ def test_a_reset_behind_both_ends_waits_for_delivery(side: str) -> None:
 
 def test_a_leg_hears_of_a_reset_until_it_is_joined() -> None:
     leg = Leg(Direction())
-    assert verifyObject(IHearsReset, leg)
-    assert leg.hears_reset()
+    assert verifyObject(IResetListener, leg)
+    assert leg.wants_reset()
     leg.bridge = object()  # type: ignore[assignment]
-    assert not leg.hears_reset()
+    assert not leg.wants_reset()
 
 
 def test_a_failed_write_to_a_paused_side_ends_both_at_once() -> None:

@@ -436,7 +436,7 @@ def test_an_idle_session_is_aborted() -> None:
     pair.ended(Ending.IDLE)
 
 
-def test_a_half_closed_session_is_cut_when_nothing_moves() -> None:
+def test_a_half_closed_session_is_aborted_when_nothing_moves() -> None:
     pair = joined(idle=3600, half_close=300)
     pair.wait(1000, 10)
     pair.down.receive_eof()

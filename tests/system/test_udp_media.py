@@ -152,7 +152,7 @@ def test_ntp(tmp_path: Path) -> None:
 CALLS = {"one": 300, "one each": 90}
 
 #: Its own idea is more than what most machines let it open.
-MOST_SOCKETS = ("-max_socket", "900")
+MAX_SOCKETS = ("-max_socket", "900")
 
 
 @contextmanager
@@ -161,7 +161,7 @@ def sipp_server() -> Iterator[int]:
     port = free_port()
     with serving(
         *(program("sipp"), "-sn", "uas", "-i", "127.0.0.1", "-p", str(port)),
-        *("-nostdin", *MOST_SOCKETS),
+        *("-nostdin", *MAX_SOCKETS),
         port=port,
     ):
         yield port
@@ -179,7 +179,7 @@ def test_sip_calls(sockets: str, tmp_path: Path) -> None:
         run(
             *(program("sipp"), "-sn", "uac", f"127.0.0.1:{running.port}"),
             *("-i", "127.0.0.1", "-p", str(free_port())),
-            *("-t", "u1" if sockets == "one" else "un", *MOST_SOCKETS),
+            *("-t", "u1" if sockets == "one" else "un", *MAX_SOCKETS),
             # 200 new calls a second, each of which lasts 200 ms.
             *("-m", str(calls), "-r", "200", "-d", "200", "-l", str(calls)),
             *("-nostdin", "-timeout", "30", "-timeout_error"),

@@ -13,7 +13,7 @@ from soak.datagrams import (
     HEADER,
     LARGEST,
     LOUD,
-    MOST_STRAYS,
+    MAX_STRAYS,
     PROVEN,
     SHORT,
     SILENT,
@@ -137,7 +137,7 @@ def test_what_is_mixed_up_shows() -> None:
     assert flow.arrive(0, data, PORT) == ""
     assert "second time" in flow.arrive(0, data, PORT)
     assert flow.hear(data, 1.0) == ""
-    for _ in range(MOST_STRAYS - 2):
+    for _ in range(MAX_STRAYS - 2):
         assert flow.hear(data, 1.0) == ""
     assert "100 bytes that are not owed to it" in flow.hear(data, 1.0)
 
