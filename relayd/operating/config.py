@@ -2,11 +2,10 @@
 
 The rows of the table of settings (:mod:`relayd.core.settings`,
 :mod:`relayd.operating.address_settings`) have read the values; here they become frozen
-    objects,
-which :mod:`relayd.operating.service` turns into listeners and relays.  What no row can
-see by itself is checked: which settings contradict each other, and which servers belong
-to which listener.  Whatever is wrong is a :class:`~relayd.core.errors.ConfigError` with
-one line that quotes it.
+objects, which :mod:`relayd.operating.relays` turns into listeners and relays.  What no
+row can see by itself is checked: which settings contradict each other, and which
+servers belong to which listener.  Whatever is wrong is a
+:class:`~relayd.core.errors.ConfigError` with one line that quotes it.
 
 A field is called as its row says (`Setting.field`), and `fill` finds it by that.  The
 fields of `StreamSettings`, `UdpSettings` and `Socks4Settings` are keywords of the

@@ -31,12 +31,9 @@ from relayd.observing.flow_lines import FlowLog, QuietFlowLog
 from relayd.operating.config import DEMO_LISTENER, Config, Relay, UdpRelay, UdpSettings
 from relayd.operating.demo import DemoInvitation, DemoSite
 from relayd.operating.endpoints import UdpAddress, parse_destination, parse_listener
-from relayd.operating.service import (
-    Listening,
-    RelayService,
-    make_service,
-    relay_listening,
-)
+from relayd.operating.relays import relay_listening
+from relayd.operating.running import Listening, RelayService
+from relayd.operating.service import make_service
 from relayd.operating.signals import Signals
 from relayd.tcp import RelayFactory
 from tests.conftest import LoggedFailures, descriptors
@@ -474,7 +471,7 @@ def test_relays_of_datagrams_share_what_there_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """None gets what another was promised, and more than there is can't be had."""
-    monkeypatch.setattr("relayd.operating.service.default_max_flows", lambda: 101)
+    monkeypatch.setattr("relayd.operating.relays.default_max_flows", lambda: 101)
     relays = tuple(
         UdpRelay(UdpAddress(None, port), (UdpAddress("127.0.0.1", 9),))
         for port in (1, 2)

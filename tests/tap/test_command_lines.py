@@ -42,7 +42,7 @@ from relayd.operating.config import (
     UdpSettings,
 )
 from relayd.operating.endpoints import EndpointString, HostPort, UdpAddress, UnixPath
-from relayd.operating.service import RelayService
+from relayd.operating.running import RelayService
 from relayd.preludes.socks4 import Code, Command, write_reply, write_request
 from relayd.socks.rules import parse_rule
 from relayd.socks4 import Socks4Factory
