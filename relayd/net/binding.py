@@ -1,6 +1,6 @@
-"""Which sockets a listener gets: addresses, families, names, and UNIX socket files.
+"""Binding the sockets of listeners: addresses, names, and UNIX socket files.
 
-`[::]` is IPv6 alone and `0.0.0.0` IPv4 alone, so that each can stand beside the other.
+`[::]` is IPv6 only and `0.0.0.0` IPv4 only, so that both can be bound together.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = Logger(namespace="relayd.binding")
 
 Socket = TypeVar("Socket", bound=socket.SocketType)
 
-#: How often port 0 is tried on several addresses that must get the same port.
+#: How often port 0 is tried for several addresses, which must get the same port.
 _PORT_TRIES = 16
 
 
@@ -29,13 +29,13 @@ def bind_tcp(host: str, port: int, backlog: int) -> socket.socket:
     """A socket that listens on an address.
 
     :param host: an IPv4 or IPv6 address as text, with a scope if it needs one.
-    :raises OSError: it can't be had.
+    :raises OSError: it can't be bound.
     """
     if is_broadcast(host):
-        # The kernel would listen there, and nobody could connect.
+        # The kernel would listen there, but no client could connect.
         raise OSError(errno.EACCES, BROADCAST)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Resolves nothing: the host is an address; this finds the scope of fe80::1%eth0.
+    # The host is an address: nothing is resolved but the scope of fe80::1%eth0.
     address = socket.getaddrinfo(
         host, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
     )[0][4]
@@ -43,7 +43,7 @@ def bind_tcp(host: str, port: int, backlog: int) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            # `[::]` is IPv6 only, so that it can stand beside `0.0.0.0`.
+            # So that `[::]` can be bound beside `0.0.0.0`.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(address)
         sock.listen(backlog)
@@ -58,7 +58,7 @@ def hosts_of(host: str | None, port: int, kind: int) -> list[str]:
 
     :param host: an address, a name, or None for all addresses of this machine.
     :param kind: of the sockets, such as SOCK_STREAM.
-    :raises OSError: the name has none.
+    :raises OSError: the name has no address.
     """
     if host is None:
         return ["0.0.0.0", "::"]
@@ -71,17 +71,16 @@ def bind_all(
 ) -> list[Socket]:
     """A socket for each address, all on the same port.
 
-    An address family that this machine lacks is left out, if another is there.
+    An address family that this machine lacks is left out, if there is another.
 
-    :param bind: makes one, for an address and a port.
-    :raises OSError: what `bind` did.
+    :param bind: makes a socket for an address and a port.
+    :raises OSError: as `bind` raised it.
     """
     for tries_left in range(_PORT_TRIES - 1, -1, -1):
         try:
             return _bind_each(hosts, port, bind)
         except OSError as problem:
-            # Port 0: the one that was free for the first address may be taken on the
-            # second.
+            # Port 0: the port chosen for the first address may be in use on the second.
             if port or problem.errno != errno.EADDRINUSE or not tries_left:
                 raise
     raise AssertionError("the last try returns or raises")
@@ -109,7 +108,7 @@ def _bind_each(
 
 
 def _is_stale(path: str) -> bool:
-    """Whether a UNIX socket was left at `path` by a process that is gone."""
+    """Whether `path` is the UNIX socket of a process that has ended."""
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             return False
@@ -124,9 +123,9 @@ def _is_stale(path: str) -> bool:
 
 
 def bind_unix(path: str, backlog: int) -> socket.socket:
-    """A socket that listens at a path, where a stale socket file is replaced.
+    """A socket that listens at a path; a stale socket file there is replaced.
 
-    :raises OSError: it can't be had.
+    :raises OSError: it can't be bound.
     """
     if _is_stale(path):
         os.unlink(path)
@@ -137,7 +136,7 @@ def bind_unix(path: str, backlog: int) -> socket.socket:
         sock.close()
         raise
     try:
-        # As Twisted's UNIX endpoint does; the folder says who may connect.
+        # As Twisted's UNIX endpoint does; the folder's permissions restrict clients.
         os.chmod(path, 0o666)  # noqa: S103
         sock.listen(backlog)
     except OSError:
@@ -148,7 +147,7 @@ def bind_unix(path: str, backlog: int) -> socket.socket:
 
 
 def unlink_own(path: str, made: os.stat_result) -> Callable[[], None]:
-    """What removes the socket file at `path`, unless another has replaced it."""
+    """A callback that removes the socket file at `path`, unless it was replaced."""
 
     def unlink() -> None:
         try:
@@ -158,7 +157,7 @@ def unlink_own(path: str, made: os.stat_result) -> Callable[[], None]:
         except FileNotFoundError:
             pass
         except OSError as problem:
-            # This process may have given up the right to it since it listens.
+            # This process may have dropped its privileges since it began to listen.
             why = problem.strerror
             log.warn("unix:{path} stays behind: {why}", path=path, why=why)
 

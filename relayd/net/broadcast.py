@@ -1,4 +1,4 @@
-"""Which addresses the kernel sends to as a broadcast: none of them is a host's."""
+"""Which addresses the kernel treats as broadcast, and so belong to no host."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import ipaddress
 import socket
 from contextlib import suppress
 
-#: Why an address is no host's.
+#: Why such an address can't be used.
 BROADCAST = "it is a broadcast address of this machine's networks, and not one host's"
 
 
@@ -23,7 +23,7 @@ def is_broadcast(host: str) -> bool:
         if mapped is None:
             return False
         host = str(mapped)
-    # The port is of no importance; nothing is sent.
+    # Any port does: nothing is sent.
     where = host, 9
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
@@ -33,7 +33,7 @@ def is_broadcast(host: str) -> bool:
                 return False
         else:
             return False
-        # Where a route prohibits it, it will be EACCES again.
+        # A route that prohibits the address (ip-route(8)) gives EACCES again.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         with suppress(OSError):
             probe.connect(where)

@@ -1,4 +1,4 @@
-"""Whether file descriptors run out, and the log line when they do.
+"""Detects that file descriptors run out, and logs it.
 
 A listener stops accepting a little before the table is full, since a client that is
 accepted needs a second descriptor for its server.
@@ -17,23 +17,23 @@ from relayd.net.monotonic import monotonic
 
 log = Logger(namespace="relayd.descriptors")
 
-#: Seconds for which a listener that found no descriptor stops accepting.
+#: Seconds for which a listener stops accepting when no descriptor is left.
 PAUSE = 0.1
 
-#: Descriptors that accepting leaves for dials, logs and name look-ups.
+#: Descriptors kept free for dials, logs and name look-ups.
 RESERVE = 16
 
 
 class Descriptors:
     """The descriptors of this process, as the listeners of a reactor share them.
 
-    :ivar pauses: how often a listener has paused since they ran out.
+    :ivar pauses: how often a listener has paused because they ran out.
     """
 
     _all: weakref.WeakKeyDictionary[Any, Descriptors] = weakref.WeakKeyDictionary()
 
     def __init__(self, clock: Any) -> None:
-        # Weakly, as the table of all of them has the reactor for a key.
+        # A weak reference: `_all` is keyed by the reactor, which must not be kept.
         weakly: Any = weakref.proxy(monotonic(clock))
         self._throttle = LogThrottle(weakly)
         self._low = 0
@@ -41,7 +41,7 @@ class Descriptors:
 
     @classmethod
     def of(cls, reactor: Any) -> Descriptors:
-        """The one that this reactor's listeners share."""
+        """The instance that this reactor's listeners share."""
         if reactor not in cls._all:
             cls._all[reactor] = cls(reactor)
         return cls._all[reactor]
@@ -49,17 +49,16 @@ class Descriptors:
     def is_low(self, descriptor: int) -> bool:
         """Whether a newly opened `descriptor` leaves less than the reserve.
 
-        The kernel hands out the lowest number that is free, so the number
-        tells how many are taken.
+        The kernel assigns the lowest free number, so the number shows how many are in
+        use.
         """
         if descriptor < self._low:
             return False
-        # The limit may have been raised since.  One that was lowered is noticed
-        # when accept fails.
+        # The limit may have been raised since.  A lowered one shows when accept fails.
         try:
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         except OSError:
-            # A sandbox refuses.  accept will fail when the table is full.
+            # Refused by a sandbox.  accept will fail when the table is full.
             return False
         self._low = limit - min(RESERVE, limit // 4)
         return descriptor >= self._low

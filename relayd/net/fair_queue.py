@@ -1,15 +1,17 @@
-"""Whose look-up runs next; pure, and no step takes longer for more owners.
+"""Which look-up runs next.  Pure; the cost of a step does not grow with the owners.
 
-An *owner* is whom a look-up is for: a client that chooses its own names, such as a
-proxy's, or the operator, whose owner is "".
+An *owner* is the client that a look-up is for, if it chooses its own names as a proxy's
+clients do.  The owner of the operator's look-ups is "".
 
-- The operator's come before all others.
-- Of the other owners, the one with the fewest running; among those, in turn.
-- One worker is left to owners with none running: who has one gets no other if that
-  would be the last.  So two owners whose names never resolve stop nobody else; more of
-  them do, until the resolver gives up, and then the others are next.
+- The operator's look-ups come before all others.
+- Of the other owners, the one with the fewest running is next; among equals, round
+  robin.
+- One worker is reserved for owners with no look-up running: an owner that has one gets
+  no other if that would take the last worker.  So two owners whose names never resolve
+  block no other owner.  More of them do, until the resolver gives up; then the others
+  are next.
 
-What several owners ask for waits in the queue of each of them.
+A look-up that several owners ask for waits in the queue of each.
 """
 
 from __future__ import annotations
@@ -17,20 +19,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
-#: How many look-ups run at a time.
+#: Look-ups that run at a time.
 WORKERS = 8
 
-#: How many of those owners have in all: one is never theirs, but the operator's.
+#: Of these, how many owners may use in all: one is reserved for the operator.
 OWNERS_WORKERS = WORKERS - 1
 
-#: How many one owner has.
+#: How many one owner may use.
 WORKERS_PER_OWNER = WORKERS // 2
 
 Item = TypeVar("Item")
 
 
 class _Owner(Generic[Item]):
-    """What waits for one owner, in order, and how many of it run."""
+    """The waiting look-ups of one owner, in order, and how many run."""
 
     __slots__ = ("name", "running", "waiting")
 
@@ -41,34 +43,35 @@ class _Owner(Generic[Item]):
 
 
 class FairQueue(Generic[Item]):
-    """What waits for a worker, by owner, and how many of each owner's run."""
+    """What waits for a worker, by owner, and how many run of each owner."""
 
     def __init__(self) -> None:
         self._owners: dict[str, _Owner[Item]] = {}
         self._operator = self._owner("")
-        # Owners with something that waits, by how many of theirs run.
+        # Owners with waiting items, by how many of their items run.
         self._levels: list[dict[str, _Owner[Item]]] = [
             {} for _ in range(WORKERS_PER_OWNER)
         ]
         self.running = 0
 
     def add(self, owner: str, item: Item) -> None:
-        """Let it wait; it may wait already."""
+        """Queue an item for an owner; it may be queued already."""
         found = self._owner(owner)
         found.waiting[item] = None
         self._place(found)
 
     def remove(self, owner: str, item: Item) -> None:
-        """It does not wait any longer, if it does."""
+        """Remove an item from the queue of an owner, if it is there."""
         found = self._owners.get(owner)
         if found is not None:
             found.waiting.pop(item, None)
             self._place(found)
 
     def next(self) -> tuple[str, Item] | None:
-        """What is to run now, and for whom; None: nothing yet.
+        """The owner and item to run now; None: nothing yet.
 
-        It runs from here on, until :meth:`done`; remove it for its other owners.
+        It counts as running until :meth:`done`; the caller removes it from the queues
+        of its other owners.
         """
         owner = self._next_owner()
         if owner is None:
@@ -79,14 +82,14 @@ class FairQueue(Generic[Item]):
         return owner.name, item
 
     def done(self, owner: str) -> None:
-        """One that ran for this owner has ended."""
+        """An item that ran for this owner has ended."""
         self._count(self._owners[owner], -1)
 
     def evictable(self, owner: str) -> Iterator[Item]:
-        """What may be evicted for one more of `owner`: the newest first.
+        """Items that may be evicted for another one of `owner`, the newest first.
 
-        Of the owner with the most that waits.  Nothing, if with one more `owner` would
-        have more than that one with one less.
+        They are those of the owner with the most waiting.  None, if `owner` would then
+        have more than that owner.
         """
         most = max(
             (each for each in self._owners.values() if each is not self._operator),
@@ -127,7 +130,7 @@ class FairQueue(Generic[Item]):
         self._place(owner)
 
     def _place(self, owner: _Owner[Item]) -> None:
-        """Put it at the end of its level, if it is not there; or forget it."""
+        """Put an owner at the end of its level, or forget it if it has no items."""
         if owner is self._operator:
             return
         if owner.running < WORKERS_PER_OWNER:

@@ -1,10 +1,9 @@
-"""What relayd does with the sockets of transports that it has not made itself.
+"""Socket options and checks for transports that relayd did not make.
 
-A listener or an endpoint that a program brings along has transports of any kind:
-Twisted's own, TLS above them, a wrapper.  They are asked by Twisted's interfaces, and
-their socket by its descriptor (:func:`lent_socket`).  A transport of ours has
-`options_are_set`, and its socket is the listener's or the endpoint's to look after; see
-:mod:`relayd.net.transports`.
+The listeners and endpoints of an embedder have transports of any kind: Twisted's own,
+TLS above them, a wrapper.  These are used by Twisted's interfaces, and their sockets by
+the descriptor (:func:`lent_socket`).  A transport of relayd has `options_are_set`: its
+listener or endpoint has set the options; see :mod:`relayd.net.transports`.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ from relayd.net.transports import set_keepalive
 def lent_socket(transport: Any) -> Iterator[socket.SocketType | None]:
     """The socket of any transport that has a descriptor, or None.
 
-    To ask it and to set its options, within the block only.
+    For reading and setting its options, within the block only.
     """
     try:
         number = transport.fileno()
         if not isinstance(number, int):
-            raise TypeError("that would be a socket of its own")
-        # The kernel is asked for its family and type.
+            raise TypeError("SocketType would open a new socket")
+        # Without a family and a type, the kernel is asked for them.
         sock = socket.SocketType(fileno=number)
     except (AttributeError, OSError, TypeError, ValueError):
-        # Not a socket of ours, or closed a moment ago.
+        # It has no socket, or is closed.
         yield None
         return
     try:
@@ -43,13 +42,13 @@ def lent_socket(transport: Any) -> Iterator[socket.SocketType | None]:
 
 
 def set_options(transport: Any) -> None:
-    """As :func:`relayd.net.transports.set_options`; nothing if that has been done."""
+    """As :func:`relayd.net.transports.set_options`, unless they are set already."""
     if getattr(transport, "options_are_set", False):
         return
     is_tcp = _is_tcp(transport)
     if is_tcp or IUNIXTransport.providedBy(transport):
-        # Or the peer is gone already, which the next read will tell; or it is a
-        # wrapper that claims more than it has.
+        # OSError: the peer is gone, which the next read will report.  AttributeError:
+        # a wrapper lacks what its interface says.
         with suppress(OSError, AttributeError):
             if is_tcp:
                 transport.setTcpNoDelay(True)
@@ -58,10 +57,10 @@ def set_options(transport: Any) -> None:
 
 
 def keep_alive(transport: Any) -> None:
-    """As :func:`relayd.net.transports.set_keepalive`, for any transport, ours too."""
+    """As :func:`relayd.net.transports.set_keepalive`, for any transport."""
     if getattr(transport, "options_are_set", False):
         # One of ours, whose handle is the socket: half the work, when thousands of
-        # sessions have their first look at once.
+        # sessions have their first check at once.
         set_keepalive(transport.getHandle())
         return
     with lent_socket(transport) as sock:
@@ -73,9 +72,9 @@ def keep_alive(transport: Any) -> None:
 
 
 def is_its_own_peer(transport: Any) -> bool:
-    """Whether a foreign endpoint's socket has connected to itself.
+    """Whether the socket of an embedder's endpoint has connected to itself.
 
-    Our own endpoints see to that as they connect: see :mod:`relayd.net.dialing`.
+    Our own endpoints check that as they connect: see :mod:`relayd.net.dialing`.
     """
     if getattr(transport, "options_are_set", False):
         return False

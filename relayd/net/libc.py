@@ -1,9 +1,8 @@
-"""Calls of the C library that Python can't make, or not in every version.
+"""Calls of the C library that Python lacks, or has in newer versions only.
 
-accept(2) and connect(2) are fallbacks, for when the better call is refused: by a
-sandbox with few system calls (gVisor, seccomp, SystemCallFilter) or by a security
-module.
-timerfd(2) Python has since 3.13.  All are made through ctypes, and rarely.
+accept(2) and connect(2) are fallbacks, for when a sandbox with few system calls
+(gVisor, seccomp, SystemCallFilter) or a security module refuses the usual call.
+Python has timerfd(2) since 3.13.  All are made through ctypes, and rarely.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ from typing import Any
 #: `struct sockaddr` of the family AF_UNSPEC.
 _NOWHERE = bytes(16)
 
-#: timerfd_create(2): CLOCK_MONOTONIC; TFD_NONBLOCK and TFD_CLOEXEC are O_'s.
+#: timerfd_create(2): CLOCK_MONOTONIC; TFD_NONBLOCK and TFD_CLOEXEC equal O_NONBLOCK
+#: and O_CLOEXEC.
 _CREATE = 1, os.O_NONBLOCK | os.O_CLOEXEC
 
 #: timerfd_settime(2): TFD_TIMER_ABSTIME.
@@ -29,7 +29,7 @@ _ABSOLUTE = 1
 def _function(name: str) -> Any:
     """A function of the C library.
 
-    :raises OSError: there is none of this name.
+    :raises OSError: it has no such function.
     """
     try:
         return getattr(ctypes.CDLL(None, use_errno=True), name)
@@ -40,7 +40,7 @@ def _function(name: str) -> Any:
 def call(name: str, *args: object) -> int:
     """Call a function of the C library.
 
-    :raises OSError: it failed, or there is none of this name (ENOSYS).
+    :raises OSError: it failed, or there is no such function (ENOSYS).
     """
     answer: int = _function(name)(*args)
     if answer < 0:
@@ -52,7 +52,7 @@ def call(name: str, *args: object) -> int:
 def accept(descriptor: int) -> int:
     """accept(2).  Python calls accept4(2), and falls back only on ENOSYS.
 
-    :return: the connection's descriptor, which is not inheritable.  It blocks.
+    :return: the connection's descriptor: blocking, not inheritable.
     :raises OSError: as accept(2) says.
     """
     accepted = call("accept", descriptor, None, None)
@@ -71,7 +71,7 @@ def disconnect(descriptor: int) -> None:
 def timerfd_create() -> int:
     """A timerfd(2) on CLOCK_MONOTONIC.
 
-    :raises OSError: it can't be had.
+    :raises OSError: the kernel has none, or no descriptor is left.
     """
     clock, flags = _CREATE
     # Python 3.13.
@@ -82,7 +82,7 @@ def timerfd_create() -> int:
 
 
 def timerfd_settime(descriptor: int, due: int) -> None:
-    """Set it to `due` nanoseconds on its clock.
+    """Let a timer expire at `due`, in nanoseconds on its clock.
 
     :raises OSError: the kernel refuses.
     """

@@ -1,8 +1,8 @@
 """Server endpoints for hosts and ports and for UNIX sockets.
 
-What they bind is in :mod:`relayd.net.binding`; what accepts their clients, and waits
-out a full descriptor table, in :mod:`relayd.net.listener`.
-:mod:`relayd.plane.endpoints` has subclasses whose connections are the plane's.
+Their sockets are bound in :mod:`relayd.net.binding`.  :mod:`relayd.net.listener`
+accepts clients, and pauses while the descriptor table is full.
+:mod:`relayd.plane.endpoints` has subclasses with the plane's transports.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from relayd.net.listener import Listener, Listeners
 
 
 class ListenerEndpoint:
-    """Listens on what :meth:`bind` returns; errors name :attr:`where`.
+    """Listens on the sockets of :meth:`bind`; errors name :attr:`where`.
 
-    :cvar listener: what accepts the clients; subclasses may have another.
+    :cvar listener: the class that accepts clients; a subclass may set another.
     """
 
     where: str
@@ -43,7 +43,7 @@ class ListenerEndpoint:
         self._reactor = reactor
 
     def bind(self) -> list[tuple[socket.socket, Callable[[], None]]]:
-        """Listening sockets, each with what to do once it is closed."""
+        """Listening sockets, each with a callback for when it is closed."""
         raise NotImplementedError
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
@@ -61,7 +61,7 @@ class ListenerEndpoint:
         try:
             listening.startListening()
         except OSError as problem:
-            # No descriptor, or no memory, to watch it with.
+            # No descriptor or no memory is left to watch it.
             for port in ports:
                 port.stopListening()
             why = problem.strerror or str(problem)
@@ -73,11 +73,10 @@ class ListenerEndpoint:
 class TCPListenerEndpoint(ListenerEndpoint):
     """Listens on a host and port.
 
-    :param host: an address, a name whose every address is listened on (looked
-        up once, when listening starts), or None for all addresses of this
-        machine, IPv4 and IPv6.
-    :param port: 0 picks one that is free.
-    :param backlog: how many clients the kernel may keep waiting.
+    :param host: an address, a name (looked up once, when listening starts; all its
+        addresses are used), or None for all addresses of this machine, IPv4 and IPv6.
+    :param port: 0 picks a free port.
+    :param backlog: how many clients may wait in the kernel's queue.
     """
 
     def __init__(self, reactor: Any, host: str | None, port: int, backlog: int) -> None:
@@ -95,9 +94,9 @@ class TCPListenerEndpoint(ListenerEndpoint):
 
 @implementer(IStreamServerEndpoint)
 class UNIXListenerEndpoint(ListenerEndpoint):
-    """Listens on a UNIX socket, whose file it makes, and removes when it stops.
+    """Listens on a UNIX socket; makes its file, and removes it when it stops.
 
-    A socket file that nobody listens on any more is replaced.
+    A stale socket file, which has no listener any more, is replaced.
     """
 
     def __init__(self, reactor: Any, path: str, backlog: int) -> None:
@@ -111,4 +110,4 @@ class UNIXListenerEndpoint(ListenerEndpoint):
 
 
 def _nothing() -> None:
-    """A TCP socket leaves nothing behind."""
+    """A TCP socket leaves nothing to remove."""

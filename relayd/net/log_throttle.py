@@ -1,7 +1,7 @@
 """A log throttle: one line a second at most, for what may happen at any rate.
 
-A flood must not fill the disk.  Whoever logs that a limit was reached counts how often,
-and writes the count when :meth:`LogThrottle.is_due`.
+A flood must not fill the disk.  The caller counts how often a limit was reached, and
+writes the count when :meth:`LogThrottle.is_due`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Which addresses are this machine's own, as its kernel says.
+"""Whether an address is one of this machine's own, by asking the kernel.
 
 The kernel is asked each time: an interface may get another address at any moment.
-:class:`OwnHosts` remembers the answers for a few seconds, for what asks often.
+:class:`OwnHosts` caches the answers for a few seconds, for callers that ask often.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 
 from relayd.core.networks import Ip
 
-#: bind(2): no interface has this address, or none has addresses of this family.  The
-#: only ways in which the kernel says that an address is another machine's.
+#: bind(2): no interface has this address, or an address of this family.  The only
+#: errors by which the kernel says that an address is not its own.
 _NOT_OWN = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
-#: ip(7), Linux: bind the address alone, and choose a port when it is needed.
+#: ip(7), Linux: bind the address only, and choose a port when it is needed.
 _BIND_NO_PORT = getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24)
 
-#: For so many seconds, and of so many hosts, `OwnHosts` knows what they are.
+#: `OwnHosts` caches an answer for so many seconds, and for so many hosts.
 OWN_FOR, HOSTS_REMEMBERED = 5.0, 1024
 
 #: ip-sysctl.rst: whether bind(2) takes any address; by the version of IP.
@@ -30,21 +30,20 @@ NONLOCAL_BIND = "/proc/sys/net/ipv{}/ip_nonlocal_bind"
 
 
 def is_own(address: Ip) -> bool:
-    """Whether this machine has this address, now.
+    """Whether this machine has this address now.
 
-    Asked by binding to it, which the kernel allows for no other; but for a kernel
-    that was told to allow it (`net.ipv4.ip_nonlocal_bind`), where the address counts
-    as own if the way to it starts from itself.
+    A socket is bound to it, which the kernel allows only for its own addresses.  Where
+    it is set to allow any (`net.ipv4.ip_nonlocal_bind`), the address counts as own if
+    the route to it starts from the address itself.
 
-    A guard must not fall because the kernel can't be asked: whatever it says but that
-    it has no such address, the address counts as own.  No descriptor may be left for
-    the question, no port (no port is bound where the kernel can do without), or a
-    sandbox may be against it.
+    A guard must not fail open.  Unless the kernel says that it has no such address, the
+    address counts as own: the check may fail for want of a descriptor or a port (no
+    port is bound where the kernel can do without), or be refused by a sandbox.
     """
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            with suppress(OSError):  # the kernel may be older, or not Linux
+            with suppress(OSError):  # an older kernel, or not Linux
                 probe.setsockopt(socket.IPPROTO_IP, _BIND_NO_PORT, 1)
             probe.bind((str(address), 0))
     except OSError as problem:
@@ -54,15 +53,15 @@ def is_own(address: Ip) -> bool:
     try:
         return str(address) == address_towards(address)
     except OSError as problem:
-        # There always is a way to an address of one's own.
+        # The machine's own addresses always have a route.
         return problem.errno != errno.ENETUNREACH
 
 
 class OwnHosts:
-    """Whether hosts are this machine, remembered for :data:`OWN_FOR` seconds.
+    """Whether hosts are this machine, cached for :data:`OWN_FOR` seconds.
 
-    :param now: tells the time in seconds.
-    :param own: tells the addresses of this machine.
+    :param now: returns the time in seconds.
+    :param own: whether an address is this machine's.
     """
 
     def __init__(
@@ -70,17 +69,17 @@ class OwnHosts:
     ) -> None:
         self._now = now
         self._own = own
-        #: What was found, and until when it holds.
+        #: By host: the answer, and when it expires.
         self._known: dict[str, tuple[bool, float]] = {}
 
     def __call__(self, host: str) -> bool:
-        """Ask for an address as text; what is none counts as own."""
+        """Whether an address, as text, is own; anything else counts as own."""
         now = self._now
         known = self._known.get(host)
         if known is not None and now() < known[1]:
             return known[0]
         if len(self._known) >= HOSTS_REMEMBERED:
-            # The clients of a proxy may ask for any.
+            # A proxy's clients choose the hosts, so the cache needs a limit.
             self._known.clear()
         found = self._find(host)
         self._known[host] = found, now() + OWN_FOR
@@ -92,7 +91,7 @@ class OwnHosts:
         except ValueError:
             return True
         address = getattr(address, "ipv4_mapped", None) or address
-        # connect(2) takes an unspecified one for this machine.
+        # connect(2) takes an unspecified address for this machine.
         return address.is_loopback or address.is_unspecified or self._own(address)
 
 
@@ -104,12 +103,12 @@ def _binds_anything(version: int) -> bool:
 
 
 def address_towards(address: Ip) -> str:
-    """This machine's address on the way to another; nothing is sent.
+    """The local address of the route to `address`; nothing is sent.
 
-    :raises OSError: there is no way.
+    :raises OSError: there is no route.
     """
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        # The port is of no importance.
+        # Any port does.
         probe.connect((str(address), 9))
         return str(probe.getsockname()[0])

@@ -1,9 +1,8 @@
 """Listeners behind a balancer that sends PROXY headers (`haproxy:`).
 
-Twisted reads the header, but connects a protocol before that.  For a relay a client
-counts when its header was read: nothing is dialled before.  So :class:`Header` is
-between the connection and Twisted's wrapper, finds the end of the header, and notifies
-the relay.
+Twisted reads the header, but connects the protocol before that.  A relay must not dial
+before the header was read.  So :class:`Header` is between the connection and Twisted's
+wrapper, finds the end of the header, and notifies the relay.
 
 The header: https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt, section 2.
 """
@@ -23,13 +22,14 @@ from twisted.protocols.haproxy import proxyEndpoint
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from zope.interface import implementer
 
-#: What a header of version 2 begins with; two bytes of its own, and its length.
+#: The signature of version 2, and the size of its fixed part: the signature, two bytes,
+#: and the length of the rest.
 _VERSION_2 = b"\r\n\r\n\0\r\nQUIT\n"
 _FIXED = 16
 
 
 def header_end(start: bytes | bytearray) -> int:
-    """Where a connection's header ends, if it has one; 0: it is not known yet."""
+    """The length of the header that a connection begins with; 0: not known yet."""
     if start.startswith(_VERSION_2):
         if len(start) < _FIXED:
             return 0
@@ -39,10 +39,10 @@ def header_end(start: bytes | bytearray) -> int:
 
 
 class Header(ProtocolWrapper):
-    """Reads along until the header's end; Twisted's wrapper, above it, reads it.
+    """Finds the header's end; Twisted's wrapper, above it, parses the header.
 
-    :ivar is_bad: that wrapper closes the connection, as it is no header.
-    :ivar on_end: called once, when there is one; what follows it comes after that.
+    :ivar is_bad: the wrapper has closed the connection, as the header is invalid.
+    :ivar on_end: called once, at the end of the header and before the data behind it.
     """
 
     is_bad = False
@@ -55,12 +55,12 @@ class Header(ProtocolWrapper):
 
     @property
     def proxy_header(self) -> Header:
-        """Found through the wrapper, which passes attributes on."""
+        """The relay gets it through the wrapper, which passes attributes on."""
         return self
 
     @property
     def stage(self) -> int:
-        """How far it has come."""
+        """How many bytes of the header have arrived; 0 once it has ended."""
         return 0 if self._start is None else len(self._start)
 
     def dataReceived(self, data: bytes) -> None:
@@ -79,25 +79,24 @@ class Header(ProtocolWrapper):
             on_end, self.on_end = self.on_end, None
             if on_end is not None:
                 on_end()
-            # It may have ended the session.
+            # The callback may have ended the session.
             if end < len(start) and self.wrappedProtocol is not None:
                 self.wrappedProtocol.dataReceived(data[end - before :])
 
     def _pass_on(self, data: bytes) -> bool:
-        """Whether it may be a header so far."""
+        """Pass data on; whether it may be a header so far."""
         self._is_reading = True
         try:
             self.wrappedProtocol.dataReceived(data)
         except Exception:
-            # Twisted's parsers raise what they stumble over, such as a port that is
-            # no number.
+            # Twisted's parsers let some errors out, such as a port that is no number.
             self.loseConnection()
         finally:
             self._is_reading = False
         return not self.is_bad
 
     def loseConnection(self) -> None:
-        # While the header is read, only the wrapper is called.
+        # While the header is read, the only caller is the wrapper.
         self.is_bad = self._is_reading
         super().loseConnection()
 

@@ -11,14 +11,14 @@ _UNSPECIFIED = ("0.0.0.0", "::", "::ffff:0.0.0.0")
 
 
 def ends_of(sock: socket.SocketType, towards: Any = None) -> tuple[str, str]:
-    """The names of both ends of a connection, which are the same at either of them.
+    """The names of both ends of a connection, as each end sees them.
 
-    Where it was dialled to may have another name: the kernel takes 0.0.0.0 and `::` for
-    this machine.
+    The address that was dialled may differ: the kernel takes 0.0.0.0 and `::` for this
+    machine.
 
-    :param towards: where it leads, if it is not connected yet.
-    :return: this end, as the kernel has it, and the other one.
-    :raises OSError: it is lost.
+    :param towards: the address that is dialled, if it is not connected yet.
+    :return: the local end, and the other one.
+    :raises OSError: the connection is lost.
     """
     here = sock.getsockname()
     try:
@@ -35,13 +35,13 @@ def ends_of(sock: socket.SocketType, towards: Any = None) -> tuple[str, str]:
 def is_its_own_peer(sock: socket.SocketType) -> bool:
     """Whether a TCP socket has connected to itself.
 
-    A port of the kernel's own range on this machine, where nobody listens, may be the
-    very port that the kernel chose for the socket: a simultaneous open (RFC 9293, 3.5)
-    with itself, which succeeds.
+    When a port of this machine that has no listener, and is in the range of ephemeral
+    ports, is dialled, the kernel may choose the same port for the socket: a
+    simultaneous open (RFC 9293, 3.5) with itself, which succeeds.
     """
     ours = sock.getsockname()
     try:
         return bool(ours == sock.getpeername())
     except OSError:
-        # Lost again by now, which a read will tell.
+        # Lost meanwhile; a read will report it.
         return False

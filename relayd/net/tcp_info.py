@@ -1,11 +1,11 @@
 """The kernel's state of a stream connection, by its descriptor.
 
-Nothing in this module is called for a chunk of data, and most of it only when bytes
-wait, or when the connection is not read, so that its reset would go unnoticed.
+Nothing in this module is called for a chunk of data.  Most of it is called only when
+bytes wait, or when the connection is not read, so that its reset would go unnoticed.
 
-Each function has an answer for a connection that can't be asked (no descriptor, another
-system, a sandbox that refuses the call): None, 0 or False.  The caller then goes on as
-if the connection were in order.
+Where the kernel can't be asked (no descriptor, another system, a sandbox that refuses
+the call), each function returns None, 0 or False, and the caller goes on as if the
+connection were in order.
 
 `TcpInfo` is read from Linux's `struct tcp_info` (tcp(7), linux/tcp.h).  It does not
 show what a peer's application does: a peer that takes nothing and one that takes slowly
@@ -32,10 +32,10 @@ _LINUX = sys.platform.startswith("linux")
 #: has not acknowledged.  The same request as TIOCOUTQ; None elsewhere.
 SIOCOUTQ = 0x5411 if _LINUX else None
 
-#: tcp(7), Linux; other systems' have another shape.
+#: tcp(7), Linux; other systems have another structure.
 TCP_INFO = int(socket.TCP_INFO) if _LINUX else None
 
-#: Up to tcpi_snd_wnd and with it.
+#: Bytes up to and with tcpi_snd_wnd.
 _INFO_SIZE = 232
 
 #: tcpi_retransmits and tcpi_probes, two bytes; tcpi_last_data_sent and
@@ -43,7 +43,7 @@ _INFO_SIZE = 232
 _COUNTS, _TIMES, _WINDOW = struct.Struct("2x2B"), struct.Struct("I8xI"), 228
 _TIMES_AT = 44
 
-#: poll(2): an error is pending, or the descriptor is none.
+#: poll(2): an error is pending, or the descriptor is not open.
 _FAILED = select.POLLERR | select.POLLNVAL
 
 
@@ -51,9 +51,10 @@ _FAILED = select.POLLERR | select.POLLNVAL
 class TcpInfo:
     """How a connection is doing, as its sender sees it.
 
-    :ivar window: bytes that the peer's last acknowledgement allowed to be sent beyond
-        what it acknowledged; 0 also where the kernel does not say (before Linux 5.4).
-    :ivar retransmits: how often the same bytes have been sent again, in vain so far.
+    :ivar window: the send window of the last acknowledgement, in bytes; 0 also where
+        the kernel does not report it (before Linux 5.4).
+    :ivar retransmits: how often the same bytes have been retransmitted without an
+        acknowledgement.
     :ivar probes: probes of a closed window, or of a silent peer, since the last answer.
     :ivar since_sent: seconds since bytes were last sent, or sent again.
     :ivar since_heard: seconds since the last acknowledgement.
@@ -67,7 +68,7 @@ class TcpInfo:
 
 
 def tcp_info(transport: Any) -> TcpInfo | None:
-    """How a TCP connection is doing; None where the kernel does not tell."""
+    """How a TCP connection is doing; None where the kernel does not report it."""
     if TCP_INFO is None:
         return None
     with lent_socket(transport) as sock:
@@ -81,7 +82,7 @@ def tcp_info(transport: Any) -> TcpInfo | None:
 
 
 def parse(raw: bytes) -> TcpInfo | None:
-    """The parts of a `struct tcp_info` that count here; None if it is cut short."""
+    """The fields of a `struct tcp_info` that are used; None if it is too short."""
     if len(raw) < _TIMES_AT + _TIMES.size:
         return None
     retransmits, probes = _COUNTS.unpack_from(raw)
@@ -93,13 +94,12 @@ def parse(raw: bytes) -> TcpInfo | None:
 
 
 def unacknowledged(transport: Any) -> int:
-    """Bytes in the kernel's send queue for `transport`; 0 where it can't tell."""
+    """Bytes in the kernel's send queue of `transport`; 0 where it is not known."""
     return 0 if SIOCOUTQ is None else _count(transport, SIOCOUTQ)
 
 
 def unread(transport: Any) -> int:
-    """Bytes that have arrived and were not read yet; 0 where the kernel does not
-    say."""
+    """Bytes that have arrived and were not read yet; 0 where it is not known."""
     return _count(transport, termios.FIONREAD)
 
 
@@ -112,18 +112,18 @@ def _count(transport: Any, request: int) -> int:
 
 
 def is_dead(transport: Any) -> bool:
-    """Whether the kernel knows that nothing can be delivered there any more.
+    """Whether nothing can be delivered on this connection any more.
 
-    Unacknowledged bytes stay in such a connection's queue for ever.
+    Unacknowledged bytes stay in its queue for ever.
     """
     return bool(_events(transport))
 
 
 def was_reset(transport: Any) -> bool:
-    """Whether the kernel has an error for a connection that is not read.
+    """Whether an error is pending on a connection that is not read.
 
-    Less than :func:`is_dead`: a UNIX socket whose peer has closed it can't be written
-    to, but what the peer sent before is still to be read.
+    Narrower than :func:`is_dead`: a UNIX socket whose peer has closed can't be written
+    to, but what the peer sent before can still be read.
     """
     return bool(_events(transport) & _FAILED)
 

@@ -21,11 +21,11 @@ class Upstream:
 
     :ivar endpoint: dialled once for each session.
     :ivar name: the server's address as the operator wrote it.
-    :ivar identity: whose certificate it must show.  Unless given, that of the name
-        which a TLS connection asks for (SNI); one that asks for none, as for an IP
-        address, is left to the endpoint.
-    :ivar dials: the endpoint is an :class:`~relayd.core.interfaces.IDialer`, and is
-        dialled as one.
+    :ivar identity: the name that its certificate must have.  Unless given, the name
+        that a TLS connection asks for (SNI); where it asks for none, as with an IP
+        address, the endpoint checks or does not.
+    :ivar dials: the endpoint is dialled as an
+        :class:`~relayd.core.interfaces.IDialer`.
     """
 
     endpoint: IStreamClientEndpoint
@@ -36,5 +36,5 @@ class Upstream:
     @dials.default
     def _find_dials(self) -> bool:
         kind: Any = type(self.endpoint)
-        # What has a certificate to show is no socket of ours.
+        # With TLS the endpoint is a wrapper, and not one of our sockets.
         return self.identity is None and _dials[kind]

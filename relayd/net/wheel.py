@@ -1,10 +1,10 @@
 """One coarse timer for the deadlines of every session.
 
 A timer per connection, moved at every chunk, costs more than relaying the
-chunk.  Instead each session asks to be looked at every now and then: it stands
-in the bucket of a coarse tick, one reactor timer walks the buckets, and the
-session compares its counters with what it saw last time.  Relaying a chunk
-touches no timer and reads no clock; a deadline is kept within one tick.
+chunk.  Instead each session is checked once in a tick: it is in a bucket of a
+timing wheel, one reactor timer goes from bucket to bucket, and the session
+compares its counters with those of the last check.  Relaying a chunk touches
+no timer and reads no clock; a deadline is kept within one tick.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ log = Logger(namespace="relayd.wheel")
 
 
 class Watched(Protocol):
-    """What stands on the wheel."""
+    """An item of the wheel."""
 
-    #: The bucket it stands in; the wheel's own, None while it is off.
+    #: The bucket that it is in, set by the wheel; None while it is in none.
     wheel_bucket: dict[Any, None] | None
 
     def check(self, now: float) -> None:
-        """Look at the deadlines.
+        """Check the deadlines.
 
-        :param now: seconds on the wheel's clock; what arrived before was looked at.
+        :param now: seconds on the wheel's clock; events from before have been handled.
         """
 
     def check_failed(self) -> None:
-        """`check` raised, which has been logged: end what was being watched."""
+        """`check` raised, which has been logged: end the item."""
 
 
 Item = TypeVar("Item", bound=Watched)
 
 
 class DeadlineWheel(Generic[Item]):
-    """Calls `check` of everything that stands on it, once every `tick` seconds.
+    """Calls `check` of each of its items once every `tick` seconds.
 
     :param clock: provides `callLater` and `seconds`.
-    :param tick: seconds between two looks at the same item, and so how late a
+    :param tick: seconds between two checks of the same item, and so how late a
         deadline may be noticed.
 
-    The wheel holds a timer only while something stands on it, or for one tick
-    after; :meth:`settle` drops the timer of an empty wheel at once.  To iterate over it
-    is to see what stands on it now, in no particular order.
+    The wheel holds a timer only while it has items, or for one tick after;
+    :meth:`settle` drops the timer of an empty wheel at once.  Iterating yields the
+    items that it has now, in no particular order.
     """
 
     #: Items are spread over this many buckets in a tick, so that thousands of
-    #: sessions are looked at a few at a time instead of all in one turn.
+    #: sessions are checked a few at a time instead of all in one turn.
     SPREAD = 8
 
     def __init__(self, clock: IReactorTime, tick: float) -> None:
@@ -66,8 +66,8 @@ class DeadlineWheel(Generic[Item]):
         self._due = 0.0
         self._timer: IDelayedCall | None = None
         self._settled = False
-        #: Buckets are being looked at; the timer is set after that.
-        self._turning = False
+        #: Buckets are being checked; the timer is set after that.
+        self._checking = False
 
     def __len__(self) -> int:
         return sum(map(len, self._buckets))
@@ -76,16 +76,16 @@ class DeadlineWheel(Generic[Item]):
         return iter(list(chain.from_iterable(self._buckets)))
 
     def add(self, item: Item) -> None:
-        """Look at `item` every tick from now on; the first look is one tick away."""
+        """Check `item` every tick from now on; the first time in one tick."""
         bucket = item.wheel_bucket = self._buckets[self._hand]
         bucket[item] = None
-        if self._timer is None and not self._turning:
+        if self._timer is None and not self._checking:
             self._settled = False
             self._due = self._clock.seconds() + self._step
-            self._timer = self._clock.callLater(self._step, self._turn)
+            self._timer = self._clock.callLater(self._step, self._advance)
 
     def discard(self, item: Item) -> None:
-        """Take `item` off, if it is on."""
+        """Remove `item`, if it is on the wheel."""
         bucket = item.wheel_bucket
         if bucket is None:
             return
@@ -101,31 +101,32 @@ class DeadlineWheel(Generic[Item]):
             self._timer.cancel()
             self._timer = None
 
-    def _turn(self) -> None:
+    def _advance(self) -> None:
         self._timer = None
         now = self._looked_at()
-        # A reactor that was busy is late by several buckets; a whole round of
-        # them is all there is to catch up with.
-        self._turning = True
+        # If the reactor was busy, several buckets are due; all of them once at most.
+        self._checking = True
         for _ in range(self.SPREAD):
             if self._due > now:
                 break
             self._due += self._step
             self._hand = (self._hand + 1) % self.SPREAD
-            self._look(now)
-        self._turning = False
+            self._check_bucket(now)
+        self._checking = False
         if len(self):
             if self._due <= now:
                 self._due = now + self._step
-            self._timer = self._clock.callLater(self._due - now, self._turn)
+            self._timer = self._clock.callLater(self._due - now, self._advance)
 
-    def _look(self, now: float) -> None:
+    def _check_bucket(self, now: float) -> None:
         for item in list(self._buckets[self._hand]):
             if item.wheel_bucket is None:
                 continue  # an earlier item's check has ended this one
-            self._guarded(item.check, now, item)
+            self._check_item(item.check, now, item)
 
-    def _guarded(self, check: Callable[[float], None], now: float, item: Item) -> None:
+    def _check_item(
+        self, check: Callable[[float], None], now: float, item: Item
+    ) -> None:
         try:
             check(now)
         except Exception:
@@ -133,5 +134,5 @@ class DeadlineWheel(Generic[Item]):
             try:
                 item.check_failed()
             except Exception:
-                log.failure("it could not be ended either; it is looked at no more")
+                log.failure("it could not be ended either; it is not checked again")
                 self.discard(item)
