@@ -78,6 +78,7 @@ NEVER = float("inf")
 # An enum's members cost a look-up by its metaclass each time (Python 3.11).
 _DIALING, _RELAYING, _OVER = Stage.DIALING, Stage.RELAYING, Stage.OVER
 _HANDSHAKE, _PRELUDE, _CLOSING = Stage.HANDSHAKE, Stage.PRELUDE, Stage.CLOSING
+_ACCEPTED, _DECIDING = Stage.ACCEPTED, Stage.DECIDING
 _DONE = Ending.DONE
 
 _session_ids = itertools.count(1)
@@ -154,7 +155,8 @@ class StreamProtocol(Leg):
     def decide(self, *said: Any) -> None:
         """The client may be served, and has said what it had to say.
 
-        Call :meth:`dial`, now or later; :meth:`end` if there is no server for it.
+        Call :meth:`dial`, now or later; :meth:`end` if there is no server for it.  The
+        session is DECIDING until then, which has no deadline of its own.
 
         :param said: what each of the relay's preludes has read, in order.
         """
@@ -216,6 +218,8 @@ class StreamProtocol(Leg):
                 self._begin(begins)
             else:
                 self.decide()
+                if session.stage is _ACCEPTED:
+                    self.enter(_DECIDING)
         except Exception:
             self.failed(Failure())
 
@@ -254,6 +258,8 @@ class StreamProtocol(Leg):
                 self.enter(_PRELUDE)
             else:
                 self.decide()
+                if session.stage is _HANDSHAKE:
+                    self.enter(_DECIDING)
         except Exception:
             self.failed(Failure())
 
@@ -263,7 +269,10 @@ class StreamProtocol(Leg):
             # The session counts what is relayed.
             self.direction.read -= len(data)
             self._hear(self._unread + data if self._unread else data)
-        elif stage is not _CLOSING:
+        elif stage is _CLOSING:
+            # Neither kept nor relayed.
+            self.direction.read -= len(data)
+        else:
             Leg.hold(self, data)
 
     def _hear(self, unread: bytes) -> None:
@@ -288,6 +297,8 @@ class StreamProtocol(Leg):
             Leg.hold(self, unread)
         try:
             self.decide(*self._said)
+            if self.session.stage is _PRELUDE:
+                self.enter(_DECIDING)
         except Exception:
             self.failed(Failure())
 
@@ -302,11 +313,16 @@ class StreamProtocol(Leg):
         self.abort()
 
     def dial(self, upstream: Upstream | None) -> None:
-        """Connect to `upstream` and relay; None ends the session."""
+        """Connect to `upstream` and relay; None ends the session.
+
+        Does nothing if the session has ended meanwhile.
+        """
+        session, factory = self.session, self.factory
+        if session.ending is not None:
+            return
         if upstream is None:
             self.end(Ending.NO_UPSTREAM)
             return
-        session, factory = self.session, self.factory
         if factory.handshakes is not None:
             factory.handshakes.discard(self)
         session.server, session.upstream = upstream, upstream.name
@@ -532,7 +548,9 @@ class StreamProtocol(Leg):
         """Whether a handshake, the client's or the server's, has moved since."""
         stage = self.session.stage
         if stage is _DIALING:
-            return bool(self.pending.comes_on())
+            # Without one, another dial is to follow one that failed.
+            pending = self.pending
+            return pending is not None and bool(pending.comes_on())
         if stage is not _HANDSHAKE:
             return False
         header = self._header

@@ -1,0 +1,172 @@
+"""One client's way through the stages, where a relay of one's own decides.
+
+A subclass of StreamProtocol may decide late, dial again after a pause, pause its legs,
+and be ended from within whatever it calls.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet import error
+from twisted.python.failure import Failure
+
+from relayd.core.prelude import BadRequest, Prelude
+from relayd.core.session import Ending
+from relayd.core.stage import Stage
+from relayd.net.upstream import Upstream
+from relayd.stream.attempt import Attempt
+from relayd.stream.session import LEFT_GRACE
+from relayd.tcp import RelayProtocol
+from tests.stream.test_tcp import Relay, secret_client
+from tests.support.fakes import FakeTransport
+
+
+def read_line(data: bytes) -> tuple[bytes, int] | None:
+    """A prelude of one line."""
+    if data.startswith(b"!"):
+        raise BadRequest("no line")
+    line, newline, _ = data.partition(b"\n")
+    return (line, len(line) + 1) if newline else None
+
+
+class Ponderer(RelayProtocol):
+    """Decides when it is told to."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.asked: list[tuple[Any, ...]] = []
+
+    def decide(self, *said: Any) -> None:
+        self.asked.append(said)
+
+    def decided(self) -> None:
+        self.dial(self.factory.pool.choose(self.session))
+
+
+class Deciding:
+    """A relay whose clients wait for a decision, with their handshake done."""
+
+    def __init__(self, before: str) -> None:
+        relay = self.relay = Relay(handshake_timeout=2.0)
+        relay.factory.protocol = Ponderer
+        if before == "prelude":
+            relay.factory.preludes = (Prelude("line", read_line),)
+        if before == "handshake":
+            secret = secret_client(relay)
+            secret.shake_hands()
+            self.client: FakeTransport = secret
+        else:
+            self.client = relay.client()
+        if before == "prelude":
+            self.client.receive(b"hello\n")
+        [self.protocol] = relay.factory.sessions.values()
+        self.session = relay.session
+
+
+BEFORE = ["nothing", "handshake", "prelude"]
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_what_a_client_sends_while_it_is_decided_is_kept(before: str) -> None:
+    deciding = Deciding(before)
+    assert deciding.session.stage is Stage.DECIDING
+    deciding.client.receive(b"early ")
+    deciding.client.receive(b"bird")
+    deciding.client.receive_eof()
+    assert len(deciding.protocol.asked) == 1
+    deciding.protocol.decided()
+    server = deciding.relay.server.dial.connect()
+    server.take()
+    assert server.taken == b"early bird"
+    assert server.write_shut
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_a_decision_may_take_its_time(before: str) -> None:
+    """The deadline of the handshake has nothing to do with it."""
+    deciding = Deciding(before)
+    deciding.relay.clock.pump([0.25] * 40)
+    assert deciding.session.ending is None
+    deciding.protocol.decided()
+    deciding.relay.server.dial.connect()
+    assert deciding.session.stage is Stage.RELAYING
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_a_client_that_has_most_likely_left_is_not_decided_about(before: str) -> None:
+    deciding = Deciding(before)
+    deciding.client.receive_eof()
+    deciding.relay.clock.pump([0.25] * int(4 * LEFT_GRACE + 2))
+    assert deciding.session.ending is Ending.CLIENT_LEFT
+
+
+@pytest.mark.parametrize("before", BEFORE)
+def test_a_decision_that_comes_too_late_changes_nothing(before: str) -> None:
+    deciding = Deciding(before)
+    deciding.client.lose(error.ConnectionLost())
+    assert deciding.session.ending is Ending.CLIENT_LEFT
+    assert deciding.session.detail == ""
+    deciding.protocol.decided()
+    assert deciding.session.stage is Stage.OVER
+    assert not deciding.relay.server.dials
+    deciding.relay.over("opened", "closed client_left")
+
+
+class Talker(RelayProtocol):
+    """Tells its client that it is not served."""
+
+    def last_words(self) -> bytes:
+        return b"no\n"
+
+
+def test_what_a_client_sends_while_it_is_closed_is_not_counted() -> None:
+    """It is not relayed.  TLS hands it on while the words for the client wait."""
+    relay = Relay()
+    relay.factory.protocol = Talker
+    relay.factory.preludes = (Prelude("line", read_line),)
+    client = relay.client()
+    client.receive(b"!")
+    assert relay.session.stage is Stage.CLOSING
+    client.protocol.dataReceived(b"and so on")
+    assert relay.session.up.read == 0
+    client.take()
+    assert client.taken == b"no\n"
+    relay.over("opened", "closed bad_request")
+
+
+class Patient(RelayProtocol):
+    """Dials again a while after a dial that failed."""
+
+    def attempt_failed(self, attempt: Attempt) -> None:
+        self.pending = None
+        self.factory.clock.callLater(
+            0.5,
+            self.dial,
+            Upstream(attempt.upstream.endpoint, "again"),  # type: ignore[attr-defined]
+        )
+
+
+def test_a_server_may_be_dialled_again_after_a_pause() -> None:
+    relay = Relay(connect_timeout=0.2)
+    relay.factory.protocol = Patient
+    client = relay.client()
+    relay.server.dial.deferred.errback(Failure(error.ConnectionRefusedError()))
+    # Its deadline is over meanwhile.
+    relay.clock.pump([0.05] * 11)
+    assert relay.session.ending is None
+    relay.server.dials[-1].connect()
+    assert relay.session.upstream == "192.0.2.1:9000"
+    client.lose()
+
+
+def test_a_pause_before_the_legs_are_joined_that_no_other_leg_asked_for_ends() -> None:
+    """`pauseProducing` says that the other leg is full, of which there was none."""
+    relay = Relay()
+    client = relay.client()
+    [protocol] = relay.factory.sessions.values()
+    protocol.pauseProducing()
+    relay.server.dial.connect()
+    assert not protocol.paused
+    client.lose()
