@@ -1,9 +1,9 @@
-"""Connecting to addresses: one socket, one wait, no timer.
+"""Connecting to addresses, with one socket and no timer for each.
 
-Twisted's client endpoints serve any caller: they wrap the protocol to learn
-that it is connected, keep a connector to reconnect with, and a timer.  A relay
-dials once for each session, notices by itself that its leg is connected, and
-has a deadline on its own wheel.  Dialling this way takes a third less.
+Twisted's client endpoints serve any caller: they wrap the protocol to be notified
+of the connection, keep a connector to reconnect with, and a timer.  A relay
+dials once for each session, is notified of the connection by its leg, and has
+its own timing wheel for the deadline.  Dialling this way takes a third less.
 
 Several addresses of one server: :mod:`relayd.net.happy_eyeballs`.
 """
@@ -58,13 +58,13 @@ def connect_failure(number: int) -> error.ConnectError:
 class Dial:
     """A socket that is being connected; its connection gets Twisted's transport.
 
-    :param where: the endpoint: what to connect to, and who watches.
-    :param sock: its connect(2) has said that it takes time.
-    :param caller: is told how it ends.
+    :param where: the endpoint: the address, and the reactor.
+    :param sock: its connect(2) is in progress.
+    :param caller: notified of the outcome.
     """
 
     _retry: IDelayedCall | None = None
-    #: To this process itself.
+    #: It leads to this process itself.
     leads_here = False
 
     def __init__(
@@ -75,12 +75,12 @@ class Dial:
         self._caller = caller
 
     def wait(self, problem: int) -> None:
-        """Wait for what connect(2) has not said yet.
+        """Wait for the outcome of connect(2).
 
         :param problem: its errno.
         """
         if problem == errno.EAGAIN:
-            # Only a UNIX socket says this: the server's backlog is full.
+            # UNIX sockets only: the server's backlog is full.
             clock = monotonic(self._where.reactor)
             self._retry = clock.callLater(RETRY, self._try_again)
         else:
@@ -98,7 +98,7 @@ class Dial:
     # -- what depends on the kind of transport
 
     def _watch(self) -> None:
-        """Have :meth:`doWrite` called when the connection stands, or failed."""
+        """Have :meth:`doWrite` called when it is connected, or has failed."""
         self._where.reactor.addWriter(self)
 
     def _unwatch(self) -> None:
@@ -106,8 +106,8 @@ class Dial:
 
     def close(self) -> None:
         """Close the socket, which may have been watched."""
-        # Not now: an event for this descriptor may be waiting in the batch that
-        # the reactor is working through, for whoever gets its number next.
+        # Not now: the batch of events that the reactor is handling may have one for
+        # this descriptor, whose number might be reused by then.
         monotonic(self._where.reactor).callLater(0, self._socket.close)
 
     def transport(self, protocol: IProtocol) -> Any:
@@ -131,7 +131,7 @@ class Dial:
             self._failed(problem)
 
     def connectionLost(self, reason: Failure) -> None:
-        """How some reactors report a failed connect; or the reactor stops."""
+        """Some reactors report a failed connect so; or the reactor stops."""
         self._unwatch()
         problem = self._problem()
         if problem is None:
@@ -144,8 +144,8 @@ class Dial:
     def _problem(self) -> int | None:
         """The errno that a read would fail with; None where there is data, or EOF.
 
-        A server may have sent something and reset by now.  SO_ERROR would take
-        the reset away before it can be read behind the data; this does not.
+        A server may have sent data and reset the connection by now.  SO_ERROR would
+        clear the reset before it can be read behind the data; this does not.
         """
         try:
             self._socket.recv(1, socket.MSG_PEEK)
@@ -173,12 +173,13 @@ class Dial:
 
 
 def _give_name(sock: socket.SocketType) -> None:
-    """Bind a UNIX socket to a name by which its other end knows it again.
+    """Bind a UNIX socket to a name by which its other end recognizes it.
 
-    unix(7): one that begins with a zero byte is no file, and goes with the socket.
+    unix(7): an abstract name, which begins with a zero byte, is no file, and ends with
+    the socket.
     """
     if sys.platform.startswith("linux"):
-        # Without one it is as any other client.
+        # Without a name it is treated like any other client.
         with suppress(OSError):
             sock.bind(b"\0relayd-" + os.urandom(8).hex().encode())
 
@@ -187,13 +188,13 @@ def _give_name(sock: socket.SocketType) -> None:
 class SocketEndpoint:
     """Connects to an address that needs no look-up.
 
-    The factory is asked for a protocol and nothing else: it is not told to
-    start or stop, as there is nothing to start for a single connection.
+    The factory only builds the protocol: its doStart and doStop are not called, as a
+    single connection needs neither.
 
     :param reactor: provides `IReactorFDSet` and `IReactorTime`.
     :param family: AF_INET, AF_INET6 or AF_UNIX.
     :param address: as the socket module has it for that family.
-    :cvar dialing: what waits for a connection; subclasses may have another.
+    :cvar dialing: the class that waits for a connection; a subclass may set another.
 
     :ivar is_near: it is a loopback address.
     :ivar port: its port; 0 if it has none.
@@ -210,7 +211,7 @@ class SocketEndpoint:
         is_unix = family == socket.AF_UNIX
         self.port: int = 0 if is_unix else address[1]
         self.is_near = not is_unix and is_loopback(address[0])
-        self._may_meet_itself = bool(self.port) and may_be_handed_out(self.port)
+        self._may_self_connect = bool(self.port) and may_be_handed_out(self.port)
         self.peer = socket_address(family, address)
         self.peer_name = address_name(self.peer)
 
@@ -247,18 +248,18 @@ class SocketEndpoint:
                 _give_name(sock)
             problem = sock.connect_ex(self.address)
             if problem == _IN_PROGRESS and self.is_near:
-                # The kernel answers itself, but looks at the answer on its way out of
-                # the call.  Asked again it says that the connection stands, or is
-                # refused; and EALREADY if the server's backlog is full.
+                # The kernel has the outcome when the call returns, but does not report
+                # it.  A second call says that it is connected, or refused; EALREADY if
+                # the server's backlog is full.
                 problem = sock.connect_ex(self.address)
                 if problem == errno.EALREADY:
                     problem = _IN_PROGRESS
             if problem in _TAKES_TIME:
                 dial = self.dialing(self, sock, caller)
                 if self.port in streams.ports:
-                    hears = IHopListener(caller, None)
-                    if hears is not None:
-                        dial.leads_here = hears.dial_started(sock, self.address)
+                    listener = IHopListener(caller, None)
+                    if listener is not None:
+                        dial.leads_here = listener.dial_started(sock, self.address)
                 dial.wait(problem)
         except Exception:
             # A bad address, or a kernel that can't watch another socket.
@@ -277,11 +278,11 @@ class SocketEndpoint:
     ) -> None:
         """Connect the caller's protocol to a socket that is connected.
 
-        :param dial: what has waited for that, if anything.
+        :param dial: what waited for the connection, if it took time.
         """
-        if self._may_meet_itself and is_its_own_peer(sock):
-            # Kept, it would relay a client to itself; closed politely, it would keep
-            # the port from the server for a minute.
+        if self._may_self_connect and is_its_own_peer(sock):
+            # It would relay the client to itself.  A close without a reset would block
+            # the server's port for a minute (TIME_WAIT).
             reset_on_close(sock)
             if dial is None:
                 sock.close()
@@ -324,7 +325,7 @@ class SocketEndpoint:
 
 @implementer(ICaller, IHopListener)
 class _FactoryCaller:
-    """Dials for who waits for a Deferred."""
+    """Fires a Deferred with the outcome of a dial."""
 
     def __init__(self, factory: IProtocolFactory, done: Deferred[IProtocol]) -> None:
         self._factory = factory
@@ -333,5 +334,5 @@ class _FactoryCaller:
         self.dial_failed = done.errback
 
     def dial_started(self, sock: socket.SocketType, address: Any) -> bool:
-        hears = IHopListener(self._factory, None)
-        return hears is not None and bool(hears.dial_started(sock, address))
+        listener = IHopListener(self._factory, None)
+        return listener is not None and bool(listener.dial_started(sock, address))

@@ -1,4 +1,4 @@
-"""Connecting to the first of several addresses that answers: names, and lists.
+"""Connecting to the first of several addresses that answers: of a name, or a list.
 
 The addresses are tried one after the other, the next one after a quarter of a second or
 as soon as one fails, and the first that connects is kept (RFC 8305, "happy eyeballs").
@@ -24,11 +24,11 @@ from relayd.net.dialing import SocketEndpoint
 from relayd.net.monotonic import monotonic
 from relayd.net.resolving import Resolver, SocketAddress
 
-#: Seconds that an address of a name has for itself before the next is tried, too
-#: (RFC 8305, section 5).
+#: Seconds after which the next address is tried as well (RFC 8305, section 5, the
+#: connection attempt delay).
 HEAD_START = 0.25
 
-#: Endpoints that a Dialer remembers.
+#: Endpoints that a Dialer caches.
 REMEMBERED = 1024
 
 
@@ -37,7 +37,7 @@ class NameEndpoint:
     """Connects to a name, which is looked up for each connection.
 
     :param resolver: unless given, the one that the reactor's endpoints share.
-    :param endpoint: what dials each of its addresses.
+    :param endpoint: the class that dials each address.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class AddressesEndpoint:
     """Connects to the first of several addresses that answers.
 
     :param addresses: at least one, the best first.
-    :param endpoint: what dials each.
+    :param endpoint: the class that dials each.
     """
 
     def __init__(
@@ -85,9 +85,9 @@ class AddressesEndpoint:
 
 
 class Dialer:
-    """Makes the endpoint for addresses that are known.
+    """Makes endpoints for addresses that need no look-up.
 
-    :param endpoint: what dials each of them.
+    :param endpoint: the class that dials each address.
     """
 
     def __init__(
@@ -95,15 +95,15 @@ class Dialer:
     ) -> None:
         self._reactor = reactor
         self._endpoint = endpoint
-        # The same destinations are asked for again and again, and an endpoint is
-        # nothing but where it leads; saves 5,800 instructions of a SOCKS4 session.
+        # Destinations repeat, and an endpoint has no state but its address; saves
+        # 5,800 instructions of a SOCKS4 session.
         self._one = functools.lru_cache(maxsize=REMEMBERED)(self._make)
 
     def _make(self, family: int, address: Any) -> SocketEndpoint:
         return self._endpoint(self._reactor, family, address)
 
     def __call__(self, addresses: Sequence[SocketAddress]) -> IStreamClientEndpoint:
-        """What connects to the first of them that answers.
+        """An endpoint that connects to the first of them that answers.
 
         :param addresses: at least one, the best first.
         """
@@ -121,8 +121,8 @@ def dial_first(
     """Connect to the first of `addresses` that answers.
 
     :param addresses: at least one, the best first.
-    :param endpoint: what dials each.
-    :return: fires with the protocol, or fails as the last of them did.
+    :param endpoint: the class that dials each.
+    :return: fires with the protocol, or fails with the error of the last attempt.
     """
     race = _Race(reactor, addresses, factory, endpoint)
     race.next()
@@ -163,7 +163,7 @@ class _Race:
 
     def _lost(self, reason: Failure, dial: Deferred[IProtocol]) -> None:
         if dial not in self._dials:
-            return  # cancelled by us
+            return  # cancelled by `_stop`
         self._dials.remove(dial)
         if self._left:
             if self._timer is not None:

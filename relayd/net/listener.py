@@ -1,13 +1,13 @@
-"""The listening socket of one relay: it accepts clients, and waits while it can't.
+"""A listening socket: accepts clients, and pauses when descriptors run out.
 
 Twisted's listening port, when the process has no descriptor left, accepts the
-clients that wait and closes each at once, with a log line for each.  This one
+waiting clients and closes each at once, with a log line for each.  This one
 stops accepting for a moment, so that they stay in the kernel's queue and are
 served when a session ends (:mod:`relayd.net.descriptors`).  A factory that can
-end some of its clients (:class:`relayd.core.interfaces.IShedsClients`) is asked to.
+shed clients (:class:`relayd.core.interfaces.IShedsClients`) is asked to.
 
-Accepted connections get Twisted's own transports; only the accepting is ours.
-:mod:`relayd.plane.endpoints` has a subclass whose connections are the plane's.
+Accepted connections get Twisted's own transports; only accept is ours.
+:mod:`relayd.plane.endpoints` has a subclass with the plane's transports.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ if TYPE_CHECKING:
 
 log = Logger(namespace="relayd.listener")
 
-#: At most this many clients are accepted before others get their turn.
+#: Clients that are accepted in one turn of the reactor.
 ACCEPTS_PER_TURN = 32
 
 #: accept(2): the client was gone before it was accepted.
 _CLIENT_GONE = frozenset({errno.ECONNABORTED, errno.EPROTO})
 
-#: accept(2): this process, or this machine, has nothing left to accept with.
+#: accept(2): this process, or this machine, is out of descriptors or memory.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -68,8 +68,8 @@ class Listener:
     :param factory: builds a protocol for each client.
     :param on_closed: called when the socket has been closed.
 
-    :ivar pauses: how often accepting was paused for want of descriptors, here or
-        at another listener of this reactor.
+    :ivar pauses: how often this listener, or another of this reactor, has paused as
+        descriptors ran out.
     """
 
     connected = True
@@ -92,11 +92,11 @@ class Listener:
         sock.setblocking(False)
         self._family = int(sock.family)
         self._address = socket_address(self._family, sock.getsockname())
-        #: Where it listens.  Not before it does; a UNIX socket has none.
+        #: The port, once it listens; 0 for a UNIX socket.
         self._port = 0
-        #: The same for a UNIX socket: its file.
+        #: The same for a UNIX socket: device and inode of its file.
         self._file: tuple[int, int] | None = None
-        # What a client reached, unless it may have reached any of several.
+        # The local address of accepted connections, where there is only one.
         wildcard = getattr(self._address, "host", "") in ("0.0.0.0", "::")
         self._local = None if wildcard else self._address
         set_options(sock)
@@ -144,7 +144,7 @@ class Listener:
         return self._socket.accept()
 
     def _builder(self) -> Callable[[Any], IProtocol | None]:
-        """What makes a protocol for a client, from now on, of its address."""
+        """The function that builds a protocol from a client's address."""
         return self._build_addressed
 
     def _build_addressed(self, address: Any) -> IProtocol | None:
@@ -171,7 +171,7 @@ class Listener:
         return "relayd listener"
 
     def connectionLost(self, reason: Failure) -> None:
-        """The socket is to be closed: by us, or because the reactor stops."""
+        """Close the socket: it is no longer used, or the reactor stops."""
         if not self.connected:
             return
         self.connected = False
@@ -186,7 +186,7 @@ class Listener:
         self._factory.doStop()
 
     def doRead(self) -> None:
-        """Accept some of the clients that wait."""
+        """Accept some of the waiting clients."""
         for _ in range(ACCEPTS_PER_TURN):
             try:
                 sock, address = self._accept()
@@ -210,9 +210,9 @@ class Listener:
     def _accept_anyway(self, problem: OSError) -> tuple[socket.SocketType, Any] | None:
         """The next client, after an accept that failed; None: no more for now.
 
-        Python calls accept4(2), which a sandbox may not allow; so plain accept(2) is
-        tried, each time.  Where that is refused as well the client stays in the queue,
-        and the listener pauses, since it would be reported again at once.
+        Python calls accept4(2), which a sandbox may not allow; so accept(2) is tried,
+        each time.  If that is refused as well, the client stays in the queue, and the
+        listener pauses, since the client would be reported again at once.
         """
         if problem.errno not in _EXHAUSTED:
             try:
@@ -221,7 +221,7 @@ class Listener:
                 return None
             except OSError as again:
                 if again.errno in _CLIENT_GONE:
-                    return None  # whoever is behind it is reported again
+                    return None  # the next in the queue is reported again
                 problem = again
         if problem.errno in _EXHAUSTED:
             self._pause(os.strerror(problem.errno))
@@ -231,7 +231,7 @@ class Listener:
         return None
 
     def _accept_plainly(self) -> tuple[socket.SocketType, Any]:
-        """As :meth:`_accept`, with nothing but accept(2).
+        """As :meth:`_accept`, by accept(2).
 
         :raises OSError: see accept(2).
         """
@@ -262,7 +262,7 @@ class Listener:
             sock.close()
 
     def _pause(self, why: str, *, short: bool = True) -> None:
-        """Accept nobody for a moment.
+        """Accept no client for :data:`PAUSE` seconds.
 
         :param short: descriptors, or memory, have run out.
         """
@@ -296,7 +296,7 @@ class Listener:
 
 @implementer(IListeningPort)
 class Listeners:
-    """Several listening sockets that are one relay's."""
+    """The listening sockets of one relay."""
 
     def __init__(self, ports: Sequence[IListeningPort]) -> None:
         self.ports = ports
@@ -310,6 +310,6 @@ class Listeners:
         return gatherResults(stopping)
 
     def getHost(self) -> IAddress:
-        """The first one's address; `ports` has them all."""
+        """The address of the first; `ports` has them all."""
         first: IAddress = self.ports[0].getHost()
         return first

@@ -1,20 +1,20 @@
-"""Time that only goes forward, and the timers that run on it.
+"""A monotonic clock, and the timers that run on it.
 
-`reactor.seconds` is `time.time`, and `callLater` runs on it: when somebody sets the
-machine's clock by two hours, every deadline of the last two hours is over, or none
-ends for the next two.  The reactor is not ours to change (others read it, and so do
-the dates of twisted.web), so this is a second `IReactorTime` beside it, on
-CLOCK_MONOTONIC.  Whoever takes a clock calls :func:`monotonic` with what it was given.
+`reactor.seconds` is `time.time`, and `callLater` runs on it: when the machine's clock
+is set by two hours, either all deadlines of the next two hours expire at once, or none
+expires for two hours.  The reactor itself can't be changed (other code reads its time,
+as twisted.web does for dates), so this is a second `IReactorTime` beside it, on
+CLOCK_MONOTONIC.  Code that is given a clock calls :func:`monotonic` with it.
 
 The calls are in a heap.  A timer (:mod:`relayd.net.timers`) wakes the reactor for the
 first of them, and is open only while a call is pending.
 
-**What has arrived is looked at before anybody is judged.**  A call that is due waits
-until the reactor has gone through the events that it has at hand.  If it is late (the
-machine was paused, a turn took long), there is more than that: whole turns are taken
-first, as long as one of :attr:`MonotonicClock.sources` says that it has left something
-unread, within a bound.  And the machine may be paused at any time, between a look and
-a judgement, too: so deadlines are judged by the time of the look (:func:`looked_at`).
+**Events that have arrived are handled before deadlines are checked.**  A call that is
+due waits until the reactor has handled the events of its current turn.  If it is late
+(the machine was paused, a turn took long), more events are pending: whole turns are
+taken first, while one of :attr:`MonotonicClock.sources` has left events unread, within
+a limit.  As the machine may also be paused between polling and the check, deadlines are
+compared with the time of polling (:func:`poll_time`).
 """
 
 from __future__ import annotations
@@ -40,25 +40,24 @@ log = Logger(namespace="relayd.monotonic")
 #: Seconds that a call may be late without whole turns being taken first.
 LATE = 0.25
 
-#: How many those are at least, and at most: the plane reads from 1,024 connections in
-#: a turn.
+#: How many turns at least, and at most: the plane reads from 1,024 connections in one.
 TURNS = 2
 MAX_TURNS = 128
 
-#: Entries of the heap that are not worth looking for those that nobody waits for.
+#: Entries of the heap up to which outdated ones are not searched for.
 UNSWEPT = 64
 
-#: Seconds by which a call of the reactor is moved into the past: it is due then,
-#: whatever becomes of the reactor's clock.
+#: Seconds by which a call of the reactor is moved into the past, so that it is due
+#: even if the reactor's clock is set back.
 AGES = 1e12
 
 _NEVER = math.inf
 
 
 class Source(Protocol):
-    """Takes what has arrived, a part of it in each turn of the reactor."""
+    """Handles a part of the pending events in each turn of the reactor."""
 
-    #: The last turn has left some of it.
+    #: The last turn has left some of them.
     has_more_events: bool
 
 
@@ -66,34 +65,33 @@ def monotonic(clock: Any) -> Any:
     """The clock to use where `clock` was given.
 
     :param clock: an `IReactorTime`.
-    :return: for a reactor of Twisted's, its :class:`MonotonicClock`.  Anything else,
-        such as a test's clock, is used as it is.
+    :return: for a Twisted reactor, its :class:`MonotonicClock`.  Anything else, such as
+        a test's clock, is returned as it is.
     """
     return MonotonicClock.of(clock) if isinstance(clock, ReactorBase) else clock
 
 
-def looked_at(clock: Any) -> Callable[[], float]:
-    """What tells a timed call the time to judge by.
+def poll_time(clock: Any) -> Callable[[], float]:
+    """The function that returns the time to compare deadlines with.
 
     :param clock: made by :func:`monotonic`.
-    :return: tells when the events that have arrived were last looked at; of another
-        kind of clock, its time.
+    :return: returns when events were last polled; of another kind of clock, its time.
     """
-    return clock.looked_at if isinstance(clock, MonotonicClock) else clock.seconds
+    return clock.poll_time if isinstance(clock, MonotonicClock) else clock.seconds
 
 
 @implementer(IReactorTime)
 class MonotonicClock:
     """The timers of one reactor on CLOCK_MONOTONIC; see :meth:`of`.
 
-    What `seconds` says is good for differences, and for nothing else.
+    The value of `seconds` has no meaning but in differences.
 
-    Twisted's connections may be given it in place of their reactor: what they ask of
-    that is here, and an abort, which they make a call of zero delay, is on this clock.
+    Twisted's connections may be given it in place of their reactor: it has the methods
+    that they use, and an abort, which they make a call of zero delay, is on this clock.
 
-    :param seconds: tells the time; `seconds` of `IReactorTime`.
+    :param seconds: returns the time; `seconds` of `IReactorTime`.
     :param open_timer: see :func:`relayd.net.timers.open_timer`.
-    :ivar sources: are asked whether they have left something unread.
+    :ivar sources: those whose pending events are handled before late calls are made.
     """
 
     _all: weakref.WeakKeyDictionary[Any, MonotonicClock] = weakref.WeakKeyDictionary()
@@ -105,31 +103,31 @@ class MonotonicClock:
         seconds: Callable[[], float] = time.monotonic,
         open_timer: Callable[..., Timer] = open_timer,
     ) -> None:
-        # A plain function of C, which sessions call five times.
+        # A C function, and no method around it: each session calls it five times.
         self.seconds = seconds
         self._open_timer = open_timer
-        # Weakly, as the table of all clocks is keyed by it.
+        # A weak reference: `_all` is keyed by the reactor, which must not be kept.
         self._reactor = weakref.ref(reactor)
-        #: When, in which order, and what.  An entry may be out of date: its call was
-        #: cancelled, or moved.
+        #: The time, a number that keeps the order, and the call.  An entry is outdated
+        #: if its call was cancelled, or moved.
         self._calls: list[tuple[float, int, DelayedCall]] = []
-        #: Those for the next turn.
+        #: Calls for the next turn, with their times.
         self._next: deque[tuple[float, DelayedCall]] = deque()
         self._numbers = itertools.count()
-        #: How many calls are neither made nor cancelled.
+        #: Calls neither made nor cancelled.
         self._pending = 0
         self._timer: Timer | None = None
-        #: When the timer wakes us.  While calls are made, or about to be, whoever is
-        #: scheduled need not set it: it is set after that.
+        #: The time for which the timer is set.  While calls are made, or about to be,
+        #: it is minus infinity, so that new calls do not set it: it is set after that.
         self._armed = _NEVER
-        #: The reactor was asked for a turn.
-        self._asked = False
-        #: Turns to take before the calls that are due; 0: none is.
+        #: :meth:`_turn` is scheduled.
+        self._scheduled = False
+        #: Turns left before the due calls are made; 0: no call is due.
         self._turns = 0
-        #: How many more there may be.
-        self._more_turns = 0
-        #: When the look began that comes before those calls.
-        self._looked_at = self.seconds()
+        #: How many turns may be added.
+        self._extra_turns = 0
+        #: When the polling began that comes before those calls.
+        self._poll_time = self.seconds()
         self.sources: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @classmethod
@@ -151,7 +149,7 @@ class MonotonicClock:
     ) -> DelayedCall:
         """See `IReactorTime.callLater`.
 
-        One that raises is logged.
+        An exception of the call is logged.
 
         :raises ValueError: the delay is negative.
         """
@@ -174,9 +172,9 @@ class MonotonicClock:
         found = [*(call for _, call in self._next), *(call for *_, call in self._calls)]
         return [call for call in dict.fromkeys(found) if call.active()]
 
-    def looked_at(self) -> float:
-        """See :func:`looked_at`."""
-        return self._looked_at
+    def poll_time(self) -> float:
+        """See :func:`poll_time`."""
+        return self._poll_time
 
     # -- what Twisted's connections ask of a reactor
 
@@ -207,16 +205,16 @@ class MonotonicClock:
         self._calls.clear()
         self._next.clear()
         if self._timer is not None:
-            # It is closed then.
+            # In that turn it is closed.
             self._ask()
 
     def _sooner(self, call: DelayedCall) -> None:
-        """It was moved: the entry that it has comes too late."""
+        """A call was moved forward: its old entry is too late."""
         self._push(call.time, call)
         self._sweep()
 
     def _sweep(self) -> None:
-        """Drop what is out of date, once it is more than half."""
+        """Remove outdated entries, once they are more than half."""
         calls = self._calls
         if len(calls) > UNSWEPT and len(calls) > 2 * self._pending:
             calls[:] = [
@@ -229,31 +227,31 @@ class MonotonicClock:
     # -- waking up
 
     def _arm(self) -> None:
-        """Be woken for the first."""
+        """Set the timer for the first call."""
         due = self._armed = self._calls[0][0]
         if self._timer is not None:
             try:
                 self._timer.arm(due)
                 return
             except OSError:
-                # A sandbox that was shut meanwhile.
+                # Refused by a sandbox that was entered meanwhile.
                 self._timer.close()
         self._timer = self._open_timer(self._reactor(), due, self._woken, self._lost)
 
     def _woken(self) -> None:
-        """A call is due, or was."""
+        """The timer's callback: a call is due, or was."""
         if self._turns:
             return
         calls, now = self._calls, self.seconds()
-        # The turn that is under way is not a whole one.
-        self._turns, self._more_turns = 1, 0
+        # The current turn does not count: it is not a whole one.
+        self._turns, self._extra_turns = 1, 0
         if calls and now - calls[0][0] > LATE:
-            self._turns, self._more_turns = TURNS + 1, MAX_TURNS - TURNS
-        self._looked_at, self._armed = now, -_NEVER
+            self._turns, self._extra_turns = TURNS + 1, MAX_TURNS - TURNS
+        self._poll_time, self._armed = now, -_NEVER
         self._ask()
 
     def _lost(self) -> None:
-        """The reactor stops, and has dropped the timer."""
+        """The timer's callback: the reactor stops, and has dropped it."""
         self._timer, self._armed = None, _NEVER
 
     # -- turns of the reactor
@@ -261,27 +259,27 @@ class MonotonicClock:
     def _ask(self) -> None:
         """Have :meth:`_turn` called between two turns of the reactor.
 
-        By a call of the reactor's that is moved into the past: one of zero delay is not
-        due until tomorrow if the reactor's clock is set back by a day just now.  The
-        next cheapest way, `callFromThread`, is a call of zero delay with asyncio.
+        By a call of the reactor that is moved into the past: if the reactor's clock is
+        set back by a day, a call of zero delay is due a day later.  The next cheapest
+        way, `callFromThread`, is a call of zero delay with asyncio.
         """
-        if not self._asked:
-            self._asked = True
+        if not self._scheduled:
+            self._scheduled = True
             reactor: Any = self._reactor()
             reactor.callLater(0, self._turn).delay(-AGES)
 
     def _turn(self) -> None:
-        self._asked = False
+        self._scheduled = False
         for _ in range(len(self._next)):
             if self._next:  # one of them may have cancelled the others
                 self._make(*self._next.popleft())
         if self._turns:
             self._turns -= 1
-            if not self._turns and self._more_turns and self._has_more_events():
+            if not self._turns and self._extra_turns and self._has_more_events():
                 self._turns = 1
-                self._more_turns -= 1
+                self._extra_turns -= 1
             if self._turns:
-                self._looked_at = self.seconds()
+                self._poll_time = self.seconds()
             else:
                 self._make_due()
         elif not self._pending:
@@ -294,17 +292,17 @@ class MonotonicClock:
 
     def _make_due(self) -> None:
         """Make the calls that are due, and wait for the first that is not."""
-        calls, until = self._calls, self._looked_at
+        calls, until = self._calls, self._poll_time
         while calls and calls[0][0] <= until:
             due, _, call = heappop(calls)
             self._make(due, call)
         self._wait()
 
     def _wait(self) -> None:
-        """Be woken for the first call that is pending; hold nothing if none is.
+        """Set the timer for the first pending call; close it if there is none.
 
-        Within a turn that was asked for, and so not while events are worked through:
-        one of them may be for whoever gets a descriptor's number next.
+        Called within :meth:`_turn` only, not while the reactor handles events: one of
+        them may be for the descriptor that is closed, and its number be reused.
         """
         calls = self._calls
         while calls and not calls[0][2].active():
@@ -317,11 +315,11 @@ class MonotonicClock:
             timer.close()
 
     def _make(self, due: float, call: DelayedCall) -> None:
-        """Make a call, if the entry that it had is right."""
+        """Make a call, unless its entry is outdated."""
         if not call.active() or call.time != due:
             return
         if call.getTime() > due:
-            # It was put off, which is noticed here only.
+            # It was delayed, which shows only here.
             call.activate_delay()
             self._push(call.time, call)
             return

@@ -1,20 +1,19 @@
-"""Name look-ups, of which a slow one holds up nothing else.
+"""Name look-ups; a slow one delays nothing else.
 
-A look-up blocks a thread for as long as the system's resolver likes: half a
-minute when name servers are down.  Twisted runs look-ups in the reactor's
-thread pool, one for each caller, and waits for them when the process ends.
-Here
+A look-up blocks a thread until the system's resolver returns: for half a minute
+when name servers are down.  Twisted runs look-ups in the reactor's thread pool,
+one for each caller, and waits for them when the process ends.  Here
 
-- sessions that want the same name share one look-up;
+- sessions that need the same name wait for one look-up;
 - few look-ups run at a time, and the rest wait in a queue of bounded length
   (:mod:`relayd.net.fair_queue`): the operator's before all others, and then those of
-  each *owner* in turn, a client that chooses its own names.  When the queue is full,
-  the newest of the owner with the most in it is evicted for an owner with less;
-- one that nobody waits for any longer is not started;
+  each *owner*, a client that chooses its own names, round robin.  When the queue is
+  full, the newest of the owner with the most in it is evicted for an owner with less;
+- a look-up whose callers have all cancelled is not started;
 - the process does not wait for them when it ends.
 
-Nothing is remembered: each session asks afresh, so a name that moves is
-followed at once.
+Nothing is cached: each session looks its name up again, so a changed address is
+used at once.
 """
 
 from __future__ import annotations
@@ -38,34 +37,37 @@ from relayd.net.fair_queue import WORKERS, WORKERS_PER_OWNER, FairQueue
 #: A family and a socket address, as `socket.connect` takes it.
 SocketAddress = tuple[int, Any]
 
-#: Most names that wait for a worker: owners', and as many again of the operator's.
+#: Names that may wait for a worker: this many of all owners, and as many of the
+#: operator.
 MAX_QUEUE = 1024
 
-#: Most of them that are one owner's.
+#: How many of them one owner may have.
 MAX_QUEUE_PER_OWNER = MAX_QUEUE // 4
 
-#: Most addresses of a name that are used.
+#: How many addresses of a name are used.
 MAX_ADDRESSES = 16
 
 
 class _DaemonThread(threading.Thread):
-    """One that the interpreter does not wait for."""
+    """A thread that the interpreter does not wait for when it ends."""
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords, daemon=True)
 
 
 class _DaemonPool(ThreadPool):
-    """Threads that nobody waits for when the process ends."""
+    """Threads that the process does not wait for when it ends."""
 
     threadFactory = _DaemonThread
 
 
 class _LookUp:
-    """A name, and those who wait for its addresses, each with its owner.
+    """The look-up of a name, and its callers, each with its owner.
 
-    :ivar owner: who asked first.
-    :ivar waits: it is in the queue: it does not run, and was not evicted.
+    :ivar owner: of the first caller.
+    :ivar waiting: the callers' Deferreds, and their owners.
+    :ivar owners: how many callers each owner has.
+    :ivar queued: it neither runs nor was evicted.
     """
 
     def __init__(self, host: str, owner: str) -> None:
@@ -73,13 +75,13 @@ class _LookUp:
         self.owner = owner
         self.waiting: dict[Deferred[list[Any]], str] = {}
         self.owners: Counter[str] = Counter()
-        self.waits = True
+        self.queued = True
 
 
 class Resolver:
     """Looks names up for the sessions of one reactor; see :meth:`of`.
 
-    :param look_up: blocks, and returns what `socket.getaddrinfo` does.
+    :param look_up: blocks, and returns the list of `socket.getaddrinfo`.
 
     :ivar refused: how many look-ups were refused, or evicted, as the queue was full.
     """
@@ -89,19 +91,19 @@ class Resolver:
     def __init__(
         self, reactor: Any, look_up: Callable[[str], list[Any]] | None = None
     ) -> None:
-        # Weakly, as the table of all resolvers is keyed by it.
+        # A weak reference: `_all` is keyed by the reactor, which must not be kept.
         self._reactor: Any = weakref.proxy(reactor)
         self._look_up = look_up if look_up is not None else _getaddrinfo
         self._pool: ThreadPool | None = None
         self._names: dict[str, _LookUp] = {}
         self._queue: FairQueue[_LookUp] = FairQueue()
-        #: Look-ups by who asked first.
+        #: Look-ups by the owner of their first caller.
         self._owned: Counter[str] = Counter()
         self.refused = 0
 
     @classmethod
     def of(cls, reactor: Any) -> Resolver:
-        """The one that everybody on this reactor shares."""
+        """The resolver that all callers on this reactor share."""
         if reactor not in cls._all:
             cls._all[reactor] = cls(reactor)
         return cls._all[reactor]
@@ -109,9 +111,9 @@ class Resolver:
     def addresses(
         self, host: str, port: int, owner: str = ""
     ) -> Deferred[list[SocketAddress]]:
-        """The addresses of `host`, families in turn, each with `port`.
+        """The addresses of `host`, alternating between families, each with `port`.
 
-        :param owner: whom it is for: a client's key, or empty for the operator.
+        :param owner: the client key that it is for, or empty for the operator.
         :return: fires with at least one, or fails with DNSLookupError.  When it
             is cancelled the look-up goes on for others, if there are any.
         """
@@ -126,16 +128,16 @@ class Resolver:
             found = self._names[host] = _LookUp(host, owner)
             self._owned[owner] += 1
         look_up = found
-        waiter: Deferred[list[Any]] = Deferred(lambda d: self._gone(look_up, d))
+        waiter: Deferred[list[Any]] = Deferred(lambda d: self._cancelled(look_up, d))
         look_up.waiting[waiter] = owner
         look_up.owners[owner] += 1
-        if look_up.waits:
+        if look_up.queued:
             self._queue.add(owner, look_up)
             self._start_some()
         if evicted is not None:
-            # Last, as whoever is told may ask for anything.
-            _tell(evicted, Failure(_too_many(evicted.host)))
-        return waiter.addCallback(_in_turn, port)
+            # Last: the callbacks may call this object again.
+            _notify(evicted, Failure(_too_many(evicted.host)))
+        return waiter.addCallback(_interleaved, port)
 
     def _is_full_for(self, owner: str) -> bool:
         operators = self._owned[""]
@@ -147,24 +149,24 @@ class Resolver:
         )
 
     def _evict_for(self, owner: str) -> _LookUp | None:
-        """Evict a look-up from the full queue for one of this owner, if it may."""
+        """Evict a look-up from the full queue for another of `owner`, if allowed."""
         if not owner or self._owned[owner] >= WORKERS_PER_OWNER + MAX_QUEUE_PER_OWNER:
             return None
         for look_up in self._queue.evictable(owner):
-            # What others wait for, too, is theirs as well; and the operator's, who
-            # has asked first, counts towards no owner.
+            # Not one that other owners wait for, too; nor one that the operator asked
+            # for first, which counts towards no owner.
             if look_up.owner and len(look_up.owners) == 1:
                 [its_owner] = look_up.owners
                 self._queue.remove(its_owner, look_up)
-                look_up.waits = False
+                look_up.queued = False
                 self._forget(look_up)
                 return look_up
         return None
 
-    def _gone(self, look_up: _LookUp, waiter: Deferred[list[Any]]) -> None:
+    def _cancelled(self, look_up: _LookUp, waiter: Deferred[list[Any]]) -> None:
         owner = look_up.waiting.pop(waiter)
         _count_down(look_up.owners, owner)
-        if not look_up.waits:
+        if not look_up.queued:
             return
         if owner not in look_up.owners:
             self._queue.remove(owner, look_up)
@@ -186,17 +188,16 @@ class Resolver:
         if self._pool is None:
             self._pool = _DaemonPool(0, WORKERS, "relayd look-ups")
             self._pool.start()
-        look_up.waits = False
+        look_up.queued = False
         try:
             found = deferToThreadPool(
                 self._reactor, self._pool, self._look_up, look_up.host
             )
         except Exception:
-            # This process may have no more threads.  The pool keeps those that could
-            # not start.
+            # No thread can be started.  The pool keeps those that could not start.
             threads = self._pool.threads
             threads[:] = [each for each in threads if each.is_alive()]
-            # As late as from a thread: the next would be tried, and fail, from within.
+            # Not from here: `_done` starts the next, which would fail within this call.
             self._reactor.callFromThread(self._done, Failure(), look_up, owner)
         else:
             found.addBoth(self._done, look_up, owner)
@@ -209,13 +210,13 @@ class Resolver:
             result = Failure(DNSLookupError(f"{look_up.host}: {why}"))
         elif not result:
             result = Failure(DNSLookupError(f"{look_up.host}: no address"))
-        _tell(look_up, result)
+        _notify(look_up, result)
         self._start_some()
 
 
-def _tell(look_up: _LookUp, result: Any) -> None:
+def _notify(look_up: _LookUp, result: Any) -> None:
     for waiter in list(look_up.waiting):
-        # One that was told may have cancelled another.
+        # A callback may have cancelled another caller.
         if not waiter.called:
             waiter.callback(result)
 
@@ -225,7 +226,7 @@ def _too_many(host: str) -> DNSLookupError:
 
 
 def _count_down(counts: Counter[str], owner: str) -> None:
-    """One less, and nothing left behind of those who have none."""
+    """Subtract one; an owner with none is removed."""
     counts[owner] -= 1
     if not counts[owner]:
         del counts[owner]
@@ -235,14 +236,14 @@ def _getaddrinfo(host: str) -> list[Any]:
     return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
 
 
-def _in_turn(found: list[Any], port: int) -> list[SocketAddress]:
-    """IPv6 and IPv4 in turn, beginning with the system's preference (RFC 8305, 4)."""
+def _interleaved(found: list[Any], port: int) -> list[SocketAddress]:
+    """IPv6 and IPv4 alternate, beginning with the system's preference (RFC 8305, 4)."""
     families: dict[int, list[SocketAddress]] = {}
     for family, _, _, _, address in found:
         there = families.setdefault(family, [])
         item = (family, (address[0], port, *address[2:]))
         if item not in there:
             there.append(item)
-    turns = itertools.zip_longest(*families.values())
-    items = [item for turn in turns for item in turn if item is not None]
+    groups = itertools.zip_longest(*families.values())
+    items = [item for group in groups for item in group if item is not None]
     return items[:MAX_ADDRESSES]

@@ -1,8 +1,8 @@
-"""What wakes the reactor at a time of CLOCK_MONOTONIC.
+"""Timers that wake the reactor at a time of CLOCK_MONOTONIC.
 
-The best that there is: a timerfd(2) among the reactor's readers; where it can't be had,
-a thread that waits on the same clock; where there is not even that, the reactor's own
-timer, which goes by the machine's clock.
+The first of these that is available: a timerfd(2) among the reactor's readers; a thread
+that waits on the same clock; the reactor's own timer, which follows the machine's
+clock.
 """
 
 from __future__ import annotations
@@ -19,47 +19,51 @@ from zope.interface import implementer
 
 from relayd.net.libc import timerfd_create, timerfd_settime
 
-#: As far ahead as a timer is set, in seconds; it is set again then.
+#: The longest time for which a timer is set, in seconds; it is set again then.
 FAR = 1e9
 
 _now = time.monotonic
 
 
 class Timer(Protocol):
-    """Wakes the reactor once, at a time."""
+    """Wakes the reactor once, at a given time."""
 
     def arm(self, due: float) -> None:
-        """Wake it at `due` instead.
+        """Set the time at which it wakes the reactor.
 
         :raises OSError: the kernel refuses.
         """
 
     def close(self) -> None:
-        """Wake it no more, and hold nothing."""
+        """Stop, and release what it holds."""
 
 
 def open_timer(
     reactor: Any, due: float, woken: Callable[[], None], lost: Callable[[], None]
 ) -> Timer:
-    """The best that there is, armed."""
+    """The best timer available, armed.
+
+    :param woken: called when it is due.
+    :param lost: called when the reactor has dropped it.
+    """
     if IReactorFDSet.providedBy(reactor):
         try:
-            return _Descriptor(reactor, due, woken, lost)
+            return _TimerFd(reactor, due, woken, lost)
         except OSError:
             # No such call, no descriptor left, or a sandbox.
             pass
     try:
-        return _Thread(reactor, due, woken)
+        return _ThreadTimer(reactor, due, woken)
     except RuntimeError:
-        # The user has as many as it may.
-        return _Own(reactor, due, woken)
+        # The user's limit of threads is reached.
+        return _ReactorTimer(reactor, due, woken)
 
 
 @implementer(IReadDescriptor)
-class _Descriptor:
-    """A timerfd(2) that the reactor reads.
+class _TimerFd:
+    """A timerfd(2) among the reactor's readers.
 
-    It is not read: setting it again, or closing it, takes the event away.
+    Its descriptor is not read: setting it again, or closing it, clears the event.
     """
 
     def __init__(
@@ -69,7 +73,7 @@ class _Descriptor:
         woken: Callable[[], None],
         lost: Callable[[], None],
     ) -> None:
-        """:raises OSError: it can't be had."""
+        """:raises OSError: the kernel has none, or no descriptor is left."""
         self._reactor = reactor
         self._lost = lost
         self.doRead = woken
@@ -82,7 +86,7 @@ class _Descriptor:
             raise
 
     def arm(self, due: float) -> None:
-        # Not before it is due, and 0 would be never.
+        # Rounded up, so as not to wake early; 0 would disarm it.
         timerfd_settime(self._descriptor, max(int(min(due, FAR) * 1e9), 0) + 1)
 
     def close(self) -> None:
@@ -108,23 +112,23 @@ class _Descriptor:
         self._lost()
 
 
-class _Thread:
-    """A thread that waits, and calls from there."""
+class _ThreadTimer:
+    """A thread that waits, and then wakes the reactor."""
 
     def __init__(self, reactor: Any, due: float, woken: Callable[[], None]) -> None:
         """:raises RuntimeError: no thread can be started."""
         self._reactor = reactor
-        self._told = woken
+        self._on_due = woken
         self._due = due
         self._closed = False
-        self._news = threading.Condition()
-        # Nobody waits for it when the process ends.
+        self._changed = threading.Condition()
+        # A daemon: the process does not wait for it when it ends.
         threading.Thread(target=self._run, name="relayd timer", daemon=True).start()
 
     def arm(self, due: float) -> None:
-        with self._news:
+        with self._changed:
             self._due = due
-            self._news.notify()
+            self._changed.notify()
 
     def close(self) -> None:
         self._closed = True
@@ -132,27 +136,27 @@ class _Thread:
 
     def _woken(self) -> None:
         if not self._closed:
-            self._told()
+            self._on_due()
 
     def _run(self) -> None:
         while True:
-            with self._news:
+            with self._changed:
                 while (left := self._due - _now()) > 0:
-                    self._news.wait(min(left, threading.TIMEOUT_MAX))
+                    self._changed.wait(min(left, threading.TIMEOUT_MAX))
                 if self._closed:
                     return
-                # Once more in a while unless it is set again: asyncio's reactor makes
-                # it a call of zero delay, on its own clock.
+                # Again in a second unless it is set again: asyncio's reactor makes this
+                # a call of zero delay on its own clock, which may be set back.
                 self._due = _now() + 1.0
             self._reactor.callFromThread(self._woken)
 
 
-class _Own:
-    """The reactor's own timer, which goes by the machine's clock."""
+class _ReactorTimer:
+    """The reactor's own timer, which follows the machine's clock."""
 
     def __init__(self, reactor: Any, due: float, woken: Callable[[], None]) -> None:
         self._reactor = reactor
-        self._told = woken
+        self._on_due = woken
         self._call: Any = None
         self.arm(due)
 
@@ -163,7 +167,7 @@ class _Own:
 
     def _woken(self) -> None:
         self._call = None
-        self._told()
+        self._on_due()
 
     def close(self) -> None:
         call, self._call = self._call, None

@@ -1,17 +1,16 @@
-"""TLS by Twisted, and what a relay adds: when a handshake is done, and with whom.
+"""TLS handshakes: when they are done, and the name of a server's certificate.
 
-Twisted connects a protocol as soon as TCP is connected, and does the handshake below
-it.  For a relay a connection counts when its handshake is done: before that nothing is
-dialled for a client, and nothing is sent to a server.  A protocol that provides
-`IHandshakeListener` is notified (:func:`tells`).
+Twisted connects a protocol as soon as TCP is connected, and then does the handshake.  A
+relay waits for the handshake: before it is done, nothing is dialled for a client, and
+nothing is sent to a server.  A protocol that provides `IHandshakeListener` is notified
+(:func:`tells`).
 
-A server's certificate is checked here once more for the expected name, with the
-functions of service_identity, when the handshake is done and before a byte goes to the
-server.  Twisted checks it within a callback of OpenSSL's, and an exception is lost
-there: Twisted 26 accepts a server whose certificate has no name, and logs a traceback.
+When the handshake is done, and before a byte goes to the server, its certificate is
+checked once more for the expected name, with the functions of service_identity.
+Twisted checks it in a callback of OpenSSL, which loses exceptions: Twisted 26 accepts a
+server whose certificate has no name, and logs a traceback.
 
-OpenSSL and service_identity are optional; they are imported where a connection has
-brought them.
+OpenSSL and service_identity are optional; they are imported only for a TLS connection.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from relayd.core.errors import HandshakeFailed
 from relayd.core.hooks import implementers
 from relayd.core.names import is_address
 
-#: At most so many of a certificate's names, and of the characters of each, are shown.
+#: How many of a certificate's names are shown, and how many characters of each.
 NAMES_SHOWN, NAME_LENGTH = 3, 64
 
-#: What is wrong with a chain of certificates; x509_vfy.h, and verify(1) of OpenSSL.
+#: Errors of a certificate chain: x509_vfy.h, and verify(1) of OpenSSL.
 _CHAIN_PROBLEMS = {
     2: "its issuer is unknown",
     7: "its signature is wrong",
@@ -54,9 +53,9 @@ _is_tls = implementers(INegotiated)
 def tells(transport: Any) -> bool:
     """Whether an `IHandshakeListener` will be notified when the handshake is done.
 
-    It is if its transport is the TLS layer itself, which notifies the protocol that it
-    wraps, or Twisted's own wrapper, which passes it on.  With another wrapper in
-    between (PROXY, throttling) there is no notification.
+    It is notified if its transport is the TLS layer itself, or Twisted's own wrapper,
+    which passes that on.  With another wrapper in between (PROXY, throttling) it is
+    not.
     """
     return _is_tls[type(transport)] and IHandshakeListener.providedBy(
         getattr(transport, "wrappedProtocol", None)
@@ -64,9 +63,9 @@ def tells(transport: Any) -> bool:
 
 
 def stage(transport: Any) -> Any:
-    """How far a handshake has come, to be compared.
+    """The state of a handshake, to be compared with a later one.
 
-    It changes with each whole message, so few times; not with each byte.
+    It changes with each whole message, not with each byte.
 
     :param transport: of which :func:`tells` is true.
     """
@@ -74,12 +73,12 @@ def stage(transport: Any) -> Any:
 
 
 def is_openssls(problem: BaseException) -> bool:
-    """Whether OpenSSL raised it.  Asked by name: it is an optional dependency."""
+    """Whether OpenSSL raised it, by its module's name: OpenSSL is optional."""
     return type(problem).__module__.partition(".")[0] == "OpenSSL"
 
 
 def in_words(problem: BaseException) -> str:
-    """What an error says, in one line; OpenSSL's has a queue of reasons."""
+    """An error's message in one line; OpenSSL's has a queue of reasons."""
     said = str(problem)
     if is_openssls(problem):
         try:
@@ -91,9 +90,9 @@ def in_words(problem: BaseException) -> str:
 
 
 def why_failed(reason: Failure, who: str) -> str:
-    """What was wrong with a handshake, in one line.
+    """Why a handshake failed, in one line.
 
-    :param who: the peer, in the words of the line.
+    :param who: the peer, as the line is to call it.
     """
     problem: Any = reason.value
     if type(problem).__module__.startswith("twisted.internet."):
@@ -103,12 +102,12 @@ def why_failed(reason: Failure, who: str) -> str:
 
 @attrs.frozen
 class ServerIdentity:
-    """Whose certificate a server must show.
+    """The name that a server's certificate must have.
 
     :ivar name: a host name or an IP address, as text.
-    :ivar alone: the TLS options of the connection are nobody else's, and Twisted's own,
-        as those of an endpoint string are.  Its check of the name, which may log a
-        traceback, is taken out then.
+    :ivar alone: no other connection uses its TLS options, and they are Twisted's own,
+        as those of an endpoint string are.  Then Twisted's check of the name, which may
+        log a traceback, is replaced.
     """
 
     name: str
@@ -116,11 +115,11 @@ class ServerIdentity:
 
 
 class ServerHandshake:
-    """The handshake with a server, from its beginning.
+    """The handshake with a server.
 
     :param transport: of which :func:`tells` is true.
-    :param identity: None is the name that the connection asks for (SNI), if it checks
-        certificates at all.
+    :param identity: None: the name that the connection asks for (SNI), if it checks
+        certificates.
     """
 
     def __init__(self, transport: Any, identity: ServerIdentity | None) -> None:
@@ -129,14 +128,15 @@ class ServerHandshake:
         self._problem = ""
         if identity is not None and identity.alone:
             connection = transport.getHandle()
-            # In the place of Twisted's, from its release 26 on.  Before, Twisted checks
-            # the name once the handshake is done, which it is not if it is wrong.
+            # Replaces Twisted's callback, which checks the name from release 26 on.
+            # Before, Twisted checks the name once the handshake is done, which it is
+            # not if this callback finds it wrong.
             connection.set_verify(connection.get_verify_mode(), self._checked)
 
     def _checked(
         self, connection: Any, certificate: Any, problem: int, depth: int, ok: int
     ) -> bool:
-        """OpenSSL has looked at a certificate of the chain, the server's own at last.
+        """Called by OpenSSL for each certificate of the chain, the server's own last.
 
         :return: whether the handshake goes on.
         """
@@ -145,13 +145,13 @@ class ServerHandshake:
             self._problem = f"the server's certificate is not good: {said}"
         elif depth == 0 and self._identity is not None:
             try:
-                _verify(_Shown(certificate), self._identity.name)
+                _verify(_Unverified(certificate), self._identity.name)
             except HandshakeFailed as why:
                 self._problem = str(why)
         return not self._problem
 
     def why_failed(self, reason: Failure) -> str:
-        """What was wrong with it, in one line."""
+        """Why it failed, in one line."""
         if self._problem:
             return self._problem
         return f"TLS handshake: {why_failed(reason, 'the server')}"
@@ -159,18 +159,18 @@ class ServerHandshake:
     def verify(self) -> None:
         """Check the name of the certificate.
 
-        :raises HandshakeFailed: it is another's, or nobody's, or can't be checked.
+        :raises HandshakeFailed: it is not the expected one, or can't be checked.
         """
         connection = self._transport.getHandle()
         identity = self._identity
-        name = identity.name if identity is not None else _asked_for(connection)
+        name = identity.name if identity is not None else _requested_name(connection)
         if name:
             _verify(connection, name)
 
 
 @attrs.frozen
-class _Shown:
-    """What service_identity asks of a connection, before that has a certificate."""
+class _Unverified:
+    """A connection for service_identity, with a certificate not yet accepted."""
 
     certificate: Any
 
@@ -191,14 +191,14 @@ def _verify(connection: Any, name: str) -> None:
     except HandshakeFailed:
         raise
     except Exception as problem:
-        # Whatever was raised: the server has not been verified.
-        raise HandshakeFailed(_not_for(name, connection, problem)) from problem
+        # Any exception means that the server is not verified.
+        raise HandshakeFailed(_mismatch(name, connection, problem)) from problem
 
 
 def ascii_name(host: str) -> str:
-    """A host name as certificates have it, as Twisted makes it.
+    """A host name in ASCII (IDNA), as Twisted encodes it.
 
-    :raises UnicodeError: it can't be one.
+    :raises UnicodeError: it can't be encoded.
     """
     if host.isascii():
         return host
@@ -213,8 +213,8 @@ def _is_address(name: str) -> bool:
     return is_address(name.partition("%")[0])
 
 
-def _asked_for(connection: Any) -> str:
-    """The name that a connection asks for, if it checks certificates."""
+def _requested_name(connection: Any) -> str:
+    """The name that a connection asks for (SNI), if it checks certificates."""
     from OpenSSL.SSL import VERIFY_PEER
 
     asked = connection.get_servername()
@@ -223,8 +223,8 @@ def _asked_for(connection: Any) -> str:
     return str(asked.decode("ascii", "backslashreplace"))
 
 
-def _not_for(name: str, connection: Any, problem: Exception) -> str:
-    """What a certificate that is not for `name` is for instead."""
+def _mismatch(name: str, connection: Any, problem: Exception) -> str:
+    """The error line for a certificate that is not for `name`."""
     if not type(problem).__module__.startswith("service_identity"):
         why = " ".join(str(problem).split()) or type(problem).__name__
         return f"the server's certificate can't be checked: {ascii(why)[1:-1]}"
@@ -249,7 +249,7 @@ def _names(connection: Any) -> list[str]:
             x509.SubjectAlternativeName
         )
     except Exception:
-        # There is none, or none that can be read.
+        # The extension is missing or can't be parsed.
         return []
     return [
         str(each.value)

@@ -1,12 +1,11 @@
 """Twisted's connections for sockets that relayd accepted or connected itself.
 
-They are Twisted's own in all but three things.  A connection that has nothing
-buffered does at once what Twisted does in another turn of the reactor: it hands
-what is written to the kernel, shuts its write side, closes after its end of
-data.  A short session has four such turns, a third of what it costs, and a
-request with its response has two.  A socket's options are set before it
-gets here, once on the listening socket, whose connections inherit them.  And a
-connection whose peer can't be reached any more is told apart from a reset.
+They differ from Twisted's in three things.  A connection with nothing buffered does
+at once what Twisted does in the next turn of the reactor: it passes written bytes to
+the kernel, shuts its write side, closes after its end of data.  That saves a short
+session four turns, a third of its cost, and a request with its response two.  Socket
+options are set before, once on the listening socket, whose connections inherit them.
+And a lost peer is distinguished from a reset.
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ _DONE = Failure(CONNECTION_DONE)
 _UNIX = int(socket.AF_UNIX)
 _TCP, _NODELAY = int(socket.IPPROTO_TCP), int(socket.TCP_NODELAY)
 
-#: A silent peer is probed after so many seconds, again after so many, and is gone when
-#: it has not answered so many probes: tcp(7).  The kernel's own figures (7,200, 75, 9)
-#: come after the idle timeout.
+#: TCP keepalive, tcp(7): seconds before the first probe, seconds between probes, and
+#: unanswered probes after which the peer is lost.  With the kernel's defaults (7,200,
+#: 75, 9) the idle timeout would come first.
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 60, 15, 4
 
 #: Whether accepted connections have the listening socket's options.
@@ -64,10 +63,10 @@ _LINGER, _RESET = int(socket.SO_LINGER), struct.pack("ii", 1, 0)
 
 
 class PeerVanished(ConnectionLost):
-    """Nothing is heard of the peer any more, which has not reset the connection.
+    """The peer is lost: it does not answer, and has not reset the connection.
 
-    Keepalive or the retransmissions were given up, or the network says that there is
-    no way to it.  The message is that of the system's error.
+    Keepalive or retransmission has timed out, or the network reports it unreachable.
+    The message is that of the system's error.
     """
 
     def __str__(self) -> str:
@@ -75,11 +74,11 @@ class PeerVanished(ConnectionLost):
 
 
 class PeerReset(ConnectionLost):
-    """A reset that the kernel has told of by itself: no read and no write has met it.
+    """A reset that an event reported, and not a read or a write.
 
-    It came behind the end of data, or while the protocol did not read.
+    It came after the end of data, or while the protocol did not read.
 
-    :ivar undelivered: how many bytes were written that the peer's kernel did not have.
+    :ivar undelivered: bytes that were written and not acknowledged by the peer.
     """
 
     def __init__(self, undelivered: int = 0) -> None:
@@ -87,13 +86,13 @@ class PeerReset(ConnectionLost):
         self.undelivered = undelivered
 
 
-#: tcp(7): what the kernel has then.
+#: tcp(7): the errors of a connection whose peer is lost.
 _VANISHED = frozenset(
     {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN}
 )
 
-#: And besides, of any connection that is lost; ECONNREFUSED is what some firewalls
-#: answer to one that stood.
+#: The errors of any connection that has ended.  ECONNREFUSED: some firewalls answer
+#: so on an established one.
 LOSSES = _VANISHED | {
     errno.ECONNRESET,
     errno.EPIPE,
@@ -104,16 +103,17 @@ LOSSES = _VANISHED | {
 
 
 def lost_by(number: int | None) -> ConnectionLost:
-    """What a connection is lost with, by the errno of the call that said so."""
+    """The exception for a lost connection, by the errno of the call that failed."""
     if number in _VANISHED:
         return PeerVanished(os.strerror(number or 0))
     return CONNECTION_LOST
 
 
 def loss_failed(protocol: Any, reason: Failure) -> None:
-    """From an `except`: a protocol has raised as it was told of its loss.
+    """Called in an `except`: a protocol's connectionLost has raised.
 
-    A relay's own hears of it none the less: an override that raises keeps no session.
+    A relay's own protocol is still notified, so that an override that raises does not
+    keep its session.
     """
     log.failure("connectionLost of {protocol!r} failed", protocol=protocol)
     if ILossListener.providedBy(protocol):
@@ -124,9 +124,9 @@ def loss_failed(protocol: Any, reason: Failure) -> None:
 
 
 class _Connection(tcp.Server):
-    """A connection, accepted or dialled; what can be done now needs no turn.
+    """A connection, accepted or dialled, that acts at once where it can.
 
-    :ivar local: the local address where that is known without asking.
+    :ivar local: the local address, where it is known without a system call.
     """
 
     #: See `set_options`.
@@ -134,12 +134,12 @@ class _Connection(tcp.Server):
 
     _read_ended = False
     _end_was_read = False
-    #: What a write was told: the kernel says it once.
+    #: The error of a write: the kernel reports it once.
     _loss: ConnectionLost | None = None
     local: IAddress | None = None
 
     def __repr__(self) -> str:
-        # Twisted's own needs a Twisted port.
+        # Twisted's needs a Twisted port.
         return f"<{type(self).__name__} #{self.sessionno}>"
 
     def getHost(self) -> IAddress:
@@ -162,19 +162,19 @@ class _Connection(tcp.Server):
         super().readConnectionLost(reason)
 
     def connectionLost(self, reason: Failure) -> None:
-        # None: it has been lost.
+        # None: connectionLost was called before.
         protocol = getattr(self, "protocol", None)
         try:
             super().connectionLost(reason)
         except Exception:
             loss_failed(protocol, reason)
-        # `_read_to_the_loss`, which holds this connection: a cycle of references.
+        # `_read_remaining`, a bound method: a cycle of references.
         vars(self).pop("doRead", None)
 
     @property
     def _shouldShutdown(self) -> bool:  # type: ignore[override]
-        # Nobody else holds the descriptor, so closing it is enough; but with
-        # something unread that is a reset, unless the end of data goes first.
+        # No other process has the descriptor, so closing it is enough; but with data
+        # unread that is a reset, unless the end of data is sent first.
         return not self._read_ended
 
     def _closeSocket(self, orderly: bool) -> None:
@@ -193,7 +193,7 @@ class _Connection(tcp.Server):
             or self._aborting
             or self.TLS
             or not isinstance(data, bytes)
-            # A pull producer is asked for more from the reactor, after a write.
+            # Twisted resumes a pull producer from the reactor, after a write.
             or (self.producer is not None and not self.streamingProducer)
         ):
             super().write(data)
@@ -204,17 +204,17 @@ class _Connection(tcp.Server):
         if isinstance(sent, int):
             super().write(data[sent:])
             return
-        # Lost.  Twisted buffers it all and reports the loss where it always
-        # does: from the reactor, not from within a call of write.
-        self.doRead = self._read_to_the_loss  # type: ignore[method-assign]
+        # Lost.  Twisted buffers the data and reports the loss as always: from the
+        # reactor, not from within a call of write.
+        self.doRead = self._read_remaining  # type: ignore[method-assign]
         super().write(data)
 
     def _lost_unread(self) -> ConnectionLost | None:
-        """Ask the kernel about an end of data that no read has found.
+        """Check an end of data that was reported by an event, without a read.
 
-        Twisted takes an event that says hung up, and not readable, for a clean end.
-        A reset that arrives while the kernel puts the event together looks like that,
-        about once in a thousand on a busy machine.
+        Twisted takes a hang-up that is not readable for a clean end.  A reset that
+        arrives while the kernel makes up the event looks like that, about once in a
+        thousand on a busy machine.
         """
         try:
             self.socket.recv(1, socket.MSG_PEEK)
@@ -224,18 +224,19 @@ class _Connection(tcp.Server):
             return lost_by(problem.errno)
         return None
 
-    def _read_to_the_loss(self) -> ConnectionDone | ConnectionLost | None:
-        """Read what is left on a connection whose write has failed.
+    def _read_remaining(self) -> ConnectionDone | ConnectionLost | None:
+        """Read the remaining data of a connection whose write has failed.
 
-        That took the socket's error away: behind the data it looks like an end.
+        The failed write cleared the socket's error: after the data, a read returns an
+        end of data.
         """
-        # Its class's: the instance has this one.
+        # The class's method: the instance's `doRead` is this one.
         why: ConnectionDone | ConnectionLost | None = type(self).doRead(self)
         ended = isinstance(why, ConnectionDone)
         return self._loss or CONNECTION_LOST if ended else why
 
     def _busy(self) -> bool:
-        """Bytes are buffered, or promised, or TLS has a goodbye to say."""
+        """Bytes are buffered, a producer may write more, or TLS must close."""
         return bool(
             self.dataBuffer
             or self._tempDataLen
@@ -256,12 +257,12 @@ class _Connection(tcp.Server):
     def loseConnection(self) -> None:
         if not self.connected or self.disconnecting or self._aborting:
             return
-        # At once only past the end of data: no event for this descriptor can be
-        # under way then, so its number may be used again.
+        # At once only after the end of data: no event for this descriptor can be
+        # pending then, so its number may be reused.
         if self._read_ended and not self._busy():
             self.connectionLost(_DONE)
         elif self._writeDisconnected:
-            # Twisted would, in this case, too, with an event under way.
+            # Twisted would close at once here, too, even with an event pending.
             self.disconnecting = True
             self.stopReading()
             clock = monotonic(self.reactor)
@@ -273,7 +274,7 @@ class _Connection(tcp.Server):
 class TCPConnection(_Connection):
     """A TCP connection."""
 
-    # Both as Twisted's, which take every error for a reset.
+    # Both are as Twisted's, which take every error for a reset.
 
     def doRead(  # type: ignore[override]
         self,
@@ -308,26 +309,25 @@ class UNIXConnection(_Connection, unix.Server):
 
 
 def inline_urgent(sock: socket.SocketType) -> None:
-    """Urgent bytes in their place, on a UNIX connection.
+    """Receive urgent bytes in line, on a UNIX connection.
 
-    Linux has them there, too, since 5.15, but an accepted connection does not have the
-    option from its listening socket.
+    UNIX sockets have urgent bytes since Linux 5.15, but an accepted connection does not
+    inherit the option from its listening socket.
     """
     try:  # noqa: SIM105 - suppress() would cost each session a microsecond
         sock.setsockopt(_SOCKET, _OOBINLINE, 1)
     except OSError:
-        # Refused, by a sandbox: it is left as it is.
+        # Refused by a sandbox: the option stays as it is.
         pass
 
 
 def set_options(sock: socket.SocketType) -> None:
-    """No delay for small writes, and urgent bytes in their place.
+    """Set TCP_NODELAY and SO_OOBINLINE.
 
-    An urgent byte (telnet's interrupt) is read in its place among the others, instead
-    of being kept for who asks for it (SO_OOBINLINE, socket(7)).  Accepted connections
-    have these options from their listening socket; UNIX connections set it
-    themselves (`inline_urgent`).  An option that is refused, by a sandbox or a security
-    module, is left as it is.
+    With SO_OOBINLINE (socket(7)) an urgent byte, such as telnet's interrupt, is read in
+    line with the others, and so relayed.  Accepted connections inherit these options
+    from their listening socket; UNIX connections set it themselves (`inline_urgent`).
+    An option that a sandbox or a security module refuses stays as it is.
     """
     if sock.family != _UNIX:
         try:
@@ -340,10 +340,10 @@ def set_options(sock: socket.SocketType) -> None:
 
 
 def set_keepalive(sock: socket.SocketType) -> None:
-    """Keepalive probes, for peers that vanish.
+    """Turn on keepalive probes, which detect lost peers.
 
-    A relay sets them on its listening sockets, and on a connection that did not get
-    them from there when it has lasted for a while: a short session does without.
+    A relay sets them on its listening sockets; a connection that did not inherit them
+    gets them when it has lasted for a while: a short session does without.
     """
     if sock.family == _UNIX:
         return
@@ -357,16 +357,17 @@ def set_keepalive(sock: socket.SocketType) -> None:
             try:  # noqa: SIM105 - suppress() costs more than the call
                 sock.setsockopt(level, option, value)
             except OSError:
-                # Without one of them, its system's own figure serves as well.
+                # Then the system's default applies.
                 pass
 
 
 def reset_on_close(sock: socket.SocketType) -> None:
-    """Have a close drop what is unsent, and reset the connection."""
+    """Make a later close drop unsent data, and reset the connection."""
     try:
         sock.setsockopt(_SOCKET, _LINGER, _RESET)
     except OSError:
-        # Refused, or it is gone.  Closed without, it would look like the end of data.
+        # Refused, or the connection is gone.  A plain close would look like the end of
+        # data.
         with suppress(OSError):
             disconnect(sock.fileno())
 
@@ -374,9 +375,9 @@ def reset_on_close(sock: socket.SocketType) -> None:
 def connection_class(family: int) -> Callable[..., TCPConnection | UNIXConnection]:
     """The transport for connected sockets of a family.
 
-    It is made with (socket, protocol, the peer's address as the socket module
-    has it, None, a number that tells it from others in a log, reactor), and
-    starts to read.  The last one's calls of zero delay are to be on no clock that
-    somebody sets: see :func:`relayd.net.monotonic.monotonic`.
+    It is made with (socket, protocol, the peer's address as the socket module has it,
+    None, a number that identifies it in a log, reactor), and starts to read.  The
+    reactor's calls of zero delay should be on a monotonic clock: see
+    :func:`relayd.net.monotonic.monotonic`.
     """
     return UNIXConnection if family == socket.AF_UNIX else TCPConnection

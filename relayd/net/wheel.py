@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from relayd.net.monotonic import looked_at, monotonic
+from relayd.net.monotonic import monotonic, poll_time
 
 log = Logger(namespace="relayd.wheel")
 
@@ -58,7 +58,7 @@ class DeadlineWheel(Generic[Item]):
 
     def __init__(self, clock: IReactorTime, tick: float) -> None:
         self._clock: IReactorTime = monotonic(clock)
-        self._looked_at = looked_at(self._clock)
+        self._poll_time = poll_time(self._clock)
         self._step = tick / self.SPREAD
         self._buckets: list[dict[Item, None]] = [{} for _ in range(self.SPREAD)]
         self._hand = 0
@@ -103,7 +103,7 @@ class DeadlineWheel(Generic[Item]):
 
     def _advance(self) -> None:
         self._timer = None
-        now = self._looked_at()
+        now = self._poll_time()
         # If the reactor was busy, several buckets are due; all of them once at most.
         self._checking = True
         for _ in range(self.SPREAD):

@@ -86,7 +86,7 @@ def test_everybody_who_takes_a_reactor_for_its_time_takes_its_clock() -> None:
     assert factory.clock is clock
     assert factory.now is time.monotonic
     assert factory.wheel._clock is clock
-    assert factory.wheel._looked_at == clock.looked_at
+    assert factory.wheel._poll_time == clock.poll_time
     assert Socks4Factory(reactor).clock is clock
     nat = UdpNat(reactor, [Server("127.0.0.1", 9)])
     assert nat.clock is clock

@@ -12,7 +12,7 @@ from relayd.net.monotonic import (
     LATE,
     MAX_TURNS,
     TURNS,
-    looked_at,
+    poll_time,
 )
 from tests.support.still_clock import Bench, bench
 
@@ -105,7 +105,7 @@ def test_who_is_judged_is_judged_by_the_time_of_the_look(
 
     def judge() -> None:
         bench.now += 100
-        told.append(looked_at(bench.clock)())
+        told.append(poll_time(bench.clock)())
 
     for _ in range(2):
         bench.later(1, "judge", judge)
@@ -138,7 +138,7 @@ def test_a_turn_that_takes_long_keeps_nothing_from_being_made(bench: Bench) -> N
 def test_another_kind_of_clock_is_judged_by_its_time() -> None:
     other = Clock()
     other.advance(7)
-    assert looked_at(other)() == 7
+    assert poll_time(other)() == 7
 
 
 class Reading(SimpleNamespace):

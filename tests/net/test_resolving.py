@@ -285,7 +285,7 @@ async def test_who_is_turned_away_may_ask_again_at_once() -> None:
     waiting += ask(resolver, 1, "victim", told)
     assert first.called
     assert not waiting[-1].called
-    assert resolver._names["last.example"].waits
+    assert resolver._names["last.example"].queued
     assert len(resolver._names) == WORKERS + MAX_QUEUE
     for each in waiting[-2:]:
         each.addErrback(lambda reason: reason.trap(CancelledError))

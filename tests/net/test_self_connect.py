@@ -105,11 +105,11 @@ def test_a_port_that_the_kernel_hands_to_nobody_is_not_asked_about(
     """A test of cost.  That saves such dials a system call."""
     monkeypatch.setattr(dialing, "may_be_handed_out", lambda port: port >= 32768)
     asks: Callable[[int], bool] = lambda port: (  # noqa: E731
-        kind(reactor, socket.AF_INET, ("127.0.0.1", port))._may_meet_itself
+        kind(reactor, socket.AF_INET, ("127.0.0.1", port))._may_self_connect
     )
     assert not asks(80)
     assert asks(40000)
-    assert not kind(reactor, socket.AF_UNIX, "/nowhere")._may_meet_itself
+    assert not kind(reactor, socket.AF_UNIX, "/nowhere")._may_self_connect
 
 
 @pytest_twisted.ensureDeferred

@@ -169,7 +169,7 @@ async def test_a_peer_that_vanished_is_told_apart_from_a_reset(
             patched.undo()
             peer.close()
             transport.write(b"x")
-            assert transport._read_to_the_loss() is lost
+            assert transport._read_remaining() is lost
 
 
 @pytest_twisted.ensureDeferred

@@ -288,7 +288,7 @@ def test_nobody_waits_longer_than_a_tick(operations: list[tuple[str, int]]) -> N
     def add(kind: str) -> None:
         item = Item(clock)
 
-        def looked_at() -> None:
+        def on_check() -> None:
             if kind == "brief":
                 remove(item)
                 return
@@ -296,7 +296,7 @@ def test_nobody_waits_longer_than_a_tick(operations: list[tuple[str, int]]) -> N
             if kind == "adding" and len(item.looks) == 1:
                 add("add")
 
-        item.on_check = looked_at
+        item.on_check = on_check
         standing[item] = clock.seconds()
         wheel.add(item)
 
