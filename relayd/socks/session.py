@@ -112,6 +112,9 @@ class Socks4Protocol(StreamProtocol):
         except Refused as refusal:
             self.end(Ending.DENIED, refusal.why)
             return
+        if session.ending is not None:
+            # The policy has ended it.
+            return
         if factory.ident:
             self._ask_ident(request)
         else:
@@ -194,6 +197,9 @@ class Socks4Protocol(StreamProtocol):
 
     def listen(self, peers: Sequence[str] | None) -> None:
         """Wait for one of `peers`, or for whoever comes."""
+        if self.session.ending is not None:
+            # The policy has ended it.
+            return
         if self.direction.eof:
             self.may_have_left()
         attempt = self.pending = BindAttempt(self, peers)
