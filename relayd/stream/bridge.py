@@ -159,10 +159,10 @@ class Bridge:
             down.spliced = up.spliced = down.transport.splice(
                 up.transport, down.direction, up.direction, self
             )
-        # A spliced leg has nothing to do but to write what it has kept.
-        if down.held is not None or not down.spliced:
+        # A spliced leg has nothing to do but to write what it has kept, and to read on.
+        if down.held is not None or not down.spliced or down.paused:
             down.flow()
-        if up.held is not None or not up.spliced:
+        if up.held is not None or not up.spliced or up.paused:
             up.flow()
         if down.direction.eof and self.session.ending is None:
             self.eof(down)

@@ -285,6 +285,9 @@ class StreamProtocol(Leg):
                 self._unread = b""
                 self.end(Ending.BAD_REQUEST, str(problem))
                 return
+            except Exception:
+                self.failed(Failure())
+                return
             if found is None:
                 self._unread = unread
                 return

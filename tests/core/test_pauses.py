@@ -580,3 +580,32 @@ async def far_has(relay: Relay, whose: str, count: int) -> None:
     direction = session.up if whose == "client" else session.down
     while direction.written < count:
         await wait_for(0)
+
+
+def paused_early(way: str) -> Any:
+    """A relay whose clients' legs are paused as producers before they are joined."""
+    base: Any = Through if way == "plane" else RelayProtocol
+
+    class Early(base):  # type: ignore[misc]
+        def decide(self, *said: Any) -> None:
+            self.pauseProducing()
+            super().decide(*said)
+
+    def made(*args: Any, **options: Any) -> RelayFactory:
+        factory: RelayFactory = made_for(way)(*args, **options)
+        factory.protocol = Early
+        return factory
+
+    return made
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest_twisted.ensureDeferred
+async def test_what_no_other_leg_can_have_asked_for_ends_as_they_are_joined(
+    way: str,
+) -> None:
+    transport = way.split()[0]
+    async with relaying(transport, made=paused_early(way)) as relay:
+        _, near, far = await joined_live(relay, "client", way)
+        near.socket.close()
+        far.socket.close()

@@ -19,6 +19,7 @@ from relayd.net.upstream import Upstream
 from relayd.stream.attempt import Attempt
 from relayd.stream.session import LEFT_GRACE
 from relayd.tcp import RelayProtocol
+from tests.conftest import LoggedFailures
 from tests.stream.test_tcp import Relay, secret_client
 from tests.support.fakes import FakeTransport
 
@@ -134,6 +135,21 @@ def test_what_a_client_sends_while_it_is_closed_is_not_counted() -> None:
     client.take()
     assert client.taken == b"no\n"
     relay.over("opened", "closed bad_request")
+
+
+def test_a_prelude_with_a_bug_ends_its_session_only(
+    logged_failures: LoggedFailures,
+) -> None:
+    def broken(data: bytes) -> tuple[Any, int] | None:
+        raise ZeroDivisionError
+
+    relay = Relay()
+    relay.factory.preludes = (Prelude("line", broken),)
+    client = relay.client()
+    client.receive(b"hello")
+    client.turn()
+    relay.over("opened", "closed failed")
+    logged_failures.take("ZeroDivisionError")
 
 
 class Patient(RelayProtocol):
