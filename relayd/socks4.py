@@ -70,7 +70,7 @@ class AnyResolver(Protocol):
     ) -> Deferred[list[SocketAddress]]:
         """Fires with at least one, or fails with DNSLookupError.
 
-        :param owner: whose wish it is: the client's share of all bounds.
+        :param owner: whose wish it is: the client key that limits count by.
         """
 
 
@@ -99,7 +99,7 @@ class Socks4Factory(StreamFactory):
         its TLS handshake if it has one; 0 for never.
     :param bind_timeout: seconds that BIND waits for its peer, 0 for ever.
     :param max_handshakes: clients in a handshake; the one that has been in it longest
-        makes room.  None is a quarter of the limit of open files, 4,096 at most.
+        is evicted.  None is a quarter of the limit of open files, 4,096 at most.
     :param max_handshakes_per_client: those of one client address, likewise.  None is a
         quarter of `max_handshakes`, 1,024 at most.
     :param max_binds: clients that wait for a peer; more are refused.  And of one
@@ -109,7 +109,7 @@ class Socks4Factory(StreamFactory):
 
     :ivar handshakes: the clients in a handshake; several proxies may share them,
     :ivar binds: and those that wait for a peer.
-    :raises ValueError: a timeout is negative, a bound is less than 1, or an address is
+    :raises ValueError: a timeout is negative, a limit is less than 1, or an address is
         no IPv4 address, or the name can't be one.
     """
 
@@ -161,14 +161,14 @@ class Socks4Factory(StreamFactory):
             max_handshakes_per_client = default_max_handshakes_per_client(
                 max_handshakes
             )
-        for bound, most in (
+        for limit, most in (
             ("max_handshakes", max_handshakes),
             ("max_handshakes_per_client", max_handshakes_per_client),
             ("max_binds", max_binds),
             ("max_binds_per_client", max_binds_per_client),
         ):
             if most < 1:
-                raise ValueError(f"{bound} must be at least 1: {most!r}")
+                raise ValueError(f"{limit} must be at least 1: {most!r}")
         for address in (bind_address, external_address):
             if address is not None:
                 ipaddress.IPv4Address(address)

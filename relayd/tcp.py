@@ -53,7 +53,7 @@ class RelayFactory(StreamFactory):
     :param connect_timeout: seconds until the server must have answered, and done its
         TLS handshake if it has one.
     :param stall_timeout: seconds that bytes may wait for a peer that takes none.
-    :param idle_timeout: seconds that nothing need move.
+    :param idle_timeout: seconds without data in either direction.
     :param half_close_timeout: the same, once one direction has ended.
     :param handshake_timeout: seconds until a client of a TLS listener must have done
         its handshake; nothing is dialled before.

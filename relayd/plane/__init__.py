@@ -55,8 +55,3 @@ def obstacle(reactor: Any) -> str:
         if problem.errno not in _SHORT:
             return f"epoll is refused ({problem.strerror})"
     return ""
-
-
-def is_available(reactor: Any) -> bool:
-    """Whether the plane can work here."""
-    return not obstacle(reactor)

@@ -95,7 +95,7 @@ class Socks4Protocol(StreamProtocol):
 
     @property
     def key(self) -> str:
-        """Whose share of the bounds it has."""
+        """Its client key: whose limits it counts for."""
         return client_key(host_of(self.session.client))
 
     # -- what is asked for

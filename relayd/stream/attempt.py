@@ -78,7 +78,7 @@ def ending_of_failed_dial(reason: Failure) -> tuple[Ending, str]:
     elif isinstance(problem, error.ConnectionRefusedError):
         ending = Ending.CONNECT_REFUSED
     elif getattr(problem, "osError", None) == errno.ECONNRESET:
-        # It was connected, and reset before we looked.
+        # It was connected, and reset before that was noticed.
         ending = Ending.UPSTREAM_RESET
     elif isinstance(problem, error.TimeoutError | error.TCPTimedOutError):
         ending = Ending.CONNECT_TIMEOUT
@@ -134,7 +134,7 @@ class Attempt:
             client.session.upstream = self.name or client.factory.peer_name(
                 leg.transport.getPeer()
             )
-            if self.leads_here and self.goes_round(leg):
+            if self.leads_here and self.is_loop(leg):
                 leg.abort()
                 self.failed(Ending.LOOP, LOOP_DETAIL)
                 return
@@ -144,7 +144,7 @@ class Attempt:
             client.failed(Failure())
             leg.abort()
 
-    def goes_round(self, leg: Leg) -> bool:
+    def is_loop(self, leg: Leg) -> bool:
         """Whether a connection leads back to its relay; asked if it `leads_here`."""
         return False
 
@@ -308,7 +308,7 @@ class ServerAttempt(Attempt):
     #: What can be cancelled.
     _dial: Any = None
     _leg: UpstreamLeg | None = None
-    #: How far its TLS handshake had come at the last look.
+    #: How far its TLS handshake had come at the last check.
     _stage: Any = None
 
     def __init__(self, client: Dialing, upstream: Upstream) -> None:
@@ -429,7 +429,7 @@ class ServerAttempt(Attempt):
         is_own = self.client.factory.is_own
         return bool(is_own(getattr(there, "host", "")))
 
-    def goes_round(self, leg: Leg) -> bool:
+    def is_loop(self, leg: Leg) -> bool:
         """Note a connection to a port of this process; whether it has been here."""
         there = leg.transport.getPeer()
         name = hop_of(leg.transport) if self._is_here(there) else ""

@@ -55,7 +55,7 @@ class Timeouts:
     half_close: float = _timeout(settings.HALF_CLOSE_TIMEOUT)
     handshake: float = _timeout(settings.HANDSHAKE_TIMEOUT)
 
-    #: How often sessions are looked at: an eighth of the shortest, <= 1 s.
+    #: Seconds between two checks of a session: an eighth of the shortest, <= 1 s.
     tick: float = attrs.field(init=False, eq=False, repr=False)
 
     @tick.default

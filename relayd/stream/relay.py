@@ -48,7 +48,7 @@ def _last_name() -> Callable[[IAddress | None], str]:
 
 
 class Queue(Protocol):
-    """Those who wait, of whom the one that has waited longest makes room."""
+    """Those who wait, of whom the one that has waited longest is evicted."""
 
     def push(self, item: Any, client: str) -> Any | None:
         """Add one; returns the one that has to go, or None."""
@@ -62,8 +62,8 @@ class StreamRelay:
 
     :ivar name: what the log calls it.
     :ivar preludes: what a client says before it is relayed, in order.
-    :ivar handshakes: those whose handshake or prelude is under way, if there is a bound
-        on them.
+    :ivar handshakes: those whose handshake or prelude is under way, if there is a limit
+        of them.
     :ivar wheel: the sessions that live stand on it.
     :ivar endings: how many sessions have ended in each way, by its word; those that
         ended `done` are left out.

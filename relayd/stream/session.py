@@ -12,7 +12,7 @@ While the server is dialled the client's bytes are kept (up to
 :data:`relayd.stream.legs.HOLD_LIMIT`) and its connection is watched:
 
 - a client that is gone (a reset) cancels the dial: at once while it is read, and at
-  the next look of the wheel if it has sent more than is kept, or ended its side;
+  the next check if it has sent more than is kept, or ended its side;
 - a client that ends its side with nothing sent has most likely left, but may be
   waiting for a server that speaks first: TCP looks the same.  The dial gets
   :data:`LEFT_GRACE` more seconds and is then cancelled;
@@ -68,9 +68,9 @@ LEFT_GRACE = 1.0
 #: Seconds that a client gets to answer a polite close.
 CLOSE_GRACE = 5.0
 
-#: How many looks more a handshake gets after its time, if it has come further since the
-#: last: a relay that was late has only now read what a peer has sent in time.
-MORE_LOOKS = 2
+#: How many checks more a handshake gets after its time, if it has come further since
+#: the last: a relay that was late has only now read what a peer has sent in time.
+MORE_CHECKS = 2
 
 #: A deadline that never comes.
 NEVER = float("inf")
@@ -128,10 +128,10 @@ class StreamProtocol(Leg):
     _hops: dict[str, Hop] | None = None
     #: The wheel has seen to keepalive probes.
     _is_kept_alive = False
-    #: How far the client's handshake had come at the last look, and how many looks a
-    #: handshake has beyond its time.
+    #: How far the client's handshake had come at the last check, and how many checks
+    #: a handshake has beyond its time.
     _progress: Any = None
-    _more_looks = MORE_LOOKS
+    _more_checks = MORE_CHECKS
     #: What reads the PROXY header with which this client is to begin.
     _header: Any = None
     #: What the client has said before it is relayed, and what was not understood yet.
@@ -195,17 +195,17 @@ class StreamProtocol(Leg):
                 begins = self._look_at_foreign(transport)
             session.listener = factory.host_name(transport.getHost())
             if (streams.hops or streams.past) and self.leads_back():
-                self._turn_away(Ending.LOOP, LOOP_DETAIL)
+                self._refuse_client(Ending.LOOP, LOOP_DETAIL)
                 return
             self.connectionMade()
             if factory.gate is not None:
                 self._lease = factory.gate.enter(session)
         except Refused as refusal:
-            self._turn_away(Ending.REFUSED, refusal.why)
+            self._refuse_client(Ending.REFUSED, refusal.why)
             return
         except Exception:
             log.failure("session {id} could not be opened", id=session.id)
-            self._turn_away(Ending.FAILED, "could not be opened")
+            self._refuse_client(Ending.FAILED, "could not be opened")
             return
         session.ordinal = next(factory.ordinals)
         factory.wheel.add(self)
@@ -305,7 +305,7 @@ class StreamProtocol(Leg):
         except Exception:
             self.failed(Failure())
 
-    def _turn_away(self, ending: Ending, why: str) -> None:
+    def _refuse_client(self, ending: Ending, why: str) -> None:
         """Reset a client that was not let in; it never becomes a living session."""
         session, factory = self.session, self.factory
         session.ending, session.detail = ending, why
@@ -330,7 +330,7 @@ class StreamProtocol(Leg):
             factory.handshakes.discard(self)
         session.server, session.upstream = upstream, upstream.name
         self.enter(_DIALING, factory.timeouts.connect)
-        self._more_looks = MORE_LOOKS
+        self._more_checks = MORE_CHECKS
         if self.direction.eof:
             self.may_have_left()
         factory.observer.dialing(session)
@@ -509,7 +509,7 @@ class StreamProtocol(Leg):
     # -- the wheel
 
     def check(self, now: float) -> None:
-        """Look at the deadlines of whichever stage this is."""
+        """Check the deadline of whichever stage this is."""
         bridge, session = self.bridge, self.session
         if session.ending is not None:
             # A transport that is not ours has told nobody of a loss, or an override of
@@ -532,8 +532,8 @@ class StreamProtocol(Leg):
             self.end(Ending.CLIENT_LEFT, "the client ended its side, unanswered")
         elif now < self._deadline:
             self._comes_on()
-        elif self._comes_on() and self._more_looks:
-            self._more_looks -= 1
+        elif self._comes_on() and self._more_checks:
+            self._more_checks -= 1
         else:
             self.overdue()
 

@@ -26,7 +26,7 @@ from zope.interface.verify import verifyObject
 
 import relayd.plane.poller
 from relayd.net.monotonic import LATE, MonotonicClock
-from relayd.plane import is_available, obstacle
+from relayd.plane import obstacle
 from relayd.plane.poller import BATCHES_PER_TURN, Plane
 from tests.conftest import LoggedFailures, descriptors
 from tests.support.process import PATIENCE
@@ -161,15 +161,15 @@ def test_it_needs_linux_and_a_reactor_that_watches_readers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Anywhere else a relay has Twisted's transports."""
-    assert is_available(reactor) is (sys.platform == "linux")
-    assert not is_available(Clock())
+    assert bool(obstacle(reactor)) is (sys.platform != "linux")
+    assert obstacle(Clock()) == "Clock watches no descriptors"
     with monkeypatch.context() as patched:
         patched.setattr(sys, "platform", "darwin")
-        assert not is_available(reactor)
+        assert obstacle(reactor) == "this is darwin"
     with monkeypatch.context() as patched:
         # An interpreter that was built without it.
         patched.delattr(select, "epoll")
-        assert not is_available(reactor)
+        assert obstacle(reactor)
 
 
 class Deaf(nullcontext[Any]):
@@ -196,7 +196,6 @@ def test_an_epoll_that_is_refused_is_found_out(
     before = descriptors()
     monkeypatch.setattr(select, "epoll", made)
     assert obstacle(reactor) == why
-    assert is_available(reactor) is (not why)
     assert descriptors() == before
 
 
