@@ -17,12 +17,14 @@ _SESSION = re.compile(
     r" up=(?P<up>\d+) down=(?P<down>\d+) ending=(?P<ending>\w+) "
 )
 _FLOW = re.compile(
-    r"\[relayd\.flow#info\] flow client=(?P<client>\S+) listener=(?P<listener>\S+)"
-    r" port=(?P<port>\S+) server=\S+ age=(?P<age>\S+)"
+    r"\[relayd\.flow#info\] flow relay=\S+ client=(?P<client>\S+)"
+    r" listener=(?P<listener>\S+) port=(?P<port>\S+) server=\S+ age=(?P<age>\S+)"
     r" up=(?P<up>\d+)/(?P<up_bytes>\d+) down=(?P<down>\d+)/(?P<down_bytes>\d+)"
     r" ending=(?P<ending>\w+)"
 )
-_DATAGRAMS = re.compile(r"\[relayd\.flow#info\] datagrams listener=(\S+) (.*)")
+_DATAGRAMS = re.compile(
+    r"\[relayd\.flow#info\] datagrams relay=\S+ listener=(\S+) (.*)"
+)
 
 
 @attrs.frozen

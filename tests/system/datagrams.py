@@ -29,11 +29,13 @@ _GIVEN_OUT = Path("/proc/sys/net/ipv4/ip_local_port_range")
 class FlowLine:
     """What the relay's log says of a flow.
 
+    :ivar relay: the relay's name.
     :ivar port: the relay's own address towards the server.
     :ivar up: datagrams and bytes from the client to the server.
     :ivar down: the same, back.
     """
 
+    relay: str
     client: str
     listener: str
     port: str

@@ -77,7 +77,7 @@ def test_no_forged_source_makes_a_loop(host: str, transport: str) -> None:
                 assert client.recv(100) == b"honest"
         running.signal()
         running.wait()
-        lines = running.wait_for(r"datagrams listener=.*", 2)
+        lines = running.wait_for(r"datagrams relay=.*", 2)
         for line in lines:
             assert f" dropped=source_loops:{len(sources)} " in line[0]
             assert " sent=1 " in line[0]

@@ -81,7 +81,7 @@ def test_what_is_too_large_for_the_path_costs_no_other_datagram(transport: str) 
                     arrived = [int(server.stdout.readline()) for _ in SIZES[1:]]
                     running.signal()
                     running.wait()
-                    [line] = running.wait_for(r"datagrams listener=.*")
+                    [line] = running.wait_for(r"datagrams relay=.*")
             finally:
                 server.kill()
     # What is one run may leave before the single ones are through.

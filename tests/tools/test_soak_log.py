@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
+import attrs
 import pytest
+from twisted.logger import capturedLogs, formatEvent
 
+from relayd.core.flows import Counters, Flow, FlowFacts
+from relayd.observing.flow_lines import FlowLog
 from soak.log import (
     DatagramsLine,
     RelayLog,
@@ -97,29 +102,42 @@ def test_the_relays_remarks_are_bounded() -> None:
     assert len(log.remarks) == log.REMARKS
 
 
-FLOW = (
-    "2026-11-21T01:05:51+0000 [relayd.flow#info] flow client=127.2.0.1:5151"
-    " listener=127.0.0.1:53 port=127.0.0.1:4000 server=127.0.0.1:9 age=13.010"
-    " up=4/400 down=4/400 ending=expired"
-)
+def written(observe: Callable[[FlowLog], None]) -> str:
+    """The line that relayd itself writes, as `twistd` puts it into its log."""
+    with capturedLogs() as events:
+        observe(FlowLog())
+    [event] = events
+    return (
+        f"2026-11-21T01:05:51+0000 [{event['log_namespace']}#info] {formatEvent(event)}"
+    )
 
 
-DATAGRAMS = (
-    "2026-11-21T01:05:51+0000 [relayd.flow#info] datagrams listener=127.0.0.1:53"
-    " received=12 sent=9 replies_received=8 replies_sent=8 dropped=no_flow:2,send_X:1"
-    " replies_dropped=- icmp_errors=0 kernel_dropped=5"
-)
+def flow_line(ending: str, by: str = "") -> str:
+    """The line of the flow that `SAID` is."""
+    flow = Flow("key", "127.2.0.1", 5.0)
+    flow.up_datagrams = flow.down_datagrams = 4
+    flow.up_bytes = flow.down_bytes = 400
+    ends = ("127.2.0.1:5151", "127.0.0.1:53", "127.0.0.1:4000", "127.0.0.1:9")
+    facts = FlowFacts("relay1", *ends, 13.01, ending, by)
+    return written(lambda log: log.ended(flow, facts))
+
+
+def datagrams_line() -> str:
+    """The line of a listener's counters."""
+    counters = Counters(12, 9, 8, 8, Counter(no_flow=2, send_X=1), kernel_dropped=5)
+    return written(lambda log: log.closed("relay1", "127.0.0.1:53", counters))
 
 
 def test_a_flow_line() -> None:
-    assert parse_flow_line(FLOW) == SAID
-    assert parse_flow_line(FLOW + " for=127.2.0.9:1") == SAID
-    assert parse_flow_line(DATAGRAMS) is None
+    assert parse_flow_line(flow_line("expired")) == SAID
+    evicted = flow_line("evicted", by="127.2.0.9:1")
+    assert parse_flow_line(evicted) == attrs.evolve(SAID, ending="evicted")
+    assert parse_flow_line(datagrams_line()) is None
 
 
 def test_a_datagrams_line() -> None:
-    assert parse_datagrams_line(FLOW) is None
-    assert parse_datagrams_line(DATAGRAMS) == DatagramsLine(
+    assert parse_datagrams_line(flow_line("expired")) is None
+    assert parse_datagrams_line(datagrams_line()) == DatagramsLine(
         *("127.0.0.1:53", 12, 9, 8, 8),
         *(Counter(no_flow=2, send_X=1), Counter(), 5),
     )
