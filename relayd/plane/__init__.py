@@ -8,8 +8,8 @@ thing with its connections, and these are made for it:
 - `poller`: an epoll inside the reactor's.  The reactor sees one reader, however
   many connections stand behind it, and pays its overhead once for a batch of
   events.  Any reactor that has `addReader` will do.
-- `connection`: a connection that is registered once, edge-triggered, and writes at
-  once.
+- `connection_base`, `writing`, `connection`: a connection that is registered once,
+  edge-triggered, and writes at once.
 - `splicing`: two of them that move bytes without a Protocol, or without Python seeing
   them at all (`splice(2)`).
 - `pipes`: what `splice` needs between two sockets, shared and bounded.

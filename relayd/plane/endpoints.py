@@ -35,7 +35,7 @@ from relayd.net.listening import (
     UNIXListenerEndpoint,
 )
 from relayd.net.transports import set_options
-from relayd.plane.connection import EDGE_BOTH, EDGE_READ
+from relayd.plane.connection_base import EDGE_BOTH, EDGE_READ
 from relayd.plane.poller import Plane
 from relayd.plane.transport import (
     PlaneTransport,

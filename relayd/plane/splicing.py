@@ -25,7 +25,8 @@ from twisted.python.failure import Failure
 
 from relayd.core.session import Direction
 from relayd.net.transports import LOSSES
-from relayd.plane.connection import (
+from relayd.plane.connection import Connection
+from relayd.plane.connection_base import (
     ALIVE,
     FAILED,
     HINTS,
@@ -34,7 +35,6 @@ from relayd.plane.connection import (
     UNREAD,
     WAITING,
     WRITABLE,
-    Connection,
     failure_by,
 )
 from relayd.plane.pipes import PIPE_SIZE, Pipe

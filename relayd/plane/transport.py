@@ -3,8 +3,8 @@
 A :class:`PlaneTransport` provides what Twisted's own do: `ITCPTransport`, `IConsumer`,
 `IPushProducer`, `IHalfCloseableDescriptor`, and `abortConnection`; and
 :class:`relayd.core.interfaces.ISpliceable`.  What it does is in
-:mod:`relayd.plane.connection` and :mod:`relayd.plane.splicing`; here is what Twisted's
-interfaces ask for besides.
+:mod:`relayd.plane.connection_base` and the layers that are listed there; here is what
+Twisted's interfaces ask for besides.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from zope.interface import implementer
 from relayd.core.addresses import socket_address
 from relayd.core.interfaces import ISpliceable
 from relayd.net.transports import inline_urgent
-from relayd.plane.connection import PULL, PUSH
+from relayd.plane.connection_base import PULL, PUSH
 from relayd.plane.splicing import SplicingConnection
 
 
@@ -33,7 +33,7 @@ from relayd.plane.splicing import SplicingConnection
     ITCPTransport, IConsumer, IPushProducer, IHalfCloseableDescriptor, ISpliceable
 )
 class PlaneTransport(SplicingConnection):
-    """A connected TCP socket; made as :class:`relayd.plane.connection.Connection`."""
+    """A connected TCP socket; made as `relayd.plane.connection_base.ConnectionBase`."""
 
     __slots__ = ()
 

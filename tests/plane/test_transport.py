@@ -37,11 +37,13 @@ import relayd.plane.pipes
 from relayd.core.interfaces import IResetListener, ISpliceable, ISplicer
 from relayd.core.session import Direction, Ending, Session
 from relayd.net.transports import LOSSES, PeerReset, PeerVanished, set_options
-from relayd.plane.connection import BUFFER_LIMIT, EDGE_BOTH, EDGE_READ, READ_SIZE
+from relayd.plane.connection import READ_SIZE
+from relayd.plane.connection_base import EDGE_BOTH, EDGE_READ
 from relayd.plane.pipes import PIPE_SIZE, Pipes
 from relayd.plane.poller import BATCHES_PER_TURN, COPY_SIZE, MAX_SHARE, MIN_SHARE, Plane
 from relayd.plane.splicing import FULL_READ, FULL_READS, MIN_SPLICE
 from relayd.plane.transport import PlaneTransport, transport_class
+from relayd.plane.writing import BUFFER_LIMIT
 from relayd.stream.bridge import Bridge, Leg, Timeouts, unsent
 from tests.conftest import LoggedFailures, descriptors
 from tests.plane.test_poller import Still, still
