@@ -24,7 +24,7 @@ from relayd.admission.limits import (
     default_max_handshakes_per_client,
 )
 from relayd.core.errors import Refused
-from tests.plane.test_poller import refuse
+from tests.support.standing import refuse
 
 clients = st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1", ""])
 

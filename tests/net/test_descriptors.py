@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 
 from relayd.net.descriptors import RESERVE, Descriptors
-from tests.plane.test_poller import refuse
+from tests.support.standing import refuse
 
 
 def test_a_full_table_is_logged_once_a_second() -> None:

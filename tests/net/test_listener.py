@@ -21,7 +21,6 @@ from relayd.net.descriptors import PAUSE
 from relayd.net.listener import ACCEPTS_PER_TURN, Listener
 from relayd.net.listening import UNIXListenerEndpoint
 from tests.conftest import LoggedFailures, descriptors
-from tests.plane.test_poller import refuse
 from tests.support.contracts import turns, until
 from tests.support.listeners import (
     _GONE,
@@ -38,6 +37,7 @@ from tests.support.listeners import (
     where,
 )
 from tests.support.process import connect, reset
+from tests.support.standing import refuse
 
 
 @pytest_twisted.ensureDeferred

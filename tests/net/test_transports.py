@@ -29,10 +29,10 @@ from relayd.net.transports import (
 )
 from relayd.stream.bridge import unsent
 from tests.conftest import pause
-from tests.plane.test_poller import refuse
 from tests.support.contracts import Peer, Producer, Recorder, turns, until
 from tests.support.dials import VANISHED, StillReactor, connection
 from tests.support.process import PATIENCE, Server, read_all, read_exactly, reset
+from tests.support.standing import refuse
 
 #: Where a dial is to be watched while it waits.
 pytestmark = pytest.mark.usefixtures("far")

@@ -55,7 +55,6 @@ from relayd.plane.poller import BATCHES_PER_TURN, Plane
 from relayd.plane.transport import PlaneTransport, PlaneUNIXTransport
 from relayd.tcp import RelayFactory
 from tests.conftest import LoggedFailures, descriptors
-from tests.plane.test_poller import Still, refuse, still
 from tests.support.contracts import Recorder, until
 from tests.support.dials import (
     BrokenFactory,
@@ -82,6 +81,7 @@ from tests.support.process import (
     read_exactly,
     reset,
 )
+from tests.support.standing import Still, refuse, still
 
 #: Where a dial is to be watched while it waits.
 pytestmark = pytest.mark.usefixtures("far")

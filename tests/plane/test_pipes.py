@@ -23,7 +23,7 @@ from relayd.plane.pipes import (
     Pipes,
 )
 from tests.conftest import descriptors
-from tests.plane.test_poller import refuse
+from tests.support.standing import refuse
 
 
 def taken(pipes: Pipes) -> Pipe:

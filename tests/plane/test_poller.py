@@ -29,66 +29,13 @@ from relayd.net.monotonic import LATE, MonotonicClock
 from relayd.plane import obstacle
 from relayd.plane.poller import BATCHES_PER_TURN, Plane
 from tests.conftest import LoggedFailures, descriptors
-from tests.support.process import PATIENCE
+from tests.support.standing import Still, refuse, still
+
+__all__ = ["still"]
 
 _LOST = Failure(CONNECTION_LOST)
 
 _EDGE = select.EPOLLIN | select.EPOLLET
-
-
-class Still(Clock):
-    """A reactor that stands still: a test takes its turns, and sees what it watches."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.readers: set[Any] = set()
-
-    def addReader(self, reader: Any) -> None:
-        self.readers.add(reader)
-
-    def removeReader(self, reader: Any) -> None:
-        self.readers.discard(reader)
-
-    def turn(self) -> None:
-        """What is readable is read, and what was to be called now is called."""
-        for reader in list(self.readers):
-            reader.doRead()
-        self.call_due()
-
-    def call_due(self) -> None:
-        """Call what is due, but not what is asked for meanwhile, unlike `advance`."""
-        for call in [each for each in self.calls if each.getTime() <= self.rightNow]:
-            if call.active():
-                self.calls.remove(call)
-                call.called = 1
-                call.func(*call.args, **call.kw)
-
-    def until(self, condition: Callable[[], object], what: str = "") -> None:
-        """Take turns until `condition()` is true."""
-        limit = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < limit, f"never happened: {what or condition}"
-            self.turn()
-            time.sleep(0.0002)
-
-    def settle(self, turns: int = 5) -> None:
-        """Turns enough for what was to happen to have happened."""
-        for _ in range(turns):
-            self.turn()
-            time.sleep(0.001)
-
-
-@pytest.fixture
-def still() -> Iterator[Still]:
-    """A reactor whose plane must hold nothing when the test is over."""
-    standing = Still()
-    yield standing
-    plane = Plane.of(standing)
-    # Pipes were given back; those that are kept were closed.
-    assert (plane.pipes.users, plane.pipes.in_use) == (0, 0)
-    assert not standing.readers
-    assert plane.fileno() == -1
-    assert not standing.getDelayedCalls()
 
 
 class Watched:
@@ -143,15 +90,6 @@ def pair(plane: Plane) -> Iterator[tuple[Watched, Watched]]:
     yield two
     for each in two:
         each.close()
-
-
-def refuse(number: int) -> Callable[..., Any]:
-    """What fails with this errno whenever it is called."""
-
-    def refused(*_: Any, **__: Any) -> Any:
-        raise OSError(number, os.strerror(number))
-
-    return refused
 
 
 # -- where it works
