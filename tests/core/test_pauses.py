@@ -21,9 +21,9 @@ from relayd.stream import legs
 from relayd.stream.legs import HOLD_LIMIT, Leg, buffered_by, unsent
 from relayd.tcp import RelayFactory, RelayProtocol
 from tests.conftest import pause as wait_for
-from tests.stream.test_bridge import Pair, joined, no_kernel, reset_unread
 from tests.stream.test_hooks_live import Relay, relaying
 from tests.support.fakes import FakeTLSTransport, FakeTransport
+from tests.support.pairs import Pair, joined, no_kernel, reset_unread
 from tests.support.process import TRANSPORTS
 
 __all__ = ["no_kernel", "reset_unread"]

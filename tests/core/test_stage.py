@@ -14,8 +14,8 @@ from relayd.core.stage import NEXT, Stage
 from relayd.net.upstream import Upstream
 from relayd.tcp import RelayFactory
 from relayd.upstreams.pool import Pool
-from tests.stream.test_tcp import Witness
 from tests.support.fakes import FakeEndpoint, FakeTransport
+from tests.support.relays import Witness
 
 
 def test_every_stage_has_its_row_and_can_end() -> None:

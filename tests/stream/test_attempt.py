@@ -15,8 +15,8 @@ from relayd.core.stage import Stage
 from relayd.net.tls import ServerIdentity
 from relayd.stream.attempt import Attempt, ServerAttempt
 from relayd.tcp import RelayProtocol
-from tests.stream.test_tcp import Relay
 from tests.support.fakes import FakeTLSTransport, FakeTransport
+from tests.support.relays import Relay
 
 
 class Noting(RelayProtocol):

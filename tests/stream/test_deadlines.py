@@ -14,7 +14,7 @@ from relayd.net.transports import PeerVanished
 from relayd.stream import legs
 from relayd.stream.deadlines import Timeouts
 from relayd.testing import FakeTransport
-from tests.stream.test_bridge import SHUT, Pair, joined, no_kernel, reset_unread, said
+from tests.support.pairs import SHUT, Pair, joined, no_kernel, reset_unread, said
 
 __all__ = ["no_kernel", "reset_unread", "said"]
 

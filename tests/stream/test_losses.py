@@ -20,8 +20,8 @@ from relayd.stream.losses import (
     reset_ending,
 )
 from relayd.testing import FakeTransport
-from tests.stream.test_bridge import Pair, no_kernel
 from tests.support.fakes import FakeTLSTransport
+from tests.support.pairs import Pair, no_kernel
 
 __all__ = ["no_kernel"]
 

@@ -20,8 +20,8 @@ from relayd.stream.attempt import Attempt
 from relayd.stream.session import LEFT_GRACE
 from relayd.tcp import RelayProtocol
 from tests.conftest import LoggedFailures
-from tests.stream.test_tcp import Relay, secret_client
 from tests.support.fakes import FakeTransport
+from tests.support.relays import Relay, secret_client
 
 
 def read_line(data: bytes) -> tuple[bytes, int] | None:
