@@ -1,1 +1,1 @@
-"""Who may come in, and how many."""
+"""Which clients are admitted, and how many."""

@@ -1,9 +1,9 @@
-"""Limits on those who wait: so many in all, and so many for each client.
+"""Tables of what waits, limited in all and for each client.
 
-When a limit is reached, either the next is refused (:meth:`Waiting.add`), or the one
-that has waited longest is evicted (:meth:`Waiting.push`).  The second is for what
-honest clients do in a moment and others for as long as they may, such as a handshake: a
-table that refuses can be kept full by whoever opens connections and sends nothing.
+When a limit is reached, either a new item is refused (:meth:`Waiting.add`), or the
+oldest is evicted (:meth:`Waiting.push`).  Evicting is for what takes honest clients a
+moment, such as a handshake: a table that refuses can be kept full by a client that
+opens connections and sends nothing.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Item = TypeVar("Item")
 
 
 def default_max_handshakes() -> int:
-    """How many handshakes may wait in all, unless that is set.
+    """The default limit of handshakes in all.
 
-    A quarter of the limit of open files: with more than that limit everybody would be
-    kept out, since nothing is evicted for a client that is not accepted.
+    A quarter of the limit of open files: with a limit above that of open files, waiting
+    handshakes would block all clients, as one that can't be accepted evicts nothing.
     """
     try:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -41,18 +41,18 @@ def default_max_handshakes() -> int:
 
 
 def default_max_handshakes_per_client(limit: int) -> int:
-    """How many of those one client may have, unless that is set: a quarter."""
+    """The default limit of handshakes of one client: a quarter of all."""
     return max(1, min(DEFAULT_HANDSHAKES_PER_CLIENT, limit // 4))
 
 
 class Waiting(Generic[Item]):
-    """A table of what waits, in the order in which it came.
+    """A table of waiting items, in order of arrival.
 
-    :param what: what they are, in the plural, for the log.
-    :param clock: seconds; the log has at most one line in each.
+    :param what: what the items are, in the plural, for the log.
+    :param clock: for the log, which has one line a second at most.
 
-    :ivar limit: how many may wait in all, at least 1.
-    :ivar limit_per_client: how many of one client, at least 1.
+    :ivar limit: of items in all, at least 1.
+    :ivar limit_per_client: of items of one client, at least 1.
     :ivar hits: how often one of the limits was reached.
     """
 
@@ -74,9 +74,9 @@ class Waiting(Generic[Item]):
         return item in self._items
 
     def add(self, item: Item, client: str) -> None:
-        """Let `item` wait.
+        """Add `item`.
 
-        :param client: whose it is, such as an address without its port.
+        :param client: the client key that it counts for.
         :raises Refused: a limit is reached.
         """
         if len(self._items) >= self.limit:
@@ -91,9 +91,9 @@ class Waiting(Generic[Item]):
         self._insert(item, client)
 
     def push(self, item: Item, client: str) -> Item | None:
-        """Let `item` wait; evict the oldest if a limit is reached.
+        """Add `item`; evict the oldest if a limit is reached.
 
-        :return: the one that is evicted.
+        :return: the evicted item, if any.
         """
         evicted = None
         own = self._by_client.get(client, ())
@@ -109,7 +109,7 @@ class Waiting(Generic[Item]):
         return evicted
 
     def oldest(self, count: int) -> list[Item]:
-        """Those that have waited longest, at most `count`; the longest first."""
+        """The oldest items, at most `count`; the oldest first."""
         return list(itertools.islice(self._items, count))
 
     def discard(self, item: Item) -> None:

@@ -1,16 +1,16 @@
-"""A listener's datagrams, many at a time.
+"""A listener's datagrams, received and sent in batches.
 
-A relay of many flows has one datagram of each to read and one to answer, and Python
-makes a call to the kernel, a buffer and an address of each.  The kernel can do a batch
-of them in one call (:mod:`relayd.datagrams.mmsg`).  :class:`Batches` receives and
-:class:`Outbox` sends: the kernel writes a datagram where it will be sent from.
+A relay of many flows reads and answers one datagram of each, and for each of these
+Python makes a system call, a buffer and an address.  The kernel can process a batch in
+one call (:mod:`relayd.datagrams.mmsg`).  :class:`Batches` receives and :class:`Outbox`
+sends; a datagram is sent from the buffer that it was received into.
 
-Where there is no such call, or a test's socket, :class:`OneByOne` receives, and there
-is no outbox.  A sandbox may refuse the calls at any time, with any error: then the same
-is done one by one, and the keys stay what they are.
+Where the calls are missing, or a test has a socket of its own, :class:`OneByOne`
+receives, and there is no outbox.  A sandbox may refuse the calls at any time, with any
+error: then datagrams are received and sent one by one, and keys stay the same.
 
-A client's *key* is what the kernel tells with its datagram: its source, and the local
-address that it sent to where a listener has several.
+A client's *key* at a listener is what the kernel reports with its datagram: its source,
+and the local address that it sent to if the listener has several.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from array import array
 from typing import Any, Protocol
 
 from relayd.datagrams import mmsg
-from relayd.datagrams.mmsg import BATCH, NOT_TOLD, SOCKADDR4, Messages, can_batch
+from relayd.datagrams.mmsg import BATCH, SOCKADDR4, UNKNOWN, Messages, can_batch
 from relayd.datagrams.sockets import (
     BUFFER_SIZE,
     PKTINFO6,
@@ -33,14 +33,14 @@ from relayd.datagrams.sockets import (
     short_pktinfo6,
 )
 
-#: One turn at a socket that is read datagram by datagram.
+#: A batch of a socket that is read datagram by datagram.
 BATCH_RANGE = range(BATCH)
 
-#: Bytes for what the kernel tells besides a datagram: one address of ours.
+#: Bytes for the ancillary message with the local address.
 ANCILLARY = 64
 
-#: Errors of a call that works: nothing to read, no buffer or memory, or an earlier
-#: datagram was refused.  Any other may be a sandbox's refusal.
+#: Errors of a call that no sandbox refuses: nothing to read, no buffer or memory, or an
+#: earlier datagram was refused.  Any other may be a sandbox's.
 _SOFT = frozenset(
     {
         errno.EAGAIN,
@@ -55,7 +55,7 @@ _SOFT = frozenset(
 
 
 class Tally(Protocol):
-    """Where refusals are counted."""
+    """Counts refusals."""
 
     icmp_errors: int
 
@@ -63,11 +63,10 @@ class Tally(Protocol):
 class OneByOne:
     """Receives with the calls that every socket has.
 
-    :param local: the key has the local address, too; the socket has been asked to tell
-        it.
+    :param local: the key has the local address, too; the socket has the option set.
 
     :ivar drained: the last call has read all that was pending.
-    :ivar refusal: why it could not receive at all, if the reason may last.
+    :ivar refusal: the error of the last call, if it may last.
     """
 
     def __init__(self, sock: Any, tally: Tally, *, local: bool) -> None:
@@ -108,9 +107,9 @@ class OneByOne:
         data, extra, _, source = self._sock.recvmsg(BUFFER_SIZE, ANCILLARY)
         if not extra:
             return data, (source, b"")
-        told = extra[0][2]
-        # Of in_pktinfo, the second: the third may be a broadcast address.
-        return data, (source, short_pktinfo6(told) if self._v6 else told[4:8])
+        info = extra[0][2]
+        # The second field of in_pktinfo: the third may be a broadcast address.
+        return data, (source, short_pktinfo6(info) if self._v6 else info[4:8])
 
     @staticmethod
     def origin(key: Any) -> tuple[Any, bytes]:
@@ -120,9 +119,9 @@ class OneByOne:
 
 
 class Batches:
-    """As :class:`OneByOne`, in one call.
+    """As :class:`OneByOne`, a batch in one call.
 
-    What it returns is in memory that the next call overwrites.
+    The datagrams that it returns are in buffers that the next call overwrites.
     """
 
     def __init__(self, sock: Any, tally: Tally, *, local: bool) -> None:
@@ -134,23 +133,23 @@ class Batches:
         starts = range(0, len(messages.envelopes), messages.envelope)
         self._name = messages.name
         self._names = [slice(start, start + self._name) for start in starts]
-        # Of in_pktinfo, the address to answer from; in6_pktinfo is taken whole.
+        # The address to answer from, of in_pktinfo; the whole in6_pktinfo.
         begin, size = (0, PKTINFO6) if self._v6 else (4, 4)
         begin += messages.control + socket.CMSG_LEN(0)
         self._ours = [slice(start + begin, start + begin + size) for start in starts]
         self.drained = False
-        #: What receives instead, where the call is refused.
-        self._plain: OneByOne | None = None
+        #: Receives instead, if the call is refused.
+        self._singly: OneByOne | None = None
 
     @property
     def refusal(self) -> OSError | None:
         """See :class:`OneByOne`."""
-        return None if self._plain is None else self._plain.refusal
+        return None if self._singly is None else self._singly.refusal
 
     def receive(self) -> list[tuple[Any, Any]]:
         """See :meth:`OneByOne.receive`."""
-        if self._plain is not None:
-            return self._receive_plainly(self._plain)
+        if self._singly is not None:
+            return self._receive_singly(self._singly)
         messages = self._messages
         messages.clear()
         count = mmsg.recvmmsg(  # type: ignore[misc]
@@ -166,39 +165,39 @@ class Batches:
             if self.drained:
                 return []
             if number not in _SOFT:
-                self._plain = OneByOne(self._sock, self._tally, local=self._local)
-                return self._receive_plainly(self._plain)
+                self._singly = OneByOne(self._sock, self._tally, local=self._local)
+                return self._receive_singly(self._singly)
             self._tally.icmp_errors += 1
             return []
-        told, sizes = bytes(messages.envelopes), messages.sizes[:count].tolist()
+        envelopes, sizes = bytes(messages.envelopes), messages.sizes[:count].tolist()
         ends = zip(sizes, messages.slots, self._names, self._ours, strict=False)
         if not self._local:
-            return [(slot[:size], told[name]) for size, slot, name, _ in ends]
+            return [(slot[:size], envelopes[name]) for size, slot, name, _ in ends]
         if not self._v6:
             return [
-                (slot[:size], told[name] + told[ours])
+                (slot[:size], envelopes[name] + envelopes[ours])
                 for size, slot, name, ours in ends
             ]
         return [
-            (slot[:size], told[name] + short_pktinfo6(told[ours]))
+            (slot[:size], envelopes[name] + short_pktinfo6(envelopes[ours]))
             for size, slot, name, ours in ends
         ]
 
-    def _receive_plainly(self, plain: OneByOne) -> list[tuple[Any, Any]]:
-        got = plain.receive()
-        self.drained = plain.drained
+    def _receive_singly(self, one_by_one: OneByOne) -> list[tuple[Any, Any]]:
+        got = one_by_one.receive()
+        self.drained = one_by_one.drained
         return [(data, self._key(*key)) for data, key in got]
 
     def _key(self, source: Any, ours: bytes) -> bytes:
-        """A client's key, of what :class:`OneByOne` knows it by."""
+        """A client's key here, from its key of :class:`OneByOne`."""
         if not self._local:
             return _packed(source)
-        return _packed(source) + (ours or NOT_TOLD * (16 if self._v6 else 4))
+        return _packed(source) + (ours or UNKNOWN * (16 if self._v6 else 4))
 
     def origin(self, key: bytes) -> tuple[Any, bytes]:
         """See :meth:`OneByOne.origin`."""
         name, ours = key[: self._name], key[self._name :]
-        return _unpacked(name), b"" if ours == NOT_TOLD * len(ours) else ours
+        return _unpacked(name), b"" if ours == UNKNOWN * len(ours) else ours
 
 
 def _packed(source: Any) -> bytes:
@@ -229,7 +228,7 @@ def _unpacked(name: bytes) -> Any:
 class Outbox:
     """Sends datagrams of many clients in one call.
 
-    :ivar slots: the buffers of the next datagrams, which are written there.
+    :ivar slots: the buffers to write the next datagrams to.
     """
 
     def __init__(self, sock: Any, *, local: bool) -> None:
@@ -238,27 +237,27 @@ class Outbox:
         messages = self._messages = Messages(sock.family, local=local)
         self._name = messages.name
         self.slots = self._messages.slots
-        #: The call is refused: one by one.
-        self._plainly = False
+        #: The call is refused: send one by one.
+        self._singly = False
 
     def envelope(self, key: bytes) -> bytes:
-        """What tells the kernel where to send to, and from which address of ours.
+        """A client's address and the local address, as the kernel reads them.
 
-        :param key: the client's, as :class:`Batches` has it.
+        :param key: the client's key of :class:`Batches`.
         """
         made = key[: self._name].ljust(self._messages.control, b"\0")
         if self._local:
-            level, kind, told = pktinfo(key[self._name :])
-            made += struct.pack("@Nii", socket.CMSG_LEN(len(told)), level, kind) + told
+            level, kind, info = pktinfo(key[self._name :])
+            made += struct.pack("@Nii", socket.CMSG_LEN(len(info)), level, kind) + info
         return made.ljust(self._messages.envelope, b"\0")
 
     def send(self, sizes: list[int], envelopes: list[bytes]) -> dict[int, OSError]:
-        """Send what is in the first slots, as many as there are sizes.
+        """Send the datagrams in the first `len(sizes)` slots.
 
-        :return: those that could not be sent, by their number, and why.
+        :return: the errors of those that could not be sent, by slot number.
         """
-        if self._plainly:
-            return self._send_plainly(range(len(sizes)), sizes, envelopes)
+        if self._singly:
+            return self._send_singly(range(len(sizes)), sizes, envelopes)
         messages, count = self._messages, len(sizes)
         messages.lengths[:count] = memoryview(array("L", sizes))
         messages.envelopes[: count * messages.envelope] = b"".join(envelopes)
@@ -274,27 +273,27 @@ class Outbox:
             if sent > 0:
                 done += sent
             else:
-                # Of the first; an error of a later one is reported by the next call.
+                # The error of the first; that of a later one is reported next time.
                 number = ctypes.get_errno()
                 problem = OSError(number, os.strerror(number))
                 if number not in _SOFT:
-                    # If it can be sent without the call, it was the call.
-                    one = self._send_plainly(range(done, done + 1), sizes, envelopes)
+                    # If it can be sent by another call, this call is refused.
+                    one = self._send_singly(range(done, done + 1), sizes, envelopes)
                     if not one:
-                        self._plainly = True
+                        self._singly = True
                         rest = range(done + 1, count)
-                        return problems | self._send_plainly(rest, sizes, envelopes)
+                        return problems | self._send_singly(rest, sizes, envelopes)
                 problems[done] = problem
                 done += 1
         return problems
 
-    def _send_plainly(
+    def _send_singly(
         self, which: range, sizes: list[int], envelopes: list[bytes]
     ) -> dict[int, OSError]:
         problems: dict[int, OSError] = {}
         for number in which:
             envelope = envelopes[number]
-            extra = [self._told(envelope)] if self._local else []
+            extra = [self._ancillary(envelope)] if self._local else []
             data = self.slots[number][: sizes[number]]
             try:
                 to = _unpacked(envelope[: self._name])
@@ -306,15 +305,15 @@ class Outbox:
                 problems[number] = problem
         return problems
 
-    def _told(self, envelope: bytes) -> tuple[int, int, bytes]:
-        """The ancillary message of an envelope, as `sendmsg` wants it."""
+    def _ancillary(self, envelope: bytes) -> tuple[int, int, bytes]:
+        """The ancillary message of an envelope, as `sendmsg` takes it."""
         control = envelope[self._messages.control :]
         length, level, kind = struct.unpack_from("@Nii", control)
         return level, kind, control[socket.CMSG_LEN(0) : length]
 
 
 def receiver(sock: Any, tally: Tally, *, local: bool) -> OneByOne | Batches:
-    """What receives from a listener's socket.
+    """The receiver for a listener's socket.
 
     :param local: the address that a client has sent to is part of its key.
     """
@@ -323,5 +322,5 @@ def receiver(sock: Any, tally: Tally, *, local: bool) -> OneByOne | Batches:
 
 
 def outbox(sock: Any, *, local: bool) -> Outbox | None:
-    """What sends on a listener's socket, if the kernel can."""
+    """The outbox for a listener's socket, if the kernel has the calls."""
     return Outbox(sock, local=local) if can_batch(sock) else None

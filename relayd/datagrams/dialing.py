@@ -1,4 +1,4 @@
-"""Sockets for flows: connected to a server, or to the next one with a way there."""
+"""Sockets for flows, connected to a server, or to the next that has a route."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from relayd.net.resolving import SocketAddress
 
 log = Logger(namespace="relayd.datagrams")
 
-#: What the kernel may keep of a flow's unread datagrams, in bytes, at most.
+#: Limit of a flow's receive buffer in the kernel, in bytes.
 FLOW_BUFFER = 1 << 20
 
-#: How many sockets that turn out to be connected to themselves are closed again.
+#: How many sockets are tried, if they connect to themselves.
 SELF_TRIES = 4
 
 
 class Connected(NamedTuple):
     """A flow's socket.
 
-    :ivar server: where it leads.
-    :ivar ours: the socket's own address.
-    :ivar tried: addresses of the server; it is connected to the last of them, and the
+    :ivar server: the server that it is connected to.
+    :ivar ours: the local address.
+    :ivar tried: addresses of the server; it is connected to the last of them, the
         others have refused.
     """
 
@@ -42,10 +42,10 @@ class Connected(NamedTuple):
 class FlowDialer:
     """Opens and connects the sockets of flows.
 
-    :param pool: which other servers there are.
+    :param pool: the servers.
     :param open_socket: opens a non-blocking datagram socket of a family.
-    :param receive_buffer: bytes that the kernel may keep unread for a listener; a flow
-        has no more, and at most :data:`FLOW_BUFFER`.
+    :param receive_buffer: the receive buffer of a listener, in bytes; a flow has the
+        same, and at most :data:`FLOW_BUFFER`.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class FlowDialer:
         self._buffer = min(receive_buffer, FLOW_BUFFER)
 
     def dial_any(self, server: Server) -> Connected:
-        """Connect to this server, or to the next with a way there.
+        """Connect to this server, or to the next that has a route.
 
-        :raises OSError: there is no socket to be had, or no way to any of them.
+        :raises OSError: no socket can be opened, or no server has a route.
         """
         refusal = OSError(errno.EHOSTUNREACH, "no way to any server")
         others = (self._pool.choose() for _ in range(len(self._pool.servers) - 1))
@@ -79,10 +79,10 @@ class FlowDialer:
         raise refusal
 
     def dial(self, server: Server, tried: Sequence[SocketAddress] = ()) -> Connected:
-        """Connect to a server, by the first of its addresses with a way there.
+        """Connect to the first of a server's addresses that has a route.
 
-        :param tried: addresses that are not to be tried again.
-        :raises OSError: there is no socket to be had, or no way to what is left.
+        :param tried: addresses not to try again.
+        :raises OSError: no socket can be opened, or no other address has a route.
         """
         if not server.named:
             only: Any = server.address
@@ -96,13 +96,13 @@ class FlowDialer:
             except OSError as problem:
                 if problem.errno in SHORTAGE:
                     raise
-                # There is no way to that family, for one.
+                # Such as: no route for that family.
                 self.refused(server, address, problem)
                 refusal = problem
         raise refusal
 
     def refused(self, server: Server, address: SocketAddress, problem: OSError) -> None:
-        """New flows are to have the next address of the server."""
+        """An address has refused: new flows get the server's next address."""
         if server.advance_from(address):
             log.warn(
                 "{name}: {address} refuses ({why}): the next of its addresses is tried,"
@@ -116,15 +116,15 @@ class FlowDialer:
     def _connect(
         self, address: SocketAddress, tries: int = SELF_TRIES
     ) -> tuple[Any, Any]:
-        """A socket that is connected to an address, and its own address."""
+        """A socket that is connected to an address, and its local address."""
         family, where = address
         sock = self._open_socket(family)
         try:
             raise_buffer(sock, self._buffer)
             sock.connect(where)
             ours = sock.getsockname()
-            # The kernel may assign the very port that is dialled, if it is free: what
-            # is sent would come back as the answer.
+            # The kernel may choose the port that is dialled, if it is free: datagrams
+            # would come back as answers.
             itself = ours[1] == where[1] and ours == sock.getpeername()
         except OSError:
             sock.close()
@@ -132,7 +132,7 @@ class FlowDialer:
         if not itself:
             return sock, ours
         try:
-            # Before this one is closed, or the next would get the same port.
+            # While this socket is open, so that the next gets another port.
             if tries > 1:
                 return self._connect(address, tries - 1)
         finally:

@@ -1,7 +1,7 @@
 """Listening for datagrams: an endpoint whose factory is a relay.
 
-Streams have Twisted's endpoints and factories; these let a service treat a
-:class:`relayd.datagrams.relay.DatagramRelay` as one of those.
+With these a service treats a :class:`relayd.datagrams.relay.DatagramRelay` as it does
+Twisted's endpoints and factories for streams.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ class UdpPort:
     def __init__(self, relay: DatagramRelay, address: Any) -> None:
         self._relay = relay
         kind = IPv6Address if ":" in address[0] else IPv4Address
-        # With its interface, without which a link-local address is of no use.
+        # With its scope, which a link-local address needs.
         self._address = kind("UDP", numeric_host(address), address[1])
 
     def startListening(self) -> None:
         """It listens already."""
 
     def stopListening(self) -> Deferred[None]:
-        """Close all of the relay's addresses; while it drains, when that is over."""
+        """Close all addresses of the relay; if it drains, when that is done."""
         if self._relay.draining:
             return self._relay.drain()
         self._relay.close()
         return succeed(None)
 
     def getHost(self) -> IAddress:
-        """Where it listens."""
+        """The address that it listens on."""
         return self._address
 
 
@@ -54,16 +54,16 @@ class UdpPort:
 class UdpListener:
     """Opens the sockets that a relay's clients send to.
 
-    :param host: an address, a name whose every address is listened on (looked up once,
-        when listening starts), or None for all addresses of this machine.
-    :param port: 0 picks one that is free.
+    :param host: an address, a name (looked up once, when listening starts; all its
+        addresses are used), or None for all addresses of this machine.
+    :param port: 0 picks a free port.
     """
 
     def __init__(self, host: str | None, port: int) -> None:
         self._host, self._port = host, port
 
     def listen(self, relay: Any) -> Deferred[IListeningPort]:
-        """Let a :class:`DatagramRelay` serve them.
+        """Open them, and let a :class:`DatagramRelay` serve them.
 
         :raises ListenError: through the Deferred.
         """

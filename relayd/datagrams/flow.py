@@ -1,20 +1,20 @@
-"""A flow: a client's own socket towards its server, and what passes by it.
+"""A flow: the relay's socket for one client, and the datagrams through it.
 
-The socket is connected to the server, so the kernel drops what others send there.  What
-the server sends goes to the client by the listener that the client has sent to.
+The socket is connected to the server, so the kernel drops what others send to it.  The
+server's datagrams are sent to the client by the listener that the client sends to.
 
-Reading.  The socket is read in limited batches, with more bytes than any datagram has,
-so none is cut.  Mostly as many datagrams are read as were pending the last time: asking
-whether there are more costs as much as being notified again.  A flow that has one reply
-at a time puts it into the batch of its listener (:mod:`relayd.datagrams.replies`).
+Reading.  The socket is read in limited batches, into more bytes than any datagram has,
+so none is truncated.  Usually as many datagrams are read as were pending the last time:
+a read that finds none costs as much as another event.  A flow that has one reply at a
+time puts it into the batch of its listener (:mod:`relayd.datagrams.replies`).
 
-Writing.  Datagrams of one size that follow each other in a batch are a run, and leave
-in one call (:mod:`relayd.datagrams.sockets`).  Where the kernel can't do that, they are
-sent one by one.
+Writing.  Consecutive datagrams of one size in a batch are a run, and sent in one call
+(:mod:`relayd.datagrams.sockets`).  Where the kernel can't do that, they are sent one by
+one.
 
-Refusals.  A host where no socket has the port refuses (ICMP), which is an error of the
+Refusals.  A host where no socket has the port refuses (ICMP), which is the error of the
 socket's next call.  A flow that was never answered goes on at the next address of its
-server, if that is a name with several.
+server, if the server's name has several.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from relayd.datagrams.sockets import (
     send_error,
 )
 
-#: Replies of a flow after which it is asked for more than it usually has.
+#: Replies of a flow after which it is read until nothing is pending.
 FULL_READ_EVERY = 32
 
-#: Replies at once from which on a flow is always read until nothing is pending: its
-#: runs are longer then, which saves more than asking in vain costs.
+#: A flow with so many replies at once is always read until nothing is pending: its runs
+#: are longer then, which saves more than a read in vain costs.
 BURST = 6
 
 #: Errors in one batch of a flow's replies after which it can't be read.
@@ -58,15 +58,16 @@ class ClientFlow(Flow):
     :ivar listener: the one that the client sends to.
     :ivar here: the client's key at that listener.
     :ivar source: the client's socket address.
-    :ivar to: where to send replies, as the listener has it.
+    :ivar to: where to send replies, for the listener.
     :ivar sock: connected to the server.
-    :ivar ours: its own address.
-    :ivar server: the one that the flow goes to.
-    :ivar tried: the addresses of it that the flow has had; it has the last of them.
-    :ivar replies: those of its listener that are pending.
-    :ivar envelope: what a batch of replies needs to know of the client.
-    :ivar drops: what the kernel had dropped of `sock` when that was last asked.
-    :ivar hop: what it is noted as if it leads to a relay of this process.
+    :ivar ours: the local address of `sock`.
+    :ivar server: the server.
+    :ivar tried: the addresses of the server that the flow has had; the last is the
+        present one.
+    :ivar replies: the pending replies of its listener.
+    :ivar envelope: the client's addresses, for a batch of replies.
+    :ivar drops: the kernel's count of drops at `sock` when it was last read.
+    :ivar hop: its name as a hop, if it leads to a relay of this process.
     """
 
     __slots__ = (
@@ -107,7 +108,7 @@ class ClientFlow(Flow):
     ) -> None:
         """:param client: its key at the listener, its address, where to reply to."""
         self.here, self.source, self.to = client
-        # Two listeners of a relay may have the same client.
+        # A client may send to two listeners of a relay.
         key = (listener.number, self.here)
         Flow.__init__(self, key, client_key(self.source[0]), ledger.now())
         self.ledger = ledger
@@ -115,26 +116,26 @@ class ClientFlow(Flow):
         self.listener = listener
         self.server = connected.server
         self.hop = ""
-        #: The look-up of the server's name that `tried` is of.
+        #: The number of the look-up whose addresses are in `tried`.
         self._look_up = connected.server.look_ups
         self.use(connected)
         self.reply = listener.replier()
         self.replies = listener.replies
         self.envelope = listener.envelope(self.here)
-        #: Whether the kernel has made datagrams of runs as far as we know.
+        #: Whether runs can be sent, as far as is known.
         self._segments_up = self._segments_down = True
         #: How many datagrams were pending the last time.
         self._usual = 1
-        #: From which reply on to read until nothing is pending.
+        #: The number of replies from which on to read until nothing is pending.
         self._full_read_at = 0
-        #: Until which reply they are expected one at a time, and join the batch of
-        #: the listener.
+        #: The number of replies up to which they are expected one at a time, and put
+        #: into the batch of the listener.
         self._batch_until = 0
-        #: The longest run that the client has sent.
+        #: The length of the client's longest run.
         self._longest_run = 1
 
     def use(self, connected: Connected) -> None:
-        """Go on with this socket, which is connected to the server."""
+        """Use this socket, which is connected to the server."""
         sock = self.sock = connected.sock
         self.ours = connected.ours
         self.tried = connected.tried
@@ -168,17 +169,18 @@ class ClientFlow(Flow):
             self.relay.fail(self)
 
     def _read_some(self) -> None:
-        # Asking whether more is pending costs as much as being notified: now and then
-        # is enough to notice a flow that has more under way than it had.
+        # A read that finds nothing costs as much as an event: one every
+        # FULL_READ_EVERY replies is enough to notice a flow that has become busier.
         if self.down_datagrams >= self._full_read_at or self._usual >= BURST:
             self._read_batch(BATCH)
         else:
             self._read_batch(self._usual)
 
     def _read_batch(self, most: int, refusal: OSError | None = None) -> None:
-        """Pass on what the server has sent.
+        """Pass the server's datagrams on to the client.
 
-        :param refusal: what a call has reported of an earlier datagram.
+        :param most: the limit of datagrams to read.
+        :param refusal: the error of an earlier datagram, reported by another call.
         """
         ledger, recv = self.ledger, self.recv
         counters, cap = ledger.counters, ledger.reply_cap
@@ -191,8 +193,8 @@ class ClientFlow(Flow):
                 except BlockingIOError:
                     break
                 except OSError as problem:
-                    # What was sent before was refused.  To report it clears the
-                    # error; an answer may be pending behind it.
+                    # An earlier datagram was refused.  Reporting it clears the error;
+                    # an answer may be pending behind it.
                     counters.icmp_errors += 1
                     errors += 1
                     if errors > MAX_ERRORS:
@@ -218,10 +220,10 @@ class ClientFlow(Flow):
         finally:
             counters.replies_received += received
         if errors > MAX_ERRORS:
-            # To report it does not clear it: it is a sandbox's, and reported for ever.
+            # Reporting does not clear it: a sandbox refuses the call.
             self.relay.end(self, "failed")
         elif received:
-            # Of many, some may be late only; of few, asking in vain costs too much.
+            # If many, the next may only be late; if few, a read in vain costs too much.
             self._usual = max(received, (self._usual - 4) >> 1)
             if most == BATCH:
                 self._full_read_at = self.down_datagrams + max(
@@ -236,7 +238,7 @@ class ClientFlow(Flow):
             self._redial_next(refusal)
 
     def _within_reply_cap(self, size: int) -> bool:
-        """Whether the client may have so many bytes of replies more."""
+        """Whether another reply of so many bytes is within the cap."""
         return self.down_bytes + size <= self.ledger.reply_cap * self.up_bytes
 
     def _drop_reply(self, size: int) -> None:
@@ -244,7 +246,7 @@ class ClientFlow(Flow):
         self.ledger.counters.replies_dropped[reason] += 1
 
     def read_all(self) -> None:
-        """Pass on what the server has sent by now, a batch at most."""
+        """Pass the pending datagrams of the server on, a batch at most."""
         self.replies.flush()
         try:
             self._read_batch(BATCH)
@@ -252,7 +254,7 @@ class ClientFlow(Flow):
             self.relay.fail(self)
 
     def _reply(self, run: Sequence[bytes]) -> None:
-        """Send the client what its server has sent: datagrams of one size."""
+        """Send the server's datagrams, all of one size, to the client."""
         counters, sent = self.ledger.counters, 0
         size = len(run[0])
         if len(run) > 1 and self._segments_down:
@@ -277,11 +279,11 @@ class ClientFlow(Flow):
         self.down_bytes += sent * size
 
     def forward(self, run: Sequence[bytes], now: float) -> None:
-        """Send the server what the client has sent: datagrams of one size."""
+        """Send the client's datagrams, all of one size, to the server."""
         sent, whole = 0, run
         counters, size = self.ledger.counters, len(run[0])
         if len(run) > self._longest_run:
-            # Its replies may be as many.
+            # There may be as many replies.
             self._longest_run = len(run)
             self._full_read_at = self._batch_until = 0
         if len(run) > 1 and self._segments_up:
@@ -290,7 +292,7 @@ class ClientFlow(Flow):
             except OSError as refusal:
                 self._segments_up = segments_after(refusal)
                 if refusal.errno == errno.ENOBUFS:
-                    # Some of them may have left: none is sent twice.
+                    # Some of them may have been sent: none is sent twice.
                     counters.dropped["send_ENOBUFS"] += len(run)
                     run = ()
             else:
@@ -301,7 +303,7 @@ class ClientFlow(Flow):
                 self.send(data)
             except OSError as refusal:
                 if place > kept:
-                    # One of those that have left may be what was refused.
+                    # One of those already sent may be what was refused.
                     self._keep(run[kept:place], now)
                     kept = place
                 sent += self.send_after_error(data, refusal)
@@ -316,14 +318,14 @@ class ClientFlow(Flow):
             self.client_sent(whole[kept:], now)
 
     def client_sent(self, run: Sequence[bytes], now: float) -> None:
-        """The client has sent these, and the table must be notified (`due`)."""
+        """The client has sent these, and the table must be updated (`due`)."""
         if self.server.named:
             self._keep(run, now)
         self.ledger.table.outbound(self, now)
 
     def _keep(self, run: Sequence[bytes], now: float) -> None:
-        """These have been sent, and may have to be sent to another address."""
-        # Where there is none, there is nothing to keep.
+        """Keep datagrams that may have to be sent again, to another address."""
+        # Without another address nothing need be kept.
         if (
             not self.replied
             and len(self.server.addresses) > 1
@@ -336,15 +338,15 @@ class ClientFlow(Flow):
         return not self.replied and self.server.named and problem.errno in REFUSALS
 
     def _refused(self, problem: OSError) -> None:
-        """A call to send has reported that an earlier datagram was refused."""
+        """A send has reported that an earlier datagram was refused."""
         if self._may_redial(problem):
-            # The kernel reports that before it hands out an answer that came earlier.
+            # The kernel reports that even before an answer that came earlier.
             self._read_batch(BATCH, problem)
 
     def _redial_next(self, problem: OSError) -> None:
-        """The server's host has refused: go on at its next address, if it has one."""
+        """The address has refused: go on at the server's next one, if any."""
         if self._look_up != self.server.look_ups:
-            # What refused then may be there now.
+            # Addresses that refused before that look-up may work now.
             self._look_up = self.server.look_ups
             self.tried = self.tried[-1:]
         if not self.relay.redial(self, problem):
@@ -361,7 +363,7 @@ class ClientFlow(Flow):
     def _send_run(self, run: Sequence[bytes], size: int) -> None:
         """Send datagrams of one size in one call.
 
-        :raises OSError: none was sent, but with ENOBUFS.
+        :raises OSError: none was sent; with ENOBUFS, some may have been.
         """
         extra = [segments(size)]
         try:
@@ -372,15 +374,15 @@ class ClientFlow(Flow):
             refused = problem.errno in REFUSALS
             self.ledger.counters.icmp_errors += refused
             self._refused(problem)
-            # If it is too large itself, it will be so again.
+            # If this run is too large itself, this raises again.
             self.sock.sendmsg(run, extra)
             self.ledger.counters.icmp_errors += not refused
 
     def send_after_error(self, data: bytes, problem: OSError) -> bool:
-        """A send to the server has failed; whether it was sent after all.
+        """Handle a failed send to the server; whether it was sent after all.
 
-        A host that refused an earlier datagram (ICMP) is reported by the next call,
-        which does nothing else.
+        The refusal of an earlier datagram (ICMP) is reported by the next call, which
+        does nothing else: it is made again.
         """
         counters = self.ledger.counters
         if problem.errno in REPORTED:
@@ -392,14 +394,14 @@ class ClientFlow(Flow):
             except OSError as again:
                 problem = again
             else:
-                # It was an earlier one that was too large.
+                # An earlier datagram was too large, not this one.
                 counters.icmp_errors += not refused
                 return True
         counters.dropped[send_error(problem)] += 1
         return False
 
     def forward_after_error(self, data: bytes, problem: OSError) -> None:
-        """As :meth:`send_after_error`; counts what was sent after all."""
+        """As :meth:`send_after_error`; counts the datagram if it was sent."""
         if self.send_after_error(data, problem):
             self.ledger.counters.sent += 1
             self.up_datagrams += 1

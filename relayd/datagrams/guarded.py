@@ -10,10 +10,10 @@ log = Logger(namespace="relayd.datagrams")
 
 
 class FailSafeObserver:
-    """Notifies an observer, until that raises.
+    """Notifies an observer until it raises.
 
-    Then it is logged with its traceback, and not called again: a flow may end for each
-    datagram that somebody sends.
+    The exception is logged with its traceback, and the observer not called again: in a
+    flood, a flow may end for each datagram.
     """
 
     def __init__(self, observer: FlowObserver) -> None:

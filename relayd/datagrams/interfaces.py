@@ -1,8 +1,8 @@
-"""What flows and listeners see of each other and of their relay.
+"""Interfaces of flows and listeners to each other and to their relay.
 
-The relay makes listeners and flows, a listener hands datagrams to flows, and a flow
-replies by its listener.  So that their modules import each other in one way only, each
-is given what it calls as one of these.
+The relay makes listeners and flows, a listener passes datagrams to flows, and a flow
+replies through its listener.  With these interfaces their modules import each other in
+one direction only.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ class FlowRelay(Protocol):
 
     @property
     def draining(self) -> bool:
-        """It takes no new client."""
+        """It accepts no new client."""
 
     def admit(self, listener: Any, key: Any) -> Any:
-        """The new flow of a client that has none, or None: counted as dropped.
+        """Open a flow for a client; None: refused, and counted as dropped.
 
         :param key: what identifies the client at this listener.
         """
@@ -29,8 +29,8 @@ class FlowRelay(Protocol):
     def redial(self, flow: Any, problem: OSError) -> bool:
         """Connect a flow to the next address of its server.
 
-        :param problem: how the one that it has has refused.
-        :return: whether there was one.
+        :param problem: the error of its present address.
+        :return: whether there was another address.
         """
 
     def end(self, flow: Any, ending: str, by: str = "") -> None:
@@ -40,16 +40,16 @@ class FlowRelay(Protocol):
         """
 
     def fail(self, flow: Any) -> None:
-        """An exception of a flow is being handled: it ends, and nothing else."""
+        """Called in an `except`: end the flow that raised, and log it."""
 
 
 class FlowListener(Protocol):
     """A listener, as its flows see it.
 
-    :ivar number: no other listener of this process has it.
-    :ivar port: its own.
-    :ivar flows: those whose clients send to it, by key.
-    :ivar replies: those that are pending.
+    :ivar number: unique in this process.
+    :ivar port: its local port.
+    :ivar flows: of the clients that send to it, by client key at this listener.
+    :ivar replies: its pending replies.
     """
 
     number: int
@@ -61,13 +61,13 @@ class FlowListener(Protocol):
         """The address that a client has sent to, as text."""
 
     def envelope(self, key: Any) -> bytes:
-        """What a batch of replies needs to know of a client."""
+        """A client's addresses, as a batch of replies needs them."""
 
     def replier(self) -> Callable[[bytes, Any], Any]:
-        """What sends one datagram to a client."""
+        """The function that sends one datagram to a client."""
 
     def reply_run(self, run: Sequence[bytes], to: Any) -> None:
         """Send a client several datagrams of one size, in one call.
 
-        :raises OSError: none was sent, but with ENOBUFS.
+        :raises OSError: none was sent; with ENOBUFS, some may have been.
         """

@@ -1,7 +1,7 @@
-"""The ledger of a UDP relay: what its listeners, its flows and the relay share.
+"""The ledger of a UDP relay: the state that its listeners, flows and relay share.
 
-What has become of each datagram, which flows live, and what has been sent and was not
-answered.  It calls none of those who use it.
+The counters of datagrams, the table of flows, and the datagrams that were sent and not
+answered.  It calls none of its users.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ log = Logger(namespace="relayd.datagrams")
 
 
 class Ledger(Generic[AnyFlow]):
-    """What the parts of one relay share.
+    """The state that the parts of one relay share.
 
     :param name: of the relay, for the log.
-    :param table: the flows that live.
+    :param table: the open flows.
     :param clock: seconds.
-    :param reply_cap: a flow's replies may have so many times the bytes of what its
+    :param reply_cap: limit of a flow's reply bytes, as a multiple of the bytes that its
         client has sent; 0 is no limit.
     :raises ValueError: `reply_cap` is negative.
 
-    :ivar counters: what has become of datagrams.
-    :ivar unanswered: what flows have sent that may have to be sent to another address.
-    :ivar now: the time in seconds.
+    :ivar counters: of datagrams, by outcome.
+    :ivar unanswered: datagrams that may have to be sent again, to another address.
+    :ivar now: returns the time in seconds.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Ledger(Generic[AnyFlow]):
             )
 
     def count_drops(self, one: Any) -> None:
-        """Count what the kernel has dropped at a socket since the last call.
+        """Count the datagrams that the kernel dropped at a socket since the last call.
 
         :param one: a listener or a flow: has `sock` and `drops`.
         """

@@ -1,8 +1,8 @@
 """Listeners: the sockets that clients send to.
 
 A listener reads a batch, finds the flow of each datagram by the client's key, and asks
-its relay for one where there is none.  Datagrams of one size from the same client that
-follow each other go on as a run.
+its relay to open one if there is none.  Consecutive datagrams of one size from the same
+client are forwarded as a run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from relayd.datagrams.watching import READABLE, Watcher
 
 log = Logger(namespace="relayd.datagrams")
 
-#: Seconds for which a listener that can't receive at all is not watched.
+#: Seconds for which a listener that can't receive at all pauses.
 PAUSE = 1.0
 
 _numbers = itertools.count()
@@ -46,12 +46,12 @@ class DatagramListener:
 
     :param sock: bound to one address.
 
-    :ivar number: no other listener of this process has it.
-    :ivar flows: those of the relay's flows whose clients send to this address, by key.
-    :ivar replies: those that are pending.
-    :ivar drops: what the kernel had dropped of `sock` when that was last asked.
-    :ivar owed: how many datagrams may still be unread that came before the last check
-        of the flows.
+    :ivar number: unique in this process.
+    :ivar flows: of the clients that send to this address, by key.
+    :ivar replies: its pending replies.
+    :ivar drops: the kernel's count of drops at `sock` when it was last read.
+    :ivar owed: how many datagrams from before the last check of the flows may still be
+        unread.
     :ivar closed: its relay has closed it.
     """
 
@@ -69,7 +69,7 @@ class DatagramListener:
         self.address = sock.getsockname()
         self.port: int = self.address[1]
         self._receiver = receiver(sock, ledger.counters, local=self.local)
-        # With a cap, each reply is judged after the one before it has left.
+        # With a cap, each reply is checked after the one before it was sent.
         batches = watcher.after_batch is not None and not ledger.reply_cap
         self.replies = Replies(
             ledger,
@@ -80,7 +80,7 @@ class DatagramListener:
         self.flows: dict[Any, ClientFlow] = {}
         self.owed = 0
         self.closed = False
-        #: When it is tried again to receive, where that was refused.
+        #: Ends a pause.
         self._paused: IDelayedCall | None = None
 
     def watch(self) -> None:
@@ -91,7 +91,7 @@ class DatagramListener:
         self._watcher.watch(self.sock.fileno(), self, READABLE)
 
     def close(self) -> None:
-        """Close the socket, which is served no more."""
+        """Stop serving, and close the socket."""
         self.closed = True
         if self._paused is not None:
             self._paused.cancel()
@@ -99,11 +99,11 @@ class DatagramListener:
         self._watcher.unwatch_and_close(self.sock)
 
     def ready(self, mask: int) -> None:
-        """Clients have sent something."""
+        """The socket is readable."""
         self.read()
 
     def read(self) -> bool:
-        """Pass a batch on.
+        """Receive a batch, and forward it.
 
         :return: whether nothing is pending any more.
         """
@@ -111,7 +111,7 @@ class DatagramListener:
         counters = ledger.counters
         now = ledger.now()
         sent = size = 0
-        # Whose datagrams are to be sent: the first of them, and all if there are more.
+        # The flow whose datagrams are not sent yet, their first, and all if several.
         last: ClientFlow | None = None
         first = b""
         run: list[bytes] | None = None
@@ -128,7 +128,7 @@ class DatagramListener:
                     if fits(run, size):
                         run.append(data)
                         continue
-                # What came first is sent first, and before its flow may be evicted.
+                # In order of arrival, and before `admit` may evict the flow.
                 if last is not None:
                     if run is not None:
                         last.forward(run, now)
@@ -143,7 +143,7 @@ class DatagramListener:
                             sent += 1
                             last.up_datagrams += 1
                             last.up_bytes += size
-                        # The client is there, whatever became of its datagram.
+                        # The client is alive, whether its datagram was sent or not.
                         if now < last.due:
                             last.seen = now
                         else:
@@ -164,13 +164,13 @@ class DatagramListener:
             counters.balance()
         if not batch and (failed or self._receiver.refusal is not None):
             self._pause()
-        # Where nothing can be had, flows of other listeners expire all the same.
+        # If nothing was received, flows of other listeners must still expire.
         more = batch and not self._receiver.drained
         self.owed = self.owed - len(batch) if more else 0
         return self._receiver.drained
 
     def _pause(self) -> None:
-        """Nothing can be received: watch nothing for a while, and try again."""
+        """Nothing can be received: try again after :data:`PAUSE` seconds."""
         refusal = self._receiver.refusal
         if self._paused is not None or self.closed:
             return
@@ -194,15 +194,15 @@ class DatagramListener:
     def connectionLost(self, reason: Failure) -> None:
         """The reactor stops."""
 
-    # -- what a key stands for
+    # -- what a key means
 
     def client(self, key: Any) -> tuple[Any, Any]:
-        """A client's socket address, and where to reply to; None if it can't be."""
+        """A client's socket address, and where to reply to; None if that is unknown."""
         source, _ = self._receiver.origin(key)
         return source, source
 
     def envelope(self, key: Any) -> bytes:
-        """What a batch of replies needs to know of a client."""
+        """A client's addresses, as a batch of replies needs them."""
         return self.replies.envelope(key)
 
     def name(self, key: Any) -> str:
@@ -210,7 +210,7 @@ class DatagramListener:
         return socket_name(self.address)
 
     def replier(self) -> Callable[[bytes, Any], Any]:
-        """What sends a datagram to where :meth:`client` has it."""
+        """The function that sends a reply; its address is that of :meth:`client`."""
         reply: Callable[[bytes, Any], Any] = self.sock.sendto
         return reply
 
@@ -220,13 +220,13 @@ class DatagramListener:
 
 
 class WildcardListener(DatagramListener):
-    """One that is bound to all addresses, and replies from the one that was sent to.
+    """Bound to all addresses; replies from the address that the client sent to.
 
-    The kernel tells which with each datagram: IP_PKTINFO of ip(7), and
+    The kernel reports that with each datagram: IP_PKTINFO of ip(7), and
     IPV6_RECVPKTINFO of ipv6(7) and RFC 3542.  A client that sends to two of our
-    addresses is two flows: each must be answered from its own.
+    addresses has two flows: each must be answered from its own.
 
-    :param sock: the kernel has been asked to tell.
+    :param sock: has the option set.
     """
 
     local = True
@@ -239,13 +239,13 @@ class WildcardListener(DatagramListener):
         _, ours = self._receiver.origin(key)
         if len(ours) == 4:
             return host_port(socket.inet_ntop(socket.AF_INET, ours), self.address[1])
-        # Of a link-local address, the interface follows.
+        # A link-local address is followed by its interface.
         scope = int.from_bytes(ours[16:], sys.byteorder)
         host = socket.inet_ntop(socket.AF_INET6, ours[:16])
         return socket_name((host, self.address[1], 0, scope))
 
     def replier(self) -> Callable[[bytes, Any], Any]:
-        # Not kept: what refers to itself is freed by the collector only, and late.
+        # Not stored on the listener: that would be a cycle of references.
         return self._reply
 
     def _reply(self, data: bytes, to: Any) -> None:

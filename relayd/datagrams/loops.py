@@ -1,8 +1,8 @@
-"""What leads back to a relay, and would be relayed again for ever.
+"""Finds loops: datagrams that would be relayed again and again.
 
-A datagram may claim any source: an address that a relay of this process listens on, one
-of a server, or the unspecified one, which Linux takes for this machine.  And a relay
-may lead to another one of this process, and that one back (:mod:`relayd.core.hops`).
+A datagram may have a forged source: an address that a relay of this process listens on,
+a server's, or the unspecified one, which Linux takes for this machine.  And a relay may
+lead to another relay of this process, and that one back (:mod:`relayd.core.hops`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from relayd.core.networks import Ip
 from relayd.datagrams.servers import Server
 from relayd.datagrams.sockets import WILDCARDS
 
-#: Those of the relays of this process that have listeners.
+#: Of the relays of this process that have listeners.
 open_guards: set[LoopGuard] = set()
 
 
@@ -35,23 +35,22 @@ class Hopping(Protocol):
 
 
 def hop_name(here: Any, port: int) -> str:
-    """What a hop is called, by its two ends: see `relayd.core.hops`.
+    """The name of a hop, made of its two ends: see `relayd.core.hops`.
 
-    The near end is written in one way only: both relays must find it, and one may see
-    an IPv4 address, or an interface, in another spelling than the other.  Of the far
-    end, the port is enough.  The kernel gives no port to two UDP sockets; a listener
-    on a wildcard may not know which address was sent to, and a flow to `0.0.0.0` does
-    not know which one that is.
+    The near end is in canonical form: both relays must find it, and each may see an
+    IPv4 address, or an interface, in another form.  Of the far end the port is enough:
+    the kernel gives no port to two UDP sockets, a wildcard listener may not know which
+    address was sent to, and a flow to `0.0.0.0` does not know the address either.
 
-    :param here: the socket address of a flow's socket, as either of them sees it.
-    :param port: to which it is connected.
+    :param here: the socket address of a flow's socket, as either relay sees it.
+    :param port: the port that it is connected to.
     """
     host, own_port, interface = bare_end(here)
     return between(f"{host}%{interface}:{own_port}", str(port))
 
 
 class LoopGuard:
-    """Knows where one relay is.
+    """Knows the addresses of one relay's listeners and servers.
 
     :param own: whether an address is this machine's.
 
@@ -61,14 +60,14 @@ class LoopGuard:
     def __init__(self, own: Callable[[Ip], bool]) -> None:
         self._own = own
         self._servers: tuple[Server, ...] = ()
-        #: Where servers and listeners are, and the ports of listeners on wildcards.
+        #: Addresses of servers and listeners, and the ports of wildcard listeners.
         self._server_ends: frozenset[tuple[str, int, int]] = frozenset()
         self._listener_ends = self._server_ends
         self._wild_ports: frozenset[int] = frozenset()
         self.ports: frozenset[int] = frozenset()
 
     def update(self, listeners: Sequence[Any], servers: Iterable[Server]) -> None:
-        """Listeners or servers are others than before.
+        """Listeners or servers have changed.
 
         :param listeners: their socket addresses.
         """
@@ -88,13 +87,13 @@ class LoopGuard:
             open_guards.discard(self)
 
     def leads_back(self, source: Any) -> bool:
-        """Whether what is sent there would come back, and be relayed again for ever.
+        """Whether a reply to this source would come back, and be relayed again.
 
-        A server on this machine may answer at all of its addresses.  Another relay's
-        server on another machine may be a client of this one, as are two peers that are
-        relayed to each other.
+        A server on this machine counts at all of the machine's addresses.  A server on
+        another machine that belongs to another relay may be a client of this one, as
+        with two peers that are relayed to each other.
 
-        :param source: a socket address.
+        :param source: a client's socket address.
         """
         end = bare_end(source)
         if end[0] in WILDCARDS:
@@ -106,15 +105,15 @@ class LoopGuard:
         )
 
     def is_at(self, end: tuple[str, int, int], source: Any) -> bool:
-        """Whether a listener, or a server on this machine, of this relay is there.
+        """Whether this relay has a listener, or a server on this machine, there.
 
-        :param end: of that socket address; its port is one of `ports`.
+        :param end: `bare_end` of `source`; its port is one of `ports`.
         """
         if end in self._listener_ends:
             return True
         port = end[1]
-        # Of a wildcard listener, every address of this machine is its own.  So it may
-        # be of a server on this machine, whose listener we can't see.
+        # A wildcard listener has every address of this machine.  So may a server on
+        # this machine, whose socket we can't see.
         if not self._is_own(end, source):
             return False
         return port in self._wild_ports or any(
@@ -129,15 +128,15 @@ class LoopGuard:
         return self._own(ipaddress.ip_address(host))
 
     def is_loop(self, source: Any, port: int) -> bool:
-        """Whether a client comes from this relay itself, by others of this process.
+        """Whether a client is this relay itself, through others of this process.
 
         :param source: the client's socket address.
-        :param port: of the listener that it has sent to.
+        :param port: of the listener that it sends to.
         """
         return bool(hops.hops) and hops.is_loop(hop_name(source, port), self)
 
     def note(self, flow: Hopping, port: int) -> None:
-        """A flow has a new socket, which may lead to another relay of this process.
+        """Note a flow's new socket, if it leads to a relay of this process.
 
         :param port: of its listener.
         """
@@ -148,7 +147,7 @@ class LoopGuard:
             hops.add(flow.hop, self, hop_name(flow.source, port))
 
     def forget(self, flow: Hopping) -> None:
-        """A flow has ended, or leads elsewhere."""
+        """A flow has ended, or has another server."""
         if flow.hop:
             hops.remove(flow.hop)
             flow.hop = ""

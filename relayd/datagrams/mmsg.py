@@ -17,19 +17,19 @@ from typing import Any
 
 from relayd.datagrams.sockets import BUFFER_SIZE, PKTINFO4, PKTINFO6
 
-#: Datagrams in one call, and those read from one socket before others have their turn.
+#: Datagrams in one call, and those read from one socket before the next is read.
 BATCH = 64
 
 #: Bytes of a socket address: sockaddr_in of ip(7), sockaddr_in6 of ipv6(7).
 SOCKADDR4, SOCKADDR6 = 16, 28
 
-#: Fills the place of an address that the kernel does not tell.  No address of ours is
-#: all ones, and 0.0.0.0 is told for some broadcasts.
-NOT_TOLD = b"\xff"
+#: Fills the field of an address that the kernel does not report.  No local address is
+#: all ones, while 0.0.0.0 is reported for some broadcasts.
+UNKNOWN = b"\xff"
 
 
 class _Part(ctypes.Structure):
-    """`struct iovec`: where the bytes are."""
+    """`struct iovec`: a buffer."""
 
     _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
 
@@ -61,25 +61,25 @@ class Messages:
     :param local: an envelope has the local address, too.
 
     :ivar name: bytes of a socket address.
-    :ivar slots: for each, the buffer of a datagram.
-    :ivar envelopes: one after the other, each of so many bytes: `envelope`.
-    :ivar control: where an envelope has its ancillary message.
-    :ivar lengths: of the datagrams, as the kernel is told.
-    :ivar sizes: of the datagrams, as the kernel tells.
+    :ivar slots: the buffer of each datagram.
+    :ivar envelopes: one after the other, each of `envelope` bytes.
+    :ivar control: offset of the ancillary message in an envelope.
+    :ivar lengths: of the datagrams to send, read by the kernel.
+    :ivar sizes: of the datagrams received, written by the kernel.
     :ivar first: the address of the first header.
     :ivar step: bytes from one header to the next.
     """
 
     def __init__(self, family: int, *, local: bool) -> None:
         v6 = family == socket.AF_INET6
-        name, told = (SOCKADDR6, PKTINFO6) if v6 else (SOCKADDR4, PKTINFO4)
+        name, pktinfo = (SOCKADDR6, PKTINFO6) if v6 else (SOCKADDR4, PKTINFO4)
         self.name = name
-        # Where the kernel finds it aligned.
+        # Aligned to 8 bytes, as the kernel requires.
         self.control = -name % 8 + name
-        space = socket.CMSG_SPACE(told) if local else 0
+        space = socket.CMSG_SPACE(pktinfo) if local else 0
         self.envelope = self.control + space
         self.envelopes = bytearray(BATCH * self.envelope)
-        # Pages of it that no datagram reaches take no memory.
+        # Pages that no datagram was written to take no memory.
         data = mmap.mmap(-1, BATCH * BUFFER_SIZE, flags=mmap.MAP_PRIVATE)
         parts, messages = (_Part * BATCH)(), (_Message * BATCH)()
         data_at, envelope_at = _address(data), _address(self.envelopes)
@@ -101,7 +101,7 @@ class Messages:
         at, each = _Message.size.offset // 4, ctypes.sizeof(_Message) // 4
         self.sizes = self._headers.cast("I")[at::each]
         self._fresh = bytes(messages)
-        self._no_envelopes = NOT_TOLD * len(self.envelopes)
+        self._no_envelopes = UNKNOWN * len(self.envelopes)
         self.first = ctypes.addressof(messages)
         self.step = ctypes.sizeof(_Message)
 
@@ -116,7 +116,7 @@ def _address(memory: Any) -> int:
 
 
 def function(name: str, *more: Any) -> Callable[..., int] | None:
-    """A function of the C library, if it has it."""
+    """A function of the C library; None if it lacks it."""
     try:
         found = getattr(ctypes.CDLL(None, use_errno=True), name)
     except (OSError, AttributeError):
@@ -131,10 +131,10 @@ sendmmsg = function("sendmmsg")
 
 def can_batch(sock: Any) -> bool:
     """Whether both calls can be made on a socket."""
-    # The layouts are Linux's, and a test's socket is not the kernel's.
+    # The layouts are Linux's, and a test may use a socket that is no kernel socket.
     if not sys.platform.startswith("linux") or not isinstance(sock, socket.SocketType):
         return False
-    # Neither does anything yet; where a sandbox refuses such calls, it fails.
+    # With no messages the calls do nothing; if a sandbox refuses them, they fail.
     nothing = sock.fileno(), None, 0, socket.MSG_DONTWAIT
     return (
         recvmmsg is not None

@@ -1,4 +1,4 @@
-"""Opening flows: which clients get one, which flow is evicted for it, its socket."""
+"""Opening flows: admitting clients, evicting a flow from a full table, sockets."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from relayd.net.log_throttle import LogThrottle
 
 log = Logger(namespace="relayd.datagrams")
 
-#: How many flows are read for an answer that has just come before one is evicted.
+#: How many flows are read for a pending answer before one is evicted.
 MAX_READ = 8
 
 
 class FlowOpener:
     """Makes the flows of one relay.
 
-    :param relay: whose; a flow that is evicted is ended by it.
+    :param relay: ends the flows that are evicted.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class FlowOpener:
             dropped["no_local_address"] += 1
             return None
         if source[1] == 0:
-            # Nobody could be answered there.
+            # Port 0 can't be answered.
             dropped["source_port_0"] += 1
             return None
         if self._loops.leads_back(source):
@@ -100,9 +100,9 @@ class FlowOpener:
         return flow
 
     def _evict_for(self, host: str, source: Any) -> None:
-        """Evict a flow, if there is no place for another one of `host`.
+        """Evict a flow, if the table is full for `host`.
 
-        :param source: the client that needs the place.
+        :param source: the client that needs a flow.
         :raises TableFull: none may be evicted.
         """
         table = self._table
@@ -114,15 +114,15 @@ class FlowOpener:
     def _evict(self, candidate: Callable[[], ClientFlow | None], source: Any) -> bool:
         """Evict a flow.
 
-        :param candidate: which that is now; None if none need be evicted.
-        :return: False if those that were read are all in use, as it turned out.
+        :param candidate: returns the flow to evict now; None if none need be evicted.
+        :return: False if all flows that were read are in use now.
         """
         for left in reversed(range(MAX_READ)):
             flow = candidate()
             if flow is None:
                 return True
-            # Its answer may have come, and not been read yet.  It is passed on, and
-            # then another flow may be the one that was idle longest.
+            # An answer may be pending.  It is passed on, and then another flow may be
+            # the one that was idle longest.
             flow.read_all()
             if not flow.in_use and (not left or candidate() is flow):
                 self._relay.end(flow, "evicted", socket_name(source))
@@ -132,9 +132,9 @@ class FlowOpener:
     def _open_flow(
         self, listener: DatagramListener, client: tuple[Any, Any, Any], server: Server
     ) -> ClientFlow | None:
-        """A flow with its socket, watched; None if the relay takes none any more.
+        """A flow with its socket, watched; None if the relay accepts none any more.
 
-        :raises OSError: there is no socket to be had.
+        :raises OSError: no socket can be opened.
         """
         # An observer that was notified of a flow's end may have closed the relay, and
         # even have opened it again.
@@ -143,7 +143,7 @@ class FlowOpener:
         try:
             return self._try_flow(listener, client, server)
         except OSError as problem:
-            # The limit is not the table's: this process, or this machine, has no more.
+            # Not the table is full: this process or machine has no more sockets.
             idlest = self._table.idlest
             if problem.errno not in SHORTAGE or idlest() is None:
                 raise

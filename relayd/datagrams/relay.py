@@ -1,6 +1,6 @@
-"""The relay: opens listeners, ends flows, watches the time, and drains.
+"""The UDP relay: opens listeners, ends and expires flows, and drains.
 
-What its listeners and flows share is in its ledger; the opener makes flows.
+The state that its listeners and flows share is in its ledger; the opener makes flows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from relayd.datagrams.sockets import raise_buffer
 from relayd.datagrams.table import NatTable
 from relayd.datagrams.watching import Watcher
 
-#: Flows that are asked in one step what the kernel has dropped of theirs.
+#: Flows whose drops are read from the kernel in one step.
 DROP_CHECKS = 256
 
 #: Seconds without a datagram after which a drain ends a flow that was answered.
@@ -39,17 +39,17 @@ QUIET_AFTER = 1.0
 class DatagramRelay:
     """Relays datagrams between clients and servers.
 
-    :param ledger: what the parts share.
-    :param pool: where new flows go.
-    :param dialer: makes their sockets.
-    :param loops: knows what would lead back here.
+    :param ledger: the state that the parts share.
+    :param pool: the servers of new flows.
+    :param dialer: makes the sockets of flows.
+    :param loops: finds loops.
     :param watcher: watches the sockets.
-    :param observer: is notified of each flow that has ended.
-    :param receive_buffer: bytes that the kernel may keep unread for a listener.
+    :param observer: notified of each flow that has ended.
+    :param receive_buffer: of a listener in the kernel, in bytes.
 
-    :ivar listeners: those that are open.
-    :ivar observer: passes on to the one that was given.
-    :ivar registry: the flows that live, by key; how they are drained.
+    :ivar listeners: the open listeners.
+    :ivar observer: calls the observer that was given, until it raises.
+    :ivar registry: the open flows, by key; drains them.
     """
 
     def __init__(
@@ -82,31 +82,31 @@ class DatagramRelay:
         )
         self.observer = FailSafeObserver(observer)
         self._timer: IDelayedCall | None = None
-        #: Up to when flows may expire, as soon as what came before has been read.
+        #: The time up to which flows expire, once all datagrams from before are read.
         self._expire_to: float | None = None
-        #: Which flow is the next to be asked what the kernel has dropped.
-        self._next_look = 0
+        #: Index of the next flow whose drops are read.
+        self._next_drop_check = 0
         pool.changed = self._ends_changed
         self._ends_changed()
 
     @property
     def name(self) -> str:
-        """What the log calls this relay."""
+        """The relay's name in the log."""
         return self.ledger.name
 
     @property
     def counters(self) -> Counters:
-        """What has become of datagrams."""
+        """The counters of datagrams, by outcome."""
         return self.ledger.counters
 
     @property
     def table(self) -> NatTable[ClientFlow]:
-        """The flows that live."""
+        """The open flows."""
         return self.ledger.table
 
     @property
     def servers(self) -> tuple[Server, ...]:
-        """Where new flows go, round robin.
+        """The servers of new flows, round robin.
 
         May be set at any time; names are looked up at once.  Flows keep their server.
         """
@@ -131,12 +131,12 @@ class DatagramRelay:
                 listener.watch()
                 opened.append(listener)
         except OSError:
-            # All or none: what is watched can't be closed by the caller.
+            # All or none: the caller can't close a socket that is watched.
             for listener in opened:
                 listener.close()
             raise
         if not self.listeners:
-            # It may have been closed before, after a drain.
+            # The relay may have been drained and closed before.
             self.registry.reopen()
         self.listeners += opened
         for listener in opened:
@@ -165,7 +165,7 @@ class DatagramRelay:
         """See :meth:`relayd.datagrams.interfaces.FlowRelay.end`."""
         if self.table.flows.get(flow.key) is not flow:
             return
-        # A reply of its own may be among them.
+        # The batch may have a reply of this flow.
         flow.replies.flush()
         self.table.remove(flow, evicted=ending == "evicted")
         del flow.listener.flows[flow.here]
@@ -200,21 +200,21 @@ class DatagramRelay:
         try:
             self._check()
         except Exception:
-            # No flow would expire ever after.
+            # If it got out, no flow would ever expire again.
             self.ledger.log_failure("the check of flows failed")
         # Reading may have admitted a client, and so have set the timer.
         if len(self.table) and self._timer is None:
             self._tick_later()
 
     def _check(self) -> None:
-        # What has arrived by now keeps its flow alive, even if it was not read yet: in
-        # a flood, that takes until the next tick.
+        # A datagram that has arrived keeps its flow alive, even if it was not read yet:
+        # in a flood, reading takes until the next tick.
         now = self.ledger.now()
         if self._expire_to is None:
             self._expire_to = now
             for listener in self.listeners:
-                # The queue holds no more: the kernel counts 512 bytes at least for
-                # each, of twice what it was asked for.
+                # The most that the socket's queue holds: the kernel doubles the buffer
+                # that is set, and counts at least 512 bytes for a datagram.
                 listener.owed = 2 * self.receive_buffer // 512
         for listener in self.listeners:
             listener.read()
@@ -222,7 +222,7 @@ class DatagramRelay:
             now, self._expire_to = self._expire_to, None
             for flow in self.table.expire(now):
                 flow.read_all()
-                # The last of its replies may have come just now.
+                # A reply may just have been read.
                 if self.table.expires_at(flow) <= now:
                     self.end(flow, "expired" if flow.replied else "unreplied")
         self.count_kernel_drops()
@@ -231,23 +231,22 @@ class DatagramRelay:
             self.registry.check()
 
     def _tick_later(self) -> None:
-        # Where the table's steps begin, or flows would be two steps late.
+        # When a step of the table begins; else flows would expire two steps late.
         step = self.table.step
         later = step - self.ledger.now() % step
         self._timer = self.clock.callLater(later, self._tick)
 
     def count_kernel_drops(self) -> None:
-        """Bring `counters.kernel_dropped` up to now, for the listeners and some flows.
+        """Update `counters.kernel_dropped` for the listeners and some of the flows.
 
-        All flows have had their turn after so many calls as there are
-        :data:`DROP_CHECKS` of them.
+        Each call reads :data:`DROP_CHECKS` flows, and goes on where the last one ended.
         """
         for listener in self.listeners:
             self.ledger.count_drops(listener)
-        first = self._next_look
+        first = self._next_drop_check
         for flow in itertools.islice(self.table, first, first + DROP_CHECKS):
             self.ledger.count_drops(flow)
-        self._next_look = (
+        self._next_drop_check = (
             first + DROP_CHECKS if first + DROP_CHECKS < len(self.table) else 0
         )
 
@@ -255,33 +254,33 @@ class DatagramRelay:
 
     @property
     def draining(self) -> bool:
-        """It takes no new client."""
+        """It accepts no new client."""
         return self.registry.draining
 
     @property
     def sessions(self) -> dict[Hashable, ClientFlow]:
-        """The flows that live, by key; made for each that asks."""
+        """The open flows, by key; a new dict each time."""
         return self.registry.by_id()
 
     def drain(self, timeout: float = settings.DRAIN_TIMEOUT.default) -> Deferred[None]:
-        """Take no new client; let the flows that are being answered finish.
+        """Accept no new client; let the flows that are being answered finish.
 
         A flow is finished when it has had an answer for each of its datagrams and
         nothing has moved for :data:`QUIET_AFTER` seconds.  A later call does not change
-        the time that flows have, but 0 ends it.
+        the limit, except that 0 ends all flows now.
 
         :param timeout: seconds; 0 ends all now.
         :return: fires with None when no flow is left, and the listeners are closed.
         """
         done = self.registry.drain(timeout)
-        # An observer may have opened it again.
+        # An observer may have opened the relay again.
         if self.draining:
             self._end_quiet(self.ledger.now())
             self.registry.check()
         return done
 
     def abort_all(self) -> None:
-        """End every flow, now; a drain that is under way is over."""
+        """End every flow now, and so a drain."""
         self.registry.abort_all()
 
     def _abort(self, flow: ClientFlow) -> None:
@@ -290,16 +289,16 @@ class DatagramRelay:
     def _end_quiet(self, now: float) -> None:
         """End the flows that a drain need not wait for."""
         for flow in list(self.table):
-            # A server that still owes an answer has until the time limit.
+            # A flow that is owed an answer has until the limit.
             if flow.down_datagrams < flow.up_datagrams or now - flow.seen < QUIET_AFTER:
                 continue
-            # What comes next may have come, and not been read yet.
+            # More may be pending.
             flow.read_all()
             if now - flow.seen >= QUIET_AFTER:
                 self.end(flow, "drained")
 
     def close(self) -> None:
-        """Close the listeners, and end whatever is left."""
+        """Close the listeners, and end all flows."""
         for flow in list(self.table):
             self.end(flow, "drained")
         self.count_kernel_drops()
@@ -314,6 +313,6 @@ class DatagramRelay:
             listener.close()
         if closed:
             where = ",".join(socket_name(each.address) for each in closed)
-            # Which may listen again at once.
+            # The observer may listen again at once.
             self.observer.closed(self.name, where, self.counters)
         self.registry.check()

@@ -1,7 +1,7 @@
-"""The replies of several flows that leave a listener in one call.
+"""Replies of several flows, sent by their listener in one call.
 
 A flow that has one reply at a time receives it into a slot of its listener's outbox.
-When all flows that are ready have been read, or the slots are full, the batch is sent
+When all ready flows have been read, or the slots are full, the batch is sent
 (:mod:`relayd.datagrams.batches`).
 """
 
@@ -16,9 +16,9 @@ from relayd.datagrams.sockets import send_error
 
 
 class Replies:
-    """What is pending between the flows of a listener and its socket.
+    """The pending replies of a listener's flows.
 
-    :param outbox: sends them; None where that can't be: there are no slots then.
+    :param outbox: sends them; None if the kernel can't: there are no slots then.
     :param after_batch: see :class:`relayd.datagrams.watching.Watcher`.
 
     :ivar slots: the buffers of the outbox.
@@ -38,11 +38,11 @@ class Replies:
         self.pending: list[tuple[Any, int]] = []
 
     def envelope(self, key: Any) -> bytes:
-        """What the outbox needs to know of a client."""
+        """A client's addresses, as the outbox needs them."""
         return b"" if self._outbox is None else self._outbox.envelope(key)
 
     def flush_soon(self) -> None:
-        """Send what is pending when no flow has more to read."""
+        """Send what is pending once all ready flows have been read."""
         if self._after_batch is not None:
             self._after_batch(self.flush)
 

@@ -1,15 +1,15 @@
-"""Where the flows of a UDP relay go: servers, in turn, and the look-ups of their names.
+"""The servers of a UDP relay, round robin, and the look-ups of their names.
 
-A :class:`Server` is a host and a port.  A host that is a name has addresses, which are
-looked up again and again, and of which some may be dead: `localhost` is `::1` first,
-and many a server listens on 127.0.0.1 alone.  UDP has no handshake that would show it.
-But a host where no socket has the port refuses (ICMP), which the next call reports.
-Then new flows have the next address, and so has the flow that met the refusal, if it
-was never answered.
+A :class:`Server` is a host and a port.  A host that is a name is looked up again from
+time to time, and some of its addresses may not work: `localhost` is `::1` first, and
+many servers listen on 127.0.0.1 only.  UDP has no handshake that would show it.  But a
+host where no socket has the port refuses (ICMP), which the next call reports.  Then new
+flows get the next address, and so does the flow that was refused, if it was never
+answered.
 
-Which address.  New flows have the one that is in use, as long as the name has it.  When
-it refuses, the next one is used, round robin, so that the first has another chance when
-the others have refused as well, or have left the name.  A flow goes to each address
+Which address.  New flows get the current one, as long as the name has it.  When it
+refuses, the next one becomes current, round robin, so that the first is tried again
+when the others have refused as well, or have left the name.  A flow tries each address
 once after each look-up of the name.
 """
 
@@ -36,17 +36,17 @@ LOOK_UP_INTERVAL = 30.0
 
 
 class Server:
-    """A host and a port, and the addresses that the host has now.
+    """A host and a port, and the host's present addresses.
 
     :param host: an address or a name.
     :raises OSError: an IPv6 address has an interface that this machine lacks.
 
-    :ivar name: both, as the log has them.
+    :ivar name: host and port, as the log has them.
     :ivar named: the host is a name.
-    :ivar address: where new flows go, as the socket module has it, with its family;
-        None until the name has been looked up.
-    :ivar addresses: all that there are.
-    :ivar look_ups: how many of its name have been answered.
+    :ivar address: the current one, for new flows: a family and a socket address; None
+        until the name has been looked up.
+    :ivar addresses: all of them.
+    :ivar look_ups: how many look-ups of its name have succeeded.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -61,7 +61,7 @@ class Server:
             self.address = socket.AF_INET6, found[0][4]
         elif host.rpartition(".")[2].isdigit():
             self.address = socket.AF_INET, (host, port)
-        #: Its host is a name, which is looked up again and again.
+        #: Its host is a name, which is looked up periodically.
         self.named = self.address is None
         self.addresses: list[SocketAddress] = []
         if self.address is not None:
@@ -70,9 +70,9 @@ class Server:
         self._warned_at = -1
 
     def found(self, addresses: Sequence[SocketAddress]) -> None:
-        """The name was looked up.  Flows keep the address that they have.
+        """The name was looked up.  Flows keep their address.
 
-        Multicast groups and wildcards, which a name may lead to, are left out.
+        Multicast groups and wildcards, which a name may have, are left out.
         """
         self.look_ups += 1
         addresses = [each for each in addresses if _is_one_host(each[1])]
@@ -83,9 +83,9 @@ class Server:
     def candidates(
         self, tried: Sequence[SocketAddress] = ()
     ) -> Iterator[SocketAddress]:
-        """The addresses to try, the one that is in use first.
+        """The addresses to try, the current one first.
 
-        :param tried: those that were.
+        :param tried: those not to try again.
         """
         if self.address is None:
             return
@@ -96,9 +96,9 @@ class Server:
                 yield address
 
     def advance_from(self, address: SocketAddress) -> bool:
-        """New flows are to have the next address, if they have had this one.
+        """Make the next address current, if this one was.
 
-        :return: whether to warn of it: once after each look-up at most.
+        :return: whether to log it: once after each look-up at most.
         """
         if self.address != address or len(self.addresses) < 2:
             return False
@@ -114,10 +114,10 @@ class ServerPool:
 
     :param servers: at least one.
     :param clock: seconds.
-    :param resolver: finds the addresses of names; called when the first is needed.
+    :param resolver: returns the resolver; called when the first name is looked up.
     :raises ValueError: there is no server.
 
-    :ivar changed: called when servers or their addresses are others than before.
+    :ivar changed: called when servers or their addresses have changed.
     """
 
     def __init__(
@@ -131,14 +131,14 @@ class ServerPool:
         self._resolver = resolver
         self._turns = itertools.count()
         self._next_look_up: IDelayedCall | None = None
-        #: Names are looked up, again and again.
+        #: Names are looked up periodically.
         self._started = False
         self._servers: tuple[Server, ...] = ()
         self.servers = servers
 
     @property
     def servers(self) -> tuple[Server, ...]:
-        """May be set at any time; names are looked up at once."""
+        """The servers; may be set at any time, and names are looked up at once."""
         return self._servers
 
     @servers.setter
@@ -158,12 +158,12 @@ class ServerPool:
             self._look_up()
 
     def stop(self) -> None:
-        """Look nothing up any more."""
+        """Look up no more names."""
         self._started = False
         self._cancel()
 
     def choose(self) -> Server | None:
-        """The next server in turn that has an address."""
+        """The next server, round robin, that has an address."""
         for _ in self._servers:
             server = self._servers[next(self._turns) % len(self._servers)]
             if server.address is not None:
@@ -208,5 +208,5 @@ class ServerPool:
 
 def _is_one_host(where: Any) -> bool:
     host = ipaddress.ip_address(bare_end(where)[0])
-    everybody = str(host) == "255.255.255.255"
-    return not (host.is_multicast or host.is_unspecified or everybody)
+    broadcast = str(host) == "255.255.255.255"
+    return not (host.is_multicast or host.is_unspecified or broadcast)

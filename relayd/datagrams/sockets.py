@@ -1,10 +1,10 @@
-"""Datagram sockets: how they are opened, what they are asked, and runs.
+"""Datagram sockets: opening them, their options, and runs.
 
-Our own and not `reactor.listenUDP`'s, which cuts datagrams at 8,192 bytes, lets a flood
-of empty ones starve everything else, and hides the address that a client sent to.
+`reactor.listenUDP` is not used: it truncates datagrams at 8,192 bytes, lets a flood of
+empty ones starve everything else, and hides the address that a client sent to.
 
-A *run* is several datagrams of one size.  The kernel takes it in one call, sends it
-through its stack as one, and makes datagrams of it at the end (UDP_SEGMENT, udp(7)).
+A *run* is several datagrams of one size.  The kernel takes it in one call, passes it
+through its stack as one, and splits it at the end (UDP_SEGMENT, udp(7)).
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ from relayd.net.broadcast import BROADCAST, is_broadcast
 #: More bytes than any datagram has: 65,507 over IPv4, 65,527 over IPv6.
 BUFFER_SIZE = 65536
 
-#: Descriptors that flows leave to everything else, or a quarter of the limit.
+#: Descriptors kept free of flows; at most a quarter of the limit.
 RESERVE = 1024
 
-#: socket(7), Linux: counters of a socket's memory, and the one of its drops.
+#: socket(7), Linux: counters of a socket, and the index of its drops.
 _SO_MEMINFO, _DROPS = 55, 8
 
 WILDCARDS = ("0.0.0.0", "::")
 
 IP_PKTINFO = getattr(socket, "IP_PKTINFO", 8)
 
-#: Bytes of in_pktinfo, ip(7): the interface, our address, and the header's destination.
+#: Bytes of in_pktinfo, ip(7): the interface, the local address, and the destination in
+#: the header.
 PKTINFO4 = 12
 _PKTINFO4 = struct.Struct("=I4s4s")
 
-#: Bytes of in6_pktinfo, ipv6(7) and RFC 3542: our address, and the interface.
+#: Bytes of in6_pktinfo, ipv6(7) and RFC 3542: the local address, and the interface.
 PKTINFO6 = 20
 _LINK_LOCAL = b"\xfe\x80"
 
@@ -47,24 +48,24 @@ _LINK_LOCAL = b"\xfe\x80"
 _SEGMENTS = sys.platform.startswith("linux")
 _SOL_UDP, _UDP_SEGMENT, _UINT16 = 17, 103, struct.Struct("=H")
 
-#: What the kernel takes at once: so many datagrams, and so many bytes in all.
+#: Limits of a run: datagrams, and bytes in all.
 MAX_SEGMENTS, MAX_SEGMENTED = 64, 65000
 
 
 def fits(run: list[bytes], size: int) -> bool:
-    """Whether another datagram of this size can go with those of a run."""
+    """Whether another datagram of this size can be added to a run."""
     if not _SEGMENTS or not size:
         return False
     return len(run) < MAX_SEGMENTS and size * (len(run) + 1) <= MAX_SEGMENTED
 
 
 def segments(size: int) -> tuple[int, int, bytes]:
-    """What tells the kernel to make datagrams of that size (udp(7))."""
+    """The ancillary message that has the kernel split a run so (udp(7))."""
     return _SOL_UDP, _UDP_SEGMENT, _UINT16.pack(size)
 
 
-#: Nothing is wrong with what was sent: a queue is full, or an earlier datagram was
-#: refused.
+#: Errors that do not concern the run itself: a queue is full, or an earlier datagram
+#: was refused.
 _PASSING = frozenset(
     {
         errno.EAGAIN,
@@ -78,16 +79,16 @@ _PASSING = frozenset(
 
 
 def segments_after(problem: OSError) -> bool:
-    """Whether to try a run again, after one that was not taken."""
-    # Any other means that these can't be sent so: larger than the path allows, or an
-    # interface or a kernel that does not do it.
+    """Whether to go on sending runs, after one has failed."""
+    # Any other error means that runs can't be sent: datagrams are larger than the path
+    # allows, or the interface or the kernel does not support runs.
     return problem.errno in _PASSING
 
 
 def ask_for_local_address(sock: Any) -> OSError | None:
-    """Have the kernel say which of our addresses each datagram was sent to.
+    """Have the kernel report the local address that each datagram was sent to.
 
-    :return: why it won't, if it won't.
+    :return: the error, if it does not.
     """
     try:
         if sock.family == socket.AF_INET6:
@@ -99,16 +100,16 @@ def ask_for_local_address(sock: Any) -> OSError | None:
     return None
 
 
-def short_pktinfo6(told: bytes) -> bytes:
-    """Our address; with the interface, which in6_pktinfo tells, where it matters."""
-    return told if told[:2] == _LINK_LOCAL else told[:16]
+def short_pktinfo6(info: bytes) -> bytes:
+    """The address of an in6_pktinfo; with the interface, if it is link-local."""
+    return info if info[:2] == _LINK_LOCAL else info[:16]
 
 
 def pktinfo(ours: bytes) -> tuple[int, int, bytes]:
-    """What tells the kernel which address of ours to send from.
+    """The ancillary message for sending from a local address.
 
-    :param ours: packed; or as :func:`short_pktinfo6` has it.
-    :return: an ancillary message, as `sendmsg` wants it.
+    :param ours: the address, packed; or the result of :func:`short_pktinfo6`.
+    :return: as `sendmsg` takes it.
     """
     if len(ours) == 4:
         return socket.IPPROTO_IP, IP_PKTINFO, _PKTINFO4.pack(0, ours, bytes(4))
@@ -116,7 +117,7 @@ def pktinfo(ours: bytes) -> tuple[int, int, bytes]:
 
 
 def kernel_drops(sock: Any) -> int | None:
-    """Datagrams that the kernel dropped at a full buffer; None if it can't tell."""
+    """Datagrams that the kernel dropped at a full buffer; None if not known."""
     if not sys.platform.startswith("linux"):
         return None
     try:
@@ -129,13 +130,13 @@ def kernel_drops(sock: Any) -> int | None:
 
 
 def raise_buffer(sock: Any, wanted: int) -> None:
-    """Let the kernel keep so many bytes unread, as far as it does (socket(7))."""
+    """Set the receive buffer to so many bytes, as far as allowed (socket(7))."""
     forced = getattr(socket, "SO_RCVBUFFORCE", 33)
     try:
-        # Beyond net.core.rmem_max, for those who may.
+        # Beyond net.core.rmem_max, with the privilege.
         sock.setsockopt(socket.SOL_SOCKET, forced, wanted)
     except OSError:
-        # A sandbox may refuse both: it keeps the buffer that it has.
+        # A sandbox may refuse both: the buffer stays as it is.
         with suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, wanted)
 
@@ -151,9 +152,9 @@ def udp_socket(family: int) -> Any:
 
 
 def default_max_flows() -> int:
-    """How many flows this process can have, with something left for everything else.
+    """The default limit of flows, with descriptors left for everything else.
 
-    Each takes a descriptor, and one of the ports that the kernel hands out.
+    Each takes a descriptor, and one of the kernel's ephemeral ports.
     """
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:
@@ -164,7 +165,7 @@ def default_max_flows() -> int:
 def bind_udp(host: str, port: int) -> socket.SocketType:
     """A non-blocking datagram socket, bound.
 
-    :raises ListenError: it can't be.
+    :raises ListenError: it can't be bound.
     """
     try:
         return bound_socket(host, port)
@@ -173,7 +174,7 @@ def bind_udp(host: str, port: int) -> socket.SocketType:
 
 
 def cannot_listen(where: str, problem: OSError) -> ListenError:
-    """The one line on a listener for datagrams that can't be had."""
+    """The error for a datagram listener that can't be opened."""
     why = problem.strerror or str(problem)
     return ListenError(f"can't listen on udp:{where}: {why}")
 
@@ -181,7 +182,7 @@ def cannot_listen(where: str, problem: OSError) -> ListenError:
 def bound_socket(host: str, port: int) -> socket.SocketType:
     """As :func:`bind_udp`.
 
-    :raises OSError: it can't be.
+    :raises OSError: it can't be bound.
     """
     if is_broadcast(host):
         raise OSError(errno.EACCES, BROADCAST)
@@ -194,7 +195,7 @@ def bound_socket(host: str, port: int) -> socket.SocketType:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if address[0] in WILDCARDS:
-            # Before a datagram can come.
+            # Before a datagram can arrive.
             ask_for_local_address(sock)
         sock.bind(address)
     except OSError:

@@ -1,4 +1,4 @@
-"""The table of a UDP NAT relay: which client has which of the relay's ports.
+"""The table of a UDP NAT relay: the flow of each client.
 
 The mapping is endpoint-independent (RFC 4787): all that one client sends to the
 listener goes through the same port of the relay.
@@ -9,13 +9,13 @@ flow assured.  A request and its answer are not that; a conversation is, and so 
 subscriber that sent one datagram and receives a stream.
 
 A flow expires when nothing has moved for its timeout: a long one if it is in use, a
-short one until then.  The time is an argument; nothing here holds a timer.
+short one until then.  The time is an argument; there is no timer here.
 
 Cost.  A datagram of a flow that was answered costs one look-up and two stores.  A flow
-stands in the bucket of the moment at which it would expire if nothing moved; when that
-moment comes it is checked, and put into a later bucket if something has moved.  So a
-flow is checked once in its timeout, however busy it is, and expires at most one step
-late.  The order of eviction is brought up to date only when a flow has to be evicted.
+is in the bucket of the time at which it would expire if nothing moved; then it is
+checked, and moved to a later bucket if something has moved.  So a flow is checked once
+in its timeout, however busy it is, and expires at most one step late.  The order of
+eviction is updated only when a flow has to be evicted.
 
 Limits.  Flows in all, and for each client key.  When the table is full, the flow that
 is not in use and has been idle longest is evicted.  A flow in use is never evicted.
@@ -32,12 +32,12 @@ from typing import Generic, TypeVar
 from relayd.core.errors import RelayError
 from relayd.core.flows import Flow
 
-#: Seconds after a flow's first datagram from which on another shows that it is in use.
+#: Seconds after a flow's first datagram after which another shows that it is in use.
 #: Linux: `stream_ts` of nf_conntrack_proto_udp.c.
 IN_USE_AFTER = 2.0
 
-#: Seconds between two checks of the buckets, and so how late a flow may expire: this
-#: part of the shorter timeout, within these limits.
+#: Seconds between two checks of the buckets, and so how late a flow may expire: the
+#: shorter timeout divided by this, within these limits.
 STEP_PART, MIN_STEP, MAX_STEP = 20, 1 / 128, 1.0
 
 
@@ -49,18 +49,18 @@ AnyFlow = TypeVar("AnyFlow", bound=Flow)
 
 
 class NatTable(Generic[AnyFlow]):
-    """The flows of a relay.  To iterate over it is to see those that live.
+    """The flows of a relay.  Iterating yields the open flows.
 
     :param max_flows: flows in all.
     :param max_flows_per_client: flows of one client key.
-    :param timeout: seconds that a flow in use lives after something moved.
-    :param unreplied_timeout: the same, until it is in use.  If `timeout` is the
-        shorter, a flow that was answered has that.
-    :param refresh_inbound: what a server sends keeps its flow alive, too.
+    :param timeout: idle timeout of a flow in use, in seconds.
+    :param unreplied_timeout: the same, until it is in use.  If `timeout` is shorter, it
+        holds from the first answer on.
+    :param refresh_inbound: datagrams of the server keep the flow alive, too.
     :raises ValueError: a limit is less than 1, or a timeout is not more than 0.
 
     :ivar step: seconds; a flow expires at most this late.
-    :ivar flows: those that live, by key.  Not to be changed from outside.
+    :ivar flows: the open flows, by key; read-only.
     :ivar evicted: how many flows were evicted.
     :ivar refused: how many flows were refused.
     """
@@ -89,9 +89,9 @@ class NatTable(Generic[AnyFlow]):
         self.refused = 0
         #: Flows that are not in use, in the order of `placed`.
         self._evictable: dict[AnyFlow, None] = {}
-        #: By client key: its flows, and those of them that are not in use.
+        #: By client key: its flows, and those of them not in use.
         self._hosts: dict[str, tuple[dict[AnyFlow, None], dict[AnyFlow, None]]] = {}
-        #: Flows to check, by the number of the step in which to.
+        #: Flows to check, by the number of the step.
         self._buckets: dict[int, dict[AnyFlow, None]] = {}
         #: Every bucket up to this one has been checked.
         self._checked: int | None = None
@@ -125,19 +125,19 @@ class NatTable(Generic[AnyFlow]):
             return
         if not flow.replied:
             flow.replied = True
-            # If it lives longer from now on, the check of its bucket will see that.
+            # If its timeout is longer from now on, the check of its bucket applies it.
             if self.timeout < self.unreplied_timeout:
                 self._unschedule(flow)
                 self._schedule(flow, flow.seen + self.timeout)
             flow.due = flow.began + IN_USE_AFTER
             if self.refresh_inbound:
-                # It has just been heard of, whatever the clock's resolution.
+                # It is the latest, even if the clock's resolution does not show it.
                 self._move_back(flow)
         if now - flow.began > IN_USE_AFTER:
             self._protect(flow)
 
     def expires_at(self, flow: AnyFlow) -> float:
-        """When a flow expires, unless something moves before."""
+        """The time at which a flow expires, unless something moves before."""
         if flow.in_use:
             return flow.seen + self.timeout
         if flow.replied:
@@ -163,15 +163,15 @@ class NatTable(Generic[AnyFlow]):
         return idlest
 
     def full(self, host: str) -> TableFull:
-        """A flow of this client key is refused, and counted.
+        """Count a refused flow of this client key.
 
-        :return: what to raise.
+        :return: the exception to raise.
         """
         self.refused += 1
         return TableFull(f"the flow table is full: no flow for {host}")
 
     def idlest(self) -> AnyFlow | None:
-        """The flow not in use that has been idle longest, if there is one."""
+        """The flow not in use that has been idle longest, if any."""
         return self._idlest(self._evictable)
 
     def add(self, flow: AnyFlow) -> None:
@@ -200,9 +200,9 @@ class NatTable(Generic[AnyFlow]):
         self.evicted += evicted
 
     def expire(self, now: float) -> list[AnyFlow]:
-        """The flows that have expired by `now`; the caller removes them, or keeps them.
+        """The flows that have expired by `now`, for the caller to remove or keep.
 
-        One that is kept is checked again in the next step.
+        A flow that is kept is checked again in the next step.
         """
         expired: list[AnyFlow] = []
         if self._checked is None:
@@ -225,11 +225,11 @@ class NatTable(Generic[AnyFlow]):
         return expired
 
     def _idlest(self, evictable: dict[AnyFlow, None]) -> AnyFlow | None:
-        """Which of these flows, that are not in use, is to be evicted.
+        """Which of these flows, none of them in use, to evict.
 
-        The first in which nothing has moved since it got its place; those before it
-        get another, behind all others.  So a flow is moved when it matters, and not at
-        each of its datagrams: at most once for one of them.
+        The first in which nothing has moved since it was placed; those before it are
+        moved to the end.  So flows are reordered here only, and not at each datagram:
+        at most once for one of them.
         """
         while evictable:
             flow = next(iter(evictable))
@@ -239,14 +239,14 @@ class NatTable(Generic[AnyFlow]):
         return None
 
     def _move_back(self, flow: AnyFlow) -> None:
-        """Put it last in the order of eviction."""
+        """Move a flow to the end of the order of eviction."""
         flow.placed = flow.seen
         for order in (self._evictable, self._hosts[flow.host][1]):
             del order[flow]
             order[flow] = None
 
     def _protect(self, flow: AnyFlow) -> None:
-        """It is in use: it is never evicted."""
+        """A flow is in use: it is never evicted."""
         flow.in_use = True
         flow.due = inf
         del self._evictable[flow]
@@ -270,7 +270,7 @@ class NatTable(Generic[AnyFlow]):
 
 
 def _step(shortest: float) -> float:
-    """A binary fraction: sums of them are exact, and steps begin where timers end."""
+    """A power of two: sums are exact, so steps begin exactly when timers are due."""
     wanted = min(max(shortest / STEP_PART, MIN_STEP), MAX_STEP)
     step: float = 2.0 ** floor(log2(wanted))
     return step

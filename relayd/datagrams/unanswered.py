@@ -1,10 +1,9 @@
-"""Datagrams of flows that have had no answer.
+"""The last datagrams of flows that have had no answer, to send them again.
 
-A flow whose server has several addresses goes on at the next one when an address
-refuses, and what it has sent last is sent again.  So that is kept until the first
-answer: a few datagrams of each flow, and a limited number of bytes in all.  What is
-older than :data:`RESEND_WITHIN` is not sent again: it was not that which was refused,
-and its sender has given it up.
+When an address of a server refuses, the flow goes on at the next one, and its last
+datagrams are sent again.  So they are kept until the first answer: a few of each flow,
+and a limited number of bytes in all.  What is older than :data:`RESEND_WITHIN` is not
+sent again: it is not what was refused, and its sender has given up waiting.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-#: Datagrams that are kept of a flow; bytes that are kept in all; and what each datagram
-#: counts beside its own bytes.
+#: Datagrams kept for each flow, bytes kept in all, and the bytes that each datagram
+#: counts in addition to its own.
 MAX_KEPT, MAX_KEPT_BYTES, KEPT_OVERHEAD = 4, 1 << 20, 200
 
 #: Seconds after which a datagram is not sent again, but for a flow's last.
@@ -21,9 +20,9 @@ RESEND_WITHIN = 2.0
 
 
 class Unanswered:
-    """What was sent last, of the flows that have had no answer.
+    """The last datagrams of the flows that have had no answer.
 
-    :ivar size: bytes that it takes; limited.
+    :ivar size: bytes in use, at most :data:`MAX_KEPT_BYTES`.
     """
 
     def __init__(self) -> None:
@@ -34,24 +33,24 @@ class Unanswered:
         return len(self._datagrams)
 
     def add(self, flow: Hashable, run: Sequence[Any], now: float) -> None:
-        """A flow has sent these; its last are kept."""
+        """Keep the last of these datagrams, which a flow has sent."""
         own = self._datagrams.pop(flow, [])
         for data in run[-MAX_KEPT:]:
-            # The buffer that it came in is overwritten by the next batch.
+            # A copy: the next batch overwrites the buffer.
             own.append((now, bytes(data)))
             self.size += len(data) + KEPT_OVERHEAD
         while len(own) > MAX_KEPT:
             self.size -= len(own.pop(0)[1]) + KEPT_OVERHEAD
-        # Behind those that have sent something before.
+        # In the order in which flows have sent last.
         self._datagrams[flow] = own
         while self.size > MAX_KEPT_BYTES:
             self.forget(next(iter(self._datagrams)))
 
     def of(self, flow: Hashable, now: float) -> Sequence[bytes]:
-        """What a flow has sent of late, in order.
+        """The datagrams of a flow to send again, in order.
 
-        Its very last, however old: that a host can't be found may be reported after
-        seconds, and nothing was sent since.
+        The last one regardless of its age: that a host can't be reached may be reported
+        after seconds, with nothing sent since.
         """
         own = self._datagrams.get(flow, [])
         return [data for when, data in own[:-1] if now - when <= RESEND_WITHIN] + [

@@ -1,4 +1,4 @@
-"""Who tells when a datagram socket can be read: the plane's epoll, or the reactor."""
+"""Watching datagram sockets for reading, by the plane's epoll or the reactor."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from twisted.internet.interfaces import IHalfCloseableDescriptor, IReadDescripto
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-#: epoll_ctl(2): readable, and again as long as it is.
+#: epoll_ctl(2): EPOLLIN, level-triggered.
 READABLE = 1
 
 
 class Watcher(Protocol):
-    """What tells when a socket can be read: the plane, the reactor, or a test."""
+    """Calls back when a socket is readable: the plane, the reactor, or a test."""
 
     def watch(self, descriptor: int, handler: Any, mask: int) -> None:
         """Call `handler.ready` while there is something to read.
@@ -24,23 +24,23 @@ class Watcher(Protocol):
 
     @property
     def after_batch(self) -> Callable[[Callable[[], None]], None] | None:
-        """Makes a call when all handlers that are ready by now have been called.
+        """Schedules a callback for when all ready handlers have been called.
 
-        What it calls must not raise.  None where each handler is called by itself.
+        The callback must not raise.  None where handlers are not called in batches.
         """
 
     def unwatch(self, descriptor: int) -> None:
-        """Watch a descriptor no more that stays open."""
+        """Stop watching a descriptor, which stays open."""
 
     def unwatch_and_close(self, sock: Any) -> None:
-        """Watch `sock` no more, and close it."""
+        """Stop watching `sock`, and close it."""
 
 
 class ReactorWatcher:
     """Any reactor that has `addReader`.
 
-    A socket is closed at once: if the reactor still has an event for its number, and
-    the number is another socket's by then, that one is read in vain.
+    A socket is closed at once: if the reactor still has an event for its descriptor,
+    and the number is reused by then, the other socket is read in vain.
     """
 
     after_batch: Callable[[Callable[[], None]], None] | None = None
@@ -69,7 +69,7 @@ class ReactorWatcher:
 
 @implementer(IReadDescriptor, IHalfCloseableDescriptor)
 class _Reader:
-    """A socket, as reactors want it."""
+    """A socket as a reader of a reactor."""
 
     def __init__(self, reactor: Any, descriptor: int, handler: Any) -> None:
         self._reactor = reactor
@@ -83,8 +83,8 @@ class _Reader:
         self._handler.ready(0)
 
     def readConnectionLost(self, reason: Failure) -> None:
-        # Reactors that poll take an error without data for the end of a connection,
-        # and forget the socket.  Here an earlier datagram was refused (ICMP).
+        # Reactors that use poll take an error without data for the end of a connection,
+        # and remove the socket.  Here it is a refusal of an earlier datagram (ICMP).
         self._reactor.addReader(self)
         self._handler.ready(0)
 

@@ -1,1 +1,1 @@
-"""What is reported: the log's lines."""
+"""Reporting: the lines of the log."""

@@ -1,4 +1,4 @@
-"""The log lines of datagrams: one for each flow, and one for each relay."""
+"""The log lines of flows: one for each flow, and one for each relay."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from relayd.observing.log_fields import as_fields
 
 flow_log = Logger(namespace="relayd.flow")
 
-#: Lines in a second for flows that were never in use.
+#: Limit of lines a second for flows that were never in use.
 MAX_LINES = 100
 
 
@@ -18,10 +18,10 @@ class FlowLog:
     """Writes one line when a flow ends, and one when the relay does.
 
     A flood from many sources ends flows as fast as it can be sent, whether a server
-    answers or not.  So of the flows that were never in use, :data:`MAX_LINES` in a
+    answers or not.  So of the flows that were never in use, only :data:`MAX_LINES` a
     second get a line.
 
-    :ivar left_out: how many flows got none.
+    :ivar left_out: how many flows got no line.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class FlowLog:
         )
 
     def _may_write(self, second: int) -> bool:
-        """Whether this second may have another line; warns once if not."""
+        """Whether another line may be written in this second; warns once if not."""
         if second != self._second:
             self._second, self._lines = second, 0
         self._lines += 1
@@ -75,9 +75,9 @@ class FlowLog:
 
 
 class QuietFlowLog(FlowLog):
-    """Writes a line only for a flow that did not expire after a reply.
+    """Writes a line only for a flow that ended otherwise than `expired`.
 
-    And at the end only if a datagram was dropped.
+    And one at the end of the relay only if a datagram was dropped.
     """
 
     def closed(self, relay: str, listeners: str, counters: Counters) -> None:

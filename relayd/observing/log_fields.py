@@ -1,9 +1,8 @@
-"""The facts of a log line as the fields of its event, for structured logs.
+"""The facts of a log line as fields of its event, for structured logs.
 
-A log event is a table of fields, which Twisted's logger takes as keyword arguments.  So
-a fact with the name of one of the logger's own fields (`level`, `format`, `log_time`)
-would raise instead of being logged, or change the line's time.  Such a fact is logged
-as `fact_level` instead.
+Twisted's logger takes the fields of an event as keyword arguments.  A fact that has the
+name of one of the logger's own fields (`level`, `format`, `log_time`) would raise
+instead of being logged, or change the line's time.  So it is logged as `fact_level`.
 """
 
 from __future__ import annotations
@@ -11,49 +10,49 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping
 
-#: Fields of the logger itself, and of observers of an older kind
-#: (:class:`twisted.logger.Logger`, :mod:`twisted.python.log`).  So is all with `log_`.
-LOGGERS = frozenset(
+#: Reserved by the logger, and by observers of the older kind
+#: (:class:`twisted.logger.Logger`, :mod:`twisted.python.log`), as is `log_…`.
+RESERVED = frozenset(
     [
         *("self", "format", "level", "line"),
         *("message", "time", "system", "isError", "failure", "why", "text"),
     ]
 )
 
-#: The prefix of a fact that has the name of another field.
+#: The prefix of a fact whose name is taken by another field.
 PREFIX = "fact_"
 
 
-def is_own(name: str) -> bool:
+def is_reserved(name: str) -> bool:
     """Whether the logger reserves a field of this name."""
-    return name in LOGGERS or name.startswith("log_")
+    return name in RESERVED or name.startswith("log_")
 
 
 @functools.lru_cache(maxsize=64)
 def are_fields(names: tuple[object, ...], taken: frozenset[str]) -> bool:
-    """Whether facts of these names can be fields as they are.
+    """Whether facts can be fields under these names.
 
     :param taken: the names of the fields beside them.
     """
     return all(
-        isinstance(name, str) and name not in taken and not is_own(name)
+        isinstance(name, str) and name not in taken and not is_reserved(name)
         for name in names
     )
 
 
 def as_fields(facts: Mapping[str, object]) -> Mapping[str, object]:
-    """The same facts under names that a logger takes."""
+    """The same facts, under names that the logger accepts."""
     if are_fields(tuple(facts), frozenset()):
         return facts
-    return {name: fact for name, fact, _ in one_by_one(facts.items())}
+    return {name: fact for name, fact, _ in loggable_facts(facts.items())}
 
 
-def one_by_one(
+def loggable_facts(
     facts: Iterable[tuple[object, object]],
     taken: frozenset[str] = frozenset(),
     failed: Callable[[object], None] | None = None,
 ) -> list[tuple[str, object, str]]:
-    """Name, value and text of each fact that can be logged.
+    """Field name, value and text of each fact that can be logged.
 
     :param facts: names and values.
     :param taken: the names of the fields beside them.
@@ -62,7 +61,7 @@ def one_by_one(
     """
     facts = list(facts)
     names = {name for name, _ in facts if isinstance(name, str)}
-    said = []
+    loggable = []
     for name, fact in facts:
         try:
             if not isinstance(name, str):
@@ -73,7 +72,9 @@ def one_by_one(
                 failed(name)
             continue
         shown = name
-        while shown in taken or is_own(shown) or (shown != name and shown in names):
+        while (
+            shown in taken or is_reserved(shown) or (shown != name and shown in names)
+        ):
             shown = PREFIX + shown
-        said.append((shown, fact, text))
-    return said
+        loggable.append((shown, fact, text))
+    return loggable

@@ -1,4 +1,4 @@
-"""The log's lines of sessions: one as each ends, and more if asked."""
+"""The log lines of sessions: one as each ends; more if verbose."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from twisted.logger import Logger
 
 from relayd.core.observers import Observer
 from relayd.core.session import Ending, Session
-from relayd.observing.log_fields import are_fields, one_by_one
+from relayd.observing.log_fields import are_fields, loggable_facts
 
 log = Logger(namespace="relayd.observers")
 session_log = Logger(namespace="relayd.session")
 
-# An enum's members cost a look-up by its metaclass each time.
+# Looking a member up in an enum goes through its metaclass each time.
 _DONE = Ending.DONE
 
 #: The fields of the line itself.
@@ -26,7 +26,7 @@ _FIELDS = frozenset(
 
 
 def _one_line(text: str) -> str:
-    """`text`, with whatever would break or hide its line escaped."""
+    """`text`, escaped if it has characters that would break or hide the line."""
     if text.isprintable():
         return text
     return text.encode("unicode_escape").decode("ascii")
@@ -35,21 +35,21 @@ def _one_line(text: str) -> str:
 class SessionLog(Observer):
     """Writes one line when a session ends.
 
-    The line is `key=value` pairs in a fixed order; the event carries the same
-    facts as fields of those names, for structured log observers.  A fact of a session's
-    own (:attr:`Session.facts`) that has the name of another field is called `fact_…`,
-    and one that has no text is left out.
+    The line is `key=value` pairs in a fixed order; the event has the same facts as
+    fields of those names, for structured logs.  A fact that was added to the session
+    (:attr:`Session.facts`) and has the name of another field is called `fact_…`; one
+    that can't be turned into text is left out.
     """
 
-    #: A session's own facts have failed, and that was logged.
-    _told = False
+    #: That a fact of a session can't be logged was logged once.
+    _failure_logged = False
 
     def closed(self, session: Session) -> None:
         ending = session.ending
         word, code = (ending.word, ending.code) if ending else ("", "")
         duration = session.duration
-        # Formatted here: the logger's own formatting of nine fields would make
-        # the line cost 20 microseconds instead of 12, once for every session.
+        # Formatted here: formatting nine fields by the logger would take 20
+        # microseconds instead of 12 for each session.
         line = begin = (
             f"session={session.id} relay={session.relay or '-'}"
             f" client={session.client} listener={session.listener}"
@@ -66,9 +66,9 @@ class SessionLog(Observer):
                 for name, fact in facts.items():
                     line += f" {name}={fact}"
         except Exception:
-            said = self._facts_of(session)
-            line = begin + "".join(f" {name}={text}" for name, _, text in said)
-            facts = {name: fact for name, fact, _ in said}
+            loggable = self._facts_of(session)
+            line = begin + "".join(f" {name}={text}" for name, _, text in loggable)
+            facts = {name: fact for name, fact, _ in loggable}
         if session.detail:
             line += f" detail={session.detail!r}"
         session_log.info(
@@ -89,17 +89,17 @@ class SessionLog(Observer):
         )
 
     def _facts_of(self, session: Session) -> list[tuple[str, object, str]]:
-        """The facts of a session that can be logged, where one of them can't."""
+        """The facts of a session that can be logged, if one of them can't."""
         try:
-            return one_by_one(session.facts.items(), _FIELDS, self._fact_failed)
+            return loggable_facts(session.facts.items(), _FIELDS, self._fact_failed)
         except Exception:
             self._fact_failed(None)
             return []
 
     def _fact_failed(self, name: object) -> None:
-        """Log that once: every session may have such a fact."""
-        if not self._told:
-            self._told = True
+        """Log a failed fact, once: every session may have such a fact."""
+        if not self._failure_logged:
+            self._failure_logged = True
             log.failure(
                 "a fact of a session can't be logged and is left out of its line, as"
                 " others like it will be"
@@ -126,15 +126,15 @@ class VerboseSessionLog(SessionLog):
 
     def opened(self, session: Session) -> None:
         where = f"client={session.client} listener={session.listener}"
-        self._say("opened", session, where)
+        self._write("opened", session, where)
 
     def dialing(self, session: Session) -> None:
-        self._say("dialing", session, f"upstream={session.upstream}")
+        self._write("dialing", session, f"upstream={session.upstream}")
 
     def connected(self, session: Session) -> None:
-        self._say("connected", session, f"upstream={session.upstream}")
+        self._write("connected", session, f"upstream={session.upstream}")
 
-    def _say(self, what: str, session: Session, where: str) -> None:
+    def _write(self, what: str, session: Session, where: str) -> None:
         line = f"{what} session={session.id} relay={session.relay or '-'} {where}"
         session_log.info(
             "{line}",

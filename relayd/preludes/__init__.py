@@ -1,1 +1,1 @@
-"""What a client says before it is relayed: pure parsers."""
+"""Parsers of what a client sends before it is relayed; no I/O."""

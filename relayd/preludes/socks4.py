@@ -12,9 +12,9 @@ A reply, of which BIND has two::
 Sources: the memo "SOCKS: A protocol for TCP proxy across firewalls" (SOCKS4.protocol)
 and its extension "SOCKS 4A: A Simple Extension to SOCKS 4 Protocol".
 
-:func:`read_request` is given all that has arrived so far and either understands it,
-or asks for more, or refuses; it reads at most :data:`MAX_REQUEST` bytes, and refuses as
-soon as a byte is wrong.
+:func:`read_request` is given all that has arrived so far, and returns a request, asks
+for more, or refuses.  It reads at most :data:`MAX_REQUEST` bytes, and refuses at the
+first wrong byte.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from typing import NamedTuple
 from relayd.core.names import is_address, is_name
 from relayd.core.prelude import BadRequest
 
-#: The most bytes that a user id, and a host name, may have.
+#: The longest user id, and host name, in bytes.
 MAX_USER_ID = 255
 MAX_HOST = 255
 
-#: The most bytes that a request can have.
+#: The longest request, in bytes.
 MAX_REQUEST = 8 + MAX_USER_ID + 1 + MAX_HOST + 1
 
 REPLY_SIZE = 8
 
-#: How other protocols begin, for the log of those who mistook the port.
+#: How other protocols begin, to log what a client spoke instead of SOCKS4.
 _OTHERS = (
     (b"\x05", "a SOCKS5 greeting"),
     (b"\x16\x03", "a TLS handshake"),
@@ -72,7 +72,7 @@ class Request(NamedTuple):
     :ivar port: 1 to 65535, or 0 for BIND.
     :ivar address: dotted, or empty when there is a host name.
     :ivar host: 4a's host name as it was sent (ASCII, 1 to 255 characters), or empty.
-        It may be an IP address as text; it is a name, or that, and nothing else.
+        Either a valid name, or an IP address as text.
     :ivar user_id: up to 255 bytes, any but 0.
     """
 
@@ -90,7 +90,7 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What a server answered: see :class:`Code`; other codes are kept as they are."""
+    """A server's reply.  The code may be one that :class:`Code` lacks."""
 
     code: int
     address: str
@@ -101,14 +101,14 @@ _COMMANDS = {command.value: command for command in Command}
 
 
 def read_request(data: bytes) -> tuple[Request, int] | None:
-    """Understand what has arrived from a client.
+    """Parse what has arrived from a client.
 
     :param data: everything since it connected.
-    :return: the request and its length in bytes, or None: it goes on.
-    :raises BadRequest: it can't become one.
+    :return: the request and its length in bytes, or None: it is incomplete.
+    :raises BadRequest: it is no request, and can't become one.
     """
     if len(data) < 9:
-        # Not complete, but it may be wrong already.
+        # Incomplete, but it may be wrong already.
         _check_start(data)
         return None
     version, number = data[0], data[1]
@@ -139,7 +139,7 @@ def read_request(data: bytes) -> tuple[Request, int] | None:
 
 
 def _check_start(data: bytes) -> None:
-    """Refuse what is wrong in the first four bytes, as far as they are here."""
+    """Refuse a wrong byte among the first four, as far as they have arrived."""
     if data[:1] not in (b"", b"\x04"):
         for start, name in _OTHERS:
             if data.startswith(start):
@@ -147,7 +147,7 @@ def _check_start(data: bytes) -> None:
         raise BadRequest(f"version {data[0]}, not 4")
     if len(data) > 1 and data[1] not in _COMMANDS:
         raise BadRequest(f"unknown command {data[1]}")
-    # Who waits for a peer need not know the peer's port.
+    # BIND may have port 0: the peer's port need not be known.
     if data[1:4] == b"\1\0\0":
         raise BadRequest("port 0")
 
@@ -167,8 +167,8 @@ def write_reply(code: int, address: str = "0.0.0.0", port: int = 0) -> bytes:
     """The bytes of a reply.
 
     :param code: a :class:`Code`.
-    :param address: an IPv4 address, which may be mapped into IPv6; other IPv6, of which
-        a reply can say nothing, becomes 0.0.0.0.
+    :param address: an IPv4 address, which may be mapped into IPv6; other IPv6, which a
+        reply can't contain, becomes 0.0.0.0.
     """
     numbers = address.removeprefix("::ffff:").split(".")
     # The kernel writes some other IPv6 addresses with dots too: ::192.0.2.1.
@@ -180,10 +180,10 @@ def write_reply(code: int, address: str = "0.0.0.0", port: int = 0) -> bytes:
 def write_request(
     command: Command, host: str, port: int, user_id: bytes = b""
 ) -> bytes:
-    """The bytes of a request, for those who are another proxy's client.
+    """The bytes of a request, for a client of another proxy.
 
     :param host: an IPv4 address, or, with 4a, a name or an IPv6 address.
-    :param port: 1 to 65535; of a peer that BIND is to wait for, it may be 0.
+    :param port: 1 to 65535; for BIND, the peer's port, which may be 0.
     :raises ValueError: a field can't be sent.
     """
     lowest = 0 if command == Command.BIND else 1
@@ -196,7 +196,7 @@ def write_request(
         packed = ipaddress.IPv4Address(host).packed
     except ValueError:
         packed = b""
-    # 0.0.0.x would be read as the mark of 4a.
+    # 0.0.0.x would mark a request of 4a.
     if packed and (packed[:3] != b"\0\0\0" or not packed[3]):
         return start + packed + user_id + b"\0"
     if not (is_name(host) or is_address(host)) or len(host) > MAX_HOST:
@@ -205,10 +205,10 @@ def write_request(
 
 
 def read_reply(data: bytes) -> Reply | None:
-    """Understand the first :data:`REPLY_SIZE` bytes of what a proxy sent.
+    """Parse the first :data:`REPLY_SIZE` bytes of what a proxy sent.
 
-    :return: the reply, or None: it goes on.
-    :raises BadRequest: it is none.
+    :return: the reply, or None: it is incomplete.
+    :raises BadRequest: it is no reply.
     """
     if data[:1] not in (b"", b"\0"):
         raise BadRequest(f"a reply of version {data[0]}, not 0")

@@ -1,4 +1,4 @@
-"""Which server."""
+"""Pools: which server a session goes to."""
 
 from relayd.net.upstream import Upstream
 from relayd.upstreams.pool import Pool, RoundRobin

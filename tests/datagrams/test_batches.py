@@ -275,9 +275,9 @@ def test_one_that_can_not_be_sent_does_not_stop_the_call(
         sizes = put(out, [b"a", b"b", b"c"])
         assert list(out.send(sizes, [good, nobody, good])) == [1]
         assert [ends.clients[0].recv(9) for _ in range(2)] == [b"a", b"c"]
-    assert not out._plainly
+    assert not out._singly
     # And so it is one by one.
-    out._plainly = True
+    out._singly = True
     sizes = put(out, [b"a", b"b", b"c"])
     problems = out.send(sizes, [good, nobody, good])
     assert {number: why.errno for number, why in problems.items()} == {1: errno.EINVAL}
