@@ -12,7 +12,8 @@ from twisted.internet.error import ConnectionRefusedError
 
 from relayd.core.session import Ending, Session
 from relayd.core.stage import Stage
-from tests.socks.test_socks4 import (
+from tests.support.fakes import FakeTransport
+from tests.support.proxies import (
     BIND,
     BIND_ANY,
     BIND_BY_NAME,
@@ -21,7 +22,6 @@ from tests.socks.test_socks4 import (
     SERVER,
     Proxy,
 )
-from tests.support.fakes import FakeTransport
 
 REQUESTS = [CONNECT, CONNECT_BY_NAME, BIND, BIND_BY_NAME, BIND_ANY]
 
