@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from twisted.internet.address import UNIXAddress
 from twisted.internet.interfaces import ITCPTransport, IUNIXTransport
 
+from relayd.core.hops import file_of, streams
 from relayd.net import socket_ends
 from relayd.net.transports import set_keepalive
 
@@ -90,3 +92,16 @@ def is_its_own_peer(transport: Any) -> bool:
 def _is_tcp(transport: Any) -> bool:
     is_unix = IUNIXTransport.providedBy(transport)
     return bool(ITCPTransport.providedBy(transport)) and not is_unix
+
+
+def note_listener(here: Any) -> None:
+    """A listener that may not be ours has accepted somebody at an address.
+
+    Ours say by themselves that they open and close.  When others close nobody tells:
+    what they had stays noted, once for each port and for each socket's file.
+    """
+    if isinstance(here, UNIXAddress):
+        if here.name and not streams.listens_at(here.name):
+            streams.opens_file(file_of(here.name))
+    elif getattr(here, "port", 0) not in streams.ports:
+        streams.listens(getattr(here, "port", 0))

@@ -30,7 +30,6 @@ import itertools
 from typing import Any
 
 from twisted.internet import error
-from twisted.internet.address import UNIXAddress
 from twisted.internet.interfaces import IHandshakeListener, INegotiated
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -38,12 +37,13 @@ from zope.interface import implementer
 
 from relayd.core.addresses import address_name, client_key, host_of
 from relayd.core.errors import Refused
-from relayd.core.hops import Hop, between, file_of, streams
+from relayd.core.hops import Hop, between, streams
 from relayd.core.interfaces import ILease
+from relayd.core.names import is_address
 from relayd.core.prelude import BadRequest
 from relayd.core.session import Ending, Session
 from relayd.core.stage import NEXT, Stage
-from relayd.net.foreign_transports import keep_alive, set_options
+from relayd.net.foreign_transports import keep_alive, note_listener, set_options
 from relayd.net.tcp_info import was_reset
 from relayd.net.tls import stage as tls_stage
 from relayd.net.tls import tells, why_failed
@@ -82,19 +82,6 @@ _ACCEPTED, _DECIDING = Stage.ACCEPTED, Stage.DECIDING
 _DONE = Ending.DONE
 
 _session_ids = itertools.count(1)
-
-
-def _note_listener(here: Any) -> None:
-    """A listener that may not be ours has accepted somebody at an address.
-
-    Ours say by themselves that they open and close.  When others close nobody tells:
-    what they had stays noted, once for each port and for each socket's file.
-    """
-    if isinstance(here, UNIXAddress):
-        if here.name and not streams.listens_at(here.name):
-            streams.opens_file(file_of(here.name))
-    elif getattr(here, "port", 0) not in streams.ports:
-        streams.listens(getattr(here, "port", 0))
 
 
 @implementer(IHandshakeListener)
@@ -226,7 +213,7 @@ class StreamProtocol(Leg):
     def _look_at_foreign(self, transport: Any) -> bool:
         """Whether a TLS handshake or a PROXY header comes first."""
         set_options(transport)
-        _note_listener(transport.getHost())
+        note_listener(transport.getHost())
         header = self._header = getattr(transport, "proxy_header", None)
         if header is not None:
             header.on_end = self.handshakeCompleted
@@ -241,8 +228,13 @@ class StreamProtocol(Leg):
         self.enter(_HANDSHAKE if with_handshake else _PRELUDE)
         if with_handshake:
             self._comes_on()
-        if factory.handshakes is not None:
-            gone = factory.handshakes.push(self, client_key(host_of(session.peer)))
+        self._enter_queue(host_of(session.peer))
+
+    def _enter_queue(self, host: str) -> None:
+        """Wait with the others in a handshake; it counts for the client at `host`."""
+        queue = self.factory.handshakes
+        if queue is not None:
+            gone = queue.push(self, client_key(host))
             if gone is not None:
                 gone.end(Ending.EVICTED, "evicted for a new client's handshake")
 
@@ -252,8 +244,8 @@ class StreamProtocol(Leg):
         if session.stage is not _HANDSHAKE:
             return
         try:
-            if self._header is not None:
-                session.client = address_name(self.transport.getPeer())
+            if self._header is not None and not self._learn_client():
+                return
             if self.factory.preludes:
                 self.enter(_PRELUDE)
             else:
@@ -262,6 +254,22 @@ class StreamProtocol(Leg):
                     self.enter(_DECIDING)
         except Exception:
             self.failed(Failure())
+
+    def _learn_client(self) -> bool:
+        """The PROXY header names the client; whether it can be one."""
+        session = self.session
+        client = address_name(self.transport.getPeer())
+        host = host_of(client)
+        # Twisted takes any word for an address.
+        if host and not is_address(host):
+            self.end(Ending.BAD_REQUEST, f"its PROXY header names no address: {host!a}")
+            return False
+        session.client = client
+        if self.factory.preludes and client != session.peer:
+            # Its balancer's until now, of which all clients would share one limit.
+            self.leave_queue()
+            self._enter_queue(host)
+        return True
 
     def hold(self, data: bytes) -> None:
         stage = self.session.stage

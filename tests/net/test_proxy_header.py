@@ -141,6 +141,22 @@ def test_what_is_no_header(start: bytes) -> None:
     relay.over()
 
 
+@pytest.mark.parametrize(
+    "header",
+    [b"PROXY TCP6 zz:yy ::1 1 2\r\n", b"PROXY TCP4 a.b 192.0.2.10 1234 80\r\n"],
+)
+def test_a_header_that_names_no_address(header: bytes) -> None:
+    """Twisted takes any word for one."""
+    relay = Relay()
+    relay.client.receive(header)
+    assert not relay.client.connected
+    assert not relay.server.dials
+    assert relay.factory.endings == {"bad_request": 1}
+    assert relay.session.detail.startswith("its PROXY header names no address: '")
+    assert relay.session.client == relay.session.peer
+    relay.over()
+
+
 def test_a_client_that_leaves_before_its_header() -> None:
     relay = Relay()
     relay.client.lose(ConnectionDone())
