@@ -90,6 +90,8 @@ class BindAttempt(Attempt):
     def build_leg(self, address: Any) -> Any:
         """Somebody has connected to the listener, which is closed by now."""
         client, session = self.client, self.client.session
+        # The two hold each other.
+        self._listener = None
         client.factory.binds.discard(client)
         if self.is_over:
             return None

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import socket
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -147,9 +148,11 @@ class Socks4Protocol(StreamProtocol):
         """
         address = _address_of(request)
         if not address:
+            # Its session keeps the server, and that must not keep this, in a cycle.
+            this = weakref.proxy(self)
             return NamedDestination(
-                lambda: self.look_up(request),
-                lambda found: self.permitted(request, found),
+                lambda: this.look_up(request),
+                lambda found: this.permitted(request, found),
                 self.factory.dialer,
             )
         factory = self.factory

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet.error import ConnectionRefusedError
+from twisted.internet.error import ConnectionDone, ConnectionRefusedError
 from twisted.internet.interfaces import IProtocolFactory
 
 from relayd.core.session import Ending, Session
@@ -70,6 +72,49 @@ def test_a_policy_may_end_a_session_whose_destination_it_is_asked_about(
     assert not client.connected
     assert proxy.session.detail == "not today"
     proxy.over(Ending.DENIED)
+
+
+# -- what is left of a session
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("request_", REQUESTS)
+@pytest.mark.parametrize("ended", ["joined", "refused", "cancelled"])
+def test_a_session_that_is_over_is_freed_at_once(request_: bytes, ended: str) -> None:
+    """It is in no cycle of references, which would wait for the collector."""
+    proxy = Proxy(bind_any=True)
+    client = proxy.client(request_)
+    protocol = weakref.ref(client.protocol)
+    if request_ in (CONNECT_BY_NAME, BIND_BY_NAME):
+        proxy.resolver.answer(SERVER)
+    if ended == "refused":
+        for server in proxy.servers:
+            server.dial.fail(ConnectionRefusedError())
+        proxy.clock.pump([1.0] * 130)
+        client.take()
+    elif ended == "joined":
+        made = (
+            proxy.server.dial.connect() if proxy.servers else proxy.port.accept(SERVER)
+        )
+        made.lose(ConnectionDone())
+        made.protocol = None
+    if client.connected:
+        client.lose(ConnectionDone())
+    proxy.nothing_left()
+    # The fakes keep what real ones don't.
+    proxy.servers.clear()
+    for each in (*proxy.listeners, *proxy.ports):
+        each.factory = None
+    proxy.resolver.forget()
+    client.protocol = None
+    assert protocol() is None
 
 
 # -- behind a balancer

@@ -236,6 +236,10 @@ class FakeResolver:
     def _cancel(self, _: Deferred[Any]) -> None:
         self.cancelled += 1
 
+    def forget(self) -> None:
+        """Keep nothing of who has asked."""
+        self._answers.clear()
+
     def answer(self, *addresses: str) -> None:
         """These are the addresses of the last name that was asked for."""
         _, port = self.asked[-1]
