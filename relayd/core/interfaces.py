@@ -29,8 +29,8 @@ class IGate(Interface):
     def enter(session: Session) -> ILease:
         """Admit the client, before anything is dialled for it.
 
-        Called once for each accepted connection, with `client` and `listener`
-        known.
+        Called once for each accepted connection, with `peer` and `listener`
+        known.  `client` is the peer, too: a PROXY header is read later.
 
         :raises relayd.core.errors.Refused: to turn the client away; it is closed,
             observers hear `refused`, and nothing is released.

@@ -3,7 +3,7 @@
 Several may hold at once: a leg is paused when the first comes, and read again when
 the last has gone (:meth:`relayd.stream.legs.Leg.pause`,
 :meth:`relayd.stream.legs.Leg.resume`).  They are the bits of an int, so that a leg
-    costs nothing more than with one flag.
+costs nothing more than with one flag.
 
 Only PEER_FULL says something about the other side.  It alone counts for the stall
 timeout and for how a lost connection is read: no session is aborted because a pause

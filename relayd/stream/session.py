@@ -460,9 +460,12 @@ class StreamProtocol(Leg):
     # -- endings
 
     def end(self, ending: Ending, detail: str = "") -> None:
-        """End a session that has no upstream connection: close the client politely."""
+        """End a session: close the client politely, unless it is relayed already."""
         session = self.session
         if session.stage is _CLOSING or session.stage is _OVER:
+            return
+        if self.bridge is not None:
+            self.bridge.abort(ending, detail)
             return
         # In the middle of a handshake nothing can be said.
         words = b"" if session.stage is _HANDSHAKE else self.last_words()

@@ -137,6 +137,21 @@ def test_what_a_client_sends_while_it_is_closed_is_not_counted() -> None:
     relay.over("opened", "closed bad_request")
 
 
+def test_a_session_that_is_relayed_can_only_be_aborted() -> None:
+    """No words for a client are written into what its server sends."""
+    relay = Relay()
+    relay.factory.protocol = Talker
+    client = relay.client()
+    server = relay.server.dial.connect()
+    [protocol] = relay.factory.sessions.values()
+    protocol.end(Ending.DENIED)
+    client.turn()
+    assert not client.dataBuffer
+    assert client.aborted
+    assert server.aborted
+    assert relay.witness.heard[-1] == "closed denied"
+
+
 def test_a_prelude_with_a_bug_ends_its_session_only(
     logged_failures: LoggedFailures,
 ) -> None:
