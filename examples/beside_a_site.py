@@ -38,8 +38,8 @@ def serve(reactor: Any, relay_port: int, site_port: int) -> Any:
 
     # The relay: a factory, an endpoint to dial, an endpoint to listen on.
     relay = RelayFactory(TCP4ClientEndpoint(reactor, "127.0.0.1", site.getHost().port))
-    door = TCP4ServerEndpoint(reactor, relay_port, interface="127.0.0.1")
-    listening = yield door.listen(relay)
+    listener = TCP4ServerEndpoint(reactor, relay_port, interface="127.0.0.1")
+    listening = yield listener.listen(relay)
 
     def shut_down() -> Any:
         # Stop accepting, then wait up to five seconds for the sessions.

@@ -1,15 +1,15 @@
-"""A SOCKS4 proxy that reaches everything through another SOCKS4 proxy.
+"""A SOCKS4 proxy that connects to all destinations through another SOCKS4 proxy.
 
-A SOCKS4 relay connects to destinations by its *dialer*: it is given the addresses that
-the policy permitted, and returns a client endpoint.  The dialer of this example asks a
-second proxy for the first of them::
+A SOCKS4 relay has a *dialer*: it is called with the addresses that the policy
+permitted, and returns a client endpoint.  The dialer of this example asks a second
+proxy for the first of them::
 
     twistd -n --pidfile= socks4 --listen 127.0.0.1:1081
     python examples/chained_proxies.py 127.0.0.1:1080 127.0.0.1:1081
     curl --socks4 127.0.0.1:1080 http://127.0.0.1:8000/
 
-Once the second proxy has granted the request, its connection is given to the relay as
-if it led straight to the server, and is relayed, or spliced, like any other.
+Once the second proxy has granted the request, its connection is passed to the relay as
+if it were a direct one to the server, and is relayed, or spliced, like any other.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ from relayd.socks4_wire import (
 )
 
 
-class Asking(Protocol):
-    """Asks a proxy for a connection, then gives its transport to the relay."""
+class ProxyClient(Protocol):
+    """Asks a proxy for a connection, then passes its transport to the relay."""
 
     def __init__(self, host: str, port: int, factory: IProtocolFactory) -> None:
         self._request = write_request(Command.CONNECT, host, port)
@@ -62,12 +62,12 @@ class Asking(Protocol):
         self.granted: Deferred[IProtocol] = Deferred(lambda _: self._abort())
 
     def connectionMade(self) -> None:
-        """Ask."""
+        """Send the request."""
         transport: Any = self.transport
         transport.write(self._request)
 
     def dataReceived(self, data: bytes) -> None:
-        """Read the reply; bytes of the server may follow it."""
+        """Parse the reply; bytes of the server may follow it."""
         self._read += data
         try:
             reply = read_reply(self._read)
@@ -113,10 +113,10 @@ class ThroughProxy:
         self._where = host, port
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
-        """Connect, and ask.  There is no timeout: cancel the Deferred."""
-        asking = Factory.forProtocol(lambda: Asking(*self._where, factory))
-        asking.noisy = False
-        connected: Any = self._proxy.connect(asking)
+        """Connect to the proxy, and send the request.  It has no timeout; cancel it."""
+        clients = Factory.forProtocol(lambda: ProxyClient(*self._where, factory))
+        clients.noisy = False
+        connected: Any = self._proxy.connect(clients)
         connected.addCallback(lambda protocol: protocol.granted)
         return connected  # type: ignore[no-any-return]
 

@@ -1,6 +1,6 @@
-"""A destination of your own: it is decided when a client connects.
+"""An endpoint of your own, which chooses the server when a client connects.
 
-Any object with Twisted's `IStreamClientEndpoint` can be relayed to.  This one tries a
+A relay connects to any object with Twisted's `IStreamClientEndpoint`.  This one tries a
 main server, and a spare if the main one can't be reached.  An observer counts how
 sessions end::
 
@@ -46,13 +46,13 @@ class WithSpare:
         self._spare = spare
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
-        """Connect to the one that answers.  Cancelling cancels the current dial."""
+        """Connect to the first that answers.  Cancelling cancels the current dial."""
 
-        def turn_to_spare(reason: Failure) -> Deferred[IProtocol]:
+        def dial_spare(reason: Failure) -> Deferred[IProtocol]:
             reason.trap(ConnectError)
             return self._spare.connect(factory)
 
-        return self._main.connect(factory).addErrback(turn_to_spare)
+        return self._main.connect(factory).addErrback(dial_spare)
 
 
 class Tally(Observer):
@@ -81,8 +81,8 @@ def serve(reactor: Any, listen: str, main_server: str, spare_server: str) -> Any
         connect_timeout=3,
         observer=Tally(),
     )
-    door = listening_endpoint(parse_listener(listen), reactor)
-    port = yield door.listen(relay)
+    listener = listening_endpoint(parse_listener(listen), reactor)
+    port = yield listener.listen(relay)
     print(f"listening on port {port.getHost().port}", flush=True)
 
     def shut_down() -> Any:

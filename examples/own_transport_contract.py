@@ -1,4 +1,4 @@
-"""Check that a transport of one's own can stand in a relay.
+"""Check that a transport of your own can be used in a relay.
 
     trial examples/own_transport_contract.py
 
@@ -27,13 +27,13 @@ class CountingConnection(tcp.Server):
 
 
 class CountingPort(tcp.Port):
-    """Accepts connections of that kind."""
+    """Accepts connections with that transport."""
 
     transport = CountingConnection
 
 
 class CountingConnectionTests(SocketTransportContract, TestCase):
-    """All that a relay relies on."""
+    """The contract: all that a relay relies on."""
 
     port = None
 

@@ -69,9 +69,9 @@ class UsersTable:
 
 
 def read_table(path: str) -> UsersTable:
-    """The table in a file.
+    """Read the table from a file.
 
-    :raises ConfigError: it can't be used.
+    :raises ConfigError: the file can't be used.
     """
     try:
         users = tomllib.loads(Path(path).read_text())["users"]

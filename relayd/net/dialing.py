@@ -35,7 +35,7 @@ from relayd.core.hops import streams
 from relayd.core.interfaces import ICaller, IDial, IDialer, IHopListener
 from relayd.core.ports import may_be_handed_out
 from relayd.net.monotonic import monotonic
-from relayd.net.socket_ends import is_its_own_peer
+from relayd.net.socket_ends import is_self_connected
 from relayd.net.transports import connection_class, reset_on_close, set_options
 
 #: Seconds after which a UNIX socket whose backlog was full is tried again.
@@ -280,7 +280,7 @@ class SocketEndpoint:
 
         :param dial: what waited for the connection, if it took time.
         """
-        if self._may_self_connect and is_its_own_peer(sock):
+        if self._may_self_connect and is_self_connected(sock):
             # It would relay the client to itself.  A close without a reset would block
             # the server's port for a minute (TIME_WAIT).
             reset_on_close(sock)

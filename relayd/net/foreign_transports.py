@@ -73,7 +73,7 @@ def keep_alive(transport: Any) -> None:
                 transport.setTcpKeepAlive(True)
 
 
-def is_its_own_peer(transport: Any) -> bool:
+def is_self_connected(transport: Any) -> bool:
     """Whether the socket of an embedder's endpoint has connected to itself.
 
     Our own endpoints check that as they connect: see :mod:`relayd.net.dialing`.
@@ -85,7 +85,7 @@ def is_its_own_peer(transport: Any) -> bool:
         return (
             sock is not None
             and sock.family != socket.AF_UNIX
-            and socket_ends.is_its_own_peer(sock)
+            and socket_ends.is_self_connected(sock)
         )
 
 
@@ -95,10 +95,10 @@ def _is_tcp(transport: Any) -> bool:
 
 
 def note_listener(here: Any) -> None:
-    """A listener that may not be ours has accepted somebody at an address.
+    """Note the address of a listener that has accepted a client, if it is not ours.
 
-    Ours say by themselves that they open and close.  When others close nobody tells:
-    what they had stays noted, once for each port and for each socket's file.
+    Our listeners note that they open and close.  Others do not report their close: what
+    they had stays noted, once for each port and for each socket's file.
     """
     if isinstance(here, UNIXAddress):
         if here.name and not streams.listens_at(here.name):

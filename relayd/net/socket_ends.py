@@ -32,7 +32,7 @@ def ends_of(sock: socket.SocketType, towards: Any = None) -> tuple[str, str]:
     return socket_name(here), socket_name(there)
 
 
-def is_its_own_peer(sock: socket.SocketType) -> bool:
+def is_self_connected(sock: socket.SocketType) -> bool:
     """Whether a TCP socket has connected to itself.
 
     When a port of this machine that has no listener, and is in the range of ephemeral

@@ -3,7 +3,7 @@
 Twisted connects a protocol as soon as TCP is connected, and then does the handshake.  A
 relay waits for the handshake: before it is done, nothing is dialled for a client, and
 nothing is sent to a server.  A protocol that provides `IHandshakeListener` is notified
-(:func:`tells`).
+(:func:`notifies_handshake`).
 
 When the handshake is done, and before a byte goes to the server, its certificate is
 checked once more for the expected name, with the functions of service_identity.
@@ -50,7 +50,7 @@ _CHAIN_PROBLEMS = {
 _is_tls = implementers(INegotiated)
 
 
-def tells(transport: Any) -> bool:
+def notifies_handshake(transport: Any) -> bool:
     """Whether an `IHandshakeListener` will be notified when the handshake is done.
 
     It is notified if its transport is the TLS layer itself, or Twisted's own wrapper,
@@ -67,20 +67,20 @@ def stage(transport: Any) -> Any:
 
     It changes with each whole message, not with each byte.
 
-    :param transport: of which :func:`tells` is true.
+    :param transport: of which :func:`notifies_handshake` is true.
     """
     return transport.getHandle().get_state_string()
 
 
-def is_openssls(problem: BaseException) -> bool:
+def is_openssl_error(problem: BaseException) -> bool:
     """Whether OpenSSL raised it, by its module's name: OpenSSL is optional."""
     return type(problem).__module__.partition(".")[0] == "OpenSSL"
 
 
-def in_words(problem: BaseException) -> str:
+def error_line(problem: BaseException) -> str:
     """An error's message in one line; OpenSSL's has a queue of reasons."""
     said = str(problem)
-    if is_openssls(problem):
+    if is_openssl_error(problem):
         try:
             # Each is (library, function, reason).
             said = "; ".join(str(each[-1]) for each in problem.args[0])
@@ -97,7 +97,7 @@ def why_failed(reason: Failure, who: str) -> str:
     problem: Any = reason.value
     if type(problem).__module__.startswith("twisted.internet."):
         return f"{who} closed its connection"
-    return in_words(problem)
+    return error_line(problem)
 
 
 @attrs.frozen
@@ -117,7 +117,7 @@ class ServerIdentity:
 class ServerHandshake:
     """The handshake with a server.
 
-    :param transport: of which :func:`tells` is true.
+    :param transport: of which :func:`notifies_handshake` is true.
     :param identity: None: the name that the connection asks for (SNI), if it checks
         certificates.
     """

@@ -1,1 +1,1 @@
-"""From text to settings to a running service."""
+"""Settings, the service that they describe, and how it runs: signals, log file."""

@@ -1,4 +1,4 @@
-"""Where to listen and where to connect, as people write it.
+"""Parses the addresses to listen on and to connect to.
 
 An address is a short form:
 
@@ -9,10 +9,10 @@ An address is a short form:
     udp:53  udp:127.0.0.1:53         datagrams, by port or address and port
 
 or any Twisted endpoint string (`tcp:8080:interface=127.0.0.1`, `tls:…`,
-`systemd:…`), which is Twisted's own business.
+`systemd:…`), which Twisted parses.
 
 A short-form listener without a host listens on all addresses, IPv4 and IPv6;
-`[::]` is IPv6 alone and `0.0.0.0` IPv4 alone.  A short-form destination without
+`[::]` is IPv6 only and `0.0.0.0` IPv4 only.  A short-form destination without
 a host is this machine, 127.0.0.1; so is `0.0.0.0`, and `[::]` is `[::1]`.  Names are
 looked up when they are dialled, each time.
 
@@ -51,7 +51,7 @@ _UNIX_PATH_LIMIT = 107
 
 @attrs.frozen
 class HostPort:
-    """A short form with a port; `host` is None where none was written."""
+    """A short form with a port; `host` is None if none was written."""
 
     host: str | None
     port: int
@@ -98,7 +98,7 @@ Address = StreamAddress | UdpAddress
 
 
 def parse_listener(text: str) -> Address:
-    """Understand where to listen.
+    """Parse the address of a listener.
 
     :raises ConfigError: `text` is not an address; the message quotes it.
     """
@@ -108,7 +108,7 @@ def parse_listener(text: str) -> Address:
 
 
 def parse_destination(text: str) -> Address:
-    """Understand where to connect.
+    """Parse the address of a server.
 
     :raises ConfigError: `text` is not an address; the message quotes it.
     """
@@ -134,7 +134,7 @@ def _parse(text: str, schemes: frozenset[str] | set[str], lowest_port: int) -> A
         try:
             where = _parse(rest, frozenset(), lowest_port)
         except ConfigError as problem:
-            # Quoted as it was written.
+            # With the text as it was written.
             why = str(problem).removeprefix(f"bad address {rest!r}: ")
             raise ConfigError(f"bad address {text!r}: {why}") from None
         if isinstance(where, HostPort):
@@ -209,10 +209,10 @@ def _check_one_host(
 
 
 def check_host(host: str, text: str) -> None:
-    """Refuse groups and broadcasts, those of this machine's networks as well.
+    """Refuse multicast and broadcast addresses, also of this machine's networks.
 
-    :param host: an address; of a name, and of "", nothing is known.
-    :raises ConfigError: it is not one host's.
+    :param host: an address; a name, or "", is not checked.
+    :raises ConfigError: it is not the address of one host.
     """
     try:
         address = ipaddress.ip_address(host)
@@ -242,9 +242,9 @@ def _host(host: str, text: str) -> str:
 
 
 def dialled_host(host: str | None) -> str:
-    """The host of a destination: this machine, where none or the wildcard is written.
+    """The host of a destination: this machine, if none or the wildcard is written.
 
-    Linux takes the wildcard for this machine, too; others don't.
+    Linux takes the wildcard for this machine, too; other systems don't.
     """
     if host is None:
         return "127.0.0.1"

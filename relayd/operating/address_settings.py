@@ -1,7 +1,7 @@
-"""The rows of the table of settings that say where and who, and the whole table.
+"""The rows of the table of settings for addresses and access, and the whole table.
 
-Their grammars (endpoint addresses, networks, rules) are not the core's, so they stand
-here and not in :mod:`relayd.core.settings`.  Most may be repeated, and their order
+Their grammars (endpoint addresses, networks, rules) are not part of the core, so they
+are here and not in :mod:`relayd.core.settings`.  Most may be repeated, and their order
 matters: the first rule that matches decides, and servers belong to the listener before
 them.
 """
@@ -29,7 +29,7 @@ from relayd.operating.endpoints import (
 from relayd.preludes.socks4 import MAX_USER_ID
 from relayd.socks.rules import Rule, parse_rule
 
-#: What `twistd socks4` listens on, unless it is told.
+#: What `twistd socks4` listens on by default.
 SOCKS4_LISTENER = HostPort("127.0.0.1", 1080)
 
 
@@ -61,7 +61,7 @@ _USER_ID = f"1 to {MAX_USER_ID} bytes, none of them 0"
 
 
 def _user_id(text: str) -> bytes:
-    """A user id, as it is on the wire."""
+    """A user id, as bytes for the wire."""
     encoded = os.fsencode(text)
     if not 0 < len(encoded) <= MAX_USER_ID or b"\0" in encoded:
         raise ValueError(f"expected {_USER_ID}")
@@ -168,21 +168,21 @@ USERID = Setting[tuple[bytes, ...]](
     repeatable=True,
 )
 
-#: Every setting that there is.
-WHOLE: tuple[Setting[Any], ...] = (
+#: All settings.
+ALL: tuple[Setting[Any], ...] = (
     *(LISTEN, DEST, NAME, SOCKS4_LISTEN, SOCKS4_NAME),
     *(ALLOW_CLIENT, ALLOW_DEST, DENY_DEST, USERID),
     *TABLE,
 )
 
-#: Those of `twistd relayd`, and of `twistd socks4`.
-RELAYD = tuple(row for row in WHOLE if {"tcp", "udp"} & set(row.kinds))
-SOCKS4 = tuple(row for row in WHOLE if "socks4" in row.kinds)
+#: The settings of `twistd relayd`, and of `twistd socks4`.
+RELAYD = tuple(row for row in ALL if {"tcp", "udp"} & set(row.kinds))
+SOCKS4 = tuple(row for row in ALL if "socks4" in row.kinds)
 
 
 @attrs.frozen(eq=False)
 class Given:
-    """A repeatable setting as it was given: its row, as written, and understood."""
+    """A repeatable setting that was given: its row, its text, and the value."""
 
     setting: Setting[Any]
     text: str
@@ -190,8 +190,8 @@ class Given:
 
     @classmethod
     def of(cls, setting: Setting[Any], text: str) -> Given:
-        """Read it.
+        """Parse it.
 
-        :raises ConfigError: it can't be.
+        :raises ConfigError: the text is not valid.
         """
         return cls(setting, text, setting.parse(text))

@@ -1,15 +1,15 @@
-"""What an operator may set, checked; knows no reactor.
+"""The settings of a command as frozen objects, checked; without a reactor.
 
 The rows of the table of settings (:mod:`relayd.core.settings`,
-:mod:`relayd.operating.address_settings`) have read the values; here they become frozen
-objects, which :mod:`relayd.operating.relays` turns into listeners and relays.  What no
-row can see by itself is checked: which settings contradict each other, and which
-servers belong to which listener.  Whatever is wrong is a
-:class:`~relayd.core.errors.ConfigError` with one line that quotes it.
+:mod:`relayd.operating.address_settings`) have parsed the values; here they become
+frozen objects, from which :mod:`relayd.operating.relays` builds listeners and relays.
+What concerns several rows is checked here: which settings contradict each other, and
+which servers belong to which listener.  Errors are
+:class:`~relayd.core.errors.ConfigError`, with one line that quotes what is wrong.
 
-A field is called as its row says (`Setting.field`), and `fill` finds it by that.  The
-fields of `StreamSettings`, `UdpSettings` and `Socks4Settings` are keywords of the
-factories, which are given them all.
+A field has the name that its row says (`Setting.field`), by which `fill` finds it.  The
+fields of `StreamSettings`, `UdpSettings` and `Socks4Settings` are passed to the
+factories as keywords.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def _addresses(given: Iterable[Any]) -> tuple[Any, ...]:
 
 @attrs.frozen
 class Relay:
-    """One listener and the servers behind it.
+    """One listener and its servers.
 
-    :ivar name: what the log calls it; None for the next number's name.
+    :ivar name: in the log; None for `relay` and a number.
     """
 
     listen: StreamAddress
@@ -67,7 +67,7 @@ class Relay:
 
 @attrs.frozen
 class UdpRelay:
-    """One address for datagrams and the servers behind it; `name` as a Relay's."""
+    """One datagram listener and its servers; `name` as in :class:`Relay`."""
 
     listen: UdpAddress
     destinations: Sequence[UdpAddress] = attrs.field(converter=_addresses)
@@ -80,7 +80,7 @@ def _relays(given: Iterable[Relay | UdpRelay]) -> tuple[Relay | UdpRelay, ...]:
 
 @attrs.frozen(kw_only=True)
 class StreamSettings:
-    """What every stream relay has; see :class:`relayd.tcp.RelayFactory`."""
+    """Settings of every stream relay; see :class:`relayd.tcp.RelayFactory`."""
 
     handshake_timeout: float = settings.HANDSHAKE_TIMEOUT.default
     connect_timeout: float = settings.CONNECT_TIMEOUT.default
@@ -91,7 +91,7 @@ class StreamSettings:
 
 @attrs.frozen(kw_only=True)
 class UdpSettings:
-    """How flows are kept; see :class:`relayd.udp_nat.UdpNat`."""
+    """Settings of UDP relays; see :class:`relayd.udp_nat.UdpNat`."""
 
     timeout: float = settings.UDP_TIMEOUT.default
     unreplied_timeout: float = settings.UDP_UNREPLIED_TIMEOUT.default
@@ -104,7 +104,7 @@ class UdpSettings:
 
 @attrs.frozen(kw_only=True)
 class Socks4Settings:
-    """What a proxy has beside those; see :class:`relayd.socks4.Socks4Factory`."""
+    """Settings of SOCKS4 proxies; see :class:`relayd.socks4.Socks4Factory`."""
 
     ident: bool = settings.IDENT.default
     bind: bool = settings.BIND.default
@@ -120,7 +120,7 @@ class Socks4Settings:
 
 @attrs.frozen(kw_only=True)
 class Common:
-    """What `twistd relayd` and `twistd socks4` have in common."""
+    """Settings of both `twistd relayd` and `twistd socks4`."""
 
     stream: StreamSettings = attrs.field(factory=StreamSettings)
     drain_timeout: float = settings.DRAIN_TIMEOUT.default
@@ -160,11 +160,11 @@ class Socks4Config(Common):
     """All settings of one `twistd socks4`.
 
     :ivar listeners: at least one.
-    :ivar name: what the log calls the proxy; None for the next number's name.
-    :ivar open: everybody is served, on purpose.
-    :ivar clients: the networks whose clients are served; none is all.
-    :ivar rules: about destinations, in the operator's order.
-    :ivar user_ids: the users that are served; none is all.
+    :ivar name: in the log; None for `relay` and a number.
+    :ivar open: an open proxy, which serves all clients, is intended.
+    :ivar clients: the networks whose clients are served; empty: all.
+    :ivar rules: for destinations, in the operator's order.
+    :ivar user_ids: the users that are served; empty: all.
     """
 
     listeners: Sequence[StreamAddress] = attrs.field(
@@ -179,9 +179,9 @@ class Socks4Config(Common):
 
 
 def fill(kind: type[Some], values: Mapping[str, Any]) -> Some:
-    """Settings of a kind, with those of `values` that they, or their groups, have.
+    """An object of a class of settings, and its groups, filled from `values`.
 
-    :param values: by the fields' names; what is not there has its default.
+    :param values: by field name; a field that is missing gets its default.
     """
     made = {}
     fields: Any = attrs.fields(kind)  # type: ignore[arg-type]
@@ -199,10 +199,10 @@ def relayd_config(
 ) -> Config:
     """The settings of one `twistd relayd`.
 
-    :param values: by the rows' fields, but for the repeatable ones.
-    :param given: those, in their order.
-    :raises ConfigError: they contradict each other, or a listener or a server has no
-        partner.
+    :param values: of the settings that are not repeatable, by field name.
+    :param given: the repeatable ones, in their order.
+    :raises ConfigError: they contradict each other, a listener has no server, or a
+        server no listener.
     """
     _check_common(values)
     demo = values[settings.DEMO.field]
@@ -274,7 +274,7 @@ def is_local(address: StreamAddress) -> bool:
 def refuse_open_proxy(
     listeners: Sequence[StreamAddress], *, bounded: bool, opened: bool
 ) -> None:
-    """Refuse to be an open proxy by accident.
+    """Refuse an open proxy, unless --open is given.
 
     :param bounded: --allow-client is given.
     :param opened: --open is given.
@@ -301,12 +301,13 @@ def refuse_open_proxy(
 
 
 def pair(given: Sequence[Given]) -> tuple[Relay | UdpRelay, ...]:
-    """Match listeners with destinations, and with names.
+    """Assign destinations and names to listeners.
 
-    :param given: in the order of the command line.  The destinations, and the name,
-        after a listener are its own; those of a single listener may stand before it.
-    :raises ConfigError: a listener or a destination has no partner, or one of another
-        kind; a name has none, or one that has another; two relays have one name.
+    :param given: in the order of the command line.  Destinations and a name belong to
+        the listener before them; if there is one listener only, they may precede it.
+    :raises ConfigError: a listener has no destination, or a destination or a name no
+        listener; a listener and its destination are of different kinds; a listener has
+        two names; two relays have the same name.
     """
     listeners = [each for each in given if each.setting is LISTEN]
     if not given:

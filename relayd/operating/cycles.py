@@ -1,9 +1,9 @@
-"""Finds relays that would lead back to themselves, before they start.
+"""Refuses loops of relays before they start.
 
 A relay whose server is its own listener opens a connection for each connection until
-descriptors run out, and so do several relays in a loop.  Whether one leads to another
-is decided by their addresses, short forms and Twisted's endpoint strings alike.  Names
-are not looked up for this, except those that mean this machine by definition; a loop
+descriptors run out, and so do several relays in a loop.  Whether a relay leads to
+another is decided by their addresses, both short forms and Twisted's endpoint strings.
+Names are not looked up for this, except those that always mean this machine; a loop
 through another name is found at run time (:mod:`relayd.core.hops`).
 """
 
@@ -37,10 +37,10 @@ _WRAPPERS = ("haproxy",)
 def refuse_cycles(
     relays: Sequence[Relay | UdpRelay], own: Callable[[Ip], bool] = is_own
 ) -> None:
-    """Refuse relays that lead back to themselves, alone or through others.
+    """Refuse a loop of relays.
 
     :param own: whether an address is this machine's.
-    :raises ConfigError: there is such a loop; the message lists its listeners.
+    :raises ConfigError: there is a loop; the message lists its listeners.
     """
     leads_to = [
         [
@@ -52,7 +52,7 @@ def refuse_cycles(
         for relay in relays
     ]
     for start in range(len(relays)):
-        loop = _way_back(start, leads_to)
+        loop = _find_loop(start, leads_to)
         if len(loop) == 1:
             listen = relays[start].listen
             raise ConfigError(
@@ -66,17 +66,17 @@ def refuse_cycles(
             )
 
 
-def _way_back(start: int, leads_to: Sequence[Sequence[int]]) -> list[int]:
+def _find_loop(start: int, leads_to: Sequence[Sequence[int]]) -> list[int]:
     """The shortest path from `start` back to itself, or an empty list."""
     came_from: dict[int, int] = {}
     reached = [start]
     for number in reached:
         for there in leads_to[number]:
             if there == start:
-                way = [number]
-                while way[-1] != start:
-                    way.append(came_from[way[-1]])
-                return way[::-1]
+                loop = [number]
+                while loop[-1] != start:
+                    loop.append(came_from[loop[-1]])
+                return loop[::-1]
             if there not in came_from:
                 came_from[there] = number
                 reached.append(there)
@@ -84,8 +84,11 @@ def _way_back(start: int, leads_to: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _leads(there: Address, listen: Address, own: Callable[[Ip], bool]) -> bool:
-    """Whether a destination is what a listener listens on."""
-    destination, listener = _plain(there, server=False), _plain(listen, server=True)
+    """Whether a destination is the address of a listener."""
+    destination, listener = (
+        _short_form(there, server=False),
+        _short_form(listen, server=True),
+    )
     if isinstance(destination, UnixPath) and isinstance(listener, UnixPath):
         return os.path.realpath(destination.path) == os.path.realpath(listener.path)
     if not isinstance(destination, HostPort) or not isinstance(listener, HostPort):
@@ -98,7 +101,7 @@ def _leads(there: Address, listen: Address, own: Callable[[Ip], bool]) -> bool:
 
 
 def _addresses(host: str | None) -> Iterator[Ip]:
-    """The addresses of a destination's host, as far as they need no look-up."""
+    """The addresses of a destination's host that are known without a look-up."""
     if host is None:
         yield _LOOPBACK[0]
     elif _is_this_machine(host):
@@ -136,16 +139,16 @@ def _is_this_machine(host: str) -> bool:
     return name == "localhost" or name.endswith(".localhost")
 
 
-def _plain(address: Address, *, server: bool) -> HostPort | UnixPath | None:
-    """An address as a short form; None where there is none."""
+def _short_form(address: Address, *, server: bool) -> HostPort | UnixPath | None:
+    """An address as a short form; None if it has none."""
     if isinstance(address, UdpAddress):
         return HostPort(address.host, address.port)
     if not isinstance(address, EndpointString):
         return address
-    return _plain_string(address.text, server=server)
+    return _short_form_of_string(address.text, server=server)
 
 
-def _plain_string(text: str, *, server: bool) -> HostPort | UnixPath | None:
+def _short_form_of_string(text: str, *, server: bool) -> HostPort | UnixPath | None:
     try:
         values, named = parts(text)
     except ValueError:
@@ -162,7 +165,7 @@ def _plain_string(text: str, *, server: bool) -> HostPort | UnixPath | None:
         return None
     if "endpoint" in named and not server:
         # `tls:`, whose host is the name in the certificate.
-        return _plain_string(named["endpoint"], server=False)
+        return _short_form_of_string(named["endpoint"], server=False)
     if server:
         everywhere = "::" if kind.lower() == "tcp6" else "0.0.0.0"
         host, given = named.get("interface") or everywhere, ["", *given]

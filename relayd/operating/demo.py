@@ -31,7 +31,7 @@ log = Logger(namespace="relayd.demo")
 
 @implementer(IStreamClientEndpoint)
 class DemoSite(Service):
-    """A file server of `folder` on a free loopback port; dialling it connects there."""
+    """A file server of `folder` on a free loopback port, and its client endpoint."""
 
     def __init__(self, reactor: Any, folder: str = ".") -> None:
         self._reactor = reactor
@@ -63,7 +63,7 @@ class DemoSite(Service):
 
 
 class DemoInvitation(Service):
-    """Logs what to try, once everything runs."""
+    """Logs what to try, once the demo runs."""
 
     def startService(self) -> None:
         super().startService()

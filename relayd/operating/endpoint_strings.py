@@ -1,13 +1,13 @@
-"""Twisted's endpoint strings, as far as a relay must understand them.
+"""Twisted's endpoint strings: what a relay must know of them, and their errors.
 
 A string such as `tls:example.com:443:trustRoots=/etc/ca` is parsed by Twisted, which
-has the grammar and the types of plugins.  But a relay needs two facts from it: the name
-that a server's certificate must have, and whether a listener hides its clients'
+has the grammar and the types of plugins.  But a relay needs to know two things: the
+name that a server's certificate must have, and whether a listener hides its clients'
 addresses.  And Twisted's parsers raise exceptions of any kind, which become one clear
 line here.
 
-The grammar ("Endpoints", in Twisted's manual): `:` divides arguments, the first `=` in
-one makes it a named one, and a backslash takes the meaning from the character after it.
+The grammar ("Endpoints", in Twisted's manual): `:` separates arguments, the first `=`
+in one makes it a named argument, and a backslash escapes the next character.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from twisted.internet.endpoints import quoteStringArgument
 
-from relayd.net.tls import in_words, is_openssls
+from relayd.net.tls import error_line, is_openssl_error
 
 _LACKS = re.compile(r"missing \d+ required positional arguments?: (.*)")
 _UNKNOWN = re.compile(r"unexpected keyword argument ('[^']*')")
@@ -27,9 +27,9 @@ _NO_NUMBER = re.compile(r"invalid literal for int\(\) with base \d+: b?('.*')")
 
 
 def parts(text: str) -> tuple[list[str], dict[str, str]]:
-    """The arguments of an endpoint string, the first of which is its type.
+    """The arguments of an endpoint string, of which the first is its type.
 
-    :return: those without a name, and those with one.
+    :return: the positional ones, and the named ones.
     :raises ValueError: the string ends within an escape.
     """
     plain: list[str] = []
@@ -43,7 +43,7 @@ def parts(text: str) -> tuple[list[str], dict[str, str]]:
 
 
 def _split(text: str) -> list[tuple[str, bool, str]]:
-    """Each argument: what is before a `=`, whether there is one, what is after it."""
+    """Each argument: the text before `=`, whether it has one, the text after it."""
     found: list[tuple[str, bool, str]] = []
     name, equals, current = "", False, ""
 
@@ -69,16 +69,16 @@ def _split(text: str) -> list[tuple[str, bool, str]]:
 
 
 def server_name(text: str) -> str:
-    """Whose certificate the server of a client's string must show.
+    """The name that the server's certificate must have, for a client's string.
 
-    :param text: a string that Twisted has understood.
-    :return: a host name or an address; empty if the string checks no name: another
-        type, or `ssl:` without `hostname=`.
+    :param text: a string that Twisted has parsed.
+    :return: a host name or an address; empty if no name is checked: another type, or
+        `ssl:` without `hostname=`.
     """
     plain, named = parts(text)
     kind = plain[0].lower()
     if kind == "tls":
-        # The host is what the certificate is for, whatever `endpoint=` dials.
+        # The certificate is for the host, even if `endpoint=` dials another.
         return plain[1] if len(plain) > 1 else named.get("host", "")
     return named.get("hostname", "") if kind == "ssl" else ""
 
@@ -86,8 +86,8 @@ def server_name(text: str) -> str:
 def host_in(text: str, *, listens: bool) -> str:
     """The host that a string of Twisted's own TCP types dials, or listens on.
 
-    :param text: a string that Twisted has understood.
-    :return: as it is written; empty if there is none, or another type.
+    :param text: a string that Twisted has parsed.
+    :return: as it is written; empty if it has none, or is of another type.
     """
     plain, named = parts(text)
     while plain[1:] and plain[0].lower() == "haproxy":
@@ -104,24 +104,24 @@ def host_in(text: str, *, listens: bool) -> str:
 
 
 def hides_clients(text: str) -> bool:
-    """Whether a listener's string has PROXY in it, wherever in it.
+    """Whether a listener's string has `haproxy:` anywhere in it.
 
-    Twisted accepts such a client before it knows who it is: until the header has been
-    read, the client's address is that of the balancer.
+    Twisted accepts such a client before it has the client's address: until the header
+    was read, the address is that of the balancer.
     """
     try:
         plain, named = parts(text)
     except ValueError:
         return False
-    # As an argument of its own, since `haproxy:` takes apart what it wraps; or within
-    # one, as other types quote theirs.
+    # Either an argument of its own, as `haproxy:` does not quote what it wraps; or
+    # within one, as other types quote what they wrap.
     return "haproxy" in (each.lower() for each in plain) or any(
         ":" in each and hides_clients(each) for each in (*plain, *named.values())
     )
 
 
 def has_tls_behind_proxy(text: str) -> bool:
-    """Whether a listener's string has TLS with PROXY in it."""
+    """Whether a listener's string has TLS, and a PROXY header within it."""
     try:
         kinds = [each.lower() for each in parts(text)[0]]
     except ValueError:
@@ -134,9 +134,9 @@ def has_tls_behind_proxy(text: str) -> bool:
 
 
 def missing_files(text: str) -> str:
-    """What a listener's string needs and Twisted would only find missing later.
+    """Files that a listener needs, and whose absence Twisted would only find later.
 
-    :return: in words; empty if there is nothing.
+    :return: the error; empty if nothing is missing.
     """
     plain, named = parts(text)
     if plain[0].lower() != "tls":
@@ -153,10 +153,10 @@ def missing_files(text: str) -> str:
 def what_is_wrong(
     text: str, problem: Exception, from_systemd: Callable[[], int]
 ) -> str:
-    """Why Twisted can't use an endpoint string, for who has written it.
+    """Why Twisted can't use an endpoint string, in one line for the operator.
 
-    :param problem: what its parser has raised.
-    :param from_systemd: how many sockets systemd has passed to this process.
+    :param problem: the exception of Twisted's parser.
+    :param from_systemd: returns how many sockets systemd has passed to this process.
     """
     said = " ".join(str(problem).split())
     if isinstance(problem, LookupError) and "systemd:" in text.lower():
@@ -170,10 +170,12 @@ def what_is_wrong(
         name = os.fsdecode(problem.filename)
         return f"can't read {name!r}: {problem.strerror}"
     if type(problem).__name__ == "UnlistableError":
-        # Twisted's, around an OSError that it does not show.
+        # Twisted's, for an OSError that it does not pass on.
         return _unlistable(text)
-    if is_openssls(problem):
-        return f"its PEM files are not a certificate with its key ({in_words(problem)})"
+    if is_openssl_error(problem):
+        return (
+            f"its PEM files are not a certificate with its key ({error_line(problem)})"
+        )
     if found := _LACKS.search(said):
         return f"it lacks {found[1]}"
     if found := _UNKNOWN.search(said):
@@ -185,7 +187,7 @@ def what_is_wrong(
     except ValueError as ours:
         return str(ours)
     if ":" in host and "U+003A" in said:
-        # For a name server, as Twisted takes the host.
+        # Twisted passed the host to the resolver, as if it were a name.
         there = f"tcp:{quoteStringArgument(host)}:{port[0] if port else 443}"
         return (
             "Twisted dials no IPv6 address of its own accord: add"

@@ -1,7 +1,7 @@
-"""Endpoints for the addresses that :mod:`relayd.operating.address_grammar` understands.
+"""Makes endpoints for the addresses of :mod:`relayd.operating.address_grammar`.
 
-Short forms get endpoints of ours, on the plane or not; a Twisted endpoint string gets
-what Twisted makes of it.  What can't be used is a
+Short forms get endpoints of relayd, on the plane or not; a Twisted endpoint string gets
+Twisted's endpoint.  An address that can't be used raises
 :class:`relayd.core.errors.ConfigError`, in one line, when the endpoint is made.
 """
 
@@ -62,7 +62,7 @@ if TYPE_CHECKING or sys.platform == "linux":
     )
     from relayd.plane.poller import Plane
 
-#: What programs that embed a relay import from here; the grammar is part of it.
+#: The public names of this module, for embedders, with those of the grammar.
 __all__ = [
     "Address",
     "EndpointString",
@@ -86,7 +86,7 @@ __all__ = [
 def on_plane(transport: Transport, reactor: Any) -> bool:
     """Whether short forms get the plane's transports (:mod:`relayd.plane`).
 
-    :raises ConfigError: they were asked for and can't be had.
+    :raises ConfigError: they were asked for and are not available.
     """
     if transport == "twisted":
         return False
@@ -105,13 +105,13 @@ def listening_endpoint(
     backlog: int = settings.BACKLOG.default,
     transport: Transport = settings.TRANSPORT.default,
 ) -> IStreamServerEndpoint:
-    """The endpoint that listens there.
+    """The endpoint that listens on an address.
 
-    :param backlog: for the short forms; an endpoint string says its own.
-    :param transport: for the short forms and `systemd:`; another endpoint string
-        gets Twisted's own.
-    :raises ConfigError: Twisted can't use the endpoint string, or the transport
-        can't be had.
+    :param backlog: for the short forms; an endpoint string has its own.
+    :param transport: for the short forms and `systemd:`; other endpoint strings get
+        Twisted's.
+    :raises ConfigError: Twisted can't use the endpoint string, or the transport is
+        not available.
     """
     plane = on_plane(transport, reactor)
     if isinstance(address, HostPort):
@@ -151,11 +151,11 @@ def dialing_endpoint(
     reactor: Any,
     transport: Transport = settings.TRANSPORT.default,
 ) -> IStreamClientEndpoint:
-    """The endpoint that connects there.  The relay bounds the time a dial takes.
+    """The endpoint that connects to an address.  The relay limits the time of a dial.
 
-    :param transport: for the short forms; an endpoint string gets Twisted's own.
-    :raises ConfigError: Twisted can't use the endpoint string, or the transport
-        can't be had.
+    :param transport: for the short forms; endpoint strings get Twisted's.
+    :raises ConfigError: Twisted can't use the endpoint string, or the transport is
+        not available.
     """
     by_socket = PlaneSocketEndpoint if on_plane(transport, reactor) else SocketEndpoint
     if isinstance(address, UnixPath):
@@ -165,7 +165,7 @@ def dialing_endpoint(
         check_host(host, str(address))
         if is_ipv6(host):
             try:
-                # Finds the scope of fe80::1%eth0; looks nothing up.
+                # Nothing is looked up but the scope of fe80::1%eth0.
                 found = socket.getaddrinfo(host, port, flags=socket.AI_NUMERICHOST)
             except OSError as problem:
                 raise ConfigError(
@@ -191,9 +191,9 @@ def dialing_endpoint(
 
 
 def server_identity(address: StreamAddress) -> ServerIdentity | None:
-    """Whose certificate the server there must show; None if it is not said.
+    """The name that the server's certificate must have; None if none is given.
 
-    :param address: one of which there is a :func:`dialing_endpoint`.
+    :param address: one that :func:`dialing_endpoint` accepts.
     """
     if not isinstance(address, EndpointString):
         return None
@@ -202,18 +202,18 @@ def server_identity(address: StreamAddress) -> ServerIdentity | None:
 
 
 def dialer(reactor: Any, transport: Transport = settings.TRANSPORT.default) -> Dialer:
-    """What connects to addresses that are known.
+    """The dialer for addresses that need no look-up.
 
-    :raises ConfigError: the transport can't be had.
+    :raises ConfigError: the transport is not available.
     """
     plane = on_plane(transport, reactor)
     return Dialer(reactor, PlaneSocketEndpoint if plane else SocketEndpoint)
 
 
 def watcher(reactor: Any, transport: Transport = settings.TRANSPORT.default) -> Watcher:
-    """What watches the sockets of datagrams.
+    """The watcher for datagram sockets.
 
-    :raises ConfigError: the transport can't be had.
+    :raises ConfigError: the transport is not available.
     """
     if on_plane(transport, reactor):
         return Plane.of(reactor)
@@ -221,7 +221,7 @@ def watcher(reactor: Any, transport: Transport = settings.TRANSPORT.default) -> 
 
 
 def _unusable(address: EndpointString, problem: Exception, reactor: Any) -> ConfigError:
-    # Endpoint parsers raise whatever they stumble over.
+    # Endpoint parsers raise exceptions of any kind.
     why = what_is_wrong(address.text, problem, lambda: _from_systemd(reactor))
     return ConfigError(f"bad endpoint {address.text!r}: {why}")
 
@@ -229,7 +229,7 @@ def _unusable(address: EndpointString, problem: Exception, reactor: Any) -> Conf
 def _from_systemd(reactor: Any) -> int:
     """How many sockets systemd has passed to this process.
 
-    Twisted knows, and has taken it out of the environment; so it is asked for each.
+    Twisted has removed the number from the environment, so each is tried.
     """
     count = 0
     while True:

@@ -1,14 +1,14 @@
-"""The log file of a command, reopened by its name on SIGUSR1.
+"""The log file of a command, reopened by name on SIGUSR1.
 
-logrotate and similar programs rename a log file, create a new one of the old name or
+logrotate and similar programs rename a log file, create a new one with the old name or
 leave that to the program, and send SIGUSR1.  Twisted's `LogFile.reopen` closes the old
 file first, and has none if the new one can't be opened.  :class:`TwistdLog` opens the
 new file first, and keeps the old one if that fails.
 
-`twistd` uses an application's own log observer (an `ILogObserver` component), if there
-is one, instead of making one.  So :meth:`TwistdLog.attach` adds one, for the file that
-the options name.  `twist` has opened its file by then; :class:`TwistLog` replaces the
-file behind its descriptor.
+`twistd` uses an application's log observer (an `ILogObserver` component), if it has
+one, instead of its own.  So :meth:`TwistdLog.attach` adds one, for the file that the
+options name.  `twist` has opened its file before; :class:`TwistLog` replaces the file
+behind its descriptor.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ class AnyLogFile(Protocol):
     def attach(self, parent: object) -> None:
         """Log to it from the start of the application on.
 
-        :param parent: what the service was attached to.
-        :raises OSError: it can't be opened.
+        :param parent: the parent of the service.
+        :raises OSError: the file can't be opened.
         """
 
     def reopen(self) -> None:
-        """Go on in the file that has this name now.
+        """Open the file of this name again.
 
-        :raises OSError: it can't be opened; the log stays in the old file.
+        :raises OSError: it can't be opened; logging continues to the old file.
         """
 
 
 class TwistdLog:
-    """The log file of a `twistd`.
+    """The log file of `twistd`.
 
-    :param name: as --logfile has it.
+    :param name: the value of --logfile.
     """
 
     def __init__(self, name: str) -> None:
@@ -69,7 +69,7 @@ class TwistdLog:
 
     def attach(self, parent: object) -> None:
         """See :meth:`AnyLogFile.attach`."""
-        # Otherwise it is an embedder's service collection, whose log is its own.
+        # Otherwise it is an embedder's service collection, which logs by itself.
         application: Any = parent
         if not isinstance(application, Componentized):
             return
@@ -83,9 +83,9 @@ class TwistdLog:
         there = os.path.exists(self.path)
         file = LogFile.fromFullPath(
             self.path,
-            # A device, such as /dev/null, is not to be renamed.
+            # A device, such as /dev/null, must not be renamed.
             rotateLength=ROTATE_LENGTH if not there or os.path.isfile(self.path) else 0,
-            # A new file gets the mode of the old one, whatever the umask is by now.
+            # A new file gets the mode of the old one, regardless of the umask.
             defaultMode=None if there else self._mode,
         )
         self._mode = stat.S_IMODE(os.stat(self.path).st_mode)
@@ -105,15 +105,15 @@ class TwistdLog:
             self._file.write(text.encode("utf-8", "backslashreplace"))
 
     def flush(self) -> None:
-        """Called by Twisted's observer behind each event; see :meth:`write`."""
+        """Called by Twisted's observer after each event; see :meth:`write`."""
         if self._file is not None:
             self._file.flush()
 
 
 class TwistLog:
-    """The log file of a `twist`, which has opened it already.
+    """The log file of `twist`, which has opened it already.
 
-    :param file: as `twist` opened it.
+    :param file: the file that `twist` opened.
     """
 
     def __init__(self, file: IO[str]) -> None:
@@ -137,10 +137,10 @@ class TwistLog:
             os.close(new)
 
 
-def _take_any_text(stream: object) -> None:
-    """Escape characters that the stream's encoding does not have.
+def _escape_unencodable(stream: object) -> None:
+    """Have a stream escape characters that its encoding lacks.
 
-    Otherwise a log line that contains one, as in a file's name, would be lost.
+    Otherwise a log line with one of them, as in a file's name, would be lost.
     """
     if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
         stream.reconfigure(errors="backslashreplace")
@@ -155,20 +155,20 @@ def _descriptor(file: Any) -> int:
 
 
 def log_file_of(options: Mapping[str, Any] | None) -> AnyLogFile | None:
-    """The file that a runner logs to.
+    """The file that `twistd` or `twist` logs to.
 
-    Whatever it logs to takes any text from now on.
+    Its stream, or standard output, escapes unencodable characters from now on.
 
     :param options: of `twistd` or `twist`; None: of neither.
-    :return: None if it logs to no file, or its `--logger` knows where to.
+    :return: None if it logs to no file, or `--logger` says where to.
     """
     if options is None:
         return None
-    _take_any_text(sys.stdout)
+    _escape_unencodable(sys.stdout)
     if "logFile" in options:
         file = options["logFile"]
-        _take_any_text(file)
-        # Up to 2 it is standard output or error; closed, there is none.
+        _escape_unencodable(file)
+        # Up to 2 it is standard output or error; -1: it is closed.
         return TwistLog(file) if _descriptor(file) > 2 else None
     name = options["logfile"]
     # `twistd` has no syslog on Windows.

@@ -1,7 +1,7 @@
-"""From settings to listeners, each with what serves its clients.
+"""Builds listeners and relays from settings.
 
 One function for each kind of relay: a TCP relay, a UDP relay, a SOCKS4 proxy.  Nothing
-is opened here: that is for :mod:`relayd.operating.running`.
+is opened here: :mod:`relayd.operating.running` does that.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from relayd.upstreams.pool import Pool
 
 
 def relay_listening(relay: Relay, config: Config, reactor: Any) -> Listening:
-    """One listener with the relay behind it.
+    """A listener with its relay.
 
     :raises ConfigError: Twisted can't use one of the endpoint strings.
     """
@@ -55,7 +55,7 @@ def relay_listening(relay: Relay, config: Config, reactor: Any) -> Listening:
         [
             Upstream(
                 dialing_endpoint(address, reactor, config.transport),
-                _shown(address),
+                _server_name(address),
                 server_identity(address),
             )
             for address in relay.destinations
@@ -65,20 +65,20 @@ def relay_listening(relay: Relay, config: Config, reactor: Any) -> Listening:
 
 
 def udp_listening(relay: UdpRelay, config: Config, reactor: Any) -> Listening:
-    """One address for datagrams with the relay behind it.
+    """A datagram listener with its relay.
 
-    :raises ConfigError: the transport can't be had, or a server's interface, or so
-        many flows.
+    :raises ConfigError: the transport is not available, a server's interface does not
+        exist, or the process can't have so many flows.
     """
-    # They have the same descriptors and ports to share.
-    sharing = sum(isinstance(each, UdpRelay) for each in config.relays) or 1
-    most, affordable = config.udp.max_flows, default_max_flows() // sharing or 1
-    if most is None:
-        most = affordable
-    elif most > affordable:
-        each = f" for each of {sharing} listeners" if sharing > 1 else ""
+    # The UDP relays of a process divide its descriptors and ports.
+    relays = sum(isinstance(each, UdpRelay) for each in config.relays) or 1
+    max_flows, affordable = config.udp.max_flows, default_max_flows() // relays or 1
+    if max_flows is None:
+        max_flows = affordable
+    elif max_flows > affordable:
+        each = f" for each of {relays} listeners" if relays > 1 else ""
         raise ConfigError(
-            f"--max-flows {most} is more than this process can have, which is"
+            f"--max-flows {max_flows} is more than this process can have, which is"
             f" {affordable}{each}: raise the limit of open files (ulimit -n), or the"
             " kernel's range of ports (net.ipv4.ip_local_port_range)"
         )
@@ -98,7 +98,7 @@ def udp_listening(relay: UdpRelay, config: Config, reactor: Any) -> Listening:
         watcher=watcher(reactor, config.transport),
         observer=QuietFlowLog() if config.quiet else FlowLog(),
         name=relay.name,
-        **attrs.asdict(attrs.evolve(config.udp, max_flows=most)),
+        **attrs.asdict(attrs.evolve(config.udp, max_flows=max_flows)),
     )
     names = ", ".join(server.name for server in servers)
     return Listening(
@@ -116,7 +116,7 @@ def pool_listening(
     reactor: Any,
     name: str | None = None,
 ) -> Listening:
-    """One listener with a relay to a pool behind it.
+    """A listener with a relay to a pool.
 
     :raises ConfigError: Twisted can't use the listener's endpoint string.
     """
@@ -144,9 +144,9 @@ def _session_log(config: Common) -> SessionLog:
 def socks4_factory(
     listen: StreamAddress, config: Socks4Config, reactor: Any
 ) -> Socks4Factory:
-    """The proxy behind one listener.
+    """The proxy of one listener.
 
-    :raises ConfigError: its transport can't be had.
+    :raises ConfigError: the transport is not available.
     """
     external = config.socks4.external_address
     return Socks4Factory(
@@ -180,26 +180,26 @@ def socks4_listenings(config: Socks4Config, reactor: Any) -> list[Listening]:
     """
     factories = [socks4_factory(each, config, reactor) for each in config.listeners]
     for other in factories[1:]:
-        # The limits are on clients in all, whichever listener they came by.
+        # The limits count the clients of all listeners together.
         other.handshakes, other.binds = factories[0].handshakes, factories[0].binds
     return [
         Listening(
             listening_endpoint(listen, reactor, config.backlog, config.transport),
             factory,
             str(listen),
-            f"a SOCKS4 proxy for {_whose(listen, config)}",
+            f"a SOCKS4 proxy for {_clients_served(listen, config)}",
         )
         for listen, factory in zip(config.listeners, factories, strict=True)
     ]
 
 
-def _whose(listen: StreamAddress, config: Socks4Config) -> str:
+def _clients_served(listen: StreamAddress, config: Socks4Config) -> str:
     if config.clients:
         return ", ".join(map(str, config.clients))
     return "this machine" if is_local(listen) else "everybody"
 
 
-def _shown(address: StreamAddress) -> str:
+def _server_name(address: StreamAddress) -> str:
     if isinstance(address, HostPort) and address.host is None:
         return f"127.0.0.1:{address.port}"
     return str(address)

@@ -1,8 +1,8 @@
 """The running service: it opens listeners, serves, and drains as it stops.
 
 :class:`RelayService` opens all its listeners as it starts, or none and raises one clear
-error.  As it stops it closes them, and waits for the sessions.  A stop needs the
-reactor to turn; a start that fails does not, and closes what it opened at once.
+error.  As it stops it closes them, and waits for the sessions.  A stop needs a running
+reactor; a start that fails does not, and closes what it opened at once.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ class Served(Protocol):
 
     @property
     def name(self) -> str:
-        """What the log calls the relay."""
+        """The name of the relay in the log."""
 
     @property
     def sessions(self) -> Mapping[Any, Any]:
         """The sessions, or flows, that have not ended."""
 
     def drain(self, timeout: float = settings.DRAIN_TIMEOUT.default) -> Deferred[None]:
-        """Serve no new client, and wait for those to end."""
+        """Serve no new client, and wait for the sessions to end."""
 
     def abort_all(self) -> None:
-        """Abort them now."""
+        """Abort the sessions now."""
 
 
 @attrs.frozen(eq=False)
 class Listening:
     """A listener to be opened.
 
-    :ivar endpoint: where it listens.
+    :ivar endpoint: opens it.
     :ivar factory: serves its clients.
     :ivar name: its address, as it was given.
     :ivar purpose: what it does, for the log.
@@ -71,7 +71,7 @@ class RelayService(Service):
 
     :param listenings: the listeners to be opened, in this order.
     :param drain_timeout: seconds that sessions have to finish; 0 aborts them.
-    :param command: what its errors begin with.
+    :param command: its name, with which errors begin.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class RelayService(Service):
         self._command = command
         self.ports: list[IListeningPort] = []
         self._stopped = False
-        #: The listeners were told to open; some may take their time.
+        #: Opening has begun; some listeners may open later.
         self._listening = False
 
     @property
@@ -118,12 +118,12 @@ class RelayService(Service):
             if starting:
                 problems.append(_why(reason, listening, self._command))
             else:
-                # An endpoint that takes its time; the others serve already.
+                # An endpoint that opens later, while others serve already.
                 log.critical("{why}", why=_why(reason, listening, self._command))
 
         for each in self.listenings:
-            serves: Any = each.factory
-            listening = each.endpoint.listen(serves)
+            factory: Any = each.factory
+            listening = each.endpoint.listen(factory)
             listening.addCallback(self._opened, each)
             listening.addErrback(not_opened, each)
             if problems:
@@ -158,20 +158,20 @@ class RelayService(Service):
         self._stopped, self._listening = True, False
         yield maybeDeferred(super().stopService)
         ports, self.ports = self.ports, []
-        living = self.sessions
-        # Before the ports: that of a UDP relay stays open for the replies.
+        sessions = self.sessions
+        # Before the ports: a UDP relay's stays open for replies while it drains.
         drained = [each.factory.drain(self.drain_timeout) for each in self.listenings]
         closed = [
-            # What goes wrong with a listener must not cost a session its drain.
+            # A listener that fails to close must not keep sessions from draining.
             maybeDeferred(port.stopListening).addErrback(
                 lambda reason: log.failure("a listener could not be closed", reason)
             )
             for port in ports
         ]
-        if living:
+        if sessions:
             log.info(
                 "{count} sessions may finish within {timeout:g} s",
-                count=living,
+                count=sessions,
                 timeout=self.drain_timeout,
             )
         yield gatherResults([*closed, *drained])
@@ -183,9 +183,9 @@ class RelayService(Service):
 
 
 def _close_now(port: IListeningPort) -> None:
-    """Close a listener at once: the reactor of this process does not turn again."""
+    """Close a listener at once: the reactor of this process may never run."""
     if isinstance(port, tcp.Port):
-        # Twisted's own close in the next turn, and remove a socket file then.
+        # Twisted's ports close, and remove a socket file, in the next turn.
         port.stopReading()
         port.connectionLost(Failure(CONNECTION_DONE))
     else:
@@ -193,14 +193,14 @@ def _close_now(port: IListeningPort) -> None:
 
 
 def _why(reason: Failure, listening: Listening, command: str) -> CannotStart:
-    """One line for whoever starts the relay: which address, and what is wrong."""
+    """The error of a start: one line, with the address and the reason."""
     problem = reason.value
     if isinstance(problem, ListenError):
         return CannotStart(f"{command}: {problem}")
-    # Twisted's CannotListenError keeps the system's own error within.
+    # Twisted's CannotListenError wraps the system's error.
     cause = getattr(problem, "socketError", problem)
     why = getattr(cause, "strerror", None) or str(cause)
     if named := getattr(cause, "filename", None):
-        # Twisted's listeners open /dev/null, which a jail may lack.
+        # Twisted's listeners open /dev/null, which a chroot may lack.
         why = f"{named}: {why}"
     return CannotStart(f"{command}: can't listen on {listening.name}: {why}")

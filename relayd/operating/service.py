@@ -1,4 +1,4 @@
-"""What one command of twistd runs: its listeners, its signals, its log file.
+"""The service of one twistd command: listeners, signals, log file.
 
 The listeners are built from the settings (:mod:`relayd.operating.relays`) and opened as
 the service starts (:mod:`relayd.operating.running`).  The signals
@@ -37,10 +37,10 @@ from relayd.operating.signals import Signals
 from relayd.upstreams.pool import Pool
 
 
-class Whole(MultiService):
-    """All that one command runs.
+class CommandService(MultiService):
+    """The service of one command, made of several.
 
-    :param command: what its errors begin with.
+    :param command: its name, with which errors begin.
     :param parts: in the order in which they start.
     :param log_file: what the command logs to, if it is a file.
     """
@@ -55,9 +55,9 @@ class Whole(MultiService):
         self._log_file = log_file
 
     def setServiceParent(self, parent: IServiceCollection) -> None:
-        """Be a part of an application, which is to log to our file.
+        """Attach to an application, and have it log to the file.
 
-        :raises CannotStart: it can't be opened.
+        :raises CannotStart: the file can't be opened.
         """
         super().setServiceParent(parent)
         if self._log_file is not None:
@@ -81,7 +81,7 @@ def _named(relay: Relay | UdpRelay, name: str) -> Relay | UdpRelay:
 def make_service(
     config: Config, reactor: Any, log_file: AnyLogFile | None = None
 ) -> MultiService:
-    """Everything that one `twistd relayd` runs.
+    """The service of one `twistd relayd`.
 
     :param log_file: what it logs to, if it is a file.
     :raises ConfigError: a relay leads back to itself, or Twisted can't use one of the
@@ -90,7 +90,7 @@ def make_service(
     refuse_cycles(config.relays)
     parts: list[Service] = []
     if config.demo:
-        # Brings twisted.web, which no other relay needs to load.
+        # Imports twisted.web, which only the demo needs.
         from relayd.operating.demo import DemoInvitation, DemoSite
 
         site = DemoSite(reactor)
@@ -111,13 +111,13 @@ def make_service(
     if config.demo:
         parts.append(DemoInvitation())
     signals = Signals(reactor, service.stop_now, log_file)
-    return Whole("relayd", [signals, *parts], log_file)
+    return CommandService("relayd", [signals, *parts], log_file)
 
 
 def make_socks4_service(
     config: Socks4Config, reactor: Any, log_file: AnyLogFile | None = None
 ) -> MultiService:
-    """Everything that one `twistd socks4` runs.
+    """The service of one `twistd socks4`.
 
     :param log_file: what it logs to, if it is a file.
     :raises ConfigError: Twisted can't use one of the endpoint strings.
@@ -132,4 +132,4 @@ def make_socks4_service(
     listenings = socks4_listenings(config, reactor)
     proxies = RelayService(listenings, config.drain_timeout, "socks4")
     signals = Signals(reactor, proxies.stop_now, log_file)
-    return Whole("socks4", [signals, proxies], log_file)
+    return CommandService("socks4", [signals, proxies], log_file)

@@ -1,24 +1,24 @@
-"""What a relay does on a signal.
+"""Signal handling.
 
 ======= ==============================================================================
 SIGTERM The first stops it: sessions may finish within the drain timeout.  The second
 SIGINT  ends it at once.
-SIGHUP  Nothing but a line in the log.  But if it is sent because the terminal in whose
-        foreground the relay runs has closed, the relay stops.  It never counts as the
-        second signal, since one closing may send several.  If it was ignored when the
-        relay started (nohup), it stays ignored.
-SIGUSR1 Reopens the log file, by its name (:mod:`relayd.operating.log_file`).
+SIGHUP  Only logged.  But if it is sent because the terminal in whose foreground the
+        relay runs has closed, the relay stops.  It never counts as the second signal,
+        since a closing terminal may send several.  If it was ignored when the relay
+        started (nohup), it stays ignored.
+SIGUSR1 Reopens the log file by name (:mod:`relayd.operating.log_file`).
 ======= ==============================================================================
 
 Twisted's own handlers make the process die of the signal after a clean shutdown, and
-answer a second signal with a traceback.  With these it exits with status 0, which is
-what a supervisor expects of a service that was told to stop.
+answer a second signal with a traceback.  With these it exits with status 0, as a
+supervisor expects of a service that it has stopped.
 
 They are installed before the first listener opens.  A signal during the start is
-handled when the reactor runs, so that no start is interrupted half way.  Before that
-the kernel's default applies, which ends the process: there is nothing to clean up yet.
-But the first process of a container (number 1) has no default: the kernel drops signals
-that it has no handler for.  :func:`hear_early` is for that process.
+handled when the reactor runs, so that no start is interrupted halfway.  Before that the
+kernel's default applies, which ends the process: there is nothing to clean up yet.  But
+for process 1, as in a container, the kernel drops signals that have no handler.
+:func:`catch_early_sigterm` is for that process.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from relayd.operating.log_file import AnyLogFile
 
 log = Logger(namespace="relayd.signals")
 
-#: Seconds after a SIGHUP within which a terminal that is about to close has closed:
-#: some programs, and shells, send the signal first.
+#: Seconds after a SIGHUP at which the terminal is checked again: some programs and
+#: shells send the signal before they close it.
 CLOSING = 1.0
 
-#: Signals to stop that came before the service started.
+#: Signals to stop that arrived before the service started.
 _early: set[int] = set()
 
 
-def hear_early() -> None:
-    """As process 1, keep a SIGTERM until a service starts.
+def catch_early_sigterm() -> None:
+    """As process 1, keep a SIGTERM until the service starts.
 
-    Other processes, and those that have a handler, are left alone.  A process 1 without
-    a service of ours ignores the signal, as it did before.
+    Nothing is done in other processes, nor if there is a handler.  A process 1 that
+    starts no service of ours ignores the signal, as it did before.
     """
     if (
         os.getpid() == 1
@@ -97,7 +97,7 @@ class Signals(Service):
         if self._begun:
             return
         self._begun = True
-        # A daemon has left its terminal by now.
+        # Only now: a daemon has left its terminal before.
         self._terminal = _terminal_error() == 0
         self._install()
         if _early:
@@ -111,7 +111,7 @@ class Signals(Service):
             signal.signal(signal.SIGHUP, self._received)
 
     def _received(self, number: int, frame: object) -> None:
-        # In a signal handler, between any two lines of the program.
+        # This is a signal handler, which runs between any two lines: only schedule.
         self._reactor.callFromThread(self._act, signal.Signals(number))
 
     def _act(self, number: signal.Signals) -> None:
@@ -142,7 +142,7 @@ class Signals(Service):
             clock.callLater(CLOSING, self._has_closed)
 
     def _has_closed(self) -> bool:
-        """Whether the terminal is gone; stop the first time that it is."""
+        """Whether the terminal is gone; if so, stop, the first time."""
         if not self._terminal or _terminal_error() != errno.ENXIO:
             return False
         self._terminal = False
@@ -168,7 +168,7 @@ class Signals(Service):
 
 
 def _terminal_error() -> int:
-    """0 if this process has a controlling terminal, or an errno: why not (tty(4)).
+    """0 if this process has a controlling terminal, else the errno (tty(4)).
 
     ENXIO means that the terminal is gone.
     """

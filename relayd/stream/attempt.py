@@ -32,9 +32,9 @@ from relayd.core.errors import HandshakeFailed, Refused
 from relayd.core.hops import between, streams
 from relayd.core.interfaces import ICaller, IHopListener
 from relayd.core.session import Direction, Ending
-from relayd.net.foreign_transports import is_its_own_peer, lent_socket, set_options
+from relayd.net.foreign_transports import is_self_connected, lent_socket, set_options
 from relayd.net.socket_ends import ends_of
-from relayd.net.tls import ServerHandshake, ServerIdentity, stage, tells
+from relayd.net.tls import ServerHandshake, ServerIdentity, notifies_handshake, stage
 from relayd.net.upstream import Upstream
 from relayd.stream.legs import Leg
 
@@ -231,7 +231,7 @@ class EndpointLeg(UpstreamLeg):
 
     def makeConnection(self, transport: Any) -> None:
         UpstreamLeg.makeConnection(self, transport)
-        if tells(transport):
+        if notifies_handshake(transport):
             self.handshake = ServerHandshake(transport, self.identity)
 
     def handshakeCompleted(self) -> None:
@@ -399,7 +399,7 @@ class ServerAttempt(Attempt):
             return
         if leg.alive:
             set_options(leg.transport)
-            if is_its_own_peer(leg.transport):
+            if is_self_connected(leg.transport):
                 self._dial = None
                 self.failed(Ending.CONNECT_REFUSED, "the connection was to itself")
                 return

@@ -22,7 +22,7 @@ from twisted.internet.interfaces import INegotiated
 from twisted.python.failure import Failure
 
 from relayd.core.session import Ending
-from relayd.net.tls import in_words, is_openssls
+from relayd.net.tls import error_line, is_openssl_error
 from relayd.net.transports import PeerReset, PeerVanished
 from relayd.stream.legs import Leg
 
@@ -63,7 +63,7 @@ def judge(leg: Leg, reason: Failure, *, is_client: bool, closing: bool) -> Loss:
         # goodbye that TLS asks for, as most clients do.
         return Loss(NOTHING if closing else END)
     if _is_tls(error) and not is_client and not leg.direction.read:
-        return Loss(ABORT, Ending.CONNECT_FAILED, f"TLS: {in_words(error)}")
+        return Loss(ABORT, Ending.CONNECT_FAILED, f"TLS: {error_line(error)}")
     if not isinstance(error, ConnectionClosed | OSError) and not _is_tls(error):
         return Loss(ABORT, Ending.FAILED, repr(error))
     if isinstance(error, PeerReset):
@@ -86,11 +86,11 @@ def reset_ending(is_client: bool, undelivered: int) -> Ending:
 def _is_tls(error: BaseException) -> bool:
     """A failed TLS handshake.  Asked by name: TLS is an optional dependency."""
     by_name = type(error).__module__.partition(".")[0] == "service_identity"
-    return by_name or is_openssls(error)
+    return by_name or is_openssl_error(error)
 
 
 def _tls_detail(leg: Leg, error: BaseException) -> str:
     """What to add to a TLS connection's reset."""
     if _is_tls(error):
-        return f"TLS: {in_words(error)}"
+        return f"TLS: {error_line(error)}"
     return "TLS without close_notify" if INegotiated.providedBy(leg.transport) else ""

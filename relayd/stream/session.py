@@ -45,8 +45,8 @@ from relayd.core.session import Ending, Session
 from relayd.core.stage import NEXT, Stage
 from relayd.net.foreign_transports import keep_alive, note_listener, set_options
 from relayd.net.tcp_info import was_reset
+from relayd.net.tls import notifies_handshake, why_failed
 from relayd.net.tls import stage as tls_stage
-from relayd.net.tls import tells, why_failed
 from relayd.net.transports import KEEPALIVE_IS_INHERITED
 from relayd.net.upstream import Upstream
 from relayd.stream.attempt import (
@@ -217,7 +217,7 @@ class StreamProtocol(Leg):
         header = self._header = getattr(transport, "proxy_header", None)
         if header is not None:
             header.on_end = self.handshakeCompleted
-        return header is not None or tells(transport)
+        return header is not None or notifies_handshake(transport)
 
     def _begin(self, with_handshake: bool) -> None:
         """The client was let in, and has to do something before it is relayed."""
@@ -362,7 +362,9 @@ class StreamProtocol(Leg):
         if leg.spliced:
             # Not needed any more: thousands of idle sessions would keep it.
             self._deadline = 0.0
-        elif INegotiated.providedBy(leg.transport) and not tells(leg.transport):
+        elif INegotiated.providedBy(leg.transport) and not notifies_handshake(
+            leg.transport
+        ):
             # TLS below a wrapper: connected, but maybe not yet with a server.
             self._unproven = leg
 

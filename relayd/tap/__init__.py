@@ -1,9 +1,9 @@
 """Command lines for `twistd` and `twist`: options and wiring, no behaviour.
 
-But for this: it is the first of our own that such a process loads, and a container's
-first process must hear SIGTERM from there on.
+Except that process 1 of a container must handle SIGTERM from the start: this package is
+the first of relayd that such a process imports.
 """
 
-from relayd.operating.signals import hear_early
+from relayd.operating.signals import catch_early_sigterm
 
-hear_early()
+catch_early_sigterm()

@@ -1,7 +1,7 @@
-"""What the command lines of `twistd relayd` and `twistd socks4` have in common.
+"""The base class of the command lines of `twistd relayd` and `twistd socks4`.
 
-The options, their checks and the help are made from rows of the table of settings
-(:mod:`relayd.core.setting_types`); a command line is a subclass with its rows.
+The options, their checks and the help are generated from rows of the table of settings
+(:mod:`relayd.core.setting_types`); each command line is a subclass with its rows.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from relayd.operating.address_settings import Given
 
 
 class TableOptions(usage.Options):
-    """Reads a command line; whatever is wrong with it ends in one line.
+    """Parses a command line; an error is one line.
 
-    :cvar service: what the errors begin with.
+    :cvar service: the command's name, with which errors begin.
     :cvar rows: the settings that may be given.
     :cvar examples: the end of the help.
     :ivar given: the repeatable settings, in their order.
@@ -42,7 +42,7 @@ class TableOptions(usage.Options):
     compData = usage.Completions()
 
     def __init_subclass__(cls) -> None:
-        """Make the options of the rows that no base class has made."""
+        """Make options of the rows, except those that a base class has made."""
         super().__init_subclass__()
         made = [row for base in cls.__bases__ for row in getattr(base, "rows", ())]
         new = [row for row in cls.rows if row not in made]
@@ -66,7 +66,7 @@ class TableOptions(usage.Options):
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """The settings that are not repeatable, by their rows' fields."""
+        """The settings that are not repeatable, by field name."""
         return {
             row.field: row.default != bool(self[row.option])
             if row.is_flag
@@ -91,10 +91,10 @@ class TableOptions(usage.Options):
             )
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
-        """Read the command line.
+        """Parse the command line.
 
-        :raises CannotStart: it can't be used.  Twisted would answer a
-            UsageError with the whole help text; this is one line.
+        :raises CannotStart: it is wrong, in one line.  Twisted would print the whole
+            help text with a UsageError.
         """
         try:
             super().parseOptions(options)
@@ -102,7 +102,7 @@ class TableOptions(usage.Options):
             raise CannotStart(f"{self.service}: {problem}") from problem
 
     def getUsage(self, width: int | None = None) -> str:
-        """The help: the rows by their groups, and the examples."""
+        """The help: the rows in their groups, and the examples."""
         width = width or int(os.environ.get("COLUMNS", "80"))
         parts = [*textwrap.wrap(self.longdesc, width), ""]
         for group in GROUPS:
@@ -121,7 +121,7 @@ class TableOptions(usage.Options):
 
 
 def _reader(row: Setting[Any]) -> Callable[[TableOptions, str], None]:
-    """What takes a repeatable setting's value."""
+    """The method that parses a repeatable setting's value."""
 
     def read(options: TableOptions, text: str) -> None:
         options.given.append(Given.of(row, text))
@@ -131,7 +131,7 @@ def _reader(row: Setting[Any]) -> Callable[[TableOptions, str], None]:
 
 
 def _help_of(row: Setting[Any], width: int) -> list[str]:
-    """The lines of the help about a row."""
+    """A row's lines of the help."""
     short = f"-{row.short}, " if row.short else "    "
     value = f"={row.type.placeholder}" if row.type.placeholder else ""
     text = row.option_help
@@ -141,14 +141,14 @@ def _help_of(row: Setting[Any], width: int) -> list[str]:
 
 
 def _described(option: str, text: str, width: int) -> list[str]:
-    """An option and, below it, what it does."""
+    """An option and, below it, its description."""
     indent = " " * 10
     wrapped = textwrap.wrap(
         text,
         max(width, 40),
         initial_indent=indent,
         subsequent_indent=indent,
-        # An option's name stays in one piece.
+        # Option names are not broken.
         break_on_hyphens=False,
     )
     return [f"  {option}", *wrapped]

@@ -1,4 +1,4 @@
-"""`twistd relayd`: its options, and the service that they describe."""
+"""`twistd relayd`: its options, and its service."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Options(TableOptions):
 
 
 def makeService(options: Options, reactor: Any = None) -> MultiService:
-    """The service that `options` describe.
+    """The service for these options.
 
     :raises CannotStart: Twisted can't use one of the endpoint strings.
     """

@@ -37,7 +37,7 @@ from relayd.core.settings import (
     UDP_RCVBUF,
     UDP_TIMEOUT,
 )
-from relayd.operating.address_settings import RELAYD, SOCKS4, WHOLE
+from relayd.operating.address_settings import ALL, RELAYD, SOCKS4
 
 
 def refusal(parse: Callable[[str], object], text: str) -> str:
@@ -206,7 +206,7 @@ def test_a_number_says_its_bounds_and_unit(kind: Any) -> None:
 # -- rows
 
 
-@pytest.mark.parametrize("row", WHOLE, ids=lambda row: f"{row.name}-{row.kinds[0]}")
+@pytest.mark.parametrize("row", ALL, ids=lambda row: f"{row.name}-{row.kinds[0]}")
 def test_a_row_is_whole(row: Setting[Any]) -> None:
     """A program can read it, and so can a person."""
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", row.name)
@@ -242,8 +242,8 @@ def test_no_two_rows_of_a_command_line_have_one_name(
 
 
 def test_the_whole_table_is_on_the_command_lines() -> None:
-    assert set(RELAYD) | set(SOCKS4) == set(WHOLE)
-    assert set(settings.TABLE) < set(WHOLE)
+    assert set(RELAYD) | set(SOCKS4) == set(ALL)
+    assert set(settings.TABLE) < set(ALL)
 
 
 def test_a_choice_has_the_words_of_its_type() -> None:
@@ -253,7 +253,7 @@ def test_a_choice_has_the_words_of_its_type() -> None:
 
 
 PACKAGE = Path(relayd.__file__).parent
-FIELDS = {row.field for row in WHOLE}
+FIELDS = {row.field for row in ALL}
 
 
 def is_written_out(value: ast.expr | None) -> bool:

@@ -12,7 +12,7 @@ from twisted.internet import reactor
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.protocol import Factory
 
-from relayd.net.foreign_transports import is_its_own_peer, lent_socket
+from relayd.net.foreign_transports import is_self_connected, lent_socket
 from tests.support.contracts import Recorder, until
 
 
@@ -28,7 +28,7 @@ def test_what_has_no_descriptor_lends_no_socket(number: object) -> None:
     for each in (Descriptor(number), object()):
         with lent_socket(each) as sock:
             assert sock is None
-        assert not is_its_own_peer(each)
+        assert not is_self_connected(each)
 
 
 def test_a_descriptor_of_something_else_is_left_alone() -> None:
@@ -57,7 +57,7 @@ def test_a_unix_socket_without_a_name_has_not_met_itself() -> None:
     one, other = socket.socketpair()
     with one, other:
         assert one.getsockname() == one.getpeername()
-        assert not is_its_own_peer(one)
+        assert not is_self_connected(one)
 
 
 @pytest_twisted.ensureDeferred
@@ -68,6 +68,6 @@ async def test_one_of_twisteds_that_has_met_itself() -> None:
     endpoint = TCP4ClientEndpoint(reactor, *there, bindAddress=there)
     factory: Any = Factory.forProtocol(Recorder)
     protocol: Any = await endpoint.connect(factory)
-    assert is_its_own_peer(protocol.transport)
+    assert is_self_connected(protocol.transport)
     protocol.transport.abortConnection()
     await until(lambda: "lost" in protocol.events)

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from relayd.net.socket_ends import ends_of, is_its_own_peer
+from relayd.net.socket_ends import ends_of, is_self_connected
 
 
 @pytest.mark.parametrize(
@@ -33,8 +33,8 @@ def test_the_ends_of_a_connection_have_the_same_names_at_both(
         accepted, _ = listener.accept()
         with accepted:
             assert ends_of(client) == ends_of(accepted)[::-1] == before
-            assert not is_its_own_peer(client)
-            assert not is_its_own_peer(accepted)
+            assert not is_self_connected(client)
+            assert not is_self_connected(accepted)
         assert before[1] == f"{called}:{port}"
 
 
@@ -46,7 +46,7 @@ def test_a_socket_that_leads_nowhere_has_no_ends() -> None:
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 def test_a_socket_that_has_met_itself(family: int) -> None:
     with socket.socket(family) as sock:
-        assert not is_its_own_peer(sock)
+        assert not is_self_connected(sock)
         sock.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
         sock.connect(sock.getsockname())
-        assert is_its_own_peer(sock)
+        assert is_self_connected(sock)

@@ -32,7 +32,7 @@ from relayd.net.tls import (
     ServerHandshake,
     ServerIdentity,
     ascii_name,
-    tells,
+    notifies_handshake,
     why_failed,
 )
 from relayd.net.upstream import Upstream
@@ -58,14 +58,14 @@ def test_who_is_told_of_a_handshake() -> None:
     secret, plain = FakeTLSTransport(), FakeTransport()
     for transport in (secret, plain):
         transport.connect(Listener())
-    assert tells(secret)
-    assert not tells(plain)
+    assert notifies_handshake(secret)
+    assert not notifies_handshake(plain)
     deaf = FakeTLSTransport().connect(Protocol())
-    assert not tells(deaf)
+    assert not notifies_handshake(deaf)
     wrapper = ProtocolWrapper(WrappingFactory(None), Listener())
     FakeTLSTransport().connect(wrapper)
     assert INegotiated.providedBy(wrapper)
-    assert not tells(wrapper)
+    assert not notifies_handshake(wrapper)
 
 
 def test_a_name_in_another_script() -> None:

@@ -22,7 +22,7 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 
 from relayd.operating import signals
-from relayd.operating.signals import CLOSING, Signals, hear_early
+from relayd.operating.signals import CLOSING, Signals, catch_early_sigterm
 from tests.support.process import (
     START,
     TWISTD,
@@ -268,7 +268,7 @@ def test_the_first_process_remembers_a_signal(
     first_process: dict[int, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until there is something to stop."""
-    hear_early()
+    catch_early_sigterm()
     assert set(first_process) == {signal.SIGTERM}
     for _ in range(3):
         first_process[signal.SIGTERM](signal.SIGTERM, None)
@@ -286,15 +286,15 @@ def test_nobody_else_has_its_signals_touched(
     first_process: dict[int, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process, another thread, a program with a handler of its own."""
-    thread = threading.Thread(target=hear_early)
+    thread = threading.Thread(target=catch_early_sigterm)
     thread.start()
     thread.join()
     with monkeypatch.context() as patched:
         patched.setattr(signal, "getsignal", lambda number: print)
-        hear_early()
+        catch_early_sigterm()
     with monkeypatch.context() as patched:
         patched.setattr(os, "getpid", lambda: 2)
-        hear_early()
+        catch_early_sigterm()
     assert first_process == {}
 
 
