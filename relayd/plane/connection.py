@@ -71,7 +71,7 @@ class Connection(WritingConnection):
             self.connectionLost(Failure(ConnectionAborted()))
             return
         if self._state == BROKEN and not self._may_read():
-            # Nothing can be read from it, so that is all there is to know.
+            # It is not read, so nothing comes before the loss.
             self.connectionLost(self._loss)
             return
         if not self.clear and self._waiting != WAITING and self._state == ALIVE:
@@ -129,14 +129,14 @@ class Connection(WritingConnection):
             except Exception:
                 self._failed("the end of data")
         if self._hints & FAILED:
-            # Reset behind its end, which nothing that is read could tell.
+            # Reset after its end of data, which no read reports.
             self._lost_unread()
 
     def _lost_unread(self) -> None:
         """The kernel says that the connection is lost, and nothing is read from it.
 
-        So it is over now where all has been read, or where the protocol wants none of
-        what has not.  Otherwise that comes first: when the protocol reads on.
+        So it ends now if all has been read, or if the protocol does not want the rest.
+        Otherwise the rest is read first, when the protocol resumes.
         """
         if (
             self.protocol is None
@@ -148,7 +148,7 @@ class Connection(WritingConnection):
         if number:
             error = lost_by(number)
             if error is CONNECTION_LOST:
-                # Nobody can ask any more when the protocol is told.
+                # The socket is closed when the protocol is told: count it now.
                 error = PeerReset(self.unsent + unacknowledged(self))
             self.connectionLost(Failure(error))
 
@@ -172,7 +172,7 @@ class Connection(WritingConnection):
     def pauseProducing(self) -> None:
         self._reading = False
         if self._hints & FAILED:
-            # It has been reset already, of which no event tells again.
+            # It has been reset already, which the kernel reports once.
             self._schedule()
 
     def resumeProducing(self) -> None:

@@ -74,7 +74,7 @@ class PlaneListener(Listener):
         try:
             self.doRead()
         except Exception as problem:
-            # Anything else would close a listener for good.
+            # An exception that left this method would close the listener for good.
             log.failure("a client could not be accepted")
             self._pause(repr(problem), short=False)
 
@@ -129,7 +129,7 @@ class PlaneDial(Dial):
     _mask = 0
 
     def ready(self, mask: int) -> None:
-        """The connection stands, or failed."""
+        """The dial has succeeded or failed."""
         self._mask = mask
         if mask & _ERROR:
             self.doWrite()
@@ -218,4 +218,4 @@ class AdoptedListenerEndpoint(ListenerEndpoint):
 
 
 def _nothing() -> None:
-    """What an adopted socket leaves behind is its owner's."""
+    """The file of an adopted socket is its owner's to remove."""

@@ -2,8 +2,8 @@
 
 `splice(2)` moves bytes between two sockets through a pipe.  A connection borrows
 one while it has something in it and gives it back when it is empty, so that a
-few serve many.  How many there may be is bounded; where none can be had the
-bytes are copied instead.  Empty pipes are kept while any connection splices, and
+few serve many.  Their number is limited; where none can be had the bytes are
+copied instead.  Empty pipes are kept while any connection splices, and
 closed when none was asked for in KEEP seconds.
 """
 
@@ -60,7 +60,7 @@ class Pipe:
             raise
 
     def read(self) -> bytes:
-        """What is in it."""
+        """Take out all that is in it."""
         held, self.held = self.held, 0
         parts = []
         while held:

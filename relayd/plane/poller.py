@@ -7,10 +7,10 @@ dial or a listener.
 A turn has a few batches of events, and then the connections that asked to go on:
 those that had more to read than a connection may at once, and those that are to
 close, outside of whatever call asked for it.  More than that waits for the
-reactor's next turn, so that timers and other people's connections get theirs.
+reactor's next turn, so that timers and the reactor's other readers are served too.
 
-A descriptor that is closed while a batch is worked through may have an event in the
-rest of it, and its number may be another socket's by then.  Such events are dropped:
+A descriptor that is closed while a batch is handled may have an event in the rest
+of it, and its number may be another socket's by then.  Such events are dropped:
 a socket that was opened during a batch has none in it.
 """
 
@@ -102,7 +102,7 @@ class Plane:
         self._epoll: select.epoll | None = None
         self._scheduled: deque[Continuing] = deque()
         self._after: list[Callable[[], None]] = []
-        #: Numbers that were closed since the batch was taken.
+        #: Descriptors that were closed since the batch was taken.
         self._stale: set[int] = set()
         self._turning = False
         self._wake: IDelayedCall | None = None
@@ -130,7 +130,7 @@ class Plane:
         try:
             self._epoll.register(descriptor, mask)  # type: ignore[union-attr]
         except OSError:
-            self._rest()
+            self._close_if_idle()
             raise
         try:
             self._handlers[descriptor] = handler
@@ -144,7 +144,7 @@ class Plane:
         try:
             self.reactor.addReader(self)
         except BaseException:
-            # Kept, it would leave everything that follows deaf.
+            # If it were kept, nothing that is watched later would get an event.
             epoll.close()
             self._epoll = None
             raise
@@ -162,14 +162,14 @@ class Plane:
         """Report no more events of a `descriptor` that stays open."""
         if self._epoll is not None and self._forget(descriptor):
             self._epoll.unregister(descriptor)
-            self._rest()
+            self._close_if_idle()
 
     def unwatch_and_close(self, sock: socket.SocketType) -> None:
         """Report no more events of `sock`, and close it."""
         self._forget(sock.fileno())
         sock.close()
         if not self._watched:
-            self._rest()
+            self._close_if_idle()
 
     def _forget(self, descriptor: int) -> bool:
         handlers = self._handlers
@@ -177,7 +177,7 @@ class Plane:
             handler = handlers[descriptor]
         except IndexError:
             return False
-        # A closed socket says -1, which must not be the last one's.
+        # The descriptor of a closed socket is -1, which would index the last one.
         if handler is None or descriptor < 0:
             return False
         handlers[descriptor] = None
@@ -193,7 +193,7 @@ class Plane:
             self._wake = self._clock().callLater(0, self._woken)
 
     def after_batch(self, call: Callable[[], None]) -> None:
-        """Make a call when the batch of events that is worked through is through.
+        """Make a call at the end of the batch of events that is being handled.
 
         One that raises is logged, and the others are made.
         """
@@ -208,7 +208,7 @@ class Plane:
         return "relayd plane"
 
     def doRead(self) -> None:
-        """A turn."""
+        """Take a turn: a few batches of events, then what was scheduled."""
         epoll = self._epoll
         if epoll is None:
             return
@@ -253,7 +253,7 @@ class Plane:
         if scheduled and self._wake is None:
             self._wake = self._clock().callLater(0, self._woken)
         if not self._watched:
-            self._rest()
+            self._close_if_idle()
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor stops: so does everything here.
@@ -276,7 +276,7 @@ class Plane:
         self._watched = 0
         self._close()
 
-    # -- the rest
+    # -- turns and closing
 
     def _woken(self) -> None:
         self._wake = None
@@ -289,7 +289,7 @@ class Plane:
         self.share = max(MIN_SHARE, min(MAX_SHARE, BATCH_BYTES // busy))
 
     def _proceed(self) -> None:
-        """Let those go on that have asked before this."""
+        """Call those that were scheduled before this."""
         scheduled = self._scheduled
         for _ in range(len(scheduled)):
             connection = scheduled.popleft()
@@ -307,8 +307,8 @@ class Plane:
         except Exception:
             log.failure("{handler!r} could not be ended", handler=handler)
 
-    def _rest(self) -> None:
-        """Hold nothing while nothing is watched."""
+    def _close_if_idle(self) -> None:
+        """Close the epoll while nothing is watched."""
         if self._watched or self._epoll is None or self._turning:
             return
         self._handlers.clear()

@@ -54,7 +54,7 @@ SMALL_SPLICES = 16
 
 _MSG_MORE = int(socket.MSG_MORE)
 
-#: The peer has sent its last byte, and nothing else is the matter.
+#: The peer has sent its last byte, and nothing else has happened.
 _END = select.EPOLLRDHUP
 
 _SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
@@ -99,8 +99,8 @@ class SplicingConnection(Connection):
     def close_both(self, protocol: object, peers: object) -> bool:
         """See :meth:`ISpliceable.close_both`.
 
-        What two `loseConnection` and `connectionLost` come to where there is nothing
-        to write, to give back or to tell: a twelfth of a short session.
+        The same as two `loseConnection` and `connectionLost` where there is nothing to
+        write, release or report; it saves a twelfth of a short session.
         """
         peer = self._sink
         if (
@@ -123,13 +123,13 @@ class SplicingConnection(Connection):
         give_up(peer._sock)
         return True
 
-    # -- what is otherwise done for the protocol
+    # -- where a sink takes the protocol's place
 
     def _may_read(self) -> bool:
         return self._reading and (self._sink is None or self._sink.clear)
 
     def _hears_reset(self) -> bool:
-        # Of two that are joined, what is in the kernel is still to be delivered.
+        # Once joined, what is in the kernel is delivered first.
         return self._sink is None and Connection._hears_reset(self)
 
     def connectionLost(self, reason: Failure) -> None:
@@ -300,9 +300,9 @@ class SplicingConnection(Connection):
     def _not_spliced(self, problem: int) -> None:
         """splice(2) has failed to read: it is refused, or the connection is lost.
 
-        Of a loss the kernel tells once, and has told splice then: to `recv` what
-        follows looks like an end of data.  Any other errno is a refusal: of a kernel, a
-        sandbox or a filter, each of which has its own.
+        The kernel reports a loss once, here to splice: a `recv` after that finds what
+        looks like an end of data.  Any other errno is a refusal by a kernel, a sandbox
+        or a filter, each of which has its own.
         """
         lost: int | None = None
         try:
@@ -318,7 +318,7 @@ class SplicingConnection(Connection):
             self.connectionLost(failure_by(lost))
 
     def _refused(self, problem: int) -> None:
-        """Copy: for ever, unless it is for want of memory."""
+        """Copy from now on; for good, unless the kernel was short of memory."""
         self._plane.not_spliced += 1
         self._stop_splicing(0 if problem in _SHORT else _NEVER)
 
@@ -363,12 +363,12 @@ class SplicingConnection(Connection):
             self._wait_writable()
             return False
         try:
-            # Nothing, which is refused where the connection is lost.
+            # An empty send fails if the connection is lost.
             self._sock.send(b"")
         except BlockingIOError:
             pass
         except OSError as raised:
-            # If splice was told of it, that is what was the matter.
+            # If splice was told of the loss, its errno is the right one.
             self._write_failed(problem if problem in LOSSES else raised.errno)
             return False
         if pipe is not None:

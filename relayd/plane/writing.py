@@ -57,7 +57,7 @@ class WritingConnection(ConnectionBase):
             return
         if self.producer is not None and len(data) > BUFFER_LIMIT:
             # Twisted buffers first and sends later, so that such a write always
-            # pauses the producer, and resumes it.  Some wait for that.
+            # pauses the producer, and resumes it.  Some producers rely on that.
             self.clear = False
         if not self.clear:
             self._append(data)
@@ -99,7 +99,7 @@ class WritingConnection(ConnectionBase):
             self._plane.change_mask(self._sock.fileno(), EDGE_BOTH)
 
     def _flush(self) -> None:
-        """Hand what waits to the kernel, then do what waited for that."""
+        """Send what is buffered, then do what waited for that."""
         data = self._buffer
         if data is not None:
             try:
@@ -131,10 +131,10 @@ class WritingConnection(ConnectionBase):
             self._has_room()
 
     def _has_room(self) -> None:
-        """All is written, and there was no producer to tell, and nothing to close."""
+        """All is written; there was no producer to resume, and nothing to close."""
 
     def _update_clear(self) -> None:
-        """Nothing waits any more: may a write go straight to the kernel?"""
+        """Nothing is buffered: set whether a write may go straight to the kernel."""
         self.clear = (
             self.protocol is not None
             and not self.disconnecting
@@ -183,7 +183,7 @@ class WritingConnection(ConnectionBase):
         try:  # noqa: SIM105 - suppress() costs a session a hundredth more
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:
-            # Reset a moment ago, which a read will tell.
+            # Reset a moment ago: a read will report it.
             pass
         if self._sink is None:
             self.writeConnectionLost(DONE)
@@ -199,7 +199,7 @@ class WritingConnection(ConnectionBase):
     # -- producers
 
     def _producer_gone(self) -> None:
-        """The producer was unregistered: do what waited for that."""
+        """The producer was unregistered: do what waited for it."""
         if self.protocol is not None and self._waiting != WAITING:
             if self.unsent or self.disconnecting or self._write_side == ENDING:
                 self._schedule()
