@@ -58,8 +58,8 @@ class Type(Protocol[T_co]):
 def _number(text: str) -> float:
     """A number as people write it, or one that is in no range."""
     try:
-        # Python would take 1_000 as well.
-        return math.nan if "_" in text else float(text)
+        # Python would take 1_000 as well, and the digits of every script.
+        return float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         return math.nan
 

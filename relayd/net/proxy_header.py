@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
+    IAddress,
     IListeningPort,
     IProtocolFactory,
     IStreamServerEndpoint,
@@ -22,10 +24,15 @@ from twisted.protocols.haproxy import proxyEndpoint
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from zope.interface import implementer
 
+from relayd.core.names import is_address
+
 #: The signature of version 2, and the size of its fixed part: the signature, two bytes,
 #: and the length of the rest.
 _VERSION_2 = b"\r\n\r\n\0\r\nQUIT\n"
 _FIXED = 16
+
+#: The most bytes of a header of version 1, with the end of its line.
+_LONGEST_VERSION_1 = 107
 
 
 def header_end(start: bytes | bytearray) -> int:
@@ -38,10 +45,31 @@ def header_end(start: bytes | bytearray) -> int:
     return start.find(b"\r\n") + 2 if is_version_1 else 0
 
 
-class Header(ProtocolWrapper):
-    """Finds the header's end; Twisted's wrapper, above it, parses the header.
+def may_begin_header(start: bytes | bytearray) -> bool:
+    """Whether a header may begin with these bytes, of which no end is known yet."""
+    if _VERSION_2.startswith(start[: len(_VERSION_2)]):
+        return True
+    return b"PROXY ".startswith(start[:6]) and len(start) < _LONGEST_VERSION_1
 
-    :ivar is_bad: the wrapper has closed the connection, as the header is invalid.
+
+def names_address(address: IAddress) -> bool:
+    """Whether a header's address is one: Twisted takes any words for it."""
+    if not isinstance(address, IPv4Address | IPv6Address):
+        return True
+    host = address.host
+    if isinstance(address, IPv6Address):
+        # A balancer's own, if the header names none, may have a scope.
+        host = host.partition("%")[0]
+    is_port = address.type == "TCP" and 0 <= address.port <= 65535
+    return is_port and is_address(host)
+
+
+class Header(ProtocolWrapper):
+    """Waits for the whole header; Twisted's wrapper, above it, parses the header.
+
+    In one piece: Twisted takes a short first piece for no header.
+
+    :ivar is_bad: the connection is closed, as the header is invalid.
     :ivar on_end: called once, at the end of the header and before the data behind it.
     """
 
@@ -68,26 +96,30 @@ class Header(ProtocolWrapper):
         if start is None:
             self.wrappedProtocol.dataReceived(data)
             return
-        before = len(start)
+        if self.is_bad:
+            return
         start += data
         end = header_end(start)
-        if not 0 < end <= len(start):
-            self._pass_on(data)
-            return
-        if self._pass_on(data[: end - before]):
+        if not end and not may_begin_header(start):
+            self.is_bad = True
+            super().loseConnection()
+        elif 0 < end <= len(start) and self._parse(bytes(start[:end])):
             self._start = None
             on_end, self.on_end = self.on_end, None
             if on_end is not None:
                 on_end()
             # The callback may have ended the session.
             if end < len(start) and self.wrappedProtocol is not None:
-                self.wrappedProtocol.dataReceived(data[end - before :])
+                self.wrappedProtocol.dataReceived(bytes(start[end:]))
 
-    def _pass_on(self, data: bytes) -> bool:
-        """Pass data on; whether it may be a header so far."""
+    def _parse(self, header: bytes) -> bool:
+        """Hand the header to Twisted's wrapper; whether it is valid."""
+        if header == b"PROXY UNKNOWN\r\n":
+            # Twisted wants something between the word and the end of the line.
+            header = b"PROXY UNKNOWN \r\n"
         self._is_reading = True
         try:
-            self.wrappedProtocol.dataReceived(data)
+            self.wrappedProtocol.dataReceived(header)
         except Exception:
             # Twisted's parsers let some errors out, such as a port that is no number.
             self.loseConnection()

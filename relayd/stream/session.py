@@ -39,11 +39,11 @@ from relayd.core.addresses import address_name, client_key, host_of
 from relayd.core.errors import Refused
 from relayd.core.hops import Hop, between, streams
 from relayd.core.interfaces import ILease
-from relayd.core.names import is_address
 from relayd.core.prelude import BadRequest
 from relayd.core.session import Ending, Session
 from relayd.core.stage import NEXT, Stage
 from relayd.net.foreign_transports import keep_alive, note_listener, set_options
+from relayd.net.proxy_header import names_address
 from relayd.net.tcp_info import was_reset
 from relayd.net.tls import notifies_handshake, why_failed
 from relayd.net.tls import stage as tls_stage
@@ -257,12 +257,12 @@ class StreamProtocol(Leg):
 
     def _learn_client(self) -> bool:
         """The PROXY header names the client; whether it can be one."""
-        session = self.session
-        client = address_name(self.transport.getPeer())
+        session, transport = self.session, self.transport
+        source = transport.getPeer()
+        client = address_name(source)
         host = host_of(client)
-        # Twisted takes any word for an address.
-        if host and not is_address(host):
-            self.end(Ending.BAD_REQUEST, f"its PROXY header names no address: {host!a}")
+        if not (names_address(source) and names_address(transport.getHost())):
+            self.end(Ending.BAD_REQUEST, "its PROXY header names no address")
             return False
         session.client = client
         if self.factory.preludes and client != session.peer:

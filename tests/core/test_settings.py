@@ -68,7 +68,7 @@ def test_seconds() -> None:
 def test_what_is_no_timeout_is_refused() -> None:
     """With the option, the text, and what is expected."""
     bad = ["", "x", "10s", "-1", "-0.001", "nan", "inf", "-inf", "1e400", "0x10"]
-    bad += ["100000001", "1,5", "1 0", "10\n20", "1_0"]
+    bad += ["100000001", "1,5", "1 0", "10\n20", "1_0", "\u0661"]
     for text in bad:
         assert refusal(IDLE_TIMEOUT.parse, text) == (
             f"bad --idle-timeout {text!r}: expected seconds from 0 to 100000000"
@@ -106,7 +106,7 @@ def test_any_text_is_a_number_or_refused(text: str) -> None:
 
 def test_a_ratio() -> None:
     assert REPLY_CAP.parse("2.5") == 2.5
-    for text in ("", "x", "-1", "inf", "nan", "1_0"):
+    for text in ("", "x", "-1", "inf", "nan", "1_0", "\u0661"):
         assert refusal(REPLY_CAP.parse, text) == (
             f"bad --reply-cap {text!r}: expected a number from 0 up"
         )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.address import IPv6Address
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.task import Clock
@@ -28,9 +29,10 @@ from tests.support.process import (
 V1 = b"PROXY TCP4 192.0.2.9 192.0.2.10 1234 80\r\n"
 V1_UNKNOWN = b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n"
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
+V1_BARE = b"PROXY UNKNOWN\r\n"
 V2 = SIGNATURE + struct.pack("!BBH4s4sHH", 0x21, 0x11, 12, bytes(4), bytes(4), 1234, 80)
 V2_LOCAL = SIGNATURE + b"\x20\0\0\0"
-HEADERS = [V1, V1_UNKNOWN, V2, V2_LOCAL]
+HEADERS = [V1, V1_UNKNOWN, V1_BARE, V2, V2_LOCAL]
 
 
 class Relay:
@@ -77,13 +79,10 @@ def test_the_server_is_dialled_when_the_header_is_read(
     header: bytes, more: bytes
 ) -> None:
     relay = Relay()
-    # Twisted wants so many bytes in one piece.
-    relay.client.receive(header[:16] if header[0] == 13 else header[:8])
-    if header != V2_LOCAL:
-        assert not relay.server.dials
-        relay.client.receive((header + more)[16 if header[0] == 13 else 8 :])
-    elif more:
-        relay.client.receive(more)
+    for byte in header[:-1]:
+        relay.client.receive(bytes([byte]))
+    assert not relay.server.dials
+    relay.client.receive(header[-1:] + more)
     server = relay.server.dial.connect()
     relay.client.receive(b" and late")
     server.take()
@@ -126,6 +125,9 @@ def test_a_header_that_a_late_relay_has_just_read_goes_on() -> None:
     [
         b"GET / HTTP/1.0\r\n\r\n",
         b"PROXY TCP9 a\r\n",
+        b"PROXY UNKNOWN " + b"x" * 93,
+        b"PROXT",
+        SIGNATURE[:11] + b"x",
         b"PROXY TCP4 a b c d\r\n",
         SIGNATURE + b"\x21\x2f\0\0",
         SIGNATURE + b"\x21\x11\0\1a",
@@ -143,7 +145,15 @@ def test_what_is_no_header(start: bytes) -> None:
 
 @pytest.mark.parametrize(
     "header",
-    [b"PROXY TCP6 zz:yy ::1 1 2\r\n", b"PROXY TCP4 a.b 192.0.2.10 1234 80\r\n"],
+    [
+        b"PROXY TCP6 zz:yy ::1 1 2\r\n",
+        b"PROXY TCP4 a.b 192.0.2.10 1234 80\r\n",
+        b"PROXY TCP4  192.0.2.10 1234 80\r\n",
+        b"PROXY TCP4 unix: 192.0.2.10 1234 80\r\n",
+        b"PROXY TCP4 192.0.2.9 a..b 1234 80\r\n",
+        b"PROXY TCP4 192.0.2.9 192.0.2.10 65536 80\r\n",
+        b"PROXY TCP4 192.0.2.9 192.0.2.10 1234 -80\r\n",
+    ],
 )
 def test_a_header_that_names_no_address(header: bytes) -> None:
     """Twisted takes any word for one."""
@@ -152,8 +162,17 @@ def test_a_header_that_names_no_address(header: bytes) -> None:
     assert not relay.client.connected
     assert not relay.server.dials
     assert relay.factory.endings == {"bad_request": 1}
-    assert relay.session.detail.startswith("its PROXY header names no address: '")
+    assert relay.session.detail == "its PROXY header names no address"
     assert relay.session.client == relay.session.peer
+    relay.over()
+
+
+def test_a_balancer_on_a_link_local_address() -> None:
+    relay = Relay()
+    relay.client.peer = IPv6Address("TCP", "fe80::1%eth0", 4711)
+    relay.client.receive(V2_LOCAL)
+    assert relay.server.dials
+    relay.client.lose()
     relay.over()
 
 
