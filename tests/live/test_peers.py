@@ -17,7 +17,7 @@ import pytest
 
 from relayd.net.tcp_info import unacknowledged
 from relayd.preludes.socks4 import Code, Command, write_request
-from tests.live.test_relay import NEVER, chain, echo_once, full_backlog, in_thread
+from tests.support.live_relays import NEVER, chain, echo_once, full_backlog, in_thread
 from tests.support.process import (
     PATIENCE,
     RelayProcess,

@@ -23,7 +23,7 @@ from relayd.preludes.socks4 import (
     read_reply,
     write_request,
 )
-from tests.live.test_relay import full_backlog, refused_address
+from tests.support.live_relays import full_backlog, refused_address
 from tests.support.process import (
     PATIENCE,
     TRANSPORTS,

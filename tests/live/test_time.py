@@ -19,8 +19,8 @@ import pytest
 
 from relayd.core.addresses import host_port
 from relayd.preludes.socks4 import Code, Command, Reply, write_request
-from tests.live.test_relay import full_backlog
 from tests.live.test_socks4 import reply
+from tests.support.live_relays import full_backlog
 from tests.support.process import (
     PATIENCE,
     RelayProcess,
