@@ -25,7 +25,7 @@ class FakePeer(Peer):
     def __init__(self, transport: FakeTransport) -> None:
         super().__init__()
         self.transport = transport
-        transport.room = ROOM
+        transport.capacity = ROOM
         self._waiting = 0
         self._closed = False
 
@@ -42,7 +42,7 @@ class FakePeer(Peer):
         transport = self.transport
         data, transport.taken = transport.taken[:count], transport.taken[count:]
         if data:
-            transport.shed_clients(len(data))
+            transport.add_capacity(len(data))
             return data
         if transport.aborted:
             raise ConnectionResetError

@@ -1,7 +1,7 @@
-"""For those who put transports, or endpoints that make them, of their own into a relay.
+"""Tests for transports, and endpoints that make them, of an embedder.
 
-`StreamTransportContract` is a suite of tests that a transport has to pass to be relayed
-well: relayd's own pass it, and Twisted's.  A test case says how to connect one, and
+`StreamTransportContract` is a suite of tests that a transport must pass to be used in a
+relay: relayd's own pass it, and Twisted's.  A test case connects a transport, and
 inherits the tests::
 
     from twisted.trial.unittest import TestCase
@@ -11,20 +11,20 @@ inherits the tests::
         async def connect(self, protocol) -> Peer:
             ...
 
-`examples/own_transport_contract.py` is a whole one.  Trial runs it, and so does pytest.
-With pytest's plugin pytest-twisted a plain class will do, without TestCase.  Nothing
-but what relayd itself needs is imported here.
+`examples/own_transport_contract.py` is a complete example.  Trial and pytest run it.
+With the plugin pytest-twisted a plain class is enough, without TestCase.  Nothing is
+imported here that relayd itself does not need.
 
-- :class:`StreamTransportContract` asks for all that a relay relies on, of a transport
-  whose other end is any :class:`Peer`; :class:`SocketTransportContract` asks for what
-  sockets have besides, and its peers are :class:`SocketPeer`.
-- :class:`ConnectionContract` and :class:`SocketConnectionContract` are the short forms,
-  for a transport that differs from a tested one in its addresses alone.
+- :class:`StreamTransportContract` tests all that a relay relies on, of a transport
+  whose other end is any :class:`Peer`; :class:`SocketTransportContract` also tests what
+  is particular to sockets, and its peers are :class:`SocketPeer`.
+- :class:`ConnectionContract` and :class:`SocketConnectionContract` are shorter, for a
+  transport that differs from a tested one only in its addresses.
 - :class:`FakeTransport` is a transport without a network, for tests of protocols.
 
-A transport whose peer can't reset it says `resets = False`.  One that keeps what waits
-elsewhere than Twisted's do overrides :meth:`ConnectionContract.unsent`; a relay does
-not find it there either, and takes the transport's buffer for empty.
+For a transport whose peer can't reset it, set `resets = False`.  For one that keeps its
+buffer elsewhere than Twisted's do, override :meth:`ConnectionContract.unsent`; a relay
+does not find that buffer either, and takes it for empty.
 """
 
 from relayd.testing.connection import ConnectionContract

@@ -1,4 +1,4 @@
-"""How a transport closes, either side of it."""
+"""The contract of closing and half-closing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from relayd.testing.suite import checked, each, turns, until
 
 
 class ClosingContract(ConnectionContract):
-    """A close and a half-close follow what is buffered."""
+    """A close and a half-close come after what is buffered."""
 
     # -- closing
 
@@ -45,7 +45,7 @@ class ClosingContract(ConnectionContract):
         def close() -> None:
             protocol.transport.write(b"goodbye")
             protocol.transport.loseConnection()
-            assert not protocol.lost, "it is told by the reactor"
+            assert not protocol.lost, "it is reported by the reactor"
 
         protocol = Recorder(**{event: close})
         peer = await self.open(protocol)
@@ -133,7 +133,7 @@ class ClosingContract(ConnectionContract):
         await turns()
         assert not protocol.lost
         protocol.transport.unregisterProducer()
-        assert not protocol.lost, "it is told by the reactor"
+        assert not protocol.lost, "it is reported by the reactor"
         assert len(await peer.read_all()) == written
         await self.gone(protocol, ConnectionDone)
         assert "stop" not in producer.asked
@@ -173,7 +173,7 @@ class ClosingContract(ConnectionContract):
         await turns()
         assert not protocol.lost
         protocol.transport.unregisterProducer()
-        assert not protocol.lost, "it is told by the reactor"
+        assert not protocol.lost, "it is reported by the reactor"
         await self.gone(protocol, ConnectionDone)
 
     # -- the end of data, either way
@@ -227,7 +227,7 @@ class ClosingContract(ConnectionContract):
             await turns()
         written = await self.fill(protocol.transport)
         assert len(await peer.read(11 + written)) == 11 + written
-        assert protocol.events == ["made", "eof"], "told once"
+        assert protocol.events == ["made", "eof"], "reported once"
 
     @checked
     async def test_the_peers_half_close_while_bytes_are_buffered(self) -> None:

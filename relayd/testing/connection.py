@@ -1,4 +1,4 @@
-"""What every transport shows: that it is one, who is connected, that bytes arrive."""
+"""The least of the contract: interfaces, addresses, states, and that bytes arrive."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from relayd.testing.peers import Peer
 from relayd.testing.protocols import Plain, Producer, Recorder
 from relayd.testing.suite import Suite, checked, pause, turns, until
 
-#: Events that may be told from within another one, as what leads to them is done at
-#: once where nothing has to be waited for: a close once the write side is shut (on
-#: every transport) or the peer's end of data was read, and shutting the write side.
+#: Events that may come within another one, as their cause may act at once if nothing
+#: is buffered: a close once the write side is shut (on every transport) or the peer's
+#: end of data was read, and shutting the write side.
 NESTED = {
     "lost within shut",
     "lost within eof",
@@ -34,16 +34,15 @@ NESTED = {
     "shut within eof",
 }
 
-#: Bytes after which a transport should have said that some wait.
+#: Bytes after which a transport should have some in its buffer.
 ENDLESS = 1 << 26
 
 
 class ConnectionContract(Suite):
-    """The least of it, which every transport has.
+    """The least that every transport has.
 
-    Enough for a kind that differs from a tested one in its addresses alone.  A
-    subclass provides :meth:`connect`, and :meth:`disconnect` if there is something to
-    close.
+    Enough for a kind that differs from a tested one only in its addresses.  A subclass
+    provides :meth:`connect`, and :meth:`disconnect` if there is something to close.
     """
 
     #: Whether a peer can reset the connection, as over TCP; over UNIX sockets it can't.
@@ -59,12 +58,12 @@ class ConnectionContract(Suite):
         raise NotImplementedError
 
     async def disconnect(self) -> None:
-        """Close whatever `connect` opened beyond the connections themselves."""
+        """Close what `connect` opened, except for the connections."""
 
     def unsent(self, transport: Any) -> int:
-        """How many bytes wait in `transport`: what a relay would find there.
+        """How many bytes are buffered in `transport`, as a relay finds them.
 
-        As a relay asks: see :func:`relayd.stream.bridge.unsent`.
+        See :func:`relayd.stream.legs.unsent`.
         """
         return unsent(transport)
 
@@ -73,7 +72,7 @@ class ConnectionContract(Suite):
         self.opened: list[tuple[Plain, Peer]] = []
 
     async def end(self) -> None:
-        """Close what a test has opened, and check what holds for every connection."""
+        """Close what a test has opened, and check each connection's events."""
         try:
             await self._close()
         finally:
@@ -97,7 +96,7 @@ class ConnectionContract(Suite):
             assert set(protocol.nested) <= NESTED
 
     async def open(self, protocol: Plain) -> Peer:
-        """Connect `protocol`, for the length of the test."""
+        """Connect `protocol`; closed at the end of the test."""
         peer = await self.connect(protocol)
         self.opened.append((protocol, peer))
         return peer
@@ -110,16 +109,16 @@ class ConnectionContract(Suite):
         return protocol, peer
 
     async def gone(self, protocol: Plain, reason: type[Exception] = Exception) -> None:
-        """Wait for the loss of the connection, which has this reason."""
+        """Wait for the loss of the connection; its reason must be of this class."""
         await until(lambda: protocol.lost, "connectionLost")
         assert protocol.reason is not None
         assert isinstance(protocol.reason.value, reason)
 
     async def fill(self, transport: Any) -> int:
-        """Write until a megabyte waits in the transport; return how much that took."""
+        """Write until a megabyte is buffered; return the number of bytes written."""
         written = 0
         while self.unsent(transport) < 1 << 20:
-            assert written < ENDLESS, "nothing of what was written is said to wait"
+            assert written < ENDLESS, "nothing of what was written is buffered"
             transport.write(bytes(1 << 18))
             written += 1 << 18
             await pause(0.001)

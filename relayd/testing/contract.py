@@ -1,8 +1,8 @@
-"""What a relay relies on in a stream transport, whoever made it: all of it.
+"""The whole contract: all that a relay relies on in a stream transport.
 
-The tests say what Twisted documents, and what its transports do besides and programs
-have come to rely on, whichever reactor runs them.  Where Twisted's documentation
-promises more than its transports keep, a test asks for no more than both allow.
+The tests require what Twisted documents, and what else its transports do on every
+reactor and programs have come to rely on.  Where Twisted's documentation promises more
+than its transports do, a test requires no more than both.
 """
 
 from relayd.testing.closing import ClosingContract
@@ -14,7 +14,7 @@ from relayd.testing.reading import ReadingContract
 class StreamTransportContract(
     ReadingContract, ProducerContract, ClosingContract, LossContract
 ):
-    """A transport that passes this can stand in a relay.
+    """A transport that passes this can be used in a relay.
 
     And in any program that was written for Twisted's own.
     """

@@ -1,16 +1,15 @@
-"""A transport without a network, for tests in which time stands still.
+"""A transport without a network, for tests without real time.
 
 Twisted's own test transports do not half-close, and none has a peer that may refuse to
-read.  `FakeTransport` does both: what is written stays in its buffer until the test
-says that the network took it.  It passes
-:class:`relayd.testing.StreamTransportContract`, as real transports do, so that what
-works on it works on them: above all, an abort is told in the reactor's next turn, never
-from within the call.
+read.  `FakeTransport` has both: written bytes stay in its buffer until the test has the
+network take them.  It passes :class:`relayd.testing.StreamTransportContract`, as real
+transports do, so that what works on it works on them: above all, an abort is reported
+in the reactor's next turn, never from within the call.
 
-The next turn comes from a clock.  With a :class:`twisted.internet.task.Clock`, the one
-that the program under test has, a turn follows each thing that the network does, and
-each advance of the clock; what the test itself calls is told at :meth:`turn`.  With a
-reactor it comes as ever.
+The turns come from a clock.  With a :class:`twisted.internet.task.Clock`, which the
+program under test uses too, there is a turn after each call that stands for the
+network, and at each advance of the clock; after calls of the program, the test calls
+:meth:`turn`.  With a reactor, turns are the reactor's.
 """
 
 from __future__ import annotations
@@ -46,13 +45,12 @@ class FakeTransport:
     """One end of a connection, with the buffers of Twisted's own descriptors.
 
     :param port: of the peer.
-    :param clock: has the turns of the reactor (IReactorTime); one of its own, unless
-        given.
-    :ivar log: what was asked of it, in order.
-    :ivar taken: what the network has taken of what was written.
-    :ivar room: how many bytes the network takes by itself, in the turn after they were
-        written; the others wait for :meth:`take`.
-    :ivar reading: whether it would read what arrives.
+    :param clock: for the turns (IReactorTime); a new Clock, unless given.
+    :ivar log: the program's calls, in order.
+    :ivar taken: the written bytes that the network has taken.
+    :ivar capacity: how many more bytes the network takes by itself, in the turn after
+        they were written; the others wait for :meth:`take`.
+    :ivar reading: whether it reads what arrives.
     :ivar aborted: the program has aborted it.
     """
 
@@ -65,7 +63,7 @@ class FakeTransport:
         self.host: IAddress = IPv4Address("TCP", "192.0.2.2", 80)
         self.log: list[str] = []
         self.taken = b""
-        self.room = 0
+        self.capacity = 0
         self.dataBuffer = b""
         self.offset = 0
         self._tempDataLen = 0
@@ -80,14 +78,14 @@ class FakeTransport:
         self._half_closing = False
         self._producer_paused = False
         self._options = {"nodelay": False, "keepalive": False}
-        #: What has arrived and was not read, and what came behind it.
+        #: Bytes that have arrived and were not read, and the end that follows them.
         self._arrived = b""
         self._arrived_end: type[Exception] | None = None
         self._read_ended = False
-        #: The peer is gone: the next write is answered by a reset.
+        #: The peer is gone: the next write meets a reset.
         self._refuses = False
-        #: What the next turn does already.
-        self._coming: set[Callable[[], None]] = set()
+        #: Calls scheduled for the next turn.
+        self._scheduled: set[Callable[[], None]] = set()
 
     def connect(self, protocol: IProtocol) -> Self:
         """Connect `protocol` to this end."""
@@ -97,31 +95,31 @@ class FakeTransport:
         return self
 
     def turn(self) -> None:
-        """The reactor's next turn, unless that is a real one's."""
+        """Run the reactor's next turn, unless the reactor is a real one."""
         advance = getattr(self.clock, "advance", None)
         if advance is not None:
             advance(0)
 
     def _next_turn(self, call: Callable[[], None]) -> None:
-        if call not in self._coming:
-            self._coming.add(call)
+        if call not in self._scheduled:
+            self._scheduled.add(call)
             self.clock.callLater(0, self._do, call)
 
     def _do(self, call: Callable[[], None]) -> None:
-        self._coming.discard(call)
+        self._scheduled.discard(call)
         call()
 
-    # -- what the network does, at once
+    # -- what the network does, read at once
 
     def receive(self, data: bytes) -> None:
-        """The peer sent `data`, which is read."""
+        """The peer sent `data`, and it is read."""
         if not self.reading:
             raise AssertionError("data arrived while reading was paused")
-        self._tell(self.protocol.dataReceived, data)
+        self._call(self.protocol.dataReceived, data)
         self.turn()
 
     def receive_eof(self) -> None:
-        """The peer ended its side, which is read."""
+        """The peer ended its side, and the end is read."""
         self.readConnectionLost(Failure(ConnectionDone()))
         self.turn()
 
@@ -135,7 +133,7 @@ class FakeTransport:
         self._take(len(self.dataBuffer) if count is None else count)
         self.turn()
 
-    # -- what the network does, for a transport that may be paused
+    # -- what the network does, read when the transport is not paused
 
     def arrive(self, data: bytes) -> None:
         """The peer sent `data`, which waits until it is read."""
@@ -143,14 +141,14 @@ class FakeTransport:
         self._next_turn(self._read)
 
     def arrive_eof(self) -> None:
-        """The peer ended its side; that is read behind its data."""
+        """The peer ended its side; the end is read after its data."""
         self._arrived_end = self._arrived_end or ConnectionDone
         self._next_turn(self._read)
 
     def arrive_reset(self) -> None:
-        """The peer reset the connection: the next read behind its data fails.
+        """The peer reset the connection: the next read after its data fails.
 
-        So does a write, and what is buffered makes one at once.
+        So does a write; if bytes are buffered, one follows at once.
         """
         self._arrived_end = ConnectionLost
         self._refuses = True
@@ -167,9 +165,9 @@ class FakeTransport:
         """How many bytes have arrived and were not read."""
         return len(self._arrived)
 
-    def shed_clients(self, count: int) -> None:
-        """The network takes so many bytes more by itself."""
-        self.room += count
+    def add_capacity(self, count: int) -> None:
+        """The network takes so many more bytes by itself."""
+        self.capacity += count
         self._next_turn(self._flush)
 
     # -- what the reactor does
@@ -180,7 +178,7 @@ class FakeTransport:
         if self._arrived:
             data = self._arrived[: self.bufferSize]
             self._arrived = self._arrived[self.bufferSize :]
-            self._tell(self.protocol.dataReceived, data)
+            self._call(self.protocol.dataReceived, data)
             self._next_turn(self._read)
         elif self._arrived_end is ConnectionDone:
             self.readConnectionLost(Failure(ConnectionDone()))
@@ -192,23 +190,23 @@ class FakeTransport:
         self._read_ended = True
         self.log.append("eof")
         if IHalfCloseableProtocol.providedBy(self.protocol):
-            self._tell(self.protocol.readConnectionLost)
+            self._call(self.protocol.readConnectionLost)
         else:
             self._lose(reason)
 
     def _flush(self) -> None:
-        """Write what there is room for."""
+        """Write what the network takes."""
         if not self.connected or self.aborted:
             return
-        # Past the end of data no read will find a reset.
+        # After the end of data no read will find a reset.
         unread = self._read_ended and self._arrived_end is ConnectionLost
         if unread or (self._refuses and self.dataBuffer):
             self._lose(Failure(ConnectionLost()))
             return
         if not self.dataBuffer:
             return
-        count = min(self.room, len(self.dataBuffer))
-        self.room -= count
+        count = min(self.capacity, len(self.dataBuffer))
+        self.capacity -= count
         self._take(count)
 
     def _take(self, count: int) -> None:
@@ -217,7 +215,7 @@ class FakeTransport:
         self._written()
 
     def _written(self) -> None:
-        """Do what waits for an empty buffer, in the order of FileDescriptor.doWrite."""
+        """Act on an empty buffer, in the order of FileDescriptor.doWrite."""
         if self.dataBuffer or not self.connected or self.aborted:
             return
         producer = self.producer
@@ -225,7 +223,7 @@ class FakeTransport:
             self._producer_paused or not self.streamingProducer
         ):
             self._producer_paused = False
-            self._tell(producer.resumeProducing)
+            self._call(producer.resumeProducing)
         elif self.disconnecting:
             self._lose(Failure(ConnectionDone()))
         elif self._half_closing and not self.write_shut:
@@ -235,13 +233,13 @@ class FakeTransport:
         self.write_shut = True
         self.log.append("shut")
         if IHalfCloseableProtocol.providedBy(self.protocol):
-            self._tell(self.protocol.writeConnectionLost)
+            self._call(self.protocol.writeConnectionLost)
 
     def _abort(self) -> None:
         self._lose(Failure(ConnectionAborted()))
 
-    def _tell(self, call: Callable[..., object], *args: Any) -> None:
-        """Call the program, as a reactor does: its exception ends the connection."""
+    def _call(self, call: Callable[..., object], *args: Any) -> None:
+        """Call the program; as with a reactor, an exception ends the connection."""
         try:
             call(*args)
         except Exception:
@@ -257,9 +255,9 @@ class FakeTransport:
         self.reading = False
         producer, protocol = self.producer, self.protocol
         if producer is not None:
-            self._tell(producer.stopProducing)
+            self._call(producer.stopProducing)
         self.producer = self.protocol = None
-        self._tell(protocol.connectionLost, reason)
+        self._call(protocol.connectionLost, reason)
 
     # -- ITransport and its kin
 
@@ -276,7 +274,7 @@ class FakeTransport:
         ):
             self._producer_paused = True
             self.producer.pauseProducing()
-        if self.room or self._refuses:
+        if self.capacity or self._refuses:
             self._next_turn(self._flush)
 
     def writeSequence(self, data: Iterable[bytes]) -> None:
@@ -293,7 +291,7 @@ class FakeTransport:
         self.disconnecting = True
         self.reading = False
         if self._read_ended and not self.dataBuffer and self.producer is None:
-            # At once, as relayd's own do: no event can be on its way.
+            # At once, as relayd's transports do: no event can be pending.
             self._lose(Failure(ConnectionDone()))
         else:
             self._next_turn(self._written)
@@ -303,7 +301,7 @@ class FakeTransport:
             return
         self._half_closing = True
         if self.producer is None:
-            # At once if nothing is buffered, as relayd's own do.
+            # At once if nothing is buffered, as relayd's transports do.
             self._written()
         else:
             self._next_turn(self._written)

@@ -1,4 +1,4 @@
-"""How a connection is lost: by an abort, a reset, an exception of the program."""
+"""The contract of losses: by an abort, a reset, an exception of the program."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from relayd.testing.suite import checked, each, raises, turns, until
 
 
 class LossContract(ConnectionContract):
-    """Each loss has its reason, and is told by the reactor."""
+    """Each loss has its reason, and is reported by the reactor."""
 
     # -- aborting
 
@@ -28,7 +28,7 @@ class LossContract(ConnectionContract):
         written = await self.fill(protocol.transport)
         protocol.transport.abortConnection()
         protocol.transport.abortConnection()
-        assert not protocol.lost, "it is told by the reactor"
+        assert not protocol.lost, "it is reported by the reactor"
         await self.gone(protocol, ConnectionAborted)
         with suppress(ConnectionError):
             await peer.read_all()
@@ -40,7 +40,7 @@ class LossContract(ConnectionContract):
     async def test_abort_within_an_event(self, event: str) -> None:
         def abort() -> None:
             protocol.transport.abortConnection()
-            assert not protocol.lost, "it is told by the reactor"
+            assert not protocol.lost, "it is reported by the reactor"
 
         protocol = Recorder(**{event: abort})
         peer = await self.open(protocol)
@@ -118,7 +118,7 @@ class LossContract(ConnectionContract):
             transport.write(b"x")
             if asked == 3:
                 transport.abortConnection()
-                assert not protocol.lost, "it is told by the reactor"
+                assert not protocol.lost, "it is reported by the reactor"
 
         producer = Producer(resume=produce)
         transport.registerProducer(producer, False)
@@ -198,7 +198,7 @@ class LossContract(ConnectionContract):
         peer.close()
         for _ in range(3):
             protocol.transport.write(b"to nobody")
-            # Never from within write: the caller may be in the middle of things.
+            # Never from within write: the caller may not be ready.
             assert not protocol.lost
             await turns(5)
             if protocol.lost:

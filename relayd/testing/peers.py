@@ -9,7 +9,7 @@ from relayd.testing.suite import pause, until
 
 
 class Peer:
-    """The far end, which blocks nobody: a subclass says how to use it.
+    """The far end, which never blocks; a subclass implements the calls.
 
     :ivar data: what was read.
     :ivar ended: the end of data was read.
@@ -20,7 +20,7 @@ class Peer:
         self.ended = False
 
     def send_some(self, data: bytes) -> int:
-        """Send what can be sent without waiting; return how many bytes that was."""
+        """Send what can be sent without blocking; return the number of bytes."""
         raise NotImplementedError
 
     def receive_some(self, count: int) -> bytes | None:
@@ -46,10 +46,10 @@ class Peer:
         """Reset the connection; called only where the contract's `resets` is true."""
         raise NotImplementedError
 
-    # -- made of these
+    # -- made of the calls above
 
     def take(self) -> bool:
-        """Read what there is; True once the end of data was read."""
+        """Read all that has arrived; True once the end of data was read."""
         while not self.ended:
             part = self.receive_some(1 << 20)
             if part is None:
@@ -67,7 +67,7 @@ class Peer:
                 await pause(0.001)
 
     def flood(self) -> int:
-        """Send until no more is taken; return how much was."""
+        """Send until the socket is full; return the number of bytes."""
         total = 0
         while sent := self.send_some(bytes(1 << 18)):
             total += sent
@@ -85,9 +85,9 @@ class Peer:
 
 
 class SocketPeer(Peer):
-    """The far end is a connected socket of this process.
+    """The far end as a connected socket of this process.
 
-    :ivar socket: that one.
+    :ivar socket: that socket.
     """
 
     def __init__(self, sock: socket.socket) -> None:

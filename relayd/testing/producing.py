@@ -86,7 +86,7 @@ class ProducerContract(ConnectionContract):
         transport = protocol.transport
 
         def stop() -> None:
-            assert not protocol.lost, "the producer hears of it first"
+            assert not protocol.lost, "the producer is stopped first"
             assert not transport.connected
             transport.write(b"to nobody")
             transport.unregisterProducer()

@@ -1,4 +1,4 @@
-"""Protocols and producers that record what a transport tells them."""
+"""Protocols and producers that record a transport's calls."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from relayd.stream.legs import unsent
 
 
 class Plain(Protocol):
-    """Keeps what a transport tells its protocol; knows nothing of half-closing.
+    """Records a transport's calls; can't half-close.
 
     :ivar events: made, eof, shut and lost, in order; deliveries are only counted.
-    :ivar on: what to do within an event, by its name; also for "data".
-    :ivar nested: events that came from within another.
+    :ivar on: callbacks by name of the event, or "data".
+    :ivar nested: events that came within another.
     """
 
     transport: Any
@@ -32,7 +32,7 @@ class Plain(Protocol):
         self.nested: list[str] = []
         self._within: list[str] = []
 
-    def _tell(self, event: str) -> None:
+    def _record(self, event: str) -> None:
         self.nested += [f"{event} within {outer}" for outer in self._within[-1:]]
         self._within.append(event)
         try:
@@ -43,19 +43,19 @@ class Plain(Protocol):
 
     def connectionMade(self) -> None:
         self.events.append("made")
-        self._tell("made")
+        self._record("made")
 
     def dataReceived(self, data: bytes) -> None:
         assert type(data) is bytes
         assert data
         self.deliveries += 1
         self.data += data
-        self._tell("data")
+        self._record("data")
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.events.append("lost")
         self.reason = reason
-        self._tell("lost")
+        self._record("lost")
 
     @property
     def lost(self) -> bool:
@@ -68,41 +68,42 @@ class Recorder(Plain):
 
     def readConnectionLost(self) -> None:
         self.events.append("eof")
-        self._tell("eof")
+        self._record("eof")
 
     def writeConnectionLost(self) -> None:
         self.events.append("shut")
-        self._tell("shut")
+        self._record("shut")
 
 
 @implementer(IPushProducer)
 class Producer:
-    """Records what a consumer asks of it.
+    """Records a consumer's calls.
 
-    :ivar on: what to do when asked to pause, resume or stop.
+    :ivar asked: pause, resume and stop, in order.
+    :ivar on: callbacks by name of the call.
     """
 
     def __init__(self, **on: Callable[[], object]) -> None:
         self.asked: list[str] = []
         self.on = on
 
-    def _asked(self, what: str) -> None:
+    def _record(self, what: str) -> None:
         self.asked.append(what)
         if what in self.on:
             self.on[what]()
 
     def pauseProducing(self) -> None:
-        self._asked("pause")
+        self._record("pause")
 
     def resumeProducing(self) -> None:
-        self._asked("resume")
+        self._record("resume")
 
     def stopProducing(self) -> None:
-        self._asked("stop")
+        self._record("stop")
 
 
 class Pieces(Producer):
-    """A pull producer: writes a piece each time it is asked, then unregisters."""
+    """A pull producer: writes a piece each time it is resumed, then unregisters."""
 
     def __init__(self, transport: Any, pieces: list[bytes]) -> None:
         super().__init__(resume=self._resume)
@@ -122,5 +123,5 @@ class Pieces(Producer):
 
 
 def fail() -> None:
-    """Raise, as a protocol with a bug does."""
+    """Raise, like a protocol with a bug."""
     raise ZeroDivisionError("of the test")

@@ -1,4 +1,4 @@
-"""How a transport delivers what arrives, and obeys a pause."""
+"""The contract of reading: delivery, and pauses."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class ReadingContract(ConnectionContract):
         await turns()
         assert not protocol.data
         protocol.transport.resumeProducing()
-        # Never from within a call: the caller may be in the middle of things.
+        # Never from within a call: the caller may not be ready.
         assert not protocol.data
         await until(lambda: protocol.data == b"later")
 

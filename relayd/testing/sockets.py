@@ -1,7 +1,7 @@
 """The contract of transports that have a socket.
 
-Of those that :mod:`relayd.testing.contract` asks nothing about: descriptors and their
-numbers, options, urgent data, and a reactor that serves other sockets meanwhile.
+What :mod:`relayd.testing.contract` does not test: descriptors and their numbers,
+options, urgent data, and a reactor that serves other sockets at the same time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from relayd.testing.suite import checked, each, pause, turns, until
 
 
 class SocketConnectionContract(ConnectionContract):
-    """What every transport of a socket shows.
+    """The least that every transport of a socket has.
 
     :meth:`connect` returns a :class:`SocketPeer`.
     """
@@ -70,12 +70,12 @@ class SocketConnectionContract(ConnectionContract):
 
 
 class SocketTransportContract(StreamTransportContract, SocketConnectionContract):
-    """All of it."""
+    """The whole contract, for a transport of a socket."""
 
     @checked
     async def test_urgent_data_does_not_stop_what_follows(self) -> None:
-        # It comes in its place, on Twisted's own transports once they are a relay's;
-        # a read ends at its mark, however much waits behind.
+        # It is read in line, on Twisted's own transports once a relay has set the
+        # option; a read ends at its mark, however much is behind it.
         protocol, peer = await self.sockets()
         set_options(protocol.transport)
         if self.resets:
@@ -97,8 +97,8 @@ class SocketTransportContract(StreamTransportContract, SocketConnectionContract)
 
     @checked
     async def test_a_peer_that_vanished_has_not_reset(self) -> None:
-        # The kernel gives up (here it was told to, on a peer that takes nothing):
-        # that is told apart from a reset, by the connections that are ours.
+        # The kernel gives up (here by TCP_USER_TIMEOUT, as the peer takes nothing):
+        # connections of relayd distinguish that from a reset.
         protocol, _ = await self.sockets()
         if self.resets:
             transport = protocol.transport
@@ -122,13 +122,13 @@ class SocketTransportContract(StreamTransportContract, SocketConnectionContract)
         await other.send(b"x")
         loud.transport.resumeProducing()
         quiet.transport.resumeProducing()
-        heard: dict[str, int] = {}
-        quiet.on["data"] = lambda: heard.setdefault("neighbour", len(loud.data))
+        received: dict[str, int] = {}
+        quiet.on["data"] = lambda: received.setdefault("neighbour", len(loud.data))
         await pause(0)
-        heard["timer"] = len(loud.data)
-        await until(lambda: len(loud.data) == total and "neighbour" in heard)
-        assert heard["neighbour"] < total
-        assert heard["timer"] < total
+        received["timer"] = len(loud.data)
+        await until(lambda: len(loud.data) == total and "neighbour" in received)
+        assert received["neighbour"] < total
+        assert received["timer"] < total
 
     @checked
     @each(first=["one", "two"])
@@ -136,8 +136,8 @@ class SocketTransportContract(StreamTransportContract, SocketConnectionContract)
     async def test_a_number_that_is_used_again_brings_no_old_events(
         self, news: str, first: str
     ) -> None:
-        # Two connections have events in one batch.  One, when it is told, ends the
-        # other and opens a new one, which may get its descriptor's number.
+        # Two connections have events in one batch.  The first event ends the other
+        # connection and opens a new one, which may get its descriptor's number.
         (one, sender), (two, other) = await self.sockets(), await self.sockets()
         fresh = Recorder()
         opened: list[Deferred[Peer]] = []

@@ -1,10 +1,9 @@
-"""How the tests of a contract run, under any runner that knows coroutines.
+"""Running the tests of a contract, under any runner that supports coroutines.
 
 A contract is a class of coroutine methods without a transport.  A test case inherits
-them: one of :class:`twisted.trial.unittest.TestCase`, which trial and pytest run, or a
-plain class that pytest collects.  That needs the pytest-twisted plugin: without it
-pytest says that it does not support coroutines, and fails them.  Nothing of these is
-imported here.
+them: a :class:`twisted.trial.unittest.TestCase`, which trial and pytest run, or a plain
+class that pytest collects.  The latter needs the plugin pytest-twisted: without it
+pytest does not support coroutines, and fails them.  No runner is imported here.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, eventAsText, globalLogPublisher
 
-#: Turns of the reactor that a test waits for something that should happen.
+#: Turns of the reactor that a test waits for a condition.
 PATIENCE = 2000
 
 Test = Callable[..., Awaitable[None]]
@@ -46,7 +45,7 @@ async def until(condition: Callable[[], object], what: str = "") -> None:
 
 
 async def turns(count: int = 20) -> None:
-    """Run the reactor for long enough that what was to happen has happened."""
+    """Run the reactor long enough for pending work to be done."""
     for _ in range(count):
         await pause(0)
     await pause(0.001)
@@ -63,9 +62,9 @@ def raises(kind: type[Exception]) -> Iterator[None]:
 
 
 def each(**values: list[str] | list[bool]) -> Callable[[Test], Test]:
-    """Make a test of each of these values of its arguments.
+    """Make a test for each combination of these values of its arguments.
 
-    Each is a method of its own, whose name has the values.
+    Each is a method, with the values in its name.
     """
 
     def mark(test: Test) -> Test:
@@ -76,7 +75,7 @@ def each(**values: list[str] | list[bool]) -> Callable[[Test], Test]:
 
 
 def checked(test: Test) -> Test:
-    """Make a test: what it has opened is closed, and checked, at its end."""
+    """Make a test, after which what it has opened is closed and checked."""
 
     @functools.wraps(test)
     async def run(self: Suite, **values: object) -> None:
@@ -98,7 +97,7 @@ def _with(test: Test, values: dict[str, object]) -> Any:
 
 
 def _is_of(kind: type[Exception], event: dict[str, Any]) -> bool:
-    # Twisted's old log has it by the other name.
+    # Twisted's old log has it under the other name.
     failure = event.get("log_failure") or event.get("failure")
     return failure is not None and failure.check(kind) is not None
 
@@ -122,25 +121,25 @@ class Suite:
     def begin(self) -> None:
         """Called before each test."""
         self._failures: list[dict[str, Any]] = []
-        globalLogPublisher.addObserver(self._heard)  # type: ignore[arg-type]
+        globalLogPublisher.addObserver(self._observe)  # type: ignore[arg-type]
 
     async def end(self) -> None:
         """Called after each test."""
         # Deferreds log their unhandled errors as they are collected.
         gc.collect()
-        globalLogPublisher.removeObserver(self._heard)  # type: ignore[arg-type]
+        globalLogPublisher.removeObserver(self._observe)  # type: ignore[arg-type]
         texts = [eventAsText(event) for event in self._failures]
         assert not texts, "logged failures:\n" + "\n".join(texts)
 
-    def _heard(self, event: dict[str, Any]) -> None:
+    def _observe(self, event: dict[str, Any]) -> None:
         if event["log_level"] >= LogLevel.error:
             self._failures.append(event)
 
     def logged(self, kind: type[Exception]) -> None:
-        """Check that one exception of this class was logged, and forgive it.
+        """Check that one exception of this class was logged, and expect it.
 
-        Trial is told of it, too.  Override this for a runner of your own that fails a
-        test for what was logged.
+        It is removed from trial's logged errors, too.  Override this for another runner
+        that fails a test for logged errors.
         """
         gc.collect()
         found = [event for event in self._failures if _is_of(kind, event)]
