@@ -98,6 +98,8 @@ class Leg(Protocol):
     transport: Any = None
     #: The other leg, while the two are joined.
     peer: Any = None
+    #: Is given what is read before that, instead of it being kept.
+    reader: Callable[[bytes], object] | None = None
     #: How far the bytes that were written here have got, once some have waited.
     delivery: Delivery | None = None
     #: When that was last checked, and how much had been written when the peer's window
@@ -219,7 +221,10 @@ class Leg(Protocol):
     # -- called by the Bridge
 
     def hold(self, data: bytes) -> None:
-        """Keep what was read before the legs are joined."""
+        """Keep what was read before the legs are joined, unless somebody reads it."""
+        if self.reader is not None:
+            self.reader(data)
+            return
         if self.held is None:
             self.held = bytearray()
         self.held += data

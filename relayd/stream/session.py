@@ -39,26 +39,21 @@ from relayd.core.addresses import address_name, client_key, host_of
 from relayd.core.errors import Refused
 from relayd.core.hops import Hop, between, streams
 from relayd.core.interfaces import ILease
-from relayd.core.prelude import BadRequest
 from relayd.core.session import Ending, Session
 from relayd.core.stage import NEXT, Stage
 from relayd.net.foreign_transports import keep_alive, note_listener, set_options
 from relayd.net.proxy_header import names_address
 from relayd.net.tcp_info import was_reset
-from relayd.net.tls import notifies_handshake, why_failed
-from relayd.net.tls import stage as tls_stage
+from relayd.net.tls import notifies_handshake
 from relayd.net.transports import KEEPALIVE_IS_INHERITED
 from relayd.net.upstream import Upstream
-from relayd.stream.attempt import (
-    LOOP_DETAIL,
-    Attempt,
-    EndpointLeg,
-    ServerAttempt,
-    UpstreamLeg,
-)
+from relayd.stream.attempt import EXTRA_CHECKS, LOOP_DETAIL, Attempt, UpstreamLeg
 from relayd.stream.bridge import Bridge
+from relayd.stream.handshake import ClientHandshake
 from relayd.stream.legs import Leg
+from relayd.stream.preludes import Pipeline
 from relayd.stream.relay import StreamRelay
+from relayd.stream.server_attempt import EndpointLeg, ServerAttempt
 
 log = Logger(namespace="relayd.stream")
 
@@ -67,10 +62,6 @@ LEFT_GRACE = 1.0
 
 #: Seconds that a client gets to answer a polite close.
 CLOSE_GRACE = 5.0
-
-#: How many checks more a handshake gets after its time, if it has come further since
-#: the last: a relay that was late has only now read what a peer has sent in time.
-MORE_CHECKS = 2
 
 #: A deadline that never comes.
 NEVER = float("inf")
@@ -115,15 +106,11 @@ class StreamProtocol(Leg):
     _hops: dict[str, Hop] | None = None
     #: The wheel has seen to keepalive probes.
     _is_kept_alive = False
-    #: How far the client's handshake had come at the last check, and how many checks
-    #: a handshake has beyond its time.
-    _progress: Any = None
-    _more_checks = MORE_CHECKS
-    #: What reads the PROXY header with which this client is to begin.
-    _header: Any = None
-    #: What the client has said before it is relayed, and what was not understood yet.
-    _said: tuple[Any, ...] = ()
-    _unread = b""
+    #: Checks that a handshake has beyond its time.
+    checks_left = EXTRA_CHECKS
+    #: What the client's connection begins with, and what reads what it says then.
+    _handshake: ClientHandshake | None = None
+    preludes: Pipeline | None = None
 
     def __init__(self, factory: StreamRelay, client: str) -> None:
         session = self.session = self.record(
@@ -176,10 +163,12 @@ class StreamProtocol(Leg):
     def makeConnection(self, transport: Any) -> None:
         self.attach(transport)
         factory, session = self.factory, self.session
-        begins = False
+        handshake = None
         try:
             if self.is_foreign:
-                begins = self._look_at_foreign(transport)
+                set_options(transport)
+                note_listener(transport.getHost())
+                handshake = ClientHandshake.of(transport, self.handshakeCompleted)
             session.listener = factory.host_name(transport.getHost())
             if (streams.hops or streams.past) and self.leads_back():
                 self._refuse_client(Ending.LOOP, LOOP_DETAIL)
@@ -201,8 +190,8 @@ class StreamProtocol(Leg):
             # An observer has ended it.
             return
         try:
-            if begins or factory.preludes:
-                self._begin(begins)
+            if handshake is not None or factory.preludes:
+                self._begin(handshake)
             else:
                 self.decide()
                 if session.stage is _ACCEPTED:
@@ -210,24 +199,17 @@ class StreamProtocol(Leg):
         except Exception:
             self.failed(Failure())
 
-    def _look_at_foreign(self, transport: Any) -> bool:
-        """Whether a TLS handshake or a PROXY header comes first."""
-        set_options(transport)
-        note_listener(transport.getHost())
-        header = self._header = getattr(transport, "proxy_header", None)
-        if header is not None:
-            header.on_end = self.handshakeCompleted
-        return header is not None or notifies_handshake(transport)
-
-    def _begin(self, with_handshake: bool) -> None:
+    def _begin(self, handshake: ClientHandshake | None) -> None:
         """The client was let in, and has to do something before it is relayed."""
         session, factory = self.session, self.factory
         limit = factory.timeouts.handshake
         # Of a handshake and of the preludes: together they have one deadline.
         self._deadline = session.opened_at + limit if limit else NEVER
-        self.enter(_HANDSHAKE if with_handshake else _PRELUDE)
-        if with_handshake:
-            self._comes_on()
+        if handshake is not None:
+            self._handshake = handshake
+            self.enter(_HANDSHAKE)
+        else:
+            self._listen_to_preludes()
         self._enter_queue(host_of(session.peer))
 
     def _enter_queue(self, host: str) -> None:
@@ -238,16 +220,23 @@ class StreamProtocol(Leg):
             if gone is not None:
                 gone.end(Ending.EVICTED, "evicted for a new client's handshake")
 
+    def _listen_to_preludes(self) -> None:
+        self.enter(_PRELUDE)
+        self.preludes = Pipeline(self, self.factory.preludes)
+        self.reader = self.preludes.feed
+
     def handshakeCompleted(self) -> None:
         """See `IHandshakeListener`; the PROXY header is read, likewise."""
         session = self.session
         if session.stage is not _HANDSHAKE:
             return
         try:
-            if self._header is not None and not self._learn_client():
+            handshake = self._handshake
+            has_header = handshake is not None and handshake.header is not None
+            if has_header and not self._learn_client():
                 return
             if self.factory.preludes:
-                self.enter(_PRELUDE)
+                self._listen_to_preludes()
             else:
                 self.decide()
                 if session.stage is _HANDSHAKE:
@@ -270,48 +259,6 @@ class StreamProtocol(Leg):
             self.leave_queue()
             self._enter_queue(host)
         return True
-
-    def hold(self, data: bytes) -> None:
-        stage = self.session.stage
-        if stage is _PRELUDE:
-            # The session counts what is relayed.
-            self.direction.read -= len(data)
-            self._hear(self._unread + data if self._unread else data)
-        elif stage is _CLOSING:
-            # Neither kept nor relayed.
-            self.direction.read -= len(data)
-        else:
-            Leg.hold(self, data)
-
-    def _hear(self, unread: bytes) -> None:
-        """The client says something before it is relayed."""
-        preludes = self.factory.preludes
-        while len(self._said) < len(preludes):
-            try:
-                found = preludes[len(self._said)].read(unread)
-            except BadRequest as problem:
-                self._unread = b""
-                self.end(Ending.BAD_REQUEST, str(problem))
-                return
-            except Exception:
-                self.failed(Failure())
-                return
-            if found is None:
-                self._unread = unread
-                return
-            said, length = found
-            self._said += (said,)
-            unread = unread[length:]
-        self._unread = b""
-        if unread:
-            self.direction.read += len(unread)
-            Leg.hold(self, unread)
-        try:
-            self.decide(*self._said)
-            if self.session.stage is _PRELUDE:
-                self.enter(_DECIDING)
-        except Exception:
-            self.failed(Failure())
 
     def _refuse_client(self, ending: Ending, why: str) -> None:
         """Reset a client that was not let in; it never becomes a living session."""
@@ -338,7 +285,6 @@ class StreamProtocol(Leg):
             factory.handshakes.discard(self)
         session.server, session.upstream = upstream, upstream.name
         self.enter(_DIALING, factory.timeouts.connect)
-        self._more_checks = MORE_CHECKS
         if self.direction.eof:
             self.may_have_left()
         factory.observer.dialing(session)
@@ -410,9 +356,10 @@ class StreamProtocol(Leg):
     # -- the client's side before the Bridge
 
     def ended_alone(self) -> None:
-        if self.session.stage is _PRELUDE:
-            name = self.factory.preludes[len(self._said)].name
-            said = f"in the middle of its {name}" if self._unread else "said nothing"
+        preludes = self.preludes
+        if preludes is not None and self.session.stage is _PRELUDE:
+            unread = preludes.unread
+            said = f"in the middle of its {preludes.name}" if unread else "said nothing"
             self.end(Ending.CLIENT_LEFT, said)
         else:
             self.may_have_left()
@@ -427,25 +374,10 @@ class StreamProtocol(Leg):
         if session.ended_at is None:
             if session.ending is None:
                 session.ending = Ending.CLIENT_LEFT
-                if session.stage is _HANDSHAKE:
-                    self._judge_handshake(reason)
+                if self._handshake is not None and session.stage is _HANDSHAKE:
+                    session.ending, session.detail = self._handshake.judge(reason)
             self.stop_waiting()
             self._over()
-
-    def _judge_handshake(self, reason: Failure) -> None:
-        """A client is gone before its TLS handshake was done, or its header read."""
-        session, header = self.session, self._header
-        if header is not None:
-            if header.is_bad:
-                session.ending = Ending.BAD_REQUEST
-                session.detail = "it did not begin with a PROXY header"
-            else:
-                session.detail = "before its PROXY header"
-        elif isinstance(reason.value, error.ConnectionClosed | OSError):
-            session.detail = "in the middle of its TLS handshake"
-        else:
-            session.ending = Ending.BAD_REQUEST
-            session.detail = f"TLS handshake: {why_failed(reason, 'the client')}"
 
     def stop_waiting(self) -> None:
         """Cancel what is under way."""
@@ -475,9 +407,14 @@ class StreamProtocol(Leg):
         self.stop_waiting()
         # TLS waits for the client's own goodbye, which may never come.
         self.enter(_CLOSING, CLOSE_GRACE)
+        self.reader = self._drop
         if words:
             self.transport.write(words)
         self.transport.loseConnection()
+
+    def _drop(self, data: bytes) -> None:
+        """What a client sends while it is closed is neither kept nor relayed."""
+        self.direction.read -= len(data)
 
     def abort_session(self, ending: Ending, detail: str = "") -> None:
         """End the session now, whatever its stage: reset what is connected."""
@@ -502,6 +439,9 @@ class StreamProtocol(Leg):
         session.ended_at = factory.now()
         # From whichever stage it was: `enter` has nothing to refuse.
         session.stage = _OVER
+        if self.reader is not None:
+            # They hold each other.
+            self.reader = self.preludes = None
         factory.wheel.discard(self)
         if self._lease is not None:
             lease, self._lease = self._lease, None
@@ -545,8 +485,8 @@ class StreamProtocol(Leg):
             self.end(Ending.CLIENT_LEFT, "the client ended its side, unanswered")
         elif now < self._deadline:
             self._comes_on()
-        elif self._comes_on() and self._more_checks:
-            self._more_checks -= 1
+        elif self._comes_on() and self.checks_left:
+            self.checks_left -= 1
         else:
             self.overdue()
 
@@ -567,12 +507,8 @@ class StreamProtocol(Leg):
             # Without one, another dial is to follow one that failed.
             pending = self.pending
             return pending is not None and bool(pending.comes_on())
-        if stage is not _HANDSHAKE:
-            return False
-        header = self._header
-        now: Any = tls_stage(self.transport) if header is None else header.stage
-        before, self._progress = self._progress, now
-        return bool(now != before)
+        handshake = self._handshake
+        return handshake is not None and stage is _HANDSHAKE and handshake.comes_on()
 
     def _keep_alive(self, bridge: Bridge) -> None:
         self._is_kept_alive = True
@@ -586,12 +522,14 @@ class StreamProtocol(Leg):
         """The stage before the Bridge has had its time."""
         limit = self.factory.timeouts.handshake
         stage = self.session.stage
-        if stage is _HANDSHAKE:
-            what = "TLS handshake" if self._header is None else "PROXY header"
-            self.end(Ending.HANDSHAKE_TIMEOUT, f"no {what} in {limit:g} s")
-        elif stage is _PRELUDE:
-            what = self.factory.preludes[len(self._said)].name
-            self.end(Ending.HANDSHAKE_TIMEOUT, f"no {what} in {limit:g} s")
+        if stage is _HANDSHAKE and self._handshake is not None:
+            self.end(
+                Ending.HANDSHAKE_TIMEOUT, f"no {self._handshake.name} in {limit:g} s"
+            )
+        elif stage is _PRELUDE and self.preludes is not None:
+            self.end(
+                Ending.HANDSHAKE_TIMEOUT, f"no {self.preludes.name} in {limit:g} s"
+            )
         elif self.pending is not None:
             self.pending.overdue()
 

@@ -13,7 +13,8 @@ from relayd.core.errors import Refused
 from relayd.core.session import Ending
 from relayd.core.stage import Stage
 from relayd.net.tls import ServerIdentity
-from relayd.stream.attempt import Attempt, ServerAttempt
+from relayd.stream.attempt import Attempt
+from relayd.stream.server_attempt import ServerAttempt
 from relayd.tcp import RelayProtocol
 from tests.support.fakes import FakeTLSTransport, FakeTransport
 from tests.support.relays import Relay

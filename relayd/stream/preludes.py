@@ -1,0 +1,71 @@
+"""The preludes of one client, read one after the other.
+
+What the client sends is given to the relay's preludes (:mod:`relayd.core.prelude`) in
+order, until each has understood its part.  What the last one has not read is the first
+that is relayed.  Only relays that have preludes make a :class:`Pipeline`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.python.failure import Failure
+
+from relayd.core.prelude import BadRequest, Prelude
+from relayd.core.session import Ending
+from relayd.core.stage import Stage
+
+
+class Pipeline:
+    """Reads a client's preludes, and has it decide when they are complete.
+
+    :param client: a :class:`relayd.stream.session.StreamProtocol` in the stage PRELUDE.
+
+    :ivar unread: what has arrived and was not understood yet.
+    """
+
+    def __init__(self, client: Any, preludes: Sequence[Prelude]) -> None:
+        self._client = client
+        self._preludes = preludes
+        self._said: list[Any] = []
+        self.unread = b""
+
+    @property
+    def name(self) -> str:
+        """What is expected now."""
+        return self._preludes[len(self._said)].name
+
+    def feed(self, data: bytes) -> None:
+        """The client has sent this."""
+        client = self._client
+        # The session counts what is relayed.
+        client.direction.read -= len(data)
+        unread = self.unread + data if self.unread else data
+        self.unread = b""
+        while len(self._said) < len(self._preludes):
+            try:
+                found = self._preludes[len(self._said)].read(unread)
+            except BadRequest as problem:
+                client.end(Ending.BAD_REQUEST, str(problem))
+                return
+            except Exception:
+                client.failed(Failure())
+                return
+            if found is None:
+                self.unread = unread
+                return
+            said, length = found
+            self._said.append(said)
+            unread = unread[length:]
+        # They hold each other.
+        client.reader = client.preludes = None
+        if unread:
+            client.direction.read += len(unread)
+            client.hold(unread)
+        try:
+            client.decide(*self._said)
+            if client.session.stage is Stage.PRELUDE:
+                client.enter(Stage.DECIDING)
+        except Exception:
+            client.failed(Failure())
