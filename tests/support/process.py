@@ -239,10 +239,12 @@ class RelayProcess:
         return [dict(_FIELD.findall(m[1])) for m in lines]
 
     def running(self) -> bool:
-        """Whether its reactor runs: it handles SIGCHLD from then on.
+        """Whether its reactor runs: it handles SIGCHLD, and sleeps.
 
         That is the last signal which Twisted asks for, after SIGTERM, and after the
-        pipe that it opens for it: a count of descriptors would miss that pipe.
+        pipe that it opens for it: a count of descriptors would miss that pipe.  Then
+        relayd puts its own handlers back, before the reactor first waits for events: a
+        SIGTERM in between is Twisted's, after which the process dies of it.
         """
         assert self._reader.is_alive(), "it has ended:\n" + "\n".join(self.lines[-30:])
         try:
@@ -250,8 +252,11 @@ class RelayProcess:
         except FileNotFoundError:
             # Just now: its last words are on their way.
             return False
+        asleep = re.search(r"State:\s+S", status)
         caught = re.search(r"SigCgt:\s+(\w+)", status)
-        return bool(caught and int(caught[1], 16) >> (signal.SIGCHLD - 1) & 1)
+        if asleep is None or caught is None:
+            return False
+        return bool(int(caught[1], 16) >> (signal.SIGCHLD - 1) & 1)
 
     @property
     def descriptors(self) -> int:
