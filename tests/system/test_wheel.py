@@ -26,6 +26,22 @@ MADE = (".*", "__pycache__", "*.egg-info", "build", "dist", "dropin.cache")
 #: relayd that it finds elsewhere for the one to install.
 CLEAN = {"PYTHONPATH": ""}
 
+#: Imports each module of the installed relayd, and of each argument the names that it
+#: imports from relayd: an example, or a page that shows some.
+IMPORTS = r"""
+import pkgutil, re, sys
+from pathlib import Path
+import relayd
+assert Path(relayd.__file__).is_relative_to(sys.prefix)
+for module in pkgutil.walk_packages(relayd.__path__, "relayd."):
+    __import__(module.name)
+shown = re.compile(r"^ *(from relayd\b\S* import (?:\([^)]*\)|[^\n(]*))", re.MULTILINE)
+for page in sys.argv[1:]:
+    for line in shown.findall(Path(page).read_text()):
+        exec(line)
+        print(line)
+"""
+
 #: Each program up to the plugin's name.  `twist` logs JSON to what is no terminal.
 COMMANDS = {
     "twistd": ("-n", "--pidfile="),
@@ -77,6 +93,17 @@ def test_contents(source: Path, wheel: Path) -> None:
     }
     assert "relayd/py.typed" in own
     assert any(name.endswith("/LICENSE") for name in names - own)
+
+
+def test_all_that_is_shown_imports(programs: Path, tmp_path: Path) -> None:
+    """Whatever README and the examples import, and each module, without an extra."""
+    pages = [CHECKOUT / "README.md", *sorted((CHECKOUT / "examples").glob("*.py"))]
+    python = (programs / "python", "-c", IMPORTS)
+    printed = run(*python, *pages, cwd=tmp_path, env=CLEAN)
+    for page in pages:
+        assert "from relayd." in page.read_text()
+    for module in ("tcp", "socks4", "udp_nat", "endpoints", "testing"):
+        assert f"from relayd.{module} import " in printed
 
 
 @pytest.mark.parametrize("command", COMMANDS)
