@@ -11,7 +11,9 @@ is kept for a while when its session is over: its other end may not have been ac
 yet, and would go on without an end.  A foreign endpoint says no more than that it has
 connected, which may be after the accept.  So a relay checks twice: when a client comes,
 and again when it has reached its client's server.  A loop that the first check misses
-is found by the second, one hop later.
+is found by the second, one hop later; from then on that relay waits a moment before it
+dials for clients of this machine, and checks again
+(:mod:`relayd.stream.server_attempt`).
 
 A client's UNIX socket has no name, unless it is bound to one.  One of this process that
 leads to a UNIX socket on which this process listens is bound to a name that lasts as

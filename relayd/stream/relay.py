@@ -69,6 +69,8 @@ class StreamRelay:
         ended `done` are left out.
     """
 
+    #: One of its sessions has dialled, and found that this led back to it.
+    found_loop = False
     preludes: tuple[Prelude, ...] = ()
     handshakes: Queue | None = None
 

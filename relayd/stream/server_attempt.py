@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from relayd.core.addresses import address_name
+from relayd.core.addresses import address_name, host_of
 from relayd.core.errors import HandshakeFailed
 from relayd.core.hops import between, streams
 from relayd.core.interfaces import ICaller, IHopListener
@@ -30,6 +30,7 @@ from relayd.net.tls import ServerHandshake, ServerIdentity, notifies_handshake, 
 from relayd.net.upstream import Upstream
 from relayd.stream.attempt import (
     EXTRA_CHECKS,
+    LOOP_DETAIL,
     Attempt,
     Dialing,
     UpstreamLeg,
@@ -37,6 +38,11 @@ from relayd.stream.attempt import (
 from relayd.stream.legs import Leg
 
 log = Logger(namespace="relayd.stream")
+
+#: Seconds that a dial waits in a relay that has found a loop by dialling.  Endpoints of
+#: other kinds tell of a connection only after it was accepted, and maybe dialled on: a
+#: loop would be one connection ahead for ever.
+LOOP_PAUSE = 0.02
 
 _NAMELESS = address_name(UNIXAddress(None))
 
@@ -156,10 +162,19 @@ class ServerAttempt(Attempt):
         else:
             # Nobody knows yet where it leads.
             self.leads_here = bool(streams.ports or streams.files)
-            made = _UpstreamFactory(self)
-            done = self.dial = endpoint.connect(made)
-            done.addBoth(made.let_go)
-            done.addCallbacks(self._dialed, self.dial_failed)
+            client = self.client
+            if client.factory.found_loop and self._may_come_from_here():
+                self.dial = client.factory.clock.callLater(LOOP_PAUSE, self._look_again)
+            else:
+                self._connect()
+
+    def _connect(self) -> None:
+        """Dial by an endpoint of any kind."""
+        made = _UpstreamFactory(self)
+        done: Any = self.upstream.endpoint.connect(made)
+        self.dial = done
+        done.addBoth(made.let_go)
+        done.addCallbacks(self._dialed, self.dial_failed)
 
     def stop(self) -> None:
         dial, self.dial = self.dial, None
@@ -252,6 +267,22 @@ class ServerAttempt(Attempt):
         is_own = self.client.factory.is_own
         return bool(is_own(getattr(there, "host", "")))
 
+    def _may_come_from_here(self) -> bool:
+        """Whether the client may be another relay of this process."""
+        host = host_of(self.client.session.peer)
+        return not host or bool(self.client.factory.is_own(host))
+
+    def _look_again(self) -> None:
+        """The client's connection is noted by now, if it is a relay's."""
+        self.dial = None
+        try:
+            if self.client.leads_back():
+                self.failed(Ending.LOOP, LOOP_DETAIL)
+            else:
+                self._connect()
+        except Exception:
+            self.client.failed(Failure())
+
     def is_loop(self, leg: Leg) -> bool:
         """Note a connection to a port of this process; whether it has been here."""
         there = leg.transport.getPeer()
@@ -259,7 +290,10 @@ class ServerAttempt(Attempt):
         if not name:
             return False
         self.client.note_hop(name)
-        return self.client.leads_back()
+        found = self.client.leads_back()
+        if found:
+            self.client.factory.found_loop = True
+        return found
 
     def dial_started(self, sock: socket.SocketType, address: Any) -> bool:
         """See :meth:`IHopListener.dial_started`."""

@@ -17,7 +17,11 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.endpoints import UNIXServerEndpoint
+from twisted.internet.endpoints import (
+    TCP4ClientEndpoint,
+    TCP4ServerEndpoint,
+    UNIXServerEndpoint,
+)
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory
 
@@ -311,6 +315,39 @@ async def test_a_ring_of_three(kind: tuple[Any, Any]) -> None:
         await each.stopListening()
     await over(*relays)
     assert [relay.endings["loop"] for relay in relays] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("foreign", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_a_ring_by_endpoints_that_tell_late(
+    kind: tuple[Any, Any], count: int, foreign: bool
+) -> None:
+    """Twisted's tell of a connection when the next relay has accepted it."""
+    relays = [relay_to(kind) for _ in range(count)]
+    opened: list[Any] = []
+    for relay in relays:
+        if foreign:
+            here = TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1")
+            opened.append(await here.listen(relay))
+        else:
+            opened.append(await listen(kind, "127.0.0.1", 0, relay))
+    ports = [port.getHost().port for port in opened]
+    for relay, there in zip(relays, (*ports[1:], ports[0]), strict=True):
+        relay.pool = Pool.of(TCP4ClientEndpoint(reactor, "127.0.0.1", there))
+    client = socket.create_connection(("127.0.0.1", ports[0]))
+    await until(lambda: sum(relay.endings["loop"] for relay in relays) > 0)
+    await pause(0.1)
+    ended = [dict(relay.endings) for relay in relays]
+    assert sum(sum(each.values()) for each in ended) <= 6 * count, ended
+    # Nothing goes on.
+    await pause(0.1)
+    assert [dict(relay.endings) for relay in relays] == ended
+    assert sum(len(relay.sessions) for relay in relays) <= 3 * count
+    client.close()
+    for each in opened:
+        await each.stopListening()
+    await over(*relays)
 
 
 def proxy(kind: tuple[Any, Any]) -> Socks4Factory:
