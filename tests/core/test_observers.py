@@ -27,7 +27,11 @@ from relayd.core.interfaces import IObserver
 from relayd.core.observers import Observer, Observers
 from relayd.core.session import Direction, Ending, Session
 from relayd.observing.log_fields import are_fields, as_fields
-from relayd.observing.session_log import SessionLog, VerboseSessionLog
+from relayd.observing.session_log import (
+    QuietSessionLog,
+    SessionLog,
+    VerboseSessionLog,
+)
 from tests.conftest import LoggedFailures
 
 HOOKS = ("opened", "dialing", "connected", "closed", "refused")
@@ -310,6 +314,17 @@ def test_the_line_of_a_client_turned_away() -> None:
     refused = logged(SessionLog(), "refused", session, "too many")
     assert formatEvent(refused) == formatEvent(logged(SessionLog(), "closed", session))
     assert "ending=refused code=PR detail='too many'" in formatEvent(refused)
+
+
+def test_the_quiet_log_leaves_out_those_that_ended_well() -> None:
+    """What both sides ended, with all of it delivered, is no news; the rest is."""
+    log = QuietSessionLog()
+    with capturedLogs() as events:
+        log.closed(a_session())
+    assert events == []
+    reset = a_session(ending=Ending.UPSTREAM_RESET)
+    for event in (logged(log, "closed", reset), logged(log, "refused", reset, "")):
+        assert " ending=upstream_reset " in formatEvent(event)
 
 
 def test_a_session_without_an_ending_has_a_line_all_the_same() -> None:

@@ -46,6 +46,22 @@ def test_a_refused_datagram_is_sent_again() -> None:
     bench.close()
 
 
+def test_a_refused_datagram_is_sent_again_before_another_clients() -> None:
+    """The same where one read has datagrams of two clients: both are counted."""
+    bench = Bench()
+    other = (CLIENT[0], CLIENT[1] + 1)
+    bench.arrive()
+    bench.arrive(source=other)
+    bench.sockets[0].errors.append(problem(errno.ECONNREFUSED))
+    bench.listener.inbox.append((b"again", CLIENT))
+    bench.arrive(b"too", source=other)
+    assert [sock.sent for sock in bench.sockets] == [[b"?", b"again"], [b"?", b"too"]]
+    assert bench.nat.counters.sent == bench.nat.counters.received == 4
+    assert bench.nat.counters.icmp_errors == 1
+    assert not bench.nat.counters.dropped
+    bench.close()
+
+
 def test_what_was_too_large_for_the_path_eats_no_other_datagram() -> None:
     """A pending EMSGSIZE ('fragmentation needed') is an earlier one's.
 

@@ -21,14 +21,17 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.main import CONNECTION_DONE
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
+from relayd.core.interfaces import ILossListener
 from relayd.net.transports import (
     PeerVanished,
     TCPConnection,
     connection_class,
+    loss_failed,
 )
 from relayd.stream.bridge import unsent
-from tests.conftest import pause
+from tests.conftest import LoggedFailures, pause
 from tests.support.contracts import Peer, Producer, Recorder, turns, until
 from tests.support.dials import VANISHED, StillReactor, connection
 from tests.support.process import PATIENCE, Server, read_all, read_exactly, reset
@@ -347,3 +350,21 @@ def test_a_local_address_that_is_known_is_not_asked_for() -> None:
             known = IPv4Address("TCP", "192.0.2.1", 80)
             made.local = known
             assert made.getHost() is known
+
+
+def test_a_loss_that_fails_twice_is_logged_twice(
+    logged_failures: LoggedFailures,
+) -> None:
+    """An override raises, and so does what cleans up after it: nobody else hears."""
+
+    @implementer(ILossListener)
+    class Broken:
+        def lost_anyway(self, reason: Failure) -> None:
+            raise ZeroDivisionError
+
+    try:
+        raise LookupError
+    except LookupError:
+        loss_failed(Broken(), Failure(CONNECTION_DONE))
+    logged_failures.take("LookupError")
+    logged_failures.take("ZeroDivisionError")
