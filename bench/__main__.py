@@ -2,7 +2,7 @@
 
 python -m bench            everything, three rounds; writes the results' files
 python -m bench quick      one short round of fewer relays; writes nothing
-python -m bench check      what the limits need; status 1 if one is missed
+python -m bench check      only what the limits need; status 1 if one is missed
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bench.children import CannotMeasure
 from bench.figures import Results, judge
 from bench.peers import PEERS
 from bench.report import limit_lines
-from bench.rounds import MODES, Plan, check_what_is_there, measure
+from bench.rounds import MODES, Plan, check_requirements, measure
 from bench.workloads import WORKLOADS
 
 #: The share of the machine's CPU in use from which there is a warning.
@@ -129,7 +129,7 @@ def _seconds(text: str) -> float:
 
 
 def _run(mode: str, plan: Plan, output: Path | None) -> int:
-    check_what_is_there(plan)
+    check_requirements(plan)
     if output is not None:
         _check_output(output)
     busy = facts.busy()
@@ -171,7 +171,7 @@ def _check_output(output: Path) -> None:
 def _write(
     about: facts.Run, results: Results, titles: dict[str, str], output: Path
 ) -> None:
-    # Only here, so that what writes no files needs no matplotlib.
+    # Only here, so that matplotlib is needed only to write files.
     from bench.charts import draw
 
     (output / "results.json").write_text(page.json_text(about, results))
@@ -181,6 +181,6 @@ def _write(
 
 
 if __name__ == "__main__":
-    # What ends the benchmark ends its children: they are stopped on the way out.
+    # On SIGTERM, too, children are stopped on the way out.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

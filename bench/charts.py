@@ -2,8 +2,8 @@
 
 `costs`: a panel for each figure, a bar for each relay, as a multiple of HAProxy with
 splice. `growth`: a panel for each cost, a line for each relay. `socks4` and `udp`: as
-`costs`, for the proxies and for the relays of datagrams. The same results make the same
-SVG: its ids are salted with a constant, and it has no date.
+`costs`, for the SOCKS4 proxies and the UDP relays. The same results make the same SVG:
+its ids are salted with a constant, and it has no date.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from bench.figures import FIGURES, GROWTH, SIZES, SOCKS4, UDP, Figure, Results
 
-#: What the bars are multiples of.
+#: The relay whose figure is 1 in each panel.
 REFERENCE = "haproxy-splice"
 
-#: Likewise, in the panels of the proxies.
+#: Likewise, in the panels of the SOCKS4 proxies.
 SOCKS4_PANELS = {"socks4-short": "dante", "socks4-bulk": "relayd-plane"}
 
-#: Likewise, in the panels of the relays of datagrams.
+#: Likewise, in the panels of the UDP relays.
 UDP_PANELS = dict.fromkeys(
     ("udp-1", "udp-50", "udp-500", "udp-5000", "udp-turns-5000"), "nginx-udp"
 )
 
-#: Bars longer than this are cut, and have a gap near their end to say so.
+#: Longer bars are cut off, shown by a gap near their end.
 LONGEST = 4.0
 
 #: Figures that have a panel, in rows of three.
@@ -41,7 +41,7 @@ PANELS = (
     ("latency-p50", "latency-p99", "memory"),
 )
 
-#: Okabe and Ito's colours, which colour-blind people tell apart.
+#: Okabe and Ito's colours, which colour-blind people can distinguish.
 COLOURS = {
     "relayd-plane": "#0072b2",
     "relayd-twisted": "#56b4e9",
@@ -50,11 +50,11 @@ COLOURS = {
     "nginx": "#009e73",
     "portforward": "#d55e00",
     "socat": "#cc79a7",
-    # The proxies are alone with relayd's relay, and have their likes' colours.
+    # Shown without the TCP relays above, but for relayd's, so colours are reused.
     "relayd-socks4": "#56b4e9",
     "dante": "#555555",
     "twistd-socks": "#d55e00",
-    # And so have the relays of datagrams.
+    # Likewise.
     "relayd-udp": "#0072b2",
     "relayd-udp-twisted": "#56b4e9",
     "nginx-udp": "#009e73",
@@ -129,7 +129,7 @@ def _row(
     results: Results,
     peers: Mapping[str, str],
 ) -> Drawing:
-    """Panels in a row, each with what its bars are multiples of."""
+    """Panels in a row, each with the relay whose figure is 1."""
     relays = results.measured(figures.values(), peers)
     drawing = _drawing(max(11, 4 * len(panels)), 3.4)
     drawing.suptitle(
@@ -250,7 +250,7 @@ def _lines(
 
 
 def _apart(heights: Mapping[str, float], least: float) -> dict[str, float]:
-    """The heights, moved up where labels would lie closer than `least`."""
+    """The heights, moved up where labels would be closer than `least`."""
     placed: dict[str, float] = {}
     floor = 0.0
     for name, height in sorted(heights.items(), key=lambda item: item[1]):

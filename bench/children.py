@@ -1,9 +1,9 @@
 """Child processes of the benchmark: started, always stopped, and measured.
 
-Every child is the head of a process group of its own, and the group is killed when
-the `with` block ends, however it ends.  Readings come from the kernel: CPU from the
-process's clock, which counts every thread, also those that have ended, in
-nanoseconds; memory as its anonymous pages.
+Every child leads its own process group, which is killed when the `with` block ends,
+however it ends.  Readings come from the kernel: CPU from the process's clock, in
+nanoseconds, which counts all threads, also those that have ended; memory as its
+anonymous pages.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import IO
 
 from attrs import frozen
 
-#: Seconds to wait for something that should happen.
+#: Seconds to wait for a condition.
 PATIENCE = 15.0
 
 #: Programs by the Debian package that has them.
@@ -40,19 +40,19 @@ PACKAGES = {
     "wrk": "wrk",
 }
 
-#: Listening ports, each used once in a run: none waits for an earlier one's
-#: TIME_WAIT.  They lie below those that the kernel hands out to clients.
+#: Listening ports, each used once in a run, so that none has connections in TIME_WAIT.
+#: They are below the kernel's ephemeral ports.
 _ports = itertools.count(20_000)
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class CannotMeasure(Exception):
-    """The benchmark can't go on: one line that says why."""
+    """The benchmark can't go on; the message is one line."""
 
 
 def program(name: str) -> str:
-    """The path of a program that Debian has.
+    """The path of a program from a Debian package.
 
     :raises CannotMeasure: it is not installed.
     """
@@ -91,15 +91,15 @@ def allow_descriptors(needed: int) -> None:
             f"this needs {needed} open files in a process, and the hard limit is"
             f" {hard}; raise it (`ulimit -Hn {needed}`, as root)"
         )
-    # An unlimited table is no use: some programs allocate for the limit.
+    # Not unlimited: some programs allocate memory for the limit.
     wanted = needed if hard == resource.RLIM_INFINITY else hard
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on and that this run has not used."""
+    """A free loopback port that this run has not used."""
     for port in _ports:
-        # For TCP and for UDP: who asks may want either.
+        # Free for both TCP and UDP: the caller may need either.
         with socket.socket() as one, socket.socket(type=socket.SOCK_DGRAM) as other:
             with suppress(OSError):
                 one.bind(("127.0.0.1", port))
@@ -126,7 +126,7 @@ class Child:
 
     name: str
     process: subprocess.Popen[str]
-    #: What it said on its standard error.
+    #: Its standard error.
     errors: IO[str]
 
     @property
@@ -155,23 +155,23 @@ class Child:
         eventually(there, f"{self.name} listens")
 
     def line(self) -> str:
-        """The next line that it says, without its end.
+        """The next line of its output, without the line end.
 
         :raises CannotMeasure: it ended instead.
         """
         pipe = self.process.stdout
-        said = pipe.readline() if pipe is not None else ""
-        if not said:
+        line = pipe.readline() if pipe is not None else ""
+        if not line:
             self.process.wait()
             raise CannotMeasure(self.failure())
-        return said.rstrip("\n")
+        return line.rstrip("\n")
 
     def output(self, seconds: float, *, failed: bool = False) -> str:
-        """What it says until it ends by itself.
+        """Its output until it ends by itself.
 
-        What it reads, if it reads anything, ends now.
+        Its standard input, if it has one, ends now.
 
-        :param failed: its failure is no error here: its output says why.
+        :param failed: a failure is no error here: its output has the reason.
         :raises CannotMeasure: it failed, or took longer than `seconds`.
         """
         try:
@@ -181,9 +181,9 @@ class Child:
                 f"{self.name} did not end within {seconds:.0f} seconds"
             ) from None
         if self.process.returncode and not failed:
-            said = text.strip().splitlines()
+            lines = text.strip().splitlines()
             raise CannotMeasure(
-                f"{self.failure()} (its output ends: {said[-1] if said else '-'})"
+                f"{self.failure()} (its output ends: {lines[-1] if lines else '-'})"
             )
         return text
 
@@ -199,10 +199,9 @@ def child(
 ) -> Iterator[Child]:
     """Run a program for the length of a block.
 
-    :param name: what errors call it.
-    :param folder: its current folder, and where its standard error is kept.
-    :param read: keep what it says on its standard output; otherwise that goes to
-        /dev/null.
+    :param name: its name in errors.
+    :param folder: its current folder, which also gets its standard error.
+    :param read: its standard output is read; otherwise it goes to /dev/null.
     :param waits: it waits for the end of its standard input; otherwise that is
         /dev/null.
     """
@@ -219,7 +218,7 @@ def child(
         try:
             yield Child(name, process, errors)
         finally:
-            # No child has state to save, and some would wait for their clients first.
+            # No child has state to save, and some would wait for their clients to end.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -229,7 +228,7 @@ def child(
 
 
 def listeners() -> set[int]:
-    """The IPv4 ports that are listened on."""
+    """The IPv4 TCP ports with a listener."""
     found = set()
     with Path("/proc/net/tcp").open() as table:
         next(table)
@@ -244,13 +243,13 @@ def listeners() -> set[int]:
 
 
 def bound_udp() -> set[int]:
-    """The IPv4 ports of UDP that are bound, and take datagrams from anywhere."""
+    """The IPv4 UDP ports that are bound, and not connected."""
     found = set()
     with Path("/proc/net/udp").open() as table:
         next(table)
         for line in table:
             _, local, _, state, *_ = line.split()
-            # Those of a relay's flows are connected: 01.
+            # The sockets of a relay's flows are connected: 01.
             if state == "07":
                 found.add(int(local.rpartition(":")[2], 16))
     return found
@@ -288,10 +287,10 @@ def _clock(pid: int) -> float:
 
 
 def memory(pid: int) -> int:
-    """Bytes of memory of its own that a process holds: its anonymous pages.
+    """Bytes of a process's own memory: its anonymous pages.
 
-    Those of programs and libraries are left out.  They are shared with whatever else
-    runs them, and a process's share of them changes when another one comes or goes.
+    Pages of programs and libraries are left out: they are shared with other processes,
+    and a process's part of them changes when another one starts or ends.
     """
     words = Path(f"/proc/{pid}/smaps_rollup").read_text().split()
     return int(words[words.index("Anonymous:") + 1]) * 1024

@@ -1,7 +1,7 @@
-"""A UDP relay as one would write it with Twisted: a DatagramProtocol for each client.
+"""A plain UDP relay in Twisted: a DatagramProtocol for each client.
 
 `python datagram_relay.py PORT DESTINATION_PORT RECEIVE_BUFFER` relays on loopback,
-keeps every flow for ever, and says nothing.
+keeps every flow for ever, and logs nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from twisted.internet.protocol import DatagramProtocol
 
 
 class Upstream(DatagramProtocol):
-    """The socket of one client, connected to the server."""
+    """The socket for one client, connected to the server."""
 
     noisy = False
 
@@ -32,7 +32,7 @@ class Upstream(DatagramProtocol):
         transport.write(datagram, self._client)
 
     def connectionRefused(self) -> None:
-        """The server is gone; there may be another one later."""
+        """The server is gone; another one may start later."""
 
 
 class Listener(DatagramProtocol):
@@ -67,7 +67,7 @@ def main() -> None:
     running: Any = reactor
     listener = Listener(running, given.destination)
     port = running.listenUDP(given.port, listener, interface="127.0.0.1")
-    # As much as the others have: what is lost costs nothing.
+    # The same buffer as the other relays: lost datagrams would cost nothing.
     port.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, given.receive_buffer)
     running.run()
 

@@ -1,4 +1,4 @@
-"""Datagrams: a server that echoes them, and what drives a relay with them.
+"""Datagrams: an echo server, and the load generator.
 
 Both are in datagrams.c, which is compiled once in a run.
 """
@@ -25,17 +25,17 @@ RATE = 10_000
 #: Flows that share it.
 RATE_FLOWS = 50
 
-#: Flows that have a burst under way where the flows take turns, and datagrams of one.
+#: Where bursts go round the flows: flows that have one pending, and its datagrams.
 BURSTS, BURST = 50, 4
 
-#: The share of what is under way that may be lost while costs are measured.  The load
-#: goes on without it: were it much more, it would be another load.
+#: The share of the pending datagrams that may be lost while costs are measured.  The
+#: load goes on without them; with many more lost it would not be the same load.
 LOST = 0.1
 
 
 @frozen
 class Moved:
-    """What a load counted."""
+    """The counters of a load."""
 
     sent: int
     received: int
@@ -53,7 +53,7 @@ def _compiled() -> tempfile.TemporaryDirectory[str]:
 
 
 def built() -> str:
-    """The path of the program.
+    """The path of the compiled program.
 
     :raises CannotMeasure: it can't be compiled.
     """
@@ -75,8 +75,8 @@ def round_trips(
 ) -> Iterator[Callable[[], int]]:
     """Flows through a relay, each of which has carried datagrams.
 
-    What it yields makes round trips, with so many under way on each flow, and returns
-    how many; it may be called once.  Nothing is under way before and after.
+    Yields a function that makes round trips, with so many pending on each flow, and
+    returns how many; to be called once.  Nothing is pending before and after.
 
     :raises CannotMeasure: a flow was not answered, or too much was lost.
     """
@@ -90,7 +90,7 @@ def round_trips(
 def bursts_in_turn(
     port: int, flows: int, seconds: float
 ) -> Iterator[Callable[[], int]]:
-    """As :func:`round_trips`; a burst is under way on some flows, each in its turn."""
+    """As :func:`round_trips`; bursts are pending on some flows, round robin."""
     with _closed_loop(
         ["turns", str(port), str(flows), str(BURSTS), str(BURST)],
         BURSTS * BURST,
@@ -101,11 +101,11 @@ def bursts_in_turn(
 
 @contextmanager
 def _closed_loop(
-    asked: Sequence[str], under_way: int, seconds: float
+    arguments: Sequence[str], under_way: int, seconds: float
 ) -> Iterator[Callable[[], int]]:
-    """What makes the round trips that the program is asked for."""
+    """The function that makes the round trips; see :func:`round_trips`."""
     with tempfile.TemporaryDirectory(prefix="relayd-bench-") as name:
-        argv = [built(), *asked, str(SIZE), str(seconds)]
+        argv = [built(), *arguments, str(SIZE), str(seconds)]
         with child(
             "the datagrams' load", argv, Path(name), read=True, waits=True
         ) as running:
@@ -141,9 +141,9 @@ def delivered(port: int, seconds: float) -> float:
 
 
 def read_moved(text: str) -> Moved:
-    """What the program says it sent and received.
+    """Parse the program's counters.
 
-    :raises CannotMeasure: it says something else, or received nothing.
+    :raises CannotMeasure: they can't be parsed, or nothing was received.
     """
     try:
         sent, received, _ = text.split()

@@ -1,4 +1,4 @@
-"""What a run's figures depend on: the machine, the programs, other load."""
+"""What the figures of a run depend on: the machine, the programs, other load."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from attrs import frozen
 
 from bench.children import PACKAGES, CannotMeasure, program
 
-#: How a program is asked for its version, where it isn't `--version`.
-_ASK = {"danted": "-v", "haproxy": "-v", "nginx": "-v", "socat": "-V", "wrk": "-v"}
+#: The option for a program's version, if it isn't `--version`.
+_VERSION_OPTIONS = {
+    "danted": "-v",
+    "haproxy": "-v",
+    "nginx": "-v",
+    "socat": "-V",
+    "wrk": "-v",
+}
 
 
 @frozen
 class Run:
-    """What was run, on what."""
+    """A run: when, how long, on which machine, with which programs."""
 
     #: The day, as 2026-01-31.
     date: str
@@ -37,7 +43,7 @@ class Run:
 
 
 def machine_facts() -> dict[str, str]:
-    """What another machine may have otherwise."""
+    """Facts in which machines differ."""
     model = re.search(
         r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE
     )
@@ -50,7 +56,7 @@ def machine_facts() -> dict[str, str]:
 
 
 def busy(seconds: float = 1.0) -> float:
-    """The share of the machine's CPU that is in use while this waits."""
+    """The share of the machine's CPU in use, measured for so many seconds."""
 
     def read() -> tuple[int, int]:
         ticks = [int(word) for word in Path("/proc/stat").read_text().split()[1:9]]
@@ -63,7 +69,7 @@ def busy(seconds: float = 1.0) -> float:
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that takes part and is installed."""
+    """Versions of all programs that are installed."""
     found = {
         "relayd": version("relayd"),
         "Twisted": version("twisted"),
@@ -75,12 +81,12 @@ def versions() -> dict[str, str]:
             path = program(name)
         except CannotMeasure:
             continue
-        told = subprocess.run(  # noqa: S603
-            [path, _ASK.get(name, "--version")],
+        shown = subprocess.run(  # noqa: S603
+            [path, _VERSION_OPTIONS.get(name, "--version")],
             capture_output=True,
             text=True,
-            check=False,  # wrk's says 1
+            check=False,  # wrk exits with 1
         )
-        if number := re.search(r"\d+\.\d[\w.+~-]*", told.stdout + told.stderr):
-            found[name] = number[0].rstrip(".")  # Dante's ends a sentence
+        if number := re.search(r"\d+\.\d[\w.+~-]*", shown.stdout + shown.stderr):
+            found[name] = number[0].rstrip(".")  # Dante's is followed by a full stop
     return found

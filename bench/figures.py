@@ -1,8 +1,8 @@
-"""The figures, what they are compared with, and the limits. Nothing here measures.
+"""The figures, the comparisons and the limits. Nothing is measured here.
 
-A figure has a value for each round. A comparison is made within each round, since the
-machine may be slower in one than in another; what is shown of it, as of the figures
-themselves, is the median of the rounds with the lowest and the highest.
+A figure has a value for each round. Relays are compared within each round, since the
+machine may be slower in one than in another; of comparisons and figures, the median of
+the rounds is shown, with the lowest and the highest.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Self
 
 from attrs import frozen
 
-#: How many connections are open where growth is measured.
+#: Open connections, where growth is measured.
 SIZES = (10, 100, 1_000, 8_000)
 
 #: The sizes that the limits compare.
 FEW, MANY = 100, 8_000
 
-#: How many flows take turns where that of datagrams is, and the limit compares.
+#: Flows that send in turn, where growth with datagrams is measured; the limit compares
+#: both.
 FLOWS = (50, 5_000)
 
 #: Idle pairs over which memory is measured.
@@ -28,9 +29,9 @@ MEMORY_PAIRS = 3_000
 
 @frozen
 class Figure:
-    """One thing that is measured.
+    """A figure that is measured.
 
-    :param workload: what measures it.
+    :param workload: the workload that measures it.
     :param digits: decimals that are shown.
     """
 
@@ -78,7 +79,7 @@ FIGURES = {
     )
 }
 
-#: What is measured of SOCKS4 proxies, and shown in a section of its own.
+#: The figures of SOCKS4 proxies, shown in a section of their own.
 SOCKS4 = {
     figure.name: figure
     for figure in (
@@ -87,7 +88,7 @@ SOCKS4 = {
     )
 }
 
-#: What is measured of relays for datagrams, likewise.
+#: The figures of UDP relays, likewise.
 UDP = {
     figure.name: figure
     for figure in (
@@ -109,7 +110,7 @@ UDP = {
     )
 }
 
-#: What is measured with more and more connections; `name@size` is it at a size.
+#: The figures with more and more connections; `name@size` is the one at a size.
 GROWTH = {
     figure.name: figure
     for figure in (
@@ -131,7 +132,7 @@ def figure_named(name: str) -> Figure:
 
 @frozen
 class Spread:
-    """What several rounds say: the median, the lowest, the highest."""
+    """Several rounds: the median, the lowest, the highest."""
 
     middle: float
     low: float
@@ -149,7 +150,7 @@ class Results:
         self._values: dict[str, dict[str, list[float]]] = {}
 
     def add(self, peer: str, readings: Mapping[str, float]) -> None:
-        """Keep what one measurement has read."""
+        """Add the readings of one measurement."""
         for figure, value in readings.items():
             self._values.setdefault(figure, {}).setdefault(peer, []).append(value)
 
@@ -160,19 +161,19 @@ class Results:
     def measured(
         self, figures: Iterable[Figure], peers: Mapping[str, str]
     ) -> dict[str, str]:
-        """Those of the relays, with their titles, that have any of these figures."""
+        """The relays, with their titles, that have any of these figures."""
         have = {
             peer for figure in figures for peer in self._values.get(figure.name, ())
         }
         return {peer: title for peer, title in peers.items() if peer in have}
 
     def spread(self, figure: str, peer: str) -> Spread | None:
-        """What the rounds say of a figure; None if it was not measured."""
+        """The spread of a figure; None if it was not measured."""
         values = self._values.get(figure, {}).get(peer)
         return Spread.of(values) if values else None
 
     def ratio(self, of: tuple[str, str], to: tuple[str, str]) -> Spread | None:
-        """What the rounds say of one (figure, relay) divided by another."""
+        """The spread of one (figure, relay) divided by another."""
         above = self._values.get(of[0], {}).get(of[1])
         below = self._values.get(to[0], {}).get(to[1])
         if not above or not below:
@@ -182,7 +183,7 @@ class Results:
 
 @frozen
 class Limit:
-    """A promise: one (figure, relay) divided by another keeps a bound.
+    """A limit: of one (figure, relay) divided by another.
 
     :param at_least: the bound is a lower one.
     """
@@ -205,7 +206,7 @@ class Limit:
 
 @frozen
 class Verdict:
-    """What the rounds say of a limit; None: it was not measured."""
+    """Whether a limit is kept; a ratio of None: it was not measured."""
 
     limit: Limit
     ratio: Spread | None
@@ -241,8 +242,8 @@ def _limits() -> Iterable[Limit]:
                 bound,
                 at_least=name == "throughput-1",
             )
-    # Not where each of thousands has a request under way: what the kernel does for
-    # each grows by more than this then, whoever relays.  It is shown, not promised.
+    # Not where each of thousands has a request pending: then the kernel's work for each
+    # grows by more than this, with any relay.  It is shown, and has no limit.
     for name in ("turn", "short"):
         yield Limit(
             f"{GROWTH[name].title}: {MANY:,} to {FEW}",
@@ -253,7 +254,7 @@ def _limits() -> Iterable[Limit]:
     for name, title, peer, bound in (
         ("socks4-short", "Dante", "dante", 0.55),
         ("socks4-short", "twistd socks", "twistd-socks", 0.55),
-        # After the handshake, nothing of SOCKS is left.
+        # After the handshake it is a plain TCP session.
         ("socks4-bulk", "relayd, plane", _RELAYD, 1.05),
     ):
         yield Limit(
@@ -267,7 +268,7 @@ def _limits() -> Iterable[Limit]:
             yield Limit(
                 f"{UDP[name].title}: to {title}", (name, _UDP), (name, peer), bound
             )
-    # At this rate nginx loses none, and so nor may relayd.
+    # At this rate nginx loses none, so relayd must not either.
     yield Limit(
         f"{UDP['udp-delivered'].title}: to nginx stream",
         ("udp-delivered", _UDP),
@@ -275,9 +276,9 @@ def _limits() -> Iterable[Limit]:
         1.0,
         at_least=True,
     )
-    # The same work, with few flows and many; not where each of thousands has one
-    # datagram under way: a burst leaves in one call, and one datagram has no other to
-    # leave with.  That is shown, not promised.
+    # The same work, with few flows and many.  Not where each of thousands has one
+    # datagram pending: a burst is sent in one call, a single datagram can't be.  That
+    # is shown, and has no limit.
     few, many = FLOWS
     yield Limit(
         f"UDP: {many:,} flows to {few}",
@@ -287,17 +288,17 @@ def _limits() -> Iterable[Limit]:
     )
 
 
-#: What relayd promises of its cheaper transport.
+#: The limits for relayd's cheaper transport.
 LIMITS = tuple(_limits())
 
 
 def judge(results: Results) -> list[Verdict]:
-    """What the results say of every limit."""
+    """Check every limit."""
     return [Verdict(limit, results.ratio(limit.of, limit.to)) for limit in LIMITS]
 
 
 def needed_for_limits() -> set[tuple[str, str]]:
-    """The (workload, relay) pairs that measure what the limits speak of."""
+    """The (workload, relay) pairs that the limits need."""
     return {
         (figure_named(figure).workload, peer)
         for limit in LIMITS

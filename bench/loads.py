@@ -1,17 +1,16 @@
-"""The load generators: iperf3, wrk, h2load, and two of our own.
+"""The load generators: iperf3, wrk, h2load, and two in this module.
 
 A load that reports an error raises :class:`CannotMeasure`: a measurement with errors
 is not a measurement.
 
-Short connections are driven from here.  wrk closes a connection as soon as it has the
-response, whoever was to close it: of the connections that the server closes, it
-closes about half first, and it counts a response that ends with the connection as an
-error.  This load makes an exact number of them, and knows who closed first.
+Short connections are made here.  wrk closes a connection as soon as it has the
+response, even if the server is to close it: of these it closes about half first, and it
+counts a response that ends with the connection as an error.  This load makes an exact
+number of connections, and knows which side closed first.
 
-A SOCKS4 proxy is driven by the same loads, with the handshake before them.  iperf3
-can't do it; proxychains does it inside iperf3's process, on the very socket that
-iperf3 sends on, by replacing `connect`: what follows is iperf3 as ever, and nothing
-stands between it and the proxy.
+A SOCKS4 proxy gets the same loads, with the handshake before them.  iperf3 has none;
+proxychains does it inside iperf3's process, on iperf3's own socket, by replacing
+`connect`: after it, iperf3 is directly connected to the proxy.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from attrs import frozen
 from bench.children import PATIENCE, CannotMeasure, child, program
 from bench.origins import BODY
 
-#: Connections that are under way at once, for requests and for short connections.
+#: Concurrent connections, for requests and for short connections.
 AT_ONCE = 32
 
 #: Connections that one wrk opens.
@@ -44,36 +43,36 @@ WRK_CONNECTIONS = 1_000
 #: The fixed rate at which latency is measured: requests a second.
 RATE = 4_000
 
-#: Connections that share it.  h2load keeps time in steps of 10 ms, so that none may
-#: have to make more than one request in a step.
+#: Connections for that rate.  h2load's clock has steps of 10 ms, in which a connection
+#: must not need more than one request.
 RATE_CONNECTIONS = RATE // 100
 
-#: Seconds at the start of a run at a fixed rate that do not count.
+#: Seconds at the start of a run at a fixed rate that are left out.
 SETTLING = 0.5
 
 _KEEPING = b"GET / HTTP/1.1\r\nHost: origin\r\n\r\n"
 _CLOSING = b"GET / HTTP/1.1\r\nHost: origin\r\nConnection: close\r\n\r\n"
 
-#: Ports that a proxy's clients connect from, below those that the kernel hands out and
+#: Ports that a proxy's clients connect from, below the kernel's ephemeral ports and
 #: those that the benchmark listens on.  Dante connects from its client's port if it
-#: can, and for a minute nobody else gets that port from the kernel, whatever the
-#: address.  Of those that it hands out there would soon be few left, and the other
-#: relays would pay for the search.
+#: can, and for a minute the kernel gives that port to no other socket, on any address.
+#: With ephemeral ports there would soon be few left, and the other relays would pay for
+#: the search.
 SOURCE_PORTS = range(2_000, 18_000)
 
-#: Where they connect from, each once in a run: none meets an earlier one's TIME_WAIT.
+#: Their addresses and ports, each used once in a run: none is in TIME_WAIT.
 _sources = (
     (f"127.2.{number // 256}.{number % 256}", port)
     for number, port in itertools.product(range(256 * 256), SOURCE_PORTS)
 )
 
-#: Bytes of a SOCKS4 reply, and how one begins that grants.
+#: Size of a SOCKS4 reply, and how a reply begins that grants the request.
 _REPLY, _GRANTED = 8, b"\0\x5a"
 
 
 @frozen
 class Bulk:
-    """What iperf3 moved."""
+    """A transfer of iperf3."""
 
     bytes: int
     seconds: float
@@ -87,9 +86,9 @@ class Bulk:
 def bulk(
     port: int, streams: int, seconds: float, *, socks4_to: int | None = None
 ) -> Bulk:
-    """Send through a relay to an iperf3 server for so long.
+    """Send through a relay to an iperf3 server for so many seconds.
 
-    :param socks4_to: `port` is a SOCKS4 proxy's, and this is the server's.
+    :param socks4_to: the server's port, if `port` is a SOCKS4 proxy's.
     """
     with tempfile.TemporaryDirectory(prefix="relayd-bench-") as name:
         to = port if socks4_to is None else socks4_to
@@ -107,17 +106,17 @@ def bulk(
 
 
 def read_iperf3(text: str) -> Bulk:
-    """What a run of `iperf3 -J` says it moved.
+    """Parse the output of `iperf3 -J`.
 
-    :raises CannotMeasure: it reports an error, or nothing.
+    :raises CannotMeasure: it reports an error, or moved nothing.
     """
     try:
-        told = json.loads(text)
+        report = json.loads(text)
     except ValueError:
         raise CannotMeasure(f"iperf3's output is not JSON: {text[:60]!r}") from None
-    if "error" in told:
-        raise CannotMeasure(f"iperf3 reports an error: {told['error']}")
-    moved = told["end"]["sum_received"]
+    if "error" in report:
+        raise CannotMeasure(f"iperf3 reports an error: {report['error']}")
+    moved = report["end"]["sum_received"]
     if not moved["bytes"]:
         raise CannotMeasure("iperf3 moved nothing")
     return Bulk(moved["bytes"], moved["seconds"])
@@ -135,20 +134,20 @@ def kept_requests(
     address = f"http://127.0.0.1:{port}/"
     with ExitStack() as stack:
         running = []
-        # wrk opens all of its connections at once.  More than the kernel queues would
-        # be lost, and come back after seconds.  And a relay that is kept busy accepts
-        # slowly, so those that have theirs stand still until all do.
+        # wrk opens all of its connections at once.  Those beyond the kernel's backlog
+        # would be dropped, and retried after seconds.  And a busy relay accepts slowly,
+        # so each wrk is stopped until all connections are open.
         for opened in range(0, connections, WRK_CONNECTIONS):
-            share = min(WRK_CONNECTIONS, connections - opened)
+            count = min(WRK_CONNECTIONS, connections - opened)
             folder = tempfile.TemporaryDirectory(prefix="relayd-bench-")
             argv = [
-                *(program("wrk"), "-t", "1", "-c", str(share)),
-                # It is stopped long before it is done.
+                *(program("wrk"), "-t", "1", "-c", str(count)),
+                # It is ended long before that.
                 *("-d", "3600s", "--timeout", "60s", address),
             ]
             place = Path(stack.enter_context(folder))
             running.append(stack.enter_context(child("wrk", argv, place, read=True)))
-            wait_open(opened + share)
+            wait_open(opened + count)
             running[-1].process.send_signal(signal.SIGSTOP)
         for wrk in running:
             wrk.process.send_signal(signal.SIGCONT)
@@ -160,9 +159,9 @@ def kept_requests(
 
 
 def read_wrk(text: str) -> int:
-    """How many requests a run of wrk says were answered.
+    """Parse the output of wrk: how many requests were answered.
 
-    :raises CannotMeasure: it reports an error, or nothing.
+    :raises CannotMeasure: it reports an error, or no request.
     """
     for line in text.splitlines():
         if "Socket errors" in line or "Non-2xx" in line:
@@ -174,7 +173,7 @@ def read_wrk(text: str) -> int:
 
 
 def fixed_rate(port: int, seconds: float) -> list[float]:
-    """Make `RATE` requests a second, by h2load; microseconds that each took.
+    """Make `RATE` requests a second, by h2load; returns microseconds for each.
 
     :raises CannotMeasure: an error, or the rate was not kept.
     """
@@ -184,8 +183,8 @@ def fixed_rate(port: int, seconds: float) -> list[float]:
         argv = [
             *(program("h2load"), "--h1", "-t", "1", "--log-file", "requests"),
             *("-c", str(RATE_CONNECTIONS), "-n", str(count), f"--rps={each}"),
-            # Connections open four in a millisecond, and so take turns; opened at
-            # once, they would make their requests all at the same moment.
+            # Four connections are opened in a millisecond, so that their requests are
+            # spread out; opened at once, all would send at the same time.
             *("-r", "4", "--rate-period=1ms", f"http://127.0.0.1:{port}/"),
         ]
         with child("h2load", argv, Path(name), read=True) as running:
@@ -197,15 +196,15 @@ def fixed_rate(port: int, seconds: float) -> list[float]:
 
 
 def read_h2load(output: str, log: str) -> list[float]:
-    """Microseconds that each request took, but for the first half second's.
+    """Microseconds that each request took, without the first half second.
 
     :param output: what h2load printed.
     :param log: its `--log-file`: start (microseconds), status, microseconds taken.
     :raises CannotMeasure: a request failed, or the rate was not kept.
     """
-    told = re.search(r"requests: (\d+) total, .* (\d+) succeeded, ", output)
-    if told is None or int(told[1]) != int(told[2]):
-        what = told[0] if told else output.strip()[-60:]
+    counts = re.search(r"requests: (\d+) total, .* (\d+) succeeded, ", output)
+    if counts is None or int(counts[1]) != int(counts[2]):
+        what = counts[0] if counts else output.strip()[-60:]
         raise CannotMeasure(f"h2load reports an error: {what}")
     rows = [tuple(map(int, line.split()[:3])) for line in log.splitlines()]
     if not rows:
@@ -220,7 +219,7 @@ def read_h2load(output: str, log: str) -> list[float]:
 
 
 def socks4_request(port: int) -> bytes:
-    """A SOCKS4 request to connect to a port of 127.0.0.1, of no user, as curl's."""
+    """A SOCKS4 request to connect to a port of 127.0.0.1, without a user, as curl's."""
     return struct.pack(">BBH4sx", 4, 1, port, socket.inet_aton("127.0.0.1"))
 
 
@@ -233,18 +232,18 @@ def short_connections(
 ) -> None:
     """Make `count` connections, `AT_ONCE` at a time, with one request each.
 
-    :param closed_by: who closes first.  The client: when it has the response, while
-        the server would keep the connection.  The server: when it has responded,
+    :param closed_by: which side closes first.  The client: when it has the response,
+        while the server would keep the connection.  The server: when it has responded,
         and the client waits for the end of data.
-    :param socks4_to: `port` is a SOCKS4 proxy's: ask it for this port, and make the
-        request when it has granted that.
+    :param socks4_to: the server's port, if `port` is a SOCKS4 proxy's: the request is
+        made once the proxy has connected.
     :raises CannotMeasure: a connection failed, or nothing moved for `PATIENCE`.
     """
     request = _KEEPING if closed_by == "client" else _CLOSING
     opening = request if socks4_to is None else socks4_request(socks4_to)
     poll = select.epoll()
     connections: dict[int, socket.socket] = {}
-    #: Those that await a proxy's reply.
+    #: Connections that wait for a proxy's reply.
     asking: set[int] = set()
     answers: dict[int, bytes] = {}
     started = ended = 0
@@ -260,7 +259,7 @@ def short_connections(
             _bind_to_source(connection)
         connection.connect_ex(("127.0.0.1", port))
         try:
-            # On loopback, the connection is there already unless a queue is full.
+            # On loopback it is connected already, unless a queue is full.
             connection.send(opening)
             poll.register(number, select.EPOLLIN)
         except BlockingIOError:
@@ -313,12 +312,12 @@ def short_connections(
 
 
 def _bind_to_source(connection: socket.socket) -> None:
-    """Let it connect from one of `_sources` that is free."""
+    """Bind it to the next of `_sources` that is free."""
     for source in _sources:
         try:
             connection.bind(source)
         except OSError as error:
-            # Somebody listens there, or an earlier run has left it in TIME_WAIT.
+            # It has a listener, or is in TIME_WAIT from an earlier run.
             if error.errno != errno.EADDRINUSE:
                 raise
         else:
@@ -357,7 +356,7 @@ class IdlePairs:
             self._read(connection)
 
     def take_turns(self, count: int) -> None:
-        """Make `count` requests, `AT_ONCE` under way, on one connection after another.
+        """Make `count` requests, `AT_ONCE` at a time, on one connection after another.
 
         :raises CannotMeasure: one failed.
         """
@@ -381,7 +380,7 @@ class IdlePairs:
             answer += part
 
     def close(self) -> None:
-        """Reset them all: what follows needs the room in TIME_WAIT."""
+        """Reset them all, so that they do not fill TIME_WAIT."""
         for connection in self._connections:
             with suppress(OSError):
                 connection.setsockopt(

@@ -1,7 +1,7 @@
-"""What the relays relay to: nginx for HTTP, iperf3 for bulk.
+"""The servers that the relays connect to: nginx for HTTP, iperf3 for bulk.
 
-Each measurement gets a server of its own on a port of its own, so that none meets
-another's connections in TIME_WAIT, and the server's counters are its own.
+Each measurement has its own server on its own port, so that it has no earlier
+connections in TIME_WAIT, and its own counters.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from attrs import frozen
 
 from bench.children import CannotMeasure, child, free_port, program
 
-#: What every HTTP response says.
+#: The body of every HTTP response.
 BODY = b"0123456789abcdef0123456789abcdef"
 
 _STATUS = re.compile(
@@ -27,7 +27,7 @@ _STATUS = re.compile(
 
 @frozen
 class Counts:
-    """What an HTTP server has seen, without the look at it."""
+    """The counters of an HTTP server, without the requests for them."""
 
     #: Connections that are open now.
     open: int
@@ -38,15 +38,15 @@ class Counts:
 
 
 class Site:
-    """An HTTP server that counts."""
+    """An HTTP server with counters."""
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self._looks = 0
+        self._status_requests = 0
         self._connection = socket.create_connection(("127.0.0.1", port), 10)
 
     def counts(self) -> Counts:
-        """What it has seen so far."""
+        """Its present counters."""
         self._connection.sendall(b"GET /counts HTTP/1.1\r\nHost: origin\r\n\r\n")
         text = b""
         while b"Waiting: " not in text or not text.endswith(b"\n"):
@@ -57,9 +57,9 @@ class Site:
         found = _STATUS.search(text)
         if found is None:
             raise CannotMeasure(f"the HTTP server's counts are unreadable: {text!r}")
-        self._looks += 1
+        self._status_requests += 1
         active, accepted, requests = map(int, found.groups())
-        return Counts(active - 1, accepted - 1, requests - self._looks)
+        return Counts(active - 1, accepted - 1, requests - self._status_requests)
 
     def close(self) -> None:
         self._connection.close()

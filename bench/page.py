@@ -1,4 +1,4 @@
-"""The results as files: a page of Markdown for people, JSON for programs."""
+"""The results as files: a page of Markdown, and JSON."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ _HOW = f"""\
 
 
 def json_text(run: Run, results: Results) -> str:
-    """Everything that was measured."""
+    """All results, as JSON."""
     return json.dumps({**asdict(run), "figures": results.values()}, indent=1) + "\n"
 
 
@@ -172,7 +172,7 @@ def markdown(run: Run, results: Results, peers: Mapping[str, str]) -> str:
 
 
 def _how(run: Run) -> str:
-    """How it was measured, and on what."""
+    """How it was measured, and on which machine."""
     rounds = "one round" if run.rounds == 1 else f"{run.rounds} rounds"
     machine = run.machine
     programs = ", ".join(f"{name} {number}" for name, number in run.versions.items())
@@ -230,7 +230,7 @@ def _compared_table(
     figures: Sequence[Figure],
     results: Results,
 ) -> str:
-    """One relay beside each of the others."""
+    """One relay compared with each of the others."""
     rows = []
     for figure in figures:
         ratios = [

@@ -1,11 +1,10 @@
 """The relays that are compared, and how each is started.
 
 Each is one process with one relaying thread (socat: one more process for each
-connection; Dante: a process for each stage of a session, and more of them when they
-are busy), with the settings that its package comes with but for what the workload
-needs: room for the connections, a long queue of clients to be accepted, timeouts
-that never fire.  Whether it logs a line for each session is the measurement's
-choice; the log goes to /dev/null.
+connection; Dante: processes for each stage of a session, more when they are busy).  It
+has the settings of its package except for what the workload needs: limits for the
+connections, a long backlog, timeouts that never fire.  Whether it logs a line for each
+session is the measurement's choice; the log goes to /dev/null.
 """
 
 from __future__ import annotations
@@ -32,27 +31,26 @@ from bench.children import (
 )
 from relayd.core import settings
 
-#: What the other relays are given: relayd's own defaults.
+#: Settings of all relays: relayd's own defaults.
 BACKLOG = settings.BACKLOG.default
 RECEIVE_BUFFER = settings.UDP_RCVBUF.default
 
-#: Pairs that HAProxy and nginx are told to have room for: 8,000 and what the loads
-#: need beside them.
-ROOM = 8_500
+#: Limit of pairs for HAProxy and nginx: 8,000, and spare ones for the loads.
+MAX_PAIRS = 8_500
 
-#: Where Debian's libnginx-mod-stream puts nginx's stream relay.
+#: The module of Debian's libnginx-mod-stream.
 STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 
 @frozen
 class Setup:
-    """What a relay is told."""
+    """The settings of a relay."""
 
     #: For its configuration.
     folder: Path
     #: Where it listens, on 127.0.0.1.
     port: int
-    #: Where it relays to, on 127.0.0.1.  A proxy is told by its clients.
+    #: The server's port, on 127.0.0.1.  A proxy's clients choose it.
     destination: int
     #: Whether it logs each session.
     logs: bool
@@ -62,13 +60,12 @@ class Setup:
 class Peer:
     """A relay to measure.
 
-    :param command: its command line, after writing what configuration it needs.
-    :param forks: it is several processes: one for each connection, or for each kind
-        of work; what needs thousands of connections is not asked of it.
+    :param command: writes its configuration, and returns its command line.
+    :param forks: it is several processes: one for each connection, or for each kind of
+        work; not measured with thousands of connections.
     :param logs: it can log each session.
     :param grows: it is measured from 10 to 8,000 connections.
-    :param kind: what it relays, and is measured at: streams, streams that ask a SOCKS4
-        proxy, or datagrams.
+    :param kind: what it relays: streams, streams as a SOCKS4 proxy, or datagrams.
     """
 
     name: str
@@ -82,7 +79,7 @@ class Peer:
 
 @frozen
 class Relay:
-    """A relay that runs."""
+    """A running relay."""
 
     peer: Peer
     child: Child
@@ -93,7 +90,7 @@ class Relay:
         return cpu(self.child.pid, forks=self.peer.forks)
 
     def memory(self) -> int:
-        """Bytes that it holds."""
+        """Bytes of memory that it uses."""
         return memory(self.child.pid)
 
 
@@ -105,7 +102,7 @@ def relay(peer: Peer, destination: int, *, logs: bool = False) -> Iterator[Relay
         argv = peer.command(Setup(Path(name), port, destination, logs))
         with child(peer.title, argv, Path(name)) as running:
             running.listening(port, udp=peer.kind == "udp")
-            # What it still does to start is not the workload's.
+            # The rest of its start must not count.
             time.sleep(0.2)
             yield Relay(peer, running, port)
 
@@ -134,7 +131,7 @@ def _haproxy(splice: str) -> Callable[[Setup], list[str]]:
             f"""\
 global
   nbthread 1
-  maxconn {ROOM}
+  maxconn {MAX_PAIRS}
   maxpipes 100
 defaults
   mode tcp
@@ -176,7 +173,7 @@ master_process off;
 worker_processes 1;
 pid nginx.pid;
 error_log stderr error;
-events {{ worker_connections {2 * ROOM}; }}
+events {{ worker_connections {2 * MAX_PAIRS}; }}
 stream {{
   log_format session '$remote_addr:$remote_port [$time_local] $protocol $status'
     ' $bytes_sent $bytes_received $session_time $upstream_addr';
@@ -196,8 +193,8 @@ stream {{
 
 
 def _beside(file: str, setup: Setup) -> list[str]:
-    """A relay that is a file beside this one."""
-    # -P: the file's own folder is not where its imports come from.
+    """A relay in a file of this folder."""
+    # -P: no imports from the file's own folder.
     return [
         *(sys.executable, "-P", str(Path(__file__).with_name(file))),
         *(str(setup.port), str(setup.destination)),
@@ -231,14 +228,14 @@ def _relayd_socks4(setup: Setup) -> list[str]:
 
 
 def _dante(setup: Setup) -> list[str]:
-    # Its manual has no more for speed: how many processes it is, it decides itself.
-    # Nothing is logged unless it is told where to.
+    # Its manual has no other settings for speed: it decides itself how many processes
+    # it has.  Nothing is logged unless a destination is set.
     #
     # It connects from the port that its client connects from (see `SOURCE_PORTS` in
-    # bench.loads); if that can't be had, it takes one that is free altogether, and of
-    # those there are few among thousands in TIME_WAIT: a session may then cost ten
-    # times as much, or fail.  So it gets an address of its own, as it would have on a
-    # machine of its own; and another one each time.
+    # bench.loads); if that is in use, it takes one that is free on all addresses, and
+    # there are few of those among thousands in TIME_WAIT: a session may then cost ten
+    # times as much, or fail.  So it gets its own address, as it would on a machine of
+    # its own; another one each time.
     address = f"127.1.{setup.port // 256}.{setup.port % 256}"
     (setup.folder / "danted.conf").write_text(
         f"""\
@@ -255,8 +252,8 @@ socks pass {{ from: 127.0.0.0/8 to: 127.0.0.0/8 }}
 
 def _twistd_socks(setup: Setup) -> list[str]:
     return _twistd(
-        # It logs a line for each session, and can't be told not to.  A publisher that
-        # nobody listens to is the least that a log can cost.
+        # It always logs a line for each session.  A publisher without observers is
+        # the cheapest log.
         *("--logger", "twisted.logger.LogPublisher"),
         *("socks", "--interface", "127.0.0.1", "--port", str(setup.port)),
     )

@@ -1,7 +1,7 @@
 """Twisted's own relay as a program: `twisted.protocols.portforward`.
 
 `python portforward.py PORT DESTINATION_PORT BACKLOG` relays on loopback and logs
-nothing; with `--log`, it logs as it comes: two lines for each connection, to standard
+nothing; with `--log`, it logs as by default: two lines for each connection, to standard
 output, as `twistd -n` would.
 """
 

@@ -1,4 +1,4 @@
-"""What the benchmark prints: figures as blocks of lines, limits as a line each."""
+"""The printed report: a block of lines for each figure, a line for each limit."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from bench.figures import (
     figure_named,
 )
 
-#: Relays that the others are compared with, and what a sentence calls them.
+#: Relays that the others are compared with, and their names in a sentence.
 REFERENCES = {"haproxy-splice": "HAProxy with splice", "portforward": "portforward"}
 
-#: Likewise, what relayd's proxy is compared with.
+#: Likewise, for the SOCKS4 proxies.
 SOCKS4_REFERENCES = {
     "dante": "Dante",
     "twistd-socks": "twistd socks",
     "relayd-plane": "relayd's TCP relay",
 }
 
-#: Likewise, what its relay for datagrams is compared with.
+#: Likewise, for the UDP relays.
 UDP_REFERENCES = {"nginx-udp": "nginx stream", "twisted-udp": "a relay in Twisted"}
 
 
@@ -98,12 +98,12 @@ def limit_lines(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def with_range(figure: Figure, spread: Spread) -> str:
-    """A figure's median, and its range where it has one."""
+    """A figure's median, and its range if it has one."""
     return _ranged(*map(figure.show, (spread.low, spread.middle, spread.high)))
 
 
 def ratio_text(ratio: Spread | None, digits: int = 2) -> str:
-    """A ratio's median, and its range where it has one; `-` for none."""
+    """A ratio's median, and its range if it has one; `-` for None."""
     if ratio is None:
         return "-"
     values = (ratio.low, ratio.middle, ratio.high)
@@ -115,7 +115,7 @@ def _ranged(low: str, middle: str, high: str) -> str:
 
 
 def word(verdict: Verdict) -> str:
-    """What a verdict comes to."""
+    """A verdict in a word: ok, MISSED or not measured."""
     if verdict.ratio is None:
         return "not measured"
     return "ok" if verdict.ok else "MISSED"

@@ -1,10 +1,9 @@
-"""What to measure, and the measuring: rounds in which the relays take turns.
+"""The plan of a run, and the rounds, in which the relays take turns.
 
-A machine that others share may be half as fast from one second to the next.  At
-workloads that have a limit, the relays therefore take several short turns in each
-round, each of which counts as a round: who is compared was measured seconds apart, and
-the median is of many.  Most turns are taken where the limits are checked; where it must
-be quick, one.
+A shared machine may be half as fast from one second to the next.  At workloads that
+have a limit, each relay is therefore measured in several short turns in each round,
+each of which counts as a round: relays that are compared are measured seconds apart,
+and the median is of many.  Mode check has the most turns, quick has one.
 """
 
 from __future__ import annotations
@@ -26,23 +25,23 @@ from bench.peers import PEERS, Setup
 from bench.report import lines_of
 from bench.workloads import WORKLOADS, Readings
 
-#: Open files of one process: two for each pair, and HAProxy's room and pipes.
+#: Open files of one process: two for each pair, and HAProxy's spare ones and pipes.
 DESCRIPTORS = 2 * MANY + 2_000
 
 
-#: The least that one of several turns takes, in seconds.
+#: The shortest of several turns, in seconds.
 TURN = 0.4
 
 
 @frozen
 class Mode:
-    """What one of the words of the command line stands for."""
+    """A mode of the command line."""
 
     rounds: int
     seconds: float
     #: The (workload, relay) pairs to measure.
     pairs: Collection[tuple[str, str]]
-    #: How often a relay is measured in a round, at workloads that take several turns.
+    #: How often a relay is measured in a round, at workloads with several turns.
     turns: int = 1
 
 
@@ -107,9 +106,9 @@ class Plan:
         rounds: int | None = None,
         seconds: float | None = None,
     ) -> Plan:
-        """What is left of a mode with these workloads and relays only; none is all.
+        """The plan of a mode, for these workloads and relays only; empty: all.
 
-        :raises CannotMeasure: nothing is.
+        :raises CannotMeasure: nothing is left to measure.
         """
         planned = {
             workload.name: [
@@ -136,10 +135,10 @@ class Plan:
         return {name: peer.title for name, peer in PEERS.items() if name in chosen}
 
 
-def check_what_is_there(plan: Plan) -> None:
-    """See that nothing is missing, now rather than in twenty minutes.
+def check_requirements(plan: Plan) -> None:
+    """Check that nothing is missing, before the first measurement.
 
-    :raises CannotMeasure: a program is, or the limit of open files is too low.
+    :raises CannotMeasure: a program is missing, or the limit of open files too low.
     """
     allow_descriptors(DESCRIPTORS)
     for workload in plan.workloads:
@@ -153,10 +152,10 @@ def check_what_is_there(plan: Plan) -> None:
 
 
 def measure(plan: Plan) -> Results:
-    """Do all rounds; what they have read.
+    """Run all rounds; returns the results.
 
-    Progress goes to standard error; a workload's figures go to standard output when its
-    last round is over.
+    Progress goes to standard error; a workload's figures go to standard output after
+    its last round.
 
     :raises CannotMeasure: a measurement failed.
     """
@@ -169,13 +168,13 @@ def measure(plan: Plan) -> Results:
                 for readings in turns:
                     results.add(peer, readings)
                 done += 1
-                told = ", ".join(
+                shown = ", ".join(
                     f"{name} {figure_named(name).show(median(r[name] for r in turns))}"
                     for name in turns[0]
                 )
                 seconds = time.monotonic() - begin
                 print(
-                    f"{seconds:5.0f} s  {done}/{every}  {PEERS[peer].title}: {told}",
+                    f"{seconds:5.0f} s  {done}/{every}  {PEERS[peer].title}: {shown}",
                     file=sys.stderr,
                 )
             if number == plan.rounds - 1:
@@ -187,7 +186,7 @@ def measure(plan: Plan) -> Results:
 def _round(
     plan: Plan, workload: str, peers: list[str], number: int
 ) -> dict[str, list[Readings]]:
-    """One round of one workload: what each relay has cost, in each of its turns."""
+    """One round of one workload: the readings of each relay, of each of its turns."""
     turns = 1 if plan.turns == 1 else max(1, plan.turns * WORKLOADS[workload].turns)
     seconds = max(plan.seconds / turns, TURN)
     taken: dict[str, list[Readings]] = {peer: [] for peer in peers}
@@ -197,7 +196,7 @@ def _round(
             for peer in peers
         }
         for turn in range(number, number + turns):
-            # Nobody is always the first.
+            # So that no relay is always the first.
             first = turn % len(peers)
             for peer in peers[first:] + peers[:first]:
                 taken[peer].append(measures[peer]())

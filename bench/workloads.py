@@ -1,10 +1,10 @@
-"""The workloads: how each is measured, with a relay, a load, two readings.
+"""The workloads: how each is measured, with a relay, a load, and two readings.
 
 Every measurement starts its own relay and its own server, on ports of their own, and
-gives the relay a little of the same work first (but for bulk, which takes little code
-through much).  Short connections may be measured several times on one relay: a fresh
-one is dearer for a while, and the more so the more code it has.  CPU is the relay's
-process's own, as the kernel accounts for it.
+warms the relay up with the same work (but for bulk, which runs little code many
+times).  Short connections may be measured several times on one relay: a new process is
+slower for a while, the more so the more code it has.  CPU is that of the relay's
+process, by the kernel's account.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from bench.loads import (
 from bench.origins import Site, sink, site
 from bench.peers import Peer, Relay, relay
 
-#: Short connections that are made for each second that a measurement may take.
+#: Short connections for each second that a measurement may take.
 SHORT_EACH_SECOND = 2_000
 
-#: Requests of connections that take turns, likewise.
+#: Requests on connections used in turn, likewise.
 TURNS_EACH_SECOND = 20_000
 
-#: Short connections, and pairs, that a relay has had before it is measured.
+#: Short connections, and pairs, before a relay is measured.
 WARM_UP = 300
 
-#: Sessions that a proxy has had before: by then Dante has most of the processes that it
-#: wants for this load, and their start is not a session's cost.
+#: Sessions before a proxy is measured: by then Dante has started most of its processes
+#: for this load, which is not the cost of a session.
 PROXY_WARM_UP = 1_000
 
 Readings = dict[str, float]
@@ -58,12 +58,12 @@ Measure = Callable[[], Readings]
 class Workload:
     """A kind of load, and how it is measured.
 
-    :param begin: takes the relay's kind and about how many seconds a load may last.
-        What it yields measures, and returns figures by name.
-    :param takes: whether a kind of relay can be asked for it.
-    :param programs: what it takes besides the relay.
-    :param turns: in how many turns it may be measured where several are taken: at
-        none, as often as others, or so many times as often.
+    :param begin: called with the relay and about how many seconds a load may last;
+        yields a function that measures, and returns figures by name.
+    :param takes: whether it can be measured with a relay.
+    :param programs: the programs that it needs besides the relay.
+    :param turns: how often it is measured in a round if there are several turns, as a
+        multiple of the plan's turns; 0: once.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Workload:
 def afresh(
     measure: Callable[[Peer, float], Readings],
 ) -> Callable[[Peer, float], AbstractContextManager[Measure]]:
-    """A workload's `begin` that has nothing to begin: each time on a new relay."""
+    """A workload's `begin` for a function that starts a new relay each time."""
 
     @contextmanager
     def begin(peer: Peer, seconds: float) -> Iterator[Measure]:
@@ -98,7 +98,7 @@ def measure_socks4_bulk(peer: Peer, seconds: float) -> Readings:
 
 
 def _bulk(streams: int, peer: Peer, seconds: float) -> tuple[float, Bulk]:
-    """Milliseconds per GB, and what was moved."""
+    """Milliseconds per GB, and the transfer."""
     with sink() as destination, relay(peer, destination) as running:
         before = running.cpu()
         moved = bulk(
@@ -121,7 +121,7 @@ def measure_requests(peer: Peer, seconds: float) -> Readings:
 def _cpu_per_request(
     running: Relay, origin: Site, connections: int, seconds: float
 ) -> float:
-    """Microseconds, over a window in which every connection is open and used."""
+    """Microseconds, over a time in which all connections are open and used."""
     begin = origin.counts().requests
 
     def wait_open(count: int) -> None:
@@ -142,7 +142,7 @@ def _cpu_per_request(
             time.sleep(max(0.1, limit - time.monotonic()))
             made = origin.counts().requests - requests
             spent = running.cpu() - used
-            # Thousands of connections may need longer for each to have had its turn.
+            # With thousands of connections it may take longer until each was used.
             if made >= 2 * connections:
                 return spent * 1e6 / made
             if time.monotonic() > limit + 30:
@@ -170,14 +170,14 @@ def begin_short(
 
 @frozen
 class _Short:
-    """Short connections, beside those that the relay has already."""
+    """Short connections, in addition to those that the relay has already."""
 
     running: Relay
     origin: Site
     closed_by: Literal["client", "server"]
 
     def make(self, count: int) -> float:
-        """Make them, and wait until the relay has ended them: CPU used until then."""
+        """Make them, and wait until the relay has ended them; CPU used until then."""
         running, origin = self.running, self.origin
         before = origin.counts()
         socks4_to = origin.port if running.peer.kind == "socks4" else None
@@ -195,16 +195,16 @@ class _Short:
         return running.cpu()
 
     def cpu_each(self, count: int) -> float:
-        """Microseconds."""
+        """Microseconds of CPU for each."""
         _leave_time_wait(2 * count)
         used = self.running.cpu()
         return (self.make(count) - used) * 1e6 / count
 
 
 def _leave_time_wait(count: int) -> None:
-    """Wait until the kernel has room for so many connections in TIME_WAIT.
+    """Wait until the kernel can keep so many more connections in TIME_WAIT.
 
-    Beyond its limit it forgets them at once, which costs less than keeping them.
+    Beyond its limit it drops them at once, which costs less than keeping them.
     """
     limit = Path("/proc/sys/net/ipv4/tcp_max_tw_buckets").read_text()
     for _ in range(120):
@@ -215,7 +215,7 @@ def _leave_time_wait(count: int) -> None:
 
 
 def measure_latency(peer: Peer, seconds: float) -> Readings:
-    """Microseconds that a request takes at a fixed rate."""
+    """Latency of a request at a fixed rate, in microseconds."""
     with site() as origin, relay(peer, origin.port) as running:
         took = fixed_rate(running.port, seconds)
     percentiles = quantiles(took, n=100)
@@ -225,8 +225,8 @@ def measure_latency(peer: Peer, seconds: float) -> Readings:
 def measure_memory(peer: Peer, _: float) -> Readings:
     """Kilobytes that an idle pair adds to the relay.
 
-    The first pairs stay open while the others come: closed ones would leave memory
-    behind that the next ones use and do not add.
+    The first pairs stay open while the others are added: closed ones would leave
+    memory that the next ones reuse.
     """
     with site() as origin, relay(peer, origin.port) as running:
         with idle_pairs(running.port, WARM_UP) as pairs:
@@ -239,7 +239,7 @@ def measure_memory(peer: Peer, _: float) -> Readings:
                 return (running.memory() - before) / count / 1e3
 
             readings = {}
-            # Ten pairs are less than what the kernel counts memory in.
+            # Ten pairs take less than a page or two, in which the kernel counts.
             for size in sorted({*SIZES[1:], MEMORY_PAIRS}):
                 if size == MEMORY_PAIRS:
                     readings["memory"] = each(size)
@@ -249,7 +249,7 @@ def measure_memory(peer: Peer, _: float) -> Readings:
 
 
 def measure_growth_busy(peer: Peer, seconds: float) -> Readings:
-    """CPU per request on more and more connections, each of which has one under way."""
+    """CPU per request on more and more connections, each with a request pending."""
     with site() as origin, relay(peer, origin.port) as running:
         readings = {}
         for size in SIZES:
@@ -261,8 +261,8 @@ def measure_growth_busy(peer: Peer, seconds: float) -> Readings:
         return readings
 
 
-#: Seconds after which a connection that was busy is idle to every relay: relayd looks
-#: at each once a second, and asks the kernel about those that have just come to rest.
+#: Seconds after which a connection is idle for every relay: relayd checks each once a
+#: second, and asks the kernel about those that have just become idle.
 UNTIL_IDLE = 3.5
 
 
@@ -275,7 +275,7 @@ def measure_growth_open(peer: Peer, seconds: float) -> Readings:
                 pairs.grow(size)
                 readings[f"turn@{size}"] = _cpu_per_turn(running, pairs, size, seconds)
                 time.sleep(UNTIL_IDLE)
-                # Half as many: four sizes' would fill the kernel's TIME_WAIT.
+                # Half as many: those of four sizes would fill TIME_WAIT.
                 short = _Short(running, origin, "server")
                 short.make(WARM_UP)
                 count = int(SHORT_EACH_SECOND * seconds / 2)
@@ -284,7 +284,7 @@ def measure_growth_open(peer: Peer, seconds: float) -> Readings:
 
 
 def _cpu_per_turn(running: Relay, pairs: IdlePairs, size: int, seconds: float) -> float:
-    """Microseconds, when the connections take turns at making requests."""
+    """Microseconds of CPU per request, with requests on one after the other."""
     count = max(int(TURNS_EACH_SECOND * seconds), 2 * size)
     pairs.take_turns(max(WARM_UP, size))
     used = running.cpu()
@@ -293,16 +293,16 @@ def _cpu_per_turn(running: Relay, pairs: IdlePairs, size: int, seconds: float) -
 
 
 def measure_udp(flows: int, at_once: int, peer: Peer, seconds: float) -> Readings:
-    """CPU per round trip of a datagram, so many of each flow being under way."""
+    """CPU per round trip of a datagram, with so many of each flow pending."""
     with echo() as destination, relay(peer, destination) as running:
         with round_trips(running.port, flows, at_once, seconds) as load:
             return {f"udp-{flows}": _cpu_per_round_trip(running, load)}
 
 
 def measure_udp_turns(peer: Peer, seconds: float) -> Readings:
-    """CPU per round trip when few and many flows take turns at sending bursts.
+    """CPU per round trip when few, and when many, flows send bursts in turn.
 
-    By one relay, one after the other, since a limit compares them.
+    Both on the same relay, since a limit compares them.
     """
     with echo() as destination, relay(peer, destination) as running:
         readings = {}
@@ -319,7 +319,7 @@ def _cpu_per_round_trip(running: Relay, load: Callable[[], int]) -> float:
 
 
 def measure_udp_delivered(peer: Peer, seconds: float) -> Readings:
-    """Per cent of datagrams that come back, at a rate that a relay can keep up with."""
+    """Per cent of datagrams that come back, at a rate that relays can handle."""
     with echo() as destination, relay(peer, destination) as running:
         return {"udp-delivered": delivered(running.port, seconds)}
 
@@ -345,7 +345,7 @@ def _proxies(peer: Peer) -> bool:
 
 
 def _proxies_and_ours(peer: Peer) -> bool:
-    """What relayd's proxy is compared with includes its TCP relay."""
+    """The proxies, and relayd's TCP relay, with which its proxy is compared."""
     return _proxies(peer) or peer.name == "relayd-plane"
 
 
@@ -356,8 +356,8 @@ def _datagrams(peer: Peer) -> bool:
 _WRK, _IPERF3, _H2LOAD = ("nginx", "wrk"), ("iperf3",), ("nginx", "h2load")
 _OWN = ("nginx",)
 
-#: In an order that puts other work between the short connections, so that those in
-#: TIME_WAIT have left before more of them come.
+#: Ordered with other work between the short connections, so that those in TIME_WAIT are
+#: gone before there are more.
 WORKLOADS = {
     workload.name: workload
     for workload in (

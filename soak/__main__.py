@@ -1,7 +1,7 @@
 """The command line of the soak: `python -m soak`.
 
-It soaks each transport in turn, ends with status 0 if each held, and prints a seed that
-draws the same sessions again.
+It tests each transport, one after the other, exits with status 0 if all passed, and
+prints a seed that draws the same sessions again.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from soak.relay import RelayFailed
 from soak.run import Soak
 from soak.stops import LONGEST
 
-#: Descriptors that this process and the relay need beside their connections'.
+#: Descriptors that this process and the relay need in addition to connections.
 SPARE = 300
 
 
 def raise_descriptor_limit(connections: int, flows: int) -> None:
-    """Let this process, and the relay, have as many descriptors as they may.
+    """Raise the limit of descriptors to the hard limit, for this process and the relay.
 
-    :raises SystemExit: that is too few.
+    :raises SystemExit: the hard limit is too low.
     """
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     needed = 2 * connections + LISTENERS * flow_bound(flows) * bool(flows) + SPARE
@@ -40,9 +40,9 @@ def raise_descriptor_limit(connections: int, flows: int) -> None:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line.
+    """Parse the command line.
 
-    :raises SystemExit: it can't be used.
+    :raises SystemExit: it is wrong.
     """
     parser = argparse.ArgumentParser(
         prog="python -m soak",
@@ -146,7 +146,7 @@ async def _run(options: argparse.Namespace, transport: str, seed: int) -> bool:
 
 
 def main() -> int:
-    """Soak each transport; the exit status."""
+    """Test each transport; returns the exit status."""
     options = parse_arguments()
     raise_descriptor_limit(options.connections, options.flows)
     seed = options.seed

@@ -1,13 +1,13 @@
 """A relay whose wall clock is set now and then, by hours, forward and back.
 
-    python -m soak.clock SEED EVERY HOURS what twistd is given...
+    python -m soak.clock SEED EVERY HOURS ARGUMENTS-OF-TWISTD...
 
 `time.time` is replaced in this process, before Twisted is imported, which keeps the
 function that it finds.  The machine's clock stays as it is, and so does the monotonic
 one, on which a relay's deadlines should be.
 
-The relay also ends when whoever started it does, so that one that is stopped (SIGSTOP)
-as the soak is killed is not left behind.
+The relay also ends with its parent process, so that a relay that is stopped (SIGSTOP)
+when the soak is killed does not stay behind.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _PR_SET_PDEATHSIG = 1
 
 
 class SteppingClock:
-    """Says what a wall clock would that is set about every so many seconds.
+    """A wall clock that is set about every so many seconds.
 
-    It is right until it is first set.
+    It is correct until it is first set.
 
-    :param seed: draws the steps.
-    :param every: seconds between two of them, give or take a half.
-    :param most: seconds that it is wrong at most, either way; 0 is never.
+    :param seed: of the steps.
+    :param every: seconds between two of them, plus or minus a half.
+    :param most: the largest error in seconds, either way; 0: it is never set.
     :param real: the true time, as `time.time` has it.
     :param elapsed: seconds, never set.
     """
@@ -74,7 +74,7 @@ def end_with_parent() -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Be `twistd`, with such a clock."""
+    """Run `twistd` with such a clock."""
     seed, every, hours, *rest = arguments
     clock = SteppingClock(int(seed), float(every), float(hours) * 3600)
     end_with_parent()

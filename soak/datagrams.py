@@ -1,16 +1,16 @@
-"""One flow of datagrams in the soak: what was sent, what came, and what that proves.
+"""One flow in the soak: what was sent and received, and whether that is right.
 
-A client's datagram says whose it is and which one, and the rest of it is a pattern that
-depends on both: no two of them are alike, but for those that are too small to say it.
-So a datagram that is changed, doubled, or of another flow shows at once, at the server
-as at the client.
+A client's datagram begins with the numbers of its flow and of itself, and the rest is a
+pattern that depends on both: no two are equal, except for those too small for the
+numbers.  So a datagram that is changed, duplicated, or of another flow is detected at
+once, by the server and by the client.
 
 The relay's port for a client is what its server sees.  A flow is *in use* once there
 was traffic both ways beyond its first two seconds, and then it must keep its port until
-nothing has moved for the timeout.  When that was, only the relay knows; what is known
-here is a moment that is not later than the relay's, which is enough to judge it: a
-client's answer proves that its port lived when it asked.  As those who send note the
-time, it makes no difference how long the relay was stopped.
+nothing has moved for the timeout.  Only the relay knows exactly when something last
+moved; here a time is known that is not later, which is enough to check it: an answer
+proves that the port was open when the client asked.  As the senders note the times, it
+does not matter how long the relay was stopped.
 """
 
 from __future__ import annotations
@@ -28,47 +28,47 @@ from soak.timeouts import SLACK
 #: The timeouts of flows that the relay is started with, in seconds.
 UDP_TIMEOUT, UDP_UNREPLIED = 10.0, 2.0
 
-#: Seconds that a flow may be looked at late: twice the relay's step.
+#: Seconds by which a flow may be checked late: twice the relay's step.
 UDP_STEP = 2.0
 
-#: Seconds of a flow beyond which traffic both ways makes it one in use.  The relay's
-#: are a half less.
+#: Seconds after which traffic both ways proves that a flow is in use.  The relay's are
+#: half a second less.
 PROVEN = 2.5
 
-#: Seconds of a flow within which traffic both ways does not.
+#: Seconds within which traffic both ways does not put a flow in use.
 SHORT = 1.0
 
-#: Seconds that an age in the log may be too long.
+#: Seconds by which an age in the log may be too long.
 ROUNDING = 0.01
 
 #: The largest datagram over IPv4.
 LARGEST = 65507
 
-#: The largest that goes over Ethernet in one piece.
+#: The largest that Ethernet carries without fragments.
 USUAL = 1472
 
-#: Datagrams that are nobody's which a flow keeps until it is known what they were.
+#: How many unexpected datagrams a flow keeps until they can be explained.
 MAX_STRAYS = 8
 
-#: What a datagram begins with: whose it is, and which of those.
+#: What a datagram begins with: the number of its flow, and its own.
 HEADER = struct.Struct(">II")
 
-#: Added to the number of those that a server sends by itself.
+#: Added to the number of a datagram that a server sends by itself.
 DOWN = 1 << 31
 
-#: One that the server is not to answer, and one that it is; of no flow.
+#: Datagrams of a flood: one that the server ignores, and one that it answers.
 SILENT, LOUD = b"\xff", b"\xfe"
 
 
 def datagram(number: int, sequence: int, size: int) -> bytes:
-    """A flow's datagram of this number, as long as LARGEST at most."""
+    """A flow's datagram of this number, LARGEST bytes at most."""
     start = pattern_start(number, True)
     body = pattern_bytes(start, sequence * 7919, max(0, size - HEADER.size))
     return (HEADER.pack(number, sequence) + body)[:size]
 
 
 def draw_size(dice: random.Random, *, named: bool) -> int:
-    """The size of a datagram: from 0 on, or large enough to say whose it is."""
+    """The size of a datagram: from 0 on, or large enough for its header."""
     least = HEADER.size if named else 0
     [most] = dice.choices((64, USUAL, 9000, LARGEST), (20, 60, 14, 6))
     return max(least, dice.choice((most, dice.randint(least, most), least)))
@@ -83,10 +83,10 @@ def unowed(data: bytes) -> str:
 class Sent:
     """A datagram that was sent.
 
-    :ivar before: when it was not sent yet, by a hair; `after`: when it was.
-    :ivar resend_buffer: its flow was in use, so the port is there for the answer.
-    :ivar port: the relay's that it went through; empty where that is not known.
-    :ivar heard: it, or the answer to it, has come to the client.
+    :ivar before: the time just before it was sent; `after`: just after.
+    :ivar kept: its flow was in use, so its port stays open for the answer.
+    :ivar port: the relay's port that it went through; empty if that is not known.
+    :ivar received: it, or the answer to it, has arrived at the client.
     """
 
     size: int
@@ -94,25 +94,25 @@ class Sent:
     kept: bool
     after: float = 0.0
     port: str = ""
-    heard: bool = False
+    received: bool = False
 
 
 @attrs.define(eq=False)
 class Flow:
-    """What went through one client's port, on the clock of `time.monotonic`.
+    """The traffic of one client; times are of `time.monotonic`.
 
     :ivar began_at: when its first datagram was sent.
     :ivar moved_at: when something was last sent or received.
-    :ivar port: the relay's, as the server saw it last; empty before.
-    :ivar ports: how many there have been.
-    :ivar in_use: so it is, for certain.
-    :ivar kept_at: when the port lived for certain.
-    :ivar up: what the client has sent, by its number.
-    :ivar down: what the server has sent by itself.
-    :ivar owed: what may come to the client, and the numbers.
-    :ivar strays: what has come to the client, and was not owed to it.
-    :ivar answered_before: hashes of the last answers that went to its ports before they
-        were its own.
+    :ivar port: the relay's port, as the server saw it last; empty before.
+    :ivar ports: how many ports there have been.
+    :ivar in_use: it is certainly in use.
+    :ivar kept_at: the last time at which the port was certainly open.
+    :ivar up: what the client has sent, by number.
+    :ivar down: what the server has sent by itself, by number.
+    :ivar owed: expected datagrams at the client, and their numbers.
+    :ivar strays: unexpected datagrams at the client.
+    :ivar answered_before: hashes of the last answers to its ports from before they were
+        its own.
     """
 
     number: int
@@ -127,14 +127,14 @@ class Flow:
     owed: dict[bytes, list[int]] = attrs.Factory(dict)
     strays: list[bytes] = attrs.Factory(list)
     answered_before: set[int] = attrs.Factory(set)
-    _heard_at: float | None = None
+    _received_at: float | None = None
 
     # -- what the client does
 
     def ask(self, size: int, now: float, *, answered: bool) -> bytes:
         """The next datagram, about to be sent.
 
-        :param answered: there will be an answer to it: the same.
+        :param answered: the server will echo it.
         """
         sequence = len(self.up)
         data = datagram(self.number, sequence, size)
@@ -145,14 +145,14 @@ class Flow:
         return data
 
     def asked(self, now: float) -> None:
-        """It has been sent."""
+        """The last datagram has been sent."""
         self.up[len(self.up) - 1].after = self.moved_at = now
 
-    def hear(self, data: bytes, now: float) -> str:
-        """Something has come to the client; what is wrong with it, or nothing."""
+    def receive(self, data: bytes, now: float) -> str:
+        """A datagram has arrived at the client; the error, if it is wrong."""
         waiting = self.owed.get(data)
         if not waiting:
-            # To the relay it is an answer like any other.
+            # The relay counts it as an answer.
             self.moved_at = now
             self.strays.append(data)
             return "" if len(self.strays) <= MAX_STRAYS else unowed(data)
@@ -161,27 +161,28 @@ class Flow:
             del self.owed[data]
         self.moved_at = now
         sent = self.down[sequence] if sequence & DOWN else self.up[sequence]
-        sent.heard = True
+        sent.received = True
         if sent.port and sent.port == self.port:
-            # When it was sent, the relay still had that port, or got it then.
-            if self._heard_at is None:
-                self._heard_at = now
-            elif sent.before - self._heard_at >= PROVEN:
+            # The port was open when it was sent, or was opened by it.
+            if self._received_at is None:
+                self._received_at = now
+            elif sent.before - self._received_at >= PROVEN:
                 self.in_use = True
             self.kept_at = max(self.kept_at, sent.before)
         return ""
 
     def is_foreign(self, data: bytes) -> bool:
-        """Whether a datagram says that it is another one's, or a flood's."""
+        """Whether a datagram is certainly another flow's, or a flood's."""
         if len(data) < HEADER.size:
             return data == LOUD
         return bool(HEADER.unpack_from(data)[0] != self.number)
 
     def judge_strays(self) -> str:
-        """What is wrong with what has come and was not owed; empty where nothing is.
+        """The error, if an unexpected datagram can't be explained; else empty.
 
-        The kernel may give a new flow the port of one that has just been evicted, when
-        the answer to that is still under way: nobody can tell it from the new one's.
+        The kernel may give a new flow the port of one that was just evicted, while an
+        answer to the latter is still on its way: the relay can't tell it from one of
+        the new flow.
         """
         for data in self.strays:
             if hash(data) not in self.answered_before or not self.is_foreign(data):
@@ -191,7 +192,7 @@ class Flow:
     # -- what the server does
 
     def arrive(self, sequence: int, data: bytes, port: str) -> str:
-        """The server has got a datagram; what is wrong with it, or nothing."""
+        """A datagram has arrived at the server; the error, if it is wrong."""
         sent = self.up.get(sequence)
         if sent is None:
             return f"a datagram {sequence} that it has not sent"
@@ -211,7 +212,7 @@ class Flow:
         return ""
 
     def _take(self, port: str) -> None:
-        self.port, self.in_use, self._heard_at = port, False, None
+        self.port, self.in_use, self._received_at = port, False, None
 
     def stream(self, size: int, now: float) -> bytes:
         """The next datagram that the server is about to send by itself."""
@@ -225,33 +226,33 @@ class Flow:
 
     @property
     def unreached(self) -> list[Sent]:
-        """What has a name, and has not come to the server."""
+        """Datagrams with a header that have not arrived at the server."""
         return [s for s in self.up.values() if not s.port and s.size >= HEADER.size]
 
     @property
     def unanswered(self) -> list[Sent]:
-        """What has, and the client is still owed for."""
+        """Datagrams that have arrived, or may have, whose answer has not."""
         numbers = [n for each in self.owed.values() for n in each]
         owed = [self.down[n] if n & DOWN else self.up[n] for n in numbers]
         return [s for s in owed if s.port or s.size < HEADER.size]
 
     @property
     def lost(self) -> int:
-        """How many of both must have been dropped.
+        """How many datagrams must have been dropped, either way.
 
-        The port of a flow that is not in use may be closed before the answer comes.
+        The port of a flow that is not in use may be closed before the answer arrives.
         """
         return len(self.unreached) + sum(sent.kept for sent in self.unanswered)
 
     def judge(self, line: FlowLine, now: float, stops: Stops) -> str:
-        """What is wrong with the log's word on it; empty where nothing is."""
+        """The error, if the log line is wrong; else empty."""
         age = now - self.began_at
         if not 0 <= line.age <= age + ROUNDING:
             return f"age={line.age:.3f} in the log, {age:.3f} s ago it began"
         if line.ending not in ("expired", "unreplied", "evicted"):
             return f"ending={line.ending} in the log"
         if line.port != self.port:
-            # Of a port that it had before, or that nobody knows the name of.
+            # An earlier port, or one that the server never saw.
             return ""
         if self.in_use:
             quiet = now - self.kept_at
@@ -260,8 +261,8 @@ class Flow:
                     f"ending={line.ending} in the log, of a flow in use,"
                     f" {quiet:.1f} s at most after it was used"
                 )
-        heard = [s for s in (*self.up.values(), *self.down.values()) if s.heard]
-        answered = heard or self.strays
+        received = [s for s in (*self.up.values(), *self.down.values()) if s.received]
+        answered = received or self.strays
         short = not answered or self.moved_at - self.began_at < SHORT
         limit = UDP_UNREPLIED if short else UDP_TIMEOUT
         limit += UDP_STEP + SLACK + stops.delay_within(self.moved_at, now)
@@ -273,11 +274,11 @@ class Flow:
             )
         whole = self.ports == 1 and not self.unreached and not self.unanswered
         self._take("")
-        return self._judge_counts(line, heard) if whole else ""
+        return self._judge_counts(line, received) if whole else ""
 
-    def _judge_counts(self, line: FlowLine, heard: list[Sent]) -> str:
+    def _judge_counts(self, line: FlowLine, received: list[Sent]) -> str:
         up = len(self.up), sum(sent.size for sent in self.up.values())
-        sizes = [*(sent.size for sent in heard), *map(len, self.strays)]
+        sizes = [*(sent.size for sent in received), *map(len, self.strays)]
         down = len(sizes), sum(sizes)
         if (line.up, line.down) == (up, down):
             return ""

@@ -1,4 +1,4 @@
-"""What is behind the relay's UDP listeners, and the options that lead there."""
+"""The servers of the relay's UDP listeners, and the relay's options for them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from soak.datagrams import UDP_TIMEOUT, UDP_UNREPLIED
 from soak.flow_scripts import BUFFER
 from soak.servers import HOSTS, address_name
 
-#: How many listeners the relay has for datagrams, and servers behind each.
+#: How many datagram listeners the relay has, and servers for each.
 LISTENERS = SERVERS = 2
 
-#: Linux, sock_diag(7): a socket's counters, and the number of the drops among them.
+#: Linux, sock_diag(7): a socket's counters, and the index of the drops.
 SO_MEMINFO, SK_DROPS = 55, 8
 
 
 def flow_bound(flows: int) -> int:
-    """How many flows each listener of the relay may have: those in use, and more."""
+    """The relay's limit of flows for each listener: those in use, and more."""
     return 2 * flows + 100
 
 
 def flow_options(listeners: dict[str, list[str]], flows: int) -> list[str]:
     """The relay's options for datagrams.
 
-    :param listeners: the host of each, and the servers behind it.
+    :param listeners: the servers of each, by host.
     """
     options = [
         *("--udp-timeout", f"{UDP_TIMEOUT:g}"),
@@ -39,7 +39,7 @@ def flow_options(listeners: dict[str, list[str]], flows: int) -> list[str]:
 
 
 class Echoes:
-    """The servers' sockets: those behind one listener are no other's."""
+    """The servers' sockets; each listener has its own."""
 
     def __init__(self) -> None:
         self.sockets: list[socket.socket] = []
@@ -67,6 +67,6 @@ class Echoes:
 
 
 def kernel_drops(sock: socket.socket) -> int:
-    """Datagrams that the kernel has dropped for want of room in a socket's queue."""
+    """Datagrams that the kernel has dropped because a socket's queue was full."""
     counters = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 4 * (SK_DROPS + 1))
     return int.from_bytes(counters[4 * SK_DROPS :], sys.byteorder)

@@ -1,14 +1,14 @@
 """One end of a session in the soak: a plain socket, and what goes through it.
 
-A session has two ends that live in one process, the client's and the server's,
-with the relay between them.  An end is a socket that does not block, under
-asyncio.  Nothing here buffers, so an end that does not read is one.
+The two ends of a session, the client's and the server's, are in one process, with the
+relay between them.  An end is a non-blocking socket, under asyncio.  Nothing is
+buffered here, so an end that does not read leaves its data in the kernel.
 
 The bytes are a pattern that depends on the session, the direction and the
-position, so bytes that are lost, doubled, reordered or of another session show
-at once, and checking them costs one memcmp.  As both ends are here, an end of
-data is checked the same way in every script: the peer must have sent it, and
-nothing may be missing before it.
+position, so bytes that are lost, duplicated, reordered or of another session are
+detected at once, by one memcmp.  As both ends are here, an end of data is checked the
+same way in every script: the peer must have sent it, and nothing may be missing before
+it.
 """
 
 from __future__ import annotations
@@ -35,22 +35,21 @@ from soak.pattern import (
 from soak.stops import Stops
 from soak.timeouts import LIMIT, SLACK, STALL, TICK, Violation, check_time
 
-#: Seconds between two pieces of a transfer that is spread out: well below every
-#: timeout, for nothing that moves is to be cut.
+#: The longest pause in a transfer, in seconds: well below every timeout, so that no
+#: timeout is due.
 LONGEST_PAUSE = 1.0
 
-#: Receive buffer, in bytes, of those ends that have a small one; the others have the
-#: kernel's.
+#: A small receive buffer, in bytes; other ends have the kernel's default.
 SMALL_BUFFER = 32768
 
-#: What a client says first: which session this is.
+#: What a client sends first: the number of the session.
 HEADER = struct.Struct(">4sI")
 MAGIC = b"soak"
 
-#: What a server says first that waits for no client.
+#: What a server sends that speaks first.
 GREETING = b"the server speaks first\n"
 
-#: Every end reads into this one, and has checked what it read before another does.
+#: All ends read into this buffer, and check what was read before another end reads.
 _buffer = bytearray(CHUNK)
 _buffer_view = memoryview(_buffer)
 
@@ -61,12 +60,12 @@ def shrink_buffer(sock: socket.socket) -> None:
 
 
 class Where(Enum):
-    """What is behind the listener that a client connects to."""
+    """The kind of server behind the listener that a client connects to."""
 
     SERVER = "a server that waits for the client"
     GREETER = "a server that speaks first"
-    CLOSED = "a port that nobody listens on"
-    DARK = "a listener whose queue is full, so that a dial hangs"
+    CLOSED = "a port without a listener"
+    HANGING = "a listener whose queue is full, so that a dial hangs"
 
 
 Role = Callable[["End"], Awaitable[None]]
@@ -74,20 +73,20 @@ Role = Callable[["End"], Awaitable[None]]
 
 @attrs.frozen(eq=False)
 class Script:
-    """What both ends of a session do, and what the relay's log may say of it.
+    """What both ends of a session do, and which endings may be logged.
 
-    :ivar share: how many of the sessions follow it, against the others' shares.
-    :ivar endings: the words that may stand behind `ending=`.
+    :ivar weight: how many of the sessions follow it, relative to other scripts.
+    :ivar endings: the allowed values of `ending=`.
     :ivar up: the fewest and the most bytes that the client sends at a time.
     :ivar down: the same for the server.
-    :ivar seconds: the most that a transfer is spread over.
-    :ivar delay: the most seconds that somebody thinks, or is away.
-    :ivar introduces: the client says which session this is before anything else.
-    :ivar late: words that may stand there as well, if the relay was stopped meanwhile.
+    :ivar seconds: the longest time that a transfer is spread over.
+    :ivar delay: the longest pause of an end, in seconds.
+    :ivar introduces: the client sends the number of the session first.
+    :ivar late: endings that are allowed as well, if the relay was stopped meanwhile.
     """
 
     name: str
-    share: int
+    weight: int
     client: Role
     server: Role
     endings: tuple[str, ...]
@@ -104,10 +103,10 @@ class Script:
 class Session:
     """One connection through the relay: what was drawn for it, and its two ends.
 
-    :ivar coin: decides what a script leaves open.
+    :ivar coin: a random choice, for the script.
     :ivar reset_at: when one of its ends reset it, on the loop's clock.
-    :ivar ending: what the relay's log says of it; empty until it does.
-    :ivar excused: why it does not count that a timeout ended it; empty where it does.
+    :ivar ending: from the relay's log; empty until it is there.
+    :ivar excused: why a timeout that ended it is not the relay's fault; else empty.
     """
 
     number: int
@@ -136,12 +135,12 @@ class End:
     Every coroutine here lets ConnectionError escape when the connection is reset.
 
     :ivar sent: bytes that the kernel took, with the header or the greeting.
-    :ivar received: bytes that came, and were right.
+    :ivar received: bytes that arrived, and were right.
     :ivar shut: it has sent its end of data.
-    :ivar half_closed: it has, and goes on reading.
-    :ivar done: it has done what its script says, and closed.
+    :ivar half_closed: it has sent its end of data, and goes on reading.
+    :ivar done: it has finished its script, and closed.
     :ivar sent_at: when it last sent something, or its end of data; 0 before.
-    :ivar moved_at: when a byte last went or came; late where this process is late.
+    :ivar moved_at: when a byte was last sent or received; late if this process is late.
     """
 
     def __init__(
@@ -169,7 +168,7 @@ class End:
 
     @property
     def undelivered(self) -> int:
-        """Bytes that the relay's kernel has not acknowledged, or had not at the end."""
+        """Bytes that the relay's kernel has not acknowledged (when closed: had not)."""
         return self._undelivered if self._closed else undelivered(self.socket)
 
     def _close(self) -> None:
@@ -198,7 +197,7 @@ class End:
 
     async def _send_some(self, data: memoryview | bytes) -> int:
         while True:
-            # Before and not after: by then this process may have lost the CPU.
+            # Before the call: after it this process may have lost the CPU.
             now = self._loop.time()
             try:
                 count = self.socket.send(data)
@@ -224,7 +223,7 @@ class End:
             else:
                 break
         if not count and self._lost:
-            # A failed send took the socket's error; the next read has an end.
+            # A failed send cleared the socket's error; the next read returns an end.
             raise ConnectionResetError
         self.moved_at = self._loop.time()
         return _buffer_view[:count]
@@ -240,9 +239,9 @@ class End:
         return len(data)
 
     def check_end(self) -> None:
-        """An end of data has come.
+        """Check an end of data.
 
-        :raises Violation: it is not the peer's, or not behind all that it sent.
+        :raises Violation: the peer has not sent it, or bytes before it are missing.
         """
         peer = self.peer
         if peer is None or not peer.shut:
@@ -253,15 +252,15 @@ class End:
     def _check_time(
         self, what: str, since: float, earliest: float, latest: float
     ) -> None:
-        """As :func:`check_time`; it may be later by what delayed the relay, or us."""
+        """As :func:`check_time`, allowing for delays of the relay and this process."""
         now = self._loop.time()
         latest += self._stops.delay_within(since, now)
         check_time(what, now - since, earliest, latest)
 
     async def connected(self) -> None:
-        """Wait until the connection that was begun stands.
+        """Wait until the connection is established.
 
-        :raises OSError: it does not.
+        :raises OSError: it failed.
         """
         await self._writable()
         problem = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -279,11 +278,11 @@ class End:
             piece = min(chunk, target - self.sent)
             await self._send_some(pattern_bytes(self._out, self.sent, piece))
             due += pause
-            # Without a pause, or too late for one, this gives others their turn.
+            # Without a pause, or if late, this lets other tasks run.
             await asyncio.sleep(max(0, due - self._loop.time()))
 
     async def introduce(self) -> None:
-        """Say which session this is."""
+        """Send the number of the session."""
         await self._send_some(HEADER.pack(MAGIC, self.session.number))
 
     async def receive(self, count: int) -> None:
@@ -294,7 +293,7 @@ class End:
                 raise Violation(f"an end {target - self.received} bytes too early")
 
     async def receive_greeting(self) -> None:
-        """Read what a server says that speaks first."""
+        """Read the greeting of a server that speaks first."""
         while self.received < len(GREETING):
             data = await self._receive_some(len(GREETING) - self.received)
             position = self.received
@@ -303,11 +302,11 @@ class End:
             self.received += len(data)
 
     async def receive_to_end(self, pause: float = 0) -> None:
-        """Read until the peer's end of data, with a pause between any two reads.
+        """Read until the peer's end of data, with a pause between reads.
 
-        With a pause, it has a small receive buffer: what the kernel here has taken is
-        delivered, and the relay's clocks of quiet run.  A megabyte of it would be read
-        for longer than they wait.
+        With a pause, it has a small receive buffer: bytes in the kernel's buffer here
+        count as delivered, and the relay's timeouts run.  Reading a megabyte of them
+        would take longer than the timeouts.
         """
         if pause:
             shrink_buffer(self.socket)
@@ -315,7 +314,7 @@ class End:
             await asyncio.sleep(pause)
 
     async def expect_reset(self) -> None:
-        """Read on: a reset is due now, and nothing that looks like an end of data."""
+        """Read on: a reset is due now, and no end of data."""
         try:
             await self.receive_to_end()
         except ConnectionError:
@@ -327,18 +326,18 @@ class End:
         raise Violation("an end of data, where a reset was due")
 
     async def expect_refusal(self, earliest: float, latest: float) -> None:
-        """Read on: the relay reached no server, so there is an end and no byte."""
+        """Read on: the relay reached no server, so there is an end and no data."""
         with suppress(ConnectionError):
             data = await self._receive_some(CHUNK)
             if data:
                 raise Violation(f"{len(data)} bytes from a server that is not there")
-        self._check_time("turned away", self.opened_at, earliest, latest)
+        self._check_time("refused", self.opened_at, earliest, latest)
 
-    async def until_cut(self, timeout: float, *, early: bool = False) -> None:
-        """Wait, without reading, until the kernel knows that the connection is lost.
+    async def until_aborted(self, timeout: float, *, early: bool = False) -> None:
+        """Wait, without reading, until the kernel reports that the relay has aborted.
 
         :param timeout: the relay's, which began when a byte last moved.
-        :param early: the relay may have reason to cut before that.
+        :param early: the relay may have reason to abort before that.
         """
         poll = select.poll()
         poll.register(self._descriptor, 0)
@@ -346,26 +345,26 @@ class End:
             await asyncio.sleep(TICK / 2)
         ends = [end for end in (self, self.peer) if end is not None]
         if not early:
-            # The relay can't have begun before the last byte was sent; when it came
-            # is not known that well.
+            # The timeout can't have begun before the last byte was sent; when that
+            # arrived is not known as well.
             last = max(end.sent_at for end in ends)
-            self._check_time("cut", last, timeout, LIMIT)
+            self._check_time("aborted", last, timeout, LIMIT)
         last = max(end.moved_at for end in ends)
-        self._check_time("cut", last, 0, timeout + 2 * TICK + SLACK)
+        self._check_time("aborted", last, 0, timeout + 2 * TICK + SLACK)
 
     async def flood(self) -> None:
-        """Send until the relay cuts the session, for its peer does not read."""
+        """Send until the relay aborts the session, as its peer does not read."""
         began_at = self._loop.time()
         with suppress(ConnectionError):
             while True:
                 await self.send(CHUNK)
-        # Zero-window probes may still be pressing bytes into the relay while its
-        # own clock of the stall runs, so the last byte says only what is late.
-        self._check_time("cut", began_at, STALL, LIMIT)
-        self._check_time("cut", self.moved_at, 0, STALL + 2 * TICK + SLACK)
+        # Zero-window probes may still bring bytes into the relay while its stall
+        # timeout runs, so the last byte only shows what is too late.
+        self._check_time("aborted", began_at, STALL, LIMIT)
+        self._check_time("aborted", self.moved_at, 0, STALL + 2 * TICK + SLACK)
 
     async def fill(self) -> None:
-        """Send for a second, which is until nothing more is taken, and no stall yet."""
+        """Send for a second: until the buffers are full, and before a stall timeout."""
         with suppress(TimeoutError):
             async with asyncio.timeout(1):
                 await self.send(PERIOD)
@@ -374,7 +373,7 @@ class End:
         """Send the end of data."""
         self.shut = self.half_closed = True
         self.sent_at = self._loop.time()
-        # Reset by the relay a moment ago: the next read tells.
+        # If the relay has just reset it, the next read reports that.
         with suppress(OSError):
             self.socket.shutdown(socket.SHUT_WR)
 
@@ -392,6 +391,6 @@ class End:
 
 
 def _wake(ready: asyncio.Future[None]) -> None:
-    # The loop may call this again before whoever waits gets its turn.
+    # The loop may call this again before the waiting task runs.
     if not ready.done():
         ready.set_result(None)

@@ -1,9 +1,8 @@
-"""What the clients of the soak that send datagrams do: the scripts, and one client.
+"""The scripts of UDP clients, and the client.
 
-A client does as those of DNS and of QUIC do: what is not answered it asks again, a few
-times.  That there is no answer at all is the relay's fault.  That a datagram is lost
-may be the kernel's, and is counted: in the end somebody must have dropped it
-(`soak/verdict.py`).
+Like a DNS or QUIC client, it asks again a few times if there is no answer.  That there
+is no answer at all is the relay's fault.  A single loss may be the kernel's, and is
+counted: in the end it must be in some counter of drops (`soak/verdict.py`).
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ WAIT, TRIES = 3.0, 3
 #: The receive buffer of a client, in bytes.
 BUFFER = 1 << 20
 
-#: Bytes of the longest read.
-ROOM = 65536
+#: Size of a read, in bytes.
+READ_SIZE = 65536
 
 #: Datagrams that are read in one go.
 AT_ONCE = 32
@@ -37,13 +36,13 @@ AT_ONCE = 32
 class FlowScript:
     """What a client does.
 
-    :ivar share: how many of the flows follow it, against the others' shares.
-    :ivar answered: the server sends back what it gets.
-    :ivar streams: the server goes on sending, once it has been spoken to.
+    :ivar weight: how many of the flows follow it, relative to other scripts.
+    :ivar answered: the server echoes what it receives.
+    :ivar streams: the server goes on sending after the first datagram.
     """
 
     name: str
-    share: int
+    weight: int
     client: Callable[[FlowClient], Awaitable[None]]
     answered: bool = True
     streams: bool = False
@@ -52,9 +51,9 @@ class FlowScript:
 class FlowClient:
     """A client that sends datagrams, and its flow.
 
-    :param dice: draws what the script leaves open.
-    :ivar label: what violations call it.
-    :ivar sent: datagrams; likewise `heard`.
+    :param dice: for what the script leaves open.
+    :ivar label: its name in violations.
+    :ivar sent: datagrams; likewise `received`.
     :ivar streaming: the server is sending by itself.
     """
 
@@ -67,9 +66,9 @@ class FlowClient:
         self.label = f"flow {flow.number}"
         self.ending = ""
         self.violated = False
-        self.sent = self.heard = 0
+        self.sent = self.received = 0
         self.streaming = False
-        #: How many the server sends by itself, and the seconds between two of them.
+        #: Datagrams that the server sends by itself, and the seconds between two.
         self.rounds = dice.randint(12, 40)
         self.pause = dice.uniform(0.1, 0.3)
         self._stops = stops
@@ -78,10 +77,10 @@ class FlowClient:
         self._event = asyncio.Event()
 
     async def follow(self, sock: socket.socket) -> None:
-        """Do what the script says.
+        """Follow the script.
 
         :param sock: connected to the relay.
-        :raises Violation: the relay did what its rules don't allow.
+        :raises Violation: the relay broke a rule.
         """
         self._socket = sock
         loop = asyncio.get_running_loop()
@@ -95,7 +94,7 @@ class FlowClient:
         self._check()
 
     async def _settle(self) -> None:
-        """Give what is late a chance."""
+        """Wait for late answers."""
         self._pending = range(len(self.flow.up))
         self._event.clear()
         await self._stops.wait(self._event, TRIES * WAIT)
@@ -107,17 +106,17 @@ class FlowClient:
     def _read(self) -> None:
         for _ in range(AT_ONCE):
             try:
-                data = self._socket.recv(ROOM)
+                data = self._socket.recv(READ_SIZE)
             except BlockingIOError:
                 return
             except ConnectionError:
-                # The listener is closed: nobody answers, which is what counts.
+                # The listener is closed; that there is no answer is reported instead.
                 return
-            self.heard += 1
-            wrong = self.flow.hear(data, time.monotonic())
+            self.received += 1
+            wrong = self.flow.receive(data, time.monotonic())
             self._wrong = self._wrong or wrong
             up = self.flow.up
-            if self.script.streams or all(up[n].heard for n in self._pending):
+            if self.script.streams or all(up[n].received for n in self._pending):
                 self._event.set()
 
     # -- what scripts do
@@ -128,19 +127,20 @@ class FlowClient:
         try:
             self._socket.send(data)
         except ConnectionError:
-            # An earlier one was refused; that took the error away.
+            # An earlier one was refused; the failed call cleared the error.
             self._socket.send(data)
         self.sent += 1
         self.flow.asked(time.monotonic())
 
     async def ask(self, count: int = 1, most: int = LARGEST) -> None:
-        """Send some of one size at once, and hear answers.
+        """Send some of one size at once, and wait for answers.
 
         :param most: bytes of each.
         :raises Violation: there are none.
         """
         for _ in range(TRIES):
-            # Only in use, a datagram without a name can't open a flow unseen.
+            # Without a number, a datagram could open a flow unnoticed; a flow in use
+            # exists already.
             size = draw_size(self.dice, named=not self.flow.in_use)
             first = len(self.flow.up)
             for _ in range(count):
@@ -150,7 +150,7 @@ class FlowClient:
             if await self._stops.wait(self._event, WAIT):
                 return
             self._check()
-            if any(self.flow.up[n].heard for n in self._pending):
+            if any(self.flow.up[n].received for n in self._pending):
                 return
         raise Violation(f"no answer to {TRIES * count} datagrams")
 
@@ -166,30 +166,30 @@ class FlowClient:
             await asyncio.sleep(self.dice.uniform(0.05, 0.8))
 
     async def listen(self) -> None:
-        """Speak once, and hear what the server sends by itself.
+        """Send once, and receive what the server sends by itself.
 
-        :raises Violation: it does not come, or breaks off.
+        :raises Violation: it does not arrive, or breaks off.
         """
         for _ in range(TRIES):
-            heard = False
+            received = False
             self._event.clear()
             self.send(USUAL)
             while await self._stops.wait(self._event, WAIT):
-                heard = True
+                received = True
                 self._event.clear()
                 self._check()
                 if not self.streaming and not self.flow.owed:
                     return
             if self.streaming and self.flow.in_use:
                 raise Violation("the stream of a flow in use breaks off")
-            if heard and not self.streaming:
+            if received and not self.streaming:
                 return
         raise Violation(f"no stream after {TRIES} datagrams")
 
     async def reach(self) -> None:
-        """Wait until the server has got something.
+        """Wait until the server has received a datagram.
 
-        :raises Violation: it does not.
+        :raises Violation: it receives none.
         """
         for _ in range(TRIES):
             if any(sent.port for sent in self.flow.up.values()):
@@ -206,7 +206,7 @@ async def _converse(client: FlowClient) -> None:
 
 
 async def _converse_with_pauses(client: FlowClient) -> None:
-    """Its pauses are shorter than the timeout; with a stop, they may not look it."""
+    """Pauses shorter than the timeout; with a stop of the relay, longer for it."""
     await client.converse(4)
     for _ in range(client.dice.randint(1, 2)):
         await asyncio.sleep(UDP_TIMEOUT * client.dice.uniform(0.4, 0.8))
@@ -243,11 +243,11 @@ FLOW_SCRIPTS = (
     FlowScript("datagrams: a stream", 3, _listen, answered=False, streams=True),
 )
 
-_SHARES = [script.share for script in FLOW_SCRIPTS]
+_WEIGHTS = [script.weight for script in FLOW_SCRIPTS]
 
 
 def draw_flow(seed: int, number: int, stops: Stops) -> FlowClient:
     """The client of this number: the same for the same seed."""
     dice = random.Random(f"{seed}/datagrams/{number}")  # noqa: S311 - to be repeated
-    [script] = dice.choices(FLOW_SCRIPTS, _SHARES)
+    [script] = dice.choices(FLOW_SCRIPTS, _WEIGHTS)
     return FlowClient(Flow(number), script, dice, stops)

@@ -1,12 +1,11 @@
 """UDP flows through one relay: opened, flooded, driven, checked.
 
-:class:`Flows` has the servers behind the relay's UDP listeners, keeps about as many
-clients alive as asked for, and now and then floods the listeners from more ports than
-the relay's table has room for.  Half of the floods are answered, each port once; an
-eighth of the clients has the flood's own addresses, and so its share of the table.
+:class:`Flows` has the servers of the relay's UDP listeners, keeps about as many clients
+open as asked for, and now and then floods the listeners from more ports than the
+relay's table holds.  Half of the floods are answered, each port once.  An eighth of the
+clients have the flood's addresses, and so its limit of flows for a client.
 
-What it counts is held against the relay's own counters in the end
-(`soak/verdict.py`).
+Its counters are compared with the relay's in the end (`soak/verdict.py`).
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from soak.datagrams import (
     draw_size,
 )
 from soak.echoes import Echoes, flow_bound, kernel_drops
-from soak.flow_scripts import AT_ONCE, BUFFER, ROOM, FlowClient, draw_flow
+from soak.flow_scripts import AT_ONCE, BUFFER, READ_SIZE, FlowClient, draw_flow
 from soak.log import FlowLine
 from soak.servers import address_name
 from soak.stops import LONGEST, Stops
@@ -39,30 +38,30 @@ from soak.timeouts import LIMIT, SLACK, Violation
 from soak.traffic import BUSY
 from soak.violations import Violations
 
-#: Those who flood, and from which ports: in turn, so that none is met a second time
-#: while its flow may live.
+#: Addresses and ports of floods, used round robin, so that none is used again while its
+#: flow may still exist.
 FLOOD_HOSTS = ("127.4.0.1", "127.4.0.2")
 FLOOD_PORTS = range(10_000, 30_000)
 
-#: The ports of clients that have the same addresses.
+#: The ports of clients with the flood's addresses.
 SHARED_PORTS = range(30_000, 32_700)
 
-#: How much more than the table has room for a flood is.
+#: The size of a flood, as a multiple of the relay's limit of flows.
 OVERFLOW = 1.5
 
 #: Seconds that a flood takes, and datagrams that are sent at once.
 FLOOD, PIECE = 1.0, 50
 
-#: Answers that are remembered of each of the relay's ports: as many as a client may
-#: have under way when its flow is evicted.
+#: Answers that are kept for each of the relay's ports: as many as a client may have
+#: pending when its flow is evicted.
 ANSWERS = 16
 
-#: A client that is over stays known for so long, in seconds: its flow has expired.
+#: Seconds for which a finished client is kept: then its flow has expired.
 MEMORY = UDP_TIMEOUT + LONGEST + 4 * SLACK
 
 
 def client_socket(number: int, avoided: Container[int]) -> socket.socket:
-    """A client's socket, at an address that no other one has for a long time.
+    """A client's socket, at an address that no other client has for a long time.
 
     :param avoided: ports of servers.  A server may answer at each address of its
         machine, so the relay drops what comes from one of these ports there: it would
@@ -88,29 +87,29 @@ def client_socket(number: int, avoided: Container[int]) -> socket.socket:
             sock.close()
             if address is own:
                 raise
-        # Somebody else's port: one of its own, then.
+        # The port is in use: take an address of its own.
         address = own
 
 
 @attrs.define(eq=False)
 class Tally:
-    """What became of datagrams, as those who sent and got them know it.
+    """Datagrams, as counted by clients, servers and floods.
 
     :ivar sent: by clients.
     :ivar flooded: by the floods.
     :ivar arrived: at servers.
     :ivar replied: by servers.
-    :ivar heard: by clients.
-    :ivar lost: of flows that are over, those that somebody must have dropped.
-    :ivar dropped: by the kernel, of what came to clients and servers.
-    :ivar strays: answers that met whoever had got the relay's port next.
+    :ivar received: by clients.
+    :ivar lost: of finished flows: must have been dropped somewhere.
+    :ivar dropped: by the kernel, at clients and servers.
+    :ivar strays: answers that reached the next flow of the relay's port.
     """
 
     sent: int = 0
     flooded: int = 0
     arrived: int = 0
     replied: int = 0
-    heard: int = 0
+    received: int = 0
     lost: int = 0
     dropped: int = 0
     strays: int = 0
@@ -119,8 +118,8 @@ class Tally:
 class Flows:
     """The flows of one soak.
 
-    :param listeners: the relay's, for datagrams.
-    :ivar alive: clients that follow their script at this moment.
+    :param listeners: the relay's datagram listeners.
+    :ivar alive: clients that are following their script.
     :ivar endings: of flows, by the relay's log.
     """
 
@@ -144,10 +143,10 @@ class Flows:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._streams: dict[int, asyncio.Task[None]] = {}
-        #: Those that the log may still speak of: by number, and by client and listener.
+        #: Clients that may still be in the log: by number, and by client and listener.
         self._clients: dict[int, FlowClient] = {}
         self._named: dict[tuple[str, str], FlowClient] = {}
-        #: Those that are over, with the time when they are forgotten.
+        #: Finished clients, with the time when they are forgotten.
         self._forgotten_at: deque[tuple[float, FlowClient, tuple[str, str]]] = deque()
         #: The last answers to each of the relay's ports: their hashes.
         self._answers: dict[str, deque[int]] = {}
@@ -160,15 +159,15 @@ class Flows:
     # -- clients
 
     async def keep(self, flows: int, rate: float) -> None:
-        """Keep so many clients alive, opening no more than `rate` a second.
+        """Keep so many clients open, opening no more than `rate` a second.
 
-        Until it is cancelled.
+        Runs until it is cancelled.
         """
         before, credit = time.monotonic(), 0.0
         while True:
             await asyncio.sleep(0.02)
             now = time.monotonic()
-            # Who was late does not make up for all of it at once.
+            # If this process was late, it does not catch up all at once.
             credit = min(credit + rate * (now - before), max(1.0, rate * BUSY))
             before = now
             while credit >= 1 and self.alive < flows:
@@ -184,7 +183,7 @@ class Flows:
         self._start(self._run_client(client))
 
     def expect(self, client: FlowClient) -> None:
-        """From now on, servers know of a client."""
+        """Let the servers expect a client."""
         self._clients[client.flow.number] = client
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -196,7 +195,7 @@ class Flows:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (problem := task.exception()) is not None:
-            # Most likely not the relay's fault, but never to be overlooked.
+            # Most likely not the relay's fault, but it must not be overlooked.
             self._violations.add(None, "the soak itself", repr(problem))
 
     async def _run_client(self, client: FlowClient) -> None:
@@ -211,19 +210,19 @@ class Flows:
         finally:
             self.alive -= 1
             self.tally.sent += client.sent
-            self.tally.heard += client.heard
+            self.tally.received += client.received
         self.tally.strays += len(client.flow.strays)
         if wrong := wrong or client.flow.judge_strays():
             self._violations.add(client, "client", wrong)
         self._forgotten_at.append((time.monotonic() + MEMORY, client, key))
 
     async def _follow(self, client: FlowClient, sock: socket.socket) -> str:
-        """Let a client do what its script says; what is wrong."""
+        """Let a client follow its script; the error, if any."""
         try:
             async with asyncio.timeout(LIMIT):
                 await client.follow(sock)
         except Violation as violation:
-            return f"{violation} ({client.sent} sent, {client.heard} heard)"
+            return f"{violation} ({client.sent} sent, {client.received} received)"
         except TimeoutError:
             return f"not over after {LIMIT:g} s"
         return ""
@@ -233,7 +232,7 @@ class Flows:
     def _serve(self, sock: socket.socket) -> None:
         for _ in range(AT_ONCE):
             try:
-                data, source = sock.recvfrom(ROOM)
+                data, source = sock.recvfrom(READ_SIZE)
             except BlockingIOError:
                 return
             self.tally.arrived += 1
@@ -260,7 +259,7 @@ class Flows:
                 self._send(sock, data, source)
 
     def _send(self, sock: socket.socket, data: bytes, to: tuple[str, int]) -> None:
-        # A full queue: it is as if the network had lost it.
+        # If the queue is full: as if the network had lost it.
         with suppress(BlockingIOError):
             sock.sendto(data, to)
             self.tally.replied += 1
@@ -305,7 +304,7 @@ class Flows:
         pause = FLOOD / max(1, count // PIECE)
         for number in range(count):
             with socket.socket(type=socket.SOCK_DGRAM) as sock:
-                # A port that somebody else has.
+                # If the port is in use, skip it.
                 with suppress(OSError):
                     host = FLOOD_HOSTS[number % len(FLOOD_HOSTS)]
                     sock.bind((host, next(self._flood_ports)))
@@ -316,8 +315,8 @@ class Flows:
 
     # -- the log
 
-    def hear(self, line: FlowLine) -> None:
-        """The relay's log says that a flow has ended."""
+    def check_line(self, line: FlowLine) -> None:
+        """Check the relay's log line about a flow that has ended."""
         self.endings[line.ending] += 1
         if self._closed:
             return
@@ -343,13 +342,13 @@ class Flows:
                 del self._named[key]
 
     def forget_all(self) -> None:
-        """Judge what is over: every flow has expired, and the log has spoken."""
+        """Check the finished clients: their flows have expired and been logged."""
         self._forget(float("inf"))
 
     # -- the end
 
     async def over(self) -> None:
-        """Wait until every client is over."""
+        """Wait until every client has finished."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 

@@ -1,10 +1,11 @@
-"""What the kernel did to TCP connections when it was short of memory for them.
+"""Segments that the kernel dropped for want of memory for TCP.
 
 All TCP sockets of a machine share what `net.ipv4.tcp_mem` allows (tcp(7)).  Beyond
-that, the kernel drops segments for which it had offered room.  Their sender tries again
-after a pause that doubles each time: while the relay is stopped for ten seconds, it
-tries in vain, and the next try may be ten seconds away when the relay goes on.  A reset
-that arrives behind a dropped segment may be ignored (RFC 5961), and is not sent again.
+that, the kernel drops segments even within the advertised window.  Their sender
+retransmits after a pause that doubles each time: while the relay is stopped for ten
+seconds that fails, and the next attempt may be ten seconds away when the relay goes on.
+A reset that arrives after a dropped segment may be ignored (RFC 5961), and is not sent
+again.
 In both cases the relay sees a connection on which nothing moves, and rightly ends it by
 a timeout.  Two soaks at a time, with both relays stopped, are enough for that.
 """
@@ -42,14 +43,14 @@ def read_drops(text: str | None = None) -> int:
 
 
 class Drops:
-    """When the kernel dropped segments, as far as it was looked at.
+    """When the kernel dropped segments, as far as it was checked.
 
     :param read: as :func:`read_drops`.
     :ivar count: segments, since this was made.
     """
 
-    #: Fewer are no lack of memory (with that there are thousands in a minute), but a
-    #: full queue.  So many looks that have found some are remembered.
+    #: Fewer mean a full queue; a lack of memory drops thousands in a minute.  So many
+    #: checks that have found some are kept.
     MANY, REMEMBERED = 20, 600
 
     def __init__(self, read: Callable[[], int] = read_drops) -> None:
@@ -58,8 +59,8 @@ class Drops:
         self._seen: deque[tuple[float, int]] = deque(maxlen=self.REMEMBERED)
         self.count = 0
 
-    def look(self, now: float | None = None) -> None:
-        """Look at the counters.  To be called every second or so.
+    def check(self, now: float | None = None) -> None:
+        """Read the counters.  To be called every second or so.
 
         :param now: on the clock of `time.monotonic`, which is asyncio's.
         """
@@ -70,8 +71,8 @@ class Drops:
             self._known = counted
 
     def since(self, moment: float) -> bool:
-        """Whether many segments were dropped since a moment, or the look before it."""
-        self.look()
+        """Whether many segments were dropped since a moment, or the check before it."""
+        self.check()
         return sum(count for at, count in self._seen if at >= moment) >= self.MANY
 
 

@@ -1,4 +1,4 @@
-"""What the relay's log says, line by line: sessions, flows, datagrams, and the rest.
+"""Parses the relay's log: lines of sessions, flows, datagrams, and others.
 
 Nothing here grows with the number of sessions.
 """
@@ -29,7 +29,7 @@ _DATAGRAMS = re.compile(
 
 @attrs.frozen
 class SessionLine:
-    """What the relay's log says when a session ends."""
+    """The relay's log line when a session ends."""
 
     client: str
     listener: str
@@ -40,7 +40,7 @@ class SessionLine:
 
 
 def parse_session_line(line: str) -> SessionLine | None:
-    """What a line of the log says of a session, or None where it is another line."""
+    """Parse a line about a session; None if it is another line."""
     found = _SESSION.search(line)
     if found is None:
         return None
@@ -56,11 +56,11 @@ def parse_session_line(line: str) -> SessionLine | None:
 
 @attrs.frozen
 class FlowLine:
-    """What the relay's log says when a flow of datagrams ends.
+    """The relay's log line when a flow ends.
 
     :ivar port: the relay's address towards the server.
-    :ivar up: datagrams, and their bytes, that the server was sent.
-    :ivar down: the same, back.
+    :ivar up: datagrams sent to the server, and their bytes.
+    :ivar down: the same, to the client.
     """
 
     client: str
@@ -73,7 +73,7 @@ class FlowLine:
 
 
 def parse_flow_line(line: str) -> FlowLine | None:
-    """What a line of the log says of a flow, or None where it is another line."""
+    """Parse a line about a flow; None if it is another line."""
     found = _FLOW.search(line)
     if found is None:
         return None
@@ -90,11 +90,11 @@ def parse_flow_line(line: str) -> FlowLine | None:
 
 @attrs.frozen
 class DatagramsLine:
-    """What the relay's log says of all datagrams of a listener, when it ends.
+    """The relay's log line with a listener's counters, when it ends.
 
     :ivar dropped: by reason; likewise `replies_dropped`.
-    :ivar kernel_dropped: in none of the others.
-    :ivar counters: all of them, as the log has it.
+    :ivar kernel_dropped: not included in the other counters.
+    :ivar counters: all of them, as logged.
     """
 
     listener: str
@@ -109,7 +109,7 @@ class DatagramsLine:
 
 
 def parse_datagrams_line(line: str) -> DatagramsLine | None:
-    """What a line says of a listener's datagrams, or None where it is another line."""
+    """Parse a line with a listener's counters; None if it is another line."""
     found = _DATAGRAMS.search(line)
     if found is None:
         return None
@@ -137,13 +137,13 @@ def _reasons(text: str) -> Counter[str]:
 
 @attrs.define(eq=False)
 class RelayLog:
-    """What the relay says, counted.
+    """The relay's log, counted.
 
     :ivar listeners: addresses that it listens on, in the order of the log.
-    :ivar datagrams: what it says in the end of each listener for datagrams.
+    :ivar datagrams: the counters of each datagram listener, from its end.
     :ivar troubles: lines that are errors, or begin a traceback.
     :ivar steps: how often its wall clock was set, by STEP or more.
-    :ivar remarks: the last REMARKS lines that are more than information.
+    :ivar remarks: the last REMARKS lines of a level above `info`.
     """
 
     REMARKS = 40
@@ -159,9 +159,9 @@ class RelayLog:
     _LISTENING = re.compile(r"\blistening on (?:udp:)?(\S+), ")
     _TROUBLE = re.compile(r"#(error|critical)\] |Traceback \(most recent|Unhandled ")
 
-    def hear(self, line: str) -> SessionLine | FlowLine | None:
-        """Take one line; what it says of a session or a flow, if it is about one."""
-        self._see_time(line)
+    def add(self, line: str) -> SessionLine | FlowLine | None:
+        """Add a line; return it parsed, if it is about a session or a flow."""
+        self._count_steps(line)
         about = parse_session_line(line) or parse_flow_line(line)
         if about is not None:
             return about
@@ -175,7 +175,7 @@ class RelayLog:
             self.remarks.append(line)
         return None
 
-    def _see_time(self, line: str) -> None:
+    def _count_steps(self, line: str) -> None:
         try:
             now = datetime.fromisoformat(line.partition(" ")[0])
         except ValueError:

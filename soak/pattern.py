@@ -1,8 +1,7 @@
-"""The bytes that go through a session: which ones they are tells what became of them.
+"""The bytes that go through a session: a pattern that shows any error.
 
 They depend on the session, the direction and the position, so bytes that are lost,
-duplicated, reordered or of another session show at once, and checking them costs one
-memcmp.
+duplicated, reordered or of another session are detected at once, by one memcmp.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ import random
 #: Bytes that are sent or read in one go.
 CHUNK = 65536
 
-#: The pattern repeats after so many bytes: a prime, and more than any script
-#: sends, but for those that are cut.
+#: The pattern repeats after so many bytes: a prime, and more than any script sends,
+#: except for those that the relay aborts.
 PERIOD = 8388593
 
-#: How far the patterns of two neighbours are apart.
+#: Distance between the patterns of two consecutive sessions.
 STRIDE = 2654435761
 
 _pattern = random.Random(1).randbytes(PERIOD)  # noqa: S311 - test data
@@ -37,5 +36,5 @@ def pattern_bytes(start: int, position: int, count: int) -> memoryview:
 
 def pattern_matches(start: int, position: int, data: bytes | memoryview) -> bool:
     """Whether `data`, CHUNK at most, is what belongs at `position`."""
-    # Unlike a comparison of memoryviews, which goes byte by byte, it is a memcmp.
+    # A memcmp, unlike a comparison of memoryviews, which goes byte by byte.
     return _pattern.startswith(data, (start + position) % PERIOD)

@@ -1,4 +1,4 @@
-"""The relay that is soaked: its process, its log, and what the kernel says of it."""
+"""The relay under test: its process, its log, and its figures from /proc."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import attrs
 
-#: Where `soak` is, and the relay that is soaked.
+#: The folder of `soak`, and of the relay under test.
 ROOT = Path(__file__).parent.parent
 
 MIB = 1024 * 1024
@@ -30,13 +30,13 @@ class RelayFailed(Exception):
 
 @attrs.frozen
 class Reading:
-    """What a process holds at one moment.
+    """The resources of a process at one moment.
 
     :ivar sockets: descriptors.
     :ivar pipes: descriptors; a pipe has two.
     :ivar other: descriptors of anything else.
     :ivar rss: bytes.
-    :ivar cpu: seconds that it has computed since it began.
+    :ivar cpu: seconds of CPU since it began.
     """
 
     sockets: int
@@ -63,7 +63,7 @@ def count_kinds(targets: Sequence[str]) -> Counter[str]:
 
 
 def read_process(pid: int) -> Reading:
-    """Look at a process.
+    """Read a process's figures.
 
     :raises OSError: it is gone.
     """
@@ -93,8 +93,8 @@ class Relay:
     """A `twistd relayd` in a process of its own, with a wall clock of its own.
 
     :param clock: the arguments of :mod:`soak.clock`.
-    :param options: what follows `relayd`.
-    :ivar lines: of its log, those that nobody has taken yet.
+    :param options: of `relayd`.
+    :ivar lines: of its log, not read yet.
     """
 
     def __init__(
@@ -112,10 +112,10 @@ class Relay:
             text=True,
             cwd=ROOT,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            # A Ctrl-C at the terminal is ours to pass on.
+            # Ctrl-C at the terminal must not reach it: this process ends it.
             start_new_session=True,
         )
-        # A thread, since the relay waits for whoever reads its log too slowly.
+        # A thread, since the relay blocks if its log is not read in time.
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -124,7 +124,7 @@ class Relay:
             self.lines.append(line.rstrip("\n"))
 
     def read(self) -> Reading:
-        """What it holds now.
+        """Its present figures.
 
         :raises RelayFailed: it has ended.
         """
@@ -136,11 +136,11 @@ class Relay:
             raise RelayFailed("the relay is just ending by itself") from problem
 
     def suspend(self) -> None:
-        """Stop it where it is."""
+        """Stop it (SIGSTOP)."""
         self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on, if it was stopped."""
+        """Continue it, if it was stopped."""
         self._process.send_signal(signal.SIGCONT)
 
     def end(self) -> tuple[int | None, float]:

@@ -1,8 +1,8 @@
-"""What each end of a session does, as coroutines that the scripts put together.
+"""What each end of a session does, as coroutines that the scripts combine.
 
-They read from top to bottom like the blocking tests.  One that returns saw what it
-should have seen; one that saw anything else raises
-:class:`soak.timeouts.Violation`, or lets a reset or a timeout escape that was not due.
+They read from top to bottom like the blocking tests.  A coroutine returns if the end
+saw what was expected; otherwise it raises :class:`soak.timeouts.Violation`, or the
+error of an unexpected reset or timeout.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from soak.timeouts import CONNECT, HALF_CLOSE, IDLE, SLACK, STALL, TICK, Violati
 
 
 async def _together(*works: Coroutine[Any, Any, None]) -> None:
-    """Do several things at once; when one fails, none of the others goes on."""
+    """Run several coroutines at once; when one fails, the others are cancelled."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         await asyncio.gather(*tasks)
@@ -144,7 +144,7 @@ async def answer_in_drops(end: End) -> None:
 
 async def reset_while_sending(end: End) -> None:
     session = end.session
-    # Reads meanwhile, or the relay would rightly find that it stalls.
+    # Reads meanwhile, or the relay would rightly end it as stalled.
     reading = asyncio.ensure_future(end.receive_to_end())
     try:
         await end.send(session.up if end.client else session.down, session.seconds)
@@ -180,7 +180,7 @@ async def read_after_the_reset(end: End) -> None:
     while session.reset_at is None:
         await asyncio.sleep(TICK)
     if session.coin:
-        await end.until_cut(STALL, early=True)
+        await end.until_aborted(STALL, early=True)
     await end.expect_reset()
 
 
@@ -189,23 +189,23 @@ async def flood(end: End) -> None:
 
 
 async def stall(end: End) -> None:
-    # The flood has its own look at what is early.
-    await end.until_cut(STALL, early=True)
+    # The flood itself checks what is too early.
+    await end.until_aborted(STALL, early=True)
     await end.expect_reset()
 
 
 async def idle(end: End) -> None:
-    await end.until_cut(IDLE)
+    await end.until_aborted(IDLE)
 
 
 async def end_and_idle(end: End) -> None:
     end.shut_write()
-    await end.until_cut(HALF_CLOSE)
+    await end.until_aborted(HALF_CLOSE)
 
 
 async def idle_after_the_end(end: End) -> None:
     await end.receive_to_end()
-    await end.until_cut(HALF_CLOSE)
+    await end.until_aborted(HALF_CLOSE)
 
 
 async def leave(end: End) -> None:

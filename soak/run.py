@@ -1,8 +1,8 @@
-"""One soak: a relay is started, put under load, stopped, and judged.
+"""One soak: a relay is started, put under load, stopped, and checked.
 
-The load comes twice: as a warm-up, which lets the relay's allocator grow, and then for
-the time asked for.  The relay's descriptors and memory are read at quiet moments, when
-no session is left: before the first session, after the warm-up, and at the end.
+There is load twice: a warm-up, in which the relay's allocator grows, and then the time
+asked for.  The relay's descriptors and memory are read when there are no sessions:
+before the first, after the warm-up, and at the end.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ WARM_UP = 30.0
 #: Seconds between two lines of figures.
 INTERVAL = 10.0
 
-#: Seconds between the end of the last session and a reading in quiet.
+#: Seconds between the end of the last session and a reading.
 CALM = 2.0
 
-#: Seconds between two settings of the relay's wall clock, and between two floods of
-#: datagrams, give or take a half; more often when the soak is short.
+#: Seconds between two settings of the relay's wall clock, and between two floods, plus
+#: or minus a half; more often when the soak is short.
 CLOCK_EVERY, FLOOD_EVERY = 7.0, 25.0
 
-#: Seconds in which the relay must listen.
+#: Seconds within which the relay must listen.
 STARTING = 15.0
 
-#: Seconds that this process may be late before the summary warns of it.
+#: Seconds of lateness of this process from which the summary warns.
 LATE = 1.0
 
 
 class Soak:
-    """One relay, its traffic, and what came of it.
+    """One relay, its traffic, and the outcome.
 
     :param transport: the relay's `--transport`.
-    :param seconds: of traffic, without the warm-up and the quiet moments.
-    :param flows: of datagrams, to keep alive.
-    :param stop: seconds that the relay is stopped for; 0 is never.
-    :param step: hours that its wall clock is wrong at most; 0 is never.
+    :param seconds: of load, without the warm-up and the readings.
+    :param flows: UDP flows to keep open.
+    :param stop: seconds for which the relay is stopped; 0: never.
+    :param step: the largest error of its wall clock, in hours; 0: never set.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Soak:
         self._stop = stop
         self._step = step
         self._log = RelayLog()
-        self._violations = Violations(self._tell_violation)
+        self._violations = Violations(self._print_violation)
         self._stops = Stops()
         self._drops = Drops()
         self._servers = Servers()
@@ -91,8 +91,8 @@ class Soak:
         self._began_at = time.monotonic()
         self._traffic: Traffic | None = None
         self._flows: Flows | None = None
-        #: How late this process itself was, at most, in seconds, since the last line
-        #: of figures and in all: where it is late, the relay may look late.
+        #: How late this process was at most, in seconds, since the last line of figures
+        #: and in all: if it is late, the relay may seem late.
         self._late = self._latest = 0.0
         #: When the last line of figures was printed, and the relay's CPU time then.
         self._shown = self._began_at, 0.0
@@ -100,7 +100,7 @@ class Soak:
         self._load: list[Reading] = []
 
     async def run(self) -> bool:
-        """Soak, and print what happens; whether everything held.
+        """Run, and print what happens; whether the relay passed.
 
         :raises CancelledError: interrupted; the summary so far has been printed.
         """
@@ -180,7 +180,7 @@ class Soak:
                 self._load.append(self._show("load"))
 
     def _disturbances(self, seconds: float) -> list[Coroutine[Any, Any, None]]:
-        """What runs beside the connections for so many seconds; none ends by itself."""
+        """What runs during the load; none of it ends by itself."""
         found: list[Coroutine[Any, Any, None]] = []
         if self._stop:
             found.append(
@@ -203,9 +203,9 @@ class Soak:
         return found
 
     async def _settle(self, traffic: Traffic, when: str) -> None:
-        """Wait until no session is left, and the relay holds what it began with.
+        """Wait until no session is left, and the relay has closed its sockets.
 
-        A relay that does not get there fails the verdict later.
+        A relay that does not is found by the verdict.
         """
         await traffic.over()
         if self._flows is not None:
@@ -223,34 +223,34 @@ class Soak:
         self._quiet.append(self._show(f"quiet {when}"))
 
     async def _watch(self) -> None:
-        """Read what the relay logs, and measure how late this process is."""
-        look_at = 0.0
+        """Read the relay's log, and measure how late this process is."""
+        check_at = 0.0
         while True:
             before = time.monotonic()
             await asyncio.sleep(0.05)
             now = time.monotonic()
             self._late = max(self._late, now - before - 0.05)
             self._stops.was_late(before + 0.05, now)
-            if now >= look_at:
-                look_at = now + 1
-                self._drops.look(now)
+            if now >= check_at:
+                check_at = now + 1
+                self._drops.check(now)
             self._take_lines()
 
     def _take_lines(self) -> None:
         while self._relay.lines:
-            line = self._log.hear(self._relay.lines.popleft())
+            line = self._log.add(self._relay.lines.popleft())
             if isinstance(line, SessionLine):
                 if self._traffic is not None:
-                    self._traffic.hear(line)
+                    self._traffic.check_line(line)
             elif line is not None and self._flows is not None:
-                self._flows.hear(line)
+                self._flows.check_line(line)
 
-    def _tell_violation(self, text: str) -> None:
+    def _print_violation(self, text: str) -> None:
         seconds = time.monotonic() - self._began_at
         print(f"{seconds:4.0f} s violation: {text}", flush=True)
 
     def _show(self, what: str) -> Reading:
-        """Print a line of figures; the reading in it."""
+        """Print a line of figures; returns the reading."""
         traffic, flows = self._traffic, self._flows
         reading = self._relay.read()
         now = time.monotonic()
@@ -265,7 +265,7 @@ class Soak:
         if flows is not None:
             counts += (
                 f" flows {flows.alive}, opened {flows.opened},"
-                f" heard {flows.tally.heard},"
+                f" received {flows.tally.received},"
             )
         print(
             f"{now - self._began_at:4.0f} s {what}:{counts}"
@@ -300,7 +300,7 @@ class Soak:
             tally = flows.tally
             print(
                 f"datagrams: {tally.sent} sent, {tally.flooded} more in"
-                f" {flows.floods} floods, {tally.heard} heard, {tally.lost} lost,"
+                f" {flows.floods} floods, {tally.received} received, {tally.lost} lost,"
                 f" {tally.strays} met a new flow of the same port"
             )
             for line in log.datagrams:

@@ -1,7 +1,7 @@
-"""What the connections of the soak do: the scripts, and what is drawn for each.
+"""The scripts of TCP sessions, and what is drawn for each session.
 
-A script names what each end of a session does (:mod:`soak.roles`), and what the relay's
-log may say of it.
+A script says what each end of a session does (:mod:`soak.roles`), and which endings the
+relay may log for it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from soak.ends import Script, Session, Where
 _MIB = 1024 * 1024
 _BULK = (_MIB // 16, 2 * _MIB)
 
-#: A reset meets a relay that is reading, one that writes, or one that still dials.
+#: The relay may be reading, writing or dialling when a reset arrives.
 _CLIENT_RESET = ("downstream_reset", "downstream_write_failed", "client_left")
 _SERVER_RESET = ("upstream_reset", "upstream_write_failed")
 
@@ -184,9 +184,9 @@ SCRIPTS = (
         roles.absent,
         ("client_left",),
         delay=1.5,
-        where=Where.DARK,
+        where=Where.HANGING,
         introduces=False,
-        # One that ends its side may be waiting for the server, which hung too long.
+        # A client that only half-closed waits for the server until the dial times out.
         late=("connect_timeout",),
     ),
     Script(
@@ -196,7 +196,7 @@ SCRIPTS = (
         roles.absent,
         ("client_left", "connect_timeout"),
         delay=3,
-        where=Where.DARK,
+        where=Where.HANGING,
     ),
     Script(
         "dial hangs",
@@ -204,7 +204,7 @@ SCRIPTS = (
         roles.be_given_up,
         roles.absent,
         ("connect_timeout",),
-        where=Where.DARK,
+        where=Where.HANGING,
     ),
     Script(
         "server refuses",
@@ -217,19 +217,19 @@ SCRIPTS = (
     ),
 )
 
-_SHARES = [script.share for script in SCRIPTS]
+_WEIGHTS = [script.weight for script in SCRIPTS]
 
 
 def draw_session(seed: int, number: int) -> Session:
     """The session of this number: the same for the same seed."""
     dice = random.Random(f"{seed}/{number}")  # noqa: S311 - to be repeated
-    [script] = dice.choices(SCRIPTS, _SHARES)
+    [script] = dice.choices(SCRIPTS, _WEIGHTS)
     return Session(
         number=number,
         script=script,
         up=dice.randint(*script.up),
         down=dice.randint(*script.down),
-        # Some go as fast as they can.
+        # A third are not spread over time.
         seconds=dice.choice((0, 1, 1)) * dice.uniform(0, script.seconds),
         delay=dice.uniform(0, script.delay),
         coin=dice.random() < 0.5,

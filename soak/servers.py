@@ -1,4 +1,4 @@
-"""What is behind the relay's TCP listeners, and the options that lead there."""
+"""The servers of the relay's TCP listeners, and the relay's options for them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def address_name(address: tuple[str, int]) -> str:
 
 
 class Servers:
-    """The sockets behind the relay: those that listen, and those that don't."""
+    """The servers' sockets: those that accept, refuse, or let a dial hang."""
 
     def __init__(self) -> None:
         self.listening: dict[socket.socket, Where] = {}
-        self._held: list[socket.socket] = []
-        #: What to give the relay as `--dest`, by what the client meets there.
+        self._sockets: list[socket.socket] = []
+        #: The relay's `--dest`, by what the client meets there.
         self.addresses: dict[Where, list[str]] = {
             Where.SERVER: [
                 self._listen(host, Where.SERVER, small=index % 2 == 1)
@@ -32,23 +32,23 @@ class Servers:
             ],
             Where.GREETER: [self._listen(HOSTS[0], Where.GREETER, small=False)],
             Where.CLOSED: [self._bind()],
-            Where.DARK: [self._listen_to_nobody()],
+            Where.HANGING: [self._listen_with_full_queue()],
         }
 
-    def _hold(self) -> socket.socket:
+    def _open(self) -> socket.socket:
         sock = socket.socket()
         sock.setblocking(False)
-        self._held.append(sock)
+        self._sockets.append(sock)
         return sock
 
     def _bind(self) -> str:
-        """A port that refuses, and that nobody else gets."""
-        sock = self._hold()
+        """A port that refuses, and stays reserved."""
+        sock = self._open()
         sock.bind((HOSTS[0], 0))
         return address_name(sock.getsockname())
 
     def _listen(self, host: str, where: Where, *, small: bool) -> str:
-        sock = self._hold()
+        sock = self._open()
         if small:
             shrink_buffer(sock)
         sock.bind((host, 0))
@@ -56,26 +56,26 @@ class Servers:
         self.listening[sock] = where
         return address_name(sock.getsockname())
 
-    def _listen_to_nobody(self) -> str:
-        """A port where dials hang: its queue has room for one, and is full."""
-        sock = self._hold()
+    def _listen_with_full_queue(self) -> str:
+        """A port where dials hang: its queue of one is full."""
+        sock = self._open()
         sock.bind((HOSTS[0], 0))
         sock.listen(0)
         for _ in range(2):
-            self._hold().connect_ex(sock.getsockname())
+            self._open().connect_ex(sock.getsockname())
         return address_name(sock.getsockname())
 
     def close(self) -> None:
         """Close all of them."""
-        for sock in self._held:
+        for sock in self._sockets:
             sock.close()
 
 
 def relay_options(transport: str, servers: Servers) -> list[str]:
-    """The relay's command line: a listener for each thing that clients may meet.
+    """The relay's command line: listeners for each kind of server.
 
-    The ordinary servers have one on each loopback address, and each of those
-    relays takes its turns with all of the servers.
+    The ordinary servers have a listener on each loopback address, and each of these
+    relays uses all of the servers, round robin.
     """
     options = [
         *("--transport", transport),
@@ -93,8 +93,8 @@ def relay_options(transport: str, servers: Servers) -> list[str]:
 
 
 def listener_hosts() -> list[tuple[Where, str]]:
-    """The relay's listeners, in order: what is behind each, and its host."""
-    others = (Where.GREETER, Where.CLOSED, Where.DARK)
+    """The relay's listeners, in order: the kind of server, and the host."""
+    others = (Where.GREETER, Where.CLOSED, Where.HANGING)
     return [
         *((Where.SERVER, host) for host in HOSTS),
         *((where, HOSTS[0]) for where in others),

@@ -1,14 +1,13 @@
-"""When the relay was stopped, or this process was late: what is late by that is not.
+"""When the relay was stopped, or this process was late: time that deadlines allow for.
 
-Now and then the soak stops the relay's process (SIGSTOP) for some seconds and lets it
-go on, as a hypervisor does that moves a machine.  What arrives meanwhile waits in the
-kernel, and the relay has to read it before it judges anybody.  So nothing may be cut
-for a quiet that was the relay's own; but whatever has a deadline may be later by the
-time in which the relay was stopped.
+Now and then the soak stops the relay's process (SIGSTOP) for some seconds and continues
+it, as a hypervisor does that moves a machine.  What arrives meanwhile waits in the
+kernel, and the relay must read it before it checks deadlines.  So no session may time
+out because the relay was stopped; but every deadline may be later by that time.
 
-This process is both ends of every session, and may itself be late, on a machine that
-has too little CPU for it.  Then it sees late what the relay did in time, and does late
-what was to keep a session from a timeout.
+This process is both ends of every session, and may itself be late, on a machine with
+too little CPU.  Then it sees late what the relay did in time, and does late what should
+have kept a session from a timeout.
 """
 
 from __future__ import annotations
@@ -19,22 +18,22 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
-#: Seconds between two stops, give or take a half.
+#: Seconds between two stops, plus or minus a half.
 EVERY = 40.0
 
-#: The longest stop, in seconds: two of them, and what a session does beside, are well
-#: within the time after which an end counts as hung.
+#: The longest stop, in seconds: a session with two of them is well within the time
+#: after which an end counts as hung.
 LONGEST = 15.0
 
-#: Stops that are remembered, of which one session meets a few.
+#: How many stops are kept; one session meets a few.
 REMEMBERED = 64
 
-#: Seconds that this process must be late before that is remembered, and how often.
+#: Seconds of lateness of this process from which it is kept, and how many are kept.
 LEAST, LATE_REMEMBERED = 0.1, 512
 
 
 def overlap(times: Iterable[tuple[float, float]], since: float, until: float) -> float:
-    """Seconds between two moments that lie in one of these times."""
+    """Seconds between two moments that are within one of these intervals."""
     return sum(
         max(0.0, min(ended, until) - max(began, since)) for began, ended in times
     )
@@ -71,7 +70,7 @@ class Stops:
         return overlap(stops, since, until)
 
     def was_late(self, due: float, now: float) -> None:
-        """This process has done now what was due before."""
+        """This process has done something now that was due before."""
         if now - due >= LEAST:
             self._late.append((due, now))
 
@@ -84,7 +83,7 @@ class Stops:
         return max((overlap([late], since, until) for late in self._late), default=0.0)
 
     def delay_within(self, since: float, until: float) -> float:
-        """By how much something between two moments may be later: for both causes."""
+        """By how much something between two moments may be late, for both reasons."""
         return self.within(since, until) + self.late_within(since, until)
 
     async def wait(self, event: asyncio.Event, seconds: float) -> bool:
@@ -116,7 +115,7 @@ async def stop_now_and_then(
 ) -> None:
     """Stop the relay for so many seconds, again and again, until this is cancelled.
 
-    Cancelled, it lets the relay go on.
+    When cancelled, it continues the relay.
     """
     while True:
         await asyncio.sleep(every * dice.uniform(0.5, 1.5))

@@ -6,11 +6,11 @@ from __future__ import annotations
 #: soak meets each of them thousands of times.
 CONNECT, STALL, IDLE, HALF_CLOSE = 5.0, 3.0, 20.0, 5.0
 
-#: Seconds that the relay looks at a session late, by its design: its tick is an
-#: eighth of its shortest timeout, and a deadline may begin just after a look.
+#: Seconds by which the relay may check a session late by design: its tick is an eighth
+#: of its shortest timeout, and a deadline may begin just after a check.
 TICK = STALL / 8
 
-#: Seconds more that anything may take on a machine that has other things to do.
+#: Seconds that anything may take in addition on a busy machine.
 SLACK = 5.0
 
 #: Seconds after which an end that is not over counts as hung.
@@ -18,7 +18,7 @@ LIMIT = 90.0
 
 
 class Violation(Exception):
-    """The relay did to an end what its rules don't allow."""
+    """The relay broke a rule."""
 
 
 class WrongTime(Violation):
@@ -26,9 +26,9 @@ class WrongTime(Violation):
 
 
 def check_time(what: str, waited: float, earliest: float, latest: float) -> None:
-    """A deadline of the relay was kept; all in seconds.
+    """Check that the relay has kept a deadline; all in seconds.
 
-    :raises WrongTime: it was not.
+    :raises WrongTime: it has not.
     """
     if not earliest <= waited <= latest:
         raise WrongTime(

@@ -1,10 +1,9 @@
 """Thousands of TCP sessions at a time through one relay: opened, driven, checked.
 
-:class:`Traffic` has the servers that the relay dials, opens clients so that about
-as many are alive as asked for, and runs both ends of each session through their
-script.  The relay's log line about a session is checked here, too: its client's
-address tells which session a line is about, so the ending can be held against
-the script, and the byte counts against what was sent.
+:class:`Traffic` has the servers that the relay dials, opens clients so that about as
+many are open as asked for, and runs both ends of each session through their script.  It
+also checks the relay's log lines: a line is matched to its session by the client's
+address, its ending is compared with the script, and its byte counts with what was sent.
 """
 
 from __future__ import annotations
@@ -40,11 +39,11 @@ from soak.violations import Violations
 #: No session is opened while this process is late by so much, in seconds.
 BUSY = 0.25
 
-#: Seconds that a duration in the log may be too long.
+#: Seconds by which a duration in the log may be too long.
 ROUNDING = 0.01
 
-#: A session that is over stays known for so long, in seconds: its server may see
-#: the header only when the client has left.
+#: Seconds for which a finished session is kept: its server may see the header only when
+#: the client has left.
 MEMORY = 2 * LIMIT
 
 
@@ -60,9 +59,9 @@ def judge_line(
     *,
     excused: bool = False,
 ) -> str:
-    """What is wrong with the log's line on a session; empty where nothing is.
+    """The error, if the log line of a session is wrong; else empty.
 
-    :param excused: that nothing moved was not the relay's doing.
+    :param excused: that nothing moved was not the relay's fault.
     """
     script, client, server = session.script, session.client, session.server
     endings = script.endings
@@ -88,10 +87,10 @@ def judge_line(
 
 
 def is_held_back(session: Session, drops: Drops) -> bool:
-    """Whether bytes of a session are still under way that the kernel may have dropped.
+    """Whether bytes of a session are missing that the kernel may have dropped.
 
-    Between an end and the relay's kernel that is known for certain.  Behind the relay
-    only its own kernel knows, so there whatever has not come counts.
+    Between an end and the relay's kernel that is known.  Beyond the relay only its own
+    kernel knows, so there all bytes that have not arrived count.
     """
     client, server = session.client, session.server
     ends = [end for end in (client, server) if end is not None]
@@ -107,23 +106,23 @@ def acted_late(session: Session, now: float, stops: Stops) -> bool:
     """Whether this process was so late that a session may have looked idle.
 
     An end reads what its peer has sent, waits for as long as its script says, and
-    sends: each of the three may come as late as anything did in that time.
+    sends: each of the three may be as late as anything was in that time.
     """
     ends = [end for end in (session.client, session.server) if end is not None]
     done = any(end.done for end in ends)
     limit = HALF_CLOSE if done or any(end.half_closed for end in ends) else IDLE
-    # The longest that its script lets nothing move; once an end is done, the other one
-    # has to read, and to close.
+    # The longest pause of its script; once an end is done, the other one has to read
+    # and close.
     planned = LONGEST_PAUSE if done else max(session.delay, LONGEST_PAUSE)
     return 3 * stops.latest_within(now - limit - SLACK, now) >= limit - planned
 
 
 def client_host(number: int) -> str:
-    """The address that a session's client has.
+    """The address of a session's client.
 
-    The kernel gives a port again as soon as a reset has freed it, when the relay
-    may still be busy with the session that had it.  So no two sessions of one
-    listener have the same, until half a million later.
+    The kernel reuses a port as soon as a reset has freed it, when the relay may still
+    have the session that had it.  So no two sessions of one listener have the same
+    address, until half a million sessions later.
     """
     block = number // len(HOSTS) % 65536
     return f"127.1.{block // 256}.{block % 256}"
@@ -132,11 +131,11 @@ def client_host(number: int) -> str:
 class Traffic:
     """The sessions of one soak.
 
-    :param listeners: the relay's, by what is behind them.
-    :ivar alive: clients that follow their script at this moment.
-    :ivar moved: bytes that arrived, of the sessions that are over.
-    :ivar excused: sessions that a timeout ended which was not due, and that do not
-        count, by the reason.
+    :param listeners: the relay's, by kind of server.
+    :ivar alive: clients that are following their script.
+    :ivar moved: bytes that arrived, of finished sessions.
+    :ivar excused: sessions ended by a wrong timeout that was not the relay's fault, by
+        reason; not counted as violations.
     """
 
     def __init__(
@@ -157,14 +156,14 @@ class Traffic:
         self.opened = self.alive = self.moved = 0
         self._servers = servers
         self._listeners = listeners
-        #: The sessions that are left were cut short, so nothing they show counts.
+        #: The remaining sessions are being aborted, so they are not checked.
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
-        #: Those that may still be asked for, with the time when they are forgotten.
+        #: Sessions that may still be needed, with the time when they are forgotten.
         self._sessions: dict[int, Session] = {}
         self._forgotten_at: deque[tuple[float, int]] = deque()
-        #: Those that the log has not spoken of yet, by client and listener.
+        #: Sessions that were not logged yet, by client and listener.
         self._unreported: dict[tuple[str, str], Session] = {}
         for sock in servers.listening:
             self._loop.add_reader(sock, self._accept, sock)
@@ -172,7 +171,7 @@ class Traffic:
     # -- opening
 
     async def keep(self, connections: int, rate: float, seconds: float) -> None:
-        """Keep so many alive for so long, opening no more than `rate` a second."""
+        """Keep so many open for so long, opening no more than `rate` a second."""
         before = self._loop.time()
         until = before + seconds
         credit = 0.0
@@ -181,7 +180,7 @@ class Traffic:
             now = self._loop.time()
             credit += rate * (now - before)
             if now - before > BUSY:
-                # What is under way comes first.
+                # Open sessions come first.
                 credit = 0
             before = now
             while credit >= 1 and self.alive < connections:
@@ -207,7 +206,7 @@ class Traffic:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (problem := task.exception()) is not None:
-            # Most likely not the relay's fault, but never to be overlooked.
+            # Most likely not the relay's fault, but it must not be overlooked.
             self._violations.add(None, "the soak itself", repr(problem))
 
     # -- the two ends
@@ -234,7 +233,7 @@ class Traffic:
         sock.bind((client_host(session.number), 0))
         listeners = self._listeners[session.script.where]
         listener = listeners[session.number % len(listeners)]
-        # Not sock_connect: the log may speak of this client before it returns.
+        # Not sock_connect: the log may have a line about this client before it returns.
         problem = sock.connect_ex(listener)
         key = address_name(sock.getsockname()), address_name(listener)
         self._unreported[key] = session
@@ -261,7 +260,7 @@ class Traffic:
                 await self._follow(end, session.script.server)
 
     async def _introduced(self, sock: socket.socket, greeting: bytes) -> Session | None:
-        """The session that a new connection says it is; None where it says nothing."""
+        """The session of a new connection, from its header; None if it has none."""
         header = b""
         try:
             async with asyncio.timeout(IDLE + SLACK):
@@ -289,7 +288,7 @@ class Traffic:
         return session
 
     async def _follow(self, end: End, role: Role) -> None:
-        """Let an end do its part of the script; count what it should not have seen."""
+        """Let an end follow its part of the script; count a violation."""
         wrong, excused = "", False
         try:
             async with asyncio.timeout(LIMIT):
@@ -299,7 +298,7 @@ class Traffic:
             end.done = True
         except Violation as violation:
             wrong = str(violation)
-            # For how late this process was, the time already allows.
+            # The check already allowed for how late this process was.
             excused = isinstance(violation, WrongTime) and self._excuse(
                 end.session, late=False
             )
@@ -318,7 +317,7 @@ class Traffic:
             )
 
     def _excuse(self, session: Session, *, late: bool = True) -> bool:
-        """Whether it is not the relay's doing that a timeout has ended a session.
+        """Whether a timeout that ended a session is not the relay's fault.
 
         :param late: this process may have been too late to keep it alive.
         """
@@ -334,8 +333,8 @@ class Traffic:
 
     # -- the log
 
-    def hear(self, line: SessionLine) -> None:
-        """The relay's log says that a session has ended."""
+    def check_line(self, line: SessionLine) -> None:
+        """Check the relay's log line about a session that has ended."""
         self.endings[line.ending] += 1
         if self._closed:
             return
@@ -352,7 +351,7 @@ class Traffic:
             self._violations.add(session, "log", wrong)
 
     def miss_lines(self) -> None:
-        """Count the sessions that the log should have spoken of by now."""
+        """Count the sessions that should have been logged by now."""
         for session in self._unreported.values():
             self._violations.add(session, "log", "no line about it")
         self._unreported.clear()
@@ -360,7 +359,7 @@ class Traffic:
     # -- the end
 
     async def over(self) -> None:
-        """Wait until every session is over."""
+        """Wait until every session has finished."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 

@@ -12,17 +12,17 @@ from soak.flows import Tally
 from soak.log import DatagramsLine
 from soak.relay import MIB, STOPPING, Reading
 
-#: Descriptors of pipes that the relay may have for its splices at any time: what the
-#: plane lets be in use, and keeps for the next (PIPES_IN_USE and PIPES_KEPT), two each.
+#: Limit of the relay's descriptors of pipes for splicing: the plane's pipes in use, and
+#: those kept for the next session (PIPES_IN_USE and PIPES_KEPT), two each.
 PIPE_BOUND = 2 * (64 + 16)
 
 
 @attrs.frozen
 class Datagrams:
-    """What has become of datagrams.
+    """The counters of datagrams.
 
-    :ivar ours: as those who sent and got them know it.
-    :ivar relays: what the relay says in the end of each of its listeners.
+    :ivar ours: of clients, servers and floods.
+    :ivar relays: from the relay's log, at the end of each of its listeners.
     :ivar listeners: how many it had.
     """
 
@@ -36,15 +36,15 @@ class Outcome:
     """The outcome of one soak.
 
     :ivar start: before the first session.
-    :ivar baseline: in quiet, after the warm-up.
+    :ivar baseline: without sessions, after the warm-up.
     :ivar load: every INTERVAL under load, after the warm-up; at least one.
-    :ivar final: in quiet, at the end.
+    :ivar final: without sessions, at the end.
     :ivar violations: sessions and flows that broke a rule.
     :ivar troubles: errors and tracebacks in the relay's log.
-    :ivar failed: sessions that the relay itself calls failed.
+    :ivar failed: sessions with `ending=failed` in the relay's log.
     :ivar status: the relay's exit status; None if it had to be killed.
-    :ivar datagrams: None where there were none.
-    :ivar steps: how often the relay's wall clock was set; None where it was not to be.
+    :ivar datagrams: None if there were none.
+    :ivar steps: how often the relay's wall clock was set; None if --step is 0.
     """
 
     start: Reading
@@ -62,15 +62,14 @@ class Outcome:
 def failures(outcome: Outcome) -> list[str]:
     """The conditions that do not hold, a line each.
 
-    Descriptors of each kind, and threads, must be as many in quiet at the end as
-    before the first session, so that a leak in the warm-up does not hide in the
-    baseline.  Under load there may be pipes, up to a bound.
+    Without sessions, there must be as many descriptors of each kind, and threads, at
+    the end as before the first session, so that a leak in the warm-up is not hidden in
+    the baseline.  Under load there may be pipes, up to a limit.
 
-    Memory in quiet may be a tenth, or 8 MiB, above the baseline: how much of what was
-    freed an allocator gives back is chance.  A leak of a few bytes a session stays
-    below that for a long time, so medians under load are compared as well, which
-    differ less: in the last third of the time half as much may be added to those in
-    the first third.
+    Memory without sessions may be a tenth, or 8 MiB, above the baseline: how much freed
+    memory an allocator returns is chance.  A leak of a few bytes a session stays below
+    that for a long time, so medians under load are compared as well, which differ less:
+    from the first third of the time to the last, half as much may be added.
     """
     start, final = outcome.start, outcome.final
     found = [
@@ -94,11 +93,11 @@ def failures(outcome: Outcome) -> list[str]:
         statistics.median(reading.rss for reading in part)
         for part in (outcome.load[:third], outcome.load[-third:])
     )
-    for when, before, after, share, least in (
+    for when, before, after, fraction, least in (
         ("in quiet", outcome.baseline.rss, final.rss, 0.10, 8 * MIB),
         ("under load", early, late, 0.05, 4 * MIB),
     ):
-        allowed = max(share * before, least)
+        allowed = max(fraction * before, least)
         if after - before > allowed:
             found.append(
                 f"rss {when}: from {before / MIB:.1f} to {after / MIB:.1f} MiB,"
@@ -123,12 +122,12 @@ def failures(outcome: Outcome) -> list[str]:
 
 
 def lost_datagrams(datagrams: Datagrams) -> list[str]:
-    """What does not add up, a line each.
+    """Datagrams that are in no counter, a line each.
 
-    By itself, the relay drops nothing here, for it is never asked for more flows in
-    use than it has room for.  The kernel may, where somebody is late, but it counts:
-    what was sent and has not come must be in some counter.  Only an answer may meet a
-    port that is closed by now, the relay's or the client's, and be in none.
+    The relay itself must drop none here, as there are never more flows in use than its
+    table holds.  The kernel may, if a process is late, but it counts them: what was
+    sent and not received must be in a counter.  Except that an answer may reach a port
+    that is closed by then, the relay's or the client's.
     """
     ours, relays = datagrams.ours, datagrams.relays
     if len(relays) != datagrams.listeners:
@@ -161,7 +160,7 @@ def lost_datagrams(datagrams: Datagrams) -> list[str]:
         (
             "to clients",
             sum(line.replies_sent for line in relays),
-            ours.heard,
+            ours.received,
             math.inf,
         ),
     ):
@@ -171,7 +170,7 @@ def lost_datagrams(datagrams: Datagrams) -> list[str]:
                 f" dropped {kernel} before the relay, {ours.dropped} behind it"
             )
     relay = sum(line.dropped.total() + line.replies_dropped.total() for line in relays)
-    # Which of the 28,000 ports of the kernel a new flow gets is chance.
+    # The kernel gives a new flow one of 28,000 ports at random.
     allowed = 1 + (ours.sent + ours.flooded) // 1000
     if ours.strays > allowed:
         found.append(
@@ -187,7 +186,7 @@ def lost_datagrams(datagrams: Datagrams) -> list[str]:
 
 
 def _unbalanced(line: DatagramsLine) -> Iterator[str]:
-    """What is wrong with the relay's own counters."""
+    """Errors in the relay's own counters."""
     for received, sent, dropped in (
         (line.received, line.sent, line.dropped),
         (line.replies_received, line.replies_sent, line.replies_dropped),

@@ -1,7 +1,7 @@
-"""What went wrong in a soak: counted, and the first of it in words.
+"""The violations of a soak: counted, and the first of them in full.
 
-Each violation is told as it is found, until there are too many; the summary at the end
-has a few of each script, with what the relay's log has said since.
+Each violation is printed as it is found, until there are too many; the summary at the
+end has a few of each script, with the ending from the relay's log.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Named(Protocol):
 class Judged(Protocol):
     """A session, or a flow of datagrams.
 
-    :ivar label: what and which it is.
-    :ivar ending: what the relay's log says of it; empty until it does.
-    :ivar violated: something of it has been counted.
+    :ivar label: its kind and number.
+    :ivar ending: from the relay's log; empty until it is there.
+    :ivar violated: a violation of it has been counted.
     """
 
     ending: str
@@ -40,20 +40,20 @@ class Judged(Protocol):
 
 @attrs.define(eq=False)
 class Violations:
-    """What went wrong, counted; the first of it in words.
+    """Violations, counted; the first of them in full.
 
-    :param tell: gets a line about each of the first TOLD as it is found, and a last one
-        when there are more.
-    :ivar scripts: how often, by the script's name.
+    :param print_line: called with a line for each of the first PRINTED as it is found,
+        and with a last line when there are more.
+    :ivar scripts: how many, by the script's name.
     """
 
-    #: At most so many are told as they are found.
-    TOLD = 20
+    #: How many are printed as they are found.
+    PRINTED = 20
 
-    #: At most so many are in the summary, and so many of one script.
+    #: How many are in the summary, and how many of one script.
     FIRST, FIRST_OF_SCRIPT = 24, 3
 
-    tell: Callable[[str], None]
+    print_line: Callable[[str], None]
     scripts: Counter[str] = attrs.Factory(Counter)
     _first: list[tuple[Judged | None, str]] = attrs.Factory(list)
 
@@ -62,7 +62,7 @@ class Violations:
         return self.scripts.total()
 
     def add(self, judged: Judged | None, who: str, what: str) -> None:
-        """Count it, unless it may follow from one of the same session before it."""
+        """Count it, unless it may follow from an earlier one of the same session."""
         if judged is not None:
             if judged.violated:
                 return
@@ -71,15 +71,15 @@ class Violations:
         self.scripts[name] += 1
         label = f", {judged.label}" if judged else ""
         text = " ".join(f"{name}{label}, {who}: {what}".split())
-        if self.count <= self.TOLD:
-            self.tell(text)
-        elif self.count == self.TOLD + 1:
-            self.tell("there are more; from here on they are only counted")
+        if self.count <= self.PRINTED:
+            self.print_line(text)
+        elif self.count == self.PRINTED + 1:
+            self.print_line("there are more; from here on they are only counted")
         if len(self._first) < self.FIRST and self.scripts[name] <= self.FIRST_OF_SCRIPT:
             self._first.append((judged, text))
 
     def lines(self) -> list[str]:
-        """The first few, each with what the log has said of its session since."""
+        """The first few, each with the ending of its session from the log."""
         return [
             f"{text}; ending={judged.ending}" if judged and judged.ending else text
             for judged, text in self._first

@@ -65,7 +65,7 @@ def round_trip(flow: Flow, now: float, port: str = PORT, size: int = 100) -> str
     data = flow.ask(size, now, answered=True)
     flow.asked(now + 0.001)
     wrong = flow.arrive(len(flow.up) - 1, data, port)
-    return wrong or flow.hear(data, now + 0.01)
+    return wrong or flow.receive(data, now + 0.01)
 
 
 def in_use() -> Flow:
@@ -107,7 +107,7 @@ def test_what_has_no_name_proves_nothing() -> None:
     flow = Flow(7)
     for second in range(5):
         data = flow.ask(3, 1000.0 + second, answered=True)
-        assert flow.hear(data, 1000.0 + second) == ""
+        assert flow.receive(data, 1000.0 + second) == ""
     assert not flow.in_use
     assert flow.unreached == flow.unanswered == []
 
@@ -118,7 +118,7 @@ def test_a_stream_proves_that_a_flow_is_in_use() -> None:
     flow.asked(1000.0)
     assert flow.arrive(0, data, PORT) == ""
     for second in range(4):
-        assert flow.hear(flow.stream(50, 1000.0 + second), 1000.1 + second) == ""
+        assert flow.receive(flow.stream(50, 1000.0 + second), 1000.1 + second) == ""
     assert flow.in_use
     assert flow.lost == 0
     flow.stream(50, 1005.0)
@@ -129,17 +129,17 @@ def test_what_is_mixed_up_shows() -> None:
     flow = Flow(7)
     data = flow.ask(100, 1.0, answered=True)
     flow.asked(1.0)
-    assert flow.hear(datagram(8, 0, 100), 1.0) == ""
-    assert flow.hear(data[:-1], 1.0) == ""
+    assert flow.receive(datagram(8, 0, 100), 1.0) == ""
+    assert flow.receive(data[:-1], 1.0) == ""
     assert flow.strays == [datagram(8, 0, 100), data[:-1]]
     assert "not its own" in flow.arrive(0, data[:-1] + b"x", PORT)
     assert "not sent" in flow.arrive(1, data, PORT)
     assert flow.arrive(0, data, PORT) == ""
     assert "second time" in flow.arrive(0, data, PORT)
-    assert flow.hear(data, 1.0) == ""
+    assert flow.receive(data, 1.0) == ""
     for _ in range(MAX_STRAYS - 2):
-        assert flow.hear(data, 1.0) == ""
-    assert "100 bytes that are not owed to it" in flow.hear(data, 1.0)
+        assert flow.receive(data, 1.0) == ""
+    assert "100 bytes that are not owed to it" in flow.receive(data, 1.0)
 
 
 def test_what_says_that_it_is_anothers() -> None:
@@ -162,7 +162,7 @@ def test_what_is_lost_is_counted_where_the_port_was_sure() -> None:
     old = flow.ask(100, 1004.0, answered=True)
     assert flow.arrive(4, old, PORT) == ""
     assert (flow.lost, len(flow.unreached), len(flow.unanswered)) == (1, 0, 1)
-    assert flow.hear(old, 1005.0) == ""
+    assert flow.receive(old, 1005.0) == ""
     assert flow.lost == len(flow.unanswered) == 0
 
 
@@ -252,7 +252,7 @@ def test_a_stray_answer_makes_a_flow_live_longer(stray: bool) -> None:
     """To the relay it is an answer: it keeps the flow, and counts."""
     flow = sends_only()
     if stray:
-        assert flow.hear(LOUD, 1003.0) == ""
+        assert flow.receive(LOUD, 1003.0) == ""
     line = attrs.evolve(SAID, age=3.0, up=(2, 200), down=(1, 1))
     said = flow.judge(line, 1003.0 + UDP_TIMEOUT, Stops())
     assert bool(said) is not stray

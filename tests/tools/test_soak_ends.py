@@ -33,18 +33,20 @@ def test_an_end_must_be_the_peers_and_behind_all_it_sent(
 
 
 @pytest.mark.parametrize(("waited", "fine"), [(2.9, False), (3.0, True), (8.1, False)])
-def test_a_cut_is_neither_early_nor_late(waited: float, fine: bool) -> None:
+def test_an_abort_is_neither_early_nor_late(waited: float, fine: bool) -> None:
     if fine:
-        check_time("cut", waited, 3, 8)
+        check_time("aborted", waited, 3, 8)
     else:
-        with pytest.raises(Violation, match=r"cut after .* expected 3\.0 to 8\.0 s"):
-            check_time("cut", waited, 3, 8)
+        with pytest.raises(
+            Violation, match=r"aborted after .* expected 3\.0 to 8\.0 s"
+        ):
+            check_time("aborted", waited, 3, 8)
 
 
 @pytest.mark.parametrize(
     ("stopped", "late"), [(0.0, 0.0), (10.0, 0.0), (0.0, 10.0), (5.0, 5.0)]
 )
-def test_a_cut_may_be_later_by_what_the_relay_was_stopped_or_we_were_late(
+def test_an_abort_may_be_late_if_the_relay_or_this_process_was(
     stopped: float, late: float
 ) -> None:
     async def run() -> None:
@@ -58,10 +60,10 @@ def test_a_cut_may_be_later_by_what_the_relay_was_stopped_or_we_were_late(
         client.moved_at = server.moved_at = now - 20
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("soak.ends.select.poll", lambda: poll)
-            await client.until_cut(5, early=True)
+            await client.until_aborted(5, early=True)
 
     if stopped or late:
         asyncio.run(run())
     else:
-        with pytest.raises(Violation, match=r"cut after 20\.\d s, expected"):
+        with pytest.raises(Violation, match=r"aborted after 20\.\d s, expected"):
             asyncio.run(run())

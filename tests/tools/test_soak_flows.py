@@ -102,11 +102,11 @@ def test_an_answer_that_met_a_new_flow_is_known_however_late(foreign: bool) -> N
             flows.expect(client)
             for _ in range(3 * ANSWERS):
                 data = client.flow.ask(50, 1.0, answered=True)
-                assert client.flow.hear(await ask(data), 1.0) == ""
+                assert client.flow.receive(await ask(data), 1.0) == ""
         await flows.close()
         echoes.close()
         assert violations.count == 0
-        assert client.flow.hear(LOUD, 2.0) == ""
+        assert client.flow.receive(LOUD, 2.0) == ""
         return client.flow.judge_strays()
 
     assert asyncio.run(run()) == ("" if foreign else unowed(LOUD))

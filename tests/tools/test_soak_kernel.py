@@ -33,11 +33,11 @@ def test_the_kernels_counters_are_read() -> None:
 def test_drops_are_known_by_when_they_were_seen() -> None:
     counted = [7]
     drops = Drops(lambda: counted[-1])
-    drops.look(100.0)
+    drops.check(100.0)
     assert not drops.since(0.0)
     counted.append(7 + drops.MANY)
-    drops.look(200.0)
-    drops.look(300.0)
+    drops.check(200.0)
+    drops.check(300.0)
     assert drops.since(200.0)
     assert not drops.since(200.1)
     assert drops.count == drops.MANY

@@ -63,7 +63,7 @@ def test_other_lines_are_not_of_a_session(line: str) -> None:
 
 def test_the_relays_log_is_counted() -> None:
     log = RelayLog()
-    session = log.hear(LINE)
+    session = log.add(LINE)
     assert session is not None
     for line in (
         "… [relayd.service#info] listening on 127.0.0.1:4000, relay=a, relaying to x",
@@ -74,7 +74,7 @@ def test_the_relays_log_is_counted() -> None:
         "\tbuiltins.ValueError: x",
         "… [relayd.wheel#error] x",
     ):
-        assert log.hear(line) is None
+        assert log.add(line) is None
     assert log.listeners == ["127.0.0.1:4000", "127.0.0.2:4001"]
     assert log.troubles == 3
     assert len(log.remarks) == 5
@@ -90,14 +90,14 @@ def test_a_clock_that_is_set_shows_in_the_log() -> None:
         ("2026-11-21T03:06:14+0000 [x#info] d", 1),
         ("2026-11-21T01:06:15+0000 [x#info] e", 2),
     ):
-        log.hear(line)
+        log.add(line)
         assert log.steps == steps
 
 
 def test_the_relays_remarks_are_bounded() -> None:
     log = RelayLog()
     for _ in range(10 * log.REMARKS):
-        log.hear("[x#error] again")
+        log.add("[x#error] again")
     assert log.troubles == 10 * log.REMARKS
     assert len(log.remarks) == log.REMARKS
 

@@ -134,7 +134,7 @@ def test_a_session_that_the_kernel_held_back_does_not_count(dropped: int) -> Non
                 await traffic.over()
             name = "{}:{}".format
             line = SessionLine(name(*client), name(*address), 0.01, 0, 0, "idle")
-            traffic.hear(line)
+            traffic.check_line(line)
         await traffic.close()
         servers.close()
         return traffic.excused.total()

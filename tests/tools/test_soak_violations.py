@@ -22,10 +22,10 @@ def test_violations_are_told_as_they_are_found_until_there_are_too_many() -> Non
     violations = Violations(told.append)
     violations.add(None, "server", "a header\nof no session")
     assert told == ["no session, server: a header of no session"]
-    for number in range(1, 10 * violations.TOLD):
+    for number in range(1, 10 * violations.PRINTED):
         violations.add(draw_session(1, number), "client", "wrong bytes")
-    assert violations.count == 10 * violations.TOLD
-    assert len(told) == violations.TOLD + 1
+    assert violations.count == 10 * violations.PRINTED
+    assert len(told) == violations.PRINTED + 1
     assert all("wrong bytes" in text for text in told[1:-1])
     assert told[-1].endswith("only counted")
 
