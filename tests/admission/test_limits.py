@@ -126,8 +126,8 @@ class Model(RuleBasedStateMachine):
         assert not self.clock.getDelayedCalls()
 
 
-def test_it_is_a_bounded_list() -> None:
-    """Whatever is done in whatever order."""
+def test_the_table_behaves_like_a_limited_list() -> None:
+    """With any calls in any order."""
     run_state_machine_as_test(
         Model, settings=settings(max_examples=60, stateful_step_count=40, deadline=None)
     )
@@ -140,7 +140,7 @@ def wait_for(
     return Waiting("handshakes", most, max_per_client, clock or Clock())
 
 
-def test_who_comes_too_much_is_refused() -> None:
+def test_a_client_over_its_limit_is_refused() -> None:
     """In words for the log that say which bound it was; nobody else is hurt."""
     waiting = wait_for(3, 2)
     waiting.add("a", "192.0.2.1")
@@ -158,7 +158,7 @@ def test_who_comes_too_much_is_refused() -> None:
     assert "e" in waiting
 
 
-def test_who_has_waited_longest_is_evicted() -> None:
+def test_the_oldest_is_evicted() -> None:
     """Of the client's own, if it has too many; so that it can push out nobody else."""
     waiting = wait_for(4, 2)
     assert waiting.push("a", "192.0.2.1") is None
@@ -207,8 +207,8 @@ def test_a_client_without_an_address() -> None:
     assert events[0]["whose"] == "of one client"
 
 
-def test_the_oldest_of_all() -> None:
-    """Whoever's they are; asking changes nothing."""
+def test_the_oldest_in_order() -> None:
+    """Of all clients together; reading changes nothing."""
     waiting: Waiting[int] = Waiting("things", 9, 9, Clock())
     for number in range(4):
         waiting.push(number, "192.0.2.1" if number % 2 else "192.0.2.2")
@@ -227,7 +227,7 @@ def test_the_oldest_of_all() -> None:
         (-1, 4096, 1024),
     ],
 )
-def test_handshakes_are_no_more_than_there_may_be_descriptors(
+def test_the_default_of_handshakes_depends_on_the_limit_of_open_files(
     limit: int, most: int, each: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A quarter of them, and a quarter of those for one client; -1 is no limit."""
@@ -237,7 +237,7 @@ def test_handshakes_are_no_more_than_there_may_be_descriptors(
     assert default_max_handshakes_per_client(1 << 20) == 1024
 
 
-def test_a_limit_of_files_that_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_limit_of_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """getrlimit(2) is refused, by a sandbox: as many as with a high one."""
     monkeypatch.setattr("resource.getrlimit", refuse(errno.EPERM))
     assert default_max_handshakes() == 4096

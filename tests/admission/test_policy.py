@@ -39,7 +39,7 @@ def lets_in(judge: ClientGate, client: str) -> bool:
     return True
 
 
-def test_a_gate_is_one() -> None:
+def test_a_gate_provides_its_interfaces() -> None:
     """Which may be asked again and again, as it counts nothing."""
     judge = gate("192.0.2.0/24")
     assert verifyObject(IGate, judge)
@@ -76,7 +76,7 @@ def test_clients_by_their_network(client: str, inside: bool) -> None:
     assert lets_in(judge, client) is inside
 
 
-def test_a_gate_for_nobody() -> None:
+def test_a_gate_without_networks_refuses_all() -> None:
     """Has no networks, and lets no address in."""
     assert not lets_in(gate(), "127.0.0.1:1")
     assert not lets_in(gate(), "[::1]:1")

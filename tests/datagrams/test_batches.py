@@ -102,7 +102,7 @@ def test_what_arrives_is_received_in_order(ends: Ends, kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", [Batches, OneByOne])
-def test_a_batch_has_a_bound(ends: Ends, kind: Any) -> None:
+def test_a_batch_is_limited(ends: Ends, kind: Any) -> None:
     """What is left is the next one's, and nothing of the last shows through."""
     incoming = kind(ends.sock, Tally(), local=ends.local)
     for number in range(BATCH + 3):
@@ -129,7 +129,7 @@ def test_nothing_is_received_from_a_closed_socket(ends: Ends, kind: Any) -> None
 
 
 @pytest.mark.parametrize("kind", [Batches, OneByOne])
-def test_an_error_is_counted_and_more_may_be_there(kind: Any) -> None:
+def test_an_error_is_counted_and_more_may_be_pending(kind: Any) -> None:
     """Here of an earlier datagram, which its host refused."""
     tally = Tally()
     with loopback() as sock, loopback() as gone:
@@ -143,7 +143,7 @@ def test_an_error_is_counted_and_more_may_be_there(kind: Any) -> None:
     assert tally.icmp_errors == 1
 
 
-def test_what_the_kernel_does_not_say_is_empty() -> None:
+def test_an_unreported_address_is_empty() -> None:
     """Whatever it said the last time."""
     with loopback() as sock, loopback() as client:
         incoming = Batches(sock, Tally(), local=True)
@@ -161,7 +161,7 @@ def put(out: Outbox, datas: list[bytes]) -> list[int]:
     return [len(data) for data in datas]
 
 
-def test_each_client_is_sent_its_own(ends: Ends) -> None:
+def test_each_client_is_sent_its_own_datagram(ends: Ends) -> None:
     """From the address that it spoke to, whatever the size; and again."""
     out = Outbox(ends.sock, local=ends.local)
     envelopes = [out.envelope(key) for key in ends.greeted()]
@@ -173,7 +173,7 @@ def test_each_client_is_sent_its_own(ends: Ends) -> None:
         assert got == datas
 
 
-def test_those_that_can_not_be_sent_are_named(ends: Ends) -> None:
+def test_datagrams_that_can_not_be_sent_are_returned(ends: Ends) -> None:
     """The others leave, wherever it stands in the batch."""
     out = Outbox(ends.sock, local=ends.local)
     key = ends.greeted()[0]
@@ -195,7 +195,7 @@ def test_those_that_can_not_be_sent_are_named(ends: Ends) -> None:
 
 @pytest.mark.parametrize("missing", ["recvmmsg", "sendmmsg"])
 @pytest.mark.parametrize("how", ["not there", "refused"])
-def test_without_the_calls_there_are_pythons(
+def test_without_the_calls_pythons_are_used(
     monkeypatch: pytest.MonkeyPatch, missing: str, how: str
 ) -> None:
     """Another C library, or a sandbox that does not let them through."""
@@ -284,7 +284,7 @@ def test_one_that_can_not_be_sent_does_not_stop_the_call(
     assert [ends.clients[0].recv(9) for _ in range(2)] == [b"a", b"c"]
 
 
-def test_what_the_kernel_does_not_say_is_empty_one_by_one_as_well() -> None:
+def test_an_unreported_address_is_empty_one_by_one_too() -> None:
     """In the keys of batches, whose receiver was refused."""
     for host in ("127.0.0.1", "::1"):
         with closing(bind_udp(host, 0)) as sock, closing(bind_udp(host, 0)) as client:

@@ -62,7 +62,7 @@ def test_a_refused_datagram_is_sent_again_before_another_clients() -> None:
     bench.close()
 
 
-def test_what_was_too_large_for_the_path_eats_no_other_datagram() -> None:
+def test_an_error_for_a_datagram_too_large_drops_no_other() -> None:
     """A pending EMSGSIZE ('fragmentation needed') is an earlier one's.
 
     A run is sent again as a run; one that is too large itself, one by one from then on.
@@ -108,7 +108,7 @@ def test_a_send_error_drops_one_datagram(number: int) -> None:
     bench.close()
 
 
-def test_a_client_whose_datagrams_can_not_be_sent_is_still_there() -> None:
+def test_a_failed_send_still_refreshes_the_flow() -> None:
     """It keeps its flow, and so its port."""
     bench = Bench(unreplied_timeout=3)
     bench.arrive()
@@ -138,7 +138,7 @@ def test_oversize_reads_are_not_passed_on() -> None:
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_after_a_burst_as_many_replies_are_looked_for(together: bool) -> None:
+def test_after_a_burst_as_many_replies_are_read(together: bool) -> None:
     """All are read at once, and then what is usual; one client's are no other's."""
     bench = Bench(together=together)
     bench.arrive()
@@ -242,7 +242,7 @@ def test_datagrams_of_one_size_go_together(host: str) -> None:
     bench.close()
 
 
-def test_a_run_has_a_bound() -> None:
+def test_a_run_is_limited() -> None:
     """In datagrams and in bytes; those are udp(7)'s and IP's."""
     bench = Bench()
     bench.arrive(b"first")
@@ -273,7 +273,7 @@ def test_a_run_has_a_bound() -> None:
         (errno.EOPNOTSUPP, 2),
     ],
 )
-def test_a_run_that_is_not_taken_is_sent_one_by_one(number: int, calls: int) -> None:
+def test_a_run_that_fails_is_sent_one_by_one(number: int, calls: int) -> None:
     """Either way; and where the kernel can't do it, it is not asked again."""
     bench = Bench()
     bench.arrive(b"first")
@@ -297,7 +297,7 @@ def test_a_run_that_is_not_taken_is_sent_one_by_one(number: int, calls: int) -> 
     bench.close()
 
 
-def test_a_run_of_which_some_may_have_left_is_not_sent_again() -> None:
+def test_a_run_that_may_be_partly_sent_is_not_sent_again() -> None:
     """ENOBUFS: a queue was full, maybe in the middle of it."""
     bench = Bench()
     bench.arrive(b"first")
@@ -316,7 +316,7 @@ def test_a_run_of_which_some_may_have_left_is_not_sent_again() -> None:
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_an_exception_costs_a_flow_itself(
+def test_an_exception_ends_only_its_flow(
     together: bool, logged_failures: LoggedFailures
 ) -> None:
     """However it is read: told of, or before it would expire or make room."""

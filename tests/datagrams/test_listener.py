@@ -67,7 +67,7 @@ def test_one_client_of_a_wildcard_is_one_flow() -> None:
     bench.close()
 
 
-def test_a_client_that_speaks_keeps_its_flow_on_a_wildcard_too() -> None:
+def test_a_client_that_sends_keeps_its_flow_on_a_wildcard_too() -> None:
     """Longer than any timeout, whether it was answered or not."""
     bench = Bench(host="0.0.0.0", unreplied_timeout=3, timeout=4)
     bench.arrive()
@@ -80,7 +80,7 @@ def test_a_client_that_speaks_keeps_its_flow_on_a_wildcard_too() -> None:
     bench.close()
 
 
-def test_what_the_kernel_does_not_say_the_address_of_is_dropped() -> None:
+def test_a_datagram_without_a_local_address_is_dropped() -> None:
     """It could not be answered from there."""
     bench = Bench(host="0.0.0.0")
     bench.nat.listeners[0].sock.recvmsg = lambda *_: (b"?", [], 0, CLIENT)
@@ -91,7 +91,7 @@ def test_what_the_kernel_does_not_say_the_address_of_is_dropped() -> None:
     bench.close()
 
 
-def test_an_exception_costs_a_listener_its_batch(
+def test_an_exception_drops_only_the_listeners_batch(
     logged_failures: LoggedFailures,
 ) -> None:
     """What comes next is served; the log has a traceback in a second at most."""
@@ -121,7 +121,7 @@ def test_an_exception_costs_a_listener_its_batch(
 
 @pytest.mark.parametrize("transport", ["plane", "twisted"])
 @pytest_twisted.ensureDeferred
-async def test_an_exception_leaves_no_listener_deaf(
+async def test_a_listener_receives_after_an_exception(
     transport: Transport, logged_failures: LoggedFailures
 ) -> None:
     """On either kind of watcher; a flow that fails leaves the others."""
@@ -203,9 +203,7 @@ def test_a_closed_listener_keeps_no_memory(host: str) -> None:
 
 @pytest.mark.parametrize("number", REFUSED)
 @pytest.mark.parametrize("host", ["203.0.113.1", "0.0.0.0"])
-def test_a_listener_that_can_not_receive_is_left_alone_for_a_while(
-    number: int, host: str
-) -> None:
+def test_a_listener_that_can_not_receive_pauses(number: int, host: str) -> None:
     """It would be told again and again; there is one line, and it comes back."""
     bench = Bench(host=host)
     name = "recvmsg" if host == "0.0.0.0" else "recvfrom"
@@ -262,7 +260,7 @@ def test_a_listener_that_can_not_receive_keeps_no_flow_alive(
 
 
 @pytest.mark.parametrize("number", REFUSED)
-def test_a_kernel_that_does_not_say_what_clients_spoke_to(number: int) -> None:
+def test_a_kernel_that_does_not_report_local_addresses(number: int) -> None:
     """A wildcard listener answers from what the kernel chooses, and says so."""
     with patch.object(FakeSocket, "setsockopt", side_effect=problem(number)):
         with capturedLogs() as events:

@@ -14,7 +14,7 @@ from tests.datagrams.support import (
 )
 
 
-def test_what_would_come_back_is_dropped() -> None:
+def test_a_source_that_would_loop_is_dropped() -> None:
     """A source that is the listener's, a server's, or nobody's, in every spelling.
 
     Each would have had a flow whose answers are the next requests, for ever.
@@ -49,7 +49,7 @@ def test_what_would_come_back_is_dropped() -> None:
         bench.close()
 
 
-def test_every_address_of_this_machine_is_a_wildcards() -> None:
+def test_a_wildcard_listener_has_every_address_of_this_machine() -> None:
     """It is asked only of those who speak from the listener's own port number."""
     asked: list[str] = []
 
@@ -73,7 +73,7 @@ def test_every_address_of_this_machine_is_a_wildcards() -> None:
     bench.close()
 
 
-def test_what_leads_back_follows_listeners_and_servers() -> None:
+def test_the_loop_guard_follows_listeners_and_servers() -> None:
     """As they come and go, and as a name's addresses do."""
     resolver = FakeResolver()
     name = Server("name.example", 53)
@@ -91,7 +91,7 @@ def test_what_leads_back_follows_listeners_and_servers() -> None:
     assert not nat.loops.leads_back(("203.0.113.1", port))
 
 
-def test_every_address_of_this_machine_is_a_local_servers() -> None:
+def test_a_local_server_may_have_every_address_of_this_machine() -> None:
     """It may listen on all of them; it is asked only who speaks from its port."""
     asked: list[str] = []
 

@@ -27,7 +27,7 @@ from tests.datagrams.support import (
 )
 
 
-def test_what_has_no_flow_is_counted_by_its_reason() -> None:
+def test_datagrams_without_a_flow_are_counted_by_reason() -> None:
     """Nobody at port 0 can be answered; a server without an address is none."""
     bench = Bench()
     bench.arrive(source=("192.0.2.1", 0))
@@ -40,7 +40,7 @@ def test_what_has_no_flow_is_counted_by_its_reason() -> None:
     bench.close()
 
 
-def test_want_of_a_flow_is_logged_once_a_second() -> None:
+def test_refused_flows_are_logged_once_a_second() -> None:
     """With what is in the way, and how many it cost so far."""
     bench = Bench(max_flows=1)
     bench.converse(CLIENT)
@@ -58,7 +58,7 @@ def test_want_of_a_flow_is_logged_once_a_second() -> None:
     bench.close()
 
 
-def test_a_loop_and_a_full_table_have_a_line_each() -> None:
+def test_a_loop_and_a_full_table_are_throttled_apart() -> None:
     """In one second: neither hides the other one."""
     bench = Bench(max_flows=1)
     bench.converse(CLIENT)
@@ -76,7 +76,7 @@ def test_a_loop_and_a_full_table_have_a_line_each() -> None:
     bench.close()
 
 
-def test_no_socket_to_be_had() -> None:
+def test_a_flow_without_a_socket_is_refused() -> None:
     """The datagram is dropped, the relay goes on, and no socket is left open."""
     bench = Bench()
     bench.open_error = problem(errno.EMFILE)
@@ -95,7 +95,7 @@ def test_no_socket_to_be_had() -> None:
     bench.close()
 
 
-def test_the_flow_that_was_quiet_longest_makes_room() -> None:
+def test_the_longest_idle_flow_is_evicted() -> None:
     """One that is in use does not, however many come."""
     bench = Bench(max_flows=3, max_flows_per_client=3)
     bench.converse(CLIENT)
@@ -113,7 +113,7 @@ def test_the_flow_that_was_quiet_longest_makes_room() -> None:
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_to_be_answered_once_is_no_protection(together: bool) -> None:
+def test_one_answer_does_not_protect_a_flow(together: bool) -> None:
     """A flood from two hosts, each datagram answered, ends no conversation.
 
     Nor does it keep a newcomer out.
@@ -153,7 +153,7 @@ def test_to_be_answered_once_is_no_protection(together: bool) -> None:
     bench.close()
 
 
-def test_to_be_answered_once_is_none_within_a_share_either() -> None:
+def test_one_answer_does_not_protect_a_flow_within_a_clients_limit() -> None:
     """What a client host has that is not in use makes room for more of it."""
     bench = Bench(max_flows=100, max_flows_per_client=3)
     bench.converse(CLIENT)
@@ -166,7 +166,7 @@ def test_to_be_answered_once_is_none_within_a_share_either() -> None:
     bench.close()
 
 
-def test_an_answer_that_waits_to_be_read_is_passed_on() -> None:
+def test_a_pending_answer_is_passed_on_before_an_eviction() -> None:
     """Then another one makes room, if there is one that was quiet longer by now."""
     bench = Bench(max_flows=2, max_flows_per_client=2)
     bench.arrive()
@@ -186,7 +186,7 @@ def test_an_answer_that_waits_to_be_read_is_passed_on() -> None:
     bench.close()
 
 
-def test_an_answer_that_waits_may_show_that_a_flow_is_in_use() -> None:
+def test_a_pending_answer_may_put_a_flow_in_use() -> None:
     """It is kept, and who came is refused."""
     bench = Bench(max_flows=1)
     bench.arrive()
@@ -201,7 +201,7 @@ def test_an_answer_that_waits_may_show_that_a_flow_is_in_use() -> None:
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_so_many_are_asked_for_an_answer_and_no_more(late: bool) -> None:
+def test_the_flows_read_before_an_eviction_are_limited(late: bool) -> None:
     """A new client is worth no more of the others' time, and is let in all the same."""
     most = MAX_READ + 2
     bench = Bench(max_flows=most, max_flows_per_client=most)
@@ -221,7 +221,7 @@ def test_so_many_are_asked_for_an_answer_and_no_more(late: bool) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EADDRNOTAVAIL, errno.ENETUNREACH])
-def test_want_of_a_way_to_a_server_ends_nobodys_flow(number: int) -> None:
+def test_a_server_without_a_route_evicts_no_flow(number: int) -> None:
     """Where IPv6 is switched off, for one; other servers have the turn."""
     bench = Bench([Server("2001:db8::1", 53), Server(*SERVER)])
     real = bench.open
@@ -252,7 +252,7 @@ def test_want_of_a_way_to_a_server_ends_nobodys_flow(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EAGAIN, errno.ENOSPC])
-def test_the_oldest_makes_room_where_the_machine_has_no_more(number: int) -> None:
+def test_a_flow_is_evicted_when_the_machine_has_no_more_sockets(number: int) -> None:
     """Ports and descriptors may be fewer than the table has room for."""
     bench = Bench()
     bench.converse(("192.0.2.2", 1))

@@ -20,7 +20,7 @@ from tests.datagrams.support import (
 )
 
 
-def test_after_a_refusal_it_is_the_next_address() -> None:
+def test_a_refusal_moves_on_to_the_next_address() -> None:
     """For the flow that met it, whose datagrams are sent again, and for new ones."""
     bench = named()
     bench.arrive(b"one")
@@ -51,7 +51,7 @@ def test_after_a_refusal_it_is_the_next_address() -> None:
 
 
 @pytest.mark.parametrize("how", ["read", "send", "run"])
-def test_an_answer_that_waits_behind_a_refusal_keeps_the_flow(how: str) -> None:
+def test_an_answer_pending_behind_a_refusal_keeps_the_flow(how: str) -> None:
     """The kernel tells of the error first; what came before it is passed on."""
     bench = named()
     bench.arrive(b"one")
@@ -76,7 +76,7 @@ def test_an_answer_that_waits_behind_a_refusal_keeps_the_flow(how: str) -> None:
 
 
 @pytest.mark.parametrize("run", [1, 3])
-def test_a_refusal_that_the_next_send_meets(run: int) -> None:
+def test_a_refusal_reported_by_the_next_send(run: int) -> None:
     """That datagram, or run, goes to the next address, after what went before."""
     bench = named()
     bench.arrive(b"first")
@@ -90,7 +90,7 @@ def test_a_refusal_that_the_next_send_meets(run: int) -> None:
     bench.close()
 
 
-def test_each_address_has_one_chance_after_each_look_up() -> None:
+def test_each_address_is_tried_once_after_each_look_up() -> None:
     """Then the flow stays where it is, and the line is written once."""
     bench = named()
     resolver = bench.resolver
@@ -132,7 +132,7 @@ def test_a_flow_that_was_answered_keeps_its_address() -> None:
     bench.close()
 
 
-def test_an_address_without_a_way_there_has_refused() -> None:
+def test_an_address_without_a_route_counts_as_refused() -> None:
     """connect() says so at once; the next takes the flow, with one warning."""
     bench = named()
     real = bench.open
@@ -163,7 +163,7 @@ def test_an_address_without_a_way_there_has_refused() -> None:
 
 
 @pytest.mark.parametrize("what", ["descriptor", "watch"])
-def test_a_flow_that_can_not_have_another_socket_keeps_the_one_it_has(
+def test_a_flow_without_another_socket_keeps_its_own(
     what: str,
 ) -> None:
     """There is no descriptor, or the kernel can't watch it."""
@@ -183,7 +183,7 @@ def test_a_flow_that_can_not_have_another_socket_keeps_the_one_it_has(
     bench.close()
 
 
-def test_what_is_sent_again_is_what_was_sent_last() -> None:
+def test_the_last_datagrams_are_sent_again() -> None:
     """Nothing that is seconds old, but always what was refused."""
     bench = named()
     for number in range(8):
@@ -200,7 +200,7 @@ def test_what_is_sent_again_is_what_was_sent_last() -> None:
     bench.close()
 
 
-def test_what_is_refused_in_the_middle_of_a_run_is_sent_again() -> None:
+def test_a_refusal_in_the_middle_of_a_run_is_sent_again() -> None:
     """By a host that is near, where the run is sent one by one."""
     bench = named()
     bench.arrive(b"first")
@@ -217,7 +217,7 @@ def test_what_is_refused_in_the_middle_of_a_run_is_sent_again() -> None:
     bench.close()
 
 
-def test_what_can_not_be_sent_again_is_counted() -> None:
+def test_datagrams_that_can_not_be_sent_again_are_counted() -> None:
     """The next address may take less."""
     bench = named()
     bench.arrive(b"one")
@@ -237,7 +237,7 @@ def test_what_can_not_be_sent_again_is_counted() -> None:
     bench.close()
 
 
-def test_nothing_is_kept_where_there_is_no_other_address() -> None:
+def test_nothing_is_kept_without_another_address() -> None:
     """Nor of a flow that has failed as its datagram was sent."""
     bench = named(NAMED[0])
     bench.arrive()

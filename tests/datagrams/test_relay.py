@@ -93,7 +93,7 @@ def test_a_flow_in_use_loses_nothing_to_expiry() -> None:
     bench.close()
 
 
-def test_nobody_is_ended_while_clients_wait_to_be_read() -> None:
+def test_no_flow_expires_while_datagrams_are_unread() -> None:
     """Among those may be one whose flow would have expired."""
     bench = Bench(unreplied_timeout=3)
     bench.arrive()
@@ -120,7 +120,7 @@ def test_a_flood_does_not_keep_others_alive() -> None:
     bench.close()
 
 
-def test_a_drain_lets_quiet_flows_go() -> None:
+def test_a_drain_ends_idle_flows() -> None:
     """New clients are refused, the known are served, until nothing has moved."""
     bench = Bench()
     bench.arrive()
@@ -145,7 +145,7 @@ def test_a_drain_lets_quiet_flows_go() -> None:
     bench.close()
 
 
-def test_a_drain_has_an_end() -> None:
+def test_a_drain_has_a_limit() -> None:
     """At its timeout, or at once when there is none or it is cut short."""
     for ending in ("timeout", "zero", "later zero", "cut", "close"):
         bench = Bench()
@@ -190,8 +190,8 @@ def test_a_relay_that_was_drained_can_listen_again() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.1, 2.25])
-def test_a_drain_ends_when_it_is_to(seconds: float) -> None:
-    """And not at the next look at the flows."""
+def test_a_drain_ends_exactly_at_its_limit(seconds: float) -> None:
+    """And not at the next check of the flows."""
     bench = Bench()
     bench.arrive()
     done: list[Any] = []
@@ -204,7 +204,7 @@ def test_a_drain_ends_when_it_is_to(seconds: float) -> None:
     bench.close()
 
 
-def test_an_observer_that_raises_hurts_nobody(
+def test_an_observer_that_raises_ends_no_flow(
     logged_failures: LoggedFailures,
 ) -> None:
     """It is logged, once; the flow has ended all the same."""
@@ -235,7 +235,7 @@ def test_an_observer_that_raises_hurts_nobody(
     assert broken.calls == 2
 
 
-def test_an_exception_in_the_look_at_flows_is_not_the_last_look(
+def test_the_check_of_flows_goes_on_after_an_exception(
     logged_failures: LoggedFailures,
 ) -> None:
     """Flows expire in the next one."""
@@ -255,7 +255,7 @@ def test_an_exception_in_the_look_at_flows_is_not_the_last_look(
     bench.close()
 
 
-def test_drops_that_can_no_longer_be_asked_for_are_none() -> None:
+def test_unknown_kernel_drops_count_as_none() -> None:
     """And not the 2**32 that are missing from the last answer."""
     bench = Bench()
     bench.listener.dropped = 5

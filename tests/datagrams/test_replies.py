@@ -34,7 +34,7 @@ def test_replies_of_several_flows_leave_together(host: str) -> None:
     bench.close()
 
 
-def test_a_full_outbox_does_not_wait() -> None:
+def test_a_full_outbox_is_sent_at_once() -> None:
     """It has room for a batch."""
     bench = busy(BATCH + 1)
     for number in range(BATCH + 1):
@@ -46,7 +46,7 @@ def test_a_full_outbox_does_not_wait() -> None:
     bench.close()
 
 
-def test_a_reply_that_can_not_be_sent_is_its_own_flows() -> None:
+def test_a_reply_that_can_not_be_sent_counts_for_its_flow() -> None:
     """It is counted, and the others have left."""
     bench = busy(3)
     for number in range(3):
@@ -61,7 +61,7 @@ def test_a_reply_that_can_not_be_sent_is_its_own_flows() -> None:
     bench.close()
 
 
-def test_what_ends_a_flow_sends_its_reply_first() -> None:
+def test_a_flow_that_ends_sends_its_reply_first() -> None:
     """It is not lost, and its line counts it."""
     bench = busy(2)
     bench.answer(b"last", 0)
@@ -71,7 +71,7 @@ def test_what_ends_a_flow_sends_its_reply_first() -> None:
     bench.close()
 
 
-def test_a_reply_that_waits_keeps_its_flow() -> None:
+def test_a_pending_reply_keeps_its_flow() -> None:
     """It is alive, as one is whose reply has left."""
     bench = busy(1, timeout=3)
     bench.clock.advance(2)
@@ -85,7 +85,7 @@ def test_a_reply_that_waits_keeps_its_flow() -> None:
     bench.close()
 
 
-def test_an_exception_after_a_batch_costs_the_replies_that_wait(
+def test_an_exception_after_a_batch_drops_the_pending_replies(
     logged_failures: LoggedFailures,
 ) -> None:
     """And neither their flows nor whoever calls it, which is the plane."""

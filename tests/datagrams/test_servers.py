@@ -19,7 +19,7 @@ from tests.datagrams.support import (
 )
 
 
-def test_a_pool_takes_turns_by_flow() -> None:
+def test_a_pool_is_round_robin_by_flow() -> None:
     """One flow speaks to one server."""
     bench = Bench([Server("198.51.100.1", 1), Server("2001:db8::1", 2)])
     for port in (1, 2, 3, 1, 2):
@@ -109,7 +109,7 @@ def test_a_server_that_was_never_found() -> None:
     bench.close()
 
 
-def test_a_name_that_leads_to_no_host() -> None:
+def test_a_name_without_a_usable_address() -> None:
     """Groups and wildcards, such as those of block lists, are left out."""
     with capturedLogs() as events:
         bench = named("0.0.0.0", "224.0.0.1", "255.255.255.255")

@@ -220,7 +220,7 @@ class Model(RuleBasedStateMachine):
         assert not self.table._evictable
 
 
-def test_it_is_a_bounded_list_that_expires() -> None:
+def test_the_table_behaves_like_a_limited_list_that_expires() -> None:
     """Whatever is done in whatever order."""
     run_state_machine_as_test(
         Model,
@@ -234,7 +234,7 @@ def test_it_is_a_bounded_list_that_expires() -> None:
     st.lists(st.tuples(st.integers(0, 12), st.sampled_from("cs.")), max_size=15),
     st.integers(0, 3),
 )
-def test_expiry_with_a_look_at_each_step(
+def test_expiry_with_a_check_at_each_step(
     timeout: float, unreplied: float, history: list[tuple[int, str]], began: int
 ) -> None:
     """Looked at where steps begin, a flow ends in the first look after its time."""
@@ -269,7 +269,7 @@ def test_expiry_with_a_look_at_each_step(
     raise AssertionError("it has not expired")
 
 
-def test_the_first_reply_may_shorten_a_life() -> None:
+def test_the_first_reply_may_shorten_the_timeout() -> None:
     """Those who set the timeouts that way get it to the step, in use or not."""
     for replies in ([1.0], [0.5, 1.0], [5.0]):
         table = table_of(1, 1, timeout=2, unreplied_timeout=30)
@@ -300,7 +300,7 @@ def test_the_first_reply_may_shorten_a_life() -> None:
     ],
 )
 @pytest.mark.parametrize("refresh", [True, False])
-def test_what_is_in_use(history: str, in_use: bool, refresh: bool) -> None:
+def test_when_a_flow_is_in_use(history: str, in_use: bool, refresh: bool) -> None:
     """Traffic both ways, and more of it after two seconds."""
     table = table_of(1, 1, refresh_inbound=refresh)
     flow = Flow("a", "192.0.2.1", 0.0)
@@ -313,7 +313,7 @@ def test_what_is_in_use(history: str, in_use: bool, refresh: bool) -> None:
     assert table.idlest() is (None if in_use else flow)
 
 
-def test_who_makes_room_is_who_was_quiet_longest() -> None:
+def test_the_longest_idle_flow_is_to_evict() -> None:
     """What a server sends counts, if it keeps a flow alive at all."""
     for refresh in (True, False):
         table = table_of(2, 2, refresh_inbound=refresh)
@@ -345,7 +345,7 @@ def test_a_step_is_a_part_of_the_shorter_timeout(shortest: float, step: float) -
 
 
 @pytest.mark.cost
-def test_a_busy_flow_is_looked_at_once_in_its_timeout() -> None:
+def test_a_busy_flow_is_checked_once_in_its_timeout() -> None:
     """A test of cost.  The cost of a datagram is none of the buckets'."""
     table = table_of(1, 1, timeout=100)
     flow = Flow("a", "192.0.2.1", 0.0)
@@ -360,7 +360,7 @@ def test_a_busy_flow_is_looked_at_once_in_its_timeout() -> None:
     assert moves <= 12
 
 
-def test_one_that_is_kept_is_looked_at_in_the_next_step() -> None:
+def test_a_kept_flow_is_checked_in_the_next_step() -> None:
     """And comes back, if nothing has moved."""
     table = table_of(1, 1, unreplied_timeout=2)
     flow = Flow("a", "192.0.2.1", 0.5)
@@ -399,7 +399,7 @@ def test_an_empty_table_has_nothing_to_expire() -> None:
         {"timeout": float("nan")},
     ],
 )
-def test_settings_that_can_not_be(settings: dict[str, float]) -> None:
+def test_impossible_settings(settings: dict[str, float]) -> None:
     """A table without room or time is a mistake."""
     with pytest.raises(ValueError, match="at least one flow|must be more than 0"):
         table_of(**settings)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from tests.datagrams.support import (
 )
 
 
-def test_settings_that_can_not_be() -> None:
+def test_impossible_settings() -> None:
     """Are refused as the relay is made."""
     for servers, settings in (
         ([], {}),
@@ -37,7 +37,7 @@ def test_one_client_may_have_half_of_the_flows() -> None:
         assert (table.max_flows, table.max_flows_per_client) == (most, each)
 
 
-def test_how_many_flows_the_limit_allows(
+def test_the_default_of_flows_depends_on_the_limit_of_open_files(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """And the ports; some are left to everything else."""

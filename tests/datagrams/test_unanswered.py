@@ -11,7 +11,7 @@ from relayd.datagrams.unanswered import (
 )
 
 
-def test_what_is_kept_is_bounded() -> None:
+def test_the_kept_datagrams_are_limited() -> None:
     """Of a flow, and in all: the oldest goes first."""
     kept = Unanswered()
     kept.add("flow", [b"%d" % n for n in range(MAX_KEPT + 3)], 5)

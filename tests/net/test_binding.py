@@ -32,7 +32,7 @@ from tests.support.listeners import (
 
 
 @pytest_twisted.ensureDeferred
-async def test_each_wildcard_leaves_the_other_family_alone() -> None:
+async def test_each_wildcard_binds_one_family_only() -> None:
     """`[::]` is IPv6 only: `0.0.0.0` can be another relay's on the same port."""
     for tries_left in range(15, -1, -1):
         v6 = await listen_tcp("::", Greeters())
@@ -289,7 +289,7 @@ async def test_another_socket_in_its_place_is_not_removed(tmp_socket: Path) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_socket_that_was_removed_is_not_missed(tmp_socket: Path) -> None:
+async def test_a_socket_file_that_was_removed_is_no_error(tmp_socket: Path) -> None:
     """Somebody tidied up before us."""
     factory = Greeters()
     port: Any = await unix(tmp_socket).listen(factory)

@@ -48,7 +48,7 @@ def test_a_limit_that_was_raised_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
     assert table.is_low(990)
 
 
-def test_a_limit_that_is_not_told_is_found_out_by_accept(
+def test_an_unknown_limit_is_left_to_accept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """getrlimit(2) is refused: the table counts as large enough."""

@@ -82,7 +82,7 @@ async def test_a_unix_server_is_reached(tmp_socket: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_factory_is_told_the_address_and_nothing_else() -> None:
+async def test_the_factory_only_builds_a_protocol() -> None:
     """It is neither started nor stopped for one connection."""
     told: list[Any] = []
 
@@ -279,7 +279,7 @@ def test_a_dial_that_the_reactor_ends_fails() -> None:
 
 
 @pytest.mark.parametrize("report", ["doWrite", "connectionLost"])
-def test_what_a_server_said_before_it_reset_is_not_lost(report: str) -> None:
+def test_data_from_before_a_reset_is_delivered(report: str) -> None:
     """It answered and reset before the reactor looked: both are there to be read."""
     clock, protocol = StillReactor(), Recorder()
     with Server() as server:

@@ -24,7 +24,7 @@ class Descriptor:
 
 
 @pytest.mark.parametrize("number", [-1, None, "x", 1 << 30])
-def test_what_has_no_descriptor_lends_no_socket(number: object) -> None:
+def test_a_transport_without_a_descriptor_lends_no_socket(number: object) -> None:
     for each in (Descriptor(number), object()):
         with lent_socket(each) as sock:
             assert sock is None
@@ -53,7 +53,7 @@ def test_a_lent_socket_stays_open_when_the_block_fails() -> None:
         assert one.recv(1) == b"x"
 
 
-def test_a_unix_socket_without_a_name_has_not_met_itself() -> None:
+def test_a_unix_socket_without_a_name_is_not_self_connected() -> None:
     one, other = socket.socketpair()
     with one, other:
         assert one.getsockname() == one.getpeername()
@@ -61,7 +61,7 @@ def test_a_unix_socket_without_a_name_has_not_met_itself() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_one_of_twisteds_that_has_met_itself() -> None:
+async def test_a_twisted_endpoint_that_is_self_connected() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         there = free.getsockname()

@@ -84,7 +84,7 @@ def test_an_address_that_does_not_answer_is_overtaken() -> None:
         quick.accept().close()
 
 
-def test_an_address_that_had_its_head_start_may_win_yet() -> None:
+def test_an_earlier_address_may_still_connect_first() -> None:
     """The later one is given up."""
     with Server() as first, Server() as second:
         with a_race(first, second) as (clock, protocol, dialing):
@@ -99,7 +99,7 @@ def test_an_address_that_had_its_head_start_may_win_yet() -> None:
         first.accept().close()
 
 
-def test_an_address_that_refuses_gives_way_at_once() -> None:
+def test_after_a_refusal_the_next_address_is_tried_at_once() -> None:
     """No head start for one that has failed."""
     with (
         Server() as second,
@@ -114,7 +114,7 @@ def test_an_address_that_refuses_gives_way_at_once() -> None:
         second.accept().close()
 
 
-def test_an_address_that_fails_within_the_call_gives_way_as_well() -> None:
+def test_after_a_failure_within_the_call_the_next_is_tried_too() -> None:
     """A link-local address without its interface is refused by the kernel itself."""
     bad: Any = (socket.AF_INET6, ("fe80::1", 9, 0, 0))
     clock, protocol = StillReactor(), Recorder()

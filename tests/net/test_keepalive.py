@@ -45,7 +45,7 @@ def keepalive_of(sock: Any) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-def test_the_figures(family: int) -> None:
+def test_the_keepalive_figures(family: int) -> None:
     """They come before the idle timeout, which the kernel's own don't."""
     with socket.socket(family) as sock:
         before = keepalive_of(sock)
@@ -141,7 +141,7 @@ def is_joined(factory: RelayFactory) -> bool:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_unix_relay_keeps_nothing_alive(tmp_socket: Path) -> None:
+async def test_a_unix_relay_sets_no_keepalive(tmp_socket: Path) -> None:
     with Server(socket.AF_UNIX, str(tmp_socket)) as server:
         address = parse_destination(f"unix:{tmp_socket}")
         factory = RelayFactory(

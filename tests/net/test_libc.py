@@ -22,7 +22,7 @@ def test_a_function_that_the_c_library_lacks_is_an_error() -> None:
     assert caught.value.errno == errno.ENOSYS
 
 
-def test_what_a_call_says_is_the_error() -> None:
+def test_a_failed_call_raises_its_errno() -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         call("close", -1)
 

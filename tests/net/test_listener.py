@@ -59,7 +59,7 @@ async def test_stopping_again_does_nothing() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_factory_that_raises_costs_one_client(
+async def test_a_factory_that_raises_closes_only_its_client(
     logged_failures: LoggedFailures,
 ) -> None:
     """That client is closed, the traceback is logged, and the next is served."""
@@ -82,7 +82,7 @@ async def test_a_factory_that_declines_closes_the_client() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_protocol_that_raises_costs_one_client(
+async def test_a_protocol_that_raises_closes_only_its_client(
     logged_failures: LoggedFailures,
 ) -> None:
     """It is reset, and its protocol hears that it is gone."""
@@ -284,7 +284,7 @@ def test_the_listeners_of_a_reactor_pause_and_log_together() -> None:
             listener.stopListening()
 
 
-def test_a_client_that_the_reactor_can_not_watch_is_turned_away(
+def test_a_client_that_the_reactor_can_not_watch_is_closed(
     logged_failures: LoggedFailures,
 ) -> None:
     """The kernel is short of something; that client is closed, the listener goes on."""
@@ -315,7 +315,7 @@ def test_clients_that_left_are_skipped() -> None:
             factory.served[0].transport.connectionLost(_GONE)
 
 
-def test_a_flood_of_clients_leaves_others_their_turn() -> None:
+def test_accepts_in_a_turn_are_limited() -> None:
     """So many accepts, then whoever else has something to do."""
     with scripted() as (listener, sock, watcher, _):
         sock.script = [errno.ECONNABORTED] * 1000
@@ -327,7 +327,7 @@ def test_a_flood_of_clients_leaves_others_their_turn() -> None:
 @pytest.mark.parametrize("number", REFUSALS)
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX])
 @pytest_twisted.ensureDeferred
-async def test_an_accept_that_is_refused_is_made_in_the_plain_way(
+async def test_a_refused_accept4_falls_back_to_accept(
     family: int, number: int, tmp_socket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its client's connection is as any other: what it is, and what it is known by."""
@@ -359,7 +359,7 @@ async def test_an_accept_that_is_refused_is_made_in_the_plain_way(
     await port.stopListening()
 
 
-def test_a_client_that_left_before_it_was_accepted_plainly_is_skipped() -> None:
+def test_a_client_gone_before_the_fallback_is_skipped() -> None:
     """accept(2) alone does not say its name, and then nobody knows it."""
     with scripted() as (listener, sock, _, factory):
         reset(connect(listener.getHost().port))  # type: ignore[attr-defined]
@@ -376,7 +376,7 @@ def test_a_client_that_left_before_it_was_accepted_plainly_is_skipped() -> None:
 
 
 @pytest.mark.parametrize("number", [*REFUSALS, errno.EIO])
-def test_an_accept_that_is_refused_in_every_way_is_no_busy_loop(
+def test_a_listener_pauses_if_both_accepts_are_refused(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client stays in the queue, and would be reported again and again.
@@ -402,7 +402,7 @@ def test_an_accept_that_is_refused_in_every_way_is_no_busy_loop(
         assert watcher.readers == {listener}
 
 
-def test_a_table_that_is_full_for_the_plain_way_is_full(
+def test_a_full_table_is_noticed_by_the_fallback(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with scripted() as (listener, sock, watcher, _):

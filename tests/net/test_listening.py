@@ -52,7 +52,7 @@ async def test_an_address_is_listened_on(host: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_it_is_what_twisted_calls_a_port() -> None:
+async def test_it_provides_ilisteningport() -> None:
     """The interfaces of Twisted's own ports, and of what a reactor watches."""
     endpoint = TCPListenerEndpoint(reactor, "127.0.0.1", 0, 16)
     assert verifyObject(IStreamServerEndpoint, endpoint)
@@ -104,7 +104,7 @@ async def test_without_a_host_both_families_are_listened_on() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_a_client_of_a_wildcard_reached_is_asked_of_its_socket() -> None:
+async def test_the_local_address_on_a_wildcard_is_read_from_the_socket() -> None:
     """`0.0.0.0` is nowhere; the log says where the client connected to."""
     factory = Greeters()
     port = await listen_tcp("0.0.0.0", factory)

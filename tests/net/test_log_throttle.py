@@ -7,7 +7,7 @@ from twisted.internet.task import Clock
 from relayd.net.log_throttle import LogThrottle
 
 
-def test_there_is_a_line_a_second_however_much_happens() -> None:
+def test_one_line_a_second_is_due() -> None:
     """Counted from the last line, not from the last time that something happened."""
     clock = Clock()
     throttle = LogThrottle(clock)
@@ -20,7 +20,7 @@ def test_there_is_a_line_a_second_however_much_happens() -> None:
     assert [throttle.is_due(), throttle.is_due()] == [True, False]
 
 
-def test_of_two_each_has_its_own_second() -> None:
+def test_throttles_are_independent() -> None:
     clock = Clock()
     assert LogThrottle(clock).is_due()
     assert LogThrottle(clock).is_due()

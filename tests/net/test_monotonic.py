@@ -78,7 +78,7 @@ def test_clocks_do_not_outlive_their_reactors() -> None:
     assert (clock(), plane()) == (None, None)
 
 
-def test_everybody_who_takes_a_reactor_for_its_time_takes_its_clock() -> None:
+def test_all_that_use_a_reactors_time_use_its_monotonic_clock() -> None:
     clock: Any = MonotonicClock.of(reactor)
     factory = StreamFactory(
         timeouts=Timeouts(), clock=live, observer=Observer(), gate=None
@@ -160,7 +160,7 @@ def test_the_last_of_several_that_is_cancelled_by_another(bench: Bench) -> None:
     assert bench.made == [0, 1]
 
 
-def test_a_call_is_put_off(bench: Bench) -> None:
+def test_a_call_is_delayed(bench: Bench) -> None:
     reset, delayed = bench.later(1, "reset"), bench.later(1, "delayed")
     twice, soon = bench.later(1, "twice"), bench.later(0, "soon")
     reset.reset(3)
@@ -216,7 +216,7 @@ def test_calls_ask_for_others(bench: Bench) -> None:
     assert len(set(turns)) == 4
 
 
-def test_one_that_raises_costs_only_itself(
+def test_a_call_that_raises_stops_no_other(
     bench: Bench, logged_failures: LoggedFailures
 ) -> None:
     def fail(problem: BaseException) -> None:

@@ -19,7 +19,7 @@ from tests.support.still_clock import Bench, bench
 __all__ = ["bench"]
 
 
-def test_what_is_due_waits_for_the_turn_that_is_under_way(bench: Bench) -> None:
+def test_a_due_call_waits_for_the_current_turn(bench: Bench) -> None:
     bench.later(1, "due")
     bench.now += 1
     bench.fire()
@@ -29,7 +29,7 @@ def test_what_is_due_waits_for_the_turn_that_is_under_way(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("late", [LATE + 0.01, 1e5])
-def test_what_is_late_waits_for_whole_turns(bench: Bench, late: float) -> None:
+def test_a_late_call_waits_for_whole_turns(bench: Bench, late: float) -> None:
     bench.later(1, "due")
     bench.later(1 + late, "due, too")
     bench.now += 1 + late
@@ -43,7 +43,7 @@ def test_what_is_late_waits_for_whole_turns(bench: Bench, late: float) -> None:
     assert bench.made == ["due", "due, too"]
 
 
-def test_what_is_not_late_does_not(bench: Bench) -> None:
+def test_a_call_that_is_not_late_does_not_wait_for_turns(bench: Bench) -> None:
     bench.later(1, "due")
     bench.now += 1 + LATE * 0.9
     bench.fire()
@@ -51,7 +51,7 @@ def test_what_is_not_late_does_not(bench: Bench) -> None:
     assert bench.made == ["due"]
 
 
-def test_turns_are_taken_while_somebody_has_left_something(bench: Bench) -> None:
+def test_turns_are_added_while_a_source_has_more_events(bench: Bench) -> None:
     one, other = Reading(), Reading()
     bench.clock.sources.update((one, other))
     bench.later(1, "due")
@@ -67,7 +67,7 @@ def test_turns_are_taken_while_somebody_has_left_something(bench: Bench) -> None
     assert bench.made == ["due"]
 
 
-def test_but_not_for_ever(bench: Bench) -> None:
+def test_the_added_turns_are_limited(bench: Bench) -> None:
     source = Reading()
     source.has_more_events = True
     bench.clock.sources.add(source)
@@ -78,7 +78,7 @@ def test_but_not_for_ever(bench: Bench) -> None:
     assert bench.still.turns == MAX_TURNS + 1
 
 
-def test_a_source_is_not_kept(bench: Bench) -> None:
+def test_a_source_is_referenced_weakly(bench: Bench) -> None:
     bench.clock.sources.add(Reading())
     gc.collect()
     assert not bench.clock.sources
@@ -97,7 +97,7 @@ def test_calls_of_no_delay_do_not_wait(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("late", [0.0, 10.0])
-def test_who_is_judged_is_judged_by_the_time_of_the_look(
+def test_deadlines_are_compared_with_the_time_of_polling(
     bench: Bench, late: float
 ) -> None:
     """Wherever the machine is paused, or a call takes its time, after that."""
@@ -123,8 +123,8 @@ def test_who_is_judged_is_judged_by_the_time_of_the_look(
     assert bench.made == ["judge", "judge", "not yet due at that time"]
 
 
-def test_a_turn_that_takes_long_keeps_nothing_from_being_made(bench: Bench) -> None:
-    """However many there are of them."""
+def test_a_long_turn_does_not_stop_due_calls(bench: Bench) -> None:
+    """Any number of them."""
     for number in range(3):
         bench.later(1 + number, number)
     bench.now += 5
@@ -135,7 +135,7 @@ def test_a_turn_that_takes_long_keeps_nothing_from_being_made(bench: Bench) -> N
     assert bench.made == [0, 1, 2]
 
 
-def test_another_kind_of_clock_is_judged_by_its_time() -> None:
+def test_the_poll_time_of_another_clock_is_its_time() -> None:
     other = Clock()
     other.advance(7)
     assert poll_time(other)() == 7

@@ -85,7 +85,7 @@ def test_own_addresses_where_the_kernel_binds_anything(
         assert not is_own(address)
 
 
-def test_a_stand_in_of_an_own_address_is_refused_here() -> None:
+def test_another_form_of_an_own_address_is_refused_here() -> None:
     """With the machine's own answer, not an injected one."""
     for text in ("127.0.0.1", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1"):
         assert refusal(ProxyPolicy(), text)
@@ -97,7 +97,7 @@ NOT_OWN = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
 @pytest.mark.parametrize("step", ["socket", "bind"])
 @pytest.mark.parametrize("number", sorted(errno.errorcode))
-def test_a_guard_falls_by_no_errno(
+def test_any_other_errno_counts_as_own(
     monkeypatch: pytest.MonkeyPatch, number: int, step: str
 ) -> None:
     """But by those that say that the address is another machine's.
@@ -121,7 +121,7 @@ def test_a_guard_falls_by_no_errno(
 
 
 @pytest.mark.parametrize("number", sorted(errno.errorcode))
-def test_a_guard_falls_by_no_errno_where_the_kernel_binds_anything(
+def test_any_other_errno_counts_as_own_with_nonlocal_bind(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
 ) -> None:
     """But by the one that says that there is no way to that address."""
@@ -155,7 +155,7 @@ def test_own_addresses_are_asked_for_without_a_port(
     assert bound == ([0] if sys.platform == "linux" else bound)
 
 
-def test_own_addresses_on_a_kernel_without_that(
+def test_own_addresses_without_bind_address_no_port(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is asked with a port."""
@@ -169,7 +169,7 @@ def test_own_addresses_on_a_kernel_without_that(
     assert not is_own(IPv4Address(ANYWHERE))
 
 
-def test_the_way_to_an_address() -> None:
+def test_the_local_address_of_a_route() -> None:
     """Starts from an address of this machine; nothing is sent."""
     assert address_towards(IPv4Address("127.0.0.1")) == "127.0.0.1"
     for address in NOBODYS:
@@ -232,7 +232,7 @@ def test_hosts_that_are_this_machine_by_definition(host: str) -> None:
     assert OwnHosts(Clock().seconds, lambda address: False)(host)
 
 
-def test_few_hosts_are_remembered() -> None:
+def test_the_cache_of_hosts_is_limited() -> None:
     asked = []
 
     def own(address: Ip) -> bool:

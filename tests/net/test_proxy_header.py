@@ -68,7 +68,7 @@ def test_where_a_header_ends(header: bytes) -> None:
 
 
 @given(st.binary(max_size=40))
-def test_where_anything_ends(start: bytes) -> None:
+def test_the_header_end_of_any_bytes(start: bytes) -> None:
     assert header_end(start) >= 0
     assert header_end(SIGNATURE + start) >= 0
 
@@ -109,7 +109,7 @@ def test_a_header_has_a_deadline(start: bytes) -> None:
     relay.over()
 
 
-def test_a_header_that_a_late_relay_has_just_read_goes_on() -> None:
+def test_a_header_read_late_is_not_timed_out() -> None:
     relay = Relay()
     for piece in (V1[:10], V1[10:20]):
         relay.client.receive(piece)

@@ -61,7 +61,7 @@ async def test_families_alternate_and_the_systems_choice_comes_first() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_those_who_want_the_same_name_share_a_look_up() -> None:
+async def test_callers_with_the_same_name_wait_for_one_look_up() -> None:
     slow = Slow()
     resolver = Resolver(reactor, slow)
     waiting = [resolver.addresses("a.example", port) for port in (1, 2, 3)]
@@ -75,7 +75,7 @@ async def test_those_who_want_the_same_name_share_a_look_up() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_few_run_at_a_time_and_the_departed_are_not_looked_up() -> None:
+async def test_running_look_ups_are_limited_and_cancelled_ones_not_started() -> None:
     slow = Slow()
     resolver = Resolver(reactor, slow)
     waiting = [resolver.addresses(f"{n}.example", 80) for n in range(WORKERS + 3)]
@@ -94,7 +94,7 @@ async def test_few_run_at_a_time_and_the_departed_are_not_looked_up() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_one_that_is_told_may_cancel_another() -> None:
+async def test_a_callback_may_cancel_another_caller() -> None:
     slow = Slow()
     resolver = Resolver(reactor, slow)
     first, second, third = (resolver.addresses("a.example", 80) for _ in range(3))
@@ -107,7 +107,7 @@ async def test_one_that_is_told_may_cancel_another() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_line_is_bounded() -> None:
+async def test_the_queue_is_limited() -> None:
     slow = Slow()
     resolver = Resolver(reactor, slow)
     waiting = [
@@ -149,7 +149,7 @@ async def test_one_owner_leaves_capacity_for_others() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_clients_with_names_that_never_resolve_stop_themselves_only() -> None:
+async def test_names_that_never_resolve_block_only_their_owner() -> None:
     """Two of them had all workers.  More of them leave the operator's, and no other."""
     slow = Slow()
     quick = "quick.example"
@@ -205,8 +205,8 @@ async def empty(resolver: Resolver, slow: Slow, waiting: list[Deferred[Any]]) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_full_line_is_the_clients_and_not_the_operators() -> None:
-    """Nor one's who has as few in it as anybody: the newest client's is too many."""
+async def test_a_queue_full_of_clients_look_ups_admits_the_operators() -> None:
+    """With one look-up for each client, a new client's is refused."""
     slow, told = Slow(), list[str]()
     resolver = Resolver(reactor, slow)
     waiting = []
@@ -247,7 +247,7 @@ async def test_clients_that_fill_the_queue_are_evicted_for_others() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_name_that_others_want_too_is_not_evicted() -> None:
+async def test_a_name_with_several_owners_is_not_evicted() -> None:
     slow, told = Slow(), list[str]()
     resolver = Resolver(reactor, slow)
     waiting = []
@@ -268,7 +268,7 @@ async def test_a_name_that_others_want_too_is_not_evicted() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_who_is_turned_away_may_ask_again_at_once() -> None:
+async def test_an_evicted_caller_may_ask_again_at_once() -> None:
     slow, told = Slow(), list[str]()
     resolver = Resolver(reactor, slow)
     waiting = []
@@ -318,7 +318,7 @@ async def test_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_name_is_looked_up_in_the_turn_of_each_who_wants_it() -> None:
+async def test_a_name_waits_in_the_queue_of_each_owner() -> None:
     """Whoever asked first: who has much in the queue keeps nobody else waiting."""
     slow = Slow()
     resolver = Resolver(reactor, slow)
@@ -458,7 +458,7 @@ async def test_cancelling_during_the_look_up() -> None:
     await until(lambda: not resolver._names)
 
 
-def test_a_process_that_is_jailed_later_can_look_names_up() -> None:
+def test_names_are_looked_up_after_a_chroot() -> None:
     """The codec of names is imported with relayd, and not by the first look-up."""
     look = "import sys, relayd; sys.exit('encodings.idna' not in sys.modules)"
     assert subprocess.run([sys.executable, "-c", look], check=False).returncode == 0

@@ -99,7 +99,7 @@ async def test_a_server_there_is_reached(
 
 
 @pytest.mark.cost
-def test_a_port_that_the_kernel_hands_to_nobody_is_not_asked_about(
+def test_a_port_outside_the_ephemeral_range_is_not_checked(
     kind: type[SocketEndpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A test of cost.  That saves such dials a system call."""
@@ -113,7 +113,7 @@ def test_a_port_that_the_kernel_hands_to_nobody_is_not_asked_about(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_foreign_endpoint_that_met_itself() -> None:
+async def test_an_embedders_endpoint_that_is_self_connected() -> None:
     """Twisted's own have no such test: it is made when they have connected."""
     with Server() as server:
         there = server.socket.getsockname()

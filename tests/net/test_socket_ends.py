@@ -38,13 +38,13 @@ def test_the_ends_of_a_connection_have_the_same_names_at_both(
         assert before[1] == f"{called}:{port}"
 
 
-def test_a_socket_that_leads_nowhere_has_no_ends() -> None:
+def test_an_unconnected_socket_has_no_ends() -> None:
     with socket.socket() as sock, pytest.raises(OSError, match="not connected"):
         ends_of(sock)
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-def test_a_socket_that_has_met_itself(family: int) -> None:
+def test_a_self_connected_socket(family: int) -> None:
     with socket.socket(family) as sock:
         assert not is_self_connected(sock)
         sock.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))

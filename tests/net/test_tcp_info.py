@@ -49,7 +49,7 @@ class NoSocket:
 
 @linux
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_connection_tells_how_it_is(family: int) -> None:
+def test_the_tcp_info_of_a_connection(family: int) -> None:
     with connected(family) as (one, other):
         info = tcp_info(one)
         assert info is not None
@@ -66,7 +66,7 @@ def test_a_connection_tells_how_it_is(family: int) -> None:
 
 
 @linux
-def test_a_peer_that_does_not_read_shows_a_shut_window() -> None:
+def test_a_peer_that_does_not_read_closes_its_window() -> None:
     with connected(socket.AF_INET) as (one, _):
         one.setblocking(False)
         with pytest.raises(BlockingIOError):
@@ -77,7 +77,7 @@ def test_a_peer_that_does_not_read_shows_a_shut_window() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_reset_of_a_connection_that_nobody_reads(family: int) -> None:
+def test_a_reset_of_a_connection_that_is_not_read(family: int) -> None:
     with connected(family) as (one, other):
         assert not was_reset(one)
         other.sendall(b"before")
@@ -111,7 +111,7 @@ def test_a_unix_socket() -> None:
 
 
 @pytest.mark.parametrize("number", [-1, None, "x", 1 << 30])
-def test_what_is_no_descriptor(number: object) -> None:
+def test_a_transport_without_a_descriptor(number: object) -> None:
     """As if everything were in order."""
     for each in (NoSocket(number), object()):
         assert tcp_info(each) is None
@@ -130,7 +130,7 @@ def test_a_descriptor_of_something_else_is_left_alone() -> None:
         os.close(writing)
 
 
-def test_a_system_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_without_tcp_info(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TCP_INFO", None)
     monkeypatch.setattr(module, "SIOCOUTQ", None)
     with connected(socket.AF_INET) as (one, _):
@@ -151,7 +151,7 @@ def test_a_sandbox_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         assert unacknowledged(one) == unread(one) == 0
 
 
-def test_older_kernels_say_less() -> None:
+def test_older_kernels_report_less() -> None:
     """struct tcp_info grows at its end: what is missing is not made up."""
     whole = bytearray(280)
     whole[2], whole[3] = 5, 6

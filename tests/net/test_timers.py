@@ -68,7 +68,7 @@ async def test_a_timerfd_is_watched_while_a_call_is_pending() -> None:
 
 @LINUX
 @pytest_twisted.ensureDeferred
-async def test_it_is_not_spun_on() -> None:
+async def test_a_due_timerfd_causes_no_busy_loop() -> None:
     """The event of a timer that is set again is gone."""
     clock = MonotonicClock.of(reactor)
     woken: list[float] = []

@@ -53,7 +53,7 @@ class Listener(Protocol):
         """The handshake is done."""
 
 
-def test_who_is_told_of_a_handshake() -> None:
+def test_which_protocols_are_notified_of_a_handshake() -> None:
     """Whoever listens to the TLS layer itself."""
     secret, plain = FakeTLSTransport(), FakeTransport()
     for transport in (secret, plain):
@@ -82,7 +82,7 @@ def test_what_failed_is_one_line() -> None:
         assert why_failed(Failure(problem), "who") == says
 
 
-def test_a_problem_of_a_chain_that_has_no_words() -> None:
+def test_an_unknown_error_of_a_certificate_chain() -> None:
     """OpenSSL has a hundred of them."""
     transport = FakeTLSTransport()
     handshake = ServerHandshake(transport, ServerIdentity("a", alone=True))
@@ -94,16 +94,16 @@ def test_a_problem_of_a_chain_that_has_no_words() -> None:
     assert not transport.connection.verify(None, None, 0, 1, 1)
 
 
-def test_options_of_others_are_left_alone() -> None:
-    """They may have a check of their own, which must not get lost."""
+def test_tls_options_of_other_connections_are_left_alone() -> None:
+    """They may have their own check, which must be kept."""
     for identity in (None, ServerIdentity("a")):
         transport = FakeTLSTransport()
         ServerHandshake(transport, identity)
         assert transport.connection.verify is None
 
 
-def test_a_connection_that_checks_nothing_is_asked_nothing() -> None:
-    """Its embedder wants it so: SNI alone is no wish for a check."""
+def test_a_connection_without_verification_has_no_name_to_check() -> None:
+    """The embedder decides: SNI alone does not mean that the name is checked."""
     transport = FakeTLSTransport()
     transport.connection.name = b"example.com"
     with pytest.raises(HandshakeFailed, match="no certificate"):
@@ -196,7 +196,7 @@ async def test_an_endpoint_whose_server_is_another(root: Authority) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_endpoint_whose_server_names_nobody(
+async def test_an_endpoint_whose_servers_certificate_has_no_name(
     root: Authority, logged_failures: LoggedFailures
 ) -> None:
     """The name that the connection asks for is checked, and one that is given.

@@ -52,7 +52,7 @@ async def test_a_write_is_sent_at_once() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_the_kernel_does_not_take_follows_in_order() -> None:
+async def test_bytes_that_the_kernel_does_not_take_follow_in_order() -> None:
     """Partly sent, then buffered; what is written meanwhile comes after it."""
     async with connection() as (_, transport, peer):
         transport.getHandle().setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -94,7 +94,7 @@ async def test_a_partial_write_pauses_the_producer() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_text_is_no_data() -> None:
+async def test_text_can_not_be_written() -> None:
     """A caller's mistake is the caller's, and the connection lives."""
     async with connection() as (_, transport, peer):
         with pytest.raises(TypeError):
@@ -121,7 +121,7 @@ async def test_a_half_close_is_passed_on_at_once() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_reset_whose_event_says_hung_up_only_is_no_end_of_data() -> None:
+async def test_a_reset_reported_as_a_hang_up_is_no_end_of_data() -> None:
     """As epoll reports one that arrives at that moment; Twisted takes it for an end."""
     async with connection() as (protocol, transport, peer):
         reset(peer)
@@ -147,7 +147,7 @@ class Unreachable:
 @pytest.mark.parametrize("number", VANISHED)
 @pytest.mark.parametrize("how", ["read", "hung up", "write"])
 @pytest_twisted.ensureDeferred
-async def test_a_peer_that_vanished_is_told_apart_from_a_reset(
+async def test_a_lost_peer_is_distinguished_from_a_reset(
     how: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with connection() as (protocol, transport, peer):
@@ -176,7 +176,7 @@ async def test_a_peer_that_vanished_is_told_apart_from_a_reset(
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_end_of_data_whose_event_says_hung_up_only_is_one() -> None:
+async def test_an_end_of_data_reported_as_a_hang_up_is_one() -> None:
     async with connection() as (protocol, transport, peer):
         for ends in (False, True):
             if ends:
@@ -300,7 +300,7 @@ async def test_a_write_to_a_peer_that_is_gone_is_reported_later() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_starting_tls_leaves_nothing_in_the_clear() -> None:
+async def test_after_starttls_nothing_is_sent_in_the_clear() -> None:
     """The transport provides ITLSTransport, so what is written after is encrypted."""
     async with connection() as (_, transport, peer):
         transport.startTLS(optionsForClientTLS("example.com"), False)
@@ -334,7 +334,7 @@ def test_a_connection_has_a_name_for_logs(tmp_socket: Path) -> None:
 
 
 @pytest.mark.cost
-def test_a_local_address_that_is_known_is_not_asked_for() -> None:
+def test_a_known_local_address_needs_no_system_call() -> None:
     """A test of cost.
 
     A listener on one address tells its connections; the peer's is the socket's.

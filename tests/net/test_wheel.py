@@ -65,7 +65,7 @@ def run(clock: Clock, seconds: float) -> None:
     clock.pump([STEP / 4] * round(seconds / STEP * 4))
 
 
-def test_an_item_is_looked_at_once_a_tick(clock: Clock, wheel: DeadlineWheel) -> None:
+def test_an_item_is_checked_once_a_tick(clock: Clock, wheel: DeadlineWheel) -> None:
     """The first look is one tick away, and the others follow at the same distance."""
     item = Item(clock)
     wheel.add(item)
@@ -111,7 +111,7 @@ def test_an_item_may_come_back(clock: Clock, wheel: DeadlineWheel) -> None:
     assert len(item.looks) == 2
 
 
-def test_an_item_that_leaves_as_it_is_looked_at(
+def test_an_item_that_discards_itself_when_checked(
     clock: Clock, wheel: DeadlineWheel
 ) -> None:
     """A session that its deadline ends; its neighbours stay."""
@@ -124,7 +124,7 @@ def test_an_item_that_leaves_as_it_is_looked_at(
     assert staying.looks == [1.0, 2.0, 3.0]
 
 
-def test_an_item_that_another_takes_off(clock: Clock, wheel: DeadlineWheel) -> None:
+def test_an_item_that_another_discards(clock: Clock, wheel: DeadlineWheel) -> None:
     """It is not looked at any more, though its turn had come."""
     first, second = Item(clock), Item(clock)
     first.on_check = lambda: wheel.discard(second)
@@ -135,7 +135,7 @@ def test_an_item_that_another_takes_off(clock: Clock, wheel: DeadlineWheel) -> N
     assert second.looks == []
 
 
-def test_an_item_that_is_added_during_a_look(
+def test_an_item_that_is_added_during_a_check(
     clock: Clock, wheel: DeadlineWheel
 ) -> None:
     """Its first look is a tick away, not in the same turn."""
@@ -167,7 +167,7 @@ def test_a_check_that_raises_fails_its_item_alone(
     assert "in check" in logged_failures.take("ZeroDivisionError")
 
 
-def test_an_item_that_can_not_even_fail_stops_nobody_else(
+def test_an_item_whose_check_failed_raises_stops_no_other(
     clock: Clock, wheel: DeadlineWheel, logged_failures: LoggedFailures
 ) -> None:
     """An error in one session must not end the deadlines of all the others."""
@@ -184,9 +184,7 @@ def test_an_item_that_can_not_even_fail_stops_nobody_else(
     assert logged_failures.take("IndexError")
 
 
-def test_an_empty_wheel_lets_go_of_its_timer(
-    clock: Clock, wheel: DeadlineWheel
-) -> None:
+def test_an_empty_wheel_drops_its_timer(clock: Clock, wheel: DeadlineWheel) -> None:
     """After a tick by itself; while something stands on it there is one timer."""
     assert not clock.getDelayedCalls()
     items = [Item(clock), Item(clock)]
@@ -200,9 +198,7 @@ def test_an_empty_wheel_lets_go_of_its_timer(
 
 
 @pytest.mark.cost
-def test_sessions_that_come_and_go_share_a_timer(
-    clock: Clock, wheel: DeadlineWheel
-) -> None:
+def test_many_sessions_use_one_timer(clock: Clock, wheel: DeadlineWheel) -> None:
     """A test of cost.
 
     One at a time, they cost no timer each; nor once the wheel was settled.
@@ -275,7 +271,7 @@ _OPERATIONS = st.lists(
 @given(_OPERATIONS)
 # A late turn in which an item adds another goes on to those that are due next.
 @example([("adding", 0), ("advance", 4), ("add", 0), ("advance", 33)])
-def test_nobody_waits_longer_than_a_tick(operations: list[tuple[str, int]]) -> None:
+def test_every_item_is_checked_within_a_tick(operations: list[tuple[str, int]]) -> None:
     """In any history: each item in time, none that has left, one timer at most.
 
     Some items leave when they are looked at, and some add another one then.

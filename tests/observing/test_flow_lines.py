@@ -14,7 +14,7 @@ from tests.datagrams.support import (
 )
 
 
-def test_a_flood_of_ends_is_not_a_flood_of_lines() -> None:
+def test_lines_of_ended_flows_are_limited() -> None:
     """A hundred of those that were never in use in a second, and that there are more.
 
     Whether they were answered or not: answers are to be had by a flood as well.
@@ -72,7 +72,7 @@ def test_the_line_of_a_flow() -> None:
     assert [each["relay"] for each in events] == [bench.nat.name] * 2
 
 
-def test_the_line_of_a_flow_that_made_room() -> None:
+def test_the_line_of_an_evicted_flow() -> None:
     """Ends with for whom; with its interface, if it has one."""
     bench = Bench(observer=FlowLog(), max_flows=1)
     bench.arrive()
@@ -86,7 +86,7 @@ def test_the_line_of_a_flow_that_made_room() -> None:
     assert formatEvent(events[2]).endswith(" ending=drained")
 
 
-def test_the_quiet_log_leaves_out_those_that_went_well() -> None:
+def test_the_quiet_log_leaves_out_flows_that_ended_well() -> None:
     """An answered flow that expired is no news."""
     bench = Bench(observer=QuietFlowLog(), unreplied_timeout=2, timeout=2)
     with capturedLogs() as events:

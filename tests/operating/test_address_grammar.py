@@ -226,7 +226,7 @@ def test_a_bracket_does_not_open_an_endpoint_type() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "udp:"])
-def test_groups_and_broadcasts_are_no_hosts(prefix: str) -> None:
+def test_multicast_and_broadcast_addresses_are_refused(prefix: str) -> None:
     """Neither to listen on nor to dial, TCP or UDP, in every spelling."""
     groups = ("224.0.0.1", "239.255.255.255", "[ff02::1]", "[ff02::1%eth0]")
     for host in (*groups, "[::ffff:224.0.0.251]"):
@@ -260,7 +260,7 @@ BROADCAST = "it is a broadcast address of this machine's networks, and not one h
         ("tls:a:443:endpoint=tcp\\:ff02\\\\\\:\\\\\\:1\\:80", "ff02::1 is a multicast"),
     ],
 )
-def test_a_destination_that_is_no_one_host(text: str, why: str) -> None:
+def test_a_destination_that_is_not_one_host(text: str, why: str) -> None:
     """In every spelling; some are known when the endpoint is made."""
     with pytest.raises(ConfigError) as caught:
         dialing_endpoint(parse_destination(text), reactor)
@@ -279,7 +279,7 @@ def test_a_destination_that_is_no_one_host(text: str, why: str) -> None:
         ("tcp:80:interface=ff02\\:\\:1", "ff02::1 is a multicast group"),
     ],
 )
-def test_a_listener_that_is_no_one_host(text: str, why: str) -> None:
+def test_a_listener_that_is_not_one_host(text: str, why: str) -> None:
     with pytest.raises(ConfigError) as caught:
         listening_endpoint(parse_listener(text), reactor)
     assert why in str(caught.value)

@@ -91,7 +91,7 @@ def test_several_listeners_own_what_follows_them() -> None:
     assert ports(pair(given_)) == [(1, [2, 3]), (1, [4])]
 
 
-def test_what_has_no_partner_is_quoted() -> None:
+def test_a_listener_or_destination_without_a_partner_is_quoted() -> None:
     """Which one it is, and what to do about it."""
     for given_, message in (
         ([], "nothing to relay: give --listen and --dest"),
@@ -105,7 +105,7 @@ def test_what_has_no_partner_is_quoted() -> None:
         assert refusal(pair, given_).startswith(message)
 
 
-def test_names_are_the_listeners_before_them() -> None:
+def test_a_name_belongs_to_the_listener_before_it() -> None:
     """One that has none is numbered later; a single listener's may stand before it."""
     relays = pair([listen(1), name("web"), dest(2), listen(3), dest(4)])
     assert [relay.name for relay in relays] == ["web", None]
@@ -201,7 +201,7 @@ def test_a_proxy_is_not_open_by_accident(listener: Address) -> None:
         refuse_open_proxy([listener], bounded=bounded, opened=not bounded)
 
 
-def test_a_local_proxy_needs_no_leave() -> None:
+def test_a_local_proxy_needs_no_option() -> None:
     """And may have it."""
     for bounded, opened in ((False, False), (True, False), (False, True)):
         refuse_open_proxy(LOCAL, bounded=bounded, opened=opened)
@@ -222,7 +222,7 @@ def test_a_local_proxy_needs_no_leave() -> None:
         "other:haproxy:tcp:1080",
     ],
 )
-def test_a_balancers_clients_can_not_be_told_apart(text: str) -> None:
+def test_allow_client_is_refused_behind_a_balancer(text: str) -> None:
     """The gate would see the balancer: nobody is kept out, or everybody."""
     listener = EndpointString(text)
     for listeners in ([listener], [*LOCAL, listener]):
@@ -248,12 +248,12 @@ def test_a_balancers_clients_can_not_be_told_apart(text: str) -> None:
         "tcp:1080:x=\\",
     ],
 )
-def test_a_listener_that_shows_its_clients_has_a_gate(text: str) -> None:
+def test_allow_client_is_accepted_where_clients_are_known(text: str) -> None:
     """TLS does, as TCP; and a name is only a name."""
     refuse_open_proxy([EndpointString(text)], bounded=True, opened=False)
 
 
-def test_open_for_some_and_for_all_contradict_each_other() -> None:
+def test_open_and_allow_client_contradict_each_other() -> None:
     """Whichever the listeners are."""
     for listeners in (LOCAL, REACHABLE, ()):
         assert refusal(

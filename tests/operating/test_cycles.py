@@ -107,7 +107,7 @@ def test_a_relay_to_elsewhere_is_not(listener: str, server: str) -> None:
     assert not refusal(f"L{listener}", f"D{server}")
 
 
-def test_a_ring_is_refused() -> None:
+def test_a_loop_of_relays_is_refused() -> None:
     """By its shortest way round."""
     ring = ("L1001", "D1002", "L1002", "D192.0.2.1:1", "D1003", "L1003", "D1001")
     assert refusal(*ring) == (
@@ -126,12 +126,12 @@ def test_a_chain_that_ends_is_not() -> None:
     )
 
 
-def test_a_link_to_a_socket_is_the_socket(tmp_path: Path) -> None:
+def test_a_symlink_to_a_unix_socket_is_that_socket(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "x")
     assert refusal(f"Lunix:{tmp_path}/x", f"Dunix:{tmp_path}/link")
 
 
-def test_a_name_that_is_not_localhost_is_left_to_the_run(
+def test_a_name_other_than_localhost_is_not_checked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The machine's own may be of any of its addresses."""

@@ -220,7 +220,7 @@ def test_a_bad_server_string_is_one_line() -> None:
         assert unusable(listening_endpoint, parse_listener(text)) == why
 
 
-def test_a_socket_that_systemd_has_not_passed_on(
+def test_a_socket_that_systemd_has_not_passed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The line counts those that it has, and says how it is done."""
@@ -306,7 +306,7 @@ def test_a_bad_client_string_is_one_line() -> None:
         assert unusable(dialing_endpoint, parse_destination(text)) == why
 
 
-def test_whose_certificate_a_server_must_show() -> None:
+def test_the_name_of_a_servers_certificate() -> None:
     """The host of `tls:`, whatever is dialled; and what `ssl:` is told."""
     for text, name in (
         ("tls:example.com:443", "example.com"),

@@ -72,7 +72,7 @@ def say(application: Any, text: str) -> None:
     observer({"log_format": text, "log_level": LogLevel.info})
 
 
-def test_an_application_brings_its_log(tmp_path: Path) -> None:
+def test_an_application_logs_to_the_file(tmp_path: Path) -> None:
     """It is opened then, and goes on in the file that has the name."""
     path, old = tmp_path / "log", tmp_path / "old"
     log_file = TwistdLog(str(path))
@@ -94,7 +94,7 @@ def test_an_application_brings_its_log(tmp_path: Path) -> None:
     log_file.close()
 
 
-def test_a_new_file_is_as_the_old_one_was(tmp_path: Path) -> None:
+def test_a_new_file_has_the_mode_of_the_old_one(tmp_path: Path) -> None:
     """Whatever the umask has become: a daemon's is 077."""
     path = tmp_path / "log"
     log_file = TwistdLog(str(path))
@@ -161,7 +161,7 @@ def test_any_text_can_be_logged(tmp_path: Path) -> None:
     assert (tmp_path / "two").read_bytes() == b"\\xf6 \\udcff\n"
 
 
-def test_whoever_logs_elsewhere_is_left_alone(tmp_path: Path) -> None:
+def test_logs_to_other_places_are_left_alone(tmp_path: Path) -> None:
     """A program's own services, and an application with an observer."""
     log_file = TwistdLog(str(tmp_path / "log"))
     make_service(Config(()), None, log_file).setServiceParent(MultiService())
@@ -193,7 +193,7 @@ def test_a_device_is_not_rotated(tmp_path: Path) -> None:
     assert (tmp_path / "log.1").stat().st_size == 1_000_000
 
 
-def test_a_log_file_that_can_not_be_had_is_one_line(tmp_path: Path) -> None:
+def test_a_log_file_that_can_not_be_opened_is_one_line(tmp_path: Path) -> None:
     """Before anything listens."""
     missing = TwistdLog(str(tmp_path / "missing" / "log"))
     service = make_service(Config(()), None, missing)

@@ -252,7 +252,7 @@ def test_why_a_listener_failed_is_one_line() -> None:
         assert str(caught.value.code).startswith(f"relayd: {says}")
 
 
-def test_a_listener_that_fails_later_is_not_passed_over(
+def test_a_listener_that_fails_later_is_logged(
     logged_failures: LoggedFailures,
 ) -> None:
     """An endpoint may take its time; that nobody listens is in the log at least."""
@@ -341,8 +341,8 @@ async def test_sessions_that_do_not_finish_are_aborted() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_waiting_can_be_ended() -> None:
-    """By the second signal; what was waiting for the sessions goes on."""
+async def test_a_drain_can_be_ended_by_stop_now() -> None:
+    """By the second signal; the stop then completes."""
     with Server() as server:
         each = listening("127.0.0.1:0", server.address)
         endings = Endings(each)
@@ -358,7 +358,7 @@ async def test_waiting_can_be_ended() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_nothing_is_waited_for_without_sessions() -> None:
+async def test_without_sessions_it_stops_at_once() -> None:
     """However long they would get."""
     service = RelayService([listening("127.0.0.1:0", "9")], 60)
     service.startService()
@@ -386,7 +386,7 @@ async def test_it_is_stopped_when_its_listeners_are() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_listener_that_can_not_stop_does_not_cost_sessions_their_time(
+async def test_a_listener_that_fails_to_close_does_not_stop_the_drain(
     logged_failures: LoggedFailures,
 ) -> None:
     """One listener has a problem: the sessions of the others get their time."""

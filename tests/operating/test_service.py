@@ -32,7 +32,7 @@ from tests.support.process import RelayProcess, connect, own_host, read_all
 # -- putting it together
 
 
-def test_what_a_relay_consists_of() -> None:
+def test_the_service_of_a_relay() -> None:
     """One service for all listeners, and the signals that stop them."""
     relays = (
         Relay(parse_listener("1"), (parse_destination("2"),)),
@@ -51,7 +51,7 @@ def test_what_a_relay_consists_of() -> None:
     assert {type(each.factory) for each in made.listenings} == {RelayFactory}
 
 
-def test_what_a_relay_of_datagrams_consists_of() -> None:
+def test_the_service_of_a_udp_relay() -> None:
     """The same, beside a stream's; a server without a host is this machine."""
     relays = (
         UdpRelay(
@@ -70,7 +70,7 @@ def test_what_a_relay_of_datagrams_consists_of() -> None:
         assert type(made.listenings[0].factory.observer.observer) is kind
 
 
-def test_relays_of_datagrams_share_what_there_is(
+def test_udp_relays_divide_the_limit_of_flows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """None gets what another was promised, and more than there is can't be had."""
@@ -93,7 +93,7 @@ def test_relays_of_datagrams_share_what_there_is(
             make_service(Config(given, udp=UdpSettings(max_flows=102)), reactor)
 
 
-def test_what_the_demo_consists_of() -> None:
+def test_the_service_of_the_demo() -> None:
     """The file server starts before the relay, and the invitation comes last."""
     service = make_service(Config((), demo=True), reactor)
     kinds = [type(each) for each in service]
@@ -132,12 +132,12 @@ async def test_the_demos_file_server(tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_demos_file_server_that_never_ran_can_be_stopped() -> None:
+async def test_the_demos_file_server_can_be_stopped_without_a_start() -> None:
     """As where its relay can't listen."""
     await DemoSite(reactor).stopService()
 
 
-def test_the_demo_invites() -> None:
+def test_the_demo_logs_what_to_try() -> None:
     """To a command that can be copied from the log."""
     with capturedLogs() as events:
         DemoInvitation().startService()

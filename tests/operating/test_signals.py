@@ -144,7 +144,7 @@ def test_the_first_signal_stops_and_the_second_ends(
         assert (handled.reactor.stops, handled.cuts) == (1, cuts)
 
 
-def test_they_are_heard_before_the_reactor_runs(handled: Handled) -> None:
+def test_signals_before_the_reactor_runs_are_handled(handled: Handled) -> None:
     """And again once it does, as it installs its own; both runners."""
     service = Signals(handled.reactor, list, None)
     service.privilegedStartService()
@@ -161,7 +161,7 @@ def test_they_are_heard_before_the_reactor_runs(handled: Handled) -> None:
     assert set(handled.installed) == ALL
 
 
-def test_a_hang_up_ends_nothing(handled: Handled) -> None:
+def test_sighup_ends_nothing(handled: Handled) -> None:
     """Neither a daemon's, nor one in a terminal that stays."""
     for handled.terminal in (signals.errno.ENXIO, 0, signals.errno.EMFILE):
         handled.start()
@@ -223,14 +223,14 @@ def test_a_terminal_that_closes_during_a_drain_aborts_nothing(handled: Handled) 
     assert (handled.reactor.stops, handled.cuts) == (1, 0)
 
 
-def test_who_ignores_hang_ups_has_them_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ignored_sighup_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     """`nohup` says so by what it leaves to us."""
     handled = Handled(monkeypatch, frozenset({signal.SIGHUP}))
     handled.start()
     assert set(handled.installed) == ALL - {signal.SIGHUP}
 
 
-def test_the_log_file_is_opened_anew(handled: Handled) -> None:
+def test_the_log_file_is_reopened(handled: Handled) -> None:
     """Or a line says why not; nothing stops."""
     handled.start()
     log_file = handled.log_file
@@ -264,7 +264,7 @@ def first_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, Any]]:
     signals._early.clear()
 
 
-def test_the_first_process_remembers_a_signal(
+def test_process_1_keeps_an_early_sigterm(
     first_process: dict[int, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until there is something to stop."""
@@ -282,7 +282,7 @@ def test_the_first_process_remembers_a_signal(
     assert not handled.reactor.threads
 
 
-def test_nobody_else_has_its_signals_touched(
+def test_other_processes_get_no_early_handler(
     first_process: dict[int, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process, another thread, a program with a handler of its own."""
@@ -314,7 +314,7 @@ def goes_on(port: int, server: Server) -> None:
 NO_RELOAD = "SIGHUP: going on, there is nothing to reload"
 
 
-def test_a_hang_up_without_a_terminal(server: Server) -> None:
+def test_sighup_without_a_terminal(server: Server) -> None:
     """As under a supervisor, with -n; during a drain it cuts nothing."""
     args = ("-l", "127.0.0.1:0", "-d", server.address, "--drain-timeout", "60")
     with relay(*args, start_new_session=True) as running:
@@ -331,7 +331,7 @@ def test_a_hang_up_without_a_terminal(server: Server) -> None:
         assert running.wait() == 0
 
 
-def test_a_hang_up_that_nohup_is_to_keep_away(server: Server) -> None:
+def test_sighup_under_nohup(server: Server) -> None:
     def ignore() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
@@ -407,7 +407,7 @@ def in_terminal(*args: str) -> Iterator[Terminal]:
             os.close(terminal.master)
 
 
-def test_a_terminal_that_stays_and_one_that_closes(server: Server) -> None:
+def test_sighup_with_a_terminal_and_with_a_closed_one(server: Server) -> None:
     """The first is no reason to stop.  The second is as SIGTERM: a drain, status 0."""
     args = ("-l", "127.0.0.1:0", "-d", server.address, "--drain-timeout", "60")
     with in_terminal(*args) as terminal:

@@ -145,7 +145,7 @@ def test_a_bad_option_of_datagrams_is_one_line(
     assert refusal("-l", "udp:53", "-d", "udp:9.9.9.9:53", *argv).startswith(says)
 
 
-def test_a_server_at_no_interface_of_ours_is_one_line() -> None:
+def test_a_server_with_an_unknown_interface_is_one_line() -> None:
     """The scope of its address is looked up as the relay is made."""
     options = Options()
     options.parseOptions(["-l", "udp:0", "-d", "udp:[fe80::1%nosuch]:53"])
@@ -355,7 +355,7 @@ class MoreOptions(Options):
     kind = MoreConfig
 
 
-def test_a_row_more_is_an_option_more(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_new_row_is_a_new_option(capsys: pytest.CaptureFixture[str]) -> None:
     """It is read, checked, in the help, and handed over to whoever has its field."""
 
     def given(*argv: str) -> UdpSettings:

@@ -162,8 +162,8 @@ def test_a_proxy_is_guarded_where_others_can_reach_it() -> None:
         assert guarded == [False, True, False, True, True, False]
 
 
-def test_whose_proxy_it_is() -> None:
-    """Is said in the log, and the gate keeps to it."""
+def test_the_listening_line_says_whom_a_proxy_serves() -> None:
+    """And the gate admits only these."""
     for argv, purpose, strangers in (
         (("-l", "127.0.0.1:0"), "this machine", True),
         (("--open", "-l", "0"), "everybody", True),
@@ -198,7 +198,7 @@ def test_a_proxy_has_one_name() -> None:
     assert re.fullmatch(r"relay\d+", one.name)
 
 
-def test_the_limits_are_on_clients_in_all() -> None:
+def test_the_limits_count_the_clients_of_all_listeners() -> None:
     """Whichever of the listeners they came by."""
     made = factories("-l", "127.0.0.1:0", "-l", "[::1]:0", "-l", "unix:/s")
     assert len({id(factory.handshakes) for factory in made}) == 1

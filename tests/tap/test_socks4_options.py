@@ -144,7 +144,7 @@ def test_allowing_and_denying_keep_their_order() -> None:
 
 
 @pytest.mark.parametrize("listener", ["1080", "0.0.0.0:1080", "[::]:1080", "tcp:1080"])
-def test_an_open_proxy_takes_a_word(listener: str) -> None:
+def test_an_open_proxy_needs_the_option(listener: str) -> None:
     """Of whom it is for; wherever it stands on the command line."""
     shown = HostPort(None, 1080) if listener == "1080" else listener
     for argv in (("-l", listener), ("-l", "127.0.0.1:1", "-l", listener, "--ident")):
@@ -224,7 +224,7 @@ BAD_SOCKS4 = [
 ]
 
 
-def test_an_address_to_bind_to_must_be_this_machines() -> None:
+def test_a_bind_address_must_be_this_machines() -> None:
     options = socks4.Options()
     options.parseOptions(["--bind-address", "192.0.2.1"])
     with pytest.raises(

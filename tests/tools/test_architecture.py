@@ -73,7 +73,7 @@ def test_every_module_of_a_tool_says_what_it_is_for(tool: str) -> None:
         assert ast.get_docstring(tree), name
 
 
-def test_that_rule_finds_an_import_wherever_it_is() -> None:
+def test_the_import_rule_finds_any_import() -> None:
     text = "def f():\n    from bench.children import child\n    import soak.ends\n"
     known = {"bench", "bench.children", "soak.ends", "soak"}
     assert modules_used(ast.parse(text), known) == {"bench.children", "soak.ends"}

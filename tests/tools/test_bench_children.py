@@ -16,7 +16,7 @@ from bench.figures import MANY
 from tests.support.process import PATIENCE
 
 
-def test_a_port_of_udp_is_bound_when_somebody_takes_datagrams_there() -> None:
+def test_a_udp_port_is_bound_when_a_socket_receives_there() -> None:
     """A connected one has a port, too, and takes them from one peer only."""
     with (
         socket.socket(type=socket.SOCK_DGRAM) as bound,
@@ -43,7 +43,7 @@ def test_a_port_that_is_taken_is_not_free(
         assert children.free_port() == ports[1]
 
 
-def test_the_cpu_of_children_that_live_on_is_counted() -> None:
+def test_the_cpu_of_live_children_is_counted() -> None:
     """Dante's processes: the parent of one that is busy has used next to nothing."""
     busy = "while time.process_time() < 0.3: pass"
     program = f"""\

@@ -57,7 +57,7 @@ def test_round_trips_begin_when_they_are_asked_for(
             assert (tmp_path / "loaded").exists()
 
 
-def test_flows_in_turn_have_fewer_under_way_than_there_are(
+def test_with_bursts_in_turn_only_some_flows_have_one_pending(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tenth of these may be lost."""
@@ -100,7 +100,7 @@ def test_a_flow_that_is_not_answered_is_an_error(
                 pass
 
 
-def test_what_is_delivered_is_a_share_of_what_was_sent(
+def test_delivered_is_a_percentage_of_what_was_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with instead_of_datagrams("echo 10000 9990 1.0", tmp_path, monkeypatch):

@@ -101,7 +101,7 @@ def test_a_lost_datagram_misses_the_limit() -> None:
     assert not verdict.ok
 
 
-def test_every_figure_is_measured_by_a_work_that_there_is() -> None:
+def test_every_figure_has_an_existing_workload() -> None:
     figures = [
         *(*FIGURES.values(), *SOCKS4.values()),
         *(*UDP.values(), *GROWTH.values()),
@@ -109,7 +109,7 @@ def test_every_figure_is_measured_by_a_work_that_there_is() -> None:
     assert {figure.workload for figure in figures} == set(WORKLOADS)
 
 
-def test_a_name_with_a_size_is_a_growing_figures() -> None:
+def test_a_name_with_a_size_is_a_growth_figure() -> None:
     assert figure_named("memory@8000") is GROWTH["memory"]
     assert figure_named("memory") is FIGURES["memory"]
     assert figure_named("socks4-bulk") is SOCKS4["socks4-bulk"]

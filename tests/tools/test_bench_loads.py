@@ -242,7 +242,7 @@ def test_a_short_session_awaits_the_proxys_reply() -> None:
     assert all(text.startswith(b"GET / HTTP/1.1\r\n") for text in request)
 
 
-def test_a_proxys_clients_leave_the_kernels_ports_alone() -> None:
+def test_a_proxys_clients_use_no_ephemeral_ports() -> None:
     clients: list[tuple[str, int]] = []
     with proxying([GRANT], 20, [], clients) as port:
         short_connections(port, 20, "client", socks4_to=20001)
@@ -251,7 +251,7 @@ def test_a_proxys_clients_leave_the_kernels_ports_alone() -> None:
     assert all(port < int(given_away[0]) for _, port in clients)
 
 
-def test_a_source_that_is_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_in_use_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     clients: list[tuple[str, int]] = []
     with socket.socket() as taken, socket.socket() as free:
         for one in (taken, free):

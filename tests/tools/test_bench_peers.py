@@ -81,7 +81,7 @@ def test_dante_listens_where_it_should_and_never_connects_from_there(
     assert len(said) == 2
 
 
-def test_twistd_socks_logs_to_nobody(
+def test_twistd_socks_has_no_log_observer(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What it names is a log's observer, and one that writes nothing."""

@@ -7,7 +7,7 @@ from bench.report import limit_lines, lines_of
 from tests.tools.results import DATAGRAMS, PROXIES, TITLES, full_results, results_of
 
 
-def test_a_missed_limit_is_told_from_a_kept_one() -> None:
+def test_a_missed_limit_differs_from_a_kept_one() -> None:
     results = results_of(
         request={
             "relayd-plane": [12.0, 10.0, 11.0],
@@ -50,7 +50,7 @@ def test_a_proxys_lines_compare_it_with_proxies() -> None:
     assert " ".join(dante.split()) == "Dante 8 (4-12) 2.00 of relayd's TCP relay"
 
 
-def test_a_datagram_relays_lines_compare_it_with_its_like() -> None:
+def test_a_udp_relays_lines_compare_it_with_udp_relays() -> None:
     _, title, ours, nginx = lines_of(["udp-1"], full_results(), DATAGRAMS)
     assert title == "UDP, 1 flow of 32 (CPU µs)"
     assert ours.split()[2:] == ["2.00", "(1.00-3.00)", "0.50", "of", "nginx", "stream"]

@@ -13,7 +13,7 @@ from bench.rounds import MODES, Plan, measure
 from bench.workloads import WORKLOADS, Readings, Workload, afresh
 
 
-def test_the_check_measures_all_that_the_limits_speak_of() -> None:
+def test_the_check_measures_all_that_the_limits_need() -> None:
     pairs = needed_for_limits()
     assert ("growth-open", "relayd-plane") in pairs
     assert ("growth-open", "portforward") not in pairs
@@ -83,7 +83,7 @@ def test_relays_take_turns_and_each_counts(
     }
 
 
-def test_a_relay_may_stand_for_all_of_its_turns(
+def test_a_relay_may_run_for_all_of_its_turns(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told: list[str] = []

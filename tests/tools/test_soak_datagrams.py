@@ -34,7 +34,7 @@ from tests.tools.sessions import OTHER, PORT, SAID
     sequence=st.integers(min_value=0, max_value=(1 << 32) - 1),
     size=st.integers(min_value=0, max_value=LARGEST),
 )
-def test_a_datagram_has_its_size_and_says_whose_it_is(
+def test_a_datagram_has_its_size_and_its_numbers(
     number: int, sequence: int, size: int
 ) -> None:
     data = datagram(number, sequence, size)
@@ -44,7 +44,7 @@ def test_a_datagram_has_its_size_and_says_whose_it_is(
         assert HEADER.unpack_from(data) == (number, sequence)
 
 
-def test_no_two_datagrams_are_alike_behind_what_they_say() -> None:
+def test_no_two_datagrams_are_equal_after_their_headers() -> None:
     bodies = {
         datagram(number, sequence, 40)[HEADER.size :]
         for number in range(1, 60)
@@ -77,7 +77,7 @@ def in_use() -> Flow:
     return flow
 
 
-def test_a_flow_is_in_use_when_it_is_for_certain() -> None:
+def test_a_flow_counts_as_in_use_when_that_is_certain() -> None:
     flow = Flow(7)
     assert round_trip(flow, 1000.0) == ""
     assert round_trip(flow, 1000.0 + PROVEN) == ""
@@ -87,7 +87,7 @@ def test_a_flow_is_in_use_when_it_is_for_certain() -> None:
 
 
 @pytest.mark.parametrize(("quiet", "wrong"), [(0.9, True), (1.1, False)])
-def test_a_flow_in_use_keeps_its_port_until_it_is_quiet(
+def test_a_flow_in_use_keeps_its_port_until_it_is_idle(
     quiet: float, wrong: bool
 ) -> None:
     flow = in_use()
@@ -103,7 +103,7 @@ def test_a_flow_that_is_not_in_use_may_lose_its_port_and_begins_anew() -> None:
     assert not flow.in_use
 
 
-def test_what_has_no_name_proves_nothing() -> None:
+def test_a_datagram_without_a_header_proves_nothing() -> None:
     flow = Flow(7)
     for second in range(5):
         data = flow.ask(3, 1000.0 + second, answered=True)
@@ -125,7 +125,7 @@ def test_a_stream_proves_that_a_flow_is_in_use() -> None:
     assert flow.lost == 1
 
 
-def test_what_is_mixed_up_shows() -> None:
+def test_wrong_datagrams_are_detected() -> None:
     flow = Flow(7)
     data = flow.ask(100, 1.0, answered=True)
     flow.asked(1.0)
@@ -142,7 +142,7 @@ def test_what_is_mixed_up_shows() -> None:
     assert "100 bytes that are not owed to it" in flow.receive(data, 1.0)
 
 
-def test_what_says_that_it_is_anothers() -> None:
+def test_a_datagram_of_another_flow() -> None:
     flow = Flow(7)
     assert flow.is_foreign(LOUD)
     assert flow.is_foreign(datagram(8, 0, HEADER.size))
@@ -151,7 +151,7 @@ def test_what_says_that_it_is_anothers() -> None:
     assert not flow.is_foreign(b"")
 
 
-def test_what_is_lost_is_counted_where_the_port_was_sure() -> None:
+def test_losses_are_counted_where_the_port_was_certainly_open() -> None:
     flow = Flow(7)
     young = flow.ask(100, 1000.0, answered=True)
     flow.asked(1000.0)
@@ -186,7 +186,7 @@ ENDS = 1003.01 + UDP_TIMEOUT
         ({"port": OTHER, "ending": "evicted"}, ENDS, ""),
     ],
 )
-def test_the_logs_word_on_a_flow_in_use(
+def test_the_log_line_of_a_flow_in_use(
     changes: dict[str, object], now: float, wrong: str
 ) -> None:
     line = attrs.evolve(SAID, **changes)  # type: ignore[arg-type]
@@ -195,7 +195,7 @@ def test_the_logs_word_on_a_flow_in_use(
     assert bool(said) is bool(wrong)
 
 
-def test_a_flow_may_end_later_by_what_the_relay_was_stopped() -> None:
+def test_a_flow_may_end_late_if_the_relay_was_stopped() -> None:
     stops = Stops()
     stops.begin(1004.0)
     stops.end(1014.0)

@@ -17,7 +17,7 @@ from tests.tools.sessions import ends
     ("shut", "sent", "wrong"),
     [(True, 100, ""), (True, 101, "100 of 101"), (False, 100, "nobody sent")],
 )
-def test_an_end_must_be_the_peers_and_behind_all_it_sent(
+def test_an_end_of_data_must_be_the_peers_and_complete(
     shut: bool, sent: int, wrong: str
 ) -> None:
     async def run() -> None:

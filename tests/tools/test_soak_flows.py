@@ -33,7 +33,7 @@ def test_every_flow_script_is_drawn_and_again_by_a_seed() -> None:
     assert set(first) == {script.name for script in FLOW_SCRIPTS}
 
 
-def test_floods_come_from_loopback_and_take_nobodys_port() -> None:
+def test_floods_come_from_loopback_and_from_free_ports() -> None:
     assert all(ip_address(host).is_loopback for host in FLOOD_HOSTS)
     assert not set(FLOOD_PORTS) & set(SHARED_PORTS)
 
@@ -79,7 +79,7 @@ def test_a_client_shares_an_address_unless_somebody_has_its_port() -> None:
 
 
 @pytest.mark.parametrize("foreign", [True, False])
-def test_an_answer_that_met_a_new_flow_is_known_however_late(foreign: bool) -> None:
+def test_an_answer_to_an_earlier_flow_of_the_port_is_recognized(foreign: bool) -> None:
     """It went to the port before that was this flow's, and many others since."""
 
     async def run() -> str:

@@ -30,7 +30,7 @@ def test_the_kernels_counters_are_read() -> None:
     assert read_drops() >= 0
 
 
-def test_drops_are_known_by_when_they_were_seen() -> None:
+def test_drops_have_the_time_of_the_check() -> None:
     counted = [7]
     drops = Drops(lambda: counted[-1])
     drops.check(100.0)
@@ -79,7 +79,7 @@ def test_bytes_are_undelivered_until_the_peers_kernel_has_them(
     ("dropped", "sends"),
     [(Drops.MANY, True), (Drops.MANY - 1, True), (Drops.MANY, False)],
 )
-def test_a_session_is_held_back_if_the_kernel_dropped_and_holds_bytes_of_it(
+def test_a_session_is_held_back_if_the_kernel_dropped_segments(
     dropped: int, sends: bool, closed: bool, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     """One that is not, is judged as ever: so are all where nothing is dropped."""
@@ -98,7 +98,7 @@ def test_a_session_is_held_back_if_the_kernel_dropped_and_holds_bytes_of_it(
 
 
 @pytest.mark.parametrize("received", [99, 100])
-def test_what_is_missing_behind_the_relay_may_be_held_back(
+def test_bytes_missing_beyond_the_relay_may_be_held_back(
     received: int, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     async def run() -> bool:

@@ -27,13 +27,13 @@ def test_what_is_sent_is_what_is_expected(
 
 
 @pytest.mark.parametrize("lost", [1, 512, CHUNK])
-def test_lost_or_doubled_bytes_show(lost: int) -> None:
+def test_lost_or_duplicated_bytes_are_detected(lost: int) -> None:
     data = pattern_bytes(17, 4096 + lost, 16)
     assert not pattern_matches(17, 4096, data)
     assert not pattern_matches(17, 4096 + 2 * lost, data)
 
 
-def test_another_session_or_direction_shows() -> None:
+def test_bytes_of_another_session_or_direction_are_detected() -> None:
     seen = {
         bytes(pattern_bytes(pattern_start(number, up), 0, 16))
         for number in range(1, 5000)
@@ -42,7 +42,7 @@ def test_another_session_or_direction_shows() -> None:
     assert len(seen) == 2 * 4999
 
 
-def test_a_wrong_byte_shows_wherever_it_is() -> None:
+def test_a_wrong_byte_is_detected_anywhere() -> None:
     data = bytearray(pattern_bytes(0, PERIOD - 10, CHUNK))
     data[-1] ^= 1
     assert not pattern_matches(0, PERIOD - 10, bytes(data))

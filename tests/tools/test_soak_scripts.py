@@ -25,6 +25,6 @@ def test_every_script_is_drawn() -> None:
     assert len(names) == len(SCRIPTS)
 
 
-def test_scripts_expect_endings_that_there_are() -> None:
+def test_scripts_expect_existing_endings() -> None:
     words = {ending.word for ending in Ending}
     assert {word for script in SCRIPTS for word in script.endings} <= words

@@ -34,7 +34,7 @@ def test_the_time_in_which_the_relay_was_stopped(
     assert stops.count == (len(marks) + 1) // 2
 
 
-def test_the_stops_that_are_remembered_are_bounded() -> None:
+def test_the_kept_stops_are_limited() -> None:
     stops = Stops()
     for number in range(10 * REMEMBERED):
         stops.begin(2 * number)
@@ -42,7 +42,7 @@ def test_the_stops_that_are_remembered_are_bounded() -> None:
     assert stops.within(0, 1e9) == REMEMBERED
 
 
-def test_who_waits_does_not_count_the_time_in_which_the_relay_is_stopped() -> None:
+def test_a_wait_does_not_count_the_time_of_a_stop() -> None:
     async def run() -> tuple[bool, float]:
         stops = Stops()
         began_at = time.monotonic()
@@ -56,7 +56,7 @@ def test_who_waits_does_not_count_the_time_in_which_the_relay_is_stopped() -> No
     assert waited >= 0.15
 
 
-def test_what_this_process_was_late_is_known() -> None:
+def test_lateness_of_this_process_is_recorded() -> None:
     stops = Stops()
     stops.was_late(10.0, 10.0 + LEAST / 2)
     stops.was_late(20.0, 22.0)
@@ -72,7 +72,7 @@ def test_what_this_process_was_late_is_known() -> None:
     assert stops.late_within(0.0, 1e9) == LATE_REMEMBERED / 2
 
 
-def test_who_waits_is_told() -> None:
+def test_a_wait_ends_with_its_event() -> None:
     async def run() -> bool:
         event = asyncio.Event()
         asyncio.get_running_loop().call_soon(event.set)
@@ -82,7 +82,7 @@ def test_who_waits_is_told() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.01, 60])
-def test_a_relay_that_is_stopped_always_goes_on(seconds: float) -> None:
+def test_a_stopped_relay_is_always_continued(seconds: float) -> None:
     said: list[str] = []
 
     async def run() -> Stops:

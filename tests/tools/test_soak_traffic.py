@@ -185,7 +185,7 @@ def test_a_process_that_was_late_may_have_let_a_session_look_idle(
     asyncio.run(run())
 
 
-def test_clients_addresses_are_loopback_and_seldom_shared() -> None:
+def test_clients_addresses_are_loopback_and_rarely_equal() -> None:
     hosts = Counter(client_host(number) for number in range(1 << 19))
     assert all(ip_address(host).is_loopback for host in hosts)
     assert max(hosts.values()) == len(HOSTS)

@@ -92,12 +92,12 @@ def test_a_soak_that_fails(outcome: Outcome, line: str) -> None:
     assert failures(outcome) == [line]
 
 
-def test_a_leak_in_the_warm_up_does_not_hide() -> None:
+def test_a_leak_in_the_warm_up_is_found() -> None:
     leaked = attrs.evolve(QUIET, sockets=13)
     assert failures(attrs.evolve(FINE, baseline=leaked, final=leaked)) != []
 
 
-def test_every_failure_is_told() -> None:
+def test_every_failure_is_reported() -> None:
     assert len(failures(attrs.evolve(FINE, violations=1, troubles=1, status=1))) == 3
 
 
@@ -151,6 +151,6 @@ def test_datagrams_that_do_not_add_up(
     assert any(problem in each for each in said)
 
 
-def test_each_listener_must_have_said_what_became_of_its_datagrams() -> None:
+def test_each_listener_must_have_logged_its_counters() -> None:
     [said] = lost_datagrams(Datagrams(OURS, [COUNTED], 2))
     assert said.startswith("datagrams: 1 lines of counters in the relay's log, of 2")

@@ -7,7 +7,7 @@ from soak.violations import Violations
 from tests.tools.sessions import session_of
 
 
-def test_violations_are_counted_once_a_session_and_told_a_few_times() -> None:
+def test_violations_are_counted_once_a_session_and_a_few_listed() -> None:
     violations = Violations(lambda _: None)
     for number in range(1, 400):
         session = draw_session(1, number)
@@ -17,7 +17,7 @@ def test_violations_are_counted_once_a_session_and_told_a_few_times() -> None:
     assert len(violations.lines()) == violations.FIRST
 
 
-def test_violations_are_told_as_they_are_found_until_there_are_too_many() -> None:
+def test_violations_are_printed_until_there_are_too_many() -> None:
     told: list[str] = []
     violations = Violations(told.append)
     violations.add(None, "server", "a header\nof no session")
@@ -30,7 +30,7 @@ def test_violations_are_told_as_they_are_found_until_there_are_too_many() -> Non
     assert told[-1].endswith("only counted")
 
 
-def test_a_violation_has_the_logs_word() -> None:
+def test_a_violation_has_the_ending_from_the_log() -> None:
     violations = Violations(lambda _: None)
     session = session_of("idle for ever")
     violations.add(session, "client", "hung")

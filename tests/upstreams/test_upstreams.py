@@ -45,7 +45,7 @@ def test_round_robin_changes_nothing() -> None:
     assert selector.choose([], session) is None
 
 
-def test_a_pool_of_whatever_a_relay_may_be_given() -> None:
+def test_a_pool_is_made_of_a_pool_a_server_or_an_endpoint() -> None:
     """A pool as it is, a server, an endpoint; nothing else."""
     endpoint = FakeEndpoint()
     upstream = Upstream(endpoint, "db:5432")
@@ -82,7 +82,7 @@ class Chooses:
         return self.answer
 
 
-def test_a_pool_does_as_its_selector_says() -> None:
+def test_a_pool_uses_its_selector() -> None:
     """None is a refusal; what is no upstream is the selector's mistake."""
     server = Upstream(FakeEndpoint(), "a:1")
     session = a_session()
@@ -97,7 +97,7 @@ def test_a_pool_does_as_its_selector_says() -> None:
         Pool([server], wrong).choose(session)
 
 
-def test_a_selector_with_a_method_of_its_own_is_asked_about_one_server_too() -> None:
+def test_a_subclass_of_round_robin_is_called_for_one_server_too() -> None:
     """In a subclass, or on the object as it is made."""
 
     class Own(RoundRobin):
