@@ -39,7 +39,7 @@ WIDTH = 84
 
 _FIGURES_TEXT = """\
 The median of the rounds, with the lowest and the highest in brackets; `-` is not
-measured. On Linux, relayd uses the plane unless it is told otherwise."""
+measured. On Linux, relayd uses the plane by default."""
 
 _RATIOS_TEXT = """\
 Each round's figure divided by the same round's of {}.
@@ -58,14 +58,14 @@ processes.
 - A short session: the client asks to be connected, awaits the reply, makes one HTTP
   request as above, and closes first. {AT_ONCE} are under way at once.
 - Bulk: iperf3 with one stream. proxychains does the handshake, in iperf3's process and
-  on iperf3's own socket; nothing stands between it and the proxy. The TCP relay has the
+  on iperf3's own socket, which is connected to the proxy. The TCP relay has the
   same load without a handshake.
 - Dante has processes for each stage of a session, and decides itself how many. It
   connects from its client's port, and does so from an address of its own, as it would
   from a machine of its own: on its client's address that port is taken. Clients connect
-  from ports that the kernel gives to nobody, since the others' connections would have
-  to search for the few that Dante leaves.
-- Nobody logs. `twistd socks` can't be told not to: its log has no observer."""
+  from ports outside the kernel's ephemeral range, since the others' connections would
+  have to search for the few that Dante leaves.
+- None logs. `twistd socks` always does: its log has no observer."""
 
 _SOCKS4_RATIOS_TEXT = """\
 relayd's proxy, divided by the same round's figure of the others. Below 1 is cheaper."""
@@ -103,12 +103,11 @@ _HOW = f"""\
   round, and each counts as a round; a relay of short connections stays for all of its
   turns.
 - CPU is the relay's process's (socat: with its children's), user and system, by the
-  kernel's account. On loopback the kernel charges whoever sends with most of what the
-  receiver's side costs, for all relays alike. What kernel threads do is in nobody's
-  figure.
+  kernel's account. On loopback the kernel charges the sender with most of the
+  receiver's cost, for all relays alike. The work of kernel threads is in no figure.
 - Sessions are logged by none (relayd: `--quiet`), except where it says that all log:
   then relayd, HAProxy and nginx write a line for each session, and portforward the two
-  that it writes unless told not to, to /dev/null.
+  that it writes by default, to /dev/null.
 - Bulk and throughput: iperf3, as received. A GB is 10⁹ bytes.
 - Request and response: wrk on {AT_ONCE} kept connections, to an nginx that answers with
   32 bytes.

@@ -245,7 +245,7 @@ class End:
         """
         peer = self.peer
         if peer is None or not peer.shut:
-            raise Violation(f"an end that nobody sent, after {self.received} bytes")
+            raise Violation(f"an end that was not sent, after {self.received} bytes")
         if self.received != peer.sent:
             raise Violation(f"an end after {self.received} of {peer.sent} bytes")
 

@@ -324,7 +324,9 @@ class Flows:
         if client is None:
             host, _, port = line.client.rpartition(":")
             if host not in FLOOD_HOSTS or int(port) not in FLOOD_PORTS:
-                self._violations.add(None, "log", f"a line about nobody: {line}")
+                self._violations.add(
+                    None, "log", f"a line about an unknown flow: {line}"
+                )
             return
         client.ending = line.ending
         wrong = client.flow.judge(line, time.monotonic(), self._stops)

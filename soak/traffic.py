@@ -340,7 +340,9 @@ class Traffic:
             return
         session = self._unreported.pop((line.client, line.listener), None)
         if session is None:
-            self._violations.add(None, "log", f"a line about nobody: {line}")
+            self._violations.add(
+                None, "log", f"a line about an unknown session: {line}"
+            )
             return
         session.ending = line.ending
         now = self._loop.time()

@@ -15,7 +15,7 @@ INTERVAL = 1.0
 
 
 class LogThrottle:
-    """Tells when another line may be written; the first one at once.
+    """Allows a line at most every :data:`INTERVAL` seconds, the first one at once.
 
     :param clock: seconds.
     """
