@@ -3,17 +3,17 @@
  *   datagrams echo
  *       echoes on a free port of 127.0.0.1, which it prints
  *   datagrams load PORT FLOWS IN_FLIGHT SIZE SECONDS
- *       closed loop: each of FLOWS sockets keeps IN_FLIGHT datagrams under way.
- *       Does a little of it first, says "ready", and waits for the end of its input
+ *       closed loop: each of FLOWS sockets keeps IN_FLIGHT datagrams pending.
+ *       Warms up first, prints "ready", and waits for the end of its input
  *   datagrams turns PORT FLOWS AT_ONCE BURST SIZE SECONDS
- *       closed loop: AT_ONCE of FLOWS sockets have BURST datagrams under way.  When all
- *       of one's are back, the next one in turn sends its own.  Begins as a load does
+ *       closed loop: AT_ONCE of FLOWS sockets have BURST datagrams pending.  When all of
+ *       one flow's are back, the next flow sends a burst.  Begins as a load does
  *   datagrams rate PORT FLOWS RATE SIZE SECONDS
  *       open loop: RATE datagrams a second, the flows in turn
  *
  * The last three print "sent received seconds".  Everything is sent and received in
- * batches (sendmmsg, recvmmsg), so that neither end is what limits the relay.
- * Written in C because in Python the ends would cost more than what is measured.
+ * batches (sendmmsg, recvmmsg), so that neither end limits the relay.  Written in C
+ * because in Python the ends would cost more than the relay.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -30,7 +30,7 @@
 
 enum { BATCH = 64, ROOM = 2048, AHEAD = 32 };
 
-/* Seconds of a load that do not count. */
+/* Seconds of a load that are left out. */
 static const double WARM_UP = 0.2;
 
 static char data[BATCH][ROOM];
@@ -90,7 +90,7 @@ static void echo(void) {
             parts[i].iov_len = messages[i].msg_len;
         for (int sent = 0; sent < count;) {
             int some = sendmmsg(fd, messages + sent, count - sent, 0);
-            /* A flow that is gone refuses (ICMP); it is the next one's turn. */
+            /* A flow that has ended refuses (ICMP); go on with the next one. */
             sent += some > 0 ? some : 1;
         }
     }
@@ -134,8 +134,8 @@ static int receive_some(int fd) {
     return count > 0 ? count : 0;
 }
 
-/* A datagram on each flow, few at a time: what a relay does for the first one of a flow
- * is slow, and so many at once would be lost. */
+/* A datagram on each flow, few at a time: opening a flow is slow, and many datagrams at
+ * once would be lost. */
 static void begin_flows(int epoll, int *fds, int flows, size_t size) {
     struct epoll_event events[AHEAD];
     int sent = 0, received = 0;
@@ -157,15 +157,15 @@ struct moved {
     double seconds;
 };
 
-/* A closed loop: at_once of the flows have so many datagrams under way.  What comes back
- * is followed by as many of the same flow; or in turn, when all of one flow's are back,
- * by the burst of the next one. */
+/* A closed loop: at_once of the flows have so many datagrams pending.  When some come
+ * back, as many of the same flow are sent; with turns, when all of one flow's are back,
+ * the next flow sends a burst. */
 struct loop {
     int epoll, *fds, flows, at_once, burst, in_turn;
     size_t size;
 };
 
-/* The datagrams that are to come back, by the flow's descriptor. */
+/* Pending datagrams, by the flow's descriptor. */
 static int *nothing_due(const int *fds, int flows) {
     int most = 0;
     for (int i = 0; i < flows; i++)
@@ -186,7 +186,7 @@ static struct moved round_trips(const struct loop *loop, double seconds) {
         if (count > 0)
             quiet = time;
         else if (time - quiet > 0.5)
-            break; /* What is still under way is lost. */
+            break; /* What is still pending is lost. */
         for (int i = 0; i < count; i++) {
             int fd = events[i].data.fd, follow = receive_some(fd);
             received += follow;
@@ -194,7 +194,7 @@ static struct moved round_trips(const struct loop *loop, double seconds) {
             if (time >= end || (loop->in_turn && due[fd] > 0))
                 continue;
             if (loop->in_turn) {
-                /* The one that is through has none under way, if nobody else. */
+                /* The flow that has finished has none pending, even if all others have. */
                 while (due[fds[next % loop->flows]] > 0)
                     next++;
                 fd = fds[next++ % loop->flows];

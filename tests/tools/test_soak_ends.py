@@ -15,7 +15,7 @@ from tests.tools.sessions import ends
 
 @pytest.mark.parametrize(
     ("shut", "sent", "wrong"),
-    [(True, 100, ""), (True, 101, "100 of 101"), (False, 100, "nobody sent")],
+    [(True, 100, ""), (True, 101, "100 of 101"), (False, 100, "was not sent")],
 )
 def test_an_end_of_data_must_be_the_peers_and_complete(
     shut: bool, sent: int, wrong: str
