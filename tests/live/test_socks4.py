@@ -55,6 +55,12 @@ def proxy(request: pytest.FixtureRequest) -> Iterator[RelayProcess]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def own_lines(proxy: RelayProcess) -> None:
+    """The log has no line of another test's session."""
+    proxy.forget_sessions()
+
+
 def port_of(server: Server) -> int:
     port: int = server.socket.getsockname()[1]
     return port
@@ -94,7 +100,8 @@ def mark(client: socket.socket) -> str:
 
 def log_line(proxy: RelayProcess, mark: str) -> str:
     """The log line of a session that has ended, or is about to."""
-    [found] = proxy.wait_for(f"{mark}.*ending=.*")
+    found = [each.string for each in proxy.wait_for(f"{mark}.*ending=.*")]
+    assert len(found) == 1, found
     return found[0]
 
 
