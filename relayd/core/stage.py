@@ -20,7 +20,15 @@ from enum import Enum
 
 
 class Stage(Enum):
-    """Where a session is on its way."""
+    """Where a session is on its way.
+
+    :ivar bit: its own, of an int.
+    :ivar leads_to: the bits of the stages that may follow: `NEXT`, for a test that
+        takes no hash.
+    """
+
+    bit: int
+    leads_to: int
 
     #: The client is connected; the gate is asked.
     ACCEPTED = "accepted"
@@ -40,9 +48,6 @@ class Stage(Enum):
     CLOSING = "closing"
     #: Its connections are gone.
     OVER = "over"
-
-    # Enum's own are Python functions; a member is compared by identity.
-    __hash__ = object.__hash__
 
 
 #: Each stage, and those that may follow it.
@@ -66,3 +71,8 @@ NEXT = {
     Stage.CLOSING: {Stage.OVER},
     Stage.OVER: set(),
 }
+
+for _number, _stage in enumerate(Stage):
+    _stage.bit = 1 << _number
+for _stage in Stage:
+    _stage.leads_to = sum(each.bit for each in NEXT[_stage])

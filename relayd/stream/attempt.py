@@ -199,7 +199,13 @@ class UpstreamLeg(Leg):
 
     def makeConnection(self, transport: Any) -> None:
         attempt, self.attempt = self.attempt, None
-        Leg.makeConnection(self, transport)
+        # As Leg's: see there.
+        self.transport = transport
+        self.connected = 1
+        self.alive = True
+        if self.paused:
+            transport.pauseProducing()
+        self.connectionMade()
         if attempt is None or attempt.is_over:
             # Connected in spite of being cancelled.
             self.abort()

@@ -40,7 +40,7 @@ from relayd.core.errors import Refused
 from relayd.core.hops import Hop, between, streams
 from relayd.core.interfaces import ILease
 from relayd.core.session import Ending, Session
-from relayd.core.stage import NEXT, Stage
+from relayd.core.stage import Stage
 from relayd.net.foreign_transports import keep_alive, note_listener, set_options
 from relayd.net.proxy_header import names_address
 from relayd.net.tcp_info import was_reset
@@ -150,7 +150,7 @@ class StreamProtocol(Leg):
         :raises RuntimeError: it does not follow the one before.
         """
         session = self.session
-        if stage not in NEXT[session.stage]:
+        if not session.stage.leads_to & stage.bit:
             raise RuntimeError(f"a session can't go from {session.stage} to {stage}")
         session.stage = stage
         if limit is not None:
@@ -161,7 +161,12 @@ class StreamProtocol(Leg):
         self._deadline = self.factory.now() + limit if limit else NEVER
 
     def makeConnection(self, transport: Any) -> None:
-        self.attach(transport)
+        # As Leg's: see there.
+        self.transport = transport
+        self.connected = 1
+        self.alive = True
+        if self.paused:
+            transport.pauseProducing()
         factory, session = self.factory, self.session
         handshake = None
         try:
@@ -425,7 +430,7 @@ class StreamProtocol(Leg):
         if session.ending is None:
             session.ending, session.detail = ending, detail
         self.stop_waiting()
-        if _CLOSING in NEXT[session.stage]:
+        if session.stage.leads_to & _CLOSING.bit:
             self.enter(_CLOSING, CLOSE_GRACE)
         self.abort()
 

@@ -316,6 +316,16 @@ def test_the_line_of_a_client_turned_away() -> None:
     assert "ending=refused code=PR detail='too many'" in formatEvent(refused)
 
 
+def test_the_line_names_the_balancer_if_that_is_not_the_client() -> None:
+    plain = logged(SessionLog(), "closed", a_session(peer="192.0.2.1:50000"))
+    assert " peer=" not in formatEvent(plain)
+    behind = logged(SessionLog(), "closed", a_session(peer="192.0.2.9:4000"))
+    assert " client=192.0.2.1:50000 peer=192.0.2.9:4000 listener=" in formatEvent(
+        behind
+    )
+    assert behind["peer"] == "192.0.2.9:4000"
+
+
 def test_the_quiet_log_leaves_out_those_that_ended_well() -> None:
     """What both sides ended, with all of it delivered, is no news; the rest is."""
     log = QuietSessionLog()
@@ -342,6 +352,7 @@ def test_the_event_carries_the_same_facts() -> None:
     assert fields == {
         "session": 7,
         "relay": "web",
+        "peer": "",
         "client": "192.0.2.1:50000",
         "listener": "192.0.2.2:80",
         "upstream": "192.0.2.3:8080",
