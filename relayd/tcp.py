@@ -48,7 +48,7 @@ class RelayFactory(StreamFactory):
     """Relays each connection to a server.
 
     :param upstream: the server, as an endpoint, an
-        :class:`~relayd.upstreams.pool.Upstream`, or a
+        :class:`~relayd.net.upstream.Upstream`, or a
         :class:`~relayd.upstreams.pool.Pool` of several.
     :param connect_timeout: seconds until the server must have answered, and done its
         TLS handshake if it has one.

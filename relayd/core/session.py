@@ -116,7 +116,7 @@ class Session:
     :ivar ordinal: its sequence number among the clients that this relay has admitted,
         from 0 up; -1 until it is admitted.
     :ivar stage: where it is on its way.
-    :ivar server: the :class:`relayd.upstreams.pool.Upstream` that was chosen, or None.
+    :ivar server: the :class:`relayd.net.upstream.Upstream` that was chosen, or None.
     :ivar upstream: the server's name or address; empty until one is chosen.
     :ivar connected_at: when the upstream connection stood, or None.
     :ivar ended_at: when the last of its connections was closed, or None.

@@ -16,7 +16,7 @@ from twisted.internet.address import IPv4Address
 from relayd.core.session import Ending
 from relayd.preludes.socks4 import Code, write_reply
 from relayd.stream.bridge import HOLD_LIMIT
-from relayd.stream.session import LEFT_GRACE
+from relayd.stream.lifecycle import LEFT_GRACE
 from tests.support.fakes import FakeTransport
 from tests.support.proxies import (
     BIND,

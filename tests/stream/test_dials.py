@@ -15,7 +15,7 @@ from relayd.core.observers import Observer
 from relayd.core.session import Ending
 from relayd.net.upstream import Upstream
 from relayd.stream.bridge import HOLD_LIMIT
-from relayd.stream.session import LEFT_GRACE
+from relayd.stream.lifecycle import LEFT_GRACE
 from relayd.tcp import RelayFactory, RelayProtocol
 from relayd.upstreams.pool import Pool
 from tests.conftest import LoggedFailures

@@ -17,7 +17,7 @@ from relayd.core.session import Ending
 from relayd.core.stage import Stage
 from relayd.net.upstream import Upstream
 from relayd.stream.attempt import Attempt
-from relayd.stream.session import LEFT_GRACE
+from relayd.stream.lifecycle import LEFT_GRACE
 from relayd.tcp import RelayProtocol
 from tests.conftest import LoggedFailures
 from tests.support.fakes import FakeTransport

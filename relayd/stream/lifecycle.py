@@ -1,0 +1,300 @@
+"""The life of a stream session: its stage, its deadlines, and how it ends.
+
+:class:`Lifecycle` is what every client's leg has, whatever its relay does: the one way
+from stage to stage, the deadline of each, checks by the wheel, the polite end of a
+session that is not relayed, its abort, and what is done once when it is over.  The way
+from the accept to the Bridge is :class:`relayd.stream.session.StreamProtocol`'s.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from twisted.internet import error
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from relayd.core.hops import Hop, streams
+from relayd.core.interfaces import ILease
+from relayd.core.session import Ending, Session
+from relayd.core.stage import Stage
+from relayd.net.foreign_transports import keep_alive
+from relayd.net.tcp_info import was_reset
+from relayd.net.transports import KEEPALIVE_IS_INHERITED
+from relayd.stream.attempt import EXTRA_CHECKS
+from relayd.stream.bridge import Bridge
+from relayd.stream.handshake import ClientHandshake
+from relayd.stream.legs import Leg
+from relayd.stream.preludes import Pipeline
+from relayd.stream.relay import StreamRelay
+
+log = Logger(namespace="relayd.stream")
+
+#: Seconds that a dial goes on for a client that ended its side with nothing sent.
+LEFT_GRACE = 1.0
+
+#: Seconds that a client gets to answer a polite close.
+CLOSE_GRACE = 5.0
+
+#: A deadline that never comes.
+NEVER = float("inf")
+
+# An enum's members cost a look-up by its metaclass each time (Python 3.11).
+_DIALING, _OVER, _HANDSHAKE = Stage.DIALING, Stage.OVER, Stage.HANDSHAKE
+_PRELUDE, _CLOSING = Stage.PRELUDE, Stage.CLOSING
+_DONE = Ending.DONE
+
+_session_ids = itertools.count(1)
+
+
+class Lifecycle(Leg):
+    """A client's leg, and the session that lives as long.
+
+    :ivar is_foreign: its connection may be of a kind that is not ours.
+    :ivar pending: what is under way before relaying, and can be cancelled: an
+        :class:`relayd.stream.attempt.Attempt`, or the like.
+    """
+
+    factory: StreamRelay
+    #: What the session is recorded in; subclasses may have more to record.
+    record: type[Session] = Session
+    #: The client is told in words that it is not served (:meth:`last_words`), and so a
+    #: server's reset is not passed on before the two are joined.
+    replies = False
+
+    pending: Any = None
+    #: A client that has most likely left has until then.
+    _left_by = NEVER
+    #: A TLS server that must have shown its certificate by the deadline, and of which
+    #: nobody tells that it has.
+    _unproven: Leg | None = None
+    #: Connections to this process, by what they are called at both ends.
+    _hops: dict[str, Hop] | None = None
+    #: The wheel has seen to keepalive probes.
+    _is_kept_alive = False
+    #: Checks that a handshake has beyond its time.
+    checks_left = EXTRA_CHECKS
+    #: What the client's connection begins with, and what reads what it says then.
+    _handshake: ClientHandshake | None = None
+    preludes: Pipeline | None = None
+
+    def __init__(self, factory: StreamRelay, client: str) -> None:
+        session = self.session = self.record(
+            next(_session_ids), client, "", factory.now(), factory.name, client
+        )
+        Leg.__init__(self, session.up)
+        self.factory = factory
+        self.is_foreign = True
+        self.wheel_bucket: dict[Any, None] | None = None
+        self._lease: ILease | None = None
+        #: When this stage has had its time, on the factory's clock.
+        self._deadline = 0.0
+
+    # -- stages
+
+    def enter(self, stage: Stage, limit: float | None = None) -> None:
+        """Go on to a stage.
+
+        :param limit: the seconds that it has, 0 for ever; unless given, those that are
+            left of the stage before.
+        :raises RuntimeError: it does not follow the one before.
+        """
+        session = self.session
+        if not session.stage.leads_to & stage.bit:
+            raise RuntimeError(f"a session can't go from {session.stage} to {stage}")
+        session.stage = stage
+        if limit is not None:
+            self._deadline = self.factory.now() + limit if limit else NEVER
+
+    def set_deadline(self, limit: float) -> None:
+        """Give this stage so many seconds from now; 0 is for ever."""
+        self._deadline = self.factory.now() + limit if limit else NEVER
+
+    # -- the client's side before the Bridge
+
+    def ended_alone(self) -> None:
+        preludes = self.preludes
+        if preludes is not None and self.session.stage is _PRELUDE:
+            unread = preludes.unread
+            said = f"in the middle of its {preludes.name}" if unread else "said nothing"
+            self.end(Ending.CLIENT_LEFT, said)
+        else:
+            self.may_have_left()
+
+    def may_have_left(self) -> None:
+        """The client has ended its side: it has left, unless it has sent something."""
+        if not self.direction.read:
+            self._left_by = self.factory.now() + LEFT_GRACE
+
+    def lost_alone(self, reason: Failure) -> None:
+        session = self.session
+        if session.ended_at is None:
+            if session.ending is None:
+                session.ending = Ending.CLIENT_LEFT
+                if self._handshake is not None and session.stage is _HANDSHAKE:
+                    session.ending, session.detail = self._handshake.judge(reason)
+            self.stop_waiting()
+            self._over()
+
+    def stop_waiting(self) -> None:
+        """Cancel what is under way."""
+        self.leave_queue()
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.cancel()
+
+    def leave_queue(self) -> None:
+        """Its handshake and preludes are done: leave the queue of those who wait."""
+        if self.factory.handshakes is not None:
+            self.factory.handshakes.discard(self)
+
+    # -- endings
+
+    def end(self, ending: Ending, detail: str = "") -> None:
+        """End a session: close the client politely, unless it is relayed already."""
+        session = self.session
+        if session.stage is _CLOSING or session.stage is _OVER:
+            return
+        if self.bridge is not None:
+            self.bridge.abort(ending, detail)
+            return
+        # In the middle of a handshake nothing can be said.
+        words = b"" if session.stage is _HANDSHAKE else self.last_words()
+        session.ending, session.detail = ending, detail
+        self.stop_waiting()
+        # TLS waits for the client's own goodbye, which may never come.
+        self.enter(_CLOSING, CLOSE_GRACE)
+        self.reader = self._drop
+        if words:
+            self.transport.write(words)
+        self.transport.loseConnection()
+
+    def _drop(self, data: bytes) -> None:
+        """What a client sends while it is closed is neither kept nor relayed."""
+        self.direction.read -= len(data)
+
+    def abort_session(self, ending: Ending, detail: str = "") -> None:
+        """End the session now, whatever its stage: reset what is connected."""
+        if self.bridge is not None:
+            self.bridge.abort(ending, detail)
+            return
+        session = self.session
+        if session.ending is None:
+            session.ending, session.detail = ending, detail
+        self.stop_waiting()
+        if session.stage.leads_to & _CLOSING.bit:
+            self.enter(_CLOSING, CLOSE_GRACE)
+        self.abort()
+
+    def failed(self, reason: Failure) -> None:
+        """A defect, ours or of what is plugged in: end the session."""
+        log.failure("session {id} failed", reason, id=self.session.id)
+        self.abort_session(Ending.FAILED, repr(reason.value))
+
+    def _over(self) -> None:
+        session, factory = self.session, self.factory
+        session.ended_at = factory.now()
+        # From whichever stage it was: `enter` has nothing to refuse.
+        session.stage = _OVER
+        if self.reader is not None:
+            # They hold each other.
+            self.reader = self.preludes = None
+        factory.wheel.discard(self)
+        if self._lease is not None:
+            lease, self._lease = self._lease, None
+            try:
+                lease.release()
+            except Exception:
+                log.failure("the lease of session {id} failed", id=session.id)
+        if self._hops is not None:
+            for name, hop in self._hops.items():
+                streams.is_over(name, hop)
+        ending = session.ending
+        if ending is not None and ending is not _DONE:
+            factory.endings[ending.word] += 1
+        factory.observer.closed(session)
+        if factory.registry.draining:
+            factory.registry.check()
+
+    def last_words(self) -> bytes:
+        """What to tell a client that is not served, before it is closed."""
+        return b""
+
+    # -- the wheel
+
+    def check(self, now: float) -> None:
+        """Check the deadline of whichever stage this is."""
+        bridge, session = self.bridge, self.session
+        if session.ending is not None:
+            # A transport that is not ours has told nobody of a loss, or an override of
+            # `connectionLost` below it (TLS, a wrapper) has kept that to itself.
+            legs = (self,) if bridge is None else (self, bridge.upstream)
+            for leg in legs:
+                if leg.outlives_abort():
+                    leg.lost_anyway(Failure(error.ConnectionAborted()))
+            if session.stage is _OVER:
+                return
+        if bridge is not None:
+            self._check_relaying(bridge, now)
+        elif session.stage is _CLOSING:
+            if now >= self._deadline:
+                self.abort()
+        elif (self.paused or self.direction.eof) and was_reset(self.transport):
+            # It is not read, so nobody hears of its reset.
+            self.abort_session(Ending.CLIENT_LEFT)
+        elif now >= self._left_by:
+            self.end(Ending.CLIENT_LEFT, "the client ended its side, unanswered")
+        elif now < self._deadline:
+            self._comes_on()
+        elif self._comes_on() and self.checks_left:
+            self.checks_left -= 1
+        else:
+            self.overdue()
+
+    def _check_relaying(self, bridge: Bridge, now: float) -> None:
+        if not self._is_kept_alive:
+            self._keep_alive(bridge)
+        if self._unproven is not None and now >= self._deadline:
+            leg, self._unproven = self._unproven, None
+            if leg.alive and leg.transport.getPeerCertificate() is None:
+                self.abort_session(Ending.CONNECT_TIMEOUT, "no TLS handshake in time")
+                return
+        bridge.check(now)
+
+    def _comes_on(self) -> bool:
+        """Whether a handshake, the client's or the server's, has moved since."""
+        stage = self.session.stage
+        if stage is _DIALING:
+            # Without one, another dial is to follow one that failed.
+            pending = self.pending
+            return pending is not None and bool(pending.comes_on())
+        handshake = self._handshake
+        return handshake is not None and stage is _HANDSHAKE and handshake.comes_on()
+
+    def _keep_alive(self, bridge: Bridge) -> None:
+        self._is_kept_alive = True
+        if bridge.upstream.alive:
+            keep_alive(bridge.upstream.transport)
+        # A listener of ours has passed its options on.
+        if self.alive and (self.is_foreign or not KEEPALIVE_IS_INHERITED):
+            keep_alive(self.transport)
+
+    def overdue(self) -> None:
+        """The stage before the Bridge has had its time."""
+        limit = self.factory.timeouts.handshake
+        stage = self.session.stage
+        if stage is _HANDSHAKE and self._handshake is not None:
+            self.end(
+                Ending.HANDSHAKE_TIMEOUT, f"no {self._handshake.name} in {limit:g} s"
+            )
+        elif stage is _PRELUDE and self.preludes is not None:
+            self.end(
+                Ending.HANDSHAKE_TIMEOUT, f"no {self.preludes.name} in {limit:g} s"
+            )
+        elif self.pending is not None:
+            self.pending.overdue()
+
+    def check_failed(self) -> None:
+        """`check` raised: end the session."""
+        self.abort_session(Ending.FAILED, "its deadlines could not be checked")
