@@ -31,7 +31,6 @@ compares the counters once a tick with what they were.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.error import ConnectionDone
@@ -100,22 +99,18 @@ _ways = Remembered(_way_for)
 
 
 @implementer(ISplicer)
-class Bridge:
+class Bridge(Watch):
     """Joins two connected legs until an Ending.
 
     :param session: gets `ending` and `detail` when the ending is decided.
     :param clock: the timer of a reset that waits for delivery.
-    :param on_over: called once when both connections are gone.
 
-    :ivar closing: both directions have ended, and both connections are being closed.
+    When both connections are gone it calls `over` of the downstream leg, once.
     """
 
     __slots__ = (
         "_clock",
-        "_on_over",
         "_poll",
-        "_timeouts",
-        "_watch",
         "_way",
         "closing",
         "downstream",
@@ -130,17 +125,14 @@ class Bridge:
         upstream: Leg,
         timeouts: Timeouts,
         clock: IReactorTime,
-        on_over: Callable[[], object],
     ) -> None:
+        Watch.__init__(self, timeouts)
         self.session = session
         self.downstream = downstream
         self.upstream = upstream
-        self._timeouts = timeouts
         self._clock = clock
-        self._on_over = on_over
         self.closing = False
         self._poll: IDelayedCall | None = None
-        self._watch: Watch | None = None
 
     def start(self, ask: bool = True) -> None:
         """Join the legs.  Both are connected; either may have data or EOF already.
@@ -311,15 +303,7 @@ class Bridge:
         # The legs hold each other, and this.
         down, up = self.downstream, self.upstream
         down.bridge = down.sink = down.peer = up.bridge = up.sink = up.peer = None
-        self._on_over()
-
-    # -- deadlines
-
-    def check(self, now: float) -> None:
-        """Check the deadlines; called about once a tick."""
-        if self._watch is None:
-            self._watch = Watch(self._timeouts)
-        self._watch.check(self, now)
+        down.over()
 
     def give_up(self, leg: Leg, ending: Ending, detail: str = "") -> None:
         """End the session as if `leg`'s peer had reset its connection."""

@@ -2,7 +2,7 @@
 
 :class:`Timeouts` are the limits.  A :class:`Watch` compares the counters of a joined
 session with those of its last check, about once a tick.  Nothing is timed while bytes
-move, and a session that ends before its first check has no Watch.
+move.
 
 - *Stall*: a transport holds bytes and the peer's kernel has taken none of them for
   `stall` seconds, and what a slow reader's kernel needs beyond that
@@ -15,7 +15,7 @@ move, and a session that ends before its first check has no Watch.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 
@@ -70,26 +70,21 @@ class Timeouts:
         return max(min([1.0, *(each / 8 for each in all_of_them if each)]), 0.01)
 
 
-class Joined(Protocol):
-    """What is watched: a Bridge."""
+class Watch:
+    """The deadlines of one joined session; a Bridge is one.
+
+    It is the base of the Bridge, and no object of its own, as an idle session should
+    take little memory.
+
+    :ivar closing: both directions have ended, and both connections are being closed.
+    """
+
+    __slots__ = ("_active_at", "_progress", "_queued", "_timeouts")
 
     session: Session
     downstream: Leg
     upstream: Leg
-    #: Both directions have ended, and both connections are being closed.
     closing: bool
-
-    def abort(self, ending: Ending, detail: str = "") -> None:
-        """End the session now: reset both connections."""
-
-    def give_up(self, leg: Leg, ending: Ending, detail: str = "") -> None:
-        """End the session as if the peer of `leg` had reset its connection."""
-
-
-class Watch:
-    """The deadlines of one joined session."""
-
-    __slots__ = ("_active_at", "_progress", "_queued", "_timeouts")
 
     def __init__(self, timeouts: Timeouts) -> None:
         self._timeouts = timeouts
@@ -100,10 +95,18 @@ class Watch:
         #: What the kernels' queues held at the last check; None: ask again.
         self._queued: int | None = None
 
-    def check(self, joined: Joined, now: float) -> None:
-        """Compare the counters with those of the last check; maybe end the session."""
+    def abort(self, ending: Ending, detail: str = "") -> None:
+        """End the session now: reset both connections."""
+        raise NotImplementedError
+
+    def give_up(self, leg: Leg, ending: Ending, detail: str = "") -> None:
+        """End the session as if the peer of `leg` had reset its connection."""
+        raise NotImplementedError
+
+    def check(self, now: float) -> None:
+        """Compare the counters with those of the last check, about once a tick."""
         stall = self._timeouts.stall
-        session, up, down = joined.session, joined.upstream, joined.downstream
+        session, up, down = self.session, self.upstream, self.downstream
         buffered_up, buffered_down = up.buffered, down.buffered
         ended = session.up.eof + session.down.eof
         # Grows with every byte read, every byte that a kernel takes, and every EOF.
@@ -133,10 +136,10 @@ class Watch:
                 or (moved and now - leg.checked_at >= stall / 2 > 0)
             ):
                 queued += leg.check_delivery(now, since, written, buffered, resetting)
-                if stall and self._ended_by_peer(joined, now, leg, buffered):
+                if stall and self._ended_by_peer(now, leg, buffered):
                     return
             is_read = not (leg.direction.eof or leg.paused or blocks)
-            if not is_read and _ended_unread(joined, leg):
+            if not is_read and self._ended_unread(leg):
                 return
         if moved:
             self._progress = progress
@@ -154,22 +157,20 @@ class Watch:
             self._queued = queued
         limit = self._timeouts.half_close if ended else self._timeouts.idle
         if limit and now - self._active_at >= limit:
-            joined.abort(
+            self.abort(
                 Ending.HALF_CLOSED if ended else Ending.IDLE,
                 f"nothing moved for {limit:g} s",
             )
 
-    def _ended_by_peer(
-        self, joined: Joined, now: float, leg: Leg, buffered: int
-    ) -> bool:
+    def _ended_by_peer(self, now: float, leg: Leg, buffered: int) -> bool:
         """End the session if the peer of `leg` is gone, or takes nothing."""
         delivery, stall = leg.delivery, self._timeouts.stall
         if delivery is None:
             return False
-        is_client = leg is joined.downstream
+        is_client = leg is self.downstream
         silence = delivery.silence(now)
         if silence >= stall:
-            joined.give_up(
+            self.give_up(
                 leg,
                 Ending.DOWNSTREAM_LOST if is_client else Ending.UPSTREAM_LOST,
                 f"{leg.undelivered()} bytes unacknowledged for {silence:.1f} s",
@@ -177,27 +178,26 @@ class Watch:
             return True
         limit = stall + delivery.allowance
         if delivery.idleness(now) >= limit:
-            joined.abort(
+            self.abort(
                 Ending.DOWNSTREAM_STALLED if is_client else Ending.UPSTREAM_STALLED,
                 f"{buffered} bytes waited {round(limit, 1):g} s",
             )
             return True
         return False
 
+    def _ended_unread(self, leg: Leg) -> bool:
+        """End the session if a connection that is not read was reset.
 
-def _ended_unread(joined: Joined, leg: Leg) -> bool:
-    """End the session if a connection that is not read was reset.
-
-    Its transport may not hear of that before it writes, or reads, again.
-    """
-    if (
-        joined.closing
-        or joined.session.ending is not None
-        or not was_reset(leg.transport)
-        # What it sent before is read as the other side takes it.
-        or (not leg.direction.eof and unread(leg.transport))
-    ):
-        return False
-    is_client = leg is joined.downstream
-    joined.give_up(leg, reset_ending(is_client, leg.undelivered()))
-    return True
+        Its transport may not hear of that before it writes, or reads, again.
+        """
+        if (
+            self.closing
+            or self.session.ending is not None
+            or not was_reset(leg.transport)
+            # What it sent before is read as the other side takes it.
+            or (not leg.direction.eof and unread(leg.transport))
+        ):
+            return False
+        is_client = leg is self.downstream
+        self.give_up(leg, reset_ending(is_client, leg.undelivered()))
+        return True

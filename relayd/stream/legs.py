@@ -218,6 +218,9 @@ class Leg(Protocol):
 
     # -- called by the Bridge
 
+    def over(self) -> None:
+        """Both connections are gone: called of the downstream leg, once."""
+
     def hold(self, data: bytes) -> None:
         """Keep what was read before the legs are joined, unless somebody reads it."""
         if self.reader is not None:

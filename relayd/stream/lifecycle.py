@@ -135,7 +135,7 @@ class Lifecycle(Leg):
                 if self._handshake is not None and session.stage is _HANDSHAKE:
                     session.ending, session.detail = self._handshake.judge(reason)
             self.stop_waiting()
-            self._over()
+            self.over()
 
     def stop_waiting(self) -> None:
         """Cancel what is under way."""
@@ -192,7 +192,7 @@ class Lifecycle(Leg):
         log.failure("session {id} failed", reason, id=self.session.id)
         self.abort_session(Ending.FAILED, repr(reason.value))
 
-    def _over(self) -> None:
+    def over(self) -> None:
         session, factory = self.session, self.factory
         session.ended_at = factory.now()
         # From whichever stage it was: `enter` has nothing to refuse.

@@ -258,9 +258,7 @@ class StreamProtocol(Lifecycle):
         """Join the server's connection to the client's."""
         factory = self.factory
         self.enter(_RELAYING)
-        bridge = Bridge(
-            self.session, self, leg, factory.timeouts, factory.clock, self._over
-        )
+        bridge = Bridge(self.session, self, leg, factory.timeouts, factory.clock)
         bridge.start(self.is_foreign)
 
     # -- connections to this process

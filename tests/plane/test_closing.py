@@ -120,7 +120,8 @@ def joined_legs(
     plane, session, over = Plane.of(still), Session(1, "", "", 0.0), list[int]()
     legs = [client(session.up), server(session.down)]
     sides = [Side(plane, sockets("tcp"), leg) for leg in legs]
-    Bridge(session, *legs, Timeouts(), still, lambda: over.append(1)).start()
+    legs[0].over = lambda: over.append(1)  # type: ignore[method-assign]
+    Bridge(session, *legs, Timeouts(), still).start()
     assert all(leg.spliced for leg in legs)
     return session, legs, sides, over
 

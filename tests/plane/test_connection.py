@@ -203,7 +203,8 @@ def a_session(still: Still) -> list[weakref.ref[Leg]]:
     plane, session, over = Plane.of(still), Session(1, "", "", 0.0), []
     legs = Leg(session.up), Leg(session.down)
     client, server = (Side(plane, sockets("tcp"), leg) for leg in legs)
-    Bridge(session, *legs, Timeouts(), still, lambda: over.append(1)).start()
+    legs[0].over = lambda: over.append(1)  # type: ignore[method-assign]
+    Bridge(session, *legs, Timeouts(), still).start()
     assert legs[0].spliced
     assert legs[1].spliced
     for one, other in ((client, server), (server, client)):

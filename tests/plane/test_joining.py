@@ -106,7 +106,7 @@ def test_what_wraps_a_connection_is_not_passed_by(still: Still) -> None:
     server = Side(plane, sockets("tcp"), legs[1])
     # As it says itself.
     assert ISpliceable in providedBy(meter)
-    Bridge(session, legs[0], legs[1], Timeouts(), still, lambda: None).start()
+    Bridge(session, legs[0], legs[1], Timeouts(), still).start()
     client.peer.socket.send(b"seen")
     still.until(lambda: server.peer.take() or server.peer.data == b"seen")
     server.peer.socket.send(b"answered")

@@ -33,10 +33,10 @@ class Pair:
             self.upstream,
             Timeouts(**timeouts),
             self.clock,
-            self._over,
         )
+        self.downstream.over = self._count_over  # type: ignore[method-assign]
 
-    def _over(self) -> None:
+    def _count_over(self) -> None:
         self.over += 1
 
     def abort(self) -> None:
