@@ -20,7 +20,7 @@ from typing import Any
 from relayd.core import ports
 from relayd.core.addresses import host_port
 from relayd.core.errors import ListenError
-from relayd.net.broadcast import BROADCAST, is_broadcast
+from relayd.net.binding import numeric_address
 
 #: More bytes than any datagram has: 65,507 over IPv4, 65,527 over IPv6.
 BUFFER_SIZE = 65536
@@ -184,12 +184,7 @@ def bound_socket(host: str, port: int) -> socket.SocketType:
 
     :raises OSError: it can't be bound.
     """
-    if is_broadcast(host):
-        raise OSError(errno.EACCES, BROADCAST)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    address = socket.getaddrinfo(
-        host, port, family, socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
-    )[0][4]
+    family, address = numeric_address(host, port, socket.SOCK_DGRAM)
     sock = udp_socket(family)
     try:
         if family == socket.AF_INET6:

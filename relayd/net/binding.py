@@ -10,7 +10,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from twisted.logger import Logger
 
@@ -25,20 +25,29 @@ Socket = TypeVar("Socket", bound=socket.SocketType)
 _PORT_TRIES = 16
 
 
+def numeric_address(host: str, port: int, kind: int) -> tuple[int, Any]:
+    """The family and the socket address of an address that can be bound.
+
+    :param host: an IPv4 or IPv6 address as text, with a scope if it needs one: nothing
+        is resolved but the scope of fe80::1%eth0.
+    :param kind: SOCK_STREAM or SOCK_DGRAM.
+    :raises OSError: it is no address of this machine's, or a broadcast address.
+    """
+    if is_broadcast(host):
+        # The kernel would listen there for TCP, but no client could connect.
+        raise OSError(errno.EACCES, BROADCAST)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    flags = socket.AI_NUMERICHOST
+    return family, socket.getaddrinfo(host, port, family, kind, flags=flags)[0][4]
+
+
 def bind_tcp(host: str, port: int, backlog: int) -> socket.socket:
     """A socket that listens on an address.
 
     :param host: an IPv4 or IPv6 address as text, with a scope if it needs one.
     :raises OSError: it can't be bound.
     """
-    if is_broadcast(host):
-        # The kernel would listen there, but no client could connect.
-        raise OSError(errno.EACCES, BROADCAST)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The host is an address: nothing is resolved but the scope of fe80::1%eth0.
-    address = socket.getaddrinfo(
-        host, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-    )[0][4]
+    family, address = numeric_address(host, port, socket.SOCK_STREAM)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
