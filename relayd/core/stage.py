@@ -1,8 +1,8 @@
 """The stages of a stream session, and which may follow which.
 
 A session is in exactly one stage, from the accept to the end of its last connection.
-:data:`NEXT` is the table of transitions.  `StreamProtocol.enter` is the only way from
-one stage to the next, and refuses what the table does not have.
+:data:`NEXT` is the table of transitions.  `Lifecycle.enter`
+(:mod:`relayd.stream.lifecycle`) refuses what the table does not have.
 
     ACCEPTED -> HANDSHAKE -> PRELUDE -> DECIDING -> DIALING ---> RELAYING -> OVER
                                            |           ^            ^
@@ -20,15 +20,7 @@ from enum import Enum
 
 
 class Stage(Enum):
-    """Where a session is on its way.
-
-    :ivar bit: its own, of an int.
-    :ivar leads_to: the bits of the stages that may follow: `NEXT`, for a test that
-        takes no hash.
-    """
-
-    bit: int
-    leads_to: int
+    """Where a session is on its way."""
 
     #: The client is connected; the gate is asked.
     ACCEPTED = "accepted"
@@ -48,6 +40,9 @@ class Stage(Enum):
     CLOSING = "closing"
     #: Its connections are gone.
     OVER = "over"
+
+    # Enum's own is a Python function; a member is compared by identity.
+    __hash__ = object.__hash__
 
 
 #: Each stage, and those that may follow it.
@@ -71,8 +66,3 @@ NEXT = {
     Stage.CLOSING: {Stage.OVER},
     Stage.OVER: set(),
 }
-
-for _number, _stage in enumerate(Stage):
-    _stage.bit = 1 << _number
-for _stage in Stage:
-    _stage.leads_to = sum(each.bit for each in NEXT[_stage])

@@ -83,10 +83,6 @@ class BindAttempt(Attempt):
         limit = self.client.factory.bind_timeout
         self.failed(Ending.BIND_TIMEOUT, f"nobody came in {limit:g} s")
 
-    def listens_at(self, host: str, port: int) -> None:
-        """The listener stands."""
-        self.client.bound_to(host, port)
-
     def build_leg(self, address: Any) -> Any:
         """Somebody has connected to the listener, which is closed by now."""
         client, session = self.client, self.client.session
@@ -134,7 +130,7 @@ class _OnePeer(Factory):
             return
         self._port = port
         here: Any = port.getHost()
-        self._attempt.listens_at(here.host, here.port)
+        self._attempt.client.bound_to(here.host, here.port)
 
     def close(self) -> None:
         """Nobody is expected any longer."""

@@ -129,7 +129,7 @@ class Socks4Protocol(StreamProtocol):
             return
         self.enter(Stage.DECIDING)
         self.pending = _Question(self, request)
-        self.pending.ask()
+        self.pending.start()
 
     def serve(self, request: Request) -> None:
         """Do what it asks for, if that is permitted."""
@@ -264,19 +264,20 @@ def _address_of(request: Request) -> str:
     return request.host if is_address(request.host) else ""
 
 
-class _Question:
+class _Question(Attempt):
     """The client's identd is asked who it is (RFC 1413)."""
 
-    def __init__(self, client: Socks4Protocol, request: Request) -> None:
-        self._client = client
-        self._request = request
-        self._asked: Deferred[bytes] | None = None
+    client: Any
 
-    def ask(self) -> None:
+    def __init__(self, client: Socks4Protocol, request: Request) -> None:
+        Attempt.__init__(self, client)
+        self._request = request
+
+    def start(self) -> None:
         """Ask; the outcome may be told from within."""
-        client, transport = self._client, self._client.transport
+        client, transport = self.client, self.client.transport
         factory = client.factory
-        asked = self._asked = ident.ask(
+        asked = self.dial = ident.ask(
             factory.reactor,
             transport.getPeer(),
             transport.getHost(),
@@ -285,28 +286,17 @@ class _Question:
         asked.addCallbacks(self._identified, self._not_identified)
         asked.addErrback(client.failed)
 
-    def cancel(self) -> None:
-        """Nobody waits for the answer."""
-        asked, self._asked = self._asked, None
-        if asked is not None:
-            asked.cancel()
-
-    def comes_on(self) -> bool:
-        """See :meth:`Attempt.comes_on`."""
-        return False
-
     def overdue(self) -> None:
-        """There was no answer in time."""
-        limit = self._client.factory.timeouts.handshake
-        self._client.refuse(
+        limit = self.client.factory.timeouts.handshake
+        self.client.refuse(
             Ending.IDENT_FAILED,
             f"identd did not answer before the handshake's {limit:g} s were over",
             Code.NO_IDENT,
         )
 
     def _identified(self, user_id: bytes) -> None:
-        client = self._client
-        client.pending = self._asked = None
+        client = self.client
+        client.pending = self.dial = None
         if client.session.ending is not None:
             return
         if user_id == self._request.user_id:
@@ -316,8 +306,8 @@ class _Question:
             client.refuse(Ending.IDENT_FAILED, f"identd says {shown}", Code.WRONG_IDENT)
 
     def _not_identified(self, reason: Failure) -> None:
-        client = self._client
-        client.pending = self._asked = None
+        client = self.client
+        client.pending = self.dial = None
         if client.session.ending is None:
             reason.trap(ident.NoIdent)
             client.refuse(Ending.IDENT_FAILED, str(reason.value), Code.NO_IDENT)
@@ -331,21 +321,15 @@ class _LookUp(Attempt):
     def __init__(self, client: Socks4Protocol, request: Request) -> None:
         Attempt.__init__(self, client)
         self._request = request
-        self._found: Deferred[Any] | None = None
 
     def start(self) -> None:
         """Look it up; the outcome may be told from within."""
-        found = self._found = self.client.look_up(self._request)
+        found = self.dial = self.client.look_up(self._request)
         found.addCallbacks(self._bind, self.dial_failed)
         found.addErrback(self.client.failed)
 
-    def stop(self) -> None:
-        found, self._found = self._found, None
-        if found is not None:
-            found.cancel()
-
     def _bind(self, found: list[SocketAddress]) -> None:
-        self._found = None
+        self.dial = None
         if self.is_over:
             return
         self.is_over = True

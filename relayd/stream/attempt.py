@@ -1,7 +1,7 @@
 """One try at one server.
 
 An :class:`Attempt` begins when a server is chosen and has one outcome: a connection
-(`connected`) or an ending (`failed`).  Whatever made it fail goes the same way:
+(`leg_connected`) or an ending (`failed`).  Whatever made it fail goes the same way:
 refused, timed out, no such name, a certificate for somebody else, a connection that
 leads back to this relay, a defect of an endpoint.  Its client is notified once; a
 connection that comes later is reset.
@@ -143,6 +143,7 @@ class Attempt:
 
     def dial_failed(self, reason: Failure) -> None:
         """A dial, or a look-up, has failed; it may come too late."""
+        self.dial = None
         if self.is_over:
             return
         ending, detail = ending_of_failed_dial(reason)
@@ -179,6 +180,12 @@ class Attempt:
 
     def stop(self) -> None:
         """Give up what is under way."""
+        dial, self.dial = self.dial, None
+        leg, self.leg = self.leg, None
+        if dial is not None:
+            dial.cancel()
+        if leg is not None:
+            leg.abort()
 
 
 class UpstreamLeg(Leg):

@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from relayd.core.hops import Hop, streams
 from relayd.core.interfaces import ILease
 from relayd.core.session import Ending, Session
-from relayd.core.stage import Stage
+from relayd.core.stage import NEXT, Stage
 from relayd.net.foreign_transports import keep_alive
 from relayd.net.tcp_info import was_reset
 from relayd.net.transports import KEEPALIVE_IS_INHERITED
@@ -101,7 +101,7 @@ class Lifecycle(Leg):
         :raises RuntimeError: it does not follow the one before.
         """
         session = self.session
-        if not session.stage.leads_to & stage.bit:
+        if stage not in NEXT[session.stage]:
             raise RuntimeError(f"a session can't go from {session.stage} to {stage}")
         session.stage = stage
         if limit is not None:
@@ -183,7 +183,7 @@ class Lifecycle(Leg):
         if session.ending is None:
             session.ending, session.detail = ending, detail
         self.stop_waiting()
-        if session.stage.leads_to & _CLOSING.bit:
+        if _CLOSING in NEXT[session.stage]:
             self.enter(_CLOSING, CLOSE_GRACE)
         self.abort()
 
@@ -282,16 +282,14 @@ class Lifecycle(Leg):
 
     def overdue(self) -> None:
         """The stage before the Bridge has had its time."""
-        limit = self.factory.timeouts.handshake
-        stage = self.session.stage
-        if stage is _HANDSHAKE and self._handshake is not None:
-            self.end(
-                Ending.HANDSHAKE_TIMEOUT, f"no {self._handshake.name} in {limit:g} s"
-            )
-        elif stage is _PRELUDE and self.preludes is not None:
-            self.end(
-                Ending.HANDSHAKE_TIMEOUT, f"no {self.preludes.name} in {limit:g} s"
-            )
+        awaited: ClientHandshake | Pipeline | None = None
+        if self.session.stage is _HANDSHAKE:
+            awaited = self._handshake
+        elif self.session.stage is _PRELUDE:
+            awaited = self.preludes
+        if awaited is not None:
+            limit = self.factory.timeouts.handshake
+            self.end(Ending.HANDSHAKE_TIMEOUT, f"no {awaited.name} in {limit:g} s")
         elif self.pending is not None:
             self.pending.overdue()
 

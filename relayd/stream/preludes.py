@@ -14,7 +14,6 @@ from twisted.python.failure import Failure
 
 from relayd.core.prelude import BadRequest, Prelude
 from relayd.core.session import Ending
-from relayd.core.stage import Stage
 
 
 class Pipeline:
@@ -64,8 +63,6 @@ class Pipeline:
             client.direction.read += len(unread)
             client.hold(unread)
         try:
-            client.decide(*self._said)
-            if client.session.stage is Stage.PRELUDE:
-                client.enter(Stage.DECIDING)
+            client.ask_decision(*self._said)
         except Exception:
             client.failed(Failure())

@@ -176,14 +176,6 @@ class ServerAttempt(Attempt):
         done.addBoth(made.let_go)
         done.addCallbacks(self._dialed, self.dial_failed)
 
-    def stop(self) -> None:
-        dial, self.dial = self.dial, None
-        leg, self.leg = self.leg, None
-        if dial is not None:
-            dial.cancel()
-        if leg is not None:
-            leg.abort()
-
     @property
     def awaits(self) -> str:
         """See :attr:`Attempt.awaits`."""
@@ -218,10 +210,6 @@ class ServerAttempt(Attempt):
         leg.attempt, leg.identity = self, self.upstream.identity
         self.leg = leg
         return leg
-
-    def dial_failed(self, reason: Failure) -> None:
-        self.dial = None
-        Attempt.dial_failed(self, reason)
 
     def _dialed(self, protocol: object) -> None:
         """A foreign endpoint has connected, and may answer for a wrapper."""

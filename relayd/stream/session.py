@@ -54,8 +54,7 @@ log = Logger(namespace="relayd.stream")
 
 # An enum's members cost a look-up by its metaclass each time (Python 3.11).
 _DIALING, _RELAYING, _OVER = Stage.DIALING, Stage.RELAYING, Stage.OVER
-_HANDSHAKE, _PRELUDE, _ACCEPTED = Stage.HANDSHAKE, Stage.PRELUDE, Stage.ACCEPTED
-_DECIDING = Stage.DECIDING
+_HANDSHAKE, _PRELUDE, _DECIDING = Stage.HANDSHAKE, Stage.PRELUDE, Stage.DECIDING
 
 
 @implementer(IHandshakeListener)
@@ -80,6 +79,13 @@ class StreamProtocol(Lifecycle):
         :param said: what each of the relay's preludes has read, in order.
         """
         raise NotImplementedError
+
+    def ask_decision(self, *said: Any) -> None:
+        """Call :meth:`decide`; what takes its time is a stage of its own."""
+        before = self.session.stage
+        self.decide(*said)
+        if self.session.stage is before:
+            self.enter(_DECIDING)
 
     # -- stages
 
@@ -121,9 +127,7 @@ class StreamProtocol(Lifecycle):
             if handshake is not None or factory.preludes:
                 self._begin(handshake)
             else:
-                self.decide()
-                if session.stage is _ACCEPTED:
-                    self.enter(_DECIDING)
+                self.ask_decision()
         except Exception:
             self.failed(Failure())
 
@@ -166,9 +170,7 @@ class StreamProtocol(Lifecycle):
             if self.factory.preludes:
                 self._listen_to_preludes()
             else:
-                self.decide()
-                if session.stage is _HANDSHAKE:
-                    self.enter(_DECIDING)
+                self.ask_decision()
         except Exception:
             self.failed(Failure())
 
@@ -278,5 +280,3 @@ class StreamProtocol(Lifecycle):
             self._hops = {}
         if name not in self._hops:
             self._hops[name] = streams.add(name, self.factory, self._hop)
-
-    # -- the client's side before the Bridge
