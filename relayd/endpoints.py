@@ -1,21 +1,23 @@
 """Public names: what a program imports to make endpoints of addresses as people write
 them."""
 
-from relayd.operating.endpoints import (
+from relayd.core.settings import Transport
+from relayd.operating.address_grammar import (
     Address,
     EndpointString,
     HostPort,
     StreamAddress,
-    Transport,
     UdpAddress,
     UnixPath,
-    dialer,
-    dialing_endpoint,
     dialled_host,
-    listening_endpoint,
-    on_plane,
     parse_destination,
     parse_listener,
+)
+from relayd.operating.endpoints import (
+    dialer,
+    dialing_endpoint,
+    listening_endpoint,
+    on_plane,
     server_identity,
     watcher,
 )

@@ -18,7 +18,7 @@ from relayd.core.networks import Network, parse_network
 from relayd.core.relay_names import EXPECTED, check_name
 from relayd.core.setting_types import Setting, Written
 from relayd.core.settings import ACCESS, ADDRESSES, TABLE
-from relayd.operating.endpoints import (
+from relayd.operating.address_grammar import (
     Address,
     HostPort,
     StreamAddress,

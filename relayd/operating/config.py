@@ -24,6 +24,13 @@ from relayd.core import settings
 from relayd.core.errors import ConfigError
 from relayd.core.networks import Network
 from relayd.core.settings import Transport
+from relayd.operating.address_grammar import (
+    EndpointString,
+    HostPort,
+    StreamAddress,
+    UdpAddress,
+    UnixPath,
+)
 from relayd.operating.address_settings import (
     ALLOW_CLIENT,
     DEST,
@@ -34,13 +41,6 @@ from relayd.operating.address_settings import (
     Given,
 )
 from relayd.operating.endpoint_strings import hides_clients
-from relayd.operating.endpoints import (
-    EndpointString,
-    HostPort,
-    StreamAddress,
-    UdpAddress,
-    UnixPath,
-)
 from relayd.socks.rules import Rule
 
 Some = TypeVar("Some")

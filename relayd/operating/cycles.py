@@ -17,15 +17,15 @@ from ipaddress import IPv4Address, IPv6Address
 from relayd.core.errors import ConfigError
 from relayd.core.networks import Ip
 from relayd.net.own_addresses import is_own
-from relayd.operating.config import Relay, UdpRelay
-from relayd.operating.endpoint_strings import parts
-from relayd.operating.endpoints import (
+from relayd.operating.address_grammar import (
     Address,
     EndpointString,
     HostPort,
     UdpAddress,
     UnixPath,
 )
+from relayd.operating.config import Relay, UdpRelay
+from relayd.operating.endpoint_strings import parts
 
 _LOOPBACK: tuple[Ip, ...] = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 

@@ -32,17 +32,13 @@ from relayd.net.proxy_header import behind_balancer
 from relayd.net.tls import ServerIdentity
 from relayd.operating.address_grammar import (
     DIGITS,
-    Address,
     EndpointString,
     HostPort,
     StreamAddress,
-    UdpAddress,
     UnixPath,
     check_host,
     dialled_host,
     is_ipv6,
-    parse_destination,
-    parse_listener,
 )
 from relayd.operating.endpoint_strings import (
     has_tls_behind_proxy,
@@ -61,26 +57,6 @@ if TYPE_CHECKING or sys.platform == "linux":
         PlaneUNIXListenerEndpoint,
     )
     from relayd.plane.poller import Plane
-
-#: The public names of this module, for embedders, with those of the grammar.
-__all__ = [
-    "Address",
-    "EndpointString",
-    "HostPort",
-    "StreamAddress",
-    "Transport",
-    "UdpAddress",
-    "UnixPath",
-    "dialer",
-    "dialing_endpoint",
-    "dialled_host",
-    "listening_endpoint",
-    "on_plane",
-    "parse_destination",
-    "parse_listener",
-    "server_identity",
-    "watcher",
-]
 
 
 def on_plane(transport: Transport, reactor: Any) -> bool:

@@ -20,6 +20,7 @@ from relayd.net.own_addresses import is_own
 from relayd.net.upstream import Upstream
 from relayd.observing.flow_lines import FlowLog, QuietFlowLog
 from relayd.observing.session_log import QuietSessionLog, SessionLog, VerboseSessionLog
+from relayd.operating.address_grammar import HostPort, StreamAddress, dialled_host
 from relayd.operating.config import (
     Common,
     Config,
@@ -29,11 +30,8 @@ from relayd.operating.config import (
     is_local,
 )
 from relayd.operating.endpoints import (
-    HostPort,
-    StreamAddress,
     dialer,
     dialing_endpoint,
-    dialled_host,
     listening_endpoint,
     server_identity,
     watcher,

@@ -15,11 +15,12 @@ from twisted.internet import reactor
 from twisted.internet.task import Clock
 
 from relayd.core.errors import ListenError
+from relayd.core.settings import Transport
 from relayd.datagrams.endpoint import UdpListener, UdpPort
 from relayd.datagrams.sockets import (
     bound_socket,
 )
-from relayd.operating.endpoints import Transport, watcher
+from relayd.operating.endpoints import watcher
 from relayd.udp_nat import Server, UdpNat
 from tests.datagrams.support import (
     SERVER,

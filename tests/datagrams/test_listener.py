@@ -17,12 +17,13 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.logger import capturedLogs, formatEvent
 
+from relayd.core.settings import Transport
 from relayd.datagrams.endpoint import UdpListener
 from relayd.datagrams.mmsg import BATCH
 from relayd.datagrams.sockets import (
     bind_udp,
 )
-from relayd.operating.endpoints import Transport, watcher
+from relayd.operating.endpoints import watcher
 from relayd.udp_nat import Server, UdpNat
 from tests.conftest import LoggedFailures
 from tests.datagrams.support import (

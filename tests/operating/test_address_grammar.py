@@ -13,18 +13,17 @@ from hypothesis import strategies as st
 from twisted.internet import reactor
 
 from relayd.core.errors import ConfigError
-from relayd.operating.endpoints import (
+from relayd.operating.address_grammar import (
     Address,
     EndpointString,
     HostPort,
     UdpAddress,
     UnixPath,
-    dialing_endpoint,
     dialled_host,
-    listening_endpoint,
     parse_destination,
     parse_listener,
 )
+from relayd.operating.endpoints import dialing_endpoint, listening_endpoint
 
 PARSERS = [parse_listener, parse_destination]
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from relayd.core.errors import ConfigError
 from relayd.core.setting_types import Setting
+from relayd.operating.address_grammar import Address, EndpointString, HostPort, UnixPath
 from relayd.operating.address_settings import (
     ALLOW_CLIENT,
     DEST,
@@ -39,7 +40,6 @@ from relayd.operating.config import (
     pair,
     refuse_open_proxy,
 )
-from relayd.operating.endpoints import Address, EndpointString, HostPort, UnixPath
 
 
 def refusal(parse: Callable[..., object], *args: Any) -> str:

@@ -27,18 +27,20 @@ from relayd.core.addresses import (
     address_name,
 )
 from relayd.core.errors import ConfigError
+from relayd.core.settings import Transport
 from relayd.net.dialing import SocketEndpoint
 from relayd.net.happy_eyeballs import NameEndpoint
 from relayd.net.listening import TCPListenerEndpoint, UNIXListenerEndpoint
 from relayd.net.tls import ServerIdentity
-from relayd.operating.endpoints import (
+from relayd.operating.address_grammar import (
     Address,
     EndpointString,
-    Transport,
-    dialing_endpoint,
-    listening_endpoint,
     parse_destination,
     parse_listener,
+)
+from relayd.operating.endpoints import (
+    dialing_endpoint,
+    listening_endpoint,
     server_identity,
 )
 from relayd.plane.endpoints import (

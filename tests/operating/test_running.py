@@ -23,8 +23,8 @@ from zope.interface.verify import verifyObject
 from relayd.core.errors import CannotStart, ListenError
 from relayd.core.observers import Observer
 from relayd.core.session import Ending, Session
+from relayd.operating.address_grammar import parse_destination, parse_listener
 from relayd.operating.config import Config, Relay
-from relayd.operating.endpoints import parse_destination, parse_listener
 from relayd.operating.relays import relay_listening
 from relayd.operating.running import Listening, RelayService
 from tests.conftest import LoggedFailures, descriptors

@@ -19,9 +19,13 @@ from twisted.logger import LogLevel, capturedLogs, formatEvent
 
 from relayd.core.errors import ConfigError
 from relayd.observing.flow_lines import FlowLog, QuietFlowLog
+from relayd.operating.address_grammar import (
+    UdpAddress,
+    parse_destination,
+    parse_listener,
+)
 from relayd.operating.config import DEMO_LISTENER, Config, Relay, UdpRelay, UdpSettings
 from relayd.operating.demo import DemoInvitation, DemoSite
-from relayd.operating.endpoints import UdpAddress, parse_destination, parse_listener
 from relayd.operating.running import RelayService
 from relayd.operating.service import make_service
 from relayd.operating.signals import Signals
