@@ -15,6 +15,7 @@ from twisted.internet.error import ConnectionAborted, ConnectionLost
 from zope.interface import alsoProvides, implementer
 
 import relayd.plane.pipes
+import relayd.plane.splicing
 from relayd.core.interfaces import IResetListener
 from relayd.net.transports import PeerReset, PeerVanished
 from relayd.plane.connection import READ_SIZE
@@ -236,6 +237,53 @@ def test_an_event_whose_error_was_taken_already_is_no_loss(still: Still) -> None
         side.transport.ready(select.EPOLLIN | select.EPOLLERR)
         still.settle()
         assert side.why is ConnectionAborted
+
+
+@pytest.mark.parametrize("drains", [False, True])
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_a_reset_that_a_splice_does_not_tell_is_no_end_of_data(
+    kind: str,
+    drains: bool,
+    still: Still,
+    splices: Splices,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It came while the splice moved bytes: the kernel says only how many.
+
+    A read finds no error then.  Taken for an end of data, it would be passed on as one,
+    and what the other side has got until then would look complete.
+    """
+    plane = Plane.of(still)
+    client, server = Side(plane, sockets("tcp")), Side(plane, sockets(kind))
+    handle = server.transport.getHandle()
+
+    def reset() -> None:
+        server.peer.reset()
+        number = handle.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        assert number == errno.ECONNRESET
+        # It is read before the kernel is asked what has happened.
+        server.transport.resumeProducing()
+
+    with pumping(still, client, server) as pump:
+        pump.bridge()
+        # UNIX sockets reset only if something is left unread.
+        server.transport.write(b"an answer")
+        server.transport.pauseProducing()
+        server.peer.socket.send(b"last words")
+        monkeypatch.setattr(relayd.plane.splicing, "COPY_SIZE", len(b"last words"))
+        if drains:
+            pump.fill_pipe(client)
+            splices.midway = reset
+            pump.until(lambda: not splices.midway or server.peer.take())
+        else:
+            pump.splice(client)
+            splices.midway = reset
+            client.peer.socket.send(NOISE)
+            client.transport.ready(select.EPOLLIN)
+            server.transport.ready(select.EPOLLIN)
+        pump.until(lambda: server.protocol.lost)
+        assert server.events == ["lost"]
+        assert server.why is ConnectionLost
 
 
 def test_a_source_that_reset_and_was_only_paused_is_read_to_its_end(tcp: Pump) -> None:

@@ -13,7 +13,7 @@ import random
 import socket
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -284,11 +284,13 @@ class Splices:
 
     :ivar moved: ("in" or "out", bytes or errno) of each call.
     :ivar refuse: the errnos that the next calls of each kind fail with.
+    :ivar midway: called when the next "out" has moved half of what it was to move.
     """
 
     def __init__(self) -> None:
         self.moved: list[tuple[str, int]] = []
         self.refuse: dict[str, list[int]] = {"in": [], "out": []}
+        self.midway: Callable[[], None] | None = None
         self._really = os.splice
 
     def __call__(
@@ -308,7 +310,12 @@ class Splices:
             if self.refuse[kind]:
                 number = self.refuse[kind].pop(0)
                 raise OSError(number, os.strerror(number))
+            midway = None if into else self.midway
+            if midway is not None:
+                self.midway, count = None, count // 2
             moved = self._really(source, sink, count, flags=flags)
+            if midway is not None:
+                midway()
         except OSError as problem:
             assert problem.errno is not None
             self.moved.append((kind, -problem.errno))
