@@ -6,7 +6,7 @@ the relay's use of CPU and memory from the kernel.  `make bench`, `make bench-qu
 and `make bench-check` run it.
 
 - `children`: child processes, always stopped, and readings of them;
-- `peers`: the relays, and how each is started;
+- `relays`: the relays, and how each is started;
 - `origins`: the servers;
 - `loads`: the load generators;
 - `workloads`: how each load is measured; `rounds`: all of them, in rounds;

@@ -18,7 +18,7 @@ from pathlib import Path
 from bench import facts, page
 from bench.children import CannotMeasure
 from bench.figures import Results, judge
-from bench.peers import PEERS
+from bench.relays import RELAYS
 from bench.report import limit_lines
 from bench.rounds import MODES, Plan, check_requirements, measure
 from bench.workloads import WORKLOADS
@@ -82,9 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--only",
-        type=_names("relay", PEERS),
+        type=_names("relay", RELAYS),
         metavar="RELAY,…",
-        help=f"measure these: {', '.join(PEERS)}",
+        help=f"measure these: {', '.join(RELAYS)}",
     )
     parser.add_argument(
         "--workload",

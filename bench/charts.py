@@ -70,10 +70,10 @@ _TEXT = "#222222"
 _FAINT = "#bbbbbb"
 
 
-def draw(results: Results, peers: Mapping[str, str], folder: Path) -> None:
+def draw(results: Results, titles: Mapping[str, str], folder: Path) -> None:
     """Write costs, growth, socks4 and udp, each as .png and .svg.
 
-    :param peers: titles of relays by their names.
+    :param titles: titles of relays by their names.
     """
     style: dict[Any, Any] = {
         "svg.hashsalt": "relayd",
@@ -86,13 +86,13 @@ def draw(results: Results, peers: Mapping[str, str], folder: Path) -> None:
     }
     with mpl.rc_context(style):
         for name, drawing in (
-            ("costs", _costs(results, peers)),
-            ("growth", _growth(results, peers)),
+            ("costs", _costs(results, titles)),
+            ("growth", _growth(results, titles)),
             (
                 "socks4",
-                _row("a SOCKS4 proxy", SOCKS4, SOCKS4_PANELS, results, peers),
+                _row("a SOCKS4 proxy", SOCKS4, SOCKS4_PANELS, results, titles),
             ),
-            ("udp", _row("relaying a datagram", UDP, UDP_PANELS, results, peers)),
+            ("udp", _row("relaying a datagram", UDP, UDP_PANELS, results, titles)),
         ):
             drawing.savefig(folder / f"{name}.png", dpi=150)
             drawing.savefig(folder / f"{name}.svg", metadata={"Date": None})
@@ -105,8 +105,8 @@ def _drawing(width: float, height: float) -> Drawing:
     return drawing
 
 
-def _costs(results: Results, peers: Mapping[str, str]) -> Drawing:
-    relays = results.measured(FIGURES.values(), peers)
+def _costs(results: Results, titles: Mapping[str, str]) -> Drawing:
+    relays = results.measured(FIGURES.values(), titles)
     drawing = _drawing(11, 9)
     drawing.suptitle(
         "What relaying costs, HAProxy with splice = 1 (shorter is cheaper;"
@@ -127,10 +127,10 @@ def _row(
     figures: Mapping[str, Figure],
     panels: Mapping[str, str],
     results: Results,
-    peers: Mapping[str, str],
+    titles: Mapping[str, str],
 ) -> Drawing:
     """Panels in a row, each with the relay whose figure is 1."""
-    relays = results.measured(figures.values(), peers)
+    relays = results.measured(figures.values(), titles)
     drawing = _drawing(max(11, 4 * len(panels)), 3.4)
     drawing.suptitle(
         f"What {what} costs (shorter is cheaper)", fontsize=12, fontweight="bold"
@@ -139,7 +139,7 @@ def _row(
     grid = drawing.subplots(1, len(panels))
     for axes, (name, to) in zip(grid, panels.items(), strict=True):
         _panel(axes, figures[name], results, relays, to, axes is grid[0])
-        axes.set_xlabel(f"{peers.get(to, to)} = 1", loc="left", fontsize=8)
+        axes.set_xlabel(f"{titles.get(to, to)} = 1", loc="left", fontsize=8)
     return drawing
 
 
@@ -147,19 +147,19 @@ def _panel(
     axes: Axes,
     figure: Figure,
     results: Results,
-    peers: Mapping[str, str],
+    titles: Mapping[str, str],
     reference: str,
     named: bool,
 ) -> None:
     """A bar for each relay, the first at the top; `named`: with their names."""
     axes.set_title(f"{figure.title} ({figure.unit})", loc="left", fontsize=9.5)
-    for place, peer in enumerate(peers):
-        ratio = results.ratio((figure.name, peer), (figure.name, reference))
-        spread = results.spread(figure.name, peer)
+    for place, relay in enumerate(titles):
+        ratio = results.ratio((figure.name, relay), (figure.name, reference))
+        spread = results.spread(figure.name, relay)
         if ratio is None or spread is None:
             axes.text(0.05, place, "-", va="center")
             continue
-        axes.barh(place, min(ratio.middle, LONGEST), height=0.72, color=COLOURS[peer])
+        axes.barh(place, min(ratio.middle, LONGEST), height=0.72, color=COLOURS[relay])
         low, high = min(ratio.low, LONGEST), min(ratio.high, LONGEST)
         axes.plot([low, high], [place, place], color=_TEXT, linewidth=1)
         if ratio.middle > LONGEST:
@@ -170,41 +170,41 @@ def _panel(
             f"{ratio.middle:.2f}  ({figure.show(spread.middle)})",
             va="center",
             fontsize=8,
-            fontweight="bold" if peer.startswith("relayd") else "normal",
+            fontweight="bold" if relay.startswith("relayd") else "normal",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
         )
     axes.axvline(1, color=_TEXT, linewidth=0.8, linestyle=(0, (3, 3)), zorder=1.5)
     axes.set_xlim(0, LONGEST + 1.6)
     axes.set_xticks(range(int(LONGEST) + 1))
-    axes.set_ylim(len(peers) - 0.4, -0.6)
-    axes.set_yticks(range(len(peers)), list(peers.values()) if named else [])
+    axes.set_ylim(len(titles) - 0.4, -0.6)
+    axes.set_yticks(range(len(titles)), list(titles.values()) if named else [])
     axes.tick_params(length=0)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.spines["left"].set_color(_FAINT)
 
 
-def _growth(results: Results, peers: Mapping[str, str]) -> Drawing:
+def _growth(results: Results, titles: Mapping[str, str]) -> Drawing:
     drawing = _drawing(11, 7.5)
     drawing.suptitle(
         "The same costs with more connections open", fontsize=12, fontweight="bold"
     )
     grid = drawing.subplots(2, 2)
     for axes, figure in zip(grid.flat, GROWTH.values(), strict=True):
-        _lines(axes, figure, results, peers)
+        _lines(axes, figure, results, titles)
     return drawing
 
 
 def _lines(
-    axes: Axes, figure: Figure, results: Results, peers: Mapping[str, str]
+    axes: Axes, figure: Figure, results: Results, titles: Mapping[str, str]
 ) -> None:
     """A line for each relay, with its name at its end."""
     axes.set_title(f"{figure.title} ({figure.unit})", loc="left", fontsize=9.5)
     ends = {}
-    for peer in peers:
+    for relay in titles:
         points = [
             (size, spread)
             for size in SIZES
-            if (spread := results.spread(figure.at(size), peer))
+            if (spread := results.spread(figure.at(size), relay))
         ]
         if not points:
             continue
@@ -213,19 +213,19 @@ def _lines(
             sizes,
             [spread.low for _, spread in points],
             [spread.high for _, spread in points],
-            color=COLOURS[peer],
+            color=COLOURS[relay],
             alpha=0.15,
             linewidth=0,
         )
         axes.plot(
             sizes,
             [spread.middle for _, spread in points],
-            color=COLOURS[peer],
-            linewidth=2.4 if peer.startswith("relayd") else 1.4,
+            color=COLOURS[relay],
+            linewidth=2.4 if relay.startswith("relayd") else 1.4,
             marker="o",
             markersize=4,
         )
-        ends[peer] = points[-1][1].middle
+        ends[relay] = points[-1][1].middle
     axes.set_xscale("log")
     axes.set_xticks(SIZES, [f"{size:,}" for size in SIZES])
     axes.minorticks_off()
@@ -237,15 +237,15 @@ def _lines(
     axes.tick_params(length=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_FAINT)
-    for peer, height in _apart(ends, axes.get_ylim()[1] * 0.065).items():
+    for relay, height in _apart(ends, axes.get_ylim()[1] * 0.065).items():
         axes.text(
             SIZES[-1] * 1.25,
             height,
-            f"{peers[peer]}  {figure.show(ends[peer])}",
+            f"{titles[relay]}  {figure.show(ends[relay])}",
             va="center",
             fontsize=8,
-            color=COLOURS[peer],
-            fontweight="bold" if peer.startswith("relayd") else "normal",
+            color=COLOURS[relay],
+            fontweight="bold" if relay.startswith("relayd") else "normal",
         )
 
 

@@ -149,27 +149,27 @@ class Results:
     def __init__(self) -> None:
         self._values: dict[str, dict[str, list[float]]] = {}
 
-    def add(self, peer: str, readings: Mapping[str, float]) -> None:
+    def add(self, relay: str, readings: Mapping[str, float]) -> None:
         """Add the readings of one measurement."""
         for figure, value in readings.items():
-            self._values.setdefault(figure, {}).setdefault(peer, []).append(value)
+            self._values.setdefault(figure, {}).setdefault(relay, []).append(value)
 
     def values(self) -> dict[str, dict[str, list[float]]]:
         """Values by figure and relay, in the order of the rounds."""
         return self._values
 
     def measured(
-        self, figures: Iterable[Figure], peers: Mapping[str, str]
+        self, figures: Iterable[Figure], titles: Mapping[str, str]
     ) -> dict[str, str]:
         """The relays, with their titles, that have any of these figures."""
         have = {
-            peer for figure in figures for peer in self._values.get(figure.name, ())
+            relay for figure in figures for relay in self._values.get(figure.name, ())
         }
-        return {peer: title for peer, title in peers.items() if peer in have}
+        return {relay: title for relay, title in titles.items() if relay in have}
 
-    def spread(self, figure: str, peer: str) -> Spread | None:
+    def spread(self, figure: str, relay: str) -> Spread | None:
         """The spread of a figure; None if it was not measured."""
-        values = self._values.get(figure, {}).get(peer)
+        values = self._values.get(figure, {}).get(relay)
         return Spread.of(values) if values else None
 
     def ratio(self, of: tuple[str, str], to: tuple[str, str]) -> Spread | None:
@@ -231,14 +231,14 @@ def _limits() -> Iterable[Limit]:
         ("throughput-1", 1.0, 1.7),
         ("memory", 0.65, 0.5),
     ):
-        for title, peer, bound in (
+        for title, relay, bound in (
             ("HAProxy, splice", _SPLICE, splice),
             ("portforward", _PORTFORWARD, portforward),
         ):
             yield Limit(
                 f"{FIGURES[name].title}: to {title}",
                 (name, _RELAYD),
-                (name, peer),
+                (name, relay),
                 bound,
                 at_least=name == "throughput-1",
             )
@@ -251,22 +251,22 @@ def _limits() -> Iterable[Limit]:
             (f"{name}@{FEW}", _RELAYD),
             1.3,
         )
-    for name, title, peer, bound in (
+    for name, title, relay, bound in (
         ("socks4-short", "Dante", "dante", 0.55),
         ("socks4-short", "twistd socks", "twistd-socks", 0.55),
         # After the handshake it is a plain TCP session.
         ("socks4-bulk", "relayd, plane", _RELAYD, 1.05),
     ):
         yield Limit(
-            f"{SOCKS4[name].title}: to {title}", (name, _PROXY), (name, peer), bound
+            f"{SOCKS4[name].title}: to {title}", (name, _PROXY), (name, relay), bound
         )
     for name, nginx in (("udp-1", 0.95), ("udp-50", 0.95), ("udp-500", 1.0)):
-        for title, peer, bound in (
+        for title, relay, bound in (
             ("nginx stream", _NGINX_UDP, nginx),
             ("Twisted", _TWISTED_UDP, 0.85),
         ):
             yield Limit(
-                f"{UDP[name].title}: to {title}", (name, _UDP), (name, peer), bound
+                f"{UDP[name].title}: to {title}", (name, _UDP), (name, relay), bound
             )
     # At this rate nginx loses none, so relayd must not either.
     yield Limit(
@@ -300,7 +300,7 @@ def judge(results: Results) -> list[Verdict]:
 def needed_for_limits() -> set[tuple[str, str]]:
     """The (workload, relay) pairs that the limits need."""
     return {
-        (figure_named(figure).workload, peer)
+        (figure_named(figure).workload, relay)
         for limit in LIMITS
-        for figure, peer in (limit.of, limit.to)
+        for figure, relay in (limit.of, limit.to)
     }

@@ -126,13 +126,13 @@ def json_text(run: Run, results: Results) -> str:
     return json.dumps({**asdict(run), "figures": results.values()}, indent=1) + "\n"
 
 
-def markdown(run: Run, results: Results, peers: Mapping[str, str]) -> str:
+def markdown(run: Run, results: Results, titles: Mapping[str, str]) -> str:
     """The results as Markdown, headed at the second level.
 
-    :param peers: titles of relays by their names.
+    :param titles: titles of relays by their names.
     """
     figures = [FIGURES[name] for name in FIGURES if name in results.values()]
-    relays = results.measured(figures, peers)
+    relays = results.measured(figures, titles)
     grown = [
         figure for figure in GROWTH.values() if figure.at(MANY) in results.values()
     ]
@@ -150,7 +150,7 @@ def markdown(run: Run, results: Results, peers: Mapping[str, str]) -> str:
             _ratios_table(to, figures, results, relays),
         ]
     parts += ["### Growth", _GROWTH_TEXT]
-    parts += [_growth_table(figure, results, peers) for figure in grown]
+    parts += [_growth_table(figure, results, titles) for figure in grown]
     for title, text, ratios, of, relay, references in (
         (
             *("SOCKS4", _SOCKS4_TEXT, _SOCKS4_RATIOS_TEXT),
@@ -162,7 +162,7 @@ def markdown(run: Run, results: Results, peers: Mapping[str, str]) -> str:
         parts += [
             f"### {title}",
             text,
-            _figures_table(figures, results, results.measured(figures, peers)),
+            _figures_table(figures, results, results.measured(figures, titles)),
             ratios,
             _compared_table(relay, references, figures, results),
         ]
@@ -185,39 +185,39 @@ def _how(run: Run) -> str:
 
 
 def _figures_table(
-    figures: Sequence[Figure], results: Results, peers: Mapping[str, str]
+    figures: Sequence[Figure], results: Results, titles: Mapping[str, str]
 ) -> str:
     rows = []
     for figure in figures:
-        spreads = [results.spread(figure.name, peer) for peer in peers]
+        spreads = [results.spread(figure.name, relay) for relay in titles]
         cells = [with_range(figure, spread) if spread else "-" for spread in spreads]
         rows.append([f"{figure.title}, {figure.unit}", *cells])
-    return table(["", *peers.values()], rows)
+    return table(["", *titles.values()], rows)
 
 
 def _ratios_table(
-    to: str, figures: Sequence[Figure], results: Results, peers: Mapping[str, str]
+    to: str, figures: Sequence[Figure], results: Results, titles: Mapping[str, str]
 ) -> str:
-    others = {peer: title for peer, title in peers.items() if peer != to}
+    others = {relay: title for relay, title in titles.items() if relay != to}
     rows = []
     for figure in figures:
         ratios = [
-            results.ratio((figure.name, peer), (figure.name, to)) for peer in others
+            results.ratio((figure.name, relay), (figure.name, to)) for relay in others
         ]
         rows.append([figure.title, *map(ratio_text, ratios)])
     return table(["", *others.values()], rows)
 
 
-def _growth_table(figure: Figure, results: Results, peers: Mapping[str, str]) -> str:
+def _growth_table(figure: Figure, results: Results, titles: Mapping[str, str]) -> str:
     sizes = [size for size in SIZES if figure.at(size) in results.values()]
     rows = []
-    for peer, title in peers.items():
-        spreads = [results.spread(figure.at(size), peer) for size in sizes]
+    for relay, title in titles.items():
+        spreads = [results.spread(figure.at(size), relay) for size in sizes]
         if any(spreads):
             cells = [
                 with_range(figure, spread) if spread else "-" for spread in spreads
             ]
-            ratio = results.ratio((figure.at(MANY), peer), (figure.at(FEW), peer))
+            ratio = results.ratio((figure.at(MANY), relay), (figure.at(FEW), relay))
             rows.append([title, *cells, ratio_text(ratio)])
     heads = [f"{size:,}" for size in sizes]
     return table([f"{figure.title}, {figure.unit}", *heads, f"{MANY:,} to {FEW}"], rows)

@@ -31,20 +31,20 @@ UDP_REFERENCES = {"nginx-udp": "nginx stream", "twisted-udp": "a relay in Twiste
 
 
 def lines_of(
-    names: Iterable[str], results: Results, peers: Mapping[str, str]
+    names: Iterable[str], results: Results, titles: Mapping[str, str]
 ) -> list[str]:
     """A block of lines for each figure, with a line for each relay.
 
     :param names: figures, as a measurement names them.
-    :param peers: titles of relays by their names.
+    :param titles: titles of relays by their names.
     """
     plain = [name for name in names if "@" not in name]
     grown = dict.fromkeys(name.partition("@")[0] for name in names if "@" in name)
     lines = []
     for name in plain:
-        lines += ["", *_plain_lines(figure_named(name), results, peers)]
+        lines += ["", *_plain_lines(figure_named(name), results, titles)]
     for name in grown:
-        lines += ["", *_growth_lines(GROWTH[name], results, peers)]
+        lines += ["", *_growth_lines(GROWTH[name], results, titles)]
     return lines
 
 
@@ -55,30 +55,30 @@ def _references(figure: Figure) -> Mapping[str, str]:
 
 
 def _plain_lines(
-    figure: Figure, results: Results, peers: Mapping[str, str]
+    figure: Figure, results: Results, titles: Mapping[str, str]
 ) -> list[str]:
     lines = [f"{figure.title} ({figure.unit})"]
-    for peer, title in peers.items():
-        if spread := results.spread(figure.name, peer):
+    for relay, title in titles.items():
+        if spread := results.spread(figure.name, relay):
             line = f"  {title:<18}{with_range(figure, spread):>20}"
             for to, called in _references(figure).items():
-                ratio = results.ratio((figure.name, peer), (figure.name, to))
-                if ratio and peer != to:
+                ratio = results.ratio((figure.name, relay), (figure.name, to))
+                if ratio and relay != to:
                     line += f"   {ratio.middle:5.2f} of {called}"
             lines.append(line)
     return lines
 
 
 def _growth_lines(
-    figure: Figure, results: Results, peers: Mapping[str, str]
+    figure: Figure, results: Results, titles: Mapping[str, str]
 ) -> list[str]:
     sizes = [size for size in SIZES if figure.at(size) in results.values()]
     lines = [
         f"{figure.title} ({figure.unit}), by connections",
         " " * 20 + "".join(f"{size:>20,}" for size in sizes),
     ]
-    for peer, title in peers.items():
-        spreads = [results.spread(figure.at(size), peer) for size in sizes]
+    for relay, title in titles.items():
+        spreads = [results.spread(figure.at(size), relay) for size in sizes]
         if any(spreads):
             cells = "".join(
                 f"{with_range(figure, s) if s else '-':>20}" for s in spreads

@@ -21,7 +21,7 @@ from attrs import frozen
 from bench import datagrams
 from bench.children import CannotMeasure, allow_descriptors, program
 from bench.figures import MANY, Results, figure_named, needed_for_limits
-from bench.peers import PEERS, Setup
+from bench.relays import RELAYS, Setup
 from bench.report import lines_of
 from bench.workloads import WORKLOADS, Readings
 
@@ -59,7 +59,7 @@ _QUICK_WORKS = (
     "udp-turns",
     "udp-delivered",
 )
-_QUICK_PEERS = (
+_QUICK_RELAYS = (
     "relayd-plane",
     "haproxy-splice",
     "portforward",
@@ -71,9 +71,9 @@ _QUICK_PEERS = (
     "twisted-udp",
 )
 
-_ALL = [(workload, peer) for workload in WORKLOADS for peer in PEERS]
+_ALL = [(workload, relay) for workload in WORKLOADS for relay in RELAYS]
 _QUICK = [
-    *((w, p) for w, p in _ALL if w in _QUICK_WORKS and p in _QUICK_PEERS),
+    *((w, p) for w, p in _ALL if w in _QUICK_WORKS and p in _QUICK_RELAYS),
     ("growth-busy", "relayd-plane"),
     ("growth-open", "relayd-plane"),
 ]
@@ -101,7 +101,7 @@ class Plan:
         cls,
         mode: Mode,
         workloads: Iterable[str] = (),
-        peers: Iterable[str] = (),
+        relays: Iterable[str] = (),
         *,
         rounds: int | None = None,
         seconds: float | None = None,
@@ -112,11 +112,11 @@ class Plan:
         """
         planned = {
             workload.name: [
-                peer.name
-                for peer in PEERS.values()
-                if (workload.name, peer.name) in mode.pairs
-                and peer.name in (peers or PEERS)
-                and workload.takes(peer)
+                relay.name
+                for relay in RELAYS.values()
+                if (workload.name, relay.name) in mode.pairs
+                and relay.name in (relays or RELAYS)
+                and workload.takes(relay)
             ]
             for workload in WORKLOADS.values()
             if workload.name in (workloads or WORKLOADS)
@@ -131,8 +131,8 @@ class Plan:
     @property
     def titles(self) -> dict[str, str]:
         """The titles of its relays, by their names."""
-        chosen = {peer for peers in self.workloads.values() for peer in peers}
-        return {name: peer.title for name, peer in PEERS.items() if name in chosen}
+        chosen = {relay for relays in self.workloads.values() for relay in relays}
+        return {name: relay.title for name, relay in RELAYS.items() if name in chosen}
 
 
 def check_requirements(plan: Plan) -> None:
@@ -144,11 +144,11 @@ def check_requirements(plan: Plan) -> None:
     for workload in plan.workloads:
         for name in WORKLOADS[workload].programs:
             program(name)
-    if any(PEERS[peer].kind == "udp" for peer in plan.titles):
+    if any(RELAYS[relay].kind == "udp" for relay in plan.titles):
         datagrams.built()
     with tempfile.TemporaryDirectory(prefix="relayd-bench-") as folder:
-        for peer in plan.titles:
-            PEERS[peer].command(Setup(Path(folder), 0, 0, logs=False))
+        for relay in plan.titles:
+            RELAYS[relay].command(Setup(Path(folder), 0, 0, logs=False))
 
 
 def measure(plan: Plan) -> Results:
@@ -163,10 +163,10 @@ def measure(plan: Plan) -> Results:
     begin = time.monotonic()
     done, every = 0, plan.rounds * sum(map(len, plan.workloads.values()))
     for number in range(plan.rounds):
-        for workload, peers in plan.workloads.items():
-            for peer, turns in _round(plan, workload, peers, number).items():
+        for workload, relays in plan.workloads.items():
+            for relay, turns in _round(plan, workload, relays, number).items():
                 for readings in turns:
-                    results.add(peer, readings)
+                    results.add(relay, readings)
                 done += 1
                 shown = ", ".join(
                     f"{name} {figure_named(name).show(median(r[name] for r in turns))}"
@@ -174,30 +174,32 @@ def measure(plan: Plan) -> Results:
                 )
                 seconds = time.monotonic() - begin
                 print(
-                    f"{seconds:5.0f} s  {done}/{every}  {PEERS[peer].title}: {shown}",
+                    f"{seconds:5.0f} s  {done}/{every}  {RELAYS[relay].title}: {shown}",
                     file=sys.stderr,
                 )
             if number == plan.rounds - 1:
-                titles = {peer: plan.titles[peer] for peer in peers}
+                titles = {relay: plan.titles[relay] for relay in relays}
                 print("\n".join(lines_of(readings, results, titles)), flush=True)
     return results
 
 
 def _round(
-    plan: Plan, workload: str, peers: list[str], number: int
+    plan: Plan, workload: str, relays: list[str], number: int
 ) -> dict[str, list[Readings]]:
     """One round of one workload: the readings of each relay, of each of its turns."""
     turns = 1 if plan.turns == 1 else max(1, plan.turns * WORKLOADS[workload].turns)
     seconds = max(plan.seconds / turns, TURN)
-    taken: dict[str, list[Readings]] = {peer: [] for peer in peers}
+    taken: dict[str, list[Readings]] = {relay: [] for relay in relays}
     with ExitStack() as begun:
         measures = {
-            peer: begun.enter_context(WORKLOADS[workload].begin(PEERS[peer], seconds))
-            for peer in peers
+            relay: begun.enter_context(
+                WORKLOADS[workload].begin(RELAYS[relay], seconds)
+            )
+            for relay in relays
         }
         for turn in range(number, number + turns):
             # So that no relay is always the first.
-            first = turn % len(peers)
-            for peer in peers[first:] + peers[:first]:
-                taken[peer].append(measures[peer]())
+            first = turn % len(relays)
+            for relay in relays[first:] + relays[:first]:
+                taken[relay].append(measures[relay]())
     return taken

@@ -33,7 +33,7 @@ from bench.loads import (
     short_connections,
 )
 from bench.origins import Site, sink, site
-from bench.peers import Peer, Relay, relay
+from bench.relays import Relay, Running, started
 
 #: Short connections for each second that a measurement may take.
 SHORT_EACH_SECOND = 2_000
@@ -67,59 +67,59 @@ class Workload:
     """
 
     name: str
-    begin: Callable[[Peer, float], AbstractContextManager[Measure]]
-    takes: Callable[[Peer], bool]
+    begin: Callable[[Relay, float], AbstractContextManager[Measure]]
+    takes: Callable[[Relay], bool]
     programs: tuple[str, ...]
     turns: int = 0
 
 
 def afresh(
-    measure: Callable[[Peer, float], Readings],
-) -> Callable[[Peer, float], AbstractContextManager[Measure]]:
+    measure: Callable[[Relay, float], Readings],
+) -> Callable[[Relay, float], AbstractContextManager[Measure]]:
     """A workload's `begin` for a function that starts a new relay each time."""
 
     @contextmanager
-    def begin(peer: Peer, seconds: float) -> Iterator[Measure]:
-        yield partial(measure, peer, seconds)
+    def begin(relay: Relay, seconds: float) -> Iterator[Measure]:
+        yield partial(measure, relay, seconds)
 
     return begin
 
 
-def measure_bulk(streams: int, peer: Peer, seconds: float) -> Readings:
+def measure_bulk(streams: int, relay: Relay, seconds: float) -> Readings:
     """CPU per GB, and throughput, of so many iperf3 streams."""
-    used, moved = _bulk(streams, peer, seconds)
+    used, moved = _bulk(streams, relay, seconds)
     return {f"bulk-{streams}": used, f"throughput-{streams}": moved.gigabits}
 
 
-def measure_socks4_bulk(peer: Peer, seconds: float) -> Readings:
+def measure_socks4_bulk(relay: Relay, seconds: float) -> Readings:
     """CPU per GB of one iperf3 stream, after the handshake if it is a proxy."""
-    used, _ = _bulk(1, peer, seconds)
+    used, _ = _bulk(1, relay, seconds)
     return {"socks4-bulk": used}
 
 
-def _bulk(streams: int, peer: Peer, seconds: float) -> tuple[float, Bulk]:
+def _bulk(streams: int, relay: Relay, seconds: float) -> tuple[float, Bulk]:
     """Milliseconds per GB, and the transfer."""
-    with sink() as destination, relay(peer, destination) as running:
+    with sink() as destination, started(relay, destination) as running:
         before = running.cpu()
         moved = bulk(
             running.port,
             streams,
             seconds,
-            socks4_to=destination if peer.kind == "socks4" else None,
+            socks4_to=destination if relay.kind == "socks4" else None,
         )
         time.sleep(0.1)
         used = running.cpu() - before
     return used * 1e3 / (moved.bytes / 1e9), moved
 
 
-def measure_requests(peer: Peer, seconds: float) -> Readings:
+def measure_requests(relay: Relay, seconds: float) -> Readings:
     """CPU per request on kept connections."""
-    with site() as origin, relay(peer, origin.port) as running:
+    with site() as origin, started(relay, origin.port) as running:
         return {"request": _cpu_per_request(running, origin, AT_ONCE, seconds)}
 
 
 def _cpu_per_request(
-    running: Relay, origin: Site, connections: int, seconds: float
+    running: Running, origin: Site, connections: int, seconds: float
 ) -> float:
     """Microseconds, over a time in which all connections are open and used."""
     begin = origin.counts().requests
@@ -127,13 +127,13 @@ def _cpu_per_request(
     def wait_open(count: int) -> None:
         eventually(
             lambda: origin.counts().open >= count,
-            f"{running.peer.title} has {count} connections open",
+            f"{running.relay.title} has {count} connections open",
         )
 
     with kept_requests(running.port, connections, wait_open):
         eventually(
             lambda: origin.counts().requests - begin >= 2 * connections,
-            f"{running.peer.title} relays on {connections} connections",
+            f"{running.relay.title} relays on {connections} connections",
         )
         time.sleep(0.3)
         requests, used = origin.counts().requests, running.cpu()
@@ -155,14 +155,14 @@ def _cpu_per_request(
 def begin_short(
     name: str,
     closed_by: Literal["client", "server"],
-    peer: Peer,
+    relay: Relay,
     seconds: float,
     *,
     logs: bool = False,
     warm_up: int = WARM_UP,
 ) -> Iterator[Measure]:
     """CPU per short connection, or per short session of a proxy."""
-    with site() as origin, relay(peer, origin.port, logs=logs) as running:
+    with site() as origin, started(relay, origin.port, logs=logs) as running:
         short = _Short(running, origin, closed_by)
         short.make(warm_up)
         yield lambda: {name: short.cpu_each(int(SHORT_EACH_SECOND * seconds))}
@@ -172,7 +172,7 @@ def begin_short(
 class _Short:
     """Short connections, in addition to those that the relay has already."""
 
-    running: Relay
+    running: Running
     origin: Site
     closed_by: Literal["client", "server"]
 
@@ -180,17 +180,17 @@ class _Short:
         """Make them, and wait until the relay has ended them; CPU used until then."""
         running, origin = self.running, self.origin
         before = origin.counts()
-        socks4_to = origin.port if running.peer.kind == "socks4" else None
+        socks4_to = origin.port if running.relay.kind == "socks4" else None
         short_connections(running.port, count, self.closed_by, socks4_to=socks4_to)
         eventually(
             lambda: origin.counts().open <= before.open,
-            f"{running.peer.title} ends its connections",
+            f"{running.relay.title} ends its connections",
         )
         time.sleep(0.05)
         made = origin.counts().accepted - before.accepted
         if made != count:
             raise CannotMeasure(
-                f"{running.peer.title} made {made} connections for {count}"
+                f"{running.relay.title} made {made} connections for {count}"
             )
         return running.cpu()
 
@@ -214,21 +214,21 @@ def _leave_time_wait(count: int) -> None:
     raise CannotMeasure("more connections stay in TIME_WAIT than this machine allows")
 
 
-def measure_latency(peer: Peer, seconds: float) -> Readings:
+def measure_latency(relay: Relay, seconds: float) -> Readings:
     """Latency of a request at a fixed rate, in microseconds."""
-    with site() as origin, relay(peer, origin.port) as running:
+    with site() as origin, started(relay, origin.port) as running:
         took = fixed_rate(running.port, seconds)
     percentiles = quantiles(took, n=100)
     return {"latency-p50": percentiles[49], "latency-p99": percentiles[98]}
 
 
-def measure_memory(peer: Peer, _: float) -> Readings:
+def measure_memory(relay: Relay, _: float) -> Readings:
     """Kilobytes that an idle pair adds to the relay.
 
     The first pairs stay open while the others are added: closed ones would leave
     memory that the next ones reuse.
     """
-    with site() as origin, relay(peer, origin.port) as running:
+    with site() as origin, started(relay, origin.port) as running:
         with idle_pairs(running.port, WARM_UP) as pairs:
             time.sleep(0.5)
             before = running.memory()
@@ -243,20 +243,20 @@ def measure_memory(peer: Peer, _: float) -> Readings:
             for size in sorted({*SIZES[1:], MEMORY_PAIRS}):
                 if size == MEMORY_PAIRS:
                     readings["memory"] = each(size)
-                elif peer.grows:
+                elif relay.grows:
                     readings[f"memory@{size}"] = each(size)
             return readings
 
 
-def measure_growth_busy(peer: Peer, seconds: float) -> Readings:
+def measure_growth_busy(relay: Relay, seconds: float) -> Readings:
     """CPU per request on more and more connections, each with a request pending."""
-    with site() as origin, relay(peer, origin.port) as running:
+    with site() as origin, started(relay, origin.port) as running:
         readings = {}
         for size in SIZES:
             used = _cpu_per_request(running, origin, size, seconds)
             readings[f"request@{size}"] = used
             eventually(
-                lambda: origin.counts().open == 0, f"{peer.title} ends its connections"
+                lambda: origin.counts().open == 0, f"{relay.title} ends its connections"
             )
         return readings
 
@@ -266,10 +266,10 @@ def measure_growth_busy(peer: Peer, seconds: float) -> Readings:
 UNTIL_IDLE = 3.5
 
 
-def measure_growth_open(peer: Peer, seconds: float) -> Readings:
+def measure_growth_open(relay: Relay, seconds: float) -> Readings:
     """CPU per request, and per short connection, when more and more are open."""
     readings = {}
-    with site() as origin, relay(peer, origin.port) as running:
+    with site() as origin, started(relay, origin.port) as running:
         with idle_pairs(running.port) as pairs:
             for size in SIZES:
                 pairs.grow(size)
@@ -283,7 +283,9 @@ def measure_growth_open(peer: Peer, seconds: float) -> Readings:
     return readings
 
 
-def _cpu_per_turn(running: Relay, pairs: IdlePairs, size: int, seconds: float) -> float:
+def _cpu_per_turn(
+    running: Running, pairs: IdlePairs, size: int, seconds: float
+) -> float:
     """Microseconds of CPU per request, with requests on one after the other."""
     count = max(int(TURNS_EACH_SECOND * seconds), 2 * size)
     pairs.take_turns(max(WARM_UP, size))
@@ -292,19 +294,19 @@ def _cpu_per_turn(running: Relay, pairs: IdlePairs, size: int, seconds: float) -
     return (running.cpu() - used) * 1e6 / count
 
 
-def measure_udp(flows: int, at_once: int, peer: Peer, seconds: float) -> Readings:
+def measure_udp(flows: int, at_once: int, relay: Relay, seconds: float) -> Readings:
     """CPU per round trip of a datagram, with so many of each flow pending."""
-    with echo() as destination, relay(peer, destination) as running:
+    with echo() as destination, started(relay, destination) as running:
         with round_trips(running.port, flows, at_once, seconds) as load:
             return {f"udp-{flows}": _cpu_per_round_trip(running, load)}
 
 
-def measure_udp_turns(peer: Peer, seconds: float) -> Readings:
+def measure_udp_turns(relay: Relay, seconds: float) -> Readings:
     """CPU per round trip when few, and when many, flows send bursts in turn.
 
     Both on the same relay, since a limit compares them.
     """
-    with echo() as destination, relay(peer, destination) as running:
+    with echo() as destination, started(relay, destination) as running:
         readings = {}
         for flows in FLOWS:
             with bursts_in_turn(running.port, flows, seconds) as load:
@@ -312,45 +314,45 @@ def measure_udp_turns(peer: Peer, seconds: float) -> Readings:
         return readings
 
 
-def _cpu_per_round_trip(running: Relay, load: Callable[[], int]) -> float:
+def _cpu_per_round_trip(running: Running, load: Callable[[], int]) -> float:
     used = running.cpu()
     made = load()
     return (running.cpu() - used) * 1e6 / made
 
 
-def measure_udp_delivered(peer: Peer, seconds: float) -> Readings:
+def measure_udp_delivered(relay: Relay, seconds: float) -> Readings:
     """Per cent of datagrams that come back, at a rate that relays can handle."""
-    with echo() as destination, relay(peer, destination) as running:
+    with echo() as destination, started(relay, destination) as running:
         return {"udp-delivered": delivered(running.port, seconds)}
 
 
-def _relays(peer: Peer) -> bool:
-    return peer.kind == "stream"
+def _relays(relay: Relay) -> bool:
+    return relay.kind == "stream"
 
 
-def _logs(peer: Peer) -> bool:
-    return peer.logs and _relays(peer)
+def _logs(relay: Relay) -> bool:
+    return relay.logs and _relays(relay)
 
 
-def _thousands(peer: Peer) -> bool:
-    return not peer.forks and _relays(peer)
+def _thousands(relay: Relay) -> bool:
+    return not relay.forks and _relays(relay)
 
 
-def _grows(peer: Peer) -> bool:
-    return peer.grows and _relays(peer)
+def _grows(relay: Relay) -> bool:
+    return relay.grows and _relays(relay)
 
 
-def _proxies(peer: Peer) -> bool:
-    return peer.kind == "socks4"
+def _proxies(relay: Relay) -> bool:
+    return relay.kind == "socks4"
 
 
-def _proxies_and_ours(peer: Peer) -> bool:
+def _proxies_and_ours(relay: Relay) -> bool:
     """The proxies, and relayd's TCP relay, with which its proxy is compared."""
-    return _proxies(peer) or peer.name == "relayd-plane"
+    return _proxies(relay) or relay.name == "relayd-plane"
 
 
-def _datagrams(peer: Peer) -> bool:
-    return peer.kind == "udp"
+def _datagrams(relay: Relay) -> bool:
+    return relay.kind == "udp"
 
 
 _WRK, _IPERF3, _H2LOAD = ("nginx", "wrk"), ("iperf3",), ("nginx", "h2load")

@@ -25,10 +25,10 @@ DATAGRAMS = {
 def results_of(**figures: dict[str, list[float]]) -> Results:
     """Results with these rounds; `_` in a figure's name stands for `-`."""
     results = Results()
-    for figure, peers in figures.items():
-        for peer, values in peers.items():
+    for figure, relays in figures.items():
+        for relay, values in relays.items():
             for value in values:
-                results.add(peer, {figure.replace("_", "-"): value})
+                results.add(relay, {figure.replace("_", "-"): value})
     return results
 
 
@@ -42,13 +42,13 @@ def full_results() -> Results:
     """Every figure for two relays, in three rounds."""
     results = Results()
     for number in (1.0, 2.0, 3.0):
-        for peer, factor in (("relayd-plane", 1.0), ("haproxy-splice", 2.0)):
-            results.add(peer, dict.fromkeys(FIGURES, number * factor))
+        for relay, factor in (("relayd-plane", 1.0), ("haproxy-splice", 2.0)):
+            results.add(relay, dict.fromkeys(FIGURES, number * factor))
             for figure in GROWTH.values():
-                results.add(peer, {figure.at(size): number for size in SIZES})
-        for peer, factor in (("relayd-socks4", 1.0), ("dante", 4.0)):
-            results.add(peer, dict.fromkeys(SOCKS4, number * factor))
+                results.add(relay, {figure.at(size): number for size in SIZES})
+        for relay, factor in (("relayd-socks4", 1.0), ("dante", 4.0)):
+            results.add(relay, dict.fromkeys(SOCKS4, number * factor))
         results.add("relayd-plane", {"socks4-bulk": number * 2.0})
-        for peer, factor in (("relayd-udp", 1.0), ("nginx-udp", 2.0)):
-            results.add(peer, dict.fromkeys(UDP, number * factor))
+        for relay, factor in (("relayd-udp", 1.0), ("nginx-udp", 2.0)):
+            results.add(relay, dict.fromkeys(UDP, number * factor))
     return results

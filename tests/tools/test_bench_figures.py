@@ -58,8 +58,8 @@ def test_the_limits_are_those_of_the_documentation() -> None:
     assert rules[fast] == "at least 1.7"
     assert rules[many] == "at most 1.3"
     proxy = "relayd-socks4"
-    for peer in ("dante", "twistd-socks"):
-        short = ("socks4-short", proxy, "socks4-short", peer)
+    for relay in ("dante", "twistd-socks"):
+        short = ("socks4-short", proxy, "socks4-short", relay)
         assert rules[short] == "at most 0.55"
     assert rules["socks4-bulk", proxy, "socks4-bulk", relayd] == "at most 1.05"
     udp = "relayd-udp"

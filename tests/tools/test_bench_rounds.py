@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from bench.figures import needed_for_limits
-from bench.peers import PEERS, Peer
+from bench.relays import RELAYS, Relay
 from bench.rounds import MODES, Plan, measure
 from bench.workloads import WORKLOADS, Readings, Workload, afresh
 
@@ -19,7 +19,9 @@ def test_the_check_measures_all_that_the_limits_need() -> None:
     assert ("growth-open", "portforward") not in pairs
     plan = Plan.of(MODES["check"])
     planned = {
-        (workload, peer) for workload, peers in plan.workloads.items() for peer in peers
+        (workload, relay)
+        for workload, relays in plan.workloads.items()
+        for relay in relays
     }
     assert planned == pairs
 
@@ -50,9 +52,9 @@ def test_relays_take_turns_and_each_counts(
 ) -> None:
     order: list[tuple[str, str, float]] = []
 
-    def measured(name: str) -> Callable[[Peer, float], Readings]:
-        def measure_it(peer: Peer, seconds: float) -> Readings:
-            order.append((name, peer.name, seconds))
+    def measured(name: str) -> Callable[[Relay, float], Readings]:
+        def measure_it(relay: Relay, seconds: float) -> Readings:
+            order.append((name, relay.name, seconds))
             return {name: float(len(order))}
 
         return measure_it
@@ -64,11 +66,11 @@ def test_relays_take_turns_and_each_counts(
             for name, turns in (("bulk-1", 0), ("request", 1))
         },
     )
-    peers = ["relayd-plane", "portforward"]
-    plan = Plan(1, 2.0, {"bulk-1": peers, "request": peers}, turns=3)
+    relays = ["relayd-plane", "portforward"]
+    plan = Plan(1, 2.0, {"bulk-1": relays, "request": relays}, turns=3)
     results = measure(plan)
     capsys.readouterr()
-    plane, other = peers
+    plane, other = relays
     assert order == [
         ("bulk-1", plane, 2.0),
         ("bulk-1", other, 2.0),
@@ -89,26 +91,26 @@ def test_a_relay_may_run_for_all_of_its_turns(
     told: list[str] = []
 
     @contextmanager
-    def begin(peer: Peer, seconds: float) -> Iterator[Callable[[], Readings]]:
+    def begin(relay: Relay, seconds: float) -> Iterator[Callable[[], Readings]]:
         def measure_it() -> Readings:
-            told.append(peer.name)
+            told.append(relay.name)
             return {"request": 1.0}
 
-        told.append(f"{peer.name} begins")
+        told.append(f"{relay.name} begins")
         yield measure_it
-        told.append(f"{peer.name} ends")
+        told.append(f"{relay.name} ends")
 
     workload = Workload("request", begin, lambda _: True, (), 2)
     monkeypatch.setattr("bench.rounds.WORKLOADS", {"request": workload})
-    plane, other = peers = ["relayd-plane", "portforward"]
-    measure(Plan(1, 2.0, {"request": peers}, turns=2))
+    plane, other = relays = ["relayd-plane", "portforward"]
+    measure(Plan(1, 2.0, {"request": relays}, turns=2))
     capsys.readouterr()
     turns = [plane, other, other, plane] * 2
-    begins = [f"{peer} begins" for peer in peers]
+    begins = [f"{relay} begins" for relay in relays]
     assert told == [*begins, *turns, f"{other} ends", f"{plane} ends"]
     # Where there is one turn, there is one.
     told.clear()
-    measure(Plan(1, 2.0, {"request": peers}))
+    measure(Plan(1, 2.0, {"request": relays}))
     capsys.readouterr()
     assert told == [*begins, plane, other, f"{other} ends", f"{plane} ends"]
 
@@ -123,17 +125,17 @@ def test_a_plan_leaves_out_what_a_relay_cannot_do() -> None:
 def test_each_kind_of_relay_is_measured_apart() -> None:
     workloads = Plan.of(MODES["full"]).workloads
     kinds = {
-        kind: {name for name, peer in PEERS.items() if peer.kind == kind}
+        kind: {name for name, relay in RELAYS.items() if relay.kind == kind}
         for kind in ("stream", "socks4", "udp")
     }
     proxies = kinds["socks4"]
     assert set(workloads["socks4-short"]) == proxies
     assert set(workloads["socks4-bulk"]) == {*proxies, "relayd-plane"}
-    for workload, peers in workloads.items():
+    for workload, relays in workloads.items():
         if workload.startswith("udp-"):
-            assert set(peers) == kinds["udp"]
+            assert set(relays) == kinds["udp"]
         elif not workload.startswith("socks4-"):
-            assert set(peers) <= kinds["stream"]
+            assert set(relays) <= kinds["stream"]
 
 
 def test_a_plan_may_be_narrowed() -> None:

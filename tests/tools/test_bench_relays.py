@@ -9,14 +9,14 @@ import pytest
 from twisted.logger import ILogObserver, LogLevel
 from twisted.python.reflect import namedAny
 
-from bench.peers import PEERS, Setup
+from bench.relays import RELAYS, Setup
 from relayd.core.settings import BACKLOG, UDP_RCVBUF
 
 
 @pytest.mark.parametrize("transport", ["plane", "twisted"])
 @pytest.mark.parametrize("logs", [True, False])
 def test_relayds_own_command_line(transport: str, logs: bool, tmp_path: Path) -> None:
-    command = PEERS[f"relayd-{transport}"].command(Setup(tmp_path, 20000, 20001, logs))
+    command = RELAYS[f"relayd-{transport}"].command(Setup(tmp_path, 20000, 20001, logs))
     words = " ".join(command)
     assert f"--transport {transport}" in words
     assert ("--quiet" in command) is not logs
@@ -24,13 +24,13 @@ def test_relayds_own_command_line(transport: str, logs: bool, tmp_path: Path) ->
 
 
 def test_portforward_logs_if_asked_to(tmp_path: Path) -> None:
-    command = PEERS["portforward"].command
+    command = RELAYS["portforward"].command
     assert "--log" in command(Setup(tmp_path, 1, 2, logs=True))
     assert "--log" not in command(Setup(tmp_path, 1, 2, logs=False))
 
 
 def test_relayds_own_proxys_command_line(tmp_path: Path) -> None:
-    command = PEERS["relayd-socks4"].command(Setup(tmp_path, 20000, 20001, logs=False))
+    command = RELAYS["relayd-socks4"].command(Setup(tmp_path, 20000, 20001, logs=False))
     words = " ".join(command)
     assert " --reactor=epoll socks4 --transport plane --quiet" in words
     assert words.endswith("--listen 127.0.0.1:20000")
@@ -44,7 +44,7 @@ def test_relayds_own_proxys_command_line(tmp_path: Path) -> None:
 def test_relayds_own_command_line_for_datagrams(
     name: str, transport: str, tmp_path: Path
 ) -> None:
-    words = " ".join(PEERS[name].command(Setup(tmp_path, 20000, 20001, logs=False)))
+    words = " ".join(RELAYS[name].command(Setup(tmp_path, 20000, 20001, logs=False)))
     assert f"relayd --transport {transport} --quiet" in words
     assert words.endswith("--listen udp:127.0.0.1:20000 --dest udp:127.0.0.1:20001")
 
@@ -52,13 +52,13 @@ def test_relayds_own_command_line_for_datagrams(
 def test_nginx_relays_streams_or_datagrams(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.peers.program", lambda name: name)
-    monkeypatch.setattr("bench.peers.STREAM_MODULE", tmp_path)
+    monkeypatch.setattr("bench.relays.program", lambda name: name)
+    monkeypatch.setattr("bench.relays.STREAM_MODULE", tmp_path)
     for name, listen in (
         ("nginx", f"backlog={BACKLOG.default}"),
         ("nginx-udp", f"udp rcvbuf={UDP_RCVBUF.default}"),
     ):
-        PEERS[name].command(Setup(tmp_path, 20000, 20001, logs=False))
+        RELAYS[name].command(Setup(tmp_path, 20000, 20001, logs=False))
         config = (tmp_path / "nginx.conf").read_text()
         assert f"  listen 127.0.0.1:20000 {listen};\n" in config
         assert "  access_log off;\n" in config
@@ -67,10 +67,10 @@ def test_nginx_relays_streams_or_datagrams(
 def test_dante_listens_where_it_should_and_never_connects_from_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.peers.program", lambda name: name)
+    monkeypatch.setattr("bench.relays.program", lambda name: name)
     said = set()
     for port in (20223, 20224):
-        PEERS["dante"].command(Setup(tmp_path, port, 1, logs=False))
+        RELAYS["dante"].command(Setup(tmp_path, port, 1, logs=False))
         config = (tmp_path / "danted.conf").read_text()
         assert f"internal: 127.0.0.1 port = {port}\n" in config
         [external] = re.findall(
@@ -85,7 +85,7 @@ def test_twistd_socks_has_no_log_observer(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What it names is a log's observer, and one that writes nothing."""
-    command = PEERS["twistd-socks"].command(Setup(tmp_path, 20000, 20001, logs=False))
+    command = RELAYS["twistd-socks"].command(Setup(tmp_path, 20000, 20001, logs=False))
     observer = namedAny(command[command.index("--logger") + 1])()
     assert ILogObserver.providedBy(observer)
     observer({"log_format": "a session", "log_level": LogLevel.info, "log_time": 0.0})

@@ -57,7 +57,7 @@ class Setup:
 
 
 @frozen
-class Peer:
+class Relay:
     """A relay to measure.
 
     :param command: writes its configuration, and returns its command line.
@@ -78,16 +78,16 @@ class Peer:
 
 
 @frozen
-class Relay:
+class Running:
     """A running relay."""
 
-    peer: Peer
+    relay: Relay
     child: Child
     port: int
 
     def cpu(self) -> float:
         """Seconds of CPU that it has used."""
-        return cpu(self.child.pid, forks=self.peer.forks)
+        return cpu(self.child.pid, forks=self.relay.forks)
 
     def memory(self) -> int:
         """Bytes of memory that it uses."""
@@ -95,16 +95,16 @@ class Relay:
 
 
 @contextmanager
-def relay(peer: Peer, destination: int, *, logs: bool = False) -> Iterator[Relay]:
+def started(relay: Relay, destination: int, *, logs: bool = False) -> Iterator[Running]:
     """A relay of this kind, started afresh, for the length of a block."""
     with tempfile.TemporaryDirectory(prefix="relayd-bench-") as name:
         port = free_port()
-        argv = peer.command(Setup(Path(name), port, destination, logs))
-        with child(peer.title, argv, Path(name)) as running:
-            running.listening(port, udp=peer.kind == "udp")
+        argv = relay.command(Setup(Path(name), port, destination, logs))
+        with child(relay.title, argv, Path(name)) as running:
+            running.listening(port, udp=relay.kind == "udp")
             # The rest of its start must not count.
             time.sleep(0.2)
-            yield Relay(peer, running, port)
+            yield Running(relay, running, port)
 
 
 def _twistd(*words: str) -> list[str]:
@@ -260,31 +260,31 @@ def _twistd_socks(setup: Setup) -> list[str]:
 
 
 #: In the order in which they are shown.
-PEERS = {
-    peer.name: peer
-    for peer in (
-        Peer("relayd-plane", "relayd, plane", _relayd("plane")),
-        Peer("relayd-twisted", "relayd, twisted", _relayd("twisted")),
-        Peer(
+RELAYS = {
+    relay.name: relay
+    for relay in (
+        Relay("relayd-plane", "relayd, plane", _relayd("plane")),
+        Relay("relayd-twisted", "relayd, twisted", _relayd("twisted")),
+        Relay(
             "haproxy-splice",
             "HAProxy, splice",
             _haproxy("option splice-request\n  option splice-response"),
         ),
-        Peer("haproxy", "HAProxy, no splice", _haproxy(""), grows=False),
-        Peer("nginx", "nginx stream", _nginx),
-        Peer("portforward", "portforward", _portforward),
-        Peer("socat", "socat", _socat, forks=True, logs=False, grows=False),
-        Peer("relayd-socks4", "relayd, SOCKS4", _relayd_socks4, kind="socks4"),
-        Peer("dante", "Dante", _dante, forks=True, kind="socks4"),
-        Peer("twistd-socks", "twistd socks", _twistd_socks, kind="socks4"),
-        Peer("relayd-udp", "relayd, UDP", _relayd("plane", "udp:"), kind="udp"),
-        Peer(
+        Relay("haproxy", "HAProxy, no splice", _haproxy(""), grows=False),
+        Relay("nginx", "nginx stream", _nginx),
+        Relay("portforward", "portforward", _portforward),
+        Relay("socat", "socat", _socat, forks=True, logs=False, grows=False),
+        Relay("relayd-socks4", "relayd, SOCKS4", _relayd_socks4, kind="socks4"),
+        Relay("dante", "Dante", _dante, forks=True, kind="socks4"),
+        Relay("twistd-socks", "twistd socks", _twistd_socks, kind="socks4"),
+        Relay("relayd-udp", "relayd, UDP", _relayd("plane", "udp:"), kind="udp"),
+        Relay(
             "relayd-udp-twisted",
             "relayd, UDP, twisted",
             _relayd("twisted", "udp:"),
             kind="udp",
         ),
-        Peer("nginx-udp", "nginx stream, UDP", _nginx_udp, kind="udp"),
-        Peer("twisted-udp", "Twisted, UDP", _twisted_udp, logs=False, kind="udp"),
+        Relay("nginx-udp", "nginx stream, UDP", _nginx_udp, kind="udp"),
+        Relay("twisted-udp", "Twisted, UDP", _twisted_udp, logs=False, kind="udp"),
     )
 }
