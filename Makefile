@@ -116,7 +116,7 @@ wheel: $(VENV)/run ## build dist/*.whl
 	$(BIN)/pip wheel $(PIP_QUIET) --no-deps -w dist .
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) $(FLOOR) $(WHEEL) $(BENCH) build dist relayd.egg-info .coverage .coverage.* \
+	rm -rf $(VENV) $(FLOOR) $(WHEEL) $(BENCH) $(BENCH)-other build dist relayd.egg-info .coverage .coverage.* \
 	  .mypy_cache .pytest_cache .ruff_cache .hypothesis twisted/plugins/dropin.cache \
 	  tests/system/node_modules
 

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rounds=given.rounds,
             seconds=given.seconds,
         )
-        return _run(given.mode, plan, output)
+        return _run(given.mode, plan, given.only or (), output)
     except CannotMeasure as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -128,8 +128,12 @@ def _seconds(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0.5 to 60")
 
 
-def _run(mode: str, plan: Plan, output: Path | None) -> int:
-    check_requirements(plan)
+def _run(mode: str, plan: Plan, asked: Collection[str], output: Path | None) -> int:
+    without = check_requirements(plan, asked)
+    lacking = {plan.titles[relay]: why for relay, why in without.items()}
+    for title, why in lacking.items():
+        print(f"bench: {title} is not measured: {why}", file=sys.stderr)
+    plan = plan.without(without)
     if output is not None:
         _check_output(output)
     busy = facts.busy()
@@ -149,9 +153,12 @@ def _run(mode: str, plan: Plan, output: Path | None) -> int:
             datetime.datetime.now(datetime.UTC).date().isoformat(),
             plan.rounds,
             plan.seconds,
+            plan.windows,
+            plan.window,
             busy,
             facts.machine_facts(),
             facts.versions(),
+            lacking,
         )
         _write(about, results, plan.titles, output)
     return 0

@@ -1,9 +1,11 @@
 """Charts of the results, as PNG and SVG.
 
 `costs`: a panel for each figure, a bar for each relay, as a multiple of HAProxy with
-splice. `growth`: a panel for each cost, a line for each relay. `socks4` and `udp`: as
-`costs`, for the SOCKS4 proxies and the UDP relays. The same results make the same SVG:
-its ids are salted with a constant, and it has no date.
+splice; all log, as relayd does by default. `short`: the same for short sessions, with
+their logs and quiet, and with the relays that are measured at little else. `growth`: a
+panel for each cost, a line for each relay. `socks4` and `udp`: as `costs`, for the
+SOCKS4 proxies and the UDP relays. The same results make the same SVG: its ids are
+salted with a constant, and it has no date.
 """
 
 from __future__ import annotations
@@ -19,12 +21,23 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from bench.figures import FIGURES, GROWTH, SIZES, SOCKS4, UDP, Figure, Results
+from bench.relays import RELAYS
 
 #: The relay whose figure is 1 in each panel.
 REFERENCE = "haproxy-splice"
 
+#: Likewise, in the panels of short sessions.
+SHORT_PANELS = dict.fromkeys(
+    ("short-server", "short-client", "short-server-quiet", "short-client-quiet"),
+    REFERENCE,
+)
+
 #: Likewise, in the panels of the SOCKS4 proxies.
-SOCKS4_PANELS = {"socks4-short": "dante", "socks4-bulk": "relayd-plane"}
+SOCKS4_PANELS = {
+    "socks4-short": "dante",
+    "socks4-short-quiet": "dante",
+    "socks4-bulk": "relayd-plane",
+}
 
 #: Likewise, in the panels of the UDP relays.
 UDP_PANELS = dict.fromkeys(
@@ -37,7 +50,7 @@ LONGEST = 4.0
 #: Figures that have a panel, in rows of three.
 PANELS = (
     ("bulk-1", "bulk-8", "throughput-1"),
-    ("request", "short-client", "short-server"),
+    ("request", "short-server", "short-client"),
     ("latency-p50", "latency-p99", "memory"),
 )
 
@@ -45,7 +58,9 @@ PANELS = (
 COLOURS = {
     "relayd-plane": "#0072b2",
     "relayd-twisted": "#56b4e9",
+    "relayd-other-python": "#8fb8de",
     "haproxy-splice": "#555555",
+    "haproxy-smart": "#777777",
     "haproxy": "#999999",
     "nginx": "#009e73",
     "portforward": "#d55e00",
@@ -71,7 +86,7 @@ _FAINT = "#bbbbbb"
 
 
 def draw(results: Results, titles: Mapping[str, str], folder: Path) -> None:
-    """Write costs, growth, socks4 and udp, each as .png and .svg.
+    """Write costs, short, growth, socks4 and udp, each as .png and .svg.
 
     :param titles: titles of relays by their names.
     """
@@ -87,6 +102,10 @@ def draw(results: Results, titles: Mapping[str, str], folder: Path) -> None:
     with mpl.rc_context(style):
         for name, drawing in (
             ("costs", _costs(results, titles)),
+            (
+                "short",
+                _row("a short session", FIGURES, SHORT_PANELS, results, titles),
+            ),
             ("growth", _growth(results, titles)),
             (
                 "socks4",
@@ -106,11 +125,16 @@ def _drawing(width: float, height: float) -> Drawing:
 
 
 def _costs(results: Results, titles: Mapping[str, str]) -> Drawing:
-    relays = results.measured(FIGURES.values(), titles)
+    # Without those that are measured at a few of these only.
+    relays = {
+        relay: title
+        for relay, title in results.measured(FIGURES.values(), titles).items()
+        if not RELAYS[relay].narrow
+    }
     drawing = _drawing(11, 9)
     drawing.suptitle(
-        "What relaying costs, HAProxy with splice = 1 (shorter is cheaper;"
-        " for throughput, longer is faster)",
+        "What relaying costs with the logs on, HAProxy with splice = 1 (shorter is"
+        " cheaper; for throughput, longer is faster)",
         fontsize=12,
         fontweight="bold",
     )
@@ -130,8 +154,9 @@ def _row(
     titles: Mapping[str, str],
 ) -> Drawing:
     """Panels in a row, each with the relay whose figure is 1."""
-    relays = results.measured(figures.values(), titles)
-    drawing = _drawing(max(11, 4 * len(panels)), 3.4)
+    relays = results.measured([figures[name] for name in panels], titles)
+    height = max(3.4, 1.4 + 0.3 * len(relays))
+    drawing = _drawing(max(11, 4 * len(panels)), height)
     drawing.suptitle(
         f"What {what} costs (shorter is cheaper)", fontsize=12, fontweight="bold"
     )

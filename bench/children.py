@@ -166,6 +166,14 @@ class Child:
             raise CannotMeasure(self.failure())
         return line.rstrip("\n")
 
+    def tell(self) -> None:
+        """Write an empty line to its standard input."""
+        pipe = self.process.stdin
+        if pipe is not None:
+            with suppress(BrokenPipeError):  # it has ended: what it says next tells
+                pipe.write("\n")
+                pipe.flush()
+
     def output(self, seconds: float, *, failed: bool = False) -> str:
         """Its output until it ends by itself.
 
@@ -202,8 +210,8 @@ def child(
     :param name: its name in errors.
     :param folder: its current folder, which also gets its standard error.
     :param read: its standard output is read; otherwise it goes to /dev/null.
-    :param waits: it waits for the end of its standard input; otherwise that is
-        /dev/null.
+    :param waits: it waits for what is written to its standard input; otherwise that
+        is /dev/null.
     """
     with (folder / "stderr").open("w+") as errors:
         process = subprocess.Popen(  # noqa: S603
@@ -224,7 +232,8 @@ def child(
             process.wait()
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
-                    pipe.close()
+                    with suppress(BrokenPipeError):  # it didn't read the rest
+                        pipe.close()
 
 
 def listeners() -> set[int]:

@@ -4,16 +4,17 @@
  *       echoes on a free port of 127.0.0.1, which it prints
  *   datagrams load PORT FLOWS IN_FLIGHT SIZE SECONDS
  *       closed loop: each of FLOWS sockets keeps IN_FLIGHT datagrams pending.
- *       Warms up first, prints "ready", and waits for the end of its input
+ *       Warms up first and prints "ready"; then does so for SECONDS for each line of
+ *       its input, until that ends
  *   datagrams turns PORT FLOWS AT_ONCE BURST SIZE SECONDS
  *       closed loop: AT_ONCE of FLOWS sockets have BURST datagrams pending.  When all of
  *       one flow's are back, the next flow sends a burst.  Begins as a load does
  *   datagrams rate PORT FLOWS RATE SIZE SECONDS
  *       open loop: RATE datagrams a second, the flows in turn
  *
- * The last three print "sent received seconds".  Everything is sent and received in
- * batches (sendmmsg, recvmmsg), so that neither end limits the relay.  Written in C
- * because in Python the ends would cost more than the relay.
+ * The last three print "sent received seconds", the loops for each line.  Everything is
+ * sent and received in batches (sendmmsg, recvmmsg), so that neither end limits the
+ * relay.  Written in C because in Python the ends would cost more than the relay.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -216,10 +217,13 @@ static int load(int port, struct loop loop, double seconds) {
     round_trips(&loop, WARM_UP);
     puts("ready");
     fflush(stdout);
-    while (getchar() != EOF)
-        ;
-    struct moved moved = round_trips(&loop, seconds);
-    printf("%ld %ld %f\n", moved.sent, moved.received, moved.seconds);
+    for (int character; (character = getchar()) != EOF;) {
+        if (character != '\n')
+            continue;
+        struct moved moved = round_trips(&loop, seconds);
+        printf("%ld %ld %f\n", moved.sent, moved.received, moved.seconds);
+        fflush(stdout);
+    }
     return 0;
 }
 

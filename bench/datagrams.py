@@ -75,8 +75,8 @@ def round_trips(
 ) -> Iterator[Callable[[], int]]:
     """Flows through a relay, each of which has carried datagrams.
 
-    Yields a function that makes round trips, with so many pending on each flow, and
-    returns how many; to be called once.  Nothing is pending before and after.
+    Yields a function that makes round trips for so many seconds, with so many pending
+    on each flow, and returns how many.  Nothing is pending before and after.
 
     :raises CannotMeasure: a flow was not answered, or too much was lost.
     """
@@ -112,7 +112,8 @@ def _closed_loop(
             running.line()
 
             def load() -> int:
-                moved = read_moved(running.output(seconds + PATIENCE))
+                running.tell()
+                moved = read_moved(running.line())
                 lost = moved.sent - moved.received
                 if lost > LOST * under_way:
                     raise CannotMeasure(

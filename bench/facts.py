@@ -6,14 +6,15 @@ import os
 import platform
 import re
 import subprocess
-import sys
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from attrs import frozen
+from attrs import field, frozen
 
 from bench.children import PACKAGES, CannotMeasure, program
+from bench.pythons import other_python, this_python
 
 #: The option for a program's version, if it isn't `--version`.
 _VERSION_OPTIONS = {
@@ -32,27 +33,45 @@ class Run:
     #: The day, as 2026-01-31.
     date: str
     rounds: int
-    #: About how long each load lasted.
+    #: About how long each load lasted that was measured once in a round, in seconds.
     seconds: float
+    #: How many windows a round has, and about how long they are, in seconds.
+    windows: int
+    window: float
     #: The share of the machine's CPU that was in use before it began.
     busy: float
     #: Facts about the machine, by name.
     machine: dict[str, str]
     #: Versions of the programs, by name.
     versions: dict[str, str]
+    #: Relays that were left out, by title, and why.
+    lacking: dict[str, str] = field(factory=dict)
 
 
 def machine_facts() -> dict[str, str]:
     """Facts in which machines differ."""
-    model = re.search(
-        r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE
-    )
     return {
-        "processor": model[1] if model else platform.machine(),
+        "processor": processor(Path("/proc/cpuinfo").read_text()),
         "cores": str(os.cpu_count()),
         "kernel": f"{platform.system()} {platform.release()}",
         "system": platform.freedesktop_os_release().get("PRETTY_NAME", "unknown"),
     }
+
+
+def processor(text: str) -> str:
+    """The processor's name, and its family and model, which tell its generation.
+
+    Virtual machines often shorten the name.
+
+    :param text: of /proc/cpuinfo.
+    """
+    found: dict[str, str] = dict(
+        re.findall(r"^([\w ]+?)\s*: (.+)$", text, re.MULTILINE)
+    )
+    name = found.get("model name", platform.machine())
+    if "cpu family" in found and "model" in found:
+        name += f" (family {found['cpu family']}, model {found['model']})"
+    return name
 
 
 def busy(seconds: float = 1.0) -> float:
@@ -73,9 +92,10 @@ def versions() -> dict[str, str]:
     found = {
         "relayd": version("relayd"),
         "Twisted": version("twisted"),
-        "Python": platform.python_version()
-        + (" (the system's)" if sys.base_prefix == "/usr" else ""),
+        "Python": str(this_python()),
     }
+    with suppress(CannotMeasure):
+        found["other Python"] = str(other_python())
     for name in PACKAGES:
         try:
             path = program(name)

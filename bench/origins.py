@@ -108,10 +108,10 @@ http {{
 
 @contextmanager
 def sink() -> Iterator[int]:
-    """An iperf3 server for one test; its port."""
+    """An iperf3 server for one test after the other; its port."""
     with tempfile.TemporaryDirectory(prefix="relayd-bench-") as name:
         port = free_port()
-        argv = [program("iperf3"), "-s", "-1", "-B", "127.0.0.1", "-p", str(port)]
+        argv = [program("iperf3"), "-s", "-B", "127.0.0.1", "-p", str(port)]
         with child("the iperf3 server", argv, Path(name)) as running:
             running.listening(port)
             yield port

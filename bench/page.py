@@ -41,6 +41,14 @@ _FIGURES_TEXT = """\
 The median of the rounds, with the lowest and the highest in brackets; `-` is not
 measured. On Linux, relayd uses the plane by default."""
 
+_PROCESSOR_TEXT = """\
+The ratios depend on the processor, and on the Python. A relay in Python does the same
+system calls as one in C; where the kernel's part is cheap, the interpreter's weighs
+more. Two processors were compared, each with Debian's Python 3.11 and HAProxy 2.6, when
+relayd still made its log's lines by Twisted's logger: a quiet short session took
+1.20-1.29 times HAProxy's CPU on an AMD EPYC, and 1.43-1.59 on a newer Intel; with both
+logs on, 1.81-1.95 and 2.4."""
+
 _RATIOS_TEXT = """\
 Each round's figure divided by the same round's of {}.
 Below 1 is cheaper; for throughput, above 1 is faster."""
@@ -49,14 +57,17 @@ _GROWTH_TEXT = f"""\
 The same costs while more connections are open, and how many times that at {FEW} they
 are at {MANY:,}. All busy: wrk has a request under way on every connection. In turn:
 {AT_ONCE} are under way at once, and every connection has its turn. Short connections
-are closed first by the server, while so many others are open and idle."""
+are closed first by the server, while so many others are open and idle. In the last two
+there is a relay for each number of connections, and they are measured in turn."""
 
 _SOCKS4_TEXT = f"""\
 The SOCKS4 proxy, on the plane, beside others; CPU is that of all of a proxy's
 processes.
 
 - A short session: the client asks to be connected, awaits the reply, makes one HTTP
-  request as above, and closes first. {AT_ONCE} are under way at once.
+  request as above, and closes first. {AT_ONCE} are under way at once. All log: relayd
+  and Dante a line when a session ends, `twistd socks` what it always does. Quiet: Dante
+  without `logoutput`, `twistd socks` with a log that has no observer.
 - Bulk: iperf3 with one stream. proxychains does the handshake, in iperf3's process and
   on iperf3's own socket, which is connected to the proxy. The TCP relay has the
   same load without a handshake.
@@ -64,8 +75,7 @@ processes.
   connects from its client's port, and does so from an address of its own, as it would
   from a machine of its own: on its client's address that port is taken. Clients connect
   from ports outside the kernel's ephemeral range, since the others' connections would
-  have to search for the few that Dante leaves.
-- None logs. `twistd socks` always does: its log has no observer."""
+  have to search for the few that Dante leaves."""
 
 _SOCKS4_RATIOS_TEXT = """\
 relayd's proxy, divided by the same round's figure of the others. Below 1 is cheaper."""
@@ -83,8 +93,8 @@ The relay for datagrams beside others; a datagram has {SIZE} bytes.
 - Delivered: what came back of {DATAGRAM_RATE:,} datagrams a second, which {RATE_FLOWS}
   flows send in turn whether or not others have come back.
 - Client and server are written in C, and send and receive in batches.
-- All relays ask the kernel to keep 4 MB of datagrams for their listening socket. None
-  logs.
+- All relays ask the kernel to keep 4 MB of datagrams for their listening socket.
+- relayd and nginx log a line for each flow when it ends: after it was measured.
 - Twisted: a relay with a DatagramProtocol for each client."""
 
 _UDP_RATIOS_TEXT = """\
@@ -95,30 +105,38 @@ _LIMITS_TEXT = """\
 What `make bench-check` holds relayd's plane to, by the figures above."""
 
 _HOW = f"""\
-- Every measurement starts a relay and a server afresh, on loopback ports of their own,
-  and gives the relay a little of the same work before it counts (but for bulk). Each
-  relay is one process with one thread that relays; socat is a process for each
+- In each round all relays of a workload are started, each with a server of its own, on
+  loopback ports of their own, and get a little of the same work before it counts. Then
+  they take turns in short windows, each of which counts as a round. For latency,
+  memory, connections that are all busy, and what is delivered, each is started and
+  measured by itself, once in a round.
+- Each relay is one process with one thread that relays; socat is a process for each
   connection.
-- At most of the workloads that have a limit the relays take several short turns in each
-  round, and each counts as a round; a relay of short connections stays for all of its
-  turns.
 - CPU is the relay's process's (socat: with its children's), user and system, by the
   kernel's account. On loopback the kernel charges the sender with most of the
   receiver's cost, for all relays alike. The work of kernel threads is in no figure.
-- Sessions are logged by none (relayd: `--quiet`), except where it says that all log:
-  then relayd, HAProxy and nginx write a line for each session, and portforward the two
-  that it writes by default, to /dev/null.
+- All that can log sessions do, as relayd does by default: relayd, HAProxy (`log
+  stdout`, `option tcplog`) and nginx write a line for each, and portforward the two
+  that it writes by default, to standard output, which is /dev/null for all. HAProxy and
+  nginx log nothing unless they are told to. Where it says quiet, none logs sessions
+  (relayd: `--quiet`).
 - Bulk and throughput: iperf3, as received. A GB is 10⁹ bytes.
 - Request and response: wrk on {AT_ONCE} kept connections, to an nginx that answers with
   32 bytes.
-- Short connections: one such request each, {AT_ONCE} under way at once. The benchmark
-  makes them itself and so knows who closes first; wrk would not wait for the server.
+- Short sessions: a connection with one such request each, {AT_ONCE} under way at once.
+  The benchmark makes them itself and so knows who closes first; wrk would not wait for
+  the server.
 - Latency: h2load, {RATE:,} requests a second over {RATE_CONNECTIONS} kept connections.
   The load and the server share the cores with the relay, and their time is in it.
 - Memory: what {MEMORY_PAIRS:,} idle pairs, each of which carried one request, add to
   the relay's own (anonymous) memory. The kernel's buffers are not in it.
 - HAProxy with splice has `option splice-request` and `option splice-response`; with
-  `option splice-auto` alone, it copied these loads."""
+  `option splice-auto` alone, it copied these loads. It is what relayd's limits are set
+  by. "Smart" has `option tcp-smart-accept` and `option tcp-smart-connect` as well, with
+  which the last segment of a handshake travels with the first data.
+- Where it says other Python, relayd runs on its plane under a Python that is not the
+  system's, as a version manager builds it, with the same packages. Both are named
+  above."""
 
 
 def json_text(run: Run, results: Results) -> str:
@@ -147,6 +165,7 @@ def markdown(run: Run, results: Results, titles: Mapping[str, str]) -> str:
         parts += [
             f"### Compared with {called}",
             _RATIOS_TEXT.format(called),
+            *([_PROCESSOR_TEXT] if to == "haproxy-splice" else []),
             _ratios_table(to, figures, results, relays),
         ]
     parts += ["### Growth", _GROWTH_TEXT]
@@ -176,12 +195,16 @@ def _how(run: Run) -> str:
     machine = run.machine
     programs = ", ".join(f"{name} {number}" for name, number in run.versions.items())
     facts = (
-        f"Measured on {run.date}, in {rounds}, in each of which the relays take turns"
-        f" at each workload; loads of about {run.seconds:g} s. {machine['processor']},"
+        f"Measured on {run.date}, in {rounds} with {run.windows} windows each, which"
+        f" last about {run.window:g} s (what is measured once in a round:"
+        f" {run.seconds:g} s). {machine['processor']},"
         f" {machine['cores']} cores, {machine['kernel']}, {machine['system']};"
         f" {run.busy:.0%} of the CPU was in use before it began. {programs}."
     )
-    return f"{textwrap.fill(facts, WIDTH, break_on_hyphens=False)}\n\n{_HOW}"
+    parts = [facts]
+    parts += [f"Not measured: {title}: {why}." for title, why in run.lacking.items()]
+    filled = [textwrap.fill(part, WIDTH, break_on_hyphens=False) for part in parts]
+    return "\n\n".join([*filled, _HOW])
 
 
 def _figures_table(

@@ -3,8 +3,11 @@
 Each is one process with one relaying thread (socat: one more process for each
 connection; Dante: processes for each stage of a session, more when they are busy).  It
 has the settings of its package except for what the workload needs: limits for the
-connections, a long backlog, timeouts that never fire.  Whether it logs a line for each
-session is the measurement's choice; the log goes to /dev/null.
+connections, a long backlog, timeouts that never fire.
+
+relayd logs a line for each session by default, and so do all that can, unless the
+workload says that all are quiet.  The log is their standard output, which is /dev/null
+for all alike.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +32,7 @@ from bench.children import (
     memory,
     program,
 )
+from bench.pythons import other_twistd
 from relayd.core import settings
 
 #: Settings of all relays: relayd's own defaults.
@@ -37,6 +41,9 @@ RECEIVE_BUFFER = settings.UDP_RCVBUF.default
 
 #: Limit of pairs for HAProxy and nginx: 8,000, and spare ones for the loads.
 MAX_PAIRS = 8_500
+
+#: HAProxy's options for splicing.
+SPLICE = ("splice-request", "splice-response")
 
 #: The module of Debian's libnginx-mod-stream.
 STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
@@ -52,8 +59,8 @@ class Setup:
     port: int
     #: The server's port, on 127.0.0.1.  A proxy's clients choose it.
     destination: int
-    #: Whether it logs each session.
-    logs: bool
+    #: Whether it logs no sessions.
+    quiet: bool = False
 
 
 @frozen
@@ -65,6 +72,9 @@ class Relay:
         work; not measured with thousands of connections.
     :param logs: it can log each session.
     :param grows: it is measured from 10 to 8,000 connections.
+    :param narrow: it is measured at requests and short sessions only: for the rest it
+        is the same as another one.
+    :param optional: without what it needs, it is left out, which is said.
     :param kind: what it relays: streams, streams as a SOCKS4 proxy, or datagrams.
     """
 
@@ -74,6 +84,8 @@ class Relay:
     forks: bool = False
     logs: bool = True
     grows: bool = True
+    narrow: bool = False
+    optional: bool = False
     kind: Literal["stream", "socks4", "udp"] = "stream"
 
 
@@ -95,11 +107,16 @@ class Running:
 
 
 @contextmanager
-def started(relay: Relay, destination: int, *, logs: bool = False) -> Iterator[Running]:
-    """A relay of this kind, started afresh, for the length of a block."""
+def started(
+    relay: Relay, destination: int, *, quiet: bool = False
+) -> Iterator[Running]:
+    """A relay of this kind, started afresh, for the length of a block.
+
+    :param quiet: it logs no sessions.
+    """
     with tempfile.TemporaryDirectory(prefix="relayd-bench-") as name:
         port = free_port()
-        argv = relay.command(Setup(Path(name), port, destination, logs))
+        argv = relay.command(Setup(Path(name), port, destination, quiet))
         with child(relay.title, argv, Path(name)) as running:
             running.listening(port, udp=relay.kind == "udp")
             # The rest of its start must not count.
@@ -107,26 +124,36 @@ def started(relay: Relay, destination: int, *, logs: bool = False) -> Iterator[R
             yield Running(relay, running, port)
 
 
-def _twistd(*words: str) -> list[str]:
-    return [beside_python("twistd"), "-n", "--pidfile=", "--reactor=epoll", *words]
+def _own_twistd() -> str:
+    return beside_python("twistd")
 
 
-def _relayd(transport: str, scheme: str = "") -> Callable[[Setup], list[str]]:
+def _twistd(*words: str, twistd: Callable[[], str] = _own_twistd) -> list[str]:
+    return [twistd(), "-n", "--pidfile=", "--reactor=epoll", *words]
+
+
+def _relayd(
+    transport: str, scheme: str = "", twistd: Callable[[], str] = _own_twistd
+) -> Callable[[Setup], list[str]]:
     def command(setup: Setup) -> list[str]:
         return _twistd(
             "relayd",
             *("--transport", transport),
-            *(() if setup.logs else ("--quiet",)),
+            *(("--quiet",) if setup.quiet else ()),
             *("--listen", f"{scheme}127.0.0.1:{setup.port}"),
             *("--dest", f"{scheme}127.0.0.1:{setup.destination}"),
+            twistd=twistd,
         )
 
     return command
 
 
-def _haproxy(splice: str) -> Callable[[Setup], list[str]]:
+def _haproxy(*options: str) -> Callable[[Setup], list[str]]:
     def command(setup: Setup) -> list[str]:
-        log = "log stdout format raw local0\n  option tcplog" if setup.logs else ""
+        lines = [f"option {option}" for option in options]
+        if not setup.quiet:
+            lines += ["log stdout format raw local0", "option tcplog"]
+        more = "\n  ".join(lines)
         (setup.folder / "haproxy.cfg").write_text(
             f"""\
 global
@@ -138,8 +165,7 @@ defaults
   timeout connect 10s
   timeout client 1h
   timeout server 1h
-  {splice}
-  {log}
+  {more}
 listen relay
   bind 127.0.0.1:{setup.port} backlog {BACKLOG}
   server origin 127.0.0.1:{setup.destination}
@@ -164,7 +190,7 @@ def _nginx_stream(setup: Setup, listen: str) -> list[str]:
             "nginx has no stream module: it is in Debian's package"
             " libnginx-mod-stream; `make system-deps` installs it"
         )
-    log = "access_log /dev/stdout session;" if setup.logs else "access_log off;"
+    log = "access_log off;" if setup.quiet else "access_log /dev/stdout session;"
     (setup.folder / "nginx.conf").write_text(
         f"""\
 load_module {STREAM_MODULE};
@@ -202,7 +228,7 @@ def _beside(file: str, setup: Setup) -> list[str]:
 
 
 def _portforward(setup: Setup) -> list[str]:
-    log = ("--log",) if setup.logs else ()
+    log = () if setup.quiet else ("--log",)
     return [*_beside("portforward.py", setup), str(BACKLOG), *log]
 
 
@@ -222,14 +248,15 @@ def _socat(setup: Setup) -> list[str]:
 def _relayd_socks4(setup: Setup) -> list[str]:
     return _twistd(
         "socks4",
-        *("--transport", "plane", "--quiet"),
+        *("--transport", "plane"),
+        *(("--quiet",) if setup.quiet else ()),
         *("--listen", f"127.0.0.1:{setup.port}"),
     )
 
 
 def _dante(setup: Setup) -> list[str]:
     # Its manual has no other settings for speed: it decides itself how many processes
-    # it has.  Nothing is logged unless a destination is set.
+    # it has.  It logs a line for each session, when it ends, as relayd does.
     #
     # It connects from the port that its client connects from (see `SOURCE_PORTS` in
     # bench.loads); if that is in use, it takes one that is free on all addresses, and
@@ -237,14 +264,16 @@ def _dante(setup: Setup) -> list[str]:
     # times as much, or fail.  So it gets its own address, as it would on a machine of
     # its own; another one each time.
     address = f"127.1.{setup.port // 256}.{setup.port % 256}"
+    to, ends = ("", "") if setup.quiet else ("logoutput: stdout", "log: disconnect")
     (setup.folder / "danted.conf").write_text(
         f"""\
+{to}
 internal: 127.0.0.1 port = {setup.port}
 external: {address}
 clientmethod: none
 socksmethod: none
 client pass {{ from: 127.0.0.0/8 to: 127.0.0.0/8 }}
-socks pass {{ from: 127.0.0.0/8 to: 127.0.0.0/8 }}
+socks pass {{ from: 127.0.0.0/8 to: 127.0.0.0/8 {ends} }}
 """
     )
     return [program("danted"), "-f", "danted.conf", "-p", "danted.pid"]
@@ -252,11 +281,32 @@ socks pass {{ from: 127.0.0.0/8 to: 127.0.0.0/8 }}
 
 def _twistd_socks(setup: Setup) -> list[str]:
     return _twistd(
-        # It always logs a line for each session.  A publisher without observers is
-        # the cheapest log.
-        *("--logger", "twisted.logger.LogPublisher"),
+        # It has no option to be quiet.  A publisher without observers is the cheapest
+        # log.
+        *(("--logger", "twisted.logger.LogPublisher") if setup.quiet else ()),
         *("socks", "--interface", "127.0.0.1", "--port", str(setup.port)),
     )
+
+
+#: Figures of a measurement, by name.
+Readings = dict[str, float]
+
+#: Measures for some seconds.
+Measure = Callable[[], Readings]
+
+#: Starts a relay, and what else a measurement needs, for the length of a block; called
+#: with about how many seconds a load may last.  It yields what measures, once or often.
+Begin = Callable[[Relay, float], AbstractContextManager[Measure]]
+
+
+def afresh(measure: Callable[[Relay, float], Readings]) -> Begin:
+    """As `Begin`, with a function that starts a new relay each time."""
+
+    @contextmanager
+    def begin(relay: Relay, seconds: float) -> Iterator[Measure]:
+        yield lambda: measure(relay, seconds)
+
+    return begin
 
 
 #: In the order in which they are shown.
@@ -266,11 +316,24 @@ RELAYS = {
         Relay("relayd-plane", "relayd, plane", _relayd("plane")),
         Relay("relayd-twisted", "relayd, twisted", _relayd("twisted")),
         Relay(
+            "relayd-other-python",
+            "relayd, other Python",
+            _relayd("plane", twistd=other_twistd),
+            narrow=True,
+            optional=True,
+        ),
+        Relay(
             "haproxy-splice",
             "HAProxy, splice",
-            _haproxy("option splice-request\n  option splice-response"),
+            _haproxy(*SPLICE),
         ),
-        Relay("haproxy", "HAProxy, no splice", _haproxy(""), grows=False),
+        Relay(
+            "haproxy-smart",
+            "HAProxy, splice, smart",
+            _haproxy(*SPLICE, "tcp-smart-accept", "tcp-smart-connect"),
+            narrow=True,
+        ),
+        Relay("haproxy", "HAProxy, no splice", _haproxy(), grows=False),
         Relay("nginx", "nginx stream", _nginx),
         Relay("portforward", "portforward", _portforward),
         Relay("socat", "socat", _socat, forks=True, logs=False, grows=False),

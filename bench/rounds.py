@@ -1,13 +1,15 @@
 """The plan of a run, and the rounds, in which the relays take turns.
 
-A shared machine may be half as fast from one second to the next.  At workloads that
-have a limit, each relay is therefore measured in several short turns in each round,
-each of which counts as a round: relays that are compared are measured seconds apart,
-and the median is of many.  Mode check has the most turns, quick has one.
+A shared machine may be half as fast from one second to the next.  At most workloads,
+all relays are therefore started at once in a round, and then take turns in short
+windows, each of which counts as a round: relays that are compared are measured a
+fraction of a second apart, and the median is of many.  The next round starts them
+again, since one process may be a little faster than another of the same program.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
@@ -16,21 +18,22 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from bench import datagrams
 from bench.children import CannotMeasure, allow_descriptors, program
 from bench.figures import MANY, Results, figure_named, needed_for_limits
-from bench.relays import RELAYS, Setup
+from bench.pythons import VARIABLE
+from bench.relays import RELAYS, Readings, Setup
 from bench.report import lines_of
-from bench.workloads import WORKLOADS, Readings
+from bench.workloads import WORKLOADS
 
 #: Open files of one process: two for each pair, and HAProxy's spare ones and pipes.
 DESCRIPTORS = 2 * MANY + 2_000
 
 
-#: The shortest of several turns, in seconds.
-TURN = 0.4
+#: The shortest window, in seconds.
+WINDOW = 0.4
 
 
 @frozen
@@ -41,8 +44,8 @@ class Mode:
     seconds: float
     #: The (workload, relay) pairs to measure.
     pairs: Collection[tuple[str, str]]
-    #: How often a relay is measured in a round, at workloads with several turns.
-    turns: int = 1
+    #: How often a relay is measured in a round, at workloads with windows.
+    windows: int = 1
 
 
 _QUICK_WORKS = (
@@ -51,10 +54,13 @@ _QUICK_WORKS = (
     "requests",
     "short-client",
     "short-server",
+    "short-client-quiet",
+    "short-server-quiet",
     "latency",
     "memory",
     "socks4-bulk",
     "socks4-short",
+    "socks4-short-quiet",
     "udp-50",
     "udp-turns",
     "udp-delivered",
@@ -75,13 +81,14 @@ _ALL = [(workload, relay) for workload in WORKLOADS for relay in RELAYS]
 _QUICK = [
     *((w, p) for w, p in _ALL if w in _QUICK_WORKS and p in _QUICK_RELAYS),
     ("growth-busy", "relayd-plane"),
-    ("growth-open", "relayd-plane"),
+    ("growth-turn", "relayd-plane"),
+    ("growth-short", "relayd-plane"),
 ]
 
 MODES = {
-    "full": Mode(3, 2.0, _ALL, turns=2),
+    "full": Mode(3, 2.0, _ALL, windows=7),
     "quick": Mode(1, 1.0, _QUICK),
-    "check": Mode(3, 2.0, needed_for_limits(), turns=7),
+    "check": Mode(3, 2.0, needed_for_limits(), windows=7),
 }
 
 
@@ -94,7 +101,12 @@ class Plan:
     seconds: float
     #: Relays by the name of the workload, in the order of a round.
     workloads: dict[str, list[str]]
-    turns: int = 1
+    windows: int = 1
+
+    @property
+    def window(self) -> float:
+        """About how long a window lasts, in seconds."""
+        return max(self.seconds / self.windows, WINDOW)
 
     @classmethod
     def of(
@@ -126,7 +138,19 @@ class Plan:
             raise CannotMeasure(
                 "none of these relays is measured at any of these workloads"
             )
-        return cls(rounds or mode.rounds, seconds or mode.seconds, planned, mode.turns)
+        return cls(
+            rounds or mode.rounds, seconds or mode.seconds, planned, mode.windows
+        )
+
+    def without(self, relays: Collection[str]) -> Plan:
+        """The plan without some of the relays."""
+        left = {
+            workload: [relay for relay in planned if relay not in relays]
+            for workload, planned in self.workloads.items()
+        }
+        return evolve(
+            self, workloads={name: planned for name, planned in left.items() if planned}
+        )
 
     @property
     def titles(self) -> dict[str, str]:
@@ -135,12 +159,15 @@ class Plan:
         return {name: relay.title for name, relay in RELAYS.items() if name in chosen}
 
 
-def check_requirements(plan: Plan) -> None:
+def check_requirements(plan: Plan, asked: Collection[str] = ()) -> dict[str, str]:
     """Check that nothing is missing, before the first measurement.
 
+    :param asked: relays that were asked for by name, so that their lack is an error.
+    :returns: optional relays that can't be measured, and why.
     :raises CannotMeasure: a program is missing, or the limit of open files too low.
     """
     allow_descriptors(DESCRIPTORS)
+    lacking: dict[str, str] = {}
     for workload in plan.workloads:
         for name in WORKLOADS[workload].programs:
             program(name)
@@ -148,7 +175,14 @@ def check_requirements(plan: Plan) -> None:
         datagrams.built()
     with tempfile.TemporaryDirectory(prefix="relayd-bench-") as folder:
         for relay in plan.titles:
-            RELAYS[relay].command(Setup(Path(folder), 0, 0, logs=False))
+            try:
+                RELAYS[relay].command(Setup(Path(folder), 0, 0))
+            except CannotMeasure as error:
+                wanted = relay in asked or VARIABLE in os.environ
+                if wanted or not RELAYS[relay].optional:
+                    raise
+                lacking[relay] = str(error)
+    return lacking
 
 
 def measure(plan: Plan) -> Results:
@@ -164,13 +198,13 @@ def measure(plan: Plan) -> Results:
     done, every = 0, plan.rounds * sum(map(len, plan.workloads.values()))
     for number in range(plan.rounds):
         for workload, relays in plan.workloads.items():
-            for relay, turns in _round(plan, workload, relays, number).items():
-                for readings in turns:
+            for relay, taken in _round(plan, workload, relays, number).items():
+                for readings in taken:
                     results.add(relay, readings)
                 done += 1
                 shown = ", ".join(
-                    f"{name} {figure_named(name).show(median(r[name] for r in turns))}"
-                    for name in turns[0]
+                    f"{name} {figure_named(name).show(median(r[name] for r in taken))}"
+                    for name in taken[0]
                 )
                 seconds = time.monotonic() - begin
                 print(
@@ -186,20 +220,21 @@ def measure(plan: Plan) -> Results:
 def _round(
     plan: Plan, workload: str, relays: list[str], number: int
 ) -> dict[str, list[Readings]]:
-    """One round of one workload: the readings of each relay, of each of its turns."""
-    turns = 1 if plan.turns == 1 else max(1, plan.turns * WORKLOADS[workload].turns)
-    seconds = max(plan.seconds / turns, TURN)
+    """One round of one workload: the readings of each relay, of each of its windows."""
+    kind = WORKLOADS[workload]
+    windows, seconds = 1, plan.seconds
+    if kind.windows:
+        windows, seconds = plan.windows, plan.window
     taken: dict[str, list[Readings]] = {relay: [] for relay in relays}
-    with ExitStack() as begun:
-        measures = {
-            relay: begun.enter_context(
-                WORKLOADS[workload].begin(RELAYS[relay], seconds)
-            )
-            for relay in relays
-        }
-        for turn in range(number, number + turns):
-            # So that no relay is always the first.
-            first = turn % len(relays)
-            for relay in relays[first:] + relays[:first]:
-                taken[relay].append(measures[relay]())
+    for together in [[relay] for relay in relays] if kind.alone else [relays]:
+        with ExitStack() as begun:
+            measures = {
+                relay: begun.enter_context(kind.begin(RELAYS[relay], seconds))
+                for relay in together
+            }
+            for window in range(number, number + windows):
+                # So that no relay is always the first.
+                first = window % len(together)
+                for relay in together[first:] + together[:first]:
+                    taken[relay].append(measures[relay]())
     return taken

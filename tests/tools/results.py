@@ -33,9 +33,9 @@ def results_of(**figures: dict[str, list[float]]) -> Results:
 
 
 def run_facts() -> Run:
-    return Run("2026-01-31", 3, 2.0, 0.04, {
+    return Run("2026-01-31", 3, 2.0, 7, 0.4, 0.04, {
         "processor": "Abacus", "cores": "2", "kernel": "Linux 6.1", "system": "Debian",
-    }, {"haproxy": "2.6.12"})  # fmt: skip
+    }, {"haproxy": "2.6.12"}, {"relayd, other Python": "there is none"})  # fmt: skip
 
 
 def full_results() -> Results:

@@ -47,14 +47,28 @@ def instead_of_datagrams(
 def test_round_trips_begin_when_they_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is read before them counts nothing of them."""
-    script = f'echo ready; cat; touch "{tmp_path}/loaded"; echo 320 $4 1.0'
+    """What is read before them counts nothing of them; and they can be repeated."""
+    script = f"""\
+echo ready
+while read -r line; do echo >> "{tmp_path}/loaded"; echo 320 $4 1.0; done"""
     with instead_of_datagrams(script, tmp_path, monkeypatch):
         with round_trips(20000, 1, 320, 1.0) as load:
             time.sleep(0.1)
             assert not (tmp_path / "loaded").exists()
-            assert load() == 320
-            assert (tmp_path / "loaded").exists()
+            for number in (1, 2):
+                assert load() == 320
+                assert (tmp_path / "loaded").stat().st_size == number
+
+
+def test_a_load_of_datagrams_that_ends_early_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = "echo ready; exec 0<&-; echo it broke >&2; exit 1"
+    with instead_of_datagrams(script, tmp_path, monkeypatch):
+        with round_trips(20000, 1, 320, 1.0) as load:
+            time.sleep(0.1)
+            with pytest.raises(CannotMeasure, match="ended with status 1: it broke"):
+                load()
 
 
 def test_with_bursts_in_turn_only_some_flows_have_one_pending(
@@ -62,7 +76,9 @@ def test_with_bursts_in_turn_only_some_flows_have_one_pending(
 ) -> None:
     """A tenth of these may be lost."""
     for lost in (20, 21):
-        script = 'echo ready; cat >&2; [ "$1 $3 $4 $5" = "turns 5000 50 4" ] || exit 1'
+        script = (
+            'echo ready; read -r line; [ "$1 $3 $4 $5" = "turns 5000 50 4" ] || exit 1'
+        )
         script += f"; echo 9000 {9000 - lost} 1.0"
         with instead_of_datagrams(script, tmp_path, monkeypatch):
             with bursts_in_turn(20000, 5000, 1.0) as load:
@@ -78,7 +94,7 @@ def test_many_lost_round_trips_are_an_error(
 ) -> None:
     """Beyond a tenth of what is under way, it is another load."""
     for lost, fails in ((10, False), (11, True)):
-        script = f"echo ready; cat; echo 1000 {1000 - lost} 1.0"
+        script = f"echo ready; read -r line; echo 1000 {1000 - lost} 1.0"
         with instead_of_datagrams(script, tmp_path, monkeypatch):
             with round_trips(20000, 50, 2, 1.0) as load:
                 if not fails:

@@ -57,14 +57,24 @@ def test_the_limits_are_those_of_the_documentation() -> None:
     assert rules[bulk] == "at most 0.9"
     assert rules[fast] == "at least 1.7"
     assert rules[many] == "at most 1.3"
+    turns = ("turn@8000", relayd, "turn@100", relayd)
+    assert rules[turns] == "at most 1.25"
+    for name, bound in (
+        ("short-server", 1.5),
+        ("short-client", 1.5),
+        ("short-server-quiet", 1.35),
+        ("short-client-quiet", 1.35),
+        ("request", 1.1),
+    ):
+        assert rules[name, relayd, name, "haproxy-splice"] == f"at most {bound}"
     proxy = "relayd-socks4"
-    for relay in ("dante", "twistd-socks"):
-        short = ("socks4-short", proxy, "socks4-short", relay)
-        assert rules[short] == "at most 0.55"
+    for name, dante in (("socks4-short", 0.5), ("socks4-short-quiet", 0.42)):
+        assert rules[name, proxy, name, "dante"] == f"at most {dante}"
+        assert rules[name, proxy, name, "twistd-socks"] == "at most 0.55"
     assert rules["socks4-bulk", proxy, "socks4-bulk", relayd] == "at most 1.05"
     udp = "relayd-udp"
-    for name, nginx in (("udp-1", 0.95), ("udp-50", 0.95), ("udp-500", 1)):
-        assert rules[name, udp, name, "nginx-udp"] == f"at most {nginx}"
+    for name in ("udp-1", "udp-50", "udp-500"):
+        assert rules[name, udp, name, "nginx-udp"] == "at most 0.95"
         assert rules[name, udp, name, "twisted-udp"] == "at most 0.85"
     lost = ("udp-delivered", udp, "udp-delivered", "nginx-udp")
     assert rules[lost] == "at least 1"

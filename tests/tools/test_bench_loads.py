@@ -14,18 +14,17 @@ from pathlib import Path
 import pytest
 
 from bench.children import CannotMeasure
+from bench.connections import IdlePairs, short_connections, socks4_request
 from bench.loads import (
     RATE,
-    IdlePairs,
     bulk,
+    kept_requests,
     read_h2load,
     read_iperf3,
     read_wrk,
-    short_connections,
-    socks4_request,
 )
 from bench.origins import BODY
-from tests.support.process import PATIENCE, Server, read_all
+from tests.support.process import PATIENCE, Server, eventually, read_all
 
 IPERF3 = {
     "start": {"version": "iperf 3.12"},
@@ -103,6 +102,44 @@ def test_wrks_errors_are_errors(line: str) -> None:
     with pytest.raises(CannotMeasure) as caught:
         read_wrk(f"{WRK}  {line}\n")
     assert str(caught.value) == f"wrk reports an error: {line}"
+
+
+def test_what_wrk_had_under_way_while_it_was_stopped_is_no_error() -> None:
+    line = "Socket errors: connect 0, read 0, write 0, timeout 32"
+    assert read_wrk(f"{WRK}  {line}\n") == 235337
+
+
+def test_wrk_makes_requests_only_while_it_is_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the windows it is stopped; in the end it has its say."""
+    program = tmp_path / "wrk"
+    count = tmp_path / "count"
+    count.touch()
+    program.write_text(f"""\
+#!/bin/sh
+trap 'echo "  7 requests in 1s"; exit' INT
+while :; do echo >> {count}; sleep 0.01; done
+""")
+    program.chmod(0o755)
+    monkeypatch.setattr("bench.loads.program", lambda _: str(program))
+
+    def made() -> int:
+        return count.stat().st_size
+
+    def wait_for(number: int) -> None:
+        eventually(lambda: made() >= number)
+
+    with kept_requests(20000, 1, wait_for) as kept:
+        # What it was about to write when it was stopped may come yet.
+        time.sleep(0.05)
+        for _ in range(2):
+            before = made()
+            time.sleep(0.1)
+            assert made() == before
+            with kept.under_way():
+                wait_for(before + 2)
+            time.sleep(0.05)
 
 
 @pytest.mark.parametrize("text", ["", "  0 requests in 2.20s, 0.00B read\n"])
@@ -258,7 +295,7 @@ def test_a_source_in_use_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
             one.bind(("127.2.0.1", 0))
         sources = [taken.getsockname(), free.getsockname()]
         free.close()
-        monkeypatch.setattr("bench.loads._sources", iter(sources))
+        monkeypatch.setattr("bench.connections._sources", iter(sources))
         with proxying([GRANT], 1, [], clients) as port:
             short_connections(port, 1, "client", socks4_to=20001)
     assert clients == sources[1:]
@@ -289,9 +326,10 @@ def test_bulk_goes_through_a_proxy_by_proxychains(
 
     monkeypatch.setattr("bench.loads.program", lambda name: name)
     monkeypatch.setattr("bench.loads.child", run)
-    assert bulk(20000, 1, 1.0, socks4_to=20001).bytes == 2815426560
+    assert bulk(20000, 1, 10**9, socks4_to=20001).bytes == 2815426560
     words = " ".join(ran)
     assert "proxychains4 -q -f proxychains.conf iperf3 -c 127.0.0.1 -p 20001 " in words
+    assert "-P 1 -n 1000000000" in words
     assert "socks4 127.0.0.1 20000\n" in words
 
 

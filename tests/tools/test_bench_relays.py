@@ -14,24 +14,25 @@ from relayd.core.settings import BACKLOG, UDP_RCVBUF
 
 
 @pytest.mark.parametrize("transport", ["plane", "twisted"])
-@pytest.mark.parametrize("logs", [True, False])
-def test_relayds_own_command_line(transport: str, logs: bool, tmp_path: Path) -> None:
-    command = RELAYS[f"relayd-{transport}"].command(Setup(tmp_path, 20000, 20001, logs))
+@pytest.mark.parametrize("quiet", [True, False])
+def test_relayds_own_command_line(transport: str, quiet: bool, tmp_path: Path) -> None:
+    setup = Setup(tmp_path, 20000, 20001, quiet)
+    command = RELAYS[f"relayd-{transport}"].command(setup)
     words = " ".join(command)
     assert f"--transport {transport}" in words
-    assert ("--quiet" in command) is not logs
+    assert ("--quiet" in command) is quiet
     assert words.endswith("--listen 127.0.0.1:20000 --dest 127.0.0.1:20001")
 
 
 def test_portforward_logs_if_asked_to(tmp_path: Path) -> None:
     command = RELAYS["portforward"].command
-    assert "--log" in command(Setup(tmp_path, 1, 2, logs=True))
-    assert "--log" not in command(Setup(tmp_path, 1, 2, logs=False))
+    assert "--log" in command(Setup(tmp_path, 1, 2))
+    assert "--log" not in command(Setup(tmp_path, 1, 2, quiet=True))
 
 
 def test_relayds_own_proxys_command_line(tmp_path: Path) -> None:
-    command = RELAYS["relayd-socks4"].command(Setup(tmp_path, 20000, 20001, logs=False))
-    words = " ".join(command)
+    setup = Setup(tmp_path, 20000, 20001, quiet=True)
+    words = " ".join(RELAYS["relayd-socks4"].command(setup))
     assert " --reactor=epoll socks4 --transport plane --quiet" in words
     assert words.endswith("--listen 127.0.0.1:20000")
     assert "20001" not in words
@@ -44,8 +45,9 @@ def test_relayds_own_proxys_command_line(tmp_path: Path) -> None:
 def test_relayds_own_command_line_for_datagrams(
     name: str, transport: str, tmp_path: Path
 ) -> None:
-    words = " ".join(RELAYS[name].command(Setup(tmp_path, 20000, 20001, logs=False)))
-    assert f"relayd --transport {transport} --quiet" in words
+    """With the line for each flow: it is the default."""
+    words = " ".join(RELAYS[name].command(Setup(tmp_path, 20000, 20001)))
+    assert f"relayd --transport {transport} --listen" in words
     assert words.endswith("--listen udp:127.0.0.1:20000 --dest udp:127.0.0.1:20001")
 
 
@@ -58,10 +60,41 @@ def test_nginx_relays_streams_or_datagrams(
         ("nginx", f"backlog={BACKLOG.default}"),
         ("nginx-udp", f"udp rcvbuf={UDP_RCVBUF.default}"),
     ):
-        RELAYS[name].command(Setup(tmp_path, 20000, 20001, logs=False))
-        config = (tmp_path / "nginx.conf").read_text()
-        assert f"  listen 127.0.0.1:20000 {listen};\n" in config
-        assert "  access_log off;\n" in config
+        for quiet, log in ((True, "off"), (False, "/dev/stdout session")):
+            RELAYS[name].command(Setup(tmp_path, 20000, 20001, quiet))
+            config = (tmp_path / "nginx.conf").read_text()
+            assert f"  listen 127.0.0.1:20000 {listen};\n" in config
+            assert f"  access_log {log};\n" in config
+
+
+def test_haproxy_splices_logs_and_is_smart_where_it_should(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.relays.program", lambda name: name)
+    logs = {"log stdout format raw local0", "option tcplog"}
+    splice = {"option splice-request", "option splice-response"}
+    smart = {"option tcp-smart-accept", "option tcp-smart-connect"}
+    for name, options in (
+        ("haproxy", set()),
+        ("haproxy-splice", splice),
+        ("haproxy-smart", splice | smart),
+    ):
+        for quiet in (True, False):
+            RELAYS[name].command(Setup(tmp_path, 20000, 20001, quiet))
+            lines = (tmp_path / "haproxy.cfg").read_text().splitlines()
+            found = {line.strip() for line in lines if re.match(r" +(log|opt)", line)}
+            assert found == options | (set() if quiet else logs)
+
+
+def test_dante_logs_the_end_of_a_session_unless_it_is_quiet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.relays.program", lambda name: name)
+    for quiet in (True, False):
+        RELAYS["dante"].command(Setup(tmp_path, 20223, 1, quiet))
+        config = (tmp_path / "danted.conf").read_text()
+        assert ("logoutput: stdout\n" in config) is not quiet
+        assert (" log: disconnect }" in config) is not quiet
 
 
 def test_dante_listens_where_it_should_and_never_connects_from_there(
@@ -70,7 +103,7 @@ def test_dante_listens_where_it_should_and_never_connects_from_there(
     monkeypatch.setattr("bench.relays.program", lambda name: name)
     said = set()
     for port in (20223, 20224):
-        RELAYS["dante"].command(Setup(tmp_path, port, 1, logs=False))
+        RELAYS["dante"].command(Setup(tmp_path, port, 1))
         config = (tmp_path / "danted.conf").read_text()
         assert f"internal: 127.0.0.1 port = {port}\n" in config
         [external] = re.findall(
@@ -81,11 +114,13 @@ def test_dante_listens_where_it_should_and_never_connects_from_there(
     assert len(said) == 2
 
 
-def test_twistd_socks_has_no_log_observer(
+def test_a_quiet_twistd_socks_has_no_log_observer(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What it names is a log's observer, and one that writes nothing."""
-    command = RELAYS["twistd-socks"].command(Setup(tmp_path, 20000, 20001, logs=False))
+    twistd_socks = RELAYS["twistd-socks"].command
+    assert "--logger" not in twistd_socks(Setup(tmp_path, 20000, 20001))
+    command = twistd_socks(Setup(tmp_path, 20000, 20001, quiet=True))
     observer = namedAny(command[command.index("--logger") + 1])()
     assert ILogObserver.providedBy(observer)
     observer({"log_format": "a session", "log_level": LogLevel.info, "log_time": 0.0})

@@ -7,16 +7,18 @@ from contextlib import contextmanager
 
 import pytest
 
+from bench.children import CannotMeasure
 from bench.figures import needed_for_limits
-from bench.relays import RELAYS, Relay
-from bench.rounds import MODES, Plan, measure
-from bench.workloads import WORKLOADS, Readings, Workload, afresh
+from bench.relays import RELAYS, Readings, Relay, Setup, afresh
+from bench.rounds import MODES, Plan, check_requirements, measure
+from bench.workloads import WORKLOADS, Workload
 
 
 def test_the_check_measures_all_that_the_limits_need() -> None:
     pairs = needed_for_limits()
-    assert ("growth-open", "relayd-plane") in pairs
-    assert ("growth-open", "portforward") not in pairs
+    for workload in ("growth-turn", "growth-short"):
+        assert (workload, "relayd-plane") in pairs
+        assert (workload, "portforward") not in pairs
     plan = Plan.of(MODES["check"])
     planned = {
         (workload, relay)
@@ -26,28 +28,36 @@ def test_the_check_measures_all_that_the_limits_need() -> None:
     assert planned == pairs
 
 
-def test_the_check_takes_several_turns_at_the_proxies() -> None:
+@pytest.mark.parametrize("mode", ["check", "full"])
+def test_what_has_a_limit_has_many_short_windows(mode: str) -> None:
+    plan = Plan.of(MODES[mode])
+    assert plan.rounds * plan.windows >= 20
+    assert plan.window < 0.5
+    once = {name for name in plan.workloads if not WORKLOADS[name].windows}
+    # Of these, little depends on how fast the machine is.
+    limited = {workload for workload, _ in needed_for_limits()}
+    assert once & limited == {"memory", "udp-delivered"}
+
+
+def test_the_check_compares_the_proxies() -> None:
     plan = Plan.of(MODES["check"])
-    assert plan.turns > 1
-    assert plan.workloads["socks4-short"] == ["relayd-socks4", "dante", "twistd-socks"]
+    for workload in ("socks4-short", "socks4-short-quiet"):
+        assert plan.workloads[workload] == ["relayd-socks4", "dante", "twistd-socks"]
     assert plan.workloads["socks4-bulk"] == ["relayd-plane", "relayd-socks4"]
-    assert WORKLOADS["socks4-short"].turns
-    assert WORKLOADS["socks4-bulk"].turns
 
 
-def test_the_check_takes_several_turns_at_datagrams() -> None:
+def test_the_check_compares_relays_of_datagrams() -> None:
     plan = Plan.of(MODES["check"])
     workloads = {name for name in WORKLOADS if name.startswith("udp-")}
     planned = workloads & set(plan.workloads)
     for workload in planned:
         others = set() if workload == "udp-turns" else {"nginx-udp"}
         assert {"relayd-udp", *others} <= set(plan.workloads[workload])
-        assert WORKLOADS[workload].turns
     # No limit speaks of thousands of flows with a datagram each.
     assert workloads - planned == {"udp-5000"}
 
 
-def test_relays_take_turns_and_each_counts(
+def test_relays_take_turns_in_windows_and_each_counts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     order: list[tuple[str, str, float]] = []
@@ -62,12 +72,12 @@ def test_relays_take_turns_and_each_counts(
     monkeypatch.setattr(
         "bench.rounds.WORKLOADS",
         {
-            name: Workload(name, afresh(measured(name)), lambda _: True, (), turns)
-            for name, turns in (("bulk-1", 0), ("request", 1))
+            name: Workload(name, afresh(measured(name)), lambda _: True, (), windows)
+            for name, windows in (("bulk-1", False), ("request", True))
         },
     )
     relays = ["relayd-plane", "portforward"]
-    plan = Plan(1, 2.0, {"bulk-1": relays, "request": relays}, turns=3)
+    plan = Plan(1, 2.0, {"bulk-1": relays, "request": relays}, windows=3)
     results = measure(plan)
     capsys.readouterr()
     plane, other = relays
@@ -85,9 +95,11 @@ def test_relays_take_turns_and_each_counts(
     }
 
 
-def test_a_relay_may_run_for_all_of_its_turns(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_relay_runs_for_all_of_its_windows(
+    alone: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Beside the others, or one after the other."""
     told: list[str] = []
 
     @contextmanager
@@ -100,26 +112,81 @@ def test_a_relay_may_run_for_all_of_its_turns(
         yield measure_it
         told.append(f"{relay.name} ends")
 
-    workload = Workload("request", begin, lambda _: True, (), 2)
+    workload = Workload("request", begin, lambda _: True, (), alone=alone)
     monkeypatch.setattr("bench.rounds.WORKLOADS", {"request": workload})
     plane, other = relays = ["relayd-plane", "portforward"]
-    measure(Plan(1, 2.0, {"request": relays}, turns=2))
+    measure(Plan(1, 2.0, {"request": relays}, windows=2))
     capsys.readouterr()
-    turns = [plane, other, other, plane] * 2
-    begins = [f"{relay} begins" for relay in relays]
-    assert told == [*begins, *turns, f"{other} ends", f"{plane} ends"]
-    # Where there is one turn, there is one.
-    told.clear()
-    measure(Plan(1, 2.0, {"request": relays}))
-    capsys.readouterr()
-    assert told == [*begins, plane, other, f"{other} ends", f"{plane} ends"]
+    begins, ends = (
+        [f"{relay} {how}" for relay in relays] for how in ("begins", "ends")
+    )
+    if alone:
+        assert told == [
+            *(begins[0], plane, plane, ends[0]),
+            *(begins[1], other, other, ends[1]),
+        ]
+    else:
+        assert told == [*begins, plane, other, other, plane, *reversed(ends)]
+
+
+def unavailable(_: Setup) -> list[str]:
+    raise CannotMeasure("there is none")
+
+
+def test_an_optional_relay_is_left_out_if_it_cannot_be_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unless it was asked for, by its name or by naming the Python."""
+    monkeypatch.delenv("BENCH_OTHER_PYTHON", raising=False)
+    monkeypatch.setattr("bench.rounds.allow_descriptors", lambda _: None)
+    monkeypatch.setattr("bench.rounds.program", lambda name: name)
+    name, other = "relayd-other-python", "relayd-plane"
+    monkeypatch.setattr(
+        "bench.rounds.RELAYS",
+        {
+            name: Relay(name, "", unavailable, optional=True),
+            other: Relay(other, "", lambda _: []),
+        },
+    )
+    plan = Plan(1, 1.0, {"requests": [name, other], "short-server": [name]})
+    lacking = check_requirements(plan)
+    assert lacking == {name: "there is none"}
+    assert plan.without(lacking) == Plan(1, 1.0, {"requests": [other]})
+    with pytest.raises(CannotMeasure, match="there is none"):
+        check_requirements(plan, [name])
+    monkeypatch.setenv("BENCH_OTHER_PYTHON", "/nowhere")
+    with pytest.raises(CannotMeasure, match="there is none"):
+        check_requirements(plan)
+
+
+def test_a_relay_that_must_be_there_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bench.rounds.allow_descriptors", lambda _: None)
+    monkeypatch.setattr("bench.rounds.program", lambda name: name)
+    relays = {"nginx": Relay("nginx", "", unavailable)}
+    monkeypatch.setattr("bench.rounds.RELAYS", relays)
+    with pytest.raises(CannotMeasure, match="there is none"):
+        check_requirements(Plan(1, 1.0, {"requests": ["nginx"]}))
 
 
 def test_a_plan_leaves_out_what_a_relay_cannot_do() -> None:
     workloads = Plan.of(MODES["full"]).workloads
     assert "socat" in workloads["bulk-8"]
     assert "socat" not in workloads["memory"]
-    assert "haproxy" not in workloads["growth-open"]
+    assert "haproxy" not in workloads["growth-turn"]
+    assert "socat" in workloads["short-server-quiet"]
+    assert "socat" not in workloads["short-server"]
+
+
+def test_some_relays_are_measured_at_requests_and_short_sessions_only() -> None:
+    workloads = Plan.of(MODES["full"]).workloads
+    short = {
+        f"short-{side}{how}" for side in ("server", "client") for how in ("", "-quiet")
+    }
+    for name in ("relayd-other-python", "haproxy-smart"):
+        found = {workload for workload, relays in workloads.items() if name in relays}
+        assert found == {"requests", *short}
 
 
 def test_each_kind_of_relay_is_measured_apart() -> None:
@@ -129,7 +196,8 @@ def test_each_kind_of_relay_is_measured_apart() -> None:
         for kind in ("stream", "socks4", "udp")
     }
     proxies = kinds["socks4"]
-    assert set(workloads["socks4-short"]) == proxies
+    for workload in ("socks4-short", "socks4-short-quiet"):
+        assert set(workloads[workload]) == proxies
     assert set(workloads["socks4-bulk"]) == {*proxies, "relayd-plane"}
     for workload, relays in workloads.items():
         if workload.startswith("udp-"):
@@ -140,5 +208,5 @@ def test_each_kind_of_relay_is_measured_apart() -> None:
 
 def test_a_plan_may_be_narrowed() -> None:
     plan = Plan.of(MODES["full"], ["memory"], ["nginx", "socat"], rounds=1, seconds=1.0)
-    assert plan == Plan(1, 1.0, {"memory": ["nginx"]}, turns=2)
+    assert plan == Plan(1, 1.0, {"memory": ["nginx"]}, windows=7)
     assert plan.titles == {"nginx": "nginx stream"}

@@ -1,0 +1,219 @@
+"""Measurements of stream relays and proxies: bulk, requests, short sessions, latency,
+memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import quantiles
+from typing import Literal
+
+from attrs import frozen
+
+from bench.children import CannotMeasure, eventually, time_wait
+from bench.connections import idle_pairs, short_connections
+from bench.figures import MEMORY_PAIRS, SIZES
+from bench.loads import AT_ONCE, KeptRequests, bulk, fixed_rate, kept_requests
+from bench.origins import Site, sink, site
+from bench.relays import Measure, Readings, Relay, Running, started
+
+#: Bytes that iperf3 sends for each second that a load may last.
+BULK_EACH_SECOND = 1_500_000_000
+
+#: Short connections for each second that a measurement may take.
+SHORT_EACH_SECOND = 2_000
+
+#: Short connections, and pairs, before a relay is measured.
+WARM_UP = 300
+
+#: Sessions before a proxy is measured: by then Dante has started most of its processes
+#: for this load, which is not the cost of a session.
+PROXY_WARM_UP = 1_000
+
+#: Seconds after requests have begun, or stopped, until they are counted.
+SETTLED = 0.05
+
+
+@contextmanager
+def begin_bulk(
+    streams: int, relay: Relay, seconds: float, *, name: str | None = None
+) -> Iterator[Measure]:
+    """CPU per GB, and throughput, of so many iperf3 streams.
+
+    :param name: of the figure of the CPU, if there is to be no other.
+    """
+    size = int(BULK_EACH_SECOND * seconds)
+    with sink() as destination, started(relay, destination) as running:
+        socks4_to = destination if relay.kind == "socks4" else None
+
+        def measure() -> Readings:
+            before = running.cpu()
+            moved = bulk(running.port, streams, size, socks4_to=socks4_to)
+            time.sleep(0.1)
+            used = (running.cpu() - before) * 1e3 / (moved.bytes / 1e9)
+            if name is not None:
+                return {name: used}
+            return {f"bulk-{streams}": used, f"throughput-{streams}": moved.gigabits}
+
+        bulk(running.port, streams, size // 4, socks4_to=socks4_to)
+        time.sleep(0.1)
+        yield measure
+
+
+@contextmanager
+def begin_requests(relay: Relay, seconds: float) -> Iterator[Measure]:
+    """CPU per request on kept connections."""
+    with site() as origin, started(relay, origin.port) as running:
+        with kept(running, origin, AT_ONCE) as requests:
+            yield lambda: {
+                "request": cpu_per_request(running, origin, requests, AT_ONCE, seconds)
+            }
+
+
+@contextmanager
+def kept(running: Running, origin: Site, connections: int) -> Iterator[KeptRequests]:
+    """Connections through a relay, all of which have had a request."""
+    begin = origin.counts().requests
+    title = running.relay.title
+
+    def wait_open(count: int) -> None:
+        eventually(
+            lambda: origin.counts().open >= count,
+            f"{title} has {count} connections open",
+        )
+
+    with kept_requests(running.port, connections, wait_open) as requests:
+        with requests.under_way():
+            eventually(
+                lambda: origin.counts().requests - begin >= 2 * connections,
+                f"{title} relays on {connections} connections",
+            )
+            time.sleep(0.3)
+        yield requests
+
+
+def cpu_per_request(
+    running: Running,
+    origin: Site,
+    requests: KeptRequests,
+    connections: int,
+    seconds: float,
+) -> float:
+    """Microseconds, over a time in which all connections are used."""
+    with requests.under_way():
+        time.sleep(SETTLED)
+        counted, used = origin.counts().requests, running.cpu()
+        limit = time.monotonic() + seconds
+        while True:
+            time.sleep(max(0.1, limit - time.monotonic()))
+            made = origin.counts().requests - counted
+            spent = running.cpu() - used
+            # With thousands of connections it may take longer until each was used.
+            if made >= 2 * connections:
+                break
+            if time.monotonic() > limit + 30:
+                raise CannotMeasure(
+                    f"{made} requests on {connections} connections: too few to tell"
+                )
+    # What is under way is answered before another relay is measured.
+    time.sleep(SETTLED)
+    return spent * 1e6 / made
+
+
+@contextmanager
+def begin_short(
+    name: str,
+    closed_by: Literal["client", "server"],
+    relay: Relay,
+    seconds: float,
+    *,
+    quiet: bool = False,
+    warm_up: int = WARM_UP,
+) -> Iterator[Measure]:
+    """CPU per short connection, or per short session of a proxy."""
+    with site() as origin, started(relay, origin.port, quiet=quiet) as running:
+        short = Short(running, origin, closed_by)
+        short.make(warm_up)
+        yield lambda: {name: short.cpu_each(int(SHORT_EACH_SECOND * seconds))}
+
+
+@frozen
+class Short:
+    """Short connections, in addition to those that the relay has already."""
+
+    running: Running
+    origin: Site
+    closed_by: Literal["client", "server"]
+
+    def make(self, count: int) -> float:
+        """Make them, and wait until the relay has ended them; CPU used until then."""
+        running, origin = self.running, self.origin
+        before = origin.counts()
+        socks4_to = origin.port if running.relay.kind == "socks4" else None
+        short_connections(running.port, count, self.closed_by, socks4_to=socks4_to)
+        eventually(
+            lambda: origin.counts().open <= before.open,
+            f"{running.relay.title} ends its connections",
+        )
+        time.sleep(0.05)
+        made = origin.counts().accepted - before.accepted
+        if made != count:
+            raise CannotMeasure(
+                f"{running.relay.title} made {made} connections for {count}"
+            )
+        return running.cpu()
+
+    def cpu_each(self, count: int) -> float:
+        """Microseconds of CPU for each."""
+        _leave_time_wait(2 * count)
+        used = self.running.cpu()
+        return (self.make(count) - used) * 1e6 / count
+
+
+def _leave_time_wait(count: int) -> None:
+    """Wait until the kernel can keep so many more connections in TIME_WAIT.
+
+    Beyond its limit it drops them at once, which costs less than keeping them.
+    """
+    limit = Path("/proc/sys/net/ipv4/tcp_max_tw_buckets").read_text()
+    for _ in range(120):
+        if time_wait() + count < int(limit):
+            return
+        time.sleep(0.5)
+    raise CannotMeasure("more connections stay in TIME_WAIT than this machine allows")
+
+
+def measure_latency(relay: Relay, seconds: float) -> Readings:
+    """Latency of a request at a fixed rate, in microseconds."""
+    with site() as origin, started(relay, origin.port) as running:
+        took = fixed_rate(running.port, seconds)
+    percentiles = quantiles(took, n=100)
+    return {"latency-p50": percentiles[49], "latency-p99": percentiles[98]}
+
+
+def measure_memory(relay: Relay, _: float) -> Readings:
+    """Kilobytes that an idle pair adds to the relay.
+
+    The first pairs stay open while the others are added: closed ones would leave
+    memory that the next ones reuse.
+    """
+    with site() as origin, started(relay, origin.port) as running:
+        with idle_pairs(running.port, WARM_UP) as pairs:
+            time.sleep(0.5)
+            before = running.memory()
+
+            def each(count: int) -> float:
+                pairs.grow(WARM_UP + count)
+                time.sleep(0.2)
+                return (running.memory() - before) / count / 1e3
+
+            readings = {}
+            # Ten pairs take less than a page or two, in which the kernel counts.
+            for size in sorted({*SIZES[1:], MEMORY_PAIRS}):
+                if size == MEMORY_PAIRS:
+                    readings["memory"] = each(size)
+                elif relay.grows:
+                    readings[f"memory@{size}"] = each(size)
+            return readings
