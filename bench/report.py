@@ -16,6 +16,9 @@ from bench.figures import (
     figure_named,
 )
 
+#: Columns of a relay's title.
+WIDTH = 23
+
 #: Relays that the others are compared with, and their names in a sentence.
 REFERENCES = {"haproxy-splice": "HAProxy with splice", "portforward": "portforward"}
 
@@ -60,7 +63,7 @@ def _plain_lines(
     lines = [f"{figure.title} ({figure.unit})"]
     for relay, title in titles.items():
         if spread := results.spread(figure.name, relay):
-            line = f"  {title:<18}{with_range(figure, spread):>20}"
+            line = f"  {title:<{WIDTH}}{with_range(figure, spread):>20}"
             for to, called in _references(figure).items():
                 ratio = results.ratio((figure.name, relay), (figure.name, to))
                 if ratio and relay != to:
@@ -75,7 +78,7 @@ def _growth_lines(
     sizes = [size for size in SIZES if figure.at(size) in results.values()]
     lines = [
         f"{figure.title} ({figure.unit}), by connections",
-        " " * 20 + "".join(f"{size:>20,}" for size in sizes),
+        " " * (WIDTH + 2) + "".join(f"{size:>20,}" for size in sizes),
     ]
     for relay, title in titles.items():
         spreads = [results.spread(figure.at(size), relay) for size in sizes]
@@ -83,7 +86,7 @@ def _growth_lines(
             cells = "".join(
                 f"{with_range(figure, s) if s else '-':>20}" for s in spreads
             )
-            lines.append(f"  {title:<18}{cells}")
+            lines.append(f"  {title:<{WIDTH}}{cells}")
     return lines
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -16,11 +17,12 @@ pytestmark = pytest.mark.system
 ROOT = Path(__file__).parent.parent.parent
 
 
-def run(*arguments: str, timeout: float = 120) -> str:
-    """Run one of the two tools; its standard output."""
+def run(*arguments: str, timeout: float = 120, **environment: str) -> str:
+    """Run one of the two tools, with more variables; its standard output."""
     done = subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=ROOT,
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -38,13 +40,27 @@ def test_the_benchmark_measures_each_kind_of_relay() -> None:
         assert len(re.findall(rf"^  {title} +\d", said, re.MULTILINE)) >= 2, said
 
 
+def test_the_benchmark_measures_relayd_under_another_python() -> None:
+    """Here it is the same one, in an environment of its own."""
+    for name in ("haproxy", "nginx"):
+        program(name)
+    relays = "relayd-plane,relayd-other-python,haproxy-smart"
+    said = run(
+        *("bench", "full", "--workload", "short-server,short-server-quiet"),
+        *("--only", relays, "--rounds", "1", "--seconds", "0.5"),
+        BENCH_OTHER_PYTHON=sys.executable,
+    )
+    for title in ("relayd, plane", "relayd, other Python", "HAProxy, splice, smart"):
+        assert len(re.findall(rf"^  {title} +\d", said, re.MULTILINE)) == 2, said
+
+
 def test_the_benchmark_measures_each_kind_of_proxy() -> None:
     for name in ("danted", "iperf3", "nginx", "proxychains4"):
         program(name)
-    workloads = "socks4-short,socks4-bulk"
+    workloads = "socks4-short,socks4-short-quiet,socks4-bulk"
     said = run("bench", "quick", "--workload", workloads, "--seconds", "0.5")
     for title in ("relayd, SOCKS4", "Dante", "twistd socks"):
-        assert len(re.findall(rf"^  {title} +\d", said, re.MULTILINE)) == 2, said
+        assert len(re.findall(rf"^  {title} +\d", said, re.MULTILINE)) == 3, said
 
 
 def test_the_benchmark_measures_each_kind_of_relay_for_datagrams() -> None:
