@@ -69,8 +69,14 @@ def bulk(port: int, streams: int, size: int, *, socks4_to: int | None = None) ->
                 f"strict_chain\n[ProxyList]\nsocks4 127.0.0.1 {port}\n"
             )
             argv[:0] = [program("proxychains4"), "-q", "-f", "proxychains.conf"]
-        with child("iperf3", argv, Path(name), read=True) as running:
-            return read_iperf3(running.output(4 * PATIENCE, failed=True))
+        limit = time.monotonic() + PATIENCE
+        while True:
+            with child("iperf3", argv, Path(name), read=True) as running:
+                text = running.output(4 * PATIENCE, failed=True)
+            # The server may not have seen yet that the test before has ended.
+            if "server is busy" not in text or time.monotonic() > limit:
+                return read_iperf3(text)
+            time.sleep(0.1)
 
 
 def read_iperf3(text: str) -> Bulk:

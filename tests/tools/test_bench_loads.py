@@ -87,6 +87,22 @@ def test_iperf3s_errors_are_errors(text: str, message: str) -> None:
         read_iperf3(text)
 
 
+def test_a_busy_server_of_iperf3_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = '{"error": "error - the server is busy running a test. try again later"}'
+    told = tmp_path / "told"
+    program = tmp_path / "iperf3"
+    program.write_text(f"""\
+#!/bin/sh
+if [ -e {told} ]; then echo '{json.dumps(IPERF3)}'; else echo '{busy}'; fi
+touch {told}
+""")
+    program.chmod(0o755)
+    monkeypatch.setattr("bench.loads.program", lambda _: str(program))
+    assert bulk(20000, 1, 10**9).bytes == 2815426560
+
+
 def test_wrks_requests_are_read() -> None:
     assert read_wrk(WRK) == 235337
 
