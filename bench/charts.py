@@ -49,8 +49,8 @@ LONGEST = 4.0
 
 #: Figures that have a panel, in rows of three.
 PANELS = (
+    ("short-server", "short-client", "request"),
     ("bulk-1", "bulk-8", "throughput-1"),
-    ("request", "short-server", "short-client"),
     ("latency-p50", "latency-p99", "memory"),
 )
 
@@ -135,7 +135,7 @@ def _costs(results: Results, titles: Mapping[str, str]) -> Drawing:
     drawing.suptitle(
         "What relaying costs with the logs on, HAProxy with splice = 1 (shorter is"
         " cheaper; for throughput, longer is faster)",
-        fontsize=12,
+        fontsize=11,
         fontweight="bold",
     )
     drawing.supxlabel(_KEY, fontsize=8)
