@@ -23,6 +23,7 @@ from relayd.core.setting_types import (
     Ratio,
     Seconds,
     Setting,
+    Written,
 )
 
 #: Whose connections the short forms of addresses get: the plane's, Twisted's own, or
@@ -46,6 +47,16 @@ ADDRESSES, ACCESS, TIMEOUTS, UDP, BINDS, LIMITS, PROCESS, LOG = GROUPS = (
     *("Addresses", "Access", "Timeouts (0 is never)", "UDP flows", "BIND", "Limits"),
     *("Process", "Log"),
 )
+
+#: What an access log is, for an error.
+LOG_PATH = "a path, or - for standard output"
+
+
+def _log_path(text: str) -> str:
+    if not text or "\0" in text:
+        raise ValueError(f"expected {LOG_PATH}")
+    return text
+
 
 HANDSHAKE_TIMEOUT = Setting[float](
     name="handshake-timeout",
@@ -312,6 +323,16 @@ QUIET = Setting[bool](
     default=False,
     short="q",
     help="Log only sessions and flows that ended abnormally.",
+    kinds=_ALL,
+    group=LOG,
+)
+ACCESS_LOG = Setting[str | None](
+    name="access-log",
+    type=Written("PATH", _log_path, LOG_PATH),
+    default=None,
+    otherwise="where the log goes",
+    help="Write the lines of sessions and flows to this file; - is standard output."
+    " Reopened on SIGUSR1.",
     kinds=_ALL,
     group=LOG,
 )

@@ -6,9 +6,11 @@ import attrs
 from twisted.logger import Logger
 
 from relayd.core.flows import Counters, Flow, FlowFacts
-from relayd.observing.log_fields import as_fields
+from relayd.observing.line_log import EVENTS, LineLog
+from relayd.observing.log_fields import as_fields, one_line
 
-flow_log = Logger(namespace="relayd.flow")
+_NAMESPACE = "relayd.flow"
+flow_log = Logger(namespace=_NAMESPACE)
 
 #: Limit of lines a second for flows that were never in use.
 MAX_LINES = 100
@@ -17,6 +19,8 @@ MAX_LINES = 100
 class FlowLog:
     """Writes one line when a flow ends, and one when the relay does.
 
+    They go to `lines`; or they are events, with the same facts as fields.
+
     A flood from many sources ends flows as fast as it can be sent, whether a server
     answers or not.  So of the flows that were never in use, only :data:`MAX_LINES` a
     second get a line.
@@ -24,7 +28,8 @@ class FlowLog:
     :ivar left_out: how many flows got no line.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lines: LineLog = EVENTS) -> None:
+        self._log_lines = lines
         self._second = 0
         self._lines = 0
         self.left_out = 0
@@ -34,27 +39,27 @@ class FlowLog:
         if not flow.in_use and not self._may_write(int(flow.began + facts.age)):
             return
         by = f" by={facts.by}" if facts.by else ""
-        flow_log.info(
-            "{line}",
-            line=(
-                f"flow relay={facts.relay} client={facts.client}"
-                f" listener={facts.listener}"
-                f" port={facts.port} server={facts.server} age={facts.age:.3f}"
-                f" up={flow.up_datagrams}/{flow.up_bytes}"
-                f" down={flow.down_datagrams}/{flow.down_bytes} ending={facts.ending}"
-                f"{by}"
-            ),
-            **as_fields(attrs.asdict(facts)),
+        line = one_line(
+            f"flow relay={facts.relay} client={facts.client} listener={facts.listener}"
+            f" port={facts.port} server={facts.server} age={facts.age:.3f}"
+            f" up={flow.up_datagrams}/{flow.up_bytes}"
+            f" down={flow.down_datagrams}/{flow.down_bytes} ending={facts.ending}{by}"
         )
+        write = self._log_lines.write
+        if write is not None:
+            write(_NAMESPACE, line)
+        else:
+            flow_log.info("{line}", line=line, **as_fields(attrs.asdict(facts)))
 
     def closed(self, relay: str, listeners: str, counters: Counters) -> None:
         """See :meth:`relayd.core.flows.FlowObserver.closed`."""
-        flow_log.info(
-            "{line}",
-            line=f"datagrams relay={relay} listener={listeners} {counters.line}",
-            relay=relay,
-            **as_fields(attrs.asdict(counters)),
-        )
+        line = one_line(f"datagrams relay={relay} listener={listeners} {counters.line}")
+        write = self._log_lines.write
+        if write is not None:
+            write(_NAMESPACE, line)
+        else:
+            fields = as_fields(attrs.asdict(counters))
+            flow_log.info("{line}", line=line, relay=relay, **fields)
 
     def _may_write(self, second: int) -> bool:
         """Whether another line may be written in this second; warns once if not."""

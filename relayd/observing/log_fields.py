@@ -23,6 +23,13 @@ RESERVED = frozenset(
 PREFIX = "fact_"
 
 
+def one_line(text: str) -> str:
+    """`text`, escaped if it has characters that would break or hide the line."""
+    if text.isprintable():
+        return text
+    return text.encode("unicode_escape").decode("ascii")
+
+
 def is_reserved(name: str) -> bool:
     """Whether the logger reserves a field of this name."""
     return name in RESERVED or name.startswith("log_")

@@ -8,10 +8,12 @@ from twisted.logger import Logger
 
 from relayd.core.observers import Observer
 from relayd.core.session import Ending, Session
-from relayd.observing.log_fields import are_fields, loggable_facts
+from relayd.observing.line_log import EVENTS, LineLog
+from relayd.observing.log_fields import are_fields, loggable_facts, one_line
 
 log = Logger(namespace="relayd.observers")
-session_log = Logger(namespace="relayd.session")
+_NAMESPACE = "relayd.session"
+session_log = Logger(namespace=_NAMESPACE)
 
 # Looking a member up in an enum goes through its metaclass each time.
 _DONE = Ending.DONE
@@ -25,24 +27,20 @@ _FIELDS = frozenset(
 )
 
 
-def _one_line(text: str) -> str:
-    """`text`, escaped if it has characters that would break or hide the line."""
-    if text.isprintable():
-        return text
-    return text.encode("unicode_escape").decode("ascii")
-
-
 class SessionLog(Observer):
     """Writes one line when a session ends.
 
-    The line is `key=value` pairs in a fixed order; the event has the same facts as
-    fields of those names, for structured logs.  A fact that was added to the session
-    (:attr:`Session.facts`) and has the name of another field is called `fact_…`; one
-    that can't be turned into text is left out.
+    The line is `key=value` pairs in a fixed order.  It goes to `lines`; or it is an
+    event, with the same facts as fields of those names, for structured logs.  A fact
+    that was added to the session (:attr:`Session.facts`) and has the name of another
+    field is called `fact_…`; one that can't be turned into text is left out.
     """
 
     #: That a fact of a session can't be logged was logged once.
     _failure_logged = False
+
+    def __init__(self, lines: LineLog = EVENTS) -> None:
+        self._lines = lines
 
     def closed(self, session: Session) -> None:
         ending = session.ending
@@ -75,9 +73,14 @@ class SessionLog(Observer):
             facts = {name: fact for name, fact, _ in loggable}
         if session.detail:
             line += f" detail={session.detail!r}"
+        line = one_line(line)
+        write = self._lines.write
+        if write is not None:
+            write(_NAMESPACE, line)
+            return
         session_log.info(
             "{line}",
-            line=_one_line(line),
+            line=line,
             session=session.id,
             relay=session.relay,
             client=session.client,
@@ -140,10 +143,16 @@ class VerboseSessionLog(SessionLog):
         self._write("connected", session, f"upstream={session.upstream}")
 
     def _write(self, what: str, session: Session, where: str) -> None:
-        line = f"{what} session={session.id} relay={session.relay or '-'} {where}"
+        line = one_line(
+            f"{what} session={session.id} relay={session.relay or '-'} {where}"
+        )
+        write = self._lines.write
+        if write is not None:
+            write(_NAMESPACE, line)
+            return
         session_log.info(
             "{line}",
-            line=_one_line(line),
+            line=line,
             session=session.id,
             relay=session.relay,
             client=session.client,

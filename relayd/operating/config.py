@@ -128,6 +128,7 @@ class Common:
     transport: Transport = settings.TRANSPORT.default
     verbose: bool = settings.VERBOSE.default
     quiet: bool = settings.QUIET.default
+    access_log: str | None = settings.ACCESS_LOG.default
 
 
 @attrs.frozen

@@ -1,14 +1,14 @@
-"""The log file of a command, reopened by name on SIGUSR1.
+"""The log of a command, and its access log: opened, reopened on SIGUSR1, ended.
 
 logrotate and similar programs rename a log file, create a new one with the old name or
-leave that to the program, and send SIGUSR1.  Twisted's `LogFile.reopen` closes the old
-file first, and has none if the new one can't be opened.  :class:`TwistdLog` opens the
-new file first, and keeps the old one if that fails.
+leave that to the program, and send SIGUSR1.  Then the new file is opened first, and the
+old one is kept if that fails.
 
 `twistd` uses an application's log observer (an `ILogObserver` component), if it has
-one, instead of its own.  So :meth:`TwistdLog.attach` adds one, for the file that the
-options name.  `twist` has opened its file before; :class:`TwistLog` replaces the file
-behind its descriptor.
+one, instead of its own.  So :meth:`TwistdLog.attach` adds one, and everything that the
+process logs goes through one writer, which never waits
+(:mod:`relayd.operating.log_writer`).  `twist` has opened its log before, and writes it
+by itself; :class:`TwistLog` replaces the file behind its descriptor.
 """
 
 from __future__ import annotations
@@ -16,15 +16,32 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from io import TextIOWrapper
 from typing import IO, Any, Protocol, cast
 
-from twisted.logger import ILogObserver, textFileLogObserver
+from twisted.logger import (
+    FileLogObserver,
+    ILogObserver,
+    LogEvent,
+    Logger,
+    formatEventAsClassicLogText,
+)
 from twisted.python.components import Componentized
 from twisted.python.logfile import LogFile
 
-from relayd.core.errors import CannotStart
+from relayd.operating.log_times import LogTimes
+from relayd.operating.log_writer import LogWriter
+from relayd.operating.outlets import (
+    ClosedOutlet,
+    Outlet,
+    open_to_append,
+    outlet_of,
+)
+
+log = Logger(namespace="relayd.log")
 
 #: The default log file of a daemon.
 DAEMON_LOG = "twistd.log"
@@ -41,13 +58,6 @@ class AnyLogFile(Protocol):
 
     path: str
 
-    def attach(self, parent: object) -> None:
-        """Log to it from the start of the application on.
-
-        :param parent: the parent of the service.
-        :raises OSError: the file can't be opened.
-        """
-
     def reopen(self) -> None:
         """Open the file of this name again.
 
@@ -55,59 +65,172 @@ class AnyLogFile(Protocol):
         """
 
 
-class TwistdLog:
-    """The log file of `twistd`.
+class _RotatedOutlet(Outlet):
+    """A log file that starts anew when it is ROTATE_LENGTH bytes long, as twistd's do.
 
-    :param name: the value of --logfile.
+    The old one is `path.1`, and so on.  A device, such as /dev/null, is not renamed.
     """
 
-    def __init__(self, name: str) -> None:
-        # `twistd` may change its working directory later.
-        self.path = os.path.abspath(name)
-        self._file: LogFile | None = None
-        self._mode: int | None = None
+    def __init__(self, path: str, descriptor: int) -> None:
+        super().__init__(descriptor)
+        self._path = path
+        found = os.fstat(descriptor)
+        self._rotates = stat.S_ISREG(found.st_mode)
+        self._size = found.st_size
 
-    def attach(self, parent: object) -> None:
-        """See :meth:`AnyLogFile.attach`."""
-        # Otherwise it is an embedder's service collection, which logs by itself.
-        application: Any = parent
-        if not isinstance(application, Componentized):
-            return
-        if application.getComponent(ILogObserver, None) is None:
-            self.reopen()
-            observer = textFileLogObserver(cast(IO[Any], self))
-            application.setComponent(ILogObserver, observer)
+    def write(self, data: bytes | memoryview) -> int:
+        if self._rotates and self._size >= ROTATE_LENGTH:
+            self._rotate()
+        taken = super().write(data)
+        self._size += taken
+        return taken
+
+    def _rotate(self) -> None:
+        mode = stat.S_IMODE(os.fstat(self._descriptor).st_mode)
+        file = LogFile.fromFullPath(self._path, defaultMode=mode)
+        file.rotate()
+        file.close()
+        descriptor = open_to_append(self._path)
+        os.close(self._descriptor)
+        self._descriptor = descriptor
+        self._size = os.fstat(descriptor).st_size
+
+
+class WrittenLog:
+    """A log that this process writes: a file, or standard output.
+
+    :param reactor: for what waits to be written.
+    :param name: of the file; None: standard output.
+    :param what: what it is called in a warning.
+    :param rotates: it starts a new file when it is long.
+
+    :ivar path: of the file, absolute; None for standard output.
+    :ivar writer: once it is open.
+    """
+
+    def __init__(
+        self, reactor: Any, name: str | None, what: str, *, rotates: bool = False
+    ) -> None:
+        # `twistd` may change its working directory later.
+        self.path = None if name is None else os.path.abspath(name)
+        self.writer: LogWriter | None = None
+        self._reactor = reactor
+        self._what = what
+        self._encoding = "utf-8"
+        self._rotates = rotates
+        self._mode: int | None = None
+        self._times = LogTimes()
+
+    def open(self) -> None:
+        """Open it.
+
+        :raises OSError: it can't be opened.
+        """
+        self.writer = LogWriter(self._reactor, self._outlet(), self._tell)
 
     def reopen(self) -> None:
         """See :meth:`AnyLogFile.reopen`."""
-        there = os.path.exists(self.path)
-        file = LogFile.fromFullPath(
-            self.path,
-            # A device, such as /dev/null, must not be renamed.
-            rotateLength=ROTATE_LENGTH if not there or os.path.isfile(self.path) else 0,
-            # A new file gets the mode of the old one, regardless of the umask.
-            defaultMode=None if there else self._mode,
-        )
-        self._mode = stat.S_IMODE(os.stat(self.path).st_mode)
-        old, self._file = self._file, file
-        if old is not None:
-            old.close()
+        if self.writer is not None and self.path is not None:
+            self.writer.replace_outlet(self._outlet())
 
     def close(self) -> None:
         """Stop logging."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self.writer is not None:
+            self.writer.replace_outlet(ClosedOutlet())
+            self.writer = None
+
+    def write_line(self, namespace: str, line: str, level: str = "info") -> None:
+        """Write a line with the time, as an event of this namespace would look."""
+        self.write(f"{self._times(time.time())} [{namespace}#{level}] {line}\n")
 
     def write(self, text: str) -> None:
-        """Called by Twisted's observer with each event, followed by `flush`."""
-        if self._file is not None:
-            self._file.write(text.encode("utf-8", "backslashreplace"))
+        """Write text, which ends with a newline."""
+        if self.writer is not None:
+            self.writer.write(text.encode(self._encoding, "backslashreplace"))
+
+    def finish(self) -> None:
+        """The process ends: write what can be written, and tell what is lost."""
+        if self.writer is not None:
+            lost, total = self.writer.finish()
+            if lost:
+                self._tell(lost, total)
+
+    def _outlet(self) -> Outlet:
+        if self.path is None:
+            # That of the locale, or PYTHONIOENCODING.
+            self._encoding = getattr(sys.__stdout__, "encoding", "utf-8")
+            return _output(sys.__stdout__)
+        # A new file gets the mode of the old one, regardless of the umask.
+        made = self._mode is not None and not os.path.exists(self.path)
+        descriptor = open_to_append(self.path)
+        if made and self._mode is not None:
+            os.fchmod(descriptor, self._mode)
+        self._mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        if self._rotates:
+            return _RotatedOutlet(self.path, descriptor)
+        return Outlet(descriptor)
+
+    def _tell(self, lost: int, total: int) -> None:
+        log.warn("{line}", line=self._loss(lost, total))
+
+    def _loss(self, lost: int, total: int) -> str:
+        return (
+            f"{lost} lines of {self._what} were lost, {total} in all: what reads it did"
+            " not keep up, or it can't be written"
+        )
+
+
+class TwistdLog(WrittenLog):
+    """The log of `twistd`: everything that the process logs.
+
+    :param reactor: see :class:`WrittenLog`.
+    :param name: the value of --logfile; None: standard output.
+    """
+
+    def __init__(self, reactor: Any, name: str | None) -> None:
+        super().__init__(reactor, name, "the log", rotates=True)
+
+    def attach(self, parent: object) -> bool:
+        """Log to it from the start of the application on, if nothing else is said.
+
+        :param parent: the parent of the service.
+        :return: whether it is what the application logs to.
+        :raises OSError: it can't be opened.
+        """
+        # Otherwise it is an embedder's service collection, which logs by itself.
+        application: Any = parent
+        if not isinstance(application, Componentized):
+            return False
+        if application.getComponent(ILogObserver, None) is not None:
+            return False
+        self.open()
+        observer = FileLogObserver(cast(IO[Any], self), self._format)
+        application.setComponent(ILogObserver, observer)
+        return True
 
     def flush(self) -> None:
-        """Called by Twisted's observer after each event; see :meth:`write`."""
-        if self._file is not None:
-            self._file.flush()
+        """Called by Twisted's observer after each event; all is written already."""
+
+    def _format(self, event: LogEvent) -> str | None:
+        return formatEventAsClassicLogText(event, formatTime=self._times)
+
+    def finish(self) -> None:
+        """See :meth:`WrittenLog.finish`: `twistd` has ended logging, so write it here.
+
+        If even that is lost, it is said on standard error.
+        """
+        writer = self.writer
+        if writer is None:
+            return
+        lost, total = writer.finish()
+        if lost:
+            line = self._loss(lost, total)
+            self.write_line("relayd.log", line, "warn")
+            if writer.lost > total:
+                other = _output(sys.__stderr__)
+                with suppress(OSError):
+                    other.write(f"relayd: {line}\n".encode())
+                other.close()
 
 
 class TwistLog:
@@ -119,9 +242,6 @@ class TwistLog:
     def __init__(self, file: IO[str]) -> None:
         self.path = os.path.abspath(file.name)
         self._file = file
-
-    def attach(self, parent: object) -> None:
-        """See :meth:`AnyLogFile.attach`: `twist` logs to it already."""
 
     def reopen(self) -> None:
         """See :meth:`AnyLogFile.reopen`."""
@@ -154,13 +274,22 @@ def _descriptor(file: Any) -> int:
         return -1
 
 
-def log_file_of(options: Mapping[str, Any] | None) -> AnyLogFile | None:
-    """The file that `twistd` or `twist` logs to.
+def _output(stream: object) -> Outlet:
+    """The outlet for standard output, or error, as the process was given it."""
+    descriptor = _descriptor(stream)
+    return ClosedOutlet() if descriptor < 0 else outlet_of(descriptor)
+
+
+def log_of(
+    options: Mapping[str, Any] | None, reactor: Any
+) -> TwistdLog | TwistLog | None:
+    """What `twistd` or `twist` logs to.
 
     Its stream, or standard output, escapes unencodable characters from now on.
 
     :param options: of `twistd` or `twist`; None: of neither.
-    :return: None if it logs to no file, or `--logger` says where to.
+    :return: None if that can be left to them: `--logger` or `--syslog`, or the output
+        of `twist`.
     """
     if options is None:
         return None
@@ -172,22 +301,16 @@ def log_file_of(options: Mapping[str, Any] | None) -> AnyLogFile | None:
         return TwistLog(file) if _descriptor(file) > 2 else None
     name = options["logfile"]
     # `twistd` has no syslog on Windows.
-    if options.get("logger") or options.get("syslog") or name == "-":
+    if options.get("logger") or options.get("syslog"):
         return None
-    if not name and (options["nodaemon"] or options["debug"]):
-        return None
-    return TwistdLog(name or DAEMON_LOG)
+    if not is_daemon(options):
+        return TwistdLog(reactor, None if name == "-" else name)
+    # Which `twistd` refuses.
+    return None if name == "-" else TwistdLog(reactor, name or DAEMON_LOG)
 
 
-def attach(file: AnyLogFile, parent: object, command: str) -> None:
-    """As :meth:`AnyLogFile.attach`.
-
-    :raises CannotStart: the file can't be opened.
-    """
-    try:
-        file.attach(parent)
-    except OSError as problem:
-        raise CannotStart(
-            f"{command}: can't open the log file {file.path!r}: {problem.strerror}:"
-            " give another with --logfile, or run it with -n"
-        ) from problem
+def is_daemon(options: Mapping[str, Any] | None) -> bool:
+    """Whether `twistd` will make a daemon of this process."""
+    if options is None or "logfile" not in options:
+        return False
+    return not (options["nodaemon"] or options["debug"])

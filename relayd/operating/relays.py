@@ -19,6 +19,7 @@ from relayd.net.broadcast import BROADCAST, is_broadcast
 from relayd.net.own_addresses import is_own
 from relayd.net.upstream import Upstream
 from relayd.observing.flow_lines import FlowLog, QuietFlowLog
+from relayd.observing.line_log import LineLog
 from relayd.observing.session_log import QuietSessionLog, SessionLog, VerboseSessionLog
 from relayd.operating.address_grammar import HostPort, StreamAddress, dialled_host
 from relayd.operating.config import (
@@ -44,9 +45,12 @@ from relayd.udp_nat import Server, UdpNat
 from relayd.upstreams.pool import Pool
 
 
-def relay_listening(relay: Relay, config: Config, reactor: Any) -> Listening:
+def relay_listening(
+    relay: Relay, config: Config, reactor: Any, lines: LineLog
+) -> Listening:
     """A listener with its relay.
 
+    :param lines: for the lines of its sessions.
     :raises ConfigError: Twisted can't use one of the endpoint strings.
     """
     pool = Pool(
@@ -59,12 +63,15 @@ def relay_listening(relay: Relay, config: Config, reactor: Any) -> Listening:
             for address in relay.destinations
         ]
     )
-    return pool_listening(relay.listen, pool, config, reactor, relay.name)
+    return pool_listening(relay.listen, pool, config, reactor, lines, relay.name)
 
 
-def udp_listening(relay: UdpRelay, config: Config, reactor: Any) -> Listening:
+def udp_listening(
+    relay: UdpRelay, config: Config, reactor: Any, lines: LineLog
+) -> Listening:
     """A datagram listener with its relay.
 
+    :param lines: for the lines of its flows.
     :raises ConfigError: the transport is not available, a server's interface does not
         exist, or the process can't have so many flows.
     """
@@ -94,7 +101,7 @@ def udp_listening(relay: UdpRelay, config: Config, reactor: Any) -> Listening:
         reactor,
         servers,
         watcher=watcher(reactor, config.transport),
-        observer=QuietFlowLog() if config.quiet else FlowLog(),
+        observer=QuietFlowLog(lines) if config.quiet else FlowLog(lines),
         name=relay.name,
         **attrs.asdict(attrs.evolve(config.udp, max_flows=max_flows)),
     )
@@ -112,6 +119,7 @@ def pool_listening(
     pool: Pool,
     config: Config,
     reactor: Any,
+    lines: LineLog,
     name: str | None = None,
 ) -> Listening:
     """A listener with a relay to a pool.
@@ -121,7 +129,7 @@ def pool_listening(
     factory = RelayFactory(
         pool,
         clock=reactor,
-        observer=_session_log(config),
+        observer=_session_log(config, lines),
         name=name,
         **attrs.asdict(config.stream),
     )
@@ -133,14 +141,14 @@ def pool_listening(
     )
 
 
-def _session_log(config: Common) -> SessionLog:
+def _session_log(config: Common, lines: LineLog) -> SessionLog:
     if config.verbose:
-        return VerboseSessionLog()
-    return QuietSessionLog() if config.quiet else SessionLog()
+        return VerboseSessionLog(lines)
+    return QuietSessionLog(lines) if config.quiet else SessionLog(lines)
 
 
 def socks4_factory(
-    listen: StreamAddress, config: Socks4Config, reactor: Any
+    listen: StreamAddress, config: Socks4Config, reactor: Any, lines: LineLog
 ) -> Socks4Factory:
     """The proxy of one listener.
 
@@ -163,7 +171,7 @@ def socks4_factory(
             user_ids=config.user_ids or None,
             own=lambda address: str(address) == external or is_own(address),
         ),
-        observer=_session_log(config),
+        observer=_session_log(config, lines),
         gate=ClientGate(config.clients) if config.clients else None,
         name=config.name,
         **attrs.asdict(config.stream),
@@ -171,12 +179,17 @@ def socks4_factory(
     )
 
 
-def socks4_listenings(config: Socks4Config, reactor: Any) -> list[Listening]:
+def socks4_listenings(
+    config: Socks4Config, reactor: Any, lines: LineLog
+) -> list[Listening]:
     """The listeners of one proxy, which share its limits.
 
+    :param lines: for the lines of its sessions.
     :raises ConfigError: Twisted can't use one of the endpoint strings.
     """
-    factories = [socks4_factory(each, config, reactor) for each in config.listeners]
+    factories = [
+        socks4_factory(each, config, reactor, lines) for each in config.listeners
+    ]
     for other in factories[1:]:
         # The limits count the clients of all listeners together.
         other.handshakes, other.binds = factories[0].handshakes, factories[0].binds

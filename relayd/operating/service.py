@@ -25,7 +25,7 @@ from relayd.operating.config import (
     UdpRelay,
 )
 from relayd.operating.cycles import refuse_cycles
-from relayd.operating.log_file import AnyLogFile, attach
+from relayd.operating.logs import Logs
 from relayd.operating.relays import (
     pool_listening,
     relay_listening,
@@ -40,28 +40,23 @@ from relayd.upstreams.pool import Pool
 class CommandService(MultiService):
     """The service of one command, made of several.
 
-    :param command: its name, with which errors begin.
     :param parts: in the order in which they start.
-    :param log_file: what the command logs to, if it is a file.
+    :param logs: opened for the application.
     """
 
-    def __init__(
-        self, command: str, parts: Sequence[Service], log_file: AnyLogFile | None
-    ) -> None:
+    def __init__(self, parts: Sequence[Service], logs: Logs) -> None:
         super().__init__()
         for part in parts:
             part.setServiceParent(self)
-        self._command = command
-        self._log_file = log_file
+        self._logs = logs
 
     def setServiceParent(self, parent: IServiceCollection) -> None:
-        """Attach to an application, and have it log to the file.
+        """Attach to an application, and open its logs.
 
-        :raises CannotStart: the file can't be opened.
+        :raises CannotStart: a log can't be opened.
         """
         super().setServiceParent(parent)
-        if self._log_file is not None:
-            attach(self._log_file, parent, self._command)
+        self._logs.attach(parent)
 
 
 def can_listen_on(address: str) -> bool:
@@ -79,15 +74,17 @@ def _named(relay: Relay | UdpRelay, name: str) -> Relay | UdpRelay:
 
 
 def make_service(
-    config: Config, reactor: Any, log_file: AnyLogFile | None = None
+    config: Config, reactor: Any, logs: Logs | None = None
 ) -> MultiService:
     """The service of one `twistd relayd`.
 
-    :param log_file: what it logs to, if it is a file.
+    :param logs: of the command; None: of a program that logs by itself.
     :raises ConfigError: a relay leads back to itself, or Twisted can't use one of the
         endpoint strings.
     """
     refuse_cycles(config.relays)
+    logs = logs or Logs(reactor, "relayd", access_log=config.access_log)
+    lines = logs.lines
     parts: list[Service] = []
     if config.demo:
         # Imports twisted.web, which only the demo needs.
@@ -96,30 +93,30 @@ def make_service(
         site = DemoSite(reactor)
         parts.append(site)
         pool = Pool([Upstream(site, "the demo's file server")])
-        listenings = [pool_listening(DEMO_LISTENER, pool, config, reactor)]
+        listenings = [pool_listening(DEMO_LISTENER, pool, config, reactor, lines)]
     else:
         names = relay_names([each.name for each in config.relays])
         relays = map(_named, config.relays, names)
         listenings = [
-            udp_listening(each, config, reactor)
+            udp_listening(each, config, reactor, lines)
             if isinstance(each, UdpRelay)
-            else relay_listening(each, config, reactor)
+            else relay_listening(each, config, reactor, lines)
             for each in relays
         ]
     service = RelayService(listenings, config.drain_timeout)
     parts.append(service)
     if config.demo:
         parts.append(DemoInvitation())
-    signals = Signals(reactor, service.stop_now, log_file)
-    return CommandService("relayd", [signals, *parts], log_file)
+    signals = Signals(reactor, service.stop_now, logs.files)
+    return CommandService([signals, *parts], logs)
 
 
 def make_socks4_service(
-    config: Socks4Config, reactor: Any, log_file: AnyLogFile | None = None
+    config: Socks4Config, reactor: Any, logs: Logs | None = None
 ) -> MultiService:
     """The service of one `twistd socks4`.
 
-    :param log_file: what it logs to, if it is a file.
+    :param logs: of the command; None: of a program that logs by itself.
     :raises ConfigError: Twisted can't use one of the endpoint strings.
     """
     address = config.socks4.bind_address
@@ -129,7 +126,8 @@ def make_socks4_service(
         )
     # One proxy, however many listeners it has.
     config = attrs.evolve(config, name=relay_name(config.name))
-    listenings = socks4_listenings(config, reactor)
+    logs = logs or Logs(reactor, "socks4", access_log=config.access_log)
+    listenings = socks4_listenings(config, reactor, logs.lines)
     proxies = RelayService(listenings, config.drain_timeout, "socks4")
-    signals = Signals(reactor, proxies.stop_now, log_file)
-    return CommandService("socks4", [signals, proxies], log_file)
+    signals = Signals(reactor, proxies.stop_now, logs.files)
+    return CommandService([signals, proxies], logs)

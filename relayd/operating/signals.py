@@ -7,7 +7,7 @@ SIGHUP  Only logged.  But if it is sent because the terminal in whose foreground
         relay runs has closed, the relay stops.  It never counts as the second signal,
         since a closing terminal may send several.  If it was ignored when the relay
         started (nohup), it stays ignored.
-SIGUSR1 Reopens the log file by name (:mod:`relayd.operating.log_file`).
+SIGUSR1 Reopens the log files by name (:mod:`relayd.operating.log_file`).
 ======= ==============================================================================
 
 Twisted's own handlers make the process die of the signal after a clean shutdown, and
@@ -27,7 +27,7 @@ import errno
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.application.service import Service
@@ -65,18 +65,18 @@ class Signals(Service):
 
     :param reactor: stopped by the first signal to stop.
     :param stop_now: called by the second; ends the relay at once.
-    :param log_file: reopened on SIGUSR1, if there is one.
+    :param log_files: reopened on SIGUSR1.
     """
 
     def __init__(
         self,
         reactor: Any,
         stop_now: Callable[[], None],
-        log_file: AnyLogFile | None = None,
+        log_files: Sequence[AnyLogFile] = (),
     ) -> None:
         self._reactor = reactor
         self._stop_now = stop_now
-        self._log_file = log_file
+        self._log_files = log_files
         self._stopping = False
         self._begun = False
         #: Whether there is a controlling terminal, which can close.
@@ -151,20 +151,19 @@ class Signals(Service):
         return True
 
     def _reopen(self) -> None:
-        file = self._log_file
-        if file is None:
+        if not self._log_files:
             log.info("SIGUSR1: no log file to reopen")
-            return
-        try:
-            file.reopen()
-        except OSError as problem:
-            log.warn(
-                "SIGUSR1: can't open {path}: {why}; the log stays in the old file",
-                path=file.path,
-                why=problem.strerror,
-            )
-        else:
-            log.info("SIGUSR1: the log goes on in {path}", path=file.path)
+        for file in self._log_files:
+            try:
+                file.reopen()
+            except OSError as problem:
+                log.warn(
+                    "SIGUSR1: can't open {path}: {why}; the log stays in the old file",
+                    path=file.path,
+                    why=problem.strerror,
+                )
+            else:
+                log.info("SIGUSR1: the log goes on in {path}", path=file.path)
 
 
 def _terminal_error() -> int:

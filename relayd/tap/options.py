@@ -19,8 +19,10 @@ import relayd
 import twisted
 from relayd.core.errors import CannotStart, ConfigError
 from relayd.core.setting_types import Setting
-from relayd.core.settings import GROUPS
+from relayd.core.settings import ACCESS_LOG, GROUPS
 from relayd.operating.address_settings import Given
+from relayd.operating.log_file import is_daemon, log_of
+from relayd.operating.logs import Logs
 
 
 class TableOptions(usage.Options):
@@ -74,6 +76,17 @@ class TableOptions(usage.Options):
             for row in self.rows
             if not row.repeatable
         }
+
+    def logs(self, reactor: Any) -> Logs:
+        """The logs of the command, by its options and those of `twistd` or `twist`."""
+        runner = self.parent
+        return Logs(
+            reactor,
+            self.service,
+            log_of(runner, reactor),
+            self[ACCESS_LOG.option],
+            daemon=is_daemon(runner),
+        )
 
     def opt_version(self) -> None:
         """Print the versions of relayd, Twisted and Python, and exit."""

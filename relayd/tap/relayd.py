@@ -9,7 +9,6 @@ from twisted.application.service import MultiService
 from relayd.core.errors import CannotStart, ConfigError
 from relayd.operating.address_settings import RELAYD
 from relayd.operating.config import Config, relayd_config
-from relayd.operating.log_file import log_file_of
 from relayd.operating.service import make_service
 from relayd.tap.options import TableOptions
 
@@ -74,6 +73,6 @@ def makeService(options: Options, reactor: Any = None) -> MultiService:
     if reactor is None:
         from twisted.internet import reactor
     try:
-        return make_service(options.config, reactor, log_file_of(options.parent))
+        return make_service(options.config, reactor, options.logs(reactor))
     except ConfigError as problem:
         raise CannotStart(f"relayd: {problem}") from problem

@@ -23,6 +23,7 @@ from zope.interface.verify import verifyObject
 from relayd.core.errors import CannotStart, ListenError
 from relayd.core.observers import Observer
 from relayd.core.session import Ending, Session
+from relayd.observing.line_log import EVENTS
 from relayd.operating.address_grammar import parse_destination, parse_listener
 from relayd.operating.config import Config, Relay
 from relayd.operating.relays import relay_listening
@@ -36,7 +37,7 @@ def listening(listen: str, *destinations: str, **settings: Any) -> Listening:
     """A listener to be opened, from texts."""
     to = tuple(map(parse_destination, destinations))
     where = Relay(parse_listener(listen), to, "web")
-    return relay_listening(where, Config((), **settings), reactor)
+    return relay_listening(where, Config((), **settings), reactor, EVENTS)
 
 
 class Endings(Observer):

@@ -75,9 +75,6 @@ class FakeLogFile:
     def __init__(self) -> None:
         self.times = 0
 
-    def attach(self, parent: object) -> None:
-        raise NotImplementedError
-
     def reopen(self) -> None:
         self.times += 1
         if self.problem is not None:
@@ -110,7 +107,8 @@ class Handled:
         self.cuts += 1
 
     def start(self) -> None:
-        service = Signals(self.reactor, self._cut, self.log_file)
+        files = [] if self.log_file is None else [self.log_file]
+        service = Signals(self.reactor, self._cut, files)
         service.privilegedStartService()
         service.startService()
 

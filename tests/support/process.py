@@ -477,9 +477,9 @@ def fill(connection: socket.socket, limit: int = 1 << 30) -> int:
     return sent
 
 
-def eventually(condition: Any, what: str = "") -> None:
+def eventually(condition: Any, what: str = "", patience: float = PATIENCE) -> None:
     """Wait until `condition()` is true."""
-    limit = time.monotonic() + PATIENCE
+    limit = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < limit, f"never happened: {what or condition}"
         time.sleep(0.02)

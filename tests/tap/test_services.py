@@ -91,7 +91,7 @@ def test_the_running_reactor_is_the_default(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(
         relayd.tap.relayd,
         "make_service",
-        lambda _, reactor, log_file: given.append(reactor),
+        lambda _, reactor, logs: given.append(reactor),
     )
     options = Options()
     options.parseOptions(GOOD)
@@ -239,7 +239,7 @@ def test_the_running_reactor_is_the_proxys_default(
     monkeypatch.setattr(
         relayd.tap.socks4,
         "make_socks4_service",
-        lambda _, it, log_file: given.append(it),
+        lambda _, it, logs: given.append(it),
     )
     socks4.makeService(socks4.Options())
     assert given == [reactor]

@@ -1,0 +1,112 @@
+"""What a command writes for its operator: its log, and maybe an access log beside it.
+
+The lines of sessions and flows are events of Twisted's logger where others take them:
+syslog, `twist`, a log file of `twistd`, a program that runs the service itself.
+Otherwise they are written as they are, for a tenth of the cost: to standard output if
+the log is there, or to what `--access-log` names.  They look the same.
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from relayd.core.errors import CannotStart
+from relayd.observing.line_log import LineLog
+from relayd.operating.log_file import AnyLogFile, TwistdLog, TwistLog, WrittenLog
+
+#: An access log that is standard output.
+STANDARD_OUTPUT = "-"
+
+
+class Logs:
+    """The logs of a command.
+
+    :param reactor: an access log ends after everything else that it runs.
+    :param command: its name, with which errors begin.
+    :param log: what `twistd` or `twist` logs to; None: anything else.
+    :param access_log: a path, or `-`; None: lines of sessions go where the log goes.
+    :param daemon: the process will be one, which has no standard output.
+
+    :ivar lines: for the lines of sessions and flows.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        command: str,
+        log: TwistdLog | TwistLog | None = None,
+        access_log: str | None = None,
+        *,
+        daemon: bool = False,
+    ) -> None:
+        self.lines = LineLog()
+        self._reactor = reactor
+        self._command = command
+        self._log = log
+        self._access: WrittenLog | None = None
+        if access_log is not None:
+            name = None if access_log == STANDARD_OUTPUT else access_log
+            self._access = WrittenLog(reactor, name, "the access log")
+        self._daemon = daemon
+
+    @property
+    def files(self) -> list[AnyLogFile]:
+        """Those that SIGUSR1 reopens."""
+        logs: list[Any] = [self._log, self._access]
+        return [each for each in logs if each is not None and each.path is not None]
+
+    def attach(self, parent: object) -> None:
+        """Open them, and have the application log to its own.
+
+        :param parent: the parent of the service.
+        :raises CannotStart: one can't be opened.
+        """
+        log, access = self._log, self._access
+        if isinstance(log, TwistdLog):
+            other = "another with --logfile, or run it with -n"
+            with self._opening("log file", log.path, other):
+                attached = log.attach(parent)
+            if attached:
+                # When `twistd` has logged its last line.
+                atexit.register(log.finish)
+                if log.path is None:
+                    self.lines.write = log.write_line
+        if access is not None:
+            self._check(access)
+            if access.path is not None or self.lines.write is None:
+                with self._opening("access log", access.path, "another path"):
+                    access.open()
+                self.lines.write = access.write_line
+                self._reactor.addSystemEventTrigger("after", "shutdown", self._end)
+
+    def _check(self, access: WrittenLog) -> None:
+        if access.path is None:
+            if self._daemon:
+                raise CannotStart(
+                    f"{self._command}: bad --access-log '-': a daemon has no standard"
+                    " output: give a path, or run it with -n"
+                )
+        elif self._log is not None and access.path == self._log.path:
+            raise CannotStart(
+                f"{self._command}: bad --access-log {access.path!r}: it is the log"
+                " file, where these lines go without it: leave it out, or give another"
+            )
+
+    @contextmanager
+    def _opening(self, what: str, path: str | None, other: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as problem:
+            raise CannotStart(
+                f"{self._command}: can't open the {what} {path!r}: {problem.strerror}:"
+                f" give {other}"
+            ) from problem
+
+    def _end(self) -> None:
+        """Nothing is left that writes sessions' lines: tell in the log what is lost."""
+        if self._access is not None:
+            self._access.finish()
+            self._access.close()
