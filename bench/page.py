@@ -107,9 +107,10 @@ What `make bench-check` holds relayd's plane to, by the figures above."""
 _HOW = f"""\
 - In each round all relays of a workload are started, each with a server of its own, on
   loopback ports of their own, and get a little of the same work before it counts. Then
-  they take turns in short windows, each of which counts as a round. For latency,
-  memory, connections that are all busy, and what is delivered, each is started and
-  measured by itself, once in a round.
+  they take turns in short windows, each of which counts as a round. With thousands of
+  connections or flows, they have their windows one relay after the other. Latency,
+  memory, connections that are all busy, and what is delivered are measured once in a
+  round, each relay by itself.
 - Each relay is one process with one thread that relays; socat is a process for each
   connection.
 - CPU is the relay's process's (socat: with its children's), user and system, by the

@@ -23,10 +23,10 @@ from bench.relays import Measure, Readings, Relay, Running, started
 BULK_EACH_SECOND = 1_500_000_000
 
 #: Short connections for each second that a measurement may take.
-SHORT_EACH_SECOND = 2_000
+SHORT_EACH_SECOND = 1_250
 
 #: Short connections, and pairs, before a relay is measured.
-WARM_UP = 300
+WARM_UP = 500
 
 #: Sessions before a proxy is measured: by then Dante has started most of its processes
 #: for this load, which is not the cost of a session.

@@ -38,7 +38,8 @@ class Workload:
     :param windows: it is measured in as many windows in a round as the mode has;
         otherwise once.
     :param alone: the relays do not take turns in windows, but have them one relay after
-        the other: what is compared is the same relay with few connections and many.
+        the other: where what is compared is the same relay with few connections and
+        many, or where all at once would need more ports than there are.
     """
 
     name: str
@@ -137,13 +138,13 @@ WORKLOADS = {
             _OWN,
         ),
         *(
-            Workload(name, begin, _datagrams, _GCC)
-            for name, begin in (
-                ("udp-1", partial(begin_udp, 1, 32)),
-                ("udp-50", partial(begin_udp, 50, 4)),
-                ("udp-500", partial(begin_udp, 500, 1)),
-                ("udp-5000", partial(begin_udp, 5_000, 1)),
-                ("udp-turns", begin_udp_turns),
+            Workload(name, begin, _datagrams, _GCC, alone=alone)
+            for name, begin, alone in (
+                ("udp-1", partial(begin_udp, 1, 32), False),
+                ("udp-50", partial(begin_udp, 50, 4), False),
+                ("udp-500", partial(begin_udp, 500, 1), False),
+                ("udp-5000", partial(begin_udp, 5_000, 1), True),
+                ("udp-turns", begin_udp_turns, True),
             )
         ),
         Workload(
