@@ -23,6 +23,9 @@ OF_THE_MACHINE = {
     "twisted.internet.task",
     "twisted.protocols.policies",
 }
+#: It says what time it is, to people.
+OF_PEOPLE = {"operating.log_times"}
+
 #: What is found there and has no time in it.
 TIMELESS = {
     "twisted.protocols.policies.ProtocolWrapper",
@@ -77,7 +80,8 @@ def _of_machine(dotted: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "name", sorted(set(MODULES) - OF_TESTS - {"net.monotonic", "net.timers"})
+    "name",
+    sorted(set(MODULES) - OF_TESTS - OF_PEOPLE - {"net.monotonic", "net.timers"}),
 )
 def test_time_comes_from_the_monotonic_clock(name: str) -> None:
     """A step of the machine's clock ends nobody's session, and keeps none.

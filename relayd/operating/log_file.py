@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import stat
 import sys
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from io import TextIOWrapper
@@ -141,7 +140,7 @@ class WrittenLog:
 
     def write_line(self, namespace: str, line: str, level: str = "info") -> None:
         """Write a line with the time, as an event of this namespace would look."""
-        self.write(f"{self._times(time.time())} [{namespace}#{level}] {line}\n")
+        self.write(f"{self._times.now()} [{namespace}#{level}] {line}\n")
 
     def write(self, text: str) -> None:
         """Write text, which ends with a newline."""

@@ -12,6 +12,10 @@ class LogTimes:
         self._second = -1
         self._text = ""
 
+    def now(self) -> str:
+        """The time now, by the machine's clock."""
+        return self(time.time())
+
     def __call__(self, when: float | None) -> str:
         """`when`, in seconds since the epoch, as text; `-` if it is None."""
         if when is None:

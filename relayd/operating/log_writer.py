@@ -13,7 +13,6 @@ itself, by a destructor that logs.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -33,9 +32,9 @@ FIRST, CHUNK = 1 << 12, 1 << 16
 #: Seconds between two tries.
 RETRY = 0.1
 
-#: At the end of the process: seconds for a reader to take what waits, and seconds
-#: without a byte after which it is given up.
-LAST, GIVE_UP = 1.0, 0.02
+#: At the end of the process: seconds without a byte after which a reader is given up,
+#: and how often one that takes some gets them.
+GIVE_UP, TIMES = 0.02, 50
 
 _NEWLINE = ord("\n")
 
@@ -119,19 +118,17 @@ class LogWriter:
             if self._retry is not None:
                 self._retry.cancel()
                 self._retry = None
-            end = time.monotonic() + LAST
-            left = self._left
-            while left and time.monotonic() < end:
-                self._flush()
-                if self._left == left:
-                    time.sleep(GIVE_UP)
-                    self._flush()
-                    if self._left == left:
-                        break
+            self._flush()
+            pause = threading.Event()
+            for _ in range(TIMES):
                 left = self._left
-            self.lost += self._waiting.count(b"\n") + self._outlet.unwritten.count(
-                b"\n"
-            )
+                if left:
+                    pause.wait(GIVE_UP)
+                    self._flush()
+                if self._left == left:
+                    break
+            rest = bytes(self._waiting) + self._outlet.unwritten
+            self.lost += rest.count(b"\n")
             self._waiting.clear()
             untold, self._told = self.lost - self._told, self.lost
             return untold, self.lost

@@ -29,7 +29,6 @@ import queue
 import socket
 import stat
 import threading
-import time
 from contextlib import suppress
 
 #: pwritev2(2): the position of the open file.
@@ -110,7 +109,7 @@ class ThreadOutlet(Outlet):
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor)
         self._left = b""
-        self._closed = False
+        self._closed = threading.Event()
         self._process = 0
         self._queue: queue.SimpleQueue[bytes]
 
@@ -134,7 +133,7 @@ class ThreadOutlet(Outlet):
 
     def close(self) -> None:
         """Close it, when the thread is done with it."""
-        self._closed = True
+        self._closed.set()
         if self._process != os.getpid():
             super().close()
         else:
@@ -142,11 +141,11 @@ class ThreadOutlet(Outlet):
 
     def _run(self, work: queue.SimpleQueue[bytes]) -> None:
         while left := work.get():
-            while left and not self._closed:
+            while left and not self._closed.is_set():
                 try:
                     left = left[os.write(self._descriptor, left) :]
                 except OSError:
-                    time.sleep(_AGAIN)
+                    self._closed.wait(_AGAIN)
                 else:
                     self._left = left
         super().close()

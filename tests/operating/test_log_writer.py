@@ -7,12 +7,20 @@ import os
 import threading
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from relayd.operating import log_writer
-from relayd.operating.log_writer import CHUNK, LIMIT, RETRY, LogWriter
+from relayd.operating.log_writer import (
+    CHUNK,
+    GIVE_UP,
+    LIMIT,
+    RETRY,
+    TIMES,
+    LogWriter,
+)
 from relayd.operating.outlets import Outlet
 
 LINE = b"a line of a log\n"
@@ -166,37 +174,57 @@ def test_what_a_thread_has_not_written_is_lost_with_its_outlet() -> None:
     assert bench.writer.lost == 3
 
 
-def test_at_the_end_a_reader_that_reads_gets_the_rest(monkeypatch: Any) -> None:
+def test_at_the_end_a_reader_that_reads_gets_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """And one that does not costs a moment."""
-    slept: list[float] = []
+    waited: list[float] = []
     bench = Bench()
     for _ in range(5):
         bench.writer.write(LINE)
     bench.outlet.room = 20
 
-    def sleep(seconds: float) -> None:
-        slept.append(seconds)
-        bench.outlet.room += 20 if len(slept) < 4 else 0
+    def wait(event: object, seconds: float) -> None:
+        waited.append(seconds)
+        bench.outlet.room += 20
 
-    monkeypatch.setattr(log_writer.time, "sleep", sleep)
+    monkeypatch.setattr(threading.Event, "wait", wait)
     assert bench.writer.finish() == (0, 0)
     assert bench.outlet.got == LINE * 5
-    assert sum(slept) < 0.2
+    assert len(waited) == 3
 
-    slept.clear()
+    waited.clear()
     stuck = Bench(10)
-    monkeypatch.setattr(log_writer.time, "sleep", slept.append)
     for _ in range(LIMIT // len(LONG) + 3):
         stuck.writer.write(LONG)
     stuck.outlet.left = LONG
     lost = LIMIT // len(LONG) + 4
     assert stuck.writer.finish() == (lost, lost)
-    assert len(slept) == 1
+    assert waited == [GIVE_UP]
     assert stuck.reactor.getDelayedCalls() == []
     # Nothing waits after that.
-    stuck.writer.write(LONG)
+    stuck.writer.write(LINE)
     assert stuck.writer.lost == lost + 1
     assert stuck.reactor.getDelayedCalls() == []
+
+
+def test_at_the_end_a_reader_that_is_slow_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For longer than a second."""
+    slow, waited = Bench(1), 0.0
+    for _ in range(1_000):
+        slow.writer.write(LONG)
+
+    def wait(event: object, seconds: float) -> None:
+        nonlocal waited
+        waited += seconds
+        slow.outlet.room = len(LONG)
+
+    monkeypatch.setattr(threading.Event, "wait", wait)
+    lost, _ = slow.writer.finish()
+    assert waited < 1.01
+    assert lost == 1_000 - TIMES
 
 
 def test_what_is_logged_from_within_is_in_its_turn() -> None:
