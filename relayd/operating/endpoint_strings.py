@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from twisted.internet.endpoints import quoteStringArgument
@@ -172,6 +173,8 @@ def what_is_wrong(
     if type(problem).__name__ == "UnlistableError":
         # Twisted's, for an OSError that it does not pass on.
         return _unlistable(text)
+    if isinstance(problem, ImportError | NameError) and not _has_tls():
+        return "TLS needs packages that are not installed: pip install 'relayd[tls]'"
     if is_openssl_error(problem):
         return (
             f"its PEM files are not a certificate with its key ({error_line(problem)})"
@@ -198,6 +201,11 @@ def what_is_wrong(
         f"Twisted can't use it ({type(problem).__name__}: {said});"
         " see its manual on endpoint strings"
     )
+
+
+def _has_tls() -> bool:
+    """Whether the packages for TLS are installed."""
+    return all(map(find_spec, ("OpenSSL", "service_identity")))
 
 
 def _unlistable(text: str) -> str:

@@ -38,3 +38,21 @@ def test_any_arguments_are_read_as_twisted_reads_them(
                 endpoint_strings.parts(written)
         else:
             assert endpoint_strings.parts(written) == twisteds
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_tls_without_its_packages_says_how_to_get_them(
+    listens: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twisted's own endpoints then fail on a name that nothing has defined."""
+    problem = NameError("name 'optionsForClientTLS' is not defined")
+    text = "ssl:443" if listens else "tls:example.com:443"
+
+    def why() -> str:
+        return endpoint_strings.what_is_wrong(text, problem, lambda: 0)
+
+    assert why().startswith("Twisted can't use it (NameError: ")
+    monkeypatch.setattr(endpoint_strings, "find_spec", lambda name: None)
+    assert why() == (
+        "TLS needs packages that are not installed: pip install 'relayd[tls]'"
+    )
