@@ -289,6 +289,16 @@ BACKLOG = Setting[int](
     kinds=_STREAMS,
     group=PROCESS,
 )
+MAX_DESCRIPTORS = Setting[int | None](
+    name="max-descriptors",
+    type=Count(1_000_000_000),
+    default=None,
+    otherwise="the hard limit",
+    help="Limit of open files of the process (its soft limit): two for a session, one"
+    " for a flow.",
+    kinds=_ALL,
+    group=PROCESS,
+)
 TRANSPORT = Setting[Transport](
     name="transport",
     type=Choice[Transport](Transport),

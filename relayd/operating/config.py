@@ -125,6 +125,7 @@ class Common:
     stream: StreamSettings = attrs.field(factory=StreamSettings)
     drain_timeout: float = settings.DRAIN_TIMEOUT.default
     backlog: int = settings.BACKLOG.default
+    max_descriptors: int | None = settings.MAX_DESCRIPTORS.default
     transport: Transport = settings.TRANSPORT.default
     verbose: bool = settings.VERBOSE.default
     quiet: bool = settings.QUIET.default

@@ -26,6 +26,7 @@ from relayd.operating.config import (
 )
 from relayd.operating.cycles import refuse_cycles
 from relayd.operating.logs import Logs
+from relayd.operating.open_files import raise_open_files
 from relayd.operating.relays import (
     pool_listening,
     relay_listening,
@@ -83,6 +84,7 @@ def make_service(
         endpoint strings.
     """
     refuse_cycles(config.relays)
+    raise_open_files(config.max_descriptors, reactor)
     logs = logs or Logs(reactor, "relayd", access_log=config.access_log)
     lines = logs.lines
     parts: list[Service] = []
@@ -119,6 +121,7 @@ def make_socks4_service(
     :param logs: of the command; None: of a program that logs by itself.
     :raises ConfigError: Twisted can't use one of the endpoint strings.
     """
+    raise_open_files(config.max_descriptors, reactor)
     address = config.socks4.bind_address
     if address and not can_listen_on(address):
         raise ConfigError(
