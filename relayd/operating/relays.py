@@ -111,6 +111,7 @@ def udp_listening(
         nat,
         str(relay.listen),
         f"relaying datagrams to {names}",
+        flows=True,
     )
 
 

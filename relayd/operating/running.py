@@ -58,12 +58,14 @@ class Listening:
     :ivar factory: serves its clients.
     :ivar name: its address, as it was given.
     :ivar purpose: what it does, for the log.
+    :ivar flows: its sessions are flows of datagrams.
     """
 
     endpoint: IStreamServerEndpoint
     factory: Served
     name: str
     purpose: str
+    flows: bool = False
 
 
 class RelayService(Service):
@@ -92,6 +94,19 @@ class RelayService(Service):
     def sessions(self) -> int:
         """How many sessions and flows there are."""
         return sum(len(each.factory.sessions) for each in self.listenings)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many sessions of streams there are, and how many flows."""
+        flows = sum(
+            len(each.factory.sessions) for each in self.listenings if each.flows
+        )
+        return self.sessions - flows, flows
+
+    @property
+    def all_listening(self) -> bool:
+        """Whether every listener stands."""
+        return len(self.ports) == len(self.listenings)
 
     def privilegedStartService(self) -> None:
         """Listen while this process may still open low ports.

@@ -26,6 +26,7 @@ from relayd.operating.config import (
 )
 from relayd.operating.cycles import refuse_cycles
 from relayd.operating.logs import Logs
+from relayd.operating.notify import Notifier
 from relayd.operating.open_files import raise_open_files
 from relayd.operating.relays import (
     pool_listening,
@@ -58,6 +59,19 @@ class CommandService(MultiService):
         """
         super().setServiceParent(parent)
         self._logs.attach(parent)
+
+
+def _notifiers(reactor: Any, relays: RelayService) -> list[Service]:
+    """What tells the service manager, if there is one."""
+    notifier = Notifier.of(reactor, relays)
+    return [] if notifier is None else [notifier]
+
+
+def _command(
+    parts: Sequence[Service], relays: RelayService, reactor: Any, logs: Logs
+) -> CommandService:
+    signals = Signals(reactor, relays.stop_now, logs.files)
+    return CommandService([signals, *parts], logs)
 
 
 def can_listen_on(address: str) -> bool:
@@ -109,8 +123,7 @@ def make_service(
     parts.append(service)
     if config.demo:
         parts.append(DemoInvitation())
-    signals = Signals(reactor, service.stop_now, logs.files)
-    return CommandService([signals, *parts], logs)
+    return _command([*parts, *_notifiers(reactor, service)], service, reactor, logs)
 
 
 def make_socks4_service(
@@ -132,5 +145,5 @@ def make_socks4_service(
     logs = logs or Logs(reactor, "socks4", access_log=config.access_log)
     listenings = socks4_listenings(config, reactor, logs.lines)
     proxies = RelayService(listenings, config.drain_timeout, "socks4")
-    signals = Signals(reactor, proxies.stop_now, logs.files)
-    return CommandService([signals, proxies], logs)
+    parts = [proxies, *_notifiers(reactor, proxies)]
+    return _command(parts, proxies, reactor, logs)
