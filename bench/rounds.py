@@ -203,7 +203,10 @@ def measure(plan: Plan) -> Results:
                     results.add(relay, readings)
                 done += 1
                 shown = ", ".join(
-                    f"{name} {figure_named(name).show(median(r[name] for r in taken))}"
+                    f"{name} "
+                    + figure_named(name).show(
+                        median(r[name] for r in taken if name in r)
+                    )
                     for name in taken[0]
                 )
                 seconds = time.monotonic() - begin

@@ -26,11 +26,15 @@ BULK_EACH_SECOND = 1_500_000_000
 SHORT_EACH_SECOND = 1_250
 
 #: Short connections, and pairs, before a relay is measured.
-WARM_UP = 500
+WARM_UP = 300
 
 #: Sessions before a proxy is measured: by then Dante has started most of its processes
 #: for this load, which is not the cost of a session.
 PROXY_WARM_UP = 1_000
+
+#: Short connections at the beginning of each window that do not count: meanwhile the
+#: processor's caches had another relay's code and data.
+RUN_UP = 100
 
 #: Seconds after requests have begun, or stopped, until they are counted.
 SETTLED = 0.05
@@ -167,8 +171,8 @@ class Short:
 
     def cpu_each(self, count: int) -> float:
         """Microseconds of CPU for each."""
-        _leave_time_wait(2 * count)
-        used = self.running.cpu()
+        _leave_time_wait(2 * (RUN_UP + count))
+        used = self.make(RUN_UP)
         return (self.make(count) - used) * 1e6 / count
 
 

@@ -54,7 +54,7 @@ def test_the_limits_are_those_of_the_documentation() -> None:
     bulk = ("bulk-1", relayd, "bulk-1", "haproxy-splice")
     fast = ("throughput-1", relayd, "throughput-1", "portforward")
     many = ("short@8000", relayd, "short@100", relayd)
-    assert rules[bulk] == "at most 0.9"
+    assert rules[bulk] == "at most 1.1"
     assert rules[fast] == "at least 1.7"
     assert rules[many] == "at most 1.3"
     turns = ("turn@8000", relayd, "turn@100", relayd)
