@@ -21,8 +21,9 @@ from bench.origins import Site, site
 from bench.relays import Measure, Readings, Relay, Running, started
 from bench.streams import SHORT_EACH_SECOND, WARM_UP, Short, cpu_per_request, kept
 
-#: Requests on connections used in turn, for each second that a measurement may take.
-TURNS_EACH_SECOND = 20_000
+#: Requests on connections used in turn, for each second that a measurement may take:
+#: each of the most connections has two turns in a window.
+TURNS_EACH_SECOND = 40_000
 
 #: Seconds after which a connection is idle for every relay: relayd checks each once a
 #: second, and asks the kernel about those that have just become idle.
@@ -69,7 +70,6 @@ def _by_size(name: str, measures: Mapping[int, Callable[[], float]]) -> Measure:
 @contextmanager
 def begin_growth_turn(relay: Relay, seconds: float) -> Iterator[Measure]:
     """CPU per request, when connections are used in turn."""
-    # Each connection has its turn.
     count = max(int(TURNS_EACH_SECOND * seconds), SIZES[-1])
     with _every_size(relay) as grown:
         for one in grown:
