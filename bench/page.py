@@ -42,9 +42,9 @@ The median of the rounds, with the lowest and the highest in brackets; `-` is no
 measured. On Linux, relayd uses the plane by default."""
 
 _PROCESSOR_TEXT = """\
-The ratios depend on the processor, and on the Python. A relay in Python does the same
-system calls as one in C; where the kernel's part is cheap, the interpreter's weighs
-more. Two processors were compared, each with Debian's Python 3.11 and HAProxy 2.6, when
+The ratios depend on the processor, and on the Python. A relay in Python makes about the
+same system calls as one in C; where they are cheap, the interpreter weighs more. Two
+processors were compared, each with Debian's Python 3.11 and HAProxy 2.6, when
 relayd still made its log's lines by Twisted's logger: a quiet short session took
 1.20-1.29 times HAProxy's CPU on an AMD EPYC, and 1.43-1.59 on a newer Intel; with both
 logs on, 1.81-1.95 and 2.4."""

@@ -86,7 +86,7 @@ _QUICK = [
 ]
 
 MODES = {
-    "full": Mode(3, 2.0, _ALL, windows=7),
+    "full": Mode(3, 2.0, _ALL, windows=5),
     "quick": Mode(1, 1.0, _QUICK),
     "check": Mode(3, 2.0, needed_for_limits(), windows=7),
 }
