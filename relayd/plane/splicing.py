@@ -262,7 +262,7 @@ class SplicingConnection(Connection):
                     self._stop_splicing()
                     break
                 moved += held
-                held, problem = _pushed(exit_, target, held)
+                held -= splice(exit_, target, held, None, None, _SPLICE)
                 if held:
                     break
         except OSError as raised:
@@ -342,7 +342,13 @@ class SplicingConnection(Connection):
 
     def _drain_pipe(self, pipe: Pipe) -> bool:
         """Hand what is in the pipe to the kernel; whether it is empty now."""
-        pipe.held, problem = _pushed(pipe.read_end, self._sock.fileno(), pipe.held)
+        problem = None
+        try:
+            pipe.held -= os.splice(
+                pipe.read_end, self._sock.fileno(), pipe.held, None, None, _SPLICE
+            )
+        except OSError as raised:
+            problem = raised.errno
         if pipe.held:
             return self._not_drained(problem)
         self._pipe = None
@@ -388,25 +394,3 @@ class SplicingConnection(Connection):
         if self._full_reads >= FULL_READS:
             self._stop_splicing()
         Connection._release(self)
-
-
-def _pushed(exit_: int, target: int, held: int) -> tuple[int, int | None]:
-    """Move the `held` bytes of a pipe to a socket, as many as it takes.
-
-    A splice that has moved some of them says so, and not what stopped it: a full
-    socket, or the connection's loss, which the kernel tells once, so that a read after
-    it would find what looks like an end of data.  So the next splice is asked, which
-    moves nothing and says why.
-
-    :return: how many are still in the pipe, and the errno that stopped it.
-    """
-    splice = os.splice
-    try:
-        while held:
-            sent = splice(exit_, target, held, None, None, _SPLICE)
-            if not sent:
-                break
-            held -= sent
-    except OSError as raised:
-        return held, raised.errno
-    return held, None
