@@ -67,19 +67,24 @@ class AnyLogFile(Protocol):
 class _RotatedOutlet(Outlet):
     """A log file that starts anew when it is ROTATE_LENGTH bytes long, as twistd's do.
 
-    The old one is `path.1`, and so on.  A device, such as /dev/null, is not renamed.
+    The old one is `path.1`, and so on.  A device, such as /dev/null, is not renamed,
+    nor is what leads to one, such as /dev/stdout.
     """
 
     def __init__(self, path: str, descriptor: int) -> None:
         super().__init__(descriptor)
         self._path = path
         found = os.fstat(descriptor)
-        self._rotates = stat.S_ISREG(found.st_mode)
+        named = not path.startswith(("/dev/", "/proc/"))
+        self._rotates = named and stat.S_ISREG(found.st_mode)
         self._size = found.st_size
 
     def write(self, data: bytes | memoryview) -> int:
         if self._rotates and self._size >= ROTATE_LENGTH:
-            self._rotate()
+            # If it can't, the next try is another megabyte later.
+            self._size = 0
+            with suppress(OSError):
+                self._rotate()
         taken = super().write(data)
         self._size += taken
         return taken
@@ -92,7 +97,6 @@ class _RotatedOutlet(Outlet):
         descriptor = open_to_append(self._path)
         os.close(self._descriptor)
         self._descriptor = descriptor
-        self._size = os.fstat(descriptor).st_size
 
 
 class WrittenLog:

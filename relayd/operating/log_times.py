@@ -9,8 +9,8 @@ class LogTimes:
     """Writes times; the text up to the second is kept while the second lasts."""
 
     def __init__(self) -> None:
-        self._second = -1
-        self._text = ""
+        # In one, for any thread.
+        self._kept = (-1, "")
 
     def now(self) -> str:
         """The time now, by the machine's clock."""
@@ -21,10 +21,8 @@ class LogTimes:
         if when is None:
             return "-"
         second = int(when)
-        if second != self._second:
-            moment = time.gmtime(second)
-            self._second, self._text = (
-                second,
-                time.strftime("%Y-%m-%dT%H:%M:%S", moment),
-            )
-        return f"{self._text}.{int((when - second) * 1e6):06d}Z"
+        kept, text = self._kept
+        if second != kept:
+            text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._kept = second, text
+        return f"{text}.{int((when - second) * 1e6):06d}Z"

@@ -17,8 +17,9 @@ from relayd.core.errors import CannotStart
 from relayd.observing.line_log import LineLog
 from relayd.operating.log_file import AnyLogFile, TwistdLog, TwistLog, WrittenLog
 
-#: An access log that is standard output.
-STANDARD_OUTPUT = "-"
+#: Access logs that are standard output: it may be no file that can be opened by a name,
+#: and a file would be written at two places at once.
+STANDARD_OUTPUT = ("-", "/dev/stdout")
 
 
 class Logs:
@@ -46,9 +47,10 @@ class Logs:
         self._reactor = reactor
         self._command = command
         self._log = log
+        self._given = access_log
         self._access: WrittenLog | None = None
         if access_log is not None:
-            name = None if access_log == STANDARD_OUTPUT else access_log
+            name = None if access_log in STANDARD_OUTPUT else access_log
             self._access = WrittenLog(reactor, name, "the access log")
         self._daemon = daemon
 
@@ -86,8 +88,8 @@ class Logs:
         if access.path is None:
             if self._daemon:
                 raise CannotStart(
-                    f"{self._command}: bad --access-log '-': a daemon has no standard"
-                    " output: give a path, or run it with -n"
+                    f"{self._command}: bad --access-log {self._given!r}: a daemon has"
+                    " no standard output: give a path, or run it with -n"
                 )
         elif self._log is not None and access.path == self._log.path:
             raise CannotStart(

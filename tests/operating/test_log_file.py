@@ -197,6 +197,20 @@ def test_a_device_is_not_rotated(tmp_path: Path) -> None:
     assert (tmp_path / "log.1").stat().st_size == 1_000_000
 
 
+def test_a_file_that_can_not_be_rotated_goes_on(tmp_path: Path) -> None:
+    """As under --chroot, or where --uid gave up the permission."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    log_file = TwistdLog(reactor, str(folder / "log"))
+    log_file.open()
+    folder.rename(tmp_path / "other")
+    for _ in range(30):
+        log_file.write("x" * 50_000)
+    log_file.close()
+    assert [each.name for each in tmp_path.iterdir()] == ["other"]
+    assert (tmp_path / "other" / "log").stat().st_size == 30 * 50_000
+
+
 def test_a_log_file_that_can_not_be_opened_is_one_line(tmp_path: Path) -> None:
     """Before anything listens."""
     missing = TwistdLog(reactor, str(tmp_path / "missing" / "log"))
