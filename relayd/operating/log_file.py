@@ -35,6 +35,7 @@ from relayd.operating.log_times import LogTimes
 from relayd.operating.log_writer import LogWriter
 from relayd.operating.outlets import (
     ClosedOutlet,
+    FifoOutlet,
     Outlet,
     open_to_append,
     outlet_of,
@@ -168,7 +169,10 @@ class WrittenLog:
         descriptor = open_to_append(self.path)
         if made and self._mode is not None:
             os.fchmod(descriptor, self._mode)
-        self._mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        mode = os.fstat(descriptor).st_mode
+        self._mode = stat.S_IMODE(mode)
+        if stat.S_ISFIFO(mode):
+            return FifoOutlet(descriptor)
         if self._rotates:
             return _RotatedOutlet(self.path, descriptor)
         return Outlet(descriptor)
@@ -229,11 +233,10 @@ class TwistdLog(WrittenLog):
         if lost:
             line = self._loss(lost, total)
             self.write_line("relayd.log", line, "warn")
-            if writer.lost > total:
-                other = _output(sys.__stderr__)
-                with suppress(OSError):
-                    other.write(f"relayd: {line}\n".encode())
-                other.close()
+            if writer.finish()[0]:
+                writer.replace_outlet(_output(sys.__stderr__))
+                writer.write(f"relayd: {line}\n".encode())
+                writer.finish()
 
 
 class TwistLog:

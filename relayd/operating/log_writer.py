@@ -25,16 +25,15 @@ from relayd.operating.outlets import Outlet
 #: Bytes that may wait.
 LIMIT = 1 << 20
 
-#: Bytes of what waits that are written in one call: in the first, which shows whether
-#: any are taken at all, and in others.
-FIRST, CHUNK = 1 << 12, 1 << 16
+#: Bytes of what waits that are written in one call, after the first.
+CHUNK = 1 << 16
 
 #: Seconds between two tries.
 RETRY = 0.1
 
-#: At the end of the process: seconds without a byte after which a reader is given up,
-#: and how often one that takes some gets them.
-GIVE_UP, TIMES = 0.02, 50
+#: At the end of the process: seconds between two looks at what is left, how many looks
+#: without a byte give a reader up, and how many one that takes some gets.
+LOOK, GIVE_UP, TIMES = 0.02, 5, 50
 
 _NEWLINE = ord("\n")
 
@@ -96,7 +95,7 @@ class LogWriter:
         """Go on with another outlet, and close the one before."""
         with self._lock:
             self._flush()
-            if self._begun:
+            if self._begun and not outlet.is_same_file(self._outlet):
                 # The rest of a line means nothing in another file.
                 del self._waiting[: self._waiting.index(b"\n") + 1]
                 self._begun = False
@@ -119,17 +118,23 @@ class LogWriter:
                 self._retry.cancel()
                 self._retry = None
             self._flush()
-            pause = threading.Event()
+            pause, idle, left = threading.Event(), 0, self._left
             for _ in range(TIMES):
-                left = self._left
-                if left:
-                    pause.wait(GIVE_UP)
-                    self._flush()
-                if self._left == left:
+                if not left or idle == GIVE_UP:
                     break
-            rest = bytes(self._waiting) + self._outlet.unwritten
+                pause.wait(LOOK)
+                self._flush()
+                idle = idle + 1 if self._left == left else 0
+                left = self._left
+            rest = bytes(self._waiting) + self._outlet.abandon()
             self.lost += rest.count(b"\n")
             self._waiting.clear()
+            if self._begun:
+                # What is told after this is a line of its own.
+                self._waiting += b"\n"
+                self._flush()
+                self._waiting.clear()
+                self._begun = False
             untold, self._told = self.lost - self._told, self.lost
             return untold, self.lost
 
@@ -148,7 +153,7 @@ class LogWriter:
     def _flush(self) -> None:
         """Write what waits, as far as the outlet takes it."""
         self._writing = True
-        waiting, taken, size = self._waiting, 1, FIRST
+        waiting, taken, size = self._waiting, 1, self._outlet.first
         while waiting and taken:
             chunk = bytes(waiting[:size])
             try:

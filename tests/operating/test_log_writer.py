@@ -17,6 +17,7 @@ from relayd.operating.log_writer import (
     CHUNK,
     GIVE_UP,
     LIMIT,
+    LOOK,
     RETRY,
     TIMES,
     LogWriter,
@@ -167,6 +168,19 @@ def test_a_line_that_is_begun_ends_in_its_own_file() -> None:
     assert bench.writer.lost == 1
 
 
+def test_a_line_that_is_begun_goes_on_in_the_same_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A FIFO is the same one, when it is reopened by its name."""
+    monkeypatch.setattr(FakeOutlet, "is_same_file", lambda self, other: True)
+    bench = Bench(10)
+    bench.writer.write(LINE)
+    new = FakeOutlet(1000)
+    bench.writer.replace_outlet(new)
+    assert bench.outlet.got + new.got == LINE
+    assert bench.writer.lost == 0
+
+
 def test_what_a_thread_has_not_written_is_lost_with_its_outlet() -> None:
     bench = Bench(1000)
     bench.outlet.left = LINE * 3
@@ -200,12 +214,53 @@ def test_at_the_end_a_reader_that_reads_gets_the_rest(
     stuck.outlet.left = LONG
     lost = LIMIT // len(LONG) + 4
     assert stuck.writer.finish() == (lost, lost)
-    assert waited == [GIVE_UP]
+    assert waited == [LOOK] * GIVE_UP
     assert stuck.reactor.getDelayedCalls() == []
     # Nothing waits after that.
     stuck.writer.write(LINE)
     assert stuck.writer.lost == lost + 1
     assert stuck.reactor.getDelayedCalls() == []
+
+
+def test_at_the_end_a_reader_may_be_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a tenth of a second: the machine is busy."""
+    late, waited = Bench(10), 0
+
+    def wait(event: object, seconds: float) -> None:
+        nonlocal waited
+        waited += 1
+        late.outlet.room = 10 * (waited % (GIVE_UP - 1) == 0)
+
+    for _ in range(3):
+        late.writer.write(LINE)
+    monkeypatch.setattr(threading.Event, "wait", wait)
+    assert late.writer.finish() == (0, 0)
+    assert late.outlet.got == LINE * 3
+
+
+def test_at_the_end_what_is_told_is_a_line_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not the rest of one that was begun and is given up."""
+    bench = Bench(10)
+    bench.writer.write(LINE)
+    waited = 0
+
+    def wait(event: object, seconds: float) -> None:
+        nonlocal waited
+        waited += 1
+
+    def refused() -> bytes:
+        # Room comes when the writer has given up.
+        bench.outlet.room = 100 * (waited == GIVE_UP)
+        return b""
+
+    monkeypatch.setattr(threading.Event, "wait", wait)
+    monkeypatch.setattr(FakeOutlet, "unwritten", property(lambda outlet: refused()))
+    assert bench.writer.finish() == (1, 1)
+    bench.outlet.room = 100
+    bench.writer.write(b"told\n")
+    assert bench.outlet.got == LINE[:10] + b"\ntold\n"
 
 
 def test_at_the_end_a_reader_that_is_slow_is_not_waited_for(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from relayd.operating import log_file
 from relayd.operating.log_file import TwistdLog, TwistLog
 from relayd.operating.log_times import LogTimes
 from relayd.operating.logs import Logs
-from relayd.operating.outlets import Outlet, open_to_append
+from relayd.operating.outlets import Outlet, ThreadOutlet, open_to_append
+from tests.support.process import eventually
 
 
 @pytest.fixture
@@ -96,11 +98,14 @@ def test_lines_of_a_log_file_are_events(access: str | None, tmp_path: Path) -> N
     log.close()
 
 
-def test_an_access_log_on_standard_output(output: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+def test_an_access_log_on_standard_output(
+    name: str, output: Path, tmp_path: Path
+) -> None:
     """Alone there, if the log is a file; by the log's writer, if that is there, too."""
     reactor = MemoryReactorClock()
     for log in (TwistdLog(reactor, None), TwistdLog(reactor, str(tmp_path / "log"))):
-        logs = Logs(reactor, "relayd", log, "-")
+        logs = Logs(reactor, "relayd", log, name)
         logs.attach(Application("test"))
         assert logs.lines.write is not None
         assert (logs.lines.write == log.write_line) is (log.path is None)
@@ -204,6 +209,46 @@ def test_what_the_log_lost_itself_is_told_in_it_or_on_standard_error(
         assert words(tmp_path / "log")[-1].startswith(f"[relayd.log#warn] {told}")
         assert not output.exists()
     log.close()
+
+
+def test_what_is_told_on_standard_error_may_need_a_thread(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is given the moment to write it, before the process ends."""
+    monkeypatch.setattr(
+        log_file, "_output", lambda stream: ThreadOutlet(os.dup(ends[1]))
+    )
+    ends = os.pipe()
+    reactor = MemoryReactorClock()
+    reactor.callFromThread = lambda call: call()
+    log = TwistdLog(reactor, "/dev/full")
+    log.attach(Application("test"))
+    log.write("one\n")
+    log.finish()
+    os.set_blocking(ends[0], False)
+    assert b"1 lines of the log were lost, 1 in all" in os.read(ends[0], 1000)
+    log.close()
+    for each in ends:
+        os.close(each)
+    eventually(lambda: threading.active_count() == 1, "its thread ends")
+
+
+def test_several_threads_write_times() -> None:
+    """One that comes in between finds a second and its text that belong together."""
+    between: list[str] = []
+
+    class Interrupted(LogTimes):
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            if armed and not between:
+                between.append("")
+                between[0] = self(3.75)
+
+    armed = False
+    times = Interrupted()
+    armed = True
+    assert times(3.5) == "1970-01-01T00:00:03.500000Z"
+    assert between == ["1970-01-01T00:00:03.750000Z"]
 
 
 def test_times() -> None:

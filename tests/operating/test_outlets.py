@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import socket
 import stat
 import subprocess
@@ -13,12 +14,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
 from relayd.operating import outlets
 from relayd.operating.outlets import (
     ClosedOutlet,
+    FifoOutlet,
     Outlet,
     ThreadOutlet,
     open_to_append,
@@ -42,6 +46,11 @@ def descriptors(kind: str) -> Iterator[tuple[int, int]]:
         if kind == "terminal":
             reader, writer = pty.openpty()
             termios.tcflow(writer, termios.TCOOFF)
+        elif kind == "named pipe":
+            path = Path(after.enter_context(TemporaryDirectory())) / "fifo"
+            os.mkfifo(path)
+            reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            writer = os.open(path, os.O_WRONLY)
         else:
             reader, writer = os.pipe()
         after.callback(os.close, reader)
@@ -50,7 +59,7 @@ def descriptors(kind: str) -> Iterator[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("how", ["as it is", "no RWF_NOWAIT", "no /proc either"])
-@pytest.mark.parametrize("kind", ["pipe", "socket", "terminal"])
+@pytest.mark.parametrize("kind", ["pipe", "named pipe", "socket", "terminal"])
 def test_a_write_does_not_wait(
     kind: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +157,70 @@ def test_a_thread_that_waits_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
     ThreadOutlet(os.dup(2)).close()
 
 
+def test_a_thread_writes_nothing_by_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a reader has left in a pipe is known, however much it is given at once."""
+    reader, writer = os.pipe()
+    outlet = ThreadOutlet(writer)
+    data = b"x" * outlet.first
+    outlet.write(data)
+    eventually(lambda: not outlet.unwritten, "the pipe is full")
+    outlet.write(data)
+    os.read(reader, select.PIPE_BUF)
+    eventually(lambda: len(outlet.unwritten) == len(data) - select.PIPE_BUF, "a part")
+    outlet.close()
+    os.close(reader)
+    eventually(lambda: threads() == 0, "its thread ends")
+
+
+def test_a_thread_that_can_not_be_had_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit of them, or the end of the interpreter: no exception that is not ours."""
+    reader, writer = os.pipe()
+    outlet = ThreadOutlet(writer)
+
+    def start(thread: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        for _ in range(2):
+            with pytest.raises(BlockingIOError, match="can't start new thread"):
+                outlet.write(LINE)
+    assert outlet.unwritten == b""
+    assert outlet.write(LINE) == len(LINE)
+    assert os.read(reader, 1000) == LINE
+    outlet.close()
+    os.close(reader)
+    eventually(lambda: threads() == 0, "its thread ends")
+
+
+def test_a_pipe_without_rwf_nowait_goes_on_by_a_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that has a name, or was opened by /proc: a write shows it."""
+    monkeypatch.setattr(outlets, "_PROC", "/nowhere/{}")
+    with descriptors("pipe") as (writer, reader):
+        again = os.open(f"/proc/self/fd/{writer}", os.O_WRONLY)
+        outlet = outlet_of(again)
+        os.close(again)
+        first = outlet.first
+        # More than fits.
+        assert outlet.write(LINE * 1_000) == len(LINE) * 1_000
+        with pytest.raises(BlockingIOError):
+            outlet.write(LINE)
+        assert outlet.unwritten
+        assert outlet.first > first
+        os.set_blocking(reader, False)
+
+        def all_read() -> bool:
+            with suppress(BlockingIOError):
+                os.read(reader, 1 << 16)
+            return not outlet.unwritten
+
+        eventually(all_read, "it is written")
+        outlet.close()
+        eventually(lambda: threads() == 0, "its thread ends")
+
+
 FORKS = """
 import os
 from relayd.operating.outlets import ThreadOutlet
@@ -186,6 +259,44 @@ def test_a_fifo_is_opened_without_a_reader(tmp_path: Path) -> None:
     with pytest.raises(BlockingIOError):
         while True:
             outlet.write(LINE)
+    outlet.close()
+
+
+def test_what_a_fifo_holds_is_lost_without_a_reader(tmp_path: Path) -> None:
+    """At the end of the process; with one it is not, nor is what comes after that."""
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    outlet = FifoOutlet(open_to_append(str(path)))
+    taken = 0
+    with pytest.raises(BlockingIOError):
+        while True:
+            taken += outlet.write(LINE)
+    assert outlet.unwritten == b""
+    assert len(outlet.abandon()) == taken
+    with pytest.raises(BrokenPipeError):
+        outlet.write(LINE)
+    assert outlet.abandon() == b""
+    outlet.close()
+
+    outlet = FifoOutlet(open_to_append(str(path)))
+    outlet.write(LINE)
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as reader:
+        assert outlet.abandon() == b""
+        outlet.write(LINE)
+        outlet.close()
+        assert reader.read() == LINE * 2
+
+
+def test_a_fifo_of_another_user_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outlets, "_PROC", "/nowhere/{}")
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    outlet = FifoOutlet(open_to_append(str(path)))
+    outlet.write(LINE)
+    assert outlet.abandon() == b""
+    assert outlet.write(LINE) == len(LINE)
     outlet.close()
 
 
