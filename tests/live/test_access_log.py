@@ -35,18 +35,22 @@ DENIED = b"\x04\x01\x00\x50\x7f\x00\x00\x01" + b"\xff" * 255 + b"\x00"
 #: More such lines than a pipe, and what waits behind it, can hold: 64 KiB and 1 MiB.
 MANY = 1_250
 
-LOST = re.compile(r"(\d+) lines of the log were lost, (\d+) in all")
+LOST = re.compile(r"(\d+) lines of the (?:access )?log were lost, (\d+) in all")
 
 
 @contextmanager
-def proxy(output: int, *args: str, shell: str = "") -> Iterator[Any]:
+def proxy(
+    output: int, *args: str, shell: str = "", runner: tuple[str, ...] = ()
+) -> Iterator[Any]:
     """A proxy that denies all, with this standard output; and its port.
 
     :param shell: what a shell does before.
+    :param runner: options of `twistd`.
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    argv = [*command(), "socks4", "-l", f"127.0.0.1:{port}", "--deny-dest", "*", *args]
+    argv = [*command(), *runner, "socks4", "-l", f"127.0.0.1:{port}"]
+    argv += ["--deny-dest", "*", *args]
     process = subprocess.Popen(
         ["sh", "-c", f'{shell} exec "$@"', "sh", *argv],
         stdout=output,
@@ -109,12 +113,14 @@ def all_of(reader: int) -> str:
     return b"".join(parts).decode().replace("\r", "")
 
 
-@pytest.mark.parametrize("kind", ["pipe", "socket", "terminal", "full", "closed"])
+@pytest.mark.parametrize(
+    "kind", ["pipe", "named pipe", "socket", "terminal", "full", "closed"]
+)
 def test_a_log_that_nobody_reads(kind: str) -> None:
     """SIGTERM ends it as ever, and what is lost is counted: there, or on its errors."""
     count = 20 if kind in ("full", "closed") else MANY
     descriptors = []
-    if kind == "pipe":
+    if "pipe" in kind:
         descriptors = list(os.pipe())
     elif kind == "socket":
         descriptors = [each.detach() for each in socket.socketpair()]
@@ -125,7 +131,9 @@ def test_a_log_that_nobody_reads(kind: str) -> None:
         descriptors = [-1, os.open("/dev/full", os.O_WRONLY)]
     reader, output = descriptors
     try:
-        shell = "exec >&-;" if kind == "closed" else ""
+        # Opened by /proc, a pipe is what one with a name is.
+        shells = {"closed": "exec >&-;", "named pipe": "exec >/proc/self/fd/1;"}
+        shell = shells.get(kind, "")
         with proxy(output, shell=shell) as (process, port):
             deny(port, count)
             process.send_signal(signal.SIGTERM)
@@ -213,3 +221,25 @@ def test_a_fifo_whose_reader_comes_later(tmp_path: Path) -> None:
                 eventually(lambda: "session=1 " in log.readline(), "it is there")
             running.signal()
             assert running.wait() == 0
+
+
+@pytest.mark.parametrize("option", ["--access-log", "--logfile"])
+def test_a_fifo_whose_reader_never_comes(option: str, tmp_path: Path) -> None:
+    """What it holds is lost at the end, and counted as what waits is."""
+    path, out = tmp_path / "fifo", tmp_path / "out"
+    os.mkfifo(path)
+    given = (option, str(path))
+    args, runner = ((), given) if option == "--logfile" else (given, ())
+    with (
+        out.open("wb") as output,
+        proxy(output.fileno(), *args, runner=runner) as (process, port),
+    ):
+        deny(port, 20)
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0
+    found = LOST.search(out.read_text() + error.decode())
+    assert found is not None
+    # One is of the session that found out whether it listens; the log has lines of its
+    # start and its end, too.
+    assert 21 <= int(found[2]) <= (32 if option == "--logfile" else 21)
