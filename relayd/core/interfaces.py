@@ -7,7 +7,7 @@ reactor's thread and must return at once: no I/O, no waiting.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.python.failure import Failure
@@ -136,6 +136,14 @@ class IDial(Interface):
 class ICaller(Interface):
     """What dials, and is notified of the outcome."""
 
+    def speaks_first() -> bool:
+        """Asked before connect(2): are the first bytes for the server at hand?
+
+        If so, the handshake's last segment waits for them, and the caller writes them,
+        and then calls :func:`relayd.net.handshake_ack.go_on`, as soon as it is told of
+        the connection.
+        """
+
     def build_leg(address: Any) -> Any:
         """The connection stands: `IProtocolFactory.buildProtocol` for it."""
 
@@ -208,6 +216,15 @@ class ISpliceable(Interface):
         kernel has not taken yet.""")
 
     blocked = Attribute("""Whether it is not read because the other one is full.""")
+
+    def has_unread() -> bool:
+        """Whether something has arrived that was not read: bytes, or an end."""
+
+    def relay_soon(then: Callable[[], object]) -> None:
+        """Read what has arrived, unless it is paused, before events report it.
+
+        :param then: called after that.
+        """
 
     def splice(peer: object, here: Direction, there: Direction, splicer: Any) -> bool:
         """From now on, move what either reads to the other.

@@ -34,6 +34,7 @@ from relayd.core.addresses import address_name, is_loopback, socket_address
 from relayd.core.hops import streams
 from relayd.core.interfaces import ICaller, IDial, IDialer, IHopListener
 from relayd.core.ports import may_be_handed_out
+from relayd.net.handshake_ack import hold_back
 from relayd.net.monotonic import monotonic
 from relayd.net.socket_ends import is_self_connected
 from relayd.net.transports import connection_class, reset_on_close, set_options
@@ -244,7 +245,10 @@ class SocketEndpoint:
             return None
         dial: Dial | None = None
         try:
-            if not self.port and streams.files and streams.listens_at(self.address):
+            if self.port:
+                if caller.speaks_first():
+                    hold_back(sock)
+            elif streams.files and streams.listens_at(self.address):
                 _give_name(sock)
             problem = sock.connect_ex(self.address)
             if problem == _IN_PROGRESS and self.is_near:
@@ -332,6 +336,10 @@ class _FactoryCaller:
         self.build_leg = factory.buildProtocol
         self.leg_connected = done.callback
         self.dial_failed = done.errback
+
+    def speaks_first(self) -> bool:
+        asked = getattr(self._factory, "speaks_first", None)
+        return asked is not None and bool(asked())
 
     def dial_started(self, sock: socket.SocketType, address: Any) -> bool:
         listener = IHopListener(self._factory, None)

@@ -199,6 +199,13 @@ class Plane:
         """
         self._after.append(call)
 
+    def behind_batch(self, call: Callable[[], None]) -> None:
+        """The same, but at once where no batch is being handled."""
+        if self._turning:
+            self._after.append(call)
+        else:
+            call()
+
     # -- IReadDescriptor
 
     def fileno(self) -> int:
@@ -237,17 +244,13 @@ class Plane:
                         except BaseException:  # as reactors do
                             self._failed(handler)
                 if after:
-                    for call in after:
-                        try:
-                            call()
-                        except BaseException:  # as above
-                            log.failure("{call!r} failed", call=call)
-                    after.clear()
+                    self._end_batch()
             else:
                 self.has_more_events = len(events) == BATCH
             if scheduled:
                 self._share_among(len(scheduled))
                 self._proceed()
+                self._end_batch()
         finally:
             self._turning = False
         if scheduled and self._wake is None:
@@ -297,6 +300,15 @@ class Plane:
                 connection.proceed()
             except BaseException:
                 self._failed(connection)
+
+    def _end_batch(self) -> None:
+        """Make the calls that waited for its end."""
+        for call in self._after:
+            try:
+                call()
+            except BaseException:  # as in `doRead`
+                log.failure("{call!r} failed", call=call)
+        self._after.clear()
 
     def _failed(self, handler: Handler) -> None:
         """A defect in one handler must not cost the others their events."""

@@ -38,6 +38,10 @@ class Dialing(Protocol):
 
     session: Any
     factory: Any
+    transport: Any
+    held: bytearray | None
+    paused: int
+    is_foreign: bool
     upstream_leg: Any
     endpoint_leg: Any
     checks_left: int
@@ -95,6 +99,7 @@ class Attempt:
     :ivar dial: what is under way and can be cancelled, if anything is.
     :ivar leg: what will be connected.
     :ivar leads_here: the server may be another relay of this process.
+    :ivar holds_back: the ACK of its connection waits for the client's first bytes.
     """
 
     is_over = False
@@ -102,6 +107,7 @@ class Attempt:
     detail = ""
     name = ""
     leads_here = False
+    holds_back = False
     dial: Any = None
     leg: Any = None
 

@@ -98,6 +98,20 @@ def _way_past(*legs: Any) -> int:
 _ways = Remembered(_way_for)
 
 
+def way_between(down: Any, up: Any, kind: type[Leg], ask: bool) -> int:
+    """How to join two legs; 0: every byte passes through them.
+
+    :param up: the server's, or what there is instead of it: its class.
+    :param kind: its class.
+    :param ask: a program may have put methods on these legs; if not, only their
+        classes are asked.
+    """
+    way = _ways[type(down.transport), type(down), kind]
+    if way == _ASK_OBJECTS or (ask and way):
+        way = _way_past(down, up)
+    return way
+
+
 @implementer(ISplicer)
 class Bridge(Watch):
     """Joins two connected legs until an Ending.
@@ -137,16 +151,12 @@ class Bridge(Watch):
     def start(self, ask: bool = True) -> None:
         """Join the legs.  Both are connected; either may have data or EOF already.
 
-        :param ask: a program may have put methods on these legs; if not, only their
-            classes are asked.
+        :param ask: see :func:`way_between`.
         """
         down, up = self.downstream, self.upstream
         down.bridge = up.bridge = self
         down.peer, up.peer = up, down
-        way = _ways[type(down.transport), type(down), type(up)]
-        if way == _ASK_OBJECTS or (ask and way):
-            way = _way_past(down, up)
-        self._way = way
+        self._way = way = way_between(down, up, type(up), ask)
         if way:
             down.spliced = up.spliced = down.transport.splice(
                 up.transport, down.direction, up.direction, self

@@ -35,6 +35,7 @@ from relayd.stream.attempt import (
     Dialing,
     UpstreamLeg,
 )
+from relayd.stream.bridge import way_between
 from relayd.stream.legs import Leg
 
 log = Logger(namespace="relayd.stream")
@@ -128,6 +129,11 @@ class _UpstreamFactory(Factory):
         self._attempt = None
         return outcome
 
+    def speaks_first(self) -> bool:
+        """See :meth:`ICaller.speaks_first`: dials of ours ask the factory, too."""
+        attempt = self._attempt
+        return attempt is not None and attempt.speaks_first()
+
     def dial_started(self, sock: socket.SocketType, address: Any) -> bool:
         attempt = self._attempt
         return attempt is not None and attempt.dial_started(sock, address)
@@ -193,6 +199,20 @@ class ServerAttempt(Attempt):
         return bool(self._stage != before)
 
     # -- ICaller
+
+    def speaks_first(self) -> bool:
+        """See :meth:`ICaller.speaks_first`: it is held, or in the kernel."""
+        client = self.client
+        if client.held is None:
+            asked = getattr(client.transport, "has_unread", None)
+            if client.paused or asked is None or not asked():
+                return False
+            kind = client.upstream_leg if self.upstream.dials else client.endpoint_leg
+            if not way_between(client, kind, kind, client.is_foreign):
+                # What reads it for a program need not pass it on.
+                return False
+        self.holds_back = True
+        return True
 
     def build_leg(self, addr: IAddress | None) -> UpstreamLeg:
         # An endpoint that tries several addresses may build more than one; the

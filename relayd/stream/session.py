@@ -39,6 +39,7 @@ from relayd.core.hops import between, streams
 from relayd.core.session import Ending
 from relayd.core.stage import Stage
 from relayd.net.foreign_transports import note_listener, set_options
+from relayd.net.handshake_ack import go_on
 from relayd.net.proxy_header import names_address
 from relayd.net.tls import notifies_handshake
 from relayd.net.upstream import Upstream
@@ -234,7 +235,10 @@ class StreamProtocol(Lifecycle):
             # An observer has ended it.
             leg.abort()
             return
-        self.relay(leg)
+        if attempt.holds_back:
+            self._speak_first(leg)
+        else:
+            self.relay(leg)
         if leg.spliced:
             # Not needed any more: thousands of idle sessions would keep it.
             self._deadline = 0.0
@@ -262,6 +266,23 @@ class StreamProtocol(Lifecycle):
         self.enter(_RELAYING)
         bridge = Bridge(self.session, self, leg, factory.timeouts, factory.clock)
         bridge.start(self.is_foreign)
+
+    def _speak_first(self, leg: Leg) -> None:
+        """Relay; the first bytes take the ACK of the server's connection along."""
+        held = self.held is not None
+        self.relay(leg)
+        if held or not self.alive:
+            self._has_spoken()
+        else:
+            self.transport.relay_soon(self._has_spoken)
+
+    def _has_spoken(self) -> None:
+        """The first bytes were sent, or there were none."""
+        bridge = self.bridge
+        if bridge is not None and bridge.upstream.alive:
+            transport = bridge.upstream.transport
+            if getattr(transport, "options_are_set", False):
+                go_on(transport.getHandle())
 
     # -- connections to this process
 

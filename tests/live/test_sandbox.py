@@ -58,6 +58,8 @@ REFUSALS = {
         "SIOCOUTQ": (errno.EPERM,),
         "MSG_MORE": (errno.EINVAL,),
         "TCP_NODELAY": (errno.EACCES,),
+        "TCP_QUICKACK": (errno.EACCES, errno.ENOPROTOOPT),
+        "SO_MEMINFO": (errno.EPERM, errno.ENOPROTOOPT),
         "SO_KEEPALIVE": (errno.EACCES,),
         "SO_OOBINLINE": (errno.ENOPROTOOPT,),
         "SO_LINGER": (errno.EACCES,),

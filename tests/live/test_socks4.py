@@ -37,6 +37,7 @@ from tests.support.process import (
     reset,
     transport,
 )
+from tests.support.segments import directly, segments
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
@@ -179,6 +180,18 @@ def test_much_data_right_behind_the_request(
         assert reply(client).code == Code.GRANTED
         assert read_all(client) == b""
         sender.join()
+
+
+def test_early_data_comes_with_the_handshakes_ack(
+    proxy: RelayProcess, server: Server
+) -> None:
+    """One segment less than of a client that connects to the server and then sends."""
+    request = write_request(Command.CONNECT, "127.0.0.1", port_of(server), b"joe")
+    with connect(proxy.port) as client:
+        client.sendall(request + b"early")
+        with server.accept() as upstream:
+            assert read_exactly(upstream, 5) == b"early"
+            assert segments(upstream) == directly(server, b"early") - 1
 
 
 def test_a_request_byte_by_byte(proxy: RelayProcess, server: Server) -> None:

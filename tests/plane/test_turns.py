@@ -212,6 +212,28 @@ def test_a_call_behind_the_batch_that_fails_costs_nobody_else_anything(
     assert (one.told, two.told) == (["ready"] * 2, ["proceed", "ready"])
 
 
+def test_a_call_behind_what_was_scheduled_waits_for_no_event(
+    still: Still, plane: Plane, pair: tuple[Watched, Watched]
+) -> None:
+    """Nor does one that is asked for while no batch is handled."""
+    one, two = pair
+    made: list[list[str]] = []
+
+    def ask() -> None:
+        plane.behind_batch(lambda: made.append([*two.told]))
+        if not two.told:
+            assert not made
+            plane.schedule(two)
+
+    one.on = two.on = ask
+    one.far.send(b"x")
+    still.turn()
+    # Asked for by an event, and by what that scheduled.
+    assert made == [[], ["proceed"]]
+    plane.behind_batch(lambda: made.append(["at once"]))
+    assert made[2:] == [["at once"]]
+
+
 @pytest.mark.parametrize("watched", [True, False])
 def test_one_that_fails_is_not_told_to_go_on_for_ever(
     watched: bool, still: Still, plane: Plane, logged_failures: LoggedFailures
