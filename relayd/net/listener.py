@@ -136,6 +136,10 @@ class Listener:
     def _unwatch(self) -> None:
         self._reactor.removeReader(self)
 
+    def _waiting(self) -> int:
+        """How many clients wait, or more where the kernel does not say."""
+        return ACCEPTS_PER_TURN
+
     def _accept(self) -> tuple[socket.SocketType, Any]:
         """The next client's connection, and its address.
 
@@ -187,7 +191,14 @@ class Listener:
 
     def doRead(self) -> None:
         """Accept some of the waiting clients."""
+        # This was called for one.
+        waiting = 1
         for _ in range(ACCEPTS_PER_TURN):
+            if not waiting:
+                waiting = self._waiting()
+                if not waiting:
+                    return
+            waiting -= 1
             try:
                 sock, address = self._accept()
             except BlockingIOError:

@@ -60,6 +60,7 @@ REFUSALS = {
         "TCP_NODELAY": (errno.EACCES,),
         "TCP_QUICKACK": (errno.EACCES, errno.ENOPROTOOPT),
         "SO_MEMINFO": (errno.EPERM, errno.ENOPROTOOPT),
+        "TCP_INFO": (errno.EPERM, errno.ENOPROTOOPT),
         "SO_KEEPALIVE": (errno.EACCES,),
         "SO_OOBINLINE": (errno.ENOPROTOOPT,),
         "SO_LINGER": (errno.EACCES,),

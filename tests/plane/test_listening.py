@@ -137,6 +137,43 @@ def test_a_flood_of_clients_leaves_others_their_turn(still: Still) -> None:
     made.stop()
 
 
+@pytest.mark.cost
+@pytest.mark.parametrize("kind", ["TCP", "UNIX"])
+def test_nobody_is_looked_for_where_nobody_waits(
+    kind: str, still: Still, tmp_socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A test of cost.  The kernel says how many wait, except of UNIX sockets."""
+    accept, found = PlaneListener._accept, list[str]()
+
+    def accepting(self: PlaneListener) -> Any:
+        try:
+            client = accept(self)
+        except BlockingIOError:
+            found.append("nobody")
+            raise
+        found.append("a client")
+        return client
+
+    monkeypatch.setattr(PlaneListener, "_accept", accepting)
+    endpoint: Any = PlaneTCPListenerEndpoint(still, "127.0.0.1", 0, 16)
+    if kind == "UNIX":
+        endpoint = PlaneUNIXListenerEndpoint(still, str(tmp_socket), 16)
+    with ExitStack() as clients:
+        here = Listening(still, endpoint)
+        clients.callback(here.stop)
+        for _ in range(3):
+            client = socket.socket(socket.AF_UNIX if kind == "UNIX" else socket.AF_INET)
+            clients.enter_context(client)
+            client.connect(
+                str(tmp_socket) if kind == "UNIX" else ("127.0.0.1", here.number)
+            )
+        still.turn()
+        assert found == ["a client"] * 3 + ["nobody"] * (kind == "UNIX")
+        for one in here.factory.served:
+            one.transport.abortConnection()
+        still.settle()
+
+
 def test_a_factory_that_wants_no_client_has_it_closed(still: Still) -> None:
     before = descriptors()
     with listening(still, Faulty(lambda: None)) as made:

@@ -84,6 +84,7 @@ _PARTS: dict[str, tuple[str, dict[int, int]]] = {
     "TCP_NODELAY": ("setsockopt", {1: _IPPROTO_TCP, 2: socket.TCP_NODELAY}),
     "TCP_QUICKACK": ("setsockopt", {1: _IPPROTO_TCP, 2: 12}),
     "SO_MEMINFO": ("getsockopt", {1: _SOL_SOCKET, 2: 55}),
+    "TCP_INFO": ("getsockopt", {1: _IPPROTO_TCP, 2: 11}),
     "SO_KEEPALIVE": ("setsockopt", {1: _SOL_SOCKET, 2: socket.SO_KEEPALIVE}),
     "SO_OOBINLINE": ("setsockopt", {1: _SOL_SOCKET, 2: socket.SO_OOBINLINE}),
     "SO_LINGER": ("setsockopt", {1: _SOL_SOCKET, 2: socket.SO_LINGER}),
