@@ -209,6 +209,7 @@ class UpstreamLeg(Leg):
         self.bridge = self.sink = self.held = self.peer = None
         self.alive = self.spliced = False
         self.paused = 0
+        self.checked_at = 0.0
 
     def makeConnection(self, transport: Any) -> None:
         attempt, self.attempt = self.attempt, None

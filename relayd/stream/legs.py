@@ -93,6 +93,7 @@ class Leg(Protocol):
     :ivar paused: the reasons for which it is not read (:mod:`relayd.core.pauses`); 0:
         none.
     :ivar spliced: its transport hands what it reads straight to the other's.
+    :ivar checked_at: when its delivery was last checked.
     """
 
     transport: Any = None
@@ -102,9 +103,7 @@ class Leg(Protocol):
     reader: Callable[[bytes], object] | None = None
     #: How far the bytes that were written here have got, once some have waited.
     delivery: Delivery | None = None
-    #: When that was last checked, and how much had been written when the peer's window
-    #: was.
-    checked_at = 0.0
+    #: How much had been written when the peer's window was last checked.
     written_at_check = 0
     #: 1 when it was aborted, and 1 more for each `outlives_abort`.
     aborted = 0
@@ -119,6 +118,9 @@ class Leg(Protocol):
         self.alive = False
         self.paused = 0
         self.spliced = False
+        # Set here, or the first check would give each idle leg, of those that were
+        # made before it, a dictionary of its own: 200 bytes.
+        self.checked_at = 0.0
 
     # -- called by the transport
 
