@@ -29,9 +29,9 @@ class FlowLog:
     """
 
     def __init__(self, lines: LineLog = EVENTS) -> None:
-        self._log_lines = lines
-        self._second = 0
-        self._lines = 0
+        self._lines = lines
+        # The second of the last line, and how many there were in it.
+        self._second = self._written = 0
         self.left_out = 0
 
     def ended(self, flow: Flow, facts: FlowFacts) -> None:
@@ -45,30 +45,24 @@ class FlowLog:
             f" up={flow.up_datagrams}/{flow.up_bytes}"
             f" down={flow.down_datagrams}/{flow.down_bytes} ending={facts.ending}{by}"
         )
-        write = self._log_lines.write
-        if write is not None:
-            write(_NAMESPACE, line)
-        else:
+        if not self._lines.takes(_NAMESPACE, line):
             flow_log.info("{line}", line=line, **as_fields(attrs.asdict(facts)))
 
     def closed(self, relay: str, listeners: str, counters: Counters) -> None:
         """See :meth:`relayd.core.flows.FlowObserver.closed`."""
         line = one_line(f"datagrams relay={relay} listener={listeners} {counters.line}")
-        write = self._log_lines.write
-        if write is not None:
-            write(_NAMESPACE, line)
-        else:
+        if not self._lines.takes(_NAMESPACE, line):
             fields = as_fields(attrs.asdict(counters))
             flow_log.info("{line}", line=line, relay=relay, **fields)
 
     def _may_write(self, second: int) -> bool:
         """Whether another line may be written in this second; warns once if not."""
         if second != self._second:
-            self._second, self._lines = second, 0
-        self._lines += 1
-        if self._lines <= MAX_LINES:
+            self._second, self._written = second, 0
+        self._written += 1
+        if self._written <= MAX_LINES:
             return True
-        if self._lines == MAX_LINES + 1:
+        if self._written == MAX_LINES + 1:
             flow_log.warn(
                 "{max_lines} flows that were never in use ended in a second: the rest"
                 " of them get no line ({left_out} left out so far)",

@@ -24,6 +24,13 @@ class LineLog:
     def __init__(self, write: Callable[[str, str], None] | None = None) -> None:
         self.write = write
 
+    def takes(self, namespace: str, line: str) -> bool:
+        """Write a line, unless it is to be an event; whether it is written."""
+        if self.write is None:
+            return False
+        self.write(namespace, line)
+        return True
+
 
 #: For logs that were given none.
 EVENTS = LineLog()

@@ -74,9 +74,7 @@ class SessionLog(Observer):
         if session.detail:
             line += f" detail={session.detail!r}"
         line = one_line(line)
-        write = self._lines.write
-        if write is not None:
-            write(_NAMESPACE, line)
+        if self._lines.takes(_NAMESPACE, line):
             return
         session_log.info(
             "{line}",
@@ -146,9 +144,7 @@ class VerboseSessionLog(SessionLog):
         line = one_line(
             f"{what} session={session.id} relay={session.relay or '-'} {where}"
         )
-        write = self._lines.write
-        if write is not None:
-            write(_NAMESPACE, line)
+        if self._lines.takes(_NAMESPACE, line):
             return
         session_log.info(
             "{line}",

@@ -61,17 +61,14 @@ class CommandService(MultiService):
         self._logs.attach(parent)
 
 
-def _notifiers(reactor: Any, relays: RelayService) -> list[Service]:
-    """What tells the service manager, if there is one."""
-    notifier = Notifier.of(reactor, relays)
-    return [] if notifier is None else [notifier]
-
-
 def _command(
     parts: Sequence[Service], relays: RelayService, reactor: Any, logs: Logs
 ) -> CommandService:
+    """A command of these parts, with its signals, and what tells its manager of it."""
     signals = Signals(reactor, relays.stop_now, logs.files)
-    return CommandService([signals, *parts], logs)
+    notifier = Notifier.of(reactor, relays)
+    last = [] if notifier is None else [notifier]
+    return CommandService([signals, *parts, *last], logs)
 
 
 def can_listen_on(address: str) -> bool:
@@ -123,7 +120,7 @@ def make_service(
     parts.append(service)
     if config.demo:
         parts.append(DemoInvitation())
-    return _command([*parts, *_notifiers(reactor, service)], service, reactor, logs)
+    return _command(parts, service, reactor, logs)
 
 
 def make_socks4_service(
@@ -145,5 +142,4 @@ def make_socks4_service(
     logs = logs or Logs(reactor, "socks4", access_log=config.access_log)
     listenings = socks4_listenings(config, reactor, logs.lines)
     proxies = RelayService(listenings, config.drain_timeout, "socks4")
-    parts = [proxies, *_notifiers(reactor, proxies)]
-    return _command(parts, proxies, reactor, logs)
+    return _command([proxies], proxies, reactor, logs)

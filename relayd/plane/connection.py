@@ -117,8 +117,12 @@ class Connection(WritingConnection):
     def _found_end(self) -> None:
         self._readable = self._reading = False
         self._ended = True
-        if self._pipe is not None and self._state == ALIVE:
-            self._ask_whether_lost()
+        if self._pipe is not None:
+            # A splice has not moved all, and does not say what stopped it.  If that
+            # was a reset, the kernel has told of it, and this only looks like an end.
+            lost = self._lost_by_sending()
+            if lost is not None:
+                self._write_failed(lost)
         if self._state == BROKEN:
             # Behind the data of a connection whose write failed, the error that the
             # write took away looks like an end.
@@ -133,18 +137,6 @@ class Connection(WritingConnection):
         if self._hints & FAILED:
             # Reset after its end of data, which no read reports.
             self._lost_unread()
-
-    def _ask_whether_lost(self) -> None:
-        """A splice to this connection has not moved all: it may be lost.
-
-        Such a splice says how much it has moved, and not what stopped it.  If that was
-        a reset, the kernel has told of it, and what is read then looks like an end.
-        """
-        try:
-            # An empty send fails on a connection that is lost.
-            self._sock.send(b"")
-        except OSError as problem:
-            self._not_sent(problem)
 
     def _lost_unread(self) -> None:
         """The kernel says that the connection is lost, and nothing is read from it.

@@ -362,14 +362,10 @@ class SplicingConnection(Connection):
             self.clear = False
             self._wait_writable()
             return False
-        try:
-            # An empty send fails if the connection is lost.
-            self._sock.send(b"")
-        except BlockingIOError:
-            pass
-        except OSError as raised:
+        lost = self._lost_by_sending()
+        if lost is not None:
             # If splice was told of the loss, its errno is the right one.
-            self._write_failed(problem if problem in LOSSES else raised.errno)
+            self._write_failed(problem if problem in LOSSES else lost)
             return False
         if pipe is not None:
             self._empty_pipe(pipe, problem)

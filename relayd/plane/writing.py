@@ -150,6 +150,16 @@ class WritingConnection(ConnectionBase):
         elif problem.errno != errno.EAGAIN:
             self._write_failed(problem.errno)
 
+    def _lost_by_sending(self) -> int | None:
+        """The errno of an empty send: it fails if the connection is lost."""
+        try:
+            self._sock.send(b"")
+        except BlockingIOError:
+            pass
+        except OSError as problem:
+            return problem.errno
+        return None
+
     def _write_failed(self, number: int | None) -> None:
         """The connection is lost.
 
