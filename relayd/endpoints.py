@@ -1,8 +1,7 @@
 """Public names: what a program imports to make endpoints of addresses as people write
 them."""
 
-from relayd.core.settings import Transport
-from relayd.operating.address_grammar import (
+from relayd.configuring.address_grammar import (
     Address,
     EndpointString,
     HostPort,
@@ -13,6 +12,7 @@ from relayd.operating.address_grammar import (
     parse_destination,
     parse_listener,
 )
+from relayd.core.settings import Transport
 from relayd.operating.endpoints import (
     dialer,
     dialing_endpoint,

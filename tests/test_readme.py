@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from twisted.logger import capturedLogs, formatEvent
 
+from relayd.configuring.address_settings import RELAYD, SOCKS4
 from relayd.core.flows import Counters, Flow, FlowFacts
 from relayd.core.session import Ending, Session
 from relayd.core.setting_types import Setting
 from relayd.core.settings import GROUPS
 from relayd.flow_log import FlowLog
 from relayd.observing.session_log import SessionLog
-from relayd.operating.address_settings import RELAYD, SOCKS4
 from relayd.preludes.socks4 import Code, Command, write_reply, write_request
 from relayd.tap import relayd, socks4
 from tests.support.process import PATIENCE, Server, connect, read_all, relay

@@ -5,7 +5,7 @@ its check, the line that says what is wrong, and the help.  Its type reads a val
 is written (:meth:`Type.parse`) and says what is expected (:meth:`Type.describe`).
 
 The rows are in :mod:`relayd.core.settings`; those that say where (addresses, rules),
-whose grammars are not the core's, in :mod:`relayd.operating.config`.
+whose grammars are not the core's, in :mod:`relayd.configuring.config`.
 """
 
 from __future__ import annotations

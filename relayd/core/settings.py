@@ -1,12 +1,12 @@
 """The table of settings: each has one row, and its default stands nowhere else.
 
 Whatever needs a default takes it from here (`IDLE_TIMEOUT.default`): the keywords of
-the relays' factories, the settings' classes (:mod:`relayd.operating.config`), the
+the relays' factories, the settings' classes (:mod:`relayd.configuring.config`), the
 benchmark.  What needs all rows reads :data:`TABLE`: the command lines and their help
 are made from it, and README's tables are tested against it.
 
 A new option is a row here, and a field of the same name in the class of
-:mod:`relayd.operating.config` whose relays have it.
+:mod:`relayd.configuring.config` whose relays have it.
 """
 
 from __future__ import annotations

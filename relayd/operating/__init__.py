@@ -1,1 +1,1 @@
-"""Settings, the service that they describe, and how it runs: signals, log file."""
+"""From settings to a running service, and how it runs: signals, logs."""

@@ -22,9 +22,9 @@ from twisted.web.server import Site
 from twisted.web.static import File
 from zope.interface import implementer
 
+from relayd.configuring.config import DEMO_LISTENER
 from relayd.net.dialing import SocketEndpoint
 from relayd.net.listening import TCPListenerEndpoint
-from relayd.operating.config import DEMO_LISTENER
 
 log = Logger(namespace="relayd.demo")
 

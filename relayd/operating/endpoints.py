@@ -1,4 +1,4 @@
-"""Makes endpoints for the addresses of :mod:`relayd.operating.address_grammar`.
+"""Makes endpoints for the addresses of :mod:`relayd.configuring.address_grammar`.
 
 Short forms get endpoints of relayd, on the plane or not; a Twisted endpoint string gets
 Twisted's endpoint.  An address that can't be used raises
@@ -21,16 +21,7 @@ from twisted.internet.interfaces import (
     IStreamServerEndpoint,
 )
 
-from relayd.core import settings
-from relayd.core.errors import ConfigError
-from relayd.core.settings import Transport
-from relayd.datagrams.watching import ReactorWatcher, Watcher
-from relayd.net.dialing import SocketEndpoint
-from relayd.net.happy_eyeballs import Dialer, NameEndpoint
-from relayd.net.listening import TCPListenerEndpoint, UNIXListenerEndpoint
-from relayd.net.proxy_header import behind_balancer
-from relayd.net.tls import ServerIdentity
-from relayd.operating.address_grammar import (
+from relayd.configuring.address_grammar import (
     DIGITS,
     EndpointString,
     HostPort,
@@ -40,13 +31,22 @@ from relayd.operating.address_grammar import (
     dialled_host,
     is_ipv6,
 )
-from relayd.operating.endpoint_strings import (
+from relayd.configuring.endpoint_strings import (
     has_tls_behind_proxy,
     host_in,
     missing_files,
     server_name,
     what_is_wrong,
 )
+from relayd.core import settings
+from relayd.core.errors import ConfigError
+from relayd.core.settings import Transport
+from relayd.datagrams.watching import ReactorWatcher, Watcher
+from relayd.net.dialing import SocketEndpoint
+from relayd.net.happy_eyeballs import Dialer, NameEndpoint
+from relayd.net.listening import TCPListenerEndpoint, UNIXListenerEndpoint
+from relayd.net.proxy_header import behind_balancer
+from relayd.net.tls import ServerIdentity
 from relayd.plane import obstacle
 
 if TYPE_CHECKING or sys.platform == "linux":

@@ -12,6 +12,15 @@ from typing import Any
 import attrs
 
 from relayd.admission.policy import ClientGate
+from relayd.configuring.address_grammar import HostPort, StreamAddress, dialled_host
+from relayd.configuring.config import (
+    Common,
+    Config,
+    Relay,
+    Socks4Config,
+    UdpRelay,
+    is_local,
+)
 from relayd.core.errors import ConfigError
 from relayd.datagrams.endpoint import UdpListener
 from relayd.datagrams.sockets import default_max_flows
@@ -21,15 +30,6 @@ from relayd.net.upstream import Upstream
 from relayd.observing.flow_lines import FlowLog, QuietFlowLog
 from relayd.observing.line_log import LineLog
 from relayd.observing.session_log import QuietSessionLog, SessionLog, VerboseSessionLog
-from relayd.operating.address_grammar import HostPort, StreamAddress, dialled_host
-from relayd.operating.config import (
-    Common,
-    Config,
-    Relay,
-    Socks4Config,
-    UdpRelay,
-    is_local,
-)
 from relayd.operating.endpoints import (
     dialer,
     dialing_endpoint,

@@ -14,17 +14,17 @@ from typing import Any
 import attrs
 from twisted.application.service import IServiceCollection, MultiService, Service
 
-from relayd.core.errors import ConfigError
-from relayd.core.relay_names import relay_name, relay_names
-from relayd.net.upstream import Upstream
-from relayd.operating.config import (
+from relayd.configuring.config import (
     DEMO_LISTENER,
     Config,
     Relay,
     Socks4Config,
     UdpRelay,
 )
-from relayd.operating.cycles import refuse_cycles
+from relayd.configuring.cycles import refuse_cycles
+from relayd.core.errors import ConfigError
+from relayd.core.relay_names import relay_name, relay_names
+from relayd.net.upstream import Upstream
 from relayd.operating.logs import Logs
 from relayd.operating.notify import Notifier
 from relayd.operating.open_files import raise_open_files

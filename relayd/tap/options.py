@@ -17,10 +17,10 @@ from twisted.python import usage
 
 import relayd
 import twisted
+from relayd.configuring.address_settings import Given
 from relayd.core.errors import CannotStart, ConfigError
 from relayd.core.setting_types import Setting
 from relayd.core.settings import ACCESS_LOG, GROUPS
-from relayd.operating.address_settings import Given
 from relayd.operating.log_file import is_daemon, log_of
 from relayd.operating.logs import Logs
 

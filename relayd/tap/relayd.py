@@ -6,9 +6,9 @@ from typing import Any
 
 from twisted.application.service import MultiService
 
+from relayd.configuring.address_settings import RELAYD
+from relayd.configuring.config import Config, relayd_config
 from relayd.core.errors import CannotStart, ConfigError
-from relayd.operating.address_settings import RELAYD
-from relayd.operating.config import Config, relayd_config
 from relayd.operating.service import make_service
 from relayd.tap.options import TableOptions
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from twisted.application.service import MultiService
 
+from relayd.configuring.address_settings import SOCKS4
+from relayd.configuring.config import Socks4Config, socks4_config
 from relayd.core.errors import CannotStart, ConfigError
-from relayd.operating.address_settings import SOCKS4
-from relayd.operating.config import Socks4Config, socks4_config
 from relayd.operating.service import make_socks4_service
 from relayd.tap.options import TableOptions
 

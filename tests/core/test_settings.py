@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import relayd
+from relayd.configuring.address_settings import ALL, RELAYD, SOCKS4
 from relayd.core import settings
 from relayd.core.errors import ConfigError
 from relayd.core.setting_types import (
@@ -37,7 +38,6 @@ from relayd.core.settings import (
     UDP_RCVBUF,
     UDP_TIMEOUT,
 )
-from relayd.operating.address_settings import ALL, RELAYD, SOCKS4
 
 
 def refusal(parse: Callable[[str], object], text: str) -> str:

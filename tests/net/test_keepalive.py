@@ -11,10 +11,10 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 
+from relayd.configuring.address_grammar import parse_destination, parse_listener
 from relayd.net import transports
 from relayd.net.foreign_transports import keep_alive, lent_socket
 from relayd.net.transports import set_keepalive
-from relayd.operating.address_grammar import parse_destination, parse_listener
 from relayd.operating.endpoints import dialing_endpoint, listening_endpoint
 from relayd.stream.bridge import Timeouts
 from relayd.tcp import RelayFactory

@@ -23,6 +23,12 @@ from twisted.internet.task import Clock
 from twisted.python.systemd import ListenFDs
 
 import relayd.operating.endpoints
+from relayd.configuring.address_grammar import (
+    Address,
+    EndpointString,
+    parse_destination,
+    parse_listener,
+)
 from relayd.core.addresses import (
     address_name,
 )
@@ -32,12 +38,6 @@ from relayd.net.dialing import SocketEndpoint
 from relayd.net.happy_eyeballs import NameEndpoint
 from relayd.net.listening import TCPListenerEndpoint, UNIXListenerEndpoint
 from relayd.net.tls import ServerIdentity
-from relayd.operating.address_grammar import (
-    Address,
-    EndpointString,
-    parse_destination,
-    parse_listener,
-)
 from relayd.operating.endpoints import (
     dialing_endpoint,
     listening_endpoint,

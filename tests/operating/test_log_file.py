@@ -13,8 +13,8 @@ from twisted.application.service import Application, MultiService
 from twisted.internet import reactor
 from twisted.logger import ILogObserver, LogLevel
 
+from relayd.configuring.config import Config
 from relayd.core.errors import CannotStart
-from relayd.operating.config import Config
 from relayd.operating.log_file import TwistdLog, TwistLog, log_of
 from relayd.operating.logs import Logs
 from relayd.operating.service import make_service

@@ -20,12 +20,12 @@ from twisted.internet.error import CannotListenError
 from twisted.logger import capturedLogs, formatEvent
 from zope.interface.verify import verifyObject
 
+from relayd.configuring.address_grammar import parse_destination, parse_listener
+from relayd.configuring.config import Config, Relay
 from relayd.core.errors import CannotStart, ListenError
 from relayd.core.observers import Observer
 from relayd.core.session import Ending, Session
 from relayd.observing.line_log import EVENTS
-from relayd.operating.address_grammar import parse_destination, parse_listener
-from relayd.operating.config import Config, Relay
 from relayd.operating.relays import relay_listening
 from relayd.operating.running import Listening, RelayService
 from tests.conftest import LoggedFailures, descriptors

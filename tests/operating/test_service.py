@@ -17,14 +17,20 @@ from twisted.internet import reactor
 from twisted.internet.protocol import Factory
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 
-from relayd.core.errors import ConfigError
-from relayd.observing.flow_lines import FlowLog, QuietFlowLog
-from relayd.operating.address_grammar import (
+from relayd.configuring.address_grammar import (
     UdpAddress,
     parse_destination,
     parse_listener,
 )
-from relayd.operating.config import DEMO_LISTENER, Config, Relay, UdpRelay, UdpSettings
+from relayd.configuring.config import (
+    DEMO_LISTENER,
+    Config,
+    Relay,
+    UdpRelay,
+    UdpSettings,
+)
+from relayd.core.errors import ConfigError
+from relayd.observing.flow_lines import FlowLog, QuietFlowLog
 from relayd.operating.demo import DemoInvitation, DemoSite
 from relayd.operating.running import RelayService
 from relayd.operating.service import make_service
@@ -152,7 +158,8 @@ def test_the_demo_logs_what_to_try() -> None:
 #: `twistd`, with the demo on another port: 8080 may be taken where the tests run.
 DEMO_ELSEWHERE = """
 import sys
-from relayd.operating import config, endpoints
+from relayd.configuring import config
+from relayd.operating import endpoints
 config.DEMO_LISTENER = endpoints.HostPort(sys.argv.pop(1), int(sys.argv.pop(1)))
 from twisted.scripts.twistd import run
 run()

@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.python.systemd import ListenFDs
 from zope.interface.verify import verifyObject
 
-from relayd.operating.address_grammar import parse_destination, parse_listener
+from relayd.configuring.address_grammar import parse_destination, parse_listener
 from relayd.operating.endpoints import dialing_endpoint, listening_endpoint
 from relayd.plane.endpoints import AdoptedListenerEndpoint
 from relayd.plane.transport import PlaneTransport, PlaneUNIXTransport

@@ -16,17 +16,23 @@ import relayd.stream.relay
 import relayd.tap.relayd
 import relayd.tap.socks4
 import twisted
-from relayd.core.errors import CannotStart, RelayError
-from relayd.core.setting_types import Count, Flag, Setting
-from relayd.core.settings import UDP
-from relayd.operating.address_grammar import (
+from relayd.configuring.address_grammar import (
     EndpointString,
     HostPort,
     UdpAddress,
     UnixPath,
 )
-from relayd.operating.address_settings import RELAYD
-from relayd.operating.config import Config, Relay, StreamSettings, UdpRelay, UdpSettings
+from relayd.configuring.address_settings import RELAYD
+from relayd.configuring.config import (
+    Config,
+    Relay,
+    StreamSettings,
+    UdpRelay,
+    UdpSettings,
+)
+from relayd.core.errors import CannotStart, RelayError
+from relayd.core.setting_types import Count, Flag, Setting
+from relayd.core.settings import UDP
 from relayd.tap import socks4
 from relayd.tap.relayd import EXAMPLES, Options, makeService
 from tests.support.command_lines import GOOD, make

@@ -15,11 +15,11 @@ import relayd
 import relayd.stream.relay
 import relayd.tap.relayd
 import relayd.tap.socks4
+from relayd.configuring.address_grammar import EndpointString, HostPort, UnixPath
+from relayd.configuring.address_settings import SOCKS4
+from relayd.configuring.config import Socks4Config, Socks4Settings, StreamSettings
 from relayd.core.errors import CannotStart, Refused
 from relayd.core.session import Session
-from relayd.operating.address_grammar import EndpointString, HostPort, UnixPath
-from relayd.operating.address_settings import SOCKS4
-from relayd.operating.config import Socks4Config, Socks4Settings, StreamSettings
 from relayd.operating.running import RelayService
 from relayd.socks.rules import parse_rule
 from relayd.socks4 import Socks4Factory

@@ -10,7 +10,7 @@ from twisted.internet.endpoints import (
     quoteStringArgument,
 )
 
-from relayd.operating import endpoint_strings
+from relayd.configuring import endpoint_strings
 
 
 @given(st.text(), st.dictionaries(st.text(st.characters(codec="ascii")), st.text()))

@@ -14,11 +14,7 @@ from typing import Any
 
 import attrs
 
-from relayd.core.networks import Network, parse_network
-from relayd.core.relay_names import EXPECTED, check_name
-from relayd.core.setting_types import Setting, Written
-from relayd.core.settings import ACCESS, ADDRESSES, TABLE
-from relayd.operating.address_grammar import (
+from relayd.configuring.address_grammar import (
     Address,
     HostPort,
     StreamAddress,
@@ -26,6 +22,10 @@ from relayd.operating.address_grammar import (
     parse_destination,
     parse_listener,
 )
+from relayd.core.networks import Network, parse_network
+from relayd.core.relay_names import EXPECTED, check_name
+from relayd.core.setting_types import Setting, Written
+from relayd.core.settings import ACCESS, ADDRESSES, TABLE
 from relayd.preludes.socks4 import MAX_USER_ID
 from relayd.socks.rules import Rule, parse_rule
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from relayd.configuring.address_settings import DEST, LISTEN, Given
+from relayd.configuring.config import pair
+from relayd.configuring.cycles import refuse_cycles
 from relayd.core.errors import ConfigError
-from relayd.operating.address_settings import DEST, LISTEN, Given
-from relayd.operating.config import pair
-from relayd.operating.cycles import refuse_cycles
 from relayd.socks.destinations import Ip
 
 #: The test's machine has these addresses.

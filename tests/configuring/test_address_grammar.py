@@ -12,8 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.internet import reactor
 
-from relayd.core.errors import ConfigError
-from relayd.operating.address_grammar import (
+from relayd.configuring.address_grammar import (
     Address,
     EndpointString,
     HostPort,
@@ -23,6 +22,7 @@ from relayd.operating.address_grammar import (
     parse_destination,
     parse_listener,
 )
+from relayd.core.errors import ConfigError
 from relayd.operating.endpoints import dialing_endpoint, listening_endpoint
 
 PARSERS = [parse_listener, parse_destination]

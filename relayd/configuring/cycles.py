@@ -14,18 +14,18 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
-from relayd.core.errors import ConfigError
-from relayd.core.networks import Ip
-from relayd.net.own_addresses import is_own
-from relayd.operating.address_grammar import (
+from relayd.configuring.address_grammar import (
     Address,
     EndpointString,
     HostPort,
     UdpAddress,
     UnixPath,
 )
-from relayd.operating.config import Relay, UdpRelay
-from relayd.operating.endpoint_strings import parts
+from relayd.configuring.config import Relay, UdpRelay
+from relayd.configuring.endpoint_strings import parts
+from relayd.core.errors import ConfigError
+from relayd.core.networks import Ip
+from relayd.net.own_addresses import is_own
 
 _LOOPBACK: tuple[Ip, ...] = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 

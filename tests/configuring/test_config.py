@@ -13,10 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relayd.core.errors import ConfigError
-from relayd.core.setting_types import Setting
-from relayd.operating.address_grammar import Address, EndpointString, HostPort, UnixPath
-from relayd.operating.address_settings import (
+from relayd.configuring.address_grammar import (
+    Address,
+    EndpointString,
+    HostPort,
+    UnixPath,
+)
+from relayd.configuring.address_settings import (
     ALLOW_CLIENT,
     DEST,
     LISTEN,
@@ -27,7 +30,7 @@ from relayd.operating.address_settings import (
     USERID,
     Given,
 )
-from relayd.operating.config import (
+from relayd.configuring.config import (
     Config,
     Relay,
     Socks4Config,
@@ -40,6 +43,8 @@ from relayd.operating.config import (
     pair,
     refuse_open_proxy,
 )
+from relayd.core.errors import ConfigError
+from relayd.core.setting_types import Setting
 
 
 def refusal(parse: Callable[..., object], *args: Any) -> str:

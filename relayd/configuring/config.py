@@ -1,7 +1,7 @@
 """The settings of a command as frozen objects, checked; without a reactor.
 
 The rows of the table of settings (:mod:`relayd.core.settings`,
-:mod:`relayd.operating.address_settings`) have parsed the values; here they become
+:mod:`relayd.configuring.address_settings`) have parsed the values; here they become
 frozen objects, from which :mod:`relayd.operating.relays` builds listeners and relays.
 What concerns several rows is checked here: which settings contradict each other, and
 which servers belong to which listener.  Errors are
@@ -20,18 +20,14 @@ from typing import Any, TypeVar
 
 import attrs
 
-from relayd.core import settings
-from relayd.core.errors import ConfigError
-from relayd.core.networks import Network
-from relayd.core.settings import Transport
-from relayd.operating.address_grammar import (
+from relayd.configuring.address_grammar import (
     EndpointString,
     HostPort,
     StreamAddress,
     UdpAddress,
     UnixPath,
 )
-from relayd.operating.address_settings import (
+from relayd.configuring.address_settings import (
     ALLOW_CLIENT,
     DEST,
     LISTEN,
@@ -40,7 +36,11 @@ from relayd.operating.address_settings import (
     SOCKS4_LISTENER,
     Given,
 )
-from relayd.operating.endpoint_strings import hides_clients
+from relayd.configuring.endpoint_strings import hides_clients
+from relayd.core import settings
+from relayd.core.errors import ConfigError
+from relayd.core.networks import Network
+from relayd.core.settings import Transport
 from relayd.socks.rules import Rule
 
 Some = TypeVar("Some")

@@ -1,0 +1,1 @@
+"""From text to checked settings: addresses, options, files; no reactor."""
