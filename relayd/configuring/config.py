@@ -124,6 +124,7 @@ class Common:
 
     stream: StreamSettings = attrs.field(factory=StreamSettings)
     drain_timeout: float = settings.DRAIN_TIMEOUT.default
+    shutdown_delay: float = settings.SHUTDOWN_DELAY.default
     backlog: int = settings.BACKLOG.default
     max_descriptors: int | None = settings.MAX_DESCRIPTORS.default
     transport: Transport = settings.TRANSPORT.default

@@ -115,7 +115,17 @@ DRAIN_TIMEOUT = Setting[float](
     name="drain-timeout",
     type=Seconds(),
     default=10.0,
-    help="Time for sessions to finish when the relay stops; 0 aborts them at once.",
+    help="Time for sessions to finish when the relay stops, in which idle ones are"
+    " ended little by little; 0 aborts all at once.",
+    kinds=_ALL,
+    group=TIMEOUTS,
+)
+SHUTDOWN_DELAY = Setting[float](
+    name="shutdown-delay",
+    type=Seconds(),
+    default=0.0,
+    help="Time for which a relay that was told to stop still accepts clients, so that"
+    " balancers learn of it first; then sessions are drained.",
     kinds=_ALL,
     group=TIMEOUTS,
 )

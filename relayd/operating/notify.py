@@ -8,7 +8,7 @@ READY=1                   all listeners stand, and the reactor runs
 STATUS=                   how many sessions and flows there are, when that changes
 WATCHDOG=1                at half of WATCHDOG_USEC, by the reactor: if it hangs, no more
 STOPPING=1                the first signal to stop has come
-EXTEND_TIMEOUT_USEC=      while sessions drain, and not beyond the drain timeout
+EXTEND_TIMEOUT_USEC=      while it stops, and not beyond the time that a stop may take
 ========================= ============================================================
 
 The protocol is a datagram of lines to a UNIX socket, so no library is needed.  A
@@ -27,7 +27,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from relayd.net.monotonic import monotonic
-from relayd.operating.running import RelayService
+from relayd.operating.running import LAST, RelayService
 
 log = Logger(namespace="relayd.notify")
 
@@ -89,7 +89,9 @@ class Notifier(Service):
 
     def stopService(self) -> None:
         super().stopService()
-        self._stopping_until = self._clock.seconds() + self._relays.drain_timeout
+        relays = self._relays
+        longest = relays.shutdown_delay + relays.drain_timeout + LAST
+        self._stopping_until = self._clock.seconds() + longest
         self._send("STOPPING=1", *self._news())
 
     def _tell(self) -> None:
@@ -116,7 +118,7 @@ class Notifier(Service):
         if self._watched:
             news.append("WATCHDOG=1")
         if self._stopping_until is not None:
-            status += ", draining"
+            status += ", draining" if self._relays.draining else ", stopping"
             if self._clock.seconds() <= self._stopping_until:
                 news.append(f"EXTEND_TIMEOUT_USEC={int(EXTENSION * 1e6)}")
         if status != self._status:

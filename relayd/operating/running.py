@@ -1,8 +1,16 @@
 """The running service: it opens listeners, serves, and drains as it stops.
 
 :class:`RelayService` opens all its listeners as it starts, or none and raises one clear
-error.  As it stops it closes them, and waits for the sessions.  A stop needs a running
-reactor; a start that fails does not, and closes what it opened at once.
+error.  A stop goes through these steps:
+
+    stopping   for `shutdown_delay` seconds clients are accepted as before, while
+               whoever balances between relays learns that this one is about to stop
+    draining   the listeners are closed; sessions may finish within `drain_timeout`
+    the end    when no session is left, or LAST seconds after the drain timeout: what
+               can't be closed must not keep the process
+
+:meth:`RelayService.stop_now` skips what is left of the first two.  A stop needs a
+running reactor; a start that fails does not, and closes what it opened at once.
 """
 
 from __future__ import annotations
@@ -19,7 +27,11 @@ from twisted.internet.defer import (
     inlineCallbacks,
     maybeDeferred,
 )
-from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IReactorTime,
+    IStreamServerEndpoint,
+)
 from twisted.internet.main import CONNECTION_DONE
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -28,8 +40,13 @@ from relayd.core import settings
 from relayd.core.addresses import address_name
 from relayd.core.errors import CannotStart, ListenError
 from relayd.net.listener import Listeners
+from relayd.net.monotonic import monotonic
 
 log = Logger(namespace="relayd.service")
+
+#: Seconds after the drain timeout at which a stop waits for nothing any more: sessions
+#: were aborted then, which takes a turn of the reactor.
+LAST = 5.0
 
 
 class Served(Protocol):
@@ -73,20 +90,34 @@ class RelayService(Service):
 
     :param listenings: the listeners to be opened, in this order.
     :param drain_timeout: seconds that sessions have to finish; 0 aborts them.
+    :param clock: of the delay, and of the end that always comes.
     :param command: its name, with which errors begin.
+    :param shutdown_delay: seconds for which clients are accepted once it is stopped.
+
+    :ivar stopping: it was told to stop, and may accept clients still.
+    :ivar draining: it accepts no clients any more.
     """
 
     def __init__(
         self,
         listenings: Sequence[Listening],
         drain_timeout: float,
+        clock: IReactorTime,
         command: str = "relayd",
+        shutdown_delay: float = settings.SHUTDOWN_DELAY.default,
     ) -> None:
         self.listenings = listenings
         self.drain_timeout = drain_timeout
+        self.shutdown_delay = shutdown_delay
+        self._clock = monotonic(clock)
         self._command = command
         self.ports: list[IListeningPort] = []
-        self._stopped = False
+        self.stopping = self.draining = False
+        #: It was told to stop at once.
+        self._in_haste = False
+        #: What a stop waits for now.
+        self._delay: _Wait | None = None
+        self._drain: _Wait | None = None
         #: Opening has begun; some listeners may open later.
         self._listening = False
 
@@ -123,9 +154,13 @@ class RelayService(Service):
         self._listen()
 
     def _listen(self) -> None:
+        self.stopping = self._in_haste = False
         if self._listening:
+            # If it was to stop and accepts clients still, it goes on doing so.
+            if self._delay is not None:
+                self._delay.end()
             return
-        self._listening, self._stopped = True, False
+        self._listening, self.draining = True, False
         problems: list[CannotStart] = []
         starting = True
 
@@ -152,7 +187,7 @@ class RelayService(Service):
             raise problems[0]
 
     def _opened(self, port: IListeningPort, listening: Listening) -> None:
-        if self._stopped:
+        if self.draining:
             port.stopListening()
             return
         self.ports.append(port)
@@ -166,16 +201,29 @@ class RelayService(Service):
 
     @inlineCallbacks
     def stopService(self) -> Any:
-        """Close the listeners; wait for the sessions, for `drain_timeout` at most.
+        """Wait for `shutdown_delay`; close the listeners, and drain the sessions.
 
-        :return: a Deferred that fires when no session is left.
+        :return: a Deferred that fires when no session is left, or LAST seconds after
+            the drain timeout.
         """
-        self._stopped, self._listening = True, False
+        self.stopping = True
         yield maybeDeferred(super().stopService)
+        if self.shutdown_delay and self._listening and not self._in_haste:
+            log.info(
+                "clients are accepted for {delay:g} s more", delay=self.shutdown_delay
+            )
+            self._delay = _Wait(self._clock, self.shutdown_delay)
+            yield self._delay.over
+            self._delay = None
+            if not self.stopping:
+                # It was started again.
+                return
+        self.draining, self._listening = True, False
+        timeout = 0.0 if self._in_haste else self.drain_timeout
         ports, self.ports = self.ports, []
         sessions = self.sessions
         # Before the ports: a UDP relay's stays open for replies while it drains.
-        drained = [each.factory.drain(self.drain_timeout) for each in self.listenings]
+        drained = [each.factory.drain(timeout) for each in self.listenings]
         closed = [
             # A listener that fails to close must not keep sessions from draining.
             maybeDeferred(port.stopListening).addErrback(
@@ -187,14 +235,51 @@ class RelayService(Service):
             log.info(
                 "{count} sessions may finish within {timeout:g} s",
                 count=sessions,
-                timeout=self.drain_timeout,
+                timeout=timeout,
             )
-        yield gatherResults([*closed, *drained])
+        done: Deferred[Any] = gatherResults([*closed, *drained], consumeErrors=True)
+        if not done.called:
+            drain = self._drain = _Wait(self._clock, timeout + LAST)
+            done.addBoth(lambda _: drain.end())
+            in_time = yield drain.over
+            if not in_time:
+                log.warn(
+                    "stopping, though {count} sessions have not ended, or a listener"
+                    " has not closed",
+                    count=self.sessions,
+                )
 
     def stop_now(self) -> None:
-        """Abort all sessions."""
+        """Abort all sessions; as it stops, accept and wait no longer."""
+        self._in_haste = True
         for each in self.listenings:
             each.factory.abort_all()
+        if self._delay is not None:
+            self._delay.end()
+        elif self._drain is not None:
+            self._drain.shorten(LAST)
+
+
+class _Wait:
+    """Waits for something, and for a time at most.
+
+    :ivar over: fires with whether it came in time.
+    """
+
+    def __init__(self, clock: IReactorTime, seconds: float) -> None:
+        self.over: Deferred[bool] = Deferred()
+        self._limit = clock.callLater(seconds, self.over.callback, False)
+
+    def end(self) -> None:
+        """It has come."""
+        if self._limit.active():
+            self._limit.cancel()
+            self.over.callback(True)
+
+    def shorten(self, seconds: float) -> None:
+        """Wait for no more than so long from now."""
+        if self._limit.active():
+            self._limit.reset(seconds)
 
 
 def _close_now(port: IListeningPort) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import attrs
 from twisted.application.service import IServiceCollection, MultiService, Service
+from twisted.internet.defer import inlineCallbacks, maybeDeferred
+from twisted.logger import Logger
 
 from relayd.configuring.config import (
     DEMO_LISTENER,
@@ -38,6 +40,8 @@ from relayd.operating.running import RelayService
 from relayd.operating.signals import Signals
 from relayd.upstreams.pool import Pool
 
+log = Logger(namespace="relayd.service")
+
 
 class CommandService(MultiService):
     """The service of one command, made of several.
@@ -59,6 +63,19 @@ class CommandService(MultiService):
         """
         super().setServiceParent(parent)
         self._logs.attach(parent)
+
+    @inlineCallbacks
+    def stopService(self) -> Any:
+        """Stop the parts, the last first, each when those after it have stopped.
+
+        What the relays need, or what tells of them, is there until they have drained.
+        """
+        Service.stopService(self)
+        for part in reversed(list(self)):
+            try:
+                yield maybeDeferred(part.stopService)
+            except Exception:
+                log.failure("a part of the service could not be stopped")
 
 
 def _command(
@@ -116,7 +133,12 @@ def make_service(
             else relay_listening(each, config, reactor, lines)
             for each in relays
         ]
-    service = RelayService(listenings, config.drain_timeout)
+    service = RelayService(
+        listenings,
+        config.drain_timeout,
+        reactor,
+        shutdown_delay=config.shutdown_delay,
+    )
     parts.append(service)
     if config.demo:
         parts.append(DemoInvitation())
@@ -141,5 +163,7 @@ def make_socks4_service(
     config = attrs.evolve(config, name=relay_name(config.name))
     logs = logs or Logs(reactor, "socks4", access_log=config.access_log)
     listenings = socks4_listenings(config, reactor, logs.lines)
-    proxies = RelayService(listenings, config.drain_timeout, "socks4")
+    proxies = RelayService(
+        listenings, config.drain_timeout, reactor, "socks4", config.shutdown_delay
+    )
     return _command([proxies], proxies, reactor, logs)

@@ -1,8 +1,8 @@
 """Signal handling.
 
 ======= ==============================================================================
-SIGTERM The first stops it: sessions may finish within the drain timeout.  The second
-SIGINT  ends it at once.
+SIGTERM The first stops it: clients are accepted for the shutdown delay, and sessions
+SIGINT  may finish within the drain timeout.  The second ends it at once, in either.
 SIGHUP  Only logged.  But if it is sent because the terminal in whose foreground the
         relay runs has closed, the relay stops.  It never counts as the second signal,
         since a closing terminal may send several.  If it was ignored when the relay

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import resource
+import signal
 import socket
 import time
 from contextlib import ExitStack, suppress
@@ -261,6 +262,41 @@ def test_sigterm_lets_sessions_finish(server: Server) -> None:
 
 
 @once
+def test_sigterm_may_accept_clients_a_little_longer(server: Server) -> None:
+    """One that comes within the delay is served, and may finish after it."""
+    with chain(server, 1, "--shutdown-delay", "1") as running:
+        running.signal()
+        running.wait_for("SIGTERM: stopping")
+        running.wait_for("clients are accepted for 1 s more")
+        with connect(running.port) as client, server.accept() as upstream:
+            client.sendall(b"question")
+            assert read_exactly(upstream, 8) == b"question"
+            running.wait_for("1 sessions may finish within 10 s")
+            with pytest.raises(ConnectionRefusedError):
+                connect(running.port)
+            upstream.sendall(b"answer")
+            upstream.close()
+            assert read_all(client) == b"answer"
+        assert running.wait() == 0
+        running.ended("done")
+
+
+@once
+@pytest.mark.parametrize("second", ["SIGTERM", "SIGINT"])
+def test_a_second_signal_ends_the_delay_too(server: Server, second: str) -> None:
+    with chain(server, 1, "--shutdown-delay", NEVER) as running:
+        with connect(running.port) as client, server.accept():
+            running.signal(signal.SIGINT)
+            running.wait_for("clients are accepted for")
+            running.signal(signal.Signals[second])
+            with pytest.raises(ConnectionResetError):
+                read_all(client)
+            assert running.wait() == 0
+        running.ended("drained")
+        running.wait_for(f"{second} again: ending at once")
+
+
+@once
 def test_sigterm_does_not_wait_for_ever(server: Server) -> None:
     with chain(server, 1, "--drain-timeout", "0.3") as running:
         with connect(running.port) as client:
@@ -276,8 +312,6 @@ def test_sigterm_does_not_wait_for_ever(server: Server) -> None:
 @once
 @pytest.mark.parametrize("second", ["SIGTERM", "SIGINT"])
 def test_a_second_signal_ends_at_once(server: Server, second: str) -> None:
-    import signal
-
     with chain(server, 1, "--drain-timeout", NEVER) as running:
         with connect(running.port) as client:
             upstream = echo_once(server, client, b"hello")

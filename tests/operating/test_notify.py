@@ -16,14 +16,16 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import capturedLogs
 
 from relayd.operating.notify import EXTENSION, INTERVAL, SOON, Notifier
+from relayd.operating.running import LAST
 from tests.support.process import PATIENCE, Server, connect, eventually, relay
 
 
 class Relays:
-    """Stands in for a RelayService."""
+    """Stands in for a RelayService whose stop takes twelve seconds."""
 
     def __init__(self) -> None:
-        self.drain_timeout = 12.0
+        self.shutdown_delay, self.drain_timeout = 4.0, 8.0 - LAST
+        self.draining = False
         self.counts = (0, 0)
         self.all_listening = True
 
@@ -91,11 +93,13 @@ def test_what_is_told_from_start_to_end(address: str, tmp_path: Path) -> None:
         assert told(sock) == ["STATUS=3 sessions, 2 flows"]
         bench.notifier.stopService()
         extend = f"EXTEND_TIMEOUT_USEC={int(EXTENSION * 1e6)}"
-        draining = "STATUS=3 sessions, 2 flows, draining"
-        assert told(sock) == ["STOPPING=1", extend, draining]
-        # Twelve seconds of drain: then it is the manager's turn.
+        status = "STATUS=3 sessions, 2 flows"
+        assert told(sock) == ["STOPPING=1", extend, f"{status}, stopping"]
+        # Twelve seconds of delay, drain and a last moment: then it is the manager's
+        # turn.
+        bench.relays.draining = True
         bench.reactor.pump([INTERVAL] * 6)
-        assert told(sock) == [extend] * 2
+        assert told(sock) == [extend, f"{status}, draining", extend]
         bench.end()
 
 
@@ -152,7 +156,7 @@ def test_a_relay_that_is_ready_serves(tmp_path: Path) -> None:
 
             eventually(there, f"it tells {pattern}")
 
-        options = ("-l", "127.0.0.1:0", "-d", server.address)
+        options = ("-l", "127.0.0.1:0", "-d", server.address, "--shutdown-delay=0.2")
         environ = {"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "200000"}
         with relay(*options, env=environ) as running:
             hears("READY=1")
@@ -163,6 +167,7 @@ def test_a_relay_that_is_ready_serves(tmp_path: Path) -> None:
                 running.signal(signal.SIGTERM)
                 hears("STOPPING=1")
                 hears(r"EXTEND_TIMEOUT_USEC=\d+")
+                hears("STATUS=1 sessions, 0 flows, stopping")
                 hears("STATUS=1 sessions, 0 flows, draining")
                 client.close()
             assert running.wait(PATIENCE) == 0

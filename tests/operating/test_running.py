@@ -17,6 +17,7 @@ from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.error import CannotListenError
+from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from zope.interface.verify import verifyObject
 
@@ -27,7 +28,7 @@ from relayd.core.observers import Observer
 from relayd.core.session import Ending, Session
 from relayd.observing.line_log import EVENTS
 from relayd.operating.relays import relay_listening
-from relayd.operating.running import Listening, RelayService
+from relayd.operating.running import LAST, Listening, RelayService
 from tests.conftest import LoggedFailures, descriptors
 from tests.support.contracts import turns, until
 from tests.support.process import Server, connect, reset
@@ -102,7 +103,7 @@ async def session(
 async def test_it_listens_while_it_runs() -> None:
     """From start to stop, and the log says where and for whom."""
     with Server() as server:
-        service = RelayService([listening("127.0.0.1:0", server.address)], 1)
+        service = RelayService([listening("127.0.0.1:0", server.address)], 1, reactor)
         assert verifyObject(IService, service)
         with capturedLogs() as events:
             service.privilegedStartService()
@@ -123,7 +124,7 @@ async def test_it_listens_while_it_runs() -> None:
 @pytest_twisted.ensureDeferred
 async def test_it_listens_without_the_privileged_step_too() -> None:
     """`twist` leaves it out."""
-    service = RelayService([listening("127.0.0.1:0", "9")], 1)
+    service = RelayService([listening("127.0.0.1:0", "9")], 1, reactor)
     service.startService()
     assert not refuses(port_of(service))
     await service.stopService()
@@ -133,7 +134,7 @@ async def test_it_listens_without_the_privileged_step_too() -> None:
 async def test_it_can_be_started_again() -> None:
     """After a stop it relays as before, with the privileged step and without."""
     with Server() as server:
-        service = RelayService([listening("127.0.0.1:0", server.address)], 1)
+        service = RelayService([listening("127.0.0.1:0", server.address)], 1, reactor)
         for privileged in (False, True, False):
             if privileged:
                 service.privilegedStartService()
@@ -149,7 +150,7 @@ async def test_it_can_be_started_again() -> None:
 async def test_starting_again_ends_a_drain_that_is_under_way() -> None:
     """Those that were to finish may go on, beside those that come."""
     with Server() as server:
-        service = RelayService([listening("127.0.0.1:0", server.address)], 60)
+        service = RelayService([listening("127.0.0.1:0", server.address)], 60, reactor)
         service.startService()
         async with session(service, server) as (client, upstream):
             stopping = service.stopService()
@@ -167,7 +168,7 @@ async def test_starting_again_ends_a_drain_that_is_under_way() -> None:
 @pytest_twisted.ensureDeferred
 async def test_every_address_of_a_listener_is_logged() -> None:
     """The port that was left to the kernel is the same on both families."""
-    service = RelayService([listening("0", "9")], 1)
+    service = RelayService([listening("0", "9")], 1, reactor)
     with capturedLogs() as events:
         service.startService()
     port = port_of(service)
@@ -190,7 +191,7 @@ async def test_all_listeners_or_none(tmp_socket: Path) -> None:
             listening(taken.address, "9"),
         ]
         last: Any = Never()
-        service = RelayService([*own, attrs.evolve(own[0], endpoint=last)], 1)
+        service = RelayService([*own, attrs.evolve(own[0], endpoint=last)], 1, reactor)
         ports: list[Any] = []
         with capturedLogs() as events, pytest.raises(CannotStart) as caught:
             service.privilegedStartService()
@@ -249,7 +250,7 @@ def test_why_a_listener_failed_is_one_line() -> None:
         endpoint: Any = Fails(problem)
         each = attrs.evolve(listening("0", "9"), endpoint=endpoint)
         with pytest.raises(CannotStart) as caught:
-            RelayService([each], 1).startService()
+            RelayService([each], 1, reactor).startService()
         assert str(caught.value.code).startswith(f"relayd: {says}")
 
 
@@ -258,7 +259,9 @@ def test_a_listener_that_fails_later_is_logged(
 ) -> None:
     """An endpoint may take its time; that nobody listens is in the log at least."""
     late: Any = Late()
-    service = RelayService([attrs.evolve(listening("0", "9"), endpoint=late)], 1)
+    service = RelayService(
+        [attrs.evolve(listening("0", "9"), endpoint=late)], 1, reactor
+    )
     service.startService()
     with capturedLogs() as events:
         late.answer.errback(ListenError("can't listen on the moon: too far"))
@@ -284,7 +287,9 @@ class Port:
 async def test_a_listener_that_opens_too_late_is_closed() -> None:
     """The service was told to stop meanwhile."""
     late: Any = Late()
-    service = RelayService([attrs.evolve(listening("0", "9"), endpoint=late)], 1)
+    service = RelayService(
+        [attrs.evolve(listening("0", "9"), endpoint=late)], 1, reactor
+    )
     service.startService()
     await service.stopService()
     port = Port()
@@ -301,7 +306,7 @@ async def test_sessions_may_finish_when_it_stops() -> None:
     with Server() as server:
         each = listening("127.0.0.1:0", server.address)
         endings = Endings(each)
-        service = RelayService([each], 60)
+        service = RelayService([each], 60, reactor)
         service.startService()
         port = port_of(service)
         async with session(service, server) as (client, upstream):
@@ -330,7 +335,7 @@ async def test_sessions_that_do_not_finish_are_aborted() -> None:
     with Server() as server:
         each = listening("127.0.0.1:0", server.address)
         endings = Endings(each)
-        service = RelayService([each], 0.05)
+        service = RelayService([each], 0.05, reactor)
         service.startService()
         async with session(service, server) as (client, upstream):
             await service.stopService()
@@ -347,7 +352,7 @@ async def test_a_drain_can_be_ended_by_stop_now() -> None:
     with Server() as server:
         each = listening("127.0.0.1:0", server.address)
         endings = Endings(each)
-        service = RelayService([each], 60)
+        service = RelayService([each], 60, reactor)
         service.startService()
         async with session(service, server):
             stopping = service.stopService()
@@ -361,7 +366,7 @@ async def test_a_drain_can_be_ended_by_stop_now() -> None:
 @pytest_twisted.ensureDeferred
 async def test_without_sessions_it_stops_at_once() -> None:
     """However long they would get."""
-    service = RelayService([listening("127.0.0.1:0", "9")], 60)
+    service = RelayService([listening("127.0.0.1:0", "9")], 60, reactor)
     service.startService()
     with capturedLogs() as events:
         stopping = service.stopService()
@@ -373,7 +378,7 @@ async def test_without_sessions_it_stops_at_once() -> None:
 @pytest_twisted.ensureDeferred
 async def test_it_is_stopped_when_its_listeners_are() -> None:
     """Twisted's own take a turn to close, and the reactor must not end before."""
-    service = RelayService([listening("127.0.0.1:0", "9")], 60)
+    service = RelayService([listening("127.0.0.1:0", "9")], 60, reactor)
     service.startService()
     slow: Any = Port()
     closed: Deferred[None] = Deferred()
@@ -394,7 +399,7 @@ async def test_a_listener_that_fails_to_close_does_not_stop_the_drain(
     with Server() as server:
         each = listening("127.0.0.1:0", server.address)
         endings = Endings(each)
-        service = RelayService([each], 60)
+        service = RelayService([each], 60, reactor)
         service.startService()
         broken: Any = Port()
         broken.stopListening = lambda: 1 // 0
@@ -409,3 +414,102 @@ async def test_a_listener_that_fails_to_close_does_not_stop_the_drain(
         await until(lambda: outcome)
         assert endings.endings == [Ending.DOWNSTREAM_RESET]
     assert logged_failures.take("ZeroDivisionError")
+
+
+# -- the delay before, and the end
+
+
+def clocked(each: Listening, clock: Clock, **times: float) -> RelayService:
+    """A service on a clock of the test's, which runs."""
+    service = RelayService([each], 60, clock, **times)
+    service.startService()
+    return service
+
+
+@pytest_twisted.ensureDeferred
+async def test_clients_are_accepted_before_the_drain() -> None:
+    """For the delay and no longer; it says from the start that it stops."""
+    with Server() as server:
+        clock = Clock()
+        each = listening("127.0.0.1:0", server.address)
+        service = clocked(each, clock, shutdown_delay=5)
+        port = port_of(service)
+        assert (service.stopping, service.draining) == (False, False)
+        with capturedLogs() as events:
+            stopping = service.stopService()
+        lines = [formatEvent(event) for event in events]
+        assert lines == ["clients are accepted for 5 s more"]
+        assert (service.stopping, service.draining) == (True, False)
+        clock.advance(4.9)
+        async with session(service, server):
+            assert service.sessions == 1
+            clock.advance(0.1)
+            assert service.draining
+            assert refuses(port)
+            assert not stopping.called
+        await stopping
+        assert not clock.getDelayedCalls()
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_second_signal_ends_the_delay() -> None:
+    """Nobody is waited for any more, whenever it comes."""
+    with Server() as server:
+        for early in (False, True):
+            clock = Clock()
+            each = listening("127.0.0.1:0", server.address)
+            service = clocked(each, clock, shutdown_delay=5)
+            async with session(service, server):
+                # Both may be there before the reactor begins to stop.
+                if early:
+                    service.stop_now()
+                stopping = service.stopService()
+                if not early:
+                    assert not stopping.called
+                    service.stop_now()
+                await stopping
+                assert service.sessions == 0
+            assert not clock.getDelayedCalls()
+
+
+@pytest_twisted.ensureDeferred
+async def test_to_start_again_ends_the_delay() -> None:
+    """It goes on as if it had not been stopped, with the listeners that it has."""
+    clock = Clock()
+    service = clocked(listening("127.0.0.1:0", "9"), clock, shutdown_delay=5)
+    port = port_of(service)
+    stopping = service.stopService()
+    service.startService()
+    await stopping
+    assert not clock.getDelayedCalls()
+    assert not service.stopping
+    assert not service.draining
+    assert not refuses(port)
+    stopping = service.stopService()
+    clock.advance(5)
+    await stopping
+    assert refuses(port)
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("hasty", [False, True])
+async def test_it_stops_whatever_does_not_close(hasty: bool) -> None:
+    """A listener may never say that it has closed: the process ends all the same."""
+    clock = Clock()
+    service = clocked(listening("127.0.0.1:0", "9"), clock)
+    stuck: Any = Port()
+    stuck.stopListening = Deferred
+    service.ports.append(stuck)
+    stopping = service.stopService()
+    if hasty:
+        service.stop_now()
+    await turns(3)
+    with capturedLogs() as events:
+        clock.advance(LAST + (0 if hasty else 60) - 0.1)
+        assert not stopping.called
+        clock.advance(0.1)
+        await stopping
+    assert [formatEvent(event) for event in events] == [
+        "stopping, though 0 sessions have not ended, or a listener has not closed"
+    ]
+    assert not clock.getDelayedCalls()

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.application.service import MultiService
+from twisted.application.service import MultiService, Service
 from twisted.internet import reactor
+from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 
@@ -32,10 +33,12 @@ from relayd.configuring.config import (
 from relayd.core.errors import ConfigError
 from relayd.observing.flow_lines import FlowLog, QuietFlowLog
 from relayd.operating.demo import DemoInvitation, DemoSite
+from relayd.operating.logs import Logs
 from relayd.operating.running import RelayService
-from relayd.operating.service import make_service
+from relayd.operating.service import CommandService, make_service
 from relayd.operating.signals import Signals
 from relayd.tcp import RelayFactory
+from tests.conftest import LoggedFailures
 from tests.support.contracts import Recorder, until
 from tests.support.process import RelayProcess, connect, own_host, read_all
 
@@ -114,6 +117,35 @@ def test_the_service_of_the_demo() -> None:
         str(DEMO_LISTENER),
         "relaying to the demo's file server",
     )
+
+
+class Part(Service):
+    """Notes when it is told to stop, and has stopped when the test says so."""
+
+    def __init__(self, name: str, told: list[str]) -> None:
+        self.name, self._told = name, told
+        self.stopped: Deferred[None] = Deferred()
+
+    def stopService(self) -> Deferred[None]:
+        self._told.append(self.name)
+        return self.stopped
+
+
+def test_parts_stop_one_after_another(logged_failures: LoggedFailures) -> None:
+    """The last first: what the relays need outlives them, and one failure."""
+    told: list[str] = []
+    parts = [Part(name, told) for name in ("site", "relays", "notifier")]
+    service = CommandService(parts, Logs(reactor, "relayd", access_log=None))
+    stopping = service.stopService()
+    assert told == ["notifier"]
+    parts[2].stopped.callback(None)
+    assert told == ["notifier", "relays"]
+    parts[1].stopped.errback(ZeroDivisionError())
+    logged_failures.take("a part of the service could not be stopped")
+    assert told == ["notifier", "relays", "site"]
+    assert not stopping.called
+    parts[0].stopped.callback(None)
+    assert stopping.called
 
 
 # -- the demo

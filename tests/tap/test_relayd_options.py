@@ -193,6 +193,7 @@ def test_the_defaults() -> None:
     [
         (("--drain-timeout", "1.5"), "drain_timeout", 1.5),
         (("--drain-timeout=0",), "drain_timeout", 0.0),
+        (("--shutdown-delay", "2.5"), "shutdown_delay", 2.5),
         (("--backlog", "7"), "backlog", 7),
         (("--verbose",), "verbose", True),
         (("-v",), "verbose", True),

@@ -46,8 +46,10 @@ def test_the_settings_reach_the_relays() -> None:
         ),
         *("--connect-timeout=1", "--stall-timeout=2", "--idle-timeout=3"),
         *("--half-close-timeout=4", "--drain-timeout=5", "--handshake-timeout=6"),
+        "--shutdown-delay=7",
     )
     assert relays.drain_timeout == 5
+    assert relays.shutdown_delay == 7
     shown = [(each.name, each.factory.name, each.purpose) for each in relays.listenings]
     numbered = shown[1][1]
     assert re.fullmatch(r"relay\d+", numbered)

@@ -114,6 +114,7 @@ def test_the_proxys_listeners() -> None:
         (("--idle-timeout", "3"), "stream", StreamSettings(idle_timeout=3)),
         (("--half-close-timeout", "3"), "stream", StreamSettings(half_close_timeout=3)),
         (("--drain-timeout", "3"), "drain_timeout", 3.0),
+        (("--shutdown-delay", "4"), "shutdown_delay", 4.0),
         (("--backlog", "3"), "backlog", 3),
         (("--transport", "twisted"), "transport", "twisted"),
         (("--verbose",), "verbose", True),
