@@ -118,6 +118,11 @@ class Session:
     :ivar stage: where it is on its way.
     :ivar server: the :class:`relayd.net.upstream.Upstream` that was chosen, or None.
     :ivar upstream: the server's name or address; empty until one is chosen.
+    :ivar first_dialed_at: when a server was first dialled, or, for SOCKS BIND, a
+        listener first opened for its peer; None before that.
+    :ivar dialed_at: when the last attempt began; the same if there was one only.
+    :ivar attempts: how many servers were dialled, or listeners opened.  The addresses
+        of one name, which are tried in turn, are one attempt.
     :ivar connected_at: when the upstream connection stood, or None.
     :ivar ended_at: when the last of its connections was closed, or None.
     :ivar up: client to server.
@@ -136,6 +141,9 @@ class Session:
     stage: Stage = _ACCEPTED
     server: Any = None
     upstream: str = ""
+    first_dialed_at: float | None = None
+    dialed_at: float | None = None
+    attempts: int = 0
     connected_at: float | None = None
     ended_at: float | None = None
     up: Direction = attrs.Factory(Direction)
@@ -152,3 +160,23 @@ class Session:
     def duration(self) -> float:
         """Seconds from accept to end; 0.0 while the session lives."""
         return 0.0 if self.ended_at is None else self.ended_at - self.opened_at
+
+    @property
+    def queue_seconds(self) -> float | None:
+        """Seconds from accept until a server was first dialled; None if none was.
+
+        What the client took for its TLS handshake, its PROXY header and its request,
+        and what was decided about it.
+        """
+        first = self.first_dialed_at
+        return None if first is None else first - self.opened_at
+
+    @property
+    def connect_seconds(self) -> float | None:
+        """Seconds that the attempt took that succeeded; None if none has.
+
+        With the look-up of the server's name, and its TLS handshake; for SOCKS BIND,
+        until the peer came.
+        """
+        connected, dialed = self.connected_at, self.dialed_at
+        return None if connected is None or dialed is None else connected - dialed

@@ -53,7 +53,7 @@ class BindAttempt(Attempt):
         except Refused as refusal:
             self.failed(Ending.REFUSED, refusal.why)
             return
-        client.enter(Stage.LISTENING, factory.bind_timeout)
+        client.begin_attempt(Stage.LISTENING, factory.bind_timeout)
         try:
             host = factory.bind_address or (
                 ANYONE

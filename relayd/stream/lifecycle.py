@@ -107,6 +107,19 @@ class Lifecycle(Leg):
         if limit is not None:
             self._deadline = self.factory.now() + limit if limit else NEVER
 
+    def begin_attempt(self, stage: Stage, limit: float) -> None:
+        """Go on to a stage in which a server is dialled, or a peer awaited.
+
+        :param limit: the seconds that it has, 0 for ever.
+        """
+        self.enter(stage)
+        session = self.session
+        now = session.dialed_at = self.factory.now()
+        if not session.attempts:
+            session.first_dialed_at = now
+        session.attempts += 1
+        self._deadline = now + limit if limit else NEVER
+
     def set_deadline(self, limit: float) -> None:
         """Give this stage so many seconds from now; 0 is for ever."""
         self._deadline = self.factory.now() + limit if limit else NEVER

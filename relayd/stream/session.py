@@ -215,7 +215,7 @@ class StreamProtocol(Lifecycle):
         if factory.handshakes is not None:
             factory.handshakes.discard(self)
         session.server, session.upstream = upstream, upstream.name
-        self.enter(_DIALING, factory.timeouts.connect)
+        self.begin_attempt(_DIALING, factory.timeouts.connect)
         if self.direction.eof:
             self.may_have_left()
         factory.observer.dialing(session)

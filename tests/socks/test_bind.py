@@ -50,7 +50,8 @@ def test_bind_from_accept_to_end() -> None:
     client.receive_eof()
     session = proxy.session
     assert (session.up.read, session.down.read) == (6, 6)
-    assert session.connected_at == 3
+    assert session.connected_at == session.connect_seconds == 3
+    assert (session.attempts, session.queue_seconds) == (1, 0)
     assert session.upstream == f"{SERVER}:20"
     assert proxy.witness.heard == [
         "dialing bind:192.0.2.2:7000",

@@ -89,10 +89,13 @@ def test_a_decision_may_take_its_time(before: str) -> None:
     """The deadline of the handshake has nothing to do with it."""
     deciding = Deciding(before)
     deciding.relay.clock.pump([0.25] * 40)
-    assert deciding.session.ending is None
+    session = deciding.session
+    assert session.ending is None
+    assert session.queue_seconds is None
     deciding.protocol.decided()
     deciding.relay.server.dial.connect()
-    assert deciding.session.stage is Stage.RELAYING
+    assert session.stage is Stage.RELAYING
+    assert (session.queue_seconds, session.connect_seconds) == (10, 0)
 
 
 @pytest.mark.parametrize("before", BEFORE)
@@ -187,8 +190,14 @@ def test_a_server_may_be_dialled_again_after_a_pause() -> None:
     # Its deadline is over meanwhile.
     relay.clock.pump([0.05] * 11)
     assert relay.session.ending is None
+    session = relay.session
+    assert session.connect_seconds is None
+    relay.clock.advance(0.125)
     relay.server.dials[-1].connect()
-    assert relay.session.upstream == "192.0.2.1:9000"
+    assert session.upstream == "192.0.2.1:9000"
+    # The first attempt ended at once, and the second began half a second later.
+    assert (session.attempts, session.queue_seconds) == (2, 0)
+    assert session.connect_seconds == pytest.approx(0.125)
     client.lose()
 
 

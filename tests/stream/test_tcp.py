@@ -44,7 +44,8 @@ def test_a_session_from_accept_to_end() -> None:
     assert session.client == "192.0.2.1:50000"
     assert session.listener == "192.0.2.2:80"
     assert session.upstream == "192.0.2.1:9000"
-    assert session.connected_at == 0.5
+    assert session.connected_at == session.connect_seconds == 0.5
+    assert (session.attempts, session.queue_seconds) == (1, 0)
     assert session.duration == 2.0
     assert (session.up.read, session.down.read) == (10, 4)
     relay.over("opened", "dialing server:80", "connected 192.0.2.1:9000", "closed done")
