@@ -13,7 +13,8 @@ import attrs
 
 _SESSION = re.compile(
     r"\[relayd\.session#info\] session=\d+ relay=\S+ client=(?P<client>\S+)"
-    r" listener=(?P<listener>\S+) upstream=\S+ duration=(?P<duration>\S+)"
+    r" listener=(?P<listener>\S+) upstream=\S+ connect=\S+ attempts=\d+"
+    r" duration=(?P<duration>\S+)"
     r" up=(?P<up>\d+) down=(?P<down>\d+) ending=(?P<ending>\w+) "
 )
 _FLOW = re.compile(

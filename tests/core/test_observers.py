@@ -55,6 +55,9 @@ def a_session(**facts: Any) -> Session:
             opened_at=100.0,
             relay="web",
             upstream="192.0.2.3:8080",
+            first_dialed_at=100.0,
+            dialed_at=100.0,
+            attempts=1,
             connected_at=100.25,
             ended_at=101.5,
             up=direction(10),
@@ -289,8 +292,8 @@ def test_the_line_of_a_session() -> None:
     event = logged(SessionLog(), "closed", a_session())
     assert formatEvent(event) == (
         "session=7 relay=web client=192.0.2.1:50000 listener=192.0.2.2:80"
-        " upstream=192.0.2.3:8080 duration=1.500 up=10 down=20"
-        " ending=done code=--"
+        " upstream=192.0.2.3:8080 connect=0.250 attempts=1 duration=1.500"
+        " up=10 down=20 ending=done code=--"
     )
 
 
@@ -299,11 +302,17 @@ def test_the_line_of_a_session_that_had_no_upstream() -> None:
     event = logged(
         SessionLog(),
         "closed",
-        a_session(upstream="", ending=Ending.NO_UPSTREAM, detail="it's\nempty"),
+        a_session(
+            upstream="",
+            attempts=0,
+            connected_at=None,
+            ending=Ending.NO_UPSTREAM,
+            detail="it's\nempty",
+        ),
     )
     assert formatEvent(event) == (
         "session=7 relay=web client=192.0.2.1:50000 listener=192.0.2.2:80"
-        " upstream=- duration=1.500 up=10 down=20"
+        " upstream=- connect=- attempts=0 duration=1.500 up=10 down=20"
         ' ending=no_upstream code=SC detail="it\'s\\nempty"'
     )
 
@@ -356,6 +365,8 @@ def test_the_event_carries_the_same_facts() -> None:
         "client": "192.0.2.1:50000",
         "listener": "192.0.2.2:80",
         "upstream": "192.0.2.3:8080",
+        "connect": 0.25,
+        "attempts": 1,
         "duration": 1.5,
         "up": 10,
         "down": 20,
@@ -408,8 +419,8 @@ def with_facts(facts: Any) -> Session:
 PLAIN = formatEvent(
     {
         "log_format": "session=7 relay=web client=192.0.2.1:50000"
-        " listener=192.0.2.2:80 upstream=192.0.2.3:8080 duration=1.500 up=10 down=20"
-        " ending=done code=--"
+        " listener=192.0.2.2:80 upstream=192.0.2.3:8080 connect=0.250"
+        " attempts=1 duration=1.500 up=10 down=20 ending=done code=--"
     }
 )
 

@@ -24,7 +24,7 @@ from tests.tools.sessions import SAID
 LINE = (
     "2026-11-21T01:05:51+0000 [relayd.session#info] session=17 relay=relay1"
     " client=127.0.0.1:5151 listener=127.0.0.3:8080 upstream=127.0.0.2:80"
-    " duration=0.123 up=78 down=1048 ending=done code=--"
+    " connect=0.002 attempts=1 duration=0.123 up=78 down=1048 ending=done code=--"
 )
 
 
