@@ -6,8 +6,9 @@ pays nothing for being registered.
 
 Draining: the owner takes no new client while :attr:`Registry.draining` is set, and
 calls :meth:`Registry.check` when a member that ended may have been the last.  The drain
-is over when none is left.  What has not ended at its time limit is aborted.  `draining`
-stays set afterwards, until :meth:`Registry.reopen`.
+is over when none is left.  Until its time limit, those that are idle are ended little
+by little (:mod:`relayd.core.spreading`); what has not ended by then is aborted.
+`draining` stays set afterwards, until :meth:`Registry.reopen`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Generic, Protocol, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
+
+from relayd.core.spreading import Idleness, Spread
 
 log = Logger(namespace="relayd.registry")
 
@@ -48,6 +51,8 @@ class Registry(Generic[Id, Member]):
         logged, and the others are aborted all the same.
     :param drained: called when a drain has left no member, before those who wait for
         it hear of that.
+    :param idleness: how idle members are found and ended; without it all of them have
+        the whole time of a drain.
 
     :ivar draining: take no new member.
     """
@@ -60,16 +65,21 @@ class Registry(Generic[Id, Member]):
         id_of: Callable[[Member], Id],
         abort: Callable[[Member], None],
         drained: Callable[[], None] = _nothing,
+        idleness: Idleness[Member] | None = None,
     ) -> None:
         self._members = members
         self._clock = clock
         self._id_of = id_of
         self._abort = abort
         self._drained = drained
+        self._idleness = idleness
         self.draining = False
         #: A drain is not over yet.
         self._under_way = False
-        self._limit: IDelayedCall | None = None
+        #: The next step of a drain, the last of which is its limit; and when that is.
+        self._next: IDelayedCall | None = None
+        self._ends = 0.0
+        self._spread: Spread[Member] | None = None
         self._waiting: list[Deferred[None]] = []
 
     def by_id(self) -> dict[Id, Member]:
@@ -100,9 +110,27 @@ class Registry(Generic[Id, Member]):
         if timeout <= 0:
             self.abort_all()
         elif begins and len(self._members):
-            self._limit = self._clock.callLater(timeout, self.abort_all)
+            now = self._clock.seconds()
+            self._ends = now + timeout
+            if self._idleness is not None:
+                self._spread = Spread(self._members, self._idleness, now, timeout)
+            self._wait(now)
         self.check()
         return waiting
+
+    def _wait(self, now: float) -> None:
+        """Wait for the next step, or for the limit."""
+        left, spread = self._ends - now, self._spread
+        if spread is None or left < 1.5 * spread.step:
+            self._next = self._clock.callLater(max(left, 0.0), self.abort_all)
+        else:
+            self._next = self._clock.callLater(spread.step, self._step, spread)
+
+    def _step(self, spread: Spread[Member]) -> None:
+        now = self._clock.seconds()
+        # First: the limit comes, whatever happens here.
+        self._wait(now)
+        spread.end_some(now)
 
     def check(self) -> None:
         """A member has ended: if it was the last of a drain, that is over."""
@@ -117,9 +145,9 @@ class Registry(Generic[Id, Member]):
     def _end(self, then: Callable[[], None]) -> None:
         """The drain is over, if there was one."""
         self._under_way = False
-        limit, self._limit = self._limit, None
-        if limit is not None and limit.active():
-            limit.cancel()
+        step, self._next, self._spread = self._next, None, None
+        if step is not None and step.active():
+            step.cancel()
         waiting, self._waiting = self._waiting, []
         then()
         for each in waiting:

@@ -43,6 +43,9 @@ _INFO_SIZE = 232
 _COUNTS, _TIMES, _WINDOW = struct.Struct("2x2B"), struct.Struct("I8xI"), 228
 _TIMES_AT = 44
 
+#: tcpi_last_data_sent, tcpi_last_data_recv and tcpi_last_ack_recv, milliseconds.
+_DATA = struct.Struct("I4xII")
+
 #: poll(2): an error is pending, or the descriptor is not open.
 _FAILED = select.POLLERR | select.POLLNVAL
 
@@ -67,6 +70,22 @@ class TcpInfo:
     since_heard: float
 
 
+@attrs.frozen
+class SinceData:
+    """Seconds since data went over a connection, or since its beginning.
+
+    They go by the kernel's ticks, of 1 to 10 ms.
+
+    :ivar sent: since data was last sent, or sent again.
+    :ivar arrived: since some has arrived.
+    :ivar acknowledged: since the peer's last acknowledgement, with data or without.
+    """
+
+    sent: float
+    arrived: float
+    acknowledged: float
+
+
 def tcp_info(transport: Any) -> TcpInfo | None:
     """How a TCP connection is doing; None where the kernel does not report it."""
     if TCP_INFO is None:
@@ -79,6 +98,22 @@ def tcp_info(transport: Any) -> TcpInfo | None:
         except OSError:
             # A UNIX socket, or a sandbox.
             return None
+
+
+def since_data(transport: Any) -> SinceData | None:
+    """When data went over a TCP connection; None where the kernel does not tell."""
+    if TCP_INFO is None:
+        return None
+    with lent_socket(transport) as sock:
+        if sock is None:
+            return None
+        try:
+            raw = sock.getsockopt(socket.IPPROTO_TCP, TCP_INFO, _INFO_SIZE)
+            found = _DATA.unpack_from(raw, _TIMES_AT)
+        except (OSError, struct.error):
+            # A UNIX socket, or a sandbox.
+            return None
+    return SinceData(*(each / 1000 for each in found))
 
 
 def parse(raw: bytes) -> TcpInfo | None:

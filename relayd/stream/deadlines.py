@@ -11,6 +11,11 @@ move.
 - *Idle*, *half-closed*: nothing moves for `idle` seconds, or `half_close` seconds once
   one direction has ended.  That begins when the kernels' queues are empty, too.
 - A connection that is not read does not hear of its reset: the kernel is asked.
+
+In a drain, sessions that are idle are ended before the others.  That nothing has moved
+is not enough: who has asked and waits for an answer is not idle.  A relay that knows no
+protocol takes it that a client waits if the last data were its own, and that it does
+not if the server had the last word.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ import attrs
 from relayd.core import settings
 from relayd.core.session import Ending, Session
 from relayd.core.setting_types import Setting
-from relayd.net.tcp_info import unread, was_reset
+from relayd.net.tcp_info import SinceData, since_data, unread, was_reset
 from relayd.stream.delivery import WORTH_A_CHECK
 from relayd.stream.legs import Leg
 from relayd.stream.losses import reset_ending
@@ -68,6 +73,25 @@ class Timeouts:
             self.handshake,
         )
         return max(min([1.0, *(each / 8 for each in all_of_them if each)]), 0.01)
+
+
+def _was_answered(client: SinceData | None, server: SinceData | None) -> bool:
+    """Whether the server had the last word, as far as one can tell.
+
+    :param client: of the client's connection; None: the kernel can't tell.
+    :param server: of the server's.
+    """
+    if client is not None and client.sent != client.arrived:
+        return client.sent < client.arrived
+    if server is not None and server.sent != server.arrived:
+        return server.arrived < server.sent
+    # A question and an answer fell into one tick of the kernel, or an answer and the
+    # next question.  A kernel acknowledges what comes with what it sends; if its
+    # program has nothing to send, some 40 ms later (delayed ACK).  So whoever had the
+    # last word hears of that alone.
+    if client is None or not client.acknowledged < client.arrived:
+        return False
+    return server is None or not server.acknowledged < server.arrived
 
 
 class Watch:
@@ -161,6 +185,38 @@ class Watch:
                 Ending.HALF_CLOSED if ended else Ending.IDLE,
                 f"nothing moved for {limit:g} s",
             )
+
+    def idle_since(self) -> float | None:
+        """Since when nothing has moved, by the last check; None: not idle for sure."""
+        session = self.session
+        if (
+            self._queued != 0
+            or session.ending is not None
+            # Whoever has ended its data waits for the rest of the other's.
+            or session.up.eof
+            or session.down.eof
+        ):
+            return None
+        return self._active_at
+
+    def idle_for(self) -> float:
+        """Seconds for which nothing has moved, by the kernel; 0.0: it is in use.
+
+        It is where bytes wait, where the client waits for an answer, and where the
+        kernel can't tell.
+        """
+        if self.idle_since() is None:
+            return 0.0
+        session = self.session
+        client, server = self.downstream, self.upstream
+        for leg in (client, server):
+            if not leg.alive or leg.buffered or unread(leg.transport):
+                return 0.0
+        here, there = since_data(client.transport), since_data(server.transport)
+        known = [each for each in (here, there) if each is not None]
+        if not known or (session.up.read and not _was_answered(here, there)):
+            return 0.0
+        return min(min(each.sent, each.arrived) for each in known)
 
     def _ended_by_peer(self, now: float, leg: Leg, buffered: int) -> bool:
         """End the session if the peer of `leg` is gone, or takes nothing."""

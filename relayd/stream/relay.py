@@ -25,6 +25,7 @@ from relayd.core.prelude import Prelude
 from relayd.core.registry import Registry
 from relayd.core.relay_names import relay_name
 from relayd.core.session import Ending
+from relayd.core.spreading import Idleness
 from relayd.net.monotonic import monotonic
 from relayd.net.own_addresses import OwnHosts
 from relayd.net.wheel import DeadlineWheel
@@ -104,7 +105,11 @@ class StreamRelay:
         self.ordinals = itertools.count()
         #: The sessions that live, by id; how they are drained.
         self.registry: Registry[int, Any] = Registry(
-            self.wheel, clock, id_of=_id_of, abort=_abort
+            self.wheel,
+            clock,
+            id_of=_id_of,
+            abort=_abort,
+            idleness=Idleness(_idle_since, _end_idle),
         )
 
     def drain(self, timeout: float = settings.DRAIN_TIMEOUT.default) -> Deferred[None]:
@@ -114,8 +119,8 @@ class StreamRelay:
         this is closed at once, until a listener is opened again.  A later call does
         not change the time that sessions have, but to end it with 0.
 
-        :param timeout: seconds; what has not ended by then is reset.  0 resets
-            everything now.
+        :param timeout: seconds, over which sessions that are idle are reset little by
+            little; what has not ended by then is reset.  0 resets everything now.
         :return: fires with None when the last session has ended.
         """
         self.wheel.settle()
@@ -133,6 +138,27 @@ class StreamRelay:
 
 def _id_of(protocol: Any) -> int:
     return int(protocol.session.id)
+
+
+def _idle_since(protocol: Any) -> float | None:
+    """Before the two are joined, a session is in use."""
+    bridge = protocol.bridge
+    since: float | None = None if bridge is None else bridge.idle_since()
+    return since
+
+
+def _end_idle(protocol: Any, idle_after: float) -> bool:
+    """End a session in a drain, if it is idle.
+
+    By a reset, as a session that is idle for too long: to its client an end of data
+    might be the end of an answer, which it may not be.  Nothing is lost by it, as
+    nothing is under way.
+    """
+    seconds = 0.0 if protocol.bridge is None else protocol.bridge.idle_for()
+    if seconds < idle_after:
+        return False
+    protocol.abort_session(Ending.DRAINED, f"nothing moved for {seconds:.1f} s")
+    return True
 
 
 def _abort(protocol: Any) -> None:

@@ -15,6 +15,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
+from relayd.core.addresses import host_port
 from tests.support.live_relays import (
     NEVER,
     chain,
@@ -279,6 +280,52 @@ def test_sigterm_may_accept_clients_a_little_longer(server: Server) -> None:
             assert read_all(client) == b"answer"
         assert running.wait() == 0
         running.ended("done")
+
+
+def test_a_drain_ends_idle_sessions_first(server: Server) -> None:
+    """One after another; who waits for an answer gets it, and who speaks goes on."""
+    with (
+        # So that sessions are checked often.
+        chain(server, 1, "--drain-timeout", "4", "--stall-timeout", "0.4") as running,
+        ExitStack() as opened,
+    ):
+
+        def session() -> tuple[socket.socket, socket.socket]:
+            client = opened.enter_context(connect(running.port))
+            return client, opened.enter_context(echo_once(server, client, b"hello"))
+
+        idle = [session() for _ in range(8)]
+        (waits, to_waits), (speaks, to_speaks) = session(), session()
+        for _ in range(8):
+            # So that the kernels are used to answers.
+            for client, upstream in idle:
+                client.sendall(b"question")
+                assert read_exactly(upstream, 8) == b"question"
+                upstream.sendall(b"answer")
+                assert read_exactly(client, 6) == b"answer"
+        waits.sendall(b"question")
+        assert read_exactly(to_waits, 8) == b"question"
+        running.signal()
+        running.wait_for("10 sessions may finish")
+        while len([line for line in running.lines if "ending=drained" in line]) < 2:
+            speaks.sendall(b"more")
+            assert read_exactly(to_speaks, 4) == b"more"
+        first = running.ended("drained", 2)
+        assert {each["client"] for each in first} <= {
+            host_port(*client.getsockname()) for client, _ in idle
+        }
+        assert running.wait_for(r"ending=drained .*nothing moved for \d")
+        to_waits.sendall(b"answer")
+        assert read_exactly(waits, 6) == b"answer"
+        # The others are still there; the second signal ends them.
+        assert len([line for line in running.lines if "ending=" in line]) < 8
+        running.signal()
+        assert running.wait() == 0
+        running.ended("drained", 10)
+        for client, upstream in idle:
+            for sock in (client, upstream):
+                with pytest.raises(ConnectionResetError):
+                    sock.recv(1)
 
 
 @once

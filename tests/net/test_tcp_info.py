@@ -16,6 +16,7 @@ from relayd.net.tcp_info import (
     TcpInfo,
     is_dead,
     parse,
+    since_data,
     tcp_info,
     unacknowledged,
     unread,
@@ -38,6 +39,13 @@ def connected(family: int) -> Iterator[tuple[socket.socket, socket.socket]]:
             other, _ = listener.accept()
             with other:
                 yield one, other
+
+
+def quiet(sock: socket.socket) -> float:
+    """Seconds without data."""
+    told = since_data(sock)
+    assert told is not None
+    return min(told.sent, told.arrived)
 
 
 class NoSocket:
@@ -63,6 +71,36 @@ def test_the_tcp_info_of_a_connection(family: int) -> None:
         assert not is_dead(one)
         # It was lent, and is still its owner's.
         assert other.recv(9) == b"hello"
+
+
+@linux
+@pytest.mark.parametrize("family", FAMILIES)
+def test_who_had_the_last_word(family: int) -> None:
+    """A question was sent after the answer before it, and then it is the other way."""
+    with connected(family) as (client, server):
+        for sender, receiver, asks in ((client, server, True), (server, client, False)):
+            # So that the two do not fall into one tick of the kernel.
+            eventually(lambda: quiet(server) >= 0.02)
+            sender.sendall(b"word")
+            assert receiver.recv(9) == b"word"
+            told = since_data(server)
+            assert told is not None
+            assert (told.arrived < told.sent) is asks
+
+
+@linux
+def test_an_answer_is_acknowledged_alone() -> None:
+    """Where nothing is asked at once, and after the first two or three exchanges."""
+    with connected(socket.AF_INET) as (client, server):
+        for each in (client, server):
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for sender, receiver in ((client, server), (server, client)) * 8:
+            sender.sendall(b"word")
+            assert receiver.recv(9) == b"word"
+        eventually(lambda: quiet(server) >= 0.2)
+        told = since_data(server)
+        assert told is not None
+        assert told.acknowledged < told.arrived
 
 
 @linux
@@ -102,7 +140,7 @@ def test_a_unix_socket() -> None:
     one, other = socket.socketpair()
     with one:
         with other:
-            assert tcp_info(one) is None
+            assert tcp_info(one) is since_data(one) is None
             other.sendall(b"before")
             assert unread(one) == 6
         assert not was_reset(one)
@@ -114,7 +152,7 @@ def test_a_unix_socket() -> None:
 def test_a_transport_without_a_descriptor(number: object) -> None:
     """As if everything were in order."""
     for each in (NoSocket(number), object()):
-        assert tcp_info(each) is None
+        assert tcp_info(each) is since_data(each) is None
         assert unacknowledged(each) == unread(each) == 0
     assert not is_dead(object())
 
@@ -134,7 +172,7 @@ def test_a_system_without_tcp_info(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TCP_INFO", None)
     monkeypatch.setattr(module, "SIOCOUTQ", None)
     with connected(socket.AF_INET) as (one, _):
-        assert tcp_info(one) is None
+        assert tcp_info(one) is since_data(one) is None
         assert unacknowledged(one) == 0
 
 
@@ -146,7 +184,7 @@ def test_a_sandbox_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with connected(socket.AF_INET) as (one, _):
         monkeypatch.setattr(module, "TCP_INFO", 1 << 20)
-        assert tcp_info(one) is None
+        assert tcp_info(one) is since_data(one) is None
         monkeypatch.setattr(module.fcntl, "ioctl", refuse)
         assert unacknowledged(one) == unread(one) == 0
 
