@@ -8,6 +8,8 @@ An address is a short form:
     unix:/run/x.sock                 a UNIX socket
     udp:53  udp:127.0.0.1:53         datagrams, by port or address and port
 
+    5000-5100  10.0.0.5:5000-5100    each of these ports (`udp:` as well)
+
 or any Twisted endpoint string (`tcp:8080:interface=127.0.0.1`, `tls:…`,
 `systemd:…`), which Twisted parses.
 
@@ -23,6 +25,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
 import attrs
 from twisted.internet.interfaces import (
@@ -97,13 +102,57 @@ StreamAddress = HostPort | UnixPath | EndpointString
 Address = StreamAddress | UdpAddress
 
 
+@attrs.frozen
+class PortRange:
+    """A short form with several ports.
+
+    :ivar first: that with the first port.
+    :ivar last: the last port.
+    """
+
+    first: HostPort | UdpAddress
+    last: int
+
+    def __len__(self) -> int:
+        return self.last - self.first.port + 1
+
+    def __getitem__(self, number: int) -> HostPort | UdpAddress:
+        """The address of one port, from 0 up."""
+        return attrs.evolve(self.first, port=self.first.port + number)
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+
+_RANGE = re.compile(r"(.*?)([0-9]+)-([0-9]+)")
+
+
+def parse_range(text: str, parse: Callable[[str], Address]) -> Address | PortRange:
+    """Parse an address that may have several ports.
+
+    :param parse: of one with one port: `parse_listener`, or `parse_destination`.
+    :raises ConfigError: `text` is not an address, or not a range of ports.
+    """
+    match = _RANGE.fullmatch(text)
+    if match is None or (match[1] and not match[1].endswith(":")):
+        return parse(text)
+    before, low, high = match.groups()
+    first, last = parse(before + low), parse(before + high)
+    if not isinstance(first, HostPort | UdpAddress) or type(last) is not type(first):
+        return parse(text)
+    if not 0 < first.port < last.port:
+        raise ConfigError(
+            f"bad address {text!r}: expected a range of ports such as 5000-5100"
+        )
+    return PortRange(first, last.port)
+
+
 def parse_listener(text: str) -> Address:
     """Parse the address of a listener.
 
     :raises ConfigError: `text` is not an address; the message quotes it.
     """
-    plugins = getPlugins(IStreamServerEndpointStringParser)
-    known = _BUILT_IN | {plugin.prefix.lower() for plugin in plugins}
+    known = _schemes(IStreamServerEndpointStringParser)
     return _parse(text, known, lowest_port=0)
 
 
@@ -112,9 +161,15 @@ def parse_destination(text: str) -> Address:
 
     :raises ConfigError: `text` is not an address; the message quotes it.
     """
-    plugins = getPlugins(IStreamClientEndpointStringParserWithReactor)
-    known = _BUILT_IN | {plugin.prefix.lower() for plugin in plugins}
+    known = _schemes(IStreamClientEndpointStringParserWithReactor)
     return _parse(text, known, lowest_port=1)
+
+
+# Asking takes half a millisecond, and a file may have a thousand relays.
+@lru_cache(maxsize=2)
+def _schemes(parsers: Any) -> frozenset[str]:
+    """The types of endpoint strings that Twisted and its plugins know."""
+    return _BUILT_IN | {plugin.prefix.lower() for plugin in getPlugins(parsers)}
 
 
 def _parse(text: str, schemes: frozenset[str] | set[str], lowest_port: int) -> Address:

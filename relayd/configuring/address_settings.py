@@ -12,15 +12,15 @@ import os
 from functools import partial
 from typing import Any
 
-import attrs
-
 from relayd.configuring.address_grammar import (
     Address,
     HostPort,
+    PortRange,
     StreamAddress,
     UdpAddress,
     parse_destination,
     parse_listener,
+    parse_range,
 )
 from relayd.core.networks import Network, parse_network
 from relayd.core.relay_names import EXPECTED, check_name
@@ -47,6 +47,14 @@ def _stream_listener(text: str) -> StreamAddress:
     return where
 
 
+def _listener(text: str) -> Address | PortRange:
+    return parse_range(text, parse_listener)
+
+
+def _destination(text: str) -> Address | PortRange:
+    return parse_range(text, parse_destination)
+
+
 _NETWORK = "an address or a network such as 192.168.0.0/16"
 
 
@@ -70,9 +78,9 @@ def _user_id(text: str) -> bytes:
 
 _RULE = "CIDR or NAME, with :PORTS if it is about some ports only"
 
-LISTEN = Setting[tuple[Address, ...]](
+LISTEN = Setting[tuple[Address | PortRange, ...]](
     name="listen",
-    type=Written("ADDRESS", parse_listener, "an address to listen on"),
+    type=Written("ADDRESS", _listener, "an address to listen on"),
     default=(),
     short="l",
     help="Address to listen on. Each opens a relay.",
@@ -81,9 +89,9 @@ LISTEN = Setting[tuple[Address, ...]](
     field="relays",
     repeatable=True,
 )
-DEST = Setting[tuple[Address, ...]](
+DEST = Setting[tuple[Address | PortRange, ...]](
     name="dest",
-    type=Written("ADDRESS", parse_destination, "an address to connect to"),
+    type=Written("ADDRESS", _destination, "an address to connect to"),
     default=(),
     short="d",
     help="Server of the relay that the --listen before it opens; several are used in"
@@ -98,10 +106,11 @@ NAME = Setting[tuple[str, ...]](
     type=Written("NAME", _name, EXPECTED),
     default=(),
     otherwise="relay1, relay2, ...",
-    help="Name in the log of the relay that the --listen before it opens.",
+    help="Name of the relay that the --listen after it opens.",
     kinds=("tcp", "udp"),
     group=ADDRESSES,
     field="relays",
+    key="",
     repeatable=True,
 )
 SOCKS4_LISTEN = Setting[tuple[StreamAddress, ...]](
@@ -121,9 +130,10 @@ SOCKS4_NAME = Setting[str | None](
     type=Written("NAME", _name, EXPECTED),
     default=None,
     otherwise="relay1",
-    help="Name of the proxy in the log.",
+    help="Name of the proxy.",
     kinds=("socks4",),
     group=ADDRESSES,
+    key="",
 )
 ALLOW_CLIENT = Setting[tuple[Network, ...]](
     name="allow-client",
@@ -134,6 +144,8 @@ ALLOW_CLIENT = Setting[tuple[Network, ...]](
     group=ACCESS,
     field="clients",
     repeatable=True,
+    key="clients",
+    word="allow",
 )
 ALLOW_DEST = Setting[tuple[Rule, ...]](
     name="allow-dest",
@@ -145,6 +157,8 @@ ALLOW_DEST = Setting[tuple[Rule, ...]](
     group=ACCESS,
     field="rules",
     repeatable=True,
+    key="destinations",
+    word="allow",
 )
 DENY_DEST = Setting[tuple[Rule, ...]](
     name="deny-dest",
@@ -155,6 +169,8 @@ DENY_DEST = Setting[tuple[Rule, ...]](
     group=ACCESS,
     field="rules",
     repeatable=True,
+    key="destinations",
+    word="deny",
 )
 USERID = Setting[tuple[bytes, ...]](
     name="userid",
@@ -166,6 +182,7 @@ USERID = Setting[tuple[bytes, ...]](
     group=ACCESS,
     field="user_ids",
     repeatable=True,
+    secret=True,
 )
 
 #: All settings.
@@ -178,20 +195,3 @@ ALL: tuple[Setting[Any], ...] = (
 #: The settings of `twistd relayd`, and of `twistd socks4`.
 RELAYD = tuple(row for row in ALL if {"tcp", "udp"} & set(row.kinds))
 SOCKS4 = tuple(row for row in ALL if "socks4" in row.kinds)
-
-
-@attrs.frozen(eq=False)
-class Given:
-    """A repeatable setting that was given: its row, its text, and the value."""
-
-    setting: Setting[Any]
-    text: str
-    value: Any
-
-    @classmethod
-    def of(cls, setting: Setting[Any], text: str) -> Given:
-        """Parse it.
-
-        :raises ConfigError: the text is not valid.
-        """
-        return cls(setting, text, setting.parse(text))

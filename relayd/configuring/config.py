@@ -1,44 +1,32 @@
-"""The settings of a command as frozen objects, checked; without a reactor.
+"""The settings of a process as frozen objects; without a reactor.
 
-The rows of the table of settings (:mod:`relayd.core.settings`,
-:mod:`relayd.configuring.address_settings`) have parsed the values; here they become
-frozen objects, from which :mod:`relayd.operating.relays` builds listeners and relays.
-What concerns several rows is checked here: which settings contradict each other, and
-which servers belong to which listener.  Errors are
-:class:`~relayd.core.errors.ConfigError`, with one line that quotes what is wrong.
+A :class:`Config` has what concerns the whole process, and a list of relays, each of
+which has settings of its own.  :mod:`relayd.configuring.configure` makes it of what was
+given, and checks it; :mod:`relayd.operating.relays` builds listeners and relays of it.
+Two that are equal describe the same service.
 
-A field has the name that its row says (`Setting.field`), by which `fill` finds it.  The
-fields of `StreamSettings`, `UdpSettings` and `Socks4Settings` are passed to the
-factories as keywords.
+A field has the name that its row of the table of settings says (`Setting.field`), by
+which `fill` finds it.  The fields of `StreamSettings`, `UdpSettings` and
+`Socks4Settings` are passed to the factories as keywords.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import attrs
 
 from relayd.configuring.address_grammar import (
-    EndpointString,
     HostPort,
+    PortRange,
     StreamAddress,
     UdpAddress,
     UnixPath,
 )
-from relayd.configuring.address_settings import (
-    ALLOW_CLIENT,
-    DEST,
-    LISTEN,
-    NAME,
-    SOCKS4_LISTEN,
-    SOCKS4_LISTENER,
-    Given,
-)
-from relayd.configuring.endpoint_strings import hides_clients
+from relayd.configuring.address_settings import SOCKS4_LISTENER
 from relayd.core import settings
-from relayd.core.errors import ConfigError
 from relayd.core.networks import Network
 from relayd.core.settings import Transport
 from relayd.socks.rules import Rule
@@ -49,32 +37,7 @@ Some = TypeVar("Some")
 DEMO_LISTENER = HostPort("127.0.0.1", 8080)
 
 
-def _addresses(given: Iterable[Any]) -> tuple[Any, ...]:
-    return tuple(given)
-
-
-@attrs.frozen
-class Relay:
-    """One listener and its servers.
-
-    :ivar name: in the log; None for `relay` and a number.
-    """
-
-    listen: StreamAddress
-    destinations: Sequence[StreamAddress] = attrs.field(converter=_addresses)
-    name: str | None = None
-
-
-@attrs.frozen
-class UdpRelay:
-    """One datagram listener and its servers; `name` as in :class:`Relay`."""
-
-    listen: UdpAddress
-    destinations: Sequence[UdpAddress] = attrs.field(converter=_addresses)
-    name: str | None = None
-
-
-def _relays(given: Iterable[Relay | UdpRelay]) -> tuple[Relay | UdpRelay, ...]:
+def _kept(given: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(given)
 
 
@@ -118,14 +81,67 @@ class Socks4Settings:
     max_binds_per_client: int = settings.MAX_BINDS_PER_CLIENT.default
 
 
-@attrs.frozen(kw_only=True)
-class Common:
-    """Settings of both `twistd relayd` and `twistd socks4`."""
+@attrs.frozen
+class Relay:
+    """A TCP relay.
 
+    :ivar listeners: at least one.
+    :ivar destinations: its servers, in turn; none: it is the demo.
+    :ivar name: None for `relay` and a number.
+    """
+
+    listeners: Sequence[StreamAddress | PortRange] = attrs.field(converter=_kept)
+    destinations: Sequence[StreamAddress | PortRange] = attrs.field(converter=_kept)
+    name: str | None = None
+    stream: StreamSettings = attrs.field(factory=StreamSettings, kw_only=True)
+    backlog: int = attrs.field(default=settings.BACKLOG.default, kw_only=True)
+
+
+@attrs.frozen
+class UdpRelay:
+    """A UDP relay; as :class:`Relay`."""
+
+    listeners: Sequence[UdpAddress | PortRange] = attrs.field(converter=_kept)
+    destinations: Sequence[UdpAddress | PortRange] = attrs.field(converter=_kept)
+    name: str | None = None
+    udp: UdpSettings = attrs.field(factory=UdpSettings, kw_only=True)
+
+
+@attrs.frozen(kw_only=True)
+class Socks4Relay:
+    """A SOCKS4 proxy.
+
+    :ivar listeners: at least one.
+    :ivar name: None for `relay` and a number.
+    :ivar open: an open proxy, which serves all clients, is intended.
+    :ivar clients: the networks whose clients are served; empty: all.
+    :ivar rules: for destinations, in the operator's order.
+    :ivar user_ids: the users that are served; empty: all.
+    """
+
+    listeners: Sequence[StreamAddress] = attrs.field(
+        default=(SOCKS4_LISTENER,), converter=_kept
+    )
+    name: str | None = None
+    open: bool = settings.OPEN.default
+    clients: Sequence[Network] = attrs.field(default=(), converter=_kept)
+    rules: Sequence[Rule] = attrs.field(default=(), converter=_kept)
+    user_ids: Sequence[bytes] = attrs.field(default=(), converter=_kept)
     stream: StreamSettings = attrs.field(factory=StreamSettings)
+    socks4: Socks4Settings = attrs.field(factory=Socks4Settings)
+    backlog: int = settings.BACKLOG.default
+
+
+AnyRelay = Relay | UdpRelay | Socks4Relay
+
+
+@attrs.frozen(kw_only=True)
+class ProcessSettings:
+    """What concerns the whole process."""
+
+    demo: bool = settings.DEMO.default
     drain_timeout: float = settings.DRAIN_TIMEOUT.default
     shutdown_delay: float = settings.SHUTDOWN_DELAY.default
-    backlog: int = settings.BACKLOG.default
     max_descriptors: int | None = settings.MAX_DESCRIPTORS.default
     transport: Transport = settings.TRANSPORT.default
     verbose: bool = settings.VERBOSE.default
@@ -134,51 +150,14 @@ class Common:
 
 
 @attrs.frozen
-class Config(Common):
-    """All settings of one `twistd relayd`.
+class Config(ProcessSettings):
+    """All settings of a process.
 
-    :ivar relays: at least one, unless `demo`.
-    :ivar demo: relay DEMO_LISTENER to a file server of the current folder.
+    :ivar relays: at least one; if `demo`, the only one is DEMO_LISTENER's, to a file
+        server of the current folder.
     """
 
-    relays: Sequence[Relay | UdpRelay] = attrs.field(converter=_relays)
-    udp: UdpSettings = attrs.field(factory=UdpSettings, kw_only=True)
-    demo: bool = attrs.field(default=settings.DEMO.default, kw_only=True)
-
-
-def _networks(given: Iterable[Network]) -> tuple[Network, ...]:
-    return tuple(given)
-
-
-def _rules(given: Iterable[Rule]) -> tuple[Rule, ...]:
-    return tuple(given)
-
-
-def _user_ids(given: Iterable[bytes]) -> tuple[bytes, ...]:
-    return tuple(given)
-
-
-@attrs.frozen(kw_only=True)
-class Socks4Config(Common):
-    """All settings of one `twistd socks4`.
-
-    :ivar listeners: at least one.
-    :ivar name: in the log; None for `relay` and a number.
-    :ivar open: an open proxy, which serves all clients, is intended.
-    :ivar clients: the networks whose clients are served; empty: all.
-    :ivar rules: for destinations, in the operator's order.
-    :ivar user_ids: the users that are served; empty: all.
-    """
-
-    listeners: Sequence[StreamAddress] = attrs.field(
-        default=(SOCKS4_LISTENER,), converter=_addresses
-    )
-    name: str | None = None
-    open: bool = settings.OPEN.default
-    clients: Sequence[Network] = attrs.field(default=(), converter=_networks)
-    rules: Sequence[Rule] = attrs.field(default=(), converter=_rules)
-    user_ids: Sequence[bytes] = attrs.field(default=(), converter=_user_ids)
-    socks4: Socks4Settings = attrs.field(factory=Socks4Settings)
+    relays: Sequence[AnyRelay] = attrs.field(converter=_kept)
 
 
 def fill(kind: type[Some], values: Mapping[str, Any]) -> Some:
@@ -197,71 +176,6 @@ def fill(kind: type[Some], values: Mapping[str, Any]) -> Some:
     return kind(**made)
 
 
-def relayd_config(
-    values: Mapping[str, Any], given: Sequence[Given], kind: type[Config] = Config
-) -> Config:
-    """The settings of one `twistd relayd`.
-
-    :param values: of the settings that are not repeatable, by field name.
-    :param given: the repeatable ones, in their order.
-    :raises ConfigError: they contradict each other, a listener has no server, or a
-        server no listener.
-    """
-    _check_common(values)
-    demo = values[settings.DEMO.field]
-    if demo and given:
-        raise ConfigError(
-            "--demo brings its own listener and destination: leave out"
-            f" --{given[0].setting.name} {given[0].text!r}"
-        )
-    return fill(kind, {**values, LISTEN.field: () if demo else pair(given)})
-
-
-def socks4_config(
-    values: Mapping[str, Any],
-    given: Sequence[Given],
-    kind: type[Socks4Config] = Socks4Config,
-) -> Socks4Config:
-    """The settings of one `twistd socks4`; see :func:`relayd_config`.
-
-    :raises ConfigError: they contradict each other, or it would be an open proxy by
-        accident.
-    """
-    _check_common(values)
-    repeated: dict[str, list[Any]] = {}
-    for each in given:
-        repeated.setdefault(each.setting.field, []).append(each.value)
-    refuse_open_proxy(
-        repeated.get(SOCKS4_LISTEN.field, SOCKS4_LISTEN.default),
-        bounded=ALLOW_CLIENT.field in repeated,
-        opened=values[settings.OPEN.field],
-    )
-    if not values[settings.BIND.field]:
-        for row in (
-            settings.BIND_ANY,
-            settings.BIND_ADDRESS,
-            settings.EXTERNAL_ADDRESS,
-        ):
-            if values[row.field]:
-                raise _contradiction(settings.BIND.option, row.option)
-    external = values[settings.EXTERNAL_ADDRESS.field]
-    if external == "0.0.0.0":
-        raise ConfigError(
-            f"bad --external-address {external!r}: expected the address that BIND's"
-            " peers connect to"
-        )
-    return fill(kind, {**values, **repeated})
-
-
-def _check_common(values: Mapping[str, Any]) -> None:
-    if values[settings.VERBOSE.field] and values[settings.QUIET.field]:
-        raise _contradiction(settings.VERBOSE.option, settings.QUIET.option)
-
-
-def _contradiction(one: str, other: str) -> ConfigError:
-    return ConfigError(f"--{one} and --{other} contradict each other: give one")
-
-
 def is_local(address: StreamAddress) -> bool:
     """Whether only programs of this machine can reach a listener there."""
     if isinstance(address, UnixPath):
@@ -274,104 +188,19 @@ def is_local(address: StreamAddress) -> bool:
         return address.host == "localhost"
 
 
-def refuse_open_proxy(
-    listeners: Sequence[StreamAddress], *, bounded: bool, opened: bool
-) -> None:
-    """Refuse an open proxy, unless --open is given.
+def each_port(
+    relay: Relay | UdpRelay,
+) -> Iterator[tuple[list[Any], list[Any]]]:
+    """The listeners, and their destinations, of each port of a relay's ranges.
 
-    :param bounded: --allow-client is given.
-    :param opened: --open is given.
-    :raises ConfigError: both; or neither, and other machines can reach a listener; or
-        --allow-client, and a listener does not see its clients' addresses.
+    :return: addresses, each with one port.
     """
-    if bounded and opened:
-        raise _contradiction(settings.OPEN.option, ALLOW_CLIENT.option)
-    for listener in listeners:
-        text = listener.text if isinstance(listener, EndpointString) else ""
-        if bounded and hides_clients(text):
-            raise ConfigError(
-                f"--allow-client can't be applied to --listen {text!r}: the relay sees"
-                " the balancer's address there, not the client's. Let the balancer"
-                " decide who may connect, let only the balancer reach the listener, and"
-                " use --open instead"
-            )
-        if not (bounded or opened or is_local(listener)):
-            raise ConfigError(
-                f"--listen '{listener}' would be an open proxy, for everybody who can"
-                " reach it. Add --allow-client CIDR for your clients (such as"
-                " --allow-client 192.168.0.0/16), or --open"
-            )
-
-
-def pair(given: Sequence[Given]) -> tuple[Relay | UdpRelay, ...]:
-    """Assign destinations and names to listeners.
-
-    :param given: in the order of the command line.  Destinations and a name belong to
-        the listener before them; if there is one listener only, they may precede it.
-    :raises ConfigError: a listener has no destination, or a destination or a name no
-        listener; a listener and its destination are of different kinds; a listener has
-        two names; two relays have the same name.
-    """
-    listeners = [each for each in given if each.setting is LISTEN]
-    if not given:
-        raise ConfigError(
-            "nothing to relay: give --listen and --dest, or try --demo (see --help)"
-        )
-    first = given[0]
-    option = f"--{first.setting.name} {first.text!r}"
-    if not listeners:
-        raise ConfigError(f"{option} has no --listen: say where clients connect")
-    if first.setting is not LISTEN and len(listeners) > 1:
-        raise ConfigError(
-            f"{option} stands before the first of several --listen: put each"
-            f" --{first.setting.name} after the --listen that it belongs to"
-        )
-    owner = listeners[0]
-    owned: dict[Given, list[Given]] = {each: [] for each in listeners}
-    names: dict[Given, Given] = {}
-    for each in given:
-        if each.setting is LISTEN:
-            owner = each
-        elif each.setting is DEST:
-            owned[owner].append(each)
-        elif owner in names:
-            raise ConfigError(
-                f"--listen {owner.text!r} has two names, {names[owner].text!r} and"
-                f" {each.text!r}: give one"
-            )
-        else:
-            names[owner] = each
-    for listener, destinations in owned.items():
-        if not destinations:
-            raise ConfigError(
-                f"--listen {listener.text!r} has no --dest: say where to relay to"
-            )
-    _check_names([name.value for name in names.values()])
-    return tuple(
-        _relay(listener, own, names[listener].value if listener in names else None)
-        for listener, own in owned.items()
-    )
-
-
-def _check_names(names: Sequence[str]) -> None:
-    for number, name in enumerate(names):
-        if name in names[:number]:
-            raise ConfigError(
-                f"bad --{NAME.name} {name!r}: another relay has it already; give each"
-                " relay its own name"
-            )
-
-
-def _relay(
-    listener: Given, owned: Sequence[Given], name: str | None
-) -> Relay | UdpRelay:
-    datagrams = isinstance(listener.value, UdpAddress)
-    for each in owned:
-        if isinstance(each.value, UdpAddress) != datagrams:
-            raise ConfigError(
-                f"--listen {listener.text!r} can't be relayed to --dest {each.text!r}:"
-                " datagrams go to datagrams, write udp: before both or neither"
-            )
-    where: Any = listener.value
-    kind = UdpRelay if datagrams else Relay
-    return kind(where, [each.value for each in owned], name)
+    ranges = [each for each in relay.listeners if isinstance(each, PortRange)]
+    for number in range(len(ranges[0]) if ranges else 1):
+        yield tuple(
+            [
+                each[number] if isinstance(each, PortRange) else each
+                for each in addresses
+            ]
+            for addresses in (relay.listeners, relay.destinations)
+        )  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Refuses loops of relays before they start.
+"""Finds loops of relays before they start.
 
 A relay whose server is its own listener opens a connection for each connection until
 descriptors run out, and so do several relays in a loop.  Whether a relay leads to
@@ -11,20 +11,24 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
+
+import attrs
 
 from relayd.configuring.address_grammar import (
     Address,
     EndpointString,
     HostPort,
+    PortRange,
     UdpAddress,
     UnixPath,
 )
-from relayd.configuring.config import Relay, UdpRelay
+from relayd.configuring.address_settings import DEST, LISTEN
 from relayd.configuring.endpoint_strings import parts
-from relayd.core.errors import ConfigError
+from relayd.configuring.given import Given, RelaySection
 from relayd.core.networks import Ip
+from relayd.core.setting_types import Kind
 from relayd.net.own_addresses import is_own
 
 _LOOPBACK: tuple[Ip, ...] = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
@@ -34,36 +38,109 @@ _BY_PORT = ("tcp", "tcp6", "ssl", "tls")
 _WRAPPERS = ("haproxy",)
 
 
-def refuse_cycles(
-    relays: Sequence[Relay | UdpRelay], own: Callable[[Ip], bool] = is_own
-) -> None:
-    """Refuse a loop of relays.
+@attrs.frozen(eq=False)
+class _Way:
+    """A relay, or one port of a range of it.
+
+    :ivar listeners: as they were given, and their addresses.
+    :ivar destinations: their addresses.
+    """
+
+    kind: Kind
+    listeners: Sequence[tuple[Given, Address]]
+    destinations: Sequence[Address]
+
+
+def cycles(
+    relays: Iterable[RelaySection], own: Callable[[Ip], bool] = is_own
+) -> Iterator[str]:
+    """The loops that there are of relays; a line for each, which lists its listeners.
 
     :param own: whether an address is this machine's.
-    :raises ConfigError: there is a loop; the message lists its listeners.
     """
-    leads_to = [
-        [
-            number
-            for number, other in enumerate(relays)
-            if type(other) is type(relay)
-            and any(_leads(there, other.listen, own) for there in relay.destinations)
-        ]
-        for relay in relays
-    ]
-    for start in range(len(relays)):
-        loop = _find_loop(start, leads_to)
+    ways = [way for each in relays if each.kind != "socks4" for way in _ways(each)]
+    ways = [way for way in ways if way.listeners]
+    listeners = _by_end(ways)
+    leads_to = [sorted(_leads_to(way, listeners, own)) for way in ways]
+    told: set[int] = set()
+    for start, way in enumerate(ways):
+        loop = [] if start in told else _find_loop(start, leads_to)
+        told.update(loop)
+        first, _ = way.listeners[0]
         if len(loop) == 1:
-            listen = relays[start].listen
-            raise ConfigError(
-                f"--listen '{listen}' is relayed to itself: give another --dest"
+            yield (
+                f"{first.place.prefix}{first} is relayed to itself: give another"
+                f" {first.place.option(DEST)}"
             )
-        if loop:
-            names = " to ".join(f"'{relays[number].listen}'" for number in loop)
-            raise ConfigError(
-                f"a loop of relays: --listen {names} to '{relays[start].listen}':"
-                " give one of them another --dest"
+        elif loop:
+            names = " to ".join(_name(ways[number]) for number in loop)
+            option = first.place.option(LISTEN)
+            yield (
+                f"{first.place.prefix}a loop of relays: {option} {names} to"
+                f" {_name(way)}: give one of them another {first.place.option(DEST)}"
             )
+
+
+def _name(way: _Way) -> str:
+    return repr(way.listeners[0][0].text)
+
+
+def _ways(relay: RelaySection) -> Iterator[_Way]:
+    listeners, destinations = relay.all(LISTEN.key), relay.all(DEST.key)
+    ranges = [each.value for each in listeners if isinstance(each.value, PortRange)]
+    for number in range(len(ranges[0]) if ranges else 1):
+        yield _Way(
+            relay.kind,
+            [(each, _at(each.value, number)) for each in listeners],
+            [_at(each.value, number) for each in destinations],
+        )
+
+
+def _at(address: Address | PortRange, number: int) -> Address:
+    if isinstance(address, PortRange):
+        # Ranges that are not equally long are reported by another check.
+        return address[min(number, len(address) - 1)]
+    return address
+
+
+#: What a listener and a destination that may be the same have in common: the kind of
+#: relay, and the port or the path.
+_End = tuple[str, int | str]
+
+
+def _end(kind: Kind, where: HostPort | UnixPath) -> _End:
+    if isinstance(where, UnixPath):
+        return kind, os.path.realpath(where.path)
+    return kind, where.port
+
+
+def _by_end(
+    ways: Sequence[_Way],
+) -> dict[_End, list[tuple[int, HostPort | UnixPath]]]:
+    """The listeners' short forms, each with the number of its way."""
+    found: dict[_End, list[tuple[int, HostPort | UnixPath]]] = {}
+    for number, way in enumerate(ways):
+        for _, address in way.listeners:
+            where = _short_form(address, server=True)
+            if where is not None:
+                found.setdefault(_end(way.kind, where), []).append((number, where))
+    return found
+
+
+def _leads_to(
+    way: _Way,
+    listeners: Mapping[_End, Sequence[tuple[int, HostPort | UnixPath]]],
+    own: Callable[[Ip], bool],
+) -> set[int]:
+    """The numbers of the ways whose listeners are destinations of this one."""
+    found = set()
+    for address in way.destinations:
+        there = _short_form(address, server=False)
+        if there is not None:
+            for number, listener in listeners.get(_end(way.kind, there), ()):
+                if _leads(there, listener, own):
+                    found.add(number)
+    return found
 
 
 def _find_loop(start: int, leads_to: Sequence[Sequence[int]]) -> list[int]:
@@ -83,20 +160,14 @@ def _find_loop(start: int, leads_to: Sequence[Sequence[int]]) -> list[int]:
     return []
 
 
-def _leads(there: Address, listen: Address, own: Callable[[Ip], bool]) -> bool:
-    """Whether a destination is the address of a listener."""
-    destination, listener = (
-        _short_form(there, server=False),
-        _short_form(listen, server=True),
-    )
-    if isinstance(destination, UnixPath) and isinstance(listener, UnixPath):
-        return os.path.realpath(destination.path) == os.path.realpath(listener.path)
-    if not isinstance(destination, HostPort) or not isinstance(listener, HostPort):
-        return False
-    if destination.port != listener.port:
-        return False
+def _leads(
+    there: HostPort | UnixPath, listener: HostPort | UnixPath, own: Callable[[Ip], bool]
+) -> bool:
+    """Whether a destination is the address of a listener with the same end."""
+    if isinstance(there, UnixPath) or isinstance(listener, UnixPath):
+        return type(there) is type(listener)
     return any(
-        _serves(listener.host, address, own) for address in _addresses(destination.host)
+        _serves(listener.host, address, own) for address in _addresses(there.host)
     )
 
 

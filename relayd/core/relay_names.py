@@ -14,9 +14,9 @@ from collections.abc import Collection, Sequence
 MAX_LENGTH = 64
 
 #: What a name is, for an error.
-EXPECTED = f"1 to {MAX_LENGTH} letters, digits, '-', '_' or '.'"
+EXPECTED = f"1 to {MAX_LENGTH} small letters, digits, '-' or '_'"
 
-_NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{MAX_LENGTH}}}")
+_NAME = re.compile(rf"[a-z0-9_-]{{1,{MAX_LENGTH}}}")
 
 _numbers = itertools.count(1)
 

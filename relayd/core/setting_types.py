@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast, get_args
 
 import attrs
@@ -28,6 +29,21 @@ Kind = Literal["tcp", "udp", "socks4"]
 
 #: The longest timeout, in seconds: three years, well within any clock.
 TIMEOUT_LIMIT = 100_000_000.0
+
+#: A value as it is in a configuration file: what TOML and JSON have in common.
+Plain = str | int | float | bool
+
+#: The units of times and sizes, as they are written behind a number.
+_TIMES = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_SIZES = {
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KiB": 1 << 10,
+    "MiB": 1 << 20,
+    "GiB": 1 << 30,
+}
+_WITH_UNIT = re.compile(r"([0-9.]+)([A-Za-z]+)")
 
 
 class Type(Protocol[T_co]):
@@ -48,6 +64,12 @@ class Type(Protocol[T_co]):
         :raises ValueError: it is none; the message says what is expected.
         """
 
+    def load(self, value: object) -> T_co:
+        """The value of one in a configuration file.
+
+        :raises ValueError: it is none; the message says what is expected.
+        """
+
     def describe(self) -> str:
         """What is expected, in a few words: `seconds from 0 to 100000000`."""
 
@@ -64,9 +86,31 @@ def _number(text: str) -> float:
         return math.nan
 
 
+def _with_unit(text: str, units: Mapping[str, float]) -> float:
+    """A number with a unit behind it or none, or one that is in no range."""
+    match = _WITH_UNIT.fullmatch(text)
+    if match is None or match[2] not in units:
+        return _number(text)
+    # Divided, as 250 * 0.001 is not 0.25.
+    unit = units[match[2]]
+    return _number(match[1]) * unit if unit >= 1 else _number(match[1]) / (1 / unit)
+
+
+def _is_number(value: object) -> bool:
+    """Whether a file's value is a number; in Python, true is one as well."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _load_text(kind: Type[T], value: object) -> T:
+    """The value of a string in a file, read as on a command line."""
+    if not isinstance(value, str):
+        raise ValueError(f"expected {kind.describe()}, as a string")
+    return kind.parse(value)
+
+
 @attrs.frozen
 class Seconds:
-    """A time in seconds; fractions allowed.
+    """A time in seconds; fractions allowed, and the units ms, s, m and h.
 
     :ivar never: the minimum, 0, is allowed; for most timeouts it switches them off.
     """
@@ -78,15 +122,24 @@ class Seconds:
     placeholder: ClassVar[str] = "SECONDS"
 
     def parse(self, text: str) -> float:
-        value = _number(text)
+        return self._checked(_with_unit(text, _TIMES))
+
+    def load(self, value: object) -> float:
+        if _is_number(value):
+            return self._checked(float(cast(float, value)))
+        return _load_text(self, value)
+
+    def _checked(self, value: float) -> float:
         if not self.minimum <= value <= self.maximum or not (value or self.never):
             raise ValueError(f"expected {self.describe()}")
         return value
 
     def describe(self) -> str:
         if self.never:
-            return f"{self.unit} from 0 to {self.maximum:.0f}"
-        return f"{self.unit}, more than 0, up to {self.maximum:.0f}"
+            bounds = f"from 0 to {self.maximum:.0f}"
+        else:
+            bounds = f"more than 0, up to {self.maximum:.0f}"
+        return f"{self.unit}, {bounds}, or a time such as 250ms, 10s, 5m or 1h"
 
     def show(self, value: float) -> str:
         return repr(value).removesuffix(".0")
@@ -97,32 +150,60 @@ class Count:
     """A whole number.
 
     :ivar maximum: the largest; the smallest is 1.
-    :ivar unit: of what; empty for a plain number.
     """
 
     maximum: int = 9_999_999
-    unit: str = ""
+    unit: ClassVar[str] = ""
     minimum: ClassVar[int] = 1
-    placeholder: str = attrs.field(init=False)
-
-    @placeholder.default
-    def _find_placeholder(self) -> str:
-        return self.unit.upper() or "NUMBER"
+    placeholder: ClassVar[str] = "NUMBER"
 
     def parse(self, text: str) -> int:
         # Of so few digits that reading them takes no time.
         plain = text.isascii() and text.isdigit() and len(text) <= 10
-        value = int(text) if plain else 0
+        return self._checked(int(text) if plain else 0)
+
+    def load(self, value: object) -> int:
+        return self._checked(value if type(value) is int else 0)
+
+    def _checked(self, value: int) -> int:
         if not self.minimum <= value <= self.maximum:
             raise ValueError(f"expected {self.describe()}")
         return value
 
     def describe(self) -> str:
-        if self.unit:
-            return f"{self.minimum} to {self.maximum} {self.unit}"
         return f"a number from {self.minimum} to {self.maximum}"
 
     def show(self, value: int) -> str:
+        return str(value)
+
+
+@attrs.frozen
+class Size(Count):
+    """A number of bytes; the units kB, MB, GB, KiB, MiB and GiB are allowed."""
+
+    unit: ClassVar[str] = "bytes"
+    placeholder: ClassVar[str] = "BYTES"
+
+    def parse(self, text: str) -> int:
+        if text.isdigit() or len(text) > 20:
+            return super().parse(text)
+        value = _with_unit(text, _SIZES) if text[-1:] == "B" else math.nan
+        return self._checked(int(value) if value.is_integer() else 0)
+
+    def load(self, value: object) -> int:
+        if isinstance(value, str):
+            return self.parse(value)
+        return super().load(value)
+
+    def describe(self) -> str:
+        return (
+            f"{self.minimum} to {self.maximum} bytes, or a size such as 64KiB or 10MB"
+        )
+
+    def show(self, value: int) -> str:
+        for unit in ("GiB", "MiB", "KiB"):
+            if not value % _SIZES[unit]:
+                return f"{value // _SIZES[unit]}{unit}"
         return str(value)
 
 
@@ -136,7 +217,12 @@ class Ratio:
     placeholder: ClassVar[str] = "FACTOR"
 
     def parse(self, text: str) -> float:
-        value = _number(text)
+        return self._checked(_number(text))
+
+    def load(self, value: object) -> float:
+        return self._checked(float(cast(float, value)) if _is_number(value) else -1)
+
+    def _checked(self, value: float) -> float:
         if not self.minimum <= value <= self.maximum:
             raise ValueError(f"expected {self.describe()}")
         return value
@@ -167,6 +253,9 @@ class Choice(Generic[T]):
             raise ValueError(f"expected {self.describe()}")
         return cast(T, text)
 
+    def load(self, value: object) -> T:
+        return _load_text(self, value)
+
     def describe(self) -> str:
         *others, last = get_args(self.words)
         return f"{', '.join(others)} or {last}"
@@ -186,6 +275,11 @@ class Flag:
             raise ValueError(f"expected {self.describe()}")
         return text == "on"
 
+    def load(self, value: object) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError("expected true or false")
+        return value
+
     def describe(self) -> str:
         return "on or off"
 
@@ -204,6 +298,9 @@ class IPv4:
             return str(ipaddress.IPv4Address(text))
         except ValueError:
             raise ValueError(f"expected {self.describe()}") from None
+
+    def load(self, value: object) -> str:
+        return _load_text(self, value)
 
     def describe(self) -> str:
         return "an IPv4 address such as 192.0.2.1"
@@ -227,6 +324,9 @@ class Written(Generic[T]):
 
     def parse(self, text: str) -> T:
         return self.read(text)
+
+    def load(self, value: object) -> T:
+        return _load_text(self, value)
 
     def describe(self) -> str:
         return self.expected
@@ -253,6 +353,13 @@ class Setting(Generic[T]):
     :ivar otherwise: the default in words, where it can't be shown as a value.
     :ivar repeatable: it may be given several times; its values are kept in their order,
         among those of the other repeatable ones.
+    :ivar process: it is about the whole process; else about a relay, and each may have
+        its own.
+    :ivar key: what a configuration file calls it: `name` with underscores, unless
+        given; empty if no file may have it.
+    :ivar word: in a file, what each of its values begins with: `allow`, `deny`; such
+        settings share a key, so that their values keep their order.
+    :ivar secret: a file may name another one that has the values, by `key` and `_file`.
     """
 
     name: str
@@ -266,9 +373,17 @@ class Setting(Generic[T]):
     off: str = ""
     otherwise: str = ""
     repeatable: bool = False
+    process: bool = False
+    key: str = attrs.field()
+    word: str = ""
+    secret: bool = False
 
     @field.default
     def _find_field(self) -> str:
+        return self.name.replace("-", "_")
+
+    @key.default
+    def _find_key(self) -> str:
         return self.name.replace("-", "_")
 
     @property

@@ -23,6 +23,7 @@ from relayd.core.setting_types import (
     Ratio,
     Seconds,
     Setting,
+    Size,
     Written,
 )
 
@@ -52,9 +53,9 @@ ADDRESSES, ACCESS, TIMEOUTS, UDP, BINDS, LIMITS, PROCESS, LOG = GROUPS = (
 LOG_PATH = "a path, or - for standard output"
 
 
-def _log_path(text: str) -> str:
+def _path(text: str) -> str:
     if not text or "\0" in text:
-        raise ValueError(f"expected {LOG_PATH}")
+        raise ValueError("expected a path, or -")
     return text
 
 
@@ -119,6 +120,7 @@ DRAIN_TIMEOUT = Setting[float](
     " ended little by little; 0 aborts all at once.",
     kinds=_ALL,
     group=TIMEOUTS,
+    process=True,
 )
 SHUTDOWN_DELAY = Setting[float](
     name="shutdown-delay",
@@ -128,6 +130,7 @@ SHUTDOWN_DELAY = Setting[float](
     " balancers learn of it first; then sessions are drained.",
     kinds=_ALL,
     group=TIMEOUTS,
+    process=True,
 )
 
 UDP_TIMEOUT = Setting[float](
@@ -191,7 +194,7 @@ REPLY_CAP = Setting[float](
 )
 UDP_RCVBUF = Setting[int](
     name="udp-rcvbuf",
-    type=Count(RECEIVE_BUFFER_LIMIT, "bytes"),
+    type=Size(RECEIVE_BUFFER_LIMIT),
     default=4 << 20,
     help="Receive buffer of a UDP listener; the kernel may grant less.",
     kinds=("udp",),
@@ -308,6 +311,7 @@ MAX_DESCRIPTORS = Setting[int | None](
     " for a flow.",
     kinds=_ALL,
     group=PROCESS,
+    process=True,
 )
 TRANSPORT = Setting[Transport](
     name="transport",
@@ -318,6 +322,31 @@ TRANSPORT = Setting[Transport](
     " Twisted's.",
     kinds=_ALL,
     group=PROCESS,
+    process=True,
+)
+CONFIG = Setting[str | None](
+    name="config",
+    type=Written("FILE", _path, "a file, a folder, or - for standard input"),
+    default=None,
+    otherwise="none",
+    short="c",
+    help="Read settings and relays from this TOML file, from the *.toml of this folder"
+    " in the order of their names, or as JSON from standard input (-). Other options"
+    " override what it says.",
+    kinds=("tcp", "udp"),
+    group=PROCESS,
+    process=True,
+    key="",
+)
+PRINT_CONFIG = Setting[bool](
+    name="print-config",
+    type=Flag(),
+    default=False,
+    help="Print what the command line says as a configuration file, and exit.",
+    kinds=_ALL,
+    group=PROCESS,
+    process=True,
+    key="",
 )
 DEMO = Setting[bool](
     name="demo",
@@ -326,6 +355,7 @@ DEMO = Setting[bool](
     help="Relay 127.0.0.1:8080 to a file server of the current folder.",
     kinds=("tcp",),
     group=PROCESS,
+    process=True,
 )
 
 VERBOSE = Setting[bool](
@@ -336,6 +366,7 @@ VERBOSE = Setting[bool](
     help="Also log when a session opens, dials and connects.",
     kinds=_STREAMS,
     group=LOG,
+    process=True,
 )
 QUIET = Setting[bool](
     name="quiet",
@@ -345,16 +376,18 @@ QUIET = Setting[bool](
     help="Log only sessions and flows that ended abnormally.",
     kinds=_ALL,
     group=LOG,
+    process=True,
 )
 ACCESS_LOG = Setting[str | None](
     name="access-log",
-    type=Written("PATH", _log_path, LOG_PATH),
+    type=Written("PATH", _path, LOG_PATH),
     default=None,
     otherwise="where the log goes",
     help="Write the lines of sessions and flows to this file; - is standard output."
     " Reopened on SIGUSR1.",
     kinds=_ALL,
     group=LOG,
+    process=True,
 )
 
 

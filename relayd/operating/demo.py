@@ -22,9 +22,14 @@ from twisted.web.server import Site
 from twisted.web.static import File
 from zope.interface import implementer
 
-from relayd.configuring.config import DEMO_LISTENER
+from relayd.configuring.config import DEMO_LISTENER, Config, Relay, each_port
 from relayd.net.dialing import SocketEndpoint
 from relayd.net.listening import TCPListenerEndpoint
+from relayd.net.upstream import Upstream
+from relayd.observing.line_log import LineLog
+from relayd.operating.relays import pool_listenings
+from relayd.operating.running import Listening
+from relayd.upstreams.pool import Pool
 
 log = Logger(namespace="relayd.demo")
 
@@ -60,6 +65,16 @@ class DemoSite(Service):
         where: Any = self._port.getHost()
         address = (where.host, where.port)
         return SocketEndpoint(self._reactor, socket.AF_INET, address).connect(factory)
+
+
+def demo_relay(
+    relay: Relay, config: Config, reactor: Any, lines: LineLog
+) -> tuple[DemoSite, list[Listening]]:
+    """The file server of a demo, and the listeners of its relay."""
+    site = DemoSite(reactor)
+    pool = Pool([Upstream(site, "the demo's file server")])
+    [(listeners, _)] = each_port(relay)
+    return site, pool_listenings(listeners, pool, relay, config, reactor, lines)
 
 
 class DemoInvitation(Service):

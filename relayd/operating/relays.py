@@ -1,24 +1,32 @@
 """Builds listeners and relays from settings.
 
-One function for each kind of relay: a TCP relay, a UDP relay, a SOCKS4 proxy.  Nothing
-is opened here: :mod:`relayd.operating.running` does that.
+One function for each kind of relay: a TCP relay, a UDP relay, a SOCKS4 proxy.  A relay
+may have several listeners, and several factories, which share its name and its limits.
+Nothing is opened here: :mod:`relayd.operating.running` does that.
 """
 
 from __future__ import annotations
 
 import errno
+import socket
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
 
 from relayd.admission.policy import ClientGate
-from relayd.configuring.address_grammar import HostPort, StreamAddress, dialled_host
+from relayd.configuring.address_grammar import (
+    HostPort,
+    StreamAddress,
+    UdpAddress,
+    dialled_host,
+)
 from relayd.configuring.config import (
-    Common,
     Config,
     Relay,
-    Socks4Config,
+    Socks4Relay,
     UdpRelay,
+    each_port,
     is_local,
 )
 from relayd.core.errors import ConfigError
@@ -45,117 +53,137 @@ from relayd.udp_nat import Server, UdpNat
 from relayd.upstreams.pool import Pool
 
 
-def relay_listening(
+def relay_listenings(
     relay: Relay, config: Config, reactor: Any, lines: LineLog
-) -> Listening:
-    """A listener with its relay.
+) -> list[Listening]:
+    """The listeners of a TCP relay, with the relay of each port.
 
     :param lines: for the lines of its sessions.
     :raises ConfigError: Twisted can't use one of the endpoint strings.
     """
-    pool = Pool(
-        [
-            Upstream(
-                dialing_endpoint(address, reactor, config.transport),
-                _server_name(address),
-                server_identity(address),
-            )
-            for address in relay.destinations
-        ]
+    found = []
+    for listeners, destinations in each_port(relay):
+        pool = Pool(
+            [
+                Upstream(
+                    dialing_endpoint(address, reactor, config.transport),
+                    _server_name(address),
+                    server_identity(address),
+                )
+                for address in destinations
+            ]
+        )
+        found += pool_listenings(listeners, pool, relay, config, reactor, lines)
+    return found
+
+
+def pool_listenings(
+    listeners: Sequence[StreamAddress],
+    pool: Pool,
+    relay: Relay,
+    config: Config,
+    reactor: Any,
+    lines: LineLog,
+) -> list[Listening]:
+    """Listeners that share a relay to a pool.
+
+    :raises ConfigError: Twisted can't use a listener's endpoint string.
+    """
+    factory = RelayFactory(
+        pool,
+        clock=reactor,
+        observer=_session_log(config, lines),
+        name=relay.name,
+        **attrs.asdict(relay.stream),
     )
-    return pool_listening(relay.listen, pool, config, reactor, lines, relay.name)
+    return [
+        Listening(
+            listening_endpoint(listen, reactor, relay.backlog, config.transport),
+            factory,
+            str(listen),
+            f"relaying to {pool.names}",
+        )
+        for listen in listeners
+    ]
 
 
-def udp_listening(
+def udp_listenings(
     relay: UdpRelay, config: Config, reactor: Any, lines: LineLog
-) -> Listening:
-    """A datagram listener with its relay.
+) -> list[Listening]:
+    """The listeners of a UDP relay, with the relay of each port.
 
     :param lines: for the lines of its flows.
     :raises ConfigError: the transport is not available, a server's interface does not
         exist, or the process can't have so many flows.
     """
     # The UDP relays of a process divide its descriptors and ports.
-    relays = sum(isinstance(each, UdpRelay) for each in config.relays) or 1
-    max_flows, affordable = config.udp.max_flows, default_max_flows() // relays or 1
+    all_udp = [each for each in config.relays if isinstance(each, UdpRelay)]
+    tables = sum(1 for each in all_udp for _ in each_port(each)) or 1
+    max_flows, affordable = relay.udp.max_flows, default_max_flows() // tables or 1
     if max_flows is None:
         max_flows = affordable
     elif max_flows > affordable:
-        each = f" for each of {relays} listeners" if relays > 1 else ""
+        each = f" for each of {tables} listeners" if tables > 1 else ""
         raise ConfigError(
             f"--max-flows {max_flows} is more than this process can have, which is"
             f" {affordable}{each}: raise the limit of open files (ulimit -n), or the"
             " kernel's range of ports (net.ipv4.ip_local_port_range)"
         )
-    servers = []
-    for server in relay.destinations:
-        try:
-            host = dialled_host(server.host)
-            servers.append(Server(host, server.port))
-            if not servers[-1].named and is_broadcast(host):
-                raise OSError(errno.EACCES, BROADCAST)
-        except OSError as problem:
-            # An IPv6 address has a scope that this machine lacks.
-            raise ConfigError(f"can't use {server}: {problem.strerror}") from problem
-    nat = UdpNat(
-        reactor,
-        servers,
-        watcher=watcher(reactor, config.transport),
-        observer=QuietFlowLog(lines) if config.quiet else FlowLog(lines),
-        name=relay.name,
-        **attrs.asdict(attrs.evolve(config.udp, max_flows=max_flows)),
-    )
-    names = ", ".join(server.name for server in servers)
-    return Listening(
-        UdpListener(relay.listen.host, relay.listen.port),
-        nat,
-        str(relay.listen),
-        f"relaying datagrams to {names}",
-        flows=True,
-    )
+    found = []
+    for listeners, destinations in each_port(relay):
+        servers = [_udp_server(each) for each in destinations]
+        nat = UdpNat(
+            reactor,
+            servers,
+            watcher=watcher(reactor, config.transport),
+            observer=QuietFlowLog(lines) if config.quiet else FlowLog(lines),
+            name=relay.name,
+            **attrs.asdict(attrs.evolve(relay.udp, max_flows=max_flows)),
+        )
+        names = ", ".join(server.name for server in servers)
+        found += [
+            Listening(
+                UdpListener(listen.host, listen.port),
+                nat,
+                str(listen),
+                f"relaying datagrams to {names}",
+                flows=True,
+            )
+            for listen in listeners
+        ]
+    return found
 
 
-def pool_listening(
-    listen: StreamAddress,
-    pool: Pool,
-    config: Config,
-    reactor: Any,
-    lines: LineLog,
-    name: str | None = None,
-) -> Listening:
-    """A listener with a relay to a pool.
-
-    :raises ConfigError: Twisted can't use the listener's endpoint string.
-    """
-    factory = RelayFactory(
-        pool,
-        clock=reactor,
-        observer=_session_log(config, lines),
-        name=name,
-        **attrs.asdict(config.stream),
-    )
-    return Listening(
-        listening_endpoint(listen, reactor, config.backlog, config.transport),
-        factory,
-        str(listen),
-        f"relaying to {pool.names}",
-    )
+def _udp_server(address: UdpAddress) -> Server:
+    try:
+        host = dialled_host(address.host)
+        server = Server(host, address.port)
+        if not server.named and is_broadcast(host):
+            raise OSError(errno.EACCES, BROADCAST)
+    except OSError as problem:
+        # An IPv6 address has a scope that this machine lacks.
+        raise ConfigError(f"can't use {address}: {problem.strerror}") from problem
+    return server
 
 
-def _session_log(config: Common, lines: LineLog) -> SessionLog:
+def _session_log(config: Config, lines: LineLog) -> SessionLog:
     if config.verbose:
         return VerboseSessionLog(lines)
     return QuietSessionLog(lines) if config.quiet else SessionLog(lines)
 
 
 def socks4_factory(
-    listen: StreamAddress, config: Socks4Config, reactor: Any, lines: LineLog
+    listen: StreamAddress,
+    proxy: Socks4Relay,
+    config: Config,
+    reactor: Any,
+    lines: LineLog,
 ) -> Socks4Factory:
     """The proxy of one listener.
 
     :raises ConfigError: the transport is not available.
     """
-    external = config.socks4.external_address
+    external = proxy.socks4.external_address
     return Socks4Factory(
         reactor,
         dialer=dialer(reactor, config.transport),
@@ -167,47 +195,63 @@ def socks4_factory(
             config.transport,
         ),
         policy=ProxyPolicy(
-            config.rules,
+            proxy.rules,
             guarded=not is_local(listen),
-            user_ids=config.user_ids or None,
+            user_ids=proxy.user_ids or None,
             own=lambda address: str(address) == external or is_own(address),
         ),
         observer=_session_log(config, lines),
-        gate=ClientGate(config.clients) if config.clients else None,
-        name=config.name,
-        **attrs.asdict(config.stream),
-        **attrs.asdict(config.socks4),
+        gate=ClientGate(proxy.clients) if proxy.clients else None,
+        name=proxy.name,
+        **attrs.asdict(proxy.stream),
+        **attrs.asdict(proxy.socks4),
     )
 
 
 def socks4_listenings(
-    config: Socks4Config, reactor: Any, lines: LineLog
+    proxy: Socks4Relay, config: Config, reactor: Any, lines: LineLog
 ) -> list[Listening]:
     """The listeners of one proxy, which share its limits.
 
     :param lines: for the lines of its sessions.
-    :raises ConfigError: Twisted can't use one of the endpoint strings.
+    :raises ConfigError: Twisted can't use one of the endpoint strings, or BIND can't
+        listen where it is to.
     """
+    address = proxy.socks4.bind_address
+    if address and not can_listen_on(address):
+        raise ConfigError(
+            f"bad --bind-address {address!r}: it is no address of this machine"
+        )
     factories = [
-        socks4_factory(each, config, reactor, lines) for each in config.listeners
+        socks4_factory(each, proxy, config, reactor, lines) for each in proxy.listeners
     ]
     for other in factories[1:]:
         # The limits count the clients of all listeners together.
         other.handshakes, other.binds = factories[0].handshakes, factories[0].binds
     return [
         Listening(
-            listening_endpoint(listen, reactor, config.backlog, config.transport),
+            listening_endpoint(listen, reactor, proxy.backlog, config.transport),
             factory,
             str(listen),
-            f"a SOCKS4 proxy for {_clients_served(listen, config)}",
+            f"a SOCKS4 proxy for {_clients_served(listen, proxy)}",
         )
-        for listen, factory in zip(config.listeners, factories, strict=True)
+        for listen, factory in zip(proxy.listeners, factories, strict=True)
     ]
 
 
-def _clients_served(listen: StreamAddress, config: Socks4Config) -> str:
-    if config.clients:
-        return ", ".join(map(str, config.clients))
+def can_listen_on(address: str) -> bool:
+    """Whether a listener can be opened on an IPv4 address, now."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    return True
+
+
+def _clients_served(listen: StreamAddress, proxy: Socks4Relay) -> str:
+    if proxy.clients:
+        return ", ".join(map(str, proxy.clients))
     return "this machine" if is_local(listen) else "everybody"
 
 

@@ -107,6 +107,8 @@ class RelayService(Service):
         shutdown_delay: float = settings.SHUTDOWN_DELAY.default,
     ) -> None:
         self.listenings = listenings
+        #: Those that serve the listeners' clients; several listeners may share one.
+        self.served = tuple(dict.fromkeys(each.factory for each in listenings))
         self.drain_timeout = drain_timeout
         self.shutdown_delay = shutdown_delay
         self._clock = monotonic(clock)
@@ -124,14 +126,13 @@ class RelayService(Service):
     @property
     def sessions(self) -> int:
         """How many sessions and flows there are."""
-        return sum(len(each.factory.sessions) for each in self.listenings)
+        return sum(len(each.sessions) for each in self.served)
 
     @property
     def counts(self) -> tuple[int, int]:
         """How many sessions of streams there are, and how many flows."""
-        flows = sum(
-            len(each.factory.sessions) for each in self.listenings if each.flows
-        )
+        flowing = {each.factory for each in self.listenings if each.flows}
+        flows = sum(len(each.sessions) for each in flowing)
         return self.sessions - flows, flows
 
     @property
@@ -223,7 +224,7 @@ class RelayService(Service):
         ports, self.ports = self.ports, []
         sessions = self.sessions
         # Before the ports: a UDP relay's stays open for replies while it drains.
-        drained = [each.factory.drain(timeout) for each in self.listenings]
+        drained = [each.drain(timeout) for each in self.served]
         closed = [
             # A listener that fails to close must not keep sessions from draining.
             maybeDeferred(port.stopListening).addErrback(
@@ -252,8 +253,8 @@ class RelayService(Service):
     def stop_now(self) -> None:
         """Abort all sessions; as it stops, accept and wait no longer."""
         self._in_haste = True
-        for each in self.listenings:
-            each.factory.abort_all()
+        for each in self.served:
+            each.abort_all()
         if self._delay is not None:
             self._delay.end()
         elif self._drain is not None:

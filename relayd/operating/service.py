@@ -7,7 +7,6 @@ the service starts (:mod:`relayd.operating.running`).  The signals
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,29 +15,19 @@ from twisted.application.service import IServiceCollection, MultiService, Servic
 from twisted.internet.defer import inlineCallbacks, maybeDeferred
 from twisted.logger import Logger
 
-from relayd.configuring.config import (
-    DEMO_LISTENER,
-    Config,
-    Relay,
-    Socks4Config,
-    UdpRelay,
-)
-from relayd.configuring.cycles import refuse_cycles
+from relayd.configuring.config import AnyRelay, Config, Socks4Relay, UdpRelay
 from relayd.core.errors import ConfigError
-from relayd.core.relay_names import relay_name, relay_names
-from relayd.net.upstream import Upstream
+from relayd.core.relay_names import relay_names
 from relayd.operating.logs import Logs
 from relayd.operating.notify import Notifier
 from relayd.operating.open_files import raise_open_files
 from relayd.operating.relays import (
-    pool_listening,
-    relay_listening,
+    relay_listenings,
     socks4_listenings,
-    udp_listening,
+    udp_listenings,
 )
-from relayd.operating.running import RelayService
+from relayd.operating.running import Listening, RelayService
 from relayd.operating.signals import Signals
-from relayd.upstreams.pool import Pool
 
 log = Logger(namespace="relayd.service")
 
@@ -88,82 +77,51 @@ def _command(
     return CommandService([signals, *parts, *last], logs)
 
 
-def can_listen_on(address: str) -> bool:
-    """Whether a listener can be opened on an IPv4 address, now."""
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.bind((address, 0))
-    except OSError:
-        return False
-    return True
-
-
-def _named(relay: Relay | UdpRelay, name: str) -> Relay | UdpRelay:
-    return attrs.evolve(relay, name=name)
-
-
 def make_service(
-    config: Config, reactor: Any, logs: Logs | None = None
+    config: Config, reactor: Any, logs: Logs | None = None, command: str = "relayd"
 ) -> MultiService:
-    """The service of one `twistd relayd`.
+    """The service of one command.
 
     :param logs: of the command; None: of a program that logs by itself.
-    :raises ConfigError: a relay leads back to itself, or Twisted can't use one of the
-        endpoint strings.
+    :param command: its name, with which errors begin.
+    :raises ConfigError: Twisted can't use an endpoint string, or this machine can't
+        give what is asked for; one line for each relay that can't be made.
     """
-    refuse_cycles(config.relays)
     raise_open_files(config.max_descriptors, reactor)
-    logs = logs or Logs(reactor, "relayd", access_log=config.access_log)
-    lines = logs.lines
+    logs = logs or Logs(reactor, command, access_log=config.access_log)
+    names = relay_names([each.name for each in config.relays])
     parts: list[Service] = []
-    if config.demo:
-        # Imports twisted.web, which only the demo needs.
-        from relayd.operating.demo import DemoInvitation, DemoSite
+    listenings: list[Listening] = []
+    problems: list[str] = []
+    for relay in map(_named, config.relays, names):
+        try:
+            if isinstance(relay, UdpRelay):
+                listenings += udp_listenings(relay, config, reactor, logs.lines)
+            elif isinstance(relay, Socks4Relay):
+                listenings += socks4_listenings(relay, config, reactor, logs.lines)
+            elif config.demo:
+                # Imports twisted.web, which only the demo needs.
+                from relayd.operating.demo import demo_relay
 
-        site = DemoSite(reactor)
-        parts.append(site)
-        pool = Pool([Upstream(site, "the demo's file server")])
-        listenings = [pool_listening(DEMO_LISTENER, pool, config, reactor, lines)]
-    else:
-        names = relay_names([each.name for each in config.relays])
-        relays = map(_named, config.relays, names)
-        listenings = [
-            udp_listening(each, config, reactor, lines)
-            if isinstance(each, UdpRelay)
-            else relay_listening(each, config, reactor, lines)
-            for each in relays
-        ]
+                site, listening = demo_relay(relay, config, reactor, logs.lines)
+                parts.append(site)
+                listenings += listening
+            else:
+                listenings += relay_listenings(relay, config, reactor, logs.lines)
+        except ConfigError as problem:
+            problems.append(str(problem))
+    if problems:
+        raise ConfigError("\n".join(problems))
     service = RelayService(
-        listenings,
-        config.drain_timeout,
-        reactor,
-        shutdown_delay=config.shutdown_delay,
+        listenings, config.drain_timeout, reactor, command, config.shutdown_delay
     )
     parts.append(service)
     if config.demo:
+        from relayd.operating.demo import DemoInvitation
+
         parts.append(DemoInvitation())
     return _command(parts, service, reactor, logs)
 
 
-def make_socks4_service(
-    config: Socks4Config, reactor: Any, logs: Logs | None = None
-) -> MultiService:
-    """The service of one `twistd socks4`.
-
-    :param logs: of the command; None: of a program that logs by itself.
-    :raises ConfigError: Twisted can't use one of the endpoint strings.
-    """
-    raise_open_files(config.max_descriptors, reactor)
-    address = config.socks4.bind_address
-    if address and not can_listen_on(address):
-        raise ConfigError(
-            f"bad --bind-address {address!r}: it is no address of this machine"
-        )
-    # One proxy, however many listeners it has.
-    config = attrs.evolve(config, name=relay_name(config.name))
-    logs = logs or Logs(reactor, "socks4", access_log=config.access_log)
-    listenings = socks4_listenings(config, reactor, logs.lines)
-    proxies = RelayService(
-        listenings, config.drain_timeout, reactor, "socks4", config.shutdown_delay
-    )
-    return _command([proxies], proxies, reactor, logs)
+def _named(relay: AnyRelay, name: str) -> AnyRelay:
+    return attrs.evolve(relay, name=name)

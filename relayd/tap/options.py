@@ -13,16 +13,20 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+from twisted.application.service import MultiService
 from twisted.python import usage
 
 import relayd
 import twisted
-from relayd.configuring.address_settings import Given
+from relayd.configuring.config import Config
+from relayd.configuring.configure import configure
+from relayd.configuring.given import Given, Layers
 from relayd.core.errors import CannotStart, ConfigError
 from relayd.core.setting_types import Setting
-from relayd.core.settings import ACCESS_LOG, GROUPS
+from relayd.core.settings import GROUPS, PRINT_CONFIG
 from relayd.operating.log_file import is_daemon, log_of
 from relayd.operating.logs import Logs
+from relayd.operating.service import make_service
 
 
 class TableOptions(usage.Options):
@@ -32,6 +36,7 @@ class TableOptions(usage.Options):
     :cvar rows: the settings that may be given.
     :cvar examples: the end of the help.
     :ivar given: the repeatable settings, in their order.
+    :ivar config: the settings, once `parseOptions` has returned.
     """
 
     service: str
@@ -49,7 +54,7 @@ class TableOptions(usage.Options):
         made = [row for base in cls.__bases__ for row in getattr(base, "rows", ())]
         new = [row for row in cls.rows if row not in made]
         cls.optParameters = [
-            [row.option, row.short, row.default, row.option_help, row.parse]
+            [row.option, row.short, None, row.option_help, _once(row)]
             for row in new
             if not (row.is_flag or row.repeatable)
         ]
@@ -65,17 +70,53 @@ class TableOptions(usage.Options):
     def __init__(self) -> None:
         super().__init__()
         self.given: list[Given] = []
+        self.config = Config(())
+
+    def layers(self) -> Layers:
+        """What was given, and what a file adds to it.
+
+        :raises ConfigError: it does not fit together.
+        """
+        raise NotImplementedError
 
     @property
-    def chosen(self) -> dict[str, Any]:
-        """The settings that are not repeatable, by field name."""
-        return {
-            row.field: row.default != bool(self[row.option])
-            if row.is_flag
-            else self[row.option]
-            for row in self.rows
-            if not row.repeatable
-        }
+    def chosen(self) -> list[Given]:
+        """The settings that were given and are not repeatable."""
+        found = []
+        for row in self.rows:
+            if row.is_flag and self[row.option]:
+                found.append(Given(row, "", not row.default))
+            elif not row.repeatable and not row.is_flag:
+                found += filter(None, [self[row.option]])
+        return found
+
+    def postOptions(self) -> None:
+        """Make the settings of what was given, or print it."""
+        layers = self.layers()
+        self.config = configure(layers)
+        if self[PRINT_CONFIG.option]:
+            # Imports what writes TOML, which nothing else needs.
+            from relayd.configuring.written import as_toml
+
+            print(as_toml(layers), end="")
+            sys.exit(0)
+
+    def service_of(self, reactor: Any) -> MultiService:
+        """The service for these options.
+
+        :param reactor: the running one unless given.
+        :raises CannotStart: Twisted can't use one of the endpoint strings, or this
+            machine can't give what is asked for.
+        """
+        logs = self.logs(reactor)
+        try:
+            return make_service(self.config, reactor, logs, self.service)
+        except ConfigError as problem:
+            raise self._cannot_start(problem) from problem
+
+    def _cannot_start(self, problem: Exception) -> CannotStart:
+        lines = str(problem).splitlines()
+        return CannotStart("\n".join(f"{self.service}: {line}" for line in lines))
 
     def logs(self, reactor: Any) -> Logs:
         """The logs of the command, by its options and those of `twistd` or `twist`."""
@@ -84,7 +125,7 @@ class TableOptions(usage.Options):
             reactor,
             self.service,
             log_of(runner, reactor),
-            self[ACCESS_LOG.option],
+            self.config.access_log,
             daemon=is_daemon(runner),
         )
 
@@ -106,13 +147,13 @@ class TableOptions(usage.Options):
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """Parse the command line.
 
-        :raises CannotStart: it is wrong, in one line.  Twisted would print the whole
-            help text with a UsageError.
+        :raises CannotStart: it is wrong, in one line; or a file is, in one for each
+            problem.  Twisted would print the whole help text with a UsageError.
         """
         try:
             super().parseOptions(options)
         except (ConfigError, usage.UsageError) as problem:
-            raise CannotStart(f"{self.service}: {problem}") from problem
+            raise self._cannot_start(problem) from problem
 
     def getUsage(self, width: int | None = None) -> str:
         """The help: the rows in their groups, and the examples."""
@@ -131,6 +172,15 @@ class TableOptions(usage.Options):
         ):
             parts += _described(f"    {option}", text, width)
         return "\n".join([*parts, self.examples])
+
+
+def _once(row: Setting[Any]) -> Callable[[str], Given]:
+    """The function that reads a setting which is not repeatable."""
+
+    def read(text: str) -> Given:
+        return Given.of(row, text)
+
+    return read
 
 
 def _reader(row: Setting[Any]) -> Callable[[TableOptions, str], None]:

@@ -7,9 +7,10 @@ from typing import Any
 from twisted.application.service import MultiService
 
 from relayd.configuring.address_settings import RELAYD
-from relayd.configuring.config import Config, relayd_config
-from relayd.core.errors import CannotStart, ConfigError
-from relayd.operating.service import make_service
+from relayd.configuring.command_line import relay_sections
+from relayd.configuring.given import Layers
+from relayd.core.errors import ConfigError
+from relayd.core.settings import CONFIG, DEMO
 from relayd.tap.options import TableOptions
 
 EXAMPLES = """
@@ -29,8 +30,12 @@ Examples:
       to two servers in turn
   twistd -n --pidfile= relayd -l 8080 -d 10.0.0.5:80 -l [::1]:81 -d unix:/run/web
       two relays in one process
-  twistd -n --pidfile= relayd -l 81 -d db:5432 --name db -l 80 -d web:80 --name web
+  twistd -n --pidfile= relayd --name db -l 81 -d db:5432 --name web -l 80 -d web:80
       two relays with names, which the log shows
+  twistd -n --pidfile= relayd -l 5000-5100 -d 10.0.0.5:5000-5100
+      each of these ports, to the same port there
+  twistd -n --pidfile= relayd --config /etc/relayd/relayd.toml
+      what a file says: several relays of all kinds, each with its own settings
   twistd -n --pidfile= relayd -l udp:53 -d udp:9.9.9.9:53 -l 53 -d 9.9.9.9:53
       a name server's datagrams, and its TCP
   twistd -n --pidfile= relayd -l ssl:8443:privateKey=key.pem:certKey=crt.pem -d 8080
@@ -54,15 +59,23 @@ class Options(TableOptions):
     )
     longdesc = "Relay TCP and UNIX stream connections, and UDP datagrams."
     examples = EXAMPLES
-    kind = Config
 
-    def __init__(self) -> None:
-        super().__init__()
-        #: The settings, once `parseOptions` has returned.
-        self.config = self.kind(())
+    def layers(self) -> Layers:
+        process = [each for each in self.chosen if each.setting.process]
+        every = [each for each in self.chosen if not each.setting.process]
+        if self[DEMO.option] and self.given:
+            raise ConfigError(
+                "--demo brings its own listener and destination: leave out"
+                f" {self.given[0]}"
+            )
+        layers = Layers(process, relay_sections(self.given), every)
+        config = self[CONFIG.option]
+        if config is None:
+            return layers
+        # Imports cattrs, which nothing else needs.
+        from relayd.configuring.file import read_layers
 
-    def postOptions(self) -> None:
-        self.config = relayd_config(self.chosen, self.given, self.kind)
+        return layers.over(read_layers(config.value))
 
 
 def makeService(options: Options, reactor: Any = None) -> MultiService:
@@ -72,7 +85,4 @@ def makeService(options: Options, reactor: Any = None) -> MultiService:
     """
     if reactor is None:
         from twisted.internet import reactor
-    try:
-        return make_service(options.config, reactor, options.logs(reactor))
-    except ConfigError as problem:
-        raise CannotStart(f"relayd: {problem}") from problem
+    return options.service_of(reactor)

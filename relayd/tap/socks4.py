@@ -7,9 +7,8 @@ from typing import Any
 from twisted.application.service import MultiService
 
 from relayd.configuring.address_settings import SOCKS4
-from relayd.configuring.config import Socks4Config, socks4_config
-from relayd.core.errors import CannotStart, ConfigError
-from relayd.operating.service import make_socks4_service
+from relayd.configuring.command_line import socks4_section
+from relayd.configuring.given import Layers
 from relayd.tap.options import TableOptions
 
 EXAMPLES = """
@@ -50,15 +49,11 @@ class Options(TableOptions):
     synopsis = "[--listen ADDRESS ...] [--allow-client CIDR ...] [options]"
     longdesc = "A SOCKS4 and SOCKS4a proxy, for CONNECT and BIND."
     examples = EXAMPLES
-    kind = Socks4Config
 
-    def __init__(self) -> None:
-        super().__init__()
-        #: The settings, once `parseOptions` has returned.
-        self.config = self.kind()
-
-    def postOptions(self) -> None:
-        self.config = socks4_config(self.chosen, self.given, self.kind)
+    def layers(self) -> Layers:
+        process = [each for each in self.chosen if each.setting.process]
+        own = [each for each in self.chosen if not each.setting.process]
+        return Layers(process, [socks4_section([*own, *self.given])])
 
 
 def makeService(options: Options, reactor: Any = None) -> MultiService:
@@ -68,7 +63,4 @@ def makeService(options: Options, reactor: Any = None) -> MultiService:
     """
     if reactor is None:
         from twisted.internet import reactor
-    try:
-        return make_socks4_service(options.config, reactor, options.logs(reactor))
-    except ConfigError as problem:
-        raise CannotStart(f"socks4: {problem}") from problem
+    return options.service_of(reactor)

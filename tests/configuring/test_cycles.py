@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from relayd.configuring.address_settings import DEST, LISTEN, Given
-from relayd.configuring.config import pair
-from relayd.configuring.cycles import refuse_cycles
-from relayd.core.errors import ConfigError
+from relayd.configuring.address_settings import DEST, LISTEN
+from relayd.configuring.command_line import relay_sections
+from relayd.configuring.cycles import cycles
+from relayd.configuring.given import Given
 from relayd.socks.destinations import Ip
 
 #: The test's machine has these addresses.
@@ -27,11 +27,7 @@ def refusal(*words: str) -> str:
         Given.of(LISTEN, word[1:]) if word[0] == "L" else Given.of(DEST, word[1:])
         for word in words
     ]
-    try:
-        refuse_cycles(pair(given), own)
-    except ConfigError as problem:
-        return str(problem)
-    return ""
+    return "\n".join(cycles(relay_sections(given), own))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +107,7 @@ def test_a_loop_of_relays_is_refused() -> None:
     """By its shortest way round."""
     ring = ("L1001", "D1002", "L1002", "D192.0.2.1:1", "D1003", "L1003", "D1001")
     assert refusal(*ring) == (
-        "a loop of relays: --listen ':1001' to ':1002' to ':1003' to ':1001':"
+        "a loop of relays: --listen '1001' to '1002' to '1003' to '1001':"
         " give one of them another --dest"
     )
     assert refusal("L2001", "D1001", *ring)

@@ -26,6 +26,7 @@ from relayd.core.setting_types import (
     Ratio,
     Seconds,
     Setting,
+    Size,
 )
 from relayd.core.settings import (
     BACKLOG,
@@ -49,6 +50,8 @@ def refusal(parse: Callable[[str], object], text: str) -> str:
     return message
 
 
+SIZES = "or a size such as 64KiB or 10MB"
+
 # -- types
 
 
@@ -61,17 +64,37 @@ def test_seconds() -> None:
         (".5", 0.5),
         ("1e3", 1000.0),
         ("100000000", TIMEOUT_LIMIT),
+        ("250ms", 0.25),
+        ("10s", 10.0),
+        ("1.5m", 90.0),
+        ("1h", 3600.0),
     ):
         assert IDLE_TIMEOUT.parse(text) == value
 
 
 def test_what_is_no_timeout_is_refused() -> None:
     """With the option, the text, and what is expected."""
-    bad = ["", "x", "10s", "-1", "-0.001", "nan", "inf", "-inf", "1e400", "0x10"]
+    bad = [
+        "",
+        "x",
+        "10d",
+        "s",
+        "1e3s",
+        "-1s",
+        "10 s",
+        "-1",
+        "-0.001",
+        "nan",
+        "inf",
+        "-inf",
+        "1e400",
+        "0x10",
+    ]
     bad += ["100000001", "1,5", "1 0", "10\n20", "1_0", "\u0661"]
     for text in bad:
         assert refusal(IDLE_TIMEOUT.parse, text) == (
-            f"bad --idle-timeout {text!r}: expected seconds from 0 to 100000000"
+            f"bad --idle-timeout {text!r}: expected seconds, from 0 to 100000000,"
+            " or a time such as 250ms, 10s, 5m or 1h"
         )
 
 
@@ -81,7 +104,7 @@ def test_a_timeout_that_can_not_be_never() -> None:
     for text in ("0", "0.0", "-0", "soon", "100000001"):
         assert refusal(UDP_TIMEOUT.parse, text) == (
             f"bad --udp-timeout {text!r}: expected seconds, more than 0,"
-            " up to 100000000"
+            " up to 100000000, or a time such as 250ms, 10s, 5m or 1h"
         )
 
 
@@ -119,7 +142,11 @@ def test_what_is_no_count_is_refused() -> None:
     for row, above, expected in (
         (BACKLOG, "65536", "a number from 1 to 65535"),
         (MAX_BINDS, "10000000", "a number from 1 to 9999999"),
-        (UDP_RCVBUF, "1073741824", "1 to 1073741823 bytes"),
+        (
+            UDP_RCVBUF,
+            "1073741824",
+            "1 to 1073741823 bytes, or a size such as 64KiB or 10MB",
+        ),
     ):
         for text in [*bad, above]:
             assert refusal(row.parse, text) == (
@@ -178,7 +205,7 @@ def test_a_flag_is_written_on_or_off() -> None:
         Seconds(),
         Seconds(never=False),
         Count(),
-        Count(9, "bytes"),
+        Size(9),
         Ratio(),
         IPv4(),
         Flag(),
@@ -190,7 +217,7 @@ def test_a_refusal_says_what_the_type_describes(kind: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [Seconds(), Seconds(never=False), Count(), Count(9, "bytes"), Ratio()]
+    "kind", [Seconds(), Seconds(never=False), Count(), Size(9), Ratio()]
 )
 def test_a_number_says_its_bounds_and_unit(kind: Any) -> None:
     """For a schema, or a manual page."""

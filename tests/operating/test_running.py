@@ -27,7 +27,7 @@ from relayd.core.errors import CannotStart, ListenError
 from relayd.core.observers import Observer
 from relayd.core.session import Ending, Session
 from relayd.observing.line_log import EVENTS
-from relayd.operating.relays import relay_listening
+from relayd.operating.relays import relay_listenings
 from relayd.operating.running import LAST, Listening, RelayService
 from tests.conftest import LoggedFailures, descriptors
 from tests.support.contracts import turns, until
@@ -37,8 +37,9 @@ from tests.support.process import Server, connect, reset
 def listening(listen: str, *destinations: str, **settings: Any) -> Listening:
     """A listener to be opened, from texts."""
     to = tuple(map(parse_destination, destinations))
-    where = Relay(parse_listener(listen), to, "web")
-    return relay_listening(where, Config((), **settings), reactor, EVENTS)
+    where = Relay((parse_listener(listen),), to, "web", **settings)
+    [made] = relay_listenings(where, Config(()), reactor, EVENTS)
+    return made
 
 
 class Endings(Observer):

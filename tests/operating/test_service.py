@@ -48,8 +48,8 @@ from tests.support.process import RelayProcess, connect, own_host, read_all
 def test_the_service_of_a_relay() -> None:
     """One service for all listeners, and the signals that stop them."""
     relays = (
-        Relay(parse_listener("1"), (parse_destination("2"),)),
-        Relay(parse_listener("3"), (parse_destination("db:4"),)),
+        Relay((parse_listener("1"),), (parse_destination("2"),)),
+        Relay((parse_listener("3"),), (parse_destination("db:4"),)),
     )
     service = make_service(Config(relays, drain_timeout=7), reactor)
     assert isinstance(service, MultiService)
@@ -68,9 +68,9 @@ def test_the_service_of_a_udp_relay() -> None:
     """The same, beside a stream's; a server without a host is this machine."""
     relays = (
         UdpRelay(
-            UdpAddress(None, 1), (UdpAddress(None, 2), UdpAddress("db", 3)), "dns"
+            (UdpAddress(None, 1),), (UdpAddress(None, 2), UdpAddress("db", 3)), "dns"
         ),
-        Relay(parse_listener("1"), (parse_destination("2"),), "web"),
+        Relay((parse_listener("1"),), (parse_destination("2"),), "web"),
     )
     [_, made] = make_service(Config(relays), reactor)
     assert [each.factory.name for each in made.listenings] == ["dns", "web"]
@@ -88,27 +88,34 @@ def test_udp_relays_divide_the_limit_of_flows(
 ) -> None:
     """None gets what another was promised, and more than there is can't be had."""
     monkeypatch.setattr("relayd.operating.relays.default_max_flows", lambda: 101)
-    relays = tuple(
-        UdpRelay(UdpAddress(None, port), (UdpAddress("127.0.0.1", 9),))
-        for port in (1, 2)
-    )
-    [_, made] = make_service(Config(relays), reactor)
+
+    def relays(*ports: int, **udp: int) -> list[UdpRelay]:
+        return [
+            UdpRelay(
+                (UdpAddress(None, port),),
+                (UdpAddress("127.0.0.1", 9),),
+                udp=UdpSettings(**udp),
+            )
+            for port in ports
+        ]
+
+    [_, made] = make_service(Config(relays(1, 2)), reactor)
     assert [each.factory.table.max_flows for each in made.listenings] == [50, 50]
-    [_, made] = make_service(Config(relays[:1]), reactor)
+    [_, made] = make_service(Config(relays(1)), reactor)
     assert [each.factory.table.max_flows for each in made.listenings] == [101]
-    [_, made] = make_service(Config(relays, udp=UdpSettings(max_flows=50)), reactor)
+    [_, made] = make_service(Config(relays(1, 2, max_flows=50)), reactor)
     assert [each.factory.table.max_flows for each in made.listenings] == [50, 50]
     for given, why in (
-        (relays, "--max-flows 102 .* which is 50 for each of 2 listeners: raise"),
-        (relays[:1], "--max-flows 102 .* which is 101: raise"),
+        (relays(1, 2, max_flows=102), "--max-flows 102 .* 50 for each of 2 listeners:"),
+        (relays(1, max_flows=102), "--max-flows 102 .* which is 101: raise"),
     ):
         with pytest.raises(ConfigError, match=why):
-            make_service(Config(given, udp=UdpSettings(max_flows=102)), reactor)
+            make_service(Config(given), reactor)
 
 
 def test_the_service_of_the_demo() -> None:
     """The file server starts before the relay, and the invitation comes last."""
-    service = make_service(Config((), demo=True), reactor)
+    service = make_service(Config([Relay((DEMO_LISTENER,), ())], demo=True), reactor)
     kinds = [type(each) for each in service]
     assert kinds == [Signals, DemoSite, RelayService, DemoInvitation]
     [_, _, made, _] = service

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -24,12 +25,14 @@ from relayd.configuring.address_grammar import (
 )
 from relayd.configuring.address_settings import RELAYD
 from relayd.configuring.config import (
+    DEMO_LISTENER,
     Config,
     Relay,
     StreamSettings,
     UdpRelay,
     UdpSettings,
 )
+from relayd.configuring.configure import KINDS
 from relayd.core.errors import CannotStart, RelayError
 from relayd.core.setting_types import Count, Flag, Setting
 from relayd.core.settings import UDP
@@ -63,17 +66,17 @@ def refusal(*argv: str) -> str:
 def test_listeners_and_destinations() -> None:
     """In long and in short, several of each, in all forms of address."""
     assert parse("--listen", "8080", "--dest=example.com:80").relays == (
-        Relay(HostPort(None, 8080), (HostPort("example.com", 80),)),
+        Relay((HostPort(None, 8080),), (HostPort("example.com", 80),)),
     )
     relays = parse("-l", "1", "-d", "2", "-d", "unix:/s", "-l", "tcp:3", "-d4").relays
     assert relays == (
-        Relay(HostPort(None, 1), (HostPort(None, 2), UnixPath("/s"))),
-        Relay(EndpointString("tcp:3"), (HostPort(None, 4),)),
+        Relay((HostPort(None, 1),), (HostPort(None, 2), UnixPath("/s"))),
+        Relay((EndpointString("tcp:3"),), (HostPort(None, 4),)),
     )
-    relays = parse("-l1", "--name", "web", "-d2", "-l3", "-d4", "--name=dns").relays
+    relays = parse("--name", "web", "-l1", "-d2", "--name=dns", "-l3", "-d4").relays
     assert relays == (
-        Relay(HostPort(None, 1), (HostPort(None, 2),), "web"),
-        Relay(HostPort(None, 3), (HostPort(None, 4),), "dns"),
+        Relay((HostPort(None, 1),), (HostPort(None, 2),), "web"),
+        Relay((HostPort(None, 3),), (HostPort(None, 4),), "dns"),
     )
 
 
@@ -81,8 +84,8 @@ def test_datagrams_beside_streams() -> None:
     """In one process, each listener with destinations of its own kind."""
     relays = parse("-l", "udp:53", "-d", "udp:db:1", "-d", "udp:2", "-l1", "-d2").relays
     assert relays == (
-        UdpRelay(UdpAddress(None, 53), (UdpAddress("db", 1), UdpAddress(None, 2))),
-        Relay(HostPort(None, 1), (HostPort(None, 2),)),
+        UdpRelay((UdpAddress(None, 53),), (UdpAddress("db", 1), UdpAddress(None, 2))),
+        Relay((HostPort(None, 1),), (HostPort(None, 2),)),
     )
 
 
@@ -105,8 +108,8 @@ def test_an_option_of_datagrams_sets_its_own_and_nothing_else(
     """Each is seen in the settings, and reaches the relay."""
     listeners = ("-l", "udp:127.0.0.1:0", "-d", "udp:9")
     config = parse(*listeners, *argv)
-    udp = UdpSettings(**{field: value})
-    assert config == Config(config.relays, udp=udp)
+    [relay] = config.relays
+    assert config == Config([attrs.evolve(relay, udp=UdpSettings(**{field: value}))])
     [each] = make(*listeners, *argv).listenings
     nat: Any = each.factory
     reached = {
@@ -194,9 +197,23 @@ def test_the_defaults() -> None:
         (("--drain-timeout", "1.5"), "drain_timeout", 1.5),
         (("--drain-timeout=0",), "drain_timeout", 0.0),
         (("--shutdown-delay", "2.5"), "shutdown_delay", 2.5),
-        (("--backlog", "7"), "backlog", 7),
         (("--verbose",), "verbose", True),
         (("-v",), "verbose", True),
+    ],
+)
+def test_an_option_of_the_process_sets_its_own_and_nothing_else(
+    argv: tuple[str, ...], field: str, value: Any
+) -> None:
+    """Each is seen in the settings."""
+    config = parse(*GOOD, *argv)
+    assert getattr(config, field) == value
+    assert config == Config(**{"relays": config.relays, field: value})
+
+
+@pytest.mark.parametrize(
+    ("argv", "field", "value"),
+    [
+        (("--backlog", "7"), "backlog", 7),
         (("--connect-timeout", "3"), "stream", StreamSettings(connect_timeout=3)),
         (("--stall-timeout", "0.25"), "stream", StreamSettings(stall_timeout=0.25)),
         (("--idle-timeout", "0"), "stream", StreamSettings(idle_timeout=0)),
@@ -218,16 +235,16 @@ def test_an_option_sets_its_own_and_nothing_else(
     argv: tuple[str, ...], field: str, value: Any
 ) -> None:
     """Each is seen in the settings."""
-    config = parse(*GOOD, *argv)
-    assert getattr(config, field) == value
-    assert config == Config(**{"relays": config.relays, field: value})
+    [relay] = parse(*GOOD).relays
+    assert parse(*GOOD, *argv) == Config([attrs.evolve(relay, **{field: value})])
 
 
 def test_the_demo_needs_nothing_else() -> None:
     """And takes the other options."""
-    assert parse("--demo") == Config((), demo=True)
-    assert parse("--demo", "-v", "--drain-timeout=1") == Config(
-        (), demo=True, verbose=True, drain_timeout=1.0
+    demo = Relay((DEMO_LISTENER,), ())
+    assert parse("--demo") == Config([demo], demo=True)
+    assert parse("--demo", "-v", "--drain-timeout=1", "--backlog=3") == Config(
+        [attrs.evolve(demo, backlog=3)], demo=True, verbose=True, drain_timeout=1.0
     )
 
 
@@ -257,8 +274,8 @@ def test_a_bad_command_line_is_one_line() -> None:
             ("--demo", *GOOD),
             "--demo brings its own listener and destination: leave out --listen '127.",
         ),
-        ((*GOOD, "--name", "a b"), "bad --name 'a b': expected 1 to 64 letters"),
-        ((*GOOD, "--name", "a", *GOOD, "--name", "a"), "bad --name 'a': another"),
+        ((*GOOD, "--name", "a b"), "bad --name 'a b': expected 1 to 64 small letters"),
+        (("--name", "a", *GOOD, "--name", "a", *GOOD), "bad --name 'a': another"),
         (("--name", "a"), "--name 'a' has no --listen"),
     ):
         assert refusal(*argv).startswith(says)
@@ -303,15 +320,18 @@ def test_the_help_fits_its_terminal(width: int) -> None:
         assert not re.search(r"-$", text, re.MULTILINE)
 
 
-def test_the_examples_work() -> None:
+def test_the_examples_work(tmp_path: Path) -> None:
     """Each that the help shows is a command line that is understood."""
+    file = tmp_path / "relayd.toml"
+    file.write_text('[tcp.web]\nlisten = "8080"\ndest = "10.0.0.5:80"\n')
     shown = [line for line in EXAMPLES.splitlines() if "twistd -n " in line]
     assert len(shown) >= 4
     for line in shown:
         command = shlex.split(line)
         assert command[:4] == ["twistd", "-n", "--pidfile=", "relayd"]
-        config = parse(*command[4:])
-        assert config.demo or config.relays
+        assert parse(
+            *[str(file) if "/etc/" in word else word for word in command[4:]]
+        ).relays
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -358,22 +378,26 @@ class MoreUdpSettings(UdpSettings):
 
 
 @attrs.frozen
-class MoreConfig(Config):
+class MoreUdpRelay(UdpRelay):
     udp: MoreUdpSettings = attrs.field(factory=MoreUdpSettings, kw_only=True)
 
 
 class MoreOptions(Options):
     rows = (*RELAYD, COUNT, FLAG)
-    kind = MoreConfig
 
 
-def test_a_new_row_is_a_new_option(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_new_row_is_a_new_option(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is read, checked, in the help, and handed over to whoever has its field."""
+    monkeypatch.setitem(KINDS, "udp", MoreUdpRelay)
 
     def given(*argv: str) -> UdpSettings:
         options = MoreOptions()
-        options.parseOptions([*GOOD, *argv])
-        return options.config.udp
+        options.parseOptions(["-l", "udp:1", "-d", "udp:2", *argv])
+        [relay] = options.config.relays
+        assert isinstance(relay, MoreUdpRelay)
+        return relay.udp
 
     assert given() == MoreUdpSettings()
     assert given("--burst-limit=3") == MoreUdpSettings(burst_limit=3)

@@ -12,8 +12,7 @@ from zope.interface.verify import verifyObject
 
 import relayd
 import relayd.stream.relay
-import relayd.tap.relayd
-import relayd.tap.socks4
+import relayd.tap.options
 from relayd.core.errors import CannotStart, Refused
 from relayd.core.session import Session
 from relayd.observing.session_log import QuietSessionLog, SessionLog, VerboseSessionLog
@@ -31,19 +30,8 @@ from twisted.plugins import relayd_plugin
 def test_the_settings_reach_the_relays() -> None:
     """Each listener has them, and its own destinations."""
     relays = make(
-        *(
-            "-l",
-            "127.0.0.1:0",
-            "-d",
-            "80",
-            "-d",
-            "db:5432",
-            "--name=web",
-            "-l",
-            "unix:/s",
-            "-d",
-            "81",
-        ),
+        *("--name=web", "-l", "127.0.0.1:0", "-d", "80", "-d", "db:5432"),
+        *("-l", "unix:/s", "-d", "81"),
         *("--connect-timeout=1", "--stall-timeout=2", "--idle-timeout=3"),
         *("--half-close-timeout=4", "--drain-timeout=5", "--handshake-timeout=6"),
         "--shutdown-delay=7",
@@ -91,9 +79,9 @@ def test_the_running_reactor_is_the_default(monkeypatch: pytest.MonkeyPatch) -> 
     """`twistd` calls with the options alone."""
     given: list[Any] = []
     monkeypatch.setattr(
-        relayd.tap.relayd,
+        relayd.tap.options,
         "make_service",
-        lambda _, reactor, logs: given.append(reactor),
+        lambda _, reactor, *more: given.append(reactor),
     )
     options = Options()
     options.parseOptions(GOOD)
@@ -239,9 +227,9 @@ def test_the_running_reactor_is_the_proxys_default(
     """`twistd` calls with the options alone."""
     given: list[Any] = []
     monkeypatch.setattr(
-        relayd.tap.socks4,
-        "make_socks4_service",
-        lambda _, it, logs: given.append(it),
+        relayd.tap.options,
+        "make_service",
+        lambda _, it, *more: given.append(it),
     )
     socks4.makeService(socks4.Options())
     assert given == [reactor]

@@ -17,7 +17,12 @@ import relayd.tap.relayd
 import relayd.tap.socks4
 from relayd.configuring.address_grammar import EndpointString, HostPort, UnixPath
 from relayd.configuring.address_settings import SOCKS4
-from relayd.configuring.config import Socks4Config, Socks4Settings, StreamSettings
+from relayd.configuring.config import (
+    Config,
+    Socks4Relay,
+    Socks4Settings,
+    StreamSettings,
+)
 from relayd.core.errors import CannotStart, Refused
 from relayd.core.session import Session
 from relayd.operating.running import RelayService
@@ -26,11 +31,18 @@ from relayd.socks4 import Socks4Factory
 from relayd.tap import socks4
 
 
-def parse_socks4(*argv: str) -> Socks4Config:
-    """The settings that a command line of the proxy makes."""
+def parse_config(*argv: str) -> Config:
+    """The settings that a command line makes."""
     options = socks4.Options()
     options.parseOptions(argv)
     return options.config
+
+
+def parse_socks4(*argv: str) -> Socks4Relay:
+    """Those of the proxy."""
+    [proxy] = parse_config(*argv).relays
+    assert isinstance(proxy, Socks4Relay)
+    return proxy
 
 
 def socks4_refusal(*argv: str) -> str:
@@ -46,13 +58,13 @@ def socks4_refusal(*argv: str) -> str:
 
 def test_the_proxy_needs_no_options() -> None:
     """It serves this machine then, and the settings are as their class has them."""
-    assert parse_socks4() == Socks4Config()
+    assert parse_socks4() == Socks4Relay()
 
 
 def test_the_proxys_listeners() -> None:
     """In long and in short, several, in all forms of address; the default is gone."""
     config = parse_socks4("-l", "127.0.0.1:1081", "--listen=unix:/s", "-l[::1]:0")
-    assert config == Socks4Config(
+    assert config == Socks4Relay(
         listeners=[HostPort("127.0.0.1", 1081), UnixPath("/s"), HostPort("::1", 0)]
     )
     config = parse_socks4("--open", "-l", "1080", "-l", "tcp:1081")
@@ -113,9 +125,21 @@ def test_the_proxys_listeners() -> None:
         (("--stall-timeout", "3"), "stream", StreamSettings(stall_timeout=3)),
         (("--idle-timeout", "3"), "stream", StreamSettings(idle_timeout=3)),
         (("--half-close-timeout", "3"), "stream", StreamSettings(half_close_timeout=3)),
+        (("--backlog", "3"), "backlog", 3),
+    ],
+)
+def test_an_option_of_the_proxy_sets_its_own_and_nothing_else(
+    argv: tuple[str, ...], field: str, value: Any
+) -> None:
+    """Each is seen in the settings."""
+    assert parse_socks4(*argv) == attrs.evolve(Socks4Relay(), **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("argv", "field", "value"),
+    [
         (("--drain-timeout", "3"), "drain_timeout", 3.0),
         (("--shutdown-delay", "4"), "shutdown_delay", 4.0),
-        (("--backlog", "3"), "backlog", 3),
         (("--transport", "twisted"), "transport", "twisted"),
         (("--verbose",), "verbose", True),
         (("-v",), "verbose", True),
@@ -123,11 +147,11 @@ def test_the_proxys_listeners() -> None:
         (("-q",), "quiet", True),
     ],
 )
-def test_an_option_of_the_proxy_sets_its_own_and_nothing_else(
+def test_an_option_of_the_process_sets_its_own_and_nothing_else(
     argv: tuple[str, ...], field: str, value: Any
 ) -> None:
     """Each is seen in the settings."""
-    assert parse_socks4(*argv) == attrs.evolve(Socks4Config(), **{field: value})
+    assert parse_config(*argv) == Config([Socks4Relay()], **{field: value})
 
 
 def test_allowing_and_denying_keep_their_order() -> None:
@@ -147,10 +171,9 @@ def test_allowing_and_denying_keep_their_order() -> None:
 @pytest.mark.parametrize("listener", ["1080", "0.0.0.0:1080", "[::]:1080", "tcp:1080"])
 def test_an_open_proxy_needs_the_option(listener: str) -> None:
     """Of whom it is for; wherever it stands on the command line."""
-    shown = HostPort(None, 1080) if listener == "1080" else listener
     for argv in (("-l", listener), ("-l", "127.0.0.1:1", "-l", listener, "--ident")):
         assert socks4_refusal(*argv) == (
-            f"--listen '{shown}' would be an open proxy, for everybody who can reach"
+            f"--listen '{listener}' would be an open proxy, for everybody who can reach"
             " it. Add --allow-client CIDR for your clients (such as --allow-client"
             " 192.168.0.0/16), or --open"
         )
@@ -218,7 +241,7 @@ BAD_SOCKS4 = [
     (("--allow-client", "::1:443"), "bad --allow-client '::1:443': '::1:443' may be"),
     (("--backlog", "0"), "bad --backlog '0': expected"),
     (("--transport", "pigeon"), "bad --transport 'pigeon': expected"),
-    (("--name", "a b"), "bad --name 'a b': expected 1 to 64 letters, digits, '-'"),
+    (("--name", "a b"), "bad --name 'a b': expected 1 to 64 small letters"),
     (("1080",), "unexpected argument '1080': socks4 takes options only"),
     (("--dest", "80"), "option --dest not recognized"),
     (("--open=yes",), "option --open must not have an argument"),

@@ -1,0 +1,227 @@
+"""Makes a :class:`~relayd.configuring.config.Config` of what was given, and checks it.
+
+A value is checked by its row of the table as it is read.  What concerns several of them
+is checked here: which contradict each other, which relays would listen on one address,
+or lead back to themselves, who could use a proxy.  Each check is a generator of
+problems, one line each, so that all of a file are told at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from relayd.configuring import config
+from relayd.configuring.address_grammar import EndpointString, PortRange
+from relayd.configuring.address_settings import (
+    ALLOW_CLIENT,
+    DEST,
+    LISTEN,
+    SOCKS4_LISTEN,
+)
+from relayd.configuring.clashes import clashes
+from relayd.configuring.config import (
+    AnyRelay,
+    Config,
+    Relay,
+    Socks4Relay,
+    UdpRelay,
+    fill,
+    is_local,
+)
+from relayd.configuring.cycles import cycles
+from relayd.configuring.endpoint_strings import hides_clients
+from relayd.configuring.given import Given, Layers, RelaySection
+from relayd.core import settings
+from relayd.core.errors import ConfigError
+from relayd.core.networks import Ip
+from relayd.core.setting_types import Kind, Setting
+from relayd.net.own_addresses import is_own
+
+#: The class of each kind of relay.
+KINDS: Mapping[Kind, type[AnyRelay]] = {
+    "tcp": Relay,
+    "udp": UdpRelay,
+    "socks4": Socks4Relay,
+}
+
+
+def configure(layers: Layers, own: Callable[[Ip], bool] = is_own) -> Config:
+    """The settings of a process.
+
+    :param own: whether an address is this machine's.
+    :raises ConfigError: something is wrong: a line for each problem.
+    """
+    found = list(layers.problems)
+    values = values_of(layers.process)
+    sections = layers.sections
+    sound = [each for each in sections if not each.faulty]
+    found += _about_process(layers)
+    for section in sound:
+        found += _about_relay(section)
+    found += _about_names(sections)
+    found += clashes(sound)
+    found += cycles(sound, own)
+    if not (layers.relays or values.get(settings.DEMO.field) or found):
+        found.append(
+            "nothing to relay: give --listen and --dest, or try --demo (see --help)"
+        )
+    if found:
+        raise ConfigError("\n".join(found))
+    relays: list[AnyRelay] = [relay_of(each) for each in sections]
+    if values.get(settings.DEMO.field):
+        # To a server that the service makes.
+        demo = relay_of(layers.with_every(RelaySection("tcp", None, [])))
+        relays = [attrs.evolve(demo, listeners=(config.DEMO_LISTENER,))]
+    return fill(Config, {**values, "relays": relays})
+
+
+def values_of(given: Sequence[Given]) -> dict[str, Any]:
+    """The values that have the say, by field name."""
+    return {
+        each.setting.field: each.value for each in given if not each.setting.repeatable
+    }
+
+
+def relay_of(section: RelaySection) -> AnyRelay:
+    """The settings of one relay."""
+    effective = list(section.effective)
+    values = values_of(effective)
+    lists: dict[str, list[Any]] = {}
+    for each in effective:
+        if each.setting.repeatable:
+            lists.setdefault(_list_field(each.setting), []).append(each.value)
+    if section.kind != "socks4":
+        lists = {"listeners": [], "destinations": [], **lists}
+    return fill(KINDS[section.kind], {**values, **lists, "name": section.name})
+
+
+def _list_field(setting: Setting[Any]) -> str:
+    if setting is LISTEN:
+        return "listeners"
+    return "destinations" if setting is DEST else setting.field
+
+
+# -- what is wrong
+
+
+def _contradiction(one: Given, other: Given) -> str:
+    names = [each.place.option(each.setting) for each in (one, other)]
+    where = one.place.prefix or other.place.prefix
+    return f"{where}{names[0]} and {names[1]} contradict each other: give one"
+
+
+def _about_process(layers: Layers) -> Iterator[str]:
+    said = {each.setting.name: each for each in layers.process}
+    verbose, quiet = (said.get(row.name) for row in (settings.VERBOSE, settings.QUIET))
+    if verbose and quiet and verbose.value and quiet.value:
+        yield _contradiction(verbose, quiet)
+    demo = said.get(settings.DEMO.name)
+    if demo and demo.value and layers.relays:
+        first = layers.relays[0]
+        what = next(iter(first.given), None) if not first.place.file else first.place
+        yield (
+            f"{demo.place.prefix}{demo} brings its own listener and destination: leave"
+            f" out {what}"
+        )
+
+
+def _about_relay(section: RelaySection) -> Iterator[str]:
+    """What is wrong with one relay."""
+    if section.kind == "socks4":
+        yield from open_proxy(section)
+        yield from _about_bind(section)
+        return
+    listeners, destinations = section.all(LISTEN.key), section.all(DEST.key)
+    where = section.place.prefix
+    if not listeners:
+        yield f"{where}no listener: give {section.place.example(LISTEN, '8080')}"
+    if not destinations:
+        advice = section.place.example(DEST, "10.0.0.5:80")
+        yield f"{where}no destination: give {advice}"
+    yield from _about_ranges(listeners, destinations)
+
+
+def _about_ranges(
+    listeners: Sequence[Given], destinations: Sequence[Given]
+) -> Iterator[str]:
+    ranges = [each for each in listeners if isinstance(each.value, PortRange)]
+    length = len(ranges[0].value) if ranges else 1
+    for each in (*ranges, *destinations):
+        if isinstance(each.value, PortRange) and len(each.value) != length:
+            yield (
+                f"{each.place.prefix}{each} has {len(each.value)} ports, and"
+                f" {ranges[0] if ranges else listeners[0]} has {length}: give as many"
+            )
+    if ranges and len(ranges) < len(listeners):
+        single = next(each for each in listeners if each not in ranges)
+        yield (
+            f"{single.place.prefix}{single} has one port, and {ranges[0]} has {length}:"
+            " give it a relay of its own"
+        )
+
+
+def open_proxy(section: RelaySection) -> Iterator[str]:
+    """A proxy that everybody can use, though nobody said that they may.
+
+    `open` is given with clients; or neither is, and other machines can reach a
+    listener; or clients, and a listener does not see their addresses.
+    """
+    where, place = section.place.prefix, section.place
+    clients, opened = section.all(ALLOW_CLIENT.key), section.one(settings.OPEN)
+    is_open = opened is not None and opened.value
+    if clients and is_open and opened:
+        yield _contradiction(opened, clients[0])
+    for listener in section.all(SOCKS4_LISTEN.key):
+        address = listener.value
+        text = address.text if isinstance(address, EndpointString) else ""
+        if clients and hides_clients(text):
+            yield (
+                f"{where}{place.option(ALLOW_CLIENT)} can't be applied to {listener}:"
+                " the relay sees the balancer's address there, not the client's. Let"
+                " the balancer decide who may connect, let only the balancer reach the"
+                f" listener, and use {place.example(settings.OPEN)} instead"
+            )
+        if not (clients or is_open or is_local(address)):
+            wide = place.example(ALLOW_CLIENT, "192.168.0.0/16")
+            advice = f"{wide} for" if place.file else "--allow-client CIDR for"
+            such = "" if place.file else f" (such as {wide})"
+            yield (
+                f"{where}{listener} would be an open proxy, for everybody who can"
+                f" reach it. Add {advice} your clients{such}, or"
+                f" {place.example(settings.OPEN)}"
+            )
+
+
+def _about_bind(section: RelaySection) -> Iterator[str]:
+    bind = section.one(settings.BIND)
+    if bind is not None and not bind.value:
+        rows: tuple[Setting[Any], ...] = (
+            settings.BIND_ANY,
+            settings.BIND_ADDRESS,
+            settings.EXTERNAL_ADDRESS,
+        )
+        for other in map(section.one, rows):
+            if other is not None and other.value:
+                yield _contradiction(bind, other)
+    external = section.one(settings.EXTERNAL_ADDRESS)
+    if external is not None and external.value == "0.0.0.0":
+        yield (
+            f"{external.place.prefix}bad {external}: expected the address that BIND's"
+            " peers connect to"
+        )
+
+
+def _about_names(sections: Sequence[RelaySection]) -> Iterator[str]:
+    taken: dict[str, RelaySection] = {}
+    for each in sections:
+        if each.name is None:
+            continue
+        if each.name in taken:
+            yield (
+                f"{each.place.prefix}bad name {each.name!r}: another relay has it"
+                f" already ({taken[each.name].place}); give each relay its own name"
+            )
+        taken.setdefault(each.name, each)

@@ -1,0 +1,77 @@
+"""What was given, written as a configuration file.
+
+The file says the same as what it was made of: a command line, another file, or several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import tomli_w
+
+from relayd.configuring.address_settings import ALL, DEST, LISTEN
+from relayd.configuring.given import Given, Layers, RelaySection
+from relayd.configuring.sections import FROM_FILE
+
+
+def as_tables(layers: Layers) -> dict[str, Any]:
+    """The tables of a file that says the same.
+
+    Relays without a name get the one that they would have.
+    """
+    tables: dict[str, Any] = dict(values(layers.process))
+    for name, relay in named(layers):
+        tables.setdefault(relay.kind, {})[name] = dict(
+            values(relay.effective, relay.kind)
+        )
+    return tables
+
+
+def as_toml(layers: Layers) -> str:
+    """The text of such a file."""
+    return tomli_w.dumps(as_tables(layers))
+
+
+def named(layers: Layers) -> Iterator[tuple[str, RelaySection]]:
+    """The relays, each with the name that it has or will have."""
+    sections = layers.sections
+    taken = {each.name for each in sections}
+    free = (name for n in range(1, 1 << 30) if (name := f"relay{n}") not in taken)
+    for each in sections:
+        yield each.name or next(free), each
+
+
+def values(given: Iterable[Given], kind: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys and values of a table, in the order of the table of settings.
+
+    The last of each key has the say.
+    """
+    found: dict[str, Any] = {}
+    for each in given:
+        key = each.setting.key
+        if each.place.path.endswith(f"{key}{FROM_FILE}"):
+            # The name of the file, not what it says.
+            found[key + FROM_FILE] = each.plain
+        elif each.setting.repeatable and key:
+            found.setdefault(key, []).append(_plain(each, kind))
+        elif key:
+            found[key] = each.plain
+    for key in sorted(found, key=_order):
+        value = found[key]
+        yield key, value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+_ORDER: dict[str, int] = {
+    row.key: number for number, row in reversed(list(enumerate(ALL)))
+}
+
+
+def _order(key: str) -> int:
+    return _ORDER[key] if key in _ORDER else _ORDER[key.removesuffix(FROM_FILE)]
+
+
+def _plain(given: Given, kind: str) -> Any:
+    if kind == "udp" and given.setting in (LISTEN, DEST):
+        return str(given.plain).removeprefix("udp:")
+    return given.plain
