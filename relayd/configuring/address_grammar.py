@@ -7,6 +7,8 @@ An address is a short form:
     localhost:8080                   a name and a port
     unix:/run/x.sock                 a UNIX socket
     udp:53  udp:127.0.0.1:53         datagrams, by port or address and port
+    systemd:web  udp:systemd:dns     a listener: the sockets with this name that systemd
+                                     has passed on (:mod:`relayd.net.activation`)
 
     5000-5100  10.0.0.5:5000-5100    each of these ports (`udp:` as well)
 
@@ -36,6 +38,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.plugin import getPlugins
 
+from relayd.configuring.endpoint_strings import passed_name
 from relayd.core.addresses import host_port
 from relayd.core.errors import ConfigError
 from relayd.core.names import is_name, is_number
@@ -77,12 +80,19 @@ class UnixPath:
 
 @attrs.frozen
 class UdpAddress:
-    """The short form `udp:` with a host and a port, or a port."""
+    """The short form `udp:` with a host and a port, or a port.
+
+    :ivar passed: of a listener, the name of the sockets that systemd has passed on,
+        instead of a host and a port.
+    """
 
     host: str | None
     port: int
+    passed: str = ""
 
     def __str__(self) -> str:
+        if self.passed:
+            return f"udp:systemd:{self.passed}"
         return "udp:" + (
             host_port(self.host, self.port) if self.host else f"{self.port}"
         )
@@ -186,6 +196,8 @@ def _parse(text: str, schemes: frozenset[str] | set[str], lowest_port: int) -> A
     if colon and scheme.lower() in schemes:
         return EndpointString(text)
     if colon and scheme == "udp":
+        if "systemd" in schemes and (name := passed_name(rest)):
+            return UdpAddress(None, 0, name)
         try:
             where = _parse(rest, frozenset(), lowest_port)
         except ConfigError as problem:

@@ -20,6 +20,7 @@ from relayd.configuring.address_grammar import (
     UnixPath,
 )
 from relayd.configuring.address_settings import LISTEN
+from relayd.configuring.endpoint_strings import passed_name
 from relayd.configuring.given import Given, RelaySection
 
 #: What two listeners that may be one have in common, and what tells them apart.
@@ -51,11 +52,16 @@ def _ends(address: Address | PortRange) -> Iterator[tuple[_End, str | None]]:
             yield from _ends(address[number])
     elif isinstance(address, UnixPath):
         yield ("unix", os.path.realpath(address.path)), ""
+    elif isinstance(address, UdpAddress) and address.passed:
+        yield ("udp:systemd", address.passed), ""
     elif isinstance(address, HostPort | UdpAddress):
         # Port 0 is another one each time.
         if address.port:
             kind = "udp" if isinstance(address, UdpAddress) else "tcp"
             yield (kind, address.port), address.host
+    elif name := passed_name(address.text.removeprefix("haproxy:")):
+        # The kernel would give each of them some of the clients.
+        yield ("systemd", name), ""
     elif not address.text.startswith(("systemd:", "haproxy:systemd:")):
         yield ("text", address.text), ""
 

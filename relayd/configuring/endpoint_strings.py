@@ -22,6 +22,7 @@ from twisted.internet.endpoints import quoteStringArgument
 
 from relayd.net.tls import error_line, is_openssl_error
 
+_PASSED = re.compile(r"(?i:systemd):([^:=\\]+)")
 _LACKS = re.compile(r"missing \d+ required positional arguments?: (.*)")
 _UNKNOWN = re.compile(r"unexpected keyword argument ('[^']*')")
 _NO_NUMBER = re.compile(r"invalid literal for int\(\) with base \d+: b?('.*')")
@@ -102,6 +103,15 @@ def host_in(text: str, *, listens: bool) -> str:
     if kind == "tls" and "endpoint" in named:
         return host_in(named["endpoint"], listens=False)
     return plain[1] if len(plain) > 1 else named.get("host", "")
+
+
+def passed_name(text: str) -> str:
+    """The name in relayd's own form `systemd:NAME`; empty for any other string.
+
+    Twisted's forms have a `=` or one more colon: `systemd:domain=INET:name=web`.
+    """
+    found = _PASSED.fullmatch(text)
+    return found[1] if found else ""
 
 
 def hides_clients(text: str) -> bool:

@@ -7,6 +7,7 @@ Twisted's endpoints and factories for streams.
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -23,6 +24,7 @@ from relayd.datagrams.relay import DatagramRelay
 from relayd.datagrams.sockets import bound_socket, cannot_listen
 from relayd.net.binding import bind_all, hosts_of
 from relayd.net.listener import Listeners
+from relayd.net.listening import adopt_all
 
 
 @implementer(IListeningPort)
@@ -61,23 +63,50 @@ class UdpListener:
 
     def __init__(self, host: str | None, port: int) -> None:
         self._host, self._port = host, port
+        self.where = host_port(host, port) if host else str(port)
+
+    def bind(self) -> Sequence[Any]:
+        """Its sockets, bound; they do not block.
+
+        :raises OSError: one can't be bound.
+        """
+        hosts = hosts_of(self._host, self._port, socket.SOCK_DGRAM)
+        return bind_all(hosts, self._port, bound_socket)
 
     def listen(self, relay: Any) -> Deferred[IListeningPort]:
         """Open them, and let a :class:`DatagramRelay` serve them.
 
         :raises ListenError: through the Deferred.
         """
-        host, port = self._host, self._port
         sockets: list[Any] = []
         try:
-            hosts = hosts_of(host, port, socket.SOCK_DGRAM)
-            sockets += bind_all(hosts, port, bound_socket)
+            sockets += self.bind()
             relay.listen(sockets)
         except OSError as problem:
             for sock in sockets:
                 sock.close()
-            where = host_port(host, port) if host else str(port)
-            return fail(cannot_listen(where, problem))
+            return fail(cannot_listen(self.where, problem))
         ports = [UdpPort(relay, sock.getsockname()) for sock in sockets]
         listening: Any = ports[0] if len(ports) == 1 else Listeners(ports)
         return succeed(listening)
+
+
+class AdoptedUdpListener(UdpListener):
+    """Listens on datagram sockets that are bound already.
+
+    :param descriptors: the sockets'; they are duplicated, so that they stay the
+        caller's to close, and the listener can be used again.
+    :param name: what an error calls them, with `udp:` before it.
+    """
+
+    def __init__(self, descriptors: Sequence[int], name: str) -> None:
+        super().__init__(None, 0)
+        self.where = name.removeprefix("udp:")
+        self._descriptors = descriptors
+
+    def bind(self) -> Sequence[Any]:
+        adopted = adopt_all(self._descriptors)
+        for sock in adopted:
+            sock.setblocking(False)
+        # The C class: Python's wrapper of it costs more than the system call.
+        return [socket.SocketType(fileno=sock.detach()) for sock in adopted]

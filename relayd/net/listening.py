@@ -1,15 +1,16 @@
-"""Server endpoints for hosts and ports and for UNIX sockets.
+"""Server endpoints for hosts and ports, for UNIX sockets, and for sockets passed on.
 
-Their sockets are bound in :mod:`relayd.net.binding`.  :mod:`relayd.net.listener`
+Sockets are bound in :mod:`relayd.net.binding`.  :mod:`relayd.net.listener`
 accepts clients, and pauses while the descriptor table is full.
 :mod:`relayd.plane.endpoints` has subclasses with the plane's transports.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import (
@@ -109,5 +110,51 @@ class UNIXListenerEndpoint(ListenerEndpoint):
         return [(sock, unlink_own(self._path, os.stat(self._path)))]
 
 
+@implementer(IStreamServerEndpoint)
+class AdoptedListenerEndpoint(ListenerEndpoint):
+    """Listens on sockets that listen already.
+
+    :param descriptors: the sockets'; they are duplicated, so that they stay the
+        caller's to close, and the endpoint can be used again.
+    :param where: what an error calls them.
+    """
+
+    def __init__(
+        self, reactor: Any, descriptors: Sequence[int], where: str = ""
+    ) -> None:
+        super().__init__(reactor)
+        self._descriptors = descriptors
+        self.where = where or f"descriptor {', '.join(map(str, descriptors))}"
+
+    def bind(self) -> list[tuple[socket.socket, Callable[[], None]]]:
+        adopted = adopt_all(self._descriptors)
+        for sock in adopted:
+            if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                for each in adopted:
+                    each.close()
+                raise OSError(errno.EINVAL, "it is a socket that does not listen")
+        return [(sock, _nothing) for sock in adopted]
+
+
+def adopt_all(descriptors: Sequence[int]) -> list[socket.socket]:
+    """Sockets of one's own that share what these descriptors have.
+
+    :raises OSError: one of them is no socket; then there are none.
+    """
+    adopted: list[socket.socket] = []
+    for descriptor in descriptors:
+        duplicate = -1
+        try:
+            duplicate = os.dup(descriptor)
+            adopted.append(socket.socket(fileno=duplicate))
+        except OSError:
+            for sock in adopted:
+                sock.close()
+            if duplicate >= 0:
+                os.close(duplicate)
+            raise
+    return adopted
+
+
 def _nothing() -> None:
-    """A TCP socket leaves nothing to remove."""
+    """A TCP socket leaves nothing to remove; an adopted one's file is its owner's."""

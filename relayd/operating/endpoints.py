@@ -26,6 +26,7 @@ from relayd.configuring.address_grammar import (
     EndpointString,
     HostPort,
     StreamAddress,
+    UdpAddress,
     UnixPath,
     check_host,
     dialled_host,
@@ -35,23 +36,30 @@ from relayd.configuring.endpoint_strings import (
     has_tls_behind_proxy,
     host_in,
     missing_files,
+    passed_name,
     server_name,
     what_is_wrong,
 )
 from relayd.core import settings
 from relayd.core.errors import ConfigError
 from relayd.core.settings import Transport
+from relayd.datagrams.endpoint import AdoptedUdpListener, UdpListener
 from relayd.datagrams.watching import ReactorWatcher, Watcher
+from relayd.net.activation import sockets_named
 from relayd.net.dialing import SocketEndpoint
 from relayd.net.happy_eyeballs import Dialer, NameEndpoint
-from relayd.net.listening import TCPListenerEndpoint, UNIXListenerEndpoint
+from relayd.net.listening import (
+    AdoptedListenerEndpoint,
+    TCPListenerEndpoint,
+    UNIXListenerEndpoint,
+)
 from relayd.net.proxy_header import behind_balancer
 from relayd.net.tls import ServerIdentity
 from relayd.plane import obstacle
 
 if TYPE_CHECKING or sys.platform == "linux":
     from relayd.plane.endpoints import (
-        AdoptedListenerEndpoint,
+        PlaneAdoptedListenerEndpoint,
         PlaneSocketEndpoint,
         PlaneTCPListenerEndpoint,
         PlaneUNIXListenerEndpoint,
@@ -103,23 +111,47 @@ def listening_endpoint(
             " speak TLS with the clients, and write haproxy:tcp: here"
         )
     try:
-        endpoint = _from_string(reactor, address.text)
+        endpoint = _from_string(reactor, address.text, plane=plane)
+    except ConfigError:
+        raise
     except Exception as problem:
         raise _unusable(address, problem, reactor) from problem
     check_host(host_in(address.text, listens=True), address.text)
     if missing := missing_files(address.text):
         raise ConfigError(f"bad endpoint {address.text!r}: {missing}")
     if plane and isinstance(endpoint, AdoptedStreamServerEndpoint):
-        return AdoptedListenerEndpoint(reactor, endpoint.fileno)
+        return PlaneAdoptedListenerEndpoint(reactor, [endpoint.fileno])
     return endpoint
 
 
-def _from_string(reactor: Any, text: str) -> IStreamServerEndpoint:
+def _from_string(reactor: Any, text: str, *, plane: bool) -> IStreamServerEndpoint:
     scheme, colon, rest = text.partition(":")
     if colon and scheme.lower() == "haproxy":
-        return behind_balancer(_from_string(reactor, rest))
+        # Twisted's wrapper knows no other connections than Twisted's.
+        return behind_balancer(_from_string(reactor, rest, plane=False))
+    if name := passed_name(text):
+        adopting = PlaneAdoptedListenerEndpoint if plane else AdoptedListenerEndpoint
+        return adopting(reactor, _passed(text, name, socket.SOCK_STREAM), text)
     endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
     return endpoint
+
+
+def _passed(text: str, name: str, kind: int) -> list[int]:
+    try:
+        return sockets_named(name, kind)
+    except ValueError as problem:
+        raise ConfigError(f"bad endpoint {text!r}: {problem}") from problem
+
+
+def datagram_endpoint(address: UdpAddress) -> UdpListener:
+    """The endpoint that listens for datagrams on an address.
+
+    :raises ConfigError: systemd has passed no such sockets.
+    """
+    if not address.passed:
+        return UdpListener(address.host, address.port)
+    text = str(address)
+    return AdoptedUdpListener(_passed(text, address.passed, socket.SOCK_DGRAM), text)
 
 
 def dialing_endpoint(

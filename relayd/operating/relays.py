@@ -30,7 +30,6 @@ from relayd.configuring.config import (
     is_local,
 )
 from relayd.core.errors import ConfigError
-from relayd.datagrams.endpoint import UdpListener
 from relayd.datagrams.sockets import default_max_flows
 from relayd.net.broadcast import BROADCAST, is_broadcast
 from relayd.net.own_addresses import is_own
@@ -39,6 +38,7 @@ from relayd.observing.flow_lines import FlowLog, QuietFlowLog
 from relayd.observing.line_log import LineLog
 from relayd.observing.session_log import QuietSessionLog, SessionLog, VerboseSessionLog
 from relayd.operating.endpoints import (
+    datagram_endpoint,
     dialer,
     dialing_endpoint,
     listening_endpoint,
@@ -143,7 +143,7 @@ def udp_listenings(
         names = ", ".join(server.name for server in servers)
         found += [
             Listening(
-                UdpListener(listen.host, listen.port),
+                datagram_endpoint(listen),
                 nat,
                 str(listen),
                 f"relaying datagrams to {names}",

@@ -4,15 +4,10 @@ They are those of :mod:`relayd.net.listening` and :mod:`relayd.net.dialing` with
 plane in the reactor's place: it watches the sockets, and its transports are what
 protocols get.  An accepted or dialled socket is registered with the kernel once,
 for the rest of its life.
-
-:class:`AdoptedListenerEndpoint` listens on a socket that listens already: one
-that systemd passed on, or another process of the same service.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import select
 import socket
 import struct
@@ -22,16 +17,14 @@ from typing import Any
 from twisted.internet.interfaces import (
     IProtocol,
     IProtocolFactory,
-    IStreamServerEndpoint,
 )
 from twisted.logger import Logger
-from zope.interface import implementer
 
 from relayd.core.interfaces import INamedClients
 from relayd.net.dialing import Dial, SocketEndpoint
 from relayd.net.listener import ACCEPTS_PER_TURN, Listener
 from relayd.net.listening import (
-    ListenerEndpoint,
+    AdoptedListenerEndpoint,
     TCPListenerEndpoint,
     UNIXListenerEndpoint,
 )
@@ -205,33 +198,7 @@ class PlaneUNIXListenerEndpoint(UNIXListenerEndpoint):
     listener = PlaneListener
 
 
-@implementer(IStreamServerEndpoint)
-class AdoptedListenerEndpoint(ListenerEndpoint):
-    """Listens on a socket that listens already.
-
-    :param descriptor: the socket's; it is duplicated, so that it stays the
-        caller's to close, and the endpoint can be used again.
-    """
+class PlaneAdoptedListenerEndpoint(AdoptedListenerEndpoint):
+    """Listens on sockets that listen already, on the plane."""
 
     listener = PlaneListener
-
-    def __init__(self, reactor: Any, descriptor: int) -> None:
-        super().__init__(reactor)
-        self._descriptor = descriptor
-        self.where = f"descriptor {descriptor}"
-
-    def bind(self) -> list[tuple[socket.socket, Callable[[], None]]]:
-        descriptor = os.dup(self._descriptor)
-        try:
-            sock = socket.socket(fileno=descriptor)
-        except OSError:
-            os.close(descriptor)
-            raise
-        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            sock.close()
-            raise OSError(errno.EINVAL, "it is a socket that does not listen")
-        return [(sock, _nothing)]
-
-
-def _nothing() -> None:
-    """The file of an adopted socket is its owner's to remove."""

@@ -133,6 +133,18 @@ def test_an_address_for_datagrams() -> None:
             assert parse(text) == where
             assert parse(str(where)) == where
     assert parse_listener("udp:0") == UdpAddress(None, 0)
+
+
+def test_datagram_sockets_that_systemd_passes_on() -> None:
+    """A listener's, by their name; nobody sends to one."""
+    for name in ("dns", "relayd.socket", "a-b_c", "é"):
+        where = parse_listener(f"udp:systemd:{name}")
+        assert where == UdpAddress(None, 0, name)
+        assert str(where) == f"udp:systemd:{name}"
+        assert parse_listener(f"systemd:{name}") == EndpointString(f"systemd:{name}")
+        assert refused(parse_destination, f"udp:systemd:{name}", "is not a port")
+    for text in ("udp:systemd:", "udp:systemd:a:b", "udp:systemd:domain=INET:index=0"):
+        assert refused(parse_listener, text, "")
     assert refused(parse_destination, "udp:0", "a port here is 1 to 65535, not 0")
     for text, why in (
         ("udp:", "expected a port"),

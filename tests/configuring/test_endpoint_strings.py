@@ -56,3 +56,20 @@ def test_tls_without_its_packages_says_how_to_get_them(
     assert why() == (
         "TLS needs packages that are not installed: pip install 'relayd[tls]'"
     )
+
+
+def test_the_name_of_sockets_that_systemd_passes_on() -> None:
+    """Ours has nothing but a name; whatever else there is, is Twisted's."""
+    name_of = endpoint_strings.passed_name
+    assert name_of("systemd:web") == name_of("SystemD:web") == "web"
+    assert name_of("systemd:INET") == "INET"
+    for text in (
+        "systemd:",
+        "systemd:INET:0",
+        "systemd:domain=INET:name=web",
+        "systemd:a=b",
+        "systemd:a\\b",
+        "haproxy:systemd:web",
+        "tcp:80",
+    ):
+        assert name_of(text) == ""

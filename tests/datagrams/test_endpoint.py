@@ -16,7 +16,7 @@ from twisted.internet.task import Clock
 
 from relayd.core.errors import ListenError
 from relayd.core.settings import Transport
-from relayd.datagrams.endpoint import UdpListener, UdpPort
+from relayd.datagrams.endpoint import AdoptedUdpListener, UdpListener, UdpPort
 from relayd.datagrams.sockets import (
     bound_socket,
 )
@@ -32,6 +32,7 @@ from tests.datagrams.support import (
     problem,
 )
 from tests.support.contracts import until
+from tests.support.dials import problem_of
 
 
 @pytest.mark.parametrize("transport", ["plane", "twisted"])
@@ -234,3 +235,66 @@ async def test_a_name_whose_first_address_refuses(
             await until(lambda: arrived(client, received), "a reply")  # noqa: B023
         assert nat.counters.resent == 1
         await listening.stopListening()
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+@pytest_twisted.ensureDeferred
+async def test_sockets_that_are_bound_already(family: int) -> None:
+    """They stay their owner's; one that takes IPv4 and IPv6 serves both.
+
+    The address that a client sent to answers it.
+    """
+    live: Any = reactor
+    with ExitStack() as opened:
+
+        def made(family: int, where: Any = None) -> socket.socket:
+            sock = opened.enter_context(closing(socket.socket(family, type=2)))
+            if where:
+                sock.bind(where)
+            sock.setblocking(False)
+            return sock
+
+        server = made(socket.AF_INET, ("127.0.0.1", 0))
+        passed = socket.socket(family, socket.SOCK_DGRAM)
+        opened.enter_context(closing(passed))
+        if family == socket.AF_INET6:
+            passed.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        passed.bind(("", 0))
+        port = passed.getsockname()[1]
+        clients = [(socket.AF_INET, "127.0.0.2")]
+        if family == socket.AF_INET6:
+            clients.append((socket.AF_INET6, "::1"))
+        for _ in range(2):
+            nat = UdpNat(
+                live,
+                [Server(*server.getsockname())],
+                watcher=watcher(live, "auto"),
+                observer=Observer(),
+            )
+            listener = AdoptedUdpListener([passed.fileno()], "udp:systemd:dns")
+            listening = await listener.listen(nat)
+            assert listening.getHost().port == port
+            for kind, host in clients:
+                client = made(kind)
+                client.connect((host, port))
+                client.send(b"question")
+                received: list[Any] = []
+                await until(lambda got=received: arrived(server, got), "a request")
+                server.sendto(b"answer", received[0][1])
+                received.clear()
+                await until(
+                    lambda sock=client, got=received: arrived(sock, got), "a reply"
+                )
+                assert received[0][0] == b"answer"
+            listening.stopListening()
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_no_socket_is_no_listener() -> None:
+    """The others are given back."""
+    nat: Any = None
+    with closing(socket.socket(type=socket.SOCK_DGRAM)) as sock, open(__file__) as file:
+        numbers = [sock.fileno(), file.fileno()]
+        says = problem_of(AdoptedUdpListener(numbers, "udp:systemd:dns").listen(nat))
+        assert isinstance(says, ListenError)
+        assert str(says).startswith("can't listen on udp:systemd:dns: Socket operation")

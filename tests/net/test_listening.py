@@ -19,8 +19,13 @@ from twisted.internet.interfaces import (
 from zope.interface.verify import verifyObject
 
 from relayd.net.listener import Listener, Listeners
-from relayd.net.listening import TCPListenerEndpoint, UNIXListenerEndpoint
+from relayd.net.listening import (
+    AdoptedListenerEndpoint,
+    TCPListenerEndpoint,
+    UNIXListenerEndpoint,
+)
 from relayd.net.transports import TCPConnection, UNIXConnection
+from tests.support.dials import problem_of
 from tests.support.listeners import (
     Greeters,
     answer,
@@ -133,3 +138,47 @@ async def test_a_unix_socket_is_made_and_removed(tmp_socket: Path) -> None:
     await port.stopListening()
     assert not tmp_socket.exists()
     assert factory.running == 0
+
+
+# -- sockets that listen already
+
+
+@pytest_twisted.ensureDeferred
+async def test_sockets_that_listen_already(tmp_socket: Path) -> None:
+    """As one port; they stay their owner's, and can be listened on again."""
+    with (
+        closing(socket.create_server(("127.0.0.1", 0))) as tcp,
+        closing(socket.socket(socket.AF_UNIX)) as local,
+    ):
+        local.bind(str(tmp_socket))
+        local.listen()
+        endpoint = AdoptedListenerEndpoint(reactor, [tcp.fileno(), local.fileno()])
+        for _ in range(2):
+            factory = Greeters()
+            port: Any = await endpoint.listen(factory)
+            assert await greeted(tcp.getsockname())
+            assert await greeted(str(tmp_socket))
+            kinds = [type(each.transport) for each in factory.served]
+            assert kinds == [TCPConnection, UNIXConnection]
+            await port.stopListening()
+        assert tmp_socket.exists()
+        with connect(tcp.getsockname()[1]):
+            pass
+
+
+def test_what_can_not_be_adopted_is_an_error() -> None:
+    """And what was adopted before it is given back."""
+    with (
+        closing(socket.create_server(("127.0.0.1", 0))) as tcp,
+        closing(socket.socket()) as idle,
+        open(__file__) as file,
+    ):
+        for number, why in (
+            (idle.fileno(), "it is a socket that does not listen"),
+            (file.fileno(), "Socket operation on non-socket"),
+            (5000, "Bad file descriptor"),
+        ):
+            both = [tcp.fileno(), number]
+            endpoint = AdoptedListenerEndpoint(reactor, both, "systemd:web")
+            says = problem_of(endpoint.listen(Greeters()))
+            assert str(says) == f"can't listen on systemd:web: {why}"

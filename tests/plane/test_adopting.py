@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,20 @@ from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.python.systemd import ListenFDs
 from zope.interface.verify import verifyObject
 
-from relayd.configuring.address_grammar import parse_destination, parse_listener
-from relayd.operating.endpoints import dialing_endpoint, listening_endpoint
-from relayd.plane.endpoints import AdoptedListenerEndpoint
+from relayd.configuring.address_grammar import (
+    UdpAddress,
+    parse_destination,
+    parse_listener,
+)
+from relayd.core.errors import ConfigError
+from relayd.net import activation
+from relayd.net.listening import AdoptedListenerEndpoint
+from relayd.operating.endpoints import (
+    datagram_endpoint,
+    dialing_endpoint,
+    listening_endpoint,
+)
+from relayd.plane.endpoints import PlaneAdoptedListenerEndpoint
 from relayd.plane.transport import PlaneTransport, PlaneUNIXTransport
 from tests.conftest import descriptors
 from tests.support.contracts import Recorder
@@ -68,7 +79,7 @@ def test_a_socket_that_listens_already_is_adopted(
         address = str(tmp_path / address)
     with bound(family, address) as sock:
         where = sock.getsockname()
-        endpoint = AdoptedListenerEndpoint(still, sock.fileno())
+        endpoint = PlaneAdoptedListenerEndpoint(still, [sock.fileno()])
         assert verifyObject(IStreamServerEndpoint, endpoint)
         for _ in range(2):
             before = descriptors()
@@ -101,7 +112,7 @@ def test_a_descriptor_that_can_not_be_listened_on_is_an_error(still: Still) -> N
             (file.fileno(), os.strerror(errno.ENOTSOCK)),
             (idle.fileno(), "it is a socket that does not listen"),
         ):
-            says = refusal(AdoptedListenerEndpoint(still, number))
+            says = refusal(PlaneAdoptedListenerEndpoint(still, [number]))
             assert says == f"can't listen on descriptor {number}: {why}"
     assert descriptors() == before
 
@@ -121,7 +132,7 @@ def test_a_systemd_endpoint_gets_the_planes_connections(
         for text in ("systemd:domain=INET:index=0", "systemd:domain=INET:name=web"):
             monkeypatch.setattr("relayd.operating.endpoints.obstacle", lambda _: "")
             endpoint: Any = listening_endpoint(parse_listener(text), still)
-            assert type(endpoint) is AdoptedListenerEndpoint
+            assert type(endpoint) is PlaneAdoptedListenerEndpoint
             made = Listening(still, endpoint)
             assert greeted(still, sock.getsockname())
             made.stop()
@@ -136,6 +147,50 @@ def test_a_systemd_endpoint_gets_the_planes_connections(
                     transport=transport,  # type: ignore[arg-type]
                 )
                 assert type(theirs) is AdoptedStreamServerEndpoint
+
+
+def test_a_name_is_all_that_is_needed(
+    still: Still, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All sockets of a name, of any family."""
+    with ExitStack() as opened:
+        socks = [
+            opened.enter_context(bound(socket.AF_INET, ("127.0.0.1", 0))),
+            opened.enter_context(bound(socket.AF_INET6, ("::1", 0))),
+            opened.enter_context(bound(socket.AF_UNIX, str(tmp_path / "s"))),
+        ]
+        passed = [("web", sock.fileno()) for sock in socks]
+        monkeypatch.setattr(activation, "passed_sockets", lambda: passed)
+        before = descriptors()
+        monkeypatch.setattr("relayd.operating.endpoints.obstacle", lambda _: "")
+        endpoint: Any = listening_endpoint(parse_listener("systemd:web"), still)
+        assert type(endpoint) is PlaneAdoptedListenerEndpoint
+        made = Listening(still, endpoint)
+        for sock in socks:
+            where = sock.getsockname()
+            assert greeted(still, where if isinstance(where, str) else where[:2])
+        served = made.factory.served
+        assert len(served) == 3
+        assert all(isinstance(each.transport, PlaneTransport) for each in served)
+        made.stop()
+        assert descriptors() == before
+        theirs = listening_endpoint(
+            parse_listener("systemd:web"), still, transport="twisted"
+        )
+        assert type(theirs) is AdoptedListenerEndpoint
+
+
+def test_the_line_for_a_name_that_was_not_passed(
+    still: Still, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        listening_endpoint(parse_listener("haproxy:systemd:web"), still)
+    assert str(caught.value).startswith(
+        "bad endpoint 'systemd:web': systemd has passed no sockets to this process"
+    )
+    monkeypatch.setattr(activation, "passed_sockets", lambda: [("dns", 3)])
+    with pytest.raises(ConfigError, match="bad endpoint 'udp:systemd:web': .*'dns'"):
+        datagram_endpoint(UdpAddress(None, 0, "web"))
 
 
 #: Puts the descriptor that it is told of where systemd has it, and becomes the rest.
