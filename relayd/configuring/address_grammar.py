@@ -147,7 +147,7 @@ def parse_range(text: str, parse: Callable[[str], Address]) -> Address | PortRan
     if match is None or (match[1] and not match[1].endswith(":")):
         return parse(text)
     before, low, high = match.groups()
-    first, last = parse(before + low), parse(before + high)
+    first, last = (_port_of_range(text, before + port, parse) for port in (low, high))
     if not isinstance(first, HostPort | UdpAddress) or type(last) is not type(first):
         return parse(text)
     if not 0 < first.port < last.port:
@@ -155,6 +155,15 @@ def parse_range(text: str, parse: Callable[[str], Address]) -> Address | PortRan
             f"bad address {text!r}: expected a range of ports such as 5000-5100"
         )
     return PortRange(first, last.port)
+
+
+def _port_of_range(text: str, port: str, parse: Callable[[str], Address]) -> Address:
+    """The first or the last address of a range; an error quotes the whole."""
+    try:
+        return parse(port)
+    except ConfigError as problem:
+        why = str(problem).removeprefix(f"bad address {port!r}: ")
+        raise ConfigError(f"bad address {text!r}: {why}") from None
 
 
 def parse_listener(text: str) -> Address:

@@ -33,7 +33,7 @@ from relayd.configuring.config import (
 )
 from relayd.configuring.cycles import cycles
 from relayd.configuring.endpoint_strings import hides_clients
-from relayd.configuring.given import Given, Layers, RelaySection
+from relayd.configuring.given import Given, Layers, Place, RelaySection
 from relayd.core import settings
 from relayd.core.errors import ConfigError
 from relayd.core.networks import Ip
@@ -57,23 +57,26 @@ def configure(layers: Layers, own: Callable[[Ip], bool] = is_own) -> Config:
     found = list(layers.problems)
     values = values_of(layers.process)
     sections = layers.sections
-    sound = [each for each in sections if not each.faulty]
     found += _about_process(layers)
-    for section in sound:
+    for section in sections:
         found += _about_relay(section)
     found += _about_names(sections)
-    found += clashes(sound)
-    found += cycles(sound, own)
+    found += clashes(sections)
+    found += cycles(sections, own)
     if not (layers.relays or values.get(settings.DEMO.field) or found):
-        found.append(
-            "nothing to relay: give --listen and --dest, or try --demo (see --help)"
+        where = Place(layers.source)
+        advice = (
+            "a relay, such as [tcp.web] with its listen and dest"
+            if layers.source
+            else "--listen and --dest, or try --demo (see --help)"
         )
+        found.append(f"{where.prefix}nothing to relay: give {advice}")
     if found:
         raise ConfigError("\n".join(found))
     relays: list[AnyRelay] = [relay_of(each) for each in sections]
     if values.get(settings.DEMO.field):
         # To a server that the service makes.
-        demo = relay_of(layers.with_every(RelaySection("tcp", None, [])))
+        demo = relay_of(layers.whole(RelaySection("tcp", None, [])))
         relays = [attrs.evolve(demo, listeners=(config.DEMO_LISTENER,))]
     return fill(Config, {**values, "relays": relays})
 
@@ -121,7 +124,7 @@ def _about_process(layers: Layers) -> Iterator[str]:
     demo = said.get(settings.DEMO.name)
     if demo and demo.value and layers.relays:
         first = layers.relays[0]
-        what = next(iter(first.given), None) if not first.place.file else first.place
+        what = first.place.path or next(iter(first.given), None)
         yield (
             f"{demo.place.prefix}{demo} brings its own listener and destination: leave"
             f" out {what}"
@@ -136,12 +139,13 @@ def _about_relay(section: RelaySection) -> Iterator[str]:
         return
     listeners, destinations = section.all(LISTEN.key), section.all(DEST.key)
     where = section.place.prefix
-    if not listeners:
+    if not listeners and LISTEN.key not in section.faulty:
         yield f"{where}no listener: give {section.place.example(LISTEN, '8080')}"
-    if not destinations:
+    if not destinations and DEST.key not in section.faulty:
         advice = section.place.example(DEST, "10.0.0.5:80")
         yield f"{where}no destination: give {advice}"
-    yield from _about_ranges(listeners, destinations)
+    if listeners:
+        yield from _about_ranges(listeners, destinations)
 
 
 def _about_ranges(
@@ -169,6 +173,8 @@ def open_proxy(section: RelaySection) -> Iterator[str]:
     `open` is given with clients; or neither is, and other machines can reach a
     listener; or clients, and a listener does not see their addresses.
     """
+    if {ALLOW_CLIENT.key, settings.OPEN.key} & set(section.faulty):
+        return
     where, place = section.place.prefix, section.place
     clients, opened = section.all(ALLOW_CLIENT.key), section.one(settings.OPEN)
     is_open = opened is not None and opened.value

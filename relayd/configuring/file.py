@@ -10,8 +10,10 @@ Everything that is wrong is told at once: what is found is in the layers' `probl
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,11 +22,20 @@ from typing import Any, BinaryIO
 
 import attrs
 
+from relayd.configuring.file_values import shown
 from relayd.configuring.given import Given, Layers, Place, RelaySection, key_of
 from relayd.configuring.sections import Document, read_document
+from relayd.configuring.texts import read_text, text_of
 
-#: The longest file, in bytes: a hundred thousand relays.
-LONGEST = 32 << 20
+#: The longest file, in bytes: some fifty thousand relays.  Reading TOML takes a second
+#: for a megabyte.
+LONGEST = 8 << 20
+
+#: The most parts that a key may have.  tomllib takes the square of their number.
+_PARTS = 100
+
+#: What may be a key without quotes.
+_NO_KEY = re.compile(r"[^A-Za-z0-9_. \t-]+")
 
 #: What standard input is called.
 STDIN = "standard input"
@@ -47,7 +58,7 @@ def read_layers(
         document = read_document(tables, name, environ)
         documents.append(document)
         problems += document.problems
-    return _together(documents, problems)
+    return _together(documents, problems, STDIN if path == "-" else path)
 
 
 def _tables(
@@ -69,16 +80,18 @@ def _tables(
 
 
 def _files(path: Path, problems: list[str]) -> list[Path]:
-    if not path.is_dir():
-        return [path]
+    """A file; of a folder, those in it that are configuration, in order."""
     try:
-        found = sorted(each for each in path.glob("*.toml") if each.name[0] != ".")
+        names = os.listdir(path)
     except OSError as problem:
+        if problem.errno in (errno.ENOTDIR, errno.ENOENT):
+            return [path]
         problems.append(f"{path}: can't be read: {problem.strerror}")
         return []
+    found = [name for name in names if name.endswith(".toml") and name[0] != "."]
     if not found:
         problems.append(f"{path}: no *.toml in this folder")
-    return found
+    return [path / name for name in sorted(found)]
 
 
 def _parsed(source: Path | BinaryIO) -> Mapping[str, Any]:
@@ -88,56 +101,74 @@ def _parsed(source: Path | BinaryIO) -> Mapping[str, Any]:
     :raises ValueError: it is too long, or not TOML, or not JSON.
     """
     if isinstance(source, Path):
-        with source.open("rb") as stream:
-            return tomllib.loads(_text(stream))
+        return _toml(read_text(source, LONGEST))
     found = json.loads(
-        _text(source), object_pairs_hook=_unique, parse_constant=_no_number
+        text_of(source, LONGEST),
+        object_pairs_hook=_unique,
+        parse_constant=_no_number,
+        parse_int=_int,
     )
     if not isinstance(found, dict):
         raise ValueError("expected an object")
     return found
 
 
-def _text(stream: BinaryIO) -> str:
-    content = stream.read(LONGEST + 1)
-    if len(content) > LONGEST:
-        raise ValueError(f"longer than {LONGEST >> 20} MiB")
-    return content.decode()
+def _toml(text: str) -> Mapping[str, Any]:
+    if any(part.count(".") > _PARTS for part in _NO_KEY.split(text)):
+        raise ValueError(f"a key has more than {_PARTS} parts")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as problem:
+        # tomllib counts lines, but not up to the end.
+        line, column = text.count("\n") + 1, len(text) - text.rfind("\n")
+        end = f"(at line {line}, column {column}: the end)"
+        raise ValueError(str(problem).replace("(at end of document)", end)) from None
+    except ValueError:
+        # Python does not read numbers of some thousand digits.
+        raise ValueError("a number has too many digits") from None
+
+
+def _int(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError("a number has too many digits") from None
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the key {key!r} stands twice in one object")
+            raise ValueError(f"the key {shown(key)} stands twice in one object")
         found[key] = value
     return found
 
 
 def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"found {text}, which is no number")
 
 
 def _why(problem: Exception) -> str:
     """What is wrong with a text, in a line."""
-    if isinstance(problem, UnicodeDecodeError):
-        return f"not UTF-8 at byte {problem.start}"
     if isinstance(problem, RecursionError):
         return "too many tables within tables"
     text = str(problem)
-    return text[:1].lower() + text[1:]
+    # As the other lines begin; but not a name.
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
 
 
-def _together(documents: Sequence[Document], problems: list[str]) -> Layers:
+def _together(
+    documents: Sequence[Document], problems: list[str], source: str
+) -> Layers:
     """The layers of several files; what two of them say is a problem."""
     process = _once([each.process for each in documents], problems)
     defaults = _once([each.defaults for each in documents], problems)
-    relays = []
-    for document in documents:
-        for relay in document.relays:
-            own = [each for each in defaults if relay.kind in each.setting.kinds]
-            relays.append(attrs.evolve(relay, given=[*own, *relay.given]))
-    return Layers(process, _each_once(relays, problems), problems=problems)
+    relays = [each for document in documents for each in document.relays]
+    faulty = {key for document in documents for key in document.faulty}
+    if faulty:
+        relays = [attrs.evolve(each, faulty={*each.faulty, *faulty}) for each in relays]
+    relays = _each_once(relays, problems)
+    return Layers(process, relays, problems=problems, defaults=defaults, source=source)
 
 
 def _once(parts: Sequence[Sequence[Given]], problems: list[str]) -> list[Given]:

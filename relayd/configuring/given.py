@@ -9,12 +9,15 @@ speak of it: `--idle-timeout '5'` or `idle_timeout = '5'`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import attrs
 
 from relayd.core.setting_types import Kind, Plain, Ratio, Seconds, Setting
+
+#: From here up, a file has a number with an exponent.
+_MANY_DIGITS = 1e15
 
 
 @attrs.frozen
@@ -64,6 +67,9 @@ class Place:
 
 COMMAND_LINE = Place()
 
+#: The value of a list that was given with nothing in it.
+NOTHING = ()
+
 
 @attrs.frozen(eq=False)
 class Given:
@@ -88,7 +94,7 @@ class Given:
             return said if self.setting.word else self.text
         value: float = self.value
         whole = isinstance(self.setting.type, Seconds | Ratio) and value.is_integer()
-        return int(value) if whole else value
+        return int(value) if whole and value < _MANY_DIGITS else value
 
     @classmethod
     def of(cls, setting: Setting[Any], text: str) -> Given:
@@ -114,19 +120,23 @@ class RelaySection:
     :ivar name: None: it is to be numbered.
     :ivar given: in order; of several for one key, the last place has the say.
     :ivar place: where the relay was given.
-    :ivar faulty: something of it could not be read, which was told.
+    :ivar faulty: the keys whose values could not be read, which was told.
     """
 
     kind: Kind
     name: str | None
     given: Sequence[Given]
     place: Place = COMMAND_LINE
-    faulty: bool = False
+    faulty: Collection[str] = ()
 
     def all(self, key: str) -> list[Given]:
         """What has the say for a key: one, or several of a list, or none."""
         found = [each for each in self.given if key_of(each.setting) == key]
-        return [each for each in found if each.place == found[-1].place]
+        return [
+            each
+            for each in found
+            if each.place == found[-1].place and each.value != NOTHING
+        ]
 
     def one(self, setting: Setting[Any]) -> Given | None:
         """What has the say for a setting that is not repeatable, or None."""
@@ -147,14 +157,18 @@ class Layers:
     :ivar process: the settings that are about the whole process; the last of each has
         the say.
     :ivar relays: in their order.
+    :ivar defaults: what each relay gets, if its kind has it, unless it says otherwise.
     :ivar every: what each relay gets besides, if its kind has it: it has the say.
     :ivar problems: what could not be read, a line each.
+    :ivar source: the file that was read, or the folder; empty for the command line.
     """
 
     process: Sequence[Given]
     relays: Sequence[RelaySection]
     every: Sequence[Given] = ()
     problems: Sequence[str] = ()
+    defaults: Sequence[Given] = ()
+    source: str = ""
 
     def over(self, below: Layers) -> Layers:
         """These, where they have the say over others; relays of both."""
@@ -163,17 +177,22 @@ class Layers:
             [*below.relays, *self.relays],
             [*below.every, *self.every],
             [*below.problems, *self.problems],
+            [*below.defaults, *self.defaults],
+            self.source or below.source,
         )
 
     @property
     def sections(self) -> list[RelaySection]:
         """The relays, each with all that was given for it."""
-        return [self.with_every(each) for each in self.relays]
+        return [self.whole(each) for each in self.relays]
 
-    def with_every(self, relay: RelaySection) -> RelaySection:
+    def whole(self, relay: RelaySection) -> RelaySection:
         """A relay with what each of its kind gets."""
-        more = [each for each in self.every if relay.kind in each.setting.kinds]
-        return attrs.evolve(relay, given=[*relay.given, *more])
+        below, above = (
+            [each for each in given if relay.kind in each.setting.kinds]
+            for given in (self.defaults, self.every)
+        )
+        return attrs.evolve(relay, given=[*below, *relay.given, *above])
 
 
 def key_of(setting: Setting[Any]) -> str:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import attrs
@@ -23,12 +22,20 @@ from cattrs import (
 )
 from cattrs.gen import make_dict_structure_fn, override
 
-from relayd.configuring.address_grammar import PortRange, UdpAddress
 from relayd.configuring.address_settings import ALL, DEST, LISTEN
+from relayd.configuring.file_values import (
+    FROM_FILE,
+    Keys,
+    Read,
+    Rows,
+    Wrong,
+    found,
+    reader,
+    secrets_reader,
+)
 from relayd.configuring.given import Given, Place, RelaySection
-from relayd.core.errors import ConfigError
-from relayd.core.relay_names import check_name
-from relayd.core.setting_types import Kind, Plain, Setting
+from relayd.core.relay_names import EXPECTED, check_name
+from relayd.core.setting_types import Kind, Setting
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -38,19 +45,18 @@ ENV = "env"
 #: The table of what every relay gets, and of the log's settings.
 DEFAULTS, LOG = "defaults", "log"
 
-#: The end of a key whose value is the name of a file that has the values.
-FROM_FILE = "_file"
+#: The longest key that an error quotes whole.
+_QUOTED = 64
 
-#: The longest value that an error quotes whole.
-_QUOTED = 60
+#: The unknown keys that are told of one table; and the problems of a file from which on
+#: the nearest keys are not searched for, which takes its time.
+_UNKNOWN, _MANY = 20, 100
 
-#: The longest file of secrets, in bytes.
-_LONGEST_SECRETS = 1 << 20
+#: How much alike two keys are, from 0 to 1, if one is taken for the other.
+_NEAR = 0.65
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _VARIABLE = re.compile(r"\$(\$|\{([A-Za-z_][A-Za-z0-9_]*)\})")
-
-Rows = Sequence[Setting[Any]]
 
 
 @attrs.frozen(eq=False)
@@ -59,23 +65,25 @@ class Document:
 
     :ivar process: settings of the whole process.
     :ivar defaults: what each relay gets, if its kind has it.
+    :ivar faulty: the keys of that whose values could not be read.
     :ivar relays: with what their own tables say.
     :ivar problems: what is wrong, a line each.
     """
 
     process: Sequence[Given]
     defaults: Sequence[Given]
+    faulty: Collection[str]
     relays: Sequence[RelaySection]
     problems: Sequence[str]
 
 
 def keys_of(rows: Rows) -> dict[str, list[Setting[Any]]]:
     """The rows of each key that a file may have."""
-    found: dict[str, list[Setting[Any]]] = {}
+    keys: dict[str, list[Setting[Any]]] = {}
     for row in rows:
         if row.key:
-            found.setdefault(row.key, []).append(row)
-    return found
+            keys.setdefault(row.key, []).append(row)
+    return keys
 
 
 #: The keys at the top of a file, those of each kind of relay, and of `[defaults]`.
@@ -95,158 +103,29 @@ LOG_KEYS = {
 }
 
 
-class _Wrong(Exception):
-    """What is wrong with a value: the end of the path, and the reason, of each."""
+def _hook(
+    read: Callable[[object], tuple[Read, ...]],
+) -> Callable[[object, object], tuple[Read, ...]]:
+    """As cattrs calls it, with the type of the field."""
 
-    def __init__(self, *problems: tuple[str, str]) -> None:
-        super().__init__(problems)
-        self.problems = problems
+    def hook(value: object, _: object) -> tuple[Read, ...]:
+        return read(value)
 
-
-# -- one value
-
-
-@attrs.frozen
-class _Read:
-    """A setting that was read; it does not know yet from where."""
-
-    setting: Setting[Any]
-    text: str
-    value: Any
-    plain: Plain
+    return hook
 
 
-def _shown(value: object) -> str:
-    """A value as an error quotes it."""
-    if isinstance(value, dict):
-        return "a table"
-    if isinstance(value, list):
-        return "a list"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    text = repr(value)
-    return text if len(text) <= _QUOTED else text[:_QUOTED] + "..."
-
-
-def _found(value: object, why: str) -> str:
-    if why.startswith("expected"):
-        return f"found {_shown(value)}, {why}"
-    return why if why.startswith("bad ") else f"{_shown(value)}: {why}"
-
-
-def _one(kind: Kind | None, rows: Rows, value: object) -> _Read:
-    """One value of a setting, or of several that share a key."""
-    row, said = _row_of(rows, value)
-    try:
-        found = row.type.load(_as_datagrams(kind, row, said))
-    except ValueError as problem:
-        raise _Wrong(("", _found(value, str(problem)))) from None
-    except ConfigError as problem:
-        text = f"bad --{row.option} {said!r}: "
-        raise _Wrong(("", _found(value, str(problem).removeprefix(text)))) from None
-    if kind == "tcp" and row in (LISTEN, DEST) and _is_udp(found):
-        raise _Wrong(
-            ("", _found(value, "it is for datagrams: give it to a relay of [udp]"))
-        )
-    plain: Any = value
-    return _Read(row, str(said), found, plain)
-
-
-def _row_of(rows: Rows, value: object) -> tuple[Setting[Any], object]:
-    """The row that a value is of, and the value without its word."""
-    if not rows[0].word:
-        return rows[0], value
-    words = " or ".join(f'"{row.word} {row.type.placeholder}"' for row in rows)
-    if isinstance(value, str):
-        word, _, rest = value.partition(" ")
-        for row in rows:
-            if row.word == word and rest.strip():
-                return row, rest.strip()
-    raise _Wrong(("", _found(value, f"expected {words}")))
-
-
-def _as_datagrams(kind: Kind | None, row: Setting[Any], value: object) -> object:
-    """An address of a UDP relay, which need not say `udp:`."""
-    if kind != "udp" or row not in (LISTEN, DEST) or not isinstance(value, str):
-        return value
-    return value if value.startswith("udp:") else f"udp:{value}"
-
-
-def _is_udp(address: object) -> bool:
-    if isinstance(address, PortRange):
-        address = address.first
-    return isinstance(address, UdpAddress)
-
-
-def _reader(
-    kind: Kind | None, rows: Rows
-) -> Callable[[object, object], tuple[_Read, ...]]:
-    """The function that reads the value of a key."""
-
-    def read(value: object, _: object) -> tuple[_Read, ...]:
-        if not rows[0].repeatable:
-            return (_one(kind, rows, value),)
-        items = value if isinstance(value, list) else [value]
-        found, problems = [], []
-        for number, item in enumerate(items):
-            where = f"[{number}]" if items is value else ""
-            try:
-                found.append(_one(kind, rows, item))
-            except _Wrong as wrong:
-                problems += [(where + end, why) for end, why in wrong.problems]
-        if problems:
-            raise _Wrong(*problems)
-        return tuple(found)
-
-    return read
-
-
-def _file_reader(
-    kind: Kind | None, rows: Rows
-) -> Callable[[object, object], tuple[_Read, ...]]:
-    """The function that reads the values of a key from a file of their own."""
-    read = _reader(kind, rows)
-
-    def read_file(value: object, _: object) -> tuple[_Read, ...]:
-        if not isinstance(value, str) or not value or "\0" in value:
-            raise _Wrong(("", _found(value, "expected the name of a file")))
-        try:
-            with Path(value).open("rb") as stream:
-                text = stream.read(_LONGEST_SECRETS + 1).decode()
-        except OSError as problem:
-            why = f"{value!r} can't be read: {problem.strerror}"
-            raise _Wrong(("", why)) from None
-        except UnicodeDecodeError:
-            raise _Wrong(("", f"{value!r} is not UTF-8")) from None
-        if len(text) > _LONGEST_SECRETS:
-            raise _Wrong(("", f"{value!r} is longer than 1 MiB"))
-        lines = [line for line in text.splitlines() if line]
-        if not lines:
-            raise _Wrong(("", f"{value!r} is empty: expected a value a line"))
-        try:
-            found = read(lines, None)
-        except _Wrong as wrong:
-            # Without the value: it is secret.
-            raise _Wrong(
-                *[("", f"{value!r}, value {end} is bad") for end, _ in wrong.problems]
-            ) from None
-        return tuple(attrs.evolve(each, text="***", plain=value) for each in found)
-
-    return read_file
-
-
-# -- tables
-
-
-def _class_of(name: str, keys: Mapping[str, Rows], kind: Kind | None) -> type[Any]:
+def _class_of(name: str, keys: Keys, kind: Kind | None) -> type[Any]:
     """The class of a table: a field for each key.  `_CONVERTER` can fill it."""
-    hooks: dict[str, Any] = {}
+    readers = {}
     for key, rows in keys.items():
-        hooks[key] = override(struct_hook=_reader(kind, rows))
+        readers[key] = reader(kind, rows)
         if rows[0].secret:
-            hooks[key + FROM_FILE] = override(struct_hook=_file_reader(kind, rows))
-    fields = {key: attrs.field(default=()) for key in hooks}
+            readers[key + FROM_FILE] = secrets_reader(kind, rows)
+    fields = {key: attrs.field(default=()) for key in readers}
     made = attrs.make_class(name, fields, eq=False)
+    hooks: dict[str, Any] = {
+        key: override(struct_hook=_hook(read)) for key, read in readers.items()
+    }
     fill: Any = make_dict_structure_fn(
         made,
         _CONVERTER,
@@ -268,57 +147,116 @@ _RELAYS = {kind: _class_of(kind, RELAY_KEYS[kind], kind) for kind in KINDS}
 _TABLES = (ENV, LOG, DEFAULTS, *KINDS)
 
 
+@attrs.frozen(eq=False)
+class _Table:
+    """What a table gives.
+
+    :ivar faulty: the keys whose values could not be read.
+    """
+
+    given: Sequence[Given] = ()
+    faulty: Collection[str] = ()
+
+
 def _read_table(
-    kind: type[Any], table: object, place: Place, problems: list[str]
-) -> list[Given] | None:
-    """What a table gives; None if something in it is wrong."""
-    if not isinstance(table, dict):
-        problems.append(f"{place}: {_found(table, 'expected a table')}")
-        return None
+    kind: type[Any], table: Mapping[str, Any], place: Place, problems: list[str]
+) -> _Table:
+    """Read the keys of a table that are right, and tell what is wrong with others."""
     keys = [field.name for field in attrs.fields(kind)]
+    faulty: set[str] = set()
     try:
         read = _CONVERTER.structure(table, kind)
     except BaseValidationError as wrong:
-        if kind is _PROCESS:
-            keys += _TABLES
-        problems += _problems(wrong, place, keys)
-        return None
+        faulty = _tell(wrong, place, keys, problems)
+        sound = {key: table[key] for key in keys if key in table and key not in faulty}
+        read = _CONVERTER.structure(sound, kind)
     for key in keys:
         other = key.removesuffix(FROM_FILE)
         if other != key and {key, other} <= table.keys():
             problems.append(f"{place.below(key)}: {other} is given, too: give one")
-            return None
-    return [
+    given = [
         Given(each.setting, each.text, each.value, place.below(key), each.plain)
         for key in keys
         for each in getattr(read, key)
     ]
+    return _Table(given, {key.removesuffix(FROM_FILE) for key in faulty})
 
 
-def _problems(
-    wrong: BaseValidationError, place: Place, keys: Sequence[str]
-) -> Iterator[str]:
-    """A line for each thing that cattrs found wrong with a table."""
+def _tell(
+    wrong: BaseValidationError, place: Place, keys: Sequence[str], problems: list[str]
+) -> set[str]:
+    """Tell each thing that cattrs found wrong with a table.
+
+    :return: the keys whose values are wrong.
+    """
+    faulty = set()
     for each in wrong.exceptions:
         if isinstance(each, ForbiddenExtraKeysError):
-            for key in sorted(each.extra_fields):
-                near = difflib.get_close_matches(key, keys, 1)
-                advice = f"did you mean {near[0]}?" if near else "see `relayd.toml(5)`"
-                yield f"{place.below(_part(key))}: no such key; {advice}"
-        elif isinstance(each, _Wrong):
-            [note] = [
-                note
+            unknown = sorted(each.extra_fields)
+            for key in unknown[:_UNKNOWN]:
+                advice = _advice(key, place, keys, near=len(problems) < _MANY)
+                problems.append(f"{place.below(_part(key))}: no such key; {advice}")
+            if more := len(unknown[_UNKNOWN:]):
+                where = place if place.path else f"{place}: the top"
+                problems.append(f"{where}: {more} more keys that there are not")
+        elif isinstance(each, Wrong):
+            [key] = [
+                note.name
                 for note in getattr(each, "__notes__", ())
                 if isinstance(note, AttributeValidationNote)
             ]
-            for end, why in each.problems:
-                yield f"{place.below(note.name)}{end}: {why}"
+            faulty.add(key)
+            problems += [
+                f"{place.below(key)}{end}: {why}" for end, why in each.problems
+            ]
         else:
             raise each
+    return faulty
+
+
+def _advice(key: str, place: Place, keys: Sequence[str], *, near: bool) -> str:
+    """What to do about a key that its table does not have.
+
+    :param near: find the nearest one, if it is no key of another table.
+    """
+    if home := _home(key):
+        return home
+    top = () if place.path else _TABLES
+    everywhere = [*keys, *top, *_HOMES] if near else []
+    nearest = next(iter(difflib.get_close_matches(key, everywhere, 1, _NEAR)), None)
+    if nearest is None:
+        return "see `relayd.toml(5)`"
+    where = "" if nearest in keys or nearest in top else f" {_home(nearest)}"
+    return f"did you mean {nearest}?{where}"
+
+
+def _homes() -> dict[str, str]:
+    """Where each key belongs, for those who gave it elsewhere."""
+    homes: dict[str, str] = {}
+    for kind in KINDS:
+        for key in RELAY_KEYS[kind]:
+            tables = homes.get(key, "")
+            homes[key] = f"{tables}, [{kind}.NAME]" if tables else f"[{kind}.NAME]"
+    for key in DEFAULTS_KEYS:
+        homes[key] += " or [defaults]"
+    homes |= dict.fromkeys(PROCESS_KEYS, "the top, before all tables")
+    options = [row.name.replace("-", "_") for row in ALL if not row.key]
+    return homes | dict.fromkeys(options, "the command line")
+
+
+_HOMES = _homes()
+
+
+def _home(key: str) -> str:
+    if key not in _HOMES:
+        return ""
+    return f"it belongs to {_HOMES[key]}"
 
 
 def _part(key: str) -> str:
     """A key as a part of a path."""
+    if len(key) > _QUOTED:
+        return json.dumps(key[:_QUOTED])[:-1] + '..."'
     return key if _BARE.fullmatch(key) else json.dumps(key)
 
 
@@ -335,56 +273,84 @@ def read_document(
     problems: list[str] = []
     env = tables.get(ENV, False)
     if not isinstance(env, bool):
-        problems.append(f"{top.below(ENV)}: {_found(env, 'expected true or false')}")
+        problems.append(f"{top.below(ENV)}: {found(env, 'expected true or false')}")
     elif env:
-        tables = {
-            key: _with_variables(value, top.below(_part(key)), environ, problems)
-            for key, value in tables.items()
-        }
+        tables = _with_variables(tables, top, environ, problems)
+
+    def read(kind: type[Any], name: str) -> _Table:
+        table = tables.get(name, {})
+        if isinstance(table, dict):
+            return _read_table(kind, table, top.below(name), problems)
+        problems.append(f"{top.below(name)}: {found(table, 'expected a table')}")
+        return _Table()
+
     own = {key: value for key, value in tables.items() if key not in _TABLES}
-    process = _read_table(_PROCESS, own, top, problems) or []
-    log = _read_table(_LOG, tables.get(LOG, {}), top.below(LOG), problems) or []
+    process = _read_table(_PROCESS, own, top, problems).given
+    log = read(_LOG, LOG).given
     for one in log:
         twice = [each for each in process if each.setting is one.setting]
         if twice:
             problems.append(f"{one.place}: the same as {twice[0].place.path}: give one")
-    defaults = _read_table(
-        _DEFAULTS, tables.get(DEFAULTS, {}), top.below(DEFAULTS), problems
-    )
-    relays = []
-    for kind in KINDS:
-        named = tables.get(kind, {})
-        if not isinstance(named, dict):
-            why = f"expected a table for each relay, such as [{kind}.web]"
-            problems.append(f"{top.below(kind)}: {_found(named, why)}")
+    defaults = read(_DEFAULTS, DEFAULTS)
+    relays = [
+        relay
+        for kind in KINDS
+        for relay in _read_relays(kind, tables.get(kind, {}), top.below(kind), problems)
+    ]
+    return Document([*process, *log], defaults.given, defaults.faulty, relays, problems)
+
+
+def _read_relays(
+    kind: Kind, relays: object, place: Place, problems: list[str]
+) -> Iterator[RelaySection]:
+    """The relays of one kind."""
+    why = f"expected a table for each relay, such as [{kind}.web]"
+    if not isinstance(relays, dict):
+        problems.append(f"{place}: {found(relays, why)}")
+        return
+    for name, table in relays.items():
+        where = place.below(_part(name))
+        if not isinstance(table, dict):
+            problems.append(f"{where}: {found(table, why)}")
             continue
-        for name, table in named.items():
-            place = top.below(f"{kind}.{_part(name)}")
-            try:
-                check_name(name)
-            except ValueError as problem:
-                problems.append(f"{place}: {problem}")
-            given = _read_table(_RELAYS[kind], table, place, problems)
-            relays.append(
-                RelaySection(kind, name, given or [], place, faulty=given is None)
-            )
-    return Document([*process, *log], defaults or [], relays, problems)
+        try:
+            check_name(name)
+        except ValueError:
+            problems.append(f"{where}: bad name {_part(name)}: expected {EXPECTED}")
+        read = _read_table(_RELAYS[kind], table, where, problems)
+        yield RelaySection(kind, name, read.given, where, read.faulty)
 
 
 def _with_variables(
-    value: Any, place: Place, environ: Mapping[str, str], problems: list[str]
+    value: Any,
+    place: Place,
+    environ: Mapping[str, str],
+    problems: list[str],
+    depth: int = 4,
 ) -> Any:
-    """A value in whose strings `${NAME}` is replaced, and `$$` is a dollar."""
-    if isinstance(value, dict):
+    """A value in whose strings `${NAME}` is replaced, and `$$` is a dollar.
+
+    :param depth: of the tables and lists in it; what is deeper is no setting.
+    """
+    if isinstance(value, str):
+        return _VARIABLE.sub(_variable_of(place, environ, problems), value)
+    if depth and isinstance(value, dict):
         return {
-            key: _with_variables(one, place.below(_part(key)), environ, problems)
+            key: _with_variables(
+                one, place.below(_part(key)), environ, problems, depth - 1
+            )
             for key, one in value.items()
         }
-    if isinstance(value, list):
-        return [_with_variables(one, place, environ, problems) for one in value]
-    if not isinstance(value, str):
-        return value
+    if depth and isinstance(value, list):
+        return [
+            _with_variables(one, place, environ, problems, depth - 1) for one in value
+        ]
+    return value
 
+
+def _variable_of(
+    place: Place, environ: Mapping[str, str], problems: list[str]
+) -> Callable[[re.Match[str]], str]:
     def variable(match: re.Match[str]) -> str:
         name = match[2]
         if name is None:
@@ -396,4 +362,4 @@ def _with_variables(
             return match[0]
         return environ[name]
 
-    return _VARIABLE.sub(variable, value)
+    return variable

@@ -5,14 +5,17 @@ The file says the same as what it was made of: a command line, another file, or 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import tomli_w
 
 from relayd.configuring.address_settings import ALL, DEST, LISTEN
+from relayd.configuring.file_values import FROM_FILE
 from relayd.configuring.given import Given, Layers, RelaySection
-from relayd.configuring.sections import FROM_FILE
+from relayd.configuring.sections import DEFAULTS
+from relayd.core.errors import ConfigError
 
 
 def as_tables(layers: Layers) -> dict[str, Any]:
@@ -21,6 +24,12 @@ def as_tables(layers: Layers) -> dict[str, Any]:
     Relays without a name get the one that they would have.
     """
     tables: dict[str, Any] = dict(values(layers.process))
+    if not layers.relays:
+        # Of the demo, whose relay is in no file.
+        every = RelaySection("tcp", None, [*layers.defaults, *layers.every])
+        defaults = dict(values(every.effective))
+        if defaults:
+            tables[DEFAULTS] = defaults
     for name, relay in named(layers):
         tables.setdefault(relay.kind, {})[name] = dict(
             values(relay.effective, relay.kind)
@@ -29,8 +38,15 @@ def as_tables(layers: Layers) -> dict[str, Any]:
 
 
 def as_toml(layers: Layers) -> str:
-    """The text of such a file."""
-    return tomli_w.dumps(as_tables(layers))
+    """The text of such a file.
+
+    :raises ConfigError: something was given that is not Unicode.
+    """
+    text = tomli_w.dumps(as_tables(layers))
+    if not_unicode := re.search("[\ud800-\udfff]", text):
+        line = text[: not_unicode.end()].splitlines()[-1]
+        raise ConfigError(f"can't be written as a file: not UTF-8 after {line[:-1]!r}")
+    return text
 
 
 def named(layers: Layers) -> Iterator[tuple[str, RelaySection]]:

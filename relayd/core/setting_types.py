@@ -5,21 +5,21 @@ its check, the line that says what is wrong, and the help.  Its type reads a val
 is written (:meth:`Type.parse`) and says what is expected (:meth:`Type.describe`).
 
 The rows are in :mod:`relayd.core.settings`; those that say where (addresses, rules),
-whose grammars are not the core's, in :mod:`relayd.configuring.config`.
+whose grammars are not the core's, in :mod:`relayd.configuring.address_settings`.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import math
-import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast, get_args
 
 import attrs
 
 from relayd.core.errors import ConfigError
+from relayd.core.units import SIZES, TIMES, load_number, number, with_unit
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -32,18 +32,6 @@ TIMEOUT_LIMIT = 100_000_000.0
 
 #: A value as it is in a configuration file: what TOML and JSON have in common.
 Plain = str | int | float | bool
-
-#: The units of times and sizes, as they are written behind a number.
-_TIMES = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_SIZES = {
-    "kB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "KiB": 1 << 10,
-    "MiB": 1 << 20,
-    "GiB": 1 << 30,
-}
-_WITH_UNIT = re.compile(r"([0-9.]+)([A-Za-z]+)")
 
 
 class Type(Protocol[T_co]):
@@ -77,34 +65,13 @@ class Type(Protocol[T_co]):
         """A value as it is written."""
 
 
-def _number(text: str) -> float:
-    """A number as people write it, or one that is in no range."""
-    try:
-        # Python would take 1_000 as well, and the digits of every script.
-        return float(text) if text.isascii() and "_" not in text else math.nan
-    except ValueError:
-        return math.nan
-
-
-def _with_unit(text: str, units: Mapping[str, float]) -> float:
-    """A number with a unit behind it or none, or one that is in no range."""
-    match = _WITH_UNIT.fullmatch(text)
-    if match is None or match[2] not in units:
-        return _number(text)
-    # Divided, as 250 * 0.001 is not 0.25.
-    unit = units[match[2]]
-    return _number(match[1]) * unit if unit >= 1 else _number(match[1]) / (1 / unit)
-
-
-def _is_number(value: object) -> bool:
-    """Whether a file's value is a number; in Python, true is one as well."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _load_text(kind: Type[T], value: object) -> T:
     """The value of a string in a file, read as on a command line."""
     if not isinstance(value, str):
-        raise ValueError(f"expected {kind.describe()}, as a string")
+        # A port is easily taken for a number.
+        plain = type(value) is int and 0 <= value <= 65535
+        such = f': "{value}"' if plain else ""
+        raise ValueError(f"expected {kind.describe()}, as a string{such}")
     return kind.parse(value)
 
 
@@ -122,12 +89,12 @@ class Seconds:
     placeholder: ClassVar[str] = "SECONDS"
 
     def parse(self, text: str) -> float:
-        return self._checked(_with_unit(text, _TIMES))
+        return self._checked(with_unit(text, TIMES))
 
     def load(self, value: object) -> float:
-        if _is_number(value):
-            return self._checked(float(cast(float, value)))
-        return _load_text(self, value)
+        if isinstance(value, str):
+            return self.parse(value)
+        return self._checked(load_number(value))
 
     def _checked(self, value: float) -> float:
         if not self.minimum <= value <= self.maximum or not (value or self.never):
@@ -187,7 +154,7 @@ class Size(Count):
     def parse(self, text: str) -> int:
         if text.isdigit() or len(text) > 20:
             return super().parse(text)
-        value = _with_unit(text, _SIZES) if text[-1:] == "B" else math.nan
+        value = with_unit(text, SIZES) if text[-1:] == "B" else math.nan
         return self._checked(int(value) if value.is_integer() else 0)
 
     def load(self, value: object) -> int:
@@ -202,8 +169,8 @@ class Size(Count):
 
     def show(self, value: int) -> str:
         for unit in ("GiB", "MiB", "KiB"):
-            if not value % _SIZES[unit]:
-                return f"{value // _SIZES[unit]}{unit}"
+            if not value % SIZES[unit]:
+                return f"{value // SIZES[unit]}{unit}"
         return str(value)
 
 
@@ -217,10 +184,10 @@ class Ratio:
     placeholder: ClassVar[str] = "FACTOR"
 
     def parse(self, text: str) -> float:
-        return self._checked(_number(text))
+        return self._checked(number(text))
 
     def load(self, value: object) -> float:
-        return self._checked(float(cast(float, value)) if _is_number(value) else -1)
+        return self._checked(load_number(value))
 
     def _checked(self, value: float) -> float:
         if not self.minimum <= value <= self.maximum:
