@@ -32,22 +32,22 @@ from functools import lru_cache
 from typing import Any
 
 import attrs
-from twisted.internet.interfaces import (
-    IStreamClientEndpointStringParserWithReactor,
-    IStreamServerEndpointStringParser,
-)
-from twisted.plugin import getPlugins
 
 from relayd.configuring.endpoint_strings import passed_name
-from relayd.core.addresses import host_port
 from relayd.core.errors import ConfigError
-from relayd.core.names import is_name, is_number
+from relayd.core.names import host_port, is_name, is_number
 from relayd.net.broadcast import BROADCAST, is_broadcast
 
 #: Endpoint types that Twisted parses itself, without a plugin.
 _BUILT_IN = frozenset({"tcp", "ssl", "unix"})
 
 DIGITS = re.compile(r"[0-9]+")
+
+#: What the type of an endpoint string looks like: no address does.
+_TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_+-]*")
+
+#: Returns the types of endpoint strings that are known.
+_Known = Callable[[], frozenset[str]]
 
 _EXPECTED = (
     "expected a port, host:port, [ipv6]:port, unix:/path or a Twisted endpoint string"
@@ -171,8 +171,7 @@ def parse_listener(text: str) -> Address:
 
     :raises ConfigError: `text` is not an address; the message quotes it.
     """
-    known = _schemes(IStreamServerEndpointStringParser)
-    return _parse(text, known, lowest_port=0)
+    return _parse(text, _listening_types, lowest_port=0)
 
 
 def parse_destination(text: str) -> Address:
@@ -180,18 +179,32 @@ def parse_destination(text: str) -> Address:
 
     :raises ConfigError: `text` is not an address; the message quotes it.
     """
-    known = _schemes(IStreamClientEndpointStringParserWithReactor)
-    return _parse(text, known, lowest_port=1)
+    return _parse(text, _dialling_types, lowest_port=1)
 
 
-# Asking takes half a millisecond, and a file may have a thousand relays.
+def _listening_types() -> frozenset[str]:
+    from twisted.internet.interfaces import IStreamServerEndpointStringParser
+
+    return _types(IStreamServerEndpointStringParser)
+
+
+def _dialling_types() -> frozenset[str]:
+    from twisted.internet.interfaces import IStreamClientEndpointStringParserWithReactor
+
+    return _types(IStreamClientEndpointStringParserWithReactor)
+
+
+# Asking takes half a millisecond, and a file may have a thousand relays.  What is asked
+# takes a tenth of a second to import, and most files have short forms only.
 @lru_cache(maxsize=2)
-def _schemes(parsers: Any) -> frozenset[str]:
+def _types(parsers: Any) -> frozenset[str]:
     """The types of endpoint strings that Twisted and its plugins know."""
+    from twisted.plugin import getPlugins
+
     return _BUILT_IN | {plugin.prefix.lower() for plugin in getPlugins(parsers)}
 
 
-def _parse(text: str, schemes: frozenset[str] | set[str], lowest_port: int) -> Address:
+def _parse(text: str, known: _Known, lowest_port: int) -> Address:
     if not text or text != text.strip() or not text.isprintable():
         raise ConfigError(f"bad address {text!r}: {_EXPECTED}")
     scheme, colon, rest = text.partition(":")
@@ -202,13 +215,11 @@ def _parse(text: str, schemes: frozenset[str] | set[str], lowest_port: int) -> A
                 f"{_UNIX_PATH_LIMIT} bytes, this one {len(rest.encode())}"
             )
         return UnixPath(rest)
-    if colon and scheme.lower() in schemes:
-        return EndpointString(text)
     if colon and scheme == "udp":
-        if "systemd" in schemes and (name := passed_name(rest)):
+        if (name := passed_name(rest)) and "systemd" in known():
             return UdpAddress(None, 0, name)
         try:
-            where = _parse(rest, frozenset(), lowest_port)
+            where = _parse(rest, frozenset[str], lowest_port)
         except ConfigError as problem:
             # With the text as it was written.
             why = str(problem).removeprefix(f"bad address {rest!r}: ")
@@ -216,6 +227,8 @@ def _parse(text: str, schemes: frozenset[str] | set[str], lowest_port: int) -> A
         if isinstance(where, HostPort):
             return UdpAddress(where.host, where.port)
         raise ConfigError(f"bad address {text!r}: expected udp:host:port or udp:port")
+    if colon and _TYPE.fullmatch(scheme) and scheme.lower() in known():
+        return EndpointString(text)
     host, colon, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         return HostPort(_ipv6(host[1:-1], text), _port(port, text, lowest_port))

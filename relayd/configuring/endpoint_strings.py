@@ -18,10 +18,6 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from twisted.internet.endpoints import quoteStringArgument
-
-from relayd.net.tls import error_line, is_openssl_error
-
 _PASSED = re.compile(r"(?i:systemd):([^:=\\]+)")
 _LACKS = re.compile(r"missing \d+ required positional arguments?: (.*)")
 _UNKNOWN = re.compile(r"unexpected keyword argument ('[^']*')")
@@ -169,6 +165,11 @@ def what_is_wrong(
     :param problem: the exception of Twisted's parser.
     :param from_systemd: returns how many sockets systemd has passed to this process.
     """
+    # Imports much of Twisted, which raised this.
+    from twisted.internet.endpoints import quoteStringArgument
+
+    from relayd.net.tls import error_line, is_openssl_error
+
     said = " ".join(str(problem).split())
     if isinstance(problem, LookupError) and "systemd:" in text.lower():
         count = from_systemd()

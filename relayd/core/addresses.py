@@ -10,12 +10,9 @@ from typing import Any
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IAddress
 
+from relayd.core.names import host_port
+
 _MAPPED = "::ffff:"
-
-
-def host_port(host: str, port: int) -> str:
-    """A host and a port as text, the host in brackets if it is an IPv6 address."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def address_name(address: IAddress | None) -> str:

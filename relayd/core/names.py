@@ -1,4 +1,4 @@
-"""Tells host names, addresses and numbers apart."""
+"""Tells host names, addresses and numbers apart, and writes them with a port."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import re
 # they have addresses is for the resolver to say.
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
+
+
+def host_port(host: str, port: int) -> str:
+    """A host and a port as text, the host in brackets if it is an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_number(host: str) -> bool:

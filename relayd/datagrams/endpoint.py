@@ -19,7 +19,8 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
-from relayd.core.addresses import host_port, numeric_host
+from relayd.core.addresses import numeric_host
+from relayd.core.names import host_port
 from relayd.datagrams.relay import DatagramRelay
 from relayd.datagrams.sockets import bound_socket, cannot_listen
 from relayd.net.binding import bind_all, hosts_of

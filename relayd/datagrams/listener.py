@@ -17,7 +17,8 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from relayd.core.addresses import host_port, socket_name
+from relayd.core.addresses import socket_name
+from relayd.core.names import host_port
 from relayd.datagrams.batches import outbox, receiver
 from relayd.datagrams.flow import ClientFlow
 from relayd.datagrams.interfaces import FlowRelay

@@ -25,7 +25,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from relayd.core.addresses import bare_end, host_port, socket_name
+from relayd.core.addresses import bare_end, socket_name
+from relayd.core.names import host_port
 from relayd.net.monotonic import monotonic
 from relayd.net.resolving import Resolver, SocketAddress
 

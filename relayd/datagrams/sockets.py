@@ -18,8 +18,8 @@ from contextlib import suppress
 from typing import Any
 
 from relayd.core import ports
-from relayd.core.addresses import host_port
 from relayd.core.errors import ListenError
+from relayd.core.names import host_port
 from relayd.net.binding import numeric_address
 
 #: More bytes than any datagram has: 65,507 over IPv4, 65,527 over IPv6.

@@ -25,8 +25,8 @@ from twisted.internet.interfaces import (
 )
 from zope.interface import implementer
 
-from relayd.core.addresses import host_port
 from relayd.core.errors import ListenError
+from relayd.core.names import host_port
 from relayd.net.binding import bind_all, bind_tcp, bind_unix, hosts_of, unlink_own
 from relayd.net.listener import Listener, Listeners
 

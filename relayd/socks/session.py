@@ -23,9 +23,9 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from relayd.core.addresses import client_key, host_of, host_port
+from relayd.core.addresses import client_key, host_of
 from relayd.core.errors import Refused
-from relayd.core.names import is_address
+from relayd.core.names import host_port, is_address
 from relayd.core.prelude import Prelude
 from relayd.core.session import Ending, Session
 from relayd.core.stage import Stage

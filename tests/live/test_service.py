@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from relayd.core.addresses import host_port
+from relayd.core.names import host_port
 from tests.support.live_relays import (
     NEVER,
     chain,

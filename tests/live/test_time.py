@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from relayd.core.addresses import host_port
+from relayd.core.names import host_port
 from relayd.preludes.socks4 import Code, Command, Reply, write_request
 from tests.live.test_socks4 import reply
 from tests.support.live_relays import full_backlog

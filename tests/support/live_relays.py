@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from relayd.core.addresses import host_port
+from relayd.core.names import host_port
 from tests.support.process import (
     TRANSPORTS,
     RelayProcess,
