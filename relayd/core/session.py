@@ -78,18 +78,34 @@ class Direction:
     """The bytes that go one way through a session.
 
     :ivar read: bytes read from the source, for the relay to pass on.
-    :ivar written: bytes given to the sink's transport, with those that it still
-        buffers.  Less than `read` by what is kept until the two are joined; what
-        changes the bytes on their way may make it less or more.
+    :ivar kept: how many of them were not given to the sink's transport: what waits
+        until the two are joined; what changes the bytes on their way may make it more,
+        or less than 0.
     :ivar eof: the source has sent its last byte (or will never send more).
     """
 
-    __slots__ = ("eof", "read", "written")
+    # With each chunk one number changes.  A second one, `written`, would be read from
+    # memory, and not from a cache, where thousands of sessions take turns.
+    __slots__ = ("eof", "kept", "read")
 
     def __init__(self) -> None:
         self.read = 0
-        self.written = 0
+        self.kept = 0
         self.eof = False
+
+    def keep(self, count: int) -> None:
+        """So many bytes were read and are not given to the sink's transport now."""
+        self.read += count
+        self.kept += count
+
+    @property
+    def written(self) -> int:
+        """Bytes given to the sink's transport, with those that it still buffers."""
+        return self.read - self.kept
+
+    @written.setter
+    def written(self, count: int) -> None:
+        self.kept = self.read - count
 
     def __repr__(self) -> str:
         counts = f"read={self.read}, written={self.written}"

@@ -189,9 +189,7 @@ class SplicingConnection(Connection):
             if not count:
                 self._found_end()
                 return
-            direction = self._direction
-            direction.read += count
-            direction.written += count
+            self._direction.read += count
             # All that came before the end was there to be read, and fewer bytes
             # than were asked for means that it was.
             ends = self._hints == _END and count < COPY_SIZE
@@ -268,7 +266,6 @@ class SplicingConnection(Connection):
         except OSError as raised:
             problem = raised.errno
         self._direction.read += moved
-        self._direction.written += moved
         self._count_small(moved)
         if held:
             pipe.held = held

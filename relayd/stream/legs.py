@@ -135,15 +135,14 @@ class Leg(Protocol):
         self.connectionMade()
 
     def dataReceived(self, data: bytes) -> None:
-        direction, count = self.direction, len(data)
-        direction.read += count
         sink = self.sink
         if sink is not None:
-            direction.written += count
+            self.direction.read += len(data)
             sink(data)
         elif self.bridge is None:
             self.hold(data)
         else:
+            self.direction.keep(len(data))
             self.bridge.unwanted(self)
 
     def readConnectionLost(self) -> None:
@@ -228,6 +227,7 @@ class Leg(Protocol):
         if self.reader is not None:
             self.reader(data)
             return
+        self.direction.keep(len(data))
         if self.held is None:
             self.held = bytearray()
         self.held += data
@@ -244,7 +244,7 @@ class Leg(Protocol):
             self.resume(BEFORE_JOINING)
         held, self.held = self.held, None
         if held is not None:
-            self.direction.written += len(held)
+            self.direction.kept -= len(held)
             # May pause this leg again: the other's buffer fills up here.
             sink(bytes(held))
 

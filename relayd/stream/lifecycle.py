@@ -184,8 +184,7 @@ class Lifecycle(Leg):
         self.transport.loseConnection()
 
     def _drop(self, data: bytes) -> None:
-        """What a client sends while it is closed is neither kept nor relayed."""
-        self.direction.read -= len(data)
+        """What a client sends while it is closed is neither kept nor counted."""
 
     def abort_session(self, ending: Ending, detail: str = "") -> None:
         """End the session now, whatever its stage: reset what is connected."""
@@ -249,7 +248,10 @@ class Lifecycle(Leg):
             if session.stage is _OVER:
                 return
         if bridge is not None:
-            self._check_relaying(bridge, now)
+            if not self._is_kept_alive:
+                self._keep_alive(bridge)
+            if self._unproven is None or not self._is_unproven(now):
+                bridge.check(now)
         elif session.stage is _CLOSING:
             if now >= self._deadline:
                 self.abort()
@@ -265,15 +267,16 @@ class Lifecycle(Leg):
         else:
             self.overdue()
 
-    def _check_relaying(self, bridge: Bridge, now: float) -> None:
-        if not self._is_kept_alive:
-            self._keep_alive(bridge)
-        if self._unproven is not None and now >= self._deadline:
-            leg, self._unproven = self._unproven, None
-            if leg.alive and leg.transport.getPeerCertificate() is None:
-                self.abort_session(Ending.CONNECT_TIMEOUT, "no TLS handshake in time")
-                return
-        bridge.check(now)
+    def _is_unproven(self, now: float) -> bool:
+        """End the session if its server has not shown a certificate in time."""
+        leg = self._unproven
+        if leg is None or now < self._deadline:
+            return False
+        self._unproven = None
+        if not leg.alive or leg.transport.getPeerCertificate() is not None:
+            return False
+        self.abort_session(Ending.CONNECT_TIMEOUT, "no TLS handshake in time")
+        return True
 
     def _comes_on(self) -> bool:
         """Whether a handshake, the client's or the server's, has moved since."""

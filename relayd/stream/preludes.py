@@ -38,8 +38,6 @@ class Pipeline:
     def feed(self, data: bytes) -> None:
         """The client has sent this."""
         client = self._client
-        # The session counts what is relayed.
-        client.direction.read -= len(data)
         unread = self.unread + data if self.unread else data
         self.unread = b""
         while len(self._said) < len(self._preludes):
@@ -60,7 +58,6 @@ class Pipeline:
         # They hold each other.
         client.reader = client.preludes = None
         if unread:
-            client.direction.read += len(unread)
             client.hold(unread)
         try:
             client.ask_decision(*self._said)
