@@ -217,6 +217,9 @@ class ISpliceable(Interface):
 
     blocked = Attribute("""Whether it is not read because the other one is full.""")
 
+    clear = Attribute("""Whether what is written goes straight to the kernel: it is
+        connected, nothing waits, and neither it nor its write side is to be closed.""")
+
     def has_unread() -> bool:
         """Whether something has arrived that was not read: bytes, or an end."""
 
@@ -229,11 +232,11 @@ class ISpliceable(Interface):
     def splice(peer: object, here: Direction, there: Direction, splicer: Any) -> bool:
         """From now on, move what either reads to the other.
 
-        What is read here is added to `here.read` and `here.written` instead of being
-        given to the protocol, and what is read from `peer` to those of `there`.  While
-        something waits to be written to one of them, the other is not read.  Nothing
-        is passed on but bytes.  The protocols are still notified of the loss
-        (`close_both` excepted) and of nothing else.
+        What is read here is added to `here.read` instead of being given to the
+        protocol, and what is read from `peer` to `there.read`.  While something waits
+        to be written to one of them, the other is not read.  Nothing is passed on but
+        bytes.  The protocols are still notified of the loss (`close_both` excepted)
+        and of nothing else.
         `pauseProducing` and `resumeProducing` mean what they always do.
 
         :param splicer: an :class:`ISplicer`, which is notified of the ends of data.

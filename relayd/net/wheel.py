@@ -9,7 +9,7 @@ no timer and reads no clock; a deadline is kept within one tick.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -122,17 +122,15 @@ class DeadlineWheel(Generic[Item]):
         for item in list(self._buckets[self._hand]):
             if item.wheel_bucket is None:
                 continue  # an earlier item's check has ended this one
-            self._check_item(item.check, now, item)
-
-    def _check_item(
-        self, check: Callable[[float], None], now: float, item: Item
-    ) -> None:
-        try:
-            check(now)
-        except Exception:
-            log.failure("a session's deadlines could not be checked; it is ended")
             try:
-                item.check_failed()
+                item.check(now)
             except Exception:
-                log.failure("it could not be ended either; it is not checked again")
-                self.discard(item)
+                log.failure("a session's deadlines could not be checked; it is ended")
+                self._end(item)
+
+    def _end(self, item: Item) -> None:
+        try:
+            item.check_failed()
+        except Exception:
+            log.failure("it could not be ended either; it is not checked again")
+            self.discard(item)

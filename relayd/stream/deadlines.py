@@ -131,11 +131,22 @@ class Watch:
         """Compare the counters with those of the last check, about once a tick."""
         stall = self._timeouts.stall
         session, up, down = self.session, self.upstream, self.downstream
-        buffered_up, buffered_down = up.buffered, down.buffered
-        ended = session.up.eof + session.down.eof
+        # Nearly always: both are read, and neither's transport holds anything.
+        flows = (
+            up.spliced
+            and up.transport.clear
+            and down.transport.clear
+            and not (up.paused or down.paused)
+        )
+        buffered_up = buffered_down = 0
+        if not flows:
+            buffered_up, buffered_down = up.buffered, down.buffered
+        sent, got = session.up, session.down
+        ended = sent.eof + got.eof
+        written_up, written_down = sent.written, got.written
         # Grows with every byte read, every byte that a kernel takes, and every EOF.
-        progress = session.up.read + session.up.written - buffered_up
-        progress += session.down.read + session.down.written - buffered_down + ended
+        progress = sent.read + written_up - buffered_up
+        progress += got.read + written_down - buffered_down + ended
         moved = progress != self._progress
         # Our buffers may be empty while a kernel still delivers: quiet begins when its
         # queues are empty, too.  So does a reset that waits for delivery.
@@ -145,8 +156,8 @@ class Watch:
         since = now if moved else self._active_at
         queued = 0
         for leg, written, buffered, blocks in (
-            (up, session.up.written, buffered_up, buffered_down),
-            (down, session.down.written, buffered_down, buffered_up),
+            (up, written_up, buffered_up, buffered_down),
+            (down, written_down, buffered_down, buffered_up),
         ):
             if not leg.alive:
                 continue
@@ -162,6 +173,8 @@ class Watch:
                 queued += leg.check_delivery(now, since, written, buffered, resetting)
                 if stall and self._ended_by_peer(now, leg, buffered):
                     return
+            if flows:
+                continue
             is_read = not (leg.direction.eof or leg.paused or blocks)
             if not is_read and self._ended_unread(leg):
                 return

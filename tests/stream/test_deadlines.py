@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from twisted.internet.error import ConnectionDone, ConnectionLost
 
+from relayd.core.pauses import ASKED
 from relayd.core.session import Ending
 from relayd.net.tcp_info import TcpInfo
 from relayd.net.transports import PeerVanished
 from relayd.stream import legs
+from relayd.stream.bridge import Bridge
 from relayd.stream.deadlines import Timeouts
 from relayd.testing import FakeTransport
 from tests.support.pairs import SHUT, Pair, joined, no_kernel, reset_unread, said
@@ -20,6 +22,32 @@ __all__ = ["no_kernel", "reset_unread", "said"]
 
 #: A connection that answers.
 FINE = TcpInfo(65536, 0, 0, 0.1, 0.1)
+
+
+@pytest.fixture(autouse=True, params=["through the legs", "spliced"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spliced legs are checked in the same way as others, with fewer questions."""
+    if request.param != "spliced":
+        return
+    monkeypatch.setattr(FakeTransport, "unsent", property(legs.unsent), raising=False)
+    monkeypatch.setattr(FakeTransport, "clear", property(is_clear), raising=False)
+    start = Bridge.start
+
+    def spliced(bridge: Bridge, ask: bool = True) -> None:
+        start(bridge, ask)
+        down, up = bridge.downstream, bridge.upstream
+        down.spliced = up.spliced = True
+        sinks = {down.transport: up.transport, up.transport: down.transport}
+        blocked = property(lambda source: legs.unsent(sinks[source]) > 0)
+        monkeypatch.setattr(FakeTransport, "blocked", blocked, raising=False)
+
+    monkeypatch.setattr(Bridge, "start", spliced)
+
+
+def is_clear(transport: FakeTransport) -> bool:
+    """See :class:`relayd.core.interfaces.ISpliceable`."""
+    ends = transport.disconnecting or transport.aborted or transport.write_shut
+    return transport.connected and not ends and not legs.unsent(transport)
 
 
 def gone(seconds: float) -> TcpInfo:
@@ -101,6 +129,8 @@ def test_a_foreign_transport_that_stays_full_is_stalled(
 ) -> None:
     monkeypatch.setattr(legs, "buffered_by", lambda _: None)
     pair = joined(stall=10)
+    # It can't be spliced.
+    pair.downstream.spliced = pair.upstream.spliced = False
     while pair.up.reading:
         pair.up.receive(bytes(65536))
     pair.wait(12)
@@ -115,6 +145,8 @@ def fill(pair: Pair, taken: int) -> None:
     for _ in range(taken // 65536):
         pair.up.receive(bytes(65536))
         pair.down.take()
+        # Nobody looks at it, and it would be copied each time.
+        pair.down.taken = b""
     while pair.up.reading:
         pair.up.receive(bytes(65536))
 
@@ -400,6 +432,16 @@ def test_a_reset_of_a_paused_side_waits_for_what_it_sent_before(
     pair.up.take()
     pair.wait(1, 0.1)
     assert len(pair.up.taken) == 2 * 65536
+    pair.ended(Ending.DOWNSTREAM_RESET)
+
+
+def test_a_reset_of_a_side_that_somebody_paused_is_noticed(
+    reset_unread: dict[Any, int],
+) -> None:
+    pair = joined()
+    pair.downstream.pause(ASKED)
+    reset_unread[pair.down] = 0
+    pair.wait(1)
     pair.ended(Ending.DOWNSTREAM_RESET)
 
 
