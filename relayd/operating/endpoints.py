@@ -77,7 +77,7 @@ def on_plane(transport: Transport, reactor: Any) -> bool:
     problem = obstacle(reactor)
     if transport == "plane" and problem:
         raise ConfigError(
-            "--transport plane needs Linux, epoll, and a reactor that watches"
+            "transport plane needs Linux, epoll, and a reactor that watches"
             f" descriptors; {problem}: leave it out"
         )
     return not problem

@@ -45,8 +45,8 @@ def raise_open_files(asked: int | None, reactor: Any) -> None:
     if _selects(reactor):
         if asked and asked > FD_SETSIZE:
             raise ConfigError(
-                f"bad --max-descriptors '{asked}': the select reactor can't watch more"
-                f" than {FD_SETSIZE}: leave out --reactor=select"
+                f"max-descriptors {asked} can't be had: the select reactor can't watch"
+                f" more than {FD_SETSIZE}: leave out --reactor=select"
             )
         limit = min(limit, FD_SETSIZE)
     enough = soft == resource.RLIM_INFINITY or soft >= limit
@@ -88,6 +88,7 @@ def _selects(reactor: Any) -> bool:
 def _refused(asked: int | None, problem: Exception) -> None:
     if asked:
         raise ConfigError(
-            f"bad --max-descriptors '{asked}': {getattr(problem, 'strerror', problem)}:"
-            " raise the hard limit first (ulimit -Hn, or LimitNOFILE= of its unit)"
+            f"max-descriptors {asked} can't be had:"
+            f" {getattr(problem, 'strerror', problem)}: raise the hard limit first"
+            " (ulimit -Hn, or LimitNOFILE= of its unit)"
         ) from problem

@@ -107,26 +107,42 @@ def pool_listenings(
     ]
 
 
+@attrs.frozen
+class FlowLimit:
+    """How the UDP relays of a process divide its descriptors and ports.
+
+    :ivar tables: the tables of flows: one for each relay, and each port of a range.
+    :ivar each: the flows that each of them can have.
+    """
+
+    tables: int
+    each: int
+
+    @classmethod
+    def of(cls, config: Config) -> FlowLimit:
+        relays = [each for each in config.relays if isinstance(each, UdpRelay)]
+        tables = sum(1 for relay in relays for _ in each_port(relay))
+        return cls(tables, default_max_flows() // (tables or 1) or 1)
+
+
 def udp_listenings(
-    relay: UdpRelay, config: Config, reactor: Any, lines: LineLog
+    relay: UdpRelay, config: Config, reactor: Any, lines: LineLog, limit: FlowLimit
 ) -> list[Listening]:
     """The listeners of a UDP relay, with the relay of each port.
 
     :param lines: for the lines of its flows.
+    :param limit: of the process.
     :raises ConfigError: the transport is not available, a server's interface does not
         exist, or the process can't have so many flows.
     """
-    # The UDP relays of a process divide its descriptors and ports.
-    all_udp = [each for each in config.relays if isinstance(each, UdpRelay)]
-    tables = sum(1 for each in all_udp for _ in each_port(each)) or 1
-    max_flows, affordable = relay.udp.max_flows, default_max_flows() // tables or 1
+    max_flows = relay.udp.max_flows
     if max_flows is None:
-        max_flows = affordable
-    elif max_flows > affordable:
-        each = f" for each of {tables} listeners" if tables > 1 else ""
+        max_flows = limit.each
+    elif max_flows > limit.each:
+        each = f" for each of {limit.tables} listeners" if limit.tables > 1 else ""
         raise ConfigError(
-            f"--max-flows {max_flows} is more than this process can have, which is"
-            f" {affordable}{each}: raise the limit of open files (ulimit -n), or the"
+            f"max-flows {max_flows} is more than this process can have, which is"
+            f" {limit.each}{each}: raise the limit of open files (ulimit -n), or the"
             " kernel's range of ports (net.ipv4.ip_local_port_range)"
         )
     found = []
@@ -219,9 +235,7 @@ def socks4_listenings(
     """
     address = proxy.socks4.bind_address
     if address and not can_listen_on(address):
-        raise ConfigError(
-            f"bad --bind-address {address!r}: it is no address of this machine"
-        )
+        raise ConfigError(f"bind-address {address!r} is no address of this machine")
     factories = [
         socks4_factory(each, proxy, config, reactor, lines) for each in proxy.listeners
     ]

@@ -18,10 +18,12 @@ from twisted.logger import Logger
 from relayd.configuring.config import AnyRelay, Config, Socks4Relay, UdpRelay
 from relayd.core.errors import ConfigError
 from relayd.core.relay_names import relay_names
+from relayd.operating.endpoints import on_plane
 from relayd.operating.logs import Logs
 from relayd.operating.notify import Notifier
 from relayd.operating.open_files import raise_open_files
 from relayd.operating.relays import (
+    FlowLimit,
     relay_listenings,
     socks4_listenings,
     udp_listenings,
@@ -85,18 +87,22 @@ def make_service(
     :param logs: of the command; None: of a program that logs by itself.
     :param command: its name, with which errors begin.
     :raises ConfigError: Twisted can't use an endpoint string, or this machine can't
-        give what is asked for; one line for each relay that can't be made.
+        give what is asked for; one line for each relay that can't be made, with its
+        name.
     """
     raise_open_files(config.max_descriptors, reactor)
+    # Once, and not by each relay.
+    on_plane(config.transport, reactor)
+    problems: list[str] = []
     logs = logs or Logs(reactor, command, access_log=config.access_log)
     names = relay_names([each.name for each in config.relays])
     parts: list[Service] = []
     listenings: list[Listening] = []
-    problems: list[str] = []
+    flows = FlowLimit.of(config)
     for relay in map(_named, config.relays, names):
         try:
             if isinstance(relay, UdpRelay):
-                listenings += udp_listenings(relay, config, reactor, logs.lines)
+                listenings += udp_listenings(relay, config, reactor, logs.lines, flows)
             elif isinstance(relay, Socks4Relay):
                 listenings += socks4_listenings(relay, config, reactor, logs.lines)
             elif config.demo:
@@ -109,7 +115,7 @@ def make_service(
             else:
                 listenings += relay_listenings(relay, config, reactor, logs.lines)
         except ConfigError as problem:
-            problems.append(str(problem))
+            problems.append(f"{_whose(relay, config)}{problem}")
     if problems:
         raise ConfigError("\n".join(problems))
     service = RelayService(
@@ -121,6 +127,12 @@ def make_service(
 
         parts.append(DemoInvitation())
     return _command(parts, service, reactor, logs)
+
+
+def _whose(relay: AnyRelay, config: Config) -> str:
+    """What an error of a relay begins with: nothing, if it is the only one."""
+    alone = len(config.relays) == 1 and config.relays[0].name is None
+    return "" if alone else f"relay {relay.name}: "
 
 
 def _named(relay: AnyRelay, name: str) -> AnyRelay:

@@ -167,7 +167,7 @@ def test_a_plane_that_was_asked_for_and_is_refused_is_one_line(call: str) -> Non
         assert running.wait() == 1
         [line] = [line for line in running.lines if "epoll" in line]
         assert line == (
-            "relayd: --transport plane needs Linux, epoll, and a reactor that watches"
+            "relayd: transport plane needs Linux, epoll, and a reactor that watches"
             " descriptors; epoll is refused (Operation not permitted): leave it out"
         )
         assert not [line for line in running.lines if "Traceback" in line]

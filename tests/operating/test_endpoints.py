@@ -86,7 +86,7 @@ def test_the_plane_is_refused_where_it_cannot_be(
     """Quietly, unless it was asked for by name."""
     address = parse_listener("8080")
     lame = Clock()
-    with pytest.raises(ConfigError, match="--transport plane needs Linux"):
+    with pytest.raises(ConfigError, match="transport plane needs Linux"):
         listening_endpoint(address, lame, transport="plane")
     assert type(listening_endpoint(address, lame)) is TCPListenerEndpoint
     monkeypatch.setattr(sys, "platform", "plan9")

@@ -96,8 +96,8 @@ def test_what_can_not_be_had_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ConfigError) as caught:
         said(8192)
     assert str(caught.value) == (
-        "bad --max-descriptors '8192': not allowed to raise maximum limit: raise the"
-        " hard limit first (ulimit -Hn, or LimitNOFILE= of its unit)"
+        "max-descriptors 8192 can't be had: not allowed to raise maximum limit: raise"
+        " the hard limit first (ulimit -Hn, or LimitNOFILE= of its unit)"
     )
     assert limits.now == (1024, 4096)
 
@@ -112,7 +112,9 @@ def test_a_sandbox_may_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("setrlimit", "getrlimit"):
         monkeypatch.setattr(resource, name, refuse)
         assert said(None) == []
-        with pytest.raises(ConfigError, match="'2048': Operation not permitted: raise"):
+        with pytest.raises(
+            ConfigError, match="2048 can't be had: Operation not permitted"
+        ):
             said(2048)
 
 

@@ -106,8 +106,11 @@ def test_udp_relays_divide_the_limit_of_flows(
     [_, made] = make_service(Config(relays(1, 2, max_flows=50)), reactor)
     assert [each.factory.table.max_flows for each in made.listenings] == [50, 50]
     for given, why in (
-        (relays(1, 2, max_flows=102), "--max-flows 102 .* 50 for each of 2 listeners:"),
-        (relays(1, max_flows=102), "--max-flows 102 .* which is 101: raise"),
+        (
+            relays(1, 2, max_flows=102),
+            r"^relay \w+: max-flows 102 .* 50 for each of 2 listeners:",
+        ),
+        (relays(1, max_flows=102), "^max-flows 102 .* which is 101: raise"),
     ):
         with pytest.raises(ConfigError, match=why):
             make_service(Config(given), reactor)

@@ -252,7 +252,7 @@ def test_a_bind_address_must_be_this_machines() -> None:
     options = socks4.Options()
     options.parseOptions(["--bind-address", "192.0.2.1"])
     with pytest.raises(
-        CannotStart, match=r"^socks4: bad --bind-address '192\.0\.2\.1'"
+        CannotStart, match=r"^socks4: bind-address '192\.0\.2\.1' is no address"
     ):
         socks4.makeService(options, MemoryReactorClock())
 
