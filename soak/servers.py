@@ -84,6 +84,8 @@ def relay_options(transport: str, servers: Servers) -> list[str]:
         *("--idle-timeout", f"{IDLE:g}"),
         *("--half-close-timeout", f"{HALF_CLOSE:g}"),
         *("--drain-timeout", "1"),
+        # Those that end without a byte are to have a line, too.
+        "--verbose",
     ]
     for where, host in listener_hosts():
         options += ["--listen", f"{host}:0"]

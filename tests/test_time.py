@@ -24,7 +24,7 @@ OF_THE_MACHINE = {
     "twisted.protocols.policies",
 }
 #: It says what time it is, to people.
-OF_PEOPLE = {"operating.log_times"}
+OF_PEOPLE = {"observing.log_times"}
 
 #: What is found there and has no time in it.
 TIMELESS = {

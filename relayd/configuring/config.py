@@ -28,7 +28,7 @@ from relayd.configuring.address_grammar import (
 from relayd.configuring.address_settings import SOCKS4_LISTENER
 from relayd.core import settings
 from relayd.core.networks import Network
-from relayd.core.settings import Transport
+from relayd.core.settings import LogFormat, Transport
 from relayd.socks.rules import Rule
 
 Some = TypeVar("Some")
@@ -147,6 +147,8 @@ class ProcessSettings:
     verbose: bool = settings.VERBOSE.default
     quiet: bool = settings.QUIET.default
     access_log: str | None = settings.ACCESS_LOG.default
+    log_format: LogFormat = settings.LOG_FORMAT.default
+    log_interval: float = settings.LOG_INTERVAL.default
 
 
 @attrs.frozen

@@ -86,6 +86,10 @@ class Registry(Generic[Id, Member]):
         """Those that live, by their ids; a new dictionary."""
         return {self._id_of(each): each for each in self._members}
 
+    def living(self) -> list[Member]:
+        """Those that live, in no particular order; a new list."""
+        return list(self._members)
+
     def abort_all(self) -> None:
         """Abort each member that lives now."""
         for each in list(self._members):

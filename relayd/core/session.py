@@ -112,7 +112,13 @@ class Direction:
         return f"Direction({counts}, eof={self.eof})"
 
 
+#: Seconds after which a client that leaves before its server is connected has given
+#: up: a health check leaves at once, or after its own timeout, of a second or two.
+GIVES_UP = 5.0
+
 _ACCEPTED = Stage.ACCEPTED
+_DONE, _CLIENT_LEFT = Ending.DONE, Ending.CLIENT_LEFT
+_DOWNSTREAM_RESET = Ending.DOWNSTREAM_RESET
 
 
 @attrs.define(eq=False, slots=True, weakref_slot=False)
@@ -143,6 +149,10 @@ class Session:
     :ivar ended_at: when the last of its connections was closed, or None.
     :ivar up: client to server.
     :ivar down: server to client.
+    :ivar spoke: its client has sent something that is not relayed: a request, a TLS
+        handshake or a PROXY header, or a part of it.  A part of a TLS handshake counts
+        once OpenSSL has a message of it; a whole handshake and a whole header do not.
+    :ivar server_first: the server has ended its side, and the client had not.
     :ivar ending: how it ended, or None while it lives.
     :ivar detail: more about the cause, or empty.
     """
@@ -164,6 +174,8 @@ class Session:
     ended_at: float | None = None
     up: Direction = attrs.Factory(Direction)
     down: Direction = attrs.Factory(Direction)
+    spoke: bool = False
+    server_first: bool = False
     ending: Ending | None = None
     detail: str = ""
 
@@ -176,6 +188,23 @@ class Session:
     def duration(self) -> float:
         """Seconds from accept to end; 0.0 while the session lives."""
         return 0.0 if self.ended_at is None else self.ended_at - self.opened_at
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it has ended without a byte either way, and by its client alone.
+
+        That is what the health check of a balancer leaves: it connects, and closes or
+        resets.  The client has ended its side first, has left before its server was
+        connected, within GIVES_UP seconds, or has reset its connection.  What a relay,
+        a gate or a server has ended is never silent, nor is a client that has sent a
+        proxy a part of a request.
+        """
+        if self.up.read or self.down.read or self.spoke or self.server_first:
+            return False
+        if self.connected_at is None and self.attempts and self.duration > GIVES_UP:
+            return False
+        ending = self.ending
+        return ending is _DONE or ending is _CLIENT_LEFT or ending is _DOWNSTREAM_RESET
 
     @property
     def queue_seconds(self) -> float | None:

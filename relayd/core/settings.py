@@ -11,7 +11,6 @@ A new option is a row here, and a field of the same name in the class of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 from relayd.core.setting_types import (
@@ -30,6 +29,9 @@ from relayd.core.setting_types import (
 #: Whose connections the short forms of addresses get: the plane's, Twisted's own, or
 #: the plane's where it can be had.
 Transport = Literal["auto", "plane", "twisted"]
+
+#: What a line of the log looks like.
+LogFormat = Literal["text", "json"]
 
 #: The largest backlog; the kernel caps it further (net.core.somaxconn).
 BACKLOG_LIMIT = 65535
@@ -363,7 +365,8 @@ VERBOSE = Setting[bool](
     type=Flag(),
     default=False,
     short="v",
-    help="Also log when a session opens, dials and connects.",
+    help="Also log when a session opens, dials and connects, and those that end without"
+    " a byte, by their clients alone: health checks.",
     kinds=_STREAMS,
     group=LOG,
     process=True,
@@ -389,13 +392,29 @@ ACCESS_LOG = Setting[str | None](
     group=LOG,
     process=True,
 )
-
-
-def _rows() -> Iterator[Setting[Any]]:
-    for each in list(globals().values()):
-        if isinstance(each, Setting):
-            yield each
+LOG_FORMAT = Setting[LogFormat](
+    name="log-format",
+    type=Choice[LogFormat](LogFormat),
+    default="text",
+    help="Format of the log and the access log: text, or json, an object on each line"
+    " with the keys of ECS and OpenTelemetry.",
+    kinds=_ALL,
+    group=LOG,
+    process=True,
+)
+LOG_INTERVAL = Setting[float](
+    name="log-interval",
+    type=Seconds(),
+    default=0.0,
+    help="Also log sessions and flows that go on, with their totals so far, each time"
+    " that they have lasted so long again; 0 is off.",
+    kinds=_ALL,
+    group=LOG,
+    process=True,
+)
 
 
 #: All rows that need no grammar but their own, in the order of the help.
-TABLE: tuple[Setting[Any], ...] = tuple(_rows())
+TABLE: tuple[Setting[Any], ...] = tuple(
+    each for each in list(globals().values()) if isinstance(each, Setting)
+)

@@ -174,7 +174,11 @@ class DatagramRelay:
         if flow.server.named:
             self.ledger.unanswered.forget(flow)
         self.watcher.unwatch_and_close(flow.sock)
-        facts = FlowFacts(
+        self.observer.ended(flow, self.facts(flow, ending, by))
+
+    def facts(self, flow: ClientFlow, ending: str = "", by: str = "") -> FlowFacts:
+        """What is reported of a flow; `ending` is empty while it is open."""
+        return FlowFacts(
             relay=self.name,
             client=socket_name(flow.source),
             listener=flow.listener.name(flow.here),
@@ -184,7 +188,6 @@ class DatagramRelay:
             ending=ending,
             by=by,
         )
-        self.observer.ended(flow, facts)
 
     def fail(self, flow: ClientFlow) -> None:
         """See :meth:`relayd.datagrams.interfaces.FlowRelay.fail`."""

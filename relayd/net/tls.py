@@ -72,6 +72,14 @@ def stage(transport: Any) -> Any:
     return transport.getHandle().get_state_string()
 
 
+def has_begun(transport: Any) -> bool:
+    """Whether the first message of a client's handshake has arrived, on a server.
+
+    :param transport: of which :func:`notifies_handshake` is true.
+    """
+    return transport.getHandle().client_random() is not None
+
+
 def is_openssl_error(problem: BaseException) -> bool:
     """Whether OpenSSL raised it, by its module's name: OpenSSL is optional."""
     return type(problem).__module__.partition(".")[0] == "OpenSSL"

@@ -7,7 +7,7 @@ from twisted.logger import Logger
 
 from relayd.core.flows import Counters, Flow, FlowFacts
 from relayd.observing.line_log import EVENTS, LineLog
-from relayd.observing.log_fields import as_fields, one_line
+from relayd.observing.log_fields import as_fields
 
 _NAMESPACE = "relayd.flow"
 flow_log = Logger(namespace=_NAMESPACE)
@@ -30,6 +30,7 @@ class FlowLog:
 
     def __init__(self, lines: LineLog = EVENTS) -> None:
         self._lines = lines
+        self._format = lines.format
         # The second of the last line, and how many there were in it.
         self._second = self._written = 0
         self.left_out = 0
@@ -38,22 +39,27 @@ class FlowLog:
         """See :meth:`relayd.core.flows.FlowObserver.ended`."""
         if not flow.in_use and not self._may_write(int(flow.began + facts.age)):
             return
-        by = f" by={facts.by}" if facts.by else ""
-        line = one_line(
-            f"flow relay={facts.relay} client={facts.client} listener={facts.listener}"
-            f" port={facts.port} server={facts.server} age={facts.age:.3f}"
-            f" up={flow.up_datagrams}/{flow.up_bytes}"
-            f" down={flow.down_datagrams}/{flow.down_bytes} ending={facts.ending}{by}"
-        )
-        if not self._lines.takes(_NAMESPACE, line):
-            flow_log.info("{line}", line=line, **as_fields(attrs.asdict(facts)))
+        self._write(self._format.flow_closed(flow, facts), facts)
+
+    def interim(self, flow: Flow, facts: FlowFacts) -> None:
+        """Write a line about a flow that goes on, with its totals so far.
+
+        :param facts: `ending` is empty.
+        """
+        if flow.in_use or self._may_write(int(flow.began + facts.age)):
+            self._write(self._format.flow_interim(flow, facts), facts)
 
     def closed(self, relay: str, listeners: str, counters: Counters) -> None:
         """See :meth:`relayd.core.flows.FlowObserver.closed`."""
-        line = one_line(f"datagrams relay={relay} listener={listeners} {counters.line}")
+        line = self._format.datagrams(relay, listeners, counters)
         if not self._lines.takes(_NAMESPACE, line):
-            fields = as_fields(attrs.asdict(counters))
-            flow_log.info("{line}", line=line, relay=relay, **fields)
+            text, fields = self._lines.event_text(line), attrs.asdict(counters)
+            flow_log.info("{line}", line=text, relay=relay, **as_fields(fields))
+
+    def _write(self, line: str, facts: FlowFacts) -> None:
+        if not self._lines.takes(_NAMESPACE, line):
+            text, fields = self._lines.event_text(line), attrs.asdict(facts)
+            flow_log.info("{line}", line=text, **as_fields(fields))
 
     def _may_write(self, second: int) -> bool:
         """Whether another line may be written in this second; warns once if not."""

@@ -9,7 +9,7 @@ from twisted.logger import Logger
 from relayd.core.observers import Observer
 from relayd.core.session import Ending, Session
 from relayd.observing.line_log import EVENTS, LineLog
-from relayd.observing.log_fields import are_fields, loggable_facts, one_line
+from relayd.observing.log_fields import are_fields, loggable_facts
 
 log = Logger(namespace="relayd.observers")
 _NAMESPACE = "relayd.session"
@@ -17,6 +17,11 @@ session_log = Logger(namespace=_NAMESPACE)
 
 # Looking a member up in an enum goes through its metaclass each time.
 _DONE = Ending.DONE
+
+#: Facts that JSON has a form of; of these a failure is not to be feared.
+_PLAIN = (int, float, type(None))
+
+_NO_FACTS: Mapping[str, object] = {}
 
 #: The fields of the line itself.
 _FIELDS = frozenset(
@@ -30,65 +35,64 @@ _FIELDS = frozenset(
 class SessionLog(Observer):
     """Writes one line when a session ends.
 
-    The line is `key=value` pairs in a fixed order.  It goes to `lines`; or it is an
-    event, with the same facts as fields of those names, for structured logs.  A fact
+    There is none for one that ended without a byte, by its client alone
+    (:attr:`Session.is_silent`): a balancer's health checks would be most of the log.
+
+    The line is `key=value` pairs in a fixed order, or a JSON object, as `lines` says.
+    It goes to `lines`; or it is an event, with the same facts as fields of the names
+    that they have in text, for structured logs.  A fact
     that was added to the session (:attr:`Session.facts`) and has the name of another
     field is called `fact_…`; one that can't be turned into text is left out.
     """
 
+    #: Sessions that ended without a byte have lines, too.
+    tells_silent = False
     #: That a fact of a session can't be logged was logged once.
     _failure_logged = False
 
     def __init__(self, lines: LineLog = EVENTS) -> None:
         self._lines = lines
+        self._format = lines.format
 
     def closed(self, session: Session) -> None:
         ending = session.ending
-        word, code = (ending.word, ending.code) if ending else ("", "")
-        duration = session.duration
-        client = session.client
-        if session.peer != client and session.peer:
-            # A balancer's connection, whose PROXY header names the client.
-            client = f"{client} peer={session.peer}"
-        connect = session.connect_seconds
-        # Formatted here: formatting nine fields by the logger would take 20
-        # microseconds instead of 12 for each session.
-        line = begin = (
-            f"session={session.id} relay={session.relay or '-'}"
-            f" client={client} listener={session.listener}"
-            f" upstream={session.upstream or '-'}"
-            f" connect={'-' if connect is None else f'{connect:.3f}'}"
-            f" attempts={session.attempts}"
-            f" duration={duration:.3f} up={session.up.read} down={session.down.read}"
-            f" ending={word} code={code}"
-        )
-        facts: Mapping[str, object]
-        try:
-            facts = session.facts
-            if facts:
-                if not are_fields(tuple(facts), _FIELDS):
-                    raise ValueError("the facts can't be fields as they are")
-                for name, fact in facts.items():
-                    line += f" {name}={fact}"
-        except Exception:
-            loggable = self._facts_of(session)
-            line = begin + "".join(f" {name}={text}" for name, _, text in loggable)
-            facts = {name: fact for name, fact, _ in loggable}
-        if session.detail:
-            line += f" detail={session.detail!r}"
-        line = one_line(line)
-        if self._lines.takes(_NAMESPACE, line):
+        if not session.up.read and session.is_silent and not self.tells_silent:
             return
+        added, facts = self._facts(session)
+        line = self._format.session_closed(session, added)
+        if not self._lines.takes(_NAMESPACE, line):
+            word, code = (ending.word, ending.code) if ending else ("", "")
+            self._event(line, session, session.duration, word, code, facts)
+
+    def interim(self, session: Session, now: float) -> None:
+        """Write a line about a session that goes on, with its totals so far.
+
+        :param now: seconds, on the clock of the session's times.
+        """
+        added, facts = self._facts(session)
+        line = self._format.session_interim(session, now, added)
+        if not self._lines.takes(_NAMESPACE, line):
+            self._event(line, session, now - session.opened_at, "", "", facts)
+
+    def _event(
+        self,
+        line: str,
+        session: Session,
+        duration: float,
+        word: str,
+        code: str,
+        facts: Mapping[str, object],
+    ) -> None:
         session_log.info(
             "{line}",
-            line=line,
+            line=self._lines.event_text(line),
             session=session.id,
             relay=session.relay,
             client=session.client,
             peer=session.peer,
             listener=session.listener,
             upstream=session.upstream,
-            connect=connect,
+            connect=session.connect_seconds,
             attempts=session.attempts,
             duration=duration,
             up=session.up.read,
@@ -98,6 +102,27 @@ class SessionLog(Observer):
             detail=session.detail,
             **facts,
         )
+
+    def _facts(self, session: Session) -> tuple[str, Mapping[str, object]]:
+        """The facts that were added to a session: as a line has them, and as fields."""
+        facts: Mapping[str, object] = _NO_FACTS
+        try:
+            facts = session.facts
+            if not facts:
+                return "", facts
+            if not are_fields(tuple(facts), _FIELDS):
+                raise ValueError("the facts can't be fields as they are")
+            return self._format.facts(facts.items()), facts
+        except Exception:
+            loggable = self._facts_of(session)
+            shown = [
+                (name, fact if isinstance(fact, _PLAIN) else said)
+                for name, fact, said in loggable
+            ]
+            return (
+                self._format.facts(shown),
+                {name: fact for name, fact, _ in loggable},
+            )
 
     def _facts_of(self, session: Session) -> list[tuple[str, object, str]]:
         """The facts of a session that can be logged, if one of them can't."""
@@ -133,27 +158,29 @@ class QuietSessionLog(SessionLog):
 
 
 class VerboseSessionLog(SessionLog):
-    """Writes a line when a session opens, dials and connects, too."""
+    """Writes a line when a session opens, dials and connects, too.
+
+    And one for each that ended without a byte.
+    """
+
+    tells_silent = True
 
     def opened(self, session: Session) -> None:
-        where = f"client={session.client} listener={session.listener}"
-        self._write("opened", session, where)
+        self._step("opened", session)
 
     def dialing(self, session: Session) -> None:
-        self._write("dialing", session, f"upstream={session.upstream}")
+        self._step("dialing", session)
 
     def connected(self, session: Session) -> None:
-        self._write("connected", session, f"upstream={session.upstream}")
+        self._step("connected", session)
 
-    def _write(self, what: str, session: Session, where: str) -> None:
-        line = one_line(
-            f"{what} session={session.id} relay={session.relay or '-'} {where}"
-        )
+    def _step(self, what: str, session: Session) -> None:
+        line = self._format.session_step(what, session)
         if self._lines.takes(_NAMESPACE, line):
             return
         session_log.info(
             "{line}",
-            line=line,
+            line=self._lines.event_text(line),
             session=session.id,
             relay=session.relay,
             client=session.client,

@@ -31,7 +31,9 @@ from twisted.logger import (
 from twisted.python.components import Componentized
 from twisted.python.logfile import LogFile
 
-from relayd.operating.log_times import LogTimes
+from relayd.observing.json_lines import JsonLines
+from relayd.observing.log_times import LogTimes
+from relayd.operating.log_events import event_line
 from relayd.operating.log_writer import LogWriter
 from relayd.operating.outlets import (
     ClosedOutlet,
@@ -110,7 +112,11 @@ class WrittenLog:
 
     :ivar path: of the file, absolute; None for standard output.
     :ivar writer: once it is open.
+    :ivar as_json: each of its lines is a JSON object; set before it is opened.
+    :ivar objects: makes these.
     """
+
+    as_json = False
 
     def __init__(
         self, reactor: Any, name: str | None, what: str, *, rotates: bool = False
@@ -124,6 +130,7 @@ class WrittenLog:
         self._rotates = rotates
         self._mode: int | None = None
         self._times = LogTimes()
+        self.objects = JsonLines(self._times)
 
     def open(self) -> None:
         """Open it.
@@ -145,7 +152,14 @@ class WrittenLog:
 
     def write_line(self, namespace: str, line: str, level: str = "info") -> None:
         """Write a line with the time, as an event of this namespace would look."""
-        self.write(f"{self._times.now()} [{namespace}#{level}] {line}\n")
+        if self.as_json:
+            self.write(f"{self.objects.message(namespace, level, line)}\n")
+        else:
+            self.write(f"{self._times.now()} [{namespace}#{level}] {line}\n")
+
+    def write_object(self, namespace: str, line: str) -> None:
+        """Write a line that is a JSON object, and so has its time and its name."""
+        self.write(f"{line}\n")
 
     def write(self, text: str) -> None:
         """Write text, which ends with a newline."""
@@ -219,6 +233,8 @@ class TwistdLog(WrittenLog):
         """Called by Twisted's observer after each event; all is written already."""
 
     def _format(self, event: LogEvent) -> str | None:
+        if self.as_json:
+            return event_line(event, self.objects, self._times)
         return formatEventAsClassicLogText(event, formatTime=self._times)
 
     def finish(self) -> None:

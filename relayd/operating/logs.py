@@ -4,6 +4,12 @@ The lines of sessions and flows are events of Twisted's logger where others take
 syslog, `twist`, a log file of `twistd`, a program that runs the service itself.
 Otherwise they are written as they are, for a tenth of the cost: to standard output if
 the log is there, or to what `--access-log` names.  They look the same.
+
+With `--log-format json` each line is a JSON object, in all that is written here: lines
+of sessions and flows, and what else the process logs, so that whoever collects standard
+output finds one object a line.  Where others write the log (syslog, `twist`), an event
+about a session has its object as its text, behind what they put in front of it, and the
+other events are as ever.
 """
 
 from __future__ import annotations
@@ -13,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from relayd.core import settings
 from relayd.core.errors import CannotStart
 from relayd.observing.line_log import LineLog
 from relayd.operating.log_file import AnyLogFile, TwistdLog, TwistLog, WrittenLog
@@ -30,6 +37,7 @@ class Logs:
     :param log: what `twistd` or `twist` logs to; None: anything else.
     :param access_log: a path, or `-`; None: lines of sessions go where the log goes.
     :param daemon: the process will be one, which has no standard output.
+    :param log_format: of every line.
 
     :ivar lines: for the lines of sessions and flows.
     """
@@ -42,8 +50,10 @@ class Logs:
         access_log: str | None = None,
         *,
         daemon: bool = False,
+        log_format: settings.LogFormat = settings.LOG_FORMAT.default,
     ) -> None:
-        self.lines = LineLog()
+        as_json = log_format == "json"
+        self.lines = LineLog(as_json=as_json)
         self._reactor = reactor
         self._command = command
         self._log = log
@@ -52,6 +62,9 @@ class Logs:
         if access_log is not None:
             name = None if access_log in STANDARD_OUTPUT else access_log
             self._access = WrittenLog(reactor, name, "the access log")
+        for each in (log, self._access):
+            if isinstance(each, WrittenLog):
+                each.as_json = as_json
         self._daemon = daemon
 
     @property
@@ -75,14 +88,18 @@ class Logs:
                 # When `twistd` has logged its last line.
                 atexit.register(log.finish)
                 if log.path is None:
-                    self.lines.write = log.write_line
+                    self._write_to(log)
         if access is not None:
             self._check(access)
             if access.path is not None or self.lines.write is None:
                 with self._opening("access log", access.path, "another path"):
                     access.open()
-                self.lines.write = access.write_line
+                self._write_to(access)
                 self._reactor.addSystemEventTrigger("after", "shutdown", self._end)
+
+    def _write_to(self, log: WrittenLog) -> None:
+        as_json = self.lines.as_json
+        self.lines.write = log.write_object if as_json else log.write_line
 
     def _check(self, access: WrittenLog) -> None:
         if access.path is None:

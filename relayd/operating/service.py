@@ -19,6 +19,7 @@ from relayd.configuring.config import AnyRelay, Config, Socks4Relay, UdpRelay
 from relayd.core.errors import ConfigError
 from relayd.core.relay_names import relay_names
 from relayd.operating.endpoints import on_plane
+from relayd.operating.interim_lines import InterimLines
 from relayd.operating.logs import Logs
 from relayd.operating.notify import Notifier
 from relayd.operating.open_files import raise_open_files
@@ -94,7 +95,9 @@ def make_service(
     # Once, and not by each relay.
     on_plane(config.transport, reactor)
     problems: list[str] = []
-    logs = logs or Logs(reactor, command, access_log=config.access_log)
+    logs = logs or Logs(
+        reactor, command, access_log=config.access_log, log_format=config.log_format
+    )
     names = relay_names([each.name for each in config.relays])
     parts: list[Service] = []
     listenings: list[Listening] = []
@@ -121,6 +124,9 @@ def make_service(
     service = RelayService(
         listenings, config.drain_timeout, reactor, command, config.shutdown_delay
     )
+    if config.log_interval:
+        relays = [each.factory for each in listenings]
+        parts.append(InterimLines(reactor, config.log_interval, relays, logs.lines))
     parts.append(service)
     if config.demo:
         from relayd.operating.demo import DemoInvitation

@@ -181,6 +181,8 @@ class Bridge(Watch):
         if peer.direction.eof:
             self._close_both()
         else:
+            if leg is self.upstream:
+                self.session.server_first = True
             peer.shut_write()
 
     def ended(self, direction: Direction, sink: Any) -> None:
@@ -189,10 +191,12 @@ class Bridge(Watch):
         session = self.session
         if session.ending is not None or self.closing:
             return
-        if session.up.eof and session.down.eof:
+        if not session.up.eof:
+            session.server_first = True
+        elif session.down.eof:
             self._close_both()
-        else:
-            sink.loseWriteConnection()
+            return
+        sink.loseWriteConnection()
 
     def lost(self, leg: Leg, reason: Failure) -> None:
         """`leg`'s connection is gone."""
@@ -248,6 +252,8 @@ class Bridge(Watch):
             self.closing = True
             survivor.close()
             return
+        if leg is self.upstream:
+            self.session.server_first = True
         # Closing it now would drop what it has not read yet.
         survivor.shut_write()
         # That buffer is gone; the survivor is read for its end of data.

@@ -14,7 +14,7 @@ from twisted.internet import error
 from twisted.python.failure import Failure
 
 from relayd.core.session import Ending
-from relayd.net.tls import notifies_handshake, stage, why_failed
+from relayd.net.tls import has_begun, notifies_handshake, stage, why_failed
 
 
 class ClientHandshake:
@@ -49,6 +49,12 @@ class ClientHandshake:
     def name(self) -> str:
         """What is awaited, for the log."""
         return "TLS handshake" if self.header is None else "PROXY header"
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the client has sent any of it; of TLS, a whole message."""
+        header = self.header
+        return has_begun(self._transport) if header is None else header.stage > 0
 
     def comes_on(self) -> bool:
         """Whether it has come further since the last time this was called."""

@@ -146,6 +146,7 @@ class Lifecycle(Leg):
             if session.ending is None:
                 session.ending = Ending.CLIENT_LEFT
                 if self._handshake is not None and session.stage is _HANDSHAKE:
+                    session.spoke = self._handshake.has_begun
                     session.ending, session.detail = self._handshake.judge(reason)
             self.stop_waiting()
             self.over()
@@ -225,6 +226,8 @@ class Lifecycle(Leg):
         ending = session.ending
         if ending is not None and ending is not _DONE:
             factory.endings[ending.word] += 1
+        if not session.up.read and session.is_silent:
+            factory.silent += 1
         factory.observer.closed(session)
         if factory.registry.draining:
             factory.registry.check()

@@ -38,6 +38,7 @@ class Pipeline:
     def feed(self, data: bytes) -> None:
         """The client has sent this."""
         client = self._client
+        client.session.spoke = True
         unread = self.unread + data if self.unread else data
         self.unread = b""
         while len(self._said) < len(self._preludes):

@@ -68,6 +68,8 @@ class StreamRelay:
     :ivar wheel: the sessions that live stand on it.
     :ivar endings: how many sessions have ended in each way, by its word; those that
         ended `done` are left out.
+    :ivar silent: how many have ended without a byte (:attr:`Session.is_silent`); those
+        that did not end `done` are in `endings`, too.
     """
 
     #: One of its sessions has dialled, and found that this led back to it.
@@ -101,6 +103,7 @@ class StreamRelay:
             clock, timeouts.tick if tick is None else tick
         )
         self.endings: Counter[str] = Counter()
+        self.silent = 0
         #: The sequence numbers of the clients that are admitted.
         self.ordinals = itertools.count()
         #: The sessions that live, by id; how they are drained.

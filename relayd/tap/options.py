@@ -127,6 +127,7 @@ class TableOptions(usage.Options):
             log_of(runner, reactor),
             self.config.access_log,
             daemon=is_daemon(runner),
+            log_format=self.config.log_format,
         )
 
     def opt_version(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -188,8 +189,9 @@ def test_an_access_log_beside_the_log(runner: tuple[str, ...], tmp_path: Path) -
 def end_a_session(port: int, server: Server) -> None:
     """One that ends well."""
     with connect(port) as client, server.accept() as there:
+        client.sendall(b"hello")
         client.shutdown(socket.SHUT_WR)
-        assert read_all(there) == b""
+        assert read_all(there) == b"hello"
         there.close()
         assert read_all(client) == b""
 
@@ -240,6 +242,79 @@ def test_a_fifo_whose_reader_never_comes(option: str, tmp_path: Path) -> None:
         assert process.returncode == 0
     found = LOST.search(out.read_text() + error.decode())
     assert found is not None
-    # One is of the session that found out whether it listens; the log has lines of its
-    # start and its end, too.
-    assert 21 <= int(found[2]) <= (32 if option == "--logfile" else 21)
+    # The log has lines of its start and its end, too.
+    assert 20 <= int(found[2]) <= (31 if option == "--logfile" else 20)
+
+
+def objects(running: RelayProcess) -> list[dict[str, Any]]:
+    """Its lines, each of which is a JSON object."""
+    return [json.loads(line) for line in running.lines]
+
+
+def test_a_log_in_json_is_an_object_a_line() -> None:
+    """All of it: twistd's own lines, sessions, those that go on, UDP, and the end."""
+    with Server() as server:
+        server_port = int(server.address.rpartition(":")[2])
+        running = RelayProcess(
+            *("--name", "web", "-l", "127.0.0.1:0", "-d", server.address),
+            *("-l", "udp:127.0.0.1:0", "-d", f"udp:{server.address}"),
+            *("--log-format", "json", "--log-interval", "0.3"),
+        )
+        try:
+            ports = [int(x.rpartition(":")[2]) for x in running.listening(2)]
+            with connect(ports[0]) as client, server.accept() as there:
+                # Without a byte, by the client: it has no line.
+                client.close()
+                assert there.recv(1) == b""
+            end_a_session(ports[0], server)
+            with connect(ports[0]) as client, server.accept() as there:
+                client.sendall(b"hello")
+                assert there.recv(9) == b"hello"
+                running.wait_for('"relayd.session.interim"')
+            running.signal(signal.SIGHUP)
+            running.wait_for("SIGHUP")
+            running.signal()
+            assert running.wait() == 0
+        finally:
+            running.stop()
+    made = objects(running)
+    assert all("@timestamp" in each for each in made)
+    assert {each["event.name"] for each in made} == {
+        *("relayd.log", "relayd.session.interim", "relayd.session.closed"),
+        "relayd.datagrams",
+    }
+    closed = [each for each in made if each["event.name"].endswith("session.closed")]
+    assert [each["client.bytes"] for each in closed] == [5, 5]
+    assert {each["relayd.relay"] for each in closed} == {"web"}
+    assert closed[0]["event.outcome"] == "success"
+    assert closed[0]["server.port"] == server_port
+    assert 0 <= closed[0]["relayd.connect_seconds"] < PATIENCE
+    [interim, *_] = [each for each in made if each["event.name"].endswith("interim")]
+    assert interim["relayd.session.id"] == closed[1]["relayd.session.id"]
+    assert interim["event.duration"] < closed[1]["event.duration"]
+
+
+def test_a_json_log_of_twist_has_the_object_behind_its_own_prefix(
+    tmp_path: Path,
+) -> None:
+    """An access log has nothing in front of it."""
+    path = tmp_path / "access"
+    for access in ((), ("--access-log", str(path))):
+        with Server() as server:
+            running = RelayProcess(
+                *("-l", "127.0.0.1:0", "-d", server.address),
+                *("--log-format", "json", *access),
+                twistd=TWIST,
+            )
+            try:
+                eventually(running.running, "its reactor runs", patience=START)
+                end_a_session(running.port, server)
+                if access:
+                    eventually(lambda: path.exists() and path.read_text(), "a line")
+                    line = path.read_text()
+                else:
+                    [found] = running.wait_for(r" \[relayd\.session#info\] (\{.*\})$")
+                    line = found[1]
+                assert json.loads(line)["event.name"] == "relayd.session.closed"
+            finally:
+                running.stop()

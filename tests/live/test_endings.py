@@ -249,7 +249,7 @@ def test_a_name_is_looked_up_and_dialled(server: Server) -> None:
 def test_a_client_that_resets_during_the_dial_cancels_it() -> None:
     with full_backlog() as where:
         options = ("--connect-timeout", NEVER, "-l", "127.0.0.1:0", "-d", where)
-        with relay(*options) as running:
+        with relay(*options, "-v") as running:
             before = running.descriptors
             client = connect(running.port)
             eventually(lambda: running.descriptors == before + 2)
@@ -320,7 +320,7 @@ def test_a_client_that_resets_behind_its_end_ends_the_session(
 def test_a_client_that_closes_during_the_dial_cancels_it() -> None:
     with full_backlog() as where:
         options = ("--connect-timeout", NEVER, "-l", "127.0.0.1:0", "-d", where)
-        with relay(*options) as running:
+        with relay(*options, "-v") as running:
             before = running.descriptors
             connect(running.port).close()
             running.ended("client_left")

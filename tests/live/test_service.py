@@ -161,7 +161,7 @@ def test_nothing_is_left_after_1000_sessions_of_every_ending(server: Server) -> 
         elsewhere = [
             word for each in nowhere for word in ("-l", "127.0.0.1:0", "-d", each)
         ]
-        running = stack.enter_context(chain(server, 1, *timeouts, *elsewhere))
+        running = stack.enter_context(chain(server, 1, "-v", *timeouts, *elsewhere))
         # `chain` puts its own listener last.
         *unreachable, to_server = (
             int(where.rpartition(":")[2]) for where in running.listening(4)

@@ -242,7 +242,7 @@ def test_a_client_that_does_not_trust_us(pem: Path, server: Server) -> None:
 def test_a_client_that_leaves_in_its_handshake(
     pem: Path, server: Server, leave: Any, said: bytes
 ) -> None:
-    with tls_relay(pem, server) as running:
+    with tls_relay(pem, server, "-v") as running:
         client = connect(running.port)
         client.sendall(said)
         leave(client)
@@ -342,7 +342,7 @@ def test_both_handshakes_of_socks4_in_tls_have_one_deadline(
 
 def test_handshakes_of_tls_are_bounded_as_those_of_socks4(pem: Path) -> None:
     """The one that has been in it longest makes room."""
-    with tls_proxy(pem, "--max-handshakes", "1") as running:
+    with tls_proxy(pem, "--max-handshakes", "1", "-v") as running:
         with connect(running.port) as first:
             with connect(running.port):
                 with suppress(ConnectionResetError):
@@ -483,7 +483,7 @@ def test_a_server_with_an_ipv6_address(root: Authority) -> None:
             # As the refusal of it without `endpoint=` says.
             where = destination(server, root, r"\:\:1")
             where += rf":endpoint=tcp\:\\\:\\\:1\:{port_of(server)}"
-            with relay_to(where) as running, connect(running.port) as client:
+            with relay_to(where, "-v") as running, connect(running.port) as client:
                 raw = server.accept()
                 with suppress(ssl.SSLError, ConnectionError):
                     raw = context.wrap_socket(raw, server_side=True)
@@ -555,7 +555,7 @@ def test_a_tls_server_that_stays_silent_is_not_waited_for(root: Authority) -> No
 
 
 def test_a_client_that_leaves_while_hands_are_shaken(root: Authority) -> None:
-    with Server() as server, relay_to(destination(server, root)) as running:
+    with Server() as server, relay_to(destination(server, root), "-v") as running:
         client = connect(running.port)
         with server.accept() as upstream:
             reset(client)

@@ -14,9 +14,9 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import ILogObserver, LogLevel, capturedLogs
 
 from relayd.core.errors import CannotStart
+from relayd.observing.log_times import LogTimes
 from relayd.operating import log_file
 from relayd.operating.log_file import TwistdLog, TwistLog
-from relayd.operating.log_times import LogTimes
 from relayd.operating.logs import Logs
 from relayd.operating.outlets import Outlet, ThreadOutlet, open_to_append
 from tests.support.process import eventually

@@ -25,6 +25,9 @@ from zope.interface import implementer
 
 from relayd.testing import FakeTransport
 
+#: The stage of a TLS handshake that has not begun.
+NOTHING_READ = b"nothing was read"
+
 
 class FakeTLSConnection:
     """What is asked of pyOpenSSL's.
@@ -36,7 +39,7 @@ class FakeTLSConnection:
     """
 
     def __init__(self) -> None:
-        self.stage = b"nothing was read"
+        self.stage = NOTHING_READ
         self.name: bytes | None = None
         self.certificate: Any = None
         self.mode = 1
@@ -44,6 +47,9 @@ class FakeTLSConnection:
 
     def get_state_string(self) -> bytes:
         return self.stage
+
+    def client_random(self) -> bytes | None:
+        return None if self.stage == NOTHING_READ else b"random"
 
     def get_servername(self) -> bytes | None:
         return self.name

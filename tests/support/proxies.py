@@ -19,7 +19,7 @@ from relayd.core.interfaces import IGate, ILease, IProxyPolicy
 from relayd.core.observers import Observer
 from relayd.core.session import Ending, Session
 from relayd.net.resolving import SocketAddress
-from relayd.observing.session_log import SessionLog
+from relayd.observing.session_log import VerboseSessionLog
 from relayd.preludes.socks4 import Code, Command, write_reply, write_request
 from relayd.socks4 import Socks4Factory, Socks4Session
 from tests.support.fakes import (
@@ -263,7 +263,8 @@ def line(proxy: Proxy) -> str:
     publisher: Any = globalLogPublisher
     publisher.addObserver(events.append)
     try:
-        SessionLog().closed(proxy.session)
+        # Which tells of those that never asked, too.
+        VerboseSessionLog().closed(proxy.session)
     finally:
         publisher.removeObserver(events.append)
     [event] = events
