@@ -117,20 +117,20 @@ def secrets_reader(
         try:
             text = read_text(value, _LONGEST_SECRETS)
         except OSError as problem:
-            why = f"{shown(value)} can't be read: {problem.strerror}"
+            why = f"{value!r} can't be read: {problem.strerror}"
             raise Wrong(("", why)) from None
         except ValueError as problem:
-            raise Wrong(("", f"{shown(value)}: {problem}")) from None
+            raise Wrong(("", f"{value!r}: {problem}")) from None
         lines = [line for line in text.splitlines() if line]
         if not lines:
-            raise Wrong(("", f"{shown(value)} is empty: expected a value a line"))
+            raise Wrong(("", f"{value!r} is empty: expected a value a line"))
         try:
             values = read(lines)
         except Wrong as wrong:
             # Without the value: it is secret.
             raise Wrong(
                 *[
-                    ("", f"{shown(value)}, value {end} is bad: {_expected(rows)}")
+                    ("", f"{value!r}, value {end} is bad: {_expected(rows)}")
                     for end, _ in wrong.problems
                 ]
             ) from None

@@ -112,9 +112,7 @@ def test_a_sandbox_may_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("setrlimit", "getrlimit"):
         monkeypatch.setattr(resource, name, refuse)
         assert said(None) == []
-        with pytest.raises(
-            ConfigError, match="2048 can't be had: Operation not permitted"
-        ):
+        with pytest.raises(ConfigError, match="2048 can't be had: Operation not"):
             said(2048)
 
 

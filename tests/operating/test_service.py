@@ -108,7 +108,7 @@ def test_udp_relays_divide_the_limit_of_flows(
     for given, why in (
         (
             relays(1, 2, max_flows=102),
-            r"^relay \w+: max-flows 102 .* 50 for each of 2 listeners:",
+            r"^relay \w+: max-flows 102 .* 50 for each of 2 l",
         ),
         (relays(1, max_flows=102), "^max-flows 102 .* which is 101: raise"),
     ):

@@ -1,0 +1,350 @@
+"""What was given, written as a file: it is read again as the same settings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from relayd.configuring.address_settings import (
+    ALLOW_CLIENT,
+    ALLOW_DEST,
+    DENY_DEST,
+    DEST,
+    LISTEN,
+    NAME,
+    RELAYD,
+    SOCKS4,
+    SOCKS4_LISTEN,
+    SOCKS4_NAME,
+    USERID,
+)
+from relayd.configuring.config import Config
+from relayd.configuring.configure import configure
+from relayd.configuring.given import Layers
+from relayd.configuring.written import as_toml, named
+from relayd.core.errors import CannotStart, ConfigError
+from relayd.core.setting_types import (
+    Choice,
+    Count,
+    Flag,
+    IPv4,
+    Ratio,
+    Seconds,
+    Setting,
+    Size,
+)
+from relayd.core.settings import (
+    ACCESS_LOG,
+    BIND,
+    CONFIG,
+    DEMO,
+    OPEN,
+    PRINT_CONFIG,
+    QUIET,
+    VERBOSE,
+)
+from relayd.tap import relayd, socks4
+from relayd.tap.options import TableOptions
+from tests.support.files import layers_of
+
+#: Options that are no settings of a file.
+NO_SETTINGS = (CONFIG, PRINT_CONFIG)
+
+#: What is given in the order of the relays, and not by `options`.
+OF_RELAYS = (LISTEN, DEST, NAME)
+
+TIMES = st.floats(0.001, 1e8).map(repr) | st.sampled_from(
+    ["10", "250ms", "1.5m", "1h", "0.001", "1e3", "0.1s"]
+)
+WORDS = st.text(
+    st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1
+)
+
+#: How rows with a grammar of their own may be given.
+WRITTEN: dict[Setting[Any], st.SearchStrategy[str]] = {
+    ACCESS_LOG: WORDS,
+    SOCKS4_LISTEN: st.sampled_from(["127.0.0.1:0", "localhost:0", "unix:/run/s"]),
+    SOCKS4_NAME: st.from_regex(r"[a-z0-9_-]{1,64}", fullmatch=True),
+    ALLOW_CLIENT: st.sampled_from(["10.0.0.0/8", "192.0.2.1", "::/0", "fe80::/64"]),
+    ALLOW_DEST: st.sampled_from(["10.0.0.0/8", "*", "*.example.com:80,443", "[::1]:1"]),
+    DENY_DEST: st.sampled_from(["*:25", "db", "0.0.0.0/0:1-1024", "2001:db8::/32"]),
+    USERID: WORDS.filter(lambda text: len(text.encode()) < 256),
+}
+
+
+def texts(row: Setting[Any]) -> st.SearchStrategy[str]:
+    """How a setting may be given; a new row whose type is not here fails."""
+    kind: Any = row.type
+    if isinstance(kind, Seconds):
+        return TIMES | st.just("0") if kind.never else TIMES
+    if isinstance(kind, Count):
+        counts = st.integers(kind.minimum, kind.maximum).map(str)
+        return counts | st.just("64KiB") if isinstance(kind, Size) else counts
+    if isinstance(kind, Ratio):
+        return st.floats(0, allow_infinity=False).map(repr)
+    if isinstance(kind, Choice):
+        return st.sampled_from(kind.placeholder.split("|"))
+    if isinstance(kind, IPv4):
+        return st.sampled_from(["192.0.2.1", "127.0.0.1"])
+    return WRITTEN[row]
+
+
+def options(rows: tuple[Setting[Any], ...]) -> st.SearchStrategy[list[list[str]]]:
+    """Options of any of the rows, in any order, as words of a command line."""
+    given = [
+        st.just([f"--{row.option}"])
+        if isinstance(row.type, Flag)
+        else texts(row).map(lambda text, row=row: [f"--{row.option}={text}"])
+        for row in rows
+        if row not in (*NO_SETTINGS, *OF_RELAYS, DEMO)
+    ]
+    once = {row.option for row in rows if not row.repeatable}
+
+    def name(words: list[str]) -> str:
+        option = words[0].partition("=")[0].removeprefix("--")
+        return option if option in once else str(words)
+
+    return st.lists(st.one_of(given), max_size=8, unique_by=name)
+
+
+def without(given: list[list[str]], row: Setting[Any]) -> list[list[str]]:
+    return [words for words in given if words[0].partition("=")[0] != f"--{row.option}"]
+
+
+def consistent(given: list[list[str]]) -> list[list[str]]:
+    """Without what contradicts something else."""
+    names = {words[0].partition("=")[0] for words in given}
+    for one, other in (
+        (VERBOSE, QUIET),
+        (ALLOW_CLIENT, OPEN),
+        *((BIND, row) for row in SOCKS4 if row.name in ("bind-any", "bind-address")),
+        *((BIND, row) for row in SOCKS4 if row.name == "external-address"),
+    ):
+        if {f"--{one.option}", f"--{other.option}"} <= names:
+            given = without(given, one)
+    return given
+
+
+HOSTS = st.sampled_from(["", "127.0.0.1:", "localhost:", "[::1]:"])
+SERVERS = st.sampled_from(["10.0.0.5:", "db:", "[2001:db8::1]:"])
+OTHER_LISTENERS = ["unix:/run/%d", "tcp:%d:interface=127.0.0.1", "systemd:web%d"]
+OTHER_SERVERS = ["unix:/run/server", "tls:example.com:443", "tcp:example.com:80"]
+
+
+@st.composite
+def relays(draw: st.DrawFn) -> list[str]:
+    """One relay or several, each on ports of its own."""
+    words: list[str] = []
+    for number in range(draw(st.integers(1, 3))):
+        low, udp = 1000 * (number + 1), draw(st.sampled_from(["", "udp:"]))
+        size = draw(st.sampled_from([1, 1, 1, 5]))
+        ports = f"{low}-{low + size - 1}" if size > 1 else f"{low}"
+        listener = f"{udp}{draw(HOSTS)}{ports}"
+        servers = [f"{udp}{draw(SERVERS)}{7000 + number}"]
+        if draw(st.booleans()) and size > 1:
+            servers = [f"{udp}10.0.0.1:7000-{6999 + size}"]
+        if draw(st.booleans()) and not udp:
+            servers += draw(st.lists(st.sampled_from(OTHER_SERVERS), max_size=2))
+            if size == 1 and draw(st.booleans()):
+                listener = draw(st.sampled_from(OTHER_LISTENERS)) % low
+        if draw(st.booleans()):
+            words += [
+                "--name",
+                draw(st.sampled_from(["web", "relay1", "-"])) + str(number),
+            ]
+        words += ["--listen", listener]
+        words += [word for server in servers for word in ("--dest", server)]
+    return words
+
+
+def read_again(layers: Layers, path: Path) -> Config:
+    """The settings of what was given, written to a file and read."""
+    return configure(layers_of(path, as_toml(layers)))
+
+
+def with_names(config: Config, layers: Layers) -> Config:
+    """With the names that relays without one get; the demo's is in no file."""
+    if config.demo:
+        return config
+    return attrs.evolve(
+        config,
+        relays=[
+            attrs.evolve(relay, name=name)
+            for relay, (name, _) in zip(config.relays, named(layers), strict=True)
+        ],
+    )
+
+
+def check(command: type[TableOptions], words: list[str], path: Path) -> Config:
+    """That a command line is the same as the file that it prints."""
+    parsed = command()
+    parsed.parseOptions(words)
+    layers = parsed.layers()
+    again = read_again(layers, path)
+    # In a file, relays of one kind stand together.
+    assert sorted(map(repr, again.relays)) == sorted(
+        map(repr, with_names(parsed.config, layers).relays)
+    )
+    assert attrs.evolve(again, relays=()) == attrs.evolve(parsed.config, relays=())
+    assert (
+        configure(layers_of(path, as_toml(layers_of(path, as_toml(layers))))) == again
+    )
+    return again
+
+
+ANY = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60
+)
+
+
+@given(options(RELAYD).map(consistent), relays())
+@ANY
+def test_a_command_line_of_relays(
+    tmp_path: Path, given: list[list[str]], relays: list[str]
+) -> None:
+    words = [word for words in given for word in words]
+    check(relayd.Options, [*words, *relays], tmp_path / "f.toml")
+
+
+@given(options(SOCKS4).map(consistent))
+@ANY
+def test_a_command_line_of_a_proxy(tmp_path: Path, given: list[list[str]]) -> None:
+    words = [word for words in given for word in words]
+    check(socks4.Options, words, tmp_path / "f.toml")
+
+
+EXAMPLES = {
+    "listen": "127.0.0.1:81-85",
+    "dest": "10.0.0.1:1-5",
+    "name": "web",
+    "access-log": "/var/log/relayd\n\u2028\x1b.log",
+    "allow-client": "10.0.0.0/8",
+    "allow-dest": "*.example.com:443",
+    "deny-dest": "*:25",
+    "userid": "b\u00fcrger",
+}
+
+
+def example(row: Setting[Any]) -> str:
+    """A value of a row that is not its default."""
+    kind: Any = row.type
+    if isinstance(kind, Choice):
+        return str(kind.placeholder.split("|")[-1])
+    if isinstance(kind, Seconds | Ratio):
+        return "2.5"
+    if isinstance(kind, Count):
+        return "7"
+    return "192.0.2.1" if isinstance(kind, IPv4) else EXAMPLES[row.name]
+
+
+@pytest.mark.parametrize(
+    ("command", "row"),
+    [
+        pytest.param(command, row, id=f"{command.service}-{row.name}")
+        for command in (relayd.Options, socks4.Options)
+        for row in command.rows
+        if row not in NO_SETTINGS
+    ],
+)
+def test_each_option_is_in_the_file(
+    command: type[TableOptions], row: Setting[Any], tmp_path: Path
+) -> None:
+    """Of every row of the table, alone; and it makes a difference."""
+    words = [] if row.is_flag else [example(row)]
+    if row is SOCKS4_LISTEN:
+        words = ["127.0.0.1:81"]
+    base: list[str] = []
+    if command is relayd.Options and row not in (LISTEN, DEMO):
+        range_too = "81-85" if row is DEST else "81"
+        base = ["--listen", "udp:53", "--dest", "udp:9.9.9.9:53"]
+        base += ["--name=b", "--listen", range_too, "--dest", "10.0.0.1:80"]
+        if row is NAME:
+            base = base[4:]
+    elif row is LISTEN:
+        words += ["--dest", "10.0.0.1:80"]
+    option = [f"--{row.option}", *words]
+    if row is NAME:
+        base.remove("--name=b")
+        found = check(command, [*option, *base], tmp_path / "f")
+    else:
+        found = check(command, [*base, *option], tmp_path / "f")
+    if row not in (LISTEN, DEMO):
+        assert found != check(command, base, tmp_path / "f")
+
+
+def test_the_options_of_a_demo(tmp_path: Path) -> None:
+    """Whose relay is in no file, but gets the defaults."""
+    words = ["--demo", "--idle-timeout", "5"]
+    [relay] = check(relayd.Options, words, tmp_path / "f").relays
+    assert relay.stream.idle_timeout == 5.0  # type: ignore[union-attr]
+
+
+def test_a_file_of_all_kinds(tmp_path: Path) -> None:
+    """Also with defaults, variables and secrets, whose file is named and not read."""
+    secrets, path = tmp_path / "users", tmp_path / "f.toml"
+    secrets.write_text("alice\nbob\n")
+    text = f"""
+env = true
+drain_timeout = "1m"
+[defaults]
+idle_timeout = "5s"
+clients = ["allow 10.0.0.0/8"]
+[tcp.a]
+listen = "8080-8081"
+dest = "${{HOST}}:80"
+[udp.b]
+listen = "53"
+dest = ["9.9.9.9:53", "udp:9.9.9.10:53"]
+refresh_inbound = false
+[socks4.c]
+destinations = ["deny *:25", "allow *"]
+userid_file = "{secrets}"
+[socks4.d]
+listen = "unix:/run/x"
+clients = []
+"""
+    layers = layers_of(path, text, HOST="db")
+    written = as_toml(layers)
+    assert "alice" not in written
+    assert configure(layers_of(path, written)) == configure(layers)
+
+
+def test_what_is_not_unicode_is_one_line() -> None:
+    """A command line may have any bytes, a file may not."""
+    options = socks4.Options()
+    options.parseOptions(["--userid", os.fsdecode(b"\xff")])
+    with pytest.raises(ConfigError) as caught:
+        as_toml(options.layers())
+    assert str(caught.value) == (
+        "can't be written as a file: not UTF-8 after 'userid = \"'"
+    )
+    with pytest.raises(CannotStart, match="^socks4: can't be written as a file"):
+        socks4.Options().parseOptions(
+            ["--print-config", "--userid", os.fsdecode(b"\xff")]
+        )
+
+
+@pytest.mark.parametrize("command", [relayd.Options, socks4.Options])
+def test_the_option_prints_it(
+    command: type[TableOptions], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--listen", "localhost:81", "--idle-timeout", "5m", "--print-config"]
+    if command is relayd.Options:
+        words += ["--dest", "10.0.0.1:80"]
+    with pytest.raises(SystemExit) as caught:
+        command().parseOptions(words)
+    assert caught.value.code == 0
+    kind, dest = (
+        ("tcp", 'dest = "10.0.0.1:80"\n')
+        if command is relayd.Options
+        else ("socks4", "")
+    )
+    assert capsys.readouterr().out == (
+        f'[{kind}.relay1]\nlisten = "localhost:81"\n{dest}idle_timeout = 300\n'
+    )
