@@ -10,6 +10,7 @@ through another name is found at run time (:mod:`relayd.core.hops`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 
 import attrs
 
@@ -77,7 +78,8 @@ def _told(loop: Sequence[_Way]) -> str:
             f"{first.place.prefix}{first} is relayed to itself: give another"
             f" {option(DEST)}"
         )
-    names = " to ".join(map(_name, loop))
+    # Ports of one range may follow each other.
+    names = " to ".join(name for name, _ in groupby(map(_name, loop)))
     return (
         f"{first.place.prefix}a loop of relays: {option(LISTEN)} {names} to"
         f" {_name(loop[0])}: give one of them another {option(DEST)}"

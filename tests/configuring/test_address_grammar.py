@@ -7,6 +7,7 @@ import socket
 from contextlib import closing, suppress
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -16,11 +17,13 @@ from relayd.configuring.address_grammar import (
     Address,
     EndpointString,
     HostPort,
+    PortRange,
     UdpAddress,
     UnixPath,
     dialled_host,
     parse_destination,
     parse_listener,
+    parse_range,
 )
 from relayd.core.errors import ConfigError
 from relayd.operating.endpoints import dialing_endpoint, listening_endpoint
@@ -155,6 +158,74 @@ def test_datagram_sockets_that_systemd_passes_on() -> None:
         ("udp:::1", "write an IPv6 address in brackets"),
     ):
         assert all(refused(parse, text, why) for parse in PARSERS)
+
+
+# -- ranges
+
+
+def test_a_range_of_ports() -> None:
+    """Of either form with a port; each port is an address, and `str` reads back."""
+    for text, first, last in (
+        ("5000-5100", HostPort(None, 5000), 5100),
+        (":5000-5100", HostPort(None, 5000), 5100),
+        ("10.0.0.1:1-65535", HostPort("10.0.0.1", 1), 65535),
+        ("[::1]:5-6", HostPort("::1", 5), 6),
+        ("db-1:5-6", HostPort("db-1", 5), 6),
+        ("udp:5-6", UdpAddress(None, 5), 6),
+        ("udp:[fe80::1%lo]:5-6", UdpAddress("fe80::1%lo", 5), 6),
+    ):
+        for parse in PARSERS:
+            found: Any = parse_range(text, parse)
+            assert found == PortRange(first, last)
+            assert parse_range(str(found), parse) == found
+            assert len(found) == last - first.port + 1
+            assert found[0] == first
+            assert found[len(found) - 1] == attrs.evolve(first, port=last)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("5-5", "expected a range of ports such as 5000-5100"),
+        ("6-5", "expected a range of ports such as 5000-5100"),
+        ("udp:6-5", "expected a range of ports such as 5000-5100"),
+        ("0-5", ""),
+        ("5-65536", "a port here is"),
+        ("999999-9999999", "a port here is"),
+        ("5-", "'5-' is not a port"),
+        ("-5", "'-5' is not a port"),
+        ("1-2-3", "'1-2-3' is not a port"),
+        ("host:1-2-3", "'1-2-3' is not a port"),
+        ("5 - 6", "'5 - 6' is not a port"),
+        ("256.0.0.1:5-6", "'256.0.0.1' is not an IPv4 address"),
+        ("::1:5-6", "write an IPv6 address in brackets"),
+        ("9" * 5000 + "-" + "9" * 5001, "a port here is"),
+    ],
+)
+def test_what_is_no_range(text: str, why: str) -> None:
+    """The refusal quotes all of it."""
+    for parse in PARSERS:
+        with pytest.raises(ConfigError) as caught:
+            parse_range(text, parse)
+        assert str(caught.value).startswith(f"bad address {text!r}: {why}")
+        assert str(caught.value).isprintable()
+
+
+def test_what_looks_like_a_range_and_is_none() -> None:
+    for text in ("unix:/run/5-6", "tcp:5-6", "db5-6:80", "[fe80::1%5-6]:80"):
+        assert parse_range(text, parse_listener) == parse_listener(text)
+
+
+@given(st.text() | st.from_regex(r"(udp:)?([a-z.]*:|\[::1\]:)?[0-9]{1,6}-[0-9]{1,6}"))
+def test_any_text_is_a_range_or_an_address_or_refused(text: str) -> None:
+    for parse in PARSERS:
+        try:
+            found = parse_range(text, parse)
+        except ConfigError as problem:
+            assert str(problem).startswith("bad address ")
+            assert str(problem).isprintable()
+        else:
+            assert parse_range(str(found), parse) == found
 
 
 # -- refusals

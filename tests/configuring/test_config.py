@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relayd.configuring.address_grammar import HostPort
+from relayd.configuring.address_grammar import HostPort, PortRange, UdpAddress
 from relayd.configuring.address_settings import (
     ALL,
     ALLOW_CLIENT,
@@ -26,6 +26,7 @@ from relayd.configuring.config import (
     Socks4Settings,
     StreamSettings,
     UdpRelay,
+    each_port,
     fill,
     is_local,
 )
@@ -187,3 +188,17 @@ def test_settings_do_not_change() -> None:
     for frozen in made:
         with pytest.raises(attrs.exceptions.FrozenInstanceError):
             setattr(frozen, attrs.fields(type(frozen))[0].name, None)
+
+
+def test_each_port_of_a_relay() -> None:
+    """Of ranges, with the destination of the same number; one port is for all."""
+    relay = Relay(
+        [PortRange(HostPort(None, 5), 7), PortRange(HostPort("::1", 15), 17)],
+        [PortRange(HostPort("db", 25), 27), HostPort("web", 80)],
+    )
+    assert [
+        [[each.port for each in addresses] for addresses in pair]
+        for pair in each_port(relay)
+    ] == [[[5, 15], [25, 80]], [[6, 16], [26, 80]], [[7, 17], [27, 80]]]
+    single = UdpRelay([UdpAddress(None, 5)], [UdpAddress(None, 6)])
+    assert list(each_port(single)) == [([UdpAddress(None, 5)], [UdpAddress(None, 6)])]

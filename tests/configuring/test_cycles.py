@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+import relayd.configuring.cycles
 from relayd.configuring.address_settings import DEST, LISTEN
 from relayd.configuring.command_line import relay_sections
 from relayd.configuring.cycles import cycles
-from relayd.configuring.given import Given
+from relayd.configuring.given import Given, RelaySection
 from relayd.socks.destinations import Ip
 
 #: The test's machine has these addresses.
@@ -19,6 +20,12 @@ OWN = {"127.0.0.1", "127.0.0.2", "::1", "203.0.113.5", "2001:db8::5"}
 def own(address: Ip) -> bool:
     """Whether it is one of them."""
     return str(address) in OWN
+
+
+def section(listener: str, server: str) -> RelaySection:
+    """A relay."""
+    [made] = relay_sections([Given.of(LISTEN, listener), Given.of(DEST, server)])
+    return made
 
 
 def refusal(*words: str) -> str:
@@ -133,3 +140,43 @@ def test_a_name_other_than_localhost_is_not_checked(
     """The machine's own may be of any of its addresses."""
     monkeypatch.setattr("socket.gethostname", lambda: "here")
     assert not refusal("L127.0.0.1:8080", "Dhere:8080")
+
+
+def test_relays_that_lead_nowhere_are_not_searched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A search for each relay would take the square of their number."""
+
+    def search(*_: object) -> list[int]:
+        raise AssertionError("there is no loop")
+
+    monkeypatch.setattr(relayd.configuring.cycles, "_find_loop", search)
+    chain = [section(str(port), f"127.0.0.1:{port + 1}") for port in range(1000, 1100)]
+    assert list(cycles(chain, own)) == []
+    hub = [section(str(port), "127.0.0.1:999") for port in range(1000, 1100)]
+    assert list(cycles([*hub, section("999", "10.9.9.9:1")], own)) == []
+
+
+def test_only_wildcards_of_the_same_port_are_asked_for() -> None:
+    """Each time takes system calls."""
+    asked: list[Ip] = []
+
+    def count(address: Ip) -> bool:
+        asked.append(address)
+        return False
+
+    relays = [section(f"127.0.0.{n}:443", f"10.1.0.{n}:443") for n in range(2, 100)]
+    assert list(cycles(relays, count)) == []
+    assert asked == []
+    assert list(cycles([section("443", "10.1.0.1:443")], count)) == []
+    assert list(map(str, asked)) == ["10.1.0.1"]
+
+
+def test_the_ports_of_a_range_make_one_line() -> None:
+    [line] = cycles([section("500-600", "500-600")], own)
+    assert "'500-600' is relayed to itself" in line
+    [line] = cycles([section("80-90", "81-91"), section("91", "80")], own)
+    assert line == (
+        "a loop of relays: --listen '80-90' to '91' to '80-90': give one of them"
+        " another --dest"
+    )

@@ -29,6 +29,7 @@ from relayd.core.setting_types import (
     Size,
 )
 from relayd.core.settings import (
+    ACCESS_LOG,
     BACKLOG,
     BIND_ADDRESS,
     IDLE_TIMEOUT,
@@ -228,6 +229,100 @@ def test_a_number_says_its_bounds_and_unit(kind: Any) -> None:
         assert kind.parse(kind.show(kind.minimum)) == kind.minimum
     assert kind.unit in ("", "seconds", "bytes")
     assert kind.unit in kind.describe()
+
+
+# -- as a file has them
+
+
+KINDS: list[Any] = [
+    *(Seconds(), Seconds(never=False), Count(), Size(1 << 40), Ratio(), IPv4(), Flag()),
+    *(TRANSPORT.type, ACCESS_LOG.type),
+]
+
+#: What TOML and JSON may have for a value.
+PLAIN = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([10**400, -(10**400), 0xF << 20_000])
+    | st.floats()
+    | st.text()
+    | st.datetimes()
+    | st.dates()
+    | st.times()
+    | st.lists(st.integers())
+    | st.dictionaries(st.text(), st.integers())
+)
+
+
+@given(PLAIN)
+def test_any_value_of_a_file_is_read_or_refused(value: object) -> None:
+    """A refusal says what is expected, and nothing else is raised."""
+    for kind in KINDS:
+        try:
+            read = kind.load(value)
+        except ValueError as problem:
+            assert str(problem).startswith("expected ")
+            assert str(problem).isprintable()
+        else:
+            assert isinstance(read, bool | int | float | str)
+            if isinstance(read, float):
+                assert math.isfinite(read)
+
+
+@given(st.floats(0, TIMEOUT_LIMIT) | st.integers(0, int(TIMEOUT_LIMIT)))
+def test_a_number_of_seconds(value: float) -> None:
+    assert Seconds().load(value) == value
+    assert type(Seconds().load(value)) is float
+    assert Ratio().load(value) == value
+
+
+def test_a_string_is_read_as_on_the_command_line() -> None:
+    for kind, text, value in (
+        (Seconds(), "250ms", 0.25),
+        (Seconds(), "10", 10.0),
+        (Size(1 << 20), "64KiB", 65536),
+        (Size(1 << 20), "64kB", 64000),
+        (Size(1 << 20), "0.5KiB", 512),
+        (Size(1 << 20), "7", 7),
+        (IPv4(), "192.0.2.1", "192.0.2.1"),
+        (TRANSPORT.type, "plane", "plane"),
+    ):
+        assert kind.load(text) == value  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        *((Seconds(), value) for value in (True, -1, -0.5, math.nan, math.inf, None)),
+        *((Seconds(), value) for value in (10**400, "1d", "", "1 s", "s", [1])),
+        (Seconds(never=False), 0),
+        (Seconds(never=False), "0ms"),
+        *((Count(), value) for value in (True, 1.0, "1", 0, -1, 10**400, None)),
+        *((Size(9), value) for value in (True, 1.0, 0, 10, "10", "1KiB", "0.5kB")),
+        *((Size(9), value) for value in ("1B", "KiB", "1e3kB", "1" * 5000 + "kB")),
+        *((Ratio(), value) for value in (True, -1, math.nan, math.inf, "1", 10**400)),
+        *((Flag(), value) for value in (0, 1, "on", "true", None)),
+        *((IPv4(), value) for value in (1, "::1", None)),
+        *((TRANSPORT.type, value) for value in (1, "x", None)),
+    ],
+)
+def test_what_is_none_in_a_file(kind: Any, value: object) -> None:
+    with pytest.raises(ValueError, match="^expected "):
+        kind.load(value)
+
+
+def test_a_port_that_is_no_string_is_shown_as_one() -> None:
+    with pytest.raises(ValueError, match=r'as a string: "8080"$'):
+        ACCESS_LOG.type.load(8080)
+    with pytest.raises(ValueError, match="as a string$"):
+        ACCESS_LOG.type.load(8080.0)
+
+
+@given(st.integers(1, 1 << 30))
+def test_every_size_is_read_as_it_is_shown(value: int) -> None:
+    kind = Size(1 << 30)
+    assert kind.load(kind.show(value)) == kind.load(value) == value
 
 
 # -- rows
