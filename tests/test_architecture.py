@@ -34,6 +34,7 @@ MAY_IMPORT = {
     | (PARTS - {"preludes"})
     | {"plane", "datagrams", "socks", "faces", "configuring"},
     "tap": {"core", "configuring", "operating"},
+    "ctl": {"core", "observing", "configuring", "operating"},
     # For the tests of those who embed a relay: nothing of ours imports it.
     "testing": {"net", "stream"},
 }

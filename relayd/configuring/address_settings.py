@@ -84,6 +84,7 @@ LISTEN = Setting[tuple[Address | PortRange, ...]](
     default=(),
     short="l",
     help="Address to listen on. Each opens a relay.",
+    in_file="Where clients connect: an address, or a list of addresses.",
     kinds=("tcp", "udp"),
     group=ADDRESSES,
     field="relays",
@@ -96,6 +97,7 @@ DEST = Setting[tuple[Address | PortRange, ...]](
     short="d",
     help="Server of the relay that the --listen before it opens; several are used in"
     " turn.",
+    in_file="The server to relay to, or a list of servers, which are used in turn.",
     kinds=("tcp", "udp"),
     group=ADDRESSES,
     field="relays",
@@ -120,6 +122,7 @@ SOCKS4_LISTEN = Setting[tuple[StreamAddress, ...]](
     otherwise=str(SOCKS4_LISTENER),
     short="l",
     help="Address to listen on; may be repeated.",
+    in_file="Where clients connect: an address, or a list of addresses.",
     kinds=("socks4",),
     group=ADDRESSES,
     field="listeners",
@@ -140,6 +143,7 @@ ALLOW_CLIENT = Setting[tuple[Network, ...]](
     type=Written("CIDR", _network, _NETWORK),
     default=(),
     help="Serve clients of this address or network, and no others; may be repeated.",
+    in_file="Serve the clients of these addresses and networks, and no others.",
     kinds=("socks4",),
     group=ACCESS,
     field="clients",
@@ -153,6 +157,8 @@ ALLOW_DEST = Setting[tuple[Rule, ...]](
     default=(),
     help="Allow these destinations. With --deny-dest, the first rule that matches"
     " decides; may be repeated.",
+    in_file="Rules for where clients may connect to. The first that matches decides; a"
+    " destination that none matches is allowed.",
     kinds=("socks4",),
     group=ACCESS,
     field="rules",
@@ -177,6 +183,8 @@ USERID = Setting[tuple[bytes, ...]](
     type=Written("NAME", _user_id, _USER_ID),
     default=(),
     help="Serve clients that send this user id, and no others; may be repeated. It"
+    " proves nothing.",
+    in_file="Serve clients that send one of these user ids, and no others. A user id"
     " proves nothing.",
     kinds=("socks4",),
     group=ACCESS,

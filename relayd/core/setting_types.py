@@ -324,6 +324,7 @@ class Setting(Generic[T]):
         its own.
     :ivar key: what a configuration file calls it: `name` with underscores, unless
         given; empty if no file may have it.
+    :ivar in_file: what it does, as the manual of the file says it; `help` unless given.
     :ivar word: in a file, what each of its values begins with: `allow`, `deny`; such
         settings share a key, so that their values keep their order.
     :ivar secret: a file may name another one that has the values, by `key` and `_file`.
@@ -342,6 +343,7 @@ class Setting(Generic[T]):
     repeatable: bool = False
     process: bool = False
     key: str = attrs.field()
+    in_file: str = ""
     word: str = ""
     secret: bool = False
 

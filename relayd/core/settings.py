@@ -181,7 +181,7 @@ MAX_FLOWS_PER_CLIENT = Setting[int | None](
     type=Count(),
     default=None,
     otherwise="half of --max-flows",
-    help="The same for the flows of one client address (IPv4 address or IPv6 /64).",
+    help="Limit of the flows of one client address (IPv4 address or IPv6 /64).",
     kinds=("udp",),
     group=UDP,
 )
@@ -226,7 +226,8 @@ BIND = Setting[bool](
     name="bind",
     type=Flag(),
     default=True,
-    help="Serve BIND.",
+    help="Serve BIND, with which a client waits for a server to connect to it (as FTP"
+    " does).",
     off="Refuse BIND.",
     kinds=("socks4",),
     group=BINDS,
@@ -273,8 +274,7 @@ MAX_HANDSHAKES_PER_CLIENT = Setting[int | None](
     type=Count(),
     default=None,
     otherwise=f"a quarter of --max-handshakes, at most {DEFAULT_HANDSHAKES_PER_CLIENT}",
-    help="The same for the handshakes of one client address (IPv4 address or IPv6"
-    " /64).",
+    help="Limit of the handshakes of one client address (IPv4 address or IPv6 /64).",
     kinds=("socks4",),
     group=LIMITS,
 )
@@ -290,7 +290,8 @@ MAX_BINDS_PER_CLIENT = Setting[int](
     name="max-binds-per-client",
     type=Count(),
     default=8,
-    help="The same for the clients of one address (IPv4 address or IPv6 /64).",
+    help="Limit of the clients of one address (IPv4 address or IPv6 /64) that wait for"
+    " the peer of a BIND.",
     kinds=("socks4",),
     group=LIMITS,
 )

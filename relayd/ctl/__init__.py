@@ -1,0 +1,1 @@
+"""The `relayctl` command: checks, shows and documents configuration files."""

@@ -1,0 +1,200 @@
+"""Reads and checks a configuration file as the service would, and opens nothing.
+
+What a file says is read and checked by :mod:`relayd.configuring`.  The rest, the
+service would find as it makes its endpoints: a broadcast address, a missing interface,
+a limit that can't be had, a Twisted endpoint string that can't be used, a missing
+certificate.  The same functions are asked here, with a reactor that never runs.
+Most relays have short forms of addresses and need none of them: importing them takes
+longer than reading a thousand relays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from relayd.configuring.address_grammar import (
+    EndpointString,
+    HostPort,
+    PortRange,
+    UdpAddress,
+    check_host,
+    dialled_host,
+)
+from relayd.configuring.address_settings import DEST
+from relayd.configuring.config import AnyRelay, Config, Socks4Relay, UdpRelay
+from relayd.configuring.configure import configure
+from relayd.configuring.endpoint_strings import parts
+from relayd.configuring.file import STDIN, read_layers
+from relayd.configuring.given import Given, Layers
+from relayd.core.errors import ConfigError
+from relayd.ctl.exits import CommandFailed, Exit
+
+
+@attrs.frozen
+class Checked:
+    """What a check has found.
+
+    :ivar name: of the file.
+    :ivar relays: how many the service would have.
+    :ivar problems: a line each.
+    """
+
+    name: str
+    relays: int
+    problems: Sequence[str]
+
+
+def read(path: str) -> tuple[Layers, Config]:
+    """What a file says, checked; not what this machine has.
+
+    :param path: of a file or a folder; `-` is standard input.
+    :raises CommandFailed: there is no such file, or it is not valid.
+    """
+    if path != "-" and not Path(path).exists():
+        raise CommandFailed(Exit.NOT_FOUND, f"{path}: there is no such file or folder")
+    layers = read_layers(path)
+    try:
+        return layers, configure(layers)
+    except ConfigError as problem:
+        raise CommandFailed(Exit.INVALID, *str(problem).splitlines()) from problem
+
+
+def check_file(path: str, *, file_only: bool = False) -> Checked:
+    """Check a file.
+
+    :param file_only: not whether this machine has what the file asks for.
+    :raises CommandFailed: there is no such file.
+    """
+    name = STDIN if path == "-" else path
+    try:
+        layers, config = read(path)
+    except CommandFailed as failed:
+        if failed.exit != Exit.INVALID:
+            raise
+        return Checked(name, 0, failed.lines)
+    problems = [] if file_only else list(unusable(layers, config))
+    return Checked(name, len(config.relays), problems)
+
+
+def unusable(layers: Layers, config: Config) -> Iterator[str]:
+    """What the service would refuse as it makes its endpoints; a line each.
+
+    :param config: of these layers.
+    """
+    machine = _Machine(config)
+    for problem in machine.about_process():
+        where = layers.process[0].place.file if layers.process else ""
+        yield f"{where}: {problem}"
+    if config.demo:
+        return
+    for section, relay in zip(layers.sections, config.relays, strict=True):
+        found = False
+        for given in section.effective:
+            if given.setting.group == DEST.group:
+                for problem in machine.about_address(given):
+                    found = True
+                    yield f"{given.place}: {problem}"
+        if not found:
+            for problem in machine.about_relay(relay):
+                yield f"{section.place}: {problem}"
+
+
+class _Machine:
+    """What this machine has, for one configuration."""
+
+    def __init__(self, config: Config) -> None:
+        # Short forms are the same on either transport, but for what opens them.
+        self._config = attrs.evolve(config, transport="twisted")
+        self._transport = config.transport
+        self._reactor: Any = None
+
+    @property
+    def reactor(self) -> Any:
+        """One that never runs; it is not the global one."""
+        if self._reactor is None:
+            self._reactor = _idle_reactor()
+        return self._reactor
+
+    def about_process(self) -> Iterator[str]:
+        if self._transport == "plane":
+            from relayd.operating.endpoints import on_plane
+
+            yield from _problem(on_plane, "plane", self.reactor)
+        if self._config.max_descriptors is not None:
+            from relayd.operating.open_files import raise_open_files
+
+            # The reactor of the service watches any number.
+            yield from _problem(raise_open_files, self._config.max_descriptors, None)
+
+    def about_address(self, given: Given) -> Iterator[str]:
+        """What is wrong with a listener, or a destination."""
+        address, dialled = given.value, given.setting is DEST
+        if isinstance(address, PortRange):
+            address = address.first
+        if isinstance(address, EndpointString):
+            if not _is_passed(address.text):
+                from relayd.operating.endpoints import (
+                    dialing_endpoint,
+                    listening_endpoint,
+                )
+
+                make = dialing_endpoint if dialled else listening_endpoint
+                yield from _problem(make, address, self.reactor, transport="twisted")
+        elif isinstance(address, HostPort | UdpAddress) and dialled:
+            host = dialled_host(address.host)
+            yield from _problem(check_host, host, str(address))
+            if "%" in host and isinstance(address, HostPort):
+                from relayd.operating.endpoints import dialing_endpoint
+
+                yield from _problem(dialing_endpoint, address, self.reactor, "twisted")
+
+    def about_relay(self, relay: AnyRelay) -> Iterator[str]:
+        """What is wrong with a relay whose addresses can be used."""
+        if isinstance(relay, UdpRelay):
+            scoped = any("%" in str(each) for each in relay.destinations)
+            if relay.udp.max_flows is not None or scoped:
+                from relayd.operating.relays import udp_listenings
+
+                yield from self._problem_of(udp_listenings, relay)
+        elif isinstance(relay, Socks4Relay) and relay.socks4.bind_address:
+            from relayd.operating.relays import socks4_listenings
+
+            yield from self._problem_of(socks4_listenings, relay)
+
+    def _problem_of(self, make: Any, relay: AnyRelay) -> Iterator[str]:
+        from relayd.observing.line_log import LineLog
+
+        listeners = [each for each in relay.listeners if not _is_passed(str(each))]
+        relay = attrs.evolve(relay, listeners=listeners)
+        yield from _problem(make, relay, self._config, self.reactor, LineLog())
+
+
+def _problem(make: Any, *args: Any, **named: Any) -> Iterator[str]:
+    """Why something can't be made, or nothing."""
+    try:
+        make(*args, **named)
+    except ConfigError as problem:
+        yield str(problem)
+
+
+def _is_passed(text: str) -> bool:
+    """Whether an address is a socket that systemd passes to the service."""
+    plain, _ = parts(text.lower())
+    return next((each for each in plain if each not in ("haproxy", "udp")), "") == (
+        "systemd"
+    )
+
+
+def _idle_reactor() -> Any:
+    """A reactor that is not the global one, never runs, and opens nothing."""
+    from twisted.internet.selectreactor import SelectReactor
+
+    class IdleReactor(SelectReactor):
+        def installWaker(self) -> None:
+            """It is never woken."""
+
+    return IdleReactor()

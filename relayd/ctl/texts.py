@@ -1,0 +1,109 @@
+"""How settings are written, and explained, in a configuration file.
+
+What the example, the schema, the manual and `relayctl show` have in common.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tomli_w
+
+from relayd.configuring.address_settings import ALL
+from relayd.core.setting_types import (
+    Choice,
+    Count,
+    Flag,
+    IPv4,
+    Ratio,
+    Seconds,
+    Setting,
+    Size,
+)
+
+#: What the keys of a file are called on a command line.
+_KEYS: Mapping[str, str] = {row.name: row.key for row in ALL if row.key}
+
+_OPTION = re.compile(r"--(?:no-)?([a-z0-9-]*[a-z0-9])")
+
+#: The units that a time is shown in: the first that divides it.
+_UNITS = (("h", 3600), ("m", 60), ("s", 1))
+
+
+def explained(row: Setting[Any]) -> str:
+    """What a setting does, in words of the file."""
+    return in_keys(row.in_file or row.help)
+
+
+def in_keys(text: str) -> str:
+    """A text in which options are called what a file calls them."""
+    return _OPTION.sub(lambda found: _KEYS.get(found[1], found[0]), text)
+
+
+def default_of(row: Setting[Any]) -> Any:
+    """A default as a file would have it; None if only words can say it."""
+    default = row.default
+    if isinstance(default, tuple):
+        texts = [row.type.show(each) for each in default]
+        return texts[0] if len(texts) == 1 else texts
+    return readable(row, default)
+
+
+def readable(row: Setting[Any], value: Any) -> Any:
+    """A value as people write it in a file: times and sizes with their units."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(row.type, Seconds) and value:
+        for unit, seconds in _UNITS:
+            if not value % seconds:
+                return f"{value // seconds:.0f}{unit}"
+        return f"{row.type.show(value)}s"
+    if isinstance(row.type, Size):
+        return row.type.show(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def default_in_words(row: Setting[Any]) -> str:
+    """A default for people to read."""
+    found = default_of(row)
+    if row.otherwise and not isinstance(found, str):
+        return in_keys(row.otherwise)
+    return "none" if found is None or found == [] else literal(found)
+
+
+def literal(value: Any) -> str:
+    """A value in TOML, on one line."""
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(literal, value)) + "]"
+    return tomli_w.dumps({"x": value}).removeprefix("x = ").rstrip("\n")
+
+
+def type_in_words(rows: Sequence[Setting[Any]]) -> str:
+    """What the values of a key are, for people to read."""
+    row = rows[0]
+    if row.word:
+        words = " or ".join(f'"{each.word} {each.type.placeholder}"' for each in rows)
+        return f"{words}, or a list of such"
+    kind = _one_in_words(row)
+    return f"{kind}, or a list of such" if row.repeatable else kind
+
+
+def _one_in_words(row: Setting[Any]) -> str:
+    kind = row.type
+    if isinstance(kind, Flag):
+        return "true or false"
+    if isinstance(kind, Seconds):
+        return "a time" if kind.never else "a time, more than 0"
+    if isinstance(kind, Size):
+        return f"a size, up to {kind.show(kind.maximum)}"
+    if isinstance(kind, Count):
+        return f"a whole number from {kind.minimum} to {kind.maximum}"
+    if isinstance(kind, Ratio):
+        return "a number from 0 up"
+    if isinstance(kind, Choice):
+        return " or ".join(f'"{each}"' for each in kind.placeholder.split("|"))
+    return kind.describe() if not isinstance(kind, IPv4) else "an IPv4 address"
