@@ -82,6 +82,12 @@ class Registry(Generic[Id, Member]):
         self._spread: Spread[Member] | None = None
         self._waiting: list[Deferred[None]] = []
 
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self._members)
+
     def by_id(self) -> dict[Id, Member]:
         """Those that live, by their ids; a new dictionary."""
         return {self._id_of(each): each for each in self._members}

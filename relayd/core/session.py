@@ -81,16 +81,19 @@ class Direction:
     :ivar kept: how many of them were not given to the sink's transport: what waits
         until the two are joined; what changes the bytes on their way may make it more,
         or less than 0.
+    :ivar spliced: how many of them did not pass through this process: the kernel moved
+        them.
     :ivar eof: the source has sent its last byte (or will never send more).
     """
 
-    # With each chunk one number changes.  A second one, `written`, would be read from
-    # memory, and not from a cache, where thousands of sessions take turns.
-    __slots__ = ("eof", "kept", "read")
+    # With each chunk that is copied one number changes.  A second one, `written`, would
+    # be read from memory, and not from a cache, where thousands of sessions take turns.
+    __slots__ = ("eof", "kept", "read", "spliced")
 
     def __init__(self) -> None:
         self.read = 0
         self.kept = 0
+        self.spliced = 0
         self.eof = False
 
     def keep(self, count: int) -> None:

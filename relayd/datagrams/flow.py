@@ -70,6 +70,9 @@ class ClientFlow(Flow):
     :ivar hop: its name as a hop, if it leads to a relay of this process.
     """
 
+    #: What it receives is from a server, not from clients.
+    hears_server = True
+
     __slots__ = (
         "_batch_until",
         "_full_read_at",

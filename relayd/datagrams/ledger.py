@@ -12,6 +12,7 @@ from typing import Any, Generic
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from relayd.core.counts import FlowCounts
 from relayd.core.flows import Counters
 from relayd.datagrams.sockets import kernel_drops
 from relayd.datagrams.table import AnyFlow, NatTable
@@ -33,6 +34,7 @@ class Ledger(Generic[AnyFlow]):
     :raises ValueError: `reply_cap` is negative.
 
     :ivar counters: of datagrams, by outcome.
+    :ivar counts: what else is counted.
     :ivar unanswered: datagrams that may have to be sent again, to another address.
     :ivar now: returns the time in seconds.
     """
@@ -53,6 +55,7 @@ class Ledger(Generic[AnyFlow]):
         self.now: Callable[[], float] = self.clock.seconds
         self.reply_cap = reply_cap
         self.counters = Counters()
+        self.counts = FlowCounts()
         self.unanswered = Unanswered()
         self._throttle = LogThrottle(self.clock)
         self._failures = 0
@@ -68,11 +71,14 @@ class Ledger(Generic[AnyFlow]):
     def count_drops(self, one: Any) -> None:
         """Count the datagrams that the kernel dropped at a socket since the last call.
 
-        :param one: a listener or a flow: has `sock` and `drops`.
+        :param one: a listener or a flow: has `sock` and `drops`, and `hears_server`.
         """
         drops = kernel_drops(one.sock)
         if drops is None:
             return
         # The kernel counts in 32 bits.
-        self.counters.kernel_dropped += (drops - one.drops) & 0xFFFFFFFF
+        dropped = (drops - one.drops) & 0xFFFFFFFF
+        self.counters.kernel_dropped += dropped
+        if one.hears_server:
+            self.counts.kernel_replies_dropped += dropped
         one.drops = drops

@@ -56,6 +56,9 @@ class DatagramListener:
     :ivar closed: its relay has closed it.
     """
 
+    #: What it receives is from a server, not from clients.
+    hears_server = False
+
     #: Whether the address that a client has sent to is part of its key.
     local = False
 

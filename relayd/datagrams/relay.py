@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IDelayedCall
 
 from relayd.core import settings
 from relayd.core.addresses import socket_name
+from relayd.core.counts import FlowCounts
 from relayd.core.flows import Counters, FlowFacts, FlowObserver
 from relayd.core.hops import datagrams as hops
 from relayd.core.registry import Registry
@@ -100,6 +101,11 @@ class DatagramRelay:
         return self.ledger.counters
 
     @property
+    def counts(self) -> FlowCounts:
+        """What else is counted."""
+        return self.ledger.counts
+
+    @property
     def table(self) -> NatTable[ClientFlow]:
         """The open flows."""
         return self.ledger.table
@@ -174,6 +180,7 @@ class DatagramRelay:
         if flow.server.named:
             self.ledger.unanswered.forget(flow)
         self.watcher.unwatch_and_close(flow.sock)
+        self.ledger.counts.close(flow)
         self.observer.ended(flow, self.facts(flow, ending, by))
 
     def facts(self, flow: ClientFlow, ending: str = "", by: str = "") -> FlowFacts:

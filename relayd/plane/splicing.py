@@ -265,7 +265,9 @@ class SplicingConnection(Connection):
                     break
         except OSError as raised:
             problem = raised.errno
-        self._direction.read += moved
+        direction = self._direction
+        direction.read += moved
+        direction.spliced += moved
         self._count_small(moved)
         if held:
             pipe.held = held

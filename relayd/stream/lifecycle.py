@@ -228,6 +228,8 @@ class Lifecycle(Leg):
             factory.endings[ending.word] += 1
         if not session.up.read and session.is_silent:
             factory.silent += 1
+        if factory.counts is not None:
+            factory.counts.close(session)
         factory.observer.closed(session)
         if factory.registry.draining:
             factory.registry.check()

@@ -19,6 +19,7 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 
 from relayd.core import settings
 from relayd.core.addresses import address_name
+from relayd.core.counts import SessionCounts
 from relayd.core.interfaces import IGate, IObserver
 from relayd.core.observers import Observers
 from relayd.core.prelude import Prelude
@@ -70,6 +71,8 @@ class StreamRelay:
         ended `done` are left out.
     :ivar silent: how many have ended without a byte (:attr:`Session.is_silent`); those
         that did not end `done` are in `endings`, too.
+    :ivar counts: what is counted of its sessions, if somebody wants to know; set it
+        before the first.
     """
 
     #: One of its sessions has dialled, and found that this led back to it.
@@ -104,6 +107,7 @@ class StreamRelay:
         )
         self.endings: Counter[str] = Counter()
         self.silent = 0
+        self.counts: SessionCounts | None = None
         #: The sequence numbers of the clients that are admitted.
         self.ordinals = itertools.count()
         #: The sessions that live, by id; how they are drained.

@@ -182,6 +182,20 @@ class ServerAttempt(Attempt):
         done.addBoth(made.let_go)
         done.addCallbacks(self._dialed, self.dial_failed)
 
+    def failed(self, ending: Ending, detail: str = "") -> None:
+        """See :meth:`Attempt.failed`."""
+        factory = self.client.factory
+        if factory.counts is not None and not self.is_over:
+            factory.counts.fail(self.upstream.name, ending, factory.now())
+        Attempt.failed(self, ending, detail)
+
+    def cancel(self) -> None:
+        """See :meth:`Attempt.cancel`."""
+        counts = self.client.factory.counts
+        if counts is not None and not self.is_over:
+            counts.cancel(self.upstream.name)
+        Attempt.cancel(self)
+
     @property
     def awaits(self) -> str:
         """See :attr:`Attempt.awaits`."""

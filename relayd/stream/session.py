@@ -198,6 +198,8 @@ class StreamProtocol(Lifecycle):
         session.ended_at = factory.now()
         self.enter(_OVER)
         factory.endings[ending.word] += 1
+        if factory.counts is not None:
+            factory.counts.refuse(ending)
         factory.observer.refused(session, why)
         self.abort()
 
@@ -230,6 +232,8 @@ class StreamProtocol(Lifecycle):
         session, factory = self.session, self.factory
         self.pending = None
         session.connected_at = factory.now()
+        if factory.counts is not None:
+            factory.counts.connect(session)
         factory.observer.connected(session)
         if session.ending is not None:
             # An observer has ended it.
