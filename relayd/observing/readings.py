@@ -1,0 +1,212 @@
+"""What metrics say of a relay, read from what it counts, a little at a time.
+
+A reading is a total since the relay's start: what its sessions or flows have counted
+that are over (:mod:`relayd.core.counts`), and what is in the records of those that
+live.  With tens of thousands of these it takes longer than a turn of the reactor may,
+so a reader is a generator: it yields after each part of the work.
+
+**No total ever goes down**, as long as one reading begins when the one before it is
+complete.  The counters and the list of those that live are taken at one moment; a
+record that is read later holds at least as much as at that moment, and whoever ends
+meanwhile is still in the list, but in the counters only of the next reading.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import attrs
+
+from relayd.core.counts import REFUSALS, FlowCounts, Histogram, SessionCounts
+from relayd.core.flows import Counters, Flow
+
+#: Records that are read in one part of the work.
+PART = 250
+
+
+class Living(Protocol):
+    """Those that live, as a registry has them."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+@attrs.frozen
+class Sessions:
+    """A stream relay that is counted.
+
+    :ivar relay: its name.
+    :ivar counts: of all its listeners.
+    :ivar living: of each listener: what has a `session`.
+    """
+
+    relay: str
+    counts: SessionCounts
+    living: Sequence[Living]
+
+
+class FlowSource(Protocol):
+    """A UDP relay, or what it has for one of its listeners.
+
+    :ivar registry: the open flows.
+    """
+
+    @property
+    def counters(self) -> Counters: ...
+
+    @property
+    def counts(self) -> FlowCounts: ...
+
+    @property
+    def registry(self) -> Living: ...
+
+
+@attrs.frozen
+class Flows:
+    """A UDP relay that is counted: its name, and what it has for each listener."""
+
+    relay: str
+    sources: Sequence[FlowSource]
+
+
+@attrs.define
+class ServerReading:
+    """One server of a stream relay.
+
+    :ivar results: see :class:`relayd.core.counts.ServerCounts`.
+    :ivar up: its last dial has not failed.
+    :ivar active: sessions that are connected to it, or dial it.
+    """
+
+    results: dict[str, int]
+    up: bool
+    active: int = 0
+
+
+@attrs.define
+class StreamReading:
+    """The totals of a stream relay.
+
+    :ivar opened: sessions that were admitted; `closed`, by ending, and `active` are
+        those that have ended, and that live.
+    :ivar refused: clients that were not served, by reason; some were admitted first.
+    :ivar up: bytes from clients; `down` from servers.
+    :ivar spliced: of both, what did not pass through this process.
+    :ivar durations: of the closed sessions; `connects` of the dials that succeeded.
+    """
+
+    relay: str
+    opened: int
+    active: int
+    closed: dict[str, int]
+    refused: dict[str, int]
+    up: int
+    down: int
+    spliced: int
+    durations: Histogram
+    connects: Histogram
+    servers: dict[str, ServerReading]
+
+
+@attrs.define
+class FlowReading:
+    """The totals of a UDP relay.
+
+    :ivar active: the open flows.
+    :ivar up: datagrams that were sent to servers; `down` to clients.
+    :ivar up_bytes: what they held; `down_bytes` likewise.
+    :ivar dropped: by direction and reason.
+    """
+
+    relay: str
+    active: int = 0
+    up: int = 0
+    down: int = 0
+    up_bytes: int = 0
+    down_bytes: int = 0
+    dropped: Counter[tuple[str, str]] = attrs.Factory(Counter)
+
+
+def read_sessions(relay: Sessions) -> Generator[None, None, StreamReading]:
+    """Read a stream relay; yields after each part of the work."""
+    counts = relay.counts
+    living = [each for members in relay.living for each in members]
+    closed = dict(counts.closed)
+    refused = Counter(counts.refused)
+    for word in REFUSALS & closed.keys():
+        refused[word] += closed[word]
+    reading = StreamReading(
+        relay=relay.relay,
+        opened=len(living) + sum(closed.values()),
+        active=len(living),
+        closed=closed,
+        refused=refused,
+        up=counts.up,
+        down=counts.down,
+        spliced=counts.spliced,
+        durations=_copy(counts.durations),
+        connects=_copy(counts.connects),
+        servers={
+            name: ServerReading(dict(each.results), each.failed_at is None)
+            for name, each in counts.servers.items()
+        },
+    )
+    servers = reading.servers
+    for part in _parts(living):
+        for each in part:
+            session = each.session
+            up, down = session.up, session.down
+            reading.up += up.read
+            reading.down += down.read
+            reading.spliced += up.spliced + down.spliced
+            if servers and session.server is not None:
+                server = servers.get(session.server.name)
+                if server is not None:
+                    server.active += 1
+        yield
+    return reading
+
+
+def read_flows(relay: Flows) -> Generator[None, None, FlowReading]:
+    """Read a UDP relay; yields after each part of the work."""
+    reading = FlowReading(relay.relay)
+    living: list[Flow] = []
+    for source in relay.sources:
+        counters, counts = source.counters, source.counts
+        living += source.registry
+        reading.up += counters.sent
+        reading.down += counters.replies_sent
+        reading.up_bytes += counts.up
+        reading.down_bytes += counts.down
+        dropped = reading.dropped
+        for direction, reasons, by_kernel in (
+            (
+                "up",
+                counters.dropped,
+                counters.kernel_dropped - counts.kernel_replies_dropped,
+            ),
+            ("down", counters.replies_dropped, counts.kernel_replies_dropped),
+        ):
+            for reason, number in reasons.items():
+                dropped[direction, reason] += number
+            dropped[direction, "kernel"] += by_kernel
+    reading.active = len(living)
+    for part in _parts(living):
+        for flow in part:
+            reading.up_bytes += flow.up_bytes
+            reading.down_bytes += flow.down_bytes
+        yield
+    return reading
+
+
+def _copy(histogram: Histogram) -> Histogram:
+    copied = Histogram(histogram.bounds)
+    copied.include(histogram)
+    return copied
+
+
+def _parts(living: Sequence[Any]) -> Iterable[Sequence[Any]]:
+    return (living[at : at + PART] for at in range(0, len(living), PART))
