@@ -24,8 +24,8 @@ from relayd.configuring.address_grammar import (
 )
 from relayd.core.networks import Network, parse_network
 from relayd.core.relay_names import EXPECTED, check_name
-from relayd.core.setting_types import Setting, Written
-from relayd.core.settings import ACCESS, ADDRESSES, TABLE
+from relayd.core.setting_types import Flag, Setting, Written
+from relayd.core.settings import ACCESS, ADDRESSES, METRICS, TABLE
 from relayd.preludes.socks4 import MAX_USER_ID
 from relayd.socks.rules import Rule, parse_rule
 
@@ -40,10 +40,10 @@ def _name(text: str) -> str:
         raise ValueError(f"expected {EXPECTED}") from None
 
 
-def _stream_listener(text: str) -> StreamAddress:
+def _stream_listener(text: str, what: str = "SOCKS4") -> StreamAddress:
     where = parse_listener(text)
     if isinstance(where, UdpAddress):
-        raise ValueError("SOCKS4 is not for datagrams")
+        raise ValueError(f"{what} is not for datagrams")
     return where
 
 
@@ -193,10 +193,35 @@ USERID = Setting[tuple[bytes, ...]](
     secret=True,
 )
 
+METRICS_ADDRESS = Setting[StreamAddress | None](
+    name="metrics",
+    type=Written(
+        "ADDRESS", partial(_stream_listener, what="HTTP"), "an address to listen on"
+    ),
+    default=None,
+    otherwise="none",
+    help="Serve metrics (/metrics) and health (/livez, /readyz) by HTTP on this address"
+    " of loopback, or unix:PATH.",
+    kinds=("tcp", "udp", "socks4"),
+    group=METRICS,
+    process=True,
+)
+
+METRICS_OPEN = Setting[bool](
+    name="metrics-open",
+    type=Flag(),
+    default=False,
+    help="Let other machines reach --metrics.",
+    kinds=("tcp", "udp", "socks4"),
+    group=METRICS,
+    process=True,
+)
+
 #: All settings.
 ALL: tuple[Setting[Any], ...] = (
     *(LISTEN, DEST, NAME, SOCKS4_LISTEN, SOCKS4_NAME),
     *(ALLOW_CLIENT, ALLOW_DEST, DENY_DEST, USERID),
+    *(METRICS_ADDRESS, METRICS_OPEN),
     *TABLE,
 )
 

@@ -25,7 +25,11 @@ from relayd.configuring.address_grammar import (
     UdpAddress,
     UnixPath,
 )
-from relayd.configuring.address_settings import SOCKS4_LISTENER
+from relayd.configuring.address_settings import (
+    METRICS_ADDRESS,
+    METRICS_OPEN,
+    SOCKS4_LISTENER,
+)
 from relayd.core import settings
 from relayd.core.networks import Network
 from relayd.core.settings import LogFormat, Transport
@@ -149,6 +153,8 @@ class ProcessSettings:
     access_log: str | None = settings.ACCESS_LOG.default
     log_format: LogFormat = settings.LOG_FORMAT.default
     log_interval: float = settings.LOG_INTERVAL.default
+    metrics: StreamAddress | None = METRICS_ADDRESS.default
+    metrics_open: bool = METRICS_OPEN.default
 
 
 @attrs.frozen

@@ -19,6 +19,8 @@ from relayd.configuring.address_settings import (
     ALLOW_CLIENT,
     DEST,
     LISTEN,
+    METRICS_ADDRESS,
+    METRICS_OPEN,
     SOCKS4_LISTEN,
 )
 from relayd.configuring.clashes import clashes
@@ -121,6 +123,14 @@ def _about_process(layers: Layers) -> Iterator[str]:
     verbose, quiet = (said.get(row.name) for row in (settings.VERBOSE, settings.QUIET))
     if verbose and quiet and verbose.value and quiet.value:
         yield _contradiction(verbose, quiet)
+    metrics, opened = (said.get(row.name) for row in (METRICS_ADDRESS, METRICS_OPEN))
+    if metrics and not (opened and opened.value) and not is_local(metrics.value):
+        place = metrics.place
+        yield (
+            f"{place.prefix}{metrics} can be reached by other machines: give an address"
+            " of loopback such as 127.0.0.1:9100, or unix:PATH, or add"
+            f" {place.example(METRICS_OPEN)}"
+        )
     demo = said.get(settings.DEMO.name)
     if demo and demo.value and layers.relays:
         first = layers.relays[0]

@@ -46,9 +46,9 @@ _STREAMS: tuple[Kind, ...] = ("tcp", "socks4")
 _ALL: tuple[Kind, ...] = ("tcp", "udp", "socks4")
 
 #: The headings of the help, in its order.
-ADDRESSES, ACCESS, TIMEOUTS, UDP, BINDS, LIMITS, PROCESS, LOG = GROUPS = (
+ADDRESSES, ACCESS, TIMEOUTS, UDP, BINDS, LIMITS, PROCESS, LOG, METRICS = GROUPS = (
     *("Addresses", "Access", "Timeouts (0 is never)", "UDP flows", "BIND", "Limits"),
-    *("Process", "Log"),
+    *("Process", "Log", "Metrics and health"),
 )
 
 #: What an access log is, for an error.

@@ -12,9 +12,14 @@ class LogTimes:
         # In one, for any thread.
         self._kept = (-1, "")
 
+    @staticmethod
+    def since_epoch() -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
     def now(self) -> str:
         """The time now, by the machine's clock."""
-        return self(time.time())
+        return self(self.since_epoch())
 
     def __call__(self, when: float | None) -> str:
         """`when`, in seconds since the epoch, as text; `-` if it is None."""

@@ -132,6 +132,11 @@ class WrittenLog:
         self._times = LogTimes()
         self.objects = JsonLines(self._times)
 
+    @property
+    def lost(self) -> int:
+        """How many lines nothing has taken in time."""
+        return 0 if self.writer is None else self.writer.lost
+
     def open(self) -> None:
         """Open it.
 

@@ -73,6 +73,12 @@ class Logs:
         logs: list[Any] = [self._log, self._access]
         return [each for each in logs if each is not None and each.path is not None]
 
+    @property
+    def lines_lost(self) -> int:
+        """How many lines nothing has taken in time."""
+        logs = (self._log, self._access)
+        return sum(each.lost for each in logs if isinstance(each, WrittenLog))
+
     def attach(self, parent: object) -> None:
         """Open them, and have the application log to its own.
 

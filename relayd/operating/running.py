@@ -94,6 +94,8 @@ class RelayService(Service):
     :param command: its name, with which errors begin.
     :param shutdown_delay: seconds for which clients are accepted once it is stopped.
 
+    :ivar command: see above.
+    :ivar standing: those whose listener is open.
     :ivar stopping: it was told to stop, and may accept clients still.
     :ivar draining: it accepts no clients any more.
     """
@@ -112,8 +114,9 @@ class RelayService(Service):
         self.drain_timeout = drain_timeout
         self.shutdown_delay = shutdown_delay
         self._clock = monotonic(clock)
-        self._command = command
+        self.command = command
         self.ports: list[IListeningPort] = []
+        self.standing: set[Listening] = set()
         self.stopping = self.draining = False
         #: It was told to stop at once.
         self._in_haste = False
@@ -167,10 +170,10 @@ class RelayService(Service):
 
         def not_opened(reason: Failure, listening: Listening) -> None:
             if starting:
-                problems.append(_why(reason, listening, self._command))
+                problems.append(_why(reason, listening, self.command))
             else:
                 # An endpoint that opens later, while others serve already.
-                log.critical("{why}", why=_why(reason, listening, self._command))
+                log.critical("{why}", why=_why(reason, listening, self.command))
 
         for each in self.listenings:
             factory: Any = each.factory
@@ -184,6 +187,7 @@ class RelayService(Service):
             for port in self.ports:
                 _close_now(port)
             self.ports.clear()
+            self.standing.clear()
             self._listening = False
             raise problems[0]
 
@@ -192,6 +196,7 @@ class RelayService(Service):
             port.stopListening()
             return
         self.ports.append(port)
+        self.standing.add(listening)
         for one in port.ports if isinstance(port, Listeners) else [port]:
             log.info(
                 "listening on {address}, relay={relay}, {purpose}",
@@ -222,6 +227,7 @@ class RelayService(Service):
         self.draining, self._listening = True, False
         timeout = 0.0 if self._in_haste else self.drain_timeout
         ports, self.ports = self.ports, []
+        self.standing.clear()
         sessions = self.sessions
         # Before the ports: a UDP relay's stays open for replies while it drains.
         drained = [each.drain(timeout) for each in self.served]

@@ -7,7 +7,7 @@ the service starts (:mod:`relayd.operating.running`).  The signals
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -15,10 +15,11 @@ from twisted.application.service import IServiceCollection, MultiService, Servic
 from twisted.internet.defer import inlineCallbacks, maybeDeferred
 from twisted.logger import Logger
 
+from relayd.configuring.address_grammar import StreamAddress
 from relayd.configuring.config import AnyRelay, Config, Socks4Relay, UdpRelay
-from relayd.core.errors import ConfigError
+from relayd.core.errors import CannotStart, ConfigError
 from relayd.core.relay_names import relay_names
-from relayd.operating.endpoints import on_plane
+from relayd.operating.endpoints import listening_endpoint, on_plane
 from relayd.operating.interim_lines import InterimLines
 from relayd.operating.logs import Logs
 from relayd.operating.notify import Notifier
@@ -40,13 +41,42 @@ class CommandService(MultiService):
 
     :param parts: in the order in which they start.
     :param logs: opened for the application.
+    :param clean_up: called when a part can't start: it closes what others have opened.
     """
 
-    def __init__(self, parts: Sequence[Service], logs: Logs) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Service],
+        logs: Logs,
+        clean_up: Callable[[], object] = bool,
+    ) -> None:
         super().__init__()
         for part in parts:
             part.setServiceParent(self)
         self._logs = logs
+        self._clean_up = clean_up
+
+    def privilegedStartService(self) -> None:
+        """Start what needs privileges, such as a low port.
+
+        :raises CannotStart: a part can't start.
+        """
+        try:
+            super().privilegedStartService()
+        except CannotStart:
+            self._clean_up()
+            raise
+
+    def startService(self) -> None:
+        """Start the rest.
+
+        :raises CannotStart: a part can't start.
+        """
+        try:
+            super().startService()
+        except CannotStart:
+            self._clean_up()
+            raise
 
     def setServiceParent(self, parent: IServiceCollection) -> None:
         """Attach to an application, and open its logs.
@@ -71,13 +101,42 @@ class CommandService(MultiService):
 
 
 def _command(
-    parts: Sequence[Service], relays: RelayService, reactor: Any, logs: Logs
+    config: Config,
+    parts: Sequence[Service],
+    relays: RelayService,
+    reactor: Any,
+    logs: Logs,
 ) -> CommandService:
     """A command of these parts, with its signals, and what tells its manager of it."""
     signals = Signals(reactor, relays.stop_now, logs.files)
     notifier = Notifier.of(reactor, relays)
     last = [] if notifier is None else [notifier]
-    return CommandService([signals, *parts, *last], logs)
+    if config.metrics is None:
+        return CommandService([signals, *parts, *last], logs)
+    metrics = _metrics(config.metrics, relays, reactor, logs)
+    return CommandService([signals, metrics, *parts, *last], logs, metrics.close)
+
+
+def _metrics(
+    where: StreamAddress, relays: RelayService, reactor: Any, logs: Logs
+) -> Any:
+    """What serves the metrics.
+
+    :raises ConfigError: prometheus_client is not installed, or Twisted can't use the
+        endpoint string.
+    """
+    try:
+        from relayd.operating.metrics_service import MetricsService
+    except ModuleNotFoundError as problem:
+        if not (problem.name or "").startswith("prometheus_client"):
+            raise
+        raise ConfigError(
+            "--metrics needs a package that is not installed: pip install"
+            " 'relayd[metrics]'"
+        ) from problem
+    # Readers are few, and are served by Twisted's transports.
+    endpoint = listening_endpoint(where, reactor, backlog=64, transport="twisted")
+    return MetricsService(reactor, endpoint, relays, logs)
 
 
 def make_service(
@@ -132,7 +191,7 @@ def make_service(
         from relayd.operating.demo import DemoInvitation
 
         parts.append(DemoInvitation())
-    return _command(parts, service, reactor, logs)
+    return _command(config, parts, service, reactor, logs)
 
 
 def _whose(relay: AnyRelay, config: Config) -> str:

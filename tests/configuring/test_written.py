@@ -17,6 +17,7 @@ from relayd.configuring.address_settings import (
     DENY_DEST,
     DEST,
     LISTEN,
+    METRICS_ADDRESS,
     NAME,
     RELAYD,
     SOCKS4,
@@ -69,6 +70,7 @@ WORDS = st.text(
 #: How rows with a grammar of their own may be given.
 WRITTEN: dict[Setting[Any], st.SearchStrategy[str]] = {
     ACCESS_LOG: WORDS,
+    METRICS_ADDRESS: st.sampled_from(["127.0.0.1:9100", "[::1]:1", "unix:/run/m"]),
     SOCKS4_LISTEN: st.sampled_from(["127.0.0.1:0", "localhost:0", "unix:/run/s"]),
     SOCKS4_NAME: st.from_regex(r"[a-z0-9_-]{1,64}", fullmatch=True),
     ALLOW_CLIENT: st.sampled_from(["10.0.0.0/8", "192.0.2.1", "::/0", "fe80::/64"]),
@@ -224,6 +226,7 @@ EXAMPLES = {
     "dest": "10.0.0.1:1-5",
     "name": "web",
     "access-log": "/var/log/relayd\n\u2028\x1b.log",
+    "metrics": "unix:/run/metrics",
     "allow-client": "10.0.0.0/8",
     "allow-dest": "*.example.com:443",
     "deny-dest": "*:25",

@@ -1,0 +1,253 @@
+"""The service behind `--metrics`: what is counted, read, and served by HTTP.
+
+It is the first part of a command to start and the last to stop, so that readers can see
+how the relays start, and how they drain.  Imported only if it is asked for, as it takes
+prometheus_client and twisted.web.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import resource
+import sys
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IListeningPort,
+    IStreamServerEndpoint,
+)
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+import relayd
+import twisted
+from relayd.core.addresses import address_name
+from relayd.core.counts import SessionCounts
+from relayd.core.errors import CannotStart
+from relayd.net.descriptors import Descriptors
+from relayd.net.listener import Listeners
+from relayd.net.monotonic import monotonic
+from relayd.observing.log_times import LogTimes
+from relayd.observing.metrics import ProcessReading, RelayCollector, exposition
+from relayd.observing.readings import Flows, Sessions
+from relayd.operating.health import Health
+from relayd.operating.logs import Logs
+from relayd.operating.metrics_site import MetricsSite
+from relayd.operating.running import RelayService
+
+log = Logger(namespace="relayd.metrics")
+
+#: Seconds between two looks at how late the reactor is.
+INTERVAL = 1.0
+
+#: Descriptors that are counted in one part of the work.
+PART = 500
+
+
+class MetricsService(Service):
+    """Counts the relays of a command, and serves the totals.
+
+    :param reactor: runs them.
+    :param endpoint: where metrics are served.
+    :param relays: the relays.  Nothing may have been relayed yet.
+    :param logs: the logs of the command.
+
+    :ivar loaded_at: when the settings were last read with success: seconds since the
+        epoch.
+    :ivar port: the listener, while it is open.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        endpoint: IStreamServerEndpoint,
+        relays: RelayService,
+        logs: Logs,
+    ) -> None:
+        self._reactor = reactor
+        self._clock = monotonic(reactor)
+        self._endpoint = endpoint
+        self._relays = relays
+        self._logs = logs
+        self.loaded_at = LogTimes.since_epoch()
+        self.port: IListeningPort | None = None
+        self._listening = False
+        self._lag = self._due = 0.0
+        self._look: IDelayedCall | None = None
+        collector = RelayCollector(self._counted, self._process)
+        self._site = MetricsSite(
+            lambda accept: exposition(collector, accept),
+            Health(relays, self._clock.seconds),
+            self._clock,
+        )
+        self._count()
+
+    # -- what is counted
+
+    def _count(self) -> None:
+        """Have the sessions of each relay counted, of all its listeners together."""
+        names: dict[str, list[str]] = {}
+        for factory in self._streams():
+            # A proxy's clients choose the servers: there is no end to their names.
+            pool = getattr(factory, "pool", None)
+            own = names.setdefault(factory.name, [])
+            own += [] if pool is None else [each.name for each in pool.upstreams]
+        counts = {relay: SessionCounts(own) for relay, own in names.items()}
+        for factory in self._streams():
+            factory.counts = counts[factory.name]
+
+    def _streams(self) -> list[Any]:
+        """The factories of stream relays, each of which may have several listeners."""
+        listenings = self._relays.listenings
+        found: Iterable[Any] = (each.factory for each in listenings if not each.flows)
+        return list(dict.fromkeys(found))
+
+    def _counted(self) -> Iterator[Sessions | Flows]:
+        """The relays that there are now."""
+        relays: dict[str, dict[Any, bool]] = {}
+        for each in self._relays.listenings:
+            relays.setdefault(each.factory.name, {})[each.factory] = each.flows
+        for name, factories in relays.items():
+            own = list(factories)
+            if factories[own[0]]:
+                yield Flows(name, own)
+            else:
+                living = [each.registry for each in own]
+                yield Sessions(name, own[0].counts, living)
+
+    def _process(self) -> Generator[None, None, ProcessReading]:
+        open_descriptors = yield from count_descriptors()
+        return ProcessReading(
+            build={
+                "version": relayd.__version__,
+                "twisted": twisted.__version__,
+                "python": platform.python_version(),
+            },
+            accept_pauses=Descriptors.of(self._reactor).pauses,
+            open_descriptors=open_descriptors,
+            max_descriptors=max_descriptors(),
+            pipes_in_use=pipes_in_use(self._reactor),
+            reactor_lag=self._lag,
+            log_lines_dropped=self._logs.lines_lost,
+            stopping=self._relays.stopping,
+            loaded_at=self.loaded_at,
+        )
+
+    # -- its life
+
+    def privilegedStartService(self) -> None:
+        """Listen, while this process may still open low ports.
+
+        :raises CannotStart: the listener can't be opened.
+        """
+        super().privilegedStartService()
+        self._listen()
+
+    def startService(self) -> None:
+        super().startService()
+        # `twist` starts services without the privileged step.
+        self._listen()
+        self._look_later()
+
+    def _listen(self) -> None:
+        if self._listening:
+            return
+        self._listening = True
+        problems: list[CannotStart] = []
+        starting = True
+
+        def not_opened(reason: Failure) -> None:
+            why = f"{self._relays.command}: --metrics: {reason.getErrorMessage()}"
+            if starting:
+                problems.append(CannotStart(why))
+            else:
+                log.critical("{why}", why=why)
+
+        opening = self._endpoint.listen(self._site)
+        opening.addCallbacks(self._opened, not_opened)
+        starting = False
+        if problems:
+            self._listening = False
+            raise problems[0]
+
+    def _opened(self, port: IListeningPort) -> None:
+        if not self._listening:
+            port.stopListening()
+            return
+        self.port = port
+        for one in port.ports if isinstance(port, Listeners) else [port]:
+            log.info("metrics on {address}", address=address_name(one.getHost()))
+
+    def stopService(self) -> Deferred[Any]:
+        """Close the listener, and its connections."""
+        super().stopService()
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+        return self.close()
+
+    def close(self) -> Deferred[Any]:
+        """Close the listener, and its connections."""
+        self._listening = False
+        port, self.port = self.port, None
+        self._site.close()
+        return maybeDeferred(port.stopListening if port is not None else bool)
+
+    # -- the reactor
+
+    def _look_later(self) -> None:
+        self._due = self._clock.seconds() + INTERVAL
+        self._look = self._clock.callLater(INTERVAL, self._look_again)
+
+    def _look_again(self) -> None:
+        self._lag = max(0.0, self._clock.seconds() - self._due)
+        self._look_later()
+
+
+def count_descriptors(
+    folder: str = "/proc/self/fd",
+) -> Generator[None, None, int]:
+    """Count the open descriptors of this process; yields after each part of the work.
+
+    :param folder: has an entry for each.
+    :return: how many there are; 0 where the system does not say.
+    """
+    try:
+        # What Linux 6.2 and later say without listing a hundred thousand names.
+        size = os.stat(folder).st_size
+        if size:
+            return size
+        counted = 0
+        with os.scandir(folder) as entries:
+            for _ in entries:
+                counted += 1
+                if not counted % PART:
+                    yield
+        # Without the one that lists them.
+        return counted - 1
+    except OSError:
+        return 0
+
+
+def max_descriptors() -> float:
+    """How many descriptors this process may have open; NaN if a sandbox keeps that."""
+    try:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except OSError:
+        return math.nan
+    return math.inf if limit == resource.RLIM_INFINITY else limit
+
+
+def pipes_in_use(reactor: Any) -> int:
+    """How many pipes connections hold that are spliced."""
+    if sys.platform != "linux":
+        return 0
+    from relayd.plane.poller import Plane
+
+    return Plane.of(reactor).pipes.in_use

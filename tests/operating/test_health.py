@@ -1,0 +1,94 @@
+"""Whether relays are ready, by their listeners and their servers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from relayd.core.counts import SessionCounts
+from relayd.core.session import Ending
+from relayd.operating.health import DOWN, Health
+
+
+class Bench:
+    """A service of three relays, one of datagrams, all of which stand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.counts = SessionCounts(["db:1", "db:2"])
+        web = SimpleNamespace(name="web", counts=SessionCounts(["web:80"]))
+        database = SimpleNamespace(name="db", counts=self.counts)
+        dns = SimpleNamespace(name="dns")
+        self.listenings = [
+            SimpleNamespace(name=":80", factory=web, flows=False),
+            SimpleNamespace(name=":1", factory=database, flows=False),
+            SimpleNamespace(name=":2", factory=database, flows=False),
+            SimpleNamespace(name=":53", factory=dns, flows=True),
+        ]
+        self.stopping = False
+        self.open = list(self.listenings)
+        service: Any = self
+        self.health = Health(service, lambda: self.now)
+
+    @property
+    def standing(self) -> Any:
+        return self.open
+
+    @property
+    def all_listening(self) -> bool:
+        return len(self.open) == len(self.listenings)
+
+    def fails(self, server: str) -> None:
+        self.counts.fail(server, Ending.CONNECT_REFUSED, self.now)
+
+    @property
+    def each(self) -> dict[str, str]:
+        return self.health.why_not_each()
+
+
+def test_all_is_well() -> None:
+    bench = Bench()
+    assert bench.health.why_not() == ""
+    assert bench.each == {"web": "", "db": "", "dns": ""}
+
+
+def test_one_that_stops_is_not_ready_for_any_relay() -> None:
+    bench = Bench()
+    bench.stopping = True
+    assert bench.health.why_not() == "stopping"
+    assert set(bench.each.values()) == {"stopping"}
+
+
+def test_a_listener_that_is_not_open() -> None:
+    """The command is not ready, and the relay whose it is; the others are."""
+    bench = Bench()
+    bench.open.remove(bench.listenings[2])
+    assert bench.health.why_not() == "not all listeners are open"
+    assert bench.each == {
+        "web": "",
+        "db": "not all of its listeners are open",
+        "dns": "",
+    }
+
+
+def test_servers_that_do_not_answer() -> None:
+    """All of them; and that is no reason to send nobody to the other relays."""
+    bench = Bench()
+    bench.fails("db:1")
+    assert bench.each["db"] == ""
+    bench.fails("db:2")
+    assert bench.each["db"] == "dials to all of its servers have failed"
+    assert bench.each["web"] == ""
+    assert bench.health.why_not() == ""
+
+
+def test_that_is_forgotten() -> None:
+    """A relay that gets no clients would never find out that a server is back."""
+    bench = Bench()
+    bench.fails("db:1")
+    bench.now += 1
+    bench.fails("db:2")
+    bench.now += DOWN - 1.5
+    assert bench.each["db"]
+    bench.now += 0.5
+    assert bench.each["db"] == ""

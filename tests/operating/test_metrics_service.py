@@ -1,0 +1,221 @@
+"""The service behind --metrics: how it starts and stops, and what it reads."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, maybeDeferred
+
+from relayd.configuring.address_grammar import parse_destination, parse_listener
+from relayd.configuring.config import Config, Relay, Socks4Relay, UdpRelay
+from relayd.core.errors import CannotStart, ConfigError
+from relayd.operating.metrics_service import (
+    INTERVAL,
+    PART,
+    MetricsService,
+    count_descriptors,
+    max_descriptors,
+)
+from relayd.operating.running import RelayService
+from relayd.operating.service import make_service
+from relayd.operating.signals import Signals
+from tests.support.contracts import until
+
+
+def relay(name: str, listen: str = "127.0.0.1:0", *servers: str) -> Relay:
+    to = tuple(map(parse_destination, servers or ("127.0.0.1:9",)))
+    return Relay((parse_listener(listen),), to, name)
+
+
+def service_of(*relays: Any, metrics: str = "127.0.0.1:0") -> Any:
+    where: Any = parse_listener(metrics)
+    return make_service(Config(relays, metrics=where), reactor)
+
+
+def listens(port: int) -> bool:
+    with closing(socket.socket()) as client:
+        return client.connect_ex(("127.0.0.1", port)) != errno.ECONNREFUSED
+
+
+@pytest.fixture(autouse=True)
+def own_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handlers of the tests' process stay."""
+    monkeypatch.setattr(Signals, "_install", lambda self: None)
+
+
+def test_it_starts_first_and_stops_last() -> None:
+    """And is there only if it is asked for."""
+    kinds = [type(each) for each in service_of(relay("web"))]
+    assert kinds == [Signals, MetricsService, RelayService]
+    without = make_service(Config((relay("web"),)), reactor)
+    assert [type(each) for each in without] == [Signals, RelayService]
+    assert [each.factory.counts for each in list(without)[1].listenings] == [None]
+
+
+def test_what_is_counted() -> None:
+    """Each relay's sessions together, however many listeners and factories it has."""
+    two = (parse_listener("127.0.0.1:0"), parse_listener("127.0.0.1:0"))
+    web = Relay(two, (parse_destination("db:1"), parse_destination("db:2")), "web")
+    proxy = Socks4Relay(listeners=two, name="office")
+    dns = UdpRelay(
+        (parse_listener("udp:127.0.0.1:0"),),
+        (parse_destination("udp:127.0.0.1:9"),),
+        "dns",
+    )
+    _, metrics, relays = service_of(web, proxy, dns)
+    counted = {each.relay: each for each in metrics._counted()}
+    assert list(counted) == ["web", "office", "dns"]
+    assert list(counted["web"].counts.servers) == ["db:1", "db:2"]
+    assert len(counted["web"].living) == 1
+    assert not counted["office"].counts.servers
+    assert len(counted["office"].living) == 2
+    factories = {each.factory for each in relays.listenings if not each.flows}
+    assert len({each.counts for each in factories}) == 2
+    assert len(counted["dns"].sources) == 1
+
+
+@pytest_twisted.inlineCallbacks
+def test_its_listener_and_its_timer_are_gone_when_it_has_stopped() -> Any:
+    service = service_of(relay("web"))
+    service.privilegedStartService()
+    service.startService()
+    [_, metrics, _] = service
+    port = metrics.port.getHost().port
+    with closing(socket.create_connection(("127.0.0.1", port))):
+        yield until(lambda: metrics._site.channels)
+        yield maybeDeferred(service.stopService)
+        yield until(lambda: not metrics._site.channels)
+    assert metrics.port is None
+    assert not listens(port)
+
+
+def test_a_relay_that_can_not_listen_closes_it_again() -> None:
+    """In a program that goes on, too."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        service = service_of(relay("web", taken))
+        [_, metrics, _] = service
+        with pytest.raises(CannotStart, match=f"^relayd: can't listen on {taken}: "):
+            service.privilegedStartService()
+        assert metrics.port is None
+        service = service_of(relay("web"), metrics=taken)
+        [_, _, relays] = service
+        said = f"^relayd: --metrics: can't listen on {taken}: Address already in use$"
+        with pytest.raises(CannotStart, match=said):
+            service.startService()
+        assert not relays.ports
+
+
+def test_an_endpoint_that_opens_later(logged_failures: Any) -> None:
+    """Not one of ours: its port is closed if the service has stopped meanwhile."""
+    service = service_of(relay("web"))
+    [_, metrics, _] = service
+    closed = []
+
+    class Port:
+        def stopListening(self) -> None:
+            closed.append(self)
+
+    opening: Deferred[Any] = Deferred()
+    metrics._endpoint.listen = lambda factory: opening
+    metrics._listen()
+    metrics.close()
+    opening.callback(Port())
+    assert len(closed) == 1
+    opening = Deferred()
+    metrics._listen()
+    opening.errback(OSError("too late"))
+    logged_failures.take("relayd: --metrics: too late")
+
+
+def test_it_takes_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is not installed with relayd itself."""
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "prometheus_client" or "metrics" in name:
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(ConfigError, match=r"pip install 'relayd\[metrics\]'$"):
+        service_of(relay("web"))
+
+
+def test_without_metrics_their_packages_are_not_imported() -> None:
+    """They would take as long as all of Twisted."""
+    code = (
+        "import sys, relayd.tap.relayd, relayd.operating.service;"
+        "print([m for m in ('prometheus_client', 'twisted.web') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code]) == b"[]\n"
+
+
+# -- what it reads
+
+
+def result(work: Any) -> int:
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return int(end.value)
+
+
+def test_open_descriptors_are_counted() -> None:
+    """Whether the kernel says how many there are, or each has to be counted."""
+    for folder in ("/proc/self/fd", "/proc/self/fdinfo"):
+        before = result(count_descriptors(folder))
+        with open(os.devnull), open(os.devnull):
+            assert result(count_descriptors(folder)) == before + 2
+        # os.listdir has one of its own.
+        assert before == len(os.listdir("/proc/self/fd")) - 1
+
+
+def test_many_are_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Folder(list[int]):
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr("os.scandir", lambda _: Folder(range(3 * PART + 1)))
+    assert len(list(count_descriptors("/proc/self/fdinfo"))) == 3
+
+
+def test_a_system_that_does_not_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert result(count_descriptors(str(tmp_path / "none"))) == 0
+
+    def refused(_: int) -> Any:
+        raise OSError(errno.EPERM, "refused")
+
+    assert max_descriptors() > 0
+    monkeypatch.setattr("resource.getrlimit", lambda _: (-1, -1))
+    assert max_descriptors() == float("inf")
+    monkeypatch.setattr("resource.getrlimit", refused)
+    assert max_descriptors() != max_descriptors()
+
+
+def test_how_late_the_reactor_is() -> None:
+    """By a timer of the last second."""
+    from twisted.internet.testing import MemoryReactorClock
+
+    clock: Any = MemoryReactorClock()
+    [_, made, _] = service_of(relay("web"))
+    late = MetricsService(clock, made._endpoint, made._relays, made._logs)
+    late._look_later()
+    clock.advance(INTERVAL)
+    assert late._lag == 0.0
+    clock.advance(INTERVAL + 0.25)
+    assert late._lag == 0.25
+    late.stopService()
+    assert not clock.getDelayedCalls()
