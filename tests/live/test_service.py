@@ -12,6 +12,8 @@ import signal
 import socket
 import time
 from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +29,7 @@ from tests.support.live_relays import (
 )
 from tests.support.process import (
     PATIENCE,
+    TWISTD,
     Server,
     connect,
     eventually,
@@ -263,9 +266,15 @@ def test_sigterm_lets_sessions_finish(server: Server) -> None:
 
 
 @once
-def test_sigterm_may_accept_clients_a_little_longer(server: Server) -> None:
+@pytest.mark.parametrize("program", ["twistd", "twist"])
+def test_sigterm_may_accept_clients_a_little_longer(
+    server: Server, program: str
+) -> None:
     """One that comes within the delay is served, and may finish after it."""
-    with chain(server, 1, "--shutdown-delay", "1") as running:
+    how: dict[str, Any] = {}
+    if program == "twist":
+        how["twistd"] = (str(Path(TWISTD).with_name("twist")), "--log-format=text")
+    with chain(server, 1, "--shutdown-delay", "1", **how) as running:
         running.signal()
         running.wait_for("SIGTERM: stopping")
         running.wait_for("clients are accepted for 1 s more")
