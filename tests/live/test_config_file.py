@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from relayd.preludes.socks4 import Code, Command, write_reply, write_request
+from tests.support.endings import ending, one_line, runners
 from tests.support.live_udp import exchange
 from tests.support.process import (
     START,
@@ -29,11 +30,8 @@ from tests.support.process import (
     relay,
     udp_client,
 )
-from tests.tap.test_command_lines import RUNNERS, ending, one_line
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
-
-runners = pytest.mark.parametrize("runner", RUNNERS.values(), ids=RUNNERS.keys())
 
 
 @contextmanager
