@@ -5,8 +5,7 @@ the relays' factories, the settings' classes (:mod:`relayd.configuring.config`),
 benchmark.  What needs all rows reads :data:`TABLE`: the command lines and their help
 are made from it, and README's tables are tested against it.
 
-A new option is a row here, and a field of the same name in the class of
-:mod:`relayd.configuring.config` whose relays have it.
+A new option is a row here, and a field of a class of :mod:`relayd.configuring.config`.
 """
 
 from __future__ import annotations

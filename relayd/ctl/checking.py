@@ -11,6 +11,7 @@ longer than reading a thousand relays.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,13 @@ class _Machine:
             self._reactor = _idle_reactor()
         return self._reactor
 
+    @cached_property
+    def flows(self) -> Any:
+        """What the flows of a UDP relay are limited to."""
+        from relayd.operating.relays import FlowLimit
+
+        return FlowLimit.of(self._config)
+
     def about_process(self) -> Iterator[str]:
         if self._transport == "plane":
             from relayd.operating.endpoints import on_plane
@@ -159,18 +167,18 @@ class _Machine:
             if relay.udp.max_flows is not None or scoped:
                 from relayd.operating.relays import udp_listenings
 
-                yield from self._problem_of(udp_listenings, relay)
+                yield from self._problem_of(udp_listenings, relay, self.flows)
         elif isinstance(relay, Socks4Relay) and relay.socks4.bind_address:
             from relayd.operating.relays import socks4_listenings
 
             yield from self._problem_of(socks4_listenings, relay)
 
-    def _problem_of(self, make: Any, relay: AnyRelay) -> Iterator[str]:
+    def _problem_of(self, make: Any, relay: AnyRelay, *more: Any) -> Iterator[str]:
         from relayd.observing.line_log import LineLog
 
         listeners = [each for each in relay.listeners if not _is_passed(str(each))]
         relay = attrs.evolve(relay, listeners=listeners)
-        yield from _problem(make, relay, self._config, self.reactor, LineLog())
+        yield from _problem(make, relay, self._config, self.reactor, LineLog(), *more)
 
 
 def _problem(make: Any, *args: Any, **named: Any) -> Iterator[str]:

@@ -59,10 +59,10 @@ BAD = {
         "udp.a: can't use udp:[fe80::1%none0]:1: "
     ),
     '[udp.a]\nlisten = "2"\ndest = "3"\nmax_flows = 9999999': (
-        "udp.a: --max-flows 9999999 is more than this process can have"
+        "udp.a: max-flows 9999999 is more than this process can have"
     ),
     '[socks4.a]\nlisten = "127.0.0.1:1"\nbind_address = "192.0.2.1"': (
-        "socks4.a: bad --bind-address '192.0.2.1': it is no address of this machine"
+        "socks4.a: bind-address '192.0.2.1' is no address of this machine"
     ),
 }
 
@@ -190,6 +190,6 @@ def test_limits_of_the_process(
     path.write_text(GOOD.replace("drain", "max_descriptors = 1000000000\ndrain"))
     assert main(["check", str(path)]) == Exit.INVALID
     said = capsys.readouterr().err
-    assert said.startswith(f"{path}: bad --max-descriptors '1000000000': ")
+    assert said.startswith(f"{path}: max-descriptors 1000000000 can't be had: ")
     path.write_text(GOOD.replace("drain", 'transport = "plane"\ndrain'))
     assert main(["check", str(path)]) == Exit.DONE
