@@ -285,6 +285,20 @@ def test_a_relay_that_stops_says_so_while_it_drains(server: Server) -> None:
             get(where, "/livez")
 
 
+def test_balancers_are_told_while_clients_are_accepted(server: Server) -> None:
+    """Not ready from the first signal on, and nobody is refused for the delay."""
+    options = ("--name", "web", "-l", "127.0.0.1:0", "-d", server.address)
+    with relay(*METRICS, *options, "--shutdown-delay", "1") as running:
+        where = address(running)
+        running.signal()
+        running.wait_for("clients are accepted for 1 s more")
+        assert get(where, "/readyz") == (503, "stopping\n")
+        with connect(running.port) as client, server.accept() as there:
+            client.sendall(b"question")
+            there.close()
+        assert running.wait() == 0
+
+
 def test_a_dead_server_is_its_own_relays_matter(server: Server) -> None:
     with socket.create_server((own_host(), 0)) as closed:
         dead = "{}:{}".format(*closed.getsockname())
