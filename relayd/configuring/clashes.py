@@ -8,6 +8,7 @@ left is found as the listeners are opened.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from relayd.configuring.address_grammar import (
     Address,
@@ -32,20 +33,24 @@ _Bound = tuple[str, int | str, int, str]
 _ANY = "any"
 
 
-def clashes(relays: Iterable[RelaySection]) -> Iterator[str]:
-    """A line for each listener whose address another one has."""
+def clashes(
+    relays: Iterable[RelaySection], others: Iterable[Given] = ()
+) -> Iterator[str]:
+    """A line for each listener whose address another one has.
+
+    :param others: listeners that are no relay's.
+    """
     taken: dict[_Bound, Given] = {}
-    for relay in relays:
-        for given in _listeners(relay):
-            for kind, end, family, host in _bound(given.value):
-                asked = (_ANY,) if host == EVERY else (host, EVERY)
-                there = (taken.get((kind, end, family, each)) for each in asked)
-                other = next(filter(None, there), given)
-                if other is not given:
-                    yield _clash(given, other)
-                    break
-                for each in (host, _ANY):
-                    taken.setdefault((kind, end, family, each), given)
+    for given in chain(chain.from_iterable(map(_listeners, relays)), others):
+        for kind, end, family, host in _bound(given.value):
+            asked = (_ANY,) if host == EVERY else (host, EVERY)
+            there = (taken.get((kind, end, family, each)) for each in asked)
+            other = next(filter(None, there), given)
+            if other is not given:
+                yield _clash(given, other)
+                break
+            for each in (host, _ANY):
+                taken.setdefault((kind, end, family, each), given)
 
 
 def _listeners(relay: RelaySection) -> list[Given]:

@@ -63,7 +63,9 @@ def configure(layers: Layers, own: Callable[[Ip], bool] = is_own) -> Config:
     for section in sections:
         found += _about_relay(section)
     found += _about_names(sections)
-    found += clashes(sections)
+    metrics = [each for each in layers.process if each.setting is METRICS_ADDRESS]
+    # The last has the say.
+    found += clashes(sections, metrics[-1:])
     found += cycles(sections, own)
     if not (layers.relays or values.get(settings.DEMO.field) or found):
         where = Place(layers.source)

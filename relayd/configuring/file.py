@@ -66,7 +66,10 @@ def _tables(
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The name and the content of each file that can be read."""
     if path == "-":
-        stream = sys.stdin.buffer if stdin is None else stdin
+        stream = stdin or getattr(sys.stdin, "buffer", None)
+        if stream is None:
+            problems.append(f"{STDIN}: can't be read: it is closed")
+            return
         sources = [(STDIN, stream)]
     else:
         sources = [(str(each), each) for each in _files(Path(path), problems)]

@@ -223,7 +223,8 @@ def _advice(key: str, place: Place, keys: Sequence[str], *, near: bool) -> str:
         return home
     top = () if place.path else _TABLES
     everywhere = [*keys, *top, *_HOMES] if near else []
-    nearest = next(iter(difflib.get_close_matches(key, everywhere, 1, _NEAR)), None)
+    word = key.lower().replace("-", "_")
+    nearest = next(iter(difflib.get_close_matches(word, everywhere, 1, _NEAR)), None)
     if nearest is None:
         return "see `relayd.toml(5)`"
     where = "" if nearest in keys or nearest in top else f" {_home(nearest)}"
@@ -286,11 +287,13 @@ def read_document(
 
     own = {key: value for key, value in tables.items() if key not in _TABLES}
     process = _read_table(_PROCESS, own, top, problems).given
-    log = read(_LOG, LOG).given
-    for one in log:
-        twice = [each for each in process if each.setting is one.setting]
-        if twice:
-            problems.append(f"{one.place}: the same as {twice[0].place.path}: give one")
+    log = []
+    for one in read(_LOG, LOG).given:
+        same = next((each for each in process if each.setting is one.setting), None)
+        if same is None:
+            log.append(one)
+        else:
+            problems.append(f"{one.place}: the same as {same.place.path}: give one")
     defaults = read(_DEFAULTS, DEFAULTS)
     relays = [
         relay

@@ -10,7 +10,7 @@ from relayd.configuring.address_settings import LISTEN
 from relayd.configuring.clashes import clashes
 from relayd.configuring.given import Given, Place, RelaySection
 from relayd.core.setting_types import Kind
-from tests.support.files import config_of, problems
+from tests.support.files import RELAY, config_of, problems
 
 
 def relay(name: str, *listeners: str) -> RelaySection:
@@ -140,3 +140,16 @@ def test_a_proxy_that_says_no_listener(tmp_path: Path) -> None:
     # Of one that could not be read, nothing is known.
     [line] = problems(tmp_path / "f", "[socks4.a]\n[socks4.b]\nlisten = 3\n")
     assert line.startswith("socks4.b.listen: found 3")
+
+
+@pytest.mark.parametrize("metrics", ["127.0.0.1:8080", "localhost:8080", "tcp:8080"])
+def test_the_metrics_have_an_address_of_their_own(metrics: str, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    text = f"metrics = '{metrics}'\nmetrics_open = true\n[tcp.a]\n{RELAY}"
+    assert problems(path, text) == [
+        (
+            f"metrics: metrics = '{metrics}' is the address of another listener,"
+            f" listen = '8080' ({path}: tcp.a.listen): give each its own"
+        )
+    ]
+    assert config_of(path, text.replace("8080", "8081", 1)).metrics

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,14 @@ def test_what_is_no_file_in_a_folder(tmp_path: Path) -> None:
 
 
 # -- JSON
+
+
+def test_standard_input_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python has None for it then."""
+    monkeypatch.setattr(sys, "stdin", None)
+    assert problems_of(read_layers("-")) == [
+        "standard input: can't be read: it is closed"
+    ]
 
 
 def test_json_from_standard_input() -> None:

@@ -29,7 +29,7 @@ def refusal(*words: str) -> str:
 
 @pytest.mark.parametrize(
     "where",
-    ["127.0.0.1:9100", "[::1]:9100", "localhost:9100", "unix:/run/m", "127.1.2.3:1"],
+    ["127.0.0.1:9100", "[::1]:9100", "localhost:9100", "unix:/run/m", "127.1.2.3:3"],
 )
 def test_metrics_that_only_this_machine_can_read(where: str) -> None:
     made = configured("--metrics", where)

@@ -204,6 +204,15 @@ TABLE = "expected a table for each relay, such as [tcp.web]"
         ("[tcp.a]\nx = 1", "tcp.a.x: no such key; see `relayd.toml(5)`"),
         ("tpc = 1", "tpc: no such key; did you mean tcp?"),
         ("[Defaults]", "Defaults: no such key; did you mean defaults?"),
+        ("[TCP.web]", "TCP: no such key; did you mean tcp?"),
+        (
+            "drain-timeout = 1",
+            "drain-timeout: no such key; did you mean drain_timeout?",
+        ),
+        (
+            "log_format = 'json'\n[log]\nformat = 'json'",
+            "log.format: the same as log_format: give one",
+        ),
         (
             "[tcp.a]\ndrain_timout = 1",
             (
