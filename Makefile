@@ -19,7 +19,7 @@ SETUP := setup.cfg pyproject.toml
 SYSTEM_PACKAGES := chromium chromium-driver curl gcc libc6-dev \
   haproxy iperf3 libnginx-mod-stream nginx nghttp2-client python3-venv socat wrk \
   dante-client dante-server strace systemd iproute2 ncat oidentd openssh-client openssh-server proxychains4 tnftp \
-  bind9-dnsutils chrony dnsmasq-base dnsperf openssl prometheus sip-tester unbound
+  bind9-dnsutils chrony dnsmasq-base dnsperf groff man-db openssl prometheus sip-tester unbound
 # Debian's npm and those that come with another nodejs exclude each other.
 SYSTEM_PACKAGES += $(if $(shell command -v npm),,nodejs npm)
 
@@ -112,6 +112,9 @@ bench-check: $(BENCH)/bench ## fail when a figure that relayd promises is missed
 soak: $(VENV)/run ## 10 minutes of 2,000 misbehaving connections and 200 UDP flows, on each transport
 	$(BIN)/python -m soak $(ARGS)
 
+man: $(VENV)/test ## make the manual pages of man/ again
+	$(BIN)/python -m relayd.ctl.manual man
+
 wheel: $(VENV)/run ## build dist/*.whl
 	$(BIN)/pip wheel $(PIP_QUIET) --no-deps -w dist .
 
@@ -121,4 +124,4 @@ clean: ## remove what the other targets made
 	  tests/system/node_modules
 
 .PHONY: help run test test-floor test-reactors coverage lint format system-deps system-test \
-  bench bench-quick bench-check soak wheel clean
+  bench bench-quick bench-check soak man wheel clean

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -34,7 +36,9 @@ from pathlib import Path
 import relayd
 assert Path(relayd.__file__).is_relative_to(sys.prefix)
 for module in pkgutil.walk_packages(relayd.__path__, "relayd."):
-    __import__(module.name)
+    # Its commands need an extra.
+    if not module.name.startswith("relayd.ctl."):
+        __import__(module.name)
 shown = re.compile(r"^ *(from relayd\b\S* import (?:\([^)]*\)|[^\n(]*))", re.MULTILINE)
 for page in sys.argv[1:]:
     for line in shown.findall(Path(page).read_text()):
@@ -77,7 +81,9 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_contents(source: Path, wheel: Path) -> None:
-    """The package with its type marker, the plugin file, the licence, and no more.
+    """The package with its type marker, the plugin file, the licence, the manual.
+
+    And no more:
 
     `twisted` and `twisted/plugins` are Twisted's own: an `__init__.py` of ours
     would take the place of what is installed there.
@@ -85,7 +91,10 @@ def test_contents(source: Path, wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     about = f"relayd-{relayd.__version__}.dist-info/"
-    own = {name for name in names if not name.startswith(about)}
+    data = f"relayd-{relayd.__version__}.data/data/share/man/"
+    own = {name for name in names if not name.startswith((about, data))}
+    manual = {name.removeprefix(data) for name in names if name.startswith(data)}
+    assert manual == {"man1/relayctl.1", "man5/relayd.toml.5", "man8/relayd.8"}
     package = (path for path in (source / "relayd").rglob("*") if path.is_file())
     assert own == {
         "twisted/plugins/relayd_plugin.py",
@@ -104,6 +113,38 @@ def test_all_that_is_shown_imports(programs: Path, tmp_path: Path) -> None:
         assert "from relayd." in page.read_text()
     for module in ("tcp", "socks4", "udp_nat", "endpoints", "testing"):
         assert f"from relayd.{module} import " in printed
+
+
+def test_relayctl_needs_its_extra(programs: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [programs / "relayctl", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, **CLEAN},
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == ("relayctl needs click and rich: pip install 'relayd[ctl]'\n")
+
+
+def test_relayctl(wheel: Path, tmp_path: Path) -> None:
+    """With its extra, and nothing else, every command works; the manual is there."""
+    environment, path = tmp_path / "environment", tmp_path / "relayd.toml"
+    run(sys.executable, "-m", "venv", environment, env=CLEAN)
+    run(environment / "bin" / "pip", "install", "--quiet", f"{wheel}[ctl]", env=CLEAN)
+
+    def relayctl(*args: str | Path) -> str:
+        return run(environment / "bin" / "relayctl", *args, cwd=tmp_path, env=CLEAN)
+
+    path.write_text(relayctl("example"))
+    assert relayctl("check", path) == f"{path}: 3 relays, no problems\n"
+    assert "tcp.web.listen " in relayctl("show", path)
+    assert '"$schema"' in relayctl("schema")
+    assert "_RELAYCTL_COMPLETE" in relayctl("completion", "bash")
+    for page in ("man1/relayctl.1", "man5/relayd.toml.5", "man8/relayd.8"):
+        assert (environment / "share" / "man" / page).is_file()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
