@@ -81,6 +81,7 @@ RELAYS: tuple[tuple[Kind, str, str, Mapping[str, Any]], ...] = (
 #: Values for settings that have none by default.
 _SAMPLES: Mapping[str, Any] = {
     "access_log": "/var/log/relayd/access.log",
+    "metrics": "127.0.0.1:9100",
     "userid": ["alice", "bob"],
     "max_descriptors": 65536,
     "max_flows_per_client": 100,
