@@ -12,7 +12,7 @@ from relayd.configuring.address_grammar import (
     parse_destination,
     parse_listener,
 )
-from relayd.core.settings import Transport
+from relayd.core.process_settings import Transport
 from relayd.operating.endpoints import (
     dialer,
     dialing_endpoint,

@@ -22,6 +22,7 @@ from relayd.configuring.address_grammar import (
     parse_listener,
     parse_range,
 )
+from relayd.core import process_settings
 from relayd.core.networks import Network, parse_network
 from relayd.core.relay_names import EXPECTED, check_name
 from relayd.core.setting_types import Flag, Setting, Written
@@ -223,6 +224,7 @@ ALL: tuple[Setting[Any], ...] = (
     *(ALLOW_CLIENT, ALLOW_DEST, DENY_DEST, USERID),
     *(METRICS_ADDRESS, METRICS_OPEN),
     *TABLE,
+    *process_settings.TABLE,
 )
 
 #: The settings of `twistd relayd`, and of `twistd socks4`.

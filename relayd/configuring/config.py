@@ -30,9 +30,9 @@ from relayd.configuring.address_settings import (
     METRICS_OPEN,
     SOCKS4_LISTENER,
 )
-from relayd.core import settings
+from relayd.core import process_settings, settings
 from relayd.core.networks import Network
-from relayd.core.settings import LogFormat, Transport
+from relayd.core.process_settings import LogFormat, Transport
 from relayd.socks.rules import Rule
 
 Some = TypeVar("Some")
@@ -143,16 +143,16 @@ AnyRelay = Relay | UdpRelay | Socks4Relay
 class ProcessSettings:
     """What concerns the whole process."""
 
-    demo: bool = settings.DEMO.default
-    drain_timeout: float = settings.DRAIN_TIMEOUT.default
-    shutdown_delay: float = settings.SHUTDOWN_DELAY.default
-    max_descriptors: int | None = settings.MAX_DESCRIPTORS.default
-    transport: Transport = settings.TRANSPORT.default
-    verbose: bool = settings.VERBOSE.default
-    quiet: bool = settings.QUIET.default
-    access_log: str | None = settings.ACCESS_LOG.default
-    log_format: LogFormat = settings.LOG_FORMAT.default
-    log_interval: float = settings.LOG_INTERVAL.default
+    demo: bool = process_settings.DEMO.default
+    drain_timeout: float = process_settings.DRAIN_TIMEOUT.default
+    shutdown_delay: float = process_settings.SHUTDOWN_DELAY.default
+    max_descriptors: int | None = process_settings.MAX_DESCRIPTORS.default
+    transport: Transport = process_settings.TRANSPORT.default
+    verbose: bool = process_settings.VERBOSE.default
+    quiet: bool = process_settings.QUIET.default
+    access_log: str | None = process_settings.ACCESS_LOG.default
+    log_format: LogFormat = process_settings.LOG_FORMAT.default
+    log_interval: float = process_settings.LOG_INTERVAL.default
     metrics: StreamAddress | None = METRICS_ADDRESS.default
     metrics_open: bool = METRICS_OPEN.default
 

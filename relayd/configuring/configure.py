@@ -36,7 +36,7 @@ from relayd.configuring.config import (
 from relayd.configuring.cycles import cycles
 from relayd.configuring.endpoint_strings import hides_clients
 from relayd.configuring.given import Given, Layers, Place, RelaySection
-from relayd.core import settings
+from relayd.core import process_settings, settings
 from relayd.core.errors import ConfigError
 from relayd.core.networks import Ip
 from relayd.core.setting_types import Kind, Setting
@@ -67,7 +67,7 @@ def configure(layers: Layers, own: Callable[[Ip], bool] = is_own) -> Config:
     # The last has the say.
     found += clashes(sections, metrics[-1:])
     found += cycles(sections, own)
-    if not (layers.relays or values.get(settings.DEMO.field) or found):
+    if not (layers.relays or values.get(process_settings.DEMO.field) or found):
         where = Place(layers.source)
         advice = (
             "a relay, such as [tcp.web] with its listen and dest"
@@ -78,7 +78,7 @@ def configure(layers: Layers, own: Callable[[Ip], bool] = is_own) -> Config:
     if found:
         raise ConfigError("\n".join(found))
     relays: list[AnyRelay] = [relay_of(each) for each in sections]
-    if values.get(settings.DEMO.field):
+    if values.get(process_settings.DEMO.field):
         # To a server that the service makes.
         demo = relay_of(layers.whole(RelaySection("tcp", None, [])))
         relays = [attrs.evolve(demo, listeners=(config.DEMO_LISTENER,))]
@@ -122,7 +122,9 @@ def _contradiction(one: Given, other: Given) -> str:
 
 def _about_process(layers: Layers) -> Iterator[str]:
     said = {each.setting.name: each for each in layers.process}
-    verbose, quiet = (said.get(row.name) for row in (settings.VERBOSE, settings.QUIET))
+    verbose, quiet = (
+        said.get(row.name) for row in (process_settings.VERBOSE, process_settings.QUIET)
+    )
     if verbose and quiet and verbose.value and quiet.value:
         yield _contradiction(verbose, quiet)
     metrics, opened = (said.get(row.name) for row in (METRICS_ADDRESS, METRICS_OPEN))
@@ -133,7 +135,7 @@ def _about_process(layers: Layers) -> Iterator[str]:
             " of loopback such as 127.0.0.1:9100, or unix:PATH, or add"
             f" {place.example(METRICS_OPEN)}"
         )
-    demo = said.get(settings.DEMO.name)
+    demo = said.get(process_settings.DEMO.name)
     if demo and demo.value and layers.relays:
         first = layers.relays[0]
         what = first.place.path or next(iter(first.given), None)

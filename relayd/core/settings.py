@@ -1,19 +1,22 @@
 """The table of settings: each has one row, and its default stands nowhere else.
 
+Those of relays are here, those of the whole process in
+:mod:`relayd.core.process_settings`, and those whose values have a grammar of addresses,
+networks or rules in :mod:`relayd.configuring.address_settings`, which has them all.
+
 Whatever needs a default takes it from here (`IDLE_TIMEOUT.default`): the keywords of
 the relays' factories, the settings' classes (:mod:`relayd.configuring.config`), the
-benchmark.  What needs all rows reads :data:`TABLE`: the command lines and their help
-are made from it, and README's tables are tested against it.
+benchmark.  The command lines, their help and what a file may have are made from the
+rows, and README's tables are tested against them.
 
 A new option is a row here, and a field of a class of :mod:`relayd.configuring.config`.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from relayd.core.setting_types import (
-    Choice,
     Count,
     Flag,
     IPv4,
@@ -22,15 +25,7 @@ from relayd.core.setting_types import (
     Seconds,
     Setting,
     Size,
-    Written,
 )
-
-#: Whose connections the short forms of addresses get: the plane's, Twisted's own, or
-#: the plane's where it can be had.
-Transport = Literal["auto", "plane", "twisted"]
-
-#: What a line of the log looks like.
-LogFormat = Literal["text", "json"]
 
 #: The largest backlog; the kernel caps it further (net.core.somaxconn).
 BACKLOG_LIMIT = 65535
@@ -42,23 +37,12 @@ RECEIVE_BUFFER_LIMIT = (1 << 30) - 1
 DEFAULT_HANDSHAKES, DEFAULT_HANDSHAKES_PER_CLIENT = 4096, 1024
 
 _STREAMS: tuple[Kind, ...] = ("tcp", "socks4")
-_ALL: tuple[Kind, ...] = ("tcp", "udp", "socks4")
 
 #: The headings of the help, in its order.
 ADDRESSES, ACCESS, TIMEOUTS, UDP, BINDS, LIMITS, PROCESS, LOG, METRICS = GROUPS = (
     *("Addresses", "Access", "Timeouts (0 is never)", "UDP flows", "BIND", "Limits"),
     *("Process", "Log", "Metrics and health"),
 )
-
-#: What an access log is, for an error.
-LOG_PATH = "a path, or - for standard output"
-
-
-def _path(text: str) -> str:
-    if not text or "\0" in text:
-        raise ValueError("expected a path, or -")
-    return text
-
 
 HANDSHAKE_TIMEOUT = Setting[float](
     name="handshake-timeout",
@@ -112,26 +96,6 @@ BIND_TIMEOUT = Setting[float](
     help="Time for the peer of a BIND to connect.",
     kinds=("socks4",),
     group=TIMEOUTS,
-)
-DRAIN_TIMEOUT = Setting[float](
-    name="drain-timeout",
-    type=Seconds(),
-    default=10.0,
-    help="Time for sessions to finish when the relay stops, in which idle ones are"
-    " ended little by little; 0 aborts all at once.",
-    kinds=_ALL,
-    group=TIMEOUTS,
-    process=True,
-)
-SHUTDOWN_DELAY = Setting[float](
-    name="shutdown-delay",
-    type=Seconds(),
-    default=0.0,
-    help="Time for which a relay that was told to stop still accepts clients, so that"
-    " balancers learn of it first; then sessions are drained.",
-    kinds=_ALL,
-    group=TIMEOUTS,
-    process=True,
 )
 
 UDP_TIMEOUT = Setting[float](
@@ -304,115 +268,6 @@ BACKLOG = Setting[int](
     kinds=_STREAMS,
     group=PROCESS,
 )
-MAX_DESCRIPTORS = Setting[int | None](
-    name="max-descriptors",
-    type=Count(1_000_000_000),
-    default=None,
-    otherwise="the hard limit",
-    help="Limit of open files of the process (its soft limit): two for a session, one"
-    " for a flow.",
-    kinds=_ALL,
-    group=PROCESS,
-    process=True,
-)
-TRANSPORT = Setting[Transport](
-    name="transport",
-    type=Choice[Transport](Transport),
-    default="auto",
-    help="Implementation of connections: plane (relayd's own, Linux only, half the"
-    " CPU), twisted, or auto (plane if it is available). Endpoint strings always have"
-    " Twisted's.",
-    kinds=_ALL,
-    group=PROCESS,
-    process=True,
-)
-CONFIG = Setting[str | None](
-    name="config",
-    type=Written("FILE", _path, "a file, a folder, or - for standard input"),
-    default=None,
-    otherwise="none",
-    short="c",
-    help="Read settings and relays from this TOML file, from the *.toml of this folder"
-    " in the order of their names, or as JSON from standard input (-). Other options"
-    " override what it says.",
-    kinds=("tcp", "udp"),
-    group=PROCESS,
-    process=True,
-    key="",
-)
-PRINT_CONFIG = Setting[bool](
-    name="print-config",
-    type=Flag(),
-    default=False,
-    help="Print what the command line says as a configuration file, and exit.",
-    kinds=_ALL,
-    group=PROCESS,
-    process=True,
-    key="",
-)
-DEMO = Setting[bool](
-    name="demo",
-    type=Flag(),
-    default=False,
-    help="Relay 127.0.0.1:8080 to a file server of the current folder.",
-    kinds=("tcp",),
-    group=PROCESS,
-    process=True,
-)
-
-VERBOSE = Setting[bool](
-    name="verbose",
-    type=Flag(),
-    default=False,
-    short="v",
-    help="Also log when a session opens, dials and connects, and those that end without"
-    " a byte, by their clients alone: health checks.",
-    kinds=_STREAMS,
-    group=LOG,
-    process=True,
-)
-QUIET = Setting[bool](
-    name="quiet",
-    type=Flag(),
-    default=False,
-    short="q",
-    help="Log only sessions and flows that ended abnormally.",
-    kinds=_ALL,
-    group=LOG,
-    process=True,
-)
-ACCESS_LOG = Setting[str | None](
-    name="access-log",
-    type=Written("PATH", _path, LOG_PATH),
-    default=None,
-    otherwise="where the log goes",
-    help="Write the lines of sessions and flows to this file; - is standard output."
-    " Reopened on SIGUSR1.",
-    kinds=_ALL,
-    group=LOG,
-    process=True,
-)
-LOG_FORMAT = Setting[LogFormat](
-    name="log-format",
-    type=Choice[LogFormat](LogFormat),
-    default="text",
-    help="Format of the log and the access log: text, or json, an object on each line"
-    " with the keys of ECS and OpenTelemetry.",
-    kinds=_ALL,
-    group=LOG,
-    process=True,
-)
-LOG_INTERVAL = Setting[float](
-    name="log-interval",
-    type=Seconds(),
-    default=0.0,
-    help="Also log sessions and flows that go on, with their totals so far, each time"
-    " that they have lasted so long again; 0 is off.",
-    kinds=_ALL,
-    group=LOG,
-    process=True,
-)
-
 
 #: All rows that need no grammar but their own, in the order of the help.
 TABLE: tuple[Setting[Any], ...] = tuple(

@@ -12,7 +12,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
-from relayd.core import settings
+from relayd.core import process_settings
 from relayd.core.addresses import socket_name
 from relayd.core.counts import FlowCounts
 from relayd.core.flows import Counters, FlowFacts, FlowObserver
@@ -272,7 +272,9 @@ class DatagramRelay:
         """The open flows, by key; a new dict each time."""
         return self.registry.by_id()
 
-    def drain(self, timeout: float = settings.DRAIN_TIMEOUT.default) -> Deferred[None]:
+    def drain(
+        self, timeout: float = process_settings.DRAIN_TIMEOUT.default
+    ) -> Deferred[None]:
         """Accept no new client; let the flows that are being answered finish.
 
         A flow is finished when it has had an answer for each of its datagrams and

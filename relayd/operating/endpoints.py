@@ -40,9 +40,9 @@ from relayd.configuring.endpoint_strings import (
     server_name,
     what_is_wrong,
 )
-from relayd.core import settings
+from relayd.core import process_settings, settings
 from relayd.core.errors import ConfigError
-from relayd.core.settings import Transport
+from relayd.core.process_settings import Transport
 from relayd.datagrams.endpoint import AdoptedUdpListener, UdpListener
 from relayd.datagrams.watching import ReactorWatcher, Watcher
 from relayd.net.activation import sockets_named
@@ -87,7 +87,7 @@ def listening_endpoint(
     address: StreamAddress,
     reactor: Any,
     backlog: int = settings.BACKLOG.default,
-    transport: Transport = settings.TRANSPORT.default,
+    transport: Transport = process_settings.TRANSPORT.default,
 ) -> IStreamServerEndpoint:
     """The endpoint that listens on an address.
 
@@ -157,7 +157,7 @@ def datagram_endpoint(address: UdpAddress) -> UdpListener:
 def dialing_endpoint(
     address: StreamAddress,
     reactor: Any,
-    transport: Transport = settings.TRANSPORT.default,
+    transport: Transport = process_settings.TRANSPORT.default,
 ) -> IStreamClientEndpoint:
     """The endpoint that connects to an address.  The relay limits the time of a dial.
 
@@ -209,7 +209,9 @@ def server_identity(address: StreamAddress) -> ServerIdentity | None:
     return ServerIdentity(name, alone=True) if name else None
 
 
-def dialer(reactor: Any, transport: Transport = settings.TRANSPORT.default) -> Dialer:
+def dialer(
+    reactor: Any, transport: Transport = process_settings.TRANSPORT.default
+) -> Dialer:
     """The dialer for addresses that need no look-up.
 
     :raises ConfigError: the transport is not available.
@@ -218,7 +220,9 @@ def dialer(reactor: Any, transport: Transport = settings.TRANSPORT.default) -> D
     return Dialer(reactor, PlaneSocketEndpoint if plane else SocketEndpoint)
 
 
-def watcher(reactor: Any, transport: Transport = settings.TRANSPORT.default) -> Watcher:
+def watcher(
+    reactor: Any, transport: Transport = process_settings.TRANSPORT.default
+) -> Watcher:
     """The watcher for datagram sockets.
 
     :raises ConfigError: the transport is not available.

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from relayd.core import settings
+from relayd.core import process_settings
 from relayd.core.errors import CannotStart
 from relayd.observing.line_log import LineLog
 from relayd.operating.log_file import AnyLogFile, TwistdLog, TwistLog, WrittenLog
@@ -50,7 +50,7 @@ class Logs:
         access_log: str | None = None,
         *,
         daemon: bool = False,
-        log_format: settings.LogFormat = settings.LOG_FORMAT.default,
+        log_format: process_settings.LogFormat = process_settings.LOG_FORMAT.default,
     ) -> None:
         as_json = log_format == "json"
         self.lines = LineLog(as_json=as_json)

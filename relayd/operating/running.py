@@ -36,7 +36,7 @@ from twisted.internet.main import CONNECTION_DONE
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from relayd.core import settings
+from relayd.core import process_settings
 from relayd.core.addresses import address_name
 from relayd.core.errors import CannotStart, ListenError
 from relayd.net.listener import Listeners
@@ -60,7 +60,9 @@ class Served(Protocol):
     def sessions(self) -> Mapping[Any, Any]:
         """The sessions, or flows, that have not ended."""
 
-    def drain(self, timeout: float = settings.DRAIN_TIMEOUT.default) -> Deferred[None]:
+    def drain(
+        self, timeout: float = process_settings.DRAIN_TIMEOUT.default
+    ) -> Deferred[None]:
         """Serve no new client, and wait for the sessions to end."""
 
     def abort_all(self) -> None:
@@ -106,7 +108,7 @@ class RelayService(Service):
         drain_timeout: float,
         clock: IReactorTime,
         command: str = "relayd",
-        shutdown_delay: float = settings.SHUTDOWN_DELAY.default,
+        shutdown_delay: float = process_settings.SHUTDOWN_DELAY.default,
     ) -> None:
         self.listenings = listenings
         #: Those that serve the listeners' clients; several listeners may share one.

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
 
-from relayd.core import settings
+from relayd.core import process_settings
 from relayd.core.addresses import address_name
 from relayd.core.counts import SessionCounts
 from relayd.core.interfaces import IGate, IObserver
@@ -119,7 +119,9 @@ class StreamRelay:
             idleness=Idleness(_idle_since, _end_idle),
         )
 
-    def drain(self, timeout: float = settings.DRAIN_TIMEOUT.default) -> Deferred[None]:
+    def drain(
+        self, timeout: float = process_settings.DRAIN_TIMEOUT.default
+    ) -> Deferred[None]:
         """Serve no new client, and wait for the sessions that live.
 
         Stop listening first, or at the same time: a client that connects after

@@ -22,8 +22,9 @@ from relayd.configuring.config import Config
 from relayd.configuring.configure import configure
 from relayd.configuring.given import Given, Layers
 from relayd.core.errors import CannotStart, ConfigError
+from relayd.core.process_settings import PRINT_CONFIG
 from relayd.core.setting_types import Setting
-from relayd.core.settings import GROUPS, PRINT_CONFIG
+from relayd.core.settings import GROUPS
 from relayd.operating.log_file import is_daemon, log_of
 from relayd.operating.logs import Logs
 from relayd.operating.service import make_service

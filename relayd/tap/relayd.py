@@ -10,7 +10,7 @@ from relayd.configuring.address_settings import RELAYD
 from relayd.configuring.command_line import relay_sections
 from relayd.configuring.given import Layers
 from relayd.core.errors import ConfigError
-from relayd.core.settings import CONFIG, DEMO
+from relayd.core.process_settings import CONFIG, DEMO
 from relayd.tap.options import TableOptions
 
 EXAMPLES = """

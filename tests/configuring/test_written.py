@@ -30,6 +30,14 @@ from relayd.configuring.configure import configure
 from relayd.configuring.given import Layers
 from relayd.configuring.written import as_toml, named
 from relayd.core.errors import CannotStart, ConfigError
+from relayd.core.process_settings import (
+    ACCESS_LOG,
+    CONFIG,
+    DEMO,
+    PRINT_CONFIG,
+    QUIET,
+    VERBOSE,
+)
 from relayd.core.setting_types import (
     Choice,
     Count,
@@ -40,16 +48,7 @@ from relayd.core.setting_types import (
     Setting,
     Size,
 )
-from relayd.core.settings import (
-    ACCESS_LOG,
-    BIND,
-    CONFIG,
-    DEMO,
-    OPEN,
-    PRINT_CONFIG,
-    QUIET,
-    VERBOSE,
-)
+from relayd.core.settings import BIND, OPEN
 from relayd.tap import relayd, socks4
 from relayd.tap.options import TableOptions
 from tests.support.files import layers_of

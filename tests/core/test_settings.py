@@ -17,6 +17,7 @@ import relayd
 from relayd.configuring.address_settings import ALL, RELAYD, SOCKS4
 from relayd.core import settings
 from relayd.core.errors import ConfigError
+from relayd.core.process_settings import ACCESS_LOG, TRANSPORT
 from relayd.core.setting_types import (
     TIMEOUT_LIMIT,
     Choice,
@@ -29,14 +30,12 @@ from relayd.core.setting_types import (
     Size,
 )
 from relayd.core.settings import (
-    ACCESS_LOG,
     BACKLOG,
     BIND_ADDRESS,
     IDLE_TIMEOUT,
     MAX_BINDS,
     RECEIVE_BUFFER_LIMIT,
     REPLY_CAP,
-    TRANSPORT,
     UDP_RCVBUF,
     UDP_TIMEOUT,
 )
@@ -423,7 +422,7 @@ class Factory:
 class Settings:
     bind: bool = True
     transport: str | None = None
-    drain_timeout: float = settings.DRAIN_TIMEOUT.default
+    drain_timeout: float = process_settings.DRAIN_TIMEOUT.default
     other: int = 3
 """
     assert sorted(repeated_defaults(ast.parse(source))) == [

@@ -15,7 +15,7 @@ from twisted.internet import reactor
 from twisted.internet.task import Clock
 
 from relayd.core.errors import ListenError
-from relayd.core.settings import Transport
+from relayd.core.process_settings import Transport
 from relayd.datagrams.endpoint import AdoptedUdpListener, UdpListener, UdpPort
 from relayd.datagrams.sockets import (
     bound_socket,

@@ -17,7 +17,7 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.logger import capturedLogs, formatEvent
 
-from relayd.core.settings import Transport
+from relayd.core.process_settings import Transport
 from relayd.datagrams.endpoint import UdpListener
 from relayd.datagrams.mmsg import BATCH
 from relayd.datagrams.sockets import (

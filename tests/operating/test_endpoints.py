@@ -33,7 +33,7 @@ from relayd.core.addresses import (
     address_name,
 )
 from relayd.core.errors import ConfigError
-from relayd.core.settings import Transport
+from relayd.core.process_settings import Transport
 from relayd.net.dialing import SocketEndpoint
 from relayd.net.happy_eyeballs import NameEndpoint
 from relayd.net.listening import TCPListenerEndpoint, UNIXListenerEndpoint
