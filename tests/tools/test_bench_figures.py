@@ -70,7 +70,7 @@ def test_the_limits_are_those_of_the_documentation() -> None:
     proxy = "relayd-socks4"
     for name, dante, twistd in (
         ("socks4-short", 0.5, 0.6),
-        ("socks4-short-quiet", 0.42, 0.65),
+        ("socks4-short-quiet", 0.5, 0.65),
     ):
         assert rules[name, proxy, name, "dante"] == f"at most {dante}"
         assert rules[name, proxy, name, "twistd-socks"] == f"at most {twistd}"
