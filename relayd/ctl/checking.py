@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,14 @@ from relayd.configuring.address_grammar import (
     check_host,
     dialled_host,
 )
-from relayd.configuring.address_settings import DEST
+from relayd.configuring.address_settings import DEST, METRICS_ADDRESS
 from relayd.configuring.config import AnyRelay, Config, Socks4Relay, UdpRelay
 from relayd.configuring.configure import configure
 from relayd.configuring.endpoint_strings import parts
 from relayd.configuring.file import STDIN, read_layers
-from relayd.configuring.given import Given, Layers
+from relayd.configuring.given import Given, Layers, key_of
 from relayd.core.errors import ConfigError
+from relayd.core.process_settings import MAX_DESCRIPTORS, TRANSPORT
 from relayd.ctl.exits import CommandFailed, Exit
 
 
@@ -87,9 +89,9 @@ def unusable(layers: Layers, config: Config) -> Iterator[str]:
     :param config: of these layers.
     """
     machine = _Machine(config)
-    for problem in machine.about_process():
-        where = layers.process[0].place.file if layers.process else ""
-        yield f"{where}: {problem}"
+    for given in {key_of(each.setting): each for each in layers.process}.values():
+        for problem in machine.about_process(given):
+            yield f"{given.place}: {problem}"
     if config.demo:
         return
     for section, relay in zip(layers.sections, config.relays, strict=True):
@@ -110,7 +112,6 @@ class _Machine:
     def __init__(self, config: Config) -> None:
         # Short forms are the same on either transport, but for what opens them.
         self._config = attrs.evolve(config, transport="twisted")
-        self._transport = config.transport
         self._reactor: Any = None
 
     @property
@@ -127,16 +128,24 @@ class _Machine:
 
         return FlowLimit.of(self._config)
 
-    def about_process(self) -> Iterator[str]:
-        if self._transport == "plane":
+    def about_process(self, given: Given) -> Iterator[str]:
+        """What is wrong with a setting of the process."""
+        if given.setting is TRANSPORT:
             from relayd.operating.endpoints import on_plane
 
-            yield from _problem(on_plane, "plane", self.reactor)
-        if self._config.max_descriptors is not None:
+            yield from _problem(on_plane, given.value, self.reactor)
+        elif given.setting is MAX_DESCRIPTORS:
             from relayd.operating.open_files import raise_open_files
 
             # The reactor of the service watches any number.
-            yield from _problem(raise_open_files, self._config.max_descriptors, None)
+            yield from _problem(raise_open_files, given.value, None)
+        elif given.setting is METRICS_ADDRESS:
+            if find_spec("prometheus_client") is None:
+                yield (
+                    "it needs a package that is not installed: pip install"
+                    " 'relayd[metrics]'"
+                )
+            yield from self.about_address(given)
 
     def about_address(self, given: Given) -> Iterator[str]:
         """What is wrong with a listener, or a destination."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import socket
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -180,16 +181,34 @@ def test_nothing_is_opened(path: Path, capsys: Captured) -> None:
     assert "no problems" in capsys.readouterr().out
 
 
-def test_limits_of_the_process(
+def test_what_is_of_the_process(
     path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise ValueError("not allowed to raise maximum limit")
 
     monkeypatch.setattr("resource.setrlimit", refuse)
-    path.write_text(GOOD.replace("drain", "max_descriptors = 1000000000\ndrain"))
+    monkeypatch.setattr(
+        "relayd.operating.endpoints.obstacle", lambda _: "this is another system"
+    )
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    path.write_text(
+        'max_descriptors = 1000000000\ntransport = "plane"\n'
+        'metrics_open = true\nmetrics = "tcp:9100:nothing=1"\n' + GOOD
+    )
     assert main(["check", str(path)]) == Exit.INVALID
-    said = capsys.readouterr().err
-    assert said.startswith(f"{path}: max-descriptors 1000000000 can't be had: ")
-    path.write_text(GOOD.replace("drain", 'transport = "plane"\ndrain'))
+    said = capsys.readouterr().err.splitlines()
+    for line, begin in zip(
+        sorted(said),
+        (
+            "max_descriptors: max-descriptors 1000000000 can't be had: ",
+            "metrics: bad endpoint 'tcp:9100:nothing=1': it has no argument",
+            "metrics: it needs a package that is not installed: pip install",
+            "transport: transport plane needs Linux",
+        ),
+        strict=True,
+    ):
+        assert line.startswith(f"{path}: {begin}")
+    monkeypatch.undo()
+    path.write_text(GOOD.replace("drain", 'transport = "twisted"\ndrain'))
     assert main(["check", str(path)]) == Exit.DONE

@@ -130,7 +130,7 @@ def test_a_check_imports_no_twisted_for_short_forms(tmp_path: Path) -> None:
     path.write_text(RELAY)
     found = imported_by("check", str(path))
     assert "relayd.configuring" in found
-    assert not {"twisted", "zope", "rich.console", "jsonschema"} & found
+    assert not {"twisted", "zope.interface", "rich.console", "jsonschema"} & found
     path.write_text(RELAY.replace('"8080"', '"tcp:8080"'))
     found = imported_by("check", str(path))
     assert "twisted.internet.endpoints" in found
