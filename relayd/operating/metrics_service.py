@@ -7,6 +7,7 @@ prometheus_client and twisted.web.
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import platform
@@ -154,6 +155,7 @@ class MetricsService(Service):
         # `twist` starts services without the privileged step.
         self._listen()
         self._look_later()
+        self._reactor.callWhenRunning(keep_for_good)
 
     def _listen(self) -> None:
         if self._listening:
@@ -208,6 +210,16 @@ class MetricsService(Service):
     def _look_again(self) -> None:
         self._lag = max(0.0, self._clock.seconds() - self._due)
         self._look_later()
+
+
+def keep_for_good() -> None:
+    """Have Python's collector look no more at what there is now: the relays.
+
+    A scrape makes enough objects for it to look at all there are, now and then.  With
+    1,000 relays that took 90 ms, in which nobody is served.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def count_descriptors(

@@ -48,9 +48,12 @@ def listens(port: int) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def own_signals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The handlers of the tests' process stay."""
+def own_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The handlers of the tests' process stay, and what it collects."""
+    told: list[str] = []
     monkeypatch.setattr(Signals, "_install", lambda self: None)
+    monkeypatch.setattr("gc.freeze", lambda: told.append("frozen"))
+    return told
 
 
 def test_it_starts_first_and_stops_last() -> None:
@@ -85,10 +88,15 @@ def test_what_is_counted() -> None:
 
 
 @pytest_twisted.inlineCallbacks
-def test_its_listener_and_its_timer_are_gone_when_it_has_stopped() -> Any:
+def test_its_listener_and_its_timer_are_gone_when_it_has_stopped(
+    own_process: list[str],
+) -> Any:
     service = service_of(relay("web"))
     service.privilegedStartService()
+    assert own_process == []
     service.startService()
+    # The relays are there for good, and need not be looked at during a scrape.
+    assert own_process == ["frozen"]
     [_, metrics, _] = service
     port = metrics.port.getHost().port
     with closing(socket.create_connection(("127.0.0.1", port))):
