@@ -10,10 +10,10 @@ longer than reading a thousand relays.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -57,13 +57,24 @@ def read(path: str) -> tuple[Layers, Config]:
     :param path: of a file or a folder; `-` is standard input.
     :raises CommandFailed: there is no such file, or it is not valid.
     """
-    if path != "-" and not Path(path).exists():
+    if path != "-" and _is_missing(path):
         raise CommandFailed(Exit.NOT_FOUND, f"{path}: there is no such file or folder")
     layers = read_layers(path)
     try:
         return layers, configure(layers)
     except ConfigError as problem:
         raise CommandFailed(Exit.INVALID, *str(problem).splitlines()) from problem
+
+
+def _is_missing(path: str) -> bool:
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        # Why it can't be read, the reader says.
+        return False
+    return False
 
 
 def check_file(path: str, *, file_only: bool = False) -> Checked:

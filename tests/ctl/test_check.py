@@ -117,6 +117,15 @@ def test_no_such_file(path: Path, capsys: Captured) -> None:
         said = capsys.readouterr()
         assert said.out == ""
         assert said.err == f"{path}: there is no such file or folder\n"
+        assert main([command, ""]) == Exit.NOT_FOUND
+        assert main([command, __file__ + "/x.toml"]) == Exit.NOT_FOUND
+        capsys.readouterr()
+
+
+def test_one_that_cannot_be_read(capsys: Captured) -> None:
+    """It may be there."""
+    assert main(["check", "x" * 300]) == Exit.INVALID
+    assert capsys.readouterr().err.endswith(": can't be read: File name too long\n")
 
 
 def test_for_programs(path: Path, capsys: Captured) -> None:

@@ -142,7 +142,9 @@ def test_relayctl(wheel: Path, tmp_path: Path) -> None:
     assert relayctl("check", path) == f"{path}: 3 relays, no problems\n"
     assert "tcp.web.listen " in relayctl("show", path)
     assert '"$schema"' in relayctl("schema")
-    assert "_RELAYCTL_COMPLETE" in relayctl("completion", "bash")
+    shell = 'eval "$("$0" completion bash)" && complete -p relayctl'
+    completing = run("bash", "-c", shell, environment / "bin" / "relayctl", env=CLEAN)
+    assert completing.endswith(" relayctl\n")
     for page in ("man1/relayctl.1", "man5/relayd.toml.5", "man8/relayd.8"):
         assert (environment / "share" / "man" / page).is_file()
 
