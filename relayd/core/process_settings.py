@@ -63,8 +63,8 @@ MAX_DESCRIPTORS = Setting[int | None](
     type=Count(1_000_000_000),
     default=None,
     otherwise="the hard limit",
-    help="Limit of open files of the process (its soft limit): two for a session, one"
-    " for a flow.",
+    help="Limit of open files of the process (its soft limit); a session takes two, a"
+    " flow one.",
     kinds=_ALL,
     group=PROCESS,
     process=True,
@@ -118,8 +118,8 @@ VERBOSE = Setting[bool](
     type=Flag(),
     default=False,
     short="v",
-    help="Also log when a session opens, dials and connects, and those that end without"
-    " a byte, by their clients alone: health checks.",
+    help="Also log when a session opens, dials and connects, and sessions that their"
+    " clients close before a byte has moved (health checks).",
     kinds=_STREAMS,
     group=LOG,
     process=True,
@@ -160,7 +160,7 @@ LOG_INTERVAL = Setting[float](
     type=Seconds(),
     default=0.0,
     help="Also log sessions and flows that go on, with their totals so far, each time"
-    " that they have lasted so long again; 0 is off.",
+    " this interval has passed; 0 is off.",
     kinds=_ALL,
     group=LOG,
     process=True,

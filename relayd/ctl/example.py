@@ -32,8 +32,8 @@ HEAD = """\
 #   relayctl show relayd.toml       shows what is in effect, and why
 #   twistd -n --pidfile= relayd --config relayd.toml
 #
-# Times are seconds, or have a unit: "250ms", "10s", "5m", "1h"; 0 is never.  Sizes are
-# bytes, or have one: "64KiB", "10MB".  The manual is relayd.toml(5).
+# Times are seconds, or have a unit: "250ms", "10s", "5m", "1h".  Sizes are bytes, or
+# have one: "64KiB", "10MB".  The manual is relayd.toml(5).
 """
 
 ENV = """\
