@@ -221,6 +221,7 @@ class Verdict:
 
 
 _RELAYD, _SPLICE, _PORTFORWARD = "relayd-plane", "haproxy-splice", "portforward"
+_WATCHED = "relayd-watched"
 _PROXY = "relayd-socks4"
 _UDP, _NGINX_UDP, _TWISTED_UDP = "relayd-udp", "nginx-udp", "twisted-udp"
 
@@ -254,6 +255,13 @@ def _limits() -> Iterable[Limit]:
             (name, _RELAYD),
             (name, _SPLICE),
             1.5,
+        )
+        # Whoever watches it pays for little more than the text of the line.
+        yield Limit(
+            f"{FIGURES[name].title}: JSON log and metrics to text",
+            (name, _WATCHED),
+            (name, _RELAYD),
+            1.1,
         )
     # Not where each of thousands has a request pending: then the kernel's work for each
     # grows by more than this, with any relay.  It is shown, and has no limit.

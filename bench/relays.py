@@ -148,6 +148,13 @@ def _relayd(
     return command
 
 
+def _relayd_watched(setup: Setup) -> list[str]:
+    return [
+        *_relayd("plane")(setup),
+        *("--log-format", "json", "--metrics", f"127.0.0.1:{free_port()}"),
+    ]
+
+
 def _haproxy(*options: str) -> Callable[[Setup], list[str]]:
     def command(setup: Setup) -> list[str]:
         lines = [f"option {option}" for option in options]
@@ -315,6 +322,12 @@ RELAYS = {
     for relay in (
         Relay("relayd-plane", "relayd, plane", _relayd("plane")),
         Relay("relayd-twisted", "relayd, twisted", _relayd("twisted")),
+        Relay(
+            "relayd-watched",
+            "relayd, JSON+metrics",
+            _relayd_watched,
+            narrow=True,
+        ),
         Relay(
             "relayd-other-python",
             "relayd, other Python",
