@@ -156,7 +156,11 @@ def default_max_flows() -> int:
 
     Each takes a descriptor, and one of the kernel's ephemeral ports.
     """
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    try:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except OSError:
+        # A sandbox refuses: what most systems begin with.
+        limit = 1024
     if limit == resource.RLIM_INFINITY:
         limit = 1 << 20
     return max(1, min(limit - min(RESERVE, limit // 4), ports.count() * 7 // 8))

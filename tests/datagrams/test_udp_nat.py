@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,9 @@ def test_the_default_of_flows_depends_on_the_limit_of_open_files(
         assert default_max_flows() == flows
     ports.unlink()
     assert default_max_flows() == 14336
+
+    def refuse(_: int) -> tuple[int, int]:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("relayd.datagrams.sockets.resource.getrlimit", refuse)
+    assert default_max_flows() == 768
