@@ -26,7 +26,8 @@ class Exit(IntEnum):
 #: What each means, for the manual.
 MEANING: Mapping[Exit, str] = {
     Exit.DONE: "It is done.",
-    Exit.FAILED: "It failed; a line on standard error says why.",
+    Exit.FAILED: "It failed; a line on standard error says why. Or nobody reads the"
+    " output any more.",
     Exit.USAGE: "The command line is wrong.",
     Exit.NOT_FOUND: "What it is about does not exist: there is no such file.",
     Exit.REFUSED: "relayd refuses it.",
