@@ -1,1 +1,1 @@
-"""Reporting: the lines of the log."""
+"""Reporting: the lines of the log, and metrics."""
