@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +17,12 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, maybeDeferred
 
+import relayd
 from relayd.configuring.address_grammar import parse_destination, parse_listener
 from relayd.configuring.config import Config, Relay, Socks4Relay, UdpRelay
 from relayd.core.errors import CannotStart, ConfigError
+from relayd.net.descriptors import Descriptors
+from relayd.operating.log_file import WrittenLog
 from relayd.operating.metrics_service import (
     INTERVAL,
     PART,
@@ -29,6 +33,7 @@ from relayd.operating.metrics_service import (
 from relayd.operating.running import RelayService
 from relayd.operating.service import make_service
 from relayd.operating.signals import Signals
+from relayd.plane.poller import Plane
 from tests.support.contracts import until
 
 
@@ -168,12 +173,16 @@ def test_without_metrics_their_packages_are_not_imported() -> None:
 # -- what it reads
 
 
-def result(work: Any) -> int:
+def whole(work: Any) -> Any:
     while True:
         try:
             next(work)
         except StopIteration as end:
-            return int(end.value)
+            return end.value
+
+
+def result(work: Any) -> int:
+    return int(whole(work))
 
 
 def test_open_descriptors_are_counted() -> None:
@@ -211,6 +220,23 @@ def test_a_system_that_does_not_say(
     assert max_descriptors() == float("inf")
     monkeypatch.setattr("resource.getrlimit", refused)
     assert max_descriptors() != max_descriptors()
+
+
+def test_what_is_read_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each number from whoever counts it."""
+    [_, metrics, relays] = service_of(relay("web"))
+    monkeypatch.setattr(Descriptors.of(reactor), "pauses", 4)
+    monkeypatch.setattr(Plane.of(reactor).pipes, "in_use", 5)
+    metrics._logs._access = log = WrittenLog(reactor, "never.log", "the access log")
+    log.writer = SimpleNamespace(lost=6)  # type: ignore[assignment]
+    metrics._lag, metrics.loaded_at, relays.stopping = 0.5, 7.0, True
+    reading = whole(metrics._process())
+    assert (reading.accept_pauses, reading.pipes_in_use) == (4, 5)
+    assert (reading.log_lines_dropped, reading.reactor_lag) == (6, 0.5)
+    assert (reading.loaded_at, reading.stopping) == (7.0, True)
+    assert reading.build["version"] == relayd.__version__
+    log.writer = None
+    assert whole(metrics._process()).log_lines_dropped == 0
 
 
 def test_how_late_the_reactor_is() -> None:
