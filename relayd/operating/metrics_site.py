@@ -193,7 +193,12 @@ class Resources(Resource):
 
 def _answer(request: Any, code: int, *lines: str) -> bytes:
     request.setResponseCode(code)
-    return "".join(f"{line}\n" for line in lines).encode()
+    body = "".join(f"{line}\n" for line in lines).encode()
+    if request.method != b"HEAD":
+        return body
+    # Of a body, Twisted would log a line, as often as a stranger likes.
+    request.setHeader("content-length", str(len(body)))
+    return b""
 
 
 class Scrapes:
@@ -218,7 +223,9 @@ class Scrapes:
         if len(self.under_way) >= MAX_SCRAPES:
             request.setHeader("retry-after", "1")
             return _answer(request, 503, f"{MAX_SCRAPES} scrapes are under way")
-        accept = request.getHeader("accept") or ""
+        # Not `getHeader`, which takes no header that is not UTF-8.
+        raw = request.requestHeaders.getRawHeaders(b"accept") or [b""]
+        accept = raw[-1].decode("latin-1")
         try:
             content_type, pieces = self._expose(accept)
         except ValueError:

@@ -9,6 +9,7 @@ import pytest
 from twisted.internet.main import CONNECTION_DONE
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 
 from relayd.operating.metrics_site import (
@@ -135,8 +136,10 @@ def test_the_metrics(bench: Bench) -> None:
 
 
 def test_a_format_that_can_not_be_read_is_none(bench: Bench) -> None:
-    status, body = bench.get("/metrics", "GET", "Accept: a;version=x")
-    assert (status, body.count("piece")) == (200, 3)
+    # The last two are no UTF-8.
+    for accept in ("a;version=x", "a\xff", "text/plain;version=\xb2"):
+        status, body = bench.get("/metrics", "GET", f"Accept: {accept}")
+        assert (status, body.count("piece")) == (200, 3)
 
 
 def test_health(bench: Bench) -> None:
@@ -148,6 +151,14 @@ def test_health(bench: Bench) -> None:
     assert bench.get("/readyz/web") == (200, "ok\n")
     status, body = bench.get("/readyz/a%20b")
     assert (status, body) == (503, "dials to all of its servers have failed\n")
+
+
+def test_only_the_head(bench: Bench) -> None:
+    with capturedLogs() as logged:
+        assert bench.get("/livez", "HEAD") == (200, "")
+        assert "Content-Length: 3" in bench.head
+        assert bench.get("/no", "HEAD") == (404, "")
+    assert not logged
 
 
 def test_one_that_is_not_ready_lives(bench: Bench) -> None:
