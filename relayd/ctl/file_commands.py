@@ -9,7 +9,10 @@ import click
 
 from relayd.ctl.exits import CommandFailed, Exit
 
-FILE = click.argument("file", metavar="FILE", type=click.Path(allow_dash=True))
+# Whether it can be read, the reader says, in a line.
+FILE = click.argument(
+    "file", metavar="FILE", type=click.Path(allow_dash=True, readable=False)
+)
 
 
 @click.command()

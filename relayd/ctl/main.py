@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from io import TextIOWrapper
 
@@ -36,11 +37,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except CommandFailed as failed:
-        for line in failed.lines:
-            print(line, file=sys.stderr)
-        return failed.exit
+        return _fail(failed.exit, *failed.lines)
+    except OSError as problem:
+        # Of standard output: a disk may be full.  What reads a file says so itself.
+        return _fail(Exit.FAILED, f"relayctl: can't write: {problem.strerror}")
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
+
+
+def _fail(code: Exit, *lines: str) -> Exit:
+    """Say why, if anybody reads it: the exit code is the same."""
+    with suppress(OSError):
+        for line in lines:
+            print(line, file=sys.stderr, flush=True)
+    return code
 
 
 def _run(arguments: Sequence[str] | None) -> int:

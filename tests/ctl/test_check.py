@@ -122,6 +122,16 @@ def test_no_such_file(path: Path, capsys: Captured) -> None:
         capsys.readouterr()
 
 
+def test_one_that_may_not_be_read(
+    path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is no mistake in the command line, and root may always."""
+    monkeypatch.setattr("os.access", lambda *_: False)
+    path.mkdir()
+    assert main(["check", str(path)]) == Exit.INVALID
+    assert capsys.readouterr().err == f"{path}: no *.toml in this folder\n"
+
+
 def test_one_that_cannot_be_read(capsys: Captured) -> None:
     """It may be there."""
     assert main(["check", "x" * 300]) == Exit.INVALID

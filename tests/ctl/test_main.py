@@ -109,6 +109,39 @@ def test_a_reader_that_has_gone(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (Exit.FAILED, b"")
 
 
+@pytest.mark.parametrize("command", [["example"], ["--help"], ["check", "FILE"]])
+def test_a_disk_that_is_full(command: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "relayd.toml"
+    path.write_text(RELAY)
+    command = [str(path) if each == "FILE" else each for each in command]
+    program = "import sys; from relayd.ctl.main import main; sys.exit(main())"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *command],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    why = b"relayctl: can't write: No space left on device\n"
+    assert (done.returncode, done.stderr) == (Exit.FAILED, why)
+
+
+def test_messages_that_nobody_can_read(tmp_path: Path) -> None:
+    """The exit code is what a script goes by."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = "import sys; from relayd.ctl.main import main; sys.exit(main())"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program, "check", str(tmp_path / "none.toml")],
+            stderr=writing,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert done.returncode == Exit.NOT_FOUND
+
+
 @pytest.mark.parametrize("lacks", entry.NEEDS)
 def test_without_the_extra(lacks: str) -> None:
     done = python(f"sys.modules[{lacks!r}] = None\nsys.exit(main(['--help']))")
