@@ -55,7 +55,8 @@ class ProcessReading:
 
     :ivar build: versions, by the name of their label.
     :ivar accept_pauses: how often listeners have paused as descriptors ran out.
-    :ivar open_descriptors: and how many there may be, in `max_descriptors`.
+    :ivar open_descriptors: and how many there may be, in `max_descriptors`; NaN where
+        the system does not say.
     :ivar pipes_in_use: by connections that splice.
     :ivar reactor_lag: seconds by which the last timer of the second was late.
     :ivar log_lines_dropped: of all logs.
@@ -66,7 +67,7 @@ class ProcessReading:
 
     build: dict[str, str]
     accept_pauses: int
-    open_descriptors: int
+    open_descriptors: float
     max_descriptors: float
     pipes_in_use: int
     reactor_lag: float

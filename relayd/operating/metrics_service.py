@@ -224,11 +224,12 @@ def keep_for_good() -> None:
 
 def count_descriptors(
     folder: str = "/proc/self/fd",
-) -> Generator[None, None, int]:
+) -> Generator[None, None, float]:
     """Count the open descriptors of this process; yields after each part of the work.
 
     :param folder: has an entry for each.
-    :return: how many there are; 0 where the system does not say.
+    :return: how many there are; NaN where the system does not say, as in a chroot that
+        has no /proc.
     """
     try:
         # What Linux 6.2 and later say without listing a hundred thousand names.
@@ -244,7 +245,7 @@ def count_descriptors(
         # Without the one that lists them.
         return counted - 1
     except OSError:
-        return 0
+        return math.nan
 
 
 def max_descriptors() -> float:
