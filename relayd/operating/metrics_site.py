@@ -228,8 +228,8 @@ class Scrapes:
         accept = raw[-1].decode("latin-1")
         try:
             content_type, pieces = self._expose(accept)
-        except ValueError:
-            # Of its versions that are no numbers.
+        except (TypeError, ValueError):
+            # Of its versions that are no numbers, some or all of their parts.
             content_type, pieces = self._expose("")
         request.setHeader("content-type", content_type)
         if request.method == b"HEAD":
