@@ -45,6 +45,7 @@ from relayd.socks.destinations import ProxyPolicy
 from relayd.socks.session import REQUEST, Socks4Protocol, Socks4Session
 from relayd.stream.deadlines import Timeouts
 from relayd.stream.factory import StreamFactory
+from relayd.stream.relay import Lifetime
 
 __all__ = ["Socks4Factory", "Socks4Protocol", "Socks4Session"]
 
@@ -144,6 +145,7 @@ class Socks4Factory(StreamFactory):
         max_binds_per_client: int = settings.MAX_BINDS_PER_CLIENT.default,
         observer: IObserver | None = None,
         gate: IGate | None = None,
+        lifetime: Lifetime | None = None,
         name: str | None = None,
     ) -> None:
         timeouts = Timeouts(
@@ -178,6 +180,7 @@ class Socks4Factory(StreamFactory):
             clock=reactor,
             observer=observer if observer is not None else SessionLog(),
             gate=gate,
+            lifetime=lifetime,
             name=name,
             tick=max(min(tick, bind_timeout / 8 or tick), 0.01),
         )

@@ -30,6 +30,7 @@ from relayd.net.upstream import Upstream
 from relayd.observing.session_log import SessionLog
 from relayd.stream.deadlines import Timeouts
 from relayd.stream.factory import StreamFactory, StreamProtocol
+from relayd.stream.relay import Lifetime
 from relayd.upstreams.pool import Pool
 
 __all__ = ["RelayFactory", "RelayProtocol"]
@@ -64,6 +65,8 @@ class RelayFactory(StreamFactory):
         unless given, one that logs a line for each.
     :param gate: decides who is served (:class:`~relayd.core.interfaces.IGate`);
         everyone, unless given.
+    :param lifetime: decides how long sessions may last
+        (:class:`~relayd.admission.lifetimes.Lifetime`); for ever, unless given.
     :param name: what the log calls this relay; `relay1`, `relay2` and so on, unless
         given (:mod:`relayd.core.relay_names`).
     :raises ValueError: a timeout is negative, or the name can't be one.
@@ -84,6 +87,7 @@ class RelayFactory(StreamFactory):
         clock: IReactorTime | None = None,
         observer: IObserver | None = None,
         gate: IGate | None = None,
+        lifetime: Lifetime | None = None,
         name: str | None = None,
     ) -> None:
         if clock is None:
@@ -101,6 +105,7 @@ class RelayFactory(StreamFactory):
             clock=clock,
             observer=observer if observer is not None else SessionLog(),
             gate=gate,
+            lifetime=lifetime,
             name=name,
         )
         self.pool = Pool.of(upstream)

@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from relayd.core import settings
 from relayd.core.flows import Counters, FlowObserver
+from relayd.core.interfaces import IGate
 from relayd.core.networks import Ip
 from relayd.core.relay_names import relay_name
 from relayd.datagrams.dialing import FlowDialer
@@ -59,6 +60,10 @@ class UdpNat(DatagramRelay):
     :param reply_cap: a flow's replies may have so many times the bytes of what its
         client has sent; 0 is no limit.
     :param receive_buffer: bytes that the kernel may keep unread for a listener.
+    :param gate: decides which clients get a flow
+        (:class:`~relayd.core.interfaces.IGate`); all do, unless given.
+    :param closes: tells, when asked about once a second, whether all flows are to end
+        now (:meth:`relayd.admission.lifetimes.Lifetime.flows_end`).
     :param name: what the log calls this relay; `relay1`, `relay2` and so on, unless
         given (:mod:`relayd.core.relay_names`).
     :raises ValueError: a setting can't be used.
@@ -82,6 +87,8 @@ class UdpNat(DatagramRelay):
         refresh_inbound: bool = settings.REFRESH_INBOUND.default,
         reply_cap: float = settings.REPLY_CAP.default,
         receive_buffer: int = settings.UDP_RCVBUF.default,
+        gate: IGate | None = None,
+        closes: Callable[[], bool] | None = None,
         name: str | None = None,
     ) -> None:
         if max_flows is None:
@@ -111,4 +118,6 @@ class UdpNat(DatagramRelay):
             watcher=watcher if watcher is not None else ReactorWatcher(reactor),
             observer=observer if observer is not None else FlowLog(),
             receive_buffer=receive_buffer,
+            gate=gate,
+            closes=closes,
         )

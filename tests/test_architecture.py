@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "datagrams": ENGINE,
     "socks": ENGINE | {"preludes", "stream"},
     "faces": ENGINE | PARTS | {"stream", "datagrams", "socks"},
-    "configuring": ENGINE | {"preludes", "socks"},
+    "configuring": ENGINE | {"admission", "preludes", "socks"},
     "operating": ENGINE
     | (PARTS - {"preludes"})
     | {"plane", "datagrams", "socks", "faces", "configuring"},
@@ -42,7 +42,8 @@ MAY_IMPORT = {
 #: What programs import: three relays, and the names that README and the examples show.
 RELAYS = {"tcp", "socks4", "udp_nat"}
 NAMES = {
-    *("config", "destinations", "endpoints", "errors", "flow_log", "interfaces"),
+    *("config", "destinations", "endpoints", "errors", "flow_log", "gates"),
+    *("interfaces",),
     *("observers", "resolving", "session", "socks4_wire", "udp_sockets"),
 }
 

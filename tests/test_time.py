@@ -23,8 +23,8 @@ OF_THE_MACHINE = {
     "twisted.internet.task",
     "twisted.protocols.policies",
 }
-#: It says what time it is, to people.
-OF_PEOPLE = {"observing.log_times"}
+#: They say what time it is, to people; and whether a relay is open at it.
+OF_PEOPLE = {"observing.log_times", "admission.hours"}
 
 #: What is found there and has no time in it.
 TIMELESS = {

@@ -16,7 +16,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from relayd.core.errors import Refused
-from relayd.core.settings import DEFAULT_HANDSHAKES, DEFAULT_HANDSHAKES_PER_CLIENT
+from relayd.core.settings import (
+    DEFAULT_HANDSHAKES,
+    DEFAULT_HANDSHAKES_PER_CLIENT,
+)
 from relayd.net.log_throttle import LogThrottle
 
 log = Logger(namespace="relayd.limits")

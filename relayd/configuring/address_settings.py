@@ -12,6 +12,21 @@ import os
 from functools import partial
 from typing import Any
 
+from relayd.admission.client_rules import (
+    EXPECTED_RULE,
+    ClientRule,
+    parse_client_rule,
+)
+from relayd.admission.hours import EXPECTED as EXPECTED_HOURS
+from relayd.admission.hours import Hours, parse_hours
+from relayd.admission.per_client import (
+    EXPECTED_PREFIX,
+    EXPECTED_RATE,
+    ClientPrefix,
+    ConnectRate,
+    parse_prefix,
+    parse_rate,
+)
 from relayd.configuring.address_grammar import (
     Address,
     HostPort,
@@ -22,11 +37,10 @@ from relayd.configuring.address_grammar import (
     parse_listener,
     parse_range,
 )
-from relayd.core import process_settings
-from relayd.core.networks import Network, parse_network
+from relayd.core import admission_settings, process_settings, settings
 from relayd.core.relay_names import EXPECTED, check_name
 from relayd.core.setting_types import Flag, Setting, Written
-from relayd.core.settings import ACCESS, ADDRESSES, METRICS, TABLE
+from relayd.core.settings import ACCESS, ADDRESSES, LIMITS, METRICS, TABLE
 from relayd.preludes.socks4 import MAX_USER_ID
 from relayd.socks.rules import Rule, parse_rule
 
@@ -54,16 +68,6 @@ def _listener(text: str) -> Address | PortRange:
 
 def _destination(text: str) -> Address | PortRange:
     return parse_range(text, parse_destination)
-
-
-_NETWORK = "an address or a network such as 192.168.0.0/16"
-
-
-def _network(text: str) -> Network:
-    try:
-        return parse_network(text)
-    except ValueError as problem:
-        raise ValueError(f"{problem}; expected {_NETWORK}") from None
 
 
 _USER_ID = f"1 to {MAX_USER_ID} bytes, none of them 0"
@@ -139,18 +143,67 @@ SOCKS4_NAME = Setting[str | None](
     group=ADDRESSES,
     key="",
 )
-ALLOW_CLIENT = Setting[tuple[Network, ...]](
+ALLOW_CLIENT = Setting[tuple[ClientRule, ...]](
     name="allow-client",
-    type=Written("CIDR", _network, _NETWORK),
+    type=Written("RULE", partial(parse_client_rule, allow=True), EXPECTED_RULE),
     default=(),
-    help="Serve clients of this address or network, and no others; may be repeated.",
-    in_file="Serve the clients of these addresses and networks, and no others.",
-    kinds=("socks4",),
+    help="Serve these clients: an address, a network, the networks of @FILE (one a"
+    " line, # begins a comment), or unix. With --deny-client, the first rule that"
+    " matches decides; a client that none matches is served unless there is an"
+    " --allow-client, as whoever says who may come means nobody else (--allow-dest"
+    " lifts guards, and excludes nothing). May be repeated.",
+    in_file="Rules for clients: allow or deny, and an address, a network, the networks"
+    " of @FILE (one a line, # begins a comment), or unix. The first that matches"
+    " decides; a client that none matches is served unless there is one that allows.",
+    kinds=("tcp", "udp", "socks4"),
     group=ACCESS,
     field="clients",
     repeatable=True,
     key="clients",
     word="allow",
+)
+DENY_CLIENT = Setting[tuple[ClientRule, ...]](
+    name="deny-client",
+    type=Written("RULE", partial(parse_client_rule, allow=False), EXPECTED_RULE),
+    default=(),
+    help="Refuse these clients; may be repeated.",
+    kinds=("tcp", "udp", "socks4"),
+    group=ACCESS,
+    field="clients",
+    repeatable=True,
+    key="clients",
+    word="deny",
+)
+HOURS = Setting[tuple[Hours, ...]](
+    name="hours",
+    type=Written("HOURS", parse_hours, EXPECTED_HOURS),
+    default=(),
+    help="Serve new clients only then: days, times and a time zone, such as 'Mon-Fri"
+    " 08:00-18:00 Europe/Berlin'; without days every day, without a zone UTC."
+    " 22:00-06:00 goes over midnight. May be repeated: any of them will do.",
+    kinds=("tcp", "udp", "socks4"),
+    group=ACCESS,
+    repeatable=True,
+)
+MAX_CONNECTS_PER_CLIENT = Setting[ConnectRate | None](
+    name="max-connects-per-client",
+    type=Written("NUMBER/SECONDS", parse_rate, EXPECTED_RATE),
+    default=None,
+    otherwise="none",
+    help="Limit of the new sessions, or UDP flows, of one client address in so many"
+    " seconds, such as 100/60; so many may come at once. See --client-prefix.",
+    kinds=("tcp", "udp", "socks4"),
+    group=LIMITS,
+)
+CLIENT_PREFIX = Setting[ClientPrefix | None](
+    name="client-prefix",
+    type=Written("BITS,BITS", parse_prefix, EXPECTED_PREFIX),
+    default=None,
+    otherwise=str(ClientPrefix()),
+    help="How many bits of an IPv4 and of an IPv6 address tell clients apart, for"
+    " --max-sessions-per-client and --max-connects-per-client.",
+    kinds=("tcp", "udp", "socks4"),
+    group=LIMITS,
 )
 ALLOW_DEST = Setting[tuple[Rule, ...]](
     name="allow-dest",
@@ -221,11 +274,19 @@ METRICS_OPEN = Setting[bool](
 #: All settings.
 ALL: tuple[Setting[Any], ...] = (
     *(LISTEN, DEST, NAME, SOCKS4_LISTEN, SOCKS4_NAME),
-    *(ALLOW_CLIENT, ALLOW_DEST, DENY_DEST, USERID),
-    *(METRICS_ADDRESS, METRICS_OPEN),
+    *(ALLOW_CLIENT, DENY_CLIENT, ALLOW_DEST, DENY_DEST, USERID),
+    *(HOURS, MAX_CONNECTS_PER_CLIENT, CLIENT_PREFIX, METRICS_ADDRESS, METRICS_OPEN),
+    *admission_settings.TABLE,
     *TABLE,
     *process_settings.TABLE,
 )
+
+#: What UDP relays have in place of a setting that is not for datagrams, by its key.
+INSTEAD: dict[str, Setting[Any]] = {
+    admission_settings.MAX_SESSIONS.key: settings.MAX_FLOWS,
+    admission_settings.MAX_SESSIONS_PER_CLIENT.key: settings.MAX_FLOWS_PER_CLIENT,
+    admission_settings.MAX_AGE.key: settings.UDP_TIMEOUT,
+}
 
 #: The settings of `twistd relayd`, and of `twistd socks4`.
 RELAYD = tuple(row for row in ALL if {"tcp", "udp"} & set(row.kinds))

@@ -14,6 +14,9 @@ from relayd.configuring.given import Given, RelaySection
 from relayd.core.errors import ConfigError
 from relayd.core.setting_types import Kind
 
+#: The options that belong to one relay, by where they stand; others are for all.
+OF_ONE_RELAY = (LISTEN, DEST, NAME)
+
 
 def relay_sections(given: Sequence[Given]) -> list[RelaySection]:
     """The relays of `twistd relayd`.

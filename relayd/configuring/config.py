@@ -18,6 +18,9 @@ from typing import Any, TypeVar
 
 import attrs
 
+from relayd.admission.client_rules import ClientRule
+from relayd.admission.hours import Hours
+from relayd.admission.per_client import ClientPrefix, ConnectRate
 from relayd.configuring.address_grammar import (
     HostPort,
     PortRange,
@@ -26,12 +29,13 @@ from relayd.configuring.address_grammar import (
     UnixPath,
 )
 from relayd.configuring.address_settings import (
+    CLIENT_PREFIX,
+    MAX_CONNECTS_PER_CLIENT,
     METRICS_ADDRESS,
     METRICS_OPEN,
     SOCKS4_LISTENER,
 )
-from relayd.core import process_settings, settings
-from relayd.core.networks import Network
+from relayd.core import admission_settings, process_settings, settings
 from relayd.core.process_settings import LogFormat, Transport
 from relayd.socks.rules import Rule
 
@@ -85,6 +89,34 @@ class Socks4Settings:
     max_binds_per_client: int = settings.MAX_BINDS_PER_CLIENT.default
 
 
+@attrs.frozen(kw_only=True)
+class FlowAdmission:
+    """Which clients are served.
+
+    :ivar clients: rules, in the operator's order; none: all are.
+    :ivar hours: when; none: always.
+    """
+
+    clients: Sequence[ClientRule] = attrs.field(default=(), converter=_kept)
+    hours: Sequence[Hours] = attrs.field(default=(), converter=_kept)
+    hours_end: bool = admission_settings.HOURS_END.default
+    max_connects_per_client: ConnectRate | None = MAX_CONNECTS_PER_CLIENT.default
+    client_prefix: ClientPrefix | None = CLIENT_PREFIX.default
+
+
+@attrs.frozen(kw_only=True)
+class Admission(FlowAdmission):
+    """The same for streams, and how many there may be."""
+
+    max_sessions: int | None = admission_settings.MAX_SESSIONS.default
+    max_sessions_per_client: int | None = (
+        admission_settings.MAX_SESSIONS_PER_CLIENT.default
+    )
+    queue: int | None = admission_settings.QUEUE.default
+    queue_timeout: float = admission_settings.QUEUE_TIMEOUT.default
+    max_age: float = admission_settings.MAX_AGE.default
+
+
 @attrs.frozen
 class Relay:
     """A TCP relay.
@@ -97,6 +129,7 @@ class Relay:
     listeners: Sequence[StreamAddress | PortRange] = attrs.field(converter=_kept)
     destinations: Sequence[StreamAddress | PortRange] = attrs.field(converter=_kept)
     name: str | None = None
+    admission: Admission = attrs.field(factory=Admission, kw_only=True)
     stream: StreamSettings = attrs.field(factory=StreamSettings, kw_only=True)
     backlog: int = attrs.field(default=settings.BACKLOG.default, kw_only=True)
 
@@ -108,6 +141,7 @@ class UdpRelay:
     listeners: Sequence[UdpAddress | PortRange] = attrs.field(converter=_kept)
     destinations: Sequence[UdpAddress | PortRange] = attrs.field(converter=_kept)
     name: str | None = None
+    admission: FlowAdmission = attrs.field(factory=FlowAdmission, kw_only=True)
     udp: UdpSettings = attrs.field(factory=UdpSettings, kw_only=True)
 
 
@@ -118,7 +152,6 @@ class Socks4Relay:
     :ivar listeners: at least one.
     :ivar name: None for `relay` and a number.
     :ivar open: an open proxy, which serves all clients, is intended.
-    :ivar clients: the networks whose clients are served; empty: all.
     :ivar rules: for destinations, in the operator's order.
     :ivar user_ids: the users that are served; empty: all.
     """
@@ -128,9 +161,9 @@ class Socks4Relay:
     )
     name: str | None = None
     open: bool = settings.OPEN.default
-    clients: Sequence[Network] = attrs.field(default=(), converter=_kept)
     rules: Sequence[Rule] = attrs.field(default=(), converter=_kept)
     user_ids: Sequence[bytes] = attrs.field(default=(), converter=_kept)
+    admission: Admission = attrs.field(factory=Admission)
     stream: StreamSettings = attrs.field(factory=StreamSettings)
     socks4: Socks4Settings = attrs.field(factory=Socks4Settings)
     backlog: int = settings.BACKLOG.default

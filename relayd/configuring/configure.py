@@ -14,14 +14,19 @@ from typing import Any
 import attrs
 
 from relayd.configuring import config
-from relayd.configuring.address_grammar import EndpointString, PortRange
+from relayd.configuring.about_clients import (
+    about_admission,
+    contradiction,
+    does_nothing,
+    open_proxy,
+    without_relays,
+)
+from relayd.configuring.address_grammar import PortRange
 from relayd.configuring.address_settings import (
-    ALLOW_CLIENT,
     DEST,
     LISTEN,
     METRICS_ADDRESS,
     METRICS_OPEN,
-    SOCKS4_LISTEN,
 )
 from relayd.configuring.clashes import clashes
 from relayd.configuring.config import (
@@ -34,7 +39,6 @@ from relayd.configuring.config import (
     is_local,
 )
 from relayd.configuring.cycles import cycles
-from relayd.configuring.endpoint_strings import hides_clients
 from relayd.configuring.given import Given, Layers, Place, RelaySection
 from relayd.core import process_settings, settings
 from relayd.core.errors import ConfigError
@@ -62,6 +66,8 @@ def configure(layers: Layers, own: Callable[[Ip], bool] = is_own) -> Config:
     found += _about_process(layers)
     for section in sections:
         found += _about_relay(section)
+    found += does_nothing(sections)
+    found += without_relays(layers)
     found += _about_names(sections)
     metrics = [each for each in layers.process if each.setting is METRICS_ADDRESS]
     # The last has the say.
@@ -114,19 +120,13 @@ def _list_field(setting: Setting[Any]) -> str:
 # -- what is wrong
 
 
-def _contradiction(one: Given, other: Given) -> str:
-    names = [each.place.option(each.setting) for each in (one, other)]
-    where = one.place.prefix or other.place.prefix
-    return f"{where}{names[0]} and {names[1]} contradict each other: give one"
-
-
 def _about_process(layers: Layers) -> Iterator[str]:
     said = {each.setting.name: each for each in layers.process}
     verbose, quiet = (
         said.get(row.name) for row in (process_settings.VERBOSE, process_settings.QUIET)
     )
     if verbose and quiet and verbose.value and quiet.value:
-        yield _contradiction(verbose, quiet)
+        yield contradiction(verbose, quiet)
     metrics, opened = (said.get(row.name) for row in (METRICS_ADDRESS, METRICS_OPEN))
     if metrics and not (opened and opened.value) and not is_local(metrics.value):
         place = metrics.place
@@ -147,6 +147,7 @@ def _about_process(layers: Layers) -> Iterator[str]:
 
 def _about_relay(section: RelaySection) -> Iterator[str]:
     """What is wrong with one relay."""
+    yield from about_admission(section)
     if section.kind == "socks4":
         yield from open_proxy(section)
         yield from _about_bind(section)
@@ -181,40 +182,6 @@ def _about_ranges(
         )
 
 
-def open_proxy(section: RelaySection) -> Iterator[str]:
-    """A proxy that everybody can use, though nobody said that they may.
-
-    `open` is given with clients; or neither is, and other machines can reach a
-    listener; or clients, and a listener does not see their addresses.
-    """
-    if {ALLOW_CLIENT.key, settings.OPEN.key} & set(section.faulty):
-        return
-    where, place = section.place.prefix, section.place
-    clients, opened = section.all(ALLOW_CLIENT.key), section.one(settings.OPEN)
-    is_open = opened is not None and opened.value
-    if clients and is_open and opened:
-        yield _contradiction(opened, clients[0])
-    for listener in section.all(SOCKS4_LISTEN.key):
-        address = listener.value
-        text = address.text if isinstance(address, EndpointString) else ""
-        if clients and hides_clients(text):
-            yield (
-                f"{where}{place.option(ALLOW_CLIENT)} can't be applied to {listener}:"
-                " the relay sees the balancer's address there, not the client's. Let"
-                " the balancer decide who may connect, let only the balancer reach the"
-                f" listener, and use {place.example(settings.OPEN)} instead"
-            )
-        if not (clients or is_open or is_local(address)):
-            wide = place.example(ALLOW_CLIENT, "192.168.0.0/16")
-            advice = f"{wide} for" if place.file else "--allow-client CIDR for"
-            such = "" if place.file else f" (such as {wide})"
-            yield (
-                f"{where}{listener} would be an open proxy, for everybody who can"
-                f" reach it. Add {advice} your clients{such}, or"
-                f" {place.example(settings.OPEN)}"
-            )
-
-
 def _about_bind(section: RelaySection) -> Iterator[str]:
     bind = section.one(settings.BIND)
     if bind is not None and not bind.value:
@@ -225,7 +192,7 @@ def _about_bind(section: RelaySection) -> Iterator[str]:
         )
         for other in map(section.one, rows):
             if other is not None and other.value:
-                yield _contradiction(bind, other)
+                yield contradiction(bind, other)
     external = section.one(settings.EXTERNAL_ADDRESS)
     if external is not None and external.value == "0.0.0.0":
         yield (

@@ -22,7 +22,7 @@ from cattrs import (
 )
 from cattrs.gen import make_dict_structure_fn, override
 
-from relayd.configuring.address_settings import ALL, DEST, LISTEN
+from relayd.configuring.address_settings import ALL, DEST, INSTEAD, LISTEN
 from relayd.configuring.file_values import (
     FROM_FILE,
     Keys,
@@ -219,6 +219,8 @@ def _advice(key: str, place: Place, keys: Sequence[str], *, near: bool) -> str:
 
     :param near: find the nearest one, if it is no key of another table.
     """
+    if key in INSTEAD and INSTEAD[key].key in keys:
+        return f"a UDP relay has {INSTEAD[key].key}"
     if home := _home(key):
         return home
     top = () if place.path else _TABLES

@@ -112,7 +112,7 @@ class SessionCounts:
         choose, are counted by no name.
 
     :ivar closed: sessions that were admitted and have ended, by their ending's word.
-    :ivar refused: clients that were not admitted, likewise.
+    :ivar refused: clients that were not admitted, by the gate's word or the ending's.
     :ivar up: bytes that the closed ones have had from clients; `down` from servers.
     :ivar spliced: how many of those did not pass through this process.
     :ivar durations: of the closed ones, in seconds.
@@ -139,9 +139,13 @@ class SessionCounts:
         self.connects = Histogram(CONNECTS)
         self.servers = {name: ServerCounts() for name in servers}
 
-    def refuse(self, ending: Ending) -> None:
-        """A client was not admitted."""
-        self.refused[ending.word] += 1
+    def refuse(self, word: str) -> None:
+        """A client was not admitted.
+
+        :param word: the gate's for it (:data:`relayd.core.errors.REASONS`), or else the
+            ending's.
+        """
+        self.refused[word] += 1
 
     def connect(self, session: Session) -> None:
         """A session's server is connected."""

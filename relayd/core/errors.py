@@ -17,15 +17,27 @@ class ListenError(RelayError):
     """A listener can't be opened: the port is taken, or not permitted."""
 
 
+#: The words for why a gate refuses a client: what log lines begin with, and metrics
+#: count by.  The last is for gates that are not ours.
+REASONS = (
+    *("client", "hours", "max_connects_per_client"),
+    *("max_sessions_per_client", "max_sessions", "queue", "queue_timeout"),
+    "gate",
+)
+
+
 class Refused(RelayError):
     """A gate refuses a client, or a policy refuses what it asks for.
 
     :ivar why: the reason, in a few words for the log.
+    :ivar reason: the same as one of :data:`REASONS`; any other word is taken for
+        `gate`, so that nobody's words grow without limit.
     """
 
-    def __init__(self, why: str) -> None:
+    def __init__(self, why: str, reason: str = "gate") -> None:
         super().__init__(why)
         self.why = why
+        self.reason = reason if reason in REASONS else "gate"
 
 
 class HandshakeFailed(RelayError):

@@ -63,6 +63,22 @@ class Flow:
 
 
 @attrs.frozen
+class NewFlow:
+    """What a gate is asked about: a client without a flow.
+
+    :ivar client: its address as text, as a session's (without `udp:`).
+    :ivar peer: the same.
+    :ivar listener: the address that it has sent to, as text.
+    :ivar relay: the name of the relay.
+    """
+
+    client: str
+    peer: str
+    listener: str
+    relay: str
+
+
+@attrs.frozen
 class FlowFacts:
     """Who a flow was between, and why it ended.
 
@@ -70,7 +86,7 @@ class FlowFacts:
     :ivar port: the relay's own address towards the server.
     :ivar age: seconds.
     :ivar ending: `expired`, `unreplied` (it expired without a reply), `evicted`,
-        `drained`, or `failed`.
+        `drained`, `hours` (those of its relay were over), or `failed`.
     :ivar by: the client for which it was evicted; empty if it was not.
     """
 
@@ -94,8 +110,9 @@ class Counters:
     :ivar replies_sent: to clients.
     :ivar dropped: by reason: `no_flow` (the table is full, or no descriptor is left),
         `no_server` (its name has no address yet), `no_local_address` (the kernel did
-        not say which address the client sent to), `source_port_0`, `source_loops` (a
-        reply to that address would come back), `loop` (they come from the relay itself,
+        not say which address the client sent to), a gate's word (`client`, `hours` and
+        others of :data:`relayd.core.errors.REASONS`), `source_port_0`, `source_loops`
+        (a reply there would come back), `loop` (they come from the relay itself,
         by another relay of this process), `truncated`, `draining`, `failed` (a defect
         of ours, whose traceback is in the log), or `send_` and the name of the error.
     :ivar replies_dropped: likewise: `reply_cap`, `truncated`, `failed`, `send_…`.

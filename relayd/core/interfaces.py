@@ -2,7 +2,8 @@
 
 Where Twisted has an interface (endpoints, producers, protocols, services),
 relayd uses that.  These few are the rest.  All of them are called in the
-reactor's thread and must return at once: no I/O, no waiting.
+reactor's thread and must return at once: no I/O, no waiting.  Only a gate may answer
+later, by a Deferred.
 """
 
 from __future__ import annotations
@@ -26,14 +27,22 @@ class ILease(Interface):
 class IGate(Interface):
     """Decides which clients are served."""
 
-    def enter(session: Session) -> ILease:
+    def enter(session: Any) -> Any:
         """Admit the client, before anything is dialled for it.
 
-        Called once for each accepted connection, with `peer` and `listener`
-        known.  `client` is the peer, too: a PROXY header is read later.
+        Called once for each accepted connection, with `client`, `peer` and `listener`
+        known; of a UDP relay, for each new flow.
 
-        :raises relayd.core.errors.Refused: to turn the client away; it is closed,
-            observers hear `refused`, and nothing is released.
+        :param session: a :class:`relayd.core.session.Session`; of a UDP relay, a
+            :class:`relayd.core.flows.NewFlow`.
+        :return: an :class:`ILease`.  Or a Deferred or a coroutine of one: the client
+            waits, and nothing is read from it, for the handshake timeout at most.  If
+            it leaves before, or the relay shuts down, the Deferred is cancelled if it
+            has a canceller; a lease that comes all the same is released at once.
+            Datagrams don't wait: for a UDP relay such an answer is a refusal.
+        :raises relayd.core.errors.Refused: to turn the client away, or the Deferred
+            fails with that; the client is reset, observers hear `refused`, and nothing
+            is released.
         """
 
 
@@ -93,7 +102,12 @@ class IObserver(Interface):
         """Both connections are gone; `ending`, times and counters are final."""
 
     def refused(session: Session, why: str) -> None:
-        """A gate refused the client (`ending` is REFUSED), or failed (FAILED)."""
+        """The client was not admitted.
+
+        A gate refused it (`ending` is REFUSED, `reason` says why in a word), or failed
+        (FAILED); or the client left, its time was over, or the relay shut down before
+        a gate had answered.
+        """
 
 
 class INamedClients(Interface):

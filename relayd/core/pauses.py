@@ -29,5 +29,8 @@ ALLOWANCE = 8
 #: The program that embeds the relay, or its operator, has asked for it.
 ASKED = 16
 
+#: The gate has not answered yet.
+WAITING = 32
+
 #: No other leg can be full before there is one.
 BEFORE_JOINING = PEER_FULL | HOLDING

@@ -64,6 +64,9 @@ class Ending(Enum):
     #: Proxies, BIND: no peer connected, or the wrong one.
     BIND_TIMEOUT = ("bind_timeout", "sC")
     WRONG_PEER = ("wrong_peer", "PC")
+    #: It was as old as it may get; the hours of its relay were over.
+    MAX_AGE = ("max_age", "KD")
+    HOURS = ("hours", "KD")
     #: The relay shut down first.
     DRAINED = ("drained", "KD")
     #: An error inside the relay, logged with its traceback.
@@ -158,6 +161,8 @@ class Session:
     :ivar server_first: the server has ended its side, and the client had not.
     :ivar ending: how it ended, or None while it lives.
     :ivar detail: more about the cause, or empty.
+    :ivar reason: why a gate has refused it, as one of
+        :data:`relayd.core.errors.REASONS`; empty if none has.
     """
 
     id: int
@@ -181,6 +186,7 @@ class Session:
     server_first: bool = False
     ending: Ending | None = None
     detail: str = ""
+    reason: str = ""
 
     @property
     def facts(self) -> Mapping[str, object]:

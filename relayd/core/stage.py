@@ -9,7 +9,8 @@ A session is in exactly one stage, from the accept to the end of its last connec
                                            +-----> LISTENING -------+
 
 A relay that has no use for a stage leaves it out: a TCP relay on a plain listener goes
-from ACCEPTED to DIALING.  A dial that failed may be followed by another.  From each
+from ACCEPTED to DIALING.  A gate that takes its time adds one: WAITING, right after
+ACCEPTED or HANDSHAKE.  A dial that failed may be followed by another.  From each
 stage before RELAYING a session can end: CLOSING, while its client is told and closed,
 and then OVER.
 """
@@ -24,6 +25,8 @@ class Stage(Enum):
 
     #: The client is connected; the gate is asked.
     ACCEPTED = "accepted"
+    #: The gate has not answered yet: nothing is read, and nothing is dialled.
+    WAITING = "waiting"
     #: The client's TLS handshake, or its PROXY header, is under way.
     HANDSHAKE = "handshake"
     #: The client says what it wants: a proxy's request.
@@ -48,11 +51,15 @@ class Stage(Enum):
 #: Each stage, and those that may follow it.
 NEXT = {
     Stage.ACCEPTED: {
+        *(Stage.WAITING, Stage.HANDSHAKE, Stage.PRELUDE, Stage.DECIDING),
+        *(Stage.DIALING, Stage.CLOSING, Stage.OVER),
+    },
+    Stage.WAITING: {
         *(Stage.HANDSHAKE, Stage.PRELUDE, Stage.DECIDING, Stage.DIALING),
         *(Stage.CLOSING, Stage.OVER),
     },
     Stage.HANDSHAKE: {
-        *(Stage.PRELUDE, Stage.DECIDING, Stage.DIALING, Stage.LISTENING),
+        *(Stage.WAITING, Stage.PRELUDE, Stage.DECIDING, Stage.DIALING, Stage.LISTENING),
         *(Stage.CLOSING, Stage.OVER),
     },
     Stage.PRELUDE: {

@@ -80,6 +80,10 @@ RELAYS: tuple[tuple[Kind, str, str, Mapping[str, Any]], ...] = (
 
 #: Values for settings that have none by default.
 _SAMPLES: Mapping[str, Any] = {
+    "clients": ["deny 192.0.2.7", "allow 192.0.2.0/24", "allow unix"],
+    "hours": ["Mon-Fri 08:00-18:00 Europe/Berlin", "Sat 10:00-14:00 Europe/Berlin"],
+    "max_connects_per_client": "100/60",
+    "client_prefix": "24,56",
     "access_log": "/var/log/relayd/access.log",
     "metrics": "127.0.0.1:9100",
     "userid": ["alice", "bob"],
@@ -99,7 +103,11 @@ def example() -> str:
     shared = {key: rows for key, rows in DEFAULTS_KEYS.items() if _is_shared(key)}
     parts += [DEFAULTS, *_grouped(shared, {})]
     for kind, name, said, given in RELAYS:
-        own = {key: rows for key, rows in RELAY_KEYS[kind].items() if key not in shared}
+        own = {
+            key: rows
+            for key, rows in RELAY_KEYS[kind].items()
+            if key not in shared or key in given
+        }
         parts += [f"{_comment(said)}\n[{kind}.{name}]\n", *_grouped(own, given)]
     return "\n".join(parts)
 

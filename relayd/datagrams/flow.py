@@ -27,6 +27,7 @@ from twisted.python.failure import Failure
 
 from relayd.core.addresses import client_key
 from relayd.core.flows import Flow
+from relayd.core.interfaces import ILease
 from relayd.datagrams.batches import BATCH_RANGE
 from relayd.datagrams.dialing import Connected
 from relayd.datagrams.interfaces import FlowListener, FlowRelay
@@ -67,6 +68,7 @@ class ClientFlow(Flow):
     :ivar replies: the pending replies of its listener.
     :ivar envelope: the client's addresses, for a batch of replies.
     :ivar drops: the kernel's count of drops at `sock` when it was last read.
+    :ivar lease: what the gate gave for it, if there is one.
     :ivar hop: its name as a hop, if it leads to a relay of this process.
     """
 
@@ -85,6 +87,7 @@ class ClientFlow(Flow):
         "envelope",
         "here",
         "hop",
+        "lease",
         "ledger",
         "listener",
         "ours",
@@ -119,6 +122,7 @@ class ClientFlow(Flow):
         self.listener = listener
         self.server = connected.server
         self.hop = ""
+        self.lease: ILease | None = None
         #: The number of the look-up whose addresses are in `tried`.
         self._look_up = connected.server.look_ups
         self.use(connected)

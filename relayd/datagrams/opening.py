@@ -1,4 +1,9 @@
-"""Opening flows: admitting clients, evicting a flow from a full table, sockets."""
+"""Opening flows: admitting clients, evicting a flow from a full table, sockets.
+
+A gate (:class:`relayd.core.interfaces.IGate`) is asked about each client that has no
+flow, for each datagram of a client that it refuses; what it gives is given back when
+the flow ends.  Datagrams don't wait, so a gate that takes its time refuses.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,10 @@ from typing import Any
 from twisted.logger import Logger
 
 from relayd.core.addresses import client_key, socket_name
+from relayd.core.errors import Refused
+from relayd.core.flows import NewFlow
+from relayd.core.interfaces import IGate, ILease
+from relayd.core.leases import LATER, give_back, lease_of
 from relayd.datagrams.dialing import FlowDialer
 from relayd.datagrams.flow import ClientFlow
 from relayd.datagrams.interfaces import FlowRelay
@@ -41,6 +50,7 @@ class FlowOpener:
         dialer: FlowDialer,
         loops: LoopGuard,
         watcher: Watcher,
+        gate: IGate | None = None,
     ) -> None:
         self._ledger = ledger
         self._table = ledger.table
@@ -49,7 +59,9 @@ class FlowOpener:
         self._dialer = dialer
         self._loops = loops
         self._watcher = watcher
+        self._gate = gate
         self._throttle = LogThrottle(ledger.clock)
+        self._gate_throttle = LogThrottle(ledger.clock)
         self._loop_throttle = LogThrottle(ledger.clock)
 
     def open(self, listener: DatagramListener, key: Any) -> ClientFlow | None:
@@ -76,6 +88,66 @@ class FlowOpener:
                     count=dropped["loop"],
                 )
             return None
+        lease = None
+        if self._gate is not None:
+            lease = self._enter(self._gate, listener, key, source)
+            if lease is None:
+                return None
+        flow = None
+        try:
+            flow = self._admitted(listener, (key, source, to))
+        finally:
+            if lease is not None:
+                if flow is None:
+                    give_back(lease)
+                else:
+                    flow.lease = lease
+        return flow
+
+    def _enter(
+        self, gate: IGate, listener: DatagramListener, key: Any, source: Any
+    ) -> ILease | None:
+        """Ask the gate about a client; None: it is refused, which is counted."""
+        dropped = self._ledger.counters.dropped
+        client = socket_name(source)
+        asked = NewFlow(client, client, listener.name(key), self._ledger.name)
+        try:
+            lease = gate.enter(asked)
+            if isinstance(lease, LATER):
+                # Whatever it gives later is given back.
+                refused = lease_of(lease)
+                refused.addCallbacks(give_back, lambda _: None)
+                refused.cancel()
+                raise Refused("the gate takes its time: datagrams don't wait")
+        except Refused as refusal:
+            dropped[refusal.reason] += 1
+            if self._gate_throttle.is_due():
+                log.warn(
+                    "{relay}: no flow for {client}: {reason}: {why} ({count} datagrams"
+                    " dropped for that reason so far)",
+                    relay=self._ledger.name,
+                    client=client,
+                    reason=refusal.reason,
+                    why=refusal.why,
+                    count=dropped[refusal.reason],
+                )
+            return None
+        except Exception:
+            self._ledger.log_failure("a gate failed; its client is refused")
+            dropped["gate"] += 1
+            return None
+        found: ILease = lease
+        return found
+
+    def _admitted(
+        self, listener: DatagramListener, client: tuple[Any, Any, Any]
+    ) -> ClientFlow | None:
+        """Open the flow of a client that the gate has admitted.
+
+        :param client: its key at the listener, its address, where to reply to.
+        """
+        dropped = self._ledger.counters.dropped
+        key, source, _ = client
         server = self._pool.choose()
         if server is None and not self._relay.draining:
             dropped["no_server"] += 1
@@ -84,7 +156,7 @@ class FlowOpener:
             self._evict_for(client_key(source[0]), source)
             flow = None
             if server is not None:
-                flow = self._open_flow(listener, (key, source, to), server)
+                flow = self._open_flow(listener, client, server)
             if flow is None:
                 dropped["draining"] += 1
                 return None

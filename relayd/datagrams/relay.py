@@ -6,7 +6,7 @@ The state that its listeners and flows share is in its ledger; the opener makes 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -17,6 +17,8 @@ from relayd.core.addresses import socket_name
 from relayd.core.counts import FlowCounts
 from relayd.core.flows import Counters, FlowFacts, FlowObserver
 from relayd.core.hops import datagrams as hops
+from relayd.core.interfaces import IGate
+from relayd.core.leases import give_back
 from relayd.core.registry import Registry
 from relayd.datagrams.dialing import FlowDialer
 from relayd.datagrams.flow import ClientFlow
@@ -47,6 +49,9 @@ class DatagramRelay:
     :param watcher: watches the sockets.
     :param observer: notified of each flow that has ended.
     :param receive_buffer: of a listener in the kernel, in bytes.
+    :param gate: decides which clients get a flow; all do, unless given.
+    :param closes: tells about once a second whether all flows are to end now, with the
+        ending `hours`; unless given, they are not.
 
     :ivar listeners: the open listeners.
     :ivar observer: calls the observer that was given, until it raises.
@@ -63,6 +68,8 @@ class DatagramRelay:
         watcher: Watcher,
         observer: FlowObserver,
         receive_buffer: int,
+        gate: IGate | None = None,
+        closes: Callable[[], bool] | None = None,
     ) -> None:
         self.ledger = ledger
         self.clock = ledger.clock
@@ -79,8 +86,15 @@ class DatagramRelay:
             drained=self.close,
         )
         self._opener = FlowOpener(
-            ledger, self, pool=pool, dialer=dialer, loops=loops, watcher=watcher
+            ledger,
+            self,
+            pool=pool,
+            dialer=dialer,
+            loops=loops,
+            watcher=watcher,
+            gate=gate,
         )
+        self._closes = closes
         self.observer = FailSafeObserver(observer)
         self._timer: IDelayedCall | None = None
         #: The time up to which flows expire, once all datagrams from before are read.
@@ -181,6 +195,9 @@ class DatagramRelay:
             self.ledger.unanswered.forget(flow)
         self.watcher.unwatch_and_close(flow.sock)
         self.ledger.counts.close(flow)
+        if flow.lease is not None:
+            lease, flow.lease = flow.lease, None
+            give_back(lease)
         self.observer.ended(flow, self.facts(flow, ending, by))
 
     def facts(self, flow: ClientFlow, ending: str = "", by: str = "") -> FlowFacts:
@@ -235,6 +252,9 @@ class DatagramRelay:
                 # A reply may just have been read.
                 if self.table.expires_at(flow) <= now:
                     self.end(flow, "expired" if flow.replied else "unreplied")
+        if self._closes is not None and self._closes():
+            for flow in list(self.table):
+                self.end(flow, "hours")
         self.count_kernel_drops()
         if self.draining:
             self._end_quiet(self.ledger.now())

@@ -163,6 +163,21 @@ def was_reset(transport: Any) -> bool:
     return bool(_events(transport) & _FAILED)
 
 
+def ended_unread(transport: Any) -> bool:
+    """Whether the peer has ended its side, and nothing that it sent is unread.
+
+    Asked of a connection that is not read.
+    """
+    with lent_socket(transport) as sock:
+        if sock is None:
+            return False
+        try:
+            return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except OSError:
+            # Nothing has arrived; or a reset has, which is told otherwise.
+            return False
+
+
 def _events(transport: Any) -> int:
     poll = select.poll()
     try:

@@ -6,14 +6,12 @@ import attrs
 from twisted.logger import Logger
 
 from relayd.core.flows import Counters, Flow, FlowFacts
+from relayd.observing.line_limit import MAX_LINES, LineLimit
 from relayd.observing.line_log import EVENTS, LineLog
 from relayd.observing.log_fields import as_fields
 
 _NAMESPACE = "relayd.flow"
 flow_log = Logger(namespace=_NAMESPACE)
-
-#: Limit of lines a second for flows that were never in use.
-MAX_LINES = 100
 
 
 class FlowLog:
@@ -24,20 +22,21 @@ class FlowLog:
     A flood from many sources ends flows as fast as it can be sent, whether a server
     answers or not.  So of the flows that were never in use, only :data:`MAX_LINES` a
     second get a line.
-
-    :ivar left_out: how many flows got no line.
     """
 
     def __init__(self, lines: LineLog = EVENTS) -> None:
         self._lines = lines
         self._format = lines.format
-        # The second of the last line, and how many there were in it.
-        self._second = self._written = 0
-        self.left_out = 0
+        self._limit = LineLimit(_warn)
+
+    @property
+    def left_out(self) -> int:
+        """How many flows got no line."""
+        return self._limit.left_out
 
     def ended(self, flow: Flow, facts: FlowFacts) -> None:
         """See :meth:`relayd.core.flows.FlowObserver.ended`."""
-        if not flow.in_use and not self._may_write(int(flow.began + facts.age)):
+        if not flow.in_use and not self._limit.allows(int(flow.began + facts.age)):
             return
         self._write(self._format.flow_closed(flow, facts), facts)
 
@@ -46,7 +45,7 @@ class FlowLog:
 
         :param facts: `ending` is empty.
         """
-        if flow.in_use or self._may_write(int(flow.began + facts.age)):
+        if flow.in_use or self._limit.allows(int(flow.began + facts.age)):
             self._write(self._format.flow_interim(flow, facts), facts)
 
     def closed(self, relay: str, listeners: str, counters: Counters) -> None:
@@ -61,22 +60,14 @@ class FlowLog:
             text, fields = self._lines.event_text(line), attrs.asdict(facts)
             flow_log.info("{line}", line=text, **as_fields(fields))
 
-    def _may_write(self, second: int) -> bool:
-        """Whether another line may be written in this second; warns once if not."""
-        if second != self._second:
-            self._second, self._written = second, 0
-        self._written += 1
-        if self._written <= MAX_LINES:
-            return True
-        if self._written == MAX_LINES + 1:
-            flow_log.warn(
-                "{max_lines} flows that were never in use ended in a second: the rest"
-                " of them get no line ({left_out} left out so far)",
-                max_lines=MAX_LINES,
-                left_out=self.left_out,
-            )
-        self.left_out += 1
-        return False
+
+def _warn(left_out: int) -> None:
+    flow_log.warn(
+        "{max_lines} flows that were never in use ended in a second: the rest"
+        " of them get no line ({left_out} left out so far)",
+        max_lines=MAX_LINES,
+        left_out=left_out,
+    )
 
 
 class QuietFlowLog(FlowLog):

@@ -8,6 +8,7 @@ from twisted.logger import Logger
 
 from relayd.core.observers import Observer
 from relayd.core.session import Ending, Session
+from relayd.observing.line_limit import MAX_LINES, LineLimit
 from relayd.observing.line_log import EVENTS, LineLog
 from relayd.observing.log_fields import are_fields, loggable_facts
 
@@ -43,6 +44,8 @@ class SessionLog(Observer):
     that they have in text, for structured logs.  A fact
     that was added to the session (:attr:`Session.facts`) and has the name of another
     field is called `fact_…`; one that can't be turned into text is left out.
+
+    Of clients that were not admitted, a hundred a second get a line.
     """
 
     #: Sessions that ended without a byte have lines, too.
@@ -53,6 +56,12 @@ class SessionLog(Observer):
     def __init__(self, lines: LineLog = EVENTS) -> None:
         self._lines = lines
         self._format = lines.format
+        self._limit = LineLimit(_warn)
+
+    @property
+    def left_out(self) -> int:
+        """How many clients that were not admitted got no line."""
+        return self._limit.left_out
 
     def closed(self, session: Session) -> None:
         ending = session.ending
@@ -142,7 +151,18 @@ class SessionLog(Observer):
             )
 
     def refused(self, session: Session, why: str) -> None:
-        self.closed(session)
+        # Whoever is refused comes again, as fast as they like.
+        if self._limit.allows(int(session.ended_at or 0)):
+            self.closed(session)
+
+
+def _warn(left_out: int) -> None:
+    log.warn(
+        "{max_lines} clients were not admitted in a second: the rest of them get no"
+        " line ({left_out} left out so far)",
+        max_lines=MAX_LINES,
+        left_out=left_out,
+    )
 
 
 class QuietSessionLog(SessionLog):

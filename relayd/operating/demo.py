@@ -27,6 +27,7 @@ from relayd.net.dialing import SocketEndpoint
 from relayd.net.listening import TCPListenerEndpoint
 from relayd.net.upstream import Upstream
 from relayd.observing.line_log import LineLog
+from relayd.operating.admission import Admitting
 from relayd.operating.relays import pool_listenings
 from relayd.operating.running import Listening
 from relayd.upstreams.pool import Pool
@@ -74,7 +75,10 @@ def demo_relay(
     site = DemoSite(reactor)
     pool = Pool([Upstream(site, "the demo's file server")])
     [(listeners, _)] = each_port(relay)
-    return site, pool_listenings(listeners, pool, relay, config, reactor, lines)
+    admitting = Admitting.of(relay.admission, reactor)
+    return site, pool_listenings(
+        listeners, pool, relay, config, reactor, lines, admitting
+    )
 
 
 class DemoInvitation(Service):

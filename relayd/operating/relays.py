@@ -14,7 +14,6 @@ from typing import Any
 
 import attrs
 
-from relayd.admission.policy import ClientGate
 from relayd.configuring.address_grammar import (
     HostPort,
     StreamAddress,
@@ -37,6 +36,7 @@ from relayd.net.upstream import Upstream
 from relayd.observing.flow_lines import FlowLog, QuietFlowLog
 from relayd.observing.line_log import LineLog
 from relayd.observing.session_log import QuietSessionLog, SessionLog, VerboseSessionLog
+from relayd.operating.admission import Admitting
 from relayd.operating.endpoints import (
     datagram_endpoint,
     dialer,
@@ -62,6 +62,7 @@ def relay_listenings(
     :raises ConfigError: Twisted can't use one of the endpoint strings.
     """
     found = []
+    admitting = Admitting.of(relay.admission, reactor)
     for listeners, destinations in each_port(relay):
         pool = Pool(
             [
@@ -73,7 +74,9 @@ def relay_listenings(
                 for address in destinations
             ]
         )
-        found += pool_listenings(listeners, pool, relay, config, reactor, lines)
+        found += pool_listenings(
+            listeners, pool, relay, config, reactor, lines, admitting
+        )
     return found
 
 
@@ -84,15 +87,19 @@ def pool_listenings(
     config: Config,
     reactor: Any,
     lines: LineLog,
+    admitting: Admitting,
 ) -> list[Listening]:
     """Listeners that share a relay to a pool.
 
+    :param admitting: who is served.
     :raises ConfigError: Twisted can't use a listener's endpoint string.
     """
     factory = RelayFactory(
         pool,
         clock=reactor,
         observer=_session_log(config, lines),
+        gate=admitting.gate,
+        lifetime=admitting.lifetime,
         name=relay.name,
         **attrs.asdict(relay.stream),
     )
@@ -146,6 +153,8 @@ def udp_listenings(
             " kernel's range of ports (net.ipv4.ip_local_port_range)"
         )
     found = []
+    admitting = Admitting.of(relay.admission, reactor)
+    lifetime = admitting.lifetime
     for listeners, destinations in each_port(relay):
         servers = [_udp_server(each) for each in destinations]
         nat = UdpNat(
@@ -153,6 +162,8 @@ def udp_listenings(
             servers,
             watcher=watcher(reactor, config.transport),
             observer=QuietFlowLog(lines) if config.quiet else FlowLog(lines),
+            gate=admitting.gate,
+            closes=lifetime.flows_end if lifetime is not None else None,
             name=relay.name,
             **attrs.asdict(attrs.evolve(relay.udp, max_flows=max_flows)),
         )
@@ -194,9 +205,11 @@ def socks4_factory(
     config: Config,
     reactor: Any,
     lines: LineLog,
+    admitting: Admitting,
 ) -> Socks4Factory:
     """The proxy of one listener.
 
+    :param admitting: who is served.
     :raises ConfigError: the transport is not available.
     """
     external = proxy.socks4.external_address
@@ -217,7 +230,8 @@ def socks4_factory(
             own=lambda address: str(address) == external or is_own(address),
         ),
         observer=_session_log(config, lines),
-        gate=ClientGate(proxy.clients) if proxy.clients else None,
+        gate=admitting.gate,
+        lifetime=admitting.lifetime,
         name=proxy.name,
         **attrs.asdict(proxy.stream),
         **attrs.asdict(proxy.socks4),
@@ -236,8 +250,10 @@ def socks4_listenings(
     address = proxy.socks4.bind_address
     if address and not can_listen_on(address):
         raise ConfigError(f"bind-address {address!r} is no address of this machine")
+    admitting = Admitting.of(proxy.admission, reactor)
     factories = [
-        socks4_factory(each, proxy, config, reactor, lines) for each in proxy.listeners
+        socks4_factory(each, proxy, config, reactor, lines, admitting)
+        for each in proxy.listeners
     ]
     for other in factories[1:]:
         # The limits count the clients of all listeners together.
@@ -264,9 +280,11 @@ def can_listen_on(address: str) -> bool:
 
 
 def _clients_served(listen: StreamAddress, proxy: Socks4Relay) -> str:
-    if proxy.clients:
-        return ", ".join(map(str, proxy.clients))
-    return "this machine" if is_local(listen) else "everybody"
+    rules = proxy.admission.clients
+    who = "this machine" if is_local(listen) else "everybody"
+    if any(each.allow for each in rules):
+        who = ", ".join(each.text for each in rules if each.allow)
+    return f"{who}, with exceptions" if any(not r.allow for r in rules) else who
 
 
 def _server_name(address: StreamAddress) -> str:

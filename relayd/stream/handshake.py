@@ -23,7 +23,11 @@ class ClientHandshake:
     :param transport: its connection.
     :param header: what reads its PROXY header
         (:class:`relayd.net.proxy_header.Header`); None: it is TLS.
+
+    :ivar is_done: it was complete before the client was admitted.
     """
+
+    is_done = False
 
     def __init__(self, transport: Any, header: Any) -> None:
         self._transport = transport

@@ -20,14 +20,14 @@ from relayd.core.interfaces import ILease
 from relayd.core.session import Ending, Session
 from relayd.core.stage import NEXT, Stage
 from relayd.net.foreign_transports import keep_alive
-from relayd.net.tcp_info import was_reset
+from relayd.net.tcp_info import ended_unread, was_reset
 from relayd.net.transports import KEEPALIVE_IS_INHERITED
 from relayd.stream.attempt import EXTRA_CHECKS
 from relayd.stream.bridge import Bridge
 from relayd.stream.handshake import ClientHandshake
 from relayd.stream.legs import Leg
 from relayd.stream.preludes import Pipeline
-from relayd.stream.relay import StreamRelay
+from relayd.stream.relay import Lifetime, StreamRelay
 
 log = Logger(namespace="relayd.stream")
 
@@ -42,7 +42,7 @@ NEVER = float("inf")
 
 # An enum's members cost a look-up by its metaclass each time (Python 3.11).
 _DIALING, _OVER, _HANDSHAKE = Stage.DIALING, Stage.OVER, Stage.HANDSHAKE
-_PRELUDE, _CLOSING = Stage.PRELUDE, Stage.CLOSING
+_PRELUDE, _CLOSING, _WAITING = Stage.PRELUDE, Stage.CLOSING, Stage.WAITING
 _DONE = Ending.DONE
 
 _session_ids = itertools.count(1)
@@ -173,8 +173,9 @@ class Lifecycle(Leg):
         if self.bridge is not None:
             self.bridge.abort(ending, detail)
             return
-        # In the middle of a handshake nothing can be said.
-        words = b"" if session.stage is _HANDSHAKE else self.last_words()
+        # In the middle of a handshake, or before it, nothing can be said.
+        mute = session.stage is _HANDSHAKE or session.stage is _WAITING
+        words = b"" if mute else self.last_words()
         session.ending, session.detail = ending, detail
         self.stop_waiting()
         # TLS waits for the client's own goodbye, which may never come.
@@ -228,11 +229,22 @@ class Lifecycle(Leg):
             factory.endings[ending.word] += 1
         if not session.up.read and session.is_silent:
             factory.silent += 1
-        if factory.counts is not None:
-            factory.counts.close(session)
-        factory.observer.closed(session)
+        if session.ordinal < 0:
+            self._was_never_admitted()
+        else:
+            if factory.counts is not None:
+                factory.counts.close(session)
+            factory.observer.closed(session)
         if factory.registry.draining:
             factory.registry.check()
+
+    def _was_never_admitted(self) -> None:
+        """It was WAITING."""
+        session, factory = self.session, self.factory
+        ending = session.ending
+        if factory.counts is not None and ending is not None:
+            factory.counts.refuse(ending.word)
+        factory.observer.refused(session, session.detail)
 
     def last_words(self) -> bytes:
         """What to tell a client that is not served, before it is closed."""
@@ -255,6 +267,9 @@ class Lifecycle(Leg):
         if bridge is not None:
             if not self._is_kept_alive:
                 self._keep_alive(bridge)
+            lifetime = self.factory.lifetime
+            if lifetime is not None and self._is_too_old(lifetime, now):
+                return
             if self._unproven is None or not self._is_unproven(now):
                 bridge.check(now)
         elif session.stage is _CLOSING:
@@ -263,6 +278,8 @@ class Lifecycle(Leg):
         elif (self.paused or self.direction.eof) and was_reset(self.transport):
             # It is not read, so nobody hears of its reset.
             self.abort_session(Ending.CLIENT_LEFT)
+        elif session.stage is _WAITING and ended_unread(self.transport):
+            self.abort_session(Ending.CLIENT_LEFT, "before it was admitted")
         elif now >= self._left_by:
             self.end(Ending.CLIENT_LEFT, "the client ended its side, unanswered")
         elif now < self._deadline:
@@ -271,6 +288,13 @@ class Lifecycle(Leg):
             self.checks_left -= 1
         else:
             self.overdue()
+
+    def _is_too_old(self, lifetime: Lifetime, now: float) -> bool:
+        """End the session if its lifetime is over."""
+        over = lifetime.over(self.session, now)
+        if over is not None:
+            self.abort_session(*over)
+        return over is not None
 
     def _is_unproven(self, now: float) -> bool:
         """End the session if its server has not shown a certificate in time."""

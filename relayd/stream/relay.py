@@ -25,8 +25,9 @@ from relayd.core.observers import Observers
 from relayd.core.prelude import Prelude
 from relayd.core.registry import Registry
 from relayd.core.relay_names import relay_name
-from relayd.core.session import Ending
+from relayd.core.session import Ending, Session
 from relayd.core.spreading import Idleness
+from relayd.core.stage import Stage
 from relayd.net.monotonic import monotonic
 from relayd.net.own_addresses import OwnHosts
 from relayd.net.wheel import DeadlineWheel
@@ -59,6 +60,16 @@ class Queue(Protocol):
         """It waits no longer, if it did."""
 
 
+class Lifetime(Protocol):
+    """How long sessions may last."""
+
+    def over(self, session: Session, now: float) -> tuple[Ending, str] | None:
+        """Asked about once a tick: whether a session is to end, how and why.
+
+        :param now: seconds on the relay's clock.
+        """
+
+
 class StreamRelay:
     """One relay of streams.
 
@@ -67,6 +78,8 @@ class StreamRelay:
     :ivar handshakes: those whose handshake or prelude is under way, if there is a limit
         of them.
     :ivar wheel: the sessions that live stand on it.
+    :ivar refusals: how many clients a gate has refused, by its word for it
+        (:data:`relayd.core.errors.REASONS`).
     :ivar endings: how many sessions have ended in each way, by its word; those that
         ended `done` are left out.
     :ivar silent: how many have ended without a byte (:attr:`Session.is_silent`); those
@@ -87,6 +100,7 @@ class StreamRelay:
         clock: IReactorTime,
         observer: IObserver,
         gate: IGate | None,
+        lifetime: Lifetime | None = None,
         name: str | None = None,
         tick: float | None = None,
     ) -> None:
@@ -101,6 +115,8 @@ class StreamRelay:
         self.is_own: Callable[[str], bool] = OwnHosts(clock.seconds)
         #: Lets everyone in if there is none.
         self.gate = gate
+        #: Ends sessions that are relayed; none lasts too long if there is none.
+        self.lifetime = lifetime
         self.observer = Observers(observer)
         self.wheel: DeadlineWheel[Any] = DeadlineWheel(
             clock, timeouts.tick if tick is None else tick
@@ -108,6 +124,7 @@ class StreamRelay:
         self.endings: Counter[str] = Counter()
         self.silent = 0
         self.counts: SessionCounts | None = None
+        self.refusals: Counter[str] = Counter()
         #: The sequence numbers of the clients that are admitted.
         self.ordinals = itertools.count()
         #: The sessions that live, by id; how they are drained.
@@ -133,6 +150,10 @@ class StreamRelay:
         :return: fires with None when the last session has ended.
         """
         self.wheel.settle()
+        for each in self.wheel:
+            if each.session.stage is Stage.WAITING:
+                # It is a new client.
+                each.abort_session(Ending.DRAINED, "before it was admitted")
         return self.registry.drain(timeout)
 
     def abort_all(self) -> None:

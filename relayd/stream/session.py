@@ -5,8 +5,9 @@
 
     accept -> gate -> (TLS, PROXY header) -> preludes -> decide -> dial -> Bridge
 
-A relay is a subclass that decides, once the client has said what it has to say, which
-server to dial.
+A gate may take its time: the client is WAITING then, and nothing is read from it
+(:mod:`relayd.stream.admission`).  A relay is a subclass that decides, once the client
+has said what it has to say, which server to dial.
 
 While the server is dialled the client's bytes are kept (up to
 :data:`relayd.stream.legs.HOLD_LIMIT`) and its connection is watched:
@@ -33,9 +34,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from relayd.core import pauses
 from relayd.core.addresses import address_name, client_key, host_of
 from relayd.core.errors import Refused
 from relayd.core.hops import between, streams
+from relayd.core.interfaces import ILease
+from relayd.core.leases import LATER
 from relayd.core.session import Ending
 from relayd.core.stage import Stage
 from relayd.net.foreign_transports import note_listener, set_options
@@ -43,6 +47,7 @@ from relayd.net.handshake_ack import go_on
 from relayd.net.proxy_header import names_address
 from relayd.net.tls import notifies_handshake
 from relayd.net.upstream import Upstream
+from relayd.stream.admission import Admission
 from relayd.stream.attempt import LOOP_DETAIL, Attempt, UpstreamLeg
 from relayd.stream.bridge import Bridge
 from relayd.stream.handshake import ClientHandshake
@@ -106,44 +111,71 @@ class StreamProtocol(Lifecycle):
                 handshake = ClientHandshake.of(transport, self.handshakeCompleted)
             session.listener = factory.host_name(transport.getHost())
             if (streams.hops or streams.past) and self.leads_back():
-                self._refuse_client(Ending.LOOP, LOOP_DETAIL)
+                self.refuse_client(Ending.LOOP, LOOP_DETAIL)
                 return
             self.connectionMade()
             if factory.gate is not None:
-                self._lease = factory.gate.enter(session)
+                answer = factory.gate.enter(session)
+                if isinstance(answer, LATER):
+                    self._handshake = handshake
+                    self.pending = Admission(self, answer)
+                    self.pending.start()
+                    return
+                self._lease = answer
         except Refused as refusal:
-            self._refuse_client(Ending.REFUSED, refusal.why)
+            self.refuse_client(Ending.REFUSED, refusal.why, refusal.reason)
             return
         except Exception:
             log.failure("session {id} could not be opened", id=session.id)
-            self._refuse_client(Ending.FAILED, "could not be opened")
+            self.refuse_client(Ending.FAILED, "could not be opened")
             return
-        session.ordinal = next(factory.ordinals)
         factory.wheel.add(self)
+        self.admitted(handshake, session.opened_at)
+
+    def admitted(self, handshake: ClientHandshake | None, now: float) -> None:
+        """The client is served.
+
+        :param handshake: what its connection begins with, if that is not done.
+        :param now: when its handshake and its preludes begin.
+        """
+        factory, session = self.factory, self.session
+        session.ordinal = next(factory.ordinals)
         factory.observer.opened(session)
         if session.ending is not None:
             # An observer has ended it.
             return
         try:
             if handshake is not None or factory.preludes:
-                self._begin(handshake)
+                self._begin(handshake, now)
             else:
                 self.ask_decision()
         except Exception:
             self.failed(Failure())
 
-    def _begin(self, handshake: ClientHandshake | None) -> None:
+    def take_lease(self, lease: ILease) -> None:
+        """The gate has admitted a client that was WAITING."""
+        self._lease = lease
+        handshake = self._handshake
+        if handshake is not None and handshake.is_done:
+            if handshake.header is None or self._learn_client():
+                self.admitted(None, self.factory.now())
+        else:
+            self.admitted(handshake, self.factory.now())
+        # It is read now, in whichever stage it is.
+        self.resume(pauses.WAITING)
+
+    def _begin(self, handshake: ClientHandshake | None, now: float) -> None:
         """The client was let in, and has to do something before it is relayed."""
         session, factory = self.session, self.factory
         limit = factory.timeouts.handshake
         # Of a handshake and of the preludes: together they have one deadline.
-        self._deadline = session.opened_at + limit if limit else NEVER
+        self._deadline = now + limit if limit else NEVER
         if handshake is not None:
             self._handshake = handshake
             self.enter(_HANDSHAKE)
         else:
             self._listen_to_preludes()
-        self._enter_queue(host_of(session.peer))
+        self._enter_queue(host_of(session.client))
 
     def _enter_queue(self, host: str) -> None:
         """Wait with the others in a handshake; it counts for the client at `host`."""
@@ -157,14 +189,20 @@ class StreamProtocol(Lifecycle):
         self.enter(_PRELUDE)
         self.preludes = Pipeline(self, self.factory.preludes)
         self.reader = self.preludes.feed
+        if self.held is not None:
+            # Its transport can't be paused, and so was read while it waited.
+            held, self.held = self.held, None
+            self.reader(bytes(held))
 
     def handshakeCompleted(self) -> None:
         """See `IHandshakeListener`; the PROXY header is read, likewise."""
-        session = self.session
+        session, handshake = self.session, self._handshake
         if session.stage is not _HANDSHAKE:
+            if handshake is not None:
+                # It could not be kept waiting.
+                handshake.is_done = True
             return
         try:
-            handshake = self._handshake
             has_header = handshake is not None and handshake.header is not None
             if has_header and not self._learn_client():
                 return
@@ -185,23 +223,33 @@ class StreamProtocol(Lifecycle):
             self.end(Ending.BAD_REQUEST, "its PROXY header names no address")
             return False
         session.client = client
-        if self.factory.preludes and client != session.peer:
+        queued = self.factory.preludes and session.stage is _HANDSHAKE
+        if queued and client != session.peer:
             # Its balancer's until now, of which all clients would share one limit.
             self.leave_queue()
             self._enter_queue(host)
         return True
 
-    def _refuse_client(self, ending: Ending, why: str) -> None:
-        """Reset a client that was not let in; it never becomes a living session."""
+    def refuse_client(self, ending: Ending, why: str, reason: str = "") -> None:
+        """Reset a client that is not admitted; it never becomes a living session.
+
+        :param reason: the gate's word for it; empty if no gate has refused it.
+        """
         session, factory = self.session, self.factory
         session.ending, session.detail = ending, why
+        if reason:
+            session.reason, session.detail = reason, f"{reason}: {why}"
+            factory.refusals[reason] += 1
         session.ended_at = factory.now()
         self.enter(_OVER)
+        factory.wheel.discard(self)
         factory.endings[ending.word] += 1
         if factory.counts is not None:
-            factory.counts.refuse(ending)
+            factory.counts.refuse(reason or ending.word)
         factory.observer.refused(session, why)
         self.abort()
+        if factory.registry.draining:
+            factory.registry.check()
 
     def dial(self, upstream: Upstream | None) -> None:
         """Connect to `upstream` and relay; None ends the session.

@@ -7,7 +7,7 @@ from typing import Any
 from twisted.application.service import MultiService
 
 from relayd.configuring.address_settings import RELAYD
-from relayd.configuring.command_line import relay_sections
+from relayd.configuring.command_line import OF_ONE_RELAY, relay_sections
 from relayd.configuring.given import Layers
 from relayd.core.errors import ConfigError
 from relayd.core.process_settings import CONFIG, DEMO
@@ -63,12 +63,13 @@ class Options(TableOptions):
     def layers(self) -> Layers:
         process = [each for each in self.chosen if each.setting.process]
         every = [each for each in self.chosen if not each.setting.process]
-        if self[DEMO.option] and self.given:
+        own = [each for each in self.given if each.setting in OF_ONE_RELAY]
+        every += [each for each in self.given if each.setting not in OF_ONE_RELAY]
+        if self[DEMO.option] and own:
             raise ConfigError(
-                "--demo brings its own listener and destination: leave out"
-                f" {self.given[0]}"
+                f"--demo brings its own listener and destination: leave out {own[0]}"
             )
-        layers = Layers(process, relay_sections(self.given), every)
+        layers = Layers(process, relay_sections(own), every)
         config = self[CONFIG.option]
         if config is None:
             return layers

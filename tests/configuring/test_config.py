@@ -20,6 +20,7 @@ from relayd.configuring.address_settings import (
     USERID,
 )
 from relayd.configuring.config import (
+    Admission,
     Config,
     Relay,
     Socks4Relay,
@@ -53,16 +54,28 @@ def test_a_network_of_clients() -> None:
         ("0.0.0.0/0", "0.0.0.0/0"),
         ("::ffff:192.0.2.0/120", "192.0.2.0/24"),
     ):
-        assert ALLOW_CLIENT.parse(text) == ipaddress.ip_network(network)
+        [(version, first, last)] = ALLOW_CLIENT.parse(text).spans
+        expected = ipaddress.ip_network(network)
+        assert version == expected.version
+        assert first == int(expected.network_address)
+        assert last == int(expected.broadcast_address)
     for text in (
-        *("", "x", "*", "192.168.0.1/16", "192.168.0.0/33", "192.168", "10.0.0.0/8:80"),
+        *("", "x", "*", "192.168.0.0/33", "192.168", "10.0.0.0/8:80"),
         *("fe80::1%eth0", "[::1]", "localhost", "10.0.0.0/8,10.1.0.0/16", "10\n"),
-        "::ffff:10.0.0.0/8",
+        *("::ffff:10.0.0.0/8", "10.0.0.0/\u0668", "10.0.0.0/"),
     ):
         message = refusal(ALLOW_CLIENT.parse, text)
         assert message.startswith(f"bad --allow-client {text!r}: ")
         assert message.endswith(
             "; expected an address or a network such as 192.168.0.0/16"
+        )
+    for text, meant in (
+        ("192.168.0.1/16", "192.168.0.0/16"),
+        ("2001:db8::1/32", "2001:db8::/32"),
+    ):
+        assert refusal(ALLOW_CLIENT.parse, text) == (
+            f"bad --allow-client {text!r}: {text!r} has bits beyond its prefix: you may"
+            f" mean {meant}"
         )
 
 
@@ -119,7 +132,7 @@ def test_the_defaults_of_the_proxy() -> None:
     assert str(SOCKS4_LISTENER) == "127.0.0.1:1080"
     assert is_local(SOCKS4_LISTENER)
     assert config.stream == Relay((), ()).stream
-    assert (config.clients, config.rules, config.user_ids) == ((), (), ())
+    assert (config.admission, config.rules, config.user_ids) == (Admission(), (), ())
     # None is what the limit of open files allows.
     assert config.socks4 == Socks4Settings(
         ident=False,

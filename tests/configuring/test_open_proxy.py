@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
+from relayd.configuring.about_clients import about_admission, open_proxy
 from relayd.configuring.address_grammar import (
     Address,
     EndpointString,
@@ -14,7 +15,6 @@ from relayd.configuring.address_grammar import (
 )
 from relayd.configuring.address_settings import ALLOW_CLIENT, SOCKS4_LISTEN
 from relayd.configuring.config import is_local
-from relayd.configuring.configure import open_proxy
 from relayd.configuring.given import Given, RelaySection
 from relayd.core.settings import OPEN
 
@@ -26,9 +26,11 @@ def problems(
     given = [Given(SOCKS4_LISTEN, str(each), each) for each in listeners]
     if bounded:
         given.append(Given.of(ALLOW_CLIENT, "10.0.0.0/8"))
+        given.append(Given.of(ALLOW_CLIENT, "unix"))
     if opened:
         given.append(Given(OPEN, "", True))
-    return list(open_proxy(RelaySection("socks4", None, given)))
+    section = RelaySection("socks4", None, given)
+    return [*open_proxy(section), *about_admission(section)]
 
 
 def refusal(listeners: Iterable[Address], **given: bool) -> str:

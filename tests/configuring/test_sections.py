@@ -59,7 +59,7 @@ def test_a_file_with_relays_of_all_kinds(tmp_path: Path) -> None:
     assert dns.listeners == (UdpAddress(None, 53),)
     assert dns.destinations == (UdpAddress("9.9.9.9", 53),)
     assert isinstance(office, Socks4Relay)
-    assert list(map(str, office.clients)) == ["10.0.0.0/8"]
+    assert list(map(str, office.admission.clients)) == ["10.0.0.0/8"]
     assert [rule.allow for rule in office.rules] == [False, True]
     assert office.stream.connect_timeout == 5.0
 
@@ -107,7 +107,7 @@ idle_timeout = 2
 [socks4.d]
 [socks4.e]
 listen = "unix:/run/e"
-clients = "allow 192.0.2.1"
+clients = ["allow 192.0.2.1", "allow unix"]
 [socks4.f]
 listen = "unix:/run/f"
 clients = []
@@ -119,11 +119,11 @@ clients = []
     assert (a.stream.idle_timeout, b.stream.idle_timeout) == (1.0, 2.0)
     assert c.udp.max_flows == 3
     clients = [
-        [str(one) for one in each.clients]
+        [str(one) for one in each.admission.clients]
         for each in (d, e, f)
         if isinstance(each, Socks4Relay)
     ]
-    assert clients == [["10.0.0.0/8", "10.1.0.0/16"], ["192.0.2.1/32"], []]
+    assert clients == [["10.0.0.0/8", "10.1.0.0/16"], ["192.0.2.1", "unix"], []]
 
 
 def test_variables_only_where_the_file_says_so(tmp_path: Path) -> None:
@@ -324,7 +324,10 @@ TABLE = "expected a table for each relay, such as [tcp.web]"
         ),
         (
             "[socks4.a]\nclients = '10.0.0.0/8'",
-            "socks4.a.clients: found '10.0.0.0/8', expected \"allow CIDR\"",
+            (
+                "socks4.a.clients: found '10.0.0.0/8', expected \"allow RULE\" or"
+                ' "deny RULE"'
+            ),
         ),
         (
             "[socks4.a]\ndestinations = ['allow', 'alow *']",

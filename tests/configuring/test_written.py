@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from relayd.configuring.about_clients import NEEDS
 from relayd.configuring.address_settings import (
     ALLOW_CLIENT,
     ALLOW_DEST,
+    CLIENT_PREFIX,
+    DENY_CLIENT,
     DENY_DEST,
     DEST,
+    HOURS,
     LISTEN,
+    MAX_CONNECTS_PER_CLIENT,
     METRICS_ADDRESS,
     NAME,
     RELAYD,
@@ -56,6 +62,9 @@ from tests.support.files import layers_of
 #: Options that are no settings of a file.
 NO_SETTINGS = (CONFIG, PRINT_CONFIG)
 
+#: Options that are refused where all relays are for datagrams.
+OF_STREAMS = ("--max-sessions", "--queue", "--max-age")
+
 #: What is given in the order of the relays, and not by `options`.
 OF_RELAYS = (LISTEN, DEST, NAME)
 
@@ -72,7 +81,13 @@ WRITTEN: dict[Setting[Any], st.SearchStrategy[str]] = {
     METRICS_ADDRESS: st.sampled_from(["127.0.0.1:9100", "[::1]:1", "unix:/run/m"]),
     SOCKS4_LISTEN: st.sampled_from(["127.0.0.1:0", "localhost:0", "unix:/run/s"]),
     SOCKS4_NAME: st.from_regex(r"[a-z0-9_-]{1,64}", fullmatch=True),
-    ALLOW_CLIENT: st.sampled_from(["10.0.0.0/8", "192.0.2.1", "::/0", "fe80::/64"]),
+    ALLOW_CLIENT: st.sampled_from(
+        ["unix", "10.0.0.0/8", "192.0.2.1", "::/0", "fe80::/64"]
+    ),
+    DENY_CLIENT: st.sampled_from(["10.1.0.0/16", "unix", "::/0"]),
+    HOURS: st.sampled_from(["Mon-Fri 08:00-18:00 Europe/Berlin", "22:00-06:00"]),
+    MAX_CONNECTS_PER_CLIENT: st.sampled_from(["10/1", "1000/1h"]),
+    CLIENT_PREFIX: st.just("24,56"),
     ALLOW_DEST: st.sampled_from(["10.0.0.0/8", "*", "*.example.com:80,443", "[::1]:1"]),
     DENY_DEST: st.sampled_from(["*:25", "db", "0.0.0.0/0:1-1024", "2001:db8::/32"]),
     USERID: WORDS.filter(lambda text: len(text.encode()) < 256),
@@ -121,6 +136,14 @@ def without(given: list[list[str]], row: Setting[Any]) -> list[list[str]]:
 def consistent(given: list[list[str]]) -> list[list[str]]:
     """Without what contradicts something else."""
     names = {words[0].partition("=")[0] for words in given}
+    if f"--{ALLOW_CLIENT.option}" in names:
+        # Or a listener on a UNIX socket would serve nobody.
+        given = [*given, ["--allow-client=unix"]]
+    # The last needs the one before it.
+    for row, other in (*NEEDS, *NEEDS):
+        there = {words[0].partition("=")[0] for words in given}
+        if f"--{other.option}" not in there:
+            given = without(given, row)
     for one, other in (
         (VERBOSE, QUIET),
         (ALLOW_CLIENT, OPEN),
@@ -209,6 +232,9 @@ ANY = settings(
 def test_a_command_line_of_relays(
     tmp_path: Path, given: list[list[str]], relays: list[str]
 ) -> None:
+    listeners = [b for a, b in pairwise(relays) if a == "--listen"]
+    if all(each.startswith("udp:") for each in listeners):
+        given = [words for words in given if not words[0].startswith(tuple(OF_STREAMS))]
     words = [word for words in given for word in words]
     check(relayd.Options, [*words, *relays], tmp_path / "f.toml")
 
@@ -227,6 +253,10 @@ EXAMPLES = {
     "access-log": "/var/log/relayd\n\u2028\x1b.log",
     "metrics": "unix:/run/metrics",
     "allow-client": "10.0.0.0/8",
+    "deny-client": "unix",
+    "hours": "Mon-Fri 08:00-18:00 Europe/Berlin",
+    "max-connects-per-client": "10/1",
+    "client-prefix": "24,56",
     "allow-dest": "*.example.com:443",
     "deny-dest": "*:25",
     "userid": "b\u00fcrger",
@@ -243,6 +273,14 @@ def example(row: Setting[Any]) -> str:
     if isinstance(kind, Count):
         return "7"
     return "192.0.2.1" if isinstance(kind, IPv4) else EXAMPLES[row.name]
+
+
+def needed(row: Setting[Any]) -> list[str]:
+    """Options without which another does nothing."""
+    for each, other in NEEDS:
+        if each is row:
+            return [*needed(other), f"--{other.option}", example(other)]
+    return []
 
 
 @pytest.mark.parametrize(
@@ -270,6 +308,7 @@ def test_each_option_is_in_the_file(
             base = base[4:]
     elif row is LISTEN:
         words += ["--dest", "10.0.0.1:80"]
+    base += needed(row)
     option = [f"--{row.option}", *words]
     if row is NAME:
         base.remove("--name=b")

@@ -55,7 +55,7 @@ def test_a_session_that_has_ended() -> None:
 
 def test_a_client_that_is_not_admitted_is_no_session() -> None:
     counts = SessionCounts()
-    counts.refuse(Ending.LOOP)
+    counts.refuse(Ending.LOOP.word)
     assert counts.refused == {"loop": 1}
     assert not counts.closed.total()
 

@@ -75,7 +75,7 @@ def streams(name: str, *servers: str) -> Sessions:
     """A relay that has something in each of its families."""
     counts = SessionCounts(servers)
     counts.closed.update(done=5, idle=1)
-    counts.refuse(Ending.LOOP)
+    counts.refuse(Ending.LOOP.word)
     counts.durations.add(0.02)
     for server in servers:
         counts.fail(server, Ending.CONNECT_REFUSED, 0.0)

@@ -61,7 +61,7 @@ def test_sessions_that_live_and_those_that_are_over() -> None:
         relay.moves(relay.opens(server), number)
     relay.ends(relay.living[1], Ending.IDLE)
     relay.ends(relay.living[-1], Ending.DENIED)
-    relay.counts.refuse(Ending.REFUSED)
+    relay.counts.refuse(Ending.REFUSED.word)
     relay.counts.fail("db:2", Ending.CONNECT_TIMEOUT, 0.0)
     reading = result(read_sessions(relay.source))
     assert (reading.opened, reading.active) == (5, 3)

@@ -45,9 +45,10 @@ def test_a_session_that_is_relayed() -> None:
 
 def test_a_client_that_is_refused_is_no_session() -> None:
     relay, counts = counted("server:80")
-    relay.gate.problem = Refused("closed today")
-    relay.client()
-    assert counts.refused == {"refused": 1}
+    for reason in ("hours", "client", "hours"):
+        relay.gate.problem = Refused("closed today", reason)
+        relay.client()
+    assert counts.refused == {"hours": 2, "client": 1}
     assert not counts.closed.total()
 
 

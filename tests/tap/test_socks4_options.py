@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from ipaddress import ip_network
 from typing import Any
 
 import attrs
@@ -15,9 +14,11 @@ import relayd
 import relayd.stream.relay
 import relayd.tap.relayd
 import relayd.tap.socks4
+from relayd.admission.client_rules import parse_client_rule
 from relayd.configuring.address_grammar import EndpointString, HostPort, UnixPath
 from relayd.configuring.address_settings import SOCKS4
 from relayd.configuring.config import (
+    Admission,
     Config,
     Socks4Relay,
     Socks4Settings,
@@ -115,11 +116,21 @@ def test_the_proxys_listeners() -> None:
         (("--open",), "open", True),
         (("--userid", "joe"), "user_ids", [b"joe"]),
         (("--userid=joe", "--userid", "eve"), "user_ids", [b"joe", b"eve"]),
-        (("--allow-client", "10.0.0.0/8"), "clients", [ip_network("10.0.0.0/8")]),
         (
-            ("--allow-client=192.0.2.1", "--allow-client=fd00::/8"),
-            "clients",
-            [ip_network("192.0.2.1/32"), ip_network("fd00::/8")],
+            ("--allow-client", "10.0.0.0/8"),
+            "admission",
+            Admission(clients=[parse_client_rule("10.0.0.0/8", allow=True)]),
+        ),
+        (
+            ("--deny-client=192.0.2.1", "--allow-client=fd00::/8", "--max-age=9"),
+            "admission",
+            Admission(
+                clients=[
+                    parse_client_rule("192.0.2.1", allow=False),
+                    parse_client_rule("fd00::/8", allow=True),
+                ],
+                max_age=9,
+            ),
         ),
         (("--connect-timeout", "3"), "stream", StreamSettings(connect_timeout=3)),
         (("--stall-timeout", "3"), "stream", StreamSettings(stall_timeout=3)),
@@ -210,7 +221,10 @@ BAD_SOCKS4 = [
     (("--listen=",), "bad address '': "),
     (("--listen",), "option --listen requires argument"),
     (("--listen", "udp:53"), "bad --listen 'udp:53': SOCKS4 is not for datagrams"),
-    (("--allow-client", "10.0.0.1/8"), "bad --allow-client '10.0.0.1/8': 10.0.0.1/8 "),
+    (
+        ("--allow-client", "10.0.0.1/8"),
+        "bad --allow-client '10.0.0.1/8': '10.0.0.1/8' ",
+    ),
     (("--allow-client", "lan"), "bad --allow-client 'lan': 'lan' does not "),
     (("--allow-client=",), "bad --allow-client '': "),
     (("--allow-client", "10\n"), "bad --allow-client '10\\n': "),

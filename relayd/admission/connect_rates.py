@@ -1,0 +1,93 @@
+"""How often one client may come: a token bucket for each client key.
+
+A bucket holds as many tokens as clients may come at once, and is refilled at their
+rate.  A client that is refused takes none.  The table has a limit: at the limit, the
+client that has been away longest is forgotten, as if its bucket were full; mostly it
+is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+from zope.interface import implementer
+
+from relayd.admission.client_keys import ClientKey, ClientKeys
+from relayd.admission.per_client import ClientPrefix, ConnectRate
+from relayd.core.errors import Refused
+from relayd.core.interfaces import IGate, ILease
+from relayd.core.leases import FREE
+from relayd.net.monotonic import monotonic
+
+#: The most clients that are remembered: some 12 MB.
+MAX_CLIENTS = 65536
+
+#: What rounding may have taken off a token.
+_ALMOST = 1 - 1e-6
+
+
+@implementer(IGate)
+class ConnectRates:
+    """Admits the sessions, or flows, of one client up to a rate.
+
+    Clients of UNIX sockets can't be told apart, and are not counted.
+
+    :param rate: of one client.
+    :param clock: monotonic seconds.
+    :param prefix: which clients count as one.
+    :param max_clients: the most that are remembered.
+
+    :ivar evicted: how many were forgotten before their bucket was full.
+    """
+
+    def __init__(
+        self,
+        rate: ConnectRate,
+        clock: IReactorTime,
+        prefix: ClientPrefix | None = None,
+        max_clients: int = MAX_CLIENTS,
+    ) -> None:
+        if rate.count < 1 or not rate.period > 0 or max_clients < 1:
+            raise ValueError(f"a rate must be more than 0: {rate}")
+        self.rate = rate
+        self._key_of = ClientKeys(prefix).of
+        clock = monotonic(clock)
+        self._seconds: Callable[[], float] = clock.seconds
+        self._max_clients = max_clients
+        self._each = rate.count / rate.period
+        #: The tokens of each client, and when it had them; who came last is last.
+        self._buckets: dict[ClientKey, tuple[float, float]] = {}
+        self.evicted = 0
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def enter(self, session: Any) -> ILease:
+        """See :meth:`IGate.enter`."""
+        key = self._key_of(session.client)
+        if key is None:
+            return FREE
+        now = self._seconds()
+        buckets, tokens = self._buckets, float(self.rate.count)
+        bucket = buckets.pop(key, None)
+        if bucket is not None:
+            had, at = bucket
+            tokens = min(tokens, had + (now - at) * self._each)
+        elif len(buckets) >= self._max_clients:
+            self._forget(now)
+        if tokens < _ALMOST:
+            buckets[key] = tokens, now
+            raise Refused(
+                f"--max-connects-per-client {self.rate}", "max_connects_per_client"
+            )
+        buckets[key] = tokens - 1, now
+        return FREE
+
+    def _forget(self, now: float) -> None:
+        """Make place for one client."""
+        key, (had, at) = next(iter(self._buckets.items()))
+        del self._buckets[key]
+        if had + (now - at) * self._each < self.rate.count:
+            self.evicted += 1

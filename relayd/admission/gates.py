@@ -1,0 +1,146 @@
+"""Gates: which clients may connect.
+
+A gate is asked once for each accepted connection, before anything is dialled for it,
+and hands out a lease that the session gives back when it has ended
+(:class:`relayd.core.interfaces.IGate`).  A relay without one admits all.
+
+Here are those that count nobody, and :class:`Gates`, which are several as one.  Those
+that count are :mod:`relayd.admission.session_limits` and
+:mod:`relayd.admission.connect_rates`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from zope.interface import implementer
+
+from relayd.admission.client_rules import ClientRule, ClientRules
+from relayd.admission.hours import OpeningHours
+from relayd.core.addresses import host_of
+from relayd.core.errors import Refused
+from relayd.core.interfaces import IGate, ILease
+from relayd.core.leases import FREE, LATER, give_back, lease_of
+
+
+@implementer(IGate)
+class RulesGate:
+    """Admits clients by rules.
+
+    An IPv4 client of an IPv6 socket counts as IPv4.  A client that has neither an
+    address nor a UNIX socket can't be identified, and is refused.
+
+    :param rules: in their order.
+    """
+
+    def __init__(self, rules: Iterable[ClientRule]) -> None:
+        self.rules = ClientRules(rules)
+
+    def enter(self, session: Any) -> ILease:
+        """See :meth:`IGate.enter`."""
+        client, rules = session.client, self.rules
+        host = host_of(client)
+        if not host and not client.startswith("unix:"):
+            raise Refused("it has no address", "client")
+        try:
+            number = rules.decides(host)
+        except ValueError:
+            raise Refused("it has no address", "client") from None
+        if number >= 0:
+            rule = rules.rules[number]
+            if rule.allow:
+                return FREE
+            raise Refused(f"--deny-client {rule.text}", "client")
+        if rules.otherwise:
+            return FREE
+        raise Refused("no --allow-client names this client", "client")
+
+
+@implementer(IGate)
+class HoursGate:
+    """Admits clients within some hours.
+
+    :param hours: which.
+    """
+
+    def __init__(self, hours: OpeningHours) -> None:
+        self.hours = hours
+
+    def enter(self, session: Any) -> ILease:
+        """See :meth:`IGate.enter`."""
+        if self.hours.is_open():
+            return FREE
+        raise Refused(f"outside {self.hours}", "hours")
+
+
+@implementer(ILease)
+class _Leases:
+    """Several as one."""
+
+    __slots__ = ("_leases",)
+
+    def __init__(self, leases: list[ILease]) -> None:
+        self._leases = leases
+
+    def release(self) -> None:
+        leases, self._leases = self._leases, []
+        for lease in reversed(leases):
+            give_back(lease)
+
+
+def _as_one(leases: list[ILease]) -> ILease:
+    if not leases:
+        return FREE
+    return leases[0] if len(leases) == 1 else _Leases(leases)
+
+
+@implementer(IGate)
+class Gates:
+    """Several gates as one: a client is admitted that all of them admit, in order.
+
+    If one of them refuses, what those before it have given is given back.
+
+    :param gates: those that answer at once, and those that refuse most, go first.
+    """
+
+    def __init__(self, gates: Iterable[Any]) -> None:
+        self.gates = tuple(gates)
+
+    @property
+    def patience(self) -> float:
+        """See :attr:`relayd.admission.session_limits.SessionLimits.patience`."""
+        return sum(getattr(each, "patience", 0.0) for each in self.gates)
+
+    def enter(self, session: Any) -> Any:
+        """See :meth:`IGate.enter`."""
+        held: list[ILease] = []
+        try:
+            for number, gate in enumerate(self.gates):
+                lease = gate.enter(session)
+                if lease is FREE:
+                    continue
+                if isinstance(lease, LATER):
+                    return self._enter_later(session, number, held, lease)
+                held.append(lease)
+        except BaseException:
+            _Leases(held).release()
+            raise
+        return _as_one(held)
+
+    async def _enter_later(
+        self, session: Any, number: int, held: list[ILease], answer: Any
+    ) -> ILease:
+        """Wait for the answer of one gate, and go on with those after it."""
+        try:
+            held.append(await lease_of(answer))
+            for gate in self.gates[number + 1 :]:
+                lease = gate.enter(session)
+                if isinstance(lease, LATER):
+                    lease = await lease_of(lease)
+                held.append(lease)
+        except BaseException:
+            # Cancelled, too.
+            _Leases(held).release()
+            raise
+        return _as_one(held)

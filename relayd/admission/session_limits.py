@@ -1,0 +1,199 @@
+"""How many sessions there may be at once: in all, and of one client.
+
+With a queue, a client for which there is no place in all waits for one, in order, and
+nothing is read from it meanwhile: the gate answers a Deferred.  Who leaves is
+forgotten, and who has waited for too long is refused.  One timer is for all who wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from zope.interface import implementer
+
+from relayd.admission.client_keys import ClientKey, ClientKeys
+from relayd.admission.per_client import ClientPrefix
+from relayd.core import admission_settings
+from relayd.core.errors import Refused
+from relayd.core.interfaces import IGate, ILease
+from relayd.net.monotonic import monotonic
+
+
+@implementer(ILease)
+class _Place:
+    """One session's place; it can be given back once."""
+
+    __slots__ = ("_key", "_limits")
+
+    def __init__(self, limits: SessionLimits, key: ClientKey) -> None:
+        self._limits: SessionLimits | None = limits
+        self._key = key
+
+    def release(self) -> None:
+        limits, self._limits = self._limits, None
+        if limits is not None:
+            limits.left(self._key)
+
+
+@implementer(IGate)
+class SessionLimits:
+    """Admits so many sessions at once.
+
+    Clients of UNIX sockets can't be told apart, and are counted in all only.
+
+    :param max_sessions: in all; None is no limit.
+    :param max_sessions_per_client: of one client, likewise; those that wait count, too.
+    :param prefix: which clients count as one.
+    :param queue: how many wait when there are `max_sessions`; None: more are refused.
+    :param queue_timeout: the seconds that they wait; then they are refused.
+    :param clock: for a queue: monotonic seconds, and a timer while somebody waits.
+    :raises ValueError: a limit is less than 1; or there is a queue, and no limit of
+        sessions or no clock.
+
+    :ivar sessions: how many there are now.
+    """
+
+    def __init__(
+        self,
+        max_sessions: int | None = admission_settings.MAX_SESSIONS.default,
+        max_sessions_per_client: int
+        | None = admission_settings.MAX_SESSIONS_PER_CLIENT.default,
+        *,
+        prefix: ClientPrefix | None = None,
+        queue: int | None = admission_settings.QUEUE.default,
+        queue_timeout: float = admission_settings.QUEUE_TIMEOUT.default,
+        clock: IReactorTime | None = None,
+    ) -> None:
+        for limit in (max_sessions, max_sessions_per_client):
+            if limit is not None and limit < 1:
+                raise ValueError(f"a limit of sessions is at least 1: {limit!r}")
+        if queue and (max_sessions is None or clock is None):
+            raise ValueError("a queue takes a limit of sessions, and a clock")
+        if (queue or 0) < 0 or not queue_timeout > 0:
+            raise ValueError("a queue's limits must be more than 0")
+        self.max_sessions = max_sessions
+        self.max_sessions_per_client = max_sessions_per_client
+        self._key_of = ClientKeys(prefix).of
+        self._queue = queue or 0
+        self._queue_timeout = queue_timeout
+        if clock is not None:
+            self._clock: Any = monotonic(clock)
+        self.sessions = 0
+        #: How many each client has, if that is limited.
+        self._by_client: dict[ClientKey, int] = {}
+        #: Those that wait, with their key and until when; in order.
+        self._waiting: dict[Deferred[ILease], tuple[ClientKey, float]] = {}
+        self._timer: IDelayedCall | None = None
+        self._hands_out = False
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a place."""
+        return len(self._waiting)
+
+    @property
+    def clients(self) -> int:
+        """How many clients have a session, or wait; 0 if that is not limited."""
+        return len(self._by_client)
+
+    @property
+    def patience(self) -> float:
+        """The seconds for which clients may wait, beyond the handshake timeout."""
+        return self._queue_timeout if self._queue else 0.0
+
+    def enter(self, session: Any) -> Any:
+        """See :meth:`IGate.enter`."""
+        key: ClientKey = None
+        most = self.max_sessions_per_client
+        if most is not None:
+            key = self._key_of(session.client)
+            if key is not None and self._by_client.get(key, 0) >= most:
+                raise Refused(
+                    f"--max-sessions-per-client {most}", "max_sessions_per_client"
+                )
+        full = self.max_sessions is not None and self.sessions >= self.max_sessions
+        if full or self._waiting:
+            # Nobody comes before those who wait.
+            return self._wait(key)
+        self._count(key, 1)
+        self.sessions += 1
+        return _Place(self, key)
+
+    def left(self, key: ClientKey) -> None:
+        """A session has given its place back."""
+        self.sessions -= 1
+        self._count(key, -1)
+        self._hand_out()
+
+    def _count(self, key: ClientKey, more: int) -> None:
+        if key is not None:
+            count = self._by_client.get(key, 0) + more
+            if count:
+                self._by_client[key] = count
+            else:
+                del self._by_client[key]
+
+    # -- the queue
+
+    def _wait(self, key: ClientKey) -> Deferred[ILease]:
+        if not self._queue:
+            raise Refused(f"--max-sessions {self.max_sessions}", "max_sessions")
+        if len(self._waiting) >= self._queue:
+            raise Refused(
+                f"--queue {self._queue}, with --max-sessions {self.max_sessions}",
+                "queue",
+            )
+        self._count(key, 1)
+        given: Deferred[ILease] = Deferred(self._leave)
+        self._waiting[given] = key, self._clock.seconds() + self._queue_timeout
+        self._set_timer()
+        return given
+
+    def _leave(self, given: Deferred[ILease]) -> None:
+        """Who waited has left."""
+        key, _ = self._waiting.pop(given)
+        self._count(key, -1)
+        self._set_timer()
+
+    def _hand_out(self) -> None:
+        """Give free places to those who have waited longest."""
+        # One that is given a place may give it back at once: that is not gone into
+        # deeper and deeper.
+        if self._hands_out or self.max_sessions is None:
+            return
+        self._hands_out = True
+        try:
+            while self._waiting and self.sessions < self.max_sessions:
+                given = next(iter(self._waiting))
+                key, _ = self._waiting.pop(given)
+                self.sessions += 1
+                given.callback(_Place(self, key))
+        finally:
+            self._hands_out = False
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._waiting and self._timer is None:
+            _, until = next(iter(self._waiting.values()))
+            later: Callable[..., IDelayedCall] = self._clock.callLater
+            self._timer = later(max(until - self._clock.seconds(), 0.0), self._expire)
+        elif not self._waiting and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expire(self) -> None:
+        self._timer = None
+        now = self._clock.seconds()
+        for given, (key, until) in list(self._waiting.items()):
+            if until > now:
+                break
+            if given in self._waiting:
+                del self._waiting[given]
+                self._count(key, -1)
+                given.errback(
+                    Refused(f"--queue-timeout {self._queue_timeout:g}", "queue_timeout")
+                )
+        self._set_timer()

@@ -1,0 +1,143 @@
+"""Checks of who may be served: what contradicts itself, and what does nothing.
+
+Each is a generator of problems, one line each, as all of
+:mod:`relayd.configuring.configure`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from relayd.configuring.address_grammar import EndpointString, UnixPath
+from relayd.configuring.address_settings import (
+    ALLOW_CLIENT,
+    HOURS,
+    INSTEAD,
+    LISTEN,
+    MAX_CONNECTS_PER_CLIENT,
+)
+from relayd.configuring.config import is_local
+from relayd.configuring.endpoint_strings import hides_clients
+from relayd.configuring.given import Given, Layers, RelaySection
+from relayd.core import admission_settings, settings
+from relayd.core.setting_types import Setting
+
+#: Settings that do nothing without another one.
+NEEDS: Sequence[tuple[Setting[Any], Setting[Any]]] = (
+    (admission_settings.HOURS_END, HOURS),
+    (admission_settings.QUEUE, admission_settings.MAX_SESSIONS),
+)
+
+#: Others that are not for datagrams.
+_OF_STREAMS = (admission_settings.QUEUE.key, admission_settings.QUEUE_TIMEOUT.key)
+
+
+def contradiction(one: Given, other: Given) -> str:
+    """The line for two of which only one may be given."""
+    names = [each.place.option(each.setting) for each in (one, other)]
+    where = one.place.prefix or other.place.prefix
+    return f"{where}{names[0]} and {names[1]} contradict each other: give one"
+
+
+def allowed_clients(section: RelaySection) -> list[Given]:
+    """The rules that allow clients, and so exclude others."""
+    rules = section.all(ALLOW_CLIENT.key)
+    return [each for each in rules if each.setting is ALLOW_CLIENT]
+
+
+def about_admission(section: RelaySection) -> Iterator[str]:
+    """What is wrong with who is served by one relay."""
+    place = section.place
+    rules = section.all(ALLOW_CLIENT.key)
+    for listener in section.all(LISTEN.key):
+        address = listener.value
+        text = address.text if isinstance(address, EndpointString) else ""
+        for each in _by_client(section) if hides_clients(text) else ():
+            yield (
+                f"{place.prefix}{each.place.option(each.setting)} can't be applied to"
+                f" {listener}: the relay sees the balancer's address there, not the"
+                " client's. Let the balancer decide who may connect, let only the"
+                f" balancer reach the listener{_or_open(section)}"
+            )
+            break
+        unix = isinstance(address, UnixPath) or text.startswith("unix:")
+        if unix and allowed_clients(section) and not any(r.value.unix for r in rules):
+            advice = rules[-1].place.example(ALLOW_CLIENT, "unix")
+            yield (
+                f"{place.prefix}{listener} would serve nobody: no rule is about clients"
+                f" of UNIX sockets. Give {advice}, too"
+            )
+
+
+def does_nothing(sections: Sequence[RelaySection]) -> Iterator[str]:
+    """Settings that need another one, and have it in no relay for which they are."""
+    for row, other in NEEDS:
+        lonely: dict[int, Given] = {}
+        served = set()
+        for section in sections:
+            given = section.one(row)
+            if given is not None and given.value not in (None, False):
+                # One of the command line, or of `[defaults]`, is in many sections.
+                lonely[id(given)] = given
+                if _is_on(section, other):
+                    served.add(id(given))
+        for key, given in lonely.items():
+            if key not in served:
+                where, missing = given.place.prefix, given.place.option(other)
+                yield f"{where}{given} does nothing alone: give {missing}, too"
+
+
+def _or_open(section: RelaySection) -> str:
+    if section.kind != "socks4":
+        return ""
+    return f", and use {section.place.example(settings.OPEN)} instead"
+
+
+def _is_on(section: RelaySection, row: Setting[Any]) -> bool:
+    given = section.one(row)
+    return given is not None and given.value not in (None, False)
+
+
+def _by_client(section: RelaySection) -> Iterator[Given]:
+    """What goes by the address of clients."""
+    yield from section.all(ALLOW_CLIENT.key)
+    for row in (admission_settings.MAX_SESSIONS_PER_CLIENT, MAX_CONNECTS_PER_CLIENT):
+        given = section.one(row)
+        if given is not None:
+            yield given
+
+
+def open_proxy(section: RelaySection) -> Iterator[str]:
+    """A proxy that everybody can use, though nobody said that they may.
+
+    `open` is given with clients that are allowed; or neither is, and other machines can
+    reach a listener.  Rules that deny some clients don't say who may come.
+    """
+    if {ALLOW_CLIENT.key, settings.OPEN.key} & set(section.faulty):
+        return
+    where, place = section.place.prefix, section.place
+    clients, opened = allowed_clients(section), section.one(settings.OPEN)
+    is_open = opened is not None and opened.value
+    if clients and is_open and opened:
+        yield contradiction(opened, clients[0])
+    for listener in section.all(LISTEN.key):
+        if not (clients or is_open or is_local(listener.value)):
+            wide = place.example(ALLOW_CLIENT, "192.168.0.0/16")
+            advice = f"{wide} for" if place.file else "--allow-client CIDR for"
+            such = "" if place.file else f" (such as {wide})"
+            yield (
+                f"{where}{listener} would be an open proxy, for everybody who can"
+                f" reach it. Add {advice} your clients{such}, or"
+                f" {place.example(settings.OPEN)}"
+            )
+
+
+def without_relays(layers: Layers) -> Iterator[str]:
+    """Options for streams, where all relays are for datagrams."""
+    kinds = {each.kind for each in layers.relays}
+    for each in layers.every:
+        if kinds == {"udp"} and each.setting.key in (*INSTEAD, *_OF_STREAMS):
+            other = INSTEAD.get(each.setting.key)
+            instead = f": a UDP relay has --{other.option}" if other else ""
+            yield f"{each.place.prefix}{each} is not for datagrams{instead}"

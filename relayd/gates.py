@@ -1,0 +1,34 @@
+"""The gates that relayd has, for programs that embed a relay."""
+
+from relayd.admission.client_rules import ClientRule, parse_client_rule
+from relayd.admission.connect_rates import ConnectRates
+from relayd.admission.gates import Gates, HoursGate, RulesGate
+from relayd.admission.hours import Hours, OpeningHours, parse_hours
+from relayd.admission.lifetimes import Lifetime
+from relayd.admission.per_client import (
+    ClientPrefix,
+    ConnectRate,
+    parse_prefix,
+    parse_rate,
+)
+from relayd.admission.session_limits import SessionLimits
+from relayd.core.leases import FREE
+
+__all__ = [
+    "FREE",
+    "ClientPrefix",
+    "ClientRule",
+    "ConnectRate",
+    "ConnectRates",
+    "Gates",
+    "Hours",
+    "HoursGate",
+    "Lifetime",
+    "OpeningHours",
+    "RulesGate",
+    "SessionLimits",
+    "parse_client_rule",
+    "parse_hours",
+    "parse_prefix",
+    "parse_rate",
+]

@@ -1,0 +1,83 @@
+"""A client whose gate takes its time: it waits, and nothing is read from it.
+
+The gate has answered a Deferred or a coroutine.  Until that says more, the session is
+WAITING: it stands on the wheel, so that it ends when its time is over or its client has
+left, and a drain ends it.  Its client is reset then, as one that is refused at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from relayd.core import pauses
+from relayd.core.errors import Refused
+from relayd.core.interfaces import ILease
+from relayd.core.leases import give_back, lease_of
+from relayd.core.session import Ending
+from relayd.core.stage import Stage
+from relayd.net.tcp_info import ended_unread, was_reset
+
+log = Logger(namespace="relayd.stream")
+
+
+class Admission:
+    """Waits for what the gate says about a client.
+
+    :param client: a :class:`relayd.stream.session.StreamProtocol`.
+    :param answer: the gate's: a Deferred or a coroutine of a lease.
+    """
+
+    def __init__(self, client: Any, answer: Any) -> None:
+        self._client = client
+        self._lease = lease_of(answer)
+        #: Seconds that it may take; 0 is for ever.
+        self._limit = 0.0
+
+    def start(self) -> None:
+        """Wait; the answer may come from within."""
+        client = self._client
+        factory = client.factory
+        if factory.timeouts.handshake:
+            # A gate in which clients queue bounds the time of that itself.
+            more: float = getattr(factory.gate, "patience", 0.0)
+            self._limit = factory.timeouts.handshake + more
+        client.enter(Stage.WAITING, self._limit)
+        client.pause(pauses.WAITING)
+        factory.wheel.add(client)
+        self._lease.addCallbacks(self._admitted, self._refused)
+        self._lease.addErrback(client.failed)
+
+    def overdue(self) -> None:
+        """The gate has had its time."""
+        self._client.abort_session(
+            Ending.HANDSHAKE_TIMEOUT, f"the gate did not answer in {self._limit:g} s"
+        )
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        self._lease.cancel()
+
+    def _admitted(self, lease: ILease) -> None:
+        client = self._client
+        client.pending = None
+        if was_reset(client.transport) or ended_unread(client.transport):
+            give_back(lease)
+            client.abort_session(Ending.CLIENT_LEFT, "before it was admitted")
+            return
+        client.take_lease(lease)
+
+    def _refused(self, reason: Failure) -> None:
+        client = self._client
+        client.pending = None
+        if client.session.ending is not None:
+            # It was cancelled.
+            return
+        problem = reason.value
+        if isinstance(problem, Refused):
+            client.refuse_client(Ending.REFUSED, problem.why, problem.reason)
+            return
+        log.failure("the gate failed for session {id}", reason, id=client.session.id)
+        client.refuse_client(Ending.FAILED, "the gate failed")
