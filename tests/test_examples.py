@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from tests.support.process import (
@@ -171,3 +173,55 @@ def test_own_transport_contract_runs_by_trial_without_pytest(tmp_path: Path) -> 
     )
     assert program.returncode == 0, program.stdout + program.stderr
     assert "PASSED" in program.stdout
+
+
+def test_gate_by_table(tmp_path: Path) -> None:
+    """Who is in the table comes in, as often as it says; a change is seen at once."""
+    path = tmp_path / "clients.db"
+
+    def change(statement: str) -> None:
+        with closing(sqlite3.connect(path)) as database, database:
+            database.execute(statement)
+
+    def is_refused(port: int) -> bool:
+        with connect(port) as client:
+            try:
+                return client.recv(1) == b"?"
+            except ConnectionResetError:
+                return True
+
+    change("create table clients (host text primary key, sessions int)")
+    with Server() as server:
+        args = ("127.0.0.1:0", server.address, str(path))
+        with example("gate_by_table.py", *args) as (program, port):
+            assert is_refused(port)
+            change("insert into clients values ('127.0.0.1', 1)")
+            for _ in range(2):
+                with connect(port) as client, server.accept() as upstream:
+                    client.sendall(b"hello")
+                    assert read_exactly(upstream, 5) == b"hello"
+                    assert is_refused(port)
+                    client.shutdown(socket.SHUT_WR)
+                    upstream.close()
+                    assert read_all(client) == b""
+            program.terminate()
+            assert program.wait(PATIENCE) in (0, -15)
+
+
+def test_gate_by_table_says_what_is_wrong(tmp_path: Path) -> None:
+    for args, says in (
+        (["8080"], "usage: gate_by_table.py"),
+        (["nonsense:", "1", "x.db"], "bad address 'nonsense:'"),
+        (["udp:1", "1", "x.db"], "relays streams"),
+        (["127.0.0.1:0", "1", str(tmp_path / "none.db")], "no such table: clients"),
+    ):
+        program = subprocess.run(
+            [sys.executable, str(EXAMPLES / "gate_by_table.py"), *args],
+            capture_output=True,
+            text=True,
+            timeout=START,
+            check=False,
+        )
+        assert program.returncode == 1
+        [line] = program.stderr.splitlines()
+        assert says in line
