@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from relayd.core.setting_types import (
     Choice,
-    Count,
     Flag,
     Kind,
+    OpenFiles,
     Seconds,
     Setting,
     Written,
@@ -60,7 +60,7 @@ SHUTDOWN_DELAY = Setting[float](
 )
 MAX_DESCRIPTORS = Setting[int | None](
     name="max-descriptors",
-    type=Count(1_000_000_000),
+    type=OpenFiles(),
     default=None,
     otherwise="the hard limit",
     help="Limit of open files of the process (its soft limit); a session takes two, a"

@@ -145,6 +145,17 @@ class Count:
 
 
 @attrs.frozen
+class OpenFiles(Count):
+    """How many files a process may have open: enough to start with.
+
+    Python, a reactor and a listener need some twenty.
+    """
+
+    maximum: int = 1_000_000_000
+    minimum: ClassVar[int] = 64
+
+
+@attrs.frozen
 class Size(Count):
     """A number of bytes; the units kB, MB, GB, KiB, MiB and GiB are allowed."""
 

@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CommandFailed as failed:
         return _fail(failed.exit, *failed.lines)
     except OSError as problem:
-        # Of standard output: a disk may be full.  What reads a file says so itself.
-        return _fail(Exit.FAILED, f"relayctl: can't write: {problem.strerror}")
+        # Most likely of standard output: what reads a file says so itself.
+        return _fail(Exit.FAILED, f"relayctl: {problem.strerror or problem}")
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
 

@@ -271,7 +271,7 @@ def example(row: Setting[Any]) -> str:
     if isinstance(kind, Seconds | Ratio):
         return "2.5"
     if isinstance(kind, Count):
-        return "7"
+        return str(kind.minimum + 6)
     return "192.0.2.1" if isinstance(kind, IPv4) else EXAMPLES[row.name]
 
 

@@ -95,6 +95,7 @@ def test_every_key_is_explained() -> None:
         {"drain_timeout": "5 parsecs"},
         {"drain_timeout": True},
         {"max_descriptors": 0},
+        {"max_descriptors": 63},
         {"max_descriptors": 1.5},
         {"transport": "fast"},
         {"quiet": "yes"},
