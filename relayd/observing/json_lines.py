@@ -74,7 +74,12 @@ class JsonLines:
     def facts(self, facts: Iterable[tuple[str, object]]) -> str:
         """See :meth:`TextLines.facts`; their keys are `relayd.fact.…`."""
         return "".join(
-            [f",{quoted(f'relayd.fact.{name}')}:{value(fact)}" for name, fact in facts]
+            [
+                f",{quoted(f'relayd.fact.{name}')}:{said}"
+                for name, fact in facts
+                # A dash is what a line of text has for nothing.
+                if (said := value(fact)) != '"-"'
+            ]
         )
 
     def session_closed(self, session: Session, facts: str) -> str:

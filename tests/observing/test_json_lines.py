@@ -253,6 +253,15 @@ def test_a_fact_that_can_not_be_said_costs_itself(
     logged_failures.take("a fact of a session can't be logged")
 
 
+def test_a_fact_that_says_nothing_is_left_out() -> None:
+    lines: list[str] = []
+    log = SessionLog(LineLog(lambda _, line: lines.append(line), as_json=True))
+    log.closed(with_facts({"user": "-", "reply": 91, "requested": "a-b"}))
+    made = json.loads(lines[0])
+    facts = {key: made[key] for key in made if key.startswith("relayd.fact.")}
+    assert facts == {"relayd.fact.reply": 91, "relayd.fact.requested": "a-b"}
+
+
 def test_an_event_is_the_object_and_has_the_fields() -> None:
     """For syslog, and for those who log by themselves."""
     with capturedLogs() as events:
