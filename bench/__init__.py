@@ -9,8 +9,8 @@ and `make bench-check` run it.
 - `relays`: the relays, and how each is started;
 - `origins`: the servers;
 - `loads`: load generators that are programs; `connections` and `datagrams`: our own;
-- `streams`, `growth`, `udp`: the measurements; `workloads`: for which figures and
-  relays; `rounds`: all of them, in rounds and windows;
+- `streams`, `growth`, `udp`, `scrapes`: the measurements; `workloads`: for which
+  figures and relays; `rounds`: all of them, in rounds and windows;
 - `pythons`: the Pythons that relayd is measured under;
 - `figures`: medians, ratios, limits; `facts`: the machine and the programs;
 - `report`: what is printed; `page`: Markdown and JSON; `charts`: PNG and SVG.

@@ -29,6 +29,7 @@ PATIENCE = 15.0
 
 #: Programs by the Debian package that has them.
 PACKAGES = {
+    "curl": "curl",
     "danted": "dante-server",
     "gcc": "gcc",
     "h2load": "nghttp2-client",

@@ -92,6 +92,7 @@ def versions() -> dict[str, str]:
     found = {
         "relayd": version("relayd"),
         "Twisted": version("twisted"),
+        "prometheus_client": version("prometheus_client"),
         "Python": str(this_python()),
     }
     with suppress(CannotMeasure):

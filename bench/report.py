@@ -91,13 +91,20 @@ def _growth_lines(
 
 
 def limit_lines(verdicts: Sequence[Verdict]) -> list[str]:
-    """A line for each limit: the ratio, the bound, ok or MISSED."""
+    """A line for each limit: the ratio or figure, the bound, ok or MISSED."""
     width = max(len(verdict.limit.title) for verdict in verdicts)
     return [
-        f"{verdict.limit.title:<{width}}  {ratio_text(verdict.ratio, 3):<21}"
+        f"{verdict.limit.title:<{width}}  {measured_text(verdict):<21}"
         f"  {verdict.limit.rule:<13}  {word(verdict)}"
         for verdict in verdicts
     ]
+
+
+def measured_text(verdict: Verdict) -> str:
+    """What a limit bounds, as it was measured: a ratio, or a figure in its unit."""
+    if verdict.measured is None or verdict.limit.to:
+        return ratio_text(verdict.measured, 3)
+    return with_range(figure_named(verdict.limit.of[0]), verdict.measured)
 
 
 def with_range(figure: Figure, spread: Spread) -> str:
@@ -119,6 +126,6 @@ def _ranged(low: str, middle: str, high: str) -> str:
 
 def word(verdict: Verdict) -> str:
     """A verdict in a word: ok, MISSED or not measured."""
-    if verdict.ratio is None:
+    if verdict.measured is None:
         return "not measured"
     return "ok" if verdict.ok else "MISSED"

@@ -1,10 +1,10 @@
 """The workloads: which figures, by which measurement, with which relays.
 
-`bench.streams`, `bench.growth` and `bench.udp` have the measurements.  Each starts its
-own relays and its own servers, on ports of their own, and warms the relays up with the
-same work.  Most can be repeated on a relay that stays: relays that are compared take
-turns in windows of a fraction of a second.  CPU is that of the relay's process, by the
-kernel's account.
+`bench.streams`, `bench.growth`, `bench.udp` and `bench.scrapes` have the measurements.
+Each starts its own relays and its own servers, on ports of their own, and warms the
+relays up with the same work.  Most can be repeated on a relay that stays: relays that
+are compared take turns in windows of a fraction of a second.  CPU is that of the
+relay's process, by the kernel's account.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from attrs import frozen
 
 from bench.growth import begin_growth_short, begin_growth_turn, measure_growth_busy
 from bench.relays import Begin, Relay, afresh
+from bench.scrapes import begin_check, begin_scrape
 from bench.streams import (
     PROXY_WARM_UP,
     begin_bulk,
@@ -79,12 +80,17 @@ def _proxies_and_ours(relay: Relay) -> bool:
     return _proxies(relay) or relay.name == "relayd-plane"
 
 
+def _ours(relay: Relay) -> bool:
+    """What is measured of relayd as its defaults are, and of no other relay."""
+    return relay.name == "relayd-plane"
+
+
 def _datagrams(relay: Relay) -> bool:
     return relay.kind == "udp"
 
 
 _WRK, _IPERF3, _H2LOAD = ("nginx", "wrk"), ("iperf3",), ("nginx", "h2load")
-_OWN, _GCC = ("nginx",), ("gcc",)
+_OWN, _GCC, _CURL = ("nginx",), ("gcc",), ("nginx", "curl")
 
 #: Ordered with other work between the short connections, so that those in TIME_WAIT are
 #: gone before there are more.
@@ -162,5 +168,8 @@ WORKLOADS = {
         Workload(
             "udp-delivered", afresh(measure_delivered), _datagrams, _GCC, windows=False
         ),
+        Workload("scrape-100", partial(begin_scrape, 100), _ours, _CURL),
+        Workload("scrape-1000", partial(begin_scrape, 1_000), _ours, _CURL),
+        Workload("check-1000", partial(begin_check, 1_000), _ours, ()),
     )
 }

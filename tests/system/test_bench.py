@@ -80,6 +80,14 @@ def test_the_benchmark_measures_each_kind_of_relay_for_datagrams() -> None:
         assert len(re.findall(rf"^  {title} +\d", said, re.MULTILINE)) == 3, said
 
 
+def test_the_benchmark_measures_a_scrape_and_what_it_delays() -> None:
+    for name in ("curl", "nginx"):
+        program(name)
+    said = run("bench", "full", "--workload", "scrape-100", "--rounds", "1")
+    for title in ("scrape, 100 relays", "longest request", "longest short session"):
+        assert re.search(rf"{title} \(ms\)\n  relayd, plane +\d", said), said
+
+
 @pytest.mark.parametrize("transport", ["plane", "twisted"])
 def test_a_short_soak_ends_as_it_began(transport: str) -> None:
     said = run(

@@ -8,6 +8,7 @@ from bench.figures import (
     FIGURES,
     GROWTH,
     LIMITS,
+    OPERATING,
     SOCKS4,
     UDP,
     Limit,
@@ -49,7 +50,7 @@ def test_a_ratio_is_taken_within_each_round() -> None:
 
 
 def test_the_limits_are_those_of_the_documentation() -> None:
-    rules = {(*limit.of, *limit.to): limit.rule for limit in LIMITS}
+    rules = {(*limit.of, *(limit.to or ())): limit.rule for limit in LIMITS}
     relayd = "relayd-plane"
     bulk = ("bulk-1", relayd, "bulk-1", "haproxy-splice")
     fast = ("throughput-1", relayd, "throughput-1", "portforward")
@@ -82,6 +83,16 @@ def test_the_limits_are_those_of_the_documentation() -> None:
     lost = ("udp-delivered", udp, "udp-delivered", "nginx-udp")
     assert rules[lost] == "at least 1"
     assert rules["udp-turns-5000", udp, "udp-turns-50", udp] == "at most 1.3"
+    for name, rule in (
+        ("scrape-100", "at most 100 ms"),
+        ("scrape-1000", "at most 1500 ms"),
+        ("scrape-100-request", "at most 20 ms"),
+        ("scrape-1000-request", "at most 20 ms"),
+        ("scrape-100-short", "at most 20 ms"),
+        ("scrape-1000-short", "at most 20 ms"),
+        ("check-1000", "at most 1 s"),
+    ):
+        assert rules[name, relayd] == rule
     assert len(rules) == len(LIMITS)
 
 
@@ -110,14 +121,24 @@ def test_a_lost_datagram_misses_the_limit() -> None:
             "nginx-udp": [100.0, 100.0, 100.0],
         }
     )
-    [verdict] = [v for v in judge(results) if v.ratio]
+    [verdict] = [v for v in judge(results) if v.measured]
     assert not verdict.ok
+
+
+def test_a_limit_of_a_figure_itself_is_for_its_median() -> None:
+    """One long delay in several scrapes may be the machine's."""
+    for delays, kept in (([3.0, 900.0, 20.0], True), ([3.0, 900.0, 20.1], False)):
+        results = results_of(scrape_1000_request={"relayd-plane": delays})
+        [verdict] = [v for v in judge(results) if v.measured]
+        assert verdict.limit.of == ("scrape-1000-request", "relayd-plane")
+        assert verdict.ok is kept
 
 
 def test_every_figure_has_an_existing_workload() -> None:
     figures = [
         *(*FIGURES.values(), *SOCKS4.values()),
         *(*UDP.values(), *GROWTH.values()),
+        *OPERATING.values(),
     ]
     assert {figure.workload for figure in figures} == set(WORKLOADS)
 
@@ -126,5 +147,6 @@ def test_a_name_with_a_size_is_a_growth_figure() -> None:
     assert figure_named("memory@8000") is GROWTH["memory"]
     assert figure_named("memory") is FIGURES["memory"]
     assert figure_named("socks4-bulk") is SOCKS4["socks4-bulk"]
+    assert figure_named("scrape-100") is OPERATING["scrape-100"]
     assert figure_named("udp-5000") is UDP["udp-5000"]
     assert figure_named("udp-turns-5000") is UDP["udp-turns-5000"]

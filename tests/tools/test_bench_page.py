@@ -68,6 +68,22 @@ def test_the_page_has_datagrams_in_a_section_of_their_own() -> None:
     assert "| UDP: 5,000 flows to 50 | 1.000 | at most 1.3 | ok |" in limits
 
 
+def test_the_page_has_what_many_relays_take_in_a_section_of_their_own() -> None:
+    text = markdown(run_facts(), full_results(), {**TITLES, **PROXIES, **DATAGRAMS})
+    others, _, rest = text.partition("### Operating many relays")
+    operating, _, limits = rest.partition("### Limits")
+    assert "scrape" not in others
+    assert "|  | relayd, plane |\n" in operating
+    assert "a machine with\nnothing else to do" in operating
+    assert "| scrape, 1,000 relays, ms | 2.0 (1.0-3.0) |" in operating
+    assert "1,000 relays: longest request without it, ms | 2.0 (1.0-3.0) |" in operating
+    assert "| relayctl check, 1,000 relays, CPU s | 2.00 (1.00-3.00) |" in operating
+    scrape = "| scrape, 100 relays | 2.0 (1.0-3.0) | at most 100 ms | ok |"
+    check = "| relayctl check, 1,000 relays | 2.00 (1.00-3.00) | at most 1 s | MISSED |"
+    assert scrape in limits
+    assert check in limits
+
+
 def test_the_pages_tables_are_rectangular() -> None:
     text = markdown(run_facts(), full_results(), {**TITLES, **PROXIES, **DATAGRAMS})
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):

@@ -30,6 +30,14 @@ def test_a_limits_line_has_the_ratio_its_range_and_the_bound() -> None:
     assert " ".join(line.split()) == "bulk 0.900 (0.800-1.000) at most 0.9 MISSED"
 
 
+def test_a_limit_of_a_figure_itself_has_its_unit() -> None:
+    limit = Limit("scrape", ("scrape-100", "a"), None, 100.0)
+    [line] = limit_lines([Verdict(limit, Spread(100.26, 90.0, 110.0))])
+    assert " ".join(line.split()) == ("scrape 100.3 (90.0-110.0) at most 100 ms MISSED")
+    [line] = limit_lines([Verdict(limit, None)])
+    assert " ".join(line.split()) == "scrape - at most 100 ms not measured"
+
+
 def test_a_figures_lines_compare_the_relays() -> None:
     _, title, ours, theirs = lines_of(["request"], full_results(), TITLES)
     assert title == "request and response (CPU µs)"

@@ -56,6 +56,15 @@ def test_the_check_compares_relays_of_datagrams() -> None:
     assert workloads - planned == {"udp-5000"}
 
 
+def test_the_check_scrapes_relayd_with_many_relays_and_nothing_else() -> None:
+    for mode in ("check", "full"):
+        plan = Plan.of(MODES[mode])
+        for workload in ("scrape-100", "scrape-1000", "check-1000"):
+            assert plan.workloads[workload] == ["relayd-plane"]
+            # Each window is a scrape, and the median is of all of them.
+            assert WORKLOADS[workload].windows
+
+
 def test_relays_take_turns_in_windows_and_each_counts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
