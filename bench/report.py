@@ -95,7 +95,7 @@ def limit_lines(verdicts: Sequence[Verdict]) -> list[str]:
     width = max(len(verdict.limit.title) for verdict in verdicts)
     return [
         f"{verdict.limit.title:<{width}}  {measured_text(verdict):<21}"
-        f"  {verdict.limit.rule:<13}  {word(verdict)}"
+        f"  {verdict.limit.rule:<15}  {word(verdict)}"
         for verdict in verdicts
     ]
 
