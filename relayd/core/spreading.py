@@ -6,6 +6,10 @@ relays that are left.  So in each of some hundred steps a share is ended, such t
 many are left to each later step.  Those that have been idle for longest go first; those
 in use keep the whole time.
 
+Of some it can't be told whether they are idle.  They are left alone in the first half
+of the time, and count as idle in the second: at its end they would be ended anyway, all
+at once.
+
 A step ends no more than its share, and looks at no more than LOOKS beyond those that it
 ends.  All members are gone through now and then only, which is cheap: that finds those
 which have been quiet.  Whether one of them really is idle is asked when its turn comes.
@@ -44,10 +48,11 @@ class Idleness(Generic[Member]):
     :ivar since: when something has moved last, as far as is known without asking
         anybody, in seconds on the registry's clock; None: the member is in use.
     :ivar end: ends a member if nothing has moved for so many seconds; whether it did.
+        If it can't be told, the last argument says whether the member counts as idle.
     """
 
     since: Callable[[Member], float | None]
-    end: Callable[[Member, float], bool]
+    end: Callable[[Member, float, bool], bool]
 
 
 class Spread(Generic[Member]):
@@ -72,6 +77,9 @@ class Spread(Generic[Member]):
         self._idleness = idleness
         self._ends = begins + limit
         self._idle_after = min(IDLE_AFTER, limit / 4)
+        #: From when on those count as idle of whom it can't be told; and whether it is.
+        self._half = begins + limit / 2
+        self._in_doubt = False
         self.step = min(max(limit / STEPS, SHORTEST), LONGEST)
         self._search_every = max(SEARCH_EVERY, self.step)
         self._search_at = begins
@@ -79,11 +87,17 @@ class Spread(Generic[Member]):
         self._quiet: list[tuple[float, Member]] = []
         #: Those that were quiet since then, and in use all the same.
         self._in_use: dict[Member, float] = {}
+        #: Those that failed to end.
+        self._broken: set[Member] = set()
         #: How many should have been ended by now, less those that were.
         self._due = 0.0
 
     def end_some(self, now: float) -> None:
         """End this step's share."""
+        if now >= self._half and not self._in_doubt:
+            self._in_doubt = True
+            self._in_use.clear()
+            self._search_at = now
         if now >= self._search_at:
             self._search(now)
         # This one, and those that follow.
@@ -101,9 +115,10 @@ class Spread(Generic[Member]):
 
     def _end(self, member: Member) -> bool:
         try:
-            return self._idleness.end(member, self._idle_after)
+            return self._idleness.end(member, self._idle_after, self._in_doubt)
         except Exception:
             log.failure("an idle member could not be ended")
+            self._broken.add(member)
             return False
 
     def _search(self, now: float) -> None:
@@ -114,7 +129,7 @@ class Spread(Generic[Member]):
         quiet = []
         for member in self._members:
             since = since_of(member)
-            if since is None or since > before:
+            if since is None or since > before or member in self._broken:
                 continue
             if used and used.get(member) == since:
                 # Nothing has moved since then.

@@ -75,8 +75,8 @@ class Timeouts:
         return max(min([1.0, *(each / 8 for each in all_of_them if each)]), 0.01)
 
 
-def _was_answered(client: SinceData | None, server: SinceData | None) -> bool:
-    """Whether the server had the last word, as far as one can tell.
+def _was_answered(client: SinceData | None, server: SinceData | None) -> bool | None:
+    """Whether the server had the last word; None: that can't be told.
 
     :param client: of the client's connection; None: the kernel can't tell.
     :param server: of the server's.
@@ -89,9 +89,11 @@ def _was_answered(client: SinceData | None, server: SinceData | None) -> bool:
     # next question.  A kernel acknowledges what comes with what it sends; if its
     # program has nothing to send, some 40 ms later (delayed ACK).  So whoever had the
     # last word hears of that alone.
-    if client is None or not client.acknowledged < client.arrived:
-        return False
-    return server is None or not server.acknowledged < server.arrived
+    client_did, server_did = (
+        each is not None and each.acknowledged < each.arrived
+        for each in (client, server)
+    )
+    return None if client_did == server_did else client_did
 
 
 class Watch:
@@ -212,13 +214,16 @@ class Watch:
             return None
         return self._active_at
 
-    def idle_for(self) -> float:
+    def idle_for(self, now: float | None = None) -> float:
         """Seconds for which nothing has moved, by the kernel; 0.0: it is in use.
 
-        It is where bytes wait, where the client waits for an answer, and where the
-        kernel can't tell.
+        It is where bytes wait, and where the client waits for an answer.
+
+        :param now: what to go by where the kernel can't tell, in seconds on the relay's
+            clock; None: what it can't tell counts as in use.
         """
-        if self.idle_since() is None:
+        since = self.idle_since()
+        if since is None:
             return 0.0
         session = self.session
         client, server = self.downstream, self.upstream
@@ -227,9 +232,11 @@ class Watch:
                 return 0.0
         here, there = since_data(client.transport), since_data(server.transport)
         known = [each for each in (here, there) if each is not None]
-        if not known or (session.up.read and not _was_answered(here, there)):
-            return 0.0
-        return min(min(each.sent, each.arrived) for each in known)
+        asked = session.up.read or not known
+        told = _was_answered(here, there) if asked else True
+        if told is None:
+            return 0.0 if now is None else now - since
+        return min(min(each.sent, each.arrived) for each in known) if told else 0.0
 
     def _ended_by_peer(self, now: float, leg: Leg, buffered: int) -> bool:
         """End the session if the peer of `leg` is gone, or takes nothing."""

@@ -177,14 +177,16 @@ def _idle_since(protocol: Any) -> float | None:
     return since
 
 
-def _end_idle(protocol: Any, idle_after: float) -> bool:
-    """End a session in a drain, if it is idle.
+def _end_idle(protocol: Any, idle_after: float, in_doubt: bool) -> bool:
+    """End a session in a drain, if it is idle, or `in_doubt` if it may be.
 
     By a reset, as a session that is idle for too long: to its client an end of data
     might be the end of an answer, which it may not be.  Nothing is lost by it, as
     nothing is under way.
     """
-    seconds = 0.0 if protocol.bridge is None else protocol.bridge.idle_for()
+    seconds = 0.0
+    if protocol.bridge is not None:
+        seconds = protocol.bridge.idle_for(protocol.factory.now() if in_doubt else None)
     if seconds < idle_after:
         return False
     protocol.abort_session(Ending.DRAINED, f"nothing moved for {seconds:.1f} s")

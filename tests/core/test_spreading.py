@@ -20,10 +20,13 @@ class Member:
 
     :ivar moved: when something moved last.
     :ivar waits: it is quiet, but in use.
+    :ivar unsure: whether it is can't be told.
     """
 
-    def __init__(self, moved: float, *, waits: bool = False) -> None:
-        self.moved, self.waits = moved, waits
+    def __init__(
+        self, moved: float, *, waits: bool = False, unsure: bool = False
+    ) -> None:
+        self.moved, self.waits, self.unsure = moved, waits, unsure
         self.asked = 0
 
 
@@ -57,8 +60,10 @@ class Owner:
         self.aborts.append((member, self.now))
         self.gone(member)
 
-    def _end(self, member: Member, idle_after: float) -> bool:
+    def _end(self, member: Member, idle_after: float, in_doubt: bool) -> bool:
         member.asked += 1
+        if member.unsure and not in_doubt:
+            return False
         if member in self.broken:
             raise ZeroDivisionError("in end")
         if member.waits or self.clock.seconds() - member.moved < idle_after:
@@ -100,6 +105,22 @@ def test_idle_ones_are_ended_one_after_another() -> None:
         [10 * (number + 0.5) / 9 for number in range(9)], abs=0.15
     )
     assert not owner.clock.getDelayedCalls()
+
+
+def test_those_that_may_be_idle_are_ended_in_the_second_half() -> None:
+    """One after another as well: at the limit they would be ended all at once."""
+    members = [Member(number, unsure=True) for number in range(10)]
+    waits = Member(0, waits=True)
+    owner = Owner(*members, waits)
+    owner.drain(10)
+    owner.run(4.9)
+    assert not owner.idle_ends
+    owner.run(5.2)
+    assert [member for member, _ in owner.idle_ends] == members
+    assert [when for _, when in owner.idle_ends] == pytest.approx(
+        [5 + 5 * (number + 0.5) / 10 for number in range(10)], abs=0.3
+    )
+    assert [member for member, _ in owner.aborts] == [waits]
 
 
 def test_thousands_are_ended_in_equal_shares() -> None:

@@ -74,15 +74,15 @@ def test_one_that_waits_for_an_answer_is_in_use(data: Told) -> None:
         # The server has acknowledged the question, which is not answered yet.
         (10, 9.96, False),
         # Nobody knows: both at once; or both have answered probes since then.
-        (10, 10, False),
-        (10, None, False),
-        (2, 2, False),
-        (None, 10, False),
+        (10, 10, None),
+        (10, None, None),
+        (2, 2, None),
+        (None, 10, None),
         (None, 9.96, False),
     ],
 )
 def test_what_falls_into_one_tick_of_the_kernel(
-    data: Told, client: float | None, server: float | None, answered: bool
+    data: Told, client: float | None, server: float | None, answered: bool | None
 ) -> None:
     """Whoever said something last has heard of it, by an acknowledgement alone."""
     pair = quiet()
@@ -90,6 +90,10 @@ def test_what_falls_into_one_tick_of_the_kernel(
         if acknowledged is not None:
             data[transport] = SinceData(10, 10, acknowledged)
     assert pair.bridge.idle_for() == (10 if answered else 0)
+    # In doubt, by what the relay has seen itself.
+    now = pair.clock.seconds()
+    in_doubt = 0 if answered is False else now - 1 if answered is None else 10
+    assert pair.bridge.idle_for(now) == in_doubt
     pair.abort()
 
 
@@ -102,9 +106,11 @@ def test_one_who_has_asked_nothing_waits_for_nothing(data: Told) -> None:
     pair.abort()
 
 
-def test_where_the_kernel_tells_nothing_it_is_in_use() -> None:
+def test_where_the_kernel_tells_nothing_it_is_in_use_unless_in_doubt() -> None:
     pair = quiet()
     assert pair.bridge.idle_for() == 0
+    now = pair.clock.seconds()
+    assert pair.bridge.idle_for(now) == now - 1
     pair.abort()
 
 
