@@ -11,17 +11,20 @@ that count are :mod:`relayd.admission.session_limits` and
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
 from zope.interface import implementer
 
+from relayd.admission.client_keys import KEPT, hosts
 from relayd.admission.client_rules import ClientRule, ClientRules
 from relayd.admission.hours import OpeningHours
-from relayd.core.addresses import host_of
 from relayd.core.errors import Refused
 from relayd.core.interfaces import IGate, ILease
 from relayd.core.leases import FREE, LATER, give_back, lease_of
+
+_NO_ADDRESS = "it has no address"
 
 
 @implementer(IGate)
@@ -36,25 +39,32 @@ class RulesGate:
 
     def __init__(self, rules: Iterable[ClientRule]) -> None:
         self.rules = ClientRules(rules)
+        self._refusal = functools.lru_cache(maxsize=KEPT)(self._find)
 
     def enter(self, session: Any) -> ILease:
         """See :meth:`IGate.enter`."""
-        client, rules = session.client, self.rules
-        host = host_of(client)
-        if not host and not client.startswith("unix:"):
-            raise Refused("it has no address", "client")
+        client = session.client
+        host = hosts.of(client)
+        if host or client.startswith("unix:"):
+            why = self._refusal(host)
+            if not why:
+                return FREE
+            raise Refused(why, "client")
+        raise Refused(_NO_ADDRESS, "client")
+
+    def _find(self, host: str) -> str:
+        """Why a client is refused; empty if it is not."""
+        rules = self.rules
         try:
             number = rules.decides(host)
         except ValueError:
-            raise Refused("it has no address", "client") from None
-        if number >= 0:
+            return _NO_ADDRESS
+        if number < 0:
+            admitted, why = rules.otherwise, "no --allow-client names this client"
+        else:
             rule = rules.rules[number]
-            if rule.allow:
-                return FREE
-            raise Refused(f"--deny-client {rule.text}", "client")
-        if rules.otherwise:
-            return FREE
-        raise Refused("no --allow-client names this client", "client")
+            admitted, why = rule.allow, f"--deny-client {rule.text}"
+        return "" if admitted else why
 
 
 @implementer(IGate)

@@ -107,26 +107,31 @@ class SessionLimits:
     def enter(self, session: Any) -> Any:
         """See :meth:`IGate.enter`."""
         key: ClientKey = None
-        most = self.max_sessions_per_client
+        most, count = self.max_sessions_per_client, 0
         if most is not None:
             key = self._key_of(session.client)
-            if key is not None and self._by_client.get(key, 0) >= most:
-                raise Refused(
-                    f"--max-sessions-per-client {most}", "max_sessions_per_client"
-                )
+            if key is not None:
+                count = self._by_client.get(key, 0)
+                if count >= most:
+                    raise Refused(
+                        f"--max-sessions-per-client {most}", "max_sessions_per_client"
+                    )
         full = self.max_sessions is not None and self.sessions >= self.max_sessions
         if full or self._waiting:
             # Nobody comes before those who wait.
             return self._wait(key)
-        self._count(key, 1)
+        if key is not None:
+            self._by_client[key] = count + 1
         self.sessions += 1
         return _Place(self, key)
 
     def left(self, key: ClientKey) -> None:
         """A session has given its place back."""
         self.sessions -= 1
-        self._count(key, -1)
-        self._hand_out()
+        if key is not None:
+            self._count(key, -1)
+        if self._waiting:
+            self._hand_out()
 
     def _count(self, key: ClientKey, more: int) -> None:
         if key is not None:
