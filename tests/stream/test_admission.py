@@ -17,7 +17,8 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from relayd.admission.connect_rates import ConnectRates
-from relayd.admission.gates import Gates
+from relayd.admission.gates import Gates, HoursGate
+from relayd.admission.hours import OpeningHours, parse_hours
 from relayd.admission.lifetimes import Lifetime
 from relayd.admission.per_client import ConnectRate
 from relayd.admission.session_limits import SessionLimits
@@ -29,6 +30,7 @@ from relayd.core.stage import Stage
 from relayd.net.upstream import Upstream
 from relayd.preludes.socks4 import Code, Command, write_reply, write_request
 from relayd.tcp import RelayFactory
+from tests.admission.test_hours import Wall, at
 from tests.conftest import LoggedFailures
 from tests.support.fakes import FakeEndpoint, FakeTransport
 from tests.support.proxies import Proxy
@@ -310,6 +312,28 @@ def test_sessions_that_last_too_long() -> None:
     made.over(
         "opened", "dialing server:80", "connected 192.0.2.1:9000", "closed max_age"
     )
+
+
+def test_sessions_end_with_the_hours() -> None:
+    """Also those that came in time; within a second and a tick."""
+    clock, wall = Clock(), Wall("2026-11-30 17:59")
+    hours = OpeningHours([parse_hours("08:00-18:00")], clock, wall)
+    made = Relay(lifetime=Lifetime(0, hours))
+    made.factory.gate = HoursGate(hours)
+    client = made.client()
+    server = made.server.dial.connect()
+    for moment, connected in (("17:59", True), ("18:00", False)):
+        wall.moment = at(f"2026-11-30 {moment}")
+        clock.advance(1)
+        made.clock.pump([0.5] * 4)
+        assert client.connected is server.connected is connected
+    assert made.session.ending is Ending.HOURS
+    late = made.client()
+    made.clock.advance(0)
+    assert not late.connected
+    assert made.witness.heard[-2:] == [
+        *("closed hours", "refused outside --hours 08:00-18:00"),
+    ]
 
 
 # -- leases, whatever happens
