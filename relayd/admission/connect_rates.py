@@ -8,6 +8,7 @@ is.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from relayd.core.interfaces import IGate, ILease
 from relayd.core.leases import FREE
 from relayd.net.monotonic import monotonic
 
-#: The most clients that are remembered: some 12 MB.
+#: The most clients that are remembered: some 30 MB.
 MAX_CLIENTS = 65536
 
 #: What rounding may have taken off a token.
@@ -57,8 +58,9 @@ class ConnectRates:
         self._seconds: Callable[[], float] = clock.seconds
         self._max_clients = max_clients
         self._each = rate.count / rate.period
-        #: The tokens of each client, and when it had them; who came last is last.
-        self._buckets: dict[ClientKey, tuple[float, float]] = {}
+        #: The tokens of each client, and when it had them; who came last is last.  A
+        #: dict would be searched for its first entry, past all that are deleted.
+        self._buckets: OrderedDict[ClientKey, tuple[float, float]] = OrderedDict()
         self.evicted = 0
 
     def __len__(self) -> int:
@@ -87,7 +89,6 @@ class ConnectRates:
 
     def _forget(self, now: float) -> None:
         """Make place for one client."""
-        key, (had, at) = next(iter(self._buckets.items()))
-        del self._buckets[key]
+        _, (had, at) = self._buckets.popitem(last=False)
         if had + (now - at) * self._each < self.rate.count:
             self.evicted += 1

@@ -7,6 +7,7 @@ forgotten, and who has waited for too long is refused.  One timer is for all who
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -84,8 +85,10 @@ class SessionLimits:
         self.sessions = 0
         #: How many each client has, if that is limited.
         self._by_client: dict[ClientKey, int] = {}
-        #: Those that wait, with their key and until when; in order.
-        self._waiting: dict[Deferred[ILease], tuple[ClientKey, float]] = {}
+        #: Those that wait, with their key and until when; in order.  A dict would be
+        #: searched for its first entry, past all that are deleted.
+        self._waiting: OrderedDict[Deferred[ILease], tuple[ClientKey, float]]
+        self._waiting = OrderedDict()
         self._timer: IDelayedCall | None = None
         self._hands_out = False
 
@@ -172,8 +175,7 @@ class SessionLimits:
         self._hands_out = True
         try:
             while self._waiting and self.sessions < self.max_sessions:
-                given = next(iter(self._waiting))
-                key, _ = self._waiting.pop(given)
+                given, (key, _) = self._waiting.popitem(last=False)
                 self.sessions += 1
                 given.callback(_Place(self, key))
         finally:
