@@ -62,7 +62,7 @@ class Owner:
 
     def _end(self, member: Member, idle_after: float, in_doubt: bool) -> bool:
         member.asked += 1
-        if member.unsure and not in_doubt:
+        if member not in self.members or (member.unsure and not in_doubt):
             return False
         if member in self.broken:
             raise ZeroDivisionError("in end")
