@@ -43,7 +43,9 @@ class Lifetime:
         """
         if self._hours is not None and not self._hours.is_open():
             return Ending.HOURS, f"outside {self._hours}"
-        if self._max_age and now - session.opened_at >= self.age_of(session):
+        # The time for which it waited in a queue is not its own.
+        began = session.connected_at or session.opened_at
+        if self._max_age and now - began >= self.age_of(session):
             return Ending.MAX_AGE, f"--max-age {self._max_age:g}"
         return None
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relayd.admission import client_rules
 from relayd.admission.client_rules import (
     ClientRule,
     ClientRules,
@@ -177,6 +178,40 @@ def test_a_network_is_as_ipaddress_says(address: Ip, length: int) -> None:
     else:
         with pytest.raises(ValueError, match=f"you may mean {network}$"):
             span_of(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["192.0.2.0/24", "192.0.2.1", "2001:db8::/32", "2001:db8::a", "2001:db8::1"],
+)
+def test_plain_networks_of_long_files_are_read_the_short_way(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ipaddress` would take seconds for a hundred thousand IPv6 networks."""
+    network = ipaddress.ip_network(text)
+    monkeypatch.setattr(client_rules, "parse_network", None)
+    first = int(network.network_address)
+    expected = network.version, first, first + network.num_addresses - 1
+    assert span_of(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("2001:db8::1:53", "write brackets"),
+        ("fe80::1%eth0/128", "has a scope"),
+        ("2001:db8::/129", "does not appear to be"),
+        ("::1.2.3.4/64", "you may mean ::/64"),
+    ],
+)
+def test_what_is_wrong_with_ipv6_is_told(text: str, wrong: str) -> None:
+    with pytest.raises(ValueError, match=wrong):
+        span_of(text)
+
+
+def test_mapped_networks_are_those_of_ipv4() -> None:
+    assert span_of("::ffff:192.0.2.0/120") == span_of("192.0.2.0/24")
+    assert span_of("::ffff:192.0.2.1") == span_of("192.0.2.1")
 
 
 @pytest.mark.cost

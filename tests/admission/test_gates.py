@@ -146,6 +146,10 @@ def test_sessions_of_one_age_end_one_after_the_other() -> None:
     assert lifetime.over(one, age - 0.001) is None
     assert lifetime.over(one, age) == (Ending.MAX_AGE, "--max-age 100")
     assert not lifetime.flows_end()
+    # What it waited, in a queue or for its server, is not taken off.
+    one.connected_at = 50.0
+    assert lifetime.over(one, 50 + age - 0.001) is None
+    assert lifetime.over(one, 50 + age) is not None
     assert Lifetime().over(one, 1e9) is None
     with pytest.raises(ValueError, match="negative"):
         Lifetime(-1)
