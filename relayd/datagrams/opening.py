@@ -13,7 +13,7 @@ from typing import Any
 from twisted.logger import Logger
 
 from relayd.core.addresses import client_key, socket_name
-from relayd.core.errors import Refused
+from relayd.core.errors import REASONS, Refused
 from relayd.core.flows import NewFlow
 from relayd.core.interfaces import IGate, ILease
 from relayd.core.leases import LATER, give_back, lease_of
@@ -61,7 +61,9 @@ class FlowOpener:
         self._watcher = watcher
         self._gate = gate
         self._throttle = LogThrottle(ledger.clock)
-        self._gate_throttle = LogThrottle(ledger.clock)
+        #: One for each of the few reasons: who is always refused for one must not keep
+        #: the others out of the log.
+        self._gate_throttles = {each: LogThrottle(ledger.clock) for each in REASONS}
         self._loop_throttle = LogThrottle(ledger.clock)
 
     def open(self, listener: DatagramListener, key: Any) -> ClientFlow | None:
@@ -121,7 +123,7 @@ class FlowOpener:
                 raise Refused("the gate takes its time: datagrams don't wait")
         except Refused as refusal:
             dropped[refusal.reason] += 1
-            if self._gate_throttle.is_due():
+            if self._gate_throttles[refusal.reason].is_due():
                 log.warn(
                     "{relay}: no flow for {client}: {reason}: {why} ({count} datagrams"
                     " dropped for that reason so far)",

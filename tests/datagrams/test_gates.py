@@ -80,6 +80,21 @@ def test_datagrams_of_those_refused_are_dropped_and_counted() -> None:
     bench.nat.abort_all()
 
 
+def test_each_reason_has_a_line_of_its_own() -> None:
+    """One client that sends on though it is refused does not hide another's reason."""
+    door = Door()
+    bench = Bench(gate=door, name="dns")
+    with capturedLogs() as events:
+        for reason in ("client", "client", "hours", "gate", "hours"):
+            door.answer = Refused("no", reason)
+            bench.arrive()
+    assert [formatEvent(event).split(": ")[2] for event in events] == [
+        *("client", "hours", "gate")
+    ]
+    bench.check()
+    bench.nat.abort_all()
+
+
 def test_new_flows_have_a_rate() -> None:
     bench = Bench()
     bench = Bench(gate=ConnectRates(ConnectRate(2, 10.0), bench.clock))
