@@ -17,7 +17,7 @@ What a client goes through: :mod:`relayd.socks.session`.  Sources: see
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -35,11 +35,13 @@ from relayd.admission.limits import (
 )
 from relayd.core import settings
 from relayd.core.interfaces import IGate, IObserver, IProxyPolicy, IShedsClients
+from relayd.core.networks import Network
 from relayd.core.session import Ending
 from relayd.net.happy_eyeballs import Dialer
 from relayd.net.listening import TCPListenerEndpoint
 from relayd.net.resolving import Resolver, SocketAddress
 from relayd.observing.session_log import SessionLog
+from relayd.preludes.proxy_protocol import introduced_by, preamble_of
 from relayd.socks import ident
 from relayd.socks.destinations import ProxyPolicy
 from relayd.socks.session import REQUEST, Socks4Protocol, Socks4Session
@@ -146,6 +148,8 @@ class Socks4Factory(StreamFactory):
         observer: IObserver | None = None,
         gate: IGate | None = None,
         lifetime: Lifetime | None = None,
+        accept_proxy: Iterable[Network | str] = (),
+        send_proxy: str | None = None,
         name: str | None = None,
     ) -> None:
         timeouts = Timeouts(
@@ -184,6 +188,8 @@ class Socks4Factory(StreamFactory):
             name=name,
             tick=max(min(tick, bind_timeout / 8 or tick), 0.01),
         )
+        self.introduction = introduced_by(accept_proxy)
+        self.preamble = preamble_of(send_proxy)
         self.reactor = reactor
         self.dialer = dialer if dialer is not None else Dialer(reactor)
         self.listener = listener if listener is not None else self._listener

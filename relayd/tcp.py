@@ -16,6 +16,7 @@ end of data can't be passed on to it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from twisted.internet.interfaces import (
@@ -25,9 +26,11 @@ from twisted.internet.interfaces import (
 
 from relayd.core import settings
 from relayd.core.interfaces import IGate, IObserver
+from relayd.core.networks import Network
 from relayd.net.monotonic import monotonic
 from relayd.net.upstream import Upstream
 from relayd.observing.session_log import SessionLog
+from relayd.preludes.proxy_protocol import introduced_by, preamble_of
 from relayd.stream.deadlines import Timeouts
 from relayd.stream.factory import StreamFactory, StreamProtocol
 from relayd.stream.relay import Lifetime
@@ -57,7 +60,7 @@ class RelayFactory(StreamFactory):
     :param idle_timeout: seconds without data in either direction.
     :param half_close_timeout: the same, once one direction has ended.
     :param handshake_timeout: seconds until a client of a TLS listener must have done
-        its handshake; nothing is dialled before.
+        its handshake, and a balancer have sent its header; nothing is dialled before.
         Each of the five: fractions allowed, 0 for never.
     :param clock: where time comes from; the running reactor unless given.  A reactor
         of Twisted's is not asked itself: see :mod:`relayd.net.monotonic`.
@@ -67,9 +70,16 @@ class RelayFactory(StreamFactory):
         everyone, unless given.
     :param lifetime: decides how long sessions may last
         (:class:`~relayd.admission.lifetimes.Lifetime`); for ever, unless given.
+    :param accept_proxy: the balancers: networks whose peers must begin with a PROXY
+        header, version 1 or 2, which names their client; such as `["10.0.0.0/8"]`, or
+        `"unix"` for peers of UNIX sockets.  Others are served as themselves.
+    :param send_proxy: the version of the PROXY header that servers are told first,
+        `v1` or `v2`; none unless given.  A single server can have its own
+        (:attr:`relayd.net.upstream.Upstream.preamble`).
     :param name: what the log calls this relay; `relay1`, `relay2` and so on, unless
         given (:mod:`relayd.core.relay_names`).
-    :raises ValueError: a timeout is negative, or the name can't be one.
+    :raises ValueError: a timeout is negative, the name can't be one, a network is
+        none, or there is no such version.
     :raises TypeError: `upstream` can't be dialled.
     """
 
@@ -88,6 +98,8 @@ class RelayFactory(StreamFactory):
         observer: IObserver | None = None,
         gate: IGate | None = None,
         lifetime: Lifetime | None = None,
+        accept_proxy: Iterable[Network | str] = (),
+        send_proxy: str | None = None,
         name: str | None = None,
     ) -> None:
         if clock is None:
@@ -109,3 +121,5 @@ class RelayFactory(StreamFactory):
             name=name,
         )
         self.pool = Pool.of(upstream)
+        self.introduction = introduced_by(accept_proxy)
+        self.preamble = preamble_of(send_proxy)

@@ -12,6 +12,7 @@ directions.  How it works: :mod:`relayd.datagrams`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
@@ -24,6 +25,7 @@ from relayd.core.relay_names import relay_name
 from relayd.datagrams.dialing import FlowDialer
 from relayd.datagrams.ledger import Ledger
 from relayd.datagrams.loops import LoopGuard
+from relayd.datagrams.preamble import Preamble
 from relayd.datagrams.relay import DatagramRelay
 from relayd.datagrams.servers import Server, ServerPool
 from relayd.datagrams.sockets import default_max_flows, udp_socket
@@ -32,6 +34,7 @@ from relayd.datagrams.watching import ReactorWatcher, Watcher
 from relayd.net.own_addresses import is_own
 from relayd.net.resolving import Resolver
 from relayd.observing.flow_lines import FlowLog
+from relayd.preludes.proxy_protocol import write_version_2
 
 __all__ = ["Counters", "Server", "UdpNat"]
 
@@ -64,6 +67,8 @@ class UdpNat(DatagramRelay):
         (:class:`~relayd.core.interfaces.IGate`); all do, unless given.
     :param closes: tells, when asked about once a second, whether all flows are to end
         now (:meth:`relayd.admission.lifetimes.Lifetime.flows_end`).
+    :param send_proxy: tell servers, with a PROXY header of version 2, whose datagrams
+        these are: `v2`, in each datagram, or `v2-first`, in the first of a flow.
     :param name: what the log calls this relay; `relay1`, `relay2` and so on, unless
         given (:mod:`relayd.core.relay_names`).
     :raises ValueError: a setting can't be used.
@@ -89,6 +94,7 @@ class UdpNat(DatagramRelay):
         receive_buffer: int = settings.UDP_RCVBUF.default,
         gate: IGate | None = None,
         closes: Callable[[], bool] | None = None,
+        send_proxy: str | None = None,
         name: str | None = None,
     ) -> None:
         if max_flows is None:
@@ -120,4 +126,19 @@ class UdpNat(DatagramRelay):
             receive_buffer=receive_buffer,
             gate=gate,
             closes=closes,
+            preamble=preamble_of(send_proxy),
         )
+
+
+def preamble_of(version: str | None) -> Preamble | None:
+    """What servers are told of flows: a PROXY header.
+
+    :param version: `v2`, in each datagram, or `v2-first`; None for none.
+    :raises ValueError: there is no such version for datagrams.
+    """
+    if version is None:
+        return None
+    if version not in ("v2", "v2-first"):
+        raise ValueError(f"send_proxy is v2 or v2-first, not {version!r}")
+    write = partial(write_version_2, datagrams=True)
+    return Preamble(write, first=version == "v2-first")

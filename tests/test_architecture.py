@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "faces": ENGINE | PARTS | {"stream", "datagrams", "socks"},
     "configuring": ENGINE | {"admission", "preludes", "socks"},
     "operating": ENGINE
-    | (PARTS - {"preludes"})
+    | PARTS
     | {"plane", "datagrams", "socks", "faces", "configuring"},
     "tap": {"core", "configuring", "operating"},
     "ctl": {"core", "observing", "configuring", "operating"},

@@ -11,14 +11,14 @@ from typing import Any
 
 from relayd.configuring.address_grammar import EndpointString, UnixPath
 from relayd.configuring.address_settings import (
+    ACCEPT_PROXY,
     ALLOW_CLIENT,
     HOURS,
     INSTEAD,
     LISTEN,
-    MAX_CONNECTS_PER_CLIENT,
+    SOCKS4_LISTENER,
 )
 from relayd.configuring.config import is_local
-from relayd.configuring.endpoint_strings import hides_clients
 from relayd.configuring.given import Given, Layers, RelaySection
 from relayd.core import admission_settings, settings
 from relayd.core.setting_types import Setting
@@ -30,7 +30,11 @@ NEEDS: Sequence[tuple[Setting[Any], Setting[Any]]] = (
 )
 
 #: Others that are not for datagrams.
-_OF_STREAMS = (admission_settings.QUEUE.key, admission_settings.QUEUE_TIMEOUT.key)
+_OF_STREAMS = (
+    admission_settings.QUEUE.key,
+    admission_settings.QUEUE_TIMEOUT.key,
+    ACCEPT_PROXY.key,
+)
 
 
 def contradiction(one: Given, other: Given) -> str:
@@ -53,15 +57,9 @@ def about_admission(section: RelaySection) -> Iterator[str]:
     for listener in section.all(LISTEN.key):
         address = listener.value
         text = address.text if isinstance(address, EndpointString) else ""
-        for each in _by_client(section) if hides_clients(text) else ():
-            yield (
-                f"{place.prefix}{each.place.option(each.setting)} can't be applied to"
-                f" {listener}: the relay sees the balancer's address there, not the"
-                " client's. Let the balancer decide who may connect, let only the"
-                f" balancer reach the listener{_or_open(section)}"
-            )
-            break
         unix = isinstance(address, UnixPath) or text.startswith("unix:")
+        # Behind a balancer, clients have addresses.
+        unix = unix and not section.all(ACCEPT_PROXY.key)
         if unix and allowed_clients(section) and not any(r.value.unix for r in rules):
             advice = rules[-1].place.example(ALLOW_CLIENT, "unix")
             yield (
@@ -88,31 +86,17 @@ def does_nothing(sections: Sequence[RelaySection]) -> Iterator[str]:
                 yield f"{where}{given} does nothing alone: give {missing}, too"
 
 
-def _or_open(section: RelaySection) -> str:
-    if section.kind != "socks4":
-        return ""
-    return f", and use {section.place.example(settings.OPEN)} instead"
-
-
 def _is_on(section: RelaySection, row: Setting[Any]) -> bool:
     given = section.one(row)
     return given is not None and given.value not in (None, False)
-
-
-def _by_client(section: RelaySection) -> Iterator[Given]:
-    """What goes by the address of clients."""
-    yield from section.all(ALLOW_CLIENT.key)
-    for row in (admission_settings.MAX_SESSIONS_PER_CLIENT, MAX_CONNECTS_PER_CLIENT):
-        given = section.one(row)
-        if given is not None:
-            yield given
 
 
 def open_proxy(section: RelaySection) -> Iterator[str]:
     """A proxy that everybody can use, though nobody said that they may.
 
     `open` is given with clients that are allowed; or neither is, and other machines can
-    reach a listener.  Rules that deny some clients don't say who may come.
+    reach a listener, directly or through a balancer.  Rules that deny some clients
+    don't say who may come.
     """
     if {ALLOW_CLIENT.key, settings.OPEN.key} & set(section.faulty):
         return
@@ -121,8 +105,11 @@ def open_proxy(section: RelaySection) -> Iterator[str]:
     is_open = opened is not None and opened.value
     if clients and is_open and opened:
         yield contradiction(opened, clients[0])
-    for listener in section.all(LISTEN.key):
-        if not (clients or is_open or is_local(listener.value)):
+    given = section.all(LISTEN.key)
+    listeners: list[tuple[Any, Any]] = [(each, each.value) for each in given]
+    for listener, address in listeners or [(SOCKS4_LISTENER, SOCKS4_LISTENER)]:
+        is_near = is_local(address) and not section.all(ACCEPT_PROXY.key)
+        if not (clients or is_open or is_near):
             wide = place.example(ALLOW_CLIENT, "192.168.0.0/16")
             advice = f"{wide} for" if place.file else "--allow-client CIDR for"
             such = "" if place.file else f" (such as {wide})"

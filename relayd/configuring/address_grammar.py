@@ -11,6 +11,7 @@ An address is a short form:
                                      has passed on (:mod:`relayd.net.activation`)
 
     5000-5100  10.0.0.5:5000-5100    each of these ports (`udp:` as well)
+    10.0.0.5:80,send-proxy=v2        a destination that is told PROXY headers
 
 or any Twisted endpoint string (`tcp:8080:interface=127.0.0.1`, `tls:…`,
 `systemd:…`), which Twisted parses.
@@ -29,14 +30,17 @@ import ipaddress
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
-from relayd.configuring.endpoint_strings import passed_name
+from relayd.configuring.endpoint_strings import has_proxy_header, passed_name
 from relayd.core.errors import ConfigError
 from relayd.core.names import host_port, is_name, is_number
 from relayd.net.broadcast import BROADCAST, is_broadcast
+
+#: The versions of PROXY headers that servers can be told; the last is for datagrams.
+SendProxy = Literal["v1", "v2", "v2-first"]
 
 #: Endpoint types that Twisted parses itself, without a plugin.
 _BUILT_IN = frozenset({"tcp", "ssl", "unix"})
@@ -59,10 +63,15 @@ _UNIX_PATH_LIMIT = 107
 
 @attrs.frozen
 class HostPort:
-    """A short form with a port; `host` is None if none was written."""
+    """A short form with a port; `host` is None if none was written.
+
+    :ivar send_proxy: of a destination, as of all others: the version of the PROXY
+        header for it, if it has its own.
+    """
 
     host: str | None
     port: int
+    send_proxy: SendProxy | None = attrs.field(default=None, kw_only=True)
 
     def __str__(self) -> str:
         return host_port(self.host, self.port) if self.host else f":{self.port}"
@@ -73,6 +82,7 @@ class UnixPath:
     """The short form `unix:/path`."""
 
     path: str
+    send_proxy: SendProxy | None = attrs.field(default=None, kw_only=True)
 
     def __str__(self) -> str:
         return f"unix:{self.path}"
@@ -89,6 +99,7 @@ class UdpAddress:
     host: str | None
     port: int
     passed: str = ""
+    send_proxy: SendProxy | None = attrs.field(default=None, kw_only=True)
 
     def __str__(self) -> str:
         if self.passed:
@@ -103,6 +114,7 @@ class EndpointString:
     """A string in Twisted's own grammar."""
 
     text: str
+    send_proxy: SendProxy | None = attrs.field(default=None, kw_only=True)
 
     def __str__(self) -> str:
         return self.text
@@ -171,7 +183,14 @@ def parse_listener(text: str) -> Address:
 
     :raises ConfigError: `text` is not an address; the message quotes it.
     """
-    return _parse(text, _listening_types, lowest_port=0)
+    where = _parse(text, _listening_types, lowest_port=0)
+    if isinstance(where, EndpointString) and has_proxy_header(text):
+        raise ConfigError(
+            f"bad address {text!r}: haproxy: is not supported; write the listener that"
+            " is in it, and give --accept-proxy (in a file: accept_proxy) with the"
+            " balancer's network"
+        )
+    return where
 
 
 def parse_destination(text: str) -> Address:
@@ -180,6 +199,31 @@ def parse_destination(text: str) -> Address:
     :raises ConfigError: `text` is not an address; the message quotes it.
     """
     return _parse(text, _dialling_types, lowest_port=1)
+
+
+_SEND_PROXY = re.compile(r"(.+),send-proxy=([^,]*)")
+
+
+def parse_server(text: str) -> Address | PortRange:
+    """Parse a destination, which may have several ports, and an option of its own.
+
+    :raises ConfigError: `text` is not an address, or its option is not valid.
+    """
+    match = _SEND_PROXY.fullmatch(text)
+    if match is None:
+        return parse_range(text, parse_destination)
+    where, version = parse_range(match[1], parse_destination), match[2]
+    first = where.first if isinstance(where, PortRange) else where
+    udp = isinstance(first, UdpAddress)
+    versions: tuple[SendProxy, ...] = ("v2", "v2-first") if udp else ("v1", "v2")
+    for each in versions:
+        if version == each and isinstance(where, PortRange):
+            return PortRange(attrs.evolve(where.first, send_proxy=each), where.last)
+        if version == each:
+            return attrs.evolve(first, send_proxy=each)
+    raise ConfigError(
+        f"bad address {text!r}: expected send-proxy={' or '.join(versions)}"
+    )
 
 
 def _listening_types() -> frozenset[str]:

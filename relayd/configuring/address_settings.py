@@ -31,15 +31,17 @@ from relayd.configuring.address_grammar import (
     Address,
     HostPort,
     PortRange,
+    SendProxy,
     StreamAddress,
     UdpAddress,
-    parse_destination,
     parse_listener,
     parse_range,
+    parse_server,
 )
 from relayd.core import admission_settings, process_settings, settings
+from relayd.core.networks import UNIX, Network, parse_network
 from relayd.core.relay_names import EXPECTED, check_name
-from relayd.core.setting_types import Flag, Setting, Written
+from relayd.core.setting_types import Choice, Flag, Setting, Written
 from relayd.core.settings import ACCESS, ADDRESSES, LIMITS, METRICS, TABLE
 from relayd.preludes.socks4 import MAX_USER_ID
 from relayd.socks.rules import Rule, parse_rule
@@ -67,7 +69,24 @@ def _listener(text: str) -> Address | PortRange:
 
 
 def _destination(text: str) -> Address | PortRange:
-    return parse_range(text, parse_destination)
+    return parse_server(text)
+
+
+_NETWORK = "an address or a network such as 192.168.0.0/16"
+
+
+def _network(text: str) -> Network:
+    try:
+        return parse_network(text)
+    except ValueError as problem:
+        raise ValueError(f"{problem}; expected {_NETWORK}") from None
+
+
+_PEERS = f"{_NETWORK}, or {UNIX}"
+
+
+def _peers(text: str) -> Network | str:
+    return UNIX if text == UNIX else _network(text)
 
 
 _USER_ID = f"1 to {MAX_USER_ID} bytes, none of them 0"
@@ -119,6 +138,17 @@ NAME = Setting[tuple[str, ...]](
     field="relays",
     key="",
     repeatable=True,
+)
+SEND_PROXY = Setting[SendProxy | None](
+    name="send-proxy",
+    type=Choice[SendProxy | None](SendProxy),
+    default=None,
+    otherwise="none",
+    help="Tell servers first, with a PROXY header of this version, who the client is"
+    " (v1, v2); of UDP, in each datagram (v2) or in the first of a flow (v2-first). A"
+    " --dest can have its own: ,send-proxy=v2 behind its address.",
+    kinds=("tcp", "udp", "socks4"),
+    group=ADDRESSES,
 )
 SOCKS4_LISTEN = Setting[tuple[StreamAddress, ...]](
     name="listen",
@@ -205,6 +235,17 @@ CLIENT_PREFIX = Setting[ClientPrefix | None](
     kinds=("tcp", "udp", "socks4"),
     group=LIMITS,
 )
+ACCEPT_PROXY = Setting[tuple[Network | str, ...]](
+    name="accept-proxy",
+    type=Written("NETWORK", _peers, _PEERS),
+    default=(),
+    help="Expect a PROXY header, version 1 or 2, from peers of this address or network"
+    " (unix: of UNIX sockets), and serve the client that it names; others are served as"
+    " themselves. May be repeated.",
+    kinds=("tcp", "socks4"),
+    group=ACCESS,
+    repeatable=True,
+)
 ALLOW_DEST = Setting[tuple[Rule, ...]](
     name="allow-dest",
     type=Written("RULE", partial(parse_rule, "--allow-dest", allow=True), _RULE),
@@ -273,8 +314,8 @@ METRICS_OPEN = Setting[bool](
 
 #: All settings.
 ALL: tuple[Setting[Any], ...] = (
-    *(LISTEN, DEST, NAME, SOCKS4_LISTEN, SOCKS4_NAME),
-    *(ALLOW_CLIENT, DENY_CLIENT, ALLOW_DEST, DENY_DEST, USERID),
+    *(LISTEN, DEST, NAME, SEND_PROXY, SOCKS4_LISTEN, SOCKS4_NAME),
+    *(ALLOW_CLIENT, DENY_CLIENT, ACCEPT_PROXY, ALLOW_DEST, DENY_DEST, USERID),
     *(HOURS, MAX_CONNECTS_PER_CLIENT, CLIENT_PREFIX, METRICS_ADDRESS, METRICS_OPEN),
     *admission_settings.TABLE,
     *TABLE,

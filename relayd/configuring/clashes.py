@@ -87,9 +87,9 @@ def _bound(address: Address | PortRange) -> Iterator[_Bound]:
     elif isinstance(address, UdpAddress):
         yield "udp:systemd", address.passed, 0, ""
     elif isinstance(address, EndpointString):
-        text = address.text.removeprefix("haproxy:")
+        text = address.text
         if name := passed_name(text):
             # The kernel would give each of them some of the clients.
             yield "systemd", name, 0, ""
         elif not text.startswith("systemd:"):
-            yield "text", address.text, 0, ""
+            yield "text", text, 0, ""

@@ -24,6 +24,7 @@ from relayd.admission.per_client import ClientPrefix, ConnectRate
 from relayd.configuring.address_grammar import (
     HostPort,
     PortRange,
+    SendProxy,
     StreamAddress,
     UdpAddress,
     UnixPath,
@@ -33,9 +34,11 @@ from relayd.configuring.address_settings import (
     MAX_CONNECTS_PER_CLIENT,
     METRICS_ADDRESS,
     METRICS_OPEN,
+    SEND_PROXY,
     SOCKS4_LISTENER,
 )
 from relayd.core import admission_settings, process_settings, settings
+from relayd.core.networks import Network
 from relayd.core.process_settings import LogFormat, Transport
 from relayd.socks.rules import Rule
 
@@ -53,6 +56,8 @@ def _kept(given: Iterable[Any]) -> tuple[Any, ...]:
 class StreamSettings:
     """Settings of every stream relay; see :class:`relayd.tcp.RelayFactory`."""
 
+    accept_proxy: Sequence[Network | str] = attrs.field(default=(), converter=_kept)
+    send_proxy: SendProxy | None = SEND_PROXY.default
     handshake_timeout: float = settings.HANDSHAKE_TIMEOUT.default
     connect_timeout: float = settings.CONNECT_TIMEOUT.default
     stall_timeout: float = settings.STALL_TIMEOUT.default
@@ -64,6 +69,7 @@ class StreamSettings:
 class UdpSettings:
     """Settings of UDP relays; see :class:`relayd.udp_nat.UdpNat`."""
 
+    send_proxy: SendProxy | None = SEND_PROXY.default
     timeout: float = settings.UDP_TIMEOUT.default
     unreplied_timeout: float = settings.UDP_UNREPLIED_TIMEOUT.default
     refresh_inbound: bool = settings.REFRESH_INBOUND.default

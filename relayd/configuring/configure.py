@@ -21,6 +21,7 @@ from relayd.configuring.about_clients import (
     open_proxy,
     without_relays,
 )
+from relayd.configuring.about_proxy_headers import about_proxy_headers
 from relayd.configuring.address_grammar import PortRange
 from relayd.configuring.address_settings import (
     DEST,
@@ -148,6 +149,7 @@ def _about_process(layers: Layers) -> Iterator[str]:
 def _about_relay(section: RelaySection) -> Iterator[str]:
     """What is wrong with one relay."""
     yield from about_admission(section)
+    yield from about_proxy_headers(section)
     if section.kind == "socks4":
         yield from open_proxy(section)
         yield from _about_bind(section)

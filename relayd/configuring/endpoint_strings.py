@@ -88,8 +88,6 @@ def host_in(text: str, *, listens: bool) -> str:
     :return: as it is written; empty if it has none, or is of another type.
     """
     plain, named = parts(text)
-    while plain[1:] and plain[0].lower() == "haproxy":
-        del plain[0]
     kind = plain[0].lower()
     if kind not in ("tcp", "ssl", "tls"):
         return ""
@@ -110,11 +108,10 @@ def passed_name(text: str) -> str:
     return found[1] if found else ""
 
 
-def hides_clients(text: str) -> bool:
+def has_proxy_header(text: str) -> bool:
     """Whether a listener's string has `haproxy:` anywhere in it.
 
-    Twisted accepts such a client before it has the client's address: until the header
-    was read, the address is that of the balancer.
+    Twisted connects the protocol of such a client before it has read the header.
     """
     try:
         plain, named = parts(text)
@@ -123,21 +120,13 @@ def hides_clients(text: str) -> bool:
     # Either an argument of its own, as `haproxy:` does not quote what it wraps; or
     # within one, as other types quote what they wrap.
     return "haproxy" in (each.lower() for each in plain) or any(
-        ":" in each and hides_clients(each) for each in (*plain, *named.values())
+        ":" in each and has_proxy_header(each) for each in (*plain, *named.values())
     )
 
 
-def has_tls_behind_proxy(text: str) -> bool:
-    """Whether a listener's string has TLS, and a PROXY header within it."""
-    try:
-        kinds = [each.lower() for each in parts(text)[0]]
-    except ValueError:
-        return False
-    while kinds[1:] and kinds[0] == "haproxy":
-        del kinds[0]
-        if kinds[0] in ("ssl", "tls"):
-            return True
-    return False
+def has_tls(text: str) -> bool:
+    """Whether a string is of one of Twisted's types with TLS."""
+    return text.partition(":")[0].lower() in ("ssl", "tls")
 
 
 def missing_files(text: str) -> str:

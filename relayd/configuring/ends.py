@@ -32,9 +32,8 @@ EVERY = "*"
 #: What stands for the family of a name that is not looked up.
 NAMED = 0
 
-#: Endpoint types whose first or second field is a port, and those that wrap another.
+#: Endpoint types whose first or second field is a port.
 _BY_PORT = ("tcp", "tcp6", "ssl", "tls")
-_WRAPPERS = ("haproxy",)
 
 
 def sockets_of(host: str | None) -> list[tuple[int, str]]:
@@ -90,8 +89,6 @@ def _of_string(text: str, *, server: bool) -> HostPort | UnixPath | None:
         values, named = parts(text)
     except ValueError:
         return None
-    while values and values[0].lower() in _WRAPPERS:
-        del values[0]
     if not values:
         return None
     kind, *given = values

@@ -31,7 +31,8 @@ class IGate(Interface):
         """Admit the client, before anything is dialled for it.
 
         Called once for each accepted connection, with `client`, `peer` and `listener`
-        known; of a UDP relay, for each new flow.
+        known: behind the PROXY header, if there is to be one.  Of a UDP relay, for each
+        new flow.
 
         :param session: a :class:`relayd.core.session.Session`; of a UDP relay, a
             :class:`relayd.core.flows.NewFlow`.
@@ -105,8 +106,9 @@ class IObserver(Interface):
         """The client was not admitted.
 
         A gate refused it (`ending` is REFUSED, `reason` says why in a word), or failed
-        (FAILED); or the client left, its time was over, or the relay shut down before
-        a gate had answered.
+        (FAILED); it led back here (LOOP); or the client left, its time was over, or the
+        relay shut down before its PROXY header was read or a gate had answered; or that
+        header was none.
         """
 
 

@@ -14,6 +14,9 @@ from relayd.core.names import is_address
 Ip = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
+#: Stands for the peers of UNIX sockets, where networks are listed.
+UNIX = "unix"
+
 #: The prefix that v4-mapped addresses have in common, in bits (RFC 4291).
 _MAPPED = 96
 

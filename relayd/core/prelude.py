@@ -12,7 +12,7 @@ given what the preludes have read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import attrs
@@ -36,3 +36,18 @@ class Prelude:
 
     name: str
     read: Callable[[bytes], tuple[Any, int] | None]
+
+
+@attrs.frozen
+class Introduction:
+    """What some peers say before all else: for whom they speak.
+
+    :ivar peers: who is to say it, by :attr:`relayd.core.session.Session.peer`; whoever
+        else connects is served as itself.
+    :ivar prelude: reads it, as an object with `source`, the client's address as text,
+        which is empty if the peer speaks for itself; see
+        :class:`relayd.preludes.proxy_protocol.ProxyHeader`.
+    """
+
+    peers: Container[str]
+    prelude: Prelude

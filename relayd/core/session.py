@@ -163,6 +163,8 @@ class Session:
     :ivar detail: more about the cause, or empty.
     :ivar reason: why a gate has refused it, as one of
         :data:`relayd.core.errors.REASONS`; empty if none has.
+    :ivar header: the PROXY header that came before it, or None: an object with
+        `source`, `destination` (addresses as text, or empty) and `facts`.
     """
 
     id: int
@@ -187,11 +189,14 @@ class Session:
     ending: Ending | None = None
     detail: str = ""
     reason: str = ""
+    header: Any = None
 
     @property
     def facts(self) -> Mapping[str, object]:
-        """What else the log line says, in its order; for subclasses."""
-        return {}
+        """What else the log line says, in its order; subclasses may have more."""
+        header = self.header
+        facts: Mapping[str, object] = {} if header is None else header.facts
+        return facts
 
     @property
     def duration(self) -> float:

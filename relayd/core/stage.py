@@ -4,8 +4,8 @@ A session is in exactly one stage, from the accept to the end of its last connec
 :data:`NEXT` is the table of transitions.  `Lifecycle.enter`
 (:mod:`relayd.stream.lifecycle`) refuses what the table does not have.
 
-    ACCEPTED -> HANDSHAKE -> PRELUDE -> DECIDING -> DIALING ---> RELAYING -> OVER
-                                           |           ^            ^
+    ACCEPTED -> HEADER or -> PRELUDE -> DECIDING -> DIALING ---> RELAYING -> OVER
+                HANDSHAKE                  |           ^            ^
                                            +-----> LISTENING -------+
 
 A relay that has no use for a stage leaves it out: a TCP relay on a plain listener goes
@@ -23,11 +23,14 @@ from enum import Enum
 class Stage(Enum):
     """Where a session is on its way."""
 
-    #: The client is connected; the gate is asked.
+    #: The client is connected; the gate is asked, unless a header comes first.
     ACCEPTED = "accepted"
+    #: A balancer is connected, and says whose connection it is (a PROXY header); then
+    #: the gate is asked.
+    HEADER = "header"
     #: The gate has not answered yet: nothing is read, and nothing is dialled.
     WAITING = "waiting"
-    #: The client's TLS handshake, or its PROXY header, is under way.
+    #: The client's TLS handshake is under way.
     HANDSHAKE = "handshake"
     #: The client says what it wants: a proxy's request.
     PRELUDE = "prelude"
@@ -51,8 +54,12 @@ class Stage(Enum):
 #: Each stage, and those that may follow it.
 NEXT = {
     Stage.ACCEPTED: {
-        *(Stage.WAITING, Stage.HANDSHAKE, Stage.PRELUDE, Stage.DECIDING),
+        *(Stage.HEADER, Stage.WAITING, Stage.HANDSHAKE, Stage.PRELUDE, Stage.DECIDING),
         *(Stage.DIALING, Stage.CLOSING, Stage.OVER),
+    },
+    Stage.HEADER: {
+        *(Stage.WAITING, Stage.PRELUDE, Stage.DECIDING, Stage.DIALING),
+        *(Stage.CLOSING, Stage.OVER),
     },
     Stage.WAITING: {
         *(Stage.HANDSHAKE, Stage.PRELUDE, Stage.DECIDING, Stage.DIALING),

@@ -23,6 +23,7 @@ from relayd.datagrams.interfaces import FlowRelay
 from relayd.datagrams.ledger import Ledger
 from relayd.datagrams.listener import DatagramListener
 from relayd.datagrams.loops import LoopGuard
+from relayd.datagrams.preamble import Preamble, flow_of
 from relayd.datagrams.refusals import SHORTAGE
 from relayd.datagrams.servers import Server, ServerPool
 from relayd.datagrams.table import TableFull
@@ -39,6 +40,7 @@ class FlowOpener:
     """Makes the flows of one relay.
 
     :param relay: ends the flows that are evicted.
+    :param preamble: what servers are told of flows; unless they have their own.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class FlowOpener:
         loops: LoopGuard,
         watcher: Watcher,
         gate: IGate | None = None,
+        preamble: Preamble | None = None,
     ) -> None:
         self._ledger = ledger
+        self._preamble = preamble
         self._table = ledger.table
         self._relay = relay
         self._pool = pool
@@ -236,7 +240,10 @@ class FlowOpener:
         connected = self._dialer.dial_any(server)
         sock = connected.sock
         try:
-            flow = ClientFlow(self._ledger, self._relay, listener, client, connected)
+            flow = flow_of(
+                server.preamble or self._preamble,
+                *(self._ledger, self._relay, listener, client, connected),
+            )
             self._watcher.watch(sock.fileno(), flow, READABLE)
         except OSError:
             sock.close()

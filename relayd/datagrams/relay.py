@@ -27,6 +27,7 @@ from relayd.datagrams.ledger import Ledger
 from relayd.datagrams.listener import DatagramListener, datagram_listener
 from relayd.datagrams.loops import LoopGuard
 from relayd.datagrams.opening import FlowOpener
+from relayd.datagrams.preamble import Preamble
 from relayd.datagrams.servers import Server, ServerPool
 from relayd.datagrams.sockets import raise_buffer
 from relayd.datagrams.table import NatTable
@@ -52,6 +53,7 @@ class DatagramRelay:
     :param gate: decides which clients get a flow; all do, unless given.
     :param closes: tells about once a second whether all flows are to end now, with the
         ending `hours`; unless given, they are not.
+    :param preamble: what servers are told of flows.
 
     :ivar listeners: the open listeners.
     :ivar observer: calls the observer that was given, until it raises.
@@ -70,6 +72,7 @@ class DatagramRelay:
         receive_buffer: int,
         gate: IGate | None = None,
         closes: Callable[[], bool] | None = None,
+        preamble: Preamble | None = None,
     ) -> None:
         self.ledger = ledger
         self.clock = ledger.clock
@@ -93,6 +96,7 @@ class DatagramRelay:
             loops=loops,
             watcher=watcher,
             gate=gate,
+            preamble=preamble,
         )
         self._closes = closes
         self.observer = FailSafeObserver(observer)

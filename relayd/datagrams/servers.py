@@ -40,6 +40,8 @@ class Server:
     """A host and a port, and the host's present addresses.
 
     :param host: an address or a name.
+    :param preamble: what it is told of each flow
+        (:class:`relayd.datagrams.preamble.Preamble`).
     :raises OSError: an IPv6 address has an interface that this machine lacks.
 
     :ivar name: host and port, as the log has them.
@@ -50,8 +52,9 @@ class Server:
     :ivar look_ups: how many look-ups of its name have succeeded.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, preamble: Any = None) -> None:
         self.host = host
+        self.preamble = preamble
         self.port = port
         self.name = host_port(host, port)
         self.address: SocketAddress | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -9,6 +10,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 
 from relayd.core.hooks import implementers
 from relayd.core.interfaces import IDialer
+from relayd.core.session import Session
 from relayd.net.tls import ServerIdentity
 
 #: Whether a class of endpoints is dialled as an IDialer.
@@ -24,6 +26,8 @@ class Upstream:
     :ivar identity: the name that its certificate must have.  Unless given, the name
         that a TLS connection asks for (SNI); where it asks for none, as with an IP
         address, the endpoint checks or does not.
+    :ivar preamble: makes the first bytes of each connection, of the session that it is
+        for; they are not counted as the client's.  Within TLS, if the endpoint has it.
     :ivar dials: the endpoint is dialled as an
         :class:`~relayd.core.interfaces.IDialer`.
     """
@@ -31,6 +35,7 @@ class Upstream:
     endpoint: IStreamClientEndpoint
     name: str
     identity: ServerIdentity | None = None
+    preamble: Callable[[Session], bytes] | None = None
     dials: bool = attrs.field(init=False)
 
     @dials.default

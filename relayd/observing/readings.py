@@ -133,7 +133,13 @@ class FlowReading:
 def read_sessions(relay: Sessions) -> Generator[None, None, StreamReading]:
     """Read a stream relay; yields after each part of the work."""
     counts = relay.counts
-    living = [each for members in relay.living for each in members]
+    # Those whose PROXY header is awaited are not admitted yet.
+    living = [
+        each
+        for members in relay.living
+        for each in members
+        if each.session.ordinal >= 0
+    ]
     closed = dict(counts.closed)
     refused = Counter(counts.refused)
     for word in REFUSALS & closed.keys():

@@ -33,7 +33,6 @@ from relayd.configuring.address_grammar import (
     is_ipv6,
 )
 from relayd.configuring.endpoint_strings import (
-    has_tls_behind_proxy,
     host_in,
     missing_files,
     passed_name,
@@ -53,7 +52,6 @@ from relayd.net.listening import (
     TCPListenerEndpoint,
     UNIXListenerEndpoint,
 )
-from relayd.net.proxy_header import behind_balancer
 from relayd.net.tls import ServerIdentity
 from relayd.plane import obstacle
 
@@ -104,12 +102,6 @@ def listening_endpoint(
     if isinstance(address, UnixPath):
         unix = PlaneUNIXListenerEndpoint if plane else UNIXListenerEndpoint
         return unix(reactor, address.path, backlog)
-    if has_tls_behind_proxy(address.text):
-        raise ConfigError(
-            f"bad endpoint {address.text!r}: relayd can't tell when a client's TLS"
-            " handshake is done where a PROXY header follows it: let the balancer"
-            " speak TLS with the clients, and write haproxy:tcp: here"
-        )
     try:
         endpoint = _from_string(reactor, address.text, plane=plane)
     except ConfigError:
@@ -125,10 +117,6 @@ def listening_endpoint(
 
 
 def _from_string(reactor: Any, text: str, *, plane: bool) -> IStreamServerEndpoint:
-    scheme, colon, rest = text.partition(":")
-    if colon and scheme.lower() == "haproxy":
-        # Twisted's wrapper knows no other connections than Twisted's.
-        return behind_balancer(_from_string(reactor, rest, plane=False))
     if name := passed_name(text):
         adopting = PlaneAdoptedListenerEndpoint if plane else AdoptedListenerEndpoint
         return adopting(reactor, _passed(text, name, socket.SOCK_STREAM), text)

@@ -14,6 +14,7 @@ from typing import Any
 
 import attrs
 
+from relayd import udp_nat
 from relayd.configuring.address_grammar import (
     HostPort,
     StreamAddress,
@@ -46,6 +47,7 @@ from relayd.operating.endpoints import (
     watcher,
 )
 from relayd.operating.running import Listening
+from relayd.preludes.proxy_protocol import preamble_of
 from relayd.socks.destinations import ProxyPolicy
 from relayd.socks4 import Socks4Factory
 from relayd.tcp import RelayFactory
@@ -70,6 +72,7 @@ def relay_listenings(
                     dialing_endpoint(address, reactor, config.transport),
                     _server_name(address),
                     server_identity(address),
+                    preamble_of(address.send_proxy),
                 )
                 for address in destinations
             ]
@@ -184,7 +187,8 @@ def udp_listenings(
 def _udp_server(address: UdpAddress) -> Server:
     try:
         host = dialled_host(address.host)
-        server = Server(host, address.port)
+        preamble = udp_nat.preamble_of(address.send_proxy)
+        server = Server(host, address.port, preamble)
         if not server.named and is_broadcast(host):
             raise OSError(errno.EACCES, BROADCAST)
     except OSError as problem:
@@ -225,7 +229,7 @@ def socks4_factory(
         ),
         policy=ProxyPolicy(
             proxy.rules,
-            guarded=not is_local(listen),
+            guarded=not is_local(listen) or bool(proxy.stream.accept_proxy),
             user_ids=proxy.user_ids or None,
             own=lambda address: str(address) == external or is_own(address),
         ),
@@ -281,7 +285,8 @@ def can_listen_on(address: str) -> bool:
 
 def _clients_served(listen: StreamAddress, proxy: Socks4Relay) -> str:
     rules = proxy.admission.clients
-    who = "this machine" if is_local(listen) else "everybody"
+    near = is_local(listen) and not proxy.stream.accept_proxy
+    who = "this machine" if near else "everybody"
     if any(each.allow for each in rules):
         who = ", ".join(each.text for each in rules if each.allow)
     return f"{who}, with exceptions" if any(not r.allow for r in rules) else who

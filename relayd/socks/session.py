@@ -75,6 +75,7 @@ class Socks4Session(Session):
             "user": ascii(user_id).replace(" ", "\\x20") if user_id else "-",
             "requested": self.requested,
             "reply": "-" if self.reply is None else self.reply,
+            **super().facts,
         }
 
 
@@ -122,10 +123,14 @@ class Socks4Protocol(StreamProtocol):
             self.serve(request)
 
     def _ask_ident(self, request: Request) -> None:
-        if not host_of(self.session.client):
-            self.refuse(
-                Ending.IDENT_FAILED, "a UNIX client has no identd", Code.NO_IDENT
-            )
+        session, why = self.session, ""
+        if session.client != session.peer:
+            # identd tells of connections between its host and the one that asks.
+            why = "the identd of a client behind a balancer can't be asked"
+        elif not host_of(session.client):
+            why = "a UNIX client has no identd"
+        if why:
+            self.refuse(Ending.IDENT_FAILED, why, Code.NO_IDENT)
             return
         self.enter(Stage.DECIDING)
         self.pending = _Question(self, request)

@@ -99,7 +99,8 @@ class Attempt:
     :ivar dial: what is under way and can be cancelled, if anything is.
     :ivar leg: what will be connected.
     :ivar leads_here: the server may be another relay of this process.
-    :ivar holds_back: the ACK of its connection waits for the client's first bytes.
+    :ivar holds_back: the ACK of its connection waits for the first bytes.
+    :ivar preamble: makes these, of the session; None: they are the client's.
     """
 
     is_over = False
@@ -108,6 +109,7 @@ class Attempt:
     name = ""
     leads_here = False
     holds_back = False
+    preamble: Any = None
     dial: Any = None
     leg: Any = None
 

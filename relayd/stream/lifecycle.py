@@ -15,7 +15,7 @@ from twisted.internet import error
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from relayd.core.hops import Hop, streams
+from relayd.core.hops import Hop, between, streams
 from relayd.core.interfaces import ILease
 from relayd.core.session import Ending, Session
 from relayd.core.stage import NEXT, Stage
@@ -42,7 +42,8 @@ NEVER = float("inf")
 
 # An enum's members cost a look-up by its metaclass each time (Python 3.11).
 _DIALING, _OVER, _HANDSHAKE = Stage.DIALING, Stage.OVER, Stage.HANDSHAKE
-_PRELUDE, _CLOSING, _WAITING = Stage.PRELUDE, Stage.CLOSING, Stage.WAITING
+_HEADER, _CLOSING, _WAITING = Stage.HEADER, Stage.CLOSING, Stage.WAITING
+_MUTE = (_HANDSHAKE, _HEADER, _WAITING)
 _DONE = Ending.DONE
 
 _session_ids = itertools.count(1)
@@ -128,7 +129,7 @@ class Lifecycle(Leg):
 
     def ended_alone(self) -> None:
         preludes = self.preludes
-        if preludes is not None and self.session.stage is _PRELUDE:
+        if preludes is not None:
             unread = preludes.unread
             said = f"in the middle of its {preludes.name}" if unread else "said nothing"
             self.end(Ending.CLIENT_LEFT, said)
@@ -174,8 +175,7 @@ class Lifecycle(Leg):
             self.bridge.abort(ending, detail)
             return
         # In the middle of a handshake, or before it, nothing can be said.
-        mute = session.stage is _HANDSHAKE or session.stage is _WAITING
-        words = b"" if mute else self.last_words()
+        words = b"" if session.stage in _MUTE else self.last_words()
         session.ending, session.detail = ending, detail
         self.stop_waiting()
         # TLS waits for the client's own goodbye, which may never come.
@@ -216,11 +216,7 @@ class Lifecycle(Leg):
             self.reader = self.preludes = None
         factory.wheel.discard(self)
         if self._lease is not None:
-            lease, self._lease = self._lease, None
-            try:
-                lease.release()
-            except Exception:
-                log.failure("the lease of session {id} failed", id=session.id)
+            self.release_lease()
         if self._hops is not None:
             for name, hop in self._hops.items():
                 streams.is_over(name, hop)
@@ -239,16 +235,43 @@ class Lifecycle(Leg):
             factory.registry.check()
 
     def _was_never_admitted(self) -> None:
-        """It was WAITING."""
+        """Its PROXY header was awaited, or it was WAITING."""
         session, factory = self.session, self.factory
         ending = session.ending
         if factory.counts is not None and ending is not None:
-            factory.counts.refuse(ending.word)
+            factory.counts.refuse(session.reason or ending.word)
         factory.observer.refused(session, session.detail)
+
+    def release_lease(self) -> None:
+        """Give back the lease, if it has one."""
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            try:
+                lease.release()
+            except Exception:
+                log.failure("the lease of session {id} failed", id=self.session.id)
 
     def last_words(self) -> bytes:
         """What to tell a client that is not served, before it is closed."""
         return b""
+
+    # -- connections to this process
+
+    @property
+    def _hop(self) -> str:
+        """What the client's connection is, if it is another relay's of this process."""
+        return between(self.session.peer, self.session.listener)
+
+    def leads_back(self) -> bool:
+        """Whether this relay is on the way by which the client came."""
+        return streams.is_loop(self._hop, self.factory)
+
+    def note_hop(self, name: str) -> None:
+        """A connection to this process was made; kept until the session is over."""
+        if self._hops is None:
+            self._hops = {}
+        if name not in self._hops:
+            self._hops[name] = streams.add(name, self.factory, self._hop)
 
     # -- the wheel
 
@@ -327,11 +350,9 @@ class Lifecycle(Leg):
 
     def overdue(self) -> None:
         """The stage before the Bridge has had its time."""
-        awaited: ClientHandshake | Pipeline | None = None
+        awaited: ClientHandshake | Pipeline | None = self.preludes
         if self.session.stage is _HANDSHAKE:
             awaited = self._handshake
-        elif self.session.stage is _PRELUDE:
-            awaited = self.preludes
         if awaited is not None:
             limit = self.factory.timeouts.handshake
             self.end(Ending.HANDSHAKE_TIMEOUT, f"no {awaited.name} in {limit:g} s")

@@ -1,13 +1,14 @@
 """The preludes of one client, read one after the other.
 
 What the client sends is given to the relay's preludes (:mod:`relayd.core.prelude`) in
-order, until each has understood its part.  What the last one has not read is the first
-that is relayed.  Only relays that have preludes make a :class:`Pipeline`.
+order, until each has understood its part.  What the last one has not read is held, and
+is the first that is relayed, or read by what comes next.  Only sessions that have
+preludes make a :class:`Pipeline`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.python.failure import Failure
@@ -17,16 +18,21 @@ from relayd.core.session import Ending
 
 
 class Pipeline:
-    """Reads a client's preludes, and has it decide when they are complete.
+    """Reads a client's preludes.
 
-    :param client: a :class:`relayd.stream.session.StreamProtocol` in the stage PRELUDE.
+    :param client: a :class:`relayd.stream.session.StreamProtocol`, whose `preludes`
+        this is.
+    :param then: called when they are complete, with what each has read.
 
     :ivar unread: what has arrived and was not understood yet.
     """
 
-    def __init__(self, client: Any, preludes: Sequence[Prelude]) -> None:
+    def __init__(
+        self, client: Any, preludes: Sequence[Prelude], then: Callable[..., object]
+    ) -> None:
         self._client = client
         self._preludes = preludes
+        self._then = then
         self._said: list[Any] = []
         self.unread = b""
 
@@ -61,6 +67,6 @@ class Pipeline:
         if unread:
             client.hold(unread)
         try:
-            client.ask_decision(*self._said)
+            self._then(*self._said)
         except Exception:
             client.failed(Failure())

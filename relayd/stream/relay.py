@@ -22,7 +22,7 @@ from relayd.core.addresses import address_name
 from relayd.core.counts import SessionCounts
 from relayd.core.interfaces import IGate, IObserver
 from relayd.core.observers import Observers
-from relayd.core.prelude import Prelude
+from relayd.core.prelude import Introduction, Prelude
 from relayd.core.registry import Registry
 from relayd.core.relay_names import relay_name
 from relayd.core.session import Ending, Session
@@ -74,7 +74,11 @@ class StreamRelay:
     """One relay of streams.
 
     :ivar name: what the log calls it.
+    :ivar introduction: what some peers say before all else: whose connection it is;
+        the gate is asked then.
     :ivar preludes: what a client says before it is relayed, in order.
+    :ivar preamble: makes what each server is told first, of the session that it is
+        for; unless its :class:`relayd.net.upstream.Upstream` has one.
     :ivar handshakes: those whose handshake or prelude is under way, if there is a limit
         of them.
     :ivar wheel: the sessions that live stand on it.
@@ -90,7 +94,9 @@ class StreamRelay:
 
     #: One of its sessions has dialled, and found that this led back to it.
     found_loop = False
+    introduction: Introduction | None = None
     preludes: tuple[Prelude, ...] = ()
+    preamble: Callable[[Session], bytes] | None = None
     handshakes: Queue | None = None
 
     def __init__(

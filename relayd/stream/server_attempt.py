@@ -157,6 +157,7 @@ class ServerAttempt(Attempt):
         """Dial.  The outcome may be told from within."""
         upstream = self.upstream
         endpoint: Any = upstream.endpoint
+        self.preamble = upstream.preamble or self.client.factory.preamble
         if upstream.dials:
             port = getattr(endpoint, "port", 0)
             if port in streams.ports or (not port and streams.files):
@@ -215,9 +216,9 @@ class ServerAttempt(Attempt):
     # -- ICaller
 
     def speaks_first(self) -> bool:
-        """See :meth:`ICaller.speaks_first`: it is held, or in the kernel."""
+        """See :meth:`ICaller.speaks_first`: it is held, or in the kernel, or ours."""
         client = self.client
-        if client.held is None:
+        if client.held is None and self.preamble is None:
             asked = getattr(client.transport, "has_unread", None)
             if client.paused or asked is None or not asked():
                 return False

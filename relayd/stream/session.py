@@ -3,7 +3,7 @@
 :class:`StreamProtocol` is the client's leg and walks through the stages
 (:mod:`relayd.core.stage`):
 
-    accept -> gate -> (TLS, PROXY header) -> preludes -> decide -> dial -> Bridge
+    accept -> (PROXY header) -> gate -> (TLS) -> preludes -> decide -> dial -> Bridge
 
 A gate may take its time: the client is WAITING then, and nothing is read from it
 (:mod:`relayd.stream.admission`).  A relay is a subclass that decides, once the client
@@ -22,11 +22,15 @@ While the server is dialled the client's bytes are kept (up to
 
 With TLS a connection stands when its handshake is done (:mod:`relayd.net.tls`): a
 client's has a deadline and nothing is dialled before; a server's is a part of the dial.
-A PROXY header (:mod:`relayd.net.proxy_header`) is to a client what a handshake is.
+
+A peer that the relay trusts to speak for others (`StreamRelay.introduction`) says first
+whose connection it is.  It is trusted by its own address; the gate, limits and the log
+see the client.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.interfaces import IHandshakeListener, INegotiated
@@ -35,16 +39,16 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from relayd.core import pauses
-from relayd.core.addresses import address_name, client_key, host_of
+from relayd.core.addresses import client_key, host_of
 from relayd.core.errors import Refused
-from relayd.core.hops import between, streams
+from relayd.core.hops import streams
 from relayd.core.interfaces import ILease
 from relayd.core.leases import LATER
+from relayd.core.prelude import Introduction, Prelude
 from relayd.core.session import Ending
 from relayd.core.stage import Stage
 from relayd.net.foreign_transports import note_listener, set_options
 from relayd.net.handshake_ack import go_on
-from relayd.net.proxy_header import names_address
 from relayd.net.tls import notifies_handshake
 from relayd.net.upstream import Upstream
 from relayd.stream.admission import Admission
@@ -61,6 +65,7 @@ log = Logger(namespace="relayd.stream")
 # An enum's members cost a look-up by its metaclass each time (Python 3.11).
 _DIALING, _RELAYING, _OVER = Stage.DIALING, Stage.RELAYING, Stage.OVER
 _HANDSHAKE, _PRELUDE, _DECIDING = Stage.HANDSHAKE, Stage.PRELUDE, Stage.DECIDING
+_HEADER = Stage.HEADER
 
 
 @implementer(IHandshakeListener)
@@ -108,12 +113,50 @@ class StreamProtocol(Lifecycle):
             if self.is_foreign:
                 set_options(transport)
                 note_listener(transport.getHost())
-                handshake = ClientHandshake.of(transport, self.handshakeCompleted)
+                handshake = ClientHandshake.of(transport)
             session.listener = factory.host_name(transport.getHost())
             if (streams.hops or streams.past) and self.leads_back():
                 self.refuse_client(Ending.LOOP, LOOP_DETAIL)
                 return
             self.connectionMade()
+            introduction = factory.introduction
+            if introduction is not None and session.peer in introduction.peers:
+                self._await_header(introduction, handshake)
+                return
+        except Exception:
+            self._not_opened()
+            return
+        self._admit(handshake)
+
+    def _await_header(
+        self, introduction: Introduction, handshake: ClientHandshake | None
+    ) -> None:
+        """The peer is to say whose connection this is."""
+        if handshake is not None:
+            late = "a PROXY header comes before TLS, which this listener ends"
+            self.refuse_client(Ending.FAILED, late)
+            return
+        self._limit_handshake(self.session.opened_at)
+        self._listen(_HEADER, (introduction.prelude,), self._introduced)
+        self.factory.wheel.add(self)
+        self._enter_queue(host_of(self.session.peer))
+
+    def _introduced(self, header: Any) -> None:
+        """The header was read: ask the gate for the client."""
+        session = self.session
+        session.header = header
+        # Its balancer did, and may ask only whether we are here.
+        session.spoke = False
+        if header.source:
+            session.client = header.source
+        # Its balancer's until now, of which all clients would share one limit.
+        self.leave_queue()
+        self._admit(None)
+
+    def _admit(self, handshake: ClientHandshake | None) -> None:
+        """Ask the gate.  A client that is admitted goes on."""
+        factory, session = self.factory, self.session
+        try:
             if factory.gate is not None:
                 answer = factory.gate.enter(session)
                 if isinstance(answer, LATER):
@@ -126,10 +169,15 @@ class StreamProtocol(Lifecycle):
             self.refuse_client(Ending.REFUSED, refusal.why, refusal.reason)
             return
         except Exception:
-            log.failure("session {id} could not be opened", id=session.id)
-            self.refuse_client(Ending.FAILED, "could not be opened")
+            self._not_opened()
             return
-        factory.wheel.add(self)
+        if session.ending is not None:
+            # The gate has ended it.
+            if session.ended_at is not None:
+                self.release_lease()
+            return
+        if self.wheel_bucket is None:
+            factory.wheel.add(self)
         self.admitted(handshake, session.opened_at)
 
     def admitted(self, handshake: ClientHandshake | None, now: float) -> None:
@@ -157,25 +205,27 @@ class StreamProtocol(Lifecycle):
         self._lease = lease
         handshake = self._handshake
         if handshake is not None and handshake.is_done:
-            if handshake.header is None or self._learn_client():
-                self.admitted(None, self.factory.now())
-        else:
-            self.admitted(handshake, self.factory.now())
+            handshake = None
+        self.admitted(handshake, self.factory.now())
         # It is read now, in whichever stage it is.
         self.resume(pauses.WAITING)
 
     def _begin(self, handshake: ClientHandshake | None, now: float) -> None:
         """The client was let in, and has to do something before it is relayed."""
-        session, factory = self.session, self.factory
-        limit = factory.timeouts.handshake
-        # Of a handshake and of the preludes: together they have one deadline.
-        self._deadline = now + limit if limit else NEVER
+        self._limit_handshake(now)
         if handshake is not None:
             self._handshake = handshake
             self.enter(_HANDSHAKE)
         else:
-            self._listen_to_preludes()
-        self._enter_queue(host_of(session.client))
+            self._listen(_PRELUDE, self.factory.preludes, self.ask_decision)
+        self._enter_queue(host_of(self.session.client))
+        if self.held is not None:
+            self._read_held()
+
+    def _limit_handshake(self, now: float) -> None:
+        """The header, the TLS handshake and the preludes have one deadline together."""
+        limit = self.factory.timeouts.handshake
+        self._deadline = now + limit if limit else NEVER
 
     def _enter_queue(self, host: str) -> None:
         """Wait with the others in a handshake; it counts for the client at `host`."""
@@ -185,50 +235,51 @@ class StreamProtocol(Lifecycle):
             if gone is not None:
                 gone.end(Ending.EVICTED, "evicted for a new client's handshake")
 
-    def _listen_to_preludes(self) -> None:
-        self.enter(_PRELUDE)
-        self.preludes = Pipeline(self, self.factory.preludes)
+    def _listen(
+        self, stage: Stage, preludes: Sequence[Prelude], then: Callable[..., object]
+    ) -> None:
+        """Read preludes.
+
+        :param then: called with what they say.
+        """
+        self.enter(stage)
+        self.preludes = Pipeline(self, preludes, then)
         self.reader = self.preludes.feed
-        if self.held is not None:
-            # Its transport can't be paused, and so was read while it waited.
-            held, self.held = self.held, None
-            self.reader(bytes(held))
+
+    def _read_held(self) -> None:
+        """Give the preludes what was read before them.
+
+        It came with the header; or the transport can't be paused, and so was read while
+        the client waited.
+        """
+        reader, held = self.reader, self.held
+        if reader is not None and held is not None:
+            self.held = None
+            self.direction.keep(-len(held))
+            self.resume(pauses.HOLDING)
+            reader(bytes(held))
 
     def handshakeCompleted(self) -> None:
-        """See `IHandshakeListener`; the PROXY header is read, likewise."""
-        session, handshake = self.session, self._handshake
-        if session.stage is not _HANDSHAKE:
-            if handshake is not None:
+        """See `IHandshakeListener`."""
+        if self.session.stage is not _HANDSHAKE:
+            if self._handshake is not None:
                 # It could not be kept waiting.
-                handshake.is_done = True
+                self._handshake.is_done = True
             return
         try:
-            has_header = handshake is not None and handshake.header is not None
-            if has_header and not self._learn_client():
-                return
             if self.factory.preludes:
-                self._listen_to_preludes()
+                self._listen(_PRELUDE, self.factory.preludes, self.ask_decision)
+                if self.held is not None:
+                    self._read_held()
             else:
                 self.ask_decision()
         except Exception:
             self.failed(Failure())
 
-    def _learn_client(self) -> bool:
-        """The PROXY header names the client; whether it can be one."""
-        session, transport = self.session, self.transport
-        source = transport.getPeer()
-        client = address_name(source)
-        host = host_of(client)
-        if not (names_address(source) and names_address(transport.getHost())):
-            self.end(Ending.BAD_REQUEST, "its PROXY header names no address")
-            return False
-        session.client = client
-        queued = self.factory.preludes and session.stage is _HANDSHAKE
-        if queued and client != session.peer:
-            # Its balancer's until now, of which all clients would share one limit.
-            self.leave_queue()
-            self._enter_queue(host)
-        return True
+    def _not_opened(self) -> None:
+        """Called in an `except`: what is plugged in has failed, before it is let in."""
+        log.failure("session {id} could not be opened", id=self.session.id)
+        self.refuse_client(Ending.FAILED, "could not be opened")
 
     def refuse_client(self, ending: Ending, why: str, reason: str = "") -> None:
         """Reset a client that is not admitted; it never becomes a living session.
@@ -242,6 +293,7 @@ class StreamProtocol(Lifecycle):
             factory.refusals[reason] += 1
         session.ended_at = factory.now()
         self.enter(_OVER)
+        self.reader = self.preludes = None
         factory.wheel.discard(self)
         factory.endings[ending.word] += 1
         if factory.counts is not None:
@@ -287,8 +339,11 @@ class StreamProtocol(Lifecycle):
             # An observer has ended it.
             leg.abort()
             return
+        preamble = attempt.preamble
+        if preamble is not None:
+            self._write_preamble(leg, preamble(session))
         if attempt.holds_back:
-            self._speak_first(leg)
+            self._speak_first(leg, preamble is not None)
         else:
             self.relay(leg)
         if leg.spliced:
@@ -319,11 +374,23 @@ class StreamProtocol(Lifecycle):
         bridge = Bridge(self.session, self, leg, factory.timeouts, factory.clock)
         bridge.start(self.is_foreign)
 
-    def _speak_first(self, leg: Leg) -> None:
-        """Relay; the first bytes take the ACK of the server's connection along."""
-        held = self.held is not None
+    def _write_preamble(self, leg: Leg, preamble: bytes) -> None:
+        """Tell the server what it is to know before the client's first byte."""
+        if self.held is not None:
+            # In one segment with it.
+            self.held[:0] = preamble
+        else:
+            self.direction.kept -= len(preamble)
+            leg.transport.write(preamble)
+
+    def _speak_first(self, leg: Leg, spoken: bool) -> None:
+        """Relay; the first bytes take the ACK of the server's connection along.
+
+        :param spoken: they were sent.
+        """
+        spoken = spoken or self.held is not None
         self.relay(leg)
-        if held or not self.alive:
+        if spoken or not self.alive:
             self._has_spoken()
         else:
             self.transport.relay_soon(self._has_spoken)
@@ -335,21 +402,3 @@ class StreamProtocol(Lifecycle):
             transport = bridge.upstream.transport
             if getattr(transport, "options_are_set", False):
                 go_on(transport.getHandle())
-
-    # -- connections to this process
-
-    @property
-    def _hop(self) -> str:
-        """What the client's connection is, if it is another relay's of this process."""
-        return between(self.session.peer, self.session.listener)
-
-    def leads_back(self) -> bool:
-        """Whether this relay is on the way by which the client came."""
-        return streams.is_loop(self._hop, self.factory)
-
-    def note_hop(self, name: str) -> None:
-        """A connection to this process was made; kept until the session is over."""
-        if self._hops is None:
-            self._hops = {}
-        if name not in self._hops:
-            self._hops[name] = streams.add(name, self.factory, self._hop)

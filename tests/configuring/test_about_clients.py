@@ -139,26 +139,6 @@ def test_clients_of_unix_sockets_need_a_rule_of_their_own(tmp_path: Path) -> Non
     relayd.Options().parseOptions([*unix, "--deny-client", "10.0.0.0/8"])
 
 
-@pytest.mark.parametrize(
-    "option",
-    [
-        ("--deny-client", "10.0.0.1"),
-        ("--allow-client", "10.0.0.1"),
-        ("--max-sessions-per-client", "5"),
-        ("--max-connects-per-client", "5/1"),
-    ],
-)
-def test_what_goes_by_addresses_is_refused_behind_a_balancer(
-    option: tuple[str, str],
-) -> None:
-    why = refusal("-l", "haproxy:tcp:80", "-d", "10.0.0.5:80", *option)
-    assert why.startswith(
-        f"{option[0]} can't be applied to --listen 'haproxy:tcp:80': the relay sees the"
-        " balancer's address there"
-    )
-    assert "--open" not in why
-
-
 def test_rules_that_deny_never_replace_open() -> None:
     """Nobody has said who may come."""
     why = refusal("-l", "1080", "--deny-client", "10.0.0.1", proxy=True)

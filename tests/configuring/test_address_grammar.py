@@ -356,7 +356,6 @@ def test_a_destination_that_is_not_one_host(text: str, why: str) -> None:
     [
         ("tcp:80:interface=127.255.255.255", BROADCAST),
         ("tcp:80:127.255.255.255", BROADCAST),
-        ("haproxy:tcp:80:interface=127.255.255.255", BROADCAST),
         ("tcp:80:interface=239.1.1.1", "239.1.1.1 is a multicast group"),
         ("tcp:80:interface=ff02\\:\\:1", "ff02::1 is a multicast group"),
     ],
@@ -434,7 +433,6 @@ def test_a_server_endpoint_string_is_passed_on() -> None:
         "tcp6:8080",
         "ssl:8443:privateKey=key.pem:certKey=crt.pem",
         "systemd:domain=INET:index=0",
-        "haproxy:tcp:8080",
         "unix:/run/x.sock:mode=600",
         "unix:/run/a\\:b",
         "unix:/run/a\\b",

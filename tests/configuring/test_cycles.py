@@ -67,7 +67,6 @@ def refusal(*words: str) -> str:
         ("tcp:port=8080", "tcp:host=127.0.0.1:port=8080"),
         ("tcp:8080:interface=127.0.0.1", "8080"),
         (r"tcp:8080:interface=\:\:1", "[::1]:8080"),
-        ("haproxy:tcp:8080", "8080"),
         ("8080", "tcp:127.0.0.1:8080"),
         ("8080", "tls:localhost:8080"),
         ("127.0.0.1:8080", "[::ffff:0.0.0.0]:8080"),

@@ -73,3 +73,35 @@ def test_the_name_of_sockets_that_systemd_passes_on() -> None:
         "tcp:80",
     ):
         assert name_of(text) == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "haproxy:tcp:1080",
+        "HAProxy:tcp:1080:interface=127.0.0.1",
+        "haproxy:ssl:1080:privateKey=key.pem",
+        "haproxy:unix:/run/x.sock",
+        # As a type that wraps others has them, one that we don't know.
+        "other:1:endpoint=haproxy\\:tcp\\:1080",
+        "other:haproxy\\:tcp\\:1080",
+        "other:haproxy:tcp:1080",
+    ],
+)
+def test_a_listener_that_reads_headers_by_itself(text: str) -> None:
+    assert endpoint_strings.has_proxy_header(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tcp:1080:interface=127.0.0.1",
+        "ssl:1080:privateKey=/etc/haproxy/key.pem",
+        "ssl:1080:privateKey=haproxy",
+        "unix:haproxy.sock",
+        "unix:/run/haproxy",
+        "tcp:1080:x=\\",
+    ],
+)
+def test_a_name_is_only_a_name(text: str) -> None:
+    assert not endpoint_strings.has_proxy_header(text)

@@ -91,34 +91,6 @@ def test_a_local_proxy_needs_no_option() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "haproxy:tcp:1080",
-        "HAProxy:tcp:1080:interface=127.0.0.1",
-        "haproxy:ssl:1080:privateKey=key.pem",
-        "haproxy:haproxy:tcp:1080",
-        "haproxy:systemd:domain=INET:index=0",
-        "haproxy:unix:/run/x.sock",
-        # As a type that wraps others has them, one that we don't know.
-        "other:1:endpoint=haproxy\\:tcp\\:1080",
-        "other:haproxy\\:tcp\\:1080",
-        "other:haproxy:tcp:1080",
-    ],
-)
-def test_allow_client_is_refused_behind_a_balancer(text: str) -> None:
-    """The gate would see the balancer: nobody is kept out, or everybody."""
-    listener = EndpointString(text)
-    for listeners in ([listener], [*LOCAL, listener]):
-        message = refusal(listeners, bounded=True)
-        assert message.startswith(
-            f"--allow-client can't be applied to --listen {text!r}: the relay sees the"
-            " balancer's address there"
-        )
-    assert not problems([listener], opened=True)
-    assert not is_local(listener)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
         "tcp:1080:interface=127.0.0.1",
         "ssl:1080:privateKey=/etc/haproxy/key.pem",
         "ssl:1080:privateKey=haproxy",
@@ -128,7 +100,7 @@ def test_allow_client_is_refused_behind_a_balancer(text: str) -> None:
     ],
 )
 def test_allow_client_is_accepted_where_clients_are_known(text: str) -> None:
-    """TLS does, as TCP; and a name is only a name."""
+    """TLS does, as TCP."""
     assert not problems([EndpointString(text)], bounded=True)
 
 

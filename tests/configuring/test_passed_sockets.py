@@ -25,7 +25,6 @@ def said(*listeners: str) -> list[str]:
     ("one", "other"),
     [
         ("systemd:web", "systemd:web"),
-        ("systemd:web", "haproxy:systemd:web"),
         ("udp:systemd:dns", "udp:systemd:dns"),
     ],
 )

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from relayd.configuring.about_clients import NEEDS
 from relayd.configuring.address_settings import (
+    ACCEPT_PROXY,
     ALLOW_CLIENT,
     ALLOW_DEST,
     CLIENT_PREFIX,
@@ -26,6 +27,7 @@ from relayd.configuring.address_settings import (
     METRICS_ADDRESS,
     NAME,
     RELAYD,
+    SEND_PROXY,
     SOCKS4,
     SOCKS4_LISTEN,
     SOCKS4_NAME,
@@ -54,7 +56,7 @@ from relayd.core.setting_types import (
     Setting,
     Size,
 )
-from relayd.core.settings import BIND, OPEN
+from relayd.core.settings import BIND, IDENT, OPEN
 from relayd.tap import relayd, socks4
 from relayd.tap.options import TableOptions
 from tests.support.files import layers_of
@@ -63,7 +65,7 @@ from tests.support.files import layers_of
 NO_SETTINGS = (CONFIG, PRINT_CONFIG)
 
 #: Options that are refused where all relays are for datagrams.
-OF_STREAMS = ("--max-sessions", "--queue", "--max-age")
+OF_STREAMS = ("--max-sessions", "--queue", "--max-age", "--accept-proxy")
 
 #: What is given in the order of the relays, and not by `options`.
 OF_RELAYS = (LISTEN, DEST, NAME)
@@ -91,12 +93,17 @@ WRITTEN: dict[Setting[Any], st.SearchStrategy[str]] = {
     ALLOW_DEST: st.sampled_from(["10.0.0.0/8", "*", "*.example.com:80,443", "[::1]:1"]),
     DENY_DEST: st.sampled_from(["*:25", "db", "0.0.0.0/0:1-1024", "2001:db8::/32"]),
     USERID: WORDS.filter(lambda text: len(text.encode()) < 256),
+    ACCEPT_PROXY: st.sampled_from(["10.0.0.0/8", "192.0.2.1", "unix"]),
+    # Of streams and of datagrams.
+    SEND_PROXY: st.just("v2"),
 }
 
 
 def texts(row: Setting[Any]) -> st.SearchStrategy[str]:
     """How a setting may be given; a new row whose type is not here fails."""
     kind: Any = row.type
+    if row in WRITTEN:
+        return WRITTEN[row]
     if isinstance(kind, Seconds):
         return TIMES | st.just("0") if kind.never else TIMES
     if isinstance(kind, Count):
@@ -147,11 +154,22 @@ def consistent(given: list[list[str]]) -> list[list[str]]:
     for one, other in (
         (VERBOSE, QUIET),
         (ALLOW_CLIENT, OPEN),
+        (ACCEPT_PROXY, IDENT),
         *((BIND, row) for row in SOCKS4 if row.name in ("bind-any", "bind-address")),
         *((BIND, row) for row in SOCKS4 if row.name == "external-address"),
     ):
         if {f"--{one.option}", f"--{other.option}"} <= names:
             given = without(given, one)
+    return given
+
+
+def possible(given: list[list[str]], relays: list[str]) -> list[list[str]]:
+    """Without PROXY headers, where one of the relays can't have them."""
+    if any(word.startswith("tls:") for word in relays):
+        given = without(given, SEND_PROXY)
+    listeners = [b for a, b in pairwise(relays) if a == "--listen"]
+    if all(each.startswith("udp:") for each in listeners):
+        given = [words for words in given if not words[0].startswith(OF_STREAMS)]
     return given
 
 
@@ -232,9 +250,7 @@ ANY = settings(
 def test_a_command_line_of_relays(
     tmp_path: Path, given: list[list[str]], relays: list[str]
 ) -> None:
-    listeners = [b for a, b in pairwise(relays) if a == "--listen"]
-    if all(each.startswith("udp:") for each in listeners):
-        given = [words for words in given if not words[0].startswith(tuple(OF_STREAMS))]
+    given = possible(given, relays)
     words = [word for words in given for word in words]
     check(relayd.Options, [*words, *relays], tmp_path / "f.toml")
 
@@ -243,6 +259,9 @@ def test_a_command_line_of_relays(
 @ANY
 def test_a_command_line_of_a_proxy(tmp_path: Path, given: list[list[str]]) -> None:
     words = [word for words in given for word in words]
+    if not any(word.startswith(("--open", "--allow-client")) for word in words):
+        # Or it would be an open proxy.
+        words.append("--open")
     check(socks4.Options, words, tmp_path / "f.toml")
 
 
@@ -260,13 +279,15 @@ EXAMPLES = {
     "allow-dest": "*.example.com:443",
     "deny-dest": "*:25",
     "userid": "b\u00fcrger",
+    "accept-proxy": "10.0.0.0/8",
+    "send-proxy": "v2",
 }
 
 
 def example(row: Setting[Any]) -> str:
     """A value of a row that is not its default."""
     kind: Any = row.type
-    if isinstance(kind, Choice):
+    if isinstance(kind, Choice) and row.name not in EXAMPLES:
         return str(kind.placeholder.split("|")[-1])
     if isinstance(kind, Seconds | Ratio):
         return "2.5"
@@ -299,7 +320,7 @@ def test_each_option_is_in_the_file(
     words = [] if row.is_flag else [example(row)]
     if row is SOCKS4_LISTEN:
         words = ["127.0.0.1:81"]
-    base: list[str] = []
+    base: list[str] = ["--open"] if row is ACCEPT_PROXY else []
     if command is relayd.Options and row not in (LISTEN, DEMO):
         range_too = "81-85" if row is DEST else "81"
         base = ["--listen", "udp:53", "--dest", "udp:9.9.9.9:53"]

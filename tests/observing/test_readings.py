@@ -37,7 +37,7 @@ class Relay:
         self.source = Sessions("web", self.counts, [self.living])
 
     def opens(self, server: str = "") -> Any:
-        session = Session(1, "client", "listener", 0.0)
+        session = Session(1, "client", "listener", 0.0, ordinal=1)
         session.server = Upstream(object(), server) if server else None
         protocol = SimpleNamespace(session=session)
         self.living.append(protocol)
@@ -53,6 +53,15 @@ class Relay:
         protocol.session.ending, protocol.session.ended_at = ending, 1.0
         self.living.remove(protocol)
         self.counts.close(protocol.session)
+
+
+def test_clients_that_are_not_admitted_yet_are_not_counted() -> None:
+    """Or the total would go down when one of them is refused."""
+    relay = Relay()
+    relay.opens().session.ordinal = -1
+    relay.opens()
+    reading = result(read_sessions(relay.source))
+    assert (reading.opened, reading.active) == (1, 1)
 
 
 def test_sessions_that_live_and_those_that_are_over() -> None:

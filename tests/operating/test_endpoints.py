@@ -237,27 +237,12 @@ def test_a_socket_that_systemd_has_not_passed(
             "systemd:domain=INET:index=2",
             "systemd:domain=INET:name=web",
             "SystemD:domain=UNIX:index=2",
-            "haproxy:systemd:domain=INET:index=2",
         ):
             assert unusable(listening_endpoint, parse_listener(text)) == (
                 f"systemd has passed {counted} to this process (LISTEN_FDS,"
                 " LISTEN_FDNAMES), and this is none of them: let its .socket unit"
                 " start it"
             )
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "haproxy:ssl:443:privateKey=key.pem",
-        "HAProxy:TLS:443",
-        "haproxy:haproxy:tls:/etc/certificates:443",
-    ],
-)
-def test_tls_behind_a_proxy_header_is_refused(text: str) -> None:
-    """Nobody tells when the handshake of such a client is done."""
-    why = unusable(listening_endpoint, parse_listener(text))
-    assert why.startswith("relayd can't tell when a client's TLS handshake is done")
 
 
 def test_a_folder_without_certificates(

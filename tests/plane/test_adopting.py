@@ -184,7 +184,7 @@ def test_the_line_for_a_name_that_was_not_passed(
     still: Still, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        listening_endpoint(parse_listener("haproxy:systemd:web"), still)
+        listening_endpoint(parse_listener("systemd:web"), still)
     assert str(caught.value).startswith(
         "bad endpoint 'systemd:web': systemd has passed no sockets to this process"
     )

@@ -11,12 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.error import ConnectionDone, ConnectionRefusedError
-from twisted.internet.interfaces import IProtocolFactory
 
 from relayd.core.session import Ending, Session
 from relayd.core.stage import Stage
-from relayd.net.proxy_header import behind_balancer
-from tests.support.fakes import FakeServerEndpoint, FakeTransport
+from tests.support.fakes import FakeTransport
 from tests.support.proxies import (
     BIND,
     BIND_ANY,
@@ -25,7 +23,6 @@ from tests.support.proxies import (
     CONNECT_BY_NAME,
     SERVER,
     Proxy,
-    refused,
 )
 
 REQUESTS = [CONNECT, CONNECT_BY_NAME, BIND, BIND_BY_NAME, BIND_ANY]
@@ -115,38 +112,6 @@ def test_a_session_that_is_over_is_freed_at_once(request_: bytes, ended: str) ->
     proxy.resolver.forget()
     client.protocol = None
     assert protocol() is None
-
-
-# -- behind a balancer
-
-
-def behind(proxy: Proxy, *clients: str) -> list[FakeTransport]:
-    """Clients whose balancer names them, and who say nothing more."""
-    listener = FakeServerEndpoint("192.0.2.2", proxy.clock)
-    factory: IProtocolFactory = proxy.factory
-    behind_balancer(listener).listen(factory)
-    made = []
-    for host in clients:
-        transport = FakeTransport(clock=proxy.clock)
-        transport.connect(listener.factory.buildProtocol(transport.peer))
-        transport.receive(b"PROXY TCP4 %b 192.0.2.2 1234 80\r\n" % host.encode())
-        made.append(transport)
-    return made
-
-
-def test_handshakes_count_for_the_client_that_the_header_names() -> None:
-    """Not for its balancer, of which they would all share one limit."""
-    proxy = Proxy(max_handshakes_per_client=2)
-    others = behind(proxy, "192.0.2.8", "192.0.2.9")
-    greedy = behind(proxy, *["192.0.2.7"] * 3)
-    refused(greedy[0])
-    for client in (*others, *greedy[1:]):
-        client.take()
-        assert client.connected
-    assert proxy.factory.endings == {"evicted": 1}
-    proxy.factory.drain(0)
-    greedy[0].turn()
-    proxy.nothing_left()
 
 
 # -- whatever happens, in whatever order
