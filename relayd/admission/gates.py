@@ -22,7 +22,7 @@ from relayd.admission.client_rules import ClientRule, ClientRules
 from relayd.admission.hours import OpeningHours
 from relayd.core.errors import Refused
 from relayd.core.interfaces import IGate, ILease
-from relayd.core.leases import FREE, LATER, give_back, lease_of
+from relayd.core.leases import FREE, LATER, checked, give_back, lease_of
 
 _NO_ADDRESS = "it has no address"
 
@@ -132,7 +132,7 @@ class Gates:
                     continue
                 if isinstance(lease, LATER):
                     return self._enter_later(session, number, held, lease)
-                held.append(lease)
+                held.append(checked(lease))
         except BaseException:
             _Leases(held).release()
             raise
@@ -143,12 +143,12 @@ class Gates:
     ) -> ILease:
         """Wait for the answer of one gate, and go on with those after it."""
         try:
-            held.append(await lease_of(answer))
+            held.append(checked(await lease_of(answer)))
             for gate in self.gates[number + 1 :]:
                 lease = gate.enter(session)
                 if isinstance(lease, LATER):
                     lease = await lease_of(lease)
-                held.append(lease)
+                held.append(checked(lease))
         except BaseException:
             # Cancelled, too.
             _Leases(held).release()

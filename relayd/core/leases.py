@@ -35,6 +35,17 @@ class _Free:
 FREE = _Free()
 
 
+def checked(lease: Any) -> Any:
+    """A gate's answer, if it is a lease.
+
+    :raises TypeError: it is none, as of a gate that has forgotten to say anything:
+        nobody comes in by that.
+    """
+    if not hasattr(lease, "release"):
+        raise TypeError(f"a gate answered {lease!r}, which is no lease")
+    return lease
+
+
 def give_back(lease: ILease) -> None:
     """Release a lease; if it can't be, that is logged."""
     try:

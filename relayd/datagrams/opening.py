@@ -16,7 +16,7 @@ from relayd.core.addresses import client_key, socket_name
 from relayd.core.errors import REASONS, Refused
 from relayd.core.flows import NewFlow
 from relayd.core.interfaces import IGate, ILease
-from relayd.core.leases import LATER, give_back, lease_of
+from relayd.core.leases import LATER, checked, give_back, lease_of
 from relayd.datagrams.dialing import FlowDialer
 from relayd.datagrams.flow import ClientFlow
 from relayd.datagrams.interfaces import FlowRelay
@@ -125,6 +125,7 @@ class FlowOpener:
                 refused.addCallbacks(give_back, lambda _: None)
                 refused.cancel()
                 raise Refused("the gate takes its time: datagrams don't wait")
+            checked(lease)
         except Refused as refusal:
             dropped[refusal.reason] += 1
             if self._gate_throttles[refusal.reason].is_due():

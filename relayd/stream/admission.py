@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from relayd.core import pauses
 from relayd.core.errors import Refused
 from relayd.core.interfaces import ILease
-from relayd.core.leases import give_back, lease_of
+from relayd.core.leases import checked, give_back, lease_of
 from relayd.core.session import Ending
 from relayd.core.stage import Stage
 from relayd.net.tcp_info import ended_unread, was_reset
@@ -32,7 +32,7 @@ class Admission:
 
     def __init__(self, client: Any, answer: Any) -> None:
         self._client = client
-        self._lease = lease_of(answer)
+        self._lease = lease_of(answer).addCallback(checked)
         #: Seconds that it may take; 0 is for ever.
         self._limit = 0.0
 

@@ -43,7 +43,7 @@ from relayd.core.addresses import client_key, host_of
 from relayd.core.errors import Refused
 from relayd.core.hops import streams
 from relayd.core.interfaces import ILease
-from relayd.core.leases import LATER
+from relayd.core.leases import LATER, checked
 from relayd.core.prelude import Introduction, Prelude
 from relayd.core.session import Ending
 from relayd.core.stage import Stage
@@ -164,7 +164,7 @@ class StreamProtocol(Lifecycle):
                     self.pending = Admission(self, answer)
                     self.pending.start()
                     return
-                self._lease = answer
+                self._lease = checked(answer)
         except Refused as refusal:
             self.refuse_client(Ending.REFUSED, refusal.why, refusal.reason)
             return

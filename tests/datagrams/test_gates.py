@@ -139,6 +139,20 @@ def test_datagrams_do_not_wait() -> None:
     bench.nat.abort_all()
 
 
+def test_a_gate_that_forgets_to_answer_refuses(logged_failures: LoggedFailures) -> None:
+    class Forgetful:
+        def enter(self, asked: Any) -> None:
+            return None
+
+    bench = Bench(gate=Forgetful())
+    bench.arrive()
+    logged_failures.take("a gate answered None, which is no lease")
+    assert bench.nat.counters.dropped == {"gate": 1}
+    assert not bench.sockets
+    bench.check()
+    bench.nat.abort_all()
+
+
 def test_a_gate_that_fails_refuses(logged_failures: LoggedFailures) -> None:
     door = Door()
     door.answer = ZeroDivisionError("in the gate")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet import error
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from zope.interface import implementer
 
@@ -142,6 +142,27 @@ def test_a_gate_that_fails_later(logged_failures: LoggedFailures) -> None:
     logged_failures.take("in the gate")
     assert not client.connected
     made.over("refused the gate failed")
+    assert made.session.ending is Ending.FAILED
+
+
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("several", [False, True])
+def test_who_gets_no_lease_does_not_come_in(
+    later: bool, several: bool, logged_failures: LoggedFailures
+) -> None:
+    """A gate that forgets to answer has admitted nobody."""
+
+    class Forgetful:
+        def enter(self, session: Session) -> Any:
+            return succeed(None) if later else None
+
+    gate = Forgetful()
+    made, _ = relay(Gates([gate, gate]) if several else gate)
+    client = made.client()
+    made.clock.advance(0)
+    logged_failures.take("a gate answered None, which is no lease")
+    assert not client.connected
+    assert made.server.dials == []
     assert made.session.ending is Ending.FAILED
 
 
