@@ -84,6 +84,8 @@ _SAMPLES: Mapping[str, Any] = {
     "hours": ["Mon-Fri 08:00-18:00 Europe/Berlin", "Sat 10:00-14:00 Europe/Berlin"],
     "max_connects_per_client": "100/60",
     "client_prefix": "24,56",
+    "send_proxy": "v2",
+    "accept_proxy": ["192.0.2.0/28"],
     "access_log": "/var/log/relayd/access.log",
     "metrics": "127.0.0.1:9100",
     "userid": ["alice", "bob"],

@@ -183,7 +183,7 @@ def test_what_systemd_passes_is_left_to_the_service(
 ) -> None:
     path.write_text(
         '[tcp.a]\nlisten = "systemd:web"\ndest = "1"\n'
-        '[tcp.b]\nlisten = "haproxy:systemd:other"\ndest = "1"\n'
+        '[tcp.b]\nlisten = "systemd:other"\ndest = "1"\naccept_proxy = "10.0.0.0/8"\n'
         '[tcp.c]\nlisten = "systemd:domain=INET:index=0"\ndest = "1"\n'
         '[udp.d]\nlisten = "systemd:dns"\ndest = "1"\nmax_flows = 5\n'
     )
