@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from relayd.core import pauses
@@ -19,8 +18,6 @@ from relayd.core.leases import checked, give_back, lease_of
 from relayd.core.session import Ending
 from relayd.core.stage import Stage
 from relayd.net.tcp_info import ended_unread, was_reset
-
-log = Logger(namespace="relayd.stream")
 
 
 class Admission:
@@ -79,5 +76,5 @@ class Admission:
         if isinstance(problem, Refused):
             client.refuse_client(Ending.REFUSED, problem.why, problem.reason)
             return
-        log.failure("the gate failed for session {id}", reason, id=client.session.id)
+        client.factory.log_failure("the gate failed", client.session, reason)
         client.refuse_client(Ending.FAILED, "the gate failed")

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from relayd.core import process_settings
 from relayd.core.addresses import address_name
@@ -28,10 +30,13 @@ from relayd.core.relay_names import relay_name
 from relayd.core.session import Ending, Session
 from relayd.core.spreading import Idleness
 from relayd.core.stage import Stage
+from relayd.net.log_throttle import LogThrottle
 from relayd.net.monotonic import monotonic
 from relayd.net.own_addresses import OwnHosts
 from relayd.net.wheel import DeadlineWheel
 from relayd.stream.deadlines import Timeouts
+
+log = Logger(namespace="relayd.stream")
 
 
 def _last_name() -> Callable[[IAddress | None], str]:
@@ -131,6 +136,9 @@ class StreamRelay:
         self.silent = 0
         self.counts: SessionCounts | None = None
         self.refusals: Counter[str] = Counter()
+        #: How often a client could not be admitted for an error, as a gate that fails.
+        self.failures = 0
+        self._throttle = LogThrottle(clock)
         #: The sequence numbers of the clients that are admitted.
         self.ordinals = itertools.count()
         #: The sessions that live, by id; how they are drained.
@@ -141,6 +149,21 @@ class StreamRelay:
             abort=_abort,
             idleness=Idleness(_idle_since, _end_idle),
         )
+
+    def log_failure(self, what: str, session: Session, reason: Failure) -> None:
+        """Log an error that has kept a client out, once a second at most.
+
+        A gate that fails does so for each client, and they may come as a flood.
+        """
+        self.failures += 1
+        if self._throttle.is_due():
+            log.failure(
+                "session {id}: {what} ({count} failures so far)",
+                reason,
+                what=what,
+                id=session.id,
+                count=self.failures,
+            )
 
     def drain(
         self, timeout: float = process_settings.DRAIN_TIMEOUT.default

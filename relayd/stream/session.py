@@ -278,7 +278,7 @@ class StreamProtocol(Lifecycle):
 
     def _not_opened(self) -> None:
         """Called in an `except`: what is plugged in has failed, before it is let in."""
-        log.failure("session {id} could not be opened", id=self.session.id)
+        self.factory.log_failure("could not be opened", self.session, Failure())
         self.refuse_client(Ending.FAILED, "could not be opened")
 
     def refuse_client(self, ending: Ending, why: str, reason: str = "") -> None:

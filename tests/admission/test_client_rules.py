@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from pathlib import Path
 
 import pytest
@@ -151,7 +152,8 @@ def test_a_bad_line_is_told_in_one(tmp_path: Path, content: bytes, wrong: str) -
 
 
 def test_a_file_that_can_not_be_read(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "none", "", "a\0b"):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path, tmp_path / "none", "", "a\0b", tmp_path / "fifo"):
         with pytest.raises(ValueError, match="can't be read"):
             rule(f"@{path}")
 

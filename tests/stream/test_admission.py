@@ -145,6 +145,20 @@ def test_a_gate_that_fails_later(logged_failures: LoggedFailures) -> None:
     assert made.session.ending is Ending.FAILED
 
 
+def test_a_gate_that_fails_for_each_client_does_not_fill_the_log(
+    logged_failures: LoggedFailures,
+) -> None:
+    """A traceback a second, and how many failures there were."""
+    made, gate = relay()
+    for _ in range(3):
+        made.client()
+    for answer in list(gate.answers):
+        answer.errback(ZeroDivisionError("in the gate"))
+    made.clock.advance(0)
+    logged_failures.take("in the gate")
+    assert made.factory.failures == 3
+
+
 @pytest.mark.parametrize("later", [False, True])
 @pytest.mark.parametrize("several", [False, True])
 def test_who_gets_no_lease_does_not_come_in(
