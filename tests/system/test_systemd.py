@@ -212,16 +212,17 @@ def test_the_socket_unit_is_valid(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("transport", ["plane", "twisted"])
-@pytest.mark.parametrize("wrapped", ["", "haproxy:"])
+@pytest.mark.parametrize("balanced", [False, True])
 def test_sockets_without_a_manager(
-    transport: str, wrapped: str, tmp_path: Path
+    transport: str, balanced: bool, tmp_path: Path
 ) -> None:
     """As systemd-socket-activate(1) passes them: two of one name, and of two kinds."""
+    trusted = ("--accept-proxy=127.0.0.1", "--accept-proxy=unix") if balanced else ()
     port, path = free_port(), tmp_path / "s"
     with Server() as server:
         running = RelayProcess(
-            *("--listen", f"{wrapped}systemd:web", "--dest", server.address),
-            *("--transport", transport),
+            *("--listen", "systemd:web", "--dest", server.address),
+            *("--transport", transport, *trusted),
             twistd=(
                 *(program("systemd-socket-activate"), "--fdname=web:web"),
                 *("-l", f"127.0.0.1:{port}", "-l", str(path)),
@@ -230,7 +231,7 @@ def test_sockets_without_a_manager(
         )
         try:
             running.wait_for(f"Listening on {path}")
-            header = b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 80\r\n" if wrapped else b""
+            header = b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 80\r\n" if balanced else b""
             with connect(port) as client:
                 client.sendall(header)
                 exchange(client, server)

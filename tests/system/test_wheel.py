@@ -37,8 +37,14 @@ import relayd
 assert Path(relayd.__file__).is_relative_to(sys.prefix)
 for module in pkgutil.walk_packages(relayd.__path__, "relayd."):
     # Its commands need an extra.
-    if not module.name.startswith("relayd.ctl."):
+    if module.name.startswith("relayd.ctl."):
+        continue
+    try:
         __import__(module.name)
+    except ModuleNotFoundError as problem:
+        # So do the metrics.
+        if "metrics" not in module.name or problem.name != "prometheus_client":
+            raise
 shown = re.compile(r"^ *(from relayd\b\S* import (?:\([^)]*\)|[^\n(]*))", re.MULTILINE)
 for page in sys.argv[1:]:
     for line in shown.findall(Path(page).read_text()):
