@@ -165,7 +165,19 @@ def _one(kind: Kind | None, rows: Rows, value: Any) -> Read:
     return Read(row, str(said), read, value)
 
 
+class Unset(str):
+    """A text with a `${NAME}` that the environment does not have.
+
+    :ivar name: of the variable.
+    """
+
+    __slots__ = ("name",)
+    name: str
+
+
 def _check_text(value: str) -> None:
+    if isinstance(value, Unset):
+        raise Wrong(("", f"there is no variable {value.name!r} in the environment"))
     if len(value) > _LONGEST:
         why = f"expected at most {_LONGEST} characters, not {len(value)}"
         raise Wrong(("", found(value, why)))

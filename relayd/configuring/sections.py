@@ -28,6 +28,7 @@ from relayd.configuring.file_values import (
     Keys,
     Read,
     Rows,
+    Unset,
     Wrong,
     found,
     reader,
@@ -278,7 +279,7 @@ def read_document(
     if not isinstance(env, bool):
         problems.append(f"{top.below(ENV)}: {found(env, 'expected true or false')}")
     elif env:
-        tables = _with_variables(tables, top, environ, problems)
+        tables = _with_variables(tables, environ)
 
     def read(kind: type[Any], name: str) -> _Table:
         table = tables.get(name, {})
@@ -326,45 +327,30 @@ def _read_relays(
         yield RelaySection(kind, name, read.given, where, read.faulty)
 
 
-def _with_variables(
-    value: Any,
-    place: Place,
-    environ: Mapping[str, str],
-    problems: list[str],
-    depth: int = 4,
-) -> Any:
+def _with_variables(value: Any, environ: Mapping[str, str], depth: int = 4) -> Any:
     """A value in whose strings `${NAME}` is replaced, and `$$` is a dollar.
 
     :param depth: of the tables and lists in it; what is deeper is no setting.
+    :return: with an :class:`Unset` for a text with a variable that there is not: who
+        reads it tells.
     """
     if isinstance(value, str):
-        return _VARIABLE.sub(_variable_of(place, environ, problems), value)
+        return _replaced(value, environ)
     if depth and isinstance(value, dict):
         return {
-            key: _with_variables(
-                one, place.below(_part(key)), environ, problems, depth - 1
-            )
-            for key, one in value.items()
+            key: _with_variables(one, environ, depth - 1) for key, one in value.items()
         }
     if depth and isinstance(value, list):
-        return [
-            _with_variables(one, place, environ, problems, depth - 1) for one in value
-        ]
+        return [_with_variables(one, environ, depth - 1) for one in value]
     return value
 
 
-def _variable_of(
-    place: Place, environ: Mapping[str, str], problems: list[str]
-) -> Callable[[re.Match[str]], str]:
-    def variable(match: re.Match[str]) -> str:
-        name = match[2]
-        if name is None:
-            return "$"
-        if name not in environ:
-            problems.append(
-                f"{place}: there is no variable {name!r} in the environment"
-            )
-            return match[0]
-        return environ[name]
-
-    return variable
+def _replaced(text: str, environ: Mapping[str, str]) -> str:
+    for match in _VARIABLE.finditer(text):
+        if match[2] is not None and match[2] not in environ:
+            unset = Unset(text)
+            unset.name = match[2]
+            return unset
+    return _VARIABLE.sub(
+        lambda match: "$" if match[2] is None else environ[match[2]], text
+    )

@@ -135,11 +135,12 @@ def test_variables_only_where_the_file_says_so(tmp_path: Path) -> None:
     assert isinstance(relay, Relay)
     assert relay.destinations == (HostPort("db", 80),)
     assert problems(path, f"env = true\n{text}", NAME="log") == [
-        "tcp.a.dest: there is no variable 'HOST' in the environment",
-        (
-            "tcp.a.dest: bad address '${HOST}:80': '${HOST}' is not a host name (write"
-            " an international name in its xn-- form)"
-        ),
+        "tcp.a.dest: there is no variable 'HOST' in the environment"
+    ]
+    several = "env = true\nverbose = '${YES}'\n[tcp.a]\nlisten = ['80', '${IP}:81']"
+    assert problems(path, f"{several}\ndest = '1'") == [
+        "verbose: there is no variable 'YES' in the environment",
+        "tcp.a.listen[1]: there is no variable 'IP' in the environment",
     ]
     literal = text.replace("${HOST}", "db")
     for no in ("", "env = false\n"):
