@@ -14,15 +14,14 @@ specific network decides, not the first.
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
-import stat
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 
 import attrs
 
 from relayd.core.networks import Network, parse_network
+from relayd.net.regular_files import open_regular
 
 #: The longest file of networks, in bytes: some millions.
 LONGEST = 64 << 20
@@ -107,20 +106,13 @@ def _span(network: Network) -> Span:
     return network.version, first, first + network.num_addresses - 1
 
 
-def _open(path: str, flags: int) -> int:
-    # Else the kernel waits until somebody opens the other end of a pipe.
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
 def _spans_of_file(path: str) -> Iterator[Span]:
     """The networks of a file, one a line; `#` begins a comment.
 
     :raises ValueError: it can't be read, or a line is no network.
     """
     try:
-        with open(path, "rb", opener=_open) as stream:
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise ValueError("expected a file, not a pipe or a device")
+        with open_regular(path) as stream:
             content = stream.read(LONGEST + 1)
     except (OSError, ValueError) as problem:
         why = getattr(problem, "strerror", None) or str(problem)

@@ -75,7 +75,7 @@ def does_nothing(sections: Sequence[RelaySection]) -> Iterator[str]:
         served = set()
         for section in sections:
             given = section.one(row)
-            if given is not None and given.value not in (None, False):
+            if given is not None and _is_on(section, row):
                 # One of the command line, or of `[defaults]`, is in many sections.
                 lonely[id(given)] = given
                 if _is_on(section, other):

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from relayd.core.setting_types import Count, Flag, Kind, Seconds, Setting
+from relayd.core.setting_types import (
+    ALL_KINDS,
+    STREAMS,
+    Count,
+    Flag,
+    Seconds,
+    Setting,
+)
 from relayd.core.settings import ACCESS, LIMITS, TIMEOUTS
-
-_STREAMS: tuple[Kind, ...] = ("tcp", "socks4")
-_ALL: tuple[Kind, ...] = ("tcp", "udp", "socks4")
-
 
 HOURS_END = Setting[bool](
     name="hours-end",
     type=Flag(),
     default=False,
     help="With --hours: when they are over, end what is under way, too.",
-    kinds=_ALL,
+    kinds=ALL_KINDS,
     group=ACCESS,
 )
 QUEUE_TIMEOUT = Setting[float](
@@ -28,7 +31,7 @@ QUEUE_TIMEOUT = Setting[float](
     type=Seconds(never=False),
     default=30.0,
     help="Time for which a client waits in the queue; then it is refused.",
-    kinds=_STREAMS,
+    kinds=STREAMS,
     group=TIMEOUTS,
 )
 MAX_AGE = Setting[float](
@@ -37,7 +40,7 @@ MAX_AGE = Setting[float](
     default=0.0,
     help="Time after which a session is ended whatever it does; each up to 10 % sooner,"
     " so that clients don't all come back at once.",
-    kinds=_STREAMS,
+    kinds=STREAMS,
     group=TIMEOUTS,
 )
 MAX_SESSIONS = Setting[int | None](
@@ -47,7 +50,7 @@ MAX_SESSIONS = Setting[int | None](
     otherwise="none",
     help="Limit of a relay's sessions at once; more are refused, or see --queue. UDP"
     " relays have --max-flows.",
-    kinds=_STREAMS,
+    kinds=STREAMS,
     group=LIMITS,
 )
 MAX_SESSIONS_PER_CLIENT = Setting[int | None](
@@ -57,7 +60,7 @@ MAX_SESSIONS_PER_CLIENT = Setting[int | None](
     otherwise="none",
     help="The same for the sessions of one client address (see --client-prefix). UDP"
     " relays have --max-flows-per-client.",
-    kinds=_STREAMS,
+    kinds=STREAMS,
     group=LIMITS,
 )
 QUEUE = Setting[int | None](
@@ -67,7 +70,7 @@ QUEUE = Setting[int | None](
     otherwise="none",
     help="Instead of being refused by --max-sessions, so many clients wait, in order;"
     " nothing is read from them, and no server is dialled.",
-    kinds=_STREAMS,
+    kinds=STREAMS,
     group=LIMITS,
 )
 

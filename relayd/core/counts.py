@@ -157,10 +157,7 @@ class SessionCounts:
         if server is None or connected is None or dialed is None:
             # The peer of a BIND, which has taken its time.
             return
-        # As `Histogram.add`, without the call.
-        seconds, connects = connected - dialed, self.connects
-        connects.counts[bisect_left(connects.bounds, seconds)] += 1
-        connects.total += seconds
+        self.connects.add(connected - dialed)
         if self.servers:
             counts = self.servers.get(server.name)
             if counts is not None:
@@ -188,10 +185,7 @@ class SessionCounts:
         self.spliced += up.spliced + down.spliced
         if ending is not None and session.ended_at is not None:
             self.closed[ending.word] += 1
-            # Likewise.
-            seconds, durations = session.ended_at - session.opened_at, self.durations
-            durations.counts[bisect_left(durations.bounds, seconds)] += 1
-            durations.total += seconds
+            self.durations.add(session.ended_at - session.opened_at)
 
 
 class FlowCounts:

@@ -8,13 +8,15 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from relayd.core.setting_types import (
+    ALL_KINDS,
+    STREAMS,
     Choice,
     Flag,
-    Kind,
     OpenFiles,
     Seconds,
     Setting,
     Written,
+    rows_in,
 )
 from relayd.core.settings import LOG, PROCESS, TIMEOUTS
 
@@ -25,8 +27,6 @@ Transport = Literal["auto", "plane", "twisted"]
 #: What a line of the log looks like.
 LogFormat = Literal["text", "json"]
 
-_STREAMS: tuple[Kind, ...] = ("tcp", "socks4")
-_ALL: tuple[Kind, ...] = ("tcp", "udp", "socks4")
 
 #: What an access log is, for an error.
 LOG_PATH = "a path, or - for standard output"
@@ -44,7 +44,7 @@ DRAIN_TIMEOUT = Setting[float](
     default=10.0,
     help="Time for sessions to finish when the relay stops, in which idle ones are"
     " ended little by little; 0 aborts all at once.",
-    kinds=_ALL,
+    kinds=ALL_KINDS,
     group=TIMEOUTS,
     process=True,
 )
@@ -54,7 +54,7 @@ SHUTDOWN_DELAY = Setting[float](
     default=0.0,
     help="Time for which a relay that was told to stop still accepts clients, so that"
     " balancers learn of it first; then sessions are drained.",
-    kinds=_ALL,
+    kinds=ALL_KINDS,
     group=TIMEOUTS,
     process=True,
 )
@@ -65,7 +65,7 @@ MAX_DESCRIPTORS = Setting[int | None](
     otherwise="the hard limit",
     help="Limit of open files of the process (its soft limit); a session takes two, a"
     " flow one.",
-    kinds=_ALL,
+    kinds=ALL_KINDS,
     group=PROCESS,
     process=True,
 )
@@ -76,7 +76,7 @@ TRANSPORT = Setting[Transport](
     help="Implementation of connections: plane (relayd's own, Linux only, half the"
     " CPU), twisted, or auto (plane if it is available). Endpoint strings always have"
     " Twisted's.",
-    kinds=_ALL,
+    kinds=ALL_KINDS,
     group=PROCESS,
     process=True,
 )
@@ -99,7 +99,7 @@ PRINT_CONFIG = Setting[bool](
     type=Flag(),
     default=False,
     help="Print what the command line says as a configuration file, and exit.",
-    kinds=_ALL,
+    kinds=ALL_KINDS,
     group=PROCESS,
     process=True,
     key="",
@@ -120,7 +120,7 @@ VERBOSE = Setting[bool](
     short="v",
     help="Also log when a session opens, dials and connects, and sessions that their"
     " clients close before a byte has moved (health checks).",
-    kinds=_STREAMS,
+    kinds=STREAMS,
     group=LOG,
     process=True,
 )
@@ -130,7 +130,7 @@ QUIET = Setting[bool](
     default=False,
     short="q",
     help="Log only sessions and flows that ended abnormally.",
-    kinds=_ALL,
+    kinds=ALL_KINDS,
     group=LOG,
     process=True,
 )
@@ -141,7 +141,7 @@ ACCESS_LOG = Setting[str | None](
     otherwise="where the log goes",
     help="Write the lines of sessions and flows to this file; - is standard output."
     " Reopened on SIGUSR1.",
-    kinds=_ALL,
+    kinds=ALL_KINDS,
     group=LOG,
     process=True,
 )
@@ -151,7 +151,7 @@ LOG_FORMAT = Setting[LogFormat](
     default="text",
     help="Format of the log and the access log: text, or json, an object on each line"
     " with the keys of ECS and OpenTelemetry.",
-    kinds=_ALL,
+    kinds=ALL_KINDS,
     group=LOG,
     process=True,
 )
@@ -161,12 +161,10 @@ LOG_INTERVAL = Setting[float](
     default=0.0,
     help="Also log sessions and flows that go on, with their totals so far, each time"
     " this interval has passed; 0 is off.",
-    kinds=_ALL,
+    kinds=ALL_KINDS,
     group=LOG,
     process=True,
 )
 
 #: All of them, in the order of the help.
-TABLE: tuple[Setting[Any], ...] = tuple(
-    each for each in list(globals().values()) if isinstance(each, Setting)
-)
+TABLE: tuple[Setting[Any], ...] = rows_in(globals())

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast, get_args
 
 import attrs
@@ -26,6 +26,10 @@ T_co = TypeVar("T_co", covariant=True)
 
 #: What a setting may be about.
 Kind = Literal["tcp", "udp", "socks4"]
+
+#: Those whose sessions are streams, and all of them.
+STREAMS: tuple[Kind, ...] = ("tcp", "socks4")
+ALL_KINDS: tuple[Kind, ...] = ("tcp", "udp", "socks4")
 
 #: The longest timeout, in seconds: three years, well within any clock.
 TIMEOUT_LIMIT = 100_000_000.0
@@ -397,3 +401,8 @@ class Setting(Generic[T]):
             return self.type.parse(text)
         except ValueError as problem:
             raise ConfigError(f"bad --{self.option} {text!r}: {problem}") from None
+
+
+def rows_in(names: Mapping[str, object]) -> tuple[Setting[Any], ...]:
+    """The rows among the names of a module, in their order there."""
+    return tuple(each for each in names.values() if isinstance(each, Setting))

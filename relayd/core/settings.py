@@ -17,14 +17,15 @@ from __future__ import annotations
 from typing import Any
 
 from relayd.core.setting_types import (
+    STREAMS,
     Count,
     Flag,
     IPv4,
-    Kind,
     Ratio,
     Seconds,
     Setting,
     Size,
+    rows_in,
 )
 
 #: The largest backlog; the kernel caps it further (net.core.somaxconn).
@@ -36,7 +37,6 @@ RECEIVE_BUFFER_LIMIT = (1 << 30) - 1
 #: The most handshakes, in all and of one client, unless more are asked for.
 DEFAULT_HANDSHAKES, DEFAULT_HANDSHAKES_PER_CLIENT = 4096, 1024
 
-_STREAMS: tuple[Kind, ...] = ("tcp", "socks4")
 
 #: The headings of the help, in its order.
 ADDRESSES, ACCESS, TIMEOUTS, UDP, BINDS, LIMITS, PROCESS, LOG, METRICS = GROUPS = (
@@ -50,7 +50,7 @@ HANDSHAKE_TIMEOUT = Setting[float](
     default=30.0,
     help="Time for a client to complete its handshake: PROXY header, TLS, SOCKS4"
     " request. No server is dialled before.",
-    kinds=_STREAMS,
+    kinds=STREAMS,
     group=TIMEOUTS,
 )
 CONNECT_TIMEOUT = Setting[float](
@@ -58,7 +58,7 @@ CONNECT_TIMEOUT = Setting[float](
     type=Seconds(),
     default=10.0,
     help="Time to connect to a server, TLS handshake included.",
-    kinds=_STREAMS,
+    kinds=STREAMS,
     group=TIMEOUTS,
 )
 STALL_TIMEOUT = Setting[float](
@@ -68,7 +68,7 @@ STALL_TIMEOUT = Setting[float](
     help="Abort a session when a peer takes none of the data that waits for it, or does"
     " not answer, for this time. A slow reader with a large receive buffer gets up to"
     " 25 seconds more.",
-    kinds=_STREAMS,
+    kinds=STREAMS,
     group=TIMEOUTS,
 )
 IDLE_TIMEOUT = Setting[float](
@@ -77,7 +77,7 @@ IDLE_TIMEOUT = Setting[float](
     default=3600.0,
     help="Idle timeout: abort a session after this time without data in either"
     " direction.",
-    kinds=_STREAMS,
+    kinds=STREAMS,
     group=TIMEOUTS,
 )
 HALF_CLOSE_TIMEOUT = Setting[float](
@@ -86,7 +86,7 @@ HALF_CLOSE_TIMEOUT = Setting[float](
     default=300.0,
     help="Idle timeout of a half-closed session: one side has ended its data, the other"
     " has not.",
-    kinds=_STREAMS,
+    kinds=STREAMS,
     group=TIMEOUTS,
 )
 BIND_TIMEOUT = Setting[float](
@@ -265,11 +265,9 @@ BACKLOG = Setting[int](
     default=4096,
     help="Limit of connections waiting to be accepted; the kernel may lower it"
     " (net.core.somaxconn).",
-    kinds=_STREAMS,
+    kinds=STREAMS,
     group=PROCESS,
 )
 
 #: All rows that need no grammar but their own, in the order of the help.
-TABLE: tuple[Setting[Any], ...] = tuple(
-    each for each in list(globals().values()) if isinstance(each, Setting)
-)
+TABLE: tuple[Setting[Any], ...] = rows_in(globals())

@@ -17,7 +17,7 @@ from relayd.core.flows import Counters
 from relayd.datagrams.sockets import kernel_drops
 from relayd.datagrams.table import AnyFlow, NatTable
 from relayd.datagrams.unanswered import Unanswered
-from relayd.net.log_throttle import LogThrottle
+from relayd.net.log_throttle import FailureLog
 from relayd.net.monotonic import monotonic
 
 log = Logger(namespace="relayd.datagrams")
@@ -57,16 +57,11 @@ class Ledger(Generic[AnyFlow]):
         self.counters = Counters()
         self.counts = FlowCounts()
         self.unanswered = Unanswered()
-        self._throttle = LogThrottle(self.clock)
-        self._failures = 0
+        self._failures = FailureLog(log, self.clock)
 
     def log_failure(self, what: str) -> None:
         """Log the exception that is being handled, once a second at most."""
-        self._failures += 1
-        if self._throttle.is_due():
-            log.failure(
-                "{what} ({count} failures so far)", what=what, count=self._failures
-            )
+        self._failures.add(what)
 
     def count_drops(self, one: Any) -> None:
         """Count the datagrams that the kernel dropped at a socket since the last call.

@@ -1,1 +1,1 @@
-"""Sockets, names, clocks and TLS."""
+"""Sockets, files that are read, names, clocks and TLS."""

@@ -7,6 +7,8 @@ writes the count when :meth:`LogThrottle.is_due`.
 from __future__ import annotations
 
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from relayd.net.monotonic import monotonic
 
@@ -31,3 +33,29 @@ class LogThrottle:
             return False
         self._last = now
         return True
+
+
+class FailureLog:
+    """Logs errors of which a stranger may cause any number: a traceback a second.
+
+    :param log: where they go.
+    :param clock: seconds.
+
+    :ivar count: how many there were.
+    """
+
+    def __init__(self, log: Logger, clock: IReactorTime) -> None:
+        self._log = log
+        self._throttle = LogThrottle(clock)
+        self.count = 0
+
+    def add(self, what: str, reason: Failure | None = None) -> None:
+        """Log one; unless given, the exception that is being handled."""
+        self.count += 1
+        if self._throttle.is_due():
+            self._log.failure(
+                "{what} ({count} failures so far)",
+                reason,
+                what=what,
+                count=self.count,
+            )

@@ -86,33 +86,31 @@ class SinceData:
     acknowledged: float
 
 
-def tcp_info(transport: Any) -> TcpInfo | None:
-    """How a TCP connection is doing; None where the kernel does not report it."""
+def _asked(transport: Any) -> bytes:
+    """The `struct tcp_info` of a connection; empty where the kernel has none."""
     if TCP_INFO is None:
-        return None
+        return b""
     with lent_socket(transport) as sock:
         if sock is None:
-            return None
+            return b""
         try:
-            return parse(sock.getsockopt(socket.IPPROTO_TCP, TCP_INFO, _INFO_SIZE))
+            return sock.getsockopt(socket.IPPROTO_TCP, TCP_INFO, _INFO_SIZE)
         except OSError:
             # A UNIX socket, or a sandbox.
-            return None
+            return b""
+
+
+def tcp_info(transport: Any) -> TcpInfo | None:
+    """How a TCP connection is doing; None where the kernel does not report it."""
+    return parse(_asked(transport))
 
 
 def since_data(transport: Any) -> SinceData | None:
     """When data went over a TCP connection; None where the kernel does not tell."""
-    if TCP_INFO is None:
+    try:
+        found = _DATA.unpack_from(_asked(transport), _TIMES_AT)
+    except struct.error:
         return None
-    with lent_socket(transport) as sock:
-        if sock is None:
-            return None
-        try:
-            raw = sock.getsockopt(socket.IPPROTO_TCP, TCP_INFO, _INFO_SIZE)
-            found = _DATA.unpack_from(raw, _TIMES_AT)
-        except (OSError, struct.error):
-            # A UNIX socket, or a sandbox.
-            return None
     return SinceData(*(each / 1000 for each in found))
 
 

@@ -30,7 +30,7 @@ from relayd.core.relay_names import relay_name
 from relayd.core.session import Ending, Session
 from relayd.core.spreading import Idleness
 from relayd.core.stage import Stage
-from relayd.net.log_throttle import LogThrottle
+from relayd.net.log_throttle import FailureLog
 from relayd.net.monotonic import monotonic
 from relayd.net.own_addresses import OwnHosts
 from relayd.net.wheel import DeadlineWheel
@@ -136,9 +136,7 @@ class StreamRelay:
         self.silent = 0
         self.counts: SessionCounts | None = None
         self.refusals: Counter[str] = Counter()
-        #: How often a client could not be admitted for an error, as a gate that fails.
-        self.failures = 0
-        self._throttle = LogThrottle(clock)
+        self._failures = FailureLog(log, clock)
         #: The sequence numbers of the clients that are admitted.
         self.ordinals = itertools.count()
         #: The sessions that live, by id; how they are drained.
@@ -150,20 +148,17 @@ class StreamRelay:
             idleness=Idleness(_idle_since, _end_idle),
         )
 
+    @property
+    def failures(self) -> int:
+        """How often a client could not be admitted for an error, as of its gate."""
+        return self._failures.count
+
     def log_failure(self, what: str, session: Session, reason: Failure) -> None:
         """Log an error that has kept a client out, once a second at most.
 
         A gate that fails does so for each client, and they may come as a flood.
         """
-        self.failures += 1
-        if self._throttle.is_due():
-            log.failure(
-                "session {id}: {what} ({count} failures so far)",
-                reason,
-                what=what,
-                id=session.id,
-                count=self.failures,
-            )
+        self._failures.add(f"session {session.id}: {what}", reason)
 
     def drain(
         self, timeout: float = process_settings.DRAIN_TIMEOUT.default
