@@ -48,13 +48,49 @@ class IGate(Interface):
 
 
 class ISelector(Interface):
-    """Chooses a server from a pool."""
+    """Chooses a server from a pool.
 
-    def choose(candidates: Sequence[object], session: Session) -> object | None:
+    It may have a method `touched(server)`, too, which is called when the load or the
+    weight of a server has changed.
+    """
+
+    def choose(candidates: Sequence[object], session: Any) -> object | None:
         """Return one of `candidates` for this session, or None to refuse.
 
-        Changes nothing, so it may be asked again for the same session.
+        It is asked once for each attempt.  It changes no server and no session; turns
+        that it keeps count of are its own.
+
+        :param candidates: the servers that may be chosen, in the operator's order; the
+            same object as before, if they are the same servers with the same weights.
+        :param session: a :class:`relayd.core.session.Session`; of a UDP relay, a
+            :class:`relayd.core.flows.NewFlow`.
         """
+
+
+class ICounted(Interface):
+    """A server whose sessions are counted.
+
+    Each `began` is followed by exactly one `failed`, `cancelled` or `closed`.
+    """
+
+    def began() -> None:
+        """An attempt begins: it is dialled."""
+
+    def connected() -> None:
+        """The attempt has succeeded."""
+
+    def failed(ending: Any, detail: str) -> None:
+        """The attempt has failed.
+
+        :param ending: the :class:`relayd.core.session.Ending`; None: for want of
+            something on this machine, which says nothing about the server.
+        """
+
+    def cancelled() -> None:
+        """The attempt was given up; that says nothing about the server."""
+
+    def closed() -> None:
+        """The session that the attempt was for is over; it had succeeded."""
 
 
 class IProxyPolicy(Interface):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 from twisted.internet.interfaces import IStreamClientEndpoint
@@ -30,7 +30,14 @@ class Upstream:
         for; they are not counted as the client's.  Within TLS, if the endpoint has it.
     :ivar dials: the endpoint is dialled as an
         :class:`~relayd.core.interfaces.IDialer`.
+    :cvar counted: its sessions are: it is a :class:`relayd.core.interfaces.ICounted`.
+    :cvar tier: whether it is a server of the first choice, 0, or a backup.
+    :cvar usable: it may be chosen for a new session.
     """
+
+    counted: ClassVar[bool] = False
+    tier: ClassVar[int] = 0
+    usable: ClassVar[bool] = True
 
     endpoint: IStreamClientEndpoint
     name: str

@@ -29,6 +29,18 @@ log = Logger(namespace="relayd.stream")
 #: last: a relay that was late has only now read what a peer has sent in time.
 EXTRA_CHECKS = 2
 
+#: What says that this process or machine has too little of something: descriptors,
+#: memory, ports.
+_SHORTAGE = frozenset(
+    {
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOBUFS,
+        errno.ENOMEM,
+        errno.EADDRNOTAVAIL,
+    }
+)
+
 #: The detail of a session that leads back to its own relay.
 LOOP_DETAIL = "it leads back to this relay, where it comes from"
 
@@ -45,6 +57,7 @@ class Dialing(Protocol):
     upstream_leg: Any
     endpoint_leg: Any
     checks_left: int
+    place: Any
 
     def attempt_connected(self, attempt: Any, leg: Leg) -> None:
         """It has succeeded: this is the server's connection."""
@@ -101,6 +114,9 @@ class Attempt:
     :ivar leads_here: the server may be another relay of this process.
     :ivar holds_back: the ACK of its connection waits for the first bytes.
     :ivar preamble: makes these, of the session; None: they are the client's.
+    :ivar place: the server, if its sessions are counted
+        (:class:`relayd.core.interfaces.ICounted`): this is one.
+    :ivar is_ours: it has failed for want of something on this machine.
     """
 
     is_over = False
@@ -110,6 +126,8 @@ class Attempt:
     leads_here = False
     holds_back = False
     preamble: Any = None
+    place: Any = None
+    is_ours = False
     dial: Any = None
     leg: Any = None
 
@@ -140,6 +158,10 @@ class Attempt:
                 self.failed(Ending.LOOP, LOOP_DETAIL)
                 return
             self.is_over = True
+            if self.place is not None:
+                # It counts until the session is over.
+                client.place = self.place
+                self.place.connected()
             client.attempt_connected(self, leg)
         except Exception:
             client.failed(Failure())
@@ -155,6 +177,7 @@ class Attempt:
         if self.is_over:
             return
         ending, detail = ending_of_failed_dial(reason)
+        self.is_ours = getattr(reason.value, "osError", None) in _SHORTAGE
         if ending is Ending.FAILED:
             log.failure(
                 "session {id}: the endpoint of {upstream} failed",

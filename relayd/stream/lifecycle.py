@@ -65,6 +65,8 @@ class Lifecycle(Leg):
     replies = False
 
     pending: Any = None
+    #: Its server, if that counts its sessions, once it is connected.
+    place: Any = None
     #: A client that has most likely left has until then.
     _left_by = NEVER
     #: A TLS server that must have shown its certificate by the deadline, and of which
@@ -217,6 +219,8 @@ class Lifecycle(Leg):
         factory.wheel.discard(self)
         if self._lease is not None:
             self.release_lease()
+        if self.place is not None:
+            self.leave_server()
         if self._hops is not None:
             for name, hop in self._hops.items():
                 streams.is_over(name, hop)
@@ -250,6 +254,14 @@ class Lifecycle(Leg):
                 lease.release()
             except Exception:
                 log.failure("the lease of session {id} failed", id=self.session.id)
+
+    def leave_server(self) -> None:
+        """Its server has one session less."""
+        place, self.place = self.place, None
+        try:
+            place.closed()
+        except Exception:
+            log.failure("session {id} could not be counted", id=self.session.id)
 
     def last_words(self) -> bytes:
         """What to tell a client that is not served, before it is closed."""

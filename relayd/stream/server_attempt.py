@@ -157,6 +157,10 @@ class ServerAttempt(Attempt):
         """Dial.  The outcome may be told from within."""
         upstream = self.upstream
         endpoint: Any = upstream.endpoint
+        if upstream.counted:
+            place: Any = upstream
+            self.place = place
+            place.began()
         self.preamble = upstream.preamble or self.client.factory.preamble
         if upstream.dials:
             port = getattr(endpoint, "port", 0)
@@ -186,15 +190,21 @@ class ServerAttempt(Attempt):
     def failed(self, ending: Ending, detail: str = "") -> None:
         """See :meth:`Attempt.failed`."""
         factory = self.client.factory
-        if factory.counts is not None and not self.is_over:
-            factory.counts.fail(self.upstream.name, ending, factory.now())
+        if not self.is_over:
+            if factory.counts is not None:
+                factory.counts.fail(self.upstream.name, ending, factory.now())
+            if self.place is not None:
+                self.place.failed(None if self.is_ours else ending, detail)
         Attempt.failed(self, ending, detail)
 
     def cancel(self) -> None:
         """See :meth:`Attempt.cancel`."""
         counts = self.client.factory.counts
-        if counts is not None and not self.is_over:
-            counts.cancel(self.upstream.name)
+        if not self.is_over:
+            if counts is not None:
+                counts.cancel(self.upstream.name)
+            if self.place is not None:
+                self.place.cancelled()
         Attempt.cancel(self)
 
     @property

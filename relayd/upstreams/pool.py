@@ -1,13 +1,15 @@
 """Pools of servers.
 
 A pool chooses a server for each session by its
-selector (:class:`relayd.core.interfaces.ISelector`).
+selector (:class:`relayd.core.interfaces.ISelector`), among those that may be chosen.
+Which these are is found anew only when a server has changed, so that a choice does not
+take longer where there are many.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, TypeVar
 
 import attrs
 from twisted.internet.interfaces import IStreamClientEndpoint
@@ -15,8 +17,8 @@ from zope.interface import implementer
 
 from relayd.core.hooks import overrides
 from relayd.core.interfaces import ISelector
-from relayd.core.session import Session
 from relayd.net.upstream import Upstream
+from relayd.upstreams.server import Server
 
 Candidate = TypeVar("Candidate")
 
@@ -25,38 +27,46 @@ Candidate = TypeVar("Candidate")
 class RoundRobin:
     """Round robin, by the session's sequence number."""
 
-    def choose(
-        self, candidates: Sequence[Candidate], session: Session
-    ) -> Candidate | None:
+    def choose(self, candidates: Sequence[Candidate], session: Any) -> Candidate | None:
         if not candidates:
             return None
-        return candidates[session.ordinal % len(candidates)]
+        ordinal: int = session.ordinal
+        return candidates[ordinal % len(candidates)]
 
 
 def _fixed(upstreams: Iterable[Upstream]) -> tuple[Upstream, ...]:
     return tuple(upstreams)
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Pool:
     """The servers that one listener relays to.
 
-    :ivar upstreams: in the operator's order.
+    :ivar upstreams: in the operator's order; each an
+        :class:`~relayd.net.upstream.Upstream`, or a
+        :class:`~relayd.upstreams.server.Server`, which belongs to one pool.
     :ivar selector: picks one of them for a session.
+    :ivar on_change: called with a server that has changed, after the pool knows.
     """
 
     upstreams: Sequence[Upstream] = attrs.field(converter=_fixed)
     selector: ISelector = attrs.Factory(RoundRobin)
+    on_change: Callable[[Server], object] | None = attrs.field(default=None, init=False)
     #: The server, if there is only one and nothing to choose.
-    _only: Upstream | None = attrs.field(init=False)
+    _only: Upstream | None = attrs.field(init=False, default=None)
+    #: Those of the best tier that may be chosen; None: find them anew.
+    _usable: tuple[Upstream, ...] | None = attrs.field(init=False, default=None)
 
-    @_only.default
-    def _find_only(self) -> Upstream | None:
+    def __attrs_post_init__(self) -> None:
         # Saves 1,800 of the 332,000 instructions of a short session.
         round_robin = isinstance(self.selector, RoundRobin) and not overrides(
             self.selector, RoundRobin, "choose"
         )
-        return self.upstreams[0] if len(self.upstreams) == 1 and round_robin else None
+        first = self.upstreams[0] if len(self.upstreams) == 1 else None
+        if first is not None and round_robin and not first.counted:
+            self._only = first
+        for each in self.servers:
+            self._adopt(each)
 
     @classmethod
     def of(cls, where: Pool | Upstream | IStreamClientEndpoint) -> Pool:
@@ -78,15 +88,50 @@ class Pool:
         )
 
     @property
+    def servers(self) -> list[Server]:
+        """Those that count their sessions."""
+        return [each for each in self.upstreams if isinstance(each, Server)]
+
+    @property
     def names(self) -> str:
         """The servers' names, for a log line."""
         return ", ".join(upstream.name for upstream in self.upstreams)
 
-    def choose(self, session: Session) -> Upstream | None:
-        """The server for this session, or None when the selector has none."""
+    def choose(self, session: Any, tried: Collection[Upstream] = ()) -> Upstream | None:
+        """The server for this session, or None when there is none.
+
+        :param tried: servers that have failed it: others are preferred; None if all
+            that may be chosen are among them.
+        """
         if self._only is not None:
-            return self._only
-        chosen = self.selector.choose(self.upstreams, session)
+            return None if tried else self._only
+        usable = self._usable
+        if usable is None:
+            usable = self._usable = self._best(())
+        chosen = self.selector.choose(self._best(tried) if tried else usable, session)
         if chosen is None or isinstance(chosen, Upstream):
             return chosen
         raise TypeError(f"the selector chose {chosen!r}, which is not an Upstream")
+
+    def _best(self, tried: Collection[Upstream]) -> tuple[Upstream, ...]:
+        """Those of the best tier that has one that may be chosen."""
+        found = [each for each in self.upstreams if each.usable and each not in tried]
+        tier = min([each.tier for each in found], default=0)
+        return tuple(each for each in found if each.tier == tier)
+
+    # -- servers that change
+
+    def _adopt(self, server: Server) -> None:
+        """Hear of its changes.
+
+        :raises ValueError: another pool does.
+        """
+        if getattr(server.on_change, "__self__", self) is not self:
+            raise ValueError(f"{server.name} is in another pool already")
+        server.on_change = self._changed
+        server.on_load = getattr(self.selector, "touched", None)
+
+    def _changed(self, server: Server) -> None:
+        self._usable = None
+        if self.on_change is not None:
+            self.on_change(server)
