@@ -38,7 +38,12 @@ from relayd.configuring.address_grammar import (
     parse_range,
     parse_server,
 )
-from relayd.core import admission_settings, process_settings, settings
+from relayd.core import (
+    admission_settings,
+    pool_settings,
+    process_settings,
+    settings,
+)
 from relayd.core.networks import UNIX, Network, parse_network
 from relayd.core.relay_names import EXPECTED, check_name
 from relayd.core.setting_types import Choice, Flag, Setting, Written
@@ -317,6 +322,7 @@ ALL: tuple[Setting[Any], ...] = (
     *(LISTEN, DEST, NAME, SEND_PROXY, SOCKS4_LISTEN, SOCKS4_NAME),
     *(ALLOW_CLIENT, DENY_CLIENT, ACCEPT_PROXY, ALLOW_DEST, DENY_DEST, USERID),
     *(HOURS, MAX_CONNECTS_PER_CLIENT, CLIENT_PREFIX, METRICS_ADDRESS, METRICS_OPEN),
+    *pool_settings.TABLE,
     *admission_settings.TABLE,
     *TABLE,
     *process_settings.TABLE,

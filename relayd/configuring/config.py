@@ -37,7 +37,13 @@ from relayd.configuring.address_settings import (
     SEND_PROXY,
     SOCKS4_LISTENER,
 )
-from relayd.core import admission_settings, process_settings, settings
+from relayd.core import (
+    admission_settings,
+    pool_settings,
+    process_settings,
+    settings,
+)
+from relayd.core.check_grammar import Check
 from relayd.core.networks import Network
 from relayd.core.process_settings import LogFormat, Transport
 from relayd.socks.rules import Rule
@@ -123,6 +129,20 @@ class Admission(FlowAdmission):
     max_age: float = admission_settings.MAX_AGE.default
 
 
+@attrs.frozen(kw_only=True)
+class PoolSettings:
+    """Which server, and whether it is up; of every relay that has servers.
+
+    :ivar check: of each server; None: they are not checked.
+    """
+
+    check: Check | None = pool_settings.CHECK.default
+    check_every: float = pool_settings.CHECK_EVERY.default
+    check_timeout: float = pool_settings.CHECK_TIMEOUT.default
+    rise: int = pool_settings.RISE.default
+    fall: int = pool_settings.FALL.default
+
+
 @attrs.frozen
 class Relay:
     """A TCP relay.
@@ -136,6 +156,7 @@ class Relay:
     destinations: Sequence[StreamAddress | PortRange] = attrs.field(converter=_kept)
     name: str | None = None
     admission: Admission = attrs.field(factory=Admission, kw_only=True)
+    pool: PoolSettings = attrs.field(factory=PoolSettings, kw_only=True)
     stream: StreamSettings = attrs.field(factory=StreamSettings, kw_only=True)
     backlog: int = attrs.field(default=settings.BACKLOG.default, kw_only=True)
 
@@ -148,6 +169,7 @@ class UdpRelay:
     destinations: Sequence[UdpAddress | PortRange] = attrs.field(converter=_kept)
     name: str | None = None
     admission: FlowAdmission = attrs.field(factory=FlowAdmission, kw_only=True)
+    pool: PoolSettings = attrs.field(factory=PoolSettings, kw_only=True)
     udp: UdpSettings = attrs.field(factory=UdpSettings, kw_only=True)
 
 

@@ -39,10 +39,11 @@ DEFAULT_HANDSHAKES, DEFAULT_HANDSHAKES_PER_CLIENT = 4096, 1024
 
 
 #: The headings of the help, in its order.
-ADDRESSES, ACCESS, TIMEOUTS, UDP, BINDS, LIMITS, PROCESS, LOG, METRICS = GROUPS = (
-    *("Addresses", "Access", "Timeouts (0 is never)", "UDP flows", "BIND", "Limits"),
-    *("Process", "Log", "Metrics and health"),
+ADDRESSES, SERVERS, ACCESS, TIMEOUTS, UDP, BINDS, LIMITS, *_ = GROUPS = (
+    *("Addresses", "Servers", "Access", "Timeouts (0 is never)", "UDP flows", "BIND"),
+    *("Limits", "Process", "Log", "Metrics and health"),
 )
+PROCESS, LOG, METRICS = GROUPS[-3:]
 
 HANDSHAKE_TIMEOUT = Setting[float](
     name="handshake-timeout",

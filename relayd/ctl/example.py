@@ -85,6 +85,7 @@ _SAMPLES: Mapping[str, Any] = {
     "max_connects_per_client": "100/60",
     "client_prefix": "24,56",
     "send_proxy": "v2",
+    "check": "http://:8008/primary",
     "accept_proxy": ["192.0.2.0/28"],
     "access_log": "/var/log/relayd/access.log",
     "metrics": "127.0.0.1:9100",

@@ -38,6 +38,7 @@ from relayd.configuring.configure import configure
 from relayd.configuring.given import Layers
 from relayd.configuring.written import as_toml, named
 from relayd.core.errors import CannotStart, ConfigError
+from relayd.core.pool_settings import CHECK
 from relayd.core.process_settings import (
     ACCESS_LOG,
     CONFIG,
@@ -96,6 +97,14 @@ WRITTEN: dict[Setting[Any], st.SearchStrategy[str]] = {
     ACCEPT_PROXY: st.sampled_from(["10.0.0.0/8", "192.0.2.1", "unix"]),
     # Of streams and of datagrams.
     SEND_PROXY: st.just("v2"),
+    CHECK: st.sampled_from(
+        [
+            "tcp port=8008",
+            r'tcp port=1 send="PING\r\n" expect="+PONG"',
+            "http://:8008/primary expect=up",
+            "python:json:loads",
+        ]
+    ),
 }
 
 
@@ -281,6 +290,7 @@ EXAMPLES = {
     "userid": "b\u00fcrger",
     "accept-proxy": "10.0.0.0/8",
     "send-proxy": "v2",
+    "check": "http://:8008/primary",
 }
 
 
