@@ -13,14 +13,13 @@ specific network decides, not the first.
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 
 import attrs
 
-from relayd.core.networks import Network, parse_network
+from relayd.core.networks import BeyondPrefix, Network, parse_network
 from relayd.net.regular_files import open_regular
 
 #: The longest file of networks, in bytes: some millions.
@@ -92,12 +91,9 @@ def span_of(text: str) -> Span:
             return version, first, first | (1 << bits) - 1
     try:
         return _span(parse_network(text))
+    except BeyondPrefix:
+        raise
     except ValueError as problem:
-        if str(problem).endswith("has host bits set"):
-            meant = ipaddress.ip_network(text, strict=False)
-            raise ValueError(
-                f"{text!r} has bits beyond its prefix: you may mean {meant}"
-            ) from None
         raise ValueError(f"{problem}; expected {EXPECTED_NETWORK}") from None
 
 

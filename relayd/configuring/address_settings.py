@@ -44,7 +44,7 @@ from relayd.core import (
     process_settings,
     settings,
 )
-from relayd.core.networks import UNIX, Network, parse_network
+from relayd.core.networks import UNIX, BeyondPrefix, Network, parse_network
 from relayd.core.relay_names import EXPECTED, check_name
 from relayd.core.setting_types import Choice, Flag, Setting, Written
 from relayd.core.settings import ACCESS, ADDRESSES, LIMITS, METRICS, TABLE
@@ -77,21 +77,16 @@ def _destination(text: str) -> Address | PortRange:
     return parse_server(text)
 
 
-_NETWORK = "an address or a network such as 192.168.0.0/16"
-
-
-def _network(text: str) -> Network:
-    try:
-        return parse_network(text)
-    except ValueError as problem:
-        raise ValueError(f"{problem}; expected {_NETWORK}") from None
-
-
-_PEERS = f"{_NETWORK}, or {UNIX}"
+_PEERS = f"an address, a network such as 192.168.0.0/16, or {UNIX}"
 
 
 def _peers(text: str) -> Network | str:
-    return UNIX if text == UNIX else _network(text)
+    try:
+        return UNIX if text == UNIX else parse_network(text)
+    except BeyondPrefix:
+        raise
+    except ValueError as problem:
+        raise ValueError(f"{problem}; expected {_PEERS}") from None
 
 
 _USER_ID = f"1 to {MAX_USER_ID} bytes, none of them 0"

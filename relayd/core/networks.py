@@ -35,10 +35,15 @@ _STAND_INS = (
 )
 
 
+class BeyondPrefix(ValueError):
+    """A network has bits beyond its prefix, which are a mistake."""
+
+
 def parse_network(text: str) -> Network:
     """A network, or a single address; v4-mapped ones are those of IPv4.
 
-    :raises ValueError: it is neither, or has bits beyond its prefix.
+    :raises BeyondPrefix: it has bits beyond its prefix.
+    :raises ValueError: it is neither.
     """
     if "%" in text:
         raise ValueError(f"{text!r} has a scope")
@@ -47,19 +52,22 @@ def parse_network(text: str) -> Network:
         raise ValueError(
             f"{text!r} may be an address, or one with a port: write brackets"
         )
-    network = ipaddress.ip_network(text, strict=False)
-    if network.version == 6:
-        mapped = ipaddress.IPv6Interface(text).ip.ipv4_mapped
-        if mapped is not None:
-            length = network.prefixlen - _MAPPED
-            if length < 0:
-                raise ValueError(
-                    f"{text!r} is v4-mapped, which takes a prefix from {_MAPPED} to"
-                    " 128: write the IPv4 network"
-                )
-            return ipaddress.IPv4Network((mapped, length))
-    # Strictly: bits beyond the prefix are a mistake.
-    return ipaddress.ip_network(text)
+    network: Network = ipaddress.ip_network(text, strict=False)
+    address: Ip = ipaddress.ip_interface(text).ip
+    mapped = getattr(address, "ipv4_mapped", None)
+    if mapped is not None:
+        length = network.prefixlen - _MAPPED
+        if length < 0:
+            raise ValueError(
+                f"{text!r} is v4-mapped, which takes a prefix from {_MAPPED} to"
+                " 128: write the IPv4 network"
+            )
+        network, address = ipaddress.IPv4Network((mapped, length), strict=False), mapped
+    if address != network.network_address:
+        raise BeyondPrefix(
+            f"{text!r} has bits beyond its prefix: you may mean {network}"
+        )
+    return network
 
 
 def stands_for(address: Ip) -> IPv4Address | None:

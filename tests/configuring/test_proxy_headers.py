@@ -185,14 +185,15 @@ DNS = ("-l", "udp:53", "-d", "udp:10.0.0.5:53")
             (*WEB, "--accept-proxy", "nobody"),
             (
                 "bad --accept-proxy 'nobody': 'nobody' does not appear to be an IPv4 or"
-                " IPv6 network; expected an address or a network such as 192.168.0.0/16"
+                " IPv6 network; expected an address, a network such as 192.168.0.0/16,"
+                " or unix"
             ),
         ),
         (
             (*WEB, "--accept-proxy", "10.0.0.1/8"),
             (
-                "bad --accept-proxy '10.0.0.1/8': 10.0.0.1/8 has host bits set;"
-                " expected an address or a network such as 192.168.0.0/16"
+                "bad --accept-proxy '10.0.0.1/8': '10.0.0.1/8' has bits beyond its"
+                " prefix: you may mean 10.0.0.0/8"
             ),
         ),
         (

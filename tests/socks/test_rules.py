@@ -81,6 +81,7 @@ _EXPECTED = (
     "expected CIDR[:PORTS] or NAME[:PORTS], such as 10.0.0.0/8 or *.example.com:443"
 )
 _NETWORK = "does not appear to be an IPv4 or IPv6 network"
+_BEYOND = "has bits beyond its prefix: you may mean"
 
 
 @pytest.mark.parametrize(
@@ -117,11 +118,11 @@ _NETWORK = "does not appear to be an IPv4 or IPv6 network"
         ("10.0.0.0/33", f"'10.0.0.0/33' {_NETWORK}"),
         ("10.0.0.0/-1", f"'10.0.0.0/-1' {_NETWORK}"),
         ("10.0.0.0/", f"'10.0.0.0/' {_NETWORK}"),
-        ("10.0.0.1/8", "10.0.0.1/8 has host bits set"),
+        ("10.0.0.1/8", f"'10.0.0.1/8' {_BEYOND} 10.0.0.0/8"),
         ("example.com/8", f"'example.com/8' {_NETWORK}"),
         ("2001:db8::/129", f"'2001:db8::/129' {_NETWORK}"),
-        ("2001:db8::1/32", "2001:db8::1/32 has host bits set"),
-        ("[2001:db8::1/32]:80", "2001:db8::1/32 has host bits set"),
+        ("2001:db8::1/32", f"'2001:db8::1/32' {_BEYOND} 2001:db8::/32"),
+        ("[2001:db8::1/32]:80", f"'2001:db8::1/32' {_BEYOND} 2001:db8::/32"),
         ("fe80::1%eth0", "'fe80::1%eth0' has a scope"),
         ("[fe80::1%eth0]:80", "'fe80::1%eth0' has a scope"),
         ("[example.com]:80", f"'example.com' {_NETWORK}"),

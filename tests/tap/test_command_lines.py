@@ -127,7 +127,8 @@ def test_a_bad_value_of_the_proxy_ends_with_one_line(runner: tuple[str, ...]) ->
             "--no-bind and --bind-any contradict each other: give one"
         ),
         ("--deny-dest", "10.0.0.1/8"): (
-            "bad --deny-dest '10.0.0.1/8': 10.0.0.1/8 has host bits set"
+            "bad --deny-dest '10.0.0.1/8': '10.0.0.1/8' has bits beyond its prefix:"
+            " you may mean 10.0.0.0/8"
         ),
         ("--max-binds", "0"): (
             "bad --max-binds '0': expected a number from 1 to 9999999"
