@@ -21,7 +21,6 @@ that is not a stream's) stands for the peer itself.  :func:`write_version_1` and
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -131,8 +130,13 @@ def _read_version_1(data: bytes) -> tuple[ProxyHeader, int] | None:
         # Whatever follows the word is to be ignored.
         return ProxyHeader(), end + 2
     family = _FAMILIES.get(fields[1])
-    if family is None or len(fields) != 6:
+    if family is None:
         raise BadRequest("a PROXY header that is not TCP4, TCP6 or UNKNOWN")
+    if len(fields) != 6:
+        raise BadRequest(
+            "a PROXY header that is not two addresses and two ports, with one blank"
+            " before each"
+        )
     _, _, source, destination, source_port, destination_port = fields
     return (
         ProxyHeader(
@@ -177,15 +181,18 @@ def _read_version_2(data: bytes) -> tuple[ProxyHeader, int] | None:
     if command not in (_LOCAL, _PROXY):
         raise BadRequest(f"a PROXY header with version and command {command:#04x}")
     family, protocol = kind >> 4, kind & 15
-    if family > _UNIX or protocol > _DATAGRAM:
+    if command == _LOCAL:
+        # Whatever family it names: that is to be ignored, too.
+        family = _UNSPECIFIED
+    elif family > _UNIX or protocol > _DATAGRAM:
         raise BadRequest(f"a PROXY header with family and protocol {kind:#04x}")
     begin = _FIXED + _ADDRESSES[family]
     end = _FIXED + length
-    if end > min(begin + LONGEST_TLVS, LONGEST_2):
+    if end > (begin + LONGEST_TLVS if family else LONGEST_2):
         raise BadRequest(f"a PROXY header of {end} bytes")
     if len(data) < end:
         return None
-    if command == _LOCAL or not family or protocol != _STREAM:
+    if not family or protocol != _STREAM:
         # The whole block is to be ignored.
         return ProxyHeader(), end
     if end < begin:
@@ -303,10 +310,10 @@ def write_version_1(client: str, reached: str) -> bytes:
 
     :param client: an address of a stream, as text (:mod:`relayd.core.addresses`).
     :param reached: the one that it connected to.
-    :return: UNKNOWN where the two are not addresses that version 1 can name.
+    :return: UNKNOWN where the two have no IP addresses.
     """
     family, source, destination = _common(client, reached)
-    if family not in (_INET, _INET6):
+    if not family:
         return b"PROXY UNKNOWN\r\n"
     ports = client.rpartition(":")[2], reached.rpartition(":")[2]
     line = f"PROXY TCP{4 if family == _INET else 6} {source} {destination}"
@@ -319,23 +326,21 @@ def write_version_2(client: str, reached: str, *, datagrams: bool = False) -> by
     :param client: its address as text.
     :param reached: the one that it sent to.
     :param datagrams: they are addresses of datagrams.
-    :return: of an unspecified family where the two can't be named together.
+    :return: LOCAL where the two have no IP addresses, as HAProxy does: the paths of
+        UNIX sockets, or PROXY with no family, end the connection at HAProxy (2.6).
     """
     family, source, destination = _common(client, reached)
-    if family == _UNIX:
-        block = _path_field(source) + _path_field(destination)
-    elif family:
-        kind = socket.AF_INET if family == _INET else socket.AF_INET6
-        block = b"".join(
-            (
-                socket.inet_pton(kind, source),
-                socket.inet_pton(kind, destination),
-                int(client.rpartition(":")[2]).to_bytes(2),
-                int(reached.rpartition(":")[2]).to_bytes(2),
-            )
+    if not family:
+        return _SIGNATURE + bytes((_LOCAL, 0, 0, 0))
+    kind = socket.AF_INET if family == _INET else socket.AF_INET6
+    block = b"".join(
+        (
+            socket.inet_pton(kind, source),
+            socket.inet_pton(kind, destination),
+            int(client.rpartition(":")[2]).to_bytes(2),
+            int(reached.rpartition(":")[2]).to_bytes(2),
         )
-    else:
-        return _SIGNATURE + bytes((_PROXY, 0, 0, 0))
+    )
     protocol = _DATAGRAM if datagrams else _STREAM
     kind_byte = family << 4 | protocol
     return _SIGNATURE + bytes((_PROXY, kind_byte)) + len(block).to_bytes(2) + block
@@ -348,9 +353,7 @@ _WRITERS: Mapping[str, Callable[[str, str], bytes]] = {
 
 
 def _common(client: str, reached: str) -> tuple[int, str, str]:
-    """A family that both addresses have, and their hosts or paths in it."""
-    if client.startswith("unix:") and reached.startswith("unix:"):
-        return _UNIX, client[5:], reached[5:]
+    """A family of IP that both addresses have, and their hosts in it."""
     source, destination = host_of(client), host_of(reached)
     if not (source and destination):
         return _UNSPECIFIED, "", ""
@@ -361,7 +364,3 @@ def _common(client: str, reached: str) -> tuple[int, str, str]:
 
 def _as_ipv6(host: str) -> str:
     return host if ":" in host else f"::ffff:{host}"
-
-
-def _path_field(path: str) -> bytes:
-    return os.fsencode(path)[:_PATH].ljust(_PATH, b"\0")

@@ -12,7 +12,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -232,25 +232,46 @@ TELL_NGINX = (
 )
 
 
+REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+
+
+def telling(folder: Path, name: str) -> AbstractContextManager[int]:
+    """A web server, by name, that answers with what it was told."""
+    if name == "haproxy":
+        return haproxy(folder, "http", TELL_HAPROXY, " accept-proxy")
+    return nginx(folder, "http", TELL_NGINX)
+
+
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("behind_it", ["haproxy", "nginx"])
 def test_a_web_server_is_told(tmp_path: Path, version: str, behind_it: str) -> None:
-    serving_it = (
-        haproxy(tmp_path, "http", TELL_HAPROXY, " accept-proxy")
-        if behind_it == "haproxy"
-        else nginx(tmp_path, "http", TELL_NGINX)
-    )
-    with serving_it as port:
+    with telling(tmp_path, behind_it) as port:
         options = ("-l", "127.0.0.1:0", "--send-proxy", version)
         with relay(*options, "-d", f"127.0.0.1:{port}") as running:
             with client_of(running.port) as client:
                 here = f"{CLIENT}:{client.getsockname()[1]}"
-                client.sendall(
-                    b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
-                )
+                client.sendall(REQUEST)
                 answer = read_all(client).decode()
             assert answer.startswith("HTTP/1.1 200")
             assert answer.endswith(f"\r\n\r\n{here} 127.0.0.1:{running.port}")
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("behind_it", ["haproxy", "nginx"])
+def test_a_client_without_an_address_is_served(
+    tmp_path: Path, version: str, behind_it: str
+) -> None:
+    """There is nothing to tell of a UNIX socket's, and no server may refuse that."""
+    path = str(tmp_path / "relay")
+    with telling(tmp_path, behind_it) as port:
+        options = ("-l", f"unix:{path}", "--send-proxy", version)
+        with (
+            relay(*options, "-d", f"127.0.0.1:{port}"),
+            socket.socket(socket.AF_UNIX) as client,
+        ):
+            client.connect(path)
+            client.sendall(REQUEST)
+            assert read_all(client).startswith(b"HTTP/1.1 200")
 
 
 DNSDIST = """
