@@ -1,8 +1,10 @@
 """Flows whose server is told whose datagrams these are: a PROXY header before them.
 
 The header is the same for all datagrams of a flow, and is made once.  It goes into each
-datagram, or into the first that the server's address gets.  It is not counted as the
-client's; a datagram that does not fit with it is dropped, as `send_EMSGSIZE`.
+datagram, or into the first that the server's address gets.  After a refusal (ICMP) that
+is the next one: nobody had the port, and whoever has it then was not told.  It is not
+counted as the client's; a datagram that does not fit with it is dropped, as
+`send_EMSGSIZE`.
 
 A run would need the header in each of its datagrams, so they are sent one by one.
 """
@@ -34,25 +36,45 @@ class Preamble:
     first: bool = False
 
 
-class _Sender:
-    """Sends with a header.
+class _FirstOnly:
+    """The calls of a flow's socket, with the header in the first datagram.
 
     :ivar header: goes before the next datagram; empty if none does.
     """
 
-    __slots__ = ("_first", "_send", "header")
+    __slots__ = ("_header", "_sock", "header")
 
-    def __init__(self, sock: Any, header: bytes, *, first: bool) -> None:
-        self._send = sock.send
-        self._first = first
-        self.header = header
+    def __init__(self, sock: Any, header: bytes) -> None:
+        self._sock = sock
+        self._header = self.header = header
 
-    def __call__(self, data: bytes) -> int:
+    def send(self, data: bytes) -> int:
         """As `socket.send`."""
-        sent: int = self._send(self.header + data)
-        if self._first:
-            self.header = b""
+        try:
+            sent: int = self._sock.send(self.header + data)
+        except ConnectionRefusedError:
+            self.header = self._header
+            raise
+        self.header = b""
         return sent
+
+    def recv(self, size: int) -> bytes:
+        """As `socket.recv`."""
+        try:
+            data: bytes = self._sock.recv(size)
+        except ConnectionRefusedError:
+            self.header = self._header
+            raise
+        return data
+
+    def recv_into(self, buffer: Any) -> int:
+        """As `socket.recv_into`."""
+        try:
+            size: int = self._sock.recv_into(buffer)
+        except ConnectionRefusedError:
+            self.header = self._header
+            raise
+        return size
 
 
 class PreambledFlow(ClientFlow):
@@ -80,7 +102,13 @@ class PreambledFlow(ClientFlow):
 
     def use(self, connected: Connected) -> None:
         ClientFlow.use(self, connected)
-        self.send = _Sender(connected.sock, self._header, first=self._is_first)
+        if self._is_first:
+            calls = _FirstOnly(connected.sock, self._header)
+            self.send, self.recv = calls.send, calls.recv
+            self.recv_into = calls.recv_into
+        else:
+            header, send = self._header, connected.sock.send
+            self.send = lambda data: send(header + data)
 
 
 def flow_of(

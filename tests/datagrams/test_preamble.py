@@ -94,6 +94,34 @@ def test_a_datagram_that_was_not_sent_has_not_told_it(version: str) -> None:
     bench.close()
 
 
+@pytest.mark.parametrize("reported_by", ["send", "recv", "recv_into"])
+def test_who_has_the_port_after_a_refusal_is_told(reported_by: str) -> None:
+    """The server was not there, or is another by now."""
+    bench = Bench(send_proxy="v2-first", together=reported_by == "recv_into")
+    bench.arrive(b"refused")
+    [sock] = bench.sockets
+    if reported_by == "send":
+        sock.errors.append(problem(errno.ECONNREFUSED))
+    else:
+        if reported_by == "recv_into":
+            # Answers that come one at a time are read into the batch of replies.
+            bench.answer(b"answer")
+        refuse(bench)
+    bench.arrive(b"first")
+    bench.arrive(b"second")
+    assert sock.sent == [
+        header(bench) + b"refused",
+        header(bench) + b"first",
+        b"second",
+    ]
+    # A router's error says nothing of who has the port.
+    refuse(bench, why=errno.EHOSTUNREACH)
+    bench.arrive(b"third")
+    assert sock.sent[3:] == [b"third"]
+    bench.check()
+    bench.close()
+
+
 @pytest.mark.parametrize("version", ["v2", "v2-first"])
 def test_the_next_address_of_a_name_is_told_too(version: str) -> None:
     bench = named(send_proxy=version)
