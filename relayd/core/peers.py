@@ -23,11 +23,7 @@ class Peers:
             raise ValueError(f"a list of networks, not one: {networks!r}")
         given = list(networks)
         self._unix = UNIX in given
-        self._networks = tuple(
-            parse_network(each) if isinstance(each, str) else each
-            for each in given
-            if each != UNIX
-        )
+        self._networks = tuple(_network(each) for each in given if each != UNIX)
         # Balancers return.
         self._has = functools.lru_cache(maxsize=1024)(self._is_inside)
 
@@ -48,3 +44,11 @@ class Peers:
         # Not of other addresses that embed one (6to4): a peer may choose those.
         address = getattr(address, "ipv4_mapped", None) or address
         return any(address in network for network in self._networks)
+
+
+def _network(given: Network | str) -> Network:
+    if isinstance(given, str):
+        return parse_network(given)
+    if not isinstance(given, Network):
+        raise ValueError(f"no network, nor how one is written: {given!r}")
+    return given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import Any
 
 import pytest
 
@@ -48,6 +49,13 @@ def test_there_are_peers_or_none() -> None:
 def test_what_is_no_network(text: str) -> None:
     with pytest.raises(ValueError, match=".+"):
         Peers([text])
+
+
+@pytest.mark.parametrize("given", [5, None, b"::1", ipaddress.ip_address("::1")])
+def test_what_is_neither_network_nor_text(given: Any) -> None:
+    """It would fail for each peer, later."""
+    with pytest.raises(ValueError, match="no network, nor how one is written"):
+        Peers([given])
 
 
 def test_a_text_is_no_list() -> None:
