@@ -24,7 +24,7 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
 )
 
-from relayd.core import settings
+from relayd.core import pool_settings, settings
 from relayd.core.interfaces import IGate, IObserver
 from relayd.core.networks import Network
 from relayd.net.monotonic import monotonic
@@ -34,6 +34,8 @@ from relayd.preludes.proxy_protocol import introduced_by, preamble_of
 from relayd.stream.deadlines import Timeouts
 from relayd.stream.factory import StreamFactory, StreamProtocol
 from relayd.stream.relay import Lifetime
+from relayd.stream.retries import RETRIES, Retries
+from relayd.stream.standby import StandBy
 from relayd.upstreams.pool import Pool
 
 __all__ = ["RelayFactory", "RelayProtocol"]
@@ -45,7 +47,12 @@ class RelayProtocol(StreamProtocol):
     factory: RelayFactory
 
     def decide(self, *said: Any) -> None:
-        self.dial(self.factory.pool.choose(self.session))
+        factory = self.factory
+        server = factory.pool.choose(self.session)
+        if server is None and factory.standby is not None:
+            factory.standby.wait(self)
+        else:
+            self.dial(server)
 
 
 class RelayFactory(StreamFactory):
@@ -54,8 +61,14 @@ class RelayFactory(StreamFactory):
     :param upstream: the server, as an endpoint, an
         :class:`~relayd.net.upstream.Upstream`, or a
         :class:`~relayd.upstreams.pool.Pool` of several.
+    :param retries: how many servers more a client is tried with, if one can't be
+        reached; the same one again after a pause, if there is no other.  Unless given,
+        2, or none where there is a single server.
+    :param dial_timeout: seconds for all of a client's attempts; 0 for ever.
+    :param wait_for_server: seconds for which new clients wait while no server can be
+        chosen; 0: they are refused.
     :param connect_timeout: seconds until the server must have answered, and done its
-        TLS handshake if it has one.
+        TLS handshake if it has one; of each attempt.
     :param stall_timeout: seconds that bytes may wait for a peer that takes none.
     :param idle_timeout: seconds without data in either direction.
     :param half_close_timeout: the same, once one direction has ended.
@@ -84,11 +97,16 @@ class RelayFactory(StreamFactory):
     """
 
     protocol = RelayProtocol
+    #: Where clients wait for a server, if they do.
+    standby: StandBy | None = None
 
     def __init__(
         self,
         upstream: Pool | Upstream | IStreamClientEndpoint,
         *,
+        retries: int | None = None,
+        dial_timeout: float = pool_settings.DIAL_TIMEOUT.default,
+        wait_for_server: float = 0.0,
         connect_timeout: float = settings.CONNECT_TIMEOUT.default,
         stall_timeout: float = settings.STALL_TIMEOUT.default,
         idle_timeout: float = settings.IDLE_TIMEOUT.default,
@@ -121,5 +139,14 @@ class RelayFactory(StreamFactory):
             name=name,
         )
         self.pool = Pool.of(upstream)
+        if retries is None:
+            retries = RETRIES if len(self.pool.upstreams) > 1 else 0
+        if retries < 0 or not dial_timeout >= 0 or not wait_for_server >= 0:
+            raise ValueError("retries and times must not be negative")
+        if retries:
+            self.retries = Retries(self.pool, retries, dial_timeout)
+        if wait_for_server:
+            self.standby = StandBy(self.pool, wait_for_server, self.clock)
+            self.pool.listeners.append(self.standby.server_changed)
         self.introduction = introduced_by(accept_proxy)
         self.preamble = preamble_of(send_proxy)

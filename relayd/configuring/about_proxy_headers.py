@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from relayd.configuring.address_grammar import EndpointString
+from relayd.configuring.address_grammar import EndpointString, options_of
 from relayd.configuring.address_settings import (
     ACCEPT_PROXY,
     DEST,
@@ -44,7 +44,7 @@ def about_proxy_headers(section: RelaySection) -> Iterator[str]:
             f" {' or '.join(versions)}"
         )
     for server in section.all(DEST.key):
-        option = "send-proxy" if getattr(server.value, "send_proxy", None) else sent
+        option = "send-proxy" if options_of(server.value).send_proxy else sent
         if option and _is_tls(server):
             yield (
                 f"{server.place.prefix}{option} is not possible at {server}: the header"

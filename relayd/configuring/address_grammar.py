@@ -11,7 +11,8 @@ An address is a short form:
                                      has passed on (:mod:`relayd.net.activation`)
 
     5000-5100  10.0.0.5:5000-5100    each of these ports (`udp:` as well)
-    10.0.0.5:80,send-proxy=v2        a destination that is told PROXY headers
+    10.0.0.5:80,weight=3             a destination with options: see
+                                     :mod:`relayd.configuring.server_options`
 
 or any Twisted endpoint string (`tcp:8080:interface=127.0.0.1`, `tls:…`,
 `systemd:…`), which Twisted parses.
@@ -28,19 +29,24 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 
 from relayd.configuring.endpoint_strings import has_proxy_header, passed_name
+from relayd.configuring.server_options import (
+    ADDRESS,
+    PLAIN,
+    ServerOptions,
+    load_options,
+    parse_options,
+    split,
+)
 from relayd.core.errors import ConfigError
 from relayd.core.names import host_port, is_name, is_number
 from relayd.net.broadcast import BROADCAST, is_broadcast
-
-#: The versions of PROXY headers that servers can be told; the last is for datagrams.
-SendProxy = Literal["v1", "v2", "v2-first"]
 
 #: Endpoint types that Twisted parses itself, without a plugin.
 _BUILT_IN = frozenset({"tcp", "ssl", "unix"})
@@ -65,13 +71,12 @@ _UNIX_PATH_LIMIT = 107
 class HostPort:
     """A short form with a port; `host` is None if none was written.
 
-    :ivar send_proxy: of a destination, as of all others: the version of the PROXY
-        header for it, if it has its own.
+    :ivar options: of a destination, as of all others: what is said of the server.
     """
 
     host: str | None
     port: int
-    send_proxy: SendProxy | None = attrs.field(default=None, kw_only=True)
+    options: ServerOptions = attrs.field(default=PLAIN, kw_only=True)
 
     def __str__(self) -> str:
         return host_port(self.host, self.port) if self.host else f":{self.port}"
@@ -82,7 +87,7 @@ class UnixPath:
     """The short form `unix:/path`."""
 
     path: str
-    send_proxy: SendProxy | None = attrs.field(default=None, kw_only=True)
+    options: ServerOptions = attrs.field(default=PLAIN, kw_only=True)
 
     def __str__(self) -> str:
         return f"unix:{self.path}"
@@ -99,7 +104,7 @@ class UdpAddress:
     host: str | None
     port: int
     passed: str = ""
-    send_proxy: SendProxy | None = attrs.field(default=None, kw_only=True)
+    options: ServerOptions = attrs.field(default=PLAIN, kw_only=True)
 
     def __str__(self) -> str:
         if self.passed:
@@ -114,7 +119,7 @@ class EndpointString:
     """A string in Twisted's own grammar."""
 
     text: str
-    send_proxy: SendProxy | None = attrs.field(default=None, kw_only=True)
+    options: ServerOptions = attrs.field(default=PLAIN, kw_only=True)
 
     def __str__(self) -> str:
         return self.text
@@ -201,29 +206,46 @@ def parse_destination(text: str) -> Address:
     return _parse(text, _dialling_types, lowest_port=1)
 
 
-_SEND_PROXY = re.compile(r"(.+),send-proxy=([^,]*)")
-
-
 def parse_server(text: str) -> Address | PortRange:
-    """Parse a destination, which may have several ports, and an option of its own.
+    """Parse a destination, which may have several ports, and options of its own.
 
-    :raises ConfigError: `text` is not an address, or its option is not valid.
+    :raises ConfigError: `text` is not an address, or an option is not valid.
     """
-    match = _SEND_PROXY.fullmatch(text)
-    if match is None:
-        return parse_range(text, parse_destination)
-    where, version = parse_range(match[1], parse_destination), match[2]
-    first = where.first if isinstance(where, PortRange) else where
-    udp = isinstance(first, UdpAddress)
-    versions: tuple[SendProxy, ...] = ("v2", "v2-first") if udp else ("v1", "v2")
-    for each in versions:
-        if version == each and isinstance(where, PortRange):
-            return PortRange(attrs.evolve(where.first, send_proxy=each), where.last)
-        if version == each:
-            return attrs.evolve(first, send_proxy=each)
-    raise ConfigError(
-        f"bad address {text!r}: expected send-proxy={' or '.join(versions)}"
+    written, options = split(text)
+    where = parse_range(written, parse_destination)
+    if not options:
+        return where
+    return _with(where, parse_options(options, text, datagrams=_is_udp(where)))
+
+
+def load_server(table: Mapping[str, Any]) -> Address | PortRange:
+    """A destination that is a table of a file.
+
+    :raises ConfigError: its address is none.
+    :raises ValueError: an option is not valid.
+    """
+    address = table.get(ADDRESS)
+    if not isinstance(address, str):
+        raise ValueError(f'expected {ADDRESS} = "10.0.0.5:80", or the like, in it')
+    where = parse_range(address, parse_destination)
+    return _with(where, load_options(table, datagrams=_is_udp(where)))
+
+
+def _is_udp(where: Address | PortRange) -> bool:
+    return isinstance(
+        where.first if isinstance(where, PortRange) else where, UdpAddress
     )
+
+
+def _with(where: Address | PortRange, options: ServerOptions) -> Address | PortRange:
+    if isinstance(where, PortRange):
+        return PortRange(attrs.evolve(where.first, options=options), where.last)
+    return attrs.evolve(where, options=options)
+
+
+def options_of(where: Address | PortRange) -> ServerOptions:
+    """What is said of the server at an address."""
+    return where.first.options if isinstance(where, PortRange) else where.options
 
 
 def _listening_types() -> frozenset[str]:

@@ -31,13 +31,14 @@ from relayd.configuring.address_grammar import (
     Address,
     HostPort,
     PortRange,
-    SendProxy,
     StreamAddress,
     UdpAddress,
+    load_server,
     parse_listener,
     parse_range,
     parse_server,
 )
+from relayd.configuring.server_options import SendProxy
 from relayd.core import (
     admission_settings,
     pool_settings,
@@ -73,8 +74,13 @@ def _listener(text: str) -> Address | PortRange:
     return parse_range(text, parse_listener)
 
 
-def _destination(text: str) -> Address | PortRange:
-    return parse_server(text)
+class _Destination(Written[Any]):
+    """A server's address, with options; in a file it may be a table."""
+
+    def load(self, value: object) -> Any:
+        if isinstance(value, dict):
+            return load_server(value)
+        return Written.load(self, value)
 
 
 _PEERS = f"an address, a network such as 192.168.0.0/16, or {UNIX}"
@@ -116,7 +122,7 @@ LISTEN = Setting[tuple[Address | PortRange, ...]](
 )
 DEST = Setting[tuple[Address | PortRange, ...]](
     name="dest",
-    type=Written("ADDRESS", _destination, "an address to connect to"),
+    type=_Destination("ADDRESS", parse_server, "an address to connect to"),
     default=(),
     short="d",
     help="Server of the relay that the --listen before it opens; several are used in"

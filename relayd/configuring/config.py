@@ -24,7 +24,6 @@ from relayd.admission.per_client import ClientPrefix, ConnectRate
 from relayd.configuring.address_grammar import (
     HostPort,
     PortRange,
-    SendProxy,
     StreamAddress,
     UdpAddress,
     UnixPath,
@@ -37,6 +36,7 @@ from relayd.configuring.address_settings import (
     SEND_PROXY,
     SOCKS4_LISTENER,
 )
+from relayd.configuring.server_options import SendProxy
 from relayd.core import (
     admission_settings,
     pool_settings,
@@ -130,8 +130,8 @@ class Admission(FlowAdmission):
 
 
 @attrs.frozen(kw_only=True)
-class PoolSettings:
-    """Which server, and whether it is up; of every relay that has servers.
+class ServerChecks:
+    """Whether servers are up; of every relay that has servers.
 
     :ivar check: of each server; None: they are not checked.
     """
@@ -141,6 +141,21 @@ class PoolSettings:
     check_timeout: float = pool_settings.CHECK_TIMEOUT.default
     rise: int = pool_settings.RISE.default
     fall: int = pool_settings.FALL.default
+
+
+@attrs.frozen(kw_only=True)
+class PoolSettings(ServerChecks):
+    """The same for streams, which server is chosen, and what follows if it fails."""
+
+    balance: pool_settings.Balance = pool_settings.BALANCE.default
+    retries: int | None = pool_settings.RETRIES.default
+    dial_timeout: float = pool_settings.DIAL_TIMEOUT.default
+    max_fails: int = pool_settings.MAX_FAILS.default
+    fail_time: float = pool_settings.FAIL_TIME.default
+    fail_max: float = pool_settings.FAIL_MAX.default
+    eject_most: int = pool_settings.EJECT_MOST.default
+    slow_start: float = pool_settings.SLOW_START.default
+    when_none: pool_settings.WhenNone = pool_settings.WHEN_NONE.default
 
 
 @attrs.frozen
@@ -169,7 +184,7 @@ class UdpRelay:
     destinations: Sequence[UdpAddress | PortRange] = attrs.field(converter=_kept)
     name: str | None = None
     admission: FlowAdmission = attrs.field(factory=FlowAdmission, kw_only=True)
-    pool: PoolSettings = attrs.field(factory=PoolSettings, kw_only=True)
+    pool: ServerChecks = attrs.field(factory=ServerChecks, kw_only=True)
     udp: UdpSettings = attrs.field(factory=UdpSettings, kw_only=True)
 
 

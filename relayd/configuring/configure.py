@@ -22,6 +22,7 @@ from relayd.configuring.about_clients import (
     without_relays,
 )
 from relayd.configuring.about_proxy_headers import about_proxy_headers
+from relayd.configuring.about_servers import about_servers
 from relayd.configuring.address_grammar import PortRange
 from relayd.configuring.address_settings import (
     DEST,
@@ -163,6 +164,7 @@ def _about_relay(section: RelaySection) -> Iterator[str]:
         yield f"{where}no destination: give {advice}"
     if listeners:
         yield from _about_ranges(listeners, destinations)
+    yield from about_servers(section)
 
 
 def _about_ranges(

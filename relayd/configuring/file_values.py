@@ -14,6 +14,7 @@ import attrs
 from relayd.configuring.address_grammar import PortRange, UdpAddress
 from relayd.configuring.address_settings import DEST, LISTEN
 from relayd.configuring.given import NOTHING
+from relayd.configuring.server_options import ADDRESS, text_of
 from relayd.configuring.texts import read_text
 from relayd.core.errors import ConfigError
 from relayd.core.setting_types import Kind, Plain, Setting
@@ -145,8 +146,9 @@ def _expected(rows: Rows) -> str:
 
 def _one(kind: Kind | None, rows: Rows, value: Any) -> Read:
     """One value of a setting, or of several that share a key."""
-    if isinstance(value, str):
-        _check_text(value)
+    for text in value.values() if isinstance(value, dict) else (value,):
+        if isinstance(text, str):
+            _check_text(text)
     row, said = _row_of(rows, value)
     asked = _as_datagrams(kind, row, said)
     try:
@@ -156,13 +158,16 @@ def _one(kind: Kind | None, rows: Rows, value: Any) -> Read:
     except ConfigError as problem:
         # As it was written, and without the option's name.
         why = str(problem).removeprefix(f"bad --{row.option} {said!r}: ")
+        if isinstance(asked, dict):
+            asked, said = asked.get(ADDRESS), value.get(ADDRESS)
         why = why.replace(f"bad address {asked!r}: ", f"bad address {said!r}: ", 1)
         raise Wrong(("", found(value, why))) from None
     if kind == "tcp" and row in (LISTEN, DEST) and _is_udp(read):
         raise Wrong(
             ("", found(value, "it is for datagrams: give it to a relay of [udp]"))
         )
-    return Read(row, str(said), read, value)
+    text = text_of(value) if isinstance(value, dict) else str(said)
+    return Read(row, text, read, value)
 
 
 class Unset(str):
@@ -203,7 +208,11 @@ def _row_of(rows: Rows, value: object) -> tuple[Setting[Any], object]:
 
 def _as_datagrams(kind: Kind | None, row: Setting[Any], value: object) -> object:
     """An address of a UDP relay, which need not say `udp:`."""
-    if kind != "udp" or row not in (LISTEN, DEST) or not isinstance(value, str):
+    if kind != "udp" or row not in (LISTEN, DEST):
+        return value
+    if isinstance(value, dict) and ADDRESS in value:
+        return {**value, ADDRESS: _as_datagrams(kind, row, value[ADDRESS])}
+    if not isinstance(value, str):
         return value
     return value if value.startswith("udp:") else f"udp:{value}"
 

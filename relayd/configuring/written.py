@@ -15,6 +15,7 @@ from relayd.configuring.address_settings import ALL, DEST, LISTEN
 from relayd.configuring.file_values import FROM_FILE
 from relayd.configuring.given import Given, Layers, RelaySection
 from relayd.configuring.sections import DEFAULTS
+from relayd.configuring.server_options import ADDRESS
 from relayd.core.errors import ConfigError
 
 
@@ -88,6 +89,9 @@ def _order(key: str) -> int:
 
 
 def _plain(given: Given, kind: str) -> Any:
-    if kind == "udp" and given.setting in (LISTEN, DEST):
-        return str(given.plain).removeprefix("udp:")
-    return given.plain
+    plain = given.plain
+    if kind != "udp" or given.setting not in (LISTEN, DEST):
+        return plain
+    if isinstance(plain, dict):
+        return {**plain, ADDRESS: plain[ADDRESS].removeprefix("udp:")}
+    return str(plain).removeprefix("udp:")

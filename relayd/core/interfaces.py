@@ -73,6 +73,8 @@ class ICounted(Interface):
     Each `began` is followed by exactly one `failed`, `cancelled` or `closed`.
     """
 
+    label = Attribute("""What its operator calls it; empty for nothing.""")
+
     def began() -> None:
         """An attempt begins: it is dialled."""
 
@@ -121,7 +123,8 @@ class IObserver(Interface):
     """Is notified of what happens to sessions.
 
     Every accepted connection is reported either by one `refused`, or by one
-    `opened`, at most one `dialing` and `connected`, and one `closed`.  There
+    `opened`, a `dialing` for each attempt, at most one `connected`, and one `closed`.
+    There
     is no event for a chunk of data: read the session's counters.  An observer
     that raises is logged and not called again; the session goes on.
     """

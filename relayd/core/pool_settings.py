@@ -1,15 +1,151 @@
-"""The rows of the table of settings for pools: which server, and whether it is up."""
+"""The rows of the table of settings for pools: which server, and what if it fails."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
+
+import attrs
 
 from relayd.core.check_grammar import EXPECTED_CHECK, Check, parse_check
-from relayd.core.setting_types import Count, Kind, Seconds, Setting, Written, rows_in
-from relayd.core.settings import SERVERS
+from relayd.core.setting_types import (
+    Choice,
+    Count,
+    Kind,
+    Seconds,
+    Setting,
+    Written,
+    rows_in,
+)
+from relayd.core.settings import SERVERS, TIMEOUTS
+from relayd.core.shares import CountOrNone, Percent
 
 #: The kinds of relay that have servers of their own.
 POOLS: tuple[Kind, ...] = ("tcp", "udp")
+
+_TCP: tuple[Kind, ...] = ("tcp",)
+
+#: How a server is chosen.
+Balance = Literal["round-robin", "least-sessions", "random", "client-hash", "first"]
+
+#: The most retries of one session, and the most failed dials that are counted.
+MAX_RETRIES = 100
+
+EXPECTED_NONE = "fail, try-all, or wait=SECONDS"
+
+
+@attrs.frozen
+class WhenNone:
+    """What becomes of new clients while no server can be chosen.
+
+    :ivar what: `fail`: they are refused; `try-all`: servers that are down are tried,
+        too; `wait`: they wait for one.
+    :ivar seconds: how long they wait.
+    """
+
+    what: Literal["fail", "try-all", "wait"] = "fail"
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        if self.what != "wait":
+            return self.what
+        return f"wait={Seconds().show(self.seconds)}"
+
+
+def parse_when_none(text: str) -> WhenNone:
+    """`fail`, `try-all` or `wait=SECONDS`.
+
+    :raises ValueError: it is something else.
+    """
+    if text == "fail":
+        return WhenNone()
+    if text == "try-all":
+        return WhenNone("try-all")
+    word, is_wait, seconds = text.partition("=")
+    if word == "wait" and is_wait:
+        return WhenNone("wait", Seconds(never=False).parse(seconds))
+    raise ValueError(f"expected {EXPECTED_NONE}")
+
+
+BALANCE = Setting[Balance](
+    name="balance",
+    type=Choice[Balance](Balance),
+    default="round-robin",
+    help="How a server is chosen, each by its weight: in turn (round-robin), the one"
+    " with the fewest sessions (least-sessions), the better of two at random (random),"
+    " always the same for a client (client-hash), or the first that has room (first).",
+    kinds=_TCP,
+    group=SERVERS,
+)
+RETRIES = Setting[int | None](
+    name="retries",
+    type=CountOrNone(MAX_RETRIES),
+    default=None,
+    otherwise="2; with one server 0",
+    help="If a server can't be reached, try others, so many times; the same one after a"
+    " pause, if there is no other.",
+    kinds=_TCP,
+    group=SERVERS,
+)
+DIAL_TIMEOUT = Setting[float](
+    name="dial-timeout",
+    type=Seconds(),
+    default=30.0,
+    help="Time for all attempts of a session together.",
+    kinds=_TCP,
+    group=TIMEOUTS,
+)
+MAX_FAILS = Setting[int](
+    name="max-fails",
+    type=CountOrNone(MAX_RETRIES),
+    default=3,
+    help="Take a server out after so many failed dials within --fail-time; 0 for never."
+    " Not for a single server.",
+    kinds=_TCP,
+    group=SERVERS,
+)
+FAIL_TIME = Setting[float](
+    name="fail-time",
+    type=Seconds(never=False),
+    default=10.0,
+    help="Time in which failed dials are counted, and for which a server is taken out"
+    " then; each time in a row it doubles.",
+    kinds=_TCP,
+    group=SERVERS,
+)
+FAIL_MAX = Setting[float](
+    name="fail-max",
+    type=Seconds(never=False),
+    default=300.0,
+    help="The longest time for which a server is taken out.",
+    kinds=_TCP,
+    group=SERVERS,
+)
+EJECT_MOST = Setting[int](
+    name="eject-most",
+    type=Percent(),
+    default=50,
+    help="Limit of a relay's servers that are out for failed dials at once; never the"
+    " last one.",
+    kinds=_TCP,
+    group=SERVERS,
+)
+SLOW_START = Setting[float](
+    name="slow-start",
+    type=Seconds(),
+    default=0.0,
+    help="Time over which the weight of a server that has come up grows to its own.",
+    kinds=_TCP,
+    group=SERVERS,
+)
+WHEN_NONE = Setting[WhenNone](
+    name="when-none",
+    type=Written[WhenNone]("WHAT", parse_when_none, EXPECTED_NONE),
+    default=WhenNone(),
+    help="When no server can be chosen, new clients are refused (fail), those that are"
+    " down are tried, too (try-all), or clients wait so long for one (wait=SECONDS).",
+    kinds=_TCP,
+    group=SERVERS,
+)
 
 CHECK = Setting[Check | None](
     name="check",

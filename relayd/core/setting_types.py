@@ -35,7 +35,7 @@ ALL_KINDS: tuple[Kind, ...] = ("tcp", "udp", "socks4")
 TIMEOUT_LIMIT = 100_000_000.0
 
 #: A value as it is in a configuration file: what TOML and JSON have in common.
-Plain = str | int | float | bool
+Plain = str | int | float | bool | dict[str, Any]
 
 
 class Type(Protocol[T_co]):

@@ -24,6 +24,7 @@ from relayd.configuring.sections import (
     PROCESS_KEYS,
     RELAY_KEYS,
 )
+from relayd.configuring.server_options import ADDRESS, TYPES, SendProxy
 from relayd.core.relay_names import MAX_LENGTH
 from relayd.core.setting_types import (
     Choice,
@@ -34,7 +35,9 @@ from relayd.core.setting_types import (
     Seconds,
     Setting,
     Size,
+    Type,
 )
+from relayd.core.shares import Percent
 from relayd.ctl.texts import default_in_words, default_of, explained
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -133,6 +136,8 @@ def _values(rows: Rows) -> dict[str, Any]:
     if not row.repeatable:
         return _value(row)
     one = _value(row)
+    if row.key == DEST.key:
+        one = {"anyOf": [one, _SERVER]}
     if row.word:
         words = "|".join(each.word for each in rows)
         one = _text(rf"^({words}) [\s\S]*\S")
@@ -144,8 +149,12 @@ def _values(rows: Rows) -> dict[str, Any]:
 
 
 def _value(row: Setting[Any]) -> dict[str, Any]:
-    """One value, by its type."""
-    kind = row.type
+    """One value."""
+    return _typed(row.type)
+
+
+def _typed(kind: Type[Any]) -> dict[str, Any]:
+    """A value of a type."""
     if isinstance(kind, Flag):
         return {"type": "boolean"}
     if isinstance(kind, Seconds):
@@ -158,6 +167,8 @@ def _value(row: Setting[Any]) -> dict[str, Any]:
             "minimum": kind.minimum,
             "maximum": kind.maximum,
         }
+        if isinstance(kind, Percent):
+            return {"anyOf": [whole, _text(r"^[0-9]{1,10}%?$")]}
         if isinstance(kind, Size):
             size = _text(r"^([0-9]+|[0-9.]+(k|M|G|Ki|Mi|Gi)B)$")
             return {"anyOf": [whole, size]}
@@ -172,6 +183,24 @@ def _value(row: Setting[Any]) -> dict[str, Any]:
     return {"type": "string", "minLength": 1}
 
 
+def _server() -> dict[str, Any]:
+    """A destination that is a table: its address, and options."""
+    address = {"type": "string", "minLength": 1}
+    return {
+        "type": "object",
+        "properties": {
+            ADDRESS: address,
+            **{name.replace("-", "_"): _typed(kind) for name, kind in TYPES.items()},
+            "send_proxy": _typed(Choice[SendProxy](SendProxy)),
+        },
+        "required": [ADDRESS],
+        "additionalProperties": False,
+    }
+
+
 def _text(pattern: str) -> dict[str, Any]:
     """A string that matches, or has a variable in it."""
     return {"type": "string", "pattern": f"{pattern}|{_VARIABLE}"}
+
+
+_SERVER = _server()

@@ -22,6 +22,7 @@ from relayd.core.setting_types import (
     Setting,
     Size,
 )
+from relayd.core.shares import Percent
 
 #: What the keys of a file are called on a command line.
 _KEYS: Mapping[str, str] = {row.name: row.key for row in ALL if row.key}
@@ -60,7 +61,10 @@ def readable(row: Setting[Any], value: Any) -> Any:
             if not value % seconds:
                 return f"{value // seconds:.0f}{unit}"
         return f"{row.type.show(value)}s"
-    if isinstance(row.type, Size):
+    if isinstance(row.type, Size | Percent):
+        return row.type.show(value)
+    if not isinstance(value, int | float | str):
+        # What has a grammar of its own.
         return row.type.show(value)
     if isinstance(value, float) and value.is_integer():
         return int(value)
@@ -100,6 +104,8 @@ def _one_in_words(row: Setting[Any]) -> str:
         return "a time" if kind.never else "a time, more than 0"
     if isinstance(kind, Size):
         return f"a size, up to {kind.show(kind.maximum)}"
+    if isinstance(kind, Percent):
+        return kind.describe()
     if isinstance(kind, Count):
         return f"a whole number from {kind.minimum} to {kind.maximum}"
     if isinstance(kind, Ratio):

@@ -33,7 +33,6 @@ from relayd.core.errors import ConfigError
 from relayd.datagrams.sockets import default_max_flows
 from relayd.net.broadcast import BROADCAST, is_broadcast
 from relayd.net.own_addresses import is_own
-from relayd.net.upstream import Upstream
 from relayd.observing.flow_lines import FlowLog, QuietFlowLog
 from relayd.observing.line_log import LineLog
 from relayd.observing.session_log import QuietSessionLog, SessionLog, VerboseSessionLog
@@ -41,13 +40,11 @@ from relayd.operating.admission import Admitting
 from relayd.operating.endpoints import (
     datagram_endpoint,
     dialer,
-    dialing_endpoint,
     listening_endpoint,
-    server_identity,
     watcher,
 )
+from relayd.operating.pools import stream_pool
 from relayd.operating.running import Listening
-from relayd.preludes.proxy_protocol import preamble_of
 from relayd.socks.destinations import ProxyPolicy
 from relayd.socks4 import Socks4Factory
 from relayd.tcp import RelayFactory
@@ -66,17 +63,7 @@ def relay_listenings(
     found = []
     admitting = Admitting.of(relay.admission, reactor)
     for listeners, destinations in each_port(relay):
-        pool = Pool(
-            [
-                Upstream(
-                    dialing_endpoint(address, reactor, config.transport),
-                    _server_name(address),
-                    server_identity(address),
-                    preamble_of(address.send_proxy),
-                )
-                for address in destinations
-            ]
-        )
+        pool = stream_pool(destinations, relay.pool, reactor, config.transport)
         found += pool_listenings(
             listeners, pool, relay, config, reactor, lines, admitting
         )
@@ -104,6 +91,9 @@ def pool_listenings(
         gate=admitting.gate,
         lifetime=admitting.lifetime,
         name=relay.name,
+        retries=relay.pool.retries,
+        dial_timeout=relay.pool.dial_timeout,
+        wait_for_server=relay.pool.when_none.seconds,
         **attrs.asdict(relay.stream),
     )
     return [
@@ -187,7 +177,7 @@ def udp_listenings(
 def _udp_server(address: UdpAddress) -> Server:
     try:
         host = dialled_host(address.host)
-        preamble = udp_nat.preamble_of(address.send_proxy)
+        preamble = udp_nat.preamble_of(address.options.send_proxy)
         server = Server(host, address.port, preamble)
         if not server.named and is_broadcast(host):
             raise OSError(errno.EACCES, BROADCAST)
@@ -290,9 +280,3 @@ def _clients_served(listen: StreamAddress, proxy: Socks4Relay) -> str:
     if any(each.allow for each in rules):
         who = ", ".join(each.text for each in rules if each.allow)
     return f"{who}, with exceptions" if any(not r.allow for r in rules) else who
-
-
-def _server_name(address: StreamAddress) -> str:
-    if isinstance(address, HostPort) and address.host is None:
-        return f"127.0.0.1:{address.port}"
-    return str(address)

@@ -160,8 +160,10 @@ class Attempt:
             self.is_over = True
             if self.place is not None:
                 # It counts until the session is over.
-                client.place = self.place
-                self.place.connected()
+                client.place = place = self.place
+                if place.label:
+                    client.session.upstream = f"{place.label}/{client.session.upstream}"
+                place.connected()
             client.attempt_connected(self, leg)
         except Exception:
             client.failed(Failure())

@@ -140,7 +140,7 @@ class Lifecycle(Leg):
 
     def may_have_left(self) -> None:
         """The client has ended its side: it has left, unless it has sent something."""
-        if not self.direction.read:
+        if not self.direction.read and self._left_by == NEVER:
             self._left_by = self.factory.now() + LEFT_GRACE
 
     def lost_alone(self, reason: Failure) -> None:

@@ -35,6 +35,7 @@ from relayd.net.monotonic import monotonic
 from relayd.net.own_addresses import OwnHosts
 from relayd.net.wheel import DeadlineWheel
 from relayd.stream.deadlines import Timeouts
+from relayd.stream.retries import Retries
 
 log = Logger(namespace="relayd.stream")
 
@@ -84,6 +85,7 @@ class StreamRelay:
     :ivar preludes: what a client says before it is relayed, in order.
     :ivar preamble: makes what each server is told first, of the session that it is
         for; unless its :class:`relayd.net.upstream.Upstream` has one.
+    :ivar retries: what follows a dial that has failed, if anything does.
     :ivar handshakes: those whose handshake or prelude is under way, if there is a limit
         of them.
     :ivar wheel: the sessions that live stand on it.
@@ -102,6 +104,7 @@ class StreamRelay:
     introduction: Introduction | None = None
     preludes: tuple[Prelude, ...] = ()
     preamble: Callable[[Session], bytes] | None = None
+    retries: Retries | None = None
     handshakes: Queue | None = None
 
     def __init__(

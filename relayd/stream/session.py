@@ -75,6 +75,8 @@ class StreamProtocol(Lifecycle):
     Subclasses override :meth:`decide` and call :meth:`dial` from it, or later.
     """
 
+    #: The servers that it has tried in vain.
+    tried: tuple[Upstream, ...] = ()
     #: What the server's connection is made: by endpoints of ours, and of others'.
     upstream_leg: type[UpstreamLeg] = UpstreamLeg
     endpoint_leg: type[EndpointLeg] = EndpointLeg
@@ -317,7 +319,10 @@ class StreamProtocol(Lifecycle):
         if factory.handshakes is not None:
             factory.handshakes.discard(self)
         session.server, session.upstream = upstream, upstream.name
-        self.begin_attempt(_DIALING, factory.timeouts.connect)
+        limit = factory.timeouts.connect
+        if factory.retries is not None:
+            limit = factory.retries.limit(self, limit)
+        self.begin_attempt(_DIALING, limit)
         if self.direction.eof:
             self.may_have_left()
         factory.observer.dialing(session)
@@ -356,11 +361,19 @@ class StreamProtocol(Lifecycle):
             self._unproven = leg
 
     def attempt_failed(self, attempt: Attempt) -> None:
-        """There is no server's connection: the client is told in the same way."""
+        """There is no server's connection: try another, or tell the client."""
         self.pending = None
-        ending = attempt.ending
-        if self.session.ending is not None or ending is None:
+        if self.session.ending is not None or attempt.ending is None:
             # Cancelled by us, or too late to matter.
+            return
+        retries = self.factory.retries
+        if retries is None or not retries.again(self, attempt):
+            self.end_unserved(attempt)
+
+    def end_unserved(self, attempt: Attempt) -> None:
+        """The client is told in the same way as its attempt has failed."""
+        ending = attempt.ending
+        if ending is None:
             return
         if ending is Ending.UPSTREAM_RESET and not self.replies:
             self.abort_session(ending, attempt.detail)

@@ -46,12 +46,14 @@ class Pool:
         :class:`~relayd.net.upstream.Upstream`, or a
         :class:`~relayd.upstreams.server.Server`, which belongs to one pool.
     :ivar selector: picks one of them for a session.
-    :ivar on_change: called with a server that has changed, after the pool knows.
+    :ivar try_all: servers that are down are chosen, too, while no other can be.
+    :ivar listeners: called with a server that has changed, after the pool knows.
     """
 
     upstreams: Sequence[Upstream] = attrs.field(converter=_fixed)
     selector: ISelector = attrs.Factory(RoundRobin)
-    on_change: Callable[[Server], object] | None = attrs.field(default=None, init=False)
+    try_all: bool = attrs.field(default=False, kw_only=True)
+    listeners: list[Callable[[Server], object]] = attrs.field(factory=list, init=False)
     #: The server, if there is only one and nothing to choose.
     _only: Upstream | None = attrs.field(init=False, default=None)
     #: Those of the best tier that may be chosen; None: find them anew.
@@ -116,6 +118,12 @@ class Pool:
     def _best(self, tried: Collection[Upstream]) -> tuple[Upstream, ...]:
         """Those of the best tier that has one that may be chosen."""
         found = [each for each in self.upstreams if each.usable and each not in tried]
+        if not found and self.try_all:
+            found = [
+                each
+                for each in self.servers
+                if each.takes_sessions and each not in tried
+            ]
         tier = min([each.tier for each in found], default=0)
         return tuple(each for each in found if each.tier == tier)
 
@@ -133,5 +141,5 @@ class Pool:
 
     def _changed(self, server: Server) -> None:
         self._usable = None
-        if self.on_change is not None:
-            self.on_change(server)
+        for each in self.listeners:
+            each(server)

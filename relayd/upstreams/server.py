@@ -53,6 +53,7 @@ def _limit(_: object, attribute: attrs.Attribute[int], value: int | None) -> Non
 class Server(Upstream):
     """One server of a pool.
 
+    :ivar label: what its operator calls it; the log says it before its address.
     :ivar weight: its share of the sessions, next to the others'; 0: none.
     :ivar max_sessions: how many it may have at once; None: any number.
     :ivar tier: 0; a backup, 1 or more, is chosen while no server of a lower one is
@@ -73,6 +74,7 @@ class Server(Upstream):
 
     counted: ClassVar[bool] = True
 
+    label: str = attrs.field(default="", kw_only=True)
     weight: int = attrs.field(default=1, kw_only=True, validator=_weight)
     max_sessions: int | None = attrs.field(default=None, kw_only=True, validator=_limit)
     tier: int = attrs.field(default=0, kw_only=True)  # type: ignore[misc]
@@ -97,10 +99,17 @@ class Server(Upstream):
     def usable(self) -> bool:  # type: ignore[override]
         """Whether it may be chosen for a new session."""
         return (
-            self.weight > 0
+            self.takes_sessions
             and self.checked_up
-            and not (self.disabled or self.draining)
             and (not self.ejected or (self.on_trial and not self.sessions))
+        )
+
+    @property
+    def takes_sessions(self) -> bool:
+        """The same, whether it is up or down."""
+        return (
+            self.weight > 0
+            and not (self.disabled or self.draining)
             and (self.max_sessions is None or self.sessions < self.max_sessions)
         )
 

@@ -18,6 +18,7 @@ from relayd.configuring.address_grammar import (
     parse_server,
 )
 from relayd.configuring.config import Config, Relay, Socks4Relay, UdpRelay
+from relayd.configuring.server_options import ServerOptions
 from relayd.core.errors import CannotStart, ConfigError
 from relayd.observing.line_log import EVENTS
 from relayd.operating.relays import (
@@ -28,6 +29,7 @@ from relayd.operating.relays import (
 )
 from relayd.tap import relayd, socks4
 
+V1, V2 = ServerOptions(send_proxy="v1"), ServerOptions(send_proxy="v2")
 NETWORKS = (ipaddress.ip_network("10.0.0.0/8"), "unix")
 
 
@@ -134,26 +136,38 @@ def test_the_servers_of_a_udp_relay() -> None:
     ("text", "address"),
     [
         ("10.0.0.5:80", HostPort("10.0.0.5", 80)),
-        ("10.0.0.5:80,send-proxy=v1", HostPort("10.0.0.5", 80, send_proxy="v1")),
-        ("80,send-proxy=v2", HostPort(None, 80, send_proxy="v2")),
-        ("unix:/run/x,send-proxy=v2", UnixPath("/run/x", send_proxy="v2")),
+        (
+            "10.0.0.5:80,send-proxy=v1",
+            HostPort("10.0.0.5", 80, options=V1),
+        ),
+        (
+            "80,send-proxy=v2",
+            HostPort(None, 80, options=V2),
+        ),
+        (
+            "unix:/run/x,send-proxy=v2",
+            UnixPath("/run/x", options=V2),
+        ),
         ("unix:/run/x,y", UnixPath("/run/x,y")),
-        ("udp:[::1]:53,send-proxy=v2", UdpAddress("::1", 53, send_proxy="v2")),
+        (
+            "udp:[::1]:53,send-proxy=v2",
+            UdpAddress("::1", 53, options=V2),
+        ),
         (
             "tcp:host=a:port=80,send-proxy=v1",
-            EndpointString("tcp:host=a:port=80", send_proxy="v1"),
+            EndpointString("tcp:host=a:port=80", options=V1),
         ),
         ("tls:a:443:trustRoots=/a,b", EndpointString("tls:a:443:trustRoots=/a,b")),
         (
             "10.0.0.5:5000-5001,send-proxy=v2",
-            PortRange(HostPort("10.0.0.5", 5000, send_proxy="v2"), 5001),
+            PortRange(HostPort("10.0.0.5", 5000, options=V2), 5001),
         ),
     ],
 )
 def test_a_server_with_an_option_of_its_own(text: str, address: Any) -> None:
     assert parse_server(text) == address
     if isinstance(address, PortRange):
-        assert address[1] == HostPort("10.0.0.5", 5001, send_proxy="v2")
+        assert address[1] == HostPort("10.0.0.5", 5001, options=V2)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +183,7 @@ def test_an_option_that_is_none(text: str, why: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_server(text)
     assert str(caught.value) == f"bad address {text!r}: {why}"
-    for other in ("80,weight=3", ",send-proxy=v2", "80,send-proxy=v2,x=y"):
+    for other in ("80,weigh=3", ",send-proxy=v2", "80,send-proxy=v2,x=y"):
         with pytest.raises(ConfigError):
             parse_server(other)
 

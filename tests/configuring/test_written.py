@@ -38,7 +38,7 @@ from relayd.configuring.configure import configure
 from relayd.configuring.given import Layers
 from relayd.configuring.written import as_toml, named
 from relayd.core.errors import CannotStart, ConfigError
-from relayd.core.pool_settings import CHECK
+from relayd.core.pool_settings import CHECK, WHEN_NONE
 from relayd.core.process_settings import (
     ACCESS_LOG,
     CONFIG,
@@ -97,6 +97,7 @@ WRITTEN: dict[Setting[Any], st.SearchStrategy[str]] = {
     ACCEPT_PROXY: st.sampled_from(["10.0.0.0/8", "192.0.2.1", "unix"]),
     # Of streams and of datagrams.
     SEND_PROXY: st.just("v2"),
+    WHEN_NONE: st.sampled_from(["fail", "try-all", "wait=5", "wait=1.5m"]),
     CHECK: st.sampled_from(
         [
             "tcp port=8008",
@@ -290,6 +291,7 @@ EXAMPLES = {
     "userid": "b\u00fcrger",
     "accept-proxy": "10.0.0.0/8",
     "send-proxy": "v2",
+    "when-none": "wait=5",
     "check": "http://:8008/primary",
 }
 

@@ -1,0 +1,153 @@
+"""What a destination may say of its server: `10.0.0.5:80,weight=3,backup`.
+
+On a command line options stand behind the address, each after a comma; in a file they
+may be a table: `{address = "10.0.0.5:80", weight = 3, backup = true}`.  A comma is one
+only before an option that there is, as endpoint strings and paths have commas, too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import attrs
+
+from relayd.core.errors import ConfigError
+from relayd.core.relay_names import EXPECTED, check_name
+from relayd.core.setting_types import (
+    Choice,
+    Count,
+    Flag,
+    Type,
+    Written,
+)
+from relayd.core.shares import CountOrNone
+
+#: The versions of PROXY headers that servers can be told: of connections, of datagrams.
+StreamProxy = Literal["v1", "v2"]
+DatagramProxy = Literal["v2", "v2-first"]
+SendProxy = Literal["v1", "v2", "v2-first"]
+
+#: The key of the address in a file's table.
+ADDRESS = "address"
+
+
+@attrs.frozen(kw_only=True)
+class ServerOptions:
+    """What is said of a server; the fields are options, with dashes.
+
+    :ivar weight: its share of the sessions.
+    :ivar backup: it is used while no other is.
+    :ivar max: how many sessions it may have at once.
+    :ivar name: what the log calls it.
+    :ivar disabled: it is not used.
+    :ivar send_proxy: the version of the PROXY header for it, if it has its own.
+    """
+
+    weight: int = 1
+    backup: bool = False
+    max: int | None = None
+    name: str | None = None
+    disabled: bool = False
+    send_proxy: SendProxy | None = None
+
+
+#: Of a server of which nothing is said.
+PLAIN = ServerOptions()
+
+
+def _name(text: str) -> str:
+    try:
+        return check_name(text)
+    except ValueError:
+        raise ValueError(f"expected {EXPECTED}") from None
+
+
+#: How each is written, of a server of connections; send-proxy is another for datagrams.
+TYPES: Mapping[str, Type[Any]] = {
+    "weight": CountOrNone(256),
+    "backup": Flag(),
+    "max": Count(),
+    "name": Written("NAME", _name, EXPECTED),
+    "disabled": Flag(),
+    "send-proxy": Choice[StreamProxy](StreamProxy),
+}
+_DATAGRAM_TYPES: Mapping[str, Type[Any]] = {
+    **TYPES,
+    "send-proxy": Choice[DatagramProxy](DatagramProxy),
+}
+
+_SEPARATOR = re.compile(f",(?=(?:{'|'.join(TYPES)})(?:[=,]|$))")
+
+
+def split(text: str) -> tuple[str, list[str]]:
+    """The address in a text, and the options behind it."""
+    address, *options = _SEPARATOR.split(text)
+    return address, options
+
+
+def parse_options(written: list[str], text: str, *, datagrams: bool) -> ServerOptions:
+    """Options as they stand behind an address.
+
+    :param text: the whole, for an error.
+    :param datagrams: the server is one of datagrams.
+    :raises ConfigError: one is not valid, or is given twice.
+    """
+    types = _DATAGRAM_TYPES if datagrams else TYPES
+    found: dict[str, Any] = {}
+    for each in written:
+        name, has_value, value = each.partition("=")
+        kind = types[name]
+        if name in found:
+            raise ConfigError(f"bad address {text!r}: {name} is given twice")
+        if isinstance(kind, Flag):
+            if has_value:
+                raise ConfigError(f"bad address {text!r}: {name} has no value")
+            found[name] = True
+            continue
+        try:
+            found[name] = kind.parse(value)
+        except ValueError:
+            raise ConfigError(
+                f"bad address {text!r}: expected {name}={kind.describe()}"
+            ) from None
+    return _made(found)
+
+
+def load_options(table: Mapping[str, Any], *, datagrams: bool) -> ServerOptions:
+    """Options as they stand in a file's table, beside its address.
+
+    :raises ValueError: there is no such option, or one is not valid.
+    """
+    types = _DATAGRAM_TYPES if datagrams else TYPES
+    found = {}
+    for key, value in table.items():
+        if key == ADDRESS:
+            continue
+        kind = types.get(key.replace("_", "-"))
+        if kind is None or "-" in key:
+            keys = ", ".join([ADDRESS, *(name.replace("-", "_") for name in TYPES)])
+            raise ValueError(f"there is no {key!r} in a destination; it has {keys}")
+        try:
+            found[key] = kind.load(value)
+        except ValueError as problem:
+            raise ValueError(f"{key}: {problem}") from None
+    return _made(found)
+
+
+def _made(found: Mapping[str, Any]) -> ServerOptions:
+    return ServerOptions(**{key.replace("-", "_"): found[key] for key in found})
+
+
+def text_of(table: Mapping[str, Any]) -> str:
+    """A table of a file as one would write it behind `--dest`; for an error."""
+
+    def parts() -> Iterator[str]:
+        yield str(table.get(ADDRESS, ""))
+        for key, value in table.items():
+            if key != ADDRESS and value is not False:
+                name = key.replace("_", "-")
+                yield name if value is True else f"{name}={value}"
+
+    return ",".join(parts())

@@ -1,0 +1,147 @@
+"""What follows a dial that has failed: another server, before the client notices.
+
+A client is not relayed until a server is connected, so nothing that it has sent was
+written to a server that failed: all of it goes to the one that answers.  If there is no
+other server, the same one is dialled again after a pause, which doubles.
+
+Attempts end with the session's retries, or when its time for all of them is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Protocol
+
+from twisted.internet.interfaces import IDelayedCall
+
+from relayd.core.session import Ending
+from relayd.core.stage import Stage
+from relayd.net.upstream import Upstream
+from relayd.stream.attempt import Attempt
+
+#: Seconds until the same server is dialled again; they double up to the second figure.
+PAUSE_FIRST, PAUSE_LAST = 0.1, 1.0
+
+NEVER = float("inf")
+
+#: How many there are where there are several servers, unless another number is given.
+RETRIES = 2
+
+#: What another server may do better.  A client that is turned away, and a defect of
+#: ours, would be the same there.
+RETRIED = frozenset(
+    {
+        Ending.CONNECT_REFUSED,
+        Ending.CONNECT_TIMEOUT,
+        Ending.CONNECT_FAILED,
+        Ending.UPSTREAM_RESET,
+        Ending.UNRESOLVED,
+    }
+)
+
+
+class Choosing(Protocol):
+    """The servers (:class:`relayd.upstreams.pool.Pool`)."""
+
+    def choose(self, session: Any, tried: Collection[Upstream] = ()) -> Upstream | None:
+        """One that is not among those that were tried, or None."""
+
+
+class Pause:
+    """What is under way until the same server is dialled again."""
+
+    def __init__(self, client: Any, failed: Attempt, timer: IDelayedCall) -> None:
+        self._client = client
+        self._failed = failed
+        self._timer = timer
+
+    def cancel(self) -> None:
+        """The client has left."""
+        self._timer.cancel()
+
+    def comes_on(self) -> bool:
+        """See :meth:`Attempt.comes_on`."""
+        return False
+
+    def overdue(self) -> None:
+        """The time of all attempts is over."""
+        self._timer.cancel()
+        self.give_up()
+
+    def give_up(self) -> None:
+        """The session ends as its last attempt did."""
+        self._client.pending = None
+        self._client.end_unserved(self._failed)
+
+
+class Retries:
+    """How the sessions of one relay try again.
+
+    :param pool: the servers.
+    :param retries: how many attempts a session may have beyond its first.
+    :param dial_timeout: seconds for all of them; 0 is for ever.
+
+    :ivar count: how many attempts were retries.
+    """
+
+    def __init__(self, pool: Choosing, retries: int, dial_timeout: float) -> None:
+        self._pool = pool
+        self.retries = retries
+        self.dial_timeout = dial_timeout
+        self.count = 0
+
+    def again(self, client: Any, attempt: Any) -> bool:
+        """Try another server after an attempt that has failed; whether it will.
+
+        :param client: the :class:`relayd.stream.session.StreamProtocol`, DIALING.
+        """
+        session = client.session
+        if attempt.ending not in RETRIED or session.attempts > self.retries:
+            return False
+        left = self._time_left(client)
+        if left <= 0:
+            return False
+        client.tried = *client.tried, attempt.upstream
+        another = self._pool.choose(session, client.tried)
+        if another is not None:
+            self.count += 1
+            client.dial(another)
+            return True
+        pause = min(PAUSE_FIRST * 2 ** (session.attempts - 1), PAUSE_LAST)
+        if left <= pause:
+            return False
+        timer = client.factory.clock.callLater(pause, self._after_pause, client)
+        client.pending = Pause(client, attempt, timer)
+        client.set_deadline(left if left < NEVER else 0.0)
+        return True
+
+    def limit(self, client: Any, connect: float) -> float:
+        """The seconds that the next attempt of a client has, 0 for ever.
+
+        :param connect: those that it has at most, likewise.
+        """
+        left = self._time_left(client)
+        return min(connect, left) if connect else left if left < NEVER else 0.0
+
+    def _time_left(self, client: Any) -> float:
+        """The seconds that a client's attempts have."""
+        first = client.session.first_dialed_at
+        if not self.dial_timeout:
+            return NEVER
+        if first is None:
+            return self.dial_timeout
+        passed: float = client.factory.now() - first
+        return self.dial_timeout - passed
+
+    def _after_pause(self, client: Any) -> None:
+        failed, client.pending = client.pending, None
+        session = client.session
+        if session.stage is not Stage.DIALING or session.ending is not None:
+            return
+        # Others may be up again by now, and any of them will do.
+        server = self._pool.choose(session)
+        if server is None:
+            failed.give_up()
+            return
+        self.count += 1
+        client.dial(server)

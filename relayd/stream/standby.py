@@ -1,0 +1,106 @@
+"""Clients that wait for a server, while none can be chosen.
+
+A pool whose database fails over has none for some seconds.  Until it has, new clients
+are kept: connected, their first bytes held as while a server is dialled, in order, so
+many and so long.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+
+from relayd.core.session import Ending
+from relayd.core.stage import Stage
+from relayd.stream.retries import Choosing
+
+#: The most clients of a relay that wait.
+MAX_WAITING = 4096
+
+
+class _Waiting:
+    """One client that waits."""
+
+    def __init__(self, room: StandBy, client: Any) -> None:
+        self._room = room
+        self.client = client
+
+    def cancel(self) -> None:
+        """The client has left."""
+        self._room.forget(self)
+
+    def comes_on(self) -> bool:
+        """It has a deadline, and that is all."""
+        return False
+
+    def overdue(self) -> None:
+        """It has waited for too long."""
+        self._room.forget(self)
+        self.client.pending = None
+        why = f"no server could be chosen in {self._room.seconds:g} s"
+        self.client.end(Ending.NO_UPSTREAM, why)
+
+
+class StandBy:
+    """Where the clients of one relay wait for a server.
+
+    :param pool: its servers.
+    :param seconds: for which a client waits.
+    :param clock: calls back soon after a server has changed.
+    :param most: the clients that may wait.
+
+    :ivar turned_away: how many clients did not get in, as `most` waited.
+    """
+
+    def __init__(
+        self,
+        pool: Choosing,
+        seconds: float,
+        clock: IReactorTime,
+        most: int = MAX_WAITING,
+    ) -> None:
+        self._pool = pool
+        self.seconds = seconds
+        self._clock = clock
+        self.most = most
+        # A dict would be searched for its first entry, past all that are deleted.
+        self._waiting: OrderedDict[_Waiting, None] = OrderedDict()
+        self._called = False
+        self.turned_away = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def wait(self, client: Any) -> None:
+        """A client for which there is no server."""
+        if len(self._waiting) >= self.most:
+            self.turned_away += 1
+            client.end(Ending.NO_UPSTREAM, f"{self.most} clients wait for a server")
+            return
+        client.enter(Stage.DECIDING, self.seconds)
+        client.pending = waiting = _Waiting(self, client)
+        self._waiting[waiting] = None
+
+    def forget(self, waiting: _Waiting) -> None:
+        """This one waits no longer."""
+        self._waiting.pop(waiting, None)
+
+    def server_changed(self, server: object = None) -> None:
+        """A server may have come up: look soon, from no call of a session's."""
+        if self._waiting and not self._called:
+            self._called = True
+            self._clock.callLater(0, self._look)
+
+    def _look(self) -> None:
+        self._called = False
+        for waiting in list(self._waiting):
+            if waiting not in self._waiting:
+                continue
+            server = self._pool.choose(waiting.client.session)
+            if server is None:
+                return
+            self.forget(waiting)
+            waiting.client.pending = None
+            waiting.client.dial(server)

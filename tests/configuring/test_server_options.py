@@ -1,0 +1,168 @@
+"""What a destination says of its server, on a command line and in a file."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relayd.configuring.address_grammar import (
+    Address,
+    EndpointString,
+    HostPort,
+    PortRange,
+    UnixPath,
+    options_of,
+    parse_server,
+)
+from relayd.configuring.config import Config, Relay
+from relayd.configuring.configure import configure
+from relayd.configuring.file import read_layers
+from relayd.configuring.server_options import PLAIN, ServerOptions
+from relayd.core.errors import CannotStart, ConfigError
+from relayd.tap import relayd
+
+
+def read(document: Any) -> Config:
+    return configure(read_layers("-", io.BytesIO(json.dumps(document).encode()), {}))
+
+
+def of_command_line(*argv: str) -> Config:
+    options = relayd.Options()
+    options.parseOptions(argv)
+    config: Config = options.config
+    return config
+
+
+ALL_OF_THEM = ServerOptions(
+    weight=3, backup=True, max=100, name="db1", disabled=True, send_proxy="v2"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "options"),
+    [
+        ("10.0.0.5:80", HostPort("10.0.0.5", 80), PLAIN),
+        ("80,weight=3", HostPort(None, 80), ServerOptions(weight=3)),
+        ("80,weight=0", HostPort(None, 80), ServerOptions(weight=0)),
+        (
+            "10.0.0.5:80,weight=3,backup,max=100,name=db1,disabled,send-proxy=v2",
+            HostPort("10.0.0.5", 80),
+            ALL_OF_THEM,
+        ),
+        ("unix:/run/a,b,backup", UnixPath("/run/a,b"), ServerOptions(backup=True)),
+        ("unix:/run/a,backups", UnixPath("/run/a,backups"), PLAIN),
+        (
+            "tls:a:443:trustRoots=/a,b,max=2",
+            EndpointString("tls:a:443:trustRoots=/a,b"),
+            ServerOptions(max=2),
+        ),
+        (
+            "10.0.0.5:5000-5001,max=2",
+            PortRange(HostPort("10.0.0.5", 5000), 5001),
+            ServerOptions(max=2),
+        ),
+    ],
+)
+def test_options_behind_an_address(
+    text: str, address: Address | PortRange, options: ServerOptions
+) -> None:
+    found = parse_server(text)
+    assert str(found) == str(address)
+    assert options_of(found) == options
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("80,weight=", "expected weight=a number from 0 to 256"),
+        ("80,weight=257", "expected weight=a number from 0 to 256"),
+        ("80,weight=-1", "expected weight=a number from 0 to 256"),
+        ("80,max=0", "expected max=a number from 1 to 9999999"),
+        ("80,backup=yes", "backup has no value"),
+        ("80,max=1,max=2", "max is given twice"),
+        ("80,name=Db", "expected name="),
+        ("80,send-proxy=v3", "expected send-proxy=v1 or v2"),
+        ("80,weight", "expected weight="),
+        (",weight=3", "bad address ''"),
+    ],
+)
+def test_what_is_wrong_is_told(text: str, why: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_server(text)
+    assert why in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@given(st.text(st.sampled_from("80,=weightmaxbckup.v12-"), max_size=40))
+def test_any_text_is_an_address_or_an_error(text: str) -> None:
+    try:
+        parse_server(text)
+    except ConfigError as problem:
+        assert "\n" not in str(problem)
+
+
+def test_a_file_has_tables_or_texts() -> None:
+    table = {
+        "address": "10.0.0.5:80",
+        "weight": 3,
+        "backup": True,
+        "max": 100,
+        "name": "db1",
+        "disabled": True,
+        "send_proxy": "v2",
+    }
+    config = read({"tcp": {"web": {"listen": "1", "dest": [table, "10.0.0.6:80"]}}})
+    [relay] = config.relays
+    assert isinstance(relay, Relay)
+    first, second = relay.destinations
+    assert options_of(first) == ALL_OF_THEM
+    assert options_of(second) == PLAIN
+    [alone] = read({"tcp": {"web": {"listen": "1", "dest": table}}}).relays
+    assert isinstance(alone, Relay)
+    assert [options_of(each) for each in alone.destinations] == [ALL_OF_THEM]
+
+
+@pytest.mark.parametrize(
+    ("table", "why"),
+    [
+        ({}, 'expected address = "10.0.0.5:80"'),
+        ({"address": 80}, 'expected address = "10.0.0.5:80"'),
+        ({"address": "x y"}, "bad address 'x y'"),
+        ({"address": "80", "weight": "3"}, "weight: expected a number from 0 to 256"),
+        ({"address": "80", "weight": True}, "weight: expected a number"),
+        ({"address": "80", "backup": 1}, "backup: expected true or false"),
+        ({"address": "80", "wait": 1}, "there is no 'wait' in a destination"),
+        ({"address": "80", "send-proxy": "v1"}, "there is no 'send-proxy'"),
+        ({"address": "80", "name": {}}, "name: expected"),
+    ],
+)
+def test_what_is_wrong_in_a_table_is_told(table: Any, why: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        read({"tcp": {"web": {"listen": "1", "dest": [table]}}})
+    line = str(raised.value)
+    assert line.startswith("standard input: tcp.web.dest[0]: "), line
+    assert why in line
+    assert "\n" not in line
+
+
+def test_a_name_is_one_servers() -> None:
+    with pytest.raises(CannotStart) as raised:
+        of_command_line("-l", "1", "-d", "80,name=a", "-d", "81,name=a")
+    assert str(raised.value) == (
+        "relayd: --dest '81,name=a' has the name 'a', as --dest '80,name=a' has: give"
+        " each server its own"
+    )
+
+
+def test_what_is_not_for_datagrams_is_told() -> None:
+    with pytest.raises(CannotStart) as raised:
+        of_command_line("-l", "udp:1", "-d", "udp:80,weight=2,backup")
+    assert str(raised.value).splitlines() == [
+        "relayd: --dest 'udp:80,weight=2,backup': weight is not for udp",
+        "relayd: --dest 'udp:80,weight=2,backup': backup is not for udp",
+    ]

@@ -1,0 +1,348 @@
+"""A dial that fails is followed by another, before the client notices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet import error
+from twisted.internet.task import Clock
+
+from relayd.core.session import Ending
+from relayd.net.upstream import Upstream
+from relayd.stream.retries import PAUSE_FIRST
+from relayd.tcp import RelayFactory
+from relayd.upstreams.pool import Pool
+from relayd.upstreams.server import Server
+from tests.support.fakes import FakeEndpoint, FakeTransport
+from tests.support.relays import Witness
+
+REFUSED = error.ConnectionRefusedError("no")
+
+
+class Relay:
+    """A relay to several servers, on fakes."""
+
+    def __init__(
+        self, count: int, kind: type[Upstream] = Server, **options: Any
+    ) -> None:
+        self.clock = Clock()
+        self.endpoints = [FakeEndpoint(self.clock) for _ in range(count)]
+        self.servers = [
+            kind(each, f"server{number}:80")
+            for number, each in enumerate(self.endpoints)
+        ]
+        self.witness = Witness()
+        self.factory = RelayFactory(
+            Pool(self.servers), clock=self.clock, observer=self.witness, **options
+        )
+
+    def client(self) -> FakeTransport:
+        transport = FakeTransport(clock=self.clock)
+        protocol = self.factory.buildProtocol(transport.peer)
+        assert protocol is not None
+        return transport.connect(protocol)
+
+    def fail(self, number: int, problem: Exception = REFUSED) -> None:
+        """The last dial to this server fails."""
+        self.endpoints[number].dials[-1].deferred.errback(problem)
+
+    @property
+    def counts(self) -> list[int]:
+        return [each.sessions for each in self.servers if isinstance(each, Server)]
+
+    def over(self, *heard: str) -> None:
+        assert self.witness.heard == list(heard)
+        assert not self.factory.sessions
+        assert not any(self.counts)
+        self.factory.stopFactory()
+        assert not self.clock.getDelayedCalls()
+
+
+@pytest.mark.parametrize("kind", [Server, Upstream])
+def test_another_server_gets_all_that_the_client_has_sent(kind: Any) -> None:
+    relay = Relay(2, kind)
+    client = relay.client()
+    client.receive(b"request")
+    relay.fail(0)
+    server = relay.endpoints[1].dial.connect()
+    server.take()
+    assert server.taken == b"request"
+    [session] = relay.witness.sessions
+    assert session.attempts == 2
+    assert session.server is relay.servers[1]
+    assert relay.factory.retries is not None
+    assert relay.factory.retries.count == 1
+    server.receive_eof()
+    client.receive_eof()
+    relay.over(
+        *("opened", "dialing server0:80", "dialing server1:80"),
+        *("connected 192.0.2.1:9000", "closed done"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("problem", "ending"),
+    [
+        (error.TimeoutError("slow"), Ending.CONNECT_TIMEOUT),
+        (error.DNSLookupError("who"), Ending.UNRESOLVED),
+        (error.NoRouteError("where"), Ending.CONNECT_FAILED),
+    ],
+)
+def test_each_way_to_fail_is_followed_by_another(
+    problem: Exception, ending: Ending
+) -> None:
+    relay = Relay(3)
+    relay.client()
+    assert relay.counts == [1, 0, 0]
+    for number in range(3):
+        relay.fail(number, problem)
+    [session] = relay.witness.sessions
+    assert session.attempts == 3
+    assert session.ending is ending
+    relay.clock.advance(0)
+    relay.over(
+        *("opened", *(f"dialing server{number}:80" for number in range(3))),
+        f"closed {ending.word}",
+    )
+
+
+def test_an_attempt_without_an_answer_makes_room_for_another() -> None:
+    relay = Relay(2, connect_timeout=2)
+    client = relay.client()
+    relay.clock.pump([0.5] * 6)
+    assert relay.endpoints[0].cancelled == 1
+    relay.endpoints[1].dial.connect()
+    assert relay.counts == [0, 1]
+    client.lose()
+
+
+def test_all_attempts_have_one_time_together() -> None:
+    relay = Relay(3, connect_timeout=2, dial_timeout=3)
+    relay.client()
+    relay.clock.pump([0.25] * 20)
+    [session] = relay.witness.sessions
+    assert session.ending is Ending.CONNECT_TIMEOUT
+    assert session.attempts == 2
+    assert session.ended_at == pytest.approx(3, abs=0.6)
+    assert not any(relay.counts)
+
+
+def test_the_only_server_is_dialled_again_after_a_pause() -> None:
+    relay = Relay(1, Upstream, retries=2)
+    client = relay.client()
+    client.receive(b"request")
+    relay.fail(0)
+    assert len(relay.endpoints[0].dials) == 1
+    relay.clock.advance(PAUSE_FIRST)
+    relay.fail(0)
+    relay.clock.advance(PAUSE_FIRST)
+    assert len(relay.endpoints[0].dials) == 2
+    relay.clock.advance(PAUSE_FIRST)
+    server = relay.endpoints[0].dials[2].connect()
+    server.take()
+    assert server.taken == b"request"
+    client.lose()
+
+
+def test_a_single_server_is_not_dialled_again_unless_asked() -> None:
+    relay = Relay(1)
+    relay.client()
+    relay.fail(0)
+    relay.clock.advance(0)
+    relay.over("opened", "dialing server0:80", "closed connect_refused")
+
+
+def test_a_pause_that_is_longer_than_what_is_left_ends_the_session() -> None:
+    relay = Relay(1, retries=9, dial_timeout=PAUSE_FIRST / 2)
+    relay.client()
+    relay.fail(0)
+    relay.clock.advance(0)
+    relay.over("opened", "dialing server0:80", "closed connect_refused")
+
+
+def test_a_client_that_leaves_in_a_pause_is_forgotten() -> None:
+    relay = Relay(1, retries=9)
+    client = relay.client()
+    relay.fail(0)
+    client.lose()
+    relay.over("opened", "dialing server0:80", "closed client_left")
+
+
+def test_a_drain_ends_a_session_in_a_pause() -> None:
+    relay = Relay(1, retries=9)
+    relay.client()
+    relay.fail(0)
+    relay.factory.abort_all()
+    relay.clock.advance(0)
+    relay.over("opened", "dialing server0:80", "closed drained")
+
+
+def test_a_server_that_comes_up_in_a_pause_is_tried() -> None:
+    relay = Relay(2)
+    down = relay.servers[1]
+    assert isinstance(down, Server)
+    down.checked(False, "no answer")
+    client = relay.client()
+    relay.fail(0)
+    down.checked(True, "connected")
+    relay.servers[0].disabled = True  # type: ignore[attr-defined]
+    relay.servers[0].changed()  # type: ignore[attr-defined]
+    relay.clock.advance(PAUSE_FIRST)
+    relay.endpoints[1].dial.connect()
+    assert relay.counts == [0, 1]
+    client.lose()
+
+
+def test_nobody_is_left_after_a_pause() -> None:
+    relay = Relay(1, retries=2)
+    relay.client()
+    relay.fail(0)
+    relay.servers[0].checked(False, "no answer")  # type: ignore[attr-defined]
+    relay.clock.advance(PAUSE_FIRST)
+    relay.clock.advance(0)
+    relay.over("opened", "dialing server0:80", "closed connect_refused")
+
+
+def test_a_client_that_leaves_while_another_is_dialled_gives_its_place_back() -> None:
+    relay = Relay(2)
+    client = relay.client()
+    relay.fail(0)
+    assert relay.counts == [0, 1]
+    client.lose()
+    assert relay.endpoints[1].cancelled == 1
+    relay.over(
+        *("opened", "dialing server0:80", "dialing server1:80"), "closed client_left"
+    )
+
+
+def test_a_client_whose_gate_is_up_gets_one_grace_for_all_attempts() -> None:
+    relay = Relay(3, retries=9)
+    client = relay.client()
+    client.receive_eof()
+    for number in (0, 1, 2, 0, 0):
+        relay.clock.pump([0.4])
+        if len(relay.endpoints[number].dials) and relay.factory.sessions:
+            relay.fail(number)
+    relay.clock.pump([0.4] * 4)
+    assert not relay.factory.sessions
+    assert relay.witness.heard[-1] == "closed client_left"
+
+
+def test_what_fails_for_want_of_descriptors_says_nothing_about_a_server() -> None:
+    blamed = []
+
+    class Judge:
+        def connected(self, server: Server) -> None:
+            raise AssertionError
+
+        def failed(self, server: Server, why: str) -> None:
+            blamed.append(server.name)
+
+        def cancelled(self, server: Server) -> None:
+            blamed.append("nobody")
+
+    relay = Relay(2)
+    for each in relay.servers:
+        each.passive = Judge()  # type: ignore[attr-defined]
+    relay.client()
+    relay.fail(0, error.ConnectError(24, "too many open files"))
+    relay.fail(1)
+    assert blamed == ["nobody", "server1:80"]
+
+
+def test_a_labelled_server_is_told_with_its_address() -> None:
+    relay = Relay(1)
+    relay.servers[0].label = "db1"  # type: ignore[attr-defined]
+    client = relay.client()
+    relay.endpoints[0].dial.connect()
+    [session] = relay.witness.sessions
+    assert session.upstream == "db1/192.0.2.1:9000"
+    client.lose()
+
+
+# -- clients that wait for a server
+
+
+def test_a_client_waits_for_a_server() -> None:
+    relay = Relay(1, wait_for_server=5)
+    [server] = relay.servers
+    assert isinstance(server, Server)
+    server.checked(False, "no answer")
+    client = relay.client()
+    client.receive(b"request")
+    relay.clock.pump([1, 1])
+    assert not relay.endpoints[0].dials
+    server.checked(True, "connected")
+    relay.clock.advance(0)
+    upstream = relay.endpoints[0].dial.connect()
+    upstream.take()
+    assert upstream.taken == b"request"
+    client.lose()
+
+
+def test_a_client_waits_only_so_long() -> None:
+    relay = Relay(1, wait_for_server=2)
+    relay.servers[0].checked(False, "no answer")  # type: ignore[attr-defined]
+    relay.client()
+    relay.clock.pump([0.5] * 8)
+    [session] = relay.witness.sessions
+    assert session.ending is Ending.NO_UPSTREAM
+    assert session.detail == "no server could be chosen in 2 s"
+    relay.over("opened", "closed no_upstream")
+
+
+def test_a_client_that_leaves_while_it_waits_is_forgotten() -> None:
+    relay = Relay(1, wait_for_server=2)
+    relay.servers[0].checked(False, "no answer")  # type: ignore[attr-defined]
+    client = relay.client()
+    client.lose()
+    assert relay.factory.standby is not None
+    assert not len(relay.factory.standby)
+    relay.over("opened", "closed client_left")
+
+
+def test_so_many_wait_as_there_is_room_for() -> None:
+    relay = Relay(1, wait_for_server=2)
+    server = relay.servers[0]
+    assert isinstance(server, Server)
+    assert relay.factory.standby is not None
+    relay.factory.standby.most = 2
+    server.max_sessions = 1
+    server.checked(False, "no answer")
+    clients = [relay.client() for _ in range(3)]
+    assert relay.factory.standby.turned_away == 1
+    server.checked(True, "connected")
+    relay.clock.advance(0)
+    # There is room for one; the other goes on when that has left.
+    relay.endpoints[0].dial.connect()
+    assert len(relay.factory.standby) == 1
+    clients[0].lose()
+    relay.clock.advance(0)
+    relay.endpoints[0].dials[1].connect()
+    assert server.sessions == 1
+    clients[1].lose()
+    assert server.sessions == 0
+
+
+def test_servers_that_are_down_are_tried_if_no_other_can_be() -> None:
+    one, two = (
+        Server(FakeEndpoint(), name, weight=weight)
+        for name, weight in (("a", 1), ("b", 0))
+    )
+    pool = Pool([one, two], try_all=True)
+    one.checked(False, "no answer")
+
+    class Asked:
+        ordinal = 0
+
+    assert pool.choose(Asked()) is one
+    assert pool.choose(Asked(), [one]) is None
+
+
+@pytest.mark.parametrize(
+    "options", [{"retries": -1}, {"dial_timeout": -1.0}, {"wait_for_server": -1.0}]
+)
+def test_what_is_negative_is_refused(options: Any) -> None:
+    with pytest.raises(ValueError, match="must not be negative"):
+        Relay(1, **options)
