@@ -288,6 +288,10 @@ class _Question(DatagramProtocol):
             refused = CheckFailed("Connection was refused by other side")
             self.answered.errback(Failure(refused))
 
+    def stopProtocol(self) -> None:
+        # With epoll, Twisted takes an ICMP error for the end of the socket.
+        self.connectionRefused()
+
     def _came_not(self, waiting: Deferred[None]) -> None:
         if self._said:
             problem = did_not_come(self._check.expect, self._said)

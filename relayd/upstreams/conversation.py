@@ -108,10 +108,12 @@ class Conversation(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.is_gone = True
-        if self.problem is None:
+        was_closed = reason.check(error.ConnectionDone)
+        # By either end; who spoke may know better.
+        if self.problem is None and not (was_closed and self._inner is not None):
             if self._handshake is not None:
                 why = self._handshake.why_failed(reason)
-            elif reason.check(error.ConnectionDone):
+            elif was_closed:
                 why = "it closed the connection"
             else:
                 why = " ".join(str(reason.value).split()).rstrip(".")
