@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
 
 import attrs
 
@@ -122,6 +122,42 @@ class Direction:
 #: up: a health check leaves at once, or after its own timeout, of a second or two.
 GIVES_UP = 5.0
 
+T = TypeVar("T")
+
+
+class _Rare(Generic[T]):
+    """An attribute that few sessions set.
+
+    Those that do have a table of them, so that thousands of idle ones have no field for
+    each.
+
+    :param default: what the others have.
+    """
+
+    def __init__(self, default: T) -> None:
+        self._default = default
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, session: None, owner: type) -> _Rare[T]: ...
+    @overload
+    def __get__(self, session: Session, owner: type) -> T: ...
+    def __get__(self, session: Session | None, owner: type) -> T | _Rare[T]:
+        if session is None:
+            return self
+        rare = session.rare
+        return self._default if rare is None else rare.get(self._name, self._default)
+
+    def __set__(self, session: Session, value: T) -> None:
+        if session.rare is None:
+            if value == self._default:
+                return
+            session.rare = {}
+        session.rare[self._name] = value
+
+
 _ACCEPTED = Stage.ACCEPTED
 _DONE, _CLIENT_LEFT = Ending.DONE, Ending.CLIENT_LEFT
 _DOWNSTREAM_RESET = Ending.DOWNSTREAM_RESET
@@ -177,7 +213,6 @@ class Session:
     stage: Stage = _ACCEPTED
     server: Any = None
     upstream: str = ""
-    first_dialed_at: float | None = None
     dialed_at: float | None = None
     attempts: int = 0
     connected_at: float | None = None
@@ -187,14 +222,31 @@ class Session:
     spoke: bool = False
     server_first: bool = False
     ending: Ending | None = None
-    detail: str = ""
-    reason: str = ""
-    header: Any = None
+    #: The attributes below, of those that have set one.
+    rare: dict[str, Any] | None = attrs.field(default=None, repr=False)
+
+    detail = _Rare("")
+    reason = _Rare("")
+    header = _Rare[Any](None)
+    _first_dialed_at = _Rare[float | None](None)
+
+    @property
+    def first_dialed_at(self) -> float | None:
+        """When a server was first dialled; see above."""
+        first = None if self.rare is None else self._first_dialed_at
+        return self.dialed_at if first is None else first
+
+    def begin_attempt(self, now: float) -> None:
+        """A server is dialled, or a listener opened."""
+        if self.attempts == 1:
+            self._first_dialed_at = self.dialed_at
+        self.attempts += 1
+        self.dialed_at = now
 
     @property
     def facts(self) -> Mapping[str, object]:
         """What else the log line says, in its order; subclasses may have more."""
-        header = self.header
+        header = None if self.rare is None else self.header
         facts: Mapping[str, object] = {} if header is None else header.facts
         return facts
 

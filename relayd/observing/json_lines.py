@@ -95,7 +95,7 @@ class JsonLines:
                 f',"event.outcome":"failure","error.type":"{word}"'
                 f',"relayd.ending":"{word}","relayd.code":"{code}"'
             )
-        if session.detail:
+        if session.rare is not None and session.detail:
             end += f',"relayd.detail":{quoted(session.detail)}'
         return f"{self._session('closed', session, session.duration)}{end}{facts}}}"
 

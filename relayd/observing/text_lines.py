@@ -30,7 +30,7 @@ class TextLines:
         ending = session.ending
         word, code = (ending.word, ending.code) if ending else ("", "")
         end = f" ending={word} code={code}{facts}"
-        if session.detail:
+        if session.rare is not None and session.detail:
             end += f" detail={session.detail!r}"
         return one_line(_session(session, session.duration) + end)
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import socket
 
-from twisted.internet.error import ConnectionAborted
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.main import CONNECTION_LOST
 from twisted.python.failure import Failure
@@ -29,8 +28,6 @@ from relayd.net.tcp_info import unacknowledged
 from relayd.net.transports import PeerReset, lost_by
 from relayd.plane.connection_base import (
     ABORTED,
-    ALIVE,
-    BROKEN,
     DONE,
     FAILED,
     HINTS,
@@ -67,14 +64,12 @@ class Connection(WritingConnection):
         self._scheduled = False
         if self.protocol is None:
             return
-        if self._state == ABORTED:
-            self.connectionLost(Failure(ConnectionAborted()))
+        loss = self._loss
+        # What was sent to one whose write failed comes before its loss, if it is read.
+        if loss is not None and (loss is ABORTED or not self._may_read()):
+            self.connectionLost(loss)
             return
-        if self._state == BROKEN and not self._may_read():
-            # It is not read, so nothing comes before the loss.
-            self.connectionLost(self._loss)
-            return
-        if not self.clear and self._waiting != WAITING and self._state == ALIVE:
+        if not self.clear and self._waiting != WAITING and loss is None:
             self._flush()
         if self._readable:
             self.ready(UNREAD)
@@ -111,8 +106,9 @@ class Connection(WritingConnection):
     def _found_nothing(self) -> None:
         self._readable = False
         self._hints = self._ALWAYS_HINTS
-        if self._state == BROKEN:
-            self.connectionLost(self._loss)
+        loss = self._loss
+        if loss is not None and loss is not ABORTED:
+            self.connectionLost(loss)
 
     def _found_end(self) -> None:
         self._readable = self._reading = False
@@ -123,10 +119,11 @@ class Connection(WritingConnection):
             lost = self._lost_by_sending()
             if lost is not None:
                 self._write_failed(lost)
-        if self._state == BROKEN:
+        loss = self._loss
+        if loss is not None and loss is not ABORTED:
             # Behind the data of a connection whose write failed, the error that the
             # write took away looks like an end.
-            self.connectionLost(self._loss)
+            self.connectionLost(loss)
         elif self._sink is None:
             self.readConnectionLost(DONE)
         else:
@@ -146,7 +143,7 @@ class Connection(WritingConnection):
         """
         if (
             self.protocol is None
-            or self._state != ALIVE
+            or self._loss is not None
             or not (self._ended or self._hears_reset())
         ):
             return

@@ -21,6 +21,7 @@ import socket
 from contextlib import suppress
 from typing import Any
 
+from twisted.internet.error import ConnectionAborted
 from twisted.internet.interfaces import IAddress
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.logger import Logger
@@ -49,6 +50,7 @@ FAILED = select.EPOLLERR
 READABLE, WRITABLE = select.EPOLLIN | HINTS, select.EPOLLOUT
 
 DONE = Failure(CONNECTION_DONE)
+ABORTED = Failure(ConnectionAborted())
 _LOST = Failure(CONNECTION_LOST)
 
 #: Whether the kernel reports writability, and whether that is waited for.
@@ -59,9 +61,6 @@ PULL, PUSH, PAUSED = range(3)
 
 #: What becomes of the write side: open, to be shut when all is written, shut.
 OPEN, ENDING, ENDED = range(3)
-
-#: The state of a connection: it works, was aborted, a write has failed.
-ALIVE, ABORTED, BROKEN = range(3)
 
 
 def failure_by(number: int | None) -> Failure:
@@ -102,7 +101,6 @@ class ConnectionBase:
         "_sink",
         "_sock",
         "_splicer",
-        "_state",
         "_waiting",
         "_write_side",
         "clear",
@@ -130,9 +128,10 @@ class ConnectionBase:
         self.disconnecting = False
         self.clear = True
         self.producer: Any = None
-        # Set with a producer, and when a write has failed.
+        # Set with a producer.
         self._producing: int
-        self._loss: Failure
+        #: What it is to be lost with: ABORTED, or why a write has failed.
+        self._loss: Failure | None = None
         self._reading = True
         self._readable = False
         self._hints = 0
@@ -140,7 +139,6 @@ class ConnectionBase:
         self._buffer: bytearray | None = None
         self._waiting = NOT_ASKED
         self._write_side = OPEN
-        self._state = ALIVE
         self._scheduled = False
         #: It has had something besides its socket that `_release` gives back.
         self._releases = False
@@ -190,8 +188,8 @@ class ConnectionBase:
             self._schedule()
 
     def abortConnection(self) -> None:
-        if self.protocol is not None and self._state != ABORTED:
-            self._state = ABORTED
+        if self.protocol is not None and self._loss is not ABORTED:
+            self._loss = ABORTED
             self.disconnecting = True
             self._reading = self.clear = False
             # Writability is of no interest any more.
@@ -204,7 +202,7 @@ class ConnectionBase:
         if protocol is None:
             return
         self.clear = self._reading = False
-        if not self._ended or self._state == ABORTED:
+        if not self._ended or self._loss is ABORTED:
             self._end_or_reset()
         self._plane.unwatch_and_close(self._sock)
         if self._releases:
@@ -216,7 +214,7 @@ class ConnectionBase:
 
     def _end_or_reset(self) -> None:
         """Choose between a reset and an end of data, before the socket is closed."""
-        if self._state == ABORTED:
+        if self._loss is ABORTED:
             reset_on_close(self._sock)
             return
         with suppress(OSError):  # it may be gone already
@@ -227,7 +225,7 @@ class ConnectionBase:
     def _failed(self, where: str) -> None:
         """The protocol raised: only its own connection ends."""
         reason = Failure()
-        self._state = ALIVE  # a close, even if it was to be an abort
+        self._loss = None  # a close, even if it was to be an abort
         log.failure(
             "{where} of {protocol!r} failed",
             reason,

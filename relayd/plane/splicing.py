@@ -27,7 +27,6 @@ from relayd.core.session import Direction
 from relayd.net.transports import LOSSES
 from relayd.plane.connection import Connection
 from relayd.plane.connection_base import (
-    ALIVE,
     FAILED,
     HINTS,
     NOT_WAITING,
@@ -110,8 +109,8 @@ class SplicingConnection(Connection):
             or self._releases
             or peer._releases
             or not (self._ended and peer._ended)
-            or self._state != ALIVE
-            or peer._state != ALIVE
+            or self._loss is not None
+            or peer._loss is not None
         ):
             return False
         self.protocol = peer.protocol = None

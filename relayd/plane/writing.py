@@ -18,8 +18,6 @@ from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.python.failure import Failure
 
 from relayd.plane.connection_base import (
-    ALIVE,
-    BROKEN,
     DONE,
     EDGE_BOTH,
     ENDED,
@@ -72,7 +70,7 @@ class WritingConnection(ConnectionBase):
 
     def _append(self, data: bytes | memoryview) -> None:
         """Buffer what can't be sent now."""
-        if self.protocol is None or self._write_side == ENDED or self._state != ALIVE:
+        if self.protocol is None or self._write_side == ENDED or self._loss is not None:
             return
         self._releases = True
         if self._buffer is None:
@@ -107,7 +105,7 @@ class WritingConnection(ConnectionBase):
             except OSError as problem:
                 sent = 0
                 self._not_sent(problem)
-                if self._state == BROKEN:
+                if self._loss is not None:
                     return
             if sent < len(data):
                 del data[:sent]
@@ -139,7 +137,7 @@ class WritingConnection(ConnectionBase):
             self.protocol is not None
             and not self.disconnecting
             and self._write_side == OPEN
-            and self._state == ALIVE
+            and self._loss is None
             and (self.producer is None or self._producing != PULL)
         )
 
@@ -166,8 +164,7 @@ class WritingConnection(ConnectionBase):
         What the peer sent before is read first, and then the loss is reported,
         from the plane and not from within a write.
         """
-        if self._state == ALIVE:
-            self._state = BROKEN
+        if self._loss is None:
             self._loss = failure_by(number)
             self.clear = False
             self._drop_unsent()

@@ -233,16 +233,14 @@ class UpstreamLeg(Leg):
         # As Leg's, which sees clients' legs only then: a line that sets attributes of
         # two classes in turn is not specialised.  1,900 instructions a session.
         self.direction = direction
-        self.bridge = self.sink = self.held = self.peer = None
+        self.bridge = self.held = self.peer = None
         self.alive = self.spliced = False
         self.paused = 0
-        self.checked_at = 0.0
 
     def makeConnection(self, transport: Any) -> None:
         attempt, self.attempt = self.attempt, None
         # As Leg's: see there.
         self.transport = transport
-        self.connected = 1
         self.alive = True
         if self.paused:
             transport.pauseProducing()

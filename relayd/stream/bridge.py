@@ -318,7 +318,9 @@ class Bridge(Watch):
             self._poll = None
         # The legs hold each other, and this.
         down, up = self.downstream, self.upstream
-        down.bridge = down.sink = down.peer = up.bridge = up.sink = up.peer = None
+        down.bridge = down.peer = up.bridge = up.peer = None
+        if not down.spliced:
+            down.sink = up.sink = None
         down.over()
 
     def give_up(self, leg: Leg, ending: Ending, detail: str = "") -> None:

@@ -32,6 +32,10 @@ from relayd.stream.delivery import WORTH_A_CHECK
 from relayd.stream.legs import Leg
 from relayd.stream.losses import reset_ending
 
+#: Of a tick: a check that is later than this is late.  The time of one that is not is
+#: the wheel's, and no number of its own for each idle session: 32 bytes.
+LATE = 1 / 8
+
 
 def _not_negative(_: object, attribute: attrs.Attribute[float], value: float) -> None:
     if not value >= 0:
@@ -105,7 +109,7 @@ class Watch:
     :ivar closing: both directions have ended, and both connections are being closed.
     """
 
-    __slots__ = ("_active_at", "_progress", "_queued", "_timeouts")
+    __slots__ = ("_active_at", "_asked_at", "_progress", "_queued", "_timeouts")
 
     session: Session
     downstream: Leg
@@ -118,8 +122,15 @@ class Watch:
         self._progress = -1
         #: When something moved.
         self._active_at = 0.0
+        #: When the kernels were last asked while something moved.
+        self._asked_at = 0.0
         #: What the kernels' queues held at the last check; None: ask again.
         self._queued: int | None = None
+
+    @property
+    def was_checked(self) -> bool:
+        """Whether it was checked since the two were joined."""
+        return self._progress >= 0
 
     def abort(self, ending: Ending, detail: str = "") -> None:
         """End the session now: reset both connections."""
@@ -154,6 +165,10 @@ class Watch:
         # queues are empty, too.  So does a reset that waits for delivery.
         resetting = session.ending is not None
         ask = resetting or (not moved and self._queued != 0)
+        # While things move, once in a while will do.
+        due = moved and now - self._asked_at >= stall / 2 > 0
+        if due:
+            self._asked_at = now
         # Nothing was written since then, so what waits has waited since then.
         since = now if moved else self._active_at
         queued = 0
@@ -169,8 +184,7 @@ class Watch:
                 or buffered
                 or written - leg.written_at_check >= WORTH_A_CHECK
                 or (delivery is not None and delivery.waits)
-                # While other things move, one in a while will do.
-                or (moved and now - leg.checked_at >= stall / 2 > 0)
+                or due
             ):
                 queued += leg.check_delivery(now, since, written, buffered, resetting)
                 if stall and self._ended_by_peer(now, leg, buffered):
@@ -189,7 +203,9 @@ class Watch:
             # The first check only tells where it starts from.  Until then the kernel
             # may have delivered: one that is late, as the machine was paused, knows no
             # more than one that is in time.
-            self._active_at = max(self._active_at, now - self._timeouts.tick)
+            tick = self._timeouts.tick
+            if now - self._active_at > (1 + LATE) * tick:
+                self._active_at = now - tick
             self._queued = queued
         elif self._queued != 0 and queued != self._queued:
             self._active_at = now

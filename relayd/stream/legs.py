@@ -93,14 +93,15 @@ class Leg(Protocol):
     :ivar paused: the reasons for which it is not read (:mod:`relayd.core.pauses`); 0:
         none.
     :ivar spliced: its transport hands what it reads straight to the other's.
-    :ivar checked_at: when its delivery was last checked.
     """
 
     transport: Any = None
     #: The other leg, while the two are joined.
     peer: Any = None
-    #: Is given what is read before that, instead of it being kept.
+    #: Is given what is read before that, instead of it being kept,
     reader: Callable[[bytes], object] | None = None
+    #: and after that, unless its transport hands it on.
+    sink: Callable[[bytes], object] | None = None
     #: How far the bytes that were written here have got, once some have waited.
     delivery: Delivery | None = None
     #: How much had been written when the peer's window was last checked.
@@ -113,14 +114,17 @@ class Leg(Protocol):
         self.direction = direction
         #: The Bridge, once the two legs are joined.
         self.bridge: Any = None
-        self.sink: Callable[[bytes], object] | None = None
         self.held: bytearray | None = None
         self.alive = False
         self.paused = 0
         self.spliced = False
-        # Set here, or the first check would give each idle leg, of those that were
-        # made before it, a dictionary of its own: 200 bytes.
-        self.checked_at = 0.0
+        # What a check of an idle leg sets is set here, too, or the first check
+        # would give each leg made before it a dictionary of its own: 200 bytes.
+
+    @property
+    def connected(self) -> bool:  # type: ignore[override]
+        """It has been, as a protocol of Twisted's says it."""
+        return self.transport is not None
 
     # -- called by the transport
 
@@ -128,7 +132,6 @@ class Leg(Protocol):
         # Written out in the two legs of a session as well: a line that sets attributes
         # of two classes in turn is not specialised.  2,600 instructions a session.
         self.transport = transport
-        self.connected = 1
         self.alive = True
         if self.paused:
             transport.pauseProducing()
@@ -328,7 +331,6 @@ class Leg(Protocol):
         """
         transport = self.transport
         queued = unacknowledged(transport)
-        self.checked_at = now
         much = written - self.written_at_check >= WORTH_A_CHECK
         if not (buffered or queued or much) and self.delivery is None:
             return 0

@@ -65,6 +65,7 @@ class Lifecycle(Leg):
     replies = False
 
     pending: Any = None
+    _lease: ILease | None = None
     #: Its server, if that counts its sessions, once it is connected.
     place: Any = None
     #: A client that has most likely left has until then.
@@ -74,8 +75,6 @@ class Lifecycle(Leg):
     _unproven: Leg | None = None
     #: Connections to this process, by what they are called at both ends.
     _hops: dict[str, Hop] | None = None
-    #: The wheel has seen to keepalive probes.
-    _is_kept_alive = False
     #: Checks that a handshake has beyond its time.
     checks_left = EXTRA_CHECKS
     #: What the client's connection begins with, and what reads what it says then.
@@ -90,7 +89,6 @@ class Lifecycle(Leg):
         self.factory = factory
         self.is_foreign = True
         self.wheel_bucket: dict[Any, None] | None = None
-        self._lease: ILease | None = None
         #: When this stage has had its time, on the factory's clock.
         self._deadline = 0.0
 
@@ -116,11 +114,8 @@ class Lifecycle(Leg):
         :param limit: the seconds that it has, 0 for ever.
         """
         self.enter(stage)
-        session = self.session
-        now = session.dialed_at = self.factory.now()
-        if not session.attempts:
-            session.first_dialed_at = now
-        session.attempts += 1
+        now = self.factory.now()
+        self.session.begin_attempt(now)
         self._deadline = now + limit if limit else NEVER
 
     def set_deadline(self, limit: float) -> None:
@@ -300,7 +295,7 @@ class Lifecycle(Leg):
             if session.stage is _OVER:
                 return
         if bridge is not None:
-            if not self._is_kept_alive:
+            if not bridge.was_checked:
                 self._keep_alive(bridge)
             lifetime = self.factory.lifetime
             if lifetime is not None and self._is_too_old(lifetime, now):
@@ -353,7 +348,6 @@ class Lifecycle(Leg):
         return handshake is not None and stage is _HANDSHAKE and handshake.comes_on()
 
     def _keep_alive(self, bridge: Bridge) -> None:
-        self._is_kept_alive = True
         if bridge.upstream.alive:
             keep_alive(bridge.upstream.transport)
         # A listener of ours has passed its options on.

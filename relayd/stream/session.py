@@ -105,7 +105,6 @@ class StreamProtocol(Lifecycle):
     def makeConnection(self, transport: Any) -> None:
         # As Leg's: see there.
         self.transport = transport
-        self.connected = 1
         self.alive = True
         if self.paused:
             transport.pauseProducing()

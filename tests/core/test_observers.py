@@ -46,26 +46,25 @@ def direction(count: int) -> Direction:
 
 def a_session(**facts: Any) -> Session:
     """A session that is over."""
-    return attrs.evolve(
-        Session(
-            id=7,
-            ordinal=3,
-            client="192.0.2.1:50000",
-            listener="192.0.2.2:80",
-            opened_at=100.0,
-            relay="web",
-            upstream="192.0.2.3:8080",
-            first_dialed_at=100.0,
-            dialed_at=100.0,
-            attempts=1,
-            connected_at=100.25,
-            ended_at=101.5,
-            up=direction(10),
-            down=direction(20),
-            ending=Ending.DONE,
-        ),
-        **facts,
+    made = Session(
+        id=7,
+        ordinal=3,
+        client="192.0.2.1:50000",
+        listener="192.0.2.2:80",
+        opened_at=100.0,
+        relay="web",
+        upstream="192.0.2.3:8080",
+        dialed_at=100.0,
+        attempts=1,
+        connected_at=100.25,
+        ended_at=101.5,
+        up=direction(10),
+        down=direction(20),
+        ending=Ending.DONE,
     )
+    for name, fact in facts.items():
+        setattr(made, name, fact)
+    return made
 
 
 def tell_all(observer: Any, session: Session) -> None:

@@ -116,12 +116,12 @@ async def test_both_sides_of_a_session(listener: str, dialer: str) -> None:
             down, up = session.transport, session.bridge.upstream.transport
             with lent_socket(up) as sock:
                 early = keepalive_of(sock)
-            assert early[0] == 0 or session._is_kept_alive
+            assert early[0] == 0 or session.bridge.was_checked
             with lent_socket(down) as sock:
                 inherited = keepalive_of(sock)
             if listener != "foreign":
                 assert inherited == OURS
-            while not session._is_kept_alive:
+            while not session.bridge.was_checked:
                 await pause(0.01)
             for transport in (down, up):
                 with lent_socket(transport) as sock:
@@ -151,7 +151,7 @@ async def test_a_unix_relay_sets_no_keepalive(tmp_socket: Path) -> None:
             while not (factory.sessions and is_joined(factory)):
                 await pause(0.001)
             [session] = factory.sessions.values()
-            while not session._is_kept_alive:
+            while not session.bridge.was_checked:
                 await pause(0.01)
             with lent_socket(session.bridge.upstream.transport) as sock:
                 assert sock is not None

@@ -132,7 +132,6 @@ def test_the_object_of_one_that_failed() -> None:
         client="[fe80::1%eth0]:50000",
         listener="unix:/run/web.sock",
         upstream="",
-        first_dialed_at=None,
         dialed_at=None,
         connected_at=None,
         attempts=0,

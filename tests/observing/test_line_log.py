@@ -44,7 +44,6 @@ SESSIONS = st.builds(
     up=COUNT.map(direction),
     down=COUNT.map(direction),
     ending=st.none() | st.sampled_from(Ending),
-    detail=TEXT,
 )
 
 
@@ -63,10 +62,11 @@ def both(kind: type[Any], tell: Any) -> tuple[list[str], list[str]]:
 @given(
     kind=st.sampled_from([SessionLog, QuietSessionLog, VerboseSessionLog]),
     session=SESSIONS,
+    detail=TEXT,
     facts=st.dictionaries(st.text(min_size=1), st.integers() | TEXT),
 )
 def test_the_lines_of_a_session(
-    kind: type[SessionLog], session: Session, facts: dict[str, Any]
+    kind: type[SessionLog], session: Session, detail: str, facts: dict[str, Any]
 ) -> None:
     """Of each hook, with facts of all kinds."""
 
@@ -76,6 +76,7 @@ def test_the_lines_of_a_session(
             return facts
 
     told = WithFacts(**attrs.asdict(session, recurse=False))
+    told.detail = detail
 
     def tell(log: Any) -> None:
         for name in ("opened", "dialing", "connected", "closed"):
