@@ -1,5 +1,6 @@
 """The gates that relayd has, for programs that embed a relay."""
 
+from relayd.admission.bandwidth import Bandwidth
 from relayd.admission.client_rules import ClientRule, parse_client_rule
 from relayd.admission.connect_rates import ConnectRates
 from relayd.admission.gates import Gates, HoursGate, RulesGate
@@ -11,11 +12,13 @@ from relayd.admission.per_client import (
     parse_prefix,
     parse_rate,
 )
+from relayd.admission.rates import Rates, parse_rates
 from relayd.admission.session_limits import SessionLimits
 from relayd.core.leases import FREE
 
 __all__ = [
     "FREE",
+    "Bandwidth",
     "ClientPrefix",
     "ClientRule",
     "ConnectRate",
@@ -25,10 +28,12 @@ __all__ = [
     "HoursGate",
     "Lifetime",
     "OpeningHours",
+    "Rates",
     "RulesGate",
     "SessionLimits",
     "parse_client_rule",
     "parse_hours",
     "parse_prefix",
     "parse_rate",
+    "parse_rates",
 ]

@@ -47,7 +47,7 @@ from relayd.socks.destinations import ProxyPolicy
 from relayd.socks.session import REQUEST, Socks4Protocol, Socks4Session
 from relayd.stream.deadlines import Timeouts
 from relayd.stream.factory import StreamFactory
-from relayd.stream.relay import Lifetime
+from relayd.stream.relay import Bandwidth, Lifetime
 
 __all__ = ["Socks4Factory", "Socks4Protocol", "Socks4Session"]
 
@@ -148,6 +148,7 @@ class Socks4Factory(StreamFactory):
         observer: IObserver | None = None,
         gate: IGate | None = None,
         lifetime: Lifetime | None = None,
+        bandwidth: Bandwidth | None = None,
         accept_proxy: Iterable[Network | str] = (),
         send_proxy: str | None = None,
         name: str | None = None,
@@ -185,6 +186,7 @@ class Socks4Factory(StreamFactory):
             observer=observer if observer is not None else SessionLog(),
             gate=gate,
             lifetime=lifetime,
+            bandwidth=bandwidth,
             name=name,
             tick=max(min(tick, bind_timeout / 8 or tick), 0.01),
         )

@@ -33,7 +33,7 @@ from relayd.observing.session_log import SessionLog
 from relayd.preludes.proxy_protocol import introduced_by, preamble_of
 from relayd.stream.deadlines import Timeouts
 from relayd.stream.factory import StreamFactory, StreamProtocol
-from relayd.stream.relay import Lifetime
+from relayd.stream.relay import Bandwidth, Lifetime
 from relayd.stream.retries import RETRIES, Retries
 from relayd.stream.standby import StandBy
 from relayd.upstreams.pool import Pool
@@ -83,6 +83,8 @@ class RelayFactory(StreamFactory):
         everyone, unless given.
     :param lifetime: decides how long sessions may last
         (:class:`~relayd.admission.lifetimes.Lifetime`); for ever, unless given.
+    :param bandwidth: limits how many bytes pass in a second
+        (:class:`~relayd.admission.bandwidth.Bandwidth`); relays may share it.
     :param accept_proxy: the balancers: networks whose peers must begin with a PROXY
         header, version 1 or 2, which names their client; such as `["10.0.0.0/8"]`, or
         `"unix"` for peers of UNIX sockets.  Others are served as themselves.
@@ -116,6 +118,7 @@ class RelayFactory(StreamFactory):
         observer: IObserver | None = None,
         gate: IGate | None = None,
         lifetime: Lifetime | None = None,
+        bandwidth: Bandwidth | None = None,
         accept_proxy: Iterable[Network | str] = (),
         send_proxy: str | None = None,
         name: str | None = None,
@@ -136,6 +139,7 @@ class RelayFactory(StreamFactory):
             observer=observer if observer is not None else SessionLog(),
             gate=gate,
             lifetime=lifetime,
+            bandwidth=bandwidth,
             name=name,
         )
         self.pool = Pool.of(upstream)

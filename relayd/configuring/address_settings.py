@@ -27,6 +27,7 @@ from relayd.admission.per_client import (
     parse_prefix,
     parse_rate,
 )
+from relayd.configuring import bandwidth_settings
 from relayd.configuring.address_grammar import (
     Address,
     HostPort,
@@ -237,7 +238,7 @@ CLIENT_PREFIX = Setting[ClientPrefix | None](
     default=None,
     otherwise=str(ClientPrefix()),
     help="How many bits of an IPv4 and of an IPv6 address tell clients apart, for"
-    " --max-sessions-per-client and --max-connects-per-client.",
+    " --max-sessions-per-client, --max-connects-per-client and --bandwidth-per-client.",
     kinds=("tcp", "udp", "socks4"),
     group=LIMITS,
 )
@@ -325,6 +326,7 @@ ALL: tuple[Setting[Any], ...] = (
     *(HOURS, MAX_CONNECTS_PER_CLIENT, CLIENT_PREFIX, METRICS_ADDRESS, METRICS_OPEN),
     *pool_settings.TABLE,
     *admission_settings.TABLE,
+    *bandwidth_settings.TABLE,
     *TABLE,
     *process_settings.TABLE,
 )

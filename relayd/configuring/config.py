@@ -21,6 +21,7 @@ import attrs
 from relayd.admission.client_rules import ClientRule
 from relayd.admission.hours import Hours
 from relayd.admission.per_client import ClientPrefix, ConnectRate
+from relayd.admission.rates import Rates
 from relayd.configuring.address_grammar import (
     HostPort,
     PortRange,
@@ -35,6 +36,11 @@ from relayd.configuring.address_settings import (
     METRICS_OPEN,
     SEND_PROXY,
     SOCKS4_LISTENER,
+)
+from relayd.configuring.bandwidth_settings import (
+    BANDWIDTH,
+    BANDWIDTH_PER_CLIENT,
+    BANDWIDTH_PER_SESSION,
 )
 from relayd.configuring.server_options import SendProxy
 from relayd.core import (
@@ -103,7 +109,7 @@ class Socks4Settings:
 
 @attrs.frozen(kw_only=True)
 class FlowAdmission:
-    """Which clients are served.
+    """Which clients are served, and how fast.
 
     :ivar clients: rules, in the operator's order; none: all are.
     :ivar hours: when; none: always.
@@ -127,6 +133,9 @@ class Admission(FlowAdmission):
     queue: int | None = admission_settings.QUEUE.default
     queue_timeout: float = admission_settings.QUEUE_TIMEOUT.default
     max_age: float = admission_settings.MAX_AGE.default
+    bandwidth: Rates | None = BANDWIDTH.default
+    bandwidth_per_client: Rates | None = BANDWIDTH_PER_CLIENT.default
+    bandwidth_per_session: Rates | None = BANDWIDTH_PER_SESSION.default
 
 
 @attrs.frozen(kw_only=True)

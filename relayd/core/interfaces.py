@@ -284,6 +284,9 @@ class ISpliceable(Interface):
         :param then: called after that.
         """
 
+    def keep_pace(direction: Direction) -> None:
+        """From now on, read no more than the `pace` of this direction grants."""
+
     def splice(peer: object, here: Direction, there: Direction, splicer: Any) -> bool:
         """From now on, move what either reads to the other.
 
@@ -292,7 +295,8 @@ class ISpliceable(Interface):
         to be written to one of them, the other is not read.  Nothing is passed on but
         bytes.  The protocols are still notified of the loss (`close_both` excepted)
         and of nothing else.
-        `pauseProducing` and `resumeProducing` mean what they always do.
+        `pauseProducing` and `resumeProducing` mean what they always do.  A direction
+        that has a `pace` is read as fast as that says, and spends what is read.
 
         :param splicer: an :class:`ISplicer`, which is notified of the ends of data.
         :return: whether it will; False if `peer` is of another kind, or one of

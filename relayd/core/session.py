@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar, overload
 
 import attrs
 
+from relayd.core.pacing import Pace
 from relayd.core.stage import Stage
 
 
@@ -87,11 +88,16 @@ class Direction:
     :ivar spliced: how many of them did not pass through this process: the kernel moved
         them.
     :ivar eof: the source has sent its last byte (or will never send more).
+    :ivar pace: how fast the source may be read (:class:`relayd.core.pacing.Pace`);
+        None: as fast as it can be.
     """
 
     # With each chunk that is copied one number changes.  A second one, `written`, would
     # be read from memory, and not from a cache, where thousands of sessions take turns.
     __slots__ = ("eof", "kept", "read", "spliced")
+
+    # No slot: a direction without a limit takes no memory for it.
+    pace: Pace | None = None
 
     def __init__(self) -> None:
         self.read = 0
@@ -116,6 +122,16 @@ class Direction:
     def __repr__(self) -> str:
         counts = f"read={self.read}, written={self.written}"
         return f"Direction({counts}, eof={self.eof})"
+
+
+class PacedDirection(Direction):
+    """One of a relay that limits bandwidth."""
+
+    __slots__ = ("pace",)
+
+    def __init__(self) -> None:
+        Direction.__init__(self)
+        self.pace = None
 
 
 #: Seconds after which a client that leaves before its server is connected has given

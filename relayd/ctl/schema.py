@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from relayd.configuring.address_settings import DEST, LISTEN
+from relayd.configuring.bandwidth_settings import RatesType
 from relayd.configuring.file_values import FROM_FILE, Rows
 from relayd.configuring.sections import (
     DEFAULTS,
@@ -175,6 +176,8 @@ def _typed(kind: Type[Any]) -> dict[str, Any]:
         return whole
     if isinstance(kind, Ratio):
         return {"type": "number", "minimum": kind.minimum}
+    if isinstance(kind, RatesType):
+        return _rates()
     if isinstance(kind, Choice):
         words = kind.placeholder.split("|")
         return {"anyOf": [{"enum": words}, {"type": "string", "pattern": _VARIABLE}]}
@@ -196,6 +199,21 @@ def _server() -> dict[str, Any]:
         "required": [ADDRESS],
         "additionalProperties": False,
     }
+
+
+def _rates() -> dict[str, Any]:
+    one = r"[0-9.]+(k|M|G|Ki|Mi|Gi)B|[0-9.]+(k|M|G)bit"
+    number = {"type": "number", "exclusiveMinimum": 0, "maximum": RatesType.maximum}
+    rate = {"anyOf": [number, _text(rf"^({_NUMBER}|{one})$")]}
+    way = rf"(up|down)=({_NUMBER}|{one})"
+    text = _text(rf"^({_NUMBER}|{one}|{way}(,{way})?)$")
+    ways = {
+        "type": "object",
+        "properties": {"up": rate, "down": rate},
+        "additionalProperties": False,
+        "minProperties": 1,
+    }
+    return {"anyOf": [number, text, ways]}
 
 
 def _text(pattern: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Builds the gate of a relay from its settings, and what ends its sessions.
+"""Builds the gate of a relay from its settings, and what ends and limits its sessions.
 
-A relay without such settings has neither.  Gates that count nobody are asked first:
-they refuse most, and cost nothing.
+A relay without such settings has none of them.  Gates that count nobody are asked
+first: they refuse most, and cost nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from relayd.admission.bandwidth import Bandwidth
 from relayd.admission.connect_rates import ConnectRates
 from relayd.admission.gates import Gates, HoursGate, RulesGate
 from relayd.admission.hours import OpeningHours
@@ -24,10 +25,12 @@ class Admitting:
 
     :ivar gate: an :class:`relayd.core.interfaces.IGate`; None: all are admitted.
     :ivar lifetime: None: sessions may last for ever.
+    :ivar bandwidth: None: nothing is limited.
     """
 
     gate: Any
     lifetime: Lifetime | None
+    bandwidth: Bandwidth | None = None
 
     @classmethod
     def of(cls, settings: FlowAdmission, reactor: Any) -> Admitting:
@@ -58,6 +61,18 @@ class Admitting:
                 )
         ends = hours if settings.hours_end else None
         lifetime = Lifetime(max_age, ends) if max_age or ends else None
-        if len(gates) < 2:
-            return cls(gates[0] if gates else None, lifetime)
-        return cls(Gates(gates), lifetime)
+        gate = gates[0] if len(gates) == 1 else Gates(gates) if gates else None
+        return cls(gate, lifetime, _bandwidth(settings, reactor))
+
+
+def _bandwidth(settings: FlowAdmission, reactor: Any) -> Bandwidth | None:
+    if not isinstance(settings, Admission):
+        return None
+    limits = (
+        settings.bandwidth,
+        settings.bandwidth_per_client,
+        settings.bandwidth_per_session,
+    )
+    if limits == (None, None, None):
+        return None
+    return Bandwidth(*limits, clock=reactor, prefix=settings.client_prefix)

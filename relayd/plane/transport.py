@@ -25,8 +25,10 @@ from zope.interface import implementer
 
 from relayd.core.addresses import socket_address
 from relayd.core.interfaces import ISpliceable
+from relayd.core.session import Direction
 from relayd.net.transports import inline_urgent
 from relayd.plane.connection_base import PULL, PUSH, UNREAD
+from relayd.plane.pacing import PacedConnection
 from relayd.plane.splicing import SplicingConnection
 
 _SOCKET = int(socket.SOL_SOCKET)
@@ -51,6 +53,13 @@ class PlaneTransport(SplicingConnection):
     TLS = False
 
     # -- ISpliceable; the rest is SplicingConnection's
+
+    def keep_pace(self, direction: Direction) -> None:
+        """See :meth:`ISpliceable.keep_pace`."""
+        self._direction = direction
+        # Another class instead of a question in `ready`: a connection that is not
+        # limited pays nothing.  They have the same layout.
+        self.__class__ = PacedTransport
 
     def has_unread(self) -> bool:
         """See :meth:`ISpliceable.has_unread`."""
@@ -187,6 +196,10 @@ class PlaneUNIXTransport(PlaneTransport):
         inline_urgent(self._sock)
         self._hints = self._ALWAYS_HINTS
 
+    def keep_pace(self, direction: Direction) -> None:
+        self._direction = direction
+        self.__class__ = PacedUNIXTransport
+
     def getPeer(self) -> Any:
         if isinstance(self._peer, str | bytes):
             return socket_address(socket.AF_UNIX, self._peer)
@@ -197,6 +210,18 @@ class PlaneUNIXTransport(PlaneTransport):
 
     def setTcpNoDelay(self, enabled: bool) -> None:
         """There is nothing to delay."""
+
+
+class PacedTransport(PacedConnection, PlaneTransport):
+    """A TCP socket that is read at the pace of its direction."""
+
+    __slots__ = ()
+
+
+class PacedUNIXTransport(PacedConnection, PlaneUNIXTransport):
+    """A UNIX socket, likewise."""
+
+    __slots__ = ()
 
 
 def named_address(name: str) -> IPv4Address:

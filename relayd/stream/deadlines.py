@@ -25,6 +25,7 @@ from typing import Any
 import attrs
 
 from relayd.core import settings
+from relayd.core.pauses import ALLOWANCE
 from relayd.core.session import Ending, Session
 from relayd.core.setting_types import Setting
 from relayd.net.tcp_info import SinceData, since_data, unread, was_reset
@@ -211,7 +212,7 @@ class Watch:
             self._active_at = now
             self._queued = queued
         limit = self._timeouts.half_close if ended else self._timeouts.idle
-        if limit and now - self._active_at >= limit:
+        if limit and now - self._active_at >= limit and not self._is_paced():
             self.abort(
                 Ending.HALF_CLOSED if ended else Ending.IDLE,
                 f"nothing moved for {limit:g} s",
@@ -254,6 +255,13 @@ class Watch:
             return 0.0 if now is None else now - since
         return min(min(each.sent, each.arrived) for each in known) if told else 0.0
 
+    def _is_paced(self) -> bool:
+        """Whether a leg waits for its turn: it has something to say."""
+        legs = (self.upstream, self.downstream)
+        return any(
+            leg.paused & ALLOWANCE and leg.direction.pace is not None for leg in legs
+        )
+
     def _ended_by_peer(self, now: float, leg: Leg, buffered: int) -> bool:
         """End the session if the peer of `leg` is gone, or takes nothing."""
         delivery, stall = leg.delivery, self._timeouts.stall
@@ -286,9 +294,12 @@ class Watch:
             self.closing
             or self.session.ending is not None
             or not was_reset(leg.transport)
-            # What it sent before is read as the other side takes it.
-            or (not leg.direction.eof and unread(leg.transport))
         ):
+            return False
+        if not leg.direction.eof and unread(leg.transport):
+            # What it sent before is read as the other side takes it.
+            if leg.direction.pace is not None:
+                leg.direction.pace.lift()
             return False
         is_client = leg is self.downstream
         self.give_up(leg, reset_ending(is_client, leg.undelivered()))

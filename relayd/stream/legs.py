@@ -35,6 +35,7 @@ from relayd.core.pauses import BEFORE_JOINING, HOLDING, PEER_FULL
 from relayd.core.session import Direction
 from relayd.net.tcp_info import tcp_info, unacknowledged
 from relayd.stream.delivery import WORTH_A_CHECK, Delivery
+from relayd.stream.paced_reads import PacedReads
 
 #: A leg that is not joined yet keeps at most this much, plus one read.
 HOLD_LIMIT = 65536
@@ -240,6 +241,8 @@ class Leg(Protocol):
     def flow(self) -> None:
         """Write what was held to the other leg, and from now on all that is read."""
         sink = self.peer.transport.write
+        if self.direction.pace is not None:
+            sink = PacedReads(self, self.direction.pace, sink)
         if not self.spliced:
             self.sink = sink
             self.peer.transport.registerProducer(self, True)

@@ -17,7 +17,9 @@ from twisted.python.failure import Failure
 
 from relayd.core.hops import Hop, between, streams
 from relayd.core.interfaces import ILease
-from relayd.core.session import Ending, Session
+from relayd.core.leases import give_back
+from relayd.core.pauses import ALLOWANCE
+from relayd.core.session import Ending, PacedDirection, Session
 from relayd.core.stage import NEXT, Stage
 from relayd.net.foreign_transports import keep_alive
 from relayd.net.tcp_info import ended_unread, was_reset
@@ -25,7 +27,7 @@ from relayd.net.transports import KEEPALIVE_IS_INHERITED
 from relayd.stream.attempt import EXTRA_CHECKS
 from relayd.stream.bridge import Bridge
 from relayd.stream.handshake import ClientHandshake
-from relayd.stream.legs import Leg
+from relayd.stream.legs import HOLD_LIMIT, Leg
 from relayd.stream.preludes import Pipeline
 from relayd.stream.relay import Lifetime, StreamRelay
 
@@ -77,6 +79,8 @@ class Lifecycle(Leg):
     _hops: dict[str, Hop] | None = None
     #: Checks that a handshake has beyond its time.
     checks_left = EXTRA_CHECKS
+    #: What limits its bytes, if anything does.
+    _limits: ILease | None = None
     #: What the client's connection begins with, and what reads what it says then.
     _handshake: ClientHandshake | None = None
     preludes: Pipeline | None = None
@@ -85,6 +89,8 @@ class Lifecycle(Leg):
         session = self.session = self.record(
             next(_session_ids), client, "", factory.now(), factory.name, client
         )
+        if factory.bandwidth is not None:
+            session.up, session.down = PacedDirection(), PacedDirection()
         Leg.__init__(self, session.up)
         self.factory = factory
         self.is_foreign = True
@@ -117,6 +123,22 @@ class Lifecycle(Leg):
         now = self.factory.now()
         self.session.begin_attempt(now)
         self._deadline = now + limit if limit else NEVER
+        if self._limits is not None:
+            self._keep_little()
+
+    def _keep_little(self) -> None:
+        """Until there is a server, don't read what would then be sent at once."""
+        pace = self.direction.pace
+        if pace is not None and pace.quantum < HOLD_LIMIT:
+            self.pause(ALLOWANCE)
+
+    def keep_pace(self, leg: Leg) -> None:
+        """From now on, both are read as fast as they may be."""
+        for each in (self, leg):
+            pace = each.direction.pace
+            if pace is not None:
+                pace.follow(each)
+        self.resume(ALLOWANCE)
 
     def set_deadline(self, limit: float) -> None:
         """Give this stage so many seconds from now; 0 is for ever."""
@@ -216,6 +238,9 @@ class Lifecycle(Leg):
             self.release_lease()
         if self.place is not None:
             self.leave_server()
+        if self._limits is not None:
+            limits, self._limits = self._limits, None
+            give_back(limits)
         if self._hops is not None:
             for name, hop in self._hops.items():
                 streams.is_over(name, hop)
@@ -310,6 +335,12 @@ class Lifecycle(Leg):
             self.abort_session(Ending.CLIENT_LEFT)
         elif session.stage is _WAITING and ended_unread(self.transport):
             self.abort_session(Ending.CLIENT_LEFT, "before it was admitted")
+        elif (
+            self.paused & ALLOWANCE
+            and self._left_by == NEVER
+            and ended_unread(self.transport)
+        ):
+            self.may_have_left()
         elif now >= self._left_by:
             self.end(Ending.CLIENT_LEFT, "the client ended its side, unanswered")
         elif now < self._deadline:

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from relayd.core import process_settings
 from relayd.core.addresses import address_name
 from relayd.core.counts import SessionCounts
-from relayd.core.interfaces import IGate, IObserver
+from relayd.core.interfaces import IGate, ILease, IObserver
 from relayd.core.observers import Observers
 from relayd.core.prelude import Introduction, Prelude
 from relayd.core.registry import Registry
@@ -76,6 +76,20 @@ class Lifetime(Protocol):
         """
 
 
+class Bandwidth(Protocol):
+    """How many bytes of sessions may pass in a second."""
+
+    @property
+    def waits(self) -> int:
+        """How often a session had to wait."""
+
+    def enter(self, session: Session) -> ILease:
+        """A session was admitted: set the `pace` of its directions.
+
+        :return: what is to be released when it is over.
+        """
+
+
 class StreamRelay:
     """One relay of streams.
 
@@ -115,6 +129,7 @@ class StreamRelay:
         observer: IObserver,
         gate: IGate | None,
         lifetime: Lifetime | None = None,
+        bandwidth: Bandwidth | None = None,
         name: str | None = None,
         tick: float | None = None,
     ) -> None:
@@ -131,6 +146,8 @@ class StreamRelay:
         self.gate = gate
         #: Ends sessions that are relayed; none lasts too long if there is none.
         self.lifetime = lifetime
+        #: Limits the bytes of sessions; nothing does if there is none.
+        self.bandwidth = bandwidth
         self.observer = Observers(observer)
         self.wheel: DeadlineWheel[Any] = DeadlineWheel(
             clock, timeouts.tick if tick is None else tick

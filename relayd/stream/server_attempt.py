@@ -23,6 +23,7 @@ from relayd.core.addresses import address_name, host_of
 from relayd.core.errors import HandshakeFailed
 from relayd.core.hops import between, streams
 from relayd.core.interfaces import ICaller, IHopListener
+from relayd.core.pauses import ALLOWANCE
 from relayd.core.session import Direction, Ending
 from relayd.net.foreign_transports import is_self_connected, lent_socket, set_options
 from relayd.net.socket_ends import ends_of
@@ -230,7 +231,9 @@ class ServerAttempt(Attempt):
         client = self.client
         if client.held is None and self.preamble is None:
             asked = getattr(client.transport, "has_unread", None)
-            if client.paused or asked is None or not asked():
+            # What is limited is read as it is joined.
+            paused = client.paused & ~ALLOWANCE
+            if paused or asked is None or not asked():
                 return False
             kind = client.upstream_leg if self.upstream.dials else client.endpoint_leg
             if not way_between(client, kind, kind, client.is_foreign):

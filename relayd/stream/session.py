@@ -189,6 +189,8 @@ class StreamProtocol(Lifecycle):
         """
         factory, session = self.factory, self.session
         session.ordinal = next(factory.ordinals)
+        if factory.bandwidth is not None:
+            self._limits = factory.bandwidth.enter(session)
         factory.observer.opened(session)
         if session.ending is not None:
             # An observer has ended it.
@@ -383,6 +385,8 @@ class StreamProtocol(Lifecycle):
         """Join the server's connection to the client's."""
         factory = self.factory
         self.enter(_RELAYING)
+        if self._limits is not None:
+            self.keep_pace(leg)
         bridge = Bridge(self.session, self, leg, factory.timeouts, factory.clock)
         bridge.start(self.is_foreign)
 

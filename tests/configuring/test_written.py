@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from relayd.configuring import bandwidth_settings
 from relayd.configuring.about_clients import NEEDS
 from relayd.configuring.address_settings import (
     ACCEPT_PROXY,
@@ -91,6 +92,10 @@ WRITTEN: dict[Setting[Any], st.SearchStrategy[str]] = {
     HOURS: st.sampled_from(["Mon-Fri 08:00-18:00 Europe/Berlin", "22:00-06:00"]),
     MAX_CONNECTS_PER_CLIENT: st.sampled_from(["10/1", "1000/1h"]),
     CLIENT_PREFIX: st.just("24,56"),
+    **dict.fromkeys(
+        bandwidth_settings.TABLE,
+        st.sampled_from(["10MB", "512KiB", "up=1Mbit", "down=1e3,up=0.3kB", "1"]),
+    ),
     ALLOW_DEST: st.sampled_from(["10.0.0.0/8", "*", "*.example.com:80,443", "[::1]:1"]),
     DENY_DEST: st.sampled_from(["*:25", "db", "0.0.0.0/0:1-1024", "2001:db8::/32"]),
     USERID: WORDS.filter(lambda text: len(text.encode()) < 256),
@@ -286,6 +291,9 @@ EXAMPLES = {
     "hours": "Mon-Fri 08:00-18:00 Europe/Berlin",
     "max-connects-per-client": "10/1",
     "client-prefix": "24,56",
+    "bandwidth": "10MB",
+    "bandwidth-per-client": "up=1Mbit,down=8Mbit",
+    "bandwidth-per-session": "512KiB",
     "allow-dest": "*.example.com:443",
     "deny-dest": "*:25",
     "userid": "b\u00fcrger",

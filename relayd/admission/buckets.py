@@ -1,0 +1,271 @@
+"""Token buckets for bytes, which several sessions may share, and one timer for all.
+
+A :class:`Bucket` is one limit, of one direction: tokens, a byte each, come at its rate,
+and are counted when it is asked for some; two quanta at most.  A *quantum* is what a
+tenth of a second brings, 16 KiB at least, but no more than a quarter of a second
+brings.  A bucket may be in debt, as some reads bring more than was granted; so its
+average is exact.
+
+Whose bucket is short waits, and nobody comes before those who wait.  When there is a
+quantum again, all who wait get the same part of it, a *turn* (a few bytes are no turn:
+of very many, some wait for the next quantum).  Who needs less than its turn gives back
+the rest, which is the others': shares are fair (max-min).
+
+A :class:`Pacer` has one timer, for all buckets of a relay in which somebody waits.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+log = Logger(namespace="relayd.limits")
+
+#: How long a quantum takes, in seconds, but for low rates,
+PERIOD = 0.1
+
+#: of which a quantum is so many bytes,
+SMALLEST = 16384
+
+#: unless that takes longer than so many seconds.
+LONGEST = 0.25
+
+#: Bytes that are worth waking somebody; or this part of a quantum.
+SMALLEST_TURN, _SMALL = 512, 1 / 16
+
+#: Seconds after which a turn that was not used is over: its bytes are for others.
+TURN_LASTS = 0.5
+
+#: Buckets that are due within so many seconds are served together.
+TOGETHER = 0.01
+
+#: Without a turn, a bucket with less than this part of its quantum is empty: reads of a
+#: few bytes each would be no good.
+_LOW = 1 / 8
+
+
+class Waiting(Protocol):
+    """Who waits in a bucket."""
+
+    def wake(self) -> None:
+        """It has a turn."""
+
+
+class Bucket:
+    """One limit, of one direction.
+
+    :param rate: bytes per second.
+    :param now: seconds on the relay's clock.
+
+    :ivar tokens: bytes that may be read, without those of turns; may be negative.
+    :ivar waiting: who waits, in order.
+    :ivar due: when its pacer serves it; None: nobody waits.
+    """
+
+    __slots__ = (
+        "_at",
+        "_expires",
+        "_low",
+        "_turns",
+        "due",
+        "quantum",
+        "rate",
+        "tokens",
+        "waiting",
+    )
+
+    def __init__(self, rate: float, now: float) -> None:
+        self.rate = rate
+        self.quantum = max(1.0, min(max(rate * PERIOD, SMALLEST), rate * LONGEST))
+        self.tokens = self.quantum
+        self.waiting: OrderedDict[Waiting, None] = OrderedDict()
+        self.due: float | None = None
+        self._low = max(1.0, self.quantum * _LOW)
+        self._at = now
+        #: What is left of each turn, and until when.
+        self._turns: dict[Waiting, tuple[float, float]] = {}
+        self._expires = 0.0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a new one would have no more tokens."""
+        return self.tokens >= self.quantum and not self.waiting and not self._turns
+
+    def refill(self, now: float) -> None:
+        """Count the tokens that have come."""
+        if self._turns and now >= self._expires:
+            self._end_turns(now)
+        tokens = self.tokens + (now - self._at) * self.rate
+        self._at = now
+        most = 2 * self.quantum
+        self.tokens = min(most, tokens)
+
+    def _end_turns(self, now: float) -> None:
+        """Take back what was not used in time."""
+        over = [each for each, (_, until) in self._turns.items() if until <= now]
+        for each in over:
+            self.give_back(each)
+        self._expires = min((end for _, end in self._turns.values()), default=0.0)
+
+    def left_for(self, who: Waiting) -> float:
+        """Bytes that one may read, after :meth:`refill`; less than 1: none."""
+        turn = self._turns.get(who)
+        if turn is not None:
+            return turn[0]
+        return 0.0 if self.waiting or self.tokens < self._low else self.tokens
+
+    def spend(self, who: Waiting, count: int) -> None:
+        """One has read so many bytes: of its turn, and then of what all have."""
+        turn = self._turns.get(who)
+        if turn is None:
+            self.tokens -= count
+            return
+        left, until = turn
+        left -= count
+        if left < 1:
+            del self._turns[who]
+            self.tokens += left
+        else:
+            self._turns[who] = left, until
+
+    def give_back(self, who: Waiting) -> bool:
+        """One needs its turn no longer; whether it had one."""
+        turn = self._turns.pop(who, None)
+        if turn is not None:
+            self.tokens += turn[0]
+        return turn is not None
+
+    def due_in(self) -> float:
+        """Seconds until there is a quantum; 0.0 or less: there is one."""
+        return (self.quantum - self.tokens) / self.rate
+
+    def hand_out(self, now: float) -> list[Waiting]:
+        """Make turns for those who wait; who has one is to be woken."""
+        waiting, tokens = self.waiting, self.tokens
+        smallest = max(1.0, min(SMALLEST_TURN, self.quantum * _SMALL))
+        count = min(len(waiting), max(1, int(tokens / smallest)))
+        each = max(smallest, tokens / count)
+        turn = each, now + TURN_LASTS
+        if not self._turns:
+            self._expires = turn[1]
+        woken = [waiting.popitem(last=False)[0] for _ in range(count)]
+        for who in woken:
+            # Who waited in another one may have a turn here.
+            self.give_back(who)
+            self._turns[who] = turn
+        self.tokens -= each * count
+        return woken
+
+
+class Pacer:
+    """Serves the buckets of a relay in which somebody waits.
+
+    :param clock: monotonic seconds, and a timer while somebody waits.
+
+    :ivar waits: how often somebody had to wait.
+    """
+
+    def __init__(self, clock: Any) -> None:
+        self.now: Callable[[], float] = clock.seconds
+        self._call_later: Callable[..., IDelayedCall] = clock.callLater
+        self.waits = 0
+        #: When buckets are due, and a number that keeps the order.  An entry is
+        #: outdated if its bucket is due at another time.
+        self._due: list[tuple[float, int, Bucket]] = []
+        self._numbers = itertools.count()
+        #: The buckets in which somebody waits.
+        self._busy = 0
+        self._timer: IDelayedCall | None = None
+        self._timer_at = 0.0
+
+    def wait(self, who: Waiting, bucket: Bucket) -> None:
+        """One waits in a bucket, until it is woken."""
+        self.waits += 1
+        if not bucket.waiting:
+            self._busy += 1
+        bucket.waiting[who] = None
+        if bucket.due is None:
+            self._list(bucket, self.now())
+            self._set_timer()
+
+    def rest(self, who: Waiting, bucket: Bucket) -> None:
+        """One has nothing more to read: the rest of its turn is for who waits."""
+        if bucket.give_back(who) and bucket.due is not None:
+            now = self.now()
+            if now + bucket.due_in() < bucket.due - TOGETHER:
+                # The entry that it has is outdated.
+                self._list(bucket, now)
+                self._set_timer()
+
+    def leave(self, who: Waiting, bucket: Bucket) -> None:
+        """One waits no longer."""
+        del bucket.waiting[who]
+        if not bucket.waiting:
+            self._busy -= 1
+            if not self._busy:
+                self._forget_all()
+
+    def _forget_all(self) -> None:
+        """Nobody waits: there is nothing to be done."""
+        for _, _, bucket in self._due:
+            bucket.due = None
+        self._due.clear()
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
+    def _list(self, bucket: Bucket, now: float) -> None:
+        due = bucket.due = now + max(bucket.due_in(), 0.0)
+        heapq.heappush(self._due, (due, next(self._numbers), bucket))
+
+    def _set_timer(self) -> None:
+        """The timer is for the first that is due."""
+        if not self._due:
+            return
+        first = self._due[0][0]
+        if self._timer is not None:
+            if self._timer_at <= first:
+                return
+            self._timer.cancel()
+        self._timer_at = first
+        delay = max(first - self.now(), 0.0)
+        self._timer = self._call_later(delay, self._serve_due)
+
+    def _serve_due(self) -> None:
+        self._timer = None
+        now = self.now()
+        due, served = self._due, []
+        while due and due[0][0] <= now + TOGETHER:
+            at, _, bucket = heapq.heappop(due)
+            if at == bucket.due:
+                bucket.due = None
+                served.append(bucket)
+        woken: list[Waiting] = []
+        for bucket in served:
+            if bucket.waiting:
+                woken += self._serve(bucket, now)
+        for who in woken:
+            try:
+                who.wake()
+            except Exception:
+                # The others wait for theirs.
+                log.failure("a session could not be resumed")
+        self._set_timer()
+
+    def _serve(self, bucket: Bucket, now: float) -> list[Waiting]:
+        bucket.refill(now)
+        woken: list[Waiting] = []
+        # It is less where somebody has read more than was granted meanwhile.
+        if bucket.tokens >= 1 and bucket.due_in() <= 2 * TOGETHER:
+            woken = bucket.hand_out(now)
+        if bucket.waiting:
+            self._list(bucket, now)
+        else:
+            self._busy -= 1
+        return woken
