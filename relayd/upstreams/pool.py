@@ -9,29 +9,16 @@ take longer where there are many.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 from twisted.internet.interfaces import IStreamClientEndpoint
-from zope.interface import implementer
 
 from relayd.core.hooks import overrides
 from relayd.core.interfaces import ISelector
 from relayd.net.upstream import Upstream
+from relayd.upstreams.balance import RoundRobin
 from relayd.upstreams.server import Server
-
-Candidate = TypeVar("Candidate")
-
-
-@implementer(ISelector)
-class RoundRobin:
-    """Round robin, by the session's sequence number."""
-
-    def choose(self, candidates: Sequence[Candidate], session: Any) -> Candidate | None:
-        if not candidates:
-            return None
-        ordinal: int = session.ordinal
-        return candidates[ordinal % len(candidates)]
 
 
 def _fixed(upstreams: Iterable[Upstream]) -> tuple[Upstream, ...]:

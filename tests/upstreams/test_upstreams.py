@@ -12,7 +12,8 @@ from zope.interface.verify import verifyObject
 from relayd.core.interfaces import ISelector
 from relayd.core.session import Session
 from relayd.net.upstream import Upstream
-from relayd.upstreams.pool import Pool, RoundRobin
+from relayd.upstreams.balance import RoundRobin
+from relayd.upstreams.pool import Pool
 from tests.support.fakes import FakeEndpoint
 
 

@@ -1,0 +1,23 @@
+"""Whether counts are what chance would give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+
+
+def chi_squared(counts: Sequence[float], expected: Sequence[float]) -> float:
+    """How far counts are from what is expected of them (Pearson)."""
+    return sum(
+        (count - mean) ** 2 / mean for count, mean in zip(counts, expected, strict=True)
+    )
+
+
+def is_by_chance(counts: Sequence[float], expected: Sequence[float]) -> bool:
+    """Whether counts are as near to the expected ones as 99.9 % of those by chance.
+
+    The limit is Wilson and Hilferty's (1931), right within 1 %.
+    """
+    free = len(counts) - 1
+    limit = free * (1 - 2 / (9 * free) + 3.09 * sqrt(2 / (9 * free))) ** 3
+    return chi_squared(counts, expected) <= limit
