@@ -76,7 +76,12 @@ class DeadlineWheel(Generic[Item]):
         return iter(list(chain.from_iterable(self._buckets)))
 
     def add(self, item: Item) -> None:
-        """Check `item` every tick from now on; the first time in one tick."""
+        """Check `item` every tick from now on; the first time in one tick.
+
+        Does nothing if it is checked already: in two buckets, it would stay in one.
+        """
+        if item.wheel_bucket is not None:
+            return
         bucket = item.wheel_bucket = self._buckets[self._hand]
         bucket[item] = None
         if self._timer is None and not self._checking:

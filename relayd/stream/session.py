@@ -177,8 +177,7 @@ class StreamProtocol(Lifecycle):
             if session.ended_at is not None:
                 self.release_lease()
             return
-        if self.wheel_bucket is None:
-            factory.wheel.add(self)
+        factory.wheel.add(self)
         self.admitted(handshake, session.opened_at)
 
     def admitted(self, handshake: ClientHandshake | None, now: float) -> None:

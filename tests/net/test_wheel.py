@@ -100,6 +100,20 @@ def test_discarding_twice_or_without_having_added(
     assert len(wheel) == 0
 
 
+def test_an_item_that_is_added_again_is_checked_as_before(
+    clock: Clock, wheel: DeadlineWheel
+) -> None:
+    item = Item(clock)
+    wheel.add(item)
+    clock.advance(STEP)
+    wheel.add(item)
+    assert len(wheel) == 1
+    clock.pump([STEP] * 16)
+    assert item.looks == [TICK, 2 * TICK]
+    wheel.discard(item)
+    assert not len(wheel)
+
+
 def test_an_item_may_come_back(clock: Clock, wheel: DeadlineWheel) -> None:
     """Off and on again: looked at once a tick, not twice."""
     item = Item(clock)

@@ -527,3 +527,23 @@ def test_a_client_waits_for_its_gate_behind_the_header(
     assert proxy.gate.inside == 0
     assert not proxy.factory.sessions
     assert not len(proxy.factory.handshakes)
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.1, 0.2, 0.3])
+def test_a_late_header_and_a_gate_that_takes_its_time_leave_nothing(
+    moment: float,
+) -> None:
+    """Each of the two has its session watched."""
+    relay = Behind()
+    answer = Deferred[Any]()
+    relay.gate.enter = lambda session: answer  # type: ignore[method-assign]
+    client = relay.client()
+    relay.clock.advance(moment)
+    client.receive(V1)
+    assert len(relay.factory.sessions) == 1
+    client.lose()
+    assert not relay.factory.sessions
+    drained = relay.factory.drain()
+    assert drained.called
+    relay.factory.stopFactory()
+    assert not relay.clock.getDelayedCalls()
