@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 
 from relayd.configuring import config
+from relayd.configuring.about_checks import about_checks
 from relayd.configuring.about_clients import (
     about_admission,
     contradiction,
@@ -165,6 +166,7 @@ def _about_relay(section: RelaySection) -> Iterator[str]:
     if listeners:
         yield from _about_ranges(listeners, destinations)
     yield from about_servers(section)
+    yield from about_checks(section)
 
 
 def _about_ranges(

@@ -50,6 +50,8 @@ class Server:
         until the name has been looked up.
     :ivar addresses: all of them.
     :ivar look_ups: how many look-ups of its name have succeeded.
+    :ivar checked_up: no active check says that it is down, or has the weight 0.
+    :ivar why: what its checks have found last, in words.
     """
 
     def __init__(self, host: str, port: int, preamble: Any = None) -> None:
@@ -71,7 +73,23 @@ class Server:
         if self.address is not None:
             self.addresses.append(self.address)
         self.look_ups = 0
+        self.checked_up, self.why = True, ""
         self._warned_at = -1
+
+    @property
+    def end(self) -> tuple[str, int] | None:
+        """The host and port of its current address, if it has one."""
+        if self.address is None:
+            return None
+        host, port, interface = bare_end(self.address[1])
+        return f"{host}%{interface}" if interface else host, port
+
+    def checked(self, up: bool, why: str, weight: int | None = None) -> None:
+        """What its active checks have found; new flows go by it.
+
+        :param weight: 0: it gets no new flow; another is not told from 1.
+        """
+        self.checked_up, self.why = up and weight != 0, why
 
     def found(self, addresses: Sequence[SocketAddress]) -> None:
         """The name was looked up.  Flows keep their address.
@@ -167,10 +185,10 @@ class ServerPool:
         self._cancel()
 
     def choose(self) -> Server | None:
-        """The next server, round robin, that has an address."""
+        """The next server, round robin, that has an address and is up."""
         for _ in self._servers:
             server = self._servers[next(self._turns) % len(self._servers)]
-            if server.address is not None:
+            if server.address is not None and server.checked_up:
                 return server
         return None
 

@@ -30,6 +30,7 @@ def stream_pool(
     :raises ConfigError: Twisted can't use one of the endpoint strings.
     """
     plain = len(destinations) == 1 and destinations[0].options == PLAIN
+    plain = plain and settings.check is None
     servers = [
         (_upstream if plain else _server)(address, reactor, transport)
         for address in destinations

@@ -37,6 +37,7 @@ from relayd.observing.flow_lines import FlowLog, QuietFlowLog
 from relayd.observing.line_log import LineLog
 from relayd.observing.session_log import QuietSessionLog, SessionLog, VerboseSessionLog
 from relayd.operating.admission import Admitting
+from relayd.operating.checks import ServerCheckService
 from relayd.operating.endpoints import (
     datagram_endpoint,
     dialer,
@@ -53,17 +54,26 @@ from relayd.upstreams.pool import Pool
 
 
 def relay_listenings(
-    relay: Relay, config: Config, reactor: Any, lines: LineLog
+    relay: Relay,
+    config: Config,
+    reactor: Any,
+    lines: LineLog,
+    checks: ServerCheckService | None = None,
 ) -> list[Listening]:
     """The listeners of a TCP relay, with the relay of each port.
 
     :param lines: for the lines of its sessions.
-    :raises ConfigError: Twisted can't use one of the endpoint strings.
+    :param checks: what checks the servers; unless given, nobody does.
+    :raises ConfigError: Twisted can't use one of the endpoint strings, or a check can't
+        be imported.
     """
     found = []
     admitting = Admitting.of(relay.admission, reactor)
     for listeners, destinations in each_port(relay):
         pool = stream_pool(destinations, relay.pool, reactor, config.transport)
+        if checks is not None:
+            found_at = zip(destinations, pool.upstreams, strict=True)
+            checks.add(found_at, relay.pool, relay.stream.send_proxy)
         found += pool_listenings(
             listeners, pool, relay, config, reactor, lines, admitting
         )
@@ -127,12 +137,18 @@ class FlowLimit:
 
 
 def udp_listenings(
-    relay: UdpRelay, config: Config, reactor: Any, lines: LineLog, limit: FlowLimit
+    relay: UdpRelay,
+    config: Config,
+    reactor: Any,
+    lines: LineLog,
+    limit: FlowLimit,
+    checks: ServerCheckService | None = None,
 ) -> list[Listening]:
     """The listeners of a UDP relay, with the relay of each port.
 
     :param lines: for the lines of its flows.
     :param limit: of the process.
+    :param checks: what checks the servers; unless given, nobody does.
     :raises ConfigError: the transport is not available, a server's interface does not
         exist, or the process can't have so many flows.
     """
@@ -151,6 +167,8 @@ def udp_listenings(
     lifetime = admitting.lifetime
     for listeners, destinations in each_port(relay):
         servers = [_udp_server(each) for each in destinations]
+        if checks is not None:
+            checks.add_datagrams(zip(destinations, servers, strict=True), relay.pool)
         nat = UdpNat(
             reactor,
             servers,

@@ -19,6 +19,7 @@ from relayd.configuring.address_grammar import StreamAddress
 from relayd.configuring.config import AnyRelay, Config, Socks4Relay, UdpRelay
 from relayd.core.errors import CannotStart, ConfigError
 from relayd.core.relay_names import relay_names
+from relayd.operating.checks import ServerCheckService
 from relayd.operating.endpoints import listening_endpoint, on_plane
 from relayd.operating.interim_lines import InterimLines
 from relayd.operating.logs import Logs
@@ -161,10 +162,13 @@ def make_service(
     parts: list[Service] = []
     listenings: list[Listening] = []
     flows = FlowLimit.of(config)
+    checks = ServerCheckService(reactor, config.transport)
     for relay in map(_named, config.relays, names):
         try:
             if isinstance(relay, UdpRelay):
-                listenings += udp_listenings(relay, config, reactor, logs.lines, flows)
+                listenings += udp_listenings(
+                    relay, config, reactor, logs.lines, flows, checks
+                )
             elif isinstance(relay, Socks4Relay):
                 listenings += socks4_listenings(relay, config, reactor, logs.lines)
             elif config.demo:
@@ -175,7 +179,9 @@ def make_service(
                 parts.append(site)
                 listenings += listening
             else:
-                listenings += relay_listenings(relay, config, reactor, logs.lines)
+                listenings += relay_listenings(
+                    relay, config, reactor, logs.lines, checks
+                )
         except ConfigError as problem:
             problems.append(f"{_whose(relay, config)}{problem}")
     if problems:
@@ -186,6 +192,8 @@ def make_service(
     if config.log_interval:
         relays = [each.factory for each in listenings]
         parts.append(InterimLines(reactor, config.log_interval, relays, logs.lines))
+    if len(checks.checker):
+        parts.append(checks)
     parts.append(service)
     if config.demo:
         from relayd.operating.demo import DemoInvitation

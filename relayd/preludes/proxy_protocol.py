@@ -305,6 +305,14 @@ def preamble_of(version: str | None) -> Callable[[Any], bytes] | None:
     return preamble
 
 
+def nobody(version: str | None) -> bytes:
+    """The header of a connection that is no client's: UNKNOWN, or LOCAL.
+
+    :param version: `v1` or `v2`; None: no header.
+    """
+    return b"" if version is None else _WRITERS[version]("", "")
+
+
 def write_version_1(client: str, reached: str) -> bytes:
     """A header of version 1.
 

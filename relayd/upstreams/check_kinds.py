@@ -301,7 +301,7 @@ class _Question(DatagramProtocol):
 async def _udp(check: UdpCheck, target: Target, reactor: Any) -> Verdict:
     found = target.address() if target.address is not None else None
     if found is None:
-        raise CheckFailed("it has no address")
+        raise CannotCheck("its name has no address")
     host, port = found[0], check.port or found[1]
     question = _Question(check, (host, port))
     try:

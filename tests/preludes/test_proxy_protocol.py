@@ -28,6 +28,7 @@ from relayd.preludes.proxy_protocol import (
     ProxyHeader,
     crc32c,
     introduced_by,
+    nobody,
     preamble_of,
     read_header,
     shown,
@@ -420,6 +421,15 @@ def test_the_address_that_is_told_is_the_one_that_the_client_reached() -> None:
     assert write(told) == b"PROXY TCP4 192.0.2.9 203.0.113.1 1234 443\r\n"
     told.header = ProxyHeader()
     assert write(told) == V1
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_connection_that_is_no_client_s(version: str) -> None:
+    """A check: the server is to take it for the relay's own."""
+    found = read_header(nobody(version))
+    assert found is not None
+    assert (found[0].source, found[1]) == ("", len(nobody(version)))
+    assert nobody(None) == b""
 
 
 def test_versions_that_there_are() -> None:

@@ -622,7 +622,8 @@ async def test_a_server_that_answers_no_datagram(
 @pytest_twisted.ensureDeferred
 async def test_a_server_without_an_address() -> None:
     target = Target(server=None, address=lambda: None)
-    assert await found("udp send=x", target) == Verdict(False, "it has no address")
+    with pytest.raises(CannotCheck, match="its name has no address"):
+        await found("udp send=x", target)
     assert not (await found("tcp", target)).up
 
 

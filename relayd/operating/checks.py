@@ -1,0 +1,145 @@
+"""Has the servers of all relays checked, as `--check` says.
+
+One checker for the process (:mod:`relayd.upstreams.checks`): it begins before the first
+listener is opened, and stops when the last session has drained.  A process in which no
+server is checked has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache, partial
+from typing import Any
+
+import attrs
+from twisted.application.service import Service
+
+from relayd.configuring.address_grammar import (
+    HostPort,
+    StreamAddress,
+    UdpAddress,
+    UnixPath,
+    dialled_host,
+)
+from relayd.configuring.config import ServerChecks
+from relayd.configuring.endpoint_strings import host_in
+from relayd.core.check_grammar import Check
+from relayd.core.process_settings import Transport
+from relayd.datagrams.servers import Server as DatagramServer
+from relayd.net.upstream import Upstream
+from relayd.operating.endpoints import dialing_endpoint
+from relayd.preludes.proxy_protocol import nobody
+from relayd.upstreams.check_kinds import Target, asks
+from relayd.upstreams.checks import Checker, Schedule
+
+
+class ServerCheckService(Service):
+    """The checks of a process.
+
+    :param transport: of connections to servers.
+
+    :ivar checker: has the servers.
+    """
+
+    def __init__(self, reactor: Any, transport: Transport) -> None:
+        self._reactor = reactor
+        self._transport = transport
+        self.checker = Checker(reactor)
+
+    def startService(self) -> None:
+        super().startService()
+        self.checker.start()
+
+    def stopService(self) -> None:
+        super().stopService()
+        self.checker.stop()
+
+    def add(
+        self,
+        servers: Iterable[tuple[StreamAddress, Upstream]],
+        settings: ServerChecks,
+        send_proxy: str | None = None,
+    ) -> None:
+        """Check servers of connections, if the settings say so.
+
+        :param servers: of one pool, each with its address.
+        :param send_proxy: the version of the header that those are told which have none
+            of their own.
+        :raises ConfigError: a check in Python can't be imported.
+        """
+        if settings.check is None:
+            return
+        for address, server in servers:
+            host = _host_of(address)
+            version = address.options.send_proxy or send_proxy
+            self._add(
+                server,
+                settings.check,
+                settings,
+                Target(
+                    server=server,
+                    endpoint=server.endpoint,
+                    endpoint_at=partial(self._endpoint_at, host) if host else None,
+                    host=_in_url(host),
+                    port=address.port if isinstance(address, HostPort) else None,
+                    identity=server.identity,
+                    preamble=nobody(version),
+                ),
+            )
+
+    def add_datagrams(
+        self,
+        servers: Iterable[tuple[UdpAddress, DatagramServer]],
+        settings: ServerChecks,
+    ) -> None:
+        """Check servers of datagrams, if the settings say so.
+
+        :param servers: of one pool, each with its address.
+        :raises ConfigError: a check in Python can't be imported.
+        """
+        if settings.check is None:
+            return
+        for address, server in servers:
+            host = dialled_host(address.host)
+            self._add(
+                server,
+                settings.check,
+                settings,
+                Target(
+                    server=server,
+                    endpoint_at=partial(self._endpoint_at, host),
+                    host=_in_url(host),
+                    port=address.port,
+                    address=partial(getattr, server, "end"),
+                ),
+            )
+
+    def _add(
+        self, server: Any, check: Check, settings: ServerChecks, target: Target
+    ) -> None:
+        if target.endpoint_at is not None:
+            # Once, and not for each check.
+            target = attrs.evolve(target, endpoint_at=cache(target.endpoint_at))
+        schedule = Schedule(
+            every=settings.check_every,
+            timeout=settings.check_timeout,
+            rise=settings.rise,
+            fall=settings.fall,
+        )
+        self.checker.add(server, asks(check, target, self._reactor), schedule)
+
+    def _endpoint_at(self, host: str, port: int) -> Any:
+        return dialing_endpoint(HostPort(host, port), self._reactor, self._transport)
+
+
+def _host_of(address: StreamAddress) -> str:
+    """The host of a server; empty if it has none, or none that is known."""
+    if isinstance(address, HostPort):
+        return dialled_host(address.host)
+    return "" if isinstance(address, UnixPath) else host_in(address.text, listens=False)
+
+
+def _in_url(host: str) -> str:
+    """A host as a URL has it."""
+    bare = host.partition("%")[0]
+    return f"[{bare}]" if ":" in bare else bare or "localhost"
