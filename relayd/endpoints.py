@@ -13,6 +13,8 @@ from relayd.configuring.address_grammar import (
     parse_listener,
 )
 from relayd.core.process_settings import Transport
+from relayd.net.dial_options import DialOptions
+from relayd.net.keepalive import Keepalive
 from relayd.operating.endpoints import (
     dialer,
     dialing_endpoint,
@@ -24,8 +26,10 @@ from relayd.operating.endpoints import (
 
 __all__ = [
     "Address",
+    "DialOptions",
     "EndpointString",
     "HostPort",
+    "Keepalive",
     "StreamAddress",
     "Transport",
     "UdpAddress",

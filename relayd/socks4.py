@@ -38,6 +38,7 @@ from relayd.core.interfaces import IGate, IObserver, IProxyPolicy, IShedsClients
 from relayd.core.networks import Network
 from relayd.core.session import Ending
 from relayd.net.happy_eyeballs import Dialer
+from relayd.net.keepalive import KEEPALIVE, Keepalive, checked_user_timeout
 from relayd.net.listening import TCPListenerEndpoint
 from relayd.net.resolving import Resolver, SocketAddress
 from relayd.observing.session_log import SessionLog
@@ -112,8 +113,8 @@ class Socks4Factory(StreamFactory):
 
     :ivar handshakes: the clients in a handshake; several proxies may share them,
     :ivar binds: and those that wait for a peer.
-    :raises ValueError: a timeout is negative, a limit is less than 1, or an address is
-        no IPv4 address, or the name can't be one.
+    :raises ValueError: a timeout is negative or too short, a limit is less than 1, an
+        address is no IPv4 address, or the name can't be one.
     """
 
     protocol = Socks4Protocol
@@ -140,6 +141,8 @@ class Socks4Factory(StreamFactory):
         stall_timeout: float = settings.STALL_TIMEOUT.default,
         idle_timeout: float = settings.IDLE_TIMEOUT.default,
         half_close_timeout: float = settings.HALF_CLOSE_TIMEOUT.default,
+        keepalive: Keepalive | None = None,
+        user_timeout: float = settings.USER_TIMEOUT.default,
         max_handshakes: int | None = settings.MAX_HANDSHAKES.default,
         max_handshakes_per_client: int
         | None = settings.MAX_HANDSHAKES_PER_CLIENT.default,
@@ -190,6 +193,8 @@ class Socks4Factory(StreamFactory):
             name=name,
             tick=max(min(tick, bind_timeout / 8 or tick), 0.01),
         )
+        self.keepalive = KEEPALIVE if keepalive is None else keepalive
+        self.user_timeout = checked_user_timeout(user_timeout, stall_timeout)
         self.introduction = introduced_by(accept_proxy)
         self.preamble = preamble_of(send_proxy)
         self.reactor = reactor

@@ -27,6 +27,7 @@ from twisted.internet.interfaces import (
 from relayd.core import pool_settings, settings
 from relayd.core.interfaces import IGate, IObserver
 from relayd.core.networks import Network
+from relayd.net.keepalive import KEEPALIVE, Keepalive, checked_user_timeout
 from relayd.net.monotonic import monotonic
 from relayd.net.upstream import Upstream
 from relayd.observing.session_log import SessionLog
@@ -75,6 +76,11 @@ class RelayFactory(StreamFactory):
     :param handshake_timeout: seconds until a client of a TLS listener must have done
         its handshake, and a balancer have sent its header; nothing is dialled before.
         Each of the five: fractions allowed, 0 for never.
+    :param keepalive: probes of both connections of a session that lasts; unless given,
+        as :class:`~relayd.net.keepalive.Keepalive` has them.
+    :param user_timeout: seconds that sent data may stay unacknowledged, or wait for a
+        peer that takes none, until the kernel ends a connection; 0 leaves it to the
+        other timeouts.  Longer than `stall_timeout`.
     :param clock: where time comes from; the running reactor unless given.  A reactor
         of Twisted's is not asked itself: see :mod:`relayd.net.monotonic`.
     :param observer: hears of sessions (:class:`~relayd.core.interfaces.IObserver`);
@@ -93,8 +99,8 @@ class RelayFactory(StreamFactory):
         (:attr:`relayd.net.upstream.Upstream.preamble`).
     :param name: what the log calls this relay; `relay1`, `relay2` and so on, unless
         given (:mod:`relayd.core.relay_names`).
-    :raises ValueError: a timeout is negative, the name can't be one, a network is
-        none, or there is no such version.
+    :raises ValueError: a timeout is negative or too short, the name can't be one, a
+        network is none, or there is no such version.
     :raises TypeError: `upstream` can't be dialled.
     """
 
@@ -114,6 +120,8 @@ class RelayFactory(StreamFactory):
         idle_timeout: float = settings.IDLE_TIMEOUT.default,
         half_close_timeout: float = settings.HALF_CLOSE_TIMEOUT.default,
         handshake_timeout: float = settings.HANDSHAKE_TIMEOUT.default,
+        keepalive: Keepalive | None = None,
+        user_timeout: float = settings.USER_TIMEOUT.default,
         clock: IReactorTime | None = None,
         observer: IObserver | None = None,
         gate: IGate | None = None,
@@ -142,6 +150,8 @@ class RelayFactory(StreamFactory):
             bandwidth=bandwidth,
             name=name,
         )
+        self.keepalive = KEEPALIVE if keepalive is None else keepalive
+        self.user_timeout = checked_user_timeout(user_timeout, stall_timeout)
         self.pool = Pool.of(upstream)
         if retries is None:
             retries = RETRIES if len(self.pool.upstreams) > 1 else 0

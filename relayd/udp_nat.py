@@ -28,9 +28,10 @@ from relayd.datagrams.loops import LoopGuard
 from relayd.datagrams.preamble import Preamble
 from relayd.datagrams.relay import DatagramRelay
 from relayd.datagrams.servers import Server, ServerPool
-from relayd.datagrams.sockets import default_max_flows, udp_socket
+from relayd.datagrams.sockets import default_max_flows, flow_opener, udp_socket
 from relayd.datagrams.table import NatTable
 from relayd.datagrams.watching import ReactorWatcher, Watcher
+from relayd.net.dial_options import DialOptions
 from relayd.net.own_addresses import is_own
 from relayd.net.resolving import Resolver
 from relayd.observing.flow_lines import FlowLog
@@ -67,6 +68,7 @@ class UdpNat(DatagramRelay):
         (:class:`~relayd.core.interfaces.IGate`); all do, unless given.
     :param closes: tells, when asked about once a second, whether all flows are to end
         now (:meth:`relayd.admission.lifetimes.Lifetime.flows_end`).
+    :param dialing: from which address, and by which way, servers are sent to.
     :param send_proxy: tell servers, with a PROXY header of version 2, whose datagrams
         these are: `v2`, in each datagram, or `v2-first`, in the first of a flow.
     :param name: what the log calls this relay; `relay1`, `relay2` and so on, unless
@@ -94,6 +96,7 @@ class UdpNat(DatagramRelay):
         receive_buffer: int = settings.UDP_RCVBUF.default,
         gate: IGate | None = None,
         closes: Callable[[], bool] | None = None,
+        dialing: DialOptions | None = None,
         send_proxy: str | None = None,
         name: str | None = None,
     ) -> None:
@@ -119,7 +122,7 @@ class UdpNat(DatagramRelay):
         super().__init__(
             ledger,
             pool=pool,
-            dialer=FlowDialer(pool, open_socket, receive_buffer),
+            dialer=FlowDialer(pool, flow_opener(open_socket, dialing), receive_buffer),
             loops=LoopGuard(own),
             watcher=watcher if watcher is not None else ReactorWatcher(reactor),
             observer=observer if observer is not None else FlowLog(),

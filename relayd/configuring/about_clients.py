@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from relayd.configuring import dial_settings
 from relayd.configuring.address_grammar import EndpointString, UnixPath
 from relayd.configuring.address_settings import (
     ACCEPT_PROXY,
@@ -34,6 +35,8 @@ _OF_STREAMS = (
     admission_settings.QUEUE.key,
     admission_settings.QUEUE_TIMEOUT.key,
     ACCEPT_PROXY.key,
+    dial_settings.KEEPALIVE.key,
+    settings.USER_TIMEOUT.key,
 )
 
 

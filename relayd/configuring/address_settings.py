@@ -27,7 +27,7 @@ from relayd.admission.per_client import (
     parse_prefix,
     parse_rate,
 )
-from relayd.configuring import bandwidth_settings
+from relayd.configuring import bandwidth_settings, dial_settings
 from relayd.configuring.address_grammar import (
     Address,
     HostPort,
@@ -328,6 +328,7 @@ ALL: tuple[Setting[Any], ...] = (
     *admission_settings.TABLE,
     *bandwidth_settings.TABLE,
     *TABLE,
+    *dial_settings.TABLE,
     *process_settings.TABLE,
 )
 

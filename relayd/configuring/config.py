@@ -42,6 +42,7 @@ from relayd.configuring.bandwidth_settings import (
     BANDWIDTH_PER_CLIENT,
     BANDWIDTH_PER_SESSION,
 )
+from relayd.configuring.dial_settings import INTERFACE, KEEPALIVE, MARK
 from relayd.configuring.server_options import SendProxy
 from relayd.core import (
     admission_settings,
@@ -52,6 +53,8 @@ from relayd.core import (
 from relayd.core.check_grammar import Check
 from relayd.core.networks import Network
 from relayd.core.process_settings import LogFormat, Transport
+from relayd.net.dial_options import DialOptions
+from relayd.net.keepalive import Keepalive
 from relayd.socks.rules import Rule
 
 Some = TypeVar("Some")
@@ -75,6 +78,8 @@ class StreamSettings:
     stall_timeout: float = settings.STALL_TIMEOUT.default
     idle_timeout: float = settings.IDLE_TIMEOUT.default
     half_close_timeout: float = settings.HALF_CLOSE_TIMEOUT.default
+    keepalive: Keepalive | None = KEEPALIVE.default
+    user_timeout: float = settings.USER_TIMEOUT.default
 
 
 @attrs.frozen(kw_only=True)
@@ -105,6 +110,23 @@ class Socks4Settings:
     max_handshakes_per_client: int | None = settings.MAX_HANDSHAKES_PER_CLIENT.default
     max_binds: int = settings.MAX_BINDS.default
     max_binds_per_client: int = settings.MAX_BINDS_PER_CLIENT.default
+
+
+@attrs.frozen(kw_only=True)
+class Dialing:
+    """How servers are dialled.
+
+    :ivar sources: from these addresses, one of each family at most.
+    """
+
+    sources: Sequence[str] = attrs.field(default=(), converter=_kept)
+    interface: str | None = INTERFACE.default
+    mark: int | None = MARK.default
+
+    @property
+    def options(self) -> DialOptions:
+        """As sockets get them."""
+        return DialOptions.of(self.sources, self.interface, self.mark)
 
 
 @attrs.frozen(kw_only=True)
@@ -182,6 +204,7 @@ class Relay:
     admission: Admission = attrs.field(factory=Admission, kw_only=True)
     pool: PoolSettings = attrs.field(factory=PoolSettings, kw_only=True)
     stream: StreamSettings = attrs.field(factory=StreamSettings, kw_only=True)
+    dialing: Dialing = attrs.field(factory=Dialing, kw_only=True)
     backlog: int = attrs.field(default=settings.BACKLOG.default, kw_only=True)
 
 
@@ -195,6 +218,7 @@ class UdpRelay:
     admission: FlowAdmission = attrs.field(factory=FlowAdmission, kw_only=True)
     pool: ServerChecks = attrs.field(factory=ServerChecks, kw_only=True)
     udp: UdpSettings = attrs.field(factory=UdpSettings, kw_only=True)
+    dialing: Dialing = attrs.field(factory=Dialing, kw_only=True)
 
 
 @attrs.frozen(kw_only=True)
@@ -217,6 +241,7 @@ class Socks4Relay:
     user_ids: Sequence[bytes] = attrs.field(default=(), converter=_kept)
     admission: Admission = attrs.field(factory=Admission)
     stream: StreamSettings = attrs.field(factory=StreamSettings)
+    dialing: Dialing = attrs.field(factory=Dialing)
     socks4: Socks4Settings = attrs.field(factory=Socks4Settings)
     backlog: int = settings.BACKLOG.default
 

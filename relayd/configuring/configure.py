@@ -22,6 +22,7 @@ from relayd.configuring.about_clients import (
     open_proxy,
     without_relays,
 )
+from relayd.configuring.about_dialing import about_dialing, dials_no_socket
 from relayd.configuring.about_proxy_headers import about_proxy_headers
 from relayd.configuring.about_servers import about_servers
 from relayd.configuring.address_grammar import PortRange
@@ -70,6 +71,7 @@ def configure(layers: Layers, own: Callable[[Ip], bool] = is_own) -> Config:
     for section in sections:
         found += _about_relay(section)
     found += does_nothing(sections)
+    found += dials_no_socket(sections)
     found += without_relays(layers)
     found += _about_names(sections)
     metrics = [each for each in layers.process if each.setting is METRICS_ADDRESS]
@@ -152,6 +154,7 @@ def _about_relay(section: RelaySection) -> Iterator[str]:
     """What is wrong with one relay."""
     yield from about_admission(section)
     yield from about_proxy_headers(section)
+    yield from about_dialing(section)
     if section.kind == "socks4":
         yield from open_proxy(section)
         yield from _about_bind(section)

@@ -90,6 +90,16 @@ HALF_CLOSE_TIMEOUT = Setting[float](
     kinds=STREAMS,
     group=TIMEOUTS,
 )
+USER_TIMEOUT = Setting[float](
+    name="user-timeout",
+    type=Seconds(),
+    default=0.0,
+    help="Have the kernel end a connection when data stays unacknowledged, or waits for"
+    " a peer that takes none, for this time (TCP_USER_TIMEOUT); longer than"
+    " --stall-timeout, which notices it first.",
+    kinds=STREAMS,
+    group=TIMEOUTS,
+)
 BIND_TIMEOUT = Setting[float](
     name="bind-timeout",
     type=Seconds(),

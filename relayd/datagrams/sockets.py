@@ -14,6 +14,7 @@ import resource
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -21,6 +22,7 @@ from relayd.core import ports
 from relayd.core.errors import ListenError
 from relayd.core.names import host_port
 from relayd.net.binding import numeric_address
+from relayd.net.dial_options import DialOptions
 
 #: More bytes than any datagram has: 65,507 over IPv4, 65,527 over IPv6.
 BUFFER_SIZE = 65536
@@ -149,6 +151,26 @@ def udp_socket(family: int) -> Any:
     return socket.SocketType(
         family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
     )
+
+
+def flow_opener(
+    open_socket: Callable[[int], Any], options: DialOptions | None
+) -> Callable[[int], Any]:
+    """What opens the sockets of flows: of a family, with these options."""
+    if options is None or options == DialOptions():
+        return open_socket
+    prepare = options.prepare
+
+    def opened(family: int) -> Any:
+        sock = open_socket(family)
+        try:
+            prepare(sock, family)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    return opened
 
 
 def default_max_flows() -> int:

@@ -11,6 +11,7 @@ Several addresses of one server: :mod:`relayd.net.happy_eyeballs`.
 from __future__ import annotations
 
 import errno
+import functools
 import itertools
 import os
 import socket
@@ -34,6 +35,7 @@ from relayd.core.addresses import address_name, is_loopback, socket_address
 from relayd.core.hops import streams
 from relayd.core.interfaces import ICaller, IDial, IDialer, IHopListener
 from relayd.core.ports import may_be_handed_out
+from relayd.net.dial_options import DialOptions
 from relayd.net.handshake_ack import hold_back
 from relayd.net.monotonic import monotonic
 from relayd.net.socket_ends import is_self_connected
@@ -49,9 +51,13 @@ _TAKES_TIME = (errno.EINPROGRESS, errno.EAGAIN)
 _numbers = itertools.count(1)
 
 
-def connect_failure(number: int) -> error.ConnectError:
-    """Twisted's error for an errno of connect(2)."""
-    made: error.ConnectError = error.getConnectError((number, os.strerror(number)))
+def connect_failure(number: int, why: str | None = None) -> error.ConnectError:
+    """Twisted's error for an errno of connect(2).
+
+    :param why: what it says; unless given, what the system calls it.
+    """
+    why = why or os.strerror(number)
+    made: error.ConnectError = error.getConnectError((number, why))
     return made
 
 
@@ -196,6 +202,7 @@ class SocketEndpoint:
     :param family: AF_INET, AF_INET6 or AF_UNIX.
     :param address: as the socket module has it for that family.
     :cvar dialing: the class that waits for a connection; a subclass may set another.
+    :cvar options: of its sockets, if they have any: see :meth:`having`.
 
     :ivar is_near: it is a loopback address.
     :ivar port: its port; 0 if it has none.
@@ -204,6 +211,16 @@ class SocketEndpoint:
     """
 
     dialing: type[Dial] = Dial
+    options: DialOptions | None = None
+
+    @classmethod
+    def having(cls, options: DialOptions | None) -> type[SocketEndpoint]:
+        """The class whose sockets have these options; itself, if there are none."""
+        # A class and no argument: an endpoint without options has nothing to ask.
+        if options is None or options == DialOptions():
+            return cls
+        kind: Any = cls
+        return _class_having(kind, options)
 
     def __init__(self, reactor: Any, family: int, address: Any) -> None:
         self.reactor = reactor
@@ -221,7 +238,7 @@ class SocketEndpoint:
     def open_socket(self) -> socket.SocketType:
         """A new non-blocking socket, with its options set.
 
-        :raises OSError: no descriptor is left.
+        :raises OSError: no descriptor is left, or an option is not possible.
         """
         sock = socket.socket(self.family, socket.SOCK_STREAM)
         sock.setblocking(False)
@@ -240,7 +257,7 @@ class SocketEndpoint:
         try:
             sock = self.open_socket()
         except OSError as raised:
-            reason = connect_failure(raised.errno or errno.EMFILE)
+            reason = connect_failure(raised.errno or errno.EMFILE, raised.strerror)
             caller.dial_failed(Failure(reason))
             return None
         dial: Dial | None = None
@@ -325,6 +342,32 @@ class SocketEndpoint:
         done: Deferred[IProtocol] = Deferred(cancel)
         dial = self.dial(_FactoryCaller(factory, done))
         return done
+
+
+class _WithOptions(SocketEndpoint):
+    """What :meth:`SocketEndpoint.having` puts before a class."""
+
+    options: DialOptions
+
+    def open_socket(self) -> socket.SocketType:
+        sock = super().open_socket()
+        try:
+            self.options.prepare_stream(sock, self.family)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+
+@functools.lru_cache(maxsize=1024)
+def _class_having(
+    endpoint: type[SocketEndpoint], options: DialOptions
+) -> type[SocketEndpoint]:
+    # A thousand servers with the same options have one.
+    bases: Any = (_WithOptions,)
+    if endpoint is not SocketEndpoint:
+        bases = (_WithOptions, endpoint)
+    return type(f"{endpoint.__name__}WithOptions", bases, {"options": options})
 
 
 @implementer(ICaller, IHopListener)

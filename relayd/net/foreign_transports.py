@@ -16,9 +16,10 @@ from typing import Any
 from twisted.internet.address import UNIXAddress
 from twisted.internet.interfaces import ITCPTransport, IUNIXTransport
 
+from relayd.core import settings
 from relayd.core.hops import file_of, streams
 from relayd.net import socket_ends
-from relayd.net.transports import set_keepalive
+from relayd.net.keepalive import KEEPALIVE, Keepalive, watch_peer
 
 
 @contextmanager
@@ -58,16 +59,22 @@ def set_options(transport: Any) -> None:
             handle.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
 
-def keep_alive(transport: Any) -> None:
-    """As :func:`relayd.net.transports.set_keepalive`, for any transport."""
+def keep_alive(
+    transport: Any,
+    keepalive: Keepalive = KEEPALIVE,
+    user_timeout: float = settings.USER_TIMEOUT.default,
+    *,
+    dialled: bool = False,
+) -> None:
+    """As :func:`relayd.net.keepalive.watch_peer`, for any transport."""
     if getattr(transport, "options_are_set", False):
         # One of ours, whose handle is the socket: half the work, when thousands of
         # sessions have their first check at once.
-        set_keepalive(transport.getHandle())
+        watch_peer(transport.getHandle(), keepalive, user_timeout, dialled=dialled)
         return
     with lent_socket(transport) as sock:
         if sock is not None:
-            set_keepalive(sock)
+            watch_peer(sock, keepalive, user_timeout, dialled=dialled)
         elif _is_tcp(transport):
             with suppress(OSError, AttributeError):
                 transport.setTcpKeepAlive(True)

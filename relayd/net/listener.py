@@ -40,9 +40,10 @@ from relayd.core.addresses import address_name, socket_address
 from relayd.core.hops import file_of, streams
 from relayd.core.interfaces import IShedsClients
 from relayd.net.descriptors import PAUSE, Descriptors
+from relayd.net.keepalive import set_keepalive
 from relayd.net.libc import accept
 from relayd.net.monotonic import monotonic
-from relayd.net.transports import connection_class, set_keepalive, set_options
+from relayd.net.transports import connection_class, set_options
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IProtocol, ITCPTransport

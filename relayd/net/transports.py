@@ -14,7 +14,6 @@ import errno
 import os
 import socket
 import struct
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -38,19 +37,6 @@ _DONE = Failure(CONNECTION_DONE)
 
 _UNIX = int(socket.AF_UNIX)
 _TCP, _NODELAY = int(socket.IPPROTO_TCP), int(socket.TCP_NODELAY)
-
-#: TCP keepalive, tcp(7): seconds before the first probe, seconds between probes, and
-#: unanswered probes after which the peer is lost.  With the kernel's defaults (7,200,
-#: 75, 9) the idle timeout would come first.
-KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 60, 15, 4
-
-#: Whether accepted connections have the listening socket's options.
-KEEPALIVE_IS_INHERITED = sys.platform.startswith("linux")
-
-# macOS has another name for the first.
-_IDLE = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
-_INTERVAL = getattr(socket, "TCP_KEEPINTVL", None)
-_COUNT = getattr(socket, "TCP_KEEPCNT", None)
 
 _SOCKET = int(socket.SOL_SOCKET)
 _OOBINLINE = int(socket.SO_OOBINLINE)
@@ -337,28 +323,6 @@ def set_options(sock: socket.SocketType) -> None:
             for level, option in _OPTIONS:
                 with suppress(OSError):
                     sock.setsockopt(level, option, 1)
-
-
-def set_keepalive(sock: socket.SocketType) -> None:
-    """Turn on keepalive probes, which detect lost peers.
-
-    A relay sets them on its listening sockets; a connection that did not inherit them
-    gets them when it has lasted for a while: a short session does without.
-    """
-    if sock.family == _UNIX:
-        return
-    for level, option, value in (
-        (_SOCKET, socket.SO_KEEPALIVE, 1),
-        (_TCP, _IDLE, KEEPALIVE_IDLE),
-        (_TCP, _INTERVAL, KEEPALIVE_INTERVAL),
-        (_TCP, _COUNT, KEEPALIVE_COUNT),
-    ):
-        if option is not None:
-            try:  # noqa: SIM105 - suppress() costs more than the call
-                sock.setsockopt(level, option, value)
-            except OSError:
-                # Then the system's default applies.
-                pass
 
 
 def reset_on_close(sock: socket.SocketType) -> None:

@@ -45,6 +45,7 @@ from relayd.core.process_settings import Transport
 from relayd.datagrams.endpoint import AdoptedUdpListener, UdpListener
 from relayd.datagrams.watching import ReactorWatcher, Watcher
 from relayd.net.activation import sockets_named
+from relayd.net.dial_options import DialOptions
 from relayd.net.dialing import SocketEndpoint
 from relayd.net.happy_eyeballs import Dialer, NameEndpoint
 from relayd.net.listening import (
@@ -146,16 +147,19 @@ def dialing_endpoint(
     address: StreamAddress,
     reactor: Any,
     transport: Transport = process_settings.TRANSPORT.default,
+    options: DialOptions | None = None,
 ) -> IStreamClientEndpoint:
     """The endpoint that connects to an address.  The relay limits the time of a dial.
 
     :param transport: for the short forms; endpoint strings get Twisted's.
+    :param options: of its sockets, for the short forms with a port.
     :raises ConfigError: Twisted can't use the endpoint string, or the transport is
         not available.
     """
-    by_socket = PlaneSocketEndpoint if on_plane(transport, reactor) else SocketEndpoint
+    by_socket = _socket_endpoint(transport, reactor)
     if isinstance(address, UnixPath):
         return by_socket(reactor, socket.AF_UNIX, address.path)
+    by_socket = by_socket.having(options)
     if isinstance(address, HostPort):
         host, port = dialled_host(address.host), address.port
         check_host(host, str(address))
@@ -197,15 +201,21 @@ def server_identity(address: StreamAddress) -> ServerIdentity | None:
     return ServerIdentity(name, alone=True) if name else None
 
 
+def _socket_endpoint(transport: Transport, reactor: Any) -> type[SocketEndpoint]:
+    return PlaneSocketEndpoint if on_plane(transport, reactor) else SocketEndpoint
+
+
 def dialer(
-    reactor: Any, transport: Transport = process_settings.TRANSPORT.default
+    reactor: Any,
+    transport: Transport = process_settings.TRANSPORT.default,
+    options: DialOptions | None = None,
 ) -> Dialer:
     """The dialer for addresses that need no look-up.
 
+    :param options: of its sockets.
     :raises ConfigError: the transport is not available.
     """
-    plane = on_plane(transport, reactor)
-    return Dialer(reactor, PlaneSocketEndpoint if plane else SocketEndpoint)
+    return Dialer(reactor, _socket_endpoint(transport, reactor).having(options))
 
 
 def watcher(

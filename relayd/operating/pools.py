@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from twisted.internet.interfaces import IStreamClientEndpoint
+
 from relayd.configuring.address_grammar import HostPort, StreamAddress
 from relayd.configuring.config import PoolSettings
 from relayd.configuring.server_options import PLAIN
 from relayd.core.process_settings import Transport
+from relayd.net.dial_options import DialOptions
 from relayd.net.upstream import Upstream
 from relayd.operating.endpoints import dialing_endpoint, server_identity
 from relayd.preludes.proxy_protocol import preamble_of
@@ -24,34 +27,38 @@ def stream_pool(
     settings: PoolSettings,
     reactor: Any,
     transport: Transport,
+    dialing: DialOptions | None = None,
 ) -> Pool:
     """The servers of one listener.
 
+    :param dialing: of their sockets.
     :raises ConfigError: Twisted can't use one of the endpoint strings.
     """
     plain = len(destinations) == 1 and destinations[0].options == PLAIN
     plain = plain and settings.check is None
     servers = [
-        (_upstream if plain else _server)(address, reactor, transport)
+        (_upstream if plain else _server)(
+            address, dialing_endpoint(address, reactor, transport, dialing)
+        )
         for address in destinations
     ]
     return Pool(servers, try_all=settings.when_none.what == "try-all")
 
 
-def _upstream(address: StreamAddress, reactor: Any, transport: Transport) -> Upstream:
+def _upstream(address: StreamAddress, endpoint: IStreamClientEndpoint) -> Upstream:
     return Upstream(
-        dialing_endpoint(address, reactor, transport),
+        endpoint,
         name_of(address),
         server_identity(address),
         preamble_of(address.options.send_proxy),
     )
 
 
-def _server(address: StreamAddress, reactor: Any, transport: Transport) -> Server:
+def _server(address: StreamAddress, endpoint: IStreamClientEndpoint) -> Server:
     options = address.options
     label, name = options.name or "", name_of(address)
     return Server(
-        dialing_endpoint(address, reactor, transport),
+        endpoint,
         f"{label}/{name}" if label else name,
         server_identity(address),
         preamble_of(options.send_proxy),

@@ -23,6 +23,7 @@ from relayd.configuring.address_grammar import (
 )
 from relayd.configuring.config import (
     Config,
+    Dialing,
     Relay,
     Socks4Relay,
     UdpRelay,
@@ -32,6 +33,7 @@ from relayd.configuring.config import (
 from relayd.core.errors import ConfigError
 from relayd.datagrams.sockets import default_max_flows
 from relayd.net.broadcast import BROADCAST, is_broadcast
+from relayd.net.dial_options import DialOptions
 from relayd.net.own_addresses import is_own
 from relayd.observing.flow_lines import FlowLog, QuietFlowLog
 from relayd.observing.line_log import LineLog
@@ -64,13 +66,14 @@ def relay_listenings(
 
     :param lines: for the lines of its sessions.
     :param checks: what checks the servers; unless given, nobody does.
-    :raises ConfigError: Twisted can't use one of the endpoint strings, or a check can't
-        be imported.
+    :raises ConfigError: Twisted can't use one of the endpoint strings, a check can't be
+        imported, or servers can't be dialled as they are to be.
     """
     found = []
     admitting = Admitting.of(relay.admission, reactor)
+    options = _dial_options(relay.dialing)
     for listeners, destinations in each_port(relay):
-        pool = stream_pool(destinations, relay.pool, reactor, config.transport)
+        pool = stream_pool(destinations, relay.pool, reactor, config.transport, options)
         if checks is not None:
             found_at = zip(destinations, pool.upstreams, strict=True)
             checks.add(found_at, relay.pool, relay.stream.send_proxy)
@@ -105,7 +108,7 @@ def pool_listenings(
         retries=relay.pool.retries,
         dial_timeout=relay.pool.dial_timeout,
         wait_for_server=relay.pool.when_none.seconds,
-        **attrs.asdict(relay.stream),
+        **attrs.asdict(relay.stream, recurse=False),
     )
     return [
         Listening(
@@ -150,7 +153,8 @@ def udp_listenings(
     :param limit: of the process.
     :param checks: what checks the servers; unless given, nobody does.
     :raises ConfigError: the transport is not available, a server's interface does not
-        exist, or the process can't have so many flows.
+        exist, the process can't have so many flows, or servers can't be dialled as they
+        are to be.
     """
     max_flows = relay.udp.max_flows
     if max_flows is None:
@@ -165,6 +169,7 @@ def udp_listenings(
     found = []
     admitting = Admitting.of(relay.admission, reactor)
     lifetime = admitting.lifetime
+    options = _dial_options(relay.dialing)
     for listeners, destinations in each_port(relay):
         servers = [_udp_server(each) for each in destinations]
         if checks is not None:
@@ -176,6 +181,7 @@ def udp_listenings(
             observer=QuietFlowLog(lines) if config.quiet else FlowLog(lines),
             gate=admitting.gate,
             closes=lifetime.flows_end if lifetime is not None else None,
+            dialing=options,
             name=relay.name,
             **attrs.asdict(attrs.evolve(relay.udp, max_flows=max_flows)),
         )
@@ -223,12 +229,13 @@ def socks4_factory(
     """The proxy of one listener.
 
     :param admitting: who is served.
-    :raises ConfigError: the transport is not available.
+    :raises ConfigError: the transport is not available, or servers can't be dialled as
+        they are to be.
     """
     external = proxy.socks4.external_address
     return Socks4Factory(
         reactor,
-        dialer=dialer(reactor, config.transport),
+        dialer=dialer(reactor, config.transport, _dial_options(proxy.dialing)),
         listener=lambda host: listening_endpoint(
             # One peer is expected.
             HostPort(host, 0),
@@ -247,7 +254,7 @@ def socks4_factory(
         lifetime=admitting.lifetime,
         bandwidth=admitting.bandwidth,
         name=proxy.name,
-        **attrs.asdict(proxy.stream),
+        **attrs.asdict(proxy.stream, recurse=False),
         **attrs.asdict(proxy.socks4),
     )
 
@@ -281,6 +288,19 @@ def socks4_listenings(
         )
         for listen, factory in zip(proxy.listeners, factories, strict=True)
     ]
+
+
+def _dial_options(dialing: Dialing) -> DialOptions:
+    """The options of sockets, which this process and this machine can set, now.
+
+    :raises ConfigError: they can't.
+    """
+    options = dialing.options
+    try:
+        options.check()
+    except OSError as problem:
+        raise ConfigError(str(problem.strerror)) from problem
+    return options
 
 
 def can_listen_on(address: str) -> bool:

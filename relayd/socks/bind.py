@@ -154,6 +154,8 @@ class _OnePeer(Factory):
 class _PeerLeg(UpstreamLeg):
     """The connection of whoever a client has waited for."""
 
+    was_dialled = False
+
     def makeConnection(self, transport: Any) -> None:
         attempt = self.attempt
         UpstreamLeg.makeConnection(self, transport)

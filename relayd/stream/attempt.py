@@ -228,6 +228,7 @@ class UpstreamLeg(Leg):
     """
 
     attempt: Attempt | None = None
+    was_dialled = True
 
     def __init__(self, direction: Direction) -> None:
         # As Leg's, which sees clients' legs only then: a line that sets attributes of

@@ -94,6 +94,7 @@ class Leg(Protocol):
     :ivar paused: the reasons for which it is not read (:mod:`relayd.core.pauses`); 0:
         none.
     :ivar spliced: its transport hands what it reads straight to the other's.
+    :cvar was_dialled: an endpoint has made it, which may have set options of its own.
     """
 
     transport: Any = None
@@ -107,6 +108,7 @@ class Leg(Protocol):
     delivery: Delivery | None = None
     #: How much had been written when the peer's window was last checked.
     written_at_check = 0
+    was_dialled = False
     #: 1 when it was aborted, and 1 more for each `outlives_abort`.
     aborted = 0
 

@@ -22,8 +22,8 @@ from relayd.core.pauses import ALLOWANCE
 from relayd.core.session import Ending, PacedDirection, Session
 from relayd.core.stage import NEXT, Stage
 from relayd.net.foreign_transports import keep_alive
+from relayd.net.keepalive import KEEPALIVE, KEEPALIVE_IS_INHERITED
 from relayd.net.tcp_info import ended_unread, was_reset
-from relayd.net.transports import KEEPALIVE_IS_INHERITED
 from relayd.stream.attempt import EXTRA_CHECKS
 from relayd.stream.bridge import Bridge
 from relayd.stream.handshake import ClientHandshake
@@ -379,11 +379,15 @@ class Lifecycle(Leg):
         return handshake is not None and stage is _HANDSHAKE and handshake.comes_on()
 
     def _keep_alive(self, bridge: Bridge) -> None:
-        if bridge.upstream.alive:
-            keep_alive(bridge.upstream.transport)
-        # A listener of ours has passed its options on.
-        if self.alive and (self.is_foreign or not KEEPALIVE_IS_INHERITED):
-            keep_alive(self.transport)
+        factory, upstream = self.factory, bridge.upstream
+        keepalive, limit = factory.keepalive, factory.user_timeout
+        if upstream.alive:
+            dialled = upstream.was_dialled
+            keep_alive(upstream.transport, keepalive, limit, dialled=dialled)
+        # A listener of ours has passed its options on, but not the relay's own.
+        inherited = KEEPALIVE_IS_INHERITED and not self.is_foreign
+        if self.alive and (not inherited or limit or keepalive != KEEPALIVE):
+            keep_alive(self.transport, keepalive, limit)
 
     def overdue(self) -> None:
         """The stage before the Bridge has had its time."""

@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from relayd.core import process_settings
+from relayd.core import process_settings, settings
 from relayd.core.addresses import address_name
 from relayd.core.counts import SessionCounts
 from relayd.core.interfaces import IGate, ILease, IObserver
@@ -30,6 +30,7 @@ from relayd.core.relay_names import relay_name
 from relayd.core.session import Ending, Session
 from relayd.core.spreading import Idleness
 from relayd.core.stage import Stage
+from relayd.net.keepalive import KEEPALIVE
 from relayd.net.log_throttle import FailureLog
 from relayd.net.monotonic import monotonic
 from relayd.net.own_addresses import OwnHosts
@@ -102,6 +103,8 @@ class StreamRelay:
     :ivar retries: what follows a dial that has failed, if anything does.
     :ivar handshakes: those whose handshake or prelude is under way, if there is a limit
         of them.
+    :ivar keepalive: the probes of both connections of a session that lasts,
+    :ivar user_timeout: and their user timeout in seconds; 0 is none.
     :ivar wheel: the sessions that live stand on it.
     :ivar refusals: how many clients a gate has refused, by its word for it
         (:data:`relayd.core.errors.REASONS`).
@@ -120,6 +123,8 @@ class StreamRelay:
     preamble: Callable[[Session], bytes] | None = None
     retries: Retries | None = None
     handshakes: Queue | None = None
+    keepalive = KEEPALIVE
+    user_timeout = settings.USER_TIMEOUT.default
 
     def __init__(
         self,

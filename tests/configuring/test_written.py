@@ -36,6 +36,7 @@ from relayd.configuring.address_settings import (
 )
 from relayd.configuring.config import Config
 from relayd.configuring.configure import configure
+from relayd.configuring.dial_settings import INTERFACE, KEEPALIVE, MARK, SOURCE
 from relayd.configuring.given import Layers
 from relayd.configuring.written import as_toml, named
 from relayd.core.errors import CannotStart, ConfigError
@@ -58,7 +59,7 @@ from relayd.core.setting_types import (
     Setting,
     Size,
 )
-from relayd.core.settings import BIND, IDENT, OPEN
+from relayd.core.settings import BIND, IDENT, OPEN, STALL_TIMEOUT, USER_TIMEOUT
 from relayd.tap import relayd, socks4
 from relayd.tap.options import TableOptions
 from tests.support.files import layers_of
@@ -67,7 +68,10 @@ from tests.support.files import layers_of
 NO_SETTINGS = (CONFIG, PRINT_CONFIG)
 
 #: Options that are refused where all relays are for datagrams.
-OF_STREAMS = ("--max-sessions", "--queue", "--max-age", "--accept-proxy")
+OF_STREAMS = (
+    *("--max-sessions", "--queue", "--max-age", "--accept-proxy"),
+    *("--keepalive", "--user-timeout"),
+)
 
 #: What is given in the order of the relays, and not by `options`.
 OF_RELAYS = (LISTEN, DEST, NAME)
@@ -111,6 +115,11 @@ WRITTEN: dict[Setting[Any], st.SearchStrategy[str]] = {
             "python:json:loads",
         ]
     ),
+    SOURCE: st.just("192.0.2.1"),
+    INTERFACE: st.sampled_from(["lo", "eth1"]),
+    KEEPALIVE: st.sampled_from(["60,15,4", "1,2,3"]),
+    # More than the default stall timeout.
+    USER_TIMEOUT: st.sampled_from(["0", "11", "1.5m", "1h"]),
 }
 
 
@@ -161,6 +170,9 @@ def consistent(given: list[list[str]]) -> list[list[str]]:
     if f"--{ALLOW_CLIENT.option}" in names:
         # Or a listener on a UNIX socket would serve nobody.
         given = [*given, ["--allow-client=unix"]]
+    if f"--{SOURCE.option}" in names:
+        # Or servers of IPv6 can't be dialled.
+        given = [*given, ["--source=2001:db8::1"]]
     # The last needs the one before it.
     for row, other in (*NEEDS, *NEEDS):
         there = {words[0].partition("=")[0] for words in given}
@@ -170,6 +182,7 @@ def consistent(given: list[list[str]]) -> list[list[str]]:
         (VERBOSE, QUIET),
         (ALLOW_CLIENT, OPEN),
         (ACCEPT_PROXY, IDENT),
+        (STALL_TIMEOUT, USER_TIMEOUT),
         *((BIND, row) for row in SOCKS4 if row.name in ("bind-any", "bind-address")),
         *((BIND, row) for row in SOCKS4 if row.name == "external-address"),
     ):
@@ -179,9 +192,13 @@ def consistent(given: list[list[str]]) -> list[list[str]]:
 
 
 def possible(given: list[list[str]], relays: list[str]) -> list[list[str]]:
-    """Without PROXY headers, where one of the relays can't have them."""
+    """Without what one of the relays, or its servers, can't have."""
     if any(word.startswith("tls:") for word in relays):
         given = without(given, SEND_PROXY)
+    servers = [b for a, b in pairwise(relays) if a == "--dest"]
+    if any(word.startswith(("tls:", "tcp:")) for word in servers):
+        for row in (SOURCE, INTERFACE, MARK):
+            given = without(given, row)
     listeners = [b for a, b in pairwise(relays) if a == "--listen"]
     if all(each.startswith("udp:") for each in listeners):
         given = [words for words in given if not words[0].startswith(OF_STREAMS)]
@@ -301,6 +318,10 @@ EXAMPLES = {
     "send-proxy": "v2",
     "when-none": "wait=5",
     "check": "http://:8008/primary",
+    "source": "192.0.2.1",
+    "interface": "eth1",
+    "keepalive": "1,2,3",
+    "user-timeout": "11",
 }
 
 
@@ -309,7 +330,7 @@ def example(row: Setting[Any]) -> str:
     kind: Any = row.type
     if isinstance(kind, Choice) and row.name not in EXAMPLES:
         return str(kind.placeholder.split("|")[-1])
-    if isinstance(kind, Seconds | Ratio):
+    if isinstance(kind, Seconds | Ratio) and row.name not in EXAMPLES:
         return "2.5"
     if isinstance(kind, Count):
         return str(kind.minimum + 6)

@@ -12,9 +12,9 @@ import pytest_twisted
 from twisted.internet import reactor
 
 from relayd.configuring.address_grammar import parse_destination, parse_listener
-from relayd.net import transports
+from relayd.net import keepalive
 from relayd.net.foreign_transports import keep_alive, lent_socket
-from relayd.net.transports import set_keepalive
+from relayd.net.keepalive import Keepalive, set_keepalive
 from relayd.operating.endpoints import dialing_endpoint, listening_endpoint
 from relayd.stream.bridge import Timeouts
 from relayd.tcp import RelayFactory
@@ -56,11 +56,12 @@ def test_a_system_that_refuses_one_of_them_gets_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A sandbox, or a kernel with other bounds: keepalive itself still helps."""
-    monkeypatch.setattr(transports, "KEEPALIVE_COUNT", 1 << 20)
+    too_many = Keepalive()
+    object.__setattr__(too_many, "count", 1 << 20)
     with socket.socket() as sock:
-        set_keepalive(sock)
+        set_keepalive(sock, too_many)
         assert keepalive_of(sock)[:3] == OURS[:3]
-    monkeypatch.setattr(transports, "_IDLE", None)
+    monkeypatch.setattr(keepalive, "_IDLE", None)
     with socket.socket() as sock:
         set_keepalive(sock)
         assert keepalive_of(sock)[0] == 1

@@ -7,7 +7,6 @@ this machine can't vanish: its kernel answers for it.
 from __future__ import annotations
 
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,17 +27,6 @@ pytestmark = [pytest.mark.system, pytest.mark.usefixtures("connections_of")]
 #: Sides of a session: the address there, and the cable's name.
 SIDES = {"downstream": (CLIENT, "inside"), "upstream": (SERVER, "outside")}
 
-#: A `twistd` whose connections are probed after a second of silence, twice.
-IMPATIENT = """
-import sys
-from relayd.net import transports
-transports.KEEPALIVE_IDLE = transports.KEEPALIVE_INTERVAL = 1
-transports.KEEPALIVE_COUNT = 2
-from twisted.scripts.twistd import run
-sys.argv[0] = "twistd"
-run()
-"""
-
 
 @pytest.fixture
 def network() -> Iterator[Machines]:
@@ -48,7 +36,7 @@ def network() -> Iterator[Machines]:
 
 @contextmanager
 def session(
-    network: Machines, *options: str, twistd: tuple[str, ...] = (), rcvbuf: int = 0
+    network: Machines, *options: str, rcvbuf: int = 0
 ) -> Iterator[tuple[RelayProcess, dict[str, socket.socket]]]:
     """A relay, and the two ends of a session through it."""
     with network.server.inside():
@@ -56,9 +44,8 @@ def session(
     with listener:
         listener.settimeout(PATIENCE)
         where = f"{SERVER}:{listener.getsockname()[1]}"
-        twistd = twistd or network.proxy.twistd
         args = (*options, "-l", f"{PROXY}:0", "-d", where)
-        with relay(*args, twistd=twistd) as running:
+        with relay(*args, twistd=network.proxy.twistd) as running:
             with network.client.inside():
                 client = socket.socket()
             with client:
@@ -147,10 +134,9 @@ def test_a_short_break_ends_nothing(network: Machines) -> None:
 @pytest.mark.parametrize("side", SIDES)
 def test_one_that_is_silent_and_lost_its_power(network: Machines, side: str) -> None:
     """Nothing is under way: keepalive finds it."""
-    twistd = network.proxy.runs(sys.executable, "-c", IMPATIENT, "-n", "--pidfile=")
     # The shortest timeout says when the wheel looks first.
-    often = ("--connect-timeout", "0.8")
-    with session(network, *often, twistd=twistd) as (running, ends):
+    often = ("--connect-timeout", "0.8", "--keepalive", "1,1,2")
+    with session(network, *often) as (running, ends):
         time.sleep(0.3)
         pull(network, side)
         with pytest.raises(ConnectionResetError):
