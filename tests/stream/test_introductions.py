@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
@@ -407,7 +407,18 @@ class Happening(Behind):
     def __init__(self) -> None:
         super().__init__()
         self.left = V1 + b"data"
+        self.takes_time = False
+        self.asked_later: list[tuple[Deferred[Any], Session]] = []
+        self.answer_at_once = self.gate.enter
+        self.gate.enter = self._enter  # type: ignore[method-assign]
         self.transport = self.client()
+
+    def _enter(self, session: Session) -> Any:
+        if not self.takes_time:
+            return self.answer_at_once(session)
+        answer: Deferred[Any] = Deferred()
+        self.asked_later.append((answer, session))
+        return answer
 
     def happens(self, what: str) -> None:
         getattr(self, what)()
@@ -435,6 +446,18 @@ class Happening(Behind):
         if self.transport.connected:
             self.transport.lose()
 
+    def gate_takes_its_time(self) -> None:
+        self.takes_time = True
+
+    def gate_answers(self) -> None:
+        for answer, session in self.asked_later:
+            if not answer.called:
+                try:
+                    answer.callback(self.answer_at_once(session))
+                except Refused:
+                    answer.errback()
+        self.asked_later.clear()
+
     def gate_closes(self) -> None:
         self.gate.problem = Refused("closed")
 
@@ -450,6 +473,9 @@ class Happening(Behind):
     def time_passes(self) -> None:
         self.clock.pump([0.25] * 4)
 
+    def a_moment_passes(self) -> None:
+        self.clock.advance(0.1)
+
     def drain_begins(self) -> None:
         self.factory.drain(0)
 
@@ -458,6 +484,7 @@ EVENTS = [name for name in vars(Happening) if name[0] != "_" and name != "happen
 
 
 @given(st.lists(st.sampled_from(EVENTS), max_size=8))
+@example(["gate_takes_its_time", "a_moment_passes", "balancer_says_all"])
 def test_whatever_happens_its_lease_is_given_back_once(events: list[str]) -> None:
     happening = Happening()
     for each in events:
