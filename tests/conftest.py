@@ -8,8 +8,11 @@ behind has failed, whatever it asserted.
 
 from __future__ import annotations
 
+import functools
 import gc
+import importlib.metadata
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +34,9 @@ from relayd.net.monotonic import MonotonicClock
 from relayd.net.resolving import Resolver
 from relayd.plane.poller import Plane
 from tests.support import process
+
+# pytest asks before each test which Twisted there is, and reads that from a file.
+importlib.metadata.version = functools.cache(importlib.metadata.version)
 
 # Its asserts say what they have found.
 pytest.register_assert_rewrite("relayd.testing")
@@ -57,19 +63,34 @@ def descriptors() -> dict[int, str]:
     return found
 
 
-def _left(before: dict[int, str], readers: set[Any]) -> list[str]:
+def _opened() -> dict[int, Any]:
+    """The same, and each told from others: cheaper, as every test asks for it twice."""
+    found: dict[int, Any] = {}
+    for name in os.listdir("/dev/fd"):
+        with suppress(OSError):  # the listing's own
+            status = os.fstat(int(name))
+            found[int(name)] = (status.st_dev, status.st_ino)
+            if not stat.S_IFMT(status.st_mode):
+                # An epoll, an eventfd, a timer: one inode is all of them.
+                found[int(name)] = os.readlink(f"/dev/fd/{name}")
+    return found
+
+
+def _left(before: dict[int, Any], readers: set[Any]) -> list[str]:
     live: Any = reactor
     watched = {*live.getReaders(), *live.getWriters()} - readers
-    now = descriptors()
+    now = _opened()
     calls = [*live.getDelayedCalls(), *MonotonicClock.of(live).getDelayedCalls()]
+    new = {
+        number
+        for number, what in now.items()
+        if before.get(number) != what and number not in process.kept
+    }
+    names = descriptors() if new else {}
     return [
         *(f"timer {call}" for call in calls if call.active()),
         *(f"watched {each!r}" for each in watched),
-        *(
-            f"descriptor {number} {what}"
-            for number, what in now.items()
-            if before.get(number) != what and number not in process.kept
-        ),
+        *(f"descriptor {number} {names[number]}" for number in new & names.keys()),
     ]
 
 
@@ -150,7 +171,7 @@ def nothing_left_behind(logged_failures: LoggedFailures) -> Iterator[None]:
     """Fail a test that leaves timers, readers, writers or descriptors behind."""
     live: Any = reactor
     readers = {*live.getReaders(), *live.getWriters()}
-    before = descriptors()
+    before = _opened()
     yield
     waited = 0.0
     while (left := _left(before, readers)) and waited < SETTLE:
