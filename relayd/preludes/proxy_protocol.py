@@ -96,8 +96,15 @@ class ProxyHeader:
 
 
 def shown(value: bytes) -> str:
-    """Bytes that came from elsewhere as one word: as they are, or quoted."""
-    text = value.decode("utf-8", "backslashreplace")
+    """Bytes that came from elsewhere as one word: as they are, or quoted.
+
+    Those that are no text, as ids may be, are written as Python's bytes, so that they
+    can be told from text and read back.
+    """
+    try:
+        text = value.decode("utf-8")
+    except UnicodeDecodeError:
+        return repr(value).replace(" ", "\\x20")
     if text.isascii() and text.isprintable() and not set(text) & set(" '\"\\"):
         return text
     return ascii(text).replace(" ", "\\x20")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
+from ast import literal_eval
 from typing import Any
 
 import pytest
@@ -457,7 +458,7 @@ def test_nobody_introduces_anybody_unless_told() -> None:
         (b"", ""),
         (b"two words", "'two\\x20words'"),
         (b"line\n", "'line\\n'"),
-        (b"\xff", "'\\\\xff'"),
+        (b"\xff \0\xc3\xa9", "b'\\xff\\x20\\x00\\xc3\\xa9'"),
         ("ü".encode(), "'\\xfc'"),
         (b"'", '"\'"'),
     ],
@@ -471,6 +472,8 @@ def test_any_fact_is_one_word(value: bytes) -> None:
     text = shown(value)
     assert text.isprintable()
     assert " " not in text
+    meant = literal_eval(text) if text[-1:] in ("'", '"') else text
+    assert meant == value or meant == value.decode()
 
 
 def test_the_facts_that_there_are() -> None:
