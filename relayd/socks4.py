@@ -46,6 +46,7 @@ from relayd.preludes.proxy_protocol import introduced_by, preamble_of
 from relayd.socks import ident
 from relayd.socks.destinations import ProxyPolicy
 from relayd.socks.session import REQUEST, Socks4Protocol, Socks4Session
+from relayd.stream.closing_bridge import ClosingBridge
 from relayd.stream.deadlines import Timeouts
 from relayd.stream.factory import StreamFactory
 from relayd.stream.relay import Bandwidth, Lifetime
@@ -143,6 +144,7 @@ class Socks4Factory(StreamFactory):
         half_close_timeout: float = settings.HALF_CLOSE_TIMEOUT.default,
         keepalive: Keepalive | None = None,
         user_timeout: float = settings.USER_TIMEOUT.default,
+        half_close: bool = settings.HALF_CLOSE.default,
         max_handshakes: int | None = settings.MAX_HANDSHAKES.default,
         max_handshakes_per_client: int
         | None = settings.MAX_HANDSHAKES_PER_CLIENT.default,
@@ -195,6 +197,8 @@ class Socks4Factory(StreamFactory):
         )
         self.keepalive = KEEPALIVE if keepalive is None else keepalive
         self.user_timeout = checked_user_timeout(user_timeout, stall_timeout)
+        if not half_close:
+            self.bridge = ClosingBridge
         self.introduction = introduced_by(accept_proxy)
         self.preamble = preamble_of(send_proxy)
         self.reactor = reactor

@@ -32,6 +32,7 @@ from relayd.net.monotonic import monotonic
 from relayd.net.upstream import Upstream
 from relayd.observing.session_log import SessionLog
 from relayd.preludes.proxy_protocol import introduced_by, preamble_of
+from relayd.stream.closing_bridge import ClosingBridge
 from relayd.stream.deadlines import Timeouts
 from relayd.stream.factory import StreamFactory, StreamProtocol
 from relayd.stream.relay import Bandwidth, Lifetime
@@ -73,6 +74,8 @@ class RelayFactory(StreamFactory):
     :param stall_timeout: seconds that bytes may wait for a peer that takes none.
     :param idle_timeout: seconds without data in either direction.
     :param half_close_timeout: the same, once one direction has ended.
+    :param half_close: pass an end of data on, and relay the other direction until its
+        own; if not, the first end ends the session, once what was read is delivered.
     :param handshake_timeout: seconds until a client of a TLS listener must have done
         its handshake, and a balancer have sent its header; nothing is dialled before.
         Each of the five: fractions allowed, 0 for never.
@@ -119,6 +122,7 @@ class RelayFactory(StreamFactory):
         stall_timeout: float = settings.STALL_TIMEOUT.default,
         idle_timeout: float = settings.IDLE_TIMEOUT.default,
         half_close_timeout: float = settings.HALF_CLOSE_TIMEOUT.default,
+        half_close: bool = settings.HALF_CLOSE.default,
         handshake_timeout: float = settings.HANDSHAKE_TIMEOUT.default,
         keepalive: Keepalive | None = None,
         user_timeout: float = settings.USER_TIMEOUT.default,
@@ -162,5 +166,7 @@ class RelayFactory(StreamFactory):
         if wait_for_server:
             self.standby = StandBy(self.pool, wait_for_server, self.clock)
             self.pool.listeners.append(self.standby.server_changed)
+        if not half_close:
+            self.bridge = ClosingBridge
         self.introduction = introduced_by(accept_proxy)
         self.preamble = preamble_of(send_proxy)

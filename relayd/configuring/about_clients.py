@@ -37,6 +37,7 @@ _OF_STREAMS = (
     ACCEPT_PROXY.key,
     dial_settings.KEEPALIVE.key,
     settings.USER_TIMEOUT.key,
+    settings.HALF_CLOSE.key,
 )
 
 

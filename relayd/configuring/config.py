@@ -80,6 +80,7 @@ class StreamSettings:
     half_close_timeout: float = settings.HALF_CLOSE_TIMEOUT.default
     keepalive: Keepalive | None = KEEPALIVE.default
     user_timeout: float = settings.USER_TIMEOUT.default
+    half_close: bool = settings.HALF_CLOSE.default
 
 
 @attrs.frozen(kw_only=True)

@@ -303,6 +303,13 @@ class ISpliceable(Interface):
             the two is lost: write to them, as to any transport.
         """
 
+    def unsplice() -> None:
+        """Move nothing more: what either reads is given to its protocol again.
+
+        What has been moved already is written.  The splicer is notified no more, the
+        protocols are of everything.
+        """
+
     def close_both(protocol: object, peers: object) -> bool:
         """Close this connection and the one that it is spliced to, at once.
 

@@ -25,7 +25,8 @@ class Ending(Enum):
     operators know.
     """
 
-    #: Both directions reached their end, and all was delivered.
+    #: Both directions reached their end, or, with --half-close off, one of them, and
+    #: all that was read was delivered.
     DONE = ("done", "--")
     #: The client, or the server, reset its connection.
     DOWNSTREAM_RESET = ("downstream_reset", "CD")

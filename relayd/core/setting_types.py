@@ -270,6 +270,13 @@ class Flag:
 
 
 @attrs.frozen
+class Switch(Flag):
+    """The same, whose option takes the word."""
+
+    placeholder: ClassVar[str] = "on|off"
+
+
+@attrs.frozen
 class IPv4:
     """An IPv4 address, kept as text."""
 
@@ -373,12 +380,13 @@ class Setting(Generic[T]):
     @property
     def is_flag(self) -> bool:
         """Whether its option has no value."""
-        return isinstance(self.type, Flag)
+        return isinstance(self.type, Flag) and not isinstance(self.type, Switch)
 
     @property
     def option(self) -> str:
         """Its long option, without the dashes."""
-        return f"no-{self.name}" if self.default is True else self.name
+        on = self.is_flag and self.default is True
+        return f"no-{self.name}" if on else self.name
 
     @property
     def option_help(self) -> str:

@@ -25,6 +25,7 @@ from relayd.core.setting_types import (
     Seconds,
     Setting,
     Size,
+    Switch,
     rows_in,
 )
 
@@ -87,6 +88,16 @@ HALF_CLOSE_TIMEOUT = Setting[float](
     default=300.0,
     help="Idle timeout of a half-closed session: one side has ended its data, the other"
     " has not.",
+    kinds=STREAMS,
+    group=TIMEOUTS,
+)
+HALF_CLOSE = Setting[bool](
+    name="half-close",
+    type=Switch(),
+    default=True,
+    help="When one side ends its data, pass that on and relay the other direction until"
+    " its own end; off: the first end closes both connections, once what was read is"
+    " delivered.",
     kinds=STREAMS,
     group=TIMEOUTS,
 )

@@ -98,6 +98,18 @@ class SplicingConnection(Connection):
         """See :meth:`ISpliceable.keep_pace`."""
         raise NotImplementedError
 
+    def unsplice(self) -> None:
+        """See :meth:`ISpliceable.unsplice`."""
+        peer = self._sink
+        if peer is None:
+            return
+        self._sink = peer._sink = self._splicer = peer._splicer = None
+        for each in (self, peer):
+            each._stop_splicing()
+            # It may have been blocked.
+            if each._readable and each._reading:
+                each._schedule()
+
     @property
     def blocked(self) -> bool:
         """Whether it is not read because its sink is full."""

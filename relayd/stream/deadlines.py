@@ -37,6 +37,9 @@ from relayd.stream.losses import reset_ending
 #: the wheel's, and no number of its own for each idle session: 32 bytes.
 LATE = 1 / 8
 
+#: Seconds that a peer gets to answer a polite close.
+CLOSE_GRACE = 5.0
+
 
 def _not_negative(_: object, attribute: attrs.Attribute[float], value: float) -> None:
     if not value >= 0:
@@ -116,6 +119,8 @@ class Watch:
     downstream: Leg
     upstream: Leg
     closing: bool
+    #: Whose end of data ends the session (:mod:`relayd.stream.closing_bridge`).
+    first: Leg | None = None
 
     def __init__(self, timeouts: Timeouts) -> None:
         self._timeouts = timeouts
@@ -163,9 +168,9 @@ class Watch:
         progress += got.read + written_down - buffered_down + ended
         moved = progress != self._progress
         # Our buffers may be empty while a kernel still delivers: quiet begins when its
-        # queues are empty, too.  So does a reset that waits for delivery.
-        resetting = session.ending is not None
-        ask = resetting or (not moved and self._queued != 0)
+        # queues are empty, too.  So does a reset that waits for delivery, or a close.
+        last = session.ending is not None or self.first is not None
+        ask = last or (not moved and self._queued != 0)
         # While things move, once in a while will do.
         due = moved and now - self._asked_at >= stall / 2 > 0
         if due:
@@ -187,7 +192,7 @@ class Watch:
                 or (delivery is not None and delivery.waits)
                 or due
             ):
-                queued += leg.check_delivery(now, since, written, buffered, resetting)
+                queued += leg.check_delivery(now, since, written, buffered, last)
                 if stall and self._ended_by_peer(now, leg, buffered):
                     return
             if flows:

@@ -320,7 +320,7 @@ class Leg(Protocol):
         return count
 
     def check_delivery(
-        self, now: float, since: float, written: int, buffered: int, resetting: bool
+        self, now: float, since: float, written: int, buffered: int, last: bool
     ) -> int:
         """Ask how far what was written has got, and keep that in `delivery`.
 
@@ -330,8 +330,8 @@ class Leg(Protocol):
 
         :param since: nothing was written after that.
         :param written: bytes in all; `buffered` of them by the transport.
-        :param resetting: a reset waits for their delivery: what the kernel still has
-            must be taken as soon as what the transport holds.
+        :param last: a reset, or a close, waits for their delivery: what the kernel
+            still has must be taken as soon as what the transport holds.
         :return: bytes in the kernel's queue.
         """
         transport = self.transport
@@ -346,6 +346,6 @@ class Leg(Protocol):
             self.written_at_check = written
             info = tcp_info(transport)
         taken = written - buffered - queued
-        ours, kernels = (buffered + queued, 0) if resetting else (buffered, queued)
+        ours, kernels = (buffered + queued, 0) if last else (buffered, queued)
         self.delivery.update(now, since, taken, ours, kernels, info)
         return queued

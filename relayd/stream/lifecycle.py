@@ -26,6 +26,7 @@ from relayd.net.keepalive import KEEPALIVE, KEEPALIVE_IS_INHERITED
 from relayd.net.tcp_info import ended_unread, was_reset
 from relayd.stream.attempt import EXTRA_CHECKS
 from relayd.stream.bridge import Bridge
+from relayd.stream.deadlines import CLOSE_GRACE
 from relayd.stream.handshake import ClientHandshake
 from relayd.stream.legs import HOLD_LIMIT, Leg
 from relayd.stream.preludes import Pipeline
@@ -35,9 +36,6 @@ log = Logger(namespace="relayd.stream")
 
 #: Seconds that a dial goes on for a client that ended its side with nothing sent.
 LEFT_GRACE = 1.0
-
-#: Seconds that a client gets to answer a polite close.
-CLOSE_GRACE = 5.0
 
 #: A deadline that never comes.
 NEVER = float("inf")

@@ -35,6 +35,7 @@ from relayd.net.log_throttle import FailureLog
 from relayd.net.monotonic import monotonic
 from relayd.net.own_addresses import OwnHosts
 from relayd.net.wheel import DeadlineWheel
+from relayd.stream.bridge import Bridge
 from relayd.stream.deadlines import Timeouts
 from relayd.stream.retries import Retries
 
@@ -101,6 +102,7 @@ class StreamRelay:
     :ivar preamble: makes what each server is told first, of the session that it is
         for; unless its :class:`relayd.net.upstream.Upstream` has one.
     :ivar retries: what follows a dial that has failed, if anything does.
+    :ivar bridge: joins the two legs of its sessions.
     :ivar handshakes: those whose handshake or prelude is under way, if there is a limit
         of them.
     :ivar keepalive: the probes of both connections of a session that lasts,
@@ -153,6 +155,8 @@ class StreamRelay:
         self.lifetime = lifetime
         #: Limits the bytes of sessions; nothing does if there is none.
         self.bandwidth = bandwidth
+        #: Of the instance, where the interpreter finds it faster.
+        self.bridge: type[Bridge] = Bridge
         self.observer = Observers(observer)
         self.wheel: DeadlineWheel[Any] = DeadlineWheel(
             clock, timeouts.tick if tick is None else tick

@@ -53,7 +53,6 @@ from relayd.net.tls import notifies_handshake
 from relayd.net.upstream import Upstream
 from relayd.stream.admission import Admission
 from relayd.stream.attempt import LOOP_DETAIL, Attempt, UpstreamLeg
-from relayd.stream.bridge import Bridge
 from relayd.stream.handshake import ClientHandshake
 from relayd.stream.legs import Leg
 from relayd.stream.lifecycle import NEVER, Lifecycle
@@ -386,7 +385,8 @@ class StreamProtocol(Lifecycle):
         self.enter(_RELAYING)
         if self._limits is not None:
             self.keep_pace(leg)
-        bridge = Bridge(self.session, self, leg, factory.timeouts, factory.clock)
+        timeouts, clock = factory.timeouts, factory.clock
+        bridge = factory.bridge(self.session, self, leg, timeouts, clock)
         bridge.start(self.is_foreign)
 
     def _write_preamble(self, leg: Leg, preamble: bytes) -> None:

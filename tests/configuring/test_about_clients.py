@@ -107,6 +107,7 @@ def test_a_rule_file_with_one_bad_line(tmp_path: Path) -> None:
         ("--max-sessions-per-client=5", ": a UDP relay has --max-flows-per-client"),
         ("--max-age=5", ": a UDP relay has --udp-timeout"),
         ("--queue-timeout=5", ""),
+        ("--half-close=off", ""),
     ],
 )
 def test_what_is_not_for_datagrams(tmp_path: Path, option: str, instead: str) -> None:
@@ -116,7 +117,7 @@ def test_what_is_not_for_datagrams(tmp_path: Path, option: str, instead: str) ->
     assert why == f"{name} {value!r} is not for datagrams{instead}"
     relayd.Options().parseOptions([*UDP, *TCP, option])
     key = name.removeprefix("--").replace("-", "_")
-    why = in_file(tmp_path, f'[udp.a]\nlisten="1"\ndest="2"\n{key}={value}')
+    why = in_file(tmp_path, f'[udp.a]\nlisten="1"\ndest="2"\n{key}="{value}"')
     assert why.startswith(f"udp.a.{key}: no such key; ")
     if instead:
         other = instead.rpartition("--")[2].replace("-", "_")

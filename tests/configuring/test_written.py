@@ -52,12 +52,12 @@ from relayd.core.process_settings import (
 from relayd.core.setting_types import (
     Choice,
     Count,
-    Flag,
     IPv4,
     Ratio,
     Seconds,
     Setting,
     Size,
+    Switch,
 )
 from relayd.core.settings import BIND, IDENT, OPEN, STALL_TIMEOUT, USER_TIMEOUT
 from relayd.tap import relayd, socks4
@@ -71,6 +71,7 @@ NO_SETTINGS = (CONFIG, PRINT_CONFIG)
 OF_STREAMS = (
     *("--max-sessions", "--queue", "--max-age", "--accept-proxy"),
     *("--keepalive", "--user-timeout"),
+    "--half-close",
 )
 
 #: What is given in the order of the relays, and not by `options`.
@@ -135,7 +136,7 @@ def texts(row: Setting[Any]) -> st.SearchStrategy[str]:
         return counts | st.just("64KiB") if isinstance(kind, Size) else counts
     if isinstance(kind, Ratio):
         return st.floats(0, allow_infinity=False).map(repr)
-    if isinstance(kind, Choice):
+    if isinstance(kind, Choice | Switch):
         return st.sampled_from(kind.placeholder.split("|"))
     if isinstance(kind, IPv4):
         return st.sampled_from(["192.0.2.1", "127.0.0.1"])
@@ -146,7 +147,7 @@ def options(rows: tuple[Setting[Any], ...]) -> st.SearchStrategy[list[list[str]]
     """Options of any of the rows, in any order, as words of a command line."""
     given = [
         st.just([f"--{row.option}"])
-        if isinstance(row.type, Flag)
+        if row.is_flag
         else texts(row).map(lambda text, row=row: [f"--{row.option}={text}"])
         for row in rows
         if row not in (*NO_SETTINGS, *OF_RELAYS, DEMO)
@@ -328,7 +329,7 @@ EXAMPLES = {
 def example(row: Setting[Any]) -> str:
     """A value of a row that is not its default."""
     kind: Any = row.type
-    if isinstance(kind, Choice) and row.name not in EXAMPLES:
+    if isinstance(kind, Choice | Switch) and row.name not in EXAMPLES:
         return str(kind.placeholder.split("|")[-1])
     if isinstance(kind, Seconds | Ratio) and row.name not in EXAMPLES:
         return "2.5"

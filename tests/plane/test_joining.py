@@ -7,6 +7,7 @@ Two connections of the plane are joined, as a Bridge joins them
 from __future__ import annotations
 
 import random
+import socket
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -369,6 +370,35 @@ def test_a_side_that_pauses_is_not_read(tcp: Pump) -> None:
     client.transport.resumeProducing()
     assert client.told.read == 0
     assert tcp.take(server, 4) == b"data"
+
+
+def test_connections_that_part_are_read_for_their_protocols(pump: Pump) -> None:
+    client, server = pump.client, pump.server
+    pump.through(client, b"moved")
+    client.transport.unsplice()
+    for side in (client, server):
+        side.peer.socket.send(b"kept")
+        pump.until(lambda: side.protocol.data == b"kept")  # noqa: B023
+        side.peer.socket.shutdown(socket.SHUT_WR)
+        pump.until(lambda: "eof" in side.events)  # noqa: B023
+    assert (client.told.read, server.told.read) == (5, 0)
+    # There is nothing to part any more.
+    server.transport.unsplice()
+
+
+def test_what_waits_in_a_pipe_is_written_after_they_have_parted(tcp: Pump) -> None:
+    """And what was not read, as that waited, is read for the protocol."""
+    client, server = tcp.client, tcp.server
+    sent, read = tcp.fill_pipe(client)
+    assert client.transport.blocked
+    server.transport.unsplice()
+    assert not client.transport.blocked
+    assert tcp.pipes.users == 0
+    tcp.until(lambda: len(client.protocol.data) == sent - read)
+    tcp.take(server, read)
+    tcp.settle()
+    assert server.peer.data + client.protocol.data == NOISE[:sent]
+    assert (tcp.pipes.in_use, server.transport.unsent) == (0, 0)
 
 
 def test_one_busy_connection_leaves_others_their_turn(still: Still) -> None:

@@ -263,3 +263,21 @@ def test_a_client_that_is_refused_has_entered_nothing() -> None:
     assert limited.bandwidth.clients == 1
     client.lose()
     assert limited.bandwidth.clients == 0
+
+
+def test_what_is_dropped_after_the_first_end_is_paced_as_well() -> None:
+    """With --half-close off: a client that leaves does not make its server faster."""
+    limited = Limited(Rates(1e4, 1e4), half_close=False)
+    client, server = limited.join()
+    server.arrive(bytes(1_000_000))
+    limited.run(1)
+    client.arrive_eof()
+    limited.run(1)
+    assert not client.connected
+    assert server.write_shut
+    limited.run(2)
+    assert 1_000_000 - server.waiting == pytest.approx(4e4, rel=0.15)
+    limited.run(6)
+    limited.relay.over(
+        "opened", "dialing server:80", "connected 192.0.2.1:9000", "closed done"
+    )

@@ -15,7 +15,12 @@ from tests.support.fakes import FakeTransport
 
 
 class Pair:
-    """A client and a server, joined by a Bridge."""
+    """A client and a server, joined by a Bridge.
+
+    :ivar bridge: what joins them, of the class `joins`.
+    """
+
+    joins: type[Bridge] = Bridge
 
     def __init__(self, **timeouts: float) -> None:
         self.clock = Clock()
@@ -27,7 +32,7 @@ class Pair:
         self.upstream = Leg(self.session.down)
         self.down.connect(self.downstream)
         self.up.connect(self.upstream)
-        self.bridge = Bridge(
+        self.bridge = self.joins(
             self.session,
             self.downstream,
             self.upstream,
