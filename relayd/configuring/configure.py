@@ -44,7 +44,7 @@ from relayd.configuring.config import (
 )
 from relayd.configuring.cycles import cycles
 from relayd.configuring.given import Given, Layers, Place, RelaySection
-from relayd.core import process_settings, settings
+from relayd.core import pool_settings, process_settings, settings
 from relayd.core.errors import ConfigError
 from relayd.core.networks import Ip
 from relayd.core.setting_types import Kind, Setting
@@ -141,6 +141,9 @@ def _about_process(layers: Layers) -> Iterator[str]:
             f" {place.example(METRICS_OPEN)}"
         )
     demo = said.get(process_settings.DEMO.name)
+    check = layers.whole(RelaySection("tcp", None, [])).one(pool_settings.CHECK)
+    if demo and demo.value and check and not layers.relays:
+        yield f"{check.place.prefix}{check} is not for {demo}: leave it out"
     if demo and demo.value and layers.relays:
         first = layers.relays[0]
         what = first.place.path or next(iter(first.given), None)

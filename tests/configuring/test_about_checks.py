@@ -114,6 +114,10 @@ def test_what_can_be_checked(args: tuple[str, ...]) -> None:
                 " expect=, udp send= and expect="
             ),
         ),
+        (
+            ("--demo", "--check", "tcp"),
+            "--check 'tcp' is not for --demo: leave it out",
+        ),
         ((*TCP, "--check", "tcp", "--rise", "0"), "bad --rise '0': expected a number"),
         (
             (*TCP, "--check", "tcp", "--check-every", "0"),
