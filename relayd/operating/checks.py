@@ -7,11 +7,10 @@ server is checked has none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from typing import Any
 
-import attrs
 from twisted.application.service import Service
 
 from relayd.configuring.address_grammar import (
@@ -26,6 +25,8 @@ from relayd.configuring.endpoint_strings import host_in
 from relayd.core.check_grammar import Check
 from relayd.core.process_settings import Transport
 from relayd.datagrams.servers import Server as DatagramServer
+from relayd.datagrams.sockets import flow_opener, udp_socket
+from relayd.net.dial_options import DialOptions
 from relayd.net.upstream import Upstream
 from relayd.operating.endpoints import dialing_endpoint
 from relayd.preludes.proxy_protocol import nobody
@@ -59,10 +60,12 @@ class ServerCheckService(Service):
         servers: Iterable[tuple[StreamAddress, Upstream]],
         settings: ServerChecks,
         send_proxy: str | None = None,
+        dialing: DialOptions | None = None,
     ) -> None:
         """Check servers of connections, if the settings say so.
 
         :param servers: of one pool, each with its address.
+        :param dialing: of sockets to other ports; its endpoint has its own.
         :param send_proxy: the version of the header that those are told which have none
             of their own.
         :raises ConfigError: a check in Python can't be imported.
@@ -79,7 +82,7 @@ class ServerCheckService(Service):
                 Target(
                     server=server,
                     endpoint=server.endpoint,
-                    endpoint_at=partial(self._endpoint_at, host) if host else None,
+                    endpoint_at=self._dials(host, dialing) if host else None,
                     host=_in_url(host),
                     port=address.port if isinstance(address, HostPort) else None,
                     identity=server.identity,
@@ -91,10 +94,12 @@ class ServerCheckService(Service):
         self,
         servers: Iterable[tuple[UdpAddress, DatagramServer]],
         settings: ServerChecks,
+        dialing: DialOptions | None = None,
     ) -> None:
         """Check servers of datagrams, if the settings say so.
 
         :param servers: of one pool, each with its address.
+        :param dialing: of all sockets.
         :raises ConfigError: a check in Python can't be imported.
         """
         if settings.check is None:
@@ -107,9 +112,10 @@ class ServerCheckService(Service):
                 settings,
                 Target(
                     server=server,
-                    endpoint_at=partial(self._endpoint_at, host),
+                    endpoint_at=self._dials(host, dialing),
                     host=_in_url(host),
                     port=address.port,
+                    open_socket=flow_opener(udp_socket, dialing),
                     address=partial(getattr, server, "end"),
                 ),
             )
@@ -117,9 +123,6 @@ class ServerCheckService(Service):
     def _add(
         self, server: Any, check: Check, settings: ServerChecks, target: Target
     ) -> None:
-        if target.endpoint_at is not None:
-            # Once, and not for each check.
-            target = attrs.evolve(target, endpoint_at=cache(target.endpoint_at))
         schedule = Schedule(
             every=settings.check_every,
             timeout=settings.check_timeout,
@@ -128,8 +131,13 @@ class ServerCheckService(Service):
         )
         self.checker.add(server, asks(check, target, self._reactor), schedule)
 
-    def _endpoint_at(self, host: str, port: int) -> Any:
-        return dialing_endpoint(HostPort(host, port), self._reactor, self._transport)
+    def _dials(self, host: str, dialing: DialOptions | None) -> Callable[[int], Any]:
+        """How to dial a port of a host; each is found once."""
+        return cache(
+            lambda port: dialing_endpoint(
+                HostPort(host, port), self._reactor, self._transport, dialing
+            )
+        )
 
 
 def _host_of(address: StreamAddress) -> str:

@@ -76,7 +76,7 @@ def relay_listenings(
         pool = stream_pool(destinations, relay.pool, reactor, config.transport, options)
         if checks is not None:
             found_at = zip(destinations, pool.upstreams, strict=True)
-            checks.add(found_at, relay.pool, relay.stream.send_proxy)
+            checks.add(found_at, relay.pool, relay.stream.send_proxy, options)
         found += pool_listenings(
             listeners, pool, relay, config, reactor, lines, admitting
         )
@@ -173,7 +173,8 @@ def udp_listenings(
     for listeners, destinations in each_port(relay):
         servers = [_udp_server(each) for each in destinations]
         if checks is not None:
-            checks.add_datagrams(zip(destinations, servers, strict=True), relay.pool)
+            found_at = zip(destinations, servers, strict=True)
+            checks.add_datagrams(found_at, relay.pool, options)
         nat = UdpNat(
             reactor,
             servers,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
 from operator import attrgetter
@@ -70,6 +71,7 @@ class Target:
     :ivar identity: the name that its certificate must have, of its own endpoint.
     :ivar preamble: what a connection to its own endpoint begins with: a PROXY header.
     :ivar address: returns its address and port, for datagrams; None: it has none now.
+    :ivar open_socket: opens a datagram socket of a family, which does not block.
     """
 
     server: Any
@@ -80,6 +82,7 @@ class Target:
     identity: ServerIdentity | None = None
     preamble: bytes = b""
     address: Callable[[], tuple[str, int] | None] | None = None
+    open_socket: Callable[[int], Any] | None = None
 
 
 def asks(check: Check, target: Target, reactor: Any) -> Callable[[], Deferred[Verdict]]:
@@ -298,17 +301,25 @@ class _Question(DatagramProtocol):
             waiting.errback(Failure(problem))
 
 
+def _datagram_socket(family: int) -> Any:
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock.setblocking(False)
+    return sock
+
+
 async def _udp(check: UdpCheck, target: Target, reactor: Any) -> Verdict:
     found = target.address() if target.address is not None else None
     if found is None:
         raise CannotCheck("its name has no address")
     host, port = found[0], check.port or found[1]
     question = _Question(check, (host, port))
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    opened = (target.open_socket or _datagram_socket)(family)
     try:
-        interface = "::" if ":" in host else ""
-        listening = reactor.listenUDP(0, question, interface=interface)
-    except error.CannotListenError as problem:
-        raise cast(OSError, problem.socketError) from problem
+        listening = reactor.adoptDatagramPort(opened.fileno(), family, question)
+    finally:
+        # Twisted has its own descriptor of it.
+        opened.close()
     try:
         question.ask()
         await question.answered

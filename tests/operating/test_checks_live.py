@@ -47,8 +47,10 @@ class Page(Resource):
         super().__init__()
         self.name, self.status = name, 200
         self.checked = 0
+        self.peers: set[str] = set()
 
     def render_GET(self, request: Any) -> bytes:
+        self.peers.add(request.getClientAddress().host)
         request.setHeader(b"connection", b"close")
         request.setHeader(b"x-name", self.name.encode())
         if request.uri == b"/up":
@@ -206,9 +208,10 @@ async def test_another_port_of_a_server(tmp_path: Path) -> None:
     data, health = Page("data"), Page("health")
     async with serving(site(data), site(health)) as [address, other]:
         port = other.strip('"').rpartition(":")[2]
-        text = relay_to([address], f"http://:{port}/up")
+        text = relay_to([address], f"http://:{port}/up") + '\nsource = "127.0.0.7"'
         async with running(tmp_path, text) as made:
             await until(lambda: health.checked > 2)
+            assert health.peers == {"127.0.0.7"}
             assert made.servers[0].checked_up
     assert data.checked == 0
 
@@ -252,8 +255,10 @@ class Echo(DatagramProtocol):
 
     def __init__(self, answer: bytes) -> None:
         self.answer = answer
+        self.peers: set[str] = set()
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
+        self.peers.add(addr[0])
         self.transport.write(self.answer, addr)  # type: ignore[union-attr]
 
 
@@ -267,6 +272,7 @@ async def test_servers_of_datagrams(tmp_path: Path) -> None:
     await gone.stopListening()
     text = relay_to(where, "udp send=ping expect=pong", "udp")
     text = text.replace("check_timeout = 5", "check_timeout = 0.05")
+    text += '\nsource = "127.0.0.7"'
     async with running(tmp_path, text) as made:
         first, second, third = made.servers
         await until(lambda: second.why and third.why)
@@ -280,6 +286,7 @@ async def test_servers_of_datagrams(tmp_path: Path) -> None:
         await until(lambda: second.checked_up)
     for each in ports:
         await each.stopListening()
+    assert echoes[0].peers == {"127.0.0.7"}
 
 
 @pytest_twisted.ensureDeferred
