@@ -50,9 +50,9 @@ class RelayProtocol(StreamProtocol):
 
     def decide(self, *said: Any) -> None:
         factory = self.factory
-        server = factory.pool.choose(self.session)
-        if server is None and factory.standby is not None:
-            factory.standby.wait(self)
+        server, standby = factory.pool.choose(self.session), factory.standby
+        if server is None and standby is not None and factory.waits:
+            standby.wait(self)
         else:
             self.dial(server)
 
@@ -108,6 +108,7 @@ class RelayFactory(StreamFactory):
     """
 
     protocol = RelayProtocol
+
     #: Where clients wait for a server, if they do.
     standby: StandBy | None = None
 
@@ -163,10 +164,20 @@ class RelayFactory(StreamFactory):
             raise ValueError("retries and times must not be negative")
         if retries:
             self.retries = Retries(self.pool, retries, dial_timeout)
-        if wait_for_server:
-            self.standby = StandBy(self.pool, wait_for_server, self.clock)
+        self._waits_always = bool(wait_for_server)
+        if wait_for_server or self.pool.pending:
+            seconds = wait_for_server or connect_timeout
+            self.standby = StandBy(self.pool, seconds, self.clock)
             self.pool.listeners.append(self.standby.server_changed)
         if not half_close:
             self.bridge = ClosingBridge
         self.introduction = introduced_by(accept_proxy)
         self.preamble = preamble_of(send_proxy)
+
+    @property
+    def waits(self) -> bool:
+        """Whether clients wait now, if there is no server for them.
+
+        Always, if they are to; else while nobody knows yet which servers there are.
+        """
+        return self._waits_always or self.pool.pending > 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from relayd.configuring.address_grammar import EndpointString, options_of
+from relayd.configuring.address_grammar import EndpointString
 from relayd.configuring.address_settings import (
     ACCEPT_PROXY,
     DEST,
@@ -17,6 +17,7 @@ from relayd.configuring.address_settings import (
 )
 from relayd.configuring.endpoint_strings import has_tls
 from relayd.configuring.given import Given, RelaySection
+from relayd.configuring.server_grammar import options_of
 from relayd.core import settings
 
 

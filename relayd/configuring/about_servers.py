@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import attrs
 
-from relayd.configuring.address_grammar import options_of
 from relayd.configuring.address_settings import DEST
 from relayd.configuring.given import Given, RelaySection
+from relayd.configuring.server_grammar import ServersOf, options_of
 from relayd.configuring.server_options import PLAIN, ServerOptions
 
 #: What is said of servers of datagrams, too.
@@ -32,6 +32,8 @@ def about_servers(section: RelaySection) -> Iterator[str]:
                     f"{where}{each} has the name {options.name!r}, as {first} has: give"
                     " each server its own"
                 )
+        if section.kind == "udp" and isinstance(each.value, ServersOf):
+            yield f"{where}{each}: {each.value.how}: is not for udp"
         if section.kind == "udp":
             for option in _said(options):
                 if option not in _OF_DATAGRAMS:

@@ -11,8 +11,6 @@ An address is a short form:
                                      has passed on (:mod:`relayd.net.activation`)
 
     5000-5100  10.0.0.5:5000-5100    each of these ports (`udp:` as well)
-    10.0.0.5:80,weight=3             a destination with options: see
-                                     :mod:`relayd.configuring.server_options`
 
 or any Twisted endpoint string (`tcp:8080:interface=127.0.0.1`, `tls:…`,
 `systemd:…`), which Twisted parses.
@@ -23,27 +21,23 @@ a host is this machine, 127.0.0.1; so is `0.0.0.0`, and `[::]` is `[::1]`.  Name
 looked up when they are dialled, each time.
 
 Multicast groups and broadcast addresses are neither listened on nor dialled.
+
+A destination may be a name that stands for several servers, and have options:
+:mod:`relayd.configuring.server_grammar`.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import attrs
 
 from relayd.configuring.endpoint_strings import has_proxy_header, passed_name
-from relayd.configuring.server_options import (
-    ADDRESS,
-    PLAIN,
-    ServerOptions,
-    load_options,
-    parse_options,
-    split,
-)
+from relayd.configuring.server_options import PLAIN, ServerOptions
 from relayd.core.errors import ConfigError
 from relayd.core.names import host_port, is_name, is_number
 from relayd.net.broadcast import BROADCAST, is_broadcast
@@ -204,48 +198,6 @@ def parse_destination(text: str) -> Address:
     :raises ConfigError: `text` is not an address; the message quotes it.
     """
     return _parse(text, _dialling_types, lowest_port=1)
-
-
-def parse_server(text: str) -> Address | PortRange:
-    """Parse a destination, which may have several ports, and options of its own.
-
-    :raises ConfigError: `text` is not an address, or an option is not valid.
-    """
-    written, options = split(text)
-    where = parse_range(written, parse_destination)
-    if not options:
-        return where
-    return _with(where, parse_options(options, text, datagrams=_is_udp(where)))
-
-
-def load_server(table: Mapping[str, Any]) -> Address | PortRange:
-    """A destination that is a table of a file.
-
-    :raises ConfigError: its address is none.
-    :raises ValueError: an option is not valid.
-    """
-    address = table.get(ADDRESS)
-    if not isinstance(address, str):
-        raise ValueError(f'expected {ADDRESS} = "10.0.0.5:80", or the like, in it')
-    where = parse_range(address, parse_destination)
-    return _with(where, load_options(table, datagrams=_is_udp(where)))
-
-
-def _is_udp(where: Address | PortRange) -> bool:
-    return isinstance(
-        where.first if isinstance(where, PortRange) else where, UdpAddress
-    )
-
-
-def _with(where: Address | PortRange, options: ServerOptions) -> Address | PortRange:
-    if isinstance(where, PortRange):
-        return PortRange(attrs.evolve(where.first, options=options), where.last)
-    return attrs.evolve(where, options=options)
-
-
-def options_of(where: Address | PortRange) -> ServerOptions:
-    """What is said of the server at an address."""
-    return where.first.options if isinstance(where, PortRange) else where.options
 
 
 def _listening_types() -> frozenset[str]:

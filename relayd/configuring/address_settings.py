@@ -34,11 +34,10 @@ from relayd.configuring.address_grammar import (
     PortRange,
     StreamAddress,
     UdpAddress,
-    load_server,
     parse_listener,
     parse_range,
-    parse_server,
 )
+from relayd.configuring.server_grammar import load_server, parse_server
 from relayd.configuring.server_options import SendProxy
 from relayd.core import (
     admission_settings,

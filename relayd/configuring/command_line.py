@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from relayd.configuring.address_grammar import PortRange, UdpAddress
 from relayd.configuring.address_settings import DEST, LISTEN, NAME, SOCKS4_NAME
 from relayd.configuring.given import Given, RelaySection
+from relayd.configuring.server_grammar import is_udp
 from relayd.core.errors import ConfigError
 from relayd.core.setting_types import Kind
 
@@ -91,10 +91,7 @@ def _section(
 
 
 def _is_udp(given: Given) -> bool:
-    where = given.value
-    return isinstance(
-        where.first if isinstance(where, PortRange) else where, UdpAddress
-    )
+    return is_udp(given.value)
 
 
 def _check_names(names: Sequence[Given]) -> None:

@@ -43,6 +43,7 @@ from relayd.configuring.bandwidth_settings import (
     BANDWIDTH_PER_SESSION,
 )
 from relayd.configuring.dial_settings import INTERFACE, KEEPALIVE, MARK
+from relayd.configuring.server_grammar import ServersOf
 from relayd.configuring.server_options import SendProxy
 from relayd.core import (
     admission_settings,
@@ -187,6 +188,8 @@ class PoolSettings(ServerChecks):
     fail_max: float = pool_settings.FAIL_MAX.default
     eject_most: int = pool_settings.EJECT_MOST.default
     slow_start: float = pool_settings.SLOW_START.default
+    resolve_every: float | None = pool_settings.RESOLVE_EVERY.default
+    resolve_grace: float = pool_settings.RESOLVE_GRACE.default
     when_none: pool_settings.WhenNone = pool_settings.WHEN_NONE.default
 
 
@@ -200,7 +203,9 @@ class Relay:
     """
 
     listeners: Sequence[StreamAddress | PortRange] = attrs.field(converter=_kept)
-    destinations: Sequence[StreamAddress | PortRange] = attrs.field(converter=_kept)
+    destinations: Sequence[StreamAddress | ServersOf | PortRange] = attrs.field(
+        converter=_kept
+    )
     name: str | None = None
     admission: Admission = attrs.field(factory=Admission, kw_only=True)
     pool: PoolSettings = attrs.field(factory=PoolSettings, kw_only=True)
@@ -214,7 +219,9 @@ class UdpRelay:
     """A UDP relay; as :class:`Relay`."""
 
     listeners: Sequence[UdpAddress | PortRange] = attrs.field(converter=_kept)
-    destinations: Sequence[UdpAddress | PortRange] = attrs.field(converter=_kept)
+    destinations: Sequence[UdpAddress | ServersOf | PortRange] = attrs.field(
+        converter=_kept
+    )
     name: str | None = None
     admission: FlowAdmission = attrs.field(factory=FlowAdmission, kw_only=True)
     pool: ServerChecks = attrs.field(factory=ServerChecks, kw_only=True)

@@ -12,13 +12,13 @@ import ipaddress
 import os
 
 from relayd.configuring.address_grammar import (
-    Address,
     EndpointString,
     HostPort,
     UdpAddress,
     UnixPath,
 )
 from relayd.configuring.endpoint_strings import parts
+from relayd.configuring.server_grammar import Destination, ServersOf
 from relayd.core.networks import Ip
 
 LOOPBACK: tuple[Ip, ...] = (
@@ -72,11 +72,13 @@ def real_path(where: UnixPath) -> str:
     return os.path.realpath(where.path)
 
 
-def short_form(address: Address, *, server: bool) -> HostPort | UnixPath | None:
+def short_form(address: Destination, *, server: bool) -> HostPort | UnixPath | None:
     """An address as a short form; None if it has none.
 
     :param server: it is a listener's, not a destination's.
     """
+    if isinstance(address, ServersOf):
+        return HostPort(address.name, address.port) if address.port else None
     if isinstance(address, UdpAddress):
         return None if address.passed else HostPort(address.host, address.port)
     if not isinstance(address, EndpointString):

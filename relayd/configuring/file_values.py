@@ -11,9 +11,9 @@ from typing import Any
 
 import attrs
 
-from relayd.configuring.address_grammar import PortRange, UdpAddress
 from relayd.configuring.address_settings import DEST, LISTEN
 from relayd.configuring.given import NOTHING
+from relayd.configuring.server_grammar import is_udp
 from relayd.configuring.server_options import ADDRESS, text_of
 from relayd.configuring.texts import read_text
 from relayd.core.errors import ConfigError
@@ -162,7 +162,7 @@ def _one(kind: Kind | None, rows: Rows, value: Any) -> Read:
             asked, said = asked.get(ADDRESS), value.get(ADDRESS)
         why = why.replace(f"bad address {asked!r}: ", f"bad address {said!r}: ", 1)
         raise Wrong(("", found(value, why))) from None
-    if kind == "tcp" and row in (LISTEN, DEST) and _is_udp(read):
+    if kind == "tcp" and row in (LISTEN, DEST) and is_udp(read):
         raise Wrong(
             ("", found(value, "it is for datagrams: give it to a relay of [udp]"))
         )
@@ -215,9 +215,3 @@ def _as_datagrams(kind: Kind | None, row: Setting[Any], value: object) -> object
     if not isinstance(value, str):
         return value
     return value if value.startswith("udp:") else f"udp:{value}"
-
-
-def _is_udp(address: object) -> bool:
-    if isinstance(address, PortRange):
-        address = address.first
-    return isinstance(address, UdpAddress)

@@ -39,16 +39,16 @@ class WhenNone:
 
     :ivar what: `fail`: they are refused; `try-all`: servers that are down are tried,
         too; `wait`: they wait for one.
-    :ivar seconds: how long they wait.
+    :ivar limit: the seconds for which they wait.
     """
 
     what: Literal["fail", "try-all", "wait"] = "fail"
-    seconds: float = 0.0
+    limit: float = 0.0
 
     def __str__(self) -> str:
         if self.what != "wait":
             return self.what
-        return f"wait={Seconds().show(self.seconds)}"
+        return f"wait={Seconds().show(self.limit)}"
 
 
 def parse_when_none(text: str) -> WhenNone:
@@ -147,6 +147,24 @@ WHEN_NONE = Setting[WhenNone](
     group=SERVERS,
 )
 
+RESOLVE_EVERY = Setting[float | None](
+    name="resolve-every",
+    type=Seconds(never=False),
+    default=None,
+    otherwise="the answer's TTL",
+    help="Time after which the name of a server dns: or srv: is looked up again, 10 %"
+    " more or less.",
+    kinds=_TCP,
+    group=SERVERS,
+)
+RESOLVE_GRACE = Setting[float](
+    name="resolve-grace",
+    type=Seconds(),
+    default=60.0,
+    help="Time for which servers stay whose name has no address any more.",
+    kinds=_TCP,
+    group=SERVERS,
+)
 CHECK = Setting[Check | None](
     name="check",
     type=Written("CHECK", parse_check, EXPECTED_CHECK),

@@ -97,6 +97,7 @@ _SAMPLES: Mapping[str, Any] = {
     "access_log": "/var/log/relayd/access.log",
     "metrics": "127.0.0.1:9100",
     "userid": ["alice", "bob"],
+    "resolve_every": "30s",
     "max_descriptors": 65536,
     "max_flows_per_client": 100,
     "max_handshakes": 1000,

@@ -8,70 +8,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from twisted.internet.interfaces import IStreamClientEndpoint
-
-from relayd.configuring.address_grammar import HostPort, StreamAddress
+from relayd.configuring.address_grammar import StreamAddress
 from relayd.configuring.config import PoolSettings
+from relayd.configuring.server_grammar import ServersOf
 from relayd.configuring.server_options import PLAIN
-from relayd.core.process_settings import Transport
-from relayd.net.dial_options import DialOptions
 from relayd.net.upstream import Upstream
-from relayd.operating.endpoints import dialing_endpoint, server_identity
-from relayd.preludes.proxy_protocol import preamble_of
+from relayd.operating.servers import Maker
 from relayd.upstreams.pool import Pool
-from relayd.upstreams.server import Server
 
 
 def stream_pool(
-    destinations: Sequence[StreamAddress],
+    destinations: Sequence[StreamAddress | ServersOf],
     settings: PoolSettings,
     reactor: Any,
-    transport: Transport,
-    dialing: DialOptions | None = None,
+    made: Maker,
 ) -> Pool:
     """The servers of one listener.
 
-    :param dialing: of their sockets.
+    :param made: makes its servers.
     :raises ConfigError: Twisted can't use one of the endpoint strings.
     """
-    plain = len(destinations) == 1 and destinations[0].options == PLAIN
-    plain = plain and settings.check is None
-    servers = [
-        (_upstream if plain else _server)(
-            address, dialing_endpoint(address, reactor, transport, dialing)
-        )
-        for address in destinations
-    ]
-    return Pool(servers, try_all=settings.when_none.what == "try-all")
+    fixed = [each for each in destinations if not isinstance(each, ServersOf)]
+    servers: list[Upstream]
+    plain = len(destinations) == len(fixed) == 1 and fixed[0].options == PLAIN
+    if plain and settings.check is None:
+        servers = [made.upstream(fixed[0])]
+    else:
+        servers = [made.server(each) for each in fixed]
+    pool = Pool(servers, try_all=settings.when_none.what == "try-all")
+    named = [each for each in destinations if isinstance(each, ServersOf)]
+    if named:
+        # Imports twisted.names, which few relays need.
+        from relayd.operating.named_servers import followers
 
-
-def _upstream(address: StreamAddress, endpoint: IStreamClientEndpoint) -> Upstream:
-    return Upstream(
-        endpoint,
-        name_of(address),
-        server_identity(address),
-        preamble_of(address.options.send_proxy),
-    )
-
-
-def _server(address: StreamAddress, endpoint: IStreamClientEndpoint) -> Server:
-    options = address.options
-    label, name = options.name or "", name_of(address)
-    return Server(
-        endpoint,
-        f"{label}/{name}" if label else name,
-        server_identity(address),
-        preamble_of(options.send_proxy),
-        label=label,
-        weight=options.weight,
-        max_sessions=options.max,
-        tier=int(options.backup),
-        disabled=options.disabled,
-    )
-
-
-def name_of(address: StreamAddress) -> str:
-    """What the log calls a server until it is connected."""
-    if isinstance(address, HostPort) and address.host is None:
-        return f"127.0.0.1:{address.port}"
-    return str(address)
+        pool.tasks += followers(named, pool, made, settings, reactor)
+    return pool

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -48,11 +49,14 @@ from relayd.operating.endpoints import (
 )
 from relayd.operating.pools import stream_pool
 from relayd.operating.running import Listening
+from relayd.operating.servers import Maker
 from relayd.socks.destinations import ProxyPolicy
 from relayd.socks4 import Socks4Factory
 from relayd.tcp import RelayFactory
-from relayd.udp_nat import Server, UdpNat
+from relayd.udp_nat import Server as DatagramServer
+from relayd.udp_nat import UdpNat
 from relayd.upstreams.pool import Pool
+from relayd.upstreams.server import Server
 
 
 def relay_listenings(
@@ -73,14 +77,32 @@ def relay_listenings(
     admitting = Admitting.of(relay.admission, reactor)
     options = _dial_options(relay.dialing)
     for listeners, destinations in each_port(relay):
-        pool = stream_pool(destinations, relay.pool, reactor, config.transport, options)
+        made = Maker(reactor, config.transport, options)
+        if checks is not None and relay.pool.check is not None:
+            made.checked = partial(_check, checks, relay, options)
+        pool = stream_pool(destinations, relay.pool, reactor, made)
         if checks is not None:
-            found_at = zip(destinations, pool.upstreams, strict=True)
-            checks.add(found_at, relay.pool, relay.stream.send_proxy, options)
+            pool.listeners.append(partial(_check_no_more, checks))
         found += pool_listenings(
             listeners, pool, relay, config, reactor, lines, admitting
         )
     return found
+
+
+def _check(
+    checks: ServerCheckService,
+    relay: Relay,
+    dialing: DialOptions | None,
+    address: StreamAddress,
+    server: Server,
+) -> None:
+    checks.add([(address, server)], relay.pool, relay.stream.send_proxy, dialing)
+
+
+def _check_no_more(checks: ServerCheckService, server: Server) -> None:
+    """A server has changed: one that leaves is checked no more."""
+    if server.draining:
+        checks.checker.remove(server)
 
 
 def pool_listenings(
@@ -107,7 +129,7 @@ def pool_listenings(
         name=relay.name,
         retries=relay.pool.retries,
         dial_timeout=relay.pool.dial_timeout,
-        wait_for_server=relay.pool.when_none.seconds,
+        wait_for_server=relay.pool.when_none.limit,
         **attrs.asdict(relay.stream, recurse=False),
     )
     return [
@@ -200,11 +222,11 @@ def udp_listenings(
     return found
 
 
-def _udp_server(address: UdpAddress) -> Server:
+def _udp_server(address: UdpAddress) -> DatagramServer:
     try:
         host = dialled_host(address.host)
         preamble = udp_nat.preamble_of(address.options.send_proxy)
-        server = Server(host, address.port, preamble)
+        server = DatagramServer(host, address.port, preamble)
         if not server.named and is_broadcast(host):
             raise OSError(errno.EACCES, BROADCAST)
     except OSError as problem:

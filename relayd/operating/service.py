@@ -25,6 +25,7 @@ from relayd.operating.interim_lines import InterimLines
 from relayd.operating.logs import Logs
 from relayd.operating.notify import Notifier
 from relayd.operating.open_files import raise_open_files
+from relayd.operating.pool_tasks import PoolTasks
 from relayd.operating.relays import (
     FlowLimit,
     relay_listenings,
@@ -33,6 +34,7 @@ from relayd.operating.relays import (
 )
 from relayd.operating.running import Listening, RelayService
 from relayd.operating.signals import Signals
+from relayd.tcp import RelayFactory
 
 log = Logger(namespace="relayd.service")
 
@@ -192,8 +194,16 @@ def make_service(
     if config.log_interval:
         relays = [each.factory for each in listenings]
         parts.append(InterimLines(reactor, config.log_interval, relays, logs.lines))
-    if len(checks.checker):
+    if any(not isinstance(r, Socks4Relay) and r.pool.check for r in config.relays):
         parts.append(checks)
+    tasks = [
+        task
+        for served in service.served
+        if isinstance(served, RelayFactory)
+        for task in served.pool.tasks
+    ]
+    if tasks:
+        parts.append(PoolTasks(tasks))
     parts.append(service)
     if config.demo:
         from relayd.operating.demo import DemoInvitation

@@ -39,7 +39,7 @@ class _Waiting:
         """It has waited for too long."""
         self._room.forget(self)
         self.client.pending = None
-        why = f"no server could be chosen in {self._room.seconds:g} s"
+        why = f"no server could be chosen in {self._room.limit:g} s"
         self.client.end(Ending.NO_UPSTREAM, why)
 
 
@@ -47,7 +47,7 @@ class StandBy:
     """Where the clients of one relay wait for a server.
 
     :param pool: its servers.
-    :param seconds: for which a client waits.
+    :param limit: the seconds for which a client waits.
     :param clock: calls back soon after a server has changed.
     :param most: the clients that may wait.
 
@@ -57,12 +57,12 @@ class StandBy:
     def __init__(
         self,
         pool: Choosing,
-        seconds: float,
+        limit: float,
         clock: IReactorTime,
         most: int = MAX_WAITING,
     ) -> None:
         self._pool = pool
-        self.seconds = seconds
+        self.limit = limit
         self._clock = clock
         self.most = most
         # A dict would be searched for its first entry, past all that are deleted.
@@ -79,7 +79,7 @@ class StandBy:
             self.turned_away += 1
             client.end(Ending.NO_UPSTREAM, f"{self.most} clients wait for a server")
             return
-        client.enter(Stage.DECIDING, self.seconds)
+        client.enter(Stage.DECIDING, self.limit)
         client.pending = waiting = _Waiting(self, client)
         self._waiting[waiting] = None
 

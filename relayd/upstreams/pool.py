@@ -9,7 +9,7 @@ take longer where there are many.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 from twisted.internet.interfaces import IStreamClientEndpoint
@@ -19,6 +19,16 @@ from relayd.core.interfaces import ISelector
 from relayd.net.upstream import Upstream
 from relayd.upstreams.balance import RoundRobin
 from relayd.upstreams.server import Server
+
+
+class Task(Protocol):
+    """What keeps a pool up to date."""
+
+    def start(self) -> None:
+        """The relay starts, or starts again."""
+
+    def stop(self) -> None:
+        """The relay stops."""
 
 
 def _fixed(upstreams: Iterable[Upstream]) -> tuple[Upstream, ...]:
@@ -34,12 +44,17 @@ class Pool:
         :class:`~relayd.upstreams.server.Server`, which belongs to one pool.
     :ivar selector: picks one of them for a session.
     :ivar try_all: servers that are down are chosen, too, while no other can be.
+    :ivar pending: how many names there are whose servers nobody knows yet.
+    :ivar tasks: what keeps it up to date while its relay runs: names that are followed,
+        checks.
     :ivar listeners: called with a server that has changed, after the pool knows.
     """
 
     upstreams: Sequence[Upstream] = attrs.field(converter=_fixed)
     selector: ISelector = attrs.Factory(RoundRobin)
     try_all: bool = attrs.field(default=False, kw_only=True)
+    pending: int = attrs.field(default=0, init=False)
+    tasks: list[Task] = attrs.field(factory=list, init=False)
     listeners: list[Callable[[Server], object]] = attrs.field(factory=list, init=False)
     #: The server, if there is only one and nothing to choose.
     _only: Upstream | None = attrs.field(init=False, default=None)
@@ -115,6 +130,25 @@ class Pool:
         return tuple(each for each in found if each.tier == tier)
 
     # -- servers that change
+
+    def replace(self, gone: Collection[Server], new: Collection[Server]) -> None:
+        """Servers leave, and others join.
+
+        Those that leave keep the sessions that they have.
+
+        :param new: stand where the first that leaves has stood, or at the end.
+        """
+        left = [each for each in self.upstreams if each not in gone]
+        places = [n for n, each in enumerate(self.upstreams) if each in gone]
+        at = places[0] if places else len(left)
+        self.upstreams = (*left[:at], *new, *left[at:])
+        self._only = None
+        for each in new:
+            self._adopt(each)
+        for each in gone:
+            each.draining = True
+        for each in (*gone, *new):
+            each.changed()
 
     def _adopt(self, server: Server) -> None:
         """Hear of its changes.

@@ -15,9 +15,9 @@ from relayd.configuring.address_grammar import (
     PortRange,
     UdpAddress,
     UnixPath,
-    parse_server,
 )
 from relayd.configuring.config import Config, Relay, Socks4Relay, UdpRelay
+from relayd.configuring.server_grammar import parse_server
 from relayd.configuring.server_options import ServerOptions
 from relayd.core.errors import CannotStart, ConfigError
 from relayd.observing.line_log import EVENTS

@@ -16,12 +16,11 @@ from relayd.configuring.address_grammar import (
     HostPort,
     PortRange,
     UnixPath,
-    options_of,
-    parse_server,
 )
 from relayd.configuring.config import Config, Relay
 from relayd.configuring.configure import configure
 from relayd.configuring.file import read_layers
+from relayd.configuring.server_grammar import ServersOf, options_of, parse_server
 from relayd.configuring.server_options import PLAIN, ServerOptions
 from relayd.core.errors import CannotStart, ConfigError
 from relayd.tap import relayd
@@ -166,3 +165,44 @@ def test_what_is_not_for_datagrams_is_told() -> None:
         "relayd: --dest 'udp:80,weight=2,backup': weight is not for udp",
         "relayd: --dest 'udp:80,weight=2,backup': backup is not for udp",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "how", "name", "port"),
+    [
+        ("dns:db.example.com:5432", "dns", "db.example.com", 5432),
+        ("srv:_http._tcp.example.com", "srv", "_http._tcp.example.com", 0),
+        ("srv:_http.example.com.", "srv", "_http.example.com", 0),
+    ],
+)
+def test_names_that_stand_for_several_servers(
+    text: str, how: str, name: str, port: int
+) -> None:
+    found = parse_server(f"{text},backup")
+    assert isinstance(found, ServersOf)
+    assert (found.how, found.name, found.port, found.udp) == (how, name, port, False)
+    assert found.options == ServerOptions(backup=True)
+    assert str(found) == text.removesuffix(".")
+    datagrams = parse_server(f"udp:{text}")
+    assert isinstance(datagrams, ServersOf)
+    assert datagrams.udp
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("dns:10.0.0.5:80", "dns:80", "dns:db", "dns:", "dns:unix:/x", "dns:db:0"),
+        *("srv:", "srv:example.com", "srv:_http", "srv:_http._tcp.", "srv:_x._tcp.a b"),
+        *("dns:db:80-90", "srv:_http._tcp.example.com:80", "udp:dns:dns:db:80"),
+    ],
+)
+def test_names_that_are_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="bad address") as raised:
+        parse_server(text)
+    assert "\n" not in str(raised.value)
+
+
+def test_names_of_a_relay_of_datagrams_are_not_followed() -> None:
+    with pytest.raises(CannotStart) as raised:
+        of_command_line("-l", "udp:1", "-d", "udp:dns:db:80")
+    assert str(raised.value) == "relayd: --dest 'udp:dns:db:80': dns: is not for udp"

@@ -1,0 +1,237 @@
+"""Addresses and services of names, asked of name servers, with how long they hold.
+
+The system's resolver (:mod:`relayd.net.resolving`) says neither how long an answer
+holds (its TTL) nor what a name's services are (SRV), so whoever follows a name asks the
+name servers of `/etc/resolv.conf` themselves, by twisted.names.  Names are absolute: no
+search list is tried, and no hosts file.
+
+Three outcomes are told apart: there are addresses; there are none (the name does not
+exist, or has no such record), which the name servers are sure of; and nobody knows, as
+the name servers are silent or have failed (:class:`LookUpFailed`).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.names import client, dns
+from twisted.names.error import DNSNameError
+
+RESOLV_CONF = "/etc/resolv.conf"
+
+#: What is read of it, in bytes, and how many name servers are asked.
+_LONGEST, _MOST_NAME_SERVERS = 65536, 8
+
+#: Seconds for the answers to a query that is sent again, of each name server.
+QUERY_TIMEOUTS = (1, 2)
+
+#: The most servers that a name may stand for.
+MAX_SERVERS = 1024
+
+#: The largest weight that a server is given for that of its SRV record.
+_MAX_WEIGHT = 256
+
+#: The seconds for which an answer without a TTL holds.
+_NO_TTL = 60.0
+
+
+class LookUpFailed(Exception):
+    """Nobody knows: no name server has answered, or they have failed."""
+
+
+@attrs.frozen(order=True)
+class Found:
+    """A server that a name stands for.
+
+    :ivar tier: 0 for those of the first choice (SRV: of the lowest priority), and so on
+        up.
+    """
+
+    address: str
+    port: int
+    tier: int = 0
+    weight: int = 1
+
+
+@attrs.frozen
+class Answer:
+    """What the name servers say.
+
+    :ivar found: in order; none if there are none.
+    :ivar ttl: the seconds for which that holds.
+    :ivar why: there are none: in words.
+    """
+
+    found: Sequence[Found]
+    ttl: float
+    why: str = ""
+
+
+def name_servers(path: str = RESOLV_CONF) -> list[tuple[str, int]]:
+    """The name servers of a resolv.conf(5); this machine, if it has none."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_LONGEST).decode("utf-8", "replace")
+    except OSError:
+        text = ""
+    found = []
+    for line in text.splitlines():
+        word, *rest = line.split()[:2] or [""]
+        if word == "nameserver" and rest:
+            try:
+                ipaddress.ip_address(rest[0])
+            except ValueError:
+                continue
+            found.append((rest[0], dns.PORT))
+    return found[:_MOST_NAME_SERVERS] or [("127.0.0.1", dns.PORT)]
+
+
+class NameServers:
+    """Asks name servers.
+
+    :param reactor: provides `IReactorUDP`, `IReactorTCP` and `IReactorTime`.
+    :param servers: their addresses and ports; unless given, those of `path`, which is
+        read again when it has changed.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        servers: Sequence[tuple[str, int]] | None = None,
+        path: str = RESOLV_CONF,
+    ) -> None:
+        self._reactor = reactor
+        self._servers = servers
+        self._path = path
+        self._changed_at: float | None = None
+        self._resolver: Any = None
+
+    def _asked(self) -> Any:
+        """The resolver of those that are the name servers now."""
+        changed_at = 0.0
+        if self._servers is None:
+            try:
+                changed_at = os.stat(self._path).st_mtime
+            except OSError:
+                changed_at = -1.0
+        if self._resolver is None or changed_at != self._changed_at:
+            self._changed_at = changed_at
+            self._resolver = client.Resolver(
+                servers=list(self._servers or name_servers(self._path)),
+                timeout=QUERY_TIMEOUTS,
+                reactor=self._reactor,
+            )
+        return self._resolver
+
+    def host(self, name: str, port: int) -> Deferred[Answer]:
+        """The addresses of a name, each with `port`.
+
+        :return: fails with :class:`LookUpFailed`.
+        """
+        return Deferred.fromCoroutine(self._host(name, port))
+
+    def service(self, name: str) -> Deferred[Answer]:
+        """The servers of a service (RFC 2782), such as `_postgres._tcp.example.com`.
+
+        :return: fails with :class:`LookUpFailed`.
+        """
+        return Deferred.fromCoroutine(self._service(name))
+
+    async def _host(self, name: str, port: int) -> Answer:
+        addresses, ttl, why = await self._addresses(name)
+        return Answer([Found(each, port) for each in addresses], ttl, why)
+
+    async def _addresses(self, name: str) -> tuple[list[str], float, str]:
+        """The addresses of a name, their TTL, and why there are none."""
+        resolver = self._asked()
+        results = await DeferredList(
+            [resolver.lookupAddress(name), resolver.lookupIPV6Address(name)],
+            consumeErrors=True,
+        )
+        records: list[Any] = []
+        missing = 0
+        for succeeded, result in results:
+            if succeeded:
+                records += result[0]
+            elif result.check(DNSNameError):
+                missing += 1
+            else:
+                # Half an answer would drop the servers of the other half.
+                raise _failed(name, result)
+        addresses = _texts(records)
+        why = ""
+        if not addresses:
+            why = "there is no such name" if missing else "it has no address"
+        return addresses[:MAX_SERVERS], _ttl(records), why
+
+    async def _service(self, name: str) -> Answer:
+        try:
+            records = (await self._asked().lookupService(name))[0]
+        except DNSNameError:
+            return Answer([], _NO_TTL, "there is no such name")
+        except Exception as problem:
+            raise _failed(name, problem) from None
+        services = [each for each in records if each.type == dns.SRV]
+        # RFC 2782: a target of "." says that there is no such service.
+        targets = [
+            each for each in services if str(each.payload.target) not in ("", ".")
+        ]
+        if not targets:
+            return Answer([], _ttl(records), "it has no service")
+        tiers = sorted({each.payload.priority for each in targets})
+        heaviest = max(each.payload.weight for each in targets)
+        ttl = _ttl(services)
+        found: list[Found] = []
+        for each in targets[:MAX_SERVERS]:
+            record = each.payload
+            addresses, holds, _ = await self._addresses(str(record.target))
+            ttl = min(ttl, holds)
+            tier = tiers.index(record.priority)
+            weight = _weight(record.weight, heaviest)
+            found += [Found(one, record.port, tier, weight) for one in addresses]
+        why = "" if found else "its services have no address"
+        return Answer(found[:MAX_SERVERS], ttl, why)
+
+
+def _weight(weight: int, heaviest: int) -> int:
+    """The weight of a server for that of a record, which is up to 65535."""
+    if heaviest > _MAX_WEIGHT:
+        weight = round(weight * _MAX_WEIGHT / heaviest)
+    # 0 is 'a very small chance'.
+    return max(weight, 1)
+
+
+def _texts(records: Iterable[Any]) -> list[str]:
+    """The addresses in records, each once; aliases on the way are passed over."""
+    found: dict[str, None] = {}
+    kinds: dict[int, Callable[[Any], str]] = {
+        dns.A: lambda record: str(record.payload.dottedQuad()),
+        dns.AAAA: lambda record: str(ipaddress.ip_address(record.payload.address)),
+    }
+    for each in records:
+        if each.type in kinds:
+            found[kinds[each.type](each)] = None
+    return list(found)
+
+
+def _ttl(records: Iterable[Any]) -> float:
+    """The shortest TTL."""
+    return float(min([each.ttl for each in records], default=_NO_TTL))
+
+
+def _failed(name: str, problem: Any) -> LookUpFailed:
+    raised = getattr(problem, "value", problem)
+    kind = type(raised).__name__
+    words = {
+        "TimeoutError": "the name servers don't answer",
+        "DNSServerError": "the name servers have failed",
+        "DNSQueryRefusedError": "the name servers refuse",
+        "DNSFormatError": "the name servers don't understand",
+        "DNSNotImplementedError": "the name servers don't know how",
+    }
+    return LookUpFailed(f"{name}: {words.get(kind, str(raised) or kind)}")

@@ -1,0 +1,94 @@
+"""Makes servers of a pool: how each is dialled, and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IStreamClientEndpoint
+
+from relayd.configuring.address_grammar import HostPort, StreamAddress
+from relayd.configuring.server_options import ServerOptions
+from relayd.core.process_settings import Transport
+from relayd.net.dial_options import DialOptions
+from relayd.net.upstream import Upstream
+from relayd.operating.endpoints import dialing_endpoint, server_identity
+from relayd.preludes.proxy_protocol import preamble_of
+from relayd.upstreams.server import Server
+
+
+class Maker:
+    """Makes the servers of a pool.
+
+    :param transport: what their connections are made of.
+    :param dialing: of their sockets.
+
+    :ivar checked: called with the address of each server with state, and with it; if
+        they are to be checked.
+    """
+
+    checked: Callable[[StreamAddress, Server], object] | None = None
+
+    def __init__(
+        self, reactor: Any, transport: Transport, dialing: DialOptions | None = None
+    ) -> None:
+        self._reactor = reactor
+        self._transport = transport
+        self._dialing = dialing
+
+    def _endpoint(self, address: StreamAddress) -> IStreamClientEndpoint:
+        return dialing_endpoint(address, self._reactor, self._transport, self._dialing)
+
+    def upstream(self, address: StreamAddress) -> Upstream:
+        """One of which nothing is said."""
+        return Upstream(
+            self._endpoint(address),
+            name_of(address),
+            server_identity(address),
+        )
+
+    def server(self, address: StreamAddress) -> Server:
+        """One with what is said of it."""
+        return self.named(address, address.options, name_of(address))
+
+    def named(
+        self,
+        address: StreamAddress,
+        options: ServerOptions,
+        name: str,
+        tier: int = 0,
+        weight: int | None = None,
+    ) -> Server:
+        """One at an address with options that are said elsewhere.
+
+        :param name: what the log calls it; behind its label, if it has one.
+        :param tier: of a name's servers, theirs among each other.
+        :param weight: unless given, that of the options.
+        """
+        label = options.name or ""
+        server = Server(
+            self._endpoint(address),
+            f"{label}/{name}" if label else name,
+            server_identity(address),
+            preamble_of(options.send_proxy),
+            label=label,
+            weight=options.weight if weight is None else weight,
+            max_sessions=options.max,
+            # Backups come behind all that are none, whatever their tier.
+            tier=tier + (BACKUPS if options.backup else 0),
+            disabled=options.disabled,
+        )
+        if self.checked is not None:
+            self.checked(address, server)
+        return server
+
+
+#: The tier of the first backups: there are fewer priorities of a service.
+BACKUPS = 1 << 16
+
+
+def name_of(address: StreamAddress) -> str:
+    """What the log calls a server until it is connected."""
+    if isinstance(address, HostPort) and address.host is None:
+        return f"127.0.0.1:{address.port}"
+    return str(address)

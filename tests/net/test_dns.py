@@ -1,0 +1,170 @@
+"""What name servers say, asked over loopback."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import succeed
+from twisted.names import dns, server
+from twisted.names.common import ResolverBase
+from twisted.names.error import DNSNameError
+
+from relayd.net.dns import Answer, Found, LookUpFailed, NameServers, name_servers
+from tests.conftest import LoggedFailures
+
+
+class Zone(ResolverBase):
+    """A name server's records, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: dict[str, Any] = {}
+
+    def _lookup(self, name: bytes, cls: int, kind: int, timeout: Any) -> Any:
+        found = self.records.get(name.decode(), DNSNameError())
+        if isinstance(found, Exception):
+            from twisted.internet.defer import fail
+
+            return fail(found)
+        return succeed(
+            (
+                [
+                    dns.RRHeader(name, one.TYPE, dns.IN, one.ttl, one, auth=True)
+                    for one in found
+                    if kind in (one.TYPE, dns.ALL_RECORDS) or one.TYPE == dns.CNAME
+                ],
+                [],
+                [],
+            )
+        )
+
+
+@pytest.fixture
+def zone() -> Iterator[Zone]:
+    made = Zone()
+    listening: Any = reactor
+    protocol = dns.DNSDatagramProtocol(server.DNSServerFactory(clients=[made]))
+    made.port = listening.listenUDP(0, protocol, interface="127.0.0.1")  # type: ignore[attr-defined]
+    yield made
+    made.port.stopListening()  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def asked(zone: Zone) -> NameServers:
+    port = zone.port.getHost().port  # type: ignore[attr-defined]
+    return NameServers(reactor, [("127.0.0.1", port)])
+
+
+@pytest_twisted.inlineCallbacks
+def test_the_addresses_of_a_name(zone: Zone, asked: NameServers) -> Any:
+    zone.records["db.test"] = [
+        dns.Record_A("10.0.0.1", ttl=40),
+        dns.Record_A("10.0.0.2", ttl=30),
+        dns.Record_AAAA("2001:db8::1", ttl=50),
+    ]
+    answer = yield asked.host("db.test", 5432)
+    assert answer == Answer(
+        [Found(each, 5432) for each in ("10.0.0.1", "10.0.0.2", "2001:db8::1")], 30.0
+    )
+
+
+@pytest_twisted.inlineCallbacks
+def test_a_name_without_an_address_and_no_name(zone: Zone, asked: NameServers) -> Any:
+    zone.records["mail.test"] = [dns.Record_MX(name="m.test", ttl=30)]
+    empty = yield asked.host("mail.test", 80)
+    missing = yield asked.host("no.test", 80)
+    assert not empty.found
+    assert not missing.found
+    assert (empty.why, missing.why) == ("it has no address", "there is no such name")
+
+
+@pytest_twisted.inlineCallbacks
+def test_name_servers_that_fail(
+    zone: Zone, asked: NameServers, logged_failures: LoggedFailures
+) -> Any:
+    zone.records["db.test"] = zone.records["_db._tcp.test"] = OSError("broken")
+    for ask in (
+        lambda: asked.host("db.test", 80),
+        lambda: asked.service("_db._tcp.test"),
+    ):
+        with pytest.raises(LookUpFailed, match="the name servers have failed"):
+            yield ask()
+    # The name server's own.
+    logged_failures.clear()
+
+
+@pytest_twisted.inlineCallbacks
+def test_name_servers_that_are_silent(
+    asked: NameServers, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with silent:
+        silent.bind(("127.0.0.1", 0))
+        monkeypatch.setattr("relayd.net.dns.QUERY_TIMEOUTS", (0.05,))
+        asked = NameServers(reactor, [silent.getsockname()])
+        with pytest.raises(
+            LookUpFailed, match="db.test: the name servers don't answer"
+        ):
+            yield asked.host("db.test", 80)
+
+
+@pytest_twisted.inlineCallbacks
+def test_the_servers_of_a_service(zone: Zone, asked: NameServers) -> Any:
+    zone.records["_db._tcp.test"] = [
+        dns.Record_SRV(20, 0, 5433, "spare.test", ttl=60),
+        dns.Record_SRV(10, 60000, 5432, "a.test", ttl=60),
+        dns.Record_SRV(10, 30000, 5432, "b.test", ttl=60),
+    ]
+    for name, address in (("a", 1), ("b", 2), ("spare", 3)):
+        zone.records[f"{name}.test"] = [dns.Record_A(f"10.0.0.{address}", ttl=20)]
+    answer = yield asked.service("_db._tcp.test")
+    assert sorted(answer.found) == [
+        Found("10.0.0.1", 5432, 0, 256),
+        Found("10.0.0.2", 5432, 0, 128),
+        Found("10.0.0.3", 5433, 1, 1),
+    ]
+    assert answer.ttl == 20
+
+
+@pytest_twisted.inlineCallbacks
+def test_a_service_that_there_is_not(zone: Zone, asked: NameServers) -> Any:
+    zone.records["_off._tcp.test"] = [dns.Record_SRV(0, 0, 0, b"", ttl=60)]
+    zone.records["_lost._tcp.test"] = [dns.Record_SRV(0, 0, 1, "gone.test", ttl=60)]
+    said = []
+    for name in ("_off._tcp.test", "_lost._tcp.test", "_no._tcp.test"):
+        answer = yield asked.service(name)
+        assert not answer.found
+        said.append(answer.why)
+    assert said == [
+        "it has no service",
+        "its services have no address",
+        "there is no such name",
+    ]
+
+
+def test_the_name_servers_of_a_machine(tmp_path: Path) -> None:
+    path = tmp_path / "resolv.conf"
+    assert name_servers(str(path)) == [("127.0.0.1", 53)]
+    path.write_text(
+        "# one\nnameserver 10.0.0.53\nnameserver\nnameserver here\noptions x\n"
+        "nameserver 2001:db8::53\n"
+    )
+    assert name_servers(str(path)) == [("10.0.0.53", 53), ("2001:db8::53", 53)]
+    path.write_text("nameserver 10.0.0.1\n" * 20)
+    assert len(name_servers(str(path))) == 8
+
+
+def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "resolv.conf"
+    asked = NameServers(reactor, path=str(path))
+    assert asked._asked().servers == [("127.0.0.1", 53)]
+    path.write_text("nameserver 10.0.0.1\n")
+    first = asked._asked()
+    assert first.servers == [("10.0.0.1", 53)]
+    assert asked._asked() is first
