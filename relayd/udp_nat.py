@@ -21,6 +21,7 @@ from relayd.core import settings
 from relayd.core.flows import Counters, FlowObserver
 from relayd.core.interfaces import IGate
 from relayd.core.networks import Ip
+from relayd.core.pacing import FlowBandwidth
 from relayd.core.relay_names import relay_name
 from relayd.datagrams.dialing import FlowDialer
 from relayd.datagrams.ledger import Ledger
@@ -71,6 +72,8 @@ class UdpNat(DatagramRelay):
     :param dialing: from which address, and by which way, servers are sent to.
     :param send_proxy: tell servers, with a PROXY header of version 2, whose datagrams
         these are: `v2`, in each datagram, or `v2-first`, in the first of a flow.
+    :param bandwidth: limits how many bytes pass in a second
+        (:class:`~relayd.admission.bandwidth.Bandwidth`); what is too much is dropped.
     :param name: what the log calls this relay; `relay1`, `relay2` and so on, unless
         given (:mod:`relayd.core.relay_names`).
     :raises ValueError: a setting can't be used.
@@ -98,6 +101,7 @@ class UdpNat(DatagramRelay):
         closes: Callable[[], bool] | None = None,
         dialing: DialOptions | None = None,
         send_proxy: str | None = None,
+        bandwidth: FlowBandwidth | None = None,
         name: str | None = None,
     ) -> None:
         if max_flows is None:
@@ -130,6 +134,7 @@ class UdpNat(DatagramRelay):
             gate=gate,
             closes=closes,
             preamble=preamble_of(send_proxy),
+            bandwidth=bandwidth,
         )
 
 

@@ -1,1 +1,1 @@
-"""Which clients are admitted, and how many."""
+"""Which clients are admitted, how many, and how fast."""

@@ -157,6 +157,27 @@ class Limits:
         self.up, self.down = up, down
         self.paces: list[Pace] = []
 
+    def passes_up(self, count: int, *, whole: bool = False) -> bool:
+        """See :class:`relayd.core.pacing.DatagramLimits`."""
+        return self._passes(self.up, count, whole)
+
+    def passes_down(self, count: int, *, whole: bool = False) -> bool:
+        """See :class:`relayd.core.pacing.DatagramLimits`."""
+        return self._passes(self.down, count, whole)
+
+    def _passes(self, buckets: tuple[Bucket, ...], count: int, whole: bool) -> bool:
+        bandwidth = self._bandwidth
+        if bandwidth is None:
+            return True
+        now, least = bandwidth.now(), count if whole else 0
+        for bucket in buckets:
+            bucket.refill(now)
+            if bucket.tokens <= least:
+                return False
+        for bucket in buckets:
+            bucket.tokens -= count
+        return True
+
     def release(self) -> None:
         """See :meth:`ILease.release`."""
         bandwidth, self._bandwidth = self._bandwidth, None

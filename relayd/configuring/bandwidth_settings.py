@@ -14,7 +14,7 @@ from relayd.admission.rates import (
     parse_rates,
     rate_of,
 )
-from relayd.core.setting_types import STREAMS, Setting
+from relayd.core.setting_types import ALL_KINDS, Setting
 from relayd.core.settings import LIMITS
 from relayd.core.units import load_number
 
@@ -62,7 +62,7 @@ BANDWIDTH = Setting[Rates | None](
     " with a unit, such as 10MB, 512KiB or 1Mbit; up=RATE,down=RATE says the ways apart"
     " (up: to the server), and one left out has no limit. Streams are read more slowly;"
     " datagrams that come too fast are dropped.",
-    kinds=STREAMS,
+    kinds=ALL_KINDS,
     group=LIMITS,
 )
 BANDWIDTH_PER_CLIENT = Setting[Rates | None](
@@ -72,7 +72,7 @@ BANDWIDTH_PER_CLIENT = Setting[Rates | None](
     otherwise="none",
     help="The same for the sessions of one client address together (see"
     " --client-prefix).",
-    kinds=STREAMS,
+    kinds=ALL_KINDS,
     group=LIMITS,
 )
 BANDWIDTH_PER_SESSION = Setting[Rates | None](
@@ -81,7 +81,7 @@ BANDWIDTH_PER_SESSION = Setting[Rates | None](
     default=None,
     otherwise="none",
     help="The same for each session, or UDP flow.",
-    kinds=STREAMS,
+    kinds=ALL_KINDS,
     group=LIMITS,
 )
 

@@ -144,6 +144,9 @@ class FlowAdmission:
     hours_end: bool = admission_settings.HOURS_END.default
     max_connects_per_client: ConnectRate | None = MAX_CONNECTS_PER_CLIENT.default
     client_prefix: ClientPrefix | None = CLIENT_PREFIX.default
+    bandwidth: Rates | None = BANDWIDTH.default
+    bandwidth_per_client: Rates | None = BANDWIDTH_PER_CLIENT.default
+    bandwidth_per_session: Rates | None = BANDWIDTH_PER_SESSION.default
 
 
 @attrs.frozen(kw_only=True)
@@ -157,9 +160,6 @@ class Admission(FlowAdmission):
     queue: int | None = admission_settings.QUEUE.default
     queue_timeout: float = admission_settings.QUEUE_TIMEOUT.default
     max_age: float = admission_settings.MAX_AGE.default
-    bandwidth: Rates | None = BANDWIDTH.default
-    bandwidth_per_client: Rates | None = BANDWIDTH_PER_CLIENT.default
-    bandwidth_per_session: Rates | None = BANDWIDTH_PER_SESSION.default
 
 
 @attrs.frozen(kw_only=True)

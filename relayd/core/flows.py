@@ -113,9 +113,11 @@ class Counters:
         not say which address the client sent to), a gate's word (`client`, `hours` and
         others of :data:`relayd.core.errors.REASONS`), `source_port_0`, `source_loops`
         (a reply there would come back), `loop` (they come from the relay itself,
-        by another relay of this process), `truncated`, `draining`, `failed` (a defect
+        by another relay of this process), `truncated`, `draining`, `bandwidth` (they
+        come faster than its limit), `failed` (a defect
         of ours, whose traceback is in the log), or `send_` and the name of the error.
-    :ivar replies_dropped: likewise: `reply_cap`, `truncated`, `failed`, `send_…`.
+    :ivar replies_dropped: likewise: `reply_cap`, `bandwidth`, `truncated`, `failed`,
+        `send_…`.
     :ivar icmp_errors: how often a server's host refused what had been sent.
     :ivar resent: how many datagrams were sent to the next address of a server's
         name as well, after one had refused; each is in `sent` once.

@@ -5,6 +5,8 @@ A direction whose bandwidth is limited has a `pace`
 many bytes may be read now, and tells it how many were read; a source that may not be
 read waits, paused, until the pace resumes it.  Nothing is dropped, and nothing kept:
 what waits, waits in the kernel.
+
+Datagrams don't wait: they pass, or are dropped.
 """
 
 from __future__ import annotations
@@ -46,3 +48,30 @@ class Pace(Protocol):
 
     def lift(self) -> None:
         """There is no limit any more: what is left is read as fast as it can be."""
+
+
+class DatagramLimits(Protocol):
+    """What limits the bytes of one flow."""
+
+    def passes_up(self, count: int, *, whole: bool = False) -> bool:
+        """Whether bytes for the server may pass now; they are counted if they may.
+
+        :param whole: only if there are so many left; or else if there is anything, and
+            what is too much is made up for later.
+        """
+
+    def passes_down(self, count: int, *, whole: bool = False) -> bool:
+        """The same for its client."""
+
+    def release(self) -> None:
+        """The flow is over."""
+
+
+class FlowBandwidth(Protocol):
+    """How many bytes of flows may pass in a second."""
+
+    def limits_of(self, name: str) -> DatagramLimits:
+        """What limits a new flow; to be released when it is over.
+
+        :param name: its client, as :func:`relayd.core.addresses.socket_name` has it.
+        """

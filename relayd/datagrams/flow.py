@@ -74,6 +74,7 @@ class ClientFlow(Flow):
 
     #: What it receives is from a server, not from clients.
     hears_server = True
+    limits: Any = None  # those of its bytes, if there are any
 
     __slots__ = (
         "_batch_until",

@@ -17,13 +17,15 @@ from relayd.core.errors import REASONS, Refused
 from relayd.core.flows import NewFlow
 from relayd.core.interfaces import IGate, ILease
 from relayd.core.leases import LATER, checked, give_back, lease_of
+from relayd.core.pacing import FlowBandwidth
 from relayd.datagrams.dialing import FlowDialer
 from relayd.datagrams.flow import ClientFlow
 from relayd.datagrams.interfaces import FlowRelay
 from relayd.datagrams.ledger import Ledger
+from relayd.datagrams.limited import flow_of
 from relayd.datagrams.listener import DatagramListener
 from relayd.datagrams.loops import LoopGuard
-from relayd.datagrams.preamble import Preamble, flow_of
+from relayd.datagrams.preamble import Preamble
 from relayd.datagrams.refusals import SHORTAGE
 from relayd.datagrams.servers import Server, ServerPool
 from relayd.datagrams.table import TableFull
@@ -41,6 +43,7 @@ class FlowOpener:
 
     :param relay: ends the flows that are evicted.
     :param preamble: what servers are told of flows; unless they have their own.
+    :param bandwidth: limits what they pass on.
     """
 
     def __init__(
@@ -54,8 +57,10 @@ class FlowOpener:
         watcher: Watcher,
         gate: IGate | None = None,
         preamble: Preamble | None = None,
+        bandwidth: FlowBandwidth | None = None,
     ) -> None:
         self._ledger = ledger
+        self._bandwidth = bandwidth
         self._preamble = preamble
         self._table = ledger.table
         self._relay = relay
@@ -239,15 +244,20 @@ class FlowOpener:
         self, listener: DatagramListener, client: tuple[Any, Any, Any], server: Server
     ) -> ClientFlow:
         connected = self._dialer.dial_any(server)
-        sock = connected.sock
+        sock, limits = connected.sock, None
         try:
+            if self._bandwidth is not None:
+                limits = self._bandwidth.limits_of(socket_name(client[1]))
             flow = flow_of(
                 server.preamble or self._preamble,
+                limits,
                 *(self._ledger, self._relay, listener, client, connected),
             )
             self._watcher.watch(sock.fileno(), flow, READABLE)
         except OSError:
             sock.close()
+            if limits is not None:
+                limits.release()
             raise
         return flow
 

@@ -109,17 +109,3 @@ class PreambledFlow(ClientFlow):
         else:
             header, send = self._header, connected.sock.send
             self.send = lambda data: send(header + data)
-
-
-def flow_of(
-    preamble: Preamble | None,
-    ledger: Ledger[ClientFlow],
-    relay: FlowRelay,
-    listener: FlowListener,
-    client: tuple[Any, Any, Any],
-    connected: Connected,
-) -> ClientFlow:
-    """A flow, with a preamble if its server is to be told one."""
-    if preamble is None:
-        return ClientFlow(ledger, relay, listener, client, connected)
-    return PreambledFlow(ledger, relay, listener, client, connected, preamble)

@@ -19,6 +19,7 @@ from relayd.core.flows import Counters, FlowFacts, FlowObserver
 from relayd.core.hops import datagrams as hops
 from relayd.core.interfaces import IGate
 from relayd.core.leases import give_back
+from relayd.core.pacing import FlowBandwidth
 from relayd.core.registry import Registry
 from relayd.datagrams.dialing import FlowDialer
 from relayd.datagrams.flow import ClientFlow
@@ -54,6 +55,7 @@ class DatagramRelay:
     :param closes: tells about once a second whether all flows are to end now, with the
         ending `hours`; unless given, they are not.
     :param preamble: what servers are told of flows.
+    :param bandwidth: limits what they pass on; nothing does, unless given.
 
     :ivar listeners: the open listeners.
     :ivar observer: calls the observer that was given, until it raises.
@@ -73,6 +75,7 @@ class DatagramRelay:
         gate: IGate | None = None,
         closes: Callable[[], bool] | None = None,
         preamble: Preamble | None = None,
+        bandwidth: FlowBandwidth | None = None,
     ) -> None:
         self.ledger = ledger
         self.clock = ledger.clock
@@ -97,7 +100,9 @@ class DatagramRelay:
             watcher=watcher,
             gate=gate,
             preamble=preamble,
+            bandwidth=bandwidth,
         )
+        self.bandwidth = bandwidth
         self._closes = closes
         self.observer = FailSafeObserver(observer)
         self._timer: IDelayedCall | None = None
@@ -202,6 +207,8 @@ class DatagramRelay:
         if flow.lease is not None:
             lease, flow.lease = flow.lease, None
             give_back(lease)
+        if flow.limits is not None:
+            give_back(flow.limits)
         self.observer.ended(flow, self.facts(flow, ending, by))
 
     def facts(self, flow: ClientFlow, ending: str = "", by: str = "") -> FlowFacts:

@@ -197,6 +197,12 @@ STREAMS = (
     ),
     _Family(
         CounterMetricFamily,
+        "relayd_bandwidth_waits",
+        "How often sessions had to wait, as their bandwidth is limited.",
+        _one(lambda reading: reading.waits),
+    ),
+    _Family(
+        CounterMetricFamily,
         "relayd_refused",
         "Clients that were not served for what they are, said or asked for.",
         _each(lambda reading: reading.refused),

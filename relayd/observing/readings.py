@@ -34,6 +34,14 @@ class Living(Protocol):
     def __iter__(self) -> Iterator[Any]: ...
 
 
+class Waits(Protocol):
+    """What sessions wait for."""
+
+    @property
+    def waits(self) -> int:
+        """How often one has."""
+
+
 @attrs.frozen
 class Sessions:
     """A stream relay that is counted.
@@ -41,11 +49,13 @@ class Sessions:
     :ivar relay: its name.
     :ivar counts: of all its listeners.
     :ivar living: of each listener: what has a `session`.
+    :ivar bandwidth: what limits its bytes, if anything does.
     """
 
     relay: str
     counts: SessionCounts
     living: Sequence[Living]
+    bandwidth: Waits | None = None
 
 
 class FlowSource(Protocol):
@@ -95,6 +105,7 @@ class StreamReading:
     :ivar refused: clients that were not served, by reason; some were admitted first.
     :ivar up: bytes from clients; `down` from servers.
     :ivar spliced: of both, what did not pass through this process.
+    :ivar waits: how often a session had to wait for its bandwidth.
     :ivar durations: of the closed sessions; `connects` of the dials that succeeded.
     """
 
@@ -109,6 +120,7 @@ class StreamReading:
     durations: Histogram
     connects: Histogram
     servers: dict[str, ServerReading]
+    waits: int = 0
 
 
 @attrs.define
@@ -159,6 +171,7 @@ def read_sessions(relay: Sessions) -> Generator[None, None, StreamReading]:
             name: ServerReading(dict(each.results), each.failed_at is None)
             for name, each in counts.servers.items()
         },
+        waits=0 if relay.bandwidth is None else relay.bandwidth.waits,
     )
     servers = reading.servers
     for part in _parts(living):

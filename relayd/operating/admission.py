@@ -66,8 +66,6 @@ class Admitting:
 
 
 def _bandwidth(settings: FlowAdmission, reactor: Any) -> Bandwidth | None:
-    if not isinstance(settings, Admission):
-        return None
     limits = (
         settings.bandwidth,
         settings.bandwidth_per_client,

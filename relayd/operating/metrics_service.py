@@ -120,7 +120,7 @@ class MetricsService(Service):
                 yield Flows(name, own)
             else:
                 living = [each.registry for each in own]
-                yield Sessions(name, own[0].counts, living)
+                yield Sessions(name, own[0].counts, living, own[0].bandwidth)
 
     def _process(self) -> Generator[None, None, ProcessReading]:
         open_descriptors = yield from count_descriptors()

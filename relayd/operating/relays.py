@@ -205,6 +205,7 @@ def udp_listenings(
             gate=admitting.gate,
             closes=lifetime.flows_end if lifetime is not None else None,
             dialing=options,
+            bandwidth=admitting.bandwidth,
             name=relay.name,
             **attrs.asdict(attrs.evolve(relay.udp, max_flows=max_flows)),
         )

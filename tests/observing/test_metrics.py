@@ -35,6 +35,7 @@ FAMILIES = {
     "relayd_session_duration_seconds": ("histogram", {"relay", "le"}),
     "relayd_relayed_bytes_total": ("counter", {"relay", "direction"}),
     "relayd_spliced_bytes_total": ("counter", {"relay"}),
+    "relayd_bandwidth_waits_total": ("counter", {"relay"}),
     "relayd_refused_total": ("counter", {"relay", "reason"}),
     "relayd_upstream_connects_total": ("counter", {"relay", "upstream", "result"}),
     "relayd_upstream_connect_seconds": ("histogram", {"relay", "le"}),
