@@ -33,6 +33,7 @@ from relayd.net.upstream import Upstream
 from relayd.observing.session_log import SessionLog
 from relayd.preludes.proxy_protocol import introduced_by, preamble_of
 from relayd.stream.closing_bridge import ClosingBridge
+from relayd.stream.cutting import Cutting
 from relayd.stream.deadlines import Timeouts
 from relayd.stream.factory import StreamFactory, StreamProtocol
 from relayd.stream.relay import Bandwidth, Lifetime
@@ -69,6 +70,7 @@ class RelayFactory(StreamFactory):
     :param dial_timeout: seconds for all of a client's attempts; 0 for ever.
     :param wait_for_server: seconds for which new clients wait while no server can be
         chosen; 0: they are refused.
+    :param cut: reset the sessions of a server that checks find down.
     :param connect_timeout: seconds until the server must have answered, and done its
         TLS handshake if it has one; of each attempt.
     :param stall_timeout: seconds that bytes may wait for a peer that takes none.
@@ -119,6 +121,7 @@ class RelayFactory(StreamFactory):
         retries: int | None = None,
         dial_timeout: float = pool_settings.DIAL_TIMEOUT.default,
         wait_for_server: float = 0.0,
+        cut: bool = False,
         connect_timeout: float = settings.CONNECT_TIMEOUT.default,
         stall_timeout: float = settings.STALL_TIMEOUT.default,
         idle_timeout: float = settings.IDLE_TIMEOUT.default,
@@ -158,12 +161,15 @@ class RelayFactory(StreamFactory):
         self.keepalive = KEEPALIVE if keepalive is None else keepalive
         self.user_timeout = checked_user_timeout(user_timeout, stall_timeout)
         self.pool = Pool.of(upstream)
+        self.pool.belong_to(self.name)
         if retries is None:
             retries = RETRIES if len(self.pool.upstreams) > 1 else 0
         if retries < 0 or not dial_timeout >= 0 or not wait_for_server >= 0:
             raise ValueError("retries and times must not be negative")
         if retries:
             self.retries = Retries(self.pool, retries, dial_timeout)
+        if cut:
+            self.pool.listeners.append(Cutting(self).server_changed)
         self._waits_always = bool(wait_for_server)
         if wait_for_server or self.pool.pending:
             seconds = wait_for_server or connect_timeout

@@ -187,6 +187,7 @@ class PoolSettings(ServerChecks):
     fail_time: float = pool_settings.FAIL_TIME.default
     fail_max: float = pool_settings.FAIL_MAX.default
     eject_most: int = pool_settings.EJECT_MOST.default
+    on_down: pool_settings.OnDown = pool_settings.ON_DOWN.default
     slow_start: float = pool_settings.SLOW_START.default
     resolve_every: float | None = pool_settings.RESOLVE_EVERY.default
     resolve_grace: float = pool_settings.RESOLVE_GRACE.default

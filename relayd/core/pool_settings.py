@@ -24,6 +24,9 @@ POOLS: tuple[Kind, ...] = ("tcp", "udp")
 
 _TCP: tuple[Kind, ...] = ("tcp",)
 
+#: What becomes of the sessions of a server that goes down.
+OnDown = Literal["keep", "cut"]
+
 #: How a server is chosen.
 Balance = Literal["round-robin", "least-sessions", "random", "client-hash", "first"]
 
@@ -126,6 +129,15 @@ EJECT_MOST = Setting[int](
     default=50,
     help="Limit of a relay's servers that are out for failed dials at once; never the"
     " last one.",
+    kinds=_TCP,
+    group=SERVERS,
+)
+ON_DOWN = Setting[OnDown](
+    name="on-down",
+    type=Choice[OnDown](OnDown),
+    default="keep",
+    help="When checks find that a server is down, its sessions go on (keep) or are cut"
+    " off by a reset (cut).",
     kinds=_TCP,
     group=SERVERS,
 )

@@ -40,6 +40,8 @@ class Ending(Enum):
     #: It took none of the data that waited for it, for the stall timeout.
     DOWNSTREAM_STALLED = ("downstream_stalled", "cD")
     UPSTREAM_STALLED = ("upstream_stalled", "sD")
+    #: Its server went down, and its pool cuts sessions then.
+    UPSTREAM_DOWN = ("upstream_down", "DD")
     #: Nothing moved for the idle timeout, or the half-close timeout.
     IDLE = ("idle", "cD")
     HALF_CLOSED = ("half_closed", "cD")

@@ -5,15 +5,25 @@ A single server of which nothing is said needs no state, and gets none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from relayd.admission.per_client import ClientPrefix
 from relayd.configuring.address_grammar import StreamAddress
 from relayd.configuring.config import PoolSettings
 from relayd.configuring.server_grammar import ServersOf
 from relayd.configuring.server_options import PLAIN
+from relayd.core.interfaces import ISelector
+from relayd.core.pool_settings import Balance
 from relayd.net.upstream import Upstream
 from relayd.operating.servers import Maker
+from relayd.upstreams.balance import (
+    First,
+    LeastSessions,
+    RandomOfTwo,
+    RoundRobin,
+)
+from relayd.upstreams.client_hash import ClientHash
 from relayd.upstreams.pool import Pool
 
 
@@ -22,10 +32,12 @@ def stream_pool(
     settings: PoolSettings,
     reactor: Any,
     made: Maker,
+    prefix: ClientPrefix | None = None,
 ) -> Pool:
     """The servers of one listener.
 
     :param made: makes its servers.
+    :param prefix: which clients count as one.
     :raises ConfigError: Twisted can't use one of the endpoint strings.
     """
     fixed = [each for each in destinations if not isinstance(each, ServersOf)]
@@ -35,7 +47,11 @@ def stream_pool(
         servers = [made.upstream(fixed[0])]
     else:
         servers = [made.server(each) for each in fixed]
-    pool = Pool(servers, try_all=settings.when_none.what == "try-all")
+    pool = Pool(
+        servers,
+        selector_of(settings.balance, prefix),
+        try_all=settings.when_none.what == "try-all",
+    )
     named = [each for each in destinations if isinstance(each, ServersOf)]
     if named:
         # Imports twisted.names, which few relays need.
@@ -43,3 +59,22 @@ def stream_pool(
 
         pool.tasks += followers(named, pool, made, settings, reactor)
     return pool
+
+
+def selector_of(balance: Balance, prefix: ClientPrefix | None) -> ISelector:
+    """How a server is chosen.
+
+    :param prefix: which clients count as one.
+    """
+    if balance == "client-hash":
+        bits = prefix or ClientPrefix()
+        return ClientHash(bits.ipv4, bits.ipv6)
+    return _SELECTORS[balance]()
+
+
+_SELECTORS: Mapping[Balance, Callable[[], ISelector]] = {
+    "round-robin": RoundRobin,
+    "least-sessions": LeastSessions,
+    "random": RandomOfTwo,
+    "first": First,
+}

@@ -80,7 +80,9 @@ def relay_listenings(
         made = Maker(reactor, config.transport, options)
         if checks is not None and relay.pool.check is not None:
             made.checked = partial(_check, checks, relay, options)
-        pool = stream_pool(destinations, relay.pool, reactor, made)
+        pool = stream_pool(
+            destinations, relay.pool, reactor, made, relay.admission.client_prefix
+        )
         if checks is not None:
             pool.listeners.append(partial(_check_no_more, checks))
         found += pool_listenings(
@@ -129,6 +131,7 @@ def pool_listenings(
         name=relay.name,
         retries=relay.pool.retries,
         dial_timeout=relay.pool.dial_timeout,
+        cut=relay.pool.on_down == "cut",
         wait_for_server=relay.pool.when_none.limit,
         **attrs.asdict(relay.stream, recurse=False),
     )

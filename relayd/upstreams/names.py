@@ -148,9 +148,9 @@ class Follower:
         self._servers |= new
         self._pool.replace(gone.values(), new.values())
         for one in new.values():
-            log.info("{name}: {server} joins", name=self.name, server=one.name)
+            self._say("{server} joins", one)
         for one in gone.values():
-            log.info("{name}: {server} leaves", name=self.name, server=one.name)
+            self._say("{server} leaves", one)
 
     def _has_none(self, why: str) -> float:
         """The name has no servers; the seconds until they leave, if there are some."""
@@ -190,4 +190,12 @@ class Follower:
     def _tell(self, what: str) -> None:
         if what != self._told:
             self._told = what
-            log.warn("{name}: {what}", name=self.name, what=what)
+            log.warn(
+                "{relay}: {name}: {what}",
+                relay=self._pool.relay,
+                name=self.name,
+                what=what,
+            )
+
+    def _say(self, what: str, server: Server) -> None:
+        log.info("{relay}: " + what, relay=self._pool.relay, server=server.name)

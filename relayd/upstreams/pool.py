@@ -44,6 +44,7 @@ class Pool:
         :class:`~relayd.upstreams.server.Server`, which belongs to one pool.
     :ivar selector: picks one of them for a session.
     :ivar try_all: servers that are down are chosen, too, while no other can be.
+    :ivar relay: the name of its relay.
     :ivar pending: how many names there are whose servers nobody knows yet.
     :ivar tasks: what keeps it up to date while its relay runs: names that are followed,
         checks.
@@ -53,6 +54,7 @@ class Pool:
     upstreams: Sequence[Upstream] = attrs.field(converter=_fixed)
     selector: ISelector = attrs.Factory(RoundRobin)
     try_all: bool = attrs.field(default=False, kw_only=True)
+    relay: str = attrs.field(default="", init=False)
     pending: int = attrs.field(default=0, init=False)
     tasks: list[Task] = attrs.field(factory=list, init=False)
     listeners: list[Callable[[Server], object]] = attrs.field(factory=list, init=False)
@@ -129,6 +131,12 @@ class Pool:
         tier = min([each.tier for each in found], default=0)
         return tuple(each for each in found if each.tier == tier)
 
+    def belong_to(self, relay: str) -> None:
+        """Its relay has this name, with which lines about its servers begin."""
+        self.relay = relay
+        for each in self.servers:
+            each.relay = relay
+
     # -- servers that change
 
     def replace(self, gone: Collection[Server], new: Collection[Server]) -> None:
@@ -158,6 +166,7 @@ class Pool:
         if getattr(server.on_change, "__self__", self) is not self:
             raise ValueError(f"{server.name} is in another pool already")
         server.on_change = self._changed
+        server.relay = self.relay
         server.on_load = getattr(self.selector, "touched", None)
 
     def _changed(self, server: Server) -> None:

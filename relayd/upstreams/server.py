@@ -12,10 +12,13 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 import attrs
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from relayd.core.interfaces import ICounted
 from relayd.net.upstream import Upstream
+
+log = Logger(namespace="relayd.upstreams")
 
 #: The largest weight.
 MAX_WEIGHT = 256
@@ -67,6 +70,7 @@ class Server(Upstream):
         long as the slow start.
     :ivar sessions: that are under way, those that are dialled included.
     :ivar why: why it is as it is, in words; empty if nothing has happened.
+    :ivar relay: the name of the relay that it belongs to.
     :ivar passive: judges it by its dials, if anything does.
     :ivar on_change: called when it is another whether it may be chosen, or its weight.
     :ivar on_load: called when `sessions` has changed, if a selector wants to know.
@@ -86,6 +90,7 @@ class Server(Upstream):
     share: float = attrs.field(default=1.0, init=False)
     sessions: int = attrs.field(default=0, init=False)
     why: str = attrs.field(default="", init=False)
+    relay: str = attrs.field(default="", init=False)
     passive: Passive | None = attrs.field(default=None, init=False)
     on_change: Callable[[Any], object] = attrs.field(default=_nothing, init=False)
     on_load: Callable[[Any], object] | None = attrs.field(default=None, init=False)
@@ -131,7 +136,16 @@ class Server(Upstream):
         """
         if weight is not None:
             self.weight = min(max(weight, 0), MAX_WEIGHT)
-        self.checked_up, self.why = up, why
+        was_up, self.checked_up, self.why = self.checked_up, up, why
+        if up != was_up:
+            tell = log.info if up else log.warn
+            tell(
+                "{relay}: {server} is {how}: {why}",
+                relay=self.relay,
+                server=self.name,
+                how="up" if up else "down",
+                why=why,
+            )
         self.changed()
 
     # -- ICounted

@@ -346,3 +346,42 @@ def test_servers_that_are_down_are_tried_if_no_other_can_be() -> None:
 def test_what_is_negative_is_refused(options: Any) -> None:
     with pytest.raises(ValueError, match="must not be negative"):
         Relay(1, **options)
+
+
+# -- sessions of a server that goes down
+
+
+def test_sessions_of_a_server_that_goes_down_are_reset_if_so_asked() -> None:
+    relay = Relay(2, cut=True)
+    clients = [relay.client() for _ in range(2)]
+    connected = [each.dial.connect() for each in relay.endpoints]
+    down = relay.servers[0]
+    assert isinstance(down, Server)
+    for _ in range(2):
+        down.checked(False, "no answer")
+    relay.clock.advance(0)
+    assert [each.connected for each in clients] == [False, True]
+    assert connected[0].aborted
+    session = relay.witness.sessions[0]
+    assert session.ending is Ending.UPSTREAM_DOWN
+    assert session.detail == "server0:80 is down: no answer"
+    assert relay.counts == [0, 1]
+    down.checked(True, "connected")
+    relay.client()
+    relay.endpoints[0].dials[-1].connect()
+    down.checked(False, "no answer")
+    relay.clock.advance(0)
+    assert relay.counts == [0, 1]
+    clients[1].lose()
+    connected[1].lose()
+
+
+def test_sessions_of_a_server_that_goes_down_go_on_unless_asked() -> None:
+    relay = Relay(1)
+    client = relay.client()
+    relay.endpoints[0].dial.connect()
+    relay.servers[0].checked(False, "no answer")  # type: ignore[attr-defined]
+    relay.clock.advance(0)
+    assert client.connected
+    assert relay.counts == [1]
+    client.lose()

@@ -1,0 +1,38 @@
+"""Resets the sessions of a server that goes down, so that clients look for another.
+
+Without this they go on: a server that does not pass its check may well finish what it
+has begun.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from relayd.core.session import Ending
+from relayd.stream.relay import StreamRelay
+
+
+class Cutting:
+    """Hears of the servers of one relay.
+
+    :param relay: whose sessions are reset.
+    """
+
+    def __init__(self, relay: StreamRelay) -> None:
+        self._relay = relay
+        #: Those whose sessions were reset, and that are not up again.
+        self._down: set[Any] = set()
+
+    def server_changed(self, server: Any) -> None:
+        """Its checks have changed their mind, or something else has changed.
+
+        :param server: a :class:`relayd.upstreams.server.Server`.
+        """
+        if server.checked_up or server.draining:
+            self._down.discard(server)
+        elif server not in self._down:
+            self._down.add(server)
+            why = f"{server.name} is down: {server.why}"
+            for each in self._relay.registry.living():
+                if each.session.server is server:
+                    each.abort_session(Ending.UPSTREAM_DOWN, why)
