@@ -87,6 +87,14 @@ class ConnectRates:
         buckets[key] = tokens - 1, now
         return FREE
 
+    def take_back(self, session: Any) -> None:
+        """Another gate has refused a client that was admitted here: it did not come."""
+        key = self._key_of(session.client)
+        bucket = self._buckets.get(key)
+        if bucket is not None:
+            had, at = bucket
+            self._buckets[key] = had + 1, at
+
     def _forget(self, now: float) -> None:
         """Make place for one client."""
         _, (had, at) = self._buckets.popitem(last=False)

@@ -74,6 +74,9 @@ class HoursGate:
     :param hours: which.
     """
 
+    #: They may be over once a client has waited for another gate.
+    changes = True
+
     def __init__(self, hours: OpeningHours) -> None:
         self.hours = hours
 
@@ -109,13 +112,22 @@ def _as_one(leases: list[ILease]) -> ILease:
 class Gates:
     """Several gates as one: a client is admitted that all of them admit, in order.
 
-    If one of them refuses, what those before it have given is given back.
+    If one of them refuses, what those before it have given is given back: their leases,
+    and what one counts that gives no lease (`take_back`).  A client that had to wait is
+    asked about once more, by those before whose answer changes with time (`changes`).
 
     :param gates: those that answer at once, and those that refuse most, go first.
     """
 
     def __init__(self, gates: Iterable[Any]) -> None:
         self.gates = tuple(gates)
+
+    def _take_back(self, session: Any, number: int) -> None:
+        """One of the gates has refused a client that those before it have admitted."""
+        for gate in self.gates[:number]:
+            take_back = getattr(gate, "take_back", None)
+            if take_back is not None:
+                take_back(session)
 
     @property
     def patience(self) -> float:
@@ -125,6 +137,7 @@ class Gates:
     def enter(self, session: Any) -> Any:
         """See :meth:`IGate.enter`."""
         held: list[ILease] = []
+        number = 0
         try:
             for number, gate in enumerate(self.gates):
                 lease = gate.enter(session)
@@ -133,24 +146,40 @@ class Gates:
                 if isinstance(lease, LATER):
                     return self._enter_later(session, number, held, lease)
                 held.append(checked(lease))
-        except BaseException:
+        except BaseException as problem:
             _Leases(held).release()
+            if number and isinstance(problem, Refused):
+                self._take_back(session, number)
             raise
         return _as_one(held)
+
+    def _ask_again(self, session: Any, number: int) -> None:
+        """The gate of this number has had a client wait: ask those before it.
+
+        :raises Refused: one of them would not admit it any more.
+        """
+        for gate in self.gates[:number]:
+            if getattr(gate, "changes", False):
+                give_back(gate.enter(session))
 
     async def _enter_later(
         self, session: Any, number: int, held: list[ILease], answer: Any
     ) -> ILease:
         """Wait for the answer of one gate, and go on with those after it."""
         try:
-            held.append(checked(await lease_of(answer)))
-            for gate in self.gates[number + 1 :]:
-                lease = gate.enter(session)
-                if isinstance(lease, LATER):
-                    lease = await lease_of(lease)
-                held.append(checked(lease))
-        except BaseException:
-            # Cancelled, too.
+            while True:
+                if isinstance(answer, LATER):
+                    held.append(checked(await lease_of(answer)))
+                    self._ask_again(session, number)
+                else:
+                    held.append(checked(answer))
+                number += 1
+                if number == len(self.gates):
+                    return _as_one(held)
+                answer = self.gates[number].enter(session)
+        except BaseException as problem:
+            # Cancelled, too: but who has left of itself has come.
             _Leases(held).release()
+            if isinstance(problem, Refused):
+                self._take_back(session, number)
             raise
-        return _as_one(held)

@@ -14,20 +14,30 @@ from relayd.configuring.address_grammar import EndpointString, UnixPath
 from relayd.configuring.address_settings import (
     ACCEPT_PROXY,
     ALLOW_CLIENT,
+    CLIENT_PREFIX,
     HOURS,
     INSTEAD,
     LISTEN,
+    MAX_CONNECTS_PER_CLIENT,
     SOCKS4_LISTENER,
 )
+from relayd.configuring.bandwidth_settings import BANDWIDTH_PER_CLIENT
 from relayd.configuring.config import is_local
 from relayd.configuring.given import Given, Layers, RelaySection
 from relayd.core import admission_settings, settings
 from relayd.core.setting_types import Setting
 
-#: Settings that do nothing without another one.
-NEEDS: Sequence[tuple[Setting[Any], Setting[Any]]] = (
+#: Settings that do nothing without another one, or without any of several.
+NEEDS: Sequence[tuple[Setting[Any], *tuple[Setting[Any], ...]]] = (
     (admission_settings.HOURS_END, HOURS),
     (admission_settings.QUEUE, admission_settings.MAX_SESSIONS),
+    (admission_settings.QUEUE_TIMEOUT, admission_settings.QUEUE),
+    (
+        CLIENT_PREFIX,
+        admission_settings.MAX_SESSIONS_PER_CLIENT,
+        MAX_CONNECTS_PER_CLIENT,
+        BANDWIDTH_PER_CLIENT,
+    ),
 )
 
 #: Others that are not for datagrams.
@@ -73,21 +83,32 @@ def about_admission(section: RelaySection) -> Iterator[str]:
 
 
 def does_nothing(sections: Sequence[RelaySection]) -> Iterator[str]:
-    """Settings that need another one, and have it in no relay for which they are."""
-    for row, other in NEEDS:
-        lonely: dict[int, Given] = {}
-        served = set()
+    """Settings that need another one, and have it in no relay for which they are.
+
+    So `[defaults]` may have one of which some relays make use.
+    """
+    for row, *others in NEEDS:
+        lonely: dict[Any, Given] = {}
+        served: set[Any] = set()
         for section in sections:
             given = section.one(row)
-            if given is not None and _is_on(section, row):
-                # One of the command line, or of `[defaults]`, is in many sections.
-                lonely[id(given)] = given
-                if _is_on(section, other):
-                    served.add(id(given))
-        for key, given in lonely.items():
-            if key not in served:
-                where, missing = given.place.prefix, given.place.option(other)
-                yield f"{where}{given} does nothing alone: give {missing}, too"
+            if given is None or given.value in (None, row.default):
+                # A file may have the defaults, too.
+                continue
+            # One of the command line, or of `[defaults]`, is in many sections.  Written
+            # as a file, the former is in the table of each relay, of whatever kind.
+            alike = all(section.kind in other.kinds for other in others)
+            lonely[id(given) if alike else given.value] = given
+            if any(_is_on(section, other) for other in others):
+                served |= {id(given), given.value}
+        alone = [given for key, given in lonely.items() if key not in served]
+        for given in dict.fromkeys(alone):
+            place = given.place
+            # Those that its relays can have.
+            kinds = {each.kind for each in sections if each.one(row) is given}
+            names = [place.option(each) for each in others if kinds & {*each.kinds}]
+            missing = " or ".join(names)
+            yield f"{place.prefix}{given} does nothing alone: give {missing}, too"
 
 
 def _is_on(section: RelaySection, row: Setting[Any]) -> bool:

@@ -424,6 +424,56 @@ def test_one_of_several_takes_its_time() -> None:
         assert [door.inside for door in doors] == [0, 0, 0]
 
 
+def test_who_is_refused_by_another_limit_has_not_come() -> None:
+    """At once, or later; what it may come by in a while is as it was."""
+    clock = Clock()
+    rates = ConnectRates(ConnectRate(2, 60.0), clock)
+    limits = SessionLimits(1, queue=1, queue_timeout=5, clock=clock)
+    gates = Gates([rates, limits])
+    inside = limits.enter(session("192.0.2.9:1"))
+    waits: Deferred[Any] = Deferred.fromCoroutine(gates.enter(session()))
+    told: list[Any] = []
+    waits.addBoth(told.append)
+    for _ in range(5):
+        reason, _ = refusal(gates) or ("", "")
+        assert reason == "queue"
+    clock.advance(5)
+    assert told.pop().value.reason == "queue_timeout"
+    # Who leaves has come: or the queue could be joined and left as often as one likes.
+    leaves: Deferred[Any] = Deferred.fromCoroutine(gates.enter(session()))
+    leaves.addErrback(lambda _: None)
+    leaves.cancel()
+    assert limits.waiting == 0
+    inside.release()
+    assert refusal(gates) is None
+    why = refusal(gates)
+    assert why is not None
+    assert why[0] == "max_connects_per_client"
+    # Whom it has refused itself, it gives nothing.
+    assert refusal(gates) == why
+
+
+def test_hours_are_asked_again_of_who_had_to_wait() -> None:
+    clock, wall = Clock(), Wall("2026-01-05 17:59:59")
+    hours = HoursGate(OpeningHours([parse_hours("08:00-18:00")], clock, wall))
+    limits = SessionLimits(1, queue=2, queue_timeout=60, clock=clock)
+    door = Door()
+    gates = Gates([door, hours, limits])
+    inside = gates.enter(session())
+    told: list[Any] = []
+    for _ in range(2):
+        waits: Deferred[Any] = Deferred.fromCoroutine(gates.enter(session()))
+        waits.addBoth(told.append)
+    assert (limits.waiting, door.inside) == (2, 3)
+    wall.moment = at("2026-01-05 18:00:00")
+    clock.advance(1)
+    inside.release()
+    # None of them has a place, and each made room for the next.
+    assert [each.value.reason for each in told] == ["hours", "hours"]
+    assert (limits.waiting, limits.sessions, door.inside) == (0, 0, 0)
+    assert door.asked == 3, "what does not change is not asked again"
+
+
 def test_a_queue_among_several_has_its_time() -> None:
     limits = SessionLimits(1, queue=1, queue_timeout=7, clock=Clock())
     assert Gates([Door(), limits]).patience == 7

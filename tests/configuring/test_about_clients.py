@@ -77,6 +77,18 @@ def in_file(tmp_path: Path, text: str) -> str:
             ("--queue", "5"),
             "--queue '5' does nothing alone: give --max-sessions, too",
         ),
+        (
+            ("--max-sessions", "5", "--queue-timeout", "5"),
+            "--queue-timeout '5' does nothing alone: give --queue, too",
+        ),
+        (
+            ("--client-prefix", "24,56"),
+            (
+                "--client-prefix '24,56' does nothing alone: give"
+                " --max-sessions-per-client or --max-connects-per-client or"
+                " --bandwidth-per-client, too"
+            ),
+        ),
         (("--hours-end",), "--hours-end does nothing alone: give --hours, too"),
     ],
 )
@@ -106,7 +118,7 @@ def test_a_rule_file_with_one_bad_line(tmp_path: Path) -> None:
         ("--max-sessions=5", ": a UDP relay has --max-flows"),
         ("--max-sessions-per-client=5", ": a UDP relay has --max-flows-per-client"),
         ("--max-age=5", ": a UDP relay has --udp-timeout"),
-        ("--queue-timeout=5", ""),
+        ("--queue=5", ""),
         ("--half-close=off", ""),
     ],
 )
@@ -115,7 +127,7 @@ def test_what_is_not_for_datagrams(tmp_path: Path, option: str, instead: str) ->
     name, _, value = option.partition("=")
     why = refusal(*UDP, option)
     assert why == f"{name} {value!r} is not for datagrams{instead}"
-    relayd.Options().parseOptions([*UDP, *TCP, option])
+    relayd.Options().parseOptions([*UDP, *TCP, "--max-sessions=9", option])
     key = name.removeprefix("--").replace("-", "_")
     why = in_file(tmp_path, f'[udp.a]\nlisten="1"\ndest="2"\n{key}="{value}"')
     assert why.startswith(f"udp.a.{key}: no such key; ")
@@ -138,6 +150,50 @@ def test_clients_of_unix_sockets_need_a_rule_of_their_own(tmp_path: Path) -> Non
     for more in (("--allow-client", "unix"), ("--deny-client", "unix")):
         relayd.Options().parseOptions([*unix, "--allow-client", "10.0.0.0/8", *more])
     relayd.Options().parseOptions([*unix, "--deny-client", "10.0.0.0/8"])
+
+
+def test_what_a_prefix_is_for(tmp_path: Path) -> None:
+    """Any limit of one client; those that the kind of the relay has are named."""
+    for limit in (
+        "--max-sessions-per-client=5",
+        "--max-connects-per-client=5/1",
+        "--bandwidth-per-client=1MB",
+    ):
+        relayd.Options().parseOptions([*TCP, "--client-prefix", "24,56", limit])
+    udp = '[udp.a]\nlisten="1"\ndest="2"\nclient_prefix="24,56"'
+    assert in_file(tmp_path, udp) == (
+        "udp.a.client_prefix: client_prefix = '24,56' does nothing alone: give"
+        " max_connects_per_client, too"
+    )
+    # As a command line for both kinds is written, whose limit one of them can't have.
+    tcp = udp.replace("udp.a", "tcp.b") + "\nmax_sessions_per_client=1\n"
+    path = tmp_path / "both.toml"
+    path.write_text(tcp + udp)
+    configure(read_layers(str(path)))
+    assert in_file(tmp_path, tcp.replace("24,56", "9,9") + udp).startswith("udp.a")
+
+
+def test_defaults_may_be_for_some_relays_only(tmp_path: Path) -> None:
+    defaults = '[defaults]\nqueue_timeout=5\nclient_prefix="24,56"\n'
+    one = '[tcp.a]\nlisten="1"\ndest="2"\n'
+    more = "max_sessions=1\nqueue=1\nmax_sessions_per_client=1\n"
+    path = tmp_path / "relayd.toml"
+    path.write_text(f'{defaults}{one}{more}[udp.b]\nlisten="1"\ndest="2"')
+    configure(read_layers(str(path)))
+    # A file may have what is the default.
+    path.write_text(f'[defaults]\nqueue_timeout="30s"\n{one}')
+    configure(read_layers(str(path)))
+    assert in_file(tmp_path, defaults + one).splitlines() == [
+        (
+            "defaults.queue_timeout: queue_timeout = '5' does nothing alone: give"
+            " queue, too"
+        ),
+        (
+            "defaults.client_prefix: client_prefix = '24,56' does nothing alone: give"
+            " max_sessions_per_client or max_connects_per_client or"
+            " bandwidth_per_client, too"
+        ),
+    ]
 
 
 def test_rules_that_deny_never_replace_open() -> None:

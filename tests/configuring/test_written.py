@@ -175,9 +175,9 @@ def consistent(given: list[list[str]]) -> list[list[str]]:
         # Or servers of IPv6 can't be dialled.
         given = [*given, ["--source=2001:db8::1"]]
     # The last needs the one before it.
-    for row, other in (*NEEDS, *NEEDS):
+    for row, *others in (*NEEDS, *NEEDS, *NEEDS):
         there = {words[0].partition("=")[0] for words in given}
-        if f"--{other.option}" not in there:
+        if not there & {f"--{other.option}" for other in others}:
             given = without(given, row)
     for one, other in (
         (VERBOSE, QUIET),
@@ -340,7 +340,7 @@ def example(row: Setting[Any]) -> str:
 
 def needed(row: Setting[Any]) -> list[str]:
     """Options without which another does nothing."""
-    for each, other in NEEDS:
+    for each, other, *_ in NEEDS:
         if each is row:
             return [*needed(other), f"--{other.option}", example(other)]
     return []
