@@ -179,7 +179,7 @@ class Connection(WritingConnection):
             self._schedule()
 
     def resumeProducing(self) -> None:
-        if self.protocol is not None and not self.disconnecting and not self._ended:
+        if self.protocol is not None and not (self._ended or self.disconnecting):
             self._reading = True
             if self._readable:
                 self._schedule()

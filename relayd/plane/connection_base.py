@@ -59,8 +59,9 @@ NOT_ASKED, NOT_WAITING, WAITING = range(3)
 #: How a producer is asked for more: pull; push, which may be paused.
 PULL, PUSH, PAUSED = range(3)
 
-#: What becomes of the write side: open, to be shut when all is written, shut.
-OPEN, ENDING, ENDED = range(3)
+#: What becomes of the write side: open; to be shut when all is written; shut; to be
+#: closed when all is written, with the read side.
+OPEN, ENDING, ENDED, CLOSING = range(4)
 
 
 def failure_by(number: int | None) -> Failure:
@@ -96,7 +97,6 @@ class ConnectionBase:
         "_producing",
         "_readable",
         "_reading",
-        "_releases",
         "_scheduled",
         "_sink",
         "_sock",
@@ -104,7 +104,6 @@ class ConnectionBase:
         "_waiting",
         "_write_side",
         "clear",
-        "disconnecting",
         "producer",
         "protocol",
     )
@@ -125,7 +124,6 @@ class ConnectionBase:
         self._peer = peer
         self._local = local
         self.protocol = protocol
-        self.disconnecting = False
         self.clear = True
         self.producer: Any = None
         # Set with a producer.
@@ -140,8 +138,6 @@ class ConnectionBase:
         self._waiting = NOT_ASKED
         self._write_side = OPEN
         self._scheduled = False
-        #: It has had something besides its socket that `_release` gives back.
-        self._releases = False
         # Of a SplicingConnection.  They are here, as its own `__init__`, and methods
         # that it overrides where a sink makes a difference, would cost a short session
         # 1 % more.
@@ -174,13 +170,17 @@ class ConnectionBase:
 
     # -- closing
 
+    @property
+    def disconnecting(self) -> bool:
+        """Its close, or its abort, was asked for."""
+        return self._write_side == CLOSING
+
     def loseConnection(self) -> None:
-        if self.protocol is None or self.disconnecting:
+        before = self._write_side
+        if self.protocol is None or before == CLOSING:
             return
-        self.disconnecting = True
-        if self._write_side == ENDED or (
-            self.clear and self._ended and self.producer is None
-        ):
+        self._write_side = CLOSING
+        if before == ENDED or (self.clear and self._ended and self.producer is None):
             self.connectionLost(DONE)
             return
         self.clear = self._reading = False
@@ -190,7 +190,7 @@ class ConnectionBase:
     def abortConnection(self) -> None:
         if self.protocol is not None and self._loss is not ABORTED:
             self._loss = ABORTED
-            self.disconnecting = True
+            self._write_side = CLOSING
             self._reading = self.clear = False
             # Writability is of no interest any more.
             self._waiting = NOT_WAITING
@@ -205,8 +205,9 @@ class ConnectionBase:
         if not self._ended or self._loss is ABORTED:
             self._end_or_reset()
         self._plane.unwatch_and_close(self._sock)
-        if self._releases:
-            self._release()
+        self._buffer = None
+        if self.producer is not None:
+            self._stop_producer(self.producer)
         try:
             protocol.connectionLost(reason)
         except Exception:
@@ -234,17 +235,15 @@ class ConnectionBase:
         )
         self.connectionLost(reason)
 
+    def _stop_producer(self, producer: Any) -> None:
+        """Nobody will write any more."""
+        self.producer = None
+        try:
+            producer.stopProducing()
+        except Exception:
+            log.failure("stopProducing of {producer!r} failed", producer=producer)
+
     # -- what it gives back
 
     def _drop_unsent(self) -> None:
         self._buffer = None
-
-    def _release(self) -> None:
-        """Give back what a connection may have besides its socket."""
-        self._drop_unsent()
-        producer, self.producer = self.producer, None
-        if producer is not None:
-            try:
-                producer.stopProducing()
-            except Exception:
-                log.failure("stopProducing of {producer!r} failed", producer=producer)

@@ -165,5 +165,4 @@ class PacedConnection(SplicingConnection):
         else:
             self._full_reads += 1
             if self._full_reads == FULL_READS:
-                self._releases = True
                 self._plane.pipes.add_user()

@@ -27,6 +27,7 @@ from relayd.core.session import Direction
 from relayd.net.transports import LOSSES
 from relayd.plane.connection import Connection
 from relayd.plane.connection_base import (
+    CLOSING,
     FAILED,
     HINTS,
     NOT_WAITING,
@@ -126,15 +127,21 @@ class SplicingConnection(Connection):
             peer is None
             or self.protocol is not protocol
             or peer.protocol is not peers
-            or self._releases
-            or peer._releases
             or not (self._ended and peer._ended)
             or self._loss is not None
             or peer._loss is not None
+            or self._buffer is not None
+            or peer._buffer is not None
+            or self._pipe is not None
+            or peer._pipe is not None
+            or self.producer is not None
+            or peer.producer is not None
+            or self._full_reads >= FULL_READS
+            or peer._full_reads >= FULL_READS
         ):
             return False
         self.protocol = peer.protocol = None
-        self.disconnecting = peer.disconnecting = True
+        self._write_side = peer._write_side = CLOSING
         self.clear = peer.clear = self._reading = peer._reading = False
         self._sink = peer._sink = self._splicer = peer._splicer = None
         give_up = self._plane.unwatch_and_close
@@ -152,6 +159,10 @@ class SplicingConnection(Connection):
         return self._sink is None and Connection._hears_reset(self)
 
     def connectionLost(self, reason: Failure) -> None:
+        if self._pipe is not None:
+            self._drop_unsent()
+        if self._full_reads >= FULL_READS:
+            self._stop_splicing()
         Connection.connectionLost(self, reason)
         peer = self._sink
         if peer is not None:
@@ -228,7 +239,6 @@ class SplicingConnection(Connection):
             else:
                 self._full_reads += 1
                 if self._full_reads == FULL_READS:
-                    self._releases = True
                     self._plane.pipes.add_user()
             if count < COPY_SIZE:
                 if not self._hints:
@@ -291,7 +301,6 @@ class SplicingConnection(Connection):
         if held:
             pipe.held = held
             sink._pipe = pipe
-            sink._releases = True
             sink._not_drained(problem)
             return moved
         self._plane.pipes.give(pipe)
@@ -403,8 +412,3 @@ class SplicingConnection(Connection):
         pipe, self._pipe = self._pipe, None
         if pipe is not None:
             self._plane.pipes.give(pipe, empty=False)
-
-    def _release(self) -> None:
-        if self._full_reads >= FULL_READS:
-            self._stop_splicing()
-        Connection._release(self)

@@ -123,7 +123,6 @@ class PlaneTransport(SplicingConnection):
         if self.protocol is None:
             producer.stopProducing()
             return
-        self._releases = True
         self.producer = producer
         self._producing = PUSH if streaming else PULL
         if not streaming:

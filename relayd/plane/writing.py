@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.python.failure import Failure
 
 from relayd.plane.connection_base import (
+    CLOSING,
     DONE,
     EDGE_BOTH,
     ENDED,
@@ -72,7 +73,6 @@ class WritingConnection(ConnectionBase):
         """Buffer what can't be sent now."""
         if self.protocol is None or self._write_side == ENDED or self._loss is not None:
             return
-        self._releases = True
         if self._buffer is None:
             self._buffer = bytearray(data)
         else:
@@ -120,7 +120,7 @@ class WritingConnection(ConnectionBase):
                 self.producer.resumeProducing()
             except Exception:
                 self._failed("resumeProducing of the producer")
-        elif self.disconnecting:
+        elif self._write_side == CLOSING:
             self.connectionLost(DONE)
         elif self._write_side == ENDING:
             self._end_writing()
@@ -135,7 +135,6 @@ class WritingConnection(ConnectionBase):
         """Nothing is buffered: set whether a write may go straight to the kernel."""
         self.clear = (
             self.protocol is not None
-            and not self.disconnecting
             and self._write_side == OPEN
             and self._loss is None
             and (self.producer is None or self._producing != PULL)
@@ -208,7 +207,7 @@ class WritingConnection(ConnectionBase):
     def _producer_gone(self) -> None:
         """The producer was unregistered: do what waited for it."""
         if self.protocol is not None and self._waiting != WAITING:
-            if self.unsent or self.disconnecting or self._write_side == ENDING:
+            if self.unsent or self._write_side in (ENDING, CLOSING):
                 self._schedule()
             else:
                 self._update_clear()

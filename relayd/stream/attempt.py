@@ -234,7 +234,7 @@ class UpstreamLeg(Leg):
         # As Leg's, which sees clients' legs only then: a line that sets attributes of
         # two classes in turn is not specialised.  1,900 instructions a session.
         self.direction = direction
-        self.bridge = self.held = self.peer = None
+        self.bridge = self.held = None
         self.alive = self.spliced = False
         self.paused = 0
 

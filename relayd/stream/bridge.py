@@ -155,7 +155,6 @@ class Bridge(Watch):
         """
         down, up = self.downstream, self.upstream
         down.bridge = up.bridge = self
-        down.peer, up.peer = up, down
         self._way = way = way_between(down, up, type(up), ask)
         if way:
             down.spliced = up.spliced = down.transport.splice(
@@ -316,9 +315,9 @@ class Bridge(Watch):
         if self._poll is not None:
             self._poll.cancel()
             self._poll = None
-        # The legs hold each other, and this.
+        # The legs hold this, and it them.
         down, up = self.downstream, self.upstream
-        down.bridge = down.peer = up.bridge = up.peer = None
+        down.bridge = up.bridge = None
         if not down.spliced:
             down.sink = up.sink = None
         down.over()

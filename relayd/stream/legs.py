@@ -98,8 +98,6 @@ class Leg(Protocol):
     """
 
     transport: Any = None
-    #: The other leg, while the two are joined.
-    peer: Any = None
     #: Is given what is read before that, instead of it being kept,
     reader: Callable[[bytes], object] | None = None
     #: and after that, unless its transport hands it on.
@@ -128,6 +126,14 @@ class Leg(Protocol):
     def connected(self) -> bool:  # type: ignore[override]
         """It has been, as a protocol of Twisted's says it."""
         return self.transport is not None
+
+    @property
+    def peer(self) -> Any:
+        """The other leg, while the two are joined."""
+        bridge = self.bridge
+        if bridge is None:
+            return None
+        return bridge.upstream if bridge.downstream is self else bridge.downstream
 
     # -- called by the transport
 

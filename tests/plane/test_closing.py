@@ -240,7 +240,7 @@ def test_a_splicer_that_fails_costs_nobody_else_anything(
 
 
 def test_what_can_not_be_closed_at_once(tcp: Pump) -> None:
-    """Another's connection, one that has not ended, one that was laden, a lost one."""
+    """Another's connection, one that has not ended, one that is laden, a lost one."""
     client, server = tcp.client, tcp.server
     protocols = client.protocol, server.protocol
     assert not client.transport.close_both(*protocols)  # nothing has ended
@@ -254,9 +254,9 @@ def test_what_can_not_be_closed_at_once(tcp: Pump) -> None:
     assert not client.transport.close_both(client.protocol, object())
     producer = Producer()
     server.transport.registerProducer(producer, True)
-    server.transport.unregisterProducer()
     assert not client.transport.close_both(*protocols)
     assert not server.transport.close_both(*protocols[::-1])
+    server.transport.unregisterProducer()
     client.transport.loseConnection()
     assert client.protocol.lost
     assert not client.transport.close_both(*protocols)
