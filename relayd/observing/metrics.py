@@ -231,9 +231,22 @@ STREAMS = (
     _Family(
         GaugeMetricFamily,
         "relayd_upstream_up",
-        "0 if the last dial to a server has failed, else 1.",
+        "0 if a server is down, by its checks or as its dials have failed; else 1.",
         _each(lambda reading: {n: int(s.up) for n, s in reading.servers.items()}),
         ("upstream",),
+    ),
+    _Family(
+        GaugeMetricFamily,
+        "relayd_upstream_weight",
+        "The weight that a server has now.",
+        _each(lambda reading: {n: s.weight for n, s in reading.servers.items()}),
+        ("upstream",),
+    ),
+    _Family(
+        CounterMetricFamily,
+        "relayd_upstream_retries",
+        "Dials that failed and were followed by another.",
+        _one(lambda reading: reading.retries),
     ),
 )
 

@@ -42,6 +42,23 @@ class Waits(Protocol):
         """How often one has."""
 
 
+class Retried(Protocol):
+    """What follows dials that have failed."""
+
+    @property
+    def count(self) -> int:
+        """How many were followed by another."""
+
+
+class Servers(Protocol):
+    """The servers of a relay."""
+
+    @property
+    def upstreams(self) -> Sequence[Any]:
+        """Each with `name` and `counted`; one that is counted with `up` and `weight`,
+        too."""
+
+
 @attrs.frozen
 class Sessions:
     """A stream relay that is counted.
@@ -50,12 +67,16 @@ class Sessions:
     :ivar counts: of all its listeners.
     :ivar living: of each listener: what has a `session`.
     :ivar bandwidth: what limits its bytes, if anything does.
+    :ivar pools: the servers of each listener.
+    :ivar retries: what follows dials that have failed, likewise.
     """
 
     relay: str
     counts: SessionCounts
     living: Sequence[Living]
     bandwidth: Waits | None = None
+    pools: Sequence[Servers] = ()
+    retries: Sequence[Retried] = ()
 
 
 class FlowSource(Protocol):
@@ -87,13 +108,16 @@ class ServerReading:
     """One server of a stream relay.
 
     :ivar results: see :class:`relayd.core.counts.ServerCounts`.
-    :ivar up: its last dial has not failed.
+    :ivar up: nothing says that it is down: its checks, or dials that have failed; of a
+        single one without checks, its last dial has not failed.
+    :ivar weight: that it has now.
     :ivar active: sessions that are connected to it, or dial it.
     """
 
     results: dict[str, int]
     up: bool
     active: int = 0
+    weight: float = 1
 
 
 @attrs.define
@@ -106,6 +130,7 @@ class StreamReading:
     :ivar up: bytes from clients; `down` from servers.
     :ivar spliced: of both, what did not pass through this process.
     :ivar waits: how often a session had to wait for its bandwidth.
+    :ivar retries: how many dials that failed were followed by another.
     :ivar durations: of the closed sessions; `connects` of the dials that succeeded.
     """
 
@@ -121,6 +146,7 @@ class StreamReading:
     connects: Histogram
     servers: dict[str, ServerReading]
     waits: int = 0
+    retries: int = 0
 
 
 @attrs.define
@@ -171,9 +197,15 @@ def read_sessions(relay: Sessions) -> Generator[None, None, StreamReading]:
             name: ServerReading(dict(each.results), each.failed_at is None)
             for name, each in counts.servers.items()
         },
+        retries=sum(each.count for each in relay.retries),
         waits=0 if relay.bandwidth is None else relay.bandwidth.waits,
     )
     servers = reading.servers
+    for pool in relay.pools:
+        for one in pool.upstreams:
+            if one.counted and one.name in servers:
+                servers[one.name].up = one.up
+                servers[one.name].weight = one.weight * one.share
     for part in _parts(living):
         for each in part:
             session = each.session

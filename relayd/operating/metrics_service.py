@@ -14,6 +14,7 @@ import platform
 import resource
 import sys
 from collections.abc import Generator, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from twisted.application.service import Service
@@ -29,7 +30,7 @@ from twisted.python.failure import Failure
 import relayd
 import twisted
 from relayd.core.addresses import address_name
-from relayd.core.counts import SessionCounts
+from relayd.core.counts import ServerCounts, SessionCounts
 from relayd.core.errors import CannotStart
 from relayd.net.descriptors import Descriptors
 from relayd.net.listener import Listeners
@@ -49,6 +50,17 @@ INTERVAL = 1.0
 
 #: Descriptors that are counted in one part of the work.
 PART = 500
+
+
+def _follow(counts: SessionCounts, server: Any) -> None:
+    """A server has changed: count for one that joins, and no more for one that leaves.
+
+    Addresses of a name may be others every day.
+    """
+    if server.draining:
+        counts.servers.pop(server.name, None)
+    elif server.name not in counts.servers:
+        counts.servers[server.name] = ServerCounts()
 
 
 class MetricsService(Service):
@@ -102,6 +114,8 @@ class MetricsService(Service):
         counts = {relay: SessionCounts(own) for relay, own in names.items()}
         for factory in self._streams():
             factory.counts = counts[factory.name]
+            if pool := getattr(factory, "pool", None):
+                pool.listeners.append(partial(_follow, factory.counts))
 
     def _streams(self) -> list[Any]:
         """The factories of stream relays, each of which may have several listeners."""
@@ -119,8 +133,14 @@ class MetricsService(Service):
             if factories[own[0]]:
                 yield Flows(name, own)
             else:
-                living = [each.registry for each in own]
-                yield Sessions(name, own[0].counts, living, own[0].bandwidth)
+                yield Sessions(
+                    name,
+                    own[0].counts,
+                    living=[each.registry for each in own],
+                    bandwidth=own[0].bandwidth,
+                    pools=[each.pool for each in own if hasattr(each, "pool")],
+                    retries=[each.retries for each in own if each.retries],
+                )
 
     def _process(self) -> Generator[None, None, ProcessReading]:
         open_descriptors = yield from count_descriptors()

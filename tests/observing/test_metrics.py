@@ -41,6 +41,8 @@ FAMILIES = {
     "relayd_upstream_connect_seconds": ("histogram", {"relay", "le"}),
     "relayd_upstream_sessions_active": ("gauge", {"relay", "upstream"}),
     "relayd_upstream_up": ("gauge", {"relay", "upstream"}),
+    "relayd_upstream_weight": ("gauge", {"relay", "upstream"}),
+    "relayd_upstream_retries_total": ("counter", {"relay"}),
     "relayd_udp_flows_active": ("gauge", {"relay"}),
     "relayd_udp_datagrams_total": ("counter", {"relay", "direction"}),
     "relayd_udp_bytes_total": ("counter", {"relay", "direction"}),
