@@ -203,13 +203,6 @@ STREAMS = (
     ),
     _Family(
         CounterMetricFamily,
-        "relayd_refused",
-        "Clients that were not served for what they are, said or asked for.",
-        _each(lambda reading: reading.refused),
-        ("reason",),
-    ),
-    _Family(
-        CounterMetricFamily,
         "relayd_upstream_connects",
         "Dials to a server that are over, by result.",
         _connects,
@@ -248,6 +241,16 @@ STREAMS = (
         "Dials that failed and were followed by another.",
         _one(lambda reading: reading.retries),
     ),
+)
+
+#: Of relays of both kinds.
+REFUSED = _Family(
+    CounterMetricFamily,
+    "relayd_refused",
+    "Clients that were not served for what they are, said or asked for; of a UDP relay,"
+    " their datagrams.",
+    _each(lambda reading: reading.refused),
+    ("reason",),
 )
 
 DATAGRAMS = (
@@ -368,6 +371,7 @@ class RelayCollector(Collector):
         yield from _process(process)
         for family in STREAMS:
             yield from family.pieces(streams)
+        yield from REFUSED.pieces([*streams, *flows])
         for family in DATAGRAMS:
             yield from family.pieces(flows)
 

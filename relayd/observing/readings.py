@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import attrs
 
 from relayd.core.counts import REFUSALS, FlowCounts, Histogram, SessionCounts
+from relayd.core.errors import REASONS
 from relayd.core.flows import Counters, Flow
 
 #: Records that are read in one part of the work.
@@ -166,6 +167,15 @@ class FlowReading:
     up_bytes: int = 0
     down_bytes: int = 0
     dropped: Counter[tuple[str, str]] = attrs.Factory(Counter)
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """Of the dropped, those of clients that a gate has refused, by its word."""
+        return {
+            reason: count
+            for (direction, reason), count in self.dropped.items()
+            if direction == "up" and reason in REASONS
+        }
 
 
 def read_sessions(relay: Sessions) -> Generator[None, None, StreamReading]:

@@ -163,7 +163,7 @@ def test_what_a_prefix_is_for(tmp_path: Path) -> None:
     udp = '[udp.a]\nlisten="1"\ndest="2"\nclient_prefix="24,56"'
     assert in_file(tmp_path, udp) == (
         "udp.a.client_prefix: client_prefix = '24,56' does nothing alone: give"
-        " max_connects_per_client, too"
+        " max_connects_per_client or bandwidth_per_client, too"
     )
     # As a command line for both kinds is written, whose limit one of them can't have.
     tcp = udp.replace("udp.a", "tcp.b") + "\nmax_sessions_per_client=1\n"

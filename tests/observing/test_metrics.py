@@ -88,7 +88,7 @@ def streams(name: str, *servers: str) -> Sessions:
 def flows(name: str) -> Flows:
     """Likewise."""
     counters = Counters(sent=4, replies_sent=3)
-    counters.dropped.update(truncated=1)
+    counters.dropped.update(truncated=1, client=2)
     source: Any = SimpleNamespace(counters=counters, counts=FlowCounts(), registry=[])
     return Flows(name, [source])
 
@@ -141,6 +141,8 @@ def test_what_they_say() -> None:
         (("relayd_session_duration_seconds_bucket", "le=+Inf", "relay=web"), 1),
         (("relayd_session_duration_seconds_sum", "relay=web"), 0.02),
         (("relayd_refused_total", "reason=loop", "relay=web"), 1),
+        (("relayd_refused_total", "reason=client", "relay=dns"), 2),
+        (("relayd_udp_dropped_total", "direction=up", "reason=client", "relay=dns"), 2),
         (("relayd_upstream_up", "relay=web", "upstream=db:1"), 0),
         (("relayd_udp_datagrams_total", "direction=down", "relay=dns"), 3),
         (("relayd_accept_pauses_total",), 3),
@@ -149,6 +151,7 @@ def test_what_they_say() -> None:
         (("relayd_config_last_load_success_timestamp_seconds",), 1.5e9),
     ):
         assert said[name] == value, name
+    assert ("relayd_refused_total", "reason=truncated", "relay=dns") not in said
 
 
 def test_any_exposition_of_prometheus_client_has_the_same() -> None:
