@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import select
 from collections import Counter
 from contextlib import ExitStack
 
 from tests.live.test_metrics import METRICS, Samples
 from tests.support.live_relays import refused_address
-from tests.support.process import Server, connect, read_all, relay
+from tests.support.process import PATIENCE, Server, connect, read_all, relay
 
 
 def serve(port: int, server: Server) -> None:
@@ -76,7 +77,10 @@ def test_a_client_comes_back_to_its_server() -> None:
         options = ("--balance", "client-hash", "-l", "127.0.0.1:0")
         with relay(*options, *args) as running:
             for _ in range(4):
-                with connect(running.port) as client:
-                    client.sendall(b"x")
+                with connect(running.port):
+                    ready, _, _ = select.select(
+                        [each.socket for each in servers], (), (), PATIENCE
+                    )
+                    ready[0].accept()[0].close()
             [name] = {each["upstream"] for each in running.sessions(4)}
             assert name in {each.address for each in servers}
