@@ -20,7 +20,7 @@ import pytest
 from tests.support.process import (
     PATIENCE,
     START,
-    TWISTD,
+    TWIST,
     RelayProcess,
     Server,
     command,
@@ -153,10 +153,10 @@ def test_a_log_that_nobody_reads(kind: str) -> None:
                 os.close(each)
 
 
-TWIST = (str(Path(TWISTD).with_name("twist")), "--log-format=text")
+AS_TEXT = (TWIST, "--log-format=text")
 
 
-@pytest.mark.parametrize("runner", [(), TWIST], ids=["twistd", "twist"])
+@pytest.mark.parametrize("runner", [(), AS_TEXT], ids=["twistd", "twist"])
 def test_an_access_log_beside_the_log(runner: tuple[str, ...], tmp_path: Path) -> None:
     """Of sessions and of flows; it goes on by its name on SIGUSR1."""
     path, old = tmp_path / "access", tmp_path / "old"
@@ -304,7 +304,7 @@ def test_a_json_log_of_twist_has_the_object_behind_its_own_prefix(
             running = RelayProcess(
                 *("-l", "127.0.0.1:0", "-d", server.address),
                 *("--log-format", "json", *access),
-                twistd=TWIST,
+                twistd=AS_TEXT,
             )
             try:
                 eventually(running.running, "its reactor runs", patience=START)

@@ -179,7 +179,7 @@ dest = "{host}:6000-6001"
                 exchange(client, other, b"ask", b"answer")
         # Another relay of these ports finds the first in use.
         status, lines = ending(
-            RelayProcess("-l", f"{host}:4999-5001", "-d", f"{host}:6000", forked=True)
+            RelayProcess("-l", f"{host}:4999-5001", "-d", f"{host}:6000")
         )
         assert status == 1
         assert one_line(lines).endswith(
@@ -259,7 +259,7 @@ def test_what_the_machine_can_not_give_is_told_of_each_relay(tmp_path: Path) -> 
         "max_flows = 9999999\n"
         "[socks4.office]\nlisten = '127.0.0.1:0'\nbind_address = '192.0.2.1'\n"
     )
-    status, lines = ending(RelayProcess("--config", str(path), forked=True))
+    status, lines = ending(RelayProcess("--config", str(path)))
     assert status == 1
     dns, office = (line for line in lines if line.startswith("relayd: "))
     assert dns.startswith(

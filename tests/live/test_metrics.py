@@ -21,7 +21,6 @@ from tests.support.process import (
     RelayProcess,
     Server,
     UdpServer,
-    command,
     connect,
     eventually,
     own_host,
@@ -346,9 +345,7 @@ def test_a_port_in_use_starts_nothing(taken: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = f"127.0.0.1:{other.getsockname()[1]}"
         metrics, listen = (port, "127.0.0.1:0")[:: 1 if taken == "metrics" else -1]
-        running = RelayProcess(
-            "--metrics", metrics, "-l", listen, "-d", "9", twistd=command()
-        )
+        running = RelayProcess("--metrics", metrics, "-l", listen, "-d", "9")
         try:
             assert running.wait() == 1
         finally:

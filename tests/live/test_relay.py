@@ -23,7 +23,6 @@ from tests.support.live_relays import NEVER, chain, echo_once, in_thread
 from tests.support.process import (
     PATIENCE,
     Server,
-    command,
     connect,
     fill,
     read_all,
@@ -211,7 +210,7 @@ def test_a_slow_reader_is_not_stalled(server: Server) -> None:
 
 def test_memory_is_bounded_while_100_floods_are_blocked(server: Server) -> None:
     options = ("--stall-timeout", NEVER)
-    started = chain(server, 1, *options, twistd=command())
+    started = chain(server, 1, *options, fresh=True)
     with started as running, ExitStack() as held:
         warm = held.enter_context(connect(running.port))
         echo_once(server, warm, b"x" * 100_000).close()

@@ -160,7 +160,6 @@ def test_a_plane_that_was_asked_for_and_is_refused_is_one_line(call: str) -> Non
     running = RelayProcess(
         *("--transport", "plane", "-l", "127.0.0.1:0", "-d", "127.0.0.1:9"),
         twistd=command("poll"),
-        forked=True,
         refusing={call: errno.EPERM},
     )
     try:

@@ -12,7 +12,6 @@ import signal
 import socket
 import time
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +28,7 @@ from tests.support.live_relays import (
 )
 from tests.support.process import (
     PATIENCE,
-    TWISTD,
+    TWIST,
     Server,
     connect,
     eventually,
@@ -273,7 +272,7 @@ def test_sigterm_may_accept_clients_a_little_longer(
     """One that comes within the delay is served, and may finish after it."""
     how: dict[str, Any] = {}
     if program == "twist":
-        how["twistd"] = (str(Path(TWISTD).with_name("twist")), "--log-format=text")
+        how["twistd"] = (TWIST, "--log-format=text")
     with chain(server, 1, "--shutdown-delay", "1", **how) as running:
         running.signal()
         running.wait_for("SIGTERM: stopping")

@@ -34,7 +34,6 @@ from tests.support.process import (
     PATIENCE,
     TRANSPORTS,
     UdpServer,
-    command,
     connect,
     eventually,
     udp_client,
@@ -88,7 +87,7 @@ def test_a_spoofed_flood_beside_an_established_flow(
     sources = 30_000 if stage.transport == TRANSPORTS[0] else 5_000
     options = ("--max-flows", str(most), "--quiet")
     options = (*LISTEN, "-d", server.address, *options)
-    with balanced(*options, twistd=command()) as running:
+    with balanced(*options, fresh=True) as running:
         # Asked for once: it is looked for in the log, which is about to grow.
         port = running.port
         with udp_client(port) as client, socket.socket(type=2) as spoofing:

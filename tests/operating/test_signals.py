@@ -25,6 +25,7 @@ from relayd.operating import signals
 from relayd.operating.signals import CLOSING, Signals, catch_early_sigterm
 from tests.support.process import (
     START,
+    TWIST,
     TWISTD,
     RelayProcess,
     Server,
@@ -495,9 +496,6 @@ def rotated(pid: int, log: Path, server: Server) -> None:
     names = {path.name for path in log.parent.iterdir()}
     assert names <= {"log.old", "log.older", "pid"}, "nothing is rotated by itself"
     os.kill(pid, signal.SIGTERM)
-
-
-TWIST = str(Path(TWISTD).with_name("twist"))
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,6 @@ from tests.support.process import (
     TRANSPORTS,
     RelayProcess,
     Server,
-    command,
     connect,
     eventually,
     read_all,
@@ -517,7 +516,7 @@ def test_a_flood_of_binds_gets_no_more_listeners_than_its_share() -> None:
 def test_those_who_send_and_send_before_anybody_reads_are_paused(kind: str) -> None:
     count, chunk = 5, random.Random(1).randbytes(1 << 18)
     with transport(kind), ExitStack() as held:
-        started = relay(*LISTEN, plugin="socks4", twistd=command())
+        started = relay(*LISTEN, plugin="socks4", fresh=True)
         proxy = held.enter_context(started)
         with connect(proxy.port) as warm:
             warm.sendall(write_request(Command.BIND, "127.0.0.1", 20))

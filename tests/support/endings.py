@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from tests.support.process import START, TWISTD, RelayProcess
+from tests.support.process import START, TWIST, TWISTD, RelayProcess
 
 #: The two runners, each writing its log as text and no file at all.
-TWIST = str(Path(TWISTD).with_name("twist"))
-
-
 RUNNERS = {
     "twistd": (TWISTD, "-n", "--pidfile="),
     "twist": (TWIST, "--log-format=text"),

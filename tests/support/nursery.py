@@ -1,26 +1,32 @@
-"""A process that has imported what `twistd` does, and forks when a test wants one.
+"""A process that has imported what `twistd` and `twist` do, and forks for tests.
 
 Starting an interpreter and importing Twisted costs half a second of CPU, which a
-hundred and fifty tests would pay.  Whoever starts a relay (`process.relay`) asks
+thousand relays would pay.  Whoever starts a relay (`process.relay`) asks
 here instead: each request is one packet, the arguments with two descriptors, for what
-the new process writes and for what becomes of it.  A nurse, forked as well, waits for
-the process and tells its number, and then its exit status, a line each.
+the new process writes and for what becomes of it: its number, and then its exit
+status, a line each.
 
 The reactor is not imported before the fork: `--reactor` chooses it.  That `twistd`
-starts from nothing, `tests/tap/test_command_lines.py` and `tests/test_reactors.py`
-show.
+and `twist` start from nothing, `tests/tap/test_command_lines.py` shows.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import select
 import signal
 import socket
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from twisted.application.service import IServiceMaker
+from twisted.application.twist._twist import Twist
 from twisted.internet import posixbase
+from twisted.plugin import getPlugins
 from twisted.scripts import twistd
 
 from relayd.tap import relayd, socks4
@@ -35,27 +41,43 @@ __all__ = ["posixbase", "relayd", "socks4"]
 
 def serve(asked: socket.socket) -> None:
     """Fork whatever is asked for.  Returns in each new process, and never in ours."""
+    #: By the descriptor that tells its end: each process, and who is to hear of it.
+    living: dict[int, tuple[int, int]] = {}
+    events = select.poll()
+    events.register(asked, select.POLLIN)
     while True:
-        data, (*descriptors,), *_ = socket.recv_fds(asked, REQUEST, 2)
-        if not data:
-            os._exit(0)
-        if not os.fork():
-            asked.close()
-            break
-        for descriptor in descriptors:
-            os.close(descriptor)
-        # Nurses that are done.
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    output, news = descriptors
-    if pid := os.fork():
-        os.close(output)
-        os.write(news, b"%d\n" % pid)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        os.write(news, b"%d\n" % status)
-        os._exit(0)
-    os.close(news)
-    become(output, **json.loads(data))
+        for ready, _ in events.poll():
+            if ready != asked.fileno():
+                events.unregister(ready)
+                pid, news = living.pop(ready)
+                tell(news, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+                os.close(news)
+                os.close(ready)
+                continue
+            data, (*descriptors,), *_ = socket.recv_fds(asked, REQUEST, 2)
+            if not data:
+                os._exit(0)
+            output, news = descriptors
+            pid = os.fork()
+            if not pid:
+                asked.close()
+                for each, (_, theirs) in living.items():
+                    os.close(each)
+                    os.close(theirs)
+                os.close(news)
+                become(output, **json.loads(data))
+                return
+            os.close(output)
+            tell(news, pid)
+            end = os.pidfd_open(pid)
+            living[end] = (pid, news)
+            events.register(end, select.POLLIN)
+
+
+def tell(news: int, number: int) -> None:
+    """To who asked, unless they are gone."""
+    with suppress(BrokenPipeError):
+        os.write(news, b"%d\n" % number)
 
 
 def become(
@@ -79,10 +101,17 @@ def become(
 
 
 def main() -> Any:
-    assert "twisted.internet.reactor" not in sys.modules
     # Control-C is for those who run the tests, and for what was forked.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # All of them, as `twistd` asks for them; and no collection is to touch, and so to
+    # copy, what those who are forked share.
+    list(getPlugins(IServiceMaker))
+    assert "twisted.internet.reactor" not in sys.modules
+    gc.collect()
+    gc.freeze()
     serve(socket.socket(fileno=int(sys.argv[1])))
+    if Path(sys.argv[0]).name == "twist":
+        return Twist.main(sys.argv)
     return twistd.run()
 
 

@@ -37,6 +37,9 @@ START = 60.0
 #: The `twistd` of the environment that runs the tests.
 TWISTD = str(Path(sys.executable).parent / "twistd")
 
+#: The other runner that Twisted has.
+TWIST = str(Path(sys.executable).parent / "twist")
+
 #: The kinds of connections that a relay can be told to use here.
 TRANSPORTS = ("plane", "twisted") if sys.platform == "linux" else ("twisted",)
 
@@ -87,7 +90,11 @@ class _Forked:
     """A process from the nursery; what `RelayProcess` needs of `subprocess.Popen`."""
 
     def __init__(
-        self, argv: Sequence[str], env: dict[str, str], refusing: dict[str, int]
+        self,
+        argv: Sequence[str],
+        env: dict[str, str],
+        refusing: dict[str, int],
+        cwd: str | Path,
     ) -> None:
         _, asked = _nursery()
         reading, output = os.pipe()
@@ -95,7 +102,7 @@ class _Forked:
         request = {
             "argv": argv,
             "env": env,
-            "cwd": os.getcwd(),
+            "cwd": os.path.abspath(cwd),
             "refusing": refusing,
         }
         socket.send_fds(asked, [json.dumps(request).encode()], [output, news])
@@ -137,6 +144,16 @@ class _Forked:
         self.send_signal(signal.SIGKILL)
 
 
+def _may_fork(argv: Sequence[str], env: dict[str, str], popen: dict[str, Any]) -> bool:
+    """Whether the nursery has such a process: no other program, no other locale."""
+    return (
+        sys.platform == "linux"
+        and argv[0] in {TWISTD, TWIST}
+        and not popen.keys() - {"cwd"}
+        and not [name for name in env if name.startswith(("LC_", "PYTHON"))]
+    )
+
+
 _LISTENING = re.compile(r"listening on (\S+), ")
 _FIELD = re.compile(r"(\w+)=(\S+)")
 
@@ -144,10 +161,13 @@ _FIELD = re.compile(r"(\w+)=(\S+)")
 class RelayProcess:
     """A relay in a process of its own.
 
+    It is forked from the nursery, unless only a process that is started from nothing
+    can have what it is to have.
+
     :param args: what follows `twistd -n relayd`.
     :param twistd: the command up to the plugin's name, if not `command()`.
     :param env: variables beyond this process's own.
-    :param forked: from the nursery, instead of started from nothing.
+    :param fresh: it is started from nothing, in any case.
     :param refusing: of one that is forked, the system calls that fail, and with what
         errno (:func:`sandbox.refuse`).
     """
@@ -158,7 +178,7 @@ class RelayProcess:
         twistd: Sequence[str] = (),
         plugin: str = "relayd",
         env: dict[str, str] | None = None,
-        forked: bool = False,
+        fresh: bool = False,
         refusing: dict[str, int] | None = None,
         **popen: Any,
     ) -> None:
@@ -169,10 +189,12 @@ class RelayProcess:
         # A name server that doesn't answer would keep a look-up, and its socket, for
         # ten seconds: as long as anything here is waited for.
         names = {"RES_OPTIONS": "timeout:1 attempts:1"}
-        env = {**os.environ, **names, **(env or {}), "PYTHONUNBUFFERED": "1"}
-        if forked:
-            self.process = _Forked(argv, env, refusing or {})
+        own = env or {}
+        env = {**os.environ, **names, **own, "PYTHONUNBUFFERED": "1"}
+        if not fresh and _may_fork(argv, own, popen):
+            self.process = _Forked(argv, env, refusing or {}, popen.get("cwd", "."))
         else:
+            assert refusing is None
             self.process = subprocess.Popen(
                 argv,
                 stdout=subprocess.PIPE,
@@ -313,14 +335,8 @@ class RelayProcess:
 
 @contextmanager
 def relay(*args: str, **options: Any) -> Iterator[RelayProcess]:
-    """A relay that is listening, for the length of a block.
-
-    It comes from the nursery, unless `options` say how it is to be started.
-    """
-    forked = sys.platform == "linux" and (
-        "refusing" in options or not options.keys() - {"plugin", "env"}
-    )
-    running = RelayProcess(*args, forked=forked, **options)
+    """A relay that is listening, for the length of a block."""
+    running = RelayProcess(*args, **options)
     try:
         running.listening()
         eventually(running.running, "the reactor runs")

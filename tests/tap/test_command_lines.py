@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from relayd.preludes.socks4 import Code, Command, write_reply, write_request
-from tests.support.endings import RUNNERS, TWIST, ending, one_line, runners
+from tests.support.endings import RUNNERS, ending, one_line, runners
 from tests.support.process import (
+    TWIST,
     TWISTD,
     RelayProcess,
     Server,
@@ -43,7 +44,8 @@ def test_a_bad_value_ends_with_one_line(runner: tuple[str, ...]) -> None:
 def test_the_runner_knows_both_services() -> None:
     """`--help` of each through `twistd`."""
     started = {
-        plugin: RelayProcess("--help", plugin=plugin) for plugin in ("relayd", "socks4")
+        plugin: RelayProcess("--help", plugin=plugin, fresh=True)
+        for plugin in ("relayd", "socks4")
     }
     for plugin, process in started.items():
         status, lines = ending(process)
@@ -162,7 +164,8 @@ def test_a_proxy_runs_and_ends_well(runner: tuple[str, ...]) -> None:
     with Server() as server:
         port = int(server.address.rpartition(":")[2])
         request = write_request(Command.CONNECT, "127.0.0.1", port, b"joe")
-        with relay("-l", "127.0.0.1:0", twistd=runner, plugin="socks4") as running:
+        started = relay("-l", "127.0.0.1:0", twistd=runner, plugin="socks4", fresh=True)
+        with started as running:
             running.wait_for(
                 r"listening on 127\.\S+, relay=relay1, a SOCKS4 proxy for this machine"
             )
@@ -300,7 +303,9 @@ def test_a_daemon_that_can_not_start_says_so(tmp_path: Path) -> None:
     """Its parent waits for it, prints the reason and fails; no pid file is left."""
     daemon = (TWISTD, f"--pidfile={tmp_path}/pid", f"--logfile={tmp_path}/log")
     status, lines = ending(
-        RelayProcess("-l", "192.0.2.1:80", "-d", "80", twistd=daemon, cwd=tmp_path)
+        RelayProcess(
+            *("-l", "192.0.2.1:80", "-d", "80"), twistd=daemon, cwd=tmp_path, fresh=True
+        )
     )
     assert status == 1
     assert "can't listen on 192.0.2.1:80" in "\n".join(lines)
@@ -320,7 +325,7 @@ def test_a_relay_runs_and_ends_well(runner: tuple[str, ...], tmp_path: Path) -> 
             for listener in ("127.0.0.1:0", *paths)
             for arg in ("-l", listener, "-d", server.address)
         ]
-        with relay(*argv, twistd=runner, cwd=tmp_path) as running:
+        with relay(*argv, twistd=runner, cwd=tmp_path, fresh=True) as running:
             assert running.listening(3)[1:] == [
                 path.removesuffix(":mode=600") for path in paths
             ]
