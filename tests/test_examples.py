@@ -156,7 +156,12 @@ PLAIN = """
 import sys
 for name in ("pytest", "pytest_twisted", "hypothesis", "_pytest", "OpenSSL"):
     sys.modules[name] = None
+# The collection after each test need not look at what is imported.
+import gc
+import relayd.testing
+from twisted.internet import reactor
 from twisted.scripts import trial
+gc.freeze()
 sys.argv[0] = "trial"
 trial.run()
 """
