@@ -133,13 +133,15 @@ class DialOptions:
         )
 
     def source(self, family: int) -> str | None:
-        """The address of a family that sockets are bound to."""
-        return self.source4 if family == _IPV4 else self.source6
+        """The address of a family that sockets are bound to; None: any.
 
-    def lacks_source(self, family: int) -> bool:
-        """There is one of the other family only."""
-        given = self.source4 or self.source6
-        return given is not None and self.source(family) is None
+        :raises OSError: there is one of the other family only.
+        """
+        source = self.source4 if family == _IPV4 else self.source6
+        if source is None and (self.source4 or self.source6):
+            kind = "IPv4" if family == _IPV4 else "IPv6"
+            raise OSError(errno.EAFNOSUPPORT, f"no source is an {kind} address")
+        return source
 
     def check(self) -> None:
         """Try them on sockets that are closed again.
@@ -147,7 +149,8 @@ class DialOptions:
         :raises OSError: this process or this machine can't; `strerror` is one line,
             which names the option.
         """
-        families = [each for each in (_IPV4, _IPV6) if self.source(each)]
+        sources = ((_IPV4, self.source4), (_IPV6, self.source6))
+        families = [family for family, source in sources if source is not None]
         for family in families or [_IPV4 if _has_ipv4() else _IPV6]:
             with socket.socket(family, socket.SOCK_STREAM) as sock:
                 self.prepare(sock, family)
@@ -159,6 +162,16 @@ class DialOptions:
         """
         if family not in (_IPV4, _IPV6):
             return
+        self.steer(sock)
+        source = self.source(family)
+        if source is not None:
+            _bind(sock, source)
+
+    def steer(self, sock: Any) -> None:
+        """Set the interface and the mark, of a socket that may be bound already.
+
+        :raises OSError: as :meth:`check` does.
+        """
         if self.interface is not None:
             name = self.interface
             _set(sock, _INTERFACE, name.encode() + b"\0", f"interface {name!r}")
@@ -166,12 +179,6 @@ class DialOptions:
             # The kernel takes the bits of an unsigned number.
             bits = self.mark.to_bytes(4, sys.byteorder)
             _set(sock, _MARK, bits, f"mark {self.mark}")
-        source = self.source(family)
-        if source is not None:
-            _bind(sock, source)
-        elif self.lacks_source(family):
-            kind = "IPv4" if family == _IPV4 else "IPv6"
-            raise OSError(errno.EAFNOSUPPORT, f"no source is an {kind} address")
 
     def prepare_stream(self, sock: Any, family: int) -> None:
         """The same for a socket of a connection, which has all of them.

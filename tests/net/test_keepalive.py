@@ -13,9 +13,16 @@ from twisted.internet import reactor
 
 from relayd.configuring.address_grammar import parse_destination, parse_listener
 from relayd.net import keepalive
+from relayd.net.dial_options import DialOptions
 from relayd.net.foreign_transports import keep_alive, lent_socket
-from relayd.net.keepalive import Keepalive, set_keepalive
+from relayd.net.keepalive import (
+    Keepalive,
+    set_keepalive,
+    set_user_timeout,
+    watch_peer,
+)
 from relayd.operating.endpoints import dialing_endpoint, listening_endpoint
+from relayd.socks.bind import _PeerLeg
 from relayd.stream.bridge import Timeouts
 from relayd.tcp import RelayFactory
 from tests.conftest import pause
@@ -161,3 +168,122 @@ async def test_a_unix_relay_sets_no_keepalive(tmp_socket: Path) -> None:
         server.accept().close()
         await listening.stopListening()
         await factory.drain(0)
+
+
+# -- of a relay, or of one server
+
+
+def user_timeout_of(sock: Any) -> int:
+    """In milliseconds; 0: it has none."""
+    return int(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+
+
+@pytest.mark.parametrize("listener", [*TRANSPORTS, "foreign"])
+@pytest.mark.parametrize("dialer", [*TRANSPORTS, "foreign"])
+@pytest_twisted.ensureDeferred
+async def test_a_relay_s_own_are_on_both_sides(listener: str, dialer: str) -> None:
+    """Of whatever kind they are; a listener has passed the usual ones on."""
+    with Server() as server:
+        address: Any = server.address
+        if dialer == "foreign":
+            address = f"tcp:host=127.0.0.1:port={server.socket.getsockname()[1]}"
+        endpoint = dialing_endpoint(parse_destination(address), reactor, chosen(dialer))
+        factory = RelayFactory(
+            endpoint,
+            stall_timeout=0.4,
+            clock=reactor,
+            keepalive=Keepalive(7, 8, 9),
+            user_timeout=30.5,
+        )
+        where = "tcp:0:interface=127.0.0.1" if listener == "foreign" else "127.0.0.1:0"
+        both = await checked(factory, where, chosen(listener), server)
+        assert both == [((1, 7, 8, 9), 30_500)] * 2
+
+
+@pytest.mark.parametrize("dialer", TRANSPORTS)
+@pytest_twisted.ensureDeferred
+async def test_what_an_endpoint_has_set_stays(dialer: Any) -> None:
+    """The server's own go before the relay's, which the client has."""
+    options = DialOptions(keepalive=Keepalive(1, 2, 3), user_timeout=20.0)
+    with Server() as server:
+        address: Any = parse_destination(server.address)
+        endpoint = dialing_endpoint(address, reactor, dialer, options)
+        factory = RelayFactory(
+            endpoint,
+            stall_timeout=0.4,
+            clock=reactor,
+            keepalive=Keepalive(7, 8, 9),
+            user_timeout=30.5,
+        )
+        down, up = await checked(factory, "127.0.0.1:0", dialer, server)
+        assert down == ((1, 7, 8, 9), 30_500)
+        assert up == ((1, 1, 2, 3), 20_000)
+
+
+@pytest_twisted.ensureDeferred
+async def test_without_a_user_timeout_none_is_set() -> None:
+    with Server() as server:
+        endpoint = dialing_endpoint(parse_destination(server.address), reactor)
+        factory = RelayFactory(endpoint, stall_timeout=0.4, clock=reactor)
+        assert await checked(factory, "127.0.0.1:0", "auto", server) == [(OURS, 0)] * 2
+
+
+def test_the_peer_of_a_bind_has_the_relay_s() -> None:
+    """It has inherited the usual ones from its listener."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        set_keepalive(listening)
+        with socket.create_connection(listening.getsockname()) as peer:
+            accepted, _ = listening.accept()
+            with accepted, peer:
+                assert not _PeerLeg.was_dialled
+                dialled = _PeerLeg.was_dialled
+                watch_peer(accepted, Keepalive(7, 8, 9), 30.0, dialled=dialled)
+                assert keepalive_of(accepted) == (1, 7, 8, 9)
+                assert user_timeout_of(accepted) == 30_000
+
+
+def test_a_user_timeout_beyond_the_kernel_s_is_its_longest() -> None:
+    with socket.socket() as sock:
+        set_user_timeout(sock, 1e8)
+        assert user_timeout_of(sock) == (1 << 31) - 1
+        set_user_timeout(sock, 0.0001)
+        assert user_timeout_of(sock) == 1
+    one, other = socket.socketpair()
+    with one, other:
+        set_user_timeout(one, 5)
+        watch_peer(one, Keepalive(), 5, dialled=True)
+
+
+def test_a_system_without_a_user_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keepalive, "_USER_TIMEOUT", None)
+    with socket.socket() as sock:
+        set_user_timeout(sock, 5)
+        watch_peer(sock, Keepalive(), 5, dialled=True)
+        assert user_timeout_of(sock) == 0
+        assert keepalive_of(sock) == OURS
+
+
+def chosen(kind: str) -> Any:
+    return "auto" if kind == "foreign" else kind
+
+
+async def checked(
+    factory: RelayFactory, where: str, kind: Any, server: Server
+) -> list[tuple[tuple[int, ...], int]]:
+    """What both sides of a session have after its first check: client, server."""
+    endpoint = listening_endpoint(parse_listener(where), reactor, transport=kind)
+    listening = await endpoint.listen(factory)
+    found = []
+    with connect(listening.getHost().port):
+        while not (factory.sessions and is_joined(factory)):
+            await pause(0.001)
+        [session] = factory.sessions.values()
+        while not session.bridge.was_checked:
+            await pause(0.01)
+        for transport in (session.transport, session.bridge.upstream.transport):
+            with lent_socket(transport) as sock:
+                found.append((keepalive_of(sock), user_timeout_of(sock)))
+    server.accept().close()
+    await listening.stopListening()
+    await factory.drain(0)
+    return found
