@@ -162,16 +162,6 @@ class DialOptions:
         """
         if family not in (_IPV4, _IPV6):
             return
-        self.steer(sock)
-        source = self.source(family)
-        if source is not None:
-            _bind(sock, source)
-
-    def steer(self, sock: Any) -> None:
-        """Set the interface and the mark, of a socket that may be bound already.
-
-        :raises OSError: as :meth:`check` does.
-        """
         if self.interface is not None:
             name = self.interface
             _set(sock, _INTERFACE, name.encode() + b"\0", f"interface {name!r}")
@@ -179,6 +169,9 @@ class DialOptions:
             # The kernel takes the bits of an unsigned number.
             bits = self.mark.to_bytes(4, sys.byteorder)
             _set(sock, _MARK, bits, f"mark {self.mark}")
+        source = self.source(family)
+        if source is not None:
+            _bind(sock, source)
 
     def prepare_stream(self, sock: Any, family: int) -> None:
         """The same for a socket of a connection, which has all of them.
