@@ -66,7 +66,7 @@ def _about_families(
         return
     place = sources[0].place
     for server in servers:
-        family = _family(server)
+        family = family_of_server(server.value)
         if family and family not in by_family:
             kind = _FAMILIES[family]
             yield (
@@ -128,9 +128,8 @@ def _is_foreign(server: Given) -> bool:
     return isinstance(server.value, EndpointString) and not _is_unix(server)
 
 
-def _family(server: Given) -> int:
+def family_of_server(address: object) -> int:
     """The family of a server's address; 0 if it is a name, or has none."""
-    address = server.value
     if isinstance(address, PortRange):
         address = address.first
     if not isinstance(address, HostPort | UdpAddress):

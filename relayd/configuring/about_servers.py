@@ -10,13 +10,21 @@ from collections.abc import Iterator
 
 import attrs
 
+from relayd.configuring.about_dialing import family_of_server
+from relayd.configuring.address_grammar import EndpointString, UnixPath
 from relayd.configuring.address_settings import DEST
 from relayd.configuring.given import Given, RelaySection
 from relayd.configuring.server_grammar import ServersOf, options_of
 from relayd.configuring.server_options import PLAIN, ServerOptions
+from relayd.core import settings
+from relayd.net.dial_options import family_of
 
 #: What is said of servers of datagrams, too.
 _OF_DATAGRAMS = frozenset({"send_proxy"})
+
+
+#: What is set on sockets of ours.
+_OF_SOCKETS = ("source", "interface", "mark", "keepalive", "user_timeout")
 
 
 def about_servers(section: RelaySection) -> Iterator[str]:
@@ -32,12 +40,39 @@ def about_servers(section: RelaySection) -> Iterator[str]:
                     f"{where}{each} has the name {options.name!r}, as {first} has: give"
                     " each server its own"
                 )
+        yield from _about_sockets(section, each, options)
         if section.kind == "udp" and isinstance(each.value, ServersOf):
             yield f"{where}{each}: {each.value.how}: is not for udp"
         if section.kind == "udp":
             for option in _said(options):
                 if option not in _OF_DATAGRAMS:
                     yield f"{where}{each}: {option} is not for udp"
+
+
+def _about_sockets(
+    section: RelaySection, server: Given, options: ServerOptions
+) -> Iterator[str]:
+    """Options of a server's own that can't be set on its sockets."""
+    said = [each for each in _said(options) if each in _OF_SOCKETS]
+    address, where = server.value, server.place.prefix
+    if said and isinstance(address, EndpointString):
+        yield (
+            f"{where}{server}: {said[0]} is not possible for an endpoint string, which"
+            " Twisted dials: write a short form such as 10.0.0.5:80"
+        )
+    if said and isinstance(address, UnixPath):
+        yield f"{where}{server}: {said[0]} is not for UNIX sockets"
+    family = family_of_server(address)
+    if options.source is not None and family not in (0, family_of(options.source)):
+        yield f"{where}{server}: its source is of the other family"
+    row = settings.STALL_TIMEOUT
+    stall = section.one(row)
+    seconds = row.default if stall is None else stall.value
+    if options.user_timeout and options.user_timeout <= seconds:
+        yield (
+            f"{where}{server}: user_timeout must be longer than"
+            f" {server.place.option(row)}, which is {seconds:g}, or 0"
+        )
 
 
 def _said(options: ServerOptions) -> Iterator[str]:

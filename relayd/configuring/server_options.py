@@ -13,7 +13,10 @@ from typing import Any, Literal
 
 import attrs
 
+from relayd.configuring.dial_settings import INTERFACE, KEEPALIVE, MARK, SOURCE
+from relayd.core.check_grammar import Check
 from relayd.core.errors import ConfigError
+from relayd.core.pool_settings import CHECK
 from relayd.core.relay_names import EXPECTED, check_name
 from relayd.core.setting_types import (
     Choice,
@@ -22,7 +25,10 @@ from relayd.core.setting_types import (
     Type,
     Written,
 )
+from relayd.core.settings import USER_TIMEOUT
 from relayd.core.shares import CountOrNone
+from relayd.net.dial_options import DialOptions
+from relayd.net.keepalive import Keepalive
 
 #: The versions of PROXY headers that servers can be told: of connections, of datagrams.
 StreamProxy = Literal["v1", "v2"]
@@ -43,6 +49,8 @@ class ServerOptions:
     :ivar name: what the log calls it.
     :ivar disabled: it is not used.
     :ivar send_proxy: the version of the PROXY header for it, if it has its own.
+    :ivar check: how it is checked, if that is its own.
+    :ivar source: the address from which it is dialled, likewise, and so on.
     """
 
     weight: int = 1
@@ -51,6 +59,28 @@ class ServerOptions:
     name: str | None = None
     disabled: bool = False
     send_proxy: SendProxy | None = None
+    check: Check | None = None
+    source: str | None = None
+    interface: str | None = None
+    mark: int | None = None
+    keepalive: Keepalive | None = None
+    user_timeout: float | None = None
+
+    def dialing(self, options: DialOptions | None) -> DialOptions | None:
+        """How it is dialled.
+
+        :param options: of its relay, which hold where it has none of its own.
+        """
+        own: dict[str, Any] = {
+            name: value
+            for name in ("interface", "mark", "keepalive", "user_timeout")
+            if (value := getattr(self, name)) is not None
+        }
+        if self.source is not None:
+            ipv6 = ":" in self.source
+            own |= {"source4": None, "source6": None}
+            own["source6" if ipv6 else "source4"] = self.source
+        return attrs.evolve(options or DialOptions(), **own) if own else options
 
 
 #: Of a server of which nothing is said.
@@ -72,6 +102,8 @@ TYPES: Mapping[str, Type[Any]] = {
     "name": Written("NAME", _name, EXPECTED),
     "disabled": Flag(),
     "send-proxy": Choice[StreamProxy](StreamProxy),
+    **{row.name: row.type for row in (CHECK, SOURCE, INTERFACE, MARK, KEEPALIVE)},
+    USER_TIMEOUT.name: USER_TIMEOUT.type,
 }
 _DATAGRAM_TYPES: Mapping[str, Type[Any]] = {
     **TYPES,

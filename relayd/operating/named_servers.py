@@ -52,7 +52,7 @@ def _look_up(
 
 def _server(maker: Maker, name: ServersOf, found: Found) -> Server:
     """A server for one of a name's addresses."""
-    address = HostPort(found.address, found.port)
+    address = HostPort(found.address, found.port, options=name.options)
     weight = found.weight if name.how == "srv" else name.options.weight
     return maker.named(
         address, name.options, f"{name.name}/{address}", found.tier, weight

@@ -78,7 +78,7 @@ def relay_listenings(
     options = _dial_options(relay.dialing)
     for listeners, destinations in each_port(relay):
         made = Maker(reactor, config.transport, options)
-        if checks is not None and relay.pool.check is not None:
+        if checks is not None:
             made.checked = partial(_check, checks, relay, options)
         pool = stream_pool(
             destinations, relay.pool, reactor, made, relay.admission.client_prefix
@@ -98,7 +98,13 @@ def _check(
     address: StreamAddress,
     server: Server,
 ) -> None:
-    checks.add([(address, server)], relay.pool, relay.stream.send_proxy, dialing)
+    """Check a server, if its relay or its destination says so."""
+    options = address.options
+    settings = relay.pool
+    if options.check is not None:
+        settings = attrs.evolve(settings, check=options.check)
+    send_proxy, dialing = relay.stream.send_proxy, options.dialing(dialing)
+    checks.add([(address, server)], settings, send_proxy, dialing)
 
 
 def _check_no_more(checks: ServerCheckService, server: Server) -> None:

@@ -9,6 +9,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 
 from relayd.configuring.address_grammar import HostPort, StreamAddress
 from relayd.configuring.server_options import ServerOptions
+from relayd.core.errors import ConfigError
 from relayd.core.process_settings import Transport
 from relayd.net.dial_options import DialOptions
 from relayd.net.upstream import Upstream
@@ -36,13 +37,21 @@ class Maker:
         self._transport = transport
         self._dialing = dialing
 
-    def _endpoint(self, address: StreamAddress) -> IStreamClientEndpoint:
-        return dialing_endpoint(address, self._reactor, self._transport, self._dialing)
+    def _endpoint(
+        self, address: StreamAddress, options: ServerOptions
+    ) -> IStreamClientEndpoint:
+        dialing = options.dialing(self._dialing)
+        if dialing is not None and dialing is not self._dialing:
+            try:
+                dialing.check()
+            except OSError as problem:
+                raise ConfigError(f"{address}: {problem.strerror}") from problem
+        return dialing_endpoint(address, self._reactor, self._transport, dialing)
 
     def upstream(self, address: StreamAddress) -> Upstream:
         """One of which nothing is said."""
         return Upstream(
-            self._endpoint(address),
+            self._endpoint(address, address.options),
             name_of(address),
             server_identity(address),
         )
@@ -67,7 +76,7 @@ class Maker:
         """
         label = options.name or ""
         server = Server(
-            self._endpoint(address),
+            self._endpoint(address, options),
             f"{label}/{name}" if label else name,
             server_identity(address),
             preamble_of(options.send_proxy),

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 
 from relayd.configuring.address_grammar import StreamAddress
 from relayd.configuring.config import AnyRelay, Config, Socks4Relay, UdpRelay
+from relayd.configuring.server_grammar import options_of
 from relayd.core.errors import CannotStart, ConfigError
 from relayd.core.relay_names import relay_names
 from relayd.operating.checks import ServerCheckService
@@ -194,7 +195,7 @@ def make_service(
     if config.log_interval:
         relays = [each.factory for each in listenings]
         parts.append(InterimLines(reactor, config.log_interval, relays, logs.lines))
-    if any(not isinstance(r, Socks4Relay) and r.pool.check for r in config.relays):
+    if any(map(_checks, config.relays)):
         parts.append(checks)
     tasks = [
         task
@@ -210,6 +211,14 @@ def make_service(
 
         parts.append(DemoInvitation())
     return _command(config, parts, service, reactor, logs)
+
+
+def _checks(relay: AnyRelay) -> bool:
+    """Whether servers of a relay are checked."""
+    if isinstance(relay, Socks4Relay):
+        return False
+    own = [options_of(each).check for each in relay.destinations]
+    return any(each is not None for each in (relay.pool.check, *own))
 
 
 def _whose(relay: AnyRelay, config: Config) -> str:

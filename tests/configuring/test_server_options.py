@@ -23,6 +23,7 @@ from relayd.configuring.file import read_layers
 from relayd.configuring.server_grammar import ServersOf, options_of, parse_server
 from relayd.configuring.server_options import PLAIN, ServerOptions
 from relayd.core.errors import CannotStart, ConfigError
+from relayd.net.dial_options import DialOptions
 from relayd.tap import relayd
 
 
@@ -206,3 +207,43 @@ def test_names_of_a_relay_of_datagrams_are_not_followed() -> None:
     with pytest.raises(CannotStart) as raised:
         of_command_line("-l", "udp:1", "-d", "udp:dns:db:80")
     assert str(raised.value) == "relayd: --dest 'udp:dns:db:80': dns: is not for udp"
+
+
+def test_how_a_server_is_dialled_and_checked() -> None:
+    text = (
+        "10.0.0.5:80,source=10.0.0.1,interface=eth1,mark=0x1f,keepalive=30,10,3"
+        ',user-timeout=60,check=tcp send="a,b" expect=c,weight=2'
+    )
+    options = options_of(parse_server(text))
+    assert options.weight == 2
+    assert str(options.keepalive) == "30,10,3"
+    assert options.check is not None
+    assert options.check.text == 'tcp send="a,b" expect=c'
+    dialing = options.dialing(DialOptions(source4="10.0.0.9", source6="fe80::1%eth0"))
+    assert dialing == DialOptions(
+        source4="10.0.0.1",
+        interface="eth1",
+        mark=31,
+        keepalive=options.keepalive,
+        user_timeout=60.0,
+    )
+    relays = DialOptions(mark=1)
+    assert PLAIN.dialing(relays) is relays
+    assert PLAIN.dialing(None) is None
+    assert ServerOptions(source="::1").dialing(None) == DialOptions(source6="::1")
+
+
+@pytest.mark.parametrize(
+    ("server", "why"),
+    [
+        ("tls:a:443,source=10.0.0.1", "source is not possible for an endpoint string"),
+        ("unix:/run/x,mark=1", "mark is not for UNIX sockets"),
+        ("10.0.0.5:80,source=::1", "its source is of the other family"),
+        ("80,user-timeout=10", "user_timeout must be longer than --stall-timeout"),
+    ],
+)
+def test_what_can_t_be_set_on_a_servers_sockets(server: str, why: str) -> None:
+    with pytest.raises(CannotStart) as raised:
+        of_command_line("-l", "1", "-d", server)
+    assert why in str(raised.value)
+    assert "\n" not in str(raised.value)

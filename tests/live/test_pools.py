@@ -81,6 +81,28 @@ def test_a_client_comes_back_to_its_server() -> None:
                     ready, _, _ = select.select(
                         [each.socket for each in servers], (), (), PATIENCE
                     )
-                    ready[0].accept()[0].close()
+                    with ready[0].accept()[0] as upstream:
+                        # A session without a byte is not logged.
+                        upstream.sendall(b"hello")
             [name] = {each["upstream"] for each in running.sessions(4)}
             assert name in {each.address for each in servers}
+
+
+def test_servers_are_dialled_and_checked_in_their_own_ways() -> None:
+    with Server() as one, Server() as two:
+        servers = ("-d", f"{one.address},source=127.0.0.7", "-d", two.address)
+        with relay("-l", "127.0.0.1:0", *servers) as running:
+            for server, source in ((one, "127.0.0.7"), (two, "127.0.0.1")):
+                with connect(running.port), server.accept() as upstream:
+                    assert upstream.getpeername()[0] == source
+
+
+def test_one_server_is_checked_and_the_other_is_not() -> None:
+    with Server() as server:
+        checked = f"{refused_address()},check=tcp"
+        args = ("--check-every", "50ms", "--fall", "1", "-l", "127.0.0.1:0")
+        with relay(*args, "-d", checked, "-d", server.address) as running:
+            running.wait_for("relay1: .* is down: ")
+            for _ in range(4):
+                serve(running.port, server)
+            assert {each["attempts"] for each in running.sessions(4)} == {"1"}
