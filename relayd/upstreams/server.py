@@ -65,7 +65,7 @@ class Server(Upstream):
     :ivar draining: it is to go: its sessions stay, new ones go elsewhere.
     :ivar checked_up: no active check says that it is down.
     :ivar ejected: its dials have failed too often.
-    :ivar on_trial: it was, and one session at a time may try it.
+    :ivar on_trial: it is ejected, and one session may try it, which none does yet.
     :ivar share: of its weight, from 0 to 1: less than 1 after it has come up, for as
         long as the slow start.
     :ivar sessions: that are under way, those that are dialled included.
@@ -106,7 +106,7 @@ class Server(Upstream):
         return (
             self.takes_sessions
             and self.checked_up
-            and (not self.ejected or (self.on_trial and not self.sessions))
+            and (not self.ejected or self.on_trial)
         )
 
     @property
@@ -155,7 +155,11 @@ class Server(Upstream):
         self.sessions += 1
         if self.on_load is not None:
             self.on_load(self)
-        if self.sessions == self.max_sessions or self.on_trial:
+        if self.on_trial:
+            # This one tries it.
+            self.on_trial = False
+            self.changed()
+        elif self.sessions == self.max_sessions:
             self.changed()
 
     def connected(self) -> None:
@@ -187,5 +191,5 @@ class Server(Upstream):
         self.sessions -= 1
         if self.on_load is not None:
             self.on_load(self)
-        if self.sessions + 1 == self.max_sessions or self.on_trial:
+        if self.sessions + 1 == self.max_sessions:
             self.changed()
