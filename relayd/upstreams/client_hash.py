@@ -34,7 +34,6 @@ from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Sequence
 from hashlib import blake2b, shake_128
-from itertools import repeat
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import Any, NamedTuple, TypeVar
 
@@ -71,25 +70,28 @@ _MAPPED = bytes(10) + b"\xff\xff"
 class Tables(NamedTuple):
     """What all servers share.
 
+    Arrays: numbers of Python's own are all over the memory, and take five times as long
+    to look up.
+
     :ivar mix: all slots in an order that is random, and always the same.
     :ivar unmix: the place of a slot in it.
     :ivar scores: of each rank, for the weight 1; ascending.
     """
 
-    mix: list[int]
-    unmix: list[int]
-    scores: list[float]
+    mix: array[int]
+    unmix: array[int]
+    scores: array[float]
 
 
 @functools.cache
 def tables() -> Tables:
-    """Made once in a process: 40 ms, 6 MB."""
+    """Made once in a process: 40 ms, 0.8 MB."""
     drawn = shake_128(b"relayd client-hash").digest(8 * SLOTS)
     keys = struct.unpack(f"<{SLOTS}Q", drawn)
     mix = sorted(range(SLOTS), key=keys.__getitem__)
     unmix = sorted(range(SLOTS), key=mix.__getitem__)
     scores = [-math.log1p(-(rank + 0.5) / SLOTS) for rank in range(SLOTS)]
-    return Tables(mix, unmix, scores)
+    return Tables(array("H", mix), array("H", unmix), array("d", scores))
 
 
 class Order(NamedTuple):
@@ -181,7 +183,7 @@ class Near:
         ]
         first = len(self.nexts)
         self.nexts.extend([heads[slot] for slot in slots])
-        self.entries.extend(repeat(number, len(slots)))
+        self.entries.extend(array("i", [number]) * len(slots))
         for place, slot in enumerate(slots, first):
             heads[slot] = place
         self._reached[number] = end

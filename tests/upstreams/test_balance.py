@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from zope.interface.verify import verifyObject
 
@@ -175,6 +175,7 @@ def test_the_least_loaded_is_chosen(weights: list[int], steps: list[int]) -> Non
     assert len(selector._heap) <= 2 * len(everyone) + 65
 
 
+@settings(max_examples=40)
 @given(WEIGHTS)
 def test_sessions_that_stay_are_shared_by_weight(weights: list[int]) -> None:
     """As many as the weights' sum: each server has as many as its weight says."""
@@ -185,6 +186,7 @@ def test_sessions_that_stay_are_shared_by_weight(weights: list[int]) -> None:
     assert [each.sessions for each in candidates] == weights
 
 
+@settings(max_examples=40)
 @given(WEIGHTS)
 def test_servers_of_equal_load_have_turns(weights: list[int]) -> None:
     """Of sessions one after the other, each has as many as its weight says."""
@@ -248,6 +250,7 @@ def test_of_two_servers_the_less_loaded_one_is_chosen(
     assert set(chosen(selector, candidates, 100)) == {"s0"}
 
 
+@settings(max_examples=30)
 @given(st.sampled_from([(1,) * 50, (1, 2, 3, 4) * 12]), st.integers(0, 2**32))
 def test_two_choices_are_nearly_even(weights: tuple[int, ...], seed: int) -> None:
     """No server has much more than its share; one choice would give three times it."""

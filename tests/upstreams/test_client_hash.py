@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -133,9 +134,9 @@ def test_shares_are_even_whatever_the_names() -> None:
     for _ in range(50):
         pair = server(f"db{numbers.random()}"), server(f"db{numbers.random()}")
         members = Members(pair, {})
-        slots = numbers.sample(range(SLOTS), 2000)
+        slots = numbers.sample(range(SLOTS), 1000)
         share = sum(members.owner(slot) is pair[0] for slot in slots)
-        assert abs(share - 1000) < 4.5 * (2000 / 4) ** 0.5
+        assert abs(share - 500) < 4.5 * (1000 / 4) ** 0.5
 
 
 def test_clients_are_shared_by_weight() -> None:
@@ -228,7 +229,7 @@ def test_the_table_finds_what_asking_everybody_would() -> None:
     numbers = random.Random(19)
     everyone = list(many(200, 1, 2, 5))
     selector = Slots()
-    for _ in range(5):
+    for _ in range(3):
         candidates = tuple(numbers.sample(everyone, 150))
         members = Members(candidates, {})
         for slot in numbers.sample(range(SLOTS), 400):
@@ -242,27 +243,28 @@ def test_the_table_finds_what_asking_everybody_would() -> None:
 def test_equal_scores_are_found_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """As scores have so few values that most slots have several least ones."""
     whole = tables()
-    coarse = whole._replace(scores=[each // 0.01 * 0.01 for each in whole.scores])
+    scores = array("d", [each // 0.01 * 0.01 for each in whole.scores])
+    coarse = whole._replace(scores=scores)
     monkeypatch.setattr(client_hash, "tables", lambda: coarse)
     candidates = many(100, 1)
     selector, members = Slots(), Members(candidates, {})
     mixed = Members(candidates[::-1], {})
     counts: Counter[Any] = Counter()
-    for slot in range(0, SLOTS, 32):
+    for slot in range(0, SLOTS, 64):
         found = selector.choose(candidates, slot)
         assert found is members.owner(slot) is mixed.owner(slot)
         counts[found] += 1
     # Nobody gains by it.
-    assert is_by_chance([counts[each] for each in candidates], [20.48] * 100)
+    assert is_by_chance([counts[each] for each in candidates], [10.24] * 100)
 
 
 def test_the_table_is_bounded_while_names_move() -> None:
     """New servers all the time, as of a name with answers that are never the same."""
     selector = Slots()
     most = client_hash.NEAR * SLOTS * 4 * 1.01
-    for turn in range(5):
+    for turn in range(4):
         candidates = tuple(server(f"{turn}.{n}") for n in range(60))
-        for slot in range(200):
+        for slot in range(100):
             selector.choose(candidates, slot)
         near: Any = selector._near
         assert len(near.entries) == len(near.nexts) <= most
