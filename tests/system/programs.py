@@ -41,6 +41,13 @@ def module(name: str) -> Any:
         lacking(f"{problem}; `make system-test` installs it")
 
 
+def listens(port: int) -> bool:
+    """Whether a program listens on this port, for IPv4; nobody connects to see."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    ends = [line.split()[1:4:2] for line in lines]
+    return any(end.endswith(f":{port:04X}") and state == "0A" for end, state in ends)
+
+
 def lacking(what: str) -> NoReturn:
     """Skip the test, as something that it needs is missing.
 

@@ -26,7 +26,7 @@ from tests.support.process import (
     relay,
 )
 from tests.system.datagrams import free_port, serving
-from tests.system.programs import http_server, program, run
+from tests.system.programs import http_server, listens, program, run
 
 pytestmark = pytest.mark.system
 
@@ -66,13 +66,6 @@ TEMPORARY = "".join(
 )
 
 STREAM_MODULE = "/usr/lib/nginx/modules/ngx_stream_module.so"
-
-
-def listens(port: int) -> bool:
-    """Whether a program listens on this port, for IPv4; nobody connects to see."""
-    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
-    ends = [line.split()[1:4:2] for line in lines]
-    return any(end.endswith(f":{port:04X}") and state == "0A" for end, state in ends)
 
 
 @contextmanager
