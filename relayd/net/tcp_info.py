@@ -49,6 +49,9 @@ _DATA = struct.Struct("I4xII")
 #: poll(2): an error is pending, or the descriptor is not open.
 _FAILED = select.POLLERR | select.POLLNVAL
 
+#: poll(2), Linux: the peer has ended its side.
+_ENDED = getattr(select, "POLLRDHUP", 0)
+
 
 @attrs.frozen
 class TcpInfo:
@@ -176,10 +179,19 @@ def ended_unread(transport: Any) -> bool:
             return False
 
 
-def _events(transport: Any) -> int:
+def has_ended(transport: Any) -> bool:
+    """Whether the peer has ended its side, however much of what it sent is unread.
+
+    Asked of a connection that is not read.  Where poll(2) has no POLLRDHUP, an end
+    behind something unread is not known.
+    """
+    return bool(_events(transport, _ENDED) & _ENDED) or ended_unread(transport)
+
+
+def _events(transport: Any, asked: int = 0) -> int:
     poll = select.poll()
     try:
-        poll.register(transport.fileno(), 0)
+        poll.register(transport.fileno(), asked)
         found = poll.poll(0)
     except (AttributeError, OSError, TypeError, ValueError):
         return 0

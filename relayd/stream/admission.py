@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet.interfaces import INegotiated
 from twisted.python.failure import Failure
 
 from relayd.core import pauses
@@ -17,7 +18,27 @@ from relayd.core.interfaces import ILease
 from relayd.core.leases import checked, give_back, lease_of
 from relayd.core.session import Ending
 from relayd.core.stage import Stage
-from relayd.net.tcp_info import ended_unread, was_reset
+from relayd.net.tcp_info import ended_unread, has_ended, was_reset
+
+
+def has_left(client: Any) -> bool:
+    """Whether a client that waits, and is not read, has left.
+
+    One that has sent something and then ended its side may be waiting for the answer to
+    that, and keeps its place.  Not so a client of a proxy, which has yet to hear that
+    it is served; one of TLS, which can't half-close; nor of a relay that does not.
+
+    :param client: a :class:`relayd.stream.session.StreamProtocol`.
+    """
+    transport, factory = client.transport, client.factory
+    if was_reset(transport):
+        return True
+    awaits_answer = (
+        factory.bridge.half_closes
+        and not factory.preludes
+        and not INegotiated.providedBy(transport)
+    )
+    return ended_unread(transport) if awaits_answer else has_ended(transport)
 
 
 class Admission:
@@ -60,7 +81,7 @@ class Admission:
     def _admitted(self, lease: ILease) -> None:
         client = self._client
         client.pending = None
-        if was_reset(client.transport) or ended_unread(client.transport):
+        if has_left(client):
             give_back(lease)
             client.abort_session(Ending.CLIENT_LEFT, "before it was admitted")
             return

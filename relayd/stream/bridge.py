@@ -122,6 +122,9 @@ class Bridge(Watch):
     When both connections are gone it calls `over` of the downstream leg, once.
     """
 
+    #: One direction may go on when the other has ended.
+    half_closes = True
+
     __slots__ = (
         "_clock",
         "_poll",

@@ -43,6 +43,8 @@ class ClosingBridge(Bridge):
 
     __slots__ = ("_until", "dropped", "first")
 
+    half_closes = False
+
     first: Leg | None
 
     def __init__(

@@ -24,6 +24,7 @@ from relayd.core.stage import NEXT, Stage
 from relayd.net.foreign_transports import keep_alive
 from relayd.net.keepalive import KEEPALIVE, KEEPALIVE_IS_INHERITED
 from relayd.net.tcp_info import ended_unread, was_reset
+from relayd.stream.admission import has_left
 from relayd.stream.attempt import EXTRA_CHECKS
 from relayd.stream.bridge import Bridge
 from relayd.stream.deadlines import CLOSE_GRACE
@@ -331,7 +332,7 @@ class Lifecycle(Leg):
         elif (self.paused or self.direction.eof) and was_reset(self.transport):
             # It is not read, so nobody hears of its reset.
             self.abort_session(Ending.CLIENT_LEFT)
-        elif session.stage is _WAITING and ended_unread(self.transport):
+        elif session.stage is _WAITING and has_left(self):
             self.abort_session(Ending.CLIENT_LEFT, "before it was admitted")
         elif (
             self.paused & ALLOWANCE

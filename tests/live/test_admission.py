@@ -200,6 +200,43 @@ def test_a_queue() -> None:
             assert read_all(second) == b"done"
 
 
+def test_who_leaves_a_queue_with_something_unread() -> None:
+    """Who may be waiting for an answer keeps its place; no other client does."""
+    queue = ("--max-sessions", "1", "--queue", "2", "--connect-timeout=1", "--verbose")
+    with Server() as server:
+        port = int(server.address.rpartition(":")[2])
+        request = write_request(Command.CONNECT, "127.0.0.1", port)
+        proxy = (*LISTEN[:2], "--allow-dest", "127.0.0.0/8", *queue)
+        with relay(*proxy, plugin="socks4") as running, connect(running.port) as first:
+            first.sendall(request)
+            with server.accept():
+                assert read_exactly(first, 8)[1] == 90
+                with connect(running.port) as leaves:
+                    leaves.sendall(request)
+                running.ended("client_left")
+        off = (*LISTEN, server.address, *queue, "--half-close", "off")
+        with relay(*off) as running, connect(running.port) as first:
+            with served(first, server):
+                with connect(running.port) as leaves:
+                    leaves.sendall(b"question")
+                running.ended("client_left")
+        with relay(*LISTEN, server.address, *queue) as running:
+            with connect(running.port) as first, connect(running.port) as waits:
+                upstream = served(first, server)
+                waits.sendall(b"question")
+                waits.shutdown(socket.SHUT_WR)
+                # It is asked after that one, which is the last that has ended.
+                with connect(running.port):
+                    pass
+                running.ended("client_left")
+                first.close()
+                upstream.close()
+                with server.accept() as upstream:
+                    assert read_all(upstream) == b"question"
+                    upstream.sendall(b"answer")
+                assert read_all(waits) == b"answer"
+
+
 def test_who_waits_for_too_long_is_refused() -> None:
     options = ("--max-sessions", "1", "--queue", "2", "--queue-timeout", "250ms")
     with Server() as server, relay(*LISTEN, server.address, *options) as running:

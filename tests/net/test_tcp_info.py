@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -14,6 +14,8 @@ import pytest
 from relayd.net import tcp_info as module
 from relayd.net.tcp_info import (
     TcpInfo,
+    ended_unread,
+    has_ended,
     is_dead,
     parse,
     since_data,
@@ -200,3 +202,32 @@ def test_older_kernels_report_less() -> None:
     assert parse(bytes(whole[:224])) == TcpInfo(0, 5, 6, 1.5, 2.5)
     assert parse(bytes(whole[:56])) is None
     assert parse(b"") is None
+
+
+@linux
+@pytest.mark.parametrize("unix", [False, True])
+def test_an_end_behind_what_is_unread(unix: bool) -> None:
+    """Which a read, or a look at what there is, does not show."""
+    with ExitStack() as held:
+        if unix:
+            one, other = map(held.enter_context, socket.socketpair())
+        else:
+            one, other = held.enter_context(connected(socket.AF_INET))
+        other.send(b"unread")
+        eventually(lambda: unread(one) == 6)
+        assert not has_ended(one)
+        other.shutdown(socket.SHUT_WR)
+        eventually(lambda: has_ended(one))
+        assert not ended_unread(one)
+        assert one.recv(9) == b"unread"
+        assert has_ended(one)
+        eventually(lambda: ended_unread(one))
+
+
+def test_an_end_where_poll_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ENDED", 0)
+    one, other = socket.socketpair()
+    with one, other:
+        assert not has_ended(one)
+        other.close()
+        assert has_ended(one)
