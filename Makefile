@@ -27,7 +27,7 @@ SYSTEM_PACKAGES += $(if $(shell command -v npm),,nodejs npm)
 # more to do: a relay that the tests of a file share is seldom started twice.
 AT_ONCE := -n auto --dist worksteal
 
-# Two hundred interpreters are started: none is to compile what another one has.
+# A hundred interpreters are started: none is to compile what another one has.
 test test-floor coverage: export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
