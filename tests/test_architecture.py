@@ -43,7 +43,7 @@ MAY_IMPORT = {
 RELAYS = {"tcp", "socks4", "udp_nat"}
 NAMES = {
     *("config", "destinations", "endpoints", "errors", "flow_log", "gates"),
-    *("interfaces",),
+    *("interfaces", "pools"),
     *("observers", "resolving", "session", "socks4_wire", "udp_sockets"),
 }
 

@@ -195,7 +195,9 @@ class Checker:
         if server in self._targets:
             raise ValueError(f"{server!r} is checked already")
         weight = getattr(server, "weight", 1)
-        target = self._targets[server] = _Target(server, check, schedule, weight)
+        up = getattr(server, "checked_up", True)
+        target = _Target(server, check, schedule, weight, up=up)
+        self._targets[server] = target
         if self.started:
             self._begin(target, self._chance())
 

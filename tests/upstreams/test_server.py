@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.defer import succeed
+from twisted.internet.task import Clock
 
 from relayd.core.session import Ending
+from relayd.upstreams.checks import Checker, Schedule, Verdict
 from relayd.upstreams.pool import Pool
 from relayd.upstreams.server import Server
 
@@ -129,3 +132,17 @@ def test_each_session_is_counted_once(outcomes: list[str]) -> None:
             one.connected()
             under_way += 1
         assert one.sessions == under_way
+
+
+def test_a_server_that_begins_as_down_is_told_that_it_is_up() -> None:
+    clock = Clock()
+    one = server("a")
+    one.checked_up = False
+    pool = Pool([one])
+    checker = Checker(clock)
+    checker.add(one, lambda: succeed(Verdict(True, "it answers")), Schedule())
+    assert pool.choose(asked()) is None
+    checker.start()
+    clock.advance(2)
+    assert pool.choose(asked()) is one
+    checker.stop()

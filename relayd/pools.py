@@ -1,0 +1,28 @@
+"""Pools of servers, how one is chosen and whether each is up, for programs."""
+
+from relayd.core.interfaces import ICounted, ISelector
+from relayd.net.upstream import Upstream
+from relayd.stream.attempt import Attempt
+from relayd.upstreams.balance import First, LeastSessions, RandomOfTwo, RoundRobin
+from relayd.upstreams.checks import Checker, Schedule, Verdict
+from relayd.upstreams.client_hash import ClientHash
+from relayd.upstreams.pool import Pool, Task
+from relayd.upstreams.server import Server
+
+__all__ = [
+    "Attempt",
+    "Checker",
+    "ClientHash",
+    "First",
+    "ICounted",
+    "ISelector",
+    "LeastSessions",
+    "Pool",
+    "RandomOfTwo",
+    "RoundRobin",
+    "Schedule",
+    "Server",
+    "Task",
+    "Upstream",
+    "Verdict",
+]
