@@ -20,7 +20,9 @@ from relayd.configuring.config import AnyRelay, Config, Socks4Relay, UdpRelay
 from relayd.configuring.server_grammar import options_of
 from relayd.core.errors import CannotStart, ConfigError
 from relayd.core.relay_names import relay_names
+from relayd.net.dial_options import DialOptions
 from relayd.operating.checks import ServerCheckService
+from relayd.operating.dial_rights import DialRights
 from relayd.operating.endpoints import listening_endpoint, on_plane
 from relayd.operating.interim_lines import InterimLines
 from relayd.operating.logs import Logs
@@ -205,6 +207,8 @@ def make_service(
     ]
     if tasks:
         parts.append(PoolTasks(tasks))
+    if dialing := _dialing(config, names):
+        parts.append(DialRights(dialing, command))
     parts.append(service)
     if config.demo:
         from relayd.operating.demo import DemoInvitation
@@ -219,6 +223,15 @@ def _checks(relay: AnyRelay) -> bool:
         return False
     own = [options_of(each).check for each in relay.destinations]
     return any(each is not None for each in (relay.pool.check, *own))
+
+
+def _dialing(config: Config, names: Sequence[str]) -> list[tuple[str, DialOptions]]:
+    """How the relays dial that do so in a way of their own, and whose it is."""
+    return [
+        (_whose(_named(relay, name), config), relay.dialing.options)
+        for relay, name in zip(config.relays, names, strict=True)
+        if relay.dialing.options != DialOptions()
+    ]
 
 
 def _whose(relay: AnyRelay, config: Config) -> str:

@@ -208,6 +208,27 @@ def test_a_mark_without_the_right(network: Machines) -> None:
     )
 
 
+def test_a_right_that_is_given_up_with_the_user(network: Machines) -> None:
+    """It was there before anything listened, and is gone when dials begin."""
+    _, _, _, _, *twistd = network.proxy.twistd
+    args = ("-l", f"{PROXY}:8080", "-d", f"{SERVER}:9", "--mark", "7")
+    ended = subprocess.run(
+        network.proxy.runs(*twistd, "--uid", "65534", "relayd", *args),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=START,
+        cwd="/",
+    )
+    assert ended.returncode == 1
+    # It logs by then.
+    said = (ended.stdout + ended.stderr).strip()
+    assert said.endswith(
+        " relayd: mark 7 takes the right CAP_NET_ADMIN, or CAP_NET_RAW since Linux 5.17"
+        " (as the user that it has become)"
+    )
+
+
 def test_an_interface_takes_no_right(network: Machines) -> None:
     """Since Linux 5.7: it is another problem that keeps this one from starting."""
     refused = started(network, "--interface", "outside", "--source", "192.0.2.77")

@@ -1,0 +1,50 @@
+"""Options of dials are tried again by a process that has become another user."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from twisted.internet import reactor
+
+from relayd.core.errors import CannotStart
+from relayd.net.dial_options import DialOptions
+from relayd.operating.dial_rights import DialRights
+from relayd.operating.service import make_service
+from tests.support.files import config_of
+
+#: It can't be set, as if a right was missing.
+LACKING = DialOptions(source4="192.0.2.77")
+
+
+def test_the_same_user_has_the_same_rights() -> None:
+    """Nothing is tried twice."""
+    rights = DialRights([("", LACKING)], "relayd")
+    rights.startService()
+    rights.stopService()
+
+
+def test_another_one_may_lack_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    relays = [("relay a: ", LACKING), ("relay b: ", DialOptions(source4="127.0.0.2"))]
+    rights = DialRights([*relays, ("relay c: ", LACKING)], "relayd")
+    monkeypatch.setattr(os, "geteuid", lambda: 65534 + 1)
+    with pytest.raises(CannotStart) as caught:
+        rights.startService()
+    why = (
+        "source '192.0.2.77' is no address of this machine (as the user that it has"
+        " become)"
+    )
+    assert str(caught.value.code).splitlines() == [
+        f"relayd: relay a: {why}",
+        f"relayd: relay c: {why}",
+    ]
+
+
+@pytest.mark.parametrize(("options", "count"), [("", 0), ("interface = 'lo'", 1)])
+def test_a_service_has_them_if_it_has_options(
+    options: str, count: int, tmp_path: Path
+) -> None:
+    text = f'[tcp.a]\nlisten = "127.0.0.1:0"\ndest = "127.0.0.1:9"\n{options}\n'
+    service = make_service(config_of(tmp_path / "f.toml", text), reactor)
+    assert sum(isinstance(each, DialRights) for each in service) == count
