@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 from tests.support.process import (
     PATIENCE,
     START,
     Server,
     connect,
+    eventually,
     read_all,
     read_exactly,
     relay,
@@ -88,6 +93,91 @@ def test_own_endpoint_turns_to_the_spare() -> None:
                 assert f"-> {server.address}: " in line
                 main.close()
             assert "{'done': 2}" in line
+
+
+class Patroni(BaseHTTPRequestHandler):
+    """What says of a database what it is to its cluster."""
+
+    def do_GET(self) -> None:
+        server: Any = self.server
+        self.send_response(200)
+        self.end_headers()
+        xlog = {"received_location": 5 << 20, "replayed_location": 4 << 20}
+        state = {"state": "running", "role": server.role, "xlog": xlog}
+        self.wfile.write(json.dumps(state).encode())
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def saying(name: bytes, host: str) -> Iterator[str]:
+    """A server that says its name to whoever comes: its address."""
+    with Server(address=(host, 0)) as server:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    with server.accept() as connection:
+                        connection.sendall(name)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield server.address
+        server.socket.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@contextmanager
+def patroni(host: str, port: int) -> Iterator[Any]:
+    """What runs beside a database; it has a `role`."""
+    with HTTPServer((host, port), Patroni) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def told(port: int) -> bytes:
+    """What a client is told; nothing if no server is up."""
+    with connect(port) as client, suppress(ConnectionResetError):
+        return client.recv(1)
+    return b""
+
+
+def test_replica_checks() -> None:
+    """A role that moves from one database to the other, and a relay to each."""
+    hosts = "127.0.0.1", "127.0.0.2"
+    with ExitStack() as stack:
+        first = stack.enter_context(patroni(hosts[0], 0))
+        port = first.server_address[1]
+        beside = first, stack.enter_context(patroni(hosts[1], port))
+        where = [
+            stack.enter_context(saying(name, host))
+            for name, host in zip((b"0", b"1"), hosts, strict=True)
+        ]
+        args = ["--check-every", "50ms", "--fall", "1", "--rise", "1"]
+        for name in ("primary", "replica"):
+            args += ["--listen", "127.0.0.1:0"]
+            for each in where:
+                args += ["--dest", f"{each},check=python:replica_checks:{name}"]
+        env = {"PYTHONPATH": str(EXAMPLES), "PATRONI_PORT": str(port)}
+        beside[0].role, beside[1].role = "primary", "replica"
+        running = stack.enter_context(relay(*args, env=env))
+        to_primary, to_replica = (
+            int(each.rpartition(":")[2]) for each in running.listening(2)
+        )
+
+        def is_primary(name: bytes, other: bytes) -> bool:
+            found = [(told(to_primary), told(to_replica)) for _ in range(2)]
+            return found == [(name, other)] * 2
+
+        eventually(lambda: is_primary(b"0", b"1"), "the first is the primary")
+        beside[0].role, beside[1].role = "replica", "primary"
+        eventually(lambda: is_primary(b"1", b"0"), "the other is the primary")
+        beside[1].role = "replica"
+        eventually(lambda: told(to_primary) == b"", "there is no primary")
 
 
 def socks4_answer(port: int, server: Server, user_id: bytes = b"") -> bytes:

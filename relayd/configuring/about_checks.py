@@ -17,7 +17,8 @@ from relayd.configuring.address_grammar import (
 from relayd.configuring.address_settings import DEST
 from relayd.configuring.endpoint_strings import host_in
 from relayd.configuring.given import RelaySection
-from relayd.core.check_grammar import HttpCheck, TcpCheck, UdpCheck
+from relayd.configuring.server_grammar import options_of
+from relayd.core.check_grammar import Check, HttpCheck, TcpCheck, UdpCheck
 from relayd.core.pool_settings import CHECK
 
 #: What servers of connections can be asked.
@@ -27,23 +28,27 @@ TCP_KINDS = "tcp, http://:PORT/PATH or python:MODULE:FUNCTION"
 def about_checks(section: RelaySection) -> Iterator[str]:
     """Servers of one relay that can't be checked as is said."""
     given = section.one(CHECK)
-    if given is None:
-        return
-    check, where = given.value, given.place.prefix
-    port = getattr(check, "port", None)
-    if section.kind == "udp":
-        if isinstance(check, TcpCheck | HttpCheck) and port is None:
+    check: Check | None = given.value if given is not None else None
+    if given is not None and section.kind == "udp":
+        if isinstance(check, TcpCheck | HttpCheck) and check.port is None:
             such = "port=8008" if isinstance(check, TcpCheck) else "http://:8008/"
-            yield f"{where}{given} needs a port for udp, such as {such}"
+            yield f"{given.place.prefix}{given} needs a port for udp, such as {such}"
         return
-    if isinstance(check, UdpCheck):
-        yield f"{where}{given} is not for tcp: give {TCP_KINDS}"
-        return
+    if given is not None and isinstance(check, UdpCheck):
+        yield f"{given.place.prefix}{given} is not for tcp: give {TCP_KINDS}"
+        check = None
     for server in section.all(DEST.key):
+        own = options_of(server.value).check
+        where = server.place.prefix
+        if isinstance(own, UdpCheck):
+            yield f"{where}{server}: a check by udp is not for tcp: give {TCP_KINDS}"
+            continue
+        port = getattr(own or check, "port", None)
         if port is not None and _has_one_port(server.value):
+            what = f"check={own}" if own is not None else given
             yield (
-                f"{server.place.prefix}{given} is not possible at {server}, which has"
-                " no other port: leave it out"
+                f"{where}{what} is not possible at {server}, which has no other port:"
+                " leave it out"
             )
 
 

@@ -74,11 +74,13 @@ def test_in_a_file_each_relay_has_its_own(tmp_path: Path) -> None:
         (*UNIX, "--check", "http:///"),
         (*UNIX, "--check", "tcp"),
         (*TCP, "--check", "tcp port=1"),
+        ("-l", "80", "-d", "unix:/x,check=tcp", "-d", "2", "--check", "tcp port=1"),
         ("-l", "80", "-d", "tls:db:443", "--check", "http://:8008/"),
     ],
 )
 def test_what_can_be_checked(args: tuple[str, ...]) -> None:
-    assert config_from(*args).relays[0].pool.check is not None
+    [relay] = config_from(*args).relays
+    assert relay.pool.check is not None
 
 
 @pytest.mark.parametrize(
@@ -105,6 +107,17 @@ def test_what_can_be_checked(args: tuple[str, ...]) -> None:
                 "--check 'tcp port=1' is not possible at --dest 'unix:/run/x', which"
                 " has no other port: leave it out"
             ),
+        ),
+        (
+            ("-l", "80", "-d", "unix:/run/x,check=tcp port=1"),
+            (
+                "check=tcp port=1 is not possible at --dest 'unix:/run/x,check=tcp"
+                " port=1', which has no other port: leave it out"
+            ),
+        ),
+        (
+            ("-l", "80", "-d", "1,check=udp send=x"),
+            "--dest '1,check=udp send=x': a check by udp is not for tcp: give",
         ),
         (
             (*TCP, "--check", "ping"),

@@ -39,6 +39,12 @@ class FakeServer:
         self.told.append((up, why, weight))
 
 
+class DownAtFirst(FakeServer):
+    """One that its maker wants to be seen up."""
+
+    checked_up = False
+
+
 class Bench:
     """A checker, on a clock of its own."""
 
@@ -109,6 +115,14 @@ def test_the_first_check_decides_alone(bench: Bench) -> None:
     assert server.told == [(False, "broken", None)]
     bench.pass_time(60)
     assert len(server.told) == 1, "a change is told once"
+
+
+def test_a_server_that_is_down_until_it_is_checked(bench: Bench) -> None:
+    server = bench.add(DownAtFirst(), rise=3)
+    bench.checker.start()
+    bench.pass_time(1)
+    assert server.told == [(True, "fine", None)]
+    bench.checker.stop()
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 4))
