@@ -182,6 +182,13 @@ class _Machine:
 
     def about_relay(self, relay: AnyRelay) -> Iterator[str]:
         """What is wrong with a relay whose addresses can be used."""
+        # Whoever checks may lack the right that the service has.
+        relay = attrs.evolve(relay, dialing=attrs.evolve(relay.dialing, mark=None))
+        try:
+            relay.dialing.options.check()
+        except OSError as problem:
+            yield str(problem.strerror)
+            return
         if isinstance(relay, UdpRelay):
             scoped = any("%" in str(each) for each in relay.destinations)
             if relay.udp.max_flows is not None or scoped:

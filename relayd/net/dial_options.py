@@ -149,6 +149,8 @@ class DialOptions:
         :raises OSError: this process or this machine can't; `strerror` is one line,
             which names the option.
         """
+        if self == DialOptions():
+            return
         sources = ((_IPV4, self.source4), (_IPV6, self.source6))
         families = [family for family, source in sources if source is not None]
         for family in families or [_IPV4 if _has_ipv4() else _IPV6]:

@@ -65,6 +65,12 @@ BAD = {
     '[socks4.a]\nlisten = "127.0.0.1:1"\nbind_address = "192.0.2.1"': (
         "socks4.a: bind-address '192.0.2.1' is no address of this machine"
     ),
+    '[tcp.a]\nlisten = "2"\ndest = "3"\nmark = 7\nsource = "192.0.2.1"': (
+        "tcp.a: source '192.0.2.1' is no address of this machine"
+    ),
+    '[udp.a]\nlisten = "2"\ndest = "3"\nmax_flows = 9\ninterface = "none0"': (
+        "udp.a: interface 'none0': there is none of that name"
+    ),
 }
 
 
