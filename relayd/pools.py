@@ -4,8 +4,9 @@ from relayd.core.interfaces import ICounted, ISelector
 from relayd.net.upstream import Upstream
 from relayd.stream.attempt import Attempt
 from relayd.upstreams.balance import First, LeastSessions, RandomOfTwo, RoundRobin
-from relayd.upstreams.checks import Checker, Schedule, Verdict
+from relayd.upstreams.checks import Checker
 from relayd.upstreams.client_hash import ClientHash
+from relayd.upstreams.judging import Schedule, Verdict
 from relayd.upstreams.pool import Pool, Task
 from relayd.upstreams.server import Server
 

@@ -27,11 +27,13 @@ from relayd.core.process_settings import Transport
 from relayd.datagrams.servers import Server as DatagramServer
 from relayd.datagrams.sockets import flow_opener, udp_socket
 from relayd.net.dial_options import DialOptions
+from relayd.net.tls import ascii_name
 from relayd.net.upstream import Upstream
 from relayd.operating.endpoints import dialing_endpoint
 from relayd.preludes.proxy_protocol import nobody
 from relayd.upstreams.check_kinds import Target, asks
-from relayd.upstreams.checks import Checker, Schedule
+from relayd.upstreams.checks import Checker
+from relayd.upstreams.judging import Schedule
 
 
 class ServerCheckService(Service):
@@ -150,4 +152,10 @@ def _host_of(address: StreamAddress) -> str:
 def _in_url(host: str) -> str:
     """A host as a URL has it."""
     bare = host.partition("%")[0]
-    return f"[{bare}]" if ":" in bare else bare or "localhost"
+    if ":" in bare:
+        return f"[{bare}]"
+    try:
+        return ascii_name(bare) or "localhost"
+    except UnicodeError:
+        # Of an endpoint string; nobody can dial it.
+        return "localhost"

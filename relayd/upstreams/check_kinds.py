@@ -41,7 +41,6 @@ from relayd.core.check_grammar import (
 )
 from relayd.core.errors import ConfigError, RelayError
 from relayd.net.tls import ServerIdentity
-from relayd.upstreams.checks import CannotCheck, Verdict
 from relayd.upstreams.conversation import (
     QUOTED,
     CheckFailed,
@@ -50,6 +49,7 @@ from relayd.upstreams.conversation import (
     did_not_come,
     quoted,
 )
+from relayd.upstreams.judging import CannotCheck, Verdict
 from relayd.upstreams.server import MAX_WEIGHT
 
 #: What ails this process and not the server.

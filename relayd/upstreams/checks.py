@@ -22,18 +22,22 @@ import random
 from collections import deque
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
-import attrs
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from relayd.core import pool_settings
-from relayd.core.errors import RelayError
 from relayd.net.log_throttle import FailureLog, LogThrottle
 from relayd.net.monotonic import monotonic
+from relayd.upstreams.judging import (
+    CannotCheck,
+    Checked,
+    Schedule,
+    Verdict,
+    Watched,
+)
 
 log = Logger(namespace="relayd.checks")
 
@@ -51,97 +55,6 @@ JITTER = 0.1
 
 #: Entries of the heap beside those of the servers, until it is made anew.
 OUTDATED = 64
-
-
-class CannotCheck(RelayError):
-    """It is not the server's fault: this process has no descriptor or port left."""
-
-
-class Checked(Protocol):
-    """A server, as far as its checks go."""
-
-    def checked(self, up: bool, why: str, weight: int | None = None) -> None:
-        """It is up, or down, or has another weight than before."""
-
-
-@attrs.frozen
-class Verdict:
-    """What one check has found.
-
-    :ivar why: in words.
-    :ivar weight: None: the server's own.
-    """
-
-    up: bool
-    why: str
-    weight: int | None = None
-
-
-@attrs.frozen(kw_only=True)
-class Schedule:
-    """When a server is checked, and what follows.
-
-    :ivar every: seconds from one check to the next, more than 0.
-    :ivar timeout: seconds that a check may take, more than 0.
-    :ivar rise: successes in a row after which a server is up.
-    :ivar fall: failures in a row after which it is down.
-    """
-
-    every: float = pool_settings.CHECK_EVERY.default
-    timeout: float = pool_settings.CHECK_TIMEOUT.default
-    rise: int = pool_settings.RISE.default
-    fall: int = pool_settings.FALL.default
-
-    def __attrs_post_init__(self) -> None:
-        if not (self.every > 0 and self.timeout > 0):
-            raise ValueError("the times of a check are more than 0")
-        if self.rise < 1 or self.fall < 1:
-            raise ValueError("rise and fall are at least 1")
-
-
-@attrs.define(eq=False)
-class _Target:
-    """One server.
-
-    :ivar at: when it is due; while its check is under way, when that must have ended.
-    :ivar run: the check that is under way.
-    :ivar stuck: it was cancelled, and has not ended.
-    :ivar in_row: how many checks in a row have had the outcome of the last one.
-    """
-
-    server: Checked
-    check: Callable[[], Any]
-    schedule: Schedule
-    own_weight: int
-    at: float = 0.0
-    due: float = 0.0
-    is_waiting: bool = False
-    run: Deferred[Any] | None = None
-    stuck: bool = False
-    #: What the server was told.
-    up: bool = True
-    weight: int | None = None
-    last: bool | None = None
-    in_row: int = 0
-
-    def judge(self, verdict: Verdict) -> None:
-        """Tell the server, if that changes something."""
-        first = self.last is None
-        self.in_row = self.in_row + 1 if verdict.up is self.last else 1
-        self.last = verdict.up
-        changed = False
-        if verdict.up is not self.up:
-            needed = self.schedule.rise if verdict.up else self.schedule.fall
-            changed = first or self.in_row >= needed
-        elif verdict.up:
-            changed = verdict.weight != self.weight
-        if changed:
-            self.up = verdict.up
-            weight = None
-            if verdict.up and verdict.weight != self.weight:
-                self.weight = verdict.weight
-                weight = self.own_weight if self.weight is None else self.weight
-            self.server.checked(self.up, verdict.why, weight)
 
 
 class Checker:
@@ -167,11 +80,11 @@ class Checker:
         self._clock: IReactorTime = monotonic(clock)
         self._at_once = at_once
         self._chance = chance
-        self._targets: dict[Any, _Target] = {}
+        self._targets: dict[Any, Watched] = {}
         #: `(at, number, target)`; outdated if the target's `at` is another.
-        self._heap: list[tuple[float, int, _Target]] = []
+        self._heap: list[tuple[float, int, Watched]] = []
         self._number = 0
-        self._queue: deque[_Target] = deque()
+        self._queue: deque[Watched] = deque()
         self._timer: IDelayedCall | None = None
         self._is_pumping = False
         self.started = False
@@ -196,7 +109,7 @@ class Checker:
             raise ValueError(f"{server!r} is checked already")
         weight = getattr(server, "weight", 1)
         up = getattr(server, "checked_up", True)
-        target = _Target(server, check, schedule, weight, up=up)
+        target = Watched(server, check, schedule, weight, up=up)
         self._targets[server] = target
         if self.started:
             self._begin(target, self._chance())
@@ -227,7 +140,7 @@ class Checker:
 
     # -- when
 
-    def _begin(self, target: _Target, phase: float) -> None:
+    def _begin(self, target: Watched, phase: float) -> None:
         """Set the time of its first check; `phase` is its place within a period."""
         every = target.schedule.every
         now = self._clock.seconds()
@@ -235,7 +148,7 @@ class Checker:
         target.due = now + (phase - 0.5) * every
         self._set(target, now + phase * min(every, FIRST))
 
-    def _set_next(self, target: _Target) -> None:
+    def _set_next(self, target: Watched) -> None:
         """Set the time of its next check."""
         now = self._clock.seconds()
         period = target.schedule.every * (1 + JITTER * (2 * self._chance() - 1))
@@ -245,7 +158,7 @@ class Checker:
             target.due = now + period
         self._set(target, target.due)
 
-    def _set(self, target: _Target, at: float) -> None:
+    def _set(self, target: Watched, at: float) -> None:
         target.at = at
         self._number += 1
         heappush(self._heap, (at, self._number, target))
@@ -254,11 +167,11 @@ class Checker:
             heapify(self._heap)
         self._arm()
 
-    def _is_current(self, entry: tuple[float, int, _Target]) -> bool:
+    def _is_current(self, entry: tuple[float, int, Watched]) -> bool:
         at, _, target = entry
         return target.at == at and self._has(target)
 
-    def _has(self, target: _Target) -> bool:
+    def _has(self, target: Watched) -> bool:
         return self._targets.get(target.server) is target
 
     def _arm(self) -> None:
@@ -287,7 +200,7 @@ class Checker:
                 self._came(target)
         self._pump()
 
-    def _came(self, target: _Target) -> None:
+    def _came(self, target: Watched) -> None:
         """Its time has come: for a check, or for the end of one."""
         if target.stuck:
             self._end(target, Verdict(False, "its last check has not ended"))
@@ -313,7 +226,7 @@ class Checker:
             self._is_pumping = False
         self._arm()
 
-    def _run(self, target: _Target) -> None:
+    def _run(self, target: Watched) -> None:
         now = self._clock.seconds()
         if now - target.at > target.schedule.every:
             self.late += 1
@@ -329,7 +242,7 @@ class Checker:
             self._set(target, now + target.schedule.timeout)
         run.addBoth(self._ended, target, run)
 
-    def _cut(self, target: _Target) -> None:
+    def _cut(self, target: Watched) -> None:
         """The time of a check is over."""
         run = cast(Deferred[Any], target.run)
         # Before it is cancelled, which may give a verdict.
@@ -339,11 +252,11 @@ class Checker:
         if target.run is run and target.stuck:
             self._end(target, self._too_slow(target))
 
-    def _too_slow(self, target: _Target) -> Verdict:
+    def _too_slow(self, target: Watched) -> Verdict:
         self.overdue += 1
         return Verdict(False, f"no answer in {target.schedule.timeout:g} s")
 
-    def _ended(self, result: Any, target: _Target, run: Deferred[Any]) -> None:
+    def _ended(self, result: Any, target: Watched, run: Deferred[Any]) -> None:
         """A check has ended, of itself or since it was cancelled."""
         if target.run is not run:
             # It was given up.
@@ -369,7 +282,7 @@ class Checker:
         self._end(target, verdict)
         self._pump()
 
-    def _defect(self, target: _Target, result: Any) -> Verdict:
+    def _defect(self, target: Watched, result: Any) -> Verdict:
         """A check has raised what none should, or returned what is no verdict."""
         if not isinstance(result, Failure):
             result = Failure(TypeError(f"a check gave {result!r}, not a Verdict"))
@@ -378,7 +291,7 @@ class Checker:
         kind, said = type(result.value).__name__, ascii(str(result.value))[1:-1]
         return Verdict(False, f"its check raised {kind}: {said[:QUOTED]}".rstrip(": "))
 
-    def _end(self, target: _Target, verdict: Verdict | None) -> None:
+    def _end(self, target: Watched, verdict: Verdict | None) -> None:
         """Judge a server by a check, and set the time of the next."""
         if verdict is not None:
             self.count += 1
@@ -390,7 +303,7 @@ class Checker:
         if self.started and self._has(target):
             self._set_next(target)
 
-    def _give_up(self, target: _Target) -> None:
+    def _give_up(self, target: Watched) -> None:
         run, target.run = target.run, None
         if run is not None and not target.stuck:
             self.running -= 1

@@ -29,8 +29,8 @@ from relayd.net.happy_eyeballs import NameEndpoint
 from relayd.net.tls import ServerIdentity
 from relayd.plane.endpoints import PlaneSocketEndpoint
 from relayd.upstreams.check_kinds import Target, asks
-from relayd.upstreams.checks import CannotCheck, Verdict
 from relayd.upstreams.conversation import MOST
+from relayd.upstreams.judging import CannotCheck, Verdict
 from tests.conftest import pause
 from tests.support.certificates import Authority
 

@@ -13,13 +13,8 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, globalLogPublisher
 
-from relayd.upstreams.checks import (
-    OUTDATED,
-    CannotCheck,
-    Checker,
-    Schedule,
-    Verdict,
-)
+from relayd.upstreams.checks import OUTDATED, Checker
+from relayd.upstreams.judging import CannotCheck, Schedule, Verdict
 
 UP, DOWN = Verdict(True, "fine"), Verdict(False, "broken")
 

@@ -12,7 +12,8 @@ from twisted.internet.defer import succeed
 from twisted.internet.task import Clock
 
 from relayd.core.session import Ending
-from relayd.upstreams.checks import Checker, Schedule, Verdict
+from relayd.upstreams.checks import Checker
+from relayd.upstreams.judging import Schedule, Verdict
 from relayd.upstreams.pool import Pool
 from relayd.upstreams.server import Server
 
