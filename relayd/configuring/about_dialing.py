@@ -22,6 +22,7 @@ from relayd.configuring.address_grammar import (
 from relayd.configuring.address_settings import DEST
 from relayd.configuring.dial_settings import INTERFACE, MARK, SOURCE
 from relayd.configuring.given import Given, RelaySection
+from relayd.configuring.server_grammar import options_of
 from relayd.core import settings
 from relayd.net.dial_options import family_of
 
@@ -67,7 +68,8 @@ def _about_families(
     place = sources[0].place
     for server in servers:
         family = family_of_server(server.value)
-        if family and family not in by_family:
+        own = options_of(server.value).source
+        if family and family not in by_family and own is None:
             kind = _FAMILIES[family]
             yield (
                 f"{place.prefix}{sources[0]} is not possible at {server}: give a source"

@@ -16,7 +16,7 @@ from twisted.internet.defer import inlineCallbacks, maybeDeferred
 from twisted.logger import Logger
 
 from relayd.configuring.address_grammar import StreamAddress
-from relayd.configuring.config import AnyRelay, Config, Socks4Relay, UdpRelay
+from relayd.configuring.config import AnyRelay, Config, Relay, Socks4Relay, UdpRelay
 from relayd.configuring.server_grammar import options_of
 from relayd.core.errors import CannotStart, ConfigError
 from relayd.core.relay_names import relay_names
@@ -226,12 +226,15 @@ def _checks(relay: AnyRelay) -> bool:
 
 
 def _dialing(config: Config, names: Sequence[str]) -> list[tuple[str, DialOptions]]:
-    """How the relays dial that do so in a way of their own, and whose it is."""
-    return [
-        (_whose(_named(relay, name), config), relay.dialing.options)
-        for relay, name in zip(config.relays, names, strict=True)
-        if relay.dialing.options != DialOptions()
-    ]
+    """How relays and servers are dialled in a way of their own, and whose it is."""
+    found: dict[tuple[str, DialOptions], None] = {}
+    for relay, name in zip(config.relays, names, strict=True):
+        whose, options = _whose(_named(relay, name), config), relay.dialing.options
+        found[whose, options] = None
+        if isinstance(relay, Relay):
+            for each in relay.destinations:
+                found[whose, options_of(each).dialing(options) or options] = None
+    return [(whose, options) for whose, options in found if options != DialOptions()]
 
 
 def _whose(relay: AnyRelay, config: Config) -> str:

@@ -170,6 +170,11 @@ def test_a_server_of_the_other_family(source: str, server: str, family: str) -> 
     ]
 
 
+def test_a_server_may_have_its_own() -> None:
+    servers = ("-d", "[2001:db8::5]:80,source=2001:db8::1", "-d", "10.0.0.5:80")
+    assert parse("-l", "8080", *servers, "--source", "192.0.2.1").relays
+
+
 def test_of_a_name_it_is_not_known() -> None:
     assert parse("-l", "8080", "-d", "db:80", "--source", "2001:db8::1").relays
     assert parse("-l", "8080", "-d", "10.x:80", "--source", "2001:db8::1").relays

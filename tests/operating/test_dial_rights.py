@@ -41,10 +41,17 @@ def test_another_one_may_lack_some(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-@pytest.mark.parametrize(("options", "count"), [("", 0), ("interface = 'lo'", 1)])
-def test_a_service_has_them_if_it_has_options(
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ('dest = "127.0.0.1:9"', 0),
+        ('dest = "127.0.0.1:9"\ninterface = "lo"', 1),
+        ('dest = ["127.0.0.1:9", "127.0.0.1:8,source=127.0.0.2"]', 1),
+    ],
+)
+def test_a_service_has_them_if_a_relay_or_a_server_has_options(
     options: str, count: int, tmp_path: Path
 ) -> None:
-    text = f'[tcp.a]\nlisten = "127.0.0.1:0"\ndest = "127.0.0.1:9"\n{options}\n'
+    text = f'[tcp.a]\nlisten = "127.0.0.1:0"\n{options}\n'
     service = make_service(config_of(tmp_path / "f.toml", text), reactor)
     assert sum(isinstance(each, DialRights) for each in service) == count
