@@ -3,9 +3,9 @@
 What a file says is read and checked by :mod:`relayd.configuring`.  The rest, the
 service would find as it makes its endpoints: a broadcast address, a missing interface,
 a limit that can't be had, a Twisted endpoint string that can't be used, a missing
-certificate.  The same functions are asked here, with a reactor that never runs.
-Most relays have short forms of addresses and need none of them: importing them takes
-longer than reading a thousand relays.
+certificate, a check in Python that can't be imported.  The same functions are asked
+here, with a reactor that never runs.  Most relays have short forms of addresses and
+need none of them: importing them takes longer than reading a thousand relays.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from relayd.configuring.configure import configure
 from relayd.configuring.endpoint_strings import parts
 from relayd.configuring.file import STDIN, read_layers
 from relayd.configuring.given import Given, Layers, key_of
+from relayd.configuring.server_grammar import options_of
+from relayd.core.check_grammar import PythonCheck
 from relayd.core.errors import ConfigError
 from relayd.core.process_settings import MAX_DESCRIPTORS, TRANSPORT
 from relayd.ctl.exits import CommandFailed, Exit
@@ -112,6 +114,8 @@ def unusable(layers: Layers, config: Config) -> Iterator[str]:
                 for problem in machine.about_address(given):
                     found = True
                     yield f"{given.place}: {problem}"
+            for problem in machine.about_check(given):
+                yield f"{given.place}: {problem}"
         if not found:
             for problem in machine.about_relay(relay):
                 yield f"{section.place}: {problem}"
@@ -124,6 +128,8 @@ class _Machine:
         # Short forms are the same on either transport, but for what opens them.
         self._config = attrs.evolve(config, transport="twisted")
         self._reactor: Any = None
+        #: The checks in Python that were imported; one of `[defaults]` is once.
+        self._imported: set[int] = set()
 
     @property
     def reactor(self) -> Any:
@@ -179,6 +185,17 @@ class _Machine:
                 from relayd.operating.endpoints import dialing_endpoint
 
                 yield from _problem(dialing_endpoint, address, self.reactor, "twisted")
+
+    def about_check(self, given: Given) -> Iterator[str]:
+        """Whether a check of servers in Python can be imported."""
+        check = given.value
+        if given.setting is DEST:
+            check = options_of(check).check
+        if isinstance(check, PythonCheck) and id(given) not in self._imported:
+            self._imported.add(id(given))
+            from relayd.operating.checks import function_of
+
+            yield from _problem(function_of, check)
 
     def about_relay(self, relay: AnyRelay) -> Iterator[str]:
         """What is wrong with a relay whose addresses can be used."""

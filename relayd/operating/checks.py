@@ -31,9 +31,11 @@ from relayd.net.tls import ascii_name
 from relayd.net.upstream import Upstream
 from relayd.operating.endpoints import dialing_endpoint
 from relayd.preludes.proxy_protocol import nobody
-from relayd.upstreams.check_kinds import Target, asks
+from relayd.upstreams.check_kinds import Target, asks, function_of
 from relayd.upstreams.checks import Checker
 from relayd.upstreams.judging import Schedule
+
+__all__ = ["ServerCheckService", "function_of"]
 
 
 class ServerCheckService(Service):

@@ -15,6 +15,7 @@ from twisted.internet import reactor
 from relayd.configuring.configure import configure
 from relayd.configuring.file import read_layers
 from relayd.core.errors import ConfigError
+from relayd.ctl.checking import check_file
 from relayd.ctl.exits import Exit
 from relayd.ctl.main import main
 from relayd.operating.service import make_service
@@ -67,6 +68,12 @@ BAD = {
     ),
     '[tcp.a]\nlisten = "2"\ndest = "3"\nmark = 7\nsource = "192.0.2.1"': (
         "tcp.a: source '192.0.2.1' is no address of this machine"
+    ),
+    '[tcp.a]\nlisten = "2"\ndest = "3"\ncheck = "python:no_such:f"': (
+        "tcp.a.check: can't import the check python:no_such:f: ModuleNotFoundError: No"
+    ),
+    '[tcp.a]\nlisten = "2"\ndest = "3,check=python:json:nothing"': (
+        "tcp.a.dest: can't import the check python:json:nothing: AttributeError: module"
     ),
     '[udp.a]\nlisten = "2"\ndest = "3"\nmax_flows = 9\ninterface = "none0"': (
         "udp.a: interface 'none0': there is none of that name"
@@ -237,3 +244,12 @@ def test_what_is_of_the_process(
     monkeypatch.undo()
     path.write_text(GOOD.replace("drain", 'transport = "twisted"\ndrain'))
     assert main(["check", str(path)]) == Exit.DONE
+
+
+def test_a_check_of_all_relays_is_told_once(tmp_path: Path) -> None:
+    file = tmp_path / "relayd.toml"
+    relays = "".join(f'[tcp.r{i}]\nlisten = "{i}"\ndest = "9"\n' for i in (1, 2))
+    file.write_text(f'[defaults]\ncheck = "python:no_such:f"\n{relays}')
+    [problem] = check_file(str(file)).problems
+    assert problem.startswith(f"{file}: defaults.check: can't import the check")
+    assert check_file(str(file), file_only=True).problems == []
