@@ -22,7 +22,13 @@ from typing import Any, cast
 
 import attrs
 from twisted.internet import error
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    maybeDeferred,
+    succeed,
+)
+from twisted.internet.defer import TimeoutError as DeferredTimedOut
 from twisted.internet.interfaces import (
     IProtocol,
     IProtocolFactory,
@@ -40,7 +46,7 @@ from relayd.core.check_grammar import (
     UdpCheck,
 )
 from relayd.core.errors import ConfigError, RelayError
-from relayd.net.tls import ServerIdentity
+from relayd.net.tls import ServerIdentity, error_line, is_openssl_error
 from relayd.upstreams.conversation import (
     QUOTED,
     CheckFailed,
@@ -51,6 +57,9 @@ from relayd.upstreams.conversation import (
 )
 from relayd.upstreams.judging import CannotCheck, Verdict
 from relayd.upstreams.server import MAX_WEIGHT
+
+#: How long an error's message may be.
+LONGEST = 200
 
 #: What ails this process and not the server.
 _OURS = (
@@ -118,12 +127,32 @@ async def _judged(ask: Callable[[], Awaitable[Verdict]]) -> Verdict:
         return Verdict(False, str(problem))
     except (CannotCheck, CancelledError):
         raise
-    except (OSError, RelayError, error.ConnectionClosed, error.ConnectError) as problem:
+    except Exception as problem:
+        if not _is_of_network(problem):
+            raise
         number = getattr(problem, "osError", None) or getattr(problem, "errno", None)
-        said = " ".join(str(problem).split()).rstrip(".") or type(problem).__name__
         if number in _OURS:
-            raise CannotCheck(said) from problem
-        return Verdict(False, said)
+            raise CannotCheck(_line_of(problem)) from problem
+        return Verdict(False, _line_of(problem))
+
+
+def _is_of_network(problem: Exception) -> bool:
+    """Whether it tells of a server that is not well, and of no defect."""
+    expected = OSError, RelayError, error.ConnectionClosed, error.ConnectError
+    # Of checks in Python: what Twisted's HTTP and OpenSSL raise, and are imported for.
+    return (
+        isinstance(problem, (*expected, DeferredTimedOut))
+        or type(problem).__module__.startswith("twisted.web.")
+        or is_openssl_error(problem)
+    )
+
+
+def _line_of(problem: Exception) -> str:
+    """Its message, in one line of ASCII: it may quote what a server has said."""
+    reasons: list[Failure] = getattr(problem, "reasons", None) or []
+    said = "; ".join(each.getErrorMessage() for each in reasons) or error_line(problem)
+    line = ascii(" ".join(said.split()).rstrip("."))[1:-1]
+    return line[:LONGEST] or type(problem).__name__
 
 
 # -- connections

@@ -23,7 +23,6 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 
 from relayd.core.check_grammar import parse_check
-from relayd.core.errors import ConfigError
 from relayd.net.dialing import SocketEndpoint
 from relayd.net.happy_eyeballs import NameEndpoint
 from relayd.net.tls import ServerIdentity
@@ -625,69 +624,6 @@ async def test_a_server_without_an_address() -> None:
     with pytest.raises(CannotCheck, match="its name has no address"):
         await found("udp send=x", target)
     assert not (await found("tcp", target)).up
-
-
-# -- Python
-
-
-async def is_up(server: Any) -> Any:
-    """A check in Python, as `python:` names it: the server is what it returns."""
-    if isinstance(server, BaseException):
-        raise server
-    return server
-
-
-HERE = f"python:{__name__}:is_up"
-
-
-@pytest.mark.parametrize(
-    ("said", "verdict"),
-    [
-        (True, Verdict(True, "is_up returned True")),
-        (False, Verdict(False, "is_up returned False")),
-        (0, Verdict(True, "is_up returned the weight 0", 0)),
-        (256, Verdict(True, "is_up returned the weight 256", 256)),
-        (ConnectionRefusedError("no\nway."), Verdict(False, "no way")),
-    ],
-)
-@pytest_twisted.ensureDeferred
-async def test_a_check_in_python(said: Any, verdict: Verdict) -> None:
-    assert await found(HERE, Target(server=said)) == verdict
-
-
-@pytest.mark.parametrize("said", [None, "up", 257, -1, 1.0, LookupError("x")])
-@pytest_twisted.ensureDeferred
-async def test_a_check_in_python_that_is_wrong(said: Any) -> None:
-    """A defect: it is raised, and the checker logs it."""
-    with pytest.raises((TypeError, LookupError), match=r"is_up returned|^x$"):
-        await found(HERE, Target(server=said))
-
-
-@pytest_twisted.ensureDeferred
-async def test_a_check_in_python_that_is_cancelled() -> None:
-    waiting: Deferred[bool] = Deferred()
-    run = asks(parse_check(HERE), Target(server=waiting), reactor)()
-    # A coroutine function may return a Deferred, too; that is no answer.
-    with pytest.raises(TypeError, match="returned"):
-        await run
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("python:no_such_module:f", "ModuleNotFoundError: No module named"),
-        ("python:json:nothing", "AttributeError: module 'json' has no attribute"),
-        ("python:json:__name__", "it is no function"),
-        (f"python:{__name__}.x:f", "ModuleNotFoundError: "),
-    ],
-)
-def test_a_check_that_can_t_be_imported(text: str, why: str) -> None:
-    with pytest.raises(ConfigError) as problem:
-        asks(parse_check(text), Target(server=None), reactor)
-    said = str(problem.value)
-    assert text in said
-    assert why in said
-    assert "\n" not in said
 
 
 def test_no_kind_of_check() -> None:
