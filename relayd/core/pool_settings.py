@@ -185,8 +185,9 @@ CHECK = Setting[Check | None](
     help="Check each server, and send no new client to one that is down. tcp: it"
     " accepts a connection (tcp send=TEXT expect=TEXT: and answers)."
     " http://:8008/primary: it answers there with a status of 200 to 399 (expect=TEXT:"
-    " and this is in the body). python:MODULE:FUNCTION: a coroutine function that is"
-    " given the server, and returns True, False or a weight.",
+    " and this is in the body). udp send=TEXT expect=TEXT: a UDP server answers."
+    " python:MODULE:FUNCTION: a coroutine function that is given the server, and"
+    " returns True, False or a weight.",
     kinds=POOLS,
     group=SERVERS,
 )
