@@ -15,10 +15,14 @@ import pytest_twisted
 from OpenSSL import SSL
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import TCP4ClientEndpoint, clientFromString
+from twisted.internet.endpoints import (
+    SSL4ClientEndpoint,
+    TCP4ClientEndpoint,
+    clientFromString,
+)
 from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.protocol import DatagramProtocol, Factory, Protocol
-from twisted.internet.ssl import DefaultOpenSSLContextFactory
+from twisted.internet.ssl import CertificateOptions, DefaultOpenSSLContextFactory
 from twisted.web.resource import Resource
 from twisted.web.server import Site
 
@@ -357,6 +361,19 @@ async def test_a_server_with_the_wrong_certificate(root: Authority, check: str) 
     assert not verdict.up
     assert "certificate is for 'other.example', not for 'localhost'" in verdict.why
     assert script.said == b""
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_endpoint_that_checks_no_name_is_given_one(root: Authority) -> None:
+    script = Script()
+    with serving(script, options_of(root.issue("other.example"))) as port:
+        endpoint = SSL4ClientEndpoint(reactor, "127.0.0.1", port, CertificateOptions())
+        identity = ServerIdentity("localhost")
+        target = target_at(port, endpoint=endpoint, identity=identity)
+        verdict = await found("tcp", target)
+        await until(lambda: script.lost)
+    assert not verdict.up
+    assert "certificate is for 'other.example', not for 'localhost'" in verdict.why
 
 
 @pytest_twisted.ensureDeferred
