@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 from zope.interface import implementer
 
 from relayd.core.interfaces import ISelector
-from relayd.upstreams.client_hash import ClientHash
 from relayd.upstreams.pace import Pace, weight_of
 
 Candidate = TypeVar("Candidate")
@@ -223,13 +222,3 @@ class First:
     def choose(self, candidates: Sequence[Candidate], session: Any) -> Candidate | None:
         """See :meth:`ISelector.choose`."""
         return candidates[0] if candidates else None
-
-
-#: The selectors, by the names of `--balance`.  A pool has its own.
-SELECTORS: dict[str, Callable[[], Any]] = {
-    "round-robin": RoundRobin,
-    "least-sessions": LeastSessions,
-    "random": RandomOfTwo,
-    "client-hash": ClientHash,
-    "first": First,
-}

@@ -1,9 +1,23 @@
-"""Whether counts are what chance would give."""
+"""The selectors, and whether counts are what chance would give."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import sqrt
+from random import Random
+from typing import Any
+
+from relayd.upstreams.balance import First, LeastSessions, RandomOfTwo, RoundRobin
+from relayd.upstreams.client_hash import ClientHash
+
+#: Each is made as `SELECTORS[name]()`; none is random.
+SELECTORS: dict[str, Callable[[], Any]] = {
+    "round-robin": RoundRobin,
+    "least-sessions": LeastSessions,
+    "random": lambda: RandomOfTwo(Random(19)),
+    "client-hash": ClientHash,
+    "first": First,
+}
 
 
 def chi_squared(counts: Sequence[float], expected: Sequence[float]) -> float:

@@ -13,16 +13,10 @@ from hypothesis import strategies as st
 from zope.interface.verify import verifyObject
 
 from relayd.core.interfaces import ISelector
-from relayd.upstreams.balance import (
-    SELECTORS,
-    First,
-    LeastSessions,
-    RandomOfTwo,
-    RoundRobin,
-)
+from relayd.upstreams.balance import First, LeastSessions, RandomOfTwo, RoundRobin
 from relayd.upstreams.pool import Pool
 from relayd.upstreams.server import Server
-from tests.support.shares import is_by_chance
+from tests.support.shares import SELECTORS, is_by_chance
 
 WEIGHTS = st.lists(st.integers(1, 30) | st.just(256), min_size=1, max_size=6)
 
@@ -139,6 +133,18 @@ def test_a_server_that_grows_slowly_has_a_part_of_its_share() -> None:
     assert Counter(names) == {"s0": 50, "s1": 50}
 
 
+def test_a_share_that_grows_brings_the_next_turn_nearer() -> None:
+    """It is not as far away as it was with the least weight of all."""
+    one, two = servers(256, 256)
+    two.share = 1 / 2560
+    selector = RoundRobin()
+    chosen(selector, (one, two), 100)
+    two.share = 0.5
+    assert Counter(chosen(selector, (one, two), 30)) == pytest.approx(
+        {"s0": 20, "s1": 10}, abs=1
+    )
+
+
 # -- least sessions
 
 
@@ -207,6 +213,20 @@ def test_who_was_passed_over_does_not_get_what_it_missed() -> None:
     one.closed()
     # One turn more than half, and not the next fifty.
     assert Counter(chosen(pool.selector, candidates, 10)) == {"s0": 6, "s1": 4}
+
+
+def test_what_is_outdated_does_not_pile_up() -> None:
+    """While sessions end, and no other one begins."""
+    one, two = servers(1, 1)
+    one.sessions = 1000
+    selector = LeastSessions()
+    pool = Pool([one, two], selector)
+    assert pool.choose(asked()) is two
+    for _ in range(1000):
+        one.closed()
+        assert len(selector._heap) < 70
+    two.began()
+    assert pool.choose(asked()) is one
 
 
 def test_other_servers_are_no_concern_of_a_selector() -> None:

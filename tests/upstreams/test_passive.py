@@ -18,10 +18,10 @@ from hypothesis.stateful import (
 from twisted.internet.task import Clock
 
 from relayd.core.session import Ending
-from relayd.upstreams.balance import SELECTORS
 from relayd.upstreams.passive import Ejector, FailLimits
 from relayd.upstreams.pool import Pool
 from relayd.upstreams.server import Server
+from tests.support.shares import SELECTORS
 
 REFUSED = Ending.CONNECT_REFUSED
 
@@ -248,6 +248,11 @@ def test_who_is_out_is_back_when_the_others_go(what: str) -> None:
     assert judged.usable() == "a"
     assert a.why == "no other server is left"
     assert not judged.clock.getDelayedCalls()
+    # What it has failed before counts no more.
+    c = server("c")
+    judged.pool.replace([], [c])
+    judged.fail(a, 2)
+    assert judged.usable() == "ac"
 
 
 def test_a_trial_that_fails_when_no_other_is_left() -> None:

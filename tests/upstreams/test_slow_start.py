@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
-from relayd.upstreams.balance import SELECTORS
 from relayd.upstreams.pool import Pool
 from relayd.upstreams.server import Server
 from relayd.upstreams.slow_start import SlowStart
+from tests.support.shares import SELECTORS
 
 
 def server(name: str) -> Server:
