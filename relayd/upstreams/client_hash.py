@@ -175,19 +175,16 @@ class Near:
         if number == len(self._reached):
             self._reached.append(0)
         begin, end = self._reached[number], self._reach(weight)
-        mix, heads = tables().mix, self.heads
-        # No slot is there twice.
-        slots = [
-            mix[place & _MASK] ^ mask
-            for place in range(offset + factor * begin, offset + factor * end, factor)
-        ]
-        first = len(self.nexts)
-        self.nexts.extend([heads[slot] for slot in slots])
-        self.entries.extend(array("i", [number]) * len(slots))
-        for place, slot in enumerate(slots, first):
-            heads[slot] = place
+        mix, heads, follow = tables().mix, self.heads, self.nexts.append
+        entry = len(self.nexts)
+        for place in range(offset + factor * begin, offset + factor * end, factor):
+            slot = mix[place & _MASK] ^ mask
+            follow(heads[slot])
+            heads[slot] = entry
+            entry += 1
+        self.entries.extend(array("i", [number]) * (end - begin))
         self._reached[number] = end
-        return len(slots)
+        return end - begin
 
 
 class Members:
