@@ -123,7 +123,9 @@ What `make bench-check` holds relayd's plane to, by the figures above."""
 _HOW = f"""\
 - In each round all relays of a workload are started, each with a server of its own, on
   loopback ports of their own, and get a little of the same work before it counts. Then
-  they take turns in short windows, each of which counts as a round. With thousands of
+  they take turns in short windows, each of which counts as a round. SOCKS4 bulk has
+  three times as many: it is the same work as relayd's own bulk, which its limit is near
+  to. With thousands of
   connections or flows, they have their windows one relay after the other. Latency,
   memory, connections that are all busy, and what is delivered are measured once in a
   round, each relay by itself.

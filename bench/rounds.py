@@ -227,7 +227,7 @@ def _round(
     kind = WORKLOADS[workload]
     windows, seconds = 1, plan.seconds
     if kind.windows:
-        windows, seconds = plan.windows, plan.window
+        windows, seconds = plan.windows * kind.times, plan.window
     taken: dict[str, list[Readings]] = {relay: [] for relay in relays}
     for together in [[relay] for relay in relays] if kind.alone else [relays]:
         with ExitStack() as begun:

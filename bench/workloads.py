@@ -38,6 +38,8 @@ class Workload:
     :param programs: the programs that it needs besides the relay.
     :param windows: it is measured in as many windows in a round as the mode has;
         otherwise once.
+    :param times: it has so many times as many of them as others: where a limit is
+        nearer than what a median of the others' number can tell.
     :param alone: the relays do not take turns in windows, but have them one relay after
         the other: where what is compared is the same relay with few connections and
         many, or where all at once would need more ports than there are.
@@ -48,6 +50,7 @@ class Workload:
     takes: Callable[[Relay], bool]
     programs: tuple[str, ...]
     windows: bool = True
+    times: int = 1
     alone: bool = False
 
 
@@ -136,6 +139,7 @@ WORKLOADS = {
             partial(begin_bulk, 1, name="socks4-bulk"),
             _proxies_and_ours,
             ("iperf3", "proxychains4"),
+            times=3,
         ),
         Workload(
             "socks4-short",
