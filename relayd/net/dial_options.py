@@ -18,7 +18,6 @@ import ipaddress
 import socket
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -210,13 +209,18 @@ def _set(sock: Any, option: int | None, value: bytes, what: str) -> None:
 
 def _bind(sock: Any, source: str) -> None:
     try:
-        # Nothing is looked up but the scope of fe80::1%eth0.
-        numeric = socket.AI_NUMERICHOST
-        address = socket.getaddrinfo(source, 0, flags=numeric)[0][4]
+        address: Any = (source, 0)
+        if "%" in source:
+            # Nothing is looked up but the scope of fe80::1%eth0.
+            numeric = socket.AI_NUMERICHOST
+            address = socket.getaddrinfo(source, 0, flags=numeric)[0][4]
         if _NO_PORT is not None:
             # Without it, the port is chosen now, among those of no other socket.
-            with suppress(OSError):
+            try:  # noqa: SIM105 - suppress() costs more than the call
                 sock.setsockopt(_IP, _NO_PORT, 1)
+            except OSError:
+                # An old kernel, or a sandbox.
+                pass
         sock.bind(address)
     except OSError as problem:
         what, number = f"source {source!r}", problem.errno
