@@ -7,13 +7,17 @@ from relayd.upstreams.balance import First, LeastSessions, RandomOfTwo, RoundRob
 from relayd.upstreams.checks import Checker
 from relayd.upstreams.client_hash import ClientHash
 from relayd.upstreams.judging import Schedule, Verdict
+from relayd.upstreams.passive import Ejector, FailLimits
 from relayd.upstreams.pool import Pool, Task
 from relayd.upstreams.server import Server
+from relayd.upstreams.slow_start import SlowStart
 
 __all__ = [
     "Attempt",
     "Checker",
     "ClientHash",
+    "Ejector",
+    "FailLimits",
     "First",
     "ICounted",
     "ISelector",
@@ -23,6 +27,7 @@ __all__ = [
     "RoundRobin",
     "Schedule",
     "Server",
+    "SlowStart",
     "Task",
     "Upstream",
     "Verdict",

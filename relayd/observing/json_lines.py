@@ -167,10 +167,10 @@ class JsonLines:
         # The session's own properties would be a hundredth of a short session more.
         dialed, connected, first = session.dialed_at, session.connected_at, ""
         if dialed is not None:
-            queue: float | None = dialed - session.opened_at
+            waited: float | None = dialed - session.opened_at
             if session.rare is not None:
-                queue = session.queue_seconds
-            first = f',"relayd.queue_seconds":{queue:.6f}'
+                waited = session.queue_seconds
+            first = f',"relayd.queue_seconds":{waited:.6f}'
             if connected is not None:
                 first += f',"relayd.connect_seconds":{connected - dialed:.6f}'
         return (

@@ -239,7 +239,7 @@ STREAMS = (
         CounterMetricFamily,
         "relayd_upstream_retries",
         "Dials that failed and were followed by another.",
-        _one(lambda reading: reading.retries),
+        _one(lambda reading: reading.retried),
     ),
 )
 

@@ -131,7 +131,7 @@ class StreamReading:
     :ivar up: bytes from clients; `down` from servers.
     :ivar spliced: of both, what did not pass through this process.
     :ivar waits: how often a session had to wait for its bandwidth.
-    :ivar retries: how many dials that failed were followed by another.
+    :ivar retried: how many dials that failed were followed by another.
     :ivar durations: of the closed sessions; `connects` of the dials that succeeded.
     """
 
@@ -147,7 +147,7 @@ class StreamReading:
     connects: Histogram
     servers: dict[str, ServerReading]
     waits: int = 0
-    retries: int = 0
+    retried: int = 0
 
 
 @attrs.define
@@ -207,7 +207,7 @@ def read_sessions(relay: Sessions) -> Generator[None, None, StreamReading]:
             name: ServerReading(dict(each.results), each.failed_at is None)
             for name, each in counts.servers.items()
         },
-        retries=sum(each.count for each in relay.retries),
+        retried=sum(each.count for each in relay.retries),
         waits=0 if relay.bandwidth is None else relay.bandwidth.waits,
     )
     servers = reading.servers

@@ -5,8 +5,10 @@ A single server of which nothing is said needs no state, and gets none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
 
 from relayd.admission.per_client import ClientPrefix
 from relayd.configuring.address_grammar import StreamAddress
@@ -15,6 +17,7 @@ from relayd.configuring.server_grammar import ServersOf
 from relayd.configuring.server_options import PLAIN
 from relayd.core.interfaces import ISelector
 from relayd.core.pool_settings import Balance
+from relayd.net.monotonic import monotonic
 from relayd.net.upstream import Upstream
 from relayd.operating.servers import Maker
 from relayd.upstreams.balance import (
@@ -24,7 +27,9 @@ from relayd.upstreams.balance import (
     RoundRobin,
 )
 from relayd.upstreams.client_hash import ClientHash
-from relayd.upstreams.pool import Pool
+from relayd.upstreams.passive import Ejector, FailLimits
+from relayd.upstreams.pool import Pool, Task
+from relayd.upstreams.slow_start import SlowStart
 
 
 def stream_pool(
@@ -52,6 +57,9 @@ def stream_pool(
         selector_of(settings.balance, prefix),
         try_all=settings.when_none.what == "try-all",
     )
+    clock = monotonic(reactor)
+    if pool.servers or len(fixed) < len(destinations):
+        pool.tasks += _judging(pool, settings, clock)
     named = [each for each in destinations if isinstance(each, ServersOf)]
     if named:
         # Imports twisted.names, which few relays need.
@@ -59,6 +67,20 @@ def stream_pool(
 
         pool.tasks += followers(named, pool, made, settings, reactor)
     return pool
+
+
+def _judging(pool: Pool, settings: PoolSettings, clock: IReactorTime) -> Iterator[Task]:
+    """What takes servers out, and gives them time when they have come up."""
+    if settings.max_fails:
+        limits = FailLimits(
+            max_fails=settings.max_fails,
+            fail_time=settings.fail_time,
+            fail_max=settings.fail_max,
+            eject_most=settings.eject_most,
+        )
+        yield Ejector(pool, clock, limits)
+    if settings.slow_start:
+        yield SlowStart(pool, settings.slow_start, clock)
 
 
 def selector_of(balance: Balance, prefix: ClientPrefix | None) -> ISelector:

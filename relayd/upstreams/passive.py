@@ -25,10 +25,13 @@ from typing import Protocol
 
 import attrs
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
 
 from relayd.core import pool_settings
 from relayd.net.monotonic import monotonic
 from relayd.upstreams.server import Server
+
+log = Logger(namespace="relayd.upstreams")
 
 
 class Servers(Protocol):
@@ -190,6 +193,12 @@ class Ejector:
         self.ejections += 1
         server.ejected, server.on_trial = True, False
         server.why = f"{why}; out for {lasts:g} s"
+        log.warn(
+            "{relay}: {server} is out: {why}",
+            relay=server.relay,
+            server=server.name,
+            why=server.why,
+        )
         server.changed()
 
     def _trial_is_due(self, server: Server) -> None:
@@ -206,6 +215,12 @@ class Ejector:
         record.returned_at = self._clock.seconds()
         server.ejected = server.on_trial = False
         server.why = why
+        log.info(
+            "{relay}: {server} is back: {why}",
+            relay=server.relay,
+            server=server.name,
+            why=why,
+        )
         server.changed()
 
     def _cancel(self, record: _Record) -> None:

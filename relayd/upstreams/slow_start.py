@@ -35,7 +35,7 @@ class SlowStart:
     def __init__(self, pool: Servers, seconds: float, clock: IReactorTime) -> None:
         if not seconds > 0:
             raise ValueError(f"a slow start takes more than 0 seconds: {seconds}")
-        self.seconds = seconds
+        self.duration = seconds
         self._clock: IReactorTime = monotonic(clock)
         self._timer: IDelayedCall | None = None
         #: Those that are up.
@@ -76,7 +76,7 @@ class SlowStart:
                 self._set_timer()
 
     def _set_timer(self) -> None:
-        self._timer = self._clock.callLater(self.seconds / STEPS, self._grow)
+        self._timer = self._clock.callLater(self.duration / STEPS, self._grow)
 
     def _grow(self) -> None:
         self._timer = None
@@ -85,7 +85,7 @@ class SlowStart:
             if server not in self._growing:
                 # What another one changed has brought it down.
                 continue
-            share = max((now - since) / self.seconds, 1 / STEPS)
+            share = max((now - since) / self.duration, 1 / STEPS)
             if share > _ALMOST:
                 share = 1.0
                 del self._growing[server]

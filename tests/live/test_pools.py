@@ -8,7 +8,14 @@ from contextlib import ExitStack
 
 from tests.live.test_metrics import METRICS, Samples
 from tests.support.live_relays import refused_address
-from tests.support.process import PATIENCE, Server, connect, read_all, relay
+from tests.support.process import (
+    PATIENCE,
+    Server,
+    connect,
+    eventually,
+    read_all,
+    relay,
+)
 
 
 def serve(port: int, server: Server) -> None:
@@ -106,3 +113,33 @@ def test_one_server_is_checked_and_the_other_is_not() -> None:
             for _ in range(4):
                 serve(running.port, server)
             assert {each["attempts"] for each in running.sessions(4)} == {"1"}
+
+
+def test_a_server_whose_dials_fail_is_out_for_a_while() -> None:
+    dead = refused_address()
+    with Server() as server:
+        args = ("--max-fails", "2", "--fail-time", "0.5s", "-l", "127.0.0.1:0")
+        with relay(*args, "-d", dead, "-d", server.address) as running:
+            for _ in range(6):
+                serve(running.port, server)
+            tried = [each["attempts"] for each in running.sessions(6)]
+            assert Counter(tried) == {"1": 4, "2": 2}
+            running.wait_for(f"relay1: {dead} is out: 2 dials have failed, .*0.5 s")
+            with Server(address=_parts(dead)) as alive:
+                # The time of its trial has come when it is chosen.
+                running.wait_for("is out: .*")
+                eventually(lambda: _is_served(running.port, alive, server))
+                running.wait_for(f"relay1: {dead} is back: it is connected again")
+
+
+def _parts(address: str) -> tuple[str, int]:
+    host, port = address.rsplit(":", 1)
+    return host, int(port)
+
+
+def _is_served(port: int, wanted: Server, other: Server) -> bool:
+    """Whether a client comes to this server, and not to the other one."""
+    with connect(port):
+        ready, _, _ = select.select([wanted.socket, other.socket], (), (), PATIENCE)
+        ready[0].accept()[0].close()
+        return ready[0] is wanted.socket

@@ -81,7 +81,9 @@ def test_what_is_counted() -> None:
         (parse_destination("udp:127.0.0.1:9"),),
         "dns",
     )
-    _, metrics, relays = service_of(web, proxy, dns)
+    services = list(service_of(web, proxy, dns))
+    [metrics] = [each for each in services if isinstance(each, MetricsService)]
+    [relays] = [each for each in services if isinstance(each, RelayService)]
     counted = {each.relay: each for each in metrics._counted()}
     assert list(counted) == ["web", "office", "dns"]
     assert list(counted["web"].counts.servers) == ["db:1", "db:2"]
