@@ -40,15 +40,17 @@ class Pace:
     :param buckets: that it is in: the narrowest first, which sessions share least.
     """
 
-    __slots__ = ("_buckets", "_leg", "_pacer", "_short", "_waits")
+    __slots__ = ("_buckets", "_leg", "_pacer", "_short", "_waits_in")
 
     def __init__(self, pacer: Pacer, buckets: Sequence[Bucket]) -> None:
         self._pacer = pacer
         self._buckets = tuple(buckets)
         self._leg: Paused | None = None
-        #: The bucket that was found short; it waits there.
+        #: The bucket that was found short by the last grant.
         self._short: Bucket | None = None
-        self._waits = False
+        #: The one in which it waits: TLS hands on what it has all the same, and then
+        #: another one may be short.
+        self._waits_in: Bucket | None = None
 
     @property
     def quantum(self) -> float:
@@ -58,7 +60,7 @@ class Pace:
     @property
     def waits(self) -> bool:
         """Whether it waits."""
-        return self._waits
+        return self._waits_in is not None
 
     def follow(self, leg: Paused) -> None:
         """See :meth:`relayd.core.pacing.Pace.follow`."""
@@ -89,15 +91,15 @@ class Pace:
 
     def wait(self) -> None:
         """See :meth:`relayd.core.pacing.Pace.wait`."""
-        if self._short is not None and not self._waits:
-            self._waits = True
+        if self._short is not None and self._waits_in is None:
+            self._waits_in = self._short
             self._pacer.wait(self, self._short)
             if self._leg is not None:
                 self._leg.pause(ALLOWANCE)
 
     def wake(self) -> None:
         """It has a turn where it has waited."""
-        self._waits = False
+        self._waits_in = None
         if self._leg is not None:
             self._leg.resume(ALLOWANCE)
 
@@ -105,8 +107,8 @@ class Pace:
         """See :meth:`relayd.core.pacing.Pace.lift`."""
         self.rest()
         self._buckets = ()
-        if self._waits and self._short is not None:
-            self._pacer.leave(self, self._short)
+        if self._waits_in is not None:
+            self._pacer.leave(self, self._waits_in)
             self.wake()
 
     def close(self) -> None:

@@ -205,6 +205,9 @@ class Pacer:
 
     def leave(self, who: Waiting, bucket: Bucket) -> None:
         """One waits no longer."""
+        if who not in bucket.waiting:
+            # It has its turn already, and is woken next.
+            return
         del bucket.waiting[who]
         if not bucket.waiting:
             self._busy -= 1

@@ -263,6 +263,37 @@ def test_one_that_can_not_be_resumed_does_not_keep_the_others(
         each.limits.release()
 
 
+def test_a_session_that_is_ended_as_another_is_woken() -> None:
+    """Both have their turn; who is woken first ends the other."""
+    clock = Clock()
+    bandwidth = Bandwidth(down(1e4), clock=clock)
+    readers = [Reader(bandwidth, f"c:{n}", None) for n in range(2)]
+    run(clock, readers, STEP)
+    assert [each.paused for each in readers] == [True, True]
+
+    def end_the_other(reason: int) -> None:
+        readers[1].limits.release()
+
+    readers[0].resume = end_the_other  # type: ignore[method-assign]
+    clock.advance(1)
+    readers[0].limits.release()
+    assert not clock.getDelayedCalls()
+
+
+def test_a_session_that_reads_while_it_waits_and_ends() -> None:
+    """TLS hands on all that it has: another limit is short after that."""
+    clock = Clock()
+    bandwidth = Bandwidth(down(1e5), None, down(4e5), clock=clock)
+    reader = Reader(bandwidth, "c:1", None)
+    reader.pace.spend(30_000)
+    reader.go_on()
+    assert reader.paused
+    reader.pace.spend(60_000)
+    assert not reader.pace.grant(1)
+    reader.limits.release()
+    assert not clock.getDelayedCalls()
+
+
 def test_ways_are_apart_and_one_may_have_no_limit() -> None:
     clock = Clock()
     session = Record()
