@@ -21,6 +21,7 @@ from relayd.flow_log import FlowLog
 from relayd.observing.session_log import SessionLog
 from relayd.preludes.socks4 import Code, Command, write_reply, write_request
 from relayd.tap import relayd, socks4
+from tests.support.files import config_of
 from tests.support.process import PATIENCE, Server, connect, read_all, relay
 
 PROJECT = Path(__file__).parent.parent
@@ -149,6 +150,21 @@ def test_the_examples_of_rules_are_understood() -> None:
     assert RULES
     for line in RULES:
         socks4.Options().parseOptions(shlex.split(line))
+
+
+FILES = re.findall(r"^```toml\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("text", FILES, ids=range(len(FILES)))
+def test_the_examples_of_files_are_understood(text: str, tmp_path: Path) -> None:
+    """And what they limit is in the settings of their relays."""
+    config = config_of(tmp_path / "relayd.toml", text)
+    assert config.relays
+    if "bandwidth" in text:
+        [relay] = config.relays
+        admission = relay.admission
+        assert str(admission.bandwidth) == "100MB"
+        assert str(admission.bandwidth_per_client) == "up=1MB,down=10MB"
 
 
 def keys(line: str) -> list[str]:

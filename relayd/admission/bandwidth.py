@@ -98,7 +98,7 @@ class Pace:
                 self._leg.pause(ALLOWANCE)
 
     def wake(self) -> None:
-        """It has a turn where it has waited."""
+        """It has a part where it has waited."""
         self._waits_in = None
         if self._leg is not None:
             self._leg.resume(ALLOWANCE)

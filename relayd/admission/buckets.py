@@ -7,9 +7,9 @@ brings.  A bucket may be in debt, as some reads bring more than was granted; so 
 average is exact.
 
 Whose bucket is short waits, and nobody comes before those who wait.  When there is a
-quantum again, all who wait get the same part of it, a *turn* (a few bytes are no turn:
-of very many, some wait for the next quantum).  Who needs less than its turn gives back
-the rest, which is the others': shares are fair (max-min).
+quantum again, all who wait get an equal *part* of it (a few bytes are no part: of very
+many, some wait for the next quantum).  Who needs less than its part gives back the
+rest, which is the others': shares are fair (max-min).
 
 A :class:`Pacer` has one timer, for all buckets of a relay in which somebody waits.
 """
@@ -36,16 +36,16 @@ SMALLEST = 16384
 #: unless that takes longer than so many seconds.
 LONGEST = 0.25
 
-#: Bytes that are worth waking somebody; or this part of a quantum.
-SMALLEST_TURN, _SMALL = 512, 1 / 16
+#: Bytes that are worth waking somebody; or, if that is less, this of a quantum.
+SMALLEST_PART, _SMALL = 512, 1 / 16
 
-#: Seconds after which a turn that was not used is over: its bytes are for others.
-TURN_LASTS = 0.5
+#: Seconds after which a part that was not used is over: its bytes are for others.
+PART_LASTS = 0.5
 
 #: Buckets that are due within so many seconds are served together.
 TOGETHER = 0.01
 
-#: Without a turn, a bucket with less than this part of its quantum is empty: reads of a
+#: Without a part, a bucket with less than this of its quantum is empty: reads of a
 #: few bytes each would be no good.
 _LOW = 1 / 8
 
@@ -54,7 +54,7 @@ class Waiting(Protocol):
     """Who waits in a bucket."""
 
     def wake(self) -> None:
-        """It has a turn."""
+        """It has a part."""
 
 
 class Bucket:
@@ -63,7 +63,7 @@ class Bucket:
     :param rate: bytes per second.
     :param now: seconds on the relay's clock.
 
-    :ivar tokens: bytes that may be read, without those of turns; may be negative.
+    :ivar tokens: bytes that may be read, without those of parts; may be negative.
     :ivar waiting: who waits, in order.
     :ivar due: when its pacer serves it; None: nobody waits.
     """
@@ -72,7 +72,7 @@ class Bucket:
         "_at",
         "_expires",
         "_low",
-        "_turns",
+        "_parts",
         "due",
         "quantum",
         "rate",
@@ -88,77 +88,77 @@ class Bucket:
         self.due: float | None = None
         self._low = max(1.0, self.quantum * _LOW)
         self._at = now
-        #: What is left of each turn, and until when.
-        self._turns: dict[Waiting, tuple[float, float]] = {}
+        #: What is left of each part, and until when.
+        self._parts: dict[Waiting, tuple[float, float]] = {}
         self._expires = 0.0
 
     @property
     def is_full(self) -> bool:
         """Whether a new one would have no more tokens."""
-        return self.tokens >= self.quantum and not self.waiting and not self._turns
+        return self.tokens >= self.quantum and not self.waiting and not self._parts
 
     def refill(self, now: float) -> None:
         """Count the tokens that have come."""
-        if self._turns and now >= self._expires:
-            self._end_turns(now)
+        if self._parts and now >= self._expires:
+            self._end_parts(now)
         tokens = self.tokens + (now - self._at) * self.rate
         self._at = now
         most = 2 * self.quantum
         self.tokens = min(most, tokens)
 
-    def _end_turns(self, now: float) -> None:
+    def _end_parts(self, now: float) -> None:
         """Take back what was not used in time."""
-        over = [each for each, (_, until) in self._turns.items() if until <= now]
+        over = [each for each, (_, until) in self._parts.items() if until <= now]
         for each in over:
             self.give_back(each)
-        self._expires = min((end for _, end in self._turns.values()), default=0.0)
+        self._expires = min((end for _, end in self._parts.values()), default=0.0)
 
     def left_for(self, who: Waiting) -> float:
         """Bytes that one may read, after :meth:`refill`; less than 1: none."""
-        turn = self._turns.get(who)
-        if turn is not None:
-            return turn[0]
+        part = self._parts.get(who)
+        if part is not None:
+            return part[0]
         return 0.0 if self.waiting or self.tokens < self._low else self.tokens
 
     def spend(self, who: Waiting, count: int) -> None:
-        """One has read so many bytes: of its turn, and then of what all have."""
-        turn = self._turns.get(who)
-        if turn is None:
+        """One has read so many bytes: of its part, and then of what all have."""
+        part = self._parts.get(who)
+        if part is None:
             self.tokens -= count
             return
-        left, until = turn
+        left, until = part
         left -= count
         if left < 1:
-            del self._turns[who]
+            del self._parts[who]
             self.tokens += left
         else:
-            self._turns[who] = left, until
+            self._parts[who] = left, until
 
     def give_back(self, who: Waiting) -> bool:
-        """One needs its turn no longer; whether it had one."""
-        turn = self._turns.pop(who, None)
-        if turn is not None:
-            self.tokens += turn[0]
-        return turn is not None
+        """One needs its part no longer; whether it had one."""
+        part = self._parts.pop(who, None)
+        if part is not None:
+            self.tokens += part[0]
+        return part is not None
 
     def due_in(self) -> float:
         """Seconds until there is a quantum; 0.0 or less: there is one."""
         return (self.quantum - self.tokens) / self.rate
 
     def hand_out(self, now: float) -> list[Waiting]:
-        """Make turns for those who wait; who has one is to be woken."""
+        """Make parts for those who wait; who has one is to be woken."""
         waiting, tokens = self.waiting, self.tokens
-        smallest = max(1.0, min(SMALLEST_TURN, self.quantum * _SMALL))
+        smallest = max(1.0, min(SMALLEST_PART, self.quantum * _SMALL))
         count = min(len(waiting), max(1, int(tokens / smallest)))
         each = max(smallest, tokens / count)
-        turn = each, now + TURN_LASTS
-        if not self._turns:
-            self._expires = turn[1]
+        part = each, now + PART_LASTS
+        if not self._parts:
+            self._expires = part[1]
         woken = [waiting.popitem(last=False)[0] for _ in range(count)]
         for who in woken:
-            # Who waited in another one may have a turn here.
+            # Who waited in another one may have a part here.
             self.give_back(who)
-            self._turns[who] = turn
+            self._parts[who] = part
         self.tokens -= each * count
         return woken
 
@@ -195,7 +195,7 @@ class Pacer:
             self._set_timer()
 
     def rest(self, who: Waiting, bucket: Bucket) -> None:
-        """One has nothing more to read: the rest of its turn is for who waits."""
+        """One has nothing more to read: the rest of its part is for who waits."""
         if bucket.give_back(who) and bucket.due is not None:
             now = self.now()
             if now + bucket.due_in() < bucket.due - TOGETHER:
@@ -206,7 +206,7 @@ class Pacer:
     def leave(self, who: Waiting, bucket: Bucket) -> None:
         """One waits no longer."""
         if who not in bucket.waiting:
-            # It has its turn already, and is woken next.
+            # It has its part already, and is woken next.
             return
         del bucket.waiting[who]
         if not bucket.waiting:

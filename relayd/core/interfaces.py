@@ -285,7 +285,10 @@ class ISpliceable(Interface):
         """
 
     def keep_pace(direction: Direction) -> None:
-        """From now on, read no more than the `pace` of this direction grants."""
+        """From now on, read no more than the `pace` of this direction grants.
+
+        Once it is spliced, what is read is spent; else, that is the protocol's to do.
+        """
 
     def splice(peer: object, here: Direction, there: Direction, splicer: Any) -> bool:
         """From now on, move what either reads to the other.
@@ -295,8 +298,7 @@ class ISpliceable(Interface):
         to be written to one of them, the other is not read.  Nothing is passed on but
         bytes.  The protocols are still notified of the loss (`close_both` excepted)
         and of nothing else.
-        `pauseProducing` and `resumeProducing` mean what they always do.  A direction
-        that has a `pace` is read as fast as that says, and spends what is read.
+        `pauseProducing` and `resumeProducing` mean what they always do.
 
         :param splicer: an :class:`ISplicer`, which is notified of the ends of data.
         :return: whether it will; False if `peer` is of another kind, or one of

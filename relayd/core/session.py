@@ -128,13 +128,18 @@ class Direction:
 
 
 class PacedDirection(Direction):
-    """One of a relay that limits bandwidth."""
+    """One whose bandwidth is limited.
+
+    :param before: what it goes on with.
+    """
 
     __slots__ = ("pace",)
 
-    def __init__(self) -> None:
+    def __init__(self, before: Direction | None = None) -> None:
         Direction.__init__(self)
         self.pace = None
+        if before is not None:
+            self.read, self.kept, self.eof = before.read, before.kept, before.eof
 
 
 #: Seconds after which a client that leaves before its server is connected has given

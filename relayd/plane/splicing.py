@@ -89,10 +89,6 @@ class SplicingConnection(Connection):
         self._sink, peer._sink = peer, self
         self._direction, peer._direction = here, there
         self._splicer = peer._splicer = splicer
-        if here.pace is not None:
-            self.keep_pace(here)
-        if there.pace is not None:
-            peer.keep_pace(there)
         return True
 
     def keep_pace(self, direction: Direction) -> None:

@@ -261,7 +261,7 @@ class Watch:
         return min(min(each.sent, each.arrived) for each in known) if told else 0.0
 
     def _is_paced(self) -> bool:
-        """Whether a leg waits for its turn: it has something to say."""
+        """Whether a leg waits for its bandwidth: it has something to say."""
         legs = (self.upstream, self.downstream)
         return any(
             leg.paused & ALLOWANCE and leg.direction.pace is not None for leg in legs

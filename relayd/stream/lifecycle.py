@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from relayd.core.hops import Hop, between, streams
 from relayd.core.interfaces import ILease
-from relayd.core.leases import give_back
+from relayd.core.leases import FREE, give_back
 from relayd.core.pauses import ALLOWANCE
 from relayd.core.session import Ending, PacedDirection, Session
 from relayd.core.stage import NEXT, Stage
@@ -31,7 +31,7 @@ from relayd.stream.deadlines import CLOSE_GRACE
 from relayd.stream.handshake import ClientHandshake
 from relayd.stream.legs import HOLD_LIMIT, Leg
 from relayd.stream.preludes import Pipeline
-from relayd.stream.relay import Lifetime, StreamRelay
+from relayd.stream.relay import Bandwidth, Lifetime, StreamRelay
 
 log = Logger(namespace="relayd.stream")
 
@@ -88,8 +88,6 @@ class Lifecycle(Leg):
         session = self.session = self.record(
             next(_session_ids), client, "", factory.now(), factory.name, client
         )
-        if factory.bandwidth is not None:
-            session.up, session.down = PacedDirection(), PacedDirection()
         Leg.__init__(self, session.up)
         self.factory = factory
         self.is_foreign = True
@@ -131,13 +129,25 @@ class Lifecycle(Leg):
         if pace is not None and pace.quantum < HOLD_LIMIT:
             self.pause(ALLOWANCE)
 
-    def keep_pace(self, leg: Leg) -> None:
-        """From now on, both are read as fast as they may be."""
-        for each in (self, leg):
-            pace = each.direction.pace
-            if pace is not None:
-                pace.follow(each)
+    def limit_bytes(self, bandwidth: Bandwidth) -> None:
+        """From now on, what it may read and write is limited."""
+        session = self.session
+        session.up = self.direction = PacedDirection(session.up)
+        session.down = PacedDirection(session.down)
+        self._limits = bandwidth.enter(session)
+        # Both are given back together: one question less for who has neither.
+        self._lease = self._lease or FREE
+
+    def keep_pace(self, leg: Leg, bridge: Bridge) -> None:
+        """Start relaying; both are read as fast as they may be."""
+        paced = [each for each in (self, leg) if each.direction.pace is not None]
+        for each in paced:
+            each.direction.pace.follow(each)  # type: ignore[union-attr]
         self.resume(ALLOWANCE)
+        bridge.start(self.is_foreign)
+        for each in paced:
+            if each.spliced:
+                each.transport.keep_pace(each.direction)
 
     def set_deadline(self, limit: float) -> None:
         """Give this stage so many seconds from now; 0 is for ever."""
@@ -237,9 +247,6 @@ class Lifecycle(Leg):
             self.release_lease()
         if self.place is not None:
             self.leave_server()
-        if self._limits is not None:
-            limits, self._limits = self._limits, None
-            give_back(limits)
         if self._hops is not None:
             for name, hop in self._hops.items():
                 streams.is_over(name, hop)
@@ -266,13 +273,16 @@ class Lifecycle(Leg):
         factory.observer.refused(session, session.detail)
 
     def release_lease(self) -> None:
-        """Give back the lease, if it has one."""
+        """Give back the lease, if it has one, and what its bytes count for."""
         lease, self._lease = self._lease, None
         if lease is not None:
             try:
                 lease.release()
             except Exception:
                 log.failure("the lease of session {id} failed", id=self.session.id)
+        if self._limits is not None:
+            limits, self._limits = self._limits, None
+            give_back(limits)
 
     def leave_server(self) -> None:
         """Its server has one session less."""

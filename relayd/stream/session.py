@@ -188,7 +188,7 @@ class StreamProtocol(Lifecycle):
         factory, session = self.factory, self.session
         session.ordinal = next(factory.ordinals)
         if factory.bandwidth is not None:
-            self._limits = factory.bandwidth.enter(session)
+            self.limit_bytes(factory.bandwidth)
         factory.observer.opened(session)
         if session.ending is not None:
             # An observer has ended it.
@@ -383,11 +383,12 @@ class StreamProtocol(Lifecycle):
         """Join the server's connection to the client's."""
         factory = self.factory
         self.enter(_RELAYING)
-        if self._limits is not None:
-            self.keep_pace(leg)
         timeouts, clock = factory.timeouts, factory.clock
         bridge = factory.bridge(self.session, self, leg, timeouts, clock)
-        bridge.start(self.is_foreign)
+        if self._limits is None:
+            bridge.start(self.is_foreign)
+        else:
+            self.keep_pace(leg, bridge)
 
     def _write_preamble(self, leg: Leg, preamble: bytes) -> None:
         """Tell the server what it is to know before the client's first byte."""
