@@ -38,7 +38,10 @@ def has_left(client: Any) -> bool:
         and not factory.preludes
         and not INegotiated.providedBy(transport)
     )
-    return ended_unread(transport) if awaits_answer else has_ended(transport)
+    if not awaits_answer:
+        return has_ended(transport)
+    # What came with its PROXY header was read.
+    return client.held is None and ended_unread(transport)
 
 
 class Admission:

@@ -201,7 +201,7 @@ def test_a_queue() -> None:
 
 
 def test_who_leaves_a_queue_with_something_unread() -> None:
-    """Who may be waiting for an answer keeps its place; no other client does."""
+    """It waits for no answer: a proxy's, or of a relay that does not half-close."""
     queue = ("--max-sessions", "1", "--queue", "2", "--connect-timeout=1", "--verbose")
     with Server() as server:
         port = int(server.address.rpartition(":")[2])
@@ -220,21 +220,33 @@ def test_who_leaves_a_queue_with_something_unread() -> None:
                 with connect(running.port) as leaves:
                     leaves.sendall(b"question")
                 running.ended("client_left")
-        with relay(*LISTEN, server.address, *queue) as running:
-            with connect(running.port) as first, connect(running.port) as waits:
-                upstream = served(first, server)
-                waits.sendall(b"question")
-                waits.shutdown(socket.SHUT_WR)
-                # It is asked after that one, which is the last that has ended.
-                with connect(running.port):
-                    pass
-                running.ended("client_left")
-                first.close()
-                upstream.close()
-                with server.accept() as upstream:
-                    assert read_all(upstream) == b"question"
-                    upstream.sendall(b"answer")
-                assert read_all(waits) == b"answer"
+
+
+@pytest.mark.parametrize("header", [b"", b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 80\r\n"])
+def test_who_waits_in_a_queue_for_an_answer(header: bytes) -> None:
+    """A question that came with a PROXY header was read with it, and counts, too."""
+    options = ("--max-sessions", "1", "--queue", "2", "--connect-timeout=1")
+    accept = ("--accept-proxy", "127.0.0.0/8") if header else ()
+    with (
+        Server() as server,
+        relay(*LISTEN, server.address, *options, "--verbose", *accept) as running,
+        connect(running.port) as first,
+        connect(running.port) as waits,
+    ):
+        first.sendall(header)
+        upstream = served(first, server)
+        waits.sendall(header + b"question")
+        waits.shutdown(socket.SHUT_WR)
+        # It is asked after that one, which is the last that has ended.
+        with connect(running.port) as leaves:
+            leaves.sendall(header)
+        running.ended("client_left")
+        first.close()
+        upstream.close()
+        with server.accept() as upstream:
+            assert read_all(upstream) == b"question"
+            upstream.sendall(b"answer")
+        assert read_all(waits) == b"answer"
 
 
 def test_who_waits_for_too_long_is_refused() -> None:
