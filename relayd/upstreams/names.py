@@ -6,7 +6,8 @@ again when its answer holds no longer, or after a fixed time, a little sooner or
 each time, so that many relays do not ask at once.
 
 - *An answer with addresses*: those that are new join, those that are in it no longer
-  leave: they get no new session, and those that they have go on.
+  leave: they get no new session, and those that they have go on.  One whose weight or
+  priority is another now stays the same server, with its sessions and its health.
 - *An answer with none*, or that there is no such name: the servers stay for the grace,
   in which a mistake in a zone may be mended; then they leave.
 - *No answer*: the servers stay.
@@ -75,7 +76,9 @@ class Follower:
         self._every = every
         self._grace = grace
         self._chance = chance
-        self._servers: dict[Found, Server] = {}
+        #: By address and port, and what was found of each.
+        self._servers: dict[tuple[str, int], Server] = {}
+        self._found: dict[tuple[str, int], Found] = {}
         self._next: IDelayedCall | None = None
         self._asking: Deferred[Any] | None = None
         self._running = False
@@ -134,17 +137,25 @@ class Follower:
 
     def _use(self, answer: Answer) -> None:
         """The servers are those of the answer now."""
-        wanted = dict.fromkeys(answer.found)
-        gone = {
-            found: one for found, one in self._servers.items() if found not in wanted
-        }
-        new = {
-            found: self._make(found) for found in wanted if found not in self._servers
-        }
+        wanted: dict[tuple[str, int], Found] = {}
+        for found in answer.found:
+            end = found.address, found.port
+            # Twice in a service: where it comes first.
+            if end not in wanted or found.tier < wanted[end].tier:
+                wanted[end] = found
+        gone = {end: one for end, one in self._servers.items() if end not in wanted}
+        new = {}
+        for end, found in wanted.items():
+            stays = self._servers.get(end)
+            if stays is None:
+                new[end] = self._make(found)
+            elif found != self._found[end]:
+                _revise(stays, self._found[end], found)
+        self._found = wanted
         if not gone and not new:
             return
-        for found in gone:
-            del self._servers[found]
+        for end in gone:
+            del self._servers[end]
         self._servers |= new
         self._pool.replace(gone.values(), new.values())
         for one in new.values():
@@ -199,3 +210,11 @@ class Follower:
 
     def _say(self, what: str, server: Server) -> None:
         log.info("{relay}: " + what, relay=self._pool.relay, server=server.name)
+
+
+def _revise(server: Server, before: Found, now: Found) -> None:
+    """The name says something else of a server that stays."""
+    if now.weight != before.weight:
+        server.weight = now.weight
+    server.tier += now.tier - before.tier
+    server.changed()

@@ -146,6 +146,7 @@ class Pool:
 
         :param new: stand where the first that leaves has stood, or at the end.
         """
+        gone = dict.fromkeys(gone)
         left = [each for each in self.upstreams if each not in gone]
         places = [n for n, each in enumerate(self.upstreams) if each in gone]
         at = places[0] if places else len(left)
@@ -157,6 +158,10 @@ class Pool:
             each.draining = True
         for each in (*gone, *new):
             each.changed()
+        for each in gone:
+            # Its last sessions end, which is nothing to this pool: its address may be
+            # back by then, as another server of the same name.
+            each.leave_pool()
 
     def _adopt(self, server: Server) -> None:
         """Hear of its changes.

@@ -127,6 +127,10 @@ class Server(Upstream):
         """Whether it may be chosen, or its weight, has changed."""
         self.on_change(self)
 
+    def leave_pool(self) -> None:
+        """Nobody hears of its changes any more."""
+        self.on_change, self.on_load = _nothing, None
+
     def checked(self, up: bool, why: str, weight: int | None = None) -> None:
         """What its active checks have found.
 

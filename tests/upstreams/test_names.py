@@ -142,6 +142,53 @@ def test_an_answer_within_the_grace_begins_a_new_one() -> None:
     followed.stop()
 
 
+def test_a_server_of_another_weight_or_priority_stays_the_same() -> None:
+    followed = Followed(every=10)
+    followed.follower.start()
+    followed.answer(ONE, TWO)
+    stays = followed.pool.servers[1:]
+    stays[0].began()
+    stays[0].ejected = True
+    stays[1].tier += 1000
+    followed.clock.advance(10)
+    followed.answer(Found("10.0.0.1", 80, weight=7), Found("10.0.0.2", 80, tier=2))
+    assert followed.pool.servers[1:] == stays
+    assert [(each.weight, each.tier) for each in stays] == [(7, 0), (1, 1002)]
+    assert (stays[0].sessions, stays[0].ejected) == (1, True)
+    followed.stop()
+
+
+def test_a_server_that_is_found_twice_is_one() -> None:
+    followed = Followed(every=10)
+    followed.follower.start()
+    followed.answer(Found("10.0.0.1", 80, tier=1, weight=5), Found("10.0.0.1", 80))
+    [_, server] = followed.pool.servers
+    followed.clock.advance(10)
+    followed.answer(Found("10.0.0.1", 80), Found("10.0.0.1", 80, tier=1, weight=5))
+    assert followed.pool.servers[1] is server
+    assert followed.pool.servers[1].tier == 0
+    followed.stop()
+
+
+def test_what_ends_on_a_server_that_has_left_says_nothing_of_its_successor() -> None:
+    followed = Followed(every=10, grace=0)
+    heard: list[Server] = []
+    followed.pool.listeners.append(heard.append)
+    followed.follower.start()
+    followed.answer(ONE)
+    left = followed.pool.servers[1]
+    left.max_sessions = 1
+    left.began()
+    for found in ([TWO], [ONE]):
+        followed.clock.advance(10)
+        followed.answer(*found)
+    heard.clear()
+    left.closed()
+    assert left.sessions == 0
+    assert heard == []
+    followed.stop()
+
+
 def test_a_name_that_never_had_servers() -> None:
     followed = Followed()
     followed.follower.start()
