@@ -254,7 +254,7 @@ class Verdict:
 
 
 _RELAYD, _SPLICE, _PORTFORWARD = "relayd-plane", "haproxy-splice", "portforward"
-_WATCHED = "relayd-watched"
+_WATCHED, _POOL = "relayd-watched", "relayd-pool"
 _PROXY = "relayd-socks4"
 _UDP, _NGINX_UDP, _TWISTED_UDP = "relayd-udp", "nginx-udp", "twisted-udp"
 
@@ -295,6 +295,14 @@ def _limits() -> Iterable[Limit]:
             (name, _WATCHED),
             (name, _RELAYD),
             1.1,
+        )
+    for name in ("short-server-quiet", "short-client-quiet"):
+        # Counted, judged by their dials, and chosen by the fewest sessions.
+        yield Limit(
+            f"{FIGURES[name].title}: two servers to one",
+            (name, _POOL),
+            (name, _RELAYD),
+            1.05,
         )
     # Not where each of thousands has a request pending: then the kernel's work for each
     # grows by more than this, with any relay.  It is shown, and has no limit.

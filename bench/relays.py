@@ -155,6 +155,18 @@ def _relayd_watched(setup: Setup) -> list[str]:
     ]
 
 
+def _relayd_pool(setup: Setup) -> list[str]:
+    """Two servers, which are one, judged by their dials.
+
+    Not checked: the load counts the connections that its server gets.
+    """
+    return [
+        *_relayd("plane")(setup),
+        *("--dest", f"127.0.0.1:{setup.destination},name=two"),
+        *("--balance", "least-sessions"),
+    ]
+
+
 def _haproxy(*options: str) -> Callable[[Setup], list[str]]:
     def command(setup: Setup) -> list[str]:
         lines = [f"option {option}" for option in options]
@@ -326,6 +338,12 @@ RELAYS = {
             "relayd-watched",
             "relayd, JSON+metrics",
             _relayd_watched,
+            narrow=True,
+        ),
+        Relay(
+            "relayd-pool",
+            "relayd, two servers",
+            _relayd_pool,
             narrow=True,
         ),
         Relay(
