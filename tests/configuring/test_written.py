@@ -200,6 +200,9 @@ def possible(given: list[list[str]], relays: list[str]) -> list[list[str]]:
     if any(word.startswith(("tls:", "tcp:")) for word in servers):
         for row in (SOURCE, INTERFACE, MARK):
             given = without(given, row)
+    if any(word.startswith(("unix:", "tls:", "tcp:")) for word in servers):
+        # They have no host at another port of which a check could ask.
+        given = without(given, CHECK)
     listeners = [b for a, b in pairwise(relays) if a == "--listen"]
     if all(each.startswith("udp:") for each in listeners):
         given = [words for words in given if not words[0].startswith(OF_STREAMS)]

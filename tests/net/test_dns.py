@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.defer import succeed
+from twisted.internet.defer import fail, succeed
+from twisted.internet.task import deferLater
 from twisted.names import dns, server
 from twisted.names.common import ResolverBase
 from twisted.names.error import DNSNameError
@@ -29,8 +30,6 @@ class Zone(ResolverBase):
     def _lookup(self, name: bytes, cls: int, kind: int, timeout: Any) -> Any:
         found = self.records.get(name.decode(), DNSNameError())
         if isinstance(found, Exception):
-            from twisted.internet.defer import fail
-
             return fail(found)
         return succeed(
             (
@@ -53,6 +52,8 @@ def zone() -> Iterator[Zone]:
     made.port = listening.listenUDP(0, protocol, interface="127.0.0.1")  # type: ignore[attr-defined]
     yield made
     made.port.stopListening()  # type: ignore[attr-defined]
+    # The sockets of queries are closed in the turn after their answers.
+    pytest_twisted.blockon(deferLater(listening, 0))
 
 
 @pytest.fixture
