@@ -6,6 +6,7 @@ from relayd.stream.attempt import Attempt
 from relayd.upstreams.balance import First, LeastSessions, RandomOfTwo, RoundRobin
 from relayd.upstreams.checks import Checker
 from relayd.upstreams.client_hash import ClientHash
+from relayd.upstreams.flow_server import FlowServer
 from relayd.upstreams.judging import Schedule, Verdict
 from relayd.upstreams.passive import Ejector, FailLimits
 from relayd.upstreams.pool import Pool, Task
@@ -19,6 +20,7 @@ __all__ = [
     "Ejector",
     "FailLimits",
     "First",
+    "FlowServer",
     "ICounted",
     "ISelector",
     "LeastSessions",

@@ -37,15 +37,19 @@ from relayd.net.own_addresses import is_own
 from relayd.net.resolving import Resolver
 from relayd.observing.flow_lines import FlowLog
 from relayd.preludes.proxy_protocol import write_version_2
+from relayd.upstreams.flow_server import FlowServer
+from relayd.upstreams.pool import Pool
 
-__all__ = ["Counters", "Server", "UdpNat"]
+__all__ = ["Counters", "FlowServer", "Server", "UdpNat"]
 
 
 class UdpNat(DatagramRelay):
     """Relays datagrams between clients and servers.
 
     :param reactor: provides `IReactorTime`, and what `watcher` needs.
-    :param servers: each flow gets one of them, round robin; at least one.
+    :param servers: each flow gets one of them, in turn; at least one.  Or a
+        :class:`~relayd.upstreams.pool.Pool` of `FlowServer.at(Server(…))`, which has a
+        selector, weights, backups and limits, and goes by how servers are.
     :param watcher: watches the sockets; unless given, the reactor does.
     :param resolver: finds the addresses of servers' names.
     :param clock: where time comes from, unless it is the reactor.
@@ -77,12 +81,14 @@ class UdpNat(DatagramRelay):
     :param name: what the log calls this relay; `relay1`, `relay2` and so on, unless
         given (:mod:`relayd.core.relay_names`).
     :raises ValueError: a setting can't be used.
+
+    :ivar balance: the pool, if there is one; run its `tasks` while the relay runs.
     """
 
     def __init__(
         self,
         reactor: Any,
-        servers: Iterable[Server],
+        servers: Iterable[Server] | Pool,
         *,
         watcher: Watcher | None = None,
         resolver: Resolver | None = None,
@@ -120,6 +126,9 @@ class UdpNat(DatagramRelay):
             clock if clock is not None else reactor,
             reply_cap=reply_cap,
         )
+        self.balance = servers if isinstance(servers, Pool) else None
+        if self.balance is not None:
+            self.balance.belong_to(ledger.name)
         pool = ServerPool(
             servers, ledger.clock, lambda: resolver or Resolver.of(reactor)
         )

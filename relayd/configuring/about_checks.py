@@ -29,10 +29,12 @@ def about_checks(section: RelaySection) -> Iterator[str]:
     """Servers of one relay that can't be checked as is said."""
     given = section.one(CHECK)
     check: Check | None = given.value if given is not None else None
-    if given is not None and section.kind == "udp":
-        if isinstance(check, TcpCheck | HttpCheck) and check.port is None:
-            such = "port=8008" if isinstance(check, TcpCheck) else "http://:8008/"
-            yield f"{given.place.prefix}{given} needs a port for udp, such as {such}"
+    if section.kind == "udp":
+        if given is not None:
+            yield from _needs_port(check, given.place.prefix, str(given))
+        for server in section.all(DEST.key):
+            own = options_of(server.value).check
+            yield from _needs_port(own, server.place.prefix, f"{server}: check={own}")
         return
     if given is not None and isinstance(check, UdpCheck):
         yield f"{given.place.prefix}{given} is not for tcp: give {TCP_KINDS}"
@@ -50,6 +52,13 @@ def about_checks(section: RelaySection) -> Iterator[str]:
                 f"{where}{what} is not possible at {server}, which has no other port:"
                 " leave it out"
             )
+
+
+def _needs_port(check: Check | None, where: str, what: str) -> Iterator[str]:
+    """A check of a server of datagrams, which has no port of that kind itself."""
+    if isinstance(check, TcpCheck | HttpCheck) and check.port is None:
+        such = "port=8008" if isinstance(check, TcpCheck) else "http://:8008/"
+        yield f"{where}{what} needs a port for udp, such as {such}"
 
 
 def _has_one_port(address: Any) -> bool:

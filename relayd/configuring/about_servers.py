@@ -14,16 +14,12 @@ from relayd.configuring.about_dialing import family_of_server
 from relayd.configuring.address_grammar import EndpointString, UnixPath
 from relayd.configuring.address_settings import DEST
 from relayd.configuring.given import Given, RelaySection
-from relayd.configuring.server_grammar import ServersOf, options_of
+from relayd.configuring.server_grammar import options_of
 from relayd.configuring.server_options import PLAIN, ServerOptions
 from relayd.core import settings
 from relayd.net.dial_options import family_of
 
-#: What is said of servers of datagrams, too.
-_OF_DATAGRAMS = frozenset({"send_proxy"})
-
-
-#: What is set on sockets of ours.
+#: What is set on sockets of ours; of each server's own, not on those of datagrams.
 _OF_SOCKETS = ("source", "interface", "mark", "keepalive", "user_timeout")
 
 
@@ -41,12 +37,10 @@ def about_servers(section: RelaySection) -> Iterator[str]:
                     " each server its own"
                 )
         yield from _about_sockets(section, each, options)
-        if section.kind == "udp" and isinstance(each.value, ServersOf):
-            yield f"{where}{each}: {each.value.how}: is not for udp"
         if section.kind == "udp":
             for option in _said(options):
-                if option not in _OF_DATAGRAMS:
-                    yield f"{where}{each}: {option} is not for udp"
+                if option in _OF_SOCKETS:
+                    yield f"{where}{each}: {option} is not for a server of udp"
 
 
 def _about_sockets(

@@ -177,20 +177,26 @@ class ServerChecks:
 
 
 @attrs.frozen(kw_only=True)
-class PoolSettings(ServerChecks):
-    """The same for streams, which server is chosen, and what follows if it fails."""
+class FlowPoolSettings(ServerChecks):
+    """The same, which server is chosen, and when it is out; for flows of datagrams."""
 
     balance: pool_settings.Balance = pool_settings.BALANCE.default
-    retries: int | None = pool_settings.RETRIES.default
-    dial_timeout: float = pool_settings.DIAL_TIMEOUT.default
     max_fails: int = pool_settings.MAX_FAILS.default
     fail_time: float = pool_settings.FAIL_TIME.default
     fail_max: float = pool_settings.FAIL_MAX.default
     eject_most: int = pool_settings.EJECT_MOST.default
-    on_down: pool_settings.OnDown = pool_settings.ON_DOWN.default
     slow_start: float = pool_settings.SLOW_START.default
     resolve_every: float | None = pool_settings.RESOLVE_EVERY.default
     resolve_grace: float = pool_settings.RESOLVE_GRACE.default
+
+
+@attrs.frozen(kw_only=True)
+class PoolSettings(FlowPoolSettings):
+    """The same for streams, and what follows if a server fails."""
+
+    retries: int | None = pool_settings.RETRIES.default
+    dial_timeout: float = pool_settings.DIAL_TIMEOUT.default
+    on_down: pool_settings.OnDown = pool_settings.ON_DOWN.default
     when_none: pool_settings.WhenNone = pool_settings.WHEN_NONE.default
 
 
@@ -225,7 +231,7 @@ class UdpRelay:
     )
     name: str | None = None
     admission: FlowAdmission = attrs.field(factory=FlowAdmission, kw_only=True)
-    pool: ServerChecks = attrs.field(factory=ServerChecks, kw_only=True)
+    pool: FlowPoolSettings = attrs.field(factory=FlowPoolSettings, kw_only=True)
     udp: UdpSettings = attrs.field(factory=UdpSettings, kw_only=True)
     dialing: Dialing = attrs.field(factory=Dialing, kw_only=True)
 

@@ -64,18 +64,20 @@ class Flow:
 
 @attrs.frozen
 class NewFlow:
-    """What a gate is asked about: a client without a flow.
+    """What gates and pools are asked about: a client without a flow.
 
     :ivar client: its address as text, as a session's (without `udp:`).
     :ivar peer: the same.
     :ivar listener: the address that it has sent to, as text.
     :ivar relay: the name of the relay.
+    :ivar ordinal: a number of its own.
     """
 
     client: str
     peer: str
     listener: str
     relay: str
+    ordinal: int = 0
 
 
 @attrs.frozen

@@ -76,7 +76,7 @@ BALANCE = Setting[Balance](
     help="How a server is chosen, each by its weight: in turn (round-robin), the one"
     " with the fewest sessions (least-sessions), the better of two at random (random),"
     " always the same for a client (client-hash), or the first that has room (first).",
-    kinds=_TCP,
+    kinds=POOLS,
     group=SERVERS,
 )
 RETRIES = Setting[int | None](
@@ -102,8 +102,8 @@ MAX_FAILS = Setting[int](
     type=CountOrNone(MAX_RETRIES),
     default=3,
     help="Take a server out after so many failed dials within --fail-time; 0 for never."
-    " Not for a single server.",
-    kinds=_TCP,
+    " Not for a single server. Of UDP: flows that it refuses, or does not answer.",
+    kinds=POOLS,
     group=SERVERS,
 )
 FAIL_TIME = Setting[float](
@@ -112,7 +112,7 @@ FAIL_TIME = Setting[float](
     default=10.0,
     help="Time in which failed dials are counted, and for which a server is taken out"
     " then; each time in a row it doubles.",
-    kinds=_TCP,
+    kinds=POOLS,
     group=SERVERS,
 )
 FAIL_MAX = Setting[float](
@@ -120,7 +120,7 @@ FAIL_MAX = Setting[float](
     type=Seconds(never=False),
     default=300.0,
     help="The longest time for which a server is taken out.",
-    kinds=_TCP,
+    kinds=POOLS,
     group=SERVERS,
 )
 EJECT_MOST = Setting[int](
@@ -129,7 +129,7 @@ EJECT_MOST = Setting[int](
     default=50,
     help="Limit of a relay's servers that are out for failed dials at once; never the"
     " last one.",
-    kinds=_TCP,
+    kinds=POOLS,
     group=SERVERS,
 )
 ON_DOWN = Setting[OnDown](
@@ -146,7 +146,7 @@ SLOW_START = Setting[float](
     type=Seconds(),
     default=0.0,
     help="Time over which the weight of a server that has come up grows to its own.",
-    kinds=_TCP,
+    kinds=POOLS,
     group=SERVERS,
 )
 WHEN_NONE = Setting[WhenNone](
@@ -166,7 +166,7 @@ RESOLVE_EVERY = Setting[float | None](
     otherwise="the answer's TTL",
     help="Time after which the name of a server dns: or srv: is looked up again, 10 %"
     " more or less.",
-    kinds=_TCP,
+    kinds=POOLS,
     group=SERVERS,
 )
 RESOLVE_GRACE = Setting[float](
@@ -174,7 +174,7 @@ RESOLVE_GRACE = Setting[float](
     type=Seconds(),
     default=60.0,
     help="Time for which servers stay whose name has no address any more.",
-    kinds=_TCP,
+    kinds=POOLS,
     group=SERVERS,
 )
 CHECK = Setting[Check | None](

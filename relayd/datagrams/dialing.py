@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from twisted.logger import Logger
 
 from relayd.core.addresses import socket_name
+from relayd.core.flows import NewFlow
+from relayd.core.session import Ending
 from relayd.datagrams.refusals import SHORTAGE
 from relayd.datagrams.servers import Server, ServerPool
 from relayd.datagrams.sockets import raise_buffer
@@ -19,6 +20,9 @@ log = Logger(namespace="relayd.datagrams")
 
 #: Limit of a flow's receive buffer in the kernel, in bytes.
 FLOW_BUFFER = 1 << 20
+
+#: The most servers that are tried for a new flow.
+MAX_SERVERS = 16
 
 #: How many sockets are tried, if they connect to themselves.
 SELF_TRIES = 4
@@ -58,25 +62,35 @@ class FlowDialer:
         self._open_socket = open_socket
         self._buffer = min(receive_buffer, FLOW_BUFFER)
 
-    def dial_any(self, server: Server) -> Connected:
+    def dial_any(
+        self,
+        server: Server,
+        asked: NewFlow | None = None,
+        tried: Sequence[Server] = (),
+    ) -> Connected:
         """Connect to this server, or to the next that has a route.
 
+        :param asked: the flow, for a pool that chooses.
+        :param tried: servers not to try.
         :raises OSError: no socket can be opened, or no server has a route.
         """
-        refusal = OSError(errno.EHOSTUNREACH, "no way to any server")
-        others = (self._pool.choose() for _ in range(len(self._pool.servers) - 1))
-        tried: set[Server] = set()
-        for candidate in itertools.chain((server,), others):
-            if candidate is None or candidate in tried:
-                continue
-            tried.add(candidate)
+        had = list(tried)
+        for _ in range(MAX_SERVERS):
             try:
-                return self.dial(candidate)
+                return self.dial(server)
             except OSError as problem:
                 if problem.errno in SHORTAGE:
                     raise
-                refusal = problem
-        raise refusal
+                state = server.state
+                if state is not None:
+                    state.began()
+                    state.failed(Ending.CONNECT_FAILED, problem.strerror or "")
+                had.append(server)
+                following = self._pool.choose(asked, had)
+                if following is None:
+                    raise
+                server = following
+        raise OSError(errno.EHOSTUNREACH, "no way to many servers")
 
     def dial(self, server: Server, tried: Sequence[SocketAddress] = ()) -> Connected:
         """Connect to the first of a server's addresses that has a route.

@@ -13,8 +13,7 @@ Writing.  Consecutive datagrams of one size in a batch are a run, and sent in on
 one.
 
 Refusals.  A host where no socket has the port refuses (ICMP), which is the error of the
-socket's next call.  A flow that was never answered goes on at the next address of its
-server, if the server's name has several.
+socket's next call.  Then a flow may go on elsewhere (:mod:`relayd.datagrams.moving`).
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from typing import Any
 from twisted.python.failure import Failure
 
 from relayd.core.addresses import client_key
-from relayd.core.flows import Flow
 from relayd.core.interfaces import ILease
 from relayd.datagrams.batches import BATCH_RANGE
 from relayd.datagrams.dialing import Connected
 from relayd.datagrams.interfaces import FlowListener, FlowRelay
 from relayd.datagrams.ledger import Ledger
 from relayd.datagrams.mmsg import BATCH
+from relayd.datagrams.moving import MovingFlow
 from relayd.datagrams.refusals import REFUSALS, REPORTED
 from relayd.datagrams.sockets import (
     BUFFER_SIZE,
@@ -53,7 +52,7 @@ BURST = 6
 MAX_ERRORS = 16
 
 
-class ClientFlow(Flow):
+class ClientFlow(MovingFlow):
     """A flow, and the socket that is the relay's port for its client.
 
     :ivar listener: the one that the client sends to.
@@ -63,8 +62,6 @@ class ClientFlow(Flow):
     :ivar sock: connected to the server.
     :ivar ours: the local address of `sock`.
     :ivar server: the server.
-    :ivar tried: the addresses of the server that the flow has had; the last is the
-        present one.
     :ivar replies: the pending replies of its listener.
     :ivar envelope: the client's addresses, for a batch of replies.
     :ivar drops: the kernel's count of drops at `sock` when it was last read.
@@ -80,7 +77,6 @@ class ClientFlow(Flow):
         "_batch_until",
         "_full_read_at",
         "_longest_run",
-        "_look_up",
         "_segments_down",
         "_segments_up",
         "_usual",
@@ -89,20 +85,16 @@ class ClientFlow(Flow):
         "here",
         "hop",
         "lease",
-        "ledger",
         "listener",
         "ours",
         "recv",
         "recv_into",
-        "relay",
         "replies",
         "reply",
         "send",
-        "server",
         "sock",
         "source",
         "to",
-        "tried",
     )
 
     def __init__(
@@ -117,15 +109,12 @@ class ClientFlow(Flow):
         self.here, self.source, self.to = client
         # A client may send to two listeners of a relay.
         key = (listener.number, self.here)
-        Flow.__init__(self, key, client_key(self.source[0]), ledger.now())
+        MovingFlow.__init__(self, key, client_key(self.source[0]), ledger.now())
         self.ledger = ledger
         self.relay = relay
         self.listener = listener
-        self.server = connected.server
         self.hop = ""
         self.lease: ILease | None = None
-        #: The number of the look-up whose addresses are in `tried`.
-        self._look_up = connected.server.look_ups
         self.use(connected)
         self.reply = listener.replier()
         self.replies = listener.replies
@@ -146,11 +135,17 @@ class ClientFlow(Flow):
         """Use this socket, which is connected to the server."""
         sock = self.sock = connected.sock
         self.ours = connected.ours
-        self.tried = connected.tried
+        self.arrive(connected)
         self.send = sock.send
         self.recv = sock.recv
         self.recv_into = sock.recv_into
         self.drops = 0
+
+    def move(self, connected: Connected) -> None:
+        """Use another socket from now on; it is read anew."""
+        self.use(connected)
+        self.since = self.ledger.now()
+        self._full_read_at = self._batch_until = 0
 
     def ready(self, mask: int) -> None:
         """The server has answered, or its host has refused."""
@@ -164,9 +159,9 @@ class ClientFlow(Flow):
                 size = self.recv_into(replies.slots[len(pending)])
             except BlockingIOError:
                 return
-            except OSError:
+            except OSError as problem:
                 self.ledger.counters.icmp_errors += 1
-                self._read_batch(BATCH)
+                self._read_batch(BATCH, problem)
                 return
             if not pending:
                 replies.flush_soon()
@@ -239,11 +234,13 @@ class ClientFlow(Flow):
                 )
             one_by_one = self._usual == 1 and self.replies.slots
             self._batch_until = self._full_read_at if one_by_one else 0
-            if not self.replied and self.server.named:
-                ledger.unanswered.forget(self)
+            if self.awaits:
+                self.awaits = False
+                if self.server.moves:
+                    self.answered()
             ledger.table.inbound(self, ledger.now())
-        elif refusal is not None and self._may_redial(refusal):
-            self._redial_next(refusal)
+        elif refusal is not None and self.may_redial(refusal):
+            self.redial_next(refusal)
 
     def _within_reply_cap(self, size: int) -> bool:
         """Whether another reply of so many bytes is within the cap."""
@@ -312,7 +309,7 @@ class ClientFlow(Flow):
             except OSError as refusal:
                 if place > kept:
                     # One of those already sent may be what was refused.
-                    self._keep(run[kept:place], now)
+                    self.keep(run[kept:place], now)
                     kept = place
                 sent += self.send_after_error(data, refusal)
             else:
@@ -324,49 +321,6 @@ class ClientFlow(Flow):
             self.seen = now
         else:
             self.client_sent(whole[kept:], now)
-
-    def client_sent(self, run: Sequence[bytes], now: float) -> None:
-        """The client has sent these, and the table must be updated (`due`)."""
-        if self.server.named:
-            self._keep(run, now)
-        self.ledger.table.outbound(self, now)
-
-    def _keep(self, run: Sequence[bytes], now: float) -> None:
-        """Keep datagrams that may have to be sent again, to another address."""
-        # Without another address nothing need be kept.
-        if (
-            not self.replied
-            and len(self.server.addresses) > 1
-            and self.ledger.table.flows.get(self.key) is self
-        ):
-            self.ledger.unanswered.add(self, run, now)
-
-    def _may_redial(self, problem: OSError) -> bool:
-        """Whether an error is a reason to go on at the server's next address."""
-        return not self.replied and self.server.named and problem.errno in REFUSALS
-
-    def _refused(self, problem: OSError) -> None:
-        """A send has reported that an earlier datagram was refused."""
-        if self._may_redial(problem):
-            # The kernel reports that even before an answer that came earlier.
-            self._read_batch(BATCH, problem)
-
-    def _redial_next(self, problem: OSError) -> None:
-        """The address has refused: go on at the server's next one, if any."""
-        if self._look_up != self.server.look_ups:
-            # Addresses that refused before that look-up may work now.
-            self._look_up = self.server.look_ups
-            self.tried = self.tried[-1:]
-        if not self.relay.redial(self, problem):
-            return
-        counters = self.ledger.counters
-        for data in self.ledger.unanswered.of(self, self.ledger.now()):
-            try:
-                self.send(data)
-            except OSError:
-                counters.not_resent += 1
-            else:
-                counters.resent += 1
 
     def _send_run(self, run: Sequence[bytes], size: int) -> None:
         """Send datagrams of one size in one call.
@@ -414,6 +368,12 @@ class ClientFlow(Flow):
             self.ledger.counters.sent += 1
             self.up_datagrams += 1
             self.up_bytes += len(data)
+
+    def _refused(self, problem: OSError) -> None:
+        """A send has reported that an earlier datagram was refused."""
+        if self.server.moves and problem.errno in REFUSALS:
+            # The kernel reports that even before an answer that came earlier.
+            self._read_batch(BATCH, problem)
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor stops."""

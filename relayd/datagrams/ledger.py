@@ -36,6 +36,7 @@ class Ledger(Generic[AnyFlow]):
     :ivar counters: of datagrams, by outcome.
     :ivar counts: what else is counted.
     :ivar unanswered: datagrams that may have to be sent again, to another address.
+    :ivar two_way: a server of a pool has answered: this is no protocol without answers.
     :ivar now: returns the time in seconds.
     """
 
@@ -57,6 +58,7 @@ class Ledger(Generic[AnyFlow]):
         self.counters = Counters()
         self.counts = FlowCounts()
         self.unanswered = Unanswered()
+        self.two_way = False
         self._failures = FailureLog(log, self.clock)
 
     def log_failure(self, what: str) -> None:

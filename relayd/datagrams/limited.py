@@ -97,6 +97,7 @@ class LimitedPreambledFlow(_Limited, PreambledFlow):
 
 def flow_of(
     preamble: Preamble | None,
+    told: bool,
     limits: DatagramLimits | None,
     ledger: Ledger[ClientFlow],
     relay: FlowRelay,
@@ -104,12 +105,14 @@ def flow_of(
     client: tuple[Any, Any, Any],
     connected: Connected,
 ) -> ClientFlow:
-    """A flow; with a preamble if its server is to be told one, and its limits."""
+    """A flow with what it needs.
+
+    :param preamble: what servers are told that have none of their own.
+    :param told: one of those to which it may go is told something.
+    """
     parts = ledger, relay, listener, client, connected
     if limits is None:
-        if preamble is None:
-            return ClientFlow(*parts)
-        return PreambledFlow(*parts, preamble)
-    if preamble is None:
-        return LimitedFlow(limits, *parts)
-    return LimitedPreambledFlow(limits, *parts, preamble)
+        return PreambledFlow(*parts, preamble) if told else ClientFlow(*parts)
+    if told:
+        return LimitedPreambledFlow(limits, *parts, preamble)
+    return LimitedFlow(limits, *parts)

@@ -7,6 +7,7 @@ the flow ends.  Datagrams don't wait, so a gate that takes its time refuses.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,13 +19,14 @@ from relayd.core.flows import NewFlow
 from relayd.core.interfaces import IGate, ILease
 from relayd.core.leases import LATER, checked, give_back, lease_of
 from relayd.core.pacing import FlowBandwidth
-from relayd.datagrams.dialing import FlowDialer
+from relayd.datagrams.dialing import Connected, FlowDialer
 from relayd.datagrams.flow import ClientFlow
-from relayd.datagrams.interfaces import FlowRelay
+from relayd.datagrams.interfaces import FlowListener, FlowRelay
 from relayd.datagrams.ledger import Ledger
 from relayd.datagrams.limited import flow_of
 from relayd.datagrams.listener import DatagramListener
 from relayd.datagrams.loops import LoopGuard
+from relayd.datagrams.moving import MAX_SERVERS
 from relayd.datagrams.preamble import Preamble
 from relayd.datagrams.refusals import SHORTAGE
 from relayd.datagrams.servers import Server, ServerPool
@@ -69,6 +71,7 @@ class FlowOpener:
         self._loops = loops
         self._watcher = watcher
         self._gate = gate
+        self._ordinals = itertools.count()
         self._throttle = LogThrottle(ledger.clock)
         #: One for each of the few reasons: who is always refused for one must not keep
         #: the others out of the log.
@@ -99,14 +102,16 @@ class FlowOpener:
                     count=dropped["loop"],
                 )
             return None
-        lease = None
-        if self._gate is not None:
-            lease = self._enter(self._gate, listener, key, source)
-            if lease is None:
-                return None
+        lease = asked = None
+        if self._gate is not None or self._pool.balance is not None:
+            asked = self._asked(listener, key, source)
+            if self._gate is not None:
+                lease = self._enter(self._gate, asked)
+                if lease is None:
+                    return None
         flow = None
         try:
-            flow = self._admitted(listener, (key, source, to))
+            flow = self._admitted(listener, (key, source, to), asked)
         finally:
             if lease is not None:
                 if flow is None:
@@ -115,13 +120,14 @@ class FlowOpener:
                     flow.lease = lease
         return flow
 
-    def _enter(
-        self, gate: IGate, listener: DatagramListener, key: Any, source: Any
-    ) -> ILease | None:
+    def _asked(self, listener: FlowListener, key: Any, source: Any) -> NewFlow:
+        """What a gate and a pool are asked about."""
+        client, name = socket_name(source), listener.name(key)
+        return NewFlow(client, client, name, self._ledger.name, next(self._ordinals))
+
+    def _enter(self, gate: IGate, asked: NewFlow) -> ILease | None:
         """Ask the gate about a client; None: it is refused, which is counted."""
         dropped = self._ledger.counters.dropped
-        client = socket_name(source)
-        asked = NewFlow(client, client, listener.name(key), self._ledger.name)
         try:
             lease = gate.enter(asked)
             if isinstance(lease, LATER):
@@ -138,7 +144,7 @@ class FlowOpener:
                     "{relay}: no flow for {client}: {reason}: {why} ({count} datagrams"
                     " dropped for that reason so far)",
                     relay=self._ledger.name,
-                    client=client,
+                    client=asked.client,
                     reason=refusal.reason,
                     why=refusal.why,
                     count=dropped[refusal.reason],
@@ -152,7 +158,10 @@ class FlowOpener:
         return found
 
     def _admitted(
-        self, listener: DatagramListener, client: tuple[Any, Any, Any]
+        self,
+        listener: DatagramListener,
+        client: tuple[Any, Any, Any],
+        asked: NewFlow | None,
     ) -> ClientFlow | None:
         """Open the flow of a client that the gate has admitted.
 
@@ -160,7 +169,7 @@ class FlowOpener:
         """
         dropped = self._ledger.counters.dropped
         key, source, _ = client
-        server = self._pool.choose()
+        server = self._pool.choose(asked)
         if server is None and not self._relay.draining:
             dropped["no_server"] += 1
             return None
@@ -168,7 +177,7 @@ class FlowOpener:
             self._evict_for(client_key(source[0]), source)
             flow = None
             if server is not None:
-                flow = self._open_flow(listener, client, server)
+                flow = self._open_flow(listener, client, server, asked)
             if flow is None:
                 dropped["draining"] += 1
                 return None
@@ -214,7 +223,11 @@ class FlowOpener:
         return False
 
     def _open_flow(
-        self, listener: DatagramListener, client: tuple[Any, Any, Any], server: Server
+        self,
+        listener: DatagramListener,
+        client: tuple[Any, Any, Any],
+        server: Server,
+        asked: NewFlow | None,
     ) -> ClientFlow | None:
         """A flow with its socket, watched; None if the relay accepts none any more.
 
@@ -225,7 +238,7 @@ class FlowOpener:
         if not self._is_open(listener):
             return None
         try:
-            return self._try_flow(listener, client, server)
+            return self._try_flow(listener, client, server, asked)
         except OSError as problem:
             # Not the table is full: this process or machine has no more sockets.
             idlest = self._table.idlest
@@ -235,21 +248,26 @@ class FlowOpener:
                 raise
         if not self._is_open(listener):
             return None
-        return self._try_flow(listener, client, server)
+        return self._try_flow(listener, client, server, asked)
 
     def _is_open(self, listener: DatagramListener) -> bool:
         return not (self._relay.draining or listener.closed)
 
     def _try_flow(
-        self, listener: DatagramListener, client: tuple[Any, Any, Any], server: Server
+        self,
+        listener: DatagramListener,
+        client: tuple[Any, Any, Any],
+        server: Server,
+        asked: NewFlow | None,
     ) -> ClientFlow:
-        connected = self._dialer.dial_any(server)
+        connected = self._dialer.dial_any(server, asked)
         sock, limits = connected.sock, None
         try:
             if self._bandwidth is not None:
                 limits = self._bandwidth.limits_of(socket_name(client[1]))
             flow = flow_of(
-                server.preamble or self._preamble,
+                self._preamble,
+                self._preamble is not None or self._pool.tells,
                 limits,
                 *(self._ledger, self._relay, listener, client, connected),
             )
@@ -259,25 +277,67 @@ class FlowOpener:
             if limits is not None:
                 limits.release()
             raise
+        state = connected.server.state
+        if state is not None:
+            state.began()
         return flow
 
     def redial(self, flow: ClientFlow, problem: OSError) -> bool:
         """See :meth:`relayd.datagrams.interfaces.FlowRelay.redial`."""
-        self._dialer.refused(flow.server, flow.tried[-1], problem)
-        try:
-            connected = self._dialer.dial(flow.server, flow.tried)
-        except OSError:
+        server = flow.server
+        self._dialer.refused(server, flow.tried[-1], problem)
+        if server.named and not flow.stranded:
+            try:
+                connected = self._watched(flow, self._dialer.dial(server, flow.tried))
+            except OSError:
+                pass
+            else:
+                self._go(flow, connected)
+                return True
+        return server.state is not None and self._to_another(flow, problem)
+
+    def _to_another(self, flow: ClientFlow, problem: OSError) -> bool:
+        """Connect a flow to another server of its pool."""
+        connected = self._another(flow)
+        if connected is None:
+            flow.left_for(None, problem)
             return False
+        flow.left_for(connected.server.state, problem)
+        self._go(flow, connected)
+        return True
+
+    def _another(self, flow: ClientFlow) -> Connected | None:
+        """A socket that is connected to another server, if there is one."""
+        tried = flow.tried_servers()
+        if len(tried) > MAX_SERVERS:
+            return None
+        asked = self._asked(flow.listener, flow.here, flow.source)
+        server = self._pool.choose(asked, tried)
+        if server is None:
+            return None
+        try:
+            return self._watched(flow, self._dialer.dial_any(server, asked, tried))
+        except OSError:
+            return None
+
+    def _watched(self, flow: ClientFlow, connected: Connected) -> Connected:
+        """Watch a flow's next socket.
+
+        :raises OSError: that is not possible, and the socket is closed.
+        """
         try:
             self._watcher.watch(connected.sock.fileno(), flow, READABLE)
         except OSError:
             connected.sock.close()
-            return False
+            raise
+        return connected
+
+    def _go(self, flow: ClientFlow, connected: Connected) -> None:
+        """Give a flow another socket, which is watched."""
         self._ledger.count_drops(flow)
         self._watcher.unwatch_and_close(flow.sock)
-        flow.use(connected)
+        flow.move(connected)
         self._loops.note(flow, flow.listener.port)
-        return True
 
     def _refuse(self, why: str) -> None:
         self._ledger.counters.dropped["no_flow"] += 1

@@ -78,12 +78,12 @@ class _FirstOnly:
 
 
 class PreambledFlow(ClientFlow):
-    """A flow with a preamble.
+    """A flow with a preamble, if its server is to be told one.
 
-    :param preamble: what its server is told.
+    :param preamble: what servers are told that have none of their own; None: nothing.
     """
 
-    __slots__ = ("_header", "_is_first")
+    __slots__ = ("_preamble",)
 
     def __init__(
         self,
@@ -92,20 +92,22 @@ class PreambledFlow(ClientFlow):
         listener: FlowListener,
         client: tuple[Any, Any, Any],
         connected: Connected,
-        preamble: Preamble,
+        preamble: Preamble | None,
     ) -> None:
-        key, source, _ = client
-        self._header = preamble.write(socket_name(source), listener.name(key))
-        self._is_first = preamble.first
+        self._preamble = preamble
         ClientFlow.__init__(self, ledger, relay, listener, client, connected)
         self._segments_up = False
 
     def use(self, connected: Connected) -> None:
         ClientFlow.use(self, connected)
-        if self._is_first:
-            calls = _FirstOnly(connected.sock, self._header)
+        preamble = connected.server.preamble or self._preamble
+        if preamble is None:
+            return
+        header = preamble.write(socket_name(self.source), self.listener.name(self.here))
+        if preamble.first:
+            calls = _FirstOnly(connected.sock, header)
             self.send, self.recv = calls.send, calls.recv
             self.recv_into = calls.recv_into
         else:
-            header, send = self._header, connected.sock.send
+            send = connected.sock.send
             self.send = lambda data: send(header + data)

@@ -29,6 +29,7 @@ from relayd.datagrams.listener import DatagramListener, datagram_listener
 from relayd.datagrams.loops import LoopGuard
 from relayd.datagrams.opening import FlowOpener
 from relayd.datagrams.preamble import Preamble
+from relayd.datagrams.rescue import Rescue
 from relayd.datagrams.servers import Server, ServerPool
 from relayd.datagrams.sockets import raise_buffer
 from relayd.datagrams.table import NatTable
@@ -102,6 +103,7 @@ class DatagramRelay:
             preamble=preamble,
             bandwidth=bandwidth,
         )
+        self._rescue = Rescue(ledger) if pool.balance is not None else None
         self.bandwidth = bandwidth
         self._closes = closes
         self.observer = FailSafeObserver(observer)
@@ -200,8 +202,9 @@ class DatagramRelay:
         del flow.listener.flows[flow.here]
         self.loops.forget(flow)
         self.ledger.count_drops(flow)
-        if flow.server.named:
+        if flow.server.moves:
             self.ledger.unanswered.forget(flow)
+            flow.over(unanswered=ending == "unreplied")
         self.watcher.unwatch_and_close(flow.sock)
         self.ledger.counts.close(flow)
         if flow.lease is not None:
@@ -263,6 +266,8 @@ class DatagramRelay:
                 # A reply may just have been read.
                 if self.table.expires_at(flow) <= now:
                     self.end(flow, "expired" if flow.replied else "unreplied")
+        if self._rescue is not None:
+            self._rescue.check(self.ledger.now())
         if self._closes is not None and self._closes():
             for flow in list(self.table):
                 self.end(flow, "hours")

@@ -1,4 +1,6 @@
-"""The servers of a UDP relay, round robin, and the look-ups of their names.
+"""The servers of a UDP relay, and the look-ups of their names.
+
+They have turns, or a pool with state chooses (:mod:`relayd.core.flow_pools`).
 
 A :class:`Server` is a host and a port.  A host that is a name is looked up again from
 time to time, and some of its addresses may not work: `localhost` is `::1` first, and
@@ -18,7 +20,8 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from math import inf
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -26,6 +29,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from relayd.core.addresses import bare_end, socket_name
+from relayd.core.flow_pools import CountedServer, FlowPool
+from relayd.core.flows import NewFlow
 from relayd.core.names import host_port
 from relayd.net.monotonic import monotonic
 from relayd.net.resolving import Resolver, SocketAddress
@@ -50,8 +55,10 @@ class Server:
         until the name has been looked up.
     :ivar addresses: all of them.
     :ivar look_ups: how many look-ups of its name have succeeded.
-    :ivar checked_up: no active check says that it is down, or has the weight 0.
-    :ivar why: what its checks have found last, in words.
+    :ivar state: what its pool knows of it; None if it has no such pool.
+    :ivar moves: flows that it refuses may have somewhere to go: another address of its
+        name, or another server of its pool.
+    :ivar answered_at: when it first answered its latest new flow.
     """
 
     def __init__(self, host: str, port: int, preamble: Any = None) -> None:
@@ -73,7 +80,9 @@ class Server:
         if self.address is not None:
             self.addresses.append(self.address)
         self.look_ups = 0
-        self.checked_up, self.why = True, ""
+        self.state: CountedServer | None = None
+        self.moves = self.named
+        self.answered_at = -inf
         self._warned_at = -1
 
     @property
@@ -84,13 +93,6 @@ class Server:
         host, port, interface = bare_end(self.address[1])
         return f"{host}%{interface}" if interface else host, port
 
-    def checked(self, up: bool, why: str, weight: int | None = None) -> None:
-        """What its active checks have found; new flows go by it.
-
-        :param weight: 0: it gets no new flow; another is not told from 1.
-        """
-        self.checked_up, self.why = up and weight != 0, why
-
     def found(self, addresses: Sequence[SocketAddress]) -> None:
         """The name was looked up.  Flows keep their address.
 
@@ -100,7 +102,9 @@ class Server:
         addresses = [each for each in addresses if _is_one_host(each[1])]
         self.addresses = list(addresses)
         if self.address not in addresses:
-            self.address = addresses[0] if addresses else None
+            had, self.address = self.address, addresses[0] if addresses else None
+            if self.state is not None and (had is None) != (self.address is None):
+                self.state.changed()
 
     def candidates(
         self, tried: Sequence[SocketAddress] = ()
@@ -132,22 +136,27 @@ class Server:
 
 
 class ServerPool:
-    """The servers of one relay, chosen round robin.
+    """The servers of one relay.
 
-    :param servers: at least one.
+    :param servers: at least one, for turns; or what chooses, whose `endpoint` are
+        servers, each of that pool alone.
     :param clock: seconds.
     :param resolver: returns the resolver; called when the first name is looked up.
     :raises ValueError: there is no server.
 
     :ivar changed: called when servers or their addresses have changed.
+    :ivar tells: one of them has a preamble.
+    :ivar balance: what chooses; None: they have turns.
     """
 
     def __init__(
         self,
-        servers: Iterable[Server],
+        servers: Iterable[Server] | FlowPool,
         clock: IReactorTime,
         resolver: Callable[[], Resolver],
     ) -> None:
+        self.tells = False
+        self.balance: FlowPool | None = None
         self.changed: Callable[[], None] = lambda: None
         self._clock: IReactorTime = monotonic(clock)
         self._resolver = resolver
@@ -156,11 +165,21 @@ class ServerPool:
         #: Names are looked up periodically.
         self._started = False
         self._servers: tuple[Server, ...] = ()
-        self.servers = servers
+        #: Those that `balance` had when they were last taken over.
+        self._known: Sequence[CountedServer] = ()
+        if isinstance(servers, FlowPool):
+            self.balance = servers
+            servers.listeners.append(self._notice)
+            self._take_over(servers)
+        else:
+            self.servers = servers
 
     @property
     def servers(self) -> tuple[Server, ...]:
-        """The servers; may be set at any time, and names are looked up at once."""
+        """The servers; may be set at any time, and names are looked up at once.
+
+        :raises ValueError: there is none, or a pool has them: change that one.
+        """
         return self._servers
 
     @servers.setter
@@ -168,7 +187,26 @@ class ServerPool:
         chosen = tuple(servers)
         if not chosen:
             raise ValueError("a relay needs a server")
-        self._servers = chosen
+        if self.balance is not None:
+            raise ValueError("its pool has the servers: replace them there")
+        self._use(chosen)
+
+    def _notice(self, _: CountedServer) -> None:
+        """A server of the pool has changed: perhaps there are others now."""
+        balance = self.balance
+        if balance is not None and balance.upstreams is not self._known:
+            self._take_over(balance)
+
+    def _take_over(self, balance: FlowPool) -> None:
+        self._known = balance.upstreams
+        for each in self._known:
+            each.endpoint.state = each
+            each.endpoint.moves = True
+        self._use(tuple(each.endpoint for each in self._known))
+
+    def _use(self, servers: tuple[Server, ...]) -> None:
+        self._servers = servers
+        self.tells = any(each.preamble is not None for each in servers)
         self.changed()
         if self._started:
             self._look_up()
@@ -184,11 +222,21 @@ class ServerPool:
         self._started = False
         self._cancel()
 
-    def choose(self) -> Server | None:
-        """The next server, round robin, that has an address and is up."""
+    def choose(
+        self, asked: NewFlow | None = None, tried: Collection[Server] = ()
+    ) -> Server | None:
+        """A server for a flow, that has an address; None if there is none.
+
+        :param asked: the flow, if a pool chooses.
+        :param tried: servers not to choose again.
+        """
+        if self.balance is not None:
+            chosen = self.balance.choose(asked, [each.state for each in tried])
+            found: Server | None = None if chosen is None else chosen.endpoint
+            return found
         for _ in self._servers:
             server = self._servers[next(self._turns) % len(self._servers)]
-            if server.address is not None and server.checked_up:
+            if server.address is not None and server not in tried:
                 return server
         return None
 

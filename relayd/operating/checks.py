@@ -24,7 +24,6 @@ from relayd.configuring.config import ServerChecks
 from relayd.configuring.endpoint_strings import host_in
 from relayd.core.check_grammar import Check
 from relayd.core.process_settings import Transport
-from relayd.datagrams.servers import Server as DatagramServer
 from relayd.datagrams.sockets import flow_opener, udp_socket
 from relayd.net.dial_options import DialOptions
 from relayd.net.tls import ascii_name
@@ -33,6 +32,7 @@ from relayd.operating.endpoints import dialing_endpoint
 from relayd.preludes.proxy_protocol import nobody
 from relayd.upstreams.check_kinds import Target, asks, function_of
 from relayd.upstreams.checks import Checker
+from relayd.upstreams.flow_server import FlowServer
 from relayd.upstreams.judging import Schedule
 
 __all__ = ["ServerCheckService", "function_of"]
@@ -96,7 +96,7 @@ class ServerCheckService(Service):
 
     def add_datagrams(
         self,
-        servers: Iterable[tuple[UdpAddress, DatagramServer]],
+        servers: Iterable[tuple[UdpAddress, FlowServer]],
         settings: ServerChecks,
         dialing: DialOptions | None = None,
     ) -> None:
@@ -120,7 +120,7 @@ class ServerCheckService(Service):
                     host=_in_url(host),
                     port=address.port,
                     open_socket=flow_opener(udp_socket, dialing),
-                    address=partial(getattr, server, "end"),
+                    address=partial(getattr, server.endpoint, "end"),
                 ),
             )
 

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 
-from relayd.configuring.address_grammar import HostPort
-from relayd.configuring.config import PoolSettings
+from relayd.configuring.address_grammar import HostPort, UdpAddress
+from relayd.configuring.config import FlowPoolSettings
 from relayd.configuring.server_grammar import ServersOf
+from relayd.configuring.server_options import ServerOptions
+from relayd.core.names import host_port
 from relayd.net.dns import Answer, Found, NameServers
 from relayd.net.monotonic import monotonic
-from relayd.operating.servers import Maker
 from relayd.upstreams.names import Follower
 from relayd.upstreams.pool import Pool
 from relayd.upstreams.server import Server
 
 
+class ServerMaker(Protocol):
+    """Makes servers (:class:`relayd.operating.servers.Maker`, or that of flows)."""
+
+    def named(
+        self, address: Any, options: ServerOptions, name: str, tier: int, weight: int
+    ) -> Server:
+        """One at an address, with options that are said elsewhere."""
+
+
 def followers(
     names: Iterable[ServersOf],
     pool: Pool,
-    maker: Maker,
-    settings: PoolSettings,
+    maker: ServerMaker,
+    settings: FlowPoolSettings,
     reactor: Any,
 ) -> list[Follower]:
     """What keeps the servers of these names in a pool."""
@@ -50,10 +60,10 @@ def _look_up(
     return partial(name_servers.host, name.name, name.port)
 
 
-def _server(maker: Maker, name: ServersOf, found: Found) -> Server:
+def _server(maker: ServerMaker, name: ServersOf, found: Found) -> Server:
     """A server for one of a name's addresses."""
-    address = HostPort(found.address, found.port, options=name.options)
+    kind = UdpAddress if name.udp else HostPort
+    address = kind(found.address, found.port, options=name.options)
     weight = found.weight if name.how == "srv" else name.options.weight
-    return maker.named(
-        address, name.options, f"{name.name}/{address}", found.tier, weight
-    )
+    said = f"{name.name}/{host_port(found.address, found.port)}"
+    return maker.named(address, name.options, said, found.tier, weight)

@@ -7,7 +7,6 @@ Nothing is opened here: :mod:`relayd.operating.running` does that.
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Sequence
 from functools import partial
@@ -15,12 +14,10 @@ from typing import Any
 
 import attrs
 
-from relayd import udp_nat
 from relayd.configuring.address_grammar import (
     HostPort,
     StreamAddress,
     UdpAddress,
-    dialled_host,
 )
 from relayd.configuring.config import (
     Config,
@@ -33,7 +30,6 @@ from relayd.configuring.config import (
 )
 from relayd.core.errors import ConfigError
 from relayd.datagrams.sockets import default_max_flows
-from relayd.net.broadcast import BROADCAST, is_broadcast
 from relayd.net.dial_options import DialOptions
 from relayd.net.own_addresses import is_own
 from relayd.observing.flow_lines import FlowLog, QuietFlowLog
@@ -47,14 +43,14 @@ from relayd.operating.endpoints import (
     listening_endpoint,
     watcher,
 )
+from relayd.operating.flow_pools import FlowMaker, flow_servers
 from relayd.operating.pools import stream_pool
 from relayd.operating.running import Listening
 from relayd.operating.servers import Maker
 from relayd.socks.destinations import ProxyPolicy
 from relayd.socks4 import Socks4Factory
 from relayd.tcp import RelayFactory
-from relayd.udp_nat import Server as DatagramServer
-from relayd.udp_nat import UdpNat
+from relayd.udp_nat import FlowServer, UdpNat
 from relayd.upstreams.pool import Pool
 from relayd.upstreams.server import Server
 
@@ -202,10 +198,13 @@ def udp_listenings(
     lifetime = admitting.lifetime
     options = _dial_options(relay.dialing)
     for listeners, destinations in each_port(relay):
-        servers = [_udp_server(each) for each in destinations]
+        made = FlowMaker()
         if checks is not None:
-            found_at = zip(destinations, servers, strict=True)
-            checks.add_datagrams(found_at, relay.pool, options)
+            made.checked = partial(_check_flows, checks, relay, options)
+        prefix = relay.admission.client_prefix
+        servers = flow_servers(destinations, relay.pool, reactor, made, prefix)
+        if checks is not None and isinstance(servers, Pool):
+            servers.listeners.append(partial(_check_no_more, checks))
         nat = UdpNat(
             reactor,
             servers,
@@ -218,7 +217,11 @@ def udp_listenings(
             name=relay.name,
             **attrs.asdict(attrs.evolve(relay.udp, max_flows=max_flows)),
         )
-        names = ", ".join(server.name for server in servers)
+        names = (
+            servers.names
+            if isinstance(servers, Pool)
+            else ", ".join(each.name for each in servers)
+        )
         found += [
             Listening(
                 datagram_endpoint(listen),
@@ -232,17 +235,18 @@ def udp_listenings(
     return found
 
 
-def _udp_server(address: UdpAddress) -> DatagramServer:
-    try:
-        host = dialled_host(address.host)
-        preamble = udp_nat.preamble_of(address.options.send_proxy)
-        server = DatagramServer(host, address.port, preamble)
-        if not server.named and is_broadcast(host):
-            raise OSError(errno.EACCES, BROADCAST)
-    except OSError as problem:
-        # An IPv6 address has a scope that this machine lacks.
-        raise ConfigError(f"can't use {address}: {problem.strerror}") from problem
-    return server
+def _check_flows(
+    checks: ServerCheckService,
+    relay: UdpRelay,
+    dialing: DialOptions | None,
+    address: UdpAddress,
+    server: FlowServer,
+) -> None:
+    """Check a server of datagrams, if its relay or its destination says so."""
+    settings = relay.pool
+    if address.options.check is not None:
+        settings = attrs.evolve(settings, check=address.options.check)
+    checks.add_datagrams([(address, server)], settings, dialing)
 
 
 def _session_log(config: Config, lines: LineLog) -> SessionLog:

@@ -38,6 +38,8 @@ from relayd.operating.relays import (
 from relayd.operating.running import Listening, RelayService
 from relayd.operating.signals import Signals
 from relayd.tcp import RelayFactory
+from relayd.udp_nat import UdpNat
+from relayd.upstreams.pool import Pool
 
 log = Logger(namespace="relayd.service")
 
@@ -202,8 +204,8 @@ def make_service(
     tasks = [
         task
         for served in service.served
-        if isinstance(served, RelayFactory)
-        for task in served.pool.tasks
+        if (pool := _pool_of(served)) is not None
+        for task in pool.tasks
     ]
     if tasks:
         parts.append(PoolTasks(tasks))
@@ -215,6 +217,13 @@ def make_service(
 
         parts.append(DemoInvitation())
     return _command(config, parts, service, reactor, logs)
+
+
+def _pool_of(served: Any) -> Pool | None:
+    """The pool of a relay, if its servers have state, or may."""
+    if isinstance(served, RelayFactory):
+        return served.pool
+    return served.balance if isinstance(served, UdpNat) else None
 
 
 def _checks(relay: AnyRelay) -> bool:

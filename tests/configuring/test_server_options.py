@@ -17,7 +17,7 @@ from relayd.configuring.address_grammar import (
     PortRange,
     UnixPath,
 )
-from relayd.configuring.config import Config, Relay
+from relayd.configuring.config import Config, Relay, UdpRelay
 from relayd.configuring.configure import configure
 from relayd.configuring.file import read_layers
 from relayd.configuring.server_grammar import ServersOf, options_of, parse_server
@@ -161,10 +161,11 @@ def test_a_name_is_one_servers() -> None:
 
 def test_what_is_not_for_datagrams_is_told() -> None:
     with pytest.raises(CannotStart) as raised:
-        of_command_line("-l", "udp:1", "-d", "udp:80,weight=2,backup")
+        of_command_line("-l", "udp:1", "-d", "udp:80,weight=2,mark=7,source=10.0.0.1")
+    server = "relayd: --dest 'udp:80,weight=2,mark=7,source=10.0.0.1'"
     assert str(raised.value).splitlines() == [
-        "relayd: --dest 'udp:80,weight=2,backup': weight is not for udp",
-        "relayd: --dest 'udp:80,weight=2,backup': backup is not for udp",
+        f"{server}: source is not for a server of udp",
+        f"{server}: mark is not for a server of udp",
     ]
 
 
@@ -203,10 +204,29 @@ def test_names_that_are_none(text: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_names_of_a_relay_of_datagrams_are_not_followed() -> None:
+def test_names_and_options_of_a_relay_of_datagrams() -> None:
+    """As those of connections, with settings of their own."""
+    config = of_command_line(
+        *("-l", "udp:1", "-d", "udp:dns:db:80,weight=2", "-d", "udp:81,backup,max=3"),
+        *("--balance", "least-sessions", "--max-fails", "2", "--resolve-every", "7"),
+    )
+    [udp] = config.relays
+    assert isinstance(udp, UdpRelay)
+    assert [options_of(each) for each in udp.destinations] == [
+        ServerOptions(weight=2),
+        ServerOptions(backup=True, max=3),
+    ]
+    assert udp.pool.balance == "least-sessions"
+    assert (udp.pool.max_fails, udp.pool.resolve_every) == (2, 7)
+
+
+def test_a_check_of_a_server_of_datagrams_needs_a_port() -> None:
     with pytest.raises(CannotStart) as raised:
-        of_command_line("-l", "udp:1", "-d", "udp:dns:db:80")
-    assert str(raised.value) == "relayd: --dest 'udp:dns:db:80': dns: is not for udp"
+        of_command_line("-l", "udp:1", "-d", "udp:80,check=tcp")
+    assert str(raised.value) == (
+        "relayd: --dest 'udp:80,check=tcp': check=tcp needs a port for udp, such as"
+        " port=8008"
+    )
 
 
 def test_how_a_server_is_dialled_and_checked() -> None:

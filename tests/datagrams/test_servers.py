@@ -127,25 +127,6 @@ def test_a_name_without_a_usable_address() -> None:
     bench.close()
 
 
-def test_a_server_that_checks_find_down() -> None:
-    """The others have its turns; flows that there are stay where they are."""
-    servers = [Server("198.51.100.1", 53), Server("198.51.100.2", 53)]
-    bench = Bench(servers)
-    bench.arrive(source=("192.0.2.1", 1))
-    servers[0].checked(False, "broken")
-    for port in (1, 2, 3):
-        bench.arrive(source=("192.0.2.1", port))
-    assert [each.peer[0][-1] for each in bench.sockets] == ["1", "2", "2"]
-    servers[0].checked(True, "fine", 5)
-    servers[1].checked(True, "it has nothing to do", 0)
-    bench.arrive(source=("192.0.2.1", 4))
-    assert bench.sockets[-1].peer[0][-1] == "1"
-    servers[0].checked(False, "broken")
-    bench.arrive(source=("192.0.2.1", 5))
-    assert bench.nat.counters.dropped == {"no_server": 1}
-    bench.close()
-
-
 def test_where_a_server_is_checked() -> None:
     assert Server("198.51.100.1", 53).end == ("198.51.100.1", 53)
     assert Server("fe80::1%lo", 53).end == ("fe80::1%1", 53)

@@ -18,6 +18,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 
 from relayd.core.errors import ConfigError
+from relayd.core.flows import NewFlow
 from relayd.operating.checks import ServerCheckService
 from relayd.operating.running import RelayService
 from relayd.operating.service import make_service
@@ -280,8 +281,9 @@ async def test_servers_of_datagrams(tmp_path: Path) -> None:
         assert second.why == "'pong' did not come, but 'no'"
         assert "refused" in third.why
         [listening] = made.relays.listenings
-        chosen = {listening.factory._opener._pool.choose() for _ in range(9)}
-        assert chosen == {first}
+        pool = listening.factory.balance
+        asked = NewFlow("192.0.2.1:1", "192.0.2.1:1", "", "")
+        assert {pool.choose(asked) for _ in range(9)} == {first}
         echoes[1].answer = b"pong"
         await until(lambda: second.checked_up)
     for each in ports:

@@ -72,7 +72,8 @@ def test_the_service_of_a_udp_relay() -> None:
         ),
         Relay((parse_listener("1"),), (parse_destination("2"),), "web"),
     )
-    [_, made] = make_service(Config(relays), reactor)
+    # The pool of its two servers has tasks.
+    [_, _, made] = make_service(Config(relays), reactor)
     assert [each.factory.name for each in made.listenings] == ["dns", "web"]
     assert [(each.name, each.purpose) for each in made.listenings] == [
         ("udp:1", "relaying datagrams to 127.0.0.1:2, db:3"),

@@ -1,0 +1,119 @@
+"""Builds the servers of a UDP relay from its destinations and its settings.
+
+A single server of which nothing is said needs no state, and gets none.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from relayd.admission.per_client import ClientPrefix
+from relayd.configuring.address_grammar import UdpAddress, dialled_host
+from relayd.configuring.config import FlowPoolSettings
+from relayd.configuring.server_grammar import ServersOf
+from relayd.configuring.server_options import ServerOptions
+from relayd.core.errors import ConfigError
+from relayd.net.broadcast import BROADCAST, is_broadcast
+from relayd.operating.pools import selector_of
+from relayd.operating.servers import BACKUPS
+from relayd.udp_nat import FlowServer, Server, preamble_of
+from relayd.upstreams.passive import Ejector, FailLimits
+from relayd.upstreams.pool import Pool
+from relayd.upstreams.slow_start import SlowStart
+
+
+class FlowMaker:
+    """Makes the servers of a pool.
+
+    :ivar checked: called with the address of each, and with it.
+    """
+
+    checked: Callable[[UdpAddress, FlowServer], object] | None = None
+
+    def server(self, address: UdpAddress) -> FlowServer:
+        """One with what is said of it."""
+        return self.named(address, address.options, None)
+
+    def named(
+        self,
+        address: UdpAddress,
+        options: ServerOptions,
+        name: str | None,
+        tier: int = 0,
+        weight: int | None = None,
+    ) -> FlowServer:
+        """See :meth:`relayd.operating.servers.Maker.named`."""
+        where = plain_server(address)
+        if name is not None:
+            where.name = name
+        server = FlowServer.at(
+            where,
+            label=options.name or "",
+            weight=options.weight if weight is None else weight,
+            max_sessions=options.max,
+            tier=tier + (BACKUPS if options.backup else 0),
+            disabled=options.disabled,
+        )
+        # The log of flows has it.
+        where.name = server.name
+        if self.checked is not None:
+            self.checked(address, server)
+        return server
+
+
+def plain_server(address: UdpAddress) -> Server:
+    """A server without state.
+
+    :raises ConfigError: this machine can't send there.
+    """
+    try:
+        host = dialled_host(address.host)
+        server = Server(host, address.port, preamble_of(address.options.send_proxy))
+        if not server.named and is_broadcast(host):
+            raise OSError(errno.EACCES, BROADCAST)
+    except OSError as problem:
+        # An IPv6 address has a scope that this machine lacks.
+        raise ConfigError(f"can't use {address}: {problem.strerror}") from problem
+    return server
+
+
+def flow_servers(
+    destinations: Sequence[UdpAddress | ServersOf],
+    settings: FlowPoolSettings,
+    reactor: Any,
+    made: FlowMaker,
+    prefix: ClientPrefix | None = None,
+) -> Pool | list[Server]:
+    """The servers of one listener.
+
+    :param made: makes those with state.
+    :param prefix: which clients count as one.
+    :raises ConfigError: this machine can't send to one of them.
+    """
+    fixed = [each for each in destinations if not isinstance(each, ServersOf)]
+    if len(destinations) == len(fixed) == 1 and settings.check is None:
+        [only] = fixed
+        if only.options == ServerOptions(send_proxy=only.options.send_proxy):
+            return [plain_server(only)]
+    pool = Pool(
+        [made.server(each) for each in fixed], selector_of(settings.balance, prefix)
+    )
+    named = [each for each in destinations if isinstance(each, ServersOf)]
+    if named:
+        # Imports twisted.names, which few relays need.
+        from relayd.operating.named_servers import followers
+
+        pool.tasks += followers(named, pool, made, settings, reactor)
+    if settings.max_fails and (named or len(fixed) > 1):
+        limits = FailLimits(
+            max_fails=settings.max_fails,
+            fail_time=settings.fail_time,
+            fail_max=settings.fail_max,
+            eject_most=settings.eject_most,
+        )
+        pool.tasks.append(Ejector(pool, reactor, limits))
+    if settings.slow_start:
+        pool.tasks.append(SlowStart(pool, settings.slow_start, reactor))
+    return pool

@@ -1,0 +1,42 @@
+"""A server of datagrams in a pool.
+
+Its sessions are flows.  It may be chosen while its name has an address.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import attrs
+
+from relayd.upstreams.server import Server
+
+
+class Where(Protocol):
+    """Where it is (:class:`relayd.udp_nat.Server`)."""
+
+    name: str
+    address: Any
+
+
+@attrs.define(eq=False)
+class FlowServer(Server):
+    """One server; `endpoint` is where it is, which no other pool has."""
+
+    @classmethod
+    def at(cls, where: Where, **settings: Any) -> FlowServer:
+        """A server there.
+
+        :param settings: `weight`, `tier` and the others of
+            :class:`~relayd.upstreams.server.Server`; the label goes before its name.
+        """
+        label = settings.get("label")
+        name = f"{label}/{where.name}" if label else where.name
+        endpoint: Any = where
+        return cls(endpoint, name, **settings)
+
+    @property
+    def takes_sessions(self) -> bool:
+        """See :class:`~relayd.upstreams.server.Server`."""
+        where: Any = self.endpoint
+        return where.address is not None and super().takes_sessions

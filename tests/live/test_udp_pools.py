@@ -1,0 +1,85 @@
+"""UDP relays with several servers, by `twistd relayd`, over loopback."""
+
+from __future__ import annotations
+
+import select
+from collections import Counter
+from contextlib import ExitStack
+
+from tests.support.live_udp import LISTEN, balanced
+from tests.support.process import RelayProcess, UdpServer, udp_client
+
+
+def port_of(running: RelayProcess) -> int:
+    [line] = running.listening(1)
+    return int(line.rpartition(":")[2])
+
+
+def closed_port() -> str:
+    """The address of a server that is not there."""
+    with UdpServer() as server:
+        return server.address
+
+
+def asked(port: int, *servers: UdpServer) -> UdpServer:
+    """One client asks, and is answered by the server that this returns."""
+    with udp_client(port) as client:
+        client.send(b"question")
+        ready, _, _ = select.select([each.socket for each in servers], [], [], 5)
+        [there] = [each for each in servers if each.socket in ready]
+        data, peer = there.receive()
+        assert data == b"question"
+        there.send(b"answer", peer)
+        assert client.recv(16) == b"answer"
+    return there
+
+
+def test_weights_and_backups() -> None:
+    with UdpServer() as large, UdpServer() as small, UdpServer() as spare:
+        servers = (
+            *("-d", f"{large.address},weight=3,name=large"),
+            *("-d", small.address, "-d", f"{spare.address},backup"),
+        )
+        with balanced(*LISTEN, *servers) as running:
+            port = port_of(running)
+            found = Counter(asked(port, large, small, spare) for _ in range(8))
+            assert found == {large: 6, small: 2}
+        running.wait_for(f"server=large/127.0.0.1:{large.port} ", 6)
+
+
+def test_a_server_that_refuses_costs_no_client_anything() -> None:
+    """Its clients are served by the other one; then it is out."""
+    with UdpServer() as server:
+        servers = ("-d", closed_port(), "-d", server.address, "--max-fails", "2")
+        with balanced(*LISTEN, *servers) as running:
+            port = port_of(running)
+            for _ in range(8):
+                assert asked(port, server) is server
+        # It was out from the second refusal on.
+        [totals] = running.wait_for(r"icmp_errors=(\d+) .* resent=(\d+)")
+        assert totals.groups() == ("2", "2")
+
+
+def test_a_conversation_goes_on_at_the_other_server() -> None:
+    """When its own is gone; the client's port stays the same."""
+    with ExitStack() as held:
+        both = [held.enter_context(UdpServer()) for _ in range(2)]
+        servers = [arg for each in both for arg in ("-d", each.address)]
+        running = held.enter_context(balanced(*LISTEN, *servers))
+        client = held.enter_context(udp_client(port_of(running)))
+        client.send(b"one")
+        ready, _, _ = select.select([each.socket for each in both], [], [], 5)
+        [first] = [each for each in both if each.socket in ready]
+        [second] = [each for each in both if each is not first]
+        _, peer = first.receive()
+        first.send(b"answer", peer)
+        assert client.recv(16) == b"answer"
+        first.close()
+        for number in range(20):
+            client.send(b"more %d" % number)
+            if select.select([second.socket], [], [], 0.2)[0]:
+                break
+        data, peer = second.receive()
+        assert data.startswith(b"more")
+        second.send(b"from the second", peer)
+        assert client.recv(16) == b"from the second"
