@@ -80,7 +80,7 @@ def test_the_service_of_a_udp_relay() -> None:
         (":1", "relaying to 127.0.0.1:2"),
     ]
     for quiet, kind in ((True, QuietFlowLog), (False, FlowLog)):
-        [_, made] = make_service(Config(relays, quiet=quiet), reactor)
+        [_, _, made] = make_service(Config(relays, quiet=quiet), reactor)
         assert type(made.listenings[0].factory.observer.observer) is kind
 
 
