@@ -37,7 +37,7 @@ from relayd.stream.cutting import Cutting
 from relayd.stream.deadlines import Timeouts
 from relayd.stream.factory import StreamFactory, StreamProtocol
 from relayd.stream.relay import Bandwidth, Lifetime
-from relayd.stream.retries import RETRIES, Retries
+from relayd.stream.retries import NEVER, RETRIES, Retries
 from relayd.stream.standby import StandBy
 from relayd.upstreams.pool import Pool
 
@@ -67,7 +67,8 @@ class RelayFactory(StreamFactory):
     :param retries: how many servers more a client is tried with, if one can't be
         reached; the same one again after a pause, if there is no other.  Unless given,
         2, or none where there is a single server.
-    :param dial_timeout: seconds for all of a client's attempts; 0 for ever.
+    :param dial_timeout: seconds for all of a client's attempts; 0 for ever.  Unless
+        given, 30, or `connect_timeout` if that is longer.
     :param wait_for_server: seconds for which new clients wait while no server can be
         chosen; 0: they are refused.
     :param cut: reset the sessions of a server that checks find down.
@@ -119,7 +120,7 @@ class RelayFactory(StreamFactory):
         upstream: Pool | Upstream | IStreamClientEndpoint,
         *,
         retries: int | None = None,
-        dial_timeout: float = pool_settings.DIAL_TIMEOUT.default,
+        dial_timeout: float | None = pool_settings.DIAL_TIMEOUT.default,
         wait_for_server: float = 0.0,
         cut: bool = False,
         connect_timeout: float = settings.CONNECT_TIMEOUT.default,
@@ -164,9 +165,12 @@ class RelayFactory(StreamFactory):
         self.pool.belong_to(self.name)
         if retries is None:
             retries = RETRIES if len(self.pool.upstreams) > 1 else 0
+        if dial_timeout is None:
+            all_of_it = max(pool_settings.LONGEST_DIAL, connect_timeout)
+            dial_timeout = all_of_it if connect_timeout else 0.0
         if retries < 0 or not dial_timeout >= 0 or not wait_for_server >= 0:
             raise ValueError("retries and times must not be negative")
-        if retries:
+        if retries or 0 < dial_timeout < (connect_timeout or NEVER):
             self.retries = Retries(self.pool, retries, dial_timeout)
         if cut:
             self.pool.listeners.append(Cutting(self).server_changed)
@@ -175,6 +179,8 @@ class RelayFactory(StreamFactory):
             seconds = wait_for_server or connect_timeout
             self.standby = StandBy(self.pool, seconds, self.clock)
             self.pool.listeners.append(self.standby.server_changed)
+        if wait_for_server and self.retries is not None:
+            self.retries.standby = self.standby
         if not half_close:
             self.bridge = ClosingBridge
         self.introduction = introduced_by(accept_proxy)

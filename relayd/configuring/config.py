@@ -195,7 +195,7 @@ class PoolSettings(FlowPoolSettings):
     """The same for streams, and what follows if a server fails."""
 
     retries: int | None = pool_settings.RETRIES.default
-    dial_timeout: float = pool_settings.DIAL_TIMEOUT.default
+    dial_timeout: float | None = pool_settings.DIAL_TIMEOUT.default
     on_down: pool_settings.OnDown = pool_settings.ON_DOWN.default
     when_none: pool_settings.WhenNone = pool_settings.WHEN_NONE.default
 

@@ -33,6 +33,9 @@ Balance = Literal["round-robin", "least-sessions", "random", "client-hash", "fir
 #: The most retries of one session, and the most failed dials that are counted.
 MAX_RETRIES = 100
 
+#: Seconds for all attempts of a session, if one has less.
+LONGEST_DIAL = 30.0
+
 EXPECTED_NONE = "fail, try-all, or wait=SECONDS"
 
 
@@ -89,10 +92,11 @@ RETRIES = Setting[int | None](
     kinds=_TCP,
     group=SERVERS,
 )
-DIAL_TIMEOUT = Setting[float](
+DIAL_TIMEOUT = Setting[float | None](
     name="dial-timeout",
     type=Seconds(),
-    default=30.0,
+    default=None,
+    otherwise="30; at least --connect-timeout",
     help="Time for all attempts of a session together.",
     kinds=_TCP,
     group=TIMEOUTS,

@@ -98,6 +98,7 @@ _SAMPLES: Mapping[str, Any] = {
     "metrics": "127.0.0.1:9100",
     "userid": ["alice", "bob"],
     "resolve_every": "30s",
+    "dial_timeout": "30s",
     "max_descriptors": 65536,
     "max_flows_per_client": 100,
     "max_handshakes": 1000,

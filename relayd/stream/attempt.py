@@ -41,6 +41,9 @@ _SHORTAGE = frozenset(
     }
 )
 
+#: A client whose server was never connected is reset after these; closed after others.
+RESETS = (Ending.UPSTREAM_RESET, Ending.UPSTREAM_DOWN)
+
 #: The detail of a session that leads back to its own relay.
 LOOP_DETAIL = "it leads back to this relay, where it comes from"
 
@@ -58,6 +61,10 @@ class Dialing(Protocol):
     endpoint_leg: Any
     checks_left: int
     place: Any
+
+    @property
+    def time_had(self) -> float:
+        """The seconds that its attempt may take."""
 
     def attempt_connected(self, attempt: Any, leg: Leg) -> None:
         """It has succeeded: this is the server's connection."""
@@ -199,7 +206,9 @@ class Attempt:
 
     def overdue(self) -> None:
         """Its time is over."""
-        limit = self.client.factory.timeouts.connect
+        client = self.client
+        retries = client.factory.retries
+        limit = client.factory.timeouts.connect if retries is None else client.time_had
         self.failed(Ending.CONNECT_TIMEOUT, f"no {self.awaits} in {limit:g} s")
 
     def comes_on(self) -> bool:

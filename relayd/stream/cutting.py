@@ -2,6 +2,9 @@
 
 Without this they go on: a server that does not pass its check may well finish what it
 has begun.
+
+A session whose dial is under way was not served yet, and looks for another server now
+instead of when its attempt has had its time (:mod:`relayd.stream.retries`).
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 from relayd.core.session import Ending
+from relayd.core.stage import Stage
+from relayd.stream.attempt import Attempt
 from relayd.stream.relay import StreamRelay
 
 
@@ -34,5 +39,12 @@ class Cutting:
             self._down.add(server)
             why = f"{server.name} is down: {server.why}"
             for each in self._relay.registry.living():
-                if each.session.server is server:
+                session = each.session
+                if session.server is not server:
+                    continue
+                if session.stage is not Stage.DIALING:
                     each.abort_session(Ending.UPSTREAM_DOWN, why)
+                elif isinstance(each.pending, Attempt):
+                    # Its checks have said so: the dial says nothing more.
+                    each.pending.is_ours = True
+                    each.pending.failed(Ending.UPSTREAM_DOWN, why)

@@ -123,6 +123,12 @@ class Lifecycle(Leg):
         if self._limits is not None:
             self._keep_little()
 
+    @property
+    def time_had(self) -> float:
+        """The seconds that the attempt under way may take."""
+        began: float = self.session.dialed_at or 0.0
+        return round(self._deadline - began, 3)
+
     def _keep_little(self) -> None:
         """Until there is a server, don't read what would then be sent at once."""
         pace = self.direction.pace

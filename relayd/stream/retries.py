@@ -2,7 +2,9 @@
 
 A client is not relayed until a server is connected, so nothing that it has sent was
 written to a server that failed: all of it goes to the one that answers.  If there is no
-other server, the same one is dialled again after a pause, which doubles.
+other server, the same one is dialled again after a pause, which doubles; if none can be
+chosen by then, the client waits for one where new clients do
+(:mod:`relayd.stream.standby`).
 
 Attempts end with the session's retries, or when its time for all of them is over.
 """
@@ -13,6 +15,7 @@ from collections.abc import Collection
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
 
 from relayd.core.session import Ending
 from relayd.core.stage import Stage
@@ -23,6 +26,9 @@ from relayd.stream.attempt import Attempt
 PAUSE_FIRST, PAUSE_LAST = 0.1, 1.0
 
 NEVER = float("inf")
+
+#: The seconds that an attempt has at least: 0 would be for ever.
+LEAST = 0.001
 
 #: How many there are where there are several servers, unless another number is given.
 RETRIES = 2
@@ -35,6 +41,7 @@ RETRIED = frozenset(
         Ending.CONNECT_TIMEOUT,
         Ending.CONNECT_FAILED,
         Ending.UPSTREAM_RESET,
+        Ending.UPSTREAM_DOWN,
         Ending.UNRESOLVED,
     }
 )
@@ -45,6 +52,13 @@ class Choosing(Protocol):
 
     def choose(self, session: Any, tried: Collection[Upstream] = ()) -> Upstream | None:
         """One that is not among those that were tried, or None."""
+
+
+class Waiting(Protocol):
+    """Where clients wait for a server (:class:`relayd.stream.standby.StandBy`)."""
+
+    def wait(self, client: Any, limit: float) -> None:
+        """Until there is one, and so many seconds at most."""
 
 
 class Pause:
@@ -66,11 +80,11 @@ class Pause:
     def overdue(self) -> None:
         """The time of all attempts is over."""
         self._timer.cancel()
+        self._client.pending = None
         self.give_up()
 
     def give_up(self) -> None:
         """The session ends as its last attempt did."""
-        self._client.pending = None
         self._client.end_unserved(self._failed)
 
 
@@ -82,7 +96,10 @@ class Retries:
     :param dial_timeout: seconds for all of them; 0 is for ever.
 
     :ivar count: how many attempts were retries.
+    :ivar standby: where clients wait while no server can be chosen, if they do.
     """
+
+    standby: Waiting | None = None
 
     def __init__(self, pool: Choosing, retries: int, dial_timeout: float) -> None:
         self._pool = pool
@@ -95,6 +112,14 @@ class Retries:
 
         :param client: the :class:`relayd.stream.session.StreamProtocol`, DIALING.
         """
+        try:
+            return self._again(client, attempt)
+        except Exception:
+            # Of a selector or an endpoint that somebody else has made.
+            client.failed(Failure())
+            return True
+
+    def _again(self, client: Any, attempt: Any) -> bool:
         session = client.session
         if attempt.ending not in RETRIED or session.attempts > self.retries:
             return False
@@ -121,7 +146,11 @@ class Retries:
         :param connect: those that it has at most, likewise.
         """
         left = self._time_left(client)
-        return min(connect, left) if connect else left if left < NEVER else 0.0
+        if left == NEVER:
+            return connect
+        # It may have waited for a server in between.
+        left = max(left, LEAST)
+        return min(connect, left) if connect else left
 
     def _time_left(self, client: Any) -> float:
         """The seconds that a client's attempts have."""
@@ -134,14 +163,19 @@ class Retries:
         return self.dial_timeout - passed
 
     def _after_pause(self, client: Any) -> None:
-        failed, client.pending = client.pending, None
+        pause, client.pending = client.pending, None
         session = client.session
         if session.stage is not Stage.DIALING or session.ending is not None:
             return
-        # Others may be up again by now, and any of them will do.
-        server = self._pool.choose(session)
-        if server is None:
-            failed.give_up()
-            return
-        self.count += 1
-        client.dial(server)
+        try:
+            # Others may be up again by now, and any of them will do.
+            server = self._pool.choose(session)
+            if server is not None:
+                self.count += 1
+                client.dial(server)
+            elif self.standby is not None:
+                self.standby.wait(client, self._time_left(client))
+            else:
+                pause.give_up()
+        except Exception:
+            client.failed(Failure())

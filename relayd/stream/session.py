@@ -52,7 +52,7 @@ from relayd.net.handshake_ack import go_on
 from relayd.net.tls import notifies_handshake
 from relayd.net.upstream import Upstream
 from relayd.stream.admission import Admission
-from relayd.stream.attempt import LOOP_DETAIL, Attempt, UpstreamLeg
+from relayd.stream.attempt import LOOP_DETAIL, RESETS, Attempt, UpstreamLeg
 from relayd.stream.handshake import ClientHandshake
 from relayd.stream.legs import Leg
 from relayd.stream.lifecycle import NEVER, Lifecycle
@@ -374,7 +374,7 @@ class StreamProtocol(Lifecycle):
         ending = attempt.ending
         if ending is None:
             return
-        if ending is Ending.UPSTREAM_RESET and not self.replies:
+        if ending in RESETS and not self.replies:
             self.abort_session(ending, attempt.detail)
         else:
             self.end(ending, attempt.detail)

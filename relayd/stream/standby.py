@@ -2,7 +2,7 @@
 
 A pool whose database fails over has none for some seconds.  Until it has, new clients
 are kept: connected, their first bytes held as while a server is dialled, in order, so
-many and so long.
+many and so long.  So are those whose dial has failed and has nobody left to go to.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections import OrderedDict
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 
 from relayd.core.session import Ending
 from relayd.core.stage import Stage
-from relayd.stream.retries import Choosing
+from relayd.stream.retries import NEVER, Choosing
 
 #: The most clients of a relay that wait.
 MAX_WAITING = 4096
@@ -23,9 +24,10 @@ MAX_WAITING = 4096
 class _Waiting:
     """One client that waits."""
 
-    def __init__(self, room: StandBy, client: Any) -> None:
+    def __init__(self, room: StandBy, client: Any, limit: float) -> None:
         self._room = room
         self.client = client
+        self.limit = limit
 
     def cancel(self) -> None:
         """The client has left."""
@@ -39,7 +41,7 @@ class _Waiting:
         """It has waited for too long."""
         self._room.forget(self)
         self.client.pending = None
-        why = f"no server could be chosen in {self._room.limit:g} s"
+        why = f"no server could be chosen in {self.limit:g} s"
         self.client.end(Ending.NO_UPSTREAM, why)
 
 
@@ -73,14 +75,21 @@ class StandBy:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def wait(self, client: Any) -> None:
-        """A client for which there is no server."""
+    def wait(self, client: Any, limit: float = NEVER) -> None:
+        """A client for which there is no server.
+
+        :param limit: the seconds that are left to it, if it has dialled one.
+        """
         if len(self._waiting) >= self.most:
             self.turned_away += 1
             client.end(Ending.NO_UPSTREAM, f"{self.most} clients wait for a server")
             return
-        client.enter(Stage.DECIDING, self.limit)
-        client.pending = waiting = _Waiting(self, client)
+        seconds = min(self.limit, round(limit, 3)) if limit < NEVER else self.limit
+        if client.session.stage is Stage.DIALING:
+            client.set_deadline(seconds)
+        else:
+            client.enter(Stage.DECIDING, seconds)
+        client.pending = waiting = _Waiting(self, client, seconds)
         self._waiting[waiting] = None
 
     def forget(self, waiting: _Waiting) -> None:
@@ -95,12 +104,17 @@ class StandBy:
 
     def _look(self) -> None:
         self._called = False
-        for waiting in list(self._waiting):
-            if waiting not in self._waiting:
-                continue
-            server = self._pool.choose(waiting.client.session)
-            if server is None:
-                return
-            self.forget(waiting)
-            waiting.client.pending = None
-            waiting.client.dial(server)
+        while self._waiting:
+            # Not a list of them: where one leaves as another ends, that is each time.
+            waiting = next(iter(self._waiting))
+            client = waiting.client
+            try:
+                server = self._pool.choose(client.session)
+                if server is None:
+                    return
+                self.forget(waiting)
+                client.pending = None
+                client.dial(server)
+            except Exception:
+                self.forget(waiting)
+                client.failed(Failure())

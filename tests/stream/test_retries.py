@@ -12,8 +12,11 @@ from relayd.core.session import Ending
 from relayd.net.upstream import Upstream
 from relayd.stream.retries import PAUSE_FIRST
 from relayd.tcp import RelayFactory
+from relayd.upstreams.balance import RoundRobin
+from relayd.upstreams.passive import Ejector, FailLimits
 from relayd.upstreams.pool import Pool
 from relayd.upstreams.server import Server
+from tests.conftest import LoggedFailures
 from tests.support.fakes import FakeEndpoint, FakeTransport
 from tests.support.relays import Witness
 
@@ -126,6 +129,79 @@ def test_all_attempts_have_one_time_together() -> None:
     assert session.attempts == 2
     assert session.ended_at == pytest.approx(3, abs=0.6)
     assert not any(relay.counts)
+
+
+@pytest.mark.parametrize(("connect", "retries"), [(2, 0), (0, 0), (2, 2)])
+def test_one_attempt_has_no_more_time_than_all_of_them(
+    connect: float, retries: int
+) -> None:
+    relay = Relay(1, connect_timeout=connect, dial_timeout=0.5, retries=retries)
+    relay.client()
+    relay.clock.pump([0.25] * 6)
+    [session] = relay.witness.sessions
+    assert session.ending is Ending.CONNECT_TIMEOUT
+    assert session.detail == "no connection in 0.5 s"
+    relay.clock.advance(0)
+    relay.over("opened", "dialing server0:80", "closed connect_timeout")
+
+
+@pytest.mark.parametrize(("connect", "dial"), [(10, 30), (60, 60), (0, 0)])
+def test_all_attempts_have_as_much_as_one_unless_said(
+    connect: float, dial: float
+) -> None:
+    retries = Relay(2, connect_timeout=connect).factory.retries
+    assert retries is not None
+    assert retries.dial_timeout == dial
+    # A single server costs no session anything.
+    assert Relay(1, connect_timeout=connect).factory.retries is None
+
+
+class Fickle(RoundRobin):
+    """A selector that is plugged in, with a defect."""
+
+    works = True
+
+    def choose(self, candidates: Any, session: Any) -> Any:
+        if not self.works:
+            raise ZeroDivisionError
+        return RoundRobin.choose(self, candidates, session)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_selector_that_fails_in_a_retry_ends_its_session(
+    count: int, logged_failures: LoggedFailures
+) -> None:
+    relay = Relay(count, retries=2)
+    selector = relay.factory.pool.selector = Fickle()
+    relay.client()
+    if count == 1:
+        relay.fail(0)
+        selector.works = False
+        relay.clock.advance(PAUSE_FIRST)
+    else:
+        selector.works = False
+        relay.fail(0)
+    logged_failures.take("ZeroDivisionError")
+    relay.clock.advance(0)
+    relay.over("opened", "dialing server0:80", "closed failed")
+
+
+def test_a_selector_that_fails_as_a_server_comes_up(
+    logged_failures: LoggedFailures,
+) -> None:
+    relay = Relay(2, wait_for_server=5)
+    for each in relay.servers:
+        each.checked(False, "no answer")  # type: ignore[attr-defined]
+    selector = relay.factory.pool.selector = Fickle()
+    relay.client()
+    selector.works = False
+    relay.servers[0].checked(True, "connected")  # type: ignore[attr-defined]
+    relay.clock.advance(0)
+    logged_failures.take("ZeroDivisionError")
+    relay.clock.advance(0)
+    assert relay.factory.standby is not None
+    assert not len(relay.factory.standby)
+    relay.over("opened", "closed failed")
 
 
 def test_the_only_server_is_dialled_again_after_a_pause() -> None:
@@ -281,6 +357,37 @@ def test_a_client_waits_for_a_server() -> None:
     client.lose()
 
 
+def test_a_client_whose_dial_has_failed_waits_when_nobody_is_left() -> None:
+    relay = Relay(1, wait_for_server=5, retries=3)
+    [server] = relay.servers
+    assert isinstance(server, Server)
+    client = relay.client()
+    client.receive(b"request")
+    relay.fail(0)
+    server.checked(False, "no answer")
+    relay.clock.advance(PAUSE_FIRST)
+    assert len(relay.endpoints[0].dials) == 1
+    relay.clock.pump([1, 1])
+    server.checked(True, "connected")
+    relay.clock.advance(0)
+    upstream = relay.endpoints[0].dials[1].connect()
+    upstream.take()
+    assert upstream.taken == b"request"
+    client.lose()
+
+
+def test_it_waits_no_longer_than_all_its_attempts_have() -> None:
+    relay = Relay(1, wait_for_server=60, retries=3, dial_timeout=2)
+    relay.client()
+    relay.fail(0)
+    relay.servers[0].checked(False, "no answer")  # type: ignore[attr-defined]
+    relay.clock.pump([PAUSE_FIRST, *[0.5] * 6])
+    [session] = relay.witness.sessions
+    assert session.detail == "no server could be chosen in 1.9 s"
+    relay.clock.advance(0)
+    relay.over("opened", "dialing server0:80", "closed no_upstream")
+
+
 def test_a_client_waits_only_so_long() -> None:
     relay = Relay(1, wait_for_server=2)
     relay.servers[0].checked(False, "no answer")  # type: ignore[attr-defined]
@@ -374,6 +481,46 @@ def test_sessions_of_a_server_that_goes_down_are_reset_if_so_asked() -> None:
     assert relay.counts == [0, 1]
     clients[1].lose()
     connected[1].lose()
+
+
+def test_a_dial_to_a_server_that_goes_down_is_made_elsewhere() -> None:
+    relay = Relay(2, cut=True)
+    down = relay.servers[0]
+    assert isinstance(down, Server)
+    ejector = Ejector(relay.factory.pool, relay.clock, FailLimits(max_fails=1))
+    client = relay.client()
+    client.receive(b"request")
+    down.checked(False, "no answer")
+    upstream = relay.endpoints[1].dial.connect()
+    upstream.take()
+    assert upstream.taken == b"request"
+    # The checks have said so; nothing is held against it beside.
+    assert not ejector.out
+    assert relay.counts == [0, 1]
+    client.lose()
+
+
+def test_a_dial_to_the_last_server_that_goes_down_is_reset() -> None:
+    relay = Relay(1, cut=True)
+    client = relay.client()
+    relay.servers[0].checked(False, "no answer")  # type: ignore[attr-defined]
+    assert client.aborted
+    relay.clock.advance(0)
+    relay.over("opened", "dialing server0:80", "closed upstream_down")
+
+
+def test_a_client_in_a_pause_is_not_cut_off() -> None:
+    relay = Relay(1, cut=True, retries=2)
+    down = relay.servers[0]
+    assert isinstance(down, Server)
+    client = relay.client()
+    relay.fail(0)
+    down.checked(False, "no answer")
+    down.checked(True, "connected")
+    relay.clock.advance(PAUSE_FIRST)
+    relay.endpoints[0].dials[1].connect()
+    assert relay.counts == [1]
+    client.lose()
 
 
 def test_sessions_of_a_server_that_goes_down_go_on_unless_asked() -> None:
