@@ -17,7 +17,7 @@ from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
-from relayd.core import settings
+from relayd.core import pool_settings, settings
 from relayd.core.flows import Counters, FlowObserver
 from relayd.core.interfaces import IGate
 from relayd.core.networks import Ip
@@ -30,6 +30,7 @@ from relayd.datagrams.preamble import Preamble
 from relayd.datagrams.relay import DatagramRelay
 from relayd.datagrams.servers import Server, ServerPool
 from relayd.datagrams.sockets import default_max_flows, flow_opener, udp_socket
+from relayd.datagrams.spreading import SpreadDialer
 from relayd.datagrams.table import NatTable
 from relayd.datagrams.watching import ReactorWatcher, Watcher
 from relayd.net.dial_options import DialOptions
@@ -78,6 +79,8 @@ class UdpNat(DatagramRelay):
         these are: `v2`, in each datagram, or `v2-first`, in the first of a flow.
     :param bandwidth: limits how many bytes pass in a second
         (:class:`~relayd.admission.bandwidth.Bandwidth`); what is too much is dropped.
+    :param udp_balance: `datagram`: each datagram goes to the next server, and what they
+        answer is dropped; `flow`: all of a client's go to one.
     :param name: what the log calls this relay; `relay1`, `relay2` and so on, unless
         given (:mod:`relayd.core.relay_names`).
     :raises ValueError: a setting can't be used.
@@ -108,6 +111,7 @@ class UdpNat(DatagramRelay):
         dialing: DialOptions | None = None,
         send_proxy: str | None = None,
         bandwidth: FlowBandwidth | None = None,
+        udp_balance: pool_settings.UdpBalance = pool_settings.UDP_BALANCE.default,
         name: str | None = None,
     ) -> None:
         if max_flows is None:
@@ -132,10 +136,15 @@ class UdpNat(DatagramRelay):
         pool = ServerPool(
             servers, ledger.clock, lambda: resolver or Resolver.of(reactor)
         )
+        if udp_balance not in ("flow", "datagram"):
+            raise ValueError(f"udp_balance is flow or datagram, not {udp_balance!r}")
+        opener = flow_opener(open_socket, dialing)
         super().__init__(
             ledger,
             pool=pool,
-            dialer=FlowDialer(pool, flow_opener(open_socket, dialing), receive_buffer),
+            dialer=FlowDialer(pool, opener, receive_buffer)
+            if udp_balance == "flow"
+            else SpreadDialer(pool, opener, ledger.counters),
             loops=LoopGuard(own),
             watcher=watcher if watcher is not None else ReactorWatcher(reactor),
             observer=observer if observer is not None else FlowLog(),

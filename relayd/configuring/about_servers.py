@@ -12,11 +12,12 @@ import attrs
 
 from relayd.configuring.about_dialing import family_of_server
 from relayd.configuring.address_grammar import EndpointString, UnixPath
-from relayd.configuring.address_settings import DEST
+from relayd.configuring.address_settings import DEST, SEND_PROXY
 from relayd.configuring.given import Given, RelaySection
 from relayd.configuring.server_grammar import options_of
 from relayd.configuring.server_options import PLAIN, ServerOptions
 from relayd.core import settings
+from relayd.core.pool_settings import BALANCE, UDP_BALANCE
 from relayd.net.dial_options import family_of
 
 #: What is set on sockets of ours; of each server's own, not on those of datagrams.
@@ -38,9 +39,41 @@ def about_servers(section: RelaySection) -> Iterator[str]:
                 )
         yield from _about_sockets(section, each, options)
         if section.kind == "udp":
+            yield from _about_turns(section, each, options)
             for option in _said(options):
                 if option in _OF_SOCKETS:
                     yield f"{where}{each}: {option} is not for a server of udp"
+
+
+def _about_turns(
+    section: RelaySection, server: Given, options: ServerOptions
+) -> Iterator[str]:
+    """What makes no sense where each datagram goes to the next server."""
+    given = section.one(UDP_BALANCE)
+    if given is None or given.value != "datagram":
+        return
+    for option in ("max", "send_proxy"):
+        if getattr(options, option) is not None:
+            yield f"{server.place.prefix}{server}: {option} is not for {given}"
+
+
+def about_balance(section: RelaySection) -> Iterator[str]:
+    """How datagrams can't be spread over servers."""
+    given = section.one(UDP_BALANCE)
+    if given is None or given.value != "datagram":
+        return
+    balance = section.one(BALANCE)
+    if balance is not None and balance.value not in ("round-robin", "random"):
+        yield (
+            f"{given.place.prefix}{given} goes with {given.place.option(BALANCE)}"
+            f" round-robin or random, not {balance.value}"
+        )
+    header = section.one(SEND_PROXY)
+    if header is not None and header.value == "v2-first":
+        yield (
+            f"{given.place.prefix}{given} needs {given.place.option(SEND_PROXY)} v2:"
+            " each server is to know whose a datagram is"
+        )
 
 
 def _about_sockets(

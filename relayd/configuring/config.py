@@ -96,6 +96,7 @@ class UdpSettings:
     max_flows_per_client: int | None = settings.MAX_FLOWS_PER_CLIENT.default
     reply_cap: float = settings.REPLY_CAP.default
     receive_buffer: int = settings.UDP_RCVBUF.default
+    udp_balance: pool_settings.UdpBalance = pool_settings.UDP_BALANCE.default
 
 
 @attrs.frozen(kw_only=True)

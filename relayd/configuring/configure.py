@@ -24,7 +24,7 @@ from relayd.configuring.about_clients import (
 )
 from relayd.configuring.about_dialing import about_dialing, dials_no_socket
 from relayd.configuring.about_proxy_headers import about_proxy_headers
-from relayd.configuring.about_servers import about_servers
+from relayd.configuring.about_servers import about_balance, about_servers
 from relayd.configuring.address_grammar import PortRange
 from relayd.configuring.address_settings import (
     DEST,
@@ -172,6 +172,7 @@ def _about_relay(section: RelaySection) -> Iterator[str]:
     if listeners:
         yield from _about_ranges(listeners, destinations)
     yield from about_servers(section)
+    yield from about_balance(section)
     yield from about_checks(section)
 
 

@@ -119,7 +119,7 @@ class Counters:
         come faster than its limit), `failed` (a defect
         of ours, whose traceback is in the log), or `send_` and the name of the error.
     :ivar replies_dropped: likewise: `reply_cap`, `bandwidth`, `truncated`, `failed`,
-        `send_…`.
+        `one_way` (its datagrams go to one server after the other), `send_…`.
     :ivar icmp_errors: how often a server's host refused what had been sent.
     :ivar resent: how many datagrams were sent to the next address of a server's
         name as well, after one had refused; each is in `sent` once.

@@ -30,6 +30,9 @@ OnDown = Literal["keep", "cut"]
 #: How a server is chosen.
 Balance = Literal["round-robin", "least-sessions", "random", "client-hash", "first"]
 
+#: What a server is chosen for.
+UdpBalance = Literal["flow", "datagram"]
+
 #: The most retries of one session, and the most failed dials that are counted.
 MAX_RETRIES = 100
 
@@ -80,6 +83,15 @@ BALANCE = Setting[Balance](
     " with the fewest sessions (least-sessions), the better of two at random (random),"
     " always the same for a client (client-hash), or the first that has room (first).",
     kinds=POOLS,
+    group=SERVERS,
+)
+UDP_BALANCE = Setting[UdpBalance](
+    name="udp-balance",
+    type=Choice[UdpBalance](UdpBalance),
+    default="flow",
+    help="All that a client sends goes to one server (flow), or each datagram to the"
+    " next (datagram), for protocols without answers: none is passed on.",
+    kinds=("udp",),
     group=SERVERS,
 )
 RETRIES = Setting[int | None](

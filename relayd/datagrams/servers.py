@@ -30,7 +30,6 @@ from twisted.python.failure import Failure
 
 from relayd.core.addresses import bare_end, socket_name
 from relayd.core.flow_pools import CountedServer, FlowPool
-from relayd.core.flows import NewFlow
 from relayd.core.names import host_port
 from relayd.net.monotonic import monotonic
 from relayd.net.resolving import Resolver, SocketAddress
@@ -223,11 +222,11 @@ class ServerPool:
         self._cancel()
 
     def choose(
-        self, asked: NewFlow | None = None, tried: Collection[Server] = ()
+        self, asked: Any = None, tried: Collection[Server] = ()
     ) -> Server | None:
         """A server for a flow, that has an address; None if there is none.
 
-        :param asked: the flow, if a pool chooses.
+        :param asked: a :class:`~relayd.core.flows.NewFlow`, if a pool chooses.
         :param tried: servers not to choose again.
         """
         if self.balance is not None:

@@ -267,3 +267,29 @@ def test_what_can_t_be_set_on_a_servers_sockets(server: str, why: str) -> None:
         of_command_line("-l", "1", "-d", server)
     assert why in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (
+            "--balance client-hash",
+            "{0} goes with --balance round-robin or random, not client-hash",
+        ),
+        (
+            "--send-proxy v2-first",
+            "{0} needs --send-proxy v2: each server is to know whose a datagram is",
+        ),
+        ("-d udp:81,max=3", "--dest 'udp:81,max=3': max is not for {0}"),
+        (
+            "-d udp:81,send-proxy=v2",
+            "--dest 'udp:81,send-proxy=v2': send_proxy is not for {0}",
+        ),
+    ],
+)
+def test_datagrams_that_can_not_be_spread(given: str, problem: str) -> None:
+    args = f"-l udp:1 -d udp:80 --udp-balance datagram {given}"
+    with pytest.raises(CannotStart) as raised:
+        of_command_line(*args.split())
+    told = problem.format("--udp-balance 'datagram'")
+    assert str(raised.value) == f"relayd: {told}"

@@ -83,3 +83,28 @@ def test_a_conversation_goes_on_at_the_other_server() -> None:
         assert data.startswith(b"more")
         second.send(b"from the second", peer)
         assert client.recv(16) == b"from the second"
+
+
+def test_each_datagram_to_the_next_server() -> None:
+    with UdpServer() as one, UdpServer() as two:
+        servers = ("-d", one.address, "-d", two.address, "--udp-balance", "datagram")
+        with (
+            balanced(*LISTEN, *servers) as running,
+            udp_client(port_of(running)) as client,
+        ):
+            peers = set()
+            for number in range(6):
+                client.send(b"%d" % number)
+                there = [one, two][number % 2]
+                # Which is the first is of no importance.
+                if not number and not select.select([one.socket], [], [], 1)[0]:
+                    one, two = two, one
+                    there = one
+                data, peer = there.receive()
+                assert data == b"%d" % number
+                peers.add(peer)
+            assert len(peers) == 1
+            two.send(b"unheard", peer)
+            running.signal()
+        [totals] = running.wait_for(r"replies_dropped=(\S+)")
+        assert totals[1] in ("one_way:1", "-")

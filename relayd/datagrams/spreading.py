@@ -1,0 +1,164 @@
+"""Each datagram to the next server: for protocols without answers, such as syslog.
+
+A flow has a socket that is connected to nobody, or one for each family of addresses:
+what it sends goes to whichever server is next.  A server that does not take part any
+more, as checks find it down, gets no more datagrams at once.  A refusal (ICMP) is not
+heard, and whatever comes back is dropped, as `one_way`: nobody knows who sent it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from relayd.core.flows import Counters, NewFlow
+from relayd.datagrams.dialing import Connected, FlowDialer
+from relayd.datagrams.mmsg import BATCH
+from relayd.datagrams.servers import Server, ServerPool
+
+#: The reason for which replies are dropped.
+ONE_WAY = "one_way"
+
+
+class Everyone(Server):
+    """What the flows of such a relay have for a server: none of them, in particular."""
+
+    def __init__(self) -> None:
+        super().__init__("0.0.0.0", 0)
+        self.name = "each-in-turn"
+
+
+class Turn:
+    """What a selector is asked about: a datagram of a client."""
+
+    __slots__ = ("client", "ordinal")
+
+    def __init__(self, client: str = "", ordinal: int = 0) -> None:
+        self.client = client
+        self.ordinal = ordinal
+
+
+class SpreadSocket:
+    """What a flow takes for a socket that is connected to a server.
+
+    :param family: of its first socket.
+    :param open_socket: opens one of a family.
+    :param choose: the next server; None if there is none.
+    """
+
+    def __init__(
+        self,
+        family: int,
+        open_socket: Callable[[int], Any],
+        choose: Callable[[], Server | None],
+        counters: Counters,
+    ) -> None:
+        self._open_socket = open_socket
+        self._choose = choose
+        self._counters = counters
+        self._sockets: dict[int, Any] = {}
+        self._first = self._of(family)
+        self.fileno = self._first.fileno
+        self.getsockname = self._first.getsockname
+        self.getsockopt = self._first.getsockopt
+
+    def _of(self, family: int) -> Any:
+        sock = self._sockets.get(family)
+        if sock is None:
+            sock = self._open_socket(family)
+            if not sock.getsockname()[1]:
+                # For the log.  A source address has been bound, and gets its port
+                # later.
+                with suppress(OSError):
+                    sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", 0))
+            if self._sockets:
+                # Nobody reads this one.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+            self._sockets[family] = sock
+        return sock
+
+    def send(self, data: bytes) -> int:
+        """Send a datagram to the next server.
+
+        :raises OSError: it can't be sent; EADDRNOTAVAIL: there is no server.
+        """
+        server = self._choose()
+        if server is None or server.address is None:
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+        family, where = server.address
+        sent: int = self._of(family).sendto(data, where)
+        return sent
+
+    def sendmsg(self, run: Sequence[bytes], extra: Any) -> int:
+        """A run has no single destination.
+
+        :raises OSError: always: each is sent alone.
+        """
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    def recv(self, size: int) -> bytes:
+        """Drop what is there, a batch at most.
+
+        :raises BlockingIOError: always: there is nothing to pass on.
+        """
+        counters, recv = self._counters, self._first.recv
+        for _ in range(BATCH):
+            recv(size)
+            counters.replies_received += 1
+            counters.replies_dropped[ONE_WAY] += 1
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    def recv_into(self, buffer: Any) -> int:
+        """As :meth:`recv`."""
+        return len(self.recv(len(buffer)))
+
+    def close(self) -> None:
+        """Close its sockets."""
+        for each in self._sockets.values():
+            each.close()
+
+
+class SpreadDialer(FlowDialer):
+    """Opens the sockets of flows whose datagrams go to one server after the other.
+
+    :param pool: the servers.
+    :param open_socket: opens a non-blocking datagram socket of a family.
+    :param counters: of the relay.
+    """
+
+    def __init__(
+        self, pool: ServerPool, open_socket: Callable[[int], Any], counters: Counters
+    ) -> None:
+        super().__init__(pool, open_socket, 0)
+        self._counters = counters
+        self._everyone = Everyone()
+
+    def dial_any(
+        self,
+        server: Server,
+        asked: NewFlow | None = None,
+        tried: Sequence[Server] = (),
+    ) -> Connected:
+        """A socket for all servers.
+
+        :param server: gets the first datagram; the socket has its family.
+        :raises OSError: no socket can be opened.
+        """
+        address: Any = server.address
+        turn = Turn() if asked is None else Turn(asked.client, asked.ordinal)
+        pool_choose = self._pool.choose
+
+        first = [server]
+
+        def choose() -> Server | None:
+            if first:
+                return first.pop()
+            turn.ordinal += 1
+            return pool_choose(turn)
+
+        sock = SpreadSocket(address[0], self._open_socket, choose, self._counters)
+        return Connected(self._everyone, sock, sock.getsockname(), [address])
