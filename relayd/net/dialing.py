@@ -132,7 +132,9 @@ class Dial:
     def doWrite(self) -> None:
         self._unwatch()
         problem = self._problem()
-        if problem is None or problem == errno.EAGAIN:
+        if problem == errno.EAGAIN:
+            problem = self.told_on_the_way()
+        if problem is None:
             self._connected()
         else:
             self._failed(problem)
@@ -144,7 +146,7 @@ class Dial:
         if problem is None:
             self._connected()
         elif problem in (errno.EAGAIN, errno.ENOTCONN):
-            self._failed(errno.ECONNABORTED)
+            self._failed(self.told_on_the_way() or errno.ECONNABORTED)
         else:
             self._failed(problem)
 
@@ -159,6 +161,16 @@ class Dial:
         except OSError as problem:
             return problem.errno
         return None
+
+    def told_on_the_way(self) -> int | None:
+        """The errno that an ICMP message has brought, which a read does not tell of.
+
+        One that comes while connect(2) has the socket, as from a filter of this machine
+        or the next one, does not end it: Linux reports an error, once, and goes on to
+        send SYNs (`sk_err_soft`, tcp_v4_err).  With nothing to read, SO_ERROR clears
+        nothing else.
+        """
+        return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or None
 
     # -- outcomes
 

@@ -140,10 +140,15 @@ class PlaneDial(Dial):
     def ready(self, mask: int) -> None:
         """The dial has succeeded or failed."""
         self._mask = mask
-        if mask & _ERROR:
+        if not mask & _ERROR:
+            self._connected()
+        elif mask & select.EPOLLOUT:
             self.doWrite()
         else:
-            self._connected()
+            # It is not connected yet: it goes on, unless somebody has said why not.
+            problem = self.told_on_the_way()
+            if problem is not None:
+                self._failed(problem)
 
     def _watch(self) -> None:
         self._where.plane.watch(self._socket.fileno(), self, EDGE_BOTH)

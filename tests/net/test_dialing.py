@@ -13,7 +13,7 @@ import pytest
 import pytest_twisted
 from twisted.internet import error, reactor
 from twisted.internet.address import IPv4Address, UNIXAddress
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IStreamClientEndpoint, IWriteDescriptor
 from twisted.internet.main import CONNECTION_DONE
 from twisted.internet.protocol import Factory
@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
 from relayd.core.addresses import is_loopback
-from relayd.net.dialing import RETRY, SocketEndpoint
+from relayd.net.dialing import RETRY, Dial, SocketEndpoint, _FactoryCaller
 from relayd.net.transports import (
     TCPConnection,
     UNIXConnection,
@@ -276,6 +276,46 @@ def test_a_dial_that_the_reactor_ends_fails() -> None:
     assert type(problem_of(gone)) is error.ConnectionRefusedError
     clock.advance(0)
     assert descriptors() == before
+
+
+class Unreachable:
+    """A socket whose peer is unreachable, as ICMP has said within connect(2).
+
+    It is still connecting, for the kernel: a read says to try again.
+    """
+
+    def __init__(self, problem: int = errno.EHOSTUNREACH) -> None:
+        self.problem = problem
+
+    def recv(self, *_: int) -> bytes:
+        raise BlockingIOError(errno.EAGAIN, "try again")
+
+    def getsockopt(self, *what: int) -> int:
+        assert what == (socket.SOL_SOCKET, socket.SO_ERROR)
+        problem, self.problem = self.problem, 0
+        return problem
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.mark.parametrize("report", ["doWrite", "connectionLost"])
+def test_unreachable_is_not_connected(report: str) -> None:
+    clock = StillReactor()
+    where = SocketEndpoint(clock, socket.AF_INET, ("192.0.2.1", 80))
+    done: Deferred[Any] = Deferred()
+    sock: Any = Unreachable()
+    descriptor = Dial(where, sock, _FactoryCaller(making(Recorder()), done))
+    descriptor.wait(errno.EINPROGRESS)
+    if report == "doWrite":
+        descriptor.doWrite()
+    else:
+        descriptor.connectionLost(Failure(CONNECTION_DONE))
+    assert clock.writers == set()
+    problem = problem_of(done)
+    assert isinstance(problem, error.ConnectError)
+    assert problem.osError == errno.EHOSTUNREACH
+    clock.advance(0)
 
 
 @pytest.mark.parametrize("report", ["doWrite", "connectionLost"])

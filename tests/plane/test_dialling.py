@@ -19,8 +19,8 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import Factory, Protocol
 
-from relayd.net.dialing import RETRY
-from relayd.plane.endpoints import PlaneSocketEndpoint
+from relayd.net.dialing import RETRY, _FactoryCaller
+from relayd.plane.endpoints import PlaneDial, PlaneSocketEndpoint
 from relayd.plane.poller import Plane
 from relayd.plane.transport import PlaneTransport, PlaneUNIXTransport
 from tests.conftest import descriptors
@@ -79,6 +79,28 @@ def test_a_tcp_server_is_reached(family: int, still: Still) -> None:
             peer.sendall(b"response")
             still.until(lambda: protocol.data == b"response")
         ended(still, protocol)
+
+
+def test_unreachable_is_not_connected(
+    still: Still, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error alone is reported while it connects, maybe one that is over."""
+    told = [None, errno.EHOSTUNREACH]
+    monkeypatch.setattr(PlaneDial, "told_on_the_way", lambda self: told.pop(0))
+    with Server() as server:
+        done: Deferred[Any] = Deferred()
+        address = server.socket.getsockname()
+        where = PlaneSocketEndpoint(still, socket.AF_INET, address)
+        made = socket.socket()
+        dial = PlaneDial(where, made, _FactoryCaller(making(Recorder()), done))
+        dial.wait(errno.EINPROGRESS)
+        dial.ready(select.EPOLLERR)
+        assert not done.called
+        dial.ready(select.EPOLLERR)
+        problem = problem_of(done)
+        assert isinstance(problem, error.ConnectError)
+        assert problem.osError == errno.EHOSTUNREACH
+        still.until(lambda: made.fileno() == -1)
 
 
 def test_a_unix_server_is_reached_at_once(still: Still, tmp_socket: Path) -> None:
