@@ -17,7 +17,7 @@ SETUP := setup.cfg pyproject.toml
 
 # For the system tests, and for the benchmark.
 SYSTEM_PACKAGES := chromium chromium-driver curl gcc libc6-dev \
-  haproxy iperf3 libnginx-mod-stream nginx nghttp2-client python3-venv socat wrk \
+  haproxy iperf3 libnginx-mod-stream nginx nftables nghttp2-client python3-venv socat wrk \
   dante-client dante-server strace systemd iproute2 ncat oidentd openssh-client openssh-server proxychains4 tnftp \
   bind9-dnsutils chrony dnsdist dnsmasq-base dnsperf groff man-db openssl prometheus sip-tester unbound
 # Debian's npm and those that come with another nodejs exclude each other.

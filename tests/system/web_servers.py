@@ -1,0 +1,112 @@
+"""nginx and HAProxy as web servers that say their names."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+
+from tests.support.process import RelayProcess, eventually
+from tests.system.datagrams import serving
+from tests.system.namespaces import Machine
+from tests.system.programs import program
+
+NGINX = """
+daemon off;
+master_process off;
+error_log stderr;
+pid {folder}/pid;
+events {{}}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/body;
+  proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi;
+  scgi_temp_path {folder}/scgi;
+  server {{
+    listen {host}:{port} {listen};
+    keepalive_timeout 0;
+    location / {{ return 200 "{name}"; }}
+  }}
+}}
+"""
+
+HAPROXY = """
+global
+  nbthread 1
+defaults
+  mode http
+  timeout client 30s
+frontend all
+  bind {host}:{port}
+  http-request return status 200 content-type text/plain string {name}
+"""
+
+
+def nginx(
+    folder: Path, name: str, port: int, host: str = "127.0.0.1", listen: str = ""
+) -> tuple[str | Path, ...]:
+    """The command of an nginx that says its name.
+
+    :param listen: further parameters of its `listen`.
+    """
+    own = folder / name
+    own.mkdir(exist_ok=True)
+    config = own / "nginx.conf"
+    words = {"port": port, "name": name, "host": host, "listen": listen}
+    config.write_text(NGINX.format(folder=own, **words))
+    return program("nginx"), "-c", config, "-p", own
+
+
+def haproxy(
+    folder: Path, name: str, port: int, host: str = "127.0.0.1"
+) -> tuple[str | Path, ...]:
+    """The same of HAProxy."""
+    config = folder / f"{name}.cfg"
+    config.write_text(HAPROXY.format(port=port, name=name, host=host))
+    return program("haproxy"), "-db", "-f", config
+
+
+@attrs.define
+class WebServer:
+    """One of them on a machine, which can be started again.
+
+    :param command: see :func:`nginx`.
+    """
+
+    machine: Machine
+    command: tuple[str | Path, ...]
+    host: str
+    port: int
+    process: RelayProcess | None = None
+
+    def listens(self) -> bool:
+        """Whether its port takes connections.
+
+        What /proc/net says is kept by the kernel, for a process, from one namespace to
+        the other.
+        """
+        with self.machine.inside(), socket.socket() as client:
+            return client.connect_ex((self.host, self.port)) == 0
+
+    @contextmanager
+    def started(self) -> Iterator[None]:
+        """It serves, for the length of a block, or until it is stopped."""
+        with serving(*self.machine.runs(*self.command)) as self.process:
+            eventually(self.listens, "it listens")
+            yield
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.signal(number)
+
+    def stop(self) -> None:
+        """Kill it, and wait until it is gone."""
+        assert self.process is not None
+        self.process.signal(signal.SIGKILL)
+        self.process.wait()
