@@ -83,9 +83,7 @@ class Scene:
             return [s for s in self.relay.sessions(0) if int(s["session"]) in ids]
 
         eventually(lambda: len(those()) == count)
-        return {
-            (each["upstream"].partition("/")[0], each["attempts"]) for each in those()
-        }
+        return {(each["upstream"][0], each["attempts"]) for each in those()}
 
 
 @contextmanager
@@ -287,8 +285,8 @@ def test_what_a_server_had_is_not_sent_to_another(
         now.load.wait(begun, at - begun + 50)
         whole = now.load.end()
         lost = [each for each in whole if not each.answer]
-        # HAProxy's may be under way, too.
-        assert 3 <= len(lost) <= (at - begun) // 2 + 1
+        # HAProxy's may be under way, too; and clients may overtake each other.
+        assert 3 <= len(lost) <= (at - begun) // 2 + 3
         ended = now.relay.ended("upstream_reset", len(lost))
         assert {each["attempts"] for each in ended} == {"1"}
         eventually(lambda: len(now.relay.sessions(0)) == len(whole))
