@@ -4,8 +4,9 @@ A host where no socket has the port refuses (ICMP).  A flow that its server has 
 answered goes on at the next address of the server's name, and then at another server of
 the pool, at once; its last datagrams are sent again.  One that was answered stays at
 first: its server may be back in a moment, and nobody else knows the conversation.  It
-goes when it was refused :data:`MAX_REFUSALS` times without an answer in between, or
-when the name of its server has another address by now.
+goes when it was refused :data:`MAX_REFUSALS` times without an answer in between; at the
+first refusal if its server is out or has left its pool, or if the name of its server
+has another address by now.
 
 A flow tries each address once after each look-up of the name, and a few servers of a
 pool; those again after :data:`ANEW_AFTER`.
@@ -137,7 +138,7 @@ class MovingFlow(Flow):
         server = self.server
         if not server.moves or problem.errno not in REFUSALS:
             return False
-        if self.awaits or self.tried[-1] not in server.addresses:
+        if self.awaits or self.stranded or self.tried[-1] not in server.addresses:
             return True
         trouble = self.trouble
         if trouble.answers != self.down_datagrams:
