@@ -58,6 +58,12 @@ class Pace:
         return min((each.quantum for each in self._buckets), default=float("inf"))
 
     @property
+    def shared(self) -> float:
+        """The same of what it has together with others."""
+        quanta = (each.quantum for each in self._buckets if each.shared)
+        return min(quanta, default=float("inf"))
+
+    @property
     def waits(self) -> bool:
         """Whether it waits."""
         return self._waits_in is not None
@@ -78,6 +84,15 @@ class Pace:
                     return 0
                 most = int(left)
         return most
+
+    def take(self, most: int) -> int:
+        """See :meth:`relayd.core.pacing.Pace.take`."""
+        granted = self.grant(most)
+        if granted:
+            now = self._pacer.now()
+            for bucket in self._buckets:
+                bucket.reserve(self, granted, now)
+        return granted
 
     def spend(self, count: int) -> None:
         """See :meth:`relayd.core.pacing.Pace.spend`."""
@@ -244,12 +259,14 @@ class Bandwidth:
         """How many clients without a session are remembered."""
         return len(self._away)
 
-    def _buckets_of(self, rates: Rates | None) -> tuple[Bucket | None, Bucket | None]:
+    def _buckets_of(
+        self, rates: Rates | None, *, shared: bool = True
+    ) -> tuple[Bucket | None, Bucket | None]:
         if rates is None:
             return None, None
         now = self.now()
         up, down = (
-            None if rate is None else Bucket(rate, now)
+            None if rate is None else Bucket(rate, now, shared=shared)
             for rate in (rates.up, rates.down)
         )
         return up, down
@@ -271,7 +288,7 @@ class Bandwidth:
 
         :param name: the client, as :func:`relayd.core.addresses.address_name` has it.
         """
-        own = self._buckets_of(self._per_session)
+        own = self._buckets_of(self._per_session, shared=False)
         key: ClientKey = None
         client = None
         if self._per_client is not None:

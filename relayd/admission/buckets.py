@@ -8,8 +8,9 @@ average is exact.
 
 Whose bucket is short waits, and nobody comes before those who wait.  When there is a
 quantum again, all who wait get an equal *part* of it (a few bytes are no part: of very
-many, some wait for the next quantum).  Who needs less than its part gives back the
-rest, which is the others': shares are fair (max-min).
+many, some wait for the next quantum), and nobody gets anything without one before there
+is another quantum.  Who needs less than its part gives back the rest, which is the
+others': shares are fair (max-min).
 
 A :class:`Pacer` has one timer, for all buckets of a relay in which somebody waits.
 """
@@ -62,6 +63,7 @@ class Bucket:
 
     :param rate: bytes per second.
     :param now: seconds on the relay's clock.
+    :param shared: several sessions may be in it.
 
     :ivar tokens: bytes that may be read, without those of parts; may be negative.
     :ivar waiting: who waits, in order.
@@ -71,22 +73,27 @@ class Bucket:
     __slots__ = (
         "_at",
         "_expires",
+        "_in_parts",
         "_low",
         "_parts",
         "due",
         "quantum",
         "rate",
+        "shared",
         "tokens",
         "waiting",
     )
 
-    def __init__(self, rate: float, now: float) -> None:
+    def __init__(self, rate: float, now: float, *, shared: bool = True) -> None:
         self.rate = rate
+        self.shared = shared
         self.quantum = max(1.0, min(max(rate * PERIOD, SMALLEST), rate * LONGEST))
         self.tokens = self.quantum
         self.waiting: OrderedDict[Waiting, None] = OrderedDict()
         self.due: float | None = None
         self._low = max(1.0, self.quantum * _LOW)
+        #: Parts were made, and there has been no quantum since.
+        self._in_parts = False
         self._at = now
         #: What is left of each part, and until when.
         self._parts: dict[Waiting, tuple[float, float]] = {}
@@ -105,6 +112,8 @@ class Bucket:
         self._at = now
         most = 2 * self.quantum
         self.tokens = min(most, tokens)
+        if self.tokens >= self.quantum:
+            self._in_parts = False
 
     def _end_parts(self, now: float) -> None:
         """Take back what was not used in time."""
@@ -118,7 +127,19 @@ class Bucket:
         part = self._parts.get(who)
         if part is not None:
             return part[0]
-        return 0.0 if self.waiting or self.tokens < self._low else self.tokens
+        least = self.quantum if self._in_parts else self._low
+        return 0.0 if self.waiting or self.tokens < least else self.tokens
+
+    def reserve(self, who: Waiting, count: int, now: float) -> None:
+        """Make what one may read its part, unless it has one."""
+        if who not in self._parts:
+            self._make_part(who, count, now + PART_LASTS)
+
+    def _make_part(self, who: Waiting, count: float, until: float) -> None:
+        if not self._parts:
+            self._expires = until
+        self._parts[who] = count, until
+        self.tokens -= count
 
     def spend(self, who: Waiting, count: int) -> None:
         """One has read so many bytes: of its part, and then of what all have."""
@@ -151,15 +172,12 @@ class Bucket:
         smallest = max(1.0, min(SMALLEST_PART, self.quantum * _SMALL))
         count = min(len(waiting), max(1, int(tokens / smallest)))
         each = max(smallest, tokens / count)
-        part = each, now + PART_LASTS
-        if not self._parts:
-            self._expires = part[1]
         woken = [waiting.popitem(last=False)[0] for _ in range(count)]
         for who in woken:
             # Who waited in another one may have a part here.
             self.give_back(who)
-            self._parts[who] = part
-        self.tokens -= each * count
+            self._make_part(who, each, now + PART_LASTS)
+        self._in_parts = True
         return woken
 
 

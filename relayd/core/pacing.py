@@ -31,11 +31,21 @@ class Pace(Protocol):
     def quantum(self) -> float:
         """About how many bytes may be read at once."""
 
+    @property
+    def shared(self) -> float:
+        """The same of what it has together with others."""
+
     def follow(self, leg: Paused) -> None:
         """This is what is read, and what is paused."""
 
     def grant(self, most: int) -> int:
         """How many bytes may be read now, `most` at most; 0: it is to wait."""
+
+    def take(self, most: int) -> int:
+        """The same, and nobody else may have them; for half a second at most.
+
+        For who does not read at once.
+        """
 
     def spend(self, count: int) -> None:
         """So many bytes were read; more than were granted are made up for later."""

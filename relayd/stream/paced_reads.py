@@ -17,6 +17,9 @@ from relayd.core.pacing import Pace
 #: The most that is read at once, in bytes; as Twisted's transports.
 READ_SIZE = 65536
 
+#: The first read of many: this of a quantum that is shared; and the least, in bytes.
+_FIRST, SHORTEST = 1 / 32, 512
+
 #: The most protocols that are looked through, such as TLS, for what reads.
 _DEPTH = 8
 
@@ -43,17 +46,18 @@ class PacedReads:
         else:
             self._reader = _reader_below(leg.transport)
         pace.follow(self)
-        self._ask()
+        self._ask(first=True)
 
     def __call__(self, data: bytes) -> None:
         self._write(data)
         # It was asked a while ago, maybe: what has come since then is counted first.
         self._pace.grant(1)
         self._pace.spend(len(data))
-        if len(data) < self._asked:
+        is_last = len(data) < self._asked
+        if is_last:
             self._pace.rest()
         if not self._leg.spliced:
-            self._ask()
+            self._ask(first=is_last)
 
     def pause(self, reason: int) -> None:
         """See :meth:`relayd.core.pacing.Paused.pause`."""
@@ -64,14 +68,27 @@ class PacedReads:
         if self._ask():
             self._leg.resume(reason)
 
-    def _ask(self) -> bool:
-        """Find out how much may be read, or wait."""
-        granted = self._pace.grant(READ_SIZE)
+    def _ask(self, *, first: bool = False) -> bool:
+        """Find out how much may be read, or wait.
+
+        :param first: it is not known that there is something.
+        """
+        pace, reader = self._pace, self._reader
+        if first and reader is not None:
+            granted = pace.grant(int(min(READ_SIZE, self._shortest())))
+        elif reader is not None:
+            granted = pace.take(READ_SIZE)
+        else:
+            granted = pace.grant(READ_SIZE)
         if not granted:
-            self._pace.wait()
-        elif self._reader is not None:
-            self._reader.bufferSize = self._asked = granted
+            pace.wait()
+        elif reader is not None:
+            reader.bufferSize = self._asked = granted
         return granted > 0
+
+    def _shortest(self) -> float:
+        """What a first read brings."""
+        return max(SHORTEST, self._pace.shared * _FIRST)
 
 
 def _reader_below(transport: Any) -> Any:

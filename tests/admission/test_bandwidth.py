@@ -202,6 +202,29 @@ def test_who_needs_little_does_not_wait_behind_a_bulk() -> None:
     assert got[0] == pytest.approx(990_000, rel=0.05)
 
 
+def test_who_is_late_gets_no_more_than_the_others() -> None:
+    """What comes while they read their parts is for all of them."""
+    clock = Clock()
+    bandwidth = Bandwidth(down(1e6), clock=clock)
+    readers = [Reader(bandwidth, f"c:{n}", None) for n in range(10)]
+    for each in readers:
+        each.go_on()
+    before = [each.read for each in readers]
+    late = readers[0].resume
+
+    def slowly(reason: int) -> None:
+        clock.advance(0.05)
+        late(reason)
+
+    readers[0].resume = slowly  # type: ignore[method-assign]
+    clock.advance(0.2)
+    more = [each.read - had for each, had in zip(readers, before, strict=True)]
+    assert min(more) > 0
+    assert max(more) == min(more)
+    for each in readers:
+        each.limits.release()
+
+
 def test_debts_are_paid() -> None:
     """A read that brings more than was granted, as a TLS record does."""
     clock = Clock()

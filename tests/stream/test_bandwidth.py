@@ -33,7 +33,7 @@ class Limited:
 
     def join(self) -> tuple[FakeTransport, FakeTransport]:
         client = self.relay.client()
-        server = self.relay.server.dial.connect()
+        server = self.relay.server.dials[-1].connect()
         client.capacity = server.capacity = 1 << 30
         return client, server
 
@@ -97,7 +97,7 @@ def test_a_client_is_not_read_before_there_is_a_server() -> None:
     limited.run(0.5)
     assert client.waiting == 100_000
     server = limited.relay.server.dial.connect()
-    server.capacity = 1 << 30
+    server.add_capacity(1 << 30)
     limited.run(2)
     assert len(server.taken) == pytest.approx(2.25e4, rel=0.1)
     client.lose()
@@ -223,6 +223,21 @@ def test_what_tls_reads_at_once_is_paid_for() -> None:
     limited.run(1.6)
     assert client.reading
     client.lose()
+    limited.run(1)
+
+
+def test_many_that_begin_at_once_share_what_there_is() -> None:
+    """None is read far beyond that, and so nobody has to wait for long after it."""
+    limited = Limited(Rates(1e5, 1e5))
+    sessions = [limited.join() for _ in range(30)]
+    for _, server in sessions:
+        server.arrive(bytes(100_000))
+    limited.run(1)
+    taken = [len(client.taken) for client, _ in sessions]
+    assert sum(taken) == pytest.approx(1.16e5, rel=0.1)
+    assert min(taken) > 3000
+    for client, _ in sessions:
+        client.lose()
     limited.run(1)
 
 
