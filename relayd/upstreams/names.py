@@ -9,7 +9,8 @@ each time, so that many relays do not ask at once.
   leave: they get no new session, and those that they have go on.  One whose weight or
   priority is another now stays the same server, with its sessions and its health.
 - *An answer with none*, or that there is no such name: the servers stay for the grace,
-  in which a mistake in a zone may be mended; then they leave.
+  in which a mistake in a zone may be mended; then they leave.  The name is looked up
+  every few seconds until it has some.
 - *No answer*: the servers stay.
 """
 
@@ -33,7 +34,8 @@ log = Logger(namespace="relayd.upstreams")
 #: Seconds after which an answer is looked up again, at least and at most.
 SHORTEST, LONGEST = 1.0, 3600.0
 
-#: Seconds until a look-up that has failed is tried again.
+#: Seconds until a look-up that has failed, or has found no server, is tried again:
+#: clients may be refused until then.
 AFTER_FAILURE = 5.0
 
 #: By how much the time until the next look-up may be shorter or longer.
@@ -89,6 +91,7 @@ class Follower:
         self.answered = False
         self.failures = 0
         pool.pending += 1
+        pool.followed.append(name)
 
     def start(self) -> None:
         """Look up, now and from now on."""
@@ -171,15 +174,17 @@ class Follower:
         left = self._empty_since + self._grace - now
         if not self._servers:
             self._tell(f"{why}; nothing is sent")
-            return LONGEST
+            return AFTER_FAILURE
         if left > 0:
             self._tell(f"{why}; its servers stay for {self._grace:g} s")
             # Not sooner than the shortest, which the clock may fall short of.
-            return max(left, SHORTEST)
+            return min(max(left, SHORTEST), AFTER_FAILURE)
         self._tell(f"{why}; its servers leave")
         gone, self._servers = self._servers, {}
         self._pool.replace(gone.values(), ())
-        return LONGEST
+        for one in gone.values():
+            self._say("{server} leaves", one)
+        return AFTER_FAILURE
 
     def _failed(self, reason: Failure) -> None:
         if not self._running:

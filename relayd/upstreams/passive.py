@@ -180,7 +180,8 @@ class Ejector:
             each for each in self._pool.servers if not (each.disabled or each.draining)
         ]
         most = max(len(takes_part) * self.limits.eject_most // 100, 1)
-        return sum(each.ejected for each in takes_part) < most and any(
+        # Those that are disabled as well: they may be enabled while they are out.
+        return len(self.out) < most and any(
             _serves(each) for each in takes_part if each is not server
         )
 

@@ -45,6 +45,7 @@ class Pool:
     :ivar selector: picks one of them for a session.
     :ivar try_all: servers that are down are chosen, too, while no other can be.
     :ivar relay: the name of its relay.
+    :ivar followed: the names that bring it servers, as the operator wrote them.
     :ivar pending: how many names there are whose servers nobody knows yet.
     :ivar tasks: what keeps it up to date while its relay runs: names that are followed,
         checks.
@@ -55,6 +56,7 @@ class Pool:
     selector: ISelector = attrs.Factory(RoundRobin)
     try_all: bool = attrs.field(default=False, kw_only=True)
     relay: str = attrs.field(default="", init=False)
+    followed: list[str] = attrs.field(factory=list, init=False)
     pending: int = attrs.field(default=0, init=False)
     tasks: list[Task] = attrs.field(factory=list, init=False)
     listeners: list[Callable[[Server], object]] = attrs.field(factory=list, init=False)
@@ -100,8 +102,8 @@ class Pool:
 
     @property
     def names(self) -> str:
-        """The servers' names, for a log line."""
-        return ", ".join(upstream.name for upstream in self.upstreams)
+        """The servers' names, and those that are followed, for a log line."""
+        return ", ".join([*(each.name for each in self.upstreams), *self.followed])
 
     def choose(self, session: Any, tried: Collection[Upstream] = ()) -> Upstream | None:
         """The server for this session, or None when there is none.

@@ -12,6 +12,7 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import fail, succeed
 from twisted.internet.task import deferLater
+from twisted.logger import capturedLogs
 from twisted.names import dns, server
 from twisted.names.common import ResolverBase
 from twisted.names.error import DNSNameError
@@ -73,6 +74,17 @@ def test_the_addresses_of_a_name(zone: Zone, asked: NameServers) -> Any:
     assert answer == Answer(
         [Found(each, 5432) for each in ("10.0.0.1", "10.0.0.2", "2001:db8::1")], 30.0
     )
+
+
+@pytest_twisted.inlineCallbacks
+def test_a_look_up_logs_nothing(zone: Zone, asked: NameServers) -> Any:
+    zone.records["db.test"] = [dns.Record_A("10.0.0.1", ttl=1)]
+    with capturedLogs() as events:
+        yield asked.host("db.test", 5432)
+        for name in ("no.test", "db.test"):
+            yield asked.host(name, 5432)
+    said = [str(each.get("log_text")) for each in events]
+    assert not [each for each in said if "starting" in each or "Closed" in each]
 
 
 @pytest_twisted.inlineCallbacks

@@ -61,6 +61,7 @@ class Followed:
 def test_servers_join_and_leave_with_the_answers() -> None:
     followed = Followed()
     assert followed.pool.pending == 1
+    assert followed.pool.names == "fixed, dns:db:80"
     followed.follower.start()
     followed.follower.start()
     assert len(followed.asked) == 1
@@ -127,6 +128,22 @@ def test_servers_stay_for_the_grace_where_the_name_has_none(why: str) -> None:
     followed.answer(why=why)
     assert followed.names == ["fixed"]
     followed.clock.advance(30)
+    followed.answer(TWO)
+    assert followed.names == ["fixed", "10.0.0.2"]
+    followed.stop()
+
+
+def test_a_name_without_servers_is_looked_up_soon_again() -> None:
+    followed = Followed(grace=60)
+    followed.follower.start()
+    followed.answer(ONE, ttl=10)
+    followed.clock.advance(10)
+    for _ in range(14):
+        # In the grace, and after it.
+        followed.answer(why="there is no such name", ttl=600)
+        [call] = followed.clock.getDelayedCalls()
+        assert call.getTime() - followed.clock.seconds() == 5
+        followed.clock.advance(5)
     followed.answer(TWO)
     assert followed.names == ["fixed", "10.0.0.2"]
     followed.stop()

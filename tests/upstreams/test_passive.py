@@ -221,6 +221,19 @@ def test_the_last_one_is_never_ejected() -> None:
     judged.ejector.stop()
 
 
+def test_one_that_is_disabled_while_it_is_out_counts() -> None:
+    judged = Judged(4, max_fails=1, eject_most=25)
+    a, b = judged.servers[:2]
+    judged.fail(a)
+    a.disabled = True
+    a.changed()
+    judged.fail(b)
+    a.disabled = False
+    a.changed()
+    assert judged.usable() == "bcd"
+    judged.ejector.stop()
+
+
 def test_a_backup_is_a_server_that_is_left() -> None:
     clock = Clock()
     one, spare = server("a"), server("b", tier=1)
