@@ -2,9 +2,14 @@
 
 A command is ready when all its listeners stand and it was not told to stop.  A server
 that does not answer is no reason to send no more clients to the other relays, so it
-counts for its own relay only: that is not ready if dials to all of its servers have
-failed of late.  Without a client there is no dial, so this is forgotten after
-:data:`DOWN` seconds; else nobody would ever find out that a server is back.
+counts for its own relay only.  That is not ready
+
+- if none of its servers can have a new client: checks find them down, they are out or
+  disabled, or its names bring it none.  That they are full at the moment is left out,
+  and so is a relay that tries all of them then;
+- or if dials to all of its servers have failed of late.  Without a client there is no
+  dial, so this is forgotten after :data:`DOWN` seconds; else nobody would ever find out
+  that a server is back.
 """
 
 from __future__ import annotations
@@ -14,9 +19,19 @@ from typing import Any
 
 from relayd.core.counts import SessionCounts
 from relayd.operating.running import RelayService
+from relayd.upstreams.pool import Pool
 
 #: Seconds for which a server is thought to be down after a dial to it has failed.
 DOWN = 30.0
+
+
+def pool_of(relay: Any) -> Pool | None:
+    """The servers of a relay of any kind, if they have a state."""
+    for name in ("pool", "balance"):
+        pool = getattr(relay, name, None)
+        if isinstance(pool, Pool):
+            return pool
+    return None
 
 
 class Health:
@@ -49,6 +64,8 @@ class Health:
             why = ""
             if each not in service.standing:
                 why = "not all of its listeners are open"
+            elif (pool := pool_of(factory)) is not None and not pool.can_serve:
+                why = "none of its servers can have a client"
             elif not each.flows and self._all_down(factory.counts):
                 why = "dials to all of its servers have failed"
             found[factory.name] = found.get(factory.name) or why

@@ -101,6 +101,17 @@ class Pool:
         return [each for each in self.upstreams if isinstance(each, Server)]
 
     @property
+    def can_serve(self) -> bool:
+        """Whether a new client has a server, or would have if none were full."""
+        for each in self.upstreams:
+            if not each.counted or not isinstance(each, Server):
+                return True
+            is_in = each.weight > 0 and not (each.disabled or each.draining)
+            if is_in and (each.up or self.try_all):
+                return True
+        return False
+
+    @property
     def names(self) -> str:
         """The servers' names, and those that are followed, for a log line."""
         return ", ".join([*(each.name for each in self.upstreams), *self.followed])

@@ -5,9 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from relayd.core.counts import SessionCounts
 from relayd.core.session import Ending
+from relayd.net.upstream import Upstream
 from relayd.operating.health import DOWN, Health
+from relayd.upstreams.pool import Pool
+from relayd.upstreams.server import Server
 
 
 class Bench:
@@ -80,6 +85,63 @@ def test_servers_that_do_not_answer() -> None:
     assert bench.each["db"] == "dials to all of its servers have failed"
     assert bench.each["web"] == ""
     assert bench.health.why_not() == ""
+
+
+def a_server(name: str) -> Server:
+    return Server(SimpleNamespace(), name)  # type: ignore[arg-type]
+
+
+def test_servers_that_checks_find_down() -> None:
+    """However long that is ago; nobody dials them."""
+    bench = Bench()
+    servers = [a_server("db:1"), a_server("db:2")]
+    pool = bench.listenings[1].factory.pool = Pool(servers)
+    assert bench.each["db"] == ""
+    servers[0].checked(False, "no answer")
+    assert bench.each["db"] == ""
+    servers[1].checked(False, "no answer")
+    bench.now += 10 * DOWN
+    assert bench.each["db"] == "none of its servers can have a client"
+    assert bench.each["web"] == bench.health.why_not() == ""
+    pool.try_all = True
+    assert bench.each["db"] == ""
+    pool.try_all = False
+    servers[0].checked(True, "connected")
+    assert bench.each["db"] == ""
+
+
+@pytest.mark.parametrize(
+    ("what", "is_ready"),
+    [
+        ({"ejected": True}, False),
+        ({"disabled": True}, False),
+        ({"weight": 0}, False),
+        ({"max_sessions": 1, "sessions": 1}, True),
+    ],
+)
+def test_servers_that_are_out_and_servers_that_are_full(
+    what: Any, is_ready: bool
+) -> None:
+    bench = Bench()
+    server = a_server("db:1")
+    bench.listenings[1].factory.pool = Pool([server])
+    for name, value in what.items():
+        setattr(server, name, value)
+    assert (bench.each["db"] == "") is is_ready
+
+
+def test_a_name_without_servers() -> None:
+    bench = Bench()
+    # Of flows as well.
+    bench.listenings[3].factory.balance = Pool([])
+    assert bench.each["dns"] == "none of its servers can have a client"
+
+
+def test_servers_without_a_state() -> None:
+    bench = Bench()
+    plain = Upstream(SimpleNamespace(), "db:1")  # type: ignore[arg-type]
+    bench.listenings[1].factory.pool = Pool([plain, plain])
+    assert bench.each["db"] == ""
 
 
 def test_that_is_forgotten() -> None:
