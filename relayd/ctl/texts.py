@@ -83,6 +83,9 @@ def literal(value: Any) -> str:
     """A value in TOML, on one line."""
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(literal, value)) + "]"
+    if isinstance(value, dict):
+        pairs = (f"{key} = {literal(value[key])}" for key in value)
+        return "{" + ", ".join(pairs) + "}"
     return tomli_w.dumps({"x": value}).removeprefix("x = ").rstrip("\n")
 
 

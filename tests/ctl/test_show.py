@@ -32,7 +32,7 @@ dest = "10.0.0.5:80"
 idle_timeout = "2h"
 [udp.dns]
 listen = "5300-5302"
-dest = "9.9.9.9:5300-5302"
+dest = [{address = "9.9.9.9:5300-5302", send_proxy = "v2"}, "9.9.9.10:5300-5302"]
 udp_rcvbuf = "64KiB"
 [socks4.office]
 listen = "1080"
