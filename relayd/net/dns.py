@@ -220,6 +220,7 @@ class _Quiet:
         maxPacketSize: int = 8192,  # noqa: N803
     ) -> Any:
         """See `IReactorUDP`."""
+        protocol.noisy = False
         if not IReactorFDSet.providedBy(self._reactor):
             return self._reactor.listenUDP(port, protocol, interface, maxPacketSize)
         made = _Port(port, protocol, interface, maxPacketSize, self._reactor)
