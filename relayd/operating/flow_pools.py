@@ -16,12 +16,11 @@ from relayd.configuring.server_grammar import ServersOf
 from relayd.configuring.server_options import ServerOptions
 from relayd.core.errors import ConfigError
 from relayd.net.broadcast import BROADCAST, is_broadcast
-from relayd.operating.pools import selector_of
+from relayd.net.monotonic import monotonic
+from relayd.operating.pools import judging, selector_of
 from relayd.operating.servers import BACKUPS
 from relayd.udp_nat import FlowServer, Server, preamble_of
-from relayd.upstreams.passive import Ejector, FailLimits
 from relayd.upstreams.pool import Pool
-from relayd.upstreams.slow_start import SlowStart
 
 
 class FlowMaker:
@@ -101,19 +100,11 @@ def flow_servers(
         [made.server(each) for each in fixed], selector_of(settings.balance, prefix)
     )
     named = [each for each in destinations if isinstance(each, ServersOf)]
+    if named or len(fixed) > 1:
+        pool.tasks += judging(pool, settings, monotonic(reactor))
     if named:
         # Imports twisted.names, which few relays need.
         from relayd.operating.named_servers import followers
 
         pool.tasks += followers(named, pool, made, settings, reactor)
-    if settings.max_fails and (named or len(fixed) > 1):
-        limits = FailLimits(
-            max_fails=settings.max_fails,
-            fail_time=settings.fail_time,
-            fail_max=settings.fail_max,
-            eject_most=settings.eject_most,
-        )
-        pool.tasks.append(Ejector(pool, reactor, limits))
-    if settings.slow_start:
-        pool.tasks.append(SlowStart(pool, settings.slow_start, reactor))
     return pool

@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from relayd.admission.per_client import ClientPrefix
 from relayd.configuring.address_grammar import StreamAddress
-from relayd.configuring.config import PoolSettings
+from relayd.configuring.config import FlowPoolSettings, PoolSettings
 from relayd.configuring.server_grammar import ServersOf
 from relayd.configuring.server_options import PLAIN
 from relayd.core.interfaces import ISelector
@@ -59,7 +59,7 @@ def stream_pool(
     )
     clock = monotonic(reactor)
     if pool.servers or len(fixed) < len(destinations):
-        pool.tasks += _judging(pool, settings, clock)
+        pool.tasks += judging(pool, settings, clock)
     named = [each for each in destinations if isinstance(each, ServersOf)]
     if named:
         # Imports twisted.names, which few relays need.
@@ -69,7 +69,9 @@ def stream_pool(
     return pool
 
 
-def _judging(pool: Pool, settings: PoolSettings, clock: IReactorTime) -> Iterator[Task]:
+def judging(
+    pool: Pool, settings: FlowPoolSettings, clock: IReactorTime
+) -> Iterator[Task]:
     """What takes servers out, and gives them time when they have come up."""
     if settings.max_fails:
         limits = FailLimits(

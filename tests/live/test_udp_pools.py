@@ -56,6 +56,7 @@ def test_a_server_that_refuses_costs_no_client_anything() -> None:
             for _ in range(8):
                 assert asked(port, server) is server
         # It was out from the second refusal on.
+        running.wait_for("relay1: .* is out: 2 dials have failed")
         [totals] = running.wait_for(r"icmp_errors=(\d+) .* resent=(\d+)")
         assert totals.groups() == ("2", "2")
 
