@@ -6,7 +6,9 @@ session for as many seconds.  Sessions that it has go on.
 **Back.**  Then one session may try it.  If that is connected the server is back; if it
 fails the server is out for twice the time, up to a limit; if its client leaves before,
 the next session tries.  The time is the first one again once the server has been back
-for as long as it was out.
+for as long as it was out.  A server that checks have found down as well is back as soon
+as they find it up: with both, a restart costs it no more than `rise` checks.  That they
+succeed all the time ends no ejection: what they ask may work while sessions fail.
 
 **Never all.**  At most a share of a pool is out (but one may always be), and never the
 last server that could take a session: if the others go, for whatever reason, those
@@ -166,6 +168,11 @@ class Ejector:
             record.lasts = 0.0
         what = "a dial has" if len(fails) == 1 else f"{len(fails)} dials have"
         self._eject(server, record, f"{what} failed, the last one: {why}")
+
+    def came_up(self, server: Server) -> None:
+        """Checks have found it down, and up again: what its dials have said is old."""
+        if server.ejected:
+            self._return(server, "its checks have found it up again")
 
     def cancelled(self, server: Server) -> None:
         """A dial was given up, which says nothing."""

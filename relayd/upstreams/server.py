@@ -36,6 +36,9 @@ class Passive(Protocol):
     def cancelled(self, server: Server) -> None:
         """One was given up."""
 
+    def came_up(self, server: Server) -> None:
+        """It was down, and its checks succeed again."""
+
 
 def _nothing(_: Any) -> None:
     """What a server without a pool tells."""
@@ -150,6 +153,8 @@ class Server(Upstream):
                 how="up" if up else "down",
                 why=why,
             )
+            if up and self.passive is not None:
+                self.passive.came_up(self)
         self.changed()
 
     # -- ICounted

@@ -124,6 +124,36 @@ def test_one_session_decides_about_the_return() -> None:
     assert not judged.clock.getDelayedCalls()
 
 
+def test_checks_that_have_found_it_down_and_up_end_its_ejection() -> None:
+    judged = Judged()
+    a = judged.servers[0]
+    judged.fail(a, 3)
+    # They have not found it down: sessions may fail where checks succeed.
+    a.checked(True, "connected")
+    assert judged.usable() == "bc"
+    a.checked(False, "refused")
+    assert judged.usable() == "bc"
+    a.checked(True, "connected")
+    assert judged.usable() == "abc"
+    assert not judged.clock.getDelayedCalls()
+    # Soon after, it is out for longer.
+    judged.fail(a, 3)
+    assert a.why.endswith("out for 20 s")
+    judged.ejector.stop()
+
+
+def test_checks_that_find_it_up_during_its_trial() -> None:
+    judged = Judged()
+    a = judged.servers[0]
+    judged.fail(a, 3)
+    a.checked(False, "refused")
+    judged.clock.advance(10)
+    a.checked(True, "connected")
+    assert judged.usable() == "abc"
+    assert not a.on_trial
+    judged.ejector.stop()
+
+
 def test_a_trial_that_its_client_leaves_is_for_the_next_one() -> None:
     judged = Judged()
     a = judged.servers[0]
