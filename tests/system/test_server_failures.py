@@ -182,7 +182,8 @@ def test_checks_find_it_and_its_return(
 ) -> None:
     """Once it is down no session goes to it; once it is up it has its share."""
     options = ("--check", "tcp", *FAST, "--rise", "2", "--fall", "3")
-    own = ("--retries", "2", "--max-fails", "0", "--connect-timeout", "300ms")
+    # Its dials that fail meanwhile don't keep it out any longer.
+    own = ("--retries", "2", "--fail-time", "60", "--connect-timeout", "300ms")
     with scene(network, tmp_path, *options, *own) as now, ExitStack() as stack:
         now.load.pausing(lambda: FAULTS[name](now))
         now.is_told("down")
