@@ -87,7 +87,8 @@ class Pace:
 
     def take(self, most: int) -> int:
         """See :meth:`relayd.core.pacing.Pace.take`."""
-        granted = self.grant(most)
+        # All that there is would be too much to keep from the others.
+        granted = self.grant(int(min(most, max(self.shared / 2, 1))))
         if granted:
             now = self._pacer.now()
             for bucket in self._buckets:

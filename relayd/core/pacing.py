@@ -44,6 +44,8 @@ class Pace(Protocol):
     def take(self, most: int) -> int:
         """The same, and nobody else may have them; for half a second at most.
 
+        Of what it has together with others, half a quantum at most.
+
         For who does not read at once.
         """
 

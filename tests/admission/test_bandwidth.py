@@ -225,6 +225,24 @@ def test_who_is_late_gets_no_more_than_the_others() -> None:
         each.limits.release()
 
 
+def test_who_reads_later_leaves_something_to_the_others() -> None:
+    clock = Clock()
+    bandwidth = Bandwidth(down(1e5), clock=clock)
+    [first, second] = (Reader(bandwidth, f"c:{n}", None) for n in range(2))
+    assert first.pace.take(1 << 17) == 8192
+    assert second.pace.grant(1 << 17) == 8192
+    first.pace.spend(100)
+    second.pace.spend(8192)
+    assert not second.pace.grant(1)
+    # It has half a second, and gives back what it has not read.
+    clock.advance(0.01)
+    assert first.pace.grant(1 << 17) == 8092
+    first.pace.rest()
+    assert second.pace.grant(1 << 17) == 8092 + 1000
+    for each in (first, second):
+        each.limits.release()
+
+
 def test_debts_are_paid() -> None:
     """A read that brings more than was granted, as a TLS record does."""
     clock = Clock()
