@@ -11,7 +11,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
+from twisted.internet.error import ConnectionRefusedError
+from twisted.internet.task import Clock
 
+from relayd import pools
+from tests.support.fakes import FakeEndpoint
 from tests.support.live_relays import refused_address
 from tests.support.process import PATIENCE, START, Server, connect
 from tests.test_examples import EXAMPLES, example
@@ -103,3 +107,29 @@ def test_what_is_wrong_is_said(name: str, args: list[str], says: str) -> None:
     assert program.returncode == 1
     [line] = program.stderr.splitlines()
     assert says in line
+
+
+def test_what_programs_need_of_pools_is_in_one_place() -> None:
+    """A check of a kind that a command line has, by a program."""
+    clock = Clock()
+    endpoint = FakeEndpoint(clock)
+    server = pools.Server(endpoint, "db:5432")
+    target = pools.Target(server=server, endpoint=endpoint)
+    checker = pools.Checker(clock)
+    ask = pools.asks(pools.parse_check("tcp"), target, clock)
+    checker.add(server, ask, pools.Schedule(every=5))
+    checker.start()
+    clock.advance(1)
+    endpoint.dials[-1].deferred.errback(ConnectionRefusedError())
+    assert not server.checked_up
+    checker.stop()
+    assert not clock.getDelayedCalls()
+
+
+def test_it_costs_no_look_ups() -> None:
+    """Few programs follow names: twisted.names takes its time to import."""
+    code = "import sys, relayd.pools; print('twisted.names' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
