@@ -6,7 +6,7 @@ Each is a generator of problems, one line each, as all of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from relayd.configuring import dial_settings
@@ -15,6 +15,7 @@ from relayd.configuring.address_settings import (
     ACCEPT_PROXY,
     ALLOW_CLIENT,
     CLIENT_PREFIX,
+    DEST,
     HOURS,
     INSTEAD,
     LISTEN,
@@ -24,7 +25,8 @@ from relayd.configuring.address_settings import (
 from relayd.configuring.bandwidth_settings import BANDWIDTH_PER_CLIENT
 from relayd.configuring.config import is_local
 from relayd.configuring.given import Given, Layers, RelaySection
-from relayd.core import admission_settings, settings
+from relayd.configuring.server_grammar import options_of
+from relayd.core import admission_settings, pool_settings, settings
 from relayd.core.setting_types import Setting
 
 #: Settings that do nothing without another one, or without any of several.
@@ -37,8 +39,22 @@ NEEDS: Sequence[tuple[Setting[Any], *tuple[Setting[Any], ...]]] = (
         admission_settings.MAX_SESSIONS_PER_CLIENT,
         MAX_CONNECTS_PER_CLIENT,
         BANDWIDTH_PER_CLIENT,
+        pool_settings.BALANCE,
+    ),
+    *(
+        (row, pool_settings.CHECK)
+        for row in (
+            pool_settings.ON_DOWN,
+            pool_settings.CHECK_EVERY,
+            pool_settings.CHECK_TIMEOUT,
+            pool_settings.RISE,
+            pool_settings.FALL,
+        )
     ),
 )
+
+#: Of those that others need, what has one value with which they do something.
+_VALUES: Mapping[str, str] = {pool_settings.BALANCE.key: "client-hash"}
 
 #: Others that are not for datagrams.
 _OF_STREAMS = (
@@ -106,14 +122,27 @@ def does_nothing(sections: Sequence[RelaySection]) -> Iterator[str]:
             place = given.place
             # Those that its relays can have.
             kinds = {each.kind for each in sections if each.one(row) is given}
-            names = [place.option(each) for each in others if kinds & {*each.kinds}]
+            names = [
+                place.example(each, _VALUES[each.key])
+                if each.key in _VALUES
+                else place.option(each)
+                for each in others
+                if kinds & {*each.kinds}
+            ]
             missing = " or ".join(names)
             yield f"{place.prefix}{given} does nothing alone: give {missing}, too"
 
 
 def _is_on(section: RelaySection, row: Setting[Any]) -> bool:
     given = section.one(row)
-    return given is not None and given.value not in (None, False)
+    if row is pool_settings.CHECK:
+        # Of a server's own as well.
+        servers = section.all(DEST.key)
+        if any(options_of(each.value).check is not None for each in servers):
+            return True
+    if given is None or given.value in (None, False):
+        return False
+    return row.key not in _VALUES or given.value == _VALUES[row.key]
 
 
 def open_proxy(section: RelaySection) -> Iterator[str]:

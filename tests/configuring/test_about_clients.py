@@ -86,7 +86,7 @@ def in_file(tmp_path: Path, text: str) -> str:
             (
                 "--client-prefix '24,56' does nothing alone: give"
                 " --max-sessions-per-client or --max-connects-per-client or"
-                " --bandwidth-per-client, too"
+                " --bandwidth-per-client"
             ),
         ),
         (("--hours-end",), "--hours-end does nothing alone: give --hours, too"),
@@ -163,7 +163,8 @@ def test_what_a_prefix_is_for(tmp_path: Path) -> None:
     udp = '[udp.a]\nlisten="1"\ndest="2"\nclient_prefix="24,56"'
     assert in_file(tmp_path, udp) == (
         "udp.a.client_prefix: client_prefix = '24,56' does nothing alone: give"
-        " max_connects_per_client or bandwidth_per_client, too"
+        " max_connects_per_client or bandwidth_per_client or balance ="
+        ' "client-hash", too'
     )
     # As a command line for both kinds is written, whose limit one of them can't have.
     tcp = udp.replace("udp.a", "tcp.b") + "\nmax_sessions_per_client=1\n"
@@ -191,7 +192,7 @@ def test_defaults_may_be_for_some_relays_only(tmp_path: Path) -> None:
         (
             "defaults.client_prefix: client_prefix = '24,56' does nothing alone: give"
             " max_sessions_per_client or max_connects_per_client or"
-            " bandwidth_per_client, too"
+            ' bandwidth_per_client or balance = "client-hash", too'
         ),
     ]
 

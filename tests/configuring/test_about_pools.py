@@ -1,0 +1,57 @@
+"""Settings of pools that do nothing alone are told in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from relayd.tap import relayd
+from tests.configuring.test_about_clients import TCP, in_file, refusal
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (
+            ("--client-prefix", "24,56", "--balance", "least-sessions"),
+            (
+                "--client-prefix '24,56' does nothing alone: give"
+                " --max-sessions-per-client or --max-connects-per-client or"
+                " --bandwidth-per-client or --balance client-hash, too"
+            ),
+        ),
+        *(
+            (
+                (f"--{name}", value),
+                f"--{name} {value!r} does nothing alone: give --check, too",
+            )
+            for name, value in (
+                *(("on-down", "cut"), ("rise", "5"), ("fall", "5")),
+                *(("check-every", "9"), ("check-timeout", "9")),
+            )
+        ),
+    ],
+)
+def test_what_is_refused(words: tuple[str, ...], why: str) -> None:
+    assert refusal(*TCP, *words) == why
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--client-prefix", "24,56", "--balance", "client-hash"),
+        ("--on-down", "cut", "--check", "tcp"),
+        ("--on-down", "cut", "-d", "10.0.0.6:80,check=tcp"),
+        ("--on-down", "keep", "--rise", "2"),
+    ],
+)
+def test_what_is_not(words: tuple[str, ...]) -> None:
+    relayd.Options().parseOptions([*TCP, *words])
+
+
+def test_in_a_file(tmp_path: Path) -> None:
+    table = '[tcp.a]\nlisten="1"\ndest="2"\n'
+    assert in_file(tmp_path, f'{table}on_down="cut"').endswith(
+        "does nothing alone: give check, too"
+    )
