@@ -216,7 +216,7 @@ class _Quiet:
         self,
         port: int,
         protocol: Any,
-        interface: str = "",
+        interface: str,
         maxPacketSize: int = 8192,  # noqa: N803
     ) -> Any:
         """See `IReactorUDP`."""
