@@ -56,13 +56,19 @@ class OpenLoop:
     :param machine: where the clients are.
     :param address: whom they ask.
     :param rate: how many of them a second.
+    :param silence: seconds for which a client says nothing, once it is connected.
 
     :ivar requests: those that have begun, in order.
     """
 
     def __init__(
-        self, machine: Machine, address: tuple[str, int], rate: int = RATE
+        self,
+        machine: Machine,
+        address: tuple[str, int],
+        rate: int = RATE,
+        silence: float = 0.0,
     ) -> None:
+        self._silence = silence
         self._machine = machine
         self._address = address
         self._every = 1 / rate
@@ -161,6 +167,8 @@ class OpenLoop:
     async def _ask(self) -> str:
         reader, writer = await asyncio.open_connection(*self._address)
         try:
+            if self._silence:
+                await asyncio.sleep(self._silence)
             writer.write(REQUEST)
             said = (await reader.read()).decode()
         finally:
@@ -178,10 +186,10 @@ async def _over(running: set[asyncio.Task[None]]) -> None:
 
 @contextmanager
 def steady(
-    machine: Machine, address: tuple[str, int], rate: int = RATE
+    machine: Machine, address: tuple[str, int], rate: int = RATE, silence: float = 0.0
 ) -> Iterator[OpenLoop]:
     """A load, for the length of a block."""
-    load = OpenLoop(machine, address, rate)
+    load = OpenLoop(machine, address, rate, silence)
     load.thread.start()
     try:
         yield load

@@ -39,6 +39,8 @@ FAST = ("--check-every", "100ms", "--check-timeout", "200ms")
 REFUSED = "tcp flags & (syn | ack) == syn reject with tcp reset"
 UNREACHABLE = "tcp flags & (syn | ack) == syn reject with icmpx type host-unreachable"
 DROPPED = "drop"
+#: Once it is connected, by the last packet of the handshake.
+RESET = "tcp flags & (syn | ack) == ack reject with tcp reset"
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,12 @@ class Scene:
 
 @contextmanager
 def scene(
-    network: Machines, folder: Path, *options: str, rate: int = RATE, listen: str = ""
+    network: Machines,
+    folder: Path,
+    *options: str,
+    rate: int = RATE,
+    listen: str = "",
+    silence: float = 0.0,
 ) -> Iterator[Scene]:
     """`a` is an nginx, `b` a HAProxy."""
     where = network.server
@@ -101,7 +108,7 @@ def scene(
             stack.enter_context(each.started())
         running = stack.enter_context(relay(*args, twistd=network.proxy.twistd))
         # A relay's first sessions are slow: its modules are not all loaded.
-        with steady(network.client, (PROXY, RELAY), rate) as load:
+        with steady(network.client, (PROXY, RELAY), rate, silence) as load:
             load.next(rate // 4)
             yield Scene(network, a, b, running, load)
 
@@ -223,6 +230,21 @@ def test_clients_wait_while_both_are_away(network: Machines, tmp_path: Path) -> 
             stack.enter_context(now.b.started())
             all_by(now.load.wait(begun, 50), "b")
             now.load.end()
+
+
+@pytest.mark.parametrize("transport", ["plane", "twisted"])
+def test_reset_before_the_client_has_said_anything(
+    network: Machines, tmp_path: Path, transport: str
+) -> None:
+    """As by a proxy before a server that is gone: there is another one in time."""
+    own = ("--retries", "2", "--max-fails", "0", "--transport", transport)
+    with scene(network, tmp_path, *own, rate=50, silence=0.1) as now:
+        try:
+            begun = now.load.pausing(lambda: filtered(network.server, RESET))
+            all_by(now.load.wait(begun, 50), "b")
+        finally:
+            unfiltered(network.server)
+        all_by(now.load.end(), "a", "b")
 
 
 # -- what can't
