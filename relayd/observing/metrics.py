@@ -33,6 +33,7 @@ from relayd.core.counts import Histogram
 from relayd.observing.readings import (
     FlowReading,
     Flows,
+    ProcessReading,
     Sessions,
     StreamReading,
     read_flows,
@@ -47,33 +48,6 @@ SPARSE = 500
 
 #: What ends the text of OpenMetrics.
 _END = b"# EOF\n"
-
-
-@attrs.frozen
-class ProcessReading:
-    """What metrics say of the process.
-
-    :ivar build: versions, by the name of their label.
-    :ivar accept_pauses: how often listeners have paused as descriptors ran out.
-    :ivar open_descriptors: and how many there may be, in `max_descriptors`; NaN where
-        the system does not say.
-    :ivar pipes_in_use: by connections that splice.
-    :ivar reactor_lag: seconds by which the last timer of the second was late.
-    :ivar log_lines_dropped: of all logs.
-    :ivar stopping: it was told to stop.
-    :ivar loaded_at: when its settings were last read with success: seconds since the
-        epoch.
-    """
-
-    build: dict[str, str]
-    accept_pauses: int
-    open_descriptors: float
-    max_descriptors: float
-    pipes_in_use: int
-    reactor_lag: float
-    log_lines_dropped: int
-    stopping: bool
-    loaded_at: float
 
 
 #: Of one reading: the values of the labels after `relay`, and the sample.
@@ -215,9 +189,29 @@ STREAMS = (
         _one(lambda reading: reading.connects),
     ),
     _Family(
+        CounterMetricFamily,
+        "relayd_upstream_retries",
+        "Dials that failed and were followed by another.",
+        _one(lambda reading: reading.retried),
+    ),
+)
+
+#: Of relays of both kinds.
+REFUSED = _Family(
+    CounterMetricFamily,
+    "relayd_refused",
+    "Clients that were not served for what they are, said or asked for; of a UDP relay,"
+    " their datagrams.",
+    _each(lambda reading: reading.refused),
+    ("reason",),
+)
+
+#: Of the servers of all relays that have some.
+SERVERS = (
+    _Family(
         GaugeMetricFamily,
         "relayd_upstream_sessions_active",
-        "Sessions that are connected to a server, or dial it.",
+        "Sessions, or flows, that are connected to a server, or dial it.",
         _each(lambda reading: {n: s.active for n, s in reading.servers.items()}),
         ("upstream",),
     ),
@@ -235,22 +229,6 @@ STREAMS = (
         _each(lambda reading: {n: s.weight for n, s in reading.servers.items()}),
         ("upstream",),
     ),
-    _Family(
-        CounterMetricFamily,
-        "relayd_upstream_retries",
-        "Dials that failed and were followed by another.",
-        _one(lambda reading: reading.retried),
-    ),
-)
-
-#: Of relays of both kinds.
-REFUSED = _Family(
-    CounterMetricFamily,
-    "relayd_refused",
-    "Clients that were not served for what they are, said or asked for; of a UDP relay,"
-    " their datagrams.",
-    _each(lambda reading: reading.refused),
-    ("reason",),
 )
 
 DATAGRAMS = (
@@ -371,7 +349,9 @@ class RelayCollector(Collector):
         yield from _process(process)
         for family in STREAMS:
             yield from family.pieces(streams)
-        yield from REFUSED.pieces([*streams, *flows])
+        everything = [*streams, *flows]
+        for family in (*SERVERS, REFUSED):
+            yield from family.pieces(everything)
         for family in DATAGRAMS:
             yield from family.pieces(flows)
 

@@ -98,10 +98,14 @@ class FlowSource(Protocol):
 
 @attrs.frozen
 class Flows:
-    """A UDP relay that is counted: its name, and what it has for each listener."""
+    """A UDP relay that is counted: its name, and what it has for each listener.
+
+    :ivar pools: its servers, if they are counted.
+    """
 
     relay: str
     sources: Sequence[FlowSource]
+    pools: Sequence[Servers] = ()
 
 
 @attrs.define
@@ -158,6 +162,7 @@ class FlowReading:
     :ivar up: datagrams that were sent to servers; `down` to clients.
     :ivar up_bytes: what they held; `down_bytes` likewise.
     :ivar dropped: by direction and reason.
+    :ivar servers: by name; none if they are not counted.
     """
 
     relay: str
@@ -167,6 +172,7 @@ class FlowReading:
     up_bytes: int = 0
     down_bytes: int = 0
     dropped: Counter[tuple[str, str]] = attrs.Factory(Counter)
+    servers: dict[str, ServerReading] = attrs.Factory(dict)
 
     @property
     def refused(self) -> dict[str, int]:
@@ -176,6 +182,33 @@ class FlowReading:
             for (direction, reason), count in self.dropped.items()
             if direction == "up" and reason in REASONS
         }
+
+
+@attrs.frozen
+class ProcessReading:
+    """What metrics say of the process.
+
+    :ivar build: versions, by the name of their label.
+    :ivar accept_pauses: how often listeners have paused as descriptors ran out.
+    :ivar open_descriptors: and how many there may be, in `max_descriptors`; NaN where
+        the system does not say.
+    :ivar pipes_in_use: by connections that splice.
+    :ivar reactor_lag: seconds by which the last timer of the second was late.
+    :ivar log_lines_dropped: of all logs.
+    :ivar stopping: it was told to stop.
+    :ivar loaded_at: when its settings were last read with success: seconds since the
+        epoch.
+    """
+
+    build: dict[str, str]
+    accept_pauses: int
+    open_descriptors: float
+    max_descriptors: float
+    pipes_in_use: int
+    reactor_lag: float
+    log_lines_dropped: int
+    stopping: bool
+    loaded_at: float
 
 
 def read_sessions(relay: Sessions) -> Generator[None, None, StreamReading]:
@@ -234,6 +267,13 @@ def read_sessions(relay: Sessions) -> Generator[None, None, StreamReading]:
 def read_flows(relay: Flows) -> Generator[None, None, FlowReading]:
     """Read a UDP relay; yields after each part of the work."""
     reading = FlowReading(relay.relay)
+    for pool in relay.pools:
+        for one in pool.upstreams:
+            weight = one.weight * one.share
+            server = reading.servers.setdefault(
+                one.name, ServerReading({}, one.up, 0, weight)
+            )
+            server.active += one.sessions
     living: list[Flow] = []
     for source in relay.sources:
         counters, counts = source.counters, source.counts

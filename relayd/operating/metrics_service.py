@@ -36,8 +36,8 @@ from relayd.net.descriptors import Descriptors
 from relayd.net.listener import Listeners
 from relayd.net.monotonic import monotonic
 from relayd.observing.log_times import LogTimes
-from relayd.observing.metrics import ProcessReading, RelayCollector, exposition
-from relayd.observing.readings import Flows, Sessions
+from relayd.observing.metrics import RelayCollector, exposition
+from relayd.observing.readings import Flows, ProcessReading, Sessions
 from relayd.operating.health import Health
 from relayd.operating.logs import Logs
 from relayd.operating.metrics_site import MetricsSite
@@ -131,7 +131,8 @@ class MetricsService(Service):
         for name, factories in relays.items():
             own = list(factories)
             if factories[own[0]]:
-                yield Flows(name, own)
+                pools = [each.balance for each in own if each.balance is not None]
+                yield Flows(name, own, pools)
             else:
                 yield Sessions(
                     name,

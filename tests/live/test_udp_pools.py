@@ -6,6 +6,7 @@ import select
 from collections import Counter
 from contextlib import ExitStack
 
+from tests.live.test_metrics import METRICS, Samples
 from tests.support.live_udp import LISTEN, balanced
 from tests.support.process import RelayProcess, UdpServer, udp_client
 
@@ -109,3 +110,20 @@ def test_each_datagram_to_the_next_server() -> None:
             running.signal()
         [totals] = running.wait_for(r"replies_dropped=(\S+)")
         assert totals[1] in ("one_way:1", "-")
+
+
+def test_metrics_know_the_servers_of_datagrams() -> None:
+    dead = closed_port()
+    with UdpServer() as server:
+        servers = ("-d", f"{dead},weight=3", "-d", f"{server.address},name=a")
+        with balanced(*METRICS, *LISTEN, *servers, "--max-fails", "1") as running:
+            for _ in range(4):
+                asked(int(running.listening()[0].rpartition(":")[2]), server)
+            said = Samples(running)
+            names = {dead.removeprefix("udp:"): 0, f"a/{server.address[4:]}": 1}
+            for name, up in names.items():
+                labels = {"relay": "relay1", "upstream": name}
+                assert said("relayd_upstream_up", **labels) == up
+                assert said("relayd_upstream_weight", **labels) == (1 if up else 3)
+            flows = said("relayd_udp_flows_active", relay="relay1")
+            assert said.total("relayd_upstream_sessions_active") == flows > 0

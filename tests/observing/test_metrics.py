@@ -18,11 +18,10 @@ from relayd.core.flows import Counters
 from relayd.core.session import Ending
 from relayd.observing.metrics import (
     PIECE,
-    ProcessReading,
     RelayCollector,
     exposition,
 )
-from relayd.observing.readings import Flows, Sessions
+from relayd.observing.readings import Flows, ProcessReading, Sessions
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2"
 
