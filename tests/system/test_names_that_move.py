@@ -164,6 +164,20 @@ def test_a_mistake_in_a_zone_is_mended_within_the_grace(
         come_to(machine, two)
 
 
+def test_an_answer_that_is_too_long_for_a_datagram(
+    machine: Machine, names: NameServer
+) -> None:
+    """A hundred addresses: the question is asked again by TCP."""
+    hosts = [f"127.0.2.{number}" for number in range(1, 101)]
+    names.addresses(NAME, *hosts)
+    with relaying(machine, *OFTEN, "-d", f"dns:{NAME}:{PORT}") as running:
+        found = running.wait_for(rf"(127\.0\.2\.\d+):{PORT} joins", len(hosts))
+        assert {each[1] for each in found} == set(hosts)
+        assert names.by_tcp
+        names.addresses(NAME, *hosts[:50])
+        running.wait_for(f":{PORT} leaves", 50)
+
+
 def test_no_name_server_when_the_relay_starts(
     machine: Machine, names: NameServer, servers: NamedServers
 ) -> None:
