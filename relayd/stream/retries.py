@@ -145,11 +145,14 @@ class Retries:
 
         :param connect: those that it has at most, likewise.
         """
-        left = self._time_left(client)
-        if left == NEVER:
+        all_of_them = self.dial_timeout
+        if not all_of_them:
             return connect
+        if not client.session.attempts:
+            # As most sessions have no other.
+            return connect if 0 < connect < all_of_them else all_of_them
         # It may have waited for a server in between.
-        left = max(left, LEAST)
+        left = max(self._time_left(client), LEAST)
         return min(connect, left) if connect else left
 
     def _time_left(self, client: Any) -> float:

@@ -19,7 +19,7 @@ class Where(Protocol):
     address: Any
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, on_setattr=attrs.setters.NO_OP)
 class FlowServer(Server):
     """One server; `endpoint` is where it is, which no other pool has."""
 

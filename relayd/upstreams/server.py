@@ -55,7 +55,8 @@ def _limit(_: object, attribute: attrs.Attribute[int], value: int | None) -> Non
 
 
 @implementer(ICounted)
-@attrs.define(eq=False)
+# Sessions are counted all the time, and a setter of attrs' is eight calls.
+@attrs.define(eq=False, on_setattr=attrs.setters.NO_OP)
 class Server(Upstream):
     """One server of a pool.
 
@@ -194,7 +195,12 @@ class Server(Upstream):
 
     def closed(self) -> None:
         """See :meth:`ICounted.closed`."""
-        self._ended()
+        # As `_ended`, a call less: each session ends so.
+        self.sessions -= 1
+        if self.on_load is not None:
+            self.on_load(self)
+        if self.sessions + 1 == self.max_sessions:
+            self.changed()
 
     def _ended(self) -> None:
         self.sessions -= 1

@@ -13,6 +13,7 @@ from twisted.internet.task import Clock
 
 from relayd.core.session import Ending
 from relayd.upstreams.checks import Checker
+from relayd.upstreams.flow_server import FlowServer
 from relayd.upstreams.judging import Schedule, Verdict
 from relayd.upstreams.pool import Pool
 from relayd.upstreams.server import Server
@@ -147,3 +148,9 @@ def test_a_server_that_begins_as_down_is_told_that_it_is_up() -> None:
     clock.advance(2)
     assert pool.choose(asked()) is one
     checker.stop()
+
+
+@pytest.mark.parametrize("kind", [Server, FlowServer])
+def test_counting_a_session_is_no_call(kind: type) -> None:
+    """A setter of attrs' is eight, for each that begins and for each that ends."""
+    assert kind.__setattr__ is object.__setattr__
