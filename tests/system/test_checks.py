@@ -21,40 +21,11 @@ import pytest
 from tests.support.process import Server, connect, eventually, relay
 from tests.system.datagrams import free_port, serving
 from tests.system.programs import listens, program
+from tests.system.web_servers import nginx
 
 pytestmark = pytest.mark.system
 
-NGINX = """
-daemon off;
-master_process off;
-error_log stderr;
-pid {folder}/pid;
-events {{}}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/body;
-  proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/fastcgi;
-  uwsgi_temp_path {folder}/uwsgi;
-  scgi_temp_path {folder}/scgi;
-  server {{
-    listen 127.0.0.1:{port};
-    keepalive_timeout 0;
-    location / {{ return 200 "{name}"; }}
-  }}
-}}
-"""
-
 FAST = ("--check-every", "100ms", "--check-timeout", "300ms", "--retries", "0")
-
-
-def nginx(folder: Path, name: str, port: int) -> tuple[str | Path, ...]:
-    """The command of an nginx that says its name."""
-    own = folder / name
-    own.mkdir(exist_ok=True)
-    config = own / "nginx.conf"
-    config.write_text(NGINX.format(folder=own, port=port, name=name))
-    return program("nginx"), "-c", config, "-p", own
 
 
 def asked(port: int) -> str:
