@@ -165,6 +165,21 @@ def without(given: list[list[str]], row: Setting[Any]) -> list[list[str]]:
     return [words for words in given if words[0].partition("=")[0] != f"--{row.option}"]
 
 
+def useful(given: list[list[str]]) -> list[list[str]]:
+    """Without what does nothing alone."""
+    # The last needs the one before it.
+    for row, *others in (*NEEDS, *NEEDS, *NEEDS):
+        # Of the ways to balance, one asks who the client is.
+        there = {
+            words[0].partition("=")[0]
+            for words in given
+            if words[0].endswith("=client-hash") or not words[0].startswith("--balance")
+        }
+        if not there & {f"--{other.option}" for other in others}:
+            given = without(given, row)
+    return given
+
+
 def consistent(given: list[list[str]]) -> list[list[str]]:
     """Without what contradicts something else."""
     names = {words[0].partition("=")[0] for words in given}
@@ -174,11 +189,7 @@ def consistent(given: list[list[str]]) -> list[list[str]]:
     if f"--{SOURCE.option}" in names:
         # Or servers of IPv6 can't be dialled.
         given = [*given, ["--source=2001:db8::1"]]
-    # The last needs the one before it.
-    for row, *others in (*NEEDS, *NEEDS, *NEEDS):
-        there = {words[0].partition("=")[0] for words in given}
-        if not there & {f"--{other.option}" for other in others}:
-            given = without(given, row)
+    given = useful(given)
     for one, other in (
         (VERBOSE, QUIET),
         (ALLOW_CLIENT, OPEN),
@@ -206,7 +217,7 @@ def possible(given: list[list[str]], relays: list[str]) -> list[list[str]]:
     listeners = [b for a, b in pairwise(relays) if a == "--listen"]
     if all(each.startswith("udp:") for each in listeners):
         given = [words for words in given if not words[0].startswith(OF_STREAMS)]
-    return given
+    return useful(given)
 
 
 HOSTS = st.sampled_from(["", "127.0.0.1:", "localhost:", "[::1]:"])
