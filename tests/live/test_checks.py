@@ -38,11 +38,11 @@ def greeting() -> Iterator[str]:
 
 def is_greeted(running: RelayProcess) -> bool:
     """Whether a client comes to a server that is there."""
-    with connect(running.port) as client:
-        try:
+    try:
+        with connect(running.port) as client:
             return client.recv(2) == b"hi"
-        except ConnectionResetError:
-            return False
+    except ConnectionResetError:
+        return False
 
 
 def test_no_session_goes_to_a_server_that_is_down() -> None:
