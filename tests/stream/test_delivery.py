@@ -308,6 +308,9 @@ def test_a_check_of_an_idle_leg_takes_no_memory(kind: type[Leg]) -> None:
     for leg in legs:
         # There is room for one that comes later, which others take.
         leg.later = None
+    # What is made once, by whatever watches the lines of a test as well.
+    warm = Idle(Direction())
+    assert warm.check_delivery(1.0, 0.0, 0, 0, False) == 0
     tracemalloc.start()
     try:
         for leg in legs:
