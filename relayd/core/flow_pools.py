@@ -16,10 +16,12 @@ class CountedServer(Protocol):
 
     :ivar endpoint: where it is (:class:`relayd.datagrams.servers.Server`).
     :ivar draining: it has left its pool.
+    :ivar passive: what judges it by its flows, if anything does.
     """
 
     endpoint: Any
     draining: bool
+    passive: Any
 
     @property
     def up(self) -> bool:

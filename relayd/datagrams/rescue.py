@@ -6,8 +6,8 @@ Only flows of a pool with state, and only while their client sends.  One goes
   or has left the pool, and the client's datagrams have had no answer since that was
   first seen, a second ago or more;
 - when its server has never answered it, for the timeout of flows without an answer,
-  and that proves something (:attr:`relayd.datagrams.moving.MovingFlow.proves`).  The
-  server has failed then.
+  that proves something (:attr:`relayd.datagrams.moving.MovingFlow.proves`), and servers
+  are judged by their flows (passive health).  The server has failed then.
 
 Flows are looked at once a second, and a limited number of them at a time.
 """
@@ -63,6 +63,9 @@ class Rescue:
             return False
         if flow.stranded:
             return _asks_in_vain(flow)
+        if state.passive is None:
+            # Servers are not judged by their flows.
+            return False
         waits = self._ledger.table.unreplied_timeout
         if not flow.awaits or now - flow.since < waits or flow.seen <= flow.since:
             return False

@@ -431,6 +431,23 @@ def test_flows_without_an_answer_take_a_server_out(chatty: bool) -> None:
     bench.close()
 
 
+def test_silence_moves_no_flow_where_servers_are_not_judged() -> None:
+    """What its client has sent would be sent to another server, again."""
+    pool, _ = pool_of()
+    bench = Bench(pool, unreplied_timeout=4)
+    ask(bench, 2)
+    bench.answer(number=peers(bench).index(HOSTS[1]))
+    ask(bench, 4, 50)
+    for _ in range(8):
+        bench.pass_time(1)
+        ask(bench, 4, 50)
+        for number, peer in enumerate(peers(bench)):
+            if peer == HOSTS[1] and not bench.sockets[number].closed:
+                bench.answer(number=number)
+    assert {each.server.host for each in bench.nat.table} == set(HOSTS[:2])
+    bench.close()
+
+
 def test_a_protocol_without_answers_proves_nothing() -> None:
     pool, (a, b) = pool_of()
     bench = Bench(pool, unreplied_timeout=4)
