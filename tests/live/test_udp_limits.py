@@ -198,7 +198,7 @@ def fill_table(
 
 @pytest.mark.parametrize(
     ("most", "timeout"),
-    [(2000, "3"), pytest.param(8000, "6", marks=pytest.mark.system)],
+    [(4000, "4"), pytest.param(8000, "6", marks=pytest.mark.system)],
 )
 def test_thousands_of_flows_and_nothing_left_of_them(
     server: UdpServer, most: int, timeout: str
