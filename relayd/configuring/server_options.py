@@ -16,6 +16,7 @@ import attrs
 from relayd.configuring.dial_settings import INTERFACE, KEEPALIVE, MARK, SOURCE
 from relayd.core.check_grammar import Check
 from relayd.core.errors import ConfigError
+from relayd.core.number_types import CountOrNone
 from relayd.core.pool_settings import CHECK
 from relayd.core.relay_names import EXPECTED, check_name
 from relayd.core.setting_types import (
@@ -26,7 +27,6 @@ from relayd.core.setting_types import (
     Written,
 )
 from relayd.core.settings import USER_TIMEOUT
-from relayd.core.shares import CountOrNone
 from relayd.net.dial_options import DialOptions
 from relayd.net.keepalive import Keepalive
 

@@ -4,6 +4,20 @@ Every message says what was wrong, quotes the offending text, and says what is
 expected or what to do.  Nothing here imports anything of ours.
 """
 
+import errno
+
+#: What says that this process or machine has too little of something: descriptors,
+#: memory, ports.
+SHORTAGE = frozenset(
+    {
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOBUFS,
+        errno.ENOMEM,
+        errno.EADDRNOTAVAIL,
+    }
+)
+
 
 class RelayError(Exception):
     """Anything that relayd itself raises."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import attrs
 
 from relayd.core.check_grammar import EXPECTED_CHECK, Check, parse_check
+from relayd.core.number_types import CountOrNone, Percent
 from relayd.core.setting_types import (
     Choice,
     Count,
@@ -17,7 +18,6 @@ from relayd.core.setting_types import (
     rows_in,
 )
 from relayd.core.settings import SERVERS, TIMEOUTS
-from relayd.core.shares import CountOrNone, Percent
 
 #: The kinds of relay that have servers of their own.
 POOLS: tuple[Kind, ...] = ("tcp", "udp")

@@ -26,6 +26,7 @@ from relayd.configuring.sections import (
     RELAY_KEYS,
 )
 from relayd.configuring.server_options import ADDRESS, TYPES, SendProxy
+from relayd.core.number_types import Percent
 from relayd.core.relay_names import MAX_LENGTH
 from relayd.core.setting_types import (
     Choice,
@@ -38,7 +39,6 @@ from relayd.core.setting_types import (
     Size,
     Type,
 )
-from relayd.core.shares import Percent
 from relayd.ctl.texts import default_in_words, default_of, explained
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

@@ -12,6 +12,7 @@ from typing import Any
 import tomli_w
 
 from relayd.configuring.address_settings import ALL
+from relayd.core.number_types import Percent
 from relayd.core.setting_types import (
     Choice,
     Count,
@@ -22,7 +23,6 @@ from relayd.core.setting_types import (
     Setting,
     Size,
 )
-from relayd.core.shares import Percent
 
 #: What the keys of a file are called on a command line.
 _KEYS: Mapping[str, str] = {row.name: row.key for row in ALL if row.key}

@@ -16,8 +16,7 @@ from relayd.configuring.server_grammar import ServersOf
 from relayd.configuring.server_options import ServerOptions
 from relayd.core.errors import ConfigError
 from relayd.net.broadcast import BROADCAST, is_broadcast
-from relayd.net.monotonic import monotonic
-from relayd.operating.pools import judging, selector_of
+from relayd.operating.pools import keep_up, selector_of
 from relayd.operating.servers import BACKUPS
 from relayd.udp_nat import FlowServer, Server, preamble_of
 from relayd.upstreams.pool import Pool
@@ -101,10 +100,5 @@ def flow_servers(
     )
     named = [each for each in destinations if isinstance(each, ServersOf)]
     if named or len(fixed) > 1:
-        pool.tasks += judging(pool, settings, monotonic(reactor))
-    if named:
-        # Imports twisted.names, which few relays need.
-        from relayd.operating.named_servers import followers
-
-        pool.tasks += followers(named, pool, made, settings, reactor)
+        keep_up(pool, named, settings, reactor, made)
     return pool

@@ -57,19 +57,32 @@ def stream_pool(
         selector_of(settings.balance, prefix),
         try_all=settings.when_none.what == "try-all",
     )
-    clock = monotonic(reactor)
-    if pool.servers or len(fixed) < len(destinations):
-        pool.tasks += judging(pool, settings, clock)
     named = [each for each in destinations if isinstance(each, ServersOf)]
+    if pool.servers or named:
+        keep_up(pool, named, settings, reactor, made)
+    return pool
+
+
+def keep_up(
+    pool: Pool,
+    named: Sequence[ServersOf],
+    settings: FlowPoolSettings,
+    reactor: Any,
+    made: Any,
+) -> None:
+    """Give a pool the tasks that judge its servers, and follow its names.
+
+    :param made: makes servers (:class:`relayd.operating.named_servers.ServerMaker`).
+    """
+    pool.tasks += _judging(pool, settings, monotonic(reactor))
     if named:
         # Imports twisted.names, which few relays need.
         from relayd.operating.named_servers import followers
 
         pool.tasks += followers(named, pool, made, settings, reactor)
-    return pool
 
 
-def judging(
+def _judging(
     pool: Pool, settings: FlowPoolSettings, clock: IReactorTime
 ) -> Iterator[Task]:
     """What takes servers out, and gives them time when they have come up."""

@@ -80,10 +80,10 @@ class Connection(WritingConnection):
         """Whether it is read when there is something to read."""
         return self._reading
 
-    def _read(self) -> None:
-        """Hand some of what there is to the protocol."""
+    def _read(self, most: int = READ_SIZE) -> None:
+        """Hand some of what there is to the protocol, `most` bytes at once."""
         try:
-            data = self._sock.recv(READ_SIZE)
+            data = self._sock.recv(most)
         except BlockingIOError:
             self._found_nothing()
             return
@@ -93,7 +93,7 @@ class Connection(WritingConnection):
         if not data:
             self._found_end()
             return
-        if len(data) < READ_SIZE and not self._hints:
+        if len(data) < most and not self._hints:
             self._readable = False
         try:
             self.protocol.dataReceived(data)

@@ -7,23 +7,25 @@ can be slowed down any more: what is left is read at once, and the reset passed 
 
 from __future__ import annotations
 
-import socket
-
 from relayd.plane.connection import READ_SIZE
 from relayd.plane.connection_base import (
     FAILED,
     HINTS,
     NOT_WAITING,
     READABLE,
+    UNREAD,
     WAITING,
     WRITABLE,
     failure_by,
 )
-from relayd.plane.connection_base import UNREAD as UNREAD_MASK
 from relayd.plane.poller import COPY_SIZE, MIN_SHARE
-from relayd.plane.splicing import _END, FULL_READ, FULL_READS, SplicingConnection
-
-_MSG_MORE = int(socket.MSG_MORE)
+from relayd.plane.splicing import (
+    _END,
+    _MSG_MORE,
+    FULL_READ,
+    FULL_READS,
+    SplicingConnection,
+)
 
 
 class PacedConnection(SplicingConnection):
@@ -41,7 +43,7 @@ class PacedConnection(SplicingConnection):
 
     def ready(self, mask: int) -> None:
         # As SplicingConnection's.
-        if mask != UNREAD_MASK:
+        if mask != UNREAD:
             if self._waiting == WAITING and mask & WRITABLE:
                 self._waiting = NOT_WAITING
                 self._flush()
@@ -60,33 +62,14 @@ class PacedConnection(SplicingConnection):
         else:
             self._relay(sink)
 
-    def _read(self) -> None:
-        """Hand some of what there is to the protocol, which spends it."""
+    def _read(self, most: int = READ_SIZE) -> None:
+        """Hand what is granted to the protocol, which spends it."""
         pace = self._direction.pace
-        granted = READ_SIZE if pace is None else pace.grant(READ_SIZE)
-        if pace is not None and not granted:
+        granted = most if pace is None else pace.grant(most)
+        if granted:
+            SplicingConnection._read(self, granted)
+        elif pace is not None:
             pace.wait()
-            return
-        try:
-            data = self._sock.recv(granted)
-        except BlockingIOError:
-            self._found_nothing()
-            return
-        except OSError as problem:
-            self.connectionLost(failure_by(problem.errno))
-            return
-        if not data:
-            self._found_end()
-            return
-        if len(data) < granted and not self._hints:
-            self._readable = False
-        try:
-            self.protocol.dataReceived(data)
-        except Exception:
-            self._failed("dataReceived")
-            return
-        if self._readable and self._reading:
-            self._schedule()
 
     def _relay(self, sink: SplicingConnection) -> None:
         """Move what may be moved to the sink; its flush makes this go on."""

@@ -19,7 +19,7 @@ from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from relayd.core.errors import HandshakeFailed, Refused
+from relayd.core.errors import SHORTAGE, HandshakeFailed, Refused
 from relayd.core.session import Direction, Ending
 from relayd.stream.legs import Leg
 
@@ -28,18 +28,6 @@ log = Logger(namespace="relayd.stream")
 #: Checks more that a handshake gets after its time, if it has come further since the
 #: last: a relay that was late has only now read what a peer has sent in time.
 EXTRA_CHECKS = 2
-
-#: What says that this process or machine has too little of something: descriptors,
-#: memory, ports.
-_SHORTAGE = frozenset(
-    {
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENOBUFS,
-        errno.ENOMEM,
-        errno.EADDRNOTAVAIL,
-    }
-)
 
 #: A client whose server was never connected is reset after these; closed after others.
 RESETS = (Ending.UPSTREAM_RESET, Ending.UPSTREAM_DOWN)
@@ -186,7 +174,7 @@ class Attempt:
         if self.is_over:
             return
         ending, detail = ending_of_failed_dial(reason)
-        self.is_ours = getattr(reason.value, "osError", None) in _SHORTAGE
+        self.is_ours = getattr(reason.value, "osError", None) in SHORTAGE
         if ending is Ending.FAILED:
             log.failure(
                 "session {id}: the endpoint of {upstream} failed",

@@ -32,14 +32,12 @@ from relayd.stream.handshake import ClientHandshake
 from relayd.stream.legs import HOLD_LIMIT, Leg
 from relayd.stream.preludes import Pipeline
 from relayd.stream.relay import Bandwidth, Lifetime, StreamRelay
+from relayd.stream.retries import NEVER
 
 log = Logger(namespace="relayd.stream")
 
 #: Seconds that a dial goes on for a client that ended its side with nothing sent.
 LEFT_GRACE = 1.0
-
-#: A deadline that never comes.
-NEVER = float("inf")
 
 # An enum's members cost a look-up by its metaclass each time (Python 3.11).
 _DIALING, _OVER, _HANDSHAKE = Stage.DIALING, Stage.OVER, Stage.HANDSHAKE
@@ -155,9 +153,10 @@ class Lifecycle(Leg):
             if each.spliced:
                 each.transport.keep_pace(each.direction)
 
-    def set_deadline(self, limit: float) -> None:
-        """Give this stage so many seconds from now; 0 is for ever."""
-        self._deadline = self.factory.now() + limit if limit else NEVER
+    def set_deadline(self, limit: float, since: float | None = None) -> None:
+        """Give this stage so many seconds, 0 for ever, from now or since then."""
+        now = self.factory.now() if since is None else since
+        self._deadline = now + limit if limit else NEVER
 
     # -- the client's side before the Bridge
 

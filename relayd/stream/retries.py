@@ -25,6 +25,7 @@ from relayd.stream.attempt import Attempt
 #: Seconds until the same server is dialled again; they double up to the second figure.
 PAUSE_FIRST, PAUSE_LAST = 0.1, 1.0
 
+#: A deadline that never comes.
 NEVER = float("inf")
 
 #: The seconds that an attempt has at least: 0 would be for ever.

@@ -55,7 +55,7 @@ from relayd.stream.admission import Admission
 from relayd.stream.attempt import LOOP_DETAIL, RESETS, Attempt, UpstreamLeg
 from relayd.stream.handshake import ClientHandshake
 from relayd.stream.legs import Leg
-from relayd.stream.lifecycle import NEVER, Lifecycle
+from relayd.stream.lifecycle import Lifecycle
 from relayd.stream.preludes import Pipeline
 from relayd.stream.server_attempt import EndpointLeg, ServerAttempt
 
@@ -225,8 +225,7 @@ class StreamProtocol(Lifecycle):
 
     def _limit_handshake(self, now: float) -> None:
         """The header, the TLS handshake and the preludes have one deadline together."""
-        limit = self.factory.timeouts.handshake
-        self._deadline = now + limit if limit else NEVER
+        self.set_deadline(self.factory.timeouts.handshake, now)
 
     def _enter_queue(self, host: str) -> None:
         """Wait with the others in a handshake; it counts for the client at `host`."""

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from zope.interface import implementer
 
 from relayd.core.interfaces import ISelector
-from relayd.upstreams.pace import Pace, weight_of
+from relayd.upstreams.turns import Turns, weight_of
 
 Candidate = TypeVar("Candidate")
 
@@ -45,14 +45,14 @@ class RoundRobin:
 
     Servers of equal weights are chosen by the session's sequence number.  Those of
     different ones have their turns smoothly, not one server's all in a row
-    (:mod:`relayd.upstreams.pace`).
+    (:mod:`relayd.upstreams.turns`).
     """
 
     _known: Sequence[Any] | None = None
     #: All have the same weight.
     _even = True
     #: Of different weights; made when there are such.
-    _pace: Any = None
+    _turns: Any = None
     #: When the next turn of each server is due, and its index.
     _heap: Any = ()
 
@@ -65,9 +65,9 @@ class RoundRobin:
         if self._even:
             ordinal: int = session.ordinal
             return candidates[ordinal % len(candidates)]
-        heap, pace = self._heap, self._pace
+        heap, turns = self._heap, self._turns
         index: int = heap[0][1]
-        heapreplace(heap, (pace.take(index), index))
+        heapreplace(heap, (turns.take(index), index))
         return candidates[index]
 
     def _learn(self, candidates: Sequence[Any]) -> None:
@@ -75,10 +75,10 @@ class RoundRobin:
         self._even = len({weight_of(each) for each in candidates}) == 1
         if self._even:
             return
-        if self._pace is None:
-            self._pace = Pace()
-        self._pace.change(candidates)
-        heap = [(due, index) for index, due in enumerate(self._pace.dues)]
+        if self._turns is None:
+            self._turns = Turns()
+        self._turns.change(candidates)
+        heap = [(due, index) for index, due in enumerate(self._turns.dues)]
         heapify(heap)
         self._heap = heap
 
@@ -96,7 +96,7 @@ class LeastSessions:
 
     def __init__(self) -> None:
         self._known: Sequence[Any] | None = None
-        self._pace = Pace()
+        self._turns = Turns()
         self._index: dict[Any, int] = {}
         #: A load, when the next turn is due, and the index of a server.
         self._heap: list[tuple[float, float, int]] = []
@@ -109,7 +109,7 @@ class LeastSessions:
             return None
         if candidates is not self._known:
             self._learn(candidates)
-        heap, entries, weights = self._heap, self._entries, self._pace.weights
+        heap, entries, weights = self._heap, self._entries, self._turns.weights
         while True:
             entry = heap[0]
             load, due, index = entry
@@ -122,7 +122,7 @@ class LeastSessions:
                 break
             entries[index] = entry = (real, due, index)
             heapreplace(heap, entry)
-        entries[index] = entry = (load, self._pace.take(index), index)
+        entries[index] = entry = (load, self._turns.take(index), index)
         heapreplace(heap, entry)
         found: Candidate = chosen
         return found
@@ -132,9 +132,9 @@ class LeastSessions:
         index = self._index.get(server)
         if index is None:
             return
-        load = server.sessions / self._pace.weights[index]
+        load = server.sessions / self._turns.weights[index]
         if load < self._entries[index][0]:
-            entry = (load, self._pace.dues[index], index)
+            entry = (load, self._turns.dues[index], index)
             self._entries[index] = entry
             heappush(self._heap, entry)
             if len(self._heap) > 2 * len(self._entries) + UNSWEPT:
@@ -142,13 +142,13 @@ class LeastSessions:
 
     def _learn(self, candidates: Sequence[Any]) -> None:
         self._known = _lasting(candidates)
-        pace = self._pace
-        pace.change(candidates)
+        turns = self._turns
+        turns.change(candidates)
         self._index = {server: index for index, server in enumerate(candidates)}
         self._entries = [
             (server.sessions / weight, due, index)
             for index, (server, weight, due) in enumerate(
-                zip(candidates, pace.weights, pace.dues, strict=True)
+                zip(candidates, turns.weights, turns.dues, strict=True)
             )
         ]
         self._fill()

@@ -12,7 +12,6 @@ reset then, which changes nothing about what was found.
 
 from __future__ import annotations
 
-import errno
 import importlib
 import socket
 from collections.abc import Awaitable, Callable
@@ -45,7 +44,7 @@ from relayd.core.check_grammar import (
     TcpCheck,
     UdpCheck,
 )
-from relayd.core.errors import ConfigError, RelayError
+from relayd.core.errors import SHORTAGE, ConfigError, RelayError
 from relayd.net.tls import ServerIdentity, error_line, is_openssl_error
 from relayd.upstreams.conversation import (
     QUOTED,
@@ -60,12 +59,6 @@ from relayd.upstreams.server import MAX_WEIGHT
 
 #: How long an error's message may be.
 LONGEST = 200
-
-#: What ails this process and not the server.
-_OURS = (
-    *(errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM),
-    errno.EADDRNOTAVAIL,
-)
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -131,7 +124,7 @@ async def _judged(ask: Callable[[], Awaitable[Verdict]]) -> Verdict:
         if not _is_of_network(problem):
             raise
         number = getattr(problem, "osError", None) or getattr(problem, "errno", None)
-        if number in _OURS:
+        if number in SHORTAGE:
             raise CannotCheck(_line_of(problem)) from problem
         return Verdict(False, _line_of(problem))
 

@@ -41,7 +41,7 @@ from zope.interface import implementer
 
 from relayd.core.addresses import host_of
 from relayd.core.interfaces import ISelector
-from relayd.upstreams.pace import weight_of
+from relayd.upstreams.turns import weight_of
 
 Candidate = TypeVar("Candidate")
 

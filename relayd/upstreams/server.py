@@ -179,7 +179,7 @@ class Server(Upstream):
 
     def failed(self, ending: Any, detail: str) -> None:
         """See :meth:`ICounted.failed`."""
-        self._ended()
+        self.closed()
         if self.passive is None:
             return
         if ending is None:
@@ -189,20 +189,12 @@ class Server(Upstream):
 
     def cancelled(self) -> None:
         """See :meth:`ICounted.cancelled`."""
-        self._ended()
+        self.closed()
         if self.passive is not None:
             self.passive.cancelled(self)
 
     def closed(self) -> None:
         """See :meth:`ICounted.closed`."""
-        # As `_ended`, a call less: each session ends so.
-        self.sessions -= 1
-        if self.on_load is not None:
-            self.on_load(self)
-        if self.sessions + 1 == self.max_sessions:
-            self.changed()
-
-    def _ended(self) -> None:
         self.sessions -= 1
         if self.on_load is not None:
             self.on_load(self)

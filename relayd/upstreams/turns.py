@@ -30,7 +30,7 @@ def weight_of(candidate: Any) -> float:
     return weight * share
 
 
-class Pace:
+class Turns:
     """When the next turn of each server is due.
 
     :ivar servers: in the operator's order.

@@ -1,4 +1,4 @@
-"""Types of settings whose numbers may be 0: weights, tries, percentages.
+"""More types of settings that are numbers: those that may be 0, and percentages.
 
 They are as those of :mod:`relayd.core.setting_types`.
 """
