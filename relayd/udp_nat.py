@@ -29,7 +29,7 @@ from relayd.datagrams.loops import LoopGuard
 from relayd.datagrams.preamble import Preamble
 from relayd.datagrams.relay import DatagramRelay
 from relayd.datagrams.servers import Server, ServerPool
-from relayd.datagrams.sockets import default_max_flows, flow_opener, udp_socket
+from relayd.datagrams.sockets import default_max_flows, udp_socket
 from relayd.datagrams.spreading import SpreadDialer
 from relayd.datagrams.table import NatTable
 from relayd.datagrams.watching import ReactorWatcher, Watcher
@@ -74,7 +74,8 @@ class UdpNat(DatagramRelay):
         (:class:`~relayd.core.interfaces.IGate`); all do, unless given.
     :param closes: tells, when asked about once a second, whether all flows are to end
         now (:meth:`relayd.admission.lifetimes.Lifetime.flows_end`).
-    :param dialing: from which address, and by which way, servers are sent to.
+    :param dialing: from which address, and by which way, servers are sent to that have
+        nothing of their own (`Server(…, dialing=…)`).
     :param send_proxy: tell servers, with a PROXY header of version 2, whose datagrams
         these are: `v2`, in each datagram, or `v2-first`, in the first of a flow.
     :param bandwidth: limits how many bytes pass in a second
@@ -138,13 +139,12 @@ class UdpNat(DatagramRelay):
         )
         if udp_balance not in ("flow", "datagram"):
             raise ValueError(f"udp_balance is flow or datagram, not {udp_balance!r}")
-        opener = flow_opener(open_socket, dialing)
         super().__init__(
             ledger,
             pool=pool,
-            dialer=FlowDialer(pool, opener, receive_buffer)
+            dialer=FlowDialer(pool, open_socket, receive_buffer, dialing)
             if udp_balance == "flow"
-            else SpreadDialer(pool, opener, ledger.counters),
+            else SpreadDialer(pool, open_socket, ledger.counters, dialing),
             loops=LoopGuard(own),
             watcher=watcher if watcher is not None else ReactorWatcher(reactor),
             observer=observer if observer is not None else FlowLog(),

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import attrs
-
 from relayd.configuring.about_dialing import family_of_server
 from relayd.configuring.address_grammar import EndpointString, UnixPath
 from relayd.configuring.address_settings import DEST, SEND_PROXY
 from relayd.configuring.given import Given, RelaySection
 from relayd.configuring.server_grammar import options_of
-from relayd.configuring.server_options import PLAIN, ServerOptions
+from relayd.configuring.server_options import ServerOptions
 from relayd.core import settings
 from relayd.core.pool_settings import BALANCE, UDP_BALANCE
 from relayd.net.dial_options import family_of
 
-#: What is set on sockets of ours; of each server's own, not on those of datagrams.
-_OF_SOCKETS = ("source", "interface", "mark", "keepalive", "user_timeout")
+#: What is set on sockets of connections of ours.
+_OF_CONNECTIONS = ("keepalive", "user_timeout")
+
+#: What is set on sockets of ours.
+_OF_SOCKETS = ("source", "interface", "mark", *_OF_CONNECTIONS)
 
 
 def about_servers(section: RelaySection) -> Iterator[str]:
@@ -40,8 +41,8 @@ def about_servers(section: RelaySection) -> Iterator[str]:
         yield from _about_sockets(section, each, options)
         if section.kind == "udp":
             yield from _about_turns(section, each, options)
-            for option in _said(options):
-                if option in _OF_SOCKETS:
+            for option in options.said:
+                if option in _OF_CONNECTIONS:
                     yield f"{where}{each}: {option} is not for a server of udp"
 
 
@@ -80,7 +81,7 @@ def _about_sockets(
     section: RelaySection, server: Given, options: ServerOptions
 ) -> Iterator[str]:
     """Options of a server's own that can't be set on its sockets."""
-    said = [each for each in _said(options) if each in _OF_SOCKETS]
+    said = [each for each in options.said if each in _OF_SOCKETS]
     address, where = server.value, server.place.prefix
     if said and isinstance(address, EndpointString):
         yield (
@@ -92,6 +93,8 @@ def _about_sockets(
     family = family_of_server(address)
     if options.source is not None and family not in (0, family_of(options.source)):
         yield f"{where}{server}: its source is of the other family"
+    if section.kind == "udp":
+        return
     row = settings.STALL_TIMEOUT
     stall = section.one(row)
     seconds = row.default if stall is None else stall.value
@@ -100,10 +103,3 @@ def _about_sockets(
             f"{where}{server}: user_timeout must be longer than"
             f" {server.place.option(row)}, which is {seconds:g}, or 0"
         )
-
-
-def _said(options: ServerOptions) -> Iterator[str]:
-    """The options that were given."""
-    for field in attrs.fields(ServerOptions):
-        if getattr(options, field.name) != getattr(PLAIN, field.name):
-            yield field.name

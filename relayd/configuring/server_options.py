@@ -66,6 +66,19 @@ class ServerOptions:
     keepalive: Keepalive | None = None
     user_timeout: float | None = None
 
+    @property
+    def said(self) -> tuple[str, ...]:
+        """The fields that were given."""
+        return tuple(
+            field.name
+            for field in attrs.fields(ServerOptions)
+            if getattr(self, field.name) != field.default
+        )
+
+    def says_only(self, *fields: str) -> bool:
+        """Whether nothing is said but these."""
+        return not set(self.said) - set(fields)
+
     def dialing(self, options: DialOptions | None) -> DialOptions | None:
         """How it is dialled.
 

@@ -13,7 +13,8 @@ from relayd.core.flows import NewFlow
 from relayd.core.session import Ending
 from relayd.datagrams.refusals import SHORTAGE
 from relayd.datagrams.servers import Server, ServerPool
-from relayd.datagrams.sockets import raise_buffer
+from relayd.datagrams.sockets import flow_opener, raise_buffer
+from relayd.net.dial_options import DialOptions
 from relayd.net.resolving import SocketAddress
 
 log = Logger(namespace="relayd.datagrams")
@@ -50,6 +51,8 @@ class FlowDialer:
     :param open_socket: opens a non-blocking datagram socket of a family.
     :param receive_buffer: the receive buffer of a listener, in bytes; a flow has the
         same, and at most :data:`FLOW_BUFFER`.
+    :param dialing: what is set on the sockets to servers that have nothing of their
+        own.
     """
 
     def __init__(
@@ -57,9 +60,11 @@ class FlowDialer:
         pool: ServerPool,
         open_socket: Callable[[int], Any],
         receive_buffer: int,
+        dialing: DialOptions | None = None,
     ) -> None:
         self._pool = pool
-        self._open_socket = open_socket
+        self._bare = open_socket
+        self._open_socket = flow_opener(open_socket, dialing)
         self._buffer = min(receive_buffer, FLOW_BUFFER)
 
     def dial_any(
@@ -100,13 +105,13 @@ class FlowDialer:
         """
         if not server.named:
             only: Any = server.address
-            return Connected(server, *self._connect(only), [only])
+            return Connected(server, *self._connect(server, only), [only])
         had = list(tried)
         refusal = OSError(errno.EHOSTUNREACH, "no other address of its name")
         for address in list(server.candidates(had)):
             had.append(address)
             try:
-                return Connected(server, *self._connect(address), had)
+                return Connected(server, *self._connect(server, address), had)
             except OSError as problem:
                 if problem.errno in SHORTAGE:
                     raise
@@ -127,12 +132,21 @@ class FlowDialer:
                 next=socket_name(server.address[1]),  # type: ignore[index]
             )
 
+    def open_for(self, server: Server, family: int) -> Any:
+        """A socket of a family with what is to be set on those to a server.
+
+        :raises OSError: it can't be opened, or set.
+        """
+        if server.dialing is None:
+            return self._open_socket(family)
+        return flow_opener(self._bare, server.dialing)(family)
+
     def _connect(
-        self, address: SocketAddress, tries: int = SELF_TRIES
+        self, server: Server, address: SocketAddress, tries: int = SELF_TRIES
     ) -> tuple[Any, Any]:
         """A socket that is connected to an address, and its local address."""
         family, where = address
-        sock = self._open_socket(family)
+        sock = self.open_for(server, family)
         try:
             raise_buffer(sock, self._buffer)
             sock.connect(where)
@@ -148,7 +162,7 @@ class FlowDialer:
         try:
             # While this socket is open, so that the next gets another port.
             if tries > 1:
-                return self._connect(address, tries - 1)
+                return self._connect(server, address, tries - 1)
         finally:
             sock.close()
         raise OSError(

@@ -31,6 +31,7 @@ from twisted.python.failure import Failure
 from relayd.core.addresses import bare_end, socket_name
 from relayd.core.flow_pools import CountedServer, FlowPool
 from relayd.core.names import host_port
+from relayd.net.dial_options import DialOptions
 from relayd.net.monotonic import monotonic
 from relayd.net.resolving import Resolver, SocketAddress
 
@@ -46,6 +47,8 @@ class Server:
     :param host: an address or a name.
     :param preamble: what it is told of each flow
         (:class:`relayd.datagrams.preamble.Preamble`).
+    :param dialing: how it is sent to, if that is its own; unless given, as its relay
+        says.
     :raises OSError: an IPv6 address has an interface that this machine lacks.
 
     :ivar name: host and port, as the log has them.
@@ -60,9 +63,16 @@ class Server:
     :ivar answered_at: when it first answered its latest new flow.
     """
 
-    def __init__(self, host: str, port: int, preamble: Any = None) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        preamble: Any = None,
+        dialing: DialOptions | None = None,
+    ) -> None:
         self.host = host
         self.preamble = preamble
+        self.dialing = dialing
         self.port = port
         self.name = host_port(host, port)
         self.address: SocketAddress | None = None

@@ -1,9 +1,10 @@
 """Each datagram to the next server: for protocols without answers, such as syslog.
 
-A flow has a socket that is connected to nobody, or one for each family of addresses:
-what it sends goes to whichever server is next.  A server that does not take part any
-more, as checks find it down, gets no more datagrams at once.  A refusal (ICMP) is not
-heard, and whatever comes back is dropped, as `one_way`: nobody knows who sent it.
+A flow has a socket that is connected to nobody, or one for each family of addresses and
+way of dialling: what it sends goes to whichever server is next.  A server that does not
+take part any more, as checks find it down, gets no more datagrams at once.  A refusal
+(ICMP) is not heard, and whatever comes back is dropped, as `one_way`: nobody knows who
+sent it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from relayd.core.flows import Counters, NewFlow
 from relayd.datagrams.dialing import Connected, FlowDialer
 from relayd.datagrams.mmsg import BATCH
 from relayd.datagrams.servers import Server, ServerPool
+from relayd.net.dial_options import DialOptions
 
 #: The reason for which replies are dropped.
 ONE_WAY = "one_way"
@@ -45,31 +47,34 @@ class Turn:
 class SpreadSocket:
     """What a flow takes for a socket that is connected to a server.
 
-    :param family: of its first socket.
-    :param open_socket: opens one of a family.
+    :param first: its first socket is one for this server.
+    :param open_for: opens one for a server, of a family.
     :param choose: the next server; None if there is none.
     """
 
     def __init__(
         self,
-        family: int,
-        open_socket: Callable[[int], Any],
+        first: Server,
+        open_for: Callable[[Server, int], Any],
         choose: Callable[[], Server | None],
         counters: Counters,
     ) -> None:
-        self._open_socket = open_socket
+        self._open_for = open_for
         self._choose = choose
         self._counters = counters
-        self._sockets: dict[int, Any] = {}
-        self._first = self._of(family)
+        #: By family, and what is set on it.
+        self._sockets: dict[tuple[int, DialOptions | None], Any] = {}
+        family = first.address[0] if first.address else socket.AF_INET
+        self._first = self._of(first, family)
         self.fileno = self._first.fileno
         self.getsockname = self._first.getsockname
         self.getsockopt = self._first.getsockopt
 
-    def _of(self, family: int) -> Any:
-        sock = self._sockets.get(family)
+    def _of(self, server: Server, family: int) -> Any:
+        kind = family, server.dialing
+        sock = self._sockets.get(kind)
         if sock is None:
-            sock = self._open_socket(family)
+            sock = self._open_for(server, family)
             if not sock.getsockname()[1]:
                 # For the log.  A source address has been bound, and gets its port
                 # later.
@@ -78,7 +83,7 @@ class SpreadSocket:
             if self._sockets:
                 # Nobody reads this one.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
-            self._sockets[family] = sock
+            self._sockets[kind] = sock
         return sock
 
     def send(self, data: bytes) -> int:
@@ -90,7 +95,7 @@ class SpreadSocket:
         if server is None or server.address is None:
             raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
         family, where = server.address
-        sent: int = self._of(family).sendto(data, where)
+        sent: int = self._of(server, family).sendto(data, where)
         return sent
 
     def sendmsg(self, run: Sequence[bytes], extra: Any) -> int:
@@ -131,9 +136,13 @@ class SpreadDialer(FlowDialer):
     """
 
     def __init__(
-        self, pool: ServerPool, open_socket: Callable[[int], Any], counters: Counters
+        self,
+        pool: ServerPool,
+        open_socket: Callable[[int], Any],
+        counters: Counters,
+        dialing: DialOptions | None = None,
     ) -> None:
-        super().__init__(pool, open_socket, 0)
+        super().__init__(pool, open_socket, 0, dialing)
         self._counters = counters
         self._everyone = Everyone()
 
@@ -160,5 +169,5 @@ class SpreadDialer(FlowDialer):
             turn.ordinal += 1
             return pool_choose(turn)
 
-        sock = SpreadSocket(address[0], self._open_socket, choose, self._counters)
+        sock = SpreadSocket(server, self.open_for, choose, self._counters)
         return Connected(self._everyone, sock, sock.getsockname(), [address])

@@ -16,19 +16,50 @@ from relayd.configuring.server_grammar import ServersOf
 from relayd.configuring.server_options import ServerOptions
 from relayd.core.errors import ConfigError
 from relayd.net.broadcast import BROADCAST, is_broadcast
+from relayd.net.dial_options import DialOptions
 from relayd.operating.pools import keep_up, selector_of
 from relayd.operating.servers import BACKUPS
 from relayd.udp_nat import FlowServer, Server, preamble_of
 from relayd.upstreams.pool import Pool
 
+#: Options of a server that need no state.
+_STATELESS = ("send_proxy", "source", "interface", "mark")
+
 
 class FlowMaker:
     """Makes the servers of a pool.
+
+    :param dialing: how they are sent to; some have their own.
 
     :ivar checked: called with the address of each, and with it.
     """
 
     checked: Callable[[UdpAddress, FlowServer], object] | None = None
+
+    def __init__(self, dialing: DialOptions | None = None) -> None:
+        self._dialing = dialing
+
+    def plain(self, address: UdpAddress) -> Server:
+        """A server without state.
+
+        :raises ConfigError: this machine can't send there.
+        """
+        options = address.options
+        dialing = options.dialing(self._dialing)
+        try:
+            host = dialled_host(address.host)
+            server = Server(
+                host,
+                address.port,
+                preamble_of(options.send_proxy),
+                None if dialing is self._dialing else dialing,
+            )
+            if not server.named and is_broadcast(host):
+                raise OSError(errno.EACCES, BROADCAST)
+        except OSError as problem:
+            # An IPv6 address has a scope that this machine lacks.
+            raise ConfigError(f"can't use {address}: {problem.strerror}") from problem
+        return server
 
     def server(self, address: UdpAddress) -> FlowServer:
         """One with what is said of it."""
@@ -43,7 +74,7 @@ class FlowMaker:
         weight: int | None = None,
     ) -> FlowServer:
         """See :meth:`relayd.operating.servers.Maker.named`."""
-        where = plain_server(address)
+        where = self.plain(address)
         if name is not None:
             where.name = name
         server = FlowServer.at(
@@ -61,22 +92,6 @@ class FlowMaker:
         return server
 
 
-def plain_server(address: UdpAddress) -> Server:
-    """A server without state.
-
-    :raises ConfigError: this machine can't send there.
-    """
-    try:
-        host = dialled_host(address.host)
-        server = Server(host, address.port, preamble_of(address.options.send_proxy))
-        if not server.named and is_broadcast(host):
-            raise OSError(errno.EACCES, BROADCAST)
-    except OSError as problem:
-        # An IPv6 address has a scope that this machine lacks.
-        raise ConfigError(f"can't use {address}: {problem.strerror}") from problem
-    return server
-
-
 def flow_servers(
     destinations: Sequence[UdpAddress | ServersOf],
     settings: FlowPoolSettings,
@@ -86,15 +101,15 @@ def flow_servers(
 ) -> Pool | list[Server]:
     """The servers of one listener.
 
-    :param made: makes those with state.
+    :param made: makes them.
     :param prefix: which clients count as one.
     :raises ConfigError: this machine can't send to one of them.
     """
     fixed = [each for each in destinations if not isinstance(each, ServersOf)]
     if len(destinations) == len(fixed) == 1 and settings.check is None:
         [only] = fixed
-        if only.options == ServerOptions(send_proxy=only.options.send_proxy):
-            return [plain_server(only)]
+        if only.options.says_only(*_STATELESS):
+            return [made.plain(only)]
     pool = Pool(
         [made.server(each) for each in fixed], selector_of(settings.balance, prefix)
     )

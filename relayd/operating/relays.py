@@ -8,7 +8,7 @@ Nothing is opened here: :mod:`relayd.operating.running` does that.
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ import attrs
 
 from relayd.configuring.address_grammar import (
     HostPort,
+    PortRange,
     StreamAddress,
     UdpAddress,
 )
@@ -28,6 +29,7 @@ from relayd.configuring.config import (
     each_port,
     is_local,
 )
+from relayd.configuring.server_grammar import ServersOf, options_of
 from relayd.core.errors import ConfigError
 from relayd.datagrams.sockets import default_max_flows
 from relayd.net.dial_options import DialOptions
@@ -72,6 +74,7 @@ def relay_listenings(
     found = []
     admitting = Admitting.of(relay.admission, reactor)
     options = _dial_options(relay.dialing)
+    _check_own(relay.destinations, options)
     for listeners, destinations in each_port(relay):
         made = Maker(reactor, config.transport, options)
         if checks is not None:
@@ -197,8 +200,9 @@ def udp_listenings(
     admitting = Admitting.of(relay.admission, reactor)
     lifetime = admitting.lifetime
     options = _dial_options(relay.dialing)
+    _check_own(relay.destinations, options)
     for listeners, destinations in each_port(relay):
-        made = FlowMaker()
+        made = FlowMaker(options)
         if checks is not None:
             made.checked = partial(_check_flows, checks, relay, options)
         prefix = relay.admission.client_prefix
@@ -246,7 +250,9 @@ def _check_flows(
     settings = relay.pool
     if address.options.check is not None:
         settings = attrs.evolve(settings, check=address.options.check)
-    checks.add_datagrams([(address, server)], settings, dialing)
+    checks.add_datagrams(
+        [(address, server)], settings, address.options.dialing(dialing)
+    )
 
 
 def _session_log(config: Config, lines: LineLog) -> SessionLog:
@@ -338,6 +344,26 @@ def _dial_options(dialing: Dialing) -> DialOptions:
     except OSError as problem:
         raise ConfigError(str(problem.strerror)) from problem
     return options
+
+
+def _check_own(
+    destinations: Iterable[StreamAddress | UdpAddress | ServersOf | PortRange],
+    dialing: DialOptions,
+) -> None:
+    """Try how servers are dialled that have a way of their own.
+
+    Here, and not as each is made: those of a name are made while the relay runs.
+
+    :param dialing: of their relay.
+    :raises ConfigError: this process or this machine can't.
+    """
+    for each in destinations:
+        own = options_of(each).dialing(dialing)
+        if own is not None and own is not dialing:
+            try:
+                own.check()
+            except OSError as problem:
+                raise ConfigError(f"{each}: {problem.strerror}") from problem
 
 
 def can_listen_on(address: str) -> bool:

@@ -9,7 +9,6 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 
 from relayd.configuring.address_grammar import HostPort, StreamAddress
 from relayd.configuring.server_options import ServerOptions
-from relayd.core.errors import ConfigError
 from relayd.core.process_settings import Transport
 from relayd.net.dial_options import DialOptions
 from relayd.net.upstream import Upstream
@@ -41,11 +40,6 @@ class Maker:
         self, address: StreamAddress, options: ServerOptions
     ) -> IStreamClientEndpoint:
         dialing = options.dialing(self._dialing)
-        if dialing is not None and dialing is not self._dialing:
-            try:
-                dialing.check()
-            except OSError as problem:
-                raise ConfigError(f"{address}: {problem.strerror}") from problem
         return dialing_endpoint(address, self._reactor, self._transport, dialing)
 
     def upstream(self, address: StreamAddress) -> Upstream:

@@ -240,7 +240,7 @@ def _dialing(config: Config, names: Sequence[str]) -> list[tuple[str, DialOption
     for relay, name in zip(config.relays, names, strict=True):
         whose, options = _whose(_named(relay, name), config), relay.dialing.options
         found[whose, options] = None
-        if isinstance(relay, Relay):
+        if isinstance(relay, Relay | UdpRelay):
             for each in relay.destinations:
                 found[whose, options_of(each).dialing(options) or options] = None
     return [(whose, options) for whose, options in found if options != DialOptions()]

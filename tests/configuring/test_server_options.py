@@ -161,12 +161,22 @@ def test_a_name_is_one_servers() -> None:
 
 def test_what_is_not_for_datagrams_is_told() -> None:
     with pytest.raises(CannotStart) as raised:
-        of_command_line("-l", "udp:1", "-d", "udp:80,weight=2,mark=7,source=10.0.0.1")
-    server = "relayd: --dest 'udp:80,weight=2,mark=7,source=10.0.0.1'"
+        of_command_line("-l", "udp:1", "-d", "udp:80,keepalive=9,9,9,user-timeout=5")
+    server = "relayd: --dest 'udp:80,keepalive=9,9,9,user-timeout=5'"
     assert str(raised.value).splitlines() == [
-        f"{server}: source is not for a server of udp",
-        f"{server}: mark is not for a server of udp",
+        f"{server}: keepalive is not for a server of udp",
+        f"{server}: user_timeout is not for a server of udp",
     ]
+
+
+@pytest.mark.parametrize("udp", ["", "udp:"])
+def test_a_source_is_of_the_servers_family(udp: str) -> None:
+    with pytest.raises(CannotStart) as raised:
+        of_command_line("-l", f"{udp}1", "-d", f"{udp}[::1]:80,source=10.0.0.1")
+    assert str(raised.value) == (
+        f"relayd: --dest '{udp}[::1]:80,source=10.0.0.1': its source is of the other"
+        " family"
+    )
 
 
 @pytest.mark.parametrize(
@@ -258,7 +268,6 @@ def test_how_a_server_is_dialled_and_checked() -> None:
     [
         ("tls:a:443,source=10.0.0.1", "source is not possible for an endpoint string"),
         ("unix:/run/x,mark=1", "mark is not for UNIX sockets"),
-        ("10.0.0.5:80,source=::1", "its source is of the other family"),
         ("80,user-timeout=10", "user_timeout must be longer than --stall-timeout"),
     ],
 )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import select
+import sys
 from collections import Counter
 from contextlib import ExitStack
+
+import pytest
 
 from tests.live.test_metrics import METRICS, Samples
 from tests.support.live_udp import LISTEN, balanced
@@ -127,3 +130,19 @@ def test_metrics_know_the_servers_of_datagrams() -> None:
                 assert said("relayd_upstream_weight", **labels) == (1 if up else 3)
             flows = said("relayd_udp_flows_active", relay="relay1")
             assert said.total("relayd_upstream_sessions_active") == flows > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others have one loopback address")
+def test_each_server_is_sent_to_in_its_own_way() -> None:
+    """Also what moves there from another."""
+    with UdpServer() as server:
+        own = f"{server.address},source=127.0.0.9,interface=lo"
+        args = ("-d", closed_port(), "-d", own, "--source", "127.0.0.8")
+        with balanced(*LISTEN, *args) as running, ExitStack() as held:
+            for _ in range(2):
+                client = held.enter_context(udp_client(port_of(running)))
+                client.send(b"question")
+                data, peer = server.receive()
+                assert (data, peer[0]) == (b"question", "127.0.0.9")
+                server.send(b"answer", peer)
+                assert client.recv(16) == b"answer"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from twisted.internet import reactor
 
-from relayd.core.errors import CannotStart
+from relayd.core.errors import CannotStart, ConfigError
 from relayd.net.dial_options import DialOptions
 from relayd.operating.dial_rights import DialRights
 from relayd.operating.service import make_service
@@ -49,9 +49,26 @@ def test_another_one_may_lack_some(monkeypatch: pytest.MonkeyPatch) -> None:
         ('dest = ["127.0.0.1:9", "127.0.0.1:8,source=127.0.0.2"]', 1),
     ],
 )
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
 def test_a_service_has_them_if_a_relay_or_a_server_has_options(
-    options: str, count: int, tmp_path: Path
+    options: str, count: int, kind: str, tmp_path: Path
 ) -> None:
-    text = f'[tcp.a]\nlisten = "127.0.0.1:0"\n{options}\n'
+    text = f'[{kind}.a]\nlisten = "127.0.0.1:0"\n{options}\n'
     service = make_service(config_of(tmp_path / "f.toml", text), reactor)
     assert sum(isinstance(each, DialRights) for each in service) == count
+
+
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+@pytest.mark.parametrize("server", ["127.0.0.1:9", "dns:db.example.com:9"])
+def test_a_servers_own_way_is_tried_before_anything_listens(
+    kind: str, server: str, tmp_path: Path
+) -> None:
+    """Of a name as well, whose servers nobody knows yet."""
+    written = f"{server},source=192.0.2.77"
+    text = f'[{kind}.a]\nlisten = "127.0.0.1:0"\ndest = "{written}"\n'
+    with pytest.raises(ConfigError) as raised:
+        make_service(config_of(tmp_path / "f.toml", text), reactor)
+    shown = server if kind == "tcp" else f"udp:{server}"
+    assert str(raised.value) == (
+        f"relay a: {shown}: source '192.0.2.77' is no address of this machine"
+    )

@@ -155,7 +155,9 @@ def test_a_mark_chooses_the_route(network: Machines) -> None:
             assert "Network is unreachable" in line[0]
 
 
-def test_datagrams_have_mark_interface_and_source(network: Machines) -> None:
+@pytest.mark.parametrize("own", [False, True], ids=["relay", "server"])
+def test_datagrams_have_mark_interface_and_source(network: Machines, own: bool) -> None:
+    """As their relay says, or their server."""
     ip(network, "proxy", "route", "delete", "10.231.9.0/30", "dev", "outside")
     link = ("10.231.9.0/30", "dev", "outside", "src", OUTSIDE)
     ip(network, "proxy", "route", "add", *link, "table", "100")
@@ -168,9 +170,12 @@ def test_datagrams_have_mark_interface_and_source(network: Machines) -> None:
         server.bind((SERVER, 0))
         server.settimeout(PATIENCE)
         client.settimeout(PATIENCE)
-        options = ("--mark", "31", "--interface", "outside", "--source", OUTSIDE)
-        where = ("-d", f"udp:{SERVER}:{server.getsockname()[1]}")
-        args = ("-l", f"udp:{PROXY}:0", *where, *options)
+        where = f"udp:{SERVER}:{server.getsockname()[1]}"
+        options = ["--mark", "31", "--interface", "outside", "--source", OUTSIDE]
+        if own:
+            where += f",mark=31,interface=outside,source={OUTSIDE}"
+            options = []
+        args = ("-l", f"udp:{PROXY}:0", "-d", where, *options)
         with relay(*args, twistd=network.proxy.twistd) as running:
             client.connect((PROXY, running.port))
             client.send(b"hello")
