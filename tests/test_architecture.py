@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "upstreams": ENGINE,
     "preludes": {"core"},
     "observing": {"core"},
+    "control": {"core"},
     "stream": ENGINE,
     "datagrams": ENGINE,
     "socks": ENGINE | {"preludes", "stream"},

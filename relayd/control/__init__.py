@@ -1,0 +1,1 @@
+"""The control socket: HTTP and JSON for whoever operates a running relayd."""

@@ -1,0 +1,212 @@
+"""What the control socket can ask of a running relayd, and how that may be refused.
+
+:class:`Steering` is all that the site knows of the relays; `operating/steering` is one.
+Its methods are called in the reactor's thread, with values whose types are checked (the
+table of routes says which): what they mean is Steering's to judge.  A method returns
+
+- its answer;
+- a Deferred of it, for what takes time: the answer comes once the change is made; or
+- a :data:`Work`, for what may be long: a generator that yields between its parts, so
+  that the reactor goes on, and returns the answer.  It is closed if its client leaves.
+
+An answer is an object of JSON: keys are snake_case; times are RFC 3339 in UTC with
+microseconds, such as 2026-12-24T03:00:00.000000Z; durations are numbers, in seconds.
+
+A method raises a :class:`Refusal` (from a Deferred or a Work, too); anything else that
+it raises is a defect, which is logged and answered with status 500.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import attrs
+from twisted.internet.defer import Deferred
+
+from relayd.core.errors import RelayError
+
+#: An object of JSON.
+Json = dict[str, Any]
+
+#: Makes an answer in parts; yields between them.
+Work = Generator[None, None, Json]
+
+#: By what sessions and flows are sorted, the most first.
+Sort = Literal["bytes", "age", "rate"]
+
+#: What an operator may say of a server.
+ServerState = Literal["up", "down", "drain"]
+
+#: How many sessions or flows are listed, unless asked otherwise, and at most.
+LISTED = 1000
+MAX_LISTED = 100_000
+
+
+class Refusal(RelayError):
+    """What was asked for is not done, and nothing has changed.
+
+    :ivar status: of HTTP.
+    :ivar problems: why, one clear line each; at least one.
+    """
+
+    status = 400
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+
+class Unknown(Refusal):
+    """There is no such relay, server or session; the line lists those that there are,
+    ten at most.
+    """
+
+    status = 404
+
+
+class Conflict(Refusal):
+    """It is not possible now."""
+
+    status = 409
+
+
+class Outdated(Refusal):
+    """The resource has changed since its client read it (If-Match)."""
+
+    status = 412
+
+
+class Invalid(Refusal):
+    """A value, or a file, is wrong; each problem is a line."""
+
+    status = 422
+
+
+@attrs.frozen
+class Asker:
+    """Who asks: the process at the other end, as the kernel knows it (SO_PEERCRED).
+
+    :ivar pid: 0 if it is of another pid namespace.
+    """
+
+    uid: int
+    gid: int
+    pid: int
+
+    def __str__(self) -> str:
+        return f"uid {self.uid}, pid {self.pid}"
+
+
+@attrs.frozen(kw_only=True)
+class SessionQuery:
+    """Which sessions are listed: those that match all that is given.
+
+    :ivar relay: the name of theirs.
+    :ivar client: an address or a network.
+    :ivar server: its name, label or address.
+    :ivar sort: what comes first; None: the order in which they came.
+    :ivar limit: how many are listed.
+    """
+
+    relay: str | None = None
+    client: str | None = None
+    server: str | None = None
+    sort: Sort | None = None
+    limit: int = LISTED
+
+
+@attrs.frozen(kw_only=True)
+class FlowQuery(SessionQuery):
+    """The same of flows, and of the NAT table."""
+
+
+class Steering(Protocol):
+    """A running relayd, as it can be seen and steered.
+
+    `by` is who asks.  The design of an answer is the schema of its route.
+    """
+
+    # -- what there is
+
+    def status(self) -> Json: ...
+
+    def relays(self) -> Work: ...
+
+    def relay(self, name: str) -> Json: ...
+
+    def revision(self, relay: str, server: str = "") -> str:
+        """What changes with each change of a relay, or of one of its servers.
+
+        :return: printable ASCII without quotes, for an ETag.
+        """
+
+    def sessions(self, query: SessionQuery) -> Work: ...
+
+    def flows(self, query: FlowQuery) -> Work: ...
+
+    def nat(self, query: FlowQuery) -> Work: ...
+
+    def servers(self, relay: str | None) -> Work: ...
+
+    def server(self, relay: str, server: str) -> Json:
+        """One server, by its name or its label."""
+
+    def limits(self) -> Work: ...
+
+    def diff(self) -> Json: ...
+
+    def merged(self) -> Json: ...
+
+    def explain(
+        self, relay: str, client: str, at: str | None, dest: str | None
+    ) -> Json: ...
+
+    # -- what can be changed
+
+    def set(self, relay: str, settings: Mapping[str, Any], by: Asker) -> Deferred[Json]:
+        """Change settings of a relay.
+
+        :param settings: by key, as a file has them; None: back to what the file says.
+        """
+
+    def start(self, relay: str, by: Asker) -> Deferred[Json]: ...
+
+    def stop(self, relay: str, cut: bool, by: Asker) -> Deferred[Json]: ...
+
+    def drain(self, relay: str, within: float | None, by: Asker) -> Deferred[Json]: ...
+
+    def pause(self, relay: str, seconds: float | None, by: Asker) -> Json: ...
+
+    def resume(self, relay: str, by: Asker) -> Json: ...
+
+    def set_server(
+        self,
+        relay: str,
+        server: str,
+        state: ServerState | None,
+        weight: int | None,
+        within: float | None,
+        by: Asker,
+    ) -> Json: ...
+
+    def kill(
+        self,
+        sessions: Sequence[int] | None,
+        client: str | None,
+        server: str | None,
+        relay: str | None,
+        by: Asker,
+    ) -> Work: ...
+
+    def reload(
+        self, discard: bool, confirm: float | None, by: Asker
+    ) -> Deferred[Json]: ...
+
+    def confirm(self, by: Asker) -> Json: ...
+
+    # -- the log
+
+    def log_levels(self) -> Json: ...
+
+    def set_log_level(self, namespace: str, level: str, by: Asker) -> Json: ...
