@@ -208,6 +208,7 @@ class Relay:
     :ivar listeners: at least one.
     :ivar destinations: its servers, in turn; none: it is the demo.
     :ivar name: None for `relay` and a number.
+    :ivar enabled: it listens once the process runs; else it is stopped.
     """
 
     listeners: Sequence[StreamAddress | PortRange] = attrs.field(converter=_kept)
@@ -220,6 +221,7 @@ class Relay:
     stream: StreamSettings = attrs.field(factory=StreamSettings, kw_only=True)
     dialing: Dialing = attrs.field(factory=Dialing, kw_only=True)
     backlog: int = attrs.field(default=settings.BACKLOG.default, kw_only=True)
+    enabled: bool = attrs.field(default=settings.ENABLED.default, kw_only=True)
 
 
 @attrs.frozen
@@ -235,6 +237,7 @@ class UdpRelay:
     pool: FlowPoolSettings = attrs.field(factory=FlowPoolSettings, kw_only=True)
     udp: UdpSettings = attrs.field(factory=UdpSettings, kw_only=True)
     dialing: Dialing = attrs.field(factory=Dialing, kw_only=True)
+    enabled: bool = attrs.field(default=settings.ENABLED.default, kw_only=True)
 
 
 @attrs.frozen(kw_only=True)
@@ -246,6 +249,7 @@ class Socks4Relay:
     :ivar open: an open proxy, which serves all clients, is intended.
     :ivar rules: for destinations, in the operator's order.
     :ivar user_ids: the users that are served; empty: all.
+    :ivar enabled: as of a :class:`Relay`.
     """
 
     listeners: Sequence[StreamAddress] = attrs.field(
@@ -260,6 +264,7 @@ class Socks4Relay:
     dialing: Dialing = attrs.field(factory=Dialing)
     socks4: Socks4Settings = attrs.field(factory=Socks4Settings)
     backlog: int = settings.BACKLOG.default
+    enabled: bool = settings.ENABLED.default
 
 
 AnyRelay = Relay | UdpRelay | Socks4Relay

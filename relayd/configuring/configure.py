@@ -75,9 +75,11 @@ def configure(layers: Layers, own: Callable[[Ip], bool] = is_own) -> Config:
     found += without_relays(layers)
     found += _about_names(sections)
     metrics = [each for each in layers.process if each.setting is METRICS_ADDRESS]
+    # What is stopped is in nobody's way; a change that starts it is checked, too.
+    enabled = [each for each in sections if each.enabled]
     # The last has the say.
-    found += clashes(sections, metrics[-1:])
-    found += cycles(sections, own)
+    found += clashes(enabled, metrics[-1:])
+    found += cycles(enabled, own)
     if not (layers.relays or values.get(process_settings.DEMO.field) or found):
         where = Place(layers.source)
         advice = (
@@ -86,6 +88,7 @@ def configure(layers: Layers, own: Callable[[Ip], bool] = is_own) -> Config:
             else "--listen and --dest, or try --demo (see --help)"
         )
         found.append(f"{where.prefix}nothing to relay: give {advice}")
+    found += _about_stopped(layers, sections)
     if found:
         raise ConfigError("\n".join(found))
     relays: list[AnyRelay] = [relay_of(each) for each in sections]
@@ -151,6 +154,26 @@ def _about_process(layers: Layers) -> Iterator[str]:
             f"{demo.place.prefix}{demo} brings its own listener and destination: leave"
             f" out {what}"
         )
+
+
+def _about_stopped(layers: Layers, sections: Sequence[RelaySection]) -> Iterator[str]:
+    """All relays are stopped, and nobody could start one.
+
+    A file can be read again, and says then which ones run.
+    """
+    demo = layers.whole(RelaySection("tcp", None, []))
+    relays = sections or [demo]
+    # Or it is only to be written as a file.
+    steered = {process_settings.PRINT_CONFIG.name, "control"}
+    if layers.source or steered & {each.setting.name for each in layers.process}:
+        return
+    if any(each.enabled for each in relays):
+        return
+    given = relays[0].one(settings.ENABLED)
+    yield (
+        f"{given} leaves every relay stopped, and nobody could start one: leave it out,"
+        " or give --control"
+    )
 
 
 def _about_relay(section: RelaySection) -> Iterator[str]:

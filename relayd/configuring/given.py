@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 
 from relayd.core.setting_types import Kind, Plain, Ratio, Seconds, Setting
+from relayd.core.settings import ENABLED
 
 #: From here up, a file has a number with an exponent.
 _MANY_DIGITS = 1e15
@@ -142,6 +143,12 @@ class RelaySection:
         """What has the say for a setting that is not repeatable, or None."""
         found = self.all(key_of(setting))
         return found[-1] if found else None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether it listens once the process runs."""
+        given = self.one(ENABLED)
+        return ENABLED.default if given is None else bool(given.value)
 
     @property
     def effective(self) -> Iterator[Given]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 from relayd.core.setting_types import (
+    ALL_KINDS,
     STREAMS,
     Count,
     Flag,
@@ -46,6 +47,15 @@ ADDRESSES, SERVERS, ACCESS, TIMEOUTS, UDP, BINDS, LIMITS, *_ = GROUPS = (
 )
 PROCESS, LOG, METRICS = GROUPS[-3:]
 
+ENABLED = Setting[bool](
+    name="enabled",
+    type=Switch(),
+    default=True,
+    help="Whether the relay listens once the process runs; if not, it is stopped until"
+    " somebody starts it.",
+    kinds=ALL_KINDS,
+    group=ADDRESSES,
+)
 HANDSHAKE_TIMEOUT = Setting[float](
     name="handshake-timeout",
     type=Seconds(),

@@ -4,6 +4,7 @@ A command is ready when all its listeners stand and it was not told to stop.  A 
 that does not answer is no reason to send no more clients to the other relays, so it
 counts for its own relay only.  That is not ready
 
+- if it is stopped, which is no reason for the others either;
 - if none of its servers can have a new client: checks find them down, they are out or
   disabled, or its names bring it none.  That they are full at the moment is left out,
   and so is a relay that tries all of them then;
@@ -62,7 +63,9 @@ class Health:
         for each in service.listenings:
             factory: Any = each.factory
             why = ""
-            if each not in service.standing:
+            if not each.enabled:
+                why = "stopped"
+            elif each not in service.standing:
                 why = "not all of its listeners are open"
             elif (pool := pool_of(factory)) is not None and not pool.can_serve:
                 why = "none of its servers can have a client"

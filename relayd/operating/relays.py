@@ -146,6 +146,7 @@ def pool_listenings(
             factory,
             str(listen),
             f"relaying to {pool.names}",
+            enabled=relay.enabled,
         )
         for listen in listeners
     ]
@@ -233,6 +234,7 @@ def udp_listenings(
                 str(listen),
                 f"relaying datagrams to {names}",
                 flows=True,
+                enabled=relay.enabled,
             )
             for listen in listeners
         ]
@@ -328,6 +330,7 @@ def socks4_listenings(
             factory,
             str(listen),
             f"a SOCKS4 proxy for {_clients_served(listen, proxy)}",
+            enabled=proxy.enabled,
         )
         for listen, factory in zip(proxy.listeners, factories, strict=True)
     ]

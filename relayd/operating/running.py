@@ -36,7 +36,7 @@ from twisted.internet.main import CONNECTION_DONE
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from relayd.core import process_settings
+from relayd.core import process_settings, settings
 from relayd.core.addresses import address_name
 from relayd.core.errors import CannotStart, ListenError
 from relayd.net.listener import Listeners
@@ -78,6 +78,7 @@ class Listening:
     :ivar name: its address, as it was given.
     :ivar purpose: what it does, for the log.
     :ivar flows: its sessions are flows of datagrams.
+    :ivar enabled: it is to be opened; if not, its relay is stopped.
     """
 
     endpoint: IStreamServerEndpoint
@@ -85,6 +86,7 @@ class Listening:
     name: str
     purpose: str
     flows: bool = False
+    enabled: bool = settings.ENABLED.default
 
 
 class RelayService(Service):
@@ -142,8 +144,8 @@ class RelayService(Service):
 
     @property
     def all_listening(self) -> bool:
-        """Whether every listener stands."""
-        return len(self.ports) == len(self.listenings)
+        """Whether every listener stands that is to."""
+        return len(self.ports) == sum(each.enabled for each in self.listenings)
 
     def privilegedStartService(self) -> None:
         """Listen while this process may still open low ports.
@@ -177,7 +179,12 @@ class RelayService(Service):
                 # An endpoint that opens later, while others serve already.
                 log.critical("{why}", why=_why(reason, listening, self.command))
 
+        stopped = [each for each in self.listenings if not each.enabled]
+        for name in dict.fromkeys(each.factory.name for each in stopped):
+            log.info("relay {relay} is stopped", relay=name)
         for each in self.listenings:
+            if not each.enabled:
+                continue
             factory: Any = each.factory
             listening = each.endpoint.listen(factory)
             listening.addCallback(self._opened, each)

@@ -170,11 +170,14 @@ def make_service(
     listenings: list[Listening] = []
     flows = FlowLimit.of(config)
     checks = ServerCheckService(reactor, config.transport)
+    # Those of relays that are stopped can be made, too; they are not started.
+    unused = ServerCheckService(reactor, config.transport)
     for relay in map(_named, config.relays, names):
+        checked = checks if relay.enabled else unused
         try:
             if isinstance(relay, UdpRelay):
                 listenings += udp_listenings(
-                    relay, config, reactor, logs.lines, flows, checks
+                    relay, config, reactor, logs.lines, flows, checked
                 )
             elif isinstance(relay, Socks4Relay):
                 listenings += socks4_listenings(relay, config, reactor, logs.lines)
@@ -187,7 +190,7 @@ def make_service(
                 listenings += listening
             else:
                 listenings += relay_listenings(
-                    relay, config, reactor, logs.lines, checks
+                    relay, config, reactor, logs.lines, checked
                 )
         except ConfigError as problem:
             problems.append(f"{_whose(relay, config)}{problem}")
@@ -203,7 +206,7 @@ def make_service(
         parts.append(checks)
     tasks = [
         task
-        for served in service.served
+        for served in dict.fromkeys(each.factory for each in listenings if each.enabled)
         if (pool := _pool_of(served)) is not None
         for task in pool.tasks
     ]

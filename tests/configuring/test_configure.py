@@ -258,3 +258,64 @@ def test_all_is_told_of_both(tmp_path: Path) -> None:
         + str(path),
         "--listen '8080' is relayed to itself",
     ]
+
+
+# -- relays that are stopped
+
+
+def enabled(config: Config) -> list[bool]:
+    return [each.enabled for each in config.relays]
+
+
+def test_a_relay_that_is_stopped(tmp_path: Path) -> None:
+    """Of each kind; by its table, by the defaults, by the command line."""
+    path = tmp_path / "f"
+    text = f"{TWO}[socks4.p]\n"
+    assert enabled(configured(path, text)) == [True, True, True]
+    for number, table in enumerate(("[tcp.web]\n", "[udp.dns]\n", "[socks4.p]\n")):
+        stopped = text.replace(table, f"{table}enabled = false\n")
+        is_enabled = [each != number for each in range(3)]
+        assert enabled(configured(path, stopped)) == is_enabled
+    stopped = f"[defaults]\nenabled = false\n{text}enabled = true\n"
+    assert enabled(configured(path, stopped)) == [False, False, True]
+    assert enabled(configured(path, stopped, "--enabled", "on")) == [True] * 3
+    # A file can be read again.
+    assert enabled(configured(path, text, "--enabled=off")) == [False] * 3
+    words = ["--listen", "81", "--dest", "10.0.0.1:80", "--enabled", "off"]
+    assert not any(enabled(configured(path, TWO, *words)))
+
+
+def test_its_settings_are_checked(tmp_path: Path) -> None:
+    text = f"{TWO}[tcp.other]\nenabled = false\nlisten = '81'\nqueue_timeout = 5\n"
+    assert len(refused(tmp_path / "f", text)) == 2
+
+
+def test_it_is_in_nobodys_way(tmp_path: Path) -> None:
+    """Its address may be that of another one, or of its own server."""
+    path = tmp_path / "f"
+    text = f"{TWO}[tcp.other]\nlisten = '8080'\ndest = '8080'\n"
+    assert len(refused(path, text)) == 2
+    assert enabled(configured(path, f"{text}enabled = false\n")) == [True, False, True]
+    text = f"[socks4.a]\n[socks4.b]\n{TWO}"
+    assert len(refused(path, text)) == 1
+    text = text.replace("[socks4.b]\n", "[socks4.b]\nenabled = false\n")
+    assert enabled(configured(path, text)) == [True, True, True, False]
+
+
+def test_nothing_but_relays_that_are_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a file, nobody could start one."""
+    why = (
+        "relayd: --enabled 'off' leaves every relay stopped, and nobody could start"
+        " one: leave it out, or give --control"
+    )
+    words = ["--listen", "81", "--dest", "10.0.0.1:80", "--enabled=off"]
+    for argv in (words, ["--demo", "--enabled=off"]):
+        with pytest.raises(CannotStart) as caught:
+            Options().parseOptions(argv)
+        assert str(caught.value) == why
+    # As a file it is something to begin with.
+    with pytest.raises(SystemExit):
+        Options().parseOptions([*words, "--print-config"])
+    assert enabled(config_of(tmp_path / "f", capsys.readouterr().out)) == [False]

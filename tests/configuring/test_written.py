@@ -59,7 +59,7 @@ from relayd.core.setting_types import (
     Size,
     Switch,
 )
-from relayd.core.settings import BIND, IDENT, OPEN, STALL_TIMEOUT, USER_TIMEOUT
+from relayd.core.settings import BIND, ENABLED, IDENT, OPEN, STALL_TIMEOUT, USER_TIMEOUT
 from relayd.tap import relayd, socks4
 from relayd.tap.options import TableOptions
 from tests.support.files import layers_of
@@ -119,6 +119,8 @@ WRITTEN: dict[Setting[Any], st.SearchStrategy[str]] = {
     SOURCE: st.just("192.0.2.1"),
     INTERFACE: st.sampled_from(["lo", "eth1"]),
     KEEPALIVE: st.sampled_from(["60,15,4", "1,2,3"]),
+    # Off, there would be nothing to do.
+    ENABLED: st.just("on"),
     # More than the default stall timeout.
     USER_TIMEOUT: st.sampled_from(["0", "11", "1.5m", "1h"]),
 }
@@ -366,7 +368,8 @@ def needed(row: Setting[Any]) -> list[str]:
         pytest.param(command, row, id=f"{command.service}-{row.name}")
         for command in (relayd.Options, socks4.Options)
         for row in command.rows
-        if row not in NO_SETTINGS
+        # Relays that are stopped, and no file, are refused.
+        if row not in (*NO_SETTINGS, ENABLED)
     ],
 )
 def test_each_option_is_in_the_file(

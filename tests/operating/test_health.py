@@ -15,6 +15,10 @@ from relayd.upstreams.pool import Pool
 from relayd.upstreams.server import Server
 
 
+def listening(name: str, factory: Any, *, flows: bool) -> Any:
+    return SimpleNamespace(name=name, factory=factory, flows=flows, enabled=True)
+
+
 class Bench:
     """A service of three relays, one of datagrams, all of which stand."""
 
@@ -25,10 +29,10 @@ class Bench:
         database = SimpleNamespace(name="db", counts=self.counts)
         dns = SimpleNamespace(name="dns")
         self.listenings = [
-            SimpleNamespace(name=":80", factory=web, flows=False),
-            SimpleNamespace(name=":1", factory=database, flows=False),
-            SimpleNamespace(name=":2", factory=database, flows=False),
-            SimpleNamespace(name=":53", factory=dns, flows=True),
+            listening(":80", web, flows=False),
+            listening(":1", database, flows=False),
+            listening(":2", database, flows=False),
+            listening(":53", dns, flows=True),
         ]
         self.stopping = False
         self.open = list(self.listenings)
@@ -74,6 +78,15 @@ def test_a_listener_that_is_not_open() -> None:
         "db": "not all of its listeners are open",
         "dns": "",
     }
+
+
+def test_a_relay_that_is_stopped() -> None:
+    """It is not ready, which is no reason to send nobody to the others."""
+    bench = Bench()
+    for each in bench.listenings[1:3]:
+        each.enabled = False
+        bench.open.remove(each)
+    assert bench.each == {"web": "", "db": "stopped", "dns": ""}
 
 
 def test_servers_that_do_not_answer() -> None:

@@ -132,6 +132,38 @@ async def test_it_listens_without_the_privileged_step_too() -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_relay_that_is_stopped() -> None:
+    """The log says so, and nothing waits for it."""
+    with Server() as server:
+        runs = listening("127.0.0.1:0", server.address)
+        stopped = listening("127.0.0.1:0", server.address, enabled=False)
+        assert not stopped.enabled
+        # Of two listeners: it is said once.
+        other = attrs.evolve(stopped, name="other")
+        service = RelayService([stopped, runs, other], 1, reactor)
+        with capturedLogs() as events:
+            service.privilegedStartService()
+            service.startService()
+        lines = [formatEvent(event) for event in events]
+        assert lines.count("relay web is stopped") == 1
+        assert len([line for line in lines if "listening" in line]) == 1
+        assert service.standing == {runs}
+        assert service.all_listening
+        assert len(service.ports) == 1
+        await service.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_service_of_relays_that_are_stopped() -> None:
+    """It runs, and has nothing to wait for as it stops."""
+    service = RelayService([listening("1", "9", enabled=False)], 1, reactor)
+    service.startService()
+    assert service.all_listening
+    assert service.ports == []
+    await service.stopService()
+
+
+@pytest_twisted.ensureDeferred
 async def test_it_can_be_started_again() -> None:
     """After a stop it relays as before, with the privileged step and without."""
     with Server() as server:

@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import pytest_twisted
 from twisted.application.service import MultiService, Service
@@ -26,14 +27,20 @@ from relayd.configuring.address_grammar import (
 from relayd.configuring.config import (
     DEMO_LISTENER,
     Config,
+    PoolSettings,
     Relay,
+    Socks4Relay,
+    Socks4Settings,
     UdpRelay,
     UdpSettings,
 )
 from relayd.core.errors import ConfigError
+from relayd.core.pool_settings import CHECK
 from relayd.observing.flow_lines import FlowLog, QuietFlowLog
+from relayd.operating.checks import ServerCheckService
 from relayd.operating.demo import DemoInvitation, DemoSite
 from relayd.operating.logs import Logs
+from relayd.operating.pool_tasks import PoolTasks
 from relayd.operating.running import RelayService
 from relayd.operating.service import CommandService, make_service
 from relayd.operating.signals import Signals
@@ -82,6 +89,35 @@ def test_the_service_of_a_udp_relay() -> None:
     for quiet, kind in ((True, QuietFlowLog), (False, FlowLog)):
         [_, _, made] = make_service(Config(relays, quiet=quiet), reactor)
         assert type(made.listenings[0].factory.observer.observer) is kind
+
+
+def test_relays_that_are_stopped() -> None:
+    """They are made, so that what is wrong with them is told; their tasks don't run."""
+    two = (parse_destination("db:2"), parse_destination("db:3"))
+    pool = PoolSettings(check=CHECK.parse("tcp"))
+    relays = [
+        Relay((parse_listener("1"),), two, "web", pool=pool, enabled=False),
+        UdpRelay(
+            (UdpAddress(None, 1),),
+            (UdpAddress("db", 2), UdpAddress("db", 3)),
+            "dns",
+            enabled=False,
+        ),
+        Socks4Relay(name="proxy", enabled=False),
+        Relay((parse_listener("3"),), (parse_destination("db:4"),), "other"),
+    ]
+    [_, checks, made] = make_service(Config(relays), reactor)
+    assert isinstance(checks, ServerCheckService)
+    assert not len(checks.checker)
+    assert [each.enabled for each in made.listenings] == [False, False, False, True]
+    relays[0] = attrs.evolve(relays[0], enabled=True)
+    [_, checks, tasks, made] = make_service(Config(relays), reactor)
+    assert isinstance(tasks, PoolTasks)
+    assert len(checks.checker) == 2
+    bad = Socks4Settings(bind_address="192.0.2.1")
+    relays[2] = Socks4Relay(name="proxy", enabled=False, socks4=bad)
+    with pytest.raises(ConfigError, match="^relay proxy: bind-address '192"):
+        make_service(Config(relays), reactor)
 
 
 def test_udp_relays_divide_the_limit_of_flows(
