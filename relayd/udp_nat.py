@@ -26,6 +26,7 @@ from relayd.core.relay_names import relay_name
 from relayd.datagrams.dialing import FlowDialer
 from relayd.datagrams.ledger import Ledger
 from relayd.datagrams.loops import LoopGuard
+from relayd.datagrams.opening import Ingredients
 from relayd.datagrams.preamble import Preamble
 from relayd.datagrams.relay import DatagramRelay
 from relayd.datagrams.servers import Server, ServerPool
@@ -139,21 +140,32 @@ class UdpNat(DatagramRelay):
         )
         if udp_balance not in ("flow", "datagram"):
             raise ValueError(f"udp_balance is flow or datagram, not {udp_balance!r}")
+        dialer = (
+            FlowDialer(pool, open_socket, receive_buffer, dialing)
+            if udp_balance == "flow"
+            else SpreadDialer(pool, open_socket, ledger.counters, dialing)
+        )
         super().__init__(
             ledger,
-            pool=pool,
-            dialer=FlowDialer(pool, open_socket, receive_buffer, dialing)
-            if udp_balance == "flow"
-            else SpreadDialer(pool, open_socket, ledger.counters, dialing),
+            made_of=Ingredients(
+                pool=pool,
+                dialer=dialer,
+                gate=gate,
+                preamble=preamble_of(send_proxy),
+                bandwidth=bandwidth,
+            ),
             loops=LoopGuard(own),
             watcher=watcher if watcher is not None else ReactorWatcher(reactor),
             observer=observer if observer is not None else FlowLog(),
             receive_buffer=receive_buffer,
-            gate=gate,
             closes=closes,
-            preamble=preamble_of(send_proxy),
-            bandwidth=bandwidth,
         )
+
+    def become(self, other: DatagramRelay) -> None:
+        """See :meth:`relayd.datagrams.relay.DatagramRelay.become`."""
+        super().become(other)
+        if isinstance(other, UdpNat):
+            self.balance = other.balance
 
 
 def preamble_of(version: str | None) -> Preamble | None:

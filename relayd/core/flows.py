@@ -115,9 +115,9 @@ class Counters:
         not say which address the client sent to), a gate's word (`client`, `hours` and
         others of :data:`relayd.core.errors.REASONS`), `source_port_0`, `source_loops`
         (a reply there would come back), `loop` (they come from the relay itself,
-        by another relay of this process), `truncated`, `draining`, `bandwidth` (they
-        come faster than its limit), `failed` (a defect
-        of ours, whose traceback is in the log), or `send_` and the name of the error.
+        by another relay of this process), `truncated`, `draining`, `stopped` (so is its
+        listener), `bandwidth` (they come faster than its limit), `failed` (a defect of
+        ours, whose traceback is in the log), or `send_` and the name of the error.
     :ivar replies_dropped: likewise: `reply_cap`, `bandwidth`, `truncated`, `failed`,
         `one_way` (its datagrams go to one server after the other), `send_…`.
     :ivar icmp_errors: how often a server's host refused what had been sent.

@@ -21,6 +21,7 @@ from zope.interface import implementer
 
 from relayd.core.addresses import numeric_host
 from relayd.core.names import host_port
+from relayd.datagrams.listener import DatagramListener
 from relayd.datagrams.relay import DatagramRelay
 from relayd.datagrams.sockets import bound_socket, cannot_listen
 from relayd.net.binding import bind_all, hosts_of
@@ -32,8 +33,10 @@ from relayd.net.listening import adopt_all
 class UdpPort:
     """One of the addresses that a relay listens on."""
 
-    def __init__(self, relay: DatagramRelay, address: Any) -> None:
+    def __init__(self, relay: DatagramRelay, listener: DatagramListener) -> None:
         self._relay = relay
+        self._listener = listener
+        address = listener.address
         kind = IPv6Address if ":" in address[0] else IPv4Address
         # With its scope, which a link-local address needs.
         self._address = kind("UDP", numeric_host(address), address[1])
@@ -47,6 +50,27 @@ class UdpPort:
             return self._relay.drain()
         self._relay.close()
         return succeed(None)
+
+    def retire(self) -> None:
+        """Admit no new client; close once the flows of this address have ended."""
+        self._relay.retire([self._listener])
+
+    def return_to_service(self) -> bool:
+        """Admit clients again, if it is open still; whether it is."""
+        listener = self._listener
+        if listener.closed or listener.deaf:
+            return False
+        listener.retired = False
+        return True
+
+    def give_away(self) -> int:
+        """Another relay takes the socket over: its descriptor, to be duplicated.
+
+        This one reads it no more, and admits no client; its flows send replies still.
+        """
+        self._listener.stop_reading()
+        descriptor = self._listener.sock.fileno()
+        return int(descriptor)
 
     def getHost(self) -> IAddress:
         """The address that it listens on."""
@@ -82,12 +106,12 @@ class UdpListener:
         sockets: list[Any] = []
         try:
             sockets += self.bind()
-            relay.listen(sockets)
+            listeners = relay.listen(sockets)
         except OSError as problem:
             for sock in sockets:
                 sock.close()
             return fail(cannot_listen(self.where, problem))
-        ports = [UdpPort(relay, sock.getsockname()) for sock in sockets]
+        ports = [UdpPort(relay, each) for each in listeners]
         listening: Any = ports[0] if len(ports) == 1 else Listeners(ports)
         return succeed(listening)
 

@@ -30,6 +30,7 @@ from relayd.datagrams.sockets import (
     ask_for_local_address,
     fits,
     pktinfo,
+    raise_buffer,
     segments,
 )
 from relayd.datagrams.watching import READABLE, Watcher
@@ -54,7 +55,13 @@ class DatagramListener:
     :ivar owed: how many datagrams from before the last check of the flows may still be
         unread.
     :ivar closed: its relay has closed it.
+    :ivar retired: it has the flows that it has, and gets no others; once there are none
+        it is closed.
+    :ivar deaf: its clients' datagrams are another relay's, to which its socket was
+        handed; it sends replies still.
     """
+
+    retired = deaf = False
 
     #: What it receives is from a server, not from clients.
     hears_server = False
@@ -94,6 +101,14 @@ class DatagramListener:
         """
         self._watcher.watch(self.sock.fileno(), self, READABLE)
 
+    def stop_reading(self) -> None:
+        """Its clients' datagrams are another's: no longer receive them."""
+        if not self.deaf:
+            self.deaf = True
+            self.owed = 0
+            if self._paused is None:
+                self._watcher.unwatch(self.sock.fileno())
+
     def close(self) -> None:
         """Stop serving, and close the socket."""
         self.closed = True
@@ -111,6 +126,8 @@ class DatagramListener:
 
         :return: whether nothing is pending any more.
         """
+        if self.deaf:
+            return True
         ledger, known = self.ledger, self.flows.get
         counters = ledger.counters
         now = ledger.now()
@@ -176,7 +193,7 @@ class DatagramListener:
     def _pause(self) -> None:
         """Nothing can be received: try again after :data:`PAUSE` seconds."""
         refusal = self._receiver.refusal
-        if self._paused is not None or self.closed:
+        if self._paused is not None or self.closed or self.deaf:
             return
         if refusal is not None:
             log.warn(
@@ -190,6 +207,8 @@ class DatagramListener:
 
     def _resume(self) -> None:
         self._paused = None
+        if self.deaf:
+            return
         try:
             self.watch()
         except OSError:
@@ -259,6 +278,33 @@ class WildcardListener(DatagramListener):
     def reply_run(self, run: Sequence[bytes], to: Any) -> None:
         source, ours = to
         self.sock.sendmsg(run, [ours, segments(len(run[0]))], 0, source)
+
+
+def open_listeners(
+    ledger: Ledger[ClientFlow],
+    relay: FlowRelay,
+    watcher: Watcher,
+    sockets: Sequence[Any],
+    receive_buffer: int,
+) -> list[DatagramListener]:
+    """A listener for each bound, non-blocking socket, which serves its clients.
+
+    :param receive_buffer: of the sockets, in bytes.
+    :raises OSError: the kernel can't watch them.
+    """
+    opened: list[DatagramListener] = []
+    try:
+        for sock in sockets:
+            raise_buffer(sock, receive_buffer)
+            listener = datagram_listener(ledger, relay, watcher, sock)
+            listener.watch()
+            opened.append(listener)
+    except OSError:
+        # All or none: the caller can't close a socket that is watched.
+        for listener in opened:
+            listener.close()
+        raise
+    return opened
 
 
 def datagram_listener(

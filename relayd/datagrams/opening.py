@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 from twisted.logger import Logger
 
 from relayd.core.addresses import client_key, socket_name
@@ -40,38 +41,51 @@ log = Logger(namespace="relayd.datagrams")
 MAX_READ = 8
 
 
+@attrs.frozen(eq=False, kw_only=True)
+class Ingredients:
+    """What the flows of a relay are made of.
+
+    :ivar pool: the servers.
+    :ivar dialer: makes the sockets.
+    :ivar gate: decides which clients get a flow; all do, unless given.
+    :ivar preamble: what servers are told of flows; unless they have their own.
+    :ivar bandwidth: limits what flows pass on; nothing does, unless given.
+    """
+
+    pool: ServerPool
+    dialer: FlowDialer
+    gate: IGate | None = None
+    preamble: Preamble | None = None
+    bandwidth: FlowBandwidth | None = None
+
+
 class FlowOpener:
     """Makes the flows of one relay.
 
     :param relay: ends the flows that are evicted.
-    :param preamble: what servers are told of flows; unless they have their own.
-    :param bandwidth: limits what they pass on.
+    :param made_of: see there.
     """
 
     def __init__(
         self,
         ledger: Ledger[ClientFlow],
         relay: FlowRelay,
+        made_of: Ingredients,
         *,
-        pool: ServerPool,
-        dialer: FlowDialer,
         loops: LoopGuard,
         watcher: Watcher,
-        gate: IGate | None = None,
-        preamble: Preamble | None = None,
-        bandwidth: FlowBandwidth | None = None,
     ) -> None:
         self._ledger = ledger
-        self._bandwidth = bandwidth
-        self._preamble = preamble
+        self._bandwidth = made_of.bandwidth
+        self._preamble = made_of.preamble
         self._table = ledger.table
         self._relay = relay
-        self._pool = pool
-        self._dialer = dialer
+        self._pool = made_of.pool
+        self._dialer = made_of.dialer
         self._loops = loops
         self._watcher = watcher
-        self._gate = gate
-        self._ordinals = itertools.count()
+        self._gate = made_of.gate
+        self.ordinals = itertools.count()
         self._throttle = LogThrottle(ledger.clock)
         #: One for each of the few reasons: who is always refused for one must not keep
         #: the others out of the log.
@@ -81,6 +95,9 @@ class FlowOpener:
     def open(self, listener: DatagramListener, key: Any) -> ClientFlow | None:
         """See :meth:`relayd.datagrams.interfaces.FlowRelay.admit`."""
         dropped = self._ledger.counters.dropped
+        if listener.retired:
+            dropped["stopped"] += 1
+            return None
         source, to = listener.client(key)
         if to is None:
             dropped["no_local_address"] += 1
@@ -123,7 +140,7 @@ class FlowOpener:
     def _asked(self, listener: FlowListener, key: Any, source: Any) -> NewFlow:
         """What a gate and a pool are asked about."""
         client, name = socket_name(source), listener.name(key)
-        return NewFlow(client, client, name, self._ledger.name, next(self._ordinals))
+        return NewFlow(client, client, name, self._ledger.name, next(self.ordinals))
 
     def _enter(self, gate: IGate, asked: NewFlow) -> ILease | None:
         """Ask the gate about a client; None: it is refused, which is counted."""

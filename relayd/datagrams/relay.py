@@ -17,21 +17,18 @@ from relayd.core.addresses import socket_name
 from relayd.core.counts import FlowCounts
 from relayd.core.flows import Counters, FlowFacts, FlowObserver
 from relayd.core.hops import datagrams as hops
-from relayd.core.interfaces import IGate
 from relayd.core.leases import give_back
 from relayd.core.pacing import FlowBandwidth
 from relayd.core.registry import Registry
-from relayd.datagrams.dialing import FlowDialer
 from relayd.datagrams.flow import ClientFlow
 from relayd.datagrams.guarded import FailSafeObserver
 from relayd.datagrams.ledger import Ledger
-from relayd.datagrams.listener import DatagramListener, datagram_listener
+from relayd.datagrams.listener import DatagramListener, open_listeners
 from relayd.datagrams.loops import LoopGuard
-from relayd.datagrams.opening import FlowOpener
-from relayd.datagrams.preamble import Preamble
+from relayd.datagrams.opening import FlowOpener, Ingredients
 from relayd.datagrams.rescue import Rescue
-from relayd.datagrams.servers import Server, ServerPool
-from relayd.datagrams.sockets import raise_buffer
+from relayd.datagrams.servers import Server
+from relayd.datagrams.spreading import SpreadDialer
 from relayd.datagrams.table import NatTable
 from relayd.datagrams.watching import Watcher
 
@@ -42,21 +39,21 @@ DROP_CHECKS = 256
 QUIET_AFTER = 1.0
 
 
+def _nothing() -> None:
+    """The servers of a pool that is not used any more have changed."""
+
+
 class DatagramRelay:
     """Relays datagrams between clients and servers.
 
     :param ledger: the state that the parts share.
-    :param pool: the servers of new flows.
-    :param dialer: makes the sockets of flows.
+    :param made_of: what its flows are made of.
     :param loops: finds loops.
     :param watcher: watches the sockets.
     :param observer: notified of each flow that has ended.
     :param receive_buffer: of a listener in the kernel, in bytes.
-    :param gate: decides which clients get a flow; all do, unless given.
     :param closes: tells about once a second whether all flows are to end now, with the
         ending `hours`; unless given, they are not.
-    :param preamble: what servers are told of flows.
-    :param bandwidth: limits what they pass on; nothing does, unless given.
 
     :ivar listeners: the open listeners.
     :ivar observer: calls the observer that was given, until it raises.
@@ -67,20 +64,15 @@ class DatagramRelay:
         self,
         ledger: Ledger[ClientFlow],
         *,
-        pool: ServerPool,
-        dialer: FlowDialer,
+        made_of: Ingredients,
         loops: LoopGuard,
         watcher: Watcher,
         observer: FlowObserver,
         receive_buffer: int,
-        gate: IGate | None = None,
         closes: Callable[[], bool] | None = None,
-        preamble: Preamble | None = None,
-        bandwidth: FlowBandwidth | None = None,
     ) -> None:
         self.ledger = ledger
         self.clock = ledger.clock
-        self.pool = pool
         self.loops = loops
         self.watcher = watcher
         self.receive_buffer = receive_buffer
@@ -92,28 +84,52 @@ class DatagramRelay:
             abort=self._abort,
             drained=self.close,
         )
-        self._opener = FlowOpener(
-            ledger,
-            self,
-            pool=pool,
-            dialer=dialer,
-            loops=loops,
-            watcher=watcher,
-            gate=gate,
-            preamble=preamble,
-            bandwidth=bandwidth,
-        )
-        self._rescue = Rescue(ledger) if pool.balance is not None else None
-        self.bandwidth = bandwidth
-        self._closes = closes
         self.observer = FailSafeObserver(observer)
+        self.closes = closes
+        self._use(made_of)
         self._timer: IDelayedCall | None = None
         #: The time up to which flows expire, once all datagrams from before are read.
         self._expire_to: float | None = None
         #: Index of the next flow whose drops are read.
         self._next_drop_check = 0
-        pool.changed = self._ends_changed
         self._ends_changed()
+
+    def _use(self, made_of: Ingredients) -> None:
+        self.made_of, self.pool = made_of, made_of.pool
+        self._opener = FlowOpener(
+            self.ledger, self, made_of, loops=self.loops, watcher=self.watcher
+        )
+        self._rescue = None if self.pool.balance is None else Rescue(self.ledger)
+        self.pool.changed = self._ends_changed
+
+    @property
+    def bandwidth(self) -> FlowBandwidth | None:
+        """What limits its flows, if anything does."""
+        return self.made_of.bandwidth
+
+    def become(self, other: DatagramRelay) -> None:
+        """Make new flows as another relay would.
+
+        Flows keep their server; timeouts, limits and the cap of replies are those of
+        the other one from now on, for them as well.
+
+        :param other: has no listeners, and is not used any more.
+        """
+        before, ordinals = self.pool, self._opener.ordinals
+        self.receive_buffer = other.receive_buffer
+        self.table.change(other.table)
+        self.ledger.reply_cap = other.ledger.reply_cap
+        self.closes = other.closes
+        if isinstance(other.made_of.dialer, SpreadDialer):
+            other.made_of.dialer.counters = self.counters
+        self._use(other.made_of)
+        self._opener.ordinals = ordinals
+        if self.pool is not before:
+            before.changed = _nothing
+            before.stop()
+        self._ends_changed()
+        if self.listeners:
+            self.pool.start()
 
     @property
     def name(self) -> str:
@@ -149,23 +165,14 @@ class DatagramRelay:
 
     # -- listening
 
-    def listen(self, sockets: Sequence[Any]) -> None:
+    def listen(self, sockets: Sequence[Any]) -> list[DatagramListener]:
         """Serve the clients of bound, non-blocking sockets, from now on.
 
+        :return: the listener of each.
         :raises OSError: the kernel can't watch them.
         """
-        opened: list[DatagramListener] = []
-        try:
-            for sock in sockets:
-                raise_buffer(sock, self.receive_buffer)
-                listener = datagram_listener(self.ledger, self, self.watcher, sock)
-                listener.watch()
-                opened.append(listener)
-        except OSError:
-            # All or none: the caller can't close a socket that is watched.
-            for listener in opened:
-                listener.close()
-            raise
+        parts = self.ledger, self, self.watcher
+        opened = open_listeners(*parts, sockets, self.receive_buffer)
         if not self.listeners:
             # The relay may have been drained and closed before.
             self.registry.reopen()
@@ -174,6 +181,31 @@ class DatagramRelay:
             hops.listens(listener.port)
         self._ends_changed()
         self.pool.start()
+        return opened
+
+    def retire(self, listeners: Iterable[DatagramListener]) -> None:
+        """Have some listeners admit no new client; each is closed once it has no flow.
+
+        The flows that they have go on.
+        """
+        for each in listeners:
+            each.retired = True
+        self._close_retired()
+
+    def _close_retired(self) -> None:
+        done = [each for each in self.listeners if each.retired and not each.flows]
+        if done and len(done) == len(self.listeners):
+            self.close()
+        elif done:
+            self.listeners = [each for each in self.listeners if each not in done]
+            self._close_all(done)
+
+    def _close_all(self, listeners: Iterable[DatagramListener]) -> None:
+        self._ends_changed()
+        for listener in listeners:
+            self.ledger.count_drops(listener)
+            hops.closes(listener.port)
+            listener.close()
 
     def _ends_changed(self) -> None:
         listeners = [each.address for each in self.listeners]
@@ -268,10 +300,11 @@ class DatagramRelay:
                     self.end(flow, "expired" if flow.replied else "unreplied")
         if self._rescue is not None:
             self._rescue.check(self.ledger.now())
-        if self._closes is not None and self._closes():
+        if self.closes is not None and self.closes():
             for flow in list(self.table):
                 self.end(flow, "hours")
         self.count_kernel_drops()
+        self._close_retired()
         if self.draining:
             self._end_quiet(self.ledger.now())
             self.registry.check()
@@ -351,14 +384,11 @@ class DatagramRelay:
             self.end(flow, "drained")
         self.count_kernel_drops()
         closed, self.listeners = self.listeners, []
-        self._ends_changed()
         self.pool.stop()
         timer, self._timer = self._timer, None
         if timer is not None and timer.active():
             timer.cancel()
-        for listener in closed:
-            hops.closes(listener.port)
-            listener.close()
+        self._close_all(closed)
         if closed:
             where = ",".join(socket_name(each.address) for each in closed)
             # The observer may listen again at once.

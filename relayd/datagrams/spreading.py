@@ -132,7 +132,7 @@ class SpreadDialer(FlowDialer):
 
     :param pool: the servers.
     :param open_socket: opens a non-blocking datagram socket of a family.
-    :param counters: of the relay.
+    :ivar counters: of the relay.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class SpreadDialer(FlowDialer):
         dialing: DialOptions | None = None,
     ) -> None:
         super().__init__(pool, open_socket, 0, dialing)
-        self._counters = counters
+        self.counters = counters
         self._everyone = Everyone()
 
     def dial_any(
@@ -169,5 +169,5 @@ class SpreadDialer(FlowDialer):
             turn.ordinal += 1
             return pool_choose(turn)
 
-        sock = SpreadSocket(server, self.open_for, choose, self._counters)
+        sock = SpreadSocket(server, self.open_for, choose, self.counters)
         return Connected(self._everyone, sock, sock.getsockname(), [address])

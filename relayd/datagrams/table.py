@@ -96,6 +96,25 @@ class NatTable(Generic[AnyFlow]):
         #: Every bucket up to this one has been checked.
         self._checked: int | None = None
 
+    def change(self, to: NatTable[AnyFlow]) -> None:
+        """Take over the limits and the timeouts of another table, for all flows.
+
+        Nothing is evicted: flows beyond a limit stay until they end.
+        """
+        self.max_flows = to.max_flows
+        self.max_flows_per_client = to.max_flows_per_client
+        self.refresh_inbound = to.refresh_inbound
+        if (self.timeout, self.unreplied_timeout) == (to.timeout, to.unreplied_timeout):
+            return
+        self.timeout, self.unreplied_timeout = to.timeout, to.unreplied_timeout
+        checked = self._checked
+        if checked is not None:
+            self._checked = int(checked * self.step // to.step)
+        self.step = to.step
+        self._buckets.clear()
+        for flow in self:
+            self._schedule(flow, self.expires_at(flow))
+
     def __len__(self) -> int:
         return len(self.flows)
 

@@ -75,6 +75,9 @@ class Listener:
 
     connected = True
 
+    #: Somebody has asked that it accepts nobody for now.
+    held = False
+
     def __init__(
         self,
         reactor: Any,
@@ -127,6 +130,39 @@ class Listener:
 
     def getHost(self) -> IAddress:
         return self._address
+
+    # -- while it listens
+
+    def serve(self, factory: IProtocolFactory, backlog: int | None = None) -> None:
+        """Clients are another factory's from now on, those in the queue included.
+
+        :param backlog: how many clients may wait in the kernel's queue; unless given,
+            as many as before.
+        """
+        factory.doStart()
+        before, self._factory = self._factory, factory
+        self._build = self._builder()
+        before.doStop()
+        if backlog is not None:
+            # listen(2) may be called again, to change nothing else.
+            self._socket.listen(backlog)
+
+    def hold(self) -> None:
+        """Accept nobody: clients wait in the kernel's queue, up to its limit."""
+        if not self.held and self.connected:
+            self.held = True
+            if self._resume is None:
+                self._unwatch()
+
+    def release(self) -> None:
+        """Accept clients again, those first that have waited.
+
+        :raises OSError: the kernel can't watch the socket.
+        """
+        if self.held:
+            self.held = False
+            if self._resume is None and self.connected:
+                self._watch()
 
     # -- what depends on the kind of transport
 
@@ -213,7 +249,7 @@ class Listener:
                 sock, address = client
             full = self._descriptors.is_low(sock.fileno())
             self._serve(sock, address)
-            if not self.connected:
+            if self.held or not self.connected:
                 return
             if full:
                 self._pause("hardly any file descriptor is left")
@@ -279,7 +315,8 @@ class Listener:
         :param short: descriptors, or memory, have run out.
         """
         self._descriptors.log_pause(address_name(self._address), why, short=short)
-        self._unwatch()
+        if not self.held:
+            self._unwatch()
         clock = monotonic(self._reactor)
         self._resume = clock.callLater(PAUSE, self._try_accepting)
         sheds = IShedsClients(self._factory, None) if short else None
@@ -299,6 +336,8 @@ class Listener:
         os.close(spare)
         if self._descriptors.is_low(spare):
             self._pause("hardly any file descriptor is left")
+            return
+        if self.held:
             return
         try:
             self._watch()
@@ -325,3 +364,8 @@ class Listeners:
         """The address of the first; `ports` has them all."""
         first: IAddress = self.ports[0].getHost()
         return first
+
+
+def sockets_of(port: IListeningPort) -> Sequence[Any]:
+    """The ports of one listener, which may have several addresses."""
+    return port.ports if isinstance(port, Listeners) else [port]

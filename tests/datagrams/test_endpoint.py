@@ -109,7 +109,7 @@ def test_where_a_link_local_listener_is_has_its_interface() -> None:
         nat = UdpNat(None, servers, watcher=FakeWatcher(batches=False), clock=Clock())
         nat.listen([listener])
         assert nat.listeners[0].name(None) == f"[fe80::5%{interface}]:53"
-        assert UdpPort(nat, address).getHost().host == f"fe80::5%{interface}"
+        assert UdpPort(nat, nat.listeners[0]).getHost().host == f"fe80::5%{interface}"
         nat.close()
     wildcard = FakeSocket("::")
     with patch.object(wildcard, "getsockname", return_value=("::", 53, 0, 0)):
