@@ -3,10 +3,11 @@
 ======= ==============================================================================
 SIGTERM The first stops it: clients are accepted for the shutdown delay, and sessions
 SIGINT  may finish within the drain timeout.  The second ends it at once, in either.
-SIGHUP  Only logged.  But if it is sent because the terminal in whose foreground the
-        relay runs has closed, the relay stops.  It never counts as the second signal,
-        since a closing terminal may send several.  If it was ignored when the relay
-        started (nohup), it stays ignored.
+SIGHUP  Reads the settings again, if they are from a file; those that come while one
+        does so have it done once more, after it.  But if it is sent because the
+        terminal in whose foreground the relay runs has closed, the relay stops.  It
+        never counts as the second signal, since a closing terminal may send several.
+        If it was ignored when the relay started (nohup), it stays ignored.
 SIGUSR1 Reopens the log files by name (:mod:`relayd.operating.log_file`).
 ======= ==============================================================================
 
@@ -31,7 +32,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.application.service import Service
+from twisted.internet.defer import maybeDeferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from relayd.net.monotonic import monotonic
 from relayd.operating.log_file import AnyLogFile
@@ -66,6 +69,10 @@ class Signals(Service):
     :param reactor: stopped by the first signal to stop.
     :param stop_now: called by the second; ends the relay at once.
     :param log_files: reopened on SIGUSR1.
+
+    :ivar reload: called on SIGHUP, to read the settings again; it may return a Deferred
+        that fires when that is done, and logs what came of it.  None: there is nothing
+        to read.
     """
 
     def __init__(
@@ -73,10 +80,13 @@ class Signals(Service):
         reactor: Any,
         stop_now: Callable[[], None],
         log_files: Sequence[AnyLogFile] = (),
+        reload: Callable[[], object] | None = None,
     ) -> None:
         self._reactor = reactor
         self._stop_now = stop_now
         self._log_files = log_files
+        self.reload = reload
+        self._reloading = self._again = False
         self._stopping = False
         self._begun = False
         #: Whether there is a controlling terminal, which can close.
@@ -136,10 +146,32 @@ class Signals(Service):
         if self._stopping:
             log.info("SIGHUP: stopping already")
             return
-        log.info("SIGHUP: going on, there is nothing to reload")
+        if self.reload is None:
+            log.info("SIGHUP: going on, there is nothing to reload")
+        else:
+            log.info("SIGHUP: reading the settings again")
+            self._reload()
         if self._terminal:
             clock = monotonic(self._reactor)
             clock.callLater(CLOSING, self._has_closed)
+
+    def _reload(self) -> None:
+        if self.reload is None or self._stopping:
+            return
+        # What has changed since the first began to read must not be missed.
+        self._again = self._reloading
+        if not self._reloading:
+            self._reloading = True
+            done = maybeDeferred(self.reload)
+            done.addErrback(self._failed).addCallback(self._reloaded)
+
+    def _failed(self, reason: Failure) -> None:
+        log.failure("SIGHUP: the settings could not be read again", reason)
+
+    def _reloaded(self, _: object) -> None:
+        again, self._reloading, self._again = self._again, False, False
+        if again:
+            self._reload()
 
     def _has_closed(self) -> bool:
         """Whether the terminal is gone; if so, stop, the first time."""

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 
 from relayd.operating import signals
 from relayd.operating.signals import CLOSING, Signals, catch_early_sigterm
+from tests.conftest import LoggedFailures
 from tests.support.process import (
     START,
     TWIST,
@@ -96,6 +98,7 @@ class Handled:
         self.reactor = FakeReactor()
         self.log_file: FakeLogFile | None = FakeLogFile()
         self.cuts = 0
+        self.reload: Any = None
         monkeypatch.setattr(signal, "signal", self.installed.__setitem__)
         monkeypatch.setattr(
             signal,
@@ -109,7 +112,7 @@ class Handled:
 
     def start(self) -> None:
         files = [] if self.log_file is None else [self.log_file]
-        service = Signals(self.reactor, self._cut, files)
+        service = Signals(self.reactor, self._cut, files, self.reload)
         service.privilegedStartService()
         service.startService()
 
@@ -170,6 +173,89 @@ def test_sighup_ends_nothing(handled: Handled) -> None:
         handled.reactor.advance(2 * CLOSING)
         assert not handled.reactor.getDelayedCalls()
     assert (handled.reactor.stops, handled.cuts) == (0, 0)
+
+
+class Reloads:
+    """Counts them; each is done when the test says so."""
+
+    def __init__(self) -> None:
+        self.begun: list[Deferred[None]] = []
+
+    def __call__(self) -> Deferred[None]:
+        self.begun.append(Deferred())
+        return self.begun[-1]
+
+
+RELOADS = "SIGHUP: reading the settings again"
+
+
+def test_sighup_reads_the_settings_again(handled: Handled) -> None:
+    """One at a time; those that come meanwhile make one more, whatever came of it."""
+    handled.reload = reloads = Reloads()
+    handled.start()
+    assert handled.send(signal.SIGHUP) == [RELOADS]
+    reloads.begun[0].callback(None)
+    assert handled.send(signal.SIGHUP) == [RELOADS]
+    for _ in range(3):
+        assert handled.send(signal.SIGHUP) == [RELOADS]
+    assert len(reloads.begun) == 2
+    reloads.begun[1].callback(None)
+    assert len(reloads.begun) == 3
+    reloads.begun[2].callback(None)
+    assert len(reloads.begun) == 3
+    assert (handled.reactor.stops, handled.cuts) == (0, 0)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_reload_that_fails(
+    handled: Handled, logged_failures: LoggedFailures, later: bool
+) -> None:
+    """By a bug: what is refused is told by who reads it.  The next one is tried."""
+    begun: list[Deferred[None]] = []
+
+    def reload() -> Deferred[None]:
+        begun.append(Deferred())
+        if not later:
+            raise ZeroDivisionError
+        return begun[-1]
+
+    handled.reload = reload
+    handled.start()
+    for _ in range(2):
+        handled.send(signal.SIGHUP)
+        if later:
+            begun[-1].errback(ZeroDivisionError())
+        assert "ZeroDivisionError" in logged_failures.take("could not be read again")
+    assert len(begun) == 2
+
+
+def test_nothing_is_reloaded_as_it_stops(handled: Handled) -> None:
+    """Nor what was asked for before."""
+    handled.reload = reloads = Reloads()
+    handled.start()
+    handled.send(signal.SIGHUP)
+    handled.send(signal.SIGHUP)
+    handled.send(signal.SIGTERM)
+    assert handled.send(signal.SIGHUP) == ["SIGHUP: stopping already"]
+    reloads.begun[0].callback(None)
+    assert len(reloads.begun) == 1
+
+
+def test_a_terminal_that_closes_reloads_nothing(handled: Handled) -> None:
+    """And one that closes after the signal still stops."""
+    handled.reload = reloads = Reloads()
+    handled.terminal = 0
+    handled.start()
+    assert handled.send(signal.SIGHUP) == [RELOADS]
+    handled.terminal = signals.errno.ENXIO
+    handled.send(signal.SIGHUP)
+    assert (len(reloads.begun), handled.reactor.stops) == (1, 1)
+    handled.terminal = 0
+    handled.start()
+    handled.send(signal.SIGHUP)
+    handled.terminal = signals.errno.ENXIO
+    handled.reactor.advance(CLOSING)
+    assert handled.reactor.stops == 2
 
 
 @pytest.mark.parametrize("problem", [0, signals.errno.EMFILE, signals.errno.EACCES])
