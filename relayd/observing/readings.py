@@ -56,8 +56,8 @@ class Servers(Protocol):
 
     @property
     def upstreams(self) -> Sequence[Any]:
-        """Each with `name` and `counted`; one that is counted with `up` and `weight`,
-        too."""
+        """Each with `name` and `counted`; one that is counted with `up` and
+        `offered_weight`, too."""
 
 
 @attrs.frozen
@@ -115,7 +115,7 @@ class ServerReading:
     :ivar results: see :class:`relayd.core.counts.ServerCounts`.
     :ivar up: nothing says that it is down: its checks, or dials that have failed; of a
         single one without checks, its last dial has not failed.
-    :ivar weight: that it has now.
+    :ivar weight: that it has now; 0 if its operator has taken it out.
     :ivar active: sessions that are connected to it, or dial it.
     """
 
@@ -248,7 +248,7 @@ def read_sessions(relay: Sessions) -> Generator[None, None, StreamReading]:
         for one in pool.upstreams:
             if one.counted and one.name in servers:
                 servers[one.name].up = one.up
-                servers[one.name].weight = one.weight * one.share
+                servers[one.name].weight = one.offered_weight
     for part in _parts(living):
         for each in part:
             session = each.session
@@ -269,9 +269,8 @@ def read_flows(relay: Flows) -> Generator[None, None, FlowReading]:
     reading = FlowReading(relay.relay)
     for pool in relay.pools:
         for one in pool.upstreams:
-            weight = one.weight * one.share
             server = reading.servers.setdefault(
-                one.name, ServerReading({}, one.up, 0, weight)
+                one.name, ServerReading({}, one.up, 0, one.offered_weight)
             )
             server.active += one.sessions
     living: list[Flow] = []

@@ -29,15 +29,15 @@ class Cutting:
         self._down: set[Any] = set()
 
     def server_changed(self, server: Any) -> None:
-        """Its checks have changed their mind, or something else has changed.
+        """Its checks, or its operator, have changed their mind, or something else has.
 
         :param server: a :class:`relayd.upstreams.server.Server`.
         """
-        if server.checked_up or server.draining:
+        if server.draining or not server.is_down:
             self._down.discard(server)
         elif server not in self._down:
             self._down.add(server)
-            why = f"{server.name} is down: {server.why}"
+            why = f"{server.name} is down: {server.reason}"
             for each in self._relay.registry.living():
                 session = each.session
                 if session.server is not server:
@@ -45,6 +45,6 @@ class Cutting:
                 if session.stage is not Stage.DIALING:
                     each.abort_session(Ending.UPSTREAM_DOWN, why)
                 elif isinstance(each.pending, Attempt):
-                    # Its checks have said so: the dial says nothing more.
+                    # That is known without this dial, which says nothing more.
                     each.pending.is_ours = True
                     each.pending.failed(Ending.UPSTREAM_DOWN, why)

@@ -107,7 +107,7 @@ class Checker:
         """
         if server in self._targets:
             raise ValueError(f"{server!r} is checked already")
-        weight = getattr(server, "weight", 1)
+        weight = getattr(server, "own_weight", getattr(server, "weight", 1))
         up = getattr(server, "checked_up", True)
         target = Watched(server, check, schedule, weight, up=up)
         self._targets[server] = target
@@ -297,6 +297,8 @@ class Checker:
             self.count += 1
             self.failed += not verdict.up
             try:
+                if target.note is not None:
+                    target.note(self._clock.seconds(), verdict.up, verdict.why)
                 target.judge(verdict)
             except Exception:
                 self._failures.add("a server could not be told of its check")

@@ -68,6 +68,8 @@ class Watched:
     :ivar at: when it is due; while its check is under way, when that must have ended.
     :ivar run: the check that is under way.
     :ivar stuck: it was cancelled, and has not ended.
+    :ivar note: is told of each check, if the server wants to know of those that change
+        nothing.
     :ivar in_row: how many checks in a row have had the outcome of the last one.
     """
 
@@ -85,6 +87,13 @@ class Watched:
     weight: int | None = None
     last: bool | None = None
     in_row: int = 0
+    note: Callable[[float, bool, str], object] | None = attrs.field(init=False)
+
+    @note.default
+    def _find_note(self) -> Callable[[float, bool, str], object] | None:
+        noted: Callable[[float, bool, str], object] | None
+        noted = getattr(self.server, "noted", None)
+        return noted
 
     def judge(self, verdict: Verdict) -> None:
         """Tell the server, if that changes something."""

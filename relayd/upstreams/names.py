@@ -219,7 +219,8 @@ class Follower:
 
 def _revise(server: Server, before: Found, now: Found) -> None:
     """The name says something else of a server that stays."""
-    if now.weight != before.weight:
-        server.weight = now.weight
     server.tier += now.tier - before.tier
-    server.changed()
+    if now.weight != before.weight:
+        server.revise(now.weight)
+    else:
+        server.changed()

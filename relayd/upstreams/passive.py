@@ -15,6 +15,10 @@ last server that could take a session: if the others go, for whatever reason, th
 that are out are back at once.  That a few dials have failed does not prove much, and a
 client that is refused is no better off than one whose dial fails.
 
+**The operator's word.**  A server that its operator says is up is back at once, and is
+not ejected as long as that stands.  One that the operator has taken out, as in a
+server's settings, is none of the others that are left.
+
 A dial that began before its server was ejected does not end the ejection, nor make it
 longer, unless it fails during the trial, from which it can't be told.
 """
@@ -88,7 +92,7 @@ class _Record:
 
 def _serves(server: Server) -> bool:
     """Whether it could take sessions, if not at the moment as it is full."""
-    return server.up and server.weight > 0 and not (server.disabled or server.draining)
+    return server.up and server.weight > 0 and not server.withdrawn
 
 
 class Ejector:
@@ -148,7 +152,7 @@ class Ejector:
 
         :param why: in words.
         """
-        if server.draining:
+        if server.draining or server.operator == "up":
             return
         record = self._records.get(server)
         if record is None:
@@ -183,9 +187,7 @@ class Ejector:
 
     def _may_go(self, server: Server) -> bool:
         """Whether the others are enough."""
-        takes_part = [
-            each for each in self._pool.servers if not (each.disabled or each.draining)
-        ]
+        takes_part = [each for each in self._pool.servers if not each.withdrawn]
         most = max(len(takes_part) * self.limits.eject_most // 100, 1)
         # Those that are disabled as well: they may be enabled while they are out.
         return len(self.out) < most and any(
@@ -247,9 +249,11 @@ class Ejector:
                 server.ejected = server.on_trial = False
         elif server.passive is None:
             server.passive = self
+        if server.ejected and server.operator == "up":
+            self._return(server, "its operator says that it is up")
         if not self._records or _serves(server):
             return
-        out = [each for each in self.out if not each.disabled]
+        out = [each for each in self.out if not each.withdrawn]
         if out and not any(_serves(each) for each in self._pool.servers):
             for each in out:
                 # The first may have set others free.

@@ -106,8 +106,7 @@ class Pool:
         for each in self.upstreams:
             if not each.counted or not isinstance(each, Server):
                 return True
-            is_in = each.weight > 0 and not (each.disabled or each.draining)
-            if is_in and (each.up or self.try_all):
+            if each.offered_weight and (each.up or self.try_all):
                 return True
         return False
 

@@ -4,12 +4,23 @@ A plain :class:`relayd.net.upstream.Upstream` says how to dial, and has no state
 :class:`Server` counts its sessions, and may be taken out: by its operator, by checks
 (:mod:`relayd.upstreams.checks`), by dials that fail (:mod:`relayd.upstreams.passive`).
 Whoever changes what it says calls :meth:`Server.changed`, so that its pool knows.
+
+**The operator's word**, while the relay runs, stands over all of that:
+
+- `up`: it is chosen whatever its checks and its dials say, and though it is `disabled`;
+- `down`: it gets no new session, and is down: `--on-down` says what becomes of those
+  that it has; flows of datagrams go elsewhere if it does not answer;
+- `drain`: it gets no new session, and keeps those that it has, as one that is
+  `disabled`;
+- None: as its settings, its checks and its dials say.
+
+So does the operator's weight, over that of the settings, of checks and of names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import attrs
 from twisted.logger import Logger
@@ -22,6 +33,16 @@ log = Logger(namespace="relayd.upstreams")
 
 #: The largest weight.
 MAX_WEIGHT = 256
+
+#: What an operator may say of a server while its relay runs.
+Word = Literal["up", "down", "drain"]
+
+_WORDS: dict[Word | None, str] = {
+    "up": "its operator says that it is up",
+    "down": "its operator has taken it down",
+    "drain": "its operator drains it",
+    None: "its operator says nothing any more",
+}
 
 
 class Passive(Protocol):
@@ -38,6 +59,20 @@ class Passive(Protocol):
 
     def came_up(self, server: Server) -> None:
         """It was down, and its checks succeed again."""
+
+
+@attrs.frozen
+class LastCheck:
+    """What the last check of a server has found.
+
+    :ivar at: when, in seconds on the clock of the checks (monotonic).
+    :ivar up: it has succeeded.
+    :ivar why: in words.
+    """
+
+    at: float
+    up: bool
+    why: str
 
 
 def _nothing(_: Any) -> None:
@@ -61,11 +96,16 @@ class Server(Upstream):
     """One server of a pool.
 
     :ivar label: what its operator calls it; the log says it before its address.
-    :ivar weight: its share of the sessions, next to the others'; 0: none.
+    :ivar weight: its share of the sessions, next to the others'; 0: none.  It is the
+        operator's, or what checks have said last, or its own.
+    :ivar own_weight: what its settings, or its name, say.
+    :ivar checked_weight: what its checks have said last; None: nothing.
+    :ivar operator_weight: what its operator says while the relay runs; None: nothing.
     :ivar max_sessions: how many it may have at once; None: any number.
     :ivar tier: 0; a backup, 1 or more, is chosen while no server of a lower one is
         usable.
-    :ivar disabled: its operator has taken it out.
+    :ivar disabled: its settings take it out.
+    :ivar operator: its operator's word, see above.
     :ivar draining: it is to go: its sessions stay, new ones go elsewhere.
     :ivar checked_up: no active check says that it is down.
     :ivar ejected: its dials have failed too often.
@@ -73,7 +113,11 @@ class Server(Upstream):
     :ivar share: of its weight, from 0 to 1: less than 1 after it has come up, for as
         long as the slow start.
     :ivar sessions: that are under way, those that are dialled included.
-    :ivar why: why it is as it is, in words; empty if nothing has happened.
+    :ivar fails: how many of its dials, or flows, have failed so far.
+    :ivar filled: how often it had as many sessions as it may have.
+    :ivar why: what its checks or its dials have found last, in words; empty if nothing
+        has happened.
+    :ivar last_check: what its last check has found, if there was one.
     :ivar relay: the name of the relay that it belongs to.
     :ivar passive: judges it by its dials, if anything does.
     :ivar on_change: called when it is another whether it may be chosen, or its weight.
@@ -87,30 +131,53 @@ class Server(Upstream):
     max_sessions: int | None = attrs.field(default=None, kw_only=True, validator=_limit)
     tier: int = attrs.field(default=0, kw_only=True)  # type: ignore[misc]
     disabled: bool = attrs.field(default=False, kw_only=True)
+    own_weight: int = attrs.field(init=False)
+    checked_weight: int | None = attrs.field(default=None, init=False)
+    operator_weight: int | None = attrs.field(default=None, init=False)
+    operator: Word | None = attrs.field(default=None, init=False)
     draining: bool = attrs.field(default=False, init=False)
     checked_up: bool = attrs.field(default=True, init=False)
     ejected: bool = attrs.field(default=False, init=False)
     on_trial: bool = attrs.field(default=False, init=False)
     share: float = attrs.field(default=1.0, init=False)
     sessions: int = attrs.field(default=0, init=False)
+    fails: int = attrs.field(default=0, init=False)
+    filled: int = attrs.field(default=0, init=False)
     why: str = attrs.field(default="", init=False)
+    last_check: LastCheck | None = attrs.field(default=None, init=False)
     relay: str = attrs.field(default="", init=False)
     passive: Passive | None = attrs.field(default=None, init=False)
     on_change: Callable[[Any], object] = attrs.field(default=_nothing, init=False)
     on_load: Callable[[Any], object] | None = attrs.field(default=None, init=False)
 
+    @own_weight.default
+    def _find_own_weight(self) -> int:
+        return self.weight
+
     @property
     def up(self) -> bool:
-        """Whether nothing is known against it."""
-        return self.checked_up and not self.ejected
+        """Whether nothing is known against it; or its operator says that it is up."""
+        return not self.is_down and (not self.ejected or self.operator == "up")
+
+    @property
+    def is_down(self) -> bool:
+        """Whether its checks find it down, or its operator says so."""
+        word = self.operator
+        return word == "down" or (not self.checked_up and word != "up")
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether it gets no new session, up or down: it is to go, or its operator or
+        its settings have taken it out."""
+        word = self.operator
+        return self.draining or (self.disabled if word is None else word != "up")
 
     @property
     def usable(self) -> bool:  # type: ignore[override]
         """Whether it may be chosen for a new session."""
-        return (
-            self.takes_sessions
-            and self.checked_up
-            and (not self.ejected or self.on_trial)
+        return self.takes_sessions and (
+            self.operator == "up"
+            or (self.checked_up and (not self.ejected or self.on_trial))
         )
 
     @property
@@ -118,9 +185,44 @@ class Server(Upstream):
         """The same, whether it is up or down."""
         return (
             self.weight > 0
-            and not (self.disabled or self.draining)
+            and not self.withdrawn
             and (self.max_sessions is None or self.sessions < self.max_sessions)
         )
+
+    @property
+    def offered_weight(self) -> float:
+        """The weight that it has now; 0 while it is withdrawn."""
+        return 0 if self.withdrawn else self.weight * self.share
+
+    @property
+    def state(self) -> str:
+        """How it is, in a word: `up`, `down`, `drain` (its operator's, or its checks'),
+        `draining` (it has left its pool), `disabled` or `ejected`."""
+        if self.draining:
+            return "draining"
+        if self.operator is not None:
+            return self.operator
+        if self.disabled:
+            return "disabled"
+        if not self.checked_up:
+            return "down"
+        return "ejected" if self.ejected else "up"
+
+    @property
+    def reason(self) -> str:
+        """Why it is as it is, in words; empty if there is nothing to say."""
+        if self.draining:
+            return "it is none of its pool's servers any more"
+        said = []
+        if self.operator is not None:
+            said.append(_WORDS[self.operator])
+        elif self.disabled:
+            said.append("disabled")
+        if not self.weight:
+            said.append("its weight is 0")
+        if self.why:
+            said.append(self.why)
+        return "; ".join(said)
 
     @property
     def load(self) -> float:
@@ -143,20 +245,72 @@ class Server(Upstream):
         :param weight: its new weight, if the check says one.
         """
         if weight is not None:
-            self.weight = min(max(weight, 0), MAX_WEIGHT)
+            self.checked_weight = min(max(weight, 0), MAX_WEIGHT)
+            self._weigh()
         was_up, self.checked_up, self.why = self.checked_up, up, why
         if up != was_up:
             tell = log.info if up else log.warn
+            word = self.operator
             tell(
-                "{relay}: {server} is {how}: {why}",
+                "{relay}: {server} is {how}: {why}{but}",
                 relay=self.relay,
                 server=self.name,
                 how="up" if up else "down",
                 why=why,
+                # What its checks say changes nothing then.
+                but="" if word is None else f"; but {_WORDS[word]}",
             )
             if up and self.passive is not None:
                 self.passive.came_up(self)
         self.changed()
+
+    def noted(self, at: float, up: bool, why: str) -> None:
+        """A check has ended, whether or not that changes anything."""
+        self.last_check = LastCheck(at, up, why)
+
+    # -- weights, and the operator's word
+
+    def _weigh(self) -> None:
+        """Find the weight that counts."""
+        weight = self.checked_weight
+        if weight is None or (weight == 0 and self.operator == "up"):
+            # It is up whatever its checks say.
+            weight = self.own_weight
+        said = self.operator_weight
+        self.weight = weight if said is None else said
+
+    def revise(self, weight: int) -> None:
+        """Its settings, or its name, say another weight than before."""
+        self.own_weight, self.checked_weight = weight, None
+        self._weigh()
+        self.changed()
+
+    def operate(self, word: Word | None) -> None:
+        """Its operator says how it is; None: nothing any more."""
+        if word != self.operator:
+            self.operator = word
+            self._weigh()
+            self._tell(_WORDS[word])
+            self.changed()
+
+    def operate_weight(self, weight: int | None) -> None:
+        """Its operator gives it a weight; None: that of its settings or checks again.
+
+        :raises ValueError: there is no such weight.
+        """
+        if weight is not None and not 0 <= weight <= MAX_WEIGHT:
+            raise ValueError(f"weight is 0 to {MAX_WEIGHT}, not {weight}")
+        if weight != self.operator_weight:
+            self.operator_weight = weight
+            self._weigh()
+            given = "" if weight is None else ", as its operator says"
+            self._tell(f"its weight is {self.weight}{given}")
+            self.changed()
+
+    def _tell(self, what: str) -> None:
+        log.info(
+            "{relay}: {server}: {what}", relay=self.relay, server=self.name, what=what
+        )
 
     # -- ICounted
 
@@ -170,6 +324,7 @@ class Server(Upstream):
             self.on_trial = False
             self.changed()
         elif self.sessions == self.max_sessions:
+            self.filled += 1
             self.changed()
 
     def connected(self) -> None:
@@ -180,6 +335,7 @@ class Server(Upstream):
     def failed(self, ending: Any, detail: str) -> None:
         """See :meth:`ICounted.failed`."""
         self.closed()
+        self.fails += ending is not None
         if self.passive is None:
             return
         if ending is None:

@@ -5,7 +5,7 @@ least-sessions all new sessions until it has as many as the others, would have i
 again.  So its weight grows linearly, in steps.
 
 Servers that are up when their relay starts have their whole weight.  Those that join a
-pool later, and those that were disabled, begin slowly as well.
+pool later, and those that were withdrawn, begin slowly as well.
 """
 
 from __future__ import annotations
@@ -96,4 +96,4 @@ class SlowStart:
 
 
 def _is_up(server: Server) -> bool:
-    return server.up and not (server.disabled or server.draining)
+    return server.up and not server.withdrawn

@@ -312,6 +312,25 @@ def test_a_name_that_has_moved_takes_flows_that_are_refused() -> None:
 # -- servers that are silent
 
 
+def test_flows_leave_a_server_that_its_operator_takes_down_and_that_is_silent() -> None:
+    """Those of one that it drains stay."""
+    pool, (a, b) = pool_of()
+    bench = Bench(pool, timeout=100, unreplied_timeout=100)
+    b.disabled = True
+    b.changed()
+    bench.converse(CLIENT)
+    b.disabled = False
+    b.changed()
+    for word, there in (("drain", HOSTS[:1]), ("down", HOSTS[:2])):
+        a.operate(word)  # type: ignore[arg-type]
+        for _ in range(4):
+            bench.pass_time(1)
+            bench.arrive(b"vain")
+        assert peers(bench) == list(there)
+    assert (a.sessions, b.sessions) == (0, 1)
+    bench.close()
+
+
 def test_flows_leave_a_server_that_is_down_and_silent() -> None:
     """One whose client does not send stays, and one that is answered."""
     pool, (a, b) = pool_of()

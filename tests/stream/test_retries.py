@@ -483,6 +483,32 @@ def test_sessions_of_a_server_that_goes_down_are_reset_if_so_asked() -> None:
     connected[1].lose()
 
 
+def test_sessions_of_a_server_that_its_operator_takes_down_are_reset_as_well() -> None:
+    """Not those of one that it drains, or that it says is up."""
+    relay = Relay(3, cut=True)
+    clients = [relay.client() for _ in range(3)]
+    connected = [each.dial.connect() for each in relay.endpoints]
+    down, drained, up = relay.servers
+    assert isinstance(down, Server)
+    assert isinstance(drained, Server)
+    assert isinstance(up, Server)
+    drained.operate("drain")
+    up.operate("up")
+    up.checked(False, "no answer")
+    down.operate("down")
+    relay.clock.advance(0)
+    assert [each.connected for each in clients] == [False, True, True]
+    session = relay.witness.sessions[0]
+    assert session.ending is Ending.UPSTREAM_DOWN
+    assert session.detail == "server0:80 is down: its operator has taken it down"
+    # Once its word no longer stands, what the checks say does.
+    up.operate(None)
+    relay.clock.advance(0)
+    assert relay.counts == [0, 1, 0]
+    clients[1].lose()
+    connected[1].lose()
+
+
 def test_a_dial_to_a_server_that_goes_down_is_made_elsewhere() -> None:
     relay = Relay(2, cut=True)
     down = relay.servers[0]

@@ -346,6 +346,13 @@ def test_limits_that_make_no_sense(limits: Any) -> None:
         FailLimits(**limits)
 
 
+def _might_serve(each: Server) -> bool:
+    """Whether it could have sessions, if its dials say nothing against it."""
+    if each.operator is not None:
+        return each.operator == "up" and each.weight > 0
+    return each.checked_up and each.weight > 0 and not each.disabled
+
+
 class PoolState(RuleBasedStateMachine):
     """Sessions come and go, dials fail, checks, operators and time change servers."""
 
@@ -432,6 +439,14 @@ class PoolState(RuleBasedStateMachine):
         one.disabled = not one.disabled
         one.changed()
 
+    @rule(which=st.integers(0), word=st.sampled_from([None, "up", "down", "drain"]))
+    def has_a_word(self, which: int, word: Any) -> None:
+        self.servers[which % len(self.servers)].operate(word)
+
+    @rule(which=st.integers(0), weight=st.none() | st.integers(0, 5))
+    def is_weighed(self, which: int, weight: int | None) -> None:
+        self.servers[which % len(self.servers)].operate_weight(weight)
+
     @rule(which=st.integers(0))
     def is_replaced(self, which: int) -> None:
         gone = self.servers[which % len(self.servers)]
@@ -459,15 +474,24 @@ class PoolState(RuleBasedStateMachine):
         """Of those that might serve, some are in; and no more are out than may be."""
         if not hasattr(self, "servers"):
             return
-        might = [
-            each
-            for each in self.servers
-            if each.checked_up and each.weight and not each.disabled
-        ]
+        might = [each for each in self.servers if _might_serve(each)]
         assert not might or not all(each.ejected for each in might)
         assert set(self.ejector.out) == {each for each in self.servers if each.ejected}
         assert len(self.ejector.out) <= max(len(self.servers) * self.percent // 100, 1)
         assert len(self.clock.getDelayedCalls()) <= len(self.ejector.out)
+
+    @invariant()
+    def the_operators_word_stands(self) -> None:
+        for each in getattr(self, "servers", ()):
+            full = each.max_sessions is not None and each.sessions >= each.max_sessions
+            if each.operator == "up":
+                assert each.usable is (each.weight > 0 and not full)
+                assert each.up
+                assert not each.ejected
+            elif each.operator is not None:
+                assert not each.usable
+            if each.operator_weight is not None:
+                assert each.weight == each.operator_weight
 
     def teardown(self) -> None:
         if not hasattr(self, "servers"):
