@@ -55,13 +55,14 @@ class UdpPort:
         """Admit no new client; close once the flows of this address have ended."""
         self._relay.retire([self._listener])
 
-    def return_to_service(self) -> bool:
-        """Admit clients again, if it is open still; whether it is."""
-        listener = self._listener
-        if listener.closed or listener.deaf:
-            return False
-        listener.retired = False
-        return True
+    @property
+    def is_open(self) -> bool:
+        """Whether the address is this relay's still."""
+        return not (self._listener.closed or self._listener.deaf)
+
+    def return_to_service(self) -> None:
+        """Admit clients again."""
+        self._listener.retired = False
 
     def give_away(self) -> int:
         """Another relay takes the socket over: its descriptor, to be duplicated.

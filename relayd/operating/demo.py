@@ -29,7 +29,7 @@ from relayd.net.upstream import Upstream
 from relayd.observing.line_log import LineLog
 from relayd.operating.admission import Admitting
 from relayd.operating.relays import pool_listenings
-from relayd.operating.running import Listening
+from relayd.operating.standing import Listening
 from relayd.upstreams.pool import Pool
 
 log = Logger(namespace="relayd.demo")

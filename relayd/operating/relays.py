@@ -47,8 +47,8 @@ from relayd.operating.endpoints import (
 )
 from relayd.operating.flow_pools import FlowMaker, flow_servers
 from relayd.operating.pools import stream_pool
-from relayd.operating.running import Listening
 from relayd.operating.servers import Maker
+from relayd.operating.standing import Listening
 from relayd.socks.destinations import ProxyPolicy
 from relayd.socks4 import Socks4Factory
 from relayd.tcp import RelayFactory

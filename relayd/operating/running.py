@@ -1,4 +1,4 @@
-"""The running service: it opens listeners, serves, and drains as it stops.
+"""The running service: it opens listeners, serves, changes, and drains as it stops.
 
 :class:`RelayService` opens all its listeners as it starts, or none and raises one clear
 error.  A stop goes through these steps:
@@ -9,18 +9,20 @@ error.  A stop goes through these steps:
     the end    when no session is left, or LAST seconds after the drain timeout: what
                can't be closed must not keep the process
 
+:meth:`RelayService.change` has other listeners from one moment to the next, while
+it runs: it opens what is new, or changes nothing and raises; then hands the sockets of
+those that stay to whoever serves their clients now, and closes the others.
+
 :meth:`RelayService.stop_now` skips what is left of the first two.  A stop needs a
 running reactor; a start that fails does not, and closes what it opened at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
 
-import attrs
 from twisted.application.service import Service
-from twisted.internet import tcp
 from twisted.internet.defer import (
     Deferred,
     gatherResults,
@@ -30,63 +32,21 @@ from twisted.internet.defer import (
 from twisted.internet.interfaces import (
     IListeningPort,
     IReactorTime,
-    IStreamServerEndpoint,
 )
-from twisted.internet.main import CONNECTION_DONE
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from relayd.core import process_settings, settings
+from relayd.core import process_settings
 from relayd.core.addresses import address_name
 from relayd.core.errors import CannotStart, ListenError
-from relayd.net.listener import Listeners
 from relayd.net.monotonic import monotonic
+from relayd.operating.standing import Listening, Served, Standing, has_flows
 
 log = Logger(namespace="relayd.service")
 
 #: Seconds after the drain timeout at which a stop waits for nothing any more: sessions
 #: were aborted then, which takes a turn of the reactor.
 LAST = 5.0
-
-
-class Served(Protocol):
-    """Serves the clients of a listener: a factory, or a UDP relay."""
-
-    @property
-    def name(self) -> str:
-        """The name of the relay in the log."""
-
-    @property
-    def sessions(self) -> Mapping[Any, Any]:
-        """The sessions, or flows, that have not ended."""
-
-    def drain(
-        self, timeout: float = process_settings.DRAIN_TIMEOUT.default
-    ) -> Deferred[None]:
-        """Serve no new client, and wait for the sessions to end."""
-
-    def abort_all(self) -> None:
-        """Abort the sessions now."""
-
-
-@attrs.frozen(eq=False)
-class Listening:
-    """A listener to be opened.
-
-    :ivar endpoint: opens it.
-    :ivar factory: serves its clients.
-    :ivar name: its address, as it was given.
-    :ivar purpose: what it does, for the log.
-    :ivar flows: its sessions are flows of datagrams.
-    :ivar enabled: it is to be opened; if not, its relay is stopped.
-    """
-
-    endpoint: IStreamServerEndpoint
-    factory: Served
-    name: str
-    purpose: str
-    flows: bool = False
-    enabled: bool = settings.ENABLED.default
 
 
 class RelayService(Service):
@@ -99,7 +59,6 @@ class RelayService(Service):
     :param shutdown_delay: seconds for which clients are accepted once it is stopped.
 
     :ivar command: see above.
-    :ivar standing: those whose listener is open.
     :ivar stopping: it was told to stop, and may accept clients still.
     :ivar draining: it accepts no clients any more.
     """
@@ -113,14 +72,17 @@ class RelayService(Service):
         shutdown_delay: float = process_settings.SHUTDOWN_DELAY.default,
     ) -> None:
         self.listenings = listenings
-        #: Those that serve the listeners' clients; several listeners may share one.
-        self.served = tuple(dict.fromkeys(each.factory for each in listenings))
         self.drain_timeout = drain_timeout
         self.shutdown_delay = shutdown_delay
         self._clock = monotonic(clock)
         self.command = command
-        self.ports: list[IListeningPort] = []
-        self.standing: set[Listening] = set()
+        self._open: list[Standing] = []
+        #: Those that serve sessions of before a change, and no client any more.
+        self._former: list[Served] = []
+        #: Of UDP relays: closed to new clients, until their flows have ended.
+        self._retired: list[Standing] = []
+        #: The relays whose clients are held.
+        self.held: set[str] = set()
         self.stopping = self.draining = False
         #: It was told to stop at once.
         self._in_haste = False
@@ -131,21 +93,51 @@ class RelayService(Service):
         self._listening = False
 
     @property
+    def served(self) -> tuple[Served, ...]:
+        """Those that serve the listeners' clients, each once, and the former ones."""
+        serving = [each.factory for each in self.listenings]
+        return tuple(dict.fromkeys([*serving, *self.former]))
+
+    @property
+    def former(self) -> list[Served]:
+        """Those that have sessions from before a change, and get no others."""
+        self._former = [each for each in self._former if len(each.registry)]
+        return self._former
+
+    @property
     def sessions(self) -> int:
         """How many sessions and flows there are."""
-        return sum(len(each.sessions) for each in self.served)
+        return sum(len(each.registry) for each in self.served)
 
     @property
     def counts(self) -> tuple[int, int]:
         """How many sessions of streams there are, and how many flows."""
-        flowing = {each.factory for each in self.listenings if each.flows}
-        flows = sum(len(each.sessions) for each in flowing)
+        flows = sum(len(each.registry) for each in self.served if has_flows(each))
         return self.sessions - flows, flows
+
+    @property
+    def ports(self) -> list[IListeningPort]:
+        """The open listeners."""
+        return [each.port for each in self._open]
+
+    @property
+    def standing(self) -> set[Listening]:
+        """Those whose listener is open."""
+        return {each.listening for each in self._open}
 
     @property
     def all_listening(self) -> bool:
         """Whether every listener stands that is to."""
-        return len(self.ports) == sum(each.enabled for each in self.listenings)
+        return len(self._open) == sum(each.enabled for each in self.listenings)
+
+    def addresses(self, relay: str) -> list[str]:
+        """Where a relay listens, as text."""
+        return [
+            address_name(each)
+            for one in self._open
+            if one.listening.factory.name == relay
+            for each in one.addresses
+        ]
 
     def privilegedStartService(self) -> None:
         """Listen while this process may still open low ports.
@@ -169,50 +161,154 @@ class RelayService(Service):
                 self._delay.end()
             return
         self._listening, self.draining = True, False
+        stopped = [each for each in self.listenings if not each.enabled]
+        for name in dict.fromkeys(each.factory.name for each in stopped):
+            log.info("relay {relay} is stopped", relay=name)
+        try:
+            self._open_all([each for each in self.listenings if each.enabled])
+        except CannotStart:
+            self._listening = False
+            raise
+
+    def _open_all(self, listenings: Iterable[Listening]) -> None:
+        """Open all of these, or none.
+
+        :raises CannotStart: one of them can't be opened.
+        """
         problems: list[CannotStart] = []
-        starting = True
+        before = len(self._open)
+        at_once = True
 
         def not_opened(reason: Failure, listening: Listening) -> None:
-            if starting:
+            if at_once:
                 problems.append(_why(reason, listening, self.command))
             else:
                 # An endpoint that opens later, while others serve already.
                 log.critical("{why}", why=_why(reason, listening, self.command))
 
-        stopped = [each for each in self.listenings if not each.enabled]
-        for name in dict.fromkeys(each.factory.name for each in stopped):
-            log.info("relay {relay} is stopped", relay=name)
-        for each in self.listenings:
-            if not each.enabled:
-                continue
+        for each in listenings:
             factory: Any = each.factory
             listening = each.endpoint.listen(factory)
             listening.addCallback(self._opened, each)
             listening.addErrback(not_opened, each)
             if problems:
                 break
-        starting = False
+        at_once = False
         if problems:
-            for port in self.ports:
-                _close_now(port)
-            self.ports.clear()
-            self.standing.clear()
-            self._listening = False
+            for one in self._open[before:]:
+                one.close_now()
+            del self._open[before:]
             raise problems[0]
 
     def _opened(self, port: IListeningPort, listening: Listening) -> None:
-        if self.draining:
+        if self.draining or listening not in self.listenings:
+            # It opened later, and is not wanted any more.
             port.stopListening()
             return
-        self.ports.append(port)
-        self.standing.add(listening)
-        for one in port.ports if isinstance(port, Listeners) else [port]:
+        one = Standing(listening, port)
+        self._open.append(one)
+        if listening.factory.name in self.held:
+            one.hold()
+        for each in one.addresses:
             log.info(
                 "listening on {address}, relay={relay}, {purpose}",
-                address=address_name(one.getHost()),
+                address=address_name(each),
                 relay=listening.factory.name,
                 purpose=listening.purpose,
             )
+
+    # -- while it runs
+
+    def change(self, listenings: Sequence[Listening]) -> None:
+        """Have these listeners from now on, in one step.
+
+        A listener that stays keeps its socket, with the clients in its queue, whoever
+        serves them now; so do two that change places.  Sessions go on.  Those of a
+        relay that is not among these any more may finish within the drain timeout; of
+        one that is, by others or stopped, as long as they last.
+
+        :raises CannotStart: one can't be opened; nothing has changed.
+        """
+        before, self.listenings = self.listenings, listenings
+        if not self._listening:
+            # It is not started yet, or has stopped.
+            return
+        wanted = [each for each in listenings if each.enabled]
+        stays = set(wanted)
+        spare: dict[Hashable, list[Standing]] = {}
+        self._retired = [each for each in self._retired if each.is_open]
+        for one in (*self._open, *self._retired):
+            if one.listening not in stays:
+                spare.setdefault(one.listening.key, []).append(one)
+        handed, new = [], []
+        standing = self.standing
+        for each in wanted:
+            if each in standing:
+                continue
+            same = spare.get(each.key)
+            if same:
+                handed.append((same.pop(0), each))
+            else:
+                new.append(each)
+        try:
+            self._open_all(new)
+        except CannotStart:
+            self.listenings = before
+            raise
+        for one, each in handed:
+            one.hand_to(each)
+            if one in self._retired:
+                self._retired.remove(one)
+                self._open.append(one)
+        spared = [one for each in spare.values() for one in each]
+        self._leave([each for each in spared if each not in self._retired], before)
+
+    def _leave(self, closing: Sequence[Standing], before: Sequence[Listening]) -> None:
+        """Close listeners, and let go of those that serve no client any more."""
+        self._open = [each for each in self._open if each not in closing]
+        serving = {each.factory for each in self.listenings}
+        names = {each.name for each in serving}
+        gone = [each for each in self._all_of(before) if each not in serving]
+        self._former += gone
+        for each in gone:
+            if each.name not in names:
+                self.held.discard(each.name)
+                if each.sessions:
+                    log.info(
+                        "{relay} is no more: {count} sessions may finish within"
+                        " {timeout:g} s",
+                        relay=each.name,
+                        count=len(each.sessions),
+                        timeout=self.drain_timeout,
+                    )
+                # Before its listeners, as in a stop.
+                each.drain(self.drain_timeout)
+        for one in closing:
+            log.info(
+                "no longer listening on {address}, relay={relay}",
+                address=", ".join(map(address_name, one.addresses)),
+                relay=one.listening.factory.name,
+            )
+            one.retire()
+            if one.listening.flows and one.is_open:
+                self._retired.append(one)
+
+    def _all_of(self, listenings: Iterable[Listening]) -> list[Served]:
+        return list(dict.fromkeys(each.factory for each in listenings))
+
+    def hold(self, relay: str) -> None:
+        """Let a relay's new clients wait, unread, until :meth:`release`."""
+        self.held.add(relay)
+        for each in self._open:
+            if each.listening.factory.name == relay:
+                each.hold()
+
+    def release(self, relay: str) -> None:
+        """Serve the clients that wait, and those that come."""
+        self.held.discard(relay)
+        for each in self._open:
+            if each.listening.factory.name == relay:
+                each.release()
 
     @inlineCallbacks
     def stopService(self) -> Any:
@@ -235,8 +331,7 @@ class RelayService(Service):
                 return
         self.draining, self._listening = True, False
         timeout = 0.0 if self._in_haste else self.drain_timeout
-        ports, self.ports = self.ports, []
-        self.standing.clear()
+        ports, self._open = self.ports, []
         sessions = self.sessions
         # Before the ports: a UDP relay's stays open for replies while it drains.
         drained = [each.drain(timeout) for each in self.served]
@@ -296,16 +391,6 @@ class _Wait:
         """Wait for no more than so long from now."""
         if self._limit.active():
             self._limit.reset(seconds)
-
-
-def _close_now(port: IListeningPort) -> None:
-    """Close a listener at once: the reactor of this process may never run."""
-    if isinstance(port, tcp.Port):
-        # Twisted's ports close, and remove a socket file, in the next turn.
-        port.stopReading()
-        port.connectionLost(Failure(CONNECTION_DONE))
-    else:
-        port.stopListening()
 
 
 def _why(reason: Failure, listening: Listening, command: str) -> CannotStart:

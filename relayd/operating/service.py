@@ -35,8 +35,9 @@ from relayd.operating.relays import (
     socks4_listenings,
     udp_listenings,
 )
-from relayd.operating.running import Listening, RelayService
+from relayd.operating.running import RelayService
 from relayd.operating.signals import Signals
+from relayd.operating.standing import Listening
 from relayd.tcp import RelayFactory
 from relayd.udp_nat import UdpNat
 from relayd.upstreams.pool import Pool

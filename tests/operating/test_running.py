@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -28,7 +29,8 @@ from relayd.core.observers import Observer
 from relayd.core.session import Ending, Session
 from relayd.observing.line_log import EVENTS
 from relayd.operating.relays import relay_listenings
-from relayd.operating.running import LAST, Listening, RelayService
+from relayd.operating.running import LAST, RelayService
+from relayd.operating.standing import Listening
 from tests.conftest import LoggedFailures, descriptors
 from tests.support.contracts import turns, until
 from tests.support.process import Server, connect, reset
@@ -316,6 +318,12 @@ class Port:
         return succeed(None)
 
 
+def opens(port: Any, each: Listening) -> Listening:
+    """The same with an endpoint that opens this port."""
+    endpoint: Any = SimpleNamespace(listen=lambda factory: succeed(port))
+    return attrs.evolve(each, endpoint=endpoint)
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_listener_that_opens_too_late_is_closed() -> None:
     """The service was told to stop meanwhile."""
@@ -411,12 +419,12 @@ async def test_without_sessions_it_stops_at_once() -> None:
 @pytest_twisted.ensureDeferred
 async def test_it_is_stopped_when_its_listeners_are() -> None:
     """Twisted's own take a turn to close, and the reactor must not end before."""
-    service = RelayService([listening("127.0.0.1:0", "9")], 60, reactor)
-    service.startService()
     slow: Any = Port()
     closed: Deferred[None] = Deferred()
     slow.stopListening = lambda: closed
-    service.ports.append(slow)
+    each = listening("127.0.0.1:0", "9")
+    service = RelayService([each, opens(slow, each)], 60, reactor)
+    service.startService()
     stopping = service.stopService()
     await turns(3)
     assert not stopping.called
@@ -432,11 +440,10 @@ async def test_a_listener_that_fails_to_close_does_not_stop_the_drain(
     with Server() as server:
         each = listening("127.0.0.1:0", server.address)
         endings = Endings(each)
-        service = RelayService([each], 60, reactor)
-        service.startService()
         broken: Any = Port()
         broken.stopListening = lambda: 1 // 0
-        service.ports.append(broken)
+        service = RelayService([each, opens(broken, each)], 60, reactor)
+        service.startService()
         async with session(service, server) as (client, _):
             stopping = maybeDeferred(service.stopService)
             outcome: list[Any] = []
@@ -529,10 +536,9 @@ async def test_to_start_again_ends_the_delay() -> None:
 async def test_it_stops_whatever_does_not_close(hasty: bool) -> None:
     """A listener may never say that it has closed: the process ends all the same."""
     clock = Clock()
-    service = clocked(listening("127.0.0.1:0", "9"), clock)
     stuck: Any = Port()
     stuck.stopListening = Deferred
-    service.ports.append(stuck)
+    service = clocked(opens(stuck, listening("127.0.0.1:0", "9")), clock)
     stopping = service.stopService()
     if hasty:
         service.stop_now()

@@ -1,0 +1,186 @@
+"""Listeners: one that is to be opened, and one that stands.
+
+A listener that stands can be handed to another factory, from one client to the next: it
+keeps its socket, and so the clients in its queue.  How depends on whose it is: relayd's
+own take another factory; Twisted's ports, and what wraps their factories for TLS, have
+it as an attribute; a UDP relay gives a duplicate of its socket to another one, as its
+flows go on replying by their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence, Sized
+from typing import Any, Protocol
+
+import attrs
+from twisted.internet import tcp
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import (
+    IAddress,
+    IListeningPort,
+    IStreamServerEndpoint,
+)
+from twisted.internet.main import CONNECTION_DONE
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from relayd.core import process_settings, settings
+from relayd.datagrams.endpoint import AdoptedUdpListener, UdpPort
+from relayd.datagrams.relay import DatagramRelay
+from relayd.net.listener import Listener, sockets_of
+
+log = Logger(namespace="relayd.service")
+
+
+class Served(Protocol):
+    """Serves the clients of a listener: a factory, or a UDP relay."""
+
+    @property
+    def name(self) -> str:
+        """The name of the relay in the log."""
+
+    @property
+    def registry(self) -> Sized:
+        """What lives in it."""
+
+    @property
+    def sessions(self) -> Mapping[Any, Any]:
+        """The sessions, or flows, that have not ended."""
+
+    def drain(
+        self, timeout: float = process_settings.DRAIN_TIMEOUT.default
+    ) -> Deferred[None]:
+        """Serve no new client, and wait for the sessions to end."""
+
+    def abort_all(self) -> None:
+        """Abort the sessions now."""
+
+
+def has_flows(served: Served) -> bool:
+    """Whether its sessions are flows of datagrams."""
+    return isinstance(served, DatagramRelay)
+
+
+@attrs.frozen(eq=False)
+class Listening:
+    """A listener to be opened.
+
+    :ivar endpoint: opens it.
+    :ivar factory: serves its clients.
+    :ivar name: its address, as it was given.
+    :ivar purpose: what it does, for the log.
+    :ivar flows: its sessions are flows of datagrams.
+    :ivar enabled: it is to be opened; if not, its relay is stopped.
+    :ivar backlog: how many clients may wait in its queue; None: its endpoint says it.
+    """
+
+    endpoint: IStreamServerEndpoint
+    factory: Served
+    name: str
+    purpose: str
+    flows: bool = False
+    enabled: bool = settings.ENABLED.default
+    backlog: int | None = None
+
+    @property
+    def key(self) -> Hashable:
+        """What two listeners have in common that could be one socket."""
+        # Free ports are not the same, unless they are one relay's.
+        is_any = self.name.endswith(":0") or self.name == "0"
+        return self.name, self.flows, self.factory.name if is_any else ""
+
+
+@attrs.define(eq=False)
+class Standing:
+    """A listener that is open."""
+
+    listening: Listening
+    port: IListeningPort
+
+    @property
+    def sockets(self) -> Sequence[Any]:
+        """Its ports, one for each address."""
+        return sockets_of(self.port)
+
+    @property
+    def addresses(self) -> list[IAddress]:
+        """Where it listens."""
+        return [each.getHost() for each in self.sockets]
+
+    def hand_to(self, listening: Listening) -> None:
+        """Serve its clients as another one does, from now on."""
+        before, self.listening = self.listening, listening
+        served: Any = listening.factory
+        if served is before.factory:
+            for each in self.sockets:
+                if isinstance(each, UdpPort):
+                    each.return_to_service()
+            return
+        if before.flows:
+            given = [each.give_away() for each in self.sockets]
+            retired = self.port
+            opening = AdoptedUdpListener(given, listening.name).listen(served)
+            opening.addCallback(self._use)
+            opening.addErrback(
+                lambda reason: log.failure("a socket could not be handed over", reason)
+            )
+            _retire(retired)
+            return
+        for each in self.sockets:
+            if isinstance(each, Listener):
+                each.serve(served, listening.backlog)
+            else:
+                _exchange(each, before.factory, served)
+
+    def _use(self, port: IListeningPort) -> None:
+        self.port = port
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its socket can be handed to another."""
+        return all(getattr(each, "is_open", True) for each in self.sockets)
+
+    def hold(self) -> None:
+        """Accept nobody: clients wait in the kernel's queue."""
+        for each in self.sockets:
+            hold = getattr(each, "hold", None) or each.stopReading
+            hold()
+
+    def release(self) -> None:
+        """Accept clients again."""
+        for each in self.sockets:
+            release = getattr(each, "release", None) or each.startReading
+            release()
+
+    def retire(self) -> None:
+        """Close it.  What it has brought goes on."""
+        _retire(self.port)
+
+    def close_now(self) -> None:
+        """Close it at once: the reactor of this process may never run."""
+        if isinstance(self.port, tcp.Port):
+            # Twisted's ports close, and remove a socket file, in the next turn.
+            self.port.stopReading()
+            self.port.connectionLost(Failure(CONNECTION_DONE))
+        else:
+            self.port.stopListening()
+
+
+def _retire(port: IListeningPort) -> None:
+    for each in sockets_of(port):
+        if isinstance(each, UdpPort):
+            each.retire()
+        else:
+            maybeDeferred(each.stopListening).addErrback(
+                lambda reason: log.failure("a listener could not be closed", reason)
+            )
+
+
+def _exchange(port: Any, before: Any, now: Any) -> None:
+    """Have one of Twisted's ports serve another factory, which may be wrapped."""
+    now.doStart()
+    holder, name = port, "factory"
+    while (held := getattr(holder, name)) is not before:
+        holder, name = held, "wrappedFactory"
+    setattr(holder, name, now)
+    before.doStop()
