@@ -1,15 +1,23 @@
-"""Tells the service manager how the relay is: sd_notify(3), `Type=notify` of systemd.
+"""Tells the service manager how the relay is: sd_notify(3), `Type=notify-reload`.
 
 A manager that wants to hear names a socket in NOTIFY_SOCKET; without it nothing is
 sent.  What is sent:
 
 ========================= ============================================================
 READY=1                   all listeners stand, and the reactor runs
-STATUS=                   how many sessions and flows there are, when that changes
+STATUS=                   how many sessions and flows there are, when that changes; and
+                          what came of the last reload, if it was refused
+RELOADING=1               it reads its settings again; with MONOTONIC_USEC=, the time on
+                          CLOCK_MONOTONIC, by which systemd knows that this is the
+                          reload that it has asked for, and no earlier one
+READY=1                   that is over, also if the new settings were refused: it goes
+                          on with those that it had
 WATCHDOG=1                at half of WATCHDOG_USEC, by the reactor: if it hangs, no more
 STOPPING=1                the first signal to stop has come
 EXTEND_TIMEOUT_USEC=      while it stops, and not beyond the time that a stop may take
 ========================= ============================================================
+
+systemd before 253 has `Type=notify`, and no use for the time.
 
 The protocol is a datagram of lines to a UNIX socket, so no library is needed.  A
 datagram that can't be sent is dropped: the manager must not be able to stop the relay.
@@ -40,6 +48,9 @@ SOON = 0.05
 #: Seconds that an extension is for: several intervals, so that one may be late.
 EXTENSION = 20.0
 
+#: Characters of what is said of a reload: some managers show a line.
+LONGEST = 200
+
 
 class Notifier(Service):
     """Sends what there is to tell.
@@ -61,7 +72,7 @@ class Notifier(Service):
         if watchdog:
             self._interval = max(SOON, min(INTERVAL, watchdog / 2))
         self._watched = watchdog > 0
-        self._status = ""
+        self._status = self._reload_status = ""
         self._stopping_until: float | None = None
         self._next: IDelayedCall | None = None
         self._failed = False
@@ -94,6 +105,27 @@ class Notifier(Service):
         self._stopping_until = self._clock.seconds() + longest
         self._send("STOPPING=1", *self._news())
 
+    def reloading(self) -> None:
+        """The settings are about to be read again."""
+        if self._tells_reloads:
+            now = int(self._clock.seconds() * 1e6)
+            self._send("RELOADING=1", f"MONOTONIC_USEC={now}")
+
+    def reloaded(self, status: str = "") -> None:
+        """That is over, whatever came of it.
+
+        :param status: what the status is to say of it, until the next one; nothing, if
+            all went well.
+        """
+        self._reload_status = " ".join(status.split())[:LONGEST]
+        if self._tells_reloads:
+            self._send("READY=1", *self._news())
+
+    @property
+    def _tells_reloads(self) -> bool:
+        """Not while it starts: to be ready means more then; nor as it stops."""
+        return self._ready and self._stopping_until is None
+
     def _tell(self) -> None:
         self._next = None
         news = self._news()
@@ -121,6 +153,8 @@ class Notifier(Service):
             status += ", draining" if self._relays.draining else ", stopping"
             if self._clock.seconds() <= self._stopping_until:
                 news.append(f"EXTEND_TIMEOUT_USEC={int(EXTENSION * 1e6)}")
+        elif self._reload_status:
+            status += f"; {self._reload_status}"
         if status != self._status:
             self._status = status
             news.append(status)

@@ -6,12 +6,14 @@ import os
 import re
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet import reactor
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import capturedLogs
 
@@ -101,6 +103,76 @@ def test_what_is_told_from_start_to_end(address: str, tmp_path: Path) -> None:
         bench.reactor.pump([INTERVAL] * 6)
         assert told(sock) == [extend, f"{status}, draining", extend]
         bench.end()
+
+
+def test_a_reload(tmp_path: Path) -> None:
+    """Begun and over, each in one datagram; what came of it stays in the status."""
+    name = str(tmp_path / "n")
+    with manager(name) as sock:
+        bench = Bench(name)
+        bench.run()
+        told(sock)
+        bench.reactor.advance(2.5)
+        bench.notifier.reloading()
+        assert sock.recv(4096) == b"RELOADING=1\nMONOTONIC_USEC=2500000"
+        bench.notifier.reloaded()
+        assert sock.recv(4096) == b"READY=1"
+        bench.notifier.reloading()
+        bench.notifier.reloaded("the last reload was refused:\nREADY=0")
+        why = "the last reload was refused: READY=0"
+        assert told(sock) == [
+            "RELOADING=1",
+            "MONOTONIC_USEC=2500000",
+            "READY=1",
+            f"STATUS=0 sessions, 0 flows; {why}",
+        ]
+        bench.relays.counts = (1, 0)
+        bench.reactor.advance(INTERVAL)
+        assert told(sock) == [f"STATUS=1 sessions, 0 flows; {why}"]
+        bench.notifier.reloaded("x" * 10_000)
+        [_, status] = told(sock)
+        assert len(status) < 300
+        bench.notifier.reloaded()
+        assert told(sock) == ["READY=1", "STATUS=1 sessions, 0 flows"]
+        bench.notifier.stopService()
+        bench.end()
+
+
+def test_a_reload_while_it_starts_or_stops(tmp_path: Path) -> None:
+    """It is not said: the manager waits for another READY=1, or for the end."""
+    name = str(tmp_path / "n")
+    with manager(name) as sock:
+        bench = Bench(name)
+        bench.relays.all_listening = False
+        bench.run()
+        assert told(sock) == ["STATUS=0 sessions, 0 flows"]
+        bench.notifier.reloading()
+        bench.notifier.reloaded("refused")
+        assert told(sock) == []
+        bench.relays.all_listening = True
+        bench.reactor.advance(SOON)
+        assert told(sock) == ["READY=1", "STATUS=0 sessions, 0 flows; refused"]
+        bench.notifier.stopService()
+        assert told(sock)[0] == "STOPPING=1"
+        bench.notifier.reloading()
+        bench.notifier.reloaded()
+        assert told(sock) == []
+        bench.end()
+
+
+def test_the_time_of_a_reload_is_the_managers(tmp_path: Path) -> None:
+    """CLOCK_MONOTONIC: systemd compares it with when it has sent the signal."""
+    name = str(tmp_path / "n")
+    relays: Any = Relays()
+    with manager(name) as sock:
+        notifier = Notifier(reactor, name, relays)
+        # As it is once it runs and has told that it is ready.
+        notifier._ready = True
+        before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        notifier.reloading()
+        after = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        [_, line] = told(sock)
+        assert before <= int(line.removeprefix("MONOTONIC_USEC=")) <= after
 
 
 def test_the_watchdog_hears_of_it(tmp_path: Path) -> None:

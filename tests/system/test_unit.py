@@ -32,6 +32,10 @@ UNIT = Path(__file__).parent.parent.parent / "contrib" / "relayd.service"
 #: this has 96.
 EXPOSURE = 20
 
+#: The first systemd with `Type=notify-reload`, and what the others say of it.
+RELOADS_SINCE = 253
+TOO_OLD = "Failed to parse service type, ignoring: notify-reload\n"
+
 
 def analyze(*args: str) -> subprocess.CompletedProcess[str]:
     """Run `systemd-analyze`."""
@@ -42,6 +46,15 @@ def analyze(*args: str) -> subprocess.CompletedProcess[str]:
         timeout=LIMIT,
         check=False,
     )
+
+
+def unknown(output: str) -> str:
+    """What is said of the unit, but for what this systemd may be too old to know."""
+    version = analyze("--version").stdout.split()[1]
+    if int(version.partition(".")[0]) >= RELOADS_SINCE:
+        return output
+    lines = output.splitlines(keepends=True)
+    return "".join(each for each in lines if not each.endswith(TOO_OLD))
 
 
 @pytest.fixture
@@ -55,7 +68,7 @@ def unit(tmp_path: Path) -> Path:
 def test_the_unit_is_valid(unit: Path) -> None:
     """No word in it is unknown to systemd."""
     found = analyze("verify", str(unit))
-    assert (found.returncode, found.stdout + found.stderr) == (0, "")
+    assert (found.returncode, unknown(found.stdout + found.stderr)) == (0, "")
 
 
 def test_the_unit_is_strict(unit: Path) -> None:
