@@ -32,12 +32,14 @@ class Upstream:
         :class:`~relayd.core.interfaces.IDialer`.
     :cvar counted: its sessions are: it is a :class:`relayd.core.interfaces.ICounted`.
     :cvar tier: whether it is a server of the first choice, 0, or a backup.
-    :cvar usable: it may be chosen for a new session.
+    :cvar usable: it may be chosen for a new session, unless it is full.
+    :cvar is_full: it has as many sessions as it may have.
     """
 
     counted: ClassVar[bool] = False
     tier: ClassVar[int] = 0
     usable: ClassVar[bool] = True
+    is_full: ClassVar[bool] = False
 
     endpoint: IStreamClientEndpoint
     name: str

@@ -5,7 +5,8 @@ here, :class:`~relayd.upstreams.client_hash.ClientHash` in a module of its own. 
 them follow weights, and take O(log n) steps for a choice of n servers at most: what
 they know of the candidates is found once, and anew when they are given others.  Their
 sequence is the same object while nothing but loads has changed
-(:class:`relayd.core.interfaces.ISelector`).
+(:class:`relayd.core.interfaces.ISelector`).  Servers that are full are among them, are
+not chosen, and `room_changed` tells which these are.
 
 A load is the number of sessions divided by the weight, as in nginx (`least_conn`) and
 LVS (`wlc`); equal ones have turns.
@@ -14,16 +15,15 @@ LVS (`wlc`); equal ones have turns.
 from __future__ import annotations
 
 import random
-from bisect import bisect
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush, heapreplace
-from itertools import accumulate
 from typing import Any, TypeVar
 
 from zope.interface import implementer
 
 from relayd.core.interfaces import ISelector
 from relayd.upstreams.turns import Turns, weight_of
+from relayd.upstreams.vacancies import Sums, Vacancies, is_full
 
 Candidate = TypeVar("Candidate")
 
@@ -39,6 +39,10 @@ def _lasting(candidates: Sequence[Any]) -> Sequence[Any] | None:
     return candidates if isinstance(candidates, tuple) else None
 
 
+def _places(candidates: Sequence[Any]) -> dict[Any, int]:
+    return {server: place for place, server in enumerate(candidates)}
+
+
 @implementer(ISelector)
 class RoundRobin:
     """One server after the other, each as often as its weight says.
@@ -51,10 +55,16 @@ class RoundRobin:
     _known: Sequence[Any] | None = None
     #: All have the same weight.
     _even = True
+    #: The places of the candidates among them; found when it is asked for.
+    _index: Any = None
+    #: Of equal weights, those that are not full.
+    _vacancies: Any = None
     #: Of different weights; made when there are such.
     _turns: Any = None
-    #: When the next turn of each server is due, and its index.
+    #: When the next turn of each server is due, and its place, but of full ones.
     _heap: Any = ()
+    #: The places of those that were found full, and are not in the heap.
+    _out: Any = ()
 
     def choose(self, candidates: Sequence[Candidate], session: Any) -> Candidate | None:
         """See :meth:`ISelector.choose`."""
@@ -64,23 +74,45 @@ class RoundRobin:
             self._learn(candidates)
         if self._even:
             ordinal: int = session.ordinal
-            return candidates[ordinal % len(candidates)]
+            free: list[int] = self._vacancies.free
+            return candidates[free[ordinal % len(free)]] if free else None
         heap, turns = self._heap, self._turns
-        index: int = heap[0][1]
-        heapreplace(heap, (turns.take(index), index))
-        return candidates[index]
+        while heap:
+            index: int = heap[0][1]
+            if not is_full(candidates[index]):
+                heapreplace(heap, (turns.take(index), index))
+                return candidates[index]
+            heappop(heap)
+            self._out.add(index)
+        return None
+
+    def room_changed(self, server: Any) -> None:
+        """See :class:`ISelector`."""
+        if self._known is None:
+            return
+        if self._index is None:
+            self._index = _places(self._known)
+        place = self._index.get(server)
+        if place is None:
+            return
+        if self._even:
+            self._vacancies.change(place, is_full(server))
+        elif place in self._out and not is_full(server):
+            self._out.remove(place)
+            heappush(self._heap, (self._turns.dues[place], place))
 
     def _learn(self, candidates: Sequence[Any]) -> None:
-        self._known = _lasting(candidates)
+        self._known, self._index = _lasting(candidates), None
         self._even = len({weight_of(each) for each in candidates}) == 1
         if self._even:
+            self._vacancies = Vacancies(candidates)
             return
         if self._turns is None:
             self._turns = Turns()
         self._turns.change(candidates)
         heap = [(due, index) for index, due in enumerate(self._turns.dues)]
         heapify(heap)
-        self._heap = heap
+        self._heap, self._out = heap, set()
 
 
 @implementer(ISelector)
@@ -90,8 +122,8 @@ class LeastSessions:
     Those of equal loads have turns, as often as their weights say: where each session
     is over before the next begins, this is :class:`RoundRobin`.
 
-    Loads are in a heap.  That one has grown is found when its server comes first; that
-    it has become less, :meth:`touched` tells.
+    Loads are in a heap.  That one has grown is found when its server comes first, and
+    so is that it is full; that it has become less, :meth:`session_over` tells.
     """
 
     def __init__(self) -> None:
@@ -100,8 +132,8 @@ class LeastSessions:
         self._index: dict[Any, int] = {}
         #: A load, when the next turn is due, and the index of a server.
         self._heap: list[tuple[float, float, int]] = []
-        #: The one entry of the heap that counts, of each server.
-        self._entries: list[tuple[float, float, int]] = []
+        #: The one entry of the heap that counts, of each server; None: it is full.
+        self._entries: list[tuple[float, float, int] | None] = []
 
     def choose(self, candidates: Sequence[Candidate], session: Any) -> Candidate | None:
         """See :meth:`ISelector.choose`."""
@@ -110,41 +142,52 @@ class LeastSessions:
         if candidates is not self._known:
             self._learn(candidates)
         heap, entries, weights = self._heap, self._entries, self._turns.weights
-        while True:
+        while heap:
             entry = heap[0]
             load, due, index = entry
             if entry is not entries[index]:
                 heappop(heap)
                 continue
             chosen: Any = candidates[index]
+            if chosen.is_full:
+                heappop(heap)
+                entries[index] = None
+                continue
             real = chosen.sessions / weights[index]
             if real == load:
-                break
+                entries[index] = entry = (load, self._turns.take(index), index)
+                heapreplace(heap, entry)
+                found: Candidate = chosen
+                return found
             entries[index] = entry = (real, due, index)
             heapreplace(heap, entry)
-        entries[index] = entry = (load, self._turns.take(index), index)
-        heapreplace(heap, entry)
-        found: Candidate = chosen
-        return found
+        return None
 
-    def touched(self, server: Any) -> None:
-        """The number of its sessions has changed."""
+    def session_over(self, server: Any) -> None:
+        """See :class:`ISelector`."""
         index = self._index.get(server)
-        if index is None:
+        if index is None or server.is_full:
             return
-        load = server.sessions / self._turns.weights[index]
-        if load < self._entries[index][0]:
+        load, before = (
+            server.sessions / self._turns.weights[index],
+            self._entries[index],
+        )
+        if before is None or load < before[0]:
             entry = (load, self._turns.dues[index], index)
             self._entries[index] = entry
             heappush(self._heap, entry)
             if len(self._heap) > 2 * len(self._entries) + UNSWEPT:
                 self._fill()
 
+    def room_changed(self, server: Any) -> None:
+        """See :class:`ISelector`: that it is full, is found when it comes first."""
+        self.session_over(server)
+
     def _learn(self, candidates: Sequence[Any]) -> None:
         self._known = _lasting(candidates)
         turns = self._turns
         turns.change(candidates)
-        self._index = {server: index for index, server in enumerate(candidates)}
+        self._index = _places(candidates)
         self._entries = [
             (server.sessions / weight, due, index)
             for index, (server, weight, due) in enumerate(
@@ -154,7 +197,7 @@ class LeastSessions:
         self._fill()
 
     def _fill(self) -> None:
-        self._heap = list(self._entries)
+        self._heap = [each for each in self._entries if each is not None]
         heapify(self._heap)
 
 
@@ -174,29 +217,39 @@ class RandomOfTwo:
         self._known: Sequence[Any] | None = None
         #: Balancing is no secret.
         self._random = (source or random.Random()).random  # noqa: S311
+        self._index: dict[Any, int] = {}
         self._weights: list[float] = []
-        #: Sums of the weights so far; None: all are the same.
-        self._sums: list[float] | None = None
+        #: Of equal weights, those that are not full.
+        self._vacancies: Any = None
+        #: Of different ones; those of full servers are 0.
+        self._sums: Any = None
 
     def choose(self, candidates: Sequence[Candidate], session: Any) -> Candidate | None:
         """See :meth:`ISelector.choose`."""
-        count = len(candidates)
-        if count < 2:
-            return candidates[0] if count else None
+        if not candidates:
+            return None
         if candidates is not self._known:
             self._learn(candidates)
-        number, sums, weights = self._random, self._sums, self._weights
-        if sums is None:
+        number, weights = self._random, self._weights
+        if self._sums is None:
+            free = self._vacancies.free
+            count = len(free)
+            if count < 2:
+                return candidates[free[0]] if count else None
             first = int(number() * count)
             second = int(number() * (count - 1))
             second += second >= first
+            first, second = free[first], free[second]
         else:
-            total, last = sums[-1], count - 1
-            first = min(bisect(sums, number() * total), last)
-            below, own = sums[first] - weights[first], weights[first]
+            find, total = self._sums.find, self._sums.total
+            if not total:
+                return None
+            drawn = number() * total
+            first, within = find(drawn)
             # The others in a row, without the first.
+            own = weights[first]
             place = number() * (total - own)
-            second = min(bisect(sums, place if place < below else place + own), last)
+            second, _ = find(place if place < drawn - within else place + own)
         one: Any = candidates[first]
         two: Any = candidates[second]
         if two.sessions * weights[first] < one.sessions * weights[second]:
@@ -204,21 +257,54 @@ class RandomOfTwo:
         found: Candidate = one
         return found
 
+    def room_changed(self, server: Any) -> None:
+        """See :class:`ISelector`."""
+        place = self._index.get(server)
+        if place is None:
+            return
+        full = is_full(server)
+        if self._sums is None:
+            self._vacancies.change(place, full)
+        else:
+            self._sums.change(place, 0.0 if full else self._weights[place])
+
     def _learn(self, candidates: Sequence[Any]) -> None:
         self._known = _lasting(candidates)
+        self._index = _places(candidates)
         self._weights = [weight_of(each) for each in candidates]
-        even = len(set(self._weights)) == 1
-        self._sums = None if even else list(accumulate(self._weights))
+        if len(set(self._weights)) == 1:
+            self._sums, self._vacancies = None, Vacancies(candidates)
+        else:
+            rooms = zip(candidates, self._weights, strict=True)
+            self._sums = Sums([0.0 if is_full(each) else w for each, w in rooms])
 
 
 @implementer(ISelector)
 class First:
-    """The first server in the operator's order, up to its limit, then the next.
+    """The first server in the operator's order, up to its limit, then the next."""
 
-    A server that has as many sessions as it may have is no candidate
-    (:attr:`relayd.upstreams.server.Server.usable`).
-    """
+    def __init__(self) -> None:
+        self._known: Sequence[Any] | None = None
+        self._index: dict[Any, int] = {}
+        #: The places of those that are not full, as a heap; and of those that are out.
+        self._heap: list[int] = []
+        self._out: set[int] = set()
 
     def choose(self, candidates: Sequence[Candidate], session: Any) -> Candidate | None:
         """See :meth:`ISelector.choose`."""
-        return candidates[0] if candidates else None
+        if candidates is not self._known:
+            self._known, self._index = _lasting(candidates), _places(candidates)
+            self._heap, self._out = list(range(len(candidates))), set()
+        heap = self._heap
+        while heap:
+            if not is_full(candidates[heap[0]]):
+                return candidates[heap[0]]
+            self._out.add(heappop(heap))
+        return None
+
+    def room_changed(self, server: Any) -> None:
+        """See :class:`ISelector`."""
+        place = self._index.get(server)
+        if place in self._out and not is_full(server):
+            self._out.remove(place)
+            heappush(self._heap, place)

@@ -2,52 +2,40 @@
 
 A client's address gives one of 65,536 slots, and each slot has a server: the one with
 the least score there, which depends on the slot, on the server's name and on its
-weight, and on nothing else.  So a server that goes moves its own clients only, one that
-comes takes its share of each other's and moves nobody else, and all relays and all
-starts agree, on every machine.
-
-**Scores.**  Each server has an order of its own of all slots, made from its name: a
-slot's rank in it, r, gives the score -ln(1 - (r + 1/2) / 65536) / weight.  If ranks are
-random that is an exponential distribution with the weight as its rate, and the least
-of several belongs to each in proportion to its weight.  (Thaler and Ravishankar, Using
-Name-Based Mappings to Increase Hit Rates, 1998; Schindelhauer and Schomaker, Weighted
-Distributed Hash Tables, 2005.)
-
-The order is slot = mix[factor * rank + offset] ^ mask, modulo 65,536: a table that is
-the same for all, between two steps that depend on the name.  It can be asked both ways
-at little cost.
+weight, and on nothing else (:mod:`relayd.upstreams.rendezvous`).  So a server that goes
+moves its own clients only, one that comes takes its share of each other's and moves
+nobody else, and all relays and all starts agree, on every machine.
 
 **Many servers.**  Asking a thousand for their scores takes 0.1 ms.  So of each server
 those slots are entered in a table where its score is below a limit, which is such that
 a slot has :data:`NEAR` of them on average; they are the first ranks of its order.  If
 a slot has any, the least of all scores is among them; of the others (0.7 %) all servers
 are asked.  The table is filled little by little, with each slot that is asked for.
+
+**Full servers.**  While the server of a slot is full its clients have the one with the
+least score of those that are not: the best of the table, or if all there are full, of
+all others.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-import struct
 from array import array
 from bisect import bisect_left
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
-from hashlib import blake2b, shake_128
+from hashlib import blake2b
 from socket import AF_INET, AF_INET6, inet_pton
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from zope.interface import implementer
 
 from relayd.core.addresses import host_of
 from relayd.core.interfaces import ISelector
-from relayd.upstreams.turns import weight_of
+from relayd.upstreams.rendezvous import MASK, SLOTS, Members, Order, tables
+from relayd.upstreams.vacancies import Vacancies, is_full
 
 Candidate = TypeVar("Candidate")
-
-#: How many slots there are.
-SLOTS = 65536
-_MASK = SLOTS - 1
 
 #: Servers up to which all are asked for each slot.
 FEW = 48
@@ -65,55 +53,6 @@ SEEN = 8
 
 #: IPv4 addresses within IPv6: ::ffff:192.0.2.1.
 _MAPPED = bytes(10) + b"\xff\xff"
-
-
-class Tables(NamedTuple):
-    """What all servers share.
-
-    Arrays: numbers of Python's own are all over the memory, and take five times as long
-    to look up.
-
-    :ivar mix: all slots in an order that is random, and always the same.
-    :ivar unmix: the place of a slot in it.
-    :ivar scores: of each rank, for the weight 1; ascending.
-    """
-
-    mix: array[int]
-    unmix: array[int]
-    scores: array[float]
-
-
-@functools.cache
-def tables() -> Tables:
-    """Made once in a process: 40 ms, 0.8 MB."""
-    drawn = shake_128(b"relayd client-hash").digest(8 * SLOTS)
-    keys = struct.unpack(f"<{SLOTS}Q", drawn)
-    mix = sorted(range(SLOTS), key=keys.__getitem__)
-    unmix = sorted(range(SLOTS), key=mix.__getitem__)
-    scores = [-math.log1p(-(rank + 0.5) / SLOTS) for rank in range(SLOTS)]
-    return Tables(array("H", mix), array("H", unmix), array("d", scores))
-
-
-class Order(NamedTuple):
-    """A server's own order of all slots.
-
-    :ivar key: its name, and which of those of one name it is.
-    :ivar inverse: of the factor, modulo SLOTS.
-    """
-
-    key: str
-    mask: int
-    offset: int
-    inverse: int
-    factor: int
-
-    @classmethod
-    def of(cls, key: str) -> Order:
-        """The order that belongs to a name."""
-        digest = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=6).digest()
-        mask, offset, factor = struct.unpack("<3H", digest)
-        factor |= 1
-        return cls(key, mask, offset, pow(factor, -1, SLOTS), factor)
 
 
 class Near:
@@ -178,66 +117,13 @@ class Near:
         mix, heads, follow = tables().mix, self.heads, self.nexts.append
         entry = len(self.nexts)
         for place in range(offset + factor * begin, offset + factor * end, factor):
-            slot = mix[place & _MASK] ^ mask
+            slot = mix[place & MASK] ^ mask
             follow(heads[slot])
             heads[slot] = entry
             entry += 1
         self.entries.extend(array("i", [number]) * (end - begin))
         self._reached[number] = end
         return end - begin
-
-
-class Members:
-    """Servers with their orders and weights: one set of candidates.
-
-    :param known: the orders of some of them.
-    """
-
-    def __init__(self, servers: Sequence[Any], known: dict[Any, Order]) -> None:
-        self.servers = servers
-        self.weights = [weight_of(each) for each in servers]
-        found = [known.get(each) for each in servers]
-        self.orders = self._complete(found)
-        self._constants = [
-            (order.mask, order.offset, order.inverse, 1 / weight)
-            for order, weight in zip(self.orders, self.weights, strict=True)
-        ]
-
-    def _complete(self, found: list[Order | None]) -> list[Order]:
-        """With the orders that are not known."""
-        used = {order.key for order in found if order is not None}
-        counts = Counter[str]()
-        orders = []
-        for server, order in zip(self.servers, found, strict=True):
-            if order is None:
-                name = key = server.name
-                while key in used:
-                    # Another one of that name.
-                    counts[name] += 1
-                    key = f"{name}\0{counts[name]}"
-                used.add(key)
-                order = Order.of(key)
-            orders.append(order)
-        return orders
-
-    def owner(self, slot: int) -> Any:
-        """The server of a slot, by the scores of all."""
-        _, unmix, ranked = tables()
-        scores = [
-            ranked[(unmix[slot ^ mask] - offset) * inverse & _MASK] * each
-            for mask, offset, inverse, each in self._constants
-        ]
-        least = min(scores)
-        index = scores.index(least)
-        if least in scores[index + 1 :]:
-            # Of equal ones, another one for each slot.
-            orders = self.orders
-            _, _, index = min(
-                (slot ^ orders[i].mask, orders[i].key, i)
-                for i, score in enumerate(scores)
-                if score == least
-            )
-        return self.servers[index]
 
 
 @implementer(ISelector)
@@ -264,6 +150,9 @@ class ClientHash:
         self._orders: dict[Any, Order] = {}
         #: The servers of slots that were asked for.
         self._owners: dict[int, Any] = {}
+        #: Who is not full, and the places of all; once somebody is.
+        self._vacancies: Vacancies | None = None
+        self._index: dict[Any, int] = {}
         self._near: Near | None = None
         #: Of each number in it, constants of the score, the key and the server; None
         #: if that has left.
@@ -276,7 +165,7 @@ class ClientHash:
         host = host_of(session.client)
         if not host:
             # Prime to the number of slots: all of them have turns.
-            return int(session.ordinal) * 40503 & _MASK
+            return int(session.ordinal) * 40503 & MASK
         try:
             packed = inet_pton(AF_INET6 if ":" in host else AF_INET, host)
         except (OSError, ValueError):
@@ -300,14 +189,34 @@ class ClientHash:
         found: Candidate
         if candidates is not self._known:
             if self._is_for_once(candidates):
-                found = Members(candidates, self._orders).owner(slot)
-                return found
+                free: Sequence[Any] = [c for c in candidates if not is_full(c)]
+                return Members(free, self._orders).owner(slot) if free else None
             self._learn(candidates)
         there = self._owners.get(slot)
         if there is None:
             there = self._owners[slot] = self._find(slot)
-        found = there
+        found = self._elsewhere(slot) if is_full(there) else there
         return found
+
+    def _elsewhere(self, slot: int) -> Any:
+        """The server of a slot among those that are not full, or None."""
+        vacancies = self._vacancies
+        if vacancies is None:
+            vacancies = self._vacancies = Vacancies(self._members.servers)
+            self._index = {each: n for n, each in enumerate(self._members.servers)}
+        free = vacancies.free
+        if not free:
+            return None
+        found = None
+        if self._near is not None and not self._lacking and len(free) > FEW:
+            found = self._nearest(self._near, slot, full=False)
+        return self._members.owner(slot, free) if found is None else found
+
+    def room_changed(self, server: Any) -> None:
+        """See :class:`ISelector`."""
+        place = self._index.get(server)
+        if self._vacancies is not None and place is not None:
+            self._vacancies.change(place, is_full(server))
 
     def _is_for_once(self, candidates: Sequence[Any]) -> bool:
         """Whether they are most likely what a retry has left, and the others return."""
@@ -322,6 +231,7 @@ class ClientHash:
         self._known = candidates
         self._seen.clear()
         self._owners = {}
+        self._vacancies, self._index = None, {}
         members = self._members = Members(candidates, self._orders)
         self._orders = dict(zip(candidates, members.orders, strict=True))
         self._present, self._lacking = [], []
@@ -360,6 +270,14 @@ class ClientHash:
                 made += near.enter(order, weight)
                 self._place(near, server, order, weight)
             return self._members.owner(slot)
+        found = self._nearest(near, slot, full=True)
+        return self._members.owner(slot) if found is None else found
+
+    def _nearest(self, near: Near, slot: int, *, full: bool) -> Any:
+        """The server of a slot, if it is in the table there.
+
+        :param full: those that are full count.
+        """
         _, unmix, ranked = tables()
         present, entries, nexts = self._present, near.entries, near.nexts
         least, found = near.limit, None
@@ -371,9 +289,11 @@ class ClientHash:
             if constants is None:
                 continue
             mask, offset, inverse, each, key, server = constants
-            score = ranked[(unmix[slot ^ mask] - offset) * inverse & _MASK] * each
+            score = ranked[(unmix[slot ^ mask] - offset) * inverse & MASK] * each
+            if not full and is_full(server):
+                continue
             if score < least:
                 least, found, first = score, server, (slot ^ mask, key)
             elif score == least and first is not None and (slot ^ mask, key) < first:
                 found, first = server, (slot ^ mask, key)
-        return self._members.owner(slot) if found is None else found
+        return found

@@ -49,7 +49,7 @@ class Passive(Protocol):
     """What judges a server by its dials (:mod:`relayd.upstreams.passive`)."""
 
     def connected(self, server: Server) -> None:
-        """One has succeeded."""
+        """One has succeeded, of a server that is ejected."""
 
     def failed(self, server: Server, why: str) -> None:
         """One has failed."""
@@ -121,7 +121,8 @@ class Server(Upstream):
     :ivar relay: the name of the relay that it belongs to.
     :ivar passive: judges it by its dials, if anything does.
     :ivar on_change: called when it is another whether it may be chosen, or its weight.
-    :ivar on_load: called when `sessions` has changed, if a selector wants to know.
+    :ivar on_room: called when it has become full, or is so no longer.
+    :ivar on_over: called when a session is over, if a selector wants to know.
     """
 
     counted: ClassVar[bool] = True
@@ -148,7 +149,8 @@ class Server(Upstream):
     relay: str = attrs.field(default="", init=False)
     passive: Passive | None = attrs.field(default=None, init=False)
     on_change: Callable[[Any], object] = attrs.field(default=_nothing, init=False)
-    on_load: Callable[[Any], object] | None = attrs.field(default=None, init=False)
+    on_room: Callable[[Any], object] = attrs.field(default=_nothing, init=False)
+    on_over: Callable[[Any], object] | None = attrs.field(default=None, init=False)
 
     @own_weight.default
     def _find_own_weight(self) -> int:
@@ -174,7 +176,7 @@ class Server(Upstream):
 
     @property
     def usable(self) -> bool:  # type: ignore[override]
-        """Whether it may be chosen for a new session."""
+        """Whether it may be chosen for a new session, unless it is full."""
         return self.takes_sessions and (
             self.operator == "up"
             or (self.checked_up and (not self.ejected or self.on_trial))
@@ -183,11 +185,13 @@ class Server(Upstream):
     @property
     def takes_sessions(self) -> bool:
         """The same, whether it is up or down."""
-        return (
-            self.weight > 0
-            and not self.withdrawn
-            and (self.max_sessions is None or self.sessions < self.max_sessions)
-        )
+        return self.weight > 0 and not self.withdrawn
+
+    @property
+    def is_full(self) -> bool:  # type: ignore[override]
+        """Whether it has as many sessions as it may have."""
+        most = self.max_sessions
+        return most is not None and self.sessions >= most
 
     @property
     def offered_weight(self) -> float:
@@ -224,18 +228,14 @@ class Server(Upstream):
             said.append(self.why)
         return "; ".join(said)
 
-    @property
-    def load(self) -> float:
-        """Sessions, in proportion to its weight; less is better."""
-        return (self.sessions + 1) / (self.weight * self.share)
-
     def changed(self) -> None:
         """Whether it may be chosen, or its weight, has changed."""
         self.on_change(self)
 
     def leave_pool(self) -> None:
         """Nobody hears of its changes any more."""
-        self.on_change, self.on_load = _nothing, None
+        self.on_change = self.on_room = _nothing
+        self.on_over = None
 
     def checked(self, up: bool, why: str, weight: int | None = None) -> None:
         """What its active checks have found.
@@ -317,19 +317,17 @@ class Server(Upstream):
     def began(self) -> None:
         """See :meth:`ICounted.began`."""
         self.sessions += 1
-        if self.on_load is not None:
-            self.on_load(self)
         if self.on_trial:
             # This one tries it.
             self.on_trial = False
             self.changed()
         elif self.sessions == self.max_sessions:
             self.filled += 1
-            self.changed()
+            self.on_room(self)
 
     def connected(self) -> None:
         """See :meth:`ICounted.connected`."""
-        if self.passive is not None:
+        if self.ejected and self.passive is not None:
             self.passive.connected(self)
 
     def failed(self, ending: Any, detail: str) -> None:
@@ -352,7 +350,7 @@ class Server(Upstream):
     def closed(self) -> None:
         """See :meth:`ICounted.closed`."""
         self.sessions -= 1
-        if self.on_load is not None:
-            self.on_load(self)
+        if self.on_over is not None:
+            self.on_over(self)
         if self.sessions + 1 == self.max_sessions:
-            self.changed()
+            self.on_room(self)

@@ -167,7 +167,7 @@ def test_the_least_loaded_is_chosen(weights: list[int], steps: list[int]) -> Non
             out.changed()
         else:
             server: Any = pool.choose(asked(step))
-            usable = [each for each in everyone if each.usable]
+            usable = [each for each in everyone if each.usable and not each.is_full]
             if not usable:
                 assert server is None
                 continue
@@ -232,9 +232,9 @@ def test_what_is_outdated_does_not_pile_up() -> None:
 def test_other_servers_are_no_concern_of_a_selector() -> None:
     one, stranger = servers(1, 1)
     selector = LeastSessions()
-    selector.touched(stranger)
+    selector.session_over(stranger)
     assert selector.choose((one,), asked()) is one
-    selector.touched(stranger)
+    selector.session_over(stranger)
     assert selector.choose((one,), asked()) is one
 
 

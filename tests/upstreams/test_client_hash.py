@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relayd.upstreams import client_hash
-from relayd.upstreams.client_hash import SLOTS, ClientHash, Members, tables
+from relayd.upstreams import client_hash, rendezvous
+from relayd.upstreams.client_hash import ClientHash
+from relayd.upstreams.rendezvous import SLOTS, Members, tables
 from relayd.upstreams.server import Server
 from tests.support.shares import is_by_chance
 
@@ -245,7 +246,8 @@ def test_equal_scores_are_found_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tables()
     scores = array("d", [each // 0.01 * 0.01 for each in whole.scores])
     coarse = whole._replace(scores=scores)
-    monkeypatch.setattr(client_hash, "tables", lambda: coarse)
+    for module in (client_hash, rendezvous):
+        monkeypatch.setattr(module, "tables", lambda: coarse)
     candidates = many(100, 1)
     selector, members = Slots(), Members(candidates, {})
     mixed = Members(candidates[::-1], {})
@@ -313,10 +315,10 @@ def test_few_are_asked_for_their_scores_of_a_thousand() -> None:
     asked = 0
 
     class Counts(Members):
-        def owner(self, slot: int) -> Any:
+        def owner(self, slot: int, among: Any = None) -> Any:
             nonlocal asked
             asked += 1
-            return Members.owner(self, slot)
+            return Members.owner(self, slot, among)
 
     for slot in range(300):
         selector.choose(candidates, slot)

@@ -48,7 +48,7 @@ def test_what_is_taken_out_gets_no_session(word: Word, selector: str) -> None:
     assert one.state == word
     assert one.offered_weight == 0
     one.operate(None)
-    assert pool._best(()) == (one, two)
+    assert pool._untried(()) == (one, two)
     assert one.state == "up"
 
 

@@ -385,7 +385,7 @@ class PoolState(RuleBasedStateMachine):
     def _choose(self, tried: list[Server]) -> None:
         self.ordinal += 1
         left = [each for each in self.servers if each not in tried]
-        usable = [each for each in left if each.usable]
+        usable = [each for each in left if each.usable and not each.is_full]
         trials = [each for each in usable if each.on_trial]
         chosen = self.pool.choose(asked(self.ordinal), tried)
         if not usable:
@@ -483,9 +483,8 @@ class PoolState(RuleBasedStateMachine):
     @invariant()
     def the_operators_word_stands(self) -> None:
         for each in getattr(self, "servers", ()):
-            full = each.max_sessions is not None and each.sessions >= each.max_sessions
             if each.operator == "up":
-                assert each.usable is (each.weight > 0 and not full)
+                assert each.usable is (each.weight > 0)
                 assert each.up
                 assert not each.ejected
             elif each.operator is not None:
