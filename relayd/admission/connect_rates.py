@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from twisted.internet.interfaces import IReactorTime
 from zope.interface import implementer
@@ -72,20 +72,53 @@ class ConnectRates:
         if key is None:
             return FREE
         now = self._seconds()
-        buckets, tokens = self._buckets, float(self.rate.count)
+        buckets = self._buckets
         bucket = buckets.pop(key, None)
-        if bucket is not None:
-            had, at = bucket
-            tokens = min(tokens, had + (now - at) * self._each)
-        elif len(buckets) >= self._max_clients:
+        tokens = self._tokens(bucket, now)
+        if bucket is None and len(buckets) >= self._max_clients:
             self._forget(now)
         if tokens < _ALMOST:
             buckets[key] = tokens, now
-            raise Refused(
-                f"--max-connects-per-client {self.rate}", "max_connects_per_client"
-            )
+            self._refuse()
         buckets[key] = tokens - 1, now
         return FREE
+
+    def left(self, client: str) -> int | None:
+        """How often a client may come at once, as of now; it is not counted.
+
+        :return: None: as often as it likes.
+        """
+        tokens = self._had(client)
+        return None if tokens is None else int(tokens + 1 - _ALMOST)
+
+    def foresee(self, client: str) -> None:
+        """Do what `enter` would, but count nobody.
+
+        :raises Refused: the client would be.
+        """
+        tokens = self._had(client)
+        if tokens is not None and tokens < _ALMOST:
+            self._refuse()
+
+    def _had(self, client: str) -> float | None:
+        """The tokens of a client as of now; None: it is not counted."""
+        key = self._key_of(client)
+        if key is None:
+            return None
+        return self._tokens(self._buckets.get(key), self._seconds())
+
+    def _refuse(self) -> NoReturn:
+        raise Refused(
+            f"--max-connects-per-client {self.rate}", "max_connects_per_client"
+        )
+
+    def _tokens(self, bucket: tuple[float, float] | None, now: float) -> float:
+        """How many a client has, whose bucket this is."""
+        most = float(self.rate.count)
+        if bucket is None:
+            return most
+        had, at = bucket
+        return min(most, had + (now - at) * self._each)
 
     def take_back(self, session: Any) -> None:
         """Another gate has refused a client that was admitted here: it did not come."""

@@ -15,6 +15,7 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
+import attrs
 from zope.interface import implementer
 
 from relayd.admission.client_keys import KEPT, hosts
@@ -25,6 +26,18 @@ from relayd.core.interfaces import IGate, ILease
 from relayd.core.leases import FREE, LATER, checked, give_back, lease_of
 
 _NO_ADDRESS = "it has no address"
+
+
+@attrs.frozen
+class Decision:
+    """What rules say about a client.
+
+    :ivar rule: the one that decides; None: none is about this client.
+    :ivar why: it is refused; empty if it is not.
+    """
+
+    rule: ClientRule | None
+    why: str
 
 
 @implementer(IGate)
@@ -39,32 +52,42 @@ class RulesGate:
 
     def __init__(self, rules: Iterable[ClientRule]) -> None:
         self.rules = ClientRules(rules)
-        self._refusal = functools.lru_cache(maxsize=KEPT)(self._find)
+        self._decision = functools.lru_cache(maxsize=KEPT)(self._find)
+
+    def decide(self, client: str) -> Decision:
+        """What the rules say about a client.
+
+        :param client: its name, as :func:`relayd.core.addresses.address_name` has it.
+        """
+        host = hosts.of(client)
+        if host or client.startswith("unix:"):
+            return self._decision(host)
+        return _NOBODY
 
     def enter(self, session: Any) -> ILease:
         """See :meth:`IGate.enter`."""
-        client = session.client
-        host = hosts.of(client)
-        if host or client.startswith("unix:"):
-            why = self._refusal(host)
-            if not why:
-                return FREE
+        why = self.decide(session.client).why
+        if why:
             raise Refused(why, "client")
-        raise Refused(_NO_ADDRESS, "client")
+        return FREE
 
-    def _find(self, host: str) -> str:
-        """Why a client is refused; empty if it is not."""
+    def _find(self, host: str) -> Decision:
         rules = self.rules
         try:
             number = rules.decides(host)
         except ValueError:
-            return _NO_ADDRESS
+            return _NOBODY
         if number < 0:
-            admitted, why = rules.otherwise, "no --allow-client names this client"
-        else:
-            rule = rules.rules[number]
-            admitted, why = rule.allow, f"--deny-client {rule.text}"
-        return "" if admitted else why
+            admitted = rules.otherwise
+            return Decision(
+                None, "" if admitted else "no --allow-client names this client"
+            )
+        rule = rules.rules[number]
+        return Decision(rule, "" if rule.allow else f"--deny-client {rule.text}")
+
+
+#: Of a client that can't be identified.
+_NOBODY = Decision(None, _NO_ADDRESS)
 
 
 @implementer(IGate)

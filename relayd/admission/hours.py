@@ -155,7 +155,11 @@ class OpeningHours:
 
     def include(self, moment: datetime) -> bool:
         """Whether a moment is within any of them."""
-        return any(each.include(moment) for each in self.hours)
+        return self.of(moment) is not None
+
+    def of(self, moment: datetime) -> Hours | None:
+        """The first of them that a moment is within; None: it is in none."""
+        return next((each for each in self.hours if each.include(moment)), None)
 
     def is_open(self) -> bool:
         """Whether it is one of them now; as of a second ago, at most."""

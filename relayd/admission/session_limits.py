@@ -110,23 +110,58 @@ class SessionLimits:
     def enter(self, session: Any) -> Any:
         """See :meth:`IGate.enter`."""
         key: ClientKey = None
-        most, count = self.max_sessions_per_client, 0
-        if most is not None:
-            key = self._key_of(session.client)
-            if key is not None:
-                count = self._by_client.get(key, 0)
-                if count >= most:
-                    raise Refused(
-                        f"--max-sessions-per-client {most}", "max_sessions_per_client"
-                    )
-        full = self.max_sessions is not None and self.sessions >= self.max_sessions
-        if full or self._waiting:
+        count = 0
+        if self.max_sessions_per_client is not None:
+            key, count = self._counted(session.client)
+        if self._is_full():
             # Nobody comes before those who wait.
             return self._wait(key)
         if key is not None:
             self._by_client[key] = count + 1
         self.sessions += 1
         return _Place(self, key)
+
+    def foresee(self, client: str) -> bool:
+        """Do what :meth:`enter` would, but count nobody.
+
+        :return: whether the client would have to wait.
+        :raises Refused: it would be.
+        """
+        self._counted(client)
+        if self._is_full():
+            self._check_queue()
+            return True
+        return False
+
+    def sessions_of(self, client: str) -> int | None:
+        """How many sessions a client has, or waits for; None: it is not counted."""
+        if self.max_sessions_per_client is None:
+            return None
+        key = self._key_of(client)
+        return None if key is None else self._by_client.get(key, 0)
+
+    def _is_full(self) -> bool:
+        """Whether the next client has to wait, or is refused."""
+        most = self.max_sessions
+        return bool(self._waiting) or (most is not None and self.sessions >= most)
+
+    def _counted(self, client: str) -> tuple[ClientKey, int]:
+        """The key of a client, and how many sessions it has; if that is limited.
+
+        :raises Refused: it has as many as it may have.
+        """
+        most = self.max_sessions_per_client
+        if most is None:
+            return None, 0
+        key = self._key_of(client)
+        if key is None:
+            return None, 0
+        count = self._by_client.get(key, 0)
+        if count >= most:
+            raise Refused(
+                f"--max-sessions-per-client {most}", "max_sessions_per_client"
+            )
+        return key, count
 
     def left(self, key: ClientKey) -> None:
         """A session has given its place back."""
@@ -146,7 +181,8 @@ class SessionLimits:
 
     # -- the queue
 
-    def _wait(self, key: ClientKey) -> Deferred[ILease]:
+    def _check_queue(self) -> None:
+        """:raises Refused: nobody may wait, or as many wait as may."""
         if not self._queue:
             raise Refused(f"--max-sessions {self.max_sessions}", "max_sessions")
         if len(self._waiting) >= self._queue:
@@ -154,6 +190,9 @@ class SessionLimits:
                 f"--queue {self._queue}, with --max-sessions {self.max_sessions}",
                 "queue",
             )
+
+    def _wait(self, key: ClientKey) -> Deferred[ILease]:
+        self._check_queue()
         self._count(key, 1)
         given: Deferred[ILease] = Deferred(self._leave)
         self._waiting[given] = key, self._clock.seconds() + self._queue_timeout

@@ -109,19 +109,27 @@ class ProxyPolicy:
 
     def permit(self, address: str, port: int, name: str, session: Session) -> None:
         """See :meth:`IProxyPolicy.permit`."""
+        self.judge(address, port, name)
+
+    def judge(self, address: str, port: int, name: str = "") -> Rule | None:
+        """Whether a client may go there, and which rule says so.
+
+        :return: the rule that allows it; None: no rule is about it.
+        :raises Refused: it may not.
+        """
         ip, never, guards, inner = _about(address)
         if never:
             raise Refused(f"{address} is {never}")
         if not (self.rules or self.guarded):
-            return
+            return None
         wanted = name.lower().removesuffix(".")
-        self._judge(ip, guards, port, wanted, address)
+        rule = self._judge(ip, guards, port, wanted, address)
         if inner:
             # It has passed as what it is; now as what it stands for.
             ip, never, guards, _ = _about(inner)
-            self._judge(
-                ip, guards, port, wanted, f"{address} stands for {inner}, which"
-            )
+            shown = f"{address} stands for {inner}, which"
+            rule = self._judge(ip, guards, port, wanted, shown)
+        return rule
 
     def _judge(
         self,
@@ -130,7 +138,7 @@ class ProxyPolicy:
         port: int,
         name: str,
         shown: str,
-    ) -> None:
+    ) -> Rule | None:
         if not self.guarded:
             guards = ()
         elif all(kind != "loopback" for kind, _ in guards) and (
@@ -145,10 +153,11 @@ class ProxyPolicy:
             if not rule.allow:
                 raise Refused(f"{shown} is denied by --deny-dest {rule.text}")
             if all(_lifts(rule, network) for _, network in guards):
-                return
+                return rule
         if guards:
             kind, network = max(guards, key=lambda guard: guard[1].prefixlen)
             raise Refused(f"{shown} is {kind}: it takes --allow-dest {network}")
+        return None
 
 
 def _lifts(rule: Rule, guard: Network) -> bool:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from copy import copy
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any, TypeVar
 
@@ -101,6 +102,16 @@ class RoundRobin:
             self._out.remove(place)
             heappush(self._heap, (self._turns.dues[place], place))
 
+    def foretell(
+        self, candidates: Sequence[Candidate], session: Any
+    ) -> Candidate | None:
+        """What :meth:`choose` would return now; nobody has had a turn."""
+        fork = copy(self)
+        fork._heap, fork._out = list(self._heap), set(self._out)  # noqa: SLF001
+        if self._turns is not None:
+            fork._turns = self._turns.fork()  # noqa: SLF001
+        return fork.choose(candidates, session)
+
     def _learn(self, candidates: Sequence[Any]) -> None:
         self._known, self._index = _lasting(candidates), None
         self._even = len({weight_of(each) for each in candidates}) == 1
@@ -162,6 +173,15 @@ class LeastSessions:
             entries[index] = entry = (real, due, index)
             heapreplace(heap, entry)
         return None
+
+    def foretell(
+        self, candidates: Sequence[Candidate], session: Any
+    ) -> Candidate | None:
+        """What :meth:`choose` would return now; nobody has had a turn."""
+        fork = copy(self)
+        fork._turns = self._turns.fork()  # noqa: SLF001
+        fork._heap, fork._entries = list(self._heap), list(self._entries)  # noqa: SLF001
+        return fork.choose(candidates, session)
 
     def session_over(self, server: Any) -> None:
         """See :class:`ISelector`."""
@@ -257,6 +277,13 @@ class RandomOfTwo:
         found: Candidate = one
         return found
 
+    def foretell(
+        self, candidates: Sequence[Candidate], session: Any
+    ) -> Candidate | None:
+        """What :meth:`choose` will return, if that is no matter of chance; or None."""
+        free = [each for each in candidates if not is_full(each)]
+        return free[0] if len(free) == 1 else None
+
     def room_changed(self, server: Any) -> None:
         """See :class:`ISelector`."""
         place = self._index.get(server)
@@ -301,6 +328,14 @@ class First:
                 return candidates[heap[0]]
             self._out.add(heappop(heap))
         return None
+
+    def foretell(
+        self, candidates: Sequence[Candidate], session: Any
+    ) -> Candidate | None:
+        """What :meth:`choose` would return now; nothing is remembered of it."""
+        fork = copy(self)
+        fork._heap, fork._out = list(self._heap), set(self._out)  # noqa: SLF001
+        return fork.choose(candidates, session)
 
     def room_changed(self, server: Any) -> None:
         """See :class:`ISelector`."""

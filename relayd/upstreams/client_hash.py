@@ -198,6 +198,13 @@ class ClientHash:
         found = self._elsewhere(slot) if is_full(there) else there
         return found
 
+    def foretell(
+        self, candidates: Sequence[Candidate], session: Any
+    ) -> Candidate | None:
+        """What :meth:`choose` would return now; nothing is remembered of it."""
+        # A list is for once.
+        return self.choose(list(candidates), session)
+
     def _elsewhere(self, slot: int) -> Any:
         """The server of a slot among those that are not full, or None."""
         vacancies = self._vacancies

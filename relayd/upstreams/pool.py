@@ -172,6 +172,28 @@ class Pool:
             return chosen
         raise TypeError(f"the selector chose {chosen!r}, which is not an Upstream")
 
+    @property
+    def candidates(self) -> tuple[Upstream, ...]:
+        """Those among which a new session's server is chosen."""
+        if self._only is not None:
+            return (self._only,)
+        best = self._best or self._find_best()
+        return tuple(each for each in best.servers if not each.is_full)
+
+    def foretell(self, session: Any) -> Upstream | None:
+        """The server that :meth:`choose` would choose now; nobody has had a turn.
+
+        :return: None: there is none, or the selector can't tell before it chooses.
+        """
+        if self._only is not None:
+            return self._only
+        best = self._best or self._find_best()
+        foretell = getattr(self.selector, "foretell", None)
+        found: Upstream | None = None
+        if foretell is not None:
+            found = foretell(best.servers, session)
+        return found
+
     def _find_best(self) -> _Tier:
         tiers = self._tiers
         if tiers is None:

@@ -45,6 +45,13 @@ class Turns:
         self.dues: list[float] = []
         self.now = 0.0
 
+    def fork(self) -> Turns:
+        """Others that stand as these do: whoever has a turn there has none here."""
+        fork = Turns()
+        fork.servers, fork.weights = self.servers, self.weights
+        fork.dues, fork.now = list(self.dues), self.now
+        return fork
+
     def change(self, servers: Sequence[Any]) -> None:
         """These are the servers from now on; or their weights have changed."""
         before = {
