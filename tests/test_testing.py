@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +15,10 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from relayd.testing import FakeTransport, Peer, StreamTransportContract
+from relayd.configuring.configure import configure
+from relayd.configuring.file import read_layers
+from relayd.core.errors import ConfigError
+from relayd.testing import FakeTransport, Peer, StreamTransportContract, explain
 from tests.support.contracts import FakeContract
 
 #: What the kernel takes on behalf of a peer that does not read.
@@ -224,3 +230,35 @@ async def test_a_broken_transport_fails_the_contract(
         failed.append(problem)
     assert failed
     logged_failures.clear()
+
+
+def test_the_example_of_a_policy_passes_and_can_fail(tmp_path: Path) -> None:
+    examples = Path(__file__).parent.parent / "examples"
+    settings = (examples / "policy.toml").read_text()
+    test = (examples / "test_policy.py").read_text()
+    tests, file = tmp_path / "test_policy.py", tmp_path / "policy.toml"
+    tests.write_text(test)
+    file.write_text(settings)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", str(tests)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    file.write_text(settings.replace("deny 10.1.0.66", "deny 10.1.0.67"))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "2 failed" in done.stdout
+
+
+def test_what_becomes_of_a_client_by_settings_of_any_kind(tmp_path: Path) -> None:
+    file = tmp_path / "relayd.toml"
+    file.write_text('[tcp.web]\nlisten = "8080"\ndest = "10.0.0.1:80"\n')
+    config = configure(read_layers(str(file)))
+    for given in (file, str(file), config, config.relays[0]):
+        found = explain(given, client="10.0.0.5")
+        assert (found.admitted, found.server) == (True, "10.0.0.1:80")
+    with pytest.raises(ConfigError, match="no relay 'mail': there are web"):
+        explain(config, relay="mail", client="10.0.0.5")
+
+
+def test_tests_of_transports_need_no_settings() -> None:
+    code = "import sys, relayd.testing; print('relayd.operating' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n"

@@ -263,6 +263,17 @@ def _session_log(config: Config, lines: LineLog) -> SessionLog:
     return QuietSessionLog(lines) if config.quiet else SessionLog(lines)
 
 
+def proxy_policy(listen: StreamAddress, proxy: Socks4Relay) -> ProxyPolicy:
+    """Where the clients of one of a proxy's listeners may go."""
+    external = proxy.socks4.external_address
+    return ProxyPolicy(
+        proxy.rules,
+        guarded=not is_local(listen) or bool(proxy.stream.accept_proxy),
+        user_ids=proxy.user_ids or None,
+        own=lambda address: str(address) == external or is_own(address),
+    )
+
+
 def socks4_factory(
     listen: StreamAddress,
     proxy: Socks4Relay,
@@ -277,7 +288,6 @@ def socks4_factory(
     :raises ConfigError: the transport is not available, or servers can't be dialled as
         they are to be.
     """
-    external = proxy.socks4.external_address
     return Socks4Factory(
         reactor,
         dialer=dialer(reactor, config.transport, _dial_options(proxy.dialing)),
@@ -288,12 +298,7 @@ def socks4_factory(
             1,
             config.transport,
         ),
-        policy=ProxyPolicy(
-            proxy.rules,
-            guarded=not is_local(listen) or bool(proxy.stream.accept_proxy),
-            user_ids=proxy.user_ids or None,
-            own=lambda address: str(address) == external or is_own(address),
-        ),
+        policy=proxy_policy(listen, proxy),
         observer=_session_log(config, lines),
         gate=admitting.gate,
         lifetime=admitting.lifetime,

@@ -25,10 +25,14 @@ imported here that relayd itself does not need.
 For a transport whose peer can't reset it, set `resets = False`.  For one that keeps its
 buffer elsewhere than Twisted's do, override :meth:`ConnectionContract.unsent`; a relay
 does not find that buffer either, and takes it for empty.
+
+:func:`explain` is for tests of settings: whether a client would be served, by which
+server, and which rule decides (`examples/test_policy.py`).
 """
 
 from relayd.testing.connection import ConnectionContract
 from relayd.testing.contract import StreamTransportContract
+from relayd.testing.explanation import explain
 from relayd.testing.fakes import FakeTransport
 from relayd.testing.peers import Peer, SocketPeer
 from relayd.testing.protocols import Plain, Producer, Recorder
@@ -46,6 +50,7 @@ __all__ = (
     "SocketPeer",
     "SocketTransportContract",
     "StreamTransportContract",
+    "explain",
     "turns",
     "until",
 )
