@@ -111,7 +111,7 @@ class ProxyPolicy:
         """See :meth:`IProxyPolicy.permit`."""
         self.judge(address, port, name)
 
-    def judge(self, address: str, port: int, name: str = "") -> Rule | None:
+    def judge(self, address: str, port: int, name: str) -> Rule | None:
         """Whether a client may go there, and which rule says so.
 
         :return: the rule that allows it; None: no rule is about it.
