@@ -13,12 +13,12 @@ from twisted.internet.testing import StringTransport
 from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 
+from relayd.net.http_answers import SLICE
 from relayd.operating.metrics_site import (
     IDLE,
     MAX_CONNECTIONS,
     MAX_SCRAPES,
     SCRAPE_TIMEOUT,
-    SLICE,
     MetricsSite,
 )
 from tests.conftest import LoggedFailures
