@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "upstreams": ENGINE,
     "preludes": {"core"},
     "observing": {"core"},
-    "control": {"core"},
+    "control": ENGINE,
     "stream": ENGINE,
     "datagrams": ENGINE,
     "socks": ENGINE | {"preludes", "stream"},

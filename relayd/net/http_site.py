@@ -48,6 +48,14 @@ class BoundedChannel(HTTPChannel):
         self.site.channels.pop(self, None)
         super().connectionLost(reason)
 
+    def headerReceived(self, line: bytes) -> bool:
+        try:
+            return bool(super().headerReceived(line))
+        except ValueError:
+            # A Content-Length of some thousand digits, which Python does not read.
+            self._respondToBadRequestAndDisconnect()
+            return False
+
     def pauseProducing(self) -> None:
         self.full = True
         super().pauseProducing()
