@@ -29,10 +29,11 @@ MEANING: Mapping[Exit, str] = {
     Exit.FAILED: "It failed; a line on standard error says why. Or nobody reads the"
     " output any more.",
     Exit.USAGE: "The command line is wrong.",
-    Exit.NOT_FOUND: "What it is about does not exist: there is no such file.",
-    Exit.REFUSED: "relayd refuses it.",
-    Exit.INVALID: "The configuration is not valid.",
-    Exit.UNREACHABLE: "relayd can't be reached.",
+    Exit.NOT_FOUND: "What it is about does not exist: there is no such file, relay,"
+    " server or session.",
+    Exit.REFUSED: "relayd refuses it: it is not possible now, or not for this user.",
+    Exit.INVALID: "The configuration, or a value, is not valid.",
+    Exit.UNREACHABLE: "relayd can't be reached, or has not answered as it should.",
     Exit.INTERRUPTED: "It was interrupted (Ctrl-C).",
 }
 

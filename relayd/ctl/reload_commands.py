@@ -1,0 +1,229 @@
+"""The commands about a running relayd's file and log, and what it would decide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import click
+
+from relayd.ctl.asking import (
+    Duration,
+    complete_relay,
+    control_option,
+    json_option,
+    running_relayd,
+)
+from relayd.ctl.exits import CommandFailed, Exit
+
+_LEVELS = ("debug", "info", "warn", "error", "critical")
+
+
+@click.command(short_help="Read the file again, and apply what differs.")
+@click.option("--discard", is_flag=True, help="Drop what was changed at run time.")
+@click.option(
+    "--confirm",
+    metavar="SECONDS",
+    type=Duration(never=False),
+    help="Go back after that time, unless relayctl confirm is given.",
+)
+@json_option
+@control_option()
+def reload(discard: bool, confirm: float | None, as_json: bool) -> None:
+    """Read the file again, and apply what differs in one step: relays that are new are
+    started, those that are gone are drained, others are changed in place. Nobody is cut
+    off. A file with any error changes nothing, and every problem is printed (exit code
+    5). What needs a restart is named.
+
+    Changes of run time stay on top of the file, unless --discard is given.
+
+    \b
+    Example:  relayctl reload
+    Example:  relayctl reload --confirm 60     (then: relayctl confirm)
+    """
+    from relayd.ctl import views
+    from relayd.ctl.tables import report
+
+    body: dict[str, Any] = {"discard": discard}
+    if confirm is not None:
+        body["confirm"] = confirm
+    answer = running_relayd().change("POST", "/v1/reload", body)
+    report(answer, views.reloaded, as_json=as_json)
+
+
+@click.command(short_help="Keep what reload --confirm has changed.")
+@json_option
+@control_option()
+def confirm(as_json: bool) -> None:
+    """Keep what relayctl reload --confirm has changed. Without it, relayd goes back to
+    what it had before, once the time is over.
+
+    \b
+    Example:  relayctl confirm
+    """
+    from relayd.ctl import views
+    from relayd.ctl.tables import report
+
+    answer = running_relayd().change("POST", "/v1/confirm", {})
+    report(answer, views.confirmed, as_json=as_json)
+
+
+@click.command(short_help="Print the file with the changes of run time in it.")
+@click.option(
+    "--to",
+    metavar="FILE",
+    type=click.Path(),
+    help="Write it into FILE, in one step; mode and owner of FILE stay.",
+)
+@json_option
+@control_option()
+def save(to: str | None, as_json: bool) -> None:
+    """Print the file of a running relayd with what was changed at run time merged into
+    it; or write it. A FILE that is new can be read by its owner alone. Comments of the
+    file are not in it.
+
+    \b
+    Example:  relayctl save | diff /etc/relayd/relayd.toml -
+    Example:  relayctl save --to /etc/relayd/relayd.toml
+    """
+    answer = running_relayd().get("/v1/merged")
+    text = answer.get("toml")
+    if not isinstance(text, str):
+        raise CommandFailed(Exit.UNREACHABLE, "what answers is not relayd: no file")
+    if to is not None:
+        from relayd.ctl.saving import write
+
+        write(to, text)
+        click.echo(f"{to} is written; relayctl reload --discard has it read", err=True)
+    if as_json:
+        from relayd.ctl.tables import report
+
+        report(answer, str, as_json=True)
+    elif to is None:
+        click.echo(text, nl=False)
+
+
+@click.command(short_help="Say what would become of a client, and why.")
+@click.option(
+    "--relay",
+    metavar="NAME",
+    required=True,
+    shell_complete=complete_relay,
+    help="The relay that it comes to.",
+)
+@click.option("--client", metavar="ADDRESS", required=True, help="Its address.")
+@click.option(
+    "--at",
+    metavar="TIME",
+    help="When it comes, such as 2026-12-24T03:00; now, unless given.",
+)
+@click.option(
+    "--dest", metavar="ADDRESS", help="Where it wants to go, of a SOCKS4 client."
+)
+@click.option(
+    "--file",
+    metavar="FILE",
+    type=click.Path(allow_dash=True, readable=False),
+    help="Ask a configuration file, and no running relayd.",
+)
+@json_option
+@control_option()
+def explain(
+    relay: str,
+    client: str,
+    at: str | None,
+    dest: str | None,
+    file: str | None,
+    as_json: bool,
+) -> None:
+    """Say what would become of a client, without connecting to anything: which rule
+    admits or refuses it, hours, limits, and which server it would get, and why.
+
+    \b
+    Example:  relayctl explain --relay web --client 10.0.0.5 --at 2026-12-24T03:00
+    Example:  relayctl explain --relay web --client 10.0.0.5 --file relayd.toml
+    """
+    from relayd.ctl import views
+    from relayd.ctl.tables import show
+
+    def ask() -> dict[str, Any]:
+        if file is not None:
+            return _explain_file(file, relay, client, at, dest)
+        given = {"relay": relay, "client": client, "at": at, "dest": dest}
+        body = {key: each for key, each in given.items() if each is not None}
+        return running_relayd().change("POST", "/v1/explain", body)
+
+    show(ask, views.explained, as_json=as_json)
+
+
+def _explain_file(
+    file: str, relay: str, client: str, at: str | None, dest: str | None
+) -> dict[str, Any]:
+    """What a file says, without a running relayd."""
+    from relayd.control.steering import Refusal
+    from relayd.core.errors import ConfigError
+    from relayd.ctl.checking import read
+    from relayd.ctl.control_client import exit_of
+
+    if file != "-":
+        # Whether there is one, and what is wrong with it.
+        read(file)
+    explain_file: Callable[..., dict[str, Any]] = import_module(
+        "relayd.operating.explaining"
+    ).explain_file
+    try:
+        return explain_file(file, relay, client, at, dest)
+    except Refusal as refused:
+        raise CommandFailed(exit_of(refused.status), *refused.problems) from None
+    except ConfigError as problem:
+        raise CommandFailed(Exit.INVALID, *str(problem).splitlines()) from None
+
+
+@click.group(short_help="Show or change what is logged, and how much.")
+def log() -> None:
+    """Show or change how much a running relayd logs.
+
+    \b
+    Example:  relayctl log levels
+    Example:  relayctl log level relayd.tcp debug
+    """
+
+
+@log.command("levels", short_help="Show the level of each namespace.")
+@json_option
+@control_option()
+def log_levels(as_json: bool) -> None:
+    """Show the level of each namespace of the log: what is below it is not written.
+
+    \b
+    Example:  relayctl log levels
+    """
+    from relayd.ctl import views
+    from relayd.ctl.tables import show
+
+    asked = running_relayd()
+    show(lambda: asked.get("/v1/log-levels"), views.levels, as_json=as_json)
+
+
+@log.command("level", short_help="Change the level of a namespace.")
+@click.argument("namespace", metavar="NAMESPACE")
+@click.argument("level", type=click.Choice(_LEVELS))
+@json_option
+@control_option()
+def log_level(namespace: str, level: str, as_json: bool) -> None:
+    """Change the level of a namespace of the log, and of those below it, until relayd
+    ends.
+
+    \b
+    Example:  relayctl log level relayd.tcp debug
+    Example:  relayctl log level relayd.tcp info
+    """
+    from relayd.ctl import views
+    from relayd.ctl.control_client import route
+    from relayd.ctl.tables import show
+
+    path = route("log-levels", namespace)
+    body = {"level": level}
+    asked = running_relayd()
+    show(lambda: asked.change("PUT", path, body), views.levels, as_json=as_json)
