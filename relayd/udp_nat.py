@@ -167,6 +167,15 @@ class UdpNat(DatagramRelay):
         if isinstance(other, UdpNat):
             self.balance = other.balance
 
+    def have_state(self, pool: Pool) -> None:
+        """From now on a pool chooses, whose servers are those of the relay, with state.
+
+        Its flows are not counted: whoever calls this does.
+        """
+        pool.belong_to(self.name)
+        self.balance = pool
+        self.start_choosing(pool)
+
 
 def preamble_of(version: str | None) -> Preamble | None:
     """What servers are told of flows: a PROXY header.

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "configuring": ENGINE | {"admission", "preludes", "socks"},
     "operating": ENGINE
     | PARTS
-    | {"plane", "datagrams", "socks", "faces", "configuring"},
+    | {"plane", "datagrams", "socks", "faces", "configuring", "control"},
     "tap": {"core", "configuring", "operating"},
     "ctl": {"core", "observing", "configuring", "operating", "control"},
     # For the tests of those who embed a relay, or configure one: nothing of ours

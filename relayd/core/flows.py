@@ -88,7 +88,8 @@ class FlowFacts:
     :ivar port: the relay's own address towards the server.
     :ivar age: seconds.
     :ivar ending: `expired`, `unreplied` (it expired without a reply), `evicted`,
-        `drained`, `hours` (those of its relay were over), or `failed`.
+        `drained`, `killed` (by its operator), `hours` (those of its relay were over),
+        or `failed`.
     :ivar by: the client for which it was evicted; empty if it was not.
     """
 

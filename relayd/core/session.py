@@ -73,6 +73,8 @@ class Ending(Enum):
     HOURS = ("hours", "KD")
     #: The relay shut down first.
     DRAINED = ("drained", "KD")
+    #: An operator has ended it while its relay runs.
+    KILLED = ("killed", "KD")
     #: An error inside the relay, logged with its traceback.
     FAILED = ("failed", "ID")
 

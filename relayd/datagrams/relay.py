@@ -15,6 +15,7 @@ from twisted.internet.interfaces import IDelayedCall
 from relayd.core import process_settings
 from relayd.core.addresses import socket_name
 from relayd.core.counts import FlowCounts
+from relayd.core.flow_pools import FlowPool
 from relayd.core.flows import Counters, FlowFacts, FlowObserver
 from relayd.core.hops import datagrams as hops
 from relayd.core.leases import give_back
@@ -101,6 +102,11 @@ class DatagramRelay:
         )
         self._rescue = None if self.pool.balance is None else Rescue(self.ledger)
         self.pool.changed = self._ends_changed
+
+    def start_choosing(self, balance: FlowPool) -> None:
+        """Have a pool choose among the servers that there are."""
+        self.pool.have_state(balance)
+        self._rescue = Rescue(self.ledger)
 
     @property
     def bandwidth(self) -> FlowBandwidth | None:

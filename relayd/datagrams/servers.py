@@ -177,9 +177,7 @@ class ServerPool:
         #: Those that `balance` had when they were last taken over.
         self._known: Sequence[CountedServer] = ()
         if isinstance(servers, FlowPool):
-            self.balance = servers
-            servers.listeners.append(self._notice)
-            self._take_over(servers)
+            self.have_state(servers)
         else:
             self.servers = servers
 
@@ -199,6 +197,12 @@ class ServerPool:
         if self.balance is not None:
             raise ValueError("its pool has the servers: replace them there")
         self._use(chosen)
+
+    def have_state(self, balance: FlowPool) -> None:
+        """From now on a pool chooses, whose servers are these ones, with state."""
+        self.balance = balance
+        balance.listeners.append(self._notice)
+        self._take_over(balance)
 
     def _notice(self, _: CountedServer) -> None:
         """A server of the pool has changed: perhaps there are others now."""

@@ -223,6 +223,11 @@ class Watch:
                 f"nothing moved for {limit:g} s",
             )
 
+    @property
+    def moved_at(self) -> float | None:
+        """When something moved last, by the last check; None: there was none yet."""
+        return self._active_at if self.was_checked else None
+
     def idle_since(self) -> float | None:
         """Since when nothing has moved, by the last check; None: not idle for sure."""
         session = self.session

@@ -111,6 +111,8 @@ class Checker:
         up = getattr(server, "checked_up", True)
         target = Watched(server, check, schedule, weight, up=up)
         self._targets[server] = target
+        if target.note is not None:
+            cast(Any, server).has_checks = True
         if self.started:
             self._begin(target, self._chance())
 
@@ -118,6 +120,8 @@ class Checker:
         """Check it no more; its check that is under way is given up."""
         target = self._targets.pop(server, None)
         if target is not None:
+            if target.note is not None:
+                cast(Any, server).has_checks = False
             self._give_up(target)
 
     def start(self) -> None:

@@ -268,6 +268,15 @@ class Pool:
             # back by then, as another server of the same name.
             each.leave_pool()
 
+    def exchange(self, plain: Upstream, server: Server) -> None:
+        """A server with state takes the place of one of which nothing was said."""
+        self.upstreams = tuple(
+            server if each is plain else each for each in self.upstreams
+        )
+        self._only = None
+        self._adopt(server)
+        server.changed()
+
     def _adopt(self, server: Server) -> None:
         """Hear of its changes.
 

@@ -117,6 +117,7 @@ class Server(Upstream):
     :ivar filled: how often it had as many sessions as it may have.
     :ivar why: what its checks or its dials have found last, in words; empty if nothing
         has happened.
+    :ivar has_checks: it is checked from time to time.
     :ivar last_check: what its last check has found, if there was one.
     :ivar relay: the name of the relay that it belongs to.
     :ivar passive: judges it by its dials, if anything does.
@@ -145,6 +146,7 @@ class Server(Upstream):
     fails: int = attrs.field(default=0, init=False)
     filled: int = attrs.field(default=0, init=False)
     why: str = attrs.field(default="", init=False)
+    has_checks: bool = attrs.field(default=False, init=False)
     last_check: LastCheck | None = attrs.field(default=None, init=False)
     relay: str = attrs.field(default="", init=False)
     passive: Passive | None = attrs.field(default=None, init=False)

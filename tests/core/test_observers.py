@@ -625,7 +625,7 @@ def test_every_ending_has_two_letters_that_operators_know() -> None:
         },
         "cR": {Ending.HANDSHAKE_TIMEOUT},
         "DD": {Ending.UPSTREAM_DOWN},
-        "KD": {Ending.DRAINED, Ending.MAX_AGE, Ending.HOURS},
+        "KD": {Ending.DRAINED, Ending.KILLED, Ending.MAX_AGE, Ending.HOURS},
         "ID": {Ending.FAILED},
     }
     assert codes == {

@@ -1,0 +1,171 @@
+"""What is told of servers: how each is, why, and what it has to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import succeed
+from twisted.internet.task import Clock
+
+from relayd.control.steering import Unknown
+from relayd.core.session import Ending
+from relayd.net.upstream import Upstream
+from relayd.observing import log_times
+from relayd.operating.listing import Shown
+from relayd.operating.listing_servers import server, servers
+from relayd.operating.servers import BACKUPS
+from relayd.tcp import RelayFactory
+from relayd.udp_nat import FlowServer
+from relayd.udp_nat import Server as Where
+from relayd.upstreams.checks import Checker
+from relayd.upstreams.judging import Schedule, Verdict
+from relayd.upstreams.passive import Ejector, FailLimits
+from relayd.upstreams.pool import Pool
+from relayd.upstreams.server import Server
+from tests.datagrams.support import Bench, FakeResolver
+from tests.support.fakes import FakeEndpoint
+from tests.support.relays import Relay, Witness
+from tests.support.shown import shown, whole
+
+
+def a_relay(*own: Upstream, clock: Clock | None = None) -> Shown:
+    clock = clock or Clock()
+    factory = RelayFactory(Pool(own), clock=clock, observer=Witness(), name="web")
+    return shown(factory)
+
+
+def a_server(name: str = "db:80", **settings: Any) -> Server:
+    label = settings.get("label")
+    return Server(FakeEndpoint(), f"{label}/{name}" if label else name, **settings)
+
+
+def test_what_is_told_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_times.LogTimes, "since_epoch", lambda _: 1798000000.0)
+    clock = Clock()
+    one = a_server(label="a", weight=3, max_sessions=9, tier=BACKUPS)
+    own = a_relay(one, clock=clock)
+    checker = Checker(clock, chance=lambda: 0.5)
+    checker.add(one, lambda: succeed(Verdict(False, "refused")), Schedule(every=60))
+    before = server(own, "a")
+    assert (before["checked"], before["last_check"]) == (True, None)
+    checker.start()
+    clock.advance(0.5)
+    clock.advance(20)
+    one.began()
+    assert server(own, "a") == {
+        "relay": "web",
+        "name": "a/db:80",
+        "label": "a",
+        "address": "db:80",
+        "state": "down",
+        "why": "refused",
+        "weight": 3,
+        "max_sessions": 9,
+        "sessions": 1,
+        "fails": 0,
+        "checked": True,
+        "last_check": {
+            "at": "2026-12-23T04:26:20.000000Z",
+            "ok": False,
+            "why": "refused",
+        },
+        "backup": True,
+        "operator": None,
+    }
+    assert whole(servers([own])) == {"servers": [server(own, "a/db:80")]}
+    checker.remove(one)
+    assert not server(own, "a")["checked"]
+    one.closed()
+    checker.stop()
+
+
+def test_how_a_server_may_be() -> None:
+    clock = Clock()
+    names = ("up", "down", "out", "off", "word", "drain", "none")
+    own = {name: a_server(f"{name}:80", label=name) for name in names}
+    relay = a_relay(*own.values(), clock=clock)
+    ejector = Ejector(relay.pools[0], clock, FailLimits(max_fails=1, eject_most=100))
+    own["down"].checked(False, "no answer")
+    own["out"].began()
+    own["out"].failed(Ending.CONNECT_REFUSED, "no")
+    own["off"].disabled = True
+    own["word"].operate("down")
+    own["drain"].operate("drain")
+    own["none"].operate_weight(0)
+    told = whole(servers([relay]))["servers"]
+    assert [(each["label"], each["state"], each["why"]) for each in told] == [
+        ("up", "up", ""),
+        ("down", "down", "no answer"),
+        ("out", "ejected", "a dial has failed, the last one: no; out for 10 s"),
+        ("off", "disabled", "disabled"),
+        ("word", "down", "its operator has taken it down"),
+        ("drain", "drain", "its operator drains it"),
+        ("none", "up", "its weight is 0"),
+    ]
+    assert [each["operator"] for each in told if each["operator"]] == ["down", "drain"]
+    assert [each["fails"] for each in told] == [0, 0, 1, 0, 0, 0, 0]
+    ejector.stop()
+
+
+def test_those_of_one_name_are_told_as_one() -> None:
+    """A relay of a range of ports has a pool for each."""
+    pools = [Pool([a_server(), a_server("b:80")]) for _ in range(2)]
+    for pool, count in zip(pools, (2, 3), strict=True):
+        for _ in range(count):
+            pool.servers[0].began()
+    pools[1].servers[1].checked(False, "broken")
+    factories = [RelayFactory(each, clock=Clock(), name="web") for each in pools]
+    told = whole(servers([shown(*factories)]))["servers"]
+    assert [(each["name"], each["sessions"], each["state"]) for each in told] == [
+        *(("db:80", 5, "up"), ("b:80", 0, "down"))
+    ]
+
+
+def test_a_server_of_which_nothing_is_said() -> None:
+    relay = Relay()
+    client = relay.client()
+    own = shown(relay.factory)
+    [told] = whole(servers([own]))["servers"]
+    assert told == server(own, "server:80")
+    assert (told["state"], told["sessions"], told["fails"]) == ("up", 1, None)
+    assert (told["label"], told["address"], told["checked"]) == (
+        *(None, "server:80"),
+        False,
+    )
+    client.lose()
+
+
+def test_a_server_of_datagrams() -> None:
+    where = Where("198.51.100.1", 53)
+    pool = Pool([FlowServer.at(where, label="ns"), FlowServer.at(Where("a.test", 53))])
+    bench = Bench(pool, resolver=FakeResolver())
+    bench.close()
+    own = Shown("dns", "udp", [bench.nat], pools=[pool])
+    told = whole(servers([own]))["servers"]
+    assert [(each["name"], each["address"]) for each in told] == [
+        ("ns/198.51.100.1:53", "198.51.100.1:53"),
+        ("a.test:53", "a.test:53"),
+    ]
+    plain = Bench()
+    plain.arrive()
+    own = Shown("dns", "udp", [plain.nat])
+    [one] = whole(servers([own]))["servers"]
+    assert (one["name"], one["sessions"]) == ("198.51.100.1:53", 1)
+    assert one == server(own, "198.51.100.1:53")
+    plain.close()
+
+
+def test_relays_and_servers_that_are_not_there() -> None:
+    own = a_relay(a_server(label="a"), a_server("b:80"))
+    with pytest.raises(Unknown, match="web has no server 'x': there are a/db:80, b:80"):
+        server(own, "x")
+    with pytest.raises(Unknown, match="web has no server ''"):
+        server(own, "")
+    with pytest.raises(Unknown, match="there is no relay 'db': there is web"):
+        whole(servers([own], "db"))
+    assert len(whole(servers([own], "web"))["servers"]) == 2
+
+
+def test_a_proxy_has_none() -> None:
+    assert whole(servers([Shown("socks", "socks4", [])])) == {"servers": []}
