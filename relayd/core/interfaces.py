@@ -50,12 +50,12 @@ class IGate(Interface):
 class ISelector(Interface):
     """Chooses a server from a pool.
 
-    It may have three methods more.  `session_over(server)` is called when a session of a
-    server has ended: its load is less.  `room_changed(server)` is called when a server
-    has become full (`server.is_full`), or is so no longer.  Whoever has that, in the
-    same class as `choose`, is given full servers as well and chooses none of them: the
-    candidates are the same object however many sessions begin and end.  All others get
-    a new sequence then, which takes longer the more servers there are.
+    It may have three methods more.  `session_over(server)` is called when a session of
+    a server has ended: its load is less.  `room_changed(server)` is called when a
+    server has become full (`server.is_full`), or is so no longer.  Whoever has that, in
+    the same class as `choose`, is given full servers as well and chooses none of them:
+    the candidates are the same object however many sessions begin and end.  All others
+    get a new sequence then, which takes longer the more servers there are.
 
     And a third: `foretell(candidates, session)` returns what `choose` would return now,
     and changes nothing; None if that can't be told.  Operators ask it.

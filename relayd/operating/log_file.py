@@ -34,6 +34,7 @@ from twisted.python.logfile import LogFile
 from relayd.observing.json_lines import JsonLines
 from relayd.observing.log_times import LogTimes
 from relayd.operating.log_events import event_line
+from relayd.operating.log_levels import LogLevels
 from relayd.operating.log_writer import LogWriter
 from relayd.operating.outlets import (
     ClosedOutlet,
@@ -211,10 +212,13 @@ class TwistdLog(WrittenLog):
 
     :param reactor: see :class:`WrittenLog`.
     :param name: the value of --logfile; None: standard output.
+
+    :ivar levels: how much of it is written.
     """
 
     def __init__(self, reactor: Any, name: str | None) -> None:
         super().__init__(reactor, name, "the log", rotates=True)
+        self.levels = LogLevels()
 
     def attach(self, parent: object) -> bool:
         """Log to it from the start of the application on, if nothing else is said.
@@ -232,12 +236,15 @@ class TwistdLog(WrittenLog):
         self.open()
         observer = FileLogObserver(cast(IO[Any], self), self._format)
         application.setComponent(ILogObserver, observer)
+        self.levels.in_use = True
         return True
 
     def flush(self) -> None:
         """Called by Twisted's observer after each event; all is written already."""
 
     def _format(self, event: LogEvent) -> str | None:
+        if not self.levels.shows(event):
+            return None
         if self.as_json:
             return event_line(event, self.objects, self._times)
         return formatEventAsClassicLogText(event, formatTime=self._times)

@@ -23,6 +23,7 @@ from relayd.core import process_settings
 from relayd.core.errors import CannotStart
 from relayd.observing.line_log import LineLog
 from relayd.operating.log_file import AnyLogFile, TwistdLog, TwistLog, WrittenLog
+from relayd.operating.log_levels import LogLevels
 
 #: Access logs that are standard output: it may be no file that can be opened by a name,
 #: and a file would be written at two places at once.
@@ -40,6 +41,7 @@ class Logs:
     :param log_format: of every line.
 
     :ivar lines: for the lines of sessions and flows.
+    :ivar levels: how much else is written.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Logs:
             if isinstance(each, WrittenLog):
                 each.as_json = as_json
         self._daemon = daemon
+        self.levels = log.levels if isinstance(log, TwistdLog) else LogLevels()
 
     @property
     def files(self) -> list[AnyLogFile]:

@@ -15,12 +15,15 @@ from collections.abc import Collection
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from relayd.core.session import Ending
 from relayd.core.stage import Stage
 from relayd.net.upstream import Upstream
 from relayd.stream.attempt import Attempt
+
+log = Logger(namespace="relayd.stream")
 
 #: Seconds until the same server is dialled again; they double up to the second figure.
 PAUSE_FIRST, PAUSE_LAST = 0.1, 1.0
@@ -131,6 +134,14 @@ class Retries:
         another = self._pool.choose(session, client.tried)
         if another is not None:
             self.count += 1
+            log.debug(
+                "{relay}: session {id}: {why} of {server}, next is {another}",
+                relay=session.relay,
+                id=session.id,
+                why=attempt.ending.word,
+                server=attempt.upstream.name,
+                another=another.name,
+            )
             client.dial(another)
             return True
         pause = min(PAUSE_FIRST * 2 ** (session.attempts - 1), PAUSE_LAST)

@@ -300,6 +300,12 @@ class Checker:
         if verdict is not None:
             self.count += 1
             self.failed += not verdict.up
+            log.debug(
+                "check of {server}: {how}: {why}",
+                server=getattr(target.server, "name", target.server),
+                how="up" if verdict.up else "down",
+                why=verdict.why,
+            )
             try:
                 if target.note is not None:
                     target.note(self._clock.seconds(), verdict.up, verdict.why)

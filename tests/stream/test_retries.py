@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from twisted.internet import error
 from twisted.internet.task import Clock
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 
 from relayd.core.session import Ending
 from relayd.net.upstream import Upstream
@@ -558,3 +559,23 @@ def test_sessions_of_a_server_that_goes_down_go_on_unless_asked() -> None:
     assert client.connected
     assert relay.counts == [1]
     client.lose()
+
+
+def test_who_wants_to_know_is_told_of_each_retry() -> None:
+    """At the level of debug, which a log shows when it is told to."""
+    relay = Relay(2, name="web")
+    relay.client()
+    with capturedLogs() as events:
+        relay.fail(0)
+    relay.fail(1)
+    [session] = relay.witness.sessions
+    told = events[0]
+    assert told["log_level"] is LogLevel.debug
+    assert told["log_namespace"] == "relayd.stream"
+    assert formatEvent(told) == (
+        f"web: session {session.id}: connect_refused of server0:80, next is server1:80"
+    )
+    relay.clock.advance(1)
+    relay.fail(0)
+    relay.clock.advance(0)
+    assert session.ending is Ending.CONNECT_REFUSED

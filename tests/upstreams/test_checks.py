@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
-from twisted.logger import LogLevel, globalLogPublisher
+from twisted.logger import LogLevel, capturedLogs, formatEvent, globalLogPublisher
 
 from relayd.upstreams.checks import OUTDATED, Checker
 from relayd.upstreams.judging import CannotCheck, Schedule, Verdict
@@ -536,3 +536,17 @@ def test_whatever_happens(steps: list[tuple[str, int, Any]]) -> None:
     assert bench.checker.running == 0
     assert bench.clock.getDelayedCalls() == []
     assert not any(open_runs[each] for each in servers if each not in stuck)
+
+
+def test_who_wants_to_know_is_told_of_each_check(bench: Bench) -> None:
+    """At the level of debug, which a log shows when it is told to."""
+    server = bench.add(FakeServer())
+    server.answer = lambda: succeed(DOWN)
+    with capturedLogs() as events:
+        bench.checker.start()
+        bench.pass_time(1)
+    [told] = events
+    assert told["log_level"] is LogLevel.debug
+    assert told["log_namespace"] == "relayd.checks"
+    assert formatEvent(told) == "check of a: down: broken"
+    bench.checker.stop()
