@@ -35,7 +35,7 @@ MAY_IMPORT = {
     | PARTS
     | {"plane", "datagrams", "socks", "faces", "configuring", "control"},
     "tap": {"core", "configuring", "operating"},
-    "ctl": {"core", "observing", "configuring", "operating", "control"},
+    "ctl": {"core", "observing", "configuring", "operating"},
     # For the tests of those who embed a relay, or configure one: nothing of ours
     # imports it.
     "testing": {"net", "stream", "configuring", "operating"},

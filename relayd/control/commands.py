@@ -153,9 +153,9 @@ COMMANDS: tuple[Route, ...] = (
             fields=[
                 Field(
                     name="state",
-                    type=OneOf(["up", "down", "drain"]),
+                    type=OneOf(["up", "down", "drain", "auto"]),
                     help="What it is from now on, whatever its checks say; a server"
-                    " that drains gets no new sessions.",
+                    " that drains gets no new sessions. auto: its checks decide.",
                 ),
                 Field(name="weight", type=Whole(), help="Its share of new sessions."),
                 _WITHIN,

@@ -35,8 +35,8 @@ Work = Generator[None, None, Json]
 #: By what sessions and flows are sorted, the most first.
 Sort = Literal["bytes", "age", "rate"]
 
-#: What an operator may say of a server.
-ServerState = Literal["up", "down", "drain"]
+#: What an operator may say of a server; `auto`: nothing any more, its checks decide.
+ServerState = Literal["up", "down", "drain", "auto"]
 
 #: How many sessions or flows are listed, unless asked otherwise, and at most.
 LISTED = 1000
@@ -188,7 +188,8 @@ class Steering(Protocol):
         weight: int | None,
         within: float | None,
         by: Asker,
-    ) -> Json: ...
+    ) -> Json:
+        """Change a server; what is None stays as it is."""
 
     def kill(
         self,

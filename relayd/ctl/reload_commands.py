@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import click
@@ -108,9 +106,8 @@ def save(to: str | None, as_json: bool) -> None:
 @click.option(
     "--relay",
     metavar="NAME",
-    required=True,
     shell_complete=complete_relay,
-    help="The relay that it comes to.",
+    help="The relay that it comes to; a file that has one only needs none.",
 )
 @click.option("--client", metavar="ADDRESS", required=True, help="Its address.")
 @click.option(
@@ -130,7 +127,7 @@ def save(to: str | None, as_json: bool) -> None:
 @json_option
 @control_option()
 def explain(
-    relay: str,
+    relay: str | None,
     client: str,
     at: str | None,
     dest: str | None,
@@ -150,6 +147,8 @@ def explain(
     def ask() -> dict[str, Any]:
         if file is not None:
             return _explain_file(file, relay, client, at, dest)
+        if relay is None:
+            raise click.UsageError("say which: --relay NAME")
         given = {"relay": relay, "client": client, "at": at, "dest": dest}
         body = {key: each for key, each in given.items() if each is not None}
         return running_relayd().change("POST", "/v1/explain", body)
@@ -158,24 +157,26 @@ def explain(
 
 
 def _explain_file(
-    file: str, relay: str, client: str, at: str | None, dest: str | None
+    file: str, relay: str | None, client: str, at: str | None, dest: str | None
 ) -> dict[str, Any]:
     """What a file says, without a running relayd."""
-    from relayd.control.steering import Refusal
+    from relayd.configuring.written import named
     from relayd.core.errors import ConfigError
     from relayd.ctl.checking import read
-    from relayd.ctl.control_client import exit_of
+    from relayd.operating.explaining import explain as explained
 
-    if file != "-":
-        # Whether there is one, and what is wrong with it.
-        read(file)
-    explain_file: Callable[..., dict[str, Any]] = import_module(
-        "relayd.operating.explaining"
-    ).explain_file
+    layers, config = read(file)
+    names = [name for name, _ in named(layers)]
+    if relay is None and len(names) == 1:
+        relay = names[0]
+    if relay not in names:
+        there = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+        wanted = f"there is no relay {relay!r}" if relay else "say which: --relay NAME"
+        code = Exit.NOT_FOUND if relay else Exit.USAGE
+        raise CommandFailed(code, f"{file}: {wanted}; it has {there or 'none'}")
+    found = config.relays[names.index(relay)]
     try:
-        return explain_file(file, relay, client, at, dest)
-    except Refusal as refused:
-        raise CommandFailed(exit_of(refused.status), *refused.problems) from None
+        return explained(found, client, at=at, dest=dest).as_json
     except ConfigError as problem:
         raise CommandFailed(Exit.INVALID, *str(problem).splitlines()) from None
 

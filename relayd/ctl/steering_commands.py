@@ -148,8 +148,7 @@ def server(name: str, change: str, within: float | None, as_json: bool) -> None:
     """
     key, _, number = change.partition("=")
     if change in _STATES:
-        # Without a state of the operator's, its checks decide.
-        body: dict[str, Any] = {"state": None if change == "auto" else change}
+        body: dict[str, Any] = {"state": change}
     elif key == "weight" and re.fullmatch("[0-9]{1,9}", number):
         body = {"weight": int(number)}
     else:

@@ -238,12 +238,9 @@ def diff(answer: Json) -> View:
 def explained(answer: Json) -> View:
     steps = rows_of(answer, "steps")
     server = text(answer.get("server"))
-    if not answer.get("admitted"):
-        end = "refused"
-    elif server == NOTHING:
-        end = "admitted, but there is no server for it"
-    else:
-        end = f"admitted, to {server}"
+    end = "admitted" if answer.get("admitted") else "refused"
+    if server != NOTHING:
+        end += f", to {server}"
     return [Table(_STEPS, [*steps, {"step": "in the end", "result": end}])]
 
 

@@ -263,7 +263,7 @@ class FakeSteering:
         by: Asker,
     ) -> Json:
         self._server(relay, server)
-        self.operator[server] = state
+        self.operator[server] = None if state == "auto" else state
         self._changed("set_server", relay, server, state, weight, within, by)
         return self.server(relay, server)
 
