@@ -31,6 +31,10 @@ Candidate = TypeVar("Candidate")
 #: Entries of a heap beyond twice those that count, up to which no others are removed.
 UNSWEPT = 64
 
+#: A load, when the next turn is due, the place of a server, and how many sessions it
+#: had: whole numbers are compared at a fraction of the cost of a division.
+_Entry = tuple[float, float, int, int]
+
 
 def _lasting(candidates: Sequence[Any]) -> Sequence[Any] | None:
     """What is the same servers whenever it is the same object; or None.
@@ -141,10 +145,11 @@ class LeastSessions:
         self._known: Sequence[Any] | None = None
         self._turns = Turns()
         self._index: dict[Any, int] = {}
-        #: A load, when the next turn is due, and the index of a server.
-        self._heap: list[tuple[float, float, int]] = []
+        #: One of them may be full.
+        self._limited = False
+        self._heap: list[_Entry] = []
         #: The one entry of the heap that counts, of each server; None: it is full.
-        self._entries: list[tuple[float, float, int] | None] = []
+        self._entries: list[_Entry | None] = []
 
     def choose(self, candidates: Sequence[Candidate], session: Any) -> Candidate | None:
         """See :meth:`ISelector.choose`."""
@@ -152,25 +157,27 @@ class LeastSessions:
             return None
         if candidates is not self._known:
             self._learn(candidates)
-        heap, entries, weights = self._heap, self._entries, self._turns.weights
+        heap, entries = self._heap, self._entries
         while heap:
             entry = heap[0]
-            load, due, index = entry
+            load, due, index, before = entry
             if entry is not entries[index]:
                 heappop(heap)
                 continue
             chosen: Any = candidates[index]
-            if chosen.is_full:
+            if self._limited and chosen.is_full:
                 heappop(heap)
                 entries[index] = None
                 continue
-            real = chosen.sessions / weights[index]
-            if real == load:
-                entries[index] = entry = (load, self._turns.take(index), index)
+            sessions = chosen.sessions
+            if sessions == before:
+                due = self._turns.take(index)
+                entries[index] = entry = (load, due, index, sessions)
                 heapreplace(heap, entry)
                 found: Candidate = chosen
                 return found
-            entries[index] = entry = (real, due, index)
+            load = sessions / self._turns.weights[index]
+            entries[index] = entry = (load, due, index, sessions)
             heapreplace(heap, entry)
         return None
 
@@ -186,15 +193,16 @@ class LeastSessions:
     def session_over(self, server: Any) -> None:
         """See :class:`ISelector`."""
         index = self._index.get(server)
-        if index is None or server.is_full:
+        if index is None:
             return
-        load, before = (
-            server.sessions / self._turns.weights[index],
-            self._entries[index],
-        )
-        if before is None or load < before[0]:
-            entry = (load, self._turns.dues[index], index)
-            self._entries[index] = entry
+        sessions, entry = server.sessions, self._entries[index]
+        # Most often it is what it was when the session came.
+        if entry is not None and sessions >= entry[3]:
+            return
+        if not server.is_full:
+            turns = self._turns
+            load = sessions / turns.weights[index]
+            entry = self._entries[index] = (load, turns.dues[index], index, sessions)
             heappush(self._heap, entry)
             if len(self._heap) > 2 * len(self._entries) + UNSWEPT:
                 self._fill()
@@ -208,8 +216,11 @@ class LeastSessions:
         turns = self._turns
         turns.change(candidates)
         self._index = _places(candidates)
+        self._limited = any(
+            getattr(each, "max_sessions", None) is not None for each in candidates
+        )
         self._entries = [
-            (server.sessions / weight, due, index)
+            (server.sessions / weight, due, index, server.sessions)
             for index, (server, weight, due) in enumerate(
                 zip(candidates, turns.weights, turns.dues, strict=True)
             )

@@ -318,12 +318,13 @@ class Server(Upstream):
 
     def began(self) -> None:
         """See :meth:`ICounted.began`."""
-        self.sessions += 1
+        self.sessions = sessions = self.sessions + 1
+        most = self.max_sessions
         if self.on_trial:
             # This one tries it.
             self.on_trial = False
             self.changed()
-        elif self.sessions == self.max_sessions:
+        elif most is not None and sessions == most:
             self.filled += 1
             self.on_room(self)
 
@@ -351,8 +352,9 @@ class Server(Upstream):
 
     def closed(self) -> None:
         """See :meth:`ICounted.closed`."""
-        self.sessions -= 1
-        if self.on_over is not None:
-            self.on_over(self)
-        if self.sessions + 1 == self.max_sessions:
+        self.sessions = sessions = self.sessions - 1
+        most, on_over = self.max_sessions, self.on_over
+        if on_over is not None:
+            on_over(self)
+        if most is not None and sessions + 1 == most:
             self.on_room(self)

@@ -92,8 +92,12 @@ class Turns:
 
         :return: when its next one is due.
         """
-        due = self.dues[index]
-        # Who was passed over for long does not get all the turns that it has missed.
-        self.now = now = max(self.now, due)
-        due = self.dues[index] = now + 1 / self.weights[index]
+        dues = self.dues
+        now = dues[index]
+        if now < self.now:
+            # Who was passed over for long does not get all the turns that it has missed.
+            now = self.now
+        else:
+            self.now = now
+        due = dues[index] = now + 1 / self.weights[index]
         return due
