@@ -83,6 +83,11 @@ class UdpNat(DatagramRelay):
         (:class:`~relayd.admission.bandwidth.Bandwidth`); what is too much is dropped.
     :param udp_balance: `datagram`: each datagram goes to the next server, and what they
         answer is dropped; `flow`: all of a client's go to one.
+    :param cut: when checks find that a server is down, take its flows to another one at
+        once, and end those for which there is none; unless given, they go when it
+        refuses them or does not answer.
+    :param wait_for_server: seconds for which the first datagrams of new clients are
+        kept while no server can be chosen; 0: they are dropped.
     :param name: what the log calls this relay; `relay1`, `relay2` and so on, unless
         given (:mod:`relayd.core.relay_names`).
     :raises ValueError: a setting can't be used.
@@ -114,6 +119,8 @@ class UdpNat(DatagramRelay):
         send_proxy: str | None = None,
         bandwidth: FlowBandwidth | None = None,
         udp_balance: pool_settings.UdpBalance = pool_settings.UDP_BALANCE.default,
+        cut: bool = False,
+        wait_for_server: float = 0.0,
         name: str | None = None,
     ) -> None:
         if max_flows is None:
@@ -153,6 +160,8 @@ class UdpNat(DatagramRelay):
                 gate=gate,
                 preamble=preamble_of(send_proxy),
                 bandwidth=bandwidth,
+                cut=cut,
+                wait_for_server=wait_for_server,
             ),
             loops=LoopGuard(own),
             watcher=watcher if watcher is not None else ReactorWatcher(reactor),

@@ -15,7 +15,7 @@ from relayd.configuring.given import Given, RelaySection
 from relayd.configuring.server_grammar import options_of
 from relayd.configuring.server_options import ServerOptions
 from relayd.core import settings
-from relayd.core.pool_settings import BALANCE, UDP_BALANCE
+from relayd.core.pool_settings import BALANCE, ON_DOWN, UDP_BALANCE, WHEN_NONE
 from relayd.net.dial_options import family_of
 
 #: What is set on sockets of connections of ours.
@@ -69,6 +69,13 @@ def about_balance(section: RelaySection) -> Iterator[str]:
             f"{given.place.prefix}{given} goes with {given.place.option(BALANCE)}"
             f" round-robin or random, not {balance.value}"
         )
+    for row, value in ((ON_DOWN, "cut"), (WHEN_NONE, "wait")):
+        other = section.one(row)
+        if other is not None and str(other.value).startswith(value):
+            yield (
+                f"{other.place.prefix}{other} is not for {given}: nothing stays at a"
+                " server, or waits for one"
+            )
     header = section.one(SEND_PROXY)
     if header is not None and header.value == "v2-first":
         yield (

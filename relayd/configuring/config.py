@@ -179,7 +179,7 @@ class ServerChecks:
 
 @attrs.frozen(kw_only=True)
 class FlowPoolSettings(ServerChecks):
-    """The same, which server is chosen, and when it is out; for flows of datagrams."""
+    """The same, which server is chosen, and what if none is fit; for flows, too."""
 
     balance: pool_settings.Balance = pool_settings.BALANCE.default
     max_fails: int = pool_settings.MAX_FAILS.default
@@ -187,6 +187,8 @@ class FlowPoolSettings(ServerChecks):
     fail_max: float = pool_settings.FAIL_MAX.default
     eject_most: int = pool_settings.EJECT_MOST.default
     slow_start: float = pool_settings.SLOW_START.default
+    on_down: pool_settings.OnDown = pool_settings.ON_DOWN.default
+    when_none: pool_settings.WhenNone = pool_settings.WHEN_NONE.default
     resolve_every: float | None = pool_settings.RESOLVE_EVERY.default
     resolve_grace: float = pool_settings.RESOLVE_GRACE.default
 
@@ -197,8 +199,6 @@ class PoolSettings(FlowPoolSettings):
 
     retries: int | None = pool_settings.RETRIES.default
     dial_timeout: float | None = pool_settings.DIAL_TIMEOUT.default
-    on_down: pool_settings.OnDown = pool_settings.ON_DOWN.default
-    when_none: pool_settings.WhenNone = pool_settings.WHEN_NONE.default
 
 
 @attrs.frozen

@@ -16,12 +16,20 @@ class CountedServer(Protocol):
 
     :ivar endpoint: where it is (:class:`relayd.datagrams.servers.Server`).
     :ivar draining: it has left its pool.
+    :ivar is_down: its checks find it down, or its operator says so.
+    :ivar reason: why it is as it is, in words.
     :ivar passive: what judges it by its flows, if anything does.
     """
 
     endpoint: Any
     draining: bool
     passive: Any
+
+    @property
+    def is_down(self) -> bool: ...
+
+    @property
+    def reason(self) -> str: ...
 
     @property
     def up(self) -> bool:

@@ -89,7 +89,8 @@ class FlowFacts:
     :ivar age: seconds.
     :ivar ending: `expired`, `unreplied` (it expired without a reply), `evicted`,
         `drained`, `killed` (by its operator), `hours` (those of its relay were over),
-        or `failed`.
+        `upstream_down` (checks found that its server is down, and no other could be
+        chosen), or `failed`.
     :ivar by: the client for which it was evicted; empty if it was not.
     """
 
@@ -107,18 +108,21 @@ class FlowFacts:
 class Counters:
     """What has become of datagrams.
 
-    :ivar received: from clients; each was sent on or is in `dropped`.
+    :ivar received: from clients; each was sent on or is in `dropped`.  What waits for
+        a server is counted when it has one, or has waited in vain.
     :ivar sent: to servers.
     :ivar replies_received: from servers; each was sent on or is in `replies_dropped`.
     :ivar replies_sent: to clients.
     :ivar dropped: by reason: `no_flow` (the table is full, or no descriptor is left),
-        `no_server` (its name has no address yet), `no_local_address` (the kernel did
-        not say which address the client sent to), a gate's word (`client`, `hours` and
-        others of :data:`relayd.core.errors.REASONS`), `source_port_0`, `source_loops`
-        (a reply there would come back), `loop` (they come from the relay itself,
-        by another relay of this process), `truncated`, `draining`, `stopped` (so is its
-        listener), `bandwidth` (they come faster than its limit), `failed` (a defect of
-        ours, whose traceback is in the log), or `send_` and the name of the error.
+        `no_server` (none can be chosen, or its name has no address yet),
+        `waiting_full` (so much waits for a server already), `no_local_address` (the
+        kernel did not say which address the client sent to), a gate's word (`client`,
+        `hours` and others of :data:`relayd.core.errors.REASONS`), `source_port_0`,
+        `source_loops` (a reply there would come back), `loop` (they come from the relay
+        itself, by another relay of this process), `truncated`, `draining`, `stopped`
+        (so is its listener), `bandwidth` (they come faster than its limit), `failed` (a
+        defect of ours, whose traceback is in the log), or `send_` and the name of the
+        error.
     :ivar replies_dropped: likewise: `reply_cap`, `bandwidth`, `truncated`, `failed`,
         `one_way` (its datagrams go to one server after the other), `send_…`.
     :ivar icmp_errors: how often a server's host refused what had been sent.

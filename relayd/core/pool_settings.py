@@ -153,8 +153,9 @@ ON_DOWN = Setting[OnDown](
     type=Choice[OnDown](OnDown),
     default="keep",
     help="When checks find that a server is down, its sessions go on (keep) or are cut"
-    " off by a reset (cut).",
-    kinds=_TCP,
+    " off by a reset (cut). Of UDP: its flows go to another server when it refuses or"
+    " does not answer (keep), or at once, and end if there is none (cut).",
+    kinds=POOLS,
     group=SERVERS,
 )
 SLOW_START = Setting[float](
@@ -170,8 +171,9 @@ WHEN_NONE = Setting[WhenNone](
     type=Written[WhenNone]("WHAT", parse_when_none, EXPECTED_NONE),
     default=WhenNone(),
     help="When no server can be chosen, new clients are refused (fail), those that are"
-    " down are tried, too (try-all), or clients wait so long for one (wait=SECONDS).",
-    kinds=_TCP,
+    " down are tried, too (try-all), or clients wait so long for one (wait=SECONDS)."
+    " Of UDP: their first datagrams wait.",
+    kinds=POOLS,
     group=SERVERS,
 )
 

@@ -20,17 +20,30 @@ class FlowRelay(Protocol):
     def draining(self) -> bool:
         """It accepts no new client."""
 
-    def admit(self, listener: Any, key: Any) -> Any:
+    def admit(self, listener: Any, key: Any, data: Any) -> Any:
         """Open a flow for a client; None: refused, and counted as dropped.
 
+        Or it waits for a server, with a copy of what it has sent.
+
         :param key: what identifies the client at this listener.
+        :param data: what it has sent; of the flow, it is sent by the caller.
         """
+
+    def keep_time(self) -> None:
+        """There is a flow, which may expire."""
 
     def redial(self, flow: Any, problem: OSError) -> bool:
         """Connect a flow to the next address of its server.
 
         :param problem: the error of its present address.
         :return: whether there was another address.
+        """
+
+    def send_away(self, flow: Any, problem: OSError) -> bool:
+        """Connect a flow, whose server has state, to another server of its pool.
+
+        :param problem: why.
+        :return: whether there was another one.
         """
 
     def end(self, flow: Any, ending: str, by: str = "") -> None:

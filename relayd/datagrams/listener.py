@@ -169,7 +169,7 @@ class DatagramListener:
                             last.seen = now
                         else:
                             last.client_sent((first,), now)
-                last = flow or self._relay.admit(self, key)
+                last = flow or self._relay.admit(self, key, data)
                 first, size = data, len(data)
                 if size >= BUFFER_SIZE and last is not None:
                     counters.dropped["truncated"] += 1

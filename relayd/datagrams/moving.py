@@ -162,8 +162,11 @@ class MovingFlow(Flow):
             # Addresses that refused before that look-up may work now.
             self._look_up = self.server.look_ups
             self.tried = self.tried[-1:]
-        if not self.relay.redial(self, problem):
-            return
+        if self.relay.redial(self, problem):
+            self.send_again()
+
+    def send_again(self) -> None:
+        """It has moved: its last datagrams, if they had no answer, are sent again."""
         counters = self.ledger.counters
         for data in self.ledger.unanswered.of(self, self.ledger.now()):
             try:
@@ -209,10 +212,16 @@ class MovingFlow(Flow):
         """It leaves its server, one with state.
 
         :param other: where it goes; None: nobody else can be chosen, and it stays.
-        :param problem: a refusal, or that there is no answer (ETIMEDOUT).
+        :param problem: a refusal, that there is no answer (ETIMEDOUT), or that checks
+            have found it down (ECANCELED).
         """
         state: Any = self.server.state
-        if problem.errno != errno.ETIMEDOUT:
+        if problem.errno == errno.ECANCELED:
+            if self.awaits:
+                state.cancelled()
+            else:
+                state.closed()
+        elif problem.errno != errno.ETIMEDOUT:
             state.failed(Ending.CONNECT_REFUSED, problem.strerror or "")
         elif not self.awaits:
             state.closed()

@@ -3,6 +3,8 @@
 A gate (:class:`relayd.core.interfaces.IGate`) is asked about each client that has no
 flow, for each datagram of a client that it refuses; what it gives is given back when
 the flow ends.  Datagrams don't wait, so a gate that takes its time refuses.
+
+Who is let in and has no server may wait for one (:mod:`relayd.datagrams.standby`).
 """
 
 from __future__ import annotations
@@ -20,17 +22,17 @@ from relayd.core.flows import NewFlow
 from relayd.core.interfaces import IGate, ILease
 from relayd.core.leases import LATER, checked, give_back, lease_of
 from relayd.core.pacing import FlowBandwidth
-from relayd.datagrams.dialing import Connected, FlowDialer
+from relayd.datagrams.dialing import FlowDialer
 from relayd.datagrams.flow import ClientFlow
 from relayd.datagrams.interfaces import FlowListener, FlowRelay
 from relayd.datagrams.ledger import Ledger
 from relayd.datagrams.limited import flow_of
 from relayd.datagrams.listener import DatagramListener
 from relayd.datagrams.loops import LoopGuard
-from relayd.datagrams.moving import MAX_SERVERS
 from relayd.datagrams.preamble import Preamble
 from relayd.datagrams.refusals import SHORTAGE
 from relayd.datagrams.servers import Server, ServerPool
+from relayd.datagrams.standby import NO_SERVER, FlowStandBy, WaitingClient
 from relayd.datagrams.table import TableFull
 from relayd.datagrams.watching import READABLE, Watcher
 from relayd.net.log_throttle import LogThrottle
@@ -50,6 +52,10 @@ class Ingredients:
     :ivar gate: decides which clients get a flow; all do, unless given.
     :ivar preamble: what servers are told of flows; unless they have their own.
     :ivar bandwidth: limits what flows pass on; nothing does, unless given.
+    :ivar cut: flows of a server that goes down are taken to another one at once, or end
+        if there is none.
+    :ivar wait_for_server: seconds for which new clients wait while no server can be
+        chosen; 0: they are refused.
     """
 
     pool: ServerPool
@@ -57,6 +63,8 @@ class Ingredients:
     gate: IGate | None = None
     preamble: Preamble | None = None
     bandwidth: FlowBandwidth | None = None
+    cut: bool = False
+    wait_for_server: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
 
 
 class FlowOpener:
@@ -64,6 +72,8 @@ class FlowOpener:
 
     :param relay: ends the flows that are evicted.
     :param made_of: see there.
+
+    :ivar standby: where they wait, if they do.
     """
 
     def __init__(
@@ -91,8 +101,13 @@ class FlowOpener:
         #: the others out of the log.
         self._gate_throttles = {each: LogThrottle(ledger.clock) for each in REASONS}
         self._loop_throttle = LogThrottle(ledger.clock)
+        self._server_throttle = LogThrottle(ledger.clock)
+        wait = made_of.wait_for_server
+        self.standby = FlowStandBy(ledger, wait, self) if wait else None
 
-    def open(self, listener: DatagramListener, key: Any) -> ClientFlow | None:
+    def open(
+        self, listener: DatagramListener, key: Any, data: Any
+    ) -> ClientFlow | None:
         """See :meth:`relayd.datagrams.interfaces.FlowRelay.admit`."""
         dropped = self._ledger.counters.dropped
         if listener.retired:
@@ -119,25 +134,73 @@ class FlowOpener:
                     count=dropped["loop"],
                 )
             return None
+        standby = self.standby
+        if standby is not None and standby.add((listener.number, key), data):
+            return None
         lease = asked = None
         if self._gate is not None or self._pool.balance is not None:
-            asked = self._asked(listener, key, source)
+            asked = self.asked(listener, key, source)
             if self._gate is not None:
                 lease = self._enter(self._gate, asked)
                 if lease is None:
                     return None
-        flow = None
+        client, flow, waits = (key, source, to), None, False
         try:
-            flow = self._admitted(listener, (key, source, to), asked)
+            server = self._pool.choose(asked)
+            if server is None and not self._relay.draining:
+                waits = self._waits(listener, client, asked, lease, data)
+            else:
+                flow = self._admitted(listener, client, asked, server)
         finally:
-            if lease is not None:
-                if flow is None:
-                    give_back(lease)
-                else:
-                    flow.lease = lease
+            if lease is not None and not waits:
+                _keep_lease(lease, flow)
         return flow
 
-    def _asked(self, listener: FlowListener, key: Any, source: Any) -> NewFlow:
+    def _waits(
+        self,
+        listener: DatagramListener,
+        client: tuple[Any, Any, Any],
+        asked: NewFlow | None,
+        lease: ILease | None,
+        data: Any,
+    ) -> bool:
+        """No server can be chosen for a client: whether it waits for one."""
+        source = client[1]
+        if self.standby is not None:
+            host = client_key(source[0])
+            waiting = WaitingClient(listener, client, host, asked, lease)
+            return self.standby.begin(waiting, data)
+        dropped = self._ledger.counters.dropped
+        dropped[NO_SERVER] += 1
+        if self._server_throttle.is_due():
+            log.warn(
+                "{relay}: no flow for {client}: no server can be chosen ({count}"
+                " datagrams dropped for that reason so far)",
+                relay=self._ledger.name,
+                client=socket_name(source),
+                count=dropped[NO_SERVER],
+            )
+        return False
+
+    # -- of a client that waits
+
+    def server_for(self, waiting: WaitingClient) -> Server | None:
+        """See :meth:`relayd.datagrams.standby.Opener.server_for`."""
+        return self._pool.choose(waiting.asked)
+
+    def open_for(self, waiting: WaitingClient, server: Server) -> ClientFlow | None:
+        """See :meth:`relayd.datagrams.standby.Opener.open_for`."""
+        flow, listener = None, waiting.listener
+        try:
+            flow = self._admitted(listener, waiting.client, waiting.asked, server)
+        finally:
+            if waiting.lease is not None:
+                _keep_lease(waiting.lease, flow)
+        return flow
+
+    # -- the gate
+
+    def asked(self, listener: FlowListener, key: Any, source: Any) -> NewFlow:
         """What a gate and a pool are asked about."""
         client, name = socket_name(source), listener.name(key)
         return NewFlow(client, client, name, self._ledger.name, next(self.ordinals))
@@ -179,17 +242,15 @@ class FlowOpener:
         listener: DatagramListener,
         client: tuple[Any, Any, Any],
         asked: NewFlow | None,
+        server: Server | None,
     ) -> ClientFlow | None:
         """Open the flow of a client that the gate has admitted.
 
         :param client: its key at the listener, its address, where to reply to.
+        :param server: None in a drain only.
         """
         dropped = self._ledger.counters.dropped
         key, source, _ = client
-        server = self._pool.choose(asked)
-        if server is None and not self._relay.draining:
-            dropped["no_server"] += 1
-            return None
         try:
             self._evict_for(client_key(source[0]), source)
             flow = None
@@ -206,6 +267,7 @@ class FlowOpener:
             return None
         self._table.add(flow)
         listener.flows[key] = flow
+        self._relay.keep_time()
         self._loops.note(flow, listener.port)
         return flow
 
@@ -268,7 +330,7 @@ class FlowOpener:
         return self._try_flow(listener, client, server, asked)
 
     def _is_open(self, listener: DatagramListener) -> bool:
-        return not (self._relay.draining or listener.closed)
+        return not (self._relay.draining or listener.closed or listener.retired)
 
     def _try_flow(
         self,
@@ -299,63 +361,6 @@ class FlowOpener:
             state.began()
         return flow
 
-    def redial(self, flow: ClientFlow, problem: OSError) -> bool:
-        """See :meth:`relayd.datagrams.interfaces.FlowRelay.redial`."""
-        server = flow.server
-        self._dialer.refused(server, flow.tried[-1], problem)
-        if server.named and not flow.stranded:
-            try:
-                connected = self._watched(flow, self._dialer.dial(server, flow.tried))
-            except OSError:
-                pass
-            else:
-                self._go(flow, connected)
-                return True
-        return server.state is not None and self._to_another(flow, problem)
-
-    def _to_another(self, flow: ClientFlow, problem: OSError) -> bool:
-        """Connect a flow to another server of its pool."""
-        connected = self._another(flow)
-        if connected is None:
-            flow.left_for(None, problem)
-            return False
-        flow.left_for(connected.server.state, problem)
-        self._go(flow, connected)
-        return True
-
-    def _another(self, flow: ClientFlow) -> Connected | None:
-        """A socket that is connected to another server, if there is one."""
-        tried = flow.tried_servers()
-        if len(tried) > MAX_SERVERS:
-            return None
-        asked = self._asked(flow.listener, flow.here, flow.source)
-        server = self._pool.choose(asked, tried)
-        if server is None:
-            return None
-        try:
-            return self._watched(flow, self._dialer.dial_any(server, asked, tried))
-        except OSError:
-            return None
-
-    def _watched(self, flow: ClientFlow, connected: Connected) -> Connected:
-        """Watch a flow's next socket.
-
-        :raises OSError: that is not possible, and the socket is closed.
-        """
-        try:
-            self._watcher.watch(connected.sock.fileno(), flow, READABLE)
-        except OSError:
-            connected.sock.close()
-            raise
-        return connected
-
-    def _go(self, flow: ClientFlow, connected: Connected) -> None:
-        """Give a flow another socket, which is watched."""
-        self._ledger.count_drops(flow)
-        self._watcher.unwatch_and_close(flow.sock)
-        flow.move(connected)
-        self._loops.note(flow, flow.listener.port)
-
     def _refuse(self, why: str) -> None:
         self._ledger.counters.dropped["no_flow"] += 1
         if not self._throttle.is_due():
@@ -365,3 +370,11 @@ class FlowOpener:
             why=why,
             count=self._ledger.counters.dropped["no_flow"],
         )
+
+
+def _keep_lease(lease: ILease, flow: ClientFlow | None) -> None:
+    """What the gate gave is the flow's, or is given back if there is none."""
+    if flow is None:
+        give_back(lease)
+    else:
+        flow.lease = lease

@@ -26,8 +26,8 @@ from relayd.datagrams.guarded import FailSafeObserver
 from relayd.datagrams.ledger import Ledger
 from relayd.datagrams.listener import DatagramListener, open_listeners
 from relayd.datagrams.loops import LoopGuard
-from relayd.datagrams.opening import FlowOpener, Ingredients
-from relayd.datagrams.rescue import Rescue
+from relayd.datagrams.making import FlowMaking
+from relayd.datagrams.opening import Ingredients
 from relayd.datagrams.servers import Server
 from relayd.datagrams.spreading import SpreadDialer
 from relayd.datagrams.table import NatTable
@@ -87,7 +87,7 @@ class DatagramRelay:
         )
         self.observer = FailSafeObserver(observer)
         self.closes = closes
-        self._use(made_of)
+        self._making = self._use(made_of)
         self._timer: IDelayedCall | None = None
         #: The time up to which flows expire, once all datagrams from before are read.
         self._expire_to: float | None = None
@@ -95,18 +95,17 @@ class DatagramRelay:
         self._next_drop_check = 0
         self._ends_changed()
 
-    def _use(self, made_of: Ingredients) -> None:
+    def _use(self, made_of: Ingredients) -> FlowMaking:
         self.made_of, self.pool = made_of, made_of.pool
-        self._opener = FlowOpener(
+        self.pool.changed = self._ends_changed
+        return FlowMaking(
             self.ledger, self, made_of, loops=self.loops, watcher=self.watcher
         )
-        self._rescue = None if self.pool.balance is None else Rescue(self.ledger)
-        self.pool.changed = self._ends_changed
 
     def start_choosing(self, balance: FlowPool) -> None:
         """Have a pool choose among the servers that there are."""
         self.pool.have_state(balance)
-        self._rescue = Rescue(self.ledger)
+        self._making.hear(balance)
 
     @property
     def bandwidth(self) -> FlowBandwidth | None:
@@ -121,15 +120,16 @@ class DatagramRelay:
 
         :param other: has no listeners, and is not used any more.
         """
-        before, ordinals = self.pool, self._opener.ordinals
+        before, making = self.pool, self._making
         self.receive_buffer = other.receive_buffer
         self.table.change(other.table)
         self.ledger.reply_cap = other.ledger.reply_cap
         self.closes = other.closes
         if isinstance(other.made_of.dialer, SpreadDialer):
             other.made_of.dialer.counters = self.counters
-        self._use(other.made_of)
-        self._opener.ordinals = ordinals
+        other._making.leave()
+        self._making = self._use(other.made_of)
+        self._making.succeed(making)
         if self.pool is not before:
             before.changed = _nothing
             before.stop()
@@ -216,19 +216,28 @@ class DatagramRelay:
     def _ends_changed(self) -> None:
         listeners = [each.address for each in self.listeners]
         self.loops.update(listeners, self.pool.servers)
+        self._making.ends_changed()
 
     # -- flows
 
-    def admit(self, listener: DatagramListener, key: Any) -> ClientFlow | None:
+    def admit(
+        self, listener: DatagramListener, key: Any, data: Any
+    ) -> ClientFlow | None:
         """See :meth:`relayd.datagrams.interfaces.FlowRelay.admit`."""
-        flow = self._opener.open(listener, key)
-        if flow is not None and self._timer is None:
+        return self._making.open(listener, key, data)
+
+    def keep_time(self) -> None:
+        """See :meth:`relayd.datagrams.interfaces.FlowRelay.keep_time`."""
+        if self._timer is None:
             self._tick_later()
-        return flow
 
     def redial(self, flow: ClientFlow, problem: OSError) -> bool:
         """See :meth:`relayd.datagrams.interfaces.FlowRelay.redial`."""
-        return self._opener.redial(flow, problem)
+        return self._making.redial(flow, problem)
+
+    def send_away(self, flow: ClientFlow, problem: OSError) -> bool:
+        """See :meth:`relayd.datagrams.interfaces.FlowRelay.send_away`."""
+        return self._making.send_away(flow, problem)
 
     def end(self, flow: ClientFlow, ending: str, by: str = "") -> None:
         """See :meth:`relayd.datagrams.interfaces.FlowRelay.end`."""
@@ -304,8 +313,7 @@ class DatagramRelay:
                 # A reply may just have been read.
                 if self.table.expires_at(flow) <= now:
                     self.end(flow, "expired" if flow.replied else "unreplied")
-        if self._rescue is not None:
-            self._rescue.check(self.ledger.now())
+        self._making.check(self.ledger.now())
         if self.closes is not None and self.closes():
             for flow in list(self.table):
                 self.end(flow, "hours")
@@ -359,6 +367,7 @@ class DatagramRelay:
         :param timeout: seconds; 0 ends all now.
         :return: fires with None when no flow is left, and the listeners are closed.
         """
+        self._making.admit_no_more()
         done = self.registry.drain(timeout)
         # An observer may have opened the relay again.
         if self.draining:
@@ -388,6 +397,7 @@ class DatagramRelay:
         """Close the listeners, and end all flows."""
         for flow in list(self.table):
             self.end(flow, "drained")
+        self._making.stop()
         self.count_kernel_drops()
         closed, self.listeners = self.listeners, []
         self.pool.stop()

@@ -111,7 +111,9 @@ def flow_servers(
         if only.options.says_only(*_STATELESS):
             return [made.plain(only)]
     pool = Pool(
-        [made.server(each) for each in fixed], selector_of(settings.balance, prefix)
+        [made.server(each) for each in fixed],
+        selector_of(settings.balance, prefix),
+        try_all=settings.when_none.what == "try-all",
     )
     named = [each for each in destinations if isinstance(each, ServersOf)]
     if named or len(fixed) > 1:

@@ -219,6 +219,8 @@ def udp_listenings(
             closes=lifetime.flows_end if lifetime is not None else None,
             dialing=options,
             bandwidth=admitting.bandwidth,
+            cut=relay.pool.on_down == "cut",
+            wait_for_server=relay.pool.when_none.limit,
             name=relay.name,
             **attrs.asdict(attrs.evolve(relay.udp, max_flows=max_flows)),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,6 +49,17 @@ def test_what_is_refused(words: tuple[str, ...], why: str) -> None:
 )
 def test_what_is_not(words: tuple[str, ...]) -> None:
     relayd.Options().parseOptions([*TCP, *words])
+
+
+@pytest.mark.parametrize("udp", ["", "udp:"])
+def test_of_connections_and_of_datagrams(udp: str) -> None:
+    options = relayd.Options()
+    args = f"-l {udp}1 -d {udp}2 --check python:json:loads --on-down cut"
+    options.parseOptions([*args.split(), "--when-none", "wait=1.5m"])
+    [one] = options.config.relays
+    pool: Any = one
+    assert pool.pool.on_down == "cut"
+    assert (pool.pool.when_none.what, pool.pool.when_none.limit) == ("wait", 90.0)
 
 
 def test_in_a_file(tmp_path: Path) -> None:

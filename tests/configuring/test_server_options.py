@@ -278,6 +278,9 @@ def test_what_can_t_be_set_on_a_servers_sockets(server: str, why: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+NOBODY_STAYS = ": nothing stays at a server, or waits for one"
+
+
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
@@ -288,6 +291,14 @@ def test_what_can_t_be_set_on_a_servers_sockets(server: str, why: str) -> None:
         (
             "--send-proxy v2-first",
             "{0} needs --send-proxy v2: each server is to know whose a datagram is",
+        ),
+        (
+            "--when-none wait=5",
+            "--when-none 'wait=5' is not for {0}" + NOBODY_STAYS,
+        ),
+        (
+            "--on-down cut --check python:json:loads",
+            "--on-down 'cut' is not for {0}" + NOBODY_STAYS,
         ),
         ("-d udp:81,max=3", "--dest 'udp:81,max=3': max is not for {0}"),
         (

@@ -40,7 +40,7 @@ from relayd.configuring.dial_settings import INTERFACE, KEEPALIVE, MARK, SOURCE
 from relayd.configuring.given import Layers
 from relayd.configuring.written import as_toml, named
 from relayd.core.errors import CannotStart, ConfigError
-from relayd.core.pool_settings import CHECK, WHEN_NONE
+from relayd.core.pool_settings import CHECK, ON_DOWN, WHEN_NONE
 from relayd.core.process_settings import (
     ACCESS_LOG,
     CONFIG,
@@ -216,6 +216,10 @@ def possible(given: list[list[str]], relays: list[str]) -> list[list[str]]:
     if any(word.startswith(("unix:", "tls:", "tcp:")) for word in servers):
         # They have no host at another port of which a check could ask.
         given = without(given, CHECK)
+    if ["--udp-balance=datagram"] in given:
+        # A datagram is at no server, and waits for none.
+        given = without(given, ON_DOWN)
+        given = [words for words in given if "=wait" not in words[0]]
     listeners = [b for a, b in pairwise(relays) if a == "--listen"]
     if all(each.startswith("udp:") for each in listeners):
         given = [words for words in given if not words[0].startswith(OF_STREAMS)]

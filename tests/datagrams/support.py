@@ -8,6 +8,7 @@ import socket
 import struct
 import sys
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
@@ -381,6 +382,25 @@ def refuse(bench: Bench, number: int = -1, why: int = errno.ECONNREFUSED) -> Non
 
 def peers(bench: Bench) -> list[str]:
     return [each.peer[0] for each in bench.sockets]
+
+
+def turns(bench: Bench, count: Callable[[], int]) -> list[int]:
+    """What `count` returns when a call of another turn begins, from now on."""
+    found: list[int] = []
+    call_later = bench.clock.callLater
+
+    def noting(delay: float, call: Any, *args: Any, **more: Any) -> Any:
+        if delay:
+            return call_later(delay, call, *args, **more)
+
+        def noted() -> None:
+            found.append(count())
+            call(*args, **more)
+
+        return call_later(delay, noted)
+
+    bench.clock.callLater = noting  # type: ignore[method-assign]
+    return found
 
 
 class Defect(Exception):

@@ -115,10 +115,14 @@ def test_a_name_without_a_usable_address() -> None:
         bench = named("0.0.0.0", "224.0.0.1", "255.255.255.255")
         bench.arrive()
     assert bench.nat.counters.dropped == {"no_server": 1}
-    [line] = [formatEvent(each) for each in events]
-    assert line == (
+    first, second = [formatEvent(each) for each in events]
+    assert first == (
         "name.example:53: none of its addresses is a host's (0.0.0.0:53,"
         " 224.0.0.1:53, 255.255.255.255:53); nothing is sent"
+    )
+    assert second == (
+        f"{bench.nat.name}: no flow for 192.0.2.1:4000: no server can be chosen"
+        " (1 datagrams dropped for that reason so far)"
     )
     bench.close()
     bench = named("0.0.0.0", NAMED[1])

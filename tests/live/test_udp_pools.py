@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import socket
 import sys
 from collections import Counter
 from contextlib import ExitStack
@@ -17,6 +18,11 @@ from tests.support.process import RelayProcess, UdpServer, udp_client
 def port_of(running: RelayProcess) -> int:
     [line] = running.listening(1)
     return int(line.rpartition(":")[2])
+
+
+def create_health(port: int) -> socket.socket:
+    """What a check connects to, as often as it likes."""
+    return socket.create_server(("127.0.0.1", port), backlog=1024)
 
 
 def closed_port() -> str:
@@ -146,3 +152,35 @@ def test_each_server_is_sent_to_in_its_own_way() -> None:
                 assert (data, peer[0]) == (b"question", "127.0.0.9")
                 server.send(b"answer", peer)
                 assert client.recv(16) == b"answer"
+
+
+def test_a_conversation_leaves_a_server_that_is_down_and_a_new_one_waits() -> None:
+    """Its checks ask at a port of TCP, which nobody has for a while."""
+    with ExitStack() as held:
+        servers = [held.enter_context(UdpServer()) for _ in range(2)]
+        health = [create_health(0) for _ in servers]
+        ports = [each.getsockname()[1] for each in health]
+        args = ["--check-every", "50ms", "--balance", "first", "--fall", "1"]
+        args += ["--rise", "1", "--on-down", "cut", "--when-none", "wait=60"]
+        for server, port in zip(servers, ports, strict=True):
+            args += ["-d", f"{server.address},check=tcp port={port}"]
+        running = held.enter_context(balanced(*LISTEN, *args))
+        client = held.enter_context(udp_client(port_of(running)))
+        seen = []
+        for number, server in enumerate(servers):
+            client.send(b"%d" % number)
+            data, peer = server.receive()
+            assert data == b"%d" % number
+            server.send(b"answer", peer)
+            assert client.recv(16) == b"answer"
+            health[number].close()
+            running.wait_for(f"{server.port} is down: ")
+            seen.append(peer)
+        running.wait_for("ending=upstream_down")
+        client.send(b"held")
+        client.send(b"on")
+        assert not select.select([each.socket for each in servers], [], [], 0.1)[0]
+        with create_health(ports[1]):
+            running.wait_for(f"{servers[1].port} is up")
+            assert [servers[1].receive()[0] for _ in range(2)] == [b"held", b"on"]
+    assert seen[0] != seen[1]

@@ -17,6 +17,7 @@ from twisted.internet.task import Clock, deferLater
 from relayd.configuring.config import FlowPoolSettings
 from relayd.configuring.server_grammar import parse_server
 from relayd.core.errors import ConfigError
+from relayd.core.pool_settings import parse_when_none
 from relayd.net.dns import Answer, Found
 from relayd.operating.flow_pools import FlowMaker, flow_servers
 from relayd.operating.running import RelayService
@@ -63,6 +64,9 @@ def test_what_is_said_of_servers() -> None:
     assert [type(each) for each in pool.tasks] == [Ejector, SlowStart]
     assert made("udp:1", "udp:2", max_fails=0).tasks == []
     assert made("udp:1,weight=2").tasks == []
+    for what in ("fail", "try-all", "wait=5"):
+        pool = made("udp:1", "udp:2", when_none=parse_when_none(what))
+        assert pool.try_all == (what == "try-all")
 
 
 def test_a_server_that_can_not_be_sent_to() -> None:
