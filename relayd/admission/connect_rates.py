@@ -66,6 +66,17 @@ class ConnectRates:
     def __len__(self) -> int:
         return len(self._buckets)
 
+    @property
+    def buckets(self) -> list[tuple[float, float]]:
+        """The tokens of each client, and when it had them; a new list."""
+        return list(self._buckets.values())
+
+    def used_of(self, bucket: tuple[float, float]) -> float:
+        """How many of a client's tokens are used now."""
+        had, at = bucket
+        refilled = had + (self._seconds() - at) * self._each
+        return max(self.rate.count - refilled, 0.0)
+
     def enter(self, session: Any) -> ILease:
         """See :meth:`IGate.enter`."""
         key = self._key_of(session.client)

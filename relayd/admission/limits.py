@@ -56,7 +56,8 @@ class Waiting(Generic[Item]):
 
     :ivar limit: of items in all, at least 1.
     :ivar limit_per_client: of items of one client, at least 1.
-    :ivar hits: how often one of the limits was reached.
+    :ivar hits: how often one of the limits was reached; `client_hits` of them, that of
+        one client.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Waiting(Generic[Item]):
         self._items: dict[Item, str] = {}
         self._by_client: dict[str, dict[Item, None]] = {}
         self._throttle = LogThrottle(clock)
-        self.hits = 0
+        self.hits = self.client_hits = 0
 
     def __len__(self) -> int:
         return len(self._items)
@@ -87,6 +88,7 @@ class Waiting(Generic[Item]):
             raise Refused(f"{self.limit} {self._what} wait already")
         own = self._by_client.get(client, ())
         if len(own) >= self.limit_per_client:
+            self.client_hits += 1
             self._hit(f"of {client or 'one client'}", self.limit_per_client)
             raise Refused(
                 f"{self.limit_per_client} {self._what} of this client wait already"
@@ -101,6 +103,7 @@ class Waiting(Generic[Item]):
         evicted = None
         own = self._by_client.get(client, ())
         if len(own) >= self.limit_per_client:
+            self.client_hits += 1
             self._hit(f"of {client or 'one client'}", self.limit_per_client)
             evicted = next(iter(own))
         elif len(self._items) >= self.limit:
@@ -110,6 +113,11 @@ class Waiting(Generic[Item]):
             self.discard(evicted)
         self._insert(item, client)
         return evicted
+
+    @property
+    def most_of_one(self) -> int:
+        """How many the client has that has most."""
+        return max(map(len, self._by_client.values()), default=0)
 
     def oldest(self, count: int) -> list[Item]:
         """The oldest items, at most `count`; the oldest first."""

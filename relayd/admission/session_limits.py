@@ -103,6 +103,16 @@ class SessionLimits:
         return len(self._by_client)
 
     @property
+    def queue(self) -> int:
+        """How many may wait for a place; 0: none."""
+        return self._queue
+
+    @property
+    def most_of_one(self) -> int:
+        """How many sessions the client has, or waits for, that has most."""
+        return max(self._by_client.values(), default=0)
+
+    @property
     def patience(self) -> float:
         """The seconds for which clients may wait, beyond the handshake timeout."""
         return self._queue_timeout if self._queue else 0.0

@@ -105,7 +105,11 @@ SCHEMAS: dict[str, Json] = {
         weight=WHOLE,
         max_sessions=maybe(WHOLE),
         sessions=WHOLE,
-        fails=WHOLE,
+        fails={
+            **maybe(WHOLE),
+            "description": "dials that have failed; null of an only server of which"
+            " nothing is said",
+        },
         checked=FLAG,
         last_check=maybe(record(at=TIME, ok=FLAG, why=maybe(TEXT))),
         backup=FLAG,
@@ -121,7 +125,7 @@ SCHEMAS: dict[str, Json] = {
         upstream=maybe(TEXT),
         stage=TEXT,
         age=SECONDS,
-        idle=SECONDS,
+        idle={**maybe(SECONDS), "description": "null until it is relayed"},
         bytes_up=WHOLE,
         bytes_down=WHOLE,
         rate={**NUMBER, "description": "bytes a second over its age"},
@@ -165,8 +169,13 @@ SCHEMAS: dict[str, Json] = {
     "Killed": record(killed=WHOLE),
     "Limits": record(
         limits=many(
-            record(what=TEXT, relay=maybe(TEXT), limit=maybe(NUMBER), now=NUMBER)
-            | {"description": "what is bounded, and where it stands; `hits` of it"}
+            record(
+                what=TEXT,
+                relay=maybe(TEXT),
+                limit=maybe(NUMBER),
+                now=NUMBER,
+                hits={**WHOLE, "description": "how often it was reached"},
+            )
         )
     ),
     "Reloaded": record(

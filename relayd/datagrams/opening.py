@@ -280,6 +280,7 @@ class FlowOpener:
         table = self._table
         if self._relay.draining or table.to_evict(host) is None:
             return
+        table.note_hit(host)
         if not self._evict(lambda: table.to_evict(host), source):
             raise table.full(host)
 

@@ -63,6 +63,8 @@ class NatTable(Generic[AnyFlow]):
     :ivar flows: the open flows, by key; read-only.
     :ivar evicted: how many flows were evicted.
     :ivar refused: how many flows were refused.
+    :ivar hits: how often there were as many flows as there may be; `client_hits`, as
+        many of one client.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class NatTable(Generic[AnyFlow]):
         self.flows: dict[Hashable, AnyFlow] = {}
         self.evicted = 0
         self.refused = 0
+        self.hits = self.client_hits = 0
         #: Flows that are not in use, in the order of `placed`.
         self._evictable: dict[AnyFlow, None] = {}
         #: By client key: its flows, and those of them not in use.
@@ -180,6 +183,19 @@ class NatTable(Generic[AnyFlow]):
         if idlest is None:
             raise self.full(host)
         return idlest
+
+    def note_hit(self, host: str) -> None:
+        """A new flow of this client key finds a limit reached."""
+        known = self._hosts.get(host)
+        if known is not None and len(known[0]) >= self.max_flows_per_client:
+            self.client_hits += 1
+        else:
+            self.hits += 1
+
+    @property
+    def by_client(self) -> list[int]:
+        """How many flows each client has; a new list."""
+        return [len(own) for own, _ in self._hosts.values()]
 
     def full(self, host: str) -> TableFull:
         """Count a refused flow of this client key.

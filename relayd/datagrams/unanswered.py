@@ -23,11 +23,12 @@ class Unanswered:
     """The last datagrams of the flows that have had no answer.
 
     :ivar size: bytes in use, at most :data:`MAX_KEPT_BYTES`.
+    :ivar evicted: how many flows' were forgotten for others.
     """
 
     def __init__(self) -> None:
         self._datagrams: dict[Hashable, list[tuple[float, bytes]]] = {}
-        self.size = 0
+        self.size = self.evicted = 0
 
     def __len__(self) -> int:
         return len(self._datagrams)
@@ -44,6 +45,7 @@ class Unanswered:
         # In the order in which flows have sent last.
         self._datagrams[flow] = own
         while self.size > MAX_KEPT_BYTES:
+            self.evicted += 1
             self.forget(next(iter(self._datagrams)))
 
     def of(self, flow: Hashable, now: float) -> Sequence[bytes]:

@@ -101,6 +101,11 @@ class Resolver:
         self._owned: Counter[str] = Counter()
         self.refused = 0
 
+    @property
+    def pending(self) -> int:
+        """How many names are being looked up, or wait for that."""
+        return len(self._names)
+
     @classmethod
     def of(cls, reactor: Any) -> Resolver:
         """The resolver that all callers on this reactor share."""

@@ -139,6 +139,11 @@ class LogWriter:
             return untold, self.lost
 
     @property
+    def waiting(self) -> int:
+        """How many bytes wait."""
+        return len(self._waiting)
+
+    @property
     def _left(self) -> int:
         return len(self._waiting) + len(self._outlet.unwritten)
 

@@ -82,6 +82,13 @@ class Logs:
         logs = (self._log, self._access)
         return sum(each.lost for each in logs if isinstance(each, WrittenLog))
 
+    @property
+    def waiting(self) -> int:
+        """How many bytes wait in the log that has most of them."""
+        written = (self._log, self._access)
+        logs = [each.writer for each in written if isinstance(each, WrittenLog)]
+        return max([each.waiting for each in logs if each is not None], default=0)
+
     def attach(self, parent: object) -> None:
         """Open them, and have the application log to its own.
 

@@ -8,11 +8,7 @@ prometheus_client and twisted.web.
 from __future__ import annotations
 
 import gc
-import math
-import os
 import platform
-import resource
-import sys
 from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -41,15 +37,17 @@ from relayd.observing.readings import Flows, ProcessReading, Sessions
 from relayd.operating.health import Health
 from relayd.operating.logs import Logs
 from relayd.operating.metrics_site import MetricsSite
+from relayd.operating.process_counts import (
+    count_descriptors,
+    max_descriptors,
+    pipes_in_use,
+)
 from relayd.operating.running import RelayService
 
 log = Logger(namespace="relayd.metrics")
 
 #: Seconds between two looks at how late the reactor is.
 INTERVAL = 1.0
-
-#: Descriptors that are counted in one part of the work.
-PART = 500
 
 
 def _follow(counts: SessionCounts, server: Any) -> None:
@@ -161,6 +159,10 @@ class MetricsService(Service):
             loaded_at=self.loaded_at,
         )
 
+    def limits(self) -> list[dict[str, Any]]:
+        """Where its own bounds stand."""
+        return self._site.limits()
+
     # -- its life
 
     def privilegedStartService(self) -> None:
@@ -241,47 +243,3 @@ def keep_for_good() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-def count_descriptors(
-    folder: str = "/proc/self/fd",
-) -> Generator[None, None, float]:
-    """Count the open descriptors of this process; yields after each part of the work.
-
-    :param folder: has an entry for each.
-    :return: how many there are; NaN where the system does not say, as in a chroot that
-        has no /proc.
-    """
-    try:
-        # What Linux 6.2 and later say without listing a hundred thousand names.
-        size = os.stat(folder).st_size
-        if size:
-            return size
-        counted = 0
-        with os.scandir(folder) as entries:
-            for _ in entries:
-                counted += 1
-                if not counted % PART:
-                    yield
-        # Without the one that lists them.
-        return counted - 1
-    except OSError:
-        return math.nan
-
-
-def max_descriptors() -> float:
-    """How many descriptors this process may have open; NaN if a sandbox keeps that."""
-    try:
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    except OSError:
-        return math.nan
-    return math.inf if limit == resource.RLIM_INFINITY else limit
-
-
-def pipes_in_use(reactor: Any) -> int:
-    """How many pipes connections hold that are spliced."""
-    if sys.platform != "linux":
-        return 0
-    from relayd.plane.poller import Plane
-
-    return Plane.of(reactor).pipes.in_use

@@ -68,7 +68,11 @@ class MetricsSite(BoundedSite):
     :param expose: makes the text of the metrics.
     :param health: of the relays.
     :param clock: of the connections' timeouts, and of slices.
+
+    :ivar refused: how many connections were too many, or closed for another.
     """
+
+    refused = 0
 
     def __init__(self, expose: Expose, health: Health, clock: IReactorTime) -> None:
         self.scrapes = Answers(clock, SCRAPE_TIMEOUT, log, "scrape")
@@ -77,6 +81,7 @@ class MetricsSite(BoundedSite):
 
     def has_place(self) -> bool:
         if len(self.channels) >= MAX_CONNECTIONS:
+            self.refused += 1
             served = {each.channel for each in self.scrapes.under_way}
             idle = [each for each in self.channels if each not in served]
             if not idle:
@@ -84,6 +89,18 @@ class MetricsSite(BoundedSite):
             del self.channels[idle[0]]
             idle[0].transport.abortConnection()
         return True
+
+    def limits(self) -> list[dict[str, Any]]:
+        """Where its bounds stand (:mod:`relayd.operating.limits_listing`)."""
+        return [
+            {
+                "what": "metrics_connections",
+                "relay": None,
+                "limit": MAX_CONNECTIONS,
+                "now": len(self.channels),
+                "hits": self.refused,
+            }
+        ]
 
     def close(self) -> None:
         """Close all connections."""

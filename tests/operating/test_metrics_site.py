@@ -245,6 +245,9 @@ def test_one_connection_more_takes_the_place_of_the_oldest(bench: Bench) -> None
     bench.lose(others[0])
     assert not others[1].transport_.aborted
     assert len(bench.site.channels) == MAX_CONNECTIONS
+    [row] = bench.site.limits()
+    assert (row["limit"], row["now"]) == (MAX_CONNECTIONS, MAX_CONNECTIONS)
+    assert row["hits"] == bench.site.refused > 0
     bench.turns()
     assert b"piece 2" in first.transport_.value()
 
