@@ -27,7 +27,7 @@ from relayd.admission.per_client import (
     parse_prefix,
     parse_rate,
 )
-from relayd.configuring import bandwidth_settings, dial_settings
+from relayd.configuring import bandwidth_settings, control_settings, dial_settings
 from relayd.configuring.address_grammar import (
     Address,
     HostPort,
@@ -329,6 +329,7 @@ ALL: tuple[Setting[Any], ...] = (
     *TABLE,
     *dial_settings.TABLE,
     *process_settings.TABLE,
+    *control_settings.TABLE,
 )
 
 #: What UDP relays have in place of a setting that is not for datagrams, by its key.

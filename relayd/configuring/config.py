@@ -42,6 +42,7 @@ from relayd.configuring.bandwidth_settings import (
     BANDWIDTH_PER_CLIENT,
     BANDWIDTH_PER_SESSION,
 )
+from relayd.configuring.control_settings import CONTROL
 from relayd.configuring.dial_settings import INTERFACE, KEEPALIVE, MARK
 from relayd.configuring.server_grammar import ServersOf
 from relayd.configuring.server_options import SendProxy
@@ -272,7 +273,11 @@ AnyRelay = Relay | UdpRelay | Socks4Relay
 
 @attrs.frozen(kw_only=True)
 class ProcessSettings:
-    """What concerns the whole process."""
+    """What concerns the whole process.
+
+    :ivar control_uids: users who may do all by the control socket.
+    :ivar control_read_uids: users who may see all by it.
+    """
 
     demo: bool = process_settings.DEMO.default
     drain_timeout: float = process_settings.DRAIN_TIMEOUT.default
@@ -286,6 +291,9 @@ class ProcessSettings:
     log_interval: float = process_settings.LOG_INTERVAL.default
     metrics: StreamAddress | None = METRICS_ADDRESS.default
     metrics_open: bool = METRICS_OPEN.default
+    control: UnixPath | None = CONTROL.default
+    control_uids: Sequence[int] = attrs.field(default=(), converter=_kept)
+    control_read_uids: Sequence[int] = attrs.field(default=(), converter=_kept)
 
 
 @attrs.frozen

@@ -22,6 +22,7 @@ from relayd.configuring.about_clients import (
     open_proxy,
     without_relays,
 )
+from relayd.configuring.about_control import about_control
 from relayd.configuring.about_dialing import about_dialing, dials_no_socket
 from relayd.configuring.about_proxy_headers import about_proxy_headers
 from relayd.configuring.about_servers import about_balance, about_servers
@@ -42,6 +43,7 @@ from relayd.configuring.config import (
     fill,
     is_local,
 )
+from relayd.configuring.control_settings import CONTROL
 from relayd.configuring.cycles import cycles
 from relayd.configuring.given import Given, Layers, Place, RelaySection
 from relayd.core import pool_settings, process_settings, settings
@@ -65,20 +67,21 @@ def configure(layers: Layers, own: Callable[[Ip], bool] = is_own) -> Config:
     :raises ConfigError: something is wrong: a line for each problem.
     """
     found = list(layers.problems)
-    values = values_of(layers.process)
+    process = list(layers.of_process.effective)
+    values = {**values_of(process), **lists_of(process)}
     sections = layers.sections
     found += _about_process(layers)
+    found += about_control(layers.of_process)
     for section in sections:
         found += _about_relay(section)
     found += does_nothing(sections)
     found += dials_no_socket(sections)
     found += without_relays(layers)
     found += _about_names(sections)
-    metrics = [each for each in layers.process if each.setting is METRICS_ADDRESS]
     # What is stopped is in nobody's way; a change that starts it is checked, too.
     enabled = [each for each in sections if each.enabled]
-    # The last has the say.
-    found += clashes(enabled, metrics[-1:])
+    others = [each for each in process if each.setting in (METRICS_ADDRESS, CONTROL)]
+    found += clashes(enabled, others)
     found += cycles(enabled, own)
     if not (layers.relays or values.get(process_settings.DEMO.field) or found):
         where = Place(layers.source)
@@ -106,14 +109,20 @@ def values_of(given: Sequence[Given]) -> dict[str, Any]:
     }
 
 
+def lists_of(given: Sequence[Given]) -> dict[str, list[Any]]:
+    """The same of settings that may be repeated."""
+    lists: dict[str, list[Any]] = {}
+    for each in given:
+        if each.setting.repeatable:
+            lists.setdefault(_list_field(each.setting), []).append(each.value)
+    return lists
+
+
 def relay_of(section: RelaySection) -> AnyRelay:
     """The settings of one relay."""
     effective = list(section.effective)
     values = values_of(effective)
-    lists: dict[str, list[Any]] = {}
-    for each in effective:
-        if each.setting.repeatable:
-            lists.setdefault(_list_field(each.setting), []).append(each.value)
+    lists = lists_of(effective)
     if section.kind != "socks4":
         lists = {"listeners": [], "destinations": [], **lists}
     return fill(KINDS[section.kind], {**values, **lists, "name": section.name})

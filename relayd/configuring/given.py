@@ -193,6 +193,13 @@ class Layers:
         """The relays, each with all that was given for it."""
         return [self.whole(each) for each in self.relays]
 
+    @property
+    def of_process(self) -> RelaySection:
+        """What was given for the process, as that for a relay: of a list, the last
+        place has the say.
+        """
+        return RelaySection("tcp", None, self.process)
+
     def whole(self, relay: RelaySection) -> RelaySection:
         """A relay with what each of its kind gets."""
         below, above = (

@@ -24,7 +24,7 @@ def as_tables(layers: Layers) -> dict[str, Any]:
 
     Relays without a name get the one that they would have.
     """
-    tables: dict[str, Any] = dict(values(layers.process))
+    tables: dict[str, Any] = dict(values(layers.of_process.effective))
     if not layers.relays:
         # Of the demo, whose relay is in no file.
         every = RelaySection("tcp", None, [*layers.defaults, *layers.every])

@@ -58,7 +58,11 @@ class Table:
 
 def effective(layers: Layers) -> list[Table]:
     """All settings: first the process's, then those of each relay."""
-    found = [Table(None, "", _settings(PROCESS_KEYS, layers.process, None))]
+    found = [
+        Table(
+            None, "", _settings(PROCESS_KEYS, list(layers.of_process.effective), None)
+        )
+    ]
     for name, relay in named(layers):
         settings = _settings(RELAY_KEYS[relay.kind], list(relay.effective), relay.kind)
         found.append(Table(relay.kind, name, settings))

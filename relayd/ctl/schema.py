@@ -14,6 +14,7 @@ from typing import Any
 
 from relayd.configuring.address_settings import DEST, LISTEN
 from relayd.configuring.bandwidth_settings import RatesType
+from relayd.configuring.control_settings import User
 from relayd.configuring.file_values import FROM_FILE, Rows
 from relayd.configuring.sections import (
     DEFAULTS,
@@ -178,6 +179,9 @@ def _typed(kind: Type[Any]) -> dict[str, Any]:
         return {"type": "number", "minimum": kind.minimum}
     if isinstance(kind, RatesType):
         return _rates()
+    if isinstance(kind, User):
+        number = {"type": "integer", "minimum": 0, "maximum": kind.maximum}
+        return {"anyOf": [number, {"type": "string", "minLength": 1}]}
     if isinstance(kind, Choice):
         words = kind.placeholder.split("|")
         return {"anyOf": [{"enum": words}, {"type": "string", "pattern": _VARIABLE}]}

@@ -61,10 +61,11 @@ class Options(TableOptions):
     examples = EXAMPLES
 
     def layers(self) -> Layers:
-        process = [each for each in self.chosen if each.setting.process]
-        every = [each for each in self.chosen if not each.setting.process]
-        own = [each for each in self.given if each.setting in OF_ONE_RELAY]
-        every += [each for each in self.given if each.setting not in OF_ONE_RELAY]
+        given = [*self.chosen, *self.given]
+        process = [each for each in given if each.setting.process]
+        given = [each for each in given if not each.setting.process]
+        own = [each for each in given if each.setting in OF_ONE_RELAY]
+        every = [each for each in given if each.setting not in OF_ONE_RELAY]
         if self[DEMO.option] and own:
             raise ConfigError(
                 f"--demo brings its own listener and destination: leave out {own[0]}"

@@ -51,9 +51,10 @@ class Options(TableOptions):
     examples = EXAMPLES
 
     def layers(self) -> Layers:
-        process = [each for each in self.chosen if each.setting.process]
-        own = [each for each in self.chosen if not each.setting.process]
-        return Layers(process, [socks4_section([*own, *self.given])])
+        given = [*self.chosen, *self.given]
+        process = [each for each in given if each.setting.process]
+        own = [each for each in given if not each.setting.process]
+        return Layers(process, [socks4_section(own)])
 
 
 def makeService(options: Options, reactor: Any = None) -> MultiService:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relayd.configuring import bandwidth_settings
+from relayd.configuring import about_control, bandwidth_settings
 from relayd.configuring.about_clients import NEEDS
 from relayd.configuring.address_settings import (
     ACCEPT_PROXY,
@@ -36,6 +36,11 @@ from relayd.configuring.address_settings import (
 )
 from relayd.configuring.config import Config
 from relayd.configuring.configure import configure
+from relayd.configuring.control_settings import (
+    CONTROL,
+    CONTROL_READ_UID,
+    CONTROL_UID,
+)
 from relayd.configuring.dial_settings import INTERFACE, KEEPALIVE, MARK, SOURCE
 from relayd.configuring.given import Layers
 from relayd.configuring.written import as_toml, named
@@ -88,6 +93,9 @@ WORDS = st.text(
 WRITTEN: dict[Setting[Any], st.SearchStrategy[str]] = {
     ACCESS_LOG: WORDS,
     METRICS_ADDRESS: st.sampled_from(["127.0.0.1:9100", "[::1]:1", "unix:/run/m"]),
+    CONTROL: st.just("unix:/run/control"),
+    CONTROL_UID: st.sampled_from(["root", "0", "1000"]),
+    CONTROL_READ_UID: st.sampled_from(["1001", "4294967294"]),
     SOCKS4_LISTEN: st.sampled_from(["127.0.0.1:0", "localhost:0", "unix:/run/s"]),
     SOCKS4_NAME: st.from_regex(r"[a-z0-9_-]{1,64}", fullmatch=True),
     ALLOW_CLIENT: st.sampled_from(
@@ -170,7 +178,7 @@ def without(given: list[list[str]], row: Setting[Any]) -> list[list[str]]:
 def useful(given: list[list[str]]) -> list[list[str]]:
     """Without what does nothing alone."""
     # The last needs the one before it.
-    for row, *others in (*NEEDS, *NEEDS, *NEEDS):
+    for row, *others in (*NEEDS, *NEEDS, *NEEDS, *about_control.NEEDS):
         # Of the ways to balance, one asks who the client is.
         there = {
             words[0].partition("=")[0]
@@ -324,6 +332,9 @@ EXAMPLES = {
     "name": "web",
     "access-log": "/var/log/relayd\n\u2028\x1b.log",
     "metrics": "unix:/run/metrics",
+    "control": "unix:/run/control",
+    "control-uid": "1000",
+    "control-read-uid": "1000",
     "allow-client": "10.0.0.0/8",
     "deny-client": "unix",
     "hours": "Mon-Fri 08:00-18:00 Europe/Berlin",
@@ -360,7 +371,7 @@ def example(row: Setting[Any]) -> str:
 
 def needed(row: Setting[Any]) -> list[str]:
     """Options without which another does nothing."""
-    for each, other, *_ in NEEDS:
+    for each, other, *_ in (*NEEDS, *about_control.NEEDS):
         if each is row:
             return [*needed(other), f"--{other.option}", example(other)]
     return []
