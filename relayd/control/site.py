@@ -62,7 +62,7 @@ class _Channel(BoundedChannel):
     asker: Asker
     right: Right = ""
 
-    MAX_LENGTH = MAX_HEAD
+    MAX_LENGTH = maxHeaders = MAX_HEAD
 
     #: Some of a request has come.
     _arriving = False

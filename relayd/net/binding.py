@@ -131,22 +131,30 @@ def _is_stale(path: str) -> bool:
     return False
 
 
-def bind_unix(path: str, backlog: int) -> socket.socket:
+#: The mode of a socket file that all may connect to, as Twisted's UNIX endpoint has it;
+#: the folder's permissions restrict clients.
+FOR_ALL = 0o666
+
+
+def bind_unix(path: str, backlog: int, mode: int = FOR_ALL) -> socket.socket:
     """A socket that listens at a path; a stale socket file there is replaced.
 
+    :param mode: of the file, which on Linux has no other for a moment either.
     :raises OSError: it can't be bound.
     """
     if _is_stale(path):
         os.unlink(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        if mode != FOR_ALL:
+            # bind(2) makes the file with the socket's own mode, less the umask.
+            os.fchmod(sock.fileno(), mode)
         sock.bind(path)
     except OSError:
         sock.close()
         raise
     try:
-        # As Twisted's UNIX endpoint does; the folder's permissions restrict clients.
-        os.chmod(path, 0o666)  # noqa: S103
+        os.chmod(path, mode)
         sock.listen(backlog)
     except OSError:
         sock.close()

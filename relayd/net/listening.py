@@ -27,7 +27,14 @@ from zope.interface import implementer
 
 from relayd.core.errors import ListenError
 from relayd.core.names import host_port
-from relayd.net.binding import bind_all, bind_tcp, bind_unix, hosts_of, unlink_own
+from relayd.net.binding import (
+    FOR_ALL,
+    bind_all,
+    bind_tcp,
+    bind_unix,
+    hosts_of,
+    unlink_own,
+)
 from relayd.net.listener import Listener, Listeners
 
 
@@ -98,15 +105,19 @@ class UNIXListenerEndpoint(ListenerEndpoint):
     """Listens on a UNIX socket; makes its file, and removes it when it stops.
 
     A stale socket file, which has no listener any more, is replaced.
+
+    :param mode: of the file.
     """
 
-    def __init__(self, reactor: Any, path: str, backlog: int) -> None:
+    def __init__(
+        self, reactor: Any, path: str, backlog: int, mode: int = FOR_ALL
+    ) -> None:
         super().__init__(reactor)
-        self._path, self._backlog = path, backlog
+        self._path, self._backlog, self._mode = path, backlog, mode
         self.where = f"unix:{path}"
 
     def bind(self) -> list[tuple[socket.socket, Callable[[], None]]]:
-        sock = bind_unix(self._path, self._backlog)
+        sock = bind_unix(self._path, self._backlog, self._mode)
         return [(sock, unlink_own(self._path, os.stat(self._path)))]
 
 
