@@ -17,7 +17,8 @@ from pathlib import Path
 
 from bench import facts, page
 from bench.children import CannotMeasure
-from bench.figures import Results, judge
+from bench.figures import Results
+from bench.limits import judge
 from bench.relays import RELAYS
 from bench.report import limit_lines
 from bench.rounds import MODES, Plan, check_requirements, measure

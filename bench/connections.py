@@ -44,6 +44,18 @@ _sources = (
 _REPLY, _GRANTED = 8, b"\0\x5a"
 
 
+#: How many addresses clients have, where each is to be another.
+CLIENTS = 10_000
+
+#: linux/in.h; Python has no name for it before 3.12.
+IP_BIND_ADDRESS_NO_PORT = 24
+
+
+def client_hosts() -> Iterator[str]:
+    """The addresses of `CLIENTS` clients, on loopback."""
+    return (f"127.3.{n // 250}.{n % 250 + 1}" for n in range(CLIENTS))
+
+
 def socks4_request(port: int) -> bytes:
     """A SOCKS4 request to connect to a port of 127.0.0.1, without a user, as curl's."""
     return struct.pack(">BBH4sx", 4, 1, port, socket.inet_aton("127.0.0.1"))
@@ -55,6 +67,7 @@ def short_connections(
     closed_by: Literal["client", "server"],
     *,
     socks4_to: int | None = None,
+    hosts: Iterator[str] | None = None,
 ) -> None:
     """Make `count` connections, `AT_ONCE` at a time, with one request each.
 
@@ -63,6 +76,8 @@ def short_connections(
         and the client waits for the end of data.
     :param socks4_to: the server's port, if `port` is a SOCKS4 proxy's: the request is
         made once the proxy has connected.
+    :param hosts: addresses of this machine to connect from, one for each; unless given,
+        one for all.
     :raises CannotMeasure: a connection failed, or nothing moved for `PATIENCE`.
     """
     request = _KEEPING if closed_by == "client" else _CLOSING
@@ -83,6 +98,11 @@ def short_connections(
         if socks4_to is not None:
             asking.add(number)
             _bind_to_source(connection)
+        elif hosts is not None:
+            # The port is chosen as it connects: not one for all servers, of which
+            # there would be too few.
+            connection.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+            connection.bind((next(hosts), 0))
         connection.connect_ex(("127.0.0.1", port))
         try:
             # On loopback it is connected already, unless a queue is full.

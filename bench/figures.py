@@ -1,4 +1,4 @@
-"""The figures, the comparisons and the limits. Nothing is measured here.
+"""The figures, and how they are compared. Nothing is measured here.
 
 A figure has a value for each round. Relays are compared within each round, since the
 machine may be slower in one than in another; of comparisons and figures, the median of
@@ -114,6 +114,17 @@ UDP = {
     )
 }
 
+#: The figures of pools with very many servers, likewise.
+POOLS = {
+    "short-clients": Figure(
+        "short-clients",
+        "10,000 clients, short, server closes first, quiet",
+        "CPU µs",
+        "short-clients",
+        1,
+    )
+}
+
 #: The figures of operating many relays, likewise.
 OPERATING = {
     figure.name: figure
@@ -159,7 +170,7 @@ def figure_named(name: str) -> Figure:
     base, at, _ = name.partition("@")
     if at:
         return GROWTH[base]
-    return {**FIGURES, **SOCKS4, **UDP, **OPERATING}[name]
+    return {**FIGURES, **SOCKS4, **UDP, **POOLS, **OPERATING}[name]
 
 
 @frozen
@@ -211,181 +222,3 @@ class Results:
         if not above or not below:
             return None
         return Spread.of([a / b for a, b in zip(above, below, strict=True)])
-
-
-@frozen
-class Limit:
-    """A limit: of one (figure, relay) divided by another, or of a figure itself.
-
-    :param to: None: the bound is one of the figure itself, in its unit.
-    :param at_least: the bound is a lower one.
-    """
-
-    title: str
-    of: tuple[str, str]
-    to: tuple[str, str] | None
-    bound: float
-    at_least: bool = False
-
-    def kept(self, value: float) -> bool:
-        """Whether a ratio, or a figure, keeps it."""
-        return value >= self.bound if self.at_least else value <= self.bound
-
-    @property
-    def rule(self) -> str:
-        """The bound as text."""
-        unit = "" if self.to else f" {figure_named(self.of[0]).unit}"
-        return f"{'at least' if self.at_least else 'at most'} {self.bound:g}{unit}"
-
-
-@frozen
-class Verdict:
-    """Whether a limit is kept.
-
-    :param measured: the ratio, or the figure; None: it was not measured.
-    """
-
-    limit: Limit
-    measured: Spread | None
-
-    @property
-    def ok(self) -> bool:
-        return self.measured is not None and self.limit.kept(self.measured.middle)
-
-
-_RELAYD, _SPLICE, _PORTFORWARD = "relayd-plane", "haproxy-splice", "portforward"
-_WATCHED, _POOL = "relayd-watched", "relayd-pool"
-_PROXY = "relayd-socks4"
-_UDP, _NGINX_UDP, _TWISTED_UDP = "relayd-udp", "nginx-udp", "twisted-udp"
-
-
-def _limits() -> Iterable[Limit]:
-    for name, splice, portforward in (
-        # One stream comes out between 0.8 and 1.0: HAProxy's own cost varies by half.
-        ("bulk-1", 1.0, 0.45),
-        ("bulk-8", 0.9, 0.45),
-        ("request", 1.1, 0.5),
-        ("short-server-quiet", 1.35, 0.55),
-        ("short-client-quiet", 1.35, 0.55),
-        ("throughput-1", 1.0, 1.7),
-        ("memory", 0.65, 0.5),
-    ):
-        for title, relay, bound in (
-            ("HAProxy, splice", _SPLICE, splice),
-            ("portforward", _PORTFORWARD, portforward),
-        ):
-            yield Limit(
-                f"{FIGURES[name].title}: to {title}",
-                (name, _RELAYD),
-                (name, relay),
-                bound,
-                at_least=name == "throughput-1",
-            )
-    # By default: both write a line for each.
-    for name in ("short-server", "short-client"):
-        yield Limit(
-            f"{FIGURES[name].title}: to HAProxy, splice",
-            (name, _RELAYD),
-            (name, _SPLICE),
-            1.5,
-        )
-        # Whoever watches it pays for little more than the text of the line.
-        yield Limit(
-            f"{FIGURES[name].title}: JSON log and metrics to text",
-            (name, _WATCHED),
-            (name, _RELAYD),
-            1.1,
-        )
-    for name in ("short-server-quiet", "short-client-quiet"):
-        # Counted, judged by their dials, and chosen by the fewest sessions.
-        yield Limit(
-            f"{FIGURES[name].title}: two servers to one",
-            (name, _POOL),
-            (name, _RELAYD),
-            1.05,
-        )
-    # Not where each of thousands has a request pending: then the kernel's work for each
-    # grows by more than this, with any relay.  It is shown, and has no limit.
-    for name, bound in (("turn", 1.25), ("short", 1.3)):
-        yield Limit(
-            f"{GROWTH[name].title}: {MANY:,} to {FEW}",
-            (f"{name}@{MANY}", _RELAYD),
-            (f"{name}@{FEW}", _RELAYD),
-            bound,
-        )
-    for name, title, relay, bound in (
-        # Of relayd's CPU two thirds are the kernel's, which alone are 0.28-0.31 of
-        # Dante's.
-        ("socks4-short", "Dante", "dante", 0.5),
-        ("socks4-short-quiet", "Dante", "dante", 0.5),
-        # A session is cheap enough for both that the kernel's part shows.
-        ("socks4-short", "twistd socks", "twistd-socks", 0.6),
-        ("socks4-short-quiet", "twistd socks", "twistd-socks", 0.65),
-        # After the handshake it is a plain TCP session.
-        ("socks4-bulk", "relayd, plane", _RELAYD, 1.05),
-    ):
-        yield Limit(
-            f"{SOCKS4[name].title}: to {title}", (name, _PROXY), (name, relay), bound
-        )
-    for name in ("udp-1", "udp-50", "udp-500"):
-        for title, relay, bound in (
-            ("nginx stream", _NGINX_UDP, 0.95),
-            ("Twisted", _TWISTED_UDP, 0.85),
-        ):
-            yield Limit(
-                f"{UDP[name].title}: to {title}", (name, _UDP), (name, relay), bound
-            )
-    # At this rate nginx loses none, so relayd must not either.
-    yield Limit(
-        f"{UDP['udp-delivered'].title}: to nginx stream",
-        ("udp-delivered", _UDP),
-        ("udp-delivered", _NGINX_UDP),
-        1.0,
-        at_least=True,
-    )
-    # The same work, with few flows and many.  Not where each of thousands has one
-    # datagram pending: a burst is sent in one call, a single datagram can't be.  That
-    # is shown, and has no limit.
-    few, many = FLOWS
-    yield Limit(
-        f"UDP: {many:,} flows to {few}",
-        (f"udp-turns-{many}", _UDP),
-        (f"udp-turns-{few}", _UDP),
-        1.3,
-    )
-    # Times of a quiet machine.  The longest request is held to what a scrape may add
-    # to it: to more than was promised.
-    for name, bound in (
-        ("scrape-100", 100),
-        ("scrape-1000", 1_500),
-        *((f"scrape-{relays}-request", 20) for relays in (100, 1_000)),
-        *((f"scrape-{relays}-short", 20) for relays in (100, 1_000)),
-        ("check-1000", 1),
-    ):
-        yield Limit(OPERATING[name].title, (name, _RELAYD), None, bound)
-
-
-#: The limits for relayd's cheaper transport.
-LIMITS = tuple(_limits())
-
-
-def judge(results: Results) -> list[Verdict]:
-    """Check every limit."""
-    return [
-        Verdict(
-            limit,
-            results.ratio(limit.of, limit.to)
-            if limit.to
-            else results.spread(*limit.of),
-        )
-        for limit in LIMITS
-    ]
-
-
-def needed_for_limits() -> set[tuple[str, str]]:
-    """The (workload, relay) pairs that the limits need."""
-    return {
-        (figure_named(figure).workload, relay)
-        for limit in LIMITS
-        for figure, relay in filter(None, (limit.of, limit.to))
-    }

@@ -18,13 +18,14 @@ from bench.figures import (
     MANY,
     MEMORY_PAIRS,
     OPERATING,
+    POOLS,
     SIZES,
     SOCKS4,
     UDP,
     Figure,
     Results,
-    judge,
 )
+from bench.limits import judge
 from bench.loads import AT_ONCE, RATE, RATE_CONNECTIONS
 from bench.report import (
     REFERENCES,
@@ -103,6 +104,12 @@ _UDP_RATIOS_TEXT = """\
 relayd's relay, on the plane, divided by the same round's figure of the others. Below 1
 is cheaper; of what was delivered, 1 is as good."""
 
+_POOLS_TEXT = """\
+relayd with a thousand servers, which are one with as many names, beside relayd with one
+server of which nothing is said. Each session has another client, by its address, of
+10,000: with client-hash each is looked up for the first time. A window shows the CPU of
+all sessions so far, and so has what the first clients alone have to pay for."""
+
 _OPERATING_TEXT = """\
 relayd with its defaults and many relays. These are times on the wall, of a machine with
 nothing else to do; on a busy one they are longer.
@@ -125,8 +132,8 @@ _HOW = f"""\
   loopback ports of their own, and get a little of the same work before it counts. Then
   they take turns in short windows, each of which counts as a round. SOCKS4 bulk has
   three times as many: it is the same work as relayd's own bulk, which its limit is near
-  to. With thousands of
-  connections or flows, they have their windows one relay after the other. Latency,
+  to. So have requests on connections in turn, whose limit is no further away. With
+  thousands of connections or flows, they have their windows one relay after the other. Latency,
   memory, connections that are all busy, and what is delivered are measured once in a
   round, each relay by itself.
 - Each relay is one process with one thread that relays; socat is a process for each
@@ -204,6 +211,12 @@ def markdown(run: Run, results: Results, titles: Mapping[str, str]) -> str:
             ratios,
             _compared_table(relay, references, figures, results),
         ]
+    figures = [POOLS[name] for name in POOLS if name in results.values()]
+    parts += [
+        "### Pools of a thousand servers",
+        _POOLS_TEXT,
+        _figures_table(figures, results, results.measured(figures, titles)),
+    ]
     figures = [OPERATING[name] for name in OPERATING if name in results.values()]
     parts += [
         "### Operating many relays",

@@ -25,12 +25,20 @@ from attrs import frozen
 from bench.children import (
     CannotMeasure,
     Child,
-    beside_python,
     child,
     cpu,
     free_port,
     memory,
     program,
+)
+from bench.own_relays import (
+    Setup,
+    relayd,
+    relayd_pool,
+    relayd_socks4,
+    relayd_thousand,
+    relayd_watched,
+    twistd_command,
 )
 from bench.pythons import other_twistd
 from relayd.core import settings
@@ -50,20 +58,6 @@ STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 
 @frozen
-class Setup:
-    """The settings of a relay."""
-
-    #: For its configuration.
-    folder: Path
-    #: Where it listens, on 127.0.0.1.
-    port: int
-    #: The server's port, on 127.0.0.1.  A proxy's clients choose it.
-    destination: int
-    #: Whether it logs no sessions.
-    quiet: bool = False
-
-
-@frozen
 class Relay:
     """A relay to measure.
 
@@ -75,7 +69,10 @@ class Relay:
     :param narrow: it is measured at requests and short sessions only: for the rest it
         is the same as another one.
     :param optional: without what it needs, it is left out, which is said.
-    :param kind: what it relays: streams, streams as a SOCKS4 proxy, or datagrams.
+    :param kind: what it relays: streams, to very many servers, as a SOCKS4 proxy; or
+        datagrams.
+    :param checks: its servers are checked: they may get so many connections more in a
+        window than it has clients.
     """
 
     name: str
@@ -86,7 +83,8 @@ class Relay:
     grows: bool = True
     narrow: bool = False
     optional: bool = False
-    kind: Literal["stream", "socks4", "udp"] = "stream"
+    kind: Literal["stream", "pool", "socks4", "udp"] = "stream"
+    checks: int = 0
 
 
 @frozen
@@ -122,49 +120,6 @@ def started(
             # The rest of its start must not count.
             time.sleep(0.2)
             yield Running(relay, running, port)
-
-
-def _own_twistd() -> str:
-    return beside_python("twistd")
-
-
-def _twistd(*words: str, twistd: Callable[[], str] = _own_twistd) -> list[str]:
-    return [twistd(), "-n", "--pidfile=", "--reactor=epoll", *words]
-
-
-def _relayd(
-    transport: str, scheme: str = "", twistd: Callable[[], str] = _own_twistd
-) -> Callable[[Setup], list[str]]:
-    def command(setup: Setup) -> list[str]:
-        return _twistd(
-            "relayd",
-            *("--transport", transport),
-            *(("--quiet",) if setup.quiet else ()),
-            *("--listen", f"{scheme}127.0.0.1:{setup.port}"),
-            *("--dest", f"{scheme}127.0.0.1:{setup.destination}"),
-            twistd=twistd,
-        )
-
-    return command
-
-
-def _relayd_watched(setup: Setup) -> list[str]:
-    return [
-        *_relayd("plane")(setup),
-        *("--log-format", "json", "--metrics", f"127.0.0.1:{free_port()}"),
-    ]
-
-
-def _relayd_pool(setup: Setup) -> list[str]:
-    """Two servers, which are one, judged by their dials.
-
-    Not checked: the load counts the connections that its server gets.
-    """
-    return [
-        *_relayd("plane")(setup),
-        *("--dest", f"127.0.0.1:{setup.destination},name=two"),
-        *("--balance", "least-sessions"),
-    ]
 
 
 def _haproxy(*options: str) -> Callable[[Setup], list[str]]:
@@ -264,15 +219,6 @@ def _socat(setup: Setup) -> list[str]:
     ]
 
 
-def _relayd_socks4(setup: Setup) -> list[str]:
-    return _twistd(
-        "socks4",
-        *("--transport", "plane"),
-        *(("--quiet",) if setup.quiet else ()),
-        *("--listen", f"127.0.0.1:{setup.port}"),
-    )
-
-
 def _dante(setup: Setup) -> list[str]:
     # Its manual has no other settings for speed: it decides itself how many processes
     # it has.  It logs a line for each session, when it ends, as relayd does.
@@ -299,7 +245,7 @@ socks pass {{ from: 127.0.0.0/8 to: 127.0.0.0/8 {ends} }}
 
 
 def _twistd_socks(setup: Setup) -> list[str]:
-    return _twistd(
+    return twistd_command(
         # It has no option to be quiet.  A publisher without observers is the cheapest
         # log.
         *(("--logger", "twisted.logger.LogPublisher") if setup.quiet else ()),
@@ -332,24 +278,38 @@ def afresh(measure: Callable[[Relay, float], Readings]) -> Begin:
 RELAYS = {
     relay.name: relay
     for relay in (
-        Relay("relayd-plane", "relayd, plane", _relayd("plane")),
-        Relay("relayd-twisted", "relayd, twisted", _relayd("twisted")),
+        Relay("relayd-plane", "relayd, plane", relayd("plane")),
+        Relay("relayd-twisted", "relayd, twisted", relayd("twisted")),
         Relay(
             "relayd-watched",
             "relayd, JSON+metrics",
-            _relayd_watched,
+            relayd_watched,
             narrow=True,
         ),
         Relay(
             "relayd-pool",
             "relayd, two servers",
-            _relayd_pool,
+            relayd_pool,
             narrow=True,
+            # Two, every 5 s and at its start.
+            checks=6,
+        ),
+        Relay(
+            "relayd-hash",
+            "relayd, client-hash, 1,000 servers",
+            relayd_thousand("client-hash"),
+            kind="pool",
+        ),
+        Relay(
+            "relayd-thousand",
+            "relayd, least-sessions, 1,000 servers",
+            relayd_thousand("least-sessions"),
+            kind="pool",
         ),
         Relay(
             "relayd-other-python",
             "relayd, other Python",
-            _relayd("plane", twistd=other_twistd),
+            relayd("plane", twistd=other_twistd),
             narrow=True,
             optional=True,
         ),
@@ -368,14 +328,14 @@ RELAYS = {
         Relay("nginx", "nginx stream", _nginx),
         Relay("portforward", "portforward", _portforward),
         Relay("socat", "socat", _socat, forks=True, logs=False, grows=False),
-        Relay("relayd-socks4", "relayd, SOCKS4", _relayd_socks4, kind="socks4"),
+        Relay("relayd-socks4", "relayd, SOCKS4", relayd_socks4, kind="socks4"),
         Relay("dante", "Dante", _dante, forks=True, kind="socks4"),
         Relay("twistd-socks", "twistd socks", _twistd_socks, kind="socks4"),
-        Relay("relayd-udp", "relayd, UDP", _relayd("plane", "udp:"), kind="udp"),
+        Relay("relayd-udp", "relayd, UDP", relayd("plane", "udp:"), kind="udp"),
         Relay(
             "relayd-udp-twisted",
             "relayd, UDP, twisted",
-            _relayd("twisted", "udp:"),
+            relayd("twisted", "udp:"),
             kind="udp",
         ),
         Relay("nginx-udp", "nginx stream, UDP", _nginx_udp, kind="udp"),

@@ -12,9 +12,9 @@ from bench.figures import (
     Figure,
     Results,
     Spread,
-    Verdict,
     figure_named,
 )
+from bench.limits import Verdict
 
 #: Columns of a relay's title.
 WIDTH = 23

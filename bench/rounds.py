@@ -22,9 +22,11 @@ from attrs import evolve, frozen
 
 from bench import datagrams
 from bench.children import CannotMeasure, allow_descriptors, program
-from bench.figures import MANY, Results, figure_named, needed_for_limits
+from bench.figures import MANY, Results, figure_named
+from bench.limits import needed_for_limits
+from bench.own_relays import Setup
 from bench.pythons import VARIABLE
-from bench.relays import RELAYS, Readings, Setup
+from bench.relays import RELAYS, Readings
 from bench.report import lines_of
 from bench.workloads import WORKLOADS
 

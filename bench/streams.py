@@ -3,6 +3,7 @@ memory."""
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Literal
 from attrs import frozen
 
 from bench.children import CannotMeasure, eventually, time_wait
-from bench.connections import idle_pairs, short_connections
+from bench.connections import client_hosts, idle_pairs, short_connections
 from bench.figures import MEMORY_PAIRS, SIZES
 from bench.loads import AT_ONCE, KeptRequests, bulk, fixed_rate, kept_requests
 from bench.origins import Site, sink, site
@@ -37,6 +38,9 @@ PROXY_WARM_UP = 1_000
 #: Short connections at the beginning of each window that do not count: meanwhile the
 #: processor's caches had another relay's code and data.
 RUN_UP = 100
+
+#: Clients in each window, where each is another: 10,000 in the five of a whole run.
+CLIENTS_EACH_WINDOW = 2_000
 
 #: Seconds after requests have begun, or stopped, until they are counted.
 SETTLED = 0.05
@@ -153,19 +157,24 @@ class Short:
     origin: Site
     closed_by: Literal["client", "server"]
 
-    def make(self, count: int) -> float:
-        """Make them, and wait until the relay has ended them; CPU used until then."""
+    def make(self, count: int, hosts: Iterator[str] | None = None) -> float:
+        """Make them, and wait until the relay has ended them; CPU used until then.
+
+        :param hosts: the clients' addresses, one for each.
+        """
         running, origin = self.running, self.origin
         before = origin.counts()
         socks4_to = origin.port if running.relay.kind == "socks4" else None
-        short_connections(running.port, count, self.closed_by, socks4_to=socks4_to)
+        short_connections(
+            running.port, count, self.closed_by, socks4_to=socks4_to, hosts=hosts
+        )
         eventually(
             lambda: origin.counts().open <= before.open,
             f"{running.relay.title} ends its connections",
         )
         time.sleep(0.05)
         made = origin.counts().accepted - before.accepted
-        if made != count:
+        if not 0 <= made - count <= running.relay.checks:
             raise CannotMeasure(
                 f"{running.relay.title} made {made} connections for {count}"
             )
@@ -176,6 +185,29 @@ class Short:
         _leave_time_wait(2 * (RUN_UP + count))
         used = self.make(RUN_UP)
         return (self.make(count) - used) * 1e6 / count
+
+
+@contextmanager
+def begin_clients(relay: Relay, seconds: float) -> Iterator[Measure]:
+    """CPU per short connection of clients each of which is another, so far.
+
+    The first ones warm the relay up, from an address that is none of theirs.
+    """
+    with site() as origin, started(relay, origin.port, quiet=True) as running:
+        short = Short(running, origin, "server")
+        hosts = itertools.cycle(client_hosts())
+        short.make(WARM_UP)
+        used, made = 0.0, 0
+
+        def measure() -> Readings:
+            nonlocal used, made
+            _leave_time_wait(2 * CLIENTS_EACH_WINDOW)
+            before = running.cpu()
+            used += short.make(CLIENTS_EACH_WINDOW, hosts) - before
+            made += CLIENTS_EACH_WINDOW
+            return {"short-clients": used * 1e6 / made}
+
+        yield measure
 
 
 def _leave_time_wait(count: int) -> None:

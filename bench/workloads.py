@@ -20,6 +20,7 @@ from bench.scrapes import begin_check, begin_scrape
 from bench.streams import (
     PROXY_WARM_UP,
     begin_bulk,
+    begin_clients,
     begin_requests,
     begin_short,
     measure_latency,
@@ -74,6 +75,11 @@ def _grows(relay: Relay) -> bool:
     return _whole(relay) and relay.grows
 
 
+def _pools(relay: Relay) -> bool:
+    """Those with very many servers, and relayd with one."""
+    return relay.kind == "pool" or relay.name == "relayd-plane"
+
+
 def _proxies(relay: Relay) -> bool:
     return relay.kind == "socks4"
 
@@ -122,7 +128,7 @@ WORKLOADS = {
             _OWN,
         ),
         Workload("latency", afresh(measure_latency), _whole, _H2LOAD, windows=False),
-        Workload("growth-turn", begin_growth_turn, _grows, _OWN, alone=True),
+        Workload("growth-turn", begin_growth_turn, _grows, _OWN, times=3, alone=True),
         Workload(
             "short-client-quiet",
             partial(begin_short, "short-client-quiet", "client", quiet=True),
@@ -134,6 +140,7 @@ WORKLOADS = {
         ),
         Workload("memory", afresh(measure_memory), _thousands, _OWN, windows=False),
         Workload("growth-short", begin_growth_short, _grows, _OWN, alone=True),
+        Workload("short-clients", begin_clients, _pools, _OWN),
         Workload(
             "socks4-bulk",
             partial(begin_bulk, 1, name="socks4-bulk"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.facts import Run
-from bench.figures import FIGURES, GROWTH, OPERATING, SIZES, SOCKS4, UDP, Results
+from bench.figures import FIGURES, GROWTH, OPERATING, POOLS, SIZES, SOCKS4, UDP, Results
 
 TITLES = {"relayd-plane": "relayd, plane", "haproxy-splice": "HAProxy, splice"}
 
@@ -51,5 +51,7 @@ def full_results() -> Results:
         results.add("relayd-plane", {"socks4-bulk": number * 2.0})
         for relay, factor in (("relayd-udp", 1.0), ("nginx-udp", 2.0)):
             results.add(relay, dict.fromkeys(UDP, number * factor))
+        for relay, factor in (("relayd-plane", 1.0), ("relayd-hash", 1.2)):
+            results.add(relay, dict.fromkeys(POOLS, number * factor))
         results.add("relayd-plane", dict.fromkeys(OPERATING, number))
     return results

@@ -7,16 +7,14 @@ import pytest
 from bench.figures import (
     FIGURES,
     GROWTH,
-    LIMITS,
     OPERATING,
+    POOLS,
     SOCKS4,
     UDP,
-    Limit,
     Spread,
-    Verdict,
     figure_named,
-    judge,
 )
+from bench.limits import LIMITS, Limit, Verdict, judge
 from bench.workloads import WORKLOADS
 from tests.tools.results import results_of
 
@@ -83,6 +81,12 @@ def test_the_limits_are_those_of_the_documentation() -> None:
     lost = ("udp-delivered", udp, "udp-delivered", "nginx-udp")
     assert rules[lost] == "at least 1"
     assert rules["udp-turns-5000", udp, "udp-turns-50", udp] == "at most 1.3"
+    for pool, bound in (("relayd-hash", 1.25), ("relayd-thousand", 1.15)):
+        many_servers = ("short-clients", pool, "short-clients", relayd)
+        assert rules[many_servers] == f"at most {bound}"
+    for closed_by in ("server", "client"):
+        name = f"short-{closed_by}-quiet"
+        assert rules[name, "relayd-pool", name, relayd] == "at most 1.05"
     for name, rule in (
         ("scrape-100", "at most 100 ms"),
         ("scrape-1000", "at most 1500 ms"),
@@ -138,7 +142,7 @@ def test_every_figure_has_an_existing_workload() -> None:
     figures = [
         *(*FIGURES.values(), *SOCKS4.values()),
         *(*UDP.values(), *GROWTH.values()),
-        *OPERATING.values(),
+        *(*POOLS.values(), *OPERATING.values()),
     ]
     assert {figure.workload for figure in figures} == set(WORKLOADS)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from bench.children import CannotMeasure
-from bench.connections import IdlePairs, short_connections, socks4_request
+from bench.connections import IdlePairs, client_hosts, short_connections, socks4_request
 from bench.loads import (
     RATE,
     bulk,
@@ -206,16 +206,22 @@ def test_h2load_without_a_report_is_an_error() -> None:
 
 
 @contextmanager
-def answering(answer: bytes, endings: list[bool], count: int) -> Iterator[int]:
+def answering(
+    answer: bytes, endings: list[bool], count: int, came: list[str] | None = None
+) -> Iterator[int]:
     """A server that answers `count` connections, and the port it is on.
 
     It closes those that ask for that, and notes whether the client, of each of the
     others, ended first.
+
+    :param came: gets the clients' addresses.
     """
 
     def serve(server: Server) -> None:
         for _ in range(count):
             with server.accept() as connection:
+                if came is not None:
+                    came.append(connection.getpeername()[0])
                 asked = connection.recv(65536)
                 connection.sendall(answer)
                 if b"Connection: close" in asked:
@@ -240,6 +246,15 @@ def test_short_connections_that_the_client_closes() -> None:
     with answering(b"HTTP/1.1 200 OK\r\n\r\n" + BODY, endings, 50) as port:
         short_connections(port, 50, "client")
     assert endings == [True] * 50
+
+
+def test_clients_that_are_each_another() -> None:
+    hosts = list(client_hosts())
+    assert len(set(hosts)) == len(hosts) == 10_000
+    came: list[str] = []
+    with answering(b"HTTP/1.1 200 OK\r\n\r\n" + BODY, [], 50, came) as port:
+        short_connections(port, 50, "server", hosts=iter(hosts))
+    assert sorted(came) == sorted(hosts[:50])
 
 
 def test_short_connections_that_the_server_closes() -> None:

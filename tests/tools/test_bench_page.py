@@ -102,3 +102,12 @@ def test_the_json_has_every_round() -> None:
     assert told["figures"]["request"]["haproxy-splice"] == [2.0, 4.0, 6.0]
     assert told["machine"]["cores"] == "2"
     assert told["lacking"] == {"relayd, other Python": "there is none"}
+
+
+def test_the_page_has_pools_in_a_section_of_their_own() -> None:
+    titles = {**TITLES, "relayd-hash": "relayd, client-hash"}
+    text = markdown(run_facts(), full_results(), titles)
+    others, _, rest = text.partition("### Pools of a thousand servers")
+    pools, _, _ = rest.partition("### Operating")
+    assert "client-hash |" not in others
+    assert "|  | relayd, plane | relayd, client-hash |" in pools

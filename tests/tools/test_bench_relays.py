@@ -9,7 +9,8 @@ import pytest
 from twisted.logger import ILogObserver, LogLevel
 from twisted.python.reflect import namedAny
 
-from bench.relays import RELAYS, Setup
+from bench.own_relays import Setup
+from bench.relays import RELAYS
 from relayd.core.settings import BACKLOG, UDP_RCVBUF
 
 
@@ -22,6 +23,20 @@ def test_relayds_own_command_line(transport: str, quiet: bool, tmp_path: Path) -
     assert f"--transport {transport}" in words
     assert ("--quiet" in command) is quiet
     assert words.endswith("--listen 127.0.0.1:20000 --dest 127.0.0.1:20001")
+
+
+def test_pools_command_lines(tmp_path: Path) -> None:
+    """All servers are one, and each has another name, of which client-hash is made."""
+    setup = Setup(tmp_path, 20000, 20001, quiet=True)
+    two = " ".join(RELAYS["relayd-pool"].command(setup))
+    assert two.endswith(
+        "--dest 127.0.0.1:20001,name=two --balance least-sessions --check tcp"
+    )
+    for name, balance in (("hash", "client-hash"), ("thousand", "least-sessions")):
+        command = RELAYS[f"relayd-{name}"].command(setup)
+        servers = [word for word in command if word.startswith("127.0.0.1:20001")]
+        assert len(set(servers)) == len(servers) == 1000
+        assert command[command.index("--balance") + 1] == balance
 
 
 def test_portforward_logs_if_asked_to(tmp_path: Path) -> None:

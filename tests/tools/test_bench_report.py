@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bench.figures import GROWTH, SIZES, Limit, Spread, Verdict, judge
+from bench.figures import GROWTH, SIZES, Spread
+from bench.limits import Limit, Verdict, judge
 from bench.report import limit_lines, lines_of
 from tests.tools.results import DATAGRAMS, PROXIES, TITLES, full_results, results_of
 

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import pytest
 
 from bench.children import CannotMeasure
-from bench.figures import needed_for_limits
-from bench.relays import RELAYS, Readings, Relay, Setup, afresh
+from bench.limits import needed_for_limits
+from bench.own_relays import Setup
+from bench.relays import RELAYS, Readings, Relay, afresh
 from bench.rounds import MODES, Plan, check_requirements, measure
 from bench.workloads import WORKLOADS, Workload
 
@@ -201,12 +202,14 @@ def test_each_kind_of_relay_is_measured_apart() -> None:
     workloads = Plan.of(MODES["full"]).workloads
     kinds = {
         kind: {name for name, relay in RELAYS.items() if relay.kind == kind}
-        for kind in ("stream", "socks4", "udp")
+        for kind in ("stream", "pool", "socks4", "udp")
     }
     proxies = kinds["socks4"]
     for workload in ("socks4-short", "socks4-short-quiet"):
         assert set(workloads[workload]) == proxies
     assert set(workloads["socks4-bulk"]) == {*proxies, "relayd-plane"}
+    clients = workloads.pop("short-clients")
+    assert set(clients) == {*kinds["pool"], "relayd-plane"}
     for workload, relays in workloads.items():
         if workload.startswith("udp-"):
             assert set(relays) == kinds["udp"]

@@ -1,0 +1,88 @@
+"""relayd's command lines, as they are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from attrs import frozen
+
+from bench.children import beside_python, free_port
+
+#: Servers of the largest pools.
+THOUSAND = 1_000
+
+
+@frozen
+class Setup:
+    """The settings of a relay."""
+
+    #: For its configuration.
+    folder: Path
+    #: Where it listens, on 127.0.0.1.
+    port: int
+    #: The server's port, on 127.0.0.1.  A proxy's clients choose it.
+    destination: int
+    #: Whether it logs no sessions.
+    quiet: bool = False
+
+
+def own_twistd() -> str:
+    return beside_python("twistd")
+
+
+def twistd_command(*words: str, twistd: Callable[[], str] = own_twistd) -> list[str]:
+    return [twistd(), "-n", "--pidfile=", "--reactor=epoll", *words]
+
+
+def relayd(
+    transport: str, scheme: str = "", twistd: Callable[[], str] = own_twistd
+) -> Callable[[Setup], list[str]]:
+    def command(setup: Setup) -> list[str]:
+        return twistd_command(
+            "relayd",
+            *("--transport", transport),
+            *(("--quiet",) if setup.quiet else ()),
+            *("--listen", f"{scheme}127.0.0.1:{setup.port}"),
+            *("--dest", f"{scheme}127.0.0.1:{setup.destination}"),
+            twistd=twistd,
+        )
+
+    return command
+
+
+def relayd_watched(setup: Setup) -> list[str]:
+    return [
+        *relayd("plane")(setup),
+        *("--log-format", "json", "--metrics", f"127.0.0.1:{free_port()}"),
+    ]
+
+
+def relayd_pool(setup: Setup) -> list[str]:
+    """Two servers, which are one, judged by their dials and by checks."""
+    return [
+        *relayd("plane")(setup),
+        *("--dest", f"127.0.0.1:{setup.destination},name=two"),
+        *("--balance", "least-sessions", "--check", "tcp"),
+    ]
+
+
+def relayd_thousand(balance: str) -> Callable[[Setup], list[str]]:
+    """A thousand servers, which are one."""
+
+    def command(setup: Setup) -> list[str]:
+        words = [*relayd("plane")(setup), "--balance", balance]
+        for number in range(1, THOUSAND):
+            words += ["--dest", f"127.0.0.1:{setup.destination},name=s{number}"]
+        return words
+
+    return command
+
+
+def relayd_socks4(setup: Setup) -> list[str]:
+    return twistd_command(
+        "socks4",
+        *("--transport", "plane"),
+        *(("--quiet",) if setup.quiet else ()),
+        *("--listen", f"127.0.0.1:{setup.port}"),
+    )
