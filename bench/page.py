@@ -131,11 +131,10 @@ _HOW = f"""\
 - In each round all relays of a workload are started, each with a server of its own, on
   loopback ports of their own, and get a little of the same work before it counts. Then
   they take turns in short windows, each of which counts as a round. SOCKS4 bulk has
-  three times as many: it is the same work as relayd's own bulk, which its limit is near
-  to. So have requests on connections in turn, whose limit is no further away. With
-  thousands of connections or flows, they have their windows one relay after the other. Latency,
-  memory, connections that are all busy, and what is delivered are measured once in a
-  round, each relay by itself.
+  three times as many, and so have requests on connections in turn: their limits are
+  near to what they are. With thousands of connections or flows, they have their windows
+  one relay after the other. Latency, memory, connections that are all busy, and what is
+  delivered are measured once in a round, each relay by itself.
 - Each relay is one process with one thread that relays; socat is a process for each
   connection.
 - CPU is the relay's process's (socat: with its children's), user and system, by the
