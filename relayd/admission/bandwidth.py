@@ -22,6 +22,7 @@ from relayd.admission.buckets import Bucket, Pacer
 from relayd.admission.client_keys import ClientKey, ClientKeys
 from relayd.admission.per_client import ClientPrefix
 from relayd.admission.rates import Rates
+from relayd.core.counts import Tally
 from relayd.core.interfaces import ILease
 from relayd.core.pacing import Paused
 from relayd.core.pauses import ALLOWANCE
@@ -237,6 +238,7 @@ class Bandwidth:
         self.now = self._pacer.now
         self._up, self._down = self._buckets_of(relay)
         self._per_client, self._per_session = per_client, per_session
+        self._said = relay, per_client, prefix or ClientPrefix()
         self._key_of = ClientKeys(prefix).of
         self._max_clients = max_clients
         self._clients: dict[ClientKey, _Client] = {}
@@ -248,7 +250,26 @@ class Bandwidth:
     @property
     def waits(self) -> int:
         """How often a session had to wait."""
-        return self._pacer.waits
+        return self._pacer.tally.count
+
+    @property
+    def tally(self) -> Tally:
+        """Where that is counted."""
+        return self._pacer.tally
+
+    @tally.setter
+    def tally(self, tally: Tally) -> None:
+        self._pacer.tally = tally
+
+    def succeed(self, other: Bandwidth) -> None:
+        """Limit the sessions that come in place of another one; call it before.
+
+        What is for several sessions holds for those of both together, if it is as much
+        as before; else those that live keep theirs.
+        """
+        if self._said == other._said:
+            self._pacer, self._up, self._down = other._pacer, other._up, other._down
+            self._clients, self._away = other._clients, other._away
 
     @property
     def clients(self) -> int:

@@ -26,6 +26,8 @@ from typing import Any, Protocol
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
+from relayd.core.counts import Tally
+
 log = Logger(namespace="relayd.limits")
 
 #: How long a quantum takes, in seconds, but for low rates,
@@ -186,13 +188,13 @@ class Pacer:
 
     :param clock: monotonic seconds, and a timer while somebody waits.
 
-    :ivar waits: how often somebody had to wait.
+    :ivar tally: how often somebody had to wait; others may count with it.
     """
 
     def __init__(self, clock: Any) -> None:
         self.now: Callable[[], float] = clock.seconds
         self._call_later: Callable[..., IDelayedCall] = clock.callLater
-        self.waits = 0
+        self.tally = Tally()
         #: When buckets are due, and a number that keeps the order.  An entry is
         #: outdated if its bucket is due at another time.
         self._due: list[tuple[float, int, Bucket]] = []
@@ -204,7 +206,7 @@ class Pacer:
 
     def wait(self, who: Waiting, bucket: Bucket) -> None:
         """One waits in a bucket, until it is woken."""
-        self.waits += 1
+        self.tally.count += 1
         if not bucket.waiting:
             self._busy += 1
         bucket.waiting[who] = None

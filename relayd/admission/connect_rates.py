@@ -53,6 +53,7 @@ class ConnectRates:
         if rate.count < 1 or not rate.period > 0 or max_clients < 1:
             raise ValueError(f"a rate must be more than 0: {rate}")
         self.rate = rate
+        self._prefix = prefix or ClientPrefix()
         self._key_of = ClientKeys(prefix).of
         clock = monotonic(clock)
         self._seconds: Callable[[], float] = clock.seconds
@@ -76,6 +77,15 @@ class ConnectRates:
         had, at = bucket
         refilled = had + (self._seconds() - at) * self._each
         return max(self.rate.count - refilled, 0.0)
+
+    def succeed(self, other: ConnectRates) -> None:
+        """Admit those that another one would, in its place; call it before the first.
+
+        What clients have left of the rate is known, if it is the same.
+        """
+        self.evicted = other.evicted
+        if (self.rate, self._prefix) == (other.rate, other._prefix):
+            self._buckets = other._buckets
 
     def enter(self, session: Any) -> ILease:
         """See :meth:`IGate.enter`."""

@@ -119,6 +119,14 @@ class Waiting(Generic[Item]):
         """How many the client has that has most."""
         return max(map(len, self._by_client.values()), default=0)
 
+    def limited_as(self, other: Waiting[Item]) -> Waiting[Item]:
+        """This table, with another one's limits from now on.
+
+        Nobody is evicted for that alone.
+        """
+        self.limit, self.limit_per_client = other.limit, other.limit_per_client
+        return self
+
     def oldest(self, count: int) -> list[Item]:
         """The oldest items, at most `count`; the oldest first."""
         return list(itertools.islice(self._items, count))

@@ -77,7 +77,10 @@ class SessionLimits:
             raise ValueError("a queue's limits must be more than 0")
         self.max_sessions = max_sessions
         self.max_sessions_per_client = max_sessions_per_client
+        self._prefix = prefix or ClientPrefix()
         self._key_of = ClientKeys(prefix).of
+        #: What counts in place of this, if something does.
+        self._heir: SessionLimits | None = None
         self._queue = queue or 0
         self._queue_timeout = queue_timeout
         if clock is not None:
@@ -175,11 +178,49 @@ class SessionLimits:
 
     def left(self, key: ClientKey) -> None:
         """A session has given its place back."""
-        self.sessions -= 1
         if key is not None:
             self._count(key, -1)
+        if self._heir is None:
+            self.vacate()
+        else:
+            self._last.vacate()
+
+    def vacate(self) -> None:
+        """A place is free."""
+        self.sessions -= 1
         if self._waiting:
             self._hand_out()
+
+    def succeed(self, other: SessionLimits) -> None:
+        """Count in place of another one; call it before the first session.
+
+        Its sessions count here, too, and whoever waits for a place there waits here, no
+        longer than others do.  They count for their clients only if these are told
+        apart as before.
+        """
+        if other._heir is not None:
+            # Others that share both have done so.
+            return
+        other._heir = self
+        self.sessions = other.sessions
+        alike = self._prefix == other._prefix
+        if alike:
+            self._by_client = other._by_client
+        waiting, other._waiting = other._waiting, OrderedDict()
+        other._set_timer()
+        if waiting:
+            latest = self._clock.seconds() + self._queue_timeout
+            for given, (key, until) in waiting.items():
+                self._waiting[given] = key if alike else None, min(until, latest)
+            self._hand_out()
+
+    @property
+    def _last(self) -> SessionLimits:
+        """What counts by now."""
+        limits = self
+        while limits._heir is not None:
+            limits = limits._heir
+        return limits
 
     def _count(self, key: ClientKey, more: int) -> None:
         if key is not None:
@@ -211,19 +252,27 @@ class SessionLimits:
 
     def _leave(self, given: Deferred[ILease]) -> None:
         """Who waited has left."""
+        self._count(self._last.forget(given), -1)
+
+    def forget(self, given: Deferred[ILease]) -> ClientKey:
+        """Somebody waits no longer.
+
+        :return: for whom it counts.
+        """
         key, _ = self._waiting.pop(given)
-        self._count(key, -1)
         self._set_timer()
+        return key
 
     def _hand_out(self) -> None:
         """Give free places to those who have waited longest."""
         # One that is given a place may give it back at once: that is not gone into
         # deeper and deeper.
-        if self._hands_out or self.max_sessions is None:
+        if self._hands_out:
             return
         self._hands_out = True
         try:
-            while self._waiting and self.sessions < self.max_sessions:
+            most = self.max_sessions
+            while self._waiting and (most is None or self.sessions < most):
                 given, (key, _) = self._waiting.popitem(last=False)
                 self.sessions += 1
                 given.callback(_Place(self, key))

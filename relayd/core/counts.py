@@ -62,6 +62,15 @@ CONNECTED, CANCELLED = "connected", "cancelled"
 REFUSALS = frozenset(each.word for each in Ending if each.code[1] == "R")
 
 
+class Tally:
+    """A number that several count together."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
 class Histogram:
     """How many values there were, by size.
 
