@@ -49,7 +49,7 @@ from relayd.socks.session import REQUEST, Socks4Protocol, Socks4Session
 from relayd.stream.closing_bridge import ClosingBridge
 from relayd.stream.deadlines import Timeouts
 from relayd.stream.factory import StreamFactory
-from relayd.stream.relay import Bandwidth, Lifetime
+from relayd.stream.relay import Bandwidth, Lifetime, StreamRelay
 
 __all__ = ["Socks4Factory", "Socks4Protocol", "Socks4Session"]
 
@@ -220,6 +220,17 @@ class Socks4Factory(StreamFactory):
         self.binds: Waiting[Socks4Protocol] = Waiting(
             "BINDs", max_binds, max_binds_per_client, reactor
         )
+
+    def succeed(self, other: StreamRelay) -> None:
+        """See :meth:`relayd.stream.relay.StreamRelay.succeed`.
+
+        The clients in a handshake, and those that wait for a peer, are limited together
+        with the other one's, as is said here.
+        """
+        super().succeed(other)
+        if isinstance(other, Socks4Factory):
+            self.handshakes = other.handshakes.limited_as(self.handshakes)
+            self.binds = other.binds.limited_as(self.binds)
 
     def shed_clients(self) -> None:
         """See :meth:`IShedsClients.shed_clients`."""

@@ -172,6 +172,7 @@ class RelayFactory(StreamFactory):
             raise ValueError("retries and times must not be negative")
         if retries or 0 < dial_timeout < (connect_timeout or NEVER):
             self.retries = Retries(self.pool, retries, dial_timeout)
+            self.retries.tally = self.totals.retried
         if cut:
             self.pool.listeners.append(Cutting(self).server_changed)
         self._waits_always = bool(wait_for_server)

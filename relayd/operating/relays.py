@@ -87,7 +87,15 @@ def relay_listenings(
         found += pool_listenings(
             listeners, pool, relay, config, reactor, lines, admitting
         )
+    _share_totals(each.factory for each in found)
     return found
+
+
+def _share_totals(factories: Iterable[Any]) -> None:
+    """Have the factories of one relay count together."""
+    first, *others = dict.fromkeys(factories)
+    for other in others:
+        other.share_totals(first)
 
 
 def _check(
@@ -331,6 +339,7 @@ def socks4_listenings(
     for other in factories[1:]:
         # The limits count the clients of all listeners together.
         other.handshakes, other.binds = factories[0].handshakes, factories[0].binds
+    _share_totals(factories)
     return [
         Listening(
             listening_endpoint(listen, reactor, proxy.backlog, config.transport),

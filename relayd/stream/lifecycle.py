@@ -259,7 +259,7 @@ class Lifecycle(Leg):
         if ending is not None and ending is not _DONE:
             factory.endings[ending.word] += 1
         if not session.up.read and session.is_silent:
-            factory.silent += 1
+            factory.totals.silent += 1
         if session.ordinal < 0:
             self._was_never_admitted()
         else:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -38,6 +37,7 @@ from relayd.net.wheel import DeadlineWheel
 from relayd.stream.bridge import Bridge
 from relayd.stream.deadlines import Timeouts
 from relayd.stream.retries import Retries
+from relayd.stream.totals import Totals
 
 log = Logger(namespace="relayd.stream")
 
@@ -112,8 +112,8 @@ class StreamRelay:
         (:data:`relayd.core.errors.REASONS`).
     :ivar endings: how many sessions have ended in each way, by its word; those that
         ended `done` are left out.
-    :ivar silent: how many have ended without a byte (:attr:`Session.is_silent`); those
-        that did not end `done` are in `endings`, too.
+    :ivar totals: has these two, and what else is counted, however often a factory
+        succeeds another one.
     :ivar counts: what is counted of its sessions, if somebody wants to know; set it
         before the first.
     """
@@ -161,10 +161,10 @@ class StreamRelay:
         self.wheel: DeadlineWheel[Any] = DeadlineWheel(
             clock, timeouts.tick if tick is None else tick
         )
-        self.endings: Counter[str] = Counter()
-        self.silent = 0
+        self.totals = Totals(getattr(bandwidth, "tally", None))
+        # Of the instance as well, where the interpreter finds them faster.
+        self.endings, self.refusals = self.totals.endings, self.totals.refusals
         self.counts: SessionCounts | None = None
-        self.refusals: Counter[str] = Counter()
         self._failures = FailureLog(log, clock)
         #: The sequence numbers of the clients that are admitted.
         self.ordinals = itertools.count()
@@ -176,6 +176,41 @@ class StreamRelay:
             abort=_abort,
             idleness=Idleness(_idle_since, _end_idle),
         )
+
+    @property
+    def silent(self) -> int:
+        """How many sessions have ended without a byte (:attr:`Session.is_silent`).
+
+        Those that did not end `done` are in `endings`, too.
+        """
+        return self.totals.silent
+
+    def share_totals(self, other: StreamRelay) -> None:
+        """Count together with another factory of the same relay, from now on.
+
+        Nothing may have been counted here.
+        """
+        ours, totals = self.totals, other.totals
+        if totals.waited is None:
+            totals.waited = ours.waited
+        elif ours.waited is not None:
+            bandwidth: Any = self.bandwidth
+            bandwidth.tally = totals.waited
+        self.totals = totals
+        self.endings, self.refusals = totals.endings, totals.refusals
+        if self.retries is not None:
+            self.retries.tally = totals.retried
+        self._failures = other._failures
+        self.counts = other.counts
+
+    def succeed(self, other: StreamRelay) -> None:
+        """Serve the clients that another factory of the same relay has served so far.
+
+        Call it before the first.  What the other one has counted is counted on, and so
+        are its sequence numbers; its sessions stay its own.
+        """
+        self.share_totals(other)
+        self.ordinals = other.ordinals
 
     @property
     def failures(self) -> int:

@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from relayd.core.counts import Tally
 from relayd.core.session import Ending
 from relayd.core.stage import Stage
 from relayd.net.upstream import Upstream
@@ -99,7 +100,7 @@ class Retries:
     :param retries: how many attempts a session may have beyond its first.
     :param dial_timeout: seconds for all of them; 0 is for ever.
 
-    :ivar count: how many attempts were retries.
+    :ivar tally: where they are counted; relays that succeed each other share it.
     :ivar standby: where clients wait while no server can be chosen, if they do.
     """
 
@@ -109,7 +110,12 @@ class Retries:
         self._pool = pool
         self.retries = retries
         self.dial_timeout = dial_timeout
-        self.count = 0
+        self.tally = Tally()
+
+    @property
+    def count(self) -> int:
+        """How many attempts were retries."""
+        return self.tally.count
 
     def again(self, client: Any, attempt: Any) -> bool:
         """Try another server after an attempt that has failed; whether it will.
@@ -133,7 +139,7 @@ class Retries:
         client.tried = *client.tried, attempt.upstream
         another = self._pool.choose(session, client.tried)
         if another is not None:
-            self.count += 1
+            self.tally.count += 1
             log.debug(
                 "{relay}: session {id}: {why} of {server}, next is {another}",
                 relay=session.relay,
@@ -186,7 +192,7 @@ class Retries:
             # Others may be up again by now, and any of them will do.
             server = self._pool.choose(session)
             if server is not None:
-                self.count += 1
+                self.tally.count += 1
                 client.dial(server)
             elif self.standby is not None:
                 self.standby.wait(client, self._time_left(client))

@@ -1,0 +1,80 @@
+"""What outlives a change of settings: totals, limits, and who counts towards them.
+
+A change makes new factories, which get the clients from then on; those from before keep
+their sessions.  Both are one relay to whoever reads its totals, and to its limits: a
+relay that may have 100 sessions has no more because its timeouts have changed.
+
+:func:`succeed` is called once for each change, before the new factories serve anybody:
+in the turn of the reactor in which they are given their listeners.  A UDP relay is
+changed in place, and keeps its totals by that; :func:`take_over` is for its gate and
+its bandwidth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from relayd.admission.gates import Gates
+from relayd.operating.standing import Listening, Served
+
+
+def succeed(
+    listenings: Iterable[Listening],
+    before: Sequence[Listening],
+    former: Iterable[Served] = (),
+) -> None:
+    """Have new factories go on where those of before are.
+
+    :param listenings: that are open from now on.
+    :param before: those that were until now, whose factories may be among the new ones.
+    :param former: others that have sessions still, as of a relay that was removed.
+    """
+    listed: Sequence[Any] = [each.factory for each in before]
+    known = [each for each in dict.fromkeys([*listed, *former]) if _counts(each)]
+    by_name: dict[str, Any] = {}
+    for each in known:
+        by_name.setdefault(each.name, each)
+    by_key = {(each.factory.name, each.key): each.factory for each in before}
+    new: dict[Any, list[Any]] = {}
+    for listening in listenings:
+        factory: Any = listening.factory
+        if factory not in known and _counts(factory):
+            same = by_key.get((factory.name, listening.key))
+            new.setdefault(factory, []).extend([same] if _counts(same) else [])
+    for factory, predecessors in new.items():
+        if predecessors:
+            factory.succeed(predecessors[0])
+        elif factory.name in by_name:
+            # Another port: its sequence is its own.
+            factory.share_totals(by_name[factory.name])
+        if factory.name in by_name:
+            old = by_name[factory.name]
+            take_over(factory.gate, old.gate)
+            take_over(factory.bandwidth, old.bandwidth)
+
+
+def take_over(new: Any, old: Any) -> None:
+    """Have a gate, or a bandwidth, count what another one in its place has counted.
+
+    Nothing, if it is of another kind, or somebody else's.
+    """
+    if new is old:
+        return
+    others = {type(each): each for each in _parts(old)}
+    for each in _parts(new):
+        other = others.get(type(each))
+        if other is not None and hasattr(each, "succeed"):
+            each.succeed(other)
+
+
+def _parts(gate: Any) -> Iterator[Any]:
+    if isinstance(gate, Gates):
+        yield from gate.gates
+    elif gate is not None:
+        yield gate
+
+
+def _counts(served: Any) -> bool:
+    """Whether it is a factory of streams."""
+    return hasattr(served, "share_totals")
