@@ -46,7 +46,8 @@ class InterimLines(Service):
 
     :param clock: of the relays.
     :param interval: seconds, more than 0.
-    :param relays: what serves each listener: a factory of streams, or a UDP relay.
+    :param relays: returns what has sessions or flows now: factories of streams, and UDP
+        relays; asked at each sweep.
     :param lines: where the lines go.
     """
 
@@ -54,14 +55,13 @@ class InterimLines(Service):
         self,
         clock: IReactorTime,
         interval: float,
-        relays: Iterable[Any],
+        relays: Callable[[], Iterable[Any]],
         lines: LineLog,
     ) -> None:
         self._clock = monotonic(clock)
         self._interval = interval
         self._step = max(interval / SWEEPS, SHORTEST)
-        # Listeners of one proxy may share a factory.
-        self._relays = list(dict.fromkeys(relays))
+        self._relays = relays
         self._sessions, self._flows = SessionLog(lines), FlowLog(lines)
         self._throttle = LogThrottle(self._clock)
         self._timer: IDelayedCall | None = None
@@ -114,7 +114,8 @@ class InterimLines(Service):
 
     def _living(self) -> Iterator[_Looked]:
         """What lives, a relay at a time, each as it is when its turn comes."""
-        for relay in self._relays:
+        # Listeners of one proxy may share a factory.
+        for relay in dict.fromkeys(self._relays()):
             if isinstance(relay, DatagramRelay):
                 for flow in relay.registry.living():
                     if relay.table.flows.get(flow.key) is flow:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import gc
 import platform
-from collections.abc import Generator, Iterable, Iterator
-from functools import partial
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from twisted.application.service import Service
@@ -43,6 +42,7 @@ from relayd.operating.process_counts import (
     pipes_in_use,
 )
 from relayd.operating.running import RelayService
+from relayd.operating.standing import has_flows
 
 log = Logger(namespace="relayd.metrics")
 
@@ -50,15 +50,22 @@ log = Logger(namespace="relayd.metrics")
 INTERVAL = 1.0
 
 
-def _follow(counts: SessionCounts, server: Any) -> None:
-    """A server has changed: count for one that joins, and no more for one that leaves.
+class _Following:
+    """Hears of the servers of one pool, for the counts of its relay.
 
     Addresses of a name may be others every day.
     """
-    if server.draining:
-        counts.servers.pop(server.name, None)
-    elif server.name not in counts.servers:
-        counts.servers[server.name] = ServerCounts()
+
+    def __init__(self, counts: SessionCounts) -> None:
+        self.counts = counts
+
+    def __call__(self, server: Any) -> None:
+        """One has changed: count for one that joins, and not for one that leaves."""
+        servers = self.counts.servers
+        if server.draining:
+            servers.pop(server.name, None)
+        elif server.name not in servers:
+            servers[server.name] = ServerCounts()
 
 
 class MetricsService(Service):
@@ -88,6 +95,10 @@ class MetricsService(Service):
         self._logs = logs
         self.loaded_at = LogTimes.since_epoch()
         self.port: IListeningPort | None = None
+        #: Of the relays that there are, and of those that have sessions still, by name.
+        self._counts: dict[str, SessionCounts] = {}
+        #: What hears of the servers of each pool, by the pool's factory.
+        self._following: dict[Any, _Following] = {}
         self._listening = False
         self._lag = self._due = 0.0
         self._look: IDelayedCall | None = None
@@ -97,49 +108,77 @@ class MetricsService(Service):
             Health(relays, self._clock.seconds),
             self._clock,
         )
-        self._count()
+        self.follow()
 
     # -- what is counted
 
-    def _count(self) -> None:
-        """Have the sessions of each relay counted, of all its listeners together."""
-        names: dict[str, list[str]] = {}
-        for factory in self._streams():
-            # A proxy's clients choose the servers: there is no end to their names.
-            pool = getattr(factory, "pool", None)
-            own = names.setdefault(factory.name, [])
-            own += [] if pool is None else [each.name for each in pool.upstreams]
-        counts = {relay: SessionCounts(own) for relay, own in names.items()}
-        for factory in self._streams():
-            factory.counts = counts[factory.name]
-            if pool := getattr(factory, "pool", None):
-                pool.listeners.append(partial(_follow, factory.counts))
+    def follow(self) -> None:
+        """Have the sessions of each relay counted, of all its listeners together.
 
-    def _streams(self) -> list[Any]:
-        """The factories of stream relays, each of which may have several listeners."""
-        listenings = self._relays.listenings
-        found: Iterable[Any] = (each.factory for each in listenings if not each.flows)
-        return list(dict.fromkeys(found))
+        To be called after each change of the relays, in the same turn of the reactor: a
+        relay that stays goes on counting, and its servers that stay; others begin with
+        0.
+        """
+        factories: dict[str, list[Any]] = {}
+        for factory in dict.fromkeys(each.factory for each in self._relays.listenings):
+            if not has_flows(factory):
+                factories.setdefault(factory.name, []).append(factory)
+        there = {*factories, *(each.name for each in self._relays.served)}
+        self._counts = {
+            name: each for name, each in self._counts.items() if name in there
+        }
+        following, self._following = self._following, {}
+        for name, own in factories.items():
+            # A proxy's clients choose the servers: there is no end to their names.
+            pools = [each.pool for each in own if hasattr(each, "pool")]
+            servers = [each.name for pool in pools for each in pool.upstreams]
+            counts = self._counts.get(name)
+            if counts is None:
+                counts = self._counts[name] = SessionCounts(servers)
+            else:
+                counts.servers = {
+                    each: counts.servers.get(each) or ServerCounts() for each in servers
+                }
+            for factory in own:
+                factory.counts = counts
+                if hasattr(factory, "pool"):
+                    heard = following.pop(factory, None)
+                    if heard is None:
+                        heard = _Following(counts)
+                        factory.pool.listeners.append(heard)
+                    self._following[factory] = heard
+        for factory, heard in following.items():
+            factory.pool.listeners.remove(heard)
 
     def _counted(self) -> Iterator[Sessions | Flows]:
-        """The relays that there are now."""
-        relays: dict[str, dict[Any, bool]] = {}
+        """The relays that there are now, with what they have from before a change."""
+        relays: dict[str, dict[Any, None]] = {}
         for each in self._relays.listenings:
-            relays.setdefault(each.factory.name, {})[each.factory] = each.flows
+            relays.setdefault(each.factory.name, {})[each.factory] = None
+        former: dict[str, list[Any]] = {}
+        for served in self._relays.former:
+            if served.name in relays:
+                former.setdefault(served.name, []).append(served)
         for name, factories in relays.items():
             own = list(factories)
-            if factories[own[0]]:
+            before = [
+                each
+                for each in former.get(name, ())
+                if has_flows(each) == has_flows(own[0])
+            ]
+            if has_flows(own[0]):
                 pools = [each.balance for each in own if each.balance is not None]
-                yield Flows(name, own, pools)
-            else:
-                yield Sessions(
-                    name,
-                    own[0].counts,
-                    living=[each.registry for each in own],
-                    bandwidth=own[0].bandwidth,
-                    pools=[each.pool for each in own if hasattr(each, "pool")],
-                    retries=[each.retries for each in own if each.retries],
-                )
+                yield Flows(name, [*own, *before], pools)
+                continue
+            totals = list(dict.fromkeys(each.totals for each in own))
+            yield Sessions(
+                name,
+                own[0].counts,
+                living=[each.registry for each in (*own, *before)],
+                bandwidth=own[0].bandwidth if totals[0].waited is None else totals[0],
+                pools=[each.pool for each in own if hasattr(each, "pool")],
+                retries=[each.retried for each in totals],
+            )
 
     def _process(self) -> Generator[None, None, ProcessReading]:
         open_descriptors = yield from count_descriptors()

@@ -201,8 +201,11 @@ def make_service(
         listenings, config.drain_timeout, reactor, command, config.shutdown_delay
     )
     if config.log_interval:
-        relays = [each.factory for each in listenings]
-        parts.append(InterimLines(reactor, config.log_interval, relays, logs.lines))
+        parts.append(
+            InterimLines(
+                reactor, config.log_interval, lambda: service.served, logs.lines
+            )
+        )
     if any(map(_checks, config.relays)):
         parts.append(checks)
     tasks = [

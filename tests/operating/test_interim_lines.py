@@ -25,10 +25,11 @@ class Interim:
 
     def __init__(self, clock: Clock, interval: float, *relays: Any) -> None:
         self.lines: list[str] = []
+        self.relays = list(relays)
         self.service = InterimLines(
             clock,
             interval,
-            relays,
+            lambda: self.relays,
             LineLog(lambda _, line: self.lines.append(line)),
         )
         self.clock = clock
@@ -98,6 +99,20 @@ def test_a_flow_has_lines() -> None:
     assert " up=1/" in line
     interim.stop()
     bench.close()
+
+
+def test_relays_that_come_and_go() -> None:
+    """They are asked for at each sweep; one that is there twice is seen once."""
+    relay = Relay(connect_timeout=0)
+    interim = Interim(relay.clock, 2.0)
+    client = relay.client()
+    assert interim.pass_time(3) == []
+    interim.relays = [relay.factory, relay.factory]
+    assert len(interim.pass_time(2)) == 1
+    interim.relays = []
+    assert interim.pass_time(3) == []
+    client.lose()
+    interim.stop()
 
 
 def watch_turns(

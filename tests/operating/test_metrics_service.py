@@ -19,15 +19,20 @@ import relayd
 from relayd.configuring.address_grammar import parse_destination, parse_listener
 from relayd.configuring.config import Config, Relay, Socks4Relay, UdpRelay
 from relayd.core.errors import CannotStart, ConfigError
+from relayd.core.session import Direction
 from relayd.net.descriptors import Descriptors
+from relayd.observing.line_log import EVENTS
+from relayd.observing.readings import Sessions, read_sessions
 from relayd.operating.log_file import WrittenLog
 from relayd.operating.metrics_service import (
     INTERVAL,
     MetricsService,
 )
+from relayd.operating.relays import relay_listenings
 from relayd.operating.running import RelayService
 from relayd.operating.service import make_service
 from relayd.operating.signals import Signals
+from relayd.operating.succession import succeed
 from relayd.plane.poller import Plane
 from tests.support.contracts import until
 
@@ -87,6 +92,118 @@ def test_what_is_counted() -> None:
     factories = {each.factory for each in relays.listenings if not each.flows}
     assert len({each.counts for each in factories}) == 2
     assert len(counted["dns"].sources) == 1
+
+
+class Service(RelayService):
+    """One whose relays change, though nothing listens."""
+
+    def __init__(self, *relays: Relay) -> None:
+        super().__init__([], 1, reactor)
+        self.of_before: list[Any] = []
+        self.change_to(*relays)
+
+    def change_to(self, *relays: Relay) -> None:
+        """Have the relays of these settings; those of before have sessions still."""
+        before = self.listenings
+        self.listenings = [
+            listening
+            for each in relays
+            for listening in relay_listenings(each, Config(()), reactor, EVENTS)
+        ]
+        succeed(self.listenings, before, self.of_before)
+        self.of_before += [each.factory for each in before]
+
+    @property
+    def former(self) -> list[Any]:
+        return self.of_before
+
+
+class Client:
+    """One whose session lives."""
+
+    wheel_bucket: Any = None
+
+    def __init__(self) -> None:
+        directions = {"up": Direction(), "down": Direction()}
+        self.session: Any = SimpleNamespace(ordinal=3, server=None, **directions)
+        self.session.up.read = 100
+
+
+def metrics_of(relays: RelayService) -> MetricsService:
+    logs: Any = SimpleNamespace(lines_lost=0)
+    where: Any = None
+    return MetricsService(reactor, where, relays, logs)
+
+
+def readings(metrics: MetricsService) -> dict[str, Any]:
+    """What is read of each relay now."""
+    found = {}
+    for each in metrics._counted():
+        assert isinstance(each, Sessions)
+        reading = read_sessions(each)
+        while True:
+            try:
+                next(reading)
+            except StopIteration as done:
+                found[each.relay] = done.value
+                break
+    return found
+
+
+def test_totals_of_a_relay_that_changes() -> None:
+    """They go on, those of servers that stay as well; its old sessions are active."""
+    service = Service(relay("web", "127.0.0.1:0", "10.0.0.1:1", "10.0.0.2:1"))
+    metrics = metrics_of(service)
+    old: Any = service.listenings[0].factory
+    old.counts.closed["done"] += 3
+    old.counts.servers["10.0.0.1:1"].results["connected"] += 5
+    old.totals.retried.count = 2
+    heard = len(old.pool.listeners)
+    client = Client()
+    old.wheel.add(client)
+    service.change_to(relay("web", "127.0.0.1:0", "10.0.0.1:1", "10.0.0.3:1"))
+    metrics.follow()
+    new: Any = service.listenings[0].factory
+    assert new is not old
+    old.counts.closed["done"] += 1
+    new.counts.closed["done"] += 1
+    reading = readings(metrics)["web"]
+    assert reading.closed["done"] == 5
+    assert (reading.active, reading.opened, reading.up) == (1, 6, 100)
+    assert reading.retried == 2
+    assert {name: each.results for name, each in reading.servers.items()} == {
+        "10.0.0.1:1": {"connected": 5},
+        "10.0.0.3:1": {},
+    }
+    # Nothing hears of the servers of before any more, and once of those of now.
+    assert len(old.pool.listeners) == heard - 1
+    metrics.follow()
+    assert len(new.pool.listeners) == heard
+    old.wheel.discard(client)
+    old.wheel.settle()
+
+
+def test_relays_that_come_and_go() -> None:
+    """One that is new begins with 0, and so does one that is back, once it was gone."""
+    service = Service(relay("web"), relay("db"))
+    metrics = metrics_of(service)
+    counts = {each.factory.name: each.factory for each in service.listenings}
+    web: Any = counts["web"]
+    web.counts.closed["done"] += 3
+    service.change_to(relay("db"), relay("new"))
+    metrics.follow()
+    assert list(readings(metrics)) == ["db", "new"]
+    # While it has sessions, it is the one that it was.
+    service.change_to(relay("web"), relay("db"))
+    metrics.follow()
+    assert readings(metrics)["web"].closed["done"] == 3
+    service.change_to(relay("db"))
+    service.of_before.clear()
+    metrics.follow()
+    service.change_to(relay("web"), relay("db"))
+    service.of_before.clear()
+    metrics.follow()
+    assert readings(metrics)["web"].closed["done"] == 0
 
 
 @pytest_twisted.inlineCallbacks
