@@ -172,7 +172,9 @@ def _of_streams(shown: Shown) -> Generator[None, None, list[Json]]:
     relay = shown.name
 
     def hits(reason: str) -> int:
-        return sum(each.refusals[reason] for each, _ in shown.generations)
+        # Factories that succeed each other count together.
+        counted = {id(each.refusals): each.refusals for each, _ in shown.generations}
+        return sum(each[reason] for each in counted.values())
 
     rows = yield from _of_gates(shown, hits)
     rows += _of_bandwidth(shown)
