@@ -26,6 +26,7 @@ class FlowMaking:
 
     :ivar open: see :meth:`relayd.datagrams.interfaces.FlowRelay.admit`.
     :ivar redial: see there; `send_away` likewise.
+    :ivar standby: where new clients wait for a server, if they do.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class FlowMaking:
         )
         self.open = self._opener.open
         self.redial, self.send_away = self._mover.redial, self._mover.send_away
-        self._standby = self._opener.standby
+        self.standby = self._opener.standby
         self._ledger = ledger
         self._rescue: Rescue | None = None
         self._cutting = FlowCutting(ledger, relay) if made_of.cut else None
@@ -61,7 +62,7 @@ class FlowMaking:
     def hear(self, balance: FlowPool) -> None:
         """Hear of the servers of a pool with state, which chooses."""
         self._balance, self._rescue = balance, Rescue(self._ledger)
-        both = self._cutting, self._standby
+        both = self._cutting, self.standby
         self._listeners = [each.server_changed for each in both if each is not None]
         balance.listeners += self._listeners
 
@@ -72,13 +73,13 @@ class FlowMaking:
 
     def ends_changed(self) -> None:
         """A server may have an address now."""
-        if self._standby is not None:
-            self._standby.server_changed()
+        if self.standby is not None:
+            self.standby.server_changed()
 
     def admit_no_more(self) -> None:
         """No new client is accepted: nobody waits any more."""
-        if self._standby is not None:
-            self._standby.stop()
+        if self.standby is not None:
+            self.standby.stop()
 
     def stop(self) -> None:
         """The relay closes."""
@@ -92,11 +93,11 @@ class FlowMaking:
         Its clients wait here, or are refused.
         """
         self._opener.ordinals = before._opener.ordinals
-        if before._standby is not None:
-            if self._standby is not None:
-                self._standby.take_over(before._standby)
+        if before.standby is not None:
+            if self.standby is not None:
+                self.standby.take_over(before.standby)
             else:
-                before._standby.refuse_all()
+                before.standby.refuse_all()
         before.leave()
 
     def leave(self) -> None:

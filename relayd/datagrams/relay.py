@@ -30,6 +30,7 @@ from relayd.datagrams.making import FlowMaking
 from relayd.datagrams.opening import Ingredients
 from relayd.datagrams.servers import Server
 from relayd.datagrams.spreading import SpreadDialer
+from relayd.datagrams.standby import FlowStandBy
 from relayd.datagrams.table import NatTable
 from relayd.datagrams.watching import Watcher
 
@@ -106,6 +107,11 @@ class DatagramRelay:
         """Have a pool choose among the servers that there are."""
         self.pool.have_state(balance)
         self._making.hear(balance)
+
+    @property
+    def standby(self) -> FlowStandBy | None:
+        """Where its new clients wait for a server, if they do."""
+        return self._making.standby
 
     @property
     def bandwidth(self) -> FlowBandwidth | None:

@@ -109,6 +109,11 @@ class FlowStandBy:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def size(self) -> int:
+        """Bytes in use, at most :data:`MAX_BYTES`."""
+        return self._size
+
     def begin(self, waiting: WaitingClient, data: Any) -> bool:
         """A client for which there is no server begins to wait.
 

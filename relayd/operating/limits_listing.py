@@ -21,6 +21,7 @@ from relayd.admission.connect_rates import MAX_CLIENTS, ConnectRates
 from relayd.admission.gates import Gates
 from relayd.admission.session_limits import SessionLimits
 from relayd.control.steering import Json, Work
+from relayd.datagrams.standby import FULL, MAX_BYTES
 from relayd.datagrams.unanswered import MAX_KEPT_BYTES
 from relayd.net.descriptors import Descriptors
 from relayd.net.fair_queue import WORKERS
@@ -223,6 +224,9 @@ def _of_flows(shown: Shown) -> Generator[None, None, list[Json]]:
                 *(factory.ledger.unanswered.size, factory.ledger.unanswered.evicted),
             ),
         ]
+        if factory.standby is not None:
+            now, full = factory.standby.size, factory.counters.dropped[FULL]
+            rows.append(_row("when_none: bytes that wait", relay, MAX_BYTES, now, full))
     return rows
 
 

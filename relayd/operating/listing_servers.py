@@ -15,6 +15,7 @@ from relayd.core.addresses import socket_name
 from relayd.observing.log_times import LogTimes
 from relayd.operating.listing import Shown, listing_of, parts, relays_of
 from relayd.operating.servers import BACKUPS
+from relayd.udp_nat import Server as Where
 from relayd.upstreams.server import LastCheck, Server
 
 
@@ -149,11 +150,9 @@ def _row(shown: Shown, same: Sequence[Any], counts: Counter[Any]) -> Json:
 def _address_of(upstream: Any) -> str:
     """Where it is, if that is known; else what its operator wrote."""
     endpoint = getattr(upstream, "endpoint", upstream)
-    known = getattr(endpoint, "address", None)
-    if isinstance(known, tuple):
-        # Of datagrams: a family and a socket address.
-        return socket_name(known[1])
     there = getattr(endpoint, "peer_name", "")
+    if not there and isinstance(endpoint, Where) and endpoint.address is not None:
+        there = socket_name(endpoint.address[1])
     label = getattr(upstream, "label", "")
     return there or str(upstream.name.removeprefix(f"{label}/" if label else ""))
 

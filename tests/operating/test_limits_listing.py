@@ -24,6 +24,8 @@ from relayd.operating.listing import Shown
 from relayd.operating.logs import Logs
 from relayd.preludes.socks4 import Command, write_request
 from relayd.tcp import RelayFactory
+from relayd.udp_nat import FlowServer
+from relayd.udp_nat import Server as Where
 from relayd.upstreams.checks import Checker
 from relayd.upstreams.pool import Pool
 from relayd.upstreams.server import Server
@@ -195,4 +197,17 @@ def test_flows() -> None:
         "max_flows_per_client": (2, 1, 1),
         "datagrams kept: bytes": (1 << 20, 0, 0),
     }
+    bench.close()
+
+
+def test_clients_of_datagrams_that_wait_for_a_server() -> None:
+    pool = Pool([FlowServer.at(Where("198.51.100.1", 53))])
+    bench = Bench(pool, wait_for_server=5.0)
+    pool.servers[0].checked(False, "refused")
+    bench.arrive()
+    found = of_relay(Shown("dns", "udp", [bench.nat], pools=[pool]))
+    limit, now, hits = found["when_none: bytes that wait"]
+    assert limit == 4 << 20
+    assert now > 0
+    assert hits == 0
     bench.close()
