@@ -18,6 +18,12 @@ from relayd.ctl import amounts
 
 Json = dict[str, Any]
 
+#: The longest word that is never torn where cells fold.
+_WORD = 40
+
+#: The longest table that is drawn, in rows: each takes 0.6 ms.  Longer ones are lines.
+_DRAWN = 2000
+
 #: How the word of a state is shown.
 _STYLES = {
     "running": "green",
@@ -40,28 +46,33 @@ class Column(NamedTuple):
     :ivar key: of the row, or a function of it.
     :ivar form: how the value is shown.
     :ivar right: numbers are set to the right.
+    :ivar spare: a terminal that is too narrow goes without it: those with the lowest
+        first; 0: never.
+    :ivar folds: it may have lines below each other; other cells are never torn.
     """
 
     title: str
     key: str | Callable[[Json], Any]
     form: Callable[[Any], str] = amounts.text
     right: bool = False
+    spare: int = 0
+    folds: bool = False
 
     def cell(self, row: Json) -> str:
         value = row.get(self.key) if isinstance(self.key, str) else self.key(row)
         return self.form(value)
 
 
-def number(title: str, key: str) -> Column:
-    return Column(title, key, right=True)
+def number(title: str, key: str, spare: int = 0) -> Column:
+    return Column(title, key, right=True, spare=spare)
 
 
-def size(title: str, key: str) -> Column:
-    return Column(title, key, amounts.size, right=True)
+def size(title: str, key: str, spare: int = 0) -> Column:
+    return Column(title, key, amounts.size, right=True, spare=spare)
 
 
-def span(title: str, key: str) -> Column:
-    return Column(title, key, amounts.span, right=True)
+def span(title: str, key: str, spare: int = 0) -> Column:
+    return Column(title, key, amounts.span, right=True, spare=spare)
 
 
 class Table(NamedTuple):
@@ -102,22 +113,52 @@ def lines_of(table: Table) -> list[str]:
     return made
 
 
-def rich_table(table: Table) -> Any:
+def fitted(table: Table, width: int) -> tuple[Table, int]:
+    """A table as a terminal has room for it, and how wide it is at least.
+
+    :param width: of the terminal.  Columns are left out until what is left fits, or
+        none of them can be spared: then lines run over.
+    """
+    while True:
+        # Two spaces between columns, and the edges of the box.
+        least = sum(_least(column, table) for column in table.columns)
+        least += 2 * len(table.columns)
+        spare = [column for column in table.columns if column.spare]
+        if least <= width or not spare:
+            return table, least
+        least_needed = min(spare, key=lambda column: column.spare)
+        kept = [column for column in table.columns if column is not least_needed]
+        table = table._replace(columns=kept)
+
+
+def _least(column: Column, table: Table) -> int:
+    cells = [column.title, *(column.cell(row) for row in table.rows)]
+    if column.folds:
+        cells = [word[:_WORD] for cell in cells for word in cell.split(" ")]
+    return max(map(len, cells))
+
+
+def rich_table(table: Table, width: int) -> Any:
+    """For a terminal."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
     from rich.text import Text
 
+    table, least = fitted(table, width)
     made = RichTable(
         box=SIMPLE_HEAD if table.headed else None,
         show_header=table.headed,
         pad_edge=False,
         collapse_padding=True,
+        width=least if least > width else None,
     )
     for column in table.columns:
-        justify: Any = "right" if column.right else "left"
-        overflow: Any = "ellipsis" if column.right else "fold"
         made.add_column(
-            column.title, justify=justify, overflow=overflow, no_wrap=column.right
+            column.title,
+            justify="right" if column.right else "left",
+            overflow="fold",
+            no_wrap=not column.folds,
+            min_width=_least(column, table),
         )
     for row in table.rows:
         cells = (column.cell(row) for column in table.columns)
@@ -125,16 +166,33 @@ def rich_table(table: Table) -> Any:
     return made
 
 
+def _left_out(view: View, width: int) -> list[str]:
+    """A note about columns that a terminal has no room for."""
+    names = []
+    for each in view:
+        if not isinstance(each, str):
+            kept = fitted(each, width)[0].columns
+            names += [column.title for column in each.columns if column not in kept]
+    if not names:
+        return []
+    return [f"Left out, for want of room: {', '.join(names)}; --json has all"]
+
+
 def print_view(view: View) -> None:
     """Print it once."""
     from rich.console import Console
 
     console = Console()
+    drawn = console.is_terminal and all(
+        isinstance(each, str) or len(each.rows) <= _DRAWN for each in view
+    )
+    if drawn:
+        view = [*view, *_left_out(view, console.width)]
     for each in view:
         if isinstance(each, str):
             click.echo(each, err=True)
-        elif console.is_terminal:
-            console.print(rich_table(each))
+        elif drawn:
+            console.print(rich_table(each, console.width), crop=False)
         else:
             click.echo("\n".join(lines_of(each)))
 
@@ -195,10 +253,18 @@ def _redraw(
     from rich.text import Text
 
     def drawn(answer: Json) -> Any:
+        # The terminal may have become another size; what is below its end is not made.
+        width, height = console.size
+        shown = [
+            each if isinstance(each, str) else each._replace(rows=each.rows[:height])
+            for each in view(answer)
+        ]
         return Group(
             *(
-                Text(each, style="dim") if isinstance(each, str) else rich_table(each)
-                for each in view(answer)
+                Text(each, style="dim")
+                if isinstance(each, str)
+                else rich_table(each, width)
+                for each in [*shown, *_left_out(shown, width)]
             )
         )
 

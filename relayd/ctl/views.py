@@ -16,20 +16,18 @@ from relayd.ctl.amounts import (
 )
 from relayd.ctl.tables import Column, Json, Table, View, number, rows_of, size, span
 
-_BYTES = (size("up", "bytes_up"), size("down", "bytes_down"))
-_TIMES = (span("age", "age"), span("idle", "idle"))
-
 _RELAYS = (
     Column("relay", "name"),
-    Column("kind", "kind"),
+    Column("kind", "kind", spare=3),
     Column("state", "state"),
-    Column("listen", "listen", listed),
-    Column("dest", "dest", listed),
+    Column("listen", "listen", listed, folds=True),
+    Column("dest", "dest", listed, folds=True),
     Column("sessions", lambda row: _of(row, "sessions", "max_sessions"), right=True),
-    number("older", "older_sessions"),
+    number("older", "older_sessions", spare=2),
     number("refused", "refused"),
-    number("retries", "retries"),
-    *_BYTES,
+    number("retries", "retries", spare=1),
+    size("up", "bytes_up", spare=4),
+    size("down", "bytes_down", spare=4),
 )
 
 _SESSIONS = (
@@ -37,50 +35,56 @@ _SESSIONS = (
     Column("relay", "relay"),
     Column("client", "client"),
     Column("server", "upstream"),
-    Column("stage", "stage"),
-    *_TIMES,
-    *_BYTES,
-    Column("rate", "rate", rate, right=True),
-    number("tries", "attempts"),
-    Column("older", lambda row: "older" if row.get("older") else None),
+    Column("stage", "stage", spare=4),
+    span("age", "age"),
+    span("idle", "idle", spare=3),
+    size("up", "bytes_up"),
+    size("down", "bytes_down"),
+    Column("rate", "rate", rate, right=True, spare=5),
+    number("tries", "attempts", spare=1),
+    Column("older", lambda row: "older" if row.get("older") else None, spare=2),
 )
 
 _FLOWS = (
     Column("relay", "relay"),
     Column("client", "client"),
-    Column("listener", "listener"),
+    Column("listener", "listener", spare=4),
     Column("port", "port"),
     Column("server", "server"),
-    *_TIMES,
-    number("sent", "datagrams_up"),
-    number("replies", "datagrams_down"),
-    *_BYTES,
-    Column("replied", "replied"),
+    span("age", "age"),
+    span("idle", "idle", spare=3),
+    number("sent", "datagrams_up", spare=2),
+    number("replies", "datagrams_down", spare=2),
+    size("up", "bytes_up"),
+    size("down", "bytes_down"),
+    Column("replied", "replied", spare=1),
 )
 
 _NAT = (
-    Column("protocol", "protocol"),
-    Column("relay", "relay"),
+    Column("proto", "protocol"),
+    Column("relay", "relay", spare=3),
     Column("client", "client"),
     Column("listener", "listener"),
     Column("port", "port"),
     Column("server", "server"),
-    *_TIMES,
-    *_BYTES,
-    number("sent", "datagrams_up"),
-    number("replies", "datagrams_down"),
+    span("age", "age"),
+    span("idle", "idle", spare=2),
+    size("up", "bytes_up"),
+    size("down", "bytes_down"),
+    number("sent", "datagrams_up", spare=1),
+    number("replies", "datagrams_down", spare=1),
 )
 
 _SERVERS = (
     Column("relay", "relay"),
     Column("server", lambda row: row.get("label") or row.get("name")),
-    Column("address", "address"),
+    Column("address", "address", spare=2),
     Column("state", "state"),
-    Column("why", lambda row: _why(row)),
+    Column("why", lambda row: _why(row), folds=True),
     number("weight", "weight"),
     Column("sessions", lambda row: _of(row, "sessions", "max_sessions"), right=True),
-    number("fails", "fails"),
-    Column("last check", lambda row: _check(row)),
+    number("fails", "fails", spare=1),
+    Column("last check", lambda row: _check(row), folds=True),
 )
 
 _LIMITS = (
@@ -96,17 +100,21 @@ _CHANGES = (
     Column("relay", "relay"),
     Column("server", "server"),
     Column("key", "key"),
-    Column("file", "file", literal),
-    Column("now", "now", literal),
+    Column("file", "file", literal, folds=True),
+    Column("now", "now", literal, folds=True),
 )
 
 _SETTINGS = (
     Column("setting", "key"),
-    Column("value", "value", literal),
-    Column("source", "source"),
+    Column("value", "value", literal, folds=True),
+    Column("source", "source", folds=True),
 )
 
-_STEPS = (Column("step", "step"), Column("result", "result"), Column("why", "why"))
+_STEPS = (
+    Column("step", "step"),
+    Column("result", "result", folds=True),
+    Column("why", "why", folds=True),
+)
 
 _LEVELS = (Column("namespace", "namespace"), Column("level", "level"))
 
@@ -143,7 +151,7 @@ def _check(row: Json) -> str | None:
 
 
 def _pairs(pairs: list[tuple[str, str]]) -> Table:
-    columns = (Column("what", "what", str), Column("value", "value"))
+    columns = (Column("what", "what", str), Column("value", "value", folds=True))
     rows = [{"what": what, "value": value} for what, value in pairs]
     return Table(columns, rows, headed=False)
 

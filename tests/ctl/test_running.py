@@ -4,126 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from relayd.ctl import tables, views
 from relayd.ctl.commands import SECTIONS
 from relayd.ctl.exits import Exit
 from relayd.ctl.main import main
 from relayd.ctl.manual_of_command import commands
 from relayd.ctl.places import VARIABLE
-from tests.support.control import FakeRelayd, fake_relayd
+from tests.support.control import FakeRelayd, cells, run
+from tests.support.control_answers import FLOW, RELAY, SERVER, SESSION, STATUS, STOPPED
 
 Captured = pytest.CaptureFixture[str]
-
-RELAY = {
-    "name": "web",
-    "kind": "tcp",
-    "state": "running",
-    "listen": ["0.0.0.0:8080"],
-    "dest": ["10.0.0.5:80", "10.0.0.6:80"],
-    "sessions": 12,
-    "older_sessions": 2,
-    "max_sessions": 100,
-    "refused": 3,
-    "retries": 0,
-    "bytes_up": 12_900_000,
-    "bytes_down": None,
-}
-STOPPED = {**RELAY, "name": "dns", "kind": "udp", "state": "stopped", "listen": []}
-SERVER = {
-    "relay": "web",
-    "name": "10.0.0.5:80",
-    "label": "blue",
-    "state": "down",
-    "address": "10.0.0.5:80",
-    "why": "2 checks failed",
-    "weight": 1,
-    "fails": 2,
-    "max_sessions": None,
-    "sessions": 4,
-    "checked": True,
-    "backup": False,
-    "last_check": {"at": "2026-11-29T16:40:12.5Z", "ok": False, "why": "refused"},
-    "operator": None,
-}
-SESSION = {
-    "id": 17,
-    "relay": "web",
-    "client": "10.0.0.9:4000",
-    "peer": "10.0.0.9:4000",
-    "listener": "10.0.0.1:8080",
-    "upstream": "10.0.0.5:80",
-    "stage": "RELAYING",
-    "age": 245.2,
-    "idle": 0.25,
-    "bytes_up": 500,
-    "bytes_down": 12_900_000,
-    "rate": 52_000.5,
-    "attempts": 1,
-    "older": True,
-}
-FLOW = {
-    "relay": "dns",
-    "client": "10.0.0.9:5000",
-    "listener": "10.0.0.1:53",
-    "port": "10.0.0.1:40000",
-    "server": "9.9.9.9:53",
-    "age": 1,
-    "idle": 1,
-    "datagrams_up": 3,
-    "datagrams_down": 2,
-    "bytes_up": 90,
-    "bytes_down": 2048,
-    "replied": True,
-}
-STATUS = {
-    "version": "2.0",
-    "pid": 77,
-    "started_at": "2026-11-29T16:40:12.123456Z",
-    "uptime": 93784,
-    "config": "/etc/relayd.toml",
-    "state": "running",
-    "loaded_at": "2026-11-29T16:40:12.123456Z",
-    "relays": 2,
-    "sessions": 12,
-    "flows": 1,
-    "changes": 3,
-    "needs_restart": ["transport"],
-    "confirm": {"seconds_left": 59.5},
-    "last_reload": {"at": "2026-11-29T17:00:00.5Z", "ok": False, "problems": ["a b"]},
-}
-
-
-@pytest.fixture
-def relayd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeRelayd]:
-    path = tmp_path / "control.sock"
-    monkeypatch.setenv(VARIABLE, f"unix:{path}")
-    with fake_relayd(path) as server:
-        yield server
-
-
-def run(relayd: FakeRelayd, asked: str, answer: Any, *words: str, code: int = 0) -> Any:
-    """One command, which asks that; what it has sent."""
-    relayd.answers[asked] = (200, answer)
-    assert main(words) == code
-    method, path, body = relayd.last
-    assert f"{method} {path.partition('?')[0]}" == asked
-    return body if method != "GET" else path.partition("?")[2]
-
-
-def cells(line: str) -> list[str]:
-    """A line of columns."""
-    return [each.strip() for each in line.split("  ") if each.strip()]
 
 
 def test_status(relayd: FakeRelayd, capsys: Captured) -> None:
@@ -201,7 +97,7 @@ def test_nat(relayd: FakeRelayd, capsys: Captured) -> None:
     run(relayd, "GET /v1/nat", answer, "nat")
     said = capsys.readouterr()
     rows = [cells(line) for line in said.out.splitlines()]
-    assert [row[0] for row in rows] == ["PROTOCOL", "tcp", "udp"]
+    assert [row[0] for row in rows] == ["PROTO", "tcp", "udp"]
     assert [row[-2:] for row in rows[1:]] == [["-", "-"], ["3", "2"]]
     assert said.err == "2 of 3 entries that match; --limit lists more\n"
 
@@ -503,116 +399,6 @@ def test_the_nearest_control_is_used(relayd: FakeRelayd, tmp_path: Path) -> None
     assert main(["--control", none, "limits"]) == Exit.UNREACHABLE
     assert main(["--control", none, "limits", "--control", path]) == Exit.DONE
     assert main(["--control", path, "limits", "--control", none]) == Exit.UNREACHABLE
-
-
-VIEWS = [
-    *(views.status, views.relays, views.relay, views.sessions, views.flows),
-    *(views.nat, views.servers, views.limits, views.diff, views.explained),
-    views.levels,
-]
-LINE_VIEWS = [
-    *(views.reloaded, views.confirmed, views.changed_relay, views.changed_server),
-    views.killed,
-]
-ODD = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["at", "ok", "why", "value"]), inner)
-    ),
-    max_leaves=6,
-)
-ROW_KEYS = sorted({*RELAY, *SERVER, *SESSION, *FLOW, *STATUS, "limit", "now", "hits"})
-ROWS = st.lists(ODD | st.dictionaries(st.sampled_from(ROW_KEYS), ODD), max_size=3)
-LISTS = ["relays", "sessions", "flows", "entries", "servers", "limits", "changes"]
-ANSWERS = st.dictionaries(
-    st.sampled_from([*ROW_KEYS, *LISTS, "settings", "levels", "steps", "admitted"]),
-    ODD | ROWS,
-)
-
-
-@given(ANSWERS)
-@settings(suppress_health_check=[HealthCheck.too_slow])
-def test_no_answer_breaks_a_table(answer: dict[str, Any]) -> None:
-    """And none has what a terminal would act on."""
-    lines = [view(answer) for view in LINE_VIEWS]
-    for view in VIEWS:
-        for each in view(answer):
-            if isinstance(each, str):
-                lines.append(each)
-            else:
-                lines += tables.lines_of(each)
-                tables.rich_table(each)
-    assert all(each.isprintable() for line in lines for each in line.split("\n"))
-
-
-def test_a_terminal_has_tables(
-    relayd: FakeRelayd, capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    answer = {"servers": [SERVER]}
-    run(relayd, "GET /v1/servers", answer, "servers")
-    said = capsys.readouterr().out
-    assert "\x1b[31mdown" in said
-    assert "─" in said
-    monkeypatch.setenv("NO_COLOR", "1")
-    run(relayd, "GET /v1/servers", answer, "servers")
-    assert "\x1b[31m" not in capsys.readouterr().out
-
-
-def watched(relayd: FakeRelayd, times: int) -> None:
-    """Answers, and says Ctrl-C at the next question."""
-    left = iter(range(times))
-
-    def answer() -> tuple[int, Any]:
-        if next(left, None) is None:
-            os.kill(os.getpid(), signal.SIGINT)
-        return 200, {"servers": [SERVER]}
-
-    relayd.answers["GET /v1/servers"] = answer
-
-
-def test_watching(
-    relayd: FakeRelayd, capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waited: list[float] = []
-    monkeypatch.setattr(tables, "_wait", waited.append)
-    watched(relayd, 3)
-    assert main(["servers", "--watch"]) == Exit.INTERRUPTED
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6
-    assert lines[:2] == lines[2:4] == lines[4:]
-    watched(relayd, 2)
-    assert main(["servers", "--watch", "5", "--json"]) == Exit.INTERRUPTED
-    lines = capsys.readouterr().out.splitlines()
-    assert [json.loads(line) for line in lines] == [{"servers": [SERVER]}] * 2
-    assert waited == [2.0] * 3 + [5.0] * 2
-
-
-def test_watching_on_a_terminal(
-    relayd: FakeRelayd, capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(tables, "_wait", lambda _: None)
-    watched(relayd, 3)
-    assert main(["servers", "--watch=1"]) == Exit.INTERRUPTED
-    said = capsys.readouterr().out
-    # The other screen, and back.
-    assert said.count("\x1b[?1049h") == said.count("\x1b[?1049l") == 1
-    assert said.count("10.0.0.5:80") == 3
-
-
-def test_watching_ends_when_relayd_does(
-    relayd: FakeRelayd, capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tables, "_wait", lambda _: relayd.answers.clear())
-    relayd.answers["GET /v1/limits"] = (200, {})
-    assert main(["limits", "--watch"]) == Exit.NOT_FOUND
-    assert capsys.readouterr().err == "no GET /v1/limits\n"
 
 
 def test_help_has_an_example_of_each(capsys: Captured) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
 from typing import Any
 
+from relayd.ctl.main import main
+
 Answer = tuple[int, Any]
 
 
@@ -116,3 +118,17 @@ def raw_server(path: Path, *pieces: bytes, hold: bool = False) -> Iterator[None]
             yield
         finally:
             thread.join()
+
+
+def run(relayd: FakeRelayd, asked: str, answer: Any, *words: str, code: int = 0) -> Any:
+    """One command, which asks that; what it has sent."""
+    relayd.answers[asked] = (200, answer)
+    assert main(words) == code
+    method, path, body = relayd.last
+    assert f"{method} {path.partition('?')[0]}" == asked
+    return body if method != "GET" else path.partition("?")[2]
+
+
+def cells(line: str) -> list[str]:
+    """A line of columns."""
+    return [each.strip() for each in line.split("  ") if each.strip()]

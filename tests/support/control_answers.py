@@ -1,0 +1,81 @@
+"""What a running relayd may say, as the routes of its control socket have it."""
+
+from __future__ import annotations
+
+RELAY = {
+    "name": "web",
+    "kind": "tcp",
+    "state": "running",
+    "listen": ["0.0.0.0:8080"],
+    "dest": ["10.0.0.5:80", "10.0.0.6:80"],
+    "sessions": 12,
+    "older_sessions": 2,
+    "max_sessions": 100,
+    "refused": 3,
+    "retries": 0,
+    "bytes_up": 12_900_000,
+    "bytes_down": None,
+}
+STOPPED = {**RELAY, "name": "dns", "kind": "udp", "state": "stopped", "listen": []}
+SERVER = {
+    "relay": "web",
+    "name": "10.0.0.5:80",
+    "label": "blue",
+    "state": "down",
+    "address": "10.0.0.5:80",
+    "why": "2 checks failed",
+    "weight": 1,
+    "fails": 2,
+    "max_sessions": None,
+    "sessions": 4,
+    "checked": True,
+    "backup": False,
+    "last_check": {"at": "2026-11-29T16:40:12.5Z", "ok": False, "why": "refused"},
+    "operator": None,
+}
+SESSION = {
+    "id": 17,
+    "relay": "web",
+    "client": "10.0.0.9:4000",
+    "peer": "10.0.0.9:4000",
+    "listener": "10.0.0.1:8080",
+    "upstream": "10.0.0.5:80",
+    "stage": "RELAYING",
+    "age": 245.2,
+    "idle": 0.25,
+    "bytes_up": 500,
+    "bytes_down": 12_900_000,
+    "rate": 52_000.5,
+    "attempts": 1,
+    "older": True,
+}
+FLOW = {
+    "relay": "dns",
+    "client": "10.0.0.9:5000",
+    "listener": "10.0.0.1:53",
+    "port": "10.0.0.1:40000",
+    "server": "9.9.9.9:53",
+    "age": 1,
+    "idle": 1,
+    "datagrams_up": 3,
+    "datagrams_down": 2,
+    "bytes_up": 90,
+    "bytes_down": 2048,
+    "replied": True,
+}
+STATUS = {
+    "version": "2.0",
+    "pid": 77,
+    "started_at": "2026-11-29T16:40:12.123456Z",
+    "uptime": 93784,
+    "config": "/etc/relayd.toml",
+    "state": "running",
+    "loaded_at": "2026-11-29T16:40:12.123456Z",
+    "relays": 2,
+    "sessions": 12,
+    "flows": 1,
+    "changes": 3,
+    "needs_restart": ["transport"],
+    "confirm": {"seconds_left": 59.5},
+    "last_reload": {"at": "2026-11-29T17:00:00.5Z", "ok": False, "problems": ["a b"]},
+}
