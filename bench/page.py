@@ -107,8 +107,8 @@ is cheaper; of what was delivered, 1 is as good."""
 _POOLS_TEXT = """\
 relayd with a thousand servers, which are one with as many names, beside relayd with one
 server of which nothing is said. Each session has another client, by its address, of
-10,000: with client-hash each is looked up for the first time. A window shows the CPU of
-all sessions so far, and so has what the first clients alone have to pay for."""
+10,000: with client-hash each is looked up for the first time. A figure is of all of
+them, over five windows."""
 
 _OPERATING_TEXT = """\
 relayd with its defaults and many relays. These are times on the wall, of a machine with

@@ -204,12 +204,13 @@ def measure(plan: Plan) -> Results:
                 for readings in taken:
                     results.add(relay, readings)
                 done += 1
+                names = dict.fromkeys(name for each in taken for name in each)
                 shown = ", ".join(
                     f"{name} "
                     + figure_named(name).show(
                         median(r[name] for r in taken if name in r)
                     )
-                    for name in taken[0]
+                    for name in names
                 )
                 seconds = time.monotonic() - begin
                 print(
@@ -218,7 +219,7 @@ def measure(plan: Plan) -> Results:
                 )
             if number == plan.rounds - 1:
                 titles = {relay: plan.titles[relay] for relay in relays}
-                print("\n".join(lines_of(readings, results, titles)), flush=True)
+                print("\n".join(lines_of(names, results, titles)), flush=True)
     return results
 
 

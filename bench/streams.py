@@ -14,7 +14,7 @@ from typing import Literal
 from attrs import frozen
 
 from bench.children import CannotMeasure, eventually, time_wait
-from bench.connections import client_hosts, idle_pairs, short_connections
+from bench.connections import CLIENTS, client_hosts, idle_pairs, short_connections
 from bench.figures import MEMORY_PAIRS, SIZES
 from bench.loads import AT_ONCE, KeptRequests, bulk, fixed_rate, kept_requests
 from bench.origins import Site, sink, site
@@ -39,7 +39,7 @@ PROXY_WARM_UP = 1_000
 #: processor's caches had another relay's code and data.
 RUN_UP = 100
 
-#: Clients in each window, where each is another: 10,000 in the five of a whole run.
+#: Clients in each window, where each is another: all of them in five.
 CLIENTS_EACH_WINDOW = 2_000
 
 #: Seconds after requests have begun, or stopped, until they are counted.
@@ -189,14 +189,14 @@ class Short:
 
 @contextmanager
 def begin_clients(relay: Relay, seconds: float) -> Iterator[Measure]:
-    """CPU per short connection of clients each of which is another, so far.
+    """CPU per short connection, where each client is another one: of all of them.
 
-    The first ones warm the relay up, from an address that is none of theirs.
+    There is a figure as soon as all have had their sessions, over some windows.
     """
     with site() as origin, started(relay, origin.port, quiet=True) as running:
         short = Short(running, origin, "server")
-        hosts = itertools.cycle(client_hosts())
         short.make(WARM_UP)
+        hosts = itertools.cycle(client_hosts())
         used, made = 0.0, 0
 
         def measure() -> Readings:
@@ -205,7 +205,11 @@ def begin_clients(relay: Relay, seconds: float) -> Iterator[Measure]:
             before = running.cpu()
             used += short.make(CLIENTS_EACH_WINDOW, hosts) - before
             made += CLIENTS_EACH_WINDOW
-            return {"short-clients": used * 1e6 / made}
+            if made % CLIENTS:
+                return {}
+            each, used = used * 1e6 / made, 0.0
+            made = 0
+            return {"short-clients": each}
 
         yield measure
 

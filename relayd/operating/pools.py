@@ -75,11 +75,27 @@ def keep_up(
     :param made: makes servers (:class:`relayd.operating.named_servers.ServerMaker`).
     """
     pool.tasks += _judging(pool, settings, monotonic(reactor))
+    if settings.balance == "client-hash":
+        pool.tasks.append(Preparation(pool))
     if named:
         # Imports twisted.names, which few relays need.
         from relayd.operating.named_servers import followers
 
         pool.tasks += followers(named, pool, made, settings, reactor)
+
+
+class Preparation:
+    """Has a pool prepare its choices as its relay starts."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def start(self) -> None:
+        """See :class:`Task`."""
+        self._pool.prepare()
+
+    def stop(self) -> None:
+        """See :class:`Task`."""
 
 
 def _judging(

@@ -10,7 +10,8 @@ nobody else, and all relays and all starts agree, on every machine.
 those slots are entered in a table where its score is below a limit, which is such that
 a slot has :data:`NEAR` of them on average; they are the first ranks of its order.  If
 a slot has any, the least of all scores is among them; of the others (0.7 %) all servers
-are asked.  The table is filled little by little, with each slot that is asked for.
+are asked.  The table is filled as the relay starts (0.1 s for a thousand), and later
+little by little, with each slot that is asked for.
 
 **Full servers.**  While the server of a slot is full its clients have the one with the
 least score of those that are not: the best of the table, or if all there are full, of
@@ -266,16 +267,25 @@ class ClientHash:
         else:
             self._present[number] = constants
 
+    def prepare(self, candidates: Sequence[Any]) -> None:
+        """See :class:`ISelector`: enter all of them in the table."""
+        self._learn(candidates)
+        if self._near is not None:
+            self._enter_some(self._near, math.inf)
+
+    def _enter_some(self, near: Near, most: float) -> None:
+        made = 0
+        while self._lacking and made < most:
+            server, order, weight = self._lacking.pop()
+            made += near.enter(order, weight)
+            self._place(near, server, order, weight)
+
     def _find(self, slot: int) -> Any:
         near = self._near
         if near is None:
             return self._members.owner(slot)
         if self._lacking:
-            made = 0
-            while self._lacking and made < AT_A_TIME:
-                server, order, weight = self._lacking.pop()
-                made += near.enter(order, weight)
-                self._place(near, server, order, weight)
+            self._enter_some(near, AT_A_TIME)
             return self._members.owner(slot)
         found = self._nearest(near, slot, full=True)
         return self._members.owner(slot) if found is None else found

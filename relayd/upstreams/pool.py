@@ -194,6 +194,13 @@ class Pool:
             found = foretell(best.servers, session)
         return found
 
+    def prepare(self) -> None:
+        """Have the selector do what takes long now, while no client waits for it."""
+        prepare = getattr(self.selector, "prepare", None)
+        candidates = self._find_best().servers
+        if prepare is not None and candidates:
+            prepare(candidates)
+
     def _find_best(self) -> _Tier:
         tiers = self._tiers
         if tiers is None:

@@ -95,7 +95,7 @@ class Turns:
         dues = self.dues
         now = dues[index]
         if now < self.now:
-            # Who was passed over for long does not get all the turns that it has missed.
+            # Who was passed over for long does not get all turns that it has missed.
             now = self.now
         else:
             self.now = now

@@ -69,6 +69,19 @@ def test_what_is_said_of_servers() -> None:
         assert pool.try_all == (what == "try-all")
 
 
+def test_client_hash_makes_its_table_as_the_relay_starts() -> None:
+    """No client waits for it."""
+    ports = [f"udp:{port}" for port in range(1, 61)]
+    pool = made(*ports, balance="client-hash", max_fails=0)
+    [task] = pool.tasks
+    selector: Any = pool.selector
+    assert selector._near is None
+    task.start()
+    assert len(selector._near.numbers) == 60
+    assert not selector._lacking
+    task.stop()
+
+
 def test_a_server_that_can_not_be_sent_to() -> None:
     for extra in ("", ",weight=2"):
         with pytest.raises(ConfigError, match="can't use udp"):

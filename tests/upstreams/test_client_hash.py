@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relayd.upstreams import client_hash, rendezvous
+from relayd.upstreams.balance import RoundRobin
 from relayd.upstreams.client_hash import ClientHash
+from relayd.upstreams.pool import Pool
 from relayd.upstreams.rendezvous import SLOTS, Members, tables
 from relayd.upstreams.server import Server
 from tests.support.shares import is_by_chance
@@ -327,3 +329,27 @@ def test_few_are_asked_for_their_scores_of_a_thousand() -> None:
     for slot in range(300, 3300):
         selector.choose(candidates, slot)
     assert asked <= 30
+
+
+@pytest.mark.parametrize("count", [3, 200])
+def test_a_pool_that_is_prepared_chooses_the_same(count: int) -> None:
+    """And its first client does not wait for the table."""
+    candidates = many(count, 1)
+    selector = Slots()
+    pool = Pool(candidates, selector)
+    pool.prepare()
+    assert not selector._lacking
+    near, members = selector._near, Members(candidates, {})
+    assert (near is None) is (count == 3)
+    entries = len(near.entries) if near is not None else 0
+    for slot in range(0, SLOTS, 997):
+        assert pool.choose(slot) is members.owner(slot)
+    assert selector._near is near
+    assert entries == (len(near.entries) if near is not None else 0)
+
+
+def test_a_pool_of_nobody_has_nothing_to_prepare() -> None:
+    for selector in (Slots(), RoundRobin()):
+        pool = Pool([], selector)
+        pool.prepare()
+        assert pool.choose(1) is None
