@@ -89,7 +89,7 @@ def relays(name: str | None, as_json: bool, watch: float | None) -> None:
     bytes. With a NAME, show that one, with its settings and where each comes from.
 
     `older` counts the sessions that began before the last change of their relay: they
-    go on as they were. `refused` counts clients that were turned away.
+    keep the settings that they began with. `refused` counts clients that were refused.
 
     \b
     Example:  relayctl relays
@@ -161,7 +161,7 @@ def servers(relay: str | None, as_json: bool, watch: float | None) -> None:
     _show("/v1/servers", "servers", {"relay": relay}, as_json, watch)
 
 
-@click.command(short_help="Show what is limited, and how near the limit is.")
+@click.command(short_help="Show each limit, and how much of it is in use.")
 @json_option
 @watch_option
 @control_option()

@@ -93,7 +93,11 @@ def save(to: str | None, as_json: bool) -> None:
         from relayd.ctl.saving import write
 
         write(to, text)
-        click.echo(f"{to} is written; relayctl reload --discard has it read", err=True)
+        click.echo(
+            f"{to} is written. Once it is relayd's own file, relayctl reload --discard"
+            " reads it, and drops the run-time changes that are in it now.",
+            err=True,
+        )
     if as_json:
         from relayd.ctl.tables import report
 
@@ -102,7 +106,7 @@ def save(to: str | None, as_json: bool) -> None:
         click.echo(text, nl=False)
 
 
-@click.command(short_help="Say what would become of a client, and why.")
+@click.command(short_help="Say whether a client would be served, and why.")
 @click.option(
     "--relay",
     metavar="NAME",
@@ -134,8 +138,8 @@ def explain(
     file: str | None,
     as_json: bool,
 ) -> None:
-    """Say what would become of a client, without connecting to anything: which rule
-    admits or refuses it, hours, limits, and which server it would get, and why.
+    """Say whether a client would be served, and why, without connecting to anything:
+    what the rules, hours and limits say of it, and which server it would get.
 
     \b
     Example:  relayctl explain --relay web --client 10.0.0.5 --at 2026-12-24T03:00
@@ -187,7 +191,7 @@ def log() -> None:
 
     \b
     Example:  relayctl log levels
-    Example:  relayctl log level relayd.tcp debug
+    Example:  relayctl log level relayd.stream debug
     """
 
 
@@ -195,7 +199,8 @@ def log() -> None:
 @json_option
 @control_option()
 def log_levels(as_json: bool) -> None:
-    """Show the level of each namespace of the log: what is below it is not written.
+    """Show the level of each namespace of the log that has one: what is less severe is
+    not written. `default` is for all others.
 
     \b
     Example:  relayctl log levels
@@ -214,11 +219,12 @@ def log_levels(as_json: bool) -> None:
 @control_option()
 def log_level(namespace: str, level: str, as_json: bool) -> None:
     """Change the level of a namespace of the log, and of those below it, until relayd
-    ends.
+    ends. The namespace `default` is for all that have none of their own. Lines about
+    sessions and flows are always written.
 
     \b
-    Example:  relayctl log level relayd.tcp debug
-    Example:  relayctl log level relayd.tcp info
+    Example:  relayctl log level relayd.stream debug
+    Example:  relayctl log level default warn
     """
     from relayd.ctl import views
     from relayd.ctl.control_client import route

@@ -121,25 +121,25 @@ def set_(name: str, settings: tuple[str, ...], as_json: bool) -> None:
     _report(answer, "changed_relay", as_json)
 
 
-@click.command(short_help="Take a server out or back, or change its weight.")
+@click.command(short_help="Take a server out of use or back, or change its weight.")
 @click.argument("name", metavar="NAME/SERVER", shell_complete=complete_server)
 @click.argument("change", metavar="up|down|drain|auto|weight=NUMBER")
 @click.option(
     "--within",
     metavar="SECONDS",
     type=Duration(),
-    help="With drain: end what is left of its sessions after that time.",
+    help="With drain: end the sessions that are left after that time.",
 )
 @json_option
 @control_option()
 def server(name: str, change: str, within: float | None, as_json: bool) -> None:
-    """Change a server of a relay, NAME/SERVER: what is behind the first slash is the
-    server's name or its address, as relayctl servers shows it.
+    """Change a server of a relay, NAME/SERVER: what follows the first slash is the
+    server's name or its label, as relayctl servers shows it.
 
-    `up` uses it, whatever its checks say. `down` and `drain` give it no new sessions;
-    those that it has go on with `drain`, and with `down` they go as on_down says.
-    `auto` leaves it to its checks again. `weight=NUMBER` is its share of new sessions,
-    beside those of the others.
+    `up`: it is used, whatever its checks say. `drain`: it gets no new sessions, and
+    those that it has go on. `down`: the same, but its setting on_down says whether its
+    sessions go on or are cut. `auto`: its checks decide again. `weight=NUMBER`: its
+    share of new sessions, compared with the weights of the other servers.
 
     \b
     Example:  relayctl server web/10.0.0.5:80 drain --within 60
@@ -193,19 +193,20 @@ def kill(
     _report(answer, "killed", as_json)
 
 
-@click.command(short_help="Let a relay, or a server, finish what it has.")
+@click.command(short_help="Take no new clients, and let sessions finish.")
 @click.argument("name", metavar="NAME|NAME/SERVER", shell_complete=complete_either)
 @click.option(
     "--within",
     metavar="SECONDS",
     type=Duration(),
-    help="End what is left after that time; else nothing is ended.",
+    help="End the sessions that are left after that time; unless given, none.",
 )
 @json_option
 @control_option()
 def drain(name: str, within: float | None, as_json: bool) -> None:
-    """Take no new clients, and let those that there are finish: of a relay, or of one
-    server of it. relayctl start, or relayctl server NAME/SERVER auto, brings it back.
+    """Take no new clients, and let the sessions under way finish: those of a relay, or
+    of one of its servers. To go back: relayctl start NAME, or relayctl server
+    NAME/SERVER auto.
 
     \b
     Example:  relayctl drain web --within 5m
@@ -230,9 +231,9 @@ def drain(name: str, within: float | None, as_json: bool) -> None:
 @json_option
 @control_option()
 def pause(name: str, seconds: float | None, as_json: bool) -> None:
-    """Hold the new clients of a relay: they are accepted, as many as may wait, and
-    nothing is read from them until relayctl resume. Sessions under way go on. So a
-    server can be exchanged, and nobody is refused.
+    """Hold the new clients of a relay: as many as may wait are accepted, and nothing is
+    read from them until relayctl resume. Sessions under way go on. So a server can be
+    replaced without refusing clients.
 
     \b
     Example:  relayctl pause web --for 30

@@ -133,8 +133,6 @@ def _used(row: Json) -> str | None:
 
 def _why(row: Json) -> str | None:
     said = [row.get("why") or ""]
-    if row.get("operator"):
-        said.append(f"operator: {row['operator']}")
     if row.get("backup"):
         said.append("backup")
     return "; ".join(str(each) for each in said if each) or None
@@ -286,9 +284,10 @@ def confirmed(_: Json) -> str:
 
 def changed_relay(answer: Json) -> str:
     name, state = text(answer.get("name")), text(answer.get("state"))
-    line = f"{name} is {state}, with {counted(answer.get('sessions'), 'session')}"
+    what = "flow" if answer.get("kind") == "udp" else "session"
+    line = f"{name} is {state}, with {counted(answer.get('sessions'), what)}"
     if answer.get("older_sessions"):
-        line += f", {text(answer['older_sessions'])} of them with the settings before"
+        line += f", {text(answer['older_sessions'])} of them under earlier settings"
     return line
 
 
@@ -302,4 +301,4 @@ def changed_server(answer: Json) -> str:
 
 
 def killed(answer: Json) -> str:
-    return f"ended: {text(answer.get('killed'))}"
+    return f"killed: {text(answer.get('killed'))}"

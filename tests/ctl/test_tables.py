@@ -6,6 +6,10 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,7 +21,7 @@ from rich.console import Console
 from relayd.ctl import tables, views
 from relayd.ctl.exits import Exit
 from relayd.ctl.main import main
-from tests.support.control import FakeRelayd, cells, run
+from tests.support.control import FakeRelayd, cells, raw_server, run
 from tests.support.control_answers import FLOW, RELAY, SERVER, SESSION, STATUS
 
 Captured = pytest.CaptureFixture[str]
@@ -202,3 +206,54 @@ def test_a_long_table_is_lines_on_a_terminal_too(
     assert len(said.out.splitlines()) == 4
     assert "\x1b" not in said.out
     assert said.err == ""
+
+
+PROGRAM = "import sys; from relayd.ctl.main import main; sys.exit(main())"
+
+
+def test_ctrl_c_while_it_waits(relayd: FakeRelayd) -> None:
+    relayd.answers["GET /v1/servers"] = (200, {"servers": [SERVER]})
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "servers", "--json", "--watch", "1h"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as watching:
+        assert watching.stdout is not None
+        # What was printed is there at once, though it is no terminal.
+        assert json.loads(watching.stdout.readline()) == {"servers": [SERVER]}
+        watching.send_signal(signal.SIGINT)
+        _, said = watching.communicate()
+    assert watching.returncode == Exit.INTERRUPTED
+    assert said.strip() == b""
+
+
+def test_ctrl_c_while_relayd_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c"
+    asked = threading.Event()
+    with raw_server(path, hold=True, asked=asked):
+        with subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, "servers", "--control", str(path)],
+            stderr=subprocess.PIPE,
+        ) as asking:
+            asked.wait()
+            asking.send_signal(signal.SIGINT)
+            _, said = asking.communicate()
+    assert asking.returncode == Exit.INTERRUPTED
+    assert said.strip() == b""
+
+
+def test_a_reader_that_leaves(relayd: FakeRelayd) -> None:
+    relayd.answers["GET /v1/servers"] = (200, {"servers": [SERVER] * 10_000})
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "servers", "--watch", "0.001"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as watching:
+        assert watching.stdout is not None
+        assert watching.stdout.readline().startswith(b"RELAY ")
+        watching.stdout.close()
+        assert watching.stderr is not None
+        said = watching.stderr.read()
+    assert (watching.returncode, said) == (Exit.FAILED, b"")

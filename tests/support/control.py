@@ -89,10 +89,16 @@ def fake_relayd(path: Path) -> Iterator[FakeRelayd]:
 
 
 @contextmanager
-def raw_server(path: Path, *pieces: bytes, hold: bool = False) -> Iterator[None]:
+def raw_server(
+    path: Path,
+    *pieces: bytes,
+    hold: bool = False,
+    asked: threading.Event | None = None,
+) -> Iterator[None]:
     """Reads a request, sends the pieces, and closes.
 
     :param hold: the last piece is sent again and again until the client has left.
+    :param asked: is set once a request has come.
     """
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
@@ -102,6 +108,8 @@ def raw_server(path: Path, *pieces: bytes, hold: bool = False) -> Iterator[None]
             connection, _ = listening.accept()
             with connection, suppress(OSError):
                 connection.recv(65536)
+                if asked is not None:
+                    asked.set()
                 for piece in pieces:
                     connection.sendall(piece)
                 while hold:
