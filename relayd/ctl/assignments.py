@@ -84,11 +84,11 @@ def value(key: str, text: str) -> Any:
 def _toml(text: str) -> Any:
     try:
         # In brackets, too: then there is neither a comment, a second key nor a comma.
+        tomllib.loads(f"x = {text}")
         [found] = tomllib.loads(f"x = [{text}]")["x"]
-        same = tomllib.loads(f"x = {text}")["x"]
     except (ValueError, RecursionError):
         return text
-    return found if found == same and _is_json(found) else text
+    return found if _is_json(found) else text
 
 
 def _is_json(found: Any) -> bool:
