@@ -139,11 +139,12 @@ class _Machine:
         return self._reactor
 
     @cached_property
-    def flows(self) -> Any:
-        """What the flows of a UDP relay are limited to."""
-        from relayd.operating.relays import FlowLimit
+    def shop(self) -> Any:
+        """What relays are built with, to see whether they can be."""
+        from relayd.observing.line_log import LineLog
+        from relayd.operating.units import Workshop
 
-        return FlowLimit.of(self._config)
+        return Workshop(self._config, self.reactor, LineLog())
 
     def about_process(self, given: Given) -> Iterator[str]:
         """What is wrong with a setting of the process."""
@@ -209,20 +210,16 @@ class _Machine:
         if isinstance(relay, UdpRelay):
             scoped = any("%" in str(each) for each in relay.destinations)
             if relay.udp.max_flows is not None or scoped:
-                from relayd.operating.relays import udp_listenings
-
-                yield from self._problem_of(udp_listenings, relay, self.flows)
+                yield from self._problem_of(relay)
         elif isinstance(relay, Socks4Relay) and relay.socks4.bind_address:
-            from relayd.operating.relays import socks4_listenings
+            yield from self._problem_of(relay)
 
-            yield from self._problem_of(socks4_listenings, relay)
-
-    def _problem_of(self, make: Any, relay: AnyRelay, *more: Any) -> Iterator[str]:
-        from relayd.observing.line_log import LineLog
+    def _problem_of(self, relay: AnyRelay) -> Iterator[str]:
+        from relayd.operating.relays import unit_of
 
         listeners = [each for each in relay.listeners if not _is_passed(str(each))]
         relay = attrs.evolve(relay, listeners=listeners)
-        yield from _problem(make, relay, self._config, self.reactor, LineLog(), *more)
+        yield from _problem(unit_of, relay, self.shop)
 
 
 def _problem(make: Any, *args: Any, **named: Any) -> Iterator[str]:

@@ -31,10 +31,19 @@ class Admitting:
     gate: Any
     lifetime: Lifetime | None
     bandwidth: Bandwidth | None = None
+    #: What it was made of.
+    settings: FlowAdmission | None = None
 
     @classmethod
-    def of(cls, settings: FlowAdmission, reactor: Any) -> Admitting:
-        """What the settings say."""
+    def of(
+        cls, settings: FlowAdmission, reactor: Any, before: Admitting | None = None
+    ) -> Admitting:
+        """What the settings say.
+
+        :param before: of the same relay; it is this one, if nothing else is said.
+        """
+        if before is not None and before.settings == settings:
+            return before
         gates: list[Any] = []
         hours = OpeningHours(settings.hours, reactor) if settings.hours else None
         prefix = settings.client_prefix
@@ -62,7 +71,7 @@ class Admitting:
         ends = hours if settings.hours_end else None
         lifetime = Lifetime(max_age, ends) if max_age or ends else None
         gate = gates[0] if len(gates) == 1 else Gates(gates) if gates else None
-        return cls(gate, lifetime, _bandwidth(settings, reactor))
+        return cls(gate, lifetime, _bandwidth(settings, reactor), settings)
 
 
 def _bandwidth(settings: FlowAdmission, reactor: Any) -> Bandwidth | None:

@@ -22,14 +22,13 @@ from twisted.web.server import Site
 from twisted.web.static import File
 from zope.interface import implementer
 
-from relayd.configuring.config import DEMO_LISTENER, Config, Relay, each_port
+from relayd.configuring.config import DEMO_LISTENER, Relay, each_port
 from relayd.net.dialing import SocketEndpoint
 from relayd.net.listening import TCPListenerEndpoint
 from relayd.net.upstream import Upstream
-from relayd.observing.line_log import LineLog
 from relayd.operating.admission import Admitting
-from relayd.operating.relays import pool_listenings
-from relayd.operating.standing import Listening
+from relayd.operating.relays import pool_part
+from relayd.operating.units import Unit, Workshop
 from relayd.upstreams.pool import Pool
 
 log = Logger(namespace="relayd.demo")
@@ -68,17 +67,14 @@ class DemoSite(Service):
         return SocketEndpoint(self._reactor, socket.AF_INET, address).connect(factory)
 
 
-def demo_relay(
-    relay: Relay, config: Config, reactor: Any, lines: LineLog
-) -> tuple[DemoSite, list[Listening]]:
-    """The file server of a demo, and the listeners of its relay."""
-    site = DemoSite(reactor)
+def demo_unit(relay: Relay, shop: Workshop) -> tuple[DemoSite, Unit]:
+    """The file server of a demo, and its relay."""
+    site = DemoSite(shop.reactor)
     pool = Pool([Upstream(site, "the demo's file server")])
     [(listeners, _)] = each_port(relay)
-    admitting = Admitting.of(relay.admission, reactor)
-    return site, pool_listenings(
-        listeners, pool, relay, config, reactor, lines, admitting
-    )
+    admitting = Admitting.of(relay.admission, shop.reactor)
+    part = pool_part(listeners, pool, relay, shop, admitting)
+    return site, Unit(relay, admitting, [part])
 
 
 class DemoInvitation(Service):

@@ -44,7 +44,7 @@ from relayd.operating.explanation import (
     destination_of,
     instant_of,
 )
-from relayd.operating.relays import proxy_policy
+from relayd.operating.socks4_relays import proxy_policy
 from relayd.preludes.proxy_protocol import introduced_by
 from relayd.socks.rules import Rule
 from relayd.upstreams.pool import Pool

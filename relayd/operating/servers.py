@@ -1,17 +1,26 @@
-"""Makes servers of a pool: how each is dialled, and what is said of it."""
+"""Makes servers of a pool: how each is dialled, checked, and what is said of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.internet.interfaces import IStreamClientEndpoint
 
-from relayd.configuring.address_grammar import HostPort, StreamAddress
+from relayd.configuring.address_grammar import (
+    HostPort,
+    PortRange,
+    StreamAddress,
+    UdpAddress,
+)
+from relayd.configuring.config import Dialing
+from relayd.configuring.server_grammar import ServersOf, options_of
 from relayd.configuring.server_options import ServerOptions
+from relayd.core.errors import ConfigError
 from relayd.core.process_settings import Transport
 from relayd.net.dial_options import DialOptions
 from relayd.net.upstream import Upstream
+from relayd.operating.checks import ServerCheckService
 from relayd.operating.endpoints import dialing_endpoint, server_identity
 from relayd.preludes.proxy_protocol import preamble_of
 from relayd.upstreams.server import Server
@@ -95,3 +104,42 @@ def name_of(address: StreamAddress) -> str:
     if isinstance(address, HostPort) and address.host is None:
         return f"127.0.0.1:{address.port}"
     return str(address)
+
+
+def dial_options(dialing: Dialing) -> DialOptions:
+    """The options of sockets, which this process and this machine can set, now.
+
+    :raises ConfigError: they can't.
+    """
+    options = dialing.options
+    try:
+        options.check()
+    except OSError as problem:
+        raise ConfigError(str(problem.strerror)) from problem
+    return options
+
+
+def check_own(
+    destinations: Iterable[StreamAddress | UdpAddress | ServersOf | PortRange],
+    dialing: DialOptions,
+) -> None:
+    """Try how servers are dialled that have a way of their own.
+
+    Here, and not as each is made: those of a name are made while the relay runs.
+
+    :param dialing: of their relay.
+    :raises ConfigError: this process or this machine can't.
+    """
+    for each in destinations:
+        own = options_of(each).dialing(dialing)
+        if own is not None and own is not dialing:
+            try:
+                own.check()
+            except OSError as problem:
+                raise ConfigError(f"{each}: {problem.strerror}") from problem
+
+
+def check_no_more(checks: ServerCheckService, server: Server) -> None:
+    """A server has changed: one that leaves is checked no more."""
+    if server.draining:
+        checks.checker.remove(server)

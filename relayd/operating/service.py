@@ -8,39 +8,28 @@ the service starts (:mod:`relayd.operating.running`).  The signals
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-import attrs
 from twisted.application.service import IServiceCollection, MultiService, Service
 from twisted.internet.defer import inlineCallbacks, maybeDeferred
 from twisted.logger import Logger
 
 from relayd.configuring.address_grammar import StreamAddress
-from relayd.configuring.config import AnyRelay, Config, Relay, Socks4Relay, UdpRelay
+from relayd.configuring.config import Config, Relay, UdpRelay
 from relayd.configuring.server_grammar import options_of
 from relayd.core.errors import CannotStart, ConfigError
-from relayd.core.relay_names import relay_names
 from relayd.net.dial_options import DialOptions
-from relayd.operating.checks import ServerCheckService
+from relayd.operating.changing import Relays, whose
 from relayd.operating.dial_rights import DialRights
 from relayd.operating.endpoints import listening_endpoint, on_plane
 from relayd.operating.interim_lines import InterimLines
 from relayd.operating.logs import Logs
 from relayd.operating.notify import Notifier
 from relayd.operating.open_files import raise_open_files
-from relayd.operating.pool_tasks import PoolTasks
-from relayd.operating.relays import (
-    FlowLimit,
-    relay_listenings,
-    socks4_listenings,
-    udp_listenings,
-)
 from relayd.operating.running import RelayService
 from relayd.operating.signals import Signals
-from relayd.operating.standing import Listening
-from relayd.tcp import RelayFactory
-from relayd.udp_nat import UdpNat
-from relayd.upstreams.pool import Pool
+from relayd.operating.units import Unit, Workshop
 
 log = Logger(namespace="relayd.service")
 
@@ -162,102 +151,45 @@ def make_service(
     raise_open_files(config.max_descriptors, reactor)
     # Once, and not by each relay.
     on_plane(config.transport, reactor)
-    problems: list[str] = []
     logs = logs or Logs(
         reactor, command, access_log=config.access_log, log_format=config.log_format
     )
-    names = relay_names([each.name for each in config.relays])
     parts: list[Service] = []
-    listenings: list[Listening] = []
-    flows = FlowLimit.of(config)
-    checks = ServerCheckService(reactor, config.transport)
-    # Those of relays that are stopped can be made, too; they are not started.
-    unused = ServerCheckService(reactor, config.transport)
-    for relay in map(_named, config.relays, names):
-        checked = checks if relay.enabled else unused
-        try:
-            if isinstance(relay, UdpRelay):
-                listenings += udp_listenings(
-                    relay, config, reactor, logs.lines, flows, checked
-                )
-            elif isinstance(relay, Socks4Relay):
-                listenings += socks4_listenings(relay, config, reactor, logs.lines)
-            elif config.demo:
-                # Imports twisted.web, which only the demo needs.
-                from relayd.operating.demo import demo_relay
-
-                site, listening = demo_relay(relay, config, reactor, logs.lines)
-                parts.append(site)
-                listenings += listening
-            else:
-                listenings += relay_listenings(
-                    relay, config, reactor, logs.lines, checked
-                )
-        except ConfigError as problem:
-            problems.append(f"{_whose(relay, config)}{problem}")
-    if problems:
-        raise ConfigError("\n".join(problems))
-    service = RelayService(
-        listenings, config.drain_timeout, reactor, command, config.shutdown_delay
-    )
+    demo = partial(_demo, parts) if config.demo else None
+    relays = Relays(config, reactor, logs, command, demo)
     if config.log_interval:
-        parts.append(
-            InterimLines(
-                reactor, config.log_interval, lambda: service.served, logs.lines
-            )
+        living = InterimLines(
+            reactor, config.log_interval, lambda: relays.service.served, logs.lines
         )
-    if any(map(_checks, config.relays)):
-        parts.append(checks)
-    tasks = [
-        task
-        for served in dict.fromkeys(each.factory for each in listenings if each.enabled)
-        if (pool := _pool_of(served)) is not None
-        for task in pool.tasks
-    ]
-    if tasks:
-        parts.append(PoolTasks(tasks))
-    if dialing := _dialing(config, names):
+        parts.append(living)
+    parts += [relays.checks, relays.tasks]
+    if dialing := _dialing(relays.config, alone=relays.alone):
         parts.append(DialRights(dialing, command))
-    parts.append(service)
+    parts.append(relays.service)
     if config.demo:
         from relayd.operating.demo import DemoInvitation
 
         parts.append(DemoInvitation())
-    return _command(config, parts, service, reactor, logs)
+    return _command(config, parts, relays.service, reactor, logs)
 
 
-def _pool_of(served: Any) -> Pool | None:
-    """The pool of a relay, if its servers have state, or may."""
-    if isinstance(served, RelayFactory):
-        return served.pool
-    return served.balance if isinstance(served, UdpNat) else None
+def _demo(parts: list[Service], relay: Relay, shop: Workshop) -> Unit:
+    """The demo's relay; its file server is one of the parts."""
+    # Imports twisted.web, which only the demo needs.
+    from relayd.operating.demo import demo_unit
+
+    site, unit = demo_unit(relay, shop)
+    parts.append(site)
+    return unit
 
 
-def _checks(relay: AnyRelay) -> bool:
-    """Whether servers of a relay are checked."""
-    if isinstance(relay, Socks4Relay):
-        return False
-    own = [options_of(each).check for each in relay.destinations]
-    return any(each is not None for each in (relay.pool.check, *own))
-
-
-def _dialing(config: Config, names: Sequence[str]) -> list[tuple[str, DialOptions]]:
+def _dialing(config: Config, *, alone: bool) -> list[tuple[str, DialOptions]]:
     """How relays and servers are dialled in a way of their own, and whose it is."""
     found: dict[tuple[str, DialOptions], None] = {}
-    for relay, name in zip(config.relays, names, strict=True):
-        whose, options = _whose(_named(relay, name), config), relay.dialing.options
-        found[whose, options] = None
+    for relay in config.relays:
+        whom, options = whose(relay, alone=alone), relay.dialing.options
+        found[whom, options] = None
         if isinstance(relay, Relay | UdpRelay):
             for each in relay.destinations:
-                found[whose, options_of(each).dialing(options) or options] = None
-    return [(whose, options) for whose, options in found if options != DialOptions()]
-
-
-def _whose(relay: AnyRelay, config: Config) -> str:
-    """What an error of a relay begins with: nothing, if it is the only one."""
-    alone = len(config.relays) == 1 and config.relays[0].name is None
-    return "" if alone else f"relay {relay.name}: "
-
-
-def _named(relay: AnyRelay, name: str) -> AnyRelay:
-    return attrs.evolve(relay, name=name)
+                found[whom, options_of(each).dialing(options) or options] = None
+    return [(whom, options) for whom, options in found if options != DialOptions()]

@@ -249,6 +249,13 @@ class Pool:
         for each in self.servers:
             each.relay = relay
 
+    def succeed(self, before: Pool) -> None:
+        """Know of servers what the pool of the relay before knew, by their names."""
+        known = {each.name: each for each in before.servers}
+        for each in self.servers:
+            if each.name in known:
+                each.succeed(known.pop(each.name))
+
     # -- servers that change
 
     def replace(self, gone: Collection[Server], new: Collection[Server]) -> None:

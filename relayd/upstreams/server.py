@@ -234,6 +234,31 @@ class Server(Upstream):
         """Whether it may be chosen, or its weight, has changed."""
         self.on_change(self)
 
+    def succeed(self, before: Server) -> None:
+        """Take the place of the same one of another pool, which is used no more.
+
+        Its sessions count here until they end.
+        """
+        self.sessions, self.fails = before.sessions, before.fails
+        self.checked_up, self.why = before.checked_up, before.why
+        self.last_check = before.last_check
+        self.operator, self.operator_weight = before.operator, before.operator_weight
+        self._weigh()
+        counted = before.sessions
+
+        def follow(_: object) -> None:
+            nonlocal counted
+            more, counted = before.sessions - counted, before.sessions
+            self.sessions += more
+            if self.on_over is not None:
+                self.on_over(self)
+            if self.max_sessions is not None:
+                self.changed()
+
+        before.leave_pool()
+        before.on_over = follow
+        self.changed()
+
     def leave_pool(self) -> None:
         """Nobody hears of its changes any more."""
         self.on_change = self.on_room = _nothing

@@ -21,12 +21,8 @@ from relayd.configuring.server_grammar import parse_server
 from relayd.configuring.server_options import ServerOptions
 from relayd.core.errors import CannotStart, ConfigError
 from relayd.observing.line_log import EVENTS
-from relayd.operating.relays import (
-    FlowLimit,
-    relay_listenings,
-    socks4_listenings,
-    udp_listenings,
-)
+from relayd.operating.relays import unit_of
+from relayd.operating.units import Workshop
 from relayd.tap import relayd, socks4
 
 V1, V2 = ServerOptions(send_proxy="v1"), ServerOptions(send_proxy="v2")
@@ -93,12 +89,12 @@ def test_in_a_file_each_relay_has_its_own(tmp_path: Path) -> None:
     assert other.stream.accept_proxy == ()
     assert web.stream.send_proxy == other.stream.send_proxy == "v2"
     assert dns.udp.send_proxy == "v2-first"
-    [listening] = relay_listenings(web, found, reactor, EVENTS)
+    [listening] = unit_of(web, Workshop(found, reactor, EVENTS)).listenings
     factory: Any = listening.factory
     assert [each.preamble is None for each in factory.pool.upstreams] == [False, True]
     assert factory.preamble is not None
     assert "10.1.2.3:1" in factory.introduction.peers
-    [listening] = relay_listenings(other, found, reactor, EVENTS)
+    [listening] = unit_of(other, Workshop(found, reactor, EVENTS)).listenings
     factory = listening.factory
     assert factory.introduction is None
 
@@ -111,7 +107,7 @@ def test_a_proxy_has_both() -> None:
     )
     [proxy] = found.relays
     assert isinstance(proxy, Socks4Relay)
-    [listening] = socks4_listenings(proxy, found, reactor, EVENTS)
+    [listening] = unit_of(proxy, Workshop(found, reactor, EVENTS)).listenings
     factory: Any = listening.factory
     assert "127.0.0.1:80" in factory.introduction.peers
     assert factory.preamble is not None
@@ -125,7 +121,7 @@ def test_the_servers_of_a_udp_relay() -> None:
     )
     [relay] = found.relays
     assert isinstance(relay, UdpRelay)
-    [listening] = udp_listenings(relay, found, reactor, EVENTS, FlowLimit(1, 100))
+    [listening] = unit_of(relay, Workshop(found, reactor, EVENTS)).listenings
     factory: Any = listening.factory
     first, second = factory.servers
     assert first.preamble.first

@@ -307,7 +307,7 @@ async def test_a_server_of_datagrams_by_http(tmp_path: Path) -> None:
 def test_without_checks_there_is_nothing(tmp_path: Path) -> None:
     text = '[tcp.web]\nlisten = "0"\ndest = ["1", "2"]'
     service: Any = make_service(config_of(tmp_path / "c.toml", text), reactor)
-    assert Running(service).checks is None
+    assert not len(Running(service).checks.checker)
 
 
 def test_a_check_that_can_t_be_imported(tmp_path: Path) -> None:

@@ -28,11 +28,12 @@ from relayd.operating.metrics_service import (
     INTERVAL,
     MetricsService,
 )
-from relayd.operating.relays import relay_listenings
+from relayd.operating.relays import unit_of
 from relayd.operating.running import RelayService
 from relayd.operating.service import make_service
 from relayd.operating.signals import Signals
 from relayd.operating.succession import succeed
+from relayd.operating.units import Workshop
 from relayd.plane.poller import Plane
 from tests.support.contracts import until
 
@@ -64,10 +65,12 @@ def own_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_it_starts_first_and_stops_last() -> None:
     """And is there only if it is asked for."""
     kinds = [type(each) for each in service_of(relay("web"))]
-    assert kinds == [Signals, MetricsService, RelayService]
+    assert kinds[:2] == [Signals, MetricsService]
+    assert kinds[-1] is RelayService
     without = make_service(Config((relay("web"),)), reactor)
-    assert [type(each) for each in without] == [Signals, RelayService]
-    assert [each.factory.counts for each in list(without)[1].listenings] == [None]
+    [*_, relays] = without
+    assert not any(isinstance(each, MetricsService) for each in without)
+    assert [each.factory.counts for each in relays.listenings] == [None]
 
 
 def test_what_is_counted() -> None:
@@ -105,10 +108,9 @@ class Service(RelayService):
     def change_to(self, *relays: Relay) -> None:
         """Have the relays of these settings; those of before have sessions still."""
         before = self.listenings
+        shop = Workshop(Config(()), reactor, EVENTS)
         self.listenings = [
-            listening
-            for each in relays
-            for listening in relay_listenings(each, Config(()), reactor, EVENTS)
+            listening for each in relays for listening in unit_of(each, shop).listenings
         ]
         succeed(self.listenings, before, self.of_before)
         self.of_before += [each.factory for each in before]
@@ -216,7 +218,7 @@ def test_its_listener_and_its_timer_are_gone_when_it_has_stopped(
     service.startService()
     # The relays are there for good, and need not be looked at during a scrape.
     assert own_process == ["frozen"]
-    [_, metrics, _] = service
+    [_, metrics, *_] = service
     port = metrics.port.getHost().port
     with closing(socket.create_connection(("127.0.0.1", port))):
         yield until(lambda: metrics._site.channels)
@@ -231,12 +233,12 @@ def test_a_relay_that_can_not_listen_closes_it_again() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = f"127.0.0.1:{other.getsockname()[1]}"
         service = service_of(relay("web", taken))
-        [_, metrics, _] = service
+        [_, metrics, *_] = service
         with pytest.raises(CannotStart, match=f"^relayd: can't listen on {taken}: "):
             service.privilegedStartService()
         assert metrics.port is None
         service = service_of(relay("web"), metrics=taken)
-        [_, _, relays] = service
+        [*_, relays] = service
         said = f"^relayd: --metrics: can't listen on {taken}: Address already in use$"
         with pytest.raises(CannotStart, match=said):
             service.startService()
@@ -246,7 +248,7 @@ def test_a_relay_that_can_not_listen_closes_it_again() -> None:
 def test_an_endpoint_that_opens_later(logged_failures: Any) -> None:
     """Not one of ours: its port is closed if the service has stopped meanwhile."""
     service = service_of(relay("web"))
-    [_, metrics, _] = service
+    [_, metrics, *_] = service
     closed = []
 
     class Port:
@@ -297,7 +299,7 @@ def whole(work: Any) -> Any:
 
 def test_what_is_read_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each number from whoever counts it."""
-    [_, metrics, relays] = service_of(relay("web"))
+    [_, metrics, *_, relays] = service_of(relay("web"))
     monkeypatch.setattr(Descriptors.of(reactor), "pauses", 4)
     monkeypatch.setattr(Plane.of(reactor).pipes, "in_use", 5)
     metrics._logs._access = log = WrittenLog(reactor, "never.log", "the access log")
@@ -317,7 +319,7 @@ def test_how_late_the_reactor_is() -> None:
     from twisted.internet.testing import MemoryReactorClock
 
     clock: Any = MemoryReactorClock()
-    [_, made, _] = service_of(relay("web"))
+    [_, made, *_] = service_of(relay("web"))
     late = MetricsService(clock, made._endpoint, made._relays, made._logs)
     late._look_later()
     clock.advance(INTERVAL)

@@ -28,9 +28,10 @@ from relayd.core.errors import CannotStart, ListenError
 from relayd.core.observers import Observer
 from relayd.core.session import Ending, Session
 from relayd.observing.line_log import EVENTS
-from relayd.operating.relays import relay_listenings
+from relayd.operating.relays import unit_of
 from relayd.operating.running import LAST, RelayService
 from relayd.operating.standing import Listening
+from relayd.operating.units import Workshop
 from tests.conftest import LoggedFailures, descriptors
 from tests.support.contracts import turns, until
 from tests.support.process import Server, connect, reset
@@ -40,7 +41,7 @@ def listening(listen: str, *destinations: str, **settings: Any) -> Listening:
     """A listener to be opened, from texts."""
     to = tuple(map(parse_destination, destinations))
     where = Relay((parse_listener(listen),), to, "web", **settings)
-    [made] = relay_listenings(where, Config(()), reactor, EVENTS)
+    [made] = unit_of(where, Workshop(Config(()), reactor, EVENTS)).listenings
     return made
 
 

@@ -61,8 +61,8 @@ def test_the_service_of_a_relay() -> None:
     service = make_service(Config(relays, drain_timeout=7), reactor)
     assert isinstance(service, MultiService)
     kinds = [type(each) for each in service]
-    assert kinds == [Signals, RelayService]
-    [_, made] = service
+    assert kinds == [Signals, ServerCheckService, PoolTasks, RelayService]
+    [*_, made] = service
     assert made.drain_timeout == 7
     assert [(each.name, each.purpose) for each in made.listenings] == [
         (":1", "relaying to 127.0.0.1:2"),
@@ -80,14 +80,14 @@ def test_the_service_of_a_udp_relay() -> None:
         Relay((parse_listener("1"),), (parse_destination("2"),), "web"),
     )
     # The pool of its two servers has tasks.
-    [_, _, made] = make_service(Config(relays), reactor)
+    [*_, made] = make_service(Config(relays), reactor)
     assert [each.factory.name for each in made.listenings] == ["dns", "web"]
     assert [(each.name, each.purpose) for each in made.listenings] == [
         ("udp:1", "relaying datagrams to 127.0.0.1:2, db:3"),
         (":1", "relaying to 127.0.0.1:2"),
     ]
     for quiet, kind in ((True, QuietFlowLog), (False, FlowLog)):
-        [_, _, made] = make_service(Config(relays, quiet=quiet), reactor)
+        [*_, made] = make_service(Config(relays, quiet=quiet), reactor)
         assert type(made.listenings[0].factory.observer.observer) is kind
 
 
@@ -106,7 +106,7 @@ def test_relays_that_are_stopped() -> None:
         Socks4Relay(name="proxy", enabled=False),
         Relay((parse_listener("3"),), (parse_destination("db:4"),), "other"),
     ]
-    [_, checks, made] = make_service(Config(relays), reactor)
+    [_, checks, tasks, made] = make_service(Config(relays), reactor)
     assert isinstance(checks, ServerCheckService)
     assert not len(checks.checker)
     assert [each.enabled for each in made.listenings] == [False, False, False, True]
@@ -124,7 +124,7 @@ def test_udp_relays_divide_the_limit_of_flows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """None gets what another was promised, and more than there is can't be had."""
-    monkeypatch.setattr("relayd.operating.relays.default_max_flows", lambda: 101)
+    monkeypatch.setattr("relayd.operating.units.default_max_flows", lambda: 101)
 
     def relays(*ports: int, **udp: int) -> list[UdpRelay]:
         return [
@@ -136,11 +136,11 @@ def test_udp_relays_divide_the_limit_of_flows(
             for port in ports
         ]
 
-    [_, made] = make_service(Config(relays(1, 2)), reactor)
+    [*_, made] = make_service(Config(relays(1, 2)), reactor)
     assert [each.factory.table.max_flows for each in made.listenings] == [50, 50]
-    [_, made] = make_service(Config(relays(1)), reactor)
+    [*_, made] = make_service(Config(relays(1)), reactor)
     assert [each.factory.table.max_flows for each in made.listenings] == [101]
-    [_, made] = make_service(Config(relays(1, 2, max_flows=50)), reactor)
+    [*_, made] = make_service(Config(relays(1, 2, max_flows=50)), reactor)
     assert [each.factory.table.max_flows for each in made.listenings] == [50, 50]
     for given, why in (
         (
@@ -157,8 +157,9 @@ def test_the_service_of_the_demo() -> None:
     """The file server starts before the relay, and the invitation comes last."""
     service = make_service(Config([Relay((DEMO_LISTENER,), ())], demo=True), reactor)
     kinds = [type(each) for each in service]
-    assert kinds == [Signals, DemoSite, RelayService, DemoInvitation]
-    [_, _, made, _] = service
+    assert kinds[:2] == [Signals, DemoSite]
+    assert kinds[-2:] == [RelayService, DemoInvitation]
+    [*_, made, _] = service
     [each] = made.listenings
     assert (each.name, each.purpose) == (
         str(DEMO_LISTENER),

@@ -20,9 +20,10 @@ from relayd.configuring.config import (
     Socks4Settings,
 )
 from relayd.observing.line_log import EVENTS
-from relayd.operating.relays import relay_listenings, socks4_listenings
+from relayd.operating.relays import unit_of
 from relayd.operating.standing import Listening
 from relayd.operating.succession import succeed, take_over
+from relayd.operating.units import Workshop
 from tests.admission.test_gates import session
 
 LIMITED = Admission(max_sessions=5, max_connects_per_client=ConnectRate(9, 10))
@@ -32,7 +33,7 @@ def tcp(listen: str, *, name: str = "web", **settings: Any) -> list[Listening]:
     dest = "10.0.0.1:80-82" if "-" in listen else "10.0.0.1:80"
     relay = Relay((LISTEN.parse(listen),), (DEST.parse(dest),), name)
     relay = attrs.evolve(relay, **settings)
-    return relay_listenings(relay, Config(()), reactor, EVENTS)
+    return unit_of(relay, Workshop(Config(()), reactor, EVENTS)).listenings
 
 
 def ordinal(listening: Listening) -> int:
@@ -103,7 +104,7 @@ def test_the_listeners_of_a_proxy() -> None:
         listeners = [LISTEN.parse("127.0.0.1:1"), LISTEN.parse("127.0.0.1:2")]
         settings = Socks4Settings(max_binds=most)
         relay = Socks4Relay(listeners=listeners, name="p", socks4=settings)
-        return socks4_listenings(relay, Config(()), reactor, EVENTS)
+        return unit_of(relay, Workshop(Config(()), reactor, EVENTS)).listenings
 
     before, after = proxy(3), proxy(4)
     succeed(after, before)

@@ -1,0 +1,278 @@
+"""The relays of a process: built from its settings, and changed in one step.
+
+:meth:`Relays.change` compares what runs with other settings, relay by relay, by their
+names.  Those that are the same are left alone.  The others are built first, which
+touches nothing that runs; then listeners are opened and handed over
+(:meth:`relayd.operating.running.RelayService.change`), or nothing has changed; and then
+those that were built take over what must go on: counts, sessions that count for a
+limit, what is known of servers.  No turn of the reactor passes meanwhile, so no client
+sees a half of it.
+
+A factory of streams is followed by another one, with which new clients begin; sessions
+stay with theirs.  A UDP relay becomes what its settings say, as its flows share its
+sockets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import attrs
+from twisted.logger import Logger
+
+from relayd.configuring.config import AnyRelay, Config, ProcessSettings
+from relayd.core.errors import CannotStart, ConfigError
+from relayd.core.process_settings import DRAIN_TIMEOUT, SHUTDOWN_DELAY
+from relayd.core.relay_names import relay_names
+from relayd.operating.checks import ServerCheckService
+from relayd.operating.logs import Logs
+from relayd.operating.pool_tasks import PoolTasks
+from relayd.operating.relays import unit_of
+from relayd.operating.running import RelayService
+from relayd.operating.succession import succeed, take_over
+from relayd.operating.units import Part, Unit, Workshop, kind_of
+from relayd.upstreams.pool import Pool, Task
+
+log = Logger(namespace="relayd.service")
+
+#: The settings of the process that can change while it runs; others take a restart.
+CHANGEABLE = frozenset({DRAIN_TIMEOUT.field, SHUTDOWN_DELAY.field})
+
+
+@attrs.frozen
+class Difference:
+    """What a change has done.
+
+    :ivar added: names of relays,
+    :ivar removed: whose sessions are drained,
+    :ivar changed: in place.
+    :ivar unchanged: how many others there are.
+    :ivar needs_restart: keys of settings that are as they were until a restart.
+    """
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    unchanged: int = 0
+    needs_restart: tuple[str, ...] = ()
+
+
+@attrs.frozen(eq=False)
+class _Plan:
+    """What was built, and serves nobody yet.
+
+    :ivar units: all relays, by name.
+    :ivar built: those that are new, each with the one that it follows, or None.
+    """
+
+    units: Mapping[str, Unit]
+    built: list[tuple[Unit | None, Unit]]
+
+
+class Relays:
+    """The relays of a process.
+
+    :param reactor: runs them.
+    :param logs: of the command.
+    :param command: its name, with which errors begin.
+    :param config: its settings, at first.
+    :raises ConfigError: a relay can't be made; one line for each, with its name.
+
+    :ivar config: the settings that are in effect.
+    :ivar alone: there is one relay, which was given no name.
+    :ivar units: the relays, by name.
+    :ivar service: runs their listeners.
+    :ivar checks: checks their servers.
+    :ivar tasks: keeps their pools up to date.
+    :ivar followers: called after each change, before the next turn of the reactor.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        reactor: Any,
+        logs: Logs,
+        command: str = "relayd",
+        made: Callable[[AnyRelay, Workshop], Unit] | None = None,
+    ) -> None:
+        self._reactor, self._logs = reactor, logs
+        self.checks = ServerCheckService(reactor, config.transport)
+        self.followers: list[Callable[[], object]] = []
+        self.units: Mapping[str, Unit] = {}
+        #: Of before, with sessions or flows that go on.
+        self._former: list[Part] = []
+        self.alone = [each.name for each in config.relays] == [None]
+        self.config = _named(config)
+        self.units = self._plan(self.config, made).units
+        self.service = RelayService(
+            self._listenings(self.units.values()),
+            config.drain_timeout,
+            reactor,
+            command,
+            config.shutdown_delay,
+        )
+        self.tasks = PoolTasks(_tasks(self.units.values()))
+
+    # -- building
+
+    def _plan(
+        self,
+        config: Config,
+        made: Callable[[AnyRelay, Workshop], Unit] | None = None,
+    ) -> _Plan:
+        """Build what is not there as these settings say.
+
+        :raises ConfigError: a relay can't be made, and so none is.
+        """
+        shop = Workshop(config, self._reactor, self._logs.lines, self.checks)
+        plan = _Plan({}, [])
+        problems = []
+        for relay in config.relays:
+            name = relay.name or ""
+            before = self.units.get(name)
+            if before is not None and before.settings == relay:
+                plan.units[name] = before  # type: ignore[index]
+                continue
+            if before is not None and before.kind != kind_of(relay):
+                before = None
+            try:
+                unit = made(relay, shop) if made else unit_of(relay, shop, before)
+            except ConfigError as problem:
+                problems.append(f"{whose(relay, alone=self.alone)}{problem}")
+                continue
+            plan.units[name] = unit  # type: ignore[index]
+            plan.built.append((before, unit))
+        if problems:
+            self._forget(plan)
+            raise ConfigError("\n".join(problems))
+        return plan
+
+    def _forget(self, plan: _Plan) -> None:
+        """What was built is not wanted."""
+        for before, unit in plan.built:
+            for part in unit.parts:
+                part.let_go()
+            self._check_no_more(_pools_but([unit], [] if before is None else [before]))
+
+    def _listenings(self, units: Iterable[Unit]) -> list[Any]:
+        return [each for unit in units for each in unit.listenings]
+
+    # -- changing
+
+    def change(self, config: Config) -> Difference:
+        """Have these settings from now on, in one step.
+
+        :raises ConfigError: they can't be had, in a line for each problem; nothing has
+            changed.
+        """
+        config, needs_restart = self._without_restart(_named(config))
+        plan = self._plan(config)
+        before = self.units
+        try:
+            self.service.change(self._listenings(plan.units.values()))
+        except CannotStart as problem:
+            self._forget(plan)
+            why = str(problem).removeprefix(f"{self.service.command}: ")
+            raise ConfigError(why) from problem
+        self.config, self.units = config, plan.units
+        self.service.drain_timeout = config.drain_timeout
+        self.service.shutdown_delay = config.shutdown_delay
+        kept = [unit for name, unit in before.items() if plan.units.get(name) is unit]
+        gone = [unit for name, unit in before.items() if unit not in kept]
+        new = [unit for _, unit in plan.built]
+        old_pools, new_pools = _pools_but(gone, new), _pools_but(new, gone)
+        listenings = self.service.listenings
+        succeed(listenings, self._listenings(before.values()), self.service.former)
+        for follows, unit in plan.built:
+            if follows is not None:
+                _follow(follows, unit)
+        self._former += [part for unit in gone for part in unit.parts]
+        self._let_go()
+        self._check_no_more(old_pools)
+        self.tasks.remove(_tasks_of(gone, old_pools))
+        self.tasks.add(_tasks_of(new, new_pools))
+        for each in self.followers:
+            each()
+        changed = [unit.name for _, unit in plan.built if unit.name in before]
+        return Difference(
+            tuple(name for name in plan.units if name not in before),
+            tuple(name for name in before if name not in plan.units),
+            tuple(changed),
+            len(kept),
+            needs_restart,
+        )
+
+    def _without_restart(self, config: Config) -> tuple[Config, tuple[str, ...]]:
+        """The settings that can be had now, and the keys of those that can't."""
+        fields = {each.name for each in attrs.fields(ProcessSettings)} - CHANGEABLE
+        stays = {name: getattr(self.config, name) for name in fields}
+        needs = [
+            name for name in sorted(fields) if getattr(config, name) != stays[name]
+        ]
+        return attrs.evolve(config, **stays), tuple(needs)
+
+    def _let_go(self) -> None:
+        """Forget what was before, once it has no sessions."""
+        left = []
+        serving = {part.served for unit in self.units.values() for part in unit.parts}
+        for part in self._former:
+            if part.served not in serving and len(part.served.registry):
+                left.append(part)
+            else:
+                part.let_go()
+        self._former = left
+
+    def _check_no_more(self, pools: Iterable[Pool]) -> None:
+        for pool in pools:
+            for server in pool.servers:
+                self.checks.checker.remove(server)
+
+
+def _follow(before: Unit, unit: Unit) -> None:
+    """A relay takes over from the one before."""
+    for part, old in zip(unit.parts, before.parts, strict=False):
+        if part.built is not None:
+            made_of, was = part.built.made_of, part.served.made_of
+            take_over(made_of.gate, was.gate)
+            take_over(made_of.bandwidth, was.bandwidth)
+            part.served.become(part.built)
+        if part.pool is not None and old.pool not in (None, part.pool):
+            part.pool.succeed(old.pool)
+
+
+def _pools_but(units: Iterable[Unit], others: Iterable[Unit]) -> list[Pool]:
+    """The pools of some relays that no others have."""
+    theirs = {id(pool) for unit in others for pool in unit.pools}
+    return [pool for unit in units for pool in unit.pools if id(pool) not in theirs]
+
+
+def _tasks(units: Iterable[Unit]) -> list[Task]:
+    units = list(units)
+    return _tasks_of(units, [pool for unit in units for pool in unit.pools])
+
+
+def _tasks_of(units: Iterable[Unit], pools: Iterable[Pool]) -> list[Task]:
+    """What keeps pools up to date, of relays that are not stopped."""
+    running = {
+        id(pool) for unit in units if unit.settings.enabled for pool in unit.pools
+    }
+    return [task for pool in pools if id(pool) in running for task in pool.tasks]
+
+
+def _named(config: Config) -> Config:
+    """The same, in which each relay has a name."""
+    names = relay_names([each.name for each in config.relays])
+    relays = [
+        attrs.evolve(relay, name=name)
+        for relay, name in zip(config.relays, names, strict=True)
+    ]
+    return attrs.evolve(config, relays=relays)
+
+
+def whose(relay: AnyRelay, *, alone: bool) -> str:
+    """What an error of a relay begins with.
+
+    :param alone: it is the only one, and has no name of its own: with nothing.
+    """
+    return "" if alone else f"relay {relay.name}: "

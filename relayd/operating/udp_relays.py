@@ -1,0 +1,117 @@
+"""Builds UDP relays from their settings."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import attrs
+
+from relayd.configuring.address_grammar import UdpAddress
+from relayd.configuring.config import UdpRelay, each_port
+from relayd.core.errors import ConfigError
+from relayd.net.dial_options import DialOptions
+from relayd.observing.flow_lines import FlowLog, QuietFlowLog
+from relayd.operating.admission import Admitting
+from relayd.operating.checks import ServerCheckService
+from relayd.operating.endpoints import datagram_endpoint, watcher
+from relayd.operating.flow_pools import FlowMaker, flow_servers
+from relayd.operating.servers import check_no_more, check_own, dial_options
+from relayd.operating.standing import Listening
+from relayd.operating.units import Part, Unit, Workshop
+from relayd.udp_nat import FlowServer, Server, UdpNat
+from relayd.upstreams.pool import Pool
+
+
+def udp_unit(relay: UdpRelay, shop: Workshop, before: Unit | None = None) -> Unit:
+    """A UDP relay, with a table of flows for each port.
+
+    :param before: the one that it is to follow, of the same kind.
+    :raises ConfigError: the transport is not available, a server's interface does not
+        exist, the process can't have so many flows, or servers can't be dialled as they
+        are to be.
+    """
+    max_flows = relay.udp.max_flows
+    limit = shop.flows
+    if max_flows is None:
+        max_flows = limit.each
+    elif max_flows > limit.each:
+        each = f" for each of {limit.tables} listeners" if limit.tables > 1 else ""
+        raise ConfigError(
+            f"max-flows {max_flows} is more than this process can have, which is"
+            f" {limit.each}{each}: raise the limit of open files (ulimit -n), or the"
+            " kernel's range of ports (net.ipv4.ip_local_port_range)"
+        )
+    parts = []
+    config, reactor, checks = shop.config, shop.reactor, shop.checks_of(relay)
+    admitting = Admitting.of(
+        relay.admission, reactor, None if before is None else before.admitting
+    )
+    lifetime = admitting.lifetime
+    options = dial_options(relay.dialing)
+    check_own(relay.destinations, options)
+    for number, (listeners, destinations) in enumerate(each_port(relay)):
+        servers: Pool | list[Server] | None
+        servers = None if before is None else before.pool(number, relay)
+        if servers is None:
+            made = FlowMaker(options)
+            if checks is not None:
+                made.checked = partial(_check, checks, relay, options)
+            prefix = relay.admission.client_prefix
+            servers = flow_servers(destinations, relay.pool, reactor, made, prefix)
+            if checks is not None and isinstance(servers, Pool):
+                servers.listeners.append(partial(check_no_more, checks))
+        pool = servers if isinstance(servers, Pool) else None
+        heard = 0 if pool is None else len(pool.listeners)
+        nat = UdpNat(
+            reactor,
+            servers,
+            watcher=watcher(reactor, config.transport),
+            observer=QuietFlowLog(shop.lines) if config.quiet else FlowLog(shop.lines),
+            gate=admitting.gate,
+            closes=lifetime.flows_end if lifetime is not None else None,
+            dialing=options,
+            bandwidth=admitting.bandwidth,
+            cut=relay.pool.on_down == "cut",
+            wait_for_server=relay.pool.when_none.limit,
+            name=relay.name,
+            **attrs.asdict(attrs.evolve(relay.udp, max_flows=max_flows)),
+        )
+        names = (
+            ", ".join(each.name for each in nat.servers)
+            if pool is None
+            else (pool.names)
+        )
+        # It goes on with another one's settings, as its flows do.
+        serving = nat
+        if before is not None and number < len(before.parts):
+            serving = before.parts[number].served
+        made_listenings = [
+            Listening(
+                datagram_endpoint(listen),
+                serving,
+                str(listen),
+                f"relaying datagrams to {names}",
+                flows=True,
+                enabled=relay.enabled,
+            )
+            for listen in listeners
+        ]
+        hears = () if pool is None else pool.listeners[heard:]
+        parts.append(Part(serving, made_listenings, pool, hears, nat))
+    return Unit(relay, admitting, parts)
+
+
+def _check(
+    checks: ServerCheckService,
+    relay: UdpRelay,
+    dialing: DialOptions | None,
+    address: UdpAddress,
+    server: FlowServer,
+) -> None:
+    """Check a server of datagrams, if its relay or its destination says so."""
+    settings = relay.pool
+    if address.options.check is not None:
+        settings = attrs.evolve(settings, check=address.options.check)
+    checks.add_datagrams(
+        [(address, server)], settings, address.options.dialing(dialing)
+    )

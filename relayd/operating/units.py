@@ -1,0 +1,193 @@
+"""One relay as it was built from its settings, to be compared with another.
+
+A relay that changes is built anew.  What it shares with the one before stays: the pool,
+if nothing was said about its servers; what admits its clients, if nothing was said
+about them, and the sessions that are counted in any case.  Nothing that serves is
+touched while it is built: :mod:`relayd.operating.changing` does that, in one step, or
+forgets what was built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import attrs
+
+from relayd.configuring.config import (
+    AnyRelay,
+    Config,
+    Relay,
+    Socks4Relay,
+    UdpRelay,
+    each_port,
+)
+from relayd.core.setting_types import Kind
+from relayd.datagrams.sockets import default_max_flows
+from relayd.observing.line_log import LineLog
+from relayd.observing.session_log import QuietSessionLog, SessionLog, VerboseSessionLog
+from relayd.operating.admission import Admitting
+from relayd.operating.checks import ServerCheckService
+from relayd.operating.standing import Listening
+from relayd.udp_nat import UdpNat
+from relayd.upstreams.pool import Pool
+from relayd.upstreams.server import Server
+
+
+@attrs.frozen
+class FlowLimit:
+    """How the UDP relays of a process divide its descriptors and ports.
+
+    :ivar tables: the tables of flows: one for each relay, and each port of a range.
+    :ivar each: the flows that each of them can have.
+    """
+
+    tables: int
+    each: int
+
+    @classmethod
+    def of(cls, config: Config) -> FlowLimit:
+        relays = [each for each in config.relays if isinstance(each, UdpRelay)]
+        tables = sum(1 for relay in relays for _ in each_port(relay))
+        return cls(tables, default_max_flows() // (tables or 1) or 1)
+
+
+@attrs.define(eq=False, slots=False)
+class Workshop:
+    """What the relays of a process are built with.
+
+    :ivar config: the settings of the process.
+    :ivar lines: for the lines of sessions and flows.
+    :ivar checks: what checks the servers; unless given, nobody does.
+    """
+
+    config: Config
+    reactor: Any
+    lines: LineLog
+    checks: ServerCheckService | None = None
+
+    @cached_property
+    def flows(self) -> FlowLimit:
+        """How many flows UDP relays can have."""
+        return FlowLimit.of(self.config)
+
+    @cached_property
+    def unused(self) -> ServerCheckService:
+        """What is asked to check the servers of relays that are stopped: it does not.
+
+        So a check that can't be made is found all the same.
+        """
+        return ServerCheckService(self.reactor, self.config.transport)
+
+    def checks_of(self, relay: AnyRelay) -> ServerCheckService | None:
+        """What checks the servers of a relay."""
+        return self.checks if relay.enabled or self.checks is None else self.unused
+
+
+@attrs.frozen(eq=False)
+class Part:
+    """What serves the listeners of one port of a relay.
+
+    :ivar served: a factory, or a UDP relay.
+    :ivar listenings: its listeners.
+    :ivar pool: its servers; None if they have no state.
+    :ivar hears: what `served` has its pool call of servers that have changed.
+    :ivar built: a UDP relay that `served` is to become; itself, if it is new.
+    """
+
+    served: Any
+    listenings: Sequence[Listening]
+    pool: Pool | None = None
+    hears: Sequence[Callable[[Server], object]] = ()
+    built: UdpNat | None = None
+
+    def let_go(self) -> None:
+        """It serves nobody: its pool, which another may have, calls it no more."""
+        if self.pool is not None:
+            for each in self.hears:
+                if each in self.pool.listeners:
+                    self.pool.listeners.remove(each)
+
+
+@attrs.frozen(eq=False)
+class Unit:
+    """One relay.
+
+    :ivar settings: it was built of these; they have its name.
+    :ivar admitting: what its parts share.
+    :ivar parts: one, or one for each port of a range, or each listener of a proxy.
+    """
+
+    settings: AnyRelay
+    admitting: Admitting
+    parts: Sequence[Part]
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.settings.name or ""
+
+    @property
+    def kind(self) -> Kind:
+        """What it relays."""
+        return kind_of(self.settings)
+
+    @property
+    def listenings(self) -> list[Listening]:
+        """Its listeners."""
+        return [each for part in self.parts for each in part.listenings]
+
+    @property
+    def pools(self) -> list[Pool]:
+        """The pools of its servers."""
+        return [each.pool for each in self.parts if each.pool is not None]
+
+    def pool(self, number: int, settings: AnyRelay) -> Pool | None:
+        """A pool that another relay can have as it is.
+
+        :param number: of the part.
+        :param settings: of the other one.
+        """
+        if number >= len(self.parts) or said_of_servers(settings) != said_of_servers(
+            self.settings
+        ):
+            return None
+        return self.parts[number].pool
+
+
+def kind_of(settings: AnyRelay) -> Kind:
+    """What a relay with these settings relays."""
+    if isinstance(settings, UdpRelay):
+        return "udp"
+    return "socks4" if isinstance(settings, Socks4Relay) else "tcp"
+
+
+def said_of_servers(settings: AnyRelay) -> Any:
+    """All that the servers of a relay are made of."""
+    if not isinstance(settings, Relay | UdpRelay):
+        return None
+    stream = isinstance(settings, Relay)
+    return (
+        type(settings),
+        settings.enabled,
+        settings.destinations,
+        settings.pool,
+        settings.dialing,
+        settings.admission.client_prefix,
+        settings.stream.send_proxy if stream else None,  # type: ignore[union-attr]
+    )
+
+
+def share_totals(parts: Sequence[Part]) -> None:
+    """Have the factories of one relay count together."""
+    first, *others = (each.served for each in parts)
+    for other in others:
+        other.share_totals(first)
+
+
+def session_log(shop: Workshop) -> SessionLog:
+    """What writes the lines of sessions."""
+    if shop.config.verbose:
+        return VerboseSessionLog(shop.lines)
+    return QuietSessionLog(shop.lines) if shop.config.quiet else SessionLog(shop.lines)
