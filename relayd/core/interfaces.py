@@ -77,7 +77,7 @@ class ISelector(Interface):
 class ICounted(Interface):
     """A server whose sessions are counted.
 
-    Each `began` is followed by exactly one `failed`, `cancelled` or `closed`.
+    Each `began` is followed by exactly one `failed`, `cancelled`, `closed` or `reset`.
     """
 
     label = Attribute("""What its operator calls it; empty for nothing.""")
@@ -100,6 +100,13 @@ class ICounted(Interface):
 
     def closed() -> None:
         """The session that the attempt was for is over; it had succeeded."""
+
+    def reset(why: str, provoked: bool) -> None:
+        """The same, but the server has reset it, without having said anything.
+
+        :param why: in words.
+        :param provoked: it was sent something, which it may not have liked.
+        """
 
 
 class IProxyPolicy(Interface):
@@ -130,10 +137,11 @@ class IObserver(Interface):
     """Is notified of what happens to sessions.
 
     Every accepted connection is reported either by one `refused`, or by one
-    `opened`, a `dialing` for each attempt, at most one `connected`, and one `closed`.
-    There
-    is no event for a chunk of data: read the session's counters.  An observer
-    that raises is logged and not called again; the session goes on.
+    `opened`, a `dialing` for each attempt, a `connected` for each that has succeeded,
+    and one `closed`.  Nearly always one succeeds at most: a server that resets its
+    connection at once is followed by another.  There is no event for a chunk of data:
+    read the session's counters.  An observer that raises is logged and not called
+    again; the session goes on.
     """
 
     def opened(session: Session) -> None:

@@ -30,6 +30,7 @@ from relayd.stream.bridge import Bridge
 from relayd.stream.deadlines import CLOSE_GRACE
 from relayd.stream.handshake import ClientHandshake
 from relayd.stream.legs import HOLD_LIMIT, Leg
+from relayd.stream.losses import tell_server
 from relayd.stream.preludes import Pipeline
 from relayd.stream.relay import Bandwidth, Lifetime, StreamRelay
 from relayd.stream.retries import NEVER
@@ -293,7 +294,7 @@ class Lifecycle(Leg):
         """Its server has one session less."""
         place, self.place = self.place, None
         try:
-            place.closed()
+            tell_server(place, self.session)
         except Exception:
             log.failure("session {id} could not be counted", id=self.session.id)
 

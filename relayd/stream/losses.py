@@ -21,10 +21,24 @@ from twisted.internet.error import ConnectionClosed, ConnectionDone
 from twisted.internet.interfaces import INegotiated
 from twisted.python.failure import Failure
 
-from relayd.core.session import Ending
+from relayd.core.interfaces import ICounted
+from relayd.core.session import Ending, Session
 from relayd.net.tls import error_line, is_openssl_error
 from relayd.net.transports import PeerReset, PeerVanished
 from relayd.stream.legs import Leg
+
+_DONE = Ending.DONE
+
+#: Endings that speak against a server which has said nothing.
+_SILENT_FAILURES = frozenset(
+    {
+        Ending.UPSTREAM_RESET,
+        Ending.UPSTREAM_WRITE_FAILED,
+        # TLS below a wrapper, whose handshake has failed, or was never done.
+        Ending.CONNECT_FAILED,
+        Ending.CONNECT_TIMEOUT,
+    }
+)
 
 #: What becomes of the other leg: nothing; it gets an end of data; it is reset once what
 #: was read is delivered; it is reset now.
@@ -81,6 +95,26 @@ def reset_ending(is_client: bool, undelivered: int) -> Ending:
     else:
         resets = Ending.UPSTREAM_RESET, Ending.UPSTREAM_WRITE_FAILED
     return resets[undelivered > 0]
+
+
+def tell_server(place: ICounted, session: Session) -> None:
+    """A session is over: tell its server, and whether that speaks against it.
+
+    That is if its connection was reset and nothing was read from it, unless the client
+    had ended its side before, without a word: whoever answers that by a reset may be as
+    well as anybody.
+    """
+    ending, up = session.ending, session.up
+    if (
+        ending is _DONE
+        or ending not in _SILENT_FAILURES
+        or session.down.read
+        or (up.eof and not up.read)
+    ):
+        place.closed()
+    else:
+        why = session.detail or "reset without a word"
+        place.reset(f"connected, {why}", provoked=bool(up.read))
 
 
 def _is_tls(error: BaseException) -> bool:

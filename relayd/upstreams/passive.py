@@ -3,6 +3,11 @@
 **Out.**  So many failed dials within some seconds eject a server: it gets no new
 session for as many seconds.  Sessions that it has go on.
 
+**Reset at once.**  A session whose server has reset it, and has said nothing, counts as
+a failed dial.  What the server was sent may have been the reason, so that a client
+could take servers out at will: where the client has sent something, such sessions count
+in a row only, and one that ends in any other way wipes them out.
+
 **Back.**  Then one session may try it.  If that is connected the server is back; if it
 fails the server is out for twice the time, up to a limit; if its client leaves before,
 the next session tries.  The time is the first one again once the server has been back
@@ -18,6 +23,9 @@ client that is refused is no better off than one whose dial fails.
 **The operator's word.**  A server that its operator says is up is back at once, and is
 not ejected as long as that stands.  One that the operator has taken out, as in a
 server's settings, is none of the others that are left.
+
+A server that is back and resets at once is out again by the first such session, if none
+has ended in another way before, for the fail time after its return.
 
 A dial that began before its server was ejected does not end the ejection, nor make it
 longer, unless it fails during the trial, from which it can't be told.
@@ -75,7 +83,8 @@ class FailLimits:
 class _Record:
     """What is known of one server.
 
-    :ivar fails: when its last dials failed, as many as count.
+    :ivar fails: when its last dials failed, as many as count; and whether they may have
+        been provoked.
     :ivar lasts: seconds for which it is out, or was last.
     :ivar returned_at: since when it is back; None: it is out, or never was.
     :ivar timer: until its trial, while it is out; None: it is in, or on trial.
@@ -84,7 +93,7 @@ class _Record:
     __slots__ = ("fails", "lasts", "returned_at", "timer")
 
     def __init__(self, max_fails: int) -> None:
-        self.fails: deque[float] = deque(maxlen=max_fails)
+        self.fails: deque[tuple[float, bool]] = deque(maxlen=max_fails)
         self.lasts = 0.0
         self.returned_at: float | None = None
         self.timer: IDelayedCall | None = None
@@ -146,6 +155,7 @@ class Ejector:
         record = self._records[server]
         if record.timer is None:
             self._return(server, "it is connected again")
+            server.doubted = True
 
     def failed(self, server: Server, why: str) -> None:
         """A dial has failed.
@@ -154,17 +164,55 @@ class Ejector:
         """
         if server.draining or server.operator == "up":
             return
-        record = self._records.get(server)
-        if record is None:
-            record = self._records[server] = _Record(self.limits.max_fails)
-        now = self._clock.seconds()
+        record = self._record(server)
         if server.ejected:
             if record.timer is None and not server.on_trial:
                 self._eject(server, record, f"its trial has failed: {why}")
             return
+        self._add(server, record, why, provoked=False)
+
+    def reset(self, server: Server, why: str, provoked: bool) -> None:
+        """It has reset a session, and has said nothing.
+
+        :param why: in words.
+        :param provoked: it was sent something.
+        """
+        if server.draining or server.ejected or server.operator == "up":
+            # If it is ejected, the session is older than that.
+            return
+        record, was_doubted = self._record(server), server.doubted
+        server.doubted = True
+        now, since = self._clock.seconds(), record.returned_at
+        if (
+            was_doubted
+            and since is not None
+            and now - since <= self.limits.fail_time
+            and self._may_go(server)
+        ):
+            self._eject(server, record, f"its trial has failed: {why}")
+            return
+        self._add(server, record, why, provoked)
+
+    def served(self, server: Server) -> None:
+        """A session has ended in another way: what may have been provoked is void."""
+        record = self._records.get(server)
+        if record is not None:
+            kept = [each for each in record.fails if not each[1]]
+            record.fails.clear()
+            record.fails.extend(kept)
+
+    def _record(self, server: Server) -> _Record:
+        record = self._records.get(server)
+        if record is None:
+            record = self._records[server] = _Record(self.limits.max_fails)
+        return record
+
+    def _add(self, server: Server, record: _Record, why: str, provoked: bool) -> None:
+        """A failure of one that is in."""
         fails, limits = record.fails, self.limits
-        fails.append(now)
-        if len(fails) < limits.max_fails or now - fails[0] > limits.fail_time:
+        now = self._clock.seconds()
+        fails.append((now, provoked))
+        if len(fails) < limits.max_fails or now - fails[0][0] > limits.fail_time:
             return
         if not self._may_go(server):
             return

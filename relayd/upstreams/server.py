@@ -57,6 +57,12 @@ class Passive(Protocol):
     def cancelled(self, server: Server) -> None:
         """One was given up."""
 
+    def reset(self, server: Server, why: str, provoked: bool) -> None:
+        """It has reset a session without a word; see :meth:`ICounted.reset`."""
+
+    def served(self, server: Server) -> None:
+        """A session of one that was `doubted` has ended in another way."""
+
     def came_up(self, server: Server) -> None:
         """It was down, and its checks succeed again."""
 
@@ -109,11 +115,14 @@ class Server(Upstream):
     :ivar draining: it is to go: its sessions stay, new ones go elsewhere.
     :ivar checked_up: no active check says that it is down.
     :ivar ejected: its dials have failed too often.
+    :ivar doubted: it has reset sessions without a word, or is back after its trial, and
+        since then none has ended in another way.
     :ivar on_trial: it is ejected, and one session may try it, which none does yet.
     :ivar share: of its weight, from 0 to 1: less than 1 after it has come up, for as
         long as the slow start.
     :ivar sessions: that are under way, those that are dialled included.
-    :ivar fails: how many of its dials, or flows, have failed so far.
+    :ivar fails: how many of its dials, or flows, have failed so far; with the sessions
+        that it has reset without a word.
     :ivar filled: how often it had as many sessions as it may have.
     :ivar why: what its checks or its dials have found last, in words; empty if nothing
         has happened.
@@ -140,6 +149,7 @@ class Server(Upstream):
     draining: bool = attrs.field(default=False, init=False)
     checked_up: bool = attrs.field(default=True, init=False)
     ejected: bool = attrs.field(default=False, init=False)
+    doubted: bool = attrs.field(default=False, init=False)
     on_trial: bool = attrs.field(default=False, init=False)
     share: float = attrs.field(default=1.0, init=False)
     sessions: int = attrs.field(default=0, init=False)
@@ -360,7 +370,7 @@ class Server(Upstream):
 
     def failed(self, ending: Any, detail: str) -> None:
         """See :meth:`ICounted.failed`."""
-        self.closed()
+        self._leave()
         self.fails += ending is not None
         if self.passive is None:
             return
@@ -371,12 +381,27 @@ class Server(Upstream):
 
     def cancelled(self) -> None:
         """See :meth:`ICounted.cancelled`."""
-        self.closed()
+        self._leave()
         if self.passive is not None:
             self.passive.cancelled(self)
 
     def closed(self) -> None:
         """See :meth:`ICounted.closed`."""
+        self._leave()
+        if self.doubted:
+            self.doubted = False
+            if self.passive is not None:
+                self.passive.served(self)
+
+    def reset(self, why: str, provoked: bool) -> None:
+        """See :meth:`ICounted.reset`."""
+        self._leave()
+        self.fails += 1
+        if self.passive is not None:
+            self.passive.reset(self, why, provoked)
+
+    def _leave(self) -> None:
+        """A session less."""
         self.sessions = sessions = self.sessions - 1
         most, on_over = self.max_sessions, self.on_over
         if on_over is not None:

@@ -327,6 +327,128 @@ def test_servers_that_join_are_judged_and_those_that_leave_are_forgotten() -> No
     judged.ejector.stop()
 
 
+# -- sessions that are reset without a word
+
+
+def reset(one: Server, times: int = 1, *, provoked: bool = True) -> None:
+    before = one.sessions
+    for _ in range(times):
+        one.began()
+        one.connected()
+        one.reset("connected, reset without a word", provoked)
+        assert one.sessions == before
+
+
+@pytest.mark.parametrize("provoked", [True, False])
+def test_a_reset_counts_as_a_failed_dial(provoked: bool) -> None:
+    judged = Judged()
+    a = judged.servers[0]
+    judged.fail(a, 1)
+    reset(a, provoked=provoked)
+    assert judged.usable() == "abc"
+    reset(a, provoked=provoked)
+    assert judged.usable() == "bc"
+    assert a.why == (
+        "3 dials have failed, the last one: connected, reset without a word;"
+        " out for 10 s"
+    )
+    judged.ejector.stop()
+
+
+def test_what_a_client_may_have_provoked_counts_in_a_row() -> None:
+    """Or else a stranger who sends what it does not like could take a server out."""
+    judged = Judged()
+    a = judged.servers[0]
+    for _ in range(10):
+        reset(a, 2)
+        a.began()
+        a.connected()
+        a.closed()
+    assert judged.usable() == "abc"
+    assert not a.doubted
+    reset(a, 3)
+    assert judged.usable() == "bc"
+    judged.ejector.stop()
+
+
+def test_what_nobody_can_have_provoked_is_not_wiped_out() -> None:
+    judged = Judged()
+    a = judged.servers[0]
+    for _ in range(3):
+        assert judged.usable() == "abc"
+        reset(a, provoked=False)
+        a.began()
+        a.connected()
+        a.closed()
+    assert judged.usable() == "bc"
+    judged.ejector.stop()
+
+
+@pytest.mark.parametrize("provoked", [True, False])
+def test_a_trial_that_is_reset_has_failed(provoked: bool) -> None:
+    judged = Judged()
+    a = judged.servers[0]
+    reset(a, 3)
+    for seconds in (10, 20, 40):
+        assert out_for(judged) == seconds
+        judged.clock.advance(seconds)
+        reset(a, provoked=provoked)
+        assert judged.usable() == "bc"
+    assert a.why.startswith("its trial has failed: connected, reset")
+    judged.ejector.stop()
+
+
+@pytest.mark.parametrize("after", ["a session", "a while", "its last"])
+def test_a_trial_that_has_not_failed(after: str) -> None:
+    judged = Judged(2)
+    a, b = judged.servers
+    judged.fail(a, 3)
+    judged.clock.advance(10)
+    a.began()
+    a.connected()
+    assert a.doubted
+    if after == "a session":
+        a.closed()
+        assert not a.doubted
+    elif after == "a while":
+        judged.clock.advance(10.5)
+    else:
+        b.checked(False, "no answer")
+    reset(a, 1)
+    assert "a" in judged.usable()
+    judged.ejector.stop()
+
+
+def test_a_session_that_is_older_than_the_ejection_does_not_matter() -> None:
+    judged = Judged()
+    a = judged.servers[0]
+    for _ in range(3):
+        a.began()
+        a.connected()
+    judged.fail(a, 3)
+    a.reset("late", False)
+    assert out_for(judged) == 10
+    judged.clock.advance(10)
+    a.reset("during its trial", True)
+    assert judged.usable() == "abc"
+    judged.ejector.stop()
+    a.reset("with nothing known of it", True)
+    assert judged.usable() == "abc"
+
+
+def test_a_server_that_goes_is_not_judged() -> None:
+    judged = Judged(2)
+    a = judged.servers[0]
+    a.began()
+    judged.pool.replace([a], [server("c")])
+    a.reset("late", True)
+    assert a not in judged.ejector._records
+    # Nor one that nobody judges.
+    one = server("d")
+    reset(one, 5)
+    assert one.usable
+
+
 def test_a_relay_that_stops_forgets() -> None:
     judged = Judged()
     judged.ejector.start()
@@ -428,6 +550,14 @@ class PoolState(RuleBasedStateMachine):
     @rule(which=st.integers(0))
     def ends(self, which: int) -> None:
         self.relaying.pop(which % len(self.relaying)).closed()
+
+    @precondition(lambda self: self.relaying)
+    @rule(which=st.integers(0), provoked=st.booleans(), retries=st.booleans())
+    def is_reset(self, which: int, provoked: bool, retries: bool) -> None:
+        one = self.relaying.pop(which % len(self.relaying))
+        one.reset("without a word", provoked)
+        if retries:
+            self._choose([one])
 
     @rule(which=st.integers(0), up=st.booleans(), weight=st.none() | st.integers(0, 5))
     def is_checked(self, which: int, up: bool, weight: int | None) -> None:
