@@ -102,7 +102,8 @@ class ServerCounts:
     """What is counted of one of a relay's servers.
 
     :ivar results: its dials that are over, by result: `connected`, `cancelled`, or the
-        word of the ending that a failed one leads to.
+        word of the ending that a failed one leads to.  One that has succeeded, but was
+        followed by another as the server has reset it at once, is counted twice.
     :ivar failed_at: when the last dial has failed, if it has: in seconds, on the
         relay's clock; None if it has succeeded, or there was none.
     """

@@ -99,8 +99,8 @@ RETRIES = Setting[int | None](
     type=CountOrNone(MAX_RETRIES),
     default=None,
     otherwise="2; with one server 0",
-    help="If a server can't be reached, try others, so many times; the same one after a"
-    " pause, if there is no other.",
+    help="If a server can't be reached, or resets before a byte has passed, try others,"
+    " so many times; the same one after a pause, if there is no other.",
     kinds=_TCP,
     group=SERVERS,
 )
@@ -117,8 +117,9 @@ MAX_FAILS = Setting[int](
     name="max-fails",
     type=CountOrNone(MAX_RETRIES),
     default=3,
-    help="Take a server out after so many failed dials within --fail-time; 0 for never."
-    " Not for a single server. Of UDP: flows that it refuses, or does not answer.",
+    help="Take a server out after so many failed dials, or sessions that it has reset"
+    " without a word, within --fail-time; 0 for never. Not for a single server. Of UDP:"
+    " flows that it refuses, or does not answer.",
     kinds=POOLS,
     group=SERVERS,
 )

@@ -10,7 +10,8 @@ A session is in exactly one stage, from the accept to the end of its last connec
 
 A relay that has no use for a stage leaves it out: a TCP relay on a plain listener goes
 from ACCEPTED to DIALING.  A gate that takes its time adds one: WAITING, right after
-ACCEPTED or HANDSHAKE.  A dial that failed may be followed by another.  From each
+ACCEPTED or HANDSHAKE.  A dial that failed may be followed by another, and so may a
+server that resets its connection at once: from RELAYING back to DIALING.  From each
 stage before RELAYING a session can end: CLOSING, while its client is told and closed,
 and then OVER.
 """
@@ -76,7 +77,8 @@ NEXT = {
     Stage.DECIDING: {Stage.DIALING, Stage.LISTENING, Stage.CLOSING, Stage.OVER},
     Stage.DIALING: {Stage.DIALING, Stage.RELAYING, Stage.CLOSING, Stage.OVER},
     Stage.LISTENING: {Stage.RELAYING, Stage.CLOSING, Stage.OVER},
-    Stage.RELAYING: {Stage.OVER},
+    # Back if its server resets the connection at once: another is dialled.
+    Stage.RELAYING: {Stage.DIALING, Stage.OVER},
     Stage.CLOSING: {Stage.OVER},
     Stage.OVER: set(),
 }

@@ -72,6 +72,17 @@ class PeerReset(ConnectionLost):
         self.undelivered = undelivered
 
 
+class WriteRefused(ConnectionLost):
+    """A reset that a write has met.
+
+    :ivar data: what the kernel did not take of it and of those that followed, in order.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        self.data = data
+
+
 #: tcp(7): the errors of a connection whose peer is lost.
 _VANISHED = frozenset(
     {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN}

@@ -15,8 +15,10 @@ import select
 import socket
 
 from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.main import CONNECTION_LOST
 from twisted.python.failure import Failure
 
+from relayd.net.transports import WriteRefused
 from relayd.plane.connection_base import (
     CLOSING,
     DONE,
@@ -71,7 +73,10 @@ class WritingConnection(ConnectionBase):
 
     def _append(self, data: bytes | memoryview) -> None:
         """Buffer what can't be sent now."""
-        if self.protocol is None or self._write_side == ENDED or self._loss is not None:
+        if self.protocol is None or self._write_side == ENDED:
+            return
+        if self._loss is not None:
+            self._refuse(data)
             return
         if self._buffer is None:
             self._buffer = bytearray(data)
@@ -90,6 +95,14 @@ class WritingConnection(ConnectionBase):
         ):
             self._producing = PAUSED
             self.producer.pauseProducing()
+
+    def _refuse(self, data: bytes | memoryview) -> None:
+        """A write has failed: what was not sent may go to somebody else."""
+        problem = None if self._loss is None else self._loss.value
+        if problem is CONNECTION_LOST:
+            self._loss = Failure(WriteRefused(bytes(data)))
+        elif isinstance(problem, WriteRefused) and len(problem.data) <= BUFFER_LIMIT:
+            problem.data += data
 
     def _wait_writable(self) -> None:
         asked, self._waiting = self._waiting, WAITING

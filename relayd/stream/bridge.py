@@ -17,7 +17,8 @@ The rules, by their numbers in ARCHITECTURE.md:
 5. The pair ends when both directions have ended and all is written, or at once
    when a write fails.
 6. Reset on one leg: what was read from it is delivered, then the other leg is
-   reset as well.
+   reset as well.  A server that resets at once is replaced by another, if there are
+   several (:mod:`relayd.stream.redial`): the legs are parted.
 8. A pair on which nothing moves ends after `idle` seconds, or `half_close`
    seconds once one direction has ended.
 
@@ -45,7 +46,7 @@ from relayd.core.session import Direction, Ending, Session
 from relayd.net.tcp_info import is_dead
 from relayd.stream.deadlines import Timeouts, Watch
 from relayd.stream.legs import HOLD_LIMIT, Leg, unsent
-from relayd.stream.losses import ABORT, END, RESET_WHEN_DELIVERED, judge
+from relayd.stream.losses import ABORT, END, RESET_WHEN_DELIVERED, Loss, judge
 
 #: What programs that embed a relay know by this module's name.
 __all__ = ("HOLD_LIMIT", "Bridge", "Leg", "Timeouts", "unsent")
@@ -173,6 +174,17 @@ class Bridge(Watch):
         if up.direction.eof and self.session.ending is None:
             self.eof(up)
 
+    def part(self) -> None:
+        """Undo `start`: the upstream leg is lost, and the other one is alone again."""
+        down, up = self.downstream, self.upstream
+        if down.spliced:
+            down.transport.unsplice()
+            down.spliced = up.spliced = False
+        else:
+            down.transport.unregisterProducer()
+            down.sink = up.sink = None
+        down.bridge = up.bridge = None
+
     # -- what the legs, or their transports, report
 
     def eof(self, leg: Leg) -> None:
@@ -214,6 +226,8 @@ class Bridge(Watch):
         loss = judge(
             leg, reason, is_client=leg is self.downstream, closing=self.closing
         )
+        if leg is self.upstream and self.downstream.tries_again(leg, loss, reason):
+            return
         if loss.ending is not None:
             self._decide(loss.ending, loss.detail)
         if loss.then == END:
@@ -330,6 +344,11 @@ class Bridge(Watch):
         if self.session.ending is not None:
             self.abort(ending)
             return
+        if leg is self.upstream:
+            loss = Loss(RESET_WHEN_DELIVERED, ending, detail)
+            if self.downstream.tries_again(leg, loss, None):
+                leg.abort()
+                return
         self._decide(ending, detail)
         survivor = leg.peer
         leg.abort()

@@ -231,6 +231,17 @@ class Leg(Protocol):
 
     # -- called by the Bridge
 
+    def tries_again(self, leg: Leg, loss: Any, reason: Failure | None) -> bool:
+        """The server's connection is lost; whether another is dialled instead.
+
+        Asked of the downstream leg.  If so, the two are parted.
+
+        :param leg: the server's.
+        :param loss: what it means (:class:`relayd.stream.losses.Loss`).
+        :param reason: what its transport says, if it has been told.
+        """
+        return False
+
     def over(self) -> None:
         """Both connections are gone: called of the downstream leg, once."""
 

@@ -1,9 +1,10 @@
 """What follows a dial that has failed: another server, before the client notices.
 
 A client is not relayed until a server is connected, so nothing that it has sent was
-written to a server that failed: all of it goes to the one that answers.  If there is no
-other server, the same one is dialled again after a pause, which doubles; if none can be
-chosen by then, the client waits for one where new clients do
+written to a server that failed: all of it goes to the one that answers.  One that is
+connected and resets at once has failed as well (:mod:`relayd.stream.redial`).  If there
+is no other server, the same one is dialled again after a pause, which doubles; if none
+can be chosen by then, the client waits for one where new clients do
 (:mod:`relayd.stream.standby`).
 
 Attempts end with the session's retries, or when its time for all of them is over.
@@ -130,12 +131,9 @@ class Retries:
             return True
 
     def _again(self, client: Any, attempt: Any) -> bool:
-        session = client.session
-        if attempt.ending not in RETRIED or session.attempts > self.retries:
+        if attempt.ending not in RETRIED or not self.has_more(client):
             return False
-        left = self._time_left(client)
-        if left <= 0:
-            return False
+        session, left = client.session, self._time_left(client)
         client.tried = *client.tried, attempt.upstream
         another = self._pool.choose(session, client.tried)
         if another is not None:
@@ -157,6 +155,10 @@ class Retries:
         client.pending = Pause(client, attempt, timer)
         client.set_deadline(left if left < NEVER else 0.0)
         return True
+
+    def has_more(self, client: Any) -> bool:
+        """Whether a client may have another attempt, by their number and its time."""
+        return client.session.attempts <= self.retries and self._time_left(client) > 0
 
     def limit(self, client: Any, connect: float) -> float:
         """The seconds that the next attempt of a client has, 0 for ever.

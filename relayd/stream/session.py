@@ -55,8 +55,8 @@ from relayd.stream.admission import Admission
 from relayd.stream.attempt import LOOP_DETAIL, RESETS, Attempt, UpstreamLeg
 from relayd.stream.handshake import ClientHandshake
 from relayd.stream.legs import Leg
-from relayd.stream.lifecycle import Lifecycle
 from relayd.stream.preludes import Pipeline
+from relayd.stream.redial import Redialing
 from relayd.stream.server_attempt import EndpointLeg, ServerAttempt
 
 log = Logger(namespace="relayd.stream")
@@ -68,7 +68,7 @@ _HEADER = Stage.HEADER
 
 
 @implementer(IHandshakeListener)
-class StreamProtocol(Lifecycle):
+class StreamProtocol(Redialing):
     """The client's leg.
 
     Subclasses override :meth:`decide` and call :meth:`dial` from it, or later.
@@ -344,7 +344,7 @@ class StreamProtocol(Lifecycle):
             return
         preamble = attempt.preamble
         if preamble is not None:
-            self._write_preamble(leg, preamble(session))
+            self.write_preamble(leg, preamble(session))
         if attempt.holds_back:
             self._speak_first(leg, preamble is not None)
         else:
@@ -359,7 +359,10 @@ class StreamProtocol(Lifecycle):
             self._unproven = leg
 
     def attempt_failed(self, attempt: Attempt) -> None:
-        """There is no server's connection: try another, or tell the client."""
+        """There is no server's connection: try another, or tell the client.
+
+        Or it was reset at once (:mod:`relayd.stream.redial`).
+        """
         self.pending = None
         if self.session.ending is not None or attempt.ending is None:
             # Cancelled by us, or too late to matter.
@@ -388,15 +391,6 @@ class StreamProtocol(Lifecycle):
             bridge.start(self.is_foreign)
         else:
             self.keep_pace(leg, bridge)
-
-    def _write_preamble(self, leg: Leg, preamble: bytes) -> None:
-        """Tell the server what it is to know before the client's first byte."""
-        if self.held is not None:
-            # In one segment with it.
-            self.held[:0] = preamble
-        else:
-            self.direction.kept -= len(preamble)
-            leg.transport.write(preamble)
 
     def _speak_first(self, leg: Leg, spoken: bool) -> None:
         """Relay; the first bytes take the ACK of the server's connection along.

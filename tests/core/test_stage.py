@@ -27,7 +27,7 @@ def test_every_stage_has_its_row_and_can_end() -> None:
 def test_nothing_follows_the_end_and_nothing_leads_back_to_the_beginning() -> None:
     assert not NEXT[Stage.OVER]
     assert not any(Stage.ACCEPTED in following for following in NEXT.values())
-    assert NEXT[Stage.RELAYING] == {Stage.OVER}
+    assert NEXT[Stage.RELAYING] == {Stage.DIALING, Stage.OVER}
 
 
 class Visited(Witness):

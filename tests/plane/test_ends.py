@@ -7,9 +7,9 @@ import select
 import socket
 
 import pytest
-from twisted.internet.error import ConnectionLost
 
 import relayd.plane.pipes
+from relayd.net.transports import WriteRefused
 from relayd.plane.poller import Plane
 from tests.support.pumping import (
     LOTS,
@@ -113,7 +113,7 @@ def test_last_bytes_that_can_not_wait_for_their_end_go_without(
         client.peer.end()
         if lost:
             pump.until(lambda: server.protocol.lost)
-            assert server.why is ConnectionLost
+            assert server.why is WriteRefused
         else:
             assert pump.take_all(server) == b"last words"
         assert not sink.script

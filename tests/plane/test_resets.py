@@ -17,7 +17,7 @@ from zope.interface import alsoProvides, implementer
 import relayd.plane.pipes
 import relayd.plane.splicing
 from relayd.core.interfaces import IResetListener
-from relayd.net.transports import PeerReset, PeerVanished
+from relayd.net.transports import PeerReset, PeerVanished, WriteRefused
 from relayd.plane.connection import READ_SIZE
 from relayd.plane.poller import Plane
 from tests.support.contracts import Recorder
@@ -362,7 +362,9 @@ def test_a_write_that_fails_is_a_lost_connection(tcp: Pump) -> None:
     tcp.until(lambda: client.told.read == 10)
     # It is paused: no more is to be known of it than that.
     tcp.until(lambda: server.protocol.lost)
-    assert server.why is ConnectionLost
+    assert server.why is WriteRefused
+    # What nobody has had may go to somebody else.
+    assert server.protocol.reason.value.data == b"for nobody"
     assert client.events == []
 
 
@@ -379,7 +381,7 @@ def test_a_connection_that_broke_is_read_to_the_end(tcp: Pump) -> None:
     tcp.until(lambda: server.protocol.lost)
     assert tcp.take(client, 10) == b"last words"
     assert server.events == ["lost"]
-    assert server.why is ConnectionLost
+    assert server.why is WriteRefused
 
 
 def test_a_connection_that_broke_while_its_own_sink_is_full_is_lost_at_once(
@@ -393,4 +395,4 @@ def test_a_connection_that_broke_while_its_own_sink_is_full_is_lost_at_once(
     tcp.settle()
     client.peer.socket.send(b"for nobody")
     tcp.until(lambda: server.protocol.lost)
-    assert server.why is ConnectionLost
+    assert server.why is WriteRefused

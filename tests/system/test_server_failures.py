@@ -2,21 +2,24 @@
 
 nginx and HAProxy are two servers of a relay, on a machine of their own.  One of them is
 stopped, refuses, is out of reach or behind a network that drops its packets, while
-clients come at a steady rate.  A server that is frozen is another matter: its kernel
+clients come at a steady rate; or in its place is one that resets whoever comes.  A
+server that is frozen is another matter: its kernel
 accepts connections and takes what is sent, so that nobody may send it to another one.
 """
 
 from __future__ import annotations
 
 import signal
+import socket
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import attrs
 import pytest
 
-from tests.support.process import RelayProcess, eventually, relay
+from tests.support.process import RelayProcess, eventually, relay, reset
 from tests.system.namespaces import PROXY, SERVER, Machine, Machines, machines
 from tests.system.open_loop import RATE, OpenLoop, Request, answers, p99, steady
 from tests.system.programs import program, run
@@ -245,6 +248,78 @@ def test_reset_before_the_client_has_said_anything(
         finally:
             unfiltered(network.server)
         all_by(now.load.end(), "a", "b")
+
+
+@contextmanager
+def resetting(machine: Machine) -> Iterator[None]:
+    """In the place of `a`, a server that accepts, and resets at once."""
+    with machine.inside():
+        listening = socket.socket()
+    with listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((SERVER, A))
+        listening.listen(1024)
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    reset(listening.accept()[0])
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.parametrize("transport", ["plane", "twisted"])
+def test_a_server_that_accepts_and_resets(
+    network: Machines, tmp_path: Path, transport: str
+) -> None:
+    """Clients that say nothing for a moment get another one; then it is out."""
+    own = ("--retries", "2", "--transport", transport)
+    with ExitStack() as stack, scene(network, tmp_path, *own, silence=0.1) as now:
+
+        def change() -> None:
+            now.a.stop()
+            stack.enter_context(resetting(network.server))
+
+        begun = now.load.pausing(change)
+        all_by(now.load.wait(begun, RATE), "b")
+        now.is_told("out: 3 dials have failed")
+        # Those that were under way as it went out have tried it as well.
+        assert now.attempts(begun, RATE) == {("b", "1"), ("b", "2")}
+        all_by(now.load.end(), "a", "b")
+
+
+@pytest.mark.parametrize("transport", ["plane", "twisted"])
+def test_a_server_that_resets_those_who_speak_at_once(
+    network: Machines,
+    tmp_path: Path,
+    transport: str,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """It had their requests, which nobody sends again; so it is out soon."""
+    own = ("--retries", "2", "--fail-time", "500ms", "--transport", transport)
+    with ExitStack() as stack, scene(network, tmp_path, *own) as now:
+
+        def change() -> None:
+            now.a.stop()
+            stack.enter_context(resetting(network.server))
+
+        begun = now.load.pausing(change)
+        during = now.load.wait(begun, 2 * RATE)
+        now.is_told("out: 3 dials have failed")
+        now.is_told("out: its trial has failed", 2)
+        lost = [each for each in during if not each.answer]
+        record_property("lost of all", (len(lost), len(during)))
+        print(f"{transport}: {len(lost)} of {len(during)} requests were lost")
+        # Three, those that were under way with them, and one for each trial.
+        assert len(lost) <= 3 + 3 + 4
+        all_by([each for each in during if each.answer], "b")
+        now.load.end()
 
 
 # -- what can't
