@@ -173,15 +173,15 @@ def _about_stopped(layers: Layers, sections: Sequence[RelaySection]) -> Iterator
     demo = layers.whole(RelaySection("tcp", None, []))
     relays = sections or [demo]
     # Or it is only to be written as a file.
-    steered = {process_settings.PRINT_CONFIG.name, "control"}
-    if layers.source or steered & {each.setting.name for each in layers.process}:
+    steered = (process_settings.PRINT_CONFIG, CONTROL)
+    if layers.source or any(each.setting in steered for each in layers.process):
         return
     if any(each.enabled for each in relays):
         return
     given = relays[0].one(settings.ENABLED)
     yield (
         f"{given} leaves every relay stopped, and nobody could start one: leave it out,"
-        " or give --control"
+        f" or give --{CONTROL.option}"
     )
 
 

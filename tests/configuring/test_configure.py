@@ -315,6 +315,9 @@ def test_nothing_but_relays_that_are_stopped(
         with pytest.raises(CannotStart) as caught:
             Options().parseOptions(argv)
         assert str(caught.value) == why
+    options = Options()
+    options.parseOptions([*words, "--control=unix:/run/c"])
+    assert enabled(options.config) == [False]
     # As a file it is something to begin with.
     with pytest.raises(SystemExit):
         Options().parseOptions([*words, "--print-config"])

@@ -374,7 +374,8 @@ def needed(row: Setting[Any]) -> list[str]:
     for each, other, *_ in (*NEEDS, *about_control.NEEDS):
         if each is row:
             return [*needed(other), f"--{other.option}", example(other)]
-    return []
+    # Or nobody could start what is stopped.
+    return [f"--{CONTROL.option}", example(CONTROL)] if row is ENABLED else []
 
 
 @pytest.mark.parametrize(
@@ -383,8 +384,7 @@ def needed(row: Setting[Any]) -> list[str]:
         pytest.param(command, row, id=f"{command.service}-{row.name}")
         for command in (relayd.Options, socks4.Options)
         for row in command.rows
-        # Relays that are stopped, and no file, are refused.
-        if row not in (*NO_SETTINGS, ENABLED)
+        if row not in NO_SETTINGS
     ],
 )
 def test_each_option_is_in_the_file(
