@@ -6,6 +6,7 @@ from collections.abc import Generator
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,8 @@ from relayd.core.flows import Counters, Flow
 from relayd.core.session import Ending, Session
 from relayd.net.upstream import Upstream
 from relayd.observing.readings import PART, Flows, Sessions, read_flows, read_sessions
+from relayd.upstreams.pool import Pool
+from relayd.upstreams.server import Server
 
 Result = TypeVar("Result")
 
@@ -165,3 +168,26 @@ def test_flows_that_live_and_those_that_are_over() -> None:
         ("up", "kernel"): 606,
         ("down", "kernel"): 404,
     }
+
+
+@pytest.mark.parametrize("datagrams", [False, True])
+def test_what_an_operator_says_of_servers_is_read(datagrams: bool) -> None:
+    """A server that it has taken out has no weight; one that drains is up."""
+    servers: list[Any] = [
+        Server(object(), name, weight=3)  # type: ignore[arg-type]
+        for name in "abcd"
+    ]
+    servers[0].operate("down")
+    servers[1].operate("drain")
+    servers[2].checked(False, "refused")
+    servers[2].operate("up")
+    servers[3].operate_weight(7)
+    pools = [Pool(servers)]
+    reading: Any
+    if datagrams:
+        reading = result(read_flows(Flows("dns", [], pools)))
+    else:
+        counts = SessionCounts("abcd")
+        reading = result(read_sessions(Sessions("web", counts, [], pools=pools)))
+    told = {name: (each.up, each.weight) for name, each in reading.servers.items()}
+    assert told == {"a": (False, 0), "b": (True, 0), "c": (True, 3), "d": (True, 7)}
