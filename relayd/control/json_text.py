@@ -51,20 +51,17 @@ _TOO_DEEP = f"more than {DEEPEST} objects or lists in each other"
 def _check(value: Any) -> None:
     """Check what is in a value; without recursion, as a stranger says how deep."""
     level = [value]
-    for _ in range(DEEPEST + 1):
+    for depth in range(DEEPEST + 1):
         below: list[Any] = []
         for each in level:
-            if isinstance(each, dict):
+            if isinstance(each, dict | list):
+                if depth == DEEPEST:
+                    raise ValueError(_TOO_DEEP)
                 below += each
-                below += each.values()
-            elif isinstance(each, list):
-                below += each
+                below += each.values() if isinstance(each, dict) else ()
             elif isinstance(each, str) and not _is_whole(each):
                 raise ValueError("half of a character (a lone surrogate)")
-        if not below:
-            return
         level = below
-    raise ValueError(_TOO_DEEP)
 
 
 def _is_whole(text: str) -> bool:

@@ -14,8 +14,9 @@ import attrs
 
 from relayd.control.steering import Json, Refusal
 
-#: The longest text, in characters, and the most items of a list.
-LONGEST, MOST_ITEMS = 1000, 10_000
+#: The longest text, in characters, and the most items of a list: as many numbers as a
+#: body holds.
+LONGEST, MOST_ITEMS = 1000, 3000
 
 #: The longest time, in seconds: three years, as that of settings.
 MOST_SECONDS = 100_000_000
@@ -99,8 +100,9 @@ class Seconds:
         return float(value)  # type: ignore[arg-type]
 
     def parse(self, text: str) -> float:
+        plain = text.isascii() and "_" not in text
         try:
-            return self.load(float(text))
+            return self.load(float(text if plain else ""))
         except ValueError:
             return self.load(math.nan)
 
@@ -256,11 +258,11 @@ class Fields:
         """
         if not isinstance(given, dict):
             raise Refusal("the body is not an object of JSON")
-        needed = {each.name for each in self.fields if each.required}
+        absent = {each.name for each in self.fields if not each.required}
         found = {
             key: value
             for key, value in given.items()
-            if value is not None or key in needed
+            if value is not None or key not in absent
         }
         return self._values(found, lambda field, value: field.type.load(value))
 

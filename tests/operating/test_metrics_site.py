@@ -210,6 +210,7 @@ def test_a_body_is_not_read(bench: Bench, header: str) -> None:
         b"GET /livez HTTP/1.1\r\n" + b"x: y\r\n" * 5000,
         b"GET /" + b"x" * 100_000,
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET /livez HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
     ],
 )
 def test_garbage_is_refused_or_forgotten(bench: Bench, said: bytes) -> None:
@@ -232,6 +233,15 @@ def test_an_idle_connection_is_closed(bench: Bench) -> None:
     bench.clock.advance(IDLE - 1)
     assert not channel.transport_.aborted
     bench.clock.advance(1)
+    assert channel.transport_.aborted
+
+
+def test_the_last_bytes_of_a_connection_have_to_be_taken(bench: Bench) -> None:
+    """Of one that is to be closed after its answer."""
+    channel = bench.client()
+    channel.dataReceived(b"GET /livez HTTP/1.0\r\n\r\n")
+    assert channel.transport_.disconnecting
+    bench.clock.advance(IDLE)
     assert channel.transport_.aborted
 
 

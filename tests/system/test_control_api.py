@@ -1,0 +1,208 @@
+"""The control socket as schemathesis and others find it: real clients, real users.
+
+schemathesis makes requests of the description, right ones and wrong ones, and compares
+what comes with what the description says.  It speaks TCP, so a relay leads it to the
+socket.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import maybeDeferred
+from twisted.internet.threads import deferToThread
+
+from relayd.configuring.address_grammar import parse_destination, parse_listener
+from relayd.configuring.config import Config, Relay
+from relayd.control.reading import OPENAPI
+from relayd.observing.line_log import EVENTS
+from relayd.operating.control_service import ControlService
+from relayd.operating.relays import relay_listenings
+from relayd.operating.running import RelayService
+from tests.control.fake_steering import FakeSteering
+from tests.support.contracts import until
+from tests.system.programs import LIMIT, module, program
+
+pytestmark = pytest.mark.system
+
+CONFIG = Path(__file__).parent / "schemathesis.toml"
+
+#: Users that need not exist: of the three rights.
+OPERATOR, READER, STRANGER = 64001, 64002, 64003
+
+#: Asks a socket for what it is told, as a user, with Python alone.
+CLIENT = """
+import encodings.idna, http.client, json, os, socket, sys
+
+where, user, *words = sys.argv[1:]
+os.setgroups([])
+os.setresgid(*[int(user)] * 3)
+os.setresuid(*[int(user)] * 3)
+
+class Connection(http.client.HTTPConnection):
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(where)
+
+found = []
+for method, path in zip(words[::2], words[1::2]):
+    connection = Connection("localhost")
+    connection.request(method, path)
+    answer = connection.getresponse()
+    found.append([answer.status, json.load(answer)])
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """One that other users may enter."""
+    made = Path(tempfile.mkdtemp())
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made)
+
+
+@asynccontextmanager
+async def running(service: ControlService) -> AsyncIterator[None]:
+    service.startService()
+    try:
+        yield
+    finally:
+        await maybeDeferred(service.stopService)
+        await until(lambda: not service.site.channels)
+
+
+@asynccontextmanager
+async def relay_to(path: Path) -> AsyncIterator[int]:
+    """A relay from a port of loopback to a socket."""
+    to = (parse_destination(f"unix:{path}"),)
+    relay = Relay((parse_listener("127.0.0.1:0"),), to, "control")
+    listenings = relay_listenings(relay, Config(()), reactor, EVENTS)
+    service = RelayService(listenings, 1.0, reactor, "relayd")
+    service.privilegedStartService()
+    service.startService()
+    try:
+        host: Any = service.ports[0].getHost()
+        yield host.port
+    finally:
+        await maybeDeferred(service.stopService)
+
+
+async def run(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program while the reactor turns."""
+    done: subprocess.CompletedProcess[str] = await deferToThread(
+        subprocess.run,
+        words,
+        capture_output=True,
+        text=True,
+        timeout=10 * LIMIT,
+        check=False,
+        **more,
+    )
+    return done
+
+
+@pytest_twisted.ensureDeferred
+async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
+    module("schemathesis")
+    service = ControlService(reactor, str(tmp_path / "c"), FakeSteering())
+    # With pytest's own, which its first line names.
+    seed = random.randrange(2**32)
+    async with running(service), relay_to(tmp_path / "c") as port:
+        found = await run(
+            str(Path(sys.executable).with_name("schemathesis")),
+            f"--config-file={CONFIG}",
+            "--no-color",
+            "run",
+            f"http://localhost:{port}{OPENAPI}",
+            "--checks=all",
+            "--continue-on-failure",
+            "--max-examples=30",
+            f"--seed={seed}",
+            cwd=tmp_path,
+        )
+    assert found.returncode == 0, found.stdout[-6000:] + found.stderr
+    assert not service.site.timeouts
+
+
+async def asked(path: Path, user: int, *words: str) -> list[Any]:
+    """What a process of a user is answered: status and body of each."""
+    done = await run(sys.executable, "-c", CLIENT, str(path), str(user), *words)
+    assert done.returncode == 0, done.stderr
+    found: list[Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest_twisted.ensureDeferred
+async def test_users_have_the_rights_that_were_given(folder: Path) -> None:
+    """The kernel says who they are, not they."""
+    path = folder / "c"
+    steering = FakeSteering()
+    service = ControlService(reactor, str(path), steering, [OPERATOR], [READER])
+    both = ("GET", "/v1/status", "POST", "/v1/relays/web/stop")
+    async with running(service):
+        for user, statuses in (
+            (READER, [200, 403]),
+            (STRANGER, [403, 403]),
+            (OPERATOR, [200, 200]),
+            (0, [200, 200]),
+        ):
+            steering.calls.clear()
+            found = await asked(path, user, *both)
+            assert [status for status, _ in found] == statuses
+            asker = [each[-1].uid for each in steering.calls]
+            assert asker == ([user] if statuses[-1] == 200 else [])
+
+
+@pytest_twisted.ensureDeferred
+async def test_nobody_else_can_connect_unless_they_are_let_in(folder: Path) -> None:
+    path = folder / "c"
+    service = ControlService(reactor, str(path), FakeSteering())
+    async with running(service):
+        done = await run(
+            *(sys.executable, "-c", CLIENT, str(path), str(STRANGER)),
+            *("GET", "/v1/status"),
+        )
+        assert "PermissionError" in done.stderr
+        assert (await asked(path, 0, "GET", "/v1/status"))[0][0] == 200
+
+
+@pytest_twisted.ensureDeferred
+async def test_curl(folder: Path) -> None:
+    """With what a script would use: a change by its ETag, and a list."""
+    path = folder / "c"
+    steering = FakeSteering(sessions=5000)
+    service = ControlService(reactor, str(path), steering)
+    curl = (program("curl"), "-sS", "--fail-with-body", "--unix-socket", str(path))
+    async with running(service):
+        listed = await run(*curl, "http://localhost/v1/sessions?limit=5000")
+        assert len(json.loads(listed.stdout)["sessions"]) == 5000
+        changed = await run(
+            *(*curl, "-X", "PATCH", "http://relayd/v1/relays/web"),
+            *("-H", "Content-Type: application/json", "-H", 'If-Match: "1"'),
+            *("-d", '{"settings": {"idle_timeout": "5m"}}'),
+        )
+        assert json.loads(changed.stdout)["name"] == "web"
+        stale = await run(
+            *(*curl, "-X", "POST", "-H", 'If-Match: "1"'),
+            "http://localhost/v1/relays/web/stop",
+        )
+        assert "it has changed" in json.loads(stale.stdout)["problems"][0]
+        chunked = await run(
+            *(*curl, "-T", "-", "-X", "POST", "http://localhost/v1/kill"),
+            input="{}",
+        )
+        assert "Content-Length" in json.loads(chunked.stdout)["problems"][0]
