@@ -101,17 +101,18 @@ class CommandService(MultiService):
 def _command(
     config: Config,
     parts: Sequence[Service],
-    relays: RelayService,
+    relays: Relays,
     reactor: Any,
     logs: Logs,
 ) -> CommandService:
     """A command of these parts, with its signals, and what tells its manager of it."""
-    signals = Signals(reactor, relays.stop_now, logs.files)
-    notifier = Notifier.of(reactor, relays)
+    signals = Signals(reactor, relays.service.stop_now, logs.files)
+    notifier = Notifier.of(reactor, relays.service)
     last = [] if notifier is None else [notifier]
     if config.metrics is None:
         return CommandService([signals, *parts, *last], logs)
-    metrics = _metrics(config.metrics, relays, reactor, logs)
+    metrics = _metrics(config.metrics, relays.service, reactor, logs)
+    relays.followers.append(metrics.follow)
     return CommandService([signals, metrics, *parts, *last], logs, metrics.close)
 
 
@@ -170,7 +171,7 @@ def make_service(
         from relayd.operating.demo import DemoInvitation
 
         parts.append(DemoInvitation())
-    return _command(config, parts, relays.service, reactor, logs)
+    return _command(config, parts, relays, reactor, logs)
 
 
 def _demo(parts: list[Service], relay: Relay, shop: Workshop) -> Unit:

@@ -10,6 +10,7 @@ from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
@@ -23,6 +24,7 @@ from relayd.core.session import Direction
 from relayd.net.descriptors import Descriptors
 from relayd.observing.line_log import EVENTS
 from relayd.observing.readings import Sessions, read_sessions
+from relayd.operating.changing import Relays
 from relayd.operating.log_file import WrittenLog
 from relayd.operating.metrics_service import (
     INTERVAL,
@@ -206,6 +208,40 @@ def test_relays_that_come_and_go() -> None:
     service.of_before.clear()
     metrics.follow()
     assert readings(metrics)["web"].closed["done"] == 0
+
+
+@pytest_twisted.inlineCallbacks
+def test_it_follows_a_change(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """As a command is put together: totals, and a session that goes on."""
+    made: list[Relays] = []
+    build = Relays.__init__
+
+    def noted(relays: Relays, *args: Any) -> None:
+        made.append(relays)
+        build(relays, *args)
+
+    monkeypatch.setattr(Relays, "__init__", noted)
+    before = relay("web", "127.0.0.1:0", "10.0.0.1:1", "10.0.0.2:1")
+    command = service_of(before, relay("db"))
+    [relays] = made
+    [metrics] = [each for each in command if isinstance(each, MetricsService)]
+    relays.service.startService()
+    client = Client()
+    [old, _] = (each.factory for each in relays.service.listenings)
+    factory: Any = old
+    factory.wheel.add(client)
+    factory.counts.closed["done"] += 3
+    factory.totals.retried.count = 2
+    after = relay("web", "127.0.0.1:0", "10.0.0.1:1", "10.0.0.3:1")
+    relays.change(attrs.evolve(relays.config, relays=[after, relay("new")]))
+    assert relays.service.listenings[0].factory is not old
+    reading = readings(metrics)
+    assert list(reading) == ["web", "new"]
+    web = reading["web"]
+    assert (web.active, web.opened, web.up, web.retried) == (1, 4, 100, 2)
+    assert list(web.servers) == ["10.0.0.1:1", "10.0.0.3:1"]
+    factory.wheel.discard(client)
+    yield relays.service.stopService()
 
 
 @pytest_twisted.inlineCallbacks
