@@ -17,13 +17,12 @@ What a client goes through: :mod:`relayd.socks.session`.  Sources: see
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IDelayedCall,
-    IStreamClientEndpoint,
     IStreamServerEndpoint,
 )
 from zope.interface import implementer
@@ -33,7 +32,7 @@ from relayd.admission.limits import (
     default_max_handshakes,
     default_max_handshakes_per_client,
 )
-from relayd.core import settings
+from relayd.core import pool_settings, settings
 from relayd.core.interfaces import IGate, IObserver, IProxyPolicy, IShedsClients
 from relayd.core.networks import Network
 from relayd.core.session import Ending
@@ -45,11 +44,13 @@ from relayd.observing.session_log import SessionLog
 from relayd.preludes.proxy_protocol import introduced_by, preamble_of
 from relayd.socks import ident
 from relayd.socks.destinations import ProxyPolicy
+from relayd.socks.named import AddressDialer, AddressRetries
 from relayd.socks.session import REQUEST, Socks4Protocol, Socks4Session
 from relayd.stream.closing_bridge import ClosingBridge
 from relayd.stream.deadlines import Timeouts
 from relayd.stream.factory import StreamFactory
 from relayd.stream.relay import Bandwidth, Lifetime, StreamRelay
+from relayd.stream.retries import time_for_all
 
 __all__ = ["Socks4Factory", "Socks4Protocol", "Socks4Session"]
 
@@ -59,9 +60,6 @@ LONG_HANDSHAKE = 1.0
 
 #: How many are, each time that a listener finds none; it looks ten times a second.
 SHED_AT_ONCE = 32
-
-#: Makes what connects to the first of some permitted addresses that answers.
-AnyDialer = Callable[[Sequence[SocketAddress]], IStreamClientEndpoint]
 
 #: Makes what listens on a port of its own choice on one of this machine's addresses.
 AnyListener = Callable[[str], IStreamServerEndpoint]
@@ -85,8 +83,8 @@ class Socks4Factory(StreamFactory):
 
     :param reactor: provides `IReactorTime`, `IReactorFDSet`, `IReactorThreads`, and
         for ident `IReactorTCP`.
-    :param dialer: makes the client endpoint for addresses that were permitted: a list
-        of (family, socket address), the best first.
+    :param dialer: makes the client endpoint for an address that was permitted: the only
+        (family, socket address) of a list.
     :param listener: makes the server endpoint for BIND, for an address of this
         machine; it chooses the port.
     :param resolver: finds the addresses of 4a's names.
@@ -102,6 +100,8 @@ class Socks4Factory(StreamFactory):
     :param external_address: the IPv4 address that BIND's reply names, if another.
     :param handshake_timeout: seconds until a client must have said what it wants, with
         its TLS handshake if it has one; 0 for never.
+    :param connect_timeout: seconds until a server must have answered, of each address
+        that a name has; the first one's look-up included.
     :param bind_timeout: seconds that BIND waits for its peer, 0 for ever.
     :param max_handshakes: clients in a handshake; the one that has been in it longest
         is evicted.  None is a quarter of the limit of open files, 4,096 at most.
@@ -126,7 +126,7 @@ class Socks4Factory(StreamFactory):
         self,
         reactor: Any,
         *,
-        dialer: AnyDialer | None = None,
+        dialer: AddressDialer | None = None,
         listener: AnyListener | None = None,
         resolver: AnyResolver | None = None,
         policy: IProxyPolicy | None = None,
@@ -139,6 +139,7 @@ class Socks4Factory(StreamFactory):
         handshake_timeout: float = settings.HANDSHAKE_TIMEOUT.default,
         bind_timeout: float = settings.BIND_TIMEOUT.default,
         connect_timeout: float = settings.CONNECT_TIMEOUT.default,
+        dial_timeout: float | None = pool_settings.DIAL_TIMEOUT.default,
         stall_timeout: float = settings.STALL_TIMEOUT.default,
         idle_timeout: float = settings.IDLE_TIMEOUT.default,
         half_close_timeout: float = settings.HALF_CLOSE_TIMEOUT.default,
@@ -203,6 +204,10 @@ class Socks4Factory(StreamFactory):
         self.preamble = preamble_of(send_proxy)
         self.reactor = reactor
         self.dialer = dialer if dialer is not None else Dialer(reactor)
+        self.retries = AddressRetries(
+            self.dialer, time_for_all(dial_timeout, connect_timeout)
+        )
+        self.retries.tally = self.totals.retried
         self.listener = listener if listener is not None else self._listener
         self.resolver = resolver if resolver is not None else Resolver.of(reactor)
         self.policy = policy if policy is not None else ProxyPolicy()

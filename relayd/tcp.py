@@ -37,7 +37,7 @@ from relayd.stream.cutting import Cutting
 from relayd.stream.deadlines import Timeouts
 from relayd.stream.factory import StreamFactory, StreamProtocol
 from relayd.stream.relay import Bandwidth, Lifetime
-from relayd.stream.retries import NEVER, RETRIES, Retries
+from relayd.stream.retries import NEVER, RETRIES, Retries, time_for_all
 from relayd.stream.standby import StandBy
 from relayd.upstreams.pool import Pool
 
@@ -165,10 +165,8 @@ class RelayFactory(StreamFactory):
         self.pool.belong_to(self.name)
         if retries is None:
             retries = RETRIES if len(self.pool.upstreams) > 1 else 0
-        if dial_timeout is None:
-            all_of_it = max(pool_settings.LONGEST_DIAL, connect_timeout)
-            dial_timeout = all_of_it if connect_timeout else 0.0
-        if retries < 0 or not dial_timeout >= 0 or not wait_for_server >= 0:
+        dial_timeout = time_for_all(dial_timeout, connect_timeout)
+        if retries < 0 or not wait_for_server >= 0:
             raise ValueError("retries and times must not be negative")
         if retries or 0 < dial_timeout < (connect_timeout or NEVER):
             self.retries = Retries(self.pool, retries, dial_timeout)

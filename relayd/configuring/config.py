@@ -77,6 +77,7 @@ class StreamSettings:
     send_proxy: SendProxy | None = SEND_PROXY.default
     handshake_timeout: float = settings.HANDSHAKE_TIMEOUT.default
     connect_timeout: float = settings.CONNECT_TIMEOUT.default
+    dial_timeout: float | None = pool_settings.DIAL_TIMEOUT.default
     stall_timeout: float = settings.STALL_TIMEOUT.default
     idle_timeout: float = settings.IDLE_TIMEOUT.default
     half_close_timeout: float = settings.HALF_CLOSE_TIMEOUT.default
@@ -199,7 +200,6 @@ class PoolSettings(FlowPoolSettings):
     """The same for streams, and what follows if a server fails."""
 
     retries: int | None = pool_settings.RETRIES.default
-    dial_timeout: float | None = pool_settings.DIAL_TIMEOUT.default
 
 
 @attrs.frozen

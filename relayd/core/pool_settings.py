@@ -9,6 +9,7 @@ import attrs
 from relayd.core.check_grammar import EXPECTED_CHECK, Check, parse_check
 from relayd.core.number_types import CountOrNone, Percent
 from relayd.core.setting_types import (
+    STREAMS,
     Choice,
     Count,
     Kind,
@@ -110,7 +111,7 @@ DIAL_TIMEOUT = Setting[float | None](
     default=None,
     otherwise="30; at least --connect-timeout",
     help="Time for all attempts of a session together.",
-    kinds=_TCP,
+    kinds=STREAMS,
     group=TIMEOUTS,
 )
 MAX_FAILS = Setting[int](

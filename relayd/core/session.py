@@ -212,7 +212,8 @@ class Session:
         listener first opened for its peer; None before that.
     :ivar dialed_at: when the last attempt began; the same if there was one only.
     :ivar attempts: how many servers were dialled, or listeners opened.  The addresses
-        of one name, which are tried in turn, are one attempt.
+        of a server's name are one attempt; of a name that a client has asked for, each
+        is one.
     :ivar connected_at: when the upstream connection stood, or None.
     :ivar ended_at: when the last of its connections was closed, or None.
     :ivar up: client to server.

@@ -1,4 +1,4 @@
-"""Connecting to the first of several addresses that answers: of a name, or a list.
+"""Connecting to the first of a name's addresses that answers.
 
 The addresses are tried one after the other, the next one after a quarter of a second or
 as soon as one fails, and the first that connects is kept (RFC 8305, "happy eyeballs").
@@ -61,29 +61,6 @@ class NameEndpoint:
         )
 
 
-@implementer(IStreamClientEndpoint)
-class AddressesEndpoint:
-    """Connects to the first of several addresses that answers.
-
-    :param addresses: at least one, the best first.
-    :param endpoint: the class that dials each.
-    """
-
-    def __init__(
-        self,
-        reactor: Any,
-        addresses: Sequence[SocketAddress],
-        endpoint: type[SocketEndpoint] = SocketEndpoint,
-    ) -> None:
-        self._reactor = reactor
-        self._addresses = addresses
-        self._endpoint = endpoint
-
-    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
-        """See `IStreamClientEndpoint.connect`.  There is no timeout; cancel it."""
-        return dial_first(self._reactor, self._addresses, factory, self._endpoint)
-
-
 class Dialer:
     """Makes endpoints for addresses that need no look-up.
 
@@ -103,13 +80,12 @@ class Dialer:
         return self._endpoint(self._reactor, family, address)
 
     def __call__(self, addresses: Sequence[SocketAddress]) -> IStreamClientEndpoint:
-        """An endpoint that connects to the first of them that answers.
+        """An endpoint that connects to an address.
 
-        :param addresses: at least one, the best first.
+        :param addresses: this one alone.
         """
-        if len(addresses) == 1:
-            return self._one(*addresses[0])
-        return AddressesEndpoint(self._reactor, addresses, self._endpoint)
+        [address] = addresses
+        return self._one(*address)
 
 
 def dial_first(

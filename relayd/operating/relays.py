@@ -108,7 +108,6 @@ def pool_part(
         bandwidth=admitting.bandwidth,
         name=relay.name,
         retries=relay.pool.retries,
-        dial_timeout=relay.pool.dial_timeout,
         cut=relay.pool.on_down == "cut",
         wait_for_server=relay.pool.when_none.limit,
         **attrs.asdict(relay.stream, recurse=False),

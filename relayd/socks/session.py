@@ -178,7 +178,10 @@ class Socks4Protocol(StreamProtocol):
 
         :raises Refused: to none of them.
         """
-        return permitted(self.factory.policy, request, found, self.session)
+        factory = self.factory
+        kept = permitted(factory.policy, request, found, self.session)
+        ordered: list[SocketAddress] = factory.retries.in_order(kept, factory.now())
+        return ordered
 
     # -- BIND
 
@@ -332,6 +335,10 @@ class _LookUp(Attempt):
         found = self.dial = self.client.look_up(self._request)
         found.addCallbacks(self._bind, self.dial_failed)
         found.addErrback(self.client.failed)
+
+    def overdue(self) -> None:
+        limit = self.client.factory.timeouts.connect
+        self.failed(Ending.CONNECT_TIMEOUT, f"no address in {limit:g} s")
 
     def _bind(self, found: list[SocketAddress]) -> None:
         self.dial = None

@@ -19,6 +19,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from relayd.core import pool_settings
 from relayd.core.counts import Tally
 from relayd.core.session import Ending
 from relayd.core.stage import Stage
@@ -51,6 +52,21 @@ RETRIED = frozenset(
         Ending.UNRESOLVED,
     }
 )
+
+
+def time_for_all(dial_timeout: float | None, connect_timeout: float) -> float:
+    """The seconds that a session's attempts have together, 0 for ever.
+
+    :param dial_timeout: as given; None: :data:`~.pool_settings.LONGEST_DIAL`, or as
+        long as one attempt, if that is longer.
+    :raises ValueError: it is negative.
+    """
+    if dial_timeout is None:
+        longest = max(pool_settings.LONGEST_DIAL, connect_timeout)
+        return longest if connect_timeout else 0.0
+    if not dial_timeout >= 0:
+        raise ValueError(f"dial_timeout must not be negative: {dial_timeout!r}")
+    return dial_timeout
 
 
 class Choosing(Protocol):
@@ -148,7 +164,14 @@ class Retries:
             )
             client.dial(another)
             return True
-        pause = min(PAUSE_FIRST * 2 ** (session.attempts - 1), PAUSE_LAST)
+        return self.same_again(client, attempt, left)
+
+    def same_again(self, client: Any, attempt: Any, left: float) -> bool:
+        """There is no other server: try again after a pause; whether it will.
+
+        :param left: the seconds that the client's attempts have.
+        """
+        pause = min(PAUSE_FIRST * 2 ** (client.session.attempts - 1), PAUSE_LAST)
         if left <= pause:
             return False
         timer = client.factory.clock.callLater(pause, self._after_pause, client)

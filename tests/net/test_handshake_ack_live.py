@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred, succeed
 
 from relayd.core.pauses import ASKED
 from relayd.core.session import Ending, Session
 from relayd.net import handshake_ack
-from relayd.net.happy_eyeballs import AddressesEndpoint, Dialer
+from relayd.net.happy_eyeballs import Dialer, NameEndpoint
 from relayd.plane.endpoints import (
     PlaneSocketEndpoint,
     PlaneTCPListenerEndpoint,
@@ -211,7 +212,13 @@ def test_an_address_behind_one_that_refuses(still: Still) -> None:
     gone = closed_server().socket.getsockname()
     with Server() as server:
         addresses = [(socket.AF_INET, gone), (2, server.socket.getsockname())]
-        where = AddressesEndpoint(still, addresses, PlaneSocketEndpoint)
+
+        class Found:
+            def addresses(self, *_: Any) -> Deferred[list[Any]]:
+                return succeed(list(addresses))
+
+        resolver: Any = Found()
+        where = NameEndpoint(still, "a.example", 1, resolver, PlaneSocketEndpoint)
         with relaying(still, where) as running:
             assert held_back(still, server, running.connect(b"request"))
     assert not still.getDelayedCalls()

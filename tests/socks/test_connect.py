@@ -11,15 +11,12 @@ from twisted.internet import error
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IStreamClientEndpoint
-from twisted.internet.testing import MemoryReactorClock
 
 from relayd.core.session import Ending
-from relayd.net.dialing import SocketEndpoint
-from relayd.net.happy_eyeballs import Dialer
 from relayd.net.resolving import SocketAddress
 from relayd.preludes.socks4 import Code, Command, write_reply, write_request
 from tests.conftest import LoggedFailures
-from tests.support.fakes import FakeEndpoint, FakeTransport
+from tests.support.fakes import FakeTransport
 from tests.support.proxies import (
     BIND,
     BIND_BY_NAME,
@@ -198,11 +195,10 @@ def test_every_address_of_a_name_is_asked_about_and_those_permitted_are_dialled(
     assert [address for address, *_ in proxy.policy.asked] == [
         *("2001:db8::1", SERVER, "192.0.2.66", "2001:db8::2")
     ]
+    proxy.servers[-1].dial.fail(error.ConnectionRefusedError())
     assert proxy.dialled == [
-        [
-            (socket.AF_INET, (SERVER, 80)),
-            (socket.AF_INET6, ("2001:db8::2", 80, 0, 0)),
-        ]
+        [(socket.AF_INET, (SERVER, 80))],
+        [(socket.AF_INET6, ("2001:db8::2", 80, 0, 0))],
     ]
     client.lose()
 
@@ -311,36 +307,6 @@ def test_a_dialer_with_a_bug_ends_its_session_only(
     assert not client.connected
     logged_failures.take("in the dialer")
     proxy.over(Ending.FAILED)
-
-
-# -- several addresses, with the proxy's own dialer
-
-
-def test_the_second_address_of_a_name_is_tried_when_the_first_fails() -> None:
-    made: list[tuple[Any, FakeEndpoint]] = []
-
-    class Fake(SocketEndpoint):
-        def connect(self, factory: Any) -> Any:
-            made.append((self.address, FakeEndpoint(proxy.clock)))
-            return made[-1][1].connect(factory)
-
-    clock = MemoryReactorClock()
-    proxy = Proxy(dialer=Dialer(clock, Fake))
-    client = proxy.client(CONNECT_BY_NAME + b"data")
-    proxy.resolver.answer("203.0.113.9", SERVER)
-    [(address, first)] = made
-    assert address == ("203.0.113.9", 80)
-    first.dial.fail(error.ConnectionRefusedError())
-    [_, (address, second)] = made
-    assert address == (SERVER, 80)
-    server = second.dial.connect(IPv4Address("TCP", SERVER, 80))
-    client.take()
-    assert client.taken == GRANTED
-    server.take()
-    assert server.taken == b"data"
-    assert clock.getDelayedCalls() == []
-    client.lose()
-    proxy.over(Ending.DOWNSTREAM_RESET)
 
 
 # -- what is no request
