@@ -217,3 +217,17 @@ def test_an_address_as_a_name_has_no_others() -> None:
     proxy.server.dial.fail(REFUSED)
     refused(client)
     proxy.over(Ending.CONNECT_REFUSED)
+
+
+def test_once_the_client_was_told_no_other_is_tried() -> None:
+    """It has had its reply, and may not get another."""
+    proxy = Proxy()
+    client = proxy.client(CONNECT_BY_NAME)
+    proxy.resolver.answer(SERVER, OTHER)
+    server = proxy.servers[0].dial.connect(IPv4Address("TCP", SERVER, 80))
+    client.take()
+    server.lose(error.ConnectionLost())
+    client.take()
+    assert client.taken == GRANTED
+    assert dialled(proxy) == [SERVER]
+    proxy.over(Ending.UPSTREAM_RESET)
