@@ -145,9 +145,8 @@ class Attempt:
             self.failed(Ending.CONNECT_FAILED, "lost as soon as it was connected")
             return
         try:
-            client.session.upstream = self.name or client.factory.peer_name(
-                leg.transport.getPeer()
-            )
+            name = self.name or client.factory.peer_name(leg.transport.getPeer())
+            client.session.upstream = name
             if self.leads_here and self.is_loop(leg):
                 leg.abort()
                 self.failed(Ending.LOOP, LOOP_DETAIL)
@@ -157,7 +156,7 @@ class Attempt:
                 # It counts until the session is over.
                 client.place = place = self.place
                 if place.label:
-                    client.session.upstream = f"{place.label}/{client.session.upstream}"
+                    client.session.upstream = place.label + "/" + name
                 place.connected()
             client.attempt_connected(self, leg)
         except Exception:

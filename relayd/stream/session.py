@@ -317,9 +317,9 @@ class StreamProtocol(Redialing):
         if factory.handshakes is not None:
             factory.handshakes.discard(self)
         session.server, session.upstream = upstream, upstream.name
-        limit = factory.timeouts.connect
-        if factory.retries is not None:
-            limit = factory.retries.limit(self, limit)
+        limit, retries = factory.timeouts.connect, factory.retries
+        if retries and (session.attempts or not 0 < limit <= retries.dial_timeout):
+            limit = retries.limit(self, limit)
         self.begin_attempt(_DIALING, limit)
         if self.direction.eof:
             self.may_have_left()
