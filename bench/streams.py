@@ -3,7 +3,6 @@ memory."""
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -191,25 +190,23 @@ class Short:
 def begin_clients(relay: Relay, seconds: float) -> Iterator[Measure]:
     """CPU per short connection, where each client is another one: of all of them.
 
-    There is a figure as soon as all have had their sessions, over some windows.
+    There is one figure, when all have had their sessions, over some windows.
     """
     with site() as origin, started(relay, origin.port, quiet=True) as running:
         short = Short(running, origin, "server")
         short.make(WARM_UP)
-        hosts = itertools.cycle(client_hosts())
+        hosts = client_hosts()
         used, made = 0.0, 0
 
         def measure() -> Readings:
             nonlocal used, made
+            if made == CLIENTS:
+                return {}
             _leave_time_wait(2 * CLIENTS_EACH_WINDOW)
             before = running.cpu()
             used += short.make(CLIENTS_EACH_WINDOW, hosts) - before
             made += CLIENTS_EACH_WINDOW
-            if made % CLIENTS:
-                return {}
-            each, used = used * 1e6 / made, 0.0
-            made = 0
-            return {"short-clients": each}
+            return {"short-clients": used * 1e6 / made} if made == CLIENTS else {}
 
         yield measure
 
