@@ -339,6 +339,46 @@ def test_metrics_in_a_file(tmp_path: Path) -> None:
         assert get(running, "/readyz/web") == (200, "ok\n")
 
 
+def test_a_relay_that_is_stopped(server: Server, tmp_path: Path) -> None:
+    """It takes no address, is not ready, and has series; the others are as ever."""
+    file = tmp_path / "relayd.toml"
+    taken = "{}:{}".format(*server.socket.getsockname())
+    file.write_text(f"""
+metrics = "127.0.0.1:0"
+[tcp.web]
+listen = "127.0.0.1:0"
+dest = "{server.address}"
+[tcp.spare]
+enabled = false
+listen = "{taken}"
+dest = "{taken}"
+""")
+    with relay("--config", str(file)) as running:
+        running.wait_for("relay spare is stopped")
+        assert get(running, "/readyz?verbose") == (
+            200,
+            "[+] web: ok\n[-] spare: stopped\nok\n",
+        )
+        assert get(running, "/readyz/spare") == (503, "stopped\n")
+        assert Samples(running)("relayd_sessions_opened_total", relay="spare") == 0
+        with connect(running.port) as client, server.accept() as there:
+            client.sendall(b"x")
+            there.close()
+        running.signal()
+        assert running.wait() == 0
+    # A process of such relays alone, which a file may change.
+    text = file.read_text()
+    file.write_text(text.replace("[tcp.web]\n", "[tcp.web]\nenabled = false\n"))
+    running = RelayProcess("--config", str(file))
+    try:
+        running.wait_for("relay spare is stopped")
+        assert get(running, "/readyz/web") == (503, "stopped\n")
+        running.signal()
+        assert running.wait() == 0
+    finally:
+        running.stop()
+
+
 @pytest.mark.parametrize("taken", ["metrics", "listener"])
 def test_a_port_in_use_starts_nothing(taken: str) -> None:
     """One line, and the other one is closed again."""
