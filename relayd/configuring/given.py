@@ -9,7 +9,7 @@ speak of it: `--idle-timeout '5'` or `idle_timeout = '5'`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -168,6 +168,7 @@ class Layers:
     :ivar every: what each relay gets besides, if its kind has it: it has the say.
     :ivar problems: what could not be read, a line each.
     :ivar source: the file that was read, or the folder; empty for the command line.
+    :ivar now: by the name of a relay, what was said while it runs: it has the say.
     """
 
     process: Sequence[Given]
@@ -176,6 +177,7 @@ class Layers:
     problems: Sequence[str] = ()
     defaults: Sequence[Given] = ()
     source: str = ""
+    now: Mapping[str, Sequence[Given]] = attrs.field(factory=dict)
 
     def over(self, below: Layers) -> Layers:
         """These, where they have the say over others; relays of both."""
@@ -186,6 +188,7 @@ class Layers:
             [*below.problems, *self.problems],
             [*below.defaults, *self.defaults],
             self.source or below.source,
+            {**below.now, **self.now},
         )
 
     @property
@@ -206,7 +209,8 @@ class Layers:
             [each for each in given if relay.kind in each.setting.kinds]
             for given in (self.defaults, self.every)
         )
-        return attrs.evolve(relay, given=[*below, *relay.given, *above])
+        now = self.now.get(relay.name or "", ())
+        return attrs.evolve(relay, given=[*below, *relay.given, *above, *now])
 
 
 def key_of(setting: Setting[Any]) -> str:

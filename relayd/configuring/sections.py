@@ -327,6 +327,18 @@ def _read_relays(
         yield RelaySection(kind, name, read.given, where, read.faulty)
 
 
+def read_settings(
+    kind: Kind, table: Mapping[str, Any], place: Place
+) -> tuple[Sequence[Given], list[str]]:
+    """Read settings of one relay, as its table in a file has them.
+
+    :return: what is given, and what is wrong, a line each.
+    """
+    problems: list[str] = []
+    read = _read_table(_RELAYS[kind], table, place, problems)
+    return read.given, problems
+
+
 def _with_variables(value: Any, environ: Mapping[str, str], depth: int = 4) -> Any:
     """A value in whose strings `${NAME}` is replaced, and `$$` is a dollar.
 

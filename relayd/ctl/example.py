@@ -14,6 +14,7 @@ from typing import Any
 
 from relayd.configuring.address_settings import DEST, LISTEN
 from relayd.configuring.file_values import FROM_FILE, Rows
+from relayd.configuring.readable import default_of
 from relayd.configuring.sections import (
     DEFAULTS_KEYS,
     PROCESS_KEYS,
@@ -21,7 +22,7 @@ from relayd.configuring.sections import (
 )
 from relayd.core.setting_types import Count, IPv4, Kind, Setting
 from relayd.core.settings import GROUPS
-from relayd.ctl.texts import default_in_words, default_of, explained, literal
+from relayd.ctl.texts import default_in_words, explained, literal
 
 HEAD = """\
 # A configuration file of relayd, with every setting in it.  A setting that is left out

@@ -71,8 +71,8 @@ def show(file: str, form: str | None) -> None:
     or a file and the table in it. Of values that are read from a file of their own
     (userid_file), only the file's name is shown.
     """
+    from relayd.configuring.effective import effective
     from relayd.ctl.checking import read
-    from relayd.ctl.effective import effective
 
     layers, _ = read(file)
     found = effective(layers)

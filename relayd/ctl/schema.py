@@ -16,6 +16,7 @@ from relayd.configuring.address_settings import DEST, LISTEN
 from relayd.configuring.bandwidth_settings import RatesType
 from relayd.configuring.control_settings import User
 from relayd.configuring.file_values import FROM_FILE, Rows
+from relayd.configuring.readable import default_of
 from relayd.configuring.sections import (
     DEFAULTS,
     DEFAULTS_KEYS,
@@ -40,7 +41,7 @@ from relayd.core.setting_types import (
     Size,
     Type,
 )
-from relayd.ctl.texts import default_in_words, default_of, explained
+from relayd.ctl.texts import default_in_words, explained
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

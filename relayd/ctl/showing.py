@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from relayd.ctl.effective import DEFAULT, Effective, Table
+from relayd.configuring.effective import DEFAULT, Effective, Table
 from relayd.ctl.texts import default_in_words, in_keys, literal
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import tomli_w
 
 from relayd.configuring.address_settings import ALL
+from relayd.configuring.readable import default_of
 from relayd.core.number_types import Percent
 from relayd.core.setting_types import (
     Choice,
@@ -29,9 +30,6 @@ _KEYS: Mapping[str, str] = {row.name: row.key for row in ALL if row.key}
 
 _OPTION = re.compile(r"--(?:no-)?([a-z0-9-]*[a-z0-9])")
 
-#: The units that a time is shown in: the first that divides it.
-_UNITS = (("h", 3600), ("m", 60), ("s", 1))
-
 
 def explained(row: Setting[Any]) -> str:
     """What a setting does, in words of the file."""
@@ -41,34 +39,6 @@ def explained(row: Setting[Any]) -> str:
 def in_keys(text: str) -> str:
     """A text in which options are called what a file calls them."""
     return _OPTION.sub(lambda found: _KEYS.get(found[1], found[0]), text)
-
-
-def default_of(row: Setting[Any]) -> Any:
-    """A default as a file would have it; None if only words can say it."""
-    default = row.default
-    if isinstance(default, tuple):
-        texts = [row.type.show(each) for each in default]
-        return texts[0] if len(texts) == 1 else texts
-    return readable(row, default)
-
-
-def readable(row: Setting[Any], value: Any) -> Any:
-    """A value as people write it in a file: times and sizes with their units."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(row.type, Seconds) and value:
-        for unit, seconds in _UNITS:
-            if not value % seconds:
-                return f"{value // seconds:.0f}{unit}"
-        return f"{row.type.show(value)}s"
-    if isinstance(row.type, Size | Percent):
-        return row.type.show(value)
-    if not isinstance(value, int | float | str):
-        # What has a grammar of its own.
-        return row.type.show(value)
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
 
 
 def default_in_words(row: Setting[Any]) -> str:

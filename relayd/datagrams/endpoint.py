@@ -51,6 +51,14 @@ class UdpPort:
         self._relay.close()
         return succeed(None)
 
+    def hold(self) -> None:
+        """Give no client a flow for now: new ones of all addresses wait."""
+        self._relay.hold(True)
+
+    def release(self) -> None:
+        """Serve those that have waited, and others."""
+        self._relay.hold(False)
+
     def retire(self) -> None:
         """Admit no new client; close once the flows of this address have ended."""
         self._relay.retire([self._listener])

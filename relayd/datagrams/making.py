@@ -18,6 +18,7 @@ from relayd.datagrams.loops import LoopGuard
 from relayd.datagrams.opening import FlowOpener, Ingredients
 from relayd.datagrams.redialing import FlowMover
 from relayd.datagrams.rescue import Rescue
+from relayd.datagrams.standby import FlowStandBy
 from relayd.datagrams.watching import Watcher
 
 
@@ -26,7 +27,6 @@ class FlowMaking:
 
     :ivar open: see :meth:`relayd.datagrams.interfaces.FlowRelay.admit`.
     :ivar redial: see there; `send_away` likewise.
-    :ivar standby: where new clients wait for a server, if they do.
     """
 
     def __init__(
@@ -49,7 +49,6 @@ class FlowMaking:
         )
         self.open = self._opener.open
         self.redial, self.send_away = self._mover.redial, self._mover.send_away
-        self.standby = self._opener.standby
         self._ledger = ledger
         self._rescue: Rescue | None = None
         self._cutting = FlowCutting(ledger, relay) if made_of.cut else None
@@ -62,9 +61,18 @@ class FlowMaking:
     def hear(self, balance: FlowPool) -> None:
         """Hear of the servers of a pool with state, which chooses."""
         self._balance, self._rescue = balance, Rescue(self._ledger)
-        both = self._cutting, self.standby
+        both = self._cutting, self._opener.room
         self._listeners = [each.server_changed for each in both if each is not None]
         balance.listeners += self._listeners
+
+    @property
+    def standby(self) -> FlowStandBy | None:
+        """Where new clients wait for a server, if they do."""
+        return self._opener.standby
+
+    def hold(self, held: bool) -> None:
+        """Let new clients wait, or serve them again."""
+        self._opener.hold(held)
 
     def check(self, now: float) -> None:
         """Called once in a while, with the time, as long as there are flows."""
@@ -93,6 +101,8 @@ class FlowMaking:
         Its clients wait here, or are refused.
         """
         self._opener.ordinals = before._opener.ordinals
+        if before._opener.held:
+            self.hold(True)
         if before.standby is not None:
             if self.standby is not None:
                 self.standby.take_over(before.standby)

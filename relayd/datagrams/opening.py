@@ -39,6 +39,9 @@ from relayd.net.log_throttle import LogThrottle
 
 log = Logger(namespace="relayd.datagrams")
 
+#: Seconds for which a client that is held waits at most.
+HELD = 600.0
+
 #: How many flows are read for a pending answer before one is evicted.
 MAX_READ = 8
 
@@ -73,7 +76,8 @@ class FlowOpener:
     :param relay: ends the flows that are evicted.
     :param made_of: see there.
 
-    :ivar standby: where they wait, if they do.
+    :ivar room: where clients wait for a server, or until they are not held any more.
+    :ivar held: none gets a flow for now.
     """
 
     def __init__(
@@ -102,8 +106,21 @@ class FlowOpener:
         self._gate_throttles = {each: LogThrottle(ledger.clock) for each in REASONS}
         self._loop_throttle = LogThrottle(ledger.clock)
         self._server_throttle = LogThrottle(ledger.clock)
-        wait = made_of.wait_for_server
-        self.standby = FlowStandBy(ledger, wait, self) if wait else None
+        self._wait = made_of.wait_for_server
+        self.room = FlowStandBy(ledger, self._wait, self)
+        self.held = False
+
+    @property
+    def standby(self) -> FlowStandBy | None:
+        """Where they wait, if they do."""
+        return self.room if self._wait or self.held or len(self.room) else None
+
+    def hold(self, held: bool) -> None:
+        """Give nobody a flow for now, or again those that have waited, and others."""
+        self.held = held
+        self.room.limit = max(self._wait, HELD) if held else self._wait
+        if not held:
+            self.room.server_changed()
 
     def open(
         self, listener: DatagramListener, key: Any, data: Any
@@ -134,8 +151,7 @@ class FlowOpener:
                     count=dropped["loop"],
                 )
             return None
-        standby = self.standby
-        if standby is not None and standby.add((listener.number, key), data):
+        if len(self.room) and self.room.add((listener.number, key), data):
             return None
         lease = asked = None
         if self._gate is not None or self._pool.balance is not None:
@@ -146,7 +162,7 @@ class FlowOpener:
                     return None
         client, flow, waits = (key, source, to), None, False
         try:
-            server = self._pool.choose(asked)
+            server = None if self.held else self._pool.choose(asked)
             if server is None and not self._relay.draining:
                 waits = self._waits(listener, client, asked, lease, data)
             else:
@@ -186,7 +202,7 @@ class FlowOpener:
 
     def server_for(self, waiting: WaitingClient) -> Server | None:
         """See :meth:`relayd.datagrams.standby.Opener.server_for`."""
-        return self._pool.choose(waiting.asked)
+        return None if self.held else self._pool.choose(waiting.asked)
 
     def open_for(self, waiting: WaitingClient, server: Server) -> ClientFlow | None:
         """See :meth:`relayd.datagrams.standby.Opener.open_for`."""

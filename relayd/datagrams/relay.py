@@ -113,6 +113,10 @@ class DatagramRelay:
         """Where its new clients wait for a server, if they do."""
         return self._making.standby
 
+    def hold(self, held: bool) -> None:
+        """Let new clients wait, ten minutes at most; or serve them again."""
+        self._making.hold(held)
+
     @property
     def bandwidth(self) -> FlowBandwidth | None:
         """What limits its flows, if anything does."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import attrs
@@ -51,7 +51,7 @@ class Process:
     reactor: Any
     logs: Logs | None = None
     checker: Checker | None = None
-    more: Collection[Callable[[], Iterable[Json]]] = ()
+    more: list[Callable[[], Iterable[Json]]] = attrs.field(factory=list)
 
 
 def limits(shown: Iterable[Shown], process: Process) -> Work:

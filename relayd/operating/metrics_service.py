@@ -198,6 +198,13 @@ class MetricsService(Service):
             loaded_at=self.loaded_at,
         )
 
+    def loaded(self, at: float) -> None:
+        """The settings were read again, with success.
+
+        :param at: seconds since the epoch.
+        """
+        self.loaded_at = at
+
     def limits(self) -> list[dict[str, Any]]:
         """Where its own bounds stand."""
         return self._site.limits()

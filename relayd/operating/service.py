@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from relayd.configuring.address_grammar import StreamAddress
 from relayd.configuring.config import Config, Relay, UdpRelay
 from relayd.configuring.server_grammar import options_of
+from relayd.configuring.source import Source
 from relayd.core.errors import CannotStart, ConfigError
 from relayd.net.dial_options import DialOptions
 from relayd.operating.changing import Relays, whose
@@ -29,6 +30,7 @@ from relayd.operating.notify import Notifier
 from relayd.operating.open_files import raise_open_files
 from relayd.operating.running import RelayService
 from relayd.operating.signals import Signals
+from relayd.operating.steering import Steered
 from relayd.operating.units import Unit, Workshop
 
 log = Logger(namespace="relayd.service")
@@ -104,16 +106,72 @@ def _command(
     relays: Relays,
     reactor: Any,
     logs: Logs,
+    source: Source | None,
 ) -> CommandService:
     """A command of these parts, with its signals, and what tells its manager of it."""
     signals = Signals(reactor, relays.service.stop_now, logs.files)
     notifier = Notifier.of(reactor, relays.service)
     last = [] if notifier is None else [notifier]
-    if config.metrics is None:
-        return CommandService([signals, *parts, *last], logs)
-    metrics = _metrics(config.metrics, relays.service, reactor, logs)
-    relays.followers.append(metrics.follow)
-    return CommandService([signals, metrics, *parts, *last], logs, metrics.close)
+    first: list[Any] = []
+    if source is not None and not config.demo:
+        steered = Steered(reactor, relays, source, logs)
+        if notifier is not None:
+            steered.reloading, steered.reloaded = notifier.reloading, notifier.reloaded
+        if not source.why_not:
+            signals.reload = steered.reload_by_signal
+        if config.control is not None:
+            first.append(_control(config, steered, relays.service.command, reactor))
+        first.append(SteeringTimers(steered))
+    else:
+        steered = None
+    if config.metrics is not None:
+        metrics = _metrics(config.metrics, relays.service, reactor, logs)
+        relays.followers.append(metrics.follow)
+        first.append(metrics)
+        if steered is not None:
+            steered.process.more.append(metrics.limits)
+            steered.loaded.append(metrics.loaded)
+
+    def clean_up() -> None:
+        for each in first:
+            each.close()
+
+    return CommandService([signals, *first, *parts, *last], logs, clean_up)
+
+
+class SteeringTimers(Service):
+    """Ends the timers of a steered relayd when it stops.
+
+    :param steered: its timers.
+    """
+
+    def __init__(self, steered: Steered) -> None:
+        self._steered = steered
+
+    def stopService(self) -> None:
+        super().stopService()
+        self.close()
+
+    def close(self) -> None:
+        """The same; also of one that has not started."""
+        self._steered.close()
+
+
+def _control(config: Config, steered: Steered, command: str, reactor: Any) -> Any:
+    """What serves the control socket."""
+    # Imports twisted.web, which few relays need.
+    from relayd.operating.control_service import ControlService
+
+    where: Any = config.control
+    service = ControlService(
+        reactor,
+        where.path,
+        steered,
+        config.control_uids,
+        config.control_read_uids,
+        command,
+    )
+    return service
 
 
 def _metrics(
@@ -139,12 +197,18 @@ def _metrics(
 
 
 def make_service(
-    config: Config, reactor: Any, logs: Logs | None = None, command: str = "relayd"
+    config: Config,
+    reactor: Any,
+    logs: Logs | None = None,
+    command: str = "relayd",
+    source: Source | None = None,
 ) -> MultiService:
     """The service of one command.
 
     :param logs: of the command; None: of a program that logs by itself.
     :param command: its name, with which errors begin.
+    :param source: where the settings came from: they can be read again, and changed by
+        the control socket; unless given, they can't.
     :raises ConfigError: Twisted can't use an endpoint string, or this machine can't
         give what is asked for; one line for each relay that can't be made, with its
         name.
@@ -171,7 +235,7 @@ def make_service(
         from relayd.operating.demo import DemoInvitation
 
         parts.append(DemoInvitation())
-    return _command(config, parts, relays, reactor, logs)
+    return _command(config, parts, relays, reactor, logs, source)
 
 
 def _demo(parts: list[Service], relay: Relay, shop: Workshop) -> Unit:

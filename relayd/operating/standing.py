@@ -25,6 +25,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from relayd.core import process_settings, settings
+from relayd.core.addresses import address_name
 from relayd.datagrams.endpoint import AdoptedUdpListener, UdpPort
 from relayd.datagrams.relay import DatagramRelay
 from relayd.net.listener import Listener, sockets_of
@@ -111,6 +112,13 @@ class Standing:
         """Serve its clients as another one does, from now on."""
         before, self.listening = self.listening, listening
         served: Any = listening.factory
+        if served.name != before.factory.name:
+            log.info(
+                "{address} is relay={relay}'s now, {purpose}",
+                address=", ".join(map(address_name, self.addresses)),
+                relay=served.name,
+                purpose=listening.purpose,
+            )
         if served is before.factory:
             for each in self.sockets:
                 if isinstance(each, UdpPort):

@@ -21,6 +21,7 @@ import twisted
 from relayd.configuring.config import Config
 from relayd.configuring.configure import configure
 from relayd.configuring.given import Given, Layers
+from relayd.configuring.source import Source
 from relayd.core.errors import CannotStart, ConfigError
 from relayd.core.process_settings import PRINT_CONFIG
 from relayd.core.setting_types import Setting
@@ -38,6 +39,7 @@ class TableOptions(usage.Options):
     :cvar examples: the end of the help.
     :ivar given: the repeatable settings, in their order.
     :ivar config: the settings, once `parseOptions` has returned.
+    :ivar source: where they came from.
     """
 
     service: str
@@ -72,6 +74,7 @@ class TableOptions(usage.Options):
         super().__init__()
         self.given: list[Given] = []
         self.config = Config(())
+        self.source: Source | None = None
 
     def layers(self) -> Layers:
         """What was given, and what a file adds to it.
@@ -111,7 +114,7 @@ class TableOptions(usage.Options):
         """
         logs = self.logs(reactor)
         try:
-            return make_service(self.config, reactor, logs, self.service)
+            return make_service(self.config, reactor, logs, self.service, self.source)
         except ConfigError as problem:
             raise self._cannot_start(problem) from problem
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from twisted.application.service import MultiService
@@ -9,6 +10,7 @@ from twisted.application.service import MultiService
 from relayd.configuring.address_settings import RELAYD
 from relayd.configuring.command_line import OF_ONE_RELAY, relay_sections
 from relayd.configuring.given import Layers
+from relayd.configuring.source import Source
 from relayd.core.errors import ConfigError
 from relayd.core.process_settings import CONFIG, DEMO
 from relayd.tap.options import TableOptions
@@ -73,11 +75,17 @@ class Options(TableOptions):
         layers = Layers(process, relay_sections(own), every)
         config = self[CONFIG.option]
         if config is None:
+            self.source = Source(layers, layers)
             return layers
         # Imports cattrs, which nothing else needs.
         from relayd.configuring.file import read_layers
 
-        return layers.over(read_layers(config.value))
+        path = config.value
+        both = layers.over(read_layers(path))
+        # It may be read again from another folder, as that of a daemon.
+        path = path if path == "-" else os.path.abspath(path)
+        self.source = Source(layers, both, path, read_layers)
+        return both
 
 
 def makeService(options: Options, reactor: Any = None) -> MultiService:

@@ -9,6 +9,7 @@ from twisted.application.service import MultiService
 from relayd.configuring.address_settings import SOCKS4
 from relayd.configuring.command_line import socks4_section
 from relayd.configuring.given import Layers
+from relayd.configuring.source import Source
 from relayd.tap.options import TableOptions
 
 EXAMPLES = """
@@ -54,7 +55,9 @@ class Options(TableOptions):
         given = [*self.chosen, *self.given]
         process = [each for each in given if each.setting.process]
         own = [each for each in given if not each.setting.process]
-        return Layers(process, [socks4_section(own)])
+        layers = Layers(process, [socks4_section(own)])
+        self.source = Source(layers, layers)
+        return layers
 
 
 def makeService(options: Options, reactor: Any = None) -> MultiService:

@@ -11,6 +11,7 @@ import pytest
 
 from relayd.configuring.configure import configure
 from relayd.configuring.file import read_layers
+from relayd.configuring.readable import default_of
 from relayd.configuring.sections import (
     DEFAULTS_KEYS,
     KINDS,
@@ -21,7 +22,7 @@ from relayd.core.setting_types import Kind
 from relayd.ctl.example import RELAYS, example
 from relayd.ctl.exits import Exit
 from relayd.ctl.main import main
-from relayd.ctl.texts import default_of, explained
+from relayd.ctl.texts import explained
 
 #: A setting, in use or commented out.
 SETTING = re.compile(r"^(# )?([a-z0-9_]+) = (.+)$", re.MULTILINE)

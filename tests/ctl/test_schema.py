@@ -15,6 +15,7 @@ from jsonschema import Draft202012Validator
 
 from relayd.configuring.configure import configure
 from relayd.configuring.file import read_layers
+from relayd.configuring.readable import default_of
 from relayd.configuring.sections import (
     DEFAULTS_KEYS,
     KINDS,
@@ -28,7 +29,7 @@ from relayd.ctl.example import RELAYS, example, sample
 from relayd.ctl.exits import Exit
 from relayd.ctl.main import main
 from relayd.ctl.schema import schema
-from relayd.ctl.texts import default_of, explained
+from relayd.ctl.texts import explained
 
 SCHEMA = schema()
 VALIDATOR = Draft202012Validator(SCHEMA)

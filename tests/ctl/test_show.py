@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 
 from relayd.configuring.configure import configure
+from relayd.configuring.effective import effective
 from relayd.configuring.file import read_layers
 from relayd.configuring.sections import PROCESS_KEYS, RELAY_KEYS
 from relayd.ctl import showing
 from relayd.ctl.checking import read
-from relayd.ctl.effective import effective
 from relayd.ctl.exits import Exit
 from relayd.ctl.main import main
 

@@ -12,11 +12,11 @@ from typing import Any
 import attrs
 
 from relayd.configuring.file_values import Rows
-from relayd.configuring.given import Given, Layers, key_of
+from relayd.configuring.given import Given, Layers, RelaySection, key_of
+from relayd.configuring.readable import default_of
 from relayd.configuring.sections import PROCESS_KEYS, RELAY_KEYS
 from relayd.configuring.written import named, values
 from relayd.core.setting_types import Kind
-from relayd.ctl.texts import default_of
 
 #: Where a setting comes from that nobody has given.
 DEFAULT = "default"
@@ -64,9 +64,16 @@ def effective(layers: Layers) -> list[Table]:
         )
     ]
     for name, relay in named(layers):
-        settings = _settings(RELAY_KEYS[relay.kind], list(relay.effective), relay.kind)
-        found.append(Table(relay.kind, name, settings))
+        found.append(Table(relay.kind, name, effective_of(relay)))
     return found
+
+
+def effective_of(relay: RelaySection) -> list[Effective]:
+    """All settings of one relay.
+
+    :param relay: with all that was given for it.
+    """
+    return _settings(RELAY_KEYS[relay.kind], list(relay.effective), relay.kind)
 
 
 def _settings(

@@ -1,0 +1,201 @@
+"""What an operator does to clients, servers and sessions while relays run.
+
+None of it is a change of settings: clients are held for a while, a server is taken out,
+sessions are ended.  See :class:`relayd.control.steering.Steering`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import cooperate
+from twisted.logger import Logger
+
+from relayd.configuring.given import Layers
+from relayd.control.steering import Asker, Conflict, Invalid, Json, ServerState, Work
+from relayd.net.monotonic import monotonic
+from relayd.operating.changing import Relays
+from relayd.operating.killing import kill
+from relayd.operating.listing_servers import by_name, is_called, no_server
+from relayd.operating.logs import Logs
+from relayd.operating.overlay import Said
+from relayd.operating.seeing import Seeing
+from relayd.upstreams.server import MAX_WEIGHT, Server
+
+log = Logger(namespace="relayd.control")
+
+#: The longest time that may be given, in seconds: a year.
+LONGEST = 366 * 86400.0
+
+
+class Intervening(Seeing):
+    """See :class:`relayd.operating.steering.Steered`, which is one."""
+
+    def __init__(
+        self, reactor: Any, relays: Relays, layers: Layers, logs: Logs, path: str | None
+    ) -> None:
+        super().__init__(reactor, relays, layers, logs, path)
+        self._clock = monotonic(reactor)
+        #: Held by the change of settings that is under way.
+        self._lock = DeferredLock()
+        #: When clients that are held are served, by relay; when drains of servers end.
+        self._resumes: dict[str, IDelayedCall] = {}
+        self._cuts: dict[tuple[str, str], IDelayedCall] = {}
+
+    def close(self) -> None:
+        """The process stops: no timer is left."""
+        for each in (*self._resumes.values(), *self._cuts.values()):
+            if each.active():
+                each.cancel()
+        self._resumes.clear()
+        self._cuts.clear()
+
+    def _check_running(self) -> None:
+        if self._all.service.stopping:
+            raise Conflict("relayd stops: nothing can be changed any more")
+
+    def _revise(self, relay: str) -> None:
+        self._revisions[relay] = self._revisions.get(relay, 0) + 1
+
+    def pause(self, relay: str, seconds: float | None, by: Asker) -> Json:
+        """See :class:`relayd.control.steering.Steering`."""
+        unit = self._unit(relay)
+        self._check_running()
+        if not unit.settings.enabled:
+            raise Conflict(f"{relay} is stopped: it has no clients to hold")
+        later = None if seconds is None else seconds_of(seconds)
+        self._forget_resume(relay)
+        self._all.service.hold(relay)
+        if later is not None:
+            self._resumes[relay] = self._clock.callLater(later, self._resume, relay)
+        self._revise(relay)
+        return self.relay(relay)
+
+    def resume(self, relay: str, by: Asker) -> Json:
+        """See :class:`relayd.control.steering.Steering`."""
+        self._unit(relay)
+        self._resume(relay)
+        return self.relay(relay)
+
+    def _resume(self, relay: str) -> None:
+        self._forget_resume(relay)
+        if relay in self._all.service.held:
+            self._all.service.release(relay)
+            self._revise(relay)
+            log.info("{relay}: clients are served again", relay=relay)
+
+    def _forget_resume(self, relay: str) -> None:
+        timer = self._resumes.pop(relay, None)
+        if timer is not None and timer.active():
+            timer.cancel()
+
+    # -- servers and sessions
+
+    def set_server(
+        self,
+        relay: str,
+        server: str,
+        state: ServerState | None,
+        weight: int | None,
+        within: float | None,
+        by: Asker,
+    ) -> Json:
+        """See :class:`relayd.control.steering.Steering`."""
+        self._check_running()
+        if self._lock.locked:
+            raise Conflict("another change is under way: try again")
+        name, found = self._servers_called(relay, server)
+        if weight is not None and not 0 <= weight <= MAX_WEIGHT:
+            raise Invalid(f"weight: {weight}: expected 0 to {MAX_WEIGHT}")
+        if within is not None and state != "drain":
+            raise Invalid("within: it is for a server that is drained")
+        said = self._said(relay, name, state, weight)
+        self.overlay = self.overlay.with_word(relay, name, said)
+        tell(found, said)
+        self._forget_cut(relay, name)
+        if within is not None:
+            cut = partial(self._cut, relay, name)
+            self._cuts[relay, name] = self._clock.callLater(seconds_of(within), cut)
+        self._revise(relay)
+        return self.server(relay, name)
+
+    def _servers_called(self, relay: str, server: str) -> tuple[str, Sequence[Server]]:
+        shown = self._shown_of(relay)
+        for name, found in by_name(shown).items():
+            if is_called(found[0], server):
+                if not isinstance(found[0], Server):
+                    raise Conflict(
+                        f"{name} is the only server of {relay}, and nothing is said of"
+                        " it: give it a name, or another one beside it; or stop, or"
+                        f" pause, {relay}"
+                    )
+                return name, found
+        raise no_server(shown, server)
+
+    def _cut(self, relay: str, server: str) -> None:
+        """A server has had its time to drain."""
+        self._cuts.pop((relay, server), None)
+        if relay in self._all.units:
+            why = f"the time of {server} to drain is over"
+            work = kill(self._shown(), server=server, relay=relay, why=why)
+            whole(work).addErrback(
+                lambda reason: log.failure("a server could not be drained", reason)
+            )
+
+    def _forget_cut(self, relay: str, server: str) -> None:
+        timer = self._cuts.pop((relay, server), None)
+        if timer is not None and timer.active():
+            timer.cancel()
+
+    def kill(
+        self,
+        sessions: Sequence[int] | None,
+        client: str | None,
+        server: str | None,
+        relay: str | None,
+        by: Asker,
+    ) -> Work:
+        """See :class:`relayd.control.steering.Steering`."""
+        return kill(
+            self._shown(),
+            sessions=sessions,
+            client=client,
+            server=server,
+            relay=relay,
+            why=f"by {by}",
+        )
+
+    def _said(
+        self, relay: str, server: str, state: ServerState | None, weight: int | None
+    ) -> Said:
+        """What is said of a server from now on; what is not given stays."""
+        before = self.overlay.servers.get(relay, {}).get(server, Said())
+        if state == "auto":
+            return Said(None, weight)
+        return Said(
+            before.state if state is None else state,
+            before.weight if weight is None else weight,
+        )
+
+
+def tell(servers: Sequence[Server], said: Said) -> None:
+    """The operator's word, to each of the servers of one name."""
+    for each in servers:
+        each.operate_weight(said.weight)
+        each.operate(said.state)
+
+
+def seconds_of(given: float) -> float:
+    """:raises Invalid: it is no time."""
+    if not 0 <= given <= LONGEST:
+        raise Invalid(f"{given:g} seconds: expected 0 to a year")
+    return given
+
+
+def whole(work: Work) -> Deferred[Any]:
+    """Do all of some work, in parts."""
+    return cooperate(work).whenDone()

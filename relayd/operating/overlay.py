@@ -1,0 +1,211 @@
+"""What was said while a process runs, over what its file says.
+
+An overlay is never changed: each change makes another one, so that a change that can't
+be had leaves everything as it was.  It has settings, as they would stand in the file,
+and the operator's word about servers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from relayd.configuring.address_settings import DEST
+from relayd.configuring.given import Given, Layers, Place, RelaySection, key_of
+from relayd.configuring.sections import read_settings
+from relayd.configuring.written import as_toml, values
+from relayd.control.steering import Json
+from relayd.core.setting_types import Kind
+from relayd.upstreams.server import Word
+
+#: Where a setting comes from that was said while the process runs.
+RUN_TIME = "run time"
+
+
+@attrs.frozen
+class Said:
+    """The operator's word about a server.
+
+    :ivar state: None: as the file and the checks say.
+    :ivar weight: likewise.
+    """
+
+    state: Word | None = None
+    weight: int | None = None
+
+
+@attrs.frozen(eq=False)
+class Overlay:
+    """All that was said.
+
+    :ivar settings: by relay and key.
+    :ivar servers: by relay, and the server's name.
+    """
+
+    settings: Mapping[str, Mapping[str, Sequence[Given]]] = attrs.field(factory=dict)
+    servers: Mapping[str, Mapping[str, Said]] = attrs.field(factory=dict)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.settings.values())) + sum(
+            (each.state is not None) + (each.weight is not None)
+            for said in self.servers.values()
+            for each in said.values()
+        )
+
+    @property
+    def given(self) -> Mapping[str, Sequence[Given]]:
+        """The settings of each relay, as :attr:`Layers.now` has them."""
+        return {
+            name: [each for given in keys.values() for each in given]
+            for name, keys in self.settings.items()
+        }
+
+    def over(self, layers: Layers) -> Layers:
+        """What a file says, and these over it."""
+        return attrs.evolve(layers, now=self.given)
+
+    def with_settings(
+        self, relay: str, kind: Kind, said: Mapping[str, Any]
+    ) -> tuple[Overlay, list[str]]:
+        """The same, and what is said now of one relay.
+
+        :param said: by key, as a file has it; None: nothing any more.
+        :return: and what is wrong with it, a line each.
+        """
+        place = Place(RUN_TIME, f"{kind}.{relay}")
+        table = {key: value for key, value in said.items() if value is not None}
+        given, problems = read_settings(kind, table, place)
+        own = {
+            key: found
+            for key, found in self.settings.get(relay, {}).items()
+            if key not in said
+        }
+        for each in given:
+            own[key_of(each.setting)] = [*own.get(key_of(each.setting), ()), each]
+        settings = {**self.settings, relay: own}
+        if not own:
+            del settings[relay]
+        return attrs.evolve(self, settings=settings), problems
+
+    def with_word(self, relay: str, server: str, said: Said) -> Overlay:
+        """The same, and what is said now of one server."""
+        own = {**self.servers.get(relay, {}), server: said}
+        if said == Said():
+            del own[server]
+        servers = {**self.servers, relay: own}
+        if not own:
+            del servers[relay]
+        return attrs.evolve(self, servers=servers)
+
+    def only(self, relays: Collection[tuple[str, Kind]]) -> Overlay:
+        """The same without what is about relays that there are no more.
+
+        :param relays: the name and kind of those that there are.
+        """
+        kinds = dict(relays)
+        settings = {
+            name: keys
+            for name, keys in self.settings.items()
+            if all(
+                kinds.get(name) in each.setting.kinds
+                for given in keys.values()
+                for each in given
+            )
+        }
+        servers = {name: said for name, said in self.servers.items() if name in kinds}
+        return Overlay(settings, servers)
+
+    # -- shown
+
+    def differences(self, layers: Layers) -> Iterator[Json]:
+        """Each thing that is said, beside what the file says.
+
+        :param layers: of the file.
+        """
+        sections = {each.name: each for each in layers.sections}
+        for relay, keys in self.settings.items():
+            section = sections[relay]
+            for key, given in keys.items():
+                before = dict(values(section.all(key), section.kind))
+                yield {
+                    "relay": relay,
+                    "server": None,
+                    "key": key,
+                    "file": before.get(key),
+                    "now": dict(values(given, section.kind)).get(key),
+                }
+        for relay, said in self.servers.items():
+            for server, each in said.items():
+                for key, now in (("state", each.state), ("weight", each.weight)):
+                    if now is not None:
+                        yield {
+                            "relay": relay,
+                            "server": server,
+                            "key": key,
+                            "file": None,
+                            "now": now,
+                        }
+
+    def as_toml(self, layers: Layers, called: Mapping[str, Mapping[str, int]]) -> str:
+        """The file as it would be with all this in it.
+
+        :param called: by relay and the name of a server: which of the relay's `dest` it
+            is.  A word about another one, whom a name has brought, is written as a
+            comment.
+        """
+        notes = []
+        relays = []
+        for section in self.over(layers).sections:
+            name = section.name or ""
+            said = dict(self.servers.get(name, {}))
+            dest = section.all(DEST.key)
+            for server in [each for each in said if each in called.get(name, {})]:
+                number = called[name][server]
+                dest[number] = _told(dest[number], said.pop(server))
+            notes += [
+                f"# {name}: {server}: {_words(each)}; a file can't say it of a server"
+                " that a name has brought"
+                for server, each in said.items()
+            ]
+            given = [each for each in section.given if each.setting is not DEST]
+            relays.append(attrs.evolve(section, given=[*given, *dest]))
+        text = as_toml(
+            attrs.evolve(layers, relays=relays, defaults=(), every=(), now={})
+        )
+        return "".join(f"{note}\n" for note in notes) + text
+
+
+def _words(said: Said) -> str:
+    weight = None if said.weight is None else f"weight={said.weight}"
+    return ", ".join(filter(None, (said.state, weight)))
+
+
+def _told(dest: Given, said: Said) -> Given:
+    """A destination with the operator's word among its options."""
+    options: dict[str, Any] = {}
+    if said.state is not None:
+        options["disabled"] = said.state != "up"
+    if said.weight is not None:
+        options["weight"] = said.weight
+    plain = dest.plain
+    if isinstance(plain, dict):
+        return attrs.evolve(dest, plain={**plain, **options})
+    text = str(plain)
+    for key, value in options.items():
+        text = re.sub(rf",{key}(=[^,]*)?(?=,|$)", "", text)
+        if value is True:
+            text += f",{key}"
+        elif value is not False:
+            text += f",{key}={value}"
+    return attrs.evolve(dest, plain=text)
+
+
+def section_of(layers: Layers, relay: str) -> RelaySection:
+    """What was given for a relay.
+
+    :raises LookupError: there is none of this name.
+    """
+    return next(each for each in layers.sections if each.name == relay)

@@ -1,0 +1,298 @@
+"""What a running relayd tells of itself: the half of its steering that changes nothing.
+
+See :class:`relayd.control.steering.Steering`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import relayd
+from relayd.configuring.config import Config
+from relayd.configuring.effective import effective_of
+from relayd.configuring.given import Layers
+from relayd.control.steering import (
+    FlowQuery,
+    Invalid,
+    Json,
+    SessionQuery,
+    Unknown,
+    Work,
+)
+from relayd.core.errors import ConfigError
+from relayd.core.setting_types import Kind
+from relayd.observing.log_times import LogTimes
+from relayd.operating import (
+    limits_listing,
+    listing,
+    listing_flows,
+    listing_servers,
+)
+from relayd.operating.changing import Relays
+from relayd.operating.explaining import State, explain
+from relayd.operating.logs import Logs
+from relayd.operating.overlay import Overlay, section_of
+from relayd.operating.standing import has_flows
+from relayd.operating.units import Unit
+
+
+class Seeing:
+    """What there is.
+
+    :param relays: of the process.
+    :param layers: what their settings were made of.
+    :param logs: of the command.
+
+    :ivar path: of the file that was read; None: there is none.
+    :ivar overlay: what was said since.
+    :ivar process: the bounds of the process.
+    """
+
+    def __init__(
+        self, reactor: Any, relays: Relays, layers: Layers, logs: Logs, path: str | None
+    ) -> None:
+        self.path = path
+        self.overlay = Overlay()
+        self.process = limits_listing.Process(
+            reactor=reactor, logs=logs, checker=relays.checks.checker
+        )
+        self._all = relays
+        self._layers = layers
+        self._logs = logs
+        self._seconds = reactor.seconds
+        self._started = LogTimes.since_epoch()
+        #: When the settings in effect were read.
+        self._loaded = self._started
+        self._last_reload: Json | None = None
+        self._needs_restart: Sequence[str] = ()
+        #: How often each relay has changed.
+        self._revisions: dict[str, int] = {}
+
+    @property
+    def _config(self) -> Config:
+        return self._all.config
+
+    def _unit(self, name: str) -> Unit:
+        """:raises Unknown: there is no such relay."""
+        unit = self._all.units.get(name)
+        if unit is None:
+            there = listing.listing_of(self._all.units)
+            raise Unknown(f"there is no relay {name!r}: there {there}")
+        return unit
+
+    # -- relays
+
+    def status(self) -> Json:
+        """See :class:`relayd.control.steering.Steering`."""
+        service = self._all.service
+        streams, flows = service.counts
+        state = "running"
+        if service.stopping:
+            state = "draining" if service.draining else "stopping"
+        times = LogTimes()
+        return {
+            "version": relayd.__version__,
+            "pid": os.getpid(),
+            "started_at": times(self._started),
+            "uptime": max(LogTimes.since_epoch() - self._started, 0.0),
+            "config": self.path,
+            "loaded_at": times(self._loaded),
+            "state": state,
+            "relays": len(self._all.units),
+            "sessions": streams,
+            "flows": flows,
+            "changes": len(self.overlay),
+            "needs_restart": list(self._needs_restart),
+            "confirm": self._waits(),
+            "last_reload": self._last_reload,
+        }
+
+    def _waits(self) -> Json | None:
+        """What waits to be confirmed."""
+        return None
+
+    def relays(self) -> Work:
+        """See :class:`relayd.control.steering.Steering`."""
+        rows = []
+        for name in list(self._all.units):
+            if name in self._all.units:
+                rows.append(self._row(self._all.units[name]))
+            yield
+        return {"relays": rows}
+
+    def relay(self, name: str) -> Json:
+        """See :class:`relayd.control.steering.Steering`."""
+        unit = self._unit(name)
+        section = section_of(self.overlay.over(self._layers), name)
+        settings = {
+            each.key: {"value": each.value, "source": each.source}
+            for each in effective_of(section)
+        }
+        return {**self._row(unit), "settings": settings}
+
+    def _row(self, unit: Unit) -> Json:
+        service = self._all.service
+        factories = [each.served for each in unit.parts]
+        older = [each for each in service.former if each.name == unit.name]
+        sessions = sum(len(each.registry) for each in factories)
+        before = sum(len(each.registry) for each in older)
+        admission = unit.settings.admission
+        named = getattr(unit.settings, "destinations", ())
+        return {
+            "name": unit.name,
+            "kind": unit.kind,
+            "state": self._state(unit),
+            "listen": service.addresses(unit.name),
+            "dest": list(map(str, named)),
+            "sessions": sessions + before,
+            "older_sessions": before,
+            "max_sessions": getattr(admission, "max_sessions", None),
+            **(_of_flows(factories) if unit.kind == "udp" else _of_streams(factories)),
+        }
+
+    def _state(self, unit: Unit) -> str:
+        service = self._all.service
+        if service.stopping:
+            return "draining"
+        if not unit.settings.enabled:
+            served = [each.served for each in unit.parts]
+            draining = any(
+                each.registry.draining and len(each.registry) for each in served
+            )
+            return "draining" if draining else "stopped"
+        return "paused" if unit.name in service.held else "running"
+
+    def revision(self, relay: str, server: str = "") -> str:
+        """See :class:`relayd.control.steering.Steering`."""
+        self._unit(relay)
+        return f"{self._revisions.get(relay, 0)}-{self._started:.0f}"
+
+    # -- what lives
+
+    def _shown(self) -> list[listing.Shown]:
+        """All relays, and those that are no more and have sessions."""
+        service, shown = self._all.service, []
+        former = service.former
+        for unit in self._all.units.values():
+            factories = list(dict.fromkeys(each.served for each in unit.parts))
+            older = [each for each in former if each.name == unit.name]
+            shown.append(
+                listing.Shown(unit.name, unit.kind, factories, older, unit.pools)
+            )
+        names = {each.name for each in former} - self._all.units.keys()
+        for name in sorted(names):
+            gone = [each for each in former if each.name == name]
+            kind: Kind = "udp" if has_flows(gone[0]) else "tcp"
+            shown.append(listing.Shown(name, kind, (), gone))
+        return shown
+
+    def sessions(self, query: SessionQuery) -> Work:
+        """See :class:`relayd.control.steering.Steering`."""
+        return listing.sessions(self._shown(), query)
+
+    def flows(self, query: FlowQuery) -> Work:
+        """See :class:`relayd.control.steering.Steering`."""
+        return listing_flows.flows(self._shown(), query)
+
+    def nat(self, query: FlowQuery) -> Work:
+        """See :class:`relayd.control.steering.Steering`."""
+        return listing_flows.nat(self._shown(), query)
+
+    def servers(self, relay: str | None) -> Work:
+        """See :class:`relayd.control.steering.Steering`."""
+        return listing_servers.servers(self._shown(), relay)
+
+    def server(self, relay: str, server: str) -> Json:
+        """See :class:`relayd.control.steering.Steering`."""
+        return listing_servers.server(self._shown_of(relay), server)
+
+    def _shown_of(self, relay: str) -> listing.Shown:
+        self._unit(relay)
+        return next(each for each in self._shown() if each.name == relay)
+
+    def limits(self) -> Work:
+        """See :class:`relayd.control.steering.Steering`."""
+        return limits_listing.limits(self._shown(), self.process)
+
+    # -- settings
+
+    def diff(self) -> Json:
+        """See :class:`relayd.control.steering.Steering`."""
+        return {"changes": list(self.overlay.differences(self._layers))}
+
+    def merged(self) -> Json:
+        """See :class:`relayd.control.steering.Steering`."""
+        called = {
+            name: _destinations(unit)
+            for name, unit in self._all.units.items()
+            if name in self.overlay.servers
+        }
+        try:
+            return {"toml": self.overlay.as_toml(self._layers, called)}
+        except ConfigError as problem:
+            raise Invalid(str(problem)) from problem
+
+    def explain(
+        self, relay: str, client: str, at: str | None, dest: str | None
+    ) -> Json:
+        """See :class:`relayd.control.steering.Steering`."""
+        unit = self._unit(relay)
+        served, pool = unit.parts[0].served, unit.parts[0].pool
+        stopped = "" if unit.settings.enabled else "it is stopped"
+        if self._all.service.stopping:
+            stopped = "relayd stops"
+        if has_flows(served):
+            state = State(gate=served.made_of.gate, pool=pool, stopped=stopped)
+        else:
+            state = State.of(served, stopped)
+        try:
+            found = explain(unit.settings, client, at=at, dest=dest, state=state)
+        except ConfigError as problem:
+            raise Invalid(*str(problem).splitlines()) from problem
+        return found.as_json
+
+    def log_levels(self) -> Json:
+        """See :class:`relayd.control.steering.Steering`."""
+        return {"levels": self._logs.levels.get()}
+
+
+def _of_streams(factories: Iterable[Any]) -> Json:
+    """What was counted of a relay of streams."""
+    first, *_ = factories
+    totals, counts = first.totals, first.counts
+    up = down = None
+    if counts is not None:
+        living = [p.session for each in factories for p in each.registry.living()]
+        up = counts.up + sum(each.up.read for each in living)
+        down = counts.down + sum(each.down.read for each in living)
+    return {
+        "refused": sum(totals.refusals.values()),
+        "retries": totals.retried.count,
+        "bytes_up": up,
+        "bytes_down": down,
+    }
+
+
+def _of_flows(factories: Iterable[Any]) -> Json:
+    """What was counted of a UDP relay; what it refuses are datagrams."""
+    up = down = refused = 0
+    for each in factories:
+        up += each.counts.up + sum(flow.up_bytes for flow in each.table)
+        down += each.counts.down + sum(flow.down_bytes for flow in each.table)
+        refused += sum(each.counters.dropped.values())
+    return {"refused": refused, "retries": None, "bytes_up": up, "bytes_down": down}
+
+
+def _destinations(unit: Unit) -> dict[str, int]:
+    """By the name of a server that stands in the settings: which of `dest` it is."""
+    found: dict[str, int] = {}
+    for part in unit.parts:
+        fixed = iter(part.pool.upstreams if part.pool is not None else ())
+        for number, each in enumerate(unit.settings.destinations):  # type: ignore[union-attr]
+            if not hasattr(each, "how"):
+                server = next(fixed, None)
+                if server is not None:
+                    found.setdefault(server.name, number)
+    return found

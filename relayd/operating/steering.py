@@ -1,0 +1,337 @@
+"""Steers a running relayd: reload, settings, start and stop, servers, sessions.
+
+What runs is always what the file says and what was said since (the overlay), together.
+A change makes both anew, has them checked as a whole, as at the start, and then the
+relays follow in one step (:mod:`relayd.operating.changing`), or nothing has changed and
+its reasons are told.  Changes wait for each other.
+
+A file is read, and many relays are checked, in a thread: the reactor goes on.
+
+`reload --confirm` takes back what a reload has changed, unless it is confirmed in time:
+who has shut himself out need not come back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import attrs
+from twisted.internet.defer import (
+    Deferred,
+    inlineCallbacks,
+    maybeDeferred,
+)
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+
+from relayd.configuring.config import Config
+from relayd.configuring.configure import configure
+from relayd.configuring.given import Layers
+from relayd.configuring.source import Source, with_names
+from relayd.control.steering import (
+    Asker,
+    Conflict,
+    Invalid,
+    Json,
+    Refusal,
+)
+from relayd.core.errors import ConfigError
+from relayd.observing.log_times import LogTimes
+from relayd.operating.changing import Difference, Relays
+from relayd.operating.intervening import Intervening, seconds_of, tell, whole
+from relayd.operating.killing import kill
+from relayd.operating.listing_servers import by_name
+from relayd.operating.logs import Logs
+from relayd.operating.overlay import Overlay, Said, section_of
+
+log = Logger(namespace="relayd.control")
+
+#: From so many relays on, they are checked in a thread: it takes some 0.3 ms for one.
+MANY = 20
+
+#: The longest time that may be given, in seconds: a year.
+LONGEST = 366 * 86400.0
+
+_ENABLED = "enabled"
+
+
+class Steered(Intervening):
+    """A running relayd, for those who steer it.
+
+    It is a :class:`relayd.control.steering.Steering`.
+
+    :param reactor: runs it; has a pool of threads.
+    :param relays: of the process.
+    :param source: where their settings came from.
+    :param logs: of the command.
+
+    :ivar reloading: called as a reload begins.
+    :ivar reloaded: called when one is over: with a line, if it was refused.
+    :ivar loaded: called when one has succeeded, with the time, in seconds since the
+        epoch.
+    """
+
+    def __init__(
+        self, reactor: Any, relays: Relays, source: Source, logs: Logs
+    ) -> None:
+        layers = source.first
+        names = [each.name or "" for each in relays.config.relays]
+        named = attrs.evolve(layers, relays=with_names(layers.relays, names))
+        super().__init__(reactor, relays, named, logs, source.path)
+        # Relays of the command line come last.
+        own = source.own
+        numbered = named.relays[len(named.relays) - len(own.relays) :]
+        self._source = attrs.evolve(source, own=attrs.evolve(own, relays=numbered))
+        self._reactor = reactor
+        self.reloading: Callable[[], object] = lambda: None
+        self.reloaded: Callable[[str], object] = lambda problem: None
+        self.loaded: list[Callable[[float], object]] = []
+        #: What a reload that waits to be confirmed goes back to, and when.
+        self._back: tuple[Layers, Overlay] | None = None
+        self._back_at: IDelayedCall | None = None
+
+    def close(self) -> None:
+        """The process stops: no timer is left."""
+        super().close()
+        if self._back_at is not None:
+            self._back_at.cancel()
+        self._back = self._back_at = None
+
+    # -- one change at a time
+
+    def _change(
+        self,
+        overlay: Callable[[], Overlay],
+        layers: Callable[[], Layers] | None = None,
+    ) -> Deferred[Difference]:
+        """Have other settings: all of them, or none.
+
+        :param overlay: makes it, once no other change is under way; may refuse.
+        :param layers: reads what is below; unless given, it is as it was.
+        """
+        return self._lock.run(self._change_now, overlay, layers)
+
+    @inlineCallbacks
+    def _change_now(
+        self, make: Callable[[], Overlay], read: Callable[[], Layers] | None
+    ) -> Any:
+        self._check_running()
+        layers = self._layers
+        if read is not None:
+            layers = yield self._aside(read)
+        said = make()
+        if read is not None:
+            said = said.only([(each.name or "", each.kind) for each in layers.relays])
+        wanted = said.over(layers)
+        aside = len(layers.relays) >= MANY
+        config: Config
+        try:
+            if aside:
+                config = yield self._aside(partial(configure, wanted))
+            else:
+                config = configure(wanted)
+            self._check_running()
+            difference = self._all.change(config)
+        except ConfigError as problem:
+            raise Invalid(*str(problem).splitlines()) from problem
+        self._layers, before, self.overlay = layers, self.overlay, said
+        for name in (*difference.added, *difference.removed, *difference.changed):
+            self._revise(name)
+        self._needs_restart = difference.needs_restart
+        self._say_of_servers(before)
+        return difference
+
+    def _aside(self, work: Callable[[], Any]) -> Deferred[Any]:
+        """Do something in a thread."""
+        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work)
+
+    def _say_of_servers(self, before: Overlay) -> None:
+        """Tell the servers what the operator says of them."""
+        for relay in {*before.servers, *self.overlay.servers}:
+            if relay in self._all.units:
+                said = self.overlay.servers.get(relay, {})
+                known = {**before.servers.get(relay, {}), **said}
+                for name, servers in by_name(self._shown_of(relay)).items():
+                    if name in known:
+                        tell(servers, said.get(name, Said()))
+
+    # -- settings
+
+    @inlineCallbacks
+    def set(self, relay: str, settings: Mapping[str, Any], by: Asker) -> Any:
+        """See :class:`relayd.control.steering.Steering`."""
+        if not settings:
+            raise Invalid("nothing to set: give key=value")
+
+        def overlay() -> Overlay:
+            kind = self._unit(relay).kind
+            made, problems = self.overlay.with_settings(relay, kind, settings)
+            if problems:
+                raise Invalid(*problems)
+            return made
+
+        self._unit(relay)
+        yield self._change(overlay)
+        return self.relay(relay)
+
+    def start(self, relay: str, by: Asker) -> Deferred[Json]:
+        """See :class:`relayd.control.steering.Steering`."""
+        return self._enable(relay, True, by)
+
+    @inlineCallbacks
+    def stop(self, relay: str, cut: bool, by: Asker) -> Any:
+        """See :class:`relayd.control.steering.Steering`."""
+        yield self._enable(relay, False, by)
+        if cut:
+            yield whole(kill(self._shown(), relay=relay, why=f"stopped by {by}"))
+        return self.relay(relay)
+
+    @inlineCallbacks
+    def drain(self, relay: str, within: float | None, by: Asker) -> Any:
+        """See :class:`relayd.control.steering.Steering`."""
+        timeout = self._config.drain_timeout if within is None else seconds_of(within)
+        yield self._enable(relay, False, by)
+        shown = self._shown_of(relay)
+        for factory, _ in shown.generations:
+            factory.drain(timeout)
+        return self.relay(relay)
+
+    @inlineCallbacks
+    def _enable(self, relay: str, enabled: bool, by: Asker) -> Any:
+        unit = self._unit(relay)
+        if unit.settings.enabled != enabled:
+            in_file = section_of(self._layers, relay).enabled
+            said = None if enabled == in_file else enabled
+            yield self.set(relay, {_ENABLED: said}, by)
+        return self.relay(relay)
+
+    # -- the file
+
+    @inlineCallbacks
+    def reload(self, discard: bool, confirm: float | None, by: Asker | None) -> Any:
+        """See :class:`relayd.control.steering.Steering`.
+
+        :param by: None: by a signal.
+        """
+        if self._back is not None:
+            raise Conflict(
+                "a reload waits to be confirmed: confirm it first, or wait until it has"
+                " gone back"
+            )
+        if why := self._source.why_not:
+            raise Conflict(why)
+        seconds = None if confirm is None else seconds_of(confirm)
+        before = self._layers, self.overlay
+        self.reloading()
+        try:
+            difference = yield self._change(
+                lambda: Overlay() if discard else self.overlay, self._source.read
+            )
+        except Exception as problem:
+            lines = getattr(problem, "problems", [str(problem)])
+            self._note_reload(lines)
+            self.reloaded(f"the last reload was refused: {lines[0]}")
+            raise
+        self._loaded = LogTimes.since_epoch()
+        for each in self.loaded:
+            each(self._loaded)
+        self._note_reload([])
+        self.reloaded("")
+        if seconds is not None:
+            self._back = before
+            self._back_at = self._clock.callLater(seconds, self._go_back)
+        dropped = len(before[1]) - len(self.overlay)
+        log.info(
+            "reloaded: {what}",
+            what=_in_words(difference, len(self.overlay), dropped),
+        )
+        return {
+            "added": list(difference.added),
+            "removed": list(difference.removed),
+            "changed": list(difference.changed),
+            "unchanged": difference.unchanged,
+            "needs_restart": list(difference.needs_restart),
+            "overlay": len(self.overlay),
+            "dropped": dropped,
+            "confirm_within": seconds,
+        }
+
+    @inlineCallbacks
+    def reload_by_signal(self) -> Any:
+        """Read the settings again (SIGHUP); the log has what is wrong."""
+        log.info("SIGHUP: reading {path} again", path=self.path)
+        try:
+            yield self.reload(False, None, None)
+        except Refusal as refusal:
+            for line in refusal.problems:
+                log.error("{line}", line=line)
+            log.error("SIGHUP: nothing has changed")
+
+    def _note_reload(self, problems: Sequence[str]) -> None:
+        self._last_reload = {
+            "at": LogTimes().now(),
+            "ok": not problems,
+            "problems": list(problems),
+        }
+
+    def _go_back(self) -> None:
+        """Nobody has confirmed the reload."""
+        back, self._back, self._back_at = self._back, None, None
+        if back is None:
+            return
+        log.warn("the reload was not confirmed in time: going back")
+        layers, overlay = back
+        going = maybeDeferred(self._change, lambda: overlay, lambda: layers)
+        going.addErrback(
+            lambda reason: log.error(
+                "the reload could not be taken back: {why}",
+                why=reason.getErrorMessage(),
+            )
+        )
+
+    def confirm(self, by: Asker) -> Json:
+        """See :class:`relayd.control.steering.Steering`."""
+        if self._back is None or self._back_at is None:
+            raise Conflict("no reload waits to be confirmed")
+        self._back_at.cancel()
+        self._back = self._back_at = None
+        return {"confirmed": True}
+
+    def _waits(self) -> Json | None:
+        if self._back_at is None:
+            return None
+        left = self._back_at.getTime() - self._clock.seconds()
+        return {"seconds_left": max(left, 0.0)}
+
+    # -- the log
+
+    def set_log_level(self, namespace: str, level: str, by: Asker) -> Json:
+        """See :class:`relayd.control.steering.Steering`."""
+        try:
+            return {"levels": self._logs.levels.set(namespace, level)}
+        except ConfigError as problem:
+            raise Invalid(str(problem)) from problem
+
+
+def _in_words(difference: Difference, overlay: int, dropped: int) -> str:
+    """What a reload has done."""
+    found = [
+        f"{what} {', '.join(names)}"
+        for what, names in (
+            ("added", difference.added),
+            ("removed", difference.removed),
+            ("changed", difference.changed),
+        )
+        if names
+    ]
+    said = found or ["nothing has changed"]
+    if overlay:
+        said.append(f"{overlay} run-time changes stay over the file")
+    if dropped:
+        said.append(f"{dropped} run-time changes are gone")
+    if difference.needs_restart:
+        said.append(f"takes a restart: {', '.join(difference.needs_restart)}")
+    return "; ".join(said)
