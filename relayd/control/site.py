@@ -206,7 +206,7 @@ class ControlSite(BoundedSite):
                 len(self.channels) - clients,
                 self.exchanges.strangers,
             ),
-            ("control_seconds", TIMEOUT, 0, slow),
+            ("control_timeout", round(TIMEOUT), 0, slow),
         )
         return [
             {"what": what, "relay": None, "limit": limit, "now": now, "hits": hits}

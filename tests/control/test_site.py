@@ -447,4 +447,4 @@ def test_the_limits_of_the_control_socket_itself(bench: Bench) -> None:
         "hits": 0,
     }
     assert own["control_strangers"]["hits"] == 1
-    assert own["control_seconds"]["hits"] == 0
+    assert own["control_timeout"]["hits"] == 0

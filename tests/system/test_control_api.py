@@ -22,15 +22,13 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import maybeDeferred
+from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.internet.threads import deferToThread
 
-from relayd.configuring.address_grammar import parse_destination, parse_listener
-from relayd.configuring.config import Config, Relay
 from relayd.control.reading import OPENAPI
-from relayd.observing.line_log import EVENTS
+from relayd.net.listening import TCPListenerEndpoint
 from relayd.operating.control_service import ControlService
-from relayd.operating.relays import relay_listenings
-from relayd.operating.running import RelayService
+from relayd.tcp import RelayFactory
 from tests.control.fake_steering import FakeSteering
 from tests.support.contracts import until
 from tests.system.programs import LIMIT, module, program
@@ -88,17 +86,14 @@ async def running(service: ControlService) -> AsyncIterator[None]:
 @asynccontextmanager
 async def relay_to(path: Path) -> AsyncIterator[int]:
     """A relay from a port of loopback to a socket."""
-    to = (parse_destination(f"unix:{path}"),)
-    relay = Relay((parse_listener("127.0.0.1:0"),), to, "control")
-    listenings = relay_listenings(relay, Config(()), reactor, EVENTS)
-    service = RelayService(listenings, 1.0, reactor, "relayd")
-    service.privilegedStartService()
-    service.startService()
+    factory = RelayFactory(UNIXClientEndpoint(reactor, str(path)))
+    listening = TCPListenerEndpoint(reactor, "127.0.0.1", 0, 64)
+    port: Any = await listening.listen(factory)
     try:
-        host: Any = service.ports[0].getHost()
-        yield host.port
+        yield port.getHost().port
     finally:
-        await maybeDeferred(service.stopService)
+        await maybeDeferred(port.stopListening)
+        await until(lambda: not len(factory.registry))
 
 
 async def run(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
