@@ -34,7 +34,6 @@ class FlowMaking:
         ledger: Ledger[ClientFlow],
         relay: FlowRelay,
         made_of: Ingredients,
-        *,
         loops: LoopGuard,
         watcher: Watcher,
     ) -> None:

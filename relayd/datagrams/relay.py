@@ -99,9 +99,8 @@ class DatagramRelay:
     def _use(self, made_of: Ingredients) -> FlowMaking:
         self.made_of, self.pool = made_of, made_of.pool
         self.pool.changed = self._ends_changed
-        return FlowMaking(
-            self.ledger, self, made_of, loops=self.loops, watcher=self.watcher
-        )
+        ends = self.loops, self.watcher
+        return FlowMaking(self.ledger, self, made_of, *ends)
 
     def start_choosing(self, balance: FlowPool) -> None:
         """Have a pool choose among the servers that there are."""

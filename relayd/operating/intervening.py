@@ -12,7 +12,6 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.task import cooperate
 from twisted.logger import Logger
 
 from relayd.configuring.given import Layers
@@ -142,7 +141,7 @@ class Intervening(Seeing):
         if relay in self._all.units:
             why = f"the time of {server} to drain is over"
             work = kill(self._shown(), server=server, relay=relay, why=why)
-            whole(work).addErrback(
+            whole(work, self._clock).addErrback(
                 lambda reason: log.failure("a server could not be drained", reason)
             )
 
@@ -196,6 +195,22 @@ def seconds_of(given: float) -> float:
     return given
 
 
-def whole(work: Work) -> Deferred[Any]:
-    """Do all of some work, in parts."""
-    return cooperate(work).whenDone()
+def whole(work: Work, clock: Any) -> Deferred[Json]:
+    """Do all of some work, a part in each turn of the reactor.
+
+    :return: its answer.
+    """
+    done: Deferred[Json] = Deferred()
+
+    def go_on() -> None:
+        try:
+            next(work)
+        except StopIteration as end:
+            done.callback(end.value)
+        except Exception:
+            done.errback()
+        else:
+            clock.callLater(0, go_on)
+
+    go_on()
+    return done

@@ -61,7 +61,6 @@ class Seeing:
         self._all = relays
         self._layers = layers
         self._logs = logs
-        self._seconds = reactor.seconds
         self._started = LogTimes.since_epoch()
         #: When the settings in effect were read.
         self._loaded = self._started

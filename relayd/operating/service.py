@@ -30,7 +30,7 @@ from relayd.operating.notify import Notifier
 from relayd.operating.open_files import raise_open_files
 from relayd.operating.running import RelayService
 from relayd.operating.signals import Signals
-from relayd.operating.steering import Steered
+from relayd.operating.steering import Steered, SteeringTimers
 from relayd.operating.units import Unit, Workshop
 
 log = Logger(namespace="relayd.service")
@@ -139,39 +139,14 @@ def _command(
     return CommandService([signals, *first, *parts, *last], logs, clean_up)
 
 
-class SteeringTimers(Service):
-    """Ends the timers of a steered relayd when it stops.
-
-    :param steered: its timers.
-    """
-
-    def __init__(self, steered: Steered) -> None:
-        self._steered = steered
-
-    def stopService(self) -> None:
-        super().stopService()
-        self.close()
-
-    def close(self) -> None:
-        """The same; also of one that has not started."""
-        self._steered.close()
-
-
 def _control(config: Config, steered: Steered, command: str, reactor: Any) -> Any:
     """What serves the control socket."""
     # Imports twisted.web, which few relays need.
     from relayd.operating.control_service import ControlService
 
     where: Any = config.control
-    service = ControlService(
-        reactor,
-        where.path,
-        steered,
-        config.control_uids,
-        config.control_read_uids,
-        command,
-    )
-    return service
+    uids = config.control_uids, config.control_read_uids
+    return ControlService(reactor, where.path, steered, *uids, command)
 
 
 def _metrics(

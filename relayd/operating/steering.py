@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 import attrs
+from twisted.application.service import Service
 from twisted.internet.defer import (
     Deferred,
     inlineCallbacks,
@@ -186,7 +187,8 @@ class Steered(Intervening):
         """See :class:`relayd.control.steering.Steering`."""
         yield self._enable(relay, False, by)
         if cut:
-            yield whole(kill(self._shown(), relay=relay, why=f"stopped by {by}"))
+            work = kill(self._shown(), relay=relay, why=f"stopped by {by}")
+            yield whole(work, self._clock)
         return self.relay(relay)
 
     @inlineCallbacks
@@ -314,6 +316,24 @@ class Steered(Intervening):
             return {"levels": self._logs.levels.set(namespace, level)}
         except ConfigError as problem:
             raise Invalid(str(problem)) from problem
+
+
+class SteeringTimers(Service):
+    """Ends the timers of a steered relayd when it stops.
+
+    :param steered: its timers.
+    """
+
+    def __init__(self, steered: Steered) -> None:
+        self._steered = steered
+
+    def stopService(self) -> None:
+        super().stopService()
+        self.close()
+
+    def close(self) -> None:
+        """The same; also of one that has not started."""
+        self._steered.close()
 
 
 def _in_words(difference: Difference, overlay: int, dropped: int) -> str:
