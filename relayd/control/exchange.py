@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, get_args
 
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
@@ -58,7 +58,8 @@ class Exchanges:
     ) -> None:
         self.steering = steering
         self.answers = Answers(clock, timeout, log, "answer of the control socket")
-        self.works = DeferredSemaphore(MAX_WORKS)
+        #: For long answers: who may only see is in no operator's way.
+        self.works = {right: DeferredSemaphore(MAX_WORKS) for right in get_args(Right)}
         self.secrets = frozenset(secrets)
         self.limits = limits
         self.strangers = 0
@@ -139,7 +140,7 @@ class Exchange:
         if self._place is None:
             return
         if self._place.called:
-            self._site.works.release()
+            self._site.works[self._right].release()
         else:
             self._place.cancel()
 
@@ -147,7 +148,7 @@ class Exchange:
 
     def _wait(self, work: Work) -> None:
         """Have it done once there is a place for it."""
-        self._place = self._site.works.acquire()
+        self._place = self._site.works[self._right].acquire()
         self._place.addCallbacks(
             lambda _: self._send(self._worked(work)), lambda _: work.close()
         )

@@ -1,8 +1,9 @@
 """The HTTP server of the control socket: who is served, and within which bounds.
 
 Whoever can connect may be hostile.  The kernel says who it is (`control/peers`); of
-those who may nothing, a few are told so.  There are :data:`MAX_CLIENTS`; one more is
-told that they are too many, and closed at once.  A request has :data:`TIMEOUT` seconds
+those who may nothing, a few are told so.  There are :data:`MAX_CLIENTS`, and places of
+their own for those who may only see; one more is told that they are too many, and
+closed at once.  A request has :data:`TIMEOUT` seconds
 to arrive in whole, whatever comes in the meantime, and its client as many to take the
 answer; as long may a connection be idle.  A request's head is at most
 :data:`MAX_HEAD` bytes, its body :data:`MAX_BODY`, and it says how long it is.
@@ -13,7 +14,8 @@ What becomes of a request is in `control/exchange`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -27,8 +29,15 @@ from relayd.control.peers import Right, Rights, peer_of
 from relayd.control.steering import Asker, Json, Steering
 from relayd.net.http_site import BoundedChannel, BoundedRequest, BoundedSite
 
-#: Connections at once, and of those who may nothing.
-MAX_CLIENTS, MAX_STRANGERS = 64, 16
+#: Connections at once: of those who may change things, of those who may see them, and
+#: of those who may nothing.  None of them is in another one's way.
+MAX_CLIENTS, MAX_READERS, MAX_STRANGERS = 64, 32, 16
+
+_PLACES: Mapping[Right, int] = {
+    "change": MAX_CLIENTS,
+    "read": MAX_READERS,
+    "": MAX_STRANGERS,
+}
 
 #: Seconds for a request to arrive, for its answer to be taken, and to be idle.
 TIMEOUT = 10.0
@@ -78,7 +87,7 @@ class _Channel(BoundedChannel):
         self.right = self.site.rights.of(self.asker)
         super().connectionMade()
         if not self.site.has_place_for(self):
-            self.site.refused += 1
+            self.site.refused[self.right] += 1
             self.refuse(503, "there are too many clients: try again later")
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -159,7 +168,7 @@ class ControlSite(BoundedSite):
     :param peer: says who has connected; raises OSError if nobody knows.
     :param secrets: the keys of settings whose values are not logged.
 
-    :ivar refused: how many clients were too many.
+    :ivar refused: how many clients were too many, by what they may do.
     :ivar timeouts: how many clients took too long to ask, or to take the end of an
         answer.
     """
@@ -179,7 +188,8 @@ class ControlSite(BoundedSite):
         self.exchanges = Exchanges(steering, clock, TIMEOUT, secrets, self.limits)
         self.rights = rights
         self.peer = peer
-        self.refused = self.timeouts = 0
+        self.refused = Counter[Right]()
+        self.timeouts = 0
 
     def has_place(self) -> bool:
         """It is judged once it is known who it is."""
@@ -190,27 +200,25 @@ class ControlSite(BoundedSite):
         own = [
             each
             for each in self.channels
-            if bool(each.right) == bool(channel.right) and not each.closing
+            if each.right == channel.right and not each.closing
         ]
-        return len(own) <= (MAX_CLIENTS if channel.right else MAX_STRANGERS)
+        return len(own) <= _PLACES[channel.right]
 
     def limits(self) -> list[Json]:
         """Where its own bounds stand, as /v1/limits has them."""
-        clients = sum(bool(each.right) for each in self.channels)
+        now = Counter(each.right for each in self.channels)
         slow = self.exchanges.answers.slow + self.timeouts
+        strangers = self.exchanges.strangers
         rows = (
-            ("control_clients", MAX_CLIENTS, clients, self.refused),
-            (
-                "control_strangers",
-                MAX_STRANGERS,
-                len(self.channels) - clients,
-                self.exchanges.strangers,
-            ),
+            ("control_clients", MAX_CLIENTS, now["change"], self.refused["change"]),
+            ("control_readers", MAX_READERS, now["read"], self.refused["read"]),
+            ("control_strangers", MAX_STRANGERS, now[""], self.refused[""]),
+            ("control_refused_uids", None, 0, strangers),
             ("control_timeout", round(TIMEOUT), 0, slow),
         )
         return [
-            {"what": what, "relay": None, "limit": limit, "now": now, "hits": hits}
-            for what, limit, now, hits in rows
+            {"what": what, "relay": None, "limit": limit, "now": count, "hits": hits}
+            for what, limit, count, hits in rows
         ]
 
     def close(self) -> None:

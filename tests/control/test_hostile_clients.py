@@ -15,6 +15,7 @@ from relayd.control.site import (
     MAX_BODY,
     MAX_CLIENTS,
     MAX_HEAD,
+    MAX_READERS,
     MAX_STRANGERS,
     TIMEOUT,
 )
@@ -86,6 +87,11 @@ def test_the_next_request_of_a_connection_has_its_time_as_well(bench: Bench) -> 
     bench.clock.advance(TIMEOUT)
     assert client.transport.aborted
     assert not bench.site.timeouts
+
+
+def places(bench: Bench) -> int:
+    """For long answers of those who may change things."""
+    return bench.site.exchanges.works["change"].tokens
 
 
 def pause(client: Client) -> None:
@@ -309,9 +315,10 @@ def test_what_is_no_http(bench: Bench, said: bytes) -> None:
 
 
 def test_there_are_only_so_many_clients(bench: Bench) -> None:
-    """One more is told so; strangers take nobody's place."""
-    clients = [bench.client() for _ in range(MAX_CLIENTS)]
+    """One more is told so; those who may less take nobody's place."""
+    readers = [bench.client(READER) for _ in range(MAX_READERS)]
     strangers = [bench.client(STRANGER) for _ in range(MAX_STRANGERS)]
+    clients = [bench.client() for _ in range(MAX_CLIENTS)]
     for uid in (OPERATOR, READER, STRANGER):
         more = bench.client(uid)
         answer = Answer(more.said)
@@ -319,11 +326,15 @@ def test_there_are_only_so_many_clients(bench: Bench) -> None:
         assert answer.problem == "there are too many clients: try again later"
         assert more.transport.disconnecting
         # It counts no more, though its connection is not closed yet.
-    assert bench.site.refused == 3
-    assert not any(each.gone for each in (*clients, *strangers))
+    assert not any(each.gone for each in (*clients, *readers, *strangers))
     clients[0].leave()
     bench.clients.remove(clients[0])
-    assert bench.ask("GET", "/v1/limits").json["limits"][-3]["hits"] == 2 + 1
+    limits = bench.ask("GET", "/v1/limits").json["limits"]
+    own = {each["what"]: (each["now"], each["hits"]) for each in limits}
+    # Those that are being closed are there as well.
+    assert own["control_clients"] == (MAX_CLIENTS + 1, 1)
+    assert own["control_readers"] == (MAX_READERS + 1, 1)
+    assert own["control_strangers"] == (MAX_STRANGERS + 1, 1)
 
 
 def test_requests_that_follow_each_other(bench: Bench) -> None:
@@ -371,7 +382,19 @@ def test_long_answers_wait_for_each_other(bench: Bench) -> None:
     bench.turns()
     assert len(Answer(waits.said).json["sessions"]) == 10 * PART
     assert len(Answer(last.said).json["sessions"]) == 10 * PART
-    assert bench.site.exchanges.works.tokens == MAX_WORKS
+    assert places(bench) == MAX_WORKS
+
+
+def test_who_may_only_see_is_not_in_the_way_of_who_may_change(bench: Bench) -> None:
+    """Though they do not read their long answers."""
+    bench.steering.count = 10 * PART
+    for _ in range(MAX_WORKS + 1):
+        reader = bench.client(READER)
+        reader.channel.dataReceived(SESSIONS)
+        bench.turn()
+        pause(reader)
+    killed = bench.ask("POST", "/v1/kill", {"relay": "web"})
+    assert killed.json == {"killed": 10 * PART}
 
 
 # -- who leave
@@ -395,7 +418,7 @@ def test_a_client_that_leaves_stops_the_work(bench: Bench) -> None:
         client.leave()
         bench.turns()
         assert bench.steering.parts == parts
-        assert bench.site.exchanges.works.tokens == MAX_WORKS
+        assert places(bench) == MAX_WORKS
 
 
 def test_a_change_in_parts_that_is_left_is_logged(bench: Bench) -> None:

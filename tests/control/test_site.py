@@ -446,5 +446,5 @@ def test_the_limits_of_the_control_socket_itself(bench: Bench) -> None:
         "now": 1,
         "hits": 0,
     }
-    assert own["control_strangers"]["hits"] == 1
+    assert own["control_refused_uids"]["hits"] == 1
     assert own["control_timeout"]["hits"] == 0

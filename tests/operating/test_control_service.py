@@ -217,7 +217,7 @@ async def test_a_thousand_at_once(path: Path) -> None:
             except BlockingIOError:
                 # The kernel's queue is full.
                 await turns(1)
-        await until(lambda: service.site.refused == 1000 - MAX_CLIENTS)
+        await until(lambda: service.site.refused["change"] == 1000 - MAX_CLIENTS)
         for each in clients:
             each.send(request("GET", "/v1/status"))
         for each in clients:
