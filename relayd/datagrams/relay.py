@@ -263,11 +263,9 @@ class DatagramRelay:
             flow.over(unanswered=ending == "unreplied")
         self.watcher.unwatch_and_close(flow.sock)
         self.ledger.counts.close(flow)
-        if flow.lease is not None:
-            lease, flow.lease = flow.lease, None
-            give_back(lease)
-        if flow.limits is not None:
-            give_back(flow.limits)
+        lease, flow.lease = flow.lease, None
+        for each in filter(None, (lease, flow.limits)):
+            give_back(each)
         self.observer.ended(flow, self.facts(flow, ending, by))
 
     def facts(self, flow: ClientFlow, ending: str = "", by: str = "") -> FlowFacts:
