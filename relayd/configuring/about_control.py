@@ -13,6 +13,7 @@ from relayd.configuring.control_settings import (
     CONTROL_UID,
 )
 from relayd.configuring.given import RelaySection
+from relayd.core.process_settings import DEMO
 from relayd.core.setting_types import Setting
 
 #: Settings of the process that do nothing without another one.
@@ -35,6 +36,9 @@ def about_control(process: RelaySection) -> Iterator[str]:
                 f"{place.prefix}{given[0]} does nothing alone: give"
                 f" {place.option(other)}, too"
             )
+    control, demo = process.one(CONTROL), process.one(DEMO)
+    if control and demo and demo.value:
+        yield f"{demo.place.prefix}{control} is not for {demo}: leave it out"
     may = {each.value: each for each in process.all(CONTROL_UID.key)}
     for each in process.all(CONTROL_READ_UID.key):
         if each.value in may:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from relayd.configuring.address_grammar import UnixPath
+from relayd.core.errors import CannotStart
+from relayd.tap.relayd import Options
 from tests.configuring.test_metrics import configured, refusal
 from tests.support.files import RELAY, config_of, problems
 
@@ -101,6 +103,14 @@ def test_a_user_who_may_do_all_and_not(file: Path) -> None:
     )
 
 
+def test_a_demo_has_none() -> None:
+    with pytest.raises(CannotStart) as caught:
+        Options().parseOptions(["--demo", *SOCKET])
+    assert str(caught.value) == (
+        "relayd: --control 'unix:/run/c' is not for --demo: leave it out"
+    )
+
+
 def test_it_has_a_path_of_its_own(file: Path) -> None:
     text = 'control = "unix:/run/c"\nmetrics = "unix:/run/c"\n'
     [problem] = problems(file, text + WEB)
@@ -113,8 +123,6 @@ def test_it_has_a_path_of_its_own(file: Path) -> None:
 def test_the_last_list_has_the_say(file: Path) -> None:
     """Of a file and a command line."""
     file.write_text(f'control = "unix:/run/c"\ncontrol_uid = [1, 2]\n{WEB}')
-    from relayd.tap.relayd import Options
-
     options = Options()
     options.parseOptions(["--config", str(file), "--control-uid", "3"])
     assert list(options.config.control_uids) == [3]

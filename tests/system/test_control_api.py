@@ -31,6 +31,7 @@ from relayd.operating.control_service import ControlService
 from relayd.tcp import RelayFactory
 from tests.control.fake_steering import FakeSteering
 from tests.support.contracts import until
+from tests.support.process import RelayProcess
 from tests.system.programs import LIMIT, module, program
 
 pytestmark = pytest.mark.system
@@ -110,14 +111,16 @@ async def run(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
     return done
 
 
-@pytest_twisted.ensureDeferred
-async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
+async def schemathesis(path: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """What it says of the socket at a path.
+
+    :param folder: for what it keeps.
+    """
     module("schemathesis")
-    service = ControlService(reactor, str(tmp_path / "c"), FakeSteering())
     # With pytest's own, which its first line names.
     seed = random.randrange(2**32)
-    async with running(service), relay_to(tmp_path / "c") as port:
-        found = await run(
+    async with relay_to(path) as port:
+        return await run(
             str(Path(sys.executable).with_name("schemathesis")),
             f"--config-file={CONFIG}",
             "--no-color",
@@ -127,10 +130,47 @@ async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
             "--continue-on-failure",
             "--max-examples=30",
             f"--seed={seed}",
-            cwd=tmp_path,
+            cwd=folder,
         )
+
+
+@pytest_twisted.ensureDeferred
+async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
+    """In the site: what it asks of is a stand-in that refuses what a relayd refuses."""
+    path = tmp_path / "c"
+    service = ControlService(reactor, str(path), FakeSteering())
+    async with running(service):
+        found = await schemathesis(path, tmp_path)
     assert found.returncode == 0, found.stdout[-6000:] + found.stderr
     assert not service.site.timeouts
+
+
+FILE = """
+control = "unix:%s"
+[tcp.web]
+listen = "127.0.0.1:0"
+dest = [{address = "127.0.0.1:9", name = "a"}, {address = "127.0.0.1:10", name = "b"}]
+[udp.dns]
+listen = "127.0.0.1:0"
+dest = "127.0.0.1:9"
+[socks4.office]
+listen = "127.0.0.1:0"
+"""
+
+
+@pytest_twisted.ensureDeferred
+async def test_schemathesis_finds_nothing_in_a_running_relayd(tmp_path: Path) -> None:
+    """And nothing that it asks for is a defect."""
+    path, file = tmp_path / "c", tmp_path / "f.toml"
+    file.write_text(FILE % path)
+    running = RelayProcess("--config", str(file), fresh=True)
+    try:
+        running.listening(3)
+        found = await schemathesis(path, tmp_path)
+        assert found.returncode == 0, found.stdout[-6000:] + found.stderr
+        assert not [line for line in running.lines if "Traceback" in line]
+    finally:
+        await deferToThread(running.stop)
 
 
 async def asked(path: Path, user: int, *words: str) -> list[Any]:

@@ -1,0 +1,103 @@
+"""The control socket of a relay in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.process import (
+    PATIENCE,
+    RelayProcess,
+    Server,
+    connect,
+    eventually,
+    relay,
+)
+
+
+class Connection(HTTPConnection):
+    """To a UNIX socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=PATIENCE)
+        self._path = str(path)
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def ask(path: Path, method: str, target: str, body: Any = None) -> tuple[int, Any]:
+    """A request: the status, and the answer."""
+    client = Connection(path)
+    try:
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        data = None if body is None else json.dumps(body)
+        client.request(method, target, data, headers)
+        answer = client.getresponse()
+        return answer.status, json.load(answer)
+    finally:
+        client.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "c"
+
+
+@pytest.mark.usefixtures("connections_of")
+def test_what_runs_is_seen_and_steered(server: Server, path: Path) -> None:
+    args = ("--control", f"unix:{path}", "--name", "web")
+    with relay(*args, "-l", "127.0.0.1:0", "-d", server.address) as running:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        status, said = ask(path, "GET", "/v1/status")
+        assert (status, said["state"], said["relays"]) == (200, "running", 1)
+        with connect(running.port) as client, server.accept() as far:
+            client.sendall(b"hello")
+            assert far.recv(5) == b"hello"
+            _, listed = ask(path, "GET", "/v1/sessions?relay=web")
+            [session] = listed["sessions"]
+            assert session["bytes_up"] == 5
+            host, port = client.getsockname()
+            assert session["client"] == f"{host}:{port}"
+            killed = ask(path, "POST", "/v1/kill", {"sessions": [session["id"]]})
+            assert killed == (200, {"killed": 1})
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+        me = f"uid {os.getuid()}, pid {os.getpid()}: POST /v1/kill"
+        running.wait_for(rf"{me} \{{\"sessions\": \[{session['id']}\]\}}: done")
+
+
+def test_it_answers_while_the_relay_drains(server: Server, path: Path) -> None:
+    args = ("--control", f"unix:{path}", "--drain-timeout", "60")
+    with relay(*args, "-l", "127.0.0.1:0", "-d", server.address) as running:
+        with connect(running.port) as client, server.accept():
+            running.signal(signal.SIGTERM)
+            eventually(
+                lambda: ask(path, "GET", "/v1/status")[1]["state"] != "running",
+                "it says that it stops",
+            )
+            _, listed = ask(path, "GET", "/v1/sessions")
+            assert listed["matched"] == 1
+        assert running.wait() == 0
+        assert not path.exists()
+
+
+def test_a_socket_that_can_not_be_opened_is_one_line(tmp_path: Path) -> None:
+    where = tmp_path / "no" / "c"
+    failed = RelayProcess("--control", f"unix:{where}", "-l", "0", "-d", "127.0.0.1:1")
+    status = failed.process.wait(PATIENCE)
+    failed.stop()
+    assert status == 1
+    [line] = [each for each in failed.lines if "--control" in each]
+    assert line.endswith(f"there is no folder {where.parent}: make it")
+    assert not [each for each in failed.lines if "Traceback" in each]
