@@ -69,8 +69,10 @@ class UdpPort:
         return not (self._listener.closed or self._listener.deaf)
 
     def return_to_service(self) -> None:
-        """Admit clients again."""
+        """Admit clients again, also if the relay was being drained."""
         self._listener.retired = False
+        if self._relay.draining:
+            self._relay.registry.reopen()
 
     def give_away(self) -> int:
         """Another relay takes the socket over: its descriptor, to be duplicated.

@@ -257,6 +257,11 @@ class RelayService(Service):
             raise
         for one, each in handed:
             one.hand_to(each)
+            # It may have been another relay's, which is paused, or is not.
+            if each.factory.name in self.held:
+                one.hold()
+            else:
+                one.release()
             if one in self._retired:
                 self._retired.remove(one)
                 self._open.append(one)
