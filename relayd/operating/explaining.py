@@ -63,12 +63,14 @@ class State:
     :ivar pool: of its first port; None: as its settings say; a proxy has none.
     :ivar ordinal: the sequence number of its next session; None: that is not known.
     :ivar stopped: it does not serve new clients: why.
+    :ivar held: new clients are held, until an operator has them served.
     """
 
     gate: Any = None
     pool: Pool | None = None
     ordinal: int | None = None
     stopped: str = ""
+    held: bool = False
 
     @classmethod
     def before(cls, relay: AnyRelay) -> State:
@@ -123,6 +125,8 @@ def explain(
     try:
         if known.stopped:
             _met(steps, "state", REFUSED, known.stopped)
+        if known.held:
+            _met(steps, "state", "waits", "it is paused: until relayctl resume")
         _accept_proxy(steps, relay, client)
         _gates(steps, relay, known.gate, client, moment)
         _bandwidth(steps, relay.admission)

@@ -173,7 +173,7 @@ def _chosen(
         return pool.candidates[0].name, "no other can be chosen"
     by_hash = balance == "client-hash" and client != UNIX_CLIENT
     if ordinal is None and not by_hash and balance in TURNS:
-        return None, f"{balance}: whose turn it is, only the running relay knows"
+        return None, f"{balance}: whose turn it is can't be told before"
     chosen = pool.foretell(NewFlow(client, client, "", pool.relay, ordinal or 0))
     if chosen is None:
         return None, f"{balance}: chance decides"

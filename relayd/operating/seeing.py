@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import attrs
+
 import relayd
 from relayd.configuring.config import Config
 from relayd.configuring.effective import effective_of
@@ -246,6 +248,8 @@ class Seeing:
             state = State(gate=served.made_of.gate, pool=pool, stopped=stopped)
         else:
             state = State.of(served, stopped)
+        held = unit.name in self._all.service.held
+        state = attrs.evolve(state, held=held)
         try:
             found = explain(unit.settings, client, at=at, dest=dest, state=state)
         except ConfigError as problem:

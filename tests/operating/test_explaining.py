@@ -304,8 +304,8 @@ def test_in_which_words(change: dict[str, Any], why: str) -> None:
 @pytest.mark.parametrize(
     ("balance", "server", "why"),
     [
-        ("round-robin", None, "whose turn it is, only the running relay knows"),
-        ("least-sessions", None, "whose turn it is, only the running relay knows"),
+        ("round-robin", None, "whose turn it is can't be told before"),
+        ("least-sessions", None, "whose turn it is can't be told before"),
         ("random", None, "chance decides"),
         ("first", "10.0.0.1:80", "before the others, in their order"),
         ("client-hash", "10.0.0.2:80", "the same for this client, while it is usable"),
@@ -587,3 +587,9 @@ def test_a_relay_that_is_stopped() -> None:
     assert [str(each) for each in found.steps] == [
         "state: refused: it is stopped at start: enabled = false"
     ]
+
+
+def test_a_relay_that_is_paused() -> None:
+    found = explain(web(), "10.0.0.5", state=State(held=True))
+    assert (found.admitted, found.server) == (True, "10.0.0.1:80")
+    assert str(found.steps[0]) == "state: waits: it is paused: until relayctl resume"
