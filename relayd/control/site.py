@@ -3,10 +3,10 @@
 Whoever can connect may be hostile.  The kernel says who it is (`control/peers`); of
 those who may nothing, a few are told so.  There are :data:`MAX_CLIENTS`, and places of
 their own for those who may only see; one more is told that they are too many, and
-closed at once.  A request has :data:`TIMEOUT` seconds
-to arrive in whole, whatever comes in the meantime, and its client as many to take the
-answer; as long may a connection be idle.  A request's head is at most
-:data:`MAX_HEAD` bytes, its body :data:`MAX_BODY`, and it says how long it is.
+closed at once.  A request has :data:`TIMEOUT` seconds to arrive in whole, whatever
+comes in the meantime, and its client as many to take the answer; as long may a
+connection be idle.  A request's head is at most :data:`MAX_HEAD` bytes, its body
+:data:`MAX_BODY`, and it says how long it is.
 
 What becomes of a request is in `control/exchange`.
 """

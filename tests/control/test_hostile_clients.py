@@ -19,6 +19,7 @@ from relayd.control.site import (
     MAX_STRANGERS,
     TIMEOUT,
 )
+from relayd.control.steering import Asker
 from tests.control.bench import (
     OPERATOR,
     READER,
@@ -335,6 +336,18 @@ def test_there_are_only_so_many_clients(bench: Bench) -> None:
     assert own["control_clients"] == (MAX_CLIENTS + 1, 1)
     assert own["control_readers"] == (MAX_READERS + 1, 1)
     assert own["control_strangers"] == (MAX_STRANGERS + 1, 1)
+
+
+def test_one_of_whom_nobody_knows_who_it_is(bench: Bench) -> None:
+    """It has left, as the kernel was asked."""
+
+    def gone(transport: object) -> Asker:
+        raise OSError("closed")
+
+    bench.site.peer = gone
+    client = bench.client()
+    assert client.transport.aborted
+    assert not bench.site.channels
 
 
 def test_requests_that_follow_each_other(bench: Bench) -> None:

@@ -80,7 +80,7 @@ def test_what_runs_is_seen_and_steered(server: Server, path: Path) -> None:
 def test_it_answers_while_the_relay_drains(server: Server, path: Path) -> None:
     args = ("--control", f"unix:{path}", "--drain-timeout", "60")
     with relay(*args, "-l", "127.0.0.1:0", "-d", server.address) as running:
-        with connect(running.port) as client, server.accept():
+        with connect(running.port), server.accept():
             running.signal(signal.SIGTERM)
             eventually(
                 lambda: ask(path, "GET", "/v1/status")[1]["state"] != "running",
