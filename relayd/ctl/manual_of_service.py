@@ -109,7 +109,14 @@ def service_page() -> Page:
                 ),
             ),
             ("`SIGUSR1`", "Reopen the files of the log."),
-            ("`SIGHUP`", "Ends nothing, unless the terminal has closed."),
+            (
+                "`SIGHUP`",
+                (
+                    "Reads the file again, if there is one, as `relayctl reload` does;"
+                    " a file with an error changes nothing. Ends nothing, unless the"
+                    " terminal has closed."
+                ),
+            ),
         )
     )
     page.section("Exit status")

@@ -117,7 +117,7 @@ def _command(
         steered = Steered(reactor, relays, source, logs)
         if notifier is not None:
             steered.reloading, steered.reloaded = notifier.reloading, notifier.reloaded
-        if not source.why_not:
+        if notifier is not None or not source.why_not:
             signals.reload = steered.reload_by_signal
         if config.control is not None:
             first.append(_control(config, steered, relays.service.command, reactor))

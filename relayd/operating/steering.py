@@ -264,13 +264,18 @@ class Steered(Intervening):
     @inlineCallbacks
     def reload_by_signal(self) -> Any:
         """Read the settings again (SIGHUP); the log has what is wrong."""
-        log.info("SIGHUP: reading {path} again", path=self.path)
+        if self._source.path is None:
+            log.info("there is no file to read")
+            # Who manages the service waits for it.
+            self.reloading()
+            self.reloaded("")
+            return
         try:
             yield self.reload(False, None, None)
         except Refusal as refusal:
             for line in refusal.problems:
                 log.error("{line}", line=line)
-            log.error("SIGHUP: nothing has changed")
+            log.error("nothing has changed")
 
     def _note_reload(self, problems: Sequence[str]) -> None:
         self._last_reload = {
