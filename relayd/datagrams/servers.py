@@ -108,7 +108,7 @@ class Server:
         Multicast groups and wildcards, which a name may have, are left out.
         """
         self.look_ups += 1
-        addresses = [each for each in addresses if _is_one_host(each[1])]
+        addresses = [each for each in addresses if is_one_host(each[1])]
         self.addresses = list(addresses)
         if self.address not in addresses:
             had, self.address = self.address, addresses[0] if addresses else None
@@ -289,7 +289,8 @@ class ServerPool:
         )
 
 
-def _is_one_host(where: Any) -> bool:
+def is_one_host(where: Any) -> bool:
+    """Whether a socket address is that of one host: no group, and no wildcard."""
     host = ipaddress.ip_address(bare_end(where)[0])
     broadcast = str(host) == "255.255.255.255"
     return not (host.is_multicast or host.is_unspecified or broadcast)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
 
+import attrs
 from twisted.internet.defer import Deferred
 
 from relayd.configuring.address_grammar import HostPort, UdpAddress
@@ -13,6 +14,8 @@ from relayd.configuring.config import FlowPoolSettings
 from relayd.configuring.server_grammar import ServersOf
 from relayd.configuring.server_options import ServerOptions
 from relayd.core.names import host_port
+from relayd.datagrams.servers import is_one_host
+from relayd.net.broadcast import is_broadcast
 from relayd.net.dns import Answer, Found, NameServers
 from relayd.net.monotonic import monotonic
 from relayd.upstreams.names import Follower
@@ -55,9 +58,28 @@ def followers(
 def _look_up(
     name: ServersOf, name_servers: NameServers
 ) -> Callable[[], Deferred[Answer]]:
+    ask: Callable[[], Deferred[Answer]]
     if name.how == "srv":
-        return partial(name_servers.service, name.name)
-    return partial(name_servers.host, name.name, name.port)
+        ask = partial(name_servers.service, name.name)
+    else:
+        ask = partial(name_servers.host, name.name, name.port)
+    return (lambda: ask().addCallback(_hosts_in)) if name.udp else ask
+
+
+def _hosts_in(answer: Answer) -> Answer:
+    """Without addresses that datagrams are not to be sent to, whatever a name says.
+
+    They would go to many hosts, or to this one.
+    """
+    found = [
+        each
+        for each in answer.found
+        if is_one_host((each.address, each.port)) and not is_broadcast(each.address)
+    ]
+    if len(found) == len(answer.found):
+        return answer
+    why = answer.why if found else "none of its addresses is a host's"
+    return attrs.evolve(answer, found=found, why=why)
 
 
 def _server(maker: ServerMaker, name: ServersOf, found: Found) -> Server:

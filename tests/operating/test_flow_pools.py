@@ -13,6 +13,7 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.task import Clock, deferLater
+from twisted.logger import capturedLogs, formatEvent
 
 from relayd.configuring.config import FlowPoolSettings
 from relayd.configuring.server_grammar import parse_server
@@ -24,6 +25,7 @@ from relayd.operating.running import RelayService
 from relayd.operating.service import make_service
 from relayd.udp_nat import Server
 from relayd.upstreams.balance import LeastSessions
+from relayd.upstreams.names import Follower
 from relayd.upstreams.passive import Ejector
 from relayd.upstreams.pool import Pool
 from relayd.upstreams.slow_start import SlowStart
@@ -131,6 +133,25 @@ def test_a_service_has_tiers_and_weights(zone: Zone) -> None:
     assert pool.servers[2].endpoint.address[0] == socket.AF_INET6
     for each in pool.tasks:
         each.stop()
+
+
+@pytest.mark.parametrize("bad", ["255.255.255.255", "0.0.0.0", "224.0.0.1", "ff02::1"])
+def test_what_a_name_says_that_is_no_host(zone: Zone, bad: str) -> None:
+    """It is left out; the others serve.  Of this alone, nothing is sent."""
+    zone.found = (Found(bad, 53), Found("10.0.0.5", 53))
+    pool = made("udp:dns:ns.example:53")
+    [follower] = [each for each in pool.tasks if isinstance(each, Follower)]
+    follower.start()
+    assert [each.name for each in pool.servers] == ["ns.example/10.0.0.5:53"]
+    follower.stop()
+    zone.found = (Found(bad, 53),)
+    with capturedLogs() as events:
+        pool = made("udp:dns:ns.example:53")
+        pool.tasks[-1].start()
+    assert pool.servers == []
+    [line] = [formatEvent(each) for each in events]
+    assert line.endswith(": none of its addresses is a host's; nothing is sent")
+    pool.tasks[-1].stop()
 
 
 @pytest.fixture
