@@ -7,7 +7,6 @@ sessions are ended.  See :class:`relayd.control.steering.Steering`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock
@@ -19,11 +18,10 @@ from relayd.control.steering import Asker, Conflict, Invalid, Json, ServerState,
 from relayd.net.monotonic import monotonic
 from relayd.operating.changing import Relays
 from relayd.operating.killing import kill
-from relayd.operating.listing_servers import by_name, is_called, no_server
+from relayd.operating.listing import Shown
 from relayd.operating.logs import Logs
-from relayd.operating.overlay import Said
 from relayd.operating.seeing import Seeing
-from relayd.upstreams.server import MAX_WEIGHT, Server
+from relayd.operating.server_words import Said, ServerWords
 
 log = Logger(namespace="relayd.control")
 
@@ -41,17 +39,20 @@ class Intervening(Seeing):
         self._clock = monotonic(reactor)
         #: Held by the change of settings that is under way.
         self._lock = DeferredLock()
-        #: When clients that are held are served, by relay; when drains of servers end.
+        #: What was said of servers.
+        self.words = ServerWords(self._clock, self._shown_or_none)
+        #: When clients that are held are served, by relay.
         self._resumes: dict[str, IDelayedCall] = {}
-        self._cuts: dict[tuple[str, str], IDelayedCall] = {}
 
     def close(self) -> None:
         """The process stops: no timer is left."""
-        for each in (*self._resumes.values(), *self._cuts.values()):
-            if each.active():
-                each.cancel()
+        self.words.stop()
+        for each in self._resumes.values():
+            each.cancel()
         self._resumes.clear()
-        self._cuts.clear()
+
+    def _shown_or_none(self, relay: str) -> Shown | None:
+        return self._shown_of(relay) if relay in self._all.units else None
 
     def _check_running(self) -> None:
         if self._all.service.stopping:
@@ -107,48 +108,13 @@ class Intervening(Seeing):
         self._check_running()
         if self._lock.locked:
             raise Conflict("another change is under way: try again")
-        name, found = self._servers_called(relay, server)
-        if weight is not None and not 0 <= weight <= MAX_WEIGHT:
-            raise Invalid(f"weight: {weight}: expected 0 to {MAX_WEIGHT}")
-        if within is not None and state != "drain":
-            raise Invalid("within: it is for a server that is drained")
-        said = self._said(relay, name, state, weight)
-        self.overlay = self.overlay.with_word(relay, name, said)
-        tell(found, said)
-        self._forget_cut(relay, name)
-        if within is not None:
-            cut = partial(self._cut, relay, name)
-            self._cuts[relay, name] = self._clock.callLater(seconds_of(within), cut)
-        self._revise(relay)
-        return self.server(relay, name)
-
-    def _servers_called(self, relay: str, server: str) -> tuple[str, Sequence[Server]]:
         shown = self._shown_of(relay)
-        for name, found in by_name(shown).items():
-            if is_called(found[0], server):
-                if not isinstance(found[0], Server):
-                    raise Conflict(
-                        f"{name} is the only server of {relay}, and nothing is said of"
-                        " it: give it a name, or another one beside it; or stop, or"
-                        f" pause, {relay}"
-                    )
-                return name, found
-        raise no_server(shown, server)
-
-    def _cut(self, relay: str, server: str) -> None:
-        """A server has had its time to drain."""
-        self._cuts.pop((relay, server), None)
-        if relay in self._all.units:
-            why = f"the time of {server} to drain is over"
-            work = kill(self._shown(), server=server, relay=relay, why=why)
-            whole(work, self._clock).addErrback(
-                lambda reason: log.failure("a server could not be drained", reason)
-            )
-
-    def _forget_cut(self, relay: str, server: str) -> None:
-        timer = self._cuts.pop((relay, server), None)
-        if timer is not None and timer.active():
-            timer.cancel()
+        limit = None if within is None else seconds_of(within)
+        said = self._said(relay, server, state, weight)
+        self.words.say(shown, server, said.word, said.weight, limit)
+        self.overlay = self.overlay.with_word(relay, server, said)
+        self._revise(relay)
+        return self.server(relay, server)
 
     def kill(
         self,
@@ -176,16 +142,9 @@ class Intervening(Seeing):
         if state == "auto":
             return Said(None, weight)
         return Said(
-            before.state if state is None else state,
+            before.word if state is None else state,
             before.weight if weight is None else weight,
         )
-
-
-def tell(servers: Sequence[Server], said: Said) -> None:
-    """The operator's word, to each of the servers of one name."""
-    for each in servers:
-        each.operate_weight(said.weight)
-        each.operate(said.state)
 
 
 def seconds_of(given: float) -> float:

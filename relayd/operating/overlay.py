@@ -19,22 +19,10 @@ from relayd.configuring.sections import read_settings
 from relayd.configuring.written import as_toml, values
 from relayd.control.steering import Json
 from relayd.core.setting_types import Kind
-from relayd.upstreams.server import Word
+from relayd.operating.server_words import NOTHING, Said
 
 #: Where a setting comes from that was said while the process runs.
 RUN_TIME = "run time"
-
-
-@attrs.frozen
-class Said:
-    """The operator's word about a server.
-
-    :ivar state: None: as the file and the checks say.
-    :ivar weight: likewise.
-    """
-
-    state: Word | None = None
-    weight: int | None = None
 
 
 @attrs.frozen(eq=False)
@@ -42,7 +30,7 @@ class Overlay:
     """All that was said.
 
     :ivar settings: by relay and key.
-    :ivar servers: by relay, and the server's name.
+    :ivar servers: by relay, and the server's name, or its label.
     """
 
     settings: Mapping[str, Mapping[str, Sequence[Given]]] = attrs.field(factory=dict)
@@ -50,7 +38,7 @@ class Overlay:
 
     def __len__(self) -> int:
         return sum(map(len, self.settings.values())) + sum(
-            (each.state is not None) + (each.weight is not None)
+            (each.word is not None) + (each.weight is not None)
             for said in self.servers.values()
             for each in said.values()
         )
@@ -93,7 +81,7 @@ class Overlay:
     def with_word(self, relay: str, server: str, said: Said) -> Overlay:
         """The same, and what is said now of one server."""
         own = {**self.servers.get(relay, {}), server: said}
-        if said == Said():
+        if said == NOTHING:
             del own[server]
         servers = {**self.servers, relay: own}
         if not own:
@@ -139,7 +127,7 @@ class Overlay:
                 }
         for relay, said in self.servers.items():
             for server, each in said.items():
-                for key, now in (("state", each.state), ("weight", each.weight)):
+                for key, now in (("state", each.word), ("weight", each.weight)):
                     if now is not None:
                         yield {
                             "relay": relay,
@@ -180,14 +168,14 @@ class Overlay:
 
 def _words(said: Said) -> str:
     weight = None if said.weight is None else f"weight={said.weight}"
-    return ", ".join(filter(None, (said.state, weight)))
+    return ", ".join(filter(None, (said.word, weight)))
 
 
 def _told(dest: Given, said: Said) -> Given:
     """A destination with the operator's word among its options."""
     options: dict[str, Any] = {}
-    if said.state is not None:
-        options["disabled"] = said.state != "up"
+    if said.word is not None:
+        options["disabled"] = said.word != "up"
     if said.weight is not None:
         options["weight"] = said.weight
     plain = dest.plain

@@ -15,6 +15,7 @@ import relayd
 from relayd.configuring.config import Config
 from relayd.configuring.effective import effective_of
 from relayd.configuring.given import Layers
+from relayd.configuring.server_grammar import ServersOf
 from relayd.control.steering import (
     FlowQuery,
     Invalid,
@@ -34,10 +35,12 @@ from relayd.operating import (
 )
 from relayd.operating.changing import Relays
 from relayd.operating.explaining import State, explain
+from relayd.operating.health import pool_of
 from relayd.operating.logs import Logs
 from relayd.operating.overlay import Overlay, section_of
 from relayd.operating.standing import has_flows
 from relayd.operating.units import Unit
+from relayd.upstreams.pool import Pool
 
 
 class Seeing:
@@ -180,7 +183,7 @@ class Seeing:
             factories = list(dict.fromkeys(each.served for each in unit.parts))
             older = [each for each in former if each.name == unit.name]
             shown.append(
-                listing.Shown(unit.name, unit.kind, factories, older, unit.pools)
+                listing.Shown(unit.name, unit.kind, factories, older, pools_of(unit))
             )
         names = {each.name for each in former} - self._all.units.keys()
         for name in sorted(names):
@@ -240,7 +243,8 @@ class Seeing:
     ) -> Json:
         """See :class:`relayd.control.steering.Steering`."""
         unit = self._unit(relay)
-        served, pool = unit.parts[0].served, unit.parts[0].pool
+        served = unit.parts[0].served
+        pool = pool_of(served)
         stopped = "" if unit.settings.enabled else "it is stopped"
         if self._all.service.stopping:
             stopped = "relayd stops"
@@ -288,14 +292,21 @@ def _of_flows(factories: Iterable[Any]) -> Json:
     return {"refused": refused, "retries": None, "bytes_up": up, "bytes_down": down}
 
 
+def pools_of(unit: Unit) -> list[Pool]:
+    """The pools that its parts have now: a server may have been given a state."""
+    found = (pool_of(each.served) for each in unit.parts)
+    return [each for each in found if each is not None]
+
+
 def _destinations(unit: Unit) -> dict[str, int]:
-    """By the name of a server that stands in the settings: which of `dest` it is."""
+    """By what a server in the settings is called: which of `dest` it is."""
     found: dict[str, int] = {}
-    for part in unit.parts:
-        fixed = iter(part.pool.upstreams if part.pool is not None else ())
+    for pool in pools_of(unit):
+        fixed = iter(pool.upstreams)
         for number, each in enumerate(unit.settings.destinations):  # type: ignore[union-attr]
-            if not hasattr(each, "how"):
-                server = next(fixed, None)
-                if server is not None:
-                    found.setdefault(server.name, number)
+            if not isinstance(each, ServersOf):
+                server: Any = next(fixed, None)
+                for name in (server.name, getattr(server, "label", "")):
+                    if name:
+                        found.setdefault(name, number)
     return found

@@ -14,6 +14,7 @@ who has shut himself out need not come back.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -38,15 +39,16 @@ from relayd.control.steering import (
     Invalid,
     Json,
     Refusal,
+    Unknown,
 )
 from relayd.core.errors import ConfigError
 from relayd.observing.log_times import LogTimes
 from relayd.operating.changing import Difference, Relays
-from relayd.operating.intervening import Intervening, seconds_of, tell, whole
+from relayd.operating.intervening import Intervening, seconds_of, whole
 from relayd.operating.killing import kill
-from relayd.operating.listing_servers import by_name
 from relayd.operating.logs import Logs
-from relayd.operating.overlay import Overlay, Said, section_of
+from relayd.operating.overlay import Overlay, section_of
+from relayd.operating.server_words import NOTHING
 
 log = Logger(namespace="relayd.control")
 
@@ -142,22 +144,32 @@ class Steered(Intervening):
         for name in (*difference.added, *difference.removed, *difference.changed):
             self._revise(name)
         self._needs_restart = difference.needs_restart
-        self._say_of_servers(before)
+        self._say_of_servers(before, difference.changed)
         return difference
 
     def _aside(self, work: Callable[[], Any]) -> Deferred[Any]:
         """Do something in a thread."""
         return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work)
 
-    def _say_of_servers(self, before: Overlay) -> None:
-        """Tell the servers what the operator says of them."""
+    def _say_of_servers(self, before: Overlay, changed: Sequence[str]) -> None:
+        """Tell the servers what the operator says of them.
+
+        :param changed: relays that have other servers now, perhaps.
+        """
         for relay in {*before.servers, *self.overlay.servers}:
-            if relay in self._all.units:
-                said = self.overlay.servers.get(relay, {})
-                known = {**before.servers.get(relay, {}), **said}
-                for name, servers in by_name(self._shown_of(relay)).items():
-                    if name in known:
-                        tell(servers, said.get(name, Said()))
+            if relay not in self._all.units:
+                self.words.forget(relay)
+                continue
+            shown = self._shown_of(relay)
+            was, now = (each.servers.get(relay, {}) for each in (before, self.overlay))
+            for server in {**was, **now}:
+                said = now.get(server, NOTHING)
+                if was.get(server) != said or (relay in changed and not shown.pools):
+                    with suppress(Unknown):
+                        # It may be gone, and may come back.
+                        self.words.say(shown, server, said.word, said.weight)
+            for pool in shown.pools:
+                self.words.adopt(relay, pool)
 
     # -- settings
 
