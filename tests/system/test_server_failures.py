@@ -316,8 +316,9 @@ def test_a_server_that_resets_those_who_speak_at_once(
         lost = [each for each in during if not each.answer]
         record_property("lost of all", (len(lost), len(during)))
         print(f"{transport}: {len(lost)} of {len(during)} requests were lost")
-        # Three, those that were under way with them, and one for each trial.
-        assert len(lost) <= 3 + 3 + 4
+        # Three, those that were under way with them, and one or two for each trial; or
+        # else it were half of them.
+        assert len(lost) <= len(during) // 10
         all_by([each for each in during if each.answer], "b")
         now.load.end()
 
