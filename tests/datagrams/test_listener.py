@@ -260,6 +260,19 @@ def test_a_listener_that_can_not_receive_keeps_no_flow_alive(
     bench.close()
 
 
+def test_flows_of_a_socket_that_was_handed_over_expire() -> None:
+    """Nothing is read there any more, so nothing is waited for."""
+    bench = Bench(unreplied_timeout=3)
+    bench.arrive(b"one")
+    [listener] = bench.nat.listeners
+    bench.nat.retire([listener])
+    listener.stop_reading()
+    bench.pass_time(5)
+    assert bench.observer.endings == ["unreplied"]
+    assert listener.closed
+
+
+
 @pytest.mark.parametrize("number", REFUSED)
 def test_a_kernel_that_does_not_report_local_addresses(number: int) -> None:
     """A wildcard listener answers from what the kernel chooses, and says so."""
