@@ -292,9 +292,9 @@ class Lifecycle(Leg):
 
     def leave_server(self) -> None:
         """Its server has one session less."""
-        place, self.place = self.place, None
+        place, self.place, session = self.place, None, self.session
         try:
-            tell_server(place, self.session)
+            place.closed() if session.ending is _DONE else tell_server(place, session)
         except Exception:
             log.failure("session {id} could not be counted", id=self.session.id)
 

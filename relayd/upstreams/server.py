@@ -387,7 +387,13 @@ class Server(Upstream):
 
     def closed(self) -> None:
         """See :meth:`ICounted.closed`."""
-        self._leave()
+        # As `_leave`, without a call.
+        self.sessions = sessions = self.sessions - 1
+        most, on_over = self.max_sessions, self.on_over
+        if on_over is not None:
+            on_over(self)
+        if most is not None and sessions + 1 == most:
+            self.on_room(self)
         if self.doubted:
             self.doubted = False
             if self.passive is not None:
