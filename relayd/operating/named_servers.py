@@ -63,13 +63,13 @@ def _look_up(
         ask = partial(name_servers.service, name.name)
     else:
         ask = partial(name_servers.host, name.name, name.port)
-    return (lambda: ask().addCallback(_hosts_in)) if name.udp else ask
+    return lambda: ask().addCallback(_hosts_in)
 
 
 def _hosts_in(answer: Answer) -> Answer:
-    """Without addresses that datagrams are not to be sent to, whatever a name says.
+    """Without addresses that are no single host's, whatever a name says.
 
-    They would go to many hosts, or to this one.
+    What is sent there would go to many hosts, or to this one.
     """
     found = [
         each
