@@ -29,6 +29,7 @@ from relayd.core.errors import CannotStart, ConfigError
 from relayd.net.binding import FOR_ALL
 from relayd.net.listening import UNIXListenerEndpoint
 from relayd.net.monotonic import monotonic
+from relayd.operating.collecting import keep_for_good
 
 log = Logger(namespace="relayd.control")
 
@@ -69,6 +70,7 @@ class ControlService(Service):
                 "--control needs a system that says who connects (SO_PEERCRED): leave"
                 " it out"
             )
+        self._reactor = reactor
         self._path = path
         self._command = command
         mode = FOR_ALL if uids or read_uids else OWN
@@ -96,6 +98,7 @@ class ControlService(Service):
         """
         super().startService()
         self._listen()
+        self._reactor.callWhenRunning(keep_for_good)
 
     def _listen(self) -> None:
         if self.port is not None:

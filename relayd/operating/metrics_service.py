@@ -7,7 +7,6 @@ prometheus_client and twisted.web.
 
 from __future__ import annotations
 
-import gc
 import platform
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -33,6 +32,7 @@ from relayd.net.monotonic import monotonic
 from relayd.observing.log_times import LogTimes
 from relayd.observing.metrics import RelayCollector, exposition
 from relayd.observing.readings import Flows, ProcessReading, Sessions
+from relayd.operating.collecting import keep_for_good
 from relayd.operating.health import Health
 from relayd.operating.logs import Logs
 from relayd.operating.metrics_site import MetricsSite
@@ -279,13 +279,3 @@ class MetricsService(Service):
     def _look_again(self) -> None:
         self._lag = max(0.0, self._clock.seconds() - self._due)
         self._look_later()
-
-
-def keep_for_good() -> None:
-    """Have Python's collector look no more at what there is now: the relays.
-
-    A scrape makes enough objects for it to look at all there are, now and then.  With
-    1,000 relays that took 90 ms, in which nobody is served.
-    """
-    gc.collect()
-    gc.freeze()

@@ -272,7 +272,6 @@ def test_flows_of_a_socket_that_was_handed_over_expire() -> None:
     assert listener.closed
 
 
-
 @pytest.mark.parametrize("number", REFUSED)
 def test_a_kernel_that_does_not_report_local_addresses(number: int) -> None:
     """A wildcard listener answers from what the kernel chooses, and says so."""
