@@ -153,7 +153,11 @@ class Seeing:
             "sessions": sessions + before,
             "older_sessions": before,
             "max_sessions": getattr(admission, "max_sessions", None),
-            **(_of_flows(factories) if unit.kind == "udp" else _of_streams(factories)),
+            **(
+                _of_flows(factories)
+                if unit.kind == "udp"
+                else _of_streams([*factories, *older])
+            ),
         }
 
     def _state(self, unit: Unit) -> str:
@@ -266,7 +270,10 @@ class Seeing:
 
 
 def _of_streams(factories: Iterable[Any]) -> Json:
-    """What was counted of a relay of streams."""
+    """What was counted of a relay of streams.
+
+    :param factories: all that have sessions; those of before a change come last.
+    """
     first, *_ = factories
     totals, counts = first.totals, first.counts
     up = down = None

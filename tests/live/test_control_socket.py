@@ -77,6 +77,26 @@ def test_what_runs_is_seen_and_steered(server: Server, path: Path) -> None:
         running.wait_for(rf"{me} \{{\"sessions\": \[{session['id']}\]\}}: done")
 
 
+def test_totals_are_of_sessions_from_before_a_change_too(
+    server: Server, path: Path
+) -> None:
+    # Without metrics nobody counts bytes.
+    metrics = path.with_name("m")
+    args = ("--control", f"unix:{path}", "--metrics", f"unix:{metrics}")
+    with relay(
+        *args, "--name", "web", "-l", "127.0.0.1:0", "-d", server.address
+    ) as running:
+        with connect(running.port) as client, server.accept() as far:
+            client.sendall(b"hello")
+            assert far.recv(5) == b"hello"
+            change = {"settings": {"idle_timeout": "10m"}}
+            _, row = ask(path, "PATCH", "/v1/relays/web", change)
+            assert (row["older_sessions"], row["bytes_up"]) == (1, 5)
+        eventually(lambda: ask(path, "GET", "/v1/relays/web")[1]["sessions"] == 0)
+        _, row = ask(path, "GET", "/v1/relays/web")
+        assert (row["older_sessions"], row["bytes_up"]) == (0, 5)
+
+
 def test_it_answers_while_the_relay_drains(server: Server, path: Path) -> None:
     args = ("--control", f"unix:{path}", "--drain-timeout", "60")
     with relay(*args, "-l", "127.0.0.1:0", "-d", server.address) as running:
