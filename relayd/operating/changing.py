@@ -30,6 +30,7 @@ from relayd.operating.logs import Logs
 from relayd.operating.pool_tasks import PoolTasks
 from relayd.operating.relays import unit_of
 from relayd.operating.running import RelayService
+from relayd.operating.standing import Listening
 from relayd.operating.succession import succeed, take_over
 from relayd.operating.units import Part, Unit, Workshop, kind_of
 from relayd.upstreams.pool import Pool, Task
@@ -155,13 +156,16 @@ class Relays:
                 part.let_go()
             self._check_no_more(_pools_but([unit], [] if before is None else [before]))
 
-    def _listenings(self, units: Iterable[Unit]) -> list[Any]:
+    def _listenings(self, units: Iterable[Unit]) -> list[Listening]:
         return [each for unit in units for each in unit.listenings]
 
     # -- changing
 
-    def change(self, config: Config) -> Difference:
+    def change(self, config: Config, *, anew: bool = False) -> Difference:
         """Have these settings from now on, in one step.
+
+        :param anew: read again what else was read for them: the certificates of
+            listeners that stay.
 
         :raises ConfigError: they can't be had, in a line for each problem; nothing has
             changed.
@@ -170,11 +174,17 @@ class Relays:
         plan = self._plan(config)
         before = self.units
         try:
+            renewed = self._read_anew(plan) if anew else {}
+        except ConfigError:
+            self._forget(plan)
+            raise
+        try:
             self.service.change(self._listenings(plan.units.values()))
         except CannotStart as problem:
             self._forget(plan)
             why = str(problem).removeprefix(f"{self.service.command}: ")
             raise ConfigError(why) from problem
+        self.service.renew(renewed)
         self.config, self.units = config, plan.units
         self.service.drain_timeout = config.drain_timeout
         self.service.shutdown_delay = config.shutdown_delay
@@ -202,6 +212,24 @@ class Relays:
             len(kept),
             needs_restart,
         )
+
+    def _read_anew(self, plan: _Plan) -> Mapping[Listening, Any]:
+        """What the listeners of relays that stay serve their clients with.
+
+        :raises ConfigError: a certificate can't be read: a line for each.
+        """
+        found, problems = {}, []
+        for name, unit in plan.units.items():
+            if self.units.get(name) is unit:
+                for each in unit.listenings:
+                    if each.text and each.enabled:
+                        try:
+                            found[each] = each.port_factory()
+                        except ConfigError as problem:
+                            problems.append(f"relay {name}: {problem}")
+        if problems:
+            raise ConfigError("\n".join(problems))
+        return found
 
     def _without_restart(self, config: Config) -> tuple[Config, tuple[str, ...]]:
         """The settings that can be had now, and the keys of those that can't."""

@@ -117,6 +117,13 @@ def listening_endpoint(
     return endpoint
 
 
+def string_of(address: StreamAddress) -> str:
+    """The endpoint string of a listener that is one of Twisted's; empty for ours."""
+    if not isinstance(address, EndpointString) or passed_name(address.text):
+        return ""
+    return address.text
+
+
 def _from_string(reactor: Any, text: str, *, plane: bool) -> IStreamServerEndpoint:
     if name := passed_name(text):
         adopting = PlaneAdoptedListenerEndpoint if plane else AdoptedListenerEndpoint

@@ -16,7 +16,7 @@ from relayd.configuring.config import AnyRelay, Relay, Socks4Relay, UdpRelay, ea
 from relayd.net.dial_options import DialOptions
 from relayd.operating.admission import Admitting
 from relayd.operating.checks import ServerCheckService
-from relayd.operating.endpoints import listening_endpoint
+from relayd.operating.endpoints import listening_endpoint, string_of
 from relayd.operating.pools import stream_pool
 from relayd.operating.servers import Maker, check_no_more, check_own, dial_options
 from relayd.operating.socks4_relays import socks4_unit
@@ -122,6 +122,7 @@ def pool_part(
             f"relaying to {pool.names}",
             enabled=relay.enabled,
             backlog=relay.backlog,
+            text=string_of(listen),
         )
         for listen in listeners
     ]

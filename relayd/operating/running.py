@@ -19,7 +19,7 @@ running reactor; a start that fails does not, and closes what it opened at once.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from twisted.application.service import Service
@@ -38,9 +38,9 @@ from twisted.python.failure import Failure
 
 from relayd.core import process_settings
 from relayd.core.addresses import address_name
-from relayd.core.errors import CannotStart, ListenError
+from relayd.core.errors import CannotStart
 from relayd.net.monotonic import monotonic
-from relayd.operating.standing import Listening, Served, Standing, has_flows
+from relayd.operating.standing import Listening, Served, Standing, has_flows, why_not
 
 log = Logger(namespace="relayd.service")
 
@@ -181,10 +181,10 @@ class RelayService(Service):
 
         def not_opened(reason: Failure, listening: Listening) -> None:
             if at_once:
-                problems.append(_why(reason, listening, self.command))
+                problems.append(why_not(reason, listening, self.command))
             else:
                 # An endpoint that opens later, while others serve already.
-                log.critical("{why}", why=_why(reason, listening, self.command))
+                log.critical("{why}", why=why_not(reason, listening, self.command))
 
         for each in listenings:
             factory: Any = each.factory
@@ -301,6 +301,15 @@ class RelayService(Service):
     def _all_of(self, listenings: Iterable[Listening]) -> list[Served]:
         return list(dict.fromkeys(each.factory for each in listenings))
 
+    def renew(self, factories: Mapping[Listening, Any]) -> None:
+        """Have Twisted's ports serve their clients with what was read anew.
+
+        :param factories: see :meth:`Listening.port_factory`.
+        """
+        for one in self._open:
+            if one.listening in factories:
+                one.renew(factories[one.listening])
+
     def hold(self, relay: str) -> None:
         """Let a relay's new clients wait, unread, until :meth:`release`."""
         self.held.add(relay)
@@ -396,17 +405,3 @@ class _Wait:
         """Wait for no more than so long from now."""
         if self._limit.active():
             self._limit.reset(seconds)
-
-
-def _why(reason: Failure, listening: Listening, command: str) -> CannotStart:
-    """The error of a start: one line, with the address and the reason."""
-    problem = reason.value
-    if isinstance(problem, ListenError):
-        return CannotStart(f"{command}: {problem}")
-    # Twisted's CannotListenError wraps the system's error.
-    cause = getattr(problem, "socketError", problem)
-    why = getattr(cause, "strerror", None) or str(cause)
-    if named := getattr(cause, "filename", None):
-        # Twisted's listeners open /dev/null, which a chroot may lack.
-        why = f"{named}: {why}"
-    return CannotStart(f"{command}: can't listen on {listening.name}: {why}")

@@ -11,7 +11,7 @@ from relayd.configuring.config import Socks4Relay, is_local
 from relayd.core.errors import ConfigError
 from relayd.net.own_addresses import is_own
 from relayd.operating.admission import Admitting
-from relayd.operating.endpoints import dialer, listening_endpoint
+from relayd.operating.endpoints import dialer, listening_endpoint, string_of
 from relayd.operating.servers import dial_options
 from relayd.operating.standing import Listening
 from relayd.operating.units import Part, Unit, Workshop, session_log, share_totals
@@ -99,6 +99,7 @@ def _listening(
         f"a SOCKS4 proxy for {_clients_served(listen, proxy)}",
         enabled=proxy.enabled,
         backlog=proxy.backlog,
+        text=string_of(listen),
     )
 
 

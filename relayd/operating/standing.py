@@ -2,9 +2,9 @@
 
 A listener that stands can be handed to another factory, from one client to the next: it
 keeps its socket, and so the clients in its queue.  How depends on whose it is: relayd's
-own take another factory; Twisted's ports, and what wraps their factories for TLS, have
-it as an attribute; a UDP relay gives a duplicate of its socket to another one, as its
-flows go on replying by their own.
+own take another factory; Twisted's ports have it as an attribute, and what wraps it for
+TLS is made anew (:mod:`relayd.operating.renewing`); a UDP relay gives a duplicate of
+its socket to another one, as its flows go on replying by their own.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from twisted.python.failure import Failure
 
 from relayd.core import process_settings, settings
 from relayd.core.addresses import address_name
+from relayd.core.errors import CannotStart, ListenError
 from relayd.datagrams.endpoint import AdoptedUdpListener, UdpPort
 from relayd.datagrams.relay import DatagramRelay
 from relayd.net.listener import Listener, sockets_of
+from relayd.operating.renewing import port_factory
 
 log = Logger(namespace="relayd.service")
 
@@ -73,6 +75,7 @@ class Listening:
     :ivar flows: its sessions are flows of datagrams.
     :ivar enabled: it is to be opened; if not, its relay is stopped.
     :ivar backlog: how many clients may wait in its queue; None: its endpoint says it.
+    :ivar text: the endpoint string, of one of Twisted's; it can have a certificate.
     """
 
     endpoint: IStreamServerEndpoint
@@ -82,6 +85,14 @@ class Listening:
     flows: bool = False
     enabled: bool = settings.ENABLED.default
     backlog: int | None = None
+    text: str = ""
+
+    def port_factory(self) -> Any:
+        """What one of Twisted's ports serves its clients with, read anew.
+
+        :raises ConfigError: its certificate can't be read.
+        """
+        return port_factory(self.text, self.factory)
 
     @property
     def key(self) -> Hashable:
@@ -138,7 +149,17 @@ class Standing:
             if isinstance(each, Listener):
                 each.serve(served, listening.backlog)
             else:
-                _exchange(each, before.factory, served)
+                self.renew(listening.port_factory())
+
+    def renew(self, factory: Any) -> None:
+        """Have one of Twisted's ports serve its clients with this.
+
+        :param factory: see :meth:`Listening.port_factory`.
+        """
+        port: Any = self.port
+        factory.doStart()
+        before, port.factory = port.factory, factory
+        before.doStop()
 
     def _use(self, port: IListeningPort) -> None:
         self.port = port
@@ -184,11 +205,15 @@ def _retire(port: IListeningPort) -> None:
             )
 
 
-def _exchange(port: Any, before: Any, now: Any) -> None:
-    """Have one of Twisted's ports serve another factory, which may be wrapped."""
-    now.doStart()
-    holder, name = port, "factory"
-    while (held := getattr(holder, name)) is not before:
-        holder, name = held, "wrappedFactory"
-    setattr(holder, name, now)
-    before.doStop()
+def why_not(reason: Failure, listening: Listening, command: str) -> CannotStart:
+    """The error of a start: one line, with the address and the reason."""
+    problem = reason.value
+    if isinstance(problem, ListenError):
+        return CannotStart(f"{command}: {problem}")
+    # Twisted's CannotListenError wraps the system's error.
+    cause = getattr(problem, "socketError", problem)
+    why = getattr(cause, "strerror", None) or str(cause)
+    if named := getattr(cause, "filename", None):
+        # Twisted's listeners open /dev/null, which a chroot may lack.
+        why = f"{named}: {why}"
+    return CannotStart(f"{command}: can't listen on {listening.name}: {why}")

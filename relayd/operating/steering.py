@@ -137,7 +137,7 @@ class Steered(Intervening):
             else:
                 config = configure(wanted)
             self._check_running()
-            difference = self._all.change(config)
+            difference = self._all.change(config, anew=read is not None)
         except ConfigError as problem:
             raise Invalid(*str(problem).splitlines()) from problem
         self._layers, before, self.overlay = layers, self.overlay, said
