@@ -82,7 +82,7 @@ def read(
     if method not in routes:
         raise _not_allowed(routes)
     route, names = routes[method]
-    if route.changes and right != "change":
+    if (route.changes or route.secret) and right != "change":
         raise BadRequest(403, f"{by} may change nothing: see --control-read-uid")
     asked = Asked(names, _query(query, route.query), _body(heard, route.body), by)
     _check_tag(heard, route, asked, steering)

@@ -45,6 +45,7 @@ class Route:
     :ivar answer: the name of the answer's schema.
     :ivar body: None: it has none.
     :ivar changes: it changes something, so not everybody may ask for it.
+    :ivar secret: its answer has what not everybody may see.
     :ivar tag: the resource that it is about has an ETag.
     """
 
@@ -57,6 +58,7 @@ class Route:
     query: Fields = NOTHING
     body: Fields | None = None
     changes: bool = False
+    secret: bool = False
     tag: Tag | None = None
 
     @property

@@ -139,8 +139,10 @@ VIEWS: tuple[Route, ...] = (
         method="GET",
         path="/v1/merged",
         name="merged",
-        help="The file as it would be with the run-time changes.",
+        help="The file as it would be with the run-time changes; for those who may make"
+        " them, as it has the values of secret settings.",
         answer="Merged",
+        secret=True,
         call=lambda to, asked: to.merged(),
     ),
     Route(

@@ -15,11 +15,14 @@ import attrs
 
 from relayd.configuring.address_settings import DEST
 from relayd.configuring.given import Given, Layers, Place, RelaySection, key_of
-from relayd.configuring.sections import read_settings
+from relayd.configuring.sections import RELAY_KEYS, read_settings
 from relayd.configuring.written import as_toml, values
 from relayd.control.steering import Json
-from relayd.core.setting_types import Kind
+from relayd.core.setting_types import Kind, Setting
 from relayd.operating.server_words import NOTHING, Said
+
+#: In place of what is secret.
+HIDDEN = "***"
 
 #: Where a setting comes from that was said while the process runs.
 RUN_TIME = "run time"
@@ -117,13 +120,15 @@ class Overlay:
         for relay, keys in self.settings.items():
             section = sections[relay]
             for key, given in keys.items():
-                before = dict(values(section.all(key), section.kind))
+                before = dict(values(section.all(key), section.kind)).get(key)
+                now = dict(values(given, section.kind)).get(key)
+                rows = RELAY_KEYS[section.kind][key]
                 yield {
                     "relay": relay,
                     "server": None,
                     "key": key,
-                    "file": before.get(key),
-                    "now": dict(values(given, section.kind)).get(key),
+                    "file": shown(rows[0], before),
+                    "now": shown(rows[0], now),
                 }
         for relay, said in self.servers.items():
             for server, each in said.items():
@@ -189,6 +194,11 @@ def _told(dest: Given, said: Said) -> Given:
         elif value is not False:
             text += f",{key}={value}"
     return attrs.evolve(dest, plain=text)
+
+
+def shown(row: Setting[Any], value: Any) -> Any:
+    """A value, for whoever may see all and change nothing."""
+    return HIDDEN if row.secret and value not in (None, []) else value
 
 
 def section_of(layers: Layers, relay: str) -> RelaySection:

@@ -23,19 +23,12 @@ class _Taker:
 
     factory: Any = None
 
-    def listenTCP(
-        self, port: int, factory: Any, backlog: int = 50, interface: str = ""
-    ) -> _Taker:
+    def listenTCP(self, port: int, factory: Any, *_: object, **__: object) -> _Taker:
         self.factory = factory
         return self
 
     def listenUNIX(
-        self,
-        address: str,
-        factory: Any,
-        backlog: int = 50,
-        mode: int = 0o666,
-        wantPID: bool = False,  # noqa: N803
+        self, address: str, factory: Any, *_: object, **__: object
     ) -> _Taker:
         self.factory = factory
         return self
@@ -45,8 +38,8 @@ class _Taker:
         port: int,
         factory: Any,
         contextFactory: Any,  # noqa: N803
-        backlog: int = 50,
-        interface: str = "",
+        *_: object,
+        **__: object,
     ) -> _Taker:
         from twisted.protocols.tls import TLSMemoryBIOFactory
 

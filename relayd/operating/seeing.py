@@ -37,7 +37,7 @@ from relayd.operating.changing import Relays
 from relayd.operating.explaining import State, explain
 from relayd.operating.health import pool_of
 from relayd.operating.logs import Logs
-from relayd.operating.overlay import Overlay, section_of
+from relayd.operating.overlay import Overlay, section_of, shown
 from relayd.operating.standing import has_flows
 from relayd.operating.units import Unit
 from relayd.upstreams.pool import Pool
@@ -131,7 +131,7 @@ class Seeing:
         unit = self._unit(name)
         section = section_of(self.overlay.over(self._layers), name)
         settings = {
-            each.key: {"value": each.value, "source": each.source}
+            each.key: {"value": shown(each.rows[0], each.value), "source": each.source}
             for each in effective_of(section)
         }
         return {**self._row(unit), "settings": settings}
