@@ -26,7 +26,6 @@ from twisted.internet.defer import (
     maybeDeferred,
 )
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from relayd.configuring.config import Config
@@ -43,6 +42,7 @@ from relayd.control.steering import (
 )
 from relayd.core.errors import ConfigError
 from relayd.observing.log_times import LogTimes
+from relayd.operating.aside import aside
 from relayd.operating.changing import Difference, Relays
 from relayd.operating.intervening import Intervening, seconds_of, whole
 from relayd.operating.killing import kill
@@ -124,18 +124,17 @@ class Steered(Intervening):
         self._check_running()
         layers = self._layers
         if read is not None:
-            layers = yield self._aside(read)
+            layers = yield aside(self._reactor, read)
         said = make()
         if read is not None:
             said = said.only([(each.name or "", each.kind) for each in layers.relays])
         wanted = said.over(layers)
-        aside = len(layers.relays) >= MANY
         config: Config
         try:
-            if aside:
-                config = yield self._aside(partial(configure, wanted))
+            if len(layers.relays) >= MANY:
+                config = yield aside(self._reactor, partial(self._configure, wanted))
             else:
-                config = configure(wanted)
+                config = self._configure(wanted)
             self._check_running()
             difference = self._all.change(config, anew=read is not None)
         except ConfigError as problem:
@@ -147,9 +146,9 @@ class Steered(Intervening):
         self._say_of_servers(before, difference.changed)
         return difference
 
-    def _aside(self, work: Callable[[], Any]) -> Deferred[Any]:
-        """Do something in a thread."""
-        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work)
+    def _configure(self, wanted: Layers) -> Config:
+        """:raises ConfigError: these settings can't be had."""
+        return self._all.alike(configure(wanted))
 
     def _say_of_servers(self, before: Overlay, changed: Sequence[str]) -> None:
         """Tell the servers what the operator says of them.

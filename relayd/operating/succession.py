@@ -32,6 +32,7 @@ def succeed(
     """
     listed: Sequence[Any] = [each.factory for each in before]
     known = [each for each in dict.fromkeys([*listed, *former]) if _counts(each)]
+    were = set(known)
     by_name: dict[str, Any] = {}
     for each in known:
         by_name.setdefault(each.name, each)
@@ -39,7 +40,7 @@ def succeed(
     new: dict[Any, list[Any]] = {}
     for listening in listenings:
         factory: Any = listening.factory
-        if factory not in known and _counts(factory):
+        if factory not in were and _counts(factory):
             same = by_key.get((factory.name, listening.key))
             new.setdefault(factory, []).extend([same] if _counts(same) else [])
     for factory, predecessors in new.items():
