@@ -23,7 +23,7 @@ from relayd.admission.client_rules import ClientRule, ClientRules
 from relayd.admission.hours import OpeningHours
 from relayd.core.errors import Refused
 from relayd.core.interfaces import IGate, ILease
-from relayd.core.leases import FREE, LATER, checked, give_back, lease_of
+from relayd.core.leases import FREE, LATER, Leases, checked, give_back, lease_of
 
 _NO_ADDRESS = "it has no address"
 
@@ -110,25 +110,10 @@ class HoursGate:
         raise Refused(f"outside {self.hours}", "hours")
 
 
-@implementer(ILease)
-class _Leases:
-    """Several as one."""
-
-    __slots__ = ("_leases",)
-
-    def __init__(self, leases: list[ILease]) -> None:
-        self._leases = leases
-
-    def release(self) -> None:
-        leases, self._leases = self._leases, []
-        for lease in reversed(leases):
-            give_back(lease)
-
-
 def _as_one(leases: list[ILease]) -> ILease:
     if not leases:
         return FREE
-    return leases[0] if len(leases) == 1 else _Leases(leases)
+    return leases[0] if len(leases) == 1 else Leases(leases)
 
 
 @implementer(IGate)
@@ -170,7 +155,7 @@ class Gates:
                     return self._enter_later(session, number, held, lease)
                 held.append(checked(lease))
         except BaseException as problem:
-            _Leases(held).release()
+            Leases(held).release()
             if number and isinstance(problem, Refused):
                 self._take_back(session, number)
             raise
@@ -202,7 +187,7 @@ class Gates:
                 answer = self.gates[number].enter(session)
         except BaseException as problem:
             # Cancelled, too: but who has left of itself has come.
-            _Leases(held).release()
+            Leases(held).release()
             if isinstance(problem, Refused):
                 self._take_back(session, number)
             raise

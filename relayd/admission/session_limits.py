@@ -134,6 +134,15 @@ class SessionLimits:
         self.sessions += 1
         return _Place(self, key)
 
+    def adopt(self, session: Any) -> ILease:
+        """Count one that was admitted before there was this limit."""
+        key = None
+        if self.max_sessions_per_client is not None:
+            key = self._key_of(session.client)
+        self._count(key, 1)
+        self.sessions += 1
+        return _Place(self, key)
+
     def foresee(self, client: str) -> bool:
         """Do what :meth:`enter` would, but count nobody.
 

@@ -332,11 +332,23 @@ def read_settings(
 ) -> tuple[Sequence[Given], list[str]]:
     """Read settings of one relay, as its table in a file has them.
 
+    :param table: None as a value is nothing; its key must be one all the same.
     :return: what is given, and what is wrong, a line each.
     """
     problems: list[str] = []
-    read = _read_table(_RELAYS[kind], table, place, problems)
+    known = {field.name for field in attrs.fields(_RELAYS[kind])}
+    said = {
+        key: value
+        for key, value in table.items()
+        if value is not None or key not in known
+    }
+    read = _read_table(_RELAYS[kind], said, place, problems)
     return read.given, problems
+
+
+def key_in(kind: Kind, key: str) -> str:
+    """Which setting a key of a table gives, by its own key: `userid_file` is one."""
+    return key if key in RELAY_KEYS[kind] else key.removesuffix(FROM_FILE)
 
 
 def _with_variables(value: Any, environ: Mapping[str, str], depth: int = 4) -> Any:

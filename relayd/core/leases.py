@@ -85,3 +85,18 @@ def lease_of(answer: Deferred[ILease] | Coroutine[Any, Any, ILease]) -> Deferred
 
     said.addBoth(came)
     return given
+
+
+@implementer(ILease)
+class Leases:
+    """Several as one."""
+
+    __slots__ = ("_leases",)
+
+    def __init__(self, leases: list[ILease]) -> None:
+        self._leases = leases
+
+    def release(self) -> None:
+        leases, self._leases = self._leases, []
+        for lease in reversed(leases):
+            give_back(lease)

@@ -74,14 +74,17 @@ class UdpPort:
         if self._relay.draining:
             self._relay.registry.reopen()
 
-    def give_away(self) -> int:
-        """Another relay takes the socket over: its descriptor, to be duplicated.
+    @property
+    def descriptor(self) -> int:
+        """Of its socket, to be duplicated for another relay."""
+        return int(self._listener.sock.fileno())
+
+    def give_away(self) -> None:
+        """Another relay has a copy of the socket, and gets the clients.
 
         This one reads it no more, and admits no client; its flows send replies still.
         """
         self._listener.stop_reading()
-        descriptor = self._listener.sock.fileno()
-        return int(descriptor)
 
     def getHost(self) -> IAddress:
         """The address that it listens on."""

@@ -117,6 +117,8 @@ class FlowOpener:
 
     def hold(self, held: bool) -> None:
         """Give nobody a flow for now, or again those that have waited, and others."""
+        if held is self.held:
+            return
         self.held = held
         self.room.limit = max(self._wait, HELD) if held else self._wait
         if not held:

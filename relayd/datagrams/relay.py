@@ -41,10 +41,6 @@ DROP_CHECKS = 256
 QUIET_AFTER = 1.0
 
 
-def _nothing() -> None:
-    """The servers of a pool that is not used any more have changed."""
-
-
 class DatagramRelay:
     """Relays datagrams between clients and servers.
 
@@ -140,8 +136,9 @@ class DatagramRelay:
         self._making = self._use(other.made_of)
         self._making.succeed(making)
         if self.pool is not before:
-            before.changed = _nothing
+            before.changed = lambda: None
             before.stop()
+            self.pool.learn(before)
         self._ends_changed()
         if self.listeners:
             self.pool.start()
@@ -381,6 +378,10 @@ class DatagramRelay:
             self._end_quiet(self.ledger.now())
             self.registry.check()
         return done
+
+    def reopen(self) -> None:
+        """Accept clients again; a drain that is under way is over."""
+        self.registry.reopen()
 
     def abort_all(self) -> None:
         """End every flow now, and so a drain."""

@@ -129,6 +129,7 @@ class Relays:
         shop = Workshop(config, self._reactor, self._logs.lines, self.checks)
         plan = _Plan({}, [])
         problems = []
+        self.checks.added.clear()
         for relay in config.relays:
             name = relay.name or ""
             before = self.units.get(name)
@@ -151,10 +152,11 @@ class Relays:
 
     def _forget(self, plan: _Plan) -> None:
         """What was built is not wanted."""
-        for before, unit in plan.built:
+        for _, unit in plan.built:
             for part in unit.parts:
                 part.let_go()
-            self._check_no_more(_pools_but([unit], [] if before is None else [before]))
+        for server in self.checks.added:
+            self.checks.checker.remove(server)
 
     def _listenings(self, units: Iterable[Unit]) -> list[Listening]:
         return [each for unit in units for each in unit.listenings]
@@ -219,6 +221,7 @@ class Relays:
         self._check_no_more(old_pools)
         self.tasks.remove(_tasks_of(gone, old_pools))
         self.tasks.add(_tasks_of(new, new_pools))
+        self.checks.added.clear()
         for each in self.followers:
             each()
         changed = [unit.name for _, unit in plan.built if unit.name in before]

@@ -44,12 +44,14 @@ class ServerCheckService(Service):
     :param transport: of connections to servers.
 
     :ivar checker: has the servers.
+    :ivar added: those since the last change of settings that was made.
     """
 
     def __init__(self, reactor: Any, transport: Transport) -> None:
         self._reactor = reactor
         self._transport = transport
         self.checker = Checker(reactor)
+        self.added: list[Any] = []
 
     def startService(self) -> None:
         super().startService()
@@ -134,6 +136,7 @@ class ServerCheckService(Service):
             fall=settings.fall,
         )
         self.checker.add(server, asks(check, target, self._reactor), schedule)
+        self.added.append(server)
 
     def _dials(self, host: str, dialing: DialOptions | None) -> Callable[[int], Any]:
         """How to dial a port of a host; each is found once."""

@@ -93,6 +93,11 @@ class Intervening(Seeing):
         if timer is not None and timer.active():
             timer.cancel()
 
+    def _forget_resumes(self) -> None:
+        """Of relays that were stopped, or are no more."""
+        for relay in self._resumes.keys() - self._all.service.held:
+            self._forget_resume(relay)
+
     # -- servers and sessions
 
     def set_server(

@@ -8,14 +8,14 @@ and the operator's word about servers.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
 
 from relayd.configuring.address_settings import DEST
 from relayd.configuring.given import Given, Layers, Place, RelaySection, key_of
-from relayd.configuring.sections import RELAY_KEYS, read_settings
+from relayd.configuring.sections import RELAY_KEYS, key_in, read_settings
 from relayd.configuring.written import as_toml, values
 from relayd.control.steering import Json
 from relayd.core.setting_types import Kind, Setting
@@ -67,12 +67,12 @@ class Overlay:
         :return: and what is wrong with it, a line each.
         """
         place = Place(RUN_TIME, f"{kind}.{relay}")
-        table = {key: value for key, value in said.items() if value is not None}
-        given, problems = read_settings(kind, table, place)
+        given, problems = read_settings(kind, said, place)
+        again = {key_in(kind, key) for key in said}
         own = {
             key: found
             for key, found in self.settings.get(relay, {}).items()
-            if key not in said
+            if key not in again
         }
         for each in given:
             own[key_of(each.setting)] = [*own.get(key_of(each.setting), ()), each]
@@ -91,23 +91,24 @@ class Overlay:
             del servers[relay]
         return attrs.evolve(self, servers=servers)
 
-    def only(self, relays: Collection[tuple[str, Kind]]) -> Overlay:
+    def only(self, there: Mapping[str, Kind], before: Mapping[str, Kind]) -> Overlay:
         """The same without what is about relays that there are no more.
 
-        :param relays: the name and kind of those that there are.
+        One of another kind is another relay.
+
+        :param there: the kinds of those that there are, by their names.
+        :param before: likewise of those that there were.
         """
-        kinds = dict(relays)
-        settings = {
-            name: keys
-            for name, keys in self.settings.items()
-            if all(
-                kinds.get(name) in each.setting.kinds
-                for given in keys.values()
-                for each in given
-            )
-        }
-        servers = {name: said for name, said in self.servers.items() if name in kinds}
-        return Overlay(settings, servers)
+        stays = {name for name, kind in there.items() if before.get(name) == kind}
+        return Overlay(
+            {name: keys for name, keys in self.settings.items() if name in stays},
+            {name: said for name, said in self.servers.items() if name in stays},
+        )
+
+    def others(self, before: Overlay) -> set[str]:
+        """The relays of which other settings were said before."""
+        there, were = self.settings, before.settings
+        return {each for each in {*there, *were} if there.get(each) != were.get(each)}
 
     # -- shown
 

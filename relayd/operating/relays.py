@@ -98,6 +98,11 @@ def pool_part(
     :param admitting: who is served.
     :raises ConfigError: Twisted can't use a listener's endpoint string.
     """
+    # What can't be made is found before the pool is told of anything.
+    endpoints = [
+        listening_endpoint(each, shop.reactor, relay.backlog, shop.config.transport)
+        for each in listeners
+    ]
     heard = len(pool.listeners)
     factory = RelayFactory(
         pool,
@@ -114,9 +119,7 @@ def pool_part(
     )
     listenings = [
         Listening(
-            listening_endpoint(
-                listen, shop.reactor, relay.backlog, shop.config.transport
-            ),
+            endpoint,
             factory,
             str(listen),
             f"relaying to {pool.names}",
@@ -124,6 +127,6 @@ def pool_part(
             backlog=relay.backlog,
             text=string_of(listen),
         )
-        for listen in listeners
+        for listen, endpoint in zip(listeners, endpoints, strict=True)
     ]
     return Part(factory, listenings, pool, pool.listeners[heard:])

@@ -19,7 +19,7 @@ running reactor; a start that fails does not, and closes what it opened at once.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from twisted.application.service import Service
@@ -40,6 +40,8 @@ from relayd.core import process_settings
 from relayd.core.addresses import address_name
 from relayd.core.errors import CannotStart
 from relayd.net.monotonic import monotonic
+from relayd.operating.patience import Wait
+from relayd.operating.rebinding import Rebinding
 from relayd.operating.standing import Listening, Served, Standing, has_flows, why_not
 
 log = Logger(namespace="relayd.service")
@@ -87,8 +89,8 @@ class RelayService(Service):
         #: It was told to stop at once.
         self._in_haste = False
         #: What a stop waits for now.
-        self._delay: _Wait | None = None
-        self._drain: _Wait | None = None
+        self._delay: Wait | None = None
+        self._drain: Wait | None = None
         #: Opening has begun; some listeners may open later.
         self._listening = False
 
@@ -234,39 +236,69 @@ class RelayService(Service):
             # It is not started yet, or has stopped.
             return
         wanted = [each for each in listenings if each.enabled]
-        stays = set(wanted)
-        spare: dict[Hashable, list[Standing]] = {}
         self._retired = [each for each in self._retired if each.is_open]
-        for one in (*self._open, *self._retired):
-            if one.listening not in stays:
-                spare.setdefault(one.listening.key, []).append(one)
-        handed, new = [], []
-        standing = self.standing
-        for each in wanted:
-            if each in standing:
-                continue
-            same = spare.get(each.key)
-            if same:
-                handed.append((same.pop(0), each))
-            else:
-                new.append(each)
+        moving = Rebinding.of((*self._open, *self._retired), wanted)
         try:
-            self._open_all(new)
+            if problem := moving.prepare():
+                raise why_not(*problem, self.command)
+            self._open_in_place(moving.new, moving.spared)
         except CannotStart:
+            moving.give_up()
             self.listenings = before
             raise
-        for one, each in handed:
-            one.hand_to(each)
-            # It may have been another relay's, which is paused, or is not.
-            if each.factory.name in self.held:
-                one.hold()
-            else:
-                one.release()
+        moving.hand_over()
+        for one, _ in moving.handed:
             if one in self._retired:
                 self._retired.remove(one)
                 self._open.append(one)
-        spared = [one for each in spare.values() for one in each]
-        self._leave([each for each in spared if each not in self._retired], before)
+        self._leave([each for each in moving.spared if each in self._open], before)
+        self._serve_again(wanted)
+
+    def _open_in_place(
+        self, new: Sequence[Listening], spared: Sequence[Standing]
+    ) -> None:
+        """Open listeners, before those close whose place they take.
+
+        One that is in the way, as that of all addresses is in that of one of them, is
+        closed before, in the same turn of the reactor.
+
+        :param spared: what is not wanted any more.
+        :raises CannotStart: one can't be opened; all is as it was.
+        """
+        try:
+            self._open_all(new)
+            return
+        except CannotStart:
+            closing = [each for each in spared if not each.listening.flows]
+            if not closing:
+                raise
+        self._open = [each for each in self._open if each not in closing]
+        for one in closing:
+            one.close_now()
+        try:
+            self._open_all(new)
+        except CannotStart:
+            wanted, self.listenings = self.listenings, [x.listening for x in closing]
+            self._open_all(self.listenings)
+            self.listenings = wanted
+            raise
+
+    def _serve_again(self, wanted: Iterable[Listening]) -> None:
+        """Hold clients of relays that are paused, and no others."""
+        enabled = {each.factory.name for each in wanted}
+        for name in self.held - enabled:
+            # Whoever stops a relay has no clients to be served later.
+            self.held.discard(name)
+        for factory in self._all_of(self.listenings):
+            if has_flows(factory):
+                relay: Any = factory
+                relay.hold(relay.name in self.held)
+                if relay.name in enabled:
+                    relay.reopen()
+        for one in self._open:
+            if not one.listening.flows:
+                name = one.listening.factory.name
+                (one.hold if name in self.held else one.release)()
 
     def _leave(self, closing: Sequence[Standing], before: Sequence[Listening]) -> None:
         """Close listeners, and let go of those that serve no client any more."""
@@ -337,7 +369,7 @@ class RelayService(Service):
             log.info(
                 "clients are accepted for {delay:g} s more", delay=self.shutdown_delay
             )
-            self._delay = _Wait(self._clock, self.shutdown_delay)
+            self._delay = Wait(self._clock, self.shutdown_delay)
             yield self._delay.over
             self._delay = None
             if not self.stopping:
@@ -364,7 +396,7 @@ class RelayService(Service):
             )
         done: Deferred[Any] = gatherResults([*closed, *drained], consumeErrors=True)
         if not done.called:
-            drain = self._drain = _Wait(self._clock, timeout + LAST)
+            drain = self._drain = Wait(self._clock, timeout + LAST)
             done.addBoth(lambda _: drain.end())
             in_time = yield drain.over
             if not in_time:
@@ -383,25 +415,3 @@ class RelayService(Service):
             self._delay.end()
         elif self._drain is not None:
             self._drain.shorten(LAST)
-
-
-class _Wait:
-    """Waits for something, and for a time at most.
-
-    :ivar over: fires with whether it came in time.
-    """
-
-    def __init__(self, clock: IReactorTime, seconds: float) -> None:
-        self.over: Deferred[bool] = Deferred()
-        self._limit = clock.callLater(seconds, self.over.callback, False)
-
-    def end(self) -> None:
-        """It has come."""
-        if self._limit.active():
-            self._limit.cancel()
-            self.over.callback(True)
-
-    def shorten(self, seconds: float) -> None:
-        """Wait for no more than so long from now."""
-        if self._limit.active():
-            self._limit.reset(seconds)

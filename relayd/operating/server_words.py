@@ -11,6 +11,7 @@ A drain may have a limit: when it is over, the sessions that are left are killed
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
@@ -18,7 +19,7 @@ import attrs
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from relayd.control.steering import Conflict, Invalid, Work
+from relayd.control.steering import Conflict, Invalid, Unknown, Work
 from relayd.net.monotonic import monotonic
 from relayd.operating.health import pool_of
 from relayd.operating.killing import kill
@@ -85,16 +86,26 @@ class ServerWords:
         """
         self._check(word, weight, within)
         found = self._servers(shown, server)
-        own = self._said.setdefault(shown.name, {})
-        own.pop(server, None)
-        if Said(word, weight) != NOTHING:
-            own[server] = Said(word, weight)
+        self._record(shown.name, server, Said(word, weight))
         for pool in shown.pools:
             self._listen(shown.name, pool)
         for each in found:
             self._repeat(shown.name, each)
         self._limit(shown.name, server, within)
         return found
+
+    def note(self, shown: Shown, server: str, said: Said) -> None:
+        """The same, whether or not there is such a server now: it may come back."""
+        self._record(shown.name, server, said)
+        with suppress(Unknown, Conflict):
+            for each in self._servers(shown, server):
+                self._repeat(shown.name, each)
+
+    def _record(self, relay: str, server: str, said: Said) -> None:
+        own = self._said.setdefault(relay, {})
+        own.pop(server, None)
+        if said != NOTHING:
+            own[server] = said
 
     def _check(
         self, word: Word | None, weight: int | None, within: float | None

@@ -119,8 +119,26 @@ class Standing:
         """Where it listens."""
         return [each.getHost() for each in self.sockets]
 
-    def hand_to(self, listening: Listening) -> None:
-        """Serve its clients as another one does, from now on."""
+    def prepare(self, listening: Listening) -> Deferred[Any] | None:
+        """Have what it takes to hand it over, if that may fail.
+
+        :return: what is to be given to :meth:`hand_to`: copies of a UDP relay's
+            sockets, which serve already; what a port of Twisted's serves clients with.
+        """
+        if listening.factory is self.listening.factory:
+            return None
+        if not self.listening.flows:
+            own = all(isinstance(each, Listener) for each in self.sockets)
+            return None if own else maybeDeferred(listening.port_factory)
+        given = [each.descriptor for each in self.sockets]
+        factory: Any = listening.factory
+        return AdoptedUdpListener(given, listening.name).listen(factory)
+
+    def hand_to(self, listening: Listening, prepared: Any = None) -> None:
+        """Serve its clients as another one does, from now on.
+
+        :param prepared: see :meth:`prepare`.
+        """
         before, self.listening = self.listening, listening
         served: Any = listening.factory
         if served.name != before.factory.name:
@@ -136,20 +154,15 @@ class Standing:
                     each.return_to_service()
             return
         if before.flows:
-            given = [each.give_away() for each in self.sockets]
-            retired = self.port
-            opening = AdoptedUdpListener(given, listening.name).listen(served)
-            opening.addCallback(self._use)
-            opening.addErrback(
-                lambda reason: log.failure("a socket could not be handed over", reason)
-            )
-            _retire(retired)
-            return
-        for each in self.sockets:
-            if isinstance(each, Listener):
+            for each in self.sockets:
+                each.give_away()
+            retire(self.port)
+            self.port = prepared
+        elif prepared is not None:
+            self.renew(prepared)
+        else:
+            for each in self.sockets:
                 each.serve(served, listening.backlog)
-            else:
-                self.renew(listening.port_factory())
 
     def renew(self, factory: Any) -> None:
         """Have one of Twisted's ports serve its clients with this.
@@ -160,9 +173,6 @@ class Standing:
         factory.doStart()
         before, port.factory = port.factory, factory
         before.doStop()
-
-    def _use(self, port: IListeningPort) -> None:
-        self.port = port
 
     @property
     def is_open(self) -> bool:
@@ -183,11 +193,14 @@ class Standing:
 
     def retire(self) -> None:
         """Close it.  What it has brought goes on."""
-        _retire(self.port)
+        retire(self.port)
 
     def close_now(self) -> None:
         """Close it at once: the reactor of this process may never run."""
-        if isinstance(self.port, tcp.Port):
+        if self.listening.flows:
+            # Its relay may have other addresses.
+            self.retire()
+        elif isinstance(self.port, tcp.Port):
             # Twisted's ports close, and remove a socket file, in the next turn.
             self.port.stopReading()
             self.port.connectionLost(Failure(CONNECTION_DONE))
@@ -195,7 +208,8 @@ class Standing:
             self.port.stopListening()
 
 
-def _retire(port: IListeningPort) -> None:
+def retire(port: IListeningPort) -> None:
+    """Close a listener; what it has brought goes on."""
     for each in sockets_of(port):
         if isinstance(each, UdpPort):
             each.retire()

@@ -14,7 +14,6 @@ who has shut himself out need not come back.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -38,7 +37,6 @@ from relayd.control.steering import (
     Invalid,
     Json,
     Refusal,
-    Unknown,
 )
 from relayd.core.errors import ConfigError
 from relayd.observing.log_times import LogTimes
@@ -107,27 +105,31 @@ class Steered(Intervening):
 
     def _change(
         self,
-        overlay: Callable[[], Overlay],
+        overlay: Callable[[Layers], Overlay],
         layers: Callable[[], Layers] | None = None,
+        then: Callable[[], object] = bool,
     ) -> Deferred[Difference]:
         """Have other settings: all of them, or none.
 
-        :param overlay: makes it, once no other change is under way; may refuse.
+        :param overlay: makes it, for what is below, once no other change is under way;
+            may refuse.
         :param layers: reads what is below; unless given, it is as it was.
+        :param then: called once they are there, before the next change.
         """
-        return self._lock.run(self._change_now, overlay, layers)
+        return self._lock.run(self._change_now, overlay, layers, then)
 
     @inlineCallbacks
     def _change_now(
-        self, make: Callable[[], Overlay], read: Callable[[], Layers] | None
+        self,
+        make: Callable[[Layers], Overlay],
+        read: Callable[[], Layers] | None,
+        then: Callable[[], object],
     ) -> Any:
         self._check_running()
         layers = self._layers
         if read is not None:
             layers = yield aside(self._reactor, read)
-        said = make()
-        if read is not None:
-            said = said.only([(each.name or "", each.kind) for each in layers.relays])
+        said = make(layers)
         wanted = said.over(layers)
         config: Config
         try:
@@ -139,11 +141,14 @@ class Steered(Intervening):
             difference = self._all.change(config, anew=read is not None)
         except ConfigError as problem:
             raise Invalid(*str(problem).splitlines()) from problem
-        self._layers, before, self.overlay = layers, self.overlay, said
-        for name in (*difference.added, *difference.removed, *difference.changed):
+        self._layers, was, self.overlay = layers, self.overlay, said
+        changed = {*difference.added, *difference.removed, *difference.changed}
+        for name in changed | said.others(was):
             self._revise(name)
         self._needs_restart = difference.needs_restart
-        self._say_of_servers(before, difference.changed)
+        self._say_of_servers(was, difference.changed)
+        self._forget_resumes()
+        then()
         return difference
 
     def _configure(self, wanted: Layers) -> Config:
@@ -164,9 +169,7 @@ class Steered(Intervening):
             for server in {**was, **now}:
                 said = now.get(server, NOTHING)
                 if was.get(server) != said or (relay in changed and not shown.pools):
-                    with suppress(Unknown):
-                        # It may be gone, and may come back.
-                        self.words.say(shown, server, said.word, said.weight)
+                    self.words.note(shown, server, said)
             for pool in shown.pools:
                 self.words.adopt(relay, pool)
 
@@ -178,16 +181,20 @@ class Steered(Intervening):
         if not settings:
             raise Invalid("nothing to set: give key=value")
 
-        def overlay() -> Overlay:
-            kind = self._unit(relay).kind
-            made, problems = self.overlay.with_settings(relay, kind, settings)
-            if problems:
-                raise Invalid(*problems)
-            return made
-
         self._unit(relay)
-        yield self._change(overlay)
+        yield self._change(lambda _: self._with(relay, settings))
         return self.relay(relay)
+
+    def _with(self, relay: str, settings: Mapping[str, Any]) -> Overlay:
+        """The overlay, with other settings of a relay.
+
+        :raises Refusal: it can't be.
+        """
+        kind = self._unit(relay).kind
+        made, problems = self.overlay.with_settings(relay, kind, settings)
+        if problems:
+            raise Invalid(*problems)
+        return made
 
     def start(self, relay: str, by: Asker) -> Deferred[Json]:
         """See :class:`relayd.control.steering.Steering`."""
@@ -214,11 +221,15 @@ class Steered(Intervening):
 
     @inlineCallbacks
     def _enable(self, relay: str, enabled: bool, by: Asker) -> Any:
-        unit = self._unit(relay)
-        if unit.settings.enabled != enabled:
-            in_file = section_of(self._layers, relay).enabled
-            said = None if enabled == in_file else enabled
-            yield self.set(relay, {_ENABLED: said}, by)
+        def overlay(layers: Layers) -> Overlay:
+            self._unit(relay)
+            in_file = section_of(layers, relay).enabled
+            return self._with(
+                relay, {_ENABLED: None if enabled == in_file else enabled}
+            )
+
+        self._unit(relay)
+        yield self._change(overlay)
         return self.relay(relay)
 
     # -- the file
@@ -229,20 +240,31 @@ class Steered(Intervening):
 
         :param by: None: by a signal.
         """
-        if self._back is not None:
-            raise Conflict(
-                "a reload waits to be confirmed: confirm it first, or wait until it has"
-                " gone back"
-            )
+        self._check_confirmed()
         if why := self._source.why_not:
             raise Conflict(why)
         seconds = None if confirm is None else seconds_of(confirm)
-        before = self._layers, self.overlay
+        before: tuple[Layers, Overlay] = self._layers, self.overlay
+
+        def overlay(layers: Layers) -> Overlay:
+            nonlocal before
+            # Another one may have come before.
+            self._check_confirmed()
+            before = self._layers, self.overlay
+            there, were = (
+                {each.name or "": each.kind for each in of.relays}
+                for of in (layers, self._layers)
+            )
+            return Overlay() if discard else self.overlay.only(there, were)
+
+        def then() -> None:
+            if seconds is not None:
+                self._back = before
+                self._back_at = self._clock.callLater(seconds, self._go_back)
+
         self.reloading()
         try:
-            difference = yield self._change(
-                lambda: Overlay() if discard else self.overlay, self._source.read
-            )
+            difference = yield self._change(overlay, self._source.read, then)
         except Exception as problem:
             lines = getattr(problem, "problems", [str(problem)])
             self._note_reload(lines)
@@ -253,9 +275,6 @@ class Steered(Intervening):
             each(self._loaded)
         self._note_reload([])
         self.reloaded("")
-        if seconds is not None:
-            self._back = before
-            self._back_at = self._clock.callLater(seconds, self._go_back)
         dropped = len(before[1]) - len(self.overlay)
         log.info(
             "reloaded: {what}",
@@ -271,6 +290,14 @@ class Steered(Intervening):
             "dropped": dropped,
             "confirm_within": seconds,
         }
+
+    def _check_confirmed(self) -> None:
+        """:raises Conflict: a reload waits to be confirmed."""
+        if self._back is not None:
+            raise Conflict(
+                "a reload waits to be confirmed: confirm it first, or wait until it has"
+                " gone back"
+            )
 
     @inlineCallbacks
     def reload_by_signal(self) -> Any:
@@ -298,11 +325,11 @@ class Steered(Intervening):
     def _go_back(self) -> None:
         """Nobody has confirmed the reload."""
         back, self._back, self._back_at = self._back, None, None
-        if back is None:
+        if back is None or self._all.service.stopping:
             return
         log.warn("the reload was not confirmed in time: going back")
         layers, overlay = back
-        going = maybeDeferred(self._change, lambda: overlay, lambda: layers)
+        going = maybeDeferred(self._change, lambda _: overlay, lambda: layers)
         going.addErrback(
             lambda reason: log.error(
                 "the reload could not be taken back: {why}",

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from relayd.admission.gates import Gates
+from relayd.admission.session_limits import SessionLimits
 from relayd.operating.standing import Listening, Served
 
 
@@ -38,6 +39,7 @@ def succeed(
         by_name.setdefault(each.name, each)
     by_key = {(each.factory.name, each.key): each.factory for each in before}
     new: dict[Any, list[Any]] = {}
+    adopted: list[SessionLimits] = []
     for listening in listenings:
         factory: Any = listening.factory
         if factory not in were and _counts(factory):
@@ -53,6 +55,25 @@ def succeed(
             old = by_name[factory.name]
             take_over(factory.gate, old.gate)
             take_over(factory.bandwidth, old.bandwidth)
+            for limits in _new_limits(factory.gate, old.gate) - set(adopted):
+                adopted.append(limits)
+                _adopt(limits, [each for each in known if each.name == factory.name])
+
+
+def _new_limits(new: Any, old: Any) -> set[SessionLimits]:
+    """Limits of sessions where there were none."""
+    if any(isinstance(each, SessionLimits) for each in _parts(old)):
+        return set()
+    return {each for each in _parts(new) if isinstance(each, SessionLimits)}
+
+
+def _adopt(limits: SessionLimits, factories: Iterable[Any]) -> None:
+    """Count the sessions that there are."""
+    for factory in factories:
+        for protocol in factory.registry.living():
+            session = protocol.session
+            if session.ordinal >= 0 and session.ended_at is None:
+                protocol.count_for(limits.adopt(session))
 
 
 def take_over(new: Any, old: Any) -> None:

@@ -61,6 +61,8 @@ def udp_unit(relay: UdpRelay, shop: Workshop, before: Unit | None = None) -> Uni
             if checks is not None and isinstance(servers, Pool):
                 servers.listeners.append(partial(check_no_more, checks))
         pool = servers if isinstance(servers, Pool) else None
+        # What can't be made is found before the pool is told of anything.
+        endpoints = list(map(datagram_endpoint, listeners))
         heard = 0 if pool is None else len(pool.listeners)
         nat = UdpNat(
             reactor,
@@ -87,14 +89,14 @@ def udp_unit(relay: UdpRelay, shop: Workshop, before: Unit | None = None) -> Uni
             serving = before.parts[number].served
         made_listenings = [
             Listening(
-                datagram_endpoint(listen),
+                endpoint,
                 serving,
                 str(listen),
                 f"relaying datagrams to {names}",
                 flows=True,
                 enabled=relay.enabled,
             )
-            for listen in listeners
+            for listen, endpoint in zip(listeners, endpoints, strict=True)
         ]
         hears = () if pool is None else pool.listeners[heard:]
         parts.append(Part(serving, made_listenings, pool, hears, nat))

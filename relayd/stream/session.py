@@ -43,7 +43,7 @@ from relayd.core.addresses import client_key, host_of
 from relayd.core.errors import Refused
 from relayd.core.hops import streams
 from relayd.core.interfaces import ILease
-from relayd.core.leases import LATER, checked
+from relayd.core.leases import LATER, Leases, checked
 from relayd.core.prelude import Introduction, Prelude
 from relayd.core.session import Ending
 from relayd.core.stage import Stage
@@ -210,6 +210,11 @@ class StreamProtocol(Redialing):
         self.admitted(handshake, self.factory.now())
         # It is read now, in whichever stage it is.
         self.resume(pauses.WAITING)
+
+    def count_for(self, lease: ILease) -> None:
+        """It holds this lease as well, until it is over."""
+        held = self._lease
+        self._lease = lease if held is None else Leases([held, lease])
 
     def _begin(self, handshake: ClientHandshake | None, now: float) -> None:
         """The client was let in, and has to do something before it is relayed."""

@@ -97,7 +97,10 @@ class Watched:
 
     def judge(self, verdict: Verdict) -> None:
         """Tell the server, if that changes something."""
-        first = self.last is None
+        server: Any = self.server
+        # It may have taken the place of one that was judged.
+        first = self.last is None and not getattr(server, "was_judged", False)
+        self.up = getattr(server, "checked_up", self.up)
         self.in_row = self.in_row + 1 if verdict.up is self.last else 1
         self.last = verdict.up
         changed = False

@@ -99,6 +99,13 @@ class Follower:
             self._running = True
             self._ask()
 
+    def succeed(self, before: Follower) -> None:
+        """Begin with the servers of another one that has followed the same name."""
+        if before.answered and not self.answered:
+            self.answered = True
+            self._pool.pending -= 1
+            self._change_to(before._found)
+
     def stop(self) -> None:
         """Look up no more; the servers stay as they are."""
         self._running = False
@@ -146,6 +153,19 @@ class Follower:
             # Twice in a service: where it comes first.
             if end not in wanted or found.tier < wanted[end].tier:
                 wanted[end] = found
+        gone, new = self._change_to(wanted)
+        for one in new:
+            self._say("{server} joins", one)
+        for one in gone:
+            self._say("{server} leaves", one)
+
+    def _change_to(
+        self, wanted: dict[tuple[str, int], Found]
+    ) -> tuple[list[Server], list[Server]]:
+        """Have other servers.
+
+        :return: those that leave, and those that join.
+        """
         gone = {end: one for end, one in self._servers.items() if end not in wanted}
         new = {}
         for end, found in wanted.items():
@@ -155,16 +175,12 @@ class Follower:
             elif found != self._found[end]:
                 _revise(stays, self._found[end], found)
         self._found = wanted
-        if not gone and not new:
-            return
-        for end in gone:
-            del self._servers[end]
-        self._servers |= new
-        self._pool.replace(gone.values(), new.values())
-        for one in new.values():
-            self._say("{server} joins", one)
-        for one in gone.values():
-            self._say("{server} leaves", one)
+        if gone or new:
+            for end in gone:
+                del self._servers[end]
+            self._servers |= new
+            self._pool.replace(gone.values(), new.values())
+        return list(gone.values()), list(new.values())
 
     def _has_none(self, why: str) -> float:
         """The name has no servers; the seconds until they leave, if there are some."""

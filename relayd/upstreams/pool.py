@@ -20,6 +20,7 @@ from relayd.core.hooks import overrides
 from relayd.core.interfaces import ISelector
 from relayd.net.upstream import Upstream
 from relayd.upstreams.balance import RoundRobin
+from relayd.upstreams.heirs import take_place
 from relayd.upstreams.server import Server
 
 
@@ -88,6 +89,8 @@ class Pool:
     pending: int = attrs.field(default=0, init=False)
     tasks: list[Task] = attrs.field(factory=list, init=False)
     listeners: list[Callable[[Server], object]] = attrs.field(factory=list, init=False)
+    #: By name, of the pool that this one has succeeded: those that may join yet.
+    _before: dict[str, Server] = attrs.field(init=False, factory=dict)
     #: The server, if there is only one and nothing to choose.
     _only: Upstream | None = attrs.field(init=False, default=None)
     #: Those that may be chosen, the best first; None: find them anew.
@@ -250,11 +253,28 @@ class Pool:
             each.relay = relay
 
     def succeed(self, before: Pool) -> None:
-        """Know of servers what the pool of the relay before knew, by their names."""
-        known = {each.name: each for each in before.servers}
+        """Know of servers what the pool of the relay before knew, by their names.
+
+        Those of names that are followed join now, if the pool before had found them.
+        """
+        self._before = {
+            **{n: each for n, each in before._before.items() if each.sessions},
+            **{each.name: each for each in before.servers},
+        }
         for each in self.servers:
-            if each.name in known:
-                each.succeed(known.pop(each.name))
+            self._take_place(each)
+        theirs = {getattr(each, "name", ""): each for each in before.tasks}
+        for task in self.tasks:
+            succeed = getattr(task, "succeed", None)
+            same = theirs.get(getattr(task, "name", ""))
+            if succeed is not None and same is not None:
+                succeed(same)
+
+    def _take_place(self, server: Server) -> None:
+        """Have it go on where the same one of the pool before was."""
+        before = self._before.pop(server.name, None)
+        if before is not None:
+            take_place(server, before)
 
     # -- servers that change
 
@@ -302,6 +322,7 @@ class Pool:
         server.on_room = self._room_changed
         server.on_over = getattr(self.selector, "session_over", None)
         server.relay = self.relay
+        self._take_place(server)
 
     def _changed(self, server: Server) -> None:
         self._tiers = self._best = None

@@ -128,6 +128,9 @@ class Server(Upstream):
         has happened.
     :ivar has_checks: it is checked from time to time.
     :ivar last_check: what its last check has found, if there was one.
+    :ivar was_judged: checks of a pool before this one have judged it.
+    :ivar inherited: the same one of each pool before, and how many sessions, which
+        count here, are left there.
     :ivar relay: the name of the relay that it belongs to.
     :ivar passive: judges it by its dials, if anything does.
     :ivar on_change: called when it is another whether it may be chosen, or its weight.
@@ -163,6 +166,8 @@ class Server(Upstream):
     on_change: Callable[[Any], object] = attrs.field(default=_nothing, init=False)
     on_room: Callable[[Any], object] = attrs.field(default=_nothing, init=False)
     on_over: Callable[[Any], object] | None = attrs.field(default=None, init=False)
+    was_judged: bool = attrs.field(default=False, init=False)
+    inherited: dict[Server, int] = attrs.field(factory=dict, init=False)
 
     @own_weight.default
     def _find_own_weight(self) -> int:
@@ -244,29 +249,14 @@ class Server(Upstream):
         """Whether it may be chosen, or its weight, has changed."""
         self.on_change(self)
 
-    def succeed(self, before: Server) -> None:
-        """Take the place of the same one of another pool, which is used no more.
-
-        Its sessions count here until they end.
-        """
-        self.sessions, self.fails = before.sessions, before.fails
-        self.checked_up, self.why = before.checked_up, before.why
-        self.last_check = before.last_check
+    def inherit(self, before: Server) -> None:
+        """See :func:`relayd.upstreams.heirs.take_place`."""
+        self.fails = before.fails
+        if self.has_checks and before.last_check is not None:
+            self.checked_up, self.why = before.checked_up, before.why
+            self.last_check, self.was_judged = before.last_check, True
         self.operator, self.operator_weight = before.operator, before.operator_weight
         self._weigh()
-        counted = before.sessions
-
-        def follow(_: object) -> None:
-            nonlocal counted
-            more, counted = before.sessions - counted, before.sessions
-            self.sessions += more
-            if self.on_over is not None:
-                self.on_over(self)
-            if self.max_sessions is not None:
-                self.changed()
-
-        before.leave_pool()
-        before.on_over = follow
         self.changed()
 
     def leave_pool(self) -> None:

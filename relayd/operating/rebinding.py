@@ -1,0 +1,89 @@
+"""What becomes of listeners that stand when others are wanted.
+
+A listener whose address is wanted goes on, for whoever serves it now: two relays may
+swap theirs.  This is worked out, and what it takes is had, before any is touched, so
+that a change which can't be made leaves all as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Iterable
+from functools import partial
+from typing import Any
+
+import attrs
+from twisted.python.failure import Failure
+
+from relayd.operating.standing import Listening, Standing, retire
+
+
+@attrs.define(eq=False)
+class Rebinding:
+    """A change of listeners.
+
+    :ivar handed: those that stand and go on, each with what it is from now on.
+    :ivar new: to be opened.
+    :ivar spared: those that stand, and are not wanted any more.
+    """
+
+    handed: list[tuple[Standing, Listening]] = attrs.field(factory=list)
+    new: list[Listening] = attrs.field(factory=list)
+    spared: list[Standing] = attrs.field(factory=list)
+    #: What it takes to hand them over.
+    _prepared: dict[Standing, Any] = attrs.field(factory=dict)
+
+    @classmethod
+    def of(
+        cls, standing: Iterable[Standing], wanted: Collection[Listening]
+    ) -> Rebinding:
+        """What it takes to have other listeners.
+
+        :param standing: those that there are.
+        :param wanted: those that are to be open.
+        """
+        made = cls()
+        stays = set(wanted)
+        there = set()
+        spare: dict[Hashable, list[Standing]] = {}
+        for one in standing:
+            if one.listening in stays:
+                there.add(one.listening)
+            else:
+                spare.setdefault(one.listening.key, []).append(one)
+        for each in wanted:
+            if each in there:
+                continue
+            same = spare.get(each.key)
+            if same:
+                made.handed.append((same.pop(0), each))
+            else:
+                made.new.append(each)
+        made.spared = [one for same in spare.values() for one in same]
+        return made
+
+    def prepare(self) -> tuple[Failure, Listening] | None:
+        """Have what it takes.
+
+        :return: why it can't be had, and for which listener.
+        """
+        for one, each in self.handed:
+            preparing = one.prepare(each)
+            if preparing is not None:
+                problems: list[Failure] = []
+                have = partial(self._prepared.__setitem__, one)
+                preparing.addCallbacks(have, problems.append)
+                if problems:
+                    return problems[0], each
+        return None
+
+    def give_up(self) -> None:
+        """It can't be made: close copies of sockets."""
+        for one, each in self._prepared.items():
+            if one.listening.flows:
+                retire(each)
+        self._prepared.clear()
+
+    def hand_over(self) -> None:
+        """Hand over what goes on."""
+        for one, each in self.handed:
+            one.hand_to(each, self._prepared.get(one))
