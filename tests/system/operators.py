@@ -18,6 +18,7 @@ from typing import Any
 
 import attrs
 
+from tests.live.test_control_socket import ask
 from tests.support.process import PATIENCE, RelayProcess
 from tests.system.programs import LIMIT
 
@@ -71,6 +72,12 @@ class Operator:
     def asks(self, *words: str, code: int = 0) -> Any:
         """The same, with --json; what it answers."""
         return json.loads(self.runs(*words, "--json", code=code))
+
+    def ask(self, method: str, what: str, body: Any) -> Any:
+        """The same without relayctl, which takes a while to start."""
+        status, answer = ask(self.socket, method, f"/v1/{what}", body)
+        assert status == 200, (method, what, body, answer)
+        return answer
 
     def watches(self, *words: str, times: int = 2) -> str:
         """Watch until it has been shown so many times; what was shown."""
