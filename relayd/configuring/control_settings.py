@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import pwd
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import attrs
 
 from relayd.configuring.address_grammar import UnixPath, parse_listener
+from relayd.core.errors import ConfigError
 from relayd.core.setting_types import ALL_KINDS, Setting, Written, rows_in
 from relayd.core.settings import CONTROL as GROUP
 
-_EXPECTED = "the path of a UNIX socket, such as unix:/run/relayd/control.sock"
+_EXPECTED = (
+    "the whole path of a UNIX socket, of at most 107 bytes, such as"
+    " unix:/run/relayd/control.sock"
+)
 
 
 def _unix_path(text: str) -> UnixPath:
-    where = parse_listener(text) if text.startswith("unix:") else None
+    where = None
+    if text.startswith("unix:"):
+        # What is wrong with the path is in what is expected, which names the option.
+        with suppress(ConfigError):
+            where = parse_listener(text)
     if not isinstance(where, UnixPath):
         raise ValueError(f"expected {_EXPECTED}; there is no other kind")
     return where

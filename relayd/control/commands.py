@@ -29,7 +29,8 @@ from relayd.control.values import (
 _WITHIN = Field(
     name="within",
     type=Seconds(),
-    help="Sessions that are left then are ended; unless given, the drain timeout.",
+    help="Sessions that are left then are ended. Unless given: of a relay, after the"
+    " drain timeout; of a server, none.",
 )
 
 COMMANDS: tuple[Route, ...] = (

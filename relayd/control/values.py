@@ -286,7 +286,7 @@ class Fields:
                 except ValueError as problem:
                     problems.append(f"bad {field.name}: {problem}")
             elif field.required:
-                problems.append(f"no {field.name}: give it")
+                problems.append(f"{field.name} is missing")
         if self.one_of and not any(each in given for each in self.one_of):
             problems.append(f"nothing to do: give {' or '.join(self.one_of)}")
         if problems:

@@ -199,14 +199,15 @@ def kill(
     "--within",
     metavar="SECONDS",
     type=Duration(),
-    help="End the sessions that are left after that time; unless given, none.",
+    help="End the sessions that are left after that time. Unless given: of a relay,"
+    " after drain_timeout; of a server, none.",
 )
 @json_option
 @control_option()
 def drain(name: str, within: float | None, as_json: bool) -> None:
     """Take no new clients, and let the sessions under way finish: those of a relay, or
-    of one of its servers. To go back: relayctl start NAME, or relayctl server
-    NAME/SERVER auto.
+    of one of its servers. To go back: relayctl start NAME, which serves new clients
+    (the time of the others goes on), or relayctl server NAME/SERVER auto.
 
     \b
     Example:  relayctl drain web --within 5m
@@ -233,7 +234,7 @@ def drain(name: str, within: float | None, as_json: bool) -> None:
 def pause(name: str, seconds: float | None, as_json: bool) -> None:
     """Hold the new clients of a relay: as many as may wait are accepted, and nothing is
     read from them until relayctl resume. Sessions under way go on. So a server can be
-    replaced without refusing clients.
+    replaced without refusing clients. relayctl stop ends a pause: who waits is refused.
 
     \b
     Example:  relayctl pause web --for 30

@@ -161,7 +161,7 @@ def status(answer: Json) -> View:
         ("version", text(answer.get("version"))),
         ("pid", text(answer.get("pid"))),
         ("up for", f"{amounts.span(answer.get('uptime'))}, since {since}"),
-        ("configuration", text(answer.get("config") or "the command line")),
+        ("configuration", text(answer.get("config") or "no file")),
         ("loaded", when(answer.get("loaded_at"))),
         ("relays", text(answer.get("relays"))),
         ("sessions", text(answer.get("sessions"))),
@@ -170,7 +170,7 @@ def status(answer: Json) -> View:
     ]
     last = answer.get("last_reload")
     if isinstance(last, dict):
-        done = "done" if last.get("ok") else "refused, nothing changed"
+        done = "done" if last.get("ok") else "not in effect"
         pairs.append(("last reload", f"{when(last.get('at'))}: {done}"))
         problems = last.get("problems")
         if isinstance(problems, list):
@@ -293,7 +293,7 @@ def changed_relay(answer: Json) -> str:
 
 def changed_server(answer: Json) -> str:
     name = text(answer.get("label") or answer.get("name"))
-    line = f"{text(answer.get('relay'))}/{name} is {text(answer.get('state'))}"
+    line = f"{text(answer.get('relay'))}/{name}: {text(answer.get('state'))}"
     if why := _why(answer):
         line += f" ({text(why)})"
     line += f", weight {text(answer.get('weight'))}"

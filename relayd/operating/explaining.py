@@ -271,7 +271,7 @@ def _flow_limits(steps: list[Step], relay: UdpRelay) -> None:
     most = "as many as descriptors allow" if limit is None else str(limit)
     each = relay.udp.max_flows_per_client
     own = "" if each is None else f", --max-flows-per-client {each}"
-    why = f"--max-flows {most}{own}: if they are in use, flows not in use are evicted"
+    why = f"--max-flows {most}{own}: a new flow takes the place of one not in use"
     _met(steps, "limits", OK, why)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from twisted.logger import Logger
 
-from relayd.control.steering import Invalid, Work
+from relayd.control.steering import Invalid, Unknown, Work
 from relayd.core.session import Ending
 from relayd.operating.listing import (
     Shown,
@@ -52,17 +52,25 @@ def kill(
     :param why: for the log.
     :return: `{killed: n}`.
     :raises Invalid: nothing is given, or the client is no address and no network.
-    :raises Unknown: there is no such relay.
+    :raises Unknown: there is no such relay, or no session has one of the ids,
+        which are all that is given.
     """
-    if sessions is None and client is None and server is None and relay is None:
+    others = client is not None or server is not None or relay is not None
+    if sessions is None and not others:
         raise Invalid("say whom: sessions, a client, a server or a relay")
+    if sessions is not None:
+        sessions = tuple(sessions)
     wanted = Wanted.of(client, server, sessions)
     chosen = relays_of(shown, relay)
-    killed = 0
+    killed = found = 0
     for victims in _matching(stream_sources(chosen), wanted):
+        found += len(victims)
         for each in victims:
             killed += _end_session(each, why)
         yield
+    if sessions and not others and not found:
+        named = ", ".join(map(str, sessions[:10]))
+        raise Unknown(f"there is no session {named}")
     for one in chosen:
         if one.kind != "udp":
             continue

@@ -166,6 +166,7 @@ class Seeing:
             return "draining"
         if not unit.settings.enabled:
             served = [each.served for each in unit.parts]
+            served += [each for each in service.former if each.name == unit.name]
             draining = any(
                 each.registry.draining and len(each.registry) for each in served
             )

@@ -330,11 +330,13 @@ class Steered(Intervening):
         log.warn("the reload was not confirmed in time: going back")
         layers, overlay = back
         going = maybeDeferred(self._change, lambda _: overlay, lambda: layers)
-        going.addErrback(
+        gone = "it was not confirmed in time: all is as it was before"
+        going.addCallbacks(
+            lambda difference: self._note_reload([gone]),
             lambda reason: log.error(
                 "the reload could not be taken back: {why}",
                 why=reason.getErrorMessage(),
-            )
+            ),
         )
 
     def confirm(self, by: Asker) -> Json:

@@ -124,6 +124,7 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
     with pytest.raises(Refusal) as caught:
         FIELDS.parse({f"x{n}": "" for n in range(1000)})
     assert len(caught.value.problems) == 21
+    assert caught.value.problems[-1] == "relay is missing"
 
 
 def test_one_of_several_must_be_given() -> None:

@@ -36,12 +36,19 @@ def test_status(relayd: FakeRelayd, capsys: Captured) -> None:
         ["sessions", "12"],
         ["flows", "1"],
         ["run-time changes", "3"],
-        ["last reload", "2026-11-29T17:00:00Z: refused, nothing changed"],
+        ["last reload", "2026-11-29T17:00:00Z: not in effect"],
         ["a b"],
         ["needs a restart", "transport"],
         ["to be confirmed", "goes back in 1m00s: relayctl confirm"],
     ]
     assert said.err == ""
+
+
+def test_status_of_one_without_a_file(relayd: FakeRelayd, capsys: Captured) -> None:
+    """It has a command line, or is part of another program."""
+    run(relayd, "GET /v1/status", {**STATUS, "config": None}, "status")
+    found = [cells(line) for line in capsys.readouterr().out.splitlines()]
+    assert ["configuration", "no file"] in found
 
 
 def test_relays(relayd: FakeRelayd, capsys: Captured) -> None:
@@ -199,7 +206,7 @@ def test_servers_are_changed(
     asked = "PATCH /v1/relays/web/servers/unix%3A%2Fa%2Fb"
     assert run(relayd, asked, SERVER, *words) == body
     said = capsys.readouterr().out
-    assert said == "web/blue is down (2 checks failed), weight 1, with 4 sessions\n"
+    assert said == "web/blue: down (2 checks failed), weight 1, with 4 sessions\n"
 
 
 @pytest.mark.parametrize(

@@ -398,8 +398,9 @@ def test_udp() -> None:
     assert [each.step for each in found.steps] == [
         *("rules", "hours", "rates", "limits", "bandwidth", "pool", "server"),
     ]
-    assert found.said("limits").why.startswith(
-        "--max-flows 100, --max-flows-per-client 3:"
+    assert found.said("limits").why == (
+        "--max-flows 100, --max-flows-per-client 3: a new flow takes the place of one"
+        " not in use"
     )
     one_server = one('[udp.dns]\nlisten = "5300"\ndest = "ns.example.com:53"')
     assert explain(one_server, "10.0.0.5").server == "ns.example.com:53"

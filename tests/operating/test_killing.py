@@ -169,6 +169,19 @@ def test_all_that_is_given_must_match() -> None:
     assert killed(relay, sessions=[]) == 0
 
 
+def test_there_is_no_such_session() -> None:
+    """One of those that are named is enough."""
+    relay = Relay()
+    relay.client()
+    [first] = relay.factory.sessions
+    with pytest.raises(Unknown, match="^there is no session 1000000000, 7000$"):
+        killed(relay, sessions=iter([10**9, 7000]))
+    assert killed(relay, sessions=[10**9, first]) == 1
+    relay.clock.advance(0)
+    with pytest.raises(Unknown, match=f"^there is no session {first}$"):
+        killed(relay, sessions=[first])
+
+
 def test_those_of_older_settings_as_well() -> None:
     before, now = Relay(), Relay()
     clients = [each.client() for each in (before, now)]

@@ -1,0 +1,69 @@
+"""What an operator is told of relays that are steered, over real sockets."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+
+from relayd.control.steering import Asker
+from relayd.operating import EmbeddedRelays
+from tests.support.contracts import until
+
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+
+ASKER = Asker(0, 0, 1)
+
+
+def settings_of(server: socket.socket) -> dict[str, Any]:
+    dest = f"127.0.0.1:{server.getsockname()[1]}"
+    return {"tcp": {"web": {"listen": "127.0.0.1:0", "dest": dest}}}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_relay_that_is_drained_is_draining_while_it_has_sessions() -> None:
+    """And stopped afterwards; one that is only stopped is not draining."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        relays = EmbeddedRelays.from_settings(reactor, settings_of(server))
+        steering = relays.steering
+        relays.startService()
+        try:
+            port = steering.relay("web")["listen"][0].rpartition(":")[2]
+            with socket.create_connection(("127.0.0.1", int(port))) as client:
+                client.sendall(b"x")
+                await until(lambda: steering.relay("web")["sessions"] == 1, "a session")
+                stopped: Any = await steering.stop("web", False, ASKER)
+                assert (stopped["state"], stopped["sessions"]) == ("stopped", 1)
+                drained: Any = await steering.drain("web", 60.0, ASKER)
+                assert (drained["state"], drained["sessions"]) == ("draining", 1)
+            server.accept()[0].close()
+            await until(lambda: steering.relay("web")["sessions"] == 0, "no session")
+            assert steering.relay("web")["state"] == "stopped"
+        finally:
+            await relays.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reload_that_went_back_is_told(tmp_path: Path) -> None:
+    """It is not in effect, whatever it was when it was made."""
+    file = tmp_path / "f.toml"
+    text = '[tcp.web]\nlisten = "127.0.0.1:0"\ndest = "127.0.0.1:{}"\n'
+    file.write_text(text.format(7))
+    relays = EmbeddedRelays.from_file(reactor, str(file))
+    steering = relays.steering
+    relays.startService()
+    try:
+        file.write_text(text.format(9))
+        await steering.reload(False, 0.01, ASKER)
+        last: Any = steering.status()["last_reload"]
+        assert (last["ok"], last["problems"]) == (True, [])
+        await until(lambda: not steering.status()["last_reload"]["ok"], "it goes back")
+        [problem] = steering.status()["last_reload"]["problems"]
+        assert problem == "it was not confirmed in time: all is as it was before"
+        assert steering.relay("web")["dest"] == ["127.0.0.1:7"]
+    finally:
+        await relays.stopService()
