@@ -65,14 +65,21 @@ class UdpPort:
 
     @property
     def is_open(self) -> bool:
-        """Whether the address is this relay's still."""
-        return not (self._listener.closed or self._listener.deaf)
+        """Whether it holds the address."""
+        return not self._listener.closed
+
+    @property
+    def is_given_away(self) -> bool:
+        """Whether another relay has got a copy of the socket."""
+        return self._listener.deaf
 
     def return_to_service(self) -> None:
-        """Admit clients again, also if the relay was being drained."""
+        """Admit clients again.
+
+        :raises OSError: the kernel can't watch the socket.
+        """
         self._listener.retired = False
-        if self._relay.draining:
-            self._relay.registry.reopen()
+        self._listener.read_again()
 
     @property
     def descriptor(self) -> int:

@@ -109,12 +109,25 @@ class DatagramListener:
             if self._paused is None:
                 self._watcher.unwatch(self.sock.fileno())
 
+    def read_again(self) -> None:
+        """Its clients' datagrams are its own again.
+
+        :raises OSError: the kernel can't watch the socket.
+        """
+        if self.deaf:
+            self.deaf = False
+            if self._paused is None:
+                self.watch()
+
     def close(self) -> None:
         """Stop serving, and close the socket."""
         self.closed = True
         if self._paused is not None:
             self._paused.cancel()
             self._paused = None
+        # Before it is closed: epoll would go on watching it for another descriptor of
+        # the same socket, which another relay has, or systemd has passed.
+        self._watcher.unwatch(self.sock.fileno())
         self._watcher.unwatch_and_close(self.sock)
 
     def ready(self, mask: int) -> None:

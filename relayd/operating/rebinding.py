@@ -45,7 +45,8 @@ class Rebinding:
         stays = set(wanted)
         there = set()
         spare: dict[Hashable, list[Standing]] = {}
-        for one in standing:
+        # One that was given away comes last: whoever got it may have it still.
+        for one in sorted(standing, key=lambda each: each.is_given_away):
             if one.listening in stays:
                 there.add(one.listening)
             else:
@@ -83,7 +84,15 @@ class Rebinding:
                 retire(each)
         self._prepared.clear()
 
-    def hand_over(self) -> None:
-        """Hand over what goes on."""
+    def hand_over(self) -> list[Standing]:
+        """Hand over what goes on.
+
+        :return: what is left of those that were given away, for the flows of before.
+        """
+        left = []
         for one, each in self.handed:
+            before = Standing(one.listening, one.port)
             one.hand_to(each, self._prepared.get(one))
+            if one.port is not before.port and before.is_open:
+                left.append(before)
+        return left

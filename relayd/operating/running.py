@@ -246,11 +246,12 @@ class RelayService(Service):
             moving.give_up()
             self.listenings = before
             raise
-        moving.hand_over()
+        left = moving.hand_over()
         for one, _ in moving.handed:
             if one in self._retired:
                 self._retired.remove(one)
                 self._open.append(one)
+        self._retired += left
         self._leave([each for each in moving.spared if each in self._open], before)
         self._serve_again(wanted)
 
@@ -307,8 +308,10 @@ class RelayService(Service):
         names = {each.name for each in serving}
         gone = [each for each in self._all_of(before) if each not in serving]
         self._former += gone
-        for each in gone:
-            if each.name not in names:
+        removed = {each.name for each in gone} - names
+        # With those from before an earlier change.
+        for each in self._former:
+            if each.name in removed:
                 self.held.discard(each.name)
                 if each.sessions:
                     log.info(

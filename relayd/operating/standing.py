@@ -179,6 +179,11 @@ class Standing:
         """Whether its socket can be handed to another."""
         return all(getattr(each, "is_open", True) for each in self.sockets)
 
+    @property
+    def is_given_away(self) -> bool:
+        """Whether it serves flows of before, by a socket that another has as well."""
+        return any(getattr(each, "is_given_away", False) for each in self.sockets)
+
     def hold(self) -> None:
         """Accept nobody: clients wait in the kernel's queue."""
         for each in self.sockets:

@@ -29,13 +29,15 @@ TWO = [NOBODY, "127.0.0.1:10"]
 
 
 def tcp(port: int = 20001, dest: Any = NOBODY, **settings: Any) -> dict[str, Any]:
-    return {"tcp": {"a": {"listen": at(port), "dest": dest, **settings}}}
+    relay = {"listen": at(port), "dest": dest, **settings}
+    return {"transport": "twisted", "tcp": {"a": relay}}
 
 
 def two(kind: str, one: int, other: int) -> dict[str, Any]:
     """Two relays of a kind, each with its port."""
     ports = {"a": one, "b": other}
-    return {kind: {n: {"listen": at(p), "dest": NOBODY} for n, p in ports.items()}}
+    relays = {n: {"listen": at(p), "dest": NOBODY} for n, p in ports.items()}
+    return {"transport": "twisted", kind: relays}
 
 
 @contextmanager

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from twisted.internet import tcp
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFDSet
+from twisted.internet.main import CONNECTION_DONE
 from twisted.internet.task import Clock
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from relayd.configuring.configure import configure
 from relayd.configuring.file import read_layers
@@ -25,6 +31,9 @@ from relayd.control.steering import Asker, Work
 from relayd.operating.changing import Relays
 from relayd.operating.logs import Logs
 from relayd.operating.steering import Steered, SteeringTimers
+
+if sys.platform == "linux":
+    from relayd.plane.poller import Plane
 
 ME = Asker(0, 0, 1)
 
@@ -66,10 +75,11 @@ class Threads:
             self.waits.pop(0)()
 
 
+@implementer(IReactorFDSet)
 class Standing(Clock):
-    """A reactor that stands still.
+    """A reactor that stands still; a plane works with it, and Twisted's ports do.
 
-    :ivar readers: what it watches.
+    :ivar readers: what it watches; `writers` likewise.
     """
 
     def __init__(self) -> None:
@@ -79,6 +89,33 @@ class Standing(Clock):
         self.threads = Threads()
         self.addReader, self.removeReader = self.readers.add, self.readers.discard
         self.addWriter, self.removeWriter = self.writers.add, self.writers.discard
+
+    def getReaders(self) -> list[Any]:
+        return list(self.readers)
+
+    def getWriters(self) -> list[Any]:
+        return list(self.writers)
+
+    def removeAll(self) -> list[Any]:
+        raise NotImplementedError
+
+    def listenTCP(
+        self, port: int, factory: Any, backlog: int = 50, interface: str = ""
+    ) -> Any:
+        made = tcp.Port(port, factory, backlog, interface, self)
+        made.startListening()
+        return made
+
+    def listenSSL(
+        self,
+        port: int,
+        factory: Any,
+        contextFactory: Any,  # noqa: N803
+        backlog: int = 50,
+        interface: str = "",
+    ) -> Any:
+        wrapped = TLSMemoryBIOFactory(contextFactory, False, factory, self)
+        return self.listenTCP(port, wrapped, backlog, interface)
 
     def getThreadPool(self) -> Threads:
         return self.threads
@@ -91,8 +128,31 @@ class Standing(Clock):
         for _ in range(turns):
             for each in list(self.readers):
                 if each in self.readers:
-                    each.doRead()
+                    self._lost(each, each.doRead())
+            for each in list(self.writers):
+                if each in self.writers:
+                    self._lost(each, each.doWrite())
             self.advance(0)
+
+    def _lost(self, each: Any, why: Any) -> None:
+        """As a reactor of Twisted's takes the end of a connection."""
+        if why is None:
+            return
+        self.readers.discard(each)
+        if why is CONNECTION_DONE and hasattr(each, "readConnectionLost"):
+            each.readConnectionLost(Failure(why))
+        else:
+            self.writers.discard(each)
+            each.connectionLost(Failure(why))
+
+    def until(self, condition: Callable[[], object], what: str = "") -> None:
+        """Take turns until this is so."""
+        for _ in range(2000):
+            if condition():
+                return
+            self.turn(1)
+            os.sched_yield()
+        raise AssertionError(f"never happened: {what or condition}")
 
 
 class Relayd:
@@ -101,11 +161,9 @@ class Relayd:
     :ivar path: of its file.
     """
 
-    def __init__(
-        self, path: Path, tables: Mapping[str, Any], reactor: Any = None
-    ) -> None:
+    def __init__(self, path: Path, tables: Mapping[str, Any]) -> None:
         self.path = path
-        self.reactor: Any = reactor or Standing()
+        self.reactor: Any = Standing()
         self.write(tables)
         own = Layers((), ())
         first = own.over(read_layers(str(path)))
@@ -159,21 +217,20 @@ class Relayd:
 
 
 @contextmanager
-def running(
-    path: Path, tables: Mapping[str, Any], reactor: Any = None
-) -> Iterator[Relayd]:
+def running(path: Path, tables: Mapping[str, Any]) -> Iterator[Relayd]:
     """A relayd that has started, and leaves nothing behind."""
-    relayd = Relayd(path / "relayd.toml", tables, reactor)
+    relayd = Relayd(path / "relayd.toml", tables)
     relayd.start()
     try:
         yield relayd
     finally:
         relayd.stop()
-        if reactor is None:
-            relayd.reactor.turn()
-    if reactor is None:
-        assert not relayd.reactor.readers | relayd.reactor.writers
-        assert not relayd.reactor.getDelayedCalls()
+        relayd.reactor.turn()
+    plane = Plane.of(relayd.reactor) if sys.platform == "linux" else None
+    assert not relayd.reactor.readers | relayd.reactor.writers
+    assert not relayd.reactor.getDelayedCalls()
+    if plane is not None:
+        assert plane.fileno() == -1
 
 
 def toml(tables: Mapping[str, Any]) -> str:
