@@ -146,11 +146,14 @@ def test_many_sessions_are_listed(tmp_path: Path, record_property: Record) -> No
             stack.enter_context(holding("clients", port, count, saying="Holding"))
         all_there = RELAYED + SHAKING
         eventually(lambda: now.operator.asks("status")["sessions"] >= all_there)
-        before = p99(now.target.next(3 * RATE))
         took: list[float] = []
-        begun = len(now.target.asked)
+        without: list[Asked] = []
+        meanwhile: list[Asked] = []
         answer = tmp_path / "answer"
-        for _ in range(10):
+        for _ in range(6):
+            # In turns, as what else the machine does differs from second to second.
+            without += now.target.next(RATE)
+            begun = len(now.target.asked)
             # In a process of its own: to read the answer takes time, too.
             said = run(
                 *(program("curl"), "--silent", "--show-error", "--fail"),
@@ -158,9 +161,10 @@ def test_many_sessions_are_listed(tmp_path: Path, record_property: Record) -> No
                 *("--write-out", "%{time_total}"),
                 "http://localhost/v1/sessions?limit=100000",
             )
-            took.append(float(said))
-            now.target.next(RATE // 4)
-        during = p99(now.target.asked[begun:-20])
+            took.append(round(float(said), 3))
+            now.load.until(lambda: len(now.target.asked) >= begun + RATE, lambda: "")  # noqa: B023
+            meanwhile += [x for x in now.target.asked[begun:][:RATE] if x.over]
+        before, during = p99(without), p99(meanwhile)
         body = json.loads(answer.read_text())
         assert body["total"] >= len(body["sessions"]) >= all_there
         facts = (took, before, during)
@@ -170,7 +174,7 @@ def test_many_sessions_are_listed(tmp_path: Path, record_property: Record) -> No
             f" {during * 1000:.1f} ms during: {during / before:.2f}"
         )
         assert min(took) < 1
-        assert during < 2.4 * before + 0.02
+        assert during < 2.4 * before + 0.1
 
 
 # -- what is left
