@@ -112,10 +112,13 @@ class Overlay:
 
     # -- shown
 
-    def differences(self, layers: Layers) -> Iterator[Json]:
+    def differences(
+        self, layers: Layers, called: Mapping[str, Mapping[str, int]]
+    ) -> Iterator[Json]:
         """Each thing that is said, beside what the file says.
 
         :param layers: of the file.
+        :param called: as :meth:`as_toml` takes it.
         """
         sections = {each.name: each for each in layers.sections}
         for relay, keys in self.settings.items():
@@ -132,14 +135,17 @@ class Overlay:
                     "now": shown(rows[0], now),
                 }
         for relay, said in self.servers.items():
+            dest = sections[relay].all(DEST.key)
             for server, each in said.items():
+                number = called.get(relay, {}).get(server)
+                in_file = {} if number is None else _options(dest[number])
                 for key, now in (("state", each.word), ("weight", each.weight)):
                     if now is not None:
                         yield {
                             "relay": relay,
                             "server": server,
                             "key": key,
-                            "file": None,
+                            "file": in_file.get(key),
                             "now": now,
                         }
 
@@ -175,6 +181,18 @@ class Overlay:
 def _words(said: Said) -> str:
     weight = None if said.weight is None else f"weight={said.weight}"
     return ", ".join(filter(None, (said.word, weight)))
+
+
+def _options(dest: Given) -> Json:
+    """What a destination itself says of the server, in the operator's words."""
+    plain = dest.plain
+    if not isinstance(plain, dict):
+        found = (each.partition("=") for each in str(plain).split(","))
+        plain = {key: value if equals else True for key, equals, value in found}
+    options: Json = {"state": "disabled"} if plain.get("disabled") is True else {}
+    if "weight" in plain:
+        options["weight"] = int(plain["weight"])
+    return options
 
 
 def _told(dest: Given, said: Said) -> Given:

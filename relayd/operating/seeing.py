@@ -227,19 +227,23 @@ class Seeing:
 
     # -- settings
 
-    def diff(self) -> Json:
-        """See :class:`relayd.control.steering.Steering`."""
-        return {"changes": list(self.overlay.differences(self._layers))}
-
-    def merged(self) -> Json:
-        """See :class:`relayd.control.steering.Steering`."""
-        called = {
+    def _called(self) -> dict[str, dict[str, int]]:
+        """Which `dest` each server is, where something was said of servers."""
+        return {
             name: _destinations(unit)
             for name, unit in self._all.units.items()
             if name in self.overlay.servers
         }
+
+    def diff(self) -> Json:
+        """See :class:`relayd.control.steering.Steering`."""
+        found = self.overlay.differences(self._layers, self._called())
+        return {"changes": list(found)}
+
+    def merged(self) -> Json:
+        """See :class:`relayd.control.steering.Steering`."""
         try:
-            return {"toml": self.overlay.as_toml(self._layers, called)}
+            return {"toml": self.overlay.as_toml(self._layers, self._called())}
         except ConfigError as problem:
             raise Invalid(str(problem)) from problem
 

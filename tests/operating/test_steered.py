@@ -67,3 +67,28 @@ async def test_a_reload_that_went_back_is_told(tmp_path: Path) -> None:
         assert steering.relay("web")["dest"] == ["127.0.0.1:7"]
     finally:
         await relays.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_said_of_a_server_is_beside_what_its_file_says() -> None:
+    """However the file writes it, and nothing where the file says nothing."""
+    dest = [
+        "127.0.0.1:7,name=a,weight=3,disabled",
+        {"address": "127.0.0.1:8", "name": "b", "weight": 4, "disabled": True},
+        "127.0.0.1:9",
+    ]
+    settings = {"tcp": {"web": {"listen": "127.0.0.1:0", "dest": dest}}}
+    relays = EmbeddedRelays.from_settings(reactor, settings)
+    relays.startService()
+    try:
+        for server in ("a", "b", "127.0.0.1:9"):
+            relays.steering.set_server("web", server, "up", 6, None, ASKER)
+        changes = relays.steering.diff()["changes"]
+        assert [(each["server"], each["key"], each["file"]) for each in changes] == [
+            *(("a", "state", "disabled"), ("a", "weight", 3)),
+            *(("b", "state", "disabled"), ("b", "weight", 4)),
+            *(("127.0.0.1:9", "state", None), ("127.0.0.1:9", "weight", None)),
+        ]
+        assert {each["now"] for each in changes} == {"up", 6}
+    finally:
+        await relays.stopService()
