@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+from relayd.ctl.control_client import ControlClient
 from tests.support.process import (
     PATIENCE,
     START,
@@ -321,3 +322,38 @@ def test_gate_by_table_says_what_is_wrong(tmp_path: Path) -> None:
         assert program.returncode == 1
         [line] = program.stderr.splitlines()
         assert says in line
+
+
+def test_steered(tmp_path: Path) -> None:
+    """It relays, and has a control socket."""
+    with (
+        Server() as one,
+        Server() as other,
+        subprocess.Popen(
+            [
+                *(sys.executable, str(EXAMPLES / "steered.py"), "127.0.0.1:0"),
+                *(one.address, other.address),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+        ) as program,
+    ):
+        try:
+            assert program.stdout is not None
+            lines = iter(program.stdout.readline, "")
+            listening = next(line for line in lines if "listening on" in line)
+            found = re.search(r"127\.0\.0\.1:(\d+), relay=web", listening)
+            assert found is not None
+            told = ControlClient(f"unix:{tmp_path}/steered.sock").get("/v1/relays/web")
+            assert told["listen"] == [f"127.0.0.1:{found[1]}"]
+            # The first server has its turn, or the other.
+            dest = told["dest"][0]
+            with connect(int(found[1])) as client:
+                client.sendall(b"hello")
+                server = one if dest == one.address else other
+                with server.accept() as upstream:
+                    assert read_exactly(upstream, 5) == b"hello"
+        finally:
+            program.terminate()
+            program.communicate(timeout=PATIENCE)

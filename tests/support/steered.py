@@ -120,6 +120,9 @@ class Standing(Clock):
     def getThreadPool(self) -> Threads:
         return self.threads
 
+    def callWhenRunning(self, call: Callable[..., object], *args: Any) -> None:
+        call(*args)
+
     def callFromThread(self, call: Callable[..., object], *args: Any) -> None:
         call(*args)
 
