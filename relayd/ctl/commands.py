@@ -100,9 +100,10 @@ class LazyGroup(click.Group):
 def relayctl() -> None:
     """Check, show and write configuration files of relayd, and steer one that runs.
 
-    A running relayd is reached over its control socket (relayd --control). Where that
-    is, --control says, before or behind the command, or else RELAYD_CONTROL; or else it
-    is /run/relayd/control.sock, or relayd/control.sock in XDG_RUNTIME_DIR.
+    A running relayd is reached over its control socket, which relayd --control opens.
+    Say where it is with --control, before or behind the command, or with
+    RELAYD_CONTROL; unless given, it is /run/relayd/control.sock, or else
+    relayd/control.sock in XDG_RUNTIME_DIR.
 
     Data goes to standard output, messages to standard error. NO_COLOR switches colours
     off. The exit code is 0 (done), 1 (failed), 2 (wrong command line), 3 (there is no
