@@ -196,9 +196,15 @@ class Steered(Intervening):
             raise Invalid(*problems)
         return made
 
-    def start(self, relay: str, by: Asker) -> Deferred[Json]:
+    @inlineCallbacks
+    def start(self, relay: str, by: Asker) -> Any:
         """See :class:`relayd.control.steering.Steering`."""
-        return self._enable(relay, True, by)
+        yield self._enable(relay, True, by)
+        for factory, _ in self._shown_of(relay).generations:
+            if factory.registry.draining:
+                # Those that it was to end go on.
+                factory.registry.reopen()
+        return self.relay(relay)
 
     @inlineCallbacks
     def stop(self, relay: str, cut: bool, by: Asker) -> Any:

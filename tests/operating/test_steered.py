@@ -40,6 +40,11 @@ async def test_a_relay_that_is_drained_is_draining_while_it_has_sessions() -> No
                 assert (stopped["state"], stopped["sessions"]) == ("stopped", 1)
                 drained: Any = await steering.drain("web", 60.0, ASKER)
                 assert (drained["state"], drained["sessions"]) == ("draining", 1)
+                started: Any = await steering.start("web", ASKER)
+                assert (started["state"], started["sessions"]) == ("running", 1)
+                [older] = relays.steering._shown_of("web").older
+                assert not older.registry.draining
+                await steering.drain("web", 60.0, ASKER)
             server.accept()[0].close()
             await until(lambda: steering.relay("web")["sessions"] == 0, "no session")
             assert steering.relay("web")["state"] == "stopped"
