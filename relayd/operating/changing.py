@@ -21,7 +21,7 @@ from typing import Any
 import attrs
 from twisted.logger import Logger
 
-from relayd.configuring.config import AnyRelay, Config, ProcessSettings
+from relayd.configuring.config import AnyRelay, Config, ProcessSettings, UdpRelay
 from relayd.core.errors import CannotStart, ConfigError
 from relayd.core.process_settings import DRAIN_TIMEOUT, SHUTDOWN_DELAY
 from relayd.core.relay_names import relay_names
@@ -32,6 +32,7 @@ from relayd.operating.relays import unit_of
 from relayd.operating.running import RelayService
 from relayd.operating.standing import Listening
 from relayd.operating.succession import succeed, take_over
+from relayd.operating.udp_relays import most_flows
 from relayd.operating.units import Part, Unit, Workshop, kind_of
 from relayd.upstreams.pool import Pool, Task
 
@@ -65,10 +66,12 @@ class _Plan:
 
     :ivar units: all relays, by name.
     :ivar built: those that are new, each with the one that it follows, or None.
+    :ivar flows: how many each UDP relay that stays can have, of each listener.
     """
 
     units: Mapping[str, Unit]
     built: list[tuple[Unit | None, Unit]]
+    flows: dict[str, int] = attrs.field(factory=dict)
 
 
 class Relays:
@@ -135,6 +138,12 @@ class Relays:
             before = self.units.get(name)
             if before is not None and _same(before.settings, relay):
                 plan.units[name] = before  # type: ignore[index]
+                try:
+                    if isinstance(relay, UdpRelay):
+                        # They share what the process can have.
+                        plan.flows[name] = most_flows(relay, shop.flows)
+                except ConfigError as problem:
+                    problems.append(f"{whose(relay, alone=self.alone)}{problem}")
                 continue
             if before is not None and before.kind != kind_of(relay):
                 before = None
@@ -216,6 +225,9 @@ class Relays:
         for follows, unit in plan.built:
             if follows is not None:
                 _follow(follows, unit)
+        for name, most in plan.flows.items():
+            for part in plan.units[name].parts:
+                part.served.table.max_flows = most
         self._former += [part for unit in gone for part in unit.parts]
         self._let_go()
         self._check_no_more(old_pools)

@@ -7,6 +7,7 @@ that a change which can't be made leaves all as it was.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Hashable, Iterable
 from functools import partial
 from typing import Any
@@ -15,6 +16,9 @@ import attrs
 from twisted.python.failure import Failure
 
 from relayd.operating.standing import Listening, Standing, retire
+
+#: Between the parts of an address, or of an endpoint string.
+_PARTS = re.compile("[:=]")
 
 
 @attrs.define(eq=False)
@@ -38,15 +42,15 @@ class Rebinding:
     ) -> Rebinding:
         """What it takes to have other listeners.
 
-        :param standing: those that there are.
+        :param standing: those that there are; of two with one address, the first one
+            goes on.
         :param wanted: those that are to be open.
         """
         made = cls()
         stays = set(wanted)
         there = set()
         spare: dict[Hashable, list[Standing]] = {}
-        # One that was given away comes last: whoever got it may have it still.
-        for one in sorted(standing, key=lambda each: each.is_given_away):
+        for one in standing:
             if one.listening in stays:
                 there.add(one.listening)
             else:
@@ -61,6 +65,17 @@ class Rebinding:
                 made.new.append(each)
         made.spared = [one for same in spare.values() for one in same]
         return made
+
+    @property
+    def in_the_way(self) -> list[Standing]:
+        """Listeners of streams that are not wanted, with a port that a new one has."""
+        ports = {part for each in self.new for part in _PARTS.split(each.name) if part}
+        return [
+            one
+            for one in self.spared
+            if not one.listening.flows
+            and ports & {str(getattr(each, "port", "")) for each in one.addresses}
+        ]
 
     def prepare(self) -> tuple[Failure, Listening] | None:
         """Have what it takes.

@@ -236,12 +236,14 @@ class RelayService(Service):
             # It is not started yet, or has stopped.
             return
         wanted = [each for each in listenings if each.enabled]
+        # What was given away comes last: whoever got it may have it still.
         self._retired = [each for each in self._retired if each.is_open]
+        self._retired.sort(key=lambda each: each.is_given_away)
         moving = Rebinding.of((*self._open, *self._retired), wanted)
         try:
             if problem := moving.prepare():
                 raise why_not(*problem, self.command)
-            self._open_in_place(moving.new, moving.spared)
+            self._open_in_place(moving)
         except CannotStart:
             moving.give_up()
             self.listenings = before
@@ -255,29 +257,26 @@ class RelayService(Service):
         self._leave([each for each in moving.spared if each in self._open], before)
         self._serve_again(wanted)
 
-    def _open_in_place(
-        self, new: Sequence[Listening], spared: Sequence[Standing]
-    ) -> None:
+    def _open_in_place(self, moving: Rebinding) -> None:
         """Open listeners, before those close whose place they take.
 
         One that is in the way, as that of all addresses is in that of one of them, is
         closed before, in the same turn of the reactor.
 
-        :param spared: what is not wanted any more.
         :raises CannotStart: one can't be opened; all is as it was.
         """
         try:
-            self._open_all(new)
+            self._open_all(moving.new)
             return
         except CannotStart:
-            closing = [each for each in spared if not each.listening.flows]
+            closing = moving.in_the_way
             if not closing:
                 raise
         self._open = [each for each in self._open if each not in closing]
         for one in closing:
             one.close_now()
         try:
-            self._open_all(new)
+            self._open_all(moving.new)
         except CannotStart:
             wanted, self.listenings = self.listenings, [x.listening for x in closing]
             self._open_all(self.listenings)

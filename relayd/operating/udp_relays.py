@@ -17,7 +17,7 @@ from relayd.operating.endpoints import datagram_endpoint, watcher
 from relayd.operating.flow_pools import FlowMaker, flow_servers
 from relayd.operating.servers import check_no_more, check_own, dial_options
 from relayd.operating.standing import Listening
-from relayd.operating.units import Part, Unit, Workshop
+from relayd.operating.units import FlowLimit, Part, Unit, Workshop
 from relayd.udp_nat import FlowServer, Server, UdpNat
 from relayd.upstreams.pool import Pool
 
@@ -30,17 +30,7 @@ def udp_unit(relay: UdpRelay, shop: Workshop, before: Unit | None = None) -> Uni
         exist, the process can't have so many flows, or servers can't be dialled as they
         are to be.
     """
-    max_flows = relay.udp.max_flows
-    limit = shop.flows
-    if max_flows is None:
-        max_flows = limit.each
-    elif max_flows > limit.each:
-        each = f" for each of {limit.tables} listeners" if limit.tables > 1 else ""
-        raise ConfigError(
-            f"max-flows {max_flows} is more than this process can have, which is"
-            f" {limit.each}{each}: raise the limit of open files (ulimit -n), or the"
-            " kernel's range of ports (net.ipv4.ip_local_port_range)"
-        )
+    max_flows = most_flows(relay, shop.flows)
     parts = []
     config, reactor, checks = shop.config, shop.reactor, shop.checks_of(relay)
     admitting = Admitting.of(
@@ -101,6 +91,25 @@ def udp_unit(relay: UdpRelay, shop: Workshop, before: Unit | None = None) -> Uni
         hears = () if pool is None else pool.listeners[heard:]
         parts.append(Part(serving, made_listenings, pool, hears, nat))
     return Unit(relay, admitting, parts)
+
+
+def most_flows(relay: UdpRelay, limit: FlowLimit) -> int:
+    """How many flows each listener of a relay can have.
+
+    :param limit: for all UDP relays of the process.
+    :raises ConfigError: it is to have more.
+    """
+    most = relay.udp.max_flows
+    if most is None:
+        return limit.each
+    if most > limit.each:
+        each = f" for each of {limit.tables} listeners" if limit.tables > 1 else ""
+        raise ConfigError(
+            f"max-flows {most} is more than this process can have, which is"
+            f" {limit.each}{each}: raise the limit of open files (ulimit -n), or the"
+            " kernel's range of ports (net.ipv4.ip_local_port_range)"
+        )
+    return most
 
 
 def _check(

@@ -130,6 +130,38 @@ def test_one_that_was_in_the_way_in_vain_is_opened_again(tmp_path: Path) -> None
             relayd.reactor.turn()
 
 
+def test_one_that_is_in_nobodys_way_stays_open(tmp_path: Path) -> None:
+    """What can't be opened has nothing to do with it."""
+    with running(tmp_path, tcp(port=0)) as relayd, socket.create_server((HOST, 20003)):
+        before = relayd.service.ports
+        with pytest.raises(Invalid, match="20003"):
+            relayd.set("a", listen=at(20003))
+        assert relayd.service.ports == before
+
+
+def test_udp_relays_share_what_the_process_can_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at a start: one that stays has less when there is another."""
+    monkeypatch.setattr("relayd.operating.units.default_max_flows", lambda: 100)
+    with running(tmp_path, two("udp", 20001, 20002)) as relayd:
+        assert relayd.served("a").table.max_flows == 50
+        tables = two("udp", 20001, 20002)
+        del tables["udp"]["b"]
+        relayd.write(tables)
+        assert relayd.reload()["unchanged"] == 1
+        assert relayd.served("a").table.max_flows == 100
+        relayd.set("a", max_flows=60)
+        tables["udp"]["b"] = {"listen": at(20002), "dest": NOBODY}
+        relayd.write(tables)
+        with pytest.raises(Invalid, match="relay a: max-flows 60 is more than"):
+            relayd.reload()
+        assert relayd.relays.units.keys() == {"a"}
+        relayd.set("a", max_flows=None)
+        relayd.reload()
+        assert relayd.served("a").table.max_flows == 50
+
+
 def test_what_was_built_in_vain_is_forgotten(tmp_path: Path) -> None:
     """Neither checks nor a pool hold on to a relay that can't be made."""
     with running(tmp_path, tcp(dest=TWO, check="tcp", retries=1)) as relayd:
