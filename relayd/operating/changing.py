@@ -152,6 +152,10 @@ class Relays:
             except ConfigError as problem:
                 problems.append(f"{whose(relay, alone=self.alone)}{problem}")
                 continue
+            except Exception:
+                # A defect: what was built is not checked, and hears of no server.
+                self._forget(plan)
+                raise
             plan.units[name] = unit  # type: ignore[index]
             plan.built.append((before, unit))
         if problems:

@@ -181,6 +181,25 @@ def test_what_was_built_in_vain_is_forgotten(tmp_path: Path) -> None:
         assert all(each.has_checks for each in pool.servers)
 
 
+def test_a_defect_leaves_all_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is raised, as whoever asked is to hear of it; the next change is made."""
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("a defect")
+
+    with running(tmp_path, tcp(dest=TWO, check="tcp")) as relayd:
+        with monkeypatch.context() as patched:
+            patched.setattr("relayd.operating.relays.pool_part", fails)
+            with pytest.raises(RuntimeError, match="a defect"):
+                relayd.set("a", dest=[*TWO, "127.0.0.1:11"])
+        assert len(relayd.relays.checks.checker) == 2
+        assert not relayd.steered.overlay
+        relayd.set("a", dest=[*TWO, "127.0.0.1:11"])
+        assert len(relayd.relays.checks.checker) == 3
+
+
 # -- what meets
 
 
