@@ -136,8 +136,10 @@ class Overlay:
                 }
         for relay, said in self.servers.items():
             dest = sections[relay].all(DEST.key)
+            # Others may be in their places: then the file says nothing of them.
+            own = DEST.key not in self.settings.get(relay, {})
             for server, each in said.items():
-                number = called.get(relay, {}).get(server)
+                number = called.get(relay, {}).get(server) if own else None
                 in_file = {} if number is None else _options(dest[number])
                 for key, now in (("state", each.word), ("weight", each.weight)):
                     if now is not None:

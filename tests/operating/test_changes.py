@@ -427,6 +427,19 @@ def test_an_etag_changes_with_what_is_said(tmp_path: Path) -> None:
         assert relayd.steered.revision("a") != before
 
 
+def test_what_is_said_of_servers_that_the_file_has_not(tmp_path: Path) -> None:
+    """A destination of run time stands where the file has none, or another."""
+    with running(tmp_path, tcp(dest=f"{NOBODY},weight=3")) as relayd:
+        relayd.set("a", dest=["127.0.0.1:10", "127.0.0.1:11,weight=2"])
+        for server in ("127.0.0.1:10", "127.0.0.1:11"):
+            relayd.steered.set_server("a", server, None, 7, None, ME)
+        _, *told = relayd.steered.diff()["changes"]
+        assert [(each["server"], each["file"], each["now"]) for each in told] == [
+            ("127.0.0.1:10", None, 7),
+            ("127.0.0.1:11", None, 7),
+        ]
+
+
 # -- what sessions of before count for
 
 
