@@ -22,8 +22,8 @@ from relayd.core.peers import Peers
 from relayd.core.stage import Stage
 from relayd.upstreams.pool import Pool
 
-#: Records that are read in one part of the work: some 0.2 ms, for which a request that is
-#: relayed meanwhile may wait in each of its turns.
+#: Records that are read in one part of the work: some 0.2 ms, for which a request that
+#: is relayed meanwhile may wait in each of its turns.
 PART = 50
 
 #: How many names a line lists.
