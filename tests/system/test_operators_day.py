@@ -104,6 +104,13 @@ class Day:
         """Everybody's requests go on."""
         self.load.next(SOME, *self.targets.values())
 
+    def told_of(self, target: Target) -> list[str]:
+        """What the metrics say of datagrams that were dropped, for who looks."""
+        [name] = [n for n, port in self.ports.items() if port == target.port]
+        lines = Metrics(self.ports["metrics"]).text.splitlines()
+        dropped = [each for each in lines if "_dropped_total{" in each]
+        return [name, *(each for each in dropped if not each.endswith(" 0.0"))]
+
     def served(self, name: str) -> int:
         """How many requests were answered where this relay was at first."""
         port = self.ports[name]
@@ -181,7 +188,7 @@ def right(day: Day, what: str) -> None:
     """All has been as it should so far."""
     for target in day.load.targets:
         over = [each for each in target.wrong() if each.over]
-        assert not over, (what, target.port, over[:10], target.phases)
+        assert not over, (what, day.told_of(target), over[:10], target.phases)
     for name, each in day.stay.items():
         assert not each.problem or name == "victim", (what, name, each)
 
