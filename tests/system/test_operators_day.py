@@ -188,6 +188,8 @@ def right(day: Day, what: str) -> None:
     """All has been as it should so far."""
     for target in day.load.targets:
         over = [each for each in target.wrong() if each.over]
+        if over:
+            print("DROPPED", day.told_of(target), over)
         assert not over, (what, day.told_of(target), over[:10], target.phases)
     for name, each in day.stay.items():
         assert not each.problem or name == "victim", (what, name, each)
