@@ -45,9 +45,9 @@ metrics = "127.0.0.1:{metrics}"
 drain_timeout = "5s"
 
 [defaults]
-# As often as anybody here asks again, with much to spare.
-udp_timeout = "1s"
-udp_unreplied_timeout = "1s"
+# Longer than a busy machine keeps a server from answering.
+udp_timeout = "5s"
+udp_unreplied_timeout = "5s"
 """
 
 
@@ -480,9 +480,9 @@ def agree_of_flows(day: Day) -> None:
         told = sum(row[f"bytes_{direction}"] for row in rows)
         assert measured <= told <= (carried() + len(FLOWS)) * size, direction
     ended = sum((Totals.of_flows(day.relay, name) for name in FLOWS), Totals())
-    # Of those who stay, each had a flow in the other relay, and a new one after it.
-    endings = Counter(expired=served + 2 * len(FLOWS))
-    assert ended.endings == endings
+    # Of those who stay, each had a flow in the other relay, and maybe a new one after.
+    assert ended.endings.keys() == {"expired"}
+    assert len(FLOWS) <= ended.endings.total() - served <= 2 * len(FLOWS)
     assert served * LENGTH < ended.down < before * LENGTH
 
 
