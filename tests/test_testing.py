@@ -236,15 +236,19 @@ def test_the_example_of_a_policy_passes_and_can_fail(tmp_path: Path) -> None:
     examples = Path(__file__).parent.parent / "examples"
     settings = (examples / "policy.toml").read_text()
     test = (examples / "test_policy.py").read_text()
-    tests, file = tmp_path / "test_policy.py", tmp_path / "policy.toml"
-    tests.write_text(test)
-    file.write_text(settings)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", str(tests)]
-    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
-    file.write_text(settings.replace("deny 10.1.0.66", "deny 10.1.0.67"))
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    other = settings.replace("deny 10.1.0.66", "deny 10.1.0.67")
+    for folder, text in (("same", settings), ("other", other)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "test_policy.py").write_text(test)
+        (tmp_path / folder / "policy.toml").write_text(text)
+    command = [sys.executable, "-m", "pytest", "-q", "--import-mode=importlib"]
+    done = subprocess.run(
+        [*command, str(tmp_path)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
-    assert "2 failed" in done.stdout
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    assert len(failed) == 2
+    assert all("other/test_policy.py" in line for line in failed)
 
 
 def test_what_becomes_of_a_client_by_settings_of_any_kind(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ ANSWERS = st.dictionaries(
 
 
 @given(ANSWERS)
-@settings(suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 def test_no_answer_breaks_a_table(answer: dict[str, Any]) -> None:
     """And none has what a terminal would act on."""
     lines = [view(answer) for view in LINE_VIEWS]

@@ -474,10 +474,9 @@ def test_a_session_of_a_thousand_changes_ago(tmp_path: Path) -> None:
         old = relayd.unit("a").pools[0].servers[0]
         old.began()
         old.began()
+        two = [configure(read_layers_of(tcp(dest=TWO, retries=n))) for n in range(2)]
         for number in range(1100):
-            relayd.relays.change(
-                configure(read_layers_of(tcp(dest=TWO, retries=number % 2)))
-            )
+            relayd.relays.change(two[number % 2])
         now = relayd.unit("a").pools[0].servers[0]
         assert now is not old
         assert (now.sessions, len(now.inherited)) == (2, 1)

@@ -138,7 +138,7 @@ class Real:
 OPTIONAL = st.none() | st.integers(1, 3)
 
 
-@settings(max_examples=200)
+@settings(max_examples=70)
 @given(
     RULES,
     HOURS,

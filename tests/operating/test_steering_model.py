@@ -449,7 +449,7 @@ class Steering(RuleBasedStateMachine):
 
 TestSteering = Steering.TestCase
 TestSteering.settings = settings(
-    max_examples=15,
+    max_examples=8,
     stateful_step_count=20,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

@@ -635,4 +635,4 @@ class PoolState(RuleBasedStateMachine):
 
 
 TestPoolState = PoolState.TestCase
-TestPoolState.settings = settings(max_examples=60, stateful_step_count=40)
+TestPoolState.settings = settings(max_examples=40, stateful_step_count=40)
