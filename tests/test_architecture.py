@@ -6,6 +6,7 @@ ARCHITECTURE.md draws the table; this keeps it, over the syntax trees.
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import re
 
@@ -62,7 +63,8 @@ def folder_of(name: str) -> str:
     return folder if dot else "faces"
 
 
-def ours(name: str) -> set[str]:
+@functools.cache
+def ours(name: str) -> frozenset[str]:
     """The modules of ours that a module imports from."""
     found = set()
     for dotted, _ in imports(tree_of(name)):
@@ -72,7 +74,7 @@ def ours(name: str) -> set[str]:
                 found.add(part)
                 break
             part = part.rpartition(".")[0]
-    return found
+    return frozenset(found)
 
 
 def test_every_module_has_a_folder() -> None:

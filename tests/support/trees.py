@@ -29,8 +29,13 @@ def tree_of(name: str) -> ast.Module:
     return ast.parse(MODULES[name].read_text())
 
 
-def imports(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
+@functools.cache
+def imports(tree: ast.Module) -> tuple[tuple[str, ast.stmt], ...]:
     """Dotted names that a module imports, anywhere in it."""
+    return tuple(_imports(tree))
+
+
+def _imports(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
