@@ -345,6 +345,8 @@ def test_steered(tmp_path: Path) -> None:
             listening = next(line for line in lines if "listening on" in line)
             found = re.search(r"127\.0\.0\.1:(\d+), relay=web", listening)
             assert found is not None
+            # It opens after the relays.
+            assert any("control socket at" in line for line in lines)
             told = ControlClient(f"unix:{tmp_path}/steered.sock").get("/v1/relays/web")
             assert told["listen"] == [f"127.0.0.1:{found[1]}"]
             # The first server has its turn, or the other.
