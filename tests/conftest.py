@@ -12,6 +12,7 @@ import functools
 import gc
 import importlib.metadata
 import os
+import signal
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -94,6 +95,10 @@ def _left(before: dict[int, Any], readers: set[Any]) -> list[str]:
     ]
 
 
+#: Signals whose handlers are as before, after each test.
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
 class LoggedFailures(list[str]):
     """The failures that a test has logged.  One that it expects, it takes out."""
 
@@ -168,11 +173,18 @@ def nothing_remembered() -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(logged_failures: LoggedFailures) -> Iterator[None]:
-    """Fail a test that leaves timers, readers, writers or descriptors behind."""
+    """Fail a test that leaves timers, readers, writers or descriptors behind.
+
+    The handlers of signals are as before.
+    """
     live: Any = reactor
     readers = {*live.getReaders(), *live.getWriters()}
     before = _opened()
+    handlers = {each: signal.getsignal(each) for each in HANDLED}
     yield
+    # A service keeps its handlers, as a process has one.
+    for each, handler in handlers.items():
+        signal.signal(each, handler)
     waited = 0.0
     while (left := _left(before, readers)) and waited < SETTLE:
         pytest_twisted.blockon(pause(0.02))

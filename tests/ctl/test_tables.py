@@ -122,13 +122,14 @@ def test_words_fold_and_the_longest_are_torn() -> None:
 
 
 def watched(relayd: FakeRelayd, times: int) -> None:
-    """Answers, and says Ctrl-C at the next question."""
-    left = iter(range(times))
+    """Answers, and says Ctrl-C at the next question; there is none after that."""
+    left = iter(range(times + 1))
 
     def answer() -> tuple[int, Any]:
-        if next(left, None) is None:
+        number = next(left, None)
+        if number == times:
             os.kill(os.getpid(), signal.SIGINT)
-        return 200, {"servers": [SERVER]}
+        return (404 if number is None else 200), {"servers": [SERVER]}
 
     relayd.answers["GET /v1/servers"] = answer
 
