@@ -118,6 +118,8 @@ def raw_server(
                         if not connection.recv(1):
                             break
                     except TimeoutError:
+                        # The client may take its time to read it.
+                        connection.settimeout(None)
                         connection.sendall(pieces[-1] if pieces else b"")
 
         thread = threading.Thread(target=serve)
