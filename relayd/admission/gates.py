@@ -12,7 +12,7 @@ that count are :mod:`relayd.admission.session_limits` and
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import attrs
@@ -108,6 +108,18 @@ class HoursGate:
         if self.hours.is_open():
             return FREE
         raise Refused(f"outside {self.hours}", "hours")
+
+
+def parts_of(gate: Any) -> Iterator[Any]:
+    """The gates that one is made of, in order; itself, if it is not several.
+
+    :param gate: None: there is none.
+    """
+    if isinstance(gate, Gates):
+        for each in gate.gates:
+            yield from parts_of(each)
+    elif gate is not None:
+        yield gate
 
 
 def _as_one(leases: list[ILease]) -> ILease:

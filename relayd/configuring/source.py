@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 
 import attrs
@@ -19,7 +20,7 @@ class Source:
 
     :ivar own: what the command line says itself.
     :ivar first: what both have said at first.
-    :ivar path: of the file or folder, as it was given; None: there is none.
+    :ivar path: of the file or folder; None: there is none.
     :ivar read_file: reads it; see :func:`relayd.configuring.file.read_layers`.
     """
 
@@ -27,6 +28,18 @@ class Source:
     first: Layers
     path: str | None = None
     read_file: Callable[[str], Layers] | None = None
+
+    @classmethod
+    def of_file(
+        cls, own: Layers, path: str, read_file: Callable[[str], Layers]
+    ) -> Source:
+        """A command line and a file, which is read now.
+
+        It may be read again from another folder, as that of a daemon.
+        """
+        first = own.over(read_file(path))
+        there = path if path == _STDIN else os.path.abspath(path)
+        return cls(own, first, there, read_file)
 
     @property
     def why_not(self) -> str:

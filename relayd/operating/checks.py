@@ -7,7 +7,7 @@ server is checked has none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -63,68 +63,59 @@ class ServerCheckService(Service):
 
     def add(
         self,
-        servers: Iterable[tuple[StreamAddress, Upstream]],
         settings: ServerChecks,
-        send_proxy: str | None = None,
-        dialing: DialOptions | None = None,
+        dialing: DialOptions | None,
+        send_proxy: str | None,
+        address: StreamAddress,
+        server: Upstream,
     ) -> None:
-        """Check servers of connections, if the settings say so.
+        """Check a server of connections, if its settings or its destination say so.
 
-        :param servers: of one pool, each with its address.
-        :param dialing: of sockets to other ports; its endpoint has its own.
-        :param send_proxy: the version of the header that those are told which have none
-            of their own.
+        :param settings: of its relay.
+        :param dialing: of its relay's sockets; its endpoint has its own.
+        :param send_proxy: the version of the header that it is told if it has none of
+            its own.
         :raises ConfigError: a check in Python can't be imported.
         """
-        if settings.check is None:
+        own = address.options
+        if (check := own.check or settings.check) is None:
             return
-        for address, server in servers:
-            host = _host_of(address)
-            version = address.options.send_proxy or send_proxy
-            self._add(
-                server,
-                settings.check,
-                settings,
-                Target(
-                    server=server,
-                    endpoint=server.endpoint,
-                    endpoint_at=self._dials(host, dialing) if host else None,
-                    host=_in_url(host),
-                    port=address.port if isinstance(address, HostPort) else None,
-                    identity=server.identity,
-                    preamble=nobody(version),
-                ),
-            )
+        host, dialing = _host_of(address), own.dialing(dialing)
+        target = Target(
+            server=server,
+            endpoint=server.endpoint,
+            endpoint_at=self._dials(host, dialing) if host else None,
+            host=_in_url(host),
+            port=address.port if isinstance(address, HostPort) else None,
+            identity=server.identity,
+            preamble=nobody(own.send_proxy or send_proxy),
+        )
+        self._add(server, check, settings, target)
 
     def add_datagrams(
         self,
-        servers: Iterable[tuple[UdpAddress, FlowServer]],
         settings: ServerChecks,
-        dialing: DialOptions | None = None,
+        dialing: DialOptions | None,
+        address: UdpAddress,
+        server: FlowServer,
     ) -> None:
-        """Check servers of datagrams, if the settings say so.
+        """The same for a server of datagrams.
 
-        :param servers: of one pool, each with its address.
-        :param dialing: of all sockets.
         :raises ConfigError: a check in Python can't be imported.
         """
-        if settings.check is None:
+        own = address.options
+        if (check := own.check or settings.check) is None:
             return
-        for address, server in servers:
-            host = dialled_host(address.host)
-            self._add(
-                server,
-                settings.check,
-                settings,
-                Target(
-                    server=server,
-                    endpoint_at=self._dials(host, dialing),
-                    host=_in_url(host),
-                    port=address.port,
-                    open_socket=flow_opener(udp_socket, dialing),
-                    address=partial(getattr, server.endpoint, "end"),
-                ),
-            )
+        host, dialing = dialled_host(address.host), own.dialing(dialing)
+        target = Target(
+            server=server,
+            endpoint_at=self._dials(host, dialing),
+            host=_in_url(host),
+            port=address.port,
+            open_socket=flow_opener(udp_socket, dialing),
+            address=partial(getattr, server.endpoint, "end"),
+        )
+        self._add(server, check, settings, target)
 
     def _add(
         self, server: Any, check: Check, settings: ServerChecks, target: Target

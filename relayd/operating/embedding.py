@@ -110,9 +110,8 @@ class EmbeddedRelays(MultiService):
 
         :raises ConfigError: it can't be read, or is not valid.
         """
-        nothing, path = Layers((), ()), os.path.abspath(path)
-        first = nothing.over(read_layers(path))
-        return cls(reactor, Source(nothing, first, path, read_layers))
+        path = os.path.abspath(path)
+        return cls(reactor, Source.of_file(Layers((), ()), path, read_layers))
 
     @classmethod
     def from_settings(cls, reactor: Any, settings: Mapping[str, Any]) -> EmbeddedRelays:

@@ -16,7 +16,7 @@ import attrs
 
 from relayd.admission.client_rules import ClientRule
 from relayd.admission.connect_rates import ConnectRates
-from relayd.admission.gates import Gates, HoursGate, RulesGate
+from relayd.admission.gates import HoursGate, RulesGate, parts_of
 from relayd.admission.hours import utc_now
 from relayd.admission.session_limits import SessionLimits
 from relayd.configuring.config import (
@@ -175,8 +175,7 @@ def _accept_proxy(steps: list[Step], relay: AnyRelay, client: str) -> None:
 def _gates(
     steps: list[Step], relay: AnyRelay, gate: Any, client: str, moment: Moment
 ) -> None:
-    gates: Sequence[Any] = gate.gates if isinstance(gate, Gates) else (gate,)
-    by_kind = {type(each): each for each in gates if each is not None}
+    by_kind = {type(each): each for each in parts_of(gate)}
     _rules(steps, by_kind.pop(RulesGate, None), client)
     _hours(steps, by_kind.pop(HoursGate, None), moment)
     _rates(steps, by_kind.pop(ConnectRates, None), client)

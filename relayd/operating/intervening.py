@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import DeferredLock
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
@@ -22,6 +22,7 @@ from relayd.operating.listing import Shown
 from relayd.operating.logs import Logs
 from relayd.operating.seeing import Seeing
 from relayd.operating.server_words import Said, ServerWords
+from relayd.operating.working import Works
 
 log = Logger(namespace="relayd.control")
 
@@ -40,6 +41,7 @@ class Intervening(Seeing):
         #: Held by the change of settings that is under way.
         self._lock = DeferredLock()
         #: What was said of servers.
+        self._works = Works(self._clock)
         self.words = ServerWords(self._clock, self._shown_or_none)
         #: When clients that are held are served, by relay.
         self._resumes: dict[str, IDelayedCall] = {}
@@ -47,6 +49,7 @@ class Intervening(Seeing):
     def close(self) -> None:
         """The process stops: no timer is left."""
         self.words.stop()
+        self._works.stop()
         for each in self._resumes.values():
             each.cancel()
         self._resumes.clear()
@@ -157,24 +160,3 @@ def seconds_of(given: float) -> float:
     if not 0 <= given <= LONGEST:
         raise Invalid(f"{given:g} seconds: expected 0 to a year")
     return given
-
-
-def whole(work: Work, clock: Any) -> Deferred[Json]:
-    """Do all of some work, a part in each turn of the reactor.
-
-    :return: its answer.
-    """
-    done: Deferred[Json] = Deferred()
-
-    def go_on() -> None:
-        try:
-            next(work)
-        except StopIteration as end:
-            done.callback(end.value)
-        except Exception:
-            done.errback()
-        else:
-            clock.callLater(0, go_on)
-
-    go_on()
-    return done

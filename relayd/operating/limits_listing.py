@@ -18,7 +18,7 @@ import attrs
 from relayd.admission.bandwidth import MAX_CLIENTS as MAX_AWAY
 from relayd.admission.bandwidth import Bandwidth
 from relayd.admission.connect_rates import MAX_CLIENTS, ConnectRates
-from relayd.admission.gates import Gates
+from relayd.admission.gates import parts_of
 from relayd.admission.session_limits import SessionLimits
 from relayd.control.steering import Json, Work
 from relayd.datagrams.standby import FULL, MAX_BYTES
@@ -113,15 +113,12 @@ def _of_process(process: Process) -> Generator[None, None, list[Json]]:
 
 def _gates(factories: Iterable[Any]) -> Iterator[Any]:
     """The gates of a relay's factories, which mostly share them; each once."""
-    asked = [getattr(each, "made_of", each).gate for each in factories]
     seen = set()
-    while asked:
-        gate = asked.pop(0)
-        if isinstance(gate, Gates):
-            asked += gate.gates
-        elif gate is not None and id(gate) not in seen:
-            seen.add(id(gate))
-            yield gate
+    for each in factories:
+        for gate in parts_of(getattr(each, "made_of", each).gate):
+            if id(gate) not in seen:
+                seen.add(id(gate))
+                yield gate
 
 
 def _of_gates(

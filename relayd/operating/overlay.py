@@ -7,7 +7,6 @@ and the operator's word about servers.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import attrs
 from relayd.configuring.address_settings import DEST
 from relayd.configuring.given import Given, Layers, Place, RelaySection, key_of
 from relayd.configuring.sections import RELAY_KEYS, key_in, read_settings
+from relayd.configuring.server_options import ADDRESS, split, text_of
 from relayd.configuring.written import as_toml, values
 from relayd.control.steering import Json
 from relayd.core.setting_types import Kind, Setting
@@ -189,7 +189,8 @@ def _options(dest: Given) -> Json:
     """What a destination itself says of the server, in the operator's words."""
     plain = dest.plain
     if not isinstance(plain, dict):
-        found = (each.partition("=") for each in str(plain).split(","))
+        _, written = split(str(plain))
+        found = (each.partition("=") for each in written)
         plain = {key: value if equals else True for key, equals, value in found}
     options: Json = {"state": "disabled"} if plain.get("disabled") is True else {}
     if "weight" in plain:
@@ -207,14 +208,10 @@ def _told(dest: Given, said: Said) -> Given:
     plain = dest.plain
     if isinstance(plain, dict):
         return attrs.evolve(dest, plain={**plain, **options})
-    text = str(plain)
-    for key, value in options.items():
-        text = re.sub(rf",{key}(=[^,]*)?(?=,|$)", "", text)
-        if value is True:
-            text += f",{key}"
-        elif value is not False:
-            text += f",{key}={value}"
-    return attrs.evolve(dest, plain=text)
+    address, written = split(str(plain))
+    left = [each for each in written if each.partition("=")[0] not in options]
+    table = {ADDRESS: ",".join([address, *left]), **options}
+    return attrs.evolve(dest, plain=text_of(table))
 
 
 def shown(row: Setting[Any], value: Any) -> Any:
@@ -223,8 +220,8 @@ def shown(row: Setting[Any], value: Any) -> Any:
 
 
 def section_of(layers: Layers, relay: str) -> RelaySection:
-    """What was given for a relay.
+    """All that was given for a relay.
 
     :raises LookupError: there is none of this name.
     """
-    return next(each for each in layers.sections if each.name == relay)
+    return layers.whole(next(each for each in layers.relays if each.name == relay))

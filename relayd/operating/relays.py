@@ -13,9 +13,7 @@ import attrs
 
 from relayd.configuring.address_grammar import StreamAddress
 from relayd.configuring.config import AnyRelay, Relay, Socks4Relay, UdpRelay, each_port
-from relayd.net.dial_options import DialOptions
 from relayd.operating.admission import Admitting
-from relayd.operating.checks import ServerCheckService
 from relayd.operating.endpoints import listening_endpoint, string_of
 from relayd.operating.pools import stream_pool
 from relayd.operating.servers import Maker, check_no_more, check_own, dial_options
@@ -25,7 +23,6 @@ from relayd.operating.udp_relays import udp_unit
 from relayd.operating.units import Part, Unit, Workshop, session_log, share_totals
 from relayd.tcp import RelayFactory
 from relayd.upstreams.pool import Pool
-from relayd.upstreams.server import Server
 
 
 def unit_of(relay: AnyRelay, shop: Workshop, before: Unit | None = None) -> Unit:
@@ -49,9 +46,7 @@ def relay_unit(relay: Relay, shop: Workshop, before: Unit | None = None) -> Unit
     """
     parts = []
     reactor, checks = shop.reactor, shop.checks_of(relay)
-    admitting = Admitting.of(
-        relay.admission, reactor, None if before is None else before.admitting
-    )
+    admitting = shop.admitting(relay, before)
     options = dial_options(relay.dialing)
     check_own(relay.destinations, options)
     for number, (listeners, destinations) in enumerate(each_port(relay)):
@@ -59,7 +54,8 @@ def relay_unit(relay: Relay, shop: Workshop, before: Unit | None = None) -> Unit
         if pool is None:
             made = Maker(reactor, shop.config.transport, options)
             if checks is not None:
-                made.checked = partial(_check, checks, relay, options)
+                told = relay.stream.send_proxy
+                made.checked = partial(checks.add, relay.pool, options, told)
             pool = stream_pool(
                 destinations, relay.pool, reactor, made, relay.admission.client_prefix
             )
@@ -68,22 +64,6 @@ def relay_unit(relay: Relay, shop: Workshop, before: Unit | None = None) -> Unit
         parts.append(pool_part(listeners, pool, relay, shop, admitting))
     share_totals(parts)
     return Unit(relay, admitting, parts)
-
-
-def _check(
-    checks: ServerCheckService,
-    relay: Relay,
-    dialing: DialOptions | None,
-    address: StreamAddress,
-    server: Server,
-) -> None:
-    """Check a server, if its relay or its destination says so."""
-    options = address.options
-    settings = relay.pool
-    if options.check is not None:
-        settings = attrs.evolve(settings, check=options.check)
-    send_proxy, dialing = relay.stream.send_proxy, options.dialing(dialing)
-    checks.add([(address, server)], settings, send_proxy, dialing)
 
 
 def pool_part(

@@ -42,7 +42,14 @@ from relayd.core.errors import CannotStart
 from relayd.net.monotonic import monotonic
 from relayd.operating.patience import Wait
 from relayd.operating.rebinding import Rebinding
-from relayd.operating.standing import Listening, Served, Standing, has_flows, why_not
+from relayd.operating.standing import (
+    Listening,
+    Served,
+    Standing,
+    close,
+    has_flows,
+    why_not,
+)
 
 log = Logger(namespace="relayd.service")
 
@@ -383,13 +390,7 @@ class RelayService(Service):
         sessions = self.sessions
         # Before the ports: a UDP relay's stays open for replies while it drains.
         drained = [each.drain(timeout) for each in self.served]
-        closed = [
-            # A listener that fails to close must not keep sessions from draining.
-            maybeDeferred(port.stopListening).addErrback(
-                lambda reason: log.failure("a listener could not be closed", reason)
-            )
-            for port in ports
-        ]
+        closed = list(map(close, ports))
         if sessions:
             log.info(
                 "{count} sessions may finish within {timeout:g} s",

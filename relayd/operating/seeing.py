@@ -38,7 +38,7 @@ from relayd.operating.explaining import State, explain
 from relayd.operating.health import pool_of
 from relayd.operating.logs import Logs
 from relayd.operating.overlay import Overlay, section_of, shown
-from relayd.operating.standing import has_flows
+from relayd.operating.standing import Served, has_flows
 from relayd.operating.units import Unit
 from relayd.upstreams.pool import Pool
 
@@ -139,7 +139,7 @@ class Seeing:
     def _row(self, unit: Unit) -> Json:
         service = self._all.service
         factories = [each.served for each in unit.parts]
-        older = [each for each in service.former if each.name == unit.name]
+        older = self._older(unit.name)
         sessions = sum(len(each.registry) for each in factories)
         before = sum(len(each.registry) for each in older)
         admission = unit.settings.admission
@@ -166,7 +166,7 @@ class Seeing:
             return "draining"
         if not unit.settings.enabled:
             served = [each.served for each in unit.parts]
-            served += [each for each in service.former if each.name == unit.name]
+            served += self._older(unit.name)
             draining = any(
                 each.registry.draining and len(each.registry) for each in served
             )
@@ -182,20 +182,25 @@ class Seeing:
 
     def _shown(self) -> list[listing.Shown]:
         """All relays, and those that are no more and have sessions."""
-        service, shown = self._all.service, []
-        former = service.former
-        for unit in self._all.units.values():
-            factories = list(dict.fromkeys(each.served for each in unit.parts))
-            older = [each for each in former if each.name == unit.name]
-            shown.append(
-                listing.Shown(unit.name, unit.kind, factories, older, pools_of(unit))
-            )
+        shown = [self._shown_of(name) for name in self._all.units]
+        former = self._all.service.former
         names = {each.name for each in former} - self._all.units.keys()
         for name in sorted(names):
-            gone = [each for each in former if each.name == name]
+            gone = self._older(name)
             kind: Kind = "udp" if has_flows(gone[0]) else "tcp"
             shown.append(listing.Shown(name, kind, (), gone))
         return shown
+
+    def _shown_of(self, relay: str) -> listing.Shown:
+        """:raises Unknown: there is no such relay."""
+        unit = self._unit(relay)
+        factories = list(dict.fromkeys(each.served for each in unit.parts))
+        older = self._older(relay)
+        return listing.Shown(relay, unit.kind, factories, older, pools_of(unit))
+
+    def _older(self, relay: str) -> list[Served]:
+        """What has sessions of a relay from before a change."""
+        return [each for each in self._all.service.former if each.name == relay]
 
     def sessions(self, query: SessionQuery) -> Work:
         """See :class:`relayd.control.steering.Steering`."""
@@ -216,10 +221,6 @@ class Seeing:
     def server(self, relay: str, server: str) -> Json:
         """See :class:`relayd.control.steering.Steering`."""
         return listing_servers.server(self._shown_of(relay), server)
-
-    def _shown_of(self, relay: str) -> listing.Shown:
-        self._unit(relay)
-        return next(each for each in self._shown() if each.name == relay)
 
     def limits(self) -> Work:
         """See :class:`relayd.control.steering.Steering`."""

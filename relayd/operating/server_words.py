@@ -19,13 +19,14 @@ import attrs
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from relayd.control.steering import Conflict, Invalid, Unknown, Work
+from relayd.control.steering import Conflict, Invalid, Unknown
 from relayd.net.monotonic import monotonic
 from relayd.operating.health import pool_of
 from relayd.operating.killing import kill
 from relayd.operating.listing import Shown
 from relayd.operating.listing_servers import by_name, is_called, no_server
 from relayd.operating.stateful import give_state
+from relayd.operating.working import Works
 from relayd.upstreams.pool import Pool
 from relayd.upstreams.server import MAX_WEIGHT, Server, Word
 
@@ -54,14 +55,12 @@ class ServerWords:
         self, clock: IReactorTime, find: Callable[[str], Shown | None]
     ) -> None:
         self._clock: IReactorTime = monotonic(clock)
-        self._find = find
+        self._works, self._find = Works(self._clock), find
         #: By relay, and by what the operator calls the server.
         self._said: dict[str, dict[str, Said]] = {}
         self._limits: dict[tuple[str, str], IDelayedCall] = {}
         #: Those whose servers that join are told.
         self._adopted: WeakSet[Pool] = WeakSet()
-        #: What is under way: the next step of each.
-        self._steps: dict[Work, IDelayedCall] = {}
 
     def said(self, relay: str, server: str) -> Said:
         """What was said of a server, by the name that was used."""
@@ -181,12 +180,10 @@ class ServerWords:
 
     def stop(self) -> None:
         """End what is under way."""
+        self._works.stop()
         for each in self._limits.values():
             each.cancel()
         self._limits.clear()
-        for each in self._steps.values():
-            each.cancel()
-        self._steps.clear()
 
     def _listen(self, relay: str, pool: Any) -> None:
         if isinstance(pool, Pool) and pool not in self._adopted:
@@ -230,19 +227,12 @@ class ServerWords:
             # It was taken back by another of its names.
             return
         why = f"its server was drained within {within:g} s"
-        self._go_on(kill([shown], relay=relay, server=server, why=why))
-
-    def _go_on(self, work: Work) -> None:
-        """Do one part of it in each turn of the reactor."""
-        self._steps.pop(work, None)
-        try:
-            next(work)
-        except StopIteration:
-            return
-        except Exception:
-            log.failure("the sessions of a drained server could not be killed")
-            return
-        self._steps[work] = self._clock.callLater(0, self._go_on, work)
+        killing = self._works.begin(kill([shown], relay=relay, server=server, why=why))
+        killing.addErrback(
+            lambda reason: log.failure(
+                "the sessions of a drained server could not be killed", reason
+            )
+        )
 
 
 def _apply(server: Server, said: Said) -> None:

@@ -73,8 +73,7 @@ def socks4_unit(proxy: Socks4Relay, shop: Workshop, before: Unit | None = None) 
     address = proxy.socks4.bind_address
     if address and not can_listen_on(address):
         raise ConfigError(f"bind-address {address!r} is no address of this machine")
-    shared = None if before is None else before.admitting
-    admitting = Admitting.of(proxy.admission, shop.reactor, shared)
+    admitting = shop.admitting(proxy, before)
     factories = [
         socks4_factory(each, proxy, shop, admitting) for each in proxy.listeners
     ]

@@ -219,9 +219,14 @@ def retire(port: IListeningPort) -> None:
         if isinstance(each, UdpPort):
             each.retire()
         else:
-            maybeDeferred(each.stopListening).addErrback(
-                lambda reason: log.failure("a listener could not be closed", reason)
-            )
+            close(each)
+
+
+def close(port: IListeningPort) -> Deferred[Any]:
+    """Stop listening.  One that fails is logged: it must keep no other from closing."""
+    return maybeDeferred(port.stopListening).addErrback(
+        lambda reason: log.failure("a listener could not be closed", reason)
+    )
 
 
 def why_not(reason: Failure, listening: Listening, command: str) -> CannotStart:

@@ -42,7 +42,7 @@ from relayd.core.errors import ConfigError
 from relayd.observing.log_times import LogTimes
 from relayd.operating.aside import aside
 from relayd.operating.changing import Difference, Relays
-from relayd.operating.intervening import Intervening, seconds_of, whole
+from relayd.operating.intervening import Intervening, seconds_of
 from relayd.operating.killing import kill
 from relayd.operating.logs import Logs
 from relayd.operating.overlay import Overlay, section_of
@@ -52,9 +52,6 @@ log = Logger(namespace="relayd.control")
 
 #: From so many relays on, they are checked in a thread: it takes some 0.3 ms for one.
 MANY = 20
-
-#: The longest time that may be given, in seconds: a year.
-LONGEST = 366 * 86400.0
 
 _ENABLED = "enabled"
 
@@ -212,7 +209,7 @@ class Steered(Intervening):
         yield self._enable(relay, False, by)
         if cut:
             work = kill(self._shown(), relay=relay, why=f"stopped by {by}")
-            yield whole(work, self._clock)
+            yield self._works.begin(work)
         return self.relay(relay)
 
     @inlineCallbacks

@@ -12,10 +12,10 @@ its bandwidth.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from relayd.admission.gates import Gates
+from relayd.admission.gates import parts_of
 from relayd.admission.session_limits import SessionLimits
 from relayd.operating.standing import Listening, Served
 
@@ -62,9 +62,9 @@ def succeed(
 
 def _new_limits(new: Any, old: Any) -> set[SessionLimits]:
     """Limits of sessions where there were none."""
-    if any(isinstance(each, SessionLimits) for each in _parts(old)):
+    if any(isinstance(each, SessionLimits) for each in parts_of(old)):
         return set()
-    return {each for each in _parts(new) if isinstance(each, SessionLimits)}
+    return {each for each in parts_of(new) if isinstance(each, SessionLimits)}
 
 
 def _adopt(limits: SessionLimits, factories: Iterable[Any]) -> None:
@@ -83,18 +83,11 @@ def take_over(new: Any, old: Any) -> None:
     """
     if new is old:
         return
-    others = {type(each): each for each in _parts(old)}
-    for each in _parts(new):
+    others = {type(each): each for each in parts_of(old)}
+    for each in parts_of(new):
         other = others.get(type(each))
         if other is not None and hasattr(each, "succeed"):
             each.succeed(other)
-
-
-def _parts(gate: Any) -> Iterator[Any]:
-    if isinstance(gate, Gates):
-        yield from gate.gates
-    elif gate is not None:
-        yield gate
 
 
 def _counts(served: Any) -> bool:

@@ -6,19 +6,15 @@ from functools import partial
 
 import attrs
 
-from relayd.configuring.address_grammar import UdpAddress
 from relayd.configuring.config import UdpRelay, each_port
 from relayd.core.errors import ConfigError
-from relayd.net.dial_options import DialOptions
 from relayd.observing.flow_lines import FlowLog, QuietFlowLog
-from relayd.operating.admission import Admitting
-from relayd.operating.checks import ServerCheckService
 from relayd.operating.endpoints import datagram_endpoint, watcher
 from relayd.operating.flow_pools import FlowMaker, flow_servers
 from relayd.operating.servers import check_no_more, check_own, dial_options
 from relayd.operating.standing import Listening
 from relayd.operating.units import FlowLimit, Part, Unit, Workshop
-from relayd.udp_nat import FlowServer, Server, UdpNat
+from relayd.udp_nat import Server, UdpNat
 from relayd.upstreams.pool import Pool
 
 
@@ -33,9 +29,7 @@ def udp_unit(relay: UdpRelay, shop: Workshop, before: Unit | None = None) -> Uni
     max_flows = most_flows(relay, shop.flows)
     parts = []
     config, reactor, checks = shop.config, shop.reactor, shop.checks_of(relay)
-    admitting = Admitting.of(
-        relay.admission, reactor, None if before is None else before.admitting
-    )
+    admitting = shop.admitting(relay, before)
     lifetime = admitting.lifetime
     options = dial_options(relay.dialing)
     check_own(relay.destinations, options)
@@ -45,7 +39,7 @@ def udp_unit(relay: UdpRelay, shop: Workshop, before: Unit | None = None) -> Uni
         if servers is None:
             made = FlowMaker(options)
             if checks is not None:
-                made.checked = partial(_check, checks, relay, options)
+                made.checked = partial(checks.add_datagrams, relay.pool, options)
             prefix = relay.admission.client_prefix
             servers = flow_servers(destinations, relay.pool, reactor, made, prefix)
             if checks is not None and isinstance(servers, Pool):
@@ -69,9 +63,7 @@ def udp_unit(relay: UdpRelay, shop: Workshop, before: Unit | None = None) -> Uni
             **attrs.asdict(attrs.evolve(relay.udp, max_flows=max_flows)),
         )
         names = (
-            ", ".join(each.name for each in nat.servers)
-            if pool is None
-            else (pool.names)
+            ", ".join(each.name for each in nat.servers) if pool is None else pool.names
         )
         # It goes on with another one's settings, as its flows do.
         serving = nat
@@ -110,19 +102,3 @@ def most_flows(relay: UdpRelay, limit: FlowLimit) -> int:
             " kernel's range of ports (net.ipv4.ip_local_port_range)"
         )
     return most
-
-
-def _check(
-    checks: ServerCheckService,
-    relay: UdpRelay,
-    dialing: DialOptions | None,
-    address: UdpAddress,
-    server: FlowServer,
-) -> None:
-    """Check a server of datagrams, if its relay or its destination says so."""
-    settings = relay.pool
-    if address.options.check is not None:
-        settings = attrs.evolve(settings, check=address.options.check)
-    checks.add_datagrams(
-        [(address, server)], settings, address.options.dialing(dialing)
-    )

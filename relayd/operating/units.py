@@ -80,6 +80,14 @@ class Workshop:
         """
         return ServerCheckService(self.reactor, self.config.transport)
 
+    def admitting(self, relay: AnyRelay, before: Unit | None) -> Admitting:
+        """What admits the clients of a relay.
+
+        :param before: the relay that it is to follow.
+        """
+        shared = None if before is None else before.admitting
+        return Admitting.of(relay.admission, self.reactor, shared)
+
     def checks_of(self, relay: AnyRelay) -> ServerCheckService | None:
         """What checks the servers of a relay."""
         return self.checks if relay.enabled or self.checks is None else self.unused

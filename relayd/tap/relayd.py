@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from twisted.application.service import MultiService
@@ -80,12 +79,8 @@ class Options(TableOptions):
         # Imports cattrs, which nothing else needs.
         from relayd.configuring.file import read_layers
 
-        path = config.value
-        both = layers.over(read_layers(path))
-        # It may be read again from another folder, as that of a daemon.
-        path = path if path == "-" else os.path.abspath(path)
-        self.source = Source(layers, both, path, read_layers)
-        return both
+        self.source = Source.of_file(layers, config.value, read_layers)
+        return self.source.first
 
 
 def makeService(options: Options, reactor: Any = None) -> MultiService:
