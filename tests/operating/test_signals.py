@@ -537,6 +537,9 @@ def _refused(port: int) -> bool:
     try:
         # With a session that does not wait for its server.
         reset(connect(port))
+    except ConnectionResetError:
+        # In the queue of the listener as that was closed.
+        return False
     except ConnectionRefusedError:
         return True
     return False
