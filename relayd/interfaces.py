@@ -1,5 +1,6 @@
 """Public names: what a program imports to plug something in."""
 
+from relayd.core.filtering import IDatagramFilter, IFilter, IFilterFactory
 from relayd.core.interfaces import (
     ICaller,
     IDial,
@@ -20,8 +21,11 @@ from relayd.core.interfaces import (
 
 __all__ = [
     "ICaller",
+    "IDatagramFilter",
     "IDial",
     "IDialer",
+    "IFilter",
+    "IFilterFactory",
     "IGate",
     "IHopListener",
     "ILease",

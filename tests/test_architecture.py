@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "upstreams": ENGINE,
     "preludes": {"core"},
     "observing": {"core"},
+    "filters": {"core"},
     "control": ENGINE,
     "stream": ENGINE,
     "datagrams": ENGINE,

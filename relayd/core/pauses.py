@@ -32,5 +32,8 @@ ASKED = 16
 #: The gate has not answered yet.
 WAITING = 32
 
+#: Its filters hold as much as they may.
+FILTERS = 64
+
 #: No other leg can be full before there is one.
 BEFORE_JOINING = PEER_FULL | HOLDING

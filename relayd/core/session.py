@@ -75,6 +75,10 @@ class Ending(Enum):
     DRAINED = ("drained", "KD")
     #: An operator has ended it while its relay runs.
     KILLED = ("killed", "KD")
+    #: One of its filters has ended it, as it is to.
+    FILTERED = ("filtered", "PD")
+    #: One of its filters has failed, which is logged with its traceback.
+    FILTER_FAILED = ("filter_failed", "ID")
     #: An error inside the relay, logged with its traceback.
     FAILED = ("failed", "ID")
 
@@ -228,6 +232,7 @@ class Session:
         :data:`relayd.core.errors.REASONS`; empty if none has.
     :ivar header: the PROXY header that came before it, or None: an object with
         `source`, `destination` (addresses as text, or empty) and `facts`.
+    :ivar notes: what its filters have to say, for the log line, by name.
     """
 
     id: int
@@ -255,6 +260,7 @@ class Session:
     detail = _Rare("")
     reason = _Rare("")
     header = _Rare[Any](None)
+    notes = _Rare[Mapping[str, str]]({})
     _first_dialed_at = _Rare[float | None](None)
 
     @property
@@ -273,9 +279,11 @@ class Session:
     @property
     def facts(self) -> Mapping[str, object]:
         """What else the log line says, in its order; subclasses may have more."""
-        header = None if self.rare is None else self.header
+        if self.rare is None:
+            return {}
+        header = self.header
         facts: Mapping[str, object] = {} if header is None else header.facts
-        return facts
+        return {**facts, **self.notes}
 
     @property
     def duration(self) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from relayd.core import process_settings, settings
 from relayd.core.addresses import address_name
 from relayd.core.counts import SessionCounts
+from relayd.core.filtering import IFilterFactory
 from relayd.core.interfaces import IGate, ILease, IObserver
 from relayd.core.observers import Observers
 from relayd.core.prelude import Introduction, Prelude
@@ -103,6 +104,7 @@ class StreamRelay:
         for; unless its :class:`relayd.net.upstream.Upstream` has one.
     :ivar retries: what follows a dial that has failed, if anything does.
     :ivar bridge: joins the two legs of its sessions.
+    :ivar filters: see their bytes, if there are any.
     :ivar handshakes: those whose handshake or prelude is under way, if there is a limit
         of them.
     :ivar keepalive: the probes of both connections of a session that lasts,
@@ -125,6 +127,7 @@ class StreamRelay:
     preamble: Callable[[Session], bytes] | None = None
     retries: Retries | None = None
     handshakes: Queue | None = None
+    filters: Sequence[IFilterFactory] = ()
     keepalive = KEEPALIVE
     user_timeout = settings.USER_TIMEOUT.default
 
