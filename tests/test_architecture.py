@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "configuring": ENGINE | {"admission", "preludes", "socks"},
     "operating": ENGINE
     | PARTS
-    | {"plane", "datagrams", "socks", "faces", "configuring", "control"},
+    | {"plane", "datagrams", "socks", "faces", "configuring", "control", "filters"},
     "tap": {"core", "configuring", "operating"},
     "ctl": {"core", "observing", "configuring", "operating"},
     # For the tests of those who embed a relay, or configure one: nothing of ours

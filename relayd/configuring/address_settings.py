@@ -27,7 +27,12 @@ from relayd.admission.per_client import (
     parse_prefix,
     parse_rate,
 )
-from relayd.configuring import bandwidth_settings, control_settings, dial_settings
+from relayd.configuring import (
+    bandwidth_settings,
+    control_settings,
+    dial_settings,
+    filter_settings,
+)
 from relayd.configuring.address_grammar import (
     Address,
     HostPort,
@@ -328,6 +333,7 @@ ALL: tuple[Setting[Any], ...] = (
     *bandwidth_settings.TABLE,
     *TABLE,
     *dial_settings.TABLE,
+    *filter_settings.TABLE,
     *process_settings.TABLE,
     *control_settings.TABLE,
 )

@@ -53,6 +53,7 @@ from relayd.core import (
     settings,
 )
 from relayd.core.check_grammar import Check
+from relayd.core.filter_spec import FilterSpec
 from relayd.core.networks import Network
 from relayd.core.process_settings import LogFormat, Transport
 from relayd.net.dial_options import DialOptions
@@ -209,6 +210,7 @@ class Relay:
     :ivar listeners: at least one.
     :ivar destinations: its servers, in turn; none: it is the demo.
     :ivar name: None for `relay` and a number.
+    :ivar filters: of its sessions, in order.
     :ivar enabled: it listens once the process runs; else it is stopped.
     """
 
@@ -221,6 +223,9 @@ class Relay:
     pool: PoolSettings = attrs.field(factory=PoolSettings, kw_only=True)
     stream: StreamSettings = attrs.field(factory=StreamSettings, kw_only=True)
     dialing: Dialing = attrs.field(factory=Dialing, kw_only=True)
+    filters: Sequence[FilterSpec] = attrs.field(
+        default=(), converter=_kept, kw_only=True
+    )
     backlog: int = attrs.field(default=settings.BACKLOG.default, kw_only=True)
     enabled: bool = attrs.field(default=settings.ENABLED.default, kw_only=True)
 
@@ -238,6 +243,9 @@ class UdpRelay:
     pool: FlowPoolSettings = attrs.field(factory=FlowPoolSettings, kw_only=True)
     udp: UdpSettings = attrs.field(factory=UdpSettings, kw_only=True)
     dialing: Dialing = attrs.field(factory=Dialing, kw_only=True)
+    filters: Sequence[FilterSpec] = attrs.field(
+        default=(), converter=_kept, kw_only=True
+    )
     enabled: bool = attrs.field(default=settings.ENABLED.default, kw_only=True)
 
 
@@ -250,6 +258,7 @@ class Socks4Relay:
     :ivar open: an open proxy, which serves all clients, is intended.
     :ivar rules: for destinations, in the operator's order.
     :ivar user_ids: the users that are served; empty: all.
+    :ivar filters: of its sessions, in order.
     :ivar enabled: as of a :class:`Relay`.
     """
 
@@ -263,6 +272,7 @@ class Socks4Relay:
     admission: Admission = attrs.field(factory=Admission)
     stream: StreamSettings = attrs.field(factory=StreamSettings)
     dialing: Dialing = attrs.field(factory=Dialing)
+    filters: Sequence[FilterSpec] = attrs.field(default=(), converter=_kept)
     socks4: Socks4Settings = attrs.field(factory=Socks4Settings)
     backlog: int = settings.BACKLOG.default
     enabled: bool = settings.ENABLED.default

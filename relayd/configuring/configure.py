@@ -45,6 +45,7 @@ from relayd.configuring.config import (
 )
 from relayd.configuring.control_settings import CONTROL
 from relayd.configuring.cycles import cycles
+from relayd.configuring.filter_settings import about_filters
 from relayd.configuring.given import Given, Layers, Place, RelaySection
 from relayd.core import pool_settings, process_settings, settings
 from relayd.core.errors import ConfigError
@@ -190,6 +191,7 @@ def _about_relay(section: RelaySection) -> Iterator[str]:
     yield from about_admission(section)
     yield from about_proxy_headers(section)
     yield from about_dialing(section)
+    yield from about_filters(section)
     if section.kind == "socks4":
         yield from open_proxy(section)
         yield from _about_bind(section)

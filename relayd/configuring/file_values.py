@@ -17,6 +17,7 @@ from relayd.configuring.server_grammar import is_udp
 from relayd.configuring.server_options import ADDRESS, text_of
 from relayd.configuring.texts import read_text
 from relayd.core.errors import ConfigError
+from relayd.core.filter_spec import FilterSpec
 from relayd.core.setting_types import Kind, Plain, Setting
 
 #: The end of a key whose value is the name of a file that has the values.
@@ -166,7 +167,10 @@ def _one(kind: Kind | None, rows: Rows, value: Any) -> Read:
         raise Wrong(
             ("", found(value, "it is for datagrams: give it to a relay of [udp]"))
         )
-    text = text_of(value) if isinstance(value, dict) else str(said)
+    if isinstance(read, FilterSpec):
+        text = str(read)
+    else:
+        text = text_of(value) if isinstance(value, dict) else str(said)
     return Read(row, text, read, value)
 
 

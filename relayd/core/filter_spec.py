@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
+
+#: What has to be escaped in a value: a comma, and a backslash before what would make it
+#: an escape.
+_ESCAPED = re.compile(r",|\\(?=[\\,]|\Z)")
 
 
 @attrs.frozen
@@ -19,3 +24,14 @@ class FilterSpec:
 
     name: str
     options: Mapping[str, Any] = attrs.field(factory=dict)
+
+    def __str__(self) -> str:
+        """As one would write it behind `--filter`."""
+        written = ",".join(self._parts())
+        return f"{self.name}:{written}" if written else self.name
+
+    def _parts(self) -> Iterator[str]:
+        for key, value in self.options.items():
+            text = ("on" if value else "off") if isinstance(value, bool) else str(value)
+            text = _ESCAPED.sub(lambda found: f"\\{found[0]}", text)
+            yield f"{key}={text}" if key else text

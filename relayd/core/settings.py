@@ -41,9 +41,9 @@ DEFAULT_HANDSHAKES, DEFAULT_HANDSHAKES_PER_CLIENT = 4096, 1024
 
 
 #: The headings of the help, in its order.
-ADDRESSES, SERVERS, ACCESS, TIMEOUTS, UDP, BINDS, LIMITS, *_ = GROUPS = (
+ADDRESSES, SERVERS, ACCESS, TIMEOUTS, UDP, BINDS, LIMITS, FILTERS, *_ = GROUPS = (
     *("Addresses", "Servers", "Access", "Timeouts (0 is never)", "UDP flows", "BIND"),
-    *("Limits", "Process", "Log", "Metrics and health", "Control"),
+    *("Limits", "Filters", "Process", "Log", "Metrics and health", "Control"),
 )
 PROCESS, LOG, METRICS, CONTROL = GROUPS[-4:]
 

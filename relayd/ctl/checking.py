@@ -31,11 +31,13 @@ from relayd.configuring.config import AnyRelay, Config, Socks4Relay, UdpRelay
 from relayd.configuring.configure import configure
 from relayd.configuring.endpoint_strings import parts
 from relayd.configuring.file import STDIN, read_layers
+from relayd.configuring.filter_settings import FILTER
 from relayd.configuring.given import Given, Layers, key_of
 from relayd.configuring.server_grammar import options_of
 from relayd.core.check_grammar import PythonCheck
 from relayd.core.errors import ConfigError
 from relayd.core.process_settings import MAX_DESCRIPTORS, TRANSPORT
+from relayd.core.setting_types import Kind
 from relayd.ctl.exits import CommandFailed, Exit
 
 
@@ -116,6 +118,9 @@ def unusable(layers: Layers, config: Config) -> Iterator[str]:
                     yield f"{given.place}: {problem}"
             for problem in machine.about_check(given):
                 yield f"{given.place}: {problem}"
+            if given.setting is FILTER:
+                for problem in machine.about_filter(given, section.kind):
+                    yield f"{given.place}: {problem}"
         if not found:
             for problem in machine.about_relay(relay):
                 yield f"{section.place}: {problem}"
@@ -197,6 +202,12 @@ class _Machine:
             from relayd.operating.checks import function_of
 
             yield from _problem(function_of, check)
+
+    def about_filter(self, given: Given, kind: Kind) -> Iterator[str]:
+        """Whether a filter can be made."""
+        from relayd.operating.filtering import check_filter
+
+        yield from _problem(check_filter, given.value, kind)
 
     def about_relay(self, relay: AnyRelay) -> Iterator[str]:
         """What is wrong with a relay whose addresses can be used."""

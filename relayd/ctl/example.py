@@ -101,6 +101,7 @@ _SAMPLES: Mapping[str, Any] = {
     "control_uid": [1000],
     "control_read_uid": [1001],
     "userid": ["alice", "bob"],
+    "filter": ["latency:100ms,jitter=20ms", "bandwidth:1000"],
     "resolve_every": "30s",
     "dial_timeout": "30s",
     "max_descriptors": 65536,

@@ -16,6 +16,7 @@ from relayd.configuring.address_settings import DEST, LISTEN
 from relayd.configuring.bandwidth_settings import RatesType
 from relayd.configuring.control_settings import User
 from relayd.configuring.file_values import FROM_FILE, Rows
+from relayd.configuring.filter_settings import NAME, FilterType
 from relayd.configuring.readable import default_of
 from relayd.configuring.sections import (
     DEFAULTS,
@@ -141,6 +142,8 @@ def _values(rows: Rows) -> dict[str, Any]:
     one = _value(row)
     if row.key == DEST.key:
         one = {"anyOf": [one, _SERVER]}
+    if isinstance(row.type, FilterType):
+        one = {"anyOf": [one, _FILTER]}
     if row.word:
         words = "|".join(each.word for each in rows)
         one = _text(rf"^({words}) [\s\S]*\S")
@@ -227,3 +230,11 @@ def _text(pattern: str) -> dict[str, Any]:
 
 
 _SERVER = _server()
+
+#: A filter that is a table; which options each has is not known here.
+_FILTER = {
+    "type": "object",
+    "properties": {NAME: {"type": "string", "minLength": 1}},
+    "required": [NAME],
+    "additionalProperties": {"type": ["string", "number", "boolean"]},
+}

@@ -150,7 +150,8 @@ class Relays:
             try:
                 unit = made(relay, shop) if made else unit_of(relay, shop, before)
             except ConfigError as problem:
-                problems.append(f"{whose(relay, alone=self.alone)}{problem}")
+                begin = whose(relay, alone=self.alone)
+                problems += [f"{begin}{line}" for line in str(problem).splitlines()]
                 continue
             except Exception:
                 # A defect: what was built is not checked, and hears of no server.

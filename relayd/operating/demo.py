@@ -27,6 +27,7 @@ from relayd.net.dialing import SocketEndpoint
 from relayd.net.listening import TCPListenerEndpoint
 from relayd.net.upstream import Upstream
 from relayd.operating.admission import Admitting
+from relayd.operating.filtering import made_filters
 from relayd.operating.relays import pool_part
 from relayd.operating.units import Unit, Workshop
 from relayd.upstreams.pool import Pool
@@ -68,13 +69,17 @@ class DemoSite(Service):
 
 
 def demo_unit(relay: Relay, shop: Workshop) -> tuple[DemoSite, Unit]:
-    """The file server of a demo, and its relay."""
+    """The file server of a demo, and its relay.
+
+    :raises ConfigError: its filters can't be made.
+    """
     site = DemoSite(shop.reactor)
     pool = Pool([Upstream(site, "the demo's file server")])
     [(listeners, _)] = each_port(relay)
     admitting = Admitting.of(relay.admission, shop.reactor)
-    part = pool_part(listeners, pool, relay, shop, admitting)
-    return site, Unit(relay, admitting, [part])
+    filters = made_filters(relay)
+    part = pool_part(listeners, pool, relay, shop, admitting, filters)
+    return site, Unit(relay, admitting, [part], filters)
 
 
 class DemoInvitation(Service):

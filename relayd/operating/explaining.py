@@ -130,6 +130,10 @@ def explain(
         _accept_proxy(steps, relay, client)
         _gates(steps, relay, known.gate, client, moment)
         _bandwidth(steps, relay.admission)
+        if relay.filters:
+            what = "datagrams" if isinstance(relay, UdpRelay) else "bytes"
+            said = ", then ".join(f"--filter {each}" for each in relay.filters)
+            _met(steps, "filters", f"see its {what}", said)
         if isinstance(relay, Socks4Relay):
             server = _proxy(steps, relay, dest, user)
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import attrs
 
@@ -15,6 +16,7 @@ from relayd.configuring.address_grammar import StreamAddress
 from relayd.configuring.config import AnyRelay, Relay, Socks4Relay, UdpRelay, each_port
 from relayd.operating.admission import Admitting
 from relayd.operating.endpoints import listening_endpoint, string_of
+from relayd.operating.filtering import made_filters
 from relayd.operating.pools import stream_pool
 from relayd.operating.servers import Maker, check_no_more, check_own, dial_options
 from relayd.operating.socks4_relays import socks4_unit
@@ -42,9 +44,10 @@ def relay_unit(relay: Relay, shop: Workshop, before: Unit | None = None) -> Unit
     """A TCP relay, with a factory for each port.
 
     :raises ConfigError: Twisted can't use one of the endpoint strings, a check can't be
-        imported, or servers can't be dialled as they are to be.
+        imported, servers can't be dialled as they are to be, or filters can't be made.
     """
     parts = []
+    filters = made_filters(relay, before)
     reactor, checks = shop.reactor, shop.checks_of(relay)
     admitting = shop.admitting(relay, before)
     options = dial_options(relay.dialing)
@@ -61,9 +64,9 @@ def relay_unit(relay: Relay, shop: Workshop, before: Unit | None = None) -> Unit
             )
             if checks is not None:
                 pool.listeners.append(partial(check_no_more, checks))
-        parts.append(pool_part(listeners, pool, relay, shop, admitting))
+        parts.append(pool_part(listeners, pool, relay, shop, admitting, filters))
     share_totals(parts)
-    return Unit(relay, admitting, parts)
+    return Unit(relay, admitting, parts, filters)
 
 
 def pool_part(
@@ -72,10 +75,12 @@ def pool_part(
     relay: Relay,
     shop: Workshop,
     admitting: Admitting,
+    filters: Sequence[Any] = (),
 ) -> Part:
     """Listeners that share a factory, which relays to a pool.
 
     :param admitting: who is served.
+    :param filters: of its sessions.
     :raises ConfigError: Twisted can't use a listener's endpoint string.
     """
     # What can't be made is found before the pool is told of anything.
@@ -97,6 +102,7 @@ def pool_part(
         wait_for_server=relay.pool.when_none.limit,
         **attrs.asdict(relay.stream, recurse=False),
     )
+    factory.filters = filters
     listenings = [
         Listening(
             endpoint,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
+from typing import Any
 
 import attrs
 
@@ -12,6 +14,7 @@ from relayd.core.errors import ConfigError
 from relayd.net.own_addresses import is_own
 from relayd.operating.admission import Admitting
 from relayd.operating.endpoints import dialer, listening_endpoint, string_of
+from relayd.operating.filtering import made_filters
 from relayd.operating.servers import dial_options
 from relayd.operating.standing import Listening
 from relayd.operating.units import Part, Unit, Workshop, session_log, share_totals
@@ -35,15 +38,17 @@ def socks4_factory(
     proxy: Socks4Relay,
     shop: Workshop,
     admitting: Admitting,
+    filters: Sequence[Any] = (),
 ) -> Socks4Factory:
     """The proxy of one listener.
 
     :param admitting: who is served.
+    :param filters: of its sessions.
     :raises ConfigError: the transport is not available, or servers can't be dialled as
         they are to be.
     """
     reactor, transport = shop.reactor, shop.config.transport
-    return Socks4Factory(
+    factory = Socks4Factory(
         reactor,
         dialer=dialer(reactor, transport, dial_options(proxy.dialing)),
         listener=lambda host: listening_endpoint(
@@ -62,20 +67,24 @@ def socks4_factory(
         **attrs.asdict(proxy.stream, recurse=False),
         **attrs.asdict(proxy.socks4),
     )
+    factory.filters = filters
+    return factory
 
 
 def socks4_unit(proxy: Socks4Relay, shop: Workshop, before: Unit | None = None) -> Unit:
     """A proxy, whose listeners share its limits.
 
-    :raises ConfigError: Twisted can't use one of the endpoint strings, or BIND can't
-        listen where it is to.
+    :raises ConfigError: Twisted can't use one of the endpoint strings, BIND can't
+        listen where it is to, or filters can't be made.
     """
     address = proxy.socks4.bind_address
     if address and not can_listen_on(address):
         raise ConfigError(f"bind-address {address!r} is no address of this machine")
+    filters = made_filters(proxy, before)
     admitting = shop.admitting(proxy, before)
     factories = [
-        socks4_factory(each, proxy, shop, admitting) for each in proxy.listeners
+        socks4_factory(each, proxy, shop, admitting, filters)
+        for each in proxy.listeners
     ]
     for other in factories[1:]:
         # The limits count the clients of all listeners together.
@@ -85,7 +94,7 @@ def socks4_unit(proxy: Socks4Relay, shop: Workshop, before: Unit | None = None) 
         for listen, factory in zip(proxy.listeners, factories, strict=True)
     ]
     share_totals(parts)
-    return Unit(proxy, admitting, parts)
+    return Unit(proxy, admitting, parts, filters)
 
 
 def _listening(

@@ -10,6 +10,7 @@ from relayd.configuring.config import UdpRelay, each_port
 from relayd.core.errors import ConfigError
 from relayd.observing.flow_lines import FlowLog, QuietFlowLog
 from relayd.operating.endpoints import datagram_endpoint, watcher
+from relayd.operating.filtering import made_filters
 from relayd.operating.flow_pools import FlowMaker, flow_servers
 from relayd.operating.servers import check_no_more, check_own, dial_options
 from relayd.operating.standing import Listening
@@ -23,10 +24,11 @@ def udp_unit(relay: UdpRelay, shop: Workshop, before: Unit | None = None) -> Uni
 
     :param before: the one that it is to follow, of the same kind.
     :raises ConfigError: the transport is not available, a server's interface does not
-        exist, the process can't have so many flows, or servers can't be dialled as they
-        are to be.
+        exist, the process can't have so many flows, servers can't be dialled as they
+        are to be, or filters can't be made.
     """
     max_flows = most_flows(relay, shop.flows)
+    filters = made_filters(relay, before)
     parts = []
     config, reactor, checks = shop.config, shop.reactor, shop.checks_of(relay)
     admitting = shop.admitting(relay, before)
@@ -82,7 +84,7 @@ def udp_unit(relay: UdpRelay, shop: Workshop, before: Unit | None = None) -> Uni
         ]
         hears = () if pool is None else pool.listeners[heard:]
         parts.append(Part(serving, made_listenings, pool, hears, nat))
-    return Unit(relay, admitting, parts)
+    return Unit(relay, admitting, parts, filters)
 
 
 def most_flows(relay: UdpRelay, limit: FlowLimit) -> int:

@@ -125,11 +125,13 @@ class Unit:
     :ivar settings: it was built of these; they have its name.
     :ivar admitting: what its parts share.
     :ivar parts: one, or one for each port of a range, or each listener of a proxy.
+    :ivar filters: that its parts share: one for each of the settings'.
     """
 
     settings: AnyRelay
     admitting: Admitting
     parts: Sequence[Part]
+    filters: Sequence[Any] = ()
 
     @property
     def name(self) -> str:

@@ -42,6 +42,7 @@ from relayd.configuring.control_settings import (
     CONTROL_UID,
 )
 from relayd.configuring.dial_settings import INTERFACE, KEEPALIVE, MARK, SOURCE
+from relayd.configuring.filter_settings import FILTER
 from relayd.configuring.given import Layers
 from relayd.configuring.written import as_toml, named
 from relayd.core.errors import CannotStart, ConfigError
@@ -108,6 +109,9 @@ WRITTEN: dict[Setting[Any], st.SearchStrategy[str]] = {
     **dict.fromkeys(
         bandwidth_settings.TABLE,
         st.sampled_from(["10MB", "512KiB", "up=1Mbit", "down=1e3,up=0.3kB", "1"]),
+    ),
+    FILTER: st.sampled_from(
+        ["latency", r"deny:a\,b\\,direction=up", "replace:old=a,new=", "first:9"]
     ),
     ALLOW_DEST: st.sampled_from(["10.0.0.0/8", "*", "*.example.com:80,443", "[::1]:1"]),
     DENY_DEST: st.sampled_from(["*:25", "db", "0.0.0.0/0:1-1024", "2001:db8::/32"]),
@@ -344,6 +348,7 @@ EXAMPLES = {
     "bandwidth-per-client": "up=1Mbit,down=8Mbit",
     "bandwidth-per-session": "512KiB",
     "allow-dest": "*.example.com:443",
+    "filter": r"deny:a\,b,direction=up",
     "deny-dest": "*:25",
     "userid": "b\u00fcrger",
     "accept-proxy": "10.0.0.0/8",
