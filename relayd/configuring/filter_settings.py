@@ -30,7 +30,8 @@ MOST = 16
 #: The key of the name in a file's table.
 NAME = "name"
 
-_NAMED = re.compile(r"([A-Za-z0-9_.-]{1,64})(?:[:,](.*))?", re.DOTALL)
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_NAMED = re.compile(rf"({_NAME.pattern})(?:[:,](.*))?", re.DOTALL)
 _OPTION = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)=(.*)", re.DOTALL)
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ESCAPE = re.compile(r"\\([\\,])|(,)")
@@ -106,7 +107,7 @@ def load_filter(table: dict[str, Any]) -> FilterSpec:
     :raises ValueError: it is none; the message says what is expected.
     """
     name = table.get(NAME)
-    if not isinstance(name, str) or not _NAMED.fullmatch(name + ":"):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f'expected {NAME} = "replace", or the like, in it')
     options = {key: value for key, value in table.items() if key != NAME}
     for key, value in options.items():
@@ -144,7 +145,4 @@ def about_filters(section: RelaySection) -> Iterator[str]:
     given = section.all(FILTER.key)
     if len(given) > MOST:
         place = given[-1].place
-        yield (
-            f"{place.prefix}{len(given)} times {place.option(FILTER)}: a relay has at"
-            f" most {MOST} filters"
-        )
+        yield f"{place.prefix}{len(given)} filters: a relay has at most {MOST}"

@@ -113,8 +113,8 @@ class FilterKind:
 
 
 @functools.cache
-def _brought() -> Mapping[str, Sequence[EntryPoint]]:
-    """The entry points of packages, by name.
+def brought() -> Mapping[str, Sequence[EntryPoint]]:
+    """The entry points of packages, by the names of filters.
 
     Looked for once: what is installed later takes a restart, as all code does.
     """
@@ -126,7 +126,7 @@ def _brought() -> Mapping[str, Sequence[EntryPoint]]:
 
 def names() -> list[str]:
     """The names of all filters that there are."""
-    return [*BUILT_IN, *sorted(set(_brought()) - set(BUILT_IN))]
+    return [*BUILT_IN, *sorted(set(brought()) - set(BUILT_IN))]
 
 
 def kind_of(name: str) -> FilterKind:
@@ -134,8 +134,8 @@ def kind_of(name: str) -> FilterKind:
 
     Raises what :func:`filter_of` makes a line of.
     """
-    brought = _brought().get(name, ())
-    packages = [_package(each) for each in brought]
+    entries = brought().get(name, ())
+    packages = [_package(each) for each in entries]
     if name in BUILT_IN:
         if packages:
             raise _Problem(
@@ -143,13 +143,13 @@ def kind_of(name: str) -> FilterKind:
                 " uninstall it, or name its filter otherwise"
             )
         return _kind(name, "", *_imported(BUILT_IN[name], "relayd"))
-    if not brought:
+    if not entries:
         raise _Problem(f"there is no such filter; {_advice(name, names())}")
     if len(packages) > 1:
         raise _Problem(
             f"{' and '.join(packages)} bring one of this name each: uninstall one"
         )
-    return _kind(name, packages[0], *_imported(brought[0].value, packages[0]))
+    return _kind(name, packages[0], *_imported(entries[0].value, packages[0]))
 
 
 def _package(entry: EntryPoint) -> str:
