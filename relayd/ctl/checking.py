@@ -207,7 +207,8 @@ class _Machine:
         """Whether a filter can be made."""
         from relayd.operating.filtering import check_filter
 
-        yield from _problem(check_filter, given.value, kind)
+        for problem in _problem(check_filter, given.value, kind):
+            yield problem.removeprefix("filter ")
 
     def about_relay(self, relay: AnyRelay) -> Iterator[str]:
         """What is wrong with a relay whose addresses can be used."""

@@ -203,7 +203,7 @@ class Probability(_Amount):
     """From 0, never, to 1, always."""
 
     maximum: float = 1.0
-    placeholder: ClassVar[str] = "0…1"
+    placeholder: ClassVar[str] = "PROBABILITY"
 
     def describe(self) -> str:
         return f"a number from 0 to {self.maximum:.0f}, such as 0.25"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ class Packages:
     def install(self, name: str, code: str, **filters: str) -> None:
         """See :func:`install`."""
         install(self._folder, name, code, **filters)
+        # Python looks into a folder again when its time has changed, to some ms.
+        importlib.invalidate_caches()
         brought.cache_clear()
 
 
