@@ -17,7 +17,7 @@ What a client goes through: :mod:`relayd.socks.session`.  Sources: see
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -33,6 +33,7 @@ from relayd.admission.limits import (
     default_max_handshakes_per_client,
 )
 from relayd.core import pool_settings, settings
+from relayd.core.filtering import IFilterFactory
 from relayd.core.interfaces import IGate, IObserver, IProxyPolicy, IShedsClients
 from relayd.core.networks import Network
 from relayd.core.session import Ending
@@ -155,6 +156,7 @@ class Socks4Factory(StreamFactory):
         gate: IGate | None = None,
         lifetime: Lifetime | None = None,
         bandwidth: Bandwidth | None = None,
+        filters: Sequence[IFilterFactory] = (),
         accept_proxy: Iterable[Network | str] = (),
         send_proxy: str | None = None,
         name: str | None = None,
@@ -200,6 +202,7 @@ class Socks4Factory(StreamFactory):
         self.user_timeout = checked_user_timeout(user_timeout, stall_timeout)
         if not half_close:
             self.bridge = ClosingBridge
+        self.filter_by(filters)
         self.introduction = introduced_by(accept_proxy)
         self.preamble = preamble_of(send_proxy)
         self.reactor = reactor

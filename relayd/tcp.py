@@ -16,7 +16,7 @@ end of data can't be passed on to it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from twisted.internet.interfaces import (
@@ -25,6 +25,7 @@ from twisted.internet.interfaces import (
 )
 
 from relayd.core import pool_settings, settings
+from relayd.core.filtering import IFilterFactory
 from relayd.core.interfaces import IGate, IObserver
 from relayd.core.networks import Network
 from relayd.net.keepalive import KEEPALIVE, Keepalive, checked_user_timeout
@@ -97,6 +98,8 @@ class RelayFactory(StreamFactory):
         (:class:`~relayd.admission.lifetimes.Lifetime`); for ever, unless given.
     :param bandwidth: limits how many bytes pass in a second
         (:class:`~relayd.admission.bandwidth.Bandwidth`); relays may share it.
+    :param filters: see, and may change, the bytes (:mod:`relayd.filters`), each behind
+        the one before.
     :param accept_proxy: the balancers: networks whose peers must begin with a PROXY
         header, version 1 or 2, which names their client; such as `["10.0.0.0/8"]`, or
         `"unix"` for peers of UNIX sockets.  Others are served as themselves.
@@ -136,6 +139,7 @@ class RelayFactory(StreamFactory):
         gate: IGate | None = None,
         lifetime: Lifetime | None = None,
         bandwidth: Bandwidth | None = None,
+        filters: Sequence[IFilterFactory] = (),
         accept_proxy: Iterable[Network | str] = (),
         send_proxy: str | None = None,
         name: str | None = None,
@@ -182,6 +186,7 @@ class RelayFactory(StreamFactory):
             self.retries.standby = self.standby
         if not half_close:
             self.bridge = ClosingBridge
+        self.filter_by(filters)
         self.introduction = introduced_by(accept_proxy)
         self.preamble = preamble_of(send_proxy)
 

@@ -96,13 +96,13 @@ def pool_part(
         gate=admitting.gate,
         lifetime=admitting.lifetime,
         bandwidth=admitting.bandwidth,
+        filters=filters,
         name=relay.name,
         retries=relay.pool.retries,
         cut=relay.pool.on_down == "cut",
         wait_for_server=relay.pool.when_none.limit,
         **attrs.asdict(relay.stream, recurse=False),
     )
-    factory.filters = filters
     listenings = [
         Listening(
             endpoint,

@@ -48,7 +48,7 @@ def socks4_factory(
         they are to be.
     """
     reactor, transport = shop.reactor, shop.config.transport
-    factory = Socks4Factory(
+    return Socks4Factory(
         reactor,
         dialer=dialer(reactor, transport, dial_options(proxy.dialing)),
         listener=lambda host: listening_endpoint(
@@ -63,12 +63,11 @@ def socks4_factory(
         gate=admitting.gate,
         lifetime=admitting.lifetime,
         bandwidth=admitting.bandwidth,
+        filters=filters,
         name=proxy.name,
         **attrs.asdict(proxy.stream, recurse=False),
         **attrs.asdict(proxy.socks4),
     )
-    factory.filters = filters
-    return factory
 
 
 def socks4_unit(proxy: Socks4Relay, shop: Workshop, before: Unit | None = None) -> Unit:

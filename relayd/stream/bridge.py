@@ -125,6 +125,8 @@ class Bridge(Watch):
 
     #: One direction may go on when the other has ended.
     half_closes = True
+    #: What a lost server was sent and has not taken may go to another one.
+    resends = True
 
     __slots__ = (
         "_clock",

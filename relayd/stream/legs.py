@@ -102,6 +102,8 @@ class Leg(Protocol):
     reader: Callable[[bytes], object] | None = None
     #: and after that, unless its transport hands it on.
     sink: Callable[[bytes], object] | None = None
+    #: The filters of what it reads (:mod:`relayd.stream.chain`), if there are any.
+    chain: Any = None
     #: How far the bytes that were written here have got, once some have waited.
     delivery: Delivery | None = None
     #: How much had been written when the peer's window was last checked.

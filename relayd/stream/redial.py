@@ -12,6 +12,7 @@ session goes back from RELAYING to DIALING, as if the dial had failed
   may have been acted upon, and is never sent again, whether it has arrived or not;
 - the client was told nothing.  A SOCKS client knows that it is connected, and that may
   be done for it once;
+- no filter has seen a byte;
 - the client is there, and has not ended its side without a word: then it has most
   likely left;
 - retries and time are left: the time of all attempts counts from the first.
@@ -71,7 +72,7 @@ class Redialing(Lifecycle):
     def write_preamble(self, leg: Leg, preamble: bytes) -> None:
         """Tell the server what it is to know before the client's first byte."""
         self.preamble_size = len(preamble)
-        if self.held is not None:
+        if self.held is not None and not self.factory.filters:
             # In one segment with it.
             self.held[:0] = preamble
         else:
@@ -95,6 +96,7 @@ class Redialing(Lifecycle):
             or not self.alive
             or bridge.first is not None
             or (up.eof and not up.read)
+            or (up.read and not bridge.resends)
         ):
             return False
         # Of what was written, the preamble came first.

@@ -37,6 +37,7 @@ from relayd.net.own_addresses import OwnHosts
 from relayd.net.wheel import DeadlineWheel
 from relayd.stream.bridge import Bridge
 from relayd.stream.deadlines import Timeouts
+from relayd.stream.filtering import FILTERED
 from relayd.stream.retries import Retries
 from relayd.stream.totals import Totals
 
@@ -179,6 +180,17 @@ class StreamRelay:
             abort=_abort,
             idleness=Idleness(_idle_since, _end_idle),
         )
+
+    def filter_by(self, filters: Sequence[IFilterFactory]) -> None:
+        """Have filters see the bytes of the sessions to come.
+
+        :raises TypeError: its bridge is one of your own, which has no filters.
+        """
+        plain = getattr(self.bridge, "plain", self.bridge)
+        if filters and plain not in FILTERED:
+            raise TypeError(f"{plain.__name__} has no filters")
+        self.filters = tuple(filters)
+        self.bridge = FILTERED[plain] if filters else plain
 
     @property
     def silent(self) -> int:

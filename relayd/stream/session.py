@@ -53,10 +53,10 @@ from relayd.net.tls import notifies_handshake
 from relayd.net.upstream import Upstream
 from relayd.stream.admission import Admission
 from relayd.stream.attempt import LOOP_DETAIL, RESETS, Attempt, UpstreamLeg
+from relayd.stream.filterable import Filterable
 from relayd.stream.handshake import ClientHandshake
 from relayd.stream.legs import Leg
 from relayd.stream.preludes import Pipeline
-from relayd.stream.redial import Redialing
 from relayd.stream.server_attempt import EndpointLeg, ServerAttempt
 
 log = Logger(namespace="relayd.stream")
@@ -68,7 +68,7 @@ _HEADER = Stage.HEADER
 
 
 @implementer(IHandshakeListener)
-class StreamProtocol(Redialing):
+class StreamProtocol(Filterable):
     """The client's leg.
 
     Subclasses override :meth:`decide` and call :meth:`dial` from it, or later.

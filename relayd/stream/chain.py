@@ -1,0 +1,385 @@
+"""The filters of one direction of one session, between its source and its sink.
+
+A :class:`Chain` takes what the source leg reads, gives it to its filters
+(:mod:`relayd.core.filtering`) one after the other, and writes what comes out to the
+other leg's transport.  It is the leg's sink, and that transport's producer:
+
+    leg.dataReceived -> chain -> link -> link -> the other transport's write
+
+- What filters keep back is counted in `Direction.kept`, and the source is not read
+  while one holds more than half of what it may (pause FILTERS).
+- What may grow is taken in pieces, and the rest waits while the sink is full: a chain
+  never makes more than some MOST_HELD bytes at once.
+- An end of data passes through the filters in order: each may put it off.
+- A filter that has seen enough leaves.  A chain without filters tells its bridge, which
+  splices that direction.
+
+What a filter raises never leaves a chain: the session ends, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from twisted.internet.interfaces import IPushProducer, IReactorTime
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from relayd.core.filtering import (
+    LATER,
+    MOST_HELD,
+    SPLICE,
+    Answer,
+    Course,
+    EndSession,
+    IFilterFactory,
+)
+from relayd.core.pauses import FILTERS
+from relayd.core.session import Session
+from relayd.stream.links import FilterError, Link, name_of
+
+#: A filter is given so many bytes at once, at most.
+LARGEST = 65536
+
+#: A filter is given so many bytes at once, at most.
+LARGEST = 65536
+
+#: How far an end of data has got: there is none; the rest comes first; the filters are
+#: told; all is passed on at once; the chain is not used any more.
+_OPEN, _ASKED, _ENDING, _FLUSHING, _CLOSED = range(5)
+
+
+@implementer(IPushProducer)
+class Chain:
+    """The filters of one direction.
+
+    :param bridge: joins the two legs.
+    :param source: the leg whose bytes these are.
+    :ivar write: takes what has passed.
+    """
+
+    __slots__ = (
+        "_bridge",
+        "_full",
+        "_is_fed",
+        "_links",
+        "_piece",
+        "_rest",
+        "_stage",
+        "source",
+        "write",
+    )
+
+    def __init__(self, bridge: Any, source: Any) -> None:
+        self._bridge = bridge
+        self.source = source
+        self.write: Any = None
+        self._links: tuple[Link, ...] = ()
+        #: What waits to be filtered, and in what pieces.
+        self._rest = b""
+        self._piece = LARGEST
+        #: The sink is full.
+        self._full = False
+        #: The rest is being filtered, further up in the stack.
+        self._is_fed = False
+        #: How far the end of data has got: OPEN, ENDING, or ENDED.
+        self._stage = _OPEN
+
+    # -- what it is made of
+
+    @property
+    def session(self) -> Session:
+        session: Session = self._bridge.session
+        return session
+
+    @property
+    def course(self) -> Course:
+        return "up" if self.source is self._bridge.downstream else "down"
+
+    @property
+    def clock(self) -> IReactorTime:
+        clock: IReactorTime = self._bridge.clock
+        return clock
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Its filters."""
+        return [name_of(each.factory) for each in self._links]
+
+    def __len__(self) -> int:
+        return len(self._links)
+
+    def add(self, factory: IFilterFactory, shared: dict[str, Any]) -> None:
+        """Ask for a filter, behind the others.
+
+        :raises Exception: what the factory raises.
+        """
+        link = Link(self, factory, shared)
+        made = factory.build_filter(link)
+        if made is not None:
+            link.filter = made
+            self._links += (link,)
+            self._find_piece()
+
+    def _find_piece(self) -> None:
+        growth = 1
+        for link in self._links:
+            growth *= max(int(link.filter.growth), 1)
+        self._piece = min(max(MOST_HELD // growth, 1), LARGEST)
+
+    def remove(self, factories: Iterable[IFilterFactory]) -> None:
+        """Take filters off; what they hold is passed on."""
+        gone = list(factories)
+        for link in self._links:
+            if link.factory in gone and self._stage != _CLOSED:
+                self._take_off(link)
+
+    def _take_off(self, link: Link) -> None:
+        try:
+            left = link.filter.remove()
+        except EndSession as problem:
+            self.end_session(link, problem)
+            return
+        except Exception:
+            self._failed(link)
+            return
+        self._leave_with(link, left)
+
+    def _leave_with(self, link: Link, left: bytes) -> None:
+        """Drop a link; what it has left passes the ones behind."""
+        if link not in self._links:
+            return
+        was_ending, place = link.is_ending, self._links.index(link)
+        self._drop(link)
+        if left:
+            self._pass(place, left)
+        if was_ending:
+            self._end_from(place)
+        elif self._stage != _CLOSED:
+            self._go_on()
+            self._seen()
+
+    def _drop(self, link: Link) -> None:
+        self._links = tuple(each for each in self._links if each is not link)
+        self._find_piece()
+        link.close()
+
+    def close(self) -> None:
+        """The session, or this direction, is over: filters are called no more."""
+        links, self._links = self._links, ()
+        self._stage, self._rest = _CLOSED, b""
+        for link in links:
+            link.close()
+
+    # -- bytes
+
+    def __call__(self, data: bytes) -> None:
+        """The source has read something."""
+        if self._stage == _CLOSED:
+            return
+        source, size = self.source, len(data)
+        source.direction.kept += size
+        if self._rest or size > self._piece or source.paused & FILTERS:
+            self._rest += data
+            self._feed()
+        else:
+            self._pass(0, data)
+        if not self._links:
+            self._seen()
+
+    def _feed(self) -> None:
+        """Filter the rest, piece by piece, until the sink is full."""
+        if self._is_fed:
+            # Further up in the stack.
+            return
+        self._is_fed = True
+        try:
+            while self._rest and not (self._full or self._holds_much()):
+                size = self._piece
+                piece, self._rest = self._rest[:size], self._rest[size:]
+                self._pass(0, piece)
+        finally:
+            self._is_fed = False
+        if self._rest:
+            self.source.pause(FILTERS)
+        elif self._stage == _ASKED:
+            self._stage = _ENDING
+            self._end_from(0)
+
+    def _pass(self, place: int, data: bytes) -> None:
+        """Have bytes pass the filters from this one on, and write what comes out."""
+        link = None
+        try:
+            for link in self._links[place:]:
+                if not data:
+                    return
+                held_by = link.filter
+                if held_by is None:
+                    # It was taken off a moment ago.
+                    continue
+                out = held_by.data(data)
+                if out is SPLICE:
+                    left = held_by.end()
+                    if isinstance(left, Answer):
+                        raise FilterError("LATER was answered after SPLICE")
+                    self._drop(link)
+                    if left:
+                        data = left + data
+                    continue
+                if isinstance(out, Answer):
+                    raise FilterError(f"{out!r} was answered to data")
+                data = out
+                if held_by.held:
+                    self._check_held(held_by)
+                if self._stage and link not in self._links:
+                    # It has ended the session.
+                    return
+        except EndSession as problem:
+            self.end_session(link, problem)
+            return
+        except Exception:
+            self._failed(link)
+            return
+        if data:
+            self.source.direction.kept -= len(data)
+            self.write(data)
+
+    def _check_held(self, held_by: Any) -> None:
+        """:raises FilterError: a filter holds more than it may."""
+        held, most = held_by.held, min(held_by.most_held, MOST_HELD)
+        if held > most:
+            raise FilterError(f"it holds {held} bytes, {most} are allowed")
+        if held > most // 2:
+            self.source.pause(FILTERS)
+
+    def _holds_much(self) -> bool:
+        return any(
+            link.filter.held > min(link.filter.most_held, MOST_HELD) // 2
+            for link in self._links
+        )
+
+    def _go_on(self) -> None:
+        """Something was passed on: filter the rest, and read on."""
+        if self._stage == _CLOSED:
+            return
+        if self._rest:
+            self._feed()
+        if not self._rest and self.source.paused & FILTERS and not self._holds_much():
+            self.source.resume(FILTERS)
+
+    def check(self) -> None:
+        """About once a tick: a filter may hold less without having passed it on."""
+        self._go_on()
+
+    def _seen(self) -> None:
+        """All filters have left, maybe."""
+        if not self._links and not self._rest and self._stage == _OPEN:
+            self._stage = _CLOSED
+            self._bridge.unfiltered(self.source)
+
+    # -- what filters ask for
+
+    def pass_on(self, link: Link, data: bytes) -> None:
+        """See :meth:`relayd.core.filtering.Way.pass_on`."""
+        if link in self._links:
+            if data:
+                self._pass(self._links.index(link) + 1, data)
+            self._go_on()
+
+    def finish(self, link: Link, data: bytes) -> None:
+        """See :meth:`relayd.core.filtering.Way.finish`."""
+        if link in self._links and link.is_ending:
+            self._leave_with(link, data)
+
+    def leave(self, link: Link) -> None:
+        """See :meth:`relayd.core.filtering.Way.leave`."""
+        self._leave_with(link, b"")
+
+    def end_session(self, link: Link | None, problem: EndSession) -> None:
+        """A filter has ended the session."""
+        if link is None or link not in self._links:
+            return
+        # What those behind it hold has passed it; what those before it hold has not.
+        place = self._links.index(link)
+        for each in self._links[: place + 1]:
+            self._drop(each)
+        self._rest = b""
+        if problem.last:
+            self._pass(0, problem.last)
+        if self._stage != _CLOSED:
+            why = f"{name_of(link.factory)}: {problem.why}"
+            self._bridge.end_by_filter(self.source, why, problem.reset)
+
+    def _failed(self, link: Link | None) -> None:
+        """Called in an `except`: a filter has raised."""
+        if self._stage == _CLOSED:
+            return
+        reason = Failure()
+        factory = None if link is None else link.factory
+        self._bridge.filter_failed(factory, reason)
+
+    # -- the end of data
+
+    def end(self) -> None:
+        """The source has ended: pass that on, behind all that the filters hold."""
+        if self._stage == _OPEN:
+            self._stage = _ASKED
+            self._feed()
+
+    @property
+    def is_ending(self) -> bool:
+        """Its source has ended, and something is still to be passed on."""
+        return self._stage in (_ASKED, _ENDING)
+
+    def _end_from(self, place: int) -> None:
+        """Tell the filters from this one on of the end."""
+        while self._stage == _ENDING and place < len(self._links):
+            link = self._links[place]
+            try:
+                left = link.filter.end()
+                if left is SPLICE:
+                    raise FilterError("SPLICE was answered to an end of data")
+            except EndSession as problem:
+                self.end_session(link, problem)
+                return
+            except Exception:
+                self._failed(link)
+                return
+            if left is LATER:
+                link.is_ending = True
+                return
+            self._drop(link)
+            if left:
+                self._pass(place, left)
+        if self._stage == _ENDING:
+            self._stage = _CLOSED
+            self._bridge.end_passed(self.source)
+
+    def flush(self) -> None:
+        """Pass on at once what is held, and close."""
+        if self._stage != _CLOSED:
+            self._stage = _FLUSHING
+        for link in self._links:
+            if self._stage != _CLOSED:
+                self._take_off(link)
+        rest, self._rest = self._rest, b""
+        if self._stage != _CLOSED:
+            if rest:
+                self._pass(0, rest)
+            self.close()
+
+    # -- the producer of the sink
+
+    def pauseProducing(self) -> None:
+        self._full = True
+        self.source.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        self._full = False
+        self._go_on()
+        if not self._full:
+            self.source.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """The other connection is lost; the bridge hears of it and decides."""

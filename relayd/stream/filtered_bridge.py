@@ -1,0 +1,413 @@
+"""Two connections joined through filters: one more way of the Bridge.
+
+A relay with filters makes a :class:`FilteredBridge` for each session, and a relay
+without them a plain one, which knows nothing of this.  Each direction goes its own way:
+
+- *filtered*: through the legs, and the filters of its chain
+  (:mod:`relayd.stream.chain`);
+- *spliced one way*: it has no filter, or none any more, and its transport can move
+  bytes by itself, while the other direction is filtered;
+- when neither has a filter the bridge becomes a plain one, which splices both.
+
+A living session is given filters, and loses them, in the same way: its bridge becomes
+the one class or the other (:mod:`relayd.stream.filtering`).  They have the same layout.
+
+What differs in the rules: an end of data, and a reset, pass on behind what the filters
+hold.  A session that a filter ends (EndSession) is reset, or closed, behind what the
+filter has passed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from relayd.core.filtering import IFilterFactory
+from relayd.core.interfaces import ISpliceable
+from relayd.core.pauses import (
+    ALLOWANCE,
+    BEFORE_JOINING,
+    FILTERS,
+    PEER_FULL,
+    RESET_PENDING,
+)
+from relayd.core.session import Direction, Ending
+from relayd.stream.bridge import Bridge, way_between
+from relayd.stream.chain import Chain
+from relayd.stream.deadlines import CLOSE_GRACE
+from relayd.stream.legs import Leg
+from relayd.stream.links import name_of
+from relayd.stream.paced_reads import PacedReads
+
+log = Logger(namespace="relayd.filters")
+
+
+class FilteredBridge(Bridge):
+    """A Bridge with filters; made as that.
+
+    The legs have the chains.
+    """
+
+    __slots__ = ()
+
+    #: Filters have seen what was refused, and may have changed it.
+    resends = False
+    #: What it is without filters.
+    plain: type[Bridge] = Bridge
+
+    @property
+    def clock(self) -> IReactorTime:
+        """For the timers of filters."""
+        return self._clock
+
+    @property
+    def legs(self) -> tuple[Leg, Leg]:
+        """The client's first, as its direction is asked first."""
+        return self.downstream, self.upstream
+
+    # -- joining
+
+    def start(self, ask: bool = True) -> None:
+        """See :meth:`Bridge.start`."""
+        down, up = self.legs
+        factories: Sequence[IFilterFactory] = down.factory.filters
+        down.bridge = up.bridge = self
+        self._way = way_between(down, up, type(up), ask)
+        if not self._add(factories, self.legs):
+            return
+        if down.chain is None and up.chain is None:
+            self.__class__ = self.plain  # type: ignore[assignment]
+            self.start(ask)
+            return
+        # The last filter may leave meanwhile: it is a plain bridge then.
+        legs = self.legs
+        for leg in legs:
+            self._lay(leg)
+        for leg in legs:
+            flow(leg)
+        for leg in legs:
+            if leg.direction.eof and self.session.ending is None:
+                self.eof(leg)
+
+    def _add(self, factories: Sequence[IFilterFactory], legs: Sequence[Leg]) -> bool:
+        """Ask for filters of these directions.
+
+        :return: whether all could be made; if not, the session has failed.
+        """
+        for factory in factories:
+            shared: dict[str, Any] = {}
+            for leg in legs:
+                chain: Chain | None = leg.chain
+                if chain is None:
+                    chain = Chain(self, leg)
+                    chain.write = leg.peer.transport.write
+                elif chain.is_ending:
+                    continue
+                try:
+                    chain.add(factory, shared)
+                except Exception:
+                    self.filter_failed(factory, Failure())
+                    return False
+                leg.chain = chain if len(chain) else None
+        return True
+
+    def _lay(self, leg: Leg) -> None:
+        """Have what a leg reads go where it is to go."""
+        peer, chain, direction = leg.peer, leg.chain, leg.direction
+        if chain is None and self._splices(leg):
+            leg.spliced, leg.sink = True, None
+            if direction.pace is not None:
+                direction.pace.follow(leg)
+                leg.transport.keep_pace(direction)
+                leg.resume(ALLOWANCE)
+            return
+        sink = peer.transport.write if chain is None else chain
+        if direction.pace is not None:
+            sink = PacedReads(leg, direction.pace, sink)
+        leg.sink = sink
+        if peer.alive and not (direction.eof and chain is None):
+            peer.transport.registerProducer(leg if chain is None else chain, True)
+
+    def _splices(self, leg: Leg) -> bool:
+        """Splice this direction, if that can be; whether it is."""
+        ours, others = leg.transport, leg.peer.transport
+        return bool(
+            self._way
+            and ISpliceable.providedBy(ours)
+            and not leg.direction.eof
+            and hasattr(ours, "splice_one_way")
+            and ours.splice_one_way(others, leg.direction, self)
+        )
+
+    def _lift(self, leg: Leg) -> None:
+        """Undo that."""
+        if leg.spliced:
+            leg.transport.unsplice()
+            leg.spliced = False
+        elif leg.peer.alive:
+            leg.peer.transport.unregisterProducer()
+        leg.sink = None
+
+    # -- what the legs, or their transports, report
+
+    def eof(self, leg: Leg) -> None:
+        """`leg` has read its last byte."""
+        if self.session.ending is not None or self.closing:
+            return
+        chain = leg.chain
+        if chain is not None:
+            if leg is self.upstream and not self.session.up.eof:
+                self.session.server_first = True
+            chain.end()
+        elif leg.peer.chain is None:
+            super().eof(leg)
+        else:
+            if leg is self.upstream and not self.session.up.eof:
+                self.session.server_first = True
+            leg.peer.shut_write()
+
+    def ended(self, direction: Direction, sink: Any) -> None:
+        """See :meth:`ISplicer.ended`."""
+        direction.eof = True
+        down = self.downstream
+        self.eof(down if direction is down.direction else self.upstream)
+
+    def end_passed(self, leg: Leg) -> None:
+        """The chain of `leg` has passed on all that came before an end, or a loss."""
+        leg.chain = None
+        if self.session.ending is not None:
+            if self.closing:
+                self._close_ended()
+            else:
+                self._reset_behind(leg.peer)
+        elif leg.alive:
+            self.eof(leg)
+        else:
+            self._left(leg)
+
+    def _close_both(self) -> None:
+        self.closing = True
+        for leg in self.legs:
+            self._drop_chain(leg)
+            if leg.spliced:
+                leg.transport.unsplice()
+                leg.spliced = False
+            if leg.alive:
+                leg.close()
+
+    def _left(self, leg: Leg) -> None:
+        """See :meth:`Bridge._left`; what the filters hold comes before that."""
+        if self.first is not None:
+            super()._left(leg)
+            return
+        self._drop_chain(leg.peer)
+        leg.peer.sink = None
+        chain = leg.chain
+        if chain is None:
+            super()._left(leg)
+        else:
+            leg.direction.eof = True
+            chain.end()
+
+    def _reset_behind(self, survivor: Leg) -> None:
+        """See :meth:`Bridge._reset_behind`; the filters pass on what they hold."""
+        self._drop_chain(survivor)
+        chain = survivor.peer.chain
+        if chain is None:
+            super()._reset_behind(survivor)
+        elif survivor.alive:
+            survivor.pause(RESET_PENDING)
+            chain.end()
+        else:
+            self._drop_chain(survivor.peer)
+
+    def unwanted(self, survivor: Leg) -> None:
+        """See :meth:`Bridge.unwanted`."""
+        if survivor.peer.chain is None:
+            super().unwanted(survivor)
+
+    # -- what the chains report
+
+    def unfiltered(self, leg: Leg) -> None:
+        """The last filter of `leg` has left: splice."""
+        self._lift(leg)
+        leg.chain = None
+        if self.session.ending is not None or self.closing:
+            leg.sink = leg.peer.transport.write
+        elif leg.peer.chain is None:
+            self._become_plain()
+        else:
+            self._lay(leg)
+            leg.resume(PEER_FULL)
+
+    def _become_plain(self) -> None:
+        """Go on as a relay that has no filters."""
+        down, up = legs = self.legs
+        for leg in legs:
+            if leg.spliced or leg.sink is not None:
+                self._lift(leg)
+        spliced = False
+        if self._way and down.alive and up.alive:
+            spliced = down.transport.splice(
+                up.transport, down.direction, up.direction, self
+            )
+        down.spliced = up.spliced = spliced
+        for leg in legs:
+            pace = leg.direction.pace
+            if spliced and pace is not None:
+                pace.follow(leg)
+                leg.transport.keep_pace(leg.direction)
+            elif not spliced and leg.alive and leg.peer.alive:
+                self._lay_plainly(leg)
+        self.__class__ = self.plain  # type: ignore[assignment]
+        for leg in legs:
+            leg.resume(PEER_FULL | ALLOWANCE if spliced else PEER_FULL)
+
+    def _lay_plainly(self, leg: Leg) -> None:
+        """Bytes go through the legs; the other direction's, too."""
+        sink, pace = leg.peer.transport.write, leg.direction.pace
+        leg.sink = sink if pace is None else PacedReads(leg, pace, sink)
+        if not leg.direction.eof:
+            leg.peer.transport.registerProducer(leg, True)
+
+    def end_by_filter(self, source: Leg, why: str, reset: bool) -> None:
+        """A filter has ended the session; what it has passed on is delivered.
+
+        :param source: the leg whose bytes it has seen.
+        """
+        if self.session.ending is not None:
+            return
+        if reset:
+            self.give_up(source, Ending.FILTERED, why)
+            return
+        self._decide(Ending.FILTERED, why)
+        self.closing = True
+        other: Leg = source.peer
+        if other.chain is not None:
+            other.chain.flush()
+            other.chain = None
+        for leg in self.legs:
+            # Nothing more is read.
+            leg.pause(RESET_PENDING)
+        if source.chain is not None:
+            source.chain.end()
+        else:
+            self._close_ended()
+
+    def _close_ended(self) -> None:
+        """What a filter has passed on is written: close both."""
+        self._close_both()
+        if self._poll is None and (self.downstream.alive or self.upstream.alive):
+            self._poll = self._clock.callLater(CLOSE_GRACE, self._close_late)
+
+    def _close_late(self) -> None:
+        """TLS waits for its peer's goodbye, which may never come."""
+        self._poll = None
+        if any(leg.alive and leg.undelivered() for leg in self.legs):
+            # The stall timeout bounds this.
+            self._poll = self._clock.callLater(CLOSE_GRACE, self._close_late)
+            return
+        for leg in self.legs:
+            leg.abort()
+
+    def filter_failed(self, factory: IFilterFactory | None, reason: Failure) -> None:
+        """A filter has raised: its session ends, and nothing else."""
+        name = "a filter" if factory is None else f"filter {name_of(factory)}"
+        log.failure(
+            "{name} of session {id} failed", reason, name=name, id=self.session.id
+        )
+        self.abort(Ending.FILTER_FAILED, f"{name}: {reason.getErrorMessage()}")
+
+    # -- the filters of a living session
+
+    @property
+    def filtered(self) -> Sequence[str]:
+        """The filters that see its bytes."""
+        names = [
+            name
+            for leg in self.legs
+            if leg.chain is not None
+            for name in leg.chain.names
+        ]
+        return list(dict.fromkeys(names))
+
+    def take_off(self, gone: Sequence[IFilterFactory]) -> None:
+        """Take filters off.  It may be a plain bridge after that."""
+        for leg in self.legs:
+            if leg.chain is not None:
+                leg.chain.remove(gone)
+
+    def put_on(self, new: Sequence[IFilterFactory]) -> None:
+        """Put filters on, behind those that there are."""
+        before = [leg.chain for leg in self.legs]
+        if not self._add(new, [leg for leg in self.legs if not leg.direction.eof]):
+            return
+        for leg, chain in zip(self.legs, before, strict=True):
+            if chain is None and leg.chain is not None:
+                self._lift(leg)
+                self._lay(leg)
+                leg.resume(PEER_FULL)
+        if self.downstream.chain is None and self.upstream.chain is None:
+            self._become_plain()
+
+    def unjoin(self) -> None:
+        """It was a plain bridge: have both directions go through the legs."""
+        down, up = self.legs
+        if down.spliced:
+            down.transport.unsplice()
+            down.spliced = up.spliced = False
+        for leg in self.legs:
+            self._lay_plainly(leg)
+
+    # -- endings
+
+    def check(self, now: float) -> None:
+        """See :meth:`Watch.check`."""
+        plain = self.plain
+        for leg in self.legs:
+            if leg.chain is not None:
+                leg.chain.check()
+        # By now it may be that.
+        plain.check(self, now)
+
+    def abort(self, ending: Ending, detail: str = "") -> None:
+        """See :meth:`Bridge.abort`."""
+        for leg in self.legs:
+            self._drop_chain(leg)
+        super().abort(ending, detail)
+
+    def part(self) -> None:
+        """See :meth:`Bridge.part`."""
+        for leg in self.legs:
+            self._drop_chain(leg)
+            if leg.spliced:
+                leg.transport.unsplice()
+                leg.spliced = False
+        super().part()
+        self.downstream.resume(FILTERS)
+
+    def _drop_chain(self, leg: Leg) -> None:
+        chain, leg.chain = leg.chain, None
+        if chain is not None:
+            chain.close()
+
+    def _over(self) -> None:
+        for leg in self.legs:
+            self._drop_chain(leg)
+            leg.sink = None
+        super()._over()
+
+
+def flow(leg: Leg) -> None:
+    """Write what a leg has held, and read on."""
+    if leg.paused:
+        leg.resume(BEFORE_JOINING)
+    held, leg.held = leg.held, None
+    if held is not None and leg.peer is not None:
+        leg.direction.kept -= len(held)
+        sink = leg.peer.transport.write if leg.sink is None else leg.sink
+        sink(bytes(held))

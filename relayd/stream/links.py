@@ -1,0 +1,114 @@
+"""One filter of a direction, and what the filter knows of that.
+
+A :class:`Link` is the :class:`relayd.core.filtering.Way` of its filter: it is asked by
+the chain (:mod:`relayd.stream.chain`), and asks it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Protocol
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from relayd.core.filtering import Course, EndSession, IFilterFactory
+from relayd.core.session import Session
+
+log = Logger(namespace="relayd.filters")
+
+#: What a fact of the log's line may be called, and how many bytes its value may have.
+_FACT = re.compile(r"[a-z][a-z0-9_]{0,31}")
+MOST_NOTED = 8192
+
+
+class Linked(Protocol):
+    """What links are a part of: :class:`relayd.stream.chain.Chain`."""
+
+    @property
+    def session(self) -> Session: ...
+
+    @property
+    def course(self) -> Course: ...
+
+    @property
+    def clock(self) -> IReactorTime: ...
+
+    def pass_on(self, link: Link, data: bytes) -> None: ...
+
+    def finish(self, link: Link, data: bytes) -> None: ...
+
+    def end_session(self, link: Link, problem: EndSession) -> None: ...
+
+    def leave(self, link: Link) -> None: ...
+
+
+class FilterError(Exception):
+    """A filter has broken a rule of :class:`relayd.core.filtering.IFilter`."""
+
+
+def name_of(factory: IFilterFactory) -> str:
+    """What the log calls a filter."""
+    return str(getattr(factory, "name", "") or type(factory).__name__)
+
+
+class Link:
+    """One filter of a chain, and what the filter knows of its direction.
+
+    It is a :class:`relayd.core.filtering.Way`.
+    """
+
+    __slots__ = ("_chain", "factory", "filter", "is_ending", "shared")
+
+    def __init__(
+        self, chain: Linked, factory: IFilterFactory, shared: dict[str, Any]
+    ) -> None:
+        self._chain = chain
+        self.factory = factory
+        self.shared = shared
+        #: It has answered LATER.
+        self.is_ending = False
+        self.filter: Any = None
+
+    def __repr__(self) -> str:
+        return f"<{name_of(self.factory)}, {self.course}>"
+
+    @property
+    def session(self) -> Session:
+        return self._chain.session
+
+    @property
+    def course(self) -> Course:
+        return self._chain.course
+
+    @property
+    def clock(self) -> IReactorTime:
+        return self._chain.clock
+
+    def pass_on(self, data: bytes) -> None:
+        self._chain.pass_on(self, data)
+
+    def finish(self, data: bytes = b"") -> None:
+        self._chain.finish(self, data)
+
+    def end_session(self, why: str, *, reset: bool = True) -> None:
+        self._chain.end_session(self, EndSession(why, reset=reset))
+
+    def leave(self) -> None:
+        self._chain.leave(self)
+
+    def note(self, name: str, value: str) -> None:
+        """:raises ValueError: there can be no such fact."""
+        if not _FACT.fullmatch(name) or len(value) > MOST_NOTED:
+            raise ValueError(f"no fact of the access log: {name[:40]!r}")
+        session = self.session
+        session.notes = {**session.notes, name: value}
+
+    def close(self) -> None:
+        """The filter is called no more."""
+        try:
+            self.filter.close()
+        except Exception:
+            log.failure("a filter could not be closed: {link}", link=self)
+        # They hold each other.
+        self.filter = None
