@@ -24,7 +24,10 @@ OF_THE_MACHINE = {
     "twisted.protocols.policies",
 }
 #: They say what time it is, to people; and whether a relay is open at it.
-OF_PEOPLE = {"observing.log_times", "admission.hours", "operating.explanation"}
+OF_PEOPLE = {
+    *("observing.log_times", "filters.packet_times"),
+    *("admission.hours", "operating.explanation"),
+}
 
 #: What is found there and has no time in it.
 TIMELESS = {
