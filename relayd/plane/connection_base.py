@@ -1,13 +1,14 @@
 """A connection of the plane: what it holds, and how it ends.
 
-A connection is one object of four layers, each with its own subject:
+A connection is one object of five layers, each with its own subject:
 
 - :class:`ConnectionBase` (here): its state, how it is scheduled and closed;
 - :class:`relayd.plane.writing.WritingConnection`: its buffer, producers, half-close;
 - :class:`relayd.plane.connection.Connection`: events, and reading for its protocol;
+- :class:`relayd.plane.piping.PipingConnection`: splice(2), and the pipe it takes;
 - :class:`relayd.plane.splicing.SplicingConnection`: moving bytes to another connection.
 
-The fields of all four are declared here.  Inheriting costs nothing per call: the
+The fields of all five are declared here.  Inheriting costs nothing per call: the
 interpreter caches where it has found a method.
 
 A close that was asked for waits until all is written; an abort, and the loss that a

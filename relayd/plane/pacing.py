@@ -18,14 +18,9 @@ from relayd.plane.connection_base import (
     WRITABLE,
     failure_by,
 )
+from relayd.plane.piping import FULL_READS
 from relayd.plane.poller import COPY_SIZE, MIN_SHARE
-from relayd.plane.splicing import (
-    _END,
-    _MSG_MORE,
-    FULL_READ,
-    FULL_READS,
-    SplicingConnection,
-)
+from relayd.plane.splicing import _END, _MSG_MORE, FULL_READ, SplicingConnection
 
 
 class PacedConnection(SplicingConnection):

@@ -22,8 +22,9 @@ import relayd.plane.pipes
 from relayd.core.interfaces import ISpliceable
 from relayd.core.session import Direction, Session
 from relayd.plane.pipes import PIPE_SIZE
+from relayd.plane.piping import FULL_READS, MIN_SPLICE
 from relayd.plane.poller import BATCHES_PER_TURN, COPY_SIZE, MAX_SHARE, MIN_SHARE, Plane
-from relayd.plane.splicing import FULL_READ, FULL_READS, MIN_SPLICE
+from relayd.plane.splicing import FULL_READ
 from relayd.plane.transport import PlaneTransport
 from relayd.stream.bridge import Bridge, Leg, Timeouts, unsent
 from tests.conftest import descriptors
