@@ -320,11 +320,28 @@ class ISpliceable(Interface):
             the two is lost: write to them, as to any transport.
         """
 
+    def splice_one_way(peer: object, direction: Direction, splicer: Any) -> bool:
+        """From now on, move what is read here to `peer`; the other way stays as it is.
+
+        As :meth:`splice`, of one direction: what is read here is added to
+        `direction.read`, nothing is read here while something waits to be written to
+        `peer`, and this connection's protocol is notified of its loss and of nothing
+        else.  What `peer` reads is given to its protocol, which is notified of
+        everything, as if nothing had been spliced; and what is written here, and by
+        which producers, is as ever.  Unless `peer` has been told to move what it reads
+        to this one: then it goes on with that, and both ways are spliced.
+
+        :param splicer: is notified of the end of data of this direction.
+        :return: as :meth:`splice`; and False if a producer is registered with `peer`,
+            whose source this is to be.
+        """
+
     def unsplice() -> None:
         """Move nothing more: what either reads is given to its protocol again.
 
-        What has been moved already is written.  The splicer is notified no more, the
-        protocols are of everything.
+        Asked of either, whichever ways they were spliced.  What has been moved already
+        is written.  The splicer is notified no more, the protocols are of everything.
+        They can be spliced again at once.
         """
 
     def close_both(protocol: object, peers: object) -> bool:
@@ -336,8 +353,8 @@ class ISpliceable(Interface):
         :param protocol: this connection's, and
         :param peers: the other one's.
         :return: whether they are closed.  Not if one is of another protocol, has not
-            ended or has failed, or has ever had a producer, a buffer or a pipe: use
-            `loseConnection`.
+            ended or has failed, or has ever had a producer, a buffer or a pipe, or
+            if only one way is spliced: use `loseConnection`.
         """
 
 

@@ -144,7 +144,8 @@ class ConnectionBase:
         # 1 % more.
         self._sink: ConnectionBase | None = None
         self._direction: Direction
-        self._splicer: Any
+        #: Whoever joined them; of one that is a sink and has none, its source.
+        self._splicer: Any = None
         self._pipe: Pipe | None = None
         self._full_reads = 0
 

@@ -4,6 +4,10 @@
 the other and not to its protocol, and the Bridge that has joined them is told of the
 ends of data.
 
+:meth:`SplicingConnection.splice_one_way` does so for one direction, while the other
+goes through its protocol.  Who is only a sink then has none itself, and knows its
+source instead of a Bridge, for the few moments in which a sink has something to tell.
+
 Bytes are copied through one buffer that all connections share, without an object for
 each chunk.  A source whose sink is full is *blocked*, and is not read, so that a sink
 never holds more than one such chunk.  After FULL_READS full reads in a row the bytes
@@ -66,18 +70,35 @@ class SplicingConnection(PipingConnection):
         self._splicer = peer._splicer = splicer
         return True
 
+    def splice_one_way(self, peer: object, direction: Direction, splicer: Any) -> bool:
+        """See :meth:`ISpliceable.splice_one_way`."""
+        if (
+            not isinstance(peer, SplicingConnection)
+            or peer._plane is not self._plane
+            or self.protocol is None
+            or peer.protocol is None
+            or peer.producer is not None
+        ):
+            return False
+        self._sink = peer
+        self._direction = direction
+        self._splicer = splicer
+        if peer._sink is None:
+            peer._splicer = self
+        return True
+
     def keep_pace(self, direction: Direction) -> None:
         """See :meth:`ISpliceable.keep_pace`."""
         raise NotImplementedError
 
     def unsplice(self) -> None:
         """See :meth:`ISpliceable.unsplice`."""
-        peer = self._sink
+        peer = self._splicer if self._sink is None else self._sink
         if peer is None:
             return
         self._sink = peer._sink = self._splicer = peer._splicer = None
         for each in (self, peer):
-            each._stop_splicing()
+            each._stop_splicing(min(each._full_reads, 0))
             # It may have been blocked.
             if each._readable and each._reading:
                 each._schedule()
@@ -96,6 +117,7 @@ class SplicingConnection(PipingConnection):
         peer = self._sink
         if (
             peer is None
+            or peer._sink is not self
             or self.protocol is not protocol
             or peer.protocol is not peers
             or not (self._ended and peer._ended)
@@ -113,7 +135,8 @@ class SplicingConnection(PipingConnection):
             return False
         self.protocol = peer.protocol = None
         self._write_side = peer._write_side = CLOSING
-        self.clear = peer.clear = self._reading = peer._reading = False
+        # Behind an end they do not read.
+        self.clear = peer.clear = False
         self._sink = peer._sink = self._splicer = peer._splicer = None
         give_up = self._plane.unwatch_and_close
         give_up(self._sock)
@@ -136,12 +159,16 @@ class SplicingConnection(PipingConnection):
             self._stop_splicing()
         Connection.connectionLost(self, reason)
         peer = self._sink
+        if peer is None:
+            peer = self._splicer
         if peer is not None:
             self._sink = peer._sink = self._splicer = peer._splicer = None
 
     def _has_room(self) -> None:
-        # Each is the other's sink.
+        # Each is the other's sink, unless one way is spliced alone.
         source = self._sink
+        if source is None:
+            source = self._splicer
         if source is not None and source._readable and source._reading:
             source._schedule()
 

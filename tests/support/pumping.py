@@ -139,6 +139,10 @@ class Pump:
         self.client, self.server = client, server
         self.until, self.settle = still.until, still.settle
         self._bridges = False
+        self._join()
+
+    def _join(self) -> None:
+        client, server = self.client, self.server
         assert client.transport.splice(server.transport, client.told, server.told, self)
 
     def ended(self, direction: Direction, sink: Any) -> None:
@@ -146,6 +150,10 @@ class Pump:
         side = self.client if direction is self.client.told else self.server
         assert sink is self.other(side).transport
         side.protocol.readConnectionLost()
+        self._pass_end(sink)
+
+    def _pass_end(self, sink: Any) -> None:
+        """Nothing more comes for `sink`."""
         if not self._bridges:
             return
         if all("eof" in side.events for side in (self.client, self.server)):
