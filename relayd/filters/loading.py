@@ -245,7 +245,9 @@ def _made(found: FilterKind, arguments: Mapping[str, Any]) -> Any:
     try:
         return found.made_by(**arguments)
     except (ValueError, ConfigError) as problem:
-        raise _Problem(str(problem)) from problem
+        # The validators of attrs have more in them than their words.
+        words = problem.args[0] if problem.args else type(problem).__name__
+        raise _Problem(str(words)) from problem
     except (Exception, SystemExit) as problem:
         by = found.package or "relayd"
         raise _Problem(f"{_said(problem)} (in {by})") from problem

@@ -267,6 +267,8 @@ def test_a_package_that_can_not_be_imported(
     ("code", "says"),
     [
         ("raise ValueError('no\\nway')", "no way"),
+        ("raise ValueError('no way', self)", "no way"),
+        ("raise ValueError", "ValueError"),
         ("open('/no/such/file', 'a')", "/no/such/file: No such file or directory"),
         ("1 / 0", "ZeroDivisionError: division by zero (in the package bad 1.0)"),
         ("exit()", "SystemExit: None (in the package bad 1.0)"),
