@@ -25,6 +25,8 @@ from relayd.filters.packets import (
 )
 from relayd.filters.pcapng import packet
 
+COURSES: tuple[Course, Course] = ("up", "down")
+
 #: Endings in which the client's side has reset the connection, or is taken to have.
 _BY_CLIENT = frozenset(
     {
@@ -69,7 +71,8 @@ class SessionCapture:
         #: Directions of which more may come, and those whose FIN was written.
         self._open: set[Course] = set()
         self._finished: set[Course] = set()
-        self._is_over = False
+        #: Directions that are over, and were captured to their ends.
+        self._closed: set[Course] = set()
         server = server_end(session.upstream)
         client = client_end(session.client, session.id)
         if client == server:
@@ -113,35 +116,43 @@ class SessionCapture:
             self._finish(course)
 
     def leave(self, course: Course) -> None:
-        """No more of a direction is captured, and the session may go on."""
+        """No more of a direction is captured, whatever becomes of the session."""
         self._open.discard(course)
-        session = self._session
-        ended = {"up": session.up.eof, "down": session.down.eof}
-        if all(ended[each] for each in self._open):
-            self._end("")
+        if not self._open:
+            self._end()
 
-    def close(self, course: Course) -> None:
-        """A direction is over, and mostly its session."""
+    def close(self, course: Course, *, ended: bool) -> None:
+        """A direction is over.
+
+        :param ended: it has come to its end; else it was cut off: as its session is
+            aborted, or as the connection that it leads to is gone.
+        """
+        self._open.discard(course)
+        self._closed.add(course)
+        if self._open:
+            return
         ending = self._session.ending
-        if ending is None:
-            self.leave(course)
-        elif not self._is_over:
-            if ending is Ending.DONE:
-                for each in ("up", "down"):
-                    if each in self._open:
-                        self._finish(each)
-            else:
-                side: Course = "up" if ending in _BY_CLIENT else "down"
-                why = f"ending={ending.word} {self._session.detail}".strip()
-                self._put(self.times.now(), self._stream.reset(side), b"", why)
-            self._end(ending.word)
+        # Of an abort, the filters may hear before the session has its ending.
+        if ended if ending is None else ending is Ending.DONE:
+            for each in COURSES:
+                if each in self._closed:
+                    self._finish(each)
+        else:
+            side: Course = "up" if ending in _BY_CLIENT else "down"
+            why = "" if ending is None else f"ending={ending.word}"
+            comment = f"{why} {self._session.detail}".strip()
+            self._put(self.times.now(), self._stream.reset(side), b"", comment)
+        self._end()
 
-    def _end(self, word: str) -> None:
-        if not self._is_over:
-            self._is_over = True
-            self._open.clear()
-            if self._tell is not None:
-                self._tell(word)
+    def _end(self) -> None:
+        if self._tell is not None:
+            session = self._session
+            ending = session.ending
+            if ending is None and session.up.eof and session.down.eof:
+                # It has all but ended.
+                ending = Ending.DONE
+            tell, self._tell = self._tell, None
+            tell("" if ending is None else ending.word)
 
     def _finish(self, course: Course) -> None:
         """A FIN, unless there was one."""
@@ -179,7 +190,8 @@ class CaptureFilter(Filter):
         self._course: Course = course
         self._left = most
         self._goes_on = goes_on
-        self._is_gone = False
+        #: It has left, or it has ended.
+        self._is_gone = self._has_ended = False
         capture.open(course)
 
     def data(self, data: bytes) -> bytes | Answer:
@@ -197,6 +209,7 @@ class CaptureFilter(Filter):
 
     def end(self) -> bytes:
         if not self._is_gone:
+            self._has_ended = True
             self._capture.end(self._course)
         return b""
 
@@ -207,7 +220,7 @@ class CaptureFilter(Filter):
     def close(self) -> None:
         if not self._is_gone:
             self._is_gone = True
-            self._capture.close(self._course)
+            self._capture.close(self._course, ended=self._has_ended)
 
     def _leave(self) -> None:
         if not self._is_gone:

@@ -225,6 +225,43 @@ def test_resets(path: Path, clock: Clock, ending: Ending, side: str) -> None:
     assert found.comments[1:] == [f"ending={ending.word} for a reason"]
 
 
+def test_an_abort_whose_ending_is_not_known_yet(path: Path, clock: Clock) -> None:
+    one = Captured(Capture(str(path)), clock)
+    one.filters["up"].end()
+    one.filters.pop("up").close()
+    one.close(None)
+    found = stream_of(path)
+    assert found.finished == ["up"]
+    assert found.reset == "down"
+
+
+def test_a_reset_that_comes_behind_what_others_hold(path: Path, clock: Clock) -> None:
+    """The other direction is cut off before, and what is held is passed on."""
+    one = Captured(Capture(str(path)), clock)
+    one.session.ending = Ending.UPSTREAM_RESET
+    one.filters.pop("up").close()
+    one.say("down", b"the last words")
+    one.filters["down"].end()
+    one.close(Ending.UPSTREAM_RESET)
+    found = stream_of(path)
+    assert found.said == (b"", b"the last words")
+    assert not found.finished
+    assert found.reset == "down"
+
+
+def test_an_end_after_which_nothing_can_be_written(path: Path, clock: Clock) -> None:
+    """As of TLS: what the server would say has no way any more."""
+    one = Captured(Capture(str(path)), clock)
+    one.filters.pop("down").close()
+    one.say("up", b"bye")
+    one.filters["up"].end()
+    one.close(None)
+    found = stream_of(path)
+    assert found.said == (b"bye", b"")
+    assert found.finished == ["up", "down"]
+    assert not found.reset
+
+
 def test_one_direction(path: Path, clock: Clock) -> None:
     one = Captured(Capture(str(path), direction="down"), clock)
     assert set(one.filters) == {"down"}
