@@ -19,7 +19,7 @@ from relayd.core.filtering import SPLICE
 from relayd.filters import capture_file, pcapng
 from relayd.filters.capture import Capture
 from relayd.filters.capture_file import LEAST_SIZE, RETRY, CaptureFile
-from tests.filters.test_capture import Captured
+from tests.support.captured import Captured
 from tests.support.captures import Stream, sections_of, streams_of
 
 #: As many bytes as are read at once.
