@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relayd.core.filtering import LATER
-from relayd.filters.fault_latency import Latency
+from relayd.filters.fault_latency import Latency, LatencyFilter
 from tests.support.faults import Line
 
 
@@ -62,6 +62,27 @@ def test_jitter_keeps_the_order() -> None:
     line.run_all()
     assert line.data == bytes(range(250))
     assert [at for at, _ in line.arrived] == sorted(at for at, _ in line.arrived)
+
+
+class Drawn(random.Random):
+    """Draws these numbers."""
+
+    def __init__(self, *numbers: float) -> None:
+        random.Random.__init__(self)
+        self._left = list(numbers)
+
+    def uniform(self, a: float, b: float) -> float:
+        return self._left.pop(0)
+
+
+def test_one_with_a_shorter_delay_waits_for_those_before() -> None:
+    line = Line(Latency(100, 100))
+    delays = Drawn(0.0, 0.09, -0.05, -0.1, 0.05)
+    line.filter = LatencyFilter(line.way, 0.1, 0.1, delays)
+    for at, data in (0, b"0"), (10, b"1"), (20, b"2"), (30, b"3"), (150, b"4"):
+        line.read(data, at=at)
+    line.run_all()
+    assert line.arrived == [(100, b"0"), (200, b"123"), (300, b"4")]
 
 
 def test_a_jitter_that_is_more_than_the_latency_is_no_delay_at_times() -> None:
