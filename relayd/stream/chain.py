@@ -136,6 +136,9 @@ class Chain:
                 self._take_off(link)
 
     def _take_off(self, link: Link) -> None:
+        if link.filter is None:
+            # It has left, by what another one has passed on.
+            return
         try:
             left = link.filter.remove()
         except EndSession as problem:
@@ -265,6 +268,7 @@ class Chain:
             return
         if self._rest:
             self._feed()
+            self._seen()
         if not self._rest and self.source.paused & FILTERS and not self._holds_much():
             self.source.resume(FILTERS)
 
@@ -304,7 +308,7 @@ class Chain:
         place = self._links.index(link)
         for each in self._links[: place + 1]:
             self._drop(each)
-        self._rest = b""
+        self._rest, self._stage = b"", _OPEN
         if problem.last:
             self._pass(0, problem.last)
         if self._stage != _CLOSED:
@@ -336,6 +340,8 @@ class Chain:
         """Tell the filters from this one on of the end."""
         while self._stage == _ENDING and place < len(self._links):
             link = self._links[place]
+            if link.is_ending:
+                return
             try:
                 left = link.filter.end()
                 if left is SPLICE:

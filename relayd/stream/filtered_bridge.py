@@ -112,7 +112,8 @@ class FilteredBridge(Bridge):
                 except Exception:
                     self.filter_failed(factory, Failure())
                     return False
-                leg.chain = chain if len(chain) else None
+                if len(chain):
+                    leg.chain = chain
         return True
 
     def _lay(self, leg: Leg) -> None:
@@ -360,8 +361,8 @@ class FilteredBridge(Bridge):
         if down.spliced:
             down.transport.unsplice()
             down.spliced = up.spliced = False
-        for leg in self.legs:
-            self._lay_plainly(leg)
+            for leg in self.legs:
+                self._lay_plainly(leg)
 
     # -- endings
 
