@@ -140,7 +140,6 @@ class FilteredBridge(Bridge):
             self._way
             and ISpliceable.providedBy(ours)
             and not leg.direction.eof
-            and hasattr(ours, "splice_one_way")
             and ours.splice_one_way(others, leg.direction, self)
         )
 
