@@ -108,6 +108,16 @@ class FilterKind:
         """What it is for: connections, datagrams, or both."""
         return [each[1] for each in (_STREAMS, _DATAGRAMS) if self._overrides(*each)]
 
+    @property
+    def usage(self) -> str:
+        """How it is written, with all options; what may be left out in brackets."""
+        parts = [self.name]
+        for each in self.parameters:
+            key = "" if each is self.parameters[0] else f"{each.name}="
+            part = f"{',' if key else ':'}{key}{each.placeholder}"
+            parts.append(part if each.required else f"[{part}]")
+        return "".join(parts)
+
 
 # -- which there are
 
@@ -142,7 +152,7 @@ def kind_of(name: str) -> FilterKind:
                 f"{packages[0]} brings one of this name, too, which is relayd's own:"
                 " uninstall it, or name its filter otherwise"
             )
-        return _kind(name, "", *_imported(BUILT_IN[name], "relayd"))
+        return _kind(name, "", *_imported(BUILT_IN[name].where, "relayd"))
     if not entries:
         raise _Problem(f"there is no such filter; {_advice(name, names())}")
     if len(packages) > 1:

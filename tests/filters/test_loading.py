@@ -214,6 +214,17 @@ def test_what_a_table_can_not_have(options: dict[str, Any], says: str) -> None:
 
 
 @pytest.mark.usefixtures("loud")
+def test_how_one_is_written() -> None:
+    assert loading.kind_of("louder").usage == (
+        "louder:NUMBER[,word=BYTES][,wait=MILLISECONDS][,direction=up|down]"
+        "[,really=on|off][,much=NUMBER][,text=TEXT]"
+    )
+    assert loading.kind_of("both").usage == "both"
+    assert loading.kind_of("latency").usage.startswith("latency:MILLISECONDS[,jitter=")
+    assert loading.kind_of("timeout").usage.startswith("timeout[:MILLISECONDS][,")
+
+
+@pytest.mark.usefixtures("loud")
 def test_a_filter_serves_what_its_class_overrides() -> None:
     serves = {
         "louder:1": ["tcp", "socks4"],
@@ -412,17 +423,16 @@ def _is_there(module: str) -> bool:
 
 
 BUILT_IN = {
-    name: where
-    for name, where in built_in.BUILT_IN.items()
-    if _is_there(where.partition(":")[0])
+    name: each
+    for name, each in built_in.BUILT_IN.items()
+    if _is_there(each.where.partition(":")[0])
 }
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_ours_are_what_the_table_says(name: str, packages: Packages) -> None:
+def test_ours_are_what_the_table_says(name: str, tmp_path: Path) -> None:
     """Found, with options that can be read, and for a kind of relay."""
-    del packages
-    module, _, found = BUILT_IN[name].partition(":")
+    module, _, found = BUILT_IN[name].where.partition(":")
     kind = loading.kind_of(name)
     assert kind.made_by is getattr(importlib.import_module(module), found)
     assert issubclass(kind.made_by, FilterFactory)
@@ -433,6 +443,14 @@ def test_ours_are_what_the_table_says(name: str, packages: Packages) -> None:
     for each in kind.parameters:
         assert each.placeholder.isascii()
         assert each.type.describe()
+    assert BUILT_IN[name].said.isascii()
+    assert BUILT_IN[name].examples
+    for text in BUILT_IN[name].examples:
+        spec = parse_filter(text.replace("/var/tmp", str(tmp_path)))
+        assert spec.name == name
+        served: list[Kind] = [k for k in ("tcp", "udp") if kind.serves(k)]
+        one, other = (filter_of(spec, served[0]) for _ in range(2))
+        assert one == other
 
 
 def test_nothing_is_imported_that_no_relay_uses(tmp_path: Path) -> None:
