@@ -11,13 +11,14 @@ directions.  How it works: :mod:`relayd.datagrams`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 
 from relayd.core import pool_settings, settings
+from relayd.core.filtering import FilterFactory, IFilterFactory
 from relayd.core.flows import Counters, FlowObserver
 from relayd.core.interfaces import IGate
 from relayd.core.networks import Ip
@@ -81,6 +82,8 @@ class UdpNat(DatagramRelay):
         these are: `v2`, in each datagram, or `v2-first`, in the first of a flow.
     :param bandwidth: limits how many bytes pass in a second
         (:class:`~relayd.admission.bandwidth.Bandwidth`); what is too much is dropped.
+    :param filters: see, change, delay or drop the datagrams of flows, the first one
+        nearest to the source (:mod:`relayd.filters`).
     :param udp_balance: `datagram`: each datagram goes to the next server, and what they
         answer is dropped; `flow`: all of a client's go to one.
     :param cut: when checks find that a server is down, take its flows to another one at
@@ -118,6 +121,7 @@ class UdpNat(DatagramRelay):
         dialing: DialOptions | None = None,
         send_proxy: str | None = None,
         bandwidth: FlowBandwidth | None = None,
+        filters: Sequence[IFilterFactory] = (),
         udp_balance: pool_settings.UdpBalance = pool_settings.UDP_BALANCE.default,
         cut: bool = False,
         wait_for_server: float = 0.0,
@@ -160,6 +164,7 @@ class UdpNat(DatagramRelay):
                 gate=gate,
                 preamble=preamble_of(send_proxy),
                 bandwidth=bandwidth,
+                filters=_of_flows(filters),
                 cut=cut,
                 wait_for_server=wait_for_server,
             ),
@@ -198,3 +203,15 @@ def preamble_of(version: str | None) -> Preamble | None:
         raise ValueError(f"send_proxy is v2 or v2-first, not {version!r}")
     write = partial(write_version_2, datagrams=True)
     return Preamble(write, first=version == "v2-first")
+
+
+def _of_flows(filters: Sequence[IFilterFactory]) -> tuple[IFilterFactory, ...]:
+    """Filters that serve flows.
+
+    :raises ValueError: one is for streams only.
+    """
+    for each in filters:
+        build = getattr(type(each), "build_datagram_filter", None)
+        if build is FilterFactory.build_datagram_filter:
+            raise ValueError(f"filter {each.name} is for streams, not for UDP flows")
+    return tuple(filters)

@@ -11,13 +11,16 @@ import pytest
 
 from relayd.configuring.address_settings import ALL
 from relayd.core.errors import REASONS
+from relayd.core.flows import FlowFacts
 from relayd.core.session import Ending
 from relayd.ctl.commands import relayctl
+from relayd.datagrams.filter_chain import FILTER_FAILED, FILTER_FULL, FILTERED
 from relayd.observing import metrics
 from relayd.observing.readings import ProcessReading
 
 PACKAGE = Path(__file__).parent.parent / "relayd"
 PAGE = (PACKAGE.parent / "docs" / "operating.md").read_text()
+README = (PACKAGE.parent / "README.md").read_text()
 
 
 def section(heading: str) -> str:
@@ -42,6 +45,16 @@ def names(heading: str) -> list[str]:
 
 def test_each_ending_is_there_once() -> None:
     assert sorted(names("How a session has ended")) == sorted(e.word for e in Ending)
+
+
+def test_each_ending_of_a_flow_is_there_once() -> None:
+    told = str(FlowFacts.__doc__).partition(":ivar ending:")[2].partition(":ivar")[0]
+    words = sorted(re.findall(r"`(\w+)`", told))
+    assert len(words) == 9
+    text = section("How a session has ended").partition("A flow of UDP ends")[2]
+    for page in (text, README.partition("\n`ending` is")[2].partition(". ")[0]):
+        said = re.findall(r"`([a-z_]+)`", page)
+        assert [word for word in words if said.count(word) != 1] == []
 
 
 def test_each_reason_is_there_once() -> None:
@@ -79,7 +92,8 @@ def test_each_word_for_a_dropped_datagram_is_there() -> None:
         for path in (PACKAGE / "datagrams").glob("*.py")
         for word in re.findall(r'dropped\["(\w+)"\]', path.read_text())
     }
-    assert len(used) > 5
+    used |= {FILTERED, FILTER_FULL, FILTER_FAILED}
+    assert len(used) > 8
     rest = {word for word in used if not word.startswith("send_")} - set(REASONS)
     assert {word for word in rest if f"`{word}`" not in text} == set()
 

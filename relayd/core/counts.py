@@ -204,12 +204,16 @@ class FlowCounts:
     :ivar up: bytes that flows which have ended have sent to servers; `down` to clients.
     :ivar kernel_replies_dropped: of the datagrams that the kernel dropped, those from
         servers.
+    :ivar kept: of the datagrams from clients, how many filters keep back now, less
+        those that they have made in addition, which are only among the sent ones;
+        `replies_kept` likewise.
     """
 
-    __slots__ = ("down", "kernel_replies_dropped", "up")
+    __slots__ = ("down", "kept", "kernel_replies_dropped", "replies_kept", "up")
 
     def __init__(self) -> None:
         self.up = self.down = self.kernel_replies_dropped = 0
+        self.kept = self.replies_kept = 0
 
     def close(self, flow: Flow) -> None:
         """A flow has ended."""

@@ -90,7 +90,7 @@ class FlowFacts:
     :ivar ending: `expired`, `unreplied` (it expired without a reply), `evicted`,
         `drained`, `killed` (by its operator), `hours` (those of its relay were over),
         `upstream_down` (checks found that its server is down, and no other could be
-        chosen), or `failed`.
+        chosen), `filter_failed`, or `failed`.
     :ivar by: the client for which it was evicted; empty if it was not.
     """
 
@@ -108,8 +108,9 @@ class FlowFacts:
 class Counters:
     """What has become of datagrams.
 
-    :ivar received: from clients; each was sent on or is in `dropped`.  What waits for
-        a server is counted when it has one, or has waited in vain.
+    :ivar received: from clients; each was sent on or is in `dropped`, but for what
+        filters keep.  What waits for a server is counted when it has one, or has waited
+        in vain.
     :ivar sent: to servers.
     :ivar replies_received: from servers; each was sent on or is in `replies_dropped`.
     :ivar replies_sent: to clients.
@@ -120,11 +121,13 @@ class Counters:
         `hours` and others of :data:`relayd.core.errors.REASONS`), `source_port_0`,
         `source_loops` (a reply there would come back), `loop` (they come from the relay
         itself, by another relay of this process), `truncated`, `draining`, `stopped`
-        (so is its listener), `bandwidth` (they come faster than its limit), `failed` (a
-        defect of ours, whose traceback is in the log), or `send_` and the name of the
-        error.
-    :ivar replies_dropped: likewise: `reply_cap`, `bandwidth`, `truncated`, `failed`,
-        `one_way` (its datagrams go to one server after the other), `send_…`.
+        (so is its listener), `bandwidth` (they come faster than its limit), `filtered`
+        (a filter has them go no further), `filter_full` (one that keeps some back has
+        no room), `filter_failed` (one is broken), `failed` (a defect of ours, whose
+        traceback is in the log), or `send_` and the name of the error.
+    :ivar replies_dropped: likewise: `reply_cap`, `bandwidth`, `truncated`, `filtered`,
+        `filter_full`, `filter_failed`, `failed`, `one_way` (its datagrams go to one
+        server after the other), `send_…`.
     :ivar icmp_errors: how often a server's host refused what had been sent.
     :ivar resent: how many datagrams were sent to the next address of a server's
         name as well, after one had refused; each is in `sent` once.
@@ -144,12 +147,15 @@ class Counters:
     resent: int = 0
     not_resent: int = 0
 
-    def balance(self) -> None:
-        """Count as `failed` what was received and is nowhere else, after a defect."""
-        missing = self.received - self.sent - self.dropped.total()
+    def balance(self, kept: int = 0, replies_kept: int = 0) -> None:
+        """Count as `failed` what was received and is nowhere else, after a defect.
+
+        :param kept: see :class:`relayd.core.counts.FlowCounts`.
+        """
+        missing = self.received - self.sent - self.dropped.total() - kept
         if missing > 0:
             self.dropped["failed"] += missing
-        missing = self.replies_received - self.replies_sent
+        missing = self.replies_received - self.replies_sent - replies_kept
         missing -= self.replies_dropped.total()
         if missing > 0:
             self.replies_dropped["failed"] += missing

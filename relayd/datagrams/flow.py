@@ -67,11 +67,16 @@ class ClientFlow(MovingFlow):
     :ivar drops: the kernel's count of drops at `sock` when it was last read.
     :ivar lease: what the gate gave for it, if there is one.
     :ivar hop: its name as a hop, if it leads to a relay of this process.
+    :ivar chain: its filters; set if there are any.
     """
 
     #: What it receives is from a server, not from clients.
     hears_server = True
     limits: Any = None  # those of its bytes, if there are any
+    #: The names of its filters, and how many datagrams they keep back
+    #: (:mod:`relayd.datagrams.filtered`).
+    filtered: Sequence[str] = ()
+    kept = 0
 
     __slots__ = (
         "_batch_until",
@@ -80,6 +85,7 @@ class ClientFlow(MovingFlow):
         "_segments_down",
         "_segments_up",
         "_usual",
+        "chain",
         "drops",
         "envelope",
         "here",
@@ -374,6 +380,9 @@ class ClientFlow(MovingFlow):
         if self.server.moves and problem.errno in REFUSALS:
             # The kernel reports that even before an answer that came earlier.
             self._read_batch(BATCH, problem)
+
+    def close_filters(self) -> None:
+        """Of a flow with filters: it is over."""
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor stops."""

@@ -6,7 +6,8 @@ answered.  It calls none of its users.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any, Generic
 
 from twisted.internet.interfaces import IReactorTime
@@ -21,6 +22,9 @@ from relayd.net.log_throttle import FailureLog
 from relayd.net.monotonic import monotonic
 
 log = Logger(namespace="relayd.datagrams")
+
+#: Flows whose drops are read from the kernel in one step.
+DROP_CHECKS = 256
 
 
 class Ledger(Generic[AnyFlow]):
@@ -37,6 +41,7 @@ class Ledger(Generic[AnyFlow]):
     :ivar counts: what else is counted.
     :ivar unanswered: datagrams that may have to be sent again, to another address.
     :ivar two_way: a server of a pool has answered: this is no protocol without answers.
+    :ivar filtered_flows: numbers the flows that get filters, from 0.
     :ivar now: returns the time in seconds.
     """
 
@@ -59,11 +64,32 @@ class Ledger(Generic[AnyFlow]):
         self.counts = FlowCounts()
         self.unanswered = Unanswered()
         self.two_way = False
+        self.filtered_flows = itertools.count()
+        #: Index of the next flow whose drops are read.
+        self._next_drop_check = 0
         self._failures = FailureLog(log, self.clock)
 
     def log_failure(self, what: str) -> None:
         """Log the exception that is being handled, once a second at most."""
         self._failures.add(what)
+
+    def balance(self) -> None:
+        """Count as `failed` what was received and is nowhere else, after a defect."""
+        self.counters.balance(self.counts.kept, self.counts.replies_kept)
+
+    def count_some_drops(self, listeners: Iterable[Any]) -> None:
+        """Count the drops of all listeners, and of some of the flows.
+
+        Each call reads :data:`DROP_CHECKS` flows, and goes on where the last one ended.
+        """
+        for listener in listeners:
+            self.count_drops(listener)
+        first = self._next_drop_check
+        for flow in itertools.islice(self.table, first, first + DROP_CHECKS):
+            self.count_drops(flow)
+        self._next_drop_check = (
+            first + DROP_CHECKS if first + DROP_CHECKS < len(self.table) else 0
+        )
 
     def count_drops(self, one: Any) -> None:
         """Count the datagrams that the kernel dropped at a socket since the last call.

@@ -197,7 +197,7 @@ class DatagramListener:
         counters.sent += sent
         counters.received += len(batch)
         if failed:
-            counters.balance()
+            ledger.balance()
         if not batch and (failed or self._receiver.refusal is not None):
             self._pause()
         # If nothing was received, flows of other listeners must still expire.

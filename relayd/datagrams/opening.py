@@ -10,7 +10,7 @@ Who is let in and has no server may wait for one (:mod:`relayd.datagrams.standby
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -18,11 +18,14 @@ from twisted.logger import Logger
 
 from relayd.core.addresses import client_key, socket_name
 from relayd.core.errors import REASONS, Refused
+from relayd.core.filtering import IFilterFactory
 from relayd.core.flows import NewFlow
 from relayd.core.interfaces import IGate, ILease
 from relayd.core.leases import LATER, checked, give_back, lease_of
 from relayd.core.pacing import FlowBandwidth
 from relayd.datagrams.dialing import FlowDialer
+from relayd.datagrams.filter_chain import FILTER_FAILED
+from relayd.datagrams.filtered import FilterFailed, filter_flow
 from relayd.datagrams.flow import ClientFlow
 from relayd.datagrams.interfaces import FlowListener, FlowRelay
 from relayd.datagrams.ledger import Ledger
@@ -55,6 +58,7 @@ class Ingredients:
     :ivar gate: decides which clients get a flow; all do, unless given.
     :ivar preamble: what servers are told of flows; unless they have their own.
     :ivar bandwidth: limits what flows pass on; nothing does, unless given.
+    :ivar filters: of the datagrams, the one nearest to the source first.
     :ivar cut: flows of a server that goes down are taken to another one at once, or end
         if there is none.
     :ivar wait_for_server: seconds for which new clients wait while no server can be
@@ -66,6 +70,7 @@ class Ingredients:
     gate: IGate | None = None
     preamble: Preamble | None = None
     bandwidth: FlowBandwidth | None = None
+    filters: Sequence[IFilterFactory] = ()
     cut: bool = False
     wait_for_server: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
 
@@ -91,6 +96,7 @@ class FlowOpener:
     ) -> None:
         self._ledger = ledger
         self._bandwidth = made_of.bandwidth
+        self._filters = made_of.filters
         self._preamble = made_of.preamble
         self._table = ledger.table
         self._relay = relay
@@ -280,6 +286,9 @@ class FlowOpener:
         except TableFull as problem:
             self._refuse(str(problem))
             return None
+        except FilterFailed:
+            dropped[FILTER_FAILED] += 1
+            return None
         except OSError as problem:
             self._refuse(f"no socket for a flow of {source[0]}: {problem.strerror}")
             return None
@@ -359,7 +368,7 @@ class FlowOpener:
         asked: NewFlow | None,
     ) -> ClientFlow:
         connected = self._dialer.dial_any(server, asked)
-        sock, limits = connected.sock, None
+        sock, limits, flow = connected.sock, None, None
         try:
             if self._bandwidth is not None:
                 limits = self._bandwidth.limits_of(socket_name(client[1]))
@@ -369,8 +378,12 @@ class FlowOpener:
                 limits,
                 *(self._ledger, self._relay, listener, client, connected),
             )
+            if self._filters:
+                filter_flow(flow, self._filters)
             self._watcher.watch(sock.fileno(), flow, READABLE)
-        except OSError:
+        except (OSError, FilterFailed):
+            if flow is not None and flow.filtered:
+                flow.close_filters()
             sock.close()
             if limits is not None:
                 limits.release()

@@ -5,7 +5,6 @@ The state that its listeners and flows share is in its ledger; the opener makes 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
@@ -15,12 +14,14 @@ from twisted.internet.interfaces import IDelayedCall
 from relayd.core import process_settings
 from relayd.core.addresses import socket_name
 from relayd.core.counts import FlowCounts
+from relayd.core.filtering import IFilterFactory
 from relayd.core.flow_pools import FlowPool
 from relayd.core.flows import Counters, FlowFacts, FlowObserver
 from relayd.core.hops import datagrams as hops
 from relayd.core.leases import give_back
 from relayd.core.pacing import FlowBandwidth
 from relayd.core.registry import Registry
+from relayd.datagrams.filtered import FilterChanges, changed
 from relayd.datagrams.flow import ClientFlow
 from relayd.datagrams.guarded import FailSafeObserver
 from relayd.datagrams.ledger import Ledger
@@ -33,9 +34,6 @@ from relayd.datagrams.spreading import SpreadDialer
 from relayd.datagrams.standby import FlowStandBy
 from relayd.datagrams.table import NatTable
 from relayd.datagrams.watching import Watcher
-
-#: Flows whose drops are read from the kernel in one step.
-DROP_CHECKS = 256
 
 #: Seconds without a datagram after which a drain ends a flow that was answered.
 QUIET_AFTER = 1.0
@@ -88,8 +86,7 @@ class DatagramRelay:
         self._timer: IDelayedCall | None = None
         #: The time up to which flows expire, once all datagrams from before are read.
         self._expire_to: float | None = None
-        #: Index of the next flow whose drops are read.
-        self._next_drop_check = 0
+        self._filters = FilterChanges(ledger, self)
         self._ends_changed()
 
     def _use(self, made_of: Ingredients) -> FlowMaking:
@@ -120,12 +117,13 @@ class DatagramRelay:
     def become(self, other: DatagramRelay) -> None:
         """Make new flows as another relay would.
 
-        Flows keep their server; timeouts, limits and the cap of replies are those of
-        the other one from now on, for them as well.
+        Flows keep their server; timeouts, limits, the cap of replies and the filters
+        that may join are those of the other one from now on, for them as well.
 
         :param other: has no listeners, and is not used any more.
         """
         before, making = self.pool, self._making
+        filters = changed(self.made_of.filters, other.made_of.filters)
         self.receive_buffer = other.receive_buffer
         self.table.change(other.table)
         self.ledger.reply_cap = other.ledger.reply_cap
@@ -139,9 +137,16 @@ class DatagramRelay:
             before.changed = lambda: None
             before.stop()
             self.pool.learn(before)
+        self.change_filters(*filters)
         self._ends_changed()
         if self.listeners:
             self.pool.start()
+
+    def change_filters(
+        self, gone: Sequence[IFilterFactory], new: Sequence[IFilterFactory]
+    ) -> None:
+        """Take filters off the flows that live now, and put others on them, last."""
+        self._filters.change(gone, new)
 
     @property
     def name(self) -> str:
@@ -259,6 +264,8 @@ class DatagramRelay:
             self.ledger.unanswered.forget(flow)
             flow.over(unanswered=ending == "unreplied")
         self.watcher.unwatch_and_close(flow.sock)
+        if flow.filtered:
+            flow.close_filters()
         self.ledger.counts.close(flow)
         lease, flow.lease = flow.lease, None
         for each in filter(None, (lease, flow.limits)):
@@ -282,7 +289,7 @@ class DatagramRelay:
         """See :meth:`relayd.datagrams.interfaces.FlowRelay.fail`."""
         client = socket_name(flow.source)
         self.ledger.log_failure(f"the flow of {client} failed and is ended")
-        self.counters.balance()
+        self.ledger.balance()
         self.end(flow, "failed")
 
     # -- time
@@ -334,18 +341,8 @@ class DatagramRelay:
         self._timer = self.clock.callLater(later, self._tick)
 
     def count_kernel_drops(self) -> None:
-        """Update `counters.kernel_dropped` for the listeners and some of the flows.
-
-        Each call reads :data:`DROP_CHECKS` flows, and goes on where the last one ended.
-        """
-        for listener in self.listeners:
-            self.ledger.count_drops(listener)
-        first = self._next_drop_check
-        for flow in itertools.islice(self.table, first, first + DROP_CHECKS):
-            self.ledger.count_drops(flow)
-        self._next_drop_check = (
-            first + DROP_CHECKS if first + DROP_CHECKS < len(self.table) else 0
-        )
+        """Update `counters.kernel_dropped` for the listeners and some of the flows."""
+        self.ledger.count_some_drops(self.listeners)
 
     # -- the end
 
@@ -393,8 +390,9 @@ class DatagramRelay:
     def _end_quiet(self, now: float) -> None:
         """End the flows that a drain need not wait for."""
         for flow in list(self.table):
-            # A flow that is owed an answer has until the limit.
-            if flow.down_datagrams < flow.up_datagrams or now - flow.seen < QUIET_AFTER:
+            # A flow that is owed an answer, or by its filters, has until the limit.
+            owed = flow.down_datagrams < flow.up_datagrams or flow.kept
+            if owed or now - flow.seen < QUIET_AFTER:
                 continue
             # More may be pending.
             flow.read_all()
@@ -406,6 +404,7 @@ class DatagramRelay:
         for flow in list(self.table):
             self.end(flow, "drained")
         self._making.stop()
+        self._filters.stop()
         self.count_kernel_drops()
         closed, self.listeners = self.listeners, []
         self.pool.stop()

@@ -57,7 +57,7 @@ class Replies:
         except Exception:
             # The plane's whole turn would end with it.
             ledger.log_failure("a listener failed to send replies")
-            ledger.counters.balance()
+            ledger.balance()
         finally:
             pending.clear()
 

@@ -215,7 +215,7 @@ class FlowStandBy:
                 flow.forward((data,), now)
         except Exception:
             self._ledger.log_failure("the flow of a client that has waited failed")
-            counters.balance()
+            self._ledger.balance()
 
     # -- none comes
 

@@ -59,6 +59,7 @@ def udp_unit(relay: UdpRelay, shop: Workshop, before: Unit | None = None) -> Uni
             closes=lifetime.flows_end if lifetime is not None else None,
             dialing=options,
             bandwidth=admitting.bandwidth,
+            filters=filters,
             cut=relay.pool.on_down == "cut",
             wait_for_server=relay.pool.when_none.limit,
             name=relay.name,

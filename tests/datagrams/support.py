@@ -314,10 +314,14 @@ class Bench:
 
     def check(self) -> None:
         """The sums hold, and what lives is watched and timed."""
-        counters = self.nat.counters
-        assert counters.received == counters.sent + sum(counters.dropped.values())
+        counters, counts = self.nat.counters, self.nat.counts
+        assert counters.received == (
+            counters.sent + sum(counters.dropped.values()) + counts.kept
+        )
         assert counters.replies_received == (
-            counters.replies_sent + sum(counters.replies_dropped.values())
+            counters.replies_sent
+            + sum(counters.replies_dropped.values())
+            + counts.replies_kept
         )
         left = sum(len(each.sent) for each in self.sockets)
         assert counters.sent + counters.resent == left

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relayd.core.flows import Counters
+from relayd.datagrams.ledger import DROP_CHECKS
 from relayd.datagrams.mmsg import BATCH
-from relayd.datagrams.relay import DROP_CHECKS
 from relayd.udp_nat import Server
 from tests.conftest import LoggedFailures
 from tests.datagrams.support import (
