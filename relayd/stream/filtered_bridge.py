@@ -347,7 +347,8 @@ class FilteredBridge(Bridge):
         if not self._add(new, [leg for leg in self.legs if not leg.direction.eof]):
             return
         for leg, chain in zip(self.legs, before, strict=True):
-            if chain is None and leg.chain is not None:
+            goes_on = chain is not None or (leg.chain is None and leg.spliced)
+            if not (goes_on or leg.direction.eof):
                 self._lift(leg)
                 self._lay(leg)
                 leg.resume(PEER_FULL)
