@@ -1,128 +1,31 @@
-"""One direction is spliced, and the other goes through its protocol.
-
-What the client sends is moved to the server by their transports; what the server sends
-is given to its protocol, which writes it to the client's transport, as the filters of
-that direction would.
-"""
+"""One direction is spliced, and the other goes through its protocol."""
 
 from __future__ import annotations
 
+import errno
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+import socket
+from contextlib import suppress
 
 import pytest
-from twisted.internet.error import ConnectionDone
+from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from zope.interface import alsoProvides
 
 import relayd.plane.pipes
-from relayd.core.session import Direction
-from relayd.plane.poller import Plane
+from relayd.core.interfaces import IResetListener
+from relayd.core.session import Direction, PacedDirection
+from relayd.net.transports import WriteRefused
+from relayd.plane.connection import READ_SIZE
+from relayd.plane.pipes import PIPE_SIZE
+from relayd.plane.poller import COPY_SIZE
+from relayd.plane.writing import BUFFER_LIMIT
 from relayd.testing import Producer
-from tests.support.contracts import Recorder
-from tests.support.pumping import (
-    KINDS,
-    LOTS,
-    NOISE,
-    Pump,
-    Side,
-    Splices,
-    small,
-    sockets,
-    splices,
-)
+from tests.conftest import descriptors
+from tests.support.one_way import OneWay, pump, relaying, sides_of, tcp
+from tests.support.pumping import LOTS, NOISE, Side, Splices, splices
 from tests.support.standing import Still, still
 
-__all__ = ["splices", "still"]
-
-
-class Through(Recorder):
-    """Passes what it reads to a sink, as long as it has one."""
-
-    sink: Any = None
-
-    def dataReceived(self, data: bytes) -> None:
-        super().dataReceived(data)
-        if self.sink is not None:
-            self.sink.write(data)
-
-
-class OneWay(Pump):
-    """A pump of which one way is spliced; the server's protocol passes on the other."""
-
-    def _join(self) -> None:
-        self.splice_one_way(self.client)
-        self.pass_through(self.server)
-
-    def pass_through(self, side: Side) -> None:
-        """What this side reads goes through its protocol, which the sink may pause."""
-        sink = self.other(side).transport
-        side.protocol.sink = sink
-        side.protocol.on["eof"] = lambda: self._end_through(sink)
-        sink.registerProducer(
-            Producer(
-                pause=side.transport.pauseProducing,
-                resume=side.transport.resumeProducing,
-            ),
-            True,
-        )
-
-    def _end_through(self, sink: Any) -> None:
-        sink.unregisterProducer()
-        self._pass_end(sink)
-
-    def stop_passing(self, side: Side) -> None:
-        """What this side reads does not go through its protocol any more."""
-        side.protocol.sink = None
-        side.protocol.on.clear()
-        self.other(side).transport.unregisterProducer()
-        side.transport.resumeProducing()
-
-    def splice_one_way(self, side: Side) -> None:
-        """What this side reads is moved from now on."""
-        sink = self.other(side).transport
-        assert side.transport.splice_one_way(sink, side.told, self)
-
-
-@contextmanager
-def relaying(still: Still, *sides: Side) -> Iterator[OneWay]:
-    """Such a pump; when it ends, so have both sides."""
-    pump = OneWay(still, *sides)
-    try:
-        yield pump
-    finally:
-        for side in sides:
-            side.peer.socket.close()
-            side.transport.abortConnection()
-        pump.settle(2)
-    assert [side.events.count("lost") for side in sides] == [1, 1]
-
-
-def sides_of(still: Still, kinds: str, **how: Any) -> list[Side]:
-    plane = Plane.of(still)
-    return [Side(plane, sockets(kind, **how), Through()) for kind in kinds.split()]
-
-
-@pytest.fixture
-def tcp(still: Still) -> Iterator[OneWay]:
-    """Two TCP connections whose kernel buffers are small."""
-    plane = Plane.of(still)
-    sides = [Side(plane, sockets("tcp", small()), Through()) for _ in range(2)]
-    with relaying(still, *sides) as pump:
-        yield pump
-
-
-@pytest.fixture(params=KINDS)
-def pump(request: pytest.FixtureRequest, still: Still) -> Iterator[OneWay]:
-    """Each kind of connection with each."""
-    with relaying(still, *sides_of(still, request.param)) as made:
-        yield made
-
-
-@pytest.fixture
-def no_pipes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pipe can be had."""
-    monkeypatch.setattr(relayd.plane.pipes, "PIPES_IN_USE", 0)
+__all__ = ["pump", "splices", "still", "tcp"]
 
 
 # -- who is joined
@@ -254,3 +157,447 @@ def test_both_ways_at_once_with_pauses(seed: int, pump: OneWay) -> None:
     pump.until(lambda: client.protocol.lost and server.protocol.lost)
     for side in sides:
         assert side.why is ConnectionDone
+
+
+# -- full sinks
+
+
+@pytest.mark.parametrize("spliced", [True, False])
+def test_a_sink_that_is_full_holds_no_more_than_a_chunk(
+    spliced: bool, pump: OneWay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its source is not read; what it reads itself passes through its protocol."""
+    if not spliced:
+        monkeypatch.setattr(relayd.plane.pipes, "PIPES_IN_USE", 0)
+    client, server = pump.client, pump.server
+    sent = pump.block(client)
+    assert client.transport.blocked
+    assert not server.transport.blocked
+    assert 0 < server.transport.unsent <= (PIPE_SIZE if spliced else COPY_SIZE)
+    read = client.told.read
+    pump.through(server, NOISE[:1_000_000])
+    assert client.told.read == read
+    assert pump.take(server, sent) == NOISE[:sent]
+    assert not client.transport.blocked
+    assert server.transport.unsent == pump.pipes.in_use == 0
+
+
+def test_a_source_that_takes_nothing_pauses_what_is_written_to_it(
+    tcp: OneWay,
+) -> None:
+    """As without splicing, which goes on meanwhile."""
+    client, server = tcp.client, tcp.server
+    sent = tcp.block(server)
+    held = client.transport.unsent
+    assert BUFFER_LIMIT < held <= BUFFER_LIMIT + READ_SIZE
+    assert not server.transport.blocked
+    tcp.through(client, NOISE)
+    assert client.transport.unsent == held
+    assert tcp.take(client, sent) == NOISE[:sent]
+
+
+def test_both_full_go_on_when_their_peers_read(tcp: OneWay) -> None:
+    client, server = tcp.client, tcp.server
+    sent, answered = tcp.block(client), tcp.block(server)
+    assert client.transport.blocked
+    assert client.transport.unsent
+    assert tcp.take(client, answered) == NOISE[:answered]
+    assert tcp.take(server, sent) == NOISE[:sent]
+
+
+# -- from one way to both, and back
+
+
+@pytest.mark.parametrize("how", ["splice", "unsplice first", "one way twice"])
+@pytest.mark.parametrize("waits", ["pipe", "buffer"])
+def test_one_way_becomes_both_with_something_on_its_way(
+    waits: str, how: str, tcp: OneWay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits, in a pipe or a buffer, comes first."""
+    client, server = tcp.client, tcp.server
+    if waits == "pipe":
+        sent, _ = tcp.fill_pipe(client)
+    else:
+        monkeypatch.setattr(relayd.plane.pipes, "PIPES_IN_USE", 0)
+        sent = tcp.block(client)
+    tcp.stop_passing(server)
+    if how == "unsplice first":
+        server.transport.unsplice()
+    if how == "one way twice":
+        tcp.splice_one_way(server)
+    else:
+        assert server.transport.splice(client.transport, server.told, client.told, tcp)
+    # It still waits.
+    tcp.settle()
+    assert client.transport.blocked
+    assert tcp.take(server, sent) == NOISE[:sent]
+    server.peer.socket.send(b"response")
+    assert tcp.take(client, 8) == b"response"
+    assert server.told.read == 8
+    assert server.protocol.data == client.protocol.data == b""
+    client.peer.socket.send(b"request")
+    assert tcp.take(server, sent + 7)[-7:] == b"request"
+
+
+@pytest.mark.parametrize("asked", ["client", "server"])
+def test_unspliced_in_the_middle_it_is_read_for_its_protocol(
+    asked: str, tcp: OneWay
+) -> None:
+    """Asked of either; what is in the pipe is written, and what follows comes."""
+    client, server = tcp.client, tcp.server
+    sent, read = tcp.fill_pipe(client)
+    (client if asked == "client" else server).transport.unsplice()
+    assert tcp.pipes.users == 0
+    assert not client.transport.blocked
+    tcp.pass_through(client)
+    assert tcp.take(server, sent) == NOISE[:sent]
+    assert client.protocol.data == NOISE[read:sent]
+    # And once more, which does nothing.
+    client.transport.unsplice()
+    server.transport.unsplice()
+    server.peer.socket.send(b"response")
+    assert tcp.take(client, 8) == b"response"
+
+
+def test_both_ways_become_one(tcp: OneWay) -> None:
+    """A filter is put on a session that goes on."""
+    client, server = tcp.client, tcp.server
+    tcp.stop_passing(server)
+    tcp.splice_one_way(server)
+    tcp.splice(server)
+    assert tcp.pipes.users == 1
+    client.transport.unsplice()
+    tcp.splice_one_way(client)
+    tcp.pass_through(server)
+    counted = server.told.read
+    tcp.through(server, NOISE)
+    tcp.through(client, NOISE)
+    assert server.told.read == counted
+    assert server.protocol.data == NOISE
+
+
+def test_a_way_that_changes_does_not_make_a_socket_one_that_can_be_spliced(
+    tcp: OneWay, splices: Splices
+) -> None:
+    splices.refuse["out"] = [errno.EINVAL] * 1000
+    tcp.through(tcp.client, NOISE)
+    assert tcp.plane.not_spliced == 1
+    calls = len(splices.moved)
+    tcp.client.transport.unsplice()
+    tcp.splice_one_way(tcp.client)
+    tcp.through(tcp.client, NOISE)
+    assert len(splices.moved) == calls
+
+
+# -- ends of data
+
+
+def test_the_end_of_the_spliced_way_and_the_other_goes_on(pump: OneWay) -> None:
+    """The splicer is told of it; the sink's protocol of what it always is."""
+    client, server = pump.client, pump.server
+    pump.bridge()
+    client.peer.socket.send(b"request")
+    client.peer.end()
+    assert pump.take_all(server) == b"request"
+    assert client.events == ["eof"]
+    assert server.events == ["shut"]
+    pump.through(server, NOISE[:1_000_000])
+    server.peer.end()
+    assert pump.take_all(client) == NOISE[:1_000_000]
+    pump.until(lambda: client.protocol.lost and server.protocol.lost)
+    assert (client.why, server.why) == (ConnectionDone, ConnectionDone)
+
+
+def test_the_end_of_the_other_way_and_the_spliced_one_goes_on(pump: OneWay) -> None:
+    """The source's protocol is told of nothing, whatever its transport is asked."""
+    client, server = pump.client, pump.server
+    pump.bridge()
+    server.peer.socket.send(b"response")
+    server.peer.end()
+    assert pump.take_all(client) == b"response"
+    assert server.events == ["eof"]
+    assert client.events == []
+    pump.through(client, NOISE[:1_000_000])
+    client.peer.end()
+    assert pump.take_all(server) == NOISE[:1_000_000]
+    pump.until(lambda: client.protocol.lost and server.protocol.lost)
+
+
+@pytest.mark.parametrize("spliced", [True, False])
+def test_an_end_of_data_waits_behind_a_full_sink(
+    spliced: bool, tcp: OneWay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not spliced:
+        monkeypatch.setattr(relayd.plane.pipes, "PIPES_IN_USE", 0)
+    tcp.bridge()
+    sent = tcp.block(tcp.client)
+    tcp.client.peer.end()
+    tcp.settle()
+    assert tcp.client.events == []
+    assert tcp.take_all(tcp.server) == NOISE[:sent]
+    assert tcp.client.events == ["eof"]
+    tcp.through(tcp.server, b"response")
+
+
+def test_they_are_not_closed_as_if_both_ways_were_spliced(tcp: OneWay) -> None:
+    """Somebody waits to be told, who passes on the other way."""
+    client, server = tcp.client, tcp.server
+    tcp.stop_passing(server)
+    for side in (client, server):
+        side.peer.end()
+    tcp.until(lambda: client.events == server.events == ["eof"])
+    protocols = client.protocol, server.protocol
+    assert not client.transport.close_both(*protocols)
+    assert not server.transport.close_both(*protocols[::-1])
+    assert client.transport.connected
+    # Unless they are.
+    tcp.splice_one_way(server)
+    assert client.transport.close_both(*protocols)
+    for side in (client, server):
+        assert side.transport.disconnected
+        side.protocol.connectionLost()
+
+
+@pytest.mark.parametrize("way", ["client", "server"])
+def test_urgent_data_comes_in_its_place(way: str, tcp: OneWay) -> None:
+    side = tcp.client if way == "client" else tcp.server
+    tcp.through(side, NOISE)
+    side.transport.pauseProducing()
+    side.peer.socket.send(b"before")
+    side.peer.socket.send(b"!", socket.MSG_OOB)
+    side.peer.socket.send(b"behind")
+    tcp.settle()
+    side.transport.resumeProducing()
+    other = tcp.other(side)
+    assert tcp.take(other, LOTS + 13)[LOTS:] == b"before!behind"
+    tcp.through(side, NOISE)
+
+
+# -- losses
+
+
+@pytest.mark.parametrize("how", ["abort", "reset"])
+def test_a_source_is_lost_while_its_sink_holds_something(how: str, tcp: OneWay) -> None:
+    """That is delivered, and the sink goes on for its protocol."""
+    client, server = tcp.client, tcp.server
+    _, read = tcp.fill_pipe(client)
+    if how == "abort":
+        client.transport.abortConnection()
+    else:
+        client.peer.reset()
+        tcp.settle()
+        # Behind what it has sent.
+        assert not client.protocol.lost
+    tcp.until(lambda: server.peer.take() or client.protocol.lost)
+    assert client.why is (ConnectionAborted if how == "abort" else ConnectionLost)
+    assert tcp.pipes.users == 0
+    read = max(read, len(server.peer.data))
+    got = tcp.take(server, read)
+    assert got == NOISE[: len(got)]
+    tcp.settle()
+    assert server.transport.unsent == tcp.pipes.in_use == 0
+    server.peer.socket.send(b"for nobody")
+    tcp.until(lambda: server.protocol.data == b"for nobody")
+    assert server.events == []
+
+
+@pytest.mark.parametrize("how", ["abort", "reset"])
+@pytest.mark.parametrize("spliced", [True, False])
+def test_a_sink_is_lost_while_it_holds_something(
+    spliced: bool, how: str, tcp: OneWay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is kept for it; its source is not blocked, and nobody's any more."""
+    client, server = tcp.client, tcp.server
+    before = descriptors()
+    if spliced:
+        tcp.fill_pipe(client)
+    else:
+        monkeypatch.setattr(relayd.plane.pipes, "PIPES_IN_USE", 0)
+        tcp.block(client)
+    if how == "abort":
+        server.transport.abortConnection()
+    else:
+        server.peer.reset()
+    tcp.until(lambda: server.protocol.lost)
+    assert server.why in (ConnectionAborted, ConnectionLost, WriteRefused)
+    assert (server.transport.unsent, tcp.pipes.in_use) == (0, 0)
+    assert client.events == []
+    assert not client.transport.blocked
+    # What it reads from now on is its protocol's, or another sink's.
+    client.transport.resumeProducing()
+    tcp.until(lambda: client.protocol.data)
+    client.transport.unsplice()
+    client.transport.abortConnection()
+    tcp.until(lambda: client.protocol.lost)
+    assert tcp.pipes.users == 0
+    assert len(descriptors()) <= len(before) - 2
+
+
+def test_a_sink_whose_write_fails_is_read_to_its_end(tcp: OneWay) -> None:
+    """Through its protocol; then it is lost, and its source is told nothing."""
+    client, server = tcp.client, tcp.server
+    server.transport.pauseProducing()
+    server.peer.socket.send(b"last words")
+    tcp.settle()
+    server.peer.reset()
+    tcp.settle()
+    server.transport._reading = True
+    client.peer.socket.send(b"for nobody")
+    tcp.until(lambda: server.protocol.lost)
+    assert tcp.take(client, 10) == b"last words"
+    assert server.why is WriteRefused
+    assert server.protocol.reason.value.data == b"for nobody"
+    assert client.events == []
+
+
+def test_a_source_whose_write_fails_is_read_to_its_end(tcp: OneWay) -> None:
+    """What it had sent is moved; then it is lost."""
+    client, server = tcp.client, tcp.server
+    client.transport.pauseProducing()
+    client.peer.socket.send(b"last words")
+    tcp.settle()
+    client.peer.reset()
+    tcp.settle()
+    client.transport._reading = True
+    server.peer.socket.send(b"for nobody")
+    tcp.until(lambda: client.protocol.lost)
+    assert tcp.take(server, 10) == b"last words"
+    assert client.why is WriteRefused
+    assert server.events == []
+
+
+@pytest.mark.parametrize("way", ["client", "server"])
+def test_a_reset_while_paused_is_told_to_who_reads_for_itself(
+    way: str, still: Still
+) -> None:
+    """Of the source, what is in the kernel is delivered first."""
+    sides = sides_of(still, "tcp tcp")
+    with relaying(still, *sides) as pump:
+        side = pump.client if way == "client" else pump.server
+        side.protocol.wants_reset = lambda: True
+        alsoProvides(side.protocol, IResetListener)
+        side.transport.pauseProducing()
+        side.peer.socket.send(b"last words")
+        side.peer.reset()
+        pump.settle()
+        assert side.protocol.lost is (way == "server")
+        if way == "client":
+            side.transport.resumeProducing()
+            assert pump.take(pump.server, 10) == b"last words"
+            pump.until(lambda: side.protocol.lost)
+
+
+def test_a_source_may_have_another_sink_when_the_first_is_lost(still: Still) -> None:
+    """As a session that tries another server."""
+    sides = sides_of(still, "tcp tcp")
+    [second] = sides_of(still, "tcp")
+    with relaying(still, *sides) as pump:
+        client, server = sides
+        pump.splice(client)
+        server.transport.abortConnection()
+        pump.until(lambda: server.protocol.lost)
+        client.transport.unregisterProducer()
+        pump.server = second
+        pump.splice_one_way(client)
+        pump.pass_through(second)
+        pump.through(client, NOISE)
+        pump.through(second, NOISE)
+        # The first has nothing to say any more.
+        server.transport.unsplice()
+        pump.through(client, b"more")
+    second.transport.abortConnection()
+    second.peer.socket.close()
+    still.settle()
+    assert second.protocol.lost
+
+
+# -- paced
+
+
+class Slow:
+    """A pace that grants what a test says.
+
+    :ivar spent: bytes that were read.
+    """
+
+    def __init__(self, side: Side) -> None:
+        self.granted = self.spent = 0
+        self.lifted = False
+        self._transport = side.transport
+        side.told = PacedDirection(side.told)
+        side.told.pace = self  # type: ignore[assignment]
+        side.transport.keep_pace(side.told)
+
+    def grant(self, most: int) -> int:
+        return most if self.lifted else min(most, self.granted - self.spent)
+
+    def spend(self, count: int) -> None:
+        self.spent += count
+
+    def rest(self) -> None:
+        """Nobody else wants it."""
+
+    def wait(self) -> None:
+        self._transport.pauseProducing()
+
+    def lift(self) -> None:
+        self.lifted = True
+
+    def more(self, count: int) -> None:
+        self.granted += count
+        self._transport.resumeProducing()
+
+
+@pytest.mark.parametrize("kinds", ["tcp tcp", "unix unix"])
+@pytest.mark.parametrize("which", ["client", "server"])
+def test_either_may_be_paced(which: str, kinds: str, still: Still) -> None:
+    """The source spends what is granted; of the sink, its protocol does so."""
+    sides = sides_of(still, kinds)
+    with relaying(still, *sides) as pump:
+        client, server = sides
+        pump.bridge()
+        side = client if which == "client" else server
+        pace, other = Slow(side), pump.other(side)
+        if side is client:
+            pump.splice_one_way(client)
+        else:
+            read = side.protocol.data
+            side.protocol.on["data"] = lambda: setattr(pace, "spent", len(read))
+        side.peer.socket.send(b"12345678")
+        pump.settle()
+        assert other.peer.data == b""
+        pump.through(other, NOISE[:500_000])
+        pace.more(5)
+        assert pump.take(other, 5) == b"12345"
+        pump.settle()
+        assert pace.spent == 5
+        pace.more(1 << 30)
+        assert pump.take(other, 8) == b"12345678"
+        pump.through(side, NOISE)
+        assert pace.spent == LOTS + 8
+        # A sink that is full blocks it as ever.
+        sent = pump.block(client)
+        assert client.transport.blocked
+        server.peer.data.clear()
+        assert pump.take(server, sent) == NOISE[:sent]
+        side.peer.end()
+        pump.take_all(other)
+        assert side.events == ["eof"]
+
+
+def test_a_paced_source_is_spliced_and_lifted_when_it_is_reset(tcp: OneWay) -> None:
+    client = tcp.client
+    pace = Slow(client)
+    tcp.splice_one_way(client)
+    pace.more(1 << 30)
+    tcp.splice(client)
+    assert client.told.spliced > 0
+    pace.granted = pace.spent
+    got = len(tcp.server.peer.data)
+    client.peer.socket.send(NOISE[:100_000])
+    tcp.settle()
+    client.peer.reset()
+    tcp.until(lambda: pace.lifted)
+    client.transport.resumeProducing()
+    tcp.until(lambda: client.protocol.lost)
+    assert tcp.take(tcp.server, got + 100_000)[got:] == NOISE[:100_000]

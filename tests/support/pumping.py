@@ -220,9 +220,9 @@ class Pump:
                         memoryview(NOISE)[at : at + (1 << 18)]
                     )
             sent += part
-            read = side.told.read
+            read = side.told.read, len(side.protocol.data)
             self.settle(1)
-            moved = part or side.told.read > read
+            moved = part or (side.told.read, len(side.protocol.data)) != read
             resting = all(map(at_rest, under_way))
             quiet = quiet + 1 if resting and not moved else 0
         assert sent < LOTS, "NOISE is too small for the kernel's buffers"
