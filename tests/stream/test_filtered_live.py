@@ -1,4 +1,4 @@
-"""Filters over real sockets, on each kind of connections: what is spliced, and bounds."""
+"""Filters over real sockets, on each kind of connections: splicing, and bounds."""
 
 from __future__ import annotations
 
