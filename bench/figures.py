@@ -125,6 +125,13 @@ POOLS = {
     )
 }
 
+#: The figures of relays with filters, likewise.
+FILTERS = {
+    "filtered-bulk": Figure(
+        "filtered-bulk", "filters, bulk", "CPU ms per GB", "filtered-bulk"
+    )
+}
+
 #: The figures of operating many relays, likewise.
 OPERATING = {
     figure.name: figure
@@ -170,7 +177,7 @@ def figure_named(name: str) -> Figure:
     base, at, _ = name.partition("@")
     if at:
         return GROWTH[base]
-    return {**FIGURES, **SOCKS4, **UDP, **POOLS, **OPERATING}[name]
+    return {**FIGURES, **SOCKS4, **UDP, **POOLS, **FILTERS, **OPERATING}[name]
 
 
 @frozen

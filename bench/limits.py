@@ -12,6 +12,7 @@ from attrs import frozen
 from bench.figures import (
     FEW,
     FIGURES,
+    FILTERS,
     FLOWS,
     GROWTH,
     MANY,
@@ -125,6 +126,21 @@ def _limits() -> Iterable[Limit]:
             f"{POOLS['short-clients'].title}: {title}",
             ("short-clients", relay),
             ("short-clients", _RELAYD),
+            bound,
+        )
+    for title, relay, to, bound in (
+        (
+            "one that passes all to copying",
+            "relayd-passing",
+            "relayd-copying",
+            1.3,
+        ),
+        ("one that leaves at once to none", "relayd-first", _RELAYD, 1.05),
+    ):
+        yield Limit(
+            f"{FILTERS['filtered-bulk'].title}: {title}",
+            ("filtered-bulk", relay),
+            ("filtered-bulk", to),
             bound,
         )
     # Not where each of thousands has a request pending: then the kernel's work for each

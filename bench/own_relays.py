@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,6 +66,25 @@ def relayd_pool(setup: Setup) -> list[str]:
         *("--dest", f"127.0.0.1:{setup.destination},name=two"),
         *("--balance", "least-sessions", "--check", "tcp"),
     ]
+
+
+def relayd_copying(setup: Setup) -> list[str]:
+    """Every byte goes through the process: nothing is spliced."""
+    return _with("copying", relayd("plane")(setup))
+
+
+def relayd_passing(setup: Setup) -> list[str]:
+    """Every byte goes through a filter, which passes it on."""
+    return _with("passing", [*relayd("plane")(setup), "--filter", "pass"])
+
+
+def relayd_first(setup: Setup) -> list[str]:
+    """With a filter that has seen enough at the first chunk."""
+    return [*relayd("plane")(setup), "--filter", "first:64"]
+
+
+def _with(what: str, words: list[str]) -> list[str]:
+    return [sys.executable, "-m", "bench.twistd_with", what, *words[1:]]
 
 
 def relayd_thousand(balance: str) -> Callable[[Setup], list[str]]:

@@ -14,6 +14,7 @@ from bench.facts import Run
 from bench.figures import (
     FEW,
     FIGURES,
+    FILTERS,
     GROWTH,
     MANY,
     MEMORY_PAIRS,
@@ -109,6 +110,11 @@ relayd with a thousand servers, which are one with as many names, beside relayd 
 server of which nothing is said. Each session has another client, by its address, of
 10,000: with client-hash each is looked up for the first time. A figure is of all of
 them, over five windows."""
+
+_FILTERS_TEXT = """\
+relayd as it is, which splices; made to copy every byte; with a filter that passes
+everything on (what the filters themselves do is not in it); and with `first:64`, which
+has seen enough at the first chunk, so that the rest is spliced."""
 
 _OPERATING_TEXT = """\
 relayd with its defaults and many relays. These are times on the wall, of a machine with
@@ -210,12 +216,16 @@ def markdown(run: Run, results: Results, titles: Mapping[str, str]) -> str:
             ratios,
             _compared_table(relay, references, figures, results),
         ]
-    figures = [POOLS[name] for name in POOLS if name in results.values()]
-    parts += [
-        "### Pools of a thousand servers",
-        _POOLS_TEXT,
-        _figures_table(figures, results, results.measured(figures, titles)),
-    ]
+    for title, text, shown in (
+        ("Pools of a thousand servers", _POOLS_TEXT, POOLS),
+        ("Filters", _FILTERS_TEXT, FILTERS),
+    ):
+        figures = [shown[name] for name in shown if name in results.values()]
+        parts += [
+            f"### {title}",
+            text,
+            _figures_table(figures, results, results.measured(figures, titles)),
+        ]
     figures = [OPERATING[name] for name in OPERATING if name in results.values()]
     parts += [
         "### Operating many relays",

@@ -34,6 +34,9 @@ from bench.children import (
 from bench.own_relays import (
     Setup,
     relayd,
+    relayd_copying,
+    relayd_first,
+    relayd_passing,
     relayd_pool,
     relayd_socks4,
     relayd_thousand,
@@ -69,8 +72,8 @@ class Relay:
     :param narrow: it is measured at requests and short sessions only: for the rest it
         is the same as another one.
     :param optional: without what it needs, it is left out, which is said.
-    :param kind: what it relays: streams, to very many servers, as a SOCKS4 proxy; or
-        datagrams.
+    :param kind: what it relays: streams, to very many servers, through filters (or as
+        if there were some), as a SOCKS4 proxy; or datagrams.
     :param checks: its servers are checked: they may get so many connections more in a
         window than it has clients.
     """
@@ -83,7 +86,7 @@ class Relay:
     grows: bool = True
     narrow: bool = False
     optional: bool = False
-    kind: Literal["stream", "pool", "socks4", "udp"] = "stream"
+    kind: Literal["stream", "pool", "filtered", "socks4", "udp"] = "stream"
     checks: int = 0
 
 
@@ -305,6 +308,19 @@ RELAYS = {
             "relayd, least-sessions, 1,000 servers",
             relayd_thousand("least-sessions"),
             kind="pool",
+        ),
+        Relay("relayd-copying", "relayd, copying", relayd_copying, kind="filtered"),
+        Relay(
+            "relayd-passing",
+            "relayd, a filter that passes all",
+            relayd_passing,
+            kind="filtered",
+        ),
+        Relay(
+            "relayd-first",
+            "relayd, a filter that leaves at once",
+            relayd_first,
+            kind="filtered",
         ),
         Relay(
             "relayd-other-python",

@@ -80,6 +80,11 @@ def _pools(relay: Relay) -> bool:
     return relay.kind == "pool" or relay.name == "relayd-plane"
 
 
+def _filtered(relay: Relay) -> bool:
+    """Those with filters, that which copies, and relayd without either."""
+    return relay.kind == "filtered" or relay.name == "relayd-plane"
+
+
 def _proxies(relay: Relay) -> bool:
     return relay.kind == "socks4"
 
@@ -141,6 +146,13 @@ WORKLOADS = {
         Workload("memory", afresh(measure_memory), _thousands, _OWN, windows=False),
         Workload("growth-short", begin_growth_short, _grows, _OWN, alone=True),
         Workload("short-clients", begin_clients, _pools, _OWN),
+        Workload(
+            "filtered-bulk",
+            partial(begin_bulk, 1, name="filtered-bulk"),
+            _filtered,
+            _IPERF3,
+            times=3,
+        ),
         Workload(
             "socks4-bulk",
             partial(begin_bulk, 1, name="socks4-bulk"),

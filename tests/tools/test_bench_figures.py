@@ -6,6 +6,7 @@ import pytest
 
 from bench.figures import (
     FIGURES,
+    FILTERS,
     GROWTH,
     OPERATING,
     POOLS,
@@ -142,7 +143,7 @@ def test_every_figure_has_an_existing_workload() -> None:
     figures = [
         *(*FIGURES.values(), *SOCKS4.values()),
         *(*UDP.values(), *GROWTH.values()),
-        *(*POOLS.values(), *OPERATING.values()),
+        *(*POOLS.values(), *FILTERS.values(), *OPERATING.values()),
     ]
     assert {figure.workload for figure in figures} == set(WORKLOADS)
 

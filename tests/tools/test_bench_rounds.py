@@ -202,7 +202,7 @@ def test_each_kind_of_relay_is_measured_apart() -> None:
     workloads = Plan.of(MODES["full"]).workloads
     kinds = {
         kind: {name for name, relay in RELAYS.items() if relay.kind == kind}
-        for kind in ("stream", "pool", "socks4", "udp")
+        for kind in ("stream", "pool", "filtered", "socks4", "udp")
     }
     proxies = kinds["socks4"]
     for workload in ("socks4-short", "socks4-short-quiet"):
@@ -210,6 +210,8 @@ def test_each_kind_of_relay_is_measured_apart() -> None:
     assert set(workloads["socks4-bulk"]) == {*proxies, "relayd-plane"}
     clients = workloads.pop("short-clients")
     assert set(clients) == {*kinds["pool"], "relayd-plane"}
+    filtered = workloads.pop("filtered-bulk")
+    assert set(filtered) == {*kinds["filtered"], "relayd-plane"}
     for workload, relays in workloads.items():
         if workload.startswith("udp-"):
             assert set(relays) == kinds["udp"]
