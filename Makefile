@@ -19,7 +19,7 @@ SETUP := setup.cfg pyproject.toml
 SYSTEM_PACKAGES := chromium chromium-driver curl gcc libc6-dev \
   haproxy iperf3 libnginx-mod-stream nginx nftables nghttp2-client python3-venv socat wrk \
   dante-client dante-server strace systemd iproute2 ncat oidentd openssh-client openssh-server proxychains4 tnftp \
-  bind9-dnsutils chrony dnsdist dnsmasq-base dnsperf groff man-db openssl prometheus sip-tester unbound
+  bind9-dnsutils chrony dnsdist dnsmasq-base dnsperf groff man-db openssl prometheus sip-tester tshark unbound
 # Debian's npm and those that come with another nodejs exclude each other.
 SYSTEM_PACKAGES += $(if $(shell command -v npm),,nodejs npm)
 

@@ -20,6 +20,10 @@ from relayd.filters.option_types import Size
 from relayd.filters.session_capture import CaptureFilter, SessionCapture
 
 
+def _absolute(path: str) -> str:
+    return os.path.abspath(path)
+
+
 @attrs.frozen
 class Capture(FilterFactory):
     """The filter, with its options.
@@ -36,7 +40,7 @@ class Capture(FilterFactory):
 
     name = "capture"
 
-    file: str = attrs.field(converter=os.path.abspath)
+    file: str = attrs.field(converter=_absolute)
     size: Annotated[int, Size(minimum=LEAST_SIZE)] = 100 << 20
     keep: int = 5
     most: Annotated[int | None, Size(minimum=1)] = attrs.field(

@@ -449,7 +449,7 @@ def test_any_sessions_in_any_order(
     path = tmp_path_factory.mktemp("any") / "c.pcapng"
     clock, factory, chance = Clock(), Capture(str(path)), random.Random(seed)
     wanted: list[tuple[tuple[bytes, bytes], list[str], str]] = []
-    plays: list[list[Callable[[], None]]] = []
+    plays: list[list[Callable[[], Any]]] = []
     for number, script in enumerate(scripts, 1):
         plays.append(_play(script, factory, clock, number, wanted))
     while any(plays):
@@ -467,12 +467,12 @@ def test_any_sessions_in_any_order(
 
 def _play(
     script: Script, factory: Capture, clock: Clock, number: int, wanted: list[Any]
-) -> list[Callable[[], None]]:
+) -> list[Callable[[], Any]]:
     """The steps of a session, as functions; what a reader is to find is added."""
     made: list[Captured] = []
     said = {"up": b"", "down": b""}
     finished: list[str] = []
-    todo: list[Callable[[], None]] = [
+    todo: list[Callable[[], Any]] = [
         lambda: made.append(
             Captured(
                 factory,

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from twisted.internet.task import Clock
-from twisted.logger import globalLogPublisher
+from twisted.logger import ILogObserver, globalLogPublisher
+from zope.interface import implementer
 
 from relayd.core.filtering import SPLICE
 from relayd.filters import capture_file, pcapng
@@ -43,6 +44,7 @@ def lines() -> Iterator[list[str]]:
     """What the log says of captures."""
     found: list[str] = []
 
+    @implementer(ILogObserver)
     def note(event: Any) -> None:
         if event["log_namespace"] == "relayd.capture":
             found.append(event["log_format"].format(**event))

@@ -68,13 +68,14 @@ class Packet:
 class Section:
     """A section, with what it has.
 
-    :ivar statistics: the options of its last Interface Statistics Block.
+    :ivar statistics: the options of its last Interface Statistics Block, and its
+        `time`.
     """
 
     application: str = ""
     description: str = ""
     packets: list[Packet] = attrs.field(factory=list)
-    statistics: dict[int, Any] = attrs.field(factory=dict)
+    statistics: dict[Any, Any] = attrs.field(factory=dict)
 
 
 def sections_of(data: bytes) -> list[Section]:
@@ -105,7 +106,7 @@ def sections_of(data: bytes) -> list[Section]:
 
 def _time(data: bytes) -> int:
     high, low = struct.unpack_from("<II", data)
-    return int(high << 32 | low)
+    return int(high) << 32 | int(low)
 
 
 def _packet(body: bytes) -> Packet:
@@ -141,7 +142,7 @@ def _summed(data: bytes) -> int:
     """The one's complement sum, word by word."""
     if len(data) % 2:
         data += b"\0"
-    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total
