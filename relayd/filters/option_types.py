@@ -22,6 +22,7 @@ import attrs
 
 from relayd.core.setting_types import TIMEOUT_LIMIT
 from relayd.core.units import SIZES, load_number, with_unit
+from relayd.filters.expressions import compile_expression, read_expression
 
 #: The most bytes that an option of bytes has.
 MAX_BYTES = 16 << 10
@@ -109,10 +110,9 @@ class Pattern:
         expression = text.removeprefix(REGEX)
         if not expression.isascii():
             raise ValueError(rf"a {REGEX} pattern is ASCII: write other bytes as \xHH")
-        try:
-            return re.compile(expression.encode())
-        except (re.error, RecursionError, OverflowError) as problem:
-            raise ValueError(f"it does not compile: {problem}") from None
+        compiled = compile_expression(expression.encode())
+        read_expression(compiled)
+        return compiled
 
     def load(self, value: object) -> bytes | re.Pattern[bytes]:
         if not isinstance(value, str):
