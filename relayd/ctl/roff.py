@@ -28,7 +28,11 @@ def plain(text: str) -> str:
 
 def code(text: str) -> str:
     """What is typed as it is."""
-    return "".join(_AS_TYPED.get(each, each) for each in plain(text))
+    return _as_typed(plain(text))
+
+
+def _as_typed(text: str) -> str:
+    return "".join(_AS_TYPED.get(each, each) for each in text)
 
 
 def line(text: str) -> str:
@@ -36,7 +40,7 @@ def line(text: str) -> str:
 
     def replaced(found: re.Match[str]) -> str:
         if found[1]:
-            return rf"\fB{code(found[1])}\fR"
+            return rf"\fB{_as_typed(found[1])}\fR"
         return rf"\fI{found[2]}\fR"
 
     made = _MARKED.sub(replaced, plain(text))

@@ -113,8 +113,10 @@ class FilterKind:
         """How it is written, with all options; what may be left out in brackets."""
         parts = [self.name]
         for each in self.parameters:
-            key = "" if each is self.parameters[0] else f"{each.name}="
-            part = f"{',' if key else ':'}{key}{each.placeholder}"
+            begin = f",{each.name}="
+            if each is self.parameters[0]:
+                begin = f":[{each.name}=]"
+            part = f"{begin}{each.placeholder}"
             parts.append(part if each.required else f"[{part}]")
         return "".join(parts)
 
@@ -152,7 +154,7 @@ def kind_of(name: str) -> FilterKind:
                 f"{packages[0]} brings one of this name, too, which is relayd's own:"
                 " uninstall it, or name its filter otherwise"
             )
-        return _kind(name, "", *_imported(BUILT_IN[name].where, "relayd"))
+        return own_kind(name)
     if not entries:
         raise _Problem(f"there is no such filter; {_advice(name, names())}")
     if len(packages) > 1:
@@ -160,6 +162,11 @@ def kind_of(name: str) -> FilterKind:
             f"{' and '.join(packages)} bring one of this name each: uninstall one"
         )
     return _kind(name, packages[0], *_imported(entries[0].value, packages[0]))
+
+
+def own_kind(name: str) -> FilterKind:
+    """One that comes with relayd, whatever packages bring."""
+    return _kind(name, "", *_imported(BUILT_IN[name].where, "relayd"))
 
 
 def _package(entry: EntryPoint) -> str:

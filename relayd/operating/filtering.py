@@ -6,13 +6,15 @@ open capture or the sessions that they are on, goes on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import attrs
 
 from relayd.configuring.config import AnyRelay
 from relayd.core.errors import ConfigError
 from relayd.core.filter_spec import FilterSpec
-from relayd.core.setting_types import Kind
+from relayd.core.setting_types import ALL_KINDS, Kind
 from relayd.operating.units import Unit, kind_of
 
 
@@ -50,6 +52,33 @@ def made_filters(relay: AnyRelay, before: Unit | None = None) -> Sequence[Any]:
     if problems:
         raise ConfigError("\n".join(problems))
     return tuple(made)
+
+
+@attrs.frozen
+class Described:
+    """What there is to say of a filter that comes with relayd.
+
+    :ivar usage: how it is written, with all its options.
+    :ivar kinds: of relays that may have it.
+    :ivar said: what it does.
+    :ivar examples: as one would write it.
+    """
+
+    usage: str
+    kinds: Sequence[Kind]
+    said: str
+    examples: Sequence[str]
+
+
+def described_filters() -> Iterator[Described]:
+    """All filters that come with relayd."""
+    from relayd.filters.built_in import BUILT_IN
+    from relayd.filters.loading import own_kind
+
+    for name, each in BUILT_IN.items():
+        found = own_kind(name)
+        kinds = [kind for kind in ALL_KINDS if found.serves(kind)]
+        yield Described(found.usage, kinds, each.said, each.examples)
 
 
 def check_filter(spec: FilterSpec, kind: Kind) -> None:

@@ -216,12 +216,16 @@ def test_what_a_table_can_not_have(options: dict[str, Any], says: str) -> None:
 @pytest.mark.usefixtures("loud")
 def test_how_one_is_written() -> None:
     assert loading.kind_of("louder").usage == (
-        "louder:NUMBER[,word=BYTES][,wait=MILLISECONDS][,direction=up|down]"
+        "louder:[by=]NUMBER[,word=BYTES][,wait=MILLISECONDS][,direction=up|down]"
         "[,really=on|off][,much=NUMBER][,text=TEXT]"
     )
     assert loading.kind_of("both").usage == "both"
-    assert loading.kind_of("latency").usage.startswith("latency:MILLISECONDS[,jitter=")
-    assert loading.kind_of("timeout").usage.startswith("timeout[:MILLISECONDS][,")
+    assert loading.kind_of("latency").usage.startswith(
+        "latency:[latency=]MILLISECONDS[,jitter="
+    )
+    assert loading.kind_of("timeout").usage.startswith(
+        "timeout[:[timeout=]MILLISECONDS]["
+    )
 
 
 @pytest.mark.usefixtures("loud")

@@ -81,8 +81,8 @@ def filters(relayd: Any, name: str) -> list[Any]:
     """Those of a relay's first factory, which all of it have."""
     unit = relayd.unit(name)
     for part in unit.parts:
-        if unit.kind != "udp":
-            assert list(part.served.filters) == list(unit.filters)
+        has = part.served.made_of if unit.kind == "udp" else part.served
+        assert list(has.filters) == list(unit.filters)
     return list(unit.filters)
 
 
@@ -131,6 +131,10 @@ def test_a_reload_keeps_those_that_are_as_they_were(tmp_path: Path) -> None:
         assert filters(relayd, "web") == []
         relayd.set("web", filter=None)
         assert kinds(filters(relayd, "web")) == [("Same", 3), ("Other", 1)]
+        [before_of_dns] = filters(relayd, "dns")
+        relayd.set("dns", filter=["same:9", "datagrams"])
+        found = filters(relayd, "dns")
+        assert (found[0].by, found[1]) == (9, before_of_dns)
 
 
 def test_what_can_not_be_made_changes_nothing(tmp_path: Path) -> None:
