@@ -1,4 +1,4 @@
-"""The routes that change something; not everybody may ask for them."""
+"""The routes that change something, or tell secrets; not everybody may ask for them."""
 
 from __future__ import annotations
 
@@ -189,6 +189,29 @@ COMMANDS: tuple[Route, ...] = (
             one_of=["sessions", "client", "server", "relay"],
         ),
         changes=True,
+    ),
+    Route(
+        method="GET",
+        path="/v1/sessions/{id}/capture",
+        name="capture",
+        help="What a session says from now on, as pcapng, until it ends or the client"
+        " leaves; for those who may change something, as it is their clients' bytes.",
+        answer="",
+        call=lambda to, asked: to.capture(
+            asked.path["id"], asked.query["bytes"], asked.by
+        ),
+        types={"id": Whole()},
+        query=Fields(
+            fields=[
+                Field(
+                    name="bytes",
+                    type=Whole(1),
+                    help="End after so many of each direction.",
+                )
+            ]
+        ),
+        secret=True,
+        streams="application/octet-stream",
     ),
     Route(
         method="POST",

@@ -1,8 +1,9 @@
 """One request, from its arrival to its answer.
 
 Steering answers at once, later (a Deferred), or in parts (a Work): these are made in
-slices, a few at once, and stop if their client leaves.  A change that is under way goes
-on without its client.  Each is logged: who asked, for what, and what became of it.
+slices, a few at once, and stop if their client leaves; so does an answer that goes on
+(a Stream, `control/streaming`).  A change that is under way goes on without its client.
+Each of these two is logged: who asked, for what, and what became of it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import suppress
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
@@ -23,7 +24,8 @@ from relayd.control.openapi import document
 from relayd.control.peers import Right
 from relayd.control.reading import Heard, read
 from relayd.control.routing import Asked, Route
-from relayd.control.steering import Asker, Json, Refusal, Steering, Work
+from relayd.control.steering import Asker, Json, Refusal, Steering, Stream, Work
+from relayd.control.streaming import Streams
 from relayd.net.http_answers import Answers
 from relayd.net.log_throttle import LogThrottle
 
@@ -45,6 +47,7 @@ class Exchanges:
     :param limits: returns where the site's own bounds stand, as /v1/limits has them.
 
     :ivar answers: those that are being made.
+    :ivar streams: those that go on.
     :ivar strangers: how many requests came from those who may not ask for them.
     """
 
@@ -58,6 +61,7 @@ class Exchanges:
     ) -> None:
         self.steering = steering
         self.answers = Answers(clock, timeout, log, "answer of the control socket")
+        self.streams = Streams(clock)
         #: For long answers: who may only see is in no operator's way.
         self.works = {right: DeferredSemaphore(MAX_WORKS) for right in get_args(Right)}
         self.secrets = frozenset(secrets)
@@ -115,13 +119,16 @@ class Exchange:
             lambda name: request.requestHeaders.getRawHeaders(name) or [],
             request.content.getvalue(),
         )
-        made: Json | Deferred[Json] | Work
+        made: Json | Deferred[Json] | Work | Stream
         try:
             route, asked = read(heard, self._by, self._right, site.steering)
             if route is None:
                 made = site.description
             else:
                 self._route, self._asked = route, asked
+                if route.streams:
+                    self._stream(route)
+                    return
                 made = route.call(site.steering, asked)
         except Exception:
             self._fail(Failure())
@@ -132,7 +139,7 @@ class Exchange:
         elif isinstance(made, Generator):
             self._wait(made)
         else:
-            self._succeed(made)
+            self._succeed(cast(Json, made))
 
     def _end(self, _: object) -> None:
         """The answer is sent, or its client has left."""
@@ -143,6 +150,23 @@ class Exchange:
             self._site.works[self._right].release()
         else:
             self._place.cancel()
+
+    # -- what goes on
+
+    def _stream(self, route: Route) -> None:
+        """Have an answer go on; of HEAD, say that it would.
+
+        :raises Refusal: it can't.
+        """
+        site, request, asked = self._site, self._request, cast(Asked, self._asked)
+        site.streams.check_place()
+        stream = cast(Stream, route.call(site.steering, asked))
+        self._head(200, {"content-type": route.streams})
+        if request.method == b"HEAD":
+            self._tell("done")
+            request.finish()
+            return
+        site.streams.begin(request, stream, self._tell)
 
     # -- what Steering does in parts
 
@@ -235,7 +259,7 @@ class Exchange:
 
     def _tell(self, outcome: str) -> None:
         """Log what has become of a change."""
-        if self._route is not None and self._route.changes:
+        if self._route is not None and self._route.is_logged:
             log.info(
                 "{asker}: {what}: {outcome}",
                 asker=self._by,

@@ -32,7 +32,7 @@ _WHY = {
     421: "Host is neither localhost nor relayd.",
     422: "A value is wrong, or a file.",
     431: "The headers are too long.",
-    503: "There are too many clients.",
+    503: "There are too many clients, or captures.",
 }
 
 _TAG = {
@@ -71,7 +71,7 @@ def document() -> Json:
 
 
 def _operation(route: Route) -> Json:
-    done = _answer("It is so.", ref(route.answer))
+    done = _answer("It is so.", ref(route.answer)) if route.answer else _stream(route)
     if route.tag:
         done["headers"] = _TAG
     made: Json = {
@@ -94,8 +94,10 @@ def _parameters(route: Route) -> list[Json]:
             "name": each,
             "in": "path",
             "required": True,
-            "description": f"The {each}'s name.",
-            "schema": {"type": "string", "minLength": 1},
+            "description": f"The {each}'s name." if each != "id" else "Its id.",
+            "schema": route.types[each].schema()
+            if each in route.types
+            else {"type": "string", "minLength": 1},
         }
         for each in route.names
     ]
@@ -131,7 +133,7 @@ def _statuses(route: Route) -> list[int]:
         named |= {each.name for each in route.body.fields}
     if route.names or "relay" in named or route.changes:
         found += [404]
-    if route.changes:
+    if route.is_logged:
         found += [409]
     if route.changes or named:
         found += [422]
@@ -145,6 +147,10 @@ def _refusals(statuses: Any) -> Json:
         str(each): _answer(f"{HTTPStatus(each).phrase}. {_WHY[each]}", ref("Problems"))
         for each in statuses
     }
+
+
+def _stream(route: Route) -> Json:
+    return {"description": "It goes on.", "content": {route.streams: {}}}
 
 
 def _answer(said: str, schema: Json) -> Json:

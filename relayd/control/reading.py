@@ -84,7 +84,8 @@ def read(
     route, names = routes[method]
     if (route.changes or route.secret) and right != "change":
         raise BadRequest(403, f"{by} may change nothing: see --control-read-uid")
-    asked = Asked(names, _query(query, route.query), _body(heard, route.body), by)
+    named = _typed(route, names)
+    asked = Asked(named, _query(query, route.query), _body(heard, route.body), by)
     _check_tag(heard, route, asked, steering)
     return route, asked
 
@@ -120,6 +121,17 @@ def _decoded(text: bytes, where: str) -> str:
 def _not_allowed(methods: Sequence[str] | Mapping[str, Any]) -> BadRequest:
     allowed = ", ".join([*methods, *(["HEAD"] if "GET" in methods else [])])
     return BadRequest(405, f"no such method here: there are {allowed}", allow=allowed)
+
+
+def _typed(route: Route, names: Mapping[str, str]) -> Json:
+    """The named parts of a path, each of its type."""
+    typed: Json = dict(names)
+    for name, kind in route.types.items():
+        try:
+            typed[name] = kind.parse(names[name])
+        except ValueError as problem:
+            raise BadRequest(400, f"bad {name}: {problem}") from None
+    return typed
 
 
 def _query(query: bytes, fields: Fields) -> Json:

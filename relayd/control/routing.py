@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 from twisted.internet.defer import Deferred
 
-from relayd.control.steering import Asker, Json, Steering, Work
-from relayd.control.values import Field, Fields, Text
+from relayd.control.steering import Asker, Json, Steering, Stream, Work
+from relayd.control.values import Field, Fields, Text, Value
 
 #: No keys.
 NOTHING = Fields()
@@ -23,14 +23,14 @@ class Asked:
     :ivar path: the parts of its path that have a name.
     """
 
-    path: dict[str, str]
+    path: Json
     query: Json
     body: Json
     by: Asker
 
 
 #: Answers a request.
-Call = Callable[[Steering, Asked], Json | Deferred[Json] | Work]
+Call = Callable[[Steering, Asked], Json | Deferred[Json] | Work | Stream]
 
 #: What an ETag is made of: printable ASCII without quotes.
 Tag = Callable[[Steering, Asked], str]
@@ -42,9 +42,11 @@ class Route:
 
     :ivar name: of the operation, in the description.
     :ivar help: what it does.
-    :ivar answer: the name of the answer's schema.
+    :ivar answer: the name of the answer's schema; none of a stream.
+    :ivar types: of the parts of its path that have a name and are no text.
     :ivar body: None: it has none.
     :ivar changes: it changes something, so not everybody may ask for it.
+    :ivar streams: its answer goes on, and is bytes of this media type.
     :ivar secret: its answer has what not everybody may see.
     :ivar tag: the resource that it is about has an ETag.
     """
@@ -55,11 +57,18 @@ class Route:
     help: str
     answer: str
     call: Call
+    types: Mapping[str, Value] = attrs.field(factory=dict)
     query: Fields = NOTHING
     body: Fields | None = None
     changes: bool = False
+    streams: str = ""
     secret: bool = False
     tag: Tag | None = None
+
+    @property
+    def is_logged(self) -> bool:
+        """Whether the log says who has asked for it."""
+        return self.changes or bool(self.streams)
 
     @property
     def parts(self) -> Sequence[str]:

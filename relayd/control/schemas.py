@@ -131,6 +131,7 @@ SCHEMAS: dict[str, Json] = {
         rate={**NUMBER, "description": "bytes a second over its age"},
         attempts=WHOLE,
         older=FLAG,
+        filters={**many(TEXT), "description": "the names of those that are on it"},
     ),
     "Sessions": record(sessions=many(ref("Session")), **_MATCHED),
     "Flow": record(

@@ -4,9 +4,9 @@ Whoever can connect may be hostile.  The kernel says who it is (`control/peers`)
 those who may nothing, a few are told so.  There are :data:`MAX_CLIENTS`, and places of
 their own for those who may only see; one more is told that they are too many, and
 closed at once.  A request has :data:`TIMEOUT` seconds to arrive in whole, whatever
-comes in the meantime, and its client as many to take the answer; as long may a
-connection be idle.  A request's head is at most :data:`MAX_HEAD` bytes, its body
-:data:`MAX_BODY`, and it says how long it is.
+comes in the meantime, and its client as many to take the answer, unless that goes on
+(`control/streaming`); as long may a connection be idle.  A request's head is at most
+:data:`MAX_HEAD` bytes, its body :data:`MAX_BODY`, and it says how long it is.
 
 What becomes of a request is in `control/exchange`.
 """
@@ -19,14 +19,16 @@ from collections.abc import Callable, Collection, Mapping
 from http import HTTPStatus
 from typing import Any
 
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IHalfCloseableProtocol, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
+from zope.interface import implementer
 
 from relayd.control.exchange import Exchange, Exchanges
 from relayd.control.peers import Right, Rights, peer_of
 from relayd.control.steering import Asker, Json, Steering
+from relayd.control.streaming import MOST_STREAMS
 from relayd.net.http_site import BoundedChannel, BoundedRequest, BoundedSite
 
 #: Connections at once: of those who may change things, of those who may see them, and
@@ -61,6 +63,7 @@ class _Request(BoundedRequest):
         Exchange(channel.site.exchanges, self, channel.asker, channel.right).begin()
 
 
+@implementer(IHalfCloseableProtocol)
 class _Channel(BoundedChannel):
     """A connection.
 
@@ -94,6 +97,17 @@ class _Channel(BoundedChannel):
         # None: it could not be told who it is.
         if self in self.site.channels:
             super().connectionLost(reason)
+
+    # -- a client that ends its side
+
+    def readConnectionLost(self) -> None:
+        """It has what it wants of an answer that goes on; of others, it has left."""
+        self.persistent = False
+        if not self.site.exchanges.streams.end_for(self):
+            self.transport.connectionLost(Failure(connectionDone.value))
+
+    def writeConnectionLost(self) -> None:
+        """See :class:`IHalfCloseableProtocol`; nothing here half-closes."""
 
     # -- the time for a request to arrive
 
@@ -207,13 +221,15 @@ class ControlSite(BoundedSite):
     def limits(self) -> list[Json]:
         """Where its own bounds stand, as /v1/limits has them."""
         now = Counter(each.right for each in self.channels)
-        slow = self.exchanges.answers.slow + self.timeouts
+        streams = self.exchanges.streams
+        slow = self.exchanges.answers.slow + streams.slow + self.timeouts
         strangers = self.exchanges.strangers
         rows = (
             ("control_clients", MAX_CLIENTS, now["change"], self.refused["change"]),
             ("control_readers", MAX_READERS, now["read"], self.refused["read"]),
             ("control_strangers", MAX_STRANGERS, now[""], self.refused[""]),
             ("control_refused_uids", None, 0, strangers),
+            ("control_captures", MOST_STREAMS, len(streams.under_way), streams.refused),
             ("control_timeout", round(TIMEOUT), 0, slow),
         )
         return [
@@ -223,5 +239,6 @@ class ControlSite(BoundedSite):
 
     def close(self) -> None:
         """Close all connections."""
+        self.exchanges.streams.close()
         self.exchanges.answers.close()
         super().close()

@@ -5,9 +5,11 @@ Its methods are called in the reactor's thread, with values whose types are chec
 table of routes says which): what they mean is Steering's to judge.  A method returns
 
 - its answer;
-- a Deferred of it, for what takes time: the answer comes once the change is made; or
+- a Deferred of it, for what takes time: the answer comes once the change is made;
 - a :data:`Work`, for what may be long: a generator that yields between its parts, so
-  that the reactor goes on, and returns the answer.  It is closed if its client leaves.
+  that the reactor goes on, and returns the answer.  It is closed if its client leaves;
+  or
+- a :class:`Stream`, for what goes on: bytes, and no JSON.
 
 An answer is an object of JSON: keys are snake_case; times are RFC 3339 in UTC with
 microseconds, such as 2026-12-24T03:00:00.000000Z; durations are numbers, in seconds.
@@ -121,6 +123,39 @@ class FlowQuery(SessionQuery):
     """The same of flows, and of the NAT table."""
 
 
+class Sink(Protocol):
+    """Takes what a :class:`Stream` has for its client."""
+
+    def give(self, block: bytes) -> bool:
+        """Send a block.
+
+        :return: False: it is not sent, as the client is too slow, or has left.
+        """
+
+    def end(self, why: str, last: bytes = b"") -> None:
+        """There is no more; called again, it does nothing.
+
+        :param why: for the log, in a few words.
+        :param last: a short block, which is sent however slow the client is.
+        """
+
+
+class Stream(Protocol):
+    """An answer that goes on, in blocks of bytes, until it ends."""
+
+    def begin(self, sink: Sink) -> None:
+        """Called once: give the sink blocks from now on, and end it at last.
+
+        :raises Refusal: it is not possible now; the sink is not to be used then.
+        """
+
+    def stop(self, why: str) -> None:
+        """Give no more blocks, and end the sink now, with what is left to say.
+
+        Not called once the sink was ended.
+        """
+
+
 class Steering(Protocol):
     """A running relayd, as it can be seen and steered.
 
@@ -199,6 +234,12 @@ class Steering(Protocol):
         relay: str | None,
         by: Asker,
     ) -> Work: ...
+
+    def capture(self, session: int, most_bytes: int | None, by: Asker) -> Stream:
+        """What a living session says, as pcapng.
+
+        :param most_bytes: it ends after so many of each direction.
+        """
 
     def reload(
         self, discard: bool, confirm: float | None, by: Asker

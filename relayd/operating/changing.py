@@ -26,6 +26,7 @@ from relayd.core.errors import CannotStart, ConfigError
 from relayd.core.process_settings import DRAIN_TIMEOUT, SHUTDOWN_DELAY
 from relayd.core.relay_names import relay_names
 from relayd.operating.checks import ServerCheckService
+from relayd.operating.living_filters import LivingFilters
 from relayd.operating.logs import Logs
 from relayd.operating.pool_tasks import PoolTasks
 from relayd.operating.relays import unit_of
@@ -89,6 +90,7 @@ class Relays:
     :ivar service: runs their listeners.
     :ivar checks: checks their servers.
     :ivar tasks: keeps their pools up to date.
+    :ivar filters: changes those of their sessions.
     :ivar followers: called after each change, before the next turn of the reactor.
     """
 
@@ -102,6 +104,7 @@ class Relays:
     ) -> None:
         self._reactor, self._logs = reactor, logs
         self.checks = ServerCheckService(reactor, config.transport)
+        self.filters = LivingFilters(reactor)
         self.followers: list[Callable[[], object]] = []
         self.units: Mapping[str, Unit] = {}
         #: Of before, with sessions or flows that go on.
@@ -230,6 +233,7 @@ class Relays:
         for follows, unit in plan.built:
             if follows is not None:
                 _follow(follows, unit)
+                self._filter(follows, unit)
         for name, most in plan.flows.items():
             for part in plan.units[name].parts:
                 part.served.table.max_flows = most
@@ -249,6 +253,15 @@ class Relays:
             len(kept),
             needs_restart,
         )
+
+    def _filter(self, before: Unit, unit: Unit) -> None:
+        """Have the sessions of before the filters that they are to have from now on.
+
+        UDP relays are the same after a change, and see to their flows themselves.
+        """
+        if unit.kind != "udp":
+            older = [each for each in self.service.former if each.name == unit.name]
+            self.filters.change(older, before.filters, unit.filters)
 
     def _read_anew(self, plan: _Plan) -> Mapping[Listening, Any]:
         """What the listeners of relays that stay serve their clients with.

@@ -1,7 +1,7 @@
 """What an operator does to clients, servers and sessions while relays run.
 
 None of it is a change of settings: clients are held for a while, a server is taken out,
-sessions are ended.  See :class:`relayd.control.steering.Steering`.
+sessions are ended, or looked into.  See :class:`relayd.control.steering.Steering`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,17 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from relayd.configuring.given import Layers
-from relayd.control.steering import Asker, Conflict, Invalid, Json, ServerState, Work
+from relayd.control.steering import (
+    Asker,
+    Conflict,
+    Invalid,
+    Json,
+    ServerState,
+    Stream,
+    Work,
+)
 from relayd.net.monotonic import monotonic
+from relayd.operating.capturing import CaptureStream, find_session
 from relayd.operating.changing import Relays
 from relayd.operating.killing import kill
 from relayd.operating.listing import Shown
@@ -50,6 +59,7 @@ class Intervening(Seeing):
         """The process stops: no timer is left."""
         self.words.stop()
         self._works.stop()
+        self._all.filters.stop()
         for each in self._resumes.values():
             each.cancel()
         self._resumes.clear()
@@ -141,6 +151,14 @@ class Intervening(Seeing):
             relay=relay,
             why=f"by {by}",
         )
+
+    def capture(self, session: int, most_bytes: int | None, by: Asker) -> Stream:
+        """See :class:`relayd.control.steering.Steering`."""
+        # Imports what is used now and then.
+        from relayd.filters.live_capture import LiveCapture
+
+        protocol = find_session(self._shown(), session)
+        return CaptureStream(protocol, most_bytes, LiveCapture)
 
     def _said(
         self, relay: str, server: str, state: ServerState | None, weight: int | None

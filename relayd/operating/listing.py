@@ -272,6 +272,7 @@ class StreamSource:
             "rate": rate_of(up + down, age),
             "attempts": session.attempts,
             "older": self._older,
+            "filters": list(member.filtered),
         }
 
     def idle(self, member: Any) -> float | None:

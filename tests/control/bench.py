@@ -154,6 +154,7 @@ class Bench:
             each.leave()
         assert not self.site.channels
         assert not self.site.exchanges.answers.under_way
+        assert not self.site.exchanges.streams.under_way
         assert not self.clock.getDelayedCalls()
 
 

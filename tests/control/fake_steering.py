@@ -20,6 +20,7 @@ from relayd.control.steering import (
     Json,
     ServerState,
     SessionQuery,
+    Sink,
     Unknown,
     Work,
 )
@@ -30,6 +31,32 @@ PART = 100
 WHEN = "2026-12-24T03:00:00.000000Z"
 
 
+class FakeStream:
+    """A capture: gives what a test has it give.
+
+    :ivar sink: once it has begun.
+    :ivar stopped: why, if it was.
+    :ivar blocks: that it gives as it begins; it ends then, if `ends`.
+    """
+
+    def __init__(self, blocks: Sequence[bytes] = (), ends: str = "") -> None:
+        self.blocks, self.ends = blocks, ends
+        self.sink: Sink | None = None
+        self.stopped: list[str] = []
+
+    def begin(self, sink: Sink) -> None:
+        self.sink = sink
+        for each in self.blocks:
+            sink.give(each)
+        if self.ends:
+            sink.end(self.ends, b"its last")
+
+    def stop(self, why: str) -> None:
+        self.stopped.append(why)
+        if self.sink is not None:
+            self.sink.end(why, b"its last")
+
+
 class FakeSteering:
     """See the module.
 
@@ -37,6 +64,7 @@ class FakeSteering:
     :ivar parts: the parts of Works that were made.
     :ivar closed: the Works that were closed before their end.
     :ivar later: the Deferreds of changes, if they are to be slow.
+    :ivar streams: the captures, if they are to go on; else they end at once.
     """
 
     def __init__(self, sessions: int = 3) -> None:
@@ -50,6 +78,7 @@ class FakeSteering:
         self.levels = {"relayd": "info"}
         self.kept: dict[str, dict[str, Any]] = {}
         self.waits = False
+        self.streams: list[FakeStream] | None = None
 
     # -- what there is
 
@@ -116,7 +145,10 @@ class FakeSteering:
         return self._listed("relays", [self._relay(each) for each in self.states])
 
     def relay(self, name: str) -> Json:
-        settings = {"idle_timeout": {"value": 3600, "source": "default"}}
+        settings = {
+            "idle_timeout": {"value": 3600, "source": "default"},
+            "filter": {"value": [], "source": "default"},
+        }
         settings |= {
             key: {"value": value, "source": "run time"}
             for key, value in self.kept.get(name, {}).items()
@@ -283,6 +315,17 @@ class FakeSteering:
         made = yield from self._listed("killed", [{}] * self.count)
         return {"killed": len(made["killed"])}
 
+    def capture(self, session: int, most_bytes: int | None, by: Asker) -> FakeStream:
+        if session >= 1000:
+            raise Unknown(f"there is no session {session}")
+        if session == 999:
+            raise Conflict(f"session {session} is not relayed yet: it is dialing")
+        self._changed("capture", "", session, most_bytes, by)
+        if self.streams is None:
+            return FakeStream([b"block"], "the session has ended")
+        self.streams.append(FakeStream())
+        return self.streams[-1]
+
     def reload(self, discard: bool, confirm: float | None, by: Asker) -> Deferred[Json]:
         self._changed("reload", "", discard, confirm, by)
         dropped = len(self.kept) if discard else 0
@@ -340,6 +383,7 @@ _SESSION: Json = {
     "rate": 3.0,
     "attempts": 1,
     "older": False,
+    "filters": ["latency"],
     "id": 7,
 }
 

@@ -59,6 +59,7 @@ def test_what_is_told_of_a_session() -> None:
                 "rate": 0.0,
                 "attempts": 1,
                 "older": False,
+                "filters": [],
             }
         ],
         "matched": 1,

@@ -27,6 +27,7 @@ class FakeRelayd(ThreadingMixIn, UnixStreamServer):
 
     :ivar answers: by method and path (without the query): the status and the JSON, or a
         function of what was asked that returns them.  Else it is 404.
+    :ivar tags: the ETags of some.
     :ivar asked: method, path with its query, and the body, of each request.
     """
 
@@ -36,6 +37,7 @@ class FakeRelayd(ThreadingMixIn, UnixStreamServer):
     def __init__(self, path: Path) -> None:
         super().__init__(str(path), _Handler)
         self.answers: dict[str, Answer | Callable[[], Answer]] = {}
+        self.tags: dict[str, str] = {}
         self.asked: list[tuple[str, str, Any]] = []
         self.headers: list[dict[str, str]] = []
 
@@ -64,6 +66,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
+        if plain in self.server.tags:
+            self.send_header("ETag", self.server.tags[plain])
         self.end_headers()
         with suppress(OSError):
             self.wfile.write(content)

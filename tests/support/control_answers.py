@@ -48,6 +48,7 @@ SESSION = {
     "rate": 52_000.5,
     "attempts": 1,
     "older": True,
+    "filters": ["latency", "capture"],
 }
 FLOW = {
     "relay": "dns",

@@ -47,7 +47,7 @@ class Records:
 
     def add(self, session: Session) -> None:
         self.protocols[session.id] = SimpleNamespace(
-            session=session, bridge=None, place=None, pending=None
+            session=session, bridge=None, place=None, pending=None, filtered=()
         )
 
     def end(self, ident: int) -> None:
