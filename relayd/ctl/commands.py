@@ -31,6 +31,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "nat": "looking_commands",
         "servers": "looking_commands",
         "limits": "looking_commands",
+        "capture": "filter_commands",
         "explain": "reload_commands",
     },
     "Steer a running relayd": {
@@ -39,6 +40,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "set": "steering_commands",
         "server": "steering_commands",
         "kill": "steering_commands",
+        "filter": "filter_commands",
         "drain": "steering_commands",
         "pause": "steering_commands",
         "resume": "steering_commands",
@@ -61,7 +63,7 @@ COMMANDS: Mapping[str, str] = {
 }
 
 #: What a command is called in its module, if a word of Python stands in the way.
-_CALLED = {"set": "set_"}
+_CALLED = {"set": "set_", "filter": "filter_"}
 
 
 class LazyGroup(click.Group):

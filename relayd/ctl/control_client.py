@@ -1,8 +1,9 @@
 """Asks a running relayd over its control socket: HTTP/1.1 and JSON over a UNIX socket.
 
 Each request has a connection of its own, an answer of bounded size, and a time by
-which the whole of it must have arrived.  Whatever goes wrong is one clear line, or what
-relayd says itself, with the exit code that scripts go by: see :func:`exit_of`.
+which the whole of it must have arrived; but for an answer that goes on
+(:class:`GoingOn`), which is read as it comes.  Whatever goes wrong is one clear line,
+or what relayd says itself, with the exit code that scripts go by: see :func:`exit_of`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import pwd
 import socket
 import stat
 import threading
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -31,6 +33,9 @@ QUESTION, CHANGE = 30.0, 120.0
 
 #: The same where somebody waits for a completion.
 AT_ONCE = 0.3
+
+#: Within how many seconds an answer that goes on has ended, once no more is wanted.
+TAIL = 5.0
 
 #: The longest answer, in bytes: of 100,000 sessions it has some 50 MB.
 LONGEST = 1 << 28
@@ -112,30 +117,62 @@ class ControlClient:
         :param within: seconds.
         :raises CommandFailed: there is no answer, or a refusal.
         """
-        given = {key: each for key, each in (query or {}).items() if each is not None}
-        asked = f"?{urlencode(given, errors='surrogateescape')}" if given else ""
-        return self._ask("GET", path + asked, None, within)
+        return self._ask("GET", path + _asked(query), within)[0]
+
+    def get_tagged(self, path: str) -> tuple[Json, str]:
+        """The same, and the ETag of what it is about; empty if it has none."""
+        return self._ask("GET", path, QUESTION)
 
     def change(
-        self, method: str, path: str, body: Mapping[str, Any], *, takes: float = 0.0
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any],
+        *,
+        takes: float = 0.0,
+        tag: str = "",
     ) -> Json:
         """Change something.
 
         :param takes: the seconds that it may take by itself.
+        :param tag: change it only if this is its ETag still.
         :raises CommandFailed: there is no answer, or a refusal.
         """
-        return self._ask(method, path, json.dumps(body).encode(), CHANGE + takes)
+        content = json.dumps(body).encode()
+        more = {"If-Match": tag} if tag else {}
+        return self._ask(method, path, CHANGE + takes, content, more)[0]
 
-    def _ask(self, method: str, path: str, body: bytes | None, within: float) -> Json:
+    @contextmanager
+    def going_on(
+        self, path: str, query: Mapping[str, Any] | None = None
+    ) -> Iterator[GoingOn]:
+        """Ask for an answer that goes on, until the end of the block.
+
+        :raises CommandFailed: there is no answer, or a refusal.
+        """
+        where = find_socket(self._control)
+        connection = _Connection(where, QUESTION)
+        try:
+            response = _begun(where, connection, path + _asked(query))
+            yield GoingOn(connection, response)
+        finally:
+            connection.end()
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        within: float,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[Json, str]:
         where = find_socket(self._control)
         connection = _Connection(where, within)
         try:
+            _connect(where, connection)
             try:
-                connection.connect()
-            except OSError as problem:
-                raise _not_connected(where, problem) from None
-            try:
-                status, content = connection.ask(method, path, body)
+                with connection.ask(method, path, body, headers) as response:
+                    content = _content(response)
             except (OSError, HTTPException, ValueError) as problem:
                 raise _no_answer(where, connection, method, problem) from None
             if connection.late:
@@ -143,7 +180,34 @@ class ControlClient:
                 raise _no_answer(where, connection, method, TimeoutError())
         finally:
             connection.end()
-        return _answer(where, status, content)
+        answer = _answer(where, response.status, content)
+        return answer, response.getheader("ETag", "")
+
+
+class GoingOn:
+    """An answer that goes on: its blocks, as they come."""
+
+    def __init__(self, connection: _Connection, response: HTTPResponse) -> None:
+        self._connection = connection
+        self._response = response
+
+    def __iter__(self) -> Iterator[bytes]:
+        """:raises CommandFailed: it was cut off."""
+        while True:
+            try:
+                piece = self._response.read1(_PIECE)
+            except (OSError, HTTPException, ValueError):
+                piece = None
+            if piece is None or self._connection.late:
+                line = "it was cut off: relayd has closed the connection, or has ended"
+                raise CommandFailed(Exit.FAILED, line)
+            if not piece:
+                return
+            yield piece
+
+    def end(self) -> None:
+        """No more is wanted: what is left comes, within :data:`TAIL` seconds."""
+        self._connection.end_own_side(TAIL)
 
 
 class _Connection(HTTPConnection):
@@ -182,17 +246,72 @@ class _Connection(HTTPConnection):
         self.close()
         self._socket.close()
 
-    def ask(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
-        """One request, and its answer: the status, and the content.
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        more: Mapping[str, str] | None = None,
+    ) -> HTTPResponse:
+        """One request, and the head of its answer.
 
+        :param more: headers.
         :raises HTTPException: it is no answer, or only a part of one.
         """
-        headers = {"Accept": "application/json", "Connection": "close"}
+        headers = {"Accept": "application/json", "Connection": "close", **(more or {})}
         if body is not None:
             headers["Content-Type"] = "application/json"
         self.request(method, path, body, headers)
-        with self.getresponse() as response:
-            return response.status, _content(response)
+        return self.getresponse()
+
+    def go_on(self) -> None:
+        """The rest of the answer takes as long as it takes."""
+        self._limit.cancel()
+        self._socket.settimeout(None)
+
+    def end_own_side(self, within: float) -> None:
+        """Say no more, and wait no longer than that."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+        self._limit.cancel()
+        self._limit = threading.Timer(within, self._cut)
+        self._limit.daemon = True
+        self._limit.start()
+
+
+def _asked(query: Mapping[str, Any] | None) -> str:
+    given = {key: each for key, each in (query or {}).items() if each is not None}
+    return f"?{urlencode(given, errors='surrogateescape')}" if given else ""
+
+
+def _begun(where: str, connection: _Connection, path: str) -> HTTPResponse:
+    """An answer that goes on, whose head has come.
+
+    :raises CommandFailed: there is none, or a refusal.
+    """
+    _connect(where, connection)
+    content = b""
+    try:
+        response = connection.ask("GET", path)
+        if response.status == HTTPStatus.OK:
+            connection.go_on()
+        else:
+            content = _content(response)
+    except (OSError, HTTPException, ValueError) as problem:
+        raise _no_answer(where, connection, "GET", problem) from None
+    if connection.late:
+        raise _no_answer(where, connection, "GET", TimeoutError())
+    if response.status != HTTPStatus.OK:
+        _answer(where, response.status, content)
+        raise _unreachable(where, "what answers is not relayd: it has nothing to say")
+    return response
+
+
+def _connect(where: str, connection: _Connection) -> None:
+    try:
+        connection.connect()
+    except OSError as problem:
+        raise _not_connected(where, problem) from None
 
 
 def _content(response: HTTPResponse) -> bytes:

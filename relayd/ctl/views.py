@@ -35,14 +35,15 @@ _SESSIONS = (
     Column("relay", "relay"),
     Column("client", "client"),
     Column("server", "upstream"),
-    Column("stage", "stage", spare=4),
+    Column("stage", "stage", spare=5),
     span("age", "age"),
-    span("idle", "idle", spare=3),
+    span("idle", "idle", spare=4),
     size("up", "bytes_up"),
     size("down", "bytes_down"),
-    Column("rate", "rate", rate, right=True, spare=5),
-    number("tries", "attempts", spare=1),
-    Column("older", lambda row: "older" if row.get("older") else None, spare=2),
+    Column("rate", "rate", rate, right=True, spare=6),
+    number("tries", "attempts", spare=2),
+    Column("older", lambda row: "older" if row.get("older") else None, spare=3),
+    Column("filters", "filters", listed, spare=1),
 )
 
 _FLOWS = (

@@ -78,6 +78,7 @@ QUESTIONS = [
     ),
     *([each, "--client", "10.0.0.0/8"] for each in ("sessions", "flows", "nat")),
     *([each, "--server", "a", "--sort", "age"] for each in ("sessions", "flows")),
+    ["filter", "list", "web"],
     ["explain", "--relay", "web", "--client", "10.0.0.1", "--at", "2026-12-24T03:00"],
 ]
 

@@ -99,9 +99,10 @@ def test_a_terminal_that_is_narrow_goes_without_some_columns(
     ] * 2
     assert width < 80 or max(map(len, lines)) <= width
     left = {
-        40: "stage, idle, rate, tries, older",
-        80: "stage, idle, tries, older",
-        95: "tries, older",
+        40: "stage, idle, rate, tries, older, filters",
+        80: "stage, idle, tries, older, filters",
+        95: "tries, older, filters",
+        110: "filters",
     }
     if left.get(width):
         assert (
