@@ -16,6 +16,8 @@ from tests.support.process import RelayProcess, Server, connect, read_all, relay
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
+LISTEN = ("-l", "127.0.0.1:0")
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_filter.py"
 
 
@@ -54,6 +56,25 @@ def test_a_filter_of_a_package(packages: Path) -> None:
         running.ended("done")
 
 
+def test_those_of_relayd_work_in_their_order() -> None:
+    """The second one sees what the first one has made of it."""
+    words = ("--filter=replace:old=a\\,b,new=c", "--filter", "replace:c,new=d!,wait=0")
+    with (
+        Server() as server,
+        relay(*LISTEN, "-d", server.address, *words, "--filter=first:9") as running,
+        connect(running.port) as client,
+    ):
+        client.sendall(b"1a,b2")
+        client.shutdown(socket.SHUT_WR)
+        with server.accept() as upstream:
+            assert read_all(upstream) == b"1d!2"
+            upstream.sendall(b"c")
+        assert read_all(client) == b"d!"
+        running.ended("done")
+        [line] = [each for each in running.lines if "] session=" in each]
+    assert "first_up=1d!2 first_down=d!" in line
+
+
 #: What is said of filters that packages bring.
 BAD_PACKAGES = {
     "broken": "broken:Broken of the package broken 1.0 can't be imported:"
@@ -74,6 +95,14 @@ BAD = {
     ("--filter", "latency:1,jiter=5"): "filter 'latency:1,jiter=5': it has no 'jiter';"
     " did you mean jitter?",
     ("--filter", "latency:soon"): "filter 'latency:soon': bad latency 'soon': expected",
+    ("--filter", "replace:old=a"): "filter 'replace:old=a': it needs new=BYTES",
+    ("--filter", "first"): "filter 'first': it needs a value: first:BYTES, or size=",
+    ("--filter", "deny:re:("): "filter 'deny:re:(': bad pattern 're:(': it does not"
+    " compile: missing )",
+    ("--filter", "deny:re:a*"): "filter 'deny:re:a*': bad pattern 're:a*': it has a"
+    " repeat without a bound",
+    ("--filter", "capture:/no/such.pcapng"): "filter 'capture:/no/such.pcapng': can't"
+    " capture to /no/such.pcapng: No such file or directory",
     ("--filter=latency",) * 17: "17 filters: a relay has at most 16",
 }
 
