@@ -27,6 +27,9 @@ from relayd.filters.pcapng import packet
 
 COURSES: tuple[Course, Course] = ("up", "down")
 
+#: What an ending is called that is not known yet.
+ABORTED = "aborted"
+
 #: Endings in which the client's side has reset the connection, or is taken to have.
 _BY_CLIENT = frozenset(
     {
@@ -137,22 +140,25 @@ class SessionCapture:
             for each in COURSES:
                 if each in self._closed:
                     self._finish(each)
+            self._end()
         else:
             side: Course = "up" if ending in _BY_CLIENT else "down"
-            why = "" if ending is None else f"ending={ending.word}"
-            comment = f"{why} {self._session.detail}".strip()
+            word = ABORTED if ending is None else ending.word
+            comment = f"ending={word} {self._session.detail}".strip()
             self._put(self.times.now(), self._stream.reset(side), b"", comment)
-        self._end()
+            self._end(word)
 
-    def _end(self) -> None:
-        if self._tell is not None:
-            session = self._session
-            ending = session.ending
-            if ending is None and session.up.eof and session.down.eof:
-                # It has all but ended.
-                ending = Ending.DONE
-            tell, self._tell = self._tell, None
-            tell("" if ending is None else ending.word)
+    def _end(self, word: str = "") -> None:
+        if self._tell is None:
+            return
+        session = self._session
+        if session.ending is not None:
+            word = session.ending.word
+        elif not word and session.up.eof and session.down.eof:
+            # It has all but ended.
+            word = Ending.DONE.word
+        tell, self._tell = self._tell, None
+        tell(word)
 
     def _finish(self, course: Course) -> None:
         """A FIN, unless there was one."""

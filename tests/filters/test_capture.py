@@ -182,6 +182,7 @@ def test_an_abort_whose_ending_is_not_known_yet(path: Path, clock: Clock) -> Non
     found = stream_of(path)
     assert found.finished == ["up"]
     assert found.reset == "down"
+    assert found.comments[1:] == ["ending=aborted"]
 
 
 def test_a_reset_that_comes_behind_what_others_hold(path: Path, clock: Clock) -> None:
