@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from typing import Annotated
+from typing import Annotated, Any
 
 import attrs
 
-from relayd.core.filtering import Answer, Filter, Way
+from relayd.core.filtering import Answer, DatagramWay, Filter, Way
+from relayd.filters.datagram_faults import late_datagrams
 from relayd.filters.faults import HoldingFilter, StreamFault
 from relayd.filters.option_types import Milliseconds
 
@@ -49,6 +50,10 @@ class Latency(StreamFault):
 
     def build_fault(self, way: Way, numbers: random.Random) -> Filter:
         return LatencyFilter(way, self.latency / 1e3, self.jitter / 1e3, numbers)
+
+    def build_datagram_filter(self, way: DatagramWay) -> Any:
+        """See :meth:`relayd.core.filtering.IFilterFactory.build_datagram_filter`."""
+        return late_datagrams(way, self, self.latency / 1e3, self.jitter / 1e3)
 
 
 @attrs.define(eq=False)
