@@ -351,7 +351,7 @@ def key_in(kind: Kind, key: str) -> str:
     return key if key in RELAY_KEYS[kind] else key.removesuffix(FROM_FILE)
 
 
-def _with_variables(value: Any, environ: Mapping[str, str], depth: int = 4) -> Any:
+def _with_variables(value: Any, environ: Mapping[str, str], depth: int = 5) -> Any:
     """A value in whose strings `${NAME}` is replaced, and `$$` is a dollar.
 
     :param depth: of the tables and lists in it; what is deeper is no setting.

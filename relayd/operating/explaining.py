@@ -132,7 +132,7 @@ def explain(
         _bandwidth(steps, relay.admission)
         if relay.filters:
             what = "datagrams" if isinstance(relay, UdpRelay) else "bytes"
-            said = ", then ".join(f"--filter {each}" for each in relay.filters)
+            said = ", then ".join(f"--filter {str(each)!r}" for each in relay.filters)
             _met(steps, "filters", f"see its {what}", said)
         if isinstance(relay, Socks4Relay):
             server = _proxy(steps, relay, dest, user)

@@ -218,6 +218,28 @@ def test_there_may_be_so_many(kind: Kind) -> None:
     ]
 
 
+def test_a_variable_may_stand_in_a_table_of_a_list() -> None:
+    """Of filters, as of servers: `tcp.web.filter[1].pattern`."""
+    toml = """
+env = true
+[tcp.web]
+listen = "127.0.0.1:8080"
+dest = ["127.0.0.1:80", {address = "${HOST}:80"}]
+filter = ["deny:${WORD}", {name = "deny", pattern = "${WORD}"}]
+"""
+    content = json.dumps(tomllib.loads(toml)).encode()
+    environ = {"HOST": "10.0.0.5", "WORD": "secret"}
+    found: Any = configure(read_layers("-", BytesIO(content), environ)).relays[0]
+    assert str(found.destinations[1]) == "10.0.0.5:80"
+    assert [[*each.options.values()] for each in found.filters] == [["secret"]] * 2
+    with pytest.raises(ConfigError) as told:
+        configure(read_layers("-", BytesIO(content), {"HOST": "10.0.0.5"}))
+    why = "there is no variable 'WORD' in the environment"
+    assert str(told.value).splitlines() == [
+        f"standard input: tcp.web.filter[{number}]: {why}" for number in (0, 1)
+    ]
+
+
 def test_an_error_speaks_of_a_table_as_of_a_text(tmp_path: Path) -> None:
     path = tmp_path / "f.toml"
     path.write_text(FILE)

@@ -218,7 +218,7 @@ def test_an_explanation_names_them(path: str) -> None:
         {
             "step": "filters",
             "result": "see its bytes",
-            "why": "--filter same:3, then --filter other:by=1",
+            "why": "--filter 'same:3', then --filter 'other:by=1'",
         }
     ]
     [step] = said("dns")
