@@ -88,11 +88,13 @@ class Expression:
     :ivar source: the same expression, without groups and without global flags.
     :ivar beginning: matches the beginning of a match at the end of the data; it may
         match no bytes at the very end, too.
+    :ivar first: a set of bytes, as an expression: all that a match may begin with.
     """
 
     bounds: Bounds
     source: bytes
     beginning: bytes
+    first: bytes
 
 
 def compile_expression(source: bytes) -> re.Pattern[bytes]:
@@ -124,9 +126,10 @@ def read_expression(compiled: re.Pattern[bytes]) -> Expression:
         flags = _flags(compiled.flags)
         source = f"(?{flags}:{_write(tree)})"
         beginning = f"(?{flags}:{_write_beginning(tree)})"
+        first = _write_first(f"(?{flags}:{'|'.join(_find_first(tree))})")
     except RecursionError:
         raise ValueError("its groups are nested too deeply") from None
-    return Expression(bounds, source.encode(), beginning.encode())
+    return Expression(bounds, source.encode(), beginning.encode(), first.encode())
 
 
 def _parser() -> Any:
@@ -312,6 +315,32 @@ def _write_beginning_of(op: Any, value: Any) -> str:
             return rf"{_write(items)}{{0,{most - 1}}}+\Z"
         return f"(?:{_write(items)}){{0,{most - 1}}}{_write_beginning(items)}"
     return r"\Z"
+
+
+def _find_first(items: Any) -> Iterator[str]:
+    """What matches the first bytes of a sequence, one by one."""
+    for place, (op, value) in enumerate(items):
+        kind = str(op)
+        if kind == "SUBPATTERN":
+            yield from [_group(value, each) for each in _find_first(value[-1])]
+        elif kind == "BRANCH":
+            for each in value[1]:
+                yield from _find_first(each)
+        elif kind in _REPEATS:
+            if value[1]:
+                yield from _find_first(value[2])
+        else:
+            yield _write_byte(kind, value)
+        if items[place : place + 1].getwidth()[0]:
+            break
+
+
+def _write_first(one_of: str) -> str:
+    """The set of the bytes that match."""
+    matches = re.compile(one_of.encode()).match
+    found = [f"\\x{byte:02x}" for byte in range(256) if matches(bytes([byte]))]
+    # One that matches nothing has none, and no set is empty.
+    return f"[{''.join(found)}]" if found else _NEVER
 
 
 def _width(items: Any) -> int:

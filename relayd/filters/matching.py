@@ -113,10 +113,9 @@ class Regex:
         self._wanted = wanted
         self.width = expression.bounds.width
         self.least = expression.bounds.least
-        # Each finds the first place that is undecided or has a match, which is group 1.
         undecided, match = expression.beginning, b"(%b)" % expression.source
-        self._next = re.compile(b"%b|%b" % (undecided, match))
-        self._first = re.compile(b"%b|%b" % (match, undecided))
+        self._next = _search(expression.first, b"%b|%b" % (undecided, match))
+        self._first = _search(expression.first, b"%b|%b" % (match, undecided))
 
     def cut(self, data: bytes, *, final: bool = False) -> Cut | None:
         """See :meth:`Needle.cut`."""
@@ -136,14 +135,11 @@ class Regex:
             found = self._next.search(data, place)
             if found is None:
                 break
-            start, end = found.span()
-            if found.lastindex is None:
-                if start == size:
-                    break
-                pieces.append(data[at:start])
-                return pieces, data[start:]
+            start = found.start()
             pieces.append(data[at:start])
-            at = place = end
+            if found.lastindex is None:
+                return pieces, data[start:]
+            at = place = found.end(1)
         if not pieces:
             return None
         pieces.append(data[at:])
@@ -159,9 +155,21 @@ class Regex:
                 return [data[: match.start()], b""], b""
             place = decided + 1
         found = self._first.search(data, place) if place < size else None
-        if found is None or found.start() == size:
+        if found is None:
             return None
         start = found.start()
         if found.lastindex is None:
             return [data[:start]], data[start:]
         return [data[:start], b""], b""
+
+
+def _search(first: bytes, either: bytes) -> re.Pattern[bytes]:
+    """What finds the first place that is undecided or has a match.
+
+    It starts there; group 1 is the match, if there is one.
+
+    :param first: a set: only these bytes are worth a try.
+    """
+    # Python is quick to find a byte of a set that an expression begins with, and tries
+    # the rest there.  The rest begins one byte back: so it looks behind that byte.
+    return re.compile(b"%b(?<=(?=%b)%b)" % (first, either, first))

@@ -153,6 +153,7 @@ def test_its_beginnings_are_those_of_all_it_matches(
     for match in compiled.finditer(text.encode()):
         end = data.draw(st.integers(match.start(), match.end() - 1))
         assert beginning.match(text.encode()[:end], match.start())
+        assert re.match(read.first, text.encode()[match.start() :])
     # And nothing that is as wide as a match can be is the beginning of a longer one.
     for match in beginning.finditer(text.encode()):
         assert len(match[0]) < read.bounds.width
