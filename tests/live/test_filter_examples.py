@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +174,9 @@ def test_each_filter_has_an_example_in_the_docs() -> None:
 
 
 @pytest.fixture
-def there(tmp_path: Path) -> Iterator[Callable[[str], str]]:
+def there(tmp_path: Path) -> Callable[[str], str]:
     """An example whose file is in a folder of this test."""
-    yield lambda example: example.replace("/var/tmp", str(tmp_path))
+    return lambda example: example.replace("/var/tmp", str(tmp_path))
 
 
 @once
