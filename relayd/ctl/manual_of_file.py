@@ -11,6 +11,7 @@ from relayd.core.relay_names import EXPECTED
 from relayd.core.settings import GROUPS
 from relayd.ctl.roff import Page
 from relayd.ctl.texts import default_in_words, explained, type_in_words
+from relayd.operating.filtering import described_filters
 
 EXAMPLE = """\
 drain_timeout = "10s"
@@ -156,9 +157,48 @@ def file_page() -> Page:
     page.section("Settings of relays")
     page.text("The kinds of relay that have a setting stand behind it.")
     _keys(page, _of_relays())
+    page.section("Filters")
+    _filters(page)
     page.section("See also")
     page.text("relayd(8), relayctl(1)")
     return page
+
+
+def _filters(page: Page) -> None:
+    page.text(
+        "A filter sees the bytes of each session of its relay, or the datagrams of each"
+        " flow, and may change, delay or end them. `filter` is one, or a list: what a"
+        " client sends passes the first one first, and so does what its server sends.",
+        "A filter is a name and options, as a string or as a table:"
+        ' `"deny:pattern=secret,direction=up"` is the same as'
+        ' `{name = "deny", pattern = "secret", direction = "up"}`.'
+        " In a string, a value without a key is that of"
+        r" the first option, `\,` is a comma and `\\` a backslash within a value; any"
+        " other backslash belongs to the value. `direction` is `up` for what the client"
+        " sends, and `down` for what the server sends; without it, a fault is on what"
+        " the server sends, and any other filter on both.",
+        "Bytes are text, in which `\\n`, `\\r`, `\\t`, `\\0`, `\\\\` and `\\xHH` stand"
+        " for others; times are milliseconds, or have a unit. A package may bring"
+        " filters of its own: classes that it names as entry points in the group"
+        " `relayd.filters`.",
+    )
+    for each in described_filters():
+        examples = " or ".join(f"`{example}`" for example in each.examples)
+        # Lines may break between options.
+        usage = each.usage.replace("[,", " [,")
+        page.item(
+            f"`{usage}` ({', '.join(each.kinds)})",
+            each.said,
+            f"Such as {examples}.",
+        )
+    page.text(
+        "Those from `latency` on are faults, with the names and the meanings that"
+        " Toxiproxy has, and have more options: `direction=up` or `direction=down`;"
+        " `toxicity`, the part of the sessions that have it, from 0 to 1; and `seed`, a"
+        " number, with which sessions of the same sequence number have the same faults"
+        " in each run. When the settings of a relay change, faults are put on the"
+        " sessions that go on, and taken off them; other filters are for new sessions."
+    )
 
 
 def _of_relays() -> list[tuple[Rows, str]]:

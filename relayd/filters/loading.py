@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
@@ -108,11 +108,15 @@ class FilterKind:
         """What it is for: connections, datagrams, or both."""
         return [each[1] for each in (_STREAMS, _DATAGRAMS) if self._overrides(*each)]
 
-    @property
-    def usage(self) -> str:
-        """How it is written, with all options; what may be left out in brackets."""
+    def usage(self, but: Collection[str] = ()) -> str:
+        """How it is written, with its options; what may be left out in brackets.
+
+        :param but: options that are said elsewhere.
+        """
         parts = [self.name]
         for each in self.parameters:
+            if each.name in but:
+                continue
             begin = f",{each.name}="
             if each is self.parameters[0]:
                 begin = f":[{each.name}=]"

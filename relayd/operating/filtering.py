@@ -54,11 +54,15 @@ def made_filters(relay: AnyRelay, before: Unit | None = None) -> Sequence[Any]:
     return tuple(made)
 
 
+#: The options that all faults have.
+OF_FAULTS = frozenset({"direction", "toxicity", "seed"})
+
+
 @attrs.frozen
 class Described:
     """What there is to say of a filter that comes with relayd.
 
-    :ivar usage: how it is written, with all its options.
+    :ivar usage: how it is written, with its options, but for those of all faults.
     :ivar kinds: of relays that may have it.
     :ivar said: what it does.
     :ivar examples: as one would write it.
@@ -78,7 +82,9 @@ def described_filters() -> Iterator[Described]:
     for name, each in BUILT_IN.items():
         found = own_kind(name)
         kinds = [kind for kind in ALL_KINDS if found.serves(kind)]
-        yield Described(found.usage, kinds, each.said, each.examples)
+        names = {option.name for option in found.parameters}
+        but = OF_FAULTS if names >= OF_FAULTS else ()
+        yield Described(found.usage(but), kinds, each.said, each.examples)
 
 
 def check_filter(spec: FilterSpec, kind: Kind) -> None:

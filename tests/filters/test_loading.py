@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,8 @@ from relayd.core.errors import ConfigError
 from relayd.core.filter_spec import FilterSpec
 from relayd.core.filtering import FilterFactory
 from relayd.core.setting_types import Kind
-from relayd.filters import built_in, loading
+from relayd.filters import loading
+from relayd.filters.built_in import BUILT_IN
 from relayd.filters.loading import filter_of, filters_of
 from tests.support.filter_packages import Packages
 
@@ -215,16 +215,23 @@ def test_what_a_table_can_not_have(options: dict[str, Any], says: str) -> None:
 
 @pytest.mark.usefixtures("loud")
 def test_how_one_is_written() -> None:
-    assert loading.kind_of("louder").usage == (
+    assert loading.kind_of("louder").usage() == (
         "louder:[by=]NUMBER[,word=BYTES][,wait=MILLISECONDS][,direction=up|down]"
         "[,really=on|off][,much=NUMBER][,text=TEXT]"
     )
-    assert loading.kind_of("both").usage == "both"
-    assert loading.kind_of("latency").usage.startswith(
-        "latency:[latency=]MILLISECONDS[,jitter="
+    assert loading.kind_of("both").usage() == "both"
+    assert (
+        loading.kind_of("latency")
+        .usage()
+        .startswith("latency:[latency=]MILLISECONDS[,jitter=")
     )
-    assert loading.kind_of("timeout").usage.startswith(
-        "timeout[:[timeout=]MILLISECONDS]["
+    assert loading.kind_of("slow_close").usage({"seed", "toxicity"}) == (
+        "slow_close:[delay=]MILLISECONDS[,direction=up|down]"
+    )
+    assert (
+        loading.kind_of("timeout")
+        .usage()
+        .startswith("timeout[:[timeout=]MILLISECONDS][")
     )
 
 
@@ -422,17 +429,6 @@ def test_a_defect_is_not_hidden_from_programs(loud: Packages) -> None:
 # -- ours
 
 
-def _is_there(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
-
-
-BUILT_IN = {
-    name: each
-    for name, each in built_in.BUILT_IN.items()
-    if _is_there(each.where.partition(":")[0])
-}
-
-
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_ours_are_what_the_table_says(name: str, tmp_path: Path) -> None:
     """Found, with options that can be read, and for a kind of relay."""
@@ -442,7 +438,9 @@ def test_ours_are_what_the_table_says(name: str, tmp_path: Path) -> None:
     assert issubclass(kind.made_by, FilterFactory)
     assert kind.made_by.name in ("", name)
     assert attrs.has(kind.made_by), "equal options make equal filters"
-    assert kind.serves("tcp") or kind.serves("udp")
+    of_flows = name in ("loss", "duplicate", "reorder", "corrupt")
+    assert kind.serves("tcp") is not of_flows
+    assert kind.serves("udp") is (of_flows or name == "latency")
     assert kind.serves("tcp") == kind.serves("socks4")
     for each in kind.parameters:
         assert each.placeholder.isascii()

@@ -12,7 +12,15 @@ import pytest
 
 from tests.support.endings import ending, one_line
 from tests.support.filter_packages import install
-from tests.support.process import RelayProcess, Server, connect, read_all, relay
+from tests.support.process import (
+    RelayProcess,
+    Server,
+    UdpServer,
+    connect,
+    read_all,
+    relay,
+    udp_client,
+)
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
@@ -73,6 +81,22 @@ def test_those_of_relayd_work_in_their_order() -> None:
         running.ended("done")
         [line] = [each for each in running.lines if "] session=" in each]
     assert "first_up=1d!2 first_down=d!" in line
+
+
+def test_those_of_datagrams_work() -> None:
+    """Some of their own, and one that streams have, too."""
+    words = ("--filter=duplicate:1,direction=up", "--filter", "latency:1")
+    with (
+        UdpServer() as server,
+        relay("-l", "udp:127.0.0.1:0", "-d", server.address, *words) as running,
+        udp_client(running.port) as client,
+    ):
+        client.send(b"up")
+        for _ in range(2):
+            data, there = server.receive()
+            assert data == b"up"
+        server.send(b"down", there)
+        assert client.recv(9) == b"down"
 
 
 #: What is said of filters that packages bring.
