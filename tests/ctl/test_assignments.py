@@ -45,6 +45,11 @@ plain = st.recursive(
         ("dest=a:1,weight=2", "a:1,weight=2"),
         ("clients=allow 10.0.0.0/8", "allow 10.0.0.0/8"),
         ("hours=Mon-Fri 08:00-18:00", "Mon-Fri 08:00-18:00"),
+        # A filter has commas, colons and equals signs of its own.
+        ("filter=latency:latency=100,jitter=5", "latency:latency=100,jitter=5"),
+        ("filter=replace:old=a\\,b,new=[c]", "replace:old=a\\,b,new=[c]"),
+        ('filter=[{name = "first"}, "x"]', [{"name": "first"}, "x"]),
+        *(("filter=5", "5"), ("filter=[]", []), ("filter=", None)),
         # What relayd is to refuse, it is to see.
         *(("max_sessions=0", 0), ("max_sessions=ten", "ten"), ("nosuch=5", 5)),
         # No values of JSON.
@@ -61,6 +66,13 @@ def test_values(word: str, found: Any) -> None:
     [(_, read)] = settings([word]).items()
     assert read == found
     assert type(read) is type(found)
+
+
+def test_several_filters() -> None:
+    words = ["filter=first:64", "filter=deny:a\\,b", 'filter={name = "latency"}']
+    assert settings(words) == {
+        "filter": ["first:64", "deny:a\\,b", {"name": "latency"}]
+    }
 
 
 def test_several() -> None:

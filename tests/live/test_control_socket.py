@@ -7,6 +7,8 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,59 @@ def test_what_runs_is_seen_and_steered(server: Server, path: Path) -> None:
                 client.recv(1)
         me = f"uid {os.getuid()}, pid {os.getpid()}: POST /v1/kill"
         running.wait_for(rf"{me} \{{\"sessions\": \[{session['id']}\]\}}: done")
+
+
+def relayctl(path: Path, *words: str, **more: Any) -> subprocess.Popen[bytes]:
+    """A process of it."""
+    program = "from relayd.ctl.main import main; raise SystemExit(main())"
+    command = [sys.executable, "-c", program, "--control", str(path), *words]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, **more)
+
+
+@pytest.mark.usefixtures("connections_of")
+def test_what_a_session_says_is_captured_until_ctrl_c(
+    server: Server, path: Path
+) -> None:
+    """The file has all of it, and its end; faults come and go meanwhile."""
+    args = ("--control", f"unix:{path}", "--name", "web")
+    with (
+        relay(*args, "-l", "127.0.0.1:0", "-d", server.address) as running,
+        connect(running.port) as client,
+        server.accept() as far,
+    ):
+        client.sendall(b"hello")
+        assert far.recv(5) == b"hello"
+        [session] = ask(path, "GET", "/v1/sessions")[1]["sessions"]
+        file = path.with_name("s.pcapng")
+        with file.open("wb") as output:
+            capture = relayctl(path, "capture", str(session["id"]), stdout=output)
+
+        def filters() -> Any:
+            return ask(path, "GET", "/v1/sessions")[1]["sessions"][0]["filters"]
+
+        eventually(lambda: filters() == ["capture"], "a capture")
+        change = {"settings": {"filter": ["latency:latency=1"]}}
+        assert ask(path, "PATCH", "/v1/relays/web", change)[0] == 200
+        assert filters() == ["capture", "latency"]
+        client.sendall(b"a question")
+        assert far.recv(10) == b"a question"
+        far.sendall(b"an answer")
+        assert client.recv(9) == b"an answer"
+        eventually(lambda: b"an answer" in file.read_bytes(), "what it says")
+        capture.send_signal(signal.SIGINT)
+        _, said = capture.communicate(timeout=PATIENCE)
+        assert capture.returncode == 0, said
+        assert said == (
+            b"the capture has ended: the session goes on; no packet dropped\n"
+        )
+        assert b"a question" in file.read_bytes()
+        change = {"settings": {"filter": None}}
+        assert ask(path, "PATCH", "/v1/relays/web", change)[0] == 200
+        assert filters() == []
+        client.sendall(b"on")
+        assert far.recv(2) == b"on"
+        what = f"GET /v1/sessions/{session['id']}/capture: ended: its client has ended"
+        running.wait_for(f"uid {os.getuid()}, pid {capture.pid}: {what}")
 
 
 def test_totals_are_of_sessions_from_before_a_change_too(
