@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ from relayd.core.setting_types import Kind
 from relayd.filters import loading
 from relayd.filters.built_in import BUILT_IN
 from relayd.filters.loading import filter_of, filters_of
+from relayd.operating.filtering import OF_FAULTS
 from tests.support.filter_packages import Packages
 
 #: A package's module.
@@ -453,6 +456,35 @@ def test_ours_are_what_the_table_says(name: str, tmp_path: Path) -> None:
         served: list[Kind] = [k for k in ("tcp", "udp") if kind.serves(k)]
         one, other = (filter_of(spec, served[0]) for _ in range(2))
         assert one == other
+
+
+#: The rows of the table in docs/filters.md: names, and options.
+ROWS = re.findall(
+    r"^\| ((?:`[a-z_]+`(?:, )?)+) \| (.*?) \| .* \|$",
+    (Path(__file__).parents[2] / "docs" / "filters.md").read_text(),
+    re.MULTILINE,
+)
+
+
+def test_the_page_has_the_options_of_each() -> None:
+    """With their defaults, where it says one; those of faults are said below it."""
+    found = set()
+    for names, said in ROWS:
+        options = dict(
+            re.match(r"(\w+)=?(.*)", each).groups()  # type: ignore[union-attr]
+            for each in re.findall(r"`([^`]+)`", said)
+        )
+        of_faults = OF_FAULTS if "…" in said or "those of faults" in said else set()
+        for name in re.findall(r"`(\w+)`", names):
+            kind = loading.kind_of(name)
+            found.add(name)
+            own = {each.name: each for each in kind.parameters}
+            assert set(options) == set(own) - of_faults
+            for option, text in options.items():
+                if text:
+                    default = inspect.signature(kind.made_by).parameters[option].default
+                    assert own[option].read(text) == default
+    assert found == set(BUILT_IN)
 
 
 def test_nothing_is_imported_that_no_relay_uses(tmp_path: Path) -> None:
