@@ -151,6 +151,28 @@ def complete_either(
     return complete_relay(ctx, param, begun)
 
 
+def complete_filter(
+    _: click.Context, __: click.Parameter, begun: str
+) -> list[CompletionItem]:
+    """The names of the filters that there are here; their options are not completed."""
+    from relayd.operating.filtering import filter_names
+
+    return [CompletionItem(each) for each in filter_names() if each.startswith(begun)]
+
+
+def complete_own_filter(
+    ctx: click.Context, _: click.Parameter, begun: str
+) -> list[CompletionItem]:
+    """The filters of the relay that is named before."""
+    from relayd.ctl.control_client import route
+    from relayd.ctl.filters import filters_in, text_of
+
+    with ctx.scope(cleanup=False):
+        found = filters_in(_quickly(route("relays", ctx.params["name"])))
+    texts = map(text_of, found or ())
+    return [CompletionItem(each) for each in texts if each.startswith(begun)]
+
+
 relay_argument = click.argument("name", metavar="NAME", shell_complete=complete_relay)
 
 relay_option = click.option(

@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from relayd.ctl.asking import (
+    complete_filter,
+    complete_own_filter,
     control_option,
     json_option,
     relay_argument,
@@ -82,7 +84,13 @@ def list_filters(name: str, as_json: bool) -> None:
 
 @filter_.command("add", short_help="Add filters to a relay.")
 @relay_argument
-@click.argument("filters", metavar="FILTER...", nargs=-1, required=True)
+@click.argument(
+    "filters",
+    metavar="FILTER...",
+    nargs=-1,
+    required=True,
+    shell_complete=complete_filter,
+)
 @json_option
 @control_option()
 def add_filters(name: str, filters: tuple[str, ...], as_json: bool) -> None:
@@ -102,7 +110,7 @@ def add_filters(name: str, filters: tuple[str, ...], as_json: bool) -> None:
 
 @filter_.command("remove", short_help="Remove a filter from a relay.")
 @relay_argument
-@click.argument("filter_", metavar="NAME|FILTER")
+@click.argument("filter_", metavar="NAME|FILTER", shell_complete=complete_own_filter)
 @json_option
 @control_option()
 def remove_filter(name: str, filter_: str, as_json: bool) -> None:

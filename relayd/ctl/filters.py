@@ -42,12 +42,18 @@ def read(asked: ControlClient, relay: str) -> Filters:
     :raises CommandFailed: there is no answer, or a refusal.
     """
     answer, tag = asked.get_tagged(route("relays", relay))
-    settings = answer.get("settings")
-    found = settings.get(FILTER.key) if isinstance(settings, dict) else None
-    if not isinstance(found, dict):
+    found = filters_in(answer)
+    if found is None:
         line = f"{relay}: the relayd that runs has no filters"
         raise CommandFailed(Exit.FAILED, printable(line))
-    return Filters(relay, _many(found.get("value")), tag)
+    return Filters(relay, found, tag)
+
+
+def filters_in(answer: dict[str, Any]) -> list[Any] | None:
+    """The filters in what is said of a relay; None: it knows no such setting."""
+    settings = answer.get("settings")
+    found = settings.get(FILTER.key) if isinstance(settings, dict) else None
+    return _many(found.get("value")) if isinstance(found, dict) else None
 
 
 def change(asked: ControlClient, before: Filters, filters: list[Any]) -> list[Any]:

@@ -87,6 +87,13 @@ def described_filters() -> Iterator[Described]:
         yield Described(found.usage(but), kinds, each.said, each.examples)
 
 
+def filter_names() -> Sequence[str]:
+    """The names of all filters that there are here."""
+    from relayd.filters.loading import names
+
+    return names()
+
+
 def check_filter(spec: FilterSpec, kind: Kind) -> None:
     """Whether a filter can be made for a relay of a kind.
 

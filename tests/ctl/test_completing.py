@@ -49,6 +49,27 @@ def test_relays_and_servers(path: Path) -> None:
         assert completed("start", "--control", f"unix:{path}", "w") == ["web", "wiki"]
 
 
+def test_filters(path: Path) -> None:
+    """Those that there are, to be added; those of the relay, to be removed."""
+    assert completed("filter", "add", "web", "la") == ["latency"]
+    assert completed("filter", "add", "web", "latency:5", "re") == [
+        *("replace", "reset_peer", "reorder")
+    ]
+    assert completed("filter", "remove", "web", "la") == []
+    value = ["latency:5", {"name": "latency", "latency": 7}, "first:9"]
+    with fake_relayd(path) as relayd:
+        for settings, found in (
+            ({"filter": {"value": value}}, ["latency:5", "latency:latency=7"]),
+            ({"filter": {"value": "latency"}}, ["latency"]),
+            ({"filter": {"value": 5}}, []),
+            ({"filter": 5}, []),
+            (5, []),
+        ):
+            answer = {"name": "web", "settings": settings}
+            relayd.answers["GET /v1/relays/web"] = (200, answer)
+            assert completed("filter", "remove", "web", "la") == found
+
+
 @pytest.mark.parametrize("command", ["start", "server", "drain"])
 def test_nothing_if_relayd_can_t_be_reached(
     path: Path, monkeypatch: pytest.MonkeyPatch, command: str
