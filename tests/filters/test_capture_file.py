@@ -375,6 +375,27 @@ def test_what_is_in_the_way_later_is_not_written_to(
         assert path.read_text() == "127.0.0.1 localhost\n"
 
 
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
+def test_what_is_no_file_is_not_even_opened(
+    path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A device may do something when it is."""
+    factory = Capture(str(path))
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/null")
+    opened: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("os.open", lambda *args: opened.append(args))
+        assert not Captured(factory, clock).filters
+        with pytest.raises(ValueError, match="can't capture"):
+            Capture(str(path))
+    assert not opened
+
+
 def test_a_link_that_comes_between_is_not_followed(
     path: Path, clock: Clock, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
