@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from relayd.control.steering import Conflict, Sink, Unknown
+from relayd.core.errors import RelayError
 from relayd.core.filtering import IFilterFactory
 from relayd.core.stage import Stage
 from relayd.operating.listing import Shown
@@ -62,13 +63,21 @@ class CaptureStream:
         #: Why it was stopped, if it was.
         self._why = ""
         self._last = b""
+        self._ended = False
 
     def begin(self, sink: Sink) -> None:
         """See :meth:`relayd.control.steering.Stream.begin`."""
         _check(self._protocol)
         self._sink = sink
         self._filter = self._make(self._give, self._most_bytes, self._done)
-        self._protocol.change_filters((), [self._filter])
+        try:
+            self._protocol.change_filters((), [self._filter])
+        except (RelayError, TypeError) as problem:
+            # TypeError: of a program whose sessions are joined in a way of its own.
+            raise Conflict(str(problem)) from problem
+        if not self._ended and self._filter.name not in self._protocol.filtered:
+            # Both sides have ended, or will say nothing more.
+            raise Conflict(f"session {self._protocol.session.id} is being closed")
 
     def stop(self, why: str) -> None:
         """See :meth:`relayd.control.steering.Stream.stop`."""
@@ -92,6 +101,7 @@ class CaptureStream:
 
         :param ending: of the session; empty: it goes on.
         """
+        self._ended = True
         how = f"the session has ended ({ending})" if ending else ENOUGH
         if self._sink is not None:
             self._sink.end(self._why or how, self._last)

@@ -274,6 +274,26 @@ def test_captures_of_one_session_at_once(tmp_path: Path, kind: str) -> None:
         assert b"question" in b"".join(second.blocks)
 
 
+@pytest.mark.parametrize("problem", [TypeError("a bridge of one's own"), None])
+def test_one_that_takes_no_filter(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, problem: Any
+) -> None:
+    """As of a program that joins in a way of its own; or it has passed on all."""
+
+    def change(*_: Any) -> None:
+        if problem is not None:
+            raise problem
+
+    with relaying(tmp_path, kind, tcp=web()) as ends:
+        server = ends.server(20009)
+        connect(ends)
+        ends.accept(server)
+        monkeypatch.setattr(type(comes(ends)), "change_filters", change)
+        why = "a bridge of one's own" if problem else "is being closed"
+        with pytest.raises(Conflict, match=why):
+            capture(ends)
+
+
 def test_a_session_that_can_not_be_captured(tmp_path: Path, kind: str) -> None:
     udp = {"dns": {"listen": at(20003), "dest": at(20009)}}
     with relaying(tmp_path, kind, tcp=web(**LATER), udp=udp) as ends:
