@@ -253,14 +253,21 @@ class Chain:
         held, most = held_by.held, min(held_by.most_held, MOST_HELD)
         if held > most:
             raise FilterError(f"it holds {held} bytes, {most} are allowed")
-        if held > most // 2:
+        if self._holds_much():
             self.source.pause(FILTERS)
 
     def _holds_much(self) -> bool:
-        return any(
-            link.filter.held > min(link.filter.most_held, MOST_HELD) // 2
-            for link in self._links
-        )
+        """One holds more than half of what it may, or all together do.
+
+        What one passes on at once, the next may have to hold.
+        """
+        total = 0
+        for link in self._links:
+            held, most = link.filter.held, min(link.filter.most_held, MOST_HELD)
+            total += held
+            if held > most // 2 or total > MOST_HELD // 2:
+                return True
+        return False
 
     def _go_on(self) -> None:
         """Something was passed on: filter the rest, and read on."""

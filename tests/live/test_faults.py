@@ -115,6 +115,16 @@ def test_bandwidth_of_either_direction(direction: str) -> None:
         bulk(*reversed(ends))
 
 
+@pytest.mark.parametrize("slow_first", [False, True])
+def test_faults_behind_each_other_hold_no_more_than_one(slow_first: bool) -> None:
+    """What one passes on at once is not too much for the next, which is slow."""
+    filters = ["latency:50", "latency:80", "bandwidth:1000", "slicer:1024"]
+    if slow_first:
+        filters.reverse()
+    with session(*filters) as (_, client, server), takes(0.6):
+        bulk(server, client, BULK[:600_000])
+
+
 def test_a_client_that_reads_late_gets_all() -> None:
     with session("latency:20", "slicer:4KiB") as (_, client, server):
         sending = in_thread(lambda: server.sendall(BULK))

@@ -10,6 +10,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relayd.core.filtering import MOST_HELD
 from relayd.core.session import Ending
 from relayd.filters.fault_bandwidth import Bandwidth
 from relayd.filters.fault_endings import SlowClose
@@ -93,6 +94,30 @@ def test_the_bytes_and_the_ends_are_right(
     for course in ("up", "down"):
         assert bytes(sink[course].taken) == sent[course]
         assert getattr(session, course).kept == 0
+    assert not relay.factory.sessions
+    relay.factory.stopFactory()
+    assert not relay.clock.getDelayedCalls()
+
+
+def test_what_one_passes_on_at_once_is_not_too_much_for_the_next() -> None:
+    """A slow line behind a long one: what both hold together is what one may."""
+    relay = Relay(filters=[Latency(50), Latency(80), Bandwidth(100)])
+    down = relay.client()
+    up = relay.server.dial.connect()
+    sent = 0
+    while relay.clock.seconds() < 10:
+        for _ in range(8):
+            if up.reading:
+                up.receive(bytes(65_536))
+                sent += 65_536
+        relay.clock.advance(0.01)
+        down.take()
+        assert relay.session.ending is None
+        assert relay.session.down.kept <= MOST_HELD
+    # The line was never idle.
+    assert len(down.taken) >= 100_000 * 9.8
+    down.lose()
+    relay.clock.pump([0.0] * 4)
     assert not relay.factory.sessions
     relay.factory.stopFactory()
     assert not relay.clock.getDelayedCalls()
