@@ -269,6 +269,13 @@ class Chain:
                 return True
         return False
 
+    @property
+    def has_more(self) -> bool:
+        """Whether something, or an end of data, is still to be passed on."""
+        if self._rest or self.is_ending:
+            return True
+        return any(link.filter.held for link in self._links)
+
     def _go_on(self) -> None:
         """Something was passed on: filter the rest, and read on."""
         if self._stage == _CLOSED:

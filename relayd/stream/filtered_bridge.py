@@ -45,6 +45,9 @@ from relayd.stream.paced_reads import PacedReads
 
 log = Logger(namespace="relayd.filters")
 
+#: Seconds.  While filters hold something a session is not idle, but no longer than so.
+LONGEST_HELD = 3600.0
+
 
 class FilteredBridge(Bridge):
     """A Bridge with filters; made as that.
@@ -374,6 +377,14 @@ class FilteredBridge(Bridge):
                 leg.chain.check()
         # By now it may be that.
         plain.check(self, now)
+
+    def _is_paced(self) -> bool:
+        """See :meth:`Watch._is_paced`: its filters have something to say, too."""
+        if super()._is_paced():
+            return True
+        if self._clock.seconds() - self._active_at >= LONGEST_HELD:
+            return False
+        return any(leg.chain is not None and leg.chain.has_more for leg in self.legs)
 
     def abort(self, ending: Ending, detail: str = "") -> None:
         """See :meth:`Bridge.abort`."""

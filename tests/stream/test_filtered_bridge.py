@@ -188,6 +188,24 @@ def test_the_other_side_leaves_while_a_reset_is_held_back() -> None:
     relay.ended(Ending.DOWNSTREAM_RESET)
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_session_is_not_idle_while_a_filter_holds_something(ends: bool) -> None:
+    """But no longer than an hour."""
+    keeps = Makes(Keeps, course="up")
+    relay = Filtered(keeps, idle_timeout=5, half_close_timeout=5)
+    relay.down.receive(b"held")
+    if ends:
+        relay.down.receive_eof()
+    for _ in range(30):
+        relay.clock.advance(1)
+    assert relay.session.ending is None
+    keeps.of("up").let_go(1)
+    assert relay.passed("up") == b"h"
+    for _ in range(3700):
+        relay.clock.advance(1)
+    relay.ended(Ending.HALF_CLOSED if ends else Ending.IDLE)
+
+
 def test_an_abort_holds_nothing_back() -> None:
     relay = Filtered(Makes(Keeps))
     relay.down.receive(b"held")
