@@ -312,12 +312,16 @@ class _Clock:
     A timer that was not cancelled does nothing once the filter is closed.
     """
 
-    __slots__ = ("_clock", "_way", "seconds")
+    __slots__ = ("_clock", "_way")
 
     def __init__(self, way: Way) -> None:
         self._clock: Any = way.direction.chain.ledger.clock
         self._way = way
-        self.seconds = self._clock.seconds
+
+    def seconds(self) -> float:
+        """See `IReactorTime.seconds`."""
+        now: float = self._clock.seconds()
+        return now
 
     def callLater(
         self,

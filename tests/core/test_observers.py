@@ -626,7 +626,8 @@ def test_every_ending_has_two_letters_that_operators_know() -> None:
         "cR": {Ending.HANDSHAKE_TIMEOUT},
         "DD": {Ending.UPSTREAM_DOWN},
         "KD": {Ending.DRAINED, Ending.KILLED, Ending.MAX_AGE, Ending.HOURS},
-        "ID": {Ending.FAILED},
+        "ID": {Ending.FAILED, Ending.FILTER_FAILED},
+        "PD": {Ending.FILTERED},
     }
     assert codes == {
         code: {each for each in Ending if each.code == code}
