@@ -143,7 +143,7 @@ def _parser() -> Any:
     except (ImportError, AttributeError):
         raise ValueError(
             "this Python does not say what a regular expression is made of (it has no"
-            " re._parser): look for plain bytes, or use Python 3.11 to 3.14"
+            " re._parser): look for plain bytes, or use Python 3.11 to 3.13"
         ) from None
     return found
 
