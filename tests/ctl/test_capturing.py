@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -204,7 +205,8 @@ class Relayd:
             connection.settimeout(PATIENCE)
             if connection.recv(1) == b"":
                 self.ended.set()
-                connection.sendall(chunk(last(2, "the session goes on")) + END)
+                with suppress(OSError):  # who has had enough may be gone
+                    connection.sendall(chunk(last(2, "the session goes on")) + END)
 
     def __enter__(self) -> Self:
         return self
