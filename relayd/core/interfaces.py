@@ -305,6 +305,12 @@ class ISpliceable(Interface):
         Once it is spliced, what is read is spent; else, that is the protocol's to do.
         """
 
+    def read_much() -> None:
+        """From now on, give the protocol up to 256 KiB at once, for it expects bulk.
+
+        Others get 64 KiB.  Nothing changes for one that keeps a pace.
+        """
+
     def splice(peer: object, here: Direction, there: Direction, splicer: Any) -> bool:
         """From now on, move what either reads to the other.
 

@@ -28,6 +28,9 @@ class PacedConnection(SplicingConnection):
 
     __slots__ = ()
 
+    def read_much(self) -> None:
+        """See :meth:`ISpliceable.read_much`: its pace says how much."""
+
     def proceed(self) -> None:
         self._lift_if_lost()
         SplicingConnection.proceed(self)

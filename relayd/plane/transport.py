@@ -33,6 +33,9 @@ from relayd.plane.splicing import SplicingConnection
 
 _SOCKET = int(socket.SOL_SOCKET)
 
+#: The most that a protocol gets at once which is given much, in bytes.
+LARGE_READ = 1 << 18
+
 #: sock_diag(7), Linux: the memory that a socket's queues take, in bytes; the first of
 #: these numbers, and the one that is asked for, is that of what was not read yet.
 _SO_MEMINFO = 55
@@ -60,6 +63,11 @@ class PlaneTransport(SplicingConnection):
         # Another class instead of a question in `ready`: a connection that is not
         # limited pays nothing.  They have the same layout.
         self.__class__ = PacedTransport
+
+    def read_much(self) -> None:
+        """See :meth:`ISpliceable.read_much`."""
+        # Another class again.
+        self.__class__ = LargeReadsTransport
 
     def has_unread(self) -> bool:
         """See :meth:`ISpliceable.has_unread`."""
@@ -199,6 +207,9 @@ class PlaneUNIXTransport(PlaneTransport):
         self._direction = direction
         self.__class__ = PacedUNIXTransport
 
+    def read_much(self) -> None:
+        self.__class__ = LargeReadsUNIXTransport
+
     def getPeer(self) -> Any:
         if isinstance(self._peer, str | bytes):
             return socket_address(socket.AF_UNIX, self._peer)
@@ -221,6 +232,24 @@ class PacedUNIXTransport(PacedConnection, PlaneUNIXTransport):
     """A UNIX socket, likewise."""
 
     __slots__ = ()
+
+
+class LargeReadsTransport(PlaneTransport):
+    """A TCP socket that is read in large pieces."""
+
+    __slots__ = ()
+
+    def _read(self, most: int = LARGE_READ) -> None:
+        super()._read(most)
+
+
+class LargeReadsUNIXTransport(PlaneUNIXTransport):
+    """A UNIX socket, likewise."""
+
+    __slots__ = ()
+
+    def _read(self, most: int = LARGE_READ) -> None:
+        super()._read(most)
 
 
 def named_address(name: str) -> IPv4Address:

@@ -57,9 +57,8 @@ class WritingConnection(ConnectionBase):
         if not data:
             return
         if self.producer is not None and len(data) > BUFFER_LIMIT:
-            # Twisted buffers first and sends later, so that such a write always
-            # pauses the producer, and resumes it.  Some producers rely on that.
-            self.clear = False
+            self._write_much(data)
+            return
         if not self.clear:
             self._append(data)
             return
@@ -70,6 +69,30 @@ class WritingConnection(ConnectionBase):
             self._not_sent(problem)
         if sent < len(data):
             self._append(memoryview(data)[sent:])
+
+    def _write_much(self, data: bytes) -> None:
+        """Write more than a producer may have waiting.
+
+        Twisted buffers first and sends later, so that such a write always pauses the
+        producer, and resumes it.  Some producers rely on that.  What can be sent is
+        sent none the less: a copy of it costs as much as sending it.
+        """
+        sent = 0
+        if self.clear:
+            try:
+                sent = self._sock.send(data)
+            except OSError as problem:
+                self._not_sent(problem)
+        if sent < len(data):
+            self._append(memoryview(data)[sent:])
+        if self.producer is None or self._producing != PUSH:
+            return
+        if self.clear or self.unsent:
+            self._producing = PAUSED
+            if self.clear:
+                self.clear = False
+                self._schedule()
+            self.producer.pauseProducing()
 
     def _append(self, data: bytes | memoryview) -> None:
         """Buffer what can't be sent now."""
