@@ -68,7 +68,12 @@ class _Filtered(ClientFlow):
 
     def use(self, connected: Connected) -> None:
         super().use(connected)
-        self.chain.transmit, self.send = self.send, self.enter
+        self.chain.transmit = self.send
+        self.aim()
+
+    def aim(self) -> None:
+        """Have `send` lead into the filters, if there are any of that direction."""
+        self.send = self.enter if self.chain.up.ways else self.chain.transmit
 
     def close_filters(self) -> None:
         """The flow is over."""
@@ -108,9 +113,9 @@ class _Filtered(ClientFlow):
         raise _Taken
 
     def forward(self, run: Sequence[bytes], now: float) -> None:
-        if self.chain.flow is None:
-            # It has ended in the middle of its listener's batch.
-            super().forward(run, now)
+        if not self.chain.up.ways:
+            # Or it has ended in the middle of its listener's batch.
+            self.guarded(super().forward, run, now)
             return
         self.guarded(self._through, run)
         if now < self.due:
@@ -146,7 +151,7 @@ class _Filtered(ClientFlow):
             super().forward_after_error(data, problem)
 
     def client_sent(self, run: Sequence[bytes], now: float) -> None:
-        if self.chain.beyond:
+        if self.chain.beyond or not self.chain.up.ways:
             super().client_sent(run, now)
         else:
             # What may have to be sent again is what came out.
@@ -224,9 +229,9 @@ def _change(
         chain = Chain(flow, flow.send)
         flow.chain = chain
         flow.__class__ = _FILTERED[type(flow)]
-        flow.send = flow.enter
     chain.remove(gone)
     chain.add(new)
+    flow.aim()
     if not chain.names and not chain.failed and not chain.depth:
         # As one that never had any.
         flow.send = chain.transmit
