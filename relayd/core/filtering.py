@@ -126,6 +126,9 @@ class IFilter(Interface):
     growth = Attribute("""At most so many bytes come out for one that goes in: a whole
         number, 1 for most.  Chunks are cut accordingly.""")
 
+    most_at_once = Attribute("""How many bytes it is given in one call: 65,536, or less
+        for one that may take long.  Between two calls others have their turn.""")
+
     def data(data: bytes) -> bytes | Answer:
         """Bytes were read.
 
@@ -180,6 +183,7 @@ class Filter:
     held = 0
     most_held = MOST_HELD
     growth = 1
+    most_at_once = 65536
 
     def data(self, data: bytes) -> bytes | Answer:
         """See :meth:`IFilter.data`."""

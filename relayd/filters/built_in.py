@@ -41,7 +41,7 @@ BUILT_IN: Final[Mapping[str, BuiltIn]] = {
     "deny": BuiltIn(
         "relayd.filters.replacing:Deny",
         "Resets a session in which a pattern is found: nothing of the match is passed"
-        " on.",
+        " on, unless it comes more slowly than `wait`; the last byte never is.",
         ("deny:DROP TABLE,direction=up", r"deny:re:(?i)select .{0\,100}from users"),
     ),
     "first": BuiltIn(

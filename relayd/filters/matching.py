@@ -21,6 +21,12 @@ from typing import Protocol
 
 from relayd.filters.expressions import MAX_WIDTH, read_expression
 
+#: Seconds that a step of an expression may take, and a piece that is looked through.
+STEP_SECONDS, PIECE_SECONDS = 10e-9, 0.001
+
+#: The largest piece, in bytes.
+LARGEST = 65536
+
 #: Cut pieces: those before, between and behind the matches, and what is undecided.
 Cut = tuple[list[bytes], bytes]
 
@@ -30,6 +36,7 @@ class Needle(Protocol):
 
     :ivar width: the most bytes that a match has.
     :ivar least: the fewest, at least one.
+    :ivar at_once: how many bytes are looked through at once.
     """
 
     @property
@@ -37,6 +44,9 @@ class Needle(Protocol):
 
     @property
     def least(self) -> int: ...
+
+    @property
+    def at_once(self) -> int: ...
 
     def cut(self, data: bytes, *, final: bool = False) -> Cut | None:
         """Cut out the matches.
@@ -77,6 +87,7 @@ class Literal:
         self._wanted = wanted
         self._first = wanted[0]
         self.width = self.least = len(wanted)
+        self.at_once = LARGEST
 
     def cut(self, data: bytes, *, final: bool = False) -> Cut | None:
         """See :meth:`Needle.cut`."""
@@ -113,6 +124,10 @@ class Regex:
         self._wanted = wanted
         self.width = expression.bounds.width
         self.least = expression.bounds.least
+        # Of a hostile client's bytes; a piece that is no wider than a match is searched
+        # for beginnings, which is slow.
+        often = int(PIECE_SECONDS / STEP_SECONDS / expression.bounds.steps)
+        self.at_once = min(max(often, 4 * self.width), LARGEST)
         undecided, match = expression.beginning, b"(%b)" % expression.source
         self._next = _search(expression.first, b"%b|%b" % (undecided, match))
         self._first = _search(expression.first, b"%b|%b" % (match, undecided))

@@ -48,6 +48,7 @@ class _Searching(Filter):
         """
         # More than half of it held would stop the source, and so the match.
         self.most_held = 2 * needle.width
+        self.most_at_once = needle.at_once
         self._way = way
         self._needle = needle
         self._wait = wait / 1000

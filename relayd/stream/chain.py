@@ -9,7 +9,8 @@ other leg's transport.  It is the leg's sink, and that transport's producer:
 - What filters keep back is counted in `Direction.kept`, and the source is not read
   while one holds more than half of what it may (pause FILTERS).
 - What may grow is taken in pieces, and the rest waits while the sink is full: a chain
-  never makes more than some MOST_HELD bytes at once.
+  never makes more than some MOST_HELD bytes at once.  So is what may take long: after
+  TURN seconds the rest waits for the reactor's next turn.
 - An end of data passes through the filters in order: each may put it off.
 - A filter that has seen enough leaves.  A chain without filters tells its bridge, which
   splices that direction.
@@ -22,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from twisted.internet.interfaces import IPushProducer, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -42,8 +43,8 @@ from relayd.stream.links import FilterError, Link, name_of
 #: A filter is given so many bytes at once, at most.
 LARGEST = 65536
 
-#: A filter is given so many bytes at once, at most.
-LARGEST = 65536
+#: Seconds that slow filters of a direction may take in a turn of the reactor.
+TURN = 0.002
 
 #: How far an end of data has got: there is none; the rest comes first; the filters are
 #: told; all is passed on at once; the chain is not used any more.
@@ -61,6 +62,7 @@ class Chain:
 
     __slots__ = (
         "_bridge",
+        "_call",
         "_full",
         "_is_fed",
         "_links",
@@ -79,6 +81,8 @@ class Chain:
         #: What waits to be filtered, and in what pieces.
         self._rest = b""
         self._piece = LARGEST
+        #: The rest goes on in the reactor's next turn.
+        self._call: IDelayedCall | None = None
         #: The sink is full.
         self._full = False
         #: The rest is being filtered, further up in the stack.
@@ -126,7 +130,8 @@ class Chain:
         growth = 1
         for link in self._links:
             growth *= max(int(link.filter.growth), 1)
-        self._piece = min(max(MOST_HELD // growth, 1), LARGEST)
+        least = min((each.filter.most_at_once for each in self._links), default=LARGEST)
+        self._piece = min(max(MOST_HELD // growth, 1), max(least, 1), LARGEST)
 
     def remove(self, factories: Iterable[IFilterFactory]) -> None:
         """Take filters off; what they hold is passed on."""
@@ -172,6 +177,9 @@ class Chain:
         """The session, or this direction, is over: filters are called no more."""
         links, self._links = self._links, ()
         self._stage, self._rest = _CLOSED, b""
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
         for link in links:
             link.close()
 
@@ -193,15 +201,21 @@ class Chain:
 
     def _feed(self) -> None:
         """Filter the rest, piece by piece, until the sink is full."""
-        if self._is_fed:
-            # Further up in the stack.
+        if self._is_fed or self._call is not None:
+            # Further up in the stack, or soon.
             return
         self._is_fed = True
+        clock = self.clock
+        until = clock.seconds() + TURN
         try:
             while self._rest and not (self._full or self._holds_much()):
                 size = self._piece
                 piece, self._rest = self._rest[:size], self._rest[size:]
                 self._pass(0, piece)
+                if self._rest and clock.seconds() >= until:
+                    # Others have their turn.
+                    self._call = clock.callLater(0, self._next)
+                    break
         finally:
             self._is_fed = False
         if self._rest:
@@ -209,6 +223,10 @@ class Chain:
         elif self._stage == _ASKED:
             self._stage = _ENDING
             self._end_from(0)
+
+    def _next(self) -> None:
+        self._call = None
+        self._go_on()
 
     def _pass(self, place: int, data: bytes) -> None:
         """Have bytes pass the filters from this one on, and write what comes out."""

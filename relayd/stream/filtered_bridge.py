@@ -388,6 +388,9 @@ class FilteredBridge(Bridge):
 
     def abort(self, ending: Ending, detail: str = "") -> None:
         """See :meth:`Bridge.abort`."""
+        if self.session.ending is None:
+            # Before the filters are closed, some of which write it down.
+            self._decide(ending, detail)
         for leg in self.legs:
             self._drop_chain(leg)
         super().abort(ending, detail)

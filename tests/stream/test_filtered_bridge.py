@@ -11,6 +11,7 @@ from relayd.core.filtering import MOST_HELD, EndSession
 from relayd.core.pauses import FILTERS, PEER_FULL
 from relayd.core.session import Ending
 from relayd.stream.bridge import Bridge
+from relayd.stream.chain import TURN
 from relayd.stream.filterable import NotRelayed
 from tests.conftest import LoggedFailures
 from tests.support.fakes import FakeTransport
@@ -519,6 +520,46 @@ def test_what_grows_is_made_while_the_sink_takes_it() -> None:
     assert grows.made[0].largest <= MOST_HELD
     assert bytes(relay.up.taken) == b"x" * 10_000_000
     assert relay.up.write_shut
+
+
+def test_what_takes_long_gives_others_their_turn() -> None:
+    class Slow(Own):
+        """Each piece takes as long as a turn may."""
+
+        most_at_once = 1000
+
+        def data(self, data: bytes) -> bytes:
+            relay.clock.rightNow += TURN
+            return data
+
+    relay = Filtered(Makes(Slow, course="up"))
+    relay.protocol.dataReceived(b"x" * 2500)
+    assert relay.session.up.written == 1000
+    assert not relay.down.reading
+    relay.protocol.readConnectionLost()
+    relay.clock.advance(0)
+    assert relay.session.up.written == 2000
+    assert not relay.up.write_shut
+    relay.clock.advance(0)
+    assert relay.passed("up") == b"x" * 2500
+    assert relay.up.write_shut
+    relay.up.receive(b"answer")
+    relay.protocol.abort_session(Ending.KILLED)
+    relay.ended(Ending.KILLED)
+
+
+def test_a_session_that_ends_while_others_have_their_turn() -> None:
+    class Slow(Own):
+        most_at_once = 1000
+
+        def data(self, data: bytes) -> bytes:
+            relay.clock.rightNow += TURN
+            return data
+
+    relay = Filtered(Makes(Slow, course="up"))
+    relay.protocol.dataReceived(b"x" * 2500)
+    relay.protocol.abort_session(Ending.KILLED)
+    relay.ended(Ending.KILLED)
 
 
 # -- living sessions
