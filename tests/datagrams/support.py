@@ -108,6 +108,8 @@ class FakeSocket:
         return data[:size], [(socket.IPPROTO_IP, 8, told)], 0, source
 
     def _leave(self, what: Any) -> None:
+        if self.closed:
+            raise problem(errno.EBADF)
         if self.errors and (wrong := self.errors.popleft()) is not None:
             raise wrong
         self.sent.append(what)

@@ -304,6 +304,41 @@ def test_a_single_datagram_that_a_filter_fails_at(logged_failures: list[Any]) ->
     bench.close()
 
 
+def test_one_that_fails_when_its_flow_would_be_in_use(
+    logged_failures: list[Any],
+) -> None:
+    """The table, which has forgotten it, hears no more of it."""
+    bench = Bench(filters=[fails("up")])
+    bench.arrive(b"q")
+    bench.answer(b"a")
+    bench.clock.advance(2.25)
+    bench.listener.inbox += [(b"bad", CLIENT), (b"x", OTHER)]
+    bench.watcher.ready(bench.listener.number)
+    assert bench.observer.endings == ["filter_failed"]
+    assert len(logged_failures) == 1
+    logged_failures.clear()
+    assert bench.sockets[1].sent == [b"x"]
+    bench.check()
+    bench.close()
+
+
+def test_one_that_fails_while_a_datagram_is_sent(logged_failures: list[Any]) -> None:
+    """A refusal is reported, replies are read; then the datagram goes out still."""
+    bench = named(filters=[appends(b"!", "up"), fails("down")])
+    bench.arrive(b"1")
+    [sock] = bench.sockets
+    sock.inbox.append(b"bad")
+    sock.errors.append(problem(111))
+    bench.arrive(b"2")
+    assert sock.sent == [b"1!", b"2!"]
+    assert bench.observer.endings == ["filter_failed"]
+    assert not bench.nat.counters.dropped
+    assert bench.nat.counters.replies_dropped == {"filter_failed": 1}
+    logged_failures.clear()
+    bench.check()
+    bench.close()
+
+
 def test_in_a_flood_one_traceback_a_second_is_logged(
     logged_failures: list[Any],
 ) -> None:
@@ -545,9 +580,10 @@ def test_a_drain_waits_for_what_is_kept() -> None:
     bench.arrive(b"q")
     bench.clock.advance(1)
     bench.answer(b"a")
+    bench.clock.advance(1)
+    # Nothing is owed by the server: it has not been asked.
     bench.arrive(b"more")
-    for each in late.made:
-        each.timers[-1].reset(5)
+    late.made[0].timers[-1].reset(5)
     done: list[Any] = []
     bench.nat.drain(60).addCallback(done.append)
     bench.pass_time(4)
