@@ -20,7 +20,7 @@ What a filter raises never leaves a chain: the session ends, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
@@ -29,7 +29,6 @@ from zope.interface import implementer
 
 from relayd.core.filtering import (
     LATER,
-    MOST_HELD,
     SPLICE,
     Answer,
     Course,
@@ -38,10 +37,7 @@ from relayd.core.filtering import (
 )
 from relayd.core.pauses import FILTERS
 from relayd.core.session import Session
-from relayd.stream.links import FilterError, Link, name_of
-
-#: A filter is given so many bytes at once, at most.
-LARGEST = 65536
+from relayd.stream.links import FilterError, Link, Links, name_of
 
 #: Seconds that slow filters of a direction may take in a turn of the reactor.
 TURN = 0.002
@@ -52,7 +48,7 @@ _OPEN, _ASKED, _ENDING, _FLUSHING, _CLOSED = range(5)
 
 
 @implementer(IPushProducer)
-class Chain:
+class Chain(Links):
     """The filters of one direction.
 
     :param bridge: joins the two legs.
@@ -65,8 +61,6 @@ class Chain:
         "_call",
         "_full",
         "_is_fed",
-        "_links",
-        "_piece",
         "_rest",
         "_stage",
         "source",
@@ -74,13 +68,12 @@ class Chain:
     )
 
     def __init__(self, bridge: Any, source: Any) -> None:
+        Links.__init__(self)
         self._bridge = bridge
         self.source = source
         self.write: Any = None
-        self._links: tuple[Link, ...] = ()
-        #: What waits to be filtered, and in what pieces.
+        #: What waits to be filtered.
         self._rest = b""
-        self._piece = LARGEST
         #: The rest goes on in the reactor's next turn.
         self._call: IDelayedCall | None = None
         #: The sink is full.
@@ -106,14 +99,6 @@ class Chain:
         clock: IReactorTime = self._bridge.clock
         return clock
 
-    @property
-    def names(self) -> Sequence[str]:
-        """Its filters."""
-        return [name_of(each.factory) for each in self._links]
-
-    def __len__(self) -> int:
-        return len(self._links)
-
     def add(self, factory: IFilterFactory, shared: dict[str, Any]) -> None:
         """Ask for a filter, behind the others.
 
@@ -125,13 +110,6 @@ class Chain:
             link.filter = made
             self._links += (link,)
             self._find_piece()
-
-    def _find_piece(self) -> None:
-        growth = 1
-        for link in self._links:
-            growth *= max(int(link.filter.growth), 1)
-        least = min((each.filter.most_at_once for each in self._links), default=LARGEST)
-        self._piece = min(max(MOST_HELD // growth, 1), max(least, 1), LARGEST)
 
     def remove(self, factories: Iterable[IFilterFactory]) -> None:
         """Take filters off; what they hold is passed on."""
@@ -253,6 +231,8 @@ class Chain:
                 data = out
                 if held_by.held:
                     self._check_held(held_by)
+                    if self._holds_much():
+                        self.source.pause(FILTERS)
                 if self._stage and link not in self._links:
                     # It has ended the session.
                     return
@@ -265,27 +245,6 @@ class Chain:
         if data:
             self.source.direction.kept -= len(data)
             self.write(data)
-
-    def _check_held(self, held_by: Any) -> None:
-        """:raises FilterError: a filter holds more than it may."""
-        held, most = held_by.held, min(held_by.most_held, MOST_HELD)
-        if held > most:
-            raise FilterError(f"it holds {held} bytes, {most} are allowed")
-        if self._holds_much():
-            self.source.pause(FILTERS)
-
-    def _holds_much(self) -> bool:
-        """One holds more than half of what it may, or all together do.
-
-        What one passes on at once, the next may have to hold.
-        """
-        total = 0
-        for link in self._links:
-            held, most = link.filter.held, min(link.filter.most_held, MOST_HELD)
-            total += held
-            if held > most // 2 or total > MOST_HELD // 2:
-                return True
-        return False
 
     @property
     def has_more(self) -> bool:

@@ -22,26 +22,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from relayd.core.filtering import IFilterFactory
-from relayd.core.interfaces import ISpliceable
 from relayd.core.pauses import (
-    ALLOWANCE,
-    BEFORE_JOINING,
     FILTERS,
     PEER_FULL,
     RESET_PENDING,
 )
 from relayd.core.session import Direction, Ending
-from relayd.stream.bridge import Bridge, way_between
-from relayd.stream.chain import Chain
+from relayd.stream.bridge import way_between
 from relayd.stream.deadlines import CLOSE_GRACE
+from relayd.stream.laid_bridge import LaidBridge, flow
 from relayd.stream.legs import Leg
-from relayd.stream.links import name_of
-from relayd.stream.paced_reads import PacedReads
 
 log = Logger(namespace="relayd.filters")
 
@@ -49,29 +42,13 @@ log = Logger(namespace="relayd.filters")
 LONGEST_HELD = 3600.0
 
 
-class FilteredBridge(Bridge):
-    """A Bridge with filters; made as that.
-
-    The legs have the chains.
-    """
+class FilteredBridge(LaidBridge):
+    """A Bridge with filters; made as that."""
 
     __slots__ = ()
 
     #: Filters have seen what was refused, and may have changed it.
     resends = False
-    #: What it is without filters.
-    plain: type[Bridge] = Bridge
-
-    @property
-    def clock(self) -> IReactorTime:
-        """For the timers of filters."""
-        return self._clock
-
-    @property
-    def legs(self) -> tuple[Leg, Leg]:
-        """The client's first, as its direction is asked first."""
-        return self.downstream, self.upstream
-
     # -- joining
 
     def start(self, ask: bool = True) -> None:
@@ -95,65 +72,6 @@ class FilteredBridge(Bridge):
         for leg in legs:
             if leg.direction.eof and self.session.ending is None:
                 self.eof(leg)
-
-    def _add(self, factories: Sequence[IFilterFactory], legs: Sequence[Leg]) -> bool:
-        """Ask for filters of these directions.
-
-        :return: whether all could be made; if not, the session has failed.
-        """
-        for factory in factories:
-            shared: dict[str, Any] = {}
-            for leg in legs:
-                chain: Chain | None = leg.chain
-                if chain is None:
-                    chain = Chain(self, leg)
-                    chain.write = leg.peer.transport.write
-                elif chain.is_ending:
-                    continue
-                try:
-                    chain.add(factory, shared)
-                except Exception:
-                    self.filter_failed(factory, Failure())
-                    return False
-                if len(chain):
-                    leg.chain = chain
-        return True
-
-    def _lay(self, leg: Leg) -> None:
-        """Have what a leg reads go where it is to go."""
-        peer, chain, direction = leg.peer, leg.chain, leg.direction
-        if chain is None and self._splices(leg):
-            leg.spliced, leg.sink = True, None
-            if direction.pace is not None:
-                direction.pace.follow(leg)
-                leg.transport.keep_pace(direction)
-                leg.resume(ALLOWANCE)
-            return
-        sink = peer.transport.write if chain is None else chain
-        if direction.pace is not None:
-            sink = PacedReads(leg, direction.pace, sink)
-        leg.sink = sink
-        if peer.alive and not (direction.eof and chain is None):
-            peer.transport.registerProducer(leg if chain is None else chain, True)
-
-    def _splices(self, leg: Leg) -> bool:
-        """Splice this direction, if that can be; whether it is."""
-        ours, others = leg.transport, leg.peer.transport
-        return bool(
-            self._way
-            and ISpliceable.providedBy(ours)
-            and not leg.direction.eof
-            and ours.splice_one_way(others, leg.direction, self)
-        )
-
-    def _lift(self, leg: Leg) -> None:
-        """Undo that."""
-        if leg.spliced:
-            leg.transport.unsplice()
-            leg.spliced = False
-        elif leg.peer.alive:
-            leg.peer.transport.unregisterProducer()
-        leg.sink = None
 
     # -- what the legs, or their transports, report
 
@@ -247,36 +165,6 @@ class FilteredBridge(Bridge):
             self._lay(leg)
             leg.resume(PEER_FULL)
 
-    def _become_plain(self) -> None:
-        """Go on as a relay that has no filters."""
-        down, up = legs = self.legs
-        for leg in legs:
-            if leg.spliced or leg.sink is not None:
-                self._lift(leg)
-        spliced = False
-        if self._way and down.alive and up.alive:
-            spliced = down.transport.splice(
-                up.transport, down.direction, up.direction, self
-            )
-        down.spliced = up.spliced = spliced
-        for leg in legs:
-            pace = leg.direction.pace
-            if spliced and pace is not None:
-                pace.follow(leg)
-                leg.transport.keep_pace(leg.direction)
-            elif not spliced and leg.alive and leg.peer.alive:
-                self._lay_plainly(leg)
-        self.__class__ = self.plain  # type: ignore[assignment]
-        for leg in legs:
-            leg.resume(PEER_FULL | ALLOWANCE if spliced else PEER_FULL)
-
-    def _lay_plainly(self, leg: Leg) -> None:
-        """Bytes go through the legs; the other direction's, too."""
-        sink, pace = leg.peer.transport.write, leg.direction.pace
-        leg.sink = sink if pace is None else PacedReads(leg, pace, sink)
-        if not leg.direction.eof:
-            leg.peer.transport.registerProducer(leg, True)
-
     def end_by_filter(self, source: Leg, why: str, reset: bool) -> None:
         """A filter has ended the session; what it has passed on is delivered.
 
@@ -316,14 +204,6 @@ class FilteredBridge(Bridge):
             return
         for leg in self.legs:
             leg.abort()
-
-    def filter_failed(self, factory: IFilterFactory | None, reason: Failure) -> None:
-        """A filter has raised: its session ends, and nothing else."""
-        name = "a filter" if factory is None else f"filter {name_of(factory)}"
-        log.failure(
-            "{name} of session {id} failed", reason, name=name, id=self.session.id
-        )
-        self.abort(Ending.FILTER_FAILED, f"{name}: {reason.getErrorMessage()}")
 
     # -- the filters of a living session
 
@@ -405,24 +285,8 @@ class FilteredBridge(Bridge):
         super().part()
         self.downstream.resume(FILTERS)
 
-    def _drop_chain(self, leg: Leg) -> None:
-        chain, leg.chain = leg.chain, None
-        if chain is not None:
-            chain.close()
-
     def _over(self) -> None:
         for leg in self.legs:
             self._drop_chain(leg)
             leg.sink = None
         super()._over()
-
-
-def flow(leg: Leg) -> None:
-    """Write what a leg has held, and read on."""
-    if leg.paused:
-        leg.resume(BEFORE_JOINING)
-    held, leg.held = leg.held, None
-    if held is not None and leg.peer is not None:
-        leg.direction.kept -= len(held)
-        sink = leg.peer.transport.write if leg.sink is None else leg.sink
-        sink(bytes(held))

@@ -1,18 +1,20 @@
 """One filter of a direction, and what the filter knows of that.
 
 A :class:`Link` is the :class:`relayd.core.filtering.Way` of its filter: it is asked by
-the chain (:mod:`relayd.stream.chain`), and asks it.
+the chain (:mod:`relayd.stream.chain`), and asks it.  :class:`Links` are those of a
+chain, and what is bounded of them together.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from relayd.core.filtering import Course, EndSession, IFilterFactory
+from relayd.core.filtering import MOST_HELD, Course, EndSession, IFilterFactory
 from relayd.core.session import Session
 
 log = Logger(namespace="relayd.filters")
@@ -20,6 +22,10 @@ log = Logger(namespace="relayd.filters")
 #: What a fact of the log's line may be called, and how many bytes its value may have.
 _FACT = re.compile(r"[a-z][a-z0-9_]{0,31}")
 MOST_NOTED = 8192
+
+
+#: A filter is given so many bytes at once, at most.
+LARGEST = 65536
 
 
 class Linked(Protocol):
@@ -112,3 +118,48 @@ class Link:
             log.failure("a filter could not be closed: {link}", link=self)
         # They hold each other.
         self.filter = None
+
+
+class Links:
+    """The links of a direction, and how much their filters hold and may be given."""
+
+    __slots__ = ("_links", "_piece")
+
+    def __init__(self) -> None:
+        self._links: tuple[Link, ...] = ()
+        #: How much they are given at once.
+        self._piece = LARGEST
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Its filters."""
+        return [name_of(each.factory) for each in self._links]
+
+    def __len__(self) -> int:
+        return len(self._links)
+
+    def _find_piece(self) -> None:
+        growth = 1
+        for link in self._links:
+            growth *= max(int(link.filter.growth), 1)
+        least = min((each.filter.most_at_once for each in self._links), default=LARGEST)
+        self._piece = min(max(MOST_HELD // growth, 1), max(least, 1), LARGEST)
+
+    def _check_held(self, held_by: Any) -> None:
+        """:raises FilterError: a filter holds more than it may."""
+        held, most = held_by.held, min(held_by.most_held, MOST_HELD)
+        if held > most:
+            raise FilterError(f"it holds {held} bytes, {most} are allowed")
+
+    def _holds_much(self) -> bool:
+        """One holds more than half of what it may, or all together do.
+
+        What one passes on at once, the next may have to hold.
+        """
+        total = 0
+        for link in self._links:
+            held, most = link.filter.held, min(link.filter.most_held, MOST_HELD)
+            total += held
+            if held > most // 2 or total > MOST_HELD // 2:
+                return True
+        return False
