@@ -126,7 +126,7 @@ class IFilter(Interface):
     growth = Attribute("""At most so many bytes come out for one that goes in: a whole
         number, 1 for most.  Chunks are cut accordingly.""")
 
-    most_at_once = Attribute("""How many bytes it is given in one call: 65,536, or less
+    most_at_once = Attribute("""How many bytes it is given in one call: 256 KiB, or less
         for one that may take long.  Between two calls others have their turn.""")
 
     def data(data: bytes) -> bytes | Answer:
@@ -183,7 +183,7 @@ class Filter:
     held = 0
     most_held = MOST_HELD
     growth = 1
-    most_at_once = 65536
+    most_at_once = MOST_HELD
 
     def data(self, data: bytes) -> bytes | Answer:
         """See :meth:`IFilter.data`."""
@@ -260,6 +260,9 @@ class DatagramWay(Protocol):
 
 class IDatagramFilter(Interface):
     """Sees the datagrams of one direction of one UDP flow."""
+
+    held = Attribute("""How many datagrams it keeps back now; one less before each that
+        it sends.  May be left out by one that keeps none.""")
 
     def datagram(data: bytes) -> Sequence[bytes]:
         """A datagram has come.

@@ -37,7 +37,7 @@ from relayd.core.filtering import (
 )
 from relayd.core.pauses import FILTERS
 from relayd.core.session import Session
-from relayd.stream.links import FilterError, Link, Links, name_of
+from relayd.stream.links import PIECE, FilterError, Link, Links, name_of
 
 #: Seconds that slow filters of a direction may take in a turn of the reactor.
 TURN = 0.002
@@ -169,7 +169,12 @@ class Chain(Links):
             return
         source, size = self.source, len(data)
         source.direction.kept += size
-        if self._rest or size > self._piece or source.paused & FILTERS:
+        if (
+            self._rest
+            or size > self._piece
+            or source.paused & FILTERS
+            or (size > PIECE and not self._fits(size))
+        ):
             self._rest += data
             self._feed()
         else:
@@ -187,7 +192,7 @@ class Chain(Links):
         until = clock.seconds() + TURN
         try:
             while self._rest and not (self._full or self._holds_much()):
-                size = self._piece
+                size = min(self._piece, PIECE)
                 piece, self._rest = self._rest[:size], self._rest[size:]
                 self._pass(0, piece)
                 if self._rest and clock.seconds() >= until:

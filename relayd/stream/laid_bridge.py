@@ -80,6 +80,8 @@ class LaidBridge(Bridge):
                 leg.transport.keep_pace(direction)
                 leg.resume(ALLOWANCE)
             return
+        if chain is not None and self._way:
+            leg.transport.read_much()
         sink = peer.transport.write if chain is None else chain
         if direction.pace is not None:
             sink = PacedReads(leg, direction.pace, sink)

@@ -24,8 +24,9 @@ _FACT = re.compile(r"[a-z][a-z0-9_]{0,31}")
 MOST_NOTED = 8192
 
 
-#: A filter is given so many bytes at once, at most.
-LARGEST = 65536
+#: Bytes that any filter may be given that is not paused.  More at once only if it could
+#: hold all of it.
+PIECE = 65536
 
 
 class Linked(Protocol):
@@ -128,7 +129,7 @@ class Links:
     def __init__(self) -> None:
         self._links: tuple[Link, ...] = ()
         #: How much they are given at once.
-        self._piece = LARGEST
+        self._piece = MOST_HELD
 
     @property
     def names(self) -> Sequence[str]:
@@ -142,8 +143,16 @@ class Links:
         growth = 1
         for link in self._links:
             growth *= max(int(link.filter.growth), 1)
-        least = min((each.filter.most_at_once for each in self._links), default=LARGEST)
-        self._piece = min(max(MOST_HELD // growth, 1), max(least, 1), LARGEST)
+        least = min((each.filter.most_at_once for each in self._links), default=PIECE)
+        self._piece = min(max(MOST_HELD // growth, 1), max(least, 1), MOST_HELD)
+
+    def _fits(self, size: int) -> bool:
+        """Whether each filter could hold so much more."""
+        for link in self._links:
+            held_by = link.filter
+            if size > min(held_by.most_held, MOST_HELD) - held_by.held:
+                return False
+        return True
 
     def _check_held(self, held_by: Any) -> None:
         """:raises FilterError: a filter holds more than it may."""
