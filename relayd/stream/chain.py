@@ -304,7 +304,9 @@ class Chain(Links):
         place = self._links.index(link)
         for each in self._links[: place + 1]:
             self._drop(each)
-        self._rest, self._stage = b"", _OPEN
+        self._rest = b""
+        if self._stage != _FLUSHING or self.session.ending is None:
+            self._stage = _OPEN
         if problem.last:
             self._pass(0, problem.last)
         if self._stage != _CLOSED:

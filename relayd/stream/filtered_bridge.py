@@ -171,6 +171,9 @@ class FilteredBridge(LaidBridge):
         :param source: the leg whose bytes it has seen.
         """
         if self.session.ending is not None:
+            # It ends already, behind what is passed on here: no more is.
+            if source.chain is not None:
+                source.chain.end()
             return
         if reset:
             self.give_up(source, Ending.FILTERED, why)
