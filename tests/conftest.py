@@ -46,7 +46,7 @@ pytest.register_assert_rewrite("relayd.testing")
 SETTLE = 2.0
 
 # Deadlines on single examples are wall time, which a busy machine stretches.
-settings.register_profile("relayd", deadline=None, max_examples=100)
+settings.register_profile("relayd", deadline=None, max_examples=50)
 settings.load_profile("relayd")
 
 

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from relayd.control.json_text import DEEPEST, PIECE, load, pieces
 
-TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS,
     lambda inner: st.lists(inner) | st.dictionaries(TEXTS, inner),
-    max_leaves=10,
+    max_leaves=6,
 )
 
 
-@given(st.dictionaries(TEXTS, VALUES))
+@given(st.dictionaries(TEXTS, VALUES, max_size=5))
 def test_what_is_written_is_read(value: dict[str, Any]) -> None:
     if any(math.isinf(each) for each in value.values() if isinstance(each, float)):
         return
