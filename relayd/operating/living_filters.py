@@ -61,13 +61,13 @@ class LivingFilters:
         :param before: the filters that it had.
         :param after: those that it has.
         """
-        gone, new = _joining(before, after), _joining(after, before)
+        gone = [each for each in _without(before, after) if each.joins]
+        new = [each for each in _without(after, before) if each.joins]
         if not (gone or new):
             return
         sessions = []
         for factory in factories:
-            kept = [each for each in factory.filters if each not in gone]
-            factory.filters = (*kept, *(each for each in new if each not in kept))
+            factory.filters = (*_without(factory.filters, gone), *new)
             sessions += [
                 (each, each.bridge)
                 for each in factory.registry.living()
@@ -96,11 +96,17 @@ class LivingFilters:
             self._turn = None
 
 
-def _joining(
-    these: Iterable[IFilterFactory], others: Sequence[IFilterFactory]
+def _without(
+    these: Iterable[IFilterFactory], others: Iterable[IFilterFactory]
 ) -> list[IFilterFactory]:
-    """Those of these that others are not, and sessions that go on can have."""
-    return [each for each in these if each.joins and each not in others]
+    """These without others: of each that is equal, one."""
+    left, found = list(others), []
+    for each in these:
+        if each in left:
+            left.remove(each)
+        else:
+            found.append(each)
+    return found
 
 
 def _change_one(protocol: Any, bridge: Any, change: _Change) -> None:

@@ -112,11 +112,12 @@ class Chain(Links):
             self._find_piece()
 
     def remove(self, factories: Iterable[IFilterFactory]) -> None:
-        """Take filters off; what they hold is passed on."""
-        gone = list(factories)
-        for link in self._links:
-            if link.factory in gone and self._stage != _CLOSED:
-                self._take_off(link)
+        """Take filters off, of each that is equal one; what they hold is passed on."""
+        for factory in factories:
+            for link in self._links:
+                if link.factory == factory and self._stage != _CLOSED:
+                    self._take_off(link)
+                    break
 
     def _take_off(self, link: Link) -> None:
         if link.filter is None:

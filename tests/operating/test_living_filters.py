@@ -47,8 +47,9 @@ class Session:
         self.on = [each.name for each in filters]
 
     def change_filters(self, gone: list[Fault], new: list[Fault]) -> None:
-        names = [each.name for each in gone]
-        self.on = [each for each in self.on if each not in names]
+        for each in gone:
+            if each.name in self.on:
+                self.on.remove(each.name)
         self.on += [each.name for each in new]
 
 
@@ -85,6 +86,10 @@ def living(clock: Clock) -> LivingFilters:
         ([FIRST, A], [OTHER, B], ["1", "b"]),
         ([], [FIRST], []),
         ([FIRST], [], ["1"]),
+        # Two that are equal are two.
+        ([A], [A, A], ["a", "a"]),
+        ([A, B, A], [A], ["a"]),
+        ([A, A], [], []),
     ],
 )
 def test_what_becomes_of_a_session(

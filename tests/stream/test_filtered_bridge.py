@@ -603,6 +603,17 @@ def test_a_filter_in_place_of_the_only_one() -> None:
     assert before.closed_once()
 
 
+def test_of_two_that_are_equal_one_is_taken_off() -> None:
+    marks = Makes(Marks, b".", course="up")
+    relay = Filtered(marks, marks)
+    relay.down.receive(b"a")
+    relay.protocol.change_filters([marks], [])
+    relay.down.receive(b"b")
+    relay.protocol.change_filters([marks], [])
+    relay.down.receive(b"c")
+    assert relay.passed("up") == b"a..b.c"
+
+
 def test_a_direction_that_has_ended_gets_no_filter() -> None:
     relay = Filtered()
     relay.down.receive_eof()
