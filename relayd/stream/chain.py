@@ -263,7 +263,7 @@ class Chain(Links):
         """Something was passed on: filter the rest, and read on."""
         if self._stage == _CLOSED:
             return
-        if self._rest:
+        if self._rest or self._stage == _ASKED:
             self._feed()
             self._seen()
         if not self._rest and self.source.paused & FILTERS and not self._holds_much():
