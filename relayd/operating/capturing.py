@@ -8,6 +8,7 @@ reader; it splices again once the capture is off.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from relayd.control.steering import Conflict, Sink, Unknown
@@ -63,7 +64,8 @@ class CaptureStream:
         #: Why it was stopped, if it was.
         self._why = ""
         self._last = b""
-        self._ended = False
+        #: The filter is on the session: it has given its first block.
+        self._begun = False
 
     def begin(self, sink: Sink) -> None:
         """See :meth:`relayd.control.steering.Stream.begin`."""
@@ -75,7 +77,7 @@ class CaptureStream:
         except (RelayError, TypeError) as problem:
             # TypeError: of a program whose sessions are joined in a way of its own.
             raise Conflict(str(problem)) from problem
-        if not self._ended and self._filter.name not in self._protocol.filtered:
+        if not self._begun:
             # Both sides have ended, or will say nothing more.
             raise Conflict(f"session {self._protocol.session.id} is being closed")
 
@@ -84,10 +86,13 @@ class CaptureStream:
         self._why = why
         protocol, gone = self._protocol, self._filter
         if protocol.bridge is not None and gone is not None:
-            protocol.change_filters([gone], ())
+            # Of a session that ends, filters don't change: it sees the rest in vain.
+            with suppress(RelayError):
+                protocol.change_filters([gone], ())
         self._done("")
 
     def _give(self, block: bytes) -> bool:
+        self._begun = True
         if self._sink is None:
             return False
         if block.startswith(_STATISTICS):
@@ -101,7 +106,6 @@ class CaptureStream:
 
         :param ending: of the session; empty: it goes on.
         """
-        self._ended = True
         how = f"the session has ended ({ending})" if ending else ENOUGH
         if self._sink is not None:
             self._sink.end(self._why or how, self._last)

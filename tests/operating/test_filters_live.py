@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -274,17 +275,39 @@ def test_captures_of_one_session_at_once(tmp_path: Path, kind: str) -> None:
         assert b"question" in b"".join(second.blocks)
 
 
+def test_a_capture_is_stopped_while_its_session_ends(tmp_path: Path, kind: str) -> None:
+    """The session waits for what a filter holds, and its filters change no more."""
+    with relaying(tmp_path, kind, tcp=web(filter="latency:1h,direction=up")) as ends:
+        server = ends.server(20009)
+        client = connect(ends)
+        ends.accept(server)
+        protocol = comes(ends)
+        stream, reader = capture(ends)
+        client.sendall(b"held")
+        ends.relayd.reactor.until(lambda: protocol.session.up.read, "what is held")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        ends.relayd.reactor.until(lambda: protocol.session.ending, "its end")
+        assert not reader.why
+        stream.stop("its client has left")
+        assert reader.why == "its client has left"
+
+
 @pytest.mark.parametrize("problem", [TypeError("a bridge of one's own"), None])
 def test_one_that_takes_no_filter(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, problem: Any
 ) -> None:
-    """As of a program that joins in a way of its own; or it has passed on all."""
+    """As of a program that joins in a way of its own; or it has passed on all.
+
+    That it is captured to a file makes no difference.
+    """
 
     def change(*_: Any) -> None:
         if problem is not None:
             raise problem
 
-    with relaying(tmp_path, kind, tcp=web()) as ends:
+    to_a_file = f"capture:{tmp_path}/web.pcapng"
+    with relaying(tmp_path, kind, tcp=web(filter=to_a_file)) as ends:
         server = ends.server(20009)
         connect(ends)
         ends.accept(server)
