@@ -25,6 +25,7 @@ import fcntl
 import os
 import stat
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -105,12 +106,7 @@ class CaptureFile:
         if not self.is_open:
             if self._not_before is not None and clock.seconds() < self._not_before:
                 return False
-            try:
-                self._open()
-            except OSError as problem:
-                self._fail(problem.strerror or str(problem))
-            except ValueError as problem:
-                self._fail(str(problem))
+            self._try(self._open)
             if not self.is_open:
                 return False
             self._not_before = None
@@ -190,6 +186,15 @@ class CaptureFile:
 
     # -- opening, and beginning anew
 
+    def _try(self, work: Callable[[], None]) -> None:
+        """Open the file or begin it anew; if that fails, the capture ends."""
+        try:
+            work()
+        except OSError as problem:
+            self._fail(problem.strerror or str(problem))
+        except ValueError as problem:
+            self._fail(str(problem))
+
     def _open(self) -> None:
         """Open the file, to go on at its end.
 
@@ -231,12 +236,13 @@ class CaptureFile:
         self.flush()
         # Which may have ended it.
         if self.is_open:
-            try:
-                self._rotate()
-            except OSError as problem:
-                self._fail(problem.strerror or str(problem))
+            self._try(self._rotate)
 
     def _rotate(self) -> None:
+        """Rename the file, and begin another.
+
+        Raises what :meth:`_open` raises.
+        """
         self._close()
         with suppress(FileNotFoundError):
             if not self.keep:

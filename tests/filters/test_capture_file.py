@@ -251,6 +251,22 @@ def test_an_old_one_that_cant_be_renamed_ends_the_capture(
     one.end()
 
 
+def test_another_process_that_has_the_new_one_first_ends_the_capture(
+    path: Path, clock: Clock, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its making and the lock."""
+    one = Captured(Capture(str(path), size=LEAST_SIZE), clock)
+
+    def refuse(*_: Any) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    answers = [one.say("up", CHUNK) for _ in range(20) if one.filters.get("up")]
+    assert answers[-1] is SPLICE
+    assert lines == [ended(path, "another process writes to it")]
+    one.end()
+
+
 # -- errors
 
 
