@@ -60,6 +60,8 @@ class EndSession(RelayError):
     """
 
     def __init__(self, why: str, last: bytes = b"", *, reset: bool = True) -> None:
+        if not isinstance(last, bytes):
+            raise TypeError(f"what is passed on last is bytes, not {last!r:.40}")
         super().__init__(why)
         self.why = why
         self.last = last
@@ -71,7 +73,8 @@ class Way(Protocol):
 
     :ivar session: the :class:`relayd.core.session.Session`, to be read.
     :ivar course: `up`, from the client, or `down`, from the server.
-    :ivar clock: for timers; those of a filter are cancelled in its `close`.
+    :ivar clock: for timers; those of a filter are cancelled in its `close`, and one
+        that raises ends the session as any call of the filter.
     :ivar shared: for what the two filters of one factory have together in one session;
         one that has none in the other direction may use it as well.
     """
@@ -103,7 +106,7 @@ class Way(Protocol):
     def leave(self) -> None:
         """As SPLICE, outside of a call: the filter has seen enough.
 
-        Nothing may be held by it.
+        Nothing may be held by it.  In a call, what that answers is passed on before.
         """
 
     def note(self, name: str, value: str) -> None:

@@ -30,14 +30,13 @@ from zope.interface import implementer
 from relayd.core.filtering import (
     LATER,
     SPLICE,
-    Answer,
     Course,
     EndSession,
     IFilterFactory,
 )
 from relayd.core.pauses import FILTERS
 from relayd.core.session import Session
-from relayd.stream.links import PIECE, FilterError, Link, Links, name_of
+from relayd.stream.links import PIECE, Link, Links, checked, name_of
 
 #: Seconds that slow filters of a direction may take in a turn of the reactor.
 TURN = 0.002
@@ -110,6 +109,8 @@ class Chain(Links):
             link.filter = made
             self._links += (link,)
             self._find_piece()
+        else:
+            link.close()
 
     def remove(self, factories: Iterable[IFilterFactory]) -> None:
         """Take filters off, of each that is equal one; what they hold is passed on."""
@@ -124,12 +125,13 @@ class Chain(Links):
             # It has left, by what another one has passed on.
             return
         try:
-            left = link.filter.remove()
+            link.is_called = True
+            left = checked(link.filter.remove(), "remove")
         except EndSession as problem:
             self.end_session(link, problem)
             return
         except Exception:
-            self._failed(link)
+            self.failed(link)
             return
         self._leave_with(link, left)
 
@@ -223,30 +225,28 @@ class Chain(Links):
                 if held_by is None:
                     # It was taken off a moment ago.
                     continue
+                link.is_called = True
                 out = held_by.data(data)
-                if out is SPLICE:
-                    left = held_by.end()
-                    if isinstance(left, Answer):
-                        raise FilterError("LATER was answered after SPLICE")
+                if out is SPLICE and link.filter is not None:
+                    out = checked(held_by.end(), "end, after SPLICE") + data
+                    link.leaves = True
+                if self._stage and link.filter is None:
+                    # It has ended the session.
+                    return
+                link.is_called = False
+                data = out if isinstance(out, bytes) else checked(out, "data")
+                if link.leaves:
                     self._drop(link)
-                    if left:
-                        data = left + data
                     continue
-                if isinstance(out, Answer):
-                    raise FilterError(f"{out!r} was answered to data")
-                data = out
                 if held_by.held:
                     self._check_held(held_by)
                     if self._holds_much():
                         self.source.pause(FILTERS)
-                if self._stage and link not in self._links:
-                    # It has ended the session.
-                    return
         except EndSession as problem:
             self.end_session(link, problem)
             return
         except Exception:
-            self._failed(link)
+            self.failed(link)
             return
         if data:
             self.source.direction.kept -= len(data)
@@ -314,7 +314,7 @@ class Chain(Links):
             why = f"{name_of(link.factory)}: {problem.why}"
             self._bridge.end_by_filter(self.source, why, problem.reset)
 
-    def _failed(self, link: Link | None) -> None:
+    def failed(self, link: Link | None) -> None:
         """Called in an `except`: a filter has raised."""
         if self._stage == _CLOSED:
             return
@@ -342,21 +342,28 @@ class Chain(Links):
             if link.is_ending:
                 return
             try:
+                link.is_called = True
                 left = link.filter.end()
-                if left is SPLICE:
-                    raise FilterError("SPLICE was answered to an end of data")
+                if left is not LATER:
+                    left = checked(left, "end")
             except EndSession as problem:
                 self.end_session(link, problem)
                 return
             except Exception:
-                self._failed(link)
+                self.failed(link)
                 return
-            if left is LATER:
+            link.is_called = False
+            if link.filter is None:
+                # It has ended the session.
+                return
+            if left is not LATER:
+                self._drop(link)
+                self._pass(place, left)
+            elif link.leaves:
+                self._drop(link)
+            else:
                 link.is_ending = True
                 return
-            self._drop(link)
-            if left:
-                self._pass(place, left)
         if self._stage == _ENDING:
             self._stage = _CLOSED
             self._bridge.end_passed(self.source)

@@ -8,13 +8,20 @@ chain, and what is bounded of them together.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
+from zope.interface import implementer
 
-from relayd.core.filtering import MOST_HELD, Course, EndSession, IFilterFactory
+from relayd.core.filtering import (
+    MOST_HELD,
+    Answer,
+    Course,
+    EndSession,
+    IFilterFactory,
+)
 from relayd.core.session import Session
 
 log = Logger(namespace="relayd.filters")
@@ -49,6 +56,8 @@ class Linked(Protocol):
 
     def leave(self, link: Link) -> None: ...
 
+    def failed(self, link: Link) -> None: ...
+
 
 class FilterError(Exception):
     """A filter has broken a rule of :class:`relayd.core.filtering.IFilter`."""
@@ -59,13 +68,86 @@ def name_of(factory: IFilterFactory) -> str:
     return str(getattr(factory, "name", "") or type(factory).__name__)
 
 
+def checked(answer: object, to: str) -> bytes:
+    """What a filter has answered.
+
+    :param to: what it was asked.
+    :raises FilterError: these are no bytes.
+    """
+    if isinstance(answer, bytes):
+        return answer
+    what = repr(answer) if isinstance(answer, Answer) else type(answer).__name__
+    raise FilterError(f"{what} was answered to {to}")
+
+
+@implementer(IReactorTime)
+class _Clock:
+    """The clock of a filter: one whose timer raises has failed.
+
+    :ivar link: of the filter; None once that is closed, as what outlives it (the file
+        of a capture) may have this clock.
+    """
+
+    __slots__ = ("_clock", "link")
+
+    def __init__(self, clock: IReactorTime, link: Link) -> None:
+        self._clock: Any = clock
+        self.link: Link | None = link
+
+    def seconds(self) -> float:
+        """See `IReactorTime.seconds`."""
+        now: float = self._clock.seconds()
+        return now
+
+    def callLater(
+        self,
+        delay: float,
+        callable: Callable[..., Any],  # noqa: A002 (as the interface has it)
+        *args: object,
+        **kwargs: object,
+    ) -> IDelayedCall:
+        """See `IReactorTime.callLater`."""
+        made: IDelayedCall = self._clock.callLater(
+            delay, self._run, callable, args, kwargs
+        )
+        return made
+
+    def getDelayedCalls(self) -> Sequence[IDelayedCall]:
+        """See `IReactorTime.getDelayedCalls`."""
+        found: Sequence[IDelayedCall] = self._clock.getDelayedCalls()
+        return found
+
+    def _run(self, call: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        try:
+            call(*args, **kwargs)
+        except Exception as problem:
+            link = self.link
+            if link is None:
+                raise
+            link.failed(problem)
+
+
 class Link:
     """One filter of a chain, and what the filter knows of its direction.
 
     It is a :class:`relayd.core.filtering.Way`.
+
+    :ivar filter: None once it is closed.
+    :ivar is_ending: it has answered LATER.
+    :ivar is_called: a call of it is under way.
+    :ivar leaves: it has said so in that call.
     """
 
-    __slots__ = ("_chain", "factory", "filter", "is_ending", "shared")
+    __slots__ = (
+        "_chain",
+        "_clock",
+        "factory",
+        "filter",
+        "is_called",
+        "is_ending",
+        "leaves",
+        "shared",
+    )
 
     def __init__(
         self, chain: Linked, factory: IFilterFactory, shared: dict[str, Any]
@@ -73,8 +155,8 @@ class Link:
         self._chain = chain
         self.factory = factory
         self.shared = shared
-        #: It has answered LATER.
-        self.is_ending = False
+        self._clock: _Clock | None = None
+        self.is_ending = self.is_called = self.leaves = False
         self.filter: Any = None
 
     def __repr__(self) -> str:
@@ -90,19 +172,30 @@ class Link:
 
     @property
     def clock(self) -> IReactorTime:
-        return self._chain.clock
+        clock = self._clock
+        if clock is None:
+            clock = self._clock = _Clock(self._chain.clock, self)
+        return clock
 
     def pass_on(self, data: bytes) -> None:
-        self._chain.pass_on(self, data)
+        """:raises FilterError: these are no bytes."""
+        self._chain.pass_on(self, checked(data, "pass_on"))
 
     def finish(self, data: bytes = b"") -> None:
-        self._chain.finish(self, data)
+        """:raises FilterError: these are no bytes; or it has not answered LATER."""
+        if self.filter is not None and not self.is_ending:
+            raise FilterError("finish is for one that has answered LATER to end")
+        self._chain.finish(self, checked(data, "finish"))
 
     def end_session(self, why: str, *, reset: bool = True) -> None:
         self._chain.end_session(self, EndSession(why, reset=reset))
 
     def leave(self) -> None:
-        self._chain.leave(self)
+        if self.is_called:
+            # What it answers comes first.
+            self.leaves = True
+        else:
+            self._chain.leave(self)
 
     def note(self, name: str, value: str) -> None:
         """:raises ValueError: there can be no such fact."""
@@ -111,14 +204,24 @@ class Link:
         session = self.session
         session.notes = {**session.notes, name: value}
 
+    def failed(self, problem: Exception) -> None:
+        """Called in an `except`: a timer of the filter has raised."""
+        if isinstance(problem, EndSession):
+            self._chain.end_session(self, problem)
+        else:
+            self._chain.failed(self)
+
     def close(self) -> None:
-        """The filter is called no more."""
-        try:
-            self.filter.close()
-        except Exception:
-            log.failure("a filter could not be closed: {link}", link=self)
+        """The filter is called no more; or there is none."""
         # They hold each other.
-        self.filter = None
+        made, self.filter = self.filter, None
+        if made is not None:
+            try:
+                made.close()
+            except Exception:
+                log.failure("a filter could not be closed: {link}", link=self)
+        if self._clock is not None:
+            self._clock.link = None
 
 
 class Links:

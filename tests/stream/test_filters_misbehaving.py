@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from twisted.internet.error import ConnectionLost
 
-from relayd.core.filtering import EndSession
+from relayd.core.filtering import LATER, SPLICE, Answer, EndSession, Way
 from relayd.core.session import Ending
 from relayd.stream.chain import TURN
+from tests.conftest import LoggedFailures
 from tests.stream.test_filtered_bridge import SIDES, Filtered
-from tests.support.own_filters import Makes, Own
+from tests.support.own_filters import Delays, Makes, Marks, Own
 
 # -- sessions that have an ending already
 
@@ -50,3 +54,225 @@ def test_a_session_is_ended_while_others_have_their_turn() -> None:
     assert relay.passed("up") == b"x" * 1000
     relay.clock.advance(1)
     relay.ended(Ending.FILTERED)
+
+
+# -- answers that are none
+
+
+@pytest.mark.parametrize("wrong", [None, "text", bytearray(b"x"), 1, LATER])
+@pytest.mark.parametrize("where", ["data", "end", "remove", "SPLICE"])
+def test_an_answer_that_is_no_bytes(
+    where: str, wrong: Any, logged_failures: LoggedFailures
+) -> None:
+    class Answers(Own):
+        def data(self, data: bytes) -> Any:
+            return {"data": wrong, "SPLICE": SPLICE}.get(where, data)
+
+        def end(self) -> Any:
+            return b"" if where == "data" else wrong
+
+        def remove(self) -> Any:
+            return wrong
+
+    if where == "end" and wrong is LATER:
+        return
+    own = Makes(Answers, course="up", name="mine")
+    relay = Filtered(own)
+    if where == "remove":
+        relay.protocol.change_filters([own], [])
+    else:
+        relay.down.receive(b"data")
+        relay.down.receive_eof()
+    relay.ended(Ending.FILTER_FAILED)
+    logged_failures.take("filter mine of session")
+
+
+@pytest.mark.parametrize("wrong", [None, "text", bytearray(b"x")])
+@pytest.mark.parametrize("where", ["pass_on", "finish", "last"])
+def test_what_a_timer_passes_on_is_no_bytes(
+    where: str, wrong: Any, logged_failures: LoggedFailures
+) -> None:
+    class Passes(Own):
+        def end(self) -> Answer:
+            self.way.clock.callLater(1, self.now)
+            return LATER
+
+        def now(self) -> None:
+            if where == "last":
+                raise EndSession("why", wrong)
+            getattr(self.way, where)(wrong)
+
+    relay = Filtered(Makes(Passes, course="up"))
+    relay.down.receive_eof()
+    relay.clock.advance(1)
+    relay.ended(Ending.FILTER_FAILED)
+    logged_failures.take("filter own of session")
+
+
+# -- timers that raise
+
+
+class Waits(Own):
+    """Does something in a second."""
+
+    def __init__(self, way: Way, then: Callable[[Any], object]) -> None:
+        super().__init__(way)
+        way.clock.callLater(1, then, self)
+
+
+def raises(_: Waits) -> None:
+    raise ZeroDivisionError("in a timer")
+
+
+def ends(_: Waits) -> None:
+    raise EndSession("its time was over", b"bye", reset=False)
+
+
+def test_a_timer_that_raises_ends_its_session(logged_failures: LoggedFailures) -> None:
+    relay = Filtered(Makes(Waits, raises, course="up", name="mine"))
+    relay.clock.advance(1)
+    assert relay.session.detail == "filter mine: in a timer"
+    relay.ended(Ending.FILTER_FAILED)
+    assert "Traceback" in logged_failures.take("filter mine of session")
+
+
+def test_a_timer_that_ends_its_session() -> None:
+    relay = Filtered(Makes(Waits, ends, course="up"))
+    relay.clock.advance(1)
+    assert relay.passed("up") == b"bye"
+    relay.ended(Ending.FILTERED)
+
+
+def test_a_timer_that_was_left_behind_harms_nobody() -> None:
+    """It is not of the session any more, and is logged as any timer's."""
+    own = Makes(Waits, raises, course="up")
+    relay = Filtered(own)
+    own.made[0].way.leave()
+    with pytest.raises(ZeroDivisionError):
+        relay.clock.advance(1)
+    assert relay.session.ending is None
+    relay.protocol.abort_session(Ending.KILLED)
+    relay.ended(Ending.KILLED)
+
+
+# -- calls within calls
+
+
+class Does(Own):
+    """Does something in each call of one kind."""
+
+    def __init__(self, way: Way, where: str, what: Callable[[Way], object]) -> None:
+        super().__init__(way)
+        self.where, self.what = where, what
+
+    def data(self, data: bytes) -> bytes:
+        return self._do("data", data)
+
+    def end(self) -> bytes:
+        return self._do("end", b", end")
+
+    def remove(self) -> bytes:
+        return self._do("remove", b", gone")
+
+    def close(self) -> None:
+        self._do("close", b"")
+        super().close()
+
+    def _do(self, where: str, answer: bytes) -> bytes:
+        if where == self.where:
+            self.what(self.way)
+        return answer
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("where", ["data", "end", "remove", "close"])
+def test_one_that_leaves_in_a_call(where: str, behind: bool) -> None:
+    does = Makes(Does, where, lambda way: way.leave(), course="up")
+    marks = [Makes(Marks, b".", course="up")] * behind
+    relay = Filtered(does, *marks)
+    relay.down.receive(b"said")
+    if where == "remove":
+        relay.protocol.change_filters([does], [])
+    relay.down.receive(b", more")
+    relay.down.receive_eof()
+    out = {
+        "remove": [b"said", b", gone", b", more"],
+        "data": [b"said", b", more"],
+    }.get(where, [b"said", b", more", b", end"])
+    mark = b"." * behind
+    assert relay.passed("up") == b"".join(each + mark for each in out)
+    assert relay.up.write_shut
+    relay.up.receive_eof()
+    relay.ended(Ending.DONE)
+
+
+def test_one_that_leaves_and_puts_the_end_off() -> None:
+    class Both(Own):
+        def end(self) -> Answer:
+            self.way.leave()
+            return LATER
+
+    relay = Filtered(Makes(Both, course="up"), Makes(Marks, b".", course="up"))
+    relay.down.receive(b"said")
+    relay.down.receive_eof()
+    assert relay.passed("up") == b"said."
+    assert relay.up.write_shut
+    relay.up.receive_eof()
+    relay.ended(Ending.DONE)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("where", ["data", "end", "remove", "close"])
+def test_one_that_ends_its_session_in_a_call(where: str, reset: bool) -> None:
+    """What the call answers is not passed on; a filter that is closed says nothing."""
+    does = Makes(
+        Does, where, lambda way: way.end_session("now", reset=reset), course="up"
+    )
+    relay = Filtered(does, Makes(Delays, course="up"))
+    relay.down.receive(b"said")
+    relay.turns()
+    if where == "remove":
+        relay.protocol.change_filters([does], [])
+    else:
+        relay.down.receive_eof()
+    relay.turns()
+    out = {"data": b"", "close": b"said, end"}.get(where, b"said")
+    assert relay.passed("up") == out
+    if where == "close":
+        relay.up.receive_eof()
+    relay.clock.advance(1)
+    relay.ended(Ending.DONE if where == "close" else Ending.FILTERED)
+
+
+@pytest.mark.parametrize("where", ["data", "end", "remove", "close"])
+def test_one_that_passes_on_in_a_call(where: str) -> None:
+    """It comes before what the call answers; nothing once it is closed."""
+    does = Makes(Does, where, lambda way: way.pass_on(b"first: "), course="up")
+    relay = Filtered(does, Makes(Marks, b".", course="up"))
+    relay.down.receive(b"said")
+    if where == "remove":
+        relay.protocol.change_filters([does], [])
+    relay.down.receive_eof()
+    out = {
+        "data": b"first: .said., end.",
+        "end": b"said.first: ., end.",
+        "remove": b"said.first: ., gone.",
+        "close": b"said., end.",
+    }
+    assert relay.passed("up") == out[where]
+    relay.up.receive_eof()
+    relay.ended(Ending.DONE)
+
+
+def test_one_that_finishes_before_it_has_put_the_end_off(
+    logged_failures: LoggedFailures,
+) -> None:
+    class Finishes(Own):
+        def end(self) -> Answer:
+            self.way.finish(b"too early")
+            return LATER
+
+    relay = Filtered(Makes(Finishes, course="up"))
+    relay.down.receive_eof()
+    relay.ended(Ending.FILTER_FAILED)
+    logged_failures.take("finish is for one that has answered LATER")
