@@ -67,7 +67,7 @@ class LivingFilters:
             return
         sessions = []
         for factory in factories:
-            factory.filters = (*_without(factory.filters, gone), *new)
+            factory.filter_by((*_without(factory.filters, gone), *new))
             sessions += [
                 (each, each.bridge)
                 for each in factory.registry.living()

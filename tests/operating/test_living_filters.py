@@ -9,8 +9,11 @@ import pytest
 from twisted.internet.task import Clock
 
 from relayd.core.filtering import FilterFactory
+from relayd.core.session import Ending
 from relayd.operating.living_filters import AT_ONCE, LivingFilters
 from tests.conftest import LoggedFailures
+from tests.support.own_filters import Makes, Own
+from tests.support.relays import Relay
 
 
 class Fault(FilterFactory):
@@ -59,6 +62,9 @@ class Factory:
         self.sessions = [Session(number, *filters) for number in range(count)]
         self.registry = SimpleNamespace(living=lambda: list(self.sessions))
 
+    def filter_by(self, filters: tuple[Fault, ...]) -> None:
+        self.filters = filters
+
     @property
     def on(self) -> list[list[str]]:
         return [each.on for each in self.sessions]
@@ -105,6 +111,22 @@ def test_what_becomes_of_a_session(
     # One that is not relayed yet is to have the same.
     assert [each.name for each in factory.filters] == on
     assert not clock.getDelayedCalls()
+
+
+def test_a_session_whose_server_is_dialled_meanwhile(living: LivingFilters) -> None:
+    """It began when its relay had no filters, or only this one."""
+    own = Makes(Own)
+    own.joins = True
+    relay = Relay()
+    for before, after in ([], [own]), ([own], []):
+        relay.client()
+        [protocol] = relay.factory.sessions.values()
+        living.change([relay.factory], before, after)
+        relay.server.dials[-1].connect()
+        assert list(protocol.filtered) == [each.name for each in after]
+        protocol.abort_session(Ending.KILLED)
+        relay.clock.pump([0.0] * 4)
+    relay.factory.stopFactory()
 
 
 def test_those_of_earlier_changes_as_well(living: LivingFilters) -> None:
