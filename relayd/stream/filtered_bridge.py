@@ -230,7 +230,8 @@ class FilteredBridge(LaidBridge):
     def put_on(self, new: Sequence[IFilterFactory]) -> None:
         """Put filters on, behind those that there are."""
         before = [leg.chain for leg in self.legs]
-        if not self._add(new, [leg for leg in self.legs if not leg.direction.eof]):
+        open_ = [leg for leg in self.legs if leg.peer.alive and not leg.direction.eof]
+        if not self._add(new, open_):
             return
         for leg, chain in zip(self.legs, before, strict=True):
             goes_on = chain is not None or (leg.chain is None and leg.spliced)

@@ -67,14 +67,14 @@ def change_filters(
         bridge.take_off(gone)
     if not new or bridge.session.ending is not None or bridge.closing:
         return
+    if bridge.first is not None:
+        # It closes, and passes on nothing more.
+        return
     filtered: Any = bridge
     if not isinstance(bridge, FilteredBridge):
         kind = FILTERED.get(type(bridge))
         if kind is None:
             raise TypeError(f"{type(bridge).__name__} has no filters")
-        if bridge.first is not None:
-            # It closes, and passes on nothing more.
-            return
         bridge.__class__ = kind
         filtered.unjoin()
     filtered.put_on(new)

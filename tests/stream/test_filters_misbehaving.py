@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from twisted.internet.error import ConnectionLost
+from twisted.internet.error import ConnectionDone, ConnectionLost
 
 from relayd.core.filtering import LATER, SPLICE, Answer, EndSession, Way
 from relayd.core.session import Ending
@@ -276,3 +276,35 @@ def test_one_that_finishes_before_it_has_put_the_end_off(
     relay.down.receive_eof()
     relay.ended(Ending.FILTER_FAILED)
     logged_failures.take("finish is for one that has answered LATER")
+
+
+# -- filters that come late
+
+
+@pytest.mark.parametrize("course", SIDES)
+def test_a_session_that_closes_behind_its_first_end_gets_none(course: str) -> None:
+    """With half-close off what comes now is dropped, also by one that had filters."""
+    relay = Filtered(Makes(Own), half_close=False)
+    source, sink = relay.way(course)
+    source.receive(b"said")
+    source.receive_eof()
+    late = Makes(Own)
+    relay.protocol.change_filters([], [late])
+    assert not late.made
+    sink.receive(b"too late")
+    sink.receive_eof()
+    assert relay.passed(course) == b"said"
+    relay.ended(Ending.DONE)
+    assert bytes(source.taken) == b""
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_direction_whose_sink_has_left_gets_none(count: int) -> None:
+    """As TLS leaves, which can't half-close: what is read for it ends the session."""
+    relay = Filtered(*[Makes(Own)] * count)
+    relay.down.lose(ConnectionDone())
+    late = Makes(Own)
+    relay.protocol.change_filters([], [late])
+    assert not late.made
+    relay.up.receive(b"too late")
+    relay.ended(Ending.DOWNSTREAM_WRITE_FAILED)
