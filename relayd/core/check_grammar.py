@@ -24,6 +24,8 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from relayd.core.escapes import read_escapes
+
 #: The most bytes that a check sends or expects: one datagram holds them.
 MAX_TEXT = 1024
 
@@ -36,8 +38,6 @@ EXPECTED_CHECK = (
 )
 
 _WORD = re.compile(r'\s*(?:([a-z]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s"]+))(?=\s|$))')
-_ESCAPE = re.compile(r"\\(x[0-9A-Fa-f]{2}|.)", re.DOTALL)
-_ESCAPED = {"r": b"\r", "n": b"\n", "t": b"\t", "0": b"\0", "\\": b"\\", '"': b'"'}
 _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
@@ -221,20 +221,7 @@ def _bytes(words: Mapping[str, str], key: str) -> bytes:
     text = words.get(key)
     if text is None:
         return b""
-    made, at = bytearray(), 0
-    for match in _ESCAPE.finditer(text):
-        made += text[at : match.start()].encode()
-        code = match[1]
-        if len(code) == 3:
-            made += bytes.fromhex(code[1:])
-        elif code in _ESCAPED:
-            made += _ESCAPED[code]
-        else:
-            raise ValueError(
-                rf"\{code} is no escape: expected \r, \n, \t, \0, \\, \" or \xHH"
-            )
-        at = match.end()
-    made += text[at:].encode()
+    made = read_escapes(text, also='"')
     if not 1 <= len(made) <= MAX_TEXT:
         raise ValueError(f"{key}= is 1 to {MAX_TEXT} bytes, not {len(made)}")
-    return bytes(made)
+    return made

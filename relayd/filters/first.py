@@ -5,7 +5,7 @@ r"""The first bytes of each direction, on the line of the access log.
 adds `first_up=GET\x20/\x20HTTP/1.1\r\n…` and `first_down=…`.  They come from strangers:
 the line has them in printable ASCII without spaces and quotes, so that they can neither
 break it nor look like another field of it.  What is escaped is what the options of
-filters have (:func:`relayd.filters.option_types.read_escapes`), which reads it back.
+filters have (:func:`relayd.core.escapes.read_escapes`), which reads it back.
 
 Once it has them, the filter leaves: what follows is spliced.
 """

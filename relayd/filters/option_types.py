@@ -8,8 +8,7 @@ They have the shape of :class:`relayd.core.setting_types.Type`.  A number is kep
 unit that its type is named after, so that `latency=100` means the same on a command
 line, in a file and in Python; Toxiproxy's options have these units as well.
 
-Bytes are text (UTF-8) with the escapes \n, \r, \t, \0, \\ and \xHH.  What a command
-line has that is not UTF-8 is the bytes that it is.
+Bytes are text with escapes (:mod:`relayd.core.escapes`).
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from typing import ClassVar, Final
 
 import attrs
 
+from relayd.core.escapes import read_escapes
 from relayd.core.setting_types import TIMEOUT_LIMIT
 from relayd.core.units import SIZES, load_number, with_unit
 from relayd.filters.expressions import compile_expression, read_expression
@@ -30,8 +30,6 @@ MAX_BYTES = 16 << 10
 #: What the text of a pattern begins with that is a regular expression.
 REGEX: Final = "re:"
 
-_ESCAPE = re.compile(r"\\(x[0-9A-Fa-f]{2}|.|\Z)", re.DOTALL)
-_ESCAPED = {"n": b"\n", "r": b"\r", "t": b"\t", "0": b"\0", "\\": b"\\"}
 _SHORT = {10: r"\n", 13: r"\r", 9: r"\t", 92: r"\\"}
 
 #: Each byte as printable ASCII, which :class:`Bytes` reads as that byte.
@@ -39,27 +37,6 @@ ESCAPES: Final = tuple(
     _SHORT.get(byte, chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}")
     for byte in range(256)
 )
-
-
-def read_escapes(text: str) -> bytes:
-    """The bytes of a text with escapes.
-
-    :raises ValueError: a backslash that begins no escape.
-    """
-    made, at = bytearray(), 0
-    for match in _ESCAPE.finditer(text):
-        made += text[at : match.start()].encode(errors="surrogateescape")
-        code = match[1]
-        if len(code) == 3:
-            made += bytes.fromhex(code[1:])
-        elif code in _ESCAPED:
-            made += _ESCAPED[code]
-        else:
-            raise ValueError(
-                rf"\{code} is no escape: expected \n, \r, \t, \0, \\ or \xHH"
-            )
-        at = match.end()
-    return bytes(made + text[at:].encode(errors="surrogateescape"))
 
 
 @attrs.frozen

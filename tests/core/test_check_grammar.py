@@ -75,7 +75,7 @@ def test_what_is_written(text: str, check: Check) -> None:
         ("tcp port=\u0661", "port=\u0661 is no port"),
         ("tcp port=1 port=2", "port= is given twice"),
         ("tcp send=PING", "says nothing without an expect="),
-        (r"tcp expect=\q", r"\\q is no escape: expected \\r, "),
+        (r"tcp expect=\q", r"\\q is no escape: expected \\n, "),
         (r"tcp expect=\x1", r"\\x is no escape"),
         ('tcp expect=""', "expect= is 1 to 1024 bytes, not 0"),
         ("tcp expect=" + "a" * 1025, "expect= is 1 to 1024 bytes, not 1025"),

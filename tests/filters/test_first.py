@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relayd.core.escapes import read_escapes
 from relayd.core.filtering import SPLICE
 from relayd.filters.first import MAX_FIRST, First
-from relayd.filters.option_types import read_escapes
 from tests.support.filtering import FakeWay, run_filter, splits
 
 

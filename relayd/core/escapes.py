@@ -1,0 +1,37 @@
+r"""Bytes that are written as text: UTF-8, with the escapes \n, \r, \t, \0, \\ and \xHH.
+
+What a command line has that is not UTF-8 is the bytes that it is.
+"""
+
+from __future__ import annotations
+
+import re
+
+_ESCAPE = re.compile(r"\\(x[0-9A-Fa-f]{2}|.|\Z)", re.DOTALL)
+_ESCAPED = {"n": b"\n", "r": b"\r", "t": b"\t", "0": b"\0", "\\": b"\\"}
+
+
+def read_escapes(text: str, also: str = "") -> bytes:
+    r"""The bytes of a text with escapes.
+
+    :param also: a character that may stand behind a backslash and means itself, as `"`
+        where texts stand in quotes.
+    :raises ValueError: a backslash that begins no escape.
+    """
+    made, at = bytearray(), 0
+    for match in _ESCAPE.finditer(text):
+        made += text[at : match.start()].encode(errors="surrogateescape")
+        code = match[1]
+        if len(code) == 3:
+            made += bytes.fromhex(code[1:])
+        elif code in _ESCAPED:
+            made += _ESCAPED[code]
+        elif code and code == also:
+            made += code.encode()
+        else:
+            quote = rf", \{also}" if also else ""
+            raise ValueError(
+                rf"\{code} is no escape: expected \n, \r, \t, \0, \\{quote} or \xHH"
+            )
+        at = match.end()
+    return bytes(made + text[at:].encode(errors="surrogateescape"))
