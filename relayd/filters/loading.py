@@ -73,7 +73,9 @@ def filter_of(spec: FilterSpec, kind: Kind) -> IFilterFactory:
     except _Problem as problem:
         text = str(spec)
         shown = text if len(text) <= _QUOTED else text[:_QUOTED] + "..."
-        why = " ".join(str(problem).split())
+        words = " ".join(str(problem).split())
+        # What it quotes may be from a terminal, or a stranger's.
+        why = "".join([c if c.isprintable() else ascii(c)[1:-1] for c in words])
         raise ConfigError(f"filter {shown!r}: {why}") from problem.__cause__
 
 

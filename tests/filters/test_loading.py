@@ -166,6 +166,8 @@ def test_options_are_the_parameters_of_the_class(
         ("louder:3,really=yes", "bad really 'yes': expected on or off"),
         ("louder:3,much=nan", "bad much 'nan': expected a number"),
         (r"louder:3,word=\q", r"bad word '\\q': \q is no escape: expected \n, "),
+        ("louder:3,word=\\\x1b", r"bad word '\\\x1b': \\x1b is no escape: expected "),
+        ("louder:3,word=\\\udc80", r"bad word '\\\udc80': \\udc80 is no escape: "),
         ("seeking:re:(,new=a", "bad pattern 're:(': it does not compile: missing )"),
         ("louder:-1", "by is how much: from 0 up"),
         ("dropping:a=1", "it is for datagrams, not for a relay of tcp"),
