@@ -15,7 +15,7 @@ captured again, if it goes then.
 
 A capture has secrets: a new file is its owner's alone.  Only a regular file is written
 to, never through a symbolic link of its name, which somebody else may have put there,
-and none that is not a capture.
+none that is not a capture, and none of another user in a folder like /tmp.
 """
 
 from __future__ import annotations
@@ -206,6 +206,7 @@ class CaptureFile:
         try:
             found = os.fstat(descriptor)
             _refuse_kind(found.st_mode)
+            _refuse_strangers(self.path, found.st_uid)
             _lock(descriptor)
             known = (found.st_dev, found.st_ino, found.st_size) == self._left
             whole = known or _is_whole_capture(descriptor, found.st_size)
@@ -302,6 +303,18 @@ def _refuse_kind(mode: int) -> None:
         raise ValueError("it is a symbolic link, which a capture does not follow")
     if not stat.S_ISREG(mode):
         raise ValueError("expected a file, not a folder, a pipe or a device")
+
+
+def _refuse_strangers(path: str, owner: int) -> None:
+    """Refuse what somebody else has put where all may, to read what is written to it.
+
+    As Linux does if fs.protected_regular is set; see proc_sys_fs(5).
+    """
+    everybodys = stat.S_ISVTX | stat.S_IWOTH
+    if owner != os.geteuid():
+        folder = os.stat(os.path.dirname(path)).st_mode
+        if folder & everybodys == everybodys:
+            raise ValueError("it belongs to another user, in a folder that is for all")
 
 
 def _lock(descriptor: int) -> None:

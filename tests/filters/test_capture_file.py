@@ -425,6 +425,27 @@ def test_a_link_that_comes_between_is_not_followed(
     assert not target.stat().st_size
 
 
+@pytest.mark.parametrize("mode", [0o755, 0o1777])
+def test_one_of_somebody_else_in_a_folder_for_all_is_not_written_to(
+    path: Path,
+    clock: Clock,
+    lines: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    mode: int,
+) -> None:
+    """Who has put it there could read it."""
+    path.touch()
+    path.parent.chmod(mode)
+    user = os.geteuid() + 1
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    one = Captured(Capture(str(path)), clock)
+    assert bool(one.filters) is (mode == 0o755)
+    why = "it belongs to another user, in a folder that is for all"
+    assert lines == ([] if one.filters else [ended(path, why)])
+    one.end()
+    assert bool(path.stat().st_size) is (mode == 0o755)
+
+
 def test_without_descriptors_the_session_goes_on(
     path: Path, clock: Clock, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
