@@ -23,23 +23,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from relayd.core.filtering import (
     LATER,
+    MOST_HELD,
     SPLICE,
-    Course,
     EndSession,
     IFilterFactory,
 )
 from relayd.core.pauses import FILTERS
-from relayd.core.session import Session
 from relayd.stream.links import PIECE, Link, Links, checked, name_of
 
 #: Seconds that slow filters of a direction may take in a turn of the reactor.
 TURN = 0.002
+
+#: Bytes that a flush may make in addition to those that it passes on.
+MOST_FLUSHED = 2 * MOST_HELD
 
 #: How far an end of data has got: there is none; the rest comes first; the filters are
 #: told; all is passed on at once; the chain is not used any more.
@@ -56,20 +58,16 @@ class Chain(Links):
     """
 
     __slots__ = (
-        "_bridge",
         "_call",
         "_full",
         "_is_fed",
         "_rest",
         "_stage",
-        "source",
         "write",
     )
 
     def __init__(self, bridge: Any, source: Any) -> None:
-        Links.__init__(self)
-        self._bridge = bridge
-        self.source = source
+        Links.__init__(self, bridge, source)
         self.write: Any = None
         #: What waits to be filtered.
         self._rest = b""
@@ -79,24 +77,9 @@ class Chain(Links):
         self._full = False
         #: The rest is being filtered, further up in the stack.
         self._is_fed = False
-        #: How far the end of data has got: OPEN, ENDING, or ENDED.
         self._stage = _OPEN
 
     # -- what it is made of
-
-    @property
-    def session(self) -> Session:
-        session: Session = self._bridge.session
-        return session
-
-    @property
-    def course(self) -> Course:
-        return "up" if self.source is self._bridge.downstream else "down"
-
-    @property
-    def clock(self) -> IReactorTime:
-        clock: IReactorTime = self._bridge.clock
-        return clock
 
     def add(self, factory: IFilterFactory, shared: dict[str, Any]) -> None:
         """Ask for a filter, behind the others.
@@ -195,9 +178,7 @@ class Chain(Links):
         until = clock.seconds() + TURN
         try:
             while self._rest and not (self._full or self._holds_much()):
-                size = min(self._piece, PIECE)
-                piece, self._rest = self._rest[:size], self._rest[size:]
-                self._pass(0, piece)
+                self._pass_piece()
                 if self._rest and clock.seconds() >= until:
                     # Others have their turn.
                     self._call = clock.callLater(0, self._next)
@@ -209,6 +190,11 @@ class Chain(Links):
         elif self._stage == _ASKED:
             self._stage = _ENDING
             self._end_from(0)
+
+    def _pass_piece(self) -> None:
+        size = min(self._piece, PIECE)
+        piece, self._rest = self._rest[:size], self._rest[size:]
+        self._pass(0, piece)
 
     def _next(self) -> None:
         self._call = None
@@ -369,17 +355,32 @@ class Chain(Links):
             self._bridge.end_passed(self.source)
 
     def flush(self) -> None:
-        """Pass on at once what is held, and close."""
-        if self._stage != _CLOSED:
-            self._stage = _FLUSHING
+        """Pass on at once what waits and what is held, and close."""
+        if self._stage == _CLOSED:
+            return
+        self._stage, self._is_fed = _FLUSHING, True
+        # It can't wait for the sink: what grows is bounded by this.
+        most = self.source.direction.written + len(self._rest) + MOST_FLUSHED
+        while self._rest and self._stage == _FLUSHING:
+            for link in self._links:
+                if link.holds_much:
+                    self._take_off(link)
+            self._pass_piece()
+            if self.source.direction.written > most:
+                why = "its filters make more of it than can wait"
+                self._rest = b""
+                if self.session.ending is None:
+                    self._stage = _OPEN
+                    self._bridge.end_by_filter(self.source, why, True)
+        self._is_fed = False
         for link in self._links:
-            if self._stage != _CLOSED:
+            if self._stage == _FLUSHING:
                 self._take_off(link)
-        rest, self._rest = self._rest, b""
-        if self._stage != _CLOSED:
-            if rest:
-                self._pass(0, rest)
+        if self._stage == _FLUSHING:
             self.close()
+        elif self._stage == _ASKED:
+            # A filter has ended the session.
+            self._feed()
 
     # -- the producer of the sink
 

@@ -38,6 +38,9 @@ class FilteredClosingBridge(FilteredBridge, ClosingBridge):
         if other.chain is not None:
             # What it holds is for the first one, which is closed behind it.
             other.chain.flush()
+            if self.session.ending is not None:
+                # A filter has ended it.
+                return
             other.chain = None
         for leg in self.legs:
             if leg.spliced:

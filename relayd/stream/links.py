@@ -177,6 +177,12 @@ class Link:
             clock = self._clock = _Clock(self._chain.clock, self)
         return clock
 
+    @property
+    def holds_much(self) -> bool:
+        """Its filter holds more than half of what it may."""
+        made = self.filter
+        return made is not None and made.held > min(made.most_held, MOST_HELD) // 2
+
     def pass_on(self, data: bytes) -> None:
         """:raises FilterError: these are no bytes."""
         self._chain.pass_on(self, checked(data, "pass_on"))
@@ -227,12 +233,28 @@ class Link:
 class Links:
     """The links of a direction, and how much their filters hold and may be given."""
 
-    __slots__ = ("_links", "_piece")
+    __slots__ = ("_bridge", "_links", "_piece", "source")
 
-    def __init__(self) -> None:
+    def __init__(self, bridge: Any, source: Any) -> None:
+        self._bridge = bridge
+        self.source = source
         self._links: tuple[Link, ...] = ()
         #: How much they are given at once.
         self._piece = MOST_HELD
+
+    @property
+    def session(self) -> Session:
+        session: Session = self._bridge.session
+        return session
+
+    @property
+    def course(self) -> Course:
+        return "up" if self.source is self._bridge.downstream else "down"
+
+    @property
+    def clock(self) -> IReactorTime:
+        clock: IReactorTime = self._bridge.clock
+        return clock
 
     @property
     def names(self) -> Sequence[str]:

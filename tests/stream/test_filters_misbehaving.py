@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from twisted.internet.error import ConnectionDone, ConnectionLost
 
-from relayd.core.filtering import LATER, SPLICE, Answer, EndSession, Way
+from relayd.core.filtering import LATER, MOST_HELD, SPLICE, Answer, EndSession, Way
 from relayd.core.session import Ending
-from relayd.stream.chain import TURN
+from relayd.stream.chain import MOST_FLUSHED, TURN
 from tests.conftest import LoggedFailures
 from tests.stream.test_filtered_bridge import SIDES, Filtered
-from tests.support.own_filters import Delays, Makes, Marks, Own
+from tests.support.own_filters import Delays, Ends, Grows, Keeps, Makes, Marks, Own
 
 # -- sessions that have an ending already
 
@@ -308,3 +308,59 @@ def test_a_direction_whose_sink_has_left_gets_none(count: int) -> None:
     assert not late.made
     relay.up.receive(b"too late")
     relay.ended(Ending.DOWNSTREAM_WRITE_FAILED)
+
+
+# -- what waits as the other side ends
+
+
+class Shouts(Own):
+    """Makes capital letters, and ends its session at an exclamation mark."""
+
+    most_held = 100
+
+    def data(self, data: bytes) -> bytes:
+        if b"!" in data:
+            raise EndSession("it was shouted")
+        return data.upper()
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_what_waits_is_filtered_as_the_other_side_ends(reset: bool) -> None:
+    """With half-close off, or as a filter closes the session."""
+    ends = [Makes(Ends, False, course="up")] * reset
+    relay = Filtered(Makes(Shouts, course="down"), *ends, half_close=reset)
+    relay.up.receive(b"x" * 200_000)
+    if reset:
+        relay.down.receive(b"!")
+    else:
+        relay.down.receive_eof()
+    assert relay.passed("down") == b"X" * 200_000
+    relay.up.receive_eof()
+    relay.ended(Ending.FILTERED if reset else Ending.DONE)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_what_waits_ends_the_session_as_the_other_side_ends(reset: bool) -> None:
+    ends = [Makes(Ends, False, course="up")] * reset
+    keeps = Makes(Keeps, course="down")
+    relay = Filtered(Makes(Shouts, course="down"), keeps, *ends, half_close=reset)
+    relay.protocol.bridge.upstream.dataReceived(b"x" * 131_072 + b"y" * 70_000 + b"!z")
+    if reset:
+        relay.down.receive(b"!")
+    else:
+        relay.down.receive_eof()
+        assert relay.down.connected
+        keeps.of("down").let_go()
+    assert relay.passed("down") == b"X" * 131_072 + b"Y" * 65_536
+    relay.clock.advance(1)
+    relay.ended(Ending.FILTERED)
+
+
+def test_what_grows_is_bounded_as_the_other_side_ends() -> None:
+    relay = Filtered(Makes(Grows, 1000, course="down"), half_close=False)
+    relay.up.receive(b"x" * 60_000)
+    relay.down.receive_eof()
+    assert len(relay.passed("down")) < 60_000 + MOST_FLUSHED + 2 * MOST_HELD
+    relay.clock.advance(1)
+    assert relay.down.aborted
+    relay.ended(Ending.FILTERED)
