@@ -72,6 +72,8 @@ _MATCHED: dict[str, Json] = {
     "total": {**WHOLE, "description": "how many there are"},
 }
 
+_FILTERS = {**many(TEXT), "description": "the names of those that are on it"}
+
 SCHEMAS: dict[str, Json] = {
     "Problems": record(problems={**many(TEXT), "minItems": 1}),
     "Status": record(
@@ -131,7 +133,7 @@ SCHEMAS: dict[str, Json] = {
         rate={**NUMBER, "description": "bytes a second over its age"},
         attempts=WHOLE,
         older=FLAG,
-        filters={**many(TEXT), "description": "the names of those that are on it"},
+        filters=_FILTERS,
     ),
     "Sessions": record(sessions=many(ref("Session")), **_MATCHED),
     "Flow": record(
@@ -147,6 +149,7 @@ SCHEMAS: dict[str, Json] = {
         bytes_up=WHOLE,
         bytes_down=WHOLE,
         replied=FLAG,
+        filters=_FILTERS,
     ),
     "Flows": record(flows=many(ref("Flow")), **_MATCHED),
     "Entry": record(

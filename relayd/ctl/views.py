@@ -49,16 +49,17 @@ _SESSIONS = (
 _FLOWS = (
     Column("relay", "relay"),
     Column("client", "client"),
-    Column("listener", "listener", spare=4),
+    Column("listener", "listener", spare=5),
     Column("port", "port"),
     Column("server", "server"),
     span("age", "age"),
-    span("idle", "idle", spare=3),
-    number("sent", "datagrams_up", spare=2),
-    number("replies", "datagrams_down", spare=2),
+    span("idle", "idle", spare=4),
+    number("sent", "datagrams_up", spare=3),
+    number("replies", "datagrams_down", spare=3),
     size("up", "bytes_up"),
     size("down", "bytes_down"),
-    Column("replied", "replied", spare=1),
+    Column("replied", "replied", spare=2),
+    Column("filters", "filters", listed, spare=1),
 )
 
 _NAT = (

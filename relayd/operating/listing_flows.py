@@ -65,6 +65,7 @@ class FlowSource:
             "bytes_up": up,
             "bytes_down": down,
             "replied": member.replied,
+            "filters": list(member.filtered),
         }
 
 
@@ -82,7 +83,7 @@ class TranslatedFlows(FlowSource):
     def row(self, member: Any, up: int, down: int, age: float) -> dict[str, Any] | None:
         row = super().row(member, up, down, age)
         if row is not None:
-            del row["replied"]
+            del row["replied"], row["filters"]
             row = {"protocol": "udp", **row}
         return row
 

@@ -396,6 +396,7 @@ _FLOW: Json = {
     **_COUNTS,
     "datagrams_up": 1,
     "datagrams_down": 1,
+    "filters": ["latency"],
     "replied": True,
 }
 

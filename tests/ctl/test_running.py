@@ -96,6 +96,7 @@ def test_flows(relayd: FakeRelayd, capsys: Captured) -> None:
     assert cells(capsys.readouterr().out.splitlines()[1]) == [
         *("dns", "10.0.0.9:5000", "10.0.0.1:53", "10.0.0.1:40000", "9.9.9.9:53"),
         *("1.0s", "1.0s", "3", "2", "90 B", "2.0 KiB", "yes"),
+        "latency",
     ]
 
 

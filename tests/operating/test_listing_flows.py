@@ -46,6 +46,7 @@ def test_what_is_told_of_a_flow() -> None:
                 "bytes_up": 2,
                 "bytes_down": 1,
                 "replied": True,
+                "filters": [],
             }
         ],
         "matched": 1,

@@ -63,6 +63,7 @@ FLOW = {
     "bytes_up": 90,
     "bytes_down": 2048,
     "replied": True,
+    "filters": ["latency"],
 }
 STATUS = {
     "version": "2.0",
