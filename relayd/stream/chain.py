@@ -108,8 +108,8 @@ class Chain(Links):
             # It has left, by what another one has passed on.
             return
         try:
-            link.is_called = True
-            left = checked(link.filter.remove(), "remove")
+            # No more comes behind what is flushed.
+            left = link.take(ends=self._stage == _FLUSHING)
         except EndSession as problem:
             self.end_session(link, problem)
             return

@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from relayd.core.filtering import (
+    LATER,
     MOST_HELD,
     Answer,
     Course,
@@ -182,6 +183,17 @@ class Link:
         """Its filter holds more than half of what it may."""
         made = self.filter
         return made is not None and made.held > min(made.most_held, MOST_HELD) // 2
+
+    def take(self, ends: bool) -> bytes:
+        """What its filter has left, as it is taken off.
+
+        :param ends: it was not taken off by anybody: that was all.
+        """
+        self.is_called = True
+        left = LATER if self.is_ending or not ends else self.filter.end()
+        if left is LATER and self.filter is not None:
+            left = self.filter.remove()
+        return checked(left, "end, or remove")
 
     def pass_on(self, data: bytes) -> None:
         """:raises FilterError: these are no bytes."""

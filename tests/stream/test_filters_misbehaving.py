@@ -356,6 +356,22 @@ def test_what_waits_ends_the_session_as_the_other_side_ends(reset: bool) -> None
     relay.ended(Ending.FILTERED)
 
 
+@pytest.mark.parametrize("later", [False, True])
+def test_what_is_held_has_its_end_as_the_other_side_ends(later: bool) -> None:
+    """A match may be decided by it.  What is put off is passed on at once."""
+
+    class Decides(Keeps):
+        def end(self) -> bytes | Answer:
+            return LATER if later else self.remove() + b", at the end"
+
+    relay = Filtered(Makes(Decides, course="down"), half_close=False)
+    relay.up.receive(b"held")
+    relay.down.receive_eof()
+    assert relay.passed("down") == (b"held" if later else b"held, at the end")
+    relay.up.receive_eof()
+    relay.ended(Ending.DONE)
+
+
 def test_what_grows_is_bounded_as_the_other_side_ends() -> None:
     relay = Filtered(Makes(Grows, 1000, course="down"), half_close=False)
     relay.up.receive(b"x" * 60_000)
