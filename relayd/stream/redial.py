@@ -96,7 +96,8 @@ class Redialing(Lifecycle):
             or not self.alive
             or bridge.first is not None
             or (up.eof and not up.read)
-            or (up.read and not bridge.resends)
+            # They may have left, and have changed what was refused.
+            or (up.read and (self.factory.filters or not bridge.resends))
         ):
             return False
         # Of what was written, the preamble came first.

@@ -10,9 +10,11 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 
 from relayd.core.filtering import LATER, MOST_HELD, SPLICE, Answer, EndSession, Way
 from relayd.core.session import Ending
+from relayd.net.transports import WriteRefused
 from relayd.stream.chain import MOST_FLUSHED, TURN
 from tests.conftest import LoggedFailures
 from tests.stream.test_filtered_bridge import SIDES, Filtered
+from tests.stream.test_redial import HEARD, Joined
 from tests.support.own_filters import Delays, Ends, Grows, Keeps, Makes, Marks, Own
 
 # -- sessions that have an ending already
@@ -380,3 +382,31 @@ def test_what_grows_is_bounded_as_the_other_side_ends() -> None:
     relay.clock.advance(1)
     assert relay.down.aborted
     relay.ended(Ending.FILTERED)
+
+
+# -- another server
+
+
+def test_what_a_filter_has_seen_goes_to_no_other_server() -> None:
+    """It would be seen, and changed, twice; also if the filter has left since."""
+
+    class Once(Own):
+        def data(self, data: bytes) -> bytes:
+            self.way.leave()
+            return b"changed: " + data
+
+    relay = Joined(filters=[Makes(Once, course="up")])
+    relay.down.receive(b"said")
+    assert relay.protocol.filtered == ()
+    relay.up.lose(WriteRefused(b"changed: said"))
+    relay.is_cut(Ending.UPSTREAM_RESET)
+
+
+def test_before_a_filter_has_seen_anything_another_server_is_dialled() -> None:
+    own = Makes(Own)
+    relay = Joined(filters=[own])
+    relay.up.lose(ConnectionLost())
+    relay.serves(relay.next())
+    relay.over(*HEARD, "closed done")
+    assert len(own.made) == 4
+    assert own.closed_once()
