@@ -91,6 +91,7 @@ class Chain(Links):
         if made is not None:
             link.filter = made
             self._links += (link,)
+            self._check_held(made)
             self._find_piece()
         else:
             link.close()

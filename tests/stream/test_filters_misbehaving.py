@@ -111,6 +111,16 @@ def test_what_a_timer_passes_on_is_no_bytes(
     logged_failures.take("filter own of session")
 
 
+@pytest.mark.parametrize("name", ["held", "most_held", "growth", "most_at_once"])
+def test_a_number_that_is_none(name: str, logged_failures: LoggedFailures) -> None:
+    """It is a method, and not a property, for instance."""
+    wrong: Any = type("Wrong", (Own,), {name: lambda _: 0})
+    relay = Filtered(Makes(wrong, course="up", name="mine"), early=b"x" * 100_000)
+    assert relay.session.detail.startswith("filter mine: ")
+    relay.ended(Ending.FILTER_FAILED)
+    logged_failures.take("filter mine of session")
+
+
 # -- timers that raise
 
 
