@@ -64,6 +64,8 @@ class LaidBridge(Bridge):
                 try:
                     chain.add(factory, shared)
                 except Exception:
+                    # What was made is closed with it.
+                    leg.chain = chain
                     self.filter_failed(factory, Failure())
                     return False
                 if len(chain):
