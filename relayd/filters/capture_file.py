@@ -275,6 +275,9 @@ def check_path(path: str) -> None:
     :raises ValueError: it may not; the message says why.
     """
     try:
+        # As its oldest one will be called: the longest name that is needed.
+        with suppress(FileNotFoundError):
+            os.lstat(f"{path}.{MOST_KEPT}")
         if os.path.lexists(path):
             _refuse_others(path)
             descriptor = os.open(path, _FLAGS)

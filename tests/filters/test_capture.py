@@ -364,13 +364,16 @@ def test_files_that_are_refused(path: Path, kind: str) -> None:
         ("/dev/full", "expected a file, not a folder, a pipe or a device"),
         ("/nonexistent/c.pcapng", "No such file or directory"),
         ("/dev/null/c.pcapng", "Not a directory"),
+        ("/var/tmp/" + "c" * 253, "File name too long"),
+        ("/var/tmp/c\0.pcapng", "embedded null byte"),
     ],
 )
 def test_a_file_that_cant_be_written_is_one_line(file: str, why: str) -> None:
     with pytest.raises(ConfigError) as caught:
         filter_of(FilterSpec("capture", {"": file}), "tcp")
+    shown = re.escape(file.replace("\0", r"\x00"))
     assert re.fullmatch(
-        f"filter 'capture:.*': can't capture to {file}: ({why})", str(caught.value)
+        f"filter 'capture:.*': can't capture to {shown}: ({why})", str(caught.value)
     )
 
 
