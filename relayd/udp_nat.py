@@ -213,5 +213,6 @@ def _of_flows(filters: Sequence[IFilterFactory]) -> tuple[IFilterFactory, ...]:
     for each in filters:
         build = getattr(type(each), "build_datagram_filter", None)
         if build is FilterFactory.build_datagram_filter:
-            raise ValueError(f"filter {each.name} is for streams, not for UDP flows")
+            name = each.name or type(each).__name__
+            raise ValueError(f"filter {name} is for streams, not for UDP flows")
     return tuple(filters)

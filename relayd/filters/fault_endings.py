@@ -50,6 +50,11 @@ class SlowCloseFilter(TimedFilter):
         return b""
 
 
+def _after(seconds: float) -> str:
+    """Why a session ends; its line names the filter before that."""
+    return f"after {seconds * 1e3:.12g} ms" if seconds else "at once"
+
+
 @attrs.frozen
 class Timeout(StreamFault):
     """Drops all data, and closes the session after `timeout`.
@@ -78,11 +83,12 @@ class TimeoutFilter(TimedFilter):
 
     def __init__(self, way: Way, timeout: float) -> None:
         TimedFilter.__init__(self, way, self._time_out)
+        self._why = _after(timeout)
         if timeout:
             self.wait(timeout)
 
     def _time_out(self) -> None:
-        self._way.end_session("timeout", reset=False)
+        self._way.end_session(self._why, reset=False)
 
     def data(self, data: bytes) -> bytes | Answer:
         return b""
@@ -119,10 +125,11 @@ class ResetPeerFilter(TimedFilter):
 
     def __init__(self, way: Way, timeout: float) -> None:
         TimedFilter.__init__(self, way, self._reset)
+        self._why = _after(timeout)
         self.wait(timeout)
 
     def _reset(self) -> None:
-        self._way.end_session("reset_peer", reset=True)
+        self._way.end_session(self._why, reset=True)
 
     def data(self, data: bytes) -> bytes | Answer:
         return b""
@@ -165,4 +172,4 @@ class LimitDataFilter(Filter):
             self._left -= len(data)
             return data
         last = data[: self._left]
-        raise EndSession(f"limit_data: {self._limit} bytes", last, reset=False)
+        raise EndSession(f"{self._limit} bytes have passed", last, reset=False)

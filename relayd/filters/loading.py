@@ -258,7 +258,7 @@ def _advice(name: str, known: Sequence[str]) -> str:
     if near:
         return f"did you mean {near[0]}?"
     *others, last = known
-    return f"there is {', '.join(others)} and {last}" if others else f"there is {last}"
+    return f"there are {', '.join(others)} and {last}" if others else f"there is {last}"
 
 
 # -- making

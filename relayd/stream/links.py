@@ -78,7 +78,7 @@ def checked(answer: object, to: str) -> bytes:
     if isinstance(answer, bytes):
         return answer
     what = repr(answer) if isinstance(answer, Answer) else type(answer).__name__
-    raise FilterError(f"{what} was answered to {to}")
+    raise FilterError(f"{to}: found {what}, expected bytes")
 
 
 @implementer(IReactorTime)

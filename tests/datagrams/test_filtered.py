@@ -597,13 +597,14 @@ def test_a_drain_waits_for_what_is_kept() -> None:
     bench.check()
 
 
-def test_a_filter_of_streams_is_refused() -> None:
+@pytest.mark.parametrize(("its", "name"), [("deny", "deny"), ("", "Streams")])
+def test_a_filter_of_streams_is_refused(its: str, name: str) -> None:
     class Streams(FilterFactory):
-        name = "deny"
+        name = its
 
         def build_filter(self, way: Any) -> Any: ...
 
-    with pytest.raises(ValueError, match="filter deny is for streams, not for UDP"):
+    with pytest.raises(ValueError, match=f"filter {name} is for streams, not for UDP"):
         Bench(filters=[Streams()])
 
 

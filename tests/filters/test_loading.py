@@ -145,16 +145,16 @@ def test_options_are_the_parameters_of_the_class(
     [
         ("loud", "there is no such filter; did you mean louder?"),
         ("Slow-Close:1", "there is no such filter; did you mean slow_close?"),
-        ("xyz", "there is no such filter; there is replace, deny, first, capture, "),
+        ("xyz", "there is no such filter; there are replace, deny, first, capture, "),
         ("louder", "it needs a value: louder:NUMBER, or by=NUMBER"),
         ("seeking:a", "it needs new=TEXT"),
         ("seeking:new=a", "it needs a value: seeking:PATTERN, or pattern=PATTERN"),
         ("louder:3,wrd=a", "it has no 'wrd'; did you mean word?"),
-        ("louder:3,x=a", "it has no 'x'; there is by, word, wait, direction, "),
+        ("louder:3,x=a", "it has no 'x'; there are by, word, wait, direction, "),
         (
             "seeking:user=root,new=a",
             (
-                "it has no 'user'; there is pattern and new; if user=... is the value"
+                "it has no 'user'; there are pattern and new; if user=... is the value"
                 " itself, write pattern=user=..."
             ),
         ),
