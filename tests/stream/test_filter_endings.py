@@ -63,3 +63,20 @@ def test_one_of_the_other_direction_has_its_end_as_well() -> None:
     assert relay.passed("down") == b"here"
     assert relay.passed("up") == b"where"
     relay.ended(Ending.FILTERED)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("both", [False, True])
+def test_one_of_the_other_direction_as_the_first_end_closes_both(
+    reset: bool, both: bool
+) -> None:
+    """Which may have come to an end itself."""
+    keeps, asks = Makes(Keeps, course="up"), Makes(Asks, reset, course="up")
+    relay = Filtered(keeps, asks, half_close=False)
+    relay.down.receive(b"?")
+    if both:
+        relay.down.receive_eof()
+    relay.up.receive_eof()
+    relay.clock.advance(1)
+    assert relay.session.detail == "own: it was asked"
+    relay.ended(Ending.FILTERED)
