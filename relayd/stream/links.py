@@ -216,7 +216,11 @@ class Link:
             self._chain.leave(self)
 
     def note(self, name: str, value: str) -> None:
-        """:raises ValueError: there can be no such fact."""
+        """:raises ValueError: there can be no such fact.
+        :raises FilterError: it is no text.
+        """
+        if not isinstance(value, str):
+            raise FilterError(f"note: found {type(value).__name__}, expected text")
         if not _FACT.fullmatch(name) or len(value) > MOST_NOTED:
             raise ValueError(f"no fact of the access log: {name[:40]!r}")
         session = self.session

@@ -89,6 +89,19 @@ def test_an_answer_that_is_no_bytes(
     logged_failures.take("filter mine of session")
 
 
+def test_a_fact_that_is_no_text(logged_failures: LoggedFailures) -> None:
+    class Counts(Own):
+        def data(self, data: bytes) -> bytes:
+            self.way.note("lines", len(data))
+            return data
+
+    relay = Filtered(Makes(Counts, course="up", name="mine"))
+    relay.down.receive(b"data")
+    relay.ended(Ending.FILTER_FAILED)
+    logged_failures.take("filter mine of session")
+    assert relay.session.detail == "filter mine: note: found int, expected text"
+
+
 @pytest.mark.parametrize("wrong", [None, "text", bytearray(b"x")])
 @pytest.mark.parametrize("where", ["pass_on", "finish", "last"])
 def test_what_a_timer_passes_on_is_no_bytes(
