@@ -56,6 +56,28 @@ class Duration(_ParamType):
             self.fail(f"{value!r}: {problem}", param, ctx)
 
 
+class Number(click.IntRange):
+    """A whole number; what is none is called that."""
+
+    name = "whole number"
+
+
+class Bytes(_ParamType):
+    """How many bytes, 1 or more, as relayd's files have it: 5000, 64KiB, 10MB."""
+
+    name = "bytes"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        from relayd.core.setting_types import Size
+
+        try:
+            return Size(9_999_999_999).parse(str(value))
+        except ValueError as problem:
+            self.fail(f"{value!r}: {problem}", param, ctx)
+
+
 def _remember(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
     if value is not None:
         if not value.removeprefix(UNIX):

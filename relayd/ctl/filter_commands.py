@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from relayd.ctl.asking import (
+    Bytes,
+    Number,
     complete_filter,
     complete_own_filter,
     control_option,
@@ -19,24 +21,24 @@ from relayd.ctl.exits import CommandFailed, Exit
 
 
 @click.command(short_help="Write what a session says, for wireshark.")
-@click.argument("session", metavar="SESSION", type=click.IntRange(0))
+@click.argument("session", metavar="SESSION", type=Number(0))
 @click.option(
     "--bytes",
     "most",
-    metavar="NUMBER",
-    type=click.IntRange(1),
+    metavar="BYTES",
+    type=Bytes(),
     help="End after so many bytes of each direction.",
 )
 @control_option()
 def capture(session: int, most: int | None) -> None:
-    """Write what a session says from now on to standard output, as pcapng, until it
-    ends or Ctrl-C is pressed; SESSION is the number that relayctl sessions shows. Who
-    reads too slowly misses packets: the session waits for nobody. How it ended, and how
-    many are missing, goes to standard error.
+    """Write what a session (TCP, SOCKS4) says from now on to standard output, as
+    pcapng, until it ends or Ctrl-C is pressed; SESSION is the number that relayctl
+    sessions shows. Who reads too slowly misses packets: the session waits for nobody.
+    How it ended, and how many are missing, goes to standard error.
 
     \b
     Example:  relayctl capture 17 | wireshark -k -i -
-    Example:  relayctl capture 17 --bytes 1000000 > session.pcapng
+    Example:  relayctl capture 17 --bytes 1MB > session.pcapng
     """
     if sys.stdout.isatty():
         raise CommandFailed(

@@ -9,6 +9,7 @@ import click
 
 from relayd.ctl.asking import (
     Duration,
+    Number,
     client_option,
     complete_either,
     complete_server,
@@ -161,7 +162,7 @@ def server(name: str, change: str, within: float | None, as_json: bool) -> None:
 
 
 @click.command(short_help="End sessions and flows at once.")
-@click.argument("ids", metavar="[SESSION]...", nargs=-1, type=click.IntRange(0))
+@click.argument("ids", metavar="[SESSION]...", nargs=-1, type=Number(0))
 @client_option
 @server_option
 @relay_option

@@ -16,11 +16,11 @@ import attrs
 
 from relayd.core.filtering import FilterFactory, Way
 from relayd.filters.capture_file import LEAST_SIZE, MOST_KEPT, CaptureFile, check_path
-from relayd.filters.option_types import Size
+from relayd.filters.option_types import FilePath, Size
 from relayd.filters.session_capture import CaptureFilter, SessionCapture
 
 
-def _absolute(path: str) -> str:
+def _absolute(path: Annotated[str, FilePath()]) -> str:
     return os.path.abspath(path)
 
 

@@ -40,6 +40,27 @@ ESCAPES: Final = tuple(
 
 
 @attrs.frozen
+class FilePath:
+    """The path of a file."""
+
+    placeholder: ClassVar[str] = "FILE"
+
+    def parse(self, text: str) -> str:
+        if not text:
+            raise ValueError(f"expected {self.describe()}")
+        return text
+
+    def load(self, value: object) -> str:
+        return self.parse(value if isinstance(value, str) else "")
+
+    def describe(self) -> str:
+        return "the path of a file"
+
+    def show(self, value: str) -> str:
+        return value
+
+
+@attrs.frozen
 class Bytes:
     """Bytes, as text with escapes.
 

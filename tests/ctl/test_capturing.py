@@ -127,6 +127,26 @@ def test_what_is_asked_for(relayd: FakeRelayd, capsys: Captured) -> None:
     assert relayd.last[1] == "/v1/sessions/17/capture"
 
 
+def test_bytes_are_written_as_in_a_file(relayd: FakeRelayd) -> None:
+    asked = "GET /v1/sessions/17/capture"
+    relayd.answers[asked] = (404, {"problems": ["a line"]})
+    assert main(["capture", "17", "--bytes", "64KiB"]) == Exit.NOT_FOUND
+    assert relayd.last[1] == "/v1/sessions/17/capture?bytes=65536"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["dns"], "'SESSION': 'dns' is not a valid whole number."),
+        (["17", "--bytes", "0"], "'--bytes': '0': expected 1 to "),
+        (["17", "--bytes", "many"], "'--bytes': 'many': expected 1 to "),
+    ],
+)
+def test_what_is_no_number(arguments: list[str], says: str, capsys: Captured) -> None:
+    assert main(["capture", *arguments]) == Exit.USAGE
+    assert f"Error: Invalid value for {says}" in capsys.readouterr().err
+
+
 def test_a_terminal_gets_none(
     relayd: FakeRelayd, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from relayd.filters.option_types import (
     MAX_BYTES,
     Bytes,
+    FilePath,
     Kilobytes,
     Microseconds,
     Milliseconds,
@@ -41,6 +42,7 @@ AMOUNTS = [Milliseconds(), Microseconds(), Kilobytes(), Probability()]
         (Probability(), "0.25", 0.25),
         (Probability(), "1", 1.0),
         (Size(), "0", 0),
+        (FilePath(), "/var/tmp/a b", "/var/tmp/a b"),
         (Size(), "64KiB", 65536),
         (Size(), "1.5kB", 1500),
         (Bytes(), "", b""),
@@ -72,6 +74,7 @@ def test_what_is_written(kind: Any, text: str, value: object) -> None:
         (Size(minimum=1, maximum=9), "10", "expected 1 to 9 bytes"),
         (Size(), "9" * 5000, "expected 0 to"),
         (Bytes(minimum=1), "", "expected 1 to 16384 bytes"),
+        (FilePath(), "", "expected the path of a file"),
         (Bytes(), "a" * (MAX_BYTES + 1), "this is 16385"),
         (Bytes(), r"a\q", r"\q is no escape: expected \n, \r, \t, \0, \\ or \xHH"),
         (Bytes(), r"\x4", r"\x is no escape"),
