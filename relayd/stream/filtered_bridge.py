@@ -262,13 +262,21 @@ class FilteredBridge(LaidBridge):
         # By now it may be that.
         plain.check(self, now)
 
+    def idle_since(self) -> float | None:
+        """See :meth:`Watch.idle_since`: not while filters hold something."""
+        return None if self._has_more else super().idle_since()
+
+    @property
+    def _has_more(self) -> bool:
+        return any(leg.chain is not None and leg.chain.has_more for leg in self.legs)
+
     def _is_paced(self) -> bool:
         """See :meth:`Watch._is_paced`: its filters have something to say, too."""
         if super()._is_paced():
             return True
         if self._clock.seconds() - self._active_at >= LONGEST_HELD:
             return False
-        return any(leg.chain is not None and leg.chain.has_more for leg in self.legs)
+        return self._has_more
 
     def abort(self, ending: Ending, detail: str = "") -> None:
         """See :meth:`Bridge.abort`."""

@@ -433,3 +433,25 @@ def test_before_a_filter_has_seen_anything_another_server_is_dialled() -> None:
     relay.over(*HEARD, "closed done")
     assert len(own.made) == 4
     assert own.closed_once()
+
+
+# -- drains
+
+
+@pytest.mark.parametrize("course", SIDES)
+def test_a_session_is_in_use_while_a_filter_holds_something(course: str) -> None:
+    """A drain does not end it as idle: what is held would be lost."""
+    keeps = Makes(Keeps, course=course)
+    relay = Filtered(keeps)
+    source, _ = relay.way(course)
+    source.receive(b"held")
+    relay.clock.pump([1.0] * 10)
+    bridge = relay.protocol.bridge
+    assert bridge.idle_since() is None
+    assert bridge.idle_for(relay.clock.seconds()) == 0.0
+    keeps.of(course).let_go()
+    assert relay.passed(course) == b"held"
+    relay.clock.pump([1.0] * 10)
+    assert bridge.idle_since() is not None
+    relay.protocol.abort_session(Ending.DRAINED)
+    relay.ended(Ending.DRAINED)
