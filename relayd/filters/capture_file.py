@@ -7,7 +7,7 @@ section of its own; if it is as this process has left it, not even that is neede
 Whole blocks are gathered and written once a turn of the reactor, or as soon as
 MOST_GATHERED bytes wait: what a write to a file takes is all that it can block.  When
 the file would be longer than it may be, it is renamed to `FILE.1`, that one before to
-`FILE.2`, and so on.
+`FILE.2`, and so on.  Who moves or deletes it gets a new one with the next session.
 
 An error (a disk that is full) ends the capture, with one line in the log, and no
 session: the file keeps its whole blocks, and sessions that begin a minute later are
@@ -103,6 +103,9 @@ class CaptureFile:
         :return: whether it is captured; if not, the log says why.
         """
         self.size, self.keep, self._clock = size, keep, clock
+        if self.is_open and not self._is_in_place():
+            self.flush()
+            self._close()
         if not self.is_open:
             if self._not_before is not None and clock.seconds() < self._not_before:
                 return False
@@ -224,6 +227,15 @@ class CaptureFile:
             self._rotate()
         elif not known:
             self._gather_header()
+
+    def _is_in_place(self) -> bool:
+        """Whether the file still has its name: it may have been moved, or deleted."""
+        own = os.fstat(self._descriptor)
+        try:
+            found = os.lstat(self.path)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino)
 
     def _gather_header(self) -> None:
         """What a section begins with."""

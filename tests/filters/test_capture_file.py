@@ -144,6 +144,30 @@ def test_one_that_was_moved_away_is_begun(path: Path, clock: Clock) -> None:
     assert len(all_streams(path)) == len(all_streams(moved)) == 1
 
 
+@pytest.mark.parametrize("deleted", [False, True])
+def test_one_that_is_moved_away_while_it_is_open_is_begun(
+    path: Path, clock: Clock, deleted: bool
+) -> None:
+    """With the next session, though others have it open; they go on in it."""
+    factory = Capture(str(path))
+    moved = path.with_name("moved")
+    one = Captured(factory, clock, 1)
+    one.say("up", b"before")
+    path.rename(moved)
+    if deleted:
+        moved.unlink()
+    two = Captured(factory, clock, 2)
+    one.say("up", b"after")
+    two.say("up", b"two")
+    one.end()
+    two.end()
+    [section] = sections_of(path.read_bytes())
+    payloads = [each.payload for each in section.packets if each.payload]
+    assert payloads == [b"after", b"two"]
+    if not deleted:
+        assert [each.said[0] for each in all_streams(moved)] == [b"before"]
+
+
 def test_one_that_ends_in_a_block_is_begun_anew(
     path: Path, clock: Clock, lines: list[str]
 ) -> None:
