@@ -108,11 +108,14 @@ class Pace:
 
     def wait(self) -> None:
         """See :meth:`relayd.core.pacing.Pace.wait`."""
-        if self._short is not None and self._waits_in is None:
+        if self._short is None:
+            return
+        if self._waits_in is None:
             self._waits_in = self._short
             self._pacer.wait(self, self._short)
-            if self._leg is not None:
-                self._leg.pause(ALLOWANCE)
+        # Also one that waits already, if its leg was read on for another reason.
+        if self._leg is not None:
+            self._leg.pause(ALLOWANCE)
 
     def wake(self) -> None:
         """It has a part where it has waited."""

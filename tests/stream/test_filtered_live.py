@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from twisted.internet import reactor
 
+from relayd.admission.bandwidth import Bandwidth
+from relayd.admission.rates import Rates
 from relayd.core.filtering import MOST_HELD
+from relayd.core.pauses import ALLOWANCE
 from relayd.core.session import Ending
 from relayd.stream.bridge import Bridge
 from relayd.tcp import RelayFactory
@@ -134,5 +138,32 @@ async def test_memory_is_bounded_while_nobody_reads(kind: str, keeps: bool) -> N
         before = session.up.read
         await turns(20)
         assert session.up.read == before, "it is not read any more"
+        client.socket.close()
+        server.socket.close()
+
+
+@on_each
+@pytest_twisted.ensureDeferred
+async def test_filters_come_and_go_while_bandwidth_is_waited_for(kind: str) -> None:
+    clock: Any = reactor
+    limits = Bandwidth(Rates(4e6, 4e6), clock=clock)
+    async with relaying(kind, filtered(bandwidth=limits)) as relay:
+        client, server, protocol = await joined(relay)
+        own = Makes(Own)
+        changes = [([], [own]), ([own], [])] * 3
+        rest = memoryview(DATA)
+
+        def arrived() -> bool:
+            nonlocal rest
+            with suppress(BlockingIOError):
+                rest = rest[client.socket.send(rest) :]
+            server.take()
+            if changes and protocol.paused & ALLOWANCE:
+                protocol.change_filters(*changes.pop(0))
+            return len(server.data) == len(DATA)
+
+        await until(arrived, "all has arrived")
+        assert not changes
+        assert bytes(server.data) == DATA
         client.socket.close()
         server.socket.close()
