@@ -18,7 +18,7 @@ from typing import Any
 from twisted.internet.interfaces import IReactorTime
 
 from relayd.core import pool_settings, settings
-from relayd.core.filtering import FilterFactory, IFilterFactory
+from relayd.core.filtering import IFilterFactory, check_factories
 from relayd.core.flows import Counters, FlowObserver
 from relayd.core.interfaces import IGate
 from relayd.core.networks import Ip
@@ -206,13 +206,5 @@ def preamble_of(version: str | None) -> Preamble | None:
 
 
 def _of_flows(filters: Sequence[IFilterFactory]) -> tuple[IFilterFactory, ...]:
-    """Filters that serve flows.
-
-    :raises ValueError: one is for streams only.
-    """
-    for each in filters:
-        build = getattr(type(each), "build_datagram_filter", None)
-        if build is FilterFactory.build_datagram_filter:
-            name = each.name or type(each).__name__
-            raise ValueError(f"filter {name} is for streams, not for UDP flows")
+    check_factories(filters, datagrams=True)
     return tuple(filters)

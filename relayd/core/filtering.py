@@ -226,6 +226,26 @@ class FilterFactory:
         raise NotImplementedError
 
 
+def check_factories(filters: Sequence[IFilterFactory], *, datagrams: bool) -> None:
+    """Whether a relay may have these filters.
+
+    :param datagrams: it is one of UDP flows, and not of streams.
+    :raises TypeError: one is no factory of filters.
+    :raises ValueError: one is for relays of the other kind.
+    """
+    builds = ("build_filter", "build_datagram_filter")
+    kinds = ("streams", "UDP flows")
+    for each in filters:
+        if isinstance(each, type) or not any(hasattr(each, it) for it in builds):
+            raise TypeError(f"{each!r} is no factory of filters")
+        build = getattr(each, builds[datagrams], None)
+        inherited = getattr(FilterFactory, builds[datagrams])
+        if build is None or getattr(build, "__func__", None) is inherited:
+            name = getattr(each, "name", "") or type(each).__name__
+            is_for, is_not = kinds[not datagrams], kinds[datagrams]
+            raise ValueError(f"filter {name} is for {is_for}, not for {is_not}")
+
+
 # -- datagrams
 
 

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from relayd.core import process_settings, settings
 from relayd.core.addresses import address_name
 from relayd.core.counts import SessionCounts
-from relayd.core.filtering import IFilterFactory
+from relayd.core.filtering import IFilterFactory, check_factories
 from relayd.core.interfaces import IGate, ILease, IObserver
 from relayd.core.observers import Observers
 from relayd.core.prelude import Introduction, Prelude
@@ -184,8 +184,11 @@ class StreamRelay:
     def filter_by(self, filters: Sequence[IFilterFactory]) -> None:
         """Have filters see the bytes of the sessions to come.
 
-        :raises TypeError: its bridge is one of your own, which has no filters.
+        :raises TypeError: its bridge is one of your own, which has no filters; or one
+            is no factory of filters.
+        :raises ValueError: one is for datagrams only.
         """
+        check_factories(filters, datagrams=False)
         plain = getattr(self.bridge, "plain", self.bridge)
         if filters and plain not in FILTERED:
             raise TypeError(f"{plain.__name__} has no filters")

@@ -608,6 +608,12 @@ def test_a_filter_of_streams_is_refused(its: str, name: str) -> None:
         Bench(filters=[Streams()])
 
 
+@pytest.mark.parametrize("wrong", ["latency:100ms", FilterFactory, 5])
+def test_what_is_no_factory_of_filters(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="is no factory of filters"):
+        Bench(filters=[wrong])
+
+
 # -- any filters
 
 PROGRAMS = {
