@@ -179,6 +179,11 @@ class IFilterFactory(Interface):
         """
 
 
+def name_of(factory: Any) -> str:
+    """What the log calls the filters of a factory."""
+    return str(getattr(factory, "name", "") or type(factory).__name__)
+
+
 @implementer(IFilter)
 class Filter:
     """A filter that passes everything on; subclasses do more."""

@@ -25,7 +25,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from zope.interface import implementer
 
 from relayd.core.addresses import socket_name
-from relayd.core.filtering import Course, IFilterFactory
+from relayd.core.filtering import Course, IFilterFactory, name_of
 from relayd.datagrams.ledger import Ledger
 
 #: Why datagrams are dropped: a filter has kept them from going on, has no room for
@@ -116,7 +116,7 @@ class Way:
             except Exception:
                 self.kept -= 1
                 direction.drop(FILTER_FAILED)
-                chain.fail(self.factory.name)
+                chain.fail(name_of(self.factory))
             else:
                 out += made
         return out
@@ -131,7 +131,7 @@ class Way:
         try:
             call(*args, **kwargs)
         except Exception:
-            self.direction.chain.fail(self.factory.name)
+            self.direction.chain.fail(name_of(self.factory))
 
     def _settle(self, came_out: int) -> None:
         """So many came out: those that it does not keep were dropped."""
@@ -148,7 +148,9 @@ class Way:
         try:
             made.close()
         except Exception:
-            self.direction.chain.log_failure(self.factory.name, "goes on without it")
+            self.direction.chain.log_failure(
+                name_of(self.factory), "goes on without it"
+            )
         kept, self.kept = self.kept, 0
         if kept > 0:
             self.direction.drop(FILTERED, kept)
@@ -254,7 +256,7 @@ class Chain:
     @property
     def names(self) -> tuple[str, ...]:
         """The filters' names, in their order; one in both directions is there once."""
-        made = {id(way.factory): way.factory.name for way in self}
+        made = {id(way.factory): name_of(way.factory) for way in self}
         return tuple(made.values())
 
     def add(self, factories: Sequence[IFilterFactory]) -> None:
@@ -269,7 +271,7 @@ class Chain:
                 try:
                     way.filter = factory.build_datagram_filter(way)
                 except Exception:
-                    self.fail(factory.name)
+                    self.fail(name_of(factory))
                     return
                 if way.filter is not None:
                     direction.ways.append(way)

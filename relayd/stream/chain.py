@@ -33,9 +33,10 @@ from relayd.core.filtering import (
     SPLICE,
     EndSession,
     IFilterFactory,
+    name_of,
 )
 from relayd.core.pauses import FILTERS
-from relayd.stream.links import PIECE, Link, Links, checked, name_of
+from relayd.stream.links import PIECE, Link, Links, checked
 
 #: Seconds that slow filters of a direction may take in a turn of the reactor.
 TURN = 0.002
@@ -78,8 +79,6 @@ class Chain(Links):
         #: The rest is being filtered, further up in the stack.
         self._is_fed = False
         self._stage = _OPEN
-
-    # -- what it is made of
 
     def add(self, factory: IFilterFactory, shared: dict[str, Any]) -> None:
         """Ask for a filter, behind the others.

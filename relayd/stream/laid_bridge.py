@@ -13,14 +13,13 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from relayd.core.filtering import IFilterFactory
+from relayd.core.filtering import IFilterFactory, name_of
 from relayd.core.interfaces import ISpliceable
 from relayd.core.pauses import ALLOWANCE, BEFORE_JOINING, PEER_FULL
 from relayd.core.session import Ending
 from relayd.stream.bridge import Bridge
 from relayd.stream.chain import Chain
 from relayd.stream.legs import Leg
-from relayd.stream.links import name_of
 from relayd.stream.paced_reads import PacedReads
 
 log = Logger(namespace="relayd.filters")

@@ -22,6 +22,7 @@ from relayd.core.filtering import (
     Course,
     EndSession,
     IFilterFactory,
+    name_of,
 )
 from relayd.core.session import Session
 
@@ -62,11 +63,6 @@ class Linked(Protocol):
 
 class FilterError(Exception):
     """A filter has broken a rule of :class:`relayd.core.filtering.IFilter`."""
-
-
-def name_of(factory: IFilterFactory) -> str:
-    """What the log calls a filter."""
-    return str(getattr(factory, "name", "") or type(factory).__name__)
 
 
 def checked(answer: object, to: str) -> bytes:

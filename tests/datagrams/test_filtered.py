@@ -55,6 +55,18 @@ def test_the_first_is_nearest_to_the_source_in_both_directions() -> None:
     bench.close()
 
 
+def test_one_without_a_name_has_that_of_its_class() -> None:
+    class Unnamed(FilterFactory):
+        def build_datagram_filter(self, way: DatagramWay) -> Any:
+            return appends(b"1").build_datagram_filter(way)
+
+    bench = Bench(filters=[Unnamed()])
+    bench.arrive(b"q")
+    [flow] = bench.nat.table.flows.values()
+    assert flow.filtered == ("Unnamed",)
+    bench.close()
+
+
 def test_what_a_filter_knows_of_its_flow() -> None:
     one, two = appends(b"1"), appends(b"2", "up")
     bench = Bench(filters=[one, two])
