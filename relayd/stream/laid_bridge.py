@@ -24,6 +24,9 @@ from relayd.stream.paced_reads import PacedReads
 
 log = Logger(namespace="relayd.filters")
 
+#: Characters of an error that the session's line tells.
+MOST_TOLD = 200
+
 
 class LaidBridge(Bridge):
     """A bridge whose directions may go different ways; made as any.
@@ -150,7 +153,9 @@ class LaidBridge(Bridge):
         log.failure(
             "{name} of session {id} failed", reason, name=name, id=self.session.id
         )
-        self.abort(Ending.FILTER_FAILED, f"{name}: {reason.getErrorMessage()}")
+        # It may quote what it was given.
+        why = reason.getErrorMessage()[:MOST_TOLD]
+        self.abort(Ending.FILTER_FAILED, f"{name}: {why}")
 
 
 def flow(leg: Leg) -> None:

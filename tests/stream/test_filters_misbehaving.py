@@ -134,6 +134,21 @@ def test_a_number_that_is_none(name: str, logged_failures: LoggedFailures) -> No
     logged_failures.take("filter mine of session")
 
 
+def test_an_error_that_quotes_all_that_was_said(
+    logged_failures: LoggedFailures,
+) -> None:
+    class Quotes(Own):
+        def data(self, data: bytes) -> bytes:
+            raise ValueError(f"what is {data!r}?")
+
+    relay = Filtered(Makes(Quotes, course="up", name="mine"))
+    relay.down.receive(b"x" * 60_000)
+    assert relay.session.detail.startswith("filter mine: what is b'xxx")
+    assert len(relay.session.detail) < 300
+    relay.ended(Ending.FILTER_FAILED)
+    logged_failures.take("filter mine of session")
+
+
 # -- timers that raise
 
 
