@@ -216,8 +216,8 @@ class Chain(Links):
                 if out is SPLICE and link.filter is not None:
                     out = checked(held_by.end(), "end, after SPLICE") + data
                     link.leaves = True
-                if self._stage and link.filter is None:
-                    # It has ended the session.
+                if link.filter is None and self.session.ending is not None:
+                    # It has ended the session; or else it was taken off.
                     return
                 link.is_called = False
                 data = out if isinstance(out, bytes) else checked(out, "data")

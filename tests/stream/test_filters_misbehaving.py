@@ -246,6 +246,25 @@ def test_one_that_leaves_in_a_call(where: str, behind: bool) -> None:
     relay.ended(Ending.DONE)
 
 
+@pytest.mark.parametrize("behind", [False, True])
+def test_one_that_is_taken_off_in_a_call(behind: bool) -> None:
+    """Who reads a capture may have seen enough."""
+
+    def take_off(_: Way) -> None:
+        relay.protocol.change_filters([does], [])
+
+    does = Makes(Does, "data", take_off, course="up")
+    marks = [Makes(Marks, b".", course="up")] * behind
+    relay = Filtered(does, *marks)
+    relay.down.receive(b"said")
+    relay.down.receive(b"more")
+    mark = b"." * behind
+    # What it had left is what comes first.
+    assert relay.passed("up") == b", gone" + mark + b"said" + mark + b"more" + mark
+    relay.protocol.abort_session(Ending.KILLED)
+    relay.ended(Ending.KILLED)
+
+
 def test_one_that_leaves_and_puts_the_end_off() -> None:
     class Both(Own):
         def end(self) -> Answer:
