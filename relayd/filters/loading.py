@@ -206,8 +206,10 @@ def _kind(name: str, package: str, where: str, found: Any) -> FilterKind:
 
 
 def _check_kind(found: FilterKind, kind: Kind) -> None:
+    if not found.served:
+        raise _Problem(f"it has neither {_STREAMS[0]} nor {_DATAGRAMS[0]} of its own")
     if not found.serves(kind):
-        what = " and ".join(found.served) or "nothing"
+        what = " and ".join(found.served)
         raise _Problem(f"it is for {what}, not for a relay of {kind}")
 
 

@@ -172,7 +172,10 @@ def test_options_are_the_parameters_of_the_class(
         ("louder:-1", "by is how much: from 0 up"),
         ("dropping:a=1", "it is for datagrams, not for a relay of tcp"),
         ("both:a", "it has no options"),
-        ("neither", "it is for nothing, not for a relay of tcp"),
+        (
+            "neither",
+            "it has neither build_filter nor build_datagram_filter of its own",
+        ),
         (
             "function",
             (
