@@ -137,7 +137,7 @@ class Link:
 
     __slots__ = (
         "_chain",
-        "_clock",
+        "_timers",
         "factory",
         "filter",
         "is_called",
@@ -152,7 +152,7 @@ class Link:
         self._chain = chain
         self.factory = factory
         self.shared = shared
-        self._clock: _Clock | None = None
+        self._timers: _Clock | None = None
         self.is_ending = self.is_called = self.leaves = False
         self.filter: Any = None
 
@@ -169,10 +169,10 @@ class Link:
 
     @property
     def clock(self) -> IReactorTime:
-        clock = self._clock
-        if clock is None:
-            clock = self._clock = _Clock(self._chain.clock, self)
-        return clock
+        timers = self._timers
+        if timers is None:
+            timers = self._timers = _Clock(self._chain.clock, self)
+        return timers
 
     @property
     def holds_much(self) -> bool:
@@ -238,8 +238,8 @@ class Link:
                 made.close()
             except Exception:
                 log.failure("a filter could not be closed: {link}", link=self)
-        if self._clock is not None:
-            self._clock.link = None
+        if self._timers is not None:
+            self._timers.link = None
 
 
 class Links:
