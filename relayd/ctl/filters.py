@@ -88,7 +88,7 @@ def without(found: Filters, text: str) -> list[Any]:
     numbers = [n for n, each in enumerate(found.filters) if _written(each) == wanted]
     if not numbers:
         numbers = [n for n, each in enumerate(found.filters) if _name(each) == text]
-        if len(numbers) > 1:
+        if len({_written(found.filters[each]) for each in numbers}) > 1:
             several = [found.filters[each] for each in numbers]
             line = f"there are {len(several)} filters {text!r}: say which: "
             raise CommandFailed(Exit.INVALID, printable(line + _together(several)))
@@ -105,8 +105,9 @@ def text_of(found: Any) -> str:
 
 
 def _together(filters: Sequence[Any]) -> str:
+    # Each may have commas, and blanks.
     more = ", ..." if len(filters) > _LISTED else ""
-    return ", ".join(map(text_of, filters[:_LISTED])) + more
+    return ", ".join(f"'{text_of(each)}'" for each in filters[:_LISTED]) + more
 
 
 def _many(value: Any) -> list[Any]:

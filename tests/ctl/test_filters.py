@@ -119,7 +119,8 @@ def test_of_several_of_one_name_it_is_said_which(
     has(relayd, ["latency:1", "latency:2,direction=up", "first"])
     assert main(["filter", "remove", "web", "latency"]) == Exit.INVALID
     assert capsys.readouterr().err == (
-        "there are 2 filters 'latency': say which: latency:1, latency:2,direction=up\n"
+        "there are 2 filters 'latency': say which: 'latency:1',"
+        " 'latency:2,direction=up'\n"
     )
     assert main(["filter", "remove", "web", "latency:1"]) == Exit.DONE
     assert sent(relayd) == ["latency:2,direction=up", "first"]
@@ -129,10 +130,13 @@ def test_of_two_that_are_the_same_one_is_removed(relayd: FakeRelayd) -> None:
     has(relayd, ["first", "latency:1", "first"])
     assert main(["filter", "remove", "web", "first"]) == Exit.DONE
     assert sent(relayd) == ["first", "latency:1"]
+    has(relayd, ["latency:1", "first", "latency:1"])
+    assert main(["filter", "remove", "web", "latency"]) == Exit.DONE
+    assert sent(relayd) == ["latency:1", "first"]
 
 
 @pytest.mark.parametrize(
-    ("value", "there"), [([], "none"), (["first:5", "deny:x"], "first:5, deny:x")]
+    ("value", "there"), [([], "none"), (["first:5", "deny:x"], "'first:5', 'deny:x'")]
 )
 def test_one_that_there_is_not(
     relayd: FakeRelayd, capsys: Captured, value: Any, there: str
@@ -177,7 +181,7 @@ def test_one_that_knows_no_filters(
 def test_many_are_not_all_named(relayd: FakeRelayd, capsys: Captured) -> None:
     has(relayd, [f"first:{number}" for number in range(12)])
     assert main(["filter", "remove", "web", "deny"]) == Exit.NOT_FOUND
-    assert capsys.readouterr().err.endswith("first:8, first:9, ...\n")
+    assert capsys.readouterr().err.endswith("'first:8', 'first:9', ...\n")
 
 
 def test_what_is_no_filter_is_shown_all_the_same() -> None:
