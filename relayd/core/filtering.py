@@ -221,6 +221,10 @@ class FilterFactory:
     #: Unless given, its class.
     name = ""
     joins = False
+    #: What no other filter of a relay may have, too: the file of a capture.
+    owns = ""
+    #: As of the filters that it makes, where that is known.
+    growth = 1
 
     def build_filter(self, way: Way) -> Any:
         """See :meth:`IFilterFactory.build_filter`."""

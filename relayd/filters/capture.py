@@ -65,6 +65,11 @@ class Capture(FilterFactory):
         except ValueError as problem:
             raise ValueError(f"can't capture to {self.file}: {problem}") from None
 
+    @property
+    def owns(self) -> str:  # type: ignore[override]
+        """Its file: two captures of one session would be one stream, twice."""
+        return self.file
+
     def build_filter(self, way: Way) -> CaptureFilter | None:
         """See :meth:`relayd.core.filtering.IFilterFactory.build_filter`."""
         if self.direction not in (None, way.course):

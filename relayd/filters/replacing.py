@@ -96,10 +96,12 @@ class _Searching(Filter):
 class Replacing(_Searching):
     """Replaces matches."""
 
-    def __init__(self, way: Way, needle: Needle, wait: float, new: bytes) -> None:
+    def __init__(
+        self, way: Way, needle: Needle, wait: float, new: bytes, growth: int
+    ) -> None:
         super().__init__(way, needle, wait)
         self._new = new
-        self.growth = max(1, -(-len(new) // needle.least))
+        self.growth = growth
 
     def data(self, data: bytes) -> bytes:
         """See :meth:`relayd.core.filtering.IFilter.data`."""
@@ -201,11 +203,16 @@ class Replace(FilterFactory):
     def _build_needle(self) -> Needle:
         return needle_of(self.old)
 
+    @property
+    def growth(self) -> int:  # type: ignore[override]
+        """How many bytes come out for one, at most."""
+        return max(1, -(-len(self.new) // self._needle.least))
+
     def build_filter(self, way: Way) -> Replacing | None:
         """See :meth:`relayd.core.filtering.IFilterFactory.build_filter`."""
         if self.direction not in ("both", way.course):
             return None
-        return Replacing(way, self._needle, self.wait, self.new)
+        return Replacing(way, self._needle, self.wait, self.new, self.growth)
 
 
 @attrs.frozen

@@ -255,3 +255,14 @@ def test_a_relay_without_any_makes_none() -> None:
     bad = Relay([], [], "web", filters=[FilterSpec("none")])
     with pytest.raises(ConfigError, match="filter 'none': there is no such filter"):
         unit_of(bad, shop)
+
+
+def test_filters_that_can_t_stand_beside_each_other(tmp_path: Path) -> None:
+    file = str(tmp_path / "web.pcapng")
+    twice = [FilterSpec("capture", {"file": file}), FilterSpec("capture", {"": file})]
+    with pytest.raises(ConfigError, match="have .*web.pcapng: give each its own"):
+        made_filters(Relay([], [], "web", filters=twice))
+    much = FilterSpec("replace", {"old": "x", "new": "y" * 1000})
+    assert made_filters(Relay([], [], "web", filters=[much]))
+    with pytest.raises(ConfigError, match="may make 1,000,000 bytes of one"):
+        made_filters(Relay([], [], "web", filters=[much, much]))
