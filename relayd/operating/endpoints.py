@@ -54,6 +54,7 @@ from relayd.net.listening import (
     UNIXListenerEndpoint,
 )
 from relayd.net.tls import ServerIdentity
+from relayd.operating.tls_listening import ListensForAll
 from relayd.plane import obstacle
 
 if TYPE_CHECKING or sys.platform == "linux":
@@ -128,7 +129,8 @@ def _from_string(reactor: Any, text: str, *, plane: bool) -> IStreamServerEndpoi
     if name := passed_name(text):
         adopting = PlaneAdoptedListenerEndpoint if plane else AdoptedListenerEndpoint
         return adopting(reactor, _passed(text, name, socket.SOCK_STREAM), text)
-    endpoint: IStreamServerEndpoint = serverFromString(reactor, text)
+    listens: Any = ListensForAll(reactor)
+    endpoint: IStreamServerEndpoint = serverFromString(listens, text)
     return endpoint
 
 

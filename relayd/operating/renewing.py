@@ -13,6 +13,7 @@ from typing import Any
 from twisted.internet.endpoints import serverFromString
 
 from relayd.core.errors import ConfigError
+from relayd.operating.tls_listening import negotiate_nothing
 
 
 class _Taker:
@@ -43,6 +44,7 @@ class _Taker:
     ) -> _Taker:
         from twisted.protocols.tls import TLSMemoryBIOFactory
 
+        negotiate_nothing(contextFactory)
         # As Twisted's reactors do.
         self.factory = TLSMemoryBIOFactory(contextFactory, False, factory)
         return self

@@ -14,6 +14,7 @@ from tests.support.process import Server, connect, read_exactly, relay
 def serial_at(port: int, root: Authority) -> int:
     """The serial number of the certificate that a listener shows."""
     context = ssl.create_default_context(cafile=str(root.file))
+    context.set_alpn_protocols(["h2", "http/1.1"])
     with context.wrap_socket(connect(port), server_hostname="localhost") as client:
         shown = client.getpeercert()
         assert shown is not None

@@ -19,6 +19,7 @@ from cryptography import x509
 
 from tests.live.test_time import TIMEOUT, ports, stopped
 from tests.support.certificates import Authority, server_context
+from tests.support.live_relays import once
 from tests.support.process import (
     PATIENCE,
     RelayProcess,
@@ -52,8 +53,11 @@ def tls_relay(pem: Path, server: Server, *options: str) -> Iterator[RelayProcess
         yield running
 
 
-def tls_client(running: RelayProcess, root: Authority) -> ssl.SSLSocket:
+def tls_client(running: RelayProcess, root: Authority, *offers: str) -> ssl.SSLSocket:
+    """A client, which may offer protocols."""
     context = ssl.create_default_context(cafile=str(root.file))
+    if offers:
+        context.set_alpn_protocols(list(offers))
     return context.wrap_socket(
         connect(running.port),
         server_hostname="localhost",
@@ -74,6 +78,23 @@ def test_a_request_and_its_response(pem: Path, root: Authority, server: Server) 
         client.close()
         [line] = running.ended("done")
         assert (line["up"], line["down"]) == ("7", "8")
+
+
+@once
+def test_a_client_that_offers_protocols_is_served(
+    pem: Path, root: Authority, server: Server
+) -> None:
+    """As browsers do, and curl.  None is chosen: nobody knows what servers speak."""
+    with (
+        tls_relay(pem, server) as running,
+        tls_client(running, root, "h2", "http/1.1") as client,
+    ):
+        assert client.selected_alpn_protocol() is None
+        client.sendall(b"request")
+        upstream = server.accept()
+        assert read_exactly(upstream, 7) == b"request"
+        upstream.close()
+        assert read_all(client) == b""
 
 
 def test_a_clients_clean_end_does_not_cut_its_upload(
