@@ -132,10 +132,10 @@ def logged_failures() -> Iterator[LoggedFailures]:
 def pytest_xdist_auto_num_workers() -> int:
     """How many processes share the tests with `-n auto`.
 
-    Twice as many as processors, since a live test waits for half of its time; but
+    Thrice as many as processors, since a live test waits for most of its time; but
     each first collects all of the tests.
     """
-    return min(8, 2 * (os.cpu_count() or 1))
+    return min(8, 3 * (os.cpu_count() or 1))
 
 
 def pytest_collection_finish() -> None:
