@@ -49,6 +49,16 @@ SETTLE = 2.0
 settings.register_profile("relayd", deadline=None, max_examples=50)
 settings.load_profile("relayd")
 
+# A shell has what it starts in the background ignore them (and so has nohup), and the
+# relays that tests start would do the same.
+_HEARD: dict[int, Any] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGHUP: signal.SIG_DFL,
+}
+for _signal, _handler in _HEARD.items():
+    if signal.getsignal(_signal) is signal.SIG_IGN:
+        signal.signal(_signal, _handler)
+
 
 def pause(seconds: float) -> Deferred[None]:
     """Let the reactor run for a while."""
