@@ -17,6 +17,7 @@ import difflib
 import functools
 import importlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
@@ -69,6 +70,10 @@ def filter_of(spec: FilterSpec, kind: Kind) -> IFilterFactory:
         found = kind_of(spec.name)
         _check_kind(found, kind)
         made: IFilterFactory = _made(found, _read(found, spec))
+        if not getattr(made, "name", ""):
+            # As its operator calls it.  It may be frozen, or have no place for a name.
+            with suppress(AttributeError, TypeError):
+                object.__setattr__(made, "name", spec.name)
         return made
     except _Problem as problem:
         text = str(spec)

@@ -16,7 +16,7 @@ import pytest
 from relayd.configuring.filter_settings import parse_filter
 from relayd.core.errors import ConfigError
 from relayd.core.filter_spec import FilterSpec
-from relayd.core.filtering import FilterFactory
+from relayd.core.filtering import FilterFactory, name_of
 from relayd.core.setting_types import Kind
 from relayd.filters import loading
 from relayd.filters.built_in import BUILT_IN
@@ -137,6 +137,8 @@ def test_options_are_the_parameters_of_the_class(
     found: Any = filter_of(spec, "tcp")
     assert type(found).__name__ == "Louder"
     assert found.said == said
+    # What sessions and the log call it.
+    assert name_of(found) == "louder"
 
 
 @pytest.mark.usefixtures("loud")
