@@ -2,8 +2,7 @@
 
 :class:`Timeouts` are the limits.  A :class:`Watch` compares the counters of a joined
 session with those of its last check, about once a tick.  Nothing is timed while bytes
-move.  Where a little moves all the time, and nothing waits, it is looked at the rest
-twice in a stall timeout only: of thousands of such sessions none is in a cache.
+move.
 
 - *Stall*: a transport holds bytes and the peer's kernel has taken none of them for
   `stall` seconds, and what a slow reader's kernel needs beyond that
@@ -37,10 +36,6 @@ from relayd.stream.losses import reset_ending
 #: Of a tick: a check that is later than this is late.  The time of one that is not is
 #: the wheel's, and no number of its own for each idle session: 32 bytes.
 LATE = 1 / 8
-
-#: Instead of what the kernels' queues hold: something has moved, both connections were
-#: read, and their transports held nothing.
-CALM = -1
 
 #: Seconds that a peer gets to answer a polite close.
 CLOSE_GRACE = 5.0
@@ -154,19 +149,7 @@ class Watch:
     def check(self, now: float) -> None:
         """Compare the counters with those of the last check, about once a tick."""
         stall = self._timeouts.stall
-        session = self.session
-        sent, got = session.up, session.down
-        if self._queued == CALM and now - self._asked_at < stall / 2:
-            # A little has moved, as always: it is not looked where.  Of thousands of
-            # sessions, neither the legs nor the transports are in a cache.
-            progress = 2 * (sent.read + got.read) - sent.kept - got.kept
-            progress += sent.eof + got.eof
-            calm = session.ending is None and self.first is None
-            if calm and 0 < progress - self._progress < WORTH_A_CHECK:
-                self._progress = progress
-                self._active_at = now
-                return
-        up, down = self.upstream, self.downstream
+        session, up, down = self.session, self.upstream, self.downstream
         # Nearly always: both are read, and neither's transport holds anything.
         flows = (
             up.spliced
@@ -177,6 +160,7 @@ class Watch:
         buffered_up = buffered_down = 0
         if not flows:
             buffered_up, buffered_down = up.buffered, down.buffered
+        sent, got = session.up, session.down
         ended = sent.eof + got.eof
         written_up, written_down = sent.written, got.written
         # Grows with every byte read, every byte that a kernel takes, and every EOF.
@@ -219,9 +203,9 @@ class Watch:
         if moved:
             self._progress = progress
             self._active_at = now
-            self._queued = CALM if flows else None
+            self._queued = None
             return
-        if self._queued is None or self._queued == CALM:
+        if self._queued is None:
             # The first check only tells where it starts from.  Until then the kernel
             # may have delivered: one that is late, as the machine was paused, knows no
             # more than one that is in time.

@@ -15,7 +15,6 @@ from relayd.net.transports import PeerVanished
 from relayd.stream import legs
 from relayd.stream.bridge import Bridge
 from relayd.stream.deadlines import Timeouts
-from relayd.stream.legs import Leg
 from relayd.testing import FakeTransport
 from tests.support.pairs import SHUT, Pair, joined, no_kernel, reset_unread, said
 
@@ -372,38 +371,6 @@ def test_a_session_that_moves_or_is_quiet_asks_the_kernel_nothing(
     pair.wait(1000)
     assert asked == ["queue"] * 2
     pair.alive()
-
-
-def test_where_a_little_moves_it_is_looked_now_and_then(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A test of cost: spliced legs, and their transports, are left alone."""
-    pair = joined(stall=10)
-    pair.clock.advance(1000)
-    pair.wait(1)
-    looked: list[Any] = []
-    for kind in (FakeTransport, Leg):
-        name = "clear" if kind is FakeTransport else "buffered"
-        asks: Any = getattr(kind, name, None)
-        if isinstance(asks, property):
-            get: Any = asks.fget
-            seen = property(lambda each, get=get: looked.append(each) or get(each))
-            monkeypatch.setattr(kind, name, seen)
-    for _ in range(20):
-        pair.down.receive(b"question")
-        pair.up.take()
-        pair.up.receive(b"answer")
-        pair.down.take()
-        pair.wait(1)
-    assert len(looked) == (2 * 4 if pair.upstream.spliced else 2 * 20)
-    # So a stall may be noticed so much later, while the other direction moves.
-    pair.up.receive(b"unread")
-    for _ in range(16):
-        if not pair.over:
-            pair.down.receive(b"and so on")
-            pair.up.take()
-            pair.wait(1)
-    pair.ended(Ending.DOWNSTREAM_STALLED)
 
 
 # -- resets that nobody hears of
