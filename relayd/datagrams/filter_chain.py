@@ -21,12 +21,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from zope.interface import implementer
+from twisted.internet.interfaces import IReactorTime
 
 from relayd.core.addresses import socket_name
 from relayd.core.filtering import Course, IFilterFactory, name_of
 from relayd.datagrams.ledger import Ledger
+from relayd.net.watched_clock import WatchedClock
 
 #: Why datagrams are dropped: a filter has kept them from going on, has no room for
 #: them, or is broken.  The last one is the ending of its flow, too.
@@ -80,7 +80,7 @@ class Way:
 
     @property
     def clock(self) -> IReactorTime:
-        return _Clock(self)
+        return WatchedClock(self.direction.chain.ledger.clock, self.run)
 
     def send(self, datagram: bytes) -> None:
         """See :meth:`relayd.core.filtering.DatagramWay.send`."""
@@ -305,43 +305,6 @@ class Chain:
         """Log the exception that is being handled, once a second at most."""
         client = socket_name(self.source)
         self.ledger.log_failure(f"filter {name} failed; the flow of {client} {what}")
-
-
-@implementer(IReactorTime)
-class _Clock:
-    """The clock of a filter: a timer that raises has its flow end.
-
-    A timer that was not cancelled does nothing once the filter is closed.
-    """
-
-    __slots__ = ("_clock", "_way")
-
-    def __init__(self, way: Way) -> None:
-        self._clock: Any = way.direction.chain.ledger.clock
-        self._way = way
-
-    def seconds(self) -> float:
-        """See `IReactorTime.seconds`."""
-        now: float = self._clock.seconds()
-        return now
-
-    def callLater(
-        self,
-        delay: float,
-        callable: Callable[..., Any],  # noqa: A002 (as the interface has it)
-        *args: object,
-        **kwargs: object,
-    ) -> IDelayedCall:
-        """See `IReactorTime.callLater`."""
-        made: IDelayedCall = self._clock.callLater(
-            delay, self._way.run, callable, args, kwargs
-        )
-        return made
-
-    def getDelayedCalls(self) -> Sequence[IDelayedCall]:
-        """See `IReactorTime.getDelayedCalls`."""
-        found: Sequence[IDelayedCall] = self._clock.getDelayedCalls()
-        return found
 
 
 def _checked(datagrams: Sequence[bytes]) -> Sequence[bytes]:

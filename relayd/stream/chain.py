@@ -110,11 +110,8 @@ class Chain(Links):
         try:
             # No more comes behind what is flushed.
             left = link.take(ends=self._stage == _FLUSHING)
-        except EndSession as problem:
-            self.end_session(link, problem)
-            return
-        except Exception:
-            self.failed(link)
+        except Exception as problem:
+            link.failed(problem)
             return
         self._leave_with(link, left)
 
@@ -228,11 +225,9 @@ class Chain(Links):
                     self._check_held(held_by)
                     if self._holds_much():
                         self.source.pause(FILTERS)
-        except EndSession as problem:
-            self.end_session(link, problem)
-            return
-        except Exception:
-            self.failed(link)
+        except Exception as problem:
+            if link is not None:
+                link.failed(problem)
             return
         if data:
             self.source.direction.kept -= len(data)
@@ -283,9 +278,9 @@ class Chain(Links):
         """See :meth:`relayd.core.filtering.Way.leave`."""
         self._leave_with(link, b"")
 
-    def end_session(self, link: Link | None, problem: EndSession) -> None:
+    def end_session(self, link: Link, problem: EndSession) -> None:
         """A filter has ended the session."""
-        if link is None or link not in self._links:
+        if link not in self._links:
             return
         # What those behind it hold has passed it; what those before it hold has not.
         place = self._links.index(link)
@@ -300,13 +295,11 @@ class Chain(Links):
             why = f"{name_of(link.factory)}: {problem.why}"
             self._bridge.end_by_filter(self.source, why, problem.reset)
 
-    def failed(self, link: Link | None) -> None:
+    def failed(self, link: Link) -> None:
         """Called in an `except`: a filter has raised."""
         if self._stage == _CLOSED:
             return
-        reason = Failure()
-        factory = None if link is None else link.factory
-        self._bridge.filter_failed(factory, reason)
+        self._bridge.filter_failed(link.factory, Failure())
 
     # -- the end of data
 
@@ -332,11 +325,8 @@ class Chain(Links):
                 left = link.filter.end()
                 if left is not LATER:
                     left = checked(left, "end")
-            except EndSession as problem:
-                self.end_session(link, problem)
-                return
-            except Exception:
-                self.failed(link)
+            except Exception as problem:
+                link.failed(problem)
                 return
             link.is_called = False
             if link.filter is None:

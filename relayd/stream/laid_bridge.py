@@ -147,9 +147,9 @@ class LaidBridge(Bridge):
         if chain is not None:
             chain.close()
 
-    def filter_failed(self, factory: IFilterFactory | None, reason: Failure) -> None:
+    def filter_failed(self, factory: IFilterFactory, reason: Failure) -> None:
         """A filter has raised: its session ends, and nothing else."""
-        name = "a filter" if factory is None else f"filter {name_of(factory)}"
+        name = f"filter {name_of(factory)}"
         log.failure(
             "{name} of session {id} failed", reason, name=name, id=self.session.id
         )

@@ -11,9 +11,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from zope.interface import implementer
 
 from relayd.core.filtering import (
     LATER,
@@ -25,6 +24,7 @@ from relayd.core.filtering import (
     name_of,
 )
 from relayd.core.session import Session
+from relayd.net.watched_clock import WatchedClock, plainly
 
 log = Logger(namespace="relayd.filters")
 
@@ -77,53 +77,6 @@ def checked(answer: object, to: str) -> bytes:
     raise FilterError(f"{to}: found {what}, expected bytes")
 
 
-@implementer(IReactorTime)
-class _Clock:
-    """The clock of a filter: one whose timer raises has failed.
-
-    :ivar link: of the filter; None once that is closed, as what outlives it (the file
-        of a capture) may have this clock.
-    """
-
-    __slots__ = ("_clock", "link")
-
-    def __init__(self, clock: IReactorTime, link: Link) -> None:
-        self._clock: Any = clock
-        self.link: Link | None = link
-
-    def seconds(self) -> float:
-        """See `IReactorTime.seconds`."""
-        now: float = self._clock.seconds()
-        return now
-
-    def callLater(
-        self,
-        delay: float,
-        callable: Callable[..., Any],  # noqa: A002 (as the interface has it)
-        *args: object,
-        **kwargs: object,
-    ) -> IDelayedCall:
-        """See `IReactorTime.callLater`."""
-        made: IDelayedCall = self._clock.callLater(
-            delay, self._run, callable, args, kwargs
-        )
-        return made
-
-    def getDelayedCalls(self) -> Sequence[IDelayedCall]:
-        """See `IReactorTime.getDelayedCalls`."""
-        found: Sequence[IDelayedCall] = self._clock.getDelayedCalls()
-        return found
-
-    def _run(self, call: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        try:
-            call(*args, **kwargs)
-        except Exception as problem:
-            link = self.link
-            if link is None:
-                raise
-            link.failed(problem)
-
-
 class Link:
     """One filter of a chain, and what the filter knows of its direction.
 
@@ -152,7 +105,7 @@ class Link:
         self._chain = chain
         self.factory = factory
         self.shared = shared
-        self._timers: _Clock | None = None
+        self._timers: WatchedClock | None = None
         self.is_ending = self.is_called = self.leaves = False
         self.filter: Any = None
 
@@ -171,7 +124,7 @@ class Link:
     def clock(self) -> IReactorTime:
         timers = self._timers
         if timers is None:
-            timers = self._timers = _Clock(self._chain.clock, self)
+            timers = self._timers = WatchedClock(self._chain.clock, self._run)
         return timers
 
     @property
@@ -222,8 +175,15 @@ class Link:
         session = self.session
         session.notes = {**session.notes, name: value}
 
+    def _run(self, call: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        """Make a call of a timer of the filter."""
+        try:
+            call(*args, **kwargs)
+        except Exception as problem:
+            self.failed(problem)
+
     def failed(self, problem: Exception) -> None:
-        """Called in an `except`: a timer of the filter has raised."""
+        """Called in an `except`: the filter, or a timer of it, has raised."""
         if isinstance(problem, EndSession):
             self._chain.end_session(self, problem)
         else:
@@ -239,7 +199,8 @@ class Link:
             except Exception:
                 log.failure("a filter could not be closed: {link}", link=self)
         if self._timers is not None:
-            self._timers.link = None
+            # What outlives the filter, as the file of a capture, may have this clock.
+            self._timers.run = plainly
 
 
 class Links:
