@@ -32,6 +32,7 @@ from relayd.configuring import (
     control_settings,
     dial_settings,
     filter_settings,
+    route_settings,
 )
 from relayd.configuring.address_grammar import (
     Address,
@@ -334,6 +335,7 @@ ALL: tuple[Setting[Any], ...] = (
     *TABLE,
     *dial_settings.TABLE,
     *filter_settings.TABLE,
+    *route_settings.TABLE,
     *process_settings.TABLE,
     *control_settings.TABLE,
 )

@@ -44,6 +44,12 @@ from relayd.configuring.bandwidth_settings import (
 )
 from relayd.configuring.control_settings import CONTROL
 from relayd.configuring.dial_settings import INTERFACE, KEEPALIVE, MARK
+from relayd.configuring.route_settings import (
+    MAX_DECIDING,
+    ROUTE,
+    SERVER_SPEAKS_FIRST,
+    SniEntry,
+)
 from relayd.configuring.server_grammar import ServersOf
 from relayd.configuring.server_options import SendProxy
 from relayd.core import (
@@ -56,6 +62,7 @@ from relayd.core.check_grammar import Check
 from relayd.core.filter_spec import FilterSpec
 from relayd.core.networks import Network
 from relayd.core.process_settings import LogFormat, Transport
+from relayd.core.route_spec import RouteSpec
 from relayd.net.dial_options import DialOptions
 from relayd.net.keepalive import Keepalive
 from relayd.socks.rules import Rule
@@ -211,6 +218,11 @@ class Relay:
     :ivar destinations: its servers, in turn; none: it is the demo.
     :ivar name: None for `relay` and a number.
     :ivar filters: of its sessions, in order.
+    :ivar route: decides about each client; None: nothing does.
+    :ivar sni: which pool is for which server name.
+    :ivar max_deciding: how many clients may be undecided at once; None: as many as
+        descriptors allow.
+    :ivar server_speaks_first: its servers speak first.
     :ivar enabled: it listens once the process runs; else it is stopped.
     """
 
@@ -225,6 +237,12 @@ class Relay:
     dialing: Dialing = attrs.field(factory=Dialing, kw_only=True)
     filters: Sequence[FilterSpec] = attrs.field(
         default=(), converter=_kept, kw_only=True
+    )
+    route: RouteSpec | None = attrs.field(default=ROUTE.default, kw_only=True)
+    sni: Sequence[SniEntry] = attrs.field(default=(), converter=_kept, kw_only=True)
+    max_deciding: int | None = attrs.field(default=MAX_DECIDING.default, kw_only=True)
+    server_speaks_first: bool = attrs.field(
+        default=SERVER_SPEAKS_FIRST.default, kw_only=True
     )
     backlog: int = attrs.field(default=settings.BACKLOG.default, kw_only=True)
     enabled: bool = attrs.field(default=settings.ENABLED.default, kw_only=True)
@@ -259,6 +277,7 @@ class Socks4Relay:
     :ivar rules: for destinations, in the operator's order.
     :ivar user_ids: the users that are served; empty: all.
     :ivar filters: of its sessions, in order.
+    :ivar route: decides about each client; None: nothing does.
     :ivar enabled: as of a :class:`Relay`.
     """
 
@@ -273,6 +292,7 @@ class Socks4Relay:
     stream: StreamSettings = attrs.field(factory=StreamSettings)
     dialing: Dialing = attrs.field(factory=Dialing)
     filters: Sequence[FilterSpec] = attrs.field(default=(), converter=_kept)
+    route: RouteSpec | None = ROUTE.default
     socks4: Socks4Settings = attrs.field(factory=Socks4Settings)
     backlog: int = settings.BACKLOG.default
     enabled: bool = settings.ENABLED.default

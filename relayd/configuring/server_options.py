@@ -47,6 +47,7 @@ class ServerOptions:
     :ivar backup: it is used while no other is.
     :ivar max: how many sessions it may have at once.
     :ivar name: what the log calls it.
+    :ivar pool: the name of the pool that it belongs to, of its relay.
     :ivar disabled: it is not used.
     :ivar send_proxy: the version of the PROXY header for it, if it has its own.
     :ivar check: how it is checked, if that is its own.
@@ -57,6 +58,7 @@ class ServerOptions:
     backup: bool = False
     max: int | None = None
     name: str | None = None
+    pool: str | None = None
     disabled: bool = False
     send_proxy: SendProxy | None = None
     check: Check | None = None

@@ -162,6 +162,9 @@ class IFilterFactory(Interface):
 
     name = Attribute("""What the log calls it.""")
 
+    server_speaks_first = Attribute("""Whether it takes for granted that the server
+        does, and the client says nothing before.  May be left out.""")
+
     joins = Attribute("""Whether it may be put on sessions that go on, and taken off
         them, as its relay's settings change (faults).  Factories that are equal are
         one and the same then.""")
@@ -225,6 +228,7 @@ class FilterFactory:
     owns = ""
     #: As of the filters that it makes, where that is known.
     growth = 1
+    server_speaks_first = False
 
     def build_filter(self, way: Way) -> Any:
         """See :meth:`IFilterFactory.build_filter`."""

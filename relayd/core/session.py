@@ -62,7 +62,8 @@ class Ending(Enum):
     BAD_REQUEST = ("bad_request", "PR")
     HANDSHAKE_TIMEOUT = ("handshake_timeout", "cR")
     EVICTED = ("evicted", "PR")
-    #: Proxies: refused by a rule, or by the ident of the client's host.
+    #: Refused by a route, or for the server name that it asks for; of proxies, by a
+    #: rule, or by the ident of the client's host.
     DENIED = ("denied", "PR")
     IDENT_FAILED = ("ident_failed", "PR")
     #: Proxies, BIND: no peer connected, or the wrong one.
@@ -79,6 +80,8 @@ class Ending(Enum):
     FILTERED = ("filtered", "PD")
     #: One of its filters has failed, which is logged with its traceback.
     FILTER_FAILED = ("filter_failed", "ID")
+    #: Its route has failed, which is logged with its traceback.
+    ROUTE_FAILED = ("route_failed", "IR")
     #: An error inside the relay, logged with its traceback.
     FAILED = ("failed", "ID")
 

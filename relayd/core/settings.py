@@ -41,10 +41,11 @@ DEFAULT_HANDSHAKES, DEFAULT_HANDSHAKES_PER_CLIENT = 4096, 1024
 
 
 #: The headings of the help, in its order.
-ADDRESSES, SERVERS, ACCESS, TIMEOUTS, UDP, BINDS, LIMITS, FILTERS, *_ = GROUPS = (
-    *("Addresses", "Servers", "Access", "Timeouts (0 is never)", "UDP flows", "BIND"),
-    *("Limits", "Filters", "Process", "Log", "Metrics and health", "Control"),
+ADDRESSES, SERVERS, ROUTES, ACCESS, TIMEOUTS, UDP, BINDS, LIMITS, *_ = GROUPS = (
+    *("Addresses", "Servers", "Routes", "Access", "Timeouts (0 is never)", "UDP flows"),
+    *("BIND", "Limits", "Filters", "Process", "Log", "Metrics and health", "Control"),
 )
+FILTERS = GROUPS[-5]
 PROCESS, LOG, METRICS, CONTROL = GROUPS[-4:]
 
 ENABLED = Setting[bool](

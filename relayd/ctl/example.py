@@ -102,6 +102,8 @@ _SAMPLES: Mapping[str, Any] = {
     "control_read_uid": [1001],
     "userid": ["alice", "bob"],
     "filter": ["latency:100ms,jitter=20ms", "bandwidth:1000"],
+    "route": "myroutes:route",
+    "sni": ["www.example.com=10.0.0.5:443", "*.example.com=10.0.0.6:443"],
     "resolve_every": "30s",
     "dial_timeout": "30s",
     "max_descriptors": 65536,

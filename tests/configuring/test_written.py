@@ -44,6 +44,7 @@ from relayd.configuring.control_settings import (
 from relayd.configuring.dial_settings import INTERFACE, KEEPALIVE, MARK, SOURCE
 from relayd.configuring.filter_settings import FILTER
 from relayd.configuring.given import Layers
+from relayd.configuring.route_settings import ROUTE, SNI
 from relayd.configuring.written import as_toml, named
 from relayd.core.errors import CannotStart, ConfigError
 from relayd.core.pool_settings import CHECK, ON_DOWN, WHEN_NONE
@@ -113,6 +114,8 @@ WRITTEN: dict[Setting[Any], st.SearchStrategy[str]] = {
     FILTER: st.sampled_from(
         ["latency", r"deny:a\,b\\,direction=up", "replace:old=a,new=", "first:9"]
     ),
+    ROUTE: st.sampled_from(["myroutes:route", "a.b_2:C.route"]),
+    SNI: st.sampled_from(["www.example.com=10.0.0.5:443", "*.example.com=[::1]:1"]),
     ALLOW_DEST: st.sampled_from(["10.0.0.0/8", "*", "*.example.com:80,443", "[::1]:1"]),
     DENY_DEST: st.sampled_from(["*:25", "db", "0.0.0.0/0:1-1024", "2001:db8::/32"]),
     USERID: WORDS.filter(lambda text: len(text.encode()) < 256),
@@ -331,6 +334,8 @@ def test_a_command_line_of_a_proxy(tmp_path: Path, given: list[list[str]]) -> No
 
 
 EXAMPLES = {
+    "route": "myroutes:route",
+    "sni": "*.example.com=10.0.0.1:443",
     "listen": "127.0.0.1:81-85",
     "dest": "10.0.0.1:1-5",
     "name": "web",

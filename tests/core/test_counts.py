@@ -96,6 +96,7 @@ def test_the_peer_of_a_bind_was_not_dialled() -> None:
 
 def test_refusals_are_the_endings_of_clients_that_were_not_served() -> None:
     served_not = {"refused", "loop", "bad_request", "handshake_timeout", "evicted"}
+    served_not.add("route_failed")
     assert served_not | {"denied", "ident_failed"} == REFUSALS
 
 

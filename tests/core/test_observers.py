@@ -615,6 +615,7 @@ def test_every_ending_has_two_letters_that_operators_know() -> None:
             Ending.HALF_CLOSED,
         },
         "sD": {Ending.UPSTREAM_LOST, Ending.UPSTREAM_STALLED},
+        "IR": {Ending.ROUTE_FAILED},
         "PR": {
             Ending.REFUSED,
             Ending.LOOP,
