@@ -113,6 +113,15 @@ class IRouter(Interface):
             has sent can't be, and with anything else if the route has failed.
         """
 
+    def upstream(where: Any) -> Any:
+        """The :class:`relayd.net.upstream.Upstream` that a decision's `server` is.
+
+        The same one each time for the same text, while it is asked for often; a route
+        that names one that can't be is told at once, as it is asked there as well.
+
+        :raises relayd.core.errors.ConfigError: it can't be one.
+        """
+
 
 def checked_fact(name: str, value: object) -> str:
     """A fact for the access log, as text.
