@@ -20,8 +20,7 @@ from relayd.configuring.address_grammar import PortRange
 from relayd.configuring.server_grammar import Destination, parse_server
 from relayd.core.errors import ConfigError
 from relayd.core.names import is_name
-from relayd.core.relay_names import check_name
-from relayd.core.route_spec import RouteSpec
+from relayd.core.route_spec import RouteSpec, parse_pool
 from relayd.core.setting_types import STREAMS, Count, Flag, Setting, Written
 from relayd.core.settings import DEFAULT_HANDSHAKES, LIMITS, ROUTES
 
@@ -66,16 +65,6 @@ def parse_route(text: str) -> RouteSpec:
     if not (_DOTTED.fullmatch(module) and _DOTTED.fullmatch(function)):
         raise ValueError(f"expected {EXPECTED_ROUTE}")
     return RouteSpec(module, function)
-
-
-def parse_pool(text: str) -> str:
-    """The name of a pool.
-
-    :raises ValueError: it can't be one.
-    """
-    if not text[:1].isalpha():
-        raise ValueError("expected the name of a pool: a letter, then letters, digits")
-    return check_name(text)
 
 
 def parse_sni(text: str) -> SniEntry:

@@ -112,6 +112,14 @@ def options_of(where: Destination | PortRange) -> ServerOptions:
     return where.first.options if isinstance(where, PortRange) else where.options
 
 
+def without_pool(where: Destination | PortRange) -> Destination | PortRange:
+    """The same server, of which is not said to which pool it belongs."""
+    options = options_of(where)
+    if options.pool is None:
+        return where
+    return _with(where, attrs.evolve(options, pool=None))
+
+
 def _parse(text: str) -> Destination | PortRange:
     """A destination without its options."""
     match = _NAMED.fullmatch(text)

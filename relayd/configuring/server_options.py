@@ -19,6 +19,7 @@ from relayd.core.errors import ConfigError
 from relayd.core.number_types import CountOrNone
 from relayd.core.pool_settings import CHECK
 from relayd.core.relay_names import EXPECTED, check_name
+from relayd.core.route_spec import EXPECTED_POOL, parse_pool
 from relayd.core.setting_types import (
     Choice,
     Count,
@@ -47,7 +48,7 @@ class ServerOptions:
     :ivar backup: it is used while no other is.
     :ivar max: how many sessions it may have at once.
     :ivar name: what the log calls it.
-    :ivar pool: the name of the pool that it belongs to, of its relay.
+    :ivar pool: the name of the pool that it belongs to, of its relay; None: `default`.
     :ivar disabled: it is not used.
     :ivar send_proxy: the version of the PROXY header for it, if it has its own.
     :ivar check: how it is checked, if that is its own.
@@ -115,6 +116,7 @@ TYPES: Mapping[str, Type[Any]] = {
     "backup": Flag(),
     "max": Count(),
     "name": Written("NAME", _name, EXPECTED),
+    "pool": Written("NAME", parse_pool, EXPECTED_POOL),
     "disabled": Flag(),
     "send-proxy": Choice[StreamProxy](StreamProxy),
     **{row.name: row.type for row in (CHECK, SOURCE, INTERFACE, MARK, KEEPALIVE)},

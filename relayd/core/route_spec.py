@@ -1,11 +1,33 @@
-"""A route as its operator writes it: `MODULE:FUNCTION`."""
+"""A route as its operator writes it, `MODULE:FUNCTION`; and the names of pools."""
 
 from __future__ import annotations
 
 import attrs
 
+from relayd.core.relay_names import MAX_LENGTH, check_name
+
 #: The name of the pool of a relay's servers of which nothing else is said.
 DEFAULT = "default"
+
+#: What the name of a pool is, for an error.
+EXPECTED_POOL = (
+    f"1 to {MAX_LENGTH} small letters, digits, '-' or '_', of which the first is a"
+    " letter"
+)
+
+
+def parse_pool(text: str) -> str:
+    """The name of a pool: that of a relay, and no number, which would be a port.
+
+    :raises ValueError: it can't be one; the message says what is expected.
+    """
+    try:
+        check_name(text)
+    except ValueError:
+        raise ValueError(f"expected {EXPECTED_POOL}") from None
+    if not text[0].isalpha():
+        raise ValueError(f"expected {EXPECTED_POOL}")
+    return text
 
 
 @attrs.frozen
