@@ -44,12 +44,7 @@ from relayd.configuring.bandwidth_settings import (
 )
 from relayd.configuring.control_settings import CONTROL
 from relayd.configuring.dial_settings import INTERFACE, KEEPALIVE, MARK
-from relayd.configuring.route_settings import (
-    MAX_DECIDING,
-    ROUTE,
-    SERVER_SPEAKS_FIRST,
-    SniEntry,
-)
+from relayd.configuring.route_settings import ROUTE, SniEntry
 from relayd.configuring.server_grammar import ServersOf
 from relayd.configuring.server_options import SendProxy
 from relayd.core import (
@@ -240,9 +235,11 @@ class Relay:
     )
     route: RouteSpec | None = attrs.field(default=ROUTE.default, kw_only=True)
     sni: Sequence[SniEntry] = attrs.field(default=(), converter=_kept, kw_only=True)
-    max_deciding: int | None = attrs.field(default=MAX_DECIDING.default, kw_only=True)
+    max_deciding: int | None = attrs.field(
+        default=settings.MAX_DECIDING.default, kw_only=True
+    )
     server_speaks_first: bool = attrs.field(
-        default=SERVER_SPEAKS_FIRST.default, kw_only=True
+        default=settings.SERVER_SPEAKS_FIRST.default, kw_only=True
     )
     backlog: int = attrs.field(default=settings.BACKLOG.default, kw_only=True)
     enabled: bool = attrs.field(default=settings.ENABLED.default, kw_only=True)

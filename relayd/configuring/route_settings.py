@@ -21,8 +21,8 @@ from relayd.configuring.server_grammar import Destination, parse_server
 from relayd.core.errors import ConfigError
 from relayd.core.names import is_name
 from relayd.core.route_spec import RouteSpec, parse_pool
-from relayd.core.setting_types import STREAMS, Count, Flag, Setting, Written
-from relayd.core.settings import DEFAULT_HANDSHAKES, LIMITS, ROUTES
+from relayd.core.setting_types import STREAMS, Setting, Written
+from relayd.core.settings import ROUTES
 
 EXPECTED_ROUTE = "MODULE:FUNCTION, such as myroutes:route"
 
@@ -108,25 +108,4 @@ SNI = Setting[tuple[SniEntry, ...]](
     group=ROUTES,
     repeatable=True,
 )
-MAX_DECIDING = Setting[int | None](
-    name="max-deciding",
-    type=Count(),
-    default=None,
-    otherwise=f"a quarter of the limit of open files, at most {DEFAULT_HANDSHAKES}",
-    help="Limit of clients that a route has not decided about, or whose server name has"
-    " not come; a quarter of it for one client address. At the limit, the one that"
-    " waits longest is evicted.",
-    kinds=("tcp",),
-    group=LIMITS,
-)
-SERVER_SPEAKS_FIRST = Setting[bool](
-    name="server-speaks-first",
-    type=Flag(),
-    default=False,
-    help="The servers speak first (SMTP, MySQL), and clients say nothing before: a"
-    " route is given no first bytes, and no server name.",
-    kinds=("tcp",),
-    group=ROUTES,
-)
-
-TABLE: tuple[Setting[Any], ...] = (ROUTE, SNI, MAX_DECIDING, SERVER_SPEAKS_FIRST)
+TABLE: tuple[Setting[Any], ...] = (ROUTE, SNI)

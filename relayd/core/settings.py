@@ -292,6 +292,27 @@ MAX_BINDS_PER_CLIENT = Setting[int](
     group=LIMITS,
 )
 
+MAX_DECIDING = Setting[int | None](
+    name="max-deciding",
+    type=Count(),
+    default=None,
+    otherwise=f"a quarter of the limit of open files, at most {DEFAULT_HANDSHAKES}",
+    help="Limit of clients that a route has not decided about, or whose server name has"
+    " not come; a quarter of it for one client address. At the limit, the one that"
+    " waits longest is evicted.",
+    kinds=("tcp",),
+    group=LIMITS,
+)
+SERVER_SPEAKS_FIRST = Setting[bool](
+    name="server-speaks-first",
+    type=Flag(),
+    default=False,
+    help="The servers speak first (SMTP, MySQL), and clients say nothing before: a"
+    " route is given no first bytes, and no server name.",
+    kinds=("tcp",),
+    group=ROUTES,
+)
+
 BACKLOG = Setting[int](
     name="backlog",
     type=Count(BACKLOG_LIMIT),
