@@ -24,18 +24,27 @@ class BadRequest(RelayError):
     """What a client has sent can't become what is expected."""
 
 
+#: Is given all that has arrived; returns what it says and how many bytes of that are
+#: read, or None if more is needed.  Raises :class:`BadRequest` as soon as it is wrong,
+#: and so at the latest when it is too long.
+Reader = Callable[[bytes], tuple[Any, int] | None]
+
+
 @attrs.frozen
 class Prelude:
     """How to read what a client says first.
 
+    One of `read` and `start` is given.
+
     :ivar name: what it says, for the log: `request`.
-    :ivar read: given all that has arrived; returns what it says and how many bytes that
-        was, or None if more is needed.  Raises :class:`BadRequest` as soon as it is
-        wrong, and so at the latest when it is too long.
+    :ivar read: reads it, of any client.
+    :ivar start: makes what reads it, of one client: a reader that remembers how far it
+        has come, where to begin anew with each piece would take too long.
     """
 
     name: str
-    read: Callable[[bytes], tuple[Any, int] | None]
+    read: Reader | None = None
+    start: Callable[[], Reader] | None = None
 
 
 @attrs.frozen

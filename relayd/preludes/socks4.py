@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 from relayd.core.names import is_address, is_name
 from relayd.core.prelude import BadRequest
+from relayd.preludes.spoken import protocol_of
 
 #: The longest user id, and host name, in bytes.
 MAX_USER_ID = 255
@@ -36,17 +37,6 @@ MAX_HOST = 255
 MAX_REQUEST = 8 + MAX_USER_ID + 1 + MAX_HOST + 1
 
 REPLY_SIZE = 8
-
-#: How other protocols begin, to log what a client spoke instead of SOCKS4.
-_OTHERS = (
-    (b"\x05", "a SOCKS5 greeting"),
-    (b"\x16\x03", "a TLS handshake"),
-    (b"GET ", "an HTTP request"),
-    (b"POST ", "an HTTP request"),
-    (b"HEAD ", "an HTTP request"),
-    (b"CONNECT ", "an HTTP request"),
-    (b"SSH-", "an SSH greeting"),
-)
 
 
 class Command(IntEnum):
@@ -149,9 +139,8 @@ def _read_start(data: bytes) -> Request | None:
 def _check_start(data: bytes) -> None:
     """Refuse a wrong byte among the first four, as far as they have arrived."""
     if data[:1] not in (b"", b"\x04"):
-        for start, name in _OTHERS:
-            if data.startswith(start):
-                raise BadRequest(f"{name}, not SOCKS4")
+        if name := protocol_of(data):
+            raise BadRequest(f"{name}, not SOCKS4")
         raise BadRequest(f"version {data[0]}, not 4")
     if len(data) > 1 and data[1] not in _COMMANDS:
         raise BadRequest(f"unknown command {data[1]}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from twisted.python.failure import Failure
 
-from relayd.core.prelude import BadRequest, Prelude
+from relayd.core.prelude import BadRequest, Prelude, Reader
 from relayd.core.session import Ending
 
 
@@ -26,6 +26,9 @@ class Pipeline:
 
     :ivar unread: what has arrived and was not understood yet.
     """
+
+    #: What reads this client's prelude, if it has a state, and which prelude that is.
+    _started: tuple[int, Reader] | None = None
 
     def __init__(
         self, client: Any, preludes: Sequence[Prelude], then: Callable[..., object]
@@ -43,13 +46,16 @@ class Pipeline:
 
     def feed(self, data: bytes) -> None:
         """The client has sent this."""
-        client = self._client
+        client, preludes, all_said = self._client, self._preludes, self._said
         client.session.spoke = True
         unread = self.unread + data if self.unread else data
         self.unread = b""
-        while len(self._said) < len(self._preludes):
+        while len(all_said) < len(preludes):
             try:
-                found = self._preludes[len(self._said)].read(unread)
+                read = preludes[len(all_said)].read
+                if read is None:
+                    read = self._reader(len(all_said))
+                found = read(unread)
             except BadRequest as problem:
                 client.end(Ending.BAD_REQUEST, str(problem))
                 return
@@ -60,13 +66,20 @@ class Pipeline:
                 self.unread = unread
                 return
             said, length = found
-            self._said.append(said)
+            all_said.append(said)
             unread = unread[length:]
         # They hold each other.
         client.reader = client.preludes = None
         if unread:
             client.hold(unread)
         try:
-            self._then(*self._said)
+            self._then(*all_said)
         except Exception:
             client.failed(Failure())
+
+    def _reader(self, number: int) -> Reader:
+        """What reads the prelude of this number, which has a state."""
+        if self._started is None or self._started[0] != number:
+            start: Any = self._preludes[number].start
+            self._started = (number, start())
+        return self._started[1]

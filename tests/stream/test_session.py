@@ -155,6 +155,30 @@ def test_a_session_that_is_relayed_can_only_be_aborted() -> None:
     assert relay.witness.heard[-1] == "closed denied"
 
 
+class Counter:
+    """Reads three bytes, and remembers how often it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, data: bytes) -> tuple[int, int] | None:
+        self.asked += 1
+        return (self.asked, 3) if len(data) >= 3 else None
+
+
+def test_a_prelude_with_a_state_has_one_for_each_client() -> None:
+    relay = Relay()
+    relay.factory.protocol = Ponderer
+    counting = Prelude("three bytes", start=Counter)
+    relay.factory.preludes = (counting, Prelude("line", read_line), counting)
+    first, second = relay.client(), relay.client()
+    for piece in (b"ab", b"c\n", b"def"):
+        first.receive(piece)
+    second.receive(b"abc\ndef")
+    asked = [protocol.asked for protocol in relay.factory.sessions.values()]
+    assert asked == [[(2, b"", 2)], [(1, b"", 1)]]
+
+
 def test_a_prelude_with_a_bug_ends_its_session_only(
     logged_failures: LoggedFailures,
 ) -> None:
