@@ -32,6 +32,7 @@ from relayd.admission.limits import (
     default_max_handshakes,
     default_max_handshakes_per_client,
 )
+from relayd.admission.own_limits import OwnLimits
 from relayd.core import pool_settings, settings
 from relayd.core.filtering import IFilterFactory
 from relayd.core.interfaces import IGate, IObserver, IProxyPolicy, IShedsClients
@@ -198,6 +199,7 @@ class Socks4Factory(StreamFactory):
             name=name,
             tick=max(min(tick, bind_timeout / 8 or tick), 0.01),
         )
+        self.own_limits = OwnLimits(self.clock)
         self.keepalive = KEEPALIVE if keepalive is None else keepalive
         self.user_timeout = checked_user_timeout(user_timeout, stall_timeout)
         if not half_close:

@@ -24,6 +24,7 @@ from twisted.internet.interfaces import (
     IStreamClientEndpoint,
 )
 
+from relayd.admission.own_limits import OwnLimits
 from relayd.core import pool_settings, settings
 from relayd.core.filtering import IFilterFactory
 from relayd.core.interfaces import IGate, IObserver
@@ -163,6 +164,7 @@ class RelayFactory(StreamFactory):
             bandwidth=bandwidth,
             name=name,
         )
+        self.own_limits = OwnLimits(self.clock)
         self.keepalive = KEEPALIVE if keepalive is None else keepalive
         self.user_timeout = checked_user_timeout(user_timeout, stall_timeout)
         self.pool = Pool.of(upstream)

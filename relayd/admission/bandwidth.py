@@ -179,6 +179,14 @@ class Limits:
         self.up, self.down = up, down
         self.paces: list[Pace] = []
 
+    def add(self, session: Any, rates: Rates) -> None:
+        """Limit its session by so much as well, before it is read.
+
+        :param session: the one that has entered; its directions can have a pace.
+        """
+        if self._bandwidth is not None:
+            self._bandwidth.limit_more(session, self, rates)
+
     def passes_up(self, count: int, *, whole: bool = False) -> bool:
         """See :class:`relayd.core.pacing.DatagramLimits`."""
         return self._passes(self.up, count, whole)
@@ -299,6 +307,26 @@ class Bandwidth:
     def enter(self, session: Any) -> Limits:
         """Give an admitted session its paces."""
         limits = self.limits_of(session.client)
+        self._set_paces(session, limits)
+        return limits
+
+    def limit_more(self, session: Any, limits: Limits, rates: Rates) -> None:
+        """Have a session that has entered in further buckets, which it has alone.
+
+        :param limits: its own.
+        """
+        up, down = self._buckets_of(rates, shared=False)
+        if up is not None:
+            limits.up = (up, *limits.up)
+        if down is not None:
+            limits.down = (down, *limits.down)
+        self._set_paces(session, limits)
+
+    def _set_paces(self, session: Any, limits: Limits) -> None:
+        """Give a session, of which nothing is read yet, the paces of its limits."""
+        for pace in limits.paces:
+            pace.close()
+        limits.paces.clear()
         for direction, buckets in (
             (session.up, limits.up),
             (session.down, limits.down),
@@ -306,7 +334,6 @@ class Bandwidth:
             if buckets:
                 direction.pace = Pace(self._pacer, buckets)
                 limits.paces.append(direction.pace)
-        return limits
 
     def limits_of(self, name: str) -> Limits:
         """What limits a new session, or flow, of a client.

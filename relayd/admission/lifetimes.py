@@ -23,6 +23,7 @@ class Lifetime:
 
     :param max_age: the seconds that a session may last; 0 is for ever.
     :param hours: sessions end when these do; None: they don't.
+    :param said: what has said `max_age`, for the log.
     :raises ValueError: `max_age` is negative.
     """
 
@@ -30,11 +31,13 @@ class Lifetime:
         self,
         max_age: float = admission_settings.MAX_AGE.default,
         hours: OpeningHours | None = None,
+        said: str = "--max-age",
     ) -> None:
         if not max_age >= 0:
             raise ValueError(f"max_age must not be negative: {max_age!r}")
         self._max_age = max_age
         self._hours = hours
+        self._said = said
 
     def over(self, session: Session, now: float) -> tuple[Ending, str] | None:
         """Whether a session is to end; how, and why.
@@ -46,7 +49,7 @@ class Lifetime:
         # The time for which it waited in a queue is not its own.
         began = session.connected_at or session.opened_at
         if self._max_age and now - began >= self.age_of(session):
-            return Ending.MAX_AGE, f"--max-age {self._max_age:g}"
+            return Ending.MAX_AGE, f"{self._said} {self._max_age:g}"
         return None
 
     def age_of(self, session: Session) -> float:

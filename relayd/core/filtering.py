@@ -17,7 +17,7 @@ session, and nothing else.  Of UDP flows the same is done for each datagram.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Literal, Protocol
 
 from twisted.internet.interfaces import IReactorTime
@@ -260,6 +260,23 @@ def check_factories(filters: Sequence[IFilterFactory], *, datagrams: bool) -> No
 
 
 # -- datagrams
+
+
+def clashes(filters: Sequence[IFilterFactory]) -> Iterator[str]:
+    """What is wrong with filters beside each other: a line for each."""
+    owned: set[str] = set()
+    growth = 1
+    for factory in filters:
+        owns = getattr(factory, "owns", "")
+        if owns and owns in owned:
+            yield f"two filters of a relay have {owns}: give each its own"
+        owned.add(owns)
+        growth *= getattr(factory, "growth", 1)
+    if growth > MOST_HELD:
+        yield (
+            f"the filters of a relay may make {growth:,} bytes of one, one behind the"
+            f" other; {MOST_HELD:,} at most: replace less by so much"
+        )
 
 
 class DatagramWay(Protocol):

@@ -14,7 +14,7 @@ import attrs
 from relayd.configuring.config import AnyRelay
 from relayd.core.errors import ConfigError
 from relayd.core.filter_spec import FilterSpec
-from relayd.core.filtering import MOST_HELD
+from relayd.core.filtering import clashes
 from relayd.core.setting_types import ALL_KINDS, Kind
 from relayd.operating.units import Unit, kind_of
 
@@ -50,27 +50,10 @@ def made_filters(relay: AnyRelay, before: Unit | None = None) -> Sequence[Any]:
             left.remove(same)
             factory = same[1]
         made.append(factory)
-    problems += _clashes(made)
+    problems += clashes(made)
     if problems:
         raise ConfigError("\n".join(problems))
     return tuple(made)
-
-
-def _clashes(made: Sequence[Any]) -> Iterator[str]:
-    """What is wrong with filters beside each other."""
-    owned: set[str] = set()
-    growth = 1
-    for factory in made:
-        owns = getattr(factory, "owns", "")
-        if owns and owns in owned:
-            yield f"two filters of a relay have {owns}: give each its own"
-        owned.add(owns)
-        growth *= getattr(factory, "growth", 1)
-    if growth > MOST_HELD:
-        yield (
-            f"the filters of a relay may make {growth:,} bytes of one, one behind the"
-            f" other; {MOST_HELD:,} at most: replace less by so much"
-        )
 
 
 #: The options that all faults have.

@@ -45,6 +45,7 @@ class Dialing(Protocol):
     held: bytearray | None
     paused: int
     is_foreign: bool
+    own_filters: Any
     upstream_leg: Any
     endpoint_leg: Any
     checks_left: int

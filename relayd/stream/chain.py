@@ -80,12 +80,16 @@ class Chain(Links):
         self._is_fed = False
         self._stage = _OPEN
 
-    def add(self, factory: IFilterFactory, shared: dict[str, Any]) -> None:
+    def add(
+        self, factory: IFilterFactory, shared: dict[str, Any], *, own: bool = False
+    ) -> None:
         """Ask for a filter, behind the others.
 
+        :param own: it is of this session alone.
         :raises Exception: what the factory raises.
         """
         link = Link(self, factory, shared)
+        link.is_own = own
         made = factory.build_filter(link)
         if made is not None:
             link.filter = made
@@ -96,12 +100,16 @@ class Chain(Links):
             link.close()
 
     def remove(self, factories: Iterable[IFilterFactory]) -> None:
-        """Take filters off, of each that is equal one; what they hold is passed on."""
+        """Take filters off, of each that is equal one; what they hold is passed on.
+
+        Those of this session alone stay.
+        """
         for factory in factories:
             for link in self._links:
-                if link.factory == factory and self._stage != _CLOSED:
-                    self._take_off(link)
-                    break
+                if link.is_own or link.factory != factory or self._stage == _CLOSED:
+                    continue
+                self._take_off(link)
+                break
 
     def _take_off(self, link: Link) -> None:
         if link.filter is None:

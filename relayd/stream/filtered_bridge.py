@@ -54,10 +54,12 @@ class FilteredBridge(LaidBridge):
     def start(self, ask: bool = True) -> None:
         """See :meth:`Bridge.start`."""
         down, up = self.legs
-        factories: Sequence[IFilterFactory] = down.factory.filters
         down.bridge = up.bridge = self
         self._way = way_between(down, up, type(up), ask)
-        if not self._add(factories, self.legs):
+        if not (
+            self._add(down.factory.filters, self.legs)
+            and self._add(down.own_filters, self.legs, own=True)
+        ):
             return
         if down.chain is None and up.chain is None:
             self.__class__ = self.plain  # type: ignore[assignment]
@@ -222,7 +224,10 @@ class FilteredBridge(LaidBridge):
         return list(dict.fromkeys(names))
 
     def take_off(self, gone: Sequence[IFilterFactory]) -> None:
-        """Take filters off.  It may be a plain bridge after that."""
+        """Take filters off that are not of its session alone.
+
+        It may be a plain bridge after that.
+        """
         for leg in self.legs:
             if leg.chain is not None:
                 leg.chain.remove(gone)

@@ -59,6 +59,17 @@ FILTERED: dict[type[Bridge], type[FilteredBridge]] = {
 }
 
 
+def with_filters(kind: type[Bridge]) -> type[FilteredBridge]:
+    """What joins two legs as this one does, with filters.
+
+    :raises TypeError: it is one of a program's own, which has none.
+    """
+    plain = getattr(kind, "plain", kind)
+    if plain not in FILTERED:
+        raise TypeError(f"{plain.__name__} has no filters")
+    return FILTERED[plain]
+
+
 def change_filters(
     bridge: Bridge, gone: Sequence[IFilterFactory], new: Sequence[IFilterFactory]
 ) -> None:
@@ -75,9 +86,6 @@ def change_filters(
         return
     filtered: Any = bridge
     if not isinstance(bridge, FilteredBridge):
-        kind = FILTERED.get(type(bridge))
-        if kind is None:
-            raise TypeError(f"{type(bridge).__name__} has no filters")
-        bridge.__class__ = kind
+        bridge.__class__ = with_filters(type(bridge))
         filtered.unjoin()
     filtered.put_on(new)

@@ -49,9 +49,16 @@ class LaidBridge(Bridge):
         """The client's first, as its direction is asked first."""
         return self.downstream, self.upstream
 
-    def _add(self, factories: Sequence[IFilterFactory], legs: Sequence[Leg]) -> bool:
+    def _add(
+        self,
+        factories: Sequence[IFilterFactory],
+        legs: Sequence[Leg],
+        *,
+        own: bool = False,
+    ) -> bool:
         """Ask for filters of these directions.
 
+        :param own: they are of this session alone.
         :return: whether all could be made; if not, the session has failed.
         """
         for factory in factories:
@@ -64,7 +71,7 @@ class LaidBridge(Bridge):
                 elif chain.is_ending:
                     continue
                 try:
-                    chain.add(factory, shared)
+                    chain.add(factory, shared, own=own)
                 except Exception:
                     # What was made is closed with it.
                     leg.chain = chain

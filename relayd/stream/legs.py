@@ -30,6 +30,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from relayd.core.filtering import IFilterFactory
 from relayd.core.interfaces import ILossListener, IResetListener, ISpliceable
 from relayd.core.pauses import BEFORE_JOINING, HOLDING, PEER_FULL
 from relayd.core.session import Direction
@@ -104,6 +105,8 @@ class Leg(Protocol):
     sink: Callable[[bytes], object] | None = None
     #: The filters of what it reads (:mod:`relayd.stream.chain`), if there are any.
     chain: Any = None
+    #: Who is asked for filters of this session alone: of the client's leg.
+    own_filters: tuple[IFilterFactory, ...] = ()
     #: How far the bytes that were written here have got, once some have waited.
     delivery: Delivery | None = None
     #: How much had been written when the peer's window was last checked.

@@ -9,6 +9,7 @@ from the accept to the Bridge is :class:`relayd.stream.session.StreamProtocol`'s
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet import error
@@ -70,9 +71,12 @@ class Lifecycle(Leg):
     place: Any = None
     #: A client that has most likely left has until then.
     _left_by = NEVER
-    #: A TLS server that must have shown its certificate by the deadline, and of which
-    #: nobody tells that it has.
-    _unproven: Leg | None = None
+    #: What is asked at each check while it is relayed (:mod:`relayd.stream.watches`):
+    watches: tuple[Callable[[Any, float], bool], ...] = ()
+    #: about a TLS server that must have shown its certificate by then, and of which
+    #: nobody tells that it has; and about how long this session alone may last.
+    unproven: tuple[Leg, float] | None = None
+    own_lifetime: Lifetime | None = None
     #: Connections to this process, by what they are called at both ends.
     _hops: dict[str, Hop] | None = None
     #: Checks that a handshake has beyond its time.
@@ -340,7 +344,7 @@ class Lifecycle(Leg):
             lifetime = self.factory.lifetime
             if lifetime is not None and self._is_too_old(lifetime, now):
                 return
-            if self._unproven is None or not self._is_unproven(now):
+            if not (self.watches and self._ends_by_watch(now)):
                 bridge.check(now)
         elif session.stage is _CLOSING:
             if now >= self._deadline:
@@ -372,16 +376,8 @@ class Lifecycle(Leg):
             self.abort_session(*over)
         return over is not None
 
-    def _is_unproven(self, now: float) -> bool:
-        """End the session if its server has not shown a certificate in time."""
-        leg = self._unproven
-        if leg is None or now < self._deadline:
-            return False
-        self._unproven = None
-        if not leg.alive or leg.transport.getPeerCertificate() is not None:
-            return False
-        self.abort_session(Ending.CONNECT_TIMEOUT, "no TLS handshake in time")
-        return True
+    def _ends_by_watch(self, now: float) -> bool:
+        return any(each(self, now) for each in self.watches)
 
     def _comes_on(self) -> bool:
         """Whether a handshake, the client's or the server's, has moved since."""

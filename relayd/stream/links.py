@@ -86,6 +86,7 @@ class Link:
     :ivar is_ending: it has answered LATER.
     :ivar is_called: a call of it is under way.
     :ivar leaves: it has said so in that call.
+    :ivar is_own: it is of this session alone, and not of its relay.
     """
 
     __slots__ = (
@@ -95,6 +96,7 @@ class Link:
         "filter",
         "is_called",
         "is_ending",
+        "is_own",
         "leaves",
         "shared",
     )
@@ -106,7 +108,7 @@ class Link:
         self.factory = factory
         self.shared = shared
         self._timers: WatchedClock | None = None
-        self.is_ending = self.is_called = self.leaves = False
+        self.is_ending = self.is_called = self.leaves = self.is_own = False
         self.filter: Any = None
 
     def __repr__(self) -> str:

@@ -43,7 +43,7 @@ from relayd.core.stage import Stage
 from relayd.net.transports import WriteRefused
 from relayd.stream.attempt import Attempt
 from relayd.stream.legs import HOLD_LIMIT, Leg
-from relayd.stream.lifecycle import Lifecycle
+from relayd.stream.limitable import Limitable
 from relayd.stream.losses import Loss
 from relayd.stream.server_attempt import ServerAttempt
 
@@ -61,7 +61,7 @@ _AS_FAILED = {
 RESET_DETAIL = "connected, and reset before anything was said"
 
 
-class Redialing(Lifecycle):
+class Redialing(Limitable):
     """A client's leg that may lose its server, and get another.
 
     :ivar preamble_size: bytes of what its server was told first, beside the client's.
@@ -72,7 +72,7 @@ class Redialing(Lifecycle):
     def write_preamble(self, leg: Leg, preamble: bytes) -> None:
         """Tell the server what it is to know before the client's first byte."""
         self.preamble_size = len(preamble)
-        if self.held is not None and not self.factory.filters:
+        if self.held is not None and not self.filters:
             # In one segment with it.
             self.held[:0] = preamble
         else:
@@ -97,7 +97,7 @@ class Redialing(Lifecycle):
             or bridge.first is not None
             or (up.eof and not up.read)
             # They may have left, and have changed what was refused.
-            or (up.read and (self.factory.filters or not bridge.resends))
+            or (up.read and (self.filters or not bridge.resends))
         ):
             return False
         # Of what was written, the preamble came first.

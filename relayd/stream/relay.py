@@ -37,7 +37,7 @@ from relayd.net.own_addresses import OwnHosts
 from relayd.net.wheel import DeadlineWheel
 from relayd.stream.bridge import Bridge
 from relayd.stream.deadlines import Timeouts
-from relayd.stream.filtering import FILTERED
+from relayd.stream.filtering import with_filters
 from relayd.stream.retries import Retries
 from relayd.stream.totals import Totals
 
@@ -94,6 +94,29 @@ class Bandwidth(Protocol):
         """
 
 
+class OwnLimits(Protocol):
+    """What limits single sessions, each by what is said of it."""
+
+    @property
+    def bandwidth(self) -> Bandwidth:
+        """For sessions that nothing else limits; it limits nothing by itself.
+
+        What its `enter` returns has `add(session, rates)`, as that of a relay's own
+        has, if its sessions are to be limited further: the pace of each direction has
+        these rates as well, until it is released.
+        """
+
+    def enter(self, key: str, most: int) -> ILease:
+        """Count a session that has a key.
+
+        :param most: how many there may be of that key.
+        :raises Refused: there are so many.
+        """
+
+    def lifetime(self, max_age: float) -> Lifetime:
+        """For a session that may last so many seconds; 0 is for ever."""
+
+
 class StreamRelay:
     """One relay of streams.
 
@@ -108,6 +131,7 @@ class StreamRelay:
     :ivar filters: see their bytes, if there are any.
     :ivar handshakes: those whose handshake or prelude is under way, if there is a limit
         of them.
+    :ivar own_limits: makes what limits one session alone, if anything may.
     :ivar keepalive: the probes of both connections of a session that lasts,
     :ivar user_timeout: and their user timeout in seconds; 0 is none.
     :ivar wheel: the sessions that live stand on it.
@@ -129,6 +153,7 @@ class StreamRelay:
     retries: Retries | None = None
     handshakes: Queue | None = None
     filters: Sequence[IFilterFactory] = ()
+    own_limits: OwnLimits | None = None
     keepalive = KEEPALIVE
     user_timeout = settings.USER_TIMEOUT.default
 
@@ -189,11 +214,11 @@ class StreamRelay:
         :raises ValueError: one is for datagrams only.
         """
         check_factories(filters, datagrams=False)
-        plain = getattr(self.bridge, "plain", self.bridge)
-        if filters and plain not in FILTERED:
-            raise TypeError(f"{plain.__name__} has no filters")
+        if filters:
+            self.bridge = with_filters(self.bridge)
+        else:
+            self.bridge = getattr(self.bridge, "plain", self.bridge)
         self.filters = tuple(filters)
-        self.bridge = FILTERED[plain] if filters else plain
 
     @property
     def silent(self) -> int:
@@ -205,6 +230,8 @@ class StreamRelay:
 
     def share_totals(self, other: StreamRelay) -> None:
         """Count together with another factory of the same relay, from now on.
+
+        Sessions of one key are limited together, too.
 
         Nothing may have been counted here.
         """
@@ -220,6 +247,7 @@ class StreamRelay:
             self.retries.tally = totals.retried
         self._failures = other._failures
         self.counts = other.counts
+        self.own_limits = other.own_limits
 
     def succeed(self, other: StreamRelay) -> None:
         """Serve the clients that another factory of the same relay has served so far.

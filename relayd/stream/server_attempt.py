@@ -236,9 +236,8 @@ class ServerAttempt(Attempt):
             if paused or asked is None or not asked():
                 return False
             kind = client.upstream_leg if self.upstream.dials else client.endpoint_leg
-            if client.factory.filters or not way_between(
-                client, kind, kind, client.is_foreign
-            ):
+            filtered = client.factory.filters or client.own_filters
+            if filtered or not way_between(client, kind, kind, client.is_foreign):
                 # What reads it for a program need not pass it on.
                 return False
         self.holds_back = True

@@ -33,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from twisted.internet.interfaces import IHandshakeListener, INegotiated
+from twisted.internet.interfaces import IHandshakeListener
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -43,21 +43,21 @@ from relayd.core.addresses import client_key, host_of
 from relayd.core.errors import Refused
 from relayd.core.hops import streams
 from relayd.core.interfaces import ILease
-from relayd.core.leases import LATER, Leases, checked
+from relayd.core.leases import LATER, checked
 from relayd.core.prelude import Introduction, Prelude
 from relayd.core.session import Ending
 from relayd.core.stage import Stage
 from relayd.net.foreign_transports import note_listener, set_options
 from relayd.net.handshake_ack import go_on
-from relayd.net.tls import notifies_handshake
 from relayd.net.upstream import Upstream
 from relayd.stream.admission import Admission
 from relayd.stream.attempt import LOOP_DETAIL, RESETS, Attempt, UpstreamLeg
-from relayd.stream.filterable import Filterable
 from relayd.stream.handshake import ClientHandshake
 from relayd.stream.legs import Leg
 from relayd.stream.preludes import Pipeline
+from relayd.stream.redial import Redialing
 from relayd.stream.server_attempt import EndpointLeg, ServerAttempt
+from relayd.stream.watches import watch_certificate
 
 log = Logger(namespace="relayd.stream")
 
@@ -68,7 +68,7 @@ _HEADER = Stage.HEADER
 
 
 @implementer(IHandshakeListener)
-class StreamProtocol(Filterable):
+class StreamProtocol(Redialing):
     """The client's leg.
 
     Subclasses override :meth:`decide` and call :meth:`dial` from it, or later.
@@ -211,11 +211,6 @@ class StreamProtocol(Filterable):
         # It is read now, in whichever stage it is.
         self.resume(pauses.WAITING)
 
-    def count_for(self, lease: ILease) -> None:
-        """It holds this lease as well, until it is over."""
-        held = self._lease
-        self._lease = lease if held is None else Leases([held, lease])
-
     def _begin(self, handshake: ClientHandshake | None, now: float) -> None:
         """The client was let in, and has to do something before it is relayed."""
         self._limit_handshake(now)
@@ -357,11 +352,8 @@ class StreamProtocol(Filterable):
         if leg.spliced:
             # Not needed any more: thousands of idle sessions would keep it.
             self._deadline = 0.0
-        elif INegotiated.providedBy(leg.transport) and not notifies_handshake(
-            leg.transport
-        ):
-            # TLS below a wrapper: connected, but maybe not yet with a server.
-            self._unproven = leg
+        else:
+            watch_certificate(self, leg, self._deadline)
 
     def attempt_failed(self, attempt: Attempt) -> None:
         """There is no server's connection: try another, or tell the client.
@@ -390,8 +382,8 @@ class StreamProtocol(Filterable):
         """Join the server's connection to the client's."""
         factory = self.factory
         self.enter(_RELAYING)
-        timeouts, clock = factory.timeouts, factory.clock
-        bridge = factory.bridge(self.session, self, leg, timeouts, clock)
+        kind = self.own_bridge or factory.bridge
+        bridge = kind(self.session, self, leg, factory.timeouts, factory.clock)
         if self._limits is None:
             bridge.start(self.is_foreign)
         else:

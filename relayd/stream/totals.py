@@ -8,6 +8,7 @@ count in one :class:`Totals`, so that no total goes back when a factory is repla
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from relayd.core.counts import Tally
 
@@ -30,6 +31,13 @@ class Totals:
         self.silent = 0
         self.retried = Tally()
         self.waited = waited
+
+    def count_waits(self, bandwidth: Any) -> None:
+        """Count those of another bandwidth, too."""
+        if self.waited is None:
+            self.waited = getattr(bandwidth, "tally", None)
+        else:
+            bandwidth.tally = self.waited
 
     @property
     def waits(self) -> int:
