@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "stream": ENGINE,
     "datagrams": ENGINE,
     "socks": ENGINE | {"preludes", "stream"},
-    "faces": ENGINE | PARTS | {"stream", "datagrams", "socks"},
+    "routing": ENGINE | {"admission", "preludes", "filters"},
+    "faces": ENGINE | PARTS | {"stream", "datagrams", "socks", "routing"},
     "configuring": ENGINE | {"admission", "preludes", "socks"},
     "operating": ENGINE
     | PARTS
@@ -48,7 +49,7 @@ RELAYS = {"tcp", "socks4", "udp_nat"}
 NAMES = {
     *("config", "destinations", "endpoints", "errors", "flow_log", "gates"),
     *("interfaces", "pools"),
-    *("observers", "resolving", "session", "socks4_wire", "udp_sockets"),
+    *("observers", "resolving", "routes", "session", "socks4_wire", "udp_sockets"),
 }
 
 #: The longest module, in lines.

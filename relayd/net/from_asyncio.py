@@ -1,0 +1,61 @@
+"""Awaits what is asyncio's, where Deferreds are awaited.
+
+    rows = await from_asyncio(pool.fetch("select ..."))
+
+A route, a gate and a check are coroutines over Deferreds.  What belongs to asyncio (a
+driver of a database, an HTTP client) runs in asyncio's event loop, which there is only
+under Twisted's asyncio reactor: `twistd --reactor=asyncio relayd ...`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
+
+from relayd.core.errors import RelayError
+
+T = TypeVar("T")
+
+
+def from_asyncio(awaitable: Awaitable[T]) -> Deferred[T]:
+    """A Deferred of what belongs to asyncio: a coroutine, a future or a task.
+
+    When it is cancelled, so is that.  What ends a program (SystemExit,
+    KeyboardInterrupt) is an error like any other.
+
+    :raises RelayError: asyncio does not run here.
+    :raises TypeError: it can't be awaited.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        if inspect.iscoroutine(awaitable):
+            # Or it would be said that it was never awaited.
+            awaitable.close()
+        raise RelayError(
+            "asyncio does not run here: start with `twistd --reactor=asyncio`"
+        ) from None
+    if not asyncio.isfuture(awaitable):
+        awaitable = _tame(awaitable)
+    future = asyncio.ensure_future(awaitable, loop=loop)
+    return Deferred.fromFuture(future).addErrback(_translate)
+
+
+async def _tame(awaitable: Awaitable[T]) -> T:
+    """The same, but a task of asyncio would stop the loop with what ends a program."""
+    try:
+        return await awaitable
+    except (SystemExit, KeyboardInterrupt) as problem:
+        raise RelayError(f"{type(problem).__name__}: {problem}") from problem
+
+
+def _translate(reason: Failure) -> Failure:
+    """Twisted's word for what was cancelled."""
+    if reason.check(asyncio.CancelledError):
+        return Failure(CancelledError())
+    return reason

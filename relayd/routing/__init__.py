@@ -1,0 +1,1 @@
+"""What an operator's route decides about each client, and how it is asked."""

@@ -1,0 +1,239 @@
+r"""The first bytes of a client of which a route decides: looked at, and waited for.
+
+They stay where they are.  Several may wait at once (`await race([...])`), each until
+more has come, its time is over, or it is cancelled; the client is asked for more once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
+
+from relayd.core.prelude import BadRequest
+from relayd.core.routing import Arriving
+from relayd.preludes.client_hello import HelloReader
+
+#: The most first bytes that a route can look at: as many as a relay keeps.
+MOST_PEEKED: Final = 65_536
+
+#: The most bytes up to a mark, unless a route says otherwise.
+MOST_UNTIL: Final = 4096
+
+#: How often a route may look at one client.  A loop around something that fails each
+#: time, at once, would keep all others waiting.
+MOST_LOOKS: Final = 10_000
+
+_HANDSHAKE = b"\x16\x03"
+
+
+class ConnectionOver(GeneratorExit):
+    """There is nothing more of a client: it has left, or the route has decided.
+
+    No Exception: a route that goes on whatever happens ends by it.
+    """
+
+
+class FirstBytes:
+    """What a client has sent.
+
+    :param silent: it says nothing before its server does.
+
+    :ivar waits_for: what of its client is waited for without an end, in words; empty if
+        there is nothing.
+    """
+
+    # What is rare has no place of its own before it is there.
+    _looks = 0
+    _hello: HelloReader | None = None
+    #: The server name: a tuple with it, once it is known; or why there can be none.
+    _name: tuple[str | None] | str | None = None
+    #: Fires when more has come, while somebody waits; and who does.
+    _more: Deferred[None] | None = None
+    _waiting: dict[Deferred[bool], None] | None = None
+    waits_for = ""
+
+    def __init__(self, arriving: Arriving, silent: bool) -> None:
+        self._arriving: Arriving | None = arriving
+        self._silent = silent
+
+    async def peek(self, n: int, wait: float | None = None) -> bytes:
+        """Look at the first bytes of the client, which stay the session's first data.
+
+        :param n: how many; at most :data:`MOST_PEEKED`.
+        :param wait: seconds to wait for them; unless given, until the deadline.
+        :return: fewer, if the client has ended its side before, or `wait` is over; none
+            if the server speaks first.
+        :raises ValueError: too many.
+        """
+        _check_count("n", n, 0)
+        arriving = self._look()
+        if self._silent:
+            return b""
+        data = arriving.data
+        if len(data) < n:
+            end = self._end_of(wait)
+            while len(data) < n and await self._come(end, f"{n} bytes"):
+                data = arriving.data
+        return data[:n]
+
+    async def until(
+        self, mark: bytes, most: int = MOST_UNTIL, wait: float | None = None
+    ) -> bytes:
+        r"""Look at the first bytes up to a mark, such as b"\r\n", and with it.
+
+        :param most: how many they may be; at most :data:`MOST_PEEKED`.
+        :param wait: seconds to wait for them; unless given, until the deadline.
+        :return: none if the server speaks first.
+        :raises BadRequest: there is no mark within `most`, or before the client has
+            ended its side, or `wait` was over.
+        :raises ValueError: an empty mark, or too many bytes.
+        """
+        if not isinstance(mark, bytes) or not mark:
+            raise ValueError(f"a mark is bytes, and not empty: {mark!r:.60}")
+        _check_count("most", most, len(mark))
+        arriving = self._look()
+        if self._silent:
+            return b""
+        end = self._end_of(wait)
+        data, start = arriving.data, 0
+        while (at := data.find(mark, start, most)) < 0:
+            if len(data) >= most:
+                raise BadRequest(f"no {mark!r:.60} in the first {most} bytes")
+            start = max(0, len(data) - len(mark) + 1)
+            if not await self._come(end, f"{mark!r:.60}"):
+                raise BadRequest(f"no {mark!r:.60} came")
+            data = arriving.data
+        return data[: at + len(mark)]
+
+    async def sni(self, wait: float | None = None) -> str | None:
+        """The server name that a client asks for as it begins TLS, in lower case.
+
+        Of a listener that ends TLS itself: the one that was asked for there.
+
+        :param wait: seconds to wait for it; unless given, until the deadline.
+        :return: None: for no name, it is not TLS, nothing came, or the server speaks
+            first.
+        :raises BadRequest: what begins as TLS is none.
+        """
+        arriving = self._look()
+        if self._name is None:
+            if arriving.server_name is not None:
+                # An empty one: that client has asked for none.
+                self._name = (arriving.server_name or None,)
+            elif self._silent:
+                self._name = (None,)
+        end = self._end_of(wait) if self._name is None else None
+        while self._name is None and not self._read_hello(arriving.data):
+            if not await self._come(end, "a ClientHello"):
+                if arriving.ended and arriving.data:
+                    self._name = "the client ended its side within its ClientHello"
+                else:
+                    return None
+        if isinstance(self._name, tuple):
+            return self._name[0]
+        raise BadRequest(self._name or "")
+
+    def _read_hello(self, data: bytes) -> bool:
+        """Read on; whether that was all."""
+        # A second one that waits may have had it.
+        if self._name is None:
+            if data[:2] != _HANDSHAKE[: len(data)]:
+                self._name = (None,)
+            else:
+                reader = self._hello = self._hello or HelloReader()
+                try:
+                    found = reader(data)
+                except BadRequest as problem:
+                    self._name = str(problem)
+                else:
+                    if found is not None:
+                        self._name = (found[0].server_name,)
+        return self._name is not None
+
+    # -- waiting
+
+    @property
+    def clock(self) -> IReactorTime:
+        """The relay's, for timers."""
+        return self._look().clock
+
+    def _look(self) -> Arriving:
+        """The client, to be looked at once more."""
+        arriving = self._arriving
+        if arriving is None:
+            raise ConnectionOver("the route has decided, or its client has left")
+        self._looks += 1
+        if self._looks > MOST_LOOKS:
+            raise ConnectionOver(f"the route has looked {MOST_LOOKS} times: it loops")
+        return arriving
+
+    def _end_of(self, wait: float | None) -> float | None:
+        """When a wait is over that begins now."""
+        if wait is None or self._arriving is None:
+            return None
+        if not (isinstance(wait, int | float) and wait >= 0):
+            raise ValueError(f"wait is in seconds, not {wait!r:.60}")
+        return self._arriving.clock.seconds() + wait
+
+    def _come(self, end: float | None, what: str) -> Deferred[bool]:
+        """Whether more has come; not, if the client has ended, or it is too late."""
+        arriving = self._look()
+        if arriving.ended:
+            return succeed(False)
+        waiting = self._waiting
+        if waiting is None:
+            waiting = self._waiting = {}
+        if end is None:
+            come: Deferred[bool] = Deferred(self._forget)
+            self.waits_for = what
+        else:
+            left = end - arriving.clock.seconds()
+            if left <= 0:
+                return succeed(False)
+            come = Deferred(self._forget)
+            come.addTimeout(left, arriving.clock, _too_late)
+        waiting[come] = None
+        if self._more is None:
+            more = self._more = arriving.more()
+            more.addBoth(self._came)
+        return come
+
+    def _forget(self, come: Deferred[bool]) -> None:
+        if self._waiting is not None:
+            self._waiting.pop(come, None)
+
+    def _came(self, result: Any) -> None:
+        """More has come, or the client has ended; or nobody is to wait any more."""
+        self._more = None
+        waiting, self._waiting = self._waiting, None
+        self.waits_for = ""
+        came = result if isinstance(result, Failure) else True
+        for each in waiting or ():
+            # One of them may have cancelled others.
+            if not each.called:
+                each.callback(came)
+
+    def leave(self) -> None:
+        """The client has left: there is nothing more of it."""
+        self._arriving = None
+
+    def close(self) -> None:
+        """The route has decided: whatever waits for its client is cancelled."""
+        self._arriving = None
+        if self._more is not None:
+            self._more.cancel()
+
+
+def _too_late(_: object, __: float) -> bool:
+    return False
+
+
+def _check_count(name: str, count: int, least: int) -> None:
+    if type(count) is not int or not least <= count <= MOST_PEEKED:
+        raise ValueError(
+            f"{name} is a number of bytes from {least} to {MOST_PEEKED},"
+            f" not {count!r:.60}"
+        )

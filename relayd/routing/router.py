@@ -1,0 +1,334 @@
+"""Asks a route about each client, and makes decisions of what it says.
+
+A route is a coroutine function; it is given a :class:`.connection.Connection`, awaits
+Deferreds and coroutines, and returns what `conn.pool()` or `conn.server()` has given
+it, or refuses the client.  Whatever else it does is a failure of that one client.
+
+    router = Router(route, server=maker)
+    router.ask(arriving).addCallbacks(go, failed)
+
+Nothing that a route raises gets further than that, SystemExit included.  Who asked may
+cancel it at any time, and is rid of it at once; a route that then goes on, to give back
+what it has taken, may do so for a while (:data:`MOST_LEAVING`).
+"""
+
+from __future__ import annotations
+
+import functools
+import reprlib
+import types
+from collections.abc import Callable, Collection, Coroutine, Generator, Mapping
+from contextlib import suppress
+from contextvars import copy_context
+from types import CoroutineType
+from typing import Any, Final
+from weakref import WeakValueDictionary
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from relayd.core.errors import ConfigError, Refused
+from relayd.core.filter_spec import FilterSpec
+from relayd.core.filtering import check_factories
+from relayd.core.prelude import BadRequest
+from relayd.core.routing import Arriving, Decision, IRouter, RouteFailed
+from relayd.core.setting_types import Kind
+from relayd.filters.loading import filter_of
+from relayd.net.log_throttle import FailureLog
+from relayd.net.upstream import Upstream
+from relayd.routing.connection import Choice, Connection
+from relayd.routing.first_bytes import ConnectionOver
+
+log = Logger(namespace="relayd.routing")
+
+#: A coroutine function of an operator's own.
+Route = Callable[[Connection], Coroutine[Any, Any, Choice]]
+
+#: The most servers that are kept which routes have named as text.
+MOST_SERVERS: Final = 1024
+
+#: The most routes that go on after their clients have left; one more, and the oldest is
+#: closed.
+MOST_LEAVING: Final = 1024
+
+
+@implementer(IRouter)
+class Router:
+    """A relay's route.
+
+    :param server: makes an :class:`relayd.net.upstream.Upstream` of a destination as
+        one writes it; None: routes name none in this way.
+    :param kind: of the relay.
+    :param server_speaks_first: clients say nothing before: a route does not wait for
+        it.
+    :param pools: the names of the relay's pools, as they are at any time; None: any
+        name is one.
+
+    :ivar route: may be replaced: clients that come later are decided by that.
+    """
+
+    def __init__(
+        self,
+        route: Route,
+        *,
+        server: Callable[[str], Any] | None = None,
+        kind: Kind = "tcp",
+        server_speaks_first: bool = False,
+        pools: Collection[str] | None = None,
+    ) -> None:
+        self.route = route
+        self.pools = pools
+        self.server_speaks_first = server_speaks_first
+        self._kind: Kind = kind
+        self._server = server and functools.lru_cache(MOST_SERVERS)(server)
+        self._filters: WeakValueDictionary[Any, Any] = WeakValueDictionary()
+        self._leaving: dict[_Asking, None] = {}
+        self._failures: FailureLog | None = None
+
+    def ask(self, arriving: Arriving) -> Deferred[Decision]:
+        """See :meth:`relayd.core.routing.IRouter.ask`."""
+        return self.run(Connection(arriving, self))
+
+    def run(self, conn: Connection) -> Deferred[Decision]:
+        """Ask about a client, as its route knows it."""
+        context = copy_context()
+        try:
+            # The first step is done by hand: most routes need no other.
+            coroutine = self.route(conn)
+            if type(coroutine) is not CoroutineType:
+                _check_coroutine(coroutine)
+            awaited = context.run(coroutine.send, None)
+        except StopIteration as stop:
+            conn.close()
+            return _answer(self._decision(conn, stop.value))
+        except BaseException:
+            # It stands in no variable: this frame is in its traceback.
+            conn.close()
+            return _answer(self._failed(conn, Failure()))
+        said = context.run(Deferred.fromCoroutine, _rest(coroutine, awaited))
+        return _Asking(self, conn, coroutine, said).answer
+
+    def decision(self, conn: Connection, said: Any) -> Decision | Failure:
+        """What a route has decided that is over.
+
+        :param said: what it has returned, in a tuple; or why it has failed.
+        """
+        if isinstance(said, Failure):
+            return self._failed(conn, said)
+        return self._decision(conn, said[0])
+
+    def _decision(self, conn: Connection, returned: Any) -> Decision | Failure:
+        if conn.refusal is not None:
+            return _refused(conn, conn.refusal)
+        if type(returned) is Choice and returned.by is conn:
+            return Decision(pool=returned.pool, server=returned.server, **conn.said())
+        what = "nothing" if returned is None else reprlib.repr(returned)
+        if type(returned) is Choice:
+            what += " of another connection"
+        return Failure(
+            RouteFailed(
+                f"the route {name_of(self.route)} has returned {what}: it is to return"
+                " conn.pool(...) or conn.server(...), or to call conn.refuse(...)"
+            )
+        )
+
+    def _failed(self, conn: Connection, reason: Failure) -> Decision | Failure:
+        if conn.refusal is not None:
+            return _refused(conn, conn.refusal)
+        if isinstance(reason.value, Refused):
+            return _refused(conn, reason.value.why)
+        return reason
+
+    # -- routes that go on when nobody waits for them
+
+    @property
+    def leaving(self) -> int:
+        """How many go on after their clients have left."""
+        return len(self._leaving)
+
+    def leave(self, asking: _Asking) -> None:
+        """One goes on after its client has left."""
+        if len(self._leaving) >= MOST_LEAVING:
+            oldest = next(iter(self._leaving))
+            del self._leaving[oldest]
+            oldest.close()
+        self._leaving[asking] = None
+
+    def left(self, asking: _Asking, said: Any, clock: IReactorTime) -> None:
+        """One has ended whose client has left."""
+        self._leaving.pop(asking, None)
+        if isinstance(said, Failure) and not said.check(*_LEFT):
+            if self._failures is None:
+                self._failures = FailureLog(log, clock)
+            self._failures.add("a route failed after its client had left", said)
+
+    # -- of the connection
+
+    def check_pool(self, name: str) -> None:
+        """Whether there is such a pool.
+
+        :raises ValueError: there is none.
+        """
+        pools = self.pools
+        if pools is not None and name not in pools:
+            raise ValueError(f"no pool {name!r:.60}; there are {', '.join(pools)}")
+
+    def upstream(self, where: Any) -> Any:
+        """See :meth:`relayd.core.routing.IRouter.upstream`."""
+        if isinstance(where, str):
+            if self._server is None:
+                raise ConfigError(
+                    f"the server {where!r:.60}: this relay reads no destinations; give"
+                    " an Upstream or an endpoint"
+                )
+            return self._server(where)
+        if isinstance(where, Upstream):
+            return where
+        if IStreamClientEndpoint.providedBy(where):
+            # Its address is known once it is connected.
+            return Upstream(where, type(where).__name__)
+        raise ConfigError(
+            f"a server is a destination as text, an Upstream or an endpoint, not"
+            f" {reprlib.repr(where)}"
+        )
+
+    def filter_of(self, wanted: Any, options: Mapping[str, Any]) -> Any:
+        """The filter that a route names; one that others have said in the same words.
+
+        :raises relayd.core.errors.ConfigError: there is none, or it can't be made.
+        :raises ValueError: a factory of filters for UDP, or options with one.
+        :raises TypeError: neither a name nor a factory.
+        """
+        if not isinstance(wanted, str):
+            check_factories([wanted], datagrams=False)
+            if options:
+                raise ValueError("a factory of filters has its options already")
+            return wanted
+        key = (wanted, *sorted((k, type(v), v) for k, v in options.items()))
+        try:
+            made = self._filters.get(key)
+        except TypeError:
+            # Of a value that no option can have.
+            return filter_of(FilterSpec(wanted, options), self._kind)
+        if made is None:
+            made = filter_of(FilterSpec(wanted, options), self._kind)
+            with suppress(TypeError):
+                # A package's own may take no weak references.
+                self._filters[key] = made
+        return made
+
+
+#: How routes end whose clients have left.
+_LEFT = (CancelledError, ConnectionOver, Refused, BadRequest)
+
+
+class _Asking:
+    """A route that takes its time about one client."""
+
+    __slots__ = ("_clock", "_conn", "_coroutine", "_gone", "_router", "_said", "answer")
+
+    def __init__(
+        self,
+        router: Router,
+        conn: Connection,
+        coroutine: Coroutine[Any, Any, Any],
+        said: Deferred[Any],
+    ) -> None:
+        self._router = router
+        self._conn = conn
+        self._coroutine: Coroutine[Any, Any, Any] | None = coroutine
+        self._said = said
+        self._clock = conn.clock
+        #: Nobody waits for it any more.
+        self._gone = False
+        self.answer: Deferred[Decision] = Deferred(self._cancel)
+        said.addBoth(self._ended)
+
+    def _ended(self, said: Any) -> None:
+        if self._coroutine is None:
+            # It was closed.
+            return
+        self._coroutine = None
+        if self._gone:
+            self._router.left(self, said, self._clock)
+            return
+        self._conn.close()
+        self.answer.callback(self._router.decision(self._conn, said))
+
+    def _cancel(self, _: object) -> None:
+        self._gone, conn = True, self._conn
+        conn.leave()
+        self._said.cancel()
+        conn.close()
+        if self._coroutine is not None:
+            self._router.leave(self)
+
+    def close(self) -> None:
+        """It has gone on for too long."""
+        coroutine, self._coroutine = self._coroutine, None
+        if coroutine is not None:
+            try:
+                coroutine.close()
+            except BaseException:
+                # It ignores that, too, or runs at this moment.
+                log.failure("a route can't be closed whose client has left")
+
+
+@types.coroutine
+def _rest(
+    route: Coroutine[Any, Any, Any], awaited: Any
+) -> Generator[Any, Any, tuple[Any]]:
+    """What a route does after its first step.
+
+    :param awaited: what it waits for.
+    :return: what it has returned, in a tuple: that may be anything.
+    """
+    try:
+        while True:
+            try:
+                if not isinstance(awaited, Deferred):
+                    raise TypeError(
+                        f"a route awaits Deferreds and coroutines, not {awaited!r:.60};"
+                        " what is asyncio's, by from_asyncio(...)"
+                    )
+                came = yield awaited
+            except GeneratorExit:
+                route.close()
+                raise
+            except BaseException as problem:
+                awaited = route.throw(problem)
+            else:
+                awaited = route.send(came)
+    except StopIteration as stop:
+        return (stop.value,)
+
+
+def _check_coroutine(found: Any) -> None:
+    """Whether a route is one.
+
+    :raises RouteFailed: it is none.
+    """
+    if not isinstance(found, Coroutine):
+        raise RouteFailed(
+            f"a route is a coroutine function (async def), and returns no"
+            f" {type(found).__name__} when it is called"
+        )
+
+
+def _refused(conn: Connection, why: str) -> Decision:
+    return Decision(refused=why, reply=conn.last_words, **conn.said())
+
+
+def _answer(decision: Decision | Failure) -> Deferred[Decision]:
+    answer: Deferred[Decision] = Deferred()
+    answer.callback(decision)
+    return answer
+
+
+def name_of(route: Any) -> str:
+    """What a route is called: `MODULE:FUNCTION`."""
+    name = getattr(route, "__qualname__", "") or type(route).__qualname__
+    return f"{getattr(route, '__module__', '')}:{name}"
