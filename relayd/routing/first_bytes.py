@@ -158,16 +158,19 @@ class FirstBytes:
     @property
     def clock(self) -> IReactorTime:
         """The relay's, for timers."""
-        return self._look().clock
+        return self._living().clock
 
     def _look(self) -> Arriving:
         """The client, to be looked at once more."""
-        arriving = self._arriving
-        if arriving is None:
-            raise ConnectionOver("the route has decided, or its client has left")
         self._looks += 1
         if self._looks > MOST_LOOKS:
             raise ConnectionOver(f"the route has looked {MOST_LOOKS} times: it loops")
+        return self._living()
+
+    def _living(self) -> Arriving:
+        arriving = self._arriving
+        if arriving is None:
+            raise ConnectionOver("the route has decided, or its client has left")
         return arriving
 
     def _end_of(self, wait: float | None) -> float | None:
@@ -180,7 +183,7 @@ class FirstBytes:
 
     def _come(self, end: float | None, what: str) -> Deferred[bool]:
         """Whether more has come; not, if the client has ended, or it is too late."""
-        arriving = self._look()
+        arriving = self._living()
         if arriving.ended:
             return succeed(False)
         waiting = self._waiting
