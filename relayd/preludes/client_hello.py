@@ -209,12 +209,13 @@ def _read_body(message: bytes | bytearray, end: int) -> ClientHello:
 
 def _read_name(message: bytes | bytearray, at: int, end: int) -> str:
     """The host name of an extension server_name, which has one."""
-    listed, kind, length = _NAME_LIST.unpack_from(message, at)
-    if listed != end - at - 2 or kind != _HOST_NAME or length != listed - 3:
+    size, header = end - at, _NAME_LIST.size
+    found = _NAME_LIST.unpack_from(message, at) if size >= header else None
+    if found != (size - 2, _HOST_NAME, size - header):
         raise BadRequest("an extension server_name without one host name")
-    name = bytes(message[at + 5 : end])
-    if length > _LONGEST_NAME:
-        raise BadRequest(f"a server name of {length} bytes")
+    name = bytes(message[at + header : end])
+    if len(name) > _LONGEST_NAME:
+        raise BadRequest(f"a server name of {len(name)} bytes")
     if not _NAME.fullmatch(name):
         raise BadRequest(f"a server name that is none: {ascii(name)[1:]:.80}")
     return name.decode("ascii").lower().removesuffix(".")
