@@ -36,6 +36,7 @@ PACKAGES = {
     "haproxy": "haproxy",
     "iperf3": "iperf3",
     "nginx": "nginx",
+    "openssl": "openssl",
     "proxychains4": "proxychains4",
     "socat": "socat",
     "wrk": "wrk",

@@ -24,7 +24,7 @@ from bench.children import PATIENCE, CannotMeasure
 from bench.loads import AT_ONCE
 from bench.origins import BODY
 
-_KEEPING = b"GET / HTTP/1.1\r\nHost: origin\r\n\r\n"
+KEEPING = b"GET / HTTP/1.1\r\nHost: origin\r\n\r\n"
 _CLOSING = b"GET / HTTP/1.1\r\nHost: origin\r\nConnection: close\r\n\r\n"
 
 #: Ports that a proxy's clients connect from, below the kernel's ephemeral ports and
@@ -80,7 +80,7 @@ def short_connections(
         one for all.
     :raises CannotMeasure: a connection failed, or nothing moved for `PATIENCE`.
     """
-    request = _KEEPING if closed_by == "client" else _CLOSING
+    request = KEEPING if closed_by == "client" else _CLOSING
     opening = request if socks4_to is None else socks4_request(socks4_to)
     poll = select.epoll()
     connections: dict[int, socket.socket] = {}
@@ -197,7 +197,7 @@ class IdlePairs:
             connection = socket.create_connection(("127.0.0.1", self._port), PATIENCE)
             self._connections.append(connection)
             fresh.append(connection)
-            connection.sendall(_KEEPING)
+            connection.sendall(KEEPING)
         for connection in fresh:
             self._read(connection)
 
@@ -213,7 +213,7 @@ class IdlePairs:
                 if number >= ahead:
                     self._read(every[(number - ahead) % len(every)])
                 if number < count:
-                    every[number % len(every)].sendall(_KEEPING)
+                    every[number % len(every)].sendall(KEEPING)
         except OSError as error:
             raise CannotMeasure(f"a kept connection failed: {error}") from error
 

@@ -7,6 +7,7 @@ the rounds is shown, with the lowest and the highest.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Self
@@ -132,6 +133,25 @@ FILTERS = {
     )
 }
 
+#: The figures of relays with a route, or with server names, likewise.
+ROUTES = {
+    figure.name: figure
+    for figure in (
+        Figure(
+            "route", "a route that answers at once, short session", "CPU µs", "route", 1
+        ),
+        Figure(
+            "route-peek",
+            "a route that peeks, short session",
+            "CPU µs",
+            "route-peek",
+            1,
+        ),
+        Figure("sni", "a server name, short TLS session", "CPU µs", "sni", 1),
+        Figure("route-bulk", "routes, bulk", "CPU ms per GB", "route-bulk"),
+    )
+}
+
 #: The figures of operating many relays, likewise.
 OPERATING = {
     figure.name: figure
@@ -177,7 +197,8 @@ def figure_named(name: str) -> Figure:
     base, at, _ = name.partition("@")
     if at:
         return GROWTH[base]
-    return {**FIGURES, **SOCKS4, **UDP, **POOLS, **FILTERS, **OPERATING}[name]
+    kinds = (FIGURES, SOCKS4, UDP, POOLS, FILTERS, ROUTES, OPERATING)
+    return ChainMap(*kinds)[name]
 
 
 @frozen

@@ -18,6 +18,7 @@ from bench.figures import (
     MANY,
     OPERATING,
     POOLS,
+    ROUTES,
     SOCKS4,
     UDP,
     Results,
@@ -142,6 +143,18 @@ def _limits() -> Iterable[Limit]:
             ("filtered-bulk", relay),
             ("filtered-bulk", to),
             bound,
+        )
+    for name, title, relay, bound in (
+        # Whatever the route itself does is not in it.
+        ("route", "to none", "relayd-route", 1.1),
+        ("route-peek", "to none", "relayd-peek", 1.3),
+        ("sni", "to one server", "relayd-sni", 1.3),
+        # Once it has decided, there is nothing of a route in the way.
+        ("route-bulk", "one that answers at once to none", "relayd-route", 1.05),
+        ("route-bulk", "one that peeks to none", "relayd-peek", 1.05),
+    ):
+        yield Limit(
+            f"{ROUTES[name].title}: {title}", (name, relay), (name, _RELAYD), bound
         )
     # Not where each of thousands has a request pending: then the kernel's work for each
     # grows by more than this, with any relay.  It is shown, and has no limit.

@@ -15,10 +15,13 @@ from pathlib import Path
 
 from attrs import frozen
 
-from bench.children import CannotMeasure, child, free_port, program
+from bench.children import PATIENCE, CannotMeasure, child, free_port, program
 
 #: The body of every HTTP response.
 BODY = b"0123456789abcdef0123456789abcdef"
+
+#: The name in the certificate of a server with TLS.
+NAME = "origin.example"
 
 _STATUS = re.compile(
     rb"Active connections: (\d+) \nserver accepts handled requests\n (\d+) \d+ (\d+) "
@@ -38,10 +41,15 @@ class Counts:
 
 
 class Site:
-    """An HTTP server with counters."""
+    """An HTTP server with counters.
 
-    def __init__(self, port: int) -> None:
-        self.port = port
+    :ivar port: where it speaks HTTP.
+    :ivar tls_port: where it speaks HTTP over TLS; 0: nowhere.
+    :ivar certificate: by which clients know it there.
+    """
+
+    def __init__(self, port: int, tls_port: int, certificate: Path) -> None:
+        self.port, self.tls_port, self.certificate = port, tls_port, certificate
         self._status_requests = 0
         self._connection = socket.create_connection(("127.0.0.1", port), 10)
 
@@ -66,11 +74,22 @@ class Site:
 
 
 @contextmanager
-def site() -> Iterator[Site]:
-    """An HTTP server for the length of a block."""
+def site(*, tls: bool = False) -> Iterator[Site]:
+    """An HTTP server for the length of a block.
+
+    :param tls: it speaks TLS at another port, too.
+    """
     with tempfile.TemporaryDirectory(prefix="relayd-bench-") as name:
         folder = Path(name)
         port = free_port()
+        tls_port, secure = 0, ""
+        if tls:
+            tls_port = free_port()
+            _make_certificate(folder)
+            secure = f"""
+    listen 127.0.0.1:{tls_port} ssl backlog=4096;
+    ssl_certificate cert.pem;
+    ssl_certificate_key key.pem;"""
         folders = "".join(
             f"  {kind}_temp_path {kind};\n"
             for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -89,7 +108,7 @@ http {{
   keepalive_timeout 1h;
   keepalive_requests 1000000000;
   server {{
-    listen 127.0.0.1:{port} backlog=4096;
+    listen 127.0.0.1:{port} backlog=4096;{secure}
     location / {{ return 200 {BODY.decode()}; }}
     location /counts {{ stub_status; }}
   }}
@@ -98,12 +117,24 @@ http {{
         )
         argv = [program("nginx"), "-e", "stderr", "-p", name, "-c", "nginx.conf"]
         with child("the HTTP server", argv, folder) as running:
-            running.listening(port)
-            serving = Site(port)
+            running.listening(port, *filter(None, [tls_port]))
+            serving = Site(port, tls_port, folder / "cert.pem")
             try:
                 yield serving
             finally:
                 serving.close()
+
+
+def _make_certificate(folder: Path) -> None:
+    """Write `cert.pem` and `key.pem`: a certificate for `NAME` that its key signs."""
+    argv = [
+        *(program("openssl"), "req", "-x509", "-nodes", "-days", "2"),
+        *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),
+        *("-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME}"),
+        *("-keyout", "key.pem", "-out", "cert.pem"),
+    ]
+    with child("openssl", argv, folder, read=True) as running:
+        running.output(PATIENCE)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from attrs import frozen
 
 from bench.children import beside_python, free_port
+from bench.origins import NAME
 
 #: Servers of the largest pools.
 THOUSAND = 1_000
@@ -81,6 +82,21 @@ def relayd_passing(setup: Setup) -> list[str]:
 def relayd_first(setup: Setup) -> list[str]:
     """With a filter that has seen enough at the first chunk."""
     return [*relayd("plane")(setup), "--filter", "first:64"]
+
+
+def relayd_route(function: str) -> Callable[[Setup], list[str]]:
+    """With a route of :mod:`bench.routes`."""
+
+    def command(setup: Setup) -> list[str]:
+        return [*relayd("plane")(setup), "--route", f"bench.routes:{function}"]
+
+    return command
+
+
+def relayd_sni(setup: Setup) -> list[str]:
+    """Its server is that of a server name."""
+    *words, _, server = relayd("plane")(setup)
+    return [*words, "--sni", f"{NAME}={server}"]
 
 
 def _with(what: str, words: list[str]) -> list[str]:

@@ -20,6 +20,7 @@ from bench.figures import (
     MEMORY_PAIRS,
     OPERATING,
     POOLS,
+    ROUTES,
     SIZES,
     SOCKS4,
     UDP,
@@ -115,6 +116,12 @@ _FILTERS_TEXT = """\
 relayd as it is, which splices; made to copy every byte; with a filter that passes
 everything on (what the filters themselves do is not in it); and with `first:64`, which
 has seen enough at the first chunk, so that the rest is spliced."""
+
+_ROUTES_TEXT = """\
+relayd as it is; with a route that answers at once, and with one that answers when five
+bytes have come (what the routes themselves do is not in it); and with `--sni`, beside
+relayd with one server: there a session is TLS between client and server, which the
+relay does not end. In short sessions the client closes first, and nothing is logged."""
 
 _OPERATING_TEXT = """\
 relayd with its defaults and many relays. These are times on the wall, of a machine with
@@ -219,6 +226,7 @@ def markdown(run: Run, results: Results, titles: Mapping[str, str]) -> str:
     for title, text, shown in (
         ("Pools of a thousand servers", _POOLS_TEXT, POOLS),
         ("Filters", _FILTERS_TEXT, FILTERS),
+        ("Routes", _ROUTES_TEXT, ROUTES),
     ):
         figures = [shown[name] for name in shown if name in results.values()]
         parts += [

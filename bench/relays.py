@@ -38,6 +38,8 @@ from bench.own_relays import (
     relayd_first,
     relayd_passing,
     relayd_pool,
+    relayd_route,
+    relayd_sni,
     relayd_socks4,
     relayd_thousand,
     relayd_watched,
@@ -73,7 +75,8 @@ class Relay:
         is the same as another one.
     :param optional: without what it needs, it is left out, which is said.
     :param kind: what it relays: streams, to very many servers, through filters (or as
-        if there were some), as a SOCKS4 proxy; or datagrams.
+        if there were some), as a route or a server name says, as a SOCKS4 proxy; or
+        datagrams.
     :param checks: its servers are checked: they may get so many connections more in a
         window than it has clients.
     """
@@ -86,7 +89,7 @@ class Relay:
     grows: bool = True
     narrow: bool = False
     optional: bool = False
-    kind: Literal["stream", "pool", "filtered", "socks4", "udp"] = "stream"
+    kind: Literal["stream", "pool", "filtered", "routed", "socks4", "udp"] = "stream"
     checks: int = 0
 
 
@@ -322,6 +325,19 @@ RELAYS = {
             relayd_first,
             kind="filtered",
         ),
+        Relay(
+            "relayd-route",
+            "relayd, a route that answers at once",
+            relayd_route("at_once"),
+            kind="routed",
+        ),
+        Relay(
+            "relayd-peek",
+            "relayd, a route that peeks",
+            relayd_route("peeking"),
+            kind="routed",
+        ),
+        Relay("relayd-sni", "relayd, by server name", relayd_sni, kind="routed"),
         Relay(
             "relayd-other-python",
             "relayd, other Python",

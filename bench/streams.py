@@ -18,6 +18,7 @@ from bench.figures import MEMORY_PAIRS, SIZES
 from bench.loads import AT_ONCE, KeptRequests, bulk, fixed_rate, kept_requests
 from bench.origins import Site, sink, site
 from bench.relays import Measure, Readings, Relay, Running, started
+from bench.tls_sessions import tls_sessions
 
 #: Bytes that iperf3 sends for each second that a load may last, by streams.  One stream
 #: has more: what HAProxy's costs depends on how the scheduler places the processes, and
@@ -148,13 +149,29 @@ def begin_short(
         yield lambda: {name: short.cpu_each(int(SHORT_EACH_SECOND * seconds))}
 
 
+@contextmanager
+def begin_tls(name: str, relay: Relay, seconds: float) -> Iterator[Measure]:
+    """CPU per short TLS session, which the client closes."""
+    with (
+        site(tls=True) as origin,
+        started(relay, origin.tls_port, quiet=True) as running,
+    ):
+        short = Short(running, origin, "client", tls=True)
+        short.make(WARM_UP)
+        yield lambda: {name: short.cpu_each(int(SHORT_EACH_SECOND * seconds))}
+
+
 @frozen
 class Short:
-    """Short connections, in addition to those that the relay has already."""
+    """Short connections, in addition to those that the relay has already.
+
+    :param tls: they are TLS sessions with the server.
+    """
 
     running: Running
     origin: Site
     closed_by: Literal["client", "server"]
+    tls: bool = False
 
     def make(self, count: int, hosts: Iterator[str] | None = None) -> float:
         """Make them, and wait until the relay has ended them; CPU used until then.
@@ -164,9 +181,12 @@ class Short:
         running, origin = self.running, self.origin
         before = origin.counts()
         socks4_to = origin.port if running.relay.kind == "socks4" else None
-        short_connections(
-            running.port, count, self.closed_by, socks4_to=socks4_to, hosts=hosts
-        )
+        if self.tls:
+            tls_sessions(running.port, count, origin.certificate)
+        else:
+            short_connections(
+                running.port, count, self.closed_by, socks4_to=socks4_to, hosts=hosts
+            )
         eventually(
             lambda: origin.counts().open <= before.open,
             f"{running.relay.title} ends its connections",

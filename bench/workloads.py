@@ -23,6 +23,7 @@ from bench.streams import (
     begin_clients,
     begin_requests,
     begin_short,
+    begin_tls,
     measure_latency,
     measure_memory,
 )
@@ -85,6 +86,11 @@ def _filtered(relay: Relay) -> bool:
     return relay.kind == "filtered" or relay.name == "relayd-plane"
 
 
+def _routed(*names: str) -> Callable[[Relay], bool]:
+    """These, and relayd without a route."""
+    return lambda relay: relay.name in ("relayd-plane", *names)
+
+
 def _proxies(relay: Relay) -> bool:
     return relay.kind == "socks4"
 
@@ -105,6 +111,7 @@ def _datagrams(relay: Relay) -> bool:
 
 _WRK, _IPERF3, _H2LOAD = ("nginx", "wrk"), ("iperf3",), ("nginx", "h2load")
 _OWN, _GCC, _CURL = ("nginx",), ("gcc",), ("nginx", "curl")
+_TLS = ("nginx", "openssl")
 
 #: Ordered with other work between the short connections, so that those in TIME_WAIT are
 #: gone before there are more.
@@ -150,6 +157,27 @@ WORKLOADS = {
             "filtered-bulk",
             partial(begin_bulk, 1, name="filtered-bulk"),
             _filtered,
+            _IPERF3,
+            times=3,
+        ),
+        *(
+            Workload(
+                name,
+                partial(begin_short, name, "client", quiet=True),
+                _routed(relay),
+                _OWN,
+                times=3,
+            )
+            for name, relay in (
+                ("route", "relayd-route"),
+                ("route-peek", "relayd-peek"),
+            )
+        ),
+        Workload("sni", partial(begin_tls, "sni"), _routed("relayd-sni"), _TLS),
+        Workload(
+            "route-bulk",
+            partial(begin_bulk, 1, name="route-bulk"),
+            _routed("relayd-route", "relayd-peek"),
             _IPERF3,
             times=3,
         ),

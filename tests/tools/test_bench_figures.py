@@ -10,6 +10,7 @@ from bench.figures import (
     GROWTH,
     OPERATING,
     POOLS,
+    ROUTES,
     SOCKS4,
     UDP,
     Spread,
@@ -143,7 +144,8 @@ def test_every_figure_has_an_existing_workload() -> None:
     figures = [
         *(*FIGURES.values(), *SOCKS4.values()),
         *(*UDP.values(), *GROWTH.values()),
-        *(*POOLS.values(), *FILTERS.values(), *OPERATING.values()),
+        *(*POOLS.values(), *FILTERS.values(), *ROUTES.values()),
+        *OPERATING.values(),
     ]
     assert {figure.workload for figure in figures} == set(WORKLOADS)
 

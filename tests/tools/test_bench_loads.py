@@ -24,7 +24,9 @@ from bench.loads import (
     read_iperf3,
     read_wrk,
 )
-from bench.origins import BODY
+from bench.origins import BODY, NAME
+from bench.tls_sessions import tls_sessions
+from tests.support.certificates import Authority, server_context
 from tests.support.process import PATIENCE, Server, eventually, read_all
 
 IPERF3 = {
@@ -262,6 +264,41 @@ def test_short_connections_that_the_server_closes() -> None:
     with answering(b"HTTP/1.1 200 OK\r\n\r\n" + BODY, endings, 50) as port:
         short_connections(port, 50, "server")
     assert endings == [False] * 50
+
+
+def test_tls_sessions(tmp_path: Path) -> None:
+    """Each has a handshake with the server that has the name, and one request."""
+    authority = Authority(tmp_path)
+    context = server_context(authority.issue(NAME))
+    names: list[str | None] = []
+    context.sni_callback = lambda _, name, __: names.append(name)
+    answers = [BODY, BODY, b"no"]
+
+    def serve(server: Server) -> None:
+        for answer in answers:
+            with context.wrap_socket(server.accept(), server_side=True) as session:
+                assert b"Connection: close" not in session.recv(65536)
+                session.sendall(answer)
+                if answer == BODY:
+                    assert session.recv(1) == b""
+
+    with Server() as server:
+        thread = threading.Thread(target=serve, args=(server,))
+        thread.start()
+        port = server.socket.getsockname()[1]
+        tls_sessions(port, 2, authority.file)
+        with pytest.raises(CannotMeasure, match="TLS session ended without"):
+            tls_sessions(port, 1, authority.file)
+        thread.join(PATIENCE)
+    assert names == [NAME] * 3
+
+
+def test_tls_sessions_that_are_refused_are_an_error(tmp_path: Path) -> None:
+    trusted = Authority(tmp_path).file
+    with Server() as server:
+        port = server.socket.getsockname()[1]
+    with pytest.raises(CannotMeasure, match="a TLS session failed"):
+        tls_sessions(port, 1, trusted)
 
 
 GRANT = b"\0\x5a\x4e\x21\x7f\0\0\x01"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -37,6 +38,21 @@ def test_pools_command_lines(tmp_path: Path) -> None:
         servers = [word for word in command if word.startswith("127.0.0.1:20001")]
         assert len(set(servers)) == len(servers) == 1000
         assert command[command.index("--balance") + 1] == balance
+
+
+def test_command_lines_of_routes(tmp_path: Path) -> None:
+    """Each route is there; of server names there is one, for which clients ask."""
+    setup = Setup(tmp_path, 20000, 20001, quiet=True)
+    for name in ("relayd-route", "relayd-peek"):
+        *before, option, place = RELAYS[name].command(setup)
+        assert before == RELAYS["relayd-plane"].command(setup)
+        assert option == "--route"
+        assert inspect.iscoroutinefunction(namedAny(place.replace(":", ".")))
+    words = " ".join(RELAYS["relayd-sni"].command(setup))
+    assert words.endswith(
+        "--quiet --listen 127.0.0.1:20000 --sni origin.example=127.0.0.1:20001"
+    )
+    assert "--dest" not in words
 
 
 def test_portforward_logs_if_asked_to(tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def test_each_kind_of_relay_is_measured_apart() -> None:
     workloads = Plan.of(MODES["full"]).workloads
     kinds = {
         kind: {name for name, relay in RELAYS.items() if relay.kind == kind}
-        for kind in ("stream", "pool", "filtered", "socks4", "udp")
+        for kind in ("stream", "pool", "filtered", "routed", "socks4", "udp")
     }
     proxies = kinds["socks4"]
     for workload in ("socks4-short", "socks4-short-quiet"):
@@ -212,6 +212,12 @@ def test_each_kind_of_relay_is_measured_apart() -> None:
     assert set(clients) == {*kinds["pool"], "relayd-plane"}
     filtered = workloads.pop("filtered-bulk")
     assert set(filtered) == {*kinds["filtered"], "relayd-plane"}
+    routed = {
+        name: set(workloads.pop(name))
+        for name in ("route", "route-peek", "sni", "route-bulk")
+    }
+    assert all("relayd-plane" in relays for relays in routed.values())
+    assert set().union(*routed.values()) == {*kinds["routed"], "relayd-plane"}
     for workload, relays in workloads.items():
         if workload.startswith("udp-"):
             assert set(relays) == kinds["udp"]
