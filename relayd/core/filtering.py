@@ -262,19 +262,22 @@ def check_factories(filters: Sequence[IFilterFactory], *, datagrams: bool) -> No
 # -- datagrams
 
 
-def clashes(filters: Sequence[IFilterFactory]) -> Iterator[str]:
-    """What is wrong with filters beside each other: a line for each."""
+def clashes(filters: Sequence[IFilterFactory], whose: str = "a relay") -> Iterator[str]:
+    """What is wrong with filters beside each other: a line for each.
+
+    :param whose: they are, for those lines.
+    """
     owned: set[str] = set()
     growth = 1
     for factory in filters:
         owns = getattr(factory, "owns", "")
         if owns and owns in owned:
-            yield f"two filters of a relay have {owns}: give each its own"
+            yield f"two filters of {whose} have {owns}: give each its own"
         owned.add(owns)
         growth *= getattr(factory, "growth", 1)
     if growth > MOST_HELD:
         yield (
-            f"the filters of a relay may make {growth:,} bytes of one, one behind the"
+            f"the filters of {whose} may make {growth:,} bytes of one, one behind the"
             f" other; {MOST_HELD:,} at most: replace less by so much"
         )
 

@@ -79,9 +79,14 @@ class Capture(FilterFactory):
         if capture is None:
             if not to.enter(way.clock, self.size, self.keep):
                 return None
-            capture = way.shared["capture"] = SessionCapture(
-                way.session, way.clock, to.write, over=lambda _: to.leave()
-            )
+            try:
+                capture = way.shared["capture"] = SessionCapture(
+                    way.session, way.clock, to.write, over=lambda _: to.leave()
+                )
+            except BaseException:
+                # Nobody else would close it.
+                to.leave()
+                raise
         return CaptureFilter(capture, way.course, self.most, goes_on=_never)
 
 

@@ -2,7 +2,9 @@
 
 A process has one :class:`CaptureFile` for each path, so that a reload goes on with it.
 It is open while a session is captured to it.  A file that exists is appended to, with a
-section of its own; if it is as this process has left it, not even that is needed.
+section of its own; if it is as this process has left it, not even that is needed.  That
+is known of the last MOST_KNOWN files, whether there is a filter for them or not: that
+of a route lives no longer than the sessions that have it.
 
 Whole blocks are gathered and written once a turn of the reactor, or as soon as
 MOST_GATHERED bytes wait: what a write to a file takes is all that it can block.  When
@@ -25,8 +27,10 @@ import fcntl
 import os
 import stat
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from typing import ClassVar
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -47,6 +51,9 @@ LEAST_ROOM = 64 << 10
 #: Seconds before a capture that has ended by an error is tried again.
 RETRY = 60.0
 
+#: Files of which it is known how they were left, when nobody writes to them.
+MOST_KNOWN = 64
+
 # A pipe is not waited for; a terminal does not become ours.
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
@@ -62,6 +69,9 @@ class CaptureFile:
     """
 
     _all: weakref.WeakValueDictionary[str, CaptureFile] = weakref.WeakValueDictionary()
+
+    #: Those that were written to last; of most files nobody else keeps them.
+    _lately: ClassVar[OrderedDict[str, CaptureFile]] = OrderedDict()
 
     #: Of whoever has entered last.
     _clock: IReactorTime
@@ -103,6 +113,7 @@ class CaptureFile:
         :return: whether it is captured; if not, the log says why.
         """
         self.size, self.keep, self._clock = size, keep, clock
+        self._remember()
         if self.is_open and not self._is_in_place():
             self.flush()
             self._close()
@@ -115,6 +126,14 @@ class CaptureFile:
             self._not_before = None
         self._sessions += 1
         return True
+
+    def _remember(self) -> None:
+        """Know how it was left, also once no filter is about it; forget the oldest."""
+        lately = self._lately
+        lately[self.path] = self
+        lately.move_to_end(self.path)
+        if len(lately) > MOST_KNOWN:
+            lately.popitem(last=False)
 
     def leave(self) -> None:
         """A session is captured no more."""
@@ -339,7 +358,7 @@ def _lock(descriptor: int) -> None:
     except BlockingIOError:
         raise ValueError("another process writes to it") from None
     except OSError:
-        pass
+        self._remember()
 
 
 def _is_whole_capture(descriptor: int, size: int) -> bool:

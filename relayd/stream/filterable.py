@@ -54,7 +54,7 @@ class Filterable(Lifecycle):
             raise RuntimeError(f"session {self.session.id} is relayed already")
         own = tuple(factories)
         check_factories(own, datagrams=False)
-        for problem in clashes((*self.factory.filters, *own)):
+        for problem in clashes((*self.factory.filters, *own), "a session"):
             raise ValueError(problem)
         self.own_bridge = with_filters(self.factory.bridge) if own else None
         self.own_filters = own

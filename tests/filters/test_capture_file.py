@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import os
 import resource
 import stat
@@ -19,7 +20,7 @@ from zope.interface import implementer
 from relayd.core.filtering import SPLICE
 from relayd.filters import capture_file, pcapng
 from relayd.filters.capture import Capture
-from relayd.filters.capture_file import LEAST_SIZE, RETRY, CaptureFile
+from relayd.filters.capture_file import LEAST_SIZE, MOST_KNOWN, RETRY, CaptureFile
 from tests.support.captured import Captured
 from tests.support.captures import Stream, sections_of, streams_of
 
@@ -482,3 +483,75 @@ def test_without_descriptors_the_session_goes_on(
         patch.setattr("os.open", none_left)
         assert not Captured(factory, clock).filters
     assert lines == [ended(path, "Too many open files")]
+
+
+# -- filters of single sessions, which do not outlive them
+
+
+def test_it_is_known_how_a_file_was_left_of_which_no_filter_is_left(
+    path: Path, clock: Clock
+) -> None:
+    """As of a route: each session has a filter of its own."""
+    for number in 1, 2, 3:
+        Captured(Capture(str(path)), clock, number).end()
+        gc.collect()
+    [section] = sections_of(path.read_bytes())
+    assert len(streams_of(section)) == 3
+
+
+def test_an_error_is_told_once_for_all_of_them(
+    path: Path, clock: Clock, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.write", full)
+    for number in range(10):
+        Captured(Capture(str(path)), clock, number).end()
+        gc.collect()
+    assert lines == [ended(path, "No space left on device")]
+
+
+def test_only_so_many_files_are_known(tmp_path: Path, clock: Clock) -> None:
+    """Also if each client has a file of its own; and none of them is open."""
+    for number in range(MOST_KNOWN + 5):
+        Captured(Capture(str(tmp_path / f"{number}.pcapng")), clock, number).end()
+    gc.collect()
+    known = [CaptureFile._all.get(str(each)) for each in tmp_path.iterdir()]
+    left = [each for each in known if each is not None]
+    assert len(left) == MOST_KNOWN
+    assert not any(each.is_open for each in left)
+    forgotten = tmp_path / "0.pcapng"
+    assert CaptureFile._all.get(str(forgotten)) is None
+    # It is appended to all the same.
+    Captured(Capture(str(forgotten)), clock, 1000).end()
+    assert len(all_streams(forgotten)) == 2
+
+
+def test_one_that_is_written_to_is_not_forgotten(tmp_path: Path, clock: Clock) -> None:
+    path = tmp_path / "c.pcapng"
+    one = Captured(Capture(str(path)), clock)
+    for number in range(MOST_KNOWN + 5):
+        Captured(Capture(str(tmp_path / f"{number}.pcapng")), clock, number).end()
+    gc.collect()
+    other = Captured(Capture(str(path)), clock, 2)
+    one.say("up", b"one")
+    other.say("up", b"other")
+    one.end()
+    assert CaptureFile.of(str(path)).is_open
+    other.end()
+    assert not CaptureFile.of(str(path)).is_open
+    [section] = sections_of(path.read_bytes())
+    assert [each.said[0] for each in streams_of(section)] == [b"one", b"other"]
+
+
+def test_a_session_that_can_not_be_captured_leaves_no_file_open(
+    path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("relayd.filters.capture.SessionCapture", fails)
+    with pytest.raises(RuntimeError):
+        Captured(Capture(str(path)), clock)
+    assert not CaptureFile.of(str(path)).is_open
