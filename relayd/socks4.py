@@ -37,6 +37,7 @@ from relayd.core import pool_settings, settings
 from relayd.core.filtering import IFilterFactory
 from relayd.core.interfaces import IGate, IObserver, IProxyPolicy, IShedsClients
 from relayd.core.networks import Network
+from relayd.core.routing import IRouter
 from relayd.core.session import Ending
 from relayd.net.happy_eyeballs import Dialer
 from relayd.net.keepalive import KEEPALIVE, Keepalive, checked_user_timeout
@@ -44,6 +45,8 @@ from relayd.net.listening import TCPListenerEndpoint
 from relayd.net.resolving import Resolver, SocketAddress
 from relayd.observing.session_log import SessionLog
 from relayd.preludes.proxy_protocol import introduced_by, preamble_of
+from relayd.routing.making import router_of
+from relayd.routing.router import Route
 from relayd.socks import ident
 from relayd.socks.destinations import ProxyPolicy
 from relayd.socks.named import AddressDialer, AddressRetries
@@ -158,6 +161,7 @@ class Socks4Factory(StreamFactory):
         lifetime: Lifetime | None = None,
         bandwidth: Bandwidth | None = None,
         filters: Sequence[IFilterFactory] = (),
+        route: Route | IRouter | None = None,
         accept_proxy: Iterable[Network | str] = (),
         send_proxy: str | None = None,
         name: str | None = None,
@@ -205,6 +209,10 @@ class Socks4Factory(StreamFactory):
         if not half_close:
             self.bridge = ClosingBridge
         self.filter_by(filters)
+        if route is not None:
+            self.router = router_of(
+                route, reactor, kind="socks4", server_speaks_first=False
+            )
         self.introduction = introduced_by(accept_proxy)
         self.preamble = preamble_of(send_proxy)
         self.reactor = reactor
@@ -212,7 +220,7 @@ class Socks4Factory(StreamFactory):
         self.retries = AddressRetries(
             self.dialer, time_for_all(dial_timeout, connect_timeout)
         )
-        self.retries.tally = self.totals.retried
+        self.retries.count_in(self.totals.retried)
         self.listener = listener if listener is not None else self._listener
         self.resolver = resolver if resolver is not None else Resolver.of(reactor)
         self.policy = policy if policy is not None else ProxyPolicy()

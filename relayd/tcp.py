@@ -16,48 +16,75 @@ end of data can't be passed on to it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 from twisted.internet.interfaces import (
     IReactorTime,
     IStreamClientEndpoint,
 )
 
+from relayd.admission.limits import Waiting, undecided
 from relayd.admission.own_limits import OwnLimits
 from relayd.core import pool_settings, settings
 from relayd.core.filtering import IFilterFactory
 from relayd.core.interfaces import IGate, IObserver
 from relayd.core.networks import Network
+from relayd.core.route_spec import DEFAULT
+from relayd.core.routing import IRouter
 from relayd.net.keepalive import KEEPALIVE, Keepalive, checked_user_timeout
 from relayd.net.monotonic import monotonic
 from relayd.net.upstream import Upstream
 from relayd.observing.session_log import SessionLog
+from relayd.preludes.client_hello import HELLO, UNRECOGNIZED_NAME, ClientHello
 from relayd.preludes.proxy_protocol import introduced_by, preamble_of
+from relayd.routing.making import router_of
+from relayd.routing.router import Route
 from relayd.stream.closing_bridge import ClosingBridge
 from relayd.stream.cutting import Cutting
 from relayd.stream.deadlines import Timeouts
-from relayd.stream.factory import StreamFactory, StreamProtocol
-from relayd.stream.relay import Bandwidth, Lifetime
-from relayd.stream.retries import NEVER, RETRIES, Retries, time_for_all
+from relayd.stream.factory import StreamFactory
+from relayd.stream.pools_of import Failing, PoolOf, RetriesOfPools
+from relayd.stream.relay import Bandwidth, Lifetime, StreamRelay
+from relayd.stream.retries import time_for_all
+from relayd.stream.routable import Routable
 from relayd.stream.standby import StandBy
 from relayd.upstreams.pool import Pool
+from relayd.upstreams.server_names import ServerNames
 
 __all__ = ["RelayFactory", "RelayProtocol"]
 
+#: What a pool may be made of.
+Where = Pool | Upstream | IStreamClientEndpoint
 
-class RelayProtocol(StreamProtocol):
+
+class RelayProtocol(Routable):
     """A client of the TCP relay: dials as soon as it is let in."""
 
     factory: RelayFactory
 
     def decide(self, *said: Any) -> None:
         factory = self.factory
+        if factory.chooses is not None:
+            factory.chooses(self, *said)
+            return
         server, standby = factory.pool.choose(self.session), factory.standby
         if server is None and standby is not None and factory.waits:
             standby.wait(self)
         else:
             self.dial(server)
+
+    def go_by_name(self, hello: ClientHello) -> None:
+        """Go to the pool of the server name that the client asks for."""
+        asked = hello.server_name
+        if asked:
+            self.session.notes = {**self.session.notes, "sni": asked}
+        place = self.factory.names.find(asked)
+        if place is not None:
+            self.go_to(place)
+        else:
+            what = f"the name {asked!r}" if asked else "a client that names none"
+            self.turn_away(f"no server for {what}", UNRECOGNIZED_NAME)
 
 
 class RelayFactory(StreamFactory):
@@ -65,7 +92,20 @@ class RelayFactory(StreamFactory):
 
     :param upstream: the server, as an endpoint, an
         :class:`~relayd.net.upstream.Upstream`, or a
-        :class:`~relayd.upstreams.pool.Pool` of several.
+        :class:`~relayd.upstreams.pool.Pool` of several.  With `sni` or a `route` it is
+        the pool `default`; None: that has no server.
+    :param pools: more of them, by the names that `sni` and the route have for them.
+    :param sni: which pool is for the clients of TLS that ask for a server name, by
+        name: `www.example.com`, `*.example.com`, or empty for all others.  TLS is not
+        ended.
+    :param route: asked where each client goes: a coroutine function, which is given a
+        :class:`~relayd.routing.connection.Connection`; or a
+        :class:`~relayd.routing.router.Router` of one.
+    :param max_deciding: how many clients may be undecided at once, by the route or as
+        their server name has not come; a quarter for one client.  Unless given, a
+        quarter of the limit of open files.
+    :param server_speaks_first: the servers speak first; a route, if it is a function,
+        is given no first bytes.
     :param retries: how many servers more a client is tried with, if one can't be
         reached; the same one again after a pause, if there is no other.  Unless given,
         2, or none where there is a single server.
@@ -110,19 +150,30 @@ class RelayFactory(StreamFactory):
     :param name: what the log calls this relay; `relay1`, `relay2` and so on, unless
         given (:mod:`relayd.core.relay_names`).
     :raises ValueError: a timeout is negative or too short, the name can't be one, a
-        network is none, or there is no such version.
-    :raises TypeError: `upstream` can't be dialled.
+        network is none, there is no such version, or no such pool.
+    :raises TypeError: `upstream` can't be dialled, or the route is none.
     """
 
     protocol = RelayProtocol
 
+    #: What decides where its clients go, if not the pool alone does.
+    chooses: Callable[..., object] | None = None
+    #: What follows for the servers that its route names.
+    named: PoolOf
+    #: Its pools, by the server names that clients ask for.
+    names: ServerNames[PoolOf]
     #: Where clients wait for a server, if they do.
     standby: StandBy | None = None
 
     def __init__(
         self,
-        upstream: Pool | Upstream | IStreamClientEndpoint,
+        upstream: Where | None,
         *,
+        pools: Mapping[str, Where] | None = None,
+        sni: Mapping[str, str] | None = None,
+        route: Route | IRouter | None = None,
+        max_deciding: int | None = settings.MAX_DECIDING.default,
+        server_speaks_first: bool = settings.SERVER_SPEAKS_FIRST.default,
         retries: int | None = None,
         dial_timeout: float | None = pool_settings.DIAL_TIMEOUT.default,
         wait_for_server: float = 0.0,
@@ -145,10 +196,11 @@ class RelayFactory(StreamFactory):
         send_proxy: str | None = None,
         name: str | None = None,
     ) -> None:
+        dials: Any = clock
         if clock is None:
             from twisted.internet import reactor
 
-            clock = monotonic(reactor)
+            dials, clock = reactor, monotonic(reactor)
         super().__init__(
             timeouts=Timeouts(
                 connect=connect_timeout,
@@ -167,30 +219,86 @@ class RelayFactory(StreamFactory):
         self.own_limits = OwnLimits(self.clock)
         self.keepalive = KEEPALIVE if keepalive is None else keepalive
         self.user_timeout = checked_user_timeout(user_timeout, stall_timeout)
-        self.pool = Pool.of(upstream)
-        self.pool.belong_to(self.name)
-        if retries is None:
-            retries = RETRIES if len(self.pool.upstreams) > 1 else 0
-        dial_timeout = time_for_all(dial_timeout, connect_timeout)
-        if retries < 0 or not wait_for_server >= 0:
+        if not ((retries or 0) >= 0 and wait_for_server >= 0):
             raise ValueError("retries and times must not be negative")
-        if retries or 0 < dial_timeout < (connect_timeout or NEVER):
-            self.retries = Retries(self.pool, retries, dial_timeout)
-            self.retries.tally = self.totals.retried
-        if cut:
-            self.pool.listeners.append(Cutting(self).server_changed)
-        self._waits_always = bool(wait_for_server)
-        if wait_for_server or self.pool.pending:
-            seconds = wait_for_server or connect_timeout
-            self.standby = StandBy(self.pool, seconds, self.clock)
-            self.pool.listeners.append(self.standby.server_changed)
-        if wait_for_server and self.retries is not None:
-            self.retries.standby = self.standby
+        failing = Failing(
+            retries=retries,
+            dial_timeout=time_for_all(dial_timeout, connect_timeout),
+            connect_timeout=connect_timeout,
+            wait=wait_for_server,
+        )
+        given: dict[str, Where] = {DEFAULT: Pool([]), **(pools or {})}
+        if upstream is not None:
+            given[DEFAULT] = upstream
+        self.pools = {
+            each: failing.of(each, Pool.of(where), self.clock)
+            for each, where in given.items()
+        }
+        self.pool = self.all_pools[0]
+        own = self.pools[DEFAULT]
+        self.retries, self.standby = own.retries, own.standby
+        for each in self.all_pools:
+            each.belong_to(self.name)
+            if cut:
+                each.listeners.append(Cutting(self).server_changed)
+        if sni is not None and route is not None:
+            raise ValueError("a route asks for server names itself: leave out sni")
+        if sni is not None:
+            self._go_by_name(sni)
+        elif route is not None:
+            self.router = router_of(
+                route,
+                dials,
+                pools=self.pools,
+                server_speaks_first=server_speaks_first,
+            )
+            self.chooses = Routable.ask_route
+        elif len(self.pools) > 1:
+            raise ValueError("several pools take a route, or sni, that chooses one")
+        elif upstream is None:
+            raise TypeError("a relay without sni and without a route has an upstream")
+        if self.chooses is not None:
+            self.named = failing.of_named()
+            each_retries = [each.retries for each in (*self.pools.values(), self.named)]
+            self.retries = RetriesOfPools(each_retries, failing.dial_timeout)
+            self.handshakes = undecided(max_deciding, self.clock)
+        if self.retries is not None:
+            self.retries.count_in(self.totals.retried)
         if not half_close:
             self.bridge = ClosingBridge
         self.filter_by(filters)
         self.introduction = introduced_by(accept_proxy)
         self.preamble = preamble_of(send_proxy)
+
+    def _go_by_name(self, sni: Mapping[str, str]) -> None:
+        """Have the server name that a client asks for say which pool it is for.
+
+        :raises ValueError: there is no such pool.
+        """
+        missing = sorted(set(sni.values()) - set(self.pools))
+        if missing:
+            raise ValueError(f"sni names pools that are not given: {missing}")
+        self.preludes = (HELLO,)
+        self.names = ServerNames(
+            {name: self.pools[where] for name, where in sni.items()}
+        )
+        self.chooses = RelayProtocol.go_by_name
+
+    def succeed(self, other: StreamRelay) -> None:
+        """See :meth:`relayd.stream.relay.StreamRelay.succeed`.
+
+        The undecided clients are limited together with the other one's.
+        """
+        super().succeed(other)
+        if isinstance(self.handshakes, Waiting) and isinstance(
+            other.handshakes, Waiting
+        ):
+            self.handshakes = other.handshakes.limited_as(self.handshakes)
+
+    @property
+    def all_pools(self) -> list[Pool]:
+        """Its pools: `default`, which may be empty, and the others."""
+        return [cast(Pool, each.pool) for each in self.pools.values()]
 
     @property
     def waits(self) -> bool:
@@ -198,4 +306,4 @@ class RelayFactory(StreamFactory):
 
         Always, if they are to; else while nobody knows yet which servers there are.
         """
-        return self._waits_always or self.pool.pending > 0
+        return self.pools[DEFAULT].waits

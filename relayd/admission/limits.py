@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import resource
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -46,6 +46,18 @@ def default_max_handshakes() -> int:
 def default_max_handshakes_per_client(limit: int) -> int:
     """The default limit of handshakes of one client: a quarter of all."""
     return max(1, min(DEFAULT_HANDSHAKES_PER_CLIENT, limit // 4))
+
+
+def undecided(most: int | None, clock: IReactorTime) -> Waiting[Any]:
+    """The clients of one relay about which nothing is decided yet.
+
+    :param most: of them; None: as many as handshakes, unless more are asked for.
+    :raises ValueError: that is none.
+    """
+    limit = default_max_handshakes() if most is None else most
+    if limit < 1:
+        raise ValueError(f"max_deciding must be at least 1: {most!r}")
+    return Waiting("undecided clients", limit, max(1, limit // 4), clock)
 
 
 class Waiting(Generic[Item]):

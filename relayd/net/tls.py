@@ -221,6 +221,16 @@ def _is_address(name: str) -> bool:
     return is_address(name.partition("%")[0])
 
 
+def asked_name(transport: Any) -> str | None:
+    """The name that a client has asked for (SNI), as its listener ends its TLS.
+
+    :param transport: of TLS, or a wrapper of it; with its handshake done.
+    """
+    connection = transport.getHandle()
+    asked = getattr(connection, "get_servername", lambda: None)()
+    return asked.decode("ascii", "backslashreplace").lower() if asked else None
+
+
 def _requested_name(connection: Any) -> str:
     """The name that a connection asks for (SNI), if it checks certificates."""
     from OpenSSL.SSL import VERIFY_PEER

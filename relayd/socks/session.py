@@ -27,6 +27,7 @@ from relayd.core.addresses import client_key, host_of
 from relayd.core.errors import Refused
 from relayd.core.names import host_port, is_address
 from relayd.core.prelude import Prelude
+from relayd.core.routing import RouteFailed
 from relayd.core.session import Ending, Session
 from relayd.core.stage import Stage
 from relayd.net.resolving import SocketAddress
@@ -37,7 +38,7 @@ from relayd.socks.bind import ANYONE, BindAttempt
 from relayd.socks.named import NamedDestination, permitted, socket_address
 from relayd.stream.attempt import Attempt
 from relayd.stream.legs import Leg
-from relayd.stream.session import StreamProtocol
+from relayd.stream.routable import Routable
 
 #: What a client says first.
 REQUEST = Prelude("request", read_request)
@@ -79,7 +80,7 @@ class Socks4Session(Session):
         }
 
 
-class Socks4Protocol(StreamProtocol):
+class Socks4Protocol(Routable):
     """A client of the proxy.
 
     :ivar request: what it asks for, once that is known.
@@ -137,6 +138,13 @@ class Socks4Protocol(StreamProtocol):
         self.pending.start()
 
     def serve(self, request: Request) -> None:
+        """Do what it asks for, or what the route says instead."""
+        if self.factory.router is not None:
+            self.ask_route()
+        else:
+            self.serve_as_asked(request)
+
+    def serve_as_asked(self, request: Request) -> None:
         """Do what it asks for, if that is permitted."""
         try:
             if request.command is _BIND:
@@ -145,6 +153,28 @@ class Socks4Protocol(StreamProtocol):
                 self.dial(Upstream(self._destination(request), self.session.requested))
         except Refused as refusal:
             self.end(Ending.DENIED, refusal.why)
+
+    def go_by_itself(self, where: Any) -> None:
+        """See :meth:`Routable.go_by_itself`.
+
+        What the client has asked for is judged as ever; another server is its
+        operator's own word.
+        """
+        request: Any = self.request
+        if where == self.session.requested:
+            self.serve_as_asked(request)
+        elif request.command is _BIND:
+            raise RouteFailed("BIND has no server: return conn.server(conn.requested)")
+        else:
+            self.dial(self.upstream_of(where))
+
+    def turn_away(self, why: str, reply: bytes = b"") -> None:
+        """See :meth:`Routable.turn_away`; its client is told by a reply of SOCKS."""
+        self.end(Ending.DENIED, why)
+
+    def route_failed(self, why: str) -> None:
+        """See :meth:`Routable.route_failed`."""
+        self.end(Ending.ROUTE_FAILED, why)
 
     def _destination(self, request: Request) -> Any:
         """What connects to where the client wants to go.
@@ -249,7 +279,7 @@ class Socks4Protocol(StreamProtocol):
             address = getattr(peer, "host", ANYONE)
             port = getattr(peer, "port", request.port)
         self._reply(_GRANTED, address, port)
-        StreamProtocol.relay(self, leg)
+        Routable.relay(self, leg)
 
     def refuse(self, ending: Ending, why: str, code: Code = Code.REJECTED) -> None:
         """Tell the client that it is not served, and close."""

@@ -27,6 +27,7 @@ from relayd.core.observers import Observers
 from relayd.core.prelude import Introduction, Prelude
 from relayd.core.registry import Registry
 from relayd.core.relay_names import relay_name
+from relayd.core.routing import IRouter
 from relayd.core.session import Ending, Session
 from relayd.core.spreading import Idleness
 from relayd.core.stage import Stage
@@ -68,6 +69,9 @@ class Queue(Protocol):
 
     def discard(self, item: Any) -> None:
         """It waits no longer, if it did."""
+
+    def __contains__(self, item: Any) -> bool:
+        """Whether it waits."""
 
 
 class Lifetime(Protocol):
@@ -129,6 +133,7 @@ class StreamRelay:
     :ivar retries: what follows a dial that has failed, if anything does.
     :ivar bridge: joins the two legs of its sessions.
     :ivar filters: see their bytes, if there are any.
+    :ivar router: decides where they go, if anything does.
     :ivar handshakes: those whose handshake or prelude is under way, if there is a limit
         of them.
     :ivar own_limits: makes what limits one session alone, if anything may.
@@ -154,6 +159,7 @@ class StreamRelay:
     handshakes: Queue | None = None
     filters: Sequence[IFilterFactory] = ()
     own_limits: OwnLimits | None = None
+    router: IRouter | None = None
     keepalive = KEEPALIVE
     user_timeout = settings.USER_TIMEOUT.default
 
@@ -244,7 +250,7 @@ class StreamRelay:
         self.totals = totals
         self.endings, self.refusals = totals.endings, totals.refusals
         if self.retries is not None:
-            self.retries.tally = totals.retried
+            self.retries.count_in(totals.retried)
         self._failures = other._failures
         self.counts = other.counts
         self.own_limits = other.own_limits

@@ -129,6 +129,10 @@ class Retries:
         self.dial_timeout = dial_timeout
         self.tally = Tally()
 
+    def count_in(self, tally: Tally) -> None:
+        """Count attempts there from now on, together with others."""
+        self.tally = tally
+
     @property
     def count(self) -> int:
         """How many attempts were retries."""

@@ -85,7 +85,7 @@ class StandBy:
             client.end(Ending.NO_UPSTREAM, f"{self.most} clients wait for a server")
             return
         seconds = min(self.limit, round(limit, 3)) if limit < NEVER else self.limit
-        if client.session.stage is Stage.DIALING:
+        if client.session.stage in (Stage.DIALING, Stage.DECIDING):
             client.set_deadline(seconds)
         else:
             client.enter(Stage.DECIDING, seconds)
