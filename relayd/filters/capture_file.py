@@ -358,7 +358,7 @@ def _lock(descriptor: int) -> None:
     except BlockingIOError:
         raise ValueError("another process writes to it") from None
     except OSError:
-        self._remember()
+        pass
 
 
 def _is_whole_capture(descriptor: int, size: int) -> bool:
