@@ -81,7 +81,7 @@ class OwnLimits:
             raise ValueError(f"a limit of sessions is at least 1: {most!r}")
         if self.counts.get(key, 0) >= most:
             shown = key if len(key) <= _QUOTED else key[:_QUOTED] + "..."
-            raise Refused(f"there are {most} sessions of {shown!r} already")
+            raise Refused(f"the limit of sessions of {shown!r} is reached: {most}")
         return _Counted(self.counts, key)
 
     def lifetime(self, max_age: float) -> Lifetime:

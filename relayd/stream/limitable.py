@@ -11,7 +11,7 @@ from typing import Any
 
 from relayd.core.interfaces import ILease
 from relayd.core.leases import Leases
-from relayd.core.routing import RouteLimits
+from relayd.core.routing import NO_LIMITS, RouteLimits
 from relayd.stream.filterable import Filterable
 from relayd.stream.relay import OwnLimits
 from relayd.stream.watches import is_too_old
@@ -40,7 +40,7 @@ class Limitable(Filterable):
         :raises TypeError: its relay can't limit one session alone.
         :raises ValueError: a number is too small.
         """
-        if self.session.ending is not None:
+        if limits == NO_LIMITS or self.session.ending is not None:
             return
         own = self.factory.own_limits
         if self.bridge is not None:
