@@ -55,6 +55,8 @@ _RELAY: dict[str, Any] = {
     "state": word("running", "stopped", "paused", "draining"),
     "listen": many(TEXT),
     "dest": many(TEXT),
+    "sni": many(TEXT),
+    "route": maybe(TEXT),
     "sessions": WHOLE,
     "older_sessions": {
         **WHOLE,
@@ -99,6 +101,7 @@ SCHEMAS: dict[str, Json] = {
     "Relays": record(relays=many(ref("Relay"))),
     "Server": record(
         relay=TEXT,
+        pool={**TEXT, "description": "`default`, or what the settings call it"},
         name=TEXT,
         label=maybe(TEXT),
         address=TEXT,

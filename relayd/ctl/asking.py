@@ -133,9 +133,9 @@ def _quickly(path: str, query: dict[str, Any] | None = None) -> dict[str, Any]:
 def _names(path: str, key: str, query: dict[str, Any] | None = None) -> list[str]:
     """The names in an answer: of relays, or of servers."""
     from relayd.ctl.tables import rows_of
+    from relayd.ctl.views import called
 
-    found = rows_of(_quickly(path, query), key)
-    names = [each.get("label") or each.get("name") for each in found]
+    names = [called(each) for each in rows_of(_quickly(path, query), key)]
     return [each for each in names if isinstance(each, str)]
 
 

@@ -135,7 +135,8 @@ def set_(name: str, settings: tuple[str, ...], as_json: bool) -> None:
 @control_option()
 def server(name: str, change: str, within: float | None, as_json: bool) -> None:
     """Change a server of a relay, NAME/SERVER: what follows the first slash is the
-    server's name or its label, as relayctl servers shows it.
+    server's name or its label, as relayctl servers shows it. Of a relay with several
+    pools, POOL/SERVER is the one in that pool; without POOL, all that are called so.
 
     `up`: it is used, whatever its checks say. `drain`: it gets no new sessions, and
     those that it has go on. `down`: the same, but its setting on_down says whether its
@@ -146,6 +147,7 @@ def server(name: str, change: str, within: float | None, as_json: bool) -> None:
     Example:  relayctl server web/10.0.0.5:80 drain --within 60
     Example:  relayctl server web/10.0.0.5:80 auto
     Example:  relayctl server web/blue weight=10
+    Example:  relayctl server web/ssh/10.0.0.7:22 drain
     """
     key, _, number = change.partition("=")
     if change in _STATES:

@@ -21,7 +21,7 @@ _RELAYS = (
     Column("kind", "kind", spare=3),
     Column("state", "state"),
     Column("listen", "listen", listed, folds=True),
-    Column("dest", "dest", listed, folds=True),
+    Column("dest", lambda row: _leads_to(row), listed, folds=True),
     Column("sessions", lambda row: _of(row, "sessions", "max_sessions"), right=True),
     number("older", "older_sessions", spare=2),
     number("refused", "refused"),
@@ -79,7 +79,7 @@ _NAT = (
 
 _SERVERS = (
     Column("relay", "relay"),
-    Column("server", lambda row: row.get("label") or row.get("name")),
+    Column("server", lambda row: called(row)),
     Column("address", "address", spare=2),
     Column("state", "state"),
     Column("why", lambda row: _why(row), folds=True),
@@ -119,6 +119,24 @@ _STEPS = (
 )
 
 _LEVELS = (Column("namespace", "namespace"), Column("level", "level"))
+
+
+def called(row: Json) -> Any:
+    """What `relayctl server` takes for a server of a relay.
+
+    A name begins with that of its pool, if that is not the default one; a label does
+    not, and may be one of another pool's, too.
+    """
+    label, pool = row.get("label"), row.get("pool")
+    if not label:
+        return row.get("name")
+    return label if pool in (None, "default") else f"{pool}/{label}"
+
+
+def _leads_to(row: Json) -> list[Any]:
+    """Where the clients of a relay may go."""
+    found = [each for key in ("dest", "sni") for each in row.get(key) or ()]
+    return [*found, f"route {row['route']}"] if row.get("route") else found
 
 
 def _of(row: Json, key: str, limit: str) -> str:
@@ -294,7 +312,7 @@ def changed_relay(answer: Json) -> str:
 
 
 def changed_server(answer: Json) -> str:
-    name = text(answer.get("label") or answer.get("name"))
+    name = text(called(answer))
     line = f"{text(answer.get('relay'))}/{name}: {text(answer.get('state'))}"
     if why := _why(answer):
         line += f" ({text(why)})"

@@ -315,8 +315,10 @@ def _follow(before: Unit, unit: Unit) -> None:
             take_over(made_of.gate, was.gate)
             take_over(made_of.bandwidth, was.bandwidth)
             part.served.become(part.built)
-        if part.pool is not None and old.pool not in (None, part.pool):
-            part.pool.succeed(old.pool)
+        for name, pool in part.pools.items():
+            was_pool = old.pools.get(name)
+            if was_pool is not None and was_pool is not pool:
+                pool.succeed(was_pool)
 
 
 def _pools_but(units: Iterable[Unit], others: Iterable[Unit]) -> list[Pool]:

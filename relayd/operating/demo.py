@@ -23,6 +23,7 @@ from twisted.web.static import File
 from zope.interface import implementer
 
 from relayd.configuring.config import DEMO_LISTENER, Relay, each_port
+from relayd.core.route_spec import DEFAULT
 from relayd.net.dialing import SocketEndpoint
 from relayd.net.listening import TCPListenerEndpoint
 from relayd.net.upstream import Upstream
@@ -78,7 +79,7 @@ def demo_unit(relay: Relay, shop: Workshop) -> tuple[DemoSite, Unit]:
     [(listeners, _)] = each_port(relay)
     admitting = Admitting.of(relay.admission, shop.reactor)
     filters = made_filters(relay)
-    part = pool_part(listeners, pool, relay, shop, admitting, filters)
+    part = pool_part(listeners, {DEFAULT: pool}, relay, shop, admitting, filters)
     return site, Unit(relay, admitting, [part], filters)
 
 

@@ -14,8 +14,10 @@ import attrs
 
 from relayd.configuring.address_grammar import StreamAddress, UdpAddress
 from relayd.configuring.config import Relay, UdpRelay, each_port
+from relayd.configuring.pools_of_relay import pools_of
 from relayd.configuring.server_options import ServerOptions
 from relayd.core.flows import NewFlow
+from relayd.core.route_spec import DEFAULT
 from relayd.net.upstream import Upstream
 from relayd.operating.explanation import UNIX_CLIENT, Step, StillClock
 from relayd.operating.flow_pools import FlowMaker, flow_servers
@@ -49,16 +51,18 @@ class _FlowMaker(FlowMaker):
         return made
 
 
-def pool_of(relay: Relay | UdpRelay) -> Pool:
-    """The pool of a relay's first port, as it is when nothing has happened yet.
+def pool_of(relay: Relay | UdpRelay, name: str = DEFAULT) -> Pool:
+    """A pool of a relay's first port, as it is when nothing has happened yet.
 
+    :param name: of the pool; one that the relay does not have is empty.
     :raises ConfigError: this machine can't send to one of the servers.
     """
     _, destinations = next(each_port(relay))
     prefix, clock = relay.admission.client_prefix, _CLOCK
     if isinstance(relay, Relay):
-        made = _Maker(clock, "twisted")
-        return stream_pool(destinations, relay.pool, clock, made, prefix)
+        made = _Maker(clock, "twisted", pool=name)
+        own = pools_of(destinations, relay.sni).get(name, [])
+        return stream_pool(own, relay.pool, clock, made, prefix, name)
     flows = flow_servers(destinations, relay.pool, clock, _FlowMaker(), prefix)
     if isinstance(flows, Pool):
         return flows

@@ -35,6 +35,27 @@ def pool_of(relay: Any) -> Pool | None:
     return None
 
 
+def pools_of(relay: Any) -> list[Pool]:
+    """All of its pools, of a relay of any kind."""
+    several: list[Pool] | None = getattr(relay, "all_pools", None)
+    if several is not None:
+        return several
+    pool = pool_of(relay)
+    return [] if pool is None else [pool]
+
+
+def _can_serve(relay: Any) -> bool:
+    """Whether a client may have a server: of one of its pools at least.
+
+    Which pool a client needs is not known before it comes.  A route may name servers
+    that are in none: one without any pool can serve always.
+    """
+    pools = pools_of(relay)
+    if getattr(relay, "router", None) is not None:
+        pools = [each for each in pools if each.upstreams or each.followed]
+    return not pools or any(each.can_serve for each in pools)
+
+
 class Health:
     """The health of a command's relays.
 
@@ -67,7 +88,7 @@ class Health:
                 why = "stopped"
             elif each not in service.standing:
                 why = "not all of its listeners are open"
-            elif (pool := pool_of(factory)) is not None and not pool.can_serve:
+            elif not _can_serve(factory):
                 why = "none of its servers can have a client"
             elif not each.flows and self._all_down(factory.counts):
                 why = "dials to all of its servers have failed"

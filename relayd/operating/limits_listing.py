@@ -21,6 +21,7 @@ from relayd.admission.connect_rates import MAX_CLIENTS, ConnectRates
 from relayd.admission.gates import parts_of
 from relayd.admission.session_limits import SessionLimits
 from relayd.control.steering import Json, Work
+from relayd.core.route_spec import DEFAULT
 from relayd.datagrams.standby import FULL, MAX_BYTES
 from relayd.datagrams.unanswered import MAX_KEPT_BYTES
 from relayd.net.descriptors import Descriptors
@@ -188,13 +189,22 @@ def _of_streams(shown: Shown) -> Generator[None, None, list[Json]]:
                     *(table.most_of_one, table.client_hits),
                 ),
             ]
-    for standby in (getattr(each, "standby", None) for each in shown.factories):
-        if standby is not None:
-            what = "when_none: clients that wait"
-            rows.append(
-                _row(what, relay, standby.most, len(standby), standby.turned_away)
-            )
+    for pool, standby in _standbys(shown.factories):
+        what = f"when_none: clients that wait{pool}"
+        rows.append(_row(what, relay, standby.most, len(standby), standby.turned_away))
     return rows
+
+
+def _standbys(factories: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """Where clients wait for a server, of each pool that is not the only one."""
+    for each in factories:
+        pools = getattr(each, "pools", None)
+        if pools is None:
+            pools = {DEFAULT: each}
+        for name, pool in pools.items():
+            standby = getattr(pool, "standby", None)
+            if standby is not None:
+                yield "" if name == DEFAULT else f" for {name}", standby
 
 
 def _of_flows(shown: Shown) -> Generator[None, None, list[Json]]:

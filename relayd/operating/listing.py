@@ -19,6 +19,7 @@ import attrs
 
 from relayd.control.steering import Invalid, SessionQuery, Sort, Unknown, Work
 from relayd.core.peers import Peers
+from relayd.core.route_spec import DEFAULT
 from relayd.core.stage import Stage
 from relayd.upstreams.pool import Pool
 
@@ -290,11 +291,32 @@ def _is_at(session: Any, text: str) -> bool:
     server, upstream = session.server, session.upstream
     if server is None:
         return bool(upstream == text)
+    if is_called(server, text) or text == upstream:
+        return True
     label = getattr(server, "label", "")
-    if not label:
-        return text in (upstream, server.name)
-    bare = upstream.removeprefix(f"{label}/")
-    return text in (label, upstream, server.name, bare)
+    return bool(label) and text == upstream.removeprefix(f"{label}/")
+
+
+def is_called(upstream: Any, text: str) -> bool:
+    """Whether this is what a server is called: see :func:`names_of`."""
+    # For many sessions, of which few are meant.
+    if text == upstream.name:
+        return True
+    return bool(text) and text in names_of(upstream)
+
+
+def names_of(upstream: Any) -> list[str]:
+    """What a server is called: its name, and its label.
+
+    Each with the name of its pool before it, and without: then others of its relay may
+    be called so, too.
+    """
+    pool: str = getattr(upstream, "pool", "")
+    bare = upstream.name.removeprefix(f"{pool}/") if pool else upstream.name
+    found = [bare, f"{pool or DEFAULT}/{bare}"]
+    if label := getattr(upstream, "label", ""):
+        found += [label, f"{pool or DEFAULT}/{label}"]
+    return found
 
 
 def stream_sources(shown: Iterable[Shown]) -> list[StreamSource]:

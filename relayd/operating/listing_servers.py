@@ -1,7 +1,8 @@
 """What a running relay tells of its servers: how each is, why, and what it has to do.
 
 Servers of one name, which a relay with several ports may have one of for each, are
-told as one.  See :mod:`relayd.operating.listing`.
+told as one.  The names of those of one of several pools begin with the pool's, so that
+the same address in two pools is two servers.  See :mod:`relayd.operating.listing`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,15 @@ from typing import Any
 
 from relayd.control.steering import Json, Unknown, Work
 from relayd.core.addresses import socket_name
+from relayd.core.route_spec import DEFAULT
 from relayd.observing.log_times import LogTimes
-from relayd.operating.listing import Shown, listing_of, parts, relays_of
+from relayd.operating.listing import (
+    Shown,
+    is_called,
+    listing_of,
+    parts,
+    relays_of,
+)
 from relayd.operating.servers import BACKUPS
 from relayd.udp_nat import Server as Where
 from relayd.upstreams.server import LastCheck, Server
@@ -34,7 +42,7 @@ def servers(shown: Iterable[Shown], relay: str | None = None) -> Work:
 
 
 def server(shown: Shown, name: str) -> Json:
-    """One server, by its name or its label; of several with that label, the first.
+    """One server, by its name or its label; of several that are called so, the first.
 
     :raises Unknown: the relay has none.
     """
@@ -53,11 +61,6 @@ def no_server(shown: Shown, name: str) -> Unknown:
     return Unknown(
         f"{shown.name} has no server {name!r}: there {listing_of(by_name(shown))}"
     )
-
-
-def is_called(upstream: Any, name: str) -> bool:
-    """Whether this is a server's name, or its label."""
-    return bool(name) and name in (upstream.name, getattr(upstream, "label", ""))
 
 
 def by_name(shown: Shown) -> dict[str, list[Any]]:
@@ -113,6 +116,7 @@ def _row(shown: Shown, same: Sequence[Any], counts: Counter[Any]) -> Json:
     if not isinstance(one, Server):
         return {
             "relay": shown.name,
+            "pool": _pool_of(one),
             "name": one.name,
             "label": None,
             "address": _address_of(one),
@@ -131,6 +135,7 @@ def _row(shown: Shown, same: Sequence[Any], counts: Counter[Any]) -> Json:
     one = next((each for each in same if each.state != "up"), one)
     return {
         "relay": shown.name,
+        "pool": _pool_of(one),
         "name": one.name,
         "label": one.label or None,
         "address": _address_of(one),
@@ -153,8 +158,15 @@ def _address_of(upstream: Any) -> str:
     there = getattr(endpoint, "peer_name", "")
     if not there and isinstance(endpoint, Where) and endpoint.address is not None:
         there = socket_name(endpoint.address[1])
-    label = getattr(upstream, "label", "")
-    return there or str(upstream.name.removeprefix(f"{label}/" if label else ""))
+    name = upstream.name
+    for before in (getattr(upstream, "pool", ""), getattr(upstream, "label", "")):
+        name = name.removeprefix(f"{before}/" if before else "")
+    return there or str(name)
+
+
+def _pool_of(upstream: Any) -> str:
+    """The name of its pool; servers of datagrams without state are in none."""
+    return getattr(upstream, "pool", "") or DEFAULT
 
 
 def _check_of(last: LastCheck | None, shown: Shown) -> Json | None:

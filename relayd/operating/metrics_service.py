@@ -8,7 +8,7 @@ prometheus_client and twisted.web.
 from __future__ import annotations
 
 import platform
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 from twisted.application.service import Service
@@ -33,7 +33,7 @@ from relayd.observing.log_times import LogTimes
 from relayd.observing.metrics import RelayCollector, exposition
 from relayd.observing.readings import Flows, ProcessReading, Sessions
 from relayd.operating.collecting import keep_for_good
-from relayd.operating.health import Health
+from relayd.operating.health import Health, pools_of
 from relayd.operating.logs import Logs
 from relayd.operating.metrics_site import MetricsSite
 from relayd.operating.process_counts import (
@@ -43,11 +43,17 @@ from relayd.operating.process_counts import (
 )
 from relayd.operating.running import RelayService
 from relayd.operating.standing import has_flows
+from relayd.upstreams.pool import Pool
 
 log = Logger(namespace="relayd.metrics")
 
 #: Seconds between two looks at how late the reactor is.
 INTERVAL = 1.0
+
+
+def _pools_of(factories: Iterable[Any]) -> list[Pool]:
+    """The pools of one relay; each once."""
+    return list(dict.fromkeys(pool for each in factories for pool in pools_of(each)))
 
 
 class _Following:
@@ -97,8 +103,8 @@ class MetricsService(Service):
         self.port: IListeningPort | None = None
         #: Of the relays that there are, and of those that have sessions still, by name.
         self._counts: dict[str, SessionCounts] = {}
-        #: What hears of the servers of each pool, by the pool's factory.
-        self._following: dict[Any, _Following] = {}
+        #: What hears of the servers of each pool.
+        self._following: dict[Pool, _Following] = {}
         self._listening = False
         self._lag = self._due = 0.0
         self._look: IDelayedCall | None = None
@@ -130,7 +136,7 @@ class MetricsService(Service):
         following, self._following = self._following, {}
         for name, own in factories.items():
             # A proxy's clients choose the servers: there is no end to their names.
-            pools = [each.pool for each in own if hasattr(each, "pool")]
+            pools = _pools_of(own)
             servers = [each.name for pool in pools for each in pool.upstreams]
             counts = self._counts.get(name)
             if counts is None:
@@ -141,14 +147,14 @@ class MetricsService(Service):
                 }
             for factory in own:
                 factory.counts = counts
-                if hasattr(factory, "pool"):
-                    heard = following.pop(factory, None)
-                    if heard is None:
-                        heard = _Following(counts)
-                        factory.pool.listeners.append(heard)
-                    self._following[factory] = heard
-        for factory, heard in following.items():
-            factory.pool.listeners.remove(heard)
+            for pool in pools:
+                heard = following.pop(pool, None)
+                if heard is None:
+                    heard = _Following(counts)
+                    pool.listeners.append(heard)
+                self._following[pool] = heard
+        for pool, heard in following.items():
+            pool.listeners.remove(heard)
 
     def _counted(self) -> Iterator[Sessions | Flows]:
         """The relays that there are now, with what they have from before a change."""
@@ -176,7 +182,7 @@ class MetricsService(Service):
                 own[0].counts,
                 living=[each.registry for each in (*own, *before)],
                 bandwidth=own[0].bandwidth if totals[0].waited is None else totals[0],
-                pools=[each.pool for each in own if hasattr(each, "pool")],
+                pools=_pools_of(own),
                 retries=[each.retried for each in totals],
             )
 

@@ -8,12 +8,13 @@ and the operator's word about servers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 
 from relayd.configuring.address_settings import DEST
 from relayd.configuring.given import Given, Layers, Place, RelaySection, key_of
+from relayd.configuring.route_settings import SNI
 from relayd.configuring.sections import RELAY_KEYS, key_in, read_settings
 from relayd.configuring.server_options import ADDRESS, split, text_of
 from relayd.configuring.written import as_toml, values
@@ -26,6 +27,17 @@ HIDDEN = "***"
 
 #: Where a setting comes from that was said while the process runs.
 RUN_TIME = "run time"
+
+
+class Entry(NamedTuple):
+    """Where the settings of a relay name a server.
+
+    :ivar key: `dest`, or `sni`.
+    :ivar number: of the entry in that list.
+    """
+
+    key: str
+    number: int
 
 
 @attrs.frozen(eq=False)
@@ -113,7 +125,7 @@ class Overlay:
     # -- shown
 
     def differences(
-        self, layers: Layers, called: Mapping[str, Mapping[str, int]]
+        self, layers: Layers, called: Mapping[str, Mapping[str, Sequence[Entry]]]
     ) -> Iterator[Json]:
         """Each thing that is said, beside what the file says.
 
@@ -135,12 +147,13 @@ class Overlay:
                     "now": shown(rows[0], now),
                 }
         for relay, said in self.servers.items():
-            dest = sections[relay].all(DEST.key)
             # Others may be in their places: then the file says nothing of them.
-            own = DEST.key not in self.settings.get(relay, {})
+            own = self.settings.get(relay, {})
             for server, each in said.items():
-                number = called.get(relay, {}).get(server) if own else None
-                in_file = {} if number is None else _options(dest[number])
+                in_file: Json = {}
+                for key, number in called.get(relay, {}).get(server, ())[:1]:
+                    if key not in own:
+                        in_file = _options(sections[relay].all(key)[number])
                 for key, now in (("state", each.word), ("weight", each.weight)):
                     if now is not None:
                         yield {
@@ -151,29 +164,32 @@ class Overlay:
                             "now": now,
                         }
 
-    def as_toml(self, layers: Layers, called: Mapping[str, Mapping[str, int]]) -> str:
+    def as_toml(
+        self, layers: Layers, called: Mapping[str, Mapping[str, Sequence[Entry]]]
+    ) -> str:
         """The file as it would be with all this in it.
 
-        :param called: by relay and the name of a server: which of the relay's `dest` it
-            is.  A word about another one, whom a name has brought, is written as a
-            comment.
+        :param called: by relay and the name of a server: where the settings name it.
+            A word about another one, whom a name has brought, is written as a comment.
         """
         notes = []
         relays = []
         for section in self.over(layers).sections:
             name = section.name or ""
             said = dict(self.servers.get(name, {}))
-            dest = section.all(DEST.key)
+            lists = {key: section.all(key) for key in (DEST.key, SNI.key)}
             for server in [each for each in said if each in called.get(name, {})]:
-                number = called[name][server]
-                dest[number] = _told(dest[number], said.pop(server))
+                word = said.pop(server)
+                for key, number in called[name][server]:
+                    lists[key][number] = _told(lists[key][number], word)
             notes += [
                 f"# {name}: {server}: {_words(each)}; a file can't say it of a server"
                 " that a name has brought"
                 for server, each in said.items()
             ]
-            given = [each for each in section.given if each.setting is not DEST]
-            relays.append(attrs.evolve(section, given=[*given, *dest]))
+            given = [each for each in section.given if each.setting.key not in lists]
+            given += [each for own in lists.values() for each in own]
+            relays.append(attrs.evolve(section, given=given))
         text = as_toml(
             attrs.evolve(layers, relays=relays, defaults=(), every=(), now={})
         )

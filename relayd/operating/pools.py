@@ -1,4 +1,4 @@
-"""Builds the pool of a TCP relay from its destinations and its settings.
+"""Builds a pool of a TCP relay from its destinations and its settings.
 
 A single server of which nothing is said needs no state, and gets none.
 """
@@ -17,6 +17,7 @@ from relayd.configuring.server_grammar import ServersOf
 from relayd.configuring.server_options import PLAIN
 from relayd.core.interfaces import ISelector
 from relayd.core.pool_settings import Balance
+from relayd.core.route_spec import DEFAULT
 from relayd.net.monotonic import monotonic
 from relayd.net.upstream import Upstream
 from relayd.operating.servers import Maker
@@ -38,11 +39,13 @@ def stream_pool(
     reactor: Any,
     made: Maker,
     prefix: ClientPrefix | None = None,
+    name: str = DEFAULT,
 ) -> Pool:
-    """The servers of one listener.
+    """The servers of one pool of one listener.
 
     :param made: makes its servers.
     :param prefix: which clients count as one.
+    :param name: of the pool.
     :raises ConfigError: Twisted can't use one of the endpoint strings.
     """
     fixed = [each for each in destinations if not isinstance(each, ServersOf)]
@@ -56,6 +59,7 @@ def stream_pool(
         servers,
         selector_of(settings.balance, prefix),
         try_all=settings.when_none.what == "try-all",
+        name=name,
     )
     named = [each for each in destinations if isinstance(each, ServersOf)]
     if pool.servers or named:

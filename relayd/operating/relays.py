@@ -6,14 +6,19 @@ limits.  Nothing is opened here: :mod:`relayd.operating.running` does that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import attrs
 
 from relayd.configuring.address_grammar import StreamAddress
 from relayd.configuring.config import AnyRelay, Relay, Socks4Relay, UdpRelay, each_port
+from relayd.configuring.pools_of_relay import pools_of, sni_table
+from relayd.configuring.server_grammar import ServersOf
+from relayd.core.route_spec import DEFAULT
+from relayd.net.dial_options import DialOptions
 from relayd.operating.admission import Admitting
 from relayd.operating.endpoints import listening_endpoint, string_of
 from relayd.operating.filtering import made_filters
@@ -48,37 +53,52 @@ def relay_unit(relay: Relay, shop: Workshop, before: Unit | None = None) -> Unit
     """
     parts = []
     filters = made_filters(relay, before)
-    reactor, checks = shop.reactor, shop.checks_of(relay)
     admitting = shop.admitting(relay, before)
     options = dial_options(relay.dialing)
-    check_own(relay.destinations, options)
+    check_own(chain(*pools_of(relay.destinations, relay.sni).values()), options)
+    kept = [] if before is None else before.kept(relay)
     for number, (listeners, destinations) in enumerate(each_port(relay)):
-        pool = None if before is None else before.pool(number, relay)
-        if pool is None:
-            made = Maker(reactor, shop.config.transport, options)
-            if checks is not None:
-                told = relay.stream.send_proxy
-                made.checked = partial(checks.add, relay.pool, options, told)
-            pool = stream_pool(
-                destinations, relay.pool, reactor, made, relay.admission.client_prefix
-            )
-            if checks is not None:
-                pool.listeners.append(partial(check_no_more, checks))
-        parts.append(pool_part(listeners, pool, relay, shop, admitting, filters))
+        same = kept[number] if number < len(kept) else {}
+        pools = {
+            name: same.get(name) or _pool(name, servers, relay, shop, options)
+            for name, servers in pools_of(destinations, relay.sni).items()
+        }
+        parts.append(pool_part(listeners, pools, relay, shop, admitting, filters))
     share_totals(parts)
     return Unit(relay, admitting, parts, filters)
 
 
+def _pool(
+    name: str,
+    servers: Sequence[StreamAddress | ServersOf],
+    relay: Relay,
+    shop: Workshop,
+    options: DialOptions,
+) -> Pool:
+    """A pool of one of a relay's ports."""
+    checks = shop.checks_of(relay)
+    made = Maker(shop.reactor, shop.config.transport, options, name)
+    if checks is not None:
+        told = relay.stream.send_proxy
+        made.checked = partial(checks.add, relay.pool, options, told)
+    prefix = relay.admission.client_prefix
+    pool = stream_pool(servers, relay.pool, shop.reactor, made, prefix, name)
+    if checks is not None:
+        pool.listeners.append(partial(check_no_more, checks))
+    return pool
+
+
 def pool_part(
     listeners: Sequence[StreamAddress],
-    pool: Pool,
+    pools: Mapping[str, Pool],
     relay: Relay,
     shop: Workshop,
     admitting: Admitting,
     filters: Sequence[Any] = (),
 ) -> Part:
-    """Listeners that share a factory, which relays to a pool.
+    """Listeners that share a factory, which relays to its pools.
 
+    :param pools: by name; one is `default`, and may be empty.
     :param admitting: who is served.
     :param filters: of its sessions.
     :raises ConfigError: Twisted can't use a listener's endpoint string.
@@ -88,9 +108,9 @@ def pool_part(
         listening_endpoint(each, shop.reactor, relay.backlog, shop.config.transport)
         for each in listeners
     ]
-    heard = len(pool.listeners)
+    heard = {name: len(pool.listeners) for name, pool in pools.items()}
     factory = RelayFactory(
-        pool,
+        pools[DEFAULT],
         clock=shop.reactor,
         observer=session_log(shop),
         gate=admitting.gate,
@@ -102,17 +122,42 @@ def pool_part(
         cut=relay.pool.on_down == "cut",
         wait_for_server=relay.pool.when_none.limit,
         **attrs.asdict(relay.stream, recurse=False),
+        **_decides(relay, pools),
     )
     listenings = [
         Listening(
             endpoint,
             factory,
             str(listen),
-            f"relaying to {pool.names}",
+            _purpose(relay, pools),
             enabled=relay.enabled,
             backlog=relay.backlog,
             text=string_of(listen),
         )
         for listen, endpoint in zip(listeners, endpoints, strict=True)
     ]
-    return Part(factory, listenings, pool, pool.listeners[heard:])
+    hears = [each for n, pool in pools.items() for each in pool.listeners[heard[n] :]]
+    return Part(factory, listenings, pools, hears)
+
+
+def _decides(relay: Relay, pools: Mapping[str, Pool]) -> dict[str, Any]:
+    """What a factory needs that decides for each client where it goes: keywords.
+
+    None for others, which relay to the pool `default`.
+    """
+    if relay.route is None and not relay.sni:
+        return {}
+    return {
+        "pools": {name: each for name, each in pools.items() if name != DEFAULT},
+        "sni": sni_table(relay) or None,
+        "max_deciding": relay.max_deciding,
+        "server_speaks_first": relay.server_speaks_first,
+    }
+
+
+def _purpose(relay: Relay, pools: Mapping[str, Pool]) -> str:
+    """What its listeners are for, for the log."""
+    names = ", ".join(each.names for each in pools.values() if each.names)
+    if relay.route is not None:
+        return f"relaying as {relay.route} says" + (f", to {names}" if names else "")
+    return f"relaying {'by server name ' if relay.sni else ''}to {names}"

@@ -12,10 +12,12 @@ from typing import Any
 import attrs
 
 import relayd
+from relayd.configuring.address_settings import DEST
 from relayd.configuring.config import Config
 from relayd.configuring.effective import effective_of
 from relayd.configuring.given import Layers
-from relayd.configuring.server_grammar import ServersOf
+from relayd.configuring.route_settings import SNI
+from relayd.configuring.server_grammar import ServersOf, options_of
 from relayd.control.steering import (
     FlowQuery,
     Invalid,
@@ -25,9 +27,11 @@ from relayd.control.steering import (
     Work,
 )
 from relayd.core.errors import ConfigError
+from relayd.core.route_spec import DEFAULT
 from relayd.core.setting_types import Kind
 from relayd.observing.log_times import LogTimes
 from relayd.operating import (
+    health,
     limits_listing,
     listing,
     listing_flows,
@@ -37,7 +41,7 @@ from relayd.operating.changing import Relays
 from relayd.operating.explaining import State, explain
 from relayd.operating.health import pool_of
 from relayd.operating.logs import Logs
-from relayd.operating.overlay import Overlay, section_of, shown
+from relayd.operating.overlay import Entry, Overlay, section_of, shown
 from relayd.operating.standing import Served, has_flows
 from relayd.operating.units import Unit
 from relayd.upstreams.pool import Pool
@@ -144,12 +148,15 @@ class Seeing:
         before = sum(len(each.registry) for each in older)
         admission = unit.settings.admission
         named = getattr(unit.settings, "destinations", ())
+        route = getattr(unit.settings, "route", None)
         return {
             "name": unit.name,
             "kind": unit.kind,
             "state": self._state(unit),
             "listen": service.addresses(unit.name),
             "dest": list(map(str, named)),
+            "sni": list(map(str, getattr(unit.settings, "sni", ()))),
+            "route": None if route is None else str(route),
             "sessions": sessions + before,
             "older_sessions": before,
             "max_sessions": getattr(admission, "max_sessions", None),
@@ -228,10 +235,10 @@ class Seeing:
 
     # -- settings
 
-    def _called(self) -> dict[str, dict[str, int]]:
-        """Which `dest` each server is, where something was said of servers."""
+    def _called(self) -> dict[str, dict[str, list[Entry]]]:
+        """Where the settings name each server, where something was said of servers."""
         return {
-            name: _destinations(unit)
+            name: _entries(unit)
             for name, unit in self._all.units.items()
             if name in self.overlay.servers
         }
@@ -307,19 +314,29 @@ def _of_flows(factories: Iterable[Any]) -> Json:
 
 def pools_of(unit: Unit) -> list[Pool]:
     """The pools that its parts have now: a server may have been given a state."""
-    found = (pool_of(each.served) for each in unit.parts)
-    return [each for each in found if each is not None]
+    return [pool for each in unit.parts for pool in health.pools_of(each.served)]
 
 
-def _destinations(unit: Unit) -> dict[str, int]:
-    """By what a server in the settings is called: which of `dest` it is."""
-    found: dict[str, int] = {}
-    for pool in pools_of(unit):
-        fixed = iter(pool.upstreams)
-        for number, each in enumerate(unit.settings.destinations):  # type: ignore[union-attr]
-            if not isinstance(each, ServersOf):
-                server: Any = next(fixed, None)
-                for name in (server.name, getattr(server, "label", "")):
-                    if name:
-                        found.setdefault(name, number)
-    return found
+def _entries(unit: Unit) -> dict[str, list[Entry]]:
+    """By what a server is called: where the settings of its relay name it."""
+    settings: Any = unit.settings
+    named: dict[str, list[tuple[Entry, Any]]] = {}
+    for number, each in enumerate(settings.destinations):
+        pool = options_of(each).pool or DEFAULT
+        named.setdefault(pool, []).append((Entry(DEST.key, number), each))
+    for number, entry in enumerate(getattr(settings, "sni", ())):
+        if not isinstance(entry.target, str):
+            where = Entry(SNI.key, number), entry.target
+            named.setdefault(entry.pool, []).append(where)
+    found: dict[str, dict[Entry, None]] = {}
+    for own in pools_of(unit):
+        # Those that a name has brought come behind, or in another's place.
+        fixed = [
+            place
+            for place, destination in named.get(own.name, ())
+            if not isinstance(destination, ServersOf)
+        ]
+        for place, server in zip(fixed, own.upstreams, strict=False):
+            for name in listing.names_of(server):
+                found.setdefault(name, {})[place] = None
+    return {name: list(places) for name, places in found.items()}

@@ -1,9 +1,10 @@
 """What an operator says of servers while their relays run.
 
 An operator names a server, or a label, which several servers may have: of the ports of
-a range, of the addresses of a name.  What was said of it holds for all of them, and for
-those that join later, and is said again of the pools that follow when the settings of
-their relay change (:meth:`ServerWords.adopt`).
+a range, of the addresses of a name; or an address that stands in several pools of the
+relay: with the name of a pool before it, the one there is meant.  What was said of it
+holds for all of them, and for those that join later, and is said again of the pools
+that follow when the settings of their relay change (:meth:`ServerWords.adopt`).
 
 A drain may have a limit: when it is over, the sessions that are left are killed.
 """
@@ -21,10 +22,10 @@ from twisted.logger import Logger
 
 from relayd.control.steering import Conflict, Invalid, Unknown
 from relayd.net.monotonic import monotonic
-from relayd.operating.health import pool_of
+from relayd.operating.health import pools_of
 from relayd.operating.killing import kill
-from relayd.operating.listing import Shown
-from relayd.operating.listing_servers import by_name, is_called, no_server
+from relayd.operating.listing import Shown, is_called
+from relayd.operating.listing_servers import by_name, no_server
 from relayd.operating.stateful import give_state
 from relayd.operating.working import Works
 from relayd.upstreams.pool import Pool
@@ -139,9 +140,10 @@ class ServerWords:
                 )
             found[one] = None
         for factory in shown.older:
-            for one in _servers_of(pool_of(factory)):
-                if is_called(one, server):
-                    found[one] = None
+            for pool in pools_of(factory):
+                for one in pool.servers:
+                    if is_called(one, server):
+                        found[one] = None
         return list(found)
 
     # -- servers that join, and pools that follow
@@ -246,6 +248,6 @@ def _servers_of(pool: Any) -> list[Server]:
 
 def _all_servers(shown: Shown) -> list[Server]:
     """Of its pools, and those of older settings."""
-    pools = [*shown.pools, *(pool_of(each) for each in shown.older)]
+    pools = [*shown.pools, *(pool for each in shown.older for pool in pools_of(each))]
     found = [each for pool in pools for each in _servers_of(pool)]
     return list(dict.fromkeys(found))

@@ -18,6 +18,7 @@ from relayd.configuring.server_grammar import ServersOf, options_of
 from relayd.configuring.server_options import ServerOptions
 from relayd.core.errors import ConfigError
 from relayd.core.process_settings import Transport
+from relayd.core.route_spec import DEFAULT
 from relayd.net.dial_options import DialOptions
 from relayd.net.upstream import Upstream
 from relayd.operating.checks import ServerCheckService
@@ -31,6 +32,8 @@ class Maker:
 
     :param transport: what their connections are made of.
     :param dialing: of their sockets.
+    :param pool: the name of their pool, with which their names begin: an address may
+        stand in several.  That of `default` is left out.
 
     :ivar checked: called with the address of each server with state, and with it; if
         they are to be checked.
@@ -39,11 +42,16 @@ class Maker:
     checked: Callable[[StreamAddress, Server], object] | None = None
 
     def __init__(
-        self, reactor: Any, transport: Transport, dialing: DialOptions | None = None
+        self,
+        reactor: Any,
+        transport: Transport,
+        dialing: DialOptions | None = None,
+        pool: str = DEFAULT,
     ) -> None:
         self._reactor = reactor
         self._transport = transport
         self._dialing = dialing
+        self._before = "" if pool == DEFAULT else f"{pool}/"
 
     def _endpoint(
         self, address: StreamAddress, options: ServerOptions
@@ -55,7 +63,7 @@ class Maker:
         """One of which nothing is said."""
         return Upstream(
             self._endpoint(address, address.options),
-            name_of(address),
+            self._before + name_of(address),
             server_identity(address),
         )
 
@@ -80,7 +88,7 @@ class Maker:
         label = options.name or ""
         server = Server(
             self._endpoint(address, options),
-            f"{label}/{name}" if label else name,
+            self._before + (f"{label}/{name}" if label else name),
             server_identity(address),
             preamble_of(options.send_proxy),
             label=label,

@@ -8,6 +8,7 @@ import attrs
 
 from relayd.configuring.config import UdpRelay, each_port
 from relayd.core.errors import ConfigError
+from relayd.core.route_spec import DEFAULT
 from relayd.observing.flow_lines import FlowLog, QuietFlowLog
 from relayd.operating.endpoints import datagram_endpoint, watcher
 from relayd.operating.filtering import made_filters
@@ -35,9 +36,10 @@ def udp_unit(relay: UdpRelay, shop: Workshop, before: Unit | None = None) -> Uni
     lifetime = admitting.lifetime
     options = dial_options(relay.dialing)
     check_own(relay.destinations, options)
+    kept = [] if before is None else before.kept(relay)
     for number, (listeners, destinations) in enumerate(each_port(relay)):
         servers: Pool | list[Server] | None
-        servers = None if before is None else before.pool(number, relay)
+        servers = kept[number].get(DEFAULT) if number < len(kept) else None
         if servers is None:
             made = FlowMaker(options)
             if checks is not None:
@@ -84,7 +86,8 @@ def udp_unit(relay: UdpRelay, shop: Workshop, before: Unit | None = None) -> Uni
             for listen, endpoint in zip(listeners, endpoints, strict=True)
         ]
         hears = () if pool is None else pool.listeners[heard:]
-        parts.append(Part(serving, made_listenings, pool, hears, nat))
+        pools = {} if pool is None else {DEFAULT: pool}
+        parts.append(Part(serving, made_listenings, pools, hears, nat))
     return Unit(relay, admitting, parts, filters)
 
 

@@ -1,15 +1,15 @@
 """One relay as it was built from its settings, to be compared with another.
 
-A relay that changes is built anew.  What it shares with the one before stays: the pool,
-if nothing was said about its servers; what admits its clients, if nothing was said
-about them, and the sessions that are counted in any case.  Nothing that serves is
+A relay that changes is built anew.  What it shares with the one before stays: each
+pool, if nothing was said about its servers; what admits its clients, if nothing was
+said about them, and the sessions that are counted in any case.  Nothing that serves is
 touched while it is built: :mod:`relayd.operating.changing` does that, in one step, or
 forgets what was built.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,8 @@ from relayd.configuring.config import (
     UdpRelay,
     each_port,
 )
+from relayd.configuring.pools_of_relay import pools_of
+from relayd.core.route_spec import DEFAULT
 from relayd.core.setting_types import Kind
 from relayd.datagrams.sockets import default_max_flows
 from relayd.observing.line_log import LineLog
@@ -99,23 +101,28 @@ class Part:
 
     :ivar served: a factory, or a UDP relay.
     :ivar listenings: its listeners.
-    :ivar pool: its servers; None if they have no state.
-    :ivar hears: what `served` has its pool call of servers that have changed.
+    :ivar pools: its servers, by the names of their pools; none if they have no state.
+    :ivar hears: what `served` has its pools call of servers that have changed.
     :ivar built: a UDP relay that `served` is to become; itself, if it is new.
     """
 
     served: Any
     listenings: Sequence[Listening]
-    pool: Pool | None = None
+    pools: Mapping[str, Pool] = attrs.field(factory=dict)
     hears: Sequence[Callable[[Server], object]] = ()
     built: UdpNat | None = None
 
+    @property
+    def pool(self) -> Pool | None:
+        """The pool of the servers of which no other is said."""
+        return self.pools.get(DEFAULT)
+
     def let_go(self) -> None:
-        """It serves nobody: its pool, which another may have, calls it no more."""
-        if self.pool is not None:
+        """It serves nobody: its pools, which another may have, call it no more."""
+        for pool in self.pools.values():
             for each in self.hears:
-                if each in self.pool.listeners:
-                    self.pool.listeners.remove(each)
+                if each in pool.listeners:
+                    pool.listeners.remove(each)
 
 
 @attrs.frozen(eq=False)
@@ -151,19 +158,22 @@ class Unit:
     @property
     def pools(self) -> list[Pool]:
         """The pools of its servers."""
-        return [each.pool for each in self.parts if each.pool is not None]
+        return [pool for each in self.parts for pool in each.pools.values()]
 
-    def pool(self, number: int, settings: AnyRelay) -> Pool | None:
-        """A pool that another relay can have as it is.
+    def kept(self, settings: AnyRelay) -> list[dict[str, Pool]]:
+        """Of each part, the pools that another relay can have as they are.
 
-        :param number: of the part.
         :param settings: of the other one.
         """
-        if number >= len(self.parts) or said_of_servers(settings) != said_of_servers(
-            self.settings
-        ):
-            return None
-        return self.parts[number].pool
+        were, said = said_of_servers(self.settings), said_of_servers(settings)
+        return [
+            {
+                name: pool
+                for name, pool in part.pools.items()
+                if name in were and were[name] == said.get(name)
+            }
+            for part in self.parts
+        ]
 
 
 def kind_of(settings: AnyRelay) -> Kind:
@@ -173,20 +183,22 @@ def kind_of(settings: AnyRelay) -> Kind:
     return "socks4" if isinstance(settings, Socks4Relay) else "tcp"
 
 
-def said_of_servers(settings: AnyRelay) -> Any:
-    """All that the servers of a relay are made of."""
+def said_of_servers(settings: AnyRelay) -> Mapping[str, Any]:
+    """All that the servers of each pool of a relay are made of."""
     if not isinstance(settings, Relay | UdpRelay):
-        return None
+        return {}
     stream = isinstance(settings, Relay)
-    return (
+    of_all = (
         type(settings),
         settings.enabled,
-        settings.destinations,
         settings.pool,
         settings.dialing,
         settings.admission.client_prefix,
         settings.stream.send_proxy if stream else None,  # type: ignore[union-attr]
     )
+    sni = settings.sni if isinstance(settings, Relay) else ()
+    pools = pools_of(settings.destinations, sni)
+    return {name: (servers, of_all) for name, servers in pools.items()}
 
 
 def share_totals(parts: Sequence[Part]) -> None:

@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 
 from relayd.core.hooks import overrides
 from relayd.core.interfaces import ISelector
+from relayd.core.route_spec import DEFAULT
 from relayd.net.upstream import Upstream
 from relayd.upstreams.balance import RoundRobin
 from relayd.upstreams.heirs import take_place
@@ -66,13 +67,14 @@ def _knows_full(selector: Any) -> bool:
 
 @attrs.define(eq=False)
 class Pool:
-    """The servers that one listener relays to.
+    """Servers that one listener relays to: all, or those of one of several pools.
 
     :ivar upstreams: in the operator's order; each an
         :class:`~relayd.net.upstream.Upstream`, or a
         :class:`~relayd.upstreams.server.Server`, which belongs to one pool.
     :ivar selector: picks one of them for a session.
     :ivar try_all: servers that are down are chosen, too, while no other can be.
+    :ivar name: what its relay calls it, which may have several.
     :ivar relay: the name of its relay.
     :ivar followed: the names that bring it servers, as the operator wrote them.
     :ivar pending: how many names there are whose servers nobody knows yet.
@@ -84,6 +86,7 @@ class Pool:
     upstreams: Sequence[Upstream] = attrs.field(converter=_fixed)
     selector: ISelector = attrs.Factory(RoundRobin)
     try_all: bool = attrs.field(default=False, kw_only=True)
+    name: str = attrs.field(default=DEFAULT, kw_only=True)
     relay: str = attrs.field(default="", init=False)
     followed: list[str] = attrs.field(factory=list, init=False)
     pending: int = attrs.field(default=0, init=False)
@@ -113,6 +116,7 @@ class Pool:
         first = self.upstreams[0] if len(self.upstreams) == 1 else None
         if first is not None and round_robin and not first.counted:
             self._only = first
+        self._say_name()
         for each in self.servers:
             self._adopt(each)
 
@@ -246,11 +250,27 @@ class Pool:
         tiers = self._by_tier(each for each in left if each not in tried)
         return tuple(tiers[0]) if tiers else ()
 
-    def belong_to(self, relay: str) -> None:
-        """Its relay has this name, with which lines about its servers begin."""
+    def belong_to(self, relay: str, name: str | None = None) -> None:
+        """Its relay has this name, with which lines about its servers begin.
+
+        :param name: what its relay calls it; unless given, as it is called already.
+        """
         self.relay = relay
         for each in self.servers:
             each.relay = relay
+        if name is not None:
+            self.name = name
+            self._say_name()
+
+    def _say_name(self) -> None:
+        """Its servers know to which pool they belong."""
+        for each in self.upstreams:
+            each.pool = self._said_name
+
+    @property
+    def _said_name(self) -> str:
+        """That of the default pool is not said."""
+        return "" if self.name == DEFAULT else self.name
 
     def succeed(self, before: Pool) -> None:
         """Know of servers what the pool of the relay before knew, by their names.
@@ -321,7 +341,7 @@ class Pool:
         server.on_change = self._changed
         server.on_room = self._room_changed
         server.on_over = getattr(self.selector, "session_over", None)
-        server.relay = self.relay
+        server.relay, server.pool = self.relay, self._said_name
         self._take_place(server)
 
     def _changed(self, server: Server) -> None:

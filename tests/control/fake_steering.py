@@ -100,6 +100,8 @@ class FakeSteering:
             "state": self.states[name],
             "listen": ["127.0.0.1:8080"],
             "dest": list(self.operator),
+            "sni": ["*.example.com=10.0.0.6:443"] if name == "web" else [],
+            "route": "routes:tenant" if name == "office" else None,
             "sessions": self.count,
             "older_sessions": 0,
             "max_sessions": None,
@@ -192,6 +194,7 @@ class FakeSteering:
         self._server(relay, server)
         return {
             "relay": relay,
+            "pool": "default",
             "name": server,
             "label": None,
             "address": "10.0.0.5:80",

@@ -32,6 +32,8 @@ def test_relays_and_servers(path: Path) -> None:
         {"name": "10.0.0.5:80", "label": "blue"},
         {"name": "unix:/a", "label": None},
         {"name": "10.0.0.6:80", "label": "black"},
+        {"name": "ssh/blue/10.0.0.7:22", "label": "blue", "pool": "ssh"},
+        {"name": "ssh/10.0.0.8:22", "label": None, "pool": "ssh"},
     ]
     with fake_relayd(path) as relayd:
         relayd.answers["GET /v1/relays"] = (200, {"relays": relays})
@@ -43,7 +45,11 @@ def test_relays_and_servers(path: Path) -> None:
         assert completed("server", "w") == ["web/", "wiki/"]
         assert completed("server", "web/b") == ["web/blue", "web/black"]
         assert relayd.last[1] == "/v1/servers?relay=web"
-        assert completed("drain", "web/") == [*("web/blue", "web/unix:/a", "web/black")]
+        assert completed("server", "web/ssh/") == [
+            "web/ssh/blue",
+            "web/ssh/10.0.0.8:22",
+        ]
+        assert completed("drain", "web/u") == ["web/unix:/a"]
         # What is asked is the relayd that is named.
         assert completed("--control", "/none", "start", "w") == []
         assert completed("start", "--control", f"unix:{path}", "w") == ["web", "wiki"]

@@ -126,6 +126,26 @@ def test_servers(relayd: FakeRelayd, capsys: Captured) -> None:
     assert cells(other)[-1] == "-"
 
 
+def test_servers_of_several_pools(relayd: FakeRelayd, capsys: Captured) -> None:
+    """Each is called as `relayctl server` takes it."""
+    own = {**SERVER, "pool": "ssh", "name": "ssh/blue/10.0.0.7:22"}
+    plain = {**own, "label": None, "name": "ssh/10.0.0.8:22"}
+    answer = {"servers": [{**SERVER, "pool": "default"}, own, plain]}
+    run(relayd, "GET /v1/servers", answer, "servers")
+    _, *rows = capsys.readouterr().out.splitlines()
+    assert [cells(row)[1] for row in rows] == ["blue", "ssh/blue", "ssh/10.0.0.8:22"]
+
+
+def test_where_clients_go_by_name_or_by_a_route(
+    relayd: FakeRelayd, capsys: Captured
+) -> None:
+    one = {**RELAY, "dest": ["a:1"], "sni": ["*.b=c:2"], "route": None}
+    other = {**RELAY, "dest": [], "sni": [], "route": "routes:tenant"}
+    run(relayd, "GET /v1/relays", {"relays": [one, other]}, "relays")
+    _, *rows = capsys.readouterr().out.splitlines()
+    assert [cells(row)[4] for row in rows] == ["a:1, *.b=c:2", "route routes:tenant"]
+
+
 def test_limits(relayd: FakeRelayd, capsys: Captured) -> None:
     rows = [
         {"what": "max_sessions", "relay": "web", "limit": 200, "now": 50, "hits": 2},

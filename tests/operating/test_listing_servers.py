@@ -12,7 +12,7 @@ from relayd.control.steering import Unknown
 from relayd.core.session import Ending
 from relayd.net.upstream import Upstream
 from relayd.observing import log_times
-from relayd.operating.listing import Shown
+from relayd.operating.listing import Shown, is_called
 from relayd.operating.listing_servers import server, servers
 from relayd.operating.servers import BACKUPS
 from relayd.tcp import RelayFactory
@@ -55,6 +55,7 @@ def test_what_is_told_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     one.began()
     assert server(own, "a") == {
         "relay": "web",
+        "pool": "default",
         "name": "a/db:80",
         "label": "a",
         "address": "db:80",
@@ -169,3 +170,76 @@ def test_relays_and_servers_that_are_not_there() -> None:
 
 def test_a_proxy_has_none() -> None:
     assert whole(servers([Shown("socks", "socks4", [])])) == {"servers": []}
+
+
+# -- several pools
+
+
+def pools_of_a_relay() -> Shown:
+    """A relay with the same address in two of its pools."""
+    one, labelled = a_server(), a_server("db:81", label="blue")
+    there = Server(FakeEndpoint(), "ssh/db:80")
+    blue = Server(FakeEndpoint(), "ssh/blue/db:81", label="blue")
+    only = Upstream(FakeEndpoint(), "*.example.com/db:443")
+    pools = [
+        Pool([one, labelled]),
+        Pool([there, blue], name="ssh"),
+        Pool([only], name="*.example.com"),
+    ]
+    factory = RelayFactory(pools[0], clock=Clock(), observer=Witness(), name="web")
+    return Shown("web", "tcp", [factory], pools=pools)
+
+
+def test_an_address_in_two_pools_is_two_servers() -> None:
+    own = pools_of_a_relay()
+    rows = whole(servers([own]))["servers"]
+    told = [[each[key] for key in ("pool", "name", "address")] for each in rows]
+    assert told == [
+        ["default", "db:80", "db:80"],
+        ["default", "blue/db:81", "db:81"],
+        ["ssh", "ssh/db:80", "db:80"],
+        ["ssh", "ssh/blue/db:81", "db:81"],
+        ["*.example.com", "*.example.com/db:443", "db:443"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("db:80", ["db:80", "ssh/db:80"]),
+        ("default/db:80", ["db:80"]),
+        ("ssh/db:80", ["ssh/db:80"]),
+        ("blue", ["blue/db:81", "ssh/blue/db:81"]),
+        ("default/blue", ["blue/db:81"]),
+        ("ssh/blue", ["ssh/blue/db:81"]),
+        ("blue/db:81", ["blue/db:81", "ssh/blue/db:81"]),
+        ("db:443", ["*.example.com/db:443"]),
+        ("*.example.com/db:443", ["*.example.com/db:443"]),
+        ("ssh", []),
+        ("", []),
+        ("example/db:80", []),
+    ],
+)
+def test_a_pool_before_a_server_says_which_one_is_meant(
+    name: str, meant: list[str]
+) -> None:
+    """Without it, all are that are called so."""
+    own = pools_of_a_relay()
+    there = [each for pool in own.pools for each in pool.upstreams]
+    assert [each.name for each in there if is_called(each, name)] == meant
+    if meant:
+        assert server(own, name)["name"] == meant[0]
+    else:
+        with pytest.raises(Unknown):
+            server(own, name)
+
+
+def test_a_server_that_joins_a_pool_belongs_to_it() -> None:
+    pool = Pool([Upstream(FakeEndpoint(), "a/x:1")], name="a")
+    new = Server(FakeEndpoint(), "a/x:2")
+    pool.replace([], [new])
+    assert [each.pool for each in pool.upstreams] == ["a", "a"]
+    pool.belong_to("web", "b")
+    assert [each.pool for each in pool.upstreams] == ["b", "b"]
+    pool.belong_to("web", "default")
+    assert [each.pool for each in pool.upstreams] == ["", ""]
