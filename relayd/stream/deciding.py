@@ -144,7 +144,8 @@ class Deciding:
         self._waiting = []
         if client.pending is self:
             client.pending = None
-            client.reader = None
+            if client.reader is not None:
+                client.reader = None
 
     # -- what is under way (Lifecycle.pending)
 

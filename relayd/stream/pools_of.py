@@ -96,6 +96,10 @@ class NamedServer:
         return None if tried else server
 
 
+#: Of a session that is for no pool of its relay, as somebody else has decided.
+NOWHERE = PoolOf("", NamedServer())
+
+
 class RetriesOfPools(Retries):
     """The retries of a relay with several pools: those of each session's own.
 

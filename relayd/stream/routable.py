@@ -20,7 +20,7 @@ from relayd.core.stage import Stage
 from relayd.net.upstream import Upstream
 from relayd.stream.deadlines import CLOSE_GRACE
 from relayd.stream.deciding import Deciding
-from relayd.stream.pools_of import PoolOf
+from relayd.stream.pools_of import NOWHERE, PoolOf
 from relayd.stream.session import StreamProtocol
 
 
@@ -33,7 +33,7 @@ class Routable(StreamProtocol):
 
     #: A factory with `router`, and with `pools` and `named`, if it has servers.
     factory: Any
-    going_to: PoolOf
+    going_to: PoolOf = NOWHERE
 
     # -- deciding
 
