@@ -14,9 +14,9 @@ from relayd.configuring.address_grammar import (
     PortRange,
     UnixPath,
 )
-from relayd.configuring.address_settings import DEST
 from relayd.configuring.endpoint_strings import host_in
 from relayd.configuring.given import RelaySection
+from relayd.configuring.pools_of_relay import servers_given
 from relayd.configuring.server_grammar import options_of
 from relayd.core.check_grammar import Check, HttpCheck, TcpCheck, UdpCheck
 from relayd.core.pool_settings import CHECK
@@ -32,14 +32,14 @@ def about_checks(section: RelaySection) -> Iterator[str]:
     if section.kind == "udp":
         if given is not None:
             yield from _needs_port(check, given.place.prefix, str(given))
-        for server in section.all(DEST.key):
+        for server in servers_given(section):
             own = options_of(server.value).check
             yield from _needs_port(own, server.place.prefix, f"{server}: check={own}")
         return
     if given is not None and isinstance(check, UdpCheck):
         yield f"{given.place.prefix}{given} is not for tcp: give {TCP_KINDS}"
         check = None
-    for server in section.all(DEST.key):
+    for server in servers_given(section):
         own = options_of(server.value).check
         where = server.place.prefix
         if isinstance(own, UdpCheck):

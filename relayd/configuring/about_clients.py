@@ -15,7 +15,6 @@ from relayd.configuring.address_settings import (
     ACCEPT_PROXY,
     ALLOW_CLIENT,
     CLIENT_PREFIX,
-    DEST,
     HOURS,
     INSTEAD,
     LISTEN,
@@ -25,6 +24,8 @@ from relayd.configuring.address_settings import (
 from relayd.configuring.bandwidth_settings import BANDWIDTH_PER_CLIENT
 from relayd.configuring.config import is_local
 from relayd.configuring.given import Given, Layers, RelaySection
+from relayd.configuring.pools_of_relay import servers_given
+from relayd.configuring.route_settings import ROUTE, SNI
 from relayd.configuring.server_grammar import options_of
 from relayd.core import admission_settings, pool_settings, settings
 from relayd.core.setting_types import Setting
@@ -41,6 +42,8 @@ NEEDS: Sequence[tuple[Setting[Any], *tuple[Setting[Any], ...]]] = (
         BANDWIDTH_PER_CLIENT,
         pool_settings.BALANCE,
     ),
+    (settings.MAX_DECIDING, ROUTE, SNI),
+    (settings.SERVER_SPEAKS_FIRST, ROUTE),
     *(
         (row, pool_settings.CHECK)
         for row in (
@@ -56,6 +59,9 @@ NEEDS: Sequence[tuple[Setting[Any], *tuple[Setting[Any], ...]]] = (
 #: Of those that others need, what has one value with which they do something.
 _VALUES: Mapping[str, str] = {pool_settings.BALANCE.key: "client-hash"}
 
+#: What is told to contradict another, and so not to do nothing.
+_CONTRADICTS: Mapping[str, Setting[Any]] = {settings.SERVER_SPEAKS_FIRST.key: SNI}
+
 #: Others that are not for datagrams.
 _OF_STREAMS = (
     admission_settings.QUEUE.key,
@@ -64,6 +70,9 @@ _OF_STREAMS = (
     dial_settings.KEEPALIVE.key,
     settings.USER_TIMEOUT.key,
     settings.HALF_CLOSE.key,
+    ROUTE.key,
+    settings.MAX_DECIDING.key,
+    settings.SERVER_SPEAKS_FIRST.key,
 )
 
 
@@ -115,7 +124,8 @@ def does_nothing(sections: Sequence[RelaySection]) -> Iterator[str]:
             # as a file, the former is in the table of each relay, of whatever kind.
             alike = all(section.kind in other.kinds for other in others)
             lonely[id(given) if alike else given.value] = given
-            if any(_is_on(section, other) for other in others):
+            told = [_CONTRADICTS[row.key]] if row.key in _CONTRADICTS else []
+            if any(_is_on(section, other) for other in (*others, *told)):
                 served |= {id(given), given.value}
         alone = [given for key, given in lonely.items() if key not in served]
         for given in dict.fromkeys(alone):
@@ -137,7 +147,7 @@ def _is_on(section: RelaySection, row: Setting[Any]) -> bool:
     given = section.one(row)
     if row is pool_settings.CHECK:
         # Of a server's own as well.
-        servers = section.all(DEST.key)
+        servers = servers_given(section)
         if any(options_of(each.value).check is not None for each in servers):
             return True
     if given is None or given.value in (None, False):

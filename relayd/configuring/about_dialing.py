@@ -19,9 +19,10 @@ from relayd.configuring.address_grammar import (
     UnixPath,
     dialled_host,
 )
-from relayd.configuring.address_settings import DEST
 from relayd.configuring.dial_settings import INTERFACE, MARK, SOURCE
 from relayd.configuring.given import Given, RelaySection
+from relayd.configuring.pools_of_relay import servers_given
+from relayd.configuring.route_settings import ROUTE
 from relayd.configuring.server_grammar import options_of
 from relayd.core import settings
 from relayd.net.dial_options import family_of
@@ -31,7 +32,7 @@ _FAMILIES = {int(socket.AF_INET): "IPv4", int(socket.AF_INET6): "IPv6"}
 
 def about_dialing(section: RelaySection) -> Iterator[str]:
     """What is wrong with how one relay dials its servers."""
-    sources, servers = section.all(SOURCE.key), section.all(DEST.key)
+    sources, servers = section.all(SOURCE.key), servers_given(section)
     for options in _of_sockets(section):
         foreign = next(filter(_is_foreign, servers), None)
         if foreign is not None:
@@ -106,8 +107,10 @@ def dials_no_socket(sections: Sequence[RelaySection]) -> Iterator[str]:
     useful: dict[int, bool] = {}
     found: dict[int, Given] = {}
     for section in sections:
-        servers = section.all(DEST.key)
+        servers = servers_given(section)
+        # A route may make servers of its own.
         all_unix = bool(servers) and all(map(_is_unix, servers))
+        all_unix = all_unix and section.one(ROUTE) is None
         for given in chain.from_iterable(_of_sockets(section)):
             found[id(given)] = given
             useful[id(given)] = useful.get(id(given), False) or not all_unix

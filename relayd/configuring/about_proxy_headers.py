@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from relayd.configuring.address_grammar import EndpointString
 from relayd.configuring.address_settings import (
     ACCEPT_PROXY,
-    DEST,
     LISTEN,
     SEND_PROXY,
 )
 from relayd.configuring.endpoint_strings import has_tls
 from relayd.configuring.given import Given, RelaySection
+from relayd.configuring.pools_of_relay import servers_given
 from relayd.configuring.server_grammar import options_of
 from relayd.core import settings
 
@@ -44,7 +44,7 @@ def about_proxy_headers(section: RelaySection) -> Iterator[str]:
             f"{sent.place.prefix}{sent} is not for {section.kind}: give"
             f" {' or '.join(versions)}"
         )
-    for server in section.all(DEST.key):
+    for server in servers_given(section):
         option = "send-proxy" if options_of(server.value).send_proxy else sent
         if option and _is_tls(server):
             yield (

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 from relayd.configuring.about_dialing import family_of_server
 from relayd.configuring.address_grammar import EndpointString, UnixPath
-from relayd.configuring.address_settings import DEST, SEND_PROXY
+from relayd.configuring.address_settings import SEND_PROXY
 from relayd.configuring.given import Given, RelaySection
+from relayd.configuring.pools_of_relay import servers_given
 from relayd.configuring.server_grammar import options_of
 from relayd.configuring.server_options import ServerOptions
 from relayd.core import settings
@@ -21,6 +22,9 @@ from relayd.net.dial_options import family_of
 #: What is set on sockets of connections of ours.
 _OF_CONNECTIONS = ("keepalive", "user_timeout")
 
+#: What is not for a server of datagrams.
+_OF_STREAMS = ("pool", *_OF_CONNECTIONS)
+
 #: What is set on sockets of ours.
 _OF_SOCKETS = ("source", "interface", "mark", *_OF_CONNECTIONS)
 
@@ -28,7 +32,7 @@ _OF_SOCKETS = ("source", "interface", "mark", *_OF_CONNECTIONS)
 def about_servers(section: RelaySection) -> Iterator[str]:
     """What is wrong with the servers of one relay."""
     named: dict[str, Given] = {}
-    for each in section.all(DEST.key):
+    for each in servers_given(section):
         options = options_of(each.value)
         where = each.place.prefix
         if options.name is not None:
@@ -42,7 +46,7 @@ def about_servers(section: RelaySection) -> Iterator[str]:
         if section.kind == "udp":
             yield from _about_turns(section, each, options)
             for option in options.said:
-                if option in _OF_CONNECTIONS:
+                if option in _OF_STREAMS:
                     yield f"{where}{each}: {option} is not for a server of udp"
 
 

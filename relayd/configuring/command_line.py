@@ -1,7 +1,7 @@
 """Options of a command line, put into the sections of relays.
 
-Destinations belong to the listener before them, a name to the listener after it.  If
-there is one listener only, they may stand anywhere.
+Destinations, and those of server names, belong to the listener before them, a name to
+the listener after it.  If there is one listener only, they may stand anywhere.
 """
 
 from __future__ import annotations
@@ -10,21 +10,22 @@ from collections.abc import Sequence
 
 from relayd.configuring.address_settings import DEST, LISTEN, NAME, SOCKS4_NAME
 from relayd.configuring.given import Given, RelaySection
+from relayd.configuring.route_settings import SNI
 from relayd.configuring.server_grammar import is_udp
 from relayd.core.errors import ConfigError
 from relayd.core.setting_types import Kind
 
 #: The options that belong to one relay, by where they stand; others are for all.
-OF_ONE_RELAY = (LISTEN, DEST, NAME)
+OF_ONE_RELAY = (LISTEN, DEST, SNI, NAME)
 
 
 def relay_sections(given: Sequence[Given]) -> list[RelaySection]:
     """The relays of `twistd relayd`.
 
     :param given: listeners, destinations and names, in the order of the command line.
-    :raises ConfigError: a listener has no destination, or a destination or a name no
-        listener; a listener and its destination are of different kinds; a listener has
-        two names; two relays have the same name.
+    :raises ConfigError: a destination or a name has no listener; a listener and its
+        destination are of different kinds; a listener has two names; two relays have
+        the same name.
     """
     listeners = [each for each in given if each.setting is LISTEN]
     if given and not listeners:
@@ -44,7 +45,7 @@ def relay_sections(given: Sequence[Given]) -> list[RelaySection]:
         elif owner is None:
             raise ConfigError(
                 f"{each} stands before the first of several --listen: put each"
-                f" --{DEST.name} after the --listen that it belongs to"
+                f" --{each.setting.name} after the --listen that it belongs to"
             )
         else:
             owned[owner].append(each)
@@ -72,8 +73,6 @@ def _section(
     destinations: Sequence[Given],
     names: Sequence[Given],
 ) -> RelaySection:
-    if not destinations:
-        raise ConfigError(f"{listener} has no --dest: say where to relay to")
     if len(names) > 1:
         raise ConfigError(
             f"{listener} has two names, {names[0].text!r} and {names[1].text!r}: give"
@@ -81,7 +80,12 @@ def _section(
         )
     kind: Kind = "udp" if _is_udp(listener) else "tcp"
     for each in destinations:
-        if _is_udp(each) != (kind == "udp"):
+        if each.setting is SNI:
+            if kind == "udp":
+                raise ConfigError(
+                    f"{each} is not for {listener}: datagrams have no server name"
+                )
+        elif _is_udp(each) != (kind == "udp"):
             raise ConfigError(
                 f"{listener} can't be relayed to {each}: datagrams go to datagrams,"
                 " write udp: before both or neither"

@@ -25,6 +25,7 @@ from relayd.configuring.about_clients import (
 from relayd.configuring.about_control import about_control
 from relayd.configuring.about_dialing import about_dialing, dials_no_socket
 from relayd.configuring.about_proxy_headers import about_proxy_headers
+from relayd.configuring.about_routes import about_routes
 from relayd.configuring.about_servers import about_balance, about_servers
 from relayd.configuring.address_grammar import PortRange
 from relayd.configuring.address_settings import (
@@ -47,6 +48,7 @@ from relayd.configuring.control_settings import CONTROL
 from relayd.configuring.cycles import cycles
 from relayd.configuring.filter_settings import about_filters
 from relayd.configuring.given import Given, Layers, Place, RelaySection
+from relayd.configuring.route_settings import ROUTE, SNI
 from relayd.core import pool_settings, process_settings, settings
 from relayd.core.errors import ConfigError
 from relayd.core.networks import Ip
@@ -154,9 +156,11 @@ def _about_process(layers: Layers) -> Iterator[str]:
             f" {place.example(METRICS_OPEN)}"
         )
     demo = said.get(process_settings.DEMO.name)
-    check = layers.whole(RelaySection("tcp", None, [])).one(pool_settings.CHECK)
-    if demo and demo.value and check and not layers.relays:
-        yield f"{check.place.prefix}{check} is not for {demo}: leave it out"
+    if demo and demo.value and not layers.relays:
+        whole = layers.whole(RelaySection("tcp", None, []))
+        rows: tuple[Setting[Any], ...] = (pool_settings.CHECK, ROUTE, SNI)
+        for each in filter(None, map(whole.one, rows)):
+            yield f"{each.place.prefix}{each} is not for {demo}: leave it out"
     if demo and demo.value and layers.relays:
         first = layers.relays[0]
         what = first.place.path or next(iter(first.given), None)
@@ -200,14 +204,24 @@ def _about_relay(section: RelaySection) -> Iterator[str]:
     where = section.place.prefix
     if not listeners and LISTEN.key not in section.faulty:
         yield f"{where}no listener: give {section.place.example(LISTEN, '8080')}"
-    if not destinations and DEST.key not in section.faulty:
-        advice = section.place.example(DEST, "10.0.0.5:80")
-        yield f"{where}no destination: give {advice}"
+    # Those of server names are some, and a route may make its own.
+    rows: tuple[Setting[Any], ...] = (DEST, SNI, ROUTE)
+    if not any(section.all(row.key) or row.key in section.faulty for row in rows):
+        yield _no_destination(section, listeners)
     if listeners:
         yield from _about_ranges(listeners, destinations)
     yield from about_servers(section)
     yield from about_balance(section)
     yield from about_checks(section)
+    yield from about_routes(section)
+
+
+def _no_destination(section: RelaySection, listeners: Sequence[Given]) -> str:
+    place = section.place
+    if listeners and not place.file:
+        return f"{listeners[0]} has no --{DEST.name}: say where to relay to"
+    advice = place.example(DEST, "10.0.0.5:80")
+    return f"{place.prefix}no destination: give {advice}"
 
 
 def _about_ranges(

@@ -15,7 +15,7 @@ from itertools import groupby
 import attrs
 
 from relayd.configuring.address_grammar import Address, PortRange, UnixPath
-from relayd.configuring.address_settings import DEST, LISTEN
+from relayd.configuring.address_settings import LISTEN
 from relayd.configuring.ends import (
     EVERY,
     LOOPBACK,
@@ -26,6 +26,7 @@ from relayd.configuring.ends import (
     sockets_of,
 )
 from relayd.configuring.given import Given, RelaySection
+from relayd.configuring.pools_of_relay import servers_given
 from relayd.core.networks import Ip
 from relayd.core.setting_types import Kind
 from relayd.net.own_addresses import is_own
@@ -37,11 +38,13 @@ class _Way:
 
     :ivar listeners: as they were given, and their addresses.
     :ivar destinations: their addresses.
+    :ivar options: with which those were given.
     """
 
     kind: Kind
     listeners: Sequence[tuple[Given, Address]]
     destinations: Sequence[Address]
+    options: Sequence[str]
 
 
 def cycles(
@@ -72,17 +75,17 @@ def _told(loop: Sequence[_Way]) -> str:
     if not loop:
         return ""
     first, _ = loop[0].listeners[0]
-    option = first.place.option
+    found = [option for way in loop for option in way.options]
+    options = " or ".join(dict.fromkeys(found))
     if len(loop) == 1:
         return (
-            f"{first.place.prefix}{first} is relayed to itself: give another"
-            f" {option(DEST)}"
+            f"{first.place.prefix}{first} is relayed to itself: give another {options}"
         )
     # Ports of one range may follow each other.
     names = " to ".join(name for name, _ in groupby(map(_name, loop)))
     return (
-        f"{first.place.prefix}a loop of relays: {option(LISTEN)} {names} to"
-        f" {_name(loop[0])}: give one of them another {option(DEST)}"
+        f"{first.place.prefix}a loop of relays: {first.place.option(LISTEN)} {names} to"
+        f" {_name(loop[0])}: give one of them another {options}"
     )
 
 
@@ -91,13 +94,14 @@ def _name(way: _Way) -> str:
 
 
 def _ways(relay: RelaySection) -> Iterator[_Way]:
-    listeners, destinations = relay.all(LISTEN.key), relay.all(DEST.key)
+    listeners, destinations = relay.all(LISTEN.key), servers_given(relay)
     ranges = [each.value for each in listeners if isinstance(each.value, PortRange)]
     for number in range(len(ranges[0]) if ranges else 1):
         yield _Way(
             relay.kind,
             [(each, _at(each.value, number)) for each in listeners],
             [_at(each.value, number) for each in destinations],
+            [each.place.option(each.setting) for each in destinations],
         )
 
 

@@ -59,8 +59,15 @@ def servers_given(section: RelaySection) -> list[Given]:
     return [
         *section.all(DEST.key),
         *(
-            attrs.evolve(each, value=each.value.target)
+            as_server(each)
             for each in section.all(SNI.key)
             if not isinstance(each.value.target, str)
         ),
     ]
+
+
+def as_server(given: Given) -> Given:
+    """A server of a server name as one that was given; anything else as it is."""
+    if given.setting is SNI and not isinstance(given.value.target, str):
+        return attrs.evolve(given, value=given.value.target)
+    return given

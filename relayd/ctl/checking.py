@@ -33,6 +33,8 @@ from relayd.configuring.endpoint_strings import parts
 from relayd.configuring.file import STDIN, read_layers
 from relayd.configuring.filter_settings import FILTER
 from relayd.configuring.given import Given, Layers, key_of
+from relayd.configuring.pools_of_relay import as_server
+from relayd.configuring.route_settings import SNI, SniEntry
 from relayd.configuring.server_grammar import options_of
 from relayd.core.check_grammar import PythonCheck
 from relayd.core.errors import ConfigError
@@ -112,8 +114,8 @@ def unusable(layers: Layers, config: Config) -> Iterator[str]:
     for section, relay in zip(layers.sections, config.relays, strict=True):
         found = False
         for given in section.effective:
-            if given.setting.group == DEST.group:
-                for problem in machine.about_address(given):
+            if given.setting is SNI or given.setting.group == DEST.group:
+                for problem in machine.about_address(as_server(given)):
                     found = True
                     yield f"{given.place}: {problem}"
             for problem in machine.about_check(given):
@@ -172,7 +174,7 @@ class _Machine:
 
     def about_address(self, given: Given) -> Iterator[str]:
         """What is wrong with a listener, or a destination."""
-        address, dialled = given.value, given.setting is DEST
+        address, dialled = given.value, given.setting in (DEST, SNI)
         if isinstance(address, PortRange):
             address = address.first
         if isinstance(address, EndpointString):
@@ -194,8 +196,8 @@ class _Machine:
 
     def about_check(self, given: Given) -> Iterator[str]:
         """Whether a check of servers in Python can be imported."""
-        check = given.value
-        if given.setting is DEST:
+        check = as_server(given).value
+        if given.setting in (DEST, SNI) and not isinstance(check, SniEntry):
             check = options_of(check).check
         if isinstance(check, PythonCheck) and id(given) not in self._imported:
             self._imported.add(id(given))

@@ -103,7 +103,7 @@ _SAMPLES: Mapping[str, Any] = {
     "userid": ["alice", "bob"],
     "filter": ["latency:100ms,jitter=20ms", "bandwidth:1000"],
     "route": "myroutes:route",
-    "sni": ["www.example.com=10.0.0.5:443", "*.example.com=10.0.0.6:443"],
+    "sni": ["www.example.com=10.0.0.7:443", "*.example.com=default"],
     "resolve_every": "30s",
     "dial_timeout": "30s",
     "max_descriptors": 65536,

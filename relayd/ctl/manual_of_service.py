@@ -147,7 +147,7 @@ def _options(page: Page, rows: Sequence[Setting[Any]]) -> None:
             if "|" in words:
                 value = "=" + "|".join(f"`{each}`" for each in words.split("|"))
             else:
-                value = f"=*{words}*" if words else ""
+                value = "=" + re.sub("[A-Z]+", r"*\g<0>*", words) if words else ""
             text = row.option_help
             if row.shown_default:
                 text += f" Default: {row.shown_default.rstrip('.')}."

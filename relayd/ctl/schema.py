@@ -18,6 +18,7 @@ from relayd.configuring.control_settings import User
 from relayd.configuring.file_values import FROM_FILE, Rows
 from relayd.configuring.filter_settings import NAME, FilterType
 from relayd.configuring.readable import default_of
+from relayd.configuring.route_settings import ROUTE, SNI
 from relayd.configuring.sections import (
     DEFAULTS,
     DEFAULTS_KEYS,
@@ -91,6 +92,7 @@ def schema() -> dict[str, Any]:
         "$schema": DIALECT,
         "title": "The configuration of relayd",
         **whole,
+        **_has_servers(),
         "$defs": relays,
     }
 
@@ -98,8 +100,20 @@ def schema() -> dict[str, Any]:
 def _relay(kind: Any) -> dict[str, Any]:
     made = _table(RELAY_KEYS[kind], f"One relay of [{kind}].")
     if LISTEN in RELAY_KEYS[kind][LISTEN.key]:
-        made["required"] = [LISTEN.key, DEST.key]
+        made["required"] = [LISTEN.key]
+    if kind == "udp":
+        made["required"].append(DEST.key)
     return made
+
+
+def _has_servers() -> dict[str, Any]:
+    """Each relay of [tcp] has servers; what makes some up may be in [defaults]."""
+    instead = [{"required": [row.key]} for row in (SNI, ROUTE)]
+    some = {"anyOf": [{"required": [DEST.key]}, *instead]}
+    return {
+        "if": {"properties": {DEFAULTS: {"not": {"anyOf": instead}}}},
+        "then": {"properties": {"tcp": {"additionalProperties": some}}},
+    }
 
 
 def _table(keys: Mapping[str, Rows], said: str) -> dict[str, Any]:

@@ -66,7 +66,15 @@ from relayd.core.setting_types import (
     Size,
     Switch,
 )
-from relayd.core.settings import BIND, ENABLED, IDENT, OPEN, STALL_TIMEOUT, USER_TIMEOUT
+from relayd.core.settings import (
+    BIND,
+    ENABLED,
+    IDENT,
+    OPEN,
+    SERVER_SPEAKS_FIRST,
+    STALL_TIMEOUT,
+    USER_TIMEOUT,
+)
 from relayd.tap import relayd, socks4
 from relayd.tap.options import TableOptions
 from tests.support.files import layers_of
@@ -78,11 +86,11 @@ NO_SETTINGS = (CONFIG, PRINT_CONFIG)
 OF_STREAMS = (
     *("--max-sessions", "--queue", "--max-age", "--accept-proxy"),
     *("--keepalive", "--user-timeout"),
-    "--half-close",
+    *("--half-close", "--route", "--max-deciding", "--server-speaks-first"),
 )
 
 #: What is given in the order of the relays, and not by `options`.
-OF_RELAYS = (LISTEN, DEST, NAME)
+OF_RELAYS = (LISTEN, DEST, NAME, SNI)
 
 TIMES = st.floats(0.001, 1e8).map(repr) | st.sampled_from(
     ["10", "250ms", "1.5m", "1h", "0.001", "1e3", "0.1s"]
@@ -115,7 +123,6 @@ WRITTEN: dict[Setting[Any], st.SearchStrategy[str]] = {
         ["latency", r"deny:a\,b\\,direction=up", "replace:old=a,new=", "first:9"]
     ),
     ROUTE: st.sampled_from(["myroutes:route", "a.b_2:C.route"]),
-    SNI: st.sampled_from(["www.example.com=10.0.0.5:443", "*.example.com=[::1]:1"]),
     ALLOW_DEST: st.sampled_from(["10.0.0.0/8", "*", "*.example.com:80,443", "[::1]:1"]),
     DENY_DEST: st.sampled_from(["*:25", "db", "0.0.0.0/0:1-1024", "2001:db8::/32"]),
     USERID: WORDS.filter(lambda text: len(text.encode()) < 256),
@@ -235,6 +242,11 @@ def possible(given: list[list[str]], relays: list[str]) -> list[list[str]]:
         # A datagram is at no server, and waits for none.
         given = without(given, ON_DOWN)
         given = [words for words in given if "=wait" not in words[0]]
+    if "--sni" in relays:
+        given = without(without(given, ROUTE), SERVER_SPEAKS_FIRST)
+    elif any(",pool=" in each for each in servers):
+        # Nothing else chooses a pool.
+        given = [*without(given, ROUTE), ["--route=pools:of"]]
     listeners = [b for a, b in pairwise(relays) if a == "--listen"]
     if all(each.startswith("udp:") for each in listeners):
         given = [words for words in given if not words[0].startswith(OF_STREAMS)]
@@ -245,12 +257,34 @@ HOSTS = st.sampled_from(["", "127.0.0.1:", "localhost:", "[::1]:"])
 SERVERS = st.sampled_from(["10.0.0.5:", "db:", "[2001:db8::1]:"])
 OTHER_LISTENERS = ["unix:/run/%d", "tcp:%d:interface=127.0.0.1", "systemd:web%d"]
 OTHER_SERVERS = ["unix:/run/server", "tls:example.com:443", "tcp:example.com:80"]
+SNI_NAMES = st.sampled_from(["www.example.com", "*.Example.com.", "", "a_b"])
+SNI_SERVERS = st.sampled_from(
+    [
+        *("10.0.0.5:443", "443", "[2001:db8::1]:1,weight=0", "dns:db:5432,backup"),
+        *("srv:_x._tcp.db,max=3", 'a:1,check=tcp send="a,b" expect=c,disabled'),
+    ]
+)
+
+
+@st.composite
+def names_of(draw: st.DrawFn, servers: list[str]) -> list[str]:
+    """Server names of a relay, of which each of its pools has one at least."""
+    pools = dict.fromkeys(
+        "web" if each.endswith(",pool=web") else "default" for each in servers
+    )
+    found = [f"{number}.example.com={pool}" for number, pool in enumerate(pools)]
+    names = draw(st.lists(SNI_NAMES, min_size=not servers, max_size=2))
+    return [*found, *(f"{name}={draw(SNI_SERVERS)}" for name in names)]
 
 
 @st.composite
 def relays(draw: st.DrawFn) -> list[str]:
-    """One relay or several, each on ports of its own."""
+    """One relay or several, each on ports of its own.
+
+    They have server names, all of them that are of streams, or may have pools.
+    """
     words: list[str] = []
+    pools, has_names = draw(st.booleans()), draw(st.booleans())
     for number in range(draw(st.integers(1, 3))):
         low, udp = 1000 * (number + 1), draw(st.sampled_from(["", "udp:"]))
         size = draw(st.sampled_from([1, 1, 1, 5]))
@@ -263,6 +297,11 @@ def relays(draw: st.DrawFn) -> list[str]:
             servers += draw(st.lists(st.sampled_from(OTHER_SERVERS), max_size=2))
             if size == 1 and draw(st.booleans()):
                 listener = draw(st.sampled_from(OTHER_LISTENERS)) % low
+        if pools and not udp:
+            which = st.sampled_from(["", ",pool=web", ",pool=default"])
+            servers = [each + draw(which) for each in servers]
+        if has_names and not udp and draw(st.booleans()):
+            servers = []
         if draw(st.booleans()):
             words += [
                 "--name",
@@ -270,6 +309,9 @@ def relays(draw: st.DrawFn) -> list[str]:
             ]
         words += ["--listen", listener]
         words += [word for server in servers for word in ("--dest", server)]
+        if has_names and not udp:
+            found = draw(names_of(servers))
+            words += [word for name in found for word in ("--sni", name)]
     return words
 
 
@@ -335,7 +377,8 @@ def test_a_command_line_of_a_proxy(tmp_path: Path, given: list[list[str]]) -> No
 
 EXAMPLES = {
     "route": "myroutes:route",
-    "sni": "*.example.com=10.0.0.1:443",
+    # The servers that are there must be used.
+    "sni": "*.example.com=default",
     "listen": "127.0.0.1:81-85",
     "dest": "10.0.0.1:1-5",
     "name": "web",

@@ -175,6 +175,7 @@ def test_what_the_reader_accepts_it_accepts(data: st.DataObject) -> None:
 NEEDED: dict[str, dict[str, Any]] = {
     "queue": {"max_sessions": 1},
     "client_prefix": {"max_connects_per_client": "10/1"},
+    "max_deciding": {"route": "myroutes:route"},
 }
 
 
