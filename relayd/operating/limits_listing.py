@@ -177,15 +177,16 @@ def _of_streams(shown: Shown) -> Generator[None, None, list[Json]]:
 
     rows = yield from _of_gates(shown, hits)
     rows += _of_bandwidth(shown)
-    # A proxy's listeners share them.
+    # A proxy's listeners share them, and so do those of a relay that decides.
     for name in ("handshakes", "binds"):
         tables = (getattr(each, name, None) for each in shown.factories)
         for table in dict.fromkeys(each for each in tables if each is not None):
             of_all = table.hits - table.client_hits
+            what = f"max_{'deciding' if shown.kind == 'tcp' else name}"
             rows += [
-                _row(f"max_{name}", relay, table.limit, len(table), of_all),
+                _row(what, relay, table.limit, len(table), of_all),
                 _row(
-                    *(f"max_{name}_per_client", relay, table.limit_per_client),
+                    *(f"{what}_per_client", relay, table.limit_per_client),
                     *(table.most_of_one, table.client_hits),
                 ),
             ]

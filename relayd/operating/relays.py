@@ -64,6 +64,10 @@ def relay_unit(relay: Relay, shop: Workshop, before: Unit | None = None) -> Unit
             for name, servers in pools_of(destinations, relay.sni).items()
         }
         parts.append(pool_part(listeners, pools, relay, shop, admitting, filters))
+    if relay.route is not None or relay.sni:
+        for other in parts[1:]:
+            # The undecided clients of all ports are limited together.
+            other.served.handshakes = parts[0].served.handshakes
     share_totals(parts)
     return Unit(relay, admitting, parts, filters)
 
