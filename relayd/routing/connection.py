@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NamedTuple, NoReturn, Protocol
 
 import attrs
 
@@ -63,13 +63,15 @@ class Address:
         return int(port) if port.isdecimal() else 0
 
 
-@attrs.frozen(eq=False, repr=False)
-class Choice:
-    """What a route returns: where its client goes."""
+class Choice(NamedTuple):
+    """What a route returns: where its client goes.
+
+    :ivar by: the connection that has given it.
+    """
 
     by: Connection
-    pool: str | None = None
-    server: Any = None
+    pool: str | None
+    server: Any
 
     def __repr__(self) -> str:
         if self.pool is not None:
@@ -108,10 +110,16 @@ class Connection(FirstBytes):
     _refused: str | None = None
     _reply = b""
 
+    #: The route has said something beside where the client goes.
+    has_more = False
+
     def __init__(self, arriving: Arriving, router: Rules) -> None:
-        FirstBytes.__init__(self, arriving, router.server_speaks_first)
+        # As FirstBytes has it; without a call.
+        self._arriving = arriving
         self._router = router
         self.session = arriving.session
+        if router.server_speaks_first:
+            self._silent = True
 
     # -- who it is
 
@@ -150,7 +158,7 @@ class Connection(FirstBytes):
         :raises ValueError: it has no such pool.
         """
         self._router.check_pool(name)
-        return Choice(self, name)
+        return Choice(self, name, None)
 
     def server(self, where: Any) -> Choice:
         """A server, to be returned.
@@ -205,6 +213,7 @@ class Connection(FirstBytes):
             raise ValueError(f"sessions is a whole number from 1, not {sessions!r:.60}")
         if not isinstance(key, str) or len(key) > LONGEST_KEY:
             raise ValueError(f"a key is text, of {LONGEST_KEY} characters at most")
+        self.has_more = True
         self._limits = RouteLimits(
             bandwidth=before.bandwidth if bandwidth is None else _rates(bandwidth),
             max_age=before.max_age if max_age is None else max_age,
@@ -222,12 +231,14 @@ class Connection(FirstBytes):
         if len(self._filters) >= MOST_FILTERS:
             raise ValueError(f"a session has {MOST_FILTERS} filters of its route")
         made = self._router.filter_of(wanted, options)
+        self.has_more = True
         self._filters = (*self._filters, made)
 
     @property
     def facts(self) -> Facts:
         """Facts for the access log, by name: to be set."""
         if self._facts is None:
+            self.has_more = True
             self._facts = Facts()
         return self._facts
 

@@ -39,8 +39,6 @@ class ConnectionOver(GeneratorExit):
 class FirstBytes:
     """What a client has sent.
 
-    :param silent: it says nothing before its server does.
-
     :ivar waits_for: what of its client is waited for without an end, in words; empty if
         there is nothing.
     """
@@ -53,11 +51,12 @@ class FirstBytes:
     #: Fires when more has come, while somebody waits; and who does.
     _more: Deferred[None] | None = None
     _waiting: dict[Deferred[bool], None] | None = None
+    #: It says nothing before its server does.
+    _silent = False
     waits_for = ""
 
-    def __init__(self, arriving: Arriving, silent: bool) -> None:
+    def __init__(self, arriving: Arriving) -> None:
         self._arriving: Arriving | None = arriving
-        self._silent = silent
 
     async def peek(self, n: int, wait: float | None = None) -> bytes:
         """Look at the first bytes of the client, which stay the session's first data.

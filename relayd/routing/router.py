@@ -20,7 +20,7 @@ import types
 from collections.abc import Callable, Collection, Coroutine, Generator, Mapping
 from contextlib import suppress
 from contextvars import copy_context
-from types import CoroutineType
+from types import CoroutineType, MappingProxyType
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
@@ -44,11 +44,16 @@ from relayd.routing.first_bytes import ConnectionOver
 
 log = Logger(namespace="relayd.routing")
 
+_NO_FACTS: Mapping[str, str] = MappingProxyType({})
+
 #: A coroutine function of an operator's own.
 Route = Callable[[Connection], Coroutine[Any, Any, Choice]]
 
 #: The most servers that are kept which routes have named as text.
 MOST_SERVERS: Final = 1024
+
+#: The most decisions that are kept which say nothing but the name of a pool.
+MOST_PLAIN: Final = 256
 
 #: The most routes that go on after their clients have left; one more, and the oldest is
 #: closed.
@@ -85,6 +90,8 @@ class Router:
         self._kind: Kind = kind
         self._server = server and functools.lru_cache(MOST_SERVERS)(server)
         self._filters: WeakValueDictionary[Any, Any] = WeakValueDictionary()
+        #: The decisions that say nothing but the name of a pool.
+        self._plain: dict[str, Decision] = {}
         self._leaving: dict[_Asking, None] = {}
         self._failures: FailureLog | None = None
 
@@ -124,7 +131,14 @@ class Router:
         if conn.refusal is not None:
             return _refused(conn, conn.refusal)
         if type(returned) is Choice and returned.by is conn:
-            return Decision(pool=returned.pool, server=returned.server, **conn.said())
+            pool = returned.pool
+            if pool is None or conn.has_more:
+                return Decision(pool=pool, server=returned.server, **conn.said())
+            if (plain := self._plain.get(pool)) is None:
+                plain = Decision(pool=pool, facts=_NO_FACTS)
+                if len(self._plain) < MOST_PLAIN:
+                    self._plain[pool] = plain
+            return plain
         what = "nothing" if returned is None else reprlib.repr(returned)
         if type(returned) is Choice:
             what += " of another connection"
