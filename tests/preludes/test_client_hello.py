@@ -49,6 +49,7 @@ def read(data: bytes, cuts: Sequence[int] = ()) -> ClientHello | None:
             said, length = found
             assert length == 0
             assert isinstance(said, ClientHello)
+            assert all(type(each) is bytes for each in said.alpn)
             return said
     return None
 
@@ -271,7 +272,15 @@ HOSTILE = {
 }
 #: Others of the same errors.
 MORE = [
-    *(b"\xe0", b"\x80\x2e\2", b"HTTP", b"\x16\3\1\xff\xff", b"\x16\4", b"\x18\3\3"),
+    *(
+        b"\xe0",
+        b"\x80\x2e\2",
+        b"HTTP",
+        b"\x16\3\1\xff\xff",
+        b"\x16\4",
+        b"\x14\3\3",
+        b"\x18\3\3",
+    ),
     *(b"\x16\3\1\0\1\1\x17", b"\x16\3\1\0\1\1\x16\2", record(b"\1") + record(b"")),
     *(b"\x17\3\3\0\1a", record(b"\0\0\0\0"), record(b"\1\0") + record(b"\0\0\0")),
     *(body(START[:cut]) for cut in range(len(START))),
@@ -285,7 +294,7 @@ MORE = [
     *(extension(0, data) for data in (b"", b"\0", NAME + b"\0", NAME[:-1], b"\0\1\0")),
     extension(0, b"\0\x09\0\0\7a.test"),
     extension(0, b"\0\x0a\0\0\6a.test"),
-    *(extension(16, data) for data in (b"", b"\0", b"\0\1a", b"\0\3\2h2!", b"\0\2\2h")),
+    *(extension(16, data) for data in (b"", b"\0", b"\0\1a", b"\0\1\2h2", b"\0\2\2h")),
 ]
 
 
@@ -316,7 +325,11 @@ def test_it_ends_within_its_limit() -> None:
     assert len(parted) == LONGEST
     assert read(parted, range(0, LONGEST, 100)) == ClientHello("www.example.com")
     message = named(WWW, (21, bytes(padding - 4)))[5:]
-    assert outcome(hellos.records(message, [9000])) == "refused"
+    parted = hellos.records(message, [9000])
+    assert outcome(parted) == "refused"
+    # It is known when the first record has come.
+    assert outcome(parted[:9004]) is None
+    assert outcome(parted[:9005]) == "refused"
     # In records of one byte it is refused as soon as it is seen that it won't end.
     reader, message = HelloReader(), Hello(extensions=((21, bytes(2700)),)).message()
     data = hellos.records(message, [1] * 4)
