@@ -41,7 +41,9 @@ MAY_IMPORT = {
     "ctl": {"core", "observing", "configuring", "operating"},
     # For the tests of those who embed a relay, or configure one: nothing of ours
     # imports it.
-    "testing": {"net", "stream", "configuring", "operating"},
+    "testing": {
+        *("core", "net", "preludes", "routing", "stream", "configuring", "operating"),
+    },
 }
 
 #: What programs import: three relays, and the names that README and the examples show.
@@ -137,7 +139,7 @@ def test_the_reactor_is_an_argument(name: str) -> None:
         for dotted, node in imports(tree)
         if dotted in ("twisted.internet.reactor", "twisted.internet.pollreactor")
     ]
-    if name in ("tap.relayd", "tap.socks4", "tcp", "testing.suite"):
+    if name in ("tap.relayd", "tap.socks4", "tcp", "testing.routes", "testing.suite"):
         assert all(node not in tree.body for node in taken), "within a function only"
     else:
         assert not taken

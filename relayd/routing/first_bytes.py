@@ -204,8 +204,11 @@ class FirstBytes:
         return come
 
     def _forget(self, come: Deferred[bool]) -> None:
-        if self._waiting is not None:
-            self._waiting.pop(come, None)
+        waiting = self._waiting
+        if waiting is not None:
+            waiting.pop(come, None)
+            if not waiting:
+                self.waits_for = ""
 
     def _came(self, result: Any) -> None:
         """More has come, or the client has ended; or nobody is to wait any more."""

@@ -28,6 +28,9 @@ does not find that buffer either, and takes it for empty.
 
 :func:`explain` is for tests of settings: whether a client would be served, by which
 server, and which rule decides (`examples/test_policy.py`).
+
+:func:`decide` and :func:`decide_later` are for tests of routes: what one decides about
+a client, without a socket.
 """
 
 from relayd.testing.connection import ConnectionContract
@@ -36,6 +39,7 @@ from relayd.testing.explanation import explain
 from relayd.testing.fakes import FakeTransport
 from relayd.testing.peers import Peer, SocketPeer
 from relayd.testing.protocols import Plain, Producer, Recorder
+from relayd.testing.routes import decide, decide_later
 from relayd.testing.sockets import SocketConnectionContract, SocketTransportContract
 from relayd.testing.suite import turns, until
 
@@ -50,6 +54,8 @@ __all__ = (
     "SocketPeer",
     "SocketTransportContract",
     "StreamTransportContract",
+    "decide",
+    "decide_later",
     "explain",
     "turns",
     "until",
