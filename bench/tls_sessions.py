@@ -40,9 +40,9 @@ def tls_sessions(port: int, count: int, trusted: Path) -> None:
                 tls = context.wrap_socket(
                     plain, server_hostname=NAME, do_handshake_on_connect=False
                 )
-                going = _session(tls)
-                sessions[tls.fileno()] = tls, going
-                poll.register(tls.fileno(), next(going))
+                sessions[tls.fileno()] = tls, _session(tls)
+                # It is ready to write, and so begins.
+                poll.register(tls.fileno(), select.EPOLLOUT)
                 started += 1
             events = poll.poll(PATIENCE)
             if not events:
