@@ -14,7 +14,7 @@ from relayd.configuring.address_settings import (
     LISTEN,
     SEND_PROXY,
 )
-from relayd.configuring.endpoint_strings import has_tls
+from relayd.configuring.endpoint_strings import ends_tls, has_tls
 from relayd.configuring.given import Given, RelaySection
 from relayd.configuring.pools_of_relay import servers_given
 from relayd.configuring.server_grammar import options_of
@@ -32,7 +32,8 @@ def about_proxy_headers(section: RelaySection) -> Iterator[str]:
             " identd of a client behind a balancer can't be asked"
         )
     for listener in section.all(LISTEN.key):
-        if accepted and _is_tls(listener):
+        address = listener.value
+        if accepted and isinstance(address, EndpointString) and ends_tls(address.text):
             yield (
                 f"{listener.place.prefix}{accepted[0]} is not possible at {listener}: a"
                 " PROXY header comes before TLS, which this listener ends; let the"

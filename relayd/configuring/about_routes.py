@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from relayd.configuring.about_clients import contradiction
 from relayd.configuring.address_grammar import EndpointString
 from relayd.configuring.address_settings import DEST, LISTEN
-from relayd.configuring.endpoint_strings import has_tls
+from relayd.configuring.endpoint_strings import ends_tls
 from relayd.configuring.given import Given, RelaySection
 from relayd.configuring.pools_of_relay import servers_given
 from relayd.configuring.route_settings import ROUTE, SNI
@@ -43,7 +43,7 @@ def _about_tls(section: RelaySection, sni: Given) -> Iterator[str]:
     """Listeners that end TLS, behind which there is no ClientHello."""
     for listener in section.all(LISTEN.key):
         address = listener.value
-        if isinstance(address, EndpointString) and has_tls(address.text):
+        if isinstance(address, EndpointString) and ends_tls(address.text):
             yield (
                 f"{listener.place.prefix}{sni} is not possible at {listener}, which"
                 " ends TLS itself: listen without it; or ask for the name in a route"

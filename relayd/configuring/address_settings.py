@@ -332,10 +332,10 @@ ALL: tuple[Setting[Any], ...] = (
     *pool_settings.TABLE,
     *admission_settings.TABLE,
     *bandwidth_settings.TABLE,
+    *route_settings.TABLE,
     *TABLE,
     *dial_settings.TABLE,
     *filter_settings.TABLE,
-    *route_settings.TABLE,
     *process_settings.TABLE,
     *control_settings.TABLE,
 )

@@ -96,12 +96,13 @@ def _name(way: _Way) -> str:
 def _ways(relay: RelaySection) -> Iterator[_Way]:
     listeners, destinations = relay.all(LISTEN.key), servers_given(relay)
     ranges = [each.value for each in listeners if isinstance(each.value, PortRange)]
+    options = {each.place.option(each.setting): None for each in destinations}
     for number in range(len(ranges[0]) if ranges else 1):
         yield _Way(
             relay.kind,
             [(each, _at(each.value, number)) for each in listeners],
             [_at(each.value, number) for each in destinations],
-            [each.place.option(each.setting) for each in destinations],
+            list(options),
         )
 
 

@@ -18,6 +18,10 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+#: Twisted's types with TLS, and its listeners that have no other one in them.
+_TLS = ("ssl", "tls")
+_WRAPS_NONE = ("tcp", "tcp6", "unix", "systemd", "stdio", "fd")
+
 _PASSED = re.compile(r"(?i:systemd):([^:=\\]+)")
 _LACKS = re.compile(r"missing \d+ required positional arguments?: (.*)")
 _UNKNOWN = re.compile(r"unexpected keyword argument ('[^']*')")
@@ -126,7 +130,27 @@ def has_proxy_header(text: str) -> bool:
 
 def has_tls(text: str) -> bool:
     """Whether a string is of one of Twisted's types with TLS."""
-    return text.partition(":")[0].lower() in ("ssl", "tls")
+    return text.partition(":")[0].lower() in _TLS
+
+
+def ends_tls(text: str) -> bool:
+    """Whether a listener's string ends TLS: itself, or with what it wraps.
+
+    Of the types of plugins, those are known that wrap one of Twisted's, quoted or not;
+    and `txsni:`, which ends TLS itself.
+    """
+    kind = text.partition(":")[0].lower()
+    if kind in (*_TLS, "txsni"):
+        return True
+    if kind in _WRAPS_NONE:
+        return False
+    try:
+        plain, named = parts(text)
+    except ValueError:
+        return False
+    return any(each.lower() in _TLS for each in plain) or any(
+        ":" in each and ends_tls(each) for each in (*plain, *named.values())
+    )
 
 
 def missing_files(text: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from relayd.configuring.address_settings import DEST
-from relayd.configuring.config import Relay
+from relayd.configuring.config import Relay, UdpRelay
 from relayd.configuring.given import Given, RelaySection
 from relayd.configuring.route_settings import SNI, SniEntry
 from relayd.configuring.server_grammar import options_of, without_pool
@@ -40,6 +40,13 @@ def pools_of(
         if not isinstance(entry.target, str):
             found.setdefault(entry.pool, []).append(entry.target)
     return found
+
+
+def servers_of(relay: Relay | UdpRelay) -> list[Any]:
+    """All destinations of a relay, of whatever pool, and of server names."""
+    sni = relay.sni if isinstance(relay, Relay) else ()
+    own = [each.target for each in sni if not isinstance(each.target, str)]
+    return [*relay.destinations, *own]
 
 
 def sni_table(relay: Relay) -> dict[str, str]:

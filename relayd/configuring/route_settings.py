@@ -146,12 +146,12 @@ SNI = Setting[tuple[SniEntry, ...]](
     default=(),
     help="Relay TLS clients that ask for this server name (SNI) to this server, or to a"
     " pool, of the relay that the --listen before it opens; TLS is not ended. NAME is"
-    " www.example.com, *.example.com for all names below it, or empty for any other,"
-    " which is refused else. May be repeated.",
+    " www.example.com, *.example.com for all names below it, or empty for any other; a"
+    " client is refused if none is about its name. May be repeated.",
     in_file="Relay TLS clients that ask for a server name (SNI) to this server, or to a"
     " pool; TLS is not ended. NAME is www.example.com, *.example.com for all names"
-    " below it, or empty for any other, which is refused else. A name may have several"
-    " servers.",
+    " below it, or empty for any other; a client is refused if none is about its name."
+    " A name may have several servers.",
     kinds=("tcp",),
     group=ROUTES,
     repeatable=True,

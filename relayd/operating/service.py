@@ -17,6 +17,7 @@ from twisted.logger import Logger
 
 from relayd.configuring.address_grammar import StreamAddress
 from relayd.configuring.config import Config, Relay, UdpRelay
+from relayd.configuring.pools_of_relay import servers_of
 from relayd.configuring.server_grammar import options_of
 from relayd.configuring.source import Source
 from relayd.core.errors import CannotStart, ConfigError
@@ -230,6 +231,6 @@ def _dialing(config: Config, *, alone: bool) -> list[tuple[str, DialOptions]]:
         whom, options = whose(relay, alone=alone), relay.dialing.options
         found[whom, options] = None
         if isinstance(relay, Relay | UdpRelay):
-            for each in relay.destinations:
+            for each in servers_of(relay):
                 found[whom, options_of(each).dialing(options) or options] = None
     return [(whom, options) for whom, options in found if options != DialOptions()]

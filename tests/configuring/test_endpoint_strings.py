@@ -93,6 +93,27 @@ def test_a_listener_that_reads_headers_by_itself(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        *(
+            ("ssl:443:privateKey=k", True),
+            ("TLS:443", True),
+            ("txsni:/c:tcp:443", True),
+        ),
+        # As above.
+        ("other:ssl:443:privateKey=k", True),
+        ("other:1:endpoint=ssl\\:443", True),
+        ("other:ssl\\:443:privateKey=k", True),
+        ("other:tcp\\:443", False),
+        *(("tcp:443", False), ("unix:ssl", False), ("unix:/x:lockfile=ssl\\:", False)),
+        *(("systemd:domain=INET:index=0", False), ("other:a\\", False)),
+    ],
+)
+def test_a_listener_that_ends_tls(text: str, ends: bool) -> None:
+    assert endpoint_strings.ends_tls(text) is ends
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "tcp:1080:interface=127.0.0.1",

@@ -75,6 +75,15 @@ BAD = {
     '[tcp.a]\nlisten = "2"\ndest = "3,check=python:json:nothing"': (
         "tcp.a.dest: can't import the check python:json:nothing: AttributeError: module"
     ),
+    '[tcp.a]\nlisten = "2"\nsni = ["x=a:1", "=tcp:x:0"]': (
+        "tcp.a.sni: bad endpoint 'tcp:x:0': a port here is 1 to 65535, not 0"
+    ),
+    '[tcp.a]\nlisten = "2"\nsni = "=127.255.255.255:1"': (
+        "tcp.a.sni: bad address '127.255.255.255:1': it is a broadcast address"
+    ),
+    '[tcp.a]\nlisten = "2"\ndest = "3"\nsni = ["=default", "x=4,check=python:a_b:c"]': (
+        "tcp.a.sni: can't import the check python:a_b:c: ModuleNotFoundError: No"
+    ),
     '[udp.a]\nlisten = "2"\ndest = "3"\nmax_flows = 9\ninterface = "none0"': (
         "udp.a: interface 'none0': there is none of that name"
     ),

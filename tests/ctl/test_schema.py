@@ -107,6 +107,11 @@ def test_every_key_is_explained() -> None:
         {"tcp": {"x" * 65: {"listen": "1", "dest": "2"}}},
         {"tcp": {"web": {"listen": "1"}}},
         {"tcp": {"web": {"listen": [], "dest": "2"}}},
+        {"tcp": {"web": {"dest": "2"}}},
+        {"udp": {"dns": {"listen": "1"}}},
+        {"udp": {"dns": {"listen": "1", "route": "a:b"}}},
+        {"defaults": {"route": "a:b"}, "udp": {"dns": {"listen": "1"}}},
+        {"defaults": {"max_age": 5}, "tcp": {"web": {"listen": "1"}}},
         {"tcp": {"web": {"listen": 80, "dest": "2"}}},
         {"tcp": {"web": {"listen": "1", "dest": "2", "udp_timeout": 5}}},
         {"defaults": {"dest": "2"}},
@@ -123,6 +128,21 @@ def test_every_key_is_explained() -> None:
 def test_what_both_refuse(document: dict[str, Any]) -> None:
     assert not accepts(document)
     assert not reads(document)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"tcp": {"web": {"listen": "1", "route": "a:b"}}},
+        {"tcp": {"web": {"listen": "1", "sni": "=2"}}},
+        {"defaults": {"route": "a:b"}, "tcp": {"web": {"listen": "1"}}},
+        {"defaults": {"sni": ["=2"]}, "tcp": {"web": {"listen": "1"}}},
+        relay_with("tcp", dest={"address": "1", "pool": "a"}, sni="=a"),
+    ],
+)
+def test_what_has_servers_otherwise_is_accepted_by_both(document: Any) -> None:
+    assert accepts(document)
+    assert reads(document)
 
 
 def test_a_variable_may_become_anything() -> None:

@@ -58,6 +58,12 @@ def test_a_service_has_them_if_a_relay_or_a_server_has_options(
     assert sum(isinstance(each, DialRights) for each in service) == count
 
 
+def test_a_server_of_a_server_name_may_have_them(tmp_path: Path) -> None:
+    text = '[tcp.a]\nlisten = "127.0.0.1:0"\nsni = "=127.0.0.1:9,source=127.0.0.2"\n'
+    service = make_service(config_of(tmp_path / "f.toml", text), reactor)
+    assert sum(isinstance(each, DialRights) for each in service) == 1
+
+
 @pytest.mark.parametrize("kind", ["tcp", "udp"])
 @pytest.mark.parametrize("server", ["127.0.0.1:9", "dns:db.example.com:9"])
 def test_a_servers_own_way_is_tried_before_anything_listens(
