@@ -130,6 +130,28 @@ class RoundRobin:
         self._heap, self._out = heap, set()
 
 
+class OwnTurns(RoundRobin):
+    """The same for one of several pools of a relay.
+
+    By how often it has chosen, and not by the sequence numbers of sessions: those are
+    of all pools, and where every second session is another pool's, one server of two
+    would get all of them.
+
+    :ivar ordinal: how often it has chosen before.
+    """
+
+    ordinal = -1
+
+    def choose(self, candidates: Sequence[Candidate], session: Any) -> Candidate | None:
+        """See :meth:`ISelector.choose`."""
+        self.ordinal += 1
+        return super().choose(candidates, self)
+
+    def room_changed(self, server: Any) -> None:
+        """See :class:`ISelector`."""
+        super().room_changed(server)
+
+
 @implementer(ISelector)
 class LeastSessions:
     """The server with the fewest sessions for its weight.

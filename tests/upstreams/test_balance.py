@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from zope.interface.verify import verifyObject
 
 from relayd.core.interfaces import ISelector
-from relayd.upstreams.balance import First, LeastSessions, RandomOfTwo, RoundRobin
+from relayd.upstreams.balance import (
+    First,
+    LeastSessions,
+    OwnTurns,
+    RandomOfTwo,
+    RoundRobin,
+)
 from relayd.upstreams.pool import Pool
 from relayd.upstreams.server import Server
 from tests.support.shares import SELECTORS, is_by_chance
@@ -317,3 +323,54 @@ def test_the_first_is_filled_up_to_its_limit() -> None:
     assert pool.choose(asked()) is two
     one.closed()
     assert pool.choose(asked()) is one
+
+
+# -- one of several pools
+
+
+def test_turns_of_one_of_several_pools() -> None:
+    """Every second session is another pool's: its number says nothing here."""
+    pool = Pool(servers(1, 1))
+    pool.be_one_of_several()
+    found = []
+    for ordinal in range(0, 12, 2):
+        assert pool.foretell(asked(ordinal)) is pool.foretell(asked(ordinal))
+        foretold = pool.foretell(asked(ordinal))
+        chosen_now = pool.choose(asked(ordinal))
+        assert chosen_now is foretold
+        found.append(getattr(chosen_now, "name", None))
+    assert found == ["s0", "s1"] * 3
+    # It stays so, and others that have no numbers to go by are as they are.
+    pool.be_one_of_several()
+    assert getattr(pool.choose(asked()), "name", None) == "s0"
+    least = Pool(servers(1, 1), LeastSessions())
+    selector = least.selector
+    least.be_one_of_several()
+    assert least.selector is selector
+
+
+def test_those_that_are_full_are_passed_over_there_too() -> None:
+    """As it learns of them, and not only as it looks."""
+    pool = Pool(servers(1, 1, 1, max_sessions=1))
+    pool.be_one_of_several()
+    names = []
+    for _ in range(3):
+        server: Any = pool.choose(asked())
+        server.began()
+        names.append(server.name)
+    assert sorted(names) == ["s0", "s1", "s2"]
+    assert pool.choose(asked()) is None
+    pool.servers[1].closed()
+    assert pool.choose(asked()) is pool.servers[1]
+
+
+@given(WEIGHTS, st.lists(st.booleans(), max_size=40))
+def test_its_shares_are_those_of_a_pool_alone(
+    weights: list[int], comes: list[bool]
+) -> None:
+    """Whichever sessions come to it, in whatever order."""
+    alone, own = RoundRobin(), OwnTurns()
+    there = servers(*weights)
+    ours = [ordinal for ordinal, is_ours in enumerate(comes) if is_ours]
+    expected = [alone.choose(there, asked(n)) for n in range(len(ours))]
+    assert [own.choose(there, asked(n)) for n in ours] == expected
