@@ -241,6 +241,8 @@ class RelayFactory(StreamFactory):
             each.belong_to(self.name)
             if cut:
                 each.listeners.append(Cutting(self).server_changed)
+        # Of the instance, where the interpreter finds it faster.
+        self.chooses = None
         if sni is not None and route is not None:
             raise ValueError("a route asks for server names itself: leave out sni")
         if sni is not None:
