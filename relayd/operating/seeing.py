@@ -154,7 +154,7 @@ class Seeing:
             "kind": unit.kind,
             "state": self._state(unit),
             "listen": service.addresses(unit.name),
-            "dest": list(map(str, named)),
+            "dest": list(map(_place_of, named)),
             "sni": list(map(str, getattr(unit.settings, "sni", ()))),
             "route": None if route is None else str(route),
             "sessions": sessions + before,
@@ -280,6 +280,12 @@ class Seeing:
     def log_levels(self) -> Json:
         """See :class:`relayd.control.steering.Steering`."""
         return {"levels": self._logs.levels.get()}
+
+
+def _place_of(destination: Any) -> str:
+    """A destination without its options, but with its pool."""
+    pool = options_of(destination).pool
+    return f"{destination},pool={pool}" if pool else str(destination)
 
 
 def _of_streams(factories: Iterable[Any]) -> Json:

@@ -67,6 +67,11 @@ def test_each_pool_has_its_servers_its_checks_and_its_tasks(tmp_path: Path) -> N
         ]
         row = relayd.steered.relay("a")
         assert (row["sni"], row["route"]) == (SNI, None)
+        assert row["dest"] == [
+            *WEB,
+            *(f"127.0.0.1:{each},pool=ssh" for each in (11, 9)),
+            "127.0.0.1:13,pool=web",
+        ]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from relayd.operating import limits_listing
 from relayd.operating.limits_listing import Process, limits
 from relayd.operating.listing import Shown
 from relayd.operating.logs import Logs
+from relayd.preludes.client_hello import hello_of
 from relayd.preludes.socks4 import Command, write_request
 from relayd.tcp import RelayFactory
 from relayd.udp_nat import FlowServer
@@ -211,3 +212,29 @@ def test_clients_of_datagrams_that_wait_for_a_server() -> None:
     assert now > 0
     assert hits == 0
     bench.close()
+
+
+def test_clients_of_which_is_not_decided_and_those_that_wait_in_each_pool() -> None:
+    factory = RelayFactory(
+        None,
+        pools={"a": Pool([]), "b": Pool([])},
+        sni={"a.example": "a", "": "b"},
+        max_deciding=8,
+        wait_for_server=5,
+        clock=Clock(),
+        observer=Witness(),
+        name="web",
+    )
+    for said in (hello_of("a.example"), hello_of("b.example"), b"\x16", b"\x16"):
+        transport = FakeTransport(clock=factory.clock)
+        transport.connect(factory.buildProtocol(transport.peer))
+        transport.receive(said)
+    waits = "when_none: clients that wait"
+    assert of_relay(shown(factory)) == {
+        "max_deciding": (8, 2, 0),
+        "max_deciding_per_client": (2, 2, 0),
+        waits: (4096, 0, 0),
+        f"{waits} for a": (4096, 1, 0),
+        f"{waits} for b": (4096, 1, 0),
+    }
+    factory.abort_all()

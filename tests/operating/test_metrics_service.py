@@ -19,6 +19,8 @@ from twisted.internet.defer import Deferred, maybeDeferred
 import relayd
 from relayd.configuring.address_grammar import parse_destination, parse_listener
 from relayd.configuring.config import Config, Relay, Socks4Relay, UdpRelay
+from relayd.configuring.route_settings import parse_sni
+from relayd.configuring.server_grammar import parse_server
 from relayd.core.errors import CannotStart, ConfigError
 from relayd.core.session import Direction
 from relayd.net.descriptors import Descriptors
@@ -364,3 +366,48 @@ def test_how_late_the_reactor_is() -> None:
     assert late._lag == 0.25
     late.stopService()
     assert not clock.getDelayedCalls()
+
+
+# -- several pools
+
+
+def pooled(*servers: str) -> Relay:
+    """A relay with the servers db:1 and db:2 in a pool b, and others."""
+    dest = map(parse_server, (*servers, "db:1,pool=b", "db:2,pool=b"))
+    listen, sni = parse_listener("127.0.0.1:0"), map(parse_sni, ("=default", "b=b"))
+    made: Any = Relay
+    return made([listen], dest, "web", sni=sni)  # type: ignore[no-any-return]
+
+
+def test_servers_of_all_pools_are_counted_each_by_itself() -> None:
+    """One of the same address in another pool is another one."""
+    service = Service(pooled("db:1"))
+    metrics = metrics_of(service)
+    old: Any = service.listenings[0].factory
+    assert list(old.counts.servers) == ["db:1", "b/db:1", "b/db:2"]
+    for name, count in (("db:1", 5), ("b/db:1", 7)):
+        old.counts.servers[name].results["connected"] += count
+    heard = [len(each.listeners) for each in old.all_pools]
+    client = Client()
+    client.session.server = old.all_pools[1].upstreams[0]
+    old.wheel.add(client)
+    service.change_to(pooled("db:3", "db:4,pool=b"))
+    metrics.follow()
+    new: Any = service.listenings[0].factory
+    reading = readings(metrics)["web"]
+    found = {name: (x.results, x.active) for name, x in reading.servers.items()}
+    assert found == {
+        "db:3": ({}, 0),
+        "b/db:4": ({}, 0),
+        "b/db:1": ({"connected": 7}, 1),
+        "b/db:2": ({}, 0),
+    }
+    # Each pool tells of those that come and go, once.
+    assert [len(each.listeners) for each in old.all_pools] == [n - 1 for n in heard]
+    metrics.follow()
+    assert [len(each.listeners) for each in new.all_pools] == heard
+    pool = new.all_pools[1]
+    pool.replace([pool.servers[1]], [])
+    assert list(new.counts.servers) == ["db:3", "b/db:4", "b/db:2"]
+    old.wheel.discard(client)
+    old.wheel.settle()
