@@ -137,7 +137,7 @@ def file_page() -> Page:
     page.item(
         "`[tcp.`*NAME*`]`",
         "Relays connections, TCP or UNIX stream sockets: each to one of the servers of"
-        " `dest`, in turn.",
+        " `dest`, in turn; or to where `sni` or a `route` leads it.",
     )
     page.item(
         "`[udp.`*NAME*`]`",

@@ -29,6 +29,10 @@ EXAMPLES = (
         "twistd -n --pidfile= relayd -l udp:53 -d udp:9.9.9.9:53 -l 53 -d 9.9.9.9:53",
     ),
     (
+        "TLS clients of one name to one server, and all others to another:",
+        "twistd -n --pidfile= relayd -l 443 --sni a.example.com=a:443 --sni =b:443",
+    ),
+    (
         "What a file says:",
         "twistd -n --pidfile= relayd --config /etc/relayd/relayd.toml",
     ),
@@ -59,7 +63,7 @@ def service_page() -> Page:
         " and from refusing to start where it finds one. `-n` keeps it in the"
         " foreground.",
         "Each `--listen` opens a relay, and each `--dest` after it is a server of that"
-        " relay.",
+        " relay; so is each that a `--sni` after it leads to.",
     )
     page.section("Addresses")
     page.items(

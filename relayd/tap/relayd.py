@@ -35,6 +35,8 @@ Examples:
       two relays with names, which the log shows
   twistd -n --pidfile= relayd -l 5000-5100 -d 10.0.0.5:5000-5100
       each of these ports, to the same port there
+  twistd -n --pidfile= relayd -l 443 --sni db.example.com=db:443 --sni =web:443
+      TLS clients of one name to one server, and all others to another
   twistd -n --pidfile= relayd --config /etc/relayd/relayd.toml
       what a file says: several relays of all kinds, each with its own settings
   twistd -n --pidfile= relayd -l udp:53 -d udp:9.9.9.9:53 -l 53 -d 9.9.9.9:53
