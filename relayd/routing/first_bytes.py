@@ -68,14 +68,13 @@ class FirstBytes:
         :raises ValueError: too many.
         """
         _check_count("n", n, 0)
-        arriving = self._look()
+        data = self._look().data
         if self._silent:
             return b""
-        data = arriving.data
         if len(data) < n:
             end = self._end_of(wait)
             while len(data) < n and await self._come(end, f"{n} bytes"):
-                data = arriving.data
+                data = self._client().data
         return data[:n]
 
     async def until(
@@ -93,18 +92,17 @@ class FirstBytes:
         if not isinstance(mark, bytes) or not mark:
             raise ValueError(f"a mark is bytes, and not empty: {mark!r:.60}")
         _check_count("most", most, len(mark))
-        arriving = self._look()
+        data, start = self._look().data, 0
         if self._silent:
             return b""
         end = self._end_of(wait)
-        data, start = arriving.data, 0
         while (at := data.find(mark, start, most)) < 0:
             if len(data) >= most:
                 raise BadRequest(f"no {mark!r:.60} in the first {most} bytes")
             start = max(0, len(data) - len(mark) + 1)
             if not await self._come(end, f"{mark!r:.60}"):
                 raise BadRequest(f"no {mark!r:.60} came")
-            data = arriving.data
+            data = self._client().data
         return data[: at + len(mark)]
 
     async def sni(self, wait: float | None = None) -> str | None:
@@ -117,20 +115,19 @@ class FirstBytes:
             first.
         :raises BadRequest: what begins as TLS is none.
         """
-        arriving = self._look()
+        named = self._look().server_name
         if self._name is None:
-            if arriving.server_name is not None:
+            if named is not None:
                 # An empty one: that client has asked for none.
-                self._name = (arriving.server_name or None,)
+                self._name = (named or None,)
             elif self._silent:
                 self._name = (None,)
         end = self._end_of(wait) if self._name is None else None
-        while self._name is None and not self._read_hello(arriving.data):
+        while self._name is None and not self._read_hello(self._client().data):
             if not await self._come(end, "a ClientHello"):
-                if arriving.ended and arriving.data:
-                    self._name = "the client ended its side within its ClientHello"
-                else:
+                if not (self._client().ended and self._client().data):
                     return None
+                self._name = "the client ended its side within its ClientHello"
         if isinstance(self._name, tuple):
             return self._name[0]
         raise BadRequest(self._name or "")
@@ -157,16 +154,20 @@ class FirstBytes:
     @property
     def clock(self) -> IReactorTime:
         """The relay's, for timers."""
-        return self._living().clock
+        return self._client().clock
 
     def _look(self) -> Arriving:
         """The client, to be looked at once more."""
         self._looks += 1
         if self._looks > MOST_LOOKS:
             raise ConnectionOver(f"the route has looked {MOST_LOOKS} times: it loops")
-        return self._living()
+        return self._client()
 
-    def _living(self) -> Arriving:
+    def _client(self) -> Arriving:
+        """The client, which is in no variable of what waits.
+
+        What has failed has the variables in its traceback, which may be kept.
+        """
         arriving = self._arriving
         if arriving is None:
             raise ConnectionOver("the route has decided, or its client has left")
@@ -182,7 +183,7 @@ class FirstBytes:
 
     def _come(self, end: float | None, what: str) -> Deferred[bool]:
         """Whether more has come; not, if the client has ended, or it is too late."""
-        arriving = self._living()
+        arriving = self._client()
         if arriving.ended:
             return succeed(False)
         waiting = self._waiting

@@ -139,14 +139,19 @@ class Router:
                 if len(self._plain) < MOST_PLAIN:
                     self._plain[pool] = plain
             return plain
-        what = "nothing" if returned is None else reprlib.repr(returned)
-        if type(returned) is Choice:
-            what += " of another connection"
-        return Failure(
-            RouteFailed(
-                f"the route {name_of(self.route)} has returned {what}: it is to return"
-                " conn.pool(...) or conn.server(...), or to call conn.refuse(...)"
-            )
+        return Failure(RouteFailed(self._nonsense(returned)))
+
+    def _nonsense(self, returned: Any) -> str:
+        try:
+            what = "nothing" if returned is None else reprlib.repr(returned)
+            if type(returned) is Choice:
+                what += " of another connection"
+        except BaseException:
+            # What an operator's own `repr` raises goes no further, either.
+            what = f"an object of the type {type(returned).__name__}"
+        return (
+            f"the route {name_of(self.route)} has returned {what}: it is to return"
+            " conn.pool(...) or conn.server(...), or to call conn.refuse(...)"
         )
 
     def _failed(self, conn: Connection, reason: Failure) -> Decision | Failure:
