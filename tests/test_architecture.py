@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "configuring": ENGINE | {"admission", "preludes", "socks"},
     "operating": ENGINE
     | PARTS
-    | {"plane", "datagrams", "socks", "faces", "configuring", "control", "filters"},
+    | {"plane", "datagrams", "socks", "faces", "configuring", "control", "filters"}
+    | {"routing"},
     "tap": {"core", "configuring", "operating"},
     "ctl": {"core", "observing", "configuring", "operating"},
     # For the tests of those who embed a relay, or configure one: nothing of ours

@@ -191,6 +191,7 @@ SCHEMAS: dict[str, Json] = {
         changed=many(TEXT),
         unchanged=WHOLE,
         needs_restart=many(TEXT),
+        routes={**many(TEXT), "description": "routes that were imported anew"},
         overlay={**WHOLE, "description": "run-time changes that were kept"},
         dropped={**WHOLE, "description": "those that were dropped"},
         confirm_within=maybe(SECONDS),

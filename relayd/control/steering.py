@@ -194,8 +194,14 @@ class Steering(Protocol):
     def merged(self) -> Json: ...
 
     def explain(
-        self, relay: str, client: str, at: str | None, dest: str | None
-    ) -> Json: ...
+        self,
+        relay: str,
+        client: str,
+        at: str | None,
+        dest: str | None,
+        first: str | None,
+        sni: str | None,
+    ) -> Deferred[Json]: ...
 
     # -- what can be changed
 

@@ -149,13 +149,17 @@ VIEWS: tuple[Route, ...] = (
         method="POST",
         path="/v1/explain",
         name="explain",
-        help="What would become of a client, and why; nothing is connected.",
+        help="What would become of a client, and why; nothing is connected. A route of"
+        " the relay is run, and what it does beside deciding happens; the answer waits"
+        " for it, for as long as a client would, 10 s at most.",
         answer="Explanation",
         call=lambda to, asked: to.explain(
             asked.body["relay"],
             asked.body["client"],
             asked.body["at"],
             asked.body["dest"],
+            asked.body["first"],
+            asked.body["sni"],
         ),
         body=Fields(
             fields=[
@@ -175,6 +179,17 @@ VIEWS: tuple[Route, ...] = (
                     name="dest",
                     type=Text(),
                     help="Where it asks to go, of a proxy.",
+                ),
+                Field(
+                    name="first",
+                    type=Text(),
+                    help="What it sends first, for a route; with the escapes \\n, \\r,"
+                    " \\t, \\0, \\\\ and \\xHH.",
+                ),
+                Field(
+                    name="sni",
+                    type=Text(),
+                    help="The server name that it asks for, by TLS.",
                 ),
             ]
         ),

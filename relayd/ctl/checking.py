@@ -3,9 +3,10 @@
 What a file says is read and checked by :mod:`relayd.configuring`.  The rest, the
 service would find as it makes its endpoints: a broadcast address, a missing interface,
 a limit that can't be had, a Twisted endpoint string that can't be used, a missing
-certificate, a check in Python that can't be imported.  The same functions are asked
-here, with a reactor that never runs.  Most relays have short forms of addresses and
-need none of them: importing them takes longer than reading a thousand relays.
+certificate, a check or a route in Python that can't be imported.  The same functions
+are asked here, with a reactor that never runs.  Most relays have short forms of
+addresses and need none of them: importing them takes longer than reading a thousand
+relays.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from relayd.configuring.file import STDIN, read_layers
 from relayd.configuring.filter_settings import FILTER
 from relayd.configuring.given import Given, Layers, key_of
 from relayd.configuring.pools_of_relay import as_server
-from relayd.configuring.route_settings import SNI, SniEntry
+from relayd.configuring.route_settings import ROUTE, SNI, SniEntry
 from relayd.configuring.server_grammar import options_of
 from relayd.core.check_grammar import PythonCheck
 from relayd.core.errors import ConfigError
@@ -123,6 +124,9 @@ def unusable(layers: Layers, config: Config) -> Iterator[str]:
             if given.setting is FILTER:
                 for problem in machine.about_filter(given, section.kind):
                     yield f"{given.place}: {problem}"
+            if given.setting is ROUTE:
+                for problem in machine.about_route(relay):
+                    yield f"{given.place}: {problem}"
         if not found:
             for problem in machine.about_relay(relay):
                 yield f"{section.place}: {problem}"
@@ -152,6 +156,13 @@ class _Machine:
         from relayd.operating.units import Workshop
 
         return Workshop(self._config, self.reactor, LineLog())
+
+    @cached_property
+    def routes(self) -> Any:
+        """The functions of routes: each module is imported once."""
+        from relayd.operating.route_modules import Routes
+
+        return Routes()
 
     def about_process(self, given: Given) -> Iterator[str]:
         """What is wrong with a setting of the process."""
@@ -212,6 +223,12 @@ class _Machine:
         for problem in _problem(check_filter, given.value, kind):
             yield problem.removeprefix("filter ")
 
+    def about_route(self, relay: AnyRelay) -> Iterator[str]:
+        """Whether the route of a relay can be imported, and names its pools."""
+        from relayd.operating.routing import route_of
+
+        yield from _problem(route_of, relay, self.routes)
+
     def about_relay(self, relay: AnyRelay) -> Iterator[str]:
         """What is wrong with a relay whose addresses can be used."""
         # Whoever checks may lack the right that the service has.
@@ -221,6 +238,9 @@ class _Machine:
         except OSError as problem:
             yield str(problem.strerror)
             return
+        if not isinstance(relay, UdpRelay):
+            # See `about_route`.
+            relay = attrs.evolve(relay, route=None)
         if isinstance(relay, UdpRelay):
             scoped = any("%" in str(each) for each in relay.destinations)
             if relay.udp.max_flows is not None or scoped:

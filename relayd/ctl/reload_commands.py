@@ -123,6 +123,15 @@ def save(to: str | None, as_json: bool) -> None:
     "--dest", metavar="ADDRESS", help="Where it wants to go, of a SOCKS4 client."
 )
 @click.option(
+    "--first",
+    metavar="TEXT",
+    help="What it sends first, for a route; with the escapes \\n, \\r, \\t, \\0, \\\\"
+    " and \\xHH.",
+)
+@click.option(
+    "--sni", metavar="NAME", help="The server name that it asks for, by TLS (SNI)."
+)
+@click.option(
     "--file",
     metavar="FILE",
     type=click.Path(allow_dash=True, readable=False),
@@ -135,35 +144,47 @@ def explain(
     client: str,
     at: str | None,
     dest: str | None,
+    first: str | None,
+    sni: str | None,
     file: str | None,
     as_json: bool,
 ) -> None:
     """Say whether a client would be served, and why, without connecting to anything:
     what the rules, hours and limits say of it, and which server it would get.
 
+    If the relay has a route, it is run, and what it does beside deciding happens. A
+    running relayd waits for it, as long as a client would, 10 seconds at most; of a
+    file, what a route waits for is not known.
+
     \b
     Example:  relayctl explain --relay web --client 10.0.0.5 --at 2026-12-24T03:00
     Example:  relayctl explain --relay web --client 10.0.0.5 --file relayd.toml
+    Example:  relayctl explain --relay tls --client 10.0.0.5 --sni www.example.com
     """
     from relayd.ctl import views
     from relayd.ctl.tables import show
 
+    given = {"at": at, "dest": dest, "first": first, "sni": sni}
+
     def ask() -> dict[str, Any]:
         if file is not None:
-            return _explain_file(file, relay, client, at, dest)
+            return _explain_file(file, relay, client, given)
         if relay is None:
             raise click.UsageError("say which: --relay NAME")
-        given = {"relay": relay, "client": client, "at": at, "dest": dest}
-        body = {key: each for key, each in given.items() if each is not None}
+        asked = {"relay": relay, "client": client, **given}
+        body = {key: each for key, each in asked.items() if each is not None}
         return running_relayd().change("POST", "/v1/explain", body)
 
     show(ask, views.explained, as_json=as_json)
 
 
 def _explain_file(
-    file: str, relay: str | None, client: str, at: str | None, dest: str | None
+    file: str, relay: str | None, client: str, given: dict[str, Any]
 ) -> dict[str, Any]:
-    """What a file says, without a running relayd."""
+    """What a file says, without a running relayd.
+
+    :param given: of the client, by option.
+    """
     from relayd.configuring.written import named
     from relayd.core.errors import ConfigError
     from relayd.ctl.checking import read
@@ -180,7 +201,7 @@ def _explain_file(
         raise CommandFailed(code, f"{file}: {wanted}; it has {there or 'none'}")
     found = config.relays[names.index(relay)]
     try:
-        return explained(found, client, at=at, dest=dest).as_json
+        return explained(found, client, **given).as_json
     except ConfigError as problem:
         raise CommandFailed(Exit.INVALID, *str(problem).splitlines()) from None
 

@@ -290,6 +290,8 @@ def reloaded(answer: Json) -> str:
     for key, what in (("overlay", "kept"), ("dropped", "dropped")):
         if answer.get(key):
             lines.append(f"{what}: {counted(answer[key], 'run-time change')}")
+    if answer.get("routes"):
+        lines.append(f"read anew: {listed(answer['routes'])}")
     if answer.get("needs_restart"):
         lines.append(f"needs a restart: {listed(answer['needs_restart'])}")
     if answer.get("confirm_within") is not None:

@@ -151,6 +151,13 @@ STREAMS = (
         _one(lambda reading: reading.active),
     ),
     _Family(
+        GaugeMetricFamily,
+        "relayd_deciding",
+        "Clients that a route has not decided about, or whose server name has not come;"
+        " of a SOCKS4 proxy with a route, those in their handshake, too.",
+        lambda each: () if each.deciding is None else (((), each.deciding),),
+    ),
+    _Family(
         HistogramMetricFamily,
         "relayd_session_duration_seconds",
         "How long the sessions lived that have ended.",

@@ -14,7 +14,7 @@ meanwhile is still in the list, but in the counters only of the next reading.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from typing import Any, Protocol
 
 import attrs
@@ -70,6 +70,7 @@ class Sessions:
     :ivar bandwidth: what limits its bytes, if anything does.
     :ivar pools: the servers of each listener.
     :ivar retries: what follows dials that have failed, likewise.
+    :ivar undecided: its tables of clients that are undecided, if it has some.
     """
 
     relay: str
@@ -78,6 +79,7 @@ class Sessions:
     bandwidth: Waits | None = None
     pools: Sequence[Servers] = ()
     retries: Sequence[Retried] = ()
+    undecided: Sequence[Sized] = ()
 
 
 class FlowSource(Protocol):
@@ -136,6 +138,7 @@ class StreamReading:
     :ivar spliced: of both, what did not pass through this process.
     :ivar waits: how often a session had to wait for its bandwidth.
     :ivar retried: how many dials that failed were followed by another.
+    :ivar deciding: clients that are undecided; None: of this relay there are none.
     :ivar durations: of the closed sessions; `connects` of the dials that succeeded.
     """
 
@@ -152,6 +155,7 @@ class StreamReading:
     servers: dict[str, ServerReading]
     waits: int = 0
     retried: int = 0
+    deciding: int | None = None
 
 
 @attrs.define
@@ -242,6 +246,7 @@ def read_sessions(relay: Sessions) -> Generator[None, None, StreamReading]:
         },
         retried=sum(each.count for each in relay.retries),
         waits=0 if relay.bandwidth is None else relay.bandwidth.waits,
+        deciding=sum(map(len, relay.undecided)) if relay.undecided else None,
     )
     servers = reading.servers
     for pool in relay.pools:

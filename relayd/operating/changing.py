@@ -30,6 +30,8 @@ from relayd.operating.living_filters import LivingFilters
 from relayd.operating.logs import Logs
 from relayd.operating.pool_tasks import PoolTasks
 from relayd.operating.relays import unit_of
+from relayd.operating.route_modules import Routes
+from relayd.operating.routing import route_of
 from relayd.operating.running import RelayService
 from relayd.operating.standing import Listening
 from relayd.operating.succession import succeed, take_over
@@ -52,6 +54,7 @@ class Difference:
     :ivar changed: in place.
     :ivar unchanged: how many others there are.
     :ivar needs_restart: keys of settings that are as they were until a restart.
+    :ivar routes: that were read anew, as they are written.
     """
 
     added: tuple[str, ...] = ()
@@ -59,6 +62,7 @@ class Difference:
     changed: tuple[str, ...] = ()
     unchanged: int = 0
     needs_restart: tuple[str, ...] = ()
+    routes: tuple[str, ...] = ()
 
 
 @attrs.frozen(eq=False)
@@ -73,6 +77,18 @@ class _Plan:
     units: Mapping[str, Unit]
     built: list[tuple[Unit | None, Unit]]
     flows: dict[str, int] = attrs.field(factory=dict)
+
+
+@attrs.frozen(eq=False)
+class _Renewed:
+    """What was read anew of relays that stay.
+
+    :ivar listeners: what their listeners serve clients with.
+    :ivar routes: relays, each with the function that its route is from now on.
+    """
+
+    listeners: dict[Listening, Any] = attrs.field(factory=dict)
+    routes: list[tuple[Unit, Any]] = attrs.field(factory=list)
 
 
 class Relays:
@@ -91,6 +107,7 @@ class Relays:
     :ivar checks: checks their servers.
     :ivar tasks: keeps their pools up to date.
     :ivar filters: changes those of their sessions.
+    :ivar routes: the functions of their routes.
     :ivar followers: called after each change, before the next turn of the reactor.
     """
 
@@ -105,13 +122,14 @@ class Relays:
         self._reactor, self._logs = reactor, logs
         self.checks = ServerCheckService(reactor, config.transport)
         self.filters = LivingFilters(reactor)
+        self.routes = Routes()
         self.followers: list[Callable[[], object]] = []
         self.units: Mapping[str, Unit] = {}
         #: Of before, with sessions or flows that go on.
         self._former: list[Part] = []
         self.alone = [each.name for each in config.relays] == [None]
         self.config = _named(config)
-        self.units = self._plan(self.config, made).units
+        self.units = self._plan(self.config, self.routes, made).units
         self.service = RelayService(
             self._listenings(self.units.values()),
             config.drain_timeout,
@@ -126,13 +144,15 @@ class Relays:
     def _plan(
         self,
         config: Config,
+        routes: Routes,
         made: Callable[[AnyRelay, Workshop], Unit] | None = None,
     ) -> _Plan:
         """Build what is not there as these settings say.
 
+        :param routes: of what is built.
         :raises ConfigError: a relay can't be made, and so none is.
         """
-        shop = Workshop(config, self._reactor, self._logs.lines, self.checks)
+        shop = Workshop(config, self._reactor, self._logs.lines, self.checks, routes)
         plan = _Plan({}, [])
         problems = []
         self.checks.added.clear()
@@ -195,20 +215,25 @@ class Relays:
             relays.append(each)
         return attrs.evolve(config, relays=relays)
 
-    def change(self, config: Config, *, anew: bool = False) -> Difference:
+    def change(
+        self, config: Config, *, anew: bool = False, routes: Routes | None = None
+    ) -> Difference:
         """Have these settings from now on, in one step.
 
         :param anew: read again what else was read for them: the certificates of
-            listeners that stay.
+            listeners that stay, and routes.
+        :param routes: of before, which are to be those again.
 
         :raises ConfigError: they can't be had, in a line for each problem; nothing has
             changed.
         """
         config, needs_restart = self._without_restart(_named(config))
-        plan = self._plan(config)
+        if routes is None:
+            routes = self.routes.anew() if anew else self.routes
+        plan = self._plan(config, routes)
         before = self.units
         try:
-            renewed = self._read_anew(plan) if anew else {}
+            renewed = self._read_anew(plan, routes) if anew else _Renewed()
         except ConfigError:
             self._forget(plan)
             raise
@@ -218,7 +243,12 @@ class Relays:
             self._forget(plan)
             why = str(problem).removeprefix(f"{self.service.command}: ")
             raise ConfigError(why) from problem
-        self.service.renew(renewed)
+        self.service.renew(renewed.listeners)
+        read = routes.read if routes is not self.routes else ()
+        for unit, function in renewed.routes:
+            unit.router.route = function
+        self.routes = routes
+        routes.commit()
         self.config, self.units = config, plan.units
         self.service.drain_timeout = config.drain_timeout
         self.service.shutdown_delay = config.shutdown_delay
@@ -252,6 +282,7 @@ class Relays:
             tuple(changed),
             len(kept),
             needs_restart,
+            read,
         )
 
     def _filter(self, before: Unit, unit: Unit) -> None:
@@ -263,20 +294,27 @@ class Relays:
             older = [each for each in self.service.former if each.name == unit.name]
             self.filters.change(older, before.filters, unit.filters)
 
-    def _read_anew(self, plan: _Plan) -> Mapping[Listening, Any]:
-        """What the listeners of relays that stay serve their clients with.
+    def _read_anew(self, plan: _Plan, routes: Routes) -> _Renewed:
+        """What relays that stay serve their clients with, and ask about them.
 
-        :raises ConfigError: a certificate can't be read: a line for each.
+        :raises ConfigError: a certificate, or a route, can't be read: a line for each.
         """
-        found, problems = {}, []
+        found, problems = _Renewed(), []
         for name, unit in plan.units.items():
-            if self.units.get(name) is unit:
-                for each in unit.listenings:
-                    if each.text and each.enabled:
-                        try:
-                            found[each] = each.port_factory()
-                        except ConfigError as problem:
-                            problems.append(f"relay {name}: {problem}")
+            if self.units.get(name) is not unit:
+                continue
+            begin = whose(unit.settings, alone=self.alone)
+            for each in unit.listenings:
+                if each.text and each.enabled:
+                    try:
+                        found.listeners[each] = each.port_factory()
+                    except ConfigError as problem:
+                        problems.append(f"{begin}{problem}")
+            if unit.router is not None:
+                try:
+                    found.routes.append((unit, route_of(unit.settings, routes)))
+                except ConfigError as problem:
+                    problems.append(f"{begin}{problem}")
         if problems:
             raise ConfigError("\n".join(problems))
         return found

@@ -1,58 +1,62 @@
 """Explains what becomes of a client: which rule, hours, limits, which server, and why.
 
-Nothing is connected, looked up or changed.  What decides is what decides in a relay:
-the gate, the pool and the policy are built of the relay's settings as ever, or are
-those of a running relay, and are asked by methods that count nobody.
+Nothing is connected, looked up or changed, but for what a route of the relay's operator
+does (:mod:`relayd.operating.explaining_routes`).  What decides is what decides in a
+relay: the gate, the pool and the policy are built of the relay's settings as ever, or
+are those of a running relay, and are asked by methods that count nobody.
 """
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Mapping
 from copy import copy
 from typing import Any
 
 import attrs
 
-from relayd.admission.client_rules import ClientRule
-from relayd.admission.connect_rates import ConnectRates
-from relayd.admission.gates import HoursGate, RulesGate, parts_of
 from relayd.admission.hours import utc_now
-from relayd.admission.session_limits import SessionLimits
 from relayd.configuring.config import (
-    Admission,
     AnyRelay,
     Config,
-    FlowAdmission,
+    Relay,
     Socks4Relay,
     UdpRelay,
 )
 from relayd.configuring.configure import configure
 from relayd.configuring.file import read_layers
 from relayd.configuring.written import named
-from relayd.core.errors import ConfigError, Refused
-from relayd.core.names import is_address
+from relayd.core.errors import ConfigError
+from relayd.core.route_spec import DEFAULT
 from relayd.operating.admission import Admitting
-from relayd.operating.explaining_pools import choice_of, pool_of
+from relayd.operating.explaining_gates import meet_bandwidth, meet_gates
+from relayd.operating.explaining_pools import choice_of, pool_of, unused_maker
+from relayd.operating.explaining_proxies import meet_rules, meet_users
+from relayd.operating.explaining_routes import (
+    Asked,
+    Decide,
+    Said,
+    decision_of,
+    pool_of_name,
+    server_name,
+    without_reactor,
+)
 from relayd.operating.explanation import (
+    OK,
+    REFUSED,
+    UNKNOWN,
     Explanation,
+    GetsNoFurther,
     Instant,
-    Moment,
     Step,
     StillClock,
     client_of,
-    destination_of,
     instant_of,
+    meet,
 )
-from relayd.operating.socks4_relays import proxy_policy
+from relayd.operating.route_modules import Routes
+from relayd.operating.routing import router_of
 from relayd.preludes.proxy_protocol import introduced_by
-from relayd.socks.rules import Rule
 from relayd.upstreams.pool import Pool
-
-OK, REFUSED = "ok", "refused"
-
-#: For the address of a name that is not looked up: no guard is about these (RFC 5737).
-ANYWHERE = ("203.0.113.1", "198.51.100.1", "192.0.2.1")
 
 
 @attrs.frozen(kw_only=True)
@@ -61,6 +65,9 @@ class State:
 
     :ivar gate: its gate; None: it has none.
     :ivar pool: of its first port; None: as its settings say; a proxy has none.
+    :ivar pools: all that it has, by name, likewise.
+    :ivar router: asks its route; None: as its settings say.
+    :ivar listener: an address where it listens; empty: as its settings say.
     :ivar ordinal: the sequence number of its next session; None: that is not known.
     :ivar stopped: it does not serve new clients: why.
     :ivar held: new clients are held, until an operator has them served.
@@ -68,9 +75,17 @@ class State:
 
     gate: Any = None
     pool: Pool | None = None
+    pools: Mapping[str, Pool] = attrs.field(factory=dict)
+    router: Any = None
+    listener: str = ""
     ordinal: int | None = None
     stopped: str = ""
     held: bool = False
+
+    def pool_of(self, name: str, relay: Relay | UdpRelay) -> Pool:
+        """One of its pools."""
+        pool = self.pools.get(name, self.pool if name == DEFAULT else None)
+        return pool_of(relay, name) if pool is None else pool
 
     @classmethod
     def before(cls, relay: AnyRelay) -> State:
@@ -82,13 +97,14 @@ class State:
     @classmethod
     def of(cls, factory: Any, stopped: str = "") -> State:
         """That of a stream relay (:class:`relayd.stream.relay.StreamRelay`)."""
-        ordinal = next(copy(factory.ordinals))
-        pool = getattr(factory, "pool", None)
-        return cls(gate=factory.gate, pool=pool, ordinal=ordinal, stopped=stopped)
-
-
-class _Refused(Exception):
-    """The client gets no further."""
+        pools = getattr(factory, "pools", {})
+        return cls(
+            gate=factory.gate,
+            pool=getattr(factory, "pool", None),
+            pools={name: each.pool for name, each in pools.items()},
+            ordinal=next(copy(factory.ordinals)),
+            stopped=stopped,
+        )
 
 
 def explain(
@@ -98,9 +114,13 @@ def explain(
     at: Instant | None = None,
     dest: str | None = None,
     user: str = "",
+    first: bytes | str | None = None,
+    sni: str | None = None,
     state: State | None = None,
 ) -> Explanation:
     """What becomes of a client of a relay.
+
+    What a route of it waits for is not known: there is no reactor.
 
     :param relay: its settings, which are valid.
     :param client: an address, with or without a port, or `unix`.
@@ -108,48 +128,113 @@ def explain(
         now.  Rates and limits are always as of now.
     :param dest: for a proxy: `HOST:PORT` that the client asks for.
     :param user: for a proxy: the user id that it gives.
+    :param first: what it sends first, for a route; text has escapes.
+    :param sni: the server name that it asks for by TLS.
     :param state: of the running relay; unless given, nobody has come yet.
-    :raises ConfigError: an argument is not valid.
+    :raises ConfigError: an argument is not valid; or a route can't be imported.
     """
-    client = client_of(client)
+    said = Said.of(first, sni)
+    explaining = explained(
+        *(relay, client, without_reactor),
+        at=at,
+        dest=dest,
+        user=user,
+        said=said,
+        state=state,
+    )
+    return _at_once(explaining)
+
+
+def _at_once(explaining: Coroutine[Any, Any, Explanation]) -> Explanation:
+    """What a coroutine returns that waits for nothing."""
+    try:
+        explaining.send(None)
+    except StopIteration as done:
+        found: Explanation = done.value
+        return found
+    explaining.close()
+    raise RuntimeError("an explanation has waited for something")
+
+
+async def explained(
+    relay: AnyRelay,
+    client: str,
+    decide: Decide,
+    *,
+    at: Instant | None = None,
+    dest: str | None = None,
+    user: str = "",
+    said: Said | None = None,
+    state: State | None = None,
+) -> Explanation:
+    """The same of a relay whose route may wait.
+
+    :param decide: has its route decide.
+    :param said: by the client.
+    """
+    client, said = client_of(client), said or Said()
     proxied = isinstance(relay, Socks4Relay)
     if (dest is not None or user) and not proxied:
         raise ConfigError(
             "a destination and a user are for SOCKS4 proxies: the servers of this"
             " relay are in its settings"
         )
+    routed = not isinstance(relay, UdpRelay) and relay.route is not None
+    named = isinstance(relay, Relay) and bool(relay.sni)
+    if said.data and not routed and not named:
+        raise ConfigError(
+            "what a client sends first, or the server name that it asks for, decides"
+            " nothing: this relay has no route and no --sni"
+        )
     moment = utc_now() if at is None else instant_of(at, relay.admission.hours)
     steps: list[Step] = []
-    server: str | None = None
     known = State.before(relay) if state is None else state
     try:
         if known.stopped:
-            _met(steps, "state", REFUSED, known.stopped)
+            meet(steps, "state", REFUSED, known.stopped)
         if known.held:
-            _met(steps, "state", "waits", "it is paused: until relayctl resume")
+            meet(steps, "state", "waits", "it is paused: until relayctl resume")
         _accept_proxy(steps, relay, client)
-        _gates(steps, relay, known.gate, client, moment)
-        _bandwidth(steps, relay.admission)
+        meet_gates(steps, relay, known.gate, client, moment)
+        meet_bandwidth(steps, relay.admission)
         if relay.filters:
             what = "datagrams" if isinstance(relay, UdpRelay) else "bytes"
-            said = ", then ".join(f"--filter {str(each)!r}" for each in relay.filters)
-            _met(steps, "filters", f"see its {what}", said)
+            each = ", then ".join(f"--filter {str(one)!r}" for one in relay.filters)
+            meet(steps, "filters", f"see its {what}", each)
         if isinstance(relay, Socks4Relay):
-            server = _proxy(steps, relay, dest, user)
-        else:
-            pool = known.pool or pool_of(relay)
-            choice = choice_of(pool, relay, client, known.ordinal)
-            steps += choice.steps
-            return Explanation(not choice.refused, steps, choice.server)
-    except _Refused:
+            meet_users(steps, relay, user)
+            if dest is None:
+                why = "none given: CONNECT needs one"
+                meet(steps, "destination", UNKNOWN, why)
+                return Explanation(True, steps, None)
+        name: str | None = DEFAULT
+        if isinstance(relay, Relay) and relay.sni:
+            name = pool_of_name(steps, relay, said)
+        elif not isinstance(relay, UdpRelay) and relay.route is not None:
+            asked = Asked(
+                relay=relay,
+                router=known.router or router_of(relay, Routes(), unused_maker()),
+                client=client,
+                said=said,
+                listener=known.listener,
+                requested=dest,
+                user=user,
+            )
+            decision = await decision_of(steps, asked, decide)
+            if decision is None or decision.server not in (None, dest):
+                where = None if decision is None else server_name(asked, decision)
+                return Explanation(True, steps, where)
+            name = decision.pool
+        if isinstance(relay, Socks4Relay):
+            meet_rules(steps, relay, dest or "")
+            return Explanation(True, steps, dest)
+        if name is None:
+            return Explanation(True, steps, None)
+        choice = choice_of(known.pool_of(name, relay), relay, client, known.ordinal)
+        steps += choice.steps
+        return Explanation(not choice.refused, steps, choice.server)
+    except GetsNoFurther:
         return Explanation(False, steps, None)
-    return Explanation(True, steps, server)
-
-
-def _met(steps: list[Step], step: str, result: str, why: str) -> None:
-    steps.append(Step(step, result, why))
-    if result == REFUSED:
-        raise _Refused
 
 
 def _accept_proxy(steps: list[Step], relay: AnyRelay, client: str) -> None:
@@ -158,9 +243,9 @@ def _accept_proxy(steps: list[Step], relay: AnyRelay, client: str) -> None:
     trusted = introduced_by(relay.stream.accept_proxy)
     if trusted is None:
         why = "no --accept-proxy: who connects is the client"
-        _met(steps, "accept_proxy", OK, why)
+        meet(steps, "accept_proxy", OK, why)
     elif client in trusted.peers:
-        _met(
+        meet(
             steps,
             "accept_proxy",
             "a header is expected",
@@ -170,186 +255,7 @@ def _accept_proxy(steps: list[Step], relay: AnyRelay, client: str) -> None:
         )
     else:
         why = "--accept-proxy does not name this peer: it is the client itself"
-        _met(steps, "accept_proxy", OK, why)
-
-
-# -- gates
-
-
-def _gates(
-    steps: list[Step], relay: AnyRelay, gate: Any, client: str, moment: Moment
-) -> None:
-    by_kind = {type(each): each for each in parts_of(gate)}
-    _rules(steps, by_kind.pop(RulesGate, None), client)
-    _hours(steps, by_kind.pop(HoursGate, None), moment)
-    _rates(steps, by_kind.pop(ConnectRates, None), client)
-    limits = by_kind.pop(SessionLimits, None)
-    if isinstance(relay, UdpRelay):
-        _flow_limits(steps, relay)
-    else:
-        _limits(steps, limits, client)
-    for each in by_kind.values():
-        why = f"{type(each).__name__}: a gate that is not relayd's own is not asked"
-        _met(steps, "gate", "not known", why)
-
-
-def _rules(steps: list[Step], gate: RulesGate | None, client: str) -> None:
-    if gate is None:
-        _met(steps, "rules", OK, "no rule: all are served")
-        return
-    decision = gate.decide(client)
-    if decision.why:
-        _met(steps, "rules", REFUSED, decision.why)
-    elif decision.rule is None:
-        _met(steps, "rules", OK, "no rule is about this client, and none allows others")
-    else:
-        _met(steps, "rules", OK, _rule(decision.rule))
-
-
-def _rule(rule: ClientRule) -> str:
-    return f"--{'allow' if rule.allow else 'deny'}-client {rule.text}"
-
-
-def _hours(steps: list[Step], gate: HoursGate | None, moment: Moment) -> None:
-    if gate is None:
-        _met(steps, "hours", OK, "no hours: always")
-        return
-    within = gate.hours.of(moment)
-    there = moment.astimezone((within or gate.hours.hours[0]).zone)
-    when = f"{there:%a %Y-%m-%d %H:%M} {there.tzinfo}"
-    if within is None:
-        _met(steps, "hours", REFUSED, f"{when} is outside {gate.hours}")
-    else:
-        _met(steps, "hours", OK, f"{when} is within --hours {within.text}")
-
-
-def _rates(steps: list[Step], gate: ConnectRates | None, client: str) -> None:
-    if gate is None:
-        _met(steps, "rates", OK, "no --max-connects-per-client")
-        return
-    try:
-        gate.foresee(client)
-    except Refused as refusal:
-        _met(steps, "rates", REFUSED, refusal.why)
-        return
-    left = gate.left(client)
-    counted = "not counted" if left is None else f"{left} left at once"
-    _met(steps, "rates", OK, f"--max-connects-per-client {gate.rate}: {counted}")
-
-
-def _limits(steps: list[Step], gate: SessionLimits | None, client: str) -> None:
-    if gate is None:
-        _met(steps, "limits", OK, "no --max-sessions, no --max-sessions-per-client")
-        _met(steps, "queue", OK, "no queue")
-        return
-    refusal: Refused | None = None
-    waits = False
-    try:
-        waits = gate.foresee(client)
-    except Refused as problem:
-        refusal = problem
-    if refusal is not None and refusal.reason != "queue":
-        _met(steps, "limits", REFUSED, refusal.why)
-    own = gate.sessions_of(client)
-    most, each = gate.max_sessions, gate.max_sessions_per_client
-    said = []
-    if most is not None:
-        said.append(f"--max-sessions {most}: {gate.sessions} now")
-    if each is not None:
-        now = "not counted" if own is None else f"{own} now"
-        said.append(f"--max-sessions-per-client {each}: {now}")
-    full = "full" if waits or refusal is not None else OK
-    _met(steps, "limits", full, "; ".join(said))
-    if refusal is not None:
-        _met(steps, "queue", REFUSED, refusal.why)
-    elif waits:
-        limit = f"--queue-timeout {gate.patience:g}"
-        _met(steps, "queue", "waits", f"behind {gate.waiting} others, {limit}")
-    else:
-        _met(steps, "queue", OK, "nobody waits: it need not")
-
-
-def _flow_limits(steps: list[Step], relay: UdpRelay) -> None:
-    limit = relay.udp.max_flows
-    most = "as many as descriptors allow" if limit is None else str(limit)
-    each = relay.udp.max_flows_per_client
-    own = "" if each is None else f", --max-flows-per-client {each}"
-    why = f"--max-flows {most}{own}: a new flow takes the place of one not in use"
-    _met(steps, "limits", OK, why)
-
-
-def _bandwidth(steps: list[Step], admission: FlowAdmission) -> None:
-    said = [
-        f"--{name.replace('_', '-')} {rates}"
-        for name in ("bandwidth", "bandwidth_per_client", "bandwidth_per_session")
-        if (rates := getattr(admission, name)) is not None
-    ]
-    if isinstance(admission, Admission) and admission.max_age:
-        _met(steps, "age", "limited", f"--max-age {admission.max_age:g}")
-    if said:
-        _met(steps, "bandwidth", "limited", ", ".join(said))
-    else:
-        _met(steps, "bandwidth", OK, "not limited")
-
-
-# -- proxies
-
-
-def _proxy(
-    steps: list[Step], relay: Socks4Relay, dest: str | None, user: str
-) -> str | None:
-    """What a proxy says to a request; where it leads, or None if that is not known."""
-    policies = {
-        policy.guarded: (listen, policy)
-        for listen in reversed(relay.listeners)
-        for policy in (proxy_policy(listen, relay),)
-    }
-    _, policy = next(iter(policies.values()))
-    session: Any = None
-    if relay.user_ids:
-        try:
-            policy.admit(user.encode(), session)
-        except Refused as refusal:
-            _met(steps, "user", REFUSED, refusal.why)
-        _met(steps, "user", OK, f"--userid {user}")
-    else:
-        _met(steps, "user", OK, "no --userid: all users are served")
-    if relay.socks4.ident:
-        _met(steps, "ident", "not known", "--ident: its identd is not asked here")
-    if dest is None:
-        _met(steps, "destination", "not known", "none given: CONNECT needs one")
-        return None
-    host, port = destination_of(dest)
-    for listen, each in policies.values():
-        where = f" (by {listen})" if len(policies) > 1 else ""
-        for result, why in _destination(each, host, port):
-            _met(steps, "destination", result, f"{why}{where}")
-    return dest
-
-
-def _destination(policy: Any, host: str, port: int) -> Iterator[tuple[str, str]]:
-    """What a policy says."""
-    is_named = not is_address(host)
-    address = _anywhere(policy.rules) if is_named else host
-    try:
-        rule = policy.judge(address, port, host if is_named else "")
-    except Refused as refusal:
-        public = f"{host}, at whatever public IPv4 address,"
-        yield REFUSED, refusal.why.replace(address, public) if is_named else refusal.why
-        return
-    yield OK, "no rule is about it" if rule is None else f"--allow-dest {rule.text}"
-    if is_named:
-        why = f"{host} is not looked up here: each address that it has is judged, too"
-        yield "not known", why
-
-
-def _anywhere(rules: Sequence[Rule]) -> str:
-    """An address that no rule means, unless it means them all."""
-    for each in ANYWHERE:
-        address = ipaddress.ip_address(each)
-        if all(rule.network is None or address not in rule.network for rule in rules):
-            return each
-    return ANYWHERE[0]
+        meet(steps, "accept_proxy", OK, why)
 
 
 # -- files

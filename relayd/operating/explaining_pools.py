@@ -51,6 +51,11 @@ class _FlowMaker(FlowMaker):
         return made
 
 
+def unused_maker() -> Maker:
+    """Makes servers that are never dialled."""
+    return _Maker(_CLOCK, "twisted")
+
+
 def pool_of(relay: Relay | UdpRelay, name: str = DEFAULT) -> Pool:
     """A pool of a relay's first port, as it is when nothing has happened yet.
 

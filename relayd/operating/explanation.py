@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 from zoneinfo import ZoneInfo
 
 import attrs
+from twisted.internet.task import Clock
 
 from relayd.admission.hours import Hours
 from relayd.core.errors import ConfigError
@@ -48,6 +49,22 @@ class StillClock:
         raise RuntimeError("this clock stands still")
 
 
+class PassingClock(Clock):
+    """One whose time passes at once, for as long as that is of use."""
+
+    def pass_while(self, waits: Callable[[], bool], limit: float) -> None:
+        """Let it pass, from one timer to the next.
+
+        :param waits: whether somebody waits still.
+        :param limit: until then at most, in seconds.
+        """
+        while waits() and (timers := self.getDelayedCalls()):
+            due = min(each.getTime() for each in timers)
+            if due > limit:
+                break
+            self.advance(max(0.0, due - self.seconds()))
+
+
 @attrs.frozen
 class Step:
     """One thing that a client meets.
@@ -63,6 +80,24 @@ class Step:
 
     def __str__(self) -> str:
         return f"{self.step}: {self.result}: {self.why}"
+
+
+#: Results of steps.
+OK, REFUSED, UNKNOWN = "ok", "refused", "not known"
+
+
+class GetsNoFurther(Exception):
+    """A step refuses the client."""
+
+
+def meet(steps: list[Step], step: str, result: str, why: str) -> None:
+    """Note what a client meets.
+
+    :raises GetsNoFurther: that refuses it.
+    """
+    steps.append(Step(step, result, why))
+    if result == REFUSED:
+        raise GetsNoFurther
 
 
 def _in_order(steps: Iterable[Step]) -> tuple[Step, ...]:

@@ -57,6 +57,7 @@ class Intervening(Seeing):
 
     def close(self) -> None:
         """The process stops: no timer is left."""
+        self._stop_explaining()
         self.words.stop()
         self._works.stop()
         self._all.filters.stop()

@@ -184,6 +184,7 @@ class MetricsService(Service):
                 bandwidth=own[0].bandwidth if totals[0].waited is None else totals[0],
                 pools=_pools_of(own),
                 retries=[each.retried for each in totals],
+                undecided=_undecided((*own, *before)),
             )
 
     def _process(self) -> Generator[None, None, ProcessReading]:
@@ -285,3 +286,14 @@ class MetricsService(Service):
     def _look_again(self) -> None:
         self._lag = max(0.0, self._clock.seconds() - self._due)
         self._look_later()
+
+
+def _undecided(factories: Iterable[Any]) -> list[Any]:
+    """The tables of clients that a route, or a server name, has not decided about."""
+    tables = {
+        id(each.handshakes): each.handshakes
+        for each in factories
+        if each.handshakes is not None
+        and (each.router is not None or getattr(each, "chooses", None) is not None)
+    }
+    return list(tables.values())

@@ -23,6 +23,7 @@ from relayd.operating.admission import Admitting
 from relayd.operating.endpoints import listening_endpoint, string_of
 from relayd.operating.filtering import made_filters
 from relayd.operating.pools import stream_pool
+from relayd.operating.routing import router_of
 from relayd.operating.servers import Maker, check_no_more, check_own, dial_options
 from relayd.operating.socks4_relays import socks4_unit
 from relayd.operating.standing import Listening
@@ -49,12 +50,16 @@ def relay_unit(relay: Relay, shop: Workshop, before: Unit | None = None) -> Unit
     """A TCP relay, with a factory for each port.
 
     :raises ConfigError: Twisted can't use one of the endpoint strings, a check can't be
-        imported, servers can't be dialled as they are to be, or filters can't be made.
+        imported, servers can't be dialled as they are to be, or filters or its route
+        can't be made.
     """
     parts = []
     filters = made_filters(relay, before)
     admitting = shop.admitting(relay, before)
     options = dial_options(relay.dialing)
+    router = router_of(
+        relay, shop.routes, Maker(shop.reactor, shop.config.transport, options)
+    )
     check_own(chain(*pools_of(relay.destinations, relay.sni).values()), options)
     kept = [] if before is None else before.kept(relay)
     for number, (listeners, destinations) in enumerate(each_port(relay)):
@@ -63,13 +68,15 @@ def relay_unit(relay: Relay, shop: Workshop, before: Unit | None = None) -> Unit
             name: same.get(name) or _pool(name, servers, relay, shop, options)
             for name, servers in pools_of(destinations, relay.sni).items()
         }
-        parts.append(pool_part(listeners, pools, relay, shop, admitting, filters))
+        parts.append(
+            pool_part(listeners, pools, relay, shop, admitting, filters, router)
+        )
     if relay.route is not None or relay.sni:
         for other in parts[1:]:
             # The undecided clients of all ports are limited together.
             other.served.handshakes = parts[0].served.handshakes
     share_totals(parts)
-    return Unit(relay, admitting, parts, filters)
+    return Unit(relay, admitting, parts, filters, router)
 
 
 def _pool(
@@ -99,12 +106,14 @@ def pool_part(
     shop: Workshop,
     admitting: Admitting,
     filters: Sequence[Any] = (),
+    router: Any = None,
 ) -> Part:
     """Listeners that share a factory, which relays to its pools.
 
     :param pools: by name; one is `default`, and may be empty.
     :param admitting: who is served.
     :param filters: of its sessions.
+    :param router: asks its route, if it has one.
     :raises ConfigError: Twisted can't use a listener's endpoint string.
     """
     # What can't be made is found before the pool is told of anything.
@@ -121,6 +130,7 @@ def pool_part(
         lifetime=admitting.lifetime,
         bandwidth=admitting.bandwidth,
         filters=filters,
+        route=router,
         name=relay.name,
         retries=relay.pool.retries,
         cut=relay.pool.on_down == "cut",

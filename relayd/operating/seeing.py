@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import attrs
+from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks
 
 import relayd
 from relayd.configuring.address_settings import DEST
@@ -19,6 +20,7 @@ from relayd.configuring.given import Layers
 from relayd.configuring.route_settings import SNI
 from relayd.configuring.server_grammar import ServersOf, options_of
 from relayd.control.steering import (
+    Conflict,
     FlowQuery,
     Invalid,
     Json,
@@ -38,13 +40,17 @@ from relayd.operating import (
     listing_servers,
 )
 from relayd.operating.changing import Relays
-from relayd.operating.explaining import State, explain
+from relayd.operating.explaining import State, explained
+from relayd.operating.explaining_routes import Said, on_reactor
 from relayd.operating.health import pool_of
 from relayd.operating.logs import Logs
 from relayd.operating.overlay import Entry, Overlay, section_of, shown
 from relayd.operating.standing import Served, has_flows
 from relayd.operating.units import Unit
 from relayd.upstreams.pool import Pool
+
+#: How many explanations may wait for routes at once.
+EXPLAINED_AT_ONCE = 32
 
 
 class Seeing:
@@ -75,6 +81,8 @@ class Seeing:
         self._loaded = self._started
         self._last_reload: Json | None = None
         self._needs_restart: Sequence[str] = ()
+        #: Explanations that wait for a route.
+        self._explaining: dict[Deferred[Any], None] = {}
         #: How often each relay has changed.
         self._revisions: dict[str, int] = {}
 
@@ -255,11 +263,21 @@ class Seeing:
         except ConfigError as problem:
             raise Invalid(str(problem)) from problem
 
+    @inlineCallbacks
     def explain(
-        self, relay: str, client: str, at: str | None, dest: str | None
-    ) -> Json:
+        self,
+        relay: str,
+        client: str,
+        at: str | None,
+        dest: str | None,
+        first: str | None,
+        sni: str | None,
+    ) -> Any:
         """See :class:`relayd.control.steering.Steering`."""
         unit = self._unit(relay)
+        if len(self._explaining) >= EXPLAINED_AT_ONCE:
+            count = len(self._explaining)
+            raise Conflict(f"{count} explanations wait for a route: try again later")
         served = unit.parts[0].served
         pool = pool_of(served)
         stopped = "" if unit.settings.enabled else "it is stopped"
@@ -269,13 +287,36 @@ class Seeing:
             state = State(gate=served.made_of.gate, pool=pool, stopped=stopped)
         else:
             state = State.of(served, stopped)
-        held = unit.name in self._all.service.held
-        state = attrs.evolve(state, held=held)
+        state = attrs.evolve(
+            state,
+            held=unit.name in self._all.service.held,
+            router=unit.router,
+            listener=next(iter(self._all.service.addresses(unit.name)), ""),
+        )
         try:
-            found = explain(unit.settings, client, at=at, dest=dest, state=state)
+            explaining = explained(
+                *(unit.settings, client, on_reactor(self.process.reactor)),
+                at=at,
+                dest=dest,
+                said=Said.of(first, sni),
+                state=state,
+            )
+            made = Deferred.fromCoroutine(explaining)
+            self._explaining[made] = None
+            try:
+                found = yield made
+            finally:
+                del self._explaining[made]
         except ConfigError as problem:
             raise Invalid(*str(problem).splitlines()) from problem
+        except CancelledError:
+            raise Conflict("relayd stops: it waits for no route any more") from None
         return found.as_json
+
+    def _stop_explaining(self) -> None:
+        """The process stops: nothing is waited for."""
+        for each in list(self._explaining):
+            each.cancel()
 
     def log_levels(self) -> Json:
         """See :class:`relayd.control.steering.Steering`."""

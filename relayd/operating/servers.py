@@ -60,11 +60,14 @@ class Maker:
         return dialing_endpoint(address, self._reactor, self._transport, dialing)
 
     def upstream(self, address: StreamAddress) -> Upstream:
-        """One of which nothing is said."""
+        """One without a state: no pool counts its sessions, or says how it is."""
+        options = address.options
+        name = name_of(address)
         return Upstream(
-            self._endpoint(address, address.options),
-            self._before + name_of(address),
+            self._endpoint(address, options),
+            self._before + (f"{options.name}/{name}" if options.name else name),
             server_identity(address),
+            preamble_of(options.send_proxy),
         )
 
     def server(self, address: StreamAddress) -> Server:

@@ -15,7 +15,8 @@ from relayd.net.own_addresses import is_own
 from relayd.operating.admission import Admitting
 from relayd.operating.endpoints import dialer, listening_endpoint, string_of
 from relayd.operating.filtering import made_filters
-from relayd.operating.servers import dial_options
+from relayd.operating.routing import router_of
+from relayd.operating.servers import Maker, dial_options
 from relayd.operating.standing import Listening
 from relayd.operating.units import Part, Unit, Workshop, session_log, share_totals
 from relayd.socks.destinations import ProxyPolicy
@@ -39,11 +40,13 @@ def socks4_factory(
     shop: Workshop,
     admitting: Admitting,
     filters: Sequence[Any] = (),
+    router: Any = None,
 ) -> Socks4Factory:
     """The proxy of one listener.
 
     :param admitting: who is served.
     :param filters: of its sessions.
+    :param router: asks its route, if it has one.
     :raises ConfigError: the transport is not available, or servers can't be dialled as
         they are to be.
     """
@@ -64,6 +67,7 @@ def socks4_factory(
         lifetime=admitting.lifetime,
         bandwidth=admitting.bandwidth,
         filters=filters,
+        route=router,
         name=proxy.name,
         **attrs.asdict(proxy.stream, recurse=False),
         **attrs.asdict(proxy.socks4),
@@ -74,15 +78,17 @@ def socks4_unit(proxy: Socks4Relay, shop: Workshop, before: Unit | None = None) 
     """A proxy, whose listeners share its limits.
 
     :raises ConfigError: Twisted can't use one of the endpoint strings, BIND can't
-        listen where it is to, or filters can't be made.
+        listen where it is to, or filters or its route can't be made.
     """
     address = proxy.socks4.bind_address
     if address and not can_listen_on(address):
         raise ConfigError(f"bind-address {address!r} is no address of this machine")
     filters = made_filters(proxy, before)
+    made = Maker(shop.reactor, shop.config.transport, dial_options(proxy.dialing))
+    router = router_of(proxy, shop.routes, made)
     admitting = shop.admitting(proxy, before)
     factories = [
-        socks4_factory(each, proxy, shop, admitting, filters)
+        socks4_factory(each, proxy, shop, admitting, filters, router)
         for each in proxy.listeners
     ]
     for other in factories[1:]:
@@ -93,7 +99,7 @@ def socks4_unit(proxy: Socks4Relay, shop: Workshop, before: Unit | None = None) 
         for listen, factory in zip(proxy.listeners, factories, strict=True)
     ]
     share_totals(parts)
-    return Unit(proxy, admitting, parts, filters)
+    return Unit(proxy, admitting, parts, filters, router)
 
 
 def _listening(

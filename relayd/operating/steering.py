@@ -46,6 +46,7 @@ from relayd.operating.intervening import Intervening, seconds_of
 from relayd.operating.killing import kill
 from relayd.operating.logs import Logs
 from relayd.operating.overlay import Overlay, section_of
+from relayd.operating.route_modules import Routes
 from relayd.operating.server_words import NOTHING
 
 log = Logger(namespace="relayd.control")
@@ -88,7 +89,7 @@ class Steered(Intervening):
         self.reloaded: Callable[[str], object] = lambda problem: None
         self.loaded: list[Callable[[float], object]] = []
         #: What a reload that waits to be confirmed goes back to, and when.
-        self._back: tuple[Layers, Overlay] | None = None
+        self._back: tuple[Layers, Overlay, Routes] | None = None
         self._back_at: IDelayedCall | None = None
 
     def close(self) -> None:
@@ -105,6 +106,7 @@ class Steered(Intervening):
         overlay: Callable[[Layers], Overlay],
         layers: Callable[[], Layers] | None = None,
         then: Callable[[], object] = bool,
+        routes: Routes | None = None,
     ) -> Deferred[Difference]:
         """Have other settings: all of them, or none.
 
@@ -112,8 +114,9 @@ class Steered(Intervening):
             may refuse.
         :param layers: reads what is below; unless given, it is as it was.
         :param then: called once they are there, before the next change.
+        :param routes: of before, which are to be those again.
         """
-        return self._lock.run(self._change_now, overlay, layers, then)
+        return self._lock.run(self._change_now, overlay, layers, then, routes)
 
     @inlineCallbacks
     def _change_now(
@@ -121,6 +124,7 @@ class Steered(Intervening):
         make: Callable[[Layers], Overlay],
         read: Callable[[], Layers] | None,
         then: Callable[[], object],
+        routes: Routes | None,
     ) -> Any:
         self._check_running()
         layers = self._layers
@@ -135,7 +139,7 @@ class Steered(Intervening):
             else:
                 config = self._configure(wanted)
             self._check_running()
-            difference = self._all.change(config, anew=read is not None)
+            difference = self._all.change(config, anew=read is not None, routes=routes)
         except ConfigError as problem:
             raise Invalid(*str(problem).splitlines()) from problem
         self._layers, was, self.overlay = layers, self.overlay, said
@@ -247,13 +251,13 @@ class Steered(Intervening):
         if why := self._source.why_not:
             raise Conflict(why)
         seconds = None if confirm is None else seconds_of(confirm)
-        before: tuple[Layers, Overlay] = self._layers, self.overlay
+        before = self._layers, self.overlay, self._all.routes
 
         def overlay(layers: Layers) -> Overlay:
             nonlocal before
             # Another one may have come before.
             self._check_confirmed()
-            before = self._layers, self.overlay
+            before = self._layers, self.overlay, self._all.routes
             there, were = (
                 {each.name or "": each.kind for each in of.relays}
                 for of in (layers, self._layers)
@@ -289,6 +293,7 @@ class Steered(Intervening):
             "changed": list(difference.changed),
             "unchanged": difference.unchanged,
             "needs_restart": list(difference.needs_restart),
+            "routes": list(difference.routes),
             "overlay": len(self.overlay),
             "dropped": dropped,
             "confirm_within": seconds,
@@ -331,8 +336,10 @@ class Steered(Intervening):
         if back is None or self._all.service.stopping:
             return
         log.warn("the reload was not confirmed in time: going back")
-        layers, overlay = back
-        going = maybeDeferred(self._change, lambda _: overlay, lambda: layers)
+        layers, overlay, routes = back
+        going = maybeDeferred(
+            self._change, lambda _: overlay, lambda: layers, routes=routes
+        )
         gone = "it was not confirmed in time: all is as it was before"
         going.addCallbacks(
             lambda difference: self._note_reload([gone]),
@@ -392,6 +399,7 @@ def _in_words(difference: Difference, overlay: int, dropped: int) -> str:
             ("added", difference.added),
             ("removed", difference.removed),
             ("changed", difference.changed),
+            ("read anew: the routes", difference.routes),
         )
         if names
     ]

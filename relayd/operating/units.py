@@ -31,6 +31,7 @@ from relayd.observing.line_log import LineLog
 from relayd.observing.session_log import QuietSessionLog, SessionLog, VerboseSessionLog
 from relayd.operating.admission import Admitting
 from relayd.operating.checks import ServerCheckService
+from relayd.operating.route_modules import Routes
 from relayd.operating.standing import Listening
 from relayd.udp_nat import UdpNat
 from relayd.upstreams.pool import Pool
@@ -62,12 +63,14 @@ class Workshop:
     :ivar config: the settings of the process.
     :ivar lines: for the lines of sessions and flows.
     :ivar checks: what checks the servers; unless given, nobody does.
+    :ivar routes: the functions of routes.
     """
 
     config: Config
     reactor: Any
     lines: LineLog
     checks: ServerCheckService | None = None
+    routes: Routes = attrs.field(factory=Routes)
 
     @cached_property
     def flows(self) -> FlowLimit:
@@ -133,12 +136,14 @@ class Unit:
     :ivar admitting: what its parts share.
     :ivar parts: one, or one for each port of a range, or each listener of a proxy.
     :ivar filters: that its parts share: one for each of the settings'.
+    :ivar router: that asks its route; None: it has none.
     """
 
     settings: AnyRelay
     admitting: Admitting
     parts: Sequence[Part]
     filters: Sequence[Any] = ()
+    router: Any = None
 
     @property
     def name(self) -> str:

@@ -5,7 +5,9 @@
     def test_the_office_is_served() -> None:
         assert explain("relayd.toml", relay="web", client="10.0.0.5").admitted
 
-Nothing is opened, connected or looked up, and no reactor is needed.
+Nothing is opened, connected or looked up, and no reactor is needed.  A route of the
+relay is run; what it does beside deciding happens (:func:`relayd.testing.decide` tests
+one alone).
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ def explain(
     at: str | datetime | None = None,
     dest: str | None = None,
     user: str = "",
+    first: bytes = b"",
+    sni: str | None = None,
 ) -> Explanation:
     """What becomes of a client.
 
@@ -38,6 +42,8 @@ def explain(
         hours; unless given, now.
     :param dest: for a SOCKS4 proxy: where it wants to go, `HOST:PORT`.
     :param user: for a SOCKS4 proxy: its user id.
+    :param first: what it sends first, for a route.
+    :param sni: the server name that it asks for by TLS, for a route or `sni`.
     :return: a :class:`relayd.operating.explanation.Explanation`: `admitted`, `steps`
         (each with `step`, `result` and `why`), `server`.
     :raises relayd.errors.ConfigError: the settings, or an argument, are not valid.
@@ -52,4 +58,6 @@ def explain(
         found = explaining.relay_of(settings, relay)
     else:
         found = settings
-    return explaining.explain(found, client, at=at, dest=dest, user=user)
+    return explaining.explain(
+        found, client, at=at, dest=dest, user=user, first=first, sni=sni
+    )

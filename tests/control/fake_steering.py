@@ -227,8 +227,14 @@ class FakeSteering:
         return {"toml": "[tcp.web]\nlisten = '80'\n"}
 
     def explain(
-        self, relay: str, client: str, at: str | None, dest: str | None
-    ) -> Json:
+        self,
+        relay: str,
+        client: str,
+        at: str | None,
+        dest: str | None,
+        first: str | None,
+        sni: str | None,
+    ) -> Deferred[Json]:
         self._known(relay)
         _network(client)
         if at is not None:
@@ -237,7 +243,7 @@ class FakeSteering:
             except ValueError:
                 raise Invalid(f"bad time {at!r}") from None
         step = {"step": "rules", "result": "allowed", "why": "there are none"}
-        return {"admitted": True, "steps": [step], "server": dest}
+        return self._soon({"admitted": True, "steps": [step], "server": dest})
 
     # -- what can be changed
 
@@ -342,6 +348,7 @@ class FakeSteering:
                 "changed": ["web"],
                 "unchanged": 2,
                 "needs_restart": [],
+                "routes": ["myroutes:route"],
                 "overlay": len(self.kept),
                 "dropped": dropped,
                 "confirm_within": confirm,

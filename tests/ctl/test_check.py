@@ -84,6 +84,12 @@ BAD = {
     '[tcp.a]\nlisten = "2"\ndest = "3"\nsni = ["=default", "x=4,check=python:a_b:c"]': (
         "tcp.a.sni: can't import the check python:a_b:c: ModuleNotFoundError: No"
     ),
+    '[tcp.a]\nlisten = "2"\ndest = "3"\nroute = "no_such:f"': (
+        "tcp.a.route: route no_such:f: there is no module no_such; it is looked for"
+    ),
+    '[socks4.a]\nopen = true\nbind_address = "127.0.0.1"\nroute = "json:nothing"': (
+        "socks4.a.route: route json:nothing: json has no nothing, and no coroutine"
+    ),
     '[udp.a]\nlisten = "2"\ndest = "3"\nmax_flows = 9\ninterface = "none0"': (
         "udp.a: interface 'none0': there is none of that name"
     ),

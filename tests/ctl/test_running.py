@@ -281,6 +281,7 @@ def test_reload(relayd: FakeRelayd, capsys: Captured) -> None:
         "changed": ["c"],
         "unchanged": 1,
         "needs_restart": ["transport"],
+        "routes": ["myroutes:route"],
         "overlay": 2,
         "dropped": 0,
         "confirm_within": 60,
@@ -293,6 +294,7 @@ def test_reload(relayd: FakeRelayd, capsys: Captured) -> None:
         "changed: c",
         "unchanged: 1 relay",
         "kept: 2 run-time changes",
+        "read anew: myroutes:route",
         "needs a restart: transport",
         "It goes back in 1m00s, unless you say: relayctl confirm",
     ]
@@ -345,6 +347,10 @@ def test_explain(relayd: FakeRelayd, capsys: Captured) -> None:
         ["hours", "open", "-"],
         ["in the end", "admitted, to 10.0.0.5:80", "-"],
     ]
+    more = ("--first", "SSH-2.0\\r\\n", "--sni", "www.example.com")
+    asked = run(relayd, "POST /v1/explain", STEPS, *words, *more)
+    assert (asked["first"], asked["sni"]) == ("SSH-2.0\\r\\n", "www.example.com")
+    capsys.readouterr()
     run(relayd, "POST /v1/explain", {"admitted": False}, *words)
     assert "in the end  refused" in capsys.readouterr().out
     run(relayd, "POST /v1/explain", {"admitted": True}, *words)

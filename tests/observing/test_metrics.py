@@ -31,6 +31,7 @@ FAMILIES = {
     "relayd_sessions_opened_total": ("counter", {"relay"}),
     "relayd_sessions_closed_total": ("counter", {"relay", "ending"}),
     "relayd_sessions_active": ("gauge", {"relay"}),
+    "relayd_deciding": ("gauge", {"relay"}),
     "relayd_session_duration_seconds": ("histogram", {"relay", "le"}),
     "relayd_relayed_bytes_total": ("counter", {"relay", "direction"}),
     "relayd_spliced_bytes_total": ("counter", {"relay"}),
@@ -81,7 +82,7 @@ def streams(name: str, *servers: str) -> Sessions:
     counts.durations.add(0.02)
     for server in servers:
         counts.fail(server, Ending.CONNECT_REFUSED, 0.0)
-    return Sessions(name, counts, [[]])
+    return Sessions(name, counts, [[]], undecided=[["a", "b"], ["c"]])
 
 
 def flows(name: str) -> Flows:
@@ -135,6 +136,7 @@ def test_what_they_say() -> None:
     for name, value in (
         (("relayd_sessions_closed_total", "ending=done", "relay=web"), 5),
         (("relayd_sessions_opened_total", "relay=web"), 6),
+        (("relayd_deciding", "relay=web"), 3),
         (("relayd_session_duration_seconds_bucket", "le=0.01", "relay=web"), 0),
         (("relayd_session_duration_seconds_bucket", "le=0.05", "relay=web"), 1),
         (("relayd_session_duration_seconds_bucket", "le=+Inf", "relay=web"), 1),

@@ -34,6 +34,7 @@ from tests.datagrams.support import Bench
 from tests.support.fakes import FakeEndpoint, FakeTransport
 from tests.support.proxies import Proxy
 from tests.support.relays import Witness
+from tests.support.routers import FakeRouter
 from tests.support.shown import shown, whole
 
 PROCESS = Process(reactor=reactor)
@@ -173,6 +174,23 @@ def test_a_proxys_handshakes_and_binds() -> None:
     assert found["max_binds_per_client"] == (1, 1, 1)
     proxy.factory.abort_all()
     proxy.clock.advance(0)
+
+
+def test_clients_about_which_nothing_is_decided() -> None:
+    factory = a_relay(
+        clock=Clock(), route=FakeRouter(), max_deciding=8, connect_timeout=0
+    )
+    clients(factory, 3)
+    clients(factory, 1, "192.0.2.2")
+    found = of_relay(shown(factory))
+    assert found == {
+        "max_deciding": (8, 3, 0),
+        "max_deciding_per_client": (2, 2, 1),
+    }
+    [first, *_] = factory.registry.living()
+    assert first.session.stage.value == "deciding"
+    factory.abort_all()
+    assert of_relay(shown(factory))["max_deciding"] == (8, 0, 0)
 
 
 def test_clients_that_wait_for_a_server_and_servers_that_are_full() -> None:
