@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import shlex
+import socket
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -18,7 +22,10 @@ from pytest_twisted import ensureDeferred
 
 from relayd.filters.capture import Capture
 from relayd.preludes.client_hello import hello_of
+from relayd.tap.relayd import Options
 from relayd.testing import decide, decide_later
+from tests.support.captures import sections_of, streams_of
+from tests.support.process import PATIENCE, RelayProcess, Server, relay
 from tests.test_examples import EXAMPLES
 
 NAMES = ("several_protocols", "tenant_by_sni", "ban_list", "canary")
@@ -221,3 +228,186 @@ def test_one_client_is_captured(
     other = decide(route, client="192.0.2.8:40000")
     assert other.pool == "default"
     assert not other.filters
+
+
+# -- the page
+
+PAGE = (EXAMPLES.parent / "docs" / "routes.md").read_text()
+README = (EXAMPLES.parent / "README.md").read_text()
+
+
+def blocks_with(text: str) -> list[str]:
+    """The page's blocks of Python that have this."""
+    found = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    return [each for each in found if text in each]
+
+
+def test_the_pages_first_route_and_its_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stand as they are in files of a reader's own."""
+    module = ModuleType("myroutes")
+    exec(blocks_with("neither HTTP nor SSH")[0], module.__dict__)
+    decision = decide(module.route, first=b"GET / HTTP/1.1\r\n")
+    assert decision.pool == "default"
+    assert decision.facts == {"method": "GET"}
+    monkeypatch.setitem(sys.modules, "myroutes", module)
+    tests: dict[str, Any] = {}
+    exec(blocks_with("def test_")[0], tests)
+    found = [each for name, each in tests.items() if name.startswith("test_")]
+    assert len(found) == 2
+    for each in found:
+        each()
+
+
+def test_the_pages_route_of_a_proxy() -> None:
+    names: dict[str, Any] = {}
+    exec(blocks_with("conn.requested")[0], names)
+    route = names["route"]
+    assert decide(route, requested="192.0.2.9:80").server == "192.0.2.9:80"
+    assert decide(route, requested="intranet.example:80").server == "10.0.0.80:80"
+    assert decide(route, requested="192.0.2.9:25").refused == "no mail from here"
+
+
+def test_the_command_lines_can_be_read() -> None:
+    """Those of the page, of README about routes, and of the examples."""
+    texts = [PAGE, README, *((EXAMPLES / f"{name}.py").read_text() for name in ALL)]
+    written = [
+        re.sub(r"\\+\n\s*", "", command)
+        for text in texts
+        for command in re.findall(
+            r"twistd -n --pidfile= relayd ((?:[^\n]*\\\n)*[^\n\"]*)", text
+        )
+    ]
+    lines = [each for each in written if re.search(r"--(route|sni)\b", each)]
+    assert len(lines) >= 8
+    for line in lines:
+        options = Options()
+        # What is left out stands for a listener and a server.
+        options.parseOptions(
+            shlex.split(
+                line.replace("\N{HORIZONTAL ELLIPSIS}", "-l 8080 -d 10.0.0.5:80")
+            )
+        )
+
+
+# -- all of them, in a relay
+
+
+class Relayed:
+    """One relay of a process, and what its clients meet.
+
+    :param name: the relay's.
+    """
+
+    def __init__(self, running: RelayProcess, name: str) -> None:
+        self.running, self.name = running, name
+        [listening] = running.wait_for(rf"listening on \S+:(\d+), relay={name},")
+        self.port = int(listening[1])
+
+    def _connect(self, client: str) -> socket.socket:
+        there = ("127.0.0.1", self.port)
+        return socket.create_connection(there, PATIENCE, (client, 0))
+
+    def reaches(self, server: Server, first: bytes, client: str = "127.0.0.1") -> None:
+        """A client that begins so reaches a server, which gets just that."""
+        with self._connect(client) as connection:
+            connection.sendall(first)
+            with server.accept() as upstream:
+                got = b""
+                while len(got) < len(first):
+                    got += upstream.recv(65536)
+                assert got == first
+                upstream.sendall(b"answer")
+                assert connection.recv(6) == b"answer"
+
+    def refuses(self, first: bytes, client: str = "127.0.0.1") -> None:
+        """A client that begins so is reset."""
+        with self._connect(client) as connection:
+            connection.sendall(first)
+            with pytest.raises(ConnectionResetError):
+                connection.recv(1)
+
+    def line(self, fact: str) -> str:
+        """A line of the log about one of its sessions."""
+        [found, *_] = self.running.wait_for(rf"session=.* relay={self.name} .*{fact}.*")
+        return found[0]
+
+
+def test_they_relay(tmp_path: Path) -> None:
+    """In one process: each decides where its clients go."""
+    place = example("canary").place
+    hosts = [f"127.0.1.{n}" for n in range(1, 250)]
+    early = next(host for host in hosts if place(host) < 0.05)
+    late = next(host for host in hosts if place(host) >= 0.05)
+    capture = tmp_path / "one.pcapng"
+    with (
+        Server() as one,
+        Server() as two,
+        Server() as three,
+        listed("127.0.0.2") as web,
+    ):
+        make_table(
+            tmp_path / "tenants.db",
+            ("a.example", "a", one.address),
+            ("b.example", "b", two.address),
+        )
+        dests = {
+            "several_protocols": [
+                f"{server.address},pool={pool}"
+                for server, pool in ((one, "ssh"), (two, "tls"), (three, "http"))
+            ],
+            "tenant_by_sni": [],
+            "ban_list": [one.address],
+            "canary": [one.address, f"{two.address},pool=canary"],
+            "capture_one_client": [one.address],
+        }
+        path = tmp_path / "relayd.toml"
+        path.write_text(
+            "".join(
+                f"[tcp.{name}]\nlisten = '127.0.0.1:0'\nroute = '{name}:route'\n"
+                + (f"dest = {found}\n" if found else "")
+                for name, found in dests.items()
+            )
+        )
+        environment = {
+            "PYTHONPATH": str(EXAMPLES),
+            "TENANTS": str(tmp_path / "tenants.db"),
+            "BAN_LIST": web.url,
+            "CAPTURE": "127.0.0.1",
+            "CAPTURE_FILE": str(capture),
+        }
+        with relay("--config", str(path), env=environment) as running:
+            running.listening(len(dests))
+            protocols = Relayed(running, "several_protocols")
+            protocols.reaches(one, b"SSH-2.0-OpenSSH_9.2p1\r\n")
+            protocols.reaches(two, hello_of("www.example.com"))
+            protocols.reaches(three, b"GET / HTTP/1.1\r\n")
+            protocols.refuses(b"HELO mail\r\n")
+            assert "neither SSH nor TLS nor HTTP" in protocols.line("ending=denied")
+
+            tenants = Relayed(running, "tenant_by_sni")
+            tenants.reaches(one, hello_of("a.example"))
+            tenants.reaches(two, hello_of("b.example"))
+            tenants.refuses(hello_of("c.example"))
+            assert "tenant=a" in tenants.line(f"upstream={one.address}")
+
+            bans = Relayed(running, "ban_list")
+            bans.reaches(one, b"hello")
+            bans.refuses(b"hello", "127.0.0.2")
+            assert web.asked == 1
+
+            canary = Relayed(running, "canary")
+            for _ in range(2):
+                canary.reaches(two, b"hello", early)
+                canary.reaches(one, b"hello", late)
+            assert "pool=canary" in canary.line(f"upstream={two.address}")
+
+            captured = Relayed(running, "capture_one_client")
+            captured.reaches(one, b"seen")
+            captured.reaches(one, b"not seen", "127.0.0.2")
+            captured.line(r"client=127\.0\.0\.1:")
+            captured.line(r"client=127\.0\.0\.2:")
+            running.signal()
+            running.wait()
+    [section] = sections_of(capture.read_bytes())
+    [stream] = streams_of(section)
+    assert stream.said == (b"seen", b"answer")

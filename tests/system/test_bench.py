@@ -80,6 +80,23 @@ def test_the_benchmark_measures_each_kind_of_relay_for_datagrams() -> None:
         assert len(re.findall(rf"^  {title} +\d", said, re.MULTILINE)) == 3, said
 
 
+def test_the_benchmark_measures_routes_and_server_names() -> None:
+    for name in ("iperf3", "nginx", "openssl"):
+        program(name)
+    said = run(
+        *("bench", "full", "--workload", "route,route-peek,sni,route-bulk"),
+        *("--rounds", "1", "--seconds", "0.5"),
+    )
+    for title, count in (
+        ("relayd, plane", 4),
+        ("relayd, a route that answers at once", 2),
+        ("relayd, a route that peeks", 2),
+        ("relayd, by server name", 1),
+    ):
+        found = re.findall(rf"^  {title} +\d", said, re.MULTILINE)
+        assert len(found) == count, said
+
+
 def test_the_benchmark_measures_a_scrape_and_what_it_delays() -> None:
     for name in ("curl", "nginx"):
         program(name)

@@ -26,6 +26,7 @@ from relayd.filters.live_capture import LiveCapture
 from tests.support.captured import COURSES, Captured
 from tests.support.process import Server, connect, read_all, relay
 from tests.system.programs import program, run
+from tests.test_examples import EXAMPLES
 
 pytestmark = pytest.mark.system
 
@@ -306,3 +307,35 @@ def test_a_client_that_comes_again_from_its_port(tmp_path: Path) -> None:
     found = Streams(path, gaps=True)
     assert [found.bytes_of(each, "up") for each in (0, 1)] == [b"1", b"2"]
     assert not found.lost
+
+
+def test_one_client_whose_sessions_a_route_has_captured(tmp_path: Path) -> None:
+    """The example: what others say is not there."""
+    path = tmp_path / "one.pcapng"
+    environment = {
+        "PYTHONPATH": str(EXAMPLES),
+        "CAPTURE": "127.0.0.2",
+        "CAPTURE_FILE": str(path),
+    }
+    with Server() as server:
+        args = ("-l", "127.0.0.1:0", "-d", server.address)
+        route = ("--route", "capture_one_client:route")
+        with relay(*args, *route, env=environment) as running:
+            for host, said in (("127.0.0.2", b"one"), ("127.0.0.3", b"two")) * 2:
+                there = ("127.0.0.1", running.port)
+                with socket.create_connection(there, 10, (host, 0)) as client:
+                    client.sendall(said)
+                    client.shutdown(socket.SHUT_WR)
+                    with server.accept() as upstream:
+                        assert read_all(upstream) == said
+                        upstream.sendall(b"answer")
+                    assert read_all(client) == b"answer"
+            running.ended("done", 4)
+            running.signal()
+            running.wait()
+    found = Streams(path)
+    assert len(found.said) == 2
+    for number in found.said:
+        assert found.bytes_of(number, "up") == b"one"
+        assert found.bytes_of(number, "down") == b"answer"
+        assert all("client=127.0.0.2:" in each for each in found.comments[number])
