@@ -242,6 +242,14 @@ class Connection(FirstBytes):
             self._facts = Facts()
         return self._facts
 
+    @facts.setter
+    def facts(self, facts: Mapping[str, object]) -> None:
+        if facts is not self._facts:
+            # They are checked as any others.
+            checked = Facts()
+            checked.update(facts)
+            self.has_more, self._facts = True, checked
+
     def said(self) -> dict[str, Any]:
         """What the route has said beside where the client goes: of a decision."""
         said: dict[str, Any] = {}

@@ -162,10 +162,17 @@ def _said(problem: BaseException, name: str, file: str) -> str:
     if isinstance(problem, SyntaxError) and problem.filename:
         words, where = str(problem.msg), f"{problem.filename}:{problem.lineno}"
     else:
-        words, where = str(problem), _line_of(problem, file)
+        words, where = _text(problem), _line_of(problem, file)
     words = " ".join(f"{what}: {words}".removesuffix(": ").split())
     words = "".join([c if c.isprintable() else ascii(c)[1:-1] for c in words])
     return f"{name} can't be imported: {words:.300}{where and f' ({where})'}"
+
+
+def _text(problem: BaseException) -> str:
+    try:
+        return str(problem)
+    except _RAISED:
+        return ""
 
 
 def _line_of(problem: BaseException, file: str) -> str:
@@ -237,7 +244,7 @@ def literal_pools(route: Any) -> Mapping[str, str]:
         return {}
     parameter = _parameter(route, function)
     found: dict[str, str] = {}
-    for name, line in _pools_in(tree, parameter):
+    for line, name in sorted(_pools_in(tree, parameter)):
         found.setdefault(name, f"{file}:{first + line - 1}")
     return found
 
@@ -253,7 +260,7 @@ def _parameter(route: Any, function: Any) -> str:
     return ""
 
 
-def _pools_in(tree: ast.AST, parameter: str) -> Iterator[tuple[str, int]]:
+def _pools_in(tree: ast.AST, parameter: str) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         match node:
             case ast.Call(
@@ -263,7 +270,7 @@ def _pools_in(tree: ast.AST, parameter: str) -> Iterator[tuple[str, int]]:
             ) if owner == parameter:
                 said = [*args, *(each.value for each in keywords if each.arg == "name")]
                 if not said and not keywords:
-                    yield DEFAULT, node.lineno
+                    yield node.lineno, DEFAULT
                 for each in said[:1]:
                     if isinstance(each, ast.Constant) and isinstance(each.value, str):
-                        yield each.value, node.lineno
+                        yield node.lineno, each.value
