@@ -52,12 +52,14 @@ class OwnLimits:
     :param clock: monotonic seconds, and a timer while sessions wait.
 
     :ivar counts: how many sessions live of each key that is limited.
+    :ivar refused: how many were refused as there were as many as there may be.
     """
 
     def __init__(self, clock: Any) -> None:
         self._clock = clock
         self._bandwidth: Bandwidth | None = None
         self.counts: dict[str, int] = {}
+        self.refused = 0
 
     @property
     def bandwidth(self) -> Bandwidth:
@@ -80,6 +82,7 @@ class OwnLimits:
         if most < 1:
             raise ValueError(f"a limit of sessions is at least 1: {most!r}")
         if self.counts.get(key, 0) >= most:
+            self.refused += 1
             shown = key if len(key) <= _QUOTED else key[:_QUOTED] + "..."
             raise Refused(f"the limit of sessions of {shown!r} is reached: {most}")
         return _Counted(self.counts, key)

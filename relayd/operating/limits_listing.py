@@ -19,6 +19,7 @@ from relayd.admission.bandwidth import MAX_CLIENTS as MAX_AWAY
 from relayd.admission.bandwidth import Bandwidth
 from relayd.admission.connect_rates import MAX_CLIENTS, ConnectRates
 from relayd.admission.gates import parts_of
+from relayd.admission.own_limits import OwnLimits
 from relayd.admission.session_limits import SessionLimits
 from relayd.control.steering import Json, Work
 from relayd.core.route_spec import DEFAULT
@@ -177,6 +178,7 @@ def _of_streams(shown: Shown) -> Generator[None, None, list[Json]]:
 
     rows = yield from _of_gates(shown, hits)
     rows += _of_bandwidth(shown)
+    rows += yield from _of_keys(shown)
     # A proxy's listeners share them, and so do those of a relay that decides.
     for name in ("handshakes", "binds"):
         tables = (getattr(each, name, None) for each in shown.factories)
@@ -193,6 +195,20 @@ def _of_streams(shown: Shown) -> Generator[None, None, list[Json]]:
     for pool, standby in _standbys(shown.factories):
         what = f"when_none: clients that wait{pool}"
         rows.append(_row(what, relay, standby.most, len(standby), standby.turned_away))
+    return rows
+
+
+def _of_keys(shown: Shown) -> Generator[None, None, list[Json]]:
+    """What routes say of sessions that have a key together: each has its own limit."""
+    rows = []
+    for own in dict.fromkeys(each.own_limits for each in shown.factories):
+        if isinstance(own, OwnLimits) and (own.counts or own.refused):
+            most = 0
+            for part in parts(list(own.counts.values())):
+                most = max(most, *part)
+                yield
+            what = "sessions of a key, by a route"
+            rows.append(_row(what, shown.name, None, most, own.refused))
     return rows
 
 

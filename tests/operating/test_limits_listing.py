@@ -17,6 +17,7 @@ from relayd.admission.gates import Gates
 from relayd.admission.per_client import ConnectRate
 from relayd.admission.rates import Rates
 from relayd.admission.session_limits import SessionLimits
+from relayd.core.errors import Refused
 from relayd.net.upstream import Upstream
 from relayd.operating import limits_listing
 from relayd.operating.limits_listing import Process, limits
@@ -103,6 +104,20 @@ def test_what_else_a_process_has() -> None:
 
 def test_a_relay_without_limits_has_no_rows() -> None:
     assert of_relay(shown(a_relay(clock=Clock()))) == {}
+
+
+def test_sessions_of_keys() -> None:
+    """There is no such row where nobody limits any."""
+    factory = a_relay(clock=Clock())
+    own: Any = factory.own_limits
+    leases = [own.enter(key, 2) for key in "aab"]
+    with pytest.raises(Refused):
+        own.enter("a", 2)
+    what = "sessions of a key, by a route"
+    assert of_relay(shown(factory)) == {what: (None, 2, 1)}
+    for each in leases:
+        each.release()
+    assert of_relay(shown(factory)) == {what: (None, 0, 1)}
 
 
 def test_sessions_and_those_who_queue() -> None:
