@@ -15,6 +15,7 @@ from relayd.admission.per_client import (
 from relayd.admission.rates import Rates, parse_rates
 from relayd.admission.session_limits import SessionLimits
 from relayd.core.leases import FREE
+from relayd.net.from_asyncio import from_asyncio
 
 __all__ = [
     "FREE",
@@ -31,6 +32,7 @@ __all__ = [
     "Rates",
     "RulesGate",
     "SessionLimits",
+    "from_asyncio",
     "parse_client_rule",
     "parse_hours",
     "parse_prefix",

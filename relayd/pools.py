@@ -9,6 +9,7 @@ from relayd.core.check_grammar import (
     parse_check,
 )
 from relayd.core.interfaces import ICounted, ISelector
+from relayd.net.from_asyncio import from_asyncio
 from relayd.net.upstream import Upstream
 from relayd.stream.attempt import Attempt
 from relayd.upstreams.balance import First, LeastSessions, RandomOfTwo, RoundRobin
@@ -50,5 +51,6 @@ __all__ = [
     "Upstream",
     "Verdict",
     "asks",
+    "from_asyncio",
     "parse_check",
 ]

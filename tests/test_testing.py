@@ -10,15 +10,24 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.protocol import Protocol, connectionDone
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.python.failure import Failure
 
 from relayd.configuring.configure import configure
 from relayd.configuring.file import read_layers
-from relayd.core.errors import ConfigError
-from relayd.testing import FakeTransport, Peer, StreamTransportContract, explain
+from relayd.core.errors import ConfigError, RelayError
+from relayd.routes import BadRequest, Connection, Decision
+from relayd.testing import (
+    FakeTransport,
+    Peer,
+    StreamTransportContract,
+    decide,
+    decide_later,
+    explain,
+)
 from tests.support.contracts import FakeContract
 
 #: What the kernel takes on behalf of a peer that does not read.
@@ -266,3 +275,120 @@ def test_tests_of_transports_need_no_settings() -> None:
     code = "import sys, relayd.testing; print('relayd.operating' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "False\n"
+
+
+# -- routes
+
+
+async def by_protocol(conn: Connection) -> Any:
+    if await conn.peek(3) == b"SSH":
+        conn.facts["protocol"] = "ssh"
+        return conn.pool("ssh")
+    name = await conn.sni()
+    if name is None:
+        conn.reply(b"no\r\n")
+        conn.refuse("no protocol")
+    return conn.server(f"{name}:443")
+
+
+def test_a_route_is_tested_without_a_socket() -> None:
+    assert decide(by_protocol, first=b"SSH-2.0-x") == Decision(
+        pool="ssh", facts={"protocol": "ssh"}
+    )
+    assert decide(by_protocol, sni="www.example.com").server == "www.example.com:443"
+    assert decide(by_protocol, first=b"GET /") == Decision(
+        refused="no protocol", reply=b"no\r\n"
+    )
+    with pytest.raises(ValueError, match="no pool 'ssh'; there are default"):
+        decide(by_protocol, first=b"SSH-2.0-x", pools=["default"])
+
+
+def test_what_a_route_is_told_of_its_client() -> None:
+    seen: list[Any] = []
+
+    async def route(conn: Connection) -> Any:
+        seen.append([str(conn.client), str(conn.peer), str(conn.listener)])
+        seen.append([conn.requested, conn.user_id, await conn.peek(5, wait=3600)])
+        return conn.pool()
+
+    decide(route, client="192.0.2.7", first=b"abc")
+    decide(route, client="2001:db8::1", peer="10.0.0.1:5", listener="unix:/run/x")
+    decide(route, requested="example.com:80", user_id=b"fred", ended=True)
+    decide(route, first=b"abcdefgh", server_speaks_first=True)
+    plain = ["192.0.2.1:40000", "192.0.2.1:40000", "192.0.2.254:443"]
+    assert seen == [
+        ["192.0.2.7:40000", "192.0.2.7:40000", "192.0.2.254:443"],
+        [None, b"", b"abc"],
+        ["[2001:db8::1]:40000", "10.0.0.1:5", "unix:/run/x"],
+        [None, b"", b""],
+        plain,
+        ["example.com:80", b"fred", b""],
+        plain,
+        [None, b"", b""],
+    ]
+
+
+def test_a_route_that_waits_for_bytes_is_told_what_to_say() -> None:
+    said = r"waits for 3 bytes, and 2 bytes have come: say first=\.\.\., or ended=True"
+    with pytest.raises(RelayError, match=said):
+        decide(by_protocol, first=b"SS")
+    assert decide(by_protocol, first=b"SS", ended=True).refused == "no protocol"
+
+
+def test_what_a_route_raises_is_raised() -> None:
+    async def wrong(conn: Connection) -> Any:
+        return {}[conn.client.host]
+
+    async def hostile(conn: Connection) -> Any:
+        await conn.until(b"\n", 5)
+
+    async def nothing(conn: Connection) -> Any:
+        """It forgets to return anything."""
+
+    with pytest.raises(KeyError):
+        decide(wrong)
+    with pytest.raises(BadRequest):
+        decide(hostile, first=b"123456")
+    with pytest.raises(RelayError, match="nothing has returned nothing"):
+        decide(nothing)
+
+
+@pytest.mark.parametrize(
+    "where", ["", "nonsense:", "10.0.0.1:1-3", "udp:10.0.0.1:53", "10.0.0.1:5,weight=x"]
+)
+def test_servers_and_filters_of_a_route_are_checked(where: str) -> None:
+    async def server(conn: Connection) -> Any:
+        return conn.server(where)
+
+    async def filtered(conn: Connection) -> Any:
+        conn.filter("first", size=where)
+        return conn.pool()
+
+    for route in (server, filtered):
+        with pytest.raises(ConfigError):
+            decide(route)
+
+
+async def takes_a_reactor(conn: Connection) -> Any:
+    await deferLater(reactor, 0.001)
+    await conn.peek(5, wait=0.001)
+    return conn.pool()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_route_that_takes_a_reactor() -> None:
+    with pytest.raises(RelayError, match="takes a reactor: `await decide_later"):
+        decide(takes_a_reactor)
+    assert await decide_later(takes_a_reactor) == Decision(pool="default")
+    with pytest.raises(RelayError, match="waits for 3 bytes, and 0 bytes have come"):
+        await decide_later(by_protocol)
+    with pytest.raises(BadRequest):
+        await decide_later(by_protocol, first=b"\x16\x03\x01\0\0")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_test_that_is_over_cancels_its_route() -> None:
+    waiting = Deferred.fromCoroutine(decide_later(takes_a_reactor))
+    waiting.addErrback(lambda reason: reason.trap(CancelledError))
+    waiting.cancel()
+    await waiting

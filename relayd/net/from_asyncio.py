@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 from collections.abc import Awaitable
 from typing import TypeVar
 
@@ -31,19 +32,29 @@ def from_asyncio(awaitable: Awaitable[T]) -> Deferred[T]:
     :raises RelayError: asyncio does not run here.
     :raises TypeError: it can't be awaited.
     """
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
+    loop = _loop()
+    if loop is None:
         if inspect.iscoroutine(awaitable):
             # Or it would be said that it was never awaited.
             awaitable.close()
         raise RelayError(
             "asyncio does not run here: start with `twistd --reactor=asyncio`"
-        ) from None
+        )
     if not asyncio.isfuture(awaitable):
         awaitable = _tame(awaitable)
     future = asyncio.ensure_future(awaitable, loop=loop)
     return Deferred.fromFuture(future).addErrback(_translate)
+
+
+def _loop() -> asyncio.AbstractEventLoop | None:
+    """The loop that runs, or that will, as soon as its reactor has started."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        # Which one it is, and not: import it, which would install one.
+        reactor = sys.modules.get("twisted.internet.reactor")
+        # There is no public name for it.
+        return getattr(reactor, "_asyncioEventloop", None)
 
 
 async def _tame(awaitable: Awaitable[T]) -> T:
