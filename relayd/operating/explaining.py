@@ -68,6 +68,7 @@ class State:
     :ivar pools: all that it has, by name, likewise.
     :ivar router: asks its route; None: as its settings say.
     :ivar listener: an address where it listens; empty: as its settings say.
+    :ivar own_counts: how many sessions there are of each key that its route limits.
     :ivar ordinal: the sequence number of its next session; None: that is not known.
     :ivar stopped: it does not serve new clients: why.
     :ivar held: new clients are held, until an operator has them served.
@@ -78,6 +79,7 @@ class State:
     pools: Mapping[str, Pool] = attrs.field(factory=dict)
     router: Any = None
     listener: str = ""
+    own_counts: Mapping[str, int] = attrs.field(factory=dict)
     ordinal: int | None = None
     stopped: str = ""
     held: bool = False
@@ -98,12 +100,14 @@ class State:
     def of(cls, factory: Any, stopped: str = "") -> State:
         """That of a stream relay (:class:`relayd.stream.relay.StreamRelay`)."""
         pools = getattr(factory, "pools", {})
+        own = getattr(factory, "own_limits", None)
         return cls(
             gate=factory.gate,
             pool=getattr(factory, "pool", None),
             pools={name: each.pool for name, each in pools.items()},
             ordinal=next(copy(factory.ordinals)),
             stopped=stopped,
+            own_counts={} if own is None else own.counts,
         )
 
 
@@ -219,6 +223,7 @@ async def explained(
                 listener=known.listener,
                 requested=dest,
                 user=user,
+                counts=known.own_counts,
             )
             decision = await decision_of(steps, asked, decide)
             if decision is None or decision.server not in (None, dest):

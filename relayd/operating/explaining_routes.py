@@ -7,7 +7,7 @@ nobody runs there is no reactor, so that what it waits for is not known.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import attrs
@@ -92,6 +92,7 @@ class Asked:
     :ivar router: asks it.
     :ivar listener: what the client has connected to, as text; empty: not known.
     :ivar requested: of a proxy: where the client wants to go.
+    :ivar counts: how many sessions there are of each key that a route has limited.
     """
 
     relay: Relay | Socks4Relay
@@ -101,6 +102,7 @@ class Asked:
     listener: str = ""
     requested: str | None = None
     user: str = ""
+    counts: Mapping[str, int] = attrs.field(factory=dict)
 
     @property
     def session(self) -> Session:
@@ -208,8 +210,10 @@ class _Run:
         """Until it has decided, or so long."""
         if self.found is None and seconds > 0:
             woken = self._woken = Deferred()
-            await woken.addTimeout(seconds, self.clock, lambda _, __: None)
-            self._woken = None
+            try:
+                await woken.addTimeout(seconds, self.clock, lambda _, __: None)
+            finally:
+                self._woken = None
 
     def cancel(self) -> None:
         """Nobody waits for it any more."""
@@ -328,7 +332,7 @@ async def decision_of(
     except Failed as problem:
         meet(steps, "route", REFUSED, f"{spec}: {problem}")
         return None
-    steps += _beside(decision)
+    _meet_beside(steps, asked, decision)
     if decision.refused is not None:
         told = f"; it is told {decision.reply!r}"[:SHOWN] if decision.reply else ""
         meet(steps, "route", REFUSED, f"{spec}: {decision.refused}{told}")
@@ -345,22 +349,26 @@ def server_name(asked: Asked, decision: Decision) -> str:
     return name
 
 
-def _beside(decision: Decision) -> Iterator[Step]:
+def _meet_beside(steps: list[Step], asked: Asked, decision: Decision) -> None:
     """What a route has said of the session, beside where it goes."""
     if decision.facts:
         facts = ", ".join(f"{name}={each}" for name, each in decision.facts.items())
-        yield Step("route_facts", "noted", facts)
-    if decision.limits != NO_LIMITS:
-        yield Step("route_limits", "limited", _limits(decision.limits))
+        meet(steps, "route_facts", "noted", facts)
+    limits = decision.limits
+    if limits != NO_LIMITS:
+        now = asked.counts.get(limits.key, 0)
+        full = limits.sessions is not None and now >= limits.sessions
+        result = REFUSED if full else "limited"
+        meet(steps, "route_limits", result, _limits(limits, now))
     if decision.filters:
         names = [
             getattr(each, "name", "") or type(each).__name__
             for each in decision.filters
         ]
-        yield Step("route_filters", "see its bytes", ", then ".join(names))
+        meet(steps, "route_filters", "see its bytes", ", then ".join(names))
 
 
-def _limits(limits: RouteLimits) -> str:
+def _limits(limits: RouteLimits, now: int) -> str:
     said = []
     if limits.bandwidth is not None:
         said.append(f"bandwidth {limits.bandwidth}")
@@ -368,7 +376,7 @@ def _limits(limits: RouteLimits) -> str:
         said.append(f"max_age {limits.max_age:g}")
     if limits.sessions is not None:
         of = f" of {limits.key!r}" if limits.key else ""
-        said.append(f"at most {limits.sessions} sessions{of}")
+        said.append(f"at most {limits.sessions} sessions{of}: {now} now")
     return ", ".join(said)
 
 

@@ -83,6 +83,9 @@ class Seeing:
         self._needs_restart: Sequence[str] = ()
         #: Explanations that wait for a route.
         self._explaining: dict[Deferred[Any], None] = {}
+        #: How often there were too many of them.
+        self._not_explained = 0
+        self.process.more.append(self._limits)
         #: How often each relay has changed.
         self._revisions: dict[str, int] = {}
 
@@ -237,6 +240,11 @@ class Seeing:
         """See :class:`relayd.control.steering.Steering`."""
         return listing_servers.server(self._shown_of(relay), server)
 
+    def _limits(self) -> list[Json]:
+        """Its own bounds."""
+        row = {"what": "explanations", "relay": None, "limit": EXPLAINED_AT_ONCE}
+        return [{**row, "now": len(self._explaining), "hits": self._not_explained}]
+
     def limits(self) -> Work:
         """See :class:`relayd.control.steering.Steering`."""
         return limits_listing.limits(self._shown(), self.process)
@@ -276,6 +284,7 @@ class Seeing:
         """See :class:`relayd.control.steering.Steering`."""
         unit = self._unit(relay)
         if len(self._explaining) >= EXPLAINED_AT_ONCE:
+            self._not_explained += 1
             count = len(self._explaining)
             raise Conflict(f"{count} explanations wait for a route: try again later")
         served = unit.parts[0].served

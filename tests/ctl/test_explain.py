@@ -14,6 +14,9 @@ import pytest
 from relayd.ctl.exits import Exit
 from relayd.ctl.main import main
 from relayd.ctl.places import VARIABLE
+from tests.support.route_modules import RouteModules, route_modules
+
+__all__ = ["route_modules"]
 
 Captured = pytest.CaptureFixture[str]
 
@@ -73,6 +76,59 @@ def test_a_destination(path: str, capsys: Captured) -> None:
     words = ("--file", path, "--relay", "office", "--client", "10.0.0.5", "--dest")
     assert explained(capsys, *words, "192.0.2.1:80")["admitted"]
     assert not explained(capsys, *words, "192.0.2.1:25")["admitted"]
+
+
+NAMES = """\
+[tcp.tls]
+listen = "8443"
+sni = ["www.example.com=10.0.0.5:443", "*.example.com=10.0.0.6:443"]
+"""
+ROUTED = """\
+[tcp.first]
+listen = "8022"
+dest = ["10.0.0.5:80", "10.0.0.6:22,pool=ssh"]
+route = "myroutes:route"
+"""
+
+
+def test_a_server_name(tmp_path: Path, capsys: Captured) -> None:
+    path = tmp_path / "names.toml"
+    path.write_text(NAMES)
+    words = ("--file", str(path), "--client", "10.0.0.5", "--sni")
+    assert explained(capsys, *words, "a.example.com")["server"] == (
+        "*.example.com/10.0.0.6:443"
+    )
+    assert not explained(capsys, *words, "example.org")["admitted"]
+    assert main(["explain", *words, "a b"]) == Exit.INVALID
+    assert "bad server name 'a b'" in capsys.readouterr().err
+
+
+def test_a_route(tmp_path: Path, capsys: Captured, route_modules: RouteModules) -> None:
+    """It may wait for more than is known of what the client sends."""
+    path = tmp_path / "routed.toml"
+    path.write_text(ROUTED)
+    route_modules.write(
+        'return conn.pool("ssh" if await conn.peek(4) == b"\\x00SSH" else "default")'
+    )
+    words = ("--file", str(path), "--client", "10.0.0.5")
+    first = ("--first", "\\x00SSH-2.0\\r\\n")
+    assert explained(capsys, *words, *first)["server"] == "ssh/10.0.0.6:22"
+    assert explained(capsys, *words, "--first", "GET ")["server"] == "10.0.0.5:80"
+    assert main(["explain", *words]) == Exit.DONE
+    said = capsys.readouterr().out
+    assert "not known" in said
+    assert "4 bytes of the client, of which 0 bytes are known" in said
+    for wrong, why in (
+        (("--first", "\\q"), "is no escape"),
+        ((*first, "--sni", "a.example"), "or the server name"),
+    ):
+        assert main(["explain", *words, *wrong]) == Exit.INVALID
+        assert why in capsys.readouterr().err
+    route_modules.forget()
+    route_modules.write("import nothing_at_all\n")
+    assert main(["explain", *words]) == Exit.INVALID
+    [line] = capsys.readouterr().err.splitlines()
+    assert "nothing_at_all" in line
 
 
 def test_one_relay_needs_no_name(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import tomllib
 from io import BytesIO
 from pathlib import Path
@@ -19,7 +20,7 @@ from relayd.operating.explaining import explain
 from relayd.preludes.client_hello import hello_of
 from relayd.testing import explain as explain_to_tests
 from tests.support.route_modules import RouteModules, route_modules
-from tests.support.steered import Relayd, at, result, running
+from tests.support.steered import HOST, Relayd, at, result, running, whole
 
 __all__ = ["route_modules"]
 
@@ -65,7 +66,7 @@ def test_a_pool_is_chosen_in(route_modules: RouteModules) -> None:
     assert steps(found)["route_facts"] == ("noted", "tenant=blue, from=10.9.9.9")
     assert steps(found)["route_limits"] == (
         "limited",
-        "bandwidth 1MB, max_age 60, at most 3 sessions of 'blue'",
+        "bandwidth 1MB, max_age 60, at most 3 sessions of 'blue': 0 now",
     )
     assert steps(found)["route_filters"] == ("see its bytes", "limit_data")
     assert steps(found)["route"] == ("pool ssh", "myroutes:route")
@@ -341,6 +342,27 @@ def test_pools_as_they_stand(tmp_path: Path, route_modules: RouteModules) -> Non
         assert result(asked(relayd))["server"] == "b/127.0.0.1:11"
 
 
+def test_sessions_that_count_for_a_key(
+    tmp_path: Path, route_modules: RouteModules
+) -> None:
+    route_modules.write(
+        "async def route(conn):\n"
+        '    conn.limit(sessions=1, key="all")\n'
+        "    return conn.pool()\n"
+    )
+    with socket.socket() as server:
+        server.bind((HOST, 20002))
+        server.listen()
+        with running(tmp_path, tables(dest=at(20002))) as relayd:
+            assert result(asked(relayd))["admitted"]
+            with socket.create_connection((HOST, 20001)):
+                counts = relayd.served("a").own_limits.counts
+                relayd.reactor.until(lambda: counts)
+                last = result(asked(relayd))["steps"][-1]
+                assert (last["step"], last["result"]) == ("route_limits", "refused")
+                assert last["why"] == "at most 1 sessions of 'all': 1 now"
+
+
 def test_so_many_at_once(
     tmp_path: Path, route_modules: RouteModules, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,6 +376,8 @@ def test_so_many_at_once(
         waiting: list[Deferred[Any]] = [asked(relayd) for _ in range(2)]
         with pytest.raises(Conflict, match="2 explanations wait for a route"):
             result(asked(relayd))
+        rows = {each["what"]: each for each in whole(relayd.steered.limits())["limits"]}
+        assert (rows["explanations"]["now"], rows["explanations"]["hits"]) == (2, 1)
         relayd.reactor.advance(10.1)
         for each in waiting:
             assert not result(each)["admitted"]
