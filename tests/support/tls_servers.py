@@ -28,6 +28,7 @@ class TlsServer:
         self._server = Server()
         self.address = self._server.address
         self._server.socket.settimeout(None)
+        self._open: list[tuple[threading.Thread, socket.socket]] = []
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
 
@@ -39,15 +40,24 @@ class TlsServer:
             while True:
                 connection, _ = self._server.socket.accept()
                 connection.settimeout(PATIENCE)
-                # A client that does not trust its certificate is gone then.
-                with connection, suppress(OSError):
-                    self._answer(connection)
+                # A browser connects before it has something to say.
+                thread = threading.Thread(target=self._answer, args=[connection])
+                self._open.append((thread, connection))
+                thread.start()
 
     def _answer(self, connection: socket.socket) -> None:
-        with self._context.wrap_socket(connection, server_side=True) as client:
+        # A client that does not trust its certificate is gone.
+        with (
+            connection,
+            suppress(OSError),
+            self._context.wrap_socket(connection, server_side=True) as client,
+        ):
             said = b""
             while not said.endswith(b"\n"):
-                said += client.recv(1 << 16)
+                part = client.recv(1 << 16)
+                if not part:
+                    return
+                said += part
             body = f"{self._name} {len(said)}\n"
             client.sendall(
                 f"HTTP/1.0 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
@@ -58,8 +68,10 @@ class TlsServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # What waits in accept() is told by it, as it is not by close().
+        # What waits in accept() is told by this, as it is not by a close.
         with suppress(OSError):
-            self._server.socket.shutdown(2)
+            self._server.socket.shutdown(socket.SHUT_RDWR)
         self._thread.join()
+        for thread, _ in self._open:
+            thread.join()
         self._server.close()
