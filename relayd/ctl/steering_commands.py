@@ -135,8 +135,8 @@ def set_(name: str, settings: tuple[str, ...], as_json: bool) -> None:
 @control_option()
 def server(name: str, change: str, within: float | None, as_json: bool) -> None:
     """Change a server of a relay, NAME/SERVER: what follows the first slash is the
-    server's name or its label, as relayctl servers shows it. Of a relay with several
-    pools, POOL/SERVER is the one in that pool; without POOL, all that are called so.
+    server's name or its label, as relayctl servers shows it; that of a pool other than
+    the default one begins with the name of the pool.
 
     `up`: it is used, whatever its checks say. `drain`: it gets no new sessions, and
     those that it has go on. `down`: the same, but its setting on_down says whether its

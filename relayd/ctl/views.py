@@ -124,8 +124,8 @@ _LEVELS = (Column("namespace", "namespace"), Column("level", "level"))
 def called(row: Json) -> Any:
     """What `relayctl server` takes for a server of a relay.
 
-    A name begins with that of its pool, if that is not the default one; a label does
-    not, and may be one of another pool's, too.
+    It begins with the name of its pool, if that is not the default one; a label alone
+    does not.
     """
     label, pool = row.get("label"), row.get("pool")
     if not label:

@@ -19,7 +19,6 @@ import attrs
 
 from relayd.control.steering import Invalid, SessionQuery, Sort, Unknown, Work
 from relayd.core.peers import Peers
-from relayd.core.route_spec import DEFAULT
 from relayd.core.stage import Stage
 from relayd.upstreams.pool import Pool
 
@@ -291,32 +290,32 @@ def _is_at(session: Any, text: str) -> bool:
     server, upstream = session.server, session.upstream
     if server is None:
         return bool(upstream == text)
-    if is_called(server, text) or text == upstream:
+    if text in (upstream, server.name):
         return True
-    label = getattr(server, "label", "")
-    return bool(label) and text == upstream.removeprefix(f"{label}/")
+    label, pool = getattr(server, "label", ""), getattr(server, "pool", "")
+    if not (label or pool):
+        return False
+    # In whichever pool: others may have the label, too, and the address.
+    bare = upstream.removeprefix(f"{pool}/").removeprefix(f"{label}/")
+    return text in (bare, *names_of(server), label or bare)
 
 
 def is_called(upstream: Any, text: str) -> bool:
     """Whether this is what a server is called: see :func:`names_of`."""
-    # For many sessions, of which few are meant.
-    if text == upstream.name:
-        return True
     return bool(text) and text in names_of(upstream)
 
 
-def names_of(upstream: Any) -> list[str]:
-    """What a server is called: its name, and its label.
+def names_of(upstream: Any) -> tuple[str, ...]:
+    """What a server is called: its name, and its label if it has one.
 
-    Each with the name of its pool before it, and without: then others of its relay may
-    be called so, too.
+    Of one of several pools both begin with the name of the pool, but for that of the
+    default one: so whoever names a server means those of one pool.
     """
+    label: str = getattr(upstream, "label", "")
+    if not label:
+        return (upstream.name,)
     pool: str = getattr(upstream, "pool", "")
-    bare = upstream.name.removeprefix(f"{pool}/") if pool else upstream.name
-    found = [bare, f"{pool or DEFAULT}/{bare}"]
-    if label := getattr(upstream, "label", ""):
-        found += [label, f"{pool or DEFAULT}/{label}"]
-    return found
+    return upstream.name, f"{pool}/{label}" if pool else label
 
 
 def stream_sources(shown: Iterable[Shown]) -> list[StreamSource]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import attrs
 
 from relayd.configuring.address_grammar import StreamAddress
 from relayd.configuring.config import AnyRelay, Relay, Socks4Relay, UdpRelay, each_port
-from relayd.configuring.pools_of_relay import pools_of, sni_table
+from relayd.configuring.pools_of_relay import pools_of, servers_of, sni_table
 from relayd.configuring.server_grammar import ServersOf
 from relayd.core.route_spec import DEFAULT
 from relayd.net.dial_options import DialOptions
@@ -60,7 +59,7 @@ def relay_unit(relay: Relay, shop: Workshop, before: Unit | None = None) -> Unit
     router = router_of(
         relay, shop.routes, Maker(shop.reactor, shop.config.transport, options)
     )
-    check_own(chain(*pools_of(relay.destinations, relay.sni).values()), options)
+    check_own(servers_of(relay), options)
     kept = [] if before is None else before.kept(relay)
     for number, (listeners, destinations) in enumerate(each_port(relay)):
         same = kept[number] if number < len(kept) else {}

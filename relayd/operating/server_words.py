@@ -1,9 +1,9 @@
 """What an operator says of servers while their relays run.
 
 An operator names a server, or a label, which several servers may have: of the ports of
-a range, of the addresses of a name; or an address that stands in several pools of the
-relay: with the name of a pool before it, the one there is meant.  What was said of it
-holds for all of them, and for those that join later, and is said again of the pools
+a range, of the addresses of a name.  (Of one of several pools of a relay, both begin
+with the name of the pool: :func:`relayd.operating.listing.names_of`.)  What was said of
+it holds for all of them, and for those that join later, and is said again of the pools
 that follow when the settings of their relay change (:meth:`ServerWords.adopt`).
 
 A drain may have a limit: when it is over, the sessions that are left are killed.

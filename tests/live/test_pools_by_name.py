@@ -149,14 +149,6 @@ def test_a_server_is_drained_in_one_pool_and_serves_in_the_other(
                 assert said(connects, upstream=name, **of_web) == count
                 weight = said("relayd_upstream_weight", relay="web", upstream=name)
                 assert weight == (0 if name == f"b/{both.address}" else 1)
-            # Without the pool, the server is meant in both of them.
-            path = f"/v1/relays/web/servers/{both.address}"
-            status, _ = ask(tmp_path / "c", "PATCH", path, {"state": "drain"})
-            assert status == 200
-            for name in ("a.example", "b.example"):
-                for _ in range(2):
-                    with session(running.port, name, other):
-                        pass
 
 
 def test_it_is_ready_while_one_pool_has_a_server(tmp_path: Path) -> None:
@@ -174,7 +166,7 @@ def test_it_is_ready_while_one_pool_has_a_server(tmp_path: Path) -> None:
                 assert read_all(client) == b""
             [refused] = running.ended("no_upstream")
             assert (refused["sni"], refused["pool"]) == ("ssh", "ssh")
-            path = f"/v1/relays/web/servers/default%2F{web.address}"
+            path = f"/v1/relays/web/servers/{web.address}"
             assert ask(tmp_path / "c", "PATCH", path, {"state": "down"})[0] == 200
             why = "none of its servers can have a client\n"
             assert get(running, "/readyz/web") == (503, why)

@@ -198,8 +198,8 @@ def test_a_word_about_a_server_of_one_pool_stands_over_changes(tmp_path: Path) -
         steered = relayd.steered
         told = steered.set_server("a", "ssh/blue", "drain", None, None, ME)
         assert (told["pool"], told["operator"]) == ("ssh", "drain")
-        steered.set_server("a", "default/127.0.0.1:9", None, 7, None, ME)
-        steered.set_server("a", "127.0.0.1:12", "down", None, None, ME)
+        steered.set_server("a", "127.0.0.1:9", None, 7, None, ME)
+        steered.set_server("a", "*.b.example/127.0.0.1:12", "down", None, None, ME)
 
         def said() -> list[tuple[str, Any, int]]:
             rows = whole(steered.servers("a"))["servers"]
@@ -229,31 +229,30 @@ def test_a_word_about_a_server_of_one_pool_stands_over_changes(tmp_path: Path) -
 def test_what_is_said_is_written_where_the_file_names_the_server(
     tmp_path: Path,
 ) -> None:
-    """And in each place, if all that are called so are meant."""
+    name = "*.b.example/127.0.0.1:12"
     with running(tmp_path, pooled(check="tcp")) as relayd:
         for server, state, weight in (
             ("ssh/blue", "drain", None),
-            ("127.0.0.1:12", "down", 3),
-            ("127.0.0.1:9", None, 5),
+            (name, "down", 3),
+            ("ssh/127.0.0.1:9", None, 5),
         ):
             relayd.steered.set_server("a", server, state, weight, None, ME)
         told = relayd.steered.diff()["changes"]
         assert [(each["server"], each["key"], each["now"]) for each in told] == [
             ("ssh/blue", "state", "drain"),
-            *(("127.0.0.1:12", "state", "down"), ("127.0.0.1:12", "weight", 3)),
-            ("127.0.0.1:9", "weight", 5),
+            *((name, "state", "down"), (name, "weight", 3)),
+            ("ssh/127.0.0.1:9", "weight", 5),
         ]
-        relayd.steered.set_server("a", "default/127.0.0.1:9", None, 2, None, ME)
+        relayd.steered.set_server("a", "127.0.0.1:9", None, 2, None, ME)
         merged = relayd.steered.merged()["toml"]
         for line in (
-            '"127.0.0.1:9,weight=2"',
+            '"127.0.0.1:9,weight=2",',
             '"127.0.0.1:11,pool=ssh,name=blue,disabled"',
             '"127.0.0.1:9,pool=ssh,weight=5"',
             '"*.b.example=127.0.0.1:12,disabled,weight=3"',
             '"127.0.0.1:13,pool=web"',
         ):
             assert line in merged, merged
-        # What was said last of a server holds; the file can be read again.
         relayd.path.write_text(merged)
         relayd.reload(discard=True)
         rows = whole(relayd.steered.servers("a"))["servers"]

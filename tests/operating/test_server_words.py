@@ -285,12 +285,10 @@ def test_what_was_said_of_a_server_of_one_pool_is_of_no_other() -> None:
     there = Shown("web", "tcp", [now.factory], pools=pools)
     [ssh] = now.words.say(there, "ssh/a:80", "drain", None)
     assert (own.operator, ssh.operator) == (None, "drain")
-    now.words.say(there, "default/a:80", None, 7)
+    now.words.say(there, "a:80", None, 7)
     assert (own.weight, ssh.weight) == (7, 1)
     new = [Pool([a_server("a:80")]), Pool([a_server("ssh/a:80")], name="ssh")]
     for pool in new:
         now.words.adopt("web", pool)
     said = [(each.operator, each.weight) for pool in new for each in pool.servers]
     assert said == [(None, 7), ("drain", 1)]
-    # Without a pool both are meant.
-    assert now.words.say(there, "a:80", "down", None) == [own, ssh]

@@ -53,6 +53,30 @@ _DEST = st.sampled_from(
         ["10.0.0.3:80", "10.0.0.2:80", "10.0.0.1:80,disabled"],
     ]
 )
+#: Relays with several pools; of those of names some have the same servers.
+_POOLS = st.fixed_dictionaries(
+    {
+        "dest": st.sampled_from(
+            [
+                ["10.0.0.1:80", "10.0.0.1:80,pool=b"],
+                ["10.0.0.2:80,pool=b", "10.0.0.1:80,pool=b,name=x", "10.0.0.1:80"],
+                ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.2:80,pool=b"],
+            ]
+        ),
+        "sni": st.sampled_from(
+            [
+                ["=default", "b.example=b"],
+                ["=default", "*.example=b", "c.example=10.0.0.1:80"],
+                [
+                    *("c.example=10.0.0.1:80", "c.example=10.0.0.2:80,weight=2"),
+                    *("=b", "a.example=default"),
+                ],
+                # The servers of `b` are nobody's: it is refused.
+                ["=default"],
+            ]
+        ),
+    }
+)
 _SHARED = {
     "enabled": st.booleans(),
     "clients": st.sampled_from([[], ["allow 127.0.0.0/8"]]),
@@ -87,6 +111,8 @@ def _relay(draw: st.DrawFn, kind: str) -> Tables:
     table["listen"] = draw(_LISTEN)
     if kind != "socks4":
         table["dest"] = draw(_DEST)
+    if kind == "tcp" and draw(st.booleans()):
+        table.update(draw(_POOLS))
     return table
 
 
@@ -111,6 +137,8 @@ def _changes(draw: st.DrawFn, kind: str) -> Tables:
     made: Tables = draw(
         st.fixed_dictionaries({}, optional=some).filter(bool)  # type: ignore[arg-type]
     )
+    if kind == "tcp" and draw(st.booleans()):
+        made |= draw(st.one_of(_POOLS, _POOLS, st.just({"dest": None, "sni": None})))
     return made
 
 
