@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from relayd.core.errors import RelayError
+from relayd.core.errors import ConfigError, RelayError
 from relayd.core.filtering import IFilterFactory, check_factories, clashes
 from relayd.core.stage import Stage
 from relayd.stream.bridge import Bridge
@@ -47,15 +47,16 @@ class Filterable(Lifecycle):
         :raises RuntimeError: it is relayed already.
         :raises TypeError: its bridge is one of a program's own, which has no filters;
             or one is no factory of filters.
-        :raises ValueError: one is for datagrams only, or they do not go together with
-            each other, or with those of its relay.
+        :raises ValueError: one is for datagrams only.
+        :raises relayd.core.errors.ConfigError: they do not go together, or not with
+            those of its relay.
         """
         if self.bridge is not None:
             raise RuntimeError(f"session {self.session.id} is relayed already")
         own = tuple(factories)
         check_factories(own, datagrams=False)
         for problem in clashes((*self.factory.filters, *own), "a session"):
-            raise ValueError(problem)
+            raise ConfigError(problem)
         self.own_bridge = with_filters(self.factory.bridge) if own else None
         self.own_filters = own
 

@@ -10,6 +10,7 @@ import pytest
 from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 
+from relayd.core.errors import ConfigError
 from relayd.core.filtering import FilterFactory
 from relayd.core.session import Ending
 from relayd.net.transports import WriteRefused
@@ -196,9 +197,9 @@ class OwnBridge(Bridge):
     [
         ([], [ForDatagrams()], ValueError, "filter loss is for UDP flows"),
         ([], [Makes], TypeError, "is no factory of filters"),
-        ([Owns(Own)], [Owns(Own)], ValueError, "two filters of a session have /var/"),
-        ([], [Owns(Own)] * 2, ValueError, "two filters of a session have /var/tmp"),
-        ([Swells(Own)], [Swells(Own)], ValueError, "1,048,576 bytes of one"),
+        ([Owns(Own)], [Owns(Own)], ConfigError, "two filters of a session have /var/"),
+        ([], [Owns(Own)] * 2, ConfigError, "two filters of a session have /var/tmp"),
+        ([Swells(Own)], [Swells(Own)], ConfigError, "1,048,576 bytes of one"),
     ],
 )
 def test_what_can_not_be(

@@ -24,6 +24,7 @@ from relayd.filters.capture import Capture
 from relayd.filters.capture_file import CaptureFile
 from relayd.stream.bridge import Bridge
 from relayd.tcp import RelayFactory
+from tests.conftest import LoggedFailures
 from tests.stream.test_hooks_live import DATA, Relay, relaying
 from tests.support.captures import sections_of, streams_of
 from tests.support.contracts import Peer, turns, until
@@ -155,6 +156,32 @@ async def test_the_capture_of_one_clients_sessions(kind: str, tmp_path: Path) ->
         (b"third", b""),
     ]
     assert {each.client[0] for each in streams} == {ALONE}
+
+
+@pytest_twisted.ensureDeferred
+async def test_two_captures_to_one_file_are_a_mistake_of_the_route(
+    tmp_path: Path, logged_failures: LoggedFailures
+) -> None:
+    """It is told as any other: not with each client."""
+    path = str(tmp_path / "c.pcapng")
+
+    def say(conn: Any) -> None:
+        conn.filter("capture", file=path)
+
+    made = routed(say, filters=[Capture(path)])
+    async with relaying("twisted", made) as relay:
+        for _ in range(3):
+            client = connects(relay, ALONE)
+            with pytest.raises(ConnectionResetError):
+                await client.read_all()
+            client.socket.close()
+        other = await joined(relay, OTHER)
+        await other.ends()
+    assert [each.ending for each in relay.witness.sessions[:3]] == [
+        Ending.ROUTE_FAILED
+    ] * 3
+    assert "two filters of a session have" in relay.witness.sessions[0].detail
+    logged_failures.take("its route failed")
 
 
 @on_each
