@@ -166,9 +166,14 @@ class Connection(FirstBytes):
         :param where: a destination as one writes it (`10.0.0.5:80,weight=2`), which
             must not be what a stranger has sent; or an
             :class:`relayd.destinations.Upstream`; or an `IStreamClientEndpoint`.
+            `conn.requested` is judged, and dialled, as its proxy does without a route.
         :raises relayd.errors.ConfigError: it can't be one.
         """
-        self._router.upstream(where)
+        requested = self.requested
+        if requested is None or where != requested:
+            # What a stranger has asked for is not read as what an operator writes: that
+            # may name files.
+            self._router.upstream(where)
         return Choice(self, None, where)
 
     def refuse(self, why: str) -> NoReturn:

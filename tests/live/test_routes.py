@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from relayd.preludes.socks4 import REPLY_SIZE, Code
 from tests.live.test_control_socket import ask
 from tests.live.test_metrics import METRICS, get
 from tests.support.live_relays import once
@@ -114,6 +116,44 @@ def test_a_relay_goes_as_its_route_says(
             body = {"relay": "web", "client": "10.9.9.9", "first": "blue\\n"}
             status, found = ask(control, "POST", "/v1/explain", body)
             assert (status, found["server"]) == (200, f"blue/{blue.address}")
+
+
+def test_a_proxy_asks_its_route(server: Server, modules: Path) -> None:
+    """What its client asks for is judged as ever; what the route names is its own."""
+    with Server() as named:
+        (modules / "myroutes.py").write_text(
+            "async def route(conn):\n"
+            "    conn.facts['user_id'] = conn.user_id.decode()\n"
+            "    if conn.user_id == b'bad':\n"
+            "        conn.refuse('banned')\n"
+            "    if conn.user_id == b'other':\n"
+            f"        return conn.server('{named.address}')\n"
+            "    return conn.server(conn.requested)\n"
+        )
+        args = ("--listen", "127.0.0.1:0", "--route", "myroutes:route")
+        port = int(server.address.rpartition(":")[2])
+        with relay(*args, plugin="socks4", env={"PYTHONPATH": str(modules)}) as running:
+
+            def ask_for(user: bytes, host: str = "127.0.0.1") -> socket.socket:
+                # By name (4a), whatever it is.
+                head = b"\4\1" + port.to_bytes(2) + b"\0\0\0\1" + user + b"\0"
+                client = connect(running.port)
+                client.sendall(head + host.encode() + b"\0?")
+                return client
+
+            for user, where in ((b"me", server), (b"other", named)):
+                with ask_for(user) as client, where.accept() as far:
+                    assert read_exactly(far, 1) == b"?"
+                    assert read_exactly(client, REPLY_SIZE)[1] == Code.GRANTED
+            for user, host in (
+                (b"bad", "127.0.0.1"),
+                (b"me", "255.255.255.255"),
+                (b"me", "ssl:h:1:privateKey=/dev/stdin"),
+            ):
+                with ask_for(user, host) as client:
+                    assert read_exactly(client, REPLY_SIZE)[1] == Code.REJECTED
+            running.sessions(5)
+            assert not [line for line in running.lines if "Traceback" in line]
 
 
 @pytest.mark.parametrize(

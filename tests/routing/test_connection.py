@@ -84,6 +84,18 @@ def test_what_a_client_of_a_proxy_asks_for() -> None:
     assert (conn.requested, conn.user_id) == ("example.com:80", b"fred")
 
 
+def test_what_a_client_asks_for_is_not_read_as_an_operators_word() -> None:
+    """`ssl:` names files, and reading one of those may take for ever."""
+    session = Socks4Session(1, CLIENT, LISTENER, 0.0)
+    session.requested = "ssl:h:1:privateKey=/dev/stdin:80"
+    read: list[str] = []
+    conn = connection(session, server=read.append)
+    assert conn.server(conn.requested).server == session.requested
+    assert read == []
+    conn.server("10.0.0.5:80")
+    assert read == ["10.0.0.5:80"]
+
+
 # -- facts
 
 
