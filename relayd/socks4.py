@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
@@ -45,8 +45,6 @@ from relayd.net.listening import TCPListenerEndpoint
 from relayd.net.resolving import Resolver, SocketAddress
 from relayd.observing.session_log import SessionLog
 from relayd.preludes.proxy_protocol import introduced_by, preamble_of
-from relayd.routing.making import router_of
-from relayd.routing.router import Route
 from relayd.socks import ident
 from relayd.socks.destinations import ProxyPolicy
 from relayd.socks.named import AddressDialer, AddressRetries
@@ -56,6 +54,9 @@ from relayd.stream.deadlines import Timeouts
 from relayd.stream.factory import StreamFactory
 from relayd.stream.relay import Bandwidth, Lifetime, StreamRelay
 from relayd.stream.retries import time_for_all
+
+if TYPE_CHECKING:
+    from relayd.routing.router import Route
 
 __all__ = ["Socks4Factory", "Socks4Protocol", "Socks4Session"]
 
@@ -210,6 +211,9 @@ class Socks4Factory(StreamFactory):
             self.bridge = ClosingBridge
         self.filter_by(filters)
         if route is not None:
+            # Imports what most proxies do not need.
+            from relayd.routing.making import router_of
+
             self.router = router_of(
                 route, reactor, kind="socks4", server_speaks_first=False
             )

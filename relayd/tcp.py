@@ -17,7 +17,7 @@ end of data can't be passed on to it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet.interfaces import (
     IReactorTime,
@@ -38,8 +38,6 @@ from relayd.net.upstream import Upstream
 from relayd.observing.session_log import SessionLog
 from relayd.preludes.client_hello import HELLO, UNRECOGNIZED_NAME, ClientHello
 from relayd.preludes.proxy_protocol import introduced_by, preamble_of
-from relayd.routing.making import router_of
-from relayd.routing.router import Route
 from relayd.stream.closing_bridge import ClosingBridge
 from relayd.stream.cutting import Cutting
 from relayd.stream.deadlines import Timeouts
@@ -51,6 +49,9 @@ from relayd.stream.routable import Routable
 from relayd.stream.standby import StandBy
 from relayd.upstreams.pool import Pool
 from relayd.upstreams.server_names import ServerNames
+
+if TYPE_CHECKING:
+    from relayd.routing.router import Route
 
 __all__ = ["RelayFactory", "RelayProtocol"]
 
@@ -78,7 +79,7 @@ class RelayProtocol(Routable):
         """Go to the pool of the server name that the client asks for."""
         asked = hello.server_name
         if asked:
-            self.session.notes = {**self.session.notes, "sni": asked}
+            self.session.note("sni", asked)
         place = self.factory.names.find(asked)
         if place is not None:
             self.go_to(place)
@@ -248,6 +249,9 @@ class RelayFactory(StreamFactory):
         if sni is not None:
             self._go_by_name(sni)
         elif route is not None:
+            # Imports what most relays do not need.
+            from relayd.routing.making import router_of
+
             self.router = router_of(
                 route,
                 dials,

@@ -1,4 +1,6 @@
-r"""Bytes that are written as text: UTF-8, with the escapes \n, \r, \t, \0, \\ and \xHH.
+r"""Texts with escapes: of bytes that are written as text, and of words in a log.
+
+Bytes are written as UTF-8, with the escapes \n, \r, \t, \0, \\ and \xHH.
 
 What a command line has that is not UTF-8 is the bytes that it is.
 """
@@ -9,6 +11,17 @@ import re
 
 _ESCAPE = re.compile(r"\\(x[0-9A-Fa-f]{2}|.|\Z)", re.DOTALL)
 _ESCAPED = {"n": b"\n", "r": b"\r", "t": b"\t", "0": b"\0", "\\": b"\\"}
+
+
+def one_word(text: str) -> str:
+    """A text of a stranger's, or of somebody's own code, as one word of a log line.
+
+    As it is, or quoted as Python does it, with escapes for what is no printable ASCII,
+    and for blanks: these divide the fields of a line.
+    """
+    if text.isascii() and text.isprintable() and not set(text) & set(" '\""):
+        return text
+    return ascii(text).replace(" ", "\\x20")
 
 
 def read_escapes(text: str, also: str = "") -> bytes:

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar, overload
 
 import attrs
 
+from relayd.core.escapes import one_word
 from relayd.core.pacing import Pace
 from relayd.core.stage import Stage
 
@@ -235,7 +236,8 @@ class Session:
         :data:`relayd.core.errors.REASONS`; empty if none has.
     :ivar header: the PROXY header that came before it, or None: an object with
         `source`, `destination` (addresses as text, or empty) and `facts`.
-    :ivar notes: what its filters have to say, for the log line, by name.
+    :ivar notes: what its filters and its route have to say, for the log line, by name;
+        each one word (:meth:`note`).
     """
 
     id: int
@@ -278,6 +280,10 @@ class Session:
             self._first_dialed_at = self.dialed_at
         self.attempts += 1
         self.dialed_at = now
+
+    def note(self, name: str, text: str) -> None:
+        """Add a fact to its line, as one word; another of this name is forgotten."""
+        self.notes = {**self.notes, name: one_word(text)}
 
     @property
     def facts(self) -> Mapping[str, object]:

@@ -36,6 +36,7 @@ from relayd.core.filtering import check_factories
 from relayd.core.prelude import BadRequest
 from relayd.core.routing import Arriving, Decision, IRouter, RouteFailed
 from relayd.core.setting_types import Kind
+from relayd.core.settings import SERVER_SPEAKS_FIRST
 from relayd.filters.loading import filter_of
 from relayd.net.log_throttle import FailureLog
 from relayd.net.upstream import Upstream
@@ -81,7 +82,7 @@ class Router:
         *,
         server: Callable[[str], Any] | None = None,
         kind: Kind = "tcp",
-        server_speaks_first: bool = False,
+        server_speaks_first: bool = SERVER_SPEAKS_FIRST.default,
         pools: Collection[str] | None = None,
     ) -> None:
         self.route = route

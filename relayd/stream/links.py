@@ -174,8 +174,7 @@ class Link:
             raise FilterError(f"note: found {type(value).__name__}, expected text")
         if not _FACT.fullmatch(name) or len(value) > MOST_NOTED:
             raise ValueError(f"no fact of the access log: {name[:40]!r}")
-        session = self.session
-        session.notes = {**session.notes, name: value}
+        self.session.note(name, value)
 
     def _run(self, call: Callable[..., Any], args: Any, kwargs: Any) -> None:
         """Make a call of a timer of the filter."""

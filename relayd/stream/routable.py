@@ -50,8 +50,8 @@ class Routable(StreamProtocol):
     def carry_out(self, decision: Decision) -> None:
         """Do what the route has decided."""
         session = self.session
-        if decision.facts:
-            session.notes = {**session.notes, **decision.facts}
+        for name, text in decision.facts.items():
+            session.note(name, text)
         if decision.limits is not NO_LIMITS:
             try:
                 self.limit_alone(decision.limits)
@@ -73,7 +73,7 @@ class Routable(StreamProtocol):
         self.going_to = place
         session = self.session
         if place.name != DEFAULT:
-            session.notes = {**session.notes, "pool": place.name}
+            session.note("pool", place.name)
         server = place.pool.choose(session)
         standby = place.standby
         if server is None and standby is not None and place.waits:

@@ -25,6 +25,7 @@ from twisted.python.failure import Failure
 from relayd.core.errors import ConfigError, RelayError
 from relayd.core.names import host_port, is_address
 from relayd.core.session import Session
+from relayd.core.settings import SERVER_SPEAKS_FIRST
 from relayd.preludes.client_hello import hello_of
 from relayd.routing.connection import Connection
 from relayd.routing.router import Router, name_of
@@ -74,7 +75,7 @@ def decide(
     user_id: bytes = b"",
     sni: str | None = None,
     pools: Collection[str] | None = None,
-    server_speaks_first: bool = False,
+    server_speaks_first: bool = SERVER_SPEAKS_FIRST.default,
 ) -> Decision:
     """What a route decides about a client.
 
@@ -127,7 +128,7 @@ async def decide_later(
     user_id: bytes = b"",
     sni: str | None = None,
     pools: Collection[str] | None = None,
-    server_speaks_first: bool = False,
+    server_speaks_first: bool = SERVER_SPEAKS_FIRST.default,
 ) -> Decision:
     """As :func:`decide`, of a route that takes a reactor; time passes as it does."""
     from twisted.internet import reactor

@@ -127,6 +127,19 @@ def test_a_pool_of_several() -> None:
     assert [each.relay for each in made.factory.all_pools] == [made.factory.name] * 3
 
 
+def test_what_strangers_say_is_one_word_of_the_line() -> None:
+    made, router = relay()
+    made.client()
+    said = {"first": "GET / ending=done", "plain": "a=b", "line": "a\nb", "own": "it's"}
+    router.decide(pool="default", facts=said)
+    assert made.session.facts == {
+        "first": r"'GET\x20/\x20ending=done'",
+        "plain": "a=b",
+        "line": r"'a\nb'",
+        "own": '"it\'s"',
+    }
+
+
 def test_a_decision_at_once_is_as_none() -> None:
     made, _ = relay(Decision(pool="default"))
     made.client()
