@@ -31,6 +31,9 @@ from relayd.operating.units import Part, Unit, Workshop, session_log, share_tota
 from relayd.tcp import RelayFactory
 from relayd.upstreams.pool import Pool
 
+#: The pools whose servers are named in the lines about a relay's listeners.
+MOST_NAMED = 10
+
 
 def unit_of(relay: AnyRelay, shop: Workshop, before: Unit | None = None) -> Unit:
     """A relay, as its settings say.
@@ -172,7 +175,10 @@ def _decides(relay: Relay, pools: Mapping[str, Pool]) -> dict[str, Any]:
 
 def _purpose(relay: Relay, pools: Mapping[str, Pool]) -> str:
     """What its listeners are for, for the log."""
-    names = ", ".join(each.names for each in pools.values() if each.names)
+    there = [each.names for each in pools.values() if each.names]
+    names = ", ".join(there[:MOST_NAMED])
+    if len(there) > MOST_NAMED:
+        names += f" and {len(there) - MOST_NAMED} other pools"
     if relay.route is not None:
         return f"relaying as {relay.route} says" + (f", to {names}" if names else "")
     return f"relaying {'by server name ' if relay.sni else ''}to {names}"

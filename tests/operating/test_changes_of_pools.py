@@ -285,3 +285,46 @@ def test_the_only_server_of_a_pool_can_be_taken_out(tmp_path: Path) -> None:
             assert [each["sessions"] for each in rows] == [0, 1]
             relayd.served("a").abort_all()
             relayd.reactor.turn()
+
+
+def test_each_port_of_a_range_has_its_own_pools(tmp_path: Path) -> None:
+    """Undecided clients of all of them are limited together."""
+    dest = ["127.0.0.1:11-12", "127.0.0.1:13-14,pool=b", "127.0.0.1:15,pool=b"]
+    sni = ["=default", "b=b", "c=127.0.0.1:16"]
+    tables = pooled(dest, sni, listen=f"{HOST}:20001-20002", max_deciding=9)
+    with running(tmp_path, tables) as relayd:
+
+        def found() -> list[dict[str, Pool]]:
+            return [dict(each.pools) for each in relayd.unit("a").parts]
+
+        before = found()
+        own = [[names(pool) for pool in each.values()] for each in before]
+        assert own == [
+            [
+                ["127.0.0.1:11"],
+                ["b/127.0.0.1:13", "b/127.0.0.1:15"],
+                ["c/127.0.0.1:16"],
+            ],
+            [
+                ["127.0.0.1:12"],
+                ["b/127.0.0.1:14", "b/127.0.0.1:15"],
+                ["c/127.0.0.1:16"],
+            ],
+        ]
+        first, second = (each.served for each in relayd.unit("a").parts)
+        assert first.handshakes is second.handshakes
+        assert first.handshakes.limit == 9
+        relayd.set("a", dest=[dest[0], "127.0.0.1:13-14,pool=b"])
+        for old, new in zip(before, found(), strict=True):
+            same = [name for name in old if new[name] is old[name]]
+            assert same == ["default", "c"]
+        relayd.set("a", listen=at(20001), dest=["127.0.0.1:11", "127.0.0.1:13,pool=b"])
+        [only] = found()
+        assert list(only) == ["default", "b", "c"]
+
+
+def test_a_hundred_pools_are_not_all_named_in_the_log(tmp_path: Path) -> None:
+    sni = [f"n{n}.example=127.0.0.1:9" for n in range(100)]
+    with running(tmp_path, pooled([], sni)) as relayd:
+        [listening] = relayd.unit("a").listenings
+        assert listening.purpose.endswith("n9.example/127.0.0.1:9 and 90 other pools")

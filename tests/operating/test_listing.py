@@ -121,6 +121,35 @@ def test_a_server_is_found_by_its_name_its_label_and_its_address() -> None:
     assert found("80") == []
 
 
+def test_a_server_of_a_pool_is_found_with_it_and_without() -> None:
+    """A session is found by what its line has, too: the address, and the label."""
+    plain = Server(FakeEndpoint(), "ssh/db:22")
+    labelled = Server(FakeEndpoint(), "ssh/a/db:23", label="a")
+    other = Server(FakeEndpoint(), "a/db:23", label="a")
+    Pool([plain, labelled], name="ssh")
+    records = Records(
+        [
+            a_session(1, server=plain, upstream="192.0.2.7:22"),
+            a_session(2, server=plain, upstream="ssh/db:22"),
+            a_session(3, server=labelled, upstream="a/192.0.2.7:23"),
+            a_session(4, server=labelled, upstream="ssh/a/db:23"),
+            a_session(5, server=other, upstream="a/192.0.2.7:23"),
+        ]
+    )
+
+    def found(server: str) -> list[int]:
+        return ids(whole(sessions([shown(records)], SessionQuery(server=server))))
+
+    assert found("ssh/db:22") == [1, 2]
+    assert found("192.0.2.7:22") == [1]
+    assert found("db:22") == [2]
+    assert found("a") == [3, 4, 5]
+    assert found("ssh/a") == found("ssh/a/db:23") == [3, 4]
+    assert found("192.0.2.7:23") == [3, 5]
+    assert found("a/db:23") == [5]
+    assert found("ssh") == found("a/") == []
+
+
 @pytest.mark.parametrize(
     ("client", "found"),
     [
