@@ -150,6 +150,30 @@ def test_a_name_without_servers() -> None:
     assert bench.each["dns"] == "none of its servers can have a client"
 
 
+@pytest.mark.parametrize("router", [None, object()])
+def test_one_pool_of_several_is_enough(router: Any) -> None:
+    """Nobody knows which of them the next client is for."""
+    bench = Bench()
+    servers = [a_server("db:1"), a_server("b/db:1")]
+    factory = bench.listenings[1].factory
+    factory.router = router
+    factory.all_pools = [Pool([]), *(Pool([each]) for each in servers)]
+    servers[0].checked(False, "no answer")
+    assert bench.each["db"] == ""
+    servers[1].checked(False, "no answer")
+    assert bench.each["db"] == "none of its servers can have a client"
+
+
+def test_a_route_that_names_servers_itself() -> None:
+    """Its relay has none: they are in no pool."""
+    bench = Bench()
+    factory = bench.listenings[1].factory
+    factory.all_pools = [Pool([])]
+    assert bench.each["db"] == "none of its servers can have a client"
+    factory.router = object()
+    assert bench.each["db"] == ""
+
+
 def test_servers_without_a_state() -> None:
     bench = Bench()
     plain = Upstream(SimpleNamespace(), "db:1")  # type: ignore[arg-type]
