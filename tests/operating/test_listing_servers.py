@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 from twisted.internet.defer import succeed
 from twisted.internet.task import Clock
 
+from relayd.configuring.address_grammar import HostPort
+from relayd.configuring.config import Relay as RelaySettings
+from relayd.configuring.route_settings import parse_sni
+from relayd.configuring.server_grammar import parse_server
+from relayd.configuring.server_options import ServerOptions
 from relayd.control.steering import Unknown
 from relayd.core.session import Ending
 from relayd.net.upstream import Upstream
 from relayd.observing import log_times
+from relayd.operating.explaining_pools import pool_of
 from relayd.operating.listing import Shown, is_called
 from relayd.operating.listing_servers import server, servers
-from relayd.operating.servers import BACKUPS
+from relayd.operating.servers import BACKUPS, Maker
 from relayd.tcp import RelayFactory
 from relayd.udp_nat import FlowServer
 from relayd.udp_nat import Server as Where
@@ -240,3 +247,29 @@ def test_a_server_that_joins_a_pool_belongs_to_it() -> None:
     assert [each.pool for each in pool.upstreams] == ["b", "b"]
     pool.belong_to("web", "default")
     assert [each.pool for each in pool.upstreams] == ["", ""]
+
+
+def test_names_of_servers_are_made_with_their_pools() -> None:
+    """Those that a name brings, too, whose addresses other pools may have."""
+    address = parse_server("db.example:80,name=blue")
+    assert isinstance(address, HostPort)
+    made = Maker(Clock(), "twisted", pool="b")
+    assert made.server(address).name == "b/blue/db.example:80"
+    plain = attrs.evolve(address, options=ServerOptions())
+    assert made.upstream(plain).name == "b/db.example:80"
+    found = made.named(address, ServerOptions(), "srv.example/192.0.2.1:80")
+    assert found.name == "b/srv.example/192.0.2.1:80"
+    assert Maker(Clock(), "twisted").server(address).name == "blue/db.example:80"
+
+
+def test_the_pools_of_settings_have_the_same_names() -> None:
+    """As they are explained, when nothing runs."""
+    dest = map(parse_server, ("a:1", "a:1,pool=b", "a:2,pool=b,name=x"))
+    sni = map(parse_sni, ("c.example=a:3", "=b", "d=default"))
+    made: Any = RelaySettings
+    relay = made([parse_server("1")], dest, sni=sni)
+    pools = [pool_of(relay, name) for name in ("default", "b", "c.example", "none")]
+    assert [[each.name for each in pool.upstreams] for pool in pools] == [
+        *(["a:1"], ["b/a:1", "b/x/a:2"], ["c.example/a:3"], [])
+    ]
+    assert [pool.name for pool in pools[:3]] == ["default", "b", "c.example"]
