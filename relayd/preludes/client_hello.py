@@ -43,6 +43,7 @@ DECODE_ERROR = b"\x15\x03\x03\0\x02\x02\x32"
 
 _HANDSHAKE, _CLIENT_HELLO, _HOST_NAME = 22, 1, 0
 _SERVER_NAME, _ALPN, _ECH = 0, 16, 0xFE0D
+_KNOWN = frozenset((_SERVER_NAME, _ALPN, _ECH))
 
 _RECORD = struct.Struct(">BBxH")
 _RECORD_HEADER = _RECORD.size
@@ -187,23 +188,24 @@ def _read_body(message: bytes | bytearray, end: int) -> ClientHello:
     ech = False
     while at < end:
         kind, length = unpack(message, at)
-        at += 4
-        behind = at + length
-        if behind > end:
-            raise BadRequest(f"an extension of {length} bytes, of {end - at}")
+        at += length + 4
+        if kind not in _KNOWN:
+            continue
+        begin = at - length
         if kind == _SERVER_NAME:
             if server_name is not None:
                 raise BadRequest("two extensions server_name in a ClientHello")
-            server_name = _read_name(message, at, behind)
+            server_name = _read_name(message, begin, at)
         elif kind == _ALPN:
             if alpn:
                 raise BadRequest("two extensions ALPN in a ClientHello")
-            alpn = _read_alpn(message, at, behind)
-        elif kind == _ECH:
+            alpn = _read_alpn(message, begin, at)
+        else:
             if ech:
                 raise BadRequest("two extensions encrypted_client_hello")
             ech = True
-        at = behind
+    if at != end:
+        raise BadRequest(f"the last extension has {at - end} bytes too many")
     return ClientHello(server_name, alpn, ech)
 
 

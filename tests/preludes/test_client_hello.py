@@ -261,7 +261,7 @@ HOSTILE = {
     "no compression method in a ClientHello": body(START + b"\0\0\2\x13\1\0"),
     "extensions of 4 bytes, of 5, in a ClientHello": body(BEFORE + b"\0\4\0\1\0\0!"),
     "extensions of 6 bytes, of 5, in a ClientHello": body(BEFORE + b"\0\6\0\1\0\0!"),
-    "an extension of 2 bytes, of 1": body(BEFORE + b"\0\5\0\1\0\2!"),
+    "the last extension has 1 bytes too many": body(BEFORE + b"\0\5\0\1\0\2!"),
     # What a server might read in another way.
     "two extensions server_name in a ClientHello": named(WWW, H2, WWW),
     "two extensions ALPN in a ClientHello": named(H2, WWW, H2),
