@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
-from twisted.python.failure import Failure
 
 from relayd.core.prelude import BadRequest
 from relayd.core.routing import Arriving
@@ -48,12 +47,13 @@ class FirstBytes:
     _hello: HelloReader | None = None
     #: The server name: a tuple with it, once it is known; or why there can be none.
     _name: tuple[str | None] | str | None = None
-    #: Fires when more has come, while somebody waits; and who does.
-    _more: Deferred[None] | None = None
-    _waiting: dict[Deferred[bool], None] | None = None
+    #: Fires when more has come: whoever waits first has it, the others wait for that.
+    _more: Deferred[Any] | None = None
+    _others: list[Deferred[bool]] | None = None
+    #: What is waited for without an end: bytes, or a mark; and by what.
+    _wanted: tuple[Deferred[Any], object] | None = None
     #: It says nothing before its server does.
     _silent = False
-    waits_for = ""
 
     def __init__(self, arriving: Arriving) -> None:
         self._arriving: Arriving | None = arriving
@@ -73,7 +73,7 @@ class FirstBytes:
             return b""
         if len(data) < n:
             end = self._end_of(wait)
-            while len(data) < n and await self._come(end, f"{n} bytes"):
+            while len(data) < n and await self._come(end, n) is not False:
                 data = self._client().data
         return data[:n]
 
@@ -100,7 +100,7 @@ class FirstBytes:
             if len(data) >= most:
                 raise BadRequest(f"no {mark!r:.60} in the first {most} bytes")
             start = max(0, len(data) - len(mark) + 1)
-            if not await self._come(end, f"{mark!r:.60}"):
+            if await self._come(end, mark) is False:
                 raise BadRequest(f"no {mark!r:.60} came")
             data = self._client().data
         return data[: at + len(mark)]
@@ -124,7 +124,7 @@ class FirstBytes:
                 self._name = (None,)
         end = self._end_of(wait) if self._name is None else None
         while self._name is None and not self._read_hello(self._client().data):
-            if not await self._come(end, "a ClientHello"):
+            if await self._come(end, "a ClientHello") is False:
                 if not (self._client().ended and self._client().data):
                     return None
                 self._name = "the client ended its side within its ClientHello"
@@ -181,46 +181,45 @@ class FirstBytes:
             raise ValueError(f"wait is in seconds, not {wait!r:.60}")
         return self._arriving.clock.seconds() + wait
 
-    def _come(self, end: float | None, what: str) -> Deferred[bool]:
-        """Whether more has come; not, if the client has ended, or it is too late."""
-        arriving = self._client()
-        if arriving.ended:
+    def _come(self, end: float | None, what: object) -> Deferred[Any]:
+        """Fires when more has come; with False, if none will, or it is too late."""
+        client = self._client()
+        left = 0.0 if end is None else end - client.clock.seconds()
+        if client.ended or (end is not None and left <= 0):
             return succeed(False)
-        waiting = self._waiting
-        if waiting is None:
-            waiting = self._waiting = {}
-        if end is None:
-            come: Deferred[bool] = Deferred(self._forget)
-            self.waits_for = what
+        more = self._more
+        if more is None or more.called:
+            come = self._more = client.more()
         else:
-            left = end - arriving.clock.seconds()
-            if left <= 0:
-                return succeed(False)
-            come = Deferred(self._forget)
-            come.addTimeout(left, arriving.clock, _too_late)
-        waiting[come] = None
-        if self._more is None:
-            more = self._more = arriving.more()
-            more.addBoth(self._came)
+            other: Deferred[Any] = Deferred()
+            come = other
+            if self._others is None:
+                self._others = []
+                more.addBoth(self._wake)
+            self._others.append(other)
+        if end is None:
+            self._wanted = (come, what)
+        else:
+            come.addTimeout(left, client.clock, _too_late)
         return come
 
-    def _forget(self, come: Deferred[bool]) -> None:
-        waiting = self._waiting
-        if waiting is not None:
-            waiting.pop(come, None)
-            if not waiting:
-                self.waits_for = ""
-
-    def _came(self, result: Any) -> None:
-        """More has come, or the client has ended; or nobody is to wait any more."""
-        self._more = None
-        waiting, self._waiting = self._waiting, None
-        self.waits_for = ""
-        came = result if isinstance(result, Failure) else True
-        for each in waiting or ():
+    def _wake(self, _: object) -> None:
+        """The first has more, or waits no longer; the others look again."""
+        others, self._others = self._others, None
+        for each in others or ():
             # One of them may have cancelled others.
-            if not each.called:
-                each.callback(came)
+            if self._arriving is None:
+                each.cancel()
+            elif not each.called:
+                each.callback(True)
+
+    @property
+    def waits_for(self) -> str:
+        """What of its client is waited for without an end, in words; or empty."""
+        if self._wanted is None or self._wanted[0].called:
+            return ""
+        what = self._wanted[1]
+        return f"{what} bytes" if isinstance(what, int) else _shown(what)
 
     def leave(self) -> None:
         """The client has left: there is nothing more of it."""
@@ -229,8 +228,15 @@ class FirstBytes:
     def close(self) -> None:
         """The route has decided: whatever waits for its client is cancelled."""
         self._arriving = None
-        if self._more is not None:
-            self._more.cancel()
+        more = self._more
+        if more is not None:
+            self._more = self._wanted = None
+            if not more.called:
+                more.cancel()
+
+
+def _shown(what: object) -> str:
+    return what if isinstance(what, str) else f"{what!r:.60}"
 
 
 def _too_late(_: object, __: float) -> bool:

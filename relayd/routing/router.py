@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import functools
 import reprlib
-import types
-from collections.abc import Callable, Collection, Coroutine, Generator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from types import CoroutineType, MappingProxyType
 from typing import Any, Final
 from weakref import WeakValueDictionary
@@ -116,8 +115,9 @@ class Router:
             # It stands in no variable: this frame is in its traceback.
             conn.close()
             return _answer(self._failed(conn, Failure()))
-        said = context.run(Deferred.fromCoroutine, _rest(coroutine, awaited))
-        return _Asking(self, conn, coroutine, said).answer
+        asking = _Asking(self, conn, coroutine, context)
+        asking.wait(awaited)
+        return asking.answer
 
     def decision(self, conn: Connection, said: Any) -> Decision | Failure:
         """What a route has decided that is over.
@@ -246,32 +246,88 @@ _LEFT = (CancelledError, ConnectionOver, Refused, BadRequest)
 
 
 class _Asking:
-    """A route that takes its time about one client."""
+    """A route that takes its time about one client: its steps.
 
-    __slots__ = ("_clock", "_conn", "_coroutine", "_gone", "_router", "_said", "answer")
+    They are done as Twisted does those of a coroutine (`Deferred.fromCoroutine`), but
+    nothing of it is left in a cycle, and a route that waits once costs a half of that.
+    """
+
+    __slots__ = (
+        *("_awaits", "_clock", "_conn", "_context", "_coroutine", "_gone"),
+        *("_is_adding", "_outcome", "_result", "_router", "answer"),
+    )
 
     def __init__(
         self,
         router: Router,
         conn: Connection,
         coroutine: Coroutine[Any, Any, Any],
-        said: Deferred[Any],
+        context: Context,
     ) -> None:
         self._router = router
         self._conn = conn
         self._coroutine: Coroutine[Any, Any, Any] | None = coroutine
-        self._said = said
+        self._context = context
         self._clock = conn.clock
+        self._awaits: Deferred[Any] | None = None
+        self._is_adding = False
+        self._result: tuple[Any] | None = None
+        #: What the route has returned, in a tuple; or why it has failed.
+        self._outcome: Any = None
         #: Nobody waits for it any more.
         self._gone = False
         self.answer: Deferred[Decision] = Deferred(self._cancel)
-        said.addBoth(self._ended)
 
-    def _ended(self, said: Any) -> None:
-        if self._coroutine is None:
+    def wait(self, awaited: Any) -> None:
+        """Go on when something has fired; what has fired already, in a loop."""
+        wrong = 0
+        while awaited is not _OVER:
+            if not isinstance(awaited, Deferred):
+                wrong += 1
+                awaited = self._step(Failure(_not_awaited(awaited, wrong)))
+                continue
+            self._awaits = awaited
+            self._is_adding = True
+            awaited.addBoth(self._came)
+            self._is_adding = False
+            if self._result is None:
+                return
+            (result,), self._result = self._result, None
+            awaited = self._step(result)
+
+    def _came(self, result: Any) -> None:
+        if self._is_adding:
+            self._result = (result,)
+        elif (awaited := self._step(result)) is not _OVER:
+            self.wait(awaited)
+
+    def _step(self, result: Any) -> Any:
+        """Do the next step.
+
+        :return: what the route awaits; or _OVER.
+        """
+        coroutine = self._coroutine
+        if coroutine is None:
             # It was closed.
-            return
-        self._coroutine = None
+            return _OVER
+        try:
+            if isinstance(result, Failure):
+                # In no variable: this frame will be in its traceback.
+                thrown: list[Any] = [result.value]
+                del result
+                throw: Callable[[BaseException], Any] = coroutine.throw
+                return self._context.run(throw, thrown.pop())
+            return self._context.run(coroutine.send, result)
+        except StopIteration as stop:
+            self._outcome = (stop.value,)
+        except BaseException:
+            self._outcome = Failure()
+        self._end()
+        return _OVER
+
+    def _end(self) -> None:
+        said, self._outcome = self._outcome, None
+        self._coroutine = self._awaits = None
         if self._gone:
             self._router.left(self, said, self._clock)
             return
@@ -281,14 +337,18 @@ class _Asking:
     def _cancel(self, _: object) -> None:
         self._gone, conn = True, self._conn
         conn.leave()
-        self._said.cancel()
+        if self._awaits is not None:
+            try:
+                self._awaits.cancel()
+            except BaseException:
+                log.failure("what a route awaits can't be cancelled")
         conn.close()
         if self._coroutine is not None:
             self._router.leave(self)
 
     def close(self) -> None:
         """It has gone on for too long."""
-        coroutine, self._coroutine = self._coroutine, None
+        coroutine, self._coroutine, self._awaits = self._coroutine, None, None
         if coroutine is not None:
             try:
                 coroutine.close()
@@ -297,33 +357,17 @@ class _Asking:
                 log.failure("a route can't be closed whose client has left")
 
 
-@types.coroutine
-def _rest(
-    route: Coroutine[Any, Any, Any], awaited: Any
-) -> Generator[Any, Any, tuple[Any]]:
-    """What a route does after its first step.
+#: What a route awaits that is over.
+_OVER: Final = object()
 
-    :param awaited: what it waits for.
-    :return: what it has returned, in a tuple: that may be anything.
-    """
-    try:
-        while True:
-            try:
-                if not isinstance(awaited, Deferred):
-                    raise TypeError(
-                        f"a route awaits Deferreds and coroutines, not {awaited!r:.60};"
-                        " what is asyncio's, by from_asyncio(...)"
-                    )
-                came = yield awaited
-            except GeneratorExit:
-                route.close()
-                raise
-            except BaseException as problem:
-                awaited = route.throw(problem)
-            else:
-                awaited = route.send(came)
-    except StopIteration as stop:
-        return (stop.value,)
+
+def _not_awaited(found: Any, times: int) -> BaseException:
+    why = (
+        f"a route awaits Deferreds and coroutines, not {type(found).__name__}; what is"
+        " asyncio's, by from_asyncio(...)"
+    )
+    # A route that tries again whatever happens would never stop.
+    return TypeError(why) if times == 1 else ConnectionOver(why)
 
 
 def _check_coroutine(found: Any) -> None:

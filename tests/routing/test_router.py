@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import gc
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -361,6 +363,68 @@ def test_what_is_asyncios_takes_a_word() -> None:
     for failed in at_once_and_later(route):
         assert failed.check(TypeError)
         assert "from_asyncio" in str(failed.value)
+
+
+def test_a_route_that_tries_that_again_ends() -> None:
+    async def route(conn: Connection) -> Any:
+        while True:
+            with suppress(Exception):
+                await asyncio.sleep(0)
+
+    for failed in at_once_and_later(route):
+        assert "from_asyncio" in str(failed.value)
+
+
+class Fired:
+    """Awaits a Deferred that has fired; Twisted's own would not."""
+
+    def __await__(self) -> Any:
+        return (yield succeed(1))
+
+
+def test_what_has_fired_is_awaited_without_recursion() -> None:
+    async def route(conn: Connection) -> Any:
+        count = 0
+        for _ in range(5000):
+            count += await Fired()
+        return conn.pool(f"p{count}")
+
+    for decision in at_once_and_later(route):
+        assert decision == Decision(pool="p5000")
+
+
+def test_each_route_has_a_context_of_its_own() -> None:
+    who: ContextVar[str] = ContextVar("who", default="nobody")
+    waiting: Deferred[None] = Deferred()
+
+    async def route(conn: Connection) -> Any:
+        name = (await conn.peek(1)).decode()
+        who.set(name)
+        await waiting
+        assert who.get() == name
+        return conn.pool(name)
+
+    router = Router(route)
+    answers = [router.ask(Arrived(data)) for data in (b"a", b"b")]
+    assert who.get() == "nobody"
+    waiting.callback(None)
+    assert [each.result.pool for each in answers] == ["a", "b"]
+    assert who.get() == "nobody"
+
+
+def test_what_can_not_be_cancelled_is_logged(logged_failures: list[Any]) -> None:
+    def cancel(_: object) -> None:
+        raise KeyError("x")
+
+    async def route(conn: Connection) -> Any:
+        await Deferred[None](cancel)
+
+    router = Router(route)
+    failed: list[Failure] = []
+    router.ask(Arrived()).addErrback(failed.append).cancel()
+    assert failed[0].check(CancelledError)
+    assert "what a route awaits can't be cancelled" in logged_failures.pop()
+    assert router.leaving == 1
 
 
 def test_objects_and_partials_are_routes() -> None:
