@@ -28,8 +28,8 @@ class Upstream:
         address, the endpoint checks or does not.
     :ivar preamble: makes the first bytes of each connection, of the session that it is
         for; they are not counted as the client's.  Within TLS, if the endpoint has it.
-    :ivar pool: the name of the pool that has it, of several of a relay: its pool says
-        so (:meth:`relayd.upstreams.pool.Pool.belong_to`); empty: none, or `default`.
+    :ivar pool: the name of its pool, which says so
+        (:class:`relayd.upstreams.pool.Pool`); empty for none, and for `default`.
     :ivar dials: the endpoint is dialled as an
         :class:`~relayd.core.interfaces.IDialer`.
     :cvar counted: its sessions are: it is a :class:`relayd.core.interfaces.ICounted`.

@@ -114,7 +114,8 @@ class Pool:
         first = self.upstreams[0] if len(self.upstreams) == 1 else None
         if first is not None and round_robin and not first.counted:
             self._only = first
-        self._say_name()
+        for plain in self.upstreams:
+            plain.pool = self._said_name
         for each in self.servers:
             self._adopt(each)
 
@@ -260,22 +261,11 @@ class Pool:
         tiers = self._by_tier(each for each in left if each not in tried)
         return tuple(tiers[0]) if tiers else ()
 
-    def belong_to(self, relay: str, name: str | None = None) -> None:
-        """Its relay has this name, with which lines about its servers begin.
-
-        :param name: what its relay calls it; unless given, as it is called already.
-        """
+    def belong_to(self, relay: str) -> None:
+        """Its relay has this name, with which lines about its servers begin."""
         self.relay = relay
         for each in self.servers:
             each.relay = relay
-        if name is not None:
-            self.name = name
-            self._say_name()
-
-    def _say_name(self) -> None:
-        """Its servers know to which pool they belong."""
-        for each in self.upstreams:
-            each.pool = self._said_name
 
     @property
     def _said_name(self) -> str:

@@ -243,10 +243,11 @@ def test_a_server_that_joins_a_pool_belongs_to_it() -> None:
     new = Server(FakeEndpoint(), "a/x:2")
     pool.replace([], [new])
     assert [each.pool for each in pool.upstreams] == ["a", "a"]
-    pool.belong_to("web", "b")
-    assert [each.pool for each in pool.upstreams] == ["b", "b"]
-    pool.belong_to("web", "default")
-    assert [each.pool for each in pool.upstreams] == ["", ""]
+    # As does one that takes the place of one without a state.
+    pool.exchange(pool.upstreams[0], Server(FakeEndpoint(), "a/x:1"))
+    assert [each.pool for each in pool.servers] == ["a", "a"]
+    alone = Pool([Upstream(FakeEndpoint(), "x:1")])
+    assert alone.upstreams[0].pool == ""
 
 
 def test_names_of_servers_are_made_with_their_pools() -> None:
