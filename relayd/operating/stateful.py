@@ -35,7 +35,8 @@ def give_state(shown: Shown, plain: Any) -> Server | None:
 def _of_sessions(shown: Shown, pool: Pool, plain: Upstream) -> Server:
     server = Server(plain.endpoint, plain.name, plain.identity, plain.preamble)
     pool.exchange(plain, server)
-    for factory in shown.factories:
+    # Those of before a change of settings may have the same pool.
+    for factory, _ in shown.generations:
         for protocol in factory.registry.living():
             session, pending = protocol.session, protocol.pending
             if session.server is not plain or session.ending is not None:

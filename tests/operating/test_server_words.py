@@ -216,6 +216,25 @@ def test_a_relays_only_server_can_be_taken_out_and_back() -> None:
     assert not relay.factory.sessions
 
 
+def test_its_sessions_from_before_a_change_are_its_own_too() -> None:
+    """Of settings that are about other things, so that it has the same pool."""
+    relay = Relay(retries=0)
+    client = relay.client()
+    relay.server.dial.connect()
+    now = RelayFactory(
+        relay.factory.pool, clock=relay.clock, observer=Witness(), name="web"
+    )
+    own = shown(now, older=[relay.factory])
+    words = ServerWords(relay.clock, lambda name: own)
+    assert told_of(own, "server:80")["sessions"] == 1
+    [one] = words.say(own, "server:80", "drain", None)
+    assert (one.sessions, told_of(own, "server:80")["sessions"]) == (1, 1)
+    client.lose()
+    relay.clock.advance(0)
+    assert one.sessions == 0
+    words.stop()
+
+
 def test_its_sessions_are_cut_if_it_goes_down() -> None:
     relay = Relay(cut=True)
     own = shown(relay.factory)
