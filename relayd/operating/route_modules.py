@@ -23,11 +23,10 @@ class Routes:
     """
 
     def __init__(self, *, fresh: bool = False) -> None:
-        self._fresh = fresh
+        #: What executes modules anew, until these are in use; None: as ever.
         self._loader: Any = None
+        self._fresh = fresh
         self._found: dict[RouteSpec, Any] = {}
-        #: What could not be imported: each is tried once.
-        self._problems: dict[RouteSpec, str] = {}
         #: Modules of routes, by name, as they are while these are in use.
         self._modules: dict[str, Any] = {}
 
@@ -41,23 +40,19 @@ class Routes:
 
         :raises ConfigError: there is none; one line.
         """
-        if spec in self._problems:
-            raise ConfigError(self._problems[spec])
         if spec not in self._found:
-            if self._loader is None:
-                # Imports what most relays do not need.
-                from relayd.routing.loading import Loader
+            # Imports what most relays do not need.
+            from relayd.routing.loading import Loader
 
-                self._loader = Loader(fresh=self._fresh)
-            try:
-                self._found[spec] = self._loader.load(spec)
-            except ConfigError as problem:
-                if self._fresh:
-                    self._problems[spec] = str(problem)
-                raise
             if not self._fresh:
-                self._loader.commit()
+                loader = Loader()
+                self._found[spec] = loader.load(spec)
+                loader.commit()
                 self._note_modules()
+            else:
+                # What two relays have is executed once.
+                self._loader = self._loader or Loader(fresh=True)
+                self._found[spec] = self._loader.load(spec)
         return self._found[spec]
 
     def anew(self) -> Routes:
@@ -66,12 +61,10 @@ class Routes:
 
     def commit(self) -> None:
         """They are in use from now on; also once they were not, for a while."""
-        if self._fresh:
-            if self._loader is not None:
-                self._loader.commit()
-            # What is asked for from now on is imported as ever.
-            self._fresh, self._loader = False, None
-            self._problems.clear()
+        if self._loader is not None:
+            self._loader.commit()
+        # What is asked for from now on is imported as ever.
+        self._fresh, self._loader = False, None
         sys.modules.update(self._modules)
         self._note_modules()
 

@@ -93,6 +93,22 @@ def test_other_changes_import_nothing(
         assert refused(relayd) == "B"
 
 
+def test_another_route_is_set(tmp_path: Path, route_modules: RouteModules) -> None:
+    """Once its module can be imported; nothing of an attempt in vain is kept."""
+    route_modules.write(refusing("A"))
+    with running(tmp_path, tables()) as relayd:
+        for body in ("1/0\n", "def route(conn):\n    pass\n"):
+            route_modules.write(body, "others")
+            with pytest.raises(Invalid, match="relay a: route others:route: "):
+                relayd.set("a", route="others:route")
+        assert refused(relayd) == "A"
+        route_modules.write(refusing("B"), "others")
+        relayd.set("a", route="others:route")
+        assert refused(relayd) == "B"
+        relayd.set("a", route=None)
+        assert refused(relayd) == "A"
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
