@@ -18,7 +18,7 @@ from relayd.preludes.client_hello import hello_of
 from relayd.routing.connection import Connection
 from relayd.routing.first_bytes import MOST_LOOKS, MOST_PEEKED, ConnectionOver
 from relayd.routing.router import Router
-from tests.support.arriving import Arrived
+from tests.support.arriving import Arrived, ask
 
 Look = Callable[[Connection], Any]
 
@@ -36,7 +36,7 @@ class Asked:
                 self.seen.append(f"{type(problem).__name__}: {problem}")
             return conn.pool()
 
-        self.answer = Router(route, **options).ask(arrived)
+        self.answer = ask(Router(route, **options), arrived)
 
     @property
     def result(self) -> Any:
@@ -242,7 +242,7 @@ def test_a_route_that_tries_again_whatever_happens_ends() -> None:
             except Exception:
                 tries += 1
 
-    answer = Router(route).ask(Arrived(ended=True))
+    answer = ask(Router(route), Arrived(ended=True))
     failed: list[Failure] = []
     answer.addErrback(failed.append)
     assert failed[0].check(ConnectionOver)

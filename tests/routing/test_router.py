@@ -21,7 +21,7 @@ from relayd.core.routing import Decision, RouteFailed
 from relayd.net.upstream import Upstream
 from relayd.routing.connection import Connection
 from relayd.routing.router import MOST_LEAVING, MOST_PLAIN, Router
-from tests.support.arriving import Arrived
+from tests.support.arriving import Arrived, ask
 from tests.support.fakes import FakeEndpoint
 
 
@@ -29,14 +29,14 @@ async def to_ssh(conn: Connection) -> Any:
     return conn.pool("ssh")
 
 
-def ask(route: Any, arrived: Arrived | None = None, **options: Any) -> Deferred[Any]:
-    return Router(route, **options).ask(arrived or Arrived())
+def asked(route: Any, arrived: Arrived | None = None, **options: Any) -> Deferred[Any]:
+    return ask(Router(route, **options), arrived or Arrived())
 
 
 def result(route: Any, arrived: Arrived | None = None, **options: Any) -> Any:
     """What a route decides at once, or the failure."""
     found: list[Any] = []
-    ask(route, arrived, **options).addBoth(found.append)
+    asked(route, arrived, **options).addBoth(found.append)
     return found.pop()
 
 
@@ -61,7 +61,7 @@ class Later:
 def at_once_and_later(route: Any, **options: Any) -> Iterator[Any]:
     yield result(route, **options)
     later, found = Later(route), list[Any]()
-    ask(later, **options).addBoth(found.append)
+    asked(later, **options).addBoth(found.append)
     assert not found
     later.waiting.callback(None)
     yield found.pop()
@@ -89,7 +89,7 @@ def test_clients_of_one_pool_have_one_decision_and_facts_are_of_one_client() -> 
         return conn.pool("ssh")
 
     router = Router(route)
-    one, two, three = (router.ask(Arrived(data)).result for data in (b"a", b"x", b"b"))
+    one, two, three = (ask(router, Arrived(data)).result for data in (b"a", b"x", b"b"))
     assert one is three
     assert (dict(one.facts), dict(two.facts)) == ({}, {"tenant": "x"})
 
@@ -101,7 +101,7 @@ def test_decisions_that_are_kept_have_a_limit() -> None:
     router = Router(route)
     for number in range(MOST_PLAIN + 10):
         data = b"%09d" % number
-        assert router.ask(Arrived(data)).result == Decision(pool=data.decode())
+        assert ask(router, Arrived(data)).result == Decision(pool=data.decode())
     assert len(router._plain) == MOST_PLAIN
 
 
@@ -129,7 +129,7 @@ def test_servers() -> None:
     router = Router(route, server=make)
     for where in ("10.0.0.5:80", upstream, endpoint, "10.0.0.5:80"):
         said.append(where)
-        assert router.ask(Arrived()).result == Decision(server=where)
+        assert ask(router, Arrived()).result == Decision(server=where)
     assert made == ["10.0.0.5:80"]
     assert router.upstream("10.0.0.5:80") is router.upstream("10.0.0.5:80")
     assert router.upstream(upstream) is upstream
@@ -138,7 +138,7 @@ def test_servers() -> None:
     for bad in ("nonsense", 80, None):
         said.append(bad)
         failed: list[Failure] = []
-        router.ask(Arrived()).addErrback(failed.append)
+        ask(router, Arrived()).addErrback(failed.append)
         assert failed.pop().check(ConfigError)
 
 
@@ -155,9 +155,9 @@ def test_a_route_is_replaced() -> None:
 
     router, later = Router(to_ssh), Later(to_ssh)
     router.route = later
-    under_way = router.ask(Arrived())
+    under_way = ask(router, Arrived())
     router.route = other
-    assert router.ask(Arrived()).result == Decision(pool="other")
+    assert ask(router, Arrived()).result == Decision(pool="other")
     later.waiting.callback(None)
     assert under_way.result == Decision(pool="ssh")
 
@@ -311,9 +311,9 @@ def test_the_choice_of_another_connection() -> None:
         return kept[0]
 
     router = Router(route)
-    assert router.ask(Arrived()).result == Decision(pool="default")
+    assert ask(router, Arrived()).result == Decision(pool="default")
     failed: list[Failure] = []
-    router.ask(Arrived()).addErrback(failed.append)
+    ask(router, Arrived()).addErrback(failed.append)
     assert "conn.pool('default') of another connection" in str(failed[0].value)
 
 
@@ -405,7 +405,7 @@ def test_each_route_has_a_context_of_its_own() -> None:
         return conn.pool(name)
 
     router = Router(route)
-    answers = [router.ask(Arrived(data)) for data in (b"a", b"b")]
+    answers = [ask(router, Arrived(data)) for data in (b"a", b"b")]
     assert who.get() == "nobody"
     waiting.callback(None)
     assert [each.result.pool for each in answers] == ["a", "b"]
@@ -421,7 +421,7 @@ def test_what_can_not_be_cancelled_is_logged(logged_failures: list[Any]) -> None
 
     router = Router(route)
     failed: list[Failure] = []
-    router.ask(Arrived()).addErrback(failed.append).cancel()
+    ask(router, Arrived()).addErrback(failed.append).cancel()
     assert failed[0].check(CancelledError)
     assert "what a route awaits can't be cancelled" in logged_failures.pop()
     assert router.leaving == 1
@@ -445,7 +445,7 @@ def test_objects_and_partials_are_routes() -> None:
 def cancelled(route: Any) -> tuple[Router, Deferred[Any], Arrived]:
     """Ask, and then nobody waits any more."""
     arrived, router = Arrived(), Router(route)
-    answer = router.ask(arrived)
+    answer = ask(router, arrived)
     failed: list[Failure] = []
     answer.addBoth(failed.append)
     assert not failed
@@ -535,7 +535,7 @@ def test_routes_that_go_on_have_a_limit() -> None:
 
     router = Router(route)
     for _ in range(MOST_LEAVING + 2):
-        router.ask(Arrived()).addErrback(lambda _: None).cancel()
+        ask(router, Arrived()).addErrback(lambda _: None).cancel()
     assert router.leaving == MOST_LEAVING
     assert seen[:3] == [-1, -1, 2]
     waiting.callback(None)
@@ -554,7 +554,7 @@ def test_one_that_can_not_be_closed_is_logged(logged_failures: list[Any]) -> Non
 
     router = Router(route)
     for _ in range(MOST_LEAVING + 1):
-        router.ask(Arrived()).addErrback(lambda _: None).cancel()
+        ask(router, Arrived()).addErrback(lambda _: None).cancel()
     assert "can't be closed" in logged_failures.pop(0)
     del router, _
     gc.collect()
@@ -573,7 +573,7 @@ def test_a_client_that_leaves_because_of_its_own_route() -> None:
         return conn.pool()
 
     arrived, router = Arrived(), Router(route)
-    answers.append(router.ask(arrived))
+    answers.append(ask(router, arrived))
     failed: list[Failure] = []
     answers[0].addBoth(failed.append)
     arrived.send(b"x")
@@ -629,7 +629,7 @@ def test_a_client_is_free_at_once(route: Any, leaves: bool) -> None:
     try:
         arrived = Arrived()
         kept = weakref.ref(arrived)
-        answer = Router(route).ask(arrived)
+        answer = ask(Router(route), arrived)
         answer.addBoth(lambda _: None)
         if leaves:
             answer.cancel()
@@ -651,7 +651,7 @@ def test_a_decision_leaves_no_garbage(route: Any) -> None:
 
     def once() -> None:
         arrived = Arrived()
-        answer = router.ask(arrived)
+        answer = ask(router, arrived)
         answer.addBoth(lambda _: None)
         arrived.send(b"x")
 

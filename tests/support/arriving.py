@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 
 from relayd.core.session import Session
@@ -45,3 +45,9 @@ class Arrived:
         waiting, self.waiting = self.waiting, []
         for each in waiting:
             each.callback(None)
+
+
+def ask(router: Any, arrived: Arrived) -> Deferred[Any]:
+    """What a router says of a client, at once or later."""
+    said = router.ask(arrived)
+    return said if isinstance(said, Deferred) else succeed(said)
