@@ -114,7 +114,6 @@ class Connection(FirstBytes):
     has_more = False
 
     def __init__(self, arriving: Arriving, router: Rules) -> None:
-        # As FirstBytes has it; without a call.
         self._arriving = arriving
         self._router = router
         self.session = arriving.session

@@ -55,8 +55,8 @@ class FirstBytes:
     #: It says nothing before its server does.
     _silent = False
 
-    def __init__(self, arriving: Arriving) -> None:
-        self._arriving: Arriving | None = arriving
+    #: The client, until there is nothing more of it.
+    _arriving: Arriving | None
 
     async def peek(self, n: int, wait: float | None = None) -> bytes:
         """Look at the first bytes of the client, which stay the session's first data.

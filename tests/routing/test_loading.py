@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import py_compile
 import sys
 import textwrap
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -255,6 +257,28 @@ def test_what_a_module_imports_stays_as_it_is(write: Write) -> None:
     assert decide(load("routes_p:route", fresh=True)).pool == "1"
     assert sys.modules["routes_p.lists"] is lists
     assert sys.modules["routes_p"].lists is lists
+
+
+def test_modules_in_an_archive(tmp_path: Path, write: Write) -> None:
+    archive = tmp_path / "routes.zip"
+
+    def pack(pool: str) -> None:
+        with zipfile.ZipFile(archive, "w") as packed:
+            packed.writestr("routes_z.py", textwrap.dedent(ROUTE.format(pool)))
+
+    pack("a")
+    sys.path.insert(0, str(archive))
+    assert decide(load("routes_z:route")).pool == "a"
+    assert decide(load("routes_z:route", fresh=True)).pool == "a"
+
+
+def test_modules_that_are_compiled_alone(tmp_path: Path, write: Write) -> None:
+    path = write("routes_c.py", ROUTE.format("a"))
+    py_compile.compile(str(path), str(tmp_path / "routes_c.pyc"))
+    path.unlink()
+    for fresh in (False, True):
+        assert decide(load("routes_c:route", fresh=fresh)).pool == "a"
+    assert literal_pools(sys.modules["routes_c"].route) == {}
 
 
 def test_a_module_without_source_stays_as_it_is() -> None:

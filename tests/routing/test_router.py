@@ -105,6 +105,17 @@ def test_decisions_that_are_kept_have_a_limit() -> None:
     assert len(router._plain) == MOST_PLAIN
 
 
+def test_choices_are_shown_as_they_are_written() -> None:
+    shown: list[str] = []
+
+    async def route(conn: Connection) -> Any:
+        shown.extend((repr(conn.pool("ssh")), repr(conn.server("10.0.0.5:80"))))
+        return conn.pool()
+
+    result(route, server=lambda text: text)
+    assert shown == ["conn.pool('ssh')", "conn.server('10.0.0.5:80')"]
+
+
 def test_a_pool_that_there_is_not() -> None:
     problem = failure(to_ssh, pools=["default", "web"])
     assert isinstance(problem, ValueError)
