@@ -194,7 +194,8 @@ class Router:
         """
         pools = self.pools
         if pools is not None and name not in pools:
-            raise ValueError(f"no pool {name!r:.60}; there are {', '.join(pools)}")
+            there = ", ".join(pools) or "none"
+            raise ValueError(f"no pool {name!r:.60}; there are {there}")
 
     def upstream(self, where: Any) -> Any:
         """See :meth:`relayd.core.routing.IRouter.upstream`."""
@@ -320,8 +321,11 @@ class _Asking:
             return self._context.run(coroutine.send, result)
         except StopIteration as stop:
             self._outcome = (stop.value,)
-        except BaseException:
+        except BaseException as problem:
+            # The failure has the traceback, whose frames have those that called them,
+            # and so the client; Twisted's have the error: that would be a cycle.
             self._outcome = Failure()
+            problem.__traceback__ = None
         self._end()
         return _OVER
 

@@ -120,6 +120,7 @@ def test_a_pool_that_there_is_not() -> None:
     problem = failure(to_ssh, pools=["default", "web"])
     assert isinstance(problem, ValueError)
     assert str(problem) == "no pool 'ssh'; there are default, web"
+    assert str(failure(to_ssh, pools=[])) == "no pool 'ssh'; there are none"
 
 
 def test_servers() -> None:
@@ -656,15 +657,36 @@ def test_a_client_is_free_at_once(route: Any, leaves: bool) -> None:
         KEPT.clear()
 
 
-@pytest.mark.parametrize("route", [to_ssh, waits, fails_at_once, fails_later, refuses])
-def test_a_decision_leaves_no_garbage(route: Any) -> None:
+ASKED: list[Deferred[None]] = []
+
+
+async def is_answered_by_an_error(conn: Connection) -> Any:
+    ASKED.append(Deferred())
+    await ASKED[-1]
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        *(to_ssh, waits, fails_at_once, fails_later, refuses),
+        *(is_answered_by_an_error, nonsense),
+    ],
+)
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_decision_leaves_no_garbage(route: Any, leaves: bool) -> None:
+    """Nor a client that leaves: a flood of them would be the collector's work."""
     router = Router(route)
 
     def once() -> None:
         arrived = Arrived()
         answer = ask(router, arrived)
         answer.addBoth(lambda _: None)
+        if leaves:
+            answer.cancel()
         arrived.send(b"x")
+        if ASKED and not leaves:
+            ASKED[-1].errback(KeyError("x"))
+        ASKED.clear()
 
     once()
     gc.collect()
