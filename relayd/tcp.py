@@ -264,6 +264,8 @@ class RelayFactory(StreamFactory):
         elif upstream is None:
             raise TypeError("a relay without sni and without a route has an upstream")
         if self.chooses is not None:
+            for each in self.all_pools:
+                each.be_one_of_several()
             self.named = failing.of_named()
             each_retries = [each.retries for each in (*self.pools.values(), self.named)]
             self.retries = RetriesOfPools(each_retries, failing.dial_timeout)

@@ -163,8 +163,6 @@ def _decides(relay: Relay, pools: Mapping[str, Pool]) -> dict[str, Any]:
     """
     if relay.route is None and not relay.sni:
         return {}
-    for each in pools.values():
-        each.be_one_of_several()
     return {
         "pools": {name: each for name, each in pools.items() if name != DEFAULT},
         "sni": sni_table(relay) or None,

@@ -196,6 +196,17 @@ def test_each_pool_has_its_own_retries() -> None:
     assert endings == [None, Ending.CONNECT_REFUSED]
 
 
+def test_each_pool_takes_turns_of_its_own() -> None:
+    """Also where every second session is another pool's."""
+    ends = [FakeEndpoint() for _ in range(4)]
+    servers = [Upstream(each, f"server{n}") for n, each in enumerate(ends)]
+    made, router = relay(pools={"a": Pool(servers[:2]), "b": Pool(servers[2:])})
+    for name in "abababab":
+        made.client()
+        router.decide(pool=name)
+    assert [len(each.dials) for each in ends] == [2, 2, 2, 2]
+
+
 def test_clients_wait_for_a_server_of_their_pool() -> None:
     late = FakeEndpoint()
     server = Server(late, "late", disabled=True)
