@@ -289,7 +289,7 @@ def test_a_relayd_that_runs_waits(tmp_path: Path, route_modules: RouteModules) -
         "    waits.append(Deferred())\n"
         "    return conn.server(await waits[-1])\n"
     )
-    with running(tmp_path, tables()) as relayd:
+    with running(tmp_path, tables(listen=at(0))) as relayd:
         waits = relayd.unit("a").router.route.__globals__["waits"]
         answer = asked(relayd)
         assert not answer.called
@@ -298,7 +298,8 @@ def test_a_relayd_that_runs_waits(tmp_path: Path, route_modules: RouteModules) -
         found = result(answer)
         assert (found["admitted"], found["server"]) == (True, "10.0.0.5:80")
         facts = {each["step"]: each["why"] for each in found["steps"]}
-        assert facts["route_facts"] == f"to={at(20001)}"
+        [where] = relayd.service.addresses("a")
+        assert facts["route_facts"] == f"to={where}"
         assert not relayd.served("a").registry
         # Nothing of it is left.
         assert next(iter(relayd.served("a").ordinals)) == 0
@@ -341,6 +342,12 @@ def test_pools_as_they_stand(tmp_path: Path, route_modules: RouteModules) -> Non
         relayd.steered.set_server("a", "b/127.0.0.1:10", "down", None, None, None)  # type: ignore[arg-type]
         assert result(asked(relayd))["server"] == "b/127.0.0.1:11"
 
+        async def other(conn: Any) -> Any:
+            return conn.pool()
+
+        relayd.unit("a").router.route = other
+        assert result(asked(relayd))["server"] == "127.0.0.1:9"
+
 
 def test_sessions_that_count_for_a_key(
     tmp_path: Path, route_modules: RouteModules
@@ -369,8 +376,10 @@ def test_so_many_at_once(
     monkeypatch.setattr("relayd.operating.seeing.EXPLAINED_AT_ONCE", 2)
     route_modules.write(
         "from twisted.internet.defer import Deferred\n"
+        "waits = []\n"
         "async def route(conn):\n"
-        "    await Deferred()\n"
+        "    waits.append(Deferred())\n"
+        "    await waits[-1]\n"
     )
     with running(tmp_path, tables()) as relayd:
         waiting: list[Deferred[Any]] = [asked(relayd) for _ in range(2)]
@@ -382,7 +391,10 @@ def test_so_many_at_once(
         for each in waiting:
             assert not result(each)["admitted"]
         last = asked(relayd)
+        waits = relayd.unit("a").router.route.__globals__["waits"]
+        assert not waits[-1].called
         # Whoever stops does not wait for it.
         relayd.timers.close()
         with pytest.raises(Conflict, match="relayd stops"):
             result(last)
+        assert waits[-1].called, "it is cancelled"

@@ -107,6 +107,11 @@ def test_another_route_is_set(tmp_path: Path, route_modules: RouteModules) -> No
         assert refused(relayd) == "B"
         relayd.set("a", route=None)
         assert refused(relayd) == "A"
+        # Nor is what is there imported anew, after a reload.
+        relayd.reload()
+        route_modules.write(refusing("C"), "others")
+        relayd.set("a", route="others:route")
+        assert refused(relayd) == "B"
 
 
 @pytest.mark.parametrize(
@@ -149,10 +154,13 @@ def test_one_that_fails_changes_nothing(
 def test_all_or_none(tmp_path: Path, route_modules: RouteModules) -> None:
     """A module that two relays have is read once; one that fails keeps the other."""
     both = tables()
-    both["tcp"]["b"] = {**both["tcp"]["a"], "listen": at(20002)}
+    other = {"listen": at(20002), "route": "myroutes:second"}
+    both["tcp"]["b"] = {**both["tcp"]["a"], **other}
     both["tcp"]["c"] = {**both["tcp"]["a"], "listen": at(20003), "route": "other:f"}
     counting = "import sys\nsys.counted = getattr(sys, 'counted', 0) + 1\n"
-    route_modules.write(f"{counting}async def route(conn):\n    conn.refuse('A')\n")
+    route_modules.write(
+        f"{counting}async def route(conn):\n    conn.refuse('A')\nsecond = route\n"
+    )
     route_modules.write("async def f(conn):\n    conn.refuse('A')\n", "other")
     shared: Any = sys
     try:
@@ -161,7 +169,8 @@ def test_all_or_none(tmp_path: Path, route_modules: RouteModules) -> None:
             a, b, c = (relayd.unit(each).router for each in "abc")
             assert a.route is b.route
             before = a.route, c.route
-            assert relayd.reload()["routes"] == ["myroutes:route", "other:f"]
+            every = ["myroutes:route", "myroutes:second", "other:f"]
+            assert relayd.reload()["routes"] == every
             assert shared.counted == 2
             assert a.route is b.route is not before[0]
             now = a.route, b.route, c.route
