@@ -81,16 +81,15 @@ def test_the_benchmark_measures_each_kind_of_relay_for_datagrams() -> None:
 
 
 def test_the_benchmark_measures_routes_and_server_names() -> None:
-    for name in ("iperf3", "nginx", "openssl"):
+    for name in ("nginx", "openssl"):
         program(name)
     said = run(
-        *("bench", "full", "--workload", "route,route-peek,sni,route-bulk"),
+        *("bench", "full", "--workload", "route-peek,sni"),
         *("--rounds", "1", "--seconds", "0.5"),
     )
     for title, count in (
-        ("relayd, plane", 4),
-        ("relayd, a route that answers at once", 2),
-        ("relayd, a route that peeks", 2),
+        ("relayd, plane", 2),
+        ("relayd, a route that peeks", 1),
         ("relayd, by server name", 1),
     ):
         found = re.findall(rf"^  {title} +\d", said, re.MULTILINE)
