@@ -14,7 +14,7 @@ from relayd.core.addresses import host_of
 from relayd.core.errors import Refused
 from relayd.core.pauses import BEFORE_JOINING
 from relayd.core.route_spec import DEFAULT
-from relayd.core.routing import NO_LIMITS, Decision
+from relayd.core.routing import NO_LIMITS, Decision, RouteFailed
 from relayd.core.session import Ending
 from relayd.core.stage import Stage
 from relayd.net.upstream import Upstream
@@ -52,17 +52,20 @@ class Routable(StreamProtocol):
         session = self.session
         for name, text in decision.facts.items():
             session.note(name, text)
-        if decision.limits is not NO_LIMITS:
-            try:
-                self.limit_alone(decision.limits)
-            except Refused as refusal:
-                self.turn_away(refusal.why)
-                return
         if decision.refused is not None:
             self.turn_away(decision.refused, decision.reply)
             return
-        if decision.filters:
-            self.filter_alone(decision.filters)
+        try:
+            if decision.limits is not NO_LIMITS:
+                self.limit_alone(decision.limits)
+            if decision.filters:
+                self.filter_alone(decision.filters)
+        except Refused as refusal:
+            self.turn_away(refusal.why)
+            return
+        except (TypeError, ValueError) as problem:
+            # What its relay can't have, as a program has made it.
+            raise RouteFailed(str(problem)) from problem
         if decision.pool is not None:
             self.go_to(self.factory.pools[decision.pool])
         else:
