@@ -37,9 +37,8 @@ from relayd.preludes.spoken import protocol_of
 #: included.  Those with post-quantum keys have 1,800.
 LONGEST = 16 * 1024
 
-#: What a client is told by: TLS alerts, fatal, each in a record (RFC 8446 6.2).
+#: What a client is told whose name nobody has: a fatal alert (RFC 8446 6.2).
 UNRECOGNIZED_NAME = b"\x15\x03\x03\0\x02\x02\x70"
-DECODE_ERROR = b"\x15\x03\x03\0\x02\x02\x32"
 
 _HANDSHAKE, _CLIENT_HELLO, _HOST_NAME = 22, 1, 0
 _SERVER_NAME, _ALPN, _ECH = 0, 16, 0xFE0D
