@@ -37,6 +37,7 @@ from relayd.operating.process_counts import (
     max_descriptors,
     pipes_in_use,
 )
+from relayd.routing.router import MOST_LEAVING
 from relayd.upstreams.checks import AT_ONCE, Checker
 from relayd.upstreams.server import Server
 
@@ -192,6 +193,11 @@ def _of_streams(shown: Shown) -> Generator[None, None, list[Json]]:
                     *(table.most_of_one, table.client_hits),
                 ),
             ]
+    for router in dict.fromkeys(each.router for each in shown.factories):
+        # A program's own may have no such thing.
+        if (leaving := getattr(router, "leaving", None)) is not None:
+            what = "route: goes on though its client has left"
+            rows.append(_row(what, relay, MOST_LEAVING, leaving, router.closed))
     for pool, standby in _standbys(shown.factories):
         what = f"when_none: clients that wait{pool}"
         rows.append(_row(what, relay, standby.most, len(standby), standby.turned_away))

@@ -73,6 +73,7 @@ class Router:
         name is one.
 
     :ivar route: may be replaced: clients that come later are decided by that.
+    :ivar closed: how many were closed that went on after their clients had left.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Router:
         #: The decisions that say nothing but the name of a pool.
         self._plain: dict[str, Decision] = {}
         self._leaving: dict[_Asking, None] = {}
+        self.closed = 0
         self._failures: FailureLog | None = None
 
     def ask(self, arriving: Arriving) -> Deferred[Decision]:
@@ -174,6 +176,7 @@ class Router:
         if len(self._leaving) >= MOST_LEAVING:
             oldest = next(iter(self._leaving))
             del self._leaving[oldest]
+            self.closed += 1
             oldest.close()
         self._leaving[asking] = None
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
 from relayd.admission.bandwidth import Bandwidth
@@ -206,6 +208,26 @@ def test_clients_about_which_nothing_is_decided() -> None:
     assert first.session.stage.value == "deciding"
     factory.abort_all()
     assert of_relay(shown(factory))["max_deciding"] == (8, 0, 0)
+
+
+def test_routes_that_go_on_when_their_clients_have_left() -> None:
+    waits: list[Deferred[None]] = []
+
+    async def route(conn: Any) -> Any:
+        for _ in range(2):
+            waits.append(Deferred())
+            with suppress(CancelledError):
+                await waits[-1]
+        return conn.pool()
+
+    factory = a_relay(clock=Clock(), route=route, connect_timeout=0)
+    clients(factory, 1)
+    what = "route: goes on though its client has left"
+    assert of_relay(shown(factory))[what] == (1024, 0, 0)
+    factory.abort_all()
+    assert of_relay(shown(factory))[what] == (1024, 1, 0)
+    waits[-1].callback(None)
+    assert of_relay(shown(factory))[what] == (1024, 0, 0)
 
 
 def test_clients_that_wait_for_a_server_and_servers_that_are_full() -> None:
