@@ -22,6 +22,9 @@ from relayd.core.errors import RelayError
 #: The most facts of a session, and the most characters of one.
 MOST_FACTS, LONGEST_FACT = 16, 256
 
+#: What a fact may be.
+_FACTS = (str, int, float)
+
 _FACT = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
@@ -77,8 +80,8 @@ class Arriving(Protocol):
     :ivar session: its :class:`relayd.core.session.Session`, to be read.
     :ivar data: all that has come from it, which stays the session's first data.
     :ivar ended: it has ended its side: no more will come.
-    :ivar server_name: what it asked for in a TLS handshake that its listener has done;
-        None: it asked for nothing, or there was none.
+    :ivar server_name: what it asked for in a TLS handshake that its listener has done,
+        empty if for nothing; None: there was none.
     :ivar clock: for timers.
     """
 
@@ -104,13 +107,14 @@ class Arriving(Protocol):
 class IRouter(Interface):
     """Decides about the clients of a relay."""
 
-    def ask(arriving: Arriving) -> Deferred[Decision]:
-        """Decide about a client.
+    def ask(arriving: Arriving) -> Decision | Deferred[Decision]:
+        """Decide about a client: at once, or later.
 
         It is cancelled when nobody waits for it any more.
 
-        :return: fails with :class:`relayd.core.prelude.BadRequest` if what the client
-            has sent can't be, and with anything else if the route has failed.
+        :return: a Deferred fails with :class:`relayd.core.prelude.BadRequest` if what
+            the client has sent can't be, and with anything else if the route has
+            failed.
         """
 
     def upstream(where: Any) -> Any:
@@ -133,7 +137,7 @@ def checked_fact(name: str, value: object) -> str:
             f"no name of a fact: {name!r:.60}; it has lower-case letters, digits and"
             " underscores, 32 at most, a letter first"
         )
-    if not isinstance(value, str | int | float):
+    if not isinstance(value, _FACTS):
         raise ValueError(f"the fact {name} is text or a number, not {value!r:.60}")
     text = str(value)
     if len(text) > LONGEST_FACT:

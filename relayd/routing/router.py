@@ -23,7 +23,7 @@ from types import CoroutineType, MappingProxyType
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -97,12 +97,16 @@ class Router:
         self.closed = 0
         self._failures: FailureLog | None = None
 
-    def ask(self, arriving: Arriving) -> Deferred[Decision]:
+    def ask(self, arriving: Arriving) -> Decision | Deferred[Decision]:
         """See :meth:`relayd.core.routing.IRouter.ask`."""
-        return self.run(Connection(arriving, self))
+        return self._ask(Connection(arriving, self))
 
     def run(self, conn: Connection) -> Deferred[Decision]:
         """Ask about a client, as its route knows it."""
+        said = self._ask(conn)
+        return succeed(said) if isinstance(said, Decision) else said
+
+    def _ask(self, conn: Connection) -> Decision | Deferred[Decision]:
         context = copy_context()
         try:
             # The first step is done by hand: most routes need no other.
@@ -112,11 +116,11 @@ class Router:
             awaited = context.run(coroutine.send, None)
         except StopIteration as stop:
             conn.close()
-            return _answer(self._decision(conn, stop.value))
+            return _at_once(self._decision(conn, stop.value))
         except BaseException:
             # It stands in no variable: this frame is in its traceback.
             conn.close()
-            return _answer(self._failed(conn, Failure()))
+            return _at_once(self._failed(conn, Failure()))
         asking = _Asking(self, conn, coroutine, context)
         asking.wait(awaited)
         return asking.answer
@@ -393,10 +397,8 @@ def _refused(conn: Connection, why: str) -> Decision:
     return Decision(refused=why, reply=conn.last_words, **conn.said())
 
 
-def _answer(decision: Decision | Failure) -> Deferred[Decision]:
-    answer: Deferred[Decision] = Deferred()
-    answer.callback(decision)
-    return answer
+def _at_once(said: Decision | Failure) -> Decision | Deferred[Decision]:
+    return fail(said) if isinstance(said, Failure) else said
 
 
 def name_of(route: Any) -> str:

@@ -46,9 +46,13 @@ class Deciding:
         if stage not in _HANDSHAKES:
             client.set_deadline(client.factory.timeouts.handshake)
         client.pending = self
-        asked = self._asked = router.ask(self)
-        asked.addCallbacks(self._decided, self._failed)
-        asked.addErrback(client.failed)
+        asked = router.ask(self)
+        if isinstance(asked, Decision):
+            # Most do: that saves a Deferred.
+            self._said(asked)
+            return
+        self._asked = asked
+        asked.addBoth(self._said)
         if not self._is_over:
             client.wait_undecided()
 
@@ -80,7 +84,9 @@ class Deciding:
     def server_name(self) -> str | None:
         """What it asked for in the TLS handshake that its listener has done."""
         transport = self._client.transport
-        return asked_name(transport) if INegotiated.providedBy(transport) else None
+        if not INegotiated.providedBy(transport):
+            return None
+        return asked_name(transport) or ""
 
     def more(self) -> Deferred[None]:
         """See :meth:`Arriving.more`; never fires once it is over."""
@@ -114,8 +120,18 @@ class Deciding:
         for each in waiting:
             each.callback(None)
 
-    def _decided(self, decision: Decision) -> None:
+    def _said(self, said: Decision | Failure) -> None:
+        """It is decided, or never will be."""
         self._end()
+        try:
+            if isinstance(said, Failure):
+                self._failed(said)
+            else:
+                self._decided(said)
+        except Exception:
+            self._client.failed(Failure())
+
+    def _decided(self, decision: Decision) -> None:
         client = self._client
         if client.session.ending is not None:
             return
@@ -126,7 +142,6 @@ class Deciding:
             self._failed(Failure())
 
     def _failed(self, reason: Failure) -> None:
-        self._end()
         client = self._client
         if client.session.ending is not None:
             # It was cancelled.

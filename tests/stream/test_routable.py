@@ -102,12 +102,17 @@ def test_no_more_is_kept_than_while_a_server_is_dialled() -> None:
     assert client.reading
 
 
-def test_the_name_of_a_handshake_that_the_listener_has_done() -> None:
+@pytest.mark.parametrize(
+    ("asked", "name"), [(b"WWW.example.com", "www.example.com"), (None, "")]
+)
+def test_the_name_of_a_handshake_that_the_listener_has_done(
+    asked: bytes | None, name: str
+) -> None:
     made, router = relay()
     client = secret_client(made)
-    client.connection.name = b"WWW.example.com"
+    client.connection.name = asked
     client.shake_hands()
-    assert router.arriving.server_name == "www.example.com"
+    assert router.arriving.server_name == name
     router.decide(refused="done")
 
 
