@@ -25,11 +25,23 @@ from relayd.net.tls import asked_name
 _HANDSHAKES = (Stage.HANDSHAKE, Stage.PRELUDE, Stage.DECIDING)
 
 
+def begin_deciding(client: Any) -> None:
+    """A client's route is to decide: within the time that its handshake has left."""
+    stage = client.session.stage
+    if stage is not Stage.DECIDING:
+        client.enter(Stage.DECIDING)
+    if stage not in _HANDSHAKES:
+        client.set_deadline(client.factory.timeouts.handshake)
+
+
 class Deciding:
     """See :class:`relayd.core.routing.Arriving`.
 
     :param client: a :class:`relayd.stream.routable.Routable`.
     """
+
+    #: Its route has looked at what has come.
+    _has_looked = False
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -40,13 +52,10 @@ class Deciding:
     def start(self, router: IRouter) -> None:
         """Ask; the answer may come from within."""
         client = self._client
-        stage = client.session.stage
-        if stage is not Stage.DECIDING:
-            client.enter(Stage.DECIDING)
-        if stage not in _HANDSHAKES:
-            client.set_deadline(client.factory.timeouts.handshake)
+        begin_deciding(client)
         client.pending = self
         asked = router.ask(self)
+        client.factory.looks_first = self._has_looked
         if isinstance(asked, Decision):
             # Most do: that saves a Deferred.
             self._said(asked)
@@ -72,6 +81,7 @@ class Deciding:
     @property
     def data(self) -> bytes:
         """All that has come."""
+        self._has_looked = True
         held = self._client.held
         return b"" if held is None else bytes(held)
 

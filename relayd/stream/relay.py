@@ -160,6 +160,8 @@ class StreamRelay:
     filters: Sequence[IFilterFactory] = ()
     own_limits: OwnLimits | None = None
     router: IRouter | None = None
+    #: Whether its route has looked at what the last client had sent as it was asked.
+    looks_first = False
     keepalive = KEEPALIVE
     user_timeout = settings.USER_TIMEOUT.default
 

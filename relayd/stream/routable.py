@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.interfaces import IHalfCloseableDescriptor, INegotiated
+from twisted.python.failure import Failure
 
 from relayd.core.addresses import host_of
 from relayd.core.errors import Refused
@@ -19,7 +20,7 @@ from relayd.core.session import Ending
 from relayd.core.stage import Stage
 from relayd.net.upstream import Upstream
 from relayd.stream.deadlines import CLOSE_GRACE
-from relayd.stream.deciding import Deciding
+from relayd.stream.deciding import Deciding, begin_deciding
 from relayd.stream.pools_of import NOWHERE, PoolOf
 from relayd.stream.session import StreamProtocol
 
@@ -39,7 +40,24 @@ class Routable(StreamProtocol):
 
     def ask_route(self) -> None:
         """Have the route decide; the session is DECIDING meanwhile."""
+        if self.factory.looks_first and self.held is None and not self.paused:
+            # What has come is read before the route is asked, at the end of the batch
+            # as without a route: one that has to wait for it is three times as dear.
+            # One that does not look would be dearer by that.
+            unread = getattr(self.transport, "has_unread", None)
+            if unread is not None and unread():
+                begin_deciding(self)
+                self.transport.relay_soon(self._ask_about_first)
+                return
         Deciding(self).start(self.factory.router)
+
+    def _ask_about_first(self) -> None:
+        if not self.alive or self.session.ending is not None:
+            return
+        try:
+            Deciding(self).start(self.factory.router)
+        except Exception:
+            self.failed(Failure())
 
     def wait_undecided(self) -> None:
         """It has to wait for a decision: count it with those that do."""

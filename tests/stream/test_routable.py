@@ -66,6 +66,84 @@ def test_a_route_sees_what_comes_and_it_stays_the_first_data() -> None:
     assert client.protocol.reader is None
 
 
+class Unread(FakeTransport):
+    """A client that has sent something which nobody has read yet."""
+
+    then: Any = None
+
+    def has_unread(self) -> bool:
+        return True
+
+    def relay_soon(self, then: Any) -> None:
+        assert self.then is None
+        self.then = then
+
+    def end_batch(self, data: bytes) -> None:
+        """As the plane does it."""
+        if data:
+            self.receive(data)
+        self.then()
+
+
+class Looks(FakeRouter):
+    """One that looks at what has come."""
+
+    def ask(self, arriving: Any) -> Deferred[Decision]:
+        assert arriving.data is not None
+        return FakeRouter.ask(self, arriving)
+
+
+def unread_client(made: Relay) -> Unread:
+    transport = Unread(clock=made.clock)
+    transport.connect(made.factory.buildProtocol(transport.peer))
+    return transport
+
+
+def test_what_has_come_is_read_first_for_a_route_that_looks() -> None:
+    """It need not wait then; it is known by what it did about the client before."""
+    router = Looks()
+    made = Relay(route=router)
+    assert unread_client(made).then is None
+    client = unread_client(made)
+    assert len(router.asked) == 1
+    client.end_batch(b"SSH-2.0")
+    assert router.arriving.data == b"SSH-2.0"
+    router.decide(pool="default")
+    server = made.server.dial.connect()
+    server.take()
+    assert server.taken == b"SSH-2.0"
+
+
+def test_a_route_that_does_not_look_is_asked_at_once() -> None:
+    made, router = relay()
+    assert unread_client(made).then is unread_client(made).then is None
+    assert len(router.asked) == 2
+
+
+def test_a_client_that_leaves_before_its_route_is_asked() -> None:
+    router = Looks()
+    made = Relay(route=router)
+    made.factory.looks_first = True
+    client = unread_client(made)
+    assert made.session.stage is Stage.DECIDING
+    client.lose(error.ConnectionLost())
+    client.end_batch(b"")
+    assert not router.asked
+    made.over("opened", "closed client_left")
+
+
+def test_a_client_whose_route_is_asked_late_has_a_deadline() -> None:
+    router = Looks()
+    made = Relay(route=router, handshake_timeout=5.0)
+    made.factory.looks_first = True
+    unread_client(made).end_batch(b"S")
+    made.clock.pump([0.5] * 8)
+    assert not router.cancelled
+    made.clock.pump([0.5] * 4)
+    assert router.cancelled
+    assert made.session.ending is Ending.HANDSHAKE_TIMEOUT
+
+
 def test_several_may_wait_and_one_may_stop() -> None:
     made, router = relay()
     client = made.client()
