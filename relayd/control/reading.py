@@ -85,7 +85,10 @@ def read(
     if (route.changes or route.secret) and right != "change":
         raise BadRequest(403, f"{by} may change nothing: see --control-read-uid")
     named = _typed(route, names)
-    asked = Asked(named, _query(query, route.query), _body(heard, route.body), by)
+    asked = Asked(
+        *(named, _query(query, route.query), _body(heard, route.body), by),
+        may_change=right == "change",
+    )
     _check_tag(heard, route, asked, steering)
     return route, asked
 

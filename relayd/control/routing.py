@@ -21,12 +21,14 @@ class Asked:
     """A request whose types are right.
 
     :ivar path: the parts of its path that have a name.
+    :ivar may_change: whoever asks may change things, too.
     """
 
     path: Json
     query: Json
     body: Json
     by: Asker
+    may_change: bool = False
 
 
 #: Answers a request.

@@ -201,6 +201,8 @@ class Steering(Protocol):
         dest: str | None,
         first: str | None,
         sni: str | None,
+        *,
+        runs: bool,
     ) -> Deferred[Json]: ...
 
     # -- what can be changed

@@ -151,7 +151,8 @@ VIEWS: tuple[Route, ...] = (
         name="explain",
         help="What would become of a client, and why; nothing is connected. A route of"
         " the relay is run, and what it does beside deciding happens; the answer waits"
-        " for it, for as long as a client would, 10 s at most.",
+        " for it, for as long as a client would, 10 s at most. For those who may change"
+        " nothing it is not run.",
         answer="Explanation",
         call=lambda to, asked: to.explain(
             asked.body["relay"],
@@ -160,6 +161,7 @@ VIEWS: tuple[Route, ...] = (
             asked.body["dest"],
             asked.body["first"],
             asked.body["sni"],
+            runs=asked.may_change,
         ),
         body=Fields(
             fields=[

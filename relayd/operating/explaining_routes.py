@@ -254,6 +254,11 @@ async def without_reactor(asked: Asked) -> Decision:
     )
 
 
+async def not_run(asked: Asked) -> Decision:
+    """What there is for who may change nothing: a route may, and so it is not run."""
+    raise NotKnown("it is run for those only who may change relays (--control-uid)")
+
+
 def on_reactor(reactor: Any) -> Decide:
     """Has routes decide on a reactor: they may wait."""
     clock = monotonic(reactor)

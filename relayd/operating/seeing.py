@@ -41,7 +41,7 @@ from relayd.operating import (
 )
 from relayd.operating.changing import Relays
 from relayd.operating.explaining import State, explained
-from relayd.operating.explaining_routes import Said, on_reactor
+from relayd.operating.explaining_routes import Said, not_run, on_reactor
 from relayd.operating.health import pool_of
 from relayd.operating.logs import Logs
 from relayd.operating.overlay import Entry, Overlay, section_of, shown
@@ -280,13 +280,14 @@ class Seeing:
         dest: str | None,
         first: str | None,
         sni: str | None,
+        runs: bool = True,
     ) -> Any:
         """See :class:`relayd.control.steering.Steering`."""
         unit = self._unit(relay)
         if len(self._explaining) >= EXPLAINED_AT_ONCE:
             self._not_explained += 1
-            count = len(self._explaining)
-            raise Conflict(f"{count} explanations wait for a route: try again later")
+            many = EXPLAINED_AT_ONCE
+            raise Conflict(f"{many} explanations wait for a route: try again later")
         served = unit.parts[0].served
         pool = pool_of(served)
         stopped = "" if unit.settings.enabled else "it is stopped"
@@ -303,8 +304,9 @@ class Seeing:
             listener=next(iter(self._all.service.addresses(unit.name)), ""),
         )
         try:
+            decide = on_reactor(self.process.reactor) if runs else not_run
             explaining = explained(
-                *(unit.settings, client, on_reactor(self.process.reactor)),
+                *(unit.settings, client, decide),
                 at=at,
                 dest=dest,
                 said=Said.of(first, sni),

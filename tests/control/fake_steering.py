@@ -234,6 +234,8 @@ class FakeSteering:
         dest: str | None,
         first: str | None,
         sni: str | None,
+        *,
+        runs: bool,
     ) -> Deferred[Json]:
         self._known(relay)
         _network(client)
@@ -242,7 +244,7 @@ class FakeSteering:
                 datetime.fromisoformat(at)
             except ValueError:
                 raise Invalid(f"bad time {at!r}") from None
-        step = {"step": "rules", "result": "allowed", "why": "there are none"}
+        step = {"step": "rules", "result": "allowed", "why": f"it runs: {runs}"}
         return self._soon({"admitted": True, "steps": [step], "server": dest})
 
     # -- what can be changed

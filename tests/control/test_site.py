@@ -150,6 +150,14 @@ def test_who_may_ask_for_what(bench: Bench, route: Any) -> None:
         assert bench.ask(route.method, path, body, uid).status == 200
 
 
+def test_a_route_is_run_for_those_who_may_change_something(bench: Bench) -> None:
+    """What it does beside deciding is a change."""
+    path, body = SAMPLES["explain"]
+    for uid, runs in ((READER, False), (OPERATOR, True)):
+        [step] = bench.ask("POST", path, body, uid).json["steps"]
+        assert step["why"] == f"it runs: {runs}"
+
+
 def test_strangers_are_told_so_and_counted(bench: Bench) -> None:
     """Whatever they ask for; of a flood of them there is a line a second."""
     with capturedLogs() as logged:

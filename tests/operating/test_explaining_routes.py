@@ -319,6 +319,21 @@ def test_a_relayd_that_runs_waits(tmp_path: Path, route_modules: RouteModules) -
         assert "in 2 s" in result(soon)["steps"][-1]["why"]
 
 
+def test_for_who_may_only_look_no_route_is_run(
+    tmp_path: Path, route_modules: RouteModules
+) -> None:
+    route_modules.write('conn.refuse("it was run")')
+    with running(tmp_path, tables()) as relayd:
+        explain = relayd.steered.explain
+        for first in (None, "GET /"):
+            asked = explain("a", "10.9.9.9", None, None, first, None, runs=False)
+            found = result(asked)
+            assert (found["admitted"], found["server"]) == (True, None)
+            last = found["steps"][-1]
+            assert (last["step"], last["result"]) == ("route", "not known")
+            assert last["why"].endswith("who may change relays (--control-uid)")
+
+
 def test_what_its_client_would_send(
     tmp_path: Path, route_modules: RouteModules
 ) -> None:
