@@ -320,11 +320,13 @@ class Relayed:
                 assert connection.recv(6) == b"answer"
 
     def refuses(self, first: bytes, client: str = "127.0.0.1") -> None:
-        """A client that begins so is reset."""
-        with self._connect(client) as connection:
+        """A client that begins so is reset: maybe before it has sent that."""
+        with (
+            pytest.raises(ConnectionResetError),
+            self._connect(client) as connection,
+        ):
             connection.sendall(first)
-            with pytest.raises(ConnectionResetError):
-                connection.recv(1)
+            connection.recv(1)
 
     def line(self, fact: str) -> str:
         """A line of the log about one of its sessions."""

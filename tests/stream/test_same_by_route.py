@@ -52,7 +52,9 @@ class Course:
     """
 
     def __init__(self, first: bytes, steps: list[tuple[str, Any]], **options: Any):
-        self.relay = relay = Relay(idle_timeout=9.0, stall_timeout=5.0, **options)
+        self.relay = relay = Relay(
+            idle_timeout=9.0, half_close_timeout=6.0, stall_timeout=5.0, **options
+        )
         self.client: FakeTransport = relay.client()
         self.client.receive(first)
         relay.clock.pump([0.0] * 3)
