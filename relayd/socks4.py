@@ -17,7 +17,8 @@ What a client goes through: :mod:`relayd.socks.session`.  Sources: see
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -125,6 +126,8 @@ class Socks4Factory(StreamFactory):
     """
 
     protocol = Socks4Protocol
+    #: Its route names servers, and no pools.
+    pools: Mapping[str, Any] = MappingProxyType({})
     preludes = (REQUEST,)
     handshakes: Waiting[Socks4Protocol]
 
@@ -215,7 +218,11 @@ class Socks4Factory(StreamFactory):
             from relayd.routing.making import router_of
 
             self.router = router_of(
-                route, reactor, kind="socks4", server_speaks_first=False
+                route,
+                reactor,
+                kind="socks4",
+                pools=self.pools,
+                server_speaks_first=False,
             )
         self.introduction = introduced_by(accept_proxy)
         self.preamble = preamble_of(send_proxy)

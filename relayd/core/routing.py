@@ -22,6 +22,9 @@ from relayd.core.errors import RelayError
 #: The most facts of a session, and the most characters of one.
 MOST_FACTS, LONGEST_FACT = 16, 256
 
+#: The most characters of why a client is refused, or what its route has failed by.
+LONGEST_WHY = 256
+
 #: What a fact may be.
 _FACTS = (str, int, float)
 

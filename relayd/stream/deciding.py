@@ -16,13 +16,13 @@ from twisted.python.failure import Failure
 
 from relayd.core.errors import RelayError
 from relayd.core.prelude import BadRequest
-from relayd.core.routing import Decision, IRouter
+from relayd.core.routing import LONGEST_WHY, Decision, IRouter
 from relayd.core.session import Ending
 from relayd.core.stage import Stage
 from relayd.net.tls import asked_name
 
 #: Stages with a deadline that holds for the decision as well.
-_HANDSHAKES = (Stage.HANDSHAKE, Stage.PRELUDE, Stage.DECIDING)
+_HANDSHAKES = (Stage.HEADER, Stage.HANDSHAKE, Stage.PRELUDE, Stage.DECIDING)
 
 
 def begin_deciding(client: Any) -> None:
@@ -64,6 +64,9 @@ class Deciding:
         asked.addBoth(self._said)
         if not self._is_over:
             client.wait_undecided()
+        elif not asked.called:
+            # Its first step has ended the session.
+            asked.cancel()
 
     # -- what a route asks for
 
@@ -128,7 +131,9 @@ class Deciding:
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []
         for each in waiting:
-            each.callback(None)
+            # One of them may have cancelled others.
+            if not each.called:
+                each.callback(None)
 
     def _said(self, said: Decision | Failure) -> None:
         """It is decided, or never will be."""
@@ -157,11 +162,12 @@ class Deciding:
             # It was cancelled.
             return
         if reason.check(BadRequest):
-            client.end(Ending.BAD_REQUEST, str(reason.value))
+            client.end(Ending.BAD_REQUEST, reason.getErrorMessage()[:LONGEST_WHY])
             return
         client.factory.log_failure("its route failed", client.session, reason)
-        words = " ".join(f"{type(reason.value).__name__}: {reason.value}".split())
-        client.route_failed(words[:200])
+        # Of an exception whose own words fail, it says that.
+        said = f"{type(reason.value).__name__}: {reason.getErrorMessage()}"
+        client.route_failed(" ".join(said.split())[:LONGEST_WHY])
 
     def _end(self) -> None:
         client = self._client

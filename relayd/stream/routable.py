@@ -15,7 +15,7 @@ from relayd.core.addresses import host_of
 from relayd.core.errors import Refused
 from relayd.core.pauses import BEFORE_JOINING
 from relayd.core.route_spec import DEFAULT
-from relayd.core.routing import NO_LIMITS, Decision, RouteFailed
+from relayd.core.routing import LONGEST_WHY, NO_LIMITS, Decision, RouteFailed
 from relayd.core.session import Ending
 from relayd.core.stage import Stage
 from relayd.net.upstream import Upstream
@@ -71,7 +71,7 @@ class Routable(StreamProtocol):
         for name, text in decision.facts.items():
             session.note(name, text)
         if decision.refused is not None:
-            self.turn_away(decision.refused, decision.reply)
+            self.turn_away(decision.refused[:LONGEST_WHY], decision.reply)
             return
         try:
             if decision.limits is not NO_LIMITS:
@@ -84,10 +84,14 @@ class Routable(StreamProtocol):
         except (TypeError, ValueError) as problem:
             # What its relay can't have, as a program has made it.
             raise RouteFailed(str(problem)) from problem
-        if decision.pool is not None:
-            self.go_to(self.factory.pools[decision.pool])
-        else:
+        if decision.pool is None:
             self.go_by_itself(decision.server)
+            return
+        place = self.factory.pools.get(decision.pool)
+        if place is None:
+            # A program's own router does not know which there are.
+            raise RouteFailed(f"there is no pool {decision.pool!r:.60}")
+        self.go_to(place)
 
     def go_to(self, place: PoolOf) -> None:
         """Dial a server of one of the relay's pools, or wait for one."""

@@ -170,3 +170,22 @@ def test_its_time_is_that_of_the_handshake() -> None:
     assert client.taken == REJECTED
     assert router.cancelled == 1
     made.over(Ending.HANDSHAKE_TIMEOUT)
+
+
+def test_a_pool_which_no_proxy_has(logged_failures: LoggedFailures) -> None:
+    made, router = proxy()
+    client = made.client(CONNECT)
+    router.decide(pool="default")
+    refused(client)
+    assert "there is no pool 'default'" in logged_failures.take("its route failed")
+    made.over(Ending.ROUTE_FAILED)
+
+
+def test_a_route_that_names_a_pool_is_told(logged_failures: LoggedFailures) -> None:
+    async def route(conn: Any) -> Any:
+        return conn.pool()
+
+    made = Proxy(route=route)
+    refused(made.client(CONNECT))
+    assert "there are none" in logged_failures.take("its route failed")
+    made.over(Ending.ROUTE_FAILED)

@@ -574,3 +574,22 @@ def test_a_late_header_and_a_gate_that_takes_its_time_leave_nothing(
     assert drained.called
     relay.factory.stopFactory()
     assert not relay.clock.getDelayedCalls()
+
+
+def test_a_route_has_what_the_header_has_left_of_its_time() -> None:
+    """As a handshake and preludes have."""
+
+    async def route(conn: Any) -> Any:
+        await conn.peek(1)
+        return conn.pool()
+
+    relay = Behind(route=route)
+    client = relay.client()
+    session = relay.protocol.session
+    relay.clock.pump([0.25] * 6)
+    client.receive(V1)
+    assert session.stage is Stage.DECIDING
+    relay.clock.pump([0.25] * 6)
+    assert session.ending is Ending.HANDSHAKE_TIMEOUT
+    relay.clock.pump([1.0] * 6)
+    relay.over("opened", "closed handshake_timeout")

@@ -9,7 +9,7 @@ from twisted.internet import error
 from twisted.internet.defer import Deferred
 
 from relayd.core.prelude import BadRequest
-from relayd.core.routing import Decision, RouteLimits
+from relayd.core.routing import LONGEST_WHY, Decision, RouteLimits
 from relayd.core.session import Ending
 from relayd.core.stage import Stage
 from relayd.net.upstream import Upstream
@@ -440,6 +440,45 @@ def test_a_route_that_fails(logged_failures: LoggedFailures) -> None:
     assert "KeyError" in logged_failures.take("its route failed")
 
 
+class Unspeakable(Exception):
+    """What a route raises may be broken, too."""
+
+    def __str__(self) -> str:
+        raise KeyError(2)
+
+
+def test_an_error_that_has_no_words(logged_failures: LoggedFailures) -> None:
+    made, router = relay()
+    made.client()
+    router.answer.errback(Unspeakable())
+    assert made.session.ending is Ending.ROUTE_FAILED
+    assert made.session.detail.startswith("Unspeakable: ")
+    assert made.factory.failures == 1
+    logged_failures.take("its route failed")
+
+
+def test_a_pool_that_a_programs_own_router_makes_up(
+    logged_failures: LoggedFailures,
+) -> None:
+    made, router = relay()
+    client = made.client()
+    router.decide(pool="blue")
+    assert made.session.ending is Ending.ROUTE_FAILED
+    assert made.session.detail == "RouteFailed: there is no pool 'blue'"
+    assert client.aborted
+    logged_failures.take("its route failed")
+
+
+def test_what_is_said_of_the_end_is_short() -> None:
+    made, router = relay()
+    made.client()
+    router.decide(refused="x" * 5000)
+    assert made.session.detail == "x" * LONGEST_WHY
+    made.client()
+    router.answer.errback(BadRequest("y" * 5000))
+    assert made.witness.sessions[-1].detail == "y" * LONGEST_WHY
+
+
 def test_a_client_that_says_what_can_not_be() -> None:
     made, router = relay()
     made.client()
@@ -456,6 +495,27 @@ def test_one_that_is_ended_meanwhile_is_not_decided_about() -> None:
     made.clock.advance(0)
     assert client.aborted
     assert not made.server.dials
+    made.over("opened", "closed killed")
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_one_whose_routes_first_step_ends_it(*, waits: bool) -> None:
+    """Nobody has told the relay yet how to cancel it."""
+    left: list[str] = []
+
+    async def route(conn: Any) -> Any:
+        leg = made.factory.sessions[conn.session.id]
+        leg.abort_session(Ending.KILLED)
+        try:
+            await (Deferred() if waits else conn.peek(1))
+        except BaseException:
+            left.append(conn.session.ending.word)
+            raise
+
+    made = Relay(route=route)
+    made.client()
+    assert left == ["killed"]
+    assert not made.factory.handshakes
     made.over("opened", "closed killed")
 
 
