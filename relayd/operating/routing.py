@@ -10,8 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from relayd.configuring.address_grammar import PortRange, StreamAddress
+from relayd.configuring.about_dialing import family_of_server
+from relayd.configuring.address_grammar import (
+    EndpointString,
+    PortRange,
+    StreamAddress,
+    UnixPath,
+)
 from relayd.configuring.config import AnyRelay, Relay, Socks4Relay, UdpRelay
+from relayd.configuring.endpoint_strings import has_tls
 from relayd.configuring.pools_of_relay import pools_of
 from relayd.configuring.server_grammar import (
     ServersOf,
@@ -21,7 +28,7 @@ from relayd.configuring.server_grammar import (
 )
 from relayd.configuring.server_options import ServerOptions
 from relayd.core.errors import ConfigError
-from relayd.net.dial_options import DialOptions
+from relayd.net.dial_options import DialOptions, family_of
 from relayd.net.upstream import Upstream
 from relayd.operating.route_modules import Routes, check_pools
 from relayd.operating.servers import Maker, check_own
@@ -38,10 +45,13 @@ class NamedByRoutes:
 
     :param made: makes them.
     :param dialing: how servers of the relay are dialled.
+    :param told: the version of the PROXY header that they are told, if any.
     """
 
-    def __init__(self, made: Maker, dialing: DialOptions) -> None:
-        self._made, self._dialing = made, dialing
+    def __init__(
+        self, made: Maker, dialing: DialOptions, told: str | None = None
+    ) -> None:
+        self._made, self._dialing, self._told = made, dialing, told
 
     def __call__(self, text: str) -> Upstream:
         """The server of a text.
@@ -49,6 +59,7 @@ class NamedByRoutes:
         :raises ConfigError: there can be none; one line.
         """
         address = server_address(text)
+        _check_socket(text, address, self._dialing, self._told)
         check_own([address], self._dialing)
         return self._made.upstream(address)
 
@@ -79,6 +90,40 @@ def _check_options(text: str, options: ServerOptions) -> None:
             f"{text!r}: {said} is for a server of a pool: give it to a --dest with"
             " pool=NAME, and name that pool"
         )
+
+
+def _check_socket(
+    text: str, address: StreamAddress, dialing: DialOptions, told: str | None
+) -> None:
+    """Whether a server can be dialled as it is to be.
+
+    The same is told of a --dest as the settings are read: `configuring.about_dialing`,
+    `about_servers` and `about_proxy_headers`.
+    """
+    options = address.options
+    own = [each for each in options.said if each not in ("name", "send_proxy")]
+    if isinstance(address, EndpointString):
+        of_all = {
+            "source": dialing.source4 or dialing.source6,
+            "interface": dialing.interface,
+            "mark": dialing.mark,
+        }
+        own += [name for name, value in of_all.items() if value is not None]
+        if own:
+            raise ConfigError(
+                f"{text!r}: {own[0]} is not possible for an endpoint string, which"
+                " Twisted dials: write a short form such as 10.0.0.5:80"
+            )
+        if (options.send_proxy or told) and has_tls(address.text):
+            raise ConfigError(
+                f"{text!r}: send-proxy is not possible: the header goes before the TLS"
+                " handshake, with which Twisted begins"
+            )
+    if own and isinstance(address, UnixPath):
+        raise ConfigError(f"{text!r}: {own[0]} is not for UNIX sockets")
+    family = family_of_server(address)
+    if options.source is not None and family not in (0, family_of(options.source)):
+        raise ConfigError(f"{text!r}: its source is of the other family")
 
 
 def pool_names(relay: Relay | Socks4Relay) -> Sequence[str]:
@@ -116,7 +161,7 @@ def router_of(relay: Relay | Socks4Relay, routes: Routes, made: Maker) -> Any:
     is_proxy = isinstance(relay, Socks4Relay)
     return Router(
         function,
-        server=NamedByRoutes(made, relay.dialing.options),
+        server=NamedByRoutes(made, relay.dialing.options, relay.stream.send_proxy),
         kind="socks4" if is_proxy else "tcp",
         server_speaks_first=getattr(relay, "server_speaks_first", False),
         pools=pool_names(relay),

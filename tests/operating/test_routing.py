@@ -26,9 +26,11 @@ __all__ = ["route_modules"]
 TRANSPORT: Transport = "twisted"
 
 
-def named(text: str, dialing: DialOptions | None = None) -> Any:
+def named(
+    text: str, dialing: DialOptions | None = None, told: str | None = None
+) -> Any:
     dialing = dialing or DialOptions()
-    return NamedByRoutes(Maker(Clock(), TRANSPORT, dialing), dialing)(text)
+    return NamedByRoutes(Maker(Clock(), TRANSPORT, dialing), dialing, told)(text)
 
 
 def test_a_server_is_what_its_text_says() -> None:
@@ -68,6 +70,47 @@ def test_a_server_that_can_not_be(text: str, said: str) -> None:
         named(text)
     [line] = str(problem.value).splitlines()
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tcp:10.0.0.5:80,source=127.0.0.2", "source is not possible for an endpoint"),
+        ("tls:10.0.0.5:80,interface=lo", "interface is not possible for an endpoint"),
+        ("unix:/run/web,mark=1", "mark is not for UNIX sockets"),
+        ("[::1]:80,source=127.0.0.2", "its source is of the other family"),
+        ("tls:10.0.0.5:443,send-proxy=v2", "send-proxy is not possible: the header"),
+    ],
+)
+def test_a_server_that_can_not_be_dialled_as_its_text_says(
+    text: str, said: str
+) -> None:
+    """As of a --dest; else it would be dialled in another way, and nobody told."""
+    with pytest.raises(ConfigError, match=said):
+        named(text)
+
+
+def test_a_server_that_can_not_be_dialled_as_those_of_its_relay() -> None:
+    for dialing, said in (
+        (DialOptions(source4="127.0.0.2"), "source"),
+        (DialOptions(mark=7), "mark"),
+    ):
+        with pytest.raises(ConfigError, match=f"{said} is not possible for an"):
+            named("tcp:10.0.0.5:80", dialing)
+        assert named("unix:/run/web", dialing)
+    with pytest.raises(ConfigError, match="send-proxy is not possible"):
+        named("tls:10.0.0.5:443", told="v1")
+    assert named("tls:10.0.0.5:443").name == "tls:10.0.0.5:443"
+
+
+def test_a_server_of_a_relay_that_sends_proxy_headers(
+    tmp_path: Path, route_modules: RouteModules
+) -> None:
+    route_modules.write('return conn.server("tls:10.0.0.5:443")')
+    [unit] = relays(tmp_path, send_proxy="v1").units.values()
+    with pytest.raises(ConfigError, match="send-proxy is not possible"):
+        unit.router.upstream("tls:10.0.0.5:443")
+    assert unit.router.upstream("10.0.0.5:443")
 
 
 # -- as the settings are read
