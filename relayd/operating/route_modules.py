@@ -9,7 +9,7 @@ is to be changed can be, it is put in their place (:meth:`Routes.commit`).
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from relayd.core.errors import ConfigError
@@ -29,6 +29,8 @@ class Routes:
         self._found: dict[RouteSpec, Any] = {}
         #: Modules of routes, by name, as they are while these are in use.
         self._modules: dict[str, Any] = {}
+        #: The pools that each function names literally, and where.
+        self._pools: dict[RouteSpec, Mapping[str, str]] = {}
 
     @property
     def read(self) -> tuple[str, ...]:
@@ -55,6 +57,19 @@ class Routes:
                 self._found[spec] = self._loader.load(spec)
         return self._found[spec]
 
+    def pools(self, spec: RouteSpec) -> Mapping[str, str]:
+        """The pools that a route names literally, each with the place where it does.
+
+        Its source is read once, however many relays have it.
+
+        :raises ConfigError: see :meth:`function`.
+        """
+        if spec not in self._pools:
+            from relayd.routing.loading import literal_pools
+
+            self._pools[spec] = literal_pools(self.function(spec))
+        return self._pools[spec]
+
     def anew(self) -> Routes:
         """None yet: what is asked of these is imported anew."""
         return Routes(fresh=True)
@@ -74,15 +89,13 @@ class Routes:
                 self._modules[each.module] = sys.modules[each.module]
 
 
-def check_pools(spec: RouteSpec, function: Any, pools: Collection[str]) -> None:
+def check_pools(spec: RouteSpec, routes: Routes, pools: Collection[str]) -> None:
     """Whether a relay has the pools that its route names literally.
 
     :param pools: the names of those that it has.
     :raises ConfigError: it has not; one line.
     """
-    from relayd.routing.loading import literal_pools
-
-    for name, where in literal_pools(function).items():
+    for name, where in routes.pools(spec).items():
         if name not in pools:
             there = ", ".join(pools)
             has = f"its pools are {there}" if pools else "it has none"

@@ -142,7 +142,7 @@ def route_of(relay: AnyRelay, routes: Routes) -> Any:
     if isinstance(relay, UdpRelay) or relay.route is None:
         return None
     function = routes.function(relay.route)
-    check_pools(relay.route, function, pool_names(relay))
+    check_pools(relay.route, routes, pool_names(relay))
     return function
 
 

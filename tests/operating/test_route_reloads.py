@@ -93,6 +93,21 @@ def test_other_changes_import_nothing(
         assert refused(relayd) == "B"
 
 
+def test_a_file_that_is_not_read_yet_is_not_judged(
+    tmp_path: Path, route_modules: RouteModules
+) -> None:
+    """Its pools are those of the function that runs, until a reload."""
+    route_modules.write('return conn.pool("b")')
+    with running(tmp_path, tables(dest=f"{ONE},pool=b")) as relayd:
+        route_modules.write('return conn.pool("nope")')
+        relayd.set("a", idle_timeout=7)
+        with pytest.raises(Invalid, match="'b'.*there is no such pool"):
+            relayd.set("a", dest=f"{ONE},pool=nope")
+        with pytest.raises(Invalid, match="'nope'.*there is no such pool"):
+            relayd.reload()
+        relayd.set("a", idle_timeout=8)
+
+
 def test_another_route_is_set(tmp_path: Path, route_modules: RouteModules) -> None:
     """Once its module can be imported; nothing of an attempt in vain is kept."""
     route_modules.write(refusing("A"))
