@@ -63,8 +63,8 @@ class Said:
         """
         if first and name is not None:
             raise ConfigError(
-                "give what the client sends first, or the server name that it asks for,"
-                " which makes its first bytes a ClientHello"
+                "give either what the client sends first, or the server name that it"
+                " asks for: a name makes its first bytes a ClientHello"
             )
         try:
             data = read_escapes(first) if isinstance(first, str) else first or b""

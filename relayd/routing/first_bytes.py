@@ -68,6 +68,8 @@ class FirstBytes:
         :raises ValueError: too many.
         """
         _check_count("n", n, 0)
+        if wait is not None:
+            _check_wait(wait)
         data = self._look().data
         if self._silent:
             return b""
@@ -92,6 +94,8 @@ class FirstBytes:
         if not isinstance(mark, bytes) or not mark:
             raise ValueError(f"a mark is bytes, and not empty: {mark!r:.60}")
         _check_count("most", most, len(mark))
+        if wait is not None:
+            _check_wait(wait)
         data, start = self._look().data, 0
         if self._silent:
             return b""
@@ -115,6 +119,8 @@ class FirstBytes:
             first.
         :raises BadRequest: what begins as TLS is none.
         """
+        if wait is not None:
+            _check_wait(wait)
         named = self._look().server_name
         if self._name is None:
             if named is not None:
@@ -177,8 +183,6 @@ class FirstBytes:
         """When a wait is over that begins now."""
         if wait is None or self._arriving is None:
             return None
-        if not (isinstance(wait, int | float) and wait >= 0):
-            raise ValueError(f"wait is in seconds, not {wait!r:.60}")
         return self._arriving.clock.seconds() + wait
 
     def _come(self, end: float | None, what: object) -> Deferred[Any]:
@@ -241,6 +245,12 @@ def _shown(what: object) -> str:
 
 def _too_late(_: object, __: float) -> bool:
     return False
+
+
+def _check_wait(wait: float) -> None:
+    """Whether it can be one, whatever has come: what is wrong shows at once."""
+    if not (isinstance(wait, int | float) and wait >= 0):
+        raise ValueError(f"wait is in seconds, not {wait!r:.60}")
 
 
 def _check_count(name: str, count: int, least: int) -> None:

@@ -94,13 +94,16 @@ class Loader:
         importlib.invalidate_caches()
         try:
             found = _find(name)
+        except ModuleNotFoundError as problem:
+            missing = problem.name or name
+            if name.startswith(f"{missing}."):
+                # One of the packages that it is to be in.
+                return _there_is_no(missing)
+            return _said(problem, name, "")
         except _RAISED as problem:
             return _said(problem, name, "")
         if found is None:
-            return (
-                f"there is no module {name}; it is looked for where Python looks, such"
-                " as PYTHONPATH"
-            )
+            return _there_is_no(name)
         file = found.origin or ""
         before = sys.modules.get(name)
         try:
@@ -125,6 +128,13 @@ class Loader:
                 sys.modules.pop(name, None)
             linecache.checkcache(file)
         return module
+
+
+def _there_is_no(name: str) -> str:
+    return (
+        f"there is no module {name}; it is looked for where Python looks, such as"
+        " PYTHONPATH"
+    )
 
 
 def _find(name: str) -> ModuleSpec | None:

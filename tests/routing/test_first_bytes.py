@@ -284,8 +284,16 @@ def test_a_name_that_does_not_come_in_time_can_be_waited_for_again() -> None:
 
 @pytest.mark.parametrize("wait", [-1, float("nan"), "2"])
 def test_a_wait_that_can_not_be(wait: Any) -> None:
-    found = seen(Arrived(), lambda conn: conn.peek(5, wait))
-    assert found.startswith("ValueError: wait is in seconds, not")
+    looks: list[Look] = [
+        lambda conn: conn.peek(5, wait),
+        lambda conn: conn.until(b"b", wait=wait),
+        lambda conn: conn.sni(wait),
+    ]
+    for look in looks:
+        # Whether there is something to wait for or not.
+        for arrived in (Arrived(), Arrived(b"abcdef")):
+            found = seen(arrived, look)
+            assert found.startswith("ValueError: wait is in seconds, not")
 
 
 def test_a_wait_of_nothing_looks_at_what_has_come() -> None:

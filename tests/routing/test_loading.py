@@ -305,7 +305,8 @@ def test_a_module_that_there_is_not(write: Write) -> None:
     assert why_not("routes_none:route").startswith(said)
     write("routes_a.py", "")
     assert "no module routes_a.inner" in why_not("routes_a.inner:route")
-    assert "No module named 'routes_q'" in why_not("routes_q.inner:route")
+    assert "there is no module routes_q; " in why_not("routes_q.inner:route")
+    assert "there is no module routes_q; " in why_not("routes_q.inner.most:route")
 
 
 @pytest.mark.parametrize(
