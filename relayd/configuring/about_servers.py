@@ -104,12 +104,13 @@ def _about_sockets(
     family = family_of_server(address)
     if options.source is not None and family not in (0, family_of(options.source)):
         yield f"{where}{server}: its source is of the other family"
-    if section.kind == "udp":
+    if section.kind == "udp" or not options.user_timeout:
+        # Others ask nothing of their relay, which takes as long as it has servers.
         return
     row = settings.STALL_TIMEOUT
     stall = section.one(row)
     seconds = row.default if stall is None else stall.value
-    if options.user_timeout and options.user_timeout <= seconds:
+    if options.user_timeout <= seconds:
         yield (
             f"{where}{server}: user_timeout must be longer than"
             f" {server.place.option(row)}, which is {seconds:g}, or 0"

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from relayd.configuring.address_grammar import HostPort
 from relayd.configuring.config import Relay, each_port
+from relayd.configuring.given import Given, RelaySection
 from relayd.configuring.pools_of_relay import pools_of, sni_table
 from relayd.configuring.route_settings import parse_sni
 from relayd.configuring.server_grammar import options_of, parse_server
+from tests.support.files import config_of
 
 
 def pools(relay: Relay) -> list[dict[str, list[str]]]:
@@ -60,3 +66,23 @@ def test_server_names_have_pools_of_their_own() -> None:
     names = {"www.a": "www.a", "*.a": "*.a", "": "web", "b": "default"}
     assert sni_table(found) == names
     assert sni_table(relay(sni=("=a:1",))) == {"": "*"}
+
+
+@pytest.mark.parametrize("key", ["dest", "sni"])
+def test_what_many_servers_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """Each change reads all of them: what a relay says is looked for once."""
+    looked = Counter[int]()
+    plain = RelaySection.all
+
+    def count(section: RelaySection, wanted: str) -> list[Given]:
+        looked[many] += 1
+        return plain(section, wanted)
+
+    monkeypatch.setattr(RelaySection, "all", count)
+    for many in (10, 100):
+        before = "" if key == "dest" else "a{0}.example="
+        servers = [f"{before}10.0.0.1:{{0}}".format(1 + n) for n in range(many)]
+        config_of(tmp_path / "a.toml", f"[tcp.a]\nlisten = '8080'\n{key} = {servers}\n")
+    assert looked[10] == looked[100]
