@@ -151,7 +151,8 @@ class RelayFactory(StreamFactory):
     :param name: what the log calls this relay; `relay1`, `relay2` and so on, unless
         given (:mod:`relayd.core.relay_names`).
     :raises ValueError: a timeout is negative or too short, the name can't be one, a
-        network is none, there is no such version, or no such pool.
+        network is none, there is no such version, or no such pool; or two do not go
+        together.
     :raises TypeError: `upstream` can't be dialled, or the route is none.
     """
 
@@ -246,6 +247,13 @@ class RelayFactory(StreamFactory):
         self.chooses = None
         if sni is not None and route is not None:
             raise ValueError("a route asks for server names itself: leave out sni")
+        if server_speaks_first and route is None:
+            why = "server_speaks_first is for a route"
+            if sni is not None:
+                why = "no sni where the server speaks first: clients say nothing before"
+            raise ValueError(why)
+        if max_deciding is not None and sni is None and route is None:
+            raise ValueError("max_deciding is for a relay with sni, or a route")
         if sni is not None:
             self._go_by_name(sni)
         elif route is not None:

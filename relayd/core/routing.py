@@ -83,8 +83,8 @@ class Arriving(Protocol):
     :ivar session: its :class:`relayd.core.session.Session`, to be read.
     :ivar data: all that has come from it, which stays the session's first data.
     :ivar ended: it has ended its side: no more will come.
-    :ivar server_name: what it asked for in a TLS handshake that its listener has done,
-        empty if for nothing; None: there was none.
+    :ivar server_name: what it asked for in a TLS handshake that its listener does,
+        empty if for nothing; None: there is none, or it has not begun.
     :ivar clock: for timers.
     """
 

@@ -224,11 +224,15 @@ def _is_address(name: str) -> bool:
 def asked_name(transport: Any) -> str | None:
     """The name that a client has asked for (SNI), as its listener ends its TLS.
 
-    :param transport: of TLS, or a wrapper of it; with its handshake done.
+    :param transport: of TLS, or a wrapper of it.
+    :return: empty: for none; None: its ClientHello has not come yet.
     """
     connection = transport.getHandle()
     asked = getattr(connection, "get_servername", lambda: None)()
-    return asked.decode("ascii", "backslashreplace").lower() if asked else None
+    if asked:
+        return str(asked.decode("ascii", "backslashreplace").lower())
+    has_come = getattr(connection, "get_cipher_name", lambda: "")() is not None
+    return "" if has_come else None
 
 
 def _requested_name(connection: Any) -> str:

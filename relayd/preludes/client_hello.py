@@ -214,7 +214,14 @@ def _read_name(message: bytes | bytearray, at: int, end: int) -> str:
     found = _NAME_LIST.unpack_from(message, at) if size >= header else None
     if found != (size - 2, _HOST_NAME, size - header):
         raise BadRequest("an extension server_name without one host name")
-    name = bytes(message[at + header : end])
+    return read_server_name(bytes(message[at + header : end]))
+
+
+def read_server_name(name: bytes) -> str:
+    """A server name as it is compared: in lower case, without a dot at its end.
+
+    :raises BadRequest: it can't be one.
+    """
     if len(name) > _LONGEST_NAME:
         raise BadRequest(f"a server name of {len(name)} bytes")
     if not _NAME.fullmatch(name):

@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from relayd.core.prelude import BadRequest
 from relayd.core.routing import Arriving
-from relayd.preludes.client_hello import HelloReader
+from relayd.preludes.client_hello import HelloReader, read_server_name
 
 #: The most first bytes that a route can look at: as many as a relay keeps.
 MOST_PEEKED: Final = 65_536
@@ -121,15 +121,11 @@ class FirstBytes:
         """
         if wait is not None:
             _check_wait(wait)
-        named = self._look().server_name
-        if self._name is None:
-            if named is not None:
-                # An empty one: that client has asked for none.
-                self._name = (named or None,)
-            elif self._silent:
-                self._name = (None,)
+        self._look()
+        if self._silent and self._name is None and self._client().server_name is None:
+            self._name = (None,)
         end = self._end_of(wait) if self._name is None else None
-        while self._name is None and not self._read_hello(self._client().data):
+        while self._name is None and not self._read_hello(self._client()):
             if await self._come(end, "a ClientHello") is False:
                 if not (self._client().ended and self._client().data):
                     return None
@@ -138,11 +134,13 @@ class FirstBytes:
             return self._name[0]
         raise BadRequest(self._name or "")
 
-    def _read_hello(self, data: bytes) -> bool:
+    def _read_hello(self, client: Arriving) -> bool:
         """Read on; whether that was all."""
         # A second one that waits may have had it.
         if self._name is None:
-            if data[:2] != _HANDSHAKE[: len(data)]:
+            if (named := client.server_name) is not None:
+                self._name = _of_listener(named)
+            elif (data := client.data)[:2] != _HANDSHAKE[: len(data)]:
                 self._name = (None,)
             else:
                 reader = self._hello = self._hello or HelloReader()
@@ -237,6 +235,16 @@ class FirstBytes:
             self._more = self._wanted = None
             if not more.called:
                 more.cancel()
+
+
+def _of_listener(name: str) -> tuple[str | None] | str:
+    """The name of a handshake that the listener does; or why it can be none."""
+    if not name:
+        return (None,)
+    try:
+        return (read_server_name(name.encode()),)
+    except BadRequest as problem:
+        return str(problem)
 
 
 def _shown(what: object) -> str:

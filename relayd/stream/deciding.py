@@ -95,11 +95,9 @@ class Deciding:
 
     @property
     def server_name(self) -> str | None:
-        """What it asked for in the TLS handshake that its listener has done."""
+        """What it has asked for in the TLS handshake that its listener does."""
         transport = self._client.transport
-        if not INegotiated.providedBy(transport):
-            return None
-        return asked_name(transport) or ""
+        return asked_name(transport) if INegotiated.providedBy(transport) else None
 
     def more(self) -> Deferred[None]:
         """See :meth:`Arriving.more`; never fires once it is over."""

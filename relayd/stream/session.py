@@ -233,7 +233,7 @@ class StreamProtocol(Redialing):
         if queue is not None:
             gone = queue.push(self, client_key(host))
             if gone is not None:
-                gone.end(Ending.EVICTED, "evicted for a new client's handshake")
+                gone.end(Ending.EVICTED, "evicted for a new client")
 
     def _listen(
         self, stage: Stage, preludes: Sequence[Prelude], then: Callable[..., object]

@@ -170,14 +170,38 @@ def test_a_client_that_ends_without_a_byte_has_no_name() -> None:
     assert seen(Arrived(ended=True), lambda conn: conn.sni()) is None
 
 
-@pytest.mark.parametrize(("name", "found"), [("a.example", "a.example"), ("", None)])
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("a.example", "a.example"),
+        ("A.Example.", "a.example"),
+        ("", None),
+        (r"\xff", r"BadRequest: a server name that is none: '\\xff'"),
+        ("a b", "BadRequest: a server name that is none: 'a b'"),
+    ],
+)
 def test_the_name_of_a_handshake_that_the_listener_has_done(
     name: str, found: str | None
 ) -> None:
+    """It is what it would be if the relay had read it."""
     arrived = Arrived()
     arrived.server_name = name
     assert seen(arrived, lambda conn: conn.sni()) == found
     assert arrived.asked == 0
+
+
+def test_the_name_of_a_handshake_that_has_not_begun() -> None:
+    """Of TLS below a wrapper nobody tells when it is done."""
+    arrived = Arrived()
+
+    async def look(conn: Connection) -> list[Any]:
+        return [await conn.sni(wait=0), await conn.sni()]
+
+    asked = Asked(arrived, look)
+    assert not asked.seen
+    arrived.server_name = "a.example"
+    arrived.send(b"GET /")
+    assert asked.result == [None, "a.example"]
 
 
 def test_where_the_server_speaks_first_there_is_nothing_to_see() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from twisted.internet import error
 from twisted.internet.defer import Deferred
+from twisted.protocols.policies import ProtocolWrapper
 
 from relayd.core.prelude import BadRequest
 from relayd.core.routing import LONGEST_WHY, Decision, RouteLimits
@@ -188,9 +189,19 @@ def test_the_name_of_a_handshake_that_the_listener_has_done(
 ) -> None:
     made, router = relay()
     client = secret_client(made)
-    client.connection.name = asked
+    client.connection.name, client.connection.stage = asked, b"done"
     client.shake_hands()
     assert router.arriving.server_name == name
+    router.decide(refused="done")
+
+
+def test_the_name_of_a_handshake_that_nobody_tells_of() -> None:
+    """It is below a wrapper: the route may be asked before it has begun."""
+    made, router = relay()
+    client = secret_client(made, ProtocolWrapper)
+    assert router.arriving.server_name is None
+    client.connection.name = b"www.example.com"
+    assert router.arriving.server_name == "www.example.com"
     router.decide(refused="done")
 
 
@@ -567,3 +578,9 @@ def test_several_pools_take_something_that_chooses() -> None:
         Relay(sni={"": "elsewhere"})
     with pytest.raises(ValueError, match="max_deciding"):
         relay(max_deciding=0)
+    with pytest.raises(ValueError, match="max_deciding is for a relay with"):
+        Relay(max_deciding=5)
+    with pytest.raises(ValueError, match="clients say nothing before"):
+        Relay(sni={"": "default"}, server_speaks_first=True)
+    with pytest.raises(ValueError, match="server_speaks_first is for a route"):
+        Relay(server_speaks_first=True)

@@ -54,6 +54,9 @@ class FakeTLSConnection:
     def get_servername(self) -> bytes | None:
         return self.name
 
+    def get_cipher_name(self) -> str | None:
+        return None if self.stage == NOTHING_READ else "TLS_AES_128_GCM_SHA256"
+
     def get_peer_certificate(self) -> Any:
         return self.certificate
 
