@@ -75,7 +75,11 @@ class FirstBytes:
             return b""
         if len(data) < n:
             end = self._end_of(wait)
-            while len(data) < n and await self._come(end, n) is not False:
+            comes: Any = True
+            while comes is not False and len(data) < n:
+                # A copy that is kept for as long as it waits is as much again.
+                del data
+                comes = await self._come(end, n)
                 data = self._client().data
         return data[:n]
 
@@ -104,6 +108,7 @@ class FirstBytes:
             if len(data) >= most:
                 raise BadRequest(f"no {mark!r:.60} in the first {most} bytes")
             start = max(0, len(data) - len(mark) + 1)
+            del data
             if await self._come(end, mark) is False:
                 raise BadRequest(f"no {mark!r:.60} came")
             data = self._client().data

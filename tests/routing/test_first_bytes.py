@@ -320,6 +320,24 @@ def test_a_wait_that_can_not_be(wait: Any) -> None:
             assert found.startswith("ValueError: wait is in seconds, not")
 
 
+@pytest.mark.parametrize(
+    "look", [lambda conn: conn.peek(500), lambda conn: conn.until(b"zz")]
+)
+def test_who_waits_keeps_no_copy_of_what_has_come(look: Look) -> None:
+    """It would be as much again as the relay keeps, for each client that waits."""
+    arrived, looks = Arrived(b"x" * 100), list[Any]()
+
+    def begun(conn: Connection) -> Any:
+        looks.append(look(conn))
+        return looks[0]
+
+    Asked(arrived, begun)
+    for _ in range(2):
+        kept = [each for each in looks[0].cr_frame.f_locals.values() if each != b"zz"]
+        assert not [each for each in kept if isinstance(each, bytes)]
+        arrived.send(b"y")
+
+
 def test_a_wait_of_nothing_looks_at_what_has_come() -> None:
     arrived = Arrived(b"ab")
     assert seen(arrived, lambda conn: conn.peek(5, wait=0)) == b"ab"
