@@ -231,6 +231,8 @@ class RelayFactory(StreamFactory):
         )
         given: dict[str, Where] = {DEFAULT: Pool([]), **(pools or {})}
         if upstream is not None:
+            if pools and DEFAULT in pools:
+                raise ValueError("pools has a 'default', which is what stands first")
             given[DEFAULT] = upstream
         self.pools = {
             each: failing.of(each, Pool.of(where), self.clock)

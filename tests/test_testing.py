@@ -328,6 +328,22 @@ def test_what_a_route_is_told_of_its_client() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"first": "SSH-"}, "first is bytes, as from a socket, not 'SSH-'"),
+        ({"client": 5}, "an address is text, such as '192.0.2.7', not 5"),
+        ({"client": "example.com"}, "bad address 'example.com': expected one such as"),
+        ({"peer": "10.0.0.1:http"}, "bad address '10.0.0.1:http': expected one such"),
+        ({"listener": "443"}, "bad address '443': expected one such as 192.0.2.7"),
+    ],
+)
+def test_what_no_client_can_be_is_said(given: Any, why: str) -> None:
+    """A slip in a test would else be a test of something else."""
+    with pytest.raises((TypeError, ValueError), match=f"^{why}"):
+        decide(by_protocol, **given)
+
+
 def test_a_route_that_waits_for_bytes_is_told_what_to_say() -> None:
     said = r"waits for 3 bytes, and 2 bytes have come: say first=\.\.\., or ended=True"
     with pytest.raises(RelayError, match=said):

@@ -159,6 +159,8 @@ def _client(
     user_id: bytes,
     sni: str | None,
 ) -> _Client:
+    if not isinstance(first, bytes):
+        raise TypeError(f"first is bytes, as from a socket, not {first!r:.60}")
     client, peer = _address(client), _address(peer or client)
     session: Session = Session(1, client, _address(listener), 0.0, peer=peer)
     if requested is not None:
@@ -170,8 +172,19 @@ def _client(
 
 
 def _address(text: str) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"an address is text, such as '192.0.2.7', not {text!r:.60}")
     bare = text.strip("[]")
-    return host_port(bare, _PORT) if is_address(bare) else text
+    if is_address(bare):
+        return host_port(bare, _PORT)
+    host, _, port = text.rpartition(":")
+    has_port = is_address(host.strip("[]")) and port.isdecimal()
+    if not (has_port or text.startswith("unix:")):
+        raise ValueError(
+            f"bad address {text!r:.60}: expected one such as 192.0.2.7, 192.0.2.7:40000,"
+            " [2001:db8::1]:443 or unix:/run/x"
+        )
+    return text
 
 
 def _ask(

@@ -576,6 +576,8 @@ def test_several_pools_take_something_that_chooses() -> None:
         relay(sni={"": "default"})
     with pytest.raises(ValueError, match="pools that are not given"):
         Relay(sni={"": "elsewhere"})
+    with pytest.raises(ValueError, match="pools has a 'default', which is"):
+        relay(pools={"default": Pool([])})
     with pytest.raises(ValueError, match="max_deciding"):
         relay(max_deciding=0)
     with pytest.raises(ValueError, match="max_deciding is for a relay with"):
