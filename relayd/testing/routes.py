@@ -181,8 +181,8 @@ def _address(text: str) -> str:
     has_port = is_address(host.strip("[]")) and port.isdecimal()
     if not (has_port or text.startswith("unix:")):
         raise ValueError(
-            f"bad address {text!r:.60}: expected one such as 192.0.2.7, 192.0.2.7:40000,"
-            " [2001:db8::1]:443 or unix:/run/x"
+            f"bad address {text!r:.60}: expected one such as 192.0.2.7,"
+            " 192.0.2.7:40000, [2001:db8::1]:443 or unix:/run/x"
         )
     return text
 
