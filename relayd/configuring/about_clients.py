@@ -116,16 +116,13 @@ def does_nothing(sections: Sequence[RelaySection]) -> Iterator[str]:
         lonely: dict[Any, Given] = {}
         served: set[Any] = set()
         for section in sections:
-            given = section.one(row)
-            if given is None or given.value in (None, row.default):
-                # A file may have the defaults, too.
+            given = _given(section, row)
+            if given is None:
                 continue
             # One of the command line, or of `[defaults]`, is in many sections.  Written
             # as a file, the former is in the table of each relay, of whatever kind.
-            alike = all(section.kind in other.kinds for other in others)
-            lonely[id(given) if alike else given.value] = given
-            told = [_CONTRADICTS[row.key]] if row.key in _CONTRADICTS else []
-            if any(_is_on(section, other) for other in (*others, *told)):
+            lonely[id(given) if _is_alike(section, others) else given.value] = given
+            if _is_served(section, row, others):
                 served |= {id(given), given.value}
         alone = [given for key, given in lonely.items() if key not in served]
         for given in dict.fromkeys(alone):
@@ -141,6 +138,42 @@ def does_nothing(sections: Sequence[RelaySection]) -> Iterator[str]:
             ]
             missing = " or ".join(names)
             yield f"{place.prefix}{given} does nothing alone: give {missing}, too"
+
+
+def useless_in(section: RelaySection) -> frozenset[str]:
+    """The keys of what does nothing in one relay, and may in others.
+
+    Said of all of them, it is no mistake; in the table of this one it would be.
+    """
+    return frozenset(
+        row.key
+        for row, *others in NEEDS
+        if _given(section, row)
+        and _is_alike(section, others)
+        and not _is_served(section, row, others)
+    )
+
+
+def _is_alike(section: RelaySection, others: Sequence[Setting[Any]]) -> bool:
+    """Whether a relay can have all of them."""
+    return all(section.kind in other.kinds for other in others)
+
+
+def _given(section: RelaySection, row: Setting[Any]) -> Given | None:
+    """What is given of a setting; None: nothing but its default."""
+    given = section.one(row)
+    if given is None or given.value in (None, row.default):
+        # A file may have the defaults, too.
+        return None
+    return given
+
+
+def _is_served(
+    section: RelaySection, row: Setting[Any], others: Sequence[Setting[Any]]
+) -> bool:
+    """Whether a relay has what a setting needs, or is told that it contradicts it."""
+    told = [_CONTRADICTS[row.key]] if row.key in _CONTRADICTS else []
+    return any(_is_on(section, other) for other in (*others, *told))
 
 
 def _is_on(section: RelaySection, row: Setting[Any]) -> bool:

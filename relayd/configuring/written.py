@@ -11,6 +11,7 @@ from typing import Any
 
 import tomli_w
 
+from relayd.configuring.about_clients import useless_in
 from relayd.configuring.address_settings import ALL, DEST, LISTEN
 from relayd.configuring.file_values import FROM_FILE
 from relayd.configuring.given import Given, Layers, RelaySection
@@ -32,9 +33,10 @@ def as_tables(layers: Layers) -> dict[str, Any]:
         if defaults:
             tables[DEFAULTS] = defaults
     for name, relay in named(layers):
-        tables.setdefault(relay.kind, {})[name] = dict(
-            values(relay.effective, relay.kind)
-        )
+        # What was said of all relays is written of each where it does something.
+        useless = useless_in(relay)
+        said = [each for each in relay.effective if each.setting.key not in useless]
+        tables.setdefault(relay.kind, {})[name] = dict(values(said, relay.kind))
     return tables
 
 

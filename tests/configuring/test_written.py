@@ -467,6 +467,27 @@ def test_each_option_is_in_the_file(
         assert found != check(command, base, tmp_path / "f")
 
 
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        ("-l 81 --sni =a:1 -l 82 -d a:2 --max-deciding 3", "max_deciding"),
+        ("-l 81 -d a:1,check=tcp -l 82 -d a:2 --check-every 3", "check_every"),
+    ],
+)
+def test_what_does_nothing_in_some_relays(tmp_path: Path, words: str, key: str) -> None:
+    """Said of all it is no mistake; in the table of one it would be."""
+    parsed = relayd.Options()
+    parsed.parseOptions(words.split())
+    text = as_toml(parsed.layers())
+    assert (text.count(key), text.count("[tcp.")) == (1, 2)
+    again = layers_of(tmp_path / "f.toml", text)
+    assert configure(again)
+    assert as_toml(again) == text
+    [defaults, *tables] = [f"[defaults]\n{key} = 3\n", *text.split(f"{key} = 3\n")]
+    merged = as_toml(layers_of(tmp_path / "f.toml", defaults + "".join(tables)))
+    assert merged == text, "as relayctl save writes it"
+
+
 def test_the_options_of_a_demo(tmp_path: Path) -> None:
     """Whose relay is in no file, but gets the defaults."""
     words = ["--demo", "--idle-timeout", "5"]
