@@ -36,6 +36,7 @@ from relayd.operating.explaining_routes import (
     Decide,
     Said,
     decision_of,
+    ends_tls,
     pool_of_name,
     server_name,
     without_reactor,
@@ -189,6 +190,12 @@ async def explained(
         raise ConfigError(
             "what a client sends first, or the server name that it asks for, decides"
             " nothing: this relay has no route and no --sni"
+        )
+    tls = not isinstance(relay, UdpRelay) and ends_tls(relay)
+    if said.first and said.name is not None and not tls:
+        raise ConfigError(
+            "give either what the client sends first, or the server name that it asks"
+            " for: a name makes its first bytes a ClientHello"
         )
     moment = utc_now() if at is None else instant_of(at, relay.admission.hours)
     steps: list[Step] = []

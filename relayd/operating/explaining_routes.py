@@ -14,9 +14,9 @@ import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
+from relayd.configuring import endpoint_strings
 from relayd.configuring.address_grammar import EndpointString, HostPort, PortRange
 from relayd.configuring.config import Relay, Socks4Relay
-from relayd.configuring.endpoint_strings import has_tls
 from relayd.configuring.pools_of_relay import sni_table
 from relayd.core.errors import ConfigError
 from relayd.core.escapes import read_escapes
@@ -61,11 +61,6 @@ class Said:
         :param first: text has escapes (:mod:`relayd.core.escapes`).
         :raises ConfigError: it is not valid.
         """
-        if first and name is not None:
-            raise ConfigError(
-                "give either what the client sends first, or the server name that it"
-                " asks for: a name makes its first bytes a ClientHello"
-            )
         try:
             data = read_escapes(first) if isinstance(first, str) else first or b""
         except ValueError as problem:
@@ -105,6 +100,11 @@ class Asked:
     counts: Mapping[str, int] = attrs.field(factory=dict)
 
     @property
+    def data(self) -> bytes:
+        """What is known of its bytes: behind TLS, if its listener ends that."""
+        return self.said.first if ends_tls(self.relay) else self.said.data
+
+    @property
     def session(self) -> Session:
         """A record of the client's, as that of one that has just come."""
         facts: dict[str, Any] = {
@@ -139,9 +139,7 @@ def _address_of(relay: Relay | Socks4Relay) -> str:
 def ends_tls(relay: Relay | Socks4Relay) -> bool:
     """Whether a relay's first listener ends TLS: a route is asked behind it."""
     listen = relay.listeners[0]
-    if not isinstance(listen, EndpointString):
-        return False
-    return has_tls(listen.text.removeprefix("haproxy:"))
+    return isinstance(listen, EndpointString) and endpoint_strings.ends_tls(listen.text)
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -193,7 +191,7 @@ class _Run:
         client = _Client(
             session=asked.session,
             clock=self.clock,
-            data=said.first if tls else said.data,
+            data=asked.data,
             server_name=said.name or "" if tls else None,
         )
         self.conn = Connection(client, asked.router)
@@ -231,7 +229,7 @@ class _Run:
             return found
         if found is not None:
             raise Failed(_line_of(found))
-        waits_for, given = self.conn.waits_for, len(self.asked.said.data)
+        waits_for, given = self.conn.waits_for, len(self.asked.data)
         self._answer.cancel()
         if not waits_for:
             raise else_

@@ -258,6 +258,27 @@ def test_a_name_that_nothing_is_about() -> None:
     assert not explain(relay, "10.9.9.9", first=hello_of(None)).admitted
 
 
+def test_behind_tls_that_the_listener_ends(route_modules: RouteModules) -> None:
+    """The name is that of the handshake, and the first bytes come after it."""
+    route_modules.write(
+        "async def route(conn):\n"
+        "    conn.facts['name'] = await conn.sni() or 'none'\n"
+        "    conn.facts['first'] = (await conn.peek(3)).decode()\n"
+        "    return conn.pool()\n"
+    )
+    relay = one(
+        '[tcp.a]\nlisten = "ssl:443:privateKey=k"\ndest = "10.0.0.1:80"\n'
+        'route = "myroutes:route"\n'
+    )
+    both = explain(relay, "10.9.9.9", first=b"GET", sni="a.example")
+    assert steps(both)["route_facts"][1] == "name=a.example, first=GET"
+    alone = explain(relay, "10.9.9.9", first=b"GET")
+    assert steps(alone)["route_facts"][1] == "name=none, first=GET"
+    waits = steps(explain(relay, "10.9.9.9", sni="a.example"))["route"]
+    assert waits[0] == "not known"
+    assert "of which 0 bytes are known" in waits[1]
+
+
 def test_first_bytes_and_server_names() -> None:
     relay = web(NAMES.format(""))
     plain = explain(relay, "10.9.9.9", first=b"GET / HTTP/1.1\r\n\r\n")
