@@ -160,6 +160,10 @@ class Deciding:
             # It was cancelled.
             return
         if reason.check(BadRequest):
+            if self.ended and not (client.direction.read or client.session.spoke):
+                # A health check, as without a route: it has asked for nothing.
+                client.end(Ending.CLIENT_LEFT, "said nothing")
+                return
             client.end(Ending.BAD_REQUEST, reason.getErrorMessage()[:LONGEST_WHY])
             return
         client.factory.log_failure("its route failed", client.session, reason)

@@ -498,6 +498,23 @@ def test_a_client_that_says_what_can_not_be() -> None:
     assert made.session.detail == "no ClientHello"
 
 
+@pytest.mark.parametrize(
+    ("said", "ending"), [(b"", Ending.CLIENT_LEFT), (b"G", Ending.BAD_REQUEST)]
+)
+def test_a_health_check_is_no_bad_request(said: bytes, ending: Ending) -> None:
+    async def route(conn: Any) -> Any:
+        await conn.until(b"\n")
+
+    made = Relay(route=route)
+    client = made.client()
+    if said:
+        client.receive(said)
+    client.receive_eof()
+    assert made.session.ending is ending
+    made.clock.pump([0.0] * 3)
+    assert made.session.is_silent == (not said)
+
+
 def test_one_that_is_ended_meanwhile_is_not_decided_about() -> None:
     made, router = relay()
     client = made.client()
