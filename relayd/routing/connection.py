@@ -284,7 +284,10 @@ def _check_number(name: str, number: float) -> None:
 
 def _rates(bandwidth: str | float | Rates) -> Rates:
     if isinstance(bandwidth, str):
-        return parse_rates(bandwidth)
+        try:
+            return parse_rates(bandwidth)
+        except ValueError as problem:
+            raise ValueError(f"bandwidth {bandwidth!r:.60}: {problem}") from None
     if isinstance(bandwidth, Rates):
         return bandwidth
     _check_number("bandwidth", bandwidth)

@@ -235,6 +235,11 @@ class Router:
             if options:
                 raise ValueError("a factory of filters has its options already")
             return wanted
+        if ":" in wanted:
+            raise ConfigError(
+                f"filter {wanted!r:.60}: a name alone; its options follow as keywords,"
+                " such as conn.filter('latency', latency='100ms')"
+            )
         key = (wanted, *sorted((k, type(v), v) for k, v in options.items()))
         try:
             made = self._filters.get(key)
