@@ -27,7 +27,7 @@ from twisted.internet.interfaces import (
 from relayd.admission.limits import Waiting, undecided
 from relayd.admission.own_limits import OwnLimits
 from relayd.core import pool_settings, settings
-from relayd.core.filtering import IFilterFactory
+from relayd.core.filtering import IFilterFactory, speaks_first
 from relayd.core.interfaces import IGate, IObserver
 from relayd.core.networks import Network
 from relayd.core.route_spec import DEFAULT
@@ -257,6 +257,8 @@ class RelayFactory(StreamFactory):
         if max_deciding is not None and sni is None and route is None:
             raise ValueError("max_deciding is for a relay with sni, or a route")
         if sni is not None:
+            if any(map(speaks_first, filters)):
+                raise ValueError("no sni with a filter whose server speaks first")
             self._go_by_name(sni)
         elif route is not None:
             # Imports what most relays do not need.

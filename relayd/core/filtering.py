@@ -262,6 +262,11 @@ def check_factories(filters: Sequence[IFilterFactory], *, datagrams: bool) -> No
 # -- datagrams
 
 
+def speaks_first(factory: IFilterFactory) -> bool:
+    """Whether a filter takes for granted that the server speaks first."""
+    return bool(getattr(factory, "server_speaks_first", False))
+
+
 def clashes(filters: Sequence[IFilterFactory], whose: str = "a relay") -> Iterator[str]:
     """What is wrong with filters beside each other: a line for each.
 

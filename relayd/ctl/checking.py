@@ -113,7 +113,7 @@ def unusable(layers: Layers, config: Config) -> Iterator[str]:
     if config.demo:
         return
     for section, relay in zip(layers.sections, config.relays, strict=True):
-        found = False
+        found, filters = False, dict[Given, bool]()
         for given in section.effective:
             if given.setting is SNI or given.setting.group == DEST.group:
                 for problem in machine.about_address(as_server(given)):
@@ -122,11 +122,16 @@ def unusable(layers: Layers, config: Config) -> Iterator[str]:
             for problem in machine.about_check(given):
                 yield f"{given.place}: {problem}"
             if given.setting is FILTER:
+                filters[given] = True
                 for problem in machine.about_filter(given, section.kind):
+                    filters[given] = False
                     yield f"{given.place}: {problem}"
             if given.setting is ROUTE:
                 for problem in machine.about_route(relay):
                     yield f"{given.place}: {problem}"
+        if all(filters.values()):
+            for problem in machine.about_filters(relay):
+                yield f"{next(iter(filters)).place}: {problem}"
         if not found:
             for problem in machine.about_relay(relay):
                 yield f"{section.place}: {problem}"
@@ -222,6 +227,15 @@ class _Machine:
 
         for problem in _problem(check_filter, given.value, kind):
             yield problem.removeprefix("filter ")
+
+    def about_filters(self, relay: AnyRelay) -> Iterator[str]:
+        """Whether filters that can be made go together, and with their relay."""
+        if not relay.filters:
+            return
+        from relayd.operating.filtering import made_filters
+
+        for problem in _problem(made_filters, relay):
+            yield from problem.splitlines()
 
     def about_route(self, relay: AnyRelay) -> Iterator[str]:
         """Whether the route of a relay can be imported, and names its pools."""

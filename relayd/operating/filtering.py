@@ -11,10 +11,10 @@ from typing import Any
 
 import attrs
 
-from relayd.configuring.config import AnyRelay
+from relayd.configuring.config import AnyRelay, Relay
 from relayd.core.errors import ConfigError
 from relayd.core.filter_spec import FilterSpec
-from relayd.core.filtering import clashes
+from relayd.core.filtering import clashes, speaks_first
 from relayd.core.setting_types import ALL_KINDS, Kind
 from relayd.operating.units import Unit, kind_of
 
@@ -51,6 +51,13 @@ def made_filters(relay: AnyRelay, before: Unit | None = None) -> Sequence[Any]:
             factory = same[1]
         made.append(factory)
     problems += clashes(made)
+    if isinstance(relay, Relay) and relay.sni:
+        problems += [
+            f"filter {each.name}: it says that servers speak first, and sni is for TLS,"
+            " where clients do: leave one of them out"
+            for each in made
+            if speaks_first(each)
+        ]
     if problems:
         raise ConfigError("\n".join(problems))
     return tuple(made)

@@ -25,7 +25,7 @@ from relayd.operating.filtering import made_filters
 from relayd.operating.relays import unit_of
 from relayd.operating.units import Workshop
 from tests.support.filter_packages import Packages, installed
-from tests.support.steered import at, running
+from tests.support.steered import at, running, toml
 
 CODE = """
 import attrs
@@ -47,6 +47,12 @@ class Other(FilterFactory):
     def build_filter(self, way):
         return Filter()
 
+class Greets(FilterFactory):
+    "The server does so first."
+    server_speaks_first = True
+    def build_filter(self, way):
+        return Filter()
+
 class Datagrams(FilterFactory):
     def build_datagram_filter(self, way):
         return None
@@ -57,6 +63,7 @@ class Datagrams(FilterFactory):
 def packages(tmp_path: Path) -> Iterator[Packages]:
     with installed(tmp_path / "packages") as made:
         names = {"same": "Same", "other": "Other", "datagrams": "Datagrams"}
+        names["greets"] = "Greets"
         made.install("fake", CODE, **{k: f"fake:{v}" for k, v in names.items()})
         yield made
 
@@ -266,3 +273,44 @@ def test_filters_that_can_t_stand_beside_each_other(tmp_path: Path) -> None:
     assert made_filters(Relay([], [], "web", filters=[much]))
     with pytest.raises(ConfigError, match="may make 1,000,000 bytes of one"):
         made_filters(Relay([], [], "web", filters=[much, much]))
+
+
+def test_one_whose_server_speaks_first_is_not_for_server_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the settings are read, checked and changed; a route may know what to do."""
+    why = (
+        "filter greets: it says that servers speak first, and sni is for TLS, where"
+        " clients do: leave one of them out"
+    )
+    names = {"listen": at(20001), "sni": f"={at(9)}"}
+    path = tmp_path / "names.toml"
+    path.write_text(toml({"tcp": {"a": {**names, "filter": ["same:1", "greets"]}}}))
+    with pytest.raises(ConfigError) as problem:
+        made_filters(configure(read_layers(str(path))).relays[0])
+    assert str(problem.value) == why
+    assert main(["check", str(path)]) == Exit.INVALID
+    assert capsys.readouterr().err == f"{path}: tcp.a.filter: {why}\n"
+    tables = {"transport": "twisted", "tcp": {"a": names}}
+    with running(tmp_path, tables) as relayd:
+        with pytest.raises(Invalid, match="relay a: filter greets: it says that"):
+            relayd.set("a", filter="greets")
+        relayd.set("a", sni=[], dest=at(9), filter="greets")
+
+
+def test_a_check_says_what_can_t_stand_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of filters that can be made, each for itself."""
+    path = tmp_path / "twice.toml"
+    twice = [f"capture:{tmp_path}/web.pcapng"] * 2
+    relay = {"listen": at(20001), "dest": at(9), "filter": twice}
+    path.write_text(toml({"tcp": {"a": relay}}))
+    assert main(["check", str(path)]) == Exit.INVALID
+    said = capsys.readouterr().err
+    assert "tcp.a.filter: two filters of a relay have" in said
+    assert said.count("\n") == 1
+    relay["filter"] = ["nope", "other"]
+    path.write_text(toml({"tcp": {"a": relay}}))
+    assert main(["check", str(path)]) == Exit.INVALID
+    assert capsys.readouterr().err.count("\n") == 1, "which is told once"

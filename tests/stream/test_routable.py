@@ -22,6 +22,7 @@ from relayd.upstreams.pool import Pool
 from relayd.upstreams.server import Server
 from tests.conftest import LoggedFailures
 from tests.support.fakes import FakeEndpoint, FakeTransport
+from tests.support.own_filters import Makes, Own
 from tests.support.relays import Relay, secret_client
 from tests.support.routers import FakeRouter
 
@@ -601,5 +602,9 @@ def test_several_pools_take_something_that_chooses() -> None:
         Relay(max_deciding=5)
     with pytest.raises(ValueError, match="clients say nothing before"):
         Relay(sni={"": "default"}, server_speaks_first=True)
+    greets = Makes(Own)
+    greets.server_speaks_first = True
+    with pytest.raises(ValueError, match="filter whose server speaks first"):
+        Relay(sni={"": "default"}, filters=[greets])
     with pytest.raises(ValueError, match="server_speaks_first is for a route"):
         Relay(server_speaks_first=True)
