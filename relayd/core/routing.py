@@ -8,7 +8,6 @@ route is left in the way then.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -18,6 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 from zope.interface import Interface
 
 from relayd.core.errors import RelayError
+from relayd.core.session import FACT_NAME
 
 #: The most facts of a session, and the most characters of one.
 MOST_FACTS, LONGEST_FACT = 16, 256
@@ -27,8 +27,6 @@ LONGEST_WHY = 256
 
 #: What a fact may be.
 _FACTS = (str, int, float)
-
-_FACT = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
 class RouteFailed(RelayError):
@@ -135,7 +133,7 @@ def checked_fact(name: str, value: object) -> str:
 
     :raises ValueError: there can be no such fact.
     """
-    if not isinstance(name, str) or not _FACT.fullmatch(name):
+    if not isinstance(name, str) or not FACT_NAME.fullmatch(name):
         raise ValueError(
             f"no name of a fact: {name!r:.60}; it has lower-case letters, digits and"
             " underscores, 32 at most, a letter first"

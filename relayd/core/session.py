@@ -7,6 +7,7 @@ limits, metrics and observers read it, at any time.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Generic, TypeVar, overload
@@ -155,6 +156,9 @@ class PacedDirection(Direction):
 #: Seconds after which a client that leaves before its server is connected has given
 #: up: a health check leaves at once, or after its own timeout, of a second or two.
 GIVES_UP = 5.0
+
+#: What a fact of the access log may be called by whoever adds one.
+FACT_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 T = TypeVar("T")
 

@@ -7,7 +7,6 @@ chain, and what is bounded of them together.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -23,15 +22,13 @@ from relayd.core.filtering import (
     IFilterFactory,
     name_of,
 )
-from relayd.core.session import Session
+from relayd.core.session import FACT_NAME, Session
 from relayd.net.watched_clock import WatchedClock, plainly
 
 log = Logger(namespace="relayd.filters")
 
-#: What a fact of the log's line may be called, and how many bytes its value may have.
-_FACT = re.compile(r"[a-z][a-z0-9_]{0,31}")
+#: How many characters the value of a fact of the log's line may have.
 MOST_NOTED = 8192
-
 
 #: Bytes that any filter may be given that is not paused.  More at once only if it could
 #: hold all of it.
@@ -172,7 +169,7 @@ class Link:
         """
         if not isinstance(value, str):
             raise FilterError(f"note: found {type(value).__name__}, expected text")
-        if not _FACT.fullmatch(name) or len(value) > MOST_NOTED:
+        if not FACT_NAME.fullmatch(name) or len(value) > MOST_NOTED:
             raise ValueError(f"no fact of the access log: {name[:40]!r}")
         self.session.note(name, value)
 
