@@ -24,6 +24,18 @@ def one_word(text: str) -> str:
     return ascii(text).replace(" ", "\\x20")
 
 
+class Words(str):
+    """A text that is one word of a line of text (:func:`one_word`), and itself in JSON.
+
+    :meth:`__format__` is what a line is made with.
+    """
+
+    __slots__ = ()
+
+    def __format__(self, spec: str) -> str:
+        return format(one_word(str(self)), spec)
+
+
 def read_escapes(text: str, also: str = "") -> bytes:
     r"""The bytes of a text with escapes.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from relayd.core.routing import LONGEST_WHY, Decision, RouteLimits
 from relayd.core.session import Ending
 from relayd.core.stage import Stage
 from relayd.net.upstream import Upstream
+from relayd.observing.json_lines import JsonLines
+from relayd.observing.text_lines import TextLines
 from relayd.stream.deadlines import CLOSE_GRACE
 from relayd.stream.legs import HOLD_LIMIT
 from relayd.stream.lifecycle import LEFT_GRACE
@@ -227,12 +230,14 @@ def test_what_strangers_say_is_one_word_of_the_line() -> None:
     made.client()
     said = {"first": "GET / ending=done", "plain": "a=b", "line": "a\nb", "own": "it's"}
     router.decide(pool="default", facts=said)
-    assert made.session.facts == {
-        "first": r"'GET\x20/\x20ending=done'",
-        "plain": "a=b",
-        "line": r"'a\nb'",
-        "own": '"it\'s"',
-    }
+    facts = made.session.facts
+    assert TextLines().facts(facts.items()) == (
+        r" first='GET\x20/\x20ending=done' plain=a=b line='a\nb'"
+        ' own="it\'s"'
+    )
+    # JSON has quotes of its own.
+    objects = json.loads(f"{{{JsonLines().facts(facts.items())[1:]}}}")
+    assert objects == {f"relayd.fact.{name}": text for name, text in said.items()}
 
 
 def test_a_decision_at_once_is_as_none() -> None:
