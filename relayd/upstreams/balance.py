@@ -144,7 +144,10 @@ class OwnTurns(RoundRobin):
 
     def choose(self, candidates: Sequence[Candidate], session: Any) -> Candidate | None:
         """See :meth:`ISelector.choose`."""
-        self.ordinal += 1
+        # A retry takes no turn: with one server of two dead, each session would have
+        # two of them, and all would try the dead one first.
+        if not getattr(session, "attempts", 0):
+            self.ordinal += 1
         return super().choose(candidates, self)
 
     def room_changed(self, server: Any) -> None:

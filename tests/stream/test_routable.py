@@ -307,6 +307,20 @@ def test_each_pool_takes_turns_of_its_own() -> None:
     assert [len(each.dials) for each in ends] == [2, 2, 2, 2]
 
 
+def test_a_retry_takes_no_turn() -> None:
+    dead, well = FakeEndpoint(), FakeEndpoint()
+    pool = Pool([Upstream(dead, "dead"), Upstream(well, "well")])
+    made, router = relay(pools={"two": pool})
+    for _ in range(4):
+        tried = len(dead.dials)
+        made.client()
+        router.decide(pool="two")
+        if len(dead.dials) > tried:
+            dead.dial.fail(error.ConnectionRefusedError())
+        well.dial.connect()
+    assert (len(dead.dials), len(well.dials)) == (2, 4)
+
+
 def test_clients_wait_for_a_server_of_their_pool() -> None:
     late = FakeEndpoint()
     server = Server(late, "late", disabled=True)
