@@ -316,8 +316,8 @@ def test_a_retry_takes_no_turn() -> None:
         made.client()
         router.decide(pool="two")
         if len(dead.dials) > tried:
-            dead.dial.fail(error.ConnectionRefusedError())
-        well.dial.connect()
+            dead.dials[-1].fail(error.ConnectionRefusedError())
+        well.dials[-1].connect()
     assert (len(dead.dials), len(well.dials)) == (2, 4)
 
 
