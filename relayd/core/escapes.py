@@ -27,13 +27,13 @@ def one_word(text: str) -> str:
 class Words(str):
     """A text that is one word of a line of text (:func:`one_word`), and itself in JSON.
 
-    :meth:`__format__` is what a line is made with.
+    A line is made with :meth:`__format__`, which knows no width.
     """
 
     __slots__ = ()
 
-    def __format__(self, spec: str) -> str:
-        return format(one_word(str(self)), spec)
+    def __format__(self, _: str) -> str:
+        return one_word(self)
 
 
 def read_escapes(text: str, also: str = "") -> bytes:

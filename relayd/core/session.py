@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, overload
 
 import attrs
 
-from relayd.core.escapes import Words
+from relayd.core.escapes import Words, one_word
 from relayd.core.pacing import Pace
 from relayd.core.stage import Stage
 
@@ -287,7 +287,9 @@ class Session:
 
     def note(self, name: str, text: str) -> None:
         """Add a fact to its line, as one word; another of this name is forgotten."""
-        self.notes = {**self.notes, name: Words(text)}
+        # Most are one word as they are.
+        noted = text if one_word(text) == text else Words(text)
+        self.notes = {**self.notes, name: noted}
 
     @property
     def facts(self) -> Mapping[str, object]:
