@@ -170,7 +170,8 @@ class Overlay:
         """The file as it would be with all this in it.
 
         :param called: by relay and the name of a server: where the settings name it.
-            A word about another one, whom a name has brought, is written as a comment.
+            A word about another one is written as a comment: one whom a name has
+            brought, or that is gone.
         """
         notes = []
         relays = []
@@ -183,8 +184,8 @@ class Overlay:
                 for key, number in called[name][server]:
                     lists[key][number] = _told(lists[key][number], word)
             notes += [
-                f"# {name}: {server}: {_words(each)}; a file can't say it of a server"
-                " that a name has brought"
+                f"# {name}: {server}: {_words(each)}; the settings have no such server:"
+                " it is gone, or a name has brought it"
                 for server, each in said.items()
             ]
             given = [each for each in section.given if each.setting.key not in lists]

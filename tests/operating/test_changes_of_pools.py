@@ -328,3 +328,14 @@ def test_a_hundred_pools_are_not_all_named_in_the_log(tmp_path: Path) -> None:
     with running(tmp_path, pooled([], sni)) as relayd:
         [listening] = relayd.unit("a").listenings
         assert listening.purpose.endswith("n9.example/127.0.0.1:9 and 90 other pools")
+
+
+def test_what_is_said_of_a_server_that_is_gone_is_a_comment(tmp_path: Path) -> None:
+    with running(tmp_path, pooled()) as relayd:
+        relayd.steered.set_server("a", "ssh/blue", "drain", None, None, ME)
+        relayd.set("a", dest=["127.0.0.1:9", "127.0.0.1:10"], sni="=default")
+        merged = relayd.steered.merged()["toml"]
+        assert merged.splitlines()[0] == (
+            "# a: ssh/blue: drain; the settings have no such server: it is gone, or a"
+            " name has brought it"
+        )
