@@ -188,9 +188,15 @@ class Router:
         """One has ended whose client has left."""
         self._leaving.pop(asking, None)
         if isinstance(said, Failure) and not said.check(*_LEFT):
-            if self._failures is None:
-                self._failures = FailureLog(log, clock)
-            self._failures.add("a route failed after its client had left", said)
+            self.log_failure("a route failed after its client had left", clock, said)
+
+    def log_failure(
+        self, what: str, clock: IReactorTime, reason: Failure | None = None
+    ) -> None:
+        """Log what a route does wrong as clients leave, who may do that at any rate."""
+        if self._failures is None:
+            self._failures = FailureLog(log, clock)
+        self._failures.add(what, reason)
 
     # -- of the connection
 
@@ -357,7 +363,8 @@ class _Asking:
             try:
                 self._awaits.cancel()
             except BaseException:
-                log.failure("what a route awaits can't be cancelled")
+                what = "what a route awaits can't be cancelled"
+                self._router.log_failure(what, self._clock)
         conn.close()
         if self._coroutine is not None:
             self._router.leave(self)
@@ -370,7 +377,8 @@ class _Asking:
                 coroutine.close()
             except BaseException:
                 # It ignores that, too, or runs at this moment.
-                log.failure("a route can't be closed whose client has left")
+                what = "a route can't be closed whose client has left"
+                self._router.log_failure(what, self._clock)
 
 
 #: What a route awaits that is over.
