@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import suppress
 from typing import Any, cast, get_args
 
-from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -107,6 +107,8 @@ class Exchange:
         #: The connection is lost, or all is said.
         self._over = False
         self._place: Deferred[Any] | None = None
+        #: What is waited for, if nothing changes by it.
+        self._awaited: Deferred[Json] | None = None
 
     def begin(self) -> None:
         """Have it answered."""
@@ -134,6 +136,8 @@ class Exchange:
             self._fail(Failure())
             return
         if isinstance(made, Deferred):
+            if route is not None and not route.changes:
+                self._awaited = made
             made.addCallbacks(self._succeed, self._fail)
             made.addErrback(self._defect)
         elif isinstance(made, Generator):
@@ -144,6 +148,9 @@ class Exchange:
     def _end(self, _: object) -> None:
         """The answer is sent, or its client has left."""
         self._over = True
+        if self._awaited is not None:
+            # A change goes on; nobody else would read this.
+            self._awaited.cancel()
         if self._place is None:
             return
         if self._place.called:
@@ -201,6 +208,8 @@ class Exchange:
         self._send(self._succeeded(answer))
 
     def _fail(self, reason: Failure) -> None:
+        if self._over and reason.check(CancelledError):
+            return
         self._send(self._failed(reason))
 
     def _defect(self, reason: Failure) -> None:

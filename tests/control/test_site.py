@@ -430,6 +430,23 @@ def test_a_change_is_made_without_its_client(bench: Bench) -> None:
     assert not client.said
 
 
+def test_what_changes_nothing_is_not_waited_for_without_its_client(
+    bench: Bench,
+) -> None:
+    """An explanation takes one of a few places."""
+    made = later(bench)
+    path, body = SAMPLES["explain"]
+    client = bench.client()
+    client.send(request("POST", path, body))
+    bench.clients.remove(client)
+    with capturedLogs() as logged:
+        client.leave()
+        bench.turns()
+    assert made[0].called
+    assert not logged
+    assert not client.said
+
+
 def test_a_defect_is_logged_and_told(
     bench: Bench, logged_failures: LoggedFailures, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -340,6 +340,28 @@ def test_a_relayd_that_runs_waits(tmp_path: Path, route_modules: RouteModules) -
         assert "in 2 s" in result(soon)["steps"][-1]["why"]
 
 
+def test_who_leaves_gives_its_place_back(
+    tmp_path: Path, route_modules: RouteModules
+) -> None:
+    route_modules.write(
+        "from twisted.internet.defer import Deferred\n"
+        "waits = []\n"
+        "async def route(conn):\n"
+        "    waits.append(Deferred())\n"
+        "    await waits[-1]\n"
+    )
+    with running(tmp_path, tables()) as relayd:
+        answer = asked(relayd)
+        waits = relayd.unit("a").router.route.__globals__["waits"]
+        answer.cancel()
+        with pytest.raises(Conflict):
+            result(answer)
+        assert waits[0].called
+        rows = whole(relayd.steered.limits())["limits"]
+        [now] = [each["now"] for each in rows if each["what"] == "explanations"]
+        assert now == 0
+
+
 def test_for_who_may_only_look_no_route_is_run(
     tmp_path: Path, route_modules: RouteModules
 ) -> None:
