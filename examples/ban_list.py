@@ -9,11 +9,11 @@ from twisted.internet import defer, threads
 
 from relayd.gates import RulesGate, parse_client_rule
 
-LOCK, BANS = defer.DeferredLock(), {"due": 0.0}
+URL, LOCK, BANS = os.environ["BAN_LIST"], defer.DeferredLock(), {"due": 0.0}
 
 
 def read():  # in a thread; what it has read stays, even if its client has left
-    with urlopen(os.environ["BAN_LIST"], timeout=5) as answer:
+    with urlopen(URL, timeout=5) as answer:
         networks = answer.read().decode().split()
     BANS["gate"] = RulesGate(parse_client_rule(each, allow=False) for each in networks)
 
@@ -24,6 +24,6 @@ async def route(conn):
             if monotonic() >= BANS["due"]:
                 BANS["due"] = monotonic() + 60
                 await threads.deferToThread(read)
-    if BANS["gate"].decide(str(conn.client)).why:
-        conn.refuse("banned")
+    if "gate" not in BANS or BANS["gate"].decide(str(conn.client)).why:
+        conn.refuse("banned" if "gate" in BANS else "the list was not read yet")
     return conn.pool()

@@ -8,10 +8,11 @@ The file is its owner's alone, and has 100 MiB at most; five old ones are kept.
 
 import os
 
+CLIENT = os.environ["CAPTURE"]
 FILE = os.environ.get("CAPTURE_FILE", "/var/tmp/one_client.pcapng")
 
 
 async def route(conn):
-    if conn.client.host == os.environ["CAPTURE"]:
+    if conn.client.host == CLIENT:
         conn.filter("capture", file=FILE, size="100MiB", keep=5)
     return conn.pool()

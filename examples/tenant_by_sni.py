@@ -11,12 +11,12 @@ from contextlib import closing
 
 from twisted.internet.threads import deferToThread
 
+TABLE = f"file:{os.environ['TENANTS']}?mode=ro"
 ASKED = "SELECT tenant, server FROM names WHERE name = ?"
 
 
 def look_up(name):  # in a thread: the disk may be slow, the relay must not be
-    url = f"file:{os.environ['TENANTS']}?mode=ro"
-    with closing(sqlite3.connect(url, uri=True, timeout=1)) as table:
+    with closing(sqlite3.connect(TABLE, uri=True, timeout=1)) as table:
         return table.execute(ASKED, [name]).fetchone()
 
 

@@ -187,6 +187,20 @@ async def test_a_ban_list_that_cannot_be_read_stays(
 
 
 @ensureDeferred
+async def test_a_ban_list_that_was_never_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is served by it."""
+    with listed() as web:
+        web.networks = None
+        monkeypatch.setenv("BAN_LIST", web.url)
+        bans = example("ban_list")
+        with pytest.raises(HTTPError, match="503") as caught:
+            await decide_later(bans.route)
+        caught.value.close()
+        decision = await decide_later(bans.route)
+        assert decision.refused == "the list was not read yet"
+
+
+@ensureDeferred
 async def test_a_ban_list_may_be_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
