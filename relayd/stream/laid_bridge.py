@@ -91,7 +91,8 @@ class LaidBridge(Bridge):
                 leg.transport.keep_pace(direction)
                 leg.resume(ALLOWANCE)
             return
-        if chain is not None and self._way:
+        if chain is not None and self._way and ISpliceable.providedBy(leg.transport):
+            # The server's may be of another kind, as an endpoint of Twisted's makes it.
             leg.transport.read_much()
         sink = peer.transport.write if chain is None else chain
         if direction.pace is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.internet.endpoints import TCP4ClientEndpoint
 
 from relayd.admission.bandwidth import Bandwidth
 from relayd.admission.rates import Rates
@@ -60,6 +61,24 @@ async def test_a_direction_without_filters_is_spliced(kind: str, course: str) ->
     assert seen.spliced == 0
     assert unseen.spliced > 0 or kind != "plane"
     assert seen.written == unseen.written == len(DATA)
+
+
+@on_each
+@pytest_twisted.ensureDeferred
+async def test_a_server_that_an_endpoint_of_twisteds_dials(kind: str) -> None:
+    """Its connection is none of ours, while the client's may be."""
+    ports: list[int] = []
+
+    def made(_: Any, **options: Any) -> RelayFactory:
+        endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", ports[0])
+        return RelayFactory(endpoint, filters=[Makes(Delays)], **options)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        ports.append(server.getsockname()[1])
+        async with relaying(kind, made) as relay:
+            relay.server = server
+            await relay.session()
 
 
 async def sends(near: Peer, far: Peer, data: bytes) -> None:
