@@ -6,7 +6,6 @@ nobody runs there is no reactor, so that what it waits for is not known.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -26,7 +25,14 @@ from relayd.core.routing import NO_LIMITS, Decision, RouteFailed, RouteLimits
 from relayd.core.session import Session
 from relayd.core.stage import Stage
 from relayd.net.monotonic import monotonic
-from relayd.operating.explanation import REFUSED, UNKNOWN, PassingClock, Step, meet
+from relayd.operating.explanation import (
+    REFUSED,
+    UNKNOWN,
+    PassingClock,
+    Step,
+    meet,
+    place_of,
+)
 from relayd.preludes.client_hello import HelloReader, hello_of
 from relayd.socks.session import Socks4Session
 from relayd.upstreams.server_names import ServerNames
@@ -142,7 +148,7 @@ def ends_tls(relay: Relay | Socks4Relay) -> bool:
     return isinstance(listen, EndpointString) and endpoint_strings.ends_tls(listen.text)
 
 
-@attrs.define(eq=False, kw_only=True)
+@attrs.define(eq=False)
 class _Client:
     """A client about which a route is asked: see `Arriving`.
 
@@ -186,14 +192,9 @@ class _Run:
         # Imports what most relays do not need.
         from relayd.routing.connection import Connection
 
-        asked, said = self.asked, self.asked.said
-        tls = ends_tls(asked.relay)
-        client = _Client(
-            session=asked.session,
-            clock=self.clock,
-            data=asked.data,
-            server_name=said.name or "" if tls else None,
-        )
+        asked = self.asked
+        tls_name = asked.said.name or "" if ends_tls(asked.relay) else None
+        client = _Client(asked.session, self.clock, asked.data, tls_name)
         self.conn = Connection(client, asked.router)
         self._answer = asked.router.run(self.conn)
         self._answer.addBoth(self._decided)
@@ -392,5 +393,4 @@ def _line_of(reason: Failure) -> str:
     if isinstance(problem, RouteFailed):
         return said
     line = f"it has failed: {type(problem).__name__}: {said}".removesuffix(": ")
-    frames = traceback.extract_tb(reason.getTracebackObject())
-    return f"{line} ({frames[-1].filename}:{frames[-1].lineno})" if frames else line
+    return f"{line} ({where})" if (where := place_of(reason)) else line

@@ -118,6 +118,22 @@ def test_a_route_that_fails(route_modules: RouteModules, body: str, said: str) -
     assert "\n" not in found.steps[-1].why
 
 
+def test_a_failure_has_the_line_of_the_route(route_modules: RouteModules) -> None:
+    """Not that of what it has called wrongly, which is relayd's or Python's."""
+    path = route_modules.write(
+        "import json\n"
+        "def pick(conn):\n"
+        '    return conn.pool("no" + "pe")\n'
+        "async def route(conn):\n"
+        '    if conn.client.host == "10.9.9.9":\n'
+        '        json.loads("{")\n'
+        "    return pick(conn)\n"
+    )
+    for client, line in (("10.9.9.9", 6), ("10.8.8.8", 3)):
+        why = explain(web(), client).steps[-1].why
+        assert why.endswith(f"({path}:{line})"), why
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
