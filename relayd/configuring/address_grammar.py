@@ -226,6 +226,8 @@ def _parse(text: str, known: _Known, lowest_port: int) -> Address:
     if not text or text != text.strip() or not text.isprintable():
         raise ConfigError(f"bad address {text!r}: {_EXPECTED}")
     scheme, colon, rest = text.partition(":")
+    if scheme == "unix" and colon and rest[:1] in ("", ":"):
+        raise ConfigError(f"bad address {text!r}: expected a path behind unix:")
     if scheme == "unix" and rest.startswith("/") and not re.search(r"[:\\]", rest):
         if len(rest.encode()) > _UNIX_PATH_LIMIT:
             raise ConfigError(

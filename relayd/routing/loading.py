@@ -35,9 +35,6 @@ from relayd.core.route_spec import DEFAULT, RouteSpec
 #: The most functions that a line names.
 _MOST_NAMED: Final = 5
 
-#: What a module may raise that is imported.  An operator's Ctrl-C is none of it.
-_RAISED: Final = (Exception, SystemExit, GeneratorExit)
-
 
 class Loader:
     """Finds routes, and executes each of their modules once.
@@ -59,7 +56,10 @@ class Loader:
         for each in spec.function.split("."):
             try:
                 found = getattr(found, each)
-            except _RAISED:
+            except KeyboardInterrupt:
+                # An operator's Ctrl-C.
+                raise
+            except BaseException:
                 raise ConfigError(
                     f"route {spec}: {spec.module} has no {spec.function}"
                     f"{_others(self._module(spec))}"
@@ -100,7 +100,10 @@ class Loader:
                 # One of the packages that it is to be in.
                 return _there_is_no(missing)
             return _said(problem, name, "")
-        except _RAISED as problem:
+        except KeyboardInterrupt:
+            # An operator's Ctrl-C.
+            raise
+        except BaseException as problem:
             return _said(problem, name, "")
         if found is None:
             return _there_is_no(name)
@@ -119,7 +122,10 @@ class Loader:
             # For what looks for a class by the name of its module.
             sys.modules[name] = module
             exec(code, module.__dict__)  # noqa: S102
-        except _RAISED as problem:
+        except KeyboardInterrupt:
+            # An operator's Ctrl-C.
+            raise
+        except BaseException as problem:
             return _said(problem, name, file)
         finally:
             if before is not None:
@@ -181,7 +187,10 @@ def _said(problem: BaseException, name: str, file: str) -> str:
 def _text(problem: BaseException) -> str:
     try:
         return str(problem)
-    except _RAISED:
+    except KeyboardInterrupt:
+        # An operator's Ctrl-C.
+        raise
+    except BaseException:
         return ""
 
 

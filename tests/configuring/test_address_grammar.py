@@ -101,6 +101,8 @@ def test_the_length_of_a_unix_path_is_counted_in_bytes() -> None:
     fits = "/" + "x" * 104 + "é"
     for parse in PARSERS:
         assert parse(f"unix:{fits}") == UnixPath(fits)
+        assert refused(parse, "unix:", "expected a path")
+        assert refused(parse, "unix::mode=660", "expected a path")
         assert refused(parse, f"unix:{fits}x", "at most 107 bytes, this one 108")
 
 

@@ -316,6 +316,10 @@ def test_a_module_that_there_is_not(write: Write) -> None:
         ("x = 1\n\nprint(nothing)\n", "NameError: name 'nothing' is not defined"),
         ("import sys\n\n\nsys.exit('no\\nway')\n", "SystemExit: no way ({file}:4)"),
         ("import sys\nsys.exit()\n", "SystemExit ({file}:2)"),
+        (
+            "class Own(BaseException): ...\n\n\nraise Own('no')\n",
+            "Own: no ({file}:4)",
+        ),
         ("import no_such_anywhere\n", "named 'no_such_anywhere' ({file}:1)"),
         ("import json\n\njson.loads('{{')\n", "({file}:3)"),
         ("raise ValueError('\\x1b[31m')\n", r"ValueError: \x1b[31m ({file}:1)"),
