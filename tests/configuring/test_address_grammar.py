@@ -439,7 +439,6 @@ def test_a_server_endpoint_string_is_passed_on() -> None:
         "unix:/run/a\\:b",
         "unix:/run/a\\b",
         "unix:relative",
-        "unix:",
     ):
         assert outcome(parse_listener, text) == EndpointString(text)
 
