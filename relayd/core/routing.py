@@ -25,6 +25,10 @@ MOST_FACTS, LONGEST_FACT = 16, 256
 #: The most characters of why a client is refused, or what its route has failed by.
 LONGEST_WHY = 256
 
+#: The most routes of a relay that go on after their clients have left; one more, and
+#: the oldest is closed.
+MOST_LEAVING = 1024
+
 #: What a fact may be.
 _FACTS = (str, int, float)
 

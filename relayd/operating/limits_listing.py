@@ -23,6 +23,7 @@ from relayd.admission.own_limits import OwnLimits
 from relayd.admission.session_limits import SessionLimits
 from relayd.control.steering import Json, Work
 from relayd.core.route_spec import DEFAULT
+from relayd.core.routing import MOST_LEAVING
 from relayd.datagrams.standby import FULL, MAX_BYTES
 from relayd.datagrams.unanswered import MAX_KEPT_BYTES
 from relayd.net.descriptors import Descriptors
@@ -37,7 +38,6 @@ from relayd.operating.process_counts import (
     max_descriptors,
     pipes_in_use,
 )
-from relayd.routing.router import MOST_LEAVING
 from relayd.upstreams.checks import AT_ONCE, Checker
 from relayd.upstreams.server import Server
 

@@ -33,7 +33,7 @@ from relayd.core.errors import ConfigError, Refused
 from relayd.core.filter_spec import FilterSpec
 from relayd.core.filtering import check_factories
 from relayd.core.prelude import BadRequest
-from relayd.core.routing import Arriving, Decision, IRouter, RouteFailed
+from relayd.core.routing import MOST_LEAVING, Arriving, Decision, IRouter, RouteFailed
 from relayd.core.setting_types import Kind
 from relayd.core.settings import SERVER_SPEAKS_FIRST
 from relayd.filters.loading import filter_of
@@ -54,10 +54,6 @@ MOST_SERVERS: Final = 1024
 
 #: The most decisions that are kept which say nothing but the name of a pool.
 MOST_PLAIN: Final = 256
-
-#: The most routes that go on after their clients have left; one more, and the oldest is
-#: closed.
-MOST_LEAVING: Final = 1024
 
 
 @implementer(IRouter)

@@ -16,10 +16,10 @@ from twisted.python.failure import Failure
 
 from relayd.core.errors import ConfigError, Refused
 from relayd.core.prelude import BadRequest
-from relayd.core.routing import Decision, RouteFailed
+from relayd.core.routing import MOST_LEAVING, Decision, RouteFailed
 from relayd.net.upstream import Upstream
 from relayd.routing.connection import Connection
-from relayd.routing.router import MOST_LEAVING, MOST_PLAIN, Router
+from relayd.routing.router import MOST_PLAIN, Router
 from tests.support.arriving import Arrived, ask
 from tests.support.fakes import FakeEndpoint
 
