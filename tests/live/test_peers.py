@@ -17,7 +17,14 @@ import pytest
 
 from relayd.net.tcp_info import unacknowledged
 from relayd.preludes.socks4 import Code, Command, write_request
-from tests.support.live_relays import NEVER, chain, echo_once, full_backlog, in_thread
+from tests.support.live_relays import (
+    NEVER,
+    chain,
+    echo_once,
+    full_backlog,
+    in_thread,
+    seldom,
+)
 from tests.support.process import (
     PATIENCE,
     RelayProcess,
@@ -53,6 +60,7 @@ def ended(running: RelayProcess) -> bool:
 # -- takes slowly, takes nothing
 
 
+@seldom
 def test_a_slow_reader_with_a_large_buffer_is_not_stalled(server: Server) -> None:
     """Its window stays shut for two stall timeouts, again and again."""
     with chain(server, 1, "--stall-timeout", "0.4") as running:
@@ -96,6 +104,7 @@ def test_one_that_reads_nothing_has_no_more_than_the_stall_timeout(
             upstream.close()
 
 
+@seldom
 def test_a_peer_that_answers_probes_is_not_lost(server: Server) -> None:
     """It takes nothing, but only the kernel's queue has something for it."""
     with chain(server, 1, "--stall-timeout", "0.4") as running:

@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from tests.support.live_relays import NEVER, chain, echo_once, in_thread
+from tests.support.live_relays import NEVER, chain, echo_once, in_thread, seldom
 from tests.support.process import (
     PATIENCE,
     Server,
@@ -114,6 +114,7 @@ def test_a_client_that_writes_to_a_server_that_left_is_told(server: Server) -> N
         running.ended("upstream_write_failed")
 
 
+@seldom
 def test_an_active_client_with_long_pauses_is_left_alone(server: Server) -> None:
     with chain(server, 1, "--stall-timeout", "0.2") as running:
         with connect(running.port) as client:
@@ -183,6 +184,7 @@ def test_50_mb_to_a_reader_that_pauses_after_half_closing(server: Server) -> Non
         assert (line["up"], line["down"]) == ("17", str(size))
 
 
+@seldom
 def test_a_slow_reader_is_not_stalled(server: Server) -> None:
     # The kernel wakes a writer only when a third of its queue is free; what the
     # reader's kernel takes meanwhile must count.

@@ -25,6 +25,7 @@ from tests.support.live_relays import (
     in_thread,
     once,
     refused_address,
+    seldom,
 )
 from tests.support.process import (
     PATIENCE,
@@ -44,6 +45,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left_behind", "connections_of")
 # -- descriptors
 
 
+@seldom
 def test_nothing_is_left_after_1000_sessions_of_every_ending(server: Server) -> None:
     """Two plain sockets part in every order; servers refuse, hang, have no address."""
     timeouts = (
@@ -205,6 +207,7 @@ def test_nothing_is_left_after_1000_sessions_of_every_ending(server: Server) -> 
             sock.close()
 
 
+@seldom
 def test_a_full_descriptor_table_is_survived(server: Server) -> None:
     limit = 60
 
@@ -290,6 +293,7 @@ def test_sigterm_may_accept_clients_a_little_longer(
         running.ended("done")
 
 
+@seldom
 def test_a_drain_ends_idle_sessions_first(server: Server) -> None:
     """One after another; who waits for an answer gets it, and who speaks goes on."""
     with (

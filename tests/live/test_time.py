@@ -20,7 +20,7 @@ import pytest
 from relayd.core.names import host_port
 from relayd.preludes.socks4 import Code, Command, Reply, write_request
 from tests.live.test_socks4 import reply
-from tests.support.live_relays import full_backlog
+from tests.support.live_relays import full_backlog, seldom
 from tests.support.process import (
     PATIENCE,
     RelayProcess,
@@ -109,6 +109,7 @@ def mark(client: socket.socket) -> str:
 # -- the machine's clock is set
 
 
+@seldom
 def test_a_step_forward_ends_nobody(
     machines_clock: MachinesClock, server: Server, udp_server: UdpServer
 ) -> None:
@@ -147,6 +148,7 @@ def test_a_step_forward_ends_nobody(
             assert 0 <= float(told) < 60
 
 
+@seldom
 def test_a_step_back_stops_no_deadline(
     machines_clock: MachinesClock, server: Server, udp_server: UdpServer
 ) -> None:
@@ -188,6 +190,7 @@ def test_a_step_back_stops_no_deadline(
         running.ended("drained")
 
 
+@seldom
 def test_a_step_back_stops_no_handshake(
     machines_clock: MachinesClock, server: Server
 ) -> None:
@@ -239,6 +242,7 @@ def busy_server() -> Iterator[tuple[str, socket.socket]]:
         yield host_port(*listening.getsockname()), listening
 
 
+@seldom
 def test_who_has_spoken_while_the_relay_was_stopped_is_not_cut(
     server: Server, udp_server: UdpServer
 ) -> None:
@@ -287,6 +291,7 @@ def test_who_has_spoken_while_the_relay_was_stopped_is_not_cut(
         [line] = running.wait_for(f"flow relay=.* {mark(quiet)}")
 
 
+@seldom
 def test_a_handshake_that_was_finished_while_the_proxy_was_stopped_is_served(
     server: Server,
 ) -> None:

@@ -8,7 +8,15 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.support.live_udp import LISTEN, balanced, exchange, name, server, stage
+from tests.support.live_udp import (
+    LISTEN,
+    balanced,
+    exchange,
+    name,
+    seldom,
+    server,
+    stage,
+)
 from tests.support.process import (
     DATAGRAM,
     PATIENCE,
@@ -29,6 +37,7 @@ WELL_EXPIRED = 3.0
 # -- time
 
 
+@seldom
 def test_flows_expire_unless_something_moves(server: UdpServer) -> None:
     """Both ways of taking what a server sends, at once: they take their time."""
     options = (*LISTEN, "-d", server.address)
@@ -83,6 +92,7 @@ def test_flows_expire_unless_something_moves(server: UdpServer) -> None:
 # -- the end
 
 
+@seldom
 def test_sigterm_lets_replies_arrive(server: UdpServer) -> None:
     options = ("--drain-timeout", "60")
     with balanced(*LISTEN, "-d", server.address, *options) as running:

@@ -27,6 +27,16 @@ NEVER = "1000"
 #: For a test that need not run on each kind of connections.
 once = pytest.mark.parametrize("connections_of", TRANSPORTS[:1], indirect=True)
 
+#: For a test that takes long: on other kinds of connections only with the system tests.
+seldom = pytest.mark.parametrize(
+    "connections_of",
+    [
+        TRANSPORTS[0],
+        *(pytest.param(each, marks=pytest.mark.system) for each in TRANSPORTS[1:]),
+    ],
+    indirect=True,
+)
+
 
 @contextmanager
 def chain(

@@ -74,6 +74,18 @@ class Stage:
     pool: tuple[UdpServer, UdpServer]
 
 
+#: For a test that takes long: beside other relays only with the system tests.
+seldom = pytest.mark.parametrize(
+    "stage",
+    [
+        TRANSPORTS[0],
+        *(pytest.param(each, marks=pytest.mark.system) for each in TRANSPORTS[1:]),
+    ],
+    indirect=True,
+    scope="module",
+)
+
+
 @pytest.fixture(autouse=True, params=TRANSPORTS, scope="module")
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     """What the tests that set no option share; other relays get its transport."""
