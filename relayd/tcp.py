@@ -53,10 +53,10 @@ from relayd.upstreams.server_names import ServerNames
 if TYPE_CHECKING:
     from relayd.routing.router import Route
 
-__all__ = ["RelayFactory", "RelayProtocol"]
+    #: What a pool may be made of.
+    Where = Pool | Upstream | IStreamClientEndpoint
 
-#: What a pool may be made of.
-Where = Pool | Upstream | IStreamClientEndpoint
+__all__ = ["RelayFactory", "RelayProtocol"]
 
 
 class RelayProtocol(Routable):
