@@ -72,7 +72,9 @@ class Meter:
                 last = now
         self.rate = got / (now - begin)
         for each in self.sockets:
-            each.shutdown(socket.SHUT_RDWR)
+            # The relay may have reset it by then, for the other one's end.
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
 
     def done(self) -> None:
         """Wait for the end."""
