@@ -135,7 +135,8 @@ def called(row: Json) -> Any:
 
 def _leads_to(row: Json) -> list[Any]:
     """Where the clients of a relay may go."""
-    found = [each for key in ("dest", "sni") for each in row.get(key) or ()]
+    lists = (row.get(key) for key in ("dest", "sni"))
+    found = [each for some in lists if isinstance(some, list) for each in some]
     return [*found, f"route {row['route']}"] if row.get("route") else found
 
 
