@@ -26,6 +26,7 @@ from tests.support.process import (
     command,
     connect,
     eventually,
+    own_host,
     read_all,
     relay,
 )
@@ -48,9 +49,9 @@ def proxy(
     :param shell: what a shell does before.
     :param runner: options of `twistd`.
     """
-    with socket.create_server(("127.0.0.1", 0)) as probe:
+    with socket.create_server((own_host(), 0)) as probe:
         port = probe.getsockname()[1]
-    argv = [*command(), *runner, "socks4", "-l", f"127.0.0.1:{port}"]
+    argv = [*command(), *runner, "socks4", "-l", f"{own_host()}:{port}"]
     argv += ["--deny-dest", "*", *args]
     process = subprocess.Popen(
         ["sh", "-c", f'{shell} exec "$@"', "sh", *argv],
@@ -61,7 +62,7 @@ def proxy(
 
         def listens() -> bool:
             with socket.socket() as sock:
-                return sock.connect_ex(("127.0.0.1", port)) == 0
+                return sock.connect_ex((own_host(), port)) == 0
 
         eventually(listens, "it listens", patience=START)
         yield process, port
@@ -73,7 +74,7 @@ def proxy(
 def deny(port: int, times: int) -> None:
     """Have so many sessions, each of which is answered."""
     for _ in range(times):
-        with connect(port) as client:
+        with connect(port, own_host()) as client:
             client.sendall(DENIED)
             assert read_all(client)[1] == 91
 

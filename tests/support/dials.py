@@ -17,7 +17,7 @@ from twisted.internet.task import Clock
 
 from relayd.net.dialing import SocketEndpoint
 from tests.support.contracts import Recorder, until
-from tests.support.process import Server
+from tests.support.process import Server, own_host
 
 
 def endpoint(server: Server, where: Any = reactor) -> SocketEndpoint:
@@ -143,7 +143,8 @@ class FakeName:
 
 def closed_server() -> Server:
     """One that refuses, though its address can still be asked for."""
-    server = Server()
+    # Of this process alone: others' servers come and go at 127.0.0.1.
+    server = Server(address=(own_host(), 0))
     name = server.socket.getsockname()
     server.close()
     refusing: Any = server
