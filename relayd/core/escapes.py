@@ -13,13 +13,15 @@ _ESCAPE = re.compile(r"\\(x[0-9A-Fa-f]{2}|.|\Z)", re.DOTALL)
 _ESCAPED = {"n": b"\n", "r": b"\r", "t": b"\t", "0": b"\0", "\\": b"\\"}
 
 
-def one_word(text: str) -> str:
+def one_word(text: str, special: str = " '\"") -> str:
     """A text of a stranger's, or of somebody's own code, as one word of a log line.
 
     As it is, or quoted as Python does it, with escapes for what is no printable ASCII,
     and for blanks: these divide the fields of a line.
+
+    :param special: characters for which it is quoted.
     """
-    if text.isascii() and text.isprintable() and not set(text) & set(" '\""):
+    if text.isascii() and text.isprintable() and not set(text) & set(special):
         return text
     return ascii(text).replace(" ", "\\x20")
 

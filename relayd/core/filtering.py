@@ -259,9 +259,6 @@ def check_factories(filters: Sequence[IFilterFactory], *, datagrams: bool) -> No
             raise ValueError(f"filter {name} is for {is_for}, not for {is_not}")
 
 
-# -- datagrams
-
-
 def speaks_first(factory: IFilterFactory) -> bool:
     """Whether a filter takes for granted that the server speaks first."""
     return bool(getattr(factory, "server_speaks_first", False))
@@ -285,6 +282,9 @@ def clashes(filters: Sequence[IFilterFactory], whose: str = "a relay") -> Iterat
             f"the filters of {whose} may make {growth:,} bytes of one, one behind the"
             f" other; {MOST_HELD:,} at most: replace less by so much"
         )
+
+
+# -- datagrams
 
 
 class DatagramWay(Protocol):

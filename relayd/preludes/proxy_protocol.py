@@ -28,6 +28,7 @@ from typing import Any
 import attrs
 
 from relayd.core.addresses import host_of, socket_name
+from relayd.core.escapes import one_word
 from relayd.core.names import host_port
 from relayd.core.networks import Network
 from relayd.core.peers import Peers
@@ -105,9 +106,7 @@ def shown(value: bytes) -> str:
         text = value.decode("utf-8")
     except UnicodeDecodeError:
         return repr(value).replace(" ", "\\x20")
-    if text.isascii() and text.isprintable() and not set(text) & set(" '\"\\"):
-        return text
-    return ascii(text).replace(" ", "\\x20")
+    return one_word(text, " '\"\\")
 
 
 def read_header(data: bytes) -> tuple[ProxyHeader, int] | None:

@@ -151,7 +151,7 @@ class OwnTurns(RoundRobin):
         return super().choose(candidates, self)
 
     def room_changed(self, server: Any) -> None:
-        """See :class:`ISelector`."""
+        """See :class:`ISelector`; it is called if the class of `choose` has it."""
         super().room_changed(server)
 
 
