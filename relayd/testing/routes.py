@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from relayd.core.errors import ConfigError, RelayError
+from relayd.core.errors import RelayError
 from relayd.core.names import host_port, is_address
 from relayd.core.session import Session
 from relayd.core.settings import SERVER_SPEAKS_FIRST
@@ -206,12 +206,9 @@ def _ask(
 
 def _check_server(text: str) -> str:
     # Tests of transports need nothing of this.
-    from relayd.configuring.address_grammar import PortRange
-    from relayd.configuring.server_grammar import is_udp, parse_server
+    from relayd.operating.routing import server_address
 
-    where = parse_server(text)
-    if isinstance(where, PortRange) or is_udp(where):
-        raise ConfigError(f"{text!r} is no server of one connection")
+    server_address(text)
     return text
 
 
