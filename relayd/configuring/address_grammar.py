@@ -10,6 +10,10 @@ An address is a short form:
     systemd:web  udp:systemd:dns     a listener: the sockets with this name that systemd
                                      has passed on (:mod:`relayd.net.activation`)
 
+    original  udp:original           a destination: where the client meant to go
+    10.0.0.5:original                a destination: that host, and the port that the
+                                     client meant (`udp:` as well)
+
     5000-5100  10.0.0.5:5000-5100    each of these ports (`udp:` as well)
 
 or any Twisted endpoint string (`tcp:8080:interface=127.0.0.1`, `tls:…`,
@@ -32,7 +36,7 @@ import ipaddress
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
@@ -47,8 +51,14 @@ _BUILT_IN = frozenset({"tcp", "ssl", "unix"})
 
 DIGITS = re.compile(r"[0-9]+")
 
+#: What stands for where the client meant to go, or for the port there.
+ORIGINAL = "original"
+
 #: What the type of an endpoint string looks like: no address does.
 _TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_+-]*")
+
+#: What one of two parsers makes of a text.
+SomeAddress = TypeVar("SomeAddress")
 
 #: Returns the types of endpoint strings that are known.
 _Known = Callable[[], frozenset[str]]
@@ -119,6 +129,25 @@ class EndpointString:
         return self.text
 
 
+@attrs.frozen
+class OriginalAddress:
+    """A destination that the client itself names: where it meant to go.
+
+    :ivar host: a host to which all of them go, on the port that each of them meant;
+        None: to the address that each of them meant.
+    :ivar udp: it is one of datagrams.
+    """
+
+    host: str | None = None
+    udp: bool = False
+    options: ServerOptions = attrs.field(default=PLAIN, kw_only=True)
+
+    def __str__(self) -> str:
+        bracketed = f"[{self.host}]" if ":" in (self.host or "") else self.host
+        where = f"{bracketed}:{ORIGINAL}" if self.host else ORIGINAL
+        return f"udp:{where}" if self.udp else where
+
+
 StreamAddress = HostPort | UnixPath | EndpointString
 Address = StreamAddress | UdpAddress
 
@@ -148,7 +177,9 @@ class PortRange:
 _RANGE = re.compile(r"(.*?)([0-9]+)-([0-9]+)")
 
 
-def parse_range(text: str, parse: Callable[[str], Address]) -> Address | PortRange:
+def parse_range(
+    text: str, parse: Callable[[str], SomeAddress]
+) -> SomeAddress | PortRange:
     """Parse an address that may have several ports.
 
     :param parse: of one with one port: `parse_listener`, or `parse_destination`.
@@ -159,7 +190,9 @@ def parse_range(text: str, parse: Callable[[str], Address]) -> Address | PortRan
         return parse(text)
     before, low, high = match.groups()
     first, last = (_port_of_range(text, before + port, parse) for port in (low, high))
-    if not isinstance(first, HostPort | UdpAddress) or type(last) is not type(first):
+    if not isinstance(first, HostPort | UdpAddress):
+        return parse(text)
+    if not isinstance(last, type(first)):
         return parse(text)
     if not 0 < first.port < last.port:
         raise ConfigError(
@@ -168,7 +201,9 @@ def parse_range(text: str, parse: Callable[[str], Address]) -> Address | PortRan
     return PortRange(first, last.port)
 
 
-def _port_of_range(text: str, port: str, parse: Callable[[str], Address]) -> Address:
+def _port_of_range(
+    text: str, port: str, parse: Callable[[str], SomeAddress]
+) -> SomeAddress:
     """The first or the last address of a range; an error quotes the whole."""
     try:
         return parse(port)
@@ -182,6 +217,11 @@ def parse_listener(text: str) -> Address:
 
     :raises ConfigError: `text` is not an address; the message quotes it.
     """
+    if text.removeprefix("udp:") == ORIGINAL or text.endswith(f":{ORIGINAL}"):
+        raise ConfigError(
+            f"bad address {text!r}: {ORIGINAL} is where clients meant to go, a"
+            " destination: give a listener its port"
+        )
     where = _parse(text, _listening_types, lowest_port=0)
     if isinstance(where, EndpointString) and has_proxy_header(text):
         raise ConfigError(
@@ -192,12 +232,43 @@ def parse_listener(text: str) -> Address:
     return where
 
 
-def parse_destination(text: str) -> Address:
+def parse_destination(text: str) -> Address | OriginalAddress:
     """Parse the address of a server.
 
     :raises ConfigError: `text` is not an address; the message quotes it.
     """
-    return _parse(text, _dialling_types, lowest_port=1)
+    udp, rest = text.startswith("udp:"), text.removeprefix("udp:")
+    if rest != ORIGINAL and not rest.endswith(f":{ORIGINAL}"):
+        return _parse(text, _dialling_types, lowest_port=1)
+    return _parse_original(text, rest.removesuffix(ORIGINAL), udp)
+
+
+def _parse_original(text: str, host: str, udp: bool) -> Address | OriginalAddress:
+    """A destination that ends with `original`, or an endpoint string that does.
+
+    :param host: what stands before that word.
+    """
+    if not host:
+        return OriginalAddress(udp=udp)
+    # As with any port, but in what an error quotes.
+    port = "1"
+    try:
+        where = _parse(host + port, _dialling_types, lowest_port=1)
+    except ConfigError as problem:
+        why = str(problem).removeprefix(f"bad address {host + port!r}: ")
+        raise ConfigError(f"bad address {text!r}: {why}") from None
+    if not isinstance(where, HostPort):
+        return _parse(text, _dialling_types, lowest_port=1)
+    if where.host is None:
+        raise ConfigError(
+            f"bad address {text!r}: write {ORIGINAL} alone, or a host before it"
+        )
+    if udp and is_name(where.host):
+        raise ConfigError(
+            f"bad address {text!r}: write the address of the host: names are not looked"
+            " up for each datagram"
+        )
+    return OriginalAddress(where.host, udp)
 
 
 def _listening_types() -> frozenset[str]:

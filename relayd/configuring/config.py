@@ -24,6 +24,7 @@ from relayd.admission.per_client import ClientPrefix, ConnectRate
 from relayd.admission.rates import Rates
 from relayd.configuring.address_grammar import (
     HostPort,
+    OriginalAddress,
     PortRange,
     StreamAddress,
     UdpAddress,
@@ -43,7 +44,7 @@ from relayd.configuring.bandwidth_settings import (
     BANDWIDTH_PER_SESSION,
 )
 from relayd.configuring.control_settings import CONTROL
-from relayd.configuring.dial_settings import INTERFACE, KEEPALIVE, MARK
+from relayd.configuring.dial_settings import INTERFACE, KEEPALIVE, MARK, TRANSPARENT
 from relayd.configuring.route_settings import ROUTE, SniEntry
 from relayd.configuring.server_grammar import ServersOf
 from relayd.configuring.server_options import SendProxy
@@ -55,6 +56,7 @@ from relayd.core import (
 )
 from relayd.core.check_grammar import Check
 from relayd.core.filter_spec import FilterSpec
+from relayd.core.interception import Intercept
 from relayd.core.networks import Network
 from relayd.core.process_settings import LogFormat, Transport
 from relayd.core.route_spec import RouteSpec
@@ -138,6 +140,16 @@ class Dialing:
 
 
 @attrs.frozen(kw_only=True)
+class ServerDialing(Dialing):
+    """The same of a relay that has servers.
+
+    :ivar transparent: they are dialled from the client's own address.
+    """
+
+    transparent: bool = TRANSPARENT.default
+
+
+@attrs.frozen(kw_only=True)
 class FlowAdmission:
     """Which clients are served, and how fast.
 
@@ -212,6 +224,7 @@ class Relay:
     :ivar listeners: at least one.
     :ivar destinations: its servers, in turn; none: it is the demo.
     :ivar name: None for `relay` and a number.
+    :ivar intercepts: what the kernel is to bring to its listeners.
     :ivar filters: of its sessions, in order.
     :ivar route: decides about each client; None: nothing does.
     :ivar sni: which pool is for which server name.
@@ -222,14 +235,17 @@ class Relay:
     """
 
     listeners: Sequence[StreamAddress | PortRange] = attrs.field(converter=_kept)
-    destinations: Sequence[StreamAddress | ServersOf | PortRange] = attrs.field(
-        converter=_kept
+    destinations: Sequence[StreamAddress | ServersOf | OriginalAddress | PortRange] = (
+        attrs.field(converter=_kept)
     )
     name: str | None = None
     admission: Admission = attrs.field(factory=Admission, kw_only=True)
     pool: PoolSettings = attrs.field(factory=PoolSettings, kw_only=True)
     stream: StreamSettings = attrs.field(factory=StreamSettings, kw_only=True)
-    dialing: Dialing = attrs.field(factory=Dialing, kw_only=True)
+    dialing: ServerDialing = attrs.field(factory=ServerDialing, kw_only=True)
+    intercepts: Sequence[Intercept] = attrs.field(
+        default=(), converter=_kept, kw_only=True
+    )
     filters: Sequence[FilterSpec] = attrs.field(
         default=(), converter=_kept, kw_only=True
     )
@@ -250,14 +266,17 @@ class UdpRelay:
     """A UDP relay; as :class:`Relay`."""
 
     listeners: Sequence[UdpAddress | PortRange] = attrs.field(converter=_kept)
-    destinations: Sequence[UdpAddress | ServersOf | PortRange] = attrs.field(
-        converter=_kept
+    destinations: Sequence[UdpAddress | ServersOf | OriginalAddress | PortRange] = (
+        attrs.field(converter=_kept)
     )
     name: str | None = None
     admission: FlowAdmission = attrs.field(factory=FlowAdmission, kw_only=True)
     pool: FlowPoolSettings = attrs.field(factory=FlowPoolSettings, kw_only=True)
     udp: UdpSettings = attrs.field(factory=UdpSettings, kw_only=True)
-    dialing: Dialing = attrs.field(factory=Dialing, kw_only=True)
+    dialing: ServerDialing = attrs.field(factory=ServerDialing, kw_only=True)
+    intercepts: Sequence[Intercept] = attrs.field(
+        default=(), converter=_kept, kw_only=True
+    )
     filters: Sequence[FilterSpec] = attrs.field(
         default=(), converter=_kept, kw_only=True
     )
@@ -302,6 +321,8 @@ AnyRelay = Relay | UdpRelay | Socks4Relay
 class ProcessSettings:
     """What concerns the whole process.
 
+    :ivar manage_netfilter: it installs the rules that relays need, and removes them.
+    :ivar netfilter_mark: the bit of the mark in those rules, one of 32.
     :ivar control_uids: users who may do all by the control socket.
     :ivar control_read_uids: users who may see all by it.
     """
@@ -312,6 +333,8 @@ class ProcessSettings:
     max_descriptors: int | None = process_settings.MAX_DESCRIPTORS.default
     transport: Transport = process_settings.TRANSPORT.default
     verbose: bool = process_settings.VERBOSE.default
+    manage_netfilter: bool = process_settings.MANAGE_NETFILTER.default
+    netfilter_mark: int = process_settings.NETFILTER_MARK.default
     quiet: bool = process_settings.QUIET.default
     access_log: str | None = process_settings.ACCESS_LOG.default
     log_format: LogFormat = process_settings.LOG_FORMAT.default

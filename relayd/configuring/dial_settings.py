@@ -1,43 +1,28 @@
-"""The rows of the table of settings for how servers are dialled.
+"""The rows of the table of settings for how servers are dialled, and what is brought
+to a relay to be.
 
 What they set on sockets: :mod:`relayd.net.dial_options`, :mod:`relayd.net.keepalive`.
+What is brought: :mod:`relayd.core.interception`.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-import attrs
-
-from relayd.core.setting_types import ALL_KINDS, STREAMS, Count, Setting, Written
-from relayd.core.settings import ADDRESSES, TIMEOUTS
-from relayd.net.dial_options import (
-    EXPECTED_INTERFACE,
-    EXPECTED_SOURCE,
-    MAX_MARK,
-    check_interface,
-    check_source,
+from relayd.core.interception import EXPECTED_INTERCEPT, Intercept, parse_intercept
+from relayd.core.names import EXPECTED_INTERFACE, check_interface
+from relayd.core.number_types import Mark
+from relayd.core.setting_types import (
+    ALL_KINDS,
+    STREAMS,
+    Flag,
+    Setting,
+    Written,
+    rows_in,
 )
+from relayd.core.settings import ADDRESSES, TIMEOUTS
+from relayd.net.dial_options import EXPECTED_SOURCE, check_source
 from relayd.net.keepalive import EXPECTED_KEEPALIVE, Keepalive, parse_keepalive
-
-
-@attrs.frozen
-class Mark(Count):
-    """A firewall mark: a number, which may be hexadecimal, as in `ip rule`."""
-
-    maximum: int = MAX_MARK
-    placeholder: ClassVar[str] = "MARK"
-
-    def parse(self, text: str) -> int:
-        digits = text.lower().removeprefix("0x")
-        if digits != text.lower() and digits.isascii() and digits.isalnum():
-            # Of so few digits that reading them takes no time.
-            try:
-                return self._checked(int(digits, 16) if len(digits) <= 8 else 0)
-            except ValueError:
-                raise ValueError(f"expected {self.describe()}") from None
-        return super().parse(text)
-
 
 SOURCE = Setting[tuple[str, ...]](
     name="source",
@@ -69,6 +54,30 @@ MARK = Setting[int | None](
     kinds=ALL_KINDS,
     group=ADDRESSES,
 )
+TRANSPARENT = Setting[bool](
+    name="transparent",
+    type=Flag(),
+    default=False,
+    help="Dial servers from the client's own address, and for UDP also from its port;"
+    " they need this machine as their gateway, and the rules of relayctl netfilter."
+    " Takes CAP_NET_RAW.",
+    kinds=("tcp", "udp"),
+    group=ADDRESSES,
+)
+INTERCEPT = Setting[tuple[Intercept, ...]](
+    name="intercept",
+    type=Written("WHAT", parse_intercept, EXPECTED_INTERCEPT),
+    default=(),
+    help="Bring to the listener what is sent to these addresses and ports, such as"
+    " 192.0.2.1:80, 10.0.0.0/8:80,443 or :53 (any address), of ,from=NETWORK and"
+    " ,interface=NAME alone if they are behind it. It says which rules there must be"
+    " (relayctl netfilter, or --manage-netfilter); ,by=redirect or ,by=tproxy says of"
+    " which kind. May be repeated.",
+    kinds=("tcp", "udp"),
+    group=ADDRESSES,
+    field="intercepts",
+    repeatable=True,
+)
 KEEPALIVE = Setting[Keepalive | None](
     name="keepalive",
     type=Written("IDLE,INTERVAL,COUNT", parse_keepalive, EXPECTED_KEEPALIVE),
@@ -82,4 +91,4 @@ KEEPALIVE = Setting[Keepalive | None](
 )
 
 #: All of them, in the order of the help.
-TABLE: tuple[Setting[Any], ...] = (SOURCE, INTERFACE, MARK, KEEPALIVE)
+TABLE: tuple[Setting[Any], ...] = rows_in(globals())

@@ -14,6 +14,7 @@ import os
 from relayd.configuring.address_grammar import (
     EndpointString,
     HostPort,
+    OriginalAddress,
     UdpAddress,
     UnixPath,
 )
@@ -79,6 +80,8 @@ def short_form(address: Destination, *, server: bool) -> HostPort | UnixPath | N
     """
     if isinstance(address, ServersOf):
         return HostPort(address.name, address.port) if address.port else None
+    if isinstance(address, OriginalAddress):
+        return None
     if isinstance(address, UdpAddress):
         return None if address.passed else HostPort(address.host, address.port)
     if not isinstance(address, EndpointString):

@@ -19,6 +19,7 @@ import attrs
 from relayd.configuring.address_grammar import (
     Address,
     HostPort,
+    OriginalAddress,
     PortRange,
     UdpAddress,
     parse_destination,
@@ -57,7 +58,7 @@ class ServersOf:
 
 
 #: What a destination may be.
-Destination = Address | ServersOf
+Destination = Address | OriginalAddress | ServersOf
 
 _NAMED = re.compile(r"(udp:)?(dns|srv):(.*)", re.DOTALL)
 
@@ -92,7 +93,7 @@ def load_server(table: Mapping[str, Any]) -> Destination | PortRange:
 
 def is_udp(where: Destination | PortRange) -> bool:
     """Whether a server is one of datagrams."""
-    if isinstance(where, ServersOf):
+    if isinstance(where, ServersOf | OriginalAddress):
         return where.udp
     return isinstance(
         where.first if isinstance(where, PortRange) else where, UdpAddress

@@ -11,6 +11,12 @@ _LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
 
 
+EXPECTED_INTERFACE = "the name of an interface, such as eth1"
+
+#: The longest name of an interface, in bytes (IFNAMSIZ of Linux, without its NUL).
+_MAX_INTERFACE = 15
+
+
 def host_port(host: str, port: int) -> str:
     """A host and a port as text, the host in brackets if it is an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -43,3 +49,14 @@ def is_address(host: str) -> bool:
     except ValueError:
         return False
     return "%" not in host
+
+
+def check_interface(text: str) -> str:
+    """The name of an interface, which need not exist.
+
+    :raises ValueError: no interface can have it.
+    """
+    plain = text.isprintable() and not set(text) & set(" /:%")
+    if not plain or not 0 < len(text.encode()) <= _MAX_INTERFACE or text in (".", ".."):
+        raise ValueError(f"expected {EXPECTED_INTERFACE}")
+    return text

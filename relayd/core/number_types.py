@@ -1,4 +1,4 @@
-"""More types of settings that are numbers: those that may be 0, and percentages.
+"""More types of settings that are numbers: those that may be 0, percentages, marks.
 
 They are as those of :mod:`relayd.core.setting_types`.
 """
@@ -10,6 +10,9 @@ from typing import ClassVar
 import attrs
 
 from relayd.core.setting_types import Count
+
+#: The largest firewall mark.
+MAX_MARK = 0xFFFF_FFFF
 
 
 @attrs.frozen
@@ -45,3 +48,40 @@ class Percent(CountOrNone):
 
     def show(self, value: int) -> str:
         return f"{value}%"
+
+
+@attrs.frozen
+class Mark(Count):
+    """A firewall mark: a number, which may be hexadecimal, as in `ip rule`."""
+
+    maximum: int = MAX_MARK
+    placeholder: ClassVar[str] = "MARK"
+
+    def parse(self, text: str) -> int:
+        digits = text.lower().removeprefix("0x")
+        if digits != text.lower() and digits.isascii() and digits.isalnum():
+            # Of so few digits that reading them takes no time.
+            try:
+                return self._checked(int(digits, 16) if len(digits) <= 8 else 0)
+            except ValueError:
+                raise ValueError(f"expected {self.describe()}") from None
+        return super().parse(text)
+
+
+@attrs.frozen
+class MarkBit(Mark):
+    """One bit of a firewall mark; in a file it may be a string, such as "0x1000"."""
+
+    def load(self, value: object) -> int:
+        return self.parse(value) if isinstance(value, str) else super().load(value)
+
+    def _checked(self, value: int) -> int:
+        if not self.minimum <= value <= self.maximum or value.bit_count() != 1:
+            raise ValueError(f"expected {self.describe()}")
+        return value
+
+    def describe(self) -> str:
+        return "one bit of a firewall mark, such as 0x1000"
+
+    def show(self, value: int) -> str:
+        return hex(value)

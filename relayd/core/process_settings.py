@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from relayd.core.number_types import MarkBit
 from relayd.core.setting_types import (
     ALL_KINDS,
     STREAMS,
@@ -77,6 +78,28 @@ TRANSPORT = Setting[Transport](
     " CPU), twisted, or auto (plane if it is available). Endpoint strings always have"
     " Twisted's.",
     kinds=ALL_KINDS,
+    group=PROCESS,
+    process=True,
+)
+MANAGE_NETFILTER = Setting[bool](
+    name="manage-netfilter",
+    type=Flag(),
+    default=False,
+    help="Install the rules of nftables, ip rules and routes that the relays need (see"
+    " --intercept and --transparent), and remove them when they stop. Takes"
+    " CAP_NET_ADMIN.",
+    kinds=("tcp", "udp"),
+    group=PROCESS,
+    process=True,
+)
+NETFILTER_MARK = Setting[int](
+    name="netfilter-mark",
+    type=MarkBit(),
+    default=0x1000,
+    help="The bit of the firewall mark by which those rules know packets that are for"
+    " this machine whatever their address; also the number of the routing table for"
+    " them.",
+    kinds=("tcp", "udp"),
     group=PROCESS,
     process=True,
 )

@@ -22,13 +22,11 @@ from typing import Any
 
 import attrs
 
+from relayd.core.names import check_interface
+from relayd.core.number_types import MAX_MARK
 from relayd.net.keepalive import Keepalive, set_keepalive, set_user_timeout
 
 EXPECTED_SOURCE = "an address of this machine, such as 192.0.2.1 or 2001:db8::1"
-EXPECTED_INTERFACE = "the name of an interface, such as eth1"
-
-#: The largest firewall mark, and the longest name of an interface (IFNAMSIZ).
-MAX_MARK, MAX_INTERFACE = 0xFFFF_FFFF, 15
 
 _IPV4, _IPV6 = int(socket.AF_INET), int(socket.AF_INET6)
 _SOCKET = int(socket.SOL_SOCKET)
@@ -53,17 +51,6 @@ def check_source(text: str) -> str:
         raise ValueError(f"expected {EXPECTED_SOURCE}: this one is {mapped}")
     if address.is_multicast or address.is_unspecified or text == "255.255.255.255":
         raise ValueError(f"expected {EXPECTED_SOURCE}: it is not that of one host")
-    return text
-
-
-def check_interface(text: str) -> str:
-    """The name of an interface, which need not exist.
-
-    :raises ValueError: no interface can have it.
-    """
-    plain = text.isprintable() and not set(text) & set(" /:%")
-    if not plain or not 0 < len(text.encode()) <= MAX_INTERFACE or text in (".", ".."):
-        raise ValueError(f"expected {EXPECTED_INTERFACE}")
     return text
 
 

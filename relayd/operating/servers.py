@@ -11,10 +11,9 @@ from relayd.configuring.address_grammar import (
     HostPort,
     PortRange,
     StreamAddress,
-    UdpAddress,
 )
 from relayd.configuring.config import Dialing
-from relayd.configuring.server_grammar import ServersOf, options_of
+from relayd.configuring.server_grammar import Destination, options_of
 from relayd.configuring.server_options import ServerOptions
 from relayd.core.errors import ConfigError
 from relayd.core.process_settings import Transport
@@ -131,7 +130,7 @@ def dial_options(dialing: Dialing) -> DialOptions:
 
 
 def check_own(
-    destinations: Iterable[StreamAddress | UdpAddress | ServersOf | PortRange],
+    destinations: Iterable[Destination | PortRange],
     dialing: DialOptions,
 ) -> None:
     """Try how servers are dialled that have a way of their own.

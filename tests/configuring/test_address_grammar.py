@@ -17,6 +17,7 @@ from relayd.configuring.address_grammar import (
     Address,
     EndpointString,
     HostPort,
+    OriginalAddress,
     PortRange,
     UdpAddress,
     UnixPath,
@@ -160,6 +161,43 @@ def test_datagram_sockets_that_systemd_passes_on() -> None:
         ("udp:::1", "write an IPv6 address in brackets"),
     ):
         assert all(refused(parse, text, why) for parse in PARSERS)
+
+
+def test_where_the_client_meant_to_go() -> None:
+    """A destination, and no listener; `str` reads back."""
+    for text, where in (
+        ("original", OriginalAddress()),
+        ("192.168.0.10:original", OriginalAddress("192.168.0.10")),
+        ("[2001:db8::1]:original", OriginalAddress("2001:db8::1")),
+        ("[fe80::1%3]:original", OriginalAddress("fe80::1%3")),
+        ("db.example.com:original", OriginalAddress("db.example.com")),
+        ("udp:original", OriginalAddress(udp=True)),
+        ("udp:192.168.0.10:original", OriginalAddress("192.168.0.10", udp=True)),
+        ("udp:[2001:db8::1]:original", OriginalAddress("2001:db8::1", udp=True)),
+        # A host may be called so.
+        ("original:80", HostPort("original", 80)),
+        ("unix:/run/original", UnixPath("/run/original")),
+        ("tcp:host=db:port=original", EndpointString("tcp:host=db:port=original")),
+        ("tcp:db:original", EndpointString("tcp:db:original")),
+    ):
+        assert parse_destination(text) == where
+        assert parse_destination(str(where)) == where
+        if isinstance(where, OriginalAddress):
+            assert refused(parse_listener, text, "a destination: give a listener its")
+    for text, why in (
+        (":original", "write original alone, or a host before it"),
+        ("udp::original", "write original alone, or a host before it"),
+        ("udp:db.example.com:original", "write the address of the host"),
+        ("2001:db8::1:original", "write an IPv6 address in brackets"),
+        ("[x]:original", "'x' is not an IPv6 address"),
+        ("224.0.0.1:original", "a multicast group"),
+        ("10.0.0.1.2:original", "is not an IPv4 address"),
+        ("[fe80::1]:original", "a link-local address needs its interface"),
+        ("a b:original", "is not a host name"),
+        ("original ", "expected a port"),
+        ("Original", "is not a port"),
+    ):
+        assert refused(parse_destination, text, why)
 
 
 # -- ranges
@@ -479,7 +517,7 @@ def test_any_text_is_understood_or_refused(text: str) -> None:
     """Never another error, never a message of two lines, and `str` reads back."""
     for parse in PARSERS:
         try:
-            where: Address = parse(text)
+            where: Address | OriginalAddress = parse(text)
         except ConfigError as problem:
             message = str(problem)
             assert repr(text) in message

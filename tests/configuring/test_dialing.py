@@ -9,7 +9,7 @@ import pytest
 from twisted.internet import reactor
 
 from relayd.configuring.address_grammar import HostPort
-from relayd.configuring.config import Config, Dialing
+from relayd.configuring.config import Config, ServerDialing
 from relayd.core.errors import CannotStart, ConfigError
 from relayd.net.dial_options import DialOptions
 from relayd.net.keepalive import Keepalive, parse_keepalive
@@ -45,7 +45,7 @@ def test_on_a_command_line_they_are_for_all_relays() -> None:
     assert one.dialing.options == other.dialing.options == options
     [proxy] = parse(*ALL, plugin=socks4).relays
     assert proxy.dialing.options == options
-    assert parse(*TO).relays[0].dialing == Dialing()
+    assert parse(*TO).relays[0].dialing == ServerDialing()
 
 
 def test_how_lost_peers_are_noticed() -> None:
@@ -78,12 +78,12 @@ dest = "9.9.9.9:53"
 source = []
 """
     web, six, dns = config_of(tmp_path / "f.toml", text).relays
-    assert web.dialing == Dialing(sources=["192.0.2.1"], mark=31)
+    assert web.dialing == ServerDialing(sources=["192.0.2.1"], mark=31)
     assert web.stream.keepalive == Keepalive(10, 5, 3)  # type: ignore[union-attr]
     assert six.dialing.options == DialOptions(
         source4="192.0.2.2", source6="2001:db8::1", interface="eth1", mark=31
     )
-    assert dns.dialing == Dialing(mark=31)
+    assert dns.dialing == ServerDialing(mark=31)
 
 
 @pytest.mark.parametrize(

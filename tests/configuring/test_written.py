@@ -41,12 +41,19 @@ from relayd.configuring.control_settings import (
     CONTROL_READ_UID,
     CONTROL_UID,
 )
-from relayd.configuring.dial_settings import INTERFACE, KEEPALIVE, MARK, SOURCE
+from relayd.configuring.dial_settings import (
+    INTERCEPT,
+    INTERFACE,
+    KEEPALIVE,
+    MARK,
+    SOURCE,
+)
 from relayd.configuring.filter_settings import FILTER
 from relayd.configuring.given import Layers
 from relayd.configuring.route_settings import ROUTE, SNI
 from relayd.configuring.written import as_toml, named
 from relayd.core.errors import CannotStart, ConfigError
+from relayd.core.number_types import MarkBit
 from relayd.core.pool_settings import CHECK, ON_DOWN, WHEN_NONE
 from relayd.core.process_settings import (
     ACCESS_LOG,
@@ -139,6 +146,9 @@ WRITTEN: dict[Setting[Any], st.SearchStrategy[str]] = {
         ]
     ),
     SOURCE: st.just("192.0.2.1"),
+    INTERCEPT: st.sampled_from(
+        ["10.0.0.0/8:80,443", ":1-9,from=10.1.0.0/16,by=redirect"]
+    ),
     INTERFACE: st.sampled_from(["lo", "eth1"]),
     KEEPALIVE: st.sampled_from(["60,15,4", "1,2,3"]),
     # Off, there would be nothing to do.
@@ -155,6 +165,8 @@ def texts(row: Setting[Any]) -> st.SearchStrategy[str]:
         return WRITTEN[row]
     if isinstance(kind, Seconds):
         return TIMES | st.just("0") if kind.never else TIMES
+    if isinstance(kind, MarkBit):
+        return st.integers(0, 31).map(lambda bit: hex(1 << bit))
     if isinstance(kind, Count):
         counts = st.integers(kind.minimum, kind.maximum).map(str)
         return counts | st.just("64KiB") if isinstance(kind, Size) else counts
@@ -405,6 +417,8 @@ EXAMPLES = {
     "check": "http://:8008/primary",
     "source": "192.0.2.1",
     "interface": "eth1",
+    "intercept": "192.0.2.1:80,from=10.0.0.0/8",
+    "netfilter-mark": "0x20",
     "keepalive": "1,2,3",
     "user-timeout": "11",
 }
@@ -417,7 +431,7 @@ def example(row: Setting[Any]) -> str:
         return str(kind.placeholder.split("|")[-1])
     if isinstance(kind, Seconds | Ratio) and row.name not in EXAMPLES:
         return "2.5"
-    if isinstance(kind, Count):
+    if isinstance(kind, Count) and row.name not in EXAMPLES:
         return str(kind.minimum + 6)
     return "192.0.2.1" if isinstance(kind, IPv4) else EXAMPLES[row.name]
 

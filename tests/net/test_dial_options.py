@@ -13,8 +13,9 @@ import pytest
 import pytest_twisted
 from twisted.internet import error, reactor
 
+from relayd.core.names import check_interface
 from relayd.net import dial_options
-from relayd.net.dial_options import DialOptions, check_interface, check_source
+from relayd.net.dial_options import DialOptions, check_source
 from relayd.net.dialing import SocketEndpoint
 from relayd.net.happy_eyeballs import NameEndpoint
 from relayd.net.keepalive import Keepalive
