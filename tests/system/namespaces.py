@@ -59,6 +59,11 @@ class Machine:
             finally:
                 _enter(here.fileno())
 
+    def set(self, name: str, value: int) -> None:
+        """Set one of the kernel's settings below net, of this machine's own."""
+        with self.inside():
+            Path("/proc/sys/net", name).write_text(str(value))
+
     def cable(self, link: str, state: str) -> None:
         """Pull the cable out of this machine (`down`), or plug it in (`up`)."""
         run(program("ip"), "-n", self.name, "link", "set", link, state)
@@ -81,44 +86,54 @@ class Machines:
 @contextmanager
 def machines() -> Iterator[Machines]:
     """Three of them, connected, for the length of a block."""
+    with made("client", "proxy", "server") as (client, proxy, server):
+        connect("inside", (client, [f"{CLIENT}/30"]), (proxy, [f"{PROXY}/30"]))
+        connect("outside", (proxy, [f"{OUTSIDE}/30"]), (server, [f"{SERVER}/30"]))
+        yield Machines(client, proxy, server)
+
+
+@contextmanager
+def made(*parts: str) -> Iterator[list[Machine]]:
+    """Machines of these names, each with its loopback, for the length of a block."""
     ip = program("ip")
     if os.geteuid() != 0:
         lacking("network namespaces take root")
-    # Others may run these tests, too.
-    client, proxy, server = names = [
-        f"relayd-{os.getpid()}-{part}" for part in ("client", "proxy", "server")
-    ]
-    made = []
+    there = []
     try:
-        for name in names:
-            _make(ip, name)
-            made.append(name)
-            run(ip, "-n", name, "link", "set", "lo", "up")
-        # The cables are made inside, so that their names are free.
-        _connect(ip, (client, CLIENT), (proxy, PROXY), "inside")
-        _connect(ip, (proxy, OUTSIDE), (server, SERVER), "outside")
-        yield Machines(*map(Machine, names))
+        for part in parts:
+            # Others may run these tests, too.
+            machine = Machine(f"relayd-{os.getpid()}-{part}")
+            _make(ip, machine.name)
+            there.append(machine)
+            machine.cable("lo", "up")
+        yield there
     finally:
         # With the namespaces go the cables that end in them.
-        for name in made:
-            run(ip, "netns", "delete", name)
+        for machine in there:
+            run(ip, "netns", "delete", machine.name)
 
 
 def _make(ip: str, name: str) -> None:
     """Make a namespace, if this machine lets us: some containers don't."""
-    made = subprocess.run(
+    done = subprocess.run(
         [ip, "netns", "add", name], capture_output=True, text=True, check=False
     )
-    if made.returncode != 0:
-        lacking(f"no network namespaces here: {made.stderr.strip()}")
+    if done.returncode != 0:
+        lacking(f"no network namespaces here: {done.stderr.strip()}")
 
 
-def _connect(ip: str, one: tuple[str, str], other: tuple[str, str], link: str) -> None:
-    """Lay a cable between two machines, each with its address on it."""
+def connect(link: str, *ends: tuple[Machine, list[str]]) -> None:
+    """Lay a cable between two machines, each with its addresses on it.
+
+    It is made inside, so that its name is free.
+    """
+    ip = program("ip")
+    (one, _), (other, _) = ends
     run(
-        *(ip, "-n", one[0], "link", "add", link, "type", "veth"),
-        *("peer", "name", link, "netns", other[0]),
+        *(ip, "-n", one.name, "link", "add", link, "type", "veth"),
+        *("peer", "name", link, "netns", other.name),
     )
-    for name, address in (one, other):
-        run(ip, "-n", name, "address", "add", f"{address}/30", "dev", link)
-        run(ip, "-n", name, "link", "set", link, "up")
+    for machine, addresses in ends:
+        for address in addresses:
+            run(ip, "-n", machine.name, "address", "add", address, "dev", link)
+        machine.cable(link, "up")
