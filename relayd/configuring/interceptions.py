@@ -1,14 +1,26 @@
 """What the settings of a relay say of clients that meant to go elsewhere.
 
-Whatever depends on it asks here: what its listeners are made as, and which rules of
-netfilter it needs.
+Whatever depends on it asks here: what its listeners are made as, which rules of
+netfilter it needs, and to which of its listeners they lead.
 """
 
 from __future__ import annotations
 
-from relayd.configuring.address_grammar import OriginalAddress
+from collections.abc import Iterable
+from typing import Any
+
+from relayd.configuring.address_grammar import (
+    HostPort,
+    OriginalAddress,
+    PortRange,
+    UdpAddress,
+    dialled_host,
+)
 from relayd.configuring.config import AnyRelay, Relay, UdpRelay
+from relayd.configuring.ends import EVERY, address_of, sockets_of
 from relayd.configuring.pools_of_relay import servers_of
+from relayd.configuring.server_grammar import ServersOf
+from relayd.core.interception import Intercept
 
 
 def takes_original(relay: AnyRelay) -> bool:
@@ -20,14 +32,65 @@ def takes_original(relay: AnyRelay) -> bool:
     return isinstance(relay, Relay) and bool(relay.route and relay.intercepts)
 
 
+def by_tproxy(relay: Relay | UdpRelay, intercept: Intercept) -> bool:
+    """Whether a relay's clients are brought to it by TPROXY; else by NAT.
+
+    Unless somebody said, by NAT, which takes no right of the relay, but for two:
+
+    - Datagrams that go where they were meant to.  It is TPROXY alone that leaves their
+      destination in them.
+    - Connections of a transparent relay that may lead where its clients meant to go.
+      A dial has the client's address, and may get the port of another connection of
+      that client; by NAT, connection tracking would know that one by the same
+      addresses and ports, and bring the dial to the listener.
+    """
+    if intercept.tproxy is not None:
+        return intercept.tproxy
+    if isinstance(relay, UdpRelay):
+        return takes_original(relay)
+    return relay.dialing.transparent and (
+        takes_original(relay)
+        or any(leads_there(each, intercept) for each in servers_of(relay))
+    )
+
+
+def leads_there(server: Any, intercept: Intercept) -> bool:
+    """Whether a server may be at an address that clients are intercepted on."""
+    ports = 1
+    if isinstance(server, PortRange):
+        server, ports = server.first, len(server)
+    if isinstance(server, ServersOf):
+        # A service says its port as it is looked up.
+        return not server.port or intercept.about(None, server.port)
+    if not isinstance(server, HostPort | UdpAddress):
+        return False
+    host = address_of(dialled_host(server.host))
+    return any(intercept.about(host, server.port + more) for more in range(ports))
+
+
 def uses_tproxy(relay: AnyRelay) -> bool:
     """Whether something is brought to a relay by TPROXY."""
-    if not isinstance(relay, Relay | UdpRelay):
-        return False
-    original, udp = takes_original(relay), isinstance(relay, UdpRelay)
-    return any(each.by_tproxy(original=original, udp=udp) for each in relay.intercepts)
+    return isinstance(relay, Relay | UdpRelay) and any(
+        by_tproxy(relay, each) for each in relay.intercepts
+    )
 
 
 def listens_for_others(relay: AnyRelay) -> bool:
     """Whether the sockets of a relay's listeners take what is for other addresses."""
     return takes_original(relay) or uses_tproxy(relay)
+
+
+def listener_for(
+    listeners: Iterable[Any], version: int
+) -> tuple[str | None, int] | None:
+    """Where rules can bring what is intercepted of a version of IP.
+
+    :return: the address and the port of the first listener that has them: no name, no
+        range, no socket that somebody else opens.  None for the address: all of them.
+    """
+    for each in listeners:
+        if isinstance(each, HostPort | UdpAddress) and each.port:
+            for own, address in sockets_of(each.host):
+                if own == version:
+                    return (None if address == EVERY else address), each.port
+    return None

@@ -24,7 +24,7 @@ from collections.abc import Iterable
 import attrs
 
 from relayd.core.names import check_interface
-from relayd.core.networks import BeyondPrefix, Network, parse_network
+from relayd.core.networks import BeyondPrefix, Ip, Network, parse_network
 
 EXPECTED_INTERCEPT = (
     "an address or a network, with ports, such as 192.0.2.1:80, 10.0.0.0/8:80,443,"
@@ -71,15 +71,14 @@ class Intercept:
         versions = {each.version for each in networks if each is not None}
         return tuple(sorted(versions)) or (4, 6)
 
-    def by_tproxy(self, *, original: bool, udp: bool) -> bool:
-        """Whether it is done by TPROXY, of a relay of datagrams or of connections.
+    def about(self, host: Ip | None, port: int) -> bool:
+        """Whether it may be about an address and a port.
 
-        Unless somebody said, it is where nothing else tells the relay what it needs:
-        of datagrams it is TPROXY alone that leaves their destination in them.
-
-        :param original: the relay is to know where its clients meant to go.
+        :param host: None: it is not known.
         """
-        return (original and udp) if self.tproxy is None else self.tproxy
+        if self.ports and not any(low <= port <= high for low, high in self.ports):
+            return False
+        return host is None or self.network is None or host in self.network
 
     def __str__(self) -> str:
         parts = [f"{_host(self.network)}:{_ports(self.ports)}"]

@@ -246,7 +246,7 @@ class _Machine:
     def about_relay(self, relay: AnyRelay) -> Iterator[str]:
         """What is wrong with a relay whose addresses can be used."""
         # Whoever checks may lack the right that the service has.
-        relay = attrs.evolve(relay, dialing=attrs.evolve(relay.dialing, mark=None))
+        relay = _without_rights(relay)
         try:
             relay.dialing.options.check()
         except OSError as problem:
@@ -268,6 +268,14 @@ class _Machine:
         listeners = [each for each in relay.listeners if not _is_passed(str(each))]
         relay = attrs.evolve(relay, listeners=listeners)
         yield from _problem(unit_of, relay, self.shop)
+
+
+def _without_rights(relay: AnyRelay) -> AnyRelay:
+    """A relay without what takes a right to dial."""
+    if isinstance(relay, Socks4Relay):
+        return attrs.evolve(relay, dialing=attrs.evolve(relay.dialing, mark=None))
+    dialing = attrs.evolve(relay.dialing, mark=None, transparent=False)
+    return attrs.evolve(relay, dialing=dialing)
 
 
 def _problem(make: Any, *args: Any, **named: Any) -> Iterator[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from relayd.configuring.address_grammar import parse_listener, parse_range
 from relayd.configuring.interceptions import (
+    listener_for,
     listens_for_others,
     takes_original,
     uses_tproxy,
@@ -24,6 +26,18 @@ from relayd.tap import relayd
         ("-l 8080 -d 10.0.0.1:80 -d 10.0.0.2:original,backup", True, False),
         ("-l 8080 --sni a=10.0.0.2:original", True, False),
         ("-l 8080 -d 10.0.0.1:80 --route a:b", False, False),
+        ("-l 8080 -d original --intercept :80 --transparent", True, True),
+        ("-l 8080 -d original --intercept :80,by=redirect", True, False),
+        ("-l 8080 -d 10.0.0.1:80 --intercept 10.0.0.2:80 --transparent", False, False),
+        # Its dials would look like its clients' own connections.
+        ("-l 8080 -d 10.0.0.1:80 --intercept 10.0.0.0/8:80 --transparent", False, True),
+        ("-l 8080 -d db:80 --intercept 10.0.0.2:80 --transparent", False, True),
+        ("-l 8080 -d db:80 --intercept 10.0.0.2:81 --transparent", False, False),
+        ("-l 8080 -d dns:db:80 --intercept 10.0.0.2:80 --transparent", False, True),
+        ("-l 8080 -d srv:_a._tcp.b --intercept [::1]:80 --transparent", False, True),
+        ("-l 80-82 -d 10.0.0.1:78-80 --intercept :80 --transparent", False, True),
+        ("-l 8080 -d unix:/run/s --intercept :80 --transparent", False, False),
+        ("-l udp:53 -d udp:10.0.0.1:53 --intercept :53 --transparent", False, False),
         # It may send them there; without something to bring, there is nobody to send.
         ("-l 8080 -d 10.0.0.1:80 --route a:b --intercept :80", True, False),
         ("-l udp:53 -d udp:10.0.0.1:53 --intercept :53", False, False),
@@ -38,3 +52,22 @@ def test_what_a_relay_is_for(words: str, original: bool, tproxy: bool) -> None:
     assert takes_original(relay) is original
     assert uses_tproxy(relay) is tproxy
     assert listens_for_others(relay) is (original or tproxy)
+
+
+@pytest.mark.parametrize(
+    ("listeners", "four", "six"),
+    [
+        ("8080", (None, 8080), (None, 8080)),
+        ("0.0.0.0:8080", (None, 8080), None),
+        ("[::]:8080", None, (None, 8080)),
+        ("10.0.0.1:8080", ("10.0.0.1", 8080), None),
+        ("[2001:db8::1]:80 192.0.2.1:81", ("192.0.2.1", 81), ("2001:db8::1", 80)),
+        ("localhost:80", ("127.0.0.1", 80), ("::1", 80)),
+        ("udp:53", (None, 53), (None, 53)),
+        ("0 80-90 unix:/run/s db:80 tcp:80 udp:systemd:dns", None, None),
+    ],
+)
+def test_where_rules_lead(listeners: str, four: object, six: object) -> None:
+    addresses = [parse_range(each, parse_listener) for each in listeners.split()]
+    assert listener_for(addresses, 4) == four
+    assert listener_for(addresses, 6) == six

@@ -174,11 +174,20 @@ def test_its_families(text: str, families: tuple[int, ...]) -> None:
     assert parse_intercept(text).families == families
 
 
-@pytest.mark.parametrize("original", [True, False])
-@pytest.mark.parametrize("udp", [True, False])
-def test_the_way_that_is_taken(original: bool, udp: bool) -> None:
-    """TPROXY where nothing else will do, unless somebody has said it."""
-    how = {"original": original, "udp": udp}
-    assert parse_intercept(":80").by_tproxy(**how) is (original and udp)
-    assert parse_intercept(":80,by=tproxy").by_tproxy(**how)
-    assert not parse_intercept(":80,by=redirect").by_tproxy(**how)
+@pytest.mark.parametrize(
+    ("text", "host", "port", "about"),
+    [
+        ("10.0.0.0/8:80,443", "10.1.2.3", 443, True),
+        ("10.0.0.0/8:80,443", "10.1.2.3", 81, False),
+        ("10.0.0.0/8:80", "11.1.2.3", 80, False),
+        ("10.0.0.0/8:80", "::1", 80, False),
+        (":80", "::1", 80, True),
+        (":*", "10.0.0.1", 1, True),
+        # A name, which may be looked up as anything.
+        ("10.0.0.1:80", None, 80, True),
+        ("10.0.0.1:80", None, 81, False),
+    ],
+)
+def test_what_it_is_about(text: str, host: str | None, port: int, about: bool) -> None:
+    address = None if host is None else ipaddress.ip_address(host)
+    assert parse_intercept(text).about(address, port) is about
