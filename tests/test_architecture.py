@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "routing": ENGINE | {"admission", "preludes", "filters"},
     "faces": ENGINE | PARTS | {"stream", "datagrams", "socks", "routing"},
     "configuring": ENGINE | {"admission", "preludes", "socks"},
+    "netfilter": {"core", "configuring"},
     "operating": ENGINE
     | PARTS
     | {"plane", "datagrams", "socks", "faces", "configuring", "control", "filters"}

@@ -31,6 +31,10 @@ class ListenError(RelayError):
     """A listener can't be opened: the port is taken, or not permitted."""
 
 
+class NetfilterError(RelayError):
+    """Rules of netfilter, or their routes, can't be installed or removed."""
+
+
 #: The words for why a gate refuses a client: what log lines begin with, and metrics
 #: count by.  The last is for gates that are not ours.
 REASONS = (

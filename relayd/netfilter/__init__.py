@@ -1,0 +1,1 @@
+"""What the kernel must do for transparent relays: nftables rules, and routes."""

@@ -1,0 +1,335 @@
+"""Has the kernel do what relays need, and undoes it: by `nft` and `ip`.
+
+Only the table `inet relayd` is touched, the routing rule and the route that
+:mod:`relayd.netfilter.documents` names.  What relays need is applied anew in one
+transaction of nft: nobody ever sees half of it, and nothing is there twice.  Other
+processes may have relays on this machine: the table goes with its last chain, the
+routing rule and its route with the last rule that marks packets for them.
+
+Whoever changes something reads first what there is.  So that nobody changes it between,
+the network namespace is locked meanwhile.
+
+These functions wait for programs, 10 s at most for each of a few: call them in a
+thread.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from relayd.core.errors import NetfilterError
+from relayd.netfilter import documents, programs
+from relayd.netfilter.documents import DIVERT, FAMILY, REDIRECT, TABLE
+from relayd.netfilter.expressions import Json, written
+from relayd.netfilter.rules import VERSIONS, RelayRules
+
+#: The rules of each chain of the table, as nft lists them.
+Chains = dict[str, list[Json]]
+
+#: For how many seconds the lock is waited for, and how often it is tried.  Any user may
+#: hold it, and whoever does for longer does not change rules: it is gone past.
+LOCK_TIMEOUT, _LOCK_TRIES = 5.0, 100
+
+#: Whether this machine has no IPv6: then there is no route for it either.
+_NO_IPV6 = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
+
+#: What the kernel calls the statements of a rule that it may lack, and how it is told
+#: that one has them.
+_MODULES = {
+    "nft_tproxy": "tproxy",
+    "nft_socket": "socket",
+    "nft_redir": "redirect",
+    "nft_nat": "dnat",
+}
+
+
+def apply(rules: Sequence[RelayRules], mark: int) -> None:
+    """Have the kernel do what these relays need, in place of what it did for them.
+
+    :param mark: one bit; also the number of the routing table.
+    :raises NetfilterError: it can't be had.  Then all is as it was.
+    """
+    if not rules:
+        return
+    names = chain_names(each.name for each in rules)
+    with _locked():
+        before = _listed()
+        rest = _marks(_others(before, names))
+        versions = documents.versions_of(rules)
+        try:
+            for version in filter(_is_here, versions):
+                _add_route(version, mark)
+            if problem := _transaction(documents.commands(rules, mark)):
+                raise NetfilterError(_why(rules, mark, problem))
+        except NetfilterError:
+            _drop_routes({mark} - _marks(before))
+            raise
+        _drop_routes(_marks(before) - rest - ({mark} if versions else set()))
+
+
+def remove(names: Collection[str], mark: int) -> None:
+    """Undo what was applied for these relays; nothing there is no error.
+
+    :param mark: with which it was.
+    :raises NetfilterError: it can't be undone.
+    """
+    if names:
+        with _locked():
+            _remove(chain_names(names), mark)
+
+
+def remove_all(mark: int) -> None:
+    """Undo what was applied for any relay, of whichever process.
+
+    :param mark: of routes, beside those marks that rules name.
+    :raises NetfilterError: it can't be undone.
+    """
+    with _locked():
+        _remove(None, mark)
+
+
+def close_intake(names: Collection[str], mark: int) -> None:
+    """Bring nothing new to these relays; what their sockets wait for is delivered.
+
+    :raises NetfilterError: it can't be done.
+    """
+    if not names:
+        return
+    with _locked():
+        there = _listed()
+        changes: list[Json] = []
+        gone = set()
+        for name in names:
+            if REDIRECT + name in there:
+                gone.add(REDIRECT + name)
+            divert = there.get(DIVERT + name, [])
+            brings = [each for each in divert if _has(each, "tproxy")]
+            if divert and len(brings) == len(divert):
+                gone.add(DIVERT + name)
+            else:
+                changes += [{"delete": _by_handle(each)} for each in brings]
+        _change([*changes, *_without(gone, there)])
+        if gone:
+            _drop_routes({mark} - _marks(_others(there, gone)))
+
+
+def chain_names(relays: Iterable[str]) -> set[str]:
+    """What the chains of these relays are called, if they have them."""
+    return {prefix + name for name in relays for prefix in (DIVERT, REDIRECT)}
+
+
+def _remove(chains: Collection[str] | None, mark: int) -> None:
+    """Remove chains, or all of them."""
+    there = _listed()
+    gone = there.keys() if chains is None else there.keys() & chains
+    _change(_without(gone, there))
+    _drop_routes({mark, *_marks(there)} - _marks(_others(there, gone)))
+
+
+def _without(gone: Collection[str], there: Chains) -> Iterator[Json]:
+    """The commands that remove chains; with the last of them goes the table."""
+    if gone and len(gone) == len(there):
+        yield {"delete": documents.table()}
+        return
+    for name in gone:
+        yield {"flush": documents.chain(name)}
+        yield {"delete": documents.chain(name)}
+
+
+# -- nft
+
+
+def _listed() -> Chains:
+    """What there is; nothing if there is no nft, by which it would have been made."""
+    found: Chains = {}
+    try:
+        listed = programs.listed("nft", "-j", "list", "table", FAMILY, TABLE)
+    except programs.Missing:
+        return found
+    for each in (listed or {}).get("nftables", ()):
+        if "chain" in each:
+            found.setdefault(each["chain"]["name"], [])
+        elif "rule" in each:
+            found.setdefault(each["rule"]["chain"], []).append(each["rule"])
+    return found
+
+
+def _has(rule: Json, kind: str) -> bool:
+    """Whether a rule has such a statement."""
+    return any(kind in each for each in rule["expr"])
+
+
+def _by_handle(rule: Json) -> Json:
+    """A rule that is there, as a command of nft names it."""
+    named = {key: rule[key] for key in ("family", "table", "chain", "handle")}
+    return {"rule": named}
+
+
+def _others(chains: Chains, names: Collection[str]) -> Chains:
+    """The chains that are not called so."""
+    return {name: rules for name, rules in chains.items() if name not in names}
+
+
+def _marks(chains: Chains) -> set[int]:
+    """The marks that rules add to packets."""
+    return {
+        value["|"][1]
+        for rules in chains.values()
+        for rule in rules
+        for each in rule["expr"]
+        if isinstance(value := each.get("mangle", {}).get("value"), dict)
+        and isinstance(value.get("|"), list)
+        and isinstance(value["|"][1], int)
+    }
+
+
+def _change(commands: Iterable[Json]) -> None:
+    """Have nft do this, all of it or nothing; nothing asked is nothing done."""
+    found = list(commands)
+    if found and (problem := _transaction(found)):
+        raise NetfilterError(f"nft can't change the table {TABLE}: {problem}")
+
+
+def _transaction(commands: Sequence[Json], *options: str) -> str:
+    """Have nft do this; why it does not, or nothing."""
+    document = json.dumps({"nftables": commands}, ensure_ascii=False)
+    return programs.run("nft", *options, "-j", "-f", "-", given=document).problem
+
+
+def _why(rules: Iterable[RelayRules], mark: int, problem: str) -> str:
+    """What is wrong with rules that the kernel refuses: nft does not say which.
+
+    One of each kind is tried alone, and none of them stays.
+    """
+    tried = set()
+    for relay in rules:
+        for prefix, own in documents.chains_of(relay, mark).items():
+            for each in own:
+                kinds = written(each)
+                module = next(
+                    (name for name, word in _MODULES.items() if f"{word} " in kinds), ""
+                )
+                if module in tried:
+                    continue
+                tried.add(module)
+                alone = _alone(relay, prefix, each)
+                if found := _transaction(alone, "-c"):
+                    lacks = f"; it may lack {module}" if module else ""
+                    return (
+                        f"the kernel refuses a rule for relay {relay.name}"
+                        f" ({written(each)}): {found}{lacks}"
+                    )
+    return f"nft refuses the rules: {problem}"
+
+
+def _alone(relay: RelayRules, prefix: str, rule: documents.Rule) -> list[Json]:
+    return [
+        {"add": documents.table()},
+        *documents.chain_anew(prefix, relay.name, [rule]),
+    ]
+
+
+# -- ip
+
+
+def _is_here(version: int) -> bool:
+    """Whether this machine has a version of IP."""
+    if version == 4:
+        return True
+    try:
+        return _NO_IPV6.read_text().strip() == "0"
+    except OSError:
+        return False
+
+
+def _add_route(version: int, mark: int) -> None:
+    """Have the kernel deliver here what is marked.
+
+    :raises NetfilterError: it can't be had, or the table has somebody else's routes.
+    """
+    routes = _routes(version, mark)
+    others = [each for each in routes if not _is_ours(each)]
+    if others:
+        raise NetfilterError(
+            f"the routing table {mark} has routes of others (to"
+            f" {others[0].get('dst')}): choose another --netfilter-mark (in a file:"
+            " netfilter_mark)"
+        )
+    if not routes:
+        programs.changed("ip", _told(documents.route(version, mark), "add"))
+    if not _has_rule(version, mark):
+        programs.changed("ip", _told(documents.routing_rule(version, mark), "add"))
+
+
+def _drop_routes(marks: Iterable[int]) -> None:
+    """Undo that."""
+    for mark in marks:
+        for version in VERSIONS:
+            try:
+                if _has_rule(version, mark):
+                    words = documents.routing_rule(version, mark)
+                    programs.changed("ip", _told(words, "del"))
+                if any(map(_is_ours, _routes(version, mark))):
+                    words = documents.route(version, mark)
+                    programs.changed("ip", _told(words, "del"))
+            except programs.Missing:
+                return
+
+
+def _told(words: Sequence[str], command: str) -> list[str]:
+    return [*words[:2], command, *words[2:]]
+
+
+def _has_rule(version: int, mark: int) -> bool:
+    found = programs.listed("ip", "-N", "-j", f"-{version}", "rule", "list") or []
+    wanted = {
+        "priority": documents.PRIORITY,
+        "fwmark": hex(mark),
+        "fwmask": hex(mark),
+        "table": str(mark),
+    }
+    return any(wanted.items() <= each.items() for each in found)
+
+
+def _routes(version: int, mark: int) -> list[Json]:
+    """The routes of the table; none if there is no such table."""
+    words = ("route", "list", "table", str(mark))
+    found: list[Any] = programs.listed("ip", "-j", f"-{version}", *words) or []
+    return found
+
+
+def _is_ours(route: Json) -> bool:
+    ours = {"type": "local", "dst": "default", "dev": "lo"}
+    return ours.items() <= route.items()
+
+
+# -- who else
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    """Nobody else changes rules in this network namespace for the length of a block."""
+    try:
+        namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    except OSError:
+        # This kernel has none.
+        yield
+        return
+    try:
+        for _ in range(_LOCK_TRIES):
+            try:
+                fcntl.flock(namespace, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                Event().wait(LOCK_TIMEOUT / _LOCK_TRIES)
+            else:
+                break
+        yield
+    finally:
+        os.close(namespace)

@@ -1,0 +1,146 @@
+"""The words of an nftables rule: as JSON for `nft -j -f`, and as `nft list` writes it.
+
+Each function makes one statement of a rule as libnftables-json(5) has it.
+:func:`written` writes such a statement as nft(8) would, for people: there is one source
+of what a rule says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from relayd.core.names import host_port
+from relayd.core.networks import Network
+
+Json = dict[str, Any]
+Ports = Sequence[tuple[int, int]]
+Side = Literal["s", "d"]
+
+#: What both versions of IP are called.
+_IP = {4: "ip", 6: "ip6"}
+
+
+def from_outside(interface: str | None) -> Json:
+    """A packet comes in by an interface; unless given, by any but loopback."""
+    if interface is None:
+        return _match("!=", {"meta": {"key": "iifname"}}, "lo")
+    return _match("==", {"meta": {"key": "iifname"}}, interface)
+
+
+def has_version(version: int) -> Json:
+    """It is one of a version of IP, 4 or 6."""
+    return _match("==", {"meta": {"key": "nfproto"}}, f"ipv{version}")
+
+
+def has_address(side: Side, network: Network) -> Json:
+    """Its source (`s`) or destination (`d`) is in a network."""
+    value: Any = str(network.network_address)
+    if network.prefixlen < network.max_prefixlen:
+        value = {"prefix": {"addr": value, "len": network.prefixlen}}
+    field = {"protocol": _IP[network.version], "field": f"{side}addr"}
+    return _match("==", {"payload": field}, value)
+
+
+def has_protocol(protocol: str) -> Json:
+    """It is one of `tcp`, or of `udp`."""
+    return _match("==", {"meta": {"key": "l4proto"}}, protocol)
+
+
+def has_port(protocol: str, side: Side, ports: Ports) -> Json:
+    """Its source or destination port is in one of these ranges, which don't touch each
+    other; none: it is any."""
+    if not ports:
+        return has_protocol(protocol)
+    values = [
+        {"range": [first, last]} if first < last else first for first, last in ports
+    ]
+    value: Any = {"set": values} if len(values) > 1 else values[0]
+    field = {"protocol": protocol, "field": f"{side}port"}
+    return _match("==", {"payload": field}, value)
+
+
+def has_transparent_socket() -> list[Json]:
+    """A transparent socket of this machine waits for it, on an address of its own.
+
+    A transparent listener on all addresses would be found for every packet to its port,
+    whoever it is for.
+    """
+    return [
+        _match("==", {"socket": {"key": "wildcard"}}, 0),
+        _match("==", {"socket": {"key": "transparent"}}, 1),
+    ]
+
+
+def add_mark(mark: int) -> Json:
+    """Mark it, beside what marks it has."""
+    key = {"meta": {"key": "mark"}}
+    return {"mangle": {"key": key, "value": {"|": [key, mark]}}}
+
+
+def to_listener(version: int, host: str | None, port: int) -> Json:
+    """TPROXY: a listener gets it as it is.
+
+    :param host: the listener's own address, if it has one.
+    """
+    where: Json = {"family": _IP[version], "port": port}
+    return {"tproxy": where if host is None else {**where, "addr": host}}
+
+
+def change_destination(version: int, host: str | None, port: int) -> Json:
+    """NAT: it goes to another address and port; unless given, to an address of the
+    interface that it came in by."""
+    if host is None:
+        return {"redirect": {"port": port}}
+    return {"dnat": {"family": _IP[version], "addr": host, "port": port}}
+
+
+def _match(op: str, left: Json, right: Any) -> Json:
+    return {"match": {"op": op, "left": left, "right": right}}
+
+
+# -- for people
+
+
+def written(statements: Iterable[Json]) -> str:
+    """A rule as `nft list` writes it."""
+    return " ".join(map(_written, statements))
+
+
+def _written(statement: Json) -> str:
+    [(kind, what)] = statement.items()
+    if kind == "match":
+        sign = "" if what["op"] == "==" else f"{what['op']} "
+        left = what["left"]
+        return f"{_left(left)} {sign}{_right(what['right'], 'meta' in left)}"
+    if kind == "mangle":
+        return f"meta mark set meta mark | 0x{what['value']['|'][1]:08x}"
+    port = what["port"]
+    if kind == "redirect":
+        return f"redirect to :{port}"
+    # Of tproxy and dnat.
+    host = what.get("addr")
+    where = f":{port}" if host is None else host_port(host, port)
+    return f"{kind} {what['family']} to {where}"
+
+
+def _left(left: Mapping[str, Any]) -> str:
+    [(kind, what)] = left.items()
+    if kind == "payload":
+        return f"{what['protocol']} {what['field']}"
+    # nft writes the names of interfaces without `meta`.
+    key: str = what["key"]
+    return key if key == "iifname" else f"{kind} {key}"
+
+
+def _right(right: Any, is_meta: bool) -> str:
+    if isinstance(right, dict):
+        [(kind, what)] = right.items()
+        if kind == "prefix":
+            return f"{what['addr']}/{what['len']}"
+        if kind == "range":
+            return f"{what[0]}-{what[1]}"
+        return "{ " + ", ".join(_right(each, is_meta) for each in what) + " }"
+    if is_meta and right not in ("tcp", "udp", "ipv4", "ipv6"):
+        return f'"{right}"'
+    return str(right)

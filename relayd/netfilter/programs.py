@@ -1,0 +1,123 @@
+"""Runs nft and ip, and says in a line what has gone wrong.
+
+Both are asked to speak JSON, in no language but C's.  They end within `LIMIT` seconds,
+or are killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+from relayd.core.errors import NetfilterError
+
+#: Within how many seconds a program has ended.
+LIMIT = 10.0
+
+#: Where programs for administrators are, which others may not have on their PATH.
+_ADMIN = "/usr/local/sbin:/usr/sbin:/sbin"
+
+#: The packages of Debian that have them.
+_PACKAGES = {"nft": "nftables", "ip": "iproute2"}
+
+#: What they say if there is no such table, or the kernel has none at all.
+_NOTHING = ("No such file or directory", "does not exist", "not supported")
+
+#: What the kernel says to whom it does not let change anything.
+_NOT_PERMITTED = ("Operation not permitted", "Permission denied", "must be root")
+
+
+@attrs.frozen
+class Ended:
+    """What a program has said.
+
+    :ivar problem: on standard error, the first line of it; empty: it has done all.
+    """
+
+    output: str
+    problem: str
+
+
+class Missing(NetfilterError):
+    """A program is not installed."""
+
+
+def run(name: str, *words: str, given: str = "") -> Ended:
+    """Run a program, and wait until it has ended.
+
+    :param given: on its standard input.
+    :raises Missing: it is not installed.
+    :raises NetfilterError: it has not ended in time, or may not do this.
+    """
+    path = f"{os.environ.get('PATH', os.defpath)}:{_ADMIN}"
+    try:
+        done = subprocess.run(  # noqa: S603 - no shell, and words of ours
+            [name, *words],
+            input=given,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=LIMIT,
+            check=False,
+            env={**os.environ, "PATH": path, "LC_ALL": "C"},
+        )
+    except FileNotFoundError:
+        package = _PACKAGES[name]
+        raise Missing(
+            f"{name} is not installed: it is of the package {package}"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise NetfilterError(f"{name} has not ended within {LIMIT:g} s") from None
+    except OSError as problem:
+        raise NetfilterError(f"{name} can't be run: {problem.strerror}") from None
+    if done.returncode == 0:
+        return Ended(done.stdout, "")
+    if any(each in done.stderr for each in _NOT_PERMITTED):
+        raise NetfilterError(
+            "rules of netfilter can't be seen or changed: that takes the right"
+            " CAP_NET_ADMIN; run it as root"
+        )
+    return Ended(done.stdout, _line_of(done.stderr) or f"exit code {done.returncode}")
+
+
+def _line_of(text: str) -> str:
+    """The first line of what a program says is wrong."""
+    line = next((each for each in text.splitlines() if each.strip()), "").strip()
+    # Where in the input, which nobody has seen.
+    _, found, why = line.partition("Error: ")
+    return why if found else line
+
+
+def listed(name: str, *words: str) -> Any:
+    """What a program lists, from JSON; None: there is nothing of that.
+
+    :raises NetfilterError: as of :func:`run`, or it can't be listed.
+    """
+    done = run(name, *words)
+    if any(each in done.problem for each in _NOTHING):
+        return None
+    if done.problem:
+        raise NetfilterError(f"{name} {' '.join(words)}: {done.problem}")
+    if not done.output.strip():
+        return []
+    try:
+        return json.loads(done.output)
+    except (ValueError, RecursionError):
+        raise NetfilterError(
+            f"{name} {' '.join(words)} does not list JSON: it may be too old"
+        ) from None
+
+
+def changed(name: str, words: Sequence[str]) -> None:
+    """Have a program change something.
+
+    :raises NetfilterError: it can't.
+    """
+    done = run(name, *words)
+    if done.problem:
+        raise NetfilterError(f"{name} {' '.join(words)}: {done.problem}")
