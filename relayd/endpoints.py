@@ -15,6 +15,7 @@ from relayd.configuring.address_grammar import (
 from relayd.core.process_settings import Transport
 from relayd.net.dial_options import DialOptions
 from relayd.net.keepalive import Keepalive
+from relayd.net.original import OriginalEndpoint, OriginalNameEndpoint
 from relayd.operating.endpoints import (
     dialer,
     dialing_endpoint,
@@ -30,6 +31,8 @@ __all__ = [
     "EndpointString",
     "HostPort",
     "Keepalive",
+    "OriginalEndpoint",
+    "OriginalNameEndpoint",
     "StreamAddress",
     "Transport",
     "UdpAddress",

@@ -30,6 +30,7 @@ from relayd.core import pool_settings, settings
 from relayd.core.filtering import IFilterFactory, speaks_first
 from relayd.core.interfaces import IGate, IObserver
 from relayd.core.networks import Network
+from relayd.core.own_listeners import OwnListeners
 from relayd.core.route_spec import DEFAULT
 from relayd.core.routing import IRouter
 from relayd.net.keepalive import KEEPALIVE, Keepalive, checked_user_timeout
@@ -148,6 +149,10 @@ class RelayFactory(StreamFactory):
     :param send_proxy: the version of the PROXY header that servers are told first,
         `v1` or `v2`; none unless given.  A single server can have its own
         (:attr:`relayd.net.upstream.Upstream.preamble`).
+    :param intercepts: its listeners are given connections that were meant for others,
+        by rules of the kernel's (REDIRECT, DNAT or TPROXY, nft(8)): as one must whose
+        server is where each client meant to go
+        (:class:`relayd.endpoints.OriginalEndpoint`).
     :param name: what the log calls this relay; `relay1`, `relay2` and so on, unless
         given (:mod:`relayd.core.relay_names`).
     :raises ValueError: a timeout is negative or too short, the name can't be one, a
@@ -196,6 +201,7 @@ class RelayFactory(StreamFactory):
         filters: Sequence[IFilterFactory] = (),
         accept_proxy: Iterable[Network | str] = (),
         send_proxy: str | None = None,
+        intercepts: bool = False,
         name: str | None = None,
     ) -> None:
         dials: Any = clock
@@ -289,6 +295,8 @@ class RelayFactory(StreamFactory):
         self.filter_by(filters)
         self.introduction = introduced_by(accept_proxy)
         self.preamble = preamble_of(send_proxy)
+        if intercepts:
+            self.intercepts = OwnListeners()
 
     def _go_by_name(self, sni: Mapping[str, str]) -> None:
         """Have the server name that a client asks for say which pool it is for.

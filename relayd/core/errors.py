@@ -58,6 +58,10 @@ class Refused(RelayError):
         self.reason = reason if reason in REASONS else "gate"
 
 
+class LeadsBack(RelayError):
+    """A client's way leads back to the relay that it came to."""
+
+
 class HandshakeFailed(RelayError):
     """A TLS handshake failed, or the peer showed the wrong certificate."""
 

@@ -238,6 +238,33 @@ class IHopListener(Interface):
         """
 
 
+class IOnBehalf(Interface):
+    """A caller, or a factory, whose dial is for a client that is relayed.
+
+    Asked by dials from the client's own address (:mod:`relayd.net.transparent`), and by
+    those to where the client meant to go (:mod:`relayd.net.original`).
+    """
+
+    def client_host() -> str:
+        """The client's address, as text, with its scope if it needs one.
+
+        :return: empty if it has none: it came by a UNIX socket.
+        """
+
+    def original() -> tuple[int, Any]:
+        """Where the client meant to go: the family, and the address as the socket
+        module has it.
+
+        What becomes of the dial says nothing about the server then.
+
+        :raises OSError: that can't be told.
+        :raises relayd.core.errors.LeadsBack: to this relay itself.
+        """
+
+    def goes_to(endpoint: Any) -> None:
+        """The dial goes on by another endpoint, to where that leads."""
+
+
 class IDialer(Interface):
     """A client endpoint that answers with a call instead of a Deferred.
 

@@ -9,6 +9,9 @@ server, and not all.  Of datagram sockets each has a port of its own, with or wi
 
 There is one address for each family.  If one is given, servers of the other family
 need theirs: they are not dialled from whatever address the kernel would take.
+
+Transparent ones are bound to the address of the client that is relayed, by whoever
+dials for it (:mod:`relayd.net.transparent`): servers see that.
 """
 
 from __future__ import annotations
@@ -34,7 +37,12 @@ _SOCKET = int(socket.SOL_SOCKET)
 # socket(7), ip(7): Linux alone has them.
 _INTERFACE = getattr(socket, "SO_BINDTODEVICE", None)
 _MARK = getattr(socket, "SO_MARK", None)
-_IP, _NO_PORT = int(socket.IPPROTO_IP), 24 if sys.platform == "linux" else None
+_LINUX = sys.platform == "linux"
+_IP, _NO_PORT = int(socket.IPPROTO_IP), 24 if _LINUX else None
+
+#: The level and the number of IP_TRANSPARENT (ip(7)), and of IPV6_TRANSPARENT
+#: (linux/in6.h).
+_TRANSPARENT = {_IPV4: (_IP, 19), _IPV6: (int(socket.IPPROTO_IPV6), 75)}
 
 
 def check_source(text: str) -> str:
@@ -82,6 +90,9 @@ class DialOptions:
         which takes no right since Linux 5.7.
     :ivar mark: the firewall mark of what it sends (SO_MARK), by which rules of routing
         choose; takes CAP_NET_ADMIN, or CAP_NET_RAW since Linux 5.17.
+    :ivar transparent: it may be bound to the address of another machine
+        (IP_TRANSPARENT), and whoever dials for a client binds it to the client's; takes
+        CAP_NET_RAW, or CAP_NET_ADMIN.  Then it has no address of its own.
     :ivar keepalive: of connections, from their beginning; unless given, the relay sets
         its own on those that last.
     :ivar user_timeout: likewise, in seconds; 0 is the relay's.
@@ -99,8 +110,13 @@ class DialOptions:
             attrs.validators.and_(attrs.validators.ge(1), attrs.validators.le(MAX_MARK))
         ),
     )
+    transparent: bool = False
     keepalive: Keepalive | None = None
     user_timeout: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
+
+    def __attrs_post_init__(self) -> None:
+        if self.transparent and (self.source4 or self.source6):
+            raise ValueError("transparent takes the client's address: leave out source")
 
     @classmethod
     def of(
@@ -108,6 +124,8 @@ class DialOptions:
         sources: Sequence[str] = (),
         interface: str | None = None,
         mark: int | None = None,
+        *,
+        transparent: bool = False,
     ) -> DialOptions:
         """Those of addresses of either family, one of each at most."""
         by_family = {family_of(each): each for each in sources}
@@ -116,6 +134,7 @@ class DialOptions:
             source6=by_family.get(_IPV6),
             interface=interface,
             mark=mark,
+            transparent=transparent,
         )
 
     def source(self, family: int) -> str | None:
@@ -157,6 +176,8 @@ class DialOptions:
             # The kernel takes the bits of an unsigned number.
             bits = self.mark.to_bytes(4, sys.byteorder)
             _set(sock, _MARK, bits, f"mark {self.mark}")
+        if self.transparent:
+            set_transparent(sock, family)
         source = self.source(family)
         if source is not None:
             _bind(sock, source)
@@ -194,6 +215,47 @@ def _set(sock: Any, option: int | None, value: bytes, what: str) -> None:
         raise OSError(problem.errno, f"{what}: {why}") from problem
 
 
+def set_transparent(sock: Any, family: int) -> None:
+    """Have a socket take addresses that are not this machine's for its own.
+
+    It may be bound to one, and accept connections to any that the kernel brings to it
+    (TPROXY); rules can tell what is for such sockets (`socket transparent`, nft(8)).
+
+    :param family: the socket's, AF_INET or AF_INET6.
+    :raises OSError: this process or this machine can't; `strerror` is one line.
+    """
+    if not _LINUX:
+        raise OSError(errno.ENOPROTOOPT, "transparent needs Linux")
+    try:
+        sock.setsockopt(*_TRANSPARENT[family], 1)
+    except PermissionError as problem:
+        why = "transparent takes the right CAP_NET_RAW"
+        raise OSError(problem.errno, why) from problem
+    except OSError as problem:
+        raise OSError(problem.errno, f"transparent: {problem.strerror}") from problem
+
+
+def is_transparent(sock: Any) -> bool:
+    """Whether that is set already: whoever has set it may have given up the right."""
+    found = _TRANSPARENT.get(sock.family)
+    return found is not None and bool(sock.getsockopt(*found))
+
+
+def bind_to(sock: Any, address: Any) -> None:
+    """Bind a socket to an address, as the socket module has it, with port 0.
+
+    :raises OSError: see bind(2).
+    """
+    if _NO_PORT is not None:
+        # Without it, the port is chosen now, among those of no other socket.
+        try:  # noqa: SIM105 - suppress() costs more than the call
+            sock.setsockopt(_IP, _NO_PORT, 1)
+        except OSError:
+            # An old kernel, or a sandbox.
+            pass
+    sock.bind(address)
+
+
 def _bind(sock: Any, source: str) -> None:
     try:
         address: Any = (source, 0)
@@ -201,14 +263,7 @@ def _bind(sock: Any, source: str) -> None:
             # Nothing is looked up but the scope of fe80::1%eth0.
             numeric = socket.AI_NUMERICHOST
             address = socket.getaddrinfo(source, 0, flags=numeric)[0][4]
-        if _NO_PORT is not None:
-            # Without it, the port is chosen now, among those of no other socket.
-            try:  # noqa: SIM105 - suppress() costs more than the call
-                sock.setsockopt(_IP, _NO_PORT, 1)
-            except OSError:
-                # An old kernel, or a sandbox.
-                pass
-        sock.bind(address)
+        bind_to(sock, address)
     except OSError as problem:
         what, number = f"source {source!r}", problem.errno
         if isinstance(problem, socket.gaierror):

@@ -36,6 +36,7 @@ from relayd.core.hops import streams
 from relayd.core.interfaces import ICaller, IDial, IDialer, IHopListener
 from relayd.core.ports import may_be_handed_out
 from relayd.net.dial_options import DialOptions
+from relayd.net.factory_caller import FactoryCaller
 from relayd.net.handshake_ack import hold_back
 from relayd.net.monotonic import monotonic
 from relayd.net.socket_ends import is_self_connected
@@ -92,6 +93,13 @@ class Dial:
             self._retry = clock.callLater(RETRY, self._try_again)
         else:
             self._watch()
+
+    def note_hop(self) -> None:
+        """It may lead to this process: tell the caller, if that wants to know."""
+        listener = IHopListener(self._caller, None)
+        if listener is not None:
+            there = self._where.address
+            self.leads_here = listener.dial_started(self._socket, there)
 
     def _try_again(self) -> None:
         problem = self._socket.connect_ex(self._where.address)
@@ -247,9 +255,10 @@ class SocketEndpoint:
 
     # -- what depends on the kind of transport
 
-    def open_socket(self) -> socket.SocketType:
+    def open_socket(self, caller: ICaller) -> socket.SocketType:
         """A new non-blocking socket, with its options set.
 
+        :param caller: for whom it is.
         :raises OSError: no descriptor is left, or an option is not possible.
         """
         sock = socket.socket(self.family, socket.SOCK_STREAM)
@@ -267,7 +276,7 @@ class SocketEndpoint:
     def dial(self, caller: ICaller) -> Dial | None:
         """See :meth:`IDialer.dial`."""
         try:
-            sock = self.open_socket()
+            sock = self.open_socket(caller)
         except OSError as raised:
             reason = connect_failure(raised.errno or errno.EMFILE, raised.strerror)
             caller.dial_failed(Failure(reason))
@@ -290,9 +299,7 @@ class SocketEndpoint:
             if problem in _TAKES_TIME:
                 dial = self.dialing(self, sock, caller)
                 if self.port in streams.ports:
-                    listener = IHopListener(caller, None)
-                    if listener is not None:
-                        dial.leads_here = listener.dial_started(sock, self.address)
+                    dial.note_hop()
                 dial.wait(problem)
         except Exception:
             # A bad address, or a kernel that can't watch another socket.
@@ -352,7 +359,7 @@ class SocketEndpoint:
                 dial.cancel()
 
         done: Deferred[IProtocol] = Deferred(cancel)
-        dial = self.dial(_FactoryCaller(factory, done))
+        dial = self.dial(FactoryCaller(factory, done))
         return done
 
 
@@ -361,14 +368,29 @@ class _WithOptions(SocketEndpoint):
 
     options: DialOptions
 
-    def open_socket(self) -> socket.SocketType:
-        sock = super().open_socket()
+    def open_socket(self, caller: ICaller) -> socket.SocketType:
+        sock = super().open_socket(caller)
         try:
-            self.options.prepare_stream(sock, self.family)
+            self._prepare(sock, caller)
         except OSError:
             sock.close()
             raise
         return sock
+
+    def _prepare(self, sock: socket.SocketType, caller: ICaller) -> None:
+        self.options.prepare_stream(sock, self.family)
+
+
+class _FromClient(_WithOptions):
+    """The same for sockets that are transparent."""
+
+    #: Those of :mod:`relayd.net.transparent`, which others do not need.
+    client_of: Any
+    be_client: Any
+
+    def _prepare(self, sock: socket.SocketType, caller: ICaller) -> None:
+        super()._prepare(sock, caller)
+        self.be_client(sock, self.address, self.client_of(caller))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -376,26 +398,15 @@ def _class_having(
     endpoint: type[SocketEndpoint], options: DialOptions
 ) -> type[SocketEndpoint]:
     # A thousand servers with the same options have one.
-    bases: Any = (_WithOptions,)
-    if endpoint is not SocketEndpoint:
-        bases = (_WithOptions, endpoint)
-    return type(f"{endpoint.__name__}WithOptions", bases, {"options": options})
+    own: dict[str, Any] = {"options": options}
+    first: type[SocketEndpoint] = _WithOptions
+    if options.transparent:
+        from relayd.net.transparent import be_client, client_of
 
-
-@implementer(ICaller, IHopListener)
-class _FactoryCaller:
-    """Fires a Deferred with the outcome of a dial."""
-
-    def __init__(self, factory: IProtocolFactory, done: Deferred[IProtocol]) -> None:
-        self._factory = factory
-        self.build_leg = factory.buildProtocol
-        self.leg_connected = done.callback
-        self.dial_failed = done.errback
-
-    def speaks_first(self) -> bool:
-        asked = getattr(self._factory, "speaks_first", None)
-        return asked is not None and bool(asked())
-
-    def dial_started(self, sock: socket.SocketType, address: Any) -> bool:
-        listener = IHopListener(self._factory, None)
-        return listener is not None and bool(listener.dial_started(sock, address))
+        first = _FromClient
+        own |= {
+            "client_of": staticmethod(client_of),
+            "be_client": staticmethod(be_client),
+        }
+    bases = (first,) if endpoint is SocketEndpoint else (first, endpoint)
+    return type(f"{endpoint.__name__}WithOptions", bases, own)

@@ -100,9 +100,8 @@ class Listener:
         self._port = 0
         #: The same for a UNIX socket: device and inode of its file.
         self._file: tuple[int, int] | None = None
-        # The local address of accepted connections, where there is only one.
-        wildcard = getattr(self._address, "host", "") in ("0.0.0.0", "::")
-        self._local = None if wildcard else self._address
+        #: The local address of accepted connections, where there is only one.
+        self._local: IAddress | None = None
         set_options(sock)
         set_keepalive(sock)
 
@@ -115,6 +114,7 @@ class Listener:
     def startListening(self) -> None:
         self._factory.doStart()
         self._build = self._builder()
+        self._begin_intercepting()
         self._watch()
         self._port = getattr(self._address, "port", 0)
         streams.listens(self._port)
@@ -142,6 +142,8 @@ class Listener:
         factory.doStart()
         before, self._factory = self._factory, factory
         self._build = self._builder()
+        self._stop_intercepting(before)
+        self._begin_intercepting()
         before.doStop()
         if backlog is not None:
             # listen(2) may be called again, to change nothing else.
@@ -163,6 +165,26 @@ class Listener:
             self.held = False
             if self._resume is None and self.connected:
                 self._watch()
+
+    # -- what was meant for others
+
+    def _begin_intercepting(self) -> None:
+        """Take what rules bring here, if the factory's relay is for that."""
+        address: Any = self._address
+        wildcard = getattr(address, "host", "") in ("0.0.0.0", "::")
+        intercepts = getattr(self._factory, "intercepts", None)
+        self._local = None if wildcard or intercepts is not None else address
+        if intercepts is not None and self._family != socket.AF_UNIX:
+            from relayd.net.transparent import listen_for_others
+
+            intercepts.opens(address.host, address.port)
+            listen_for_others(self._socket, address_name(address))
+
+    def _stop_intercepting(self, factory: IProtocolFactory) -> None:
+        intercepts = getattr(factory, "intercepts", None)
+        if intercepts is not None and self._family != socket.AF_UNIX:
+            address: Any = self._address
+            intercepts.closes(address.host, address.port)
 
     # -- what depends on the kind of transport
 
@@ -223,6 +245,7 @@ class Listener:
         if self._port:
             streams.closes(self._port)
         streams.closes_file(self._file)
+        self._stop_intercepting(self._factory)
         self._on_closed()
         self._factory.doStop()
 

@@ -20,7 +20,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.logger import Logger
 
-from relayd.core.interfaces import INamedClients
+from relayd.core.interfaces import ICaller, INamedClients
 from relayd.net.dialing import Dial, SocketEndpoint
 from relayd.net.listener import ACCEPTS_PER_TURN, Listener
 from relayd.net.listening import (
@@ -179,7 +179,7 @@ class PlaneSocketEndpoint(SocketEndpoint):
         self.plane = Plane.of(reactor)
         self.made = transport_class(family)
 
-    def open_socket(self) -> socket.SocketType:
+    def open_socket(self, caller: ICaller) -> socket.SocketType:
         sock = _SOCKET(self.family, _NEW)
         set_options(sock)
         return sock

@@ -19,7 +19,7 @@ from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from relayd.core.errors import SHORTAGE, HandshakeFailed, Refused
+from relayd.core.errors import SHORTAGE, HandshakeFailed, LeadsBack, Refused
 from relayd.core.session import Direction, Ending
 from relayd.stream.legs import Leg
 
@@ -90,6 +90,8 @@ def ending_of_failed_dial(reason: Failure) -> tuple[Ending, str]:
     elif isinstance(problem, Refused):
         # A policy was against each of a name's addresses.
         ending = Ending.DENIED
+    elif isinstance(problem, LeadsBack):
+        ending = Ending.LOOP
     else:
         ending = Ending.FAILED
     text = " ".join(str(problem).split()).rstrip(".")

@@ -32,6 +32,7 @@ from relayd.stream.deadlines import CLOSE_GRACE
 from relayd.stream.handshake import ClientHandshake
 from relayd.stream.legs import HOLD_LIMIT, Leg
 from relayd.stream.losses import tell_server
+from relayd.stream.on_behalf import reached
 from relayd.stream.preludes import Pipeline
 from relayd.stream.relay import Bandwidth, Lifetime, StreamRelay
 from relayd.stream.retries import NEVER
@@ -311,7 +312,7 @@ class Lifecycle(Leg):
     @property
     def _hop(self) -> str:
         """What the client's connection is, if it is another relay's of this process."""
-        return between(self.session.peer, self.session.listener)
+        return between(self.session.peer, reached(self))
 
     def leads_back(self) -> bool:
         """Whether this relay is on the way by which the client came."""

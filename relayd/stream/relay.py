@@ -24,6 +24,7 @@ from relayd.core.counts import SessionCounts
 from relayd.core.filtering import IFilterFactory, check_factories
 from relayd.core.interfaces import IGate, ILease, IObserver
 from relayd.core.observers import Observers
+from relayd.core.own_listeners import OwnListeners
 from relayd.core.prelude import Introduction, Prelude
 from relayd.core.registry import Registry
 from relayd.core.relay_names import relay_name
@@ -146,6 +147,8 @@ class StreamRelay:
         ended `done` are left out.
     :ivar totals: has these two, and what else is counted, however often a factory
         succeeds another one.
+    :ivar intercepts: its listeners, if they are given what was meant for others; set it
+        before the first opens.
     :ivar counts: what is counted of its sessions, if somebody wants to know; set it
         before the first.
     """
@@ -159,6 +162,7 @@ class StreamRelay:
     handshakes: Queue | None = None
     filters: Sequence[IFilterFactory] = ()
     own_limits: OwnLimits | None = None
+    intercepts: OwnListeners | None = None
     router: IRouter | None = None
     #: Whether its route has looked at what the last client had sent as it was asked.
     looks_first = False

@@ -8,6 +8,7 @@ noted (:mod:`relayd.core.hops`) so that a loop is found.
 
 from __future__ import annotations
 
+import errno
 import socket
 from contextlib import suppress
 from typing import Any
@@ -22,7 +23,7 @@ from zope.interface import implementer
 from relayd.core.addresses import address_name, host_of
 from relayd.core.errors import HandshakeFailed
 from relayd.core.hops import between, streams
-from relayd.core.interfaces import ICaller, IHopListener
+from relayd.core.interfaces import ICaller, IHopListener, IOnBehalf
 from relayd.core.pauses import ALLOWANCE
 from relayd.core.session import Direction, Ending
 from relayd.net.foreign_transports import is_self_connected, lent_socket, set_options
@@ -38,6 +39,7 @@ from relayd.stream.attempt import (
 )
 from relayd.stream.bridge import way_between
 from relayd.stream.legs import Leg
+from relayd.stream.on_behalf import OnBehalf
 
 log = Logger(namespace="relayd.stream")
 
@@ -104,7 +106,7 @@ class EndpointLeg(UpstreamLeg):
         UpstreamLeg.abort(self)
 
 
-@implementer(IHopListener)
+@implementer(IHopListener, IOnBehalf)
 class _UpstreamFactory(Factory):
     """Builds the server's leg, for endpoints that want a factory.
 
@@ -139,9 +141,26 @@ class _UpstreamFactory(Factory):
         attempt = self._attempt
         return attempt is not None and attempt.dial_started(sock, address)
 
+    # -- IOnBehalf: asked as a dial begins
 
-@implementer(ICaller, IHopListener)
-class ServerAttempt(Attempt):
+    def client_host(self) -> str:
+        return self._attempt_under_way.client_host()
+
+    def original(self) -> tuple[int, Any]:
+        return self._attempt_under_way.original()
+
+    def goes_to(self, endpoint: object) -> None:
+        self._attempt_under_way.goes_to(endpoint)
+
+    @property
+    def _attempt_under_way(self) -> ServerAttempt:
+        if self._attempt is None:
+            raise OSError(errno.ECANCELED, "its client has left")
+        return self._attempt
+
+
+@implementer(ICaller, IHopListener, IOnBehalf)
+class ServerAttempt(OnBehalf):
     """A dial to a server of a pool.
 
     :param upstream: the server.
@@ -323,7 +342,8 @@ class ServerAttempt(Attempt):
     def is_loop(self, leg: Leg) -> bool:
         """Note a connection to a port of this process; whether it has been here."""
         there = leg.transport.getPeer()
-        name = hop_of(leg.transport) if self._is_here(there) else ""
+        here = self.anywhere or self._is_here(there)
+        name = hop_of(leg.transport) if here else ""
         if not name:
             return False
         self.client.note_hop(name)
@@ -334,7 +354,9 @@ class ServerAttempt(Attempt):
 
     def dial_started(self, sock: socket.SocketType, address: Any) -> bool:
         """See :meth:`IHopListener.dial_started`."""
-        if not self.leads_here or not self.client.factory.is_own(address[0]):
+        if not self.leads_here:
+            return False
+        if not self.anywhere and not self.client.factory.is_own(address[0]):
             return False
         with suppress(OSError):  # over already
             self.client.note_hop(between(*ends_of(sock, address)))

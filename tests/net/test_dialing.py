@@ -21,7 +21,8 @@ from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
 from relayd.core.addresses import is_loopback
-from relayd.net.dialing import RETRY, Dial, SocketEndpoint, _FactoryCaller
+from relayd.net.dialing import RETRY, Dial, SocketEndpoint
+from relayd.net.factory_caller import FactoryCaller
 from relayd.net.transports import (
     TCPConnection,
     UNIXConnection,
@@ -305,7 +306,7 @@ def test_unreachable_is_not_connected(report: str) -> None:
     where = SocketEndpoint(clock, socket.AF_INET, ("192.0.2.1", 80))
     done: Deferred[Any] = Deferred()
     sock: Any = Unreachable()
-    descriptor = Dial(where, sock, _FactoryCaller(making(Recorder()), done))
+    descriptor = Dial(where, sock, FactoryCaller(making(Recorder()), done))
     descriptor.wait(errno.EINPROGRESS)
     if report == "doWrite":
         descriptor.doWrite()

@@ -33,8 +33,8 @@ def to_itself(kind: type[SocketEndpoint], family: int, *, near: bool) -> SocketE
     """What dials a port where nobody listens, from that very port."""
 
     class FromThere(kind):  # type: ignore[misc,valid-type]
-        def open_socket(self) -> Any:
-            sock = super().open_socket()
+        def open_socket(self, caller: Any) -> Any:
+            sock = super().open_socket(caller)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(self.address)
             return sock

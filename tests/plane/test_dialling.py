@@ -19,7 +19,8 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import Factory, Protocol
 
-from relayd.net.dialing import RETRY, _FactoryCaller
+from relayd.net.dialing import RETRY
+from relayd.net.factory_caller import FactoryCaller
 from relayd.plane.endpoints import PlaneDial, PlaneSocketEndpoint
 from relayd.plane.poller import Plane
 from relayd.plane.transport import PlaneTransport, PlaneUNIXTransport
@@ -92,7 +93,7 @@ def test_unreachable_is_not_connected(
         address = server.socket.getsockname()
         where = PlaneSocketEndpoint(still, socket.AF_INET, address)
         made = socket.socket()
-        dial = PlaneDial(where, made, _FactoryCaller(making(Recorder()), done))
+        dial = PlaneDial(where, made, FactoryCaller(making(Recorder()), done))
         dial.wait(errno.EINPROGRESS)
         dial.ready(select.EPOLLERR)
         assert not done.called

@@ -1,0 +1,103 @@
+"""What an attempt says of its client to an endpoint that asks.
+
+Dials from the client's own address ask who it is (:mod:`relayd.net.transparent`), those
+to where it meant to go ask that (:mod:`relayd.net.original`).  The client chooses where
+these lead, so their failures are not counted against the server that they stand for:
+anybody could have it taken out, for all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zope.interface import implementer
+
+from relayd.core.addresses import socket_name
+from relayd.core.errors import LeadsBack
+from relayd.core.interfaces import ICounted
+from relayd.stream.attempt import Attempt
+
+#: The detail of a session whose client asked for the listener itself.
+NOT_REDIRECTED = "it came to the listener itself, and was not redirected"
+
+
+@implementer(ICounted)
+class Unjudged:
+    """A server whose sessions are counted, and say nothing about it.
+
+    :param server: is told.
+    """
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self.label: str = server.label
+        self.began, self.connected = server.began, server.connected
+        self.cancelled = server.cancelled
+        self.closed = server.closed
+
+    def failed(self, ending: Any, detail: str) -> None:
+        """See :meth:`ICounted.failed`."""
+        self._server.failed(None, detail)
+
+    def reset(self, why: str, provoked: bool) -> None:
+        """See :meth:`ICounted.reset`."""
+        self._server.closed()
+
+
+def reached(client: Any) -> str:
+    """The address that the peer of a session has connected to, as text.
+
+    Before any rule has changed it, where the relay is given what was meant for others.
+    """
+    here: str = client.session.listener
+    if client.factory.intercepts is None:
+        return here
+    from relayd.net.original import destination_of
+
+    try:
+        return socket_name(destination_of(client.transport)[1])
+    except OSError:
+        return here
+
+
+class OnBehalf(Attempt):
+    """An attempt that is asked on behalf of which client it is.
+
+    :ivar anywhere: its client chooses where it leads.
+    """
+
+    anywhere = False
+    upstream: Any
+
+    def client_host(self) -> str:
+        """See :meth:`IOnBehalf.client_host`."""
+        client = self.client.session.client
+        if client.startswith("unix:") or ":" not in client:
+            return ""
+        # With its scope, unlike `host_of`.
+        host: str = client.rpartition(":")[0].strip("[]")
+        return host
+
+    def original(self) -> tuple[int, Any]:
+        """See :meth:`IOnBehalf.original`."""
+        # Most relays do not need it.
+        from relayd.net.original import original_of
+
+        client, factory = self.client, self.client.factory
+        self.anywhere = self.leads_here = True
+        if self.place is not None:
+            self.place = Unjudged(self.place)
+        where = original_of(client.session, client.transport)
+        host, port = where[1][:2]
+        intercepts = factory.intercepts
+        if intercepts is not None and intercepts.has(host, port, factory.is_own):
+            raise LeadsBack(NOT_REDIRECTED)
+        return where
+
+    def goes_to(self, endpoint: Any) -> None:
+        """See :meth:`IOnBehalf.goes_to`."""
+        self.name = getattr(endpoint, "peer_name", "")
+        if self.name:
+            label = self.place.label if self.place is not None else ""
+            name = f"{label}/{self.name}" if label else self.name
+            self.client.session.upstream = name
