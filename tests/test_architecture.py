@@ -40,7 +40,7 @@ MAY_IMPORT = {
     | {"plane", "datagrams", "socks", "faces", "configuring", "control", "filters"}
     | {"routing"},
     "tap": {"core", "configuring", "operating"},
-    "ctl": {"core", "observing", "configuring", "operating"},
+    "ctl": {"core", "observing", "configuring", "operating", "netfilter"},
     # For the tests of those who embed a relay, or configure one: nothing of ours
     # imports it.
     "testing": {

@@ -52,6 +52,9 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "diff": "looking_commands",
         "save": "reload_commands",
     },
+    "The kernel": {
+        "netfilter": "netfilter_commands",
+    },
     "The shell": {
         "completion": "shell_commands",
     },

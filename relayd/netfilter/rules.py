@@ -18,7 +18,7 @@ same server, whom this relay may not serve at all.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import attrs
@@ -31,8 +31,8 @@ from relayd.configuring.address_grammar import (
     dialled_host,
 )
 from relayd.configuring.config import Relay, UdpRelay
-from relayd.configuring.ends import EVERY, address_of, sockets_of
-from relayd.configuring.interceptions import takes_original
+from relayd.configuring.ends import address_of
+from relayd.configuring.interceptions import by_tproxy, listener_for
 from relayd.configuring.pools_of_relay import servers_of
 from relayd.configuring.server_grammar import ServersOf, options_of
 from relayd.core.interception import Intercept
@@ -129,7 +129,7 @@ def rules_of(relay: Relay | UdpRelay, name: str = "") -> RelayRules | None:
     :param name: what it is called, if its settings don't say.
     """
     protocol: Protocol = "udp" if isinstance(relay, UdpRelay) else "tcp"
-    intakes = tuple(dict.fromkeys(_intakes(relay, protocol)))
+    intakes = tuple(dict.fromkeys(_intakes(relay)))
     transparent = relay.dialing.transparent
     # A connection that came by TPROXY has a transparent socket, too, which outlives the
     # rule that brought it.  Datagrams come by that rule, each of them.
@@ -144,30 +144,16 @@ def rules_of(relay: Relay | UdpRelay, name: str = "") -> RelayRules | None:
 # -- to listeners
 
 
-def _intakes(relay: Relay | UdpRelay, protocol: Protocol) -> Iterator[Intake]:
-    original = takes_original(relay)
+def _intakes(relay: Relay | UdpRelay) -> Iterator[Intake]:
     for each in relay.intercepts:
-        tproxy = each.by_tproxy(original=original, udp=protocol == "udp")
+        tproxy = by_tproxy(relay, each)
         for version in each.families:
-            target = _listener(relay.listeners, version)
+            target = listener_for(relay.listeners, version)
             if target is not None:
                 yield Intake(
                     *(version, each.network, each.ports, each.source, each.interface),
                     *(tproxy, *target),
                 )
-
-
-def _listener(listeners: Iterable[Any], version: int) -> tuple[str | None, int] | None:
-    """The address and the port of the first listener for a version of IP.
-
-    :return: None for the address if it has all of them.
-    """
-    for each in listeners:
-        if isinstance(each, HostPort | UdpAddress) and each.port:
-            for own, address in sockets_of(each.host):
-                if own == version:
-                    return (None if address == EVERY else address), each.port
-    return None
 
 
 # -- from servers

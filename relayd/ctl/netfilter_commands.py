@@ -1,0 +1,152 @@
+"""The commands about what the kernel must do for relays: rules, and routes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from relayd.ctl.asking import (
+    complete_relay,
+    control_option,
+    json_option,
+    running_relayd,
+)
+from relayd.ctl.exits import CommandFailed, Exit
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_relays = click.argument(
+    "relays", metavar="[RELAY]...", nargs=-1, shell_complete=complete_relay
+)
+
+_config = click.option(
+    "--config",
+    "file",
+    metavar="FILE",
+    type=click.Path(allow_dash=True, readable=False),
+    help="The relays of this file (or folder, or - for JSON on standard input), and not"
+    " those of a running relayd.",
+)
+
+
+@click.group(short_help="Show, apply or remove the rules that relays need.")
+def netfilter() -> None:
+    """Show, apply or remove what the kernel must do for relays that are transparent, or
+    that intercept: rules of nftables, all in one table, inet relayd, and a routing rule
+    and a route for what these rules mark. Nothing else is touched.
+
+    To change them takes root, or CAP_NET_ADMIN. relayd --manage-netfilter does it by
+    itself; these commands are for a relayd that is to have no such right.
+
+    \b
+    Example:  relayctl netfilter show --config /etc/relayd/relayd.toml
+    Example:  relayctl netfilter apply
+    """
+
+
+@netfilter.command("show", short_help="Print the rules that relays need.")
+@_relays
+@_config
+@json_option
+@control_option()
+def show_rules(relays: tuple[str, ...], file: str | None, as_json: bool) -> None:
+    """Print the rules that relays need, as nft lists them once they are applied, and
+    the commands of ip as comments: nft -f takes it. Nothing is asked of the kernel. Of
+    all relays unless some are named; those that are stopped only if they are named.
+
+    \b
+    Example:  relayctl netfilter show web
+    Example:  relayctl netfilter show --config relayd.toml --json
+    """
+    import json
+
+    from relayd.ctl.netfilter import find
+    from relayd.netfilter.documents import as_json as in_json
+    from relayd.netfilter.documents import as_text
+
+    found = find(relays, file, running_relayd(), stopped=False)
+    rules = found.rules
+    if as_json:
+        click.echo(json.dumps(in_json(rules, found.mark), indent=2))
+    elif rules:
+        click.echo(as_text(rules, found.mark), nl=False)
+    _tell_others(found)
+
+
+@netfilter.command("apply", short_help="Install the rules that relays need.")
+@_relays
+@_config
+@control_option()
+def apply_rules(relays: tuple[str, ...], file: str | None) -> None:
+    """Install the rules that relays need, in place of those that they have. It may be
+    done again at any time. Of all relays unless some are named; those that are stopped
+    only if they are named.
+
+    \b
+    Example:  relayctl netfilter apply --config /etc/relayd/relayd.toml
+    """
+    from relayd.ctl.netfilter import find
+    from relayd.netfilter.applying import apply
+
+    found = find(relays, file, running_relayd(), stopped=False)
+    _do(apply, found.rules, found.mark)
+    for each in found.rules:
+        click.echo(f"{each.name}: applied")
+    _tell_others(found)
+
+
+@netfilter.command("remove", short_help="Remove the rules of relays.")
+@_relays
+@_config
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="Remove the whole table of relayd, whichever relays have rules in it, of"
+    " whichever process; no file is read, and no relayd is asked.",
+)
+@control_option()
+def remove_rules(relays: tuple[str, ...], file: str | None, everything: bool) -> None:
+    """Remove the rules of relays, whether or not they have any. With the last of them
+    go the table, the routing rule and the route. Of all relays unless some are named.
+
+    \b
+    Example:  relayctl netfilter remove web
+    Example:  relayctl netfilter remove --all
+    """
+    from relayd.ctl.netfilter import find
+    from relayd.netfilter.applying import remove, remove_all
+
+    if everything:
+        if relays or file is not None:
+            raise click.UsageError("--all goes with no RELAY and no --config")
+        from relayd.core.process_settings import NETFILTER_MARK
+
+        _do(remove_all, NETFILTER_MARK.default)
+        click.echo("all removed")
+        return
+    found = find(relays, file, running_relayd(), stopped=True)
+    names = [each.name for each in found.relays]
+    _do(remove, names, found.mark)
+    for name in names:
+        click.echo(f"{name}: removed")
+
+
+def _do(change: Callable[..., None], *args: Any) -> None:
+    from relayd.core.errors import NetfilterError
+
+    try:
+        change(*args)
+    except NetfilterError as problem:
+        raise CommandFailed(Exit.FAILED, str(problem)) from None
+
+
+def _tell_others(found: Any) -> None:
+    """Which relays need nothing."""
+    for each in found.relays:
+        if each.rules is None:
+            click.echo(f"{each.name}: needs no rules", err=True)
+    if not found.relays:
+        click.echo("no relay that runs may have rules", err=True)
