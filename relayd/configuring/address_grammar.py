@@ -41,10 +41,10 @@ from typing import Any, TypeVar
 import attrs
 
 from relayd.configuring.endpoint_strings import has_proxy_header, passed_name
+from relayd.configuring.hosts import ipv6_host, is_ipv6, named_host
 from relayd.configuring.server_options import PLAIN, ServerOptions
 from relayd.core.errors import ConfigError
-from relayd.core.names import host_port, is_name, is_number
-from relayd.net.broadcast import BROADCAST, is_broadcast
+from relayd.core.names import host_port, is_name
 
 #: Endpoint types that Twisted parses itself, without a plugin.
 _BUILT_IN = frozenset({"tcp", "ssl", "unix"})
@@ -322,7 +322,7 @@ def _parse(text: str, known: _Known, lowest_port: int) -> Address:
         return EndpointString(text)
     host, colon, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
-        return HostPort(_ipv6(host[1:-1], text), _port(port, text, lowest_port))
+        return HostPort(ipv6_host(host[1:-1], text), _port(port, text, lowest_port))
     if port.startswith("//"):
         raise ConfigError(
             f"bad address {text!r}: unknown endpoint type {scheme!r}; {_EXPECTED}"
@@ -335,7 +335,9 @@ def _parse(text: str, known: _Known, lowest_port: int) -> Address:
         raise ConfigError(
             f"bad address {text!r}: write an IPv6 address in brackets, [::1]:8080"
         )
-    return HostPort(_host(host, text) if host else None, _port(port, text, lowest_port))
+    return HostPort(
+        named_host(host, text) if host else None, _port(port, text, lowest_port)
+    )
 
 
 def _port(digits: str, text: str, lowest: int) -> int:
@@ -349,76 +351,6 @@ def _port(digits: str, text: str, lowest: int) -> int:
             f"bad address {text!r}: a port here is {lowest} to 65535, not {digits}"
         )
     return int(digits)
-
-
-def is_ipv6(host: str) -> bool:
-    try:
-        ipaddress.IPv6Address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _ipv6(host: str, text: str) -> str:
-    if not is_ipv6(host):
-        raise ConfigError(f"bad address {text!r}: {host!r} is not an IPv6 address")
-    address = ipaddress.IPv6Address(host)
-    _check_one_host(address.ipv4_mapped or address, text)
-    if address.is_link_local and address.scope_id is None:
-        port = text.rpartition(":")[2]
-        raise ConfigError(
-            f"bad address {text!r}: a link-local address needs its interface: write"
-            f" [{host}%eth0]:{port}, with eth0 as this machine calls it"
-        )
-    return host
-
-
-def _check_one_host(
-    address: ipaddress.IPv4Address | ipaddress.IPv6Address, text: str
-) -> None:
-    if address.is_multicast:
-        what = "a multicast group"
-    elif str(address) == "255.255.255.255":
-        what = "the broadcast address"
-    else:
-        return
-    raise ConfigError(
-        f"bad address {text!r}: {address} is {what}, which relayd neither listens on"
-        " nor sends to: write the address of one host"
-    )
-
-
-def check_host(host: str, text: str) -> None:
-    """Refuse multicast and broadcast addresses, also of this machine's networks.
-
-    :param host: an address; a name, or "", is not checked.
-    :raises ConfigError: it is not the address of one host.
-    """
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return
-    _check_one_host(getattr(address, "ipv4_mapped", None) or address, text)
-    if is_broadcast(host):
-        raise ConfigError(f"bad address {text!r}: {BROADCAST}")
-
-
-def _host(host: str, text: str) -> str:
-    if is_number(host):
-        try:
-            address = ipaddress.IPv4Address(host)
-        except ValueError:
-            raise ConfigError(
-                f"bad address {text!r}: {host!r} is not an IPv4 address"
-            ) from None
-        _check_one_host(address, text)
-        return str(address)
-    if not is_name(host):
-        raise ConfigError(
-            f"bad address {text!r}: {host!r} is not a host name"
-            " (write an international name in its xn-- form)"
-        )
-    return host
 
 
 def dialled_host(host: str | None) -> str:

@@ -132,8 +132,11 @@ DEST = Setting[tuple[Address | PortRange, ...]](
     default=(),
     short="d",
     help="Server of the relay that the --listen before it opens; several are used in"
-    " turn.",
-    in_file="The server to relay to, or a list of servers, which are used in turn.",
+    " turn. original is where the client meant to go, as the kernel tells, and"
+    " HOST:original that host, on the port that the client asked for.",
+    in_file="The server to relay to, or a list of servers, which are used in turn."
+    " original is where the client meant to go, as the kernel tells, and HOST:original"
+    " that host, on the port that the client asked for.",
     kinds=("tcp", "udp"),
     group=ADDRESSES,
     field="relays",

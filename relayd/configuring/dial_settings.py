@@ -58,9 +58,9 @@ TRANSPARENT = Setting[bool](
     name="transparent",
     type=Flag(),
     default=False,
-    help="Dial servers from the client's own address, and for UDP also from its port;"
-    " they need this machine as their gateway, and the rules of relayctl netfilter."
-    " Takes CAP_NET_RAW.",
+    help="Dial servers from the client's own address, and for UDP from its port, too."
+    " Their answers must come by this machine, and rules of netfilter deliver them here"
+    " (relayctl netfilter, or --manage-netfilter). Takes CAP_NET_RAW.",
     kinds=("tcp", "udp"),
     group=ADDRESSES,
 )
@@ -68,11 +68,12 @@ INTERCEPT = Setting[tuple[Intercept, ...]](
     name="intercept",
     type=Written("WHAT", parse_intercept, EXPECTED_INTERCEPT),
     default=(),
-    help="Bring to the listener what is sent to these addresses and ports, such as"
-    " 192.0.2.1:80, 10.0.0.0/8:80,443 or :53 (any address), of ,from=NETWORK and"
-    " ,interface=NAME alone if they are behind it. It says which rules there must be"
-    " (relayctl netfilter, or --manage-netfilter); ,by=redirect or ,by=tproxy says of"
-    " which kind. May be repeated.",
+    help="Have the kernel bring to the listener what clients send to this address and"
+    " port, such as 192.0.2.1:80, by rules of netfilter (relayctl netfilter shows and"
+    " applies them, or --manage-netfilter does). A network, or nothing, may stand for"
+    " the address, ports and ranges, or *, for the port. Behind it ,from=NETWORK and"
+    " ,interface=NAME leave other clients out; ,by=redirect or ,by=tproxy says by"
+    " which kind of rule. May be repeated.",
     kinds=("tcp", "udp"),
     group=ADDRESSES,
     field="intercepts",

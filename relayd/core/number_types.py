@@ -70,10 +70,7 @@ class Mark(Count):
 
 @attrs.frozen
 class MarkBit(Mark):
-    """One bit of a firewall mark; in a file it may be a string, such as "0x1000"."""
-
-    def load(self, value: object) -> int:
-        return self.parse(value) if isinstance(value, str) else super().load(value)
+    """One bit of a firewall mark."""
 
     def _checked(self, value: int) -> int:
         if not self.minimum <= value <= self.maximum or value.bit_count() != 1:

@@ -24,7 +24,6 @@ from relayd.configuring.address_grammar import (
     HostPort,
     PortRange,
     UdpAddress,
-    check_host,
     dialled_host,
 )
 from relayd.configuring.address_settings import DEST, METRICS_ADDRESS
@@ -34,6 +33,7 @@ from relayd.configuring.endpoint_strings import parts
 from relayd.configuring.file import STDIN, read_layers
 from relayd.configuring.filter_settings import FILTER
 from relayd.configuring.given import Given, Layers, key_of
+from relayd.configuring.hosts import check_host
 from relayd.configuring.pools_of_relay import as_server
 from relayd.configuring.route_settings import ROUTE, SNI, SniEntry
 from relayd.configuring.server_grammar import options_of

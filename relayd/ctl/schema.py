@@ -30,7 +30,7 @@ from relayd.configuring.sections import (
     RELAY_KEYS,
 )
 from relayd.configuring.server_options import ADDRESS, TYPES, SendProxy
-from relayd.core.number_types import Percent
+from relayd.core.number_types import MarkBit, Percent
 from relayd.core.relay_names import MAX_LENGTH
 from relayd.core.setting_types import (
     Choice,
@@ -181,6 +181,8 @@ def _typed(kind: Type[Any]) -> dict[str, Any]:
         lowest = "minimum" if kind.never else "exclusiveMinimum"
         number = {"type": "number", lowest: kind.minimum, "maximum": kind.maximum}
         return {"anyOf": [number, _text(rf"^({_NUMBER}|[0-9.]+(ms|s|m|h))$")]}
+    if isinstance(kind, MarkBit):
+        return {"enum": [1 << bit for bit in range(kind.maximum.bit_length())]}
     if isinstance(kind, Count):
         whole: dict[str, Any] = {
             "type": "integer",

@@ -13,7 +13,7 @@ import tomli_w
 
 from relayd.configuring.address_settings import ALL
 from relayd.configuring.readable import default_of
-from relayd.core.number_types import Percent
+from relayd.core.number_types import MarkBit, Percent
 from relayd.core.setting_types import (
     Choice,
     Count,
@@ -79,6 +79,8 @@ def _one_in_words(row: Setting[Any]) -> str:
         return f"a size, up to {kind.show(kind.maximum)}"
     if isinstance(kind, Percent):
         return kind.describe()
+    if isinstance(kind, MarkBit):
+        return "a whole number that is a power of two"
     if isinstance(kind, Count):
         return f"a whole number from {kind.minimum} to {kind.maximum}"
     if isinstance(kind, Ratio):

@@ -28,9 +28,7 @@ from relayd.configuring.address_grammar import (
     StreamAddress,
     UdpAddress,
     UnixPath,
-    check_host,
     dialled_host,
-    is_ipv6,
 )
 from relayd.configuring.endpoint_strings import (
     host_in,
@@ -39,6 +37,7 @@ from relayd.configuring.endpoint_strings import (
     server_name,
     what_is_wrong,
 )
+from relayd.configuring.hosts import check_host, is_ipv6
 from relayd.core import process_settings, settings
 from relayd.core.errors import ConfigError
 from relayd.core.process_settings import Transport
