@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "operating": ENGINE
     | PARTS
     | {"plane", "datagrams", "socks", "faces", "configuring", "control", "filters"}
-    | {"routing"},
+    | {"routing", "netfilter"},
     "tap": {"core", "configuring", "operating"},
     "ctl": {"core", "observing", "configuring", "operating", "netfilter"},
     # For the tests of those who embed a relay, or configure one: nothing of ours

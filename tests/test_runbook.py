@@ -73,7 +73,9 @@ def metric_names() -> set[str]:
     """As Prometheus has them: with what their kind appends."""
     found = set()
     families = (*metrics.STREAMS, *metrics.SERVERS, metrics.REFUSED, *metrics.DATAGRAMS)
-    reading = ProcessReading({}, 0, 0.0, 0.0, 0, 0.0, 0, stopping=False, loaded_at=0.0)
+    reading = ProcessReading(
+        *({}, 0, 0.0, 0.0, 0, 0.0, 0), stopping=False, loaded_at=0.0, rules_failed=0
+    )
     process = metrics._process(reading)
     for each in (*(family._new() for family in families), *process):
         suffix = {"counter": "_total", "info": "_info"}.get(each.type, "")

@@ -239,7 +239,7 @@ class Exchange:
         problem = reason.value
         if isinstance(problem, Refusal):
             status, problems = problem.status, problem.problems
-            self._tell(f"refused, {status}: {'; '.join(problems)}")
+            self._tell(f"{problem.outcome}, {status}: {'; '.join(problems)}")
             if status == 403:
                 self._site.may_not(self._by, self._what())
         else:

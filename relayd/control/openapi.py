@@ -32,6 +32,7 @@ _WHY = {
     421: "Host is neither localhost nor relayd.",
     422: "A value is wrong, or a file.",
     431: "The headers are too long.",
+    500: "It is done, but not what should have followed; or relayd has a defect.",
     503: "There are too many clients, or captures.",
 }
 
@@ -139,6 +140,8 @@ def _statuses(route: Route) -> list[int]:
         found += [422]
     if route.tag and route.changes:
         found += [412]
+    if route.changes:
+        found += [500]
     return sorted(found)
 
 

@@ -93,6 +93,13 @@ SCHEMAS: dict[str, Json] = {
         needs_restart=many(TEXT),
         confirm=maybe(record(seconds_left=SECONDS)),
         last_reload=maybe(record(at=TIME, ok=FLAG, problems=many(TEXT))),
+        netfilter=record(
+            managed={**FLAG, "description": "its rules follow the relays"},
+            mark=WHOLE,
+            relays={**many(TEXT), "description": "those that have rules"},
+            failures=WHOLE,
+            problems=many(TEXT),
+        ),
     ),
     "Relay": record(**_RELAY),
     "RelayWithSettings": record(

@@ -49,10 +49,12 @@ class Refusal(RelayError):
     """What was asked for is not done, and nothing has changed.
 
     :ivar status: of HTTP.
+    :ivar outcome: the word of the log for it.
     :ivar problems: why, one clear line each; at least one.
     """
 
     status = 400
+    outcome = "refused"
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
@@ -83,6 +85,13 @@ class Invalid(Refusal):
     """A value, or a file, is wrong; each problem is a line."""
 
     status = 422
+
+
+class Unfinished(Refusal):
+    """What was asked for is done, and stays so; but not what should have followed."""
+
+    status = 500
+    outcome = "done in part"
 
 
 @attrs.frozen

@@ -198,6 +198,14 @@ def status(answer: Json) -> View:
             pairs += [("", text(each)) for each in problems]
     if answer.get("needs_restart"):
         pairs.append(("needs a restart", listed(answer["needs_restart"])))
+    netfilter = answer.get("netfilter")
+    if isinstance(netfilter, dict) and netfilter.get("managed"):
+        relays = netfilter.get("relays")
+        whose = f"of {listed(relays)}" if relays else "of no relay"
+        pairs.append(("netfilter rules", whose))
+        problems = netfilter.get("problems")
+        if isinstance(problems, list):
+            pairs += [("", text(each)) for each in problems]
     confirm = answer.get("confirm")
     if isinstance(confirm, dict):
         left = amounts.span(confirm.get("seconds_left"))

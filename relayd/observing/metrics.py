@@ -309,6 +309,12 @@ def _process(reading: ProcessReading) -> Iterator[Metric]:
         "When the settings were last read with success.",
         reading.loaded_at,
     )
+    if reading.rules_failed is not None:
+        yield CounterMetricFamily(
+            "relayd_netfilter_failures",
+            "Changes of netfilter rules that have failed; they are tried again.",
+            reading.rules_failed,
+        )
 
 
 class RelayCollector(Collector):

@@ -202,6 +202,8 @@ class ProcessReading:
     :ivar stopping: it was told to stop.
     :ivar loaded_at: when its settings were last read with success: seconds since the
         epoch.
+    :ivar rules_failed: how many changes of netfilter rules have failed; None: it makes
+        none.
     """
 
     build: dict[str, str]
@@ -213,6 +215,7 @@ class ProcessReading:
     log_lines_dropped: int
     stopping: bool
     loaded_at: float
+    rules_failed: int | None = None
 
 
 def read_sessions(relay: Sessions) -> Generator[None, None, StreamReading]:

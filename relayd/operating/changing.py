@@ -26,6 +26,7 @@ from relayd.core.errors import CannotStart, ConfigError
 from relayd.core.process_settings import DRAIN_TIMEOUT, SHUTDOWN_DELAY
 from relayd.core.relay_names import relay_names
 from relayd.operating.checks import ServerCheckService
+from relayd.operating.difference import Difference
 from relayd.operating.living_filters import LivingFilters
 from relayd.operating.logs import Logs
 from relayd.operating.pool_tasks import PoolTasks
@@ -43,26 +44,6 @@ log = Logger(namespace="relayd.service")
 
 #: The settings of the process that can change while it runs; others take a restart.
 CHANGEABLE = frozenset({DRAIN_TIMEOUT.field, SHUTDOWN_DELAY.field})
-
-
-@attrs.frozen
-class Difference:
-    """What a change has done.
-
-    :ivar added: names of relays,
-    :ivar removed: whose sessions are drained,
-    :ivar changed: in place.
-    :ivar unchanged: how many others there are.
-    :ivar needs_restart: keys of settings that are as they were until a restart.
-    :ivar routes: that were read anew, as they are written.
-    """
-
-    added: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
-    changed: tuple[str, ...] = ()
-    unchanged: int = 0
-    needs_restart: tuple[str, ...] = ()
-    routes: tuple[str, ...] = ()
 
 
 @attrs.frozen(eq=False)

@@ -8,7 +8,7 @@ prometheus_client and twisted.web.
 from __future__ import annotations
 
 import platform
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 from twisted.application.service import Service
@@ -84,6 +84,8 @@ class MetricsService(Service):
 
     :ivar loaded_at: when the settings were last read with success: seconds since the
         epoch.
+    :ivar rules_failed: says how many changes of netfilter rules have failed; None: it
+        makes none.
     :ivar port: the listener, while it is open.
     """
 
@@ -100,6 +102,7 @@ class MetricsService(Service):
         self._relays = relays
         self._logs = logs
         self.loaded_at = LogTimes.since_epoch()
+        self.rules_failed: Callable[[], int] | None = None
         self.port: IListeningPort | None = None
         #: Of the relays that there are, and of those that have sessions still, by name.
         self._counts: dict[str, SessionCounts] = {}
@@ -203,6 +206,7 @@ class MetricsService(Service):
             log_lines_dropped=self._logs.lines_lost,
             stopping=self._relays.stopping,
             loaded_at=self.loaded_at,
+            rules_failed=None if self.rules_failed is None else self.rules_failed(),
         )
 
     def loaded(self, at: float) -> None:

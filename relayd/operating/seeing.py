@@ -6,7 +6,7 @@ See :class:`relayd.control.steering.Steering`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -63,6 +63,8 @@ class Seeing:
     :ivar path: of the file that was read; None: there is none.
     :ivar overlay: what was said since.
     :ivar process: the bounds of the process.
+    :ivar rules: says how the rules stand that it manages
+        (:meth:`relayd.operating.managed_rules.ManagedRules.shown`).
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Seeing:
         #: How often there were too many of them.
         self._not_explained = 0
         self.process.more.append(self._limits)
+        self.rules: Callable[[], Json] = _no_rules
         #: How often each relay has changed.
         self._revisions: dict[str, int] = {}
 
@@ -126,6 +129,11 @@ class Seeing:
             "needs_restart": list(self._needs_restart),
             "confirm": self._waits(),
             "last_reload": self._last_reload,
+            "netfilter": {
+                "managed": self._config.manage_netfilter,
+                "mark": self._config.netfilter_mark,
+                **self.rules(),
+            },
         }
 
     def _waits(self) -> Json | None:
@@ -332,6 +340,11 @@ class Seeing:
     def log_levels(self) -> Json:
         """See :class:`relayd.control.steering.Steering`."""
         return {"levels": self._logs.levels.get()}
+
+
+def _no_rules() -> Json:
+    """What is said of netfilter rules by a process that leaves them to others."""
+    return {"relays": [], "failures": 0, "problems": []}
 
 
 def _place_of(destination: Any) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import IServiceCollection, MultiService, Service
 from twisted.internet.defer import inlineCallbacks, maybeDeferred
@@ -33,6 +33,9 @@ from relayd.operating.running import RelayService
 from relayd.operating.signals import Signals
 from relayd.operating.steering import Steered, SteeringTimers
 from relayd.operating.units import Unit, Workshop
+
+if TYPE_CHECKING:
+    from relayd.operating.managed_rules import ManagedRules
 
 log = Logger(namespace="relayd.service")
 
@@ -108,8 +111,12 @@ def _command(
     reactor: Any,
     logs: Logs,
     source: Source | None,
+    rules: ManagedRules | None,
 ) -> CommandService:
-    """A command of these parts, with its signals, and what tells its manager of it."""
+    """A command of these parts, with its signals, and what tells its manager of it.
+
+    :param rules: one of the parts, if it manages those of its relays.
+    """
     signals = Signals(reactor, relays.service.stop_now, logs.files)
     notifier = Notifier.of(reactor, relays.service)
     last = [] if notifier is None else [notifier]
@@ -120,6 +127,8 @@ def _command(
             steered.reloading, steered.reloaded = notifier.reloading, notifier.reloaded
         if notifier is not None or not source.why_not:
             signals.reload = steered.reload_by_signal
+        if rules is not None:
+            steered.afterwards, steered.rules = rules.follow, rules.shown
         if config.control is not None:
             first.append(_control(config, steered, relays.service.command, reactor))
         first.append(SteeringTimers(steered))
@@ -128,13 +137,15 @@ def _command(
     if config.metrics is not None:
         metrics = _metrics(config.metrics, relays.service, reactor, logs)
         relays.followers.append(metrics.follow)
+        if rules is not None:
+            metrics.rules_failed = rules.count_failures
         first.append(metrics)
         if steered is not None:
             steered.process.more.append(metrics.limits)
             steered.loaded.append(metrics.loaded)
 
     def clean_up() -> None:
-        for each in first:
+        for each in first if rules is None else (*first, rules):
             each.close()
 
     return CommandService([signals, *first, *parts, *last], logs, clean_up)
@@ -206,12 +217,27 @@ def make_service(
     parts += [relays.checks, relays.tasks]
     if dialing := _dialing(relays.config, alone=relays.alone):
         parts.append(DialRights(dialing, command))
+    # It stops when the relays have.
+    if rules := _rules(config, relays, reactor, command):
+        parts.append(rules)
     parts.append(relays.service)
     if config.demo:
         from relayd.operating.demo import DemoInvitation
 
         parts.append(DemoInvitation())
-    return _command(config, parts, relays, reactor, logs, source)
+    return _command(config, parts, relays, reactor, logs, source, rules)
+
+
+def _rules(
+    config: Config, relays: Relays, reactor: Any, command: str
+) -> ManagedRules | None:
+    """What manages the netfilter rules of the relays, if this process is to."""
+    if not config.manage_netfilter:
+        return None
+    # Imports what few relays need.
+    from relayd.operating.managed_rules import ManagedRules
+
+    return ManagedRules(relays, reactor, command)
 
 
 def _demo(parts: list[Service], relay: Relay, shop: Workshop) -> Unit:

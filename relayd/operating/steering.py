@@ -23,6 +23,7 @@ from twisted.internet.defer import (
     Deferred,
     inlineCallbacks,
     maybeDeferred,
+    succeed,
 )
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
@@ -37,11 +38,13 @@ from relayd.control.steering import (
     Invalid,
     Json,
     Refusal,
+    Unfinished,
 )
 from relayd.core.errors import ConfigError
 from relayd.observing.log_times import LogTimes
 from relayd.operating.aside import aside
-from relayd.operating.changing import Difference, Relays
+from relayd.operating.changing import Relays
+from relayd.operating.difference import Difference
 from relayd.operating.intervening import Intervening, seconds_of
 from relayd.operating.killing import kill
 from relayd.operating.logs import Logs
@@ -71,6 +74,8 @@ class Steered(Intervening):
     :ivar reloaded: called when one is over: with a line, if it was refused.
     :ivar loaded: called when one has succeeded, with the time, in seconds since the
         epoch.
+    :ivar afterwards: has what is outside of this process follow a change; the next one
+        waits for it.  Fires with what has failed: a line for each.
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class Steered(Intervening):
         self.reloading: Callable[[], object] = lambda: None
         self.reloaded: Callable[[str], object] = lambda problem: None
         self.loaded: list[Callable[[float], object]] = []
+        self.afterwards: Callable[[], Deferred[Sequence[str]]] = lambda: succeed(())
         #: What a reload that waits to be confirmed goes back to, and when.
         self._back: tuple[Layers, Overlay, Routes] | None = None
         self._back_at: IDelayedCall | None = None
@@ -150,7 +156,8 @@ class Steered(Intervening):
         self._say_of_servers(was, difference.changed)
         self._forget_resumes()
         then()
-        return difference
+        unfinished = yield self.afterwards()
+        return attrs.evolve(difference, unfinished=tuple(unfinished))
 
     def _configure(self, wanted: Layers) -> Config:
         """:raises ConfigError: these settings can't be had."""
@@ -183,7 +190,17 @@ class Steered(Intervening):
             raise Invalid("nothing to set: give key=value")
 
         self._unit(relay)
-        yield self._change(lambda _: self._with(relay, settings))
+        difference = yield self._change(lambda _: self._with(relay, settings))
+        return self._changed(relay, difference)
+
+    def _changed(self, relay: str, difference: Difference) -> Json:
+        """The answer to a change of a relay.
+
+        :raises Unfinished: not all has followed it.
+        """
+        if difference.unfinished:
+            made = f"{relay} is changed, and stays so, but:"
+            raise Unfinished(made, *difference.unfinished)
         return self.relay(relay)
 
     def _with(self, relay: str, settings: Mapping[str, Any]) -> Overlay:
@@ -200,34 +217,33 @@ class Steered(Intervening):
     @inlineCallbacks
     def start(self, relay: str, by: Asker) -> Any:
         """See :class:`relayd.control.steering.Steering`."""
-        yield self._enable(relay, True, by)
+        difference = yield self._enable(relay, True)
         for factory, _ in self._shown_of(relay).generations:
             if factory.registry.draining:
                 # Those that it was to end go on.
                 factory.registry.reopen()
-        return self.relay(relay)
+        return self._changed(relay, difference)
 
     @inlineCallbacks
     def stop(self, relay: str, cut: bool, by: Asker) -> Any:
         """See :class:`relayd.control.steering.Steering`."""
-        yield self._enable(relay, False, by)
+        difference = yield self._enable(relay, False)
         if cut:
             work = kill(self._shown(), relay=relay, why=f"stopped by {by}")
             yield self._works.begin(work)
-        return self.relay(relay)
+        return self._changed(relay, difference)
 
     @inlineCallbacks
     def drain(self, relay: str, within: float | None, by: Asker) -> Any:
         """See :class:`relayd.control.steering.Steering`."""
         timeout = self._config.drain_timeout if within is None else seconds_of(within)
-        yield self._enable(relay, False, by)
+        difference = yield self._enable(relay, False)
         shown = self._shown_of(relay)
         for factory, _ in shown.generations:
             factory.drain(timeout)
-        return self.relay(relay)
+        return self._changed(relay, difference)
 
-    @inlineCallbacks
-    def _enable(self, relay: str, enabled: bool, by: Asker) -> Any:
+    def _enable(self, relay: str, enabled: bool) -> Deferred[Difference]:
         def overlay(layers: Layers) -> Overlay:
             self._unit(relay)
             in_file = section_of(layers, relay).enabled
@@ -236,8 +252,7 @@ class Steered(Intervening):
             )
 
         self._unit(relay)
-        yield self._change(overlay)
-        return self.relay(relay)
+        return self._change(overlay)
 
     # -- the file
 
@@ -281,23 +296,13 @@ class Steered(Intervening):
         for each in self.loaded:
             each(self._loaded)
         self._note_reload([])
-        self.reloaded("")
-        dropped = len(before[1]) - len(self.overlay)
-        log.info(
-            "reloaded: {what}",
-            what=_in_words(difference, len(self.overlay), dropped),
-        )
-        return {
-            "added": list(difference.added),
-            "removed": list(difference.removed),
-            "changed": list(difference.changed),
-            "unchanged": difference.unchanged,
-            "needs_restart": list(difference.needs_restart),
-            "routes": list(difference.routes),
-            "overlay": len(self.overlay),
-            "dropped": dropped,
-            "confirm_within": seconds,
-        }
+        self.reloaded(next(iter(difference.unfinished), ""))
+        counted = len(self.overlay), len(before[1]) - len(self.overlay)
+        words = difference.in_words(*counted)
+        log.info("reloaded: {what}", what=words)
+        if difference.unfinished:
+            raise Unfinished(f"reloaded: {words}; but:", *difference.unfinished)
+        return {**difference.as_json(*counted), "confirm_within": seconds}
 
     def _check_confirmed(self) -> None:
         """:raises Conflict: a reload waits to be confirmed."""
@@ -318,6 +323,9 @@ class Steered(Intervening):
             return
         try:
             yield self.reload(False, None, None)
+        except Unfinished:
+            # The log has it: what should have followed has told of it.
+            pass
         except Refusal as refusal:
             for line in refusal.problems:
                 log.error("{line}", line=line)
@@ -389,25 +397,3 @@ class SteeringTimers(Service):
     def close(self) -> None:
         """The same; also of one that has not started."""
         self._steered.close()
-
-
-def _in_words(difference: Difference, overlay: int, dropped: int) -> str:
-    """What a reload has done."""
-    found = [
-        f"{what} {', '.join(names)}"
-        for what, names in (
-            ("added", difference.added),
-            ("removed", difference.removed),
-            ("changed", difference.changed),
-            ("read anew: the routes", difference.routes),
-        )
-        if names
-    ]
-    said = found or ["nothing has changed"]
-    if overlay:
-        said.append(f"{overlay} run-time changes stay over the file")
-    if dropped:
-        said.append(f"{dropped} run-time changes are gone")
-    if difference.needs_restart:
-        said.append(f"takes a restart: {', '.join(difference.needs_restart)}")
-    return "; ".join(said)

@@ -127,6 +127,13 @@ class FakeSteering:
             "needs_restart": [],
             "confirm": {"seconds_left": 2.5} if self.waits else None,
             "last_reload": {"at": WHEN, "ok": False, "problems": ["relayd.toml: no"]},
+            "netfilter": {
+                "managed": True,
+                "mark": 4096,
+                "relays": ["web"],
+                "failures": 1,
+                "problems": ["no"],
+            },
         }
 
     def _listed(self, key: str, rows: Sequence[Json], more: Json | None = None) -> Work:

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from relayd.control.routes import ROUTES
 from relayd.control.schemas import SCHEMAS
-from relayd.control.steering import Asker, Conflict
+from relayd.control.steering import Asker, Conflict, Unfinished
 from tests.conftest import LoggedFailures
 from tests.control.bench import (
     OPERATOR,
@@ -413,6 +413,22 @@ def test_a_change_that_can_not_be_made(bench: Bench) -> None:
     answer = Answer(client.said)
     assert answer.status == 409
     assert answer.json == {"problems": ["port 80 is taken", "and so is 81"]}
+
+
+def test_a_change_that_is_made_in_part(bench: Bench) -> None:
+    """The log does not call it refused."""
+    made = later(bench)
+    client = bench.client()
+    client.send(request("POST", "/v1/relays/web/start"))
+    with capturedLogs() as logged:
+        made[0].errback(Failure(Unfinished("it is started, but:", "no rules")))
+        bench.turns()
+    answer = Answer(client.said)
+    assert answer.status == 500
+    assert answer.json == {"problems": ["it is started, but:", "no rules"]}
+    [line] = map(formatEvent, logged)
+    assert line is not None
+    assert line.endswith(": done in part, 500: it is started, but:; no rules")
 
 
 def test_a_change_is_made_without_its_client(bench: Bench) -> None:

@@ -40,6 +40,8 @@ def test_status(relayd: FakeRelayd, capsys: Captured) -> None:
         ["last reload", "2026-11-29T17:00:00Z: not in effect"],
         ["a b"],
         ["needs a restart", "transport"],
+        ["netfilter rules", "of dns, web"],
+        ["netfilter rules of web not applied"],
         ["to be confirmed", "goes back in 1m00s: relayctl confirm"],
     ]
     assert said.err == ""
@@ -50,6 +52,24 @@ def test_status_of_one_without_a_file(relayd: FakeRelayd, capsys: Captured) -> N
     run(relayd, "GET /v1/status", {**STATUS, "config": None}, "status")
     found = [cells(line) for line in capsys.readouterr().out.splitlines()]
     assert ["configuration", "no file"] in found
+
+
+@pytest.mark.parametrize(
+    ("netfilter", "shown"),
+    [
+        (None, None),
+        ({"managed": False, "relays": []}, None),
+        ({"managed": True, "relays": []}, "of no relay"),
+    ],
+)
+def test_status_of_netfilter_rules(
+    netfilter: Any, shown: str | None, relayd: FakeRelayd, capsys: Captured
+) -> None:
+    """An older relayd has none; one that leaves them to others does not speak of it."""
+    run(relayd, "GET /v1/status", {**STATUS, "netfilter": netfilter}, "status")
+    rows = [cells(line) for line in capsys.readouterr().out.splitlines()]
+    found = dict(each for each in rows if len(each) == 2)
+    assert found.get("netfilter rules") == shown
 
 
 def test_relays(relayd: FakeRelayd, capsys: Captured) -> None:

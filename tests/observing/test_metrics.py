@@ -55,6 +55,7 @@ FAMILIES = {
     "relayd_log_lines_dropped_total": ("counter", set[str]()),
     "relayd_stopping": ("gauge", set[str]()),
     "relayd_config_last_load_success_timestamp_seconds": ("gauge", set[str]()),
+    "relayd_netfilter_failures_total": ("counter", set[str]()),
 }
 
 
@@ -71,6 +72,7 @@ def process() -> Generator[None, None, ProcessReading]:
         log_lines_dropped=9,
         stopping=True,
         loaded_at=1.5e9,
+        rules_failed=2,
     )
 
 

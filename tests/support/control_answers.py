@@ -80,4 +80,11 @@ STATUS = {
     "needs_restart": ["transport"],
     "confirm": {"seconds_left": 59.5},
     "last_reload": {"at": "2026-11-29T17:00:00.5Z", "ok": False, "problems": ["a b"]},
+    "netfilter": {
+        "managed": True,
+        "mark": 4096,
+        "relays": ["dns", "web"],
+        "failures": 2,
+        "problems": ["netfilter rules of web not applied"],
+    },
 }

@@ -1,0 +1,385 @@
+"""The netfilter rules of a process's relays, for as long as they run.
+
+`--manage-netfilter` has the relay itself apply the rules that its relays need
+(:mod:`relayd.netfilter.rules`), as a kernel module registers its hooks, and remove them
+as it stops.  It takes CAP_NET_ADMIN, which the process keeps.
+
+They are applied once the listeners stand and the process has become another user, if it
+is to: one that may not change rules can't start, and leaves none.  After each change of
+the relays they follow, in a thread, one change at a time:
+
+    a relay that is new, has been started, or has other rules     apply
+    one that was stopped, or is no more, and has sessions still   its interceptions are
+                                                                  removed at once; what
+                                                                  brings the answers of
+                                                                  servers to its
+                                                                  sockets, when its last
+                                                                  session has ended
+    one without sessions                                          remove
+
+The flows of a UDP relay share its listener, and may share its interception: its rules
+are all there until the last of them has ended.  A relay that is no longer transparent,
+or has other servers, keeps what its sessions of before need, for as long.  What can't
+be changed is tried again a little later, and told: a change of the relays stands all
+the same.
+
+Only the rules of relays that this process has had are touched, and one process alone
+manages those of a name (:mod:`relayd.operating.rule_claims`).  After a crash, the next
+start applies the same ones again, which leaves nothing twice; those of a relay that is
+not started again stay until `relayctl netfilter remove`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, Protocol
+
+import attrs
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, DeferredLock, inlineCallbacks
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from relayd.configuring.config import Relay, UdpRelay
+from relayd.control.steering import Json
+from relayd.core.errors import CannotStart, NetfilterError
+from relayd.net.monotonic import monotonic
+from relayd.netfilter import applying
+from relayd.netfilter.rules import RelayRules, rules_of
+from relayd.operating.aside import aside
+from relayd.operating.changing import Relays
+from relayd.operating.rule_claims import RuleClaims
+from relayd.operating.units import Unit
+
+log = Logger(namespace="relayd.netfilter")
+
+#: Seconds between two looks at whether the last session of a relay has ended.
+LOOK = 1.0
+
+#: Seconds after which what has failed is tried again.
+RETRY = 30.0
+
+
+#: How many groups of servers of before one relay's sessions may have.
+KEPT = 16
+
+
+class Netfilter(Protocol):
+    """Changes the rules of the kernel; see :mod:`relayd.netfilter.applying`.
+
+    Each of these waits for the programs that it runs, and may raise a NetfilterError.
+    """
+
+    def apply(self, rules: Sequence[RelayRules], mark: int) -> None: ...
+
+    def remove(self, names: Sequence[str], mark: int) -> None: ...
+
+    def close_intake(self, names: Sequence[str], mark: int) -> None: ...
+
+
+@attrs.frozen
+class _There:
+    """What the kernel has of a relay, or is to have.
+
+    :ivar udp: it is a UDP relay.
+    :ivar intake: new clients are brought to it.
+    :ivar sure: False: a change of it has failed.
+    """
+
+    rules: RelayRules
+    udp: bool
+    intake: bool = True
+    sure: bool = True
+
+
+@attrs.define
+class _Step:
+    """What is to be done, for several relays at once.
+
+    :ivar do: does it.
+    :ivar done: the word for the log.
+    :ivar wanted: what the kernel has of each relay then; None: nothing.
+    :ivar why_not: why it has failed.
+    """
+
+    do: Callable[[], object]
+    done: str
+    wanted: Mapping[str, _There | None]
+    why_not: str = ""
+
+    def __str__(self) -> str:
+        whose = ", ".join(self.wanted)
+        if self.why_not:
+            return f"netfilter rules of {whose} not {self.done}: {self.why_not}"
+        return f"netfilter rules of {whose} {self.done}"
+
+
+class ManagedRules(Service):
+    """Has the kernel's rules be those that the relays need.
+
+    It is started when all listeners stand, and stopped when all sessions have ended.
+
+    :param relays: of the process.
+    :param reactor: runs them; has a pool of threads.
+    :param command: its name, with which errors begin.
+    :param netfilter: changes the rules.
+    """
+
+    def __init__(
+        self,
+        relays: Relays,
+        reactor: Any,
+        command: str,
+        netfilter: Netfilter = applying,
+    ) -> None:
+        self._relays = relays
+        self._reactor = reactor
+        self._clock = monotonic(reactor)
+        self._command = command
+        self._netfilter = netfilter
+        self._user = os.geteuid()
+        self._claims = RuleClaims()
+        self._there: dict[str, _There] = {}
+        #: What each relay needs, by what it was built as.
+        self._needs: dict[Unit, RelayRules | None] = {}
+        #: Held by the change of rules that is under way.
+        self._lock = DeferredLock()
+        #: Some rules wait for the end of sessions.
+        self._waiting = False
+        self._look: IDelayedCall | None = None
+        self._problems: list[str] = []
+        self._failures = 0
+
+    # -- its life
+
+    def startService(self) -> None:
+        """Apply the rules of all relays that are not stopped.
+
+        :raises CannotStart: they can't be applied, and none is left.
+        """
+        super().startService()
+        steps = self._steps()
+        _carry_out(steps)
+        failed = [each for each in steps if each.why_not]
+        if not failed:
+            self._settle(steps)
+            return
+        self.running = False
+        # What was begun; whoever may not begin need not be told of it twice.
+        begun = [name for each in steps for name in each.wanted if name in self._claims]
+        with suppress(NetfilterError):
+            if begun:
+                self._netfilter.remove(begun, self._relays.config.netfilter_mark)
+        for name in begun:
+            self._claims.release(name)
+        why = f"{failed[0]}"
+        if os.geteuid() != self._user:
+            why += " (as the user that it has become)"
+        raise CannotStart(f"{self._command}: --manage-netfilter: {why}")
+
+    @inlineCallbacks
+    def stopService(self) -> Any:
+        """Remove them all, once the change that is under way has come to its end."""
+        super().stopService()
+        self._forget_look()
+        yield self.follow()
+
+    def close(self) -> None:
+        """The same at once, of a process that can't start: its reactor never runs."""
+        self.running = False
+        self._forget_look()
+        steps = self._steps()
+        _carry_out(steps)
+        self._settle(steps)
+
+    # -- following the relays
+
+    def follow(self) -> Deferred[Sequence[str]]:
+        """Have the rules that the relays need now.
+
+        :return: when that is done, what has failed: a line for each; nothing is raised.
+        """
+        self._claims.ask_again()
+        return self._lock.run(self._follow)
+
+    @inlineCallbacks
+    def _follow(self) -> Any:
+        steps = self._steps()
+        if steps:
+            yield aside(self._reactor, partial(_carry_out, steps))
+        self._settle(steps)
+        return self._problems
+
+    def _steps(self) -> list[_Step]:
+        """What is to be done; what comes is there before anything goes."""
+        new: dict[str, _There | None] = {}
+        left: dict[str, _There | None] = {}
+        gone: dict[str, _There | None] = {}
+        steps = []
+        for name, wanted in self._wanted().items():
+            if wanted == self._there.get(name):
+                continue
+            if wanted is None:
+                gone[name] = wanted
+            elif not wanted.intake:
+                left[name] = wanted
+            elif why_not := self._not_ours(name):
+                steps.append(_Step(bool, "applied", {name: wanted}, why_not))
+            else:
+                new[name] = wanted
+        rules = [each.rules for each in new.values() if each is not None]
+        netfilter, mark = self._netfilter, self._relays.config.netfilter_mark
+        steps += [
+            _Step(partial(netfilter.apply, rules, mark), "applied", new),
+            _Step(
+                partial(netfilter.close_intake, [*left], mark),
+                "closed to new clients",
+                left,
+            ),
+            _Step(partial(netfilter.remove, [*gone], mark), "removed", gone),
+        ]
+        return [each for each in steps if each.wanted]
+
+    def _not_ours(self, name: str) -> str:
+        """Why another process has the rules of this name; nothing: we have."""
+        try:
+            self._claims.take(name)
+        except NetfilterError as problem:
+            return str(problem)
+        return ""
+
+    def _wanted(self) -> dict[str, _There | None]:
+        """What the kernel is to have of each relay; None: nothing, and it has some."""
+        units = self._relays.units if self.running else {}
+        self._needs = {
+            unit: self._needs[unit] if unit in self._needs else _rules_of(unit)
+            for unit in units.values()
+        }
+        self._waiting = False
+        found: dict[str, _There | None] = {}
+        for name, unit in units.items():
+            rules = self._needs[unit]
+            if rules is not None and unit.settings.enabled:
+                found[name] = _There(self._kept(rules, unit), unit.kind == "udp")
+        for name, there in self._there.items():
+            if name not in found:
+                found[name] = self._left(name, there)
+        return found
+
+    def _kept(self, rules: RelayRules, unit: Unit) -> RelayRules:
+        """The rules of a relay, with what its sessions of before need."""
+        there = self._there.get(unit.name)
+        if there is None or not self._has_before(unit.name):
+            return rules
+        kept = rules.keeping(there.rules)
+        self._waiting |= kept != rules
+        return attrs.evolve(kept, answers=kept.answers[: len(rules.answers) + KEPT])
+
+    def _left(self, name: str, there: _There) -> _There | None:
+        """What is left of a relay that needs nothing for new clients."""
+        if not self.running or not self._has_before(name):
+            return None
+        unit = self._relays.units.get(name)
+        serves = unit is not None and unit.settings.enabled
+        if there.udp and not serves:
+            self._waiting = True
+            return attrs.evolve(there, sure=True)
+        if not there.rules.diverts:
+            # The kernel brings what belongs to a connection as it did.
+            return None
+        self._waiting = True
+        return attrs.evolve(there, intake=False, sure=True)
+
+    def _has_before(self, name: str) -> bool:
+        """Whether a relay has sessions or flows that may need the rules of before.
+
+        The flows of a UDP relay are all its own, whatever has changed.
+        """
+        service = self._relays.service
+        unit = self._relays.units.get(name)
+        if unit is not None and unit.settings.enabled and unit.kind != "udp":
+            return any(each.name == name for each in service.former)
+        return any(each.name == name and len(each.registry) for each in service.served)
+
+    def _settle(self, steps: Iterable[_Step]) -> None:
+        """Know what the kernel has now, and tell of it."""
+        before, self._problems = self._problems, []
+        for step in steps:
+            if step.why_not:
+                self._failures += 1
+                self._problems.append(str(step))
+            else:
+                log.info("{done}", done=str(step))
+            for name, there in step.wanted.items():
+                self._note(name, there, sure=not step.why_not)
+        for each in self._problems:
+            if each not in before:
+                log.error("{problem}", problem=each)
+        self._look_later()
+
+    def _note(self, name: str, there: _There | None, *, sure: bool) -> None:
+        """Know what the kernel has of a relay.
+
+        :param there: what was wanted.
+        :param sure: it has it.
+        """
+        if name not in self._claims:
+            # It is another process's.
+            return
+        if sure and there is None:
+            del self._there[name]
+            self._claims.release(name)
+        else:
+            known = there or self._there[name]
+            self._there[name] = attrs.evolve(known, sure=sure)
+
+    # -- looking again
+
+    def _look_later(self) -> None:
+        self._forget_look()
+        if self.running and (self._problems or self._waiting):
+            # What has failed fails again, most likely.
+            wait = RETRY if self._problems else LOOK
+            self._look = self._clock.callLater(wait, self._look_again)
+
+    def _look_again(self) -> None:
+        self._look = None
+        looking = self._lock.run(self._follow)
+        looking.addErrback(partial(log.failure, "netfilter rules could not follow"))
+
+    def _forget_look(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+
+    # -- telling
+
+    def count_failures(self) -> int:
+        """How many changes of rules have failed."""
+        return self._failures
+
+    def shown(self) -> Json:
+        """How it stands, for the status."""
+        return {
+            "relays": sorted(self._there),
+            "failures": self._failures,
+            "problems": list(self._problems),
+        }
+
+
+def _rules_of(unit: Unit) -> RelayRules | None:
+    """What a relay needs; None: nothing."""
+    settings = unit.settings
+    return rules_of(settings) if isinstance(settings, Relay | UdpRelay) else None
+
+
+def _carry_out(steps: Iterable[_Step]) -> None:
+    """Do all of these, also those that follow one that fails; in any thread."""
+    for each in steps:
+        try:
+            each.do()
+        except NetfilterError as problem:
+            each.why_not = str(problem)

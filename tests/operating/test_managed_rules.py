@@ -1,0 +1,555 @@
+"""Rules of netfilter follow the relays of a process; a fake has the kernel's part."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+
+from relayd.configuring.address_grammar import HostPort, UdpAddress
+from relayd.configuring.config import Relay, ServerDialing, Socks4Relay, UdpRelay
+from relayd.core.errors import CannotStart, NetfilterError
+from relayd.core.interception import parse_intercept
+from relayd.netfilter.rules import RelayRules, rules_of
+from relayd.operating.managed_rules import KEPT, LOOK, RETRY, ManagedRules
+from tests.conftest import LoggedFailures
+from tests.support.steered import Standing, result
+
+MARK = 0x1000
+LISTENER = "192.0.2.1"
+
+#: No other test run claims the names of these relays.
+OWN = f"m{os.getpid()}"
+WEB, DNS = f"{OWN}-web", f"{OWN}-dns"
+
+
+class Kernel:
+    """Has the rules; a set of names stands for what it does not let be done.
+
+    :ivar has: the rules of each relay, and whether it brings new clients.
+    :ivar calls: what was asked of it, and for whom.
+    """
+
+    def __init__(self) -> None:
+        self.has: dict[str, tuple[RelayRules, bool]] = {}
+        self.calls: list[str] = []
+        self.refuses = set[str]()
+
+    def _asked(self, what: str, names: Collection[str]) -> None:
+        assert names
+        self.calls.append(f"{what} {' '.join(sorted(names))}".replace(f"{OWN}-", ""))
+        if what in self.refuses:
+            raise NetfilterError("it takes CAP_NET_ADMIN")
+
+    def apply(self, rules: Sequence[RelayRules], mark: int) -> None:
+        assert mark == MARK
+        self._asked("apply", [each.name for each in rules])
+        self.has.update({each.name: (each, True) for each in rules})
+
+    def remove(self, names: Collection[str], mark: int) -> None:
+        assert mark == MARK
+        self._asked("remove", names)
+        for name in names:
+            self.has.pop(name, None)
+
+    def close_intake(self, names: Collection[str], mark: int) -> None:
+        assert mark == MARK
+        self._asked("close", names)
+        for name in names:
+            if name in self.has:
+                self.has[name] = self.has[name][0], False
+
+    def did(self) -> list[str]:
+        """What it was asked for since."""
+        did, self.calls = self.calls, []
+        return did
+
+
+@attrs.define(eq=False)
+class Served:
+    """A factory, or a UDP relay: who lives in it."""
+
+    name: str
+    registry: list[str] = attrs.field(factory=list)
+
+
+@attrs.define(eq=False)
+class Unit:
+    """A relay as it was built."""
+
+    settings: Any
+    served: Served
+
+    @property
+    def name(self) -> str:
+        return str(self.settings.name)
+
+    @property
+    def kind(self) -> str:
+        return "udp" if isinstance(self.settings, UdpRelay) else "tcp"
+
+
+class Process:
+    """A process with relays, and what manages their rules."""
+
+    def __init__(self, *relays: Any) -> None:
+        self.reactor: Any = Standing()
+        self.kernel = Kernel()
+        self.units: dict[str, Unit] = {}
+        self.config, self.service = self, self
+        self.netfilter_mark = MARK
+        self._former: list[Served] = []
+        for each in relays:
+            self.units[each.name] = Unit(each, Served(each.name))
+        managed: Any = self
+        self.rules = ManagedRules(managed, self.reactor, "relayd", self.kernel)
+
+    @property
+    def former(self) -> list[Served]:
+        return [each for each in self._former if each.registry]
+
+    @property
+    def served(self) -> list[Served]:
+        return [*(each.served for each in self.units.values()), *self.former]
+
+    def change(self, *relays: Any) -> Deferred[Sequence[str]]:
+        """Have these relays; those that are not named stay."""
+        for each in relays:
+            before = self.units.get(each.name)
+            served = Served(each.name)
+            if before is not None and isinstance(each, UdpRelay):
+                served = before.served
+            elif before is not None:
+                self._former.append(before.served)
+            self.units[each.name] = Unit(each, served)
+        return self.rules.follow()
+
+    def drop(self, name: str) -> None:
+        self._former.append(self.units.pop(name).served)
+        assert result(self.rules.follow()) == []
+
+    def has(self, relay: Any) -> bool:
+        """Whether the kernel has all that a relay needs, and no more."""
+        return self.kernel.has.get(relay.name) == (rules_of(relay), True)
+
+
+def web(**more: Any) -> Relay:
+    """Transparent, and clients are brought to it."""
+    given = {
+        "intercepts": [parse_intercept("192.0.2.2:80")],
+        "dialing": ServerDialing(transparent=True),
+        "name": WEB,
+        **more,
+    }
+    port = HostPort("192.0.2.9", 80)
+    return Relay([HostPort(LISTENER, 16000)], [port], **given)
+
+
+def dns(server: str = "192.0.2.53", **more: Any) -> UdpRelay:
+    given = {"dialing": ServerDialing(transparent=True), "name": DNS, **more}
+    return UdpRelay([UdpAddress(LISTENER, 53)], [UdpAddress(server, 53)], **given)
+
+
+PLAIN = ServerDialing()
+
+
+@pytest.fixture
+def started(request: pytest.FixtureRequest) -> Any:
+    """Starts a process of these relays, and stops it after the test."""
+    begun: list[Process] = []
+
+    def start(*relays: Any) -> Process:
+        process = Process(*relays)
+        begun.append(process)
+        process.rules.startService()
+        process.kernel.did()
+        return process
+
+    yield start
+    for each in begun:
+        each.kernel.refuses.clear()
+        result(each.rules.stopService())
+        assert each.kernel.has == {}
+        assert each.reactor.getDelayedCalls() == []
+
+
+Start = Callable[..., Process]
+
+
+# -- start and stop
+
+
+def test_all_are_applied_at_once_and_removed_at_once() -> None:
+    process = Process(web(), dns())
+    process.rules.startService()
+    assert process.kernel.did() == ["apply dns web"]
+    assert process.has(web())
+    assert process.has(dns())
+    assert process.rules.shown() == {
+        "relays": [DNS, WEB],
+        "failures": 0,
+        "problems": [],
+    }
+    result(process.rules.stopService())
+    assert process.kernel.did() == ["remove dns web"]
+    assert process.rules.shown()["relays"] == []
+
+
+@pytest.mark.parametrize(
+    "relay",
+    [
+        Relay([HostPort(LISTENER, 80)], [HostPort("192.0.2.9", 80)], name=WEB),
+        Socks4Relay(name=WEB),
+        web(enabled=False),
+    ],
+)
+def test_who_needs_none_needs_no_program_that_changes_rules(
+    relay: Any, started: Start
+) -> None:
+    process = started(relay)
+    result(process.rules.follow())
+    result(process.rules.stopService())
+    assert process.kernel.did() == []
+
+
+def test_a_start_that_may_not_leaves_none() -> None:
+    process = Process(web())
+    process.kernel.refuses = {"apply", "remove"}
+    with pytest.raises(CannotStart) as caught:
+        process.rules.startService()
+    assert caught.value.code == (
+        f"relayd: --manage-netfilter: netfilter rules of {WEB} not applied: it takes"
+        " CAP_NET_ADMIN"
+    )
+    # Of what was begun; and not a second time.
+    assert process.kernel.did() == ["apply web", "remove web"]
+    process.rules.close()
+    assert process.kernel.did() == []
+    # Another may have them.
+    process.kernel.refuses.clear()
+    process.rules.startService()
+    process.rules.close()
+    assert process.kernel.did() == ["apply web", "remove web"]
+
+
+def test_another_user_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = Process(web())
+    process.kernel.refuses = {"apply"}
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    with pytest.raises(CannotStart, match=r"\(as the user that it has become\)$"):
+        process.rules.startService()
+
+
+def test_one_process_alone_has_the_rules_of_a_name(
+    started: Start, logged_failures: LoggedFailures
+) -> None:
+    first = started(web())
+    second = Process(web())
+    with pytest.raises(CannotStart, match="another process manages the rules of a"):
+        second.rules.startService()
+    # What is there is the other's.
+    assert second.kernel.did() == []
+    result(first.rules.stopService())
+    second.rules.startService()
+    assert second.kernel.did() == ["apply web"]
+    # One that comes later is not touched either.
+    third = started(dns())
+    assert len(result(third.change(web()))) == 1
+    logged_failures.take("another process manages the rules")
+    third.reactor.advance(RETRY)
+    assert third.kernel.did() == []
+    result(second.rules.stopService())
+    assert result(third.rules.follow()) == []
+    assert third.kernel.did() == ["apply web"]
+
+
+def test_a_part_that_cannot_start_has_them_removed_at_once(started: Start) -> None:
+    process = started(web())
+    process.rules.close()
+    assert process.kernel.did() == ["remove web"]
+    assert process.reactor.getDelayedCalls() == []
+
+
+# -- changes
+
+
+def test_one_that_is_stopped_has_none(started: Start) -> None:
+    process = started(web(), dns())
+    assert result(process.change(web(enabled=False))) == []
+    assert process.kernel.did() == ["remove web"]
+    assert result(process.change(web())) == []
+    assert process.kernel.did() == ["apply web"]
+
+
+def test_one_whose_rules_are_the_same_is_left_alone(started: Start) -> None:
+    process = started(web())
+    result(process.change(web(backlog=7)))
+    assert process.kernel.did() == []
+
+
+def test_one_that_changes_gets_others(started: Start) -> None:
+    process = started(web())
+    other = web(intercepts=[parse_intercept(":8000-8999")])
+    result(process.change(other, dns()))
+    assert process.kernel.did() == ["apply dns web"]
+    assert process.has(other)
+    process.drop(DNS)
+    assert process.kernel.did() == ["remove dns"]
+
+
+def test_what_comes_is_there_before_anything_goes(started: Start) -> None:
+    process = started(web())
+    result(process.change(web(enabled=False), web(name=f"{OWN}-new")))
+    assert process.kernel.did() == ["apply new", "remove web"]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_sessions_of_one_that_was_stopped_keep_what_brings_their_answers(
+    gone: bool, started: Start
+) -> None:
+    process = started(web())
+    served = process.units[WEB].served
+    served.registry.append("a session")
+    if gone:
+        process.drop(WEB)
+    else:
+        result(process.change(web(enabled=False)))
+    assert process.kernel.did() == ["close web"]
+    process.reactor.pump([LOOK] * 3)
+    assert process.kernel.did() == []
+    served.registry.clear()
+    process.reactor.advance(LOOK)
+    assert process.kernel.did() == ["remove web"]
+    assert process.reactor.getDelayedCalls() == []
+
+
+def test_one_that_is_started_again_meanwhile_gets_all(started: Start) -> None:
+    process = started(web())
+    process.units[WEB].served.registry.append("a session")
+    result(process.change(web(enabled=False)))
+    result(process.change(web()))
+    assert process.kernel.did() == ["close web", "apply web"]
+    assert process.reactor.getDelayedCalls() == []
+
+
+def test_what_is_redirected_alone_goes_at_once(started: Start) -> None:
+    """The kernel brings the rest of a connection as it did before."""
+    process = started(web(dialing=PLAIN))
+    process.units[WEB].served.registry.append("a session")
+    result(process.change(web(dialing=PLAIN, enabled=False)))
+    assert process.kernel.did() == ["remove web"]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_flows_keep_all_rules(gone: bool, started: Start) -> None:
+    process = started(dns())
+    served = process.units[DNS].served
+    served.registry.append("a flow")
+    if gone:
+        process.drop(DNS)
+    else:
+        result(process.change(dns(enabled=False)))
+    process.reactor.pump([LOOK] * 3)
+    assert process.kernel.did() == []
+    served.registry.clear()
+    process.reactor.advance(LOOK)
+    assert process.kernel.did() == ["remove dns"]
+
+
+def test_flows_of_one_that_needs_none_any_more(started: Start) -> None:
+    """New clients must not be brought to it, though it serves."""
+    process = started(dns(intercepts=[parse_intercept("192.0.2.2:53")]))
+    served = process.units[DNS].served
+    served.registry.append("a flow")
+    result(process.change(dns(dialing=PLAIN)))
+    assert process.kernel.did() == ["close dns"]
+    served.registry.clear()
+    process.reactor.advance(LOOK)
+    assert process.kernel.did() == ["remove dns"]
+
+
+def test_one_that_is_transparent_no_longer(started: Start) -> None:
+    process = started(web())
+    former = process.units[WEB].served
+    former.registry.append("a session")
+    result(process.change(web(dialing=PLAIN)))
+    assert process.kernel.has[WEB][0].diverts
+    # Its own sessions do not need them.
+    process.units[WEB].served.registry.append("a session")
+    process.reactor.advance(LOOK)
+    assert process.kernel.did() == []
+    former.registry.clear()
+    process.reactor.advance(LOOK)
+    assert process.kernel.did() == ["apply web"]
+    assert process.has(web(dialing=PLAIN))
+    assert process.reactor.getDelayedCalls() == []
+
+
+def test_answers_of_servers_of_before_find_their_flows(started: Start) -> None:
+    process = started(dns())
+    process.units[DNS].served.registry.append("a flow")
+    for last in range(2 * KEPT):
+        result(process.change(dns(f"192.0.2.{last}")))
+    answers = process.kernel.has[DNS][0].answers
+    # The latest.
+    assert [str(each.network) for each in answers] == [
+        f"192.0.2.{last}/32" for last in range(2 * KEPT - 1, KEPT - 2, -1)
+    ]
+    process.units[DNS].served.registry.clear()
+    process.reactor.advance(LOOK)
+    assert process.has(dns(f"192.0.2.{2 * KEPT - 1}"))
+
+
+# -- failures
+
+
+def test_what_fails_is_told_and_tried_again(
+    started: Start, logged_failures: LoggedFailures
+) -> None:
+    process = started(web())
+    process.kernel.refuses = {"apply"}
+    other = web(intercepts=[parse_intercept(":81")])
+    why = f"netfilter rules of {WEB} not applied: it takes CAP_NET_ADMIN"
+    assert result(process.change(other)) == [why]
+    assert process.rules.shown()["problems"] == [why]
+    process.reactor.advance(RETRY - 1)
+    assert process.kernel.did() == ["apply web"]
+    process.reactor.advance(1)
+    assert process.kernel.did() == ["apply web"]
+    assert process.rules.count_failures() == 2
+    # Once.
+    logged_failures.take(why)
+    process.kernel.refuses.clear()
+    process.reactor.advance(RETRY)
+    assert process.kernel.did() == ["apply web"]
+    assert process.has(other)
+    assert process.rules.shown()["problems"] == []
+    assert process.reactor.getDelayedCalls() == []
+
+
+def test_nobody_knows_what_a_failure_has_left(
+    started: Start, logged_failures: LoggedFailures
+) -> None:
+    """What was there before is applied again."""
+    process = started(web())
+    process.kernel.refuses = {"apply"}
+    result(process.change(web(intercepts=[parse_intercept(":81")])))
+    logged_failures.take("not applied")
+    process.kernel.refuses.clear()
+    assert result(process.change(web())) == []
+    assert process.kernel.did() == ["apply web", "apply web"]
+
+
+def test_one_failure_does_not_keep_others_from_being_done(
+    started: Start, logged_failures: LoggedFailures
+) -> None:
+    process = started(web(), dns())
+    process.kernel.refuses = {"apply"}
+    new = web(name=f"{OWN}-new")
+    [why] = result(process.change(new, dns(enabled=False)))
+    assert why.startswith(f"netfilter rules of {OWN}-new not applied")
+    logged_failures.take(why)
+    assert process.kernel.did() == ["apply new", "remove dns"]
+
+
+def test_a_stop_waits_for_the_change_that_is_under_way(started: Start) -> None:
+    process = started(web())
+    process.reactor.threads.busy = True
+    changing = process.change(web(name=f"{OWN}-new"))
+    stopping = process.rules.stopService()
+    assert not stopping.called
+    process.reactor.threads.go_on()
+    assert result(changing) == []
+    result(stopping)
+    assert process.kernel.did() == ["apply new", "remove new web"]
+
+
+def test_rules_that_stay_are_told_as_it_stops(
+    started: Start, logged_failures: LoggedFailures
+) -> None:
+    process = started(web())
+    process.kernel.refuses = {"remove"}
+    result(process.rules.stopService())
+    assert process.rules.shown()["problems"] == [
+        f"netfilter rules of {WEB} not removed: it takes CAP_NET_ADMIN"
+    ]
+    logged_failures.take("not removed")
+    assert process.reactor.getDelayedCalls() == []
+
+
+# -- whatever happens
+
+RELAYS: list[Any] = [
+    web(),
+    web(enabled=False),
+    web(dialing=PLAIN),
+    web(intercepts=()),
+    web(intercepts=(), dialing=PLAIN),
+    dns(),
+    dns("192.0.2.54"),
+    dns(enabled=False),
+    dns(dialing=PLAIN),
+]
+STEPS = st.one_of(
+    st.tuples(st.just("change"), st.sampled_from(RELAYS)),
+    st.tuples(st.sampled_from(["drop", "begin", "end"]), st.sampled_from([WEB, DNS])),
+    st.tuples(st.just("fail"), st.sets(st.sampled_from(["apply", "close", "remove"]))),
+    st.tuples(st.just("wait"), st.sampled_from([LOOK, RETRY])),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(STEPS, max_size=12))
+def test_in_the_end_the_kernel_has_what_is_needed(
+    logged_failures: LoggedFailures, steps: list[tuple[str, Any]]
+) -> None:
+    process = Process(web(), dns())
+    process.rules.startService()
+    every = [each.served for each in process.units.values()]
+    for what, of in steps:
+        if what == "change":
+            result(process.change(of))
+            every = list(dict.fromkeys([*every, *process.served]))
+        elif what == "drop" and of in process.units:
+            process._former.append(process.units.pop(of).served)
+            result(process.rules.follow())
+        elif what == "begin" and of in process.units:
+            process.units[of].served.registry.append("one")
+        elif what == "end":
+            for each in every:
+                if each.name == of:
+                    each.registry.clear()
+        elif what == "fail":
+            process.kernel.refuses = of
+        elif what == "wait":
+            process.reactor.advance(of)
+        if not process.kernel.refuses and not process.rules.shown()["problems"]:
+            # Whoever serves has all that it needs, whatever else is there.
+            for unit in process.units.values():
+                rules = rules_of(unit.settings)
+                if unit.settings.enabled and rules is not None:
+                    there, intake = process.kernel.has[unit.name]
+                    assert intake
+                    assert there.intakes == rules.intakes
+                    assert there.diverts or not rules.diverts
+                    assert {*rules.answers} <= {*there.answers}
+    process.kernel.refuses = set()
+    for each in every:
+        each.registry.clear()
+    process.reactor.pump([RETRY, LOOK])
+    needed = {
+        unit.name: (rules, True)
+        for unit in process.units.values()
+        if unit.settings.enabled and (rules := rules_of(unit.settings)) is not None
+    }
+    assert process.kernel.has == needed
+    assert process.reactor.getDelayedCalls() == []
+    result(process.rules.stopService())
+    assert process.kernel.has == {}
+    logged_failures.clear()
