@@ -26,6 +26,7 @@ from relayd.core.pacing import FlowBandwidth
 from relayd.core.relay_names import relay_name
 from relayd.datagrams.dialing import FlowDialer
 from relayd.datagrams.ledger import Ledger
+from relayd.datagrams.listener import DatagramListener, datagram_listener
 from relayd.datagrams.loops import LoopGuard
 from relayd.datagrams.opening import Ingredients
 from relayd.datagrams.preamble import Preamble
@@ -91,6 +92,10 @@ class UdpNat(DatagramRelay):
         refuses them or does not answer.
     :param wait_for_server: seconds for which the first datagrams of new clients are
         kept while no server can be chosen; 0: they are dropped.
+    :param redirected: the kernel brings clients that mean to go elsewhere (TPROXY): a
+        flow is that of a client and of where it meant to go, from there replies come,
+        and a server may be an :class:`~relayd.datagrams.original.OriginalServer`.
+        Takes the right CAP_NET_RAW, and Linux.
     :param name: what the log calls this relay; `relay1`, `relay2` and so on, unless
         given (:mod:`relayd.core.relay_names`).
     :raises ValueError: a setting can't be used.
@@ -125,10 +130,11 @@ class UdpNat(DatagramRelay):
         udp_balance: pool_settings.UdpBalance = pool_settings.UDP_BALANCE.default,
         cut: bool = False,
         wait_for_server: float = 0.0,
+        redirected: bool = False,
         name: str | None = None,
     ) -> None:
         if max_flows is None:
-            max_flows = default_max_flows()
+            max_flows = default_max_flows(2 if redirected else 1)
         if max_flows_per_client is None:
             max_flows_per_client = max(1, max_flows // 2)
         ledger: Ledger[Any] = Ledger(
@@ -156,6 +162,12 @@ class UdpNat(DatagramRelay):
             if udp_balance == "flow"
             else SpreadDialer(pool, open_socket, ledger.counters, dialing)
         )
+        listener: Callable[..., DatagramListener] = datagram_listener
+        if redirected:
+            # Of no use to a relay without.
+            from relayd.datagrams.original_listener import OriginalListener
+
+            listener = OriginalListener
         super().__init__(
             ledger,
             made_of=Ingredients(
@@ -165,10 +177,11 @@ class UdpNat(DatagramRelay):
                 preamble=preamble_of(send_proxy),
                 bandwidth=bandwidth,
                 filters=_of_flows(filters),
+                listener=listener,
                 cut=cut,
                 wait_for_server=wait_for_server,
             ),
-            loops=LoopGuard(own),
+            loops=LoopGuard(own, redirected=redirected),
             watcher=watcher if watcher is not None else ReactorWatcher(reactor),
             observer=observer if observer is not None else FlowLog(),
             receive_buffer=receive_buffer,

@@ -116,6 +116,8 @@ class Counters:
     :ivar replies_sent: to clients.
     :ivar dropped: by reason: `no_flow` (the table is full, or no descriptor is left),
         `no_server` (none can be chosen, or its name has no address yet),
+        `no_source` (it can't be sent on with its client's address, or be answered from
+        where it was sent to),
         `waiting_full` (so much waits for a server already), `no_local_address` (the
         kernel did not say which address the client sent to), a gate's word (`client`,
         `hours` and others of :data:`relayd.core.errors.REASONS`), `source_port_0`,

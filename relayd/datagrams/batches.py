@@ -28,6 +28,7 @@ from relayd.datagrams import mmsg
 from relayd.datagrams.mmsg import BATCH, SOCKADDR4, UNKNOWN, Messages, can_batch
 from relayd.datagrams.sockets import (
     BUFFER_SIZE,
+    PKTINFO4,
     PKTINFO6,
     pktinfo,
     short_pktinfo6,
@@ -122,24 +123,41 @@ class Batches:
     """As :class:`OneByOne`, a batch in one call.
 
     The datagrams that it returns are in buffers that the next call overwrites.
+
+    :cvar one_by_one: receives instead, if the call is refused.
     """
+
+    one_by_one = OneByOne
 
     def __init__(self, sock: Any, tally: Tally, *, local: bool) -> None:
         self._sock = sock
         self._tally = tally
         self._local = local
         self._v6 = sock.family == socket.AF_INET6
-        messages = self._messages = Messages(sock.family, local=local)
+        told, part, self._shortens = self._layout()
+        messages = self._messages = Messages(sock.family, told if local else 0)
         starts = range(0, len(messages.envelopes), messages.envelope)
         self._name = messages.name
         self._names = [slice(start, start + self._name) for start in starts]
-        # The address to answer from, of in_pktinfo; the whole in6_pktinfo.
-        begin, size = (0, PKTINFO6) if self._v6 else (4, 4)
-        begin += messages.control + socket.CMSG_LEN(0)
-        self._ours = [slice(start + begin, start + begin + size) for start in starts]
+        begin = messages.control + socket.CMSG_LEN(0)
+        self._ours = [
+            slice(start + begin + part.start, start + begin + part.stop)
+            for start in starts
+        ]
+        #: What is in a key if the kernel has not told.
+        self._unknown = UNKNOWN * (part.stop - part.start)
+        if self._shortens:
+            self._unknown = short_pktinfo6(self._unknown)
         self.drained = False
-        #: Receives instead, if the call is refused.
         self._singly: OneByOne | None = None
+
+    def _layout(self) -> tuple[int, slice, bool]:
+        """Bytes of the ancillary message, what of it a key has, and whether that is
+        an in6_pktinfo, which is shortened."""
+        # The address to answer from, of in_pktinfo; the whole in6_pktinfo.
+        if self._v6:
+            return PKTINFO6, slice(0, PKTINFO6), True
+        return PKTINFO4, slice(4, 8), False
 
     @property
     def refusal(self) -> OSError | None:
@@ -165,7 +183,9 @@ class Batches:
             if self.drained:
                 return []
             if number not in _SOFT:
-                self._singly = OneByOne(self._sock, self._tally, local=self._local)
+                self._singly = self.one_by_one(
+                    self._sock, self._tally, local=self._local
+                )
                 return self._receive_singly(self._singly)
             self._tally.icmp_errors += 1
             return []
@@ -173,7 +193,7 @@ class Batches:
         ends = zip(sizes, messages.slots, self._names, self._ours, strict=False)
         if not self._local:
             return [(slot[:size], envelopes[name]) for size, slot, name, _ in ends]
-        if not self._v6:
+        if not self._shortens:
             return [
                 (slot[:size], envelopes[name] + envelopes[ours])
                 for size, slot, name, ours in ends
@@ -192,12 +212,12 @@ class Batches:
         """A client's key here, from its key of :class:`OneByOne`."""
         if not self._local:
             return _packed(source)
-        return _packed(source) + (ours or UNKNOWN * (16 if self._v6 else 4))
+        return _packed(source) + (ours or self._unknown)
 
     def origin(self, key: bytes) -> tuple[Any, bytes]:
         """See :meth:`OneByOne.origin`."""
         name, ours = key[: self._name], key[self._name :]
-        return _unpacked(name), b"" if ours == UNKNOWN * len(ours) else ours
+        return _unpacked(name), b"" if ours == self._unknown else ours
 
 
 def _packed(source: Any) -> bytes:
@@ -234,7 +254,8 @@ class Outbox:
     def __init__(self, sock: Any, *, local: bool) -> None:
         self._sock = sock
         self._local = local
-        messages = self._messages = Messages(sock.family, local=local)
+        told = PKTINFO6 if sock.family == socket.AF_INET6 else PKTINFO4
+        messages = self._messages = Messages(sock.family, told if local else 0)
         self._name = messages.name
         self.slots = self._messages.slots
         #: The call is refused: send one by one.

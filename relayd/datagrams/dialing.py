@@ -11,6 +11,7 @@ from twisted.logger import Logger
 from relayd.core.addresses import socket_name
 from relayd.core.flows import NewFlow
 from relayd.core.session import Ending
+from relayd.datagrams.interfaces import Ends
 from relayd.datagrams.refusals import SHORTAGE
 from relayd.datagrams.servers import Server, ServerPool
 from relayd.datagrams.sockets import flow_opener, raise_buffer
@@ -53,7 +54,12 @@ class FlowDialer:
         same, and at most :data:`FLOW_BUFFER`.
     :param dialing: what is set on the sockets to servers that have nothing of their
         own.
+
+    :ivar returns: whether what a flow sends to an address with its client's own comes
+        back to its relay (:meth:`relayd.datagrams.loops.LoopGuard.returns`).
     """
+
+    returns: Callable[[Ends, Any], bool]
 
     def __init__(
         self,
@@ -65,16 +71,19 @@ class FlowDialer:
         self._pool = pool
         self._bare = open_socket
         self._open_socket = flow_opener(open_socket, dialing)
+        self._transparent = dialing is not None and dialing.transparent
         self._buffer = min(receive_buffer, FLOW_BUFFER)
 
     def dial_any(
         self,
         server: Server,
+        ends: Ends,
         asked: NewFlow | None = None,
         tried: Sequence[Server] = (),
     ) -> Connected:
         """Connect to this server, or to the next that has a route.
 
+        :param ends: of the flow.
         :param asked: the flow, for a pool that chooses.
         :param tried: servers not to try.
         :raises OSError: no socket can be opened, or no server has a route.
@@ -82,12 +91,13 @@ class FlowDialer:
         had = list(tried)
         for _ in range(MAX_SERVERS):
             try:
-                return self.dial(server)
+                return self.dial(server, ends)
             except OSError as problem:
                 if problem.errno in SHORTAGE:
                     raise
                 state = server.state
-                if state is not None:
+                blamed = server.judged and not self._is_ours(server, problem)
+                if state is not None and blamed:
                     state.began()
                     state.failed(Ending.CONNECT_FAILED, problem.strerror or "")
                 had.append(server)
@@ -97,26 +107,30 @@ class FlowDialer:
                 server = following
         raise OSError(errno.EHOSTUNREACH, "no way to many servers")
 
-    def dial(self, server: Server, tried: Sequence[SocketAddress] = ()) -> Connected:
+    def dial(
+        self, server: Server, ends: Ends, tried: Sequence[SocketAddress] = ()
+    ) -> Connected:
         """Connect to the first of a server's addresses that has a route.
 
+        :param ends: of the flow.
         :param tried: addresses not to try again.
         :raises OSError: no socket can be opened, or no other address has a route.
         """
         if not server.named:
-            only: Any = server.address
-            return Connected(server, *self._connect(server, only), [only])
+            only: Any = server.at(ends)
+            return Connected(server, *self._connect(server, only, ends), [only])
         had = list(tried)
         refusal = OSError(errno.EHOSTUNREACH, "no other address of its name")
         for address in list(server.candidates(had)):
             had.append(address)
             try:
-                return Connected(server, *self._connect(server, address), had)
+                return Connected(server, *self._connect(server, address, ends), had)
             except OSError as problem:
                 if problem.errno in SHORTAGE:
                     raise
                 # Such as: no route for that family.
-                self.refused(server, address, problem)
+                if not self._is_ours(server, problem):
+                    self.refused(server, address, problem)
                 refusal = problem
         raise refusal
 
@@ -141,10 +155,25 @@ class FlowDialer:
             return self._open_socket(family)
         return flow_opener(self._bare, server.dialing)(family)
 
+    def _is_transparent(self, server: Server) -> bool:
+        options = server.dialing
+        return self._transparent if options is None else options.transparent
+
+    def _is_ours(self, server: Server, problem: OSError) -> bool:
+        """Whether a dial has failed for want of something here, by no server's fault:
+        its client's address can't be had, or is of no use."""
+        return problem.errno == errno.EADDRNOTAVAIL and self._is_transparent(server)
+
     def _connect(
-        self, server: Server, address: SocketAddress, tries: int = SELF_TRIES
+        self,
+        server: Server,
+        address: SocketAddress,
+        ends: Ends,
+        tries: int = SELF_TRIES,
     ) -> tuple[Any, Any]:
         """A socket that is connected to an address, and its local address."""
+        if self._is_transparent(server):
+            return self._connect_as_client(server, address, ends)
         family, where = address
         sock = self.open_for(server, family)
         try:
@@ -162,9 +191,23 @@ class FlowDialer:
         try:
             # While this socket is open, so that the next gets another port.
             if tries > 1:
-                return self._connect(server, address, tries - 1)
+                return self._connect(server, address, ends, tries - 1)
         finally:
             sock.close()
         raise OSError(
             errno.ECONNREFUSED, f"nothing has {socket_name(where)} but its own socket"
         )
+
+    def _connect_as_client(
+        self, server: Server, address: SocketAddress, ends: Ends
+    ) -> tuple[Any, Any]:
+        """The same, with its client's address and port."""
+        # Of no use to a relay without such servers.
+        from relayd.datagrams.transparent import connected_as
+
+        def opened(family: int) -> Any:
+            sock = self.open_for(server, family)
+            raise_buffer(sock, self._buffer)
+            return sock
+
+        return connected_as(ends, address, opened, self.returns)

@@ -28,7 +28,7 @@ from relayd.core.addresses import client_key
 from relayd.core.interfaces import ILease
 from relayd.datagrams.batches import BATCH_RANGE
 from relayd.datagrams.dialing import Connected
-from relayd.datagrams.interfaces import FlowListener, FlowRelay
+from relayd.datagrams.interfaces import Ends, FlowListener, FlowRelay
 from relayd.datagrams.ledger import Ledger
 from relayd.datagrams.mmsg import BATCH
 from relayd.datagrams.moving import MovingFlow
@@ -122,7 +122,7 @@ class ClientFlow(MovingFlow):
         self.hop = ""
         self.lease: ILease | None = None
         self.use(connected)
-        self.reply = listener.replier()
+        self.reply = listener.replier(self.to)
         self.replies = listener.replies
         self.envelope = listener.envelope(self.here)
         #: Whether runs can be sent, as far as is known.
@@ -136,6 +136,11 @@ class ClientFlow(MovingFlow):
         self._batch_until = 0
         #: The length of the client's longest run.
         self._longest_run = 1
+
+    @property
+    def ends(self) -> Ends:
+        """What a socket for it is made of."""
+        return self.listener, (self.here, self.source, self.to)
 
     def use(self, connected: Connected) -> None:
         """Use this socket, which is connected to the server."""

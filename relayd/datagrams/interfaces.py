@@ -60,13 +60,23 @@ class FlowListener(Protocol):
     """A listener, as its flows see it.
 
     :ivar number: unique in this process.
+    :ivar sock: its socket.
     :ivar port: its local port.
+    :ivar wild: it is bound to all addresses.
+    :ivar closed: its relay has closed it.
+    :ivar retired: it has the flows that it has, and gets no others; `deaf`: nor does it
+        receive.
     :ivar flows: of the clients that send to it, by client key at this listener.
     :ivar replies: its pending replies.
     """
 
     number: int
+    sock: Any
     port: int
+    wild: bool
+    closed: bool
+    retired: bool
+    deaf: bool
     flows: dict[Any, Any]
     replies: Replies
 
@@ -76,11 +86,22 @@ class FlowListener(Protocol):
     def envelope(self, key: Any) -> bytes:
         """A client's addresses, as a batch of replies needs them."""
 
-    def replier(self) -> Callable[[bytes, Any], Any]:
-        """The function that sends one datagram to a client."""
+    def replier(self, to: Any) -> Callable[[bytes, Any], Any]:
+        """The function that sends one datagram to a client.
+
+        :param to: where to reply to, which has what is needed for it from now on.
+        :raises OSError: it can't be sent from where the client expects it.
+        """
+
+    def gone(self, to: Any) -> None:
+        """The flow that had this for where to reply to has ended, or got no socket."""
 
     def reply_run(self, run: Sequence[bytes], to: Any) -> None:
         """Send a client several datagrams of one size, in one call.
 
         :raises OSError: none was sent; with ENOBUFS, some may have been.
         """
+
+
+#: Of a flow: its listener; its client's key there, its address, and where to reply to.
+Ends = tuple[FlowListener, tuple[Any, Any, Any]]

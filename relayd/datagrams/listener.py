@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 from relayd.core.addresses import socket_name
 from relayd.core.names import host_port
-from relayd.datagrams.batches import outbox, receiver
+from relayd.datagrams.batches import Batches, OneByOne, Outbox, outbox, receiver
 from relayd.datagrams.flow import ClientFlow
 from relayd.datagrams.interfaces import FlowRelay
 from relayd.datagrams.ledger import Ledger
@@ -69,6 +69,13 @@ class DatagramListener:
     #: Whether the address that a client has sent to is part of its key.
     local = False
 
+    #: Whether it is bound to all addresses of this machine.
+    wild = False
+
+    #: Whether it gets what was sent to others
+    #: (:mod:`relayd.datagrams.original_listener`).
+    redirected = False
+
     def __init__(
         self, ledger: Ledger[ClientFlow], relay: FlowRelay, watcher: Watcher, sock: Any
     ) -> None:
@@ -79,13 +86,11 @@ class DatagramListener:
         self.sock = sock
         self.address = sock.getsockname()
         self.port: int = self.address[1]
-        self._receiver = receiver(sock, ledger.counters, local=self.local)
+        self._receiver = self._open_receiver()
         # With a cap, each reply is checked after the one before it was sent.
         batches = watcher.after_batch is not None and not ledger.reply_cap
         self.replies = Replies(
-            ledger,
-            outbox(sock, local=self.local) if batches else None,
-            watcher.after_batch,
+            ledger, self._open_outbox() if batches else None, watcher.after_batch
         )
         self.drops = 0
         self.flows: dict[Any, ClientFlow] = {}
@@ -93,6 +98,12 @@ class DatagramListener:
         self.closed = False
         #: Ends a pause.
         self._paused: IDelayedCall | None = None
+
+    def _open_receiver(self) -> OneByOne | Batches:
+        return receiver(self.sock, self.ledger.counters, local=self.local)
+
+    def _open_outbox(self) -> Outbox | None:
+        return outbox(self.sock, local=self.local)
 
     def watch(self) -> None:
         """Serve clients from now on.
@@ -247,10 +258,13 @@ class DatagramListener:
         """The address that a client has sent to, as text."""
         return socket_name(self.address)
 
-    def replier(self) -> Callable[[bytes, Any], Any]:
-        """The function that sends a reply; its address is that of :meth:`client`."""
+    def replier(self, to: Any) -> Callable[[bytes, Any], Any]:
+        """See :meth:`relayd.datagrams.interfaces.FlowListener.replier`."""
         reply: Callable[[bytes, Any], Any] = self.sock.sendto
         return reply
+
+    def gone(self, to: Any) -> None:
+        """See :meth:`relayd.datagrams.interfaces.FlowListener.gone`."""
 
     def reply_run(self, run: Sequence[bytes], to: Any) -> None:
         """Send several datagrams of one size in one call."""
@@ -267,7 +281,7 @@ class WildcardListener(DatagramListener):
     :param sock: has the option set.
     """
 
-    local = True
+    local = wild = True
 
     def client(self, key: Any) -> tuple[Any, Any]:
         source, ours = self._receiver.origin(key)
@@ -282,7 +296,7 @@ class WildcardListener(DatagramListener):
         host = socket.inet_ntop(socket.AF_INET6, ours[:16])
         return socket_name((host, self.address[1], 0, scope))
 
-    def replier(self) -> Callable[[bytes, Any], Any]:
+    def replier(self, to: Any) -> Callable[[bytes, Any], Any]:
         # Not stored on the listener: that would be a cycle of references.
         return self._reply
 
@@ -301,17 +315,19 @@ def open_listeners(
     watcher: Watcher,
     sockets: Sequence[Any],
     receive_buffer: int,
+    made: Callable[..., DatagramListener],
 ) -> list[DatagramListener]:
     """A listener for each bound, non-blocking socket, which serves its clients.
 
     :param receive_buffer: of the sockets, in bytes.
+    :param made: makes one, as :func:`datagram_listener` does.
     :raises OSError: the kernel can't watch them.
     """
     opened: list[DatagramListener] = []
     try:
         for sock in sockets:
             raise_buffer(sock, receive_buffer)
-            listener = datagram_listener(ledger, relay, watcher, sock)
+            listener = made(ledger, relay, watcher, sock)
             listener.watch()
             opened.append(listener)
     except OSError:

@@ -15,6 +15,7 @@ from relayd.core.addresses import bare_end, numeric_host
 from relayd.core.hops import between
 from relayd.core.hops import datagrams as hops
 from relayd.core.networks import Ip
+from relayd.datagrams.interfaces import Ends
 from relayd.datagrams.servers import Server
 from relayd.datagrams.sockets import WILDCARDS
 
@@ -29,8 +30,10 @@ class Hopping(Protocol):
     """
 
     hop: str
+    listener: Any
     ours: Any
     source: Any
+    to: Any
     tried: list[Any]
 
 
@@ -53,12 +56,15 @@ class LoopGuard:
     """Knows the addresses of one relay's listeners and servers.
 
     :param own: whether an address is this machine's.
+    :param redirected: its clients are brought here by the kernel, which may bring its
+        own flows, too, wherever they go.
 
     :ivar ports: of its servers and listeners.
     """
 
-    def __init__(self, own: Callable[[Ip], bool]) -> None:
+    def __init__(self, own: Callable[[Ip], bool], *, redirected: bool = False) -> None:
         self._own = own
+        self._redirected = redirected
         self._servers: tuple[Server, ...] = ()
         #: Addresses of servers and listeners, and the ports of wildcard listeners.
         self._server_ends: frozenset[tuple[str, int, int]] = frozenset()
@@ -127,27 +133,79 @@ class LoopGuard:
         host = numeric_host(where) if end[2] else end[0]
         return self._own(ipaddress.ip_address(host))
 
+    def listens_at(self, where: Any) -> bool:
+        """Whether this relay has a listener at a socket address."""
+        end = bare_end(where)
+        if end in self._listener_ends:
+            return True
+        return end[1] in self._wild_ports and self._is_own(end, where)
+
     def is_loop(self, source: Any, port: int) -> bool:
         """Whether a client is this relay itself, through others of this process.
 
         :param source: the client's socket address.
-        :param port: of the listener that it sends to.
+        :param port: that it sends to: of the listener, unless it was redirected.
         """
         return bool(hops.hops) and hops.is_loop(hop_name(source, port), self)
 
-    def note(self, flow: Hopping, port: int) -> None:
-        """Note a flow's new socket, if it leads to a relay of this process.
+    def returns(self, ends: Ends, where: Any) -> bool:
+        """Whether what is sent on with its client's own address comes back.
 
-        :param port: of its listener.
+        It would be taken for the client's, and be sent on again, and again.
+
+        :param ends: of the flow.
+        :param where: the socket address of the server.
         """
+        name = hop_name(ends[1][1], where[1])
+        before = _came_by(*ends)
+        for _ in range(len(hops.hops) + 1):
+            if name == before:
+                return self._may_receive(ends, where)
+            hop = hops.hops.get(before)
+            if hop is None:
+                break
+            before = hop.before
+        return False
+
+    def _may_receive(self, ends: Ends, where: Any) -> bool:
+        """Whether a relay of this process may get what is sent there."""
+        if _is_listener(where):
+            return True
+        original = getattr(ends[1][2], "original", None)
+        end = bare_end(where)
+        # What has brought the client's datagram here may bring this one as well.
+        return (
+            original is not None
+            and end == bare_end(original)
+            and self._is_own(end, where)
+        )
+
+    def note(self, flow: Hopping) -> None:
+        """Note a flow's new socket, if it leads to a relay of this process."""
         self.forget(flow)
         there = flow.tried[-1][1]
-        if there[1] in hops.ports:
+        if there[1] in hops.ports or self._redirected:
+            if flow.ours == flow.source and not _is_listener(there):
+                # Its client may have the same way to a relay of this process.
+                return
             flow.hop = hop_name(flow.ours, there[1])
-            hops.add(flow.hop, self, hop_name(flow.source, port))
+            client = flow.source, flow.source, flow.to
+            hops.add(flow.hop, self, _came_by(flow.listener, client))
 
     def forget(self, flow: Hopping) -> None:
         """A flow has ended, or has another server."""
         if flow.hop:
             hops.remove(flow.hop)
             flow.hop = ""
+
+
+def _is_listener(where: Any) -> bool:
+    """Whether a relay of this process has a listener at a socket address."""
+    return any(each.listens_at(where) for each in open_guards)
+
+
+def _came_by(listener: Any, client: tuple[Any, Any, Any]) -> str:
+    """The name of the hop by which a client may have come."""
+    _, source, to = client
+    port = to.original[1] if listener.redirected else listener.port
+    return hop_name(source, port)

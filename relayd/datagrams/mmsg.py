@@ -3,7 +3,7 @@
 Python's sockets have neither, so the C library is called.  The memory is laid out once:
 the headers of a batch, and for each a slot for a datagram and an *envelope*, which is
 the socket address of the other end and, if wanted, an ancillary message with the local
-address.
+address, or with the one that the datagram was sent to.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from relayd.datagrams.sockets import BUFFER_SIZE, PKTINFO4, PKTINFO6
+from relayd.datagrams.sockets import BUFFER_SIZE
 
 #: Datagrams in one call, and those read from one socket before the next is read.
 BATCH = 64
@@ -58,7 +58,7 @@ class Messages:
     """The headers of a batch, and the memory that they point to.
 
     :param family: of the addresses.
-    :param local: an envelope has the local address, too.
+    :param told: bytes of the ancillary message of an envelope; 0: it has none.
 
     :ivar name: bytes of a socket address.
     :ivar slots: the buffer of each datagram.
@@ -70,13 +70,12 @@ class Messages:
     :ivar step: bytes from one header to the next.
     """
 
-    def __init__(self, family: int, *, local: bool) -> None:
-        v6 = family == socket.AF_INET6
-        name, pktinfo = (SOCKADDR6, PKTINFO6) if v6 else (SOCKADDR4, PKTINFO4)
+    def __init__(self, family: int, told: int) -> None:
+        name = SOCKADDR6 if family == socket.AF_INET6 else SOCKADDR4
         self.name = name
         # Aligned to 8 bytes, as the kernel requires.
         self.control = -name % 8 + name
-        space = socket.CMSG_SPACE(pktinfo) if local else 0
+        space = socket.CMSG_SPACE(told) if told else 0
         self.envelope = self.control + space
         self.envelopes = bytearray(BATCH * self.envelope)
         # Pages that no datagram was written to take no memory.
@@ -88,7 +87,7 @@ class Messages:
             header = message.header
             header.parts, header.parts_count = ctypes.addressof(part), 1
             header.name, header.name_length = envelope_at, name
-            if local:
+            if space:
                 header.control = envelope_at + self.control
                 header.control_length = space
             data_at += BUFFER_SIZE

@@ -138,7 +138,7 @@ class MovingFlow(Flow):
         server = self.server
         if not server.moves or problem.errno not in REFUSALS:
             return False
-        if self.awaits or self.stranded or self.tried[-1] not in server.addresses:
+        if self.awaits or self.stranded or not server.has(self.tried[-1]):
             return True
         trouble = self.trouble
         if trouble.answers != self.down_datagrams:
@@ -221,7 +221,7 @@ class MovingFlow(Flow):
                 state.cancelled()
             else:
                 state.closed()
-        elif problem.errno != errno.ETIMEDOUT:
+        elif problem.errno != errno.ETIMEDOUT and self.server.judged:
             state.failed(Ending.CONNECT_REFUSED, problem.strerror or "")
         elif not self.awaits:
             state.closed()
@@ -240,4 +240,5 @@ class MovingFlow(Flow):
         It says nothing where no server has answered anybody yet, as with a protocol
         without answers, or if this one has answered another flow meanwhile.
         """
-        return self.ledger.two_way and self.server.answered_at < self.since
+        server = self.server
+        return server.judged and self.ledger.two_way and server.answered_at < self.since

@@ -17,20 +17,20 @@ import attrs
 from twisted.logger import Logger
 
 from relayd.core.addresses import client_key, socket_name
-from relayd.core.errors import REASONS, Refused
 from relayd.core.filtering import IFilterFactory
 from relayd.core.flows import NewFlow
 from relayd.core.interfaces import IGate, ILease
-from relayd.core.leases import LATER, checked, give_back, lease_of
+from relayd.core.leases import give_back
 from relayd.core.pacing import FlowBandwidth
 from relayd.datagrams.dialing import FlowDialer
 from relayd.datagrams.filter_chain import FILTER_FAILED
 from relayd.datagrams.filtered import FilterFailed, filter_flow
 from relayd.datagrams.flow import ClientFlow
+from relayd.datagrams.gating import FlowGate
 from relayd.datagrams.interfaces import FlowListener, FlowRelay
 from relayd.datagrams.ledger import Ledger
 from relayd.datagrams.limited import flow_of
-from relayd.datagrams.listener import DatagramListener
+from relayd.datagrams.listener import DatagramListener, datagram_listener
 from relayd.datagrams.loops import LoopGuard
 from relayd.datagrams.preamble import Preamble
 from relayd.datagrams.refusals import SHORTAGE
@@ -59,6 +59,8 @@ class Ingredients:
     :ivar preamble: what servers are told of flows; unless they have their own.
     :ivar bandwidth: limits what flows pass on; nothing does, unless given.
     :ivar filters: of the datagrams, the one nearest to the source first.
+    :ivar listener: makes the relay's listeners, of a ledger, the relay, a watcher and a
+        bound socket.
     :ivar cut: flows of a server that goes down are taken to another one at once, or end
         if there is none.
     :ivar wait_for_server: seconds for which new clients wait while no server can be
@@ -71,6 +73,7 @@ class Ingredients:
     preamble: Preamble | None = None
     bandwidth: FlowBandwidth | None = None
     filters: Sequence[IFilterFactory] = ()
+    listener: Callable[..., DatagramListener] = datagram_listener
     cut: bool = False
     wait_for_server: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
 
@@ -104,12 +107,10 @@ class FlowOpener:
         self._dialer = made_of.dialer
         self._loops = loops
         self._watcher = watcher
-        self._gate = made_of.gate
+        gate = made_of.gate
+        self._gate = None if gate is None else FlowGate(gate, ledger)
         self.ordinals = itertools.count()
         self._throttle = LogThrottle(ledger.clock)
-        #: One for each of the few reasons: who is always refused for one must not keep
-        #: the others out of the log.
-        self._gate_throttles = {each: LogThrottle(ledger.clock) for each in REASONS}
         self._loop_throttle = LogThrottle(ledger.clock)
         self._server_throttle = LogThrottle(ledger.clock)
         self._wait = made_of.wait_for_server
@@ -149,15 +150,12 @@ class FlowOpener:
         if self._loops.leads_back(source):
             dropped["source_loops"] += 1
             return None
-        if self._loops.is_loop(source, listener.port):
-            dropped["loop"] += 1
-            if self._loop_throttle.is_due():
-                log.warn(
-                    "datagrams to {listener} lead back to their own relay: they are"
-                    " dropped ({count} so far)",
-                    listener=listener.name(key),
-                    count=dropped["loop"],
-                )
+        port, itself = listener.port, False
+        if listener.redirected:
+            # Unless it was sent to the listener: then nobody has redirected it.
+            port, itself = to.original[1], self._loops.listens_at(to.original)
+        if itself or self._loops.is_loop(source, port):
+            self._drop_loop(listener.name(key))
             return None
         if len(self.room) and self.room.add((listener.number, key), data):
             return None
@@ -165,7 +163,7 @@ class FlowOpener:
         if self._gate is not None or self._pool.balance is not None:
             asked = self.asked(listener, key, source)
             if self._gate is not None:
-                lease = self._enter(self._gate, asked)
+                lease = self._gate.enter(asked)
                 if lease is None:
                     return None
         client, flow, waits = (key, source, to), None, False
@@ -179,6 +177,17 @@ class FlowOpener:
             if lease is not None and not waits:
                 _keep_lease(lease, flow)
         return flow
+
+    def _drop_loop(self, listener: str) -> None:
+        dropped = self._ledger.counters.dropped
+        dropped["loop"] += 1
+        if self._loop_throttle.is_due():
+            log.warn(
+                "datagrams to {listener} lead back to their own relay: they are"
+                " dropped ({count} so far)",
+                listener=listener,
+                count=dropped["loop"],
+            )
 
     def _waits(
         self,
@@ -229,38 +238,6 @@ class FlowOpener:
         client, name = socket_name(source), listener.name(key)
         return NewFlow(client, client, name, self._ledger.name, next(self.ordinals))
 
-    def _enter(self, gate: IGate, asked: NewFlow) -> ILease | None:
-        """Ask the gate about a client; None: it is refused, which is counted."""
-        dropped = self._ledger.counters.dropped
-        try:
-            lease = gate.enter(asked)
-            if isinstance(lease, LATER):
-                # Whatever it gives later is given back.
-                refused = lease_of(lease)
-                refused.addCallbacks(give_back, lambda _: None)
-                refused.cancel()
-                raise Refused("the gate takes its time: datagrams don't wait")
-            checked(lease)
-        except Refused as refusal:
-            dropped[refusal.reason] += 1
-            if self._gate_throttles[refusal.reason].is_due():
-                log.warn(
-                    "{relay}: no flow for {client}: {reason}: {why} ({count} datagrams"
-                    " dropped for that reason so far)",
-                    relay=self._ledger.name,
-                    client=asked.client,
-                    reason=refusal.reason,
-                    why=refusal.why,
-                    count=dropped[refusal.reason],
-                )
-            return None
-        except Exception:
-            self._ledger.log_failure("a gate failed; its client is refused")
-            dropped["gate"] += 1
-            return None
-        found: ILease = lease
-        return found
-
     def _admitted(
         self,
         listener: DatagramListener,
@@ -290,12 +267,14 @@ class FlowOpener:
             dropped[FILTER_FAILED] += 1
             return None
         except OSError as problem:
-            self._refuse(f"no socket for a flow of {source[0]}: {problem.strerror}")
+            reason = getattr(problem, "reason", "no_flow")
+            why = f"no socket for a flow of {source[0]}: {problem.strerror}"
+            self._refuse(why, reason)
             return None
         self._table.add(flow)
         listener.flows[key] = flow
         self._relay.keep_time()
-        self._loops.note(flow, listener.port)
+        self._loops.note(flow)
         return flow
 
     def _evict_for(self, host: str, source: Any) -> None:
@@ -367,7 +346,7 @@ class FlowOpener:
         server: Server,
         asked: NewFlow | None,
     ) -> ClientFlow:
-        connected = self._dialer.dial_any(server, asked)
+        connected = self._dialer.dial_any(server, (listener, client), asked)
         sock, limits, flow = connected.sock, None, None
         try:
             if self._bandwidth is not None:
@@ -385,6 +364,7 @@ class FlowOpener:
             if flow is not None and flow.filtered:
                 flow.close_filters()
             sock.close()
+            listener.gone(client[2])
             if limits is not None:
                 limits.release()
             raise
@@ -393,14 +373,14 @@ class FlowOpener:
             state.began()
         return flow
 
-    def _refuse(self, why: str) -> None:
-        self._ledger.counters.dropped["no_flow"] += 1
+    def _refuse(self, why: str, reason: str = "no_flow") -> None:
+        self._ledger.counters.dropped[reason] += 1
         if not self._throttle.is_due():
             return
         log.warn(
             "{why} ({count} datagrams dropped without a flow so far)",
             why=why,
-            count=self._ledger.counters.dropped["no_flow"],
+            count=self._ledger.counters.dropped[reason],
         )
 
 

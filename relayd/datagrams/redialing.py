@@ -48,7 +48,9 @@ class FlowMover:
         self._dialer.refused(server, flow.tried[-1], problem)
         if server.named and not flow.stranded:
             try:
-                connected = self._watched(flow, self._dialer.dial(server, flow.tried))
+                connected = self._watched(
+                    flow, self._dialer.dial(server, flow.ends, flow.tried)
+                )
             except OSError:
                 pass
             else:
@@ -86,7 +88,8 @@ class FlowMover:
         if server is None:
             return None
         try:
-            return self._watched(flow, self._dialer.dial_any(server, asked, tried))
+            connected = self._dialer.dial_any(server, flow.ends, asked, tried)
+            return self._watched(flow, connected)
         except OSError:
             return None
 
@@ -107,4 +110,4 @@ class FlowMover:
         self._ledger.count_drops(flow)
         self._watcher.unwatch_and_close(flow.sock)
         flow.move(connected)
-        self._loops.note(flow, flow.listener.port)
+        self._loops.note(flow)

@@ -92,6 +92,7 @@ class DatagramRelay:
     def _use(self, made_of: Ingredients) -> FlowMaking:
         self.made_of, self.pool = made_of, made_of.pool
         self.pool.changed = self._ends_changed
+        made_of.dialer.returns = self.loops.returns
         ends = self.loops, self.watcher
         return FlowMaking(self.ledger, self, made_of, *ends)
 
@@ -188,11 +189,10 @@ class DatagramRelay:
         :return: the listener of each.
         :raises OSError: the kernel can't watch them.
         """
-        parts = self.ledger, self, self.watcher
-        opened = open_listeners(*parts, sockets, self.receive_buffer)
+        parts = self.ledger, self, self.watcher, sockets, self.receive_buffer
+        opened = open_listeners(*parts, self.made_of.listener)
         if not self.listeners:
-            # The relay may have been drained and closed before.
-            self.registry.reopen()
+            self.registry.reopen()  # It may have been drained and closed before.
         self.listeners += opened
         for listener in opened:
             hops.listens(listener.port)
@@ -258,6 +258,7 @@ class DatagramRelay:
         flow.replies.flush()
         self.table.remove(flow, evicted=ending == "evicted")
         del flow.listener.flows[flow.here]
+        flow.listener.gone(flow.to)
         self.loops.forget(flow)
         self.ledger.count_drops(flow)
         if flow.server.moves:
@@ -279,7 +280,7 @@ class DatagramRelay:
             client=socket_name(flow.source),
             listener=flow.listener.name(flow.here),
             port=socket_name(flow.ours),
-            server=flow.server.name,
+            server=flow.server.name_at(flow.tried[-1]),
             age=self.ledger.now() - flow.began,
             ending=ending,
             by=by,

@@ -60,8 +60,11 @@ class Server:
     :ivar state: what its pool knows of it; None if it has no such pool.
     :ivar moves: flows that it refuses may have somewhere to go: another address of its
         name, or another server of its pool.
+    :ivar judged: it counts as failed if it refuses flows, or does not answer them.
     :ivar answered_at: when it first answered its latest new flow.
     """
+
+    judged = True
 
     def __init__(
         self,
@@ -101,6 +104,21 @@ class Server:
             return None
         host, port, interface = bare_end(self.address[1])
         return f"{host}%{interface}" if interface else host, port
+
+    def at(self, ends: Any) -> SocketAddress | None:
+        """Where a flow goes, if the host is no name.
+
+        :param ends: of the flow (:data:`relayd.datagrams.interfaces.Ends`).
+        """
+        return self.address
+
+    def has(self, address: SocketAddress) -> bool:
+        """Whether an address, to which a flow has gone, is still one of its own."""
+        return address in self.addresses
+
+    def name_at(self, address: SocketAddress) -> str:
+        """What is reported of a flow that has gone to this address of it."""
+        return self.name
 
     def found(self, addresses: Sequence[SocketAddress]) -> None:
         """The name was looked up.  Flows keep their address.

@@ -173,10 +173,12 @@ def flow_opener(
     return opened
 
 
-def default_max_flows() -> int:
+def default_max_flows(descriptors: int = 1) -> int:
     """The default limit of flows, with descriptors left for everything else.
 
-    Each takes a descriptor, and one of the kernel's ephemeral ports.
+    Each takes one of the kernel's ephemeral ports.
+
+    :param descriptors: that each takes: one, or two if its client was redirected.
     """
     try:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -185,7 +187,8 @@ def default_max_flows() -> int:
         limit = 1024
     if limit == resource.RLIM_INFINITY:
         limit = 1 << 20
-    return max(1, min(limit - min(RESERVE, limit // 4), ports.count() * 7 // 8))
+    left = limit - min(RESERVE, limit // 4)
+    return max(1, min(left // descriptors, ports.count() * 7 // 8))
 
 
 def bind_udp(host: str, port: int) -> socket.SocketType:

@@ -18,6 +18,7 @@ from typing import Any
 
 from relayd.core.flows import Counters, NewFlow
 from relayd.datagrams.dialing import Connected, FlowDialer
+from relayd.datagrams.interfaces import Ends
 from relayd.datagrams.mmsg import BATCH
 from relayd.datagrams.servers import Server, ServerPool
 from relayd.net.dial_options import DialOptions
@@ -149,12 +150,14 @@ class SpreadDialer(FlowDialer):
     def dial_any(
         self,
         server: Server,
+        ends: Ends,
         asked: NewFlow | None = None,
         tried: Sequence[Server] = (),
     ) -> Connected:
         """A socket for all servers.
 
         :param server: gets the first datagram; the socket has its family.
+        :param ends: of the flow; none of them matters.
         :raises OSError: no socket can be opened.
         """
         address: Any = server.address

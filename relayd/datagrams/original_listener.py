@@ -1,0 +1,201 @@
+"""A listener for datagrams that were sent to others, which the kernel brings here.
+
+TPROXY gives a socket of this machine datagrams whose destination is another one, as
+they are.  The kernel reports that destination with each (IP_RECVORIGDSTADDR of ip(7),
+IPV6_RECVORIGDSTADDR).  It is part of a client's key: a client that sends to two
+destinations has two flows.
+
+Replies must come from where the client has sent to.  A socket that is bound to that
+address (IP_TRANSPARENT) sends them: one for all flows to it, as long as there is one.
+Nobody reads it, and it has next to no memory to receive.  Where the destination has the
+port of the listener, the listener itself sends, from another address (IP_PKTINFO).
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from relayd.core.addresses import bare_end, socket_name
+from relayd.datagrams.batches import ANCILLARY, Batches, OneByOne
+from relayd.datagrams.flow import ClientFlow
+from relayd.datagrams.interfaces import FlowRelay
+from relayd.datagrams.ledger import Ledger
+from relayd.datagrams.listener import DatagramListener
+from relayd.datagrams.mmsg import SOCKADDR4, SOCKADDR6, can_batch
+from relayd.datagrams.original import Meant
+from relayd.datagrams.sockets import (
+    BUFFER_SIZE,
+    IP_PKTINFO,
+    WILDCARDS,
+    pktinfo,
+    segments,
+    short_pktinfo6,
+    udp_socket,
+)
+from relayd.datagrams.transparent import NotAsClient, is_host, places
+from relayd.datagrams.watching import Watcher
+from relayd.net.dial_options import is_transparent, set_transparent
+
+#: ip(7), and linux/in6.h; the numbers of the options and of their messages.  Python has
+#: no names for them.
+_ORIGDSTADDR4 = int(socket.IPPROTO_IP), 20
+_ORIGDSTADDR6 = int(socket.IPPROTO_IPV6), 74
+
+#: What a key has of their sockaddr_in and sockaddr_in6: port and address; port, flow
+#: label, address and interface.
+_PART4, _PART6 = slice(2, 8), slice(2, 28)
+
+
+class OriginalOneByOne(OneByOne):
+    """Receives datagram by datagram; a key has the destination, packed."""
+
+    def _with_local(self) -> tuple[bytes, Any]:
+        data, extra, _, source = self._sock.recvmsg(BUFFER_SIZE, ANCILLARY)
+        wanted, part = (_ORIGDSTADDR6, _PART6) if self._v6 else (_ORIGDSTADDR4, _PART4)
+        for level, kind, told in extra:
+            if (level, kind) == wanted:
+                return data, (source, told[part])
+        return data, (source, b"")
+
+
+class OriginalBatches(Batches):
+    """The same, a batch in one call."""
+
+    one_by_one = OriginalOneByOne
+
+    def _layout(self) -> tuple[int, slice, bool]:
+        if self._v6:
+            return SOCKADDR6, _PART6, False
+        return SOCKADDR4, _PART4, False
+
+
+class OriginalListener(DatagramListener):
+    """Gets what clients have sent to others.
+
+    :raises OSError: the kernel, or the rights of this process, do not allow it.
+    """
+
+    local = redirected = True
+
+    def __init__(
+        self, ledger: Ledger[ClientFlow], relay: FlowRelay, watcher: Watcher, sock: Any
+    ) -> None:
+        _prepare(sock)
+        super().__init__(ledger, relay, watcher, sock)
+        self.wild = self.address[0] in WILDCARDS
+        #: By destination: what its replies leave by, and how many flows have it.
+        self._reply_sockets: dict[Any, tuple[Any, int]] = {}
+
+    def _open_receiver(self) -> OneByOne | Batches:
+        kind: Any = OriginalBatches if can_batch(self.sock) else OriginalOneByOne
+        return kind(  # type: ignore[no-any-return]
+            self.sock, self.ledger.counters, local=True
+        )
+
+    def _open_outbox(self) -> None:
+        """Replies leave by several sockets, and so not in one call."""
+
+    # -- what a key means
+
+    def client(self, key: Any) -> tuple[Any, Any]:
+        source, told = self._receiver.origin(key)
+        return source, Meant(source, _unpacked(told)) if told else None
+
+    def name(self, key: Any) -> str:
+        """The address that a client has sent to, as text: not this machine's."""
+        return socket_name(_unpacked(self._receiver.origin(key)[1]))
+
+    # -- replies
+
+    def replier(self, to: Meant) -> Callable[[bytes, Any], Any]:
+        original = to.original
+        if not is_host(bare_end(original)[0]):
+            raise NotAsClient(
+                f"{socket_name(original)} can't be answered from: it is no address of"
+                " one host"
+            )
+        if original[1] == self.port:
+            to.sock, to.extra = self.sock, [pktinfo(_host(original))]
+        else:
+            sock, flows = self._reply_sockets.get(original) or (None, 0)
+            if sock is None:
+                sock = self._open_reply_socket(original)
+            self._reply_sockets[original] = sock, flows + 1
+            to.sock = sock
+        return _reply
+
+    def gone(self, to: Meant) -> None:
+        sock, to.sock = to.sock, None
+        if sock is None or sock is self.sock:
+            return
+        _, flows = self._reply_sockets[to.original]
+        if flows > 1:
+            self._reply_sockets[to.original] = sock, flows - 1
+        else:
+            del self._reply_sockets[to.original]
+            sock.close()
+
+    def reply_run(self, run: Sequence[bytes], to: Meant) -> None:
+        to.sock.sendmsg(run, [*to.extra, segments(len(run[0]))], 0, to.source)
+
+    def _open_reply_socket(self, original: Any) -> Any:
+        sock = udp_socket(self.sock.family)
+        try:
+            set_transparent(sock, self.sock.family)
+            if self.sock.family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            # Nobody reads it.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+            return places.place(sock, original, self.number)
+        except OSError:
+            sock.close()
+            raise
+
+
+def _reply(data: bytes, to: Meant) -> None:
+    to.sock.sendmsg([data], to.extra, 0, to.source)
+
+
+def _prepare(sock: Any) -> None:
+    """Have the kernel give a socket what was sent to others, and say to whom.
+
+    :raises OSError: it does not.
+    """
+    family = sock.family
+    if not is_transparent(sock):
+        set_transparent(sock, family)
+    v6 = family == socket.AF_INET6
+    try:
+        # Of the messages with a datagram there is room for one.
+        if v6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 0)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 0)
+        sock.setsockopt(*(_ORIGDSTADDR6 if v6 else _ORIGDSTADDR4), 1)
+    except OSError as problem:
+        raise OSError(
+            problem.errno or errno.EINVAL,
+            "the kernel does not tell where redirected datagrams were to go"
+            f" (IP_RECVORIGDSTADDR): {problem.strerror}",
+        ) from problem
+
+
+def _unpacked(told: bytes) -> Any:
+    """The part of a key as a socket address."""
+    port = int.from_bytes(told[:2], "big")
+    if len(told) == 6:
+        return socket.inet_ntop(socket.AF_INET, told[2:]), port
+    scope = int.from_bytes(told[22:26], sys.byteorder)
+    return socket.inet_ntop(socket.AF_INET6, told[6:22]), port, 0, scope
+
+
+def _host(address: Any) -> bytes:
+    """The host of a socket address, as :func:`pktinfo` takes it."""
+    if len(address) == 2:
+        return socket.inet_aton(address[0])
+    host = socket.inet_pton(socket.AF_INET6, address[0].partition("%")[0])
+    return short_pktinfo6(host + address[3].to_bytes(4, sys.byteorder))

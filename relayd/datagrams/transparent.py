@@ -1,0 +1,274 @@
+"""Sockets that have an address of somebody else's: a client's, or a destination's.
+
+A flow that is transparent has a socket with its client's own address *and* port, and is
+connected to the server (IP_TRANSPARENT, ip(7)).  The kernel must bring the server's
+answers to this machine; whatever has done that, it finds the socket by both ends.
+
+What may be shared.  A client has one socket for each server that it has a flow to, and
+all of them have its address and port.  So may the socket from which others are answered
+whom the kernel has redirected here (:mod:`relayd.datagrams.original_listener`).  The
+kernel lets sockets share a port if all of them allow it (SO_REUSEADDR), and then never
+says who else has it.  So the first socket of an address does not allow it: that another
+program has that port is found as EADDRINUSE.  When a second one of ours needs it, both
+do.  :class:`Places` knows who has what; as many sockets as there are flows and replies
+from elsewhere, whose number is limited, and each leaves it when it is closed.
+
+Two sockets with both ends the same could not be told apart.  The second is refused; but
+if the first is a flow's whose listener gets no more datagrams, because another has
+taken its place, then that flow ends.
+
+A port of a client may also be that of a listener of ours on all addresses: clients of
+NTP and IKE have the port of their servers.  The two never get each other's datagrams,
+so the listener allows it for as long as the socket is bound.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import socket
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from relayd.core.addresses import bare_end, is_loopback, socket_name
+from relayd.datagrams.interfaces import Ends
+from relayd.datagrams.servers import is_one_host
+from relayd.net.broadcast import is_broadcast
+from relayd.net.resolving import SocketAddress
+
+#: Hosts whose addresses are known to be fit, or not.
+REMEMBERED = 1024
+
+#: bind(2) for want of the right to use a port below 1024 (capabilities(7)).
+_LOW_PORT = "a port below 1024 takes the right CAP_NET_BIND_SERVICE"
+
+
+class NotAsClient(OSError):
+    """An address can't be had for a socket: that is no server's fault.
+
+    :ivar reason: for which the datagram is dropped.
+    """
+
+    def __init__(self, why: str, reason: str = "no_source") -> None:
+        super().__init__(errno.EADDRNOTAVAIL, why)
+        self.reason = reason
+
+
+#: A host, a port and an interface.
+_Place = tuple[str, int, int]
+
+
+class PlacedSocket:
+    """A socket that gives its place back when it is closed.
+
+    It has the other calls of the socket.
+
+    :ivar ends: of the flow that has it; None if it is no flow's.
+    """
+
+    __slots__ = ("_place", "_sock", "_use", "ends")
+
+    def __init__(
+        self, sock: Any, place: _Place, use: Hashable, ends: Ends | None
+    ) -> None:
+        self._sock = sock
+        self._place = place
+        self._use = use
+        self.ends = ends
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def close(self) -> None:
+        """Close it."""
+        places.leave(self._place, self._use)
+        self._sock.close()
+
+
+class Places:
+    """The addresses that sockets of this process have, and are not its own.
+
+    :ivar taken: the sockets of each address, by what each is for.
+    """
+
+    def __init__(self) -> None:
+        self.taken: dict[_Place, dict[Hashable, PlacedSocket]] = {}
+
+    def place(
+        self,
+        sock: Any,
+        where: Any,
+        use: Hashable,
+        ends: Ends | None = None,
+    ) -> PlacedSocket:
+        """Bind a socket, which is transparent.
+
+        :param where: the socket address.
+        :param use: what the socket is for: of a flow the server's address; no two
+            sockets of an address are for the same.
+        :param ends: of the flow.
+        :raises NotAsClient: the address can't be had.
+        """
+        place = bare_end(where)
+        others = self.taken.get(place, {})
+        if use in others:
+            _give_way(others[use], where)
+            # The last one may have left.
+            others = self.taken.get(place, {})
+        try:
+            if others:
+                for each in (*others.values(), sock) if len(others) == 1 else (sock,):
+                    _share(each, True)
+            self._bind(sock, where, ends)
+        except OSError as problem:
+            raise _not_had(where, problem) from problem
+        placed = PlacedSocket(sock, place, use, ends)
+        self.taken.setdefault(place, {})[use] = placed
+        return placed
+
+    def leave(self, place: _Place, use: Hashable) -> None:
+        """A socket is closed."""
+        others = self.taken.get(place)
+        if others is not None and use in others:
+            del others[use]
+            if not others:
+                del self.taken[place]
+
+    @staticmethod
+    def _bind(sock: Any, where: Any, ends: Ends | None) -> None:
+        try:
+            sock.bind(where)
+        except OSError as problem:
+            # A listener on all addresses of this machine has the port, too.
+            listener = None if ends is None else ends[0]
+            if (
+                problem.errno != errno.EADDRINUSE
+                or listener is None
+                or not listener.wild
+                or listener.port != where[1]
+            ):
+                raise
+        else:
+            return
+        _share(listener.sock, True)
+        try:
+            _share(sock, True)
+            sock.bind(where)
+        finally:
+            _share(listener.sock, False)
+
+
+#: Those of this process.
+places = Places()
+
+
+def _share(sock: Any, shared: bool) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, shared)
+
+
+def _give_way(holder: PlacedSocket, where: Any) -> None:
+    """A socket is needed once more for the same: end the flow that has it.
+
+    :raises NotAsClient: it stays.
+    """
+    flow = None
+    if holder.ends is not None:
+        listener, client = holder.ends
+        if listener.retired or listener.deaf:
+            flow = listener.flows.get(client[0])
+    if flow is None or flow.sock is not holder:
+        raise NotAsClient(
+            f"another flow of {socket_name(where)} has the same server already"
+        )
+    flow.relay.end(flow, "drained")
+
+
+def _not_had(where: Any, problem: OSError) -> NotAsClient:
+    """The error for an address that can't be bound."""
+    name = socket_name(where)
+    if problem.errno == errno.EADDRINUSE:
+        return NotAsClient(f"another program of this machine has {name}")
+    why = problem.strerror
+    if problem.errno == errno.EACCES and where[1] < 1024:
+        why = _LOW_PORT
+    return NotAsClient(f"can't send as {name}: {why}")
+
+
+def connected_as(
+    ends: Ends,
+    address: SocketAddress,
+    open_socket: Callable[[int], Any],
+    returns: Callable[[Ends, Any], bool],
+) -> tuple[Any, Any]:
+    """A socket with a client's address and port, which is connected to a server.
+
+    :param ends: of the flow.
+    :param open_socket: opens one of a family, and makes it transparent.
+    :param returns: whether what is sent to an address would come back to the relay.
+    :return: it, and its local address.
+    :raises NotAsClient: it can't have the client's address.
+    :raises OSError: no socket can be opened, or there is no route to the server.
+    """
+    source, (family, where) = ends[1][1], address
+    _check(source, family, where)
+    if returns(ends, where):
+        raise NotAsClient(f"{socket_name(where)} leads back to its own relay", "loop")
+    sock = open_socket(family)
+    try:
+        placed = places.place(sock, source, bare_end(where), ends)
+    except OSError:
+        sock.close()
+        raise
+    try:
+        if ends[0].closed:
+            # By who was told of the flow that has given way.
+            raise NotAsClient("its listener is closed")
+        placed.connect(where)
+    except OSError as problem:
+        placed.close()
+        if problem.errno == errno.EINVAL:
+            # No route takes it from there, such as from an interface's own network.
+            raise NotAsClient(
+                f"can't send to {socket_name(where)} as {socket_name(source)}:"
+                f" {os.strerror(errno.EINVAL)}"
+            ) from problem
+        raise
+    return placed, source
+
+
+def _check(source: Any, family: int, where: Any) -> None:
+    """
+    :raises NotAsClient: a server can't be sent to from a client's address.
+    """
+    if (family == socket.AF_INET) != (len(source) == 2):
+        kind = "an IPv4" if len(source) == 2 else "an IPv6"
+        raise NotAsClient(
+            f"{socket_name(source)} is {kind} client, and the server"
+            f" {socket_name(where)} is not"
+        )
+    host, port, interface = bare_end(source)
+    far = bare_end(where)
+    if not is_host(host):
+        raise NotAsClient(f"{socket_name(source)} is no address of one host")
+    if (host, port) == far[:2]:
+        raise NotAsClient(f"{socket_name(source)} would be its own server")
+    if (is_loopback(host) and not is_loopback(far[0])) or (
+        interface and interface != far[2]
+    ):
+        raise NotAsClient(
+            f"{socket_name(source)} is known on its own link only, not to the server"
+            f" {socket_name(where)}"
+        )
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def is_host(host: str) -> bool:
+    """Whether an address is that of one host, and can be that of a socket.
+
+    For a multicast or a broadcast address the kernel would take one of its own, and say
+    nothing (inet_bind(), net/ipv4/af_inet.c).
+    """
+    # "This network", RFC 1122, 3.2.1.3.
+    this = ":" not in host and host.startswith("0.")
+    return is_one_host((host, 0)) and not this and not is_broadcast(host)
