@@ -20,6 +20,10 @@ leads to a UNIX socket on which this process listens is bound to a name that las
 long as the socket, and leaves no file: only Linux has such names, and only there
 a loop through a UNIX socket is found.
 
+A relay that dials from its clients' addresses may have a connection with the same two
+ends as one of a client's.  Its hops have the timestamp of their SYN as well, and are
+recognized by both (:mod:`relayd.net.syn`).
+
 Relays of other processes can't be told apart from servers.  A loop through one of them
 is bounded by descriptors, and by the timeouts.
 """
@@ -34,15 +38,38 @@ from typing import NamedTuple
 MAX_PAST = 1024
 
 
+#: Instead of a timestamp: a SYN has none, and one of this machine would have.
+NO_STAMP = -1
+
+#: How much later, in milliseconds, a SYN may be than the one whose timestamp is known:
+#: a lost one is sent again.  And how much earlier: the timestamp is asked for after it.
+LATER, EARLIER = 120_000, 10_000
+
+
 class Hop(NamedTuple):
     """A connection from a relay of this process to a port of this process.
 
     :ivar relay: whose it is; compared by identity.
     :ivar before: the hop by which its client came, as :func:`between` calls it.
+    :ivar stamp: the timestamp of its SYN; None: its two ends suffice.
+    :ivar before_stamp: that of the SYN by which its client came; None: nobody knows.
     """
 
     relay: object
     before: str
+    stamp: int | None = None
+    before_stamp: int | None = None
+
+    def began_with(self, stamp: int | None) -> bool:
+        """Whether a connection with the same ends may be this one.
+
+        :param stamp: the timestamp of its SYN, or :data:`NO_STAMP`; None: unknown.
+        """
+        if self.stamp is None or stamp is None:
+            return True
+        # They wrap around.
+        later = (stamp - self.stamp + EARLIER) & 0xFFFF_FFFF
+        return stamp != NO_STAMP and later <= EARLIER + LATER
 
 
 def between(here: str, there: str) -> str:
@@ -110,10 +137,17 @@ class Hops:
             if self.files[file] <= 0:
                 del self.files[file]
 
-    def add(self, name: str, relay: object, before: str) -> Hop:
+    def add(
+        self,
+        name: str,
+        relay: object,
+        before: str,
+        stamp: int | None = None,
+        before_stamp: int | None = None,
+    ) -> Hop:
         """Note a hop; see :class:`Hop`."""
         self.past.pop(name, None)
-        hop = self.hops[name] = Hop(relay, before)
+        hop = self.hops[name] = Hop(relay, before, stamp, before_stamp)
         return hop
 
     def remove(self, name: str) -> None:
@@ -132,15 +166,18 @@ class Hops:
         if len(self.past) > MAX_PAST:
             del self.past[next(iter(self.past))]
 
-    def is_loop(self, name: str, relay: object) -> bool:
-        """Whether the hops that end with this one have led through `relay` before."""
+    def is_loop(self, name: str, relay: object, stamp: int | None = None) -> bool:
+        """Whether the hops that end with this one have led through `relay` before.
+
+        :param stamp: the timestamp of its SYN; see :class:`Hop`.
+        """
         for _ in range(len(self.hops) + len(self.past)):
             hop = self.hops.get(name) or self.past.get(name)
-            if hop is None:
+            if hop is None or not hop.began_with(stamp):
                 return False
             if hop.relay is relay:
                 return True
-            name = hop.before
+            name, stamp = hop.before, hop.before_stamp
         return False
 
 

@@ -27,6 +27,7 @@ from relayd.net.broadcast import is_broadcast
 from relayd.net.dial_options import bind_to, is_transparent, set_transparent
 from relayd.net.factory_caller import NO_CLIENT
 from relayd.net.own_addresses import is_own
+from relayd.net.syn import save_syn
 
 log = Logger(namespace="relayd.net")
 
@@ -117,6 +118,7 @@ def listen_for_others(sock: Any, name: str) -> None:
 
     :param name: what the log calls it.
     """
+    save_syn(sock)
     try:
         if not is_transparent(sock):
             set_transparent(sock, sock.family)

@@ -64,7 +64,7 @@ class Dialing(Protocol):
     def failed(self, reason: Failure) -> None:
         """A defect of ours, or of an endpoint: end the session."""
 
-    def note_hop(self, name: str) -> None:
+    def note_hop(self, name: str, stamp: int | None = None) -> None:
         """A connection to this process; kept until the session is over."""
 
     def leads_back(self) -> bool:

@@ -16,7 +16,7 @@ from twisted.internet import error
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from relayd.core.hops import Hop, between, streams
+from relayd.core.hops import streams
 from relayd.core.interfaces import ILease
 from relayd.core.leases import FREE, give_back
 from relayd.core.pauses import ALLOWANCE
@@ -31,8 +31,8 @@ from relayd.stream.bridge import Bridge
 from relayd.stream.deadlines import CLOSE_GRACE
 from relayd.stream.handshake import ClientHandshake
 from relayd.stream.legs import HOLD_LIMIT, Leg
+from relayd.stream.loops import LoopGuard
 from relayd.stream.losses import tell_server
-from relayd.stream.on_behalf import reached
 from relayd.stream.preludes import Pipeline
 from relayd.stream.relay import Bandwidth, Lifetime, StreamRelay
 from relayd.stream.retries import NEVER
@@ -51,7 +51,7 @@ _DONE = Ending.DONE
 _session_ids = itertools.count(1)
 
 
-class Lifecycle(Leg):
+class Lifecycle(LoopGuard):
     """A client's leg, and the session that lives as long.
 
     :ivar is_foreign: its connection may be of a kind that is not ours.
@@ -78,8 +78,6 @@ class Lifecycle(Leg):
     #: nobody tells that it has; and about how long this session alone may last.
     unproven: tuple[Leg, float] | None = None
     own_lifetime: Lifetime | None = None
-    #: Connections to this process, by what they are called at both ends.
-    _hops: dict[str, Hop] | None = None
     #: Checks that a handshake has beyond its time.
     checks_left = EXTRA_CHECKS
     #: What limits its bytes, if anything does.
@@ -306,24 +304,6 @@ class Lifecycle(Leg):
     def last_words(self) -> bytes:
         """What to tell a client that is not served, before it is closed."""
         return b""
-
-    # -- connections to this process
-
-    @property
-    def _hop(self) -> str:
-        """What the client's connection is, if it is another relay's of this process."""
-        return between(self.session.peer, reached(self))
-
-    def leads_back(self) -> bool:
-        """Whether this relay is on the way by which the client came."""
-        return streams.is_loop(self._hop, self.factory)
-
-    def note_hop(self, name: str) -> None:
-        """A connection to this process was made; kept until the session is over."""
-        if self._hops is None:
-            self._hops = {}
-        if name not in self._hops:
-            self._hops[name] = streams.add(name, self.factory, self._hop)
 
     # -- the wheel
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from zope.interface import implementer
 
-from relayd.core.addresses import socket_name
 from relayd.core.errors import LeadsBack
 from relayd.core.interfaces import ICounted
 from relayd.stream.attempt import Attempt
@@ -42,22 +41,6 @@ class Unjudged:
     def reset(self, why: str, provoked: bool) -> None:
         """See :meth:`ICounted.reset`."""
         self._server.closed()
-
-
-def reached(client: Any) -> str:
-    """The address that the peer of a session has connected to, as text.
-
-    Before any rule has changed it, where the relay is given what was meant for others.
-    """
-    here: str = client.session.listener
-    if client.factory.intercepts is None:
-        return here
-    from relayd.net.original import destination_of
-
-    try:
-        return socket_name(destination_of(client.transport)[1])
-    except OSError:
-        return here
 
 
 class OnBehalf(Attempt):
@@ -101,3 +84,14 @@ class OnBehalf(Attempt):
             label = self.place.label if self.place is not None else ""
             name = f"{label}/{self.name}" if label else self.name
             self.client.session.upstream = name
+
+    def stamp(self, sock: Any) -> int | None:
+        """The timestamp of the SYN of its connection, if it takes that to recognize it.
+
+        :param sock: its socket, or None.
+        """
+        if not self.anywhere or sock is None:
+            return None
+        from relayd.net.syn import stamp_of_dial
+
+        return stamp_of_dial(sock)

@@ -346,7 +346,8 @@ class ServerAttempt(OnBehalf):
         name = hop_of(leg.transport) if here else ""
         if not name:
             return False
-        self.client.note_hop(name)
+        with lent_socket(leg.transport) as sock:
+            self.client.note_hop(name, self.stamp(sock))
         found = self.client.leads_back()
         if found:
             self.client.factory.found_loop = True
@@ -359,7 +360,7 @@ class ServerAttempt(OnBehalf):
         if not self.anywhere and not self.client.factory.is_own(address[0]):
             return False
         with suppress(OSError):  # over already
-            self.client.note_hop(between(*ends_of(sock, address)))
+            self.client.note_hop(between(*ends_of(sock, address)), self.stamp(sock))
         return True
 
 

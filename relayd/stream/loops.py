@@ -1,0 +1,69 @@
+"""Finds out whether a client's connection is one of its own relay's.
+
+Connections to this process are noted as they are made, and looked up as they are
+accepted (:mod:`relayd.core.hops`), by their two ends.  A relay that is given what was
+meant for others (`StreamRelay.intercepts`) looks them up by where the client meant to
+go: rules may have changed that on the way.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from relayd.core.addresses import socket_name
+from relayd.core.hops import Hop, between, streams
+from relayd.core.session import Session
+from relayd.stream.legs import Leg
+from relayd.stream.relay import StreamRelay
+
+
+class LoopGuard(Leg):
+    """A client's leg that knows by which connections it came, and which it has made."""
+
+    session: Session
+    factory: StreamRelay
+
+    #: Connections to this process, by what they are called at both ends.
+    _hops: dict[str, Hop] | None = None
+    #: How its client came, if that had to be found out.
+    _came_by: tuple[str, int | None] | None = None
+
+    @property
+    def _hop(self) -> tuple[str, int | None]:
+        """What the client's connection is, if it is another relay's of this process.
+
+        :return: its name, and the timestamp of its SYN, if that is known.
+        """
+        if self.factory.intercepts is None:
+            return between(self.session.peer, self.session.listener), None
+        if self._came_by is None:
+            self._came_by = self._found()
+        return self._came_by
+
+    def _found(self) -> tuple[str, int | None]:
+        # Most relays do not need it.
+        from relayd.net.original import destination_of
+        from relayd.net.syn import stamp_of_client
+
+        transport: Any = self.transport
+        there = self.session.listener
+        with suppress(OSError):
+            there = socket_name(destination_of(transport)[1])
+        return between(self.session.peer, there), stamp_of_client(transport)
+
+    def leads_back(self) -> bool:
+        """Whether this relay is on the way by which the client came."""
+        name, stamp = self._hop
+        return streams.is_loop(name, self.factory, stamp)
+
+    def note_hop(self, name: str, stamp: int | None = None) -> None:
+        """A connection to this process was made; kept until the session is over.
+
+        :param stamp: see :class:`relayd.core.hops.Hop`.
+        """
+        if self._hops is None:
+            self._hops = {}
+        if name not in self._hops:
+            before, came = self._hop
+            self._hops[name] = streams.add(name, self.factory, before, stamp, came)
