@@ -31,6 +31,7 @@ from twisted.scripts import twistd
 
 from relayd.tap import relayd, socks4
 from tests.support import sandbox
+from tests.support.setns import NAMED, enter
 
 #: More than a request's arguments and environment.
 REQUEST = 1 << 20
@@ -86,8 +87,12 @@ def become(
     env: dict[str, str],
     cwd: str,
     refusing: dict[str, int],
+    namespace: str,
 ) -> None:
-    """Be as a process is that was just started, maybe in a sandbox."""
+    """Be as a process is that was just started, maybe in a sandbox.
+
+    :param namespace: the name of the network namespace; empty: this one.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -96,6 +101,9 @@ def become(
     os.environ.update(env)
     os.chdir(cwd)
     sys.argv = argv
+    if namespace:
+        with open(NAMED / namespace) as there:
+            enter(there.fileno())
     if refusing:
         sandbox.refuse(refusing)
 

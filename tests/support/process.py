@@ -94,6 +94,7 @@ class _Forked:
         argv: Sequence[str],
         env: dict[str, str],
         refusing: dict[str, int],
+        namespace: str,
         cwd: str | Path,
     ) -> None:
         _, asked = _nursery()
@@ -104,6 +105,7 @@ class _Forked:
             "env": env,
             "cwd": os.path.abspath(cwd),
             "refusing": refusing,
+            "namespace": namespace,
         }
         socket.send_fds(asked, [json.dumps(request).encode()], [output, news])
         os.close(output)
@@ -169,7 +171,8 @@ class RelayProcess:
     :param env: variables beyond this process's own.
     :param fresh: it is started from nothing, in any case.
     :param refusing: of one that is forked, the system calls that fail, and with what
-        errno (:func:`sandbox.refuse`).
+        errno (:func:`sandbox.refuse`),
+    :param namespace: and the name of its network namespace, if not this one.
     """
 
     def __init__(
@@ -180,6 +183,7 @@ class RelayProcess:
         env: dict[str, str] | None = None,
         fresh: bool = False,
         refusing: dict[str, int] | None = None,
+        namespace: str = "",
         **popen: Any,
     ) -> None:
         self.lines: list[str] = []
@@ -192,9 +196,12 @@ class RelayProcess:
         own = env or {}
         env = {**os.environ, **names, **own, "PYTHONUNBUFFERED": "1"}
         if not fresh and _may_fork(argv, own, popen):
-            self.process = _Forked(argv, env, refusing or {}, popen.get("cwd", "."))
+            self.process = _Forked(
+                argv, env, refusing or {}, namespace, popen.get("cwd", ".")
+            )
         else:
             assert refusing is None
+            assert not namespace
             self.process = subprocess.Popen(
                 argv,
                 stdout=subprocess.PIPE,

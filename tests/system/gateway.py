@@ -15,19 +15,23 @@ import re
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
+import pytest
 
-from tests.support.process import RelayProcess, relay
+from tests.support.process import PATIENCE, RelayProcess, read_exactly, relay
 from tests.system.namespaces import Machine, connect, made
 from tests.system.programs import lacking, run
-from tests.system.wire import Wire, at, captured
+from tests.system.wire import Packet, Wire, at, packets
 
 #: The relay's own port, which no client asks for.
 GATEWAY_PORT = 16000
+
+#: What clients of the web ask for.
+PORT = 80
 
 #: The relay's links: to the client, and to the server.
 INSIDE, OUTSIDE = "inside", "outside"
@@ -80,6 +84,38 @@ V6 = Addresses(
 
 FAMILIES = (V4, V6)
 
+each_family = pytest.mark.parametrize("family", FAMILIES, ids=["v4", "v6"])
+
+
+@attrs.frozen
+class Way:
+    """One of the ways on which a client comes to its server.
+
+    :ivar options: of the relay, in words of an `Addresses`.
+    :ivar asked: which of its hosts the client asks for.
+    :ivar rewritten: the kernel gives the client's connection another destination.
+    """
+
+    options: str
+    asked: str
+    rewritten: bool
+
+    def args(self, family: Addresses) -> list[str]:
+        def written(host: str) -> str:
+            return f"[{host}]" if family.family == 6 else host
+
+        every = "::" if family.family == 6 else "0.0.0.0"
+        hosts = {
+            name: written(getattr(family, name))
+            for name in ("asked", "server", "other")
+        }
+        text = self.options.format(**hosts, every=written(every), port=GATEWAY_PORT)
+        return text.split()
+
+    def host(self, family: Addresses) -> str:
+        asked: str = getattr(family, self.asked)
+        return asked
+
 
 @attrs.frozen
 class Wires:
@@ -87,10 +123,15 @@ class Wires:
 
     inside: Wire
     outside: Wire
+    folder: Path
 
     def forget(self) -> None:
         self.inside.forget()
         self.outside.forget()
+
+    def packets(self) -> list[list[Packet]]:
+        """Those on the client's cable so far, and those on the server's."""
+        return packets(self.folder, self.inside, self.outside)
 
 
 @attrs.frozen
@@ -117,18 +158,17 @@ class Gateway:
     @contextmanager
     def captured(self, folder: Path) -> Iterator[Wires]:
         """Capture both cables for the length of a block."""
-        with ExitStack() as stack:
-            links = [
-                stack.enter_context(captured(self.relay, link, folder))
-                for link in (INSIDE, OUTSIDE)
-            ]
-            yield Wires(*links)
+        with (
+            closing(Wire(self.relay, INSIDE)) as inside,
+            closing(Wire(self.relay, OUTSIDE)) as outside,
+        ):
+            yield Wires(inside, outside, folder)
 
     @contextmanager
     def relaying(self, *args: str, **options: Any) -> Iterator[RelayProcess]:
         """A relay on its machine, which looks after the rules itself."""
         given = ("--manage-netfilter", *args)
-        with relay(*given, twistd=self.relay.twistd, **options) as running:
+        with relay(*given, namespace=self.relay.name, **options) as running:
             yield running
 
     def relayctl(self, *args: str | Path) -> str:
@@ -213,3 +253,47 @@ def gateway() -> Iterator[Gateway]:
 def _networks(name: str) -> list[str]:
     """One of the `Addresses` of each family, with the length of its prefix."""
     return [f"{getattr(each, name)}/{each.bits}" for each in FAMILIES]
+
+
+def end(sock: socket.socket) -> str:
+    """A socket's own end."""
+    return at(*sock.getsockname()[:2])
+
+
+def says(one: socket.socket, other: socket.socket, data: bytes) -> None:
+    """What one end says comes to the other."""
+    one.sendall(data)
+    assert read_exactly(other, len(data)) == data
+
+
+def both_ways(one: str, other: str) -> set[str]:
+    return {f"{one} > {other}", f"{other} > {one}"}
+
+
+@contextmanager
+def listening(network: Gateway, host: str) -> Iterator[socket.socket]:
+    """A server's socket, at one of its addresses."""
+    with network.server.inside():
+        server = socket.create_server((host, PORT), family=_kind(host), backlog=1000)
+    with server:
+        server.settimeout(PATIENCE)
+        yield server
+
+
+def accepted(server: socket.socket) -> tuple[socket.socket, str]:
+    """A server's next connection, and whose it is, by its own getpeername."""
+    connection, peer = server.accept()
+    connection.settimeout(PATIENCE)
+    return connection, at(*peer[:2])
+
+
+def asking(network: Gateway, host: str) -> socket.socket:
+    """A client that asks for this host."""
+    with network.client.inside():
+        client = socket.create_connection((host, PORT), PATIENCE)
+    client.settimeout(PATIENCE)
+    return client
+
+
+def _kind(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

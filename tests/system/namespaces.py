@@ -7,7 +7,6 @@ this machine's own network is touched, and its ports, 113 among them, are free.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 import attrs
 
 from tests.support.process import command
+from tests.support.setns import NAMED, enter
 from tests.system.programs import lacking, program, run
 
 #: The client's machine; the proxy's, which has an address in both networks; the
@@ -52,12 +52,12 @@ class Machine:
     def inside(self) -> Iterator[None]:
         """Sockets that this thread makes in the block are that machine's."""
         with open("/proc/thread-self/ns/net") as here:
-            with open(f"/run/netns/{self.name}") as there:
-                _enter(there.fileno())
+            with open(NAMED / self.name) as there:
+                enter(there.fileno())
             try:
                 yield
             finally:
-                _enter(here.fileno())
+                enter(here.fileno())
 
     def set(self, name: str, value: int) -> None:
         """Set one of the kernel's settings below net, of this machine's own."""
@@ -67,13 +67,6 @@ class Machine:
     def cable(self, link: str, state: str) -> None:
         """Pull the cable out of this machine (`down`), or plug it in (`up`)."""
         run(program("ip"), "-n", self.name, "link", "set", link, state)
-
-
-def _enter(namespace: int) -> None:
-    """Move this thread there; setns(2), which os has since Python 3.12."""
-    if ctypes.CDLL(None, use_errno=True).setns(namespace, 0) != 0:
-        problem = ctypes.get_errno()
-        raise OSError(problem, os.strerror(problem))
 
 
 @attrs.frozen

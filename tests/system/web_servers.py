@@ -22,7 +22,7 @@ error_log stderr;
 pid {folder}/pid;
 events {{}}
 http {{
-  access_log off;
+  access_log {log};
   client_body_temp_path {folder}/body;
   proxy_temp_path {folder}/proxy;
   fastcgi_temp_path {folder}/fastcgi;
@@ -31,7 +31,7 @@ http {{
   server {{
     listen {host}:{port} {listen};
     keepalive_timeout 0;
-    location / {{ return 200 "{name}"; }}
+    location / {{ {answer}; }}
   }}
 }}
 """
@@ -49,16 +49,31 @@ frontend all
 
 
 def nginx(
-    folder: Path, name: str, port: int, host: str = "127.0.0.1", listen: str = ""
+    folder: Path,
+    name: str,
+    port: int,
+    host: str = "127.0.0.1",
+    listen: str = "",
+    *,
+    root: Path | None = None,
+    log: Path | str = "off",
 ) -> tuple[str | Path, ...]:
     """The command of an nginx that says its name.
 
     :param listen: further parameters of its `listen`.
+    :param root: it serves the files of this folder instead.
+    :param log: the file in which it notes each request.
     """
     own = folder / name
     own.mkdir(exist_ok=True)
     config = own / "nginx.conf"
-    words = {"port": port, "name": name, "host": host, "listen": listen}
+    words = {
+        "port": port,
+        "host": f"[{host}]" if ":" in host else host,
+        "listen": listen,
+        "answer": f"root {root}" if root else f'return 200 "{name}"',
+        "log": log,
+    }
     config.write_text(NGINX.format(folder=own, **words))
     return program("nginx"), "-c", config, "-p", own
 
@@ -91,7 +106,8 @@ class WebServer:
         What /proc/net says is kept by the kernel, for a process, from one namespace to
         the other.
         """
-        with self.machine.inside(), socket.socket() as client:
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        with self.machine.inside(), socket.socket(family) as client:
             return client.connect_ex((self.host, self.port)) == 0
 
     @contextmanager

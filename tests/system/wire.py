@@ -10,8 +10,7 @@ from __future__ import annotations
 import socket
 import struct
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
@@ -77,13 +76,9 @@ class Packet:
 
 
 class Wire:
-    """One link, captured.
+    """One link of a machine, captured."""
 
-    :param folder: where what it has captured is written.
-    """
-
-    def __init__(self, machine: Machine, link: str, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, machine: Machine, link: str) -> None:
         with machine.inside():
             # Of no protocol, it gets nothing before it is bound to its link.
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
@@ -97,37 +92,47 @@ class Wire:
 
     def forget(self) -> None:
         """Drop what it has captured."""
-        self._read()
-        self._frames.clear()
+        self.frames().clear()
 
-    def _read(self) -> None:
+    def frames(self) -> list[bytes]:
+        """Those so far, in their order, from the Ethernet header on."""
         with suppress(BlockingIOError):
             while True:
                 self._frames.append(self._socket.recv(_LARGEST))
+        return self._frames
 
-    def packets(self, kind: str = "") -> list[Packet]:
-        """Those so far, in their order: of one kind, or of TCP, UDP and ICMP.
 
-        ICMP's are errors alone: the rest of it is how machines find each other.
-        """
-        self._read()
-        shown = "tcp || udp || icmp.type == 3 || icmpv6.type <= 4"
-        options = [f"-e{each}" for each in _FIELDS]
-        with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".pcap") as file:
-            # Of Ethernet, in this machine's order of bytes (pcap-savefile(5)).
-            file.write(struct.pack("IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, _LARGEST, 1))
-            for each in self._frames:
-                file.write(struct.pack("IIII", 0, 0, len(each), len(each)) + each)
-            file.flush()
-            text = run(
-                *(program("tshark"), "-n", "-r", file.name, "-Y", shown),
-                # What is in a packet that an error quotes is not the packet's.
-                *("-T", "fields", "-E", "occurrence=f", *options),
-                # Whatever the port is of, its bytes are bytes.
-                *("-d", "tcp.port==0-65535,data", "-d", "udp.port==0-65535,data"),
-            )
-        found = [_packet(line.split("\t")) for line in text.splitlines()]
-        return [each for each in found if kind in ("", each.kind)]
+def packets(folder: Path, *wires: Wire) -> list[list[Packet]]:
+    """What each of these has captured so far: TCP, UDP and ICMP, in its order.
+
+    ICMP's are errors alone: the rest of it is how machines find each other.
+
+    :param folder: where what tshark reads is written.
+    """
+    shown = "tcp || udp || icmp.type == 3 || icmpv6.type <= 4"
+    options = [f"-e{each}" for each in _FIELDS]
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".pcap") as file:
+        # Of Ethernet, in this machine's order of bytes (pcap-savefile(5)).
+        file.write(struct.pack("IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, _LARGEST, 1))
+        for number, wire in enumerate(wires):
+            for each in wire.frames():
+                # As their time, from which of the wires they are.
+                header = struct.pack("IIII", number, 0, len(each), len(each))
+                file.write(header + each)
+        file.flush()
+        text = run(
+            *(program("tshark"), "-n", "-r", file.name, "-Y", shown),
+            # What is in a packet that an error quotes is not the packet's.
+            *("-T", "fields", "-E", "occurrence=f", "-e", "frame.time_epoch"),
+            # Whatever the port is of, its bytes are bytes.
+            *("-d", "tcp.port==0-65535,data", "-d", "udp.port==0-65535,data"),
+            *options,
+        )
+    found: list[list[Packet]] = [[] for _ in wires]
+    for line in text.splitlines():
+        number, *fields = line.split("\t")
+        found[int(float(number))].append(_packet(fields))
+    return found
 
 
 def _packet(fields: list[str]) -> Packet:
@@ -146,13 +151,3 @@ def _packet(fields: list[str]) -> Packet:
 def at(host: str, port: int | str) -> str:
     """An address and its port, as relayd, URLs and `ss` write them."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-@contextmanager
-def captured(machine: Machine, link: str, folder: Path) -> Iterator[Wire]:
-    """Capture a link of a machine for the length of a block."""
-    wire = Wire(machine, link, folder)
-    try:
-        yield wire
-    finally:
-        wire.close()
