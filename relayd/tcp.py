@@ -149,7 +149,7 @@ class RelayFactory(StreamFactory):
     :param send_proxy: the version of the PROXY header that servers are told first,
         `v1` or `v2`; none unless given.  A single server can have its own
         (:attr:`relayd.net.upstream.Upstream.preamble`).
-    :param intercepts: its listeners are given connections that were meant for others,
+    :param redirected: its listeners are given connections that were meant for others,
         by rules of the kernel's (REDIRECT, DNAT or TPROXY, nft(8)): as one must whose
         server is where each client meant to go
         (:class:`relayd.endpoints.OriginalEndpoint`).
@@ -201,7 +201,7 @@ class RelayFactory(StreamFactory):
         filters: Sequence[IFilterFactory] = (),
         accept_proxy: Iterable[Network | str] = (),
         send_proxy: str | None = None,
-        intercepts: bool = False,
+        redirected: bool = False,
         name: str | None = None,
     ) -> None:
         dials: Any = clock
@@ -295,7 +295,7 @@ class RelayFactory(StreamFactory):
         self.filter_by(filters)
         self.introduction = introduced_by(accept_proxy)
         self.preamble = preamble_of(send_proxy)
-        if intercepts:
+        if redirected:
             self.intercepts = OwnListeners()
 
     def _go_by_name(self, sni: Mapping[str, str]) -> None:

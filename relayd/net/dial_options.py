@@ -110,7 +110,7 @@ class DialOptions:
             attrs.validators.and_(attrs.validators.ge(1), attrs.validators.le(MAX_MARK))
         ),
     )
-    transparent: bool = False
+    transparent: bool = attrs.field(default=False)
     keepalive: Keepalive | None = None
     user_timeout: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
 
@@ -124,8 +124,6 @@ class DialOptions:
         sources: Sequence[str] = (),
         interface: str | None = None,
         mark: int | None = None,
-        *,
-        transparent: bool = False,
     ) -> DialOptions:
         """Those of addresses of either family, one of each at most."""
         by_family = {family_of(each): each for each in sources}
@@ -134,7 +132,6 @@ class DialOptions:
             source6=by_family.get(_IPV6),
             interface=interface,
             mark=mark,
-            transparent=transparent,
         )
 
     def source(self, family: int) -> str | None:
