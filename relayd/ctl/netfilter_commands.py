@@ -78,8 +78,9 @@ def show_rules(relays: tuple[str, ...], file: str | None, as_json: bool) -> None
 @netfilter.command("apply", short_help="Install the rules that relays need.")
 @_relays
 @_config
+@json_option
 @control_option()
-def apply_rules(relays: tuple[str, ...], file: str | None) -> None:
+def apply_rules(relays: tuple[str, ...], file: str | None, as_json: bool) -> None:
     """Install the rules that relays need, in place of those that they have. It may be
     done again at any time. Of all relays unless some are named; those that are stopped
     only if they are named.
@@ -92,8 +93,7 @@ def apply_rules(relays: tuple[str, ...], file: str | None) -> None:
 
     found = find(relays, file, running_relayd(), stopped=False)
     _do(apply, found.rules, found.mark)
-    for each in found.rules:
-        click.echo(f"{each.name}: applied")
+    _tell("applied", [each.name for each in found.rules], as_json)
     _tell_others(found)
 
 
@@ -107,8 +107,11 @@ def apply_rules(relays: tuple[str, ...], file: str | None) -> None:
     help="Remove the whole table of relayd, whichever relays have rules in it, of"
     " whichever process; no file is read, and no relayd is asked.",
 )
+@json_option
 @control_option()
-def remove_rules(relays: tuple[str, ...], file: str | None, everything: bool) -> None:
+def remove_rules(
+    relays: tuple[str, ...], file: str | None, everything: bool, as_json: bool
+) -> None:
     """Remove the rules of relays, whether or not they have any. With the last of them
     go the table, the routing rule and the route. Of all relays unless some are named.
 
@@ -125,13 +128,12 @@ def remove_rules(relays: tuple[str, ...], file: str | None, everything: bool) ->
         from relayd.core.process_settings import NETFILTER_MARK
 
         _do(remove_all, NETFILTER_MARK.default)
-        click.echo("all removed")
+        _tell("removed", ["all"], as_json)
         return
     found = find(relays, file, running_relayd(), stopped=True)
     names = [each.name for each in found.relays]
     _do(remove, names, found.mark)
-    for name in names:
-        click.echo(f"{name}: removed")
+    _tell("removed", names, as_json)
 
 
 def _do(change: Callable[..., None], *args: Any) -> None:
@@ -141,6 +143,17 @@ def _do(change: Callable[..., None], *args: Any) -> None:
         change(*args)
     except NetfilterError as problem:
         raise CommandFailed(Exit.FAILED, str(problem)) from None
+
+
+def _tell(done: str, names: list[str], as_json: bool) -> None:
+    """What has been done, of which relays."""
+    if as_json:
+        import json
+
+        click.echo(json.dumps({done: names}, indent=2))
+        return
+    for name in names:
+        click.echo(f"{name}: {done}")
 
 
 def _tell_others(found: Any) -> None:

@@ -62,14 +62,15 @@ def apply(rules: Sequence[RelayRules], mark: int) -> None:
     with _locked():
         before = _listed()
         rest = _marks(_others(before, names))
-        versions = documents.versions_of(rules)
+        versions = list(filter(_is_here, documents.versions_of(rules)))
+        new = [each for each in versions if not _has_rule(each, mark)]
         try:
-            for version in filter(_is_here, versions):
+            for version in versions:
                 _add_route(version, mark)
             if problem := _transaction(documents.commands(rules, mark)):
                 raise NetfilterError(_why(rules, mark, problem))
         except NetfilterError:
-            _drop_routes({mark} - _marks(before))
+            _drop_routes([mark], new)
             raise
         _drop_routes(_marks(before) - rest - ({mark} if versions else set()))
 
@@ -268,10 +269,10 @@ def _add_route(version: int, mark: int) -> None:
         programs.changed("ip", _told(documents.routing_rule(version, mark), "add"))
 
 
-def _drop_routes(marks: Iterable[int]) -> None:
+def _drop_routes(marks: Iterable[int], versions: Sequence[int] = VERSIONS) -> None:
     """Undo that."""
     for mark in marks:
-        for version in VERSIONS:
+        for version in versions:
             try:
                 if _has_rule(version, mark):
                     words = documents.routing_rule(version, mark)

@@ -400,7 +400,8 @@ LINES = [
 #: Those whose answer is not printed as it is.
 OTHERS = [
     *(["capture", "1"], ["filter", "list", "web"], ["filter", "add", "web", "first"]),
-    ["filter", "remove", "web", "first"],
+    *(["filter", "remove", "web", "first"], ["netfilter", "show"]),
+    *(["netfilter", "apply"], ["netfilter", "remove", "web"]),
 ]
 
 
