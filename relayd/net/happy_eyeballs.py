@@ -20,6 +20,7 @@ from twisted.internet.interfaces import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from relayd.core.errors import SHORTAGE
 from relayd.net.dialing import SocketEndpoint
 from relayd.net.monotonic import monotonic
 from relayd.net.resolving import Resolver, SocketAddress
@@ -98,7 +99,8 @@ def dial_first(
 
     :param addresses: at least one, the best first.
     :param endpoint: the class that dials each.
-    :return: fires with the protocol, or fails with the error of the last attempt.
+    :return: fires with the protocol, or fails with the error of the last attempt that
+        was not for want of something on this machine; or of the first, if all were.
     """
     race = _Race(reactor, addresses, factory, endpoint)
     race.next()
@@ -121,6 +123,7 @@ class _Race:
         self._factory = factory
         self._dials: list[Deferred[IProtocol]] = []
         self._timer: IDelayedCall | None = None
+        self._problem: Failure | None = None
         self.done: Deferred[IProtocol] = Deferred(lambda _: self._stop())
 
     def next(self) -> None:
@@ -141,12 +144,15 @@ class _Race:
         if dial not in self._dials:
             return  # cancelled by `_stop`
         self._dials.remove(dial)
+        is_ours = getattr(reason.value, "osError", None) in SHORTAGE
+        if self._problem is None or not is_ours:
+            self._problem = reason
         if self._left:
             if self._timer is not None:
                 self._timer.cancel()
             self.next()
         elif not self._dials:
-            self.done.errback(reason)
+            self.done.errback(self._problem)
 
     def _stop(self) -> None:
         if self._timer is not None:

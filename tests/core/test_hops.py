@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 
-from relayd.core.hops import MAX_PAST, Hops, between, file_of, streams
+from relayd.core.hops import (
+    EARLIER,
+    LATER,
+    MAX_PAST,
+    NO_STAMP,
+    Hops,
+    between,
+    file_of,
+    streams,
+)
 from relayd.core.interfaces import IObserver
 from relayd.core.observers import Observer
 from relayd.core.session import Session
@@ -85,6 +94,49 @@ def test_every_way_is_followed_to_its_end_and_no_further(
             name = hops.hops[name].before
         for relay in relays:
             assert hops.is_loop(str(start), relay) == (id(relay) in passed)
+
+
+STAMPS = st.integers(0, 2**32 - 1)
+
+
+@given(stamp=STAMPS, later=st.integers(-EARLIER, LATER))
+def test_a_connection_is_recognized_by_its_syn(stamp: int, later: int) -> None:
+    """Which may be sent again; and the timestamps wrap around."""
+    hops = Hops()
+    hops.add("a>b", ONE, "x>a", stamp)
+    assert hops.is_loop("a>b", ONE, (stamp + later) % 2**32)
+    assert hops.is_loop("a>b", ONE), "by its ends, if nobody knows"
+
+
+@given(stamp=STAMPS, later=st.integers(LATER + 1, 2**32 - EARLIER - 1))
+def test_another_with_the_same_ends_is_none(stamp: int, later: int) -> None:
+    hops = Hops()
+    hops.add("a>b", ONE, "x>a", stamp)
+    assert not hops.is_loop("a>b", ONE, (stamp + later) % 2**32)
+    assert not hops.is_loop("a>b", ONE, NO_STAMP)
+    hop = hops.hops["a>b"]
+    hops.is_over("a>b", hop)
+    assert not hops.is_loop("a>b", ONE, NO_STAMP)
+    assert hops.is_loop("a>b", ONE, stamp)
+
+
+def test_a_hop_without_one_is_known_by_its_ends() -> None:
+    hops = Hops()
+    hops.add("a>b", ONE, "x>a")
+    for stamp in (None, NO_STAMP, 5):
+        assert hops.is_loop("a>b", ONE, stamp)
+
+
+def test_each_step_back_has_its_own() -> None:
+    """The client that came by `a>b` is not the relay's own hop of that name."""
+    hops = Hops()
+    hops.add("a>b", ONE, "x>a", 1_000_000)
+    hops.add("b>c", TWO, "a>b", 7, 1_000_002)
+    assert hops.is_loop("b>c", ONE, 7)
+    hops.add("b>c", TWO, "a>b", 7, NO_STAMP)
+    assert not hops.is_loop("b>c", ONE, 7)
+    hops.add("b>c", TWO, "a>b", 7, 900_000)
+    assert not hops.is_loop("b>c", ONE, 7)
 
 
 class Heard(Observer):
