@@ -11,11 +11,12 @@ from typing import Any
 
 from relayd.configuring.address_grammar import (
     EndpointString,
+    OriginalAddress,
     PortRange,
     UnixPath,
 )
 from relayd.configuring.endpoint_strings import host_in
-from relayd.configuring.given import RelaySection
+from relayd.configuring.given import Given, RelaySection
 from relayd.configuring.pools_of_relay import servers_given
 from relayd.configuring.server_grammar import options_of
 from relayd.core.check_grammar import Check, HttpCheck, TcpCheck, UdpCheck
@@ -29,6 +30,7 @@ def about_checks(section: RelaySection) -> Iterator[str]:
     """Servers of one relay that can't be checked as is said."""
     given = section.one(CHECK)
     check: Check | None = given.value if given is not None else None
+    yield from _about_original(section, given)
     if section.kind == "udp":
         if given is not None:
             yield from _needs_port(check, given.place.prefix, str(given))
@@ -51,6 +53,20 @@ def about_checks(section: RelaySection) -> Iterator[str]:
             yield (
                 f"{where}{what} is not possible at {server}, which has no other port:"
                 " leave it out"
+            )
+
+
+def _about_original(section: RelaySection, given: Given | None) -> Iterator[str]:
+    """Servers that are wherever their clients meant to go."""
+    for server in servers_given(section):
+        own = options_of(server.value).check
+        if isinstance(server.value, OriginalAddress) and (own or given) is not None:
+            what = f"check={own}" if own is not None else given
+            where = (server if own is not None or given is None else given).place
+            yield (
+                f"{where.prefix}{what} is not possible at {server}, which has no"
+                " address of its own to check: leave it out, or give other servers a"
+                " check= of their own"
             )
 
 

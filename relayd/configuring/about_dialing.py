@@ -14,12 +14,13 @@ from relayd.configuring.address_grammar import (
     DIGITS,
     EndpointString,
     HostPort,
+    OriginalAddress,
     PortRange,
     UdpAddress,
     UnixPath,
     dialled_host,
 )
-from relayd.configuring.dial_settings import INTERFACE, MARK, SOURCE
+from relayd.configuring.dial_settings import INTERFACE, MARK, SOURCE, TRANSPARENT
 from relayd.configuring.given import Given, RelaySection
 from relayd.configuring.pools_of_relay import servers_given
 from relayd.configuring.route_settings import ROUTE
@@ -48,8 +49,8 @@ def about_dialing(section: RelaySection) -> Iterator[str]:
 
 def _of_sockets(section: RelaySection) -> list[list[Given]]:
     """What was given that is set on sockets of ours."""
-    found = (section.all(row.key) for row in (SOURCE, INTERFACE, MARK))
-    return [each for each in found if each]
+    found = (section.all(row.key) for row in (SOURCE, INTERFACE, MARK, TRANSPARENT))
+    return [each for each in found if each and each[0].value]
 
 
 def _about_families(
@@ -137,7 +138,9 @@ def family_of_server(address: object) -> int:
     """The family of a server's address; 0 if it is a name, or has none."""
     if isinstance(address, PortRange):
         address = address.first
-    if not isinstance(address, HostPort | UdpAddress):
+    if isinstance(address, OriginalAddress) and address.host is None:
+        return 0
+    if not isinstance(address, HostPort | UdpAddress | OriginalAddress):
         return 0
     host = dialled_host(address.host)
     if ":" in host:

@@ -1,7 +1,8 @@
 """Options of a command line, put into the sections of relays.
 
-Destinations, and those of server names, belong to the listener before them, a name to
-the listener after it.  If there is one listener only, they may stand anywhere.
+Destinations, those of server names, and what is intercepted belong to the listener
+before them, a name to the listener after it.  If there is one listener only, they may
+stand anywhere.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from relayd.configuring.address_settings import DEST, LISTEN, NAME, SOCKS4_NAME
+from relayd.configuring.dial_settings import INTERCEPT
 from relayd.configuring.given import Given, RelaySection
 from relayd.configuring.route_settings import SNI
 from relayd.configuring.server_grammar import is_udp
@@ -16,13 +18,13 @@ from relayd.core.errors import ConfigError
 from relayd.core.setting_types import Kind
 
 #: The options that belong to one relay, by where they stand; others are for all.
-OF_ONE_RELAY = (LISTEN, DEST, SNI, NAME)
+OF_ONE_RELAY = (LISTEN, DEST, SNI, INTERCEPT, NAME)
 
 
 def relay_sections(given: Sequence[Given]) -> list[RelaySection]:
     """The relays of `twistd relayd`.
 
-    :param given: listeners, destinations and names, in the order of the command line.
+    :param given: listeners and what belongs to them, in the order of the command line.
     :raises ConfigError: a destination or a name has no listener; a listener and its
         destination are of different kinds; a listener has two names; two relays have
         the same name.
@@ -70,7 +72,7 @@ def socks4_section(given: Sequence[Given]) -> RelaySection:
 
 def _section(
     listener: Given,
-    destinations: Sequence[Given],
+    owned: Sequence[Given],
     names: Sequence[Given],
 ) -> RelaySection:
     if len(names) > 1:
@@ -79,19 +81,19 @@ def _section(
             " one"
         )
     kind: Kind = "udp" if _is_udp(listener) else "tcp"
-    for each in destinations:
+    for each in owned:
         if each.setting is SNI:
             if kind == "udp":
                 raise ConfigError(
                     f"{each} is not for {listener}: datagrams have no server name"
                 )
-        elif _is_udp(each) != (kind == "udp"):
+        elif each.setting is DEST and _is_udp(each) != (kind == "udp"):
             raise ConfigError(
                 f"{listener} can't be relayed to {each}: datagrams go to datagrams,"
                 " write udp: before both or neither"
             )
     name = names[0].value if names else None
-    return RelaySection(kind, name, [listener, *destinations])
+    return RelaySection(kind, name, [listener, *owned])
 
 
 def _is_udp(given: Given) -> bool:

@@ -148,6 +148,13 @@ class ServerDialing(Dialing):
 
     transparent: bool = TRANSPARENT.default
 
+    @property
+    def options(self) -> DialOptions:
+        """As sockets get them."""
+        return DialOptions.of(
+            self.sources, self.interface, self.mark, transparent=self.transparent
+        )
+
 
 @attrs.frozen(kw_only=True)
 class FlowAdmission:

@@ -24,6 +24,12 @@ from relayd.configuring.about_clients import (
 )
 from relayd.configuring.about_control import about_control
 from relayd.configuring.about_dialing import about_dialing, dials_no_socket
+from relayd.configuring.about_interception import (
+    about_intercepts,
+    about_marks,
+    about_transparent,
+    intercepted_twice,
+)
 from relayd.configuring.about_proxy_headers import about_proxy_headers
 from relayd.configuring.about_routes import about_routes
 from relayd.configuring.about_servers import about_balance, about_servers
@@ -46,6 +52,7 @@ from relayd.configuring.config import (
 )
 from relayd.configuring.control_settings import CONTROL
 from relayd.configuring.cycles import cycles
+from relayd.configuring.dial_settings import INTERCEPT
 from relayd.configuring.filter_settings import about_filters
 from relayd.configuring.given import Given, Layers, Place, RelaySection
 from relayd.configuring.route_settings import ROUTE, SNI
@@ -86,6 +93,8 @@ def configure(layers: Layers, own: Callable[[Ip], bool] = is_own) -> Config:
     others = [each for each in process if each.setting in (METRICS_ADDRESS, CONTROL)]
     found += clashes(enabled, others)
     found += cycles(enabled, own)
+    found += intercepted_twice(enabled)
+    found += about_marks(layers, sections)
     if not (layers.relays or values.get(process_settings.DEMO.field) or found):
         where = Place(layers.source)
         advice = (
@@ -214,6 +223,10 @@ def _about_relay(section: RelaySection) -> Iterator[str]:
     yield from about_balance(section)
     yield from about_checks(section)
     yield from about_routes(section)
+    yield from about_transparent(section)
+    if section.all(INTERCEPT.key):
+        relay: Any = relay_of(section)
+        yield from about_intercepts(section, relay)
 
 
 def _no_destination(section: RelaySection, listeners: Sequence[Given]) -> str:

@@ -64,16 +64,21 @@ TRANSPARENT = Setting[bool](
     kinds=("tcp", "udp"),
     group=ADDRESSES,
 )
+_REST = (
+    ", by rules of netfilter (relayctl netfilter shows and applies them, or"
+    " --manage-netfilter does). A network, or nothing, may stand for the address, ports"
+    " and ranges, or *, for the port. Behind it ,from=NETWORK and ,interface=NAME leave"
+    " other clients out; ,by=redirect or ,by=tproxy says by which kind of rule. May be"
+    " repeated."
+)
 INTERCEPT = Setting[tuple[Intercept, ...]](
     name="intercept",
     type=Written("WHAT", parse_intercept, EXPECTED_INTERCEPT),
     default=(),
-    help="Have the kernel bring to the listener what clients send to this address and"
-    " port, such as 192.0.2.1:80, by rules of netfilter (relayctl netfilter shows and"
-    " applies them, or --manage-netfilter does). A network, or nothing, may stand for"
-    " the address, ports and ranges, or *, for the port. Behind it ,from=NETWORK and"
-    " ,interface=NAME leave other clients out; ,by=redirect or ,by=tproxy says by"
-    " which kind of rule. May be repeated.",
+    help="Have the kernel bring to the --listen before it what clients send to this"
+    f" address and port, such as 192.0.2.1:80{_REST}",
+    in_file="Have the kernel bring to the listener what clients send to this address"
+    f" and port, such as 192.0.2.1:80{_REST}",
     kinds=("tcp", "udp"),
     group=ADDRESSES,
     field="intercepts",

@@ -12,7 +12,6 @@ from typing import Any
 from relayd.configuring.address_grammar import (
     HostPort,
     OriginalAddress,
-    PortRange,
     UdpAddress,
     dialled_host,
 )
@@ -55,17 +54,17 @@ def by_tproxy(relay: Relay | UdpRelay, intercept: Intercept) -> bool:
 
 
 def leads_there(server: Any, intercept: Intercept) -> bool:
-    """Whether a server may be at an address that clients are intercepted on."""
-    ports = 1
-    if isinstance(server, PortRange):
-        server, ports = server.first, len(server)
+    """Whether a server may be at an address that clients are intercepted on.
+
+    :param server: of one port: rules lead to no range.
+    """
     if isinstance(server, ServersOf):
         # A service says its port as it is looked up.
         return not server.port or intercept.about(None, server.port)
     if not isinstance(server, HostPort | UdpAddress):
         return False
     host = address_of(dialled_host(server.host))
-    return any(intercept.about(host, server.port + more) for more in range(ports))
+    return intercept.about(host, server.port)
 
 
 def uses_tproxy(relay: AnyRelay) -> bool:

@@ -23,6 +23,7 @@ from cattrs import (
 from cattrs.gen import make_dict_structure_fn, override
 
 from relayd.configuring.address_settings import ALL, DEST, INSTEAD, LISTEN
+from relayd.configuring.dial_settings import INTERCEPT
 from relayd.configuring.file_values import (
     FROM_FILE,
     Keys,
@@ -93,8 +94,10 @@ RELAY_KEYS: Mapping[Kind, Mapping[str, list[Setting[Any]]]] = {
     kind: keys_of([row for row in ALL if not row.process and kind in row.kinds])
     for kind in KINDS
 }
+#: What one relay has, no other can have as well.
+_OF_ONE = (LISTEN.key, DEST.key, INTERCEPT.key)
 DEFAULTS_KEYS = keys_of(
-    [row for row in ALL if not row.process and row.key not in (LISTEN.key, DEST.key)]
+    [row for row in ALL if not row.process and row.key not in _OF_ONE]
 )
 #: `log.format` is `log_format`, and so on.
 LOG_KEYS = {

@@ -52,7 +52,8 @@ class ServerOptions:
     :ivar disabled: it is not used.
     :ivar send_proxy: the version of the PROXY header for it, if it has its own.
     :ivar check: how it is checked, if that is its own.
-    :ivar source: the address from which it is dialled, likewise, and so on.
+    :ivar source: the address from which it is dialled, likewise, and not from a
+        client's own; and so on.
     """
 
     weight: int = 1
@@ -94,7 +95,7 @@ class ServerOptions:
         }
         if self.source is not None:
             ipv6 = ":" in self.source
-            own |= {"source4": None, "source6": None}
+            own |= {"source4": None, "source6": None, "transparent": False}
             own["source6" if ipv6 else "source4"] = self.source
         return attrs.evolve(options or DialOptions(), **own) if own else options
 

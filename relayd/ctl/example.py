@@ -93,7 +93,7 @@ _SAMPLES: Mapping[str, Any] = {
     "source": ["192.0.2.1", "2001:db8::1"],
     "interface": "eth1",
     "mark": 31,
-    "intercept": ["192.0.2.1:80", "[2001:db8::/32]:80,443,from=2001:db8:1::/48"],
+    "intercept": ["192.0.2.1:80,443,from=10.0.0.0/8,by=tproxy"],
     "keepalive": "30,10,3",
     "accept_proxy": ["192.0.2.0/28"],
     "access_log": "/var/log/relayd/access.log",

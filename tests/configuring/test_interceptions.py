@@ -35,8 +35,7 @@ from relayd.tap import relayd
         ("-l 8080 -d db:80 --intercept 10.0.0.2:81 --transparent", False, False),
         ("-l 8080 -d dns:db:80 --intercept 10.0.0.2:80 --transparent", False, True),
         ("-l 8080 -d srv:_a._tcp.b --intercept [::1]:80 --transparent", False, True),
-        ("-l 80-82 -d 10.0.0.1:78-80 --intercept :80 --transparent", False, True),
-        ("-l 8080 -d unix:/run/s --intercept :80 --transparent", False, False),
+        ("-l 8080 -d unix:/run/s -d a:81 --intercept :80 --transparent", False, False),
         ("-l udp:53 -d udp:10.0.0.1:53 --intercept :53 --transparent", False, False),
         # It may send them there; without something to bring, there is nobody to send.
         ("-l 8080 -d 10.0.0.1:80 --route a:b --intercept :80", True, False),

@@ -47,6 +47,7 @@ from relayd.configuring.dial_settings import (
     KEEPALIVE,
     MARK,
     SOURCE,
+    TRANSPARENT,
 )
 from relayd.configuring.filter_settings import FILTER
 from relayd.configuring.given import Layers
@@ -97,7 +98,7 @@ OF_STREAMS = (
 )
 
 #: What is given in the order of the relays, and not by `options`.
-OF_RELAYS = (LISTEN, DEST, NAME, SNI)
+OF_RELAYS = (LISTEN, DEST, NAME, SNI, INTERCEPT)
 
 TIMES = st.floats(0.001, 1e8).map(repr) | st.sampled_from(
     ["10", "250ms", "1.5m", "1h", "0.001", "1e3", "0.1s"]
@@ -146,9 +147,6 @@ WRITTEN: dict[Setting[Any], st.SearchStrategy[str]] = {
         ]
     ),
     SOURCE: st.just("192.0.2.1"),
-    INTERCEPT: st.sampled_from(
-        ["10.0.0.0/8:80,443", ":1-9,from=10.1.0.0/16,by=redirect"]
-    ),
     INTERFACE: st.sampled_from(["lo", "eth1"]),
     KEEPALIVE: st.sampled_from(["60,15,4", "1,2,3"]),
     # Off, there would be nothing to do.
@@ -228,6 +226,7 @@ def consistent(given: list[list[str]]) -> list[list[str]]:
     given = useful(given)
     for one, other in (
         (VERBOSE, QUIET),
+        (TRANSPARENT, SOURCE),
         (ALLOW_CLIENT, OPEN),
         (ACCEPT_PROXY, IDENT),
         (STALL_TIMEOUT, USER_TIMEOUT),
@@ -245,7 +244,7 @@ def possible(given: list[list[str]], relays: list[str]) -> list[list[str]]:
         given = without(given, SEND_PROXY)
     servers = [b for a, b in pairwise(relays) if a == "--dest"]
     if any(word.startswith(("tls:", "tcp:")) for word in servers):
-        for row in (SOURCE, INTERFACE, MARK):
+        for row in (SOURCE, INTERFACE, MARK, TRANSPARENT):
             given = without(given, row)
     if any(word.startswith(("unix:", "tls:", "tcp:")) for word in servers):
         # They have no host at another port of which a check could ask.
@@ -254,12 +253,20 @@ def possible(given: list[list[str]], relays: list[str]) -> list[list[str]]:
         # A datagram is at no server, and waits for none.
         given = without(given, ON_DOWN)
         given = [words for words in given if "=wait" not in words[0]]
+        # Nor has it a socket of its client's.
+        given = without(given, TRANSPARENT)
     if "--sni" in relays:
         given = without(without(given, ROUTE), SERVER_SPEAKS_FIRST)
     elif any(",pool=" in each for each in servers):
         # Nothing else chooses a pool.
         given = [*without(given, ROUTE), ["--route=pools:of"]]
     listeners = [b for a, b in pairwise(relays) if a == "--listen"]
+    if any(each.startswith("unix:") for each in listeners):
+        # Its clients have no address.
+        given = without(given, TRANSPARENT)
+    if "--intercept" in relays or ["--transparent"] in given:
+        # It may have the bit of the mark of rules.
+        given = without(given, MARK)
     if all(each.startswith("udp:") for each in listeners):
         given = [words for words in given if not words[0].startswith(OF_STREAMS)]
     return useful(given)
@@ -276,6 +283,10 @@ SNI_SERVERS = st.sampled_from(
         *("srv:_x._tcp.db,max=3", 'a:1,check=tcp send="a,b" expect=c,disabled'),
     ]
 )
+
+
+NETWORKS = st.sampled_from(["", "10.0.0.0/8", "[2001:db8::/32]", "192.0.2.1"])
+OPTIONS = st.sampled_from(["interface=eth1", "by=tproxy", "90-99", "9,by=tproxy"])
 
 
 @st.composite
@@ -320,6 +331,8 @@ def relays(draw: st.DrawFn) -> list[str]:
                 draw(st.sampled_from(["web", "relay1", "-"])) + str(number),
             ]
         words += ["--listen", listener]
+        if listener == f"{udp}{low}" and draw(st.booleans()):
+            words += ["--intercept", f"{draw(NETWORKS)}:{low},{draw(OPTIONS)}"]
         words += [word for server in servers for word in ("--dest", server)]
         if has_names and not udp:
             found = draw(names_of(servers))
