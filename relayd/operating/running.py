@@ -29,10 +29,7 @@ from twisted.internet.defer import (
     inlineCallbacks,
     maybeDeferred,
 )
-from twisted.internet.interfaces import (
-    IListeningPort,
-    IReactorTime,
-)
+from twisted.internet.interfaces import IListeningPort, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -204,10 +201,13 @@ class RelayService(Service):
                 break
         at_once = False
         if problems:
-            for one in self._open[before:]:
-                one.close_now()
-            del self._open[before:]
+            self.close_now(before)
             raise problems[0]
+
+    def close_now(self, first: int = 0) -> None:
+        """Close listeners, from this one on: the reactor may never run."""
+        while len(self._open) > first:
+            self._open.pop().close_now()
 
     def _opened(self, port: IListeningPort, listening: Listening) -> None:
         if self.draining or listening not in self.listenings:

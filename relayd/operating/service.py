@@ -147,6 +147,7 @@ def _command(
     def clean_up() -> None:
         for each in first if rules is None else (*first, rules):
             each.close()
+        relays.service.close_now()
 
     return CommandService([signals, *first, *parts, *last], logs, clean_up)
 

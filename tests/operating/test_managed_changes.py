@@ -147,15 +147,24 @@ def test_metrics_count_failures(tmp_path: Path) -> None:
 def test_a_part_that_cannot_start_has_the_rules_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service = service_of(tmp_path / "f.toml", MANAGED)
+    socket = tmp_path / "web.sock"
+    listen = f'listen = ["127.0.0.1:0", "unix:{socket}"]'
+    text = f"manage_netfilter = true\n{TEXT}".replace('listen = "127.0.0.1:0"', listen)
+    service = service_of(tmp_path / "f.toml", text)
     [rules] = [each for each in service if isinstance(each, ManagedRules)]
     closed: list[str] = []
     monkeypatch.setattr(rules, "close", lambda: closed.append("rules"))
+    there: list[bool] = []
 
     def cannot() -> None:
+        there.append(socket.exists())
         raise CannotStart("no")
 
-    monkeypatch.setattr(list(service)[-1], "privilegedStartService", cannot)
+    monkeypatch.setattr(list(service)[-1], "startService", cannot)
+    service.privilegedStartService()
     with pytest.raises(CannotStart):
-        service.privilegedStartService()
+        service.startService()
     assert closed == ["rules"]
+    # Nor are listeners left, nor files of theirs.
+    assert there == [True]
+    assert not socket.exists()
