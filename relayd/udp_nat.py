@@ -168,6 +168,8 @@ class UdpNat(DatagramRelay):
             from relayd.datagrams.original_listener import OriginalListener
 
             listener = OriginalListener
+        elif not all(each.judged for each in pool.servers):
+            raise ValueError("an original server takes a relay that is redirected")
         super().__init__(
             ledger,
             made_of=Ingredients(

@@ -360,7 +360,7 @@ class FlowOpener:
             if self._filters:
                 filter_flow(flow, self._filters)
             self._watcher.watch(sock.fileno(), flow, READABLE)
-        except (OSError, FilterFailed):
+        except Exception:
             if flow is not None and flow.filtered:
                 flow.close_filters()
             sock.close()

@@ -144,6 +144,11 @@ class SpreadDialer(FlowDialer):
         dialing: DialOptions | None = None,
     ) -> None:
         super().__init__(pool, open_socket, 0, dialing)
+        if self._transparent or not all(each.judged for each in pool.servers):
+            raise ValueError(
+                "udp_balance datagram sends from the relay's own address, to servers"
+                " that are known: neither transparent nor original goes with it"
+            )
         self.counters = counters
         self._everyone = Everyone()
 

@@ -272,9 +272,12 @@ class Bench:
             open_socket=lambda family: self.open(family),
             **settings,
         )
-        self.listener = FakeSocket(host)
+        self.listener = self._open_listener(host)
         with patch("relayd.datagrams.listener.outbox", FakeOutbox):
             self.nat.listen([self.listener])
+
+    def _open_listener(self, host: str) -> FakeSocket:
+        return FakeSocket(host)
 
     def _open_fake(self, family: int) -> FakeSocket:
         if self.open_error is not None:
