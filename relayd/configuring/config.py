@@ -151,9 +151,8 @@ class ServerDialing(Dialing):
     @property
     def options(self) -> DialOptions:
         """As sockets get them."""
-        return DialOptions.of(
-            self.sources, self.interface, self.mark, transparent=self.transparent
-        )
+        found = DialOptions.of(self.sources, self.interface, self.mark)
+        return attrs.evolve(found, transparent=self.transparent)
 
 
 @attrs.frozen(kw_only=True)
