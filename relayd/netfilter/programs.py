@@ -29,7 +29,7 @@ _PACKAGES = {"nft": "nftables", "ip": "iproute2"}
 _NOTHING = ("No such file or directory", "does not exist", "not supported")
 
 #: What the kernel says to whom it does not let change anything.
-_NOT_PERMITTED = ("Operation not permitted", "Permission denied", "must be root")
+_NOT_PERMITTED = "Operation not permitted"
 
 
 @attrs.frozen
@@ -77,7 +77,7 @@ def run(name: str, *words: str, given: str = "") -> Ended:
         raise NetfilterError(f"{name} can't be run: {problem.strerror}") from None
     if done.returncode == 0:
         return Ended(done.stdout, "")
-    if any(each in done.stderr for each in _NOT_PERMITTED):
+    if _NOT_PERMITTED in done.stderr:
         raise NetfilterError(
             "rules of netfilter can't be seen or changed: that takes the right"
             " CAP_NET_ADMIN; run it as root"
