@@ -94,7 +94,13 @@ def ending_of_failed_dial(reason: Failure) -> tuple[Ending, str]:
         ending = Ending.LOOP
     else:
         ending = Ending.FAILED
-    text = " ".join(str(problem).split()).rstrip(".")
+    said: object = problem
+    if type(problem) is error.ConnectError and problem.args:
+        # Without what Twisted says before it: that it is about a connection is known.
+        said = problem.args[0]
+    elif isinstance(problem, OSError):
+        said = problem.strerror or problem
+    text = " ".join(str(said).split()).rstrip(".")
     return ending, text or type(problem).__name__
 
 
