@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,14 @@ from tests.support.process import (
     eventually,
     udp_client,
 )
-from tests.system.programs import LIMIT, program
+from tests.system.namespaces import Machine, made
+from tests.system.programs import LIMIT, program, run
 
 pytestmark = pytest.mark.system
 
 UNIT = Path(__file__).parent.parent.parent / "contrib" / "relayd.service"
+
+RELAYCTL = str(Path(TWISTD).with_name("relayctl"))
 
 #: The most that `systemd-analyze security` may find, of 100; a service without any of
 #: this has 96.
@@ -59,9 +63,10 @@ def unknown(output: str) -> str:
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """The unit, with this environment's `twistd`."""
+    """The unit, with this environment's `twistd` and `relayctl`."""
     path = tmp_path / "relayd.service"
-    path.write_text(UNIT.read_text().replace("/usr/bin/twistd", TWISTD))
+    text = UNIT.read_text().replace("/usr/bin/twistd", TWISTD)
+    path.write_text(text.replace("/usr/bin/relayctl", RELAYCTL))
     return path
 
 
@@ -143,3 +148,92 @@ def test_a_relay_needs_no_call_that_the_unit_refuses(tmp_path: Path) -> None:
     # What starts it: systemd's own, before the filter is there.
     refused = used - allowed() - {"execve", "exited", "killed"}
     assert refused == set()
+
+
+#: The file of a relay that takes what is meant for others.
+TRANSPARENT = """\
+[tcp.web]
+listen = "16000"
+dest = "192.168.0.1:80"
+transparent = true
+intercept = "192.168.0.2:80"
+
+[udp.dns]
+listen = "16000"
+dest = "original"
+transparent = true
+intercept = "192.168.0.2:53"
+"""
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    program("nft")
+    with made("unit") as [one]:
+        yield one
+
+
+def commands(unit: Path, key: str, file: Path) -> list[list[str]]:
+    """What the unit runs there, with another file; each as root, with all rights."""
+    found = []
+    for line in re.findall(rf"^{key}=(.*)$", unit.read_text(), re.MULTILINE):
+        signs, words = re.fullmatch(r"([-+]*)(.*)", line).groups()  # type: ignore[union-attr]
+        assert "+" in signs
+        found.append(words.replace("/etc/relayd/relayd.toml", str(file)).split())
+    assert found
+    return found
+
+
+def state(machine: Machine) -> str:
+    words = ("nft list ruleset", "ip -4 rule", "ip -6 rule")
+    routes = [f"ip -{each} route show table all" for each in (4, 6)]
+    return "".join(run(*machine.runs(*each.split())) for each in (*words, *routes))
+
+
+def test_rules_are_there_while_it_runs(
+    unit: Path, machine: Machine, tmp_path: Path
+) -> None:
+    """Once, however often it starts; after it has stopped they are gone, whatever has
+    become of the file."""
+    there = state(machine)
+    file = tmp_path / "relayd.toml"
+    file.write_text(TRANSPARENT)
+    for _ in range(2):
+        for words in commands(unit, "ExecStartPre", file):
+            run(*machine.runs(*words))
+    assert state(machine).count("redirect to :16000") == 1
+    file.write_text("[tcp.web]\nlisten = ")
+    for _ in range(2):
+        for words in commands(unit, "ExecStopPost", file):
+            run(*machine.runs(*words))
+        assert state(machine) == there
+    # Most relays need none of that, nor what it takes to change rules.
+    file.write_text('[tcp.web]\nlisten = "8080"\ndest = "192.168.0.1:80"\n')
+    for words in commands(unit, "ExecStartPre", file):
+        run(*machine.runs(program("setpriv"), "--bounding-set=-net_admin", *words))
+
+
+def test_its_rights_are_enough_for_transparent_relays(
+    machine: Machine, tmp_path: Path
+) -> None:
+    """And for ports below 1024; they don't let it change rules."""
+    [line] = re.findall(r"^CapabilityBoundingSet=(.*)$", UNIT.read_text(), re.MULTILINE)
+    rights = ",".join(each.lower().replace("cap_", "+") for each in line.split())
+    assert rights == "+net_bind_service,+net_raw"
+    assert f"AmbientCapabilities={line}\n" in UNIT.read_text()
+    drop = (program("setpriv"), f"--bounding-set=-all,{rights}")
+    file = tmp_path / "relayd.toml"
+    file.write_text(TRANSPARENT.replace("16000", "16"))
+    running = RelayProcess(
+        *("--config", str(file)), twistd=(*machine.runs(*drop), *command())
+    )
+    try:
+        running.listening(2)
+        caps = Path(f"/proc/{running.process.pid}/status").read_text()
+        found = re.search(r"CapEff:\s+(\w+)", caps)
+        assert found
+        # Bits 10 and 13 of linux/capability.h.
+        assert int(found[1], 16) == 1 << 10 | 1 << 13
+        assert not any("CAP_" in each for each in running.lines)
+    finally:
+        running.stop()
