@@ -78,13 +78,20 @@ def _by_nat(rules: RelayRules, intake: Intake) -> Rule:
 
 def _delivering(rules: RelayRules, mark: int) -> Iterator[Rule]:
     """Mark what transparent sockets wait for."""
-    end = [*expressions.has_transparent_socket(), expressions.add_mark(mark)]
+    end = [expressions.has_transparent_socket(), expressions.add_mark(mark)]
     if rules.protocol == "tcp":
-        # A socket of a connection is found for its own packets only.
-        yield [expressions.has_protocol("tcp"), *end]
-        return
-    for each in rules.answers:
-        yield [*_from_servers(each), *end]
+        # A transparent listener on all addresses would be found for each packet to its
+        # port, whoever it is for.  A socket of a connection is found for its own ones
+        # only; so is what is kept of it after its close, for the FIN of its peer.
+        tcp = expressions.has_protocol("tcp")
+        yield [tcp, expressions.has_socket(wildcard=True), expressions.passes()]
+        yield [tcp, *end]
+    else:
+        for each in rules.answers:
+            own = expressions.has_socket(wildcard=False)
+            yield [*_from_servers(each), own, *end]
+    # A packet was too large for some router, or nobody listens at the server.
+    yield [expressions.has_protocol(*expressions.ICMP), *end]
 
 
 def _from_servers(answers: Answers) -> Iterator[Json]:

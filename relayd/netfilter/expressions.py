@@ -20,6 +20,9 @@ Side = Literal["s", "d"]
 #: What both versions of IP are called.
 _IP = {4: "ip", 6: "ip6"}
 
+#: And what says what is wrong with a packet of theirs.
+ICMP = ("icmp", "ipv6-icmp")
+
 
 def from_outside(interface: str | None) -> Json:
     """A packet comes in by an interface; unless given, by any but loopback."""
@@ -42,9 +45,10 @@ def has_address(side: Side, network: Network) -> Json:
     return _match("==", {"payload": field}, value)
 
 
-def has_protocol(protocol: str) -> Json:
-    """It is one of `tcp`, or of `udp`."""
-    return _match("==", {"meta": {"key": "l4proto"}}, protocol)
+def has_protocol(*protocols: str) -> Json:
+    """It is of one of these: `tcp`, `udp`, and of :data:`ICMP`."""
+    value: Any = {"set": list(protocols)} if len(protocols) > 1 else protocols[0]
+    return _match("==", {"meta": {"key": "l4proto"}}, value)
 
 
 def has_port(protocol: str, side: Side, ports: Ports) -> Json:
@@ -60,16 +64,25 @@ def has_port(protocol: str, side: Side, ports: Ports) -> Json:
     return _match("==", {"payload": field}, value)
 
 
-def has_transparent_socket() -> list[Json]:
-    """A transparent socket of this machine waits for it, on an address of its own.
+def has_socket(*, wildcard: bool) -> Json:
+    """A socket of this machine waits for it: one on all addresses, or on its own.
 
-    A transparent listener on all addresses would be found for every packet to its port,
-    whoever it is for.
+    What the kernel keeps of a connection whose socket is closed is neither.
     """
-    return [
-        _match("==", {"socket": {"key": "wildcard"}}, 0),
-        _match("==", {"socket": {"key": "transparent"}}, 1),
-    ]
+    return _match("==", {"socket": {"key": "wildcard"}}, int(wildcard))
+
+
+def has_transparent_socket() -> Json:
+    """A transparent socket of this machine waits for it.
+
+    Of an error of ICMP: that has sent what it quotes.
+    """
+    return _match("==", {"socket": {"key": "transparent"}}, 1)
+
+
+def passes() -> Json:
+    """It goes on as it is, past the rest of the chain."""
+    return {"return": None}
 
 
 def add_mark(mark: int) -> Json:
@@ -101,6 +114,9 @@ def _match(op: str, left: Json, right: Any) -> Json:
 
 # -- for people
 
+#: What nft writes without quotes, of what it knows of a packet.
+_WORDS = ("tcp", "udp", "ipv4", "ipv6", *ICMP)
+
 
 def written(statements: Iterable[Json]) -> str:
     """A rule as `nft list` writes it."""
@@ -115,6 +131,8 @@ def _written(statement: Json) -> str:
         return f"{_left(left)} {sign}{_right(what['right'], 'meta' in left)}"
     if kind == "mangle":
         return f"meta mark set meta mark | 0x{what['value']['|'][1]:08x}"
+    if kind == "return":
+        return kind
     port = what["port"]
     if kind == "redirect":
         return f"redirect to :{port}"
@@ -141,6 +159,6 @@ def _right(right: Any, is_meta: bool) -> str:
         if kind == "range":
             return f"{what[0]}-{what[1]}"
         return "{ " + ", ".join(_right(each, is_meta) for each in what) + " }"
-    if is_meta and right not in ("tcp", "udp", "ipv4", "ipv6"):
+    if is_meta and right not in _WORDS:
         return f'"{right}"'
     return str(right)

@@ -45,8 +45,15 @@ def told(words: str) -> list[str]:
     ]
 
 
-SOCKET = "socket wildcard 0 socket transparent 1 meta mark set meta mark | 0x00001000"
 MARKED = "meta mark set meta mark | 0x00001000"
+SOCKET = f"socket wildcard 0 socket transparent 1 {MARKED}"
+#: What delivers to the sockets of connections, those that are closed among them.
+CONNECTIONS = [
+    "divert- meta l4proto tcp socket wildcard 1 return",
+    f"divert- meta l4proto tcp socket transparent 1 {MARKED}",
+]
+#: And the errors about what they have sent.
+ERRORS = f"divert- meta l4proto {{ icmp, ipv6-icmp }} socket transparent 1 {MARKED}"
 OUTSIDE = 'iifname != "lo"'
 
 
@@ -58,7 +65,6 @@ OUTSIDE = 'iifname != "lo"'
         # Where clients meant to go is asked of the kernel; who brings them is not said.
         "-l 8080 -d original",
         "-l 8080 -d 10.0.0.1:80,source=127.0.0.1 --transparent",
-        "-l 8080 -d unix:/run/x --transparent",
     ],
 )
 def test_most_relays_need_none(words: str) -> None:
@@ -68,7 +74,8 @@ def test_most_relays_need_none(words: str) -> None:
 @pytest.mark.parametrize(
     ("words", "rules"),
     [
-        ("-d 192.168.0.1:80 --transparent", [f"divert- meta l4proto tcp {SOCKET}"]),
+        ("-d 192.168.0.1:80 --transparent", [*CONNECTIONS, ERRORS]),
+        ("-d a.example.com:80 --transparent", [*CONNECTIONS, ERRORS]),
         (
             "-d 192.168.0.1:80 --intercept 192.168.0.2:80",
             [
@@ -85,7 +92,8 @@ def test_most_relays_need_none(words: str) -> None:
                     f"divert- {OUTSIDE} ip daddr 10.0.0.0/8 tcp dport"
                     f" {{ 80, 443, 8000-8999 }} tproxy ip to :16000 {MARKED}"
                 ),
-                f"divert- meta l4proto tcp {SOCKET}",
+                *CONNECTIONS,
+                ERRORS,
             ],
         ),
         (
@@ -133,12 +141,13 @@ def test_of_connections(words: str, rules: list[str]) -> None:
     [
         (
             "-d udp:192.168.0.1:53 --transparent",
-            [f"divert- ip saddr 192.168.0.1 udp sport 53 {SOCKET}"],
+            [f"divert- ip saddr 192.168.0.1 udp sport 53 {SOCKET}", ERRORS],
         ),
         (
             "-d udp:[fd00:192::1]:53 --transparent --intercept [fd00:192::2]:53",
             [
                 f"divert- ip6 saddr fd00:192::1 udp sport 53 {SOCKET}",
+                ERRORS,
                 (
                     f"redirect- {OUTSIDE} ip6 daddr fd00:192::2 udp dport 53"
                     " redirect to :16000"
@@ -148,11 +157,11 @@ def test_of_connections(words: str, rules: list[str]) -> None:
         # A name may have any address, and a service any port.
         (
             "-d udp:dns:ns.example.com:53 --transparent",
-            [f"divert- udp sport 53 {SOCKET}"],
+            [f"divert- udp sport 53 {SOCKET}", ERRORS],
         ),
         (
             "-d udp:srv:_dns._udp.example.com --transparent",
-            [f"divert- meta l4proto udp {SOCKET}"],
+            [f"divert- meta l4proto udp {SOCKET}", ERRORS],
         ),
         # What is sent to everybody's servers comes back from them.
         (
@@ -163,6 +172,7 @@ def test_of_connections(words: str, rules: list[str]) -> None:
                     f" tproxy ip to :16000 {MARKED}"
                 ),
                 f"divert- ip saddr 10.0.0.0/8 udp sport 53 {SOCKET}",
+                ERRORS,
             ],
         ),
         (
@@ -173,6 +183,7 @@ def test_of_connections(words: str, rules: list[str]) -> None:
                     f" tproxy ip to :16000 {MARKED}"
                 ),
                 f"divert- ip saddr 192.168.0.1 udp sport {{ 53, 123 }} {SOCKET}",
+                ERRORS,
             ],
         ),
         # It has sockets of its own; only what is brought in needs a rule.
@@ -187,7 +198,7 @@ def test_of_connections(words: str, rules: list[str]) -> None:
         ),
         (
             "-d udp:original --transparent",
-            [f"divert- meta l4proto udp {SOCKET}"],
+            [f"divert- meta l4proto udp {SOCKET}", ERRORS],
         ),
     ],
 )
@@ -198,7 +209,8 @@ def test_of_datagrams(words: str, rules: list[str]) -> None:
 def test_of_ranges_of_ports() -> None:
     """What comes back is of all of them."""
     assert told("-l udp:5000-5003 -d udp:10.0.0.5:6000-6003 --transparent") == [
-        f"divert- ip saddr 10.0.0.5 udp sport 6000-6003 {SOCKET}"
+        f"divert- ip saddr 10.0.0.5 udp sport 6000-6003 {SOCKET}",
+        ERRORS,
     ]
 
 
@@ -247,13 +259,19 @@ comment "relayd: relay web"
 \t\ttype filter hook prerouting priority mangle; policy accept;
 \t\tiifname != "lo" ip6 daddr ::/0 tcp dport 443 tproxy ip6 to :16011 \
 meta mark set meta mark | 0x00008000 comment "relayd: relay wildcards"
-\t\tmeta l4proto tcp socket wildcard 0 socket transparent 1 \
+\t\tmeta l4proto tcp socket wildcard 1 return comment "relayd: relay wildcards"
+\t\tmeta l4proto tcp socket transparent 1 \
+meta mark set meta mark | 0x00008000 comment "relayd: relay wildcards"
+\t\tmeta l4proto { icmp, ipv6-icmp } socket transparent 1 \
 meta mark set meta mark | 0x00008000 comment "relayd: relay wildcards"
 \t}
 
 \tchain divert-four {
 \t\ttype filter hook prerouting priority mangle; policy accept;
-\t\tmeta l4proto tcp socket wildcard 0 socket transparent 1 \
+\t\tmeta l4proto tcp socket wildcard 1 return comment "relayd: relay four"
+\t\tmeta l4proto tcp socket transparent 1 \
+meta mark set meta mark | 0x00008000 comment "relayd: relay four"
+\t\tmeta l4proto { icmp, ipv6-icmp } socket transparent 1 \
 meta mark set meta mark | 0x00008000 comment "relayd: relay four"
 \t}
 
@@ -297,26 +315,23 @@ def test_for_programs() -> None:
     redirect = {**chain, "name": "redirect-web"}
     mark = {"meta": {"key": "mark"}}
     hook = {"hook": "prerouting"}
+
+    def rule(*steps: Any) -> Any:
+        where = {"family": "inet", "table": "relayd", "chain": "divert-web"}
+        said = {"comment": "relayd: relay web", "expr": list(steps)}
+        return {"add": {"rule": where | said}}
+
+    tcp = _match({"meta": {"key": "l4proto"}}, "tcp")
+    errors = _match({"meta": {"key": "l4proto"}}, {"set": ["icmp", "ipv6-icmp"]})
+    transparent = _match({"socket": {"key": "transparent"}}, 1)
+    marked = {"mangle": {"key": mark, "value": {"|": [mark, MARK]}}}
     assert found["nftables"] == [
         {"add": {"table": table}},
         {"add": {"chain": {**chain, **hook, "type": "filter", "prio": -150}}},
         {"flush": {"chain": chain}},
-        {
-            "add": {
-                "rule": {
-                    "family": "inet",
-                    "table": "relayd",
-                    "chain": "divert-web",
-                    "comment": "relayd: relay web",
-                    "expr": [
-                        _match({"meta": {"key": "l4proto"}}, "tcp"),
-                        _match({"socket": {"key": "wildcard"}}, 0),
-                        _match({"socket": {"key": "transparent"}}, 1),
-                        {"mangle": {"key": mark, "value": {"|": [mark, MARK]}}},
-                    ],
-                }
-            }
-        },
+        rule(tcp, _match({"socket": {"key": "wildcard"}}, 1), {"return": None}),
+        rule(tcp, transparent, marked),
+        rule(errors, transparent, marked),
         # What it may have had of another kind goes.
         {"add": {"chain": {**redirect, **hook, "type": "nat", "prio": -100}}},
         {"flush": {"chain": redirect}},
@@ -484,13 +499,14 @@ def test_what_is_delivered_is_for_transparent_sockets(
     """Of datagrams, only what comes from a server's address and port."""
     rules = rules_of(relay)
     chain = chains_of(rules, MARK)[DIVERT] if rules is not None else []
-    found = [
-        each
-        for each in chain
-        if not any("tproxy" in step for step in each) and takes(list(each), packet)
-    ]
-    for each in found:
-        assert "mangle" in each[-1]
+    found = []
+    for each in chain:
+        if takes(list(each), packet):
+            if "return" in each[-1]:
+                break
+            assert "mangle" in each[-1]
+            if not any("tproxy" in step for step in each):
+                found.append(each)
     waits = packet["transparent"] == 1 and packet["wildcard"] == 0
     assert not found or waits
     if isinstance(relay, UdpRelay) and waits and packet["l4proto"] == "udp":

@@ -166,21 +166,28 @@ class Gateway:
 
     @contextmanager
     def relaying(self, *args: str, **options: Any) -> Iterator[RelayProcess]:
-        """A relay on its machine, which looks after the rules itself."""
-        given = ("--manage-netfilter", *args)
+        """A relay on its machine, which looks after the rules itself.
+
+        It is stopped at the end, if it has not been.
+        """
+        given = ("--manage-netfilter", "--drain-timeout", "0", *args)
         with relay(*given, namespace=self.relay.name, **options) as running:
             yield running
+            stopped(running)
 
     def relayctl(self, *args: str | Path) -> str:
         """Run a command of relayctl's there, which must succeed."""
         return run(*self.relay.runs(RELAYCTL, *args))
 
-    def sockets(self, kind: str) -> set[tuple[str, str]]:
-        """Both ends of what is connected there: by getsockname, and by getpeername."""
+    def sockets(self, kind: str, *which: str) -> set[tuple[str, str]]:
+        """Both ends of what is connected there: by getsockname, and by getpeername.
+
+        :param which: as ss(8) has it; unless given, all.
+        """
         words = {"tcp": "-t", "udp": "-u"}[kind]
-        lines = run(*self.relay.runs("ss", "-Hn", words)).splitlines()
-        # State, what waits to be read and to be sent, and the two ends.
-        return {(own, peer) for _, _, _, own, peer, *_ in map(str.split, lines)}
+        lines = run(*self.relay.runs("ss", "-Hn", words, *which)).splitlines()
+        # Behind what waits to be read and to be sent.
+        return {(own, peer) for *_, own, peer in map(str.split, lines)}
 
     def translations(self) -> set[Translation]:
         """What conntrack knows there of connections whose destination it changes."""
@@ -215,6 +222,13 @@ class Gateway:
         ]
         lines = "".join(shown).splitlines()
         return "\n".join(each for each in lines if "fe80:" not in each)
+
+
+def stopped(running: RelayProcess) -> None:
+    """Stop a relay, which ends well."""
+    running.signal()
+    assert running.wait() == 0
+    assert not [line for line in running.lines if "Traceback" in line]
 
 
 _TUPLE = r"src=(\S+) dst=(\S+) sport=(\d+) dport=(\d+)"
