@@ -151,6 +151,10 @@ class OriginalAddress:
 StreamAddress = HostPort | UnixPath | EndpointString
 Address = StreamAddress | UdpAddress
 
+#: Where a server may be, of connections and of datagrams.
+StreamServer = StreamAddress | OriginalAddress
+DatagramServer = UdpAddress | OriginalAddress
+
 
 @attrs.frozen
 class PortRange:

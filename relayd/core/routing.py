@@ -87,6 +87,7 @@ class Arriving(Protocol):
     :ivar ended: it has ended its side: no more will come.
     :ivar server_name: what it asked for in a TLS handshake that its listener does,
         empty if for nothing; None: there is none, or it has not begun.
+    :ivar original: where it meant to go, as the log has addresses; empty: nobody knows.
     :ivar clock: for timers.
     """
 
@@ -101,6 +102,9 @@ class Arriving(Protocol):
 
     @property
     def server_name(self) -> str | None: ...
+
+    @property
+    def original(self) -> str: ...
 
     @property
     def clock(self) -> IReactorTime: ...

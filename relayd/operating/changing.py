@@ -22,6 +22,7 @@ import attrs
 from twisted.logger import Logger
 
 from relayd.configuring.config import AnyRelay, Config, ProcessSettings, UdpRelay
+from relayd.configuring.interceptions import listens_for_others
 from relayd.core.errors import CannotStart, ConfigError
 from relayd.core.process_settings import DRAIN_TIMEOUT, SHUTDOWN_DELAY
 from relayd.core.relay_names import relay_names
@@ -34,6 +35,7 @@ from relayd.operating.relays import unit_of
 from relayd.operating.route_modules import Routes
 from relayd.operating.routing import route_of
 from relayd.operating.running import RelayService
+from relayd.operating.servers import check_listening
 from relayd.operating.standing import Listening
 from relayd.operating.succession import succeed, take_over
 from relayd.operating.udp_relays import most_flows
@@ -149,9 +151,10 @@ class Relays:
                 except ConfigError as problem:
                     problems.append(f"{whose(relay, alone=self.alone)}{problem}")
                 continue
-            if before is not None and before.kind != kind_of(relay):
+            if before is not None and not _goes_on(before.settings, relay):
                 before = None
             try:
+                check_listening(relay)
                 unit = made(relay, shop) if made else unit_of(relay, shop, before)
             except ConfigError as problem:
                 begin = whose(relay, alone=self.alone)
@@ -367,6 +370,13 @@ def _named(config: Config) -> Config:
         for relay, name in zip(config.relays, names, strict=True)
     ]
     return attrs.evolve(config, relays=relays)
+
+
+def _goes_on(one: AnyRelay, other: AnyRelay) -> bool:
+    """Whether a relay can go on as another: of the same kind, and by such sockets."""
+    if isinstance(other, UdpRelay) and isinstance(one, UdpRelay):
+        return listens_for_others(one) == listens_for_others(other)
+    return kind_of(one) == kind_of(other)
 
 
 def _same(one: AnyRelay, other: AnyRelay) -> bool:

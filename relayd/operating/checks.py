@@ -11,12 +11,15 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
+import attrs
 from twisted.application.service import Service
 
 from relayd.configuring.address_grammar import (
+    DatagramServer,
     HostPort,
+    OriginalAddress,
     StreamAddress,
-    UdpAddress,
+    StreamServer,
     UnixPath,
     dialled_host,
 )
@@ -66,7 +69,7 @@ class ServerCheckService(Service):
         settings: ServerChecks,
         dialing: DialOptions | None,
         send_proxy: str | None,
-        address: StreamAddress,
+        address: StreamServer,
         server: Upstream,
     ) -> None:
         """Check a server of connections, if its settings or its destination say so.
@@ -78,12 +81,19 @@ class ServerCheckService(Service):
         :raises ConfigError: a check in Python can't be imported.
         """
         own = address.options
-        if (check := own.check or settings.check) is None:
+        check = own.check or settings.check
+        if check is None or isinstance(address, OriginalAddress):
             return
         host, dialing = _host_of(address), own.dialing(dialing)
+        endpoint = server.endpoint
+        if dialing is not None and dialing.transparent:
+            dialing = _its_own(dialing)
+            endpoint = dialing_endpoint(
+                address, self._reactor, self._transport, dialing
+            )
         target = Target(
             server=server,
-            endpoint=server.endpoint,
+            endpoint=endpoint,
             endpoint_at=self._dials(host, dialing) if host else None,
             host=_in_url(host),
             port=address.port if isinstance(address, HostPort) else None,
@@ -96,7 +106,7 @@ class ServerCheckService(Service):
         self,
         settings: ServerChecks,
         dialing: DialOptions | None,
-        address: UdpAddress,
+        address: DatagramServer,
         server: FlowServer,
     ) -> None:
         """The same for a server of datagrams.
@@ -104,9 +114,10 @@ class ServerCheckService(Service):
         :raises ConfigError: a check in Python can't be imported.
         """
         own = address.options
-        if (check := own.check or settings.check) is None:
+        check = own.check or settings.check
+        if check is None or isinstance(address, OriginalAddress):
             return
-        host, dialing = dialled_host(address.host), own.dialing(dialing)
+        host, dialing = dialled_host(address.host), _its_own(own.dialing(dialing))
         target = Target(
             server=server,
             endpoint_at=self._dials(host, dialing),
@@ -136,6 +147,11 @@ class ServerCheckService(Service):
                 HostPort(host, port), self._reactor, self._transport, dialing
             )
         )
+
+
+def _its_own(dialing: DialOptions | None) -> DialOptions | None:
+    """How a server is dialled for nobody: from an address of this machine."""
+    return None if dialing is None else attrs.evolve(dialing, transparent=False)
 
 
 def _host_of(address: StreamAddress) -> str:

@@ -25,7 +25,9 @@ from relayd.configuring.address_grammar import (
     DIGITS,
     EndpointString,
     HostPort,
+    OriginalAddress,
     StreamAddress,
+    StreamServer,
     UdpAddress,
     UnixPath,
     dialled_host,
@@ -40,6 +42,7 @@ from relayd.configuring.endpoint_strings import (
 from relayd.configuring.hosts import check_host, is_ipv6
 from relayd.core import process_settings, settings
 from relayd.core.errors import ConfigError
+from relayd.core.names import is_name
 from relayd.core.process_settings import Transport
 from relayd.datagrams.endpoint import AdoptedUdpListener, UdpListener
 from relayd.datagrams.watching import ReactorWatcher, Watcher
@@ -152,7 +155,7 @@ def datagram_endpoint(address: UdpAddress) -> UdpListener:
 
 
 def dialing_endpoint(
-    address: StreamAddress,
+    address: StreamServer,
     reactor: Any,
     transport: Transport = process_settings.TRANSPORT.default,
     options: DialOptions | None = None,
@@ -168,6 +171,8 @@ def dialing_endpoint(
     if isinstance(address, UnixPath):
         return by_socket(reactor, socket.AF_UNIX, address.path)
     by_socket = by_socket.having(options)
+    if isinstance(address, OriginalAddress):
+        return _original_endpoint(address, reactor, by_socket)
     if isinstance(address, HostPort):
         host, port = dialled_host(address.host), address.port
         check_host(host, str(address))
@@ -198,7 +203,29 @@ def dialing_endpoint(
     return endpoint
 
 
-def server_identity(address: StreamAddress) -> ServerIdentity | None:
+def _original_endpoint(
+    address: OriginalAddress, reactor: Any, by_socket: type[SocketEndpoint]
+) -> IStreamClientEndpoint:
+    """The endpoint that connects to where the client meant to go.
+
+    :raises ConfigError: the interface in the address of its host does not exist.
+    """
+    # Most relays do not need it.
+    from relayd.net.original import OriginalEndpoint, OriginalNameEndpoint
+
+    if address.host is None:
+        return OriginalEndpoint(reactor, by_socket)
+    host = dialled_host(address.host)
+    check_host(host, str(address))
+    if is_name(host):
+        return OriginalNameEndpoint(reactor, by_socket, host)
+    try:
+        return OriginalEndpoint(reactor, by_socket, host)
+    except OSError as problem:
+        raise ConfigError(f"bad address '{address}': {problem.strerror}") from problem
+
+
+def server_identity(address: StreamServer) -> ServerIdentity | None:
     """The name that the server's certificate must have; None if none is given.
 
     :param address: one that :func:`dialing_endpoint` accepts.

@@ -44,6 +44,7 @@ from relayd.operating.explaining_routes import (
 from relayd.operating.explanation import (
     OK,
     REFUSED,
+    UNIX_CLIENT,
     UNKNOWN,
     Explanation,
     GetsNoFurther,
@@ -242,11 +243,25 @@ async def explained(
             return Explanation(True, steps, dest)
         if name is None:
             return Explanation(True, steps, None)
+        _meet_transparent(steps, relay, client)
         choice = choice_of(known.pool_of(name, relay), relay, client, known.ordinal)
         steps += choice.steps
         return Explanation(not choice.refused, steps, choice.server)
     except GetsNoFurther:
         return Explanation(False, steps, None)
+
+
+def _meet_transparent(
+    steps: list[Step], relay: Relay | UdpRelay, client: str
+) -> None:
+    if not relay.dialing.transparent:
+        return
+    if client == UNIX_CLIENT:
+        why = "--transparent: clients of UNIX sockets have no address"
+        meet(steps, "transparent", REFUSED, why)
+    what = "address and port" if isinstance(relay, UdpRelay) else "address"
+    why = f"--transparent: a server is dialled from the client's own {what}"
+    meet(steps, "transparent", "its own", why)
 
 
 def _accept_proxy(steps: list[Step], relay: AnyRelay, client: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from relayd.configuring.address_grammar import StreamAddress, UdpAddress
+from relayd.configuring.address_grammar import DatagramServer, StreamServer
 from relayd.configuring.config import Relay, UdpRelay, each_port
 from relayd.configuring.pools_of_relay import pools_of
 from relayd.configuring.server_options import ServerOptions
@@ -37,14 +37,14 @@ MOST = 20
 class _Maker(Maker):
     """Makes servers that are never dialled."""
 
-    def _endpoint(self, address: StreamAddress, options: ServerOptions) -> Any:
+    def _endpoint(self, address: StreamServer, options: ServerOptions) -> Any:
         return None
 
 
 class _FlowMaker(FlowMaker):
     """Makes servers of datagrams, of which all names have an address."""
 
-    def plain(self, address: UdpAddress) -> FlowAddress:
+    def plain(self, address: DatagramServer) -> FlowAddress:
         made = super().plain(address)
         if made.address is None:
             made.address = socket.AF_INET, (made.host, made.port)

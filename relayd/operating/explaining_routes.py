@@ -161,6 +161,10 @@ class _Client:
     server_name: str | None
     ended: bool = False
 
+    @property
+    def original(self) -> str:
+        raise NotKnown("it asks where the client meant to go")
+
     def more(self) -> Deferred[None]:
         return Deferred()
 
@@ -222,13 +226,16 @@ class _Run:
         """What it has decided, and if it has not, it is to wait no longer.
 
         :param else_: raised, if it waits for something that is not its client's.
-        :raises NotKnown: it waits for bytes of its client.
+        :raises NotKnown: it waits for bytes of its client, or asks for what there is
+            not here.
         :raises Failed: it has failed.
         """
         found = self.found
         if isinstance(found, Decision):
             return found
         if found is not None:
+            if isinstance(found.value, NotKnown):
+                raise found.value
             raise Failed(_line_of(found))
         waits_for, given = self.conn.waits_for, len(self.asked.data)
         self._answer.cancel()

@@ -10,7 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from relayd.admission.per_client import ClientPrefix
-from relayd.configuring.address_grammar import UdpAddress, dialled_host
+from relayd.configuring.address_grammar import (
+    DatagramServer,
+    OriginalAddress,
+    dialled_host,
+)
 from relayd.configuring.config import FlowPoolSettings
 from relayd.configuring.server_grammar import ServersOf
 from relayd.configuring.server_options import ServerOptions
@@ -34,12 +38,12 @@ class FlowMaker:
     :ivar checked: called with the address of each, and with it.
     """
 
-    checked: Callable[[UdpAddress, FlowServer], object] | None = None
+    checked: Callable[[DatagramServer, FlowServer], object] | None = None
 
     def __init__(self, dialing: DialOptions | None = None) -> None:
         self._dialing = dialing
 
-    def plain(self, address: UdpAddress) -> Server:
+    def plain(self, address: DatagramServer) -> Server:
         """A server without state.
 
         :raises ConfigError: this machine can't send there.
@@ -47,13 +51,9 @@ class FlowMaker:
         options = address.options
         dialing = options.dialing(self._dialing)
         try:
-            host = dialled_host(address.host)
-            server = Server(
-                host,
-                address.port,
-                preamble_of(options.send_proxy),
-                None if dialing is self._dialing else dialing,
-            )
+            own = None if dialing is self._dialing else dialing
+            server = _server(address, preamble_of(options.send_proxy), own)
+            host = server.host
             if not server.named and is_broadcast(host):
                 raise OSError(errno.EACCES, BROADCAST)
         except OSError as problem:
@@ -61,13 +61,13 @@ class FlowMaker:
             raise ConfigError(f"can't use {address}: {problem.strerror}") from problem
         return server
 
-    def server(self, address: UdpAddress) -> FlowServer:
+    def server(self, address: DatagramServer) -> FlowServer:
         """One with what is said of it."""
         return self.named(address, address.options, None)
 
     def named(
         self,
-        address: UdpAddress,
+        address: DatagramServer,
         options: ServerOptions,
         name: str | None,
         tier: int = 0,
@@ -92,8 +92,24 @@ class FlowMaker:
         return server
 
 
+def _server(
+    address: DatagramServer, preamble: Any, dialing: DialOptions | None
+) -> Server:
+    """A server at an address.
+
+    :raises OSError: its interface does not exist.
+    """
+    if not isinstance(address, OriginalAddress):
+        return Server(dialled_host(address.host), address.port, preamble, dialing)
+    # Most relays do not need it.
+    from relayd.datagrams.original import OriginalServer
+
+    host = dialled_host(address.host) if address.host else None
+    return OriginalServer(host, preamble, dialing)
+
+
 def flow_servers(
-    destinations: Sequence[UdpAddress | ServersOf],
+    destinations: Sequence[DatagramServer | ServersOf],
     settings: FlowPoolSettings,
     reactor: Any,
     made: FlowMaker,

@@ -11,7 +11,7 @@ from typing import Any
 from twisted.internet.interfaces import IReactorTime
 
 from relayd.admission.per_client import ClientPrefix
-from relayd.configuring.address_grammar import StreamAddress
+from relayd.configuring.address_grammar import StreamServer
 from relayd.configuring.config import FlowPoolSettings, PoolSettings
 from relayd.configuring.server_grammar import ServersOf
 from relayd.configuring.server_options import PLAIN
@@ -34,7 +34,7 @@ from relayd.upstreams.slow_start import SlowStart
 
 
 def stream_pool(
-    destinations: Sequence[StreamAddress | ServersOf],
+    destinations: Sequence[StreamServer | ServersOf],
     settings: PoolSettings,
     reactor: Any,
     made: Maker,

@@ -12,8 +12,9 @@ from typing import Any
 
 import attrs
 
-from relayd.configuring.address_grammar import StreamAddress
+from relayd.configuring.address_grammar import StreamAddress, StreamServer
 from relayd.configuring.config import AnyRelay, Relay, Socks4Relay, UdpRelay, each_port
+from relayd.configuring.interceptions import listens_for_others
 from relayd.configuring.pools_of_relay import pools_of, servers_of, sni_table
 from relayd.configuring.server_grammar import ServersOf
 from relayd.core.route_spec import DEFAULT
@@ -83,7 +84,7 @@ def relay_unit(relay: Relay, shop: Workshop, before: Unit | None = None) -> Unit
 
 def _pool(
     name: str,
-    servers: Sequence[StreamAddress | ServersOf],
+    servers: Sequence[StreamServer | ServersOf],
     relay: Relay,
     shop: Workshop,
     options: DialOptions,
@@ -133,6 +134,7 @@ def pool_part(
         bandwidth=admitting.bandwidth,
         filters=filters,
         route=router,
+        redirected=listens_for_others(relay),
         name=relay.name,
         retries=relay.pool.retries,
         cut=relay.pool.on_down == "cut",

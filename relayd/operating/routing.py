@@ -13,12 +13,14 @@ from typing import Any, cast
 from relayd.configuring.about_dialing import family_of_server
 from relayd.configuring.address_grammar import (
     EndpointString,
+    OriginalAddress,
     PortRange,
-    StreamAddress,
+    StreamServer,
     UnixPath,
 )
 from relayd.configuring.config import AnyRelay, Relay, Socks4Relay, UdpRelay
 from relayd.configuring.endpoint_strings import has_tls
+from relayd.configuring.interceptions import takes_original
 from relayd.configuring.pools_of_relay import pools_of
 from relayd.configuring.server_grammar import (
     ServersOf,
@@ -46,12 +48,19 @@ class NamedByRoutes:
     :param made: makes them.
     :param dialing: how servers of the relay are dialled.
     :param told: the version of the PROXY header that they are told, if any.
+    :param original: clients are brought to the relay that meant to go elsewhere.
     """
 
     def __init__(
-        self, made: Maker, dialing: DialOptions, told: str | None = None
+        self,
+        made: Maker,
+        dialing: DialOptions,
+        told: str | None = None,
+        *,
+        original: bool = False,
     ) -> None:
         self._made, self._dialing, self._told = made, dialing, told
+        self._original = original
 
     def __call__(self, text: str) -> Upstream:
         """The server of a text.
@@ -59,12 +68,17 @@ class NamedByRoutes:
         :raises ConfigError: there can be none; one line.
         """
         address = server_address(text)
+        if isinstance(address, OriginalAddress) and not self._original:
+            raise ConfigError(
+                f"{text!r} is where clients meant to go, and none are brought here:"
+                " give the relay --intercept"
+            )
         _check_socket(text, address, self._dialing, self._told)
         check_own([address], self._dialing)
         return self._made.upstream(address)
 
 
-def server_address(text: str) -> StreamAddress:
+def server_address(text: str) -> StreamServer:
     """Where a server is that a route names.
 
     :raises ConfigError: it can't be one; one line.
@@ -80,7 +94,7 @@ def server_address(text: str) -> StreamAddress:
             f" {text},pool=NAME), or name one of them"
         )
     _check_options(text, options_of(found))
-    return cast(StreamAddress, found)
+    return cast(StreamServer, found)
 
 
 def _check_options(text: str, options: ServerOptions) -> None:
@@ -93,7 +107,7 @@ def _check_options(text: str, options: ServerOptions) -> None:
 
 
 def _check_socket(
-    text: str, address: StreamAddress, dialing: DialOptions, told: str | None
+    text: str, address: StreamServer, dialing: DialOptions, told: str | None
 ) -> None:
     """Whether a server can be dialled as it is to be.
 
@@ -107,6 +121,7 @@ def _check_socket(
             "source": dialing.source4 or dialing.source6,
             "interface": dialing.interface,
             "mark": dialing.mark,
+            "transparent": dialing.transparent or None,
         }
         own += [name for name, value in of_all.items() if value is not None]
         if own:
@@ -161,7 +176,12 @@ def router_of(relay: Relay | Socks4Relay, routes: Routes, made: Maker) -> Any:
     is_proxy = isinstance(relay, Socks4Relay)
     return Router(
         function,
-        server=NamedByRoutes(made, relay.dialing.options, relay.stream.send_proxy),
+        server=NamedByRoutes(
+            made,
+            relay.dialing.options,
+            relay.stream.send_proxy,
+            original=takes_original(relay),
+        ),
         kind="socks4" if is_proxy else "tcp",
         server_speaks_first=getattr(relay, "server_speaks_first", False),
         pools=pool_names(relay),

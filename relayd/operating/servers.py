@@ -10,9 +10,10 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from relayd.configuring.address_grammar import (
     HostPort,
     PortRange,
-    StreamAddress,
+    StreamServer,
 )
-from relayd.configuring.config import Dialing
+from relayd.configuring.config import AnyRelay, Dialing, UdpRelay
+from relayd.configuring.interceptions import listens_for_others, uses_tproxy
 from relayd.configuring.server_grammar import Destination, options_of
 from relayd.configuring.server_options import ServerOptions
 from relayd.core.errors import ConfigError
@@ -38,7 +39,7 @@ class Maker:
         they are to be checked.
     """
 
-    checked: Callable[[StreamAddress, Server], object] | None = None
+    checked: Callable[[StreamServer, Server], object] | None = None
 
     def __init__(
         self,
@@ -53,12 +54,12 @@ class Maker:
         self._before = "" if pool == DEFAULT else f"{pool}/"
 
     def _endpoint(
-        self, address: StreamAddress, options: ServerOptions
+        self, address: StreamServer, options: ServerOptions
     ) -> IStreamClientEndpoint:
         dialing = options.dialing(self._dialing)
         return dialing_endpoint(address, self._reactor, self._transport, dialing)
 
-    def upstream(self, address: StreamAddress) -> Upstream:
+    def upstream(self, address: StreamServer) -> Upstream:
         """One without a state: no pool counts its sessions, or says how it is."""
         options = address.options
         name = name_of(address)
@@ -69,13 +70,13 @@ class Maker:
             preamble_of(options.send_proxy),
         )
 
-    def server(self, address: StreamAddress) -> Server:
+    def server(self, address: StreamServer) -> Server:
         """One with what is said of it."""
         return self.named(address, address.options, name_of(address))
 
     def named(
         self,
-        address: StreamAddress,
+        address: StreamServer,
         options: ServerOptions,
         name: str,
         tier: int = 0,
@@ -109,7 +110,7 @@ class Maker:
 BACKUPS = 1 << 16
 
 
-def name_of(address: StreamAddress) -> str:
+def name_of(address: StreamServer) -> str:
     """What the log calls a server until it is connected."""
     if isinstance(address, HostPort) and address.host is None:
         return f"127.0.0.1:{address.port}"
@@ -127,6 +128,33 @@ def dial_options(dialing: Dialing) -> DialOptions:
     except OSError as problem:
         raise ConfigError(str(problem.strerror)) from problem
     return options
+
+
+def check_listening(relay: AnyRelay) -> None:
+    """Whether a relay's listeners can take what is for other addresses, if they are to.
+
+    Those of connections need no right for what NAT brings; the log says if that is all
+    that they can.
+
+    :raises ConfigError: they can't.
+    """
+    if whom := listens_transparently(relay):
+        try:
+            LISTENING.check()
+        except OSError as problem:
+            raise ConfigError(f"{whom}{problem.strerror}") from problem
+
+
+#: What the sockets take that listen for other addresses, or reply from them.
+LISTENING = DialOptions(transparent=True)
+
+
+def listens_transparently(relay: AnyRelay) -> str:
+    """What needs that of a relay, as an error begins; empty if nothing does."""
+    udp = isinstance(relay, UdpRelay)
+    if not uses_tproxy(relay) and not (udp and listens_for_others(relay)):
+        return ""
+    return "to listen for other addresses: "
 
 
 def check_own(

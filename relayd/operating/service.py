@@ -30,6 +30,7 @@ from relayd.operating.logs import Logs
 from relayd.operating.notify import Notifier
 from relayd.operating.open_files import raise_open_files
 from relayd.operating.running import RelayService
+from relayd.operating.servers import LISTENING, listens_transparently
 from relayd.operating.signals import Signals
 from relayd.operating.steering import Steered, SteeringTimers
 from relayd.operating.units import Unit, Workshop
@@ -257,6 +258,8 @@ def _dialing(config: Config, *, alone: bool) -> list[tuple[str, DialOptions]]:
     for relay in config.relays:
         whom, options = whose(relay, alone=alone), relay.dialing.options
         found[whom, options] = None
+        if what := listens_transparently(relay):
+            found[whom + what, LISTENING] = None
         if isinstance(relay, Relay | UdpRelay):
             for each in servers_of(relay):
                 found[whom, options_of(each).dialing(options) or options] = None

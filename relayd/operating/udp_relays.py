@@ -7,6 +7,7 @@ from functools import partial
 import attrs
 
 from relayd.configuring.config import UdpRelay, each_port
+from relayd.configuring.interceptions import listens_for_others
 from relayd.core.errors import ConfigError
 from relayd.core.route_spec import DEFAULT
 from relayd.observing.flow_lines import FlowLog, QuietFlowLog
@@ -64,6 +65,7 @@ def udp_unit(relay: UdpRelay, shop: Workshop, before: Unit | None = None) -> Uni
             filters=filters,
             cut=relay.pool.on_down == "cut",
             wait_for_server=relay.pool.when_none.limit,
+            redirected=listens_for_others(relay),
             name=relay.name,
             **attrs.asdict(attrs.evolve(relay.udp, max_flows=max_flows)),
         )

@@ -23,6 +23,7 @@ from relayd.configuring.config import (
     UdpRelay,
     each_port,
 )
+from relayd.configuring.interceptions import listens_for_others
 from relayd.configuring.pools_of_relay import pools_of
 from relayd.core.route_spec import DEFAULT
 from relayd.core.setting_types import Kind
@@ -43,7 +44,8 @@ class FlowLimit:
     """How the UDP relays of a process divide its descriptors and ports.
 
     :ivar tables: the tables of flows: one for each relay, and each port of a range.
-    :ivar each: the flows that each of them can have.
+    :ivar each: the flows that each of them can have.  Those of a relay that replies
+        from other addresses take two descriptors each.
     """
 
     tables: int
@@ -52,8 +54,9 @@ class FlowLimit:
     @classmethod
     def of(cls, config: Config) -> FlowLimit:
         relays = [each for each in config.relays if isinstance(each, UdpRelay)]
-        tables = sum(1 for relay in relays for _ in each_port(relay))
-        return cls(tables, default_max_flows() // (tables or 1) or 1)
+        each = [listens_for_others(relay) for relay in relays for _ in each_port(relay)]
+        tables, descriptors = len(each), len(each) + sum(each)
+        return cls(tables, default_max_flows() // (descriptors or 1) or 1)
 
 
 @attrs.define(eq=False, slots=False)

@@ -138,6 +138,18 @@ class Connection(FirstBytes):
         return Address(self.session.listener)
 
     @property
+    def original(self) -> Address | None:
+        """Where the client meant to go, before the kernel has brought it here.
+
+        What it has connected to, if nothing has: the listener itself.  None if there is
+        no such thing: it came by a UNIX socket.
+
+        :raises ConnectionOver: the route has decided, or the client has left.
+        """
+        original = self._client().original
+        return Address(original) if original else None
+
+    @property
     def requested(self) -> str | None:
         """What a client of a SOCKS4 proxy asks for, `HOST:PORT`; else None."""
         requested: str = getattr(self.session, "requested", "-")

@@ -99,6 +99,17 @@ class Deciding:
         transport = self._client.transport
         return asked_name(transport) if INegotiated.providedBy(transport) else None
 
+    @property
+    def original(self) -> str:
+        """Where it meant to go; empty: nobody knows."""
+        # Few routes ask for it.
+        from relayd.net.original import original_name
+
+        try:
+            return original_name(self._client.session, self._client.transport)
+        except OSError:
+            return ""
+
     def more(self) -> Deferred[None]:
         """See :meth:`Arriving.more`; never fires once it is over."""
         waiting: Deferred[None] = Deferred(self._forget)

@@ -58,6 +58,7 @@ class _Client:
     ended: bool
     clock: IReactorTime
     server_name: str | None = None
+    original: str = ""
 
     def more(self) -> Deferred[None]:
         return Deferred()
@@ -70,6 +71,7 @@ def decide(
     first: bytes = b"",
     ended: bool = False,
     listener: str = "192.0.2.254:443",
+    original: str | None = None,
     peer: str | None = None,
     requested: str | None = None,
     user_id: bytes = b"",
@@ -85,6 +87,7 @@ def decide(
     :param first: what it sends.
     :param ended: it ends its side then.
     :param listener: what it has connected to.
+    :param original: where it meant to go; unless given, there.
     :param peer: who has connected for it; unless given, the client.
     :param requested: of a SOCKS4 proxy: what it asks for, `HOST:PORT`.
     :param user_id: and its user id.
@@ -100,6 +103,7 @@ def decide(
     """
     clock = Clock()
     said = _client(clock, client, first, ended, listener, peer, requested, user_id, sni)
+    said = attrs.evolve(said, original=_address(original or listener))
     conn, asked = _ask(route, said, pools, server_speaks_first)
     outcome: list[Any] = []
     asked.addBoth(outcome.append)
@@ -123,6 +127,7 @@ async def decide_later(
     first: bytes = b"",
     ended: bool = False,
     listener: str = "192.0.2.254:443",
+    original: str | None = None,
     peer: str | None = None,
     requested: str | None = None,
     user_id: bytes = b"",
@@ -135,6 +140,7 @@ async def decide_later(
 
     clock: Any = reactor
     said = _client(clock, client, first, ended, listener, peer, requested, user_id, sni)
+    said = attrs.evolve(said, original=_address(original or listener))
     conn, asked = _ask(route, said, pools, server_speaks_first)
     outcome: list[Any] = []
     asked.addBoth(outcome.append)

@@ -22,6 +22,7 @@ class Arrived:
         self.data = data
         self.ended = ended
         self.server_name: str | None = None
+        self.original = "203.0.113.9:443"
         self.clock = Clock()
         #: How often more was asked for; and who waits.
         self.asked = 0
