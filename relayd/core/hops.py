@@ -41,9 +41,11 @@ MAX_PAST = 1024
 #: Instead of a timestamp: a SYN has none, and one of this machine would have.
 NO_STAMP = -1
 
-#: How much later, in milliseconds, a SYN may be than the one whose timestamp is known:
-#: a lost one is sent again.  And how much earlier: the timestamp is asked for after it.
-LATER, EARLIER = 120_000, 10_000
+#: How much earlier and later, in milliseconds, the timestamp of a SYN may be than the
+#: one that is known, which is asked for a moment after it was sent.  Clients may be of
+#: this machine's own kernel, as containers are: theirs differ by the time alone.  A SYN
+#: that was lost and sent again is not recognized: the next round's is.
+EARLIER, LATER = 10, 1
 
 
 class Hop(NamedTuple):
@@ -67,9 +69,11 @@ class Hop(NamedTuple):
         """
         if self.stamp is None or stamp is None:
             return True
+        # TCP_TIMESTAMP, net/ipv4/tcp.c: an odd one is in microseconds.
+        scale = 1000 if self.stamp & 1 else 1
         # They wrap around.
-        later = (stamp - self.stamp + EARLIER) & 0xFFFF_FFFF
-        return stamp != NO_STAMP and later <= EARLIER + LATER
+        since = (stamp - self.stamp + EARLIER * scale) & 0xFFFF_FFFF
+        return stamp != NO_STAMP and since <= (EARLIER + LATER) * scale
 
 
 def between(here: str, there: str) -> str:

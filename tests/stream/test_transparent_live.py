@@ -9,157 +9,45 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.endpoints import TCP4ServerEndpoint
-from twisted.internet.interfaces import IListeningPort
 
 from relayd.core.errors import Refused
 from relayd.core.hops import streams
 from relayd.core.own_listeners import OwnListeners
 from relayd.core.session import Session
 from relayd.filters.replacing import Replace
-from relayd.net.dial_options import DialOptions
-from relayd.net.dialing import SocketEndpoint
 from relayd.net.happy_eyeballs import NameEndpoint
-from relayd.net.listening import TCPListenerEndpoint, UNIXListenerEndpoint
 from relayd.net.original import OriginalEndpoint, OriginalNameEndpoint
 from relayd.net.resolving import Resolver
-from relayd.plane.endpoints import (
-    PlaneSocketEndpoint,
-    PlaneTCPListenerEndpoint,
-    PlaneUNIXListenerEndpoint,
-)
 from relayd.preludes.proxy_protocol import preamble_of
 from relayd.stream.on_behalf import NOT_REDIRECTED
-from relayd.tcp import RelayFactory
 from relayd.upstreams.passive import Ejector, FailLimits
-from relayd.upstreams.pool import Pool
-from relayd.upstreams.server import Server as PoolServer
 from tests.support import rights
 from tests.support.contracts import until
+from tests.support.live_sessions import (
+    KINDS,
+    Kind,
+    Relay,
+    accepted,
+    at,
+    client_at,
+    read,
+)
 from tests.support.process import Server, own_host
-from tests.support.relays import Witness
 
 IPV4, IPV6 = socket.AF_INET, socket.AF_INET6
-
-TRANSPARENT = DialOptions(transparent=True)
-
-
-@attrs.frozen
-class Kind:
-    """A kind of connections: what listens, and what dials."""
-
-    listens: Any
-    dials: Any
-    unix: Any
-
-    @property
-    def transparent(self) -> Any:
-        return self.dials.having(TRANSPARENT)
-
-
-KINDS = {
-    "plane": Kind(
-        PlaneTCPListenerEndpoint, PlaneSocketEndpoint, PlaneUNIXListenerEndpoint
-    ),
-    "twisted": Kind(TCPListenerEndpoint, SocketEndpoint, UNIXListenerEndpoint),
-}
 
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> Kind:
     return KINDS[request.param]
-
-
-class Relay:
-    """A relay that listens, and what becomes of its sessions."""
-
-    def __init__(self, kind: Kind, *endpoints: Any, **options: Any) -> None:
-        self.kind = kind
-        self.servers = [
-            PoolServer(each, f"server{number}") for number, each in enumerate(endpoints)
-        ]
-        self.pool = Pool(self.servers)
-        self.witness = Witness()
-        self.factory = RelayFactory(self.pool, observer=self.witness, **options)
-        self.opened: list[Any] = []
-
-    async def listen(self, host: str = "127.0.0.1", port: int = 0) -> tuple[str, int]:
-        """Open; where."""
-        listening: IListeningPort = await self.kind.listens(
-            reactor, host, port, 128
-        ).listen(self.factory)
-        self.opened.append(listening)
-        address: Any = listening.getHost()
-        return address.host, address.port
-
-    async def over(self) -> list[Session]:
-        """Wait for the end of all sessions, and close."""
-        await until(lambda: not self.factory.sessions)
-        for each in self.opened:
-            await each.stopListening()
-        assert not streams.hops
-        assert not any(each.sessions for each in self.servers)
-        return self.witness.sessions
-
-    @property
-    def fails(self) -> list[int]:
-        """What counts against its servers."""
-        return [each.fails for each in self.servers]
-
-
-def client_at(host: str, where: Any, data: bytes = b"") -> socket.socket:
-    """A client, connected."""
-    sock = socket.socket(IPV6 if ":" in host else IPV4)
-    sock.bind((host, 0))
-    sock.connect(where)
-    if data:
-        sock.sendall(data)
-    sock.setblocking(False)
-    return sock
-
-
-def at(server: Server) -> tuple[int, Any]:
-    return int(server.socket.family), server.socket.getsockname()
-
-
-async def accepted(server: Server) -> socket.socket:
-    """The connection that the server gets next."""
-    server.socket.setblocking(False)
-    got: list[Any] = []
-
-    def came() -> bool:
-        with suppress(BlockingIOError):
-            got.append(server.socket.accept())
-        return bool(got)
-
-    await until(came, "a connection to the server")
-    sock: socket.socket = got[0][0]
-    sock.setblocking(False)
-    return sock
-
-
-async def read(sock: socket.socket, size: int = 1 << 16) -> bytes:
-    """Its next bytes; empty at their end, or if it is reset."""
-    got: list[bytes] = []
-
-    def came() -> bool:
-        with suppress(BlockingIOError):
-            try:
-                got.append(sock.recv(size))
-            except ConnectionResetError:
-                got.append(b"")
-        return bool(got)
-
-    await until(came, "bytes, or an end")
-    return got[0]
 
 
 def header(client: str, meant: tuple[Any, ...]) -> bytes:
