@@ -33,6 +33,10 @@ from relayd.netfilter.rules import VERSIONS, RelayRules
 #: The rules of each chain of the table, as nft lists them.
 Chains = dict[str, list[Json]]
 
+#: For how many relays there may be rules.  The kernel has 1024 places for chains at a
+#: hook (MAX_HOOK_COUNT of nf_hook_entries_grow), and a packet goes through all of them.
+MOST = 512
+
 #: For how many seconds the lock is waited for, and how often it is tried.  Any user may
 #: hold it, and whoever does for longer does not change rules: it is gone past.
 LOCK_TIMEOUT, _LOCK_TRIES = 5.0, 100
@@ -61,6 +65,7 @@ def apply(rules: Sequence[RelayRules], mark: int) -> None:
     names = chain_names(each.name for each in rules)
     with _locked():
         before = _listed()
+        _check_number({*before, *names})
         rest = _marks(_others(before, names))
         versions = list(filter(_is_here, documents.versions_of(rules)))
         new = [each for each in versions if not _has_rule(each, mark)]
@@ -118,7 +123,16 @@ def close_intake(names: Collection[str], mark: int) -> None:
                 changes += [{"delete": _by_handle(each)} for each in brings]
         _change([*changes, *_without(gone, there)])
         if gone:
-            _drop_routes({mark} - _marks(_others(there, gone)))
+            _drop_routes({mark, *_marks(there)} - _marks(_others(there, gone)))
+
+
+def _check_number(chains: Collection[str]) -> None:
+    relays = {each.partition("-")[2] for each in chains}
+    if len(relays) > MOST:
+        raise NetfilterError(
+            f"{len(relays)} relays would have rules, and {MOST} may: one relay may have"
+            " several listeners and intercept several networks"
+        )
 
 
 def chain_names(relays: Iterable[str]) -> set[str]:

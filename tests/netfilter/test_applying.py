@@ -238,6 +238,19 @@ def test_a_routing_table_of_somebody_else(kernel: FakeKernel) -> None:
     assert kernel.all == before
 
 
+def test_there_may_be_so_many(kernel: FakeKernel) -> None:
+    """Those that have rules already count."""
+    many = [attrs.evolve(TPROXIED, name=f"r-{each}") for each in range(applying.MOST)]
+    applying.apply(many, MARK)
+    applying.apply(many, MARK)
+    before = kernel.all
+    with pytest.raises(NetfilterError, match="^513 relays would have rules, and 512 m"):
+        applying.apply([TRANSPARENT], MARK)
+    assert kernel.all == before
+    applying.remove(["r-0"], MARK)
+    applying.apply([TRANSPARENT], MARK)
+
+
 def test_without_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of ours can be there; and nothing can be made."""
 
