@@ -37,7 +37,7 @@ from relayd.datagrams.spreading import SpreadDialer
 from relayd.datagrams.table import NatTable
 from relayd.datagrams.watching import ReactorWatcher, Watcher
 from relayd.net.dial_options import DialOptions
-from relayd.net.own_addresses import is_own
+from relayd.net.own_addresses import OwnHosts, is_own
 from relayd.net.resolving import Resolver
 from relayd.observing.flow_lines import FlowLog
 from relayd.preludes.proxy_protocol import write_version_2
@@ -183,7 +183,9 @@ class UdpNat(DatagramRelay):
                 cut=cut,
                 wait_for_server=wait_for_server,
             ),
-            loops=LoopGuard(own, redirected=redirected),
+            loops=LoopGuard(
+                own, redirected=OwnHosts(ledger.now, own) if redirected else None
+            ),
             watcher=watcher if watcher is not None else ReactorWatcher(reactor),
             observer=observer if observer is not None else FlowLog(),
             receive_buffer=receive_buffer,

@@ -172,7 +172,8 @@ class FlowDialer:
         tries: int = SELF_TRIES,
     ) -> tuple[Any, Any]:
         """A socket that is connected to an address, and its local address."""
-        if self._is_transparent(server):
+        options = server.dialing
+        if self._transparent if options is None else options.transparent:
             return self._connect_as_client(server, address, ends)
         family, where = address
         sock = self.open_for(server, family)
@@ -203,11 +204,17 @@ class FlowDialer:
     ) -> tuple[Any, Any]:
         """The same, with its client's address and port."""
         # Of no use to a relay without such servers.
-        from relayd.datagrams.transparent import connected_as
+        from relayd.datagrams.transparent import NotAsClient, check_source, connected_as
 
-        def opened(family: int) -> Any:
-            sock = self.open_for(server, family)
+        (family, where), source = address, ends[1][1]
+        check_source(source, where)
+        if self.returns(ends, where):
+            why = f"{socket_name(where)} leads back to its own relay"
+            raise NotAsClient(why, "loop")
+        sock = self.open_for(server, family)
+        try:
             raise_buffer(sock, self._buffer)
-            return sock
-
-        return connected_as(ends, address, opened, self.returns)
+            return connected_as(sock, ends, where), source
+        except OSError:
+            sock.close()
+            raise

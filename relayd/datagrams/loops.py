@@ -62,7 +62,12 @@ class LoopGuard:
     :ivar ports: of its servers and listeners.
     """
 
-    def __init__(self, own: Callable[[Ip], bool], *, redirected: bool = False) -> None:
+    def __init__(
+        self,
+        own: Callable[[Ip], bool],
+        *,
+        redirected: Callable[[str], bool] | None = None,
+    ) -> None:
         self._own = own
         self._redirected = redirected
         self._servers: tuple[Server, ...] = ()
@@ -146,7 +151,7 @@ class LoopGuard:
         :param source: the client's socket address.
         :param port: that it sends to: of the listener, unless it was redirected.
         """
-        return bool(hops.hops) and hops.is_loop(hop_name(source, port), self)
+        return hops.is_loop(hop_name(source, port), self)
 
     def returns(self, ends: Ends, where: Any) -> bool:
         """Whether what is sent on with its client's own address comes back.
@@ -156,35 +161,29 @@ class LoopGuard:
         :param ends: of the flow.
         :param where: the socket address of the server.
         """
-        name = hop_name(ends[1][1], where[1])
-        before = _came_by(*ends)
+        source, to = ends[1][1:]
+        # What has brought the client's datagram here may bring this one as well.
+        redirected = self._redirected
+        if redirected is not None and where == to.original and redirected(where[0]):
+            return True
+        if where[1] not in hops.ports or not _is_listener(where):
+            return False
+        name, before = hop_name(source, where[1]), _came_by(*ends)
         for _ in range(len(hops.hops) + 1):
             if name == before:
-                return self._may_receive(ends, where)
+                return True
             hop = hops.hops.get(before)
             if hop is None:
                 break
             before = hop.before
         return False
 
-    def _may_receive(self, ends: Ends, where: Any) -> bool:
-        """Whether a relay of this process may get what is sent there."""
-        if _is_listener(where):
-            return True
-        original = getattr(ends[1][2], "original", None)
-        end = bare_end(where)
-        # What has brought the client's datagram here may bring this one as well.
-        return (
-            original is not None
-            and end == bare_end(original)
-            and self._is_own(end, where)
-        )
-
     def note(self, flow: Hopping) -> None:
         """Note a flow's new socket, if it leads to a relay of this process."""
-        self.forget(flow)
+        if flow.hop:
+            self.forget(flow)
         there = flow.tried[-1][1]
-        if there[1] in hops.ports or self._redirected:
+        if there[1] in hops.ports or self._redirected is not None:
             if flow.ours == flow.source and not _is_listener(there):
                 # Its client may have the same way to a relay of this process.
                 return

@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from relayd.core.addresses import client_key, socket_name
 from relayd.core.filtering import IFilterFactory
 from relayd.core.flows import NewFlow
+from relayd.core.hops import datagrams as hops
 from relayd.core.interfaces import IGate, ILease
 from relayd.core.leases import give_back
 from relayd.core.pacing import FlowBandwidth
@@ -150,11 +151,14 @@ class FlowOpener:
         if self._loops.leads_back(source):
             dropped["source_loops"] += 1
             return None
-        port, itself = listener.port, False
+        port = listener.port
         if listener.redirected:
-            # Unless it was sent to the listener: then nobody has redirected it.
-            port, itself = to.original[1], self._loops.listens_at(to.original)
-        if itself or self._loops.is_loop(source, port):
+            port = to.original[1]
+            if self._loops.listens_at(to.original):
+                # Nobody has redirected it.
+                self._drop_loop(listener.name(key))
+                return None
+        if hops.hops and self._loops.is_loop(source, port):
             self._drop_loop(listener.name(key))
             return None
         if len(self.room) and self.room.add((listener.number, key), data):

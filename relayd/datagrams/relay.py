@@ -77,7 +77,7 @@ class DatagramRelay:
             ledger.table,
             self.clock,
             id_of=lambda flow: flow.key,
-            abort=self._abort,
+            abort=lambda flow: self.end(flow, "drained"),
             drained=self.close,
         )
         self.observer = FailSafeObserver(observer)
@@ -93,8 +93,7 @@ class DatagramRelay:
         self.made_of, self.pool = made_of, made_of.pool
         self.pool.changed = self._ends_changed
         made_of.dialer.returns = self.loops.returns
-        ends = self.loops, self.watcher
-        return FlowMaking(self.ledger, self, made_of, *ends)
+        return FlowMaking(self.ledger, self, made_of, self.loops, self.watcher)
 
     def start_choosing(self, balance: FlowPool) -> None:
         """Have a pool choose among the servers that there are."""
@@ -259,7 +258,8 @@ class DatagramRelay:
         self.table.remove(flow, evicted=ending == "evicted")
         del flow.listener.flows[flow.here]
         flow.listener.gone(flow.to)
-        self.loops.forget(flow)
+        if flow.hop:
+            self.loops.forget(flow)
         self.ledger.count_drops(flow)
         if flow.server.moves:
             self.ledger.unanswered.forget(flow)
@@ -269,8 +269,9 @@ class DatagramRelay:
             flow.close_filters()
         self.ledger.counts.close(flow)
         lease, flow.lease = flow.lease, None
-        for each in filter(None, (lease, flow.limits)):
-            give_back(each)
+        for each in (lease, flow.limits):
+            if each:
+                give_back(each)
         self.observer.ended(flow, self.facts(flow, ending, by))
 
     def facts(self, flow: ClientFlow, ending: str = "", by: str = "") -> FlowFacts:
@@ -288,8 +289,8 @@ class DatagramRelay:
 
     def fail(self, flow: ClientFlow) -> None:
         """See :meth:`relayd.datagrams.interfaces.FlowRelay.fail`."""
-        client = socket_name(flow.source)
-        self.ledger.log_failure(f"the flow of {client} failed and is ended")
+        what = f"the flow of {socket_name(flow.source)} failed and is ended"
+        self.ledger.log_failure(what)
         self.ledger.balance()
         self.end(flow, "failed")
 
@@ -384,9 +385,6 @@ class DatagramRelay:
     def abort_all(self) -> None:
         """End every flow now, and so a drain."""
         self.registry.abort_all()
-
-    def _abort(self, flow: ClientFlow) -> None:
-        self.end(flow, "drained")
 
     def _end_quiet(self, now: float) -> None:
         """End the flows that a drain need not wait for."""

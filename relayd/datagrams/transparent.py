@@ -28,14 +28,13 @@ import errno
 import functools
 import os
 import socket
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
-from relayd.core.addresses import bare_end, is_loopback, socket_name
+from relayd.core.addresses import is_loopback, socket_name
 from relayd.datagrams.interfaces import Ends
 from relayd.datagrams.servers import is_one_host
 from relayd.net.broadcast import is_broadcast
-from relayd.net.resolving import SocketAddress
 
 #: Hosts whose addresses are known to be fit, or not.
 REMEMBERED = 1024
@@ -55,10 +54,6 @@ class NotAsClient(OSError):
         self.reason = reason
 
 
-#: A host, a port and an interface.
-_Place = tuple[str, int, int]
-
-
 class PlacedSocket:
     """A socket that gives its place back when it is closed.
 
@@ -67,33 +62,43 @@ class PlacedSocket:
     :ivar ends: of the flow that has it; None if it is no flow's.
     """
 
-    __slots__ = ("_place", "_sock", "_use", "ends")
+    # The calls that every flow makes are found at once.
+    __slots__ = (
+        "_sock",
+        "_use",
+        "_where",
+        "ends",
+        "fileno",
+        "recv",
+        "recv_into",
+        "send",
+    )
 
-    def __init__(
-        self, sock: Any, place: _Place, use: Hashable, ends: Ends | None
-    ) -> None:
+    def __init__(self, sock: Any, where: Any, use: Hashable, ends: Ends | None) -> None:
         self._sock = sock
-        self._place = place
+        self._where = where
         self._use = use
         self.ends = ends
+        self.fileno = sock.fileno
+        self.send, self.recv, self.recv_into = sock.send, sock.recv, sock.recv_into
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
 
     def close(self) -> None:
         """Close it."""
-        places.leave(self._place, self._use)
+        places.leave(self._where, self._use)
         self._sock.close()
 
 
 class Places:
     """The addresses that sockets of this process have, and are not its own.
 
-    :ivar taken: the sockets of each address, by what each is for.
+    :ivar taken: the sockets of each socket address, by what each is for.
     """
 
     def __init__(self) -> None:
-        self.taken: dict[_Place, dict[Hashable, PlacedSocket]] = {}
+        self.taken: dict[Any, dict[Hashable, PlacedSocket]] = {}
 
     def place(
         self,
@@ -110,30 +115,34 @@ class Places:
         :param ends: of the flow.
         :raises NotAsClient: the address can't be had.
         """
-        place = bare_end(where)
-        others = self.taken.get(place, {})
-        if use in others:
+        others = self.taken.get(where)
+        if others is not None and use in others:
             _give_way(others[use], where)
             # The last one may have left.
-            others = self.taken.get(place, {})
+            others = self.taken.get(where)
         try:
             if others:
-                for each in (*others.values(), sock) if len(others) == 1 else (sock,):
-                    _share(each, True)
+                if len(others) == 1:
+                    [alone] = others.values()
+                    _share(alone, True)
+                _share(sock, True)
             self._bind(sock, where, ends)
         except OSError as problem:
             raise _not_had(where, problem) from problem
-        placed = PlacedSocket(sock, place, use, ends)
-        self.taken.setdefault(place, {})[use] = placed
+        placed = PlacedSocket(sock, where, use, ends)
+        if others:
+            others[use] = placed
+        else:
+            self.taken[where] = {use: placed}
         return placed
 
-    def leave(self, place: _Place, use: Hashable) -> None:
+    def leave(self, where: Any, use: Hashable) -> None:
         """A socket is closed."""
-        others = self.taken.get(place)
+        others = self.taken.get(where)
         if others is not None and use in others:
             del others[use]
             if not others:
-                del self.taken[place]
+                del self.taken[where]
 
     @staticmethod
     def _bind(sock: Any, where: Any, ends: Ends | None) -> None:
@@ -195,38 +204,24 @@ def _not_had(where: Any, problem: OSError) -> NotAsClient:
     return NotAsClient(f"can't send as {name}: {why}")
 
 
-def connected_as(
-    ends: Ends,
-    address: SocketAddress,
-    open_socket: Callable[[int], Any],
-    returns: Callable[[Ends, Any], bool],
-) -> tuple[Any, Any]:
-    """A socket with a client's address and port, which is connected to a server.
+def connected_as(sock: Any, ends: Ends, where: Any) -> PlacedSocket:
+    """Give a socket its client's address and port, and connect it to a server.
 
+    :param sock: is transparent; stays the caller's if this fails.
     :param ends: of the flow.
-    :param open_socket: opens one of a family, and makes it transparent.
-    :param returns: whether what is sent to an address would come back to the relay.
-    :return: it, and its local address.
+    :param where: the socket address of the server.
     :raises NotAsClient: it can't have the client's address.
-    :raises OSError: no socket can be opened, or there is no route to the server.
+    :raises OSError: there is no route to the server.
     """
-    source, (family, where) = ends[1][1], address
-    _check(source, family, where)
-    if returns(ends, where):
-        raise NotAsClient(f"{socket_name(where)} leads back to its own relay", "loop")
-    sock = open_socket(family)
-    try:
-        placed = places.place(sock, source, bare_end(where), ends)
-    except OSError:
-        sock.close()
-        raise
+    source = ends[1][1]
+    placed = places.place(sock, source, where, ends)
     try:
         if ends[0].closed:
             # By who was told of the flow that has given way.
             raise NotAsClient("its listener is closed")
-        placed.connect(where)
+        sock.connect(where)
     except OSError as problem:
-        placed.close()
+        places.leave(source, where)
         if problem.errno == errno.EINVAL:
             # No route takes it from there, such as from an interface's own network.
             raise NotAsClient(
@@ -234,27 +229,29 @@ def connected_as(
                 f" {os.strerror(errno.EINVAL)}"
             ) from problem
         raise
-    return placed, source
+    return placed
 
 
-def _check(source: Any, family: int, where: Any) -> None:
+def check_source(source: Any, where: Any) -> None:
+    """Whether a server can be sent to from a client's address.
+
+    :param source: the client's socket address, `where` the server's.
+    :raises NotAsClient: it can't.
     """
-    :raises NotAsClient: a server can't be sent to from a client's address.
-    """
-    if (family == socket.AF_INET) != (len(source) == 2):
+    if len(source) != len(where):
         kind = "an IPv4" if len(source) == 2 else "an IPv6"
         raise NotAsClient(
             f"{socket_name(source)} is {kind} client, and the server"
             f" {socket_name(where)} is not"
         )
-    host, port, interface = bare_end(source)
-    far = bare_end(where)
+    host = source[0]
     if not is_host(host):
         raise NotAsClient(f"{socket_name(source)} is no address of one host")
-    if (host, port) == far[:2]:
+    if source == where:
         raise NotAsClient(f"{socket_name(source)} would be its own server")
-    if (is_loopback(host) and not is_loopback(far[0])) or (
-        interface and interface != far[2]
+    if (is_loopback(host) and not is_loopback(where[0])) or (
+        # With an interface, it is link-local.
+        len(source) == 4 and source[3] and source[3] != where[3]
     ):
         raise NotAsClient(
             f"{socket_name(source)} is known on its own link only, not to the server"
