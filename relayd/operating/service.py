@@ -25,6 +25,7 @@ from relayd.net.dial_options import DialOptions
 from relayd.operating.changing import Relays, whose
 from relayd.operating.dial_rights import DialRights
 from relayd.operating.endpoints import listening_endpoint, on_plane
+from relayd.operating.huge_pages import HugePages
 from relayd.operating.interim_lines import InterimLines
 from relayd.operating.logs import Logs
 from relayd.operating.notify import Notifier
@@ -113,6 +114,7 @@ def _command(
     logs: Logs,
     source: Source | None,
     rules: ManagedRules | None,
+    pages: HugePages | None,
 ) -> CommandService:
     """A command of these parts, with its signals, and what tells its manager of it.
 
@@ -121,7 +123,7 @@ def _command(
     signals = Signals(reactor, relays.service.stop_now, logs.files)
     notifier = Notifier.of(reactor, relays.service)
     last = [] if notifier is None else [notifier]
-    first: list[Any] = []
+    first: list[Any] = [] if pages is None else [pages]
     if source is not None and not config.demo:
         steered = Steered(reactor, relays, source, logs)
         if notifier is not None:
@@ -205,6 +207,8 @@ def make_service(
     raise_open_files(config.max_descriptors, reactor)
     # Once, and not by each relay.
     on_plane(config.transport, reactor)
+    # What a program has beside its relays is not ours to move.
+    pages = None if logs is None else HugePages(reactor)
     logs = logs or Logs(
         reactor, command, access_log=config.access_log, log_format=config.log_format
     )
@@ -227,7 +231,7 @@ def make_service(
         from relayd.operating.demo import DemoInvitation
 
         parts.append(DemoInvitation())
-    return _command(config, parts, relays, reactor, logs, source, rules)
+    return _command(config, parts, relays, reactor, logs, source, rules, pages)
 
 
 def _rules(
