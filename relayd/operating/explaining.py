@@ -251,9 +251,7 @@ async def explained(
         return Explanation(False, steps, None)
 
 
-def _meet_transparent(
-    steps: list[Step], relay: Relay | UdpRelay, client: str
-) -> None:
+def _meet_transparent(steps: list[Step], relay: Relay | UdpRelay, client: str) -> None:
     if not relay.dialing.transparent:
         return
     if client == UNIX_CLIENT:

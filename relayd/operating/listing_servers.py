@@ -156,7 +156,7 @@ def _address_of(upstream: Any) -> str:
     """Where it is, if that is known; else what its operator wrote."""
     endpoint = getattr(upstream, "endpoint", upstream)
     there = getattr(endpoint, "peer_name", "")
-    if not there and isinstance(endpoint, Where) and endpoint.address is not None:
+    if not there and isinstance(endpoint, Where) and endpoint.address and endpoint.end:
         there = socket_name(endpoint.address[1])
     name = upstream.name
     for before in (getattr(upstream, "pool", ""), getattr(upstream, "label", "")):
