@@ -305,16 +305,23 @@ def test_a_route_is_tested_without_a_socket() -> None:
 
 def test_what_a_route_is_told_of_its_client() -> None:
     seen: list[Any] = []
+    meant: list[str] = []
 
     async def route(conn: Connection) -> Any:
         seen.append([str(conn.client), str(conn.peer), str(conn.listener)])
         seen.append([conn.requested, conn.user_id, await conn.peek(5, wait=3600)])
+        meant.append(str(conn.original))
         return conn.pool()
 
     decide(route, client="192.0.2.7", first=b"abc")
     decide(route, client="2001:db8::1", peer="10.0.0.1:5", listener="unix:/run/x")
     decide(route, requested="example.com:80", user_id=b"fred", ended=True)
-    decide(route, first=b"abcdefgh", server_speaks_first=True)
+    decide(
+        route, first=b"abcdefgh", original="203.0.113.9:80", server_speaks_first=True
+    )
+    # Where it has connected to, unless it is said; of a UNIX socket nothing.
+    listener = "192.0.2.254:443"
+    assert meant == [listener, "None", listener, there]
     plain = ["192.0.2.1:40000", "192.0.2.1:40000", "192.0.2.254:443"]
     assert seen == [
         ["192.0.2.7:40000", "192.0.2.7:40000", "192.0.2.254:443"],

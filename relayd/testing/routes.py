@@ -103,7 +103,7 @@ def decide(
     """
     clock = Clock()
     said = _client(clock, client, first, ended, listener, peer, requested, user_id, sni)
-    said = attrs.evolve(said, original=_address(original or listener))
+    said = attrs.evolve(said, original=_meant(original or listener))
     conn, asked = _ask(route, said, pools, server_speaks_first)
     outcome: list[Any] = []
     asked.addBoth(outcome.append)
@@ -140,7 +140,7 @@ async def decide_later(
 
     clock: Any = reactor
     said = _client(clock, client, first, ended, listener, peer, requested, user_id, sni)
-    said = attrs.evolve(said, original=_address(original or listener))
+    said = attrs.evolve(said, original=_meant(original or listener))
     conn, asked = _ask(route, said, pools, server_speaks_first)
     outcome: list[Any] = []
     asked.addBoth(outcome.append)
@@ -191,6 +191,11 @@ def _address(text: str) -> str:
             " 192.0.2.7:40000, [2001:db8::1]:443 or unix:/run/x"
         )
     return text
+
+
+def _meant(original: str) -> str:
+    """Where a client meant to go; empty: nowhere else than to a UNIX socket."""
+    return "" if original.startswith("unix:") else _address(original)
 
 
 def _ask(

@@ -139,6 +139,7 @@ def test_a_failure_has_the_line_of_the_route(route_modules: RouteModules) -> Non
     [
         ("return await conn.peek(5)", "it waits for 5 bytes of the client, of which 3"),
         ("return await conn.sni()", "return"),
+        ("return conn.server(str(conn.original))", "it asks where the client meant to"),
         (
             "from twisted.internet.defer import Deferred; await Deferred()",
             "it waits for what only a reactor brings: ask a relayd that runs",

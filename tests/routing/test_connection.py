@@ -26,6 +26,7 @@ from relayd.routing.connection import (
     Connection,
 )
 from relayd.routing.facts import Facts
+from relayd.routing.first_bytes import ConnectionOver
 from relayd.routing.router import Router
 from relayd.socks.session import Socks4Session
 from tests.support.arriving import CLIENT, LISTENER, PEER, Arrived
@@ -72,8 +73,20 @@ def test_who_it_is() -> None:
     conn = connection()
     assert (str(conn.client), str(conn.peer)) == (CLIENT, PEER)
     assert conn.listener.port == 443
+    assert (conn.original and conn.original.host) == "203.0.113.9"
     assert (conn.requested, conn.user_id) == (None, b"")
     assert conn.session.id == 1
+
+
+def test_who_meant_to_go_nowhere_else() -> None:
+    """It came by a UNIX socket; and nobody knows it when it is over."""
+    arrived = Arrived()
+    arrived.original = ""
+    conn = Connection(arrived, Router(route))
+    assert conn.original is None
+    conn.close()
+    with pytest.raises(ConnectionOver):
+        assert conn.original
 
 
 def test_what_a_client_of_a_proxy_asks_for() -> None:

@@ -17,6 +17,7 @@ from relayd.core.stage import Stage
 from relayd.net.upstream import Upstream
 from relayd.observing.json_lines import JsonLines
 from relayd.observing.text_lines import TextLines
+from relayd.preludes.proxy_protocol import ProxyHeader
 from relayd.stream.deadlines import CLOSE_GRACE
 from relayd.stream.legs import HOLD_LIMIT
 from relayd.stream.lifecycle import LEFT_GRACE
@@ -69,6 +70,17 @@ def test_a_route_sees_what_comes_and_it_stays_the_first_data() -> None:
     server.take()
     assert server.taken == b"SSH-2.0 and so on"
     assert client.protocol.reader is None
+
+
+def test_a_route_is_told_where_the_client_meant_to_go() -> None:
+    """As its balancer says; of what is no socket of the kernel's, nobody knows."""
+    made, router = relay()
+    made.client()
+    assert router.arriving.original == ""
+    header = ProxyHeader("192.0.2.1:5", "203.0.113.9:443")
+    made.session.header = header
+    assert router.arriving.original == "203.0.113.9:443"
+    router.decide(pool="default")
 
 
 class Unread(FakeTransport):
