@@ -101,31 +101,6 @@ def remove_all(mark: int) -> None:
         _remove(None, mark)
 
 
-def close_intake(names: Collection[str], mark: int) -> None:
-    """Bring nothing new to these relays; what their sockets wait for is delivered.
-
-    :raises NetfilterError: it can't be done.
-    """
-    if not names:
-        return
-    with _locked():
-        there = _listed()
-        changes: list[Json] = []
-        gone = set()
-        for name in names:
-            if REDIRECT + name in there:
-                gone.add(REDIRECT + name)
-            divert = there.get(DIVERT + name, [])
-            brings = [each for each in divert if _has(each, "tproxy")]
-            if divert and len(brings) == len(divert):
-                gone.add(DIVERT + name)
-            else:
-                changes += [{"delete": _by_handle(each)} for each in brings]
-        _change([*changes, *_without(gone, there)])
-        if gone:
-            _drop_routes({mark, *_marks(there)} - _marks(_others(there, gone)))
-
-
 def _check_number(chains: Collection[str]) -> None:
     relays = {each.partition("-")[2] for each in chains}
     if len(relays) > MOST:
@@ -174,17 +149,6 @@ def _listed() -> Chains:
         elif "rule" in each:
             found.setdefault(each["rule"]["chain"], []).append(each["rule"])
     return found
-
-
-def _has(rule: Json, kind: str) -> bool:
-    """Whether a rule has such a statement."""
-    return any(kind in each for each in rule["expr"])
-
-
-def _by_handle(rule: Json) -> Json:
-    """A rule that is there, as a command of nft names it."""
-    named = {key: rule[key] for key in ("family", "table", "chain", "handle")}
-    return {"rule": named}
 
 
 def _others(chains: Chains, names: Collection[str]) -> Chains:

@@ -46,6 +46,8 @@ def chains_of(rules: RelayRules, mark: int) -> dict[str, list[Rule]]:
     if rules.diverts:
         divert += _delivering(rules, mark)
     redirect = [_by_nat(rules, each) for each in rules.intakes if not each.tproxy]
+    if rules.translated:
+        redirect.append(expressions.known_connections())
     return {DIVERT: divert, REDIRECT: redirect}
 
 

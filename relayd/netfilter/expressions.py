@@ -91,6 +91,16 @@ def add_mark(mark: int) -> Json:
     return {"mangle": {"key": key, "value": {"|": [key, mark]}}}
 
 
+def known_connections() -> list[Json]:
+    """A rule for NAT that changes nothing: the first packet of a connection alone gets
+    to such a chain, which is none of these.
+
+    The kernel goes on translating what belongs to a connection for as long as some rule
+    asks what it knows of connections.
+    """
+    return [_match("in", {"ct": {"key": "state"}}, "established"), {"accept": None}]
+
+
 def to_listener(version: int, host: str | None, port: int) -> Json:
     """TPROXY: a listener gets it as it is.
 
@@ -126,12 +136,12 @@ def written(statements: Iterable[Json]) -> str:
 def _written(statement: Json) -> str:
     [(kind, what)] = statement.items()
     if kind == "match":
-        sign = "" if what["op"] == "==" else f"{what['op']} "
+        sign = f"{what['op']} " if what["op"] == "!=" else ""
         left = what["left"]
         return f"{_left(left)} {sign}{_right(what['right'], 'meta' in left)}"
     if kind == "mangle":
         return f"meta mark set meta mark | 0x{what['value']['|'][1]:08x}"
-    if kind == "return":
+    if kind in ("accept", "return"):
         return kind
     port = what["port"]
     if kind == "redirect":

@@ -18,7 +18,7 @@ same server, whom this relay may not serve at all.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import attrs
@@ -92,6 +92,7 @@ class RelayRules:
     :ivar name: the relay's.
     :ivar diverts: what its transparent sockets wait for is delivered to them.
     :ivar answers: what servers send to them; of TCP, only the versions of IP are said.
+    :ivar translated: connections that NAT has brought to it go on.
     """
 
     name: str
@@ -99,6 +100,7 @@ class RelayRules:
     intakes: tuple[Intake, ...]
     diverts: bool
     answers: tuple[Answers, ...]
+    translated: bool = False
 
     @property
     def versions(self) -> frozenset[int]:
@@ -109,17 +111,36 @@ class RelayRules:
                 found.update(VERSIONS if each.version is None else (each.version,))
         return frozenset(found)
 
+    @property
+    def has_nat(self) -> bool:
+        """Whether something is brought to it by NAT."""
+        return not all(each.tproxy for each in self.intakes)
+
     def keeping(self, before: RelayRules) -> RelayRules:
         """The same, and what the sessions need that began by the rules of before.
 
         Their clients are not brought here any more; what is under way is delivered.
         """
-        if not before.diverts:
-            return self
-        there = (Answers(each) for each in sorted(before.versions))
-        answers = before.answers if self.protocol == "udp" else there
-        own = dict.fromkeys((*self.answers, *answers))
-        return attrs.evolve(self, diverts=True, answers=tuple(own))
+        answers: Iterable[Answers] = ()
+        if before.diverts and self.protocol == "udp":
+            answers = before.answers
+        elif before.diverts:
+            answers = (Answers(each) for each in sorted(before.versions))
+        by_nat = before.translated or before.has_nat
+        return attrs.evolve(
+            self,
+            diverts=self.diverts or before.diverts,
+            answers=tuple(dict.fromkeys((*self.answers, *answers))),
+            translated=self.translated or (by_nat and not self.has_nat),
+        )
+
+    def closed(self) -> RelayRules | None:
+        """What the sessions need that began by these rules, and no new client; None:
+        nothing.
+        """
+        nothing = RelayRules(self.name, self.protocol, (), False, ())
+        left = nothing.keeping(self)
+        return None if left == nothing else left
 
 
 def rules_of(relay: Relay | UdpRelay, name: str = "") -> RelayRules | None:

@@ -9,14 +9,12 @@ is to: one that may not change rules can't start, and leaves none.  After each c
 the relays they follow, in a thread, one change at a time:
 
     a relay that is new, has been started, or has other rules     apply
-    one that was stopped, or is no more, and has sessions still   its interceptions are
-                                                                  removed at once; what
-                                                                  brings the answers of
-                                                                  servers to its
-                                                                  sockets, when its last
-                                                                  session has ended
+    one that was stopped, or is no more, and has sessions still   no new clients: apply
+                                                                  what these need
     one without sessions                                          remove
 
+What sessions need is that answers of servers find their sockets, and that NAT goes on:
+the kernel translates what belongs to a connection while there is a chain for NAT.
 The flows of a UDP relay share its listener, and may share its interception: its rules
 are all there until the last of them has ended.  A relay that is no longer transparent,
 or has other servers, keeps what its sessions of before need, for as long.  What can't
@@ -76,8 +74,6 @@ class Netfilter(Protocol):
     def apply(self, rules: Sequence[RelayRules], mark: int) -> None: ...
 
     def remove(self, names: Sequence[str], mark: int) -> None: ...
-
-    def close_intake(self, names: Sequence[str], mark: int) -> None: ...
 
 
 @attrs.frozen
@@ -230,15 +226,14 @@ class ManagedRules(Service):
                 steps.append(_Step(bool, "applied", {name: wanted}, why_not))
             else:
                 new[name] = wanted
-        rules = [each.rules for each in new.values() if each is not None]
+        rules, rest = (
+            [each.rules for each in of.values() if each is not None]
+            for of in (new, left)
+        )
         netfilter, mark = self._netfilter, self._relays.config.netfilter_mark
         steps += [
             _Step(partial(netfilter.apply, rules, mark), "applied", new),
-            _Step(
-                partial(netfilter.close_intake, [*left], mark),
-                "closed to new clients",
-                left,
-            ),
+            _Step(partial(netfilter.apply, rest, mark), "closed to new clients", left),
             _Step(partial(netfilter.remove, [*gone], mark), "removed", gone),
         ]
         return [each for each in steps if each.wanted]
@@ -287,11 +282,11 @@ class ManagedRules(Service):
         if there.udp and not serves:
             self._waiting = True
             return attrs.evolve(there, sure=True)
-        if not there.rules.diverts:
-            # The kernel brings what belongs to a connection as it did.
+        closed = there.rules.closed()
+        if closed is None:
             return None
         self._waiting = True
-        return attrs.evolve(there, intake=False, sure=True)
+        return _There(closed, there.udp, intake=False)
 
     def _has_before(self, name: str) -> bool:
         """Whether a relay has sessions or flows that may need the rules of before.

@@ -101,14 +101,12 @@ def test_a_relay_loses_what_it_needs_no_more(kernel: FakeKernel) -> None:
 def test_nothing_to_do_runs_nothing(kernel: FakeKernel) -> None:
     applying.apply([], MARK)
     applying.remove([], MARK)
-    applying.close_intake([], MARK)
     assert kernel.asked == []
 
 
 def test_what_is_not_there_is_removed(kernel: FakeKernel) -> None:
     before = kernel.all
     applying.remove(["web"], MARK)
-    applying.close_intake(["web"], MARK)
     applying.remove_all(MARK)
     assert kernel.all == before
     assert kernel.changes == 0
@@ -143,29 +141,23 @@ def test_all_is_removed(kernel: FakeKernel) -> None:
     assert kernel.all == before
 
 
-def test_the_intake_is_closed(kernel: FakeKernel) -> None:
-    """What sockets wait for is delivered still."""
+def test_a_relay_is_closed_to_new_clients(kernel: FakeKernel) -> None:
+    """What sockets wait for is delivered still, and NAT goes on."""
     applying.apply([TRANSPARENT, TPROXIED, DATAGRAMS], MARK)
-    applying.close_intake(["web", "six"], MARK)
-    assert chains(kernel) == {"divert-web": 3, "divert-six": 3, "divert-dns": 1}
-    assert routed(kernel) == {4: [MARK], 6: [MARK]}
-    for name in ("divert-web", "divert-six"):
-        for left in kernel.tables["inet", "relayd"][name]["rules"]:
-            assert not any("tproxy" in each for each in left["expr"])
-    applying.close_intake(["web", "six"], MARK)
-    assert chains(kernel) == {"divert-web": 3, "divert-six": 3, "divert-dns": 1}
+    closed = [each for one in (TRANSPARENT, TPROXIED) if (each := one.closed())]
+    for _ in range(2):
+        applying.apply(closed, MARK)
+        found = chains(kernel)
+        assert found.pop("redirect-web") == 1
+        assert found == {"divert-web": 3, "divert-six": 3, "divert-dns": 1}
+        assert routed(kernel) == {4: [MARK], 6: [MARK]}
+        for name in ("divert-web", "divert-six"):
+            for left in kernel.tables["inet", "relayd"][name]["rules"]:
+                assert not any("tproxy" in each for each in left["expr"])
+        nat = kernel.tables["inet", "relayd"]["redirect-web"]["rules"]
+        assert not any("redirect" in each for one in nat for each in one["expr"])
     applying.apply([TRANSPARENT], MARK)
     assert chains(kernel)["redirect-web"] == 1
-
-
-def test_with_the_intake_the_last_rule_may_go(kernel: FakeKernel) -> None:
-    before = kernel.all
-    applying.apply([REDIRECTED, DATAGRAMS], MARK)
-    applying.close_intake(["dns"], MARK)
-    assert chains(kernel) == {"redirect-web": 1}
-    assert routed(kernel) == {}
-    applying.close_intake(["web"], MARK)
-    assert kernel.all == before
 
 
 @pytest.mark.parametrize("text", ["1\n", None])
@@ -259,7 +251,6 @@ def test_without_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(programs, "run", run)
     applying.remove(["web"], MARK)
-    applying.close_intake(["web"], MARK)
     applying.remove_all(MARK)
     with pytest.raises(NetfilterError, match="is not installed"):
         applying.apply([REDIRECTED], MARK)
@@ -342,12 +333,12 @@ class Changes(RuleBasedStateMachine):
         for each in names:
             self.there.pop(each, None)
 
-    @rule(names=st.sets(st.sampled_from(NAMES)), mark=st.sampled_from(MARKS))
-    def close_intake(self, names: set[str], mark: int) -> None:
-        applying.close_intake(names, mark)
-        for each in names & self.there.keys():
-            closed, own = self.there[each]
-            self.there[each] = attrs.evolve(closed, intakes=()), own
+    @rule(name=st.sampled_from(NAMES))
+    def close(self, name: str) -> None:
+        if name in self.there:
+            relay, mark = self.there[name]
+            if (closed := relay.closed()) is not None:
+                self.apply([closed], mark)
 
     @rule(mark=st.sampled_from(MARKS))
     def remove_all(self, mark: int) -> None:

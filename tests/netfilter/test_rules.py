@@ -372,13 +372,36 @@ def test_what_sessions_of_before_need_is_kept() -> None:
     assert (now.versions, kept.versions) == (set(), {4})
     assert chains_of(kept, MARK)[DIVERT] == chains_of(was, MARK)[DIVERT]
     assert six.keeping(was).versions == {4, 6}
-    assert was.keeping(now) == was
-    assert was.keeping(was) == was
+    assert was.keeping(now) == was.keeping(was) == was
+    assert six.keeping(was).translated
     old = rules_for("-l udp:53 -d udp:10.0.0.1:53 --transparent")
     new = rules_for("-l udp:53 -d udp:10.0.0.2:53 --transparent")
     assert old is not None
     assert new is not None
     assert new.keeping(old).answers == (*new.answers, *old.answers)
+
+
+def test_what_is_left_of_one_that_takes_no_new_client() -> None:
+    was = rules_for("-l 16000 -d 192.168.0.1:80 --transparent --intercept :81")
+    assert was is not None
+    left = was.closed()
+    assert left is not None
+    found = chains_of(left, MARK)
+    assert found[DIVERT] == chains_of(was, MARK)[DIVERT]
+    assert [written(each) for each in found[REDIRECT]] == [
+        "ct state established accept"
+    ]
+    assert left.closed() == left
+    # By NAT alone.
+    nat = rules_for("-l 16000 -d 192.168.0.1:80 --intercept :81")
+    assert nat is not None
+    left = nat.closed()
+    assert left is not None
+    assert (left.diverts, left.translated) == (False, True)
+    # Of datagrams that come by TPROXY, each by the rule that is gone.
+    udp = rules_for("-l udp:53 -d udp:original --intercept :53")
+    assert udp is not None
+    assert udp.closed() is None
 
 
 # -- by packets

@@ -32,12 +32,12 @@ WEB, DNS = f"{OWN}-web", f"{OWN}-dns"
 class Kernel:
     """Has the rules; a set of names stands for what it does not let be done.
 
-    :ivar has: the rules of each relay, and whether it brings new clients.
+    :ivar has: the rules of each relay.
     :ivar calls: what was asked of it, and for whom.
     """
 
     def __init__(self) -> None:
-        self.has: dict[str, tuple[RelayRules, bool]] = {}
+        self.has: dict[str, RelayRules] = {}
         self.calls: list[str] = []
         self.refuses = set[str]()
 
@@ -50,20 +50,13 @@ class Kernel:
     def apply(self, rules: Sequence[RelayRules], mark: int) -> None:
         assert mark == MARK
         self._asked("apply", [each.name for each in rules])
-        self.has.update({each.name: (each, True) for each in rules})
+        self.has.update({each.name: each for each in rules})
 
     def remove(self, names: Collection[str], mark: int) -> None:
         assert mark == MARK
         self._asked("remove", names)
         for name in names:
             self.has.pop(name, None)
-
-    def close_intake(self, names: Collection[str], mark: int) -> None:
-        assert mark == MARK
-        self._asked("close", names)
-        for name in names:
-            if name in self.has:
-                self.has[name] = self.has[name][0], False
 
     def did(self) -> list[str]:
         """What it was asked for since."""
@@ -136,7 +129,7 @@ class Process:
 
     def has(self, relay: Any) -> bool:
         """Whether the kernel has all that a relay needs, and no more."""
-        return self.kernel.has.get(relay.name) == (rules_of(relay), True)
+        return self.kernel.has.get(relay.name) == rules_of(relay)
 
 
 def web(**more: Any) -> Relay:
@@ -310,17 +303,21 @@ def test_what_comes_is_there_before_anything_goes(started: Start) -> None:
 
 
 @pytest.mark.parametrize("gone", [False, True])
-def test_sessions_of_one_that_was_stopped_keep_what_brings_their_answers(
-    gone: bool, started: Start
+@pytest.mark.parametrize("transparent", [False, True])
+def test_sessions_of_one_that_was_stopped_keep_what_they_need(
+    gone: bool, transparent: bool, started: Start
 ) -> None:
-    process = started(web())
+    relay = web(dialing=ServerDialing(transparent=transparent))
+    process = started(relay)
     served = process.units[WEB].served
     served.registry.append("a session")
     if gone:
         process.drop(WEB)
     else:
-        result(process.change(web(enabled=False)))
-    assert process.kernel.did() == ["close web"]
+        result(process.change(attrs.evolve(relay, enabled=False)))
+    assert process.kernel.did() == ["apply web"]
+    left = process.kernel.has[WEB]
+    assert (left.intakes, left.diverts, left.translated) == ((), transparent, True)
     process.reactor.pump([LOOK] * 3)
     assert process.kernel.did() == []
     served.registry.clear()
@@ -334,16 +331,9 @@ def test_one_that_is_started_again_meanwhile_gets_all(started: Start) -> None:
     process.units[WEB].served.registry.append("a session")
     result(process.change(web(enabled=False)))
     result(process.change(web()))
-    assert process.kernel.did() == ["close web", "apply web"]
+    assert process.kernel.did() == ["apply web", "apply web"]
+    assert process.has(web())
     assert process.reactor.getDelayedCalls() == []
-
-
-def test_what_is_redirected_alone_goes_at_once(started: Start) -> None:
-    """The kernel brings the rest of a connection as it did before."""
-    process = started(web(dialing=PLAIN))
-    process.units[WEB].served.registry.append("a session")
-    result(process.change(web(dialing=PLAIN, enabled=False)))
-    assert process.kernel.did() == ["remove web"]
 
 
 @pytest.mark.parametrize("gone", [False, True])
@@ -368,7 +358,8 @@ def test_flows_of_one_that_needs_none_any_more(started: Start) -> None:
     served = process.units[DNS].served
     served.registry.append("a flow")
     result(process.change(dns(dialing=PLAIN)))
-    assert process.kernel.did() == ["close dns"]
+    assert process.kernel.did() == ["apply dns"]
+    assert process.kernel.has[DNS].intakes == ()
     served.registry.clear()
     process.reactor.advance(LOOK)
     assert process.kernel.did() == ["remove dns"]
@@ -379,7 +370,7 @@ def test_one_that_is_transparent_no_longer(started: Start) -> None:
     former = process.units[WEB].served
     former.registry.append("a session")
     result(process.change(web(dialing=PLAIN)))
-    assert process.kernel.has[WEB][0].diverts
+    assert process.kernel.has[WEB].diverts
     # Its own sessions do not need them.
     process.units[WEB].served.registry.append("a session")
     process.reactor.advance(LOOK)
@@ -396,7 +387,7 @@ def test_answers_of_servers_of_before_find_their_flows(started: Start) -> None:
     process.units[DNS].served.registry.append("a flow")
     for last in range(2 * KEPT):
         result(process.change(dns(f"192.0.2.{last}")))
-    answers = process.kernel.has[DNS][0].answers
+    answers = process.kernel.has[DNS].answers
     # The latest.
     assert [str(each.network) for each in answers] == [
         f"192.0.2.{last}/32" for last in range(2 * KEPT - 1, KEPT - 2, -1)
@@ -499,7 +490,7 @@ RELAYS: list[Any] = [
 STEPS = st.one_of(
     st.tuples(st.just("change"), st.sampled_from(RELAYS)),
     st.tuples(st.sampled_from(["drop", "begin", "end"]), st.sampled_from([WEB, DNS])),
-    st.tuples(st.just("fail"), st.sets(st.sampled_from(["apply", "close", "remove"]))),
+    st.tuples(st.just("fail"), st.sets(st.sampled_from(["apply", "remove"]))),
     st.tuples(st.just("wait"), st.sampled_from([LOOK, RETRY])),
 )
 
@@ -534,8 +525,7 @@ def test_in_the_end_the_kernel_has_what_is_needed(
             for unit in process.units.values():
                 rules = rules_of(unit.settings)
                 if unit.settings.enabled and rules is not None:
-                    there, intake = process.kernel.has[unit.name]
-                    assert intake
+                    there = process.kernel.has[unit.name]
                     assert there.intakes == rules.intakes
                     assert there.diverts or not rules.diverts
                     assert {*rules.answers} <= {*there.answers}
@@ -544,7 +534,7 @@ def test_in_the_end_the_kernel_has_what_is_needed(
         each.registry.clear()
     process.reactor.pump([RETRY, LOOK])
     needed = {
-        unit.name: (rules, True)
+        unit.name: rules
         for unit in process.units.values()
         if unit.settings.enabled and (rules := rules_of(unit.settings)) is not None
     }

@@ -379,16 +379,21 @@ def test_the_tests_stand_in_does_what_they_do(
     changes: dict[str, Any] = {
         "a": applying.apply,
         "r": applying.remove,
-        "c": applying.close_intake,
+        "c": close,
     }
     applying.remove_all(MARK)
     for kind, relays, mark in steps:
-        who: Any = relays if kind == "a" else [each.name for each in relays]
+        who: Any = [each.name for each in relays] if kind == "r" else relays
         changes[kind](who, mark)
         with pytest.MonkeyPatch.context() as patch:
             fake.install(patch)
             changes[kind](who, mark)
         assert seen(programs.run) == seen(fake.run)
+
+
+def close(relays: list[RelayRules], mark: int) -> None:
+    """Have them take no new client."""
+    applying.apply([each for one in relays if (each := one.closed())], mark)
 
 
 def seen(runs: Any) -> Any:
