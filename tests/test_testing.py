@@ -316,9 +316,8 @@ def test_what_a_route_is_told_of_its_client() -> None:
     decide(route, client="192.0.2.7", first=b"abc")
     decide(route, client="2001:db8::1", peer="10.0.0.1:5", listener="unix:/run/x")
     decide(route, requested="example.com:80", user_id=b"fred", ended=True)
-    decide(
-        route, first=b"abcdefgh", original="203.0.113.9:80", server_speaks_first=True
-    )
+    there = "203.0.113.9:80"
+    decide(route, first=b"abcdefgh", original=there, server_speaks_first=True)
     # Where it has connected to, unless it is said; of a UNIX socket nothing.
     listener = "192.0.2.254:443"
     assert meant == [listener, "None", listener, there]
