@@ -85,7 +85,8 @@ class FlowFacts:
     """Who a flow was between, and why it ended.
 
     :ivar relay: the name of its relay (:mod:`relayd.core.relay_names`).
-    :ivar port: the relay's own address towards the server.
+    :ivar port: the relay's own address towards the server, or its client's, if the
+        server sees that.
     :ivar age: seconds.
     :ivar ending: `expired`, `unreplied` (it expired without a reply), `evicted`,
         `drained`, `killed` (by its operator), `hours` (those of its relay were over),

@@ -37,8 +37,12 @@ from relayd.datagrams.sockets import (
 #: A batch of a socket that is read datagram by datagram.
 BATCH_RANGE = range(BATCH)
 
-#: Bytes for the ancillary message with the local address.
-ANCILLARY = 64
+#: Bytes for the ancillary messages with a datagram.
+ANCILLARY = 128
+
+#: Those of the one with the local address.
+PKTINFO_SPACE4 = socket.CMSG_SPACE(PKTINFO4)
+PKTINFO_SPACE6 = socket.CMSG_SPACE(PKTINFO6)
 
 #: Errors of a call that no sandbox refuses: nothing to read, no buffer or memory, or an
 #: earlier datagram was refused.  Any other may be a sandbox's.
@@ -134,15 +138,14 @@ class Batches:
         self._tally = tally
         self._local = local
         self._v6 = sock.family == socket.AF_INET6
-        told, part, self._shortens = self._layout()
-        messages = self._messages = Messages(sock.family, told if local else 0)
+        space, part, self._shortens = self._layout()
+        messages = self._messages = Messages(sock.family, space if local else 0)
         starts = range(0, len(messages.envelopes), messages.envelope)
         self._name = messages.name
         self._names = [slice(start, start + self._name) for start in starts]
-        begin = messages.control + socket.CMSG_LEN(0)
         self._ours = [
-            slice(start + begin + part.start, start + begin + part.stop)
-            for start in starts
+            slice(start + part.start, start + part.stop)
+            for start in (each + messages.control for each in starts)
         ]
         #: What is in a key if the kernel has not told.
         self._unknown = UNKNOWN * (part.stop - part.start)
@@ -152,12 +155,13 @@ class Batches:
         self._singly: OneByOne | None = None
 
     def _layout(self) -> tuple[int, slice, bool]:
-        """Bytes of the ancillary message, what of it a key has, and whether that is
+        """Bytes of the ancillary messages, what of them a key has, and whether that is
         an in6_pktinfo, which is shortened."""
+        begin = socket.CMSG_LEN(0)
         # The address to answer from, of in_pktinfo; the whole in6_pktinfo.
         if self._v6:
-            return PKTINFO6, slice(0, PKTINFO6), True
-        return PKTINFO4, slice(4, 8), False
+            return PKTINFO_SPACE6, slice(begin, begin + PKTINFO6), True
+        return PKTINFO_SPACE4, slice(begin + 4, begin + 8), False
 
     @property
     def refusal(self) -> OSError | None:
@@ -254,8 +258,9 @@ class Outbox:
     def __init__(self, sock: Any, *, local: bool) -> None:
         self._sock = sock
         self._local = local
-        told = PKTINFO6 if sock.family == socket.AF_INET6 else PKTINFO4
-        messages = self._messages = Messages(sock.family, told if local else 0)
+        v6 = sock.family == socket.AF_INET6
+        space = PKTINFO_SPACE6 if v6 else PKTINFO_SPACE4
+        messages = self._messages = Messages(sock.family, space if local else 0)
         self._name = messages.name
         self.slots = self._messages.slots
         #: The call is refused: send one by one.

@@ -58,7 +58,7 @@ class Messages:
     """The headers of a batch, and the memory that they point to.
 
     :param family: of the addresses.
-    :param told: bytes of the ancillary message of an envelope; 0: it has none.
+    :param space: for the ancillary messages of an envelope, in bytes; 0: it has none.
 
     :ivar name: bytes of a socket address.
     :ivar slots: the buffer of each datagram.
@@ -70,12 +70,11 @@ class Messages:
     :ivar step: bytes from one header to the next.
     """
 
-    def __init__(self, family: int, told: int) -> None:
+    def __init__(self, family: int, space: int) -> None:
         name = SOCKADDR6 if family == socket.AF_INET6 else SOCKADDR4
         self.name = name
         # Aligned to 8 bytes, as the kernel requires.
         self.control = -name % 8 + name
-        space = socket.CMSG_SPACE(told) if told else 0
         self.envelope = self.control + space
         self.envelopes = bytearray(BATCH * self.envelope)
         # Pages that no datagram was written to take no memory.

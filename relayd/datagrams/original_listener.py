@@ -20,7 +20,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from relayd.core.addresses import bare_end, socket_name
-from relayd.datagrams.batches import ANCILLARY, Batches, OneByOne
+from relayd.datagrams.batches import (
+    ANCILLARY,
+    PKTINFO_SPACE4,
+    PKTINFO_SPACE6,
+    Batches,
+    OneByOne,
+)
 from relayd.datagrams.flow import ClientFlow
 from relayd.datagrams.interfaces import FlowRelay
 from relayd.datagrams.ledger import Ledger
@@ -29,8 +35,8 @@ from relayd.datagrams.mmsg import SOCKADDR4, SOCKADDR6, can_batch
 from relayd.datagrams.original import Meant
 from relayd.datagrams.sockets import (
     BUFFER_SIZE,
-    IP_PKTINFO,
     WILDCARDS,
+    ask_for_local_address,
     pktinfo,
     segments,
     short_pktinfo6,
@@ -68,9 +74,14 @@ class OriginalBatches(Batches):
     one_by_one = OriginalOneByOne
 
     def _layout(self) -> tuple[int, slice, bool]:
+        # Behind the local address: see `_prepare`.
         if self._v6:
-            return SOCKADDR6, _PART6, False
-        return SOCKADDR4, _PART4, False
+            before, size, part = PKTINFO_SPACE6, SOCKADDR6, _PART6
+        else:
+            before, size, part = PKTINFO_SPACE4, SOCKADDR4, _PART4
+        begin = before + socket.CMSG_LEN(0)
+        space = before + socket.CMSG_SPACE(size)
+        return space, slice(begin + part.start, begin + part.stop), False
 
 
 class OriginalListener(DatagramListener):
@@ -163,18 +174,18 @@ def _reply(data: bytes, to: Meant) -> None:
 def _prepare(sock: Any) -> None:
     """Have the kernel give a socket what was sent to others, and say to whom.
 
+    And to which local address, which comes before that: a relay that this one replaces
+    may go on with the same socket, and have asked for it, or ask for it again.
+
     :raises OSError: it does not.
     """
-    family = sock.family
     if not is_transparent(sock):
-        set_transparent(sock, family)
-    v6 = family == socket.AF_INET6
+        set_transparent(sock, sock.family)
+    v6 = sock.family == socket.AF_INET6
+    refused = ask_for_local_address(sock)
     try:
-        # Of the messages with a datagram there is room for one.
-        if v6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 0)
-        else:
-            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 0)
+        if refused is not None:
+            raise refused
         sock.setsockopt(*(_ORIGDSTADDR6 if v6 else _ORIGDSTADDR4), 1)
     except OSError as problem:
         raise OSError(

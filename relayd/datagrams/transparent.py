@@ -117,7 +117,7 @@ class Places:
         """
         others = self.taken.get(where)
         if others is not None and use in others:
-            _give_way(others[use], where)
+            _give_way(others[use], where, ends)
             # The last one may have left.
             others = self.taken.get(where)
         try:
@@ -176,7 +176,7 @@ def _share(sock: Any, shared: bool) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, shared)
 
 
-def _give_way(holder: PlacedSocket, where: Any) -> None:
+def _give_way(holder: PlacedSocket, where: Any, ends: Ends | None) -> None:
     """A socket is needed once more for the same: end the flow that has it.
 
     :raises NotAsClient: it stays.
@@ -184,7 +184,8 @@ def _give_way(holder: PlacedSocket, where: Any) -> None:
     flow = None
     if holder.ends is not None:
         listener, client = holder.ends
-        if listener.retired or listener.deaf:
+        # Unless it is the same flow, which is to go to another server there.
+        if holder.ends != ends and (listener.retired or listener.deaf):
             flow = listener.flows.get(client[0])
     if flow is None or flow.sock is not holder:
         raise NotAsClient(

@@ -301,6 +301,21 @@ def test_a_flow_that_moves_keeps_its_clients_address() -> None:
     assert not places.taken
 
 
+def test_a_flow_does_not_give_way_to_itself() -> None:
+    """Its next server is at the address of the one that it is to leave."""
+    bench = transparent(pool(SERVER, SERVER))
+    [before] = bench.nat.listeners
+    bench.listen("203.0.113.2", 5300)
+    bench.arrive()
+    bench.nat.retire([before])
+    refuse(bench)
+    assert not bench.observer.endings
+    assert bench.bound == [(CLIENT, SERVER)]
+    bench.answer(number=0)
+    bench.check()
+    bench.close()
+
+
 def test_a_relay_is_not_led_back_to_itself() -> None:
     """The datagram would be taken for the client's, and be sent on for ever."""
     bench = PlacingBench(dialing=TRANSPARENT, host="203.0.113.1")

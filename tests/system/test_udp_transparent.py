@@ -6,6 +6,7 @@ and its servers, whose kernel brings it what the rules here say.
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 from collections.abc import Iterator
@@ -300,6 +301,44 @@ def test_many_clients_at_once(three: Gateway, where: Addresses) -> None:
         [listener] = relay.nat.listeners
         found: Any = listener
         assert len(found._reply_sockets) == 1
+
+
+def test_a_socket_goes_from_one_kind_of_relay_to_the_other(
+    three: Gateway, where: Addresses
+) -> None:
+    """And back, if the change can't be made: each asks the kernel for its own."""
+    servers = [Server(where.server, DOMAIN)]
+    with (
+        opened(three.client, (where.client, 4000)) as [client],
+        opened(three.server, (where.server, DOMAIN)) as [server],
+        rules(three.relay, brought(where, DOMAIN)),
+        relaying(three.relay, anywhere(where), DOMAIN, servers) as plain,
+    ):
+        asked = where.server, DOMAIN
+        [listener] = plain.nat.listeners
+        for _ in range(2):
+            seen, origin = plain.exchange(client, server, (where.asked, DOMAIN))
+            assert seen[0] == where.asked
+            assert origin == (where.asked, DOMAIN)
+            copy: Any = socket.SocketType(fileno=os.dup(listener.sock.fileno()))
+            watcher = FakeWatcher(batches=True)
+            nat = UdpNat(
+                None,
+                [OriginalServer()],
+                watcher=watcher,
+                clock=Clock(),
+                observer=Observer(),
+                redirected=True,
+            )
+            nat.listen([copy])
+            listener.stop_reading()
+            redirected = Relaying(nat, watcher, Observer(), [copy])
+            seen, origin = redirected.exchange(client, server, asked)
+            assert seen[0] == where.asked
+            assert origin == asked
+            nat.close()
+            listener.read_again()
+        assert not plain.nat.counters.dropped
 
 
 def test_a_port_that_another_program_has_is_not_taken(
