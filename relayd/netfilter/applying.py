@@ -37,6 +37,9 @@ Chains = dict[str, list[Json]]
 #: hook (MAX_HOOK_COUNT of nf_hook_entries_grow), and a packet goes through all of them.
 MOST = 512
 
+#: The number of the main routing table, as `ip -N` has it.
+_MAIN = "254"
+
 #: For how many seconds the lock is waited for, and how often it is tried.  Any user may
 #: hold it, and whoever does for longer does not change rules: it is gone past.
 LOCK_TIMEOUT, _LOCK_TRIES = 5.0, 100
@@ -68,7 +71,7 @@ def apply(rules: Sequence[RelayRules], mark: int) -> None:
         _check_number({*before, *names})
         rest = _marks(_others(before, names))
         versions = list(filter(_is_here, documents.versions_of(rules)))
-        new = [each for each in versions if not _has_rule(each, mark)]
+        new = [each for each in versions if not _rules_there(each, mark)]
         try:
             for version in versions:
                 _add_route(version, mark)
@@ -243,8 +246,10 @@ def _add_route(version: int, mark: int) -> None:
         )
     if not routes:
         programs.changed("ip", _told(documents.route(version, mark), "add"))
-    if not _has_rule(version, mark):
-        programs.changed("ip", _told(documents.routing_rule(version, mark), "add"))
+    there = _rules_there(version, mark)
+    for words in documents.routing_rules(version, mark):
+        if words not in there:
+            programs.changed("ip", _told(words, "add"))
 
 
 def _drop_routes(marks: Iterable[int], versions: Sequence[int] = VERSIONS) -> None:
@@ -252,8 +257,7 @@ def _drop_routes(marks: Iterable[int], versions: Sequence[int] = VERSIONS) -> No
     for mark in marks:
         for version in versions:
             try:
-                if _has_rule(version, mark):
-                    words = documents.routing_rule(version, mark)
+                for words in _rules_there(version, mark):
                     programs.changed("ip", _told(words, "del"))
                 if any(map(_is_ours, _routes(version, mark))):
                     words = documents.route(version, mark)
@@ -266,15 +270,18 @@ def _told(words: Sequence[str], command: str) -> list[str]:
     return [*words[:2], command, *words[2:]]
 
 
-def _has_rule(version: int, mark: int) -> bool:
+def _rules_there(version: int, mark: int) -> list[list[str]]:
+    """Those of the routing rules for a mark that there are."""
     found = programs.listed("ip", "-N", "-j", f"-{version}", "rule", "list") or []
-    wanted = {
-        "priority": documents.PRIORITY,
-        "fwmark": hex(mark),
-        "fwmask": hex(mark),
-        "table": str(mark),
-    }
-    return any(wanted.items() <= each.items() for each in found)
+    own = {"src": "all", "fwmark": hex(mark), "fwmask": hex(mark)}
+    first = {**own, "priority": documents.PRIORITY - 1, "iif": "lo", "table": _MAIN}
+    second = {**own, "priority": documents.PRIORITY, "table": str(mark)}
+    words = documents.routing_rules(version, mark)
+    return [
+        each
+        for each, wanted in zip(words, (first, second), strict=True)
+        if any(wanted.items() <= row.items() for row in found)
+    ]
 
 
 def _routes(version: int, mark: int) -> list[Json]:

@@ -31,7 +31,7 @@ _HOOKS: Mapping[str, Json] = {
 _PRIORITIES = {-150: "mangle", -100: "dstnat"}
 
 #: The place of the routing rule: before that of the main table (32766), whatever the
-#: mark is.
+#: mark is.  The one before it is for what comes from this machine.
 PRIORITY = 4096
 
 #: What is said of a rule: whose it is.
@@ -150,10 +150,18 @@ def rule_in(name: str, relay: str, rule: Rule) -> Json:
 # -- for ip
 
 
-def routing_rule(version: int, mark: int) -> list[str]:
-    """The words of `ip` that name the routing rule, behind its command."""
-    chosen = ["pref", str(PRIORITY), "fwmark", f"{mark:#x}/{mark:#x}"]
-    return [f"-{version}", "rule", *chosen, "lookup", str(mark)]
+def routing_rules(version: int, mark: int) -> list[list[str]]:
+    """The words of `ip` that name each routing rule, behind its command.
+
+    The second has what is marked delivered here.  The first excepts what this machine
+    sends: with tcp_fwmark_accept, connections have the mark of their first packet.  The
+    kernel looks for the way back to a sender as if it sent something itself, by the
+    mark if there is src_valid_mark: a way back to lo would have it drop the packet.
+    """
+    fwmark = ["fwmark", f"{mark:#x}/{mark:#x}"]
+    first = ["pref", str(PRIORITY - 1), "iif", "lo", *fwmark, "lookup", "main"]
+    second = ["pref", str(PRIORITY), *fwmark, "lookup", str(mark)]
+    return [[f"-{version}", "rule", *words] for words in (first, second)]
 
 
 def route(version: int, mark: int) -> list[str]:
@@ -171,8 +179,8 @@ def routing_commands(relays: Iterable[RelayRules], mark: int) -> list[list[str]]
     """What `ip` is to be told, once: a second rule would be refused."""
     found = []
     for version in versions_of(relays):
-        both = (routing_rule(version, mark), route(version, mark))
-        found += [["ip", *words[:2], "add", *words[2:]] for words in both]
+        each = (*routing_rules(version, mark), route(version, mark))
+        found += [["ip", *words[:2], "add", *words[2:]] for words in each]
     return found
 
 

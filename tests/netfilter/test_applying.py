@@ -60,11 +60,14 @@ def chains(kernel: FakeKernel) -> dict[str, int]:
 def routed(kernel: FakeKernel) -> dict[int, list[int]]:
     """The tables that what is marked goes by, by version of IP."""
     for version in (4, 6):
-        marks = [each[-1] for each in kernel.rules[version]]
-        assert marks == [each[-1] for each in kernel.routes[version]]
+        marks = [each[-1] for each in kernel.routes[version]]
+        first = [each[5] for each in kernel.rules[version] if "iif" in each]
+        rest = [each for each in kernel.rules[version] if "iif" not in each]
+        assert first == [each[3] for each in rest]
+        assert marks == [each[-1] for each in rest]
     return {
         version: [int(each[-1]) for each in found]
-        for version, found in kernel.rules.items()
+        for version, found in kernel.routes.items()
         if found
     }
 

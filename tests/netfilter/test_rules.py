@@ -281,8 +281,10 @@ meta mark set meta mark | 0x00008000 comment "relayd: relay four"
 comment "relayd: relay four"
 \t}
 }
+# ip -4 rule add pref 4095 iif lo fwmark 0x8000/0x8000 lookup main
 # ip -4 rule add pref 4096 fwmark 0x8000/0x8000 lookup 32768
 # ip -4 route add local default dev lo table 32768
+# ip -6 rule add pref 4095 iif lo fwmark 0x8000/0x8000 lookup main
 # ip -6 rule add pref 4096 fwmark 0x8000/0x8000 lookup 32768
 # ip -6 route add local default dev lo table 32768
 """
@@ -337,20 +339,10 @@ def test_for_programs() -> None:
         {"flush": {"chain": redirect}},
         {"delete": {"chain": redirect}},
     ]
-    assert found["ip"] == [
-        [
-            "ip",
-            "-4",
-            "rule",
-            "add",
-            "pref",
-            "4096",
-            "fwmark",
-            "0x1000/0x1000",
-            "lookup",
-            "4096",
-        ],
-        ["ip", "-4", "route", "add", "local", "default", "dev", "lo", "table", "4096"],
+    assert [" ".join(words) for words in found["ip"]] == [
+        "ip -4 rule add pref 4095 iif lo fwmark 0x1000/0x1000 lookup main",
+        "ip -4 rule add pref 4096 fwmark 0x1000/0x1000 lookup 4096",
+        "ip -4 route add local default dev lo table 4096",
     ]
     assert as_json([], MARK) == {"nftables": [], "ip": []}
 

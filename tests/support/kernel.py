@@ -152,16 +152,7 @@ class FakeKernel:
 
     def _list_ip(self, version: int, kind: str, words: tuple[str, ...]) -> Ended:
         if kind == "rule":
-            rows = [
-                {
-                    "priority": int(pref),
-                    "src": "all",
-                    "fwmark": mark.partition("/")[0],
-                    "fwmask": mark.partition("/")[2],
-                    "table": table,
-                }
-                for _, pref, _, mark, _, table in self.rules[version]
-            ]
+            rows = [_row(words) for words in self.rules[version]]
             rows.append({"priority": 32766, "src": "all", "table": "254"})
             return Ended(json.dumps(rows), "")
         found = [each for each in self.routes[version] if each[-1] == words[-1]]
@@ -171,6 +162,17 @@ class FakeKernel:
             {"type": kind, "dst": dst, "dev": dev} for kind, dst, _, dev, *_ in found
         ]
         return Ended(json.dumps(shown), "")
+
+
+def _row(words: list[str]) -> Json:
+    """A routing rule as `ip -N -j` lists it."""
+    said = dict(zip(words[::2], words[1::2], strict=True))
+    mark, _, mask = said["fwmark"].partition("/")
+    row = {"priority": int(said["pref"]), "src": "all", "fwmark": mark, "fwmask": mask}
+    if "iif" in said:
+        row["iif"] = said["iif"]
+    table = said["lookup"]
+    return {**row, "table": "254" if table == "main" else table}
 
 
 def takes(rule: list[Json], packet: Json) -> bool:

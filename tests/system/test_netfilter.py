@@ -22,6 +22,17 @@ from relayd.netfilter import applying, documents, programs
 from relayd.netfilter.rules import RelayRules, rules_of
 from tests.support.kernel import FakeKernel
 from tests.support.process import relay
+from tests.system.gateway import (
+    GATEWAY_PORT,
+    V4,
+    V6,
+    Gateway,
+    accepted,
+    asking,
+    gateway,
+    listening,
+    says,
+)
 from tests.system.namespaces import Machine, made
 from tests.system.programs import program, run
 
@@ -84,6 +95,14 @@ def machine() -> Iterator[Machine]:
     program("nft")
     with made("rules") as [one]:
         yield one
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Gateway]:
+    with gateway() as made:
+        for name in BY_MARKS:
+            made.relay.set(name, 1)
+        yield made
 
 
 @pytest.fixture
@@ -409,16 +428,46 @@ def seen(runs: Any) -> Any:
     ways = []
     for version in ("-4", "-6"):
         done = runs("ip", "-N", "-j", version, "rule", "list")
-        ways.append(
-            sorted(
-                each["fwmark"] for each in json.loads(done.output) if "fwmark" in each
-            )
-        )
+        rows = [each for each in json.loads(done.output) if "fwmark" in each]
+        ways.append(sorted(sorted(each.items()) for each in rows))
         for mark in (MARK, 0x2000):
             done = runs("ip", "-j", version, "route", "list", "table", str(mark))
             routes = [] if done.problem else json.loads(done.output or "[]")
             ways.append([(each["type"], each["dst"], each["dev"]) for each in routes])
     return bool(listed), found, ways
+
+
+#: What an operator may have, and what it asks of marks: that the way back to a sender
+#: is looked for by them, and that connections and answers of the kernel have them.
+BY_MARKS = [
+    "ipv4/conf/all/src_valid_mark",
+    *("ipv4/tcp_fwmark_accept", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect"),
+]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (V4.asked, "-d 192.168.0.1:80 --intercept 192.168.0.2:80"),
+        (V4.server, "-d original --intercept 192.168.0.1:80"),
+        (V6.asked, "-d [fd00:192::1]:80 --intercept [fd00:192::2]:80"),
+        (V6.server, "-d original --intercept [fd00:192::1]:80"),
+    ],
+)
+def test_where_marks_are_used_otherwise(
+    network: Gateway, asked: str, words: str
+) -> None:
+    """What comes from this machine goes its way, whatever mark it has."""
+    family = V6 if ":" in asked else V4
+    options = ("-l", str(GATEWAY_PORT), "--transparent", *words.split())
+    with network.relaying(*options) as running, listening(network, family.server) as to:
+        running.listening()
+        with asking(network, asked) as client:
+            server, peer = accepted(to)
+            with server:
+                assert peer.startswith((f"{family.client}:", f"[{family.client}]:"))
+                says(client, server, b"question")
+                says(server, client, b"answer")
 
 
 def test_of_a_relayd_that_runs(inside: Machine, tmp_path: Path) -> None:
@@ -442,6 +491,7 @@ def test_of_a_relayd_that_runs(inside: Machine, tmp_path: Path) -> None:
         assert "tcp dport 80 " not in table()
         assert run(*netfilter, "show") == (
             f"{table()}"
+            "# ip -4 rule add pref 4095 iif lo fwmark 0x2000/0x2000 lookup main\n"
             "# ip -4 rule add pref 4096 fwmark 0x2000/0x2000 lookup 8192\n"
             "# ip -4 route add local default dev lo table 8192\n"
         )
