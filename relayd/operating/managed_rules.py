@@ -19,7 +19,7 @@ The flows of a UDP relay share its listener, and may share its interception: its
 are all there until the last of them has ended.  A relay that is no longer transparent,
 or has other servers, keeps what its sessions of before need, for as long.  What can't
 be changed is tried again a little later, and told: a change of the relays stands all
-the same.
+the same.  A reload applies all of them again.
 
 Only the rules of relays that this process has had are touched, and one process alone
 manages those of a name (:mod:`relayd.operating.rule_claims`).  After a crash, the next
@@ -193,16 +193,21 @@ class ManagedRules(Service):
 
     # -- following the relays
 
-    def follow(self) -> Deferred[Sequence[str]]:
+    def follow(self, anew: bool = False) -> Deferred[Sequence[str]]:
         """Have the rules that the relays need now.
 
+        :param anew: also those that were applied before: somebody may have removed
+            them, with all rules of this machine, as a restart of nftables.service does.
         :return: when that is done, what has failed: a line for each; nothing is raised.
         """
         self._claims.ask_again()
-        return self._lock.run(self._follow)
+        return self._lock.run(self._follow, anew)
 
     @inlineCallbacks
-    def _follow(self) -> Any:
+    def _follow(self, anew: bool = False) -> Any:
+        if anew:
+            for name, there in self._there.items():
+                self._there[name] = attrs.evolve(there, sure=False)
         steps = self._steps()
         if steps:
             yield aside(self._reactor, partial(_carry_out, steps))

@@ -75,7 +75,8 @@ class Steered(Intervening):
     :ivar loaded: called when one has succeeded, with the time, in seconds since the
         epoch.
     :ivar afterwards: has what is outside of this process follow a change; the next one
-        waits for it.  Fires with what has failed: a line for each.
+        waits for it.  Called with whether all was read again; fires with what has
+        failed: a line for each.
     """
 
     def __init__(
@@ -93,7 +94,8 @@ class Steered(Intervening):
         self.reloading: Callable[[], object] = lambda: None
         self.reloaded: Callable[[str], object] = lambda problem: None
         self.loaded: list[Callable[[float], object]] = []
-        self.afterwards: Callable[[], Deferred[Sequence[str]]] = lambda: succeed(())
+        self.afterwards: Callable[[bool], Deferred[Sequence[str]]]
+        self.afterwards = lambda anew: succeed(())
         #: What a reload that waits to be confirmed goes back to, and when.
         self._back: tuple[Layers, Overlay, Routes] | None = None
         self._back_at: IDelayedCall | None = None
@@ -156,7 +158,7 @@ class Steered(Intervening):
         self._say_of_servers(was, difference.changed)
         self._forget_resumes()
         then()
-        unfinished = yield self.afterwards()
+        unfinished = yield self.afterwards(read is not None)
         return attrs.evolve(difference, unfinished=tuple(unfinished))
 
     def _configure(self, wanted: Layers) -> Config:

@@ -33,7 +33,7 @@ def tables(**more: Any) -> dict[str, Any]:
 def relayd(tmp_path: Path) -> Iterator[Relayd]:
     """One whose rules can't follow."""
     with running(tmp_path, tables()) as started:
-        started.steered.afterwards = lambda: succeed([WHY])
+        started.steered.afterwards = lambda anew: succeed([WHY])
         yield started
 
 
@@ -92,14 +92,28 @@ def test_a_reload_by_signal_stands(relayd: Relayd) -> None:
 
 def test_the_next_change_waits_for_what_follows(relayd: Relayd) -> None:
     waits: Deferred[Sequence[str]] = Deferred()
-    relayd.steered.afterwards = lambda: waits
+    relayd.steered.afterwards = lambda anew: waits
     first = relayd.steered.set("a", {"idle_timeout": "5s"}, ME)
     second = relayd.steered.set("a", {"idle_timeout": "6s"}, ME)
     assert not first.called
-    relayd.steered.afterwards = lambda: succeed([])
+    relayd.steered.afterwards = lambda anew: succeed([])
     waits.callback([])
     assert result(first)["settings"]["idle_timeout"]["value"]
     assert result(second)["name"] == "a"
+
+
+def test_what_follows_a_reload_is_told_of_it(relayd: Relayd) -> None:
+    """All is applied again."""
+    told: list[bool] = []
+
+    def follow(anew: bool) -> Deferred[Sequence[str]]:
+        told.append(anew)
+        return succeed([])
+
+    relayd.steered.afterwards = follow
+    relayd.set("a", idle_timeout="5s")
+    relayd.reload()
+    assert told == [False, True]
 
 
 def test_one_that_manages_none_says_so(relayd: Relayd) -> None:

@@ -286,6 +286,20 @@ def test_one_whose_rules_are_the_same_is_left_alone(started: Start) -> None:
     assert process.kernel.did() == []
 
 
+def test_what_others_have_removed_is_there_after_a_reload(started: Start) -> None:
+    process = started(web(), dns())
+    process.units[WEB].served.registry.append("a session")
+    result(process.change(web(enabled=False)))
+    process.kernel.did()
+    process.kernel.has.clear()
+    assert result(process.rules.follow(anew=True)) == []
+    assert process.kernel.did() == ["apply dns", "apply web"]
+    assert process.has(dns())
+    rules = rules_of(web())
+    assert rules is not None
+    assert process.kernel.has[WEB] == rules.closed()
+
+
 def test_one_that_changes_gets_others(started: Start) -> None:
     process = started(web())
     other = web(intercepts=[parse_intercept(":8000-8999")])
