@@ -7,6 +7,7 @@ this machine's own network is touched, and its ports, 113 among them, are free.
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 from collections.abc import Iterator
@@ -85,17 +86,22 @@ def machines() -> Iterator[Machines]:
         yield Machines(client, proxy, server)
 
 
+#: Of those that this process has made.
+_count = itertools.count()
+
+
 @contextmanager
 def made(*parts: str) -> Iterator[list[Machine]]:
     """Machines of these names, each with its loopback, for the length of a block."""
     ip = program("ip")
     if os.geteuid() != 0:
         lacking("network namespaces take root")
+    # Others may run these tests, too; and some of ours last while others are made.
+    which = f"relayd-{os.getpid()}-{next(_count)}"
     there = []
     try:
         for part in parts:
-            # Others may run these tests, too.
-            machine = Machine(f"relayd-{os.getpid()}-{part}")
+            machine = Machine(f"{which}-{part}")
             _make(ip, machine.name)
             there.append(machine)
             machine.cable("lo", "up")
