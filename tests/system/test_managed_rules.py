@@ -453,6 +453,43 @@ def test_sessions_live_on_when_their_relay_is_stopped(
     assert network.state() == before
 
 
+def test_flows_live_on_when_their_relay_is_stopped(
+    network: Gateway, tmp_path: Path
+) -> None:
+    """By TPROXY, each datagram comes by the rule that brought the first."""
+    operator = Operator(tmp_path)
+    operator.writes(
+        '[udp.dns]\nlisten = ":16053"\ndest = "original"\ntransparent = true\n'
+        f'intercept = "{V4.server}:53"\n'
+        'udp_timeout = "2s"\nudp_unreplied_timeout = "2s"\n'
+    )
+    before = network.state()
+    with ExitStack() as stack:
+        with network.server.inside():
+            server = stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+            server.bind((V4.server, 53))
+        with network.client.inside():
+            mine = stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+            mine.connect((V4.server, 53))
+        for each in (server, mine):
+            each.settimeout(10)
+        running = stack.enter_context(steered(network.relay, operator))
+        there = network.state()
+        own = mine.getsockname()
+        for data in (b"one", b"two"):
+            mine.send(data)
+            assert server.recvfrom(9) == (data, own)
+            server.sendto(data, own)
+            assert mine.recv(9) == data
+            if data == b"one":
+                operator.runs("stop", "dns")
+                assert network.state() == there
+        # The flow has expired.
+        eventually(lambda: network.state() == before, "nothing is left")
+        ended(running)
+    assert network.state() == before
+
+
 def test_rules_are_there_until_it_has_drained(network: Gateway, tmp_path: Path) -> None:
     operator = Operator(tmp_path)
     operator.writes(WEB)
