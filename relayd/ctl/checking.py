@@ -39,7 +39,7 @@ from relayd.configuring.route_settings import ROUTE, SNI, SniEntry
 from relayd.configuring.server_grammar import options_of
 from relayd.core.check_grammar import PythonCheck
 from relayd.core.errors import ConfigError
-from relayd.core.process_settings import MAX_DESCRIPTORS, TRANSPORT
+from relayd.core.process_settings import MANAGE_NETFILTER, MAX_DESCRIPTORS, TRANSPORT
 from relayd.core.setting_types import Kind
 from relayd.ctl.exits import CommandFailed, Exit
 
@@ -180,6 +180,10 @@ class _Machine:
 
             # The reactor of the service watches any number.
             yield from _problem(raise_open_files, given.value, None)
+        elif given.setting is MANAGE_NETFILTER and given.value:
+            from relayd.netfilter.programs import missing
+
+            yield from missing()
         elif given.setting is METRICS_ADDRESS:
             if find_spec("prometheus_client") is None:
                 yield (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Sequence
 from typing import Any
@@ -54,7 +55,7 @@ def run(name: str, *words: str, given: str = "") -> Ended:
     :raises Missing: it is not installed.
     :raises NetfilterError: it has not ended in time, or may not do this.
     """
-    path = f"{os.environ.get('PATH', os.defpath)}:{_ADMIN}"
+    path = _path()
     try:
         done = subprocess.run(  # noqa: S603 - no shell, and words of ours
             [name, *words],
@@ -67,10 +68,7 @@ def run(name: str, *words: str, given: str = "") -> Ended:
             env={**os.environ, "PATH": path, "LC_ALL": "C"},
         )
     except FileNotFoundError:
-        package = _PACKAGES[name]
-        raise Missing(
-            f"{name} is not installed: it is of the package {package}"
-        ) from None
+        raise Missing(_not_installed(name)) from None
     except subprocess.TimeoutExpired:
         raise NetfilterError(f"{name} has not ended within {LIMIT:g} s") from None
     except OSError as problem:
@@ -83,6 +81,24 @@ def run(name: str, *words: str, given: str = "") -> Ended:
             " CAP_NET_ADMIN; run it as root"
         )
     return Ended(done.stdout, _line_of(done.stderr) or f"exit code {done.returncode}")
+
+
+def missing() -> list[str]:
+    """Which of the programs are not installed: a line for each."""
+    return [
+        _not_installed(name)
+        for name in _PACKAGES
+        if shutil.which(name, path=_path()) is None
+    ]
+
+
+def _path() -> str:
+    """Where programs are looked for."""
+    return f"{os.environ.get('PATH', os.defpath)}:{_ADMIN}"
+
+
+def _not_installed(name: str) -> str:
+    return f"{name} is not installed: it is of the package {_PACKAGES[name]}"
 
 
 def _line_of(text: str) -> str:

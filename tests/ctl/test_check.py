@@ -228,6 +228,27 @@ def test_nothing_is_opened(path: Path, capsys: Captured) -> None:
     assert "no problems" in capsys.readouterr().out
 
 
+def test_rules_take_programs(
+    path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not those of relays that have none, nor where somebody else installs them."""
+    relay = '[tcp.a]\nlisten = "2"\ndest = "3"\n'
+    begin = f"{path}: manage_netfilter"
+    lines = [
+        f"{begin}: nft is not installed: it is of the package nftables",
+        f"{begin}: ip is not installed: it is of the package iproute2",
+    ]
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    for said, expected in (("true", lines), ("false", [])):
+        path.write_text(f"manage_netfilter = {said}\n{relay}")
+        assert main(["check", str(path)]) == (Exit.INVALID if expected else Exit.DONE)
+        assert capsys.readouterr().err.splitlines() == expected
+    monkeypatch.undo()
+    path.write_text(f"manage_netfilter = true\n{relay}")
+    monkeypatch.setattr("shutil.which", lambda name, path: f"/usr/sbin/{name}")
+    assert main(["check", str(path)]) == Exit.DONE
+
+
 def test_what_is_of_the_process(
     path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
