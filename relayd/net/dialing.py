@@ -310,8 +310,12 @@ class SocketEndpoint:
             self.attach(sock, caller)
         elif dial is None:
             sock.close()
-            caller.dial_failed(Failure(connect_failure(problem)))
+            caller.dial_failed(Failure(connect_failure(problem, self.why(problem))))
         return dial
+
+    def why(self, problem: int) -> str | None:
+        """What an errno of connect(2) means here; None: what the system calls it."""
+        return None
 
     def attach(
         self, sock: socket.SocketType, caller: ICaller, dial: Dial | None = None
@@ -391,6 +395,10 @@ class _FromClient(_WithOptions):
     def _prepare(self, sock: socket.SocketType, caller: ICaller) -> None:
         super()._prepare(sock, caller)
         self.be_client(sock, self.address, self.client_of(caller))
+
+    def why(self, problem: int) -> str | None:
+        said = f"transparent: the client has no port free for {self.peer_name}"
+        return said if problem == errno.EADDRNOTAVAIL else None
 
 
 @functools.lru_cache(maxsize=1024)

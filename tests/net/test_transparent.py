@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
+import struct
 import sys
 from typing import Any
 
@@ -310,6 +311,37 @@ async def test_a_dial_that_is_not_possible(kind: Any, host: str, said: str) -> N
         assert said in str(problem)
         assert problem.osError == errno.EADDRNOTAVAIL
         assert descriptors() == before
+
+
+@rights.transparent
+@pytest_twisted.ensureDeferred
+async def test_a_client_all_of_whose_ports_are_taken(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those that the kernel may choose for this server."""
+    with Server() as server, socket.socket() as other:
+        there = server.socket.getsockname()
+        other.bind(("127.0.0.5", 0))
+        other.connect(there)
+        server.accept().close()
+        port = other.getsockname()[1]
+        made = kind.having(OPTIONS)
+        prepare = made._prepare
+
+        def one_port(self: Any, sock: Any, caller: Any) -> None:
+            # IP_LOCAL_PORT_RANGE, ip(7): the lowest and the highest.
+            both = struct.pack("=HH", port, port)
+            sock.setsockopt(socket.IPPROTO_IP, 51, both)
+            prepare(self, sock, caller)
+
+        monkeypatch.setattr(made, "_prepare", one_port)
+        problem = await failed(
+            made(reactor, IPV4, there).connect(OnBehalf("127.0.0.5"))
+        )
+        assert isinstance(problem, error.ConnectError)
+        assert problem.osError == errno.EADDRNOTAVAIL
+        said = f"transparent: the client has no port free for {server.address}"
+        assert problem.args[0] == said
 
 
 @rights.transparent
