@@ -44,15 +44,12 @@ from relayd.configuring.endpoint_strings import has_proxy_header, passed_name
 from relayd.configuring.hosts import ipv6_host, is_ipv6, named_host
 from relayd.configuring.server_options import PLAIN, ServerOptions
 from relayd.core.errors import ConfigError
-from relayd.core.names import host_port, is_name
+from relayd.core.names import ORIGINAL, host_port, is_name
 
 #: Endpoint types that Twisted parses itself, without a plugin.
 _BUILT_IN = frozenset({"tcp", "ssl", "unix"})
 
 DIGITS = re.compile(r"[0-9]+")
-
-#: What stands for where the client meant to go, or for the port there.
-ORIGINAL = "original"
 
 #: What the type of an endpoint string looks like: no address does.
 _TYPE = re.compile(r"[A-Za-z][A-Za-z0-9_+-]*")

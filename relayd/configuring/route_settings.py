@@ -7,8 +7,8 @@ shop.example.com=web                 a server name, and a pool of the relay
 =default                             whatever no other is about
 
 What a name leads to is a destination (:mod:`.server_grammar`), or the name of a pool:
-that begins with a letter and has no colon, and so can't be an address.  A server name
-is a host name (RFC 6066, section 3): addresses are never asked for.
+that begins with a letter, has no colon, and is not `original`, and so can't be one.
+A server name is a host name (RFC 6066, section 3): addresses are never asked for.
 """
 
 from __future__ import annotations

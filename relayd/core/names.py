@@ -10,6 +10,8 @@ import re
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
 
+#: A destination: where the client meant to go; or the port of one, likewise.
+ORIGINAL = "original"
 
 EXPECTED_INTERFACE = "the name of an interface, such as eth1"
 

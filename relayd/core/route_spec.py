@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 
+from relayd.core.names import ORIGINAL
 from relayd.core.relay_names import MAX_LENGTH, check_name
 
 #: The name of the pool of a relay's servers of which nothing else is said.
@@ -12,12 +13,12 @@ DEFAULT = "default"
 #: What the name of a pool is, for an error.
 EXPECTED_POOL = (
     f"1 to {MAX_LENGTH} small letters, digits, '-' or '_', of which the first is a"
-    " letter"
+    f" letter; and not {ORIGINAL}, which is a destination"
 )
 
 
 def parse_pool(text: str) -> str:
-    """The name of a pool: that of a relay, and no number, which would be a port.
+    """The name of a pool: that of a relay, and nothing that is a destination.
 
     :raises ValueError: it can't be one; the message says what is expected.
     """
@@ -25,7 +26,7 @@ def parse_pool(text: str) -> str:
         check_name(text)
     except ValueError:
         raise ValueError(f"expected {EXPECTED_POOL}") from None
-    if not text[0].isalpha():
+    if not text[0].isalpha() or text == ORIGINAL:
         raise ValueError(f"expected {EXPECTED_POOL}")
     return text
 

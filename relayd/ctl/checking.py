@@ -22,6 +22,7 @@ import attrs
 from relayd.configuring.address_grammar import (
     EndpointString,
     HostPort,
+    OriginalAddress,
     PortRange,
     UdpAddress,
     dialled_host,
@@ -36,7 +37,7 @@ from relayd.configuring.given import Given, Layers, key_of
 from relayd.configuring.hosts import check_host
 from relayd.configuring.pools_of_relay import as_server
 from relayd.configuring.route_settings import ROUTE, SNI, SniEntry
-from relayd.configuring.server_grammar import options_of
+from relayd.configuring.server_grammar import is_udp, options_of
 from relayd.core.check_grammar import PythonCheck
 from relayd.core.errors import ConfigError
 from relayd.core.process_settings import MANAGE_NETFILTER, MAX_DESCRIPTORS, TRANSPORT
@@ -206,10 +207,10 @@ class _Machine:
 
                 make = dialing_endpoint if dialled else listening_endpoint
                 yield from _problem(make, address, self.reactor, transport="twisted")
-        elif isinstance(address, HostPort | UdpAddress) and dialled:
+        elif isinstance(address, HostPort | UdpAddress | OriginalAddress) and dialled:
             host = dialled_host(address.host)
             yield from _problem(check_host, host, str(address))
-            if "%" in host and isinstance(address, HostPort):
+            if "%" in host and not is_udp(address):
                 from relayd.operating.endpoints import dialing_endpoint
 
                 yield from _problem(dialing_endpoint, address, self.reactor, "twisted")

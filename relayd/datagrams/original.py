@@ -14,12 +14,10 @@ import socket
 from typing import Any
 
 from relayd.core.addresses import socket_name
+from relayd.core.names import ORIGINAL
 from relayd.datagrams.servers import Server, is_one_host
 from relayd.net.dial_options import DialOptions
 from relayd.net.resolving import SocketAddress
-
-#: What the log and the settings call it.
-ORIGINAL = "original"
 
 
 class Meant:

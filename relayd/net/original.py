@@ -32,16 +32,13 @@ from zope.interface import implementer
 
 from relayd.core.addresses import host_of, socket_name
 from relayd.core.interfaces import ICaller, IDialer, IOnBehalf
-from relayd.core.names import host_port
+from relayd.core.names import ORIGINAL, host_port
 from relayd.core.session import Session
 from relayd.net.dialing import Dial, SocketEndpoint
 from relayd.net.factory_caller import NO_CLIENT
 from relayd.net.foreign_transports import lent_socket
 from relayd.net.happy_eyeballs import Dialer, NameEndpoint
 from relayd.net.resolving import Resolver
-
-#: What a server is called that is where its client meant to go.
-ORIGINAL = "original"
 
 _IPV4, _IPV6 = int(socket.AF_INET), int(socket.AF_INET6)
 _IP, _IP6 = int(socket.IPPROTO_IP), int(socket.IPPROTO_IPV6)

@@ -11,7 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relayd.configuring.address_grammar import EndpointString, HostPort, UnixPath
+from relayd.configuring.address_grammar import (
+    EndpointString,
+    HostPort,
+    OriginalAddress,
+    UnixPath,
+)
 from relayd.configuring.config import Config, Relay, Socks4Relay
 from relayd.configuring.configure import configure
 from relayd.configuring.file import read_layers
@@ -75,6 +80,8 @@ def test_settings_of_a_route() -> None:
         ("*.com.=dns:db:5432", "*.com", ServersOf("dns", "db", 5432)),
         ("xn--p1ai=srv:_x._tcp.db", "xn--p1ai", ServersOf("srv", "_x._tcp.db")),
         ("www=default", "www", "default"),
+        ("www=original", "www", OriginalAddress()),
+        ("www=10.0.0.1:original", "www", OriginalAddress("10.0.0.1")),
         ("=web-2_b", "", "web-2_b"),
         (f"{'a.' * 126}a=1", f"{'a.' * 126}a", HostPort(None, 1)),
     ],
@@ -190,7 +197,9 @@ def test_what_is_not_one_is_told(
     assert in_file(tmp_path, table) == f"tcp.web.{option}: {found}{why}"
 
 
-@pytest.mark.parametrize("name", ["Web", "9a", "-a", "", "a b", "a.b", "a" * 65])
+@pytest.mark.parametrize(
+    "name", ["Web", "9a", "-a", "", "a b", "a.b", "a" * 65, "original"]
+)
 def test_the_name_of_a_pool(name: str) -> None:
     text = f"80,pool={name}"
     assert refusal(*LISTEN, "-d", text) == (
