@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -391,6 +392,31 @@ def test_two_processes_do_not_disturb_each_other(
             assert chains(machine) == ["divert-b"]
             assert f"lookup {0x1000}" in state(machine)
             ended(second)
+    assert state(machine) == before
+
+
+def test_a_stranger_keeps_nobody_from_starting(machine: Machine) -> None:
+    """Whoever may not change rules can claim none."""
+    before = state(machine)
+    claim = (
+        "import socket; sock = socket.socket(socket.AF_UNIX);"
+        " sock.bind('\\0relayd-netfilter-mail'); sock.listen();"
+        " print(flush=True); input()"
+    )
+    other = (program("setpriv"), "--reuid=65534", "--clear-groups")
+    with subprocess.Popen(
+        machine.runs(*other, sys.executable, "-c", claim),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd="/",
+    ) as stranger:
+        assert stranger.stdin is not None
+        assert stranger.stdout is not None
+        assert stranger.stdout.readline() == b"\n"
+        with managing(machine, *MANAGED[2:]) as running:
+            assert chains(machine) == ["redirect-mail"]
+            ended(running)
+        stranger.stdin.close()
     assert state(machine) == before
 
 
