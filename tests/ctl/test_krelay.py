@@ -27,10 +27,15 @@ def test_its_defaults_are_the_modules() -> None:
     assert kinds == {"krelay": Relay, "krelay-udp": UdpRelay}
     for relay in config.relays:
         assert not relay.enabled
+        assert isinstance(relay, Relay | UdpRelay)
         [listen] = relay.listeners
-        [server] = relay.destinations  # type: ignore[union-attr]
+        [server] = relay.destinations
         assert str(listen).rpartition(":")[2] == "16000"
-        assert str(server).removeprefix("udp:") == "192.168.0.10:16000"
+        assert str(server).removeprefix("udp:") == "192.168.0.10:original"
+        # The server sees the client.
+        assert relay.dialing.transparent
+    # As long as it runs.
+    assert config.manage_netfilter
 
 
 def test_relayctl_has_nothing_against_it() -> None:
