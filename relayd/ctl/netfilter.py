@@ -110,14 +110,14 @@ def _in_file(file: str, wanted: Collection[str]) -> Found:
 def _of(running: ControlClient, wanted: Collection[str]) -> Found:
     mark = _mark_of(running.get("/v1/status"))
     kinds = {
-        each.get("name"): each.get("kind")
+        str(each.get("name")): each.get("kind")
         for each in rows_of(running.get("/v1/relays"), "relays")
         if each.get("kind") in ("tcp", "udp")
     }
-    _check_known(wanted, map(str, kinds), "relayd")
+    _check_known(wanted, kinds, "relayd")
     return Found(
         [
-            _running_one(running, str(name), str(kind))
+            _running_one(running, name, kind)
             for name, kind in kinds.items()
             if not wanted or name in wanted
         ],
@@ -136,6 +136,10 @@ def _mark_of(status: dict[str, Any]) -> int:
 
 
 def _running_one(running: ControlClient, name: str, kind: Any) -> Wanted:
+    """One that runs.
+
+    :param kind: `tcp` or `udp`.
+    """
     try:
         check_name(name)
     except ValueError as problem:
@@ -147,9 +151,7 @@ def _running_one(running: ControlClient, name: str, kind: Any) -> Wanted:
     given, problems = read_settings(kind, table, place)
     if problems:
         raise _nonsense(problems[0])
-    relay = relay_of(RelaySection(kind, name, given, place))
-    if not isinstance(relay, Relay | UdpRelay):
-        raise _nonsense(f"the relay {name} is of kind {kind}")
+    relay: Any = relay_of(RelaySection(kind, name, given, place))
     return Wanted(name, rules_of(relay), relay.enabled)
 
 

@@ -44,6 +44,9 @@ _MAIN = "254"
 #: hold it, and whoever does for longer does not change rules: it is gone past.
 LOCK_TIMEOUT, _LOCK_TRIES = 5.0, 100
 
+#: The network namespace of this thread.
+_NAMESPACE = "/proc/thread-self/ns/net"
+
 #: Whether this machine has no IPv6: then there is no route for it either.
 _NO_IPV6 = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
 
@@ -303,7 +306,7 @@ def _is_ours(route: Json) -> bool:
 def _locked() -> Iterator[None]:
     """Nobody else changes rules in this network namespace for the length of a block."""
     try:
-        namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        namespace = os.open(_NAMESPACE, os.O_RDONLY)
     except OSError:
         # This kernel has none.
         yield

@@ -243,6 +243,7 @@ def test_what_the_kernel_refuses_is_said(
         ("GET /v1/status", {"netfilter": {"mark": [1]}}),
         ("GET /v1/relays", {"relays": [{"name": "../x", "kind": "tcp"}]}),
         ("GET /v1/relays", {"relays": [{"name": 5, "kind": "tcp"}]}),
+        ("GET /v1/relays", {"relays": [{"name": [], "kind": "tcp"}, {"kind": {}}, 1]}),
         ("GET /v1/relays/web", {"settings": {"listen": {"value": {"a": 1}}}}),
         ("GET /v1/relays/web", {"settings": {"intercept": {"value": 'x" drop'}}}),
         ("GET /v1/relays/web", {"settings": {"enabled": {"value": []}, "dest": 5}}),

@@ -259,9 +259,14 @@ def test_without_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
         applying.apply([REDIRECTED], MARK)
 
 
-def test_one_at_a_time(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_at_a_time(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Who is held up for too long goes on."""
     waited = []
+    namespace = tmp_path / "net"
+    namespace.touch()
+    monkeypatch.setattr(applying, "_NAMESPACE", str(namespace))
 
     class Waits:
         def wait(self, seconds: float) -> None:
@@ -275,17 +280,6 @@ def test_one_at_a_time(kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch) -> N
     waited.clear()
     applying.apply([REDIRECTED], MARK)
     assert waited == []
-
-
-def test_where_there_are_no_namespaces(
-    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_file(*_: object) -> int:
-        raise FileNotFoundError
-
-    monkeypatch.setattr("relayd.netfilter.applying.os.open", no_file)
-    applying.apply([REDIRECTED], MARK)
-    assert chains(kernel) == {"redirect-web": 1}
 
 
 # -- whatever is done, in whatever order

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from relayd.netfilter import programs
+from relayd.netfilter import applying, programs
 from relayd.netfilter.programs import Ended
 
 Json = dict[str, Any]
@@ -46,8 +46,9 @@ class FakeKernel:
         self._handles = itertools.count(1)
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Have programs that are run be these."""
+        """Have programs that are run be these; the real kernel's lock is left alone."""
         monkeypatch.setattr(programs, "run", self.run)
+        monkeypatch.setattr(applying, "_NAMESPACE", "/none/of/them")
 
     def run(self, name: str, *words: str, given: str = "") -> Ended:
         """Stands in for :func:`relayd.netfilter.programs.run`."""
