@@ -23,6 +23,7 @@ from tests.support.process import (
     eventually,
     udp_client,
 )
+from tests.system.gateway import V4, accepted, asking, gateway, listening, says
 from tests.system.namespaces import Machine, made
 from tests.system.programs import LIMIT, program, run
 
@@ -214,9 +215,9 @@ def test_rules_are_there_while_it_runs(
 
 
 def test_its_rights_are_enough_for_transparent_relays(
-    machine: Machine, tmp_path: Path
+    unit: Path, tmp_path: Path
 ) -> None:
-    """And for ports below 1024; they don't let it change rules."""
+    """And for ports below 1024; they don't let it change rules, which it need not."""
     [line] = re.findall(r"^CapabilityBoundingSet=(.*)$", UNIT.read_text(), re.MULTILINE)
     rights = ",".join(each.lower().replace("cap_", "+") for each in line.split())
     assert rights == "+net_bind_service,+net_raw"
@@ -224,16 +225,32 @@ def test_its_rights_are_enough_for_transparent_relays(
     drop = (program("setpriv"), f"--bounding-set=-all,{rights}")
     file = tmp_path / "relayd.toml"
     file.write_text(TRANSPARENT.replace("16000", "16"))
-    running = RelayProcess(
-        *("--config", str(file)), twistd=(*machine.runs(*drop), *command())
-    )
-    try:
-        running.listening(2)
-        caps = Path(f"/proc/{running.process.pid}/status").read_text()
-        found = re.search(r"CapEff:\s+(\w+)", caps)
-        assert found
-        # Bits 10 and 13 of linux/capability.h.
-        assert int(found[1], 16) == 1 << 10 | 1 << 13
-        assert not any("CAP_" in each for each in running.lines)
-    finally:
-        running.stop()
+    with gateway() as network:
+        there = network.state()
+        for words in commands(unit, "ExecStartPre", file):
+            run(*network.relay.runs(*words))
+        running = RelayProcess(
+            *("--config", str(file)), twistd=(*network.relay.runs(*drop), *command())
+        )
+        try:
+            running.listening(2)
+            caps = Path(f"/proc/{running.process.pid}/status").read_text()
+            found = re.search(r"CapEff:\s+(\w+)", caps)
+            assert found
+            # Bits 10 and 13 of linux/capability.h.
+            assert int(found[1], 16) == 1 << 10 | 1 << 13
+            with (
+                listening(network, V4.server) as to,
+                asking(network, V4.asked) as client,
+            ):
+                server, peer = accepted(to)
+                with server:
+                    assert peer.startswith(f"{V4.client}:")
+                    says(client, server, b"question")
+                    says(server, client, b"answer")
+            assert not any("CAP_" in each for each in running.lines)
+        finally:
+            running.stop()
+        for words in commands(unit, "ExecStopPost", file):
+            run(*network.relay.runs(*words))
+        assert network.state() == there
