@@ -262,7 +262,10 @@ class IOnBehalf(Interface):
         """
 
     def goes_to(endpoint: Any) -> None:
-        """The dial goes on by another endpoint, to where that leads."""
+        """The dial goes on by another endpoint, to where that leads.
+
+        :raises relayd.core.errors.LeadsBack: to this relay itself.
+        """
 
 
 class IDialer(Interface):

@@ -14,7 +14,7 @@ from zope.interface import implementer
 
 from relayd.core.errors import LeadsBack
 from relayd.core.interfaces import ICounted
-from relayd.stream.attempt import Attempt
+from relayd.stream.attempt import LOOP_DETAIL, Attempt
 
 #: The detail of a session whose client asked for the listener itself.
 NOT_REDIRECTED = "it came to the listener itself, and was not redirected"
@@ -66,19 +66,29 @@ class OnBehalf(Attempt):
         # Most relays do not need it.
         from relayd.net.original import original_of
 
-        client, factory = self.client, self.client.factory
+        client = self.client
         self.anywhere = self.leads_here = True
         if self.place is not None:
             self.place = Unjudged(self.place)
         where = original_of(client.session, client.transport)
         host, port = where[1][:2]
-        intercepts = factory.intercepts
-        if intercepts is not None and intercepts.has(host, port, factory.is_own):
+        if self._is_own_listener(host, port):
             raise LeadsBack(NOT_REDIRECTED)
         return where
 
+    def _is_own_listener(self, host: str, port: int) -> bool:
+        factory = self.client.factory
+        own = factory.intercepts
+        return own is not None and own.has(host, port, factory.is_own)
+
     def goes_to(self, endpoint: Any) -> None:
-        """See :meth:`IOnBehalf.goes_to`."""
+        """See :meth:`IOnBehalf.goes_to`.
+
+        :raises LeadsBack: that is a listener of the relay's.
+        """
+        peer = getattr(endpoint, "peer", None)
+        if peer is not None and self._is_own_listener(peer.host, peer.port):
+            raise LeadsBack(LOOP_DETAIL)
         self.name = getattr(endpoint, "peer_name", "")
         if self.name:
             label = self.place.label if self.place is not None else ""

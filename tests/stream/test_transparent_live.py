@@ -27,6 +27,7 @@ from relayd.net.happy_eyeballs import NameEndpoint
 from relayd.net.original import OriginalEndpoint, OriginalNameEndpoint
 from relayd.net.resolving import Resolver
 from relayd.preludes.proxy_protocol import preamble_of
+from relayd.stream.attempt import LOOP_DETAIL
 from relayd.stream.on_behalf import NOT_REDIRECTED
 from relayd.upstreams.passive import Ejector, FailLimits
 from tests.support import rights
@@ -480,6 +481,19 @@ async def test_who_comes_to_the_listener_itself(
         [session] = sessions
         assert session.detail == NOT_REDIRECTED
         assert relay.fails == [0]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_host_that_is_the_relay_s_own(kind: Kind, held: ExitStack) -> None:
+    """At the port of its listener: nothing is dialled."""
+    relay = original(kind, "127.0.0.1")
+    where = await relay.listen("0.0.0.0")
+    said = header("192.0.2.7", ("192.0.2.9", where[1]))
+    client = held.enter_context(client_at("127.0.0.1", ("127.0.0.1", where[1]), said))
+    assert await read(client) == b""
+    [session] = await relay.over()
+    assert session.detail == LOOP_DETAIL
+    assert relay.fails == [0]
 
 
 @rights.transparent
