@@ -1,5 +1,8 @@
-"""What embedders import to open a UDP listener, by the name that they know it by."""
+"""Public names: what embedders import to open a UDP listener, and for servers that
+clients choose themselves.
+"""
 
+from relayd.datagrams.original import OriginalServer
 from relayd.datagrams.sockets import bind_udp
 
-__all__ = ["bind_udp"]
+__all__ = ["OriginalServer", "bind_udp"]

@@ -282,16 +282,27 @@ class Outbox:
 
         :return: the errors of those that could not be sent, by slot number.
         """
-        if self._singly:
-            return self._send_singly(range(len(sizes)), sizes, envelopes)
+        self._lay_out(sizes, envelopes)
+        return self._send_some(self._sock, range(len(sizes)), sizes, envelopes)
+
+    def _lay_out(self, sizes: list[int], envelopes: list[bytes]) -> None:
+        """Put them where the kernel reads them."""
         messages, count = self._messages, len(sizes)
         messages.lengths[:count] = memoryview(array("L", sizes))
         messages.envelopes[: count * messages.envelope] = b"".join(envelopes)
+
+    def _send_some(
+        self, sock: Any, which: range, sizes: list[int], envelopes: list[bytes]
+    ) -> dict[int, OSError]:
+        """Send some of them, which follow each other, by one socket."""
+        if self._singly:
+            return self._send_singly(sock, which, sizes, envelopes)
+        messages = self._messages
         problems: dict[int, OSError] = {}
-        done = 0
+        done, count = which.start, which.stop
         while done < count:
             sent = mmsg.sendmmsg(  # type: ignore[misc]
-                self._sock.fileno(),
+                sock.fileno(),
                 messages.first + done * messages.step,
                 count - done,
                 socket.MSG_DONTWAIT,
@@ -304,17 +315,17 @@ class Outbox:
                 problem = OSError(number, os.strerror(number))
                 if number not in _SOFT:
                     # If it can be sent by another call, this call is refused.
-                    one = self._send_singly(range(done, done + 1), sizes, envelopes)
-                    if not one:
+                    this, rest = range(done, done + 1), range(done + 1, count)
+                    if not self._send_singly(sock, this, sizes, envelopes):
                         self._singly = True
-                        rest = range(done + 1, count)
-                        return problems | self._send_singly(rest, sizes, envelopes)
+                        rest_too = self._send_singly(sock, rest, sizes, envelopes)
+                        return problems | rest_too
                 problems[done] = problem
                 done += 1
         return problems
 
     def _send_singly(
-        self, which: range, sizes: list[int], envelopes: list[bytes]
+        self, sock: Any, which: range, sizes: list[int], envelopes: list[bytes]
     ) -> dict[int, OSError]:
         problems: dict[int, OSError] = {}
         for number in which:
@@ -324,9 +335,9 @@ class Outbox:
             try:
                 to = _unpacked(envelope[: self._name])
                 if extra:
-                    self._sock.sendmsg([data], extra, 0, to)
+                    sock.sendmsg([data], extra, 0, to)
                 else:
-                    self._sock.sendto(data, to)
+                    sock.sendto(data, to)
             except OSError as problem:
                 problems[number] = problem
         return problems

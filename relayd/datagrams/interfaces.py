@@ -83,7 +83,7 @@ class FlowListener(Protocol):
     def name(self, key: Any) -> str:
         """The address that a client has sent to, as text."""
 
-    def envelope(self, key: Any) -> bytes:
+    def envelope(self, key: Any) -> Any:
         """A client's addresses, as a batch of replies needs them."""
 
     def replier(self, to: Any) -> Callable[[bytes, Any], Any]:

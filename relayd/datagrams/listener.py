@@ -250,7 +250,7 @@ class DatagramListener:
         source, _ = self._receiver.origin(key)
         return source, source
 
-    def envelope(self, key: Any) -> bytes:
+    def envelope(self, key: Any) -> Any:
         """A client's addresses, as a batch of replies needs them."""
         return self.replies.envelope(key)
 

@@ -9,6 +9,8 @@ Replies must come from where the client has sent to.  A socket that is bound to 
 address (IP_TRANSPARENT) sends them: one for all flows to it, as long as there is one.
 Nobody reads it, and it has next to no memory to receive.  Where the destination has the
 port of the listener, the listener itself sends, from another address (IP_PKTINFO).
+Replies of a batch that leave by the same socket one after the other are sent in one
+call.
 """
 
 from __future__ import annotations
@@ -17,15 +19,17 @@ import errno
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
-from relayd.core.addresses import bare_end, socket_name
+from relayd.core.addresses import socket_name
 from relayd.datagrams.batches import (
     ANCILLARY,
     PKTINFO_SPACE4,
     PKTINFO_SPACE6,
     Batches,
     OneByOne,
+    Outbox,
 )
 from relayd.datagrams.flow import ClientFlow
 from relayd.datagrams.interfaces import FlowRelay
@@ -84,6 +88,31 @@ class OriginalBatches(Batches):
         return space, slice(begin + part.start, begin + part.stop), False
 
 
+class OriginalOutbox(Outbox):
+    """Sends replies that follow each other, and leave by one socket, in one call.
+
+    An envelope here is that socket and the envelope of the class above, whose local
+    address is the destination.
+    """
+
+    def envelope(self, key: bytes) -> bytes:
+        source, told = key[: self._name], key[self._name :]
+        return super().envelope(source + _host(told))
+
+    def send(self, sizes: list[int], envelopes: list[Any]) -> dict[int, OSError]:
+        """See :meth:`relayd.datagrams.batches.Outbox.send`."""
+        socks = [sock for sock, _ in envelopes]
+        packed = [envelope for _, envelope in envelopes]
+        self._lay_out(sizes, packed)
+        problems: dict[int, OSError] = {}
+        begin = 0
+        for sock, same in groupby(socks):
+            which = range(begin, begin + len(list(same)))
+            problems |= self._send_some(sock, which, sizes, packed)
+            begin = which.stop
+        return problems
+
+
 class OriginalListener(DatagramListener):
     """Gets what clients have sent to others.
 
@@ -107,14 +136,22 @@ class OriginalListener(DatagramListener):
             self.sock, self.ledger.counters, local=True
         )
 
-    def _open_outbox(self) -> None:
-        """Replies leave by several sockets, and so not in one call."""
+    def _open_outbox(self) -> Outbox | None:
+        return OriginalOutbox(self.sock, local=True) if can_batch(self.sock) else None
 
     # -- what a key means
 
     def client(self, key: Any) -> tuple[Any, Any]:
         source, told = self._receiver.origin(key)
         return source, Meant(source, _unpacked(told)) if told else None
+
+    def envelope(self, key: Any) -> Any:
+        packed = self.replies.envelope(key)
+        if not packed:
+            return packed
+        original = _unpacked(self._receiver.origin(key)[1])
+        sock, _ = self._reply_sockets.get(original) or (self.sock, 0)
+        return sock, packed
 
     def name(self, key: Any) -> str:
         """The address that a client has sent to, as text: not this machine's."""
@@ -124,13 +161,13 @@ class OriginalListener(DatagramListener):
 
     def replier(self, to: Meant) -> Callable[[bytes, Any], Any]:
         original = to.original
-        if not is_host(bare_end(original)[0]):
+        if not is_host(original[0]):
             raise NotAsClient(
                 f"{socket_name(original)} can't be answered from: it is no address of"
                 " one host"
             )
         if original[1] == self.port:
-            to.sock, to.extra = self.sock, [pktinfo(_host(original))]
+            to.sock, to.extra = self.sock, [pktinfo(_packed_host(original))]
         else:
             sock, flows = self._reply_sockets.get(original) or (None, 0)
             if sock is None:
@@ -204,8 +241,13 @@ def _unpacked(told: bytes) -> Any:
     return socket.inet_ntop(socket.AF_INET6, told[6:22]), port, 0, scope
 
 
-def _host(address: Any) -> bytes:
-    """The host of a socket address, as :func:`pktinfo` takes it."""
+def _host(told: bytes) -> bytes:
+    """The host in the part of a key, as :func:`pktinfo` takes it."""
+    return told[2:] if len(told) == 6 else short_pktinfo6(told[6:])
+
+
+def _packed_host(address: Any) -> bytes:
+    """The host of a socket address, likewise."""
     if len(address) == 2:
         return socket.inet_aton(address[0])
     host = socket.inet_pton(socket.AF_INET6, address[0].partition("%")[0])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import attrs
@@ -17,11 +19,15 @@ from twisted.logger import capturedLogs
 
 from relayd.admission.bandwidth import Bandwidth
 from relayd.admission.rates import Rates
-from relayd.datagrams import original_listener
+from relayd.datagrams import mmsg, original_listener
 from relayd.datagrams.batches import _packed
 from relayd.datagrams.mmsg import BATCH
 from relayd.datagrams.original import OriginalServer
-from relayd.datagrams.original_listener import OriginalBatches, OriginalOneByOne
+from relayd.datagrams.original_listener import (
+    OriginalBatches,
+    OriginalOneByOne,
+    OriginalOutbox,
+)
 from relayd.datagrams.sockets import default_max_flows
 from relayd.datagrams.transparent import places
 from relayd.net.dial_options import DialOptions
@@ -529,11 +535,63 @@ def test_a_sandbox_may_refuse_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
         [(_, key)] = batches.receive()
 
         def refuses(*_: Any) -> int:
-            import ctypes
-
             ctypes.set_errno(errno.EPERM)
             return -1
 
         monkeypatch.setattr("relayd.datagrams.mmsg.recvmmsg", refuses)
         client.sendto(b"?", ours.getsockname())
         assert [again for _, again in batches.receive()] == [key]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("refused", [False, True], ids=["batched", "singly"])
+def test_replies_of_several_sockets_in_one_batch(
+    host: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each leaves by its own, those of one socket together; one that fails is told."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with ExitStack() as stack:
+        opened = [
+            stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+            for _ in range(4)
+        ]
+        for each in opened:
+            each.setblocking(False)
+            each.bind((host, 0))
+        one, two, closed, client = opened
+        batches = OriginalBatches(one, Tally(), local=True)
+        out = OriginalOutbox(one, local=True)
+        to = client.getsockname()
+        v6 = family == socket.AF_INET6
+        calls: list[int] = []
+        sendmmsg = mmsg.sendmmsg
+
+        def counted(descriptor: int, *args: Any) -> int:
+            calls.append(descriptor)
+            if refused:
+                ctypes.set_errno(errno.EPERM)
+                return -1
+            return sendmmsg(descriptor, *args)  # type: ignore[misc]
+
+        monkeypatch.setattr(mmsg, "sendmmsg", counted)
+
+        def envelope(sock: Any) -> tuple[Any, bytes]:
+            told = _packed(sock.getsockname())[2:28] if v6 else None
+            told = told or _packed(sock.getsockname())[2:8]
+            return sock, out.envelope(batches._key(to, told))
+
+        socks = [one, one, two, closed, one]
+        envelopes = [envelope(each) for each in socks]
+        own = [each.getsockname() for each in socks]
+        closed.close()
+        for number, slot in zip(range(5), out.slots, strict=False):
+            slot[:1] = b"%d" % number
+        problems = out.send([1] * 5, envelopes)
+        assert list(problems) == [3]
+        assert problems[3].errno == errno.EBADF
+        if not refused:
+            assert len(calls) == 4
+        got = [client.recvfrom(9) for _ in range(4)]
+        assert sorted(got) == sorted(
+            (b"%d" % number, own[number]) for number in (0, 1, 2, 4)
+        )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,21 @@ def test_the_default_of_flows_depends_on_the_limit_of_open_files(
 
     monkeypatch.setattr("relayd.datagrams.sockets.resource.getrlimit", refuse)
     assert default_max_flows() == 768
+
+
+def test_a_relay_that_brings_nobody_elsewhere_loads_nothing_for_it() -> None:
+    """What transparent flows and redirected clients take."""
+    code = """
+import sys
+from twisted.internet.task import Clock
+from relayd.udp_nat import Server, UdpNat
+made = [UdpNat(Clock(), [Server("192.0.2.1", 53)], max_flows=1)]
+names = "original", "original_listener", "transparent"
+print(*(name for name in names if f"relayd.datagrams.{name}" in sys.modules))
+made.append(UdpNat(Clock(), made[0].servers, max_flows=1, redirected=True))
+print(*(name for name in names if f"relayd.datagrams.{name}" in sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "\noriginal original_listener transparent\n"
