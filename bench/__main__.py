@@ -11,7 +11,7 @@ import argparse
 import datetime
 import signal
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,7 +21,13 @@ from bench.figures import Results
 from bench.limits import judge
 from bench.relays import RELAYS
 from bench.report import limit_lines
-from bench.rounds import MODES, Plan, check_requirements, measure
+from bench.rounds import (
+    MODES,
+    Plan,
+    check_requirements,
+    lacking_workloads,
+    measure,
+)
 from bench.workloads import WORKLOADS
 
 #: The share of the machine's CPU in use from which there is a warning.
@@ -52,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rounds=given.rounds,
             seconds=given.seconds,
         )
-        return _run(given.mode, plan, given.only or (), output)
+        without = lacking_workloads(plan, given.workload or ())
+        return _run(given.mode, plan, without, given.only or (), output)
     except CannotMeasure as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -129,11 +136,20 @@ def _seconds(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0.5 to 60")
 
 
-def _run(mode: str, plan: Plan, asked: Collection[str], output: Path | None) -> int:
+def _run(
+    mode: str,
+    plan: Plan,
+    left_out: Mapping[str, str],
+    asked: Collection[str],
+    output: Path | None,
+) -> int:
+    lacking = dict(left_out)
+    _tell(lacking)
+    plan = plan.without((), left_out)
     without = check_requirements(plan, asked)
-    lacking = {plan.titles[relay]: why for relay, why in without.items()}
-    for title, why in lacking.items():
-        print(f"bench: {title} is not measured: {why}", file=sys.stderr)
+    relays = {plan.titles[relay]: why for relay, why in without.items()}
+    _tell(relays)
+    lacking |= relays
     plan = plan.without(without)
     if output is not None:
         _check_output(output)
@@ -146,7 +162,7 @@ def _run(mode: str, plan: Plan, asked: Collection[str], output: Path | None) -> 
         )
     results = measure(plan)
     if mode == "check":
-        verdicts = judge(results)
+        verdicts = judge(results, left_out)
         print("\n".join(["", *limit_lines(verdicts)]))
         return 0 if all(verdict.ok for verdict in verdicts) else 1
     if output is not None:
@@ -163,6 +179,12 @@ def _run(mode: str, plan: Plan, asked: Collection[str], output: Path | None) -> 
         )
         _write(about, results, plan.titles, output)
     return 0
+
+
+def _tell(lacking: Mapping[str, str]) -> None:
+    """Say what is left out, and why."""
+    for what, why in lacking.items():
+        print(f"bench: {what} is not measured: {why}", file=sys.stderr)
 
 
 def _check_output(output: Path) -> None:

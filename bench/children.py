@@ -34,7 +34,9 @@ PACKAGES = {
     "gcc": "gcc",
     "h2load": "nghttp2-client",
     "haproxy": "haproxy",
+    "ip": "iproute2",
     "iperf3": "iperf3",
+    "nft": "nftables",
     "nginx": "nginx",
     "openssl": "openssl",
     "proxychains4": "proxychains4",
@@ -152,7 +154,11 @@ class Child:
         def there() -> bool:
             if self.process.poll() is not None:
                 raise CannotMeasure(self.failure())
-            return (bound_udp() if udp else listeners()) >= set(ports)
+            find = bound_udp if udp else listeners
+            try:
+                return find(self.pid) >= set(ports)
+            except FileNotFoundError:  # it has just ended, which is told next
+                return False
 
         eventually(there, f"{self.name} listens")
 
@@ -238,10 +244,10 @@ def child(
                         pipe.close()
 
 
-def listeners() -> set[int]:
-    """The IPv4 TCP ports with a listener."""
+def listeners(pid: int) -> set[int]:
+    """The IPv4 TCP ports with a listener, in the network of a process."""
     found = set()
-    with Path("/proc/net/tcp").open() as table:
+    with Path(f"/proc/{pid}/net/tcp").open() as table:
         next(table)
         for line in table:
             _, local, _, state, *_ = line.split()
@@ -253,10 +259,10 @@ def listeners() -> set[int]:
     return found
 
 
-def bound_udp() -> set[int]:
-    """The IPv4 UDP ports that are bound, and not connected."""
+def bound_udp(pid: int) -> set[int]:
+    """The IPv4 UDP ports that are bound, and not connected, likewise."""
     found = set()
-    with Path("/proc/net/udp").open() as table:
+    with Path(f"/proc/{pid}/net/udp").open() as table:
         next(table)
         for line in table:
             _, local, _, state, *_ = line.split()
@@ -264,6 +270,14 @@ def bound_udp() -> set[int]:
             if state == "07":
                 found.add(int(local.rpartition(":")[2], 16))
     return found
+
+
+def udp_addresses(pid: int) -> set[str]:
+    """The addresses of IPv4 UDP sockets, in the network of a process."""
+    lines = Path(f"/proc/{pid}/net/udp").read_text().splitlines()[1:]
+    # In the machine's own order of bytes.
+    hosts = {int(line.split()[1].partition(":")[0], 16) for line in lines}
+    return {socket.inet_ntoa(host.to_bytes(4, sys.byteorder)) for host in hosts}
 
 
 def children_of(pid: int) -> list[int]:

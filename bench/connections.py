@@ -23,6 +23,7 @@ from typing import Literal
 from bench.children import PATIENCE, CannotMeasure
 from bench.loads import AT_ONCE
 from bench.origins import BODY
+from bench.places import HERE
 
 KEEPING = b"GET / HTTP/1.1\r\nHost: origin\r\n\r\n"
 _CLOSING = b"GET / HTTP/1.1\r\nHost: origin\r\nConnection: close\r\n\r\n"
@@ -66,6 +67,7 @@ def short_connections(
     count: int,
     closed_by: Literal["client", "server"],
     *,
+    to: str = HERE.relay.host,
     socks4_to: int | None = None,
     hosts: Iterator[str] | None = None,
 ) -> None:
@@ -74,6 +76,7 @@ def short_connections(
     :param closed_by: which side closes first.  The client: when it has the response,
         while the server would keep the connection.  The server: when it has responded,
         and the client waits for the end of data.
+    :param to: the address that `port` is on.
     :param socks4_to: the server's port, if `port` is a SOCKS4 proxy's: the request is
         made once the proxy has connected.
     :param hosts: addresses of this machine to connect from, one for each; unless given,
@@ -103,9 +106,9 @@ def short_connections(
             # there would be too few.
             connection.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
             connection.bind((next(hosts), 0))
-        connection.connect_ex(("127.0.0.1", port))
+        connection.connect_ex((to, port))
         try:
-            # On loopback it is connected already, unless a queue is full.
+            # It is connected already, unless a queue is full.
             connection.send(opening)
             poll.register(number, select.EPOLLIN)
         except BlockingIOError:

@@ -1,20 +1,23 @@
 /* Datagrams for the benchmark: an echo server, and a client that counts round trips.
  *
- *   datagrams echo
- *       echoes on a free port of 127.0.0.1, which it prints
- *   datagrams load PORT FLOWS IN_FLIGHT SIZE SECONDS
+ *   datagrams echo HOST
+ *       echoes on a free port of HOST, which it prints
+ *   datagrams load HOST PORT FLOWS IN_FLIGHT SIZE SECONDS
  *       closed loop: each of FLOWS sockets keeps IN_FLIGHT datagrams pending.
  *       Warms up first and prints "ready"; then does so for SECONDS for each line of
  *       its input, until that ends
- *   datagrams turns PORT FLOWS AT_ONCE BURST SIZE SECONDS
+ *   datagrams turns HOST PORT FLOWS AT_ONCE BURST SIZE SECONDS
  *       closed loop: AT_ONCE of FLOWS sockets have BURST datagrams pending.  When all of
  *       one flow's are back, the next flow sends a burst.  Begins as a load does
- *   datagrams rate PORT FLOWS RATE SIZE SECONDS
+ *   datagrams new HOST PORT FLOWS SIZE
+ *       FLOWS new sockets with one round trip each, few at a time, for each line of its
+ *       input, until that ends; once before it prints "ready"
+ *   datagrams rate HOST PORT FLOWS RATE SIZE SECONDS
  *       open loop: RATE datagrams a second, the flows in turn
  *
- * The last three print "sent received seconds", the loops for each line.  Everything is
- * sent and received in batches (sendmmsg, recvmmsg), so that neither end limits the
- * relay.  Written in C because in Python the ends would cost more than the relay.
+ * HOST is an IPv4 address.  The last four print "sent received seconds", those with
+ * an input for each of its lines.  Everything is sent and received in batches (sendmmsg,
+ * recvmmsg), so that neither end limits the relay.  Written in C because in Python the ends would cost more than the relay.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -73,11 +76,19 @@ static int open_socket(int blocking) {
     return fd;
 }
 
-static void echo(void) {
+static struct sockaddr_in address_of(const char *host, int port) {
+    struct sockaddr_in name = {.sin_family = AF_INET, .sin_port = htons(port)};
+    if (inet_pton(AF_INET, host, &name.sin_addr) != 1) {
+        fprintf(stderr, "%s is no IPv4 address\n", host);
+        exit(2);
+    }
+    return name;
+}
+
+static void echo(const char *host) {
     int fd = open_socket(1);
-    struct sockaddr_in here = {.sin_family = AF_INET};
+    struct sockaddr_in here = address_of(host, 0);
     socklen_t length = sizeof here;
-    here.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     if (bind(fd, (struct sockaddr *)&here, sizeof here) < 0)
         fail("bind");
     if (getsockname(fd, (struct sockaddr *)&here, &length) < 0)
@@ -97,13 +108,11 @@ static void echo(void) {
     }
 }
 
-static int *open_flows(int port, int flows, int epoll) {
+static int *open_flows(struct sockaddr_in relay, int flows, int epoll) {
     struct rlimit limit;
     getrlimit(RLIMIT_NOFILE, &limit);
     limit.rlim_cur = limit.rlim_max;
     setrlimit(RLIMIT_NOFILE, &limit);
-    struct sockaddr_in relay = {.sin_family = AF_INET, .sin_port = htons(port)};
-    relay.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     int *fds = calloc(flows, sizeof *fds);
     for (int i = 0; i < flows; i++) {
         fds[i] = open_socket(0);
@@ -210,9 +219,9 @@ static struct moved round_trips(const struct loop *loop, double seconds) {
     return (struct moved){sent, received, quiet - begin};
 }
 
-static int load(int port, struct loop loop, double seconds) {
+static int load(struct sockaddr_in relay, struct loop loop, double seconds) {
     loop.epoll = epoll_create1(0);
-    loop.fds = open_flows(port, loop.flows, loop.epoll);
+    loop.fds = open_flows(relay, loop.flows, loop.epoll);
     begin_flows(loop.epoll, loop.fds, loop.flows, loop.size);
     round_trips(&loop, WARM_UP);
     puts("ready");
@@ -227,9 +236,35 @@ static int load(int port, struct loop loop, double seconds) {
     return 0;
 }
 
-static int rate(int port, int flows, double rate, size_t size, double seconds) {
+/* New flows, of which each has one round trip. */
+static double new_flows(struct sockaddr_in relay, int flows, size_t size) {
+    double begin = now();
+    int epoll = epoll_create1(0), *fds = open_flows(relay, flows, epoll);
+    begin_flows(epoll, fds, flows, size);
+    for (int i = 0; i < flows; i++)
+        close(fds[i]);
+    close(epoll);
+    free(fds);
+    return now() - begin;
+}
+
+static int opening(struct sockaddr_in relay, int flows, size_t size) {
+    new_flows(relay, flows, size);
+    puts("ready");
+    fflush(stdout);
+    for (int character; (character = getchar()) != EOF;) {
+        if (character != '\n')
+            continue;
+        printf("%d %d %f\n", flows, flows, new_flows(relay, flows, size));
+        fflush(stdout);
+    }
+    return 0;
+}
+
+static int rate(struct sockaddr_in relay, int flows, double rate, size_t size,
+                double seconds) {
     int epoll = epoll_create1(0);
-    int *fds = open_flows(port, flows, epoll);
+    int *fds = open_flows(relay, flows, epoll);
     struct epoll_event events[256];
     long sent = 0, received = 0, next = 0;
     double begin = now(), quiet = begin;
@@ -252,25 +287,35 @@ static int rate(int port, int flows, double rate, size_t size, double seconds) {
 }
 
 int main(int argc, char **argv) {
-    if (argc == 2 && !strcmp(argv[1], "echo"))
-        echo();
-    if (argc == 7 && atol(argv[5]) <= ROOM && !strcmp(argv[1], "load")) {
-        struct loop all = {.flows = atoi(argv[3]), .at_once = atoi(argv[3]),
-                           .burst = atoi(argv[4]), .size = atol(argv[5])};
-        return load(atoi(argv[2]), all, atof(argv[6]));
+    const char *kind = argc > 2 ? argv[1] : "";
+    if (argc == 3 && !strcmp(kind, "echo"))
+        echo(argv[2]);
+    struct sockaddr_in relay = {0};
+    int flows = 0;
+    if (argc > 4) {
+        relay = address_of(argv[2], atoi(argv[3]));
+        flows = atoi(argv[4]);
     }
-    if (argc == 8 && atol(argv[6]) <= ROOM && !strcmp(argv[1], "turns") &&
-        atoi(argv[4]) <= atoi(argv[3])) {
-        struct loop some = {.flows = atoi(argv[3]), .at_once = atoi(argv[4]),
-                            .burst = atoi(argv[5]), .in_turn = 1,
-                            .size = atol(argv[6])};
-        return load(atoi(argv[2]), some, atof(argv[7]));
+    if (argc == 8 && atol(argv[6]) <= ROOM && !strcmp(kind, "load")) {
+        struct loop all = {.flows = flows, .at_once = flows, .burst = atoi(argv[5]),
+                           .size = atol(argv[6])};
+        return load(relay, all, atof(argv[7]));
     }
-    if (argc == 7 && atol(argv[5]) <= ROOM && !strcmp(argv[1], "rate"))
-        return rate(atoi(argv[2]), atoi(argv[3]), atof(argv[4]), atol(argv[5]),
-                    atof(argv[6]));
-    fprintf(stderr, "usage: datagrams echo | load PORT FLOWS IN_FLIGHT SIZE SECONDS"
-                    " | turns PORT FLOWS AT_ONCE BURST SIZE SECONDS"
-                    " | rate PORT FLOWS RATE SIZE SECONDS\n");
+    if (argc == 9 && atol(argv[7]) <= ROOM && !strcmp(kind, "turns") &&
+        atoi(argv[5]) <= flows) {
+        struct loop some = {.flows = flows, .at_once = atoi(argv[5]),
+                            .burst = atoi(argv[6]), .in_turn = 1,
+                            .size = atol(argv[7])};
+        return load(relay, some, atof(argv[8]));
+    }
+    if (argc == 6 && atol(argv[5]) <= ROOM && !strcmp(kind, "new"))
+        return opening(relay, flows, atol(argv[5]));
+    if (argc == 8 && atol(argv[6]) <= ROOM && !strcmp(kind, "rate"))
+        return rate(relay, flows, atof(argv[5]), atol(argv[6]), atof(argv[7]));
+    fprintf(stderr, "usage: datagrams echo HOST"
+                    " | load HOST PORT FLOWS IN_FLIGHT SIZE SECONDS"
+                    " | turns HOST PORT FLOWS AT_ONCE BURST SIZE SECONDS"
+                    " | new HOST PORT FLOWS SIZE"
+                    " | rate HOST PORT FLOWS RATE SIZE SECONDS\n");
     return 2;
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 from attrs import frozen
 
 from bench.children import PATIENCE, CannotMeasure, child, program
+from bench.places import HERE, Place, Places
 from relayd.core.settings import UDP_RCVBUF
 
 #: Bytes of a datagram.
@@ -61,17 +62,17 @@ def built() -> str:
 
 
 @contextmanager
-def echo() -> Iterator[int]:
+def echo(place: Place = HERE.server) -> Iterator[int]:
     """A server that sends back each datagram, for the length of a block; its port."""
     with tempfile.TemporaryDirectory(prefix="relayd-bench-") as name:
-        argv = [built(), "echo"]
+        argv = place.runs([built(), "echo", place.host])
         with child("the echo server", argv, Path(name), read=True) as running:
             yield int(running.line())
 
 
 @contextmanager
 def round_trips(
-    port: int, flows: int, at_once: int, seconds: float
+    port: int, flows: int, at_once: int, seconds: float, places: Places = HERE
 ) -> Iterator[Callable[[], int]]:
     """Flows through a relay, each of which has carried datagrams.
 
@@ -80,8 +81,10 @@ def round_trips(
 
     :raises CannotMeasure: a flow was not answered, or too much was lost.
     """
-    with _closed_loop(
-        ["load", str(port), str(flows), str(at_once)], flows * at_once, seconds
+    with _repeated(
+        ["load", places.relay.host, port, flows, at_once, SIZE, seconds],
+        flows * at_once,
+        places.client,
     ) as load:
         yield load
 
@@ -91,21 +94,31 @@ def bursts_in_turn(
     port: int, flows: int, seconds: float
 ) -> Iterator[Callable[[], int]]:
     """As :func:`round_trips`; bursts are pending on some flows, round robin."""
-    with _closed_loop(
-        ["turns", str(port), str(flows), str(BURSTS), str(BURST)],
+    with _repeated(
+        ["turns", HERE.relay.host, port, flows, BURSTS, BURST, SIZE, seconds],
         BURSTS * BURST,
-        seconds,
     ) as load:
         yield load
 
 
 @contextmanager
-def _closed_loop(
-    arguments: Sequence[str], under_way: int, seconds: float
+def new_flows(
+    port: int, flows: int, places: Places = HERE
+) -> Iterator[Callable[[], int]]:
+    """As :func:`round_trips`; so many flows each time, with one round trip each."""
+    with _repeated(
+        ["new", places.relay.host, port, flows, SIZE], 0, places.client
+    ) as load:
+        yield load
+
+
+@contextmanager
+def _repeated(
+    arguments: Sequence[str | float], under_way: int, place: Place = HERE.client
 ) -> Iterator[Callable[[], int]]:
     """The function that makes the round trips; see :func:`round_trips`."""
     with tempfile.TemporaryDirectory(prefix="relayd-bench-") as name:
-        argv = [built(), *arguments, str(SIZE), str(seconds)]
+        argv = place.runs([built(), *map(str, arguments)])
         with child(
             "the datagrams' load", argv, Path(name), read=True, waits=True
         ) as running:
@@ -129,7 +142,7 @@ def delivered(port: int, seconds: float) -> float:
     """Per cent of `RATE` datagrams a second that came back through a relay."""
     with tempfile.TemporaryDirectory(prefix="relayd-bench-") as name:
         argv = [
-            *(built(), "rate", str(port), str(RATE_FLOWS), str(RATE)),
+            *(built(), "rate", HERE.relay.host, str(port), str(RATE_FLOWS), str(RATE)),
             *(str(SIZE), str(seconds)),
         ]
         with child("the datagrams' load", argv, Path(name), read=True) as running:

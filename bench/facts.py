@@ -20,6 +20,7 @@ from bench.pythons import other_python, this_python
 _VERSION_OPTIONS = {
     "danted": "-v",
     "haproxy": "-v",
+    "ip": "-V",
     "nginx": "-v",
     "socat": "-V",
     "wrk": "-v",

@@ -152,6 +152,35 @@ ROUTES = {
     )
 }
 
+#: The figures of relays that dial from their clients' addresses, and of plain ones in
+#: the same namespaces, likewise.
+TRANSPARENT = {
+    figure.name: figure
+    for figure in (
+        Figure(
+            "transparent",
+            "between namespaces, short session",
+            "CPU µs",
+            "transparent",
+            1,
+        ),
+        Figure(
+            "transparent-udp",
+            "between namespaces, UDP, 500 flows of 1",
+            "CPU µs",
+            "transparent-udp",
+            2,
+        ),
+        Figure(
+            "transparent-udp-new",
+            "between namespaces, UDP, a new flow of 1",
+            "CPU µs",
+            "transparent-udp",
+            1,
+        ),
+    )
+}
+
 #: The figures of operating many relays, likewise.
 OPERATING = {
     figure.name: figure
@@ -197,7 +226,7 @@ def figure_named(name: str) -> Figure:
     base, at, _ = name.partition("@")
     if at:
         return GROWTH[base]
-    kinds = (FIGURES, SOCKS4, UDP, POOLS, FILTERS, ROUTES, OPERATING)
+    kinds = (FIGURES, SOCKS4, UDP, POOLS, FILTERS, ROUTES, TRANSPARENT, OPERATING)
     return ChainMap(*kinds)[name]
 
 

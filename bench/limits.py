@@ -5,7 +5,7 @@ A limit is judged by the median of the rounds' ratios, each of one round.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from attrs import frozen
 
@@ -20,6 +20,7 @@ from bench.figures import (
     POOLS,
     ROUTES,
     SOCKS4,
+    TRANSPARENT,
     UDP,
     Results,
     Spread,
@@ -156,6 +157,17 @@ def _limits() -> Iterable[Limit]:
         yield Limit(
             f"{ROUTES[name].title}: {title}", (name, relay), (name, _RELAYD), bound
         )
+    for name, relay, to, bound in (
+        ("transparent", "relayd-transparent", _RELAYD, 1.15),
+        ("transparent-udp", "relayd-udp-transparent", _UDP, 1.1),
+        ("transparent-udp-new", "relayd-udp-transparent", _UDP, 1.1),
+    ):
+        yield Limit(
+            f"{TRANSPARENT[name].title}: transparent to plain",
+            (name, relay),
+            (name, to),
+            bound,
+        )
     # Not where each of thousands has a request pending: then the kernel's work for each
     # grows by more than this, with any relay.  It is shown, and has no limit.
     for name, bound in (("turn", 1.25), ("short", 1.3)):
@@ -221,8 +233,11 @@ def _limits() -> Iterable[Limit]:
 LIMITS = tuple(_limits())
 
 
-def judge(results: Results) -> list[Verdict]:
-    """Check every limit."""
+def judge(results: Results, without: Collection[str] = ()) -> list[Verdict]:
+    """Check every limit.
+
+    :param without: workloads that can't be measured here, whose limits are left out.
+    """
     return [
         Verdict(
             limit,
@@ -231,6 +246,7 @@ def judge(results: Results) -> list[Verdict]:
             else results.spread(*limit.of),
         )
         for limit in LIMITS
+        if figure_named(limit.of[0]).workload not in without
     ]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from attrs import frozen
 
 from bench.children import PATIENCE, CannotMeasure, child, free_port, program
+from bench.places import HERE, Place
 
 #: The body of every HTTP response.
 BODY = b"0123456789abcdef0123456789abcdef"
@@ -48,10 +49,13 @@ class Site:
     :ivar certificate: by which clients know it there.
     """
 
-    def __init__(self, port: int, tls_port: int, certificate: Path) -> None:
+    def __init__(
+        self, port: int, tls_port: int, certificate: Path, place: Place
+    ) -> None:
         self.port, self.tls_port, self.certificate = port, tls_port, certificate
         self._status_requests = 0
-        self._connection = socket.create_connection(("127.0.0.1", port), 10)
+        with place.inside():
+            self._connection = socket.create_connection((place.host, port), 10)
 
     def counts(self) -> Counts:
         """Its present counters."""
@@ -74,9 +78,10 @@ class Site:
 
 
 @contextmanager
-def site(*, tls: bool = False) -> Iterator[Site]:
+def site(*, tls: bool = False, place: Place = HERE.server) -> Iterator[Site]:
     """An HTTP server for the length of a block.
 
+    :param place: where it runs.
     :param tls: it speaks TLS at another port, too.
     """
     with tempfile.TemporaryDirectory(prefix="relayd-bench-") as name:
@@ -87,7 +92,7 @@ def site(*, tls: bool = False) -> Iterator[Site]:
             tls_port = free_port()
             _make_certificate(folder)
             secure = f"""
-    listen 127.0.0.1:{tls_port} ssl backlog=4096;
+    listen {place.host}:{tls_port} ssl backlog=4096;
     ssl_certificate cert.pem;
     ssl_certificate_key key.pem;"""
         folders = "".join(
@@ -108,17 +113,18 @@ http {{
   keepalive_timeout 1h;
   keepalive_requests 1000000000;
   server {{
-    listen 127.0.0.1:{port} backlog=4096;{secure}
+    listen {place.host}:{port} backlog=4096;{secure}
     location / {{ return 200 {BODY.decode()}; }}
     location /counts {{ stub_status; }}
+    location /client {{ return 200 $remote_addr; }}
   }}
 }}
 """
         )
         argv = [program("nginx"), "-e", "stderr", "-p", name, "-c", "nginx.conf"]
-        with child("the HTTP server", argv, folder) as running:
+        with child("the HTTP server", place.runs(argv), folder) as running:
             running.listening(port, *filter(None, [tls_port]))
-            serving = Site(port, tls_port, folder / "cert.pem")
+            serving = Site(port, tls_port, folder / "cert.pem", place)
             try:
                 yield serving
             finally:

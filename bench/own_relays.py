@@ -10,6 +10,7 @@ from attrs import frozen
 
 from bench.children import beside_python, free_port
 from bench.origins import NAME
+from bench.places import HERE
 
 #: Servers of the largest pools.
 THOUSAND = 1_000
@@ -21,12 +22,16 @@ class Setup:
 
     #: For its configuration.
     folder: Path
-    #: Where it listens, on 127.0.0.1.
+    #: Where it listens.
     port: int
-    #: The server's port, on 127.0.0.1.  A proxy's clients choose it.
+    #: The server's port.  A proxy's clients choose it.
     destination: int
     #: Whether it logs no sessions.
     quiet: bool = False
+    #: Where it listens, and where the server does: not for relays that are measured on
+    #: this machine only.
+    host: str = HERE.relay.host
+    server: str = HERE.server.host
 
 
 def own_twistd() -> str:
@@ -45,8 +50,8 @@ def relayd(
             "relayd",
             *("--transport", transport),
             *(("--quiet",) if setup.quiet else ()),
-            *("--listen", f"{scheme}127.0.0.1:{setup.port}"),
-            *("--dest", f"{scheme}127.0.0.1:{setup.destination}"),
+            *("--listen", f"{scheme}{setup.host}:{setup.port}"),
+            *("--dest", f"{scheme}{setup.server}:{setup.destination}"),
             twistd=twistd,
         )
 
@@ -111,6 +116,16 @@ def relayd_thousand(balance: str) -> Callable[[Setup], list[str]]:
         for number in range(1, THOUSAND):
             words += ["--dest", f"127.0.0.1:{setup.destination},name=s{number}"]
         return words
+
+    return command
+
+
+def relayd_transparent(scheme: str = "") -> Callable[[Setup], list[str]]:
+    """It dials from its clients' addresses, and sees to the rules that this takes."""
+
+    def command(setup: Setup) -> list[str]:
+        words = relayd("plane", scheme)(setup)
+        return [*words, "--transparent", "--manage-netfilter"]
 
     return command
 

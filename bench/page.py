@@ -23,6 +23,7 @@ from bench.figures import (
     ROUTES,
     SIZES,
     SOCKS4,
+    TRANSPARENT,
     UDP,
     Figure,
     Results,
@@ -122,6 +123,18 @@ relayd as it is; with a route that answers at once, and with one that answers wh
 bytes have come (what the routes themselves do is not in it); and with `--sni`, beside
 relayd with one server: there a session is TLS between client and server, which the
 relay does not end. In short sessions the client closes first, and nothing is logged."""
+
+_TRANSPARENT_TEXT = """\
+relayd as it is, and with `--transparent`, where it dials from its client's address
+(UDP: and port). Client, relay and server have a network namespace each, with veth pairs
+between them, and the relay is the server's gateway. Each relay has three of its own, so
+that the plain one does not pay for the rules that the other one takes. The kernel
+charges a packet's way, and the rules that look at it, to whoever sends it: the rules
+for what comes from the server are in no figure.
+
+- A short session: as above, closed first by the client, quiet.
+- UDP: round trips as above, of flows that stay; and new flows with one round trip each,
+  through a relay that is full, so that each one's end is in the figure as well."""
 
 _OPERATING_TEXT = """\
 relayd with its defaults and many relays. These are times on the wall, of a machine with
@@ -227,6 +240,7 @@ def markdown(run: Run, results: Results, titles: Mapping[str, str]) -> str:
         ("Pools of a thousand servers", _POOLS_TEXT, POOLS),
         ("Filters", _FILTERS_TEXT, FILTERS),
         ("Routes", _ROUTES_TEXT, ROUTES),
+        ("Transparent relaying", _TRANSPARENT_TEXT, TRANSPARENT),
     ):
         figures = [shown[name] for name in shown if name in results.values()]
         parts += [

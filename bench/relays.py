@@ -42,9 +42,11 @@ from bench.own_relays import (
     relayd_sni,
     relayd_socks4,
     relayd_thousand,
+    relayd_transparent,
     relayd_watched,
     twistd_command,
 )
+from bench.places import HERE, Places
 from bench.pythons import other_twistd
 from relayd.core import settings
 
@@ -62,6 +64,19 @@ SPLICE = ("splice-request", "splice-response")
 STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 
+#: What a relay relays, and how; see `Relay`.
+Kind = Literal[
+    "stream",
+    "pool",
+    "filtered",
+    "routed",
+    "transparent",
+    "socks4",
+    "udp",
+    "transparent-udp",
+]
+
+
 @frozen
 class Relay:
     """A relay to measure.
@@ -75,8 +90,8 @@ class Relay:
         is the same as another one.
     :param optional: without what it needs, it is left out, which is said.
     :param kind: what it relays: streams, to very many servers, through filters (or as
-        if there were some), as a route or a server name says, as a SOCKS4 proxy; or
-        datagrams.
+        if there were some), as a route or a server name says, from its clients'
+        addresses, as a SOCKS4 proxy; or datagrams, also from its clients' addresses.
     :param checks: its servers are checked: they may get so many connections more in a
         window than it has clients.
     """
@@ -89,8 +104,13 @@ class Relay:
     grows: bool = True
     narrow: bool = False
     optional: bool = False
-    kind: Literal["stream", "pool", "filtered", "routed", "socks4", "udp"] = "stream"
+    kind: Kind = "stream"
     checks: int = 0
+
+    @property
+    def datagrams(self) -> bool:
+        """Whether it relays datagrams, not streams."""
+        return self.kind in ("udp", "transparent-udp")
 
 
 @frozen
@@ -100,6 +120,7 @@ class Running:
     relay: Relay
     child: Child
     port: int
+    places: Places
 
     def cpu(self) -> float:
         """Seconds of CPU that it has used."""
@@ -112,7 +133,7 @@ class Running:
 
 @contextmanager
 def started(
-    relay: Relay, destination: int, *, quiet: bool = False
+    relay: Relay, destination: int, *, quiet: bool = False, places: Places = HERE
 ) -> Iterator[Running]:
     """A relay of this kind, started afresh, for the length of a block.
 
@@ -120,12 +141,16 @@ def started(
     """
     with tempfile.TemporaryDirectory(prefix="relayd-bench-") as name:
         port = free_port()
-        argv = relay.command(Setup(Path(name), port, destination, quiet))
+        place = places.relay
+        setup = Setup(
+            *(Path(name), port, destination, quiet), place.host, places.server.host
+        )
+        argv = place.runs(relay.command(setup))
         with child(relay.title, argv, Path(name)) as running:
-            running.listening(port, udp=relay.kind == "udp")
+            running.listening(port, udp=relay.datagrams)
             # The rest of its start must not count.
             time.sleep(0.2)
-            yield Running(relay, running, port)
+            yield Running(relay, running, port, places)
 
 
 def _haproxy(*options: str) -> Callable[[Setup], list[str]]:
@@ -339,6 +364,12 @@ RELAYS = {
         ),
         Relay("relayd-sni", "relayd, by server name", relayd_sni, kind="routed"),
         Relay(
+            "relayd-transparent",
+            "relayd, transparent",
+            relayd_transparent(),
+            kind="transparent",
+        ),
+        Relay(
             "relayd-other-python",
             "relayd, other Python",
             relayd("plane", twistd=other_twistd),
@@ -369,6 +400,12 @@ RELAYS = {
             "relayd, UDP, twisted",
             relayd("twisted", "udp:"),
             kind="udp",
+        ),
+        Relay(
+            "relayd-udp-transparent",
+            "relayd, UDP, transparent",
+            relayd_transparent("udp:"),
+            kind="transparent-udp",
         ),
         Relay("nginx-udp", "nginx stream, UDP", _nginx_udp, kind="udp"),
         Relay("twisted-udp", "Twisted, UDP", _twisted_udp, logs=False, kind="udp"),

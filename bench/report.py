@@ -8,6 +8,7 @@ from bench.figures import (
     GROWTH,
     SIZES,
     SOCKS4,
+    TRANSPARENT,
     UDP,
     Figure,
     Results,
@@ -32,6 +33,12 @@ SOCKS4_REFERENCES = {
 #: Likewise, for the UDP relays.
 UDP_REFERENCES = {"nginx-udp": "nginx stream", "twisted-udp": "a relay in Twisted"}
 
+#: Likewise, where some relays dial from their clients' addresses.
+TRANSPARENT_REFERENCES = {
+    "relayd-plane": "plain relaying",
+    "relayd-udp": "plain relaying",
+}
+
 
 def lines_of(
     names: Iterable[str], results: Results, titles: Mapping[str, str]
@@ -54,6 +61,8 @@ def lines_of(
 def _references(figure: Figure) -> Mapping[str, str]:
     if figure.name in SOCKS4:
         return SOCKS4_REFERENCES
+    if figure.name in TRANSPARENT:
+        return TRANSPARENT_REFERENCES
     return UDP_REFERENCES if figure.name in UDP else REFERENCES
 
 

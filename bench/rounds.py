@@ -144,21 +144,43 @@ class Plan:
             rounds or mode.rounds, seconds or mode.seconds, planned, mode.windows
         )
 
-    def without(self, relays: Collection[str]) -> Plan:
-        """The plan without some of the relays."""
+    def without(self, relays: Collection[str], workloads: Collection[str] = ()) -> Plan:
+        """The plan without some of the relays, and of the workloads.
+
+        :raises CannotMeasure: nothing is left to measure.
+        """
         left = {
             workload: [relay for relay in planned if relay not in relays]
             for workload, planned in self.workloads.items()
+            if workload not in workloads
         }
-        return evolve(
-            self, workloads={name: planned for name, planned in left.items() if planned}
-        )
+        left = {workload: planned for workload, planned in left.items() if planned}
+        if not left:
+            raise CannotMeasure("nothing is left to measure")
+        return evolve(self, workloads=left)
 
     @property
     def titles(self) -> dict[str, str]:
         """The titles of its relays, by their names."""
         chosen = {relay for relays in self.workloads.values() for relay in relays}
         return {name: relay.title for name, relay in RELAYS.items() if name in chosen}
+
+
+def lacking_workloads(plan: Plan, asked: Collection[str] = ()) -> dict[str, str]:
+    """Workloads that can't be measured on this machine, or by this user, and why.
+
+    :param asked: workloads that were asked for by name, so that it is an error.
+    :raises CannotMeasure: one of these can't.
+    """
+    lacking: dict[str, str] = {}
+    for workload in plan.workloads:
+        why = WORKLOADS[workload].lacking()
+        if why is None:
+            continue
+        if workload in asked:
+            raise CannotMeasure(f"{workload} can't be measured: {why}")
+        lacking[workload] = why
+    return lacking
 
 
 def check_requirements(plan: Plan, asked: Collection[str] = ()) -> dict[str, str]:
@@ -173,7 +195,7 @@ def check_requirements(plan: Plan, asked: Collection[str] = ()) -> dict[str, str
     for workload in plan.workloads:
         for name in WORKLOADS[workload].programs:
             program(name)
-    if any(RELAYS[relay].kind == "udp" for relay in plan.titles):
+    if any(RELAYS[relay].datagrams for relay in plan.titles):
         datagrams.built()
     with tempfile.TemporaryDirectory(prefix="relayd-bench-") as folder:
         for relay in plan.titles:

@@ -3,20 +3,23 @@ memory."""
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import quantiles
 from typing import Literal
 
 from attrs import frozen
 
-from bench.children import CannotMeasure, eventually, time_wait
+from bench.children import PATIENCE, CannotMeasure, eventually, time_wait
 from bench.connections import CLIENTS, client_hosts, idle_pairs, short_connections
 from bench.figures import MEMORY_PAIRS, SIZES
 from bench.loads import AT_ONCE, KeptRequests, bulk, fixed_rate, kept_requests
 from bench.origins import Site, sink, site
+from bench.places import CLIENT, GATEWAY, in_a_row
 from bench.relays import Measure, Readings, Relay, Running, started
 from bench.tls_sessions import tls_sessions
 
@@ -150,6 +153,33 @@ def begin_short(
 
 
 @contextmanager
+def begin_transparent(relay: Relay, seconds: float) -> Iterator[Measure]:
+    """CPU per short connection between namespaces, which the client closes."""
+    with (
+        in_a_row() as places,
+        site(place=places.server) as origin,
+        started(relay, origin.port, quiet=True, places=places) as running,
+    ):
+        expected = CLIENT if relay.kind == "transparent" else GATEWAY
+        if (seen := _client_seen(running)) != expected:
+            raise CannotMeasure(f"{relay.title} dials from {seen}, not {expected}")
+        short = Short(running, origin, "client")
+        short.make(WARM_UP)
+        yield lambda: {"transparent": short.cpu_each(int(SHORT_EACH_SECOND * seconds))}
+
+
+def _client_seen(running: Running) -> str:
+    """The address that a server sees as its client's."""
+    with running.places.client.inside():
+        address = running.places.relay.host, running.port
+        connection = socket.create_connection(address, PATIENCE)
+    with connection:
+        connection.sendall(b"GET /client HTTP/1.0\r\n\r\n")
+        answer = b"".join(iter(partial(connection.recv, 65536), b""))
+    return answer.rpartition(b"\r\n\r\n")[2].decode()
+
+
+@contextmanager
 def begin_tls(name: str, relay: Relay, seconds: float) -> Iterator[Measure]:
     """CPU per short TLS session, which the client closes."""
     with (
@@ -184,9 +214,13 @@ class Short:
         if self.tls:
             tls_sessions(running.port, count, origin.certificate)
         else:
-            short_connections(
-                running.port, count, self.closed_by, socks4_to=socks4_to, hosts=hosts
-            )
+            with running.places.client.inside():
+                short_connections(
+                    *(running.port, count, self.closed_by),
+                    to=running.places.relay.host,
+                    socks4_to=socks4_to,
+                    hosts=hosts,
+                )
         eventually(
             lambda: origin.counts().open <= before.open,
             f"{running.relay.title} ends its connections",
@@ -201,7 +235,8 @@ class Short:
 
     def cpu_each(self, count: int) -> float:
         """Microseconds of CPU for each."""
-        _leave_time_wait(2 * (RUN_UP + count))
+        with self.running.places.client.inside():
+            _leave_time_wait(2 * (RUN_UP + count))
         used = self.make(RUN_UP)
         return (self.make(count) - used) * 1e6 / count
 

@@ -5,9 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from bench.datagrams import bursts_in_turn, delivered, echo, round_trips
+from attrs import evolve
+
+from bench.children import CannotMeasure, udp_addresses
+from bench.datagrams import (
+    bursts_in_turn,
+    delivered,
+    echo,
+    new_flows,
+    round_trips,
+)
 from bench.figures import FLOWS
+from bench.places import CLIENT, GATEWAY, in_a_row
 from bench.relays import Measure, Readings, Relay, Running, started
+
+#: Flows that stay, and the datagrams of each that are pending, between namespaces.
+TRANSPARENT_FLOWS = 500, 1
+
+#: New flows for each second that a measurement may take.
+NEW_EACH_SECOND = 2_500
+
+#: The settings of a relay that is full when it is measured.
+FULL = ("--max-flows", "500", "--max-flows-per-client", "500")
 
 
 @contextmanager
@@ -18,6 +37,36 @@ def begin_udp(
     with echo() as destination, started(relay, destination) as running:
         with round_trips(running.port, flows, at_once, seconds) as load:
             yield lambda: {f"udp-{flows}": _cpu_per_round_trip(running, load)}
+
+
+@contextmanager
+def begin_transparent_udp(relay: Relay, seconds: float) -> Iterator[Measure]:
+    """CPU per round trip, and of a flow of one, between namespaces.
+
+    Flows that stay, and new ones, each with a relay of its own.  The second one is
+    full: each new flow evicts one, so that its end is counted, too.
+    """
+    flows = int(NEW_EACH_SECOND * seconds)
+    full = evolve(relay, command=lambda setup: [*relay.command(setup), *FULL])
+    with ExitStack() as begun:
+
+        def begin(relay: Relay) -> Running:
+            places = begun.enter_context(in_a_row())
+            destination = begun.enter_context(echo(places.server))
+            return begun.enter_context(started(relay, destination, places=places))
+
+        running, other = begin(relay), begin(full)
+        stay = begun.enter_context(
+            round_trips(running.port, *TRANSPARENT_FLOWS, seconds, running.places)
+        )
+        expected = CLIENT if relay.kind == "transparent-udp" else GATEWAY
+        if expected not in udp_addresses(running.child.pid):
+            raise CannotMeasure(f"{relay.title} does not send from {expected}")
+        come = begun.enter_context(new_flows(other.port, flows, other.places))
+        yield lambda: {
+            "transparent-udp": _cpu_per_round_trip(running, stay),
+            "transparent-udp-new": _cpu_per_round_trip(other, come),
+        }
 
 
 @contextmanager

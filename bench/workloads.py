@@ -15,6 +15,7 @@ from functools import partial
 from attrs import frozen
 
 from bench.growth import begin_growth_short, begin_growth_turn, measure_growth_busy
+from bench.places import no_namespaces
 from bench.relays import Begin, Relay, afresh
 from bench.scrapes import begin_check, begin_scrape
 from bench.streams import (
@@ -24,10 +25,16 @@ from bench.streams import (
     begin_requests,
     begin_short,
     begin_tls,
+    begin_transparent,
     measure_latency,
     measure_memory,
 )
-from bench.udp import begin_udp, begin_udp_turns, measure_delivered
+from bench.udp import (
+    begin_transparent_udp,
+    begin_udp,
+    begin_udp_turns,
+    measure_delivered,
+)
 
 
 @frozen
@@ -45,6 +52,8 @@ class Workload:
     :param alone: the relays do not take turns in windows, but have them one relay after
         the other: where what is compared is the same relay with few connections and
         many, or where all at once would need more ports than there are.
+    :param lacking: why it can't be measured here, so that it is left out; None if it
+        can.
     """
 
     name: str
@@ -54,6 +63,7 @@ class Workload:
     windows: bool = True
     times: int = 1
     alone: bool = False
+    lacking: Callable[[], str | None] = lambda: None
 
 
 def _streams(relay: Relay) -> bool:
@@ -91,6 +101,15 @@ def _routed(*names: str) -> Callable[[Relay], bool]:
     return lambda relay: relay.name in ("relayd-plane", *names)
 
 
+def _transparent(relay: Relay) -> bool:
+    """What dials from its clients' addresses, and relayd without that."""
+    return relay.kind == "transparent" or relay.name == "relayd-plane"
+
+
+def _transparent_datagrams(relay: Relay) -> bool:
+    return relay.kind == "transparent-udp" or relay.name == "relayd-udp"
+
+
 def _proxies(relay: Relay) -> bool:
     return relay.kind == "socks4"
 
@@ -112,6 +131,7 @@ def _datagrams(relay: Relay) -> bool:
 _WRK, _IPERF3, _H2LOAD = ("nginx", "wrk"), ("iperf3",), ("nginx", "h2load")
 _OWN, _GCC, _CURL = ("nginx",), ("gcc",), ("nginx", "curl")
 _TLS = ("nginx", "openssl")
+_NAMESPACES = ("ip", "nft")
 
 #: Ordered with other work between the short connections, so that those in TIME_WAIT are
 #: gone before there are more.
@@ -182,6 +202,14 @@ WORKLOADS = {
             times=3,
         ),
         Workload(
+            "transparent",
+            begin_transparent,
+            _transparent,
+            (*_OWN, *_NAMESPACES),
+            times=3,
+            lacking=no_namespaces,
+        ),
+        Workload(
             "socks4-bulk",
             partial(begin_bulk, 1, name="socks4-bulk"),
             _proxies_and_ours,
@@ -218,6 +246,14 @@ WORKLOADS = {
         ),
         Workload(
             "udp-delivered", afresh(measure_delivered), _datagrams, _GCC, windows=False
+        ),
+        Workload(
+            "transparent-udp",
+            begin_transparent_udp,
+            _transparent_datagrams,
+            (*_GCC, *_NAMESPACES),
+            times=3,
+            lacking=no_namespaces,
         ),
         Workload("scrape-100", partial(begin_scrape, 100), _ours, _CURL),
         Workload("scrape-1000", partial(begin_scrape, 1_000), _ours, _CURL),

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.programs import program
+from bench.places import no_namespaces
+from tests.system.programs import lacking, program
 
 pytestmark = pytest.mark.system
 
@@ -94,6 +95,27 @@ def test_the_benchmark_measures_routes_and_server_names() -> None:
     ):
         found = re.findall(rf"^  {title} +\d", said, re.MULTILINE)
         assert len(found) == count, said
+
+
+def test_the_benchmark_measures_transparent_relaying_between_namespaces() -> None:
+    """They and all that was in them are gone afterwards."""
+    for name in ("gcc", "ip", "nft", "nginx"):
+        program(name)
+    if why := no_namespaces():
+        lacking(why)
+    said = run(
+        *("bench", "full", "--workload", "transparent,transparent-udp"),
+        *("--rounds", "1", "--seconds", "0.5"),
+    )
+    for title, count in (
+        ("relayd, plane", 1),
+        ("relayd, transparent", 1),
+        ("relayd, UDP", 2),
+        ("relayd, UDP, transparent", 2),
+    ):
+        found = re.findall(rf"^  {title} +\d", said, re.MULTILINE)
+        assert len(found) == count, said
+    assert not any(Path("/run/netns").glob("relayd-bench-*"))
 
 
 def test_the_benchmark_measures_a_scrape_and_what_it_delays() -> None:

@@ -25,10 +25,17 @@ def test_a_udp_port_is_bound_when_a_socket_receives_there() -> None:
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]
         connected.connect(("127.0.0.1", port))
-        found = children.bound_udp()
+        found = children.bound_udp(os.getpid())
         assert port in found
         assert connected.getsockname()[1] not in found
-    assert port not in children.bound_udp()
+    assert port not in children.bound_udp(os.getpid())
+
+
+def test_the_addresses_of_udp_sockets() -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as one:
+        one.bind(("127.41.42.43", 0))
+        assert "127.41.42.43" in children.udp_addresses(os.getpid())
+    assert "127.41.42.43" not in children.udp_addresses(os.getpid())
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])

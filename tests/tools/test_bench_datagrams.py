@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from bench.children import CannotMeasure
-from bench.datagrams import Moved, bursts_in_turn, delivered, read_moved, round_trips
+from bench.datagrams import (
+    Moved,
+    bursts_in_turn,
+    delivered,
+    new_flows,
+    read_moved,
+    round_trips,
+)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +57,7 @@ def test_round_trips_begin_when_they_are_asked_for(
     """What is read before them counts nothing of them; and they can be repeated."""
     script = f"""\
 echo ready
-while read -r line; do echo >> "{tmp_path}/loaded"; echo 320 $4 1.0; done"""
+while read -r line; do echo >> "{tmp_path}/loaded"; echo 320 $5 1.0; done"""
     with instead_of_datagrams(script, tmp_path, monkeypatch):
         with round_trips(20000, 1, 320, 1.0) as load:
             time.sleep(0.1)
@@ -58,6 +65,21 @@ while read -r line; do echo >> "{tmp_path}/loaded"; echo 320 $4 1.0; done"""
             for number in (1, 2):
                 assert load() == 320
                 assert (tmp_path / "loaded").stat().st_size == number
+
+
+def test_new_flows_are_as_many_each_time_and_lose_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = """\
+[ "$1 $3 $4" = "new 20000 500" ] || exit 1
+echo ready
+read -r line; echo 500 500 1.0
+read -r line; echo 500 499 1.0"""
+    with instead_of_datagrams(script, tmp_path, monkeypatch):
+        with new_flows(20000, 500) as load:
+            assert load() == 500
+            with pytest.raises(CannotMeasure, match="1 datagrams were lost of 0 under"):
+                load()
 
 
 def test_a_load_of_datagrams_that_ends_early_is_an_error(
@@ -77,7 +99,7 @@ def test_with_bursts_in_turn_only_some_flows_have_one_pending(
     """A tenth of these may be lost."""
     for lost in (20, 21):
         script = (
-            'echo ready; read -r line; [ "$1 $3 $4 $5" = "turns 5000 50 4" ] || exit 1'
+            'echo ready; read -r line; [ "$1 $4 $5 $6" = "turns 5000 50 4" ] || exit 1'
         )
         script += f"; echo 9000 {9000 - lost} 1.0"
         with instead_of_datagrams(script, tmp_path, monkeypatch):

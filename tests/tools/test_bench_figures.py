@@ -12,6 +12,7 @@ from bench.figures import (
     POOLS,
     ROUTES,
     SOCKS4,
+    TRANSPARENT,
     UDP,
     Spread,
     figure_named,
@@ -140,12 +141,20 @@ def test_a_limit_of_a_figure_itself_is_for_its_median() -> None:
         assert verdict.ok is kept
 
 
+def test_limits_of_a_workload_that_cannot_be_measured_are_left_out() -> None:
+    of = ("transparent", "relayd-transparent")
+    assert of in {verdict.limit.of for verdict in judge(results_of())}
+    found = judge(results_of(), ["transparent"])
+    assert len(found) == len(LIMITS) - 1
+    assert of not in {verdict.limit.of for verdict in found}
+
+
 def test_every_figure_has_an_existing_workload() -> None:
     figures = [
         *(*FIGURES.values(), *SOCKS4.values()),
         *(*UDP.values(), *GROWTH.values()),
         *(*POOLS.values(), *FILTERS.values(), *ROUTES.values()),
-        *OPERATING.values(),
+        *(*TRANSPARENT.values(), *OPERATING.values()),
     ]
     assert {figure.workload for figure in figures} == set(WORKLOADS)
 

@@ -82,6 +82,27 @@ def test_relayds_own_command_line_for_datagrams(
     assert words.endswith("--listen udp:127.0.0.1:20000 --dest udp:127.0.0.1:20001")
 
 
+@pytest.mark.parametrize(
+    ("name", "plain", "scheme"),
+    [
+        ("relayd-transparent", "relayd-plane", ""),
+        ("relayd-udp-transparent", "relayd-udp", "udp:"),
+    ],
+)
+def test_command_lines_where_each_has_a_network_of_its_own(
+    name: str, plain: str, scheme: str, tmp_path: Path
+) -> None:
+    """The transparent one differs by what makes it so, and nothing else."""
+    setup = Setup(tmp_path, 20000, 20001, True, "10.0.0.254", "192.168.0.1")
+    words = RELAYS[plain].command(setup)
+    assert words[-4:] == [
+        *("--listen", f"{scheme}10.0.0.254:20000"),
+        *("--dest", f"{scheme}192.168.0.1:20001"),
+    ]
+    transparent = RELAYS[name].command(setup)
+    assert transparent == [*words, "--transparent", "--manage-netfilter"]
+
+
 def test_nginx_relays_streams_or_datagrams(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

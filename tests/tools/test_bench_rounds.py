@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import get_args
 
 import pytest
 
 from bench.children import CannotMeasure
 from bench.limits import needed_for_limits
 from bench.own_relays import Setup
-from bench.relays import RELAYS, Readings, Relay, afresh
-from bench.rounds import MODES, Plan, check_requirements, measure
+from bench.relays import RELAYS, Kind, Readings, Relay, afresh
+from bench.rounds import (
+    MODES,
+    Plan,
+    check_requirements,
+    lacking_workloads,
+    measure,
+)
 from bench.workloads import WORKLOADS, Workload
 
 
@@ -179,6 +186,29 @@ def test_a_relay_that_must_be_there_is_an_error(
         check_requirements(Plan(1, 1.0, {"requests": ["nginx"]}))
 
 
+def test_a_workload_is_left_out_if_it_cannot_be_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unless it was asked for."""
+    rooted, other = (
+        Workload(name, afresh(lambda *_: {}), lambda _: True, (), lacking=lacking)
+        for name, lacking in (("rooted", lambda: "it takes root"), ("other", none))
+    )
+    monkeypatch.setattr("bench.rounds.WORKLOADS", {"rooted": rooted, "other": other})
+    plan = Plan(1, 1.0, {"rooted": ["nginx"], "other": ["nginx"]})
+    lacking = lacking_workloads(plan)
+    assert lacking == {"rooted": "it takes root"}
+    assert plan.without((), lacking) == Plan(1, 1.0, {"other": ["nginx"]})
+    with pytest.raises(CannotMeasure, match="rooted can't be measured: it takes root"):
+        lacking_workloads(plan, ["rooted"])
+    with pytest.raises(CannotMeasure, match="nothing is left to measure"):
+        plan.without((), ["rooted", "other"])
+
+
+def none() -> None:
+    """Nothing is lacking."""
+
+
 def test_a_plan_leaves_out_what_a_relay_cannot_do() -> None:
     workloads = Plan.of(MODES["full"]).workloads
     assert "socat" in workloads["bulk-8"]
@@ -202,7 +232,7 @@ def test_each_kind_of_relay_is_measured_apart() -> None:
     workloads = Plan.of(MODES["full"]).workloads
     kinds = {
         kind: {name for name, relay in RELAYS.items() if relay.kind == kind}
-        for kind in ("stream", "pool", "filtered", "routed", "socks4", "udp")
+        for kind in get_args(Kind)
     }
     proxies = kinds["socks4"]
     for workload in ("socks4-short", "socks4-short-quiet"):
@@ -218,6 +248,10 @@ def test_each_kind_of_relay_is_measured_apart() -> None:
     }
     assert all("relayd-plane" in relays for relays in routed.values())
     assert set().union(*routed.values()) == {*kinds["routed"], "relayd-plane"}
+    transparent = set(workloads.pop("transparent"))
+    assert transparent == {*kinds["transparent"], "relayd-plane"}
+    transparent = set(workloads.pop("transparent-udp"))
+    assert transparent == {*kinds["transparent-udp"], "relayd-udp"}
     for workload, relays in workloads.items():
         if workload.startswith("udp-"):
             assert set(relays) == kinds["udp"]
