@@ -35,7 +35,7 @@ from relayd.operating.relays import unit_of
 from relayd.operating.route_modules import Routes
 from relayd.operating.routing import route_of
 from relayd.operating.running import RelayService
-from relayd.operating.servers import check_listening
+from relayd.operating.servers import check_listening, listens_transparently
 from relayd.operating.standing import Listening
 from relayd.operating.succession import succeed, take_over
 from relayd.operating.udp_relays import most_flows
@@ -154,7 +154,8 @@ class Relays:
             if before is not None and not _goes_on(before.settings, relay):
                 before = None
             try:
-                check_listening(relay)
+                if before is None or not _listens_so(before.settings, relay):
+                    check_listening(relay)
                 unit = made(relay, shop) if made else unit_of(relay, shop, before)
             except ConfigError as problem:
                 begin = whose(relay, alone=self.alone)
@@ -377,6 +378,15 @@ def _goes_on(one: AnyRelay, other: AnyRelay) -> bool:
     if isinstance(other, UdpRelay) and isinstance(one, UdpRelay):
         return listens_for_others(one) == listens_for_others(other)
     return kind_of(one) == kind_of(other)
+
+
+def _listens_so(one: AnyRelay, other: AnyRelay) -> bool:
+    """Whether a relay's listeners can have the sockets of those of another."""
+    return (
+        one.enabled
+        and one.listeners == other.listeners
+        and listens_transparently(one) == listens_transparently(other)
+    )
 
 
 def _same(one: AnyRelay, other: AnyRelay) -> bool:

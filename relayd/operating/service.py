@@ -262,7 +262,8 @@ def _dialing(config: Config, *, alone: bool) -> list[tuple[str, DialOptions]]:
     for relay in config.relays:
         whom, options = whose(relay, alone=alone), relay.dialing.options
         found[whom, options] = None
-        if what := listens_transparently(relay):
+        if isinstance(relay, UdpRelay) and (what := listens_transparently(relay)):
+            # Its replies leave by sockets that are made as it runs.
             found[whom + what, LISTENING] = None
         if isinstance(relay, Relay | UdpRelay):
             for each in servers_of(relay):

@@ -256,6 +256,10 @@ def test_they_are_tried_again_by_who_has_become_another_user(tmp_path: Path) -> 
     assert tried._relays == [
         ("relay a: to listen for other addresses: ", DialOptions(transparent=True))
     ]
+    # A socket that accepts connections is made before, and stays as it is.
+    text = '[tcp.a]\nlisten = "53"\ndest = "a:1"\nintercept = ":1,by=tproxy"\n'
+    service = make_service(config_of(tmp_path / "f.toml", text), Standing())
+    assert not [each for each in service if isinstance(each, DialRights)]
 
 
 def test_a_file_can_be_checked_without_them(
@@ -375,6 +379,20 @@ def test_what_is_set_while_it_runs(tmp_path: Path) -> None:
         assert relayd.served("a").intercepts is not None
         with pytest.raises(Exception, match="contradict each other"):
             relayd.set("a", transparent=True, source="192.0.2.1")
+
+
+@rights.transparent
+def test_one_that_has_given_up_the_right_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has listens as before; what is new can't."""
+    relay = {"listen": "0.0.0.0:20001", "dest": at(20009), "intercept": ":1,by=tproxy"}
+    with running(tmp_path, {"transport": "twisted", "tcp": {"a": relay}}) as relayd:
+        refuse(monkeypatch)
+        relayd.set("a", idle_timeout=7)
+        assert relayd.unit("a").settings.stream.idle_timeout == 7
+        with pytest.raises(Exception, match="to listen for other addresses: "):
+            relayd.set("a", listen="0.0.0.0:20002")
 
 
 # -- what it costs others
