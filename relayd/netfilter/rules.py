@@ -143,11 +143,11 @@ class RelayRules:
         return None if left == nothing else left
 
 
-def rules_of(relay: Relay | UdpRelay, name: str = "") -> RelayRules | None:
+def rules_of(relay: Relay | UdpRelay, called: str = "") -> RelayRules | None:
     """What a relay needs of the kernel; None: nothing.
 
     :param relay: with settings that were checked.
-    :param name: what it is called, if its settings don't say.
+    :param called: what it is called, if its settings don't say.
     """
     protocol: Protocol = "udp" if isinstance(relay, UdpRelay) else "tcp"
     intakes = tuple(dict.fromkeys(_intakes(relay)))
@@ -159,7 +159,7 @@ def rules_of(relay: Relay | UdpRelay, name: str = "") -> RelayRules | None:
     diverts = bool(answers) or tproxy
     if not (intakes or diverts):
         return None
-    return RelayRules(relay.name or name, protocol, intakes, diverts, answers)
+    return RelayRules(relay.name or called, protocol, intakes, diverts, answers)
 
 
 # -- to listeners
