@@ -43,9 +43,14 @@ Rule = Sequence[Json]
 def chains_of(rules: RelayRules, mark: int) -> dict[str, list[Rule]]:
     """The rules of a relay, by the prefix of the chain that they are in."""
     divert = [_by_tproxy(rules, each, mark) for each in rules.intakes if each.tproxy]
+    redirect = [_by_nat(rules, each) for each in rules.intakes if not each.tproxy]
+    # What one kind of rules has brought is not to meet the other's.
+    if divert and rules.translated:
+        divert.insert(0, [expressions.is_translated(), expressions.passes()])
+    if redirect and rules.marked:
+        redirect.insert(0, [expressions.has_mark(mark), expressions.passes()])
     if rules.diverts:
         divert += _delivering(rules, mark)
-    redirect = [_by_nat(rules, each) for each in rules.intakes if not each.tproxy]
     if rules.translated:
         redirect.append(expressions.known_connections())
     return {DIVERT: divert, REDIRECT: redirect}

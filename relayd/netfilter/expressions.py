@@ -91,6 +91,17 @@ def add_mark(mark: int) -> Json:
     return {"mangle": {"key": key, "value": {"|": [key, mark]}}}
 
 
+def has_mark(mark: int) -> Json:
+    """It has this mark, beside others."""
+    key = {"&": [{"meta": {"key": "mark"}}, mark]}
+    return _match("==", key, mark)
+
+
+def is_translated() -> Json:
+    """It is of a connection whose destination is changed by NAT."""
+    return _match("in", {"ct": {"key": "status"}}, "dnat")
+
+
 def known_connections() -> list[Json]:
     """A rule for NAT that changes nothing: the first packet of a connection alone gets
     to such a chain, which is none of these.
@@ -137,8 +148,10 @@ def _written(statement: Json) -> str:
     [(kind, what)] = statement.items()
     if kind == "match":
         sign = f"{what['op']} " if what["op"] == "!=" else ""
-        left = what["left"]
-        return f"{_left(left)} {sign}{_right(what['right'], 'meta' in left)}"
+        left, right = what["left"], what["right"]
+        if "&" in left:
+            return f"meta mark & 0x{right:08x} == 0x{right:08x}"
+        return f"{_left(left)} {sign}{_right(right, 'meta' in left)}"
     if kind == "mangle":
         return f"meta mark set meta mark | 0x{what['value']['|'][1]:08x}"
     if kind in ("accept", "return"):

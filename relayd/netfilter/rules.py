@@ -93,6 +93,7 @@ class RelayRules:
     :ivar diverts: what its transparent sockets wait for is delivered to them.
     :ivar answers: what servers send to them; of TCP, only the versions of IP are said.
     :ivar translated: connections that NAT has brought to it go on.
+    :ivar marked: so do those that TPROXY has brought, where NAT brings others.
     """
 
     name: str
@@ -101,6 +102,7 @@ class RelayRules:
     diverts: bool
     answers: tuple[Answers, ...]
     translated: bool = False
+    marked: bool = False
 
     @property
     def versions(self) -> frozenset[int]:
@@ -116,6 +118,11 @@ class RelayRules:
         """Whether something is brought to it by NAT."""
         return not all(each.tproxy for each in self.intakes)
 
+    @property
+    def has_tproxy(self) -> bool:
+        """Whether something is brought to it by TPROXY."""
+        return any(each.tproxy for each in self.intakes)
+
     def keeping(self, before: RelayRules) -> RelayRules:
         """The same, and what the sessions need that began by the rules of before.
 
@@ -127,11 +134,13 @@ class RelayRules:
         elif before.diverts:
             answers = (Answers(each) for each in sorted(before.versions))
         by_nat = before.translated or before.has_nat
+        by_tproxy = before.marked or before.has_tproxy
         return attrs.evolve(
             self,
             diverts=self.diverts or before.diverts,
             answers=tuple(dict.fromkeys((*self.answers, *answers))),
             translated=self.translated or (by_nat and not self.has_nat),
+            marked=self.marked or (by_tproxy and self.has_nat),
         )
 
     def closed(self) -> RelayRules | None:

@@ -373,6 +373,30 @@ def test_what_sessions_of_before_need_is_kept() -> None:
     assert new.keeping(old).answers == (*new.answers, *old.answers)
 
 
+def test_what_came_in_by_the_other_kind_of_rules_is_let_pass() -> None:
+    """A change at run time leaves connections to the rules that have brought them."""
+    words = "-l 16000 -d 192.168.0.1:80 --transparent --intercept 192.168.0.2:80,by="
+    nat, tproxy = rules_for(words + "redirect"), rules_for(words + "tproxy")
+    assert nat is not None
+    assert tproxy is not None
+    kept = chains_of(tproxy.keeping(nat), MARK)
+    assert [written(each) for each in kept[REDIRECT]] == ["ct state established accept"]
+    first, *rest = map(written, kept[DIVERT])
+    assert first == "ct status dnat return"
+    assert rest == [written(each) for each in chains_of(tproxy, MARK)[DIVERT]]
+    kept = chains_of(nat.keeping(tproxy), MARK)
+    first, *rest = map(written, kept[REDIRECT])
+    assert first == "meta mark & 0x00001000 == 0x00001000 return"
+    assert rest == [written(each) for each in chains_of(nat, MARK)[REDIRECT]]
+    assert kept[DIVERT] == chains_of(nat, MARK)[DIVERT]
+    # There and back again: both are there still.
+    both = nat.keeping(tproxy).keeping(tproxy)
+    assert nat.keeping(both) == nat.keeping(tproxy) == both
+    left = both.closed()
+    assert left is not None
+    assert (left.translated, left.marked) == (True, False)
+
+
 def test_what_is_left_of_one_that_takes_no_new_client() -> None:
     was = rules_for("-l 16000 -d 192.168.0.1:80 --transparent --intercept :81")
     assert was is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -182,6 +182,39 @@ def test_changes_at_run_time(network: Gateway, tmp_path: Path) -> None:
             accepted(server)[0] as upstream,
         ):
             says(client, upstream, b"hello")
+        stopped(running)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [("redirect", "tproxy"), ("tproxy", "redirect")]
+)
+def test_another_kind_of_rules(
+    network: Gateway, tmp_path: Path, first: str, then: str
+) -> None:
+    """Of the same address and port: what is under way stays with those that brought it.
+
+    What is left of them goes with the last session.
+    """
+    operated, before = Operated(network, tmp_path), network.state()
+    file = operated.file.read_text()
+    operated.file.write_text(file.replace(':80"\n\n', f':80,by={first}"\n\n'))
+    with operated.started() as running, ExitStack() as ended:
+        operated.ctl("stop", "dns")
+        sessions = []
+        for kind in (first, then, first):
+            operated.ctl("set", "web", f"intercept={V4.asked}:80,by={kind}")
+            with listening(network, V4.server) as server:
+                client = ended.enter_context(asking(network, V4.asked))
+                sessions.append((client, ended.enter_context(accepted(server)[0])))
+            for client, upstream in sessions:
+                says(client, upstream, b"under way")
+                says(upstream, client, b"under way")
+        operated.ctl("stop", "web")
+        for client, upstream in sessions:
+            says(client, upstream, b"under way")
+        ended.close()
+        running.ended("done", 3)
+        eventually(lambda: network.state() == before, "all rules are gone")
         stopped(running)
 
 
