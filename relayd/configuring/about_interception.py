@@ -18,9 +18,13 @@ from relayd.configuring.address_grammar import (
 from relayd.configuring.address_settings import ACCEPT_PROXY, LISTEN
 from relayd.configuring.config import Relay, UdpRelay
 from relayd.configuring.dial_settings import INTERCEPT, MARK, SOURCE, TRANSPARENT
-from relayd.configuring.ends import address_of
 from relayd.configuring.given import Given, Layers, RelaySection
-from relayd.configuring.interceptions import by_tproxy, listener_for, takes_original
+from relayd.configuring.interceptions import (
+    by_tproxy,
+    is_near,
+    listener_for,
+    takes_original,
+)
 from relayd.configuring.pools_of_relay import servers_given
 from relayd.configuring.server_grammar import options_of
 from relayd.core.interception import Intercept
@@ -99,13 +103,14 @@ def about_intercepts(section: RelaySection, relay: Relay | UdpRelay) -> Iterator
                 " such as 16000"
             )
         elif not by_tproxy(relay, intercept):
-            yield from _by_nat(where, relay, [host or "" for host, _ in ends])
+            yield from _by_nat(where, relay, [host for host, _ in ends])
 
 
-def _by_nat(where: str, relay: Relay | UdpRelay, hosts: Iterable[str]) -> Iterator[str]:
+def _by_nat(
+    where: str, relay: Relay | UdpRelay, hosts: Iterable[str | None]
+) -> Iterator[str]:
     """What can't be done by NAT."""
-    addresses = list(map(address_of, hosts))
-    if all(each is not None and each.is_loopback for each in addresses):
+    if any(map(is_near, hosts)):
         yield (
             f"{where} is not possible by redirect: the kernel drops what is redirected"
             " to loopback from elsewhere; give a listener without an address, or"

@@ -85,11 +85,22 @@ def listener_for(
     """Where rules can bring what is intercepted of a version of IP.
 
     :return: the address and the port of the first listener that has them: no name, no
-        range, no socket that somebody else opens.  None for the address: all of them.
+        range, no socket that somebody else opens; one of loopback if there is no other.
+        None for the address: all of them.
     """
+    near = None
     for each in listeners:
         if isinstance(each, HostPort | UdpAddress) and each.port:
             for own, address in sockets_of(each.host):
                 if own == version:
-                    return (None if address == EVERY else address), each.port
-    return None
+                    found = (None if address == EVERY else address), each.port
+                    if not is_near(found[0]):
+                        return found
+                    near = near or found
+    return near
+
+
+def is_near(host: str | None) -> bool:
+    """Whether a listener's address is one of loopback; None: it has all of them."""
+    address = None if host is None else address_of(host)
+    return address is not None and address.is_loopback

@@ -177,6 +177,10 @@ def test_what_goes_together(words: str) -> None:
             ),
         ),
         (
+            "-l 127.0.0.2:81 -d 10.0.0.1:80 --intercept 192.0.2.1:80",
+            "--intercept '192.0.2.1:80' is not possible by redirect: the kernel drops",
+        ),
+        (
             "-l udp:1 -d udp:original --intercept :53,by=redirect",
             (
                 "--intercept ':53,by=redirect' is not possible by redirect:"
@@ -338,3 +342,17 @@ intercept = "192.168.0.2:53"
     assert every.options.dialing(one.dialing.options) == one.dialing.options  # type: ignore[union-attr]
     # Its own source has the say.
     assert near.options.dialing(one.dialing.options) == DialOptions(source4="192.0.2.1")  # type: ignore[union-attr]
+
+
+def test_one_family_that_would_be_lost(tmp_path: Path) -> None:
+    """Of two to which rules lead, one can't be reached so; nobody would notice."""
+    text = """
+[tcp.a]
+listen = ["127.0.0.1:1", "[2001:db8::1]:1"]
+dest = "192.168.0.1:80"
+intercept = "{}"
+"""
+    assert problems(tmp_path / "f.toml", text.format("[::/0]:80")) == []
+    assert problems(tmp_path / "f.toml", text.format(":80,by=tproxy")) == []
+    [found] = problems(tmp_path / "f.toml", text.format(":80"))
+    assert "is not possible by redirect: the kernel drops" in found
