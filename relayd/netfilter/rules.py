@@ -32,7 +32,7 @@ from relayd.configuring.address_grammar import (
 )
 from relayd.configuring.config import Relay, UdpRelay
 from relayd.configuring.ends import address_of
-from relayd.configuring.interceptions import by_tproxy, listener_for
+from relayd.configuring.interceptions import by_tproxy, listener_for, takes_original
 from relayd.configuring.pools_of_relay import servers_of
 from relayd.configuring.server_grammar import ServersOf, options_of
 from relayd.core.interception import Intercept
@@ -191,8 +191,8 @@ def _intakes(relay: Relay | UdpRelay) -> Iterator[Intake]:
 
 def _answers(relay: Relay | UdpRelay) -> Iterator[Answers]:
     """What the servers of a relay send to its clients' own addresses."""
-    if isinstance(relay, Relay) and relay.route is not None:
-        # It may lead anywhere.
+    if isinstance(relay, Relay) and (relay.route or _told_by_balancers(relay)):
+        # That may lead anywhere.
         yield Answers()
         return
     for server in servers_of(relay):
@@ -203,6 +203,11 @@ def _answers(relay: Relay | UdpRelay) -> Iterator[Answers]:
                     yield each
                 else:
                     yield Answers(each.version)
+
+
+def _told_by_balancers(relay: Relay) -> bool:
+    """Whether PROXY headers may say where its clients meant to go."""
+    return bool(relay.stream.accept_proxy) and takes_original(relay)
 
 
 def _answers_of(server: Any, intercepts: Sequence[Intercept]) -> Iterator[Answers]:

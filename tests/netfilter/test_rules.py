@@ -297,11 +297,17 @@ def test_all_of_a_file(tmp_path: Any) -> None:
     assert [sorted(each.versions) for each in rules] == [[], [6], [4, 6]]
 
 
-def test_a_route_may_lead_anywhere(tmp_path: Any) -> None:
+@pytest.mark.parametrize(
+    "said",
+    [
+        'dest = "10.0.0.1:80"\nroute = "a:b"\n',
+        # A balancer's header says where its client meant to go.
+        'dest = "original"\nintercept = "10.0.0.1:80"\naccept_proxy = "10.0.0.0/8"\n',
+    ],
+)
+def test_some_may_lead_anywhere(tmp_path: Any, said: str) -> None:
     [rules] = relays_of(
-        tmp_path,
-        '[tcp.web]\nlisten = "8080"\ndest = "10.0.0.1:80"\nroute = "a:b"\n'
-        "transparent = true\n",
+        tmp_path, f'[tcp.web]\nlisten = "8080"\ntransparent = true\n{said}'
     )
     assert rules.answers == (Answers(),)
     assert rules.versions == {4, 6}
