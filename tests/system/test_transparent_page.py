@@ -79,7 +79,7 @@ def test_the_page_is_true(network: Gateway, tmp_path: Path) -> None:
     [settings] = blocks("toml")
     file.write_text(moved(settings))
     shown = commands()
-    assert len(shown) > 30
+    assert len(shown) > 35
     bin_ = Path(sys.executable).parent
     env = {
         **os.environ,
