@@ -14,6 +14,7 @@ import socket
 from contextlib import ExitStack
 from pathlib import Path
 
+import attrs
 import pytest
 
 from tests.support.process import (
@@ -27,6 +28,7 @@ from tests.system.gateway import (
     GATEWAY_PORT,
     PORT,
     V4,
+    V6,
     Addresses,
     Gateway,
     Translation,
@@ -72,6 +74,12 @@ WAYS = {
         False,
     ),
 }
+
+for _name in ("redirect", "original"):
+    _way = WAYS[_name]
+    WAYS[f"{_name}-twisted"] = attrs.evolve(
+        _way, options=f"{_way.options} --transport twisted"
+    )
 
 #: One by DNAT, one by TPROXY.
 SOME = ["redirect", "original"]
@@ -256,6 +264,60 @@ def test_many_at_once(
             assert {each.way for each in packets} == ways
             assert not [each for each in packets if each.resets]
             assert sum(each.ends for each in packets) == 2 * MANY
+
+
+@pytest.mark.parametrize(("family", "other"), [(V4, V6), (V6, V4)], ids=["v4", "v6"])
+def test_a_client_of_another_family(
+    network: Gateway, family: Addresses, other: Addresses, tmp_path: Path
+) -> None:
+    """Its address can't dial the server: it is refused, and nobody else dials.
+
+    Nothing counts against the server: who can dial it is served by it.
+    """
+    server = at(other.server, PORT)
+    args = ("-l", str(GATEWAY_PORT), "-d", server, "--transparent", "--max-fails", "1")
+    with (
+        network.relaying(*args, "--intercept", ":80,by=redirect") as running,
+        listening(network, other.server) as listener,
+        network.captured(tmp_path) as wires,
+    ):
+        with asking(network, family.asked) as client:
+            assert read_all(client) == b""
+        [line] = running.wait_for(r"ending=connect_failed .*detail=(.*)")
+        assert f"transparent: the client's address {family.client} " in line[1]
+        assert wires.packets()[1] == []
+        with asking(network, other.asked) as client:
+            upstream, seen = accepted(listener)
+            with upstream:
+                says(client, upstream, b"hello")
+            assert seen.startswith(at(other.client, ""))
+
+
+def test_with_a_proxy_header(network: Gateway) -> None:
+    """Both say who the client is; and checks come from the relay's own address."""
+    args = (*WAYS["redirect"].args(V4), "--send-proxy", "v1")
+    args += ("--check", "tcp", "--check-every", "0.2")
+    with (
+        listening(network, V4.server) as server,
+        network.relaying(*args),
+    ):
+        checks, whose = accepted(server)
+        checks.close()
+        assert whose.startswith(f"{V4.asked}:")
+        with asking(network, V4.asked) as client:
+            host, _, port = end(client).rpartition(":")
+            client.sendall(b"hello")
+            said = b""
+            while not said:
+                # Checks go on, and say nothing.
+                upstream, seen = accepted(server)
+                with upstream:
+                    said = upstream.recv(200)
+                    while said and not said.endswith(b"hello"):
+                        said += upstream.recv(200)
+            header = f"PROXY TCP4 {host} {V4.asked} {port} {GATEWAY_PORT}\r\n"
+            assert said.decode() == f"{header}hello"
+            assert seen.startswith(f"{host}:")
 
 
 def test_plain_relaying(network: Gateway, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import socket
 from contextlib import ExitStack
 from pathlib import Path
 
+import attrs
 import pytest
 
 from tests.support.process import PATIENCE, RelayProcess
@@ -70,6 +71,10 @@ WAYS = {
         False,
     ),
 }
+
+WAYS["original-twisted"] = attrs.evolve(
+    WAYS["original"], options=f"{WAYS['original'].options} --transport twisted"
+)
 
 each_way = pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
 
