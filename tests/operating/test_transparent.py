@@ -354,7 +354,7 @@ def test_a_udp_relay_that_listens_for_others_from_now_on(tmp_path: Path) -> None
 
 
 def test_one_that_does_not_change_in_that_goes_on(tmp_path: Path) -> None:
-    tables = {"udp": {"a": {"listen": "127.0.0.1:20001", "dest": "original"}}}
+    tables = {"udp": {"a": {"listen": at(20001), "dest": "original"}}}
     with running(tmp_path, tables) as relayd:
         before = relayd.served("a")
         relayd.set("a", dest=["original", "10.0.0.1:original"])
@@ -363,18 +363,19 @@ def test_one_that_does_not_change_in_that_goes_on(tmp_path: Path) -> None:
 
 @rights.transparent
 def test_what_is_set_while_it_runs(tmp_path: Path) -> None:
-    tables = {"tcp": {"a": {"listen": "0.0.0.0:20001", "dest": "10.0.0.1:80"}}}
+    tables = {"tcp": {"a": {"listen": at(20001), "dest": "10.0.0.1:80"}}}
     with running(tmp_path, {"transport": "twisted", **tables}) as relayd:
-        relayd.set("a", intercept=["192.0.2.1:80", "10.0.0.0/8:80"], transparent=True)
+        what = ["192.0.2.1:80,by=tproxy", "10.0.0.0/8:80,by=tproxy"]
+        relayd.set("a", intercept=what, transparent=True)
         settings = relayd.unit("a").settings
-        assert list(map(str, settings.intercepts)) == ["192.0.2.1:80", "10.0.0.0/8:80"]
+        assert list(map(str, settings.intercepts)) == what
         assert settings.dialing.transparent
         [change] = [
             each
             for each in relayd.steered.diff()["changes"]
             if each["key"] == "intercept"
         ]
-        assert change["now"] == ["192.0.2.1:80", "10.0.0.0/8:80"]
+        assert change["now"] == what
         relayd.set("a", dest="original", intercept=None, transparent=None)
         assert relayd.served("a").intercepts is not None
         with pytest.raises(Exception, match="contradict each other"):
@@ -386,13 +387,13 @@ def test_one_that_has_given_up_the_right_since(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it has listens as before; what is new can't."""
-    relay = {"listen": "0.0.0.0:20001", "dest": at(20009), "intercept": ":1,by=tproxy"}
+    relay = {"listen": at(20001), "dest": at(20009), "intercept": ":1,by=tproxy"}
     with running(tmp_path, {"transport": "twisted", "tcp": {"a": relay}}) as relayd:
         refuse(monkeypatch)
         relayd.set("a", idle_timeout=7)
         assert relayd.unit("a").settings.stream.idle_timeout == 7
         with pytest.raises(Exception, match="to listen for other addresses: "):
-            relayd.set("a", listen="0.0.0.0:20002")
+            relayd.set("a", listen=at(20002))
 
 
 # -- what it costs others
