@@ -10,6 +10,7 @@ it goes to that of its own client.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from typing import Any
 
@@ -20,6 +21,20 @@ from relayd.net.dial_options import DialOptions
 from relayd.net.resolving import SocketAddress
 
 
+class _NoSocket:
+    """What replies leave by when their flow is over: by nothing."""
+
+    def sendmsg(self, *_: Any) -> None:
+        """As a closed socket does.
+
+        :raises OSError: EBADF, always.
+        """
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
+NO_SOCKET = _NoSocket()
+
+
 class Meant:
     """Where a client's datagrams come from, and where they were to go.
 
@@ -27,8 +42,8 @@ class Meant:
 
     :ivar source: the client's socket address.
     :ivar original: that of the destination.
-    :ivar sock: what replies leave by, and `extra`, what `sendmsg` is told with them;
-        set while there is a flow.
+    :ivar sock: what replies leave by, :data:`NO_SOCKET` while there is no flow; and
+        `extra`, what `sendmsg` is told with them.
     """
 
     __slots__ = ("extra", "original", "sock", "source")
@@ -36,7 +51,7 @@ class Meant:
     def __init__(self, source: Any, original: Any) -> None:
         self.source = source
         self.original = original
-        self.sock: Any = None
+        self.sock: Any = NO_SOCKET
         self.extra: list[Any] = []
 
 

@@ -36,7 +36,7 @@ from relayd.datagrams.interfaces import FlowRelay
 from relayd.datagrams.ledger import Ledger
 from relayd.datagrams.listener import DatagramListener
 from relayd.datagrams.mmsg import SOCKADDR4, SOCKADDR6, can_batch
-from relayd.datagrams.original import Meant
+from relayd.datagrams.original import NO_SOCKET, Meant
 from relayd.datagrams.sockets import (
     BUFFER_SIZE,
     WILDCARDS,
@@ -177,8 +177,8 @@ class OriginalListener(DatagramListener):
         return _reply
 
     def gone(self, to: Meant) -> None:
-        sock, to.sock = to.sock, None
-        if sock is None or sock is self.sock:
+        sock, to.sock = to.sock, NO_SOCKET
+        if sock is NO_SOCKET or sock is self.sock:
             return
         _, flows = self._reply_sockets[to.original]
         if flows > 1:

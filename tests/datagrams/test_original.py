@@ -188,6 +188,17 @@ def test_replies_of_all_flows_from_one_destination_leave_by_one_socket(
     bench.close()
 
 
+def test_nothing_is_sent_for_a_flow_that_is_over(made: Make) -> None:
+    for to in (ASKED, None):
+        bench = made([Server(*SERVER)])
+        bench.ask(to or (ASKED[0], bench.port))
+        [flow] = bench.nat.table
+        bench.nat.end(flow, "killed")
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            flow.reply(b"!", flow.to)
+        bench.close()
+
+
 def test_a_run_of_replies_leaves_in_one_call(made: Make) -> None:
     bench = made([Server(*SERVER)])
     bench.ask()
