@@ -22,7 +22,7 @@ from relayd.core import ports
 from relayd.core.errors import ListenError
 from relayd.core.names import host_port
 from relayd.net.binding import numeric_address
-from relayd.net.dial_options import DialOptions
+from relayd.net.dial_options import DialOptions, set_transparent
 
 #: More bytes than any datagram has: 65,507 over IPv4, 65,527 over IPv6.
 BUFFER_SIZE = 65536
@@ -160,6 +160,9 @@ def flow_opener(
     if options is None or options == DialOptions():
         return open_socket
     prepare = options.prepare
+    if options == DialOptions(transparent=True):
+        # It is all there is to set, and is asked for with each flow.
+        prepare = set_transparent
 
     def opened(family: int) -> Any:
         sock = open_socket(family)
