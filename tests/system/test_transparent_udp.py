@@ -125,10 +125,12 @@ def test_rows(network: Gateway, way: Way, family: Addresses, tmp_path: Path) -> 
                 assert asks(client, server, b"question %d" % number) == end(client)
         # By getsockname and getpeername of the relay's sockets.
         assert {(each, served) for each in ends} <= network.sockets("udp")
-        # And by what the kernel keeps in mind.
-        own = at(family.asked, GATEWAY_PORT)
-        translated = {Translation(each, asked, own) for each in ends}
-        assert (translated <= network.translations()) is way.rewritten
+        # And by what the kernel keeps in mind, of earlier tests as well: it says what
+        # there is, not what there is not.
+        if way.rewritten:
+            own = at(family.asked, GATEWAY_PORT)
+            translated = {Translation(each, asked, own) for each in ends}
+            assert translated <= network.translations()
         for packets, far in zip(wires.packets(), (asked, served), strict=True):
             ways = set().union(*(both_ways(each, far) for each in ends))
             assert {each.way for each in packets} == ways
