@@ -160,7 +160,8 @@ def _limits() -> Iterable[Limit]:
     for name, relay, to, bound in (
         ("transparent", "relayd-transparent", _RELAYD, 1.15),
         ("transparent-udp", "relayd-udp-transparent", _UDP, 1.1),
-        ("transparent-udp-new", "relayd-udp-transparent", _UDP, 1.1),
+        # A flow's first datagram, with the flow's end: it has calls of its own.
+        ("transparent-udp-new", "relayd-udp-transparent", _UDP, 1.2),
     ):
         yield Limit(
             f"{TRANSPARENT[name].title}: transparent to plain",
