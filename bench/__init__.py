@@ -9,6 +9,7 @@ and `make bench-check` run it.
 - `relays`: the relays, and how each is started;
 - `origins`: the servers;
 - `loads`: load generators that are programs; `connections` and `datagrams`: our own;
+- `places`: this machine, or three network namespaces in a row;
 - `streams`, `growth`, `udp`, `scrapes`: the measurements; `workloads`: for which
   figures and relays; `rounds`: all of them, in rounds and windows;
 - `pythons`: the Pythons that relayd is measured under;
