@@ -74,12 +74,17 @@ def be_client(sock: Any, server: Any, host: str) -> None:
             # Nothing is looked up but the scope of fe80::1%eth0.
             found = socket.getaddrinfo(host, 0, flags=socket.AI_NUMERICHOST)
             address = found[0][4]
-        bind_to(sock, address)
+        is_known = not scope or address[3:] == server[3:4]
+        if is_known:
+            bind_to(sock, address)
     except OSError as problem:
         if problem.errno in SHORTAGE - {errno.EADDRNOTAVAIL}:
             raise
         why = problem.strerror or str(problem)
         raise _refused(f"not from the client's address {host}: {why}") from problem
+    if not is_known:
+        # The kernel would say that there is no route to the server.
+        raise _refused(f"the client's address {host} is known on its link only")
 
 
 @functools.lru_cache(maxsize=REMEMBERED)

@@ -97,6 +97,7 @@ def refusal(host: str, server: Any, sock: Any = None) -> OSError:
         ("127.0.0.1", "198.51.100.9", "127.0.0.1 never leaves this machine"),
         ("::1", "2001:db8::9", "::1 never leaves this machine"),
         ("198.51.100.9", "198.51.100.9", "198.51.100.9 is the server's own"),
+        ("fe80::1%lo", "2001:db8::9", "fe80::1%lo is known on its link only"),
     ],
 )
 def test_addresses_that_servers_can_t_be_dialled_from(
