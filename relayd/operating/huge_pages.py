@@ -11,7 +11,12 @@ itself.  So it is asked to move what is there (madvise(2), MADV_COLLAPSE), as th
 process starts, and later when it has grown.  Only areas are moved whose pages are in
 use, all but :data:`UNUSED`, as /proc/self/pagemap tells: the process takes hardly more
 memory by it.  The kernel may take a while to find a huge page, so this is done in a
-thread.
+thread, area by area; a process that stops waits for one at most.
+
+That file tells root where in the machine's memory each page is as well, and goes on to
+tell it by a descriptor that root has opened (Documentation/admin-guide/mm/pagemap.rst
+of Linux).  So it is opened once rights are given up.  It may be root's alone then:
+mincore(2) is asked, which many a sandbox lacks.
 
 Where the operator has said `never` in /sys/kernel/mm/transparent_hugepage/enabled, or
 the kernel or a sandbox refuses, everything stays as it is.
@@ -29,7 +34,7 @@ from typing import Any, Self
 
 import attrs
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
@@ -53,9 +58,9 @@ UNUSED = 8
 EACH, GROWN = 5.0, 256 * 1024
 
 #: What /proc/PID/pagemap has for each page, in bytes.  The highest bit says whether it
-#: is in memory.
+#: is in memory; of the byte that mincore(2) has for it, the lowest.
 _ENTRY = 8
-_ABSENT = bytes(range(0x80))
+_ABSENT, _NOT_IN_CORE = bytes(range(0x80)), bytes(range(0, 0x100, 2))
 
 #: The kernel can't do it, or a sandbox does not let it.
 _NEVER = {errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EACCES}
@@ -83,28 +88,28 @@ class Memory:
     """The memory of this process.
 
     :ivar size: of a huge page, in bytes.
+    :ivar is_over: nothing more is to be moved.
     """
 
     size: int
-    _pagemap: int
+    #: None if it is root's.
+    _pagemap: int | None
+    is_over: bool = False
 
     @classmethod
     def opened(cls) -> Self | None:
-        """As it is asked for; None where there are no huge pages to be had.
-
-        To be called before rights are given up: /proc/self/pagemap is root's then.
-        """
+        """As it is asked for; None where there are no huge pages to be had."""
         try:
             if "[never]" in (SYSTEM / "enabled").read_text():
                 return None
-            size = int((SYSTEM / "hpage_pmd_size").read_text())
-            return cls(size, os.open(PROCESS / "pagemap", os.O_RDONLY | os.O_CLOEXEC))
+            return cls(int((SYSTEM / "hpage_pmd_size").read_text()), _pagemap())
         except (OSError, ValueError):
             return None
 
     def close(self) -> None:
         """Give the descriptor back."""
-        os.close(self._pagemap)
+        if self._pagemap is not None:
+            os.close(self._pagemap)
 
     def resident(self) -> int:
         """How much is in memory, in bytes.
@@ -122,13 +127,10 @@ class Memory:
         try:
             found = [*areas((PROCESS / "maps").read_text(), self.size)]
             for address in found:
+                if self.is_over:
+                    break
                 if self._is_full(address):
-                    call(
-                        "madvise",
-                        ctypes.c_void_p(address),
-                        ctypes.c_size_t(self.size),
-                        MADV_COLLAPSE,
-                    )
+                    self._ask("madvise", address, MADV_COLLAPSE)
         except OSError as problem:
             # Else there is no huge page now, or what was found is gone by now.
             return problem.errno not in _NEVER
@@ -136,10 +138,26 @@ class Memory:
 
     def _is_full(self, address: int) -> bool:
         pages = self.size // _page()
-        entries = os.pread(self._pagemap, pages * _ENTRY, address // _page() * _ENTRY)
-        # The last byte of each entry has its highest bit.
-        present = entries[_ENTRY - 1 :: _ENTRY].translate(None, _ABSENT)
+        if self._pagemap is None:
+            told = ctypes.create_string_buffer(pages)
+            self._ask("mincore", address, told)
+            present = told.raw.translate(None, _NOT_IN_CORE)
+        else:
+            where = address // _page() * _ENTRY
+            entries = os.pread(self._pagemap, pages * _ENTRY, where)
+            # The last byte of each entry has its highest bit.
+            present = entries[_ENTRY - 1 :: _ENTRY].translate(None, _ABSENT)
         return len(present) >= pages - UNUSED
+
+    def _ask(self, name: str, address: int, what: object) -> None:
+        call(name, ctypes.c_void_p(address), ctypes.c_size_t(self.size), what)
+
+
+def _pagemap() -> int | None:
+    try:
+        return os.open(PROCESS / "pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError:
+        return None
 
 
 def _page() -> int:
@@ -157,39 +175,31 @@ class HugePages(Service):
         self._clock = monotonic(reactor)
         self._memory: Memory | None = None
         self._seen = 0
+        self._is_working = False
         self._next: IDelayedCall | None = None
-        self._work: Deferred[Any] | None = None
-
-    def privilegedStartService(self) -> None:
-        """Open what takes privileges."""
-        super().privilegedStartService()
-        self._memory = Memory.opened()
 
     def startService(self) -> None:
         """Begin, once the reactor runs."""
         super().startService()
-        # `twist` starts services without the privileged step.
-        self._memory = self._memory or Memory.opened()
+        self._memory = Memory.opened()
         if self._memory is not None:
             self._look_later(self._memory, 0)
 
-    def stopService(self) -> Deferred[None] | None:
-        """End; waits for what is under way."""
+    def stopService(self) -> None:
+        """End; what is under way ends soon."""
         super().stopService()
-        return self.close()
+        self.close()
 
-    def close(self) -> Deferred[None] | None:
-        """Give everything back; waits for what is under way."""
+    def close(self) -> None:
+        """See :meth:`stopService`."""
         memory, self._memory = self._memory, None
+        if memory is not None:
+            memory.is_over = True
+            if not self._is_working:
+                memory.close()
         if self._next is not None:
             self._next.cancel()
             self._next = None
-        if memory is None:
-            return None
-        if self._work is None:
-            memory.close()
-            return None
-        return self._work.addCallback(lambda _: memory.close())
 
     def _look(self, memory: Memory) -> None:
         """Begin to move, if there is more than there was."""
@@ -201,18 +211,22 @@ class HugePages(Service):
                 return
             self._seen = resident
             # A sandbox may allow no more threads.
-            self._work = maybeDeferred(aside, self._reactor, memory.gather)
-            self._work.addCallback(self._moved, memory)
-            self._work.addErrback(self._failed)
+            self._is_working = True
+            work = maybeDeferred(aside, self._reactor, memory.gather)
+            work.addErrback(self._failed)
+            work.addCallback(self._worked, memory)
 
-    def _moved(self, again: bool, memory: Memory) -> None:
-        self._work = None
-        if again and self._memory is not None:
+    def _worked(self, again: bool, memory: Memory) -> None:
+        self._is_working = False
+        if memory.is_over:
+            memory.close()
+        elif again:
             self._look_later(memory, EACH)
 
-    def _failed(self, failure: Any) -> None:
-        self._work = None
+    @staticmethod
+    def _failed(failure: Any) -> bool:
         log.failure("the memory stays in small pages", failure)
+        return False
 
     def _look_later(self, memory: Memory, seconds: float) -> None:
         self._next = self._clock.callLater(seconds, self._look, memory)
