@@ -55,8 +55,10 @@ class DatagramListener:
     :ivar owed: how many datagrams from before the last check of the flows may still be
         unread.
     :ivar closed: its relay has closed it.
+    :ivar group: the number of the first that was opened together with it, for the
+        addresses of one listener.
     :ivar retired: it has the flows that it has, and gets no others; once there are none
-        it is closed.
+        in its group it is closed (:func:`done_with`).
     :ivar deaf: its clients' datagrams are another relay's, to which its socket was
         handed; it sends replies still.
     """
@@ -82,7 +84,7 @@ class DatagramListener:
         self.ledger = ledger
         self._relay = relay
         self._watcher = watcher
-        self.number = next(_numbers)
+        self.number = self.group = next(_numbers)
         self.sock = sock
         self.address = sock.getsockname()
         self.port: int = self.address[1]
@@ -330,12 +332,24 @@ def open_listeners(
             listener = made(ledger, relay, watcher, sock)
             listener.watch()
             opened.append(listener)
+            listener.group = opened[0].number
     except OSError:
         # All or none: the caller can't close a socket that is watched.
         for listener in opened:
             listener.close()
         raise
     return opened
+
+
+def done_with(listeners: Sequence[DatagramListener]) -> list[DatagramListener]:
+    """Those of a relay's listeners that have retired, and are to be closed now.
+
+    None is while another of its group has flows: the group can be taken back then,
+    which takes all its addresses.  The port of the one that has flows could not be
+    bound anew for the others.
+    """
+    kept = {each.group for each in listeners if each.flows or not each.retired}
+    return [each for each in listeners if each.group not in kept]
 
 
 def datagram_listener(

@@ -25,7 +25,7 @@ from relayd.datagrams.filtered import FilterChanges, changed
 from relayd.datagrams.flow import ClientFlow
 from relayd.datagrams.guarded import FailSafeObserver
 from relayd.datagrams.ledger import Ledger
-from relayd.datagrams.listener import DatagramListener, open_listeners
+from relayd.datagrams.listener import DatagramListener, done_with, open_listeners
 from relayd.datagrams.loops import LoopGuard
 from relayd.datagrams.making import FlowMaking
 from relayd.datagrams.opening import Ingredients
@@ -200,16 +200,16 @@ class DatagramRelay:
         return opened
 
     def retire(self, listeners: Iterable[DatagramListener]) -> None:
-        """Have some listeners admit no new client; each is closed once it has no flow.
+        """Have some listeners admit no new client; they close once they have no flow.
 
-        The flows that they have go on.
+        The flows that they have go on (:func:`relayd.datagrams.listener.done_with`).
         """
         for each in listeners:
             each.retired = True
         self._close_retired()
 
     def _close_retired(self) -> None:
-        done = [each for each in self.listeners if each.retired and not each.flows]
+        done = done_with(self.listeners)
         if done and len(done) == len(self.listeners):
             self.close()
         elif done:

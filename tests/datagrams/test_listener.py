@@ -272,6 +272,24 @@ def test_flows_of_a_socket_that_was_handed_over_expire() -> None:
     assert listener.closed
 
 
+def test_addresses_that_were_opened_together_close_together() -> None:
+    """Once they have retired, all of them; others close for themselves."""
+    bench = Bench()
+    [before] = bench.nat.listeners
+    one, other = bench.nat.listen([FakeSocket("203.0.113.2"), FakeSocket("::")])
+    bench.arrive()
+    bench.nat.retire([before, one])
+    assert bench.nat.listeners == [before, one, other]
+    bench.nat.end(next(iter(bench.nat.table)), "drained")
+    bench.pass_time(2)
+    assert bench.nat.listeners == [one, other]
+    assert before.closed
+    bench.nat.retire([other])
+    assert one.closed
+    assert other.closed
+    assert not bench.nat.listeners
+
+
 @pytest.mark.parametrize("number", REFUSED)
 def test_a_kernel_that_does_not_report_local_addresses(number: int) -> None:
     """A wildcard listener answers from what the kernel chooses, and says so."""
