@@ -23,11 +23,12 @@ from relayd.configuring.interceptions import (
     by_tproxy,
     is_near,
     listener_for,
-    takes_original,
+    listens_for_others,
+    needs_tproxy,
 )
 from relayd.configuring.pools_of_relay import servers_given
 from relayd.configuring.server_grammar import options_of
-from relayd.core.interception import Intercept
+from relayd.core.interception import LOOPBACK, Intercept
 from relayd.core.pool_settings import UDP_BALANCE
 from relayd.core.process_settings import NETFILTER_MARK
 
@@ -103,11 +104,14 @@ def about_intercepts(section: RelaySection, relay: Relay | UdpRelay) -> Iterator
                 " such as 16000"
             )
         elif not by_tproxy(relay, intercept):
-            yield from _by_nat(where, relay, [host for host, _ in ends])
+            yield from _by_nat(where, relay, intercept, [host for host, _ in ends])
 
 
 def _by_nat(
-    where: str, relay: Relay | UdpRelay, hosts: Iterable[str | None]
+    where: str,
+    relay: Relay | UdpRelay,
+    intercept: Intercept,
+    hosts: Iterable[str | None],
 ) -> Iterator[str]:
     """What can't be done by NAT."""
     if any(map(is_near, hosts)):
@@ -116,47 +120,61 @@ def _by_nat(
             " to loopback from elsewhere; give a listener without an address, or"
             " by=tproxy"
         )
-    if not takes_original(relay):
+    if intercept.interface == LOOPBACK:
+        yield (
+            f"{where} is not possible by redirect: the kernel redirects nothing that"
+            f" arrives at {LOOPBACK}; give by=tproxy"
+        )
+    if not needs_tproxy(relay, intercept):
         return
-    if isinstance(relay, UdpRelay):
+    udp = isinstance(relay, UdpRelay)
+    if udp and listens_for_others(relay):
         yield (
             f"{where} is not possible by redirect: datagrams lose where their client"
             " meant to go; leave out by=redirect"
         )
-    elif relay.dialing.transparent:
+    else:
+        what = "datagrams" if udp else "connections"
         yield (
             f"{where} is not possible by redirect for a transparent relay that goes"
             " where its clients meant to go: connection tracking would take its dials"
-            " for their connections; leave out by=redirect"
+            f" for their {what}; leave out by=redirect"
         )
 
 
-def intercepted_twice(sections: Iterable[RelaySection]) -> Iterator[str]:
-    """What two relays are to be brought: the rules of the first would have it."""
-    taken: dict[tuple[object, ...], list[Given]] = {}
-    for section in sections:
+def intercepted_twice(sections: Sequence[RelaySection]) -> Iterator[str]:
+    """What two relays are to be brought, or one of them twice.
+
+    The kernel goes through the rules of relays in an order that changes as they start
+    and stop: either might have it.
+    """
+    taken: dict[str, list[tuple[int, Given]]] = {}
+    for number, section in enumerate(sections):
+        before = taken.setdefault(section.kind, [])
         for given in section.all(INTERCEPT.key):
-            each: Intercept = given.value
-            of = section.kind, each.network, each.source, each.interface
-            for other in taken.setdefault(of, []):
-                if _overlap(each, other.value):
+            for whose, other in before:
+                if _is_same(given.value, other.value, one_relay=whose == number):
                     where = f" ({other.place})" if other.place.file else ""
                     yield (
                         f"{given.place.prefix}{given} is intercepted already, by"
                         f" {other}{where}: give each its own"
                     )
                     break
-            taken[of].append(given)
+            before.append((number, given))
 
 
-def _overlap(one: Intercept, other: Intercept) -> bool:
-    """Whether they have a port in common."""
-    # Of two ranges that overlap, one begins within the other.
-    return (
-        not (one.ports and other.ports)
-        or any(other.about(None, low) for low, _ in one.ports)
-        or any(one.about(None, low) for low, _ in other.ports)
+def _is_same(one: Intercept, other: Intercept, *, one_relay: bool) -> bool:
+    """Whether one has something that the other has as well.
+
+    :param one_relay: they are of one relay, which may be brought parts of the same by
+        two rules.
+    """
+    if not one_relay:
+        return one.meets(other)
+    whom, others = (
+        (each.network, each.source, each.interface) for each in (one, other)
     )
+    return whom == others and one.meets_ports(other)
 
 
 def about_marks(layers: Layers, sections: Sequence[RelaySection]) -> Iterator[str]:

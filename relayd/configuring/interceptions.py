@@ -34,19 +34,33 @@ def takes_original(relay: AnyRelay) -> bool:
 def by_tproxy(relay: Relay | UdpRelay, intercept: Intercept) -> bool:
     """Whether a relay's clients are brought to it by TPROXY; else by NAT.
 
-    Unless somebody said, by NAT, which takes no right of the relay, but for two:
-
-    - Datagrams that go where they were meant to.  It is TPROXY alone that leaves their
-      destination in them.
-    - Connections of a transparent relay that may lead where its clients meant to go.
-      A dial has the client's address, and may get the port of another connection of
-      that client; by NAT, connection tracking would know that one by the same
-      addresses and ports, and bring the dial to the listener.
+    Unless somebody said, by NAT, which takes no right of the relay.
     """
     if intercept.tproxy is not None:
         return intercept.tproxy
+    return needs_tproxy(relay, intercept)
+
+
+def needs_tproxy(relay: Relay | UdpRelay, intercept: Intercept) -> bool:
+    """Whether TPROXY alone will do for what a relay intercepts.
+
+    - Datagrams that go where they were meant to: by NAT they lose their destination.
+      A listener that is told of it takes none without.
+    - What a transparent relay dials may be where its clients meant to go.  Such a dial
+      has the client's address, and may have the port of another connection of that
+      client; that of a datagram has the client's own port always.  Connection tracking
+      would take the one for the other, and bring the dial to the listener: a connection
+      would hang, a datagram go round for ever.
+    """
     if isinstance(relay, UdpRelay):
-        return takes_original(relay)
+        # All of them come to the same listener.
+        return takes_original(relay) or any(
+            each.tproxy or _meets_own_dials(relay, each) for each in relay.intercepts
+        )
+    return _meets_own_dials(relay, intercept)
+
+
+def _meets_own_dials(relay: Relay | UdpRelay, intercept: Intercept) -> bool:
     return relay.dialing.transparent and (
         takes_original(relay)
         or any(leads_there(each, intercept) for each in servers_of(relay))
@@ -85,14 +99,16 @@ def listener_for(
     """Where rules can bring what is intercepted of a version of IP.
 
     :return: the address and the port of the first listener that has them: no name, no
-        range, no socket that somebody else opens; one of loopback if there is no other.
+        range, no link-local address, no socket that somebody else opens; one of
+        loopback if there is no other.
         None for the address: all of them.
     """
     near = None
     for each in listeners:
         if isinstance(each, HostPort | UdpAddress) and each.port:
             for own, address in sockets_of(each.host):
-                if own == version:
+                # A rule has no word for the interface of a link-local address.
+                if own == version and "%" not in address:
                     found = (None if address == EVERY else address), each.port
                     if not is_near(found[0]):
                         return found

@@ -35,6 +35,9 @@ EXPECTED_INTERCEPT = (
 #: The most ports and ranges of ports that one may list.
 MAX_RANGES = 64
 
+#: The interface of loopback.
+LOOPBACK = "lo"
+
 #: All ports, as they are written.
 _ALL = "*"
 
@@ -44,6 +47,9 @@ _WAYS = {"redirect": False, "tproxy": True}
 
 #: What ends or changes the name of an interface in the language of nftables.
 _SPECIAL = frozenset('*"\\')
+
+#: What stands before the name of a set there.
+_SET = "@"
 
 
 @attrs.frozen
@@ -79,6 +85,26 @@ class Intercept:
         if self.ports and not any(low <= port <= high for low, high in self.ports):
             return False
         return host is None or self.network is None or host in self.network
+
+    def meets(self, other: Intercept) -> bool:
+        """Whether something may be for both: it is sent so that each of them has it."""
+        named = {self.interface, other.interface} - {None}
+        return (
+            len(named) < 2
+            and bool(set(self.families) & set(other.families))
+            and _overlap(self.network, other.network)
+            and _overlap(self.source, other.source)
+            and self.meets_ports(other)
+        )
+
+    def meets_ports(self, other: Intercept) -> bool:
+        """Whether they have a port in common."""
+        # Of two ranges that overlap, one begins within the other.
+        return (
+            not (self.ports and other.ports)
+            or any(other.about(None, low) for low, _ in self.ports)
+            or any(self.about(None, low) for low, _ in other.ports)
+        )
 
     def __str__(self) -> str:
         parts = [f"{_host(self.network)}:{_ports(self.ports)}"]
@@ -117,6 +143,12 @@ def parse_intercept(text: str) -> Intercept:
     )
     if len(found.families) == 2 and (found.network or found.source):
         raise ValueError("it is from IPv4 to IPv6, or the other way: give one of them")
+    near = any(each.is_loopback for each in (found.network, found.source) if each)
+    if near and found.interface != LOOPBACK:
+        raise ValueError(
+            "what is for loopback, or from it, arrives there alone: add"
+            f" interface={LOOPBACK},by=tproxy"
+        )
     return found
 
 
@@ -183,7 +215,7 @@ def _merged(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
 
 def _parse_interface(text: str) -> str:
     check_interface(text)
-    if _SPECIAL & set(text):
+    if _SPECIAL & set(text) or text.startswith(_SET):
         raise ValueError(f"no rule can name the interface {text!r}")
     return text
 
@@ -198,6 +230,14 @@ def _host(network: Network | None) -> str:
     if network is None:
         return ""
     return f"[{_bare(network)}]" if network.version == 6 else _bare(network)
+
+
+def _overlap(one: Network | None, other: Network | None) -> bool:
+    """Whether two networks have an address in common; None: it is all of them."""
+    if one is None or other is None:
+        return True
+    # Of two networks, one is within the other, or they are apart.
+    return one.network_address in other or other.network_address in one
 
 
 def _bare(network: Network) -> str:

@@ -43,7 +43,7 @@ def parse(words: str) -> relayd.Options:
         # One of two families is enough for what is about both.
         "-l 0.0.0.0:16000 -d 10.0.0.1:80 --intercept :80",
         "-l 127.0.0.1:16000 -d 10.0.0.1:80 --intercept :80,by=tproxy",
-        UDP + "--transparent --intercept :53,by=redirect",
+        UDP + "--transparent --intercept 192.168.0.2:53,by=redirect",
         "-l udp:5353 -d udp:original --intercept :53 --transparent",
         # Each belongs to the listener before it.
         "-l 1 -d a:80 --intercept :80 -l udp:1 -d udp:b:53 --intercept :80",
@@ -189,6 +189,26 @@ def test_what_goes_together(words: str) -> None:
             ),
         ),
         (
+            "-l udp:1 -d udp:a.example:53 --transparent --intercept :53,by=redirect",
+            (
+                "--intercept ':53,by=redirect' is not possible by redirect for a"
+                " transparent relay that goes where its clients meant to go:"
+                " connection tracking would take its dials for their datagrams;"
+                " leave out by=redirect"
+            ),
+        ),
+        (
+            "-l 1 -d 10.0.0.1:80 --transparent --intercept 10.0.0.0/8:80,by=redirect",
+            "connection tracking would take its dials for their connections;",
+        ),
+        (
+            "-l 1 -d 10.0.0.1:80 --intercept :80,interface=lo",
+            (
+                "--intercept ':80,interface=lo' is not possible by redirect: the"
+                " kernel redirects nothing that arrives at lo; give by=tproxy"
+            ),
+        ),
+        (
             "-l 1 -d original --transparent --intercept :80,by=redirect",
             (
                 "--intercept ':80,by=redirect' is not possible by redirect for a"
@@ -278,10 +298,19 @@ intercept = {}
         ('":85"', "tcp", '":*"', True),
         ('":80"', "tcp", '":81"', False),
         ('":80"', "udp", '":80"', False),
-        # Those of the first that matches: more or less of all clients.
-        ('"10.0.0.0/8:80"', "tcp", '":80"', False),
-        ('":80,from=10.0.0.0/8"', "tcp", '":80"', False),
+        # Which of them the kernel asks first changes as relays start and stop.
+        ('"10.0.0.0/8:80"', "tcp", '":80"', True),
+        ('":80"', "tcp", '"10.1.0.0/16:1-90"', True),
+        ('":80,from=10.0.0.0/8"', "tcp", '":80"', True),
+        ('":80,from=10.0.0.0/8"', "tcp", '"192.168.0.2:80"', True),
+        ('":80,from=10.0.0.0/8"', "tcp", '":80,from=10.1.0.0/16"', True),
+        ('":80,from=10.0.0.0/8"', "tcp", '":80,from=11.0.0.0/8"', False),
+        ('"10.0.0.0/9:80"', "tcp", '"10.128.0.0/9:80"', False),
+        ('"10.0.0.0/8:80"', "tcp", '"[::/0]:80"', False),
+        ('":80,interface=eth1"', "tcp", '":80"', True),
         ('":80,interface=eth1"', "tcp", '":80,interface=eth2"', False),
+        # Of one relay, it is all the same.
+        ('[":80", "10.0.0.0/8:80"]', "tcp", '":81"', False),
     ],
 )
 def test_what_two_relays_intercept(
@@ -320,7 +349,7 @@ transparent = false
 [tcp.d]
 listen = ["db:16003", "16002", "unix:/run/s"]
 dest = "10.0.0.1:80"
-intercept = ":80"
+intercept = ":81"
 [udp.c]
 listen = "53"
 dest = "10.0.0.1:53"

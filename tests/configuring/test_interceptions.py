@@ -6,11 +6,13 @@ import pytest
 
 from relayd.configuring.address_grammar import parse_listener, parse_range
 from relayd.configuring.interceptions import (
+    by_tproxy,
     listener_for,
     listens_for_others,
     takes_original,
     uses_tproxy,
 )
+from relayd.core.errors import CannotStart
 from relayd.tap import relayd
 
 
@@ -34,9 +36,18 @@ from relayd.tap import relayd
         ("-l 8080 -d db:80 --intercept 10.0.0.2:80 --transparent", False, True),
         ("-l 8080 -d db:80 --intercept 10.0.0.2:81 --transparent", False, False),
         ("-l 8080 -d dns:db:80 --intercept 10.0.0.2:80 --transparent", False, True),
-        ("-l 8080 -d srv:_a._tcp.b --intercept [::1]:80 --transparent", False, True),
+        (
+            "-l 8080 -d srv:_a._tcp.b --intercept [fd00::1]:80 --transparent",
+            False,
+            True,
+        ),
         ("-l 8080 -d unix:/run/s -d a:81 --intercept :80 --transparent", False, False),
-        ("-l udp:53 -d udp:10.0.0.1:53 --intercept :53 --transparent", False, False),
+        # The same of datagrams; all of them, as they come to one listener.
+        ("-l udp:53 -d udp:10.0.0.1:53 --intercept :53 --transparent", False, True),
+        (
+            "-l udp:53 -d udp:10.0.0.1:53 --intercept 10.0.0.2:53 --transparent",
+            *(False, False),
+        ),
         # It may send them there; without something to bring, there is nobody to send.
         ("-l 8080 -d 10.0.0.1:80 --route a:b --intercept :80", True, False),
         ("-l udp:53 -d udp:10.0.0.1:53 --intercept :53", False, False),
@@ -64,6 +75,8 @@ def test_what_a_relay_is_for(words: str, original: bool, tproxy: bool) -> None:
         ("127.0.0.2:80 10.0.0.1:81", ("10.0.0.1", 81), None),
         ("127.0.0.2:80 0.0.0.0:81 [::1]:82", (None, 81), ("::1", 82)),
         ("localhost:80", ("127.0.0.1", 80), ("::1", 80)),
+        ("[fe80::1%eth0]:80", None, None),
+        ("[fe80::1%eth0]:80 [2001:db8::1]:81", None, ("2001:db8::1", 81)),
         ("udp:53", (None, 53), (None, 53)),
         ("0 80-90 unix:/run/s db:80 tcp:80 udp:systemd:dns", None, None),
     ],
@@ -72,3 +85,28 @@ def test_where_rules_lead(listeners: str, four: object, six: object) -> None:
     addresses = [parse_range(each, parse_listener) for each in listeners.split()]
     assert listener_for(addresses, 4) == four
     assert listener_for(addresses, 6) == six
+
+
+@pytest.mark.parametrize(
+    ("words", "ways"),
+    [
+        # A listener that is told where datagrams were meant to go takes none without.
+        ("--transparent --intercept 10.0.0.2:53 --intercept 10.0.0.1:53", [True, True]),
+        ("--intercept :53 --intercept :54,by=tproxy", [True, True]),
+        ("--intercept :53 --intercept :54,by=redirect", [False, False]),
+        ("--transparent --intercept :53,by=redirect", None),
+        ("--intercept :53,by=redirect --intercept :54,by=tproxy", None),
+    ],
+)
+def test_datagrams_of_a_relay_come_in_one_way(
+    words: str, ways: list[bool] | None
+) -> None:
+    options = relayd.Options()
+    try:
+        options.parseOptions(f"-l udp:53 -d udp:10.0.0.1:53 {words}".split())
+    except CannotStart as problem:
+        assert ways is None
+        assert "by=redirect' is not possible by redirect" in str(problem)
+    else:
+        [relay] = options.config.relays
+        assert [by_tproxy(relay, each) for each in relay.intercepts] == ways

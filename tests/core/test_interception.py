@@ -152,6 +152,10 @@ def test_any_text_is_read_or_refused_in_one_line(text: str) -> None:
         (":80,interface=", "expected the name of an interface"),
         (":80,interface=eth*", r"no rule can name the interface 'eth\*'"),
         (':80,interface=a"b', "no rule can name the interface"),
+        (":80,interface=@a", "no rule can name the interface"),
+        ("127.0.0.1:80", "arrives there alone: add interface=lo,by=tproxy"),
+        ("[::1]:80,interface=eth1", "arrives there alone: add interface=lo"),
+        (":80,from=127.0.0.0/8", "arrives there alone: add interface=lo,by=tproxy"),
         ("10.0.0.1:80,from=2001:db8::1", "from IPv4 to IPv6, or the other way"),
     ],
 )
