@@ -4,6 +4,11 @@ Dials from the client's own address ask who it is (:mod:`relayd.net.transparent`
 to where it meant to go ask that (:mod:`relayd.net.original`).  The client chooses where
 these lead, so their failures are not counted against the server that they stand for:
 anybody could have it taken out, for all.
+
+A server that is dialled from the client's address may answer the client, and not this
+machine: to one in its own network it has another way.  So could such clients have every
+server taken out that all others reach.  That a dial has had no answer counts only if no
+other one has had any meanwhile.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from zope.interface import implementer
 
 from relayd.core.errors import LeadsBack
 from relayd.core.interfaces import ICounted
+from relayd.core.session import Ending
 from relayd.stream.attempt import LOOP_DETAIL, Attempt
 
 #: The detail of a session whose client asked for the listener itself.
@@ -43,6 +49,35 @@ class Unjudged:
         self._server.closed()
 
 
+@implementer(ICounted)
+class AsClient:
+    """A server of which an attempt from its client's address is to say whether it
+    answers.
+
+    :param server: is told; a :class:`relayd.upstreams.server.Server`.
+    """
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self._answers = server.answers_to_clients
+        self.label: str = server.label
+        self.began, self.cancelled = server.began, server.cancelled
+        self.closed, self.reset = server.closed, server.reset
+
+    def connected(self) -> None:
+        """See :meth:`ICounted.connected`."""
+        self._server.answers_to_clients += 1
+        self._server.connected()
+
+    def failed(self, ending: Any, detail: str) -> None:
+        """See :meth:`ICounted.failed`."""
+        server = self._server
+        others = server.answers_to_clients != self._answers
+        if others and ending is Ending.CONNECT_TIMEOUT:
+            ending = None
+        server.failed(ending, detail)
+
+
 class OnBehalf(Attempt):
     """An attempt that is asked on behalf of which client it is.
 
@@ -54,6 +89,10 @@ class OnBehalf(Attempt):
 
     def client_host(self) -> str:
         """See :meth:`IOnBehalf.client_host`."""
+        place = self.place
+        # It is asked for each address of a name.
+        if place is not None and place is self.upstream:
+            self.place = AsClient(place)
         client = self.client.session.client
         if client.startswith("unix:") or ":" not in client:
             return ""

@@ -124,6 +124,8 @@ class Server(Upstream):
     :ivar fails: how many of its dials, or flows, have failed so far; with the sessions
         that it has reset without a word.
     :ivar filled: how often it had as many sessions as it may have.
+    :ivar answers_to_clients: how many dials from clients' own addresses it has answered
+        (:mod:`relayd.stream.on_behalf`).
     :ivar why: what its checks or its dials have found last, in words; empty if nothing
         has happened.
     :ivar has_checks: it is checked from time to time.
@@ -158,6 +160,7 @@ class Server(Upstream):
     sessions: int = attrs.field(default=0, init=False)
     fails: int = attrs.field(default=0, init=False)
     filled: int = attrs.field(default=0, init=False)
+    answers_to_clients: int = attrs.field(default=0, init=False)
     why: str = attrs.field(default="", init=False)
     has_checks: bool = attrs.field(default=False, init=False)
     last_check: LastCheck | None = attrs.field(default=None, init=False)

@@ -306,6 +306,53 @@ def test_a_client_whose_gate_is_up_gets_one_grace_for_all_attempts() -> None:
     assert relay.witness.heard[-1] == "closed client_left"
 
 
+def dialled_as_client(relay: Relay) -> tuple[FakeTransport, Any]:
+    """A client of the first server, which is dialled from its address; and the dial."""
+    dials = relay.endpoints[0].dials
+    before = len(dials)
+    client = relay.client()
+    if len(dials) == before:
+        # It has gone to the other one.
+        client.lose()
+        client = relay.client()
+    assert len(dials) == before + 1
+    # It is asked for each address of a name.
+    for _ in range(2):
+        assert dials[-1].factory.client_host() == "192.0.2.1"
+    return client, dials[-1]
+
+
+def test_clients_that_a_server_answers_elsewhere_can_not_have_it_taken_out() -> None:
+    """They are in its own network: it answers them, and not the relay."""
+    relay = Relay(2, retries=0, connect_timeout=2)
+    ejector = Ejector(relay.factory.pool, relay.clock, FailLimits(max_fails=2))
+    served = []
+    for _ in range(4):
+        for answered in (False, False, True):
+            client, dial = dialled_as_client(relay)
+            if answered:
+                dial.connect()
+                served.append(client)
+        relay.clock.pump([0.5] * 6)
+        assert len(served) == sum(relay.counts)
+    assert not ejector.out
+    for client in served:
+        client.lose()
+    assert not any(relay.counts)
+    ejector.stop()
+
+
+def test_a_server_that_answers_no_client_is_taken_out() -> None:
+    relay = Relay(2, retries=0, connect_timeout=2)
+    ejector = Ejector(relay.factory.pool, relay.clock, FailLimits(max_fails=2))
+    for _ in range(2):
+        dialled_as_client(relay)
+    relay.clock.pump([0.5] * 6)
+    assert ejector.out == [relay.servers[0]]
+    assert not any(relay.counts)
+    ejector.stop()
+
+
 def test_what_fails_for_want_of_descriptors_says_nothing_about_a_server() -> None:
     blamed = []
 
