@@ -10,6 +10,7 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
+from relayd.datagrams import transparent as transparent_sockets
 from relayd.datagrams.transparent import places
 from relayd.net.dial_options import DialOptions
 from relayd.udp_nat import FlowServer, Server, UdpNat
@@ -111,6 +112,25 @@ def test_a_client_has_a_socket_for_each_of_its_servers() -> None:
     # Nobody else gets the port, as long as there was one alone; they share it now.
     assert all(each.shared for each in bench.sockets)  # type: ignore[attr-defined]
     bench.check()
+    bench.close()
+
+
+def test_a_client_can_not_have_more_and_more_sockets_of_one_port(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each makes the next one take longer."""
+    monkeypatch.setattr(transparent_sockets, "MOST_ALIKE", 2)
+    bench = transparent([Server(*SERVER)])
+    others = [("198.51.100.2", 53), ("198.51.100.3", 53)]
+    first = bench.nat.servers
+    for number, address in enumerate([SERVER, *others]):
+        bench.nat.servers = [Server(*address)]
+        bench.arrive_at(bench.listen(f"203.0.113.{9 + number}", 5300), CLIENT)
+    assert bench.bound == [(CLIENT, SERVER), (CLIENT, others[0])]
+    assert bench.nat.counters.dropped == {"no_source": 1}
+    bench.nat.servers = first
+    bench.arrive(source=("192.0.2.9", 4000))
+    assert len(bench.bound) == 3
     bench.close()
 
 
