@@ -19,6 +19,7 @@ import errno
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
@@ -54,6 +55,9 @@ from relayd.net.dial_options import is_transparent, set_transparent
 #: no names for them.
 _ORIGDSTADDR4 = int(socket.IPPROTO_IP), 20
 _ORIGDSTADDR6 = int(socket.IPPROTO_IPV6), 74
+
+#: ip(7): IP_MTU_DISCOVER, and IP_PMTUDISC_DONT.
+_MTU_DISCOVER, _DONT = (int(socket.IPPROTO_IP), 10), 0
 
 #: What a key has of their sockaddr_in and sockaddr_in6: port and address; port, flow
 #: label, address and interface.
@@ -125,6 +129,7 @@ class OriginalListener(DatagramListener):
         self, ledger: Ledger[ClientFlow], relay: FlowRelay, watcher: Watcher, sock: Any
     ) -> None:
         _prepare(sock)
+        _let_routers_split(sock)
         super().__init__(ledger, relay, watcher, sock)
         self.wild = self.address[0] in WILDCARDS
         #: By destination: what its replies leave by, and how many flows have it.
@@ -194,6 +199,7 @@ class OriginalListener(DatagramListener):
         sock = udp_socket(self.sock.family)
         try:
             set_transparent(sock, self.sock.family)
+            _let_routers_split(sock)
             if self.sock.family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             # Nobody reads it.
@@ -230,6 +236,20 @@ def _prepare(sock: Any) -> None:
             "the kernel does not tell where redirected datagrams were to go"
             f" (IP_RECVORIGDSTADDR): {problem.strerror}",
         ) from problem
+
+
+def _let_routers_split(sock: Any) -> None:
+    """Have IPv4 replies be split on their way, where a link takes no such large ones.
+
+    The kernel learns of such a link from an ICMP error, but not for what a socket that
+    is not connected sends from an address of others (`ipv4_sk_update_pmtu`, which asks
+    for a route from there as if that had to be its own).  So all would be lost that
+    routers may not split.  With IPv6 it learns.
+    """
+    if sock.family == socket.AF_INET:
+        # Where it is not possible only those are lost.
+        with suppress(OSError):
+            sock.setsockopt(*_MTU_DISCOVER, _DONT)
 
 
 def _unpacked(told: bytes) -> Any:

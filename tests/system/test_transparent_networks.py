@@ -18,7 +18,7 @@ import pytest
 
 from tests.support.process import PATIENCE, RelayProcess, command, read_all, relay
 from tests.system.gateway import INSIDE, OUTSIDE, V4, Gateway, stopped
-from tests.system.namespaces import Machine
+from tests.system.namespaces import Machine, connect, made
 from tests.system.programs import program, run
 
 pytestmark = pytest.mark.system
@@ -268,3 +268,51 @@ def test_a_user_that_has_one_right(network: Gateway, tmp_path: Path) -> None:
             assert asks(network.client, V4.asked, 80) == V4.client
     finally:
         network.relayctl("netfilter", "remove", "--config", file)
+
+
+#: A client behind a router, its router, and what is more than their link takes.
+BEHIND, ROUTER, LINK, LARGE = "10.77.0.1", "10.77.0.2", 1400, 1450
+
+
+def test_replies_larger_than_a_link_takes(network: Gateway, tmp_path: Path) -> None:
+    """Of a server that the client has asked itself: routers split them.
+
+    The kernel does not learn of the link, so that no later one would arrive either.
+    """
+    file = tmp_path / "relayd.toml"
+    file.write_text(
+        "manage_netfilter = true\n[udp.any]\n"
+        'listen = "16001"\nintercept = "192.168.0.0/24:5353"\n'
+        'dest = "original"\ntransparent = true\n'
+    )
+    ip, router = program("ip"), network.client
+    with made("behind") as (behind,), ExitStack() as stack:
+        connect("cable", (behind, [f"{BEHIND}/30"]), (router, [f"{ROUTER}/30"]))
+        for machine in (behind, router):
+            run(ip, "-n", machine.name, "link", "set", "cable", "mtu", str(LINK))
+        for machine, to, by in (
+            (behind, "default", ROUTER),
+            (network.relay, f"{BEHIND}/32", V4.client),
+        ):
+            run(ip, "-n", machine.name, "route", "add", to, "via", by)
+        stack.callback(
+            run, ip, "-n", network.relay.name, "route", "del", f"{BEHIND}/32"
+        )
+        stack.enter_context(set_to(router, "ipv4/ip_forward", 1))
+        options = ("--config", str(file))
+        started = stack.enter_context(relay(*options, namespace=network.relay.name))
+        started.listening(2)
+        with network.server.inside():
+            answers = stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+        answers.bind((V4.server, 5353))
+        with behind.inside():
+            client = stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+        for each in (client, answers):
+            each.settimeout(PATIENCE)
+        client.connect((V4.server, 5353))
+        client.send(b"?")
+        _, seen = answers.recvfrom(100)
+        assert seen[0] == BEHIND
+        answers.sendto(bytes(LARGE), seen)
+        assert client.recv(2 * LARGE) == bytes(LARGE)
+        stopped(started)
