@@ -16,7 +16,8 @@ answer a second signal with a traceback.  With these it exits with status 0, as 
 supervisor expects of a service that it has stopped.
 
 They are installed before the first listener opens.  A signal during the start is
-handled when the reactor runs, so that no start is interrupted halfway.  Before that the
+handled when the reactor runs, so that no start is interrupted halfway; none is
+delivered while the reactor has its own handlers in their place.  Before the start the
 kernel's default applies, which ends the process: there is nothing to clean up yet.  But
 for process 1, as in a container, the kernel drops signals that have no handler.
 :func:`catch_early_sigterm` is for that process.
@@ -44,6 +45,9 @@ log = Logger(namespace="relayd.signals")
 #: Seconds after a SIGHUP at which the terminal is checked again: some programs and
 #: shells send the signal before they close it.
 CLOSING = 1.0
+
+#: Those that are handled.
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 #: Signals to stop that arrived before the service started.
 _early: set[int] = set()
@@ -101,7 +105,18 @@ class Signals(Service):
         # `twist` starts services without the privileged step.
         self._begin()
         # The reactor installs its own handlers as it starts to run.
-        self._reactor.callWhenRunning(self._install)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+        self._reactor.callWhenRunning(self._take_over)
+
+    def stopService(self) -> None:
+        super().stopService()
+        # The reactor may never have run.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+
+    def _take_over(self) -> None:
+        """The reactor runs: those that have come meanwhile are delivered."""
+        self._install()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
 
     def _begin(self) -> None:
         if self._begun:
@@ -114,11 +129,9 @@ class Signals(Service):
             self._received(_early.pop(), None)
 
     def _install(self) -> None:
-        signal.signal(signal.SIGTERM, self._received)
-        signal.signal(signal.SIGINT, self._received)
-        signal.signal(signal.SIGUSR1, self._received)
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            signal.signal(signal.SIGHUP, self._received)
+        for number in _HANDLED:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._received)
 
     def _received(self, number: int, frame: object) -> None:
         # This is a signal handler, which runs between any two lines: only schedule.

@@ -88,12 +88,14 @@ class Handled:
     """A service for signals on fakes, and what it was made of.
 
     :ivar installed: its handlers, without being installed.
+    :ivar blocked: those that it keeps from being delivered, likewise.
     """
 
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, ignored: frozenset[int] = frozenset()
     ) -> None:
         self.installed: dict[int, Any] = {}
+        self.blocked: set[int] = set()
         self.terminal = signals.errno.ENXIO
         self.reactor = FakeReactor()
         self.log_file: FakeLogFile | None = FakeLogFile()
@@ -106,6 +108,13 @@ class Handled:
             lambda number: signal.SIG_IGN if number in ignored else signal.SIG_DFL,
         )
         monkeypatch.setattr(signals, "_terminal_error", lambda: self.terminal)
+        monkeypatch.setattr(signal, "pthread_sigmask", self._mask)
+
+    def _mask(self, how: int, numbers: Any) -> None:
+        if how == signal.SIG_BLOCK:
+            self.blocked |= set(numbers)
+        else:
+            self.blocked -= set(numbers)
 
     def _cut(self) -> None:
         self.cuts += 1
@@ -161,6 +170,22 @@ def test_signals_before_the_reactor_runs_are_handled(handled: Handled) -> None:
     # `twist` has no privileged step.
     Signals(handled.reactor, list, None).startService()
     assert set(handled.installed) == ALL
+
+
+def test_none_gets_to_the_handlers_of_the_reactor(handled: Handled) -> None:
+    """It has its own for a moment, which answer the second with a traceback."""
+    service = Signals(handled.reactor, list, None)
+    service.privilegedStartService()
+    assert not handled.blocked
+    service.startService()
+    assert handled.blocked == ALL
+    [running] = handled.reactor.starting
+    running()
+    assert not handled.blocked
+    never_ran = Signals(handled.reactor, list, None)
+    never_ran.startService()
+    never_ran.stopService()
+    assert not handled.blocked
 
 
 def test_sighup_ends_nothing(handled: Handled) -> None:
