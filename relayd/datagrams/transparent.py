@@ -275,8 +275,11 @@ def is_host(host: str) -> bool:
     """Whether an address is that of one host, and can be that of a socket.
 
     For a multicast or a broadcast address the kernel would take one of its own, and say
-    nothing (inet_bind(), net/ipv4/af_inet.c).
+    nothing (inet_bind(), net/ipv4/af_inet.c).  An IPv4 address that came in a packet of
+    IPv6 (`::ffff:127.0.0.1`) would lead to this machine's own.
     """
     # "This network", RFC 1122, 3.2.1.3.
     this = ":" not in host and host.startswith("0.")
-    return is_one_host((host, 0)) and not this and not is_broadcast(host)
+    mapped = ":" in host and "." in host
+    fit = is_one_host((host, 0)) and not this and not mapped
+    return fit and not is_broadcast(host)

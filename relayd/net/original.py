@@ -58,17 +58,29 @@ def original_destination(sock: Any) -> tuple[int, Any]:
     :param sock: the accepted socket.
     :return: the family, and the address as the socket module has it; of an IPv4 client
         of an IPv6 socket, the IPv4 one.
-    :raises OSError: it is no TCP socket, or is closed.
+    :raises OSError: it is no TCP socket, or is closed; or it went to an IPv4 address by
+        IPv6, as nobody does who means well.
     """
     here = sock.getsockname()
     if sock.family == _IPV4:
         return _IPV4, _tracked4(sock) or here
     if sock.family != _IPV6:
         raise OSError(errno.EAFNOSUPPORT, "it came by a UNIX socket")
-    mapped = ipaddress.IPv6Address(here[0].partition("%")[0]).ipv4_mapped
-    if mapped is not None:
+    mapped = _mapped(here)
+    if mapped is not None and _mapped(sock.getpeername()) is not None:
         return _IPV4, _tracked4(sock) or (str(mapped), here[1])
-    return _IPV6, _tracked6(sock) or here
+    there = _tracked6(sock) or here
+    if _mapped(there) is not None:
+        # connect(2) would go to 127.0.0.1 for who has sent to ::ffff:127.0.0.1, which
+        # IPv6 takes for an address like others.
+        why = f"it came by IPv6, to [{there[0]}]:{there[1]}"
+        raise OSError(errno.EADDRNOTAVAIL, why)
+    return _IPV6, there
+
+
+def _mapped(address: Any) -> ipaddress.IPv4Address | None:
+    """The IPv4 address in the IPv6 one of a socket, if there is one."""
+    return ipaddress.IPv6Address(address[0].partition("%")[0]).ipv4_mapped
 
 
 def _tracked4(sock: Any) -> tuple[str, int] | None:

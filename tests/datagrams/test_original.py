@@ -29,7 +29,7 @@ from relayd.datagrams.original_listener import (
     OriginalOutbox,
 )
 from relayd.datagrams.sockets import default_max_flows
-from relayd.datagrams.transparent import places
+from relayd.datagrams.transparent import is_host, places
 from relayd.net.dial_options import DialOptions
 from relayd.udp_nat import FlowServer, Server, UdpNat
 from relayd.upstreams.balance import First
@@ -311,6 +311,12 @@ def test_nobody_answers_from_a_group(made: Make) -> None:
     assert not bench.live
     bench.check()
     bench.close()
+
+
+@pytest.mark.parametrize("host", ["::ffff:127.0.0.1", "::ffff:192.0.2.1"])
+def test_an_ipv4_address_in_a_packet_of_ipv6_is_no_host_s(host: str) -> None:
+    """It would be this machine's own loopback, say."""
+    assert not is_host(host)
 
 
 def test_a_destination_that_another_program_has_can_not_answer(made: Make) -> None:

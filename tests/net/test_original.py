@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from twisted.internet import error, reactor
 from twisted.internet.defer import Deferred
@@ -56,6 +56,10 @@ class Accepted:
     def __init__(self, family: int, here: Any, **known: bytes) -> None:
         self.family, self.here, self.known = family, here, known
         self.number = errno.ENOENT
+        self.peer: Any = ("::ffff:192.0.2.7", 4000, 0, 0)
+
+    def getpeername(self) -> Any:
+        return self.peer
 
     def getsockname(self) -> Any:
         return self.here
@@ -94,6 +98,7 @@ def test_after_a_redirect(host: str, port: int) -> None:
 
 @given(host=st.ip_addresses(v=6), port=PORTS, scope=st.integers(0, 2**32 - 1))
 def test_after_a_redirect_of_ipv6(host: Any, port: int, scope: int) -> None:
+    assume(host.ipv4_mapped is None)
     sock = Accepted(IPV6, ("fd00::2", 16000, 0, 0), ip6=in6(str(host), port, scope))
     family, found = original_destination(sock)
     assert family == IPV6
@@ -118,6 +123,16 @@ def test_an_ipv4_client_of_an_ipv6_listener() -> None:
     sock = Accepted(IPV6, here, ip=in4("192.0.2.1", 80), ip6=in6("::1", 1))
     assert original_destination(sock) == (IPV4, ("192.0.2.1", 80))
     assert original_destination(Accepted(IPV6, here)) == (IPV4, ("192.168.0.2", 16000))
+
+
+@pytest.mark.parametrize("here", ["fd00::2", "::ffff:127.0.0.1"])
+def test_nobody_gets_to_this_machine_s_loopback_by_ipv6(here: str) -> None:
+    """By REDIRECT, or by TPROXY, a packet of IPv6 to ::ffff:127.0.0.1."""
+    told = {"ip6": in6("::ffff:127.0.0.1", 80)} if here == "fd00::2" else {}
+    sock = Accepted(IPV6, (here, 80, 0, 0), **told)
+    sock.peer = ("2001:db8::7", 4000, 0, 0)
+    with pytest.raises(OSError, match="came by IPv6, to .::ffff:127.0.0.1.:80"):
+        original_destination(sock)
 
 
 @given(answer=st.binary(max_size=40))
