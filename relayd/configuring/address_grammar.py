@@ -251,6 +251,9 @@ def _parse_original(text: str, host: str, udp: bool) -> Address | OriginalAddres
     """
     if not host:
         return OriginalAddress(udp=udp)
+    inner = host.removesuffix(":")
+    if inner.startswith("[") and inner.endswith("]"):
+        return OriginalAddress(ipv6_host(inner[1:-1], text), udp)
     # As with any port, but in what an error quotes.
     port = "1"
     try:

@@ -78,7 +78,7 @@ class MarkBit(Mark):
         return value
 
     def describe(self) -> str:
-        return "one bit of a firewall mark, such as 0x1000"
+        return "a number that is one bit of a firewall mark, such as 0x1000"
 
     def show(self, value: int) -> str:
         return hex(value)

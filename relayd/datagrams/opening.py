@@ -79,6 +79,12 @@ class Ingredients:
     wait_for_server: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
 
 
+#: Why datagrams go round, or would: they come from this relay; or to its listener,
+#: which is to know where they were meant to go.
+_LEADS_BACK = "lead back to their own relay"
+_NOT_BROUGHT = "are for the listener itself, or come by NAT, and not by TPROXY"
+
+
 class FlowOpener:
     """Makes the flows of one relay.
 
@@ -155,8 +161,7 @@ class FlowOpener:
         if listener.redirected:
             port = to.original[1]
             if self._loops.listens_at(to.original):
-                # Nobody has redirected it.
-                self._drop_loop(listener.name(key))
+                self._drop_loop(listener.name(key), _NOT_BROUGHT)
                 return None
         if hops.hops and self._loops.is_loop(source, port):
             self._drop_loop(listener.name(key))
@@ -182,14 +187,14 @@ class FlowOpener:
                 _keep_lease(lease, flow)
         return flow
 
-    def _drop_loop(self, listener: str) -> None:
+    def _drop_loop(self, listener: str, why: str = _LEADS_BACK) -> None:
         dropped = self._ledger.counters.dropped
         dropped["loop"] += 1
         if self._loop_throttle.is_due():
             log.warn(
-                "datagrams to {listener} lead back to their own relay: they are"
-                " dropped ({count} so far)",
+                "datagrams to {listener} {why}: they are dropped ({count} so far)",
                 listener=listener,
+                why=why,
                 count=dropped["loop"],
             )
 

@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 
 from relayd.admission.hours import utc_now
+from relayd.configuring.address_grammar import PortRange, dialled_host
 from relayd.configuring.config import (
     AnyRelay,
     Config,
@@ -23,8 +24,12 @@ from relayd.configuring.config import (
     UdpRelay,
 )
 from relayd.configuring.configure import configure
+from relayd.configuring.ends import address_of
 from relayd.configuring.file import read_layers
+from relayd.configuring.pools_of_relay import servers_of
+from relayd.configuring.server_grammar import options_of
 from relayd.configuring.written import named
+from relayd.core.addresses import host_of
 from relayd.core.errors import ConfigError
 from relayd.core.route_spec import DEFAULT
 from relayd.operating.admission import Admitting
@@ -257,9 +262,29 @@ def _meet_transparent(steps: list[Step], relay: Relay | UdpRelay, client: str) -
     if client == UNIX_CLIENT:
         why = "--transparent: clients of UNIX sockets have no address"
         meet(steps, "transparent", REFUSED, why)
+    address = address_of(host_of(client).partition("%")[0])
+    if address is not None and not _has_server_of(relay, address.version):
+        why = f"--transparent: no server can be dialled from an IPv{address.version}"
+        meet(steps, "transparent", REFUSED, f"{why} address")
     what = "address and port" if isinstance(relay, UdpRelay) else "address"
     why = f"--transparent: a server is dialled from the client's own {what}"
     meet(steps, "transparent", "its own", why)
+
+
+def _has_server_of(relay: Relay | UdpRelay, version: int) -> bool:
+    """Whether a client of a version of IP may have its own address towards a server.
+
+    What a name is, or where clients meant to go, is not known.
+    """
+    for each in servers_of(relay):
+        server = each.first if isinstance(each, PortRange) else each
+        host = getattr(server, "host", None)
+        if host is None or options_of(each).source is not None:
+            return True
+        address = address_of(dialled_host(host).partition("%")[0])
+        if address is None or address.version == version:
+            return True
+    return False
 
 
 def _accept_proxy(steps: list[Step], relay: AnyRelay, client: str) -> None:

@@ -255,8 +255,8 @@ def test_what_goes_together(words: str) -> None:
         (
             TCP + "--netfilter-mark 3",
             (
-                "bad --netfilter-mark '3': expected one bit of a firewall mark, such"
-                " as 0x1000"
+                "bad --netfilter-mark '3': expected a number that is one bit of a"
+                " firewall mark, such as 0x1000"
             ),
         ),
     ],

@@ -192,7 +192,7 @@ def test_where_the_client_meant_to_go() -> None:
         ("[x]:original", "'x' is not an IPv6 address"),
         ("224.0.0.1:original", "a multicast group"),
         ("10.0.0.1.2:original", "is not an IPv4 address"),
-        ("[fe80::1]:original", "a link-local address needs its interface"),
+        ("[fe80::1]:original", "its interface: write [fe80::1%eth0]:original, with"),
         ("a b:original", "is not a host name"),
         ("original ", "expected a port"),
         ("Original", "is not a port"),

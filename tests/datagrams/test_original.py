@@ -15,7 +15,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
-from twisted.logger import capturedLogs
+from twisted.logger import capturedLogs, formatEvent
 
 from relayd.admission.bandwidth import Bandwidth
 from relayd.admission.rates import Rates
@@ -231,6 +231,7 @@ def test_who_asks_for_the_listener_itself_is_dropped(made: Make) -> None:
     assert bench.nat.counters.dropped == {"loop": 2}
     [line] = logs
     assert line["listener"] == f"203.0.113.1:{bench.port}"
+    assert "are for the listener itself, or come by NAT" in formatEvent(line)
     # Of others, and of other ports, it is not known.
     for to in (("203.0.113.1", 53), ("198.51.100.1", bench.port)):
         bench.ask(to)

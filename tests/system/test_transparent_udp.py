@@ -59,6 +59,13 @@ WAYS = {
         "asked",
         True,
     ),
+    # NAT would bring the relay its own datagrams, for ever.
+    "its-own-server": Way(
+        "-l udp:{every}:{port} -d udp:{server}:53 --transparent "
+        "--intercept {server}:50-60",
+        "server",
+        False,
+    ),
     "original": Way(
         "-l udp:{every}:{port} -d udp:original --transparent --intercept {server}:53",
         "server",
