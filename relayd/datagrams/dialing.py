@@ -216,11 +216,12 @@ class FlowDialer:
         transparent = self._as_client or self._import()
         (family, where), source = address, ends[1][1]
         transparent.check_source(source, where)
-        if self.returns(ends, where):
-            why = f"{socket_name(where)} leads back to its own relay"
-            raise transparent.NotAsClient(why, "loop")
+        # First, as without a descriptor every address may be this machine's own.
         sock = self.open_for(server, family)
         try:
+            if self.returns(ends, where):
+                why = f"{socket_name(where)} leads back to its own relay"
+                raise transparent.NotAsClient(why, "loop")
             raise_buffer(sock, self._buffer)
             return transparent.connected_as(sock, ends, where), source
         except OSError:

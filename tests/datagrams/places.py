@@ -72,12 +72,15 @@ class PlacingBench(Bench):
     def __init__(self, servers: Any = None, **settings: Any) -> None:
         self.kernel = Kernel()
         host = settings.pop("host", "203.0.113.1")
-        super().__init__(servers, host=host, own=self.is_own, **settings)
+        settings.setdefault("own", self.is_own)
+        super().__init__(servers, host=host, **settings)
 
     def is_own(self, address: Any) -> bool:
         return str(address).startswith(("203.0.113.", "127."))
 
     def _open_fake(self, family: int) -> FakeSocket:
+        if self.open_error is not None:
+            raise self.open_error
         sock = PlacingSocket(self.kernel)
         sock.family = socket.AddressFamily(family)
         self.sockets.append(sock)

@@ -275,6 +275,18 @@ def test_one_with_its_clients_address_is_not_sent_where_it_came_from(
     bench.close()
 
 
+def test_for_want_of_descriptors_nothing_is_taken_for_a_loop(made: Make) -> None:
+    """Whether an address is own can't be asked without one: it counts as own then."""
+    bench = made(dialing=TRANSPARENT, own=lambda _: bench.open_error is not None)
+    bench.ask(ASKED)
+    bench.open_error = problem(errno.EMFILE)
+    bench.ask(OTHER)
+    assert bench.nat.counters.dropped == {"no_flow": 1}
+    assert bench.observer.endings == ["evicted"]
+    bench.check()
+    bench.close()
+
+
 def test_what_nobody_knows_the_destination_of_is_dropped(made: Make) -> None:
     bench = made()
     bench.ask(None)
