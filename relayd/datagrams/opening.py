@@ -117,8 +117,11 @@ class FlowOpener:
         gate = made_of.gate
         self._gate = None if gate is None else FlowGate(gate, ledger)
         self.ordinals = itertools.count()
-        self._throttle = LogThrottle(ledger.clock)
-        self._loop_throttle = LogThrottle(ledger.clock)
+        #: One for each reason: whoever comes with an address that can't be had must not
+        #: keep it out of the log that the table is full.
+        self._throttles = {
+            each: LogThrottle(ledger.clock) for each in ("no_flow", "no_source", "loop")
+        }
         self._server_throttle = LogThrottle(ledger.clock)
         self._wait = made_of.wait_for_server
         self.room = FlowStandBy(ledger, self._wait, self)
@@ -190,7 +193,7 @@ class FlowOpener:
     def _drop_loop(self, listener: str, why: str = _LEADS_BACK) -> None:
         dropped = self._ledger.counters.dropped
         dropped["loop"] += 1
-        if self._loop_throttle.is_due():
+        if self._throttles["loop"].is_due():
             log.warn(
                 "datagrams to {listener} {why}: they are dropped ({count} so far)",
                 listener=listener,
@@ -383,8 +386,11 @@ class FlowOpener:
         return flow
 
     def _refuse(self, why: str, reason: str = "no_flow") -> None:
+        if reason not in self._throttles:
+            # Other errors have something else by that name, such as those of TLS.
+            reason = "no_flow"
         self._ledger.counters.dropped[reason] += 1
-        if not self._throttle.is_due():
+        if not self._throttles[reason].is_due():
             return
         log.warn(
             "{why} ({count} datagrams dropped without a flow so far)",

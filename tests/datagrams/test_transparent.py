@@ -278,6 +278,18 @@ def pool(*ends: tuple[str, int], **settings: Any) -> Pool:
     return Pool(made, First(), **settings)
 
 
+def test_who_can_not_be_sent_on_keeps_nothing_else_out_of_the_log() -> None:
+    bench = transparent()
+    with capturedLogs() as logs:
+        bench.arrive(source=("224.0.0.9", 4000))
+        bench.open_error = problem(errno.EMFILE)
+        for _ in range(2):
+            bench.arrive()
+    assert bench.nat.counters.dropped == {"no_source": 1, "no_flow": 2}
+    assert len(logs) == 2
+    bench.close()
+
+
 def test_no_server_is_blamed() -> None:
     """The next is tried, which may be of the client's family."""
     servers = pool(("2001:db8::1", 53), OTHER)
