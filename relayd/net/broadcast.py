@@ -10,6 +10,10 @@ from contextlib import suppress
 #: Why such an address can't be used.
 BROADCAST = "it is a broadcast address of this machine's networks, and not one host's"
 
+#: That of every network (RFC 919), whatever the routes say: with none that leads there
+#: connect(2) says so, and bind(2) takes it for a broadcast all the same.
+LIMITED = "255.255.255.255"
+
 
 def is_broadcast(host: str) -> bool:
     """Whether the kernel sends to an address as a broadcast (ip(7)).
@@ -23,6 +27,8 @@ def is_broadcast(host: str) -> bool:
         if mapped is None:
             return False
         host = str(mapped)
+    if host == LIMITED:
+        return True
     # Any port does: nothing is sent.
     where = host, 9
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

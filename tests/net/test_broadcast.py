@@ -23,3 +23,5 @@ def test_what_is_a_broadcast(number: int | None) -> None:
     with patch("relayd.net.broadcast.socket.socket") as made:
         made.return_value.__enter__.return_value.connect.side_effect = wrong
         assert not is_broadcast("192.0.2.255")
+        # Of all networks, and of none that a route leads to.
+        assert is_broadcast("255.255.255.255")
