@@ -152,7 +152,11 @@ class RelayFactory(StreamFactory):
     :param redirected: its listeners are given connections that were meant for others,
         by rules of the kernel's (REDIRECT, DNAT or TPROXY, nft(8)): as one must whose
         server is where each client meant to go
-        (:class:`relayd.endpoints.OriginalEndpoint`).
+        (:class:`relayd.endpoints.OriginalEndpoint`).  Its listeners are made
+        transparent, which takes CAP_NET_RAW; without it TPROXY brings nothing.
+    :param translated: likewise, but by REDIRECT or DNAT alone, which takes no right.
+        Either has the sessions' `listener`, and what `send_proxy` tells, name what each
+        client has asked for.
     :param name: what the log calls this relay; `relay1`, `relay2` and so on, unless
         given (:mod:`relayd.core.relay_names`).
     :raises ValueError: a timeout is negative or too short, the name can't be one, a
@@ -202,6 +206,7 @@ class RelayFactory(StreamFactory):
         accept_proxy: Iterable[Network | str] = (),
         send_proxy: str | None = None,
         redirected: bool = False,
+        translated: bool = False,
         name: str | None = None,
     ) -> None:
         dials: Any = clock
@@ -295,6 +300,7 @@ class RelayFactory(StreamFactory):
         self.filter_by(filters)
         self.introduction = introduced_by(accept_proxy)
         self.preamble = preamble_of(send_proxy)
+        self.translated = redirected or translated
         if redirected:
             self.intercepts = OwnListeners()
 

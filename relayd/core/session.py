@@ -211,7 +211,8 @@ class Session:
     :ivar id: unique within the process, from 1 up.
     :ivar client: whose session it is, as text: the address that a PROXY header names,
         or else the peer.
-    :ivar listener: the local address that the client reached, as text.
+    :ivar listener: the local address that the client reached, as text; if rules of the
+        kernel's have brought it to its relay, what it has asked for.
     :ivar opened_at: when the client was accepted.
     :ivar relay: the name of the relay that serves it (:mod:`relayd.core.relay_names`).
     :ivar peer: the address that connected, as text: the client, or its balancer.

@@ -135,6 +135,7 @@ def pool_part(
         filters=filters,
         route=router,
         redirected=listens_for_others(relay),
+        translated=bool(relay.intercepts),
         name=relay.name,
         retries=relay.pool.retries,
         cut=relay.pool.on_down == "cut",

@@ -134,7 +134,11 @@ class Connection(FirstBytes):
 
     @property
     def listener(self) -> Address:
-        """What the client has connected to."""
+        """What the client has connected to, as it knows it.
+
+        Where rules of the kernel's bring clients to the relay (`--intercept`), that is
+        what it has asked for.
+        """
         return Address(self.session.listener)
 
     @property

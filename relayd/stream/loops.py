@@ -1,13 +1,14 @@
 """Finds out whether a client's connection is one of its own relay's.
 
 Connections to this process are noted as they are made, and looked up as they are
-accepted (:mod:`relayd.core.hops`), by their two ends.  A relay that is given what was
-meant for others (`StreamRelay.intercepts`) looks them up by where the client meant to
-go: rules may have changed that on the way.
+accepted (:mod:`relayd.core.hops`), by their two ends.  Of a relay that is given what
+was meant for others (`StreamRelay.translated`) one of them is where the client meant to
+go, as its sessions have it: rules may have changed that on the way.
 """
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -29,6 +30,18 @@ class LoopGuard(Leg):
     #: How its client came, if that had to be found out.
     _came_by: tuple[str, int | None] | None = None
 
+    def asked_for(self, transport: Any) -> str:
+        """Where the client meant to go; the address that it has come to, if the kernel
+        can't tell: by a UNIX socket, or it has left.
+        """
+        # Most relays do not need it.
+        from relayd.net.original import destination_of
+
+        with suppress(OSError):
+            # The same text in thousands of sessions is kept once.
+            return sys.intern(socket_name(destination_of(transport)[1]))
+        return self.factory.host_name(transport.getHost())
+
     @property
     def _hop(self) -> tuple[str, int | None]:
         """What the client's connection is, if it is another relay's of this process.
@@ -43,14 +56,10 @@ class LoopGuard(Leg):
 
     def _found(self) -> tuple[str, int | None]:
         # Most relays do not need it.
-        from relayd.net.original import destination_of
         from relayd.net.syn import stamp_of_client
 
-        transport: Any = self.transport
-        there = self.session.listener
-        with suppress(OSError):
-            there = socket_name(destination_of(transport)[1])
-        return between(self.session.peer, there), stamp_of_client(transport)
+        name = between(self.session.peer, self.session.listener)
+        return name, stamp_of_client(self.transport)
 
     def leads_back(self) -> bool:
         """Whether this relay is on the way by which the client came."""

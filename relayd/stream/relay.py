@@ -147,8 +147,10 @@ class StreamRelay:
         ended `done` are left out.
     :ivar totals: has these two, and what else is counted, however often a factory
         succeeds another one.
-    :ivar intercepts: its listeners, if they are given what was meant for others; set it
-        before the first opens.
+    :ivar translated: rules of the kernel's bring it clients that meant to go elsewhere:
+        `listener` of its sessions is where.
+    :ivar intercepts: its listeners, if they are given what was meant for others, and
+        take what the kernel has not translated, too; set it before the first opens.
     :ivar counts: what is counted of its sessions, if somebody wants to know; set it
         before the first.
     """
@@ -162,6 +164,7 @@ class StreamRelay:
     handshakes: Queue | None = None
     filters: Sequence[IFilterFactory] = ()
     own_limits: OwnLimits | None = None
+    translated = False
     intercepts: OwnListeners | None = None
     router: IRouter | None = None
     #: Whether its route has looked at what the last client had sent as it was asked.

@@ -114,7 +114,11 @@ class StreamProtocol(Redialing):
                 set_options(transport)
                 note_listener(transport.getHost())
                 handshake = ClientHandshake.of(transport)
-            session.listener = factory.host_name(transport.getHost())
+            session.listener = (
+                self.asked_for(transport)
+                if factory.translated
+                else factory.host_name(transport.getHost())
+            )
             if (streams.hops or streams.past) and self.leads_back():
                 self.refuse_client(Ending.LOOP, LOOP_DETAIL)
                 return

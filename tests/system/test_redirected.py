@@ -15,11 +15,13 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 
+from relayd.core.addresses import socket_name
 from relayd.core.hops import streams
-from relayd.net.dial_options import DialOptions
+from relayd.net.dial_options import DialOptions, is_transparent
 from relayd.net.listening import AdoptedListenerEndpoint
 from relayd.net.original import OriginalEndpoint
 from relayd.plane.endpoints import PlaneAdoptedListenerEndpoint
+from relayd.preludes.proxy_protocol import write_version_1, write_version_2
 from relayd.stream.attempt import LOOP_DETAIL
 from tests.support.contracts import until
 from tests.support.live_sessions import KINDS, TRANSPARENT, Kind, Relay, accepted, read
@@ -32,6 +34,8 @@ pytestmark = pytest.mark.system
 
 #: How the relay is given what was meant for others.
 WAYS = ("redirect", "dnat", "tproxy")
+
+HEADERS = {"v1": write_version_1, "v2": write_version_2}
 
 #: The mark of packets that are for this machine, whatever their address; and of what
 #: the relay sends, where that is not to be brought back to it.
@@ -168,6 +172,73 @@ async def test_clients_reach_whom_they_ask(
         for host in (where.server, where.other) * 2
     ]
     assert not relay.factory.endings["loop"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("version", HEADERS)
+@pytest_twisted.ensureDeferred
+async def test_servers_are_told_what_clients_ask_for(
+    three: Gateway,
+    where: Addresses,
+    kind: Kind,
+    held: ExitStack,
+    version: str,
+    way: str,
+) -> None:
+    """By the PROXY header and by the log, whatever the kernel has made of it."""
+    [server] = serving(three.server, where, where.server)
+    held.enter_context(server)
+    held.enter_context(rules(three.relay, brought(way, where)))
+    held.enter_context(three.relay.inside())
+    relay = Relay(
+        kind,
+        kind.dials(reactor, where.kind, server.getsockname()),
+        send_proxy=version,
+        translated=way != "tproxy",
+        redirected=way == "tproxy",
+    )
+    held.callback(relay.stop)
+    # An address of its own, for which no client asks.
+    await relay.listen(every(where), GATEWAY_PORT)
+    [port] = relay.opened
+    assert is_transparent(port._socket) == (way == "tproxy")
+    asked = (where.asked, where.other)
+    for host in asked:
+        client = held.enter_context(asking(three.client, host))
+        there: Any = At(server)
+        upstream = held.enter_context(await accepted(there))
+        client.sendall(b"hello")
+        ends = socket_name(client.getsockname()), socket_name((host, PORT))
+        told = HEADERS[version](*ends) + b"hello"
+        got = b""
+        while len(got) < len(told):
+            got += await read(upstream)
+        assert got == told
+        client.close()
+        upstream.close()
+    sessions = await relay.over()
+    assert [each.listener for each in sessions] == [
+        socket_name((host, PORT)) for host in asked
+    ]
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_was_not_redirected_asks_for_the_listener(
+    three: Gateway, where: Addresses, kind: Kind, held: ExitStack
+) -> None:
+    [server] = serving(three.server, where, where.server)
+    held.enter_context(server)
+    held.enter_context(three.relay.inside())
+    dials = kind.dials(reactor, where.kind, server.getsockname())
+    relay = Relay(kind, dials, translated=True)
+    held.callback(relay.stop)
+    await relay.listen(every(where), PORT)
+    client = held.enter_context(asking(three.client, where.asked))
+    upstream = await served(held, server, client)
+    client.close()
+    upstream.close()
+    [session] = await relay.over()
+    assert session.listener == socket_name((where.asked, PORT))
 
 
 @pytest.mark.parametrize("way", WAYS)
