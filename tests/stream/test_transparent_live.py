@@ -567,3 +567,28 @@ async def test_a_client_that_leaves_while_its_server_is_dialled(
     [session] = await relay.over()
     assert session.ending is not None
     assert session.ending.word == "client_left"
+
+
+# -- what a client has asked for
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_nothing_was_redirected_of_was_asked_for(
+    kind: Kind, held: ExitStack, tmp_socket: Path
+) -> None:
+    """That is the listener itself, which needs no right; also one of a UNIX socket."""
+    server = held.enter_context(Server())
+    endpoint = kind.dials(reactor, server.socket.family, server.socket.getsockname())
+    relay = Relay(kind, endpoint, translated=True)
+    assert relay.factory.intercepts is None
+    tcp = await relay.listen()
+    relay.opened.append(
+        await kind.unix(reactor, str(tmp_socket), 16).listen(relay.factory)
+    )
+    for family, where in ((IPV4, tcp), (socket.AF_UNIX, str(tmp_socket))):
+        with socket.socket(family) as client:
+            client.connect(where)
+            held.enter_context(await accepted(server)).close()
+    sessions = await relay.over()
+    there = [f"{tcp[0]}:{tcp[1]}", f"unix:{tmp_socket}"]
+    assert [each.listener for each in sessions] == there
