@@ -91,7 +91,7 @@ class Asked:
     """What a route is asked.
 
     :ivar router: asks it.
-    :ivar listener: what the client has connected to, as text; empty: not known.
+    :ivar listener: an address where the relay listens, as text; empty: not known.
     :ivar requested: of a proxy: where the client wants to go.
     :ivar counts: how many sessions there are of each key that a route has limited.
     """
@@ -117,7 +117,9 @@ class Asked:
             "id": 0,
             "client": self.client,
             "peer": self.client,
-            "listener": self.listener or _address_of(self.relay),
+            "listener": asked_for(self.relay)
+            or self.listener
+            or _address_of(self.relay),
             "opened_at": 0.0,
             "relay": self.relay.name or "",
             "ordinal": 0,
@@ -131,6 +133,19 @@ class Asked:
             user_id=self.user.encode(),
             requested=self.requested or "-",
         )
+
+
+def asked_for(relay: Relay | Socks4Relay) -> str:
+    """What clients ask for that are brought to a relay, by the first intercept of one
+    address and port, as text; empty: there is none.
+    """
+    for each in relay.intercepts if isinstance(relay, Relay) else ():
+        network, ports = each.network, each.ports
+        if network is not None and network.num_addresses == 1 and len(ports) == 1:
+            [(low, high)] = ports
+            if low == high:
+                return host_port(str(network.network_address), low)
+    return ""
 
 
 def _address_of(relay: Relay | Socks4Relay) -> str:

@@ -51,6 +51,32 @@ def routed(
 # -- of a file
 
 
+@pytest.mark.parametrize(
+    ("intercepts", "expected"),
+    [
+        (["192.168.0.2:80"], "192.168.0.2:80"),
+        (["192.168.0.0/24:80", "192.168.0.2:80,81", "[fd00::2]:80"], "[fd00::2]:80"),
+        # Nobody knows which of them.
+        ([":80"], "0.0.0.0:8080"),
+        (["192.168.0.2:80-81"], "0.0.0.0:8080"),
+    ],
+)
+def test_what_clients_ask_for_that_rules_bring(
+    route_modules: RouteModules, intercepts: list[str], expected: str
+) -> None:
+    route_modules.write(
+        "async def route(conn):\n"
+        '    conn.facts["asked"] = str(conn.listener)\n'
+        "    return conn.server('10.0.0.5:80')\n"
+    )
+    relay = one(
+        f'[tcp.web]\nlisten = "8080"\ndest = "10.0.0.1:80"\n'
+        f'route = "myroutes:route"\nintercept = {json.dumps(intercepts)}\n'
+    )
+    found = steps(explain(relay, "10.9.9.9"))
+    assert found["route_facts"][1] == f"asked={expected}"
+
+
 def test_a_pool_is_chosen_in(route_modules: RouteModules) -> None:
     route_modules.write(
         "async def route(conn):\n"
