@@ -8,7 +8,7 @@ go, as its sessions have it: rules may have changed that on the way.
 
 from __future__ import annotations
 
-import sys
+import functools
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +17,18 @@ from relayd.core.hops import Hop, between, streams
 from relayd.core.session import Session
 from relayd.stream.legs import Leg
 from relayd.stream.relay import StreamRelay
+
+#: Destinations whose text is kept once.
+REMEMBERED = 1024
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _same(name: str) -> str:
+    """The same text in thousands of sessions, kept once.
+
+    Clients choose it: Python 3.12 would keep each that is interned for ever.
+    """
+    return name
 
 
 class LoopGuard(Leg):
@@ -38,8 +50,7 @@ class LoopGuard(Leg):
         from relayd.net.original import destination_of
 
         with suppress(OSError):
-            # The same text in thousands of sessions is kept once.
-            return sys.intern(socket_name(destination_of(transport)[1]))
+            return _same(socket_name(destination_of(transport)[1]))
         return self.factory.host_name(transport.getHost())
 
     @property

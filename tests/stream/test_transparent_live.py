@@ -23,11 +23,14 @@ from relayd.core.hops import streams
 from relayd.core.own_listeners import OwnListeners
 from relayd.core.session import Session
 from relayd.filters.replacing import Replace
+from relayd.net import original as net_original
 from relayd.net.happy_eyeballs import NameEndpoint
 from relayd.net.original import OriginalEndpoint, OriginalNameEndpoint
 from relayd.net.resolving import Resolver
 from relayd.preludes.proxy_protocol import preamble_of
+from relayd.stream import loops
 from relayd.stream.attempt import LOOP_DETAIL
+from relayd.stream.loops import LoopGuard
 from relayd.stream.on_behalf import NOT_REDIRECTED
 from relayd.upstreams.passive import Ejector, FailLimits
 from tests.support import rights
@@ -592,3 +595,21 @@ async def test_what_nothing_was_redirected_of_was_asked_for(
     sessions = await relay.over()
     there = [f"{tcp[0]}:{tcp[1]}", f"unix:{tmp_socket}"]
     assert [each.listener for each in sessions] == there
+
+
+def test_what_clients_ask_for_is_kept_within_bounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They choose it, each time anew; one text is kept for those who ask the same."""
+
+    def told(number: int) -> Any:
+        return IPV4, ("192.0.2.9", number)
+
+    monkeypatch.setattr(net_original, "destination_of", told)
+    nobody: Any = None
+    asked = [
+        LoopGuard.asked_for(nobody, number) for number in range(loops.REMEMBERED + 9)
+    ]
+    assert LoopGuard.asked_for(nobody, loops.REMEMBERED + 8) is asked[-1]
+    assert loops._same.cache_info().currsize == loops.REMEMBERED
+    loops._same.cache_clear()
