@@ -171,6 +171,11 @@ class OriginalListener(DatagramListener):
                 f"{socket_name(original)} can't be answered from: it is no address of"
                 " one host"
             )
+        if not original[1]:
+            # bind(2) would choose one.
+            raise NotAsClient(
+                f"{socket_name(original)} can't be answered from: no socket has port 0"
+            )
         if original[1] == self.port:
             to.sock, to.extra = self.sock, [pktinfo(_packed_host(original))]
         else:

@@ -313,14 +313,15 @@ def test_what_is_no_destination_is_dropped(made: Make, to: Any, said: str) -> No
     bench.close()
 
 
-def test_nobody_answers_from_a_group(made: Make) -> None:
-    """The kernel would take one of the relay's own addresses."""
+@pytest.mark.parametrize("asked", [("224.0.0.251", 5353), ("198.51.100.9", 0)])
+def test_nobody_answers_from_a_group_or_from_port_0(made: Make, asked: Any) -> None:
+    """The kernel would take one of the relay's own addresses, or any port."""
     bench = made([Server(*SERVER)])
     with capturedLogs() as logs:
-        bench.ask(("224.0.0.251", 5353))
+        bench.ask(asked)
     assert bench.nat.counters.dropped == {"no_source": 1}
     [line] = logs
-    assert "224.0.0.251:5353 can't be answered from" in line["why"]
+    assert f"{asked[0]}:{asked[1]} can't be answered from" in line["why"]
     assert not bench.live
     bench.check()
     bench.close()
