@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from relayd.configuring.address_settings import DEST, LISTEN
+from relayd.configuring.address_settings import ACCEPT_PROXY, DEST, LISTEN
 from relayd.configuring.config import Relay, UdpRelay
 from relayd.configuring.configure import relay_of
 from relayd.configuring.dial_settings import INTERCEPT, TRANSPARENT
@@ -30,7 +30,10 @@ from relayd.ctl.tables import rows_of
 from relayd.netfilter.rules import RelayRules, rules_of
 
 #: The settings of a relay by which its rules are decided.
-_NEEDED = (LISTEN, DEST, SNI, ROUTE, INTERCEPT, TRANSPARENT, ENABLED)
+_NEEDED = (
+    *(LISTEN, DEST, SNI, ROUTE),
+    *(INTERCEPT, TRANSPARENT, ACCEPT_PROXY, ENABLED),
+)
 
 #: How many names an error lists.
 _LISTED = 10

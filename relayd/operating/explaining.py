@@ -262,7 +262,7 @@ def _meet_transparent(steps: list[Step], relay: Relay | UdpRelay, client: str) -
     if client == UNIX_CLIENT:
         why = "--transparent: clients of UNIX sockets have no address"
         meet(steps, "transparent", REFUSED, why)
-    address = address_of(host_of(client).partition("%")[0])
+    address = address_of(host_of(client))
     if address is not None and not _has_server_of(relay, address.version):
         why = f"--transparent: no server can be dialled from an IPv{address.version}"
         meet(steps, "transparent", REFUSED, f"{why} address")

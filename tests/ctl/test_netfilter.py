@@ -126,6 +126,38 @@ def test_they_are_shown(where: list[str], kernel: FakeKernel, capsys: Captured) 
     assert kernel.asked == []
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dest": "original", "transparent": True, "accept_proxy": ["10.0.0.9"]},
+        {"dest": "original", "transparent": True},
+        {"dest": "10.0.0.1:80", "sni": ["b.c=[fd00::2]:90", "=default"]},
+        {"dest": "10.0.0.1:80", "route": "routes:web", "transparent": True},
+        {"dest": "192.168.0.2:80", "transparent": True},
+        {"dest": "10.0.0.1:80,source=10.0.0.9", "transparent": True},
+        {"dest": ["10.0.0.1:80", "dns:db:81"], "intercept": [":80", "[fd00::/8]:1-9"]},
+    ],
+)
+def test_what_runs_has_the_rules_of_its_file(
+    settings: dict[str, Any], tmp_path: Path, relayd: FakeRelayd, capsys: Captured
+) -> None:
+    table = {"listen": "16000", "intercept": "192.168.0.2:80", **settings}
+    runs(relayd)
+    said = {key: {"value": value, "source": "x"} for key, value in table.items()}
+    relayd.answers["GET /v1/relays/web"] = (200, {**RELAY, "settings": said})
+    path = tmp_path / "f.toml"
+    path.write_text(
+        "netfilter_mark = 0x2000\n[tcp.web]\n"
+        + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
+    )
+    found = []
+    for where in ([], ["--config", str(path)]):
+        assert main(["netfilter", "show", "web", *where]) == Exit.DONE
+        found.append(capsys.readouterr().out)
+    assert found[0] == found[1]
+    assert "redirect to :16000" in found[0] or "tproxy" in found[0]
+
+
 def test_they_are_shown_as_json(
     where: list[str], kernel: FakeKernel, capsys: Captured
 ) -> None:

@@ -53,7 +53,7 @@ intercept = ["192.168.0.2:80", "[fd00:192::2]:80"]
 [tcp.own]
 listen = ["192.0.2.1:16001", "[2001:db8::1]:16001"]
 dest = "192.168.0.1:80"
-intercept = [":81,82,1000-2000", "[::/0]:*,from=fd00::/8,interface=eth1"]
+intercept = [":81,82,1000-2000", "[2001:db8::/32]:*,from=fd00::/8,interface=eth1"]
 
 [tcp.original]
 listen = "16002"
@@ -64,7 +64,7 @@ intercept = "10.0.0.0/8:80,interface=eth1"
 [tcp.near]
 listen = ["127.0.0.1:16003", "[::1]:16003"]
 dest = "192.168.0.1:80"
-intercept = ":8080,by=tproxy"
+intercept = ["0.0.0.0/0:8080,by=tproxy", "[::/0]:8080,from=2001:db8::/32,by=tproxy"]
 
 [udp.dns]
 listen = "16000"
@@ -81,7 +81,7 @@ transparent = true
 listen = "16003"
 dest = "dns:ns.example.com:53"
 transparent = true
-intercept = "192.168.0.3:53"
+intercept = "192.168.0.3:54"
 
 [udp.anywhere]
 listen = "16004"
