@@ -46,6 +46,9 @@ _IP, _IP6 = int(socket.IPPROTO_IP), int(socket.IPPROTO_IPV6)
 #: The option's number, at either level.
 _ORIGINAL_DST = 80
 
+#: What IPv4 addresses in IPv6 ones begin with, as inet_ntop(3) writes them.
+_MAPPED = "::ffff:"
+
 #: struct sockaddr_in, and sockaddr_in6 up to its scope, which is a number of this
 #: machine's: port and address.
 _IN, _IN6 = struct.Struct("!2xH4s8x"), struct.Struct("!2xH4x16s")
@@ -61,9 +64,9 @@ def original_destination(sock: Any) -> tuple[int, Any]:
     :raises OSError: it is no TCP socket, or is closed; or it went to an IPv4 address by
         IPv6, as nobody does who means well.
     """
-    here = sock.getsockname()
     if sock.family == _IPV4:
-        return _IPV4, _tracked4(sock) or here
+        return _IPV4, _tracked4(sock) or sock.getsockname()
+    here = sock.getsockname()
     if sock.family != _IPV6:
         raise OSError(errno.EAFNOSUPPORT, "it came by a UNIX socket")
     mapped = _mapped(here)
@@ -80,6 +83,9 @@ def original_destination(sock: Any) -> tuple[int, Any]:
 
 def _mapped(address: Any) -> ipaddress.IPv4Address | None:
     """The IPv4 address in the IPv6 one of a socket, if there is one."""
+    if not address[0].startswith(_MAPPED):
+        # To parse one takes longer than all the rest.
+        return None
     return ipaddress.IPv6Address(address[0].partition("%")[0]).ipv4_mapped
 
 
@@ -108,6 +114,9 @@ def destination_of(transport: Any) -> tuple[int, Any]:
 
     :raises OSError: as :func:`original_destination`, or it has no socket.
     """
+    if getattr(transport, "options_are_set", False) and transport.connected:
+        # One of ours, whose handle is the socket: each client is asked.
+        return original_destination(transport.getHandle())
     with lent_socket(transport) as sock:
         if sock is None:
             raise OSError(errno.ENOTCONN, "its connection is lost, or has no socket")

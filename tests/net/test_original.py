@@ -125,6 +125,14 @@ def test_an_ipv4_client_of_an_ipv6_listener() -> None:
     assert original_destination(Accepted(IPV6, here)) == (IPV4, ("192.168.0.2", 16000))
 
 
+@given(host=st.ip_addresses(v=4), port=PORTS)
+def test_any_of_them(host: ipaddress.IPv4Address, port: int) -> None:
+    """As the kernel has its address, and Python writes it."""
+    packed = bytes(10) + b"\xff\xff" + host.packed
+    here = (socket.inet_ntop(IPV6, packed), port, 0, 0)
+    assert original_destination(Accepted(IPV6, here)) == (IPV4, (str(host), port))
+
+
 @pytest.mark.parametrize("here", ["fd00::2", "::ffff:127.0.0.1"])
 def test_nobody_gets_to_this_machine_s_loopback_by_ipv6(here: str) -> None:
     """By REDIRECT, or by TPROXY, a packet of IPv6 to ::ffff:127.0.0.1."""
@@ -160,6 +168,18 @@ def test_a_real_socket_that_nobody_has_redirected(family: int) -> None:
             assert destination_of(accepted) == (family, there)
         with pytest.raises(OSError, match="Bad file descriptor|its connection is lost"):
             destination_of(accepted)
+
+
+def test_a_transport_of_ours_that_is_lost() -> None:
+    """It has no handle any more, or one that is closed."""
+    lost: Any = SimpleNamespace(options_are_set=True, connected=False)
+    lost.fileno = lambda: -1
+    with pytest.raises(OSError, match="its connection is lost"):
+        destination_of(lost)
+    held = Accepted(IPV4, ("192.0.2.1", 80))
+    kept: Any = SimpleNamespace(options_are_set=True, connected=True)
+    kept.getHandle = lambda: held
+    assert destination_of(kept) == (IPV4, ("192.0.2.1", 80))
 
 
 # -- of sessions
