@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.support.process import (
+    PATIENCE,
     RelayProcess,
     command,
     eventually,
@@ -26,6 +27,7 @@ from tests.system.gateway import (
     GATEWAY_PORT,
     V4,
     V6,
+    Addresses,
     Gateway,
     accepted,
     asking,
@@ -33,6 +35,7 @@ from tests.system.gateway import (
     says,
     stopped,
 )
+from tests.system.namespaces import Machine
 from tests.system.programs import program, run
 from tests.system.wire import at
 
@@ -136,6 +139,57 @@ def test_stop_and_start(network: Gateway, tmp_path: Path) -> None:
         served(network)
         stopped(running)
     assert network.state() == before
+
+
+@pytest.mark.parametrize("family", [V4, V6], ids=["v4", "v6"])
+def test_flows_of_one_family_outlive_a_stop(
+    network: Gateway, tmp_path: Path, family: Addresses
+) -> None:
+    """Its relay listens for both, and is started while they live; and once they don't.
+
+    By TPROXY: rules are taken away and come back, and so do the client's datagrams.
+    """
+    operated, before = Operated(network, tmp_path), network.state()
+    with (
+        operated.started() as running,
+        datagrams(network.server, family, (family.server, 53)) as server,
+        datagrams(network.client, family) as client,
+    ):
+
+        def asks(data: bytes) -> None:
+            client.sendto(data, (family.server, 53))
+            said, seen = server.recvfrom(100)
+            assert said == data
+            # The client's very own.
+            assert seen[:2] == (family.client, client.getsockname()[1])
+            server.sendto(data[::-1], seen)
+            said, whose = client.recvfrom(100)
+            assert (said, whose[:2]) == (data[::-1], (family.server, 53))
+
+        asks(b"one")
+        for _ in range(2):
+            operated.ctl("stop", "dns")
+            operated.ctl("start", "dns")
+            asks(b"two")
+        for _ in range(2):
+            operated.ctl("stop", "dns", "--cut")
+            operated.ctl("start", "dns")
+            asks(b"three")
+        stopped(running)
+    assert network.state() == before
+
+
+@contextmanager
+def datagrams(
+    machine: Machine, family: Addresses, where: tuple[str, int] | None = None
+) -> Iterator[socket.socket]:
+    """A socket of a machine's, which waits for what comes."""
+    with machine.inside():
+        sock = socket.socket(family.kind, socket.SOCK_DGRAM)
+    with sock:
+        sock.settimeout(PATIENCE)
+        sock.bind(where or (family.client, 0))
+        yield sock
 
 
 def test_a_session_that_outlives_its_relay(network: Gateway, tmp_path: Path) -> None:
