@@ -234,10 +234,7 @@ def _host(network: Network | None) -> str:
 
 def _overlap(one: Network | None, other: Network | None) -> bool:
     """Whether two networks have an address in common; None: it is all of them."""
-    if one is None or other is None:
-        return True
-    # Of two networks, one is within the other, or they are apart.
-    return one.network_address in other or other.network_address in one
+    return one is None or other is None or one.overlaps(other)
 
 
 def _bare(network: Network) -> str:

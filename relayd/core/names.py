@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Collection
+from itertools import islice
 
 # RFC 952 allows no hyphen at either end.  Names that have one are in use, and whether
 # they have addresses is for the resolver to say.
@@ -14,6 +16,9 @@ _NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
 ORIGINAL = "original"
 
 EXPECTED_INTERFACE = "the name of an interface, such as eth1"
+
+#: How many names a line has, of those that may be many.
+_SHOWN = 10
 
 #: The longest name of an interface, in bytes (IFNAMSIZ of Linux, without its NUL).
 _MAX_INTERFACE = 15
@@ -62,3 +67,10 @@ def check_interface(text: str) -> str:
     if not plain or not 0 < len(text.encode()) <= _MAX_INTERFACE or text in (".", ".."):
         raise ValueError(f"expected {EXPECTED_INTERFACE}")
     return text
+
+
+def first_of(names: Collection[str]) -> str:
+    """Names for one line, however many there are: `a, b and 12 more`."""
+    shown = ", ".join(islice(names, _SHOWN))
+    left = len(names) - _SHOWN
+    return f"{shown} and {left} more" if left > 0 else shown

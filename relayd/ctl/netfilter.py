@@ -20,6 +20,7 @@ from relayd.configuring.given import Place, RelaySection
 from relayd.configuring.route_settings import ROUTE, SNI
 from relayd.configuring.sections import read_settings
 from relayd.configuring.written import named
+from relayd.core.names import first_of
 from relayd.core.process_settings import NETFILTER_MARK
 from relayd.core.relay_names import check_name
 from relayd.core.settings import ENABLED
@@ -34,9 +35,6 @@ _NEEDED = (
     *(LISTEN, DEST, SNI, ROUTE),
     *(INTERCEPT, TRANSPARENT, ACCEPT_PROXY, ENABLED),
 )
-
-#: How many names an error lists.
-_LISTED = 10
 
 
 @attrs.frozen
@@ -90,11 +88,10 @@ def _check_known(wanted: Collection[str], there: Iterable[str], where: str) -> N
     known = list(there)
     for name in wanted:
         if name not in known:
-            listed = ", ".join(known[:_LISTED]) + (", ..." * (len(known) > _LISTED))
             raise CommandFailed(
                 Exit.NOT_FOUND,
                 f"{where}: there is no relay {name!r} that may have rules; there is"
-                f" {listed or 'none'}",
+                f" {first_of(known) or 'none'}",
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from relayd.core.names import first_of
 from relayd.ctl import amounts
 from relayd.ctl.amounts import (
     NOTHING,
@@ -201,7 +202,8 @@ def status(answer: Json) -> View:
     netfilter = answer.get("netfilter")
     if isinstance(netfilter, dict) and netfilter.get("managed"):
         relays = netfilter.get("relays")
-        whose = f"of {listed(relays)}" if relays else "of no relay"
+        named = [text(each) for each in relays] if isinstance(relays, list) else []
+        whose = f"of {first_of(named) or 'no relay'}"
         pairs.append(("netfilter rules", whose))
         problems = netfilter.get("problems")
         if isinstance(problems, list):

@@ -44,6 +44,7 @@ from twisted.logger import Logger
 from relayd.configuring.config import Relay, UdpRelay
 from relayd.control.steering import Json
 from relayd.core.errors import CannotStart, NetfilterError
+from relayd.core.names import first_of
 from relayd.net.monotonic import monotonic
 from relayd.netfilter import applying
 from relayd.netfilter.rules import RelayRules, rules_of
@@ -107,7 +108,7 @@ class _Step:
     why_not: str = ""
 
     def __str__(self) -> str:
-        whose = ", ".join(self.wanted)
+        whose = first_of(self.wanted)
         if self.why_not:
             return f"netfilter rules of {whose} not {self.done}: {self.why_not}"
         return f"netfilter rules of {whose} {self.done}"

@@ -60,6 +60,10 @@ def test_status_of_one_without_a_file(relayd: FakeRelayd, capsys: Captured) -> N
         (None, None),
         ({"managed": False, "relays": []}, None),
         ({"managed": True, "relays": []}, "of no relay"),
+        (
+            {"managed": True, "relays": [*"abcdefghijkl"]},
+            "of a, b, c, d, e, f, g, h, i, j and 2 more",
+        ),
     ],
 )
 def test_status_of_netfilter_rules(
