@@ -130,6 +130,16 @@ def test_another_with_the_same_ends_is_none(stamp: int, data: st.DataObject) -> 
     assert hops.is_loop("a>b", ONE, stamp)
 
 
+def test_its_ends_alone_say_nothing_of_one_that_is_over() -> None:
+    """Its client may have them by now, and no machine has timestamps, say."""
+    hops = Hops()
+    hop = hops.add("a>b", ONE, "x>a", 5)
+    assert hops.is_loop("a>b", ONE, None)
+    hops.is_over("a>b", hop)
+    assert not hops.is_loop("a>b", ONE, None)
+    assert hops.is_loop("a>b", ONE, 5)
+
+
 def test_a_hop_without_one_is_known_by_its_ends() -> None:
     hops = Hops()
     hops.add("a>b", ONE, "x>a")
