@@ -31,8 +31,17 @@ from relayd.datagrams.batches import (
     Batches,
     OneByOne,
     Outbox,
+    Tally,
 )
 from relayd.datagrams.flow import ClientFlow
+from relayd.datagrams.hop_limits import (
+    NUMBER_AT,
+    SPACE,
+    UNKNOWN,
+    Ageing,
+    ask_for_hops,
+    hops_in,
+)
 from relayd.datagrams.interfaces import FlowRelay
 from relayd.datagrams.ledger import Ledger
 from relayd.datagrams.listener import DatagramListener
@@ -50,6 +59,7 @@ from relayd.datagrams.sockets import (
 from relayd.datagrams.transparent import NotAsClient, is_host, places
 from relayd.datagrams.watching import Watcher
 from relayd.net.dial_options import is_transparent, set_transparent
+from relayd.net.log_throttle import LogThrottle
 
 #: ip(7), and linux/in6.h; the numbers of the options and of their messages.  Python has
 #: no names for them.
@@ -65,28 +75,62 @@ _PART4, _PART6 = slice(2, 8), slice(2, 28)
 
 
 class OriginalOneByOne(OneByOne):
-    """Receives datagram by datagram; a key has the destination, packed."""
+    """Receives datagram by datagram; a key has the destination, packed.
+
+    :ivar hops: how many each of the last batch had left.
+    """
+
+    def __init__(self, sock: Any, tally: Tally, *, local: bool) -> None:
+        super().__init__(sock, tally, local=local)
+        self.hops: list[int] = []
+
+    def receive(self) -> list[tuple[Any, Any]]:
+        self.hops = []
+        return super().receive()
 
     def _with_local(self) -> tuple[bytes, Any]:
         data, extra, _, source = self._sock.recvmsg(BUFFER_SIZE, ANCILLARY)
         wanted, part = (_ORIGDSTADDR6, _PART6) if self._v6 else (_ORIGDSTADDR4, _PART4)
+        meant, hops = b"", UNKNOWN
         for level, kind, told in extra:
             if (level, kind) == wanted:
-                return data, (source, told[part])
-        return data, (source, b"")
+                meant = told[part]
+            elif hops_in(level, kind):
+                hops = int.from_bytes(told, sys.byteorder, signed=True)
+        self.hops.append(hops)
+        return data, (source, meant)
 
 
 class OriginalBatches(Batches):
     """The same, a batch in one call."""
 
     one_by_one = OriginalOneByOne
+    _singly: OriginalOneByOne | None
+
+    @property
+    def hops(self) -> list[int]:
+        """How many each of the last batch had left."""
+        if self._singly is not None:
+            return self._singly.hops
+        messages, before = self._messages, PKTINFO_SPACE4
+        if self._v6:
+            before = PKTINFO_SPACE6
+        at, each = messages.control + before + NUMBER_AT, messages.envelope
+        numbers = memoryview(messages.envelopes).cast("i")[at // 4 :: each // 4]
+        return numbers[: self._count].tolist()
+
+    def receive(self) -> list[tuple[Any, Any]]:
+        got = super().receive()
+        self._count = len(got)
+        return got
 
     def _layout(self) -> tuple[int, slice, bool]:
-        # Behind the local address: see `_prepare`.
+        # Behind the local address, and the hops: see `_prepare`.
         if self._v6:
             before, size, part = PKTINFO_SPACE6, SOCKADDR6, _PART6
         else:
             before, size, part = PKTINFO_SPACE4, SOCKADDR4, _PART4
+        before += SPACE
         begin = before + socket.CMSG_LEN(0)
         space = before + socket.CMSG_SPACE(size)
         return space, slice(begin + part.start, begin + part.stop), False
@@ -132,6 +176,10 @@ class OriginalListener(DatagramListener):
         _let_routers_split(sock)
         super().__init__(ledger, relay, watcher, sock)
         self.wild = self.address[0] in WILDCARDS
+        throttle = LogThrottle(ledger.clock)
+        self._receiver: Any = Ageing(
+            self._receiver, self.flows, ledger.counters, throttle
+        )
         #: By destination: what its replies leave by, and how many flows have it.
         self._reply_sockets: dict[Any, tuple[Any, int]] = {}
 
@@ -223,7 +271,9 @@ def _prepare(sock: Any) -> None:
     """Have the kernel give a socket what was sent to others, and say to whom.
 
     And to which local address, which comes before that: a relay that this one replaces
-    may go on with the same socket, and have asked for it, or ask for it again.
+    may go on with the same socket, and have asked for it, or ask for it again.  And how
+    many hops were left, which comes in between (ip_cmsg_recv_offset(),
+    ip6_datagram_recv_specific_ctl()).
 
     :raises OSError: it does not.
     """
@@ -234,6 +284,7 @@ def _prepare(sock: Any) -> None:
     try:
         if refused is not None:
             raise refused
+        ask_for_hops(sock)
         sock.setsockopt(*(_ORIGDSTADDR6 if v6 else _ORIGDSTADDR4), 1)
     except OSError as problem:
         raise OSError(

@@ -66,6 +66,8 @@ class PlacedSocket:
     It has the other calls of the socket.
 
     :ivar ends: of the flow that has it; None if it is no flow's.
+    :ivar hops: how many what it sends had left (:mod:`relayd.datagrams.hop_limits`); 0:
+        it sends as any socket.
     """
 
     # The calls that every flow makes are found at once.
@@ -75,6 +77,7 @@ class PlacedSocket:
         "_where",
         "ends",
         "fileno",
+        "hops",
         "recv",
         "recv_into",
         "send",
@@ -85,6 +88,7 @@ class PlacedSocket:
         self._where = where
         self._use = use
         self.ends = ends
+        self.hops = 0
         self.fileno = sock.fileno
         self.send, self.recv, self.recv_into = sock.send, sock.recv, sock.recv_into
 

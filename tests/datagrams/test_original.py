@@ -21,6 +21,7 @@ from relayd.admission.bandwidth import Bandwidth
 from relayd.admission.rates import Rates
 from relayd.datagrams import mmsg, original_listener
 from relayd.datagrams.batches import _packed
+from relayd.datagrams.hop_limits import ask_for_hops
 from relayd.datagrams.mmsg import BATCH
 from relayd.datagrams.original import OriginalServer
 from relayd.datagrams.original_listener import (
@@ -63,13 +64,16 @@ class TellingSocket(PlacingSocket):
 
     def recvmsg(self, size: int, extra: int) -> tuple[bytes, Any, int, Any]:
         data, source = self._next()
-        data, to = data if isinstance(data, tuple) else (data, None)
+        data, to, *hops = data if isinstance(data, tuple) else (data, None)
         told = []
         if to is not None:
             host = socket.inet_aton(to[0])
             packed = struct.pack("=H", 2) + struct.pack(">H", to[1]) + host + bytes(8)
             # Another one may come before it.
             told = [(socket.SOL_SOCKET, 29, bytes(16)), (*TOLD, packed)]
+        if hops:
+            left = struct.pack("=i", hops[0])
+            told.insert(1, (socket.IPPROTO_IP, socket.IP_TTL, left))
         return data[:size], told, 0, source
 
     def sendmsg(
@@ -528,8 +532,10 @@ def test_both_ways_to_receive_find_the_same(host: str) -> None:
     ):
         ours.setblocking(False)
         original_listener.ask_for_local_address(ours)
+        ask_for_hops(ours)
         option = (41, 74) if ":" in host else (0, 20)
         ours.setsockopt(*option, 1)
+        client.setsockopt(*((41, 16) if ":" in host else (0, socket.IP_TTL)), 7)
         ours.bind((host, 0))
         client.bind((host, 0))
         batches = OriginalBatches(ours, Tally(), local=True)
@@ -546,6 +552,7 @@ def test_both_ways_to_receive_find_the_same(host: str) -> None:
                 [key] = keys
                 source, told = receiver.origin(key)
                 assert original_listener._unpacked(told) == ours.getsockname()
+                assert receiver.hops == [7] * count
                 found.append((source, told))
             assert found[0] == found[1]
             assert found[0][0] == client.getsockname()
@@ -559,6 +566,7 @@ def test_a_sandbox_may_refuse_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         ours.setblocking(False)
         original_listener.ask_for_local_address(ours)
+        ask_for_hops(ours)
         ours.setsockopt(0, 20, 1)
         ours.bind(("127.0.0.1", 0))
         batches = OriginalBatches(ours, Tally(), local=True)
@@ -571,7 +579,9 @@ def test_a_sandbox_may_refuse_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr("relayd.datagrams.mmsg.recvmmsg", refuses)
         client.sendto(b"?", ours.getsockname())
+        hops = batches.hops
         assert [again for _, again in batches.receive()] == [key]
+        assert batches.hops == hops == [64]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

@@ -392,3 +392,46 @@ def test_a_refusal_is_heard(three: Gateway, where: Addresses) -> None:
         relay.turn()
         relay.turn()
         assert relay.nat.counters.icmp_errors == 1
+
+
+def test_what_a_router_brings_back_does_not_go_round_for_ever(
+    three: Gateway, where: Addresses
+) -> None:
+    """Its hops are passed on, one less each time; nobody has to notice the circle."""
+    network, host, version = (
+        ("203.0.113.0/24", "203.0.113.9", "-4")
+        if where.family == 4
+        else ("2001:db8:9::/64", "2001:db8:9::9", "-6")
+    )
+    on_its_way = three.relay.runs("ip", version, "route")
+    for which in ("all", "outside"):
+        three.relay.set(f"ipv4/conf/{which}/rp_filter", 0)
+    for way in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+        three.server.set(way, 1)
+    run(*on_its_way, "add", network, "via", where.server)
+    try:
+        with (
+            opened(three.client, (where.client, 4000)) as [client],
+            rules(three.relay, brought(where).removeprefix("iifname inside ")),
+            relaying(
+                three.relay,
+                anywhere(where),
+                GATEWAY_PORT,
+                [OriginalServer()],
+                redirected=True,
+                dialing=TRANSPARENT,
+            ) as relay,
+        ):
+            client.sendto(b"?", (host, DOMAIN))
+            counters = relay.nat.counters
+            while not counters.dropped:
+                relay.turn()
+                assert counters.received < 100
+            assert counters.dropped == {"loop": 1}
+            assert counters.received > 10
+    finally:
+        run(*on_its_way, "delete", network)
+        for way in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+            three.server.set(way, 0)
+        for which in ("all", "outside"):
+            three.relay.set(f"ipv4/conf/{which}/rp_filter", 1)
