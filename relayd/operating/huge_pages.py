@@ -7,11 +7,12 @@ sessions has more pages than that already: in huge pages of 2 MiB a short sessio
 6 to 11 % less CPU (docs/costs.md).
 
 Python asks for memory in parts of 1 MiB, to which the kernel gives no huge pages by
-itself.  So it is asked to move what is there (madvise(2), MADV_COLLAPSE), as the
-process starts, and later when it has grown.  Only areas are moved whose pages are in
-use, all but :data:`UNUSED`, as /proc/self/pagemap tells: the process takes hardly more
-memory by it.  The kernel may take a while to find a huge page, so this is done in a
-thread, area by area; a process that stops waits for one at most.
+itself.  So it is asked to move what is there (madvise(2), MADV_COLLAPSE), soon after
+the process has started, and later when it has grown.  That takes some 50 ms of CPU at
+first, which one that ends at once had better not spend.  Only areas are moved whose
+pages are in use, all but :data:`UNUSED`, as /proc/self/pagemap tells: the process takes
+hardly more memory by it.  The kernel may take a while to find a huge page, so this is
+done in a thread, area by area; a process that stops waits for one at most.
 
 That file tells root where in the machine's memory each page is as well, and goes on to
 tell it by a descriptor that root has opened (Documentation/admin-guide/mm/pagemap.rst
@@ -53,8 +54,8 @@ SYSTEM, PROCESS = Path("/sys/kernel/mm/transparent_hugepage"), Path("/proc/self"
 #: Pages of an area that may be unused: 32 KiB in 2 MiB.
 UNUSED = 8
 
-#: Seconds from one look at how much memory there is to the next; and how much more of
-#: it, in bytes, is worth another search.
+#: Seconds from the start to a look at how much memory there is, and from one to the
+#: next; and how much more of it, in bytes, is worth another search.
 EACH, GROWN = 5.0, 256 * 1024
 
 #: What /proc/PID/pagemap has for each page, in bytes.  The highest bit says whether it
@@ -179,11 +180,11 @@ class HugePages(Service):
         self._next: IDelayedCall | None = None
 
     def startService(self) -> None:
-        """Begin, once the reactor runs."""
+        """Begin, in a while."""
         super().startService()
         self._memory = Memory.opened()
         if self._memory is not None:
-            self._look_later(self._memory, 0)
+            self._look_later(self._memory)
 
     def stopService(self) -> None:
         """End; what is under way ends soon."""
@@ -207,7 +208,7 @@ class HugePages(Service):
         with suppress(OSError):
             resident = memory.resident()
             if resident < self._seen + GROWN:
-                self._look_later(memory, EACH)
+                self._look_later(memory)
                 return
             self._seen = resident
             # A sandbox may allow no more threads.
@@ -221,12 +222,12 @@ class HugePages(Service):
         if memory.is_over:
             memory.close()
         elif again:
-            self._look_later(memory, EACH)
+            self._look_later(memory)
 
     @staticmethod
     def _failed(failure: Any) -> bool:
         log.failure("the memory stays in small pages", failure)
         return False
 
-    def _look_later(self, memory: Memory, seconds: float) -> None:
-        self._next = self._clock.callLater(seconds, self._look, memory)
+    def _look_later(self, memory: Memory) -> None:
+        self._next = self._clock.callLater(EACH, self._look, memory)

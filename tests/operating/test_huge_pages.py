@@ -187,7 +187,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
 def started(clock: Clock) -> HugePages:
     service = HugePages(clock)
     service.startService()
-    clock.advance(0)
+    clock.advance(EACH)
     return service
 
 
@@ -198,7 +198,7 @@ def grow(system: Path, size: int) -> None:
     (system / "statm").write_text(f"9000 {pages} 2000 1 0 2000 0\n")
 
 
-def test_it_is_done_at_the_start_and_again_when_there_is_more(
+def test_it_is_done_soon_and_again_when_there_is_more(
     system: Path, told: Told, asked: list[int], threads: Threads
 ) -> None:
     told(PAGES)

@@ -296,12 +296,14 @@ class RelayProcess:
     def descriptors(self) -> int:
         """How many file descriptors it has open.
 
-        But for the timer, which it has while a deadline is to be kept.
+        But for the timer, which it has while a deadline is to be kept, and for what it
+        reads of itself now and then (:mod:`relayd.operating.huge_pages`).
         """
         count = 0
         for each in Path(f"/proc/{self.process.pid}/fd").iterdir():
             with suppress(FileNotFoundError):  # closed just now
-                count += os.readlink(each) != "anon_inode:[timerfd]"
+                what = os.readlink(each)
+                count += what != "anon_inode:[timerfd]" and not what.startswith("/proc")
         return count
 
     @property
