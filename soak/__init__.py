@@ -12,8 +12,8 @@ which flows in use must keep their ports.  The relay's wall clock is set by hour
 and then, in its own process.  Now and then the relay is stopped (SIGSTOP) for ten
 seconds: it may be late by that time, but must not time anything out because of it.
 
-In the end the relay must have as many descriptors and threads, and as much memory, as
-at the start, from /proc.
+In the end the relay must have as many descriptors, and as much memory, as at the start,
+and one thread more at most, from /proc.
 
 Everything is on loopback, in two processes, this one and the relay; both need about
 two descriptors for each connection, and the relay two more for each flow.  Ctrl-C

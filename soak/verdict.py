@@ -62,9 +62,10 @@ class Outcome:
 def failures(outcome: Outcome) -> list[str]:
     """The conditions that do not hold, a line each.
 
-    Without sessions, there must be as many descriptors of each kind, and threads, at
-    the end as before the first session, so that a leak in the warm-up is not hidden in
-    the baseline.  Under load there may be pipes, up to a limit.
+    Without sessions, there must be as many descriptors of each kind at the end as
+    before the first session, so that a leak in the warm-up is not hidden in the
+    baseline; and one thread more at most.  Under load there may be pipes, up to a
+    limit.
 
     Memory without sessions may be a tenth, or 8 MiB, above the baseline: how much freed
     memory an allocator returns is chance.  A leak of a few bytes a session stays below
@@ -78,10 +79,12 @@ def failures(outcome: Outcome) -> list[str]:
             ("sockets", start.sockets, final.sockets),
             ("pipes", start.pipes, final.pipes),
             ("other descriptors", start.other, final.other),
-            ("threads", start.threads, final.threads),
         )
         if before != after
     ]
+    # One comes soon after the start (relayd/operating/huge_pages.py), and stays.
+    if not start.threads <= final.threads <= start.threads + 1:
+        found.append(f"threads: {final.threads} at the end, {start.threads} at first")
     most_pipes = max(reading.pipes for reading in outcome.load)
     if most_pipes > start.pipes + PIPE_BOUND:
         found.append(

@@ -43,10 +43,8 @@ NO_STAMP = -1
 
 #: How much earlier and later, in milliseconds, the timestamp of a SYN may be than the
 #: one that is known, which is asked for a moment after it was sent: of 3,000 on a busy
-#: machine, 5 were earlier by more.  Clients may be of this machine's own kernel, as
-#: containers are: theirs differ by the time alone, so of two hundred that come at once
-#: one may be refused for a loop that is none.  A SYN that was lost and sent again, or
-#: is earlier, is not recognized: the next round's is.
+#: machine, 5 were earlier by more.  A SYN that was lost and sent again, or is earlier,
+#: is not recognized: the next round's is.
 EARLIER, LATER = 1, 1
 
 

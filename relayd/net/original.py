@@ -39,6 +39,7 @@ from relayd.net.factory_caller import NO_CLIENT
 from relayd.net.foreign_transports import lent_socket
 from relayd.net.happy_eyeballs import Dialer, NameEndpoint
 from relayd.net.resolving import Resolver
+from relayd.net.syn import mark_syn
 
 _IPV4, _IPV6 = int(socket.AF_INET), int(socket.AF_INET6)
 _IP, _IP6 = int(socket.IPPROTO_IP), int(socket.IPPROTO_IPV6)
@@ -174,8 +175,20 @@ class _Noting(SocketEndpoint):
     Whatever the address is, rules may redirect it to this process.
     """
 
+    #: The socket of the dial that has just begun.
+    _opened: socket.SocketType | None = None
+
+    def open_socket(self, caller: ICaller) -> socket.SocketType:
+        sock = self._opened = super().open_socket(caller)
+        mark_syn(sock)
+        return sock
+
     def dial(self, caller: ICaller) -> Dial | None:
         dial = super().dial(caller)
+        sock, self._opened = self._opened, None
+        if sock is not None:
+            # Its SYN is sent.
+            mark_syn(sock, marked=False)
         if dial is not None and not dial.leads_here:
             dial.note_hop()
         return dial

@@ -5,6 +5,12 @@ connection whose two ends are those of one of its client's: the kernel chooses t
 relay's port without knowing the client's.  So the ends do not tell a connection of the
 relay's that was brought back to it.  The timestamp of its SYN does (RFC 7323, 5.4): its
 offset is a secret of the kernel that has sent it.
+
+Clients may be of this machine's own kernel, as containers are: it has one sequence of
+ports and one clock for all of them.  So the relay's own SYNs, and nothing else that it
+sends, have a DSCP that is for use within a network (RFC 2474, section 6: pool 2).
+Nothing on the way changes it: a connection that comes back has not left this machine,
+as its handshake would else have ended at the client.
 """
 
 from __future__ import annotations
@@ -22,6 +28,12 @@ _TCP = int(socket.IPPROTO_TCP)
 #: linux/tcp.h: read or set a connection's timestamp; keep the SYN of the connections
 #: that a listening socket accepts, and read it, once.
 _TIMESTAMP, _SAVE_SYN, _SAVED_SYN = 24, 27, 28
+
+#: The DSCP of the relay's own SYNs; with the two bits behind it, what sockets are told:
+#: ip(7), and RFC 3542, 6.5.
+_DSCP = 0b001011
+_TOS = (int(socket.IPPROTO_IP), 1)
+_TCLASS = (int(socket.IPPROTO_IPV6), 67)
 
 #: The longest header of TCP, that of IPv4, and some extensions of IPv6.
 _LONGEST = 512
@@ -41,11 +53,29 @@ def save_syn(sock: Any) -> None:
         sock.setsockopt(_TCP, _SAVE_SYN, 1)
 
 
+def mark_syn(sock: Any, *, marked: bool = True) -> None:
+    """Have what a socket sends be known as the relay's, or as anybody's."""
+    option = _TCLASS if sock.family == socket.AF_INET6 else _TOS
+    # One that is closed, or a sandbox: its two ends and the timestamp are left.
+    with suppress(OSError):
+        sock.setsockopt(*option, _DSCP << 2 if marked else 0)
+
+
+def is_marked(syn: bytes) -> bool:
+    """Whether that was said of a SYN: its headers of IP and TCP."""
+    if len(syn) < 2:
+        return False
+    if syn[0] >> 4 == 4:
+        return syn[1] >> 2 == _DSCP
+    return ((syn[0] & 15) << 4 | syn[1] >> 4) >> 2 == _DSCP
+
+
 def stamp_of_client(transport: Any) -> int | None:
     """The timestamp of the SYN of an accepted connection; to be asked once.
 
-    :return: :data:`relayd.core.hops.NO_STAMP` if it had none, and one of this machine
-        would have; None: nobody knows.
+    :return: :data:`relayd.core.hops.NO_STAMP` if it is not the relay's own: it is not
+        marked, or had no timestamp, and one of this machine would have; None: nobody
+        knows.
     """
     with lent_socket(transport) as sock:
         try:
@@ -54,6 +84,8 @@ def stamp_of_client(transport: Any) -> int | None:
             return None
     if not syn:
         return None
+    if not is_marked(syn):
+        return NO_STAMP
     stamp = stamp_in(syn)
     if stamp is None:
         return NO_STAMP if _are_sent() else None

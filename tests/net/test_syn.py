@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 from relayd.core.hops import NO_STAMP, Hop
 from relayd.net import syn
-from relayd.net.syn import save_syn, stamp_in, stamp_of_client, stamp_of_dial
+from relayd.net.syn import (
+    is_marked,
+    mark_syn,
+    save_syn,
+    stamp_in,
+    stamp_of_client,
+    stamp_of_dial,
+)
 from tests.support.process import Server
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
@@ -94,6 +101,7 @@ def test_nothing_is_raised_whatever_it_is(data: bytes) -> None:
 def test_both_ends_have_the_same(family: int) -> None:
     with Server(family) as server, socket.socket(family) as client:
         save_syn(server.socket)
+        mark_syn(client)
         client.setblocking(False)
         client.connect_ex(server.socket.getsockname())
         ours = stamp_of_dial(client)
@@ -139,6 +147,36 @@ def test_a_syn_without_one(
     monkeypatch.setattr(syn, "stamp_in", lambda _: None)
     with Server() as server, socket.socket() as client:
         save_syn(server.socket)
+        mark_syn(client)
         client.connect(server.socket.getsockname())
         with server.accept() as accepted:
             assert stamp_of_client(accepted) == found
+
+
+@pytest.mark.parametrize("family", [IPV4, IPV6])
+@pytest.mark.parametrize("again", [False, True], ids=["never", "no-longer"])
+def test_one_that_is_not_marked_is_not_the_relays(family: int, again: bool) -> None:
+    """Whatever its timestamp is: it may be of this machine's clock."""
+    with Server(family) as server, socket.socket(family) as client:
+        save_syn(server.socket)
+        if again:
+            mark_syn(client)
+            mark_syn(client, marked=False)
+        client.connect(server.socket.getsockname())
+        with server.accept() as accepted:
+            assert stamp_of_client(accepted) == NO_STAMP
+
+
+@given(st.binary(max_size=60))
+def test_anything_is_marked_or_not(data: bytes) -> None:
+    assert not is_marked(data[:1])
+    assert is_marked(b"\x45\x2c" + data)
+    assert not is_marked(b"\x45\x00" + data)
+    assert is_marked(b"\x62\xc0" + data)
+    assert not is_marked(b"\x60\x00" + data)
+
+
+def test_a_socket_that_is_closed_can_be_marked() -> None:
+    closed = socket.socket()
+    closed.close()
+    mark_syn(closed)
