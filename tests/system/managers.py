@@ -173,7 +173,8 @@ def relay_part(folder: Path, *options: str, **settings: str) -> str:
         f"StandardOutput=append:{folder}/output",
         f"StandardError=append:{folder}/output",
         *(f"BindReadOnlyPaths={here}:{where}" for here, where in bound.items()),
-        "ExecStart=",
+        # Rules are beside the point here; and tried by the unit's own tests.
+        *("ExecStartPre=", "ExecStopPost=", "ExecStart="),
         f'ExecStart={there} -c "{main}" -n --pidfile= relayd {" ".join(options)}',
         *(f"{name}={value}" for name, value in settings.items()),
     ]
