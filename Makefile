@@ -101,7 +101,8 @@ system-deps: ## install the Debian packages of the system tests and the benchmar
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(SYSTEM_PACKAGES)
 
 system-test: $(VENV)/system ## real programs through the relay (see system-deps)
-	$(BIN)/python -m pytest -m system $(ARGS)
+	@# Two files at once: each has machines of its own, and waits more than it works.
+	$(BIN)/python -m pytest -m system -n 2 --dist loadfile $(ARGS)
 
 bench: $(BENCH)/bench ## compare with other relays, into bench/results (under half an hour; see system-deps)
 	$(BENCH)/bin/python -m bench full $(ARGS)
