@@ -151,8 +151,7 @@ class ServerDialing(Dialing):
     @property
     def options(self) -> DialOptions:
         """As sockets get them."""
-        found = DialOptions.of(self.sources, self.interface, self.mark)
-        return attrs.evolve(found, transparent=self.transparent)
+        return attrs.evolve(super().options, transparent=self.transparent)
 
 
 @attrs.frozen(kw_only=True)

@@ -38,7 +38,8 @@ from typing import NamedTuple
 MAX_PAST = 1024
 
 
-#: Instead of a timestamp: a SYN has none, and one of this machine would have.
+#: Instead of a timestamp: a SYN is none of the relay's own, as it is not marked, or has
+#: none where one of this machine would have.
 NO_STAMP = -1
 
 #: How much earlier and later, in milliseconds, the timestamp of a SYN may be than the

@@ -174,8 +174,7 @@ class FlowDialer:
         tries: int = SELF_TRIES,
     ) -> tuple[Any, Any]:
         """A socket that is connected to an address, and its local address."""
-        options = server.dialing
-        if self._transparent if options is None else options.transparent:
+        if self._is_transparent(server):
             return self._connect_as_client(server, address, ends)
         family, where = address
         sock = self.open_for(server, family)

@@ -96,8 +96,8 @@ class Ageing:
         known = self._flows.get
         # The fewest of a flow in this batch: none is sent with more than it had.
         fewest: dict[PlacedSocket, int] = {}
-        over = False
-        for (_, key), left in zip(batch, hops, strict=True):
+        spent = set()
+        for number, ((_, key), left) in enumerate(zip(batch, hops, strict=True)):
             flow = known(key)
             if flow is None or left == UNKNOWN:
                 continue
@@ -106,35 +106,28 @@ class Ageing:
                 # Not from its client's address: it can't come back as that.
                 continue
             if left <= LAST:
-                over = True
+                spent.add(number)
             elif left < fewest.get(sock, 256):
                 fewest[sock] = left
         for sock, left in fewest.items():
             if left != sock.hops:
                 _send_with(sock, left - 1)
                 sock.hops = left
-        return self._drop(batch, hops) if over else batch
+        if not spent:
+            return batch
+        self._drop(len(spent))
+        return [each for number, each in enumerate(batch) if number not in spent]
 
-    def _drop(
-        self, batch: list[tuple[Any, Any]], hops: Sequence[int]
-    ) -> list[tuple[Any, Any]]:
-        """Drop those that may go no further, of flows that pass hops on."""
-        kept = []
-        for each, left in zip(batch, hops, strict=True):
-            flow = self._flows.get(each[1])
-            placed = flow is not None and type(flow.sock) is PlacedSocket
-            if placed and left != UNKNOWN and left <= LAST:
-                self._counters.received += 1
-                self._counters.dropped["loop"] += 1
-            else:
-                kept.append(each)
+    def _drop(self, count: int) -> None:
+        """So many may go no further."""
+        self._counters.received += count
+        self._counters.dropped["loop"] += count
         if self._throttle.is_due():
             log.warn(
                 "datagrams have no hops left, as if they went round between this"
                 " machine and a router: they are dropped ({count} for a loop so far)",
                 count=self._counters.dropped["loop"],
             )
-        return kept
 
 
 def _send_with(sock: PlacedSocket, hops: int) -> None:

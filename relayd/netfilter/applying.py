@@ -74,10 +74,13 @@ def apply(rules: Sequence[RelayRules], mark: int) -> None:
         _check_number({*before, *names})
         rest = _marks(_others(before, names))
         versions = list(filter(_is_here, documents.versions_of(rules)))
-        new = [each for each in versions if not _rules_there(each, mark)]
+        new = []
         try:
             for version in versions:
-                _add_route(version, mark)
+                there = _rules_there(version, mark)
+                if not there:
+                    new.append(version)
+                _add_route(version, mark, there)
             if problem := _transaction(documents.commands(rules, mark)):
                 raise NetfilterError(_why(rules, mark, problem))
         except NetfilterError:
@@ -234,9 +237,10 @@ def _is_here(version: int) -> bool:
         return False
 
 
-def _add_route(version: int, mark: int) -> None:
+def _add_route(version: int, mark: int, there: Sequence[list[str]]) -> None:
     """Have the kernel deliver here what is marked.
 
+    :param there: those of the routing rules that there are.
     :raises NetfilterError: it can't be had, or the table has somebody else's routes.
     """
     routes = _routes(version, mark)
@@ -248,11 +252,10 @@ def _add_route(version: int, mark: int) -> None:
             " netfilter_mark)"
         )
     if not routes:
-        programs.changed("ip", _told(documents.route(version, mark), "add"))
-    there = _rules_there(version, mark)
+        programs.changed("ip", documents.told(documents.route(version, mark), "add"))
     for words in documents.routing_rules(version, mark):
         if words not in there:
-            programs.changed("ip", _told(words, "add"))
+            programs.changed("ip", documents.told(words, "add"))
 
 
 def _drop_routes(marks: Iterable[int], versions: Sequence[int] = VERSIONS) -> None:
@@ -261,16 +264,12 @@ def _drop_routes(marks: Iterable[int], versions: Sequence[int] = VERSIONS) -> No
         for version in versions:
             try:
                 for words in _rules_there(version, mark):
-                    programs.changed("ip", _told(words, "del"))
+                    programs.changed("ip", documents.told(words, "del"))
                 if any(map(_is_ours, _routes(version, mark))):
                     words = documents.route(version, mark)
-                    programs.changed("ip", _told(words, "del"))
+                    programs.changed("ip", documents.told(words, "del"))
             except programs.Missing:
                 return
-
-
-def _told(words: Sequence[str], command: str) -> list[str]:
-    return [*words[:2], command, *words[2:]]
 
 
 def _rules_there(version: int, mark: int) -> list[list[str]]:

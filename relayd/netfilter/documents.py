@@ -185,8 +185,13 @@ def routing_commands(relays: Iterable[RelayRules], mark: int) -> list[list[str]]
     found = []
     for version in versions_of(relays):
         each = (*routing_rules(version, mark), route(version, mark))
-        found += [["ip", *words[:2], "add", *words[2:]] for words in each]
+        found += [["ip", *told(words, "add")] for words in each]
     return found
+
+
+def told(words: Sequence[str], command: str) -> list[str]:
+    """What `ip` is to do with a routing rule, or a route: the words behind its name."""
+    return [*words[:2], command, *words[2:]]
 
 
 # -- for people
