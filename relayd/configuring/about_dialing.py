@@ -110,7 +110,7 @@ def dials_no_socket(sections: Sequence[RelaySection]) -> Iterator[str]:
     for section in sections:
         servers = servers_given(section)
         # A route may make servers of its own.
-        all_unix = bool(servers) and all(map(_is_unix, servers))
+        all_unix = bool(servers) and all(map(is_unix, servers))
         all_unix = all_unix and section.one(ROUTE) is None
         for given in chain.from_iterable(_of_sockets(section)):
             found[id(given)] = given
@@ -123,15 +123,16 @@ def dials_no_socket(sections: Sequence[RelaySection]) -> Iterator[str]:
             )
 
 
-def _is_unix(server: Given) -> bool:
-    address = server.value
+def is_unix(given: Given) -> bool:
+    """Whether a server, or a listener, is a UNIX socket."""
+    address = given.value
     if isinstance(address, EndpointString):
         return address.text.lower().startswith("unix:")
     return isinstance(address, UnixPath)
 
 
 def _is_foreign(server: Given) -> bool:
-    return isinstance(server.value, EndpointString) and not _is_unix(server)
+    return isinstance(server.value, EndpointString) and not is_unix(server)
 
 
 def family_of_server(address: object) -> int:

@@ -7,14 +7,10 @@ Each is a generator of problems, one line each, as all of
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from relayd.configuring.about_clients import contradiction
-from relayd.configuring.address_grammar import (
-    EndpointString,
-    OriginalAddress,
-    UnixPath,
-)
+from relayd.configuring.about_dialing import is_unix
+from relayd.configuring.address_grammar import OriginalAddress
 from relayd.configuring.address_settings import ACCEPT_PROXY, LISTEN
 from relayd.configuring.config import Relay, UdpRelay
 from relayd.configuring.dial_settings import INTERCEPT, MARK, SOURCE, TRANSPARENT
@@ -70,13 +66,7 @@ def _unix_listeners(section: RelaySection) -> list[Given]:
     """Listeners on UNIX sockets, unless a balancer says there who its clients are."""
     if section.all(ACCEPT_PROXY.key):
         return []
-    return [each for each in section.all(LISTEN.key) if _is_unix(each.value)]
-
-
-def _is_unix(address: Any) -> bool:
-    if isinstance(address, EndpointString):
-        return address.text.lower().startswith("unix:")
-    return isinstance(address, UnixPath)
+    return list(filter(is_unix, section.all(LISTEN.key)))
 
 
 def about_intercepts(section: RelaySection, relay: Relay | UdpRelay) -> Iterator[str]:

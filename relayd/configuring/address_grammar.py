@@ -44,7 +44,7 @@ from relayd.configuring.endpoint_strings import has_proxy_header, passed_name
 from relayd.configuring.hosts import ipv6_host, is_ipv6, named_host
 from relayd.configuring.server_options import PLAIN, ServerOptions
 from relayd.core.errors import ConfigError
-from relayd.core.names import ORIGINAL, host_port, is_name
+from relayd.core.names import ORIGINAL, host_port, is_name, name_of_original
 
 #: Endpoint types that Twisted parses itself, without a plugin.
 _BUILT_IN = frozenset({"tcp", "ssl", "unix"})
@@ -140,8 +140,7 @@ class OriginalAddress:
     options: ServerOptions = attrs.field(default=PLAIN, kw_only=True)
 
     def __str__(self) -> str:
-        bracketed = f"[{self.host}]" if ":" in (self.host or "") else self.host
-        where = f"{bracketed}:{ORIGINAL}" if self.host else ORIGINAL
+        where = name_of_original(self.host)
         return f"udp:{where}" if self.udp else where
 
 

@@ -24,9 +24,16 @@ _SHOWN = 10
 _MAX_INTERFACE = 15
 
 
-def host_port(host: str, port: int) -> str:
+def host_port(host: str, port: int | str) -> str:
     """A host and a port as text, the host in brackets if it is an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def name_of_original(host: str | None = None) -> str:
+    """What a destination is called that clients choose: `original`, or with a host that
+    is given, `192.168.0.10:original`.
+    """
+    return ORIGINAL if host is None else host_port(host, ORIGINAL)
 
 
 def is_number(host: str) -> bool:

@@ -15,7 +15,7 @@ import socket
 from typing import Any
 
 from relayd.core.addresses import socket_name
-from relayd.core.names import ORIGINAL
+from relayd.core.names import name_of_original
 from relayd.datagrams.servers import Server, is_one_host
 from relayd.net.dial_options import DialOptions
 from relayd.net.resolving import SocketAddress
@@ -80,10 +80,7 @@ class OriginalServer(Server):
         self._at = self.address if host else None
         # It leads to no address that others could be compared with.
         self.addresses = []
-        if host is None:
-            self.name = ORIGINAL
-        else:
-            self.name = f"[{host}]:{ORIGINAL}" if ":" in host else f"{host}:{ORIGINAL}"
+        self.name = name_of_original(host)
 
     @property
     def end(self) -> None:

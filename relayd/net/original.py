@@ -32,7 +32,7 @@ from zope.interface import implementer
 
 from relayd.core.addresses import host_of, socket_name
 from relayd.core.interfaces import ICaller, IDialer, IOnBehalf
-from relayd.core.names import ORIGINAL, host_port
+from relayd.core.names import name_of_original
 from relayd.core.session import Session
 from relayd.net.dialing import Dial, SocketEndpoint
 from relayd.net.factory_caller import NO_CLIENT
@@ -310,10 +310,3 @@ class OriginalNameEndpoint:
         except Exception:
             return fail(Failure())
         return endpoint.connect(factory)
-
-
-def name_of_original(host: str | None = None) -> str:
-    """What such a server is called: `original`, `192.168.0.10:original`."""
-    if host is None:
-        return ORIGINAL
-    return host_port(host, 0).removesuffix("0") + ORIGINAL

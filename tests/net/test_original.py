@@ -22,12 +22,12 @@ from zope.interface import implementer
 
 from relayd.core.errors import LeadsBack
 from relayd.core.interfaces import ICaller, IHopListener, IOnBehalf
+from relayd.core.names import name_of_original
 from relayd.net.dialing import SocketEndpoint
 from relayd.net.original import (
     OriginalEndpoint,
     OriginalNameEndpoint,
     destination_of,
-    name_of_original,
     noting,
     original_destination,
     original_name,
