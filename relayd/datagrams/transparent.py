@@ -34,8 +34,7 @@ from typing import Any
 
 from relayd.core.addresses import is_loopback, socket_name
 from relayd.datagrams.interfaces import Ends
-from relayd.datagrams.servers import is_one_host
-from relayd.net.broadcast import is_broadcast
+from relayd.net import broadcast
 
 #: Hosts whose addresses are known to be fit, or not.
 REMEMBERED = 1024
@@ -278,12 +277,8 @@ def check_source(source: Any, where: Any) -> None:
 def is_host(host: str) -> bool:
     """Whether an address is that of one host, and can be that of a socket.
 
-    For a multicast or a broadcast address the kernel would take one of its own, and say
-    nothing (inet_bind(), net/ipv4/af_inet.c).  An IPv4 address that came in a packet of
-    IPv6 (`::ffff:127.0.0.1`) would lead to this machine's own.
+    An IPv4 address that came in a packet of IPv6 (`::ffff:127.0.0.1`) would lead to
+    this machine's own.
     """
-    # "This network", RFC 1122, 3.2.1.3.
-    this = ":" not in host and host.startswith("0.")
     mapped = ":" in host and "." in host
-    fit = is_one_host((host, 0)) and not this and not mapped
-    return fit and not is_broadcast(host)
+    return not mapped and broadcast.is_host(host)

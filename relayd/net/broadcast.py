@@ -15,6 +15,21 @@ BROADCAST = "it is a broadcast address of this machine's networks, and not one h
 LIMITED = "255.255.255.255"
 
 
+def is_host(host: str) -> bool:
+    """Whether an address is that of one host, and can be that of a socket.
+
+    For a multicast or a broadcast address the kernel would take one of its own, and say
+    nothing (inet_bind(), net/ipv4/af_inet.c).
+
+    :param host: an address, with its scope if it has one.
+    """
+    address = ipaddress.ip_address(host)
+    # "This network", RFC 1122, 3.2.1.3.
+    this = address.version == 4 and address.packed[0] == 0
+    alone = not (address.is_multicast or address.is_unspecified or this)
+    return alone and not is_broadcast(host)
+
+
 def is_broadcast(host: str) -> bool:
     """Whether the kernel sends to an address as a broadcast (ip(7)).
 

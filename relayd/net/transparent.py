@@ -23,7 +23,7 @@ from twisted.logger import Logger
 from relayd.core.addresses import is_loopback
 from relayd.core.errors import SHORTAGE
 from relayd.core.interfaces import IOnBehalf
-from relayd.net.broadcast import is_broadcast
+from relayd.net import broadcast
 from relayd.net.dial_options import bind_to, is_transparent, set_transparent
 from relayd.net.factory_caller import NO_CLIENT
 from relayd.net.own_addresses import is_own
@@ -102,12 +102,7 @@ def _fit(host: str, is_ipv6: bool) -> str:
         raise _refused(
             f"the client's address {host} is {kinds[0]}, and the server's {kinds[1]}"
         )
-    if (
-        (address.is_multicast or address.is_unspecified)
-        # "This network", RFC 1122, 3.2.1.3.
-        or (address.version == 4 and address.packed[0] == 0)
-        or is_broadcast(str(address))
-    ):
+    if not broadcast.is_host(str(address)):
         raise _refused(f"the client's address {host} is not that of one host")
     return str(address)
 
