@@ -11,7 +11,6 @@ Several addresses of one server: :mod:`relayd.net.happy_eyeballs`.
 from __future__ import annotations
 
 import errno
-import functools
 import itertools
 import os
 import socket
@@ -222,7 +221,8 @@ class SocketEndpoint:
     :param family: AF_INET, AF_INET6 or AF_UNIX.
     :param address: as the socket module has it for that family.
     :cvar dialing: the class that waits for a connection; a subclass may set another.
-    :cvar options: of its sockets, if they have any: see :meth:`having`.
+    :cvar options: of its sockets, if they have any: see
+        :func:`relayd.net.with_options.having`.
 
     :ivar is_near: it is a loopback address.
     :ivar port: its port; 0 if it has none.
@@ -232,15 +232,6 @@ class SocketEndpoint:
 
     dialing: type[Dial] = Dial
     options: DialOptions | None = None
-
-    @classmethod
-    def having(cls, options: DialOptions | None) -> type[SocketEndpoint]:
-        """The class whose sockets have these options; itself, if there are none."""
-        # A class and no argument: an endpoint without options has nothing to ask.
-        if options is None or options == DialOptions():
-            return cls
-        kind: Any = cls
-        return _class_having(kind, options)
 
     def __init__(self, reactor: Any, family: int, address: Any) -> None:
         self.reactor = reactor
@@ -367,54 +358,26 @@ class SocketEndpoint:
         return done
 
 
-class _WithOptions(SocketEndpoint):
-    """What :meth:`SocketEndpoint.having` puts before a class."""
+class WithOptions(SocketEndpoint):
+    """Endpoints whose sockets have options: put before a class, or in its place.
+
+    The class has the options, and no endpoint: so one without any has nothing to ask.
+    """
 
     options: DialOptions
 
     def open_socket(self, caller: ICaller) -> socket.SocketType:
         sock = super().open_socket(caller)
         try:
-            self._prepare(sock, caller)
+            self.prepare(sock, caller)
         except OSError:
             sock.close()
             raise
         return sock
 
-    def _prepare(self, sock: socket.SocketType, caller: ICaller) -> None:
+    def prepare(self, sock: socket.SocketType, caller: ICaller) -> None:
+        """Set the options.
+
+        :raises OSError: that is not possible.
+        """
         self.options.prepare_stream(sock, self.family)
-
-
-class _FromClient(_WithOptions):
-    """The same for sockets that are transparent."""
-
-    #: Those of :mod:`relayd.net.transparent`, which others do not need.
-    client_of: Any
-    be_client: Any
-
-    def _prepare(self, sock: socket.SocketType, caller: ICaller) -> None:
-        super()._prepare(sock, caller)
-        self.be_client(sock, self.address, self.client_of(caller))
-
-    def why(self, problem: int) -> str | None:
-        said = f"transparent: the client has no port free for {self.peer_name}"
-        return said if problem == errno.EADDRNOTAVAIL else None
-
-
-@functools.lru_cache(maxsize=1024)
-def _class_having(
-    endpoint: type[SocketEndpoint], options: DialOptions
-) -> type[SocketEndpoint]:
-    # A thousand servers with the same options have one.
-    own: dict[str, Any] = {"options": options}
-    first: type[SocketEndpoint] = _WithOptions
-    if options.transparent:
-        from relayd.net.transparent import be_client, client_of
-
-        first = _FromClient
-        own |= {
-            "client_of": staticmethod(client_of),
-            "be_client": staticmethod(be_client),
-        }
-    bases = (first,) if endpoint is SocketEndpoint else (first, endpoint)
-    return type(f"{endpoint.__name__}WithOptions", bases, own)

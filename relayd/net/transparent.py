@@ -22,9 +22,15 @@ from twisted.logger import Logger
 
 from relayd.core.addresses import is_loopback
 from relayd.core.errors import SHORTAGE
-from relayd.core.interfaces import IOnBehalf
+from relayd.core.interfaces import ICaller, IOnBehalf
 from relayd.net import broadcast
-from relayd.net.dial_options import bind_to, is_transparent, set_transparent
+from relayd.net.dial_options import (
+    DialOptions,
+    bind_to,
+    is_transparent,
+    set_transparent,
+)
+from relayd.net.dialing import WithOptions
 from relayd.net.factory_caller import NO_CLIENT
 from relayd.net.own_addresses import is_own
 from relayd.net.syn import save_syn
@@ -33,6 +39,30 @@ log = Logger(namespace="relayd.net")
 
 #: Addresses of clients that are known to be fit.
 REMEMBERED = 1024
+
+#: The options of sockets that have no other.
+_ALONE = DialOptions(transparent=True)
+
+
+class FromClient(WithOptions):
+    """Endpoints whose sockets are bound to the address of the client."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._is_alone = self.options == _ALONE
+
+    def prepare(self, sock: socket.SocketType, caller: ICaller) -> None:
+        """See :meth:`WithOptions.prepare`."""
+        if self._is_alone:
+            set_transparent(sock, self.family)
+        else:
+            self.options.prepare_stream(sock, self.family)
+        be_client(sock, self.address, client_of(caller))
+
+    def why(self, problem: int) -> str | None:
+        """See :meth:`SocketEndpoint.why`."""
+        said = f"transparent: the client has no port free for {self.peer_name}"
+        return said if problem == errno.EADDRNOTAVAIL else None
 
 
 def client_of(caller: Any) -> str:
@@ -58,23 +88,18 @@ def be_client(sock: Any, server: Any, host: str) -> None:
         the server's (EADDRNOTAVAIL, or another of :data:`relayd.core.errors.SHORTAGE`);
         `strerror` is one line.
     """
-    there = server[0].partition("%")[0]
-    here, _, scope = host.partition("%")
-    fit = _fit(here, ":" in there)
-    if fit == there:
-        if not is_own(ipaddress.ip_address(there)):
-            raise _refused(f"the client's address {host} is the server's own")
-    elif is_loopback(fit) and not (
-        is_loopback(there) or is_own(ipaddress.ip_address(there))
-    ):
-        raise _refused(f"the client's address {host} never leaves this machine")
+    there = server[0]
+    here, is_near = _fit(host, ":" in there)
+    if is_near or here == there.partition("%")[0]:
+        _check_near(here, there.partition("%")[0], host)
     try:
-        address: Any = (fit, 0)
-        if scope:
-            # Nothing is looked up but the scope of fe80::1%eth0.
-            found = socket.getaddrinfo(host, 0, flags=socket.AI_NUMERICHOST)
-            address = found[0][4]
-        is_known = not scope or address[3:] == server[3:4]
+        if "%" not in host:
+            bind_to(sock, (here, 0))
+            return
+        # Nothing is looked up but the scope of fe80::1%eth0.
+        found = socket.getaddrinfo(host, 0, flags=socket.AI_NUMERICHOST)
+        address: Any = found[0][4]
+        is_known = address[3:] == server[3:4]
         if is_known:
             bind_to(sock, address)
     except OSError as problem:
@@ -88,23 +113,41 @@ def be_client(sock: Any, server: Any, host: str) -> None:
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
-def _fit(host: str, is_ipv6: bool) -> str:
+def _fit(host: str, is_ipv6: bool) -> tuple[str, bool]:
     """The address of a client, if a server of this family may be dialled from it.
 
+    :param host: the address, with its scope if it needs one.
+    :return: it without its scope, and whether it never leaves this machine.
     :raises OSError: it may not; nothing is remembered then.
     """
     if not host:
         raise _refused("the client has no address")
-    address = ipaddress.ip_address(host)
+    address = ipaddress.ip_address(host.partition("%")[0])
     address = getattr(address, "ipv4_mapped", None) or address
     if (address.version == 6) != is_ipv6:
         kinds = ("IPv4", "IPv6") if is_ipv6 else ("IPv6", "IPv4")
         raise _refused(
             f"the client's address {host} is {kinds[0]}, and the server's {kinds[1]}"
         )
-    if not broadcast.is_host(str(address)):
+    text = str(address)
+    if not broadcast.is_host(text):
         raise _refused(f"the client's address {host} is not that of one host")
-    return str(address)
+    return text, is_loopback(text)
+
+
+def _check_near(here: str, there: str, host: str) -> None:
+    """Refuse the server's own address, and one that never leaves this machine, unless
+    the server is on this machine.
+
+    :raises OSError: as :func:`be_client` does.
+    """
+    if here != there and is_loopback(there):
+        return
+    if is_own(ipaddress.ip_address(there)):
+        return
+    if here == there:
+        raise _refused(f"the client's address {host} is the server's own")
+    raise _refused(f"the client's address {host} never leaves this machine")
 
 
 def _refused(why: str) -> OSError:

@@ -56,6 +56,7 @@ from relayd.net.listening import (
     UNIXListenerEndpoint,
 )
 from relayd.net.tls import ServerIdentity
+from relayd.net.with_options import having
 from relayd.operating.tls_listening import ListensForAll
 from relayd.plane import obstacle
 
@@ -170,7 +171,7 @@ def dialing_endpoint(
     by_socket = _socket_endpoint(transport, reactor)
     if isinstance(address, UnixPath):
         return by_socket(reactor, socket.AF_UNIX, address.path)
-    by_socket = by_socket.having(options)
+    by_socket = having(by_socket, options)
     if isinstance(address, OriginalAddress):
         return _original_endpoint(address, reactor, by_socket)
     if isinstance(address, HostPort):
@@ -250,7 +251,7 @@ def dialer(
     :param options: of its sockets.
     :raises ConfigError: the transport is not available.
     """
-    return Dialer(reactor, _socket_endpoint(transport, reactor).having(options))
+    return Dialer(reactor, having(_socket_endpoint(transport, reactor), options))
 
 
 def watcher(

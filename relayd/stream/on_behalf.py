@@ -94,9 +94,9 @@ class OnBehalf(Attempt):
         if place is not None and place is self.upstream:
             self.place = AsClient(place)
         client = self.client.session.client
-        if client.startswith("unix:") or ":" not in client:
+        if client.startswith("unix:"):
             return ""
-        # With its scope, unlike `host_of`.
+        # With its scope, unlike `host_of`; empty if it has no port.
         host: str = client.rpartition(":")[0].strip("[]")
         return host
 

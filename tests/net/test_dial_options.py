@@ -20,6 +20,7 @@ from relayd.net.dialing import SocketEndpoint
 from relayd.net.happy_eyeballs import NameEndpoint
 from relayd.net.keepalive import Keepalive
 from relayd.net.resolving import Resolver
+from relayd.net.with_options import having
 from relayd.plane.endpoints import PlaneSocketEndpoint
 from tests.conftest import descriptors
 from tests.support.contracts import Recorder
@@ -256,14 +257,14 @@ def test_a_check_tries_them_and_leaves_nothing() -> None:
 def test_without_options_there_is_no_class_of_its_own(kind: Any) -> None:
     """And so nothing to ask for each dial."""
     assert kind.options is None
-    assert kind.having(None) is kind
-    assert kind.having(DialOptions()) is kind
+    assert having(kind, None) is kind
+    assert having(kind, DialOptions()) is kind
 
 
 def test_servers_with_the_same_options_share_a_class(kind: Any) -> None:
-    made = kind.having(DialOptions(source4="127.0.0.2"))
-    assert made is kind.having(DialOptions(source4="127.0.0.2"))
-    assert made is not kind.having(DialOptions(source4="127.0.0.3"))
+    made = having(kind, DialOptions(source4="127.0.0.2"))
+    assert made is having(kind, DialOptions(source4="127.0.0.2"))
+    assert made is not having(kind, DialOptions(source4="127.0.0.3"))
     assert issubclass(made, kind)
     assert made.__name__ == f"{kind.__name__}WithOptions"
 
@@ -276,7 +277,7 @@ async def test_a_server_sees_the_source(kind: Any, family: int, source: str) -> 
     options = DialOptions.of([source])
     with Server(family) as server:
         protocol = Recorder()
-        where = kind.having(options)(reactor, family, server.socket.getsockname())
+        where = having(kind, options)(reactor, family, server.socket.getsockname())
         await where.connect(making(protocol))
         with server.accept() as peer:
             assert peer.getpeername()[0] == source
@@ -293,7 +294,7 @@ async def test_a_connection_has_its_options(kind: Any) -> None:
     )
     with Server() as server:
         protocol = Recorder()
-        made = kind.having(options)
+        made = having(kind, options)
         where = made(reactor, IPV4, server.socket.getsockname())
         await where.connect(making(protocol))
         sock, tcp = protocol.transport.getHandle(), socket.IPPROTO_TCP
@@ -324,7 +325,7 @@ async def test_a_dial_that_is_not_possible_says_why(
     """An address may go while the relay runs; its socket is closed."""
     with Server(family) as server:
         before = descriptors()
-        where = kind.having(options)(reactor, family, server.socket.getsockname())
+        where = having(kind, options)(reactor, family, server.socket.getsockname())
         problem = await failed(where.connect(making(Recorder())))
         assert isinstance(problem, error.ConnectError)
         assert said in str(problem)
@@ -342,7 +343,7 @@ async def test_of_a_name_the_addresses_with_a_source_are_dialled(kind: Any) -> N
         port = server.socket.getsockname()[1]
         resolver = Resolver(reactor, lambda _: found)
         protocol = Recorder()
-        made = kind.having(DialOptions(source4="127.0.0.2"))
+        made = having(kind, DialOptions(source4="127.0.0.2"))
         where = NameEndpoint(reactor, "db", port, resolver, made)
         await where.connect(making(protocol))
         with server.accept() as peer:
@@ -354,7 +355,7 @@ async def test_of_a_name_the_addresses_with_a_source_are_dialled(kind: Any) -> N
 async def test_a_unix_server_is_dialled_without(kind: Any, tmp_socket: Path) -> None:
     with Server(socket.AF_UNIX, str(tmp_socket)) as server:
         protocol = Recorder()
-        made = kind.having(DialOptions(source4="192.0.2.1", user_timeout=30.0))
+        made = having(kind, DialOptions(source4="192.0.2.1", user_timeout=30.0))
         await made(reactor, socket.AF_UNIX, str(tmp_socket)).connect(making(protocol))
         server.accept().close()
         await over(protocol)

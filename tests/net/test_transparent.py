@@ -25,6 +25,7 @@ from relayd.net.dialing import SocketEndpoint
 from relayd.net.happy_eyeballs import NameEndpoint
 from relayd.net.resolving import Resolver
 from relayd.net.transparent import be_client, client_of
+from relayd.net.with_options import having
 from relayd.plane.endpoints import PlaneSocketEndpoint
 from tests.conftest import descriptors
 from tests.support import rights
@@ -250,9 +251,9 @@ def test_it_can_be_told(family: int) -> None:
 
 
 def test_the_class_of_its_sockets(kind: Any) -> None:
-    made = kind.having(OPTIONS)
-    assert made is kind.having(DialOptions(transparent=True))
-    assert made is not kind.having(DialOptions(mark=7))
+    made = having(kind, OPTIONS)
+    assert made is having(kind, DialOptions(transparent=True))
+    assert made is not having(kind, DialOptions(mark=7))
     assert issubclass(made, kind)
 
 
@@ -266,7 +267,7 @@ def test_the_class_of_its_sockets(kind: Any) -> None:
 @pytest_twisted.ensureDeferred
 async def test_the_server_sees_the_client(kind: Any, family: int, host: str) -> None:
     with Server(family) as server:
-        made = kind.having(OPTIONS)
+        made = having(kind, OPTIONS)
         factory = OnBehalf(host)
         where = made(reactor, family, server.socket.getsockname())
         await where.connect(factory)
@@ -284,7 +285,7 @@ async def test_two_servers_may_have_the_same_port_of_a_client(kind: Any) -> None
     """It is chosen as a socket is connected, not before: ip(7)."""
     with Server() as server:
         factory = OnBehalf("127.0.0.5")
-        where = kind.having(OPTIONS)(reactor, IPV4, server.socket.getsockname())
+        where = having(kind, OPTIONS)(reactor, IPV4, server.socket.getsockname())
         await where.connect(factory)
         with server.accept():
             sock = factory.made.transport.getHandle()
@@ -306,7 +307,7 @@ async def test_a_dial_that_is_not_possible(kind: Any, host: str, said: str) -> N
     """Says why, is no fault of the server's, and leaves nothing."""
     with Server() as server:
         before = descriptors()
-        where = kind.having(OPTIONS)(reactor, IPV4, server.socket.getsockname())
+        where = having(kind, OPTIONS)(reactor, IPV4, server.socket.getsockname())
         problem = await failed(where.connect(OnBehalf(host)))
         assert isinstance(problem, error.ConnectError)
         assert said in str(problem)
@@ -326,8 +327,8 @@ async def test_a_client_all_of_whose_ports_are_taken(
         other.connect(there)
         server.accept().close()
         port = other.getsockname()[1]
-        made = kind.having(OPTIONS)
-        prepare = made._prepare
+        made = having(kind, OPTIONS)
+        prepare = made.prepare
 
         def one_port(self: Any, sock: Any, caller: Any) -> None:
             # IP_LOCAL_PORT_RANGE, ip(7): the lowest and the highest.
@@ -335,7 +336,7 @@ async def test_a_client_all_of_whose_ports_are_taken(
             sock.setsockopt(socket.IPPROTO_IP, 51, both)
             prepare(self, sock, caller)
 
-        monkeypatch.setattr(made, "_prepare", one_port)
+        monkeypatch.setattr(made, "prepare", one_port)
         problem = await failed(
             made(reactor, IPV4, there).connect(OnBehalf("127.0.0.5"))
         )
@@ -349,7 +350,7 @@ async def test_a_client_all_of_whose_ports_are_taken(
 @pytest_twisted.ensureDeferred
 async def test_a_program_without_a_client(kind: Any) -> None:
     with Server() as server:
-        where = kind.having(OPTIONS)(reactor, IPV4, server.socket.getsockname())
+        where = having(kind, OPTIONS)(reactor, IPV4, server.socket.getsockname())
         problem = await failed(where.connect(making(Recorder())))
         assert "it is dialled for no client" in str(problem)
 
@@ -365,7 +366,7 @@ async def test_of_a_name_the_client_s_family_is_dialled(kind: Any) -> None:
         resolver = Resolver(reactor, lambda _: found)
         factory = OnBehalf("127.0.0.5")
         port = server.socket.getsockname()[1]
-        where = NameEndpoint(reactor, "db", port, resolver, kind.having(OPTIONS))
+        where = NameEndpoint(reactor, "db", port, resolver, having(kind, OPTIONS))
         await where.connect(factory)
         with server.accept() as peer:
             assert peer.getpeername()[0] == "127.0.0.5"
@@ -380,7 +381,7 @@ async def test_a_server_that_refuses_is_told_of(kind: Any, turn: int) -> None:
     gone = (IPV4, (own_host(), 9)), (IPV6, ("::1", 9, 0, 0))
     found = [(int(family), 0, 0, "", where) for family, where in gone[::turn]]
     resolver = Resolver(reactor, lambda _: found)
-    where = NameEndpoint(reactor, "db", 9, resolver, kind.having(OPTIONS))
+    where = NameEndpoint(reactor, "db", 9, resolver, having(kind, OPTIONS))
     problem = await failed(where.connect(OnBehalf("127.0.0.5")))
     assert isinstance(problem, error.ConnectionRefusedError)
 

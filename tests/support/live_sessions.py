@@ -15,6 +15,7 @@ from relayd.core.session import Session
 from relayd.net.dial_options import DialOptions
 from relayd.net.dialing import SocketEndpoint
 from relayd.net.listening import TCPListenerEndpoint, UNIXListenerEndpoint
+from relayd.net.with_options import having
 from relayd.plane.endpoints import (
     PlaneSocketEndpoint,
     PlaneTCPListenerEndpoint,
@@ -40,7 +41,7 @@ class Kind:
 
     @property
     def transparent(self) -> Any:
-        return self.dials.having(TRANSPARENT)
+        return having(self.dials, TRANSPARENT)
 
 
 KINDS = {

@@ -20,6 +20,7 @@ from relayd.core.hops import streams
 from relayd.net.dial_options import DialOptions, is_transparent
 from relayd.net.listening import AdoptedListenerEndpoint
 from relayd.net.original import OriginalEndpoint
+from relayd.net.with_options import having
 from relayd.plane.endpoints import PlaneAdoptedListenerEndpoint
 from relayd.preludes.proxy_protocol import write_version_1, write_version_2
 from relayd.stream.attempt import LOOP_DETAIL
@@ -279,7 +280,7 @@ async def test_many_of_one_client_at_once(
     held.enter_context(server)
     held.enter_context(rules(three.relay, brought("tproxy", where) + ANSWERS))
     held.enter_context(three.relay.inside())
-    endpoint = OriginalEndpoint(reactor, kind.dials.having(TRANSPARENT))
+    endpoint = OriginalEndpoint(reactor, having(kind.dials, TRANSPARENT))
     relay = Relay(kind, endpoint, redirected=True)
     held.callback(relay.stop)
     await relay.listen(every(where), GATEWAY_PORT)
@@ -332,7 +333,7 @@ async def test_what_the_relay_sends_is_brought_back(
         )
     held.enter_context(rules(three.relay, own))
     held.enter_context(three.relay.inside())
-    dials = kind.dials.having(TRANSPARENT) if way == "transparent" else kind.dials
+    dials = having(kind.dials, TRANSPARENT) if way == "transparent" else kind.dials
     relay = Relay(kind, OriginalEndpoint(reactor, dials), redirected=True)
     held.callback(relay.stop)
     await relay.listen(every(where), GATEWAY_PORT)
@@ -360,7 +361,7 @@ async def test_a_relay_that_its_rules_leave_alone(
     )
     held.enter_context(rules(three.relay, brought("redirect", where) + own))
     held.enter_context(three.relay.inside())
-    dials = kind.dials.having(DialOptions(mark=OWN_MARK))
+    dials = having(kind.dials, DialOptions(mark=OWN_MARK))
     relay = Relay(kind, OriginalEndpoint(reactor, dials), redirected=True)
     held.callback(relay.stop)
     await relay.listen(every(where), GATEWAY_PORT)
