@@ -34,6 +34,7 @@ from relayd.core.addresses import address_name, is_loopback, socket_address
 from relayd.core.hops import streams
 from relayd.core.interfaces import ICaller, IDial, IDialer, IHopListener
 from relayd.core.ports import may_be_handed_out
+from relayd.net.all_ports import use_all_ports
 from relayd.net.dial_options import DialOptions
 from relayd.net.factory_caller import FactoryCaller
 from relayd.net.handshake_ack import hold_back
@@ -275,6 +276,8 @@ class SocketEndpoint:
         dial: Dial | None = None
         try:
             if self.port:
+                if not self.is_near:
+                    use_all_ports(sock)
                 if caller.speaks_first():
                     hold_back(sock)
             elif streams.files and streams.listens_at(self.address):
