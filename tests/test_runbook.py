@@ -16,7 +16,7 @@ from relayd.core.session import Ending
 from relayd.ctl.commands import relayctl
 from relayd.datagrams.filter_chain import FILTER_FAILED, FILTER_FULL, FILTERED
 from relayd.observing import metrics
-from relayd.observing.readings import ProcessReading
+from relayd.observing.readings import ProcessReading, RuleCounts
 
 PACKAGE = Path(__file__).parent.parent / "relayd"
 PAGE = (PACKAGE.parent / "docs" / "operating.md").read_text()
@@ -74,7 +74,10 @@ def metric_names() -> set[str]:
     found = set()
     families = (*metrics.STREAMS, *metrics.SERVERS, metrics.REFUSED, *metrics.DATAGRAMS)
     reading = ProcessReading(
-        *({}, 0, 0.0, 0.0, 0, 0.0, 0), stopping=False, loaded_at=0.0, rules_failed=0
+        *({}, 0, 0.0, 0.0, 0, 0.0, 0),
+        stopping=False,
+        loaded_at=0.0,
+        rules=RuleCounts(0, 0),
     )
     process = metrics._process(reading)
     for each in (*(family._new() for family in families), *process):

@@ -98,6 +98,7 @@ SCHEMAS: dict[str, Json] = {
             mark=WHOLE,
             relays={**many(TEXT), "description": "those that have rules"},
             failures=WHOLE,
+            restored=WHOLE,
             problems=many(TEXT),
         ),
     ),

@@ -110,6 +110,36 @@ def remove_all(mark: int) -> None:
         _remove(None, mark)
 
 
+def lost(rules: Sequence[RelayRules], mark: int) -> list[str]:
+    """The relays that lack something of what was applied for them.
+
+    A chain has other rules than were put in it if it has another number of them.
+
+    :raises NetfilterError: nobody can tell.
+    """
+    with _locked():
+        there = _listed()
+        versions = set()
+        for version in filter(_is_here, documents.versions_of(rules)):
+            routes = any(map(_is_ours, _routes(version, mark)))
+            wanted = documents.routing_rules(version, mark)
+            if not routes or _rules_there(version, mark) != wanted:
+                versions.add(version)
+    return [
+        each.name
+        for each in rules
+        if each.versions & versions or _has_lost(each, mark, there)
+    ]
+
+
+def _has_lost(relay: RelayRules, mark: int, there: Chains) -> bool:
+    wanted = documents.chains_of(relay, mark)
+    return any(
+        len(own) != len(there.get(prefix + relay.name, ()))
+        for prefix, own in wanted.items()
+    )
+
+
 def _check_number(chains: Collection[str]) -> None:
     relays = {each.partition("-")[2] for each in chains}
     if len(relays) > MOST:

@@ -309,11 +309,16 @@ def _process(reading: ProcessReading) -> Iterator[Metric]:
         "When the settings were last read with success.",
         reading.loaded_at,
     )
-    if reading.rules_failed is not None:
+    if reading.rules is not None:
         yield CounterMetricFamily(
             "relayd_netfilter_failures",
             "Changes of netfilter rules that have failed; they are tried again.",
-            reading.rules_failed,
+            reading.rules.failed,
+        )
+        yield CounterMetricFamily(
+            "relayd_netfilter_restored",
+            "How often rules were applied again that somebody else had removed.",
+            reading.rules.restored,
         )
 
 

@@ -189,6 +189,18 @@ class FlowReading:
 
 
 @attrs.frozen
+class RuleCounts:
+    """Of the netfilter rules of a process's relays.
+
+    :ivar failed: how many changes of them have failed.
+    :ivar restored: how often some were applied again, as somebody had removed them.
+    """
+
+    failed: int
+    restored: int
+
+
+@attrs.frozen
 class ProcessReading:
     """What metrics say of the process.
 
@@ -202,8 +214,7 @@ class ProcessReading:
     :ivar stopping: it was told to stop.
     :ivar loaded_at: when its settings were last read with success: seconds since the
         epoch.
-    :ivar rules_failed: how many changes of netfilter rules have failed; None: it makes
-        none.
+    :ivar rules: of netfilter; None: it makes none.
     """
 
     build: dict[str, str]
@@ -215,7 +226,7 @@ class ProcessReading:
     log_lines_dropped: int
     stopping: bool
     loaded_at: float
-    rules_failed: int | None = None
+    rules: RuleCounts | None = None
 
 
 def read_sessions(relay: Sessions) -> Generator[None, None, StreamReading]:

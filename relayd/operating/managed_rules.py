@@ -19,7 +19,9 @@ The flows of a UDP relay share its listener, and may share its interception: its
 are all there until the last of them has ended.  A relay that is no longer transparent,
 or has other servers, keeps what its sessions of before need, for as long.  What can't
 be changed is tried again a little later, and told: a change of the relays stands all
-the same.  A reload applies all of them again.
+the same.  A reload applies all of them again; so does relayd when somebody has removed
+some, as a restart of nftables.service does with all rules of a machine
+(:mod:`relayd.net.rule_watch`).
 
 Only the rules of relays that this process has had are touched, and one process alone
 manages those of a name (:mod:`relayd.operating.rule_claims`).  After a crash, the next
@@ -30,10 +32,10 @@ not started again stay until `relayctl netfilter remove`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 from twisted.application.service import Service
@@ -46,11 +48,14 @@ from relayd.control.steering import Json
 from relayd.core.errors import CannotStart, NetfilterError
 from relayd.core.names import first_of
 from relayd.net.monotonic import monotonic
+from relayd.net.rule_watch import RuleWatch
 from relayd.netfilter import applying
 from relayd.netfilter.rules import RelayRules, rules_of
+from relayd.observing.readings import RuleCounts
 from relayd.operating.aside import aside
 from relayd.operating.changing import Relays
 from relayd.operating.rule_claims import RuleClaims
+from relayd.operating.rule_steps import Netfilter, Step, There, carry_out
 from relayd.operating.units import Unit
 
 log = Logger(namespace="relayd.netfilter")
@@ -66,54 +71,6 @@ RETRY = 30.0
 KEPT = 16
 
 
-class Netfilter(Protocol):
-    """Changes the rules of the kernel; see :mod:`relayd.netfilter.applying`.
-
-    Each of these waits for the programs that it runs, and may raise a NetfilterError.
-    """
-
-    def apply(self, rules: Sequence[RelayRules], mark: int) -> None: ...
-
-    def remove(self, names: Sequence[str], mark: int) -> None: ...
-
-
-@attrs.frozen
-class _There:
-    """What the kernel has of a relay, or is to have.
-
-    :ivar udp: it is a UDP relay.
-    :ivar intake: new clients are brought to it.
-    :ivar sure: False: a change of it has failed.
-    """
-
-    rules: RelayRules
-    udp: bool
-    intake: bool = True
-    sure: bool = True
-
-
-@attrs.define
-class _Step:
-    """What is to be done, for several relays at once.
-
-    :ivar do: does it.
-    :ivar done: the word for the log.
-    :ivar wanted: what the kernel has of each relay then; None: nothing.
-    :ivar why_not: why it has failed.
-    """
-
-    do: Callable[[], object]
-    done: str
-    wanted: Mapping[str, _There | None]
-    why_not: str = ""
-
-    def __str__(self) -> str:
-        whose = first_of(self.wanted)
-        if self.why_not:
-            return f"netfilter rules of {whose} not {self.done}: {self.why_not}"
-        return f"netfilter rules of {whose} {self.done}"
-
-
 class ManagedRules(Service):
     """Has the kernel's rules be those that the relays need.
 
@@ -123,6 +80,7 @@ class ManagedRules(Service):
     :param reactor: runs them; has a pool of threads.
     :param command: its name, with which errors begin.
     :param netfilter: changes the rules.
+    :param watching: made with what is called when somebody has changed some.
     """
 
     def __init__(
@@ -131,6 +89,7 @@ class ManagedRules(Service):
         reactor: Any,
         command: str,
         netfilter: Netfilter = applying,
+        watching: Callable[[Any, Callable[[], None]], RuleWatch] = RuleWatch,
     ) -> None:
         self._relays = relays
         self._reactor = reactor
@@ -139,7 +98,7 @@ class ManagedRules(Service):
         self._netfilter = netfilter
         self._user = os.geteuid()
         self._claims = RuleClaims()
-        self._there: dict[str, _There] = {}
+        self._there: dict[str, There] = {}
         #: What each relay needs, by what it was built as.
         self._needs: dict[Unit, RelayRules | None] = {}
         #: Held by the change of rules that is under way.
@@ -148,7 +107,11 @@ class ManagedRules(Service):
         self._waiting = False
         self._look: IDelayedCall | None = None
         self._problems: list[str] = []
-        self._failures = 0
+        #: Failed, and applied again as somebody had removed them.
+        self._failures = self._restored = 0
+        self._watch = watching(reactor, self._check)
+        #: Why others' changes are not noticed.
+        self._blind = ""
 
     # -- its life
 
@@ -159,7 +122,7 @@ class ManagedRules(Service):
         """
         super().startService()
         steps = self._steps()
-        _carry_out(steps)
+        carry_out(steps)
         failed = [each for each in steps if each.why_not]
         if not failed:
             self._settle(steps)
@@ -182,14 +145,16 @@ class ManagedRules(Service):
         """Remove them all, once the change that is under way has come to its end."""
         super().stopService()
         self._forget_look()
+        self._watch.stop()
         yield self.follow()
 
     def close(self) -> None:
         """The same at once, of a process that can't start: its reactor never runs."""
         self.running = False
         self._forget_look()
+        self._watch.stop()
         steps = self._steps()
-        _carry_out(steps)
+        carry_out(steps)
         self._settle(steps)
 
     # -- following the relays
@@ -198,7 +163,7 @@ class ManagedRules(Service):
         """Have the rules that the relays need now.
 
         :param anew: also those that were applied before: somebody may have removed
-            them, with all rules of this machine, as a restart of nftables.service does.
+            them.
         :return: when that is done, what has failed: a line for each; nothing is raised.
         """
         self._claims.ask_again()
@@ -211,15 +176,15 @@ class ManagedRules(Service):
                 self._there[name] = attrs.evolve(there, sure=False)
         steps = self._steps()
         if steps:
-            yield aside(self._reactor, partial(_carry_out, steps))
+            yield aside(self._reactor, partial(carry_out, steps))
         self._settle(steps)
         return self._problems
 
-    def _steps(self) -> list[_Step]:
+    def _steps(self) -> list[Step]:
         """What is to be done; what comes is there before anything goes."""
-        new: dict[str, _There | None] = {}
-        left: dict[str, _There | None] = {}
-        gone: dict[str, _There | None] = {}
+        new: dict[str, There | None] = {}
+        left: dict[str, There | None] = {}
+        gone: dict[str, There | None] = {}
         steps = []
         for name, wanted in self._wanted().items():
             if wanted == self._there.get(name):
@@ -229,7 +194,7 @@ class ManagedRules(Service):
             elif not wanted.intake:
                 left[name] = wanted
             elif why_not := self._not_ours(name):
-                steps.append(_Step(bool, "applied", {name: wanted}, why_not))
+                steps.append(Step(bool, "applied", {name: wanted}, why_not))
             else:
                 new[name] = wanted
         rules, rest = (
@@ -238,9 +203,9 @@ class ManagedRules(Service):
         )
         netfilter, mark = self._netfilter, self._relays.config.netfilter_mark
         steps += [
-            _Step(partial(netfilter.apply, rules, mark), "applied", new),
-            _Step(partial(netfilter.apply, rest, mark), "closed to new clients", left),
-            _Step(partial(netfilter.remove, [*gone], mark), "removed", gone),
+            Step(partial(netfilter.apply, rules, mark), "applied", new),
+            Step(partial(netfilter.apply, rest, mark), "closed to new clients", left),
+            Step(partial(netfilter.remove, [*gone], mark), "removed", gone),
         ]
         return [each for each in steps if each.wanted]
 
@@ -252,7 +217,7 @@ class ManagedRules(Service):
             return str(problem)
         return ""
 
-    def _wanted(self) -> dict[str, _There | None]:
+    def _wanted(self) -> dict[str, There | None]:
         """What the kernel is to have of each relay; None: nothing, and it has some."""
         units = self._relays.units if self.running else {}
         self._needs = {
@@ -260,11 +225,11 @@ class ManagedRules(Service):
             for unit in units.values()
         }
         self._waiting = False
-        found: dict[str, _There | None] = {}
+        found: dict[str, There | None] = {}
         for name, unit in units.items():
             rules = self._needs[unit]
             if rules is not None and unit.settings.enabled:
-                found[name] = _There(self._kept(rules, unit), unit.kind == "udp")
+                found[name] = There(self._kept(rules, unit), unit.kind == "udp")
         for name, there in self._there.items():
             if name not in found:
                 found[name] = self._left(name, there)
@@ -279,7 +244,7 @@ class ManagedRules(Service):
         self._waiting |= kept != rules
         return attrs.evolve(kept, answers=kept.answers[: len(rules.answers) + KEPT])
 
-    def _left(self, name: str, there: _There) -> _There | None:
+    def _left(self, name: str, there: There) -> There | None:
         """What is left of a relay that needs nothing for new clients."""
         if not self.running or not self._has_before(name):
             return None
@@ -292,7 +257,7 @@ class ManagedRules(Service):
         if closed is None:
             return None
         self._waiting = True
-        return _There(closed, there.udp, intake=False)
+        return There(closed, there.udp, intake=False)
 
     def _has_before(self, name: str) -> bool:
         """Whether a relay has sessions or flows that may need the rules of before.
@@ -305,7 +270,7 @@ class ManagedRules(Service):
             return any(each.name == name for each in service.former)
         return any(each.name == name and len(each.registry) for each in service.served)
 
-    def _settle(self, steps: Iterable[_Step]) -> None:
+    def _settle(self, steps: Iterable[Step]) -> None:
         """Know what the kernel has now, and tell of it."""
         before, self._problems = self._problems, []
         for step in steps:
@@ -320,8 +285,9 @@ class ManagedRules(Service):
             if each not in before:
                 log.error("{problem}", problem=each)
         self._look_later()
+        self._watch_others()
 
-    def _note(self, name: str, there: _There | None, *, sure: bool) -> None:
+    def _note(self, name: str, there: There | None, *, sure: bool) -> None:
         """Know what the kernel has of a relay.
 
         :param there: what was wanted.
@@ -356,18 +322,60 @@ class ManagedRules(Service):
             self._look.cancel()
             self._look = None
 
+    # -- when others have changed them
+
+    def _watch_others(self) -> None:
+        if not self.running or not self._there:
+            self._watch.stop()
+            return
+        try:
+            self._watch.start()
+        except OSError as problem:
+            why, before = problem.strerror or str(problem), self._blind
+            self._blind = f"changes by others are not noticed: {why}"
+            if not before:
+                log.warn("netfilter rules: {blind}", blind=self._blind)
+        else:
+            self._blind = ""
+
+    def _check(self) -> None:
+        """Apply those again that are not there any more."""
+        checking = self._lock.run(self._restore)
+        checking.addErrback(partial(log.failure, "netfilter rules can't be checked"))
+
+    @inlineCallbacks
+    def _restore(self) -> Any:
+        sure = [each.rules for each in self._there.values() if each.sure]
+        if not self.running or not sure:
+            return
+        mark = self._relays.config.netfilter_mark
+        try:
+            look = partial(self._netfilter.lost, sure, mark)
+            lost = yield aside(self._reactor, look)
+        except NetfilterError as problem:
+            log.warn("netfilter rules can't be checked: {why}", why=str(problem))
+            return
+        if lost and self.running:
+            self._restored += 1
+            whose = first_of(lost)
+            log.warn("netfilter rules of {whose} were removed by others", whose=whose)
+            for name in lost:
+                self._there[name] = attrs.evolve(self._there[name], sure=False)
+            yield self._follow()
+
     # -- telling
 
-    def count_failures(self) -> int:
-        """How many changes of rules have failed."""
-        return self._failures
+    def counts(self) -> RuleCounts:
+        """What has happened to the rules so far."""
+        return RuleCounts(self._failures, self._restored)
 
     def shown(self) -> Json:
         """How it stands, for the status."""
         return {
             "relays": sorted(self._there),
             "failures": self._failures,
-            "problems": list(self._problems),
+            "restored": self._restored,
+            "problems": [*self._problems, *filter(None, [self._blind])],
         }
 
 
@@ -375,12 +383,3 @@ def _rules_of(unit: Unit) -> RelayRules | None:
     """What a relay needs; None: nothing."""
     settings = unit.settings
     return rules_of(settings) if isinstance(settings, Relay | UdpRelay) else None
-
-
-def _carry_out(steps: Iterable[_Step]) -> None:
-    """Do all of these, also those that follow one that fails; in any thread."""
-    for each in steps:
-        try:
-            each.do()
-        except NetfilterError as problem:
-            each.why_not = str(problem)

@@ -31,7 +31,7 @@ from relayd.net.listener import Listeners
 from relayd.net.monotonic import monotonic
 from relayd.observing.log_times import LogTimes
 from relayd.observing.metrics import RelayCollector, exposition
-from relayd.observing.readings import Flows, ProcessReading, Sessions
+from relayd.observing.readings import Flows, ProcessReading, RuleCounts, Sessions
 from relayd.operating.collecting import keep_for_good
 from relayd.operating.health import Health, pools_of
 from relayd.operating.logs import Logs
@@ -84,8 +84,7 @@ class MetricsService(Service):
 
     :ivar loaded_at: when the settings were last read with success: seconds since the
         epoch.
-    :ivar rules_failed: says how many changes of netfilter rules have failed; None: it
-        makes none.
+    :ivar rules: says what has happened to netfilter rules; None: it makes none.
     :ivar port: the listener, while it is open.
     """
 
@@ -102,7 +101,7 @@ class MetricsService(Service):
         self._relays = relays
         self._logs = logs
         self.loaded_at = LogTimes.since_epoch()
-        self.rules_failed: Callable[[], int] | None = None
+        self.rules: Callable[[], RuleCounts] | None = None
         self.port: IListeningPort | None = None
         #: Of the relays that there are, and of those that have sessions still, by name.
         self._counts: dict[str, SessionCounts] = {}
@@ -206,7 +205,7 @@ class MetricsService(Service):
             log_lines_dropped=self._logs.lines_lost,
             stopping=self._relays.stopping,
             loaded_at=self.loaded_at,
-            rules_failed=None if self.rules_failed is None else self.rules_failed(),
+            rules=None if self.rules is None else self.rules(),
         )
 
     def loaded(self, at: float) -> None:

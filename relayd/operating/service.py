@@ -141,7 +141,7 @@ def _command(
         metrics = _metrics(config.metrics, relays.service, reactor, logs)
         relays.followers.append(metrics.follow)
         if rules is not None:
-            metrics.rules_failed = rules.count_failures
+            metrics.rules = rules.counts
         first.append(metrics)
         if steered is not None:
             steered.process.more.append(metrics.limits)

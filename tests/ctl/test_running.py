@@ -64,6 +64,10 @@ def test_status_of_one_without_a_file(relayd: FakeRelayd, capsys: Captured) -> N
             {"managed": True, "relays": [*"abcdefghijkl"]},
             "of a, b, c, d, e, f, g, h, i, j and 2 more",
         ),
+        (
+            {"managed": True, "relays": ["a"], "restored": 2},
+            "of a; removed by others and applied again 2 times",
+        ),
     ],
 )
 def test_status_of_netfilter_rules(

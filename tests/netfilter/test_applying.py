@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ MARK = 0x1000
 
 #: What is there beside ours, and stays.
 OTHERS = {("inet", "filter"): {}, ("ip", "relayd"): {}}
+
+OURS = ("inet", "relayd")
 
 TCP = Answers(4)
 
@@ -113,6 +115,48 @@ def test_what_is_not_there_is_removed(kernel: FakeKernel) -> None:
     applying.remove_all(MARK)
     assert kernel.all == before
     assert kernel.changes == 0
+
+
+ALL = [TRANSPARENT, TPROXIED, DNAT]
+
+
+def test_nothing_is_lost(kernel: FakeKernel) -> None:
+    applying.apply(ALL, MARK)
+    before = kernel.changes
+    assert applying.lost(ALL, MARK) == []
+    assert kernel.changes == before
+    # Those that mark nothing need no route.
+    assert applying.lost([DNAT], 2 * MARK) == []
+
+
+@pytest.mark.parametrize(
+    ("gone", "whose"),
+    [
+        (lambda kernel: kernel.tables.clear(), ["web", "six", "own"]),
+        (lambda kernel: kernel.tables[OURS].pop("redirect-own"), ["own"]),
+        (lambda kernel: kernel.tables[OURS]["divert-web"]["rules"].pop(), ["web"]),
+        (lambda kernel: kernel.rules[6].pop(0), ["six"]),
+        (lambda kernel: kernel.rules[4].pop(), ["web"]),
+        (lambda kernel: kernel.routes[6].clear(), ["six"]),
+        (lambda kernel: kernel.routes[4].clear(), ["web"]),
+    ],
+)
+def test_what_others_have_removed(
+    gone: Callable[[FakeKernel], object], whose: list[str], kernel: FakeKernel
+) -> None:
+    """It is known whose it was, and to apply it again is enough."""
+    applying.apply(ALL, MARK)
+    there = kernel.all
+    kernel.tables.update(OTHERS)
+    gone(kernel)
+    assert applying.lost(ALL, MARK) == whose
+    applying.apply([each for each in ALL if each.name in whose], MARK)
+    assert applying.lost(ALL, MARK) == []
+    kernel.tables.update(OTHERS)
+    for ours, before in zip(kernel.all[1:], there[1:], strict=True):
+        assert {v: sorted(each) for v, each in ours.items()} == {
+            v: sorted(each) for v, each in before.items()
+        }
 
 
 def test_others_keep_theirs(kernel: FakeKernel) -> None:

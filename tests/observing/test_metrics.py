@@ -21,7 +21,7 @@ from relayd.observing.metrics import (
     RelayCollector,
     exposition,
 )
-from relayd.observing.readings import Flows, ProcessReading, Sessions
+from relayd.observing.readings import Flows, ProcessReading, RuleCounts, Sessions
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2"
 
@@ -56,6 +56,7 @@ FAMILIES = {
     "relayd_stopping": ("gauge", set[str]()),
     "relayd_config_last_load_success_timestamp_seconds": ("gauge", set[str]()),
     "relayd_netfilter_failures_total": ("counter", set[str]()),
+    "relayd_netfilter_restored_total": ("counter", set[str]()),
 }
 
 
@@ -72,7 +73,7 @@ def process() -> Generator[None, None, ProcessReading]:
         log_lines_dropped=9,
         stopping=True,
         loaded_at=1.5e9,
-        rules_failed=2,
+        rules=RuleCounts(2, 5),
     )
 
 

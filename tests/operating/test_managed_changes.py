@@ -14,8 +14,10 @@ from twisted.logger import capturedLogs, formatEvent
 from relayd.configuring.source import Source
 from relayd.control.steering import Unfinished
 from relayd.core.errors import CannotStart
+from relayd.observing.readings import RuleCounts
 from relayd.operating.logs import Logs
 from relayd.operating.managed_rules import ManagedRules
+from relayd.operating.metrics_service import MetricsService
 from relayd.operating.running import RelayService
 from relayd.operating.service import CommandService, make_service
 from tests.support.files import config_of, layers_of
@@ -122,6 +124,7 @@ def test_one_that_manages_none_says_so(relayd: Relayd) -> None:
         "mark": 0x1000,
         "relays": [],
         "failures": 0,
+        "restored": 0,
         "problems": [],
     }
 
@@ -149,13 +152,14 @@ def test_rules_are_there_until_the_relays_have_drained(tmp_path: Path) -> None:
     assert ManagedRules not in kinds
 
 
-def test_metrics_count_failures(tmp_path: Path) -> None:
+def test_metrics_say_what_happens_to_them(tmp_path: Path) -> None:
     service = service_of(tmp_path / "f.toml", MANAGED)
     [rules] = [each for each in service if isinstance(each, ManagedRules)]
-    [metrics] = [each for each in service if hasattr(each, "rules_failed")]
-    assert metrics.rules_failed() == 0
-    rules._failures = 3
-    assert metrics.rules_failed() == 3
+    [metrics] = [each for each in service if isinstance(each, MetricsService)]
+    assert metrics.rules is not None
+    assert metrics.rules() == RuleCounts(failed=0, restored=0)
+    rules._failures, rules._restored = 3, 2
+    assert metrics.rules() == RuleCounts(failed=3, restored=2)
 
 
 def test_a_part_that_cannot_start_has_the_rules_removed(

@@ -17,6 +17,7 @@ from relayd.configuring.config import Relay, ServerDialing, Socks4Relay, UdpRela
 from relayd.core.errors import CannotStart, NetfilterError
 from relayd.core.interception import parse_intercept
 from relayd.netfilter.rules import RelayRules, rules_of
+from relayd.observing.readings import RuleCounts
 from relayd.operating.managed_rules import KEPT, LOOK, RETRY, ManagedRules
 from tests.conftest import LoggedFailures
 from tests.support.steered import Standing, result
@@ -58,10 +59,36 @@ class Kernel:
         for name in names:
             self.has.pop(name, None)
 
+    def lost(self, rules: Sequence[RelayRules], mark: int) -> list[str]:
+        assert mark == MARK
+        self._asked("lost", [each.name for each in rules])
+        return [each.name for each in rules if self.has.get(each.name) != each]
+
     def did(self) -> list[str]:
         """What it was asked for since."""
         did, self.calls = self.calls, []
         return did
+
+
+class Watch:
+    """Stands for what tells of changes by others.
+
+    :ivar look: what it calls then.
+    :ivar is_on: it was started, and not stopped.
+    :ivar blind: it can't be started.
+    """
+
+    def __init__(self, _: Any, look: Callable[[], None]) -> None:
+        self.look = look
+        self.is_on = self.blind = False
+
+    def start(self) -> None:
+        if self.blind:
+            raise OSError(1, "Operation not permitted")
+        self.is_on = True
+
+    def stop(self) -> None:
+        self.is_on = False
 
 
 @attrs.define(eq=False)
@@ -101,7 +128,14 @@ class Process:
         for each in relays:
             self.units[each.name] = Unit(each, Served(each.name))
         managed: Any = self
-        self.rules = ManagedRules(managed, self.reactor, "relayd", self.kernel)
+        self.watch: Any = None
+        self.rules = ManagedRules(
+            *(managed, self.reactor, "relayd", self.kernel), watching=self._watching
+        )
+
+    def _watching(self, reactor: Any, look: Callable[[], None]) -> Any:
+        self.watch = Watch(reactor, look)
+        return self.watch
 
     @property
     def former(self) -> list[Served]:
@@ -170,6 +204,7 @@ def started(request: pytest.FixtureRequest) -> Any:
         result(each.rules.stopService())
         assert each.kernel.has == {}
         assert each.reactor.getDelayedCalls() == []
+        assert not each.watch.is_on
 
 
 Start = Callable[..., Process]
@@ -187,6 +222,7 @@ def test_all_are_applied_at_once_and_removed_at_once() -> None:
     assert process.rules.shown() == {
         "relays": [DNS, WEB],
         "failures": 0,
+        "restored": 0,
         "problems": [],
     }
     result(process.rules.stopService())
@@ -411,6 +447,84 @@ def test_answers_of_servers_of_before_find_their_flows(started: Start) -> None:
     assert process.has(dns(f"192.0.2.{2 * KEPT - 1}"))
 
 
+# -- what others do
+
+
+def test_what_others_remove_is_applied_again(started: Start) -> None:
+    process = started(web(), dns())
+    assert process.watch.is_on
+    del process.kernel.has[DNS]
+    process.watch.look()
+    assert process.kernel.did() == ["lost dns web", "apply dns"]
+    assert process.has(dns())
+    assert process.rules.counts() == RuleCounts(failed=0, restored=1)
+    assert process.rules.shown()["restored"] == 1
+
+
+def test_what_others_leave_is_left_alone(started: Start) -> None:
+    process = started(web())
+    process.watch.look()
+    assert process.kernel.did() == ["lost web"]
+    assert process.rules.counts() == RuleCounts(failed=0, restored=0)
+
+
+def test_only_who_has_rules_is_told_of_others(started: Start) -> None:
+    process = started(web(dialing=PLAIN, intercepts=[]))
+    assert not process.watch.is_on
+    result(process.change(web()))
+    assert process.watch.is_on
+    result(process.change(web(enabled=False)))
+    assert not process.watch.is_on
+    process.kernel.did()
+    process.watch.look()
+    assert process.kernel.did() == []
+
+
+def test_a_word_about_others_comes_late(started: Start) -> None:
+    """It stops meanwhile, and has removed its rules itself."""
+    process = started(web())
+    look = process.watch.look
+    result(process.rules.stopService())
+    process.kernel.did()
+    look()
+    assert process.kernel.did() == []
+
+
+def test_what_can_t_be_applied_again(
+    started: Start, logged_failures: LoggedFailures
+) -> None:
+    process = started(web())
+    process.kernel.has.clear()
+    process.kernel.refuses = {"apply"}
+    process.watch.look()
+    logged_failures.take("not applied")
+    assert process.rules.counts() == RuleCounts(failed=1, restored=1)
+    process.kernel.refuses.clear()
+    process.reactor.advance(RETRY)
+    assert process.has(web())
+
+
+def test_rules_that_can_t_be_seen(started: Start) -> None:
+    process = started(web())
+    process.kernel.refuses = {"lost"}
+    process.watch.look()
+    assert process.kernel.did() == ["lost web"]
+
+
+def test_a_system_that_tells_nobody(started: Start) -> None:
+    """The status says so, and the rules are there all the same."""
+    process = started()
+    process.watch.blind = True
+    why = "changes by others are not noticed: Operation not permitted"
+    for relay in (web(), dns()):
+        assert result(process.change(relay)) == []
+        assert process.rules.shown()["problems"] == [why]
+        assert process.has(relay)
+    process.watch.blind = False
+    process.drop(WEB)
+    assert process.rules.shown()["problems"] == []
+
+
 # -- failures
 
 
@@ -427,7 +541,7 @@ def test_what_fails_is_told_and_tried_again(
     assert process.kernel.did() == ["apply web"]
     process.reactor.advance(1)
     assert process.kernel.did() == ["apply web"]
-    assert process.rules.count_failures() == 2
+    assert process.rules.counts() == RuleCounts(failed=2, restored=0)
     # Once.
     logged_failures.take(why)
     process.kernel.refuses.clear()

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from relayd.netfilter.documents import PRIORITY
 from tests.support.process import (
     START,
     TWIST,
@@ -144,6 +145,7 @@ def test_they_are_there_while_it_runs(machine: Machine, operator: Operator) -> N
             "mark": 0x1000,
             "relays": ["dns", "mail", "web"],
             "failures": 0,
+            "restored": 0,
             "problems": [],
         }
         ended(running)
@@ -204,6 +206,32 @@ def test_they_follow_the_relays(machine: Machine, operator: Operator) -> None:
         running.signal(signal.SIGHUP)
         running.wait_for("nothing has changed")
         assert "dport 8080" in state(machine)
+        ended(running)
+    assert state(machine) == before
+
+
+@pytest.mark.parametrize(
+    "does",
+    [
+        # As a restart of nftables.service does, but for the rules of others here.
+        "nft delete table inet relayd",
+        "nft flush chain inet relayd redirect-mail",
+        # As systemd-networkd does with those that it does not know.
+        f"ip rule del pref {PRIORITY}",
+    ],
+)
+def test_what_others_remove_is_there_again(
+    does: str, machine: Machine, operator: Operator
+) -> None:
+    before = state(machine)
+    with steered(machine, operator) as running:
+        full = sorted(state(machine).splitlines())
+        run(*machine.runs(*does.split()))
+        running.wait_for(r"netfilter rules of .* were removed by others")
+        eventually(lambda: sorted(state(machine).splitlines()) == full, "all is there")
+        status = operator.asks("status")["netfilter"]
+        assert status["restored"] == 1
+        assert status["problems"] == []
         ended(running)
     assert state(machine) == before
 
