@@ -119,8 +119,8 @@ MAX_FAILS = Setting[int](
     type=CountOrNone(MAX_RETRIES),
     default=3,
     help="Take a server out after so many failed dials, or sessions that it has reset"
-    " without a word, within --fail-time; 0 for never. Not for a single server. Of UDP:"
-    " flows that it refuses, or does not answer.",
+    " without a word, within --fail-time; 0 for never. Not for a single server, nor for"
+    " HOST:original. Of UDP: flows that it refuses, or does not answer.",
     kinds=POOLS,
     group=SERVERS,
 )
