@@ -16,6 +16,7 @@ What a client goes through: :mod:`relayd.socks.session`.  Sources: see
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -40,15 +41,16 @@ from relayd.core.interfaces import IGate, IObserver, IProxyPolicy, IShedsClients
 from relayd.core.networks import Network
 from relayd.core.routing import IRouter
 from relayd.core.session import Ending
-from relayd.net.happy_eyeballs import Dialer
+from relayd.net.happy_eyeballs import REMEMBERED, Dialer
 from relayd.net.keepalive import KEEPALIVE, Keepalive, checked_user_timeout
 from relayd.net.listening import TCPListenerEndpoint
 from relayd.net.resolving import Resolver, SocketAddress
+from relayd.net.upstream import Upstream
 from relayd.observing.session_log import SessionLog
 from relayd.preludes.proxy_protocol import introduced_by, preamble_of
 from relayd.socks import ident
 from relayd.socks.destinations import ProxyPolicy
-from relayd.socks.named import AddressDialer, AddressRetries
+from relayd.socks.named import AddressDialer, AddressRetries, socket_address
 from relayd.socks.session import REQUEST, Socks4Protocol, Socks4Session
 from relayd.stream.closing_bridge import ClosingBridge
 from relayd.stream.deadlines import Timeouts
@@ -228,6 +230,11 @@ class Socks4Factory(StreamFactory):
         self.preamble = preamble_of(send_proxy)
         self.reactor = reactor
         self.dialer = dialer if dialer is not None else Dialer(reactor)
+        self.upstream_at: Callable[[str, int, str], Upstream] = self._at
+        if isinstance(self.dialer, Dialer):
+            # The same destinations are asked for again and again; another dialer may
+            # have another answer each time.
+            self.upstream_at = functools.lru_cache(maxsize=REMEMBERED)(self._at)
         self.retries = AddressRetries(
             self.dialer, time_for_all(dial_timeout, connect_timeout)
         )
@@ -260,6 +267,13 @@ class Socks4Factory(StreamFactory):
         if isinstance(other, Socks4Factory):
             self.handshakes = other.handshakes.limited_as(self.handshakes)
             self.binds = other.binds.limited_as(self.binds)
+
+    def _at(self, address: str, port: int, name: str) -> Upstream:
+        """What is at an IP address.
+
+        :param name: what the log calls it.
+        """
+        return Upstream(self.dialer([socket_address(address, port)]), name)
 
     def shed_clients(self) -> None:
         """See :meth:`IShedsClients.shed_clients`."""

@@ -35,7 +35,7 @@ from relayd.net.upstream import Upstream
 from relayd.preludes.socks4 import Code, Command, Request, read_request, write_reply
 from relayd.socks import ident
 from relayd.socks.bind import ANYONE, BindAttempt
-from relayd.socks.named import NamedDestination, permitted, socket_address
+from relayd.socks.named import NamedDestination, permitted
 from relayd.stream.attempt import Attempt
 from relayd.stream.legs import Leg
 from relayd.stream.routable import Routable
@@ -150,7 +150,7 @@ class Socks4Protocol(Routable):
             if request.command is _BIND:
                 self._bind(request)
             else:
-                self.dial(Upstream(self._destination(request), self.session.requested))
+                self.dial(self._destination(request))
         except Refused as refusal:
             self.end(Ending.DENIED, refusal.why)
 
@@ -176,8 +176,8 @@ class Socks4Protocol(Routable):
         """See :meth:`Routable.route_failed`."""
         self.end(Ending.ROUTE_FAILED, why)
 
-    def _destination(self, request: Request) -> Any:
-        """What connects to where the client wants to go.
+    def _destination(self, request: Request) -> Upstream:
+        """Where the client wants to go.
 
         :raises Refused: it may not go there.
         """
@@ -185,14 +185,18 @@ class Socks4Protocol(Routable):
         if not address:
             # Its session keeps the server, and that must not keep this, in a cycle.
             this = weakref.proxy(self)
-            return NamedDestination(
+            named = NamedDestination(
                 lambda: this.look_up(request),
                 lambda found: this.permitted(request, found),
                 self.factory.dialer,
             )
+            return Upstream(named, self.session.requested)
         factory = self.factory
         factory.policy.permit(address, request.port, "", self.session)
-        return factory.dialer([socket_address(address, request.port)])
+        found: Upstream = factory.upstream_at(
+            address, request.port, self.session.requested
+        )
+        return found
 
     def look_up(self, request: Request) -> Deferred[list[SocketAddress]]:
         """The addresses of the host that it names."""

@@ -162,9 +162,13 @@ class LeastSessions:
     Those of equal loads have turns, as often as their weights say: where each session
     is over before the next begins, this is :class:`RoundRobin`.
 
-    Loads are in a heap.  That one has grown is found when its server comes first, and
-    so is that it is full; that it has become less, :meth:`session_over` tells.
+    A few are looked at one by one.  The loads of more are in a heap: that one has grown
+    is found when its server comes first, and so is that it is full; that it has become
+    less, :meth:`session_over` tells.
     """
+
+    #: So many are a few: of two, a heap takes 2 µs more.
+    few = 6
 
     def __init__(self) -> None:
         self._known: Sequence[Any] | None = None
@@ -172,6 +176,7 @@ class LeastSessions:
         self._index: dict[Any, int] = {}
         #: One of them may be full.
         self._limited = False
+        self._few = True
         self._heap: list[_Entry] = []
         #: The one entry of the heap that counts, of each server; None: it is full.
         self._entries: list[_Entry | None] = []
@@ -182,6 +187,9 @@ class LeastSessions:
             return None
         if candidates is not self._known:
             self._learn(candidates)
+        if self._few:
+            few: Candidate | None = self._choose_of_few(candidates)
+            return few
         heap, entries = self._heap, self._entries
         while heap:
             entry = heap[0]
@@ -206,6 +214,20 @@ class LeastSessions:
             heapreplace(heap, entry)
         return None
 
+    def _choose_of_few(self, candidates: Sequence[Any]) -> Any:
+        weights, dues = self._turns.weights, self._turns.dues
+        least, first, chosen = 0.0, 0.0, -1
+        for index, server in enumerate(candidates):
+            if self._limited and server.is_full:
+                continue
+            load = server.sessions / weights[index]
+            if chosen < 0 or load < least or (load == least and dues[index] < first):
+                least, first, chosen = load, dues[index], index
+        if chosen < 0:
+            return None
+        self._turns.take(chosen)
+        return candidates[chosen]
+
     def foretell(
         self, candidates: Sequence[Candidate], session: Any
     ) -> Candidate | None:
@@ -219,6 +241,7 @@ class LeastSessions:
         """See :class:`ISelector`."""
         index = self._index.get(server)
         if index is None:
+            # Of few, no loads are known.
             return
         sessions, entry = server.sessions, self._entries[index]
         # Most often it is what it was when the session came.
@@ -240,10 +263,14 @@ class LeastSessions:
         self._known = _lasting(candidates)
         turns = self._turns
         turns.change(candidates)
-        self._index = _places(candidates)
         self._limited = any(
             getattr(each, "max_sessions", None) is not None for each in candidates
         )
+        self._few = len(candidates) <= self.few
+        if self._few:
+            self._index, self._entries, self._heap = {}, [], []
+            return
+        self._index = _places(candidates)
         self._entries = [
             (server.sessions / weight, due, index, server.sessions)
             for index, (server, weight, due) in enumerate(

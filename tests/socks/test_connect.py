@@ -13,6 +13,7 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IStreamClientEndpoint
 
 from relayd.core.session import Ending
+from relayd.net.happy_eyeballs import Dialer
 from relayd.net.resolving import SocketAddress
 from relayd.preludes.socks4 import Code, Command, write_reply, write_request
 from tests.conftest import LoggedFailures
@@ -27,6 +28,7 @@ from tests.support.proxies import (
     Proxy,
     refused,
 )
+from tests.support.steered import Standing
 
 # -- CONNECT
 
@@ -358,3 +360,18 @@ def test_the_longest_request_is_served() -> None:
     client = proxy.client(write_request(Command.CONNECT, name, 65535, b"u" * 255))
     assert proxy.resolver.asked == [(name, 65535)]
     client.lose()
+
+
+def test_a_destination_that_is_asked_for_again() -> None:
+    """It is known; another dialer than ours is asked each time, as it may choose."""
+    for own in (False, True):
+        proxy = Proxy(dialer=Dialer(Standing())) if own else Proxy()
+        first = proxy.factory.upstream_at(SERVER, 80, f"{SERVER}:80")
+        again = proxy.factory.upstream_at(SERVER, 80, f"{SERVER}:80")
+        other = proxy.factory.upstream_at(SERVER, 81, f"{SERVER}:81")
+        assert (first is again) == own
+        assert other is not first
+        assert first.name == f"{SERVER}:80"
+        if not own:
+            asked = [(socket.AF_INET, (SERVER, port)) for port in (80, 80, 81)]
+            assert proxy.dialled == [[each] for each in asked]

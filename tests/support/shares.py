@@ -10,10 +10,18 @@ from typing import Any
 from relayd.upstreams.balance import First, LeastSessions, RandomOfTwo, RoundRobin
 from relayd.upstreams.client_hash import ClientHash
 
+
+class OfMany(LeastSessions):
+    """Also of a few servers it looks as it does of many."""
+
+    few = 0
+
+
 #: Each is made as `SELECTORS[name]()`; none is random.
 SELECTORS: dict[str, Callable[[], Any]] = {
     "round-robin": RoundRobin,
     "least-sessions": LeastSessions,
+    "least-sessions-of-many": OfMany,
     "random": lambda: RandomOfTwo(Random(19)),
     "client-hash": ClientHash,
     "first": First,

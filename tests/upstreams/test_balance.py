@@ -22,7 +22,7 @@ from relayd.upstreams.balance import (
 )
 from relayd.upstreams.pool import Pool
 from relayd.upstreams.server import Server
-from tests.support.shares import SELECTORS, is_by_chance
+from tests.support.shares import SELECTORS, OfMany, is_by_chance
 
 WEIGHTS = st.lists(st.integers(1, 30) | st.just(256), min_size=1, max_size=6)
 
@@ -153,15 +153,20 @@ def test_a_share_that_grows_brings_the_next_turn_nearer() -> None:
 
 # -- least sessions
 
+LEAST = [LeastSessions, OfMany]
+
 
 @given(
+    st.sampled_from(LEAST),
     WEIGHTS.filter(lambda weights: len(weights) > 1),
     st.lists(st.integers(0, 2**16), max_size=200),
 )
-def test_the_least_loaded_is_chosen(weights: list[int], steps: list[int]) -> None:
+def test_the_least_loaded_is_chosen(
+    kind: type[LeastSessions], weights: list[int], steps: list[int]
+) -> None:
     """Whatever begins and ends, and whichever servers there are meanwhile."""
     everyone = servers(*weights)
-    selector = LeastSessions()
+    selector = kind()
     pool = Pool(everyone, selector)
     under_way: list[Server] = []
     for step in steps:
@@ -187,31 +192,38 @@ def test_the_least_loaded_is_chosen(weights: list[int], steps: list[int]) -> Non
     assert len(selector._heap) <= 2 * len(everyone) + 65
 
 
-@settings(max_examples=40)
-@given(WEIGHTS)
-def test_sessions_that_stay_are_shared_by_weight(weights: list[int]) -> None:
+@settings(max_examples=60)
+@given(st.sampled_from(LEAST), WEIGHTS)
+def test_sessions_that_stay_are_shared_by_weight(
+    kind: type[LeastSessions], weights: list[int]
+) -> None:
     """As many as the weights' sum: each server has as many as its weight says."""
     candidates = servers(*weights)
-    pool = Pool(candidates, LeastSessions())
+    pool = Pool(candidates, kind())
     for n in range(sum(weights)):
         pool.choose(asked(n)).began()  # type: ignore[union-attr]
     assert [each.sessions for each in candidates] == weights
 
 
-@settings(max_examples=40)
-@given(WEIGHTS)
-def test_servers_of_equal_load_have_turns(weights: list[int]) -> None:
+@settings(max_examples=60)
+@given(st.sampled_from(LEAST), WEIGHTS)
+def test_servers_of_equal_load_have_turns(
+    kind: type[LeastSessions], weights: list[int]
+) -> None:
     """Of sessions one after the other, each has as many as its weight says."""
     candidates = servers(*weights)
-    pool, total = Pool(candidates, LeastSessions()), sum(weights)
+    pool, total = Pool(candidates, kind()), sum(weights)
     for _ in range(2):
         shares = Counter(chosen(pool.selector, candidates, total))
         assert [shares[each.name] for each in candidates] == weights
 
 
-def test_who_was_passed_over_does_not_get_what_it_missed() -> None:
+@pytest.mark.parametrize("kind", LEAST)
+def test_who_was_passed_over_does_not_get_what_it_missed(
+    kind: type[LeastSessions],
+) -> None:
     one, two = servers(1, 1)
-    pool = Pool([one, two], LeastSessions())
+    pool = Pool([one, two], kind())
     candidates = (one, two)
     assert pool.selector.choose(candidates, asked()) is one
     one.began()
@@ -225,7 +237,7 @@ def test_what_is_outdated_does_not_pile_up() -> None:
     """While sessions end, and no other one begins."""
     one, two = servers(1, 1)
     one.sessions = 1000
-    selector = LeastSessions()
+    selector = OfMany()
     pool = Pool([one, two], selector)
     assert pool.choose(asked()) is two
     for _ in range(1000):
@@ -235,9 +247,12 @@ def test_what_is_outdated_does_not_pile_up() -> None:
     assert pool.choose(asked()) is one
 
 
-def test_other_servers_are_no_concern_of_a_selector() -> None:
+@pytest.mark.parametrize("kind", LEAST)
+def test_other_servers_are_no_concern_of_a_selector(
+    kind: type[LeastSessions],
+) -> None:
     one, stranger = servers(1, 1)
-    selector = LeastSessions()
+    selector = kind()
     selector.session_over(stranger)
     assert selector.choose((one,), asked()) is one
     selector.session_over(stranger)
