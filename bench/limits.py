@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from attrs import frozen
 
 from bench.figures import (
+    ENDED,
     FEW,
     FIGURES,
     FILTERS,
@@ -169,6 +170,13 @@ def _limits() -> Iterable[Limit]:
             (name, to),
             bound,
         )
+    # The others go through all the ports that are taken, which takes 30 times as long.
+    yield Limit(
+        f"{ENDED['ended'].title}: to HAProxy, splice",
+        ("ended", _RELAYD),
+        ("ended", _SPLICE),
+        0.1,
+    )
     # Not where each of thousands has a request pending: then the kernel's work for each
     # grows by more than this, with any relay.  It is shown, and has no limit.
     for name, bound in (("turn", 1.25), ("short", 1.3)):

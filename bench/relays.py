@@ -172,8 +172,8 @@ defaults
   timeout server 1h
   {more}
 listen relay
-  bind 127.0.0.1:{setup.port} backlog {BACKLOG}
-  server origin 127.0.0.1:{setup.destination}
+  bind {setup.host}:{setup.port} backlog {BACKLOG}
+  server origin {setup.server}:{setup.destination}
 """
         )
         return [program("haproxy"), "-db", "-f", "haproxy.cfg"]
@@ -210,8 +210,8 @@ stream {{
     ' $bytes_sent $bytes_received $session_time $upstream_addr';
   {log}
   server {{
-    listen 127.0.0.1:{setup.port} {listen};
-    proxy_pass 127.0.0.1:{setup.destination};
+    listen {setup.host}:{setup.port} {listen};
+    proxy_pass {setup.server}:{setup.destination};
     proxy_timeout 1h;
   }}
 }}

@@ -45,6 +45,13 @@ RUN_UP = 100
 #: Clients in each window, where each is another: all of them in five.
 CLIENTS_EACH_WINDOW = 2_000
 
+#: Connections to one server that have ended within a minute (TIME_WAIT): more than half
+#: of the ports that there are for it; and how many follow in each window.
+ENDED, ENDED_EACH_WINDOW = 15_000, 200
+
+#: ip-sysctl.rst: 1: a port whose connection has ended is taken again after a second.
+_REUSE = Path("/proc/sys/net/ipv4/tcp_tw_reuse")
+
 #: Seconds after requests have begun, or stopped, until they are counted.
 SETTLED = 0.05
 
@@ -166,6 +173,32 @@ def begin_transparent(relay: Relay, seconds: float) -> Iterator[Measure]:
         short = Short(running, origin, "client")
         short.make(WARM_UP)
         yield lambda: {"transparent": short.cpu_each(int(SHORT_EACH_SECOND * seconds))}
+
+
+@contextmanager
+def begin_ended(relay: Relay, _: float) -> Iterator[Measure]:
+    """CPU per short connection, when very many to the server have ended before.
+
+    The client's own ones end as many, but it takes their ports again after a second.
+    """
+    with (
+        in_a_row() as places,
+        site(place=places.server) as origin,
+        started(relay, origin.port, quiet=True, places=places) as running,
+    ):
+        with places.client.inside():
+            _REUSE.write_text("1\n")
+        short = Short(running, origin, "client")
+        short.make(WARM_UP)
+
+        def measure() -> Readings:
+            with places.relay.inside():
+                missing = ENDED - time_wait()
+            if missing > 0:
+                short.make(missing)
+            return {"ended": short.cpu_each(ENDED_EACH_WINDOW)}
+
+        yield measure
 
 
 def _client_seen(running: Running) -> str:

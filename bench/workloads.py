@@ -22,6 +22,7 @@ from bench.streams import (
     PROXY_WARM_UP,
     begin_bulk,
     begin_clients,
+    begin_ended,
     begin_requests,
     begin_short,
     begin_tls,
@@ -104,6 +105,11 @@ def _routed(*names: str) -> Callable[[Relay], bool]:
 def _transparent(relay: Relay) -> bool:
     """What dials from its clients' addresses, and relayd without that."""
     return relay.kind == "transparent" or relay.name == "relayd-plane"
+
+
+def _between_namespaces(relay: Relay) -> bool:
+    """Those that can be told where their clients and servers are."""
+    return relay.name in ("relayd-plane", "haproxy-splice", "nginx")
 
 
 def _transparent_datagrams(relay: Relay) -> bool:
@@ -207,6 +213,13 @@ WORKLOADS = {
             _transparent,
             (*_OWN, *_NAMESPACES),
             times=3,
+            lacking=no_namespaces,
+        ),
+        Workload(
+            "ended",
+            begin_ended,
+            _between_namespaces,
+            (*_OWN, "ip"),
             lacking=no_namespaces,
         ),
         Workload(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.figures import (
+    ENDED,
     FIGURES,
     FILTERS,
     GROWTH,
@@ -154,7 +155,7 @@ def test_every_figure_has_an_existing_workload() -> None:
         *(*FIGURES.values(), *SOCKS4.values()),
         *(*UDP.values(), *GROWTH.values()),
         *(*POOLS.values(), *FILTERS.values(), *ROUTES.values()),
-        *(*TRANSPARENT.values(), *OPERATING.values()),
+        *(*TRANSPARENT.values(), *ENDED.values(), *OPERATING.values()),
     ]
     assert {figure.workload for figure in figures} == set(WORKLOADS)
 
