@@ -104,15 +104,28 @@ def own_addresses() -> set[str]:
     return {str(address) for address in found if "%" not in str(address)}
 
 
+#: Ports that are tried, until one is free of both versions of IP.
+TRIES = 20
+
+
 class Canary:
     """Listens on one port of all addresses, IPv4 and IPv6."""
 
     def __init__(self) -> None:
-        self.four, self.six = socket.socket(), socket.socket(socket.AF_INET6)
+        self.six = socket.socket(socket.AF_INET6)
         self.six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        self.four.bind(("0.0.0.0", 0))
-        self.port: int = self.four.getsockname()[1]
-        self.six.bind(("::", self.port))
+        # What is free of IPv4 may be taken of IPv6.
+        for left in reversed(range(TRIES)):
+            self.four = socket.socket()
+            self.four.bind(("0.0.0.0", 0))
+            self.port: int = self.four.getsockname()[1]
+            try:
+                self.six.bind(("::", self.port))
+                break
+            except OSError:
+                self.four.close()
+                if not left:
+                    raise
         for each in (self.four, self.six):
             each.listen()
             each.setblocking(False)
