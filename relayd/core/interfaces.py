@@ -338,7 +338,16 @@ class ISpliceable(Interface):
     def read_much() -> None:
         """From now on, give the protocol up to 256 KiB at once, for it expects bulk.
 
-        Others get 64 KiB.  Nothing changes for one that keeps a pace.
+        There may be several such pieces in a row.  Others get 64 KiB.  Nothing changes
+        for one that keeps a pace.
+        """
+
+    def write_on(data: bytes) -> None:
+        """As `write`, but a producer is paused only if something waits to be sent.
+
+        :param data: not empty.  `write` pauses a streaming producer at each write of
+            more than 64 KiB, for a turn of the reactor, as Twisted's transports do and
+            some producers expect.
         """
 
     def splice(peer: object, here: Direction, there: Direction, splicer: Any) -> bool:

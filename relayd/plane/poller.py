@@ -118,6 +118,11 @@ class Plane:
     def reactor(self) -> Any:
         return self._reactor()
 
+    def seconds(self) -> float:
+        """The time, on the reactor's monotonic clock."""
+        now: float = self._clock().seconds()
+        return now
+
     # -- what handlers ask for
 
     def watch(self, descriptor: int, handler: Handler, mask: int) -> None:

@@ -28,13 +28,11 @@ from relayd.core.interfaces import ISpliceable
 from relayd.core.session import Direction
 from relayd.net.transports import inline_urgent
 from relayd.plane.connection_base import PULL, PUSH, UNREAD
+from relayd.plane.large_reads import LargeReadsConnection
 from relayd.plane.pacing import PacedConnection
 from relayd.plane.splicing import SplicingConnection
 
 _SOCKET = int(socket.SOL_SOCKET)
-
-#: The most that a protocol gets at once which is given much, in bytes.
-LARGE_READ = 1 << 18
 
 #: sock_diag(7), Linux: the memory that a socket's queues take, in bytes; the first of
 #: these numbers, and the one that is asked for, is that of what was not read yet.
@@ -234,22 +232,16 @@ class PacedUNIXTransport(PacedConnection, PlaneUNIXTransport):
     __slots__ = ()
 
 
-class LargeReadsTransport(PlaneTransport):
+class LargeReadsTransport(LargeReadsConnection, PlaneTransport):
     """A TCP socket that is read in large pieces."""
 
     __slots__ = ()
 
-    def _read(self, most: int = LARGE_READ) -> None:
-        super()._read(most)
 
-
-class LargeReadsUNIXTransport(PlaneUNIXTransport):
+class LargeReadsUNIXTransport(LargeReadsConnection, PlaneUNIXTransport):
     """A UNIX socket, likewise."""
 
     __slots__ = ()
-
-    def _read(self, most: int = LARGE_READ) -> None:
-        super()._read(most)
 
 
 def named_address(name: str) -> IPv4Address:

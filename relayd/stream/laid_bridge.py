@@ -67,7 +67,7 @@ class LaidBridge(Bridge):
                 chain: Chain | None = leg.chain
                 if chain is None:
                     chain = Chain(self, leg)
-                    chain.write = leg.peer.transport.write
+                    chain.write = self._write_of(leg.peer.transport)
                 elif chain.is_ending:
                     continue
                 try:
@@ -80,6 +80,12 @@ class LaidBridge(Bridge):
                 if len(chain):
                     leg.chain = chain
         return True
+
+    def _write_of(self, transport: Any) -> Any:
+        """What a chain writes to a transport with."""
+        if self._way and ISpliceable.providedBy(transport):
+            return transport.write_on
+        return transport.write
 
     def _lay(self, leg: Leg) -> None:
         """Have what a leg reads go where it is to go."""
