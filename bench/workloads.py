@@ -27,6 +27,7 @@ from bench.streams import (
     begin_short,
     begin_tls,
     begin_transparent,
+    leaves_odd_ports,
     measure_latency,
     measure_memory,
 )
@@ -220,7 +221,7 @@ WORKLOADS = {
             begin_ended,
             _between_namespaces,
             (*_OWN, "ip"),
-            lacking=no_namespaces,
+            lacking=lambda: no_namespaces() or leaves_odd_ports(),
         ),
         Workload(
             "socks4-bulk",

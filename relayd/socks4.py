@@ -231,7 +231,7 @@ class Socks4Factory(StreamFactory):
         self.reactor = reactor
         self.dialer = dialer if dialer is not None else Dialer(reactor)
         self.upstream_at: Callable[[str, int, str], Upstream] = self._at
-        if isinstance(self.dialer, Dialer):
+        if type(self.dialer) is Dialer:
             # The same destinations are asked for again and again; another dialer may
             # have another answer each time.
             self.upstream_at = functools.lru_cache(maxsize=REMEMBERED)(self._at)

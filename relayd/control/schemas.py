@@ -98,7 +98,7 @@ SCHEMAS: dict[str, Json] = {
             mark=WHOLE,
             relays={**many(TEXT), "description": "those that have rules"},
             failures=WHOLE,
-            restored=WHOLE,
+            lost=WHOLE,
             problems=many(TEXT),
         ),
     ),

@@ -114,6 +114,8 @@ def remove_rules(
 ) -> None:
     """Remove the rules of relays, whether or not they have any. With the last of them
     go the table, the routing rule and the route. Of all relays unless some are named.
+    A relayd with --manage-netfilter applies those of its relays again: have it stop
+    these instead (relayctl stop).
 
     \b
     Example:  relayctl netfilter remove web

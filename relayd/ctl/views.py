@@ -204,9 +204,8 @@ def status(answer: Json) -> View:
         relays = netfilter.get("relays")
         named = [text(each) for each in relays] if isinstance(relays, list) else []
         whose = f"of {first_of(named) or 'no relay'}"
-        if netfilter.get("restored"):
-            times = counted(netfilter.get("restored"), "time")
-            whose += f"; removed by others and applied again {times}"
+        if netfilter.get("lost"):
+            whose += f"; changed by others {counted(netfilter['lost'], 'time')}"
         pairs.append(("netfilter rules", whose))
         problems = netfilter.get("problems")
         if isinstance(problems, list):

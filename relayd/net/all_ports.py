@@ -15,8 +15,8 @@ since 6.8 it is given the ports of one as they come, even and odd.  A bound outs
 machine's range changes nothing but that.  So no port is left out, and twice as many
 are in use before the search takes long.
 
-Not towards this machine itself: there Linux takes the port of a closed connection again
-after a second (`net.ipv4.tcp_tw_reuse`).
+Not over loopback: there Linux takes the port of a closed connection again after a
+second (`net.ipv4.tcp_tw_reuse`).
 """
 
 from __future__ import annotations

@@ -34,11 +34,17 @@ _ROUTE, _NETFILTER = 0, 12
 #: and RTNLGRP_IPV6_RULE (linux/netfilter/nfnetlink.h, linux/rtnetlink.h).
 GROUPS = ((_NETFILTER, 1 << (7 - 1)), (_ROUTE, 1 << (8 - 1) | 1 << (19 - 1)))
 
-#: Seconds from a change to the look, in which others may follow.
-WAIT = 0.5
+#: Seconds from a change to the look, in which others may follow; and from one look to
+#: the next, at least.
+WAIT, PAUSE = 0.5, 2.0
 
-#: The least number of seconds between two looks.
-PAUSE = 10.0
+#: Seconds without a look after one that has found something missing: twice as many each
+#: time, up to the second, unless as many have gone by without.  Somebody else may not
+#: want the rules.
+REST, MOST = 1.0, 60.0
+
+#: Seconds after which sockets that could not be opened are tried again.
+RETRY = 30.0
 
 
 def joined(protocol: int, groups: int) -> socket.socket:
@@ -88,6 +94,8 @@ class RuleWatch:
 
     :param reactor: watches the sockets.
     :param look: called when something may have changed.
+
+    :ivar why_not: why nothing is noticed, in words; empty if it is.
     """
 
     def __init__(self, reactor: Any, look: Callable[[], object]) -> None:
@@ -95,38 +103,57 @@ class RuleWatch:
         self._clock = monotonic(reactor)
         self._look = look
         self._members: list[_Member] = []
-        self._looked: float | None = None
         self._next: IDelayedCall | None = None
+        #: When the next look may be.
+        self._not_before = 0.0
+        #: When something was missing last, and how long the rest after it is.
+        self._missed_at, self._rest = -MOST, REST
+        self.why_not = ""
 
     @property
     def is_on(self) -> bool:
-        """Whether it was started, and not stopped."""
+        """Whether changes are noticed, or there is to be a look soon."""
         return bool(self._members) or self._next is not None
 
     def start(self) -> None:
-        """Begin, unless it has.
-
-        :raises OSError: this system, or a sandbox, does not tell.
-        """
+        """Begin, unless it has; see `why_not`."""
         if not self.is_on:
             self._join()
 
     def stop(self) -> None:
         """End."""
         self._leave()
+        self.why_not = ""
         if self._next is not None:
             self._next.cancel()
             self._next = None
 
-    def _join(self) -> None:
+    def missed(self) -> None:
+        """The look has found something missing."""
+        now = self._clock.seconds()
+        again = now - self._missed_at <= MOST
+        self._rest = min(2 * self._rest, MOST) if again else REST
+        self._missed_at = now
+        self._not_before = max(self._not_before, now + self._rest)
+
+    def _join(self) -> bool:
+        """Open the sockets; whether that could be done."""
         try:
             for protocol, groups in GROUPS:
                 member = _Member(joined(protocol, groups), self._told)
                 self._members.append(member)
                 self._reactor.addReader(member)
-        except OSError:
+        except OSError as problem:
             self._leave()
-            raise
+            before, self.why_not = self.why_not, problem.strerror or str(problem)
+            if not before:
+                log.warn(
+                    "changes of netfilter rules by others are not noticed: {why}",
+                    why=self.why_not,
+                )
+            return False
+        self.why_not = ""
+        return True
 
     def _leave(self) -> None:
         for each in self._members:
@@ -138,21 +165,15 @@ class RuleWatch:
         """Something has changed."""
         self._leave()
         if self._next is None:
-            last = self._looked
-            soon = last is None or self._clock.seconds() - last >= PAUSE
-            self._look_in(WAIT if soon else PAUSE)
+            self._look_in(max(WAIT, self._not_before - self._clock.seconds()))
 
     def _look_in(self, seconds: float) -> None:
         self._next = self._clock.callLater(seconds, self._look_now)
 
     def _look_now(self) -> None:
         self._next = None
-        self._looked = self._clock.seconds()
-        try:
-            self._join()
-        except OSError as problem:
+        self._not_before = self._clock.seconds() + PAUSE
+        if not self._join():
             # No descriptor is left, most likely.
-            why = problem.strerror or str(problem)
-            log.warn("changes of rules can't be watched now: {why}", why=why)
-            self._look_in(PAUSE)
+            self._look_in(RETRY)
         self._look()

@@ -316,9 +316,9 @@ def _process(reading: ProcessReading) -> Iterator[Metric]:
             reading.rules.failed,
         )
         yield CounterMetricFamily(
-            "relayd_netfilter_restored",
-            "How often rules were applied again that somebody else had removed.",
-            reading.rules.restored,
+            "relayd_netfilter_lost",
+            "How often others had changed the rules; they are applied again.",
+            reading.rules.lost,
         )
 
 

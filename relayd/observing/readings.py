@@ -193,11 +193,11 @@ class RuleCounts:
     """Of the netfilter rules of a process's relays.
 
     :ivar failed: how many changes of them have failed.
-    :ivar restored: how often some were applied again, as somebody had removed them.
+    :ivar lost: how often some were found that somebody else had removed, or added to.
     """
 
     failed: int
-    restored: int
+    lost: int
 
 
 @attrs.frozen

@@ -19,9 +19,9 @@ The flows of a UDP relay share its listener, and may share its interception: its
 are all there until the last of them has ended.  A relay that is no longer transparent,
 or has other servers, keeps what its sessions of before need, for as long.  What can't
 be changed is tried again a little later, and told: a change of the relays stands all
-the same.  A reload applies all of them again; so does relayd when somebody has removed
-some, as a restart of nftables.service does with all rules of a machine
-(:mod:`relayd.net.rule_watch`).
+the same.  A reload applies all of them again.  So does relayd those that somebody has
+removed, as a restart of nftables.service does with all rules of a machine
+(:mod:`relayd.net.rule_watch`); a chain is as it was if it has as many rules.
 
 Only the rules of relays that this process has had are touched, and one process alone
 manages those of a name (:mod:`relayd.operating.rule_claims`).  After a crash, the next
@@ -107,11 +107,9 @@ class ManagedRules(Service):
         self._waiting = False
         self._look: IDelayedCall | None = None
         self._problems: list[str] = []
-        #: Failed, and applied again as somebody had removed them.
-        self._failures = self._restored = 0
+        #: Changes that have failed, and changes by others.
+        self._failures = self._lost = 0
         self._watch = watching(reactor, self._check)
-        #: Why others' changes are not noticed.
-        self._blind = ""
 
     # -- its life
 
@@ -325,18 +323,10 @@ class ManagedRules(Service):
     # -- when others have changed them
 
     def _watch_others(self) -> None:
-        if not self.running or not self._there:
-            self._watch.stop()
-            return
-        try:
+        if self.running and self._there:
             self._watch.start()
-        except OSError as problem:
-            why, before = problem.strerror or str(problem), self._blind
-            self._blind = f"changes by others are not noticed: {why}"
-            if not before:
-                log.warn("netfilter rules: {blind}", blind=self._blind)
         else:
-            self._blind = ""
+            self._watch.stop()
 
     def _check(self) -> None:
         """Apply those again that are not there any more."""
@@ -354,11 +344,17 @@ class ManagedRules(Service):
             lost = yield aside(self._reactor, look)
         except NetfilterError as problem:
             log.warn("netfilter rules can't be checked: {why}", why=str(problem))
-            return
+            # To apply them again does no harm.
+            lost = [each.name for each in sure]
+        else:
+            if lost:
+                self._lost += 1
+                self._watch.missed()
+                whose = first_of(lost)
+                log.warn(
+                    "netfilter rules of {whose} were changed by others", whose=whose
+                )
         if lost and self.running:
-            self._restored += 1
-            whose = first_of(lost)
-            log.warn("netfilter rules of {whose} were removed by others", whose=whose)
             for name in lost:
                 self._there[name] = attrs.evolve(self._there[name], sure=False)
             yield self._follow()
@@ -367,15 +363,20 @@ class ManagedRules(Service):
 
     def counts(self) -> RuleCounts:
         """What has happened to the rules so far."""
-        return RuleCounts(self._failures, self._restored)
+        return RuleCounts(self._failures, self._lost)
+
+    def _unnoticed(self) -> list[str]:
+        """What nobody is told of."""
+        why = self._watch.why_not
+        return [f"changes by others are not noticed: {why}"] if why else []
 
     def shown(self) -> Json:
         """How it stands, for the status."""
         return {
             "relays": sorted(self._there),
             "failures": self._failures,
-            "restored": self._restored,
-            "problems": [*self._problems, *filter(None, [self._blind])],
+            "lost": self._lost,
+            "problems": [*self._problems, *self._unnoticed()],
         }
 
 

@@ -344,7 +344,7 @@ class Seeing:
 
 def _no_rules() -> Json:
     """What is said of netfilter rules by a process that leaves them to others."""
-    return {"relays": [], "failures": 0, "restored": 0, "problems": []}
+    return {"relays": [], "failures": 0, "lost": 0, "problems": []}
 
 
 def _place_of(destination: Any) -> str:

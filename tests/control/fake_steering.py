@@ -132,7 +132,7 @@ class FakeSteering:
                 "mark": 4096,
                 "relays": ["web"],
                 "failures": 1,
-                "restored": 0,
+                "lost": 0,
                 "problems": ["no"],
             },
         }

@@ -65,8 +65,8 @@ def test_status_of_one_without_a_file(relayd: FakeRelayd, capsys: Captured) -> N
             "of a, b, c, d, e, f, g, h, i, j and 2 more",
         ),
         (
-            {"managed": True, "relays": ["a"], "restored": 2},
-            "of a; removed by others and applied again 2 times",
+            {"managed": True, "relays": ["a"], "lost": 2},
+            "of a; changed by others 2 times",
         ),
     ],
 )

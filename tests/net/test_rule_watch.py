@@ -11,7 +11,7 @@ import pytest
 from twisted.python.failure import Failure
 
 from relayd.net import rule_watch
-from relayd.net.rule_watch import GROUPS, PAUSE, WAIT, RuleWatch
+from relayd.net.rule_watch import GROUPS, MOST, PAUSE, RETRY, WAIT, RuleWatch
 from tests.conftest import descriptors
 from tests.support.steered import Standing
 
@@ -91,8 +91,10 @@ def test_looks_have_a_pause_between_them(watched: Watched) -> None:
     watched.watch.start()
     watched.told()
     watched.reactor.advance(WAIT)
+    watched.reactor.advance(PAUSE / 4)
     watched.told()
-    watched.reactor.advance(PAUSE - 0.01)
+    # What is left of it.
+    watched.reactor.advance(PAUSE * 3 / 4 - 0.01)
     assert watched.looks == 1
     watched.reactor.advance(0.01)
     assert watched.looks == 2
@@ -100,6 +102,28 @@ def test_looks_have_a_pause_between_them(watched: Watched) -> None:
     watched.told()
     watched.reactor.advance(WAIT)
     assert watched.looks == 3
+
+
+def test_who_removes_them_again_and_again_has_longer_pauses(watched: Watched) -> None:
+    watched.watch.start()
+    took = []
+    for _ in range(9):
+        watched.told()
+        began, looks = watched.reactor.seconds(), watched.looks
+        while watched.looks == looks:
+            watched.reactor.advance(0.25)
+        took.append(watched.reactor.seconds() - began)
+        watched.watch.missed()
+    assert took == [WAIT, PAUSE, PAUSE, 4, 8, 16, 32, MOST, MOST]
+    # It has stopped.
+    watched.reactor.advance(2 * MOST + 1)
+    watched.told()
+    watched.reactor.advance(WAIT)
+    assert watched.looks == 10
+    watched.watch.missed()
+    watched.told()
+    watched.reactor.advance(PAUSE)
+    assert watched.looks == 11
 
 
 def test_no_more_after_it_was_stopped(watched: Watched) -> None:
@@ -118,10 +142,16 @@ def test_a_socket_that_is_lost_counts_as_a_change(watched: Watched) -> None:
 
 
 def test_a_system_that_does_not_tell(watched: Watched, kernel: Kernel) -> None:
+    """Whoever starts it again has it tried again."""
     kernel.refuses = True
-    with pytest.raises(OSError, match="not permitted"):
+    for _ in range(3):
         watched.watch.start()
-    assert not watched.watch.is_on
+        assert not watched.watch.is_on
+        assert watched.watch.why_not == "Operation not permitted"
+    kernel.refuses = False
+    watched.watch.start()
+    assert watched.watch.is_on
+    assert watched.watch.why_not == ""
 
 
 def test_no_descriptor_is_left_later(watched: Watched, kernel: Kernel) -> None:
@@ -131,16 +161,27 @@ def test_no_descriptor_is_left_later(watched: Watched, kernel: Kernel) -> None:
     kernel.refuses = True
     watched.reactor.advance(WAIT)
     assert watched.looks == 1
-    kernel.refuses = False
-    watched.reactor.advance(PAUSE)
+    assert watched.watch.why_not
+    watched.reactor.advance(RETRY)
     assert watched.looks == 2
+    kernel.refuses = False
+    watched.reactor.advance(RETRY)
+    assert watched.looks == 3
+    assert watched.watch.why_not == ""
     assert len(watched.reactor.readers) == len(GROUPS)
+    kernel.refuses = True
+    watched.told()
+    watched.reactor.advance(PAUSE)
+    assert watched.watch.why_not
+    watched.watch.stop()
+    assert watched.watch.why_not == ""
 
 
 def test_a_system_without_netlink(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rule_watch, "_NETLINK", None)
-    with pytest.raises(OSError, match="has no netlink"):
-        Watched().watch.start()
+    watched = Watched()
+    watched.watch.start()
+    assert watched.watch.why_not == "this system has no netlink"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of Linux")

@@ -56,7 +56,7 @@ FAMILIES = {
     "relayd_stopping": ("gauge", set[str]()),
     "relayd_config_last_load_success_timestamp_seconds": ("gauge", set[str]()),
     "relayd_netfilter_failures_total": ("counter", set[str]()),
-    "relayd_netfilter_restored_total": ("counter", set[str]()),
+    "relayd_netfilter_lost_total": ("counter", set[str]()),
 }
 
 

@@ -124,7 +124,7 @@ def test_one_that_manages_none_says_so(relayd: Relayd) -> None:
         "mark": 0x1000,
         "relays": [],
         "failures": 0,
-        "restored": 0,
+        "lost": 0,
         "problems": [],
     }
 
@@ -157,9 +157,9 @@ def test_metrics_say_what_happens_to_them(tmp_path: Path) -> None:
     [rules] = [each for each in service if isinstance(each, ManagedRules)]
     [metrics] = [each for each in service if isinstance(each, MetricsService)]
     assert metrics.rules is not None
-    assert metrics.rules() == RuleCounts(failed=0, restored=0)
-    rules._failures, rules._restored = 3, 2
-    assert metrics.rules() == RuleCounts(failed=3, restored=2)
+    assert metrics.rules() == RuleCounts(failed=0, lost=0)
+    rules._failures, rules._lost = 3, 2
+    assert metrics.rules() == RuleCounts(failed=3, lost=2)
 
 
 def test_a_part_that_cannot_start_has_the_rules_removed(

@@ -75,20 +75,24 @@ class Watch:
 
     :ivar look: what it calls then.
     :ivar is_on: it was started, and not stopped.
-    :ivar blind: it can't be started.
+    :ivar why_not: why it can't be.
+    :ivar misses: how often something was missing.
     """
 
     def __init__(self, _: Any, look: Callable[[], None]) -> None:
         self.look = look
-        self.is_on = self.blind = False
+        self.is_on = False
+        self.why_not = ""
+        self.misses = 0
 
     def start(self) -> None:
-        if self.blind:
-            raise OSError(1, "Operation not permitted")
-        self.is_on = True
+        self.is_on = not self.why_not
 
     def stop(self) -> None:
-        self.is_on = False
+        self.is_on, self.why_not = False, ""
+
+    def missed(self) -> None:
+        self.misses += 1
 
 
 @attrs.define(eq=False)
@@ -222,7 +226,7 @@ def test_all_are_applied_at_once_and_removed_at_once() -> None:
     assert process.rules.shown() == {
         "relays": [DNS, WEB],
         "failures": 0,
-        "restored": 0,
+        "lost": 0,
         "problems": [],
     }
     result(process.rules.stopService())
@@ -457,15 +461,17 @@ def test_what_others_remove_is_applied_again(started: Start) -> None:
     process.watch.look()
     assert process.kernel.did() == ["lost dns web", "apply dns"]
     assert process.has(dns())
-    assert process.rules.counts() == RuleCounts(failed=0, restored=1)
-    assert process.rules.shown()["restored"] == 1
+    assert process.rules.counts() == RuleCounts(failed=0, lost=1)
+    assert process.rules.shown()["lost"] == 1
+    assert process.watch.misses == 1
 
 
 def test_what_others_leave_is_left_alone(started: Start) -> None:
     process = started(web())
     process.watch.look()
     assert process.kernel.did() == ["lost web"]
-    assert process.rules.counts() == RuleCounts(failed=0, restored=0)
+    assert process.rules.counts() == RuleCounts(failed=0, lost=0)
+    assert process.watch.misses == 0
 
 
 def test_only_who_has_rules_is_told_of_others(started: Start) -> None:
@@ -498,30 +504,45 @@ def test_what_can_t_be_applied_again(
     process.kernel.refuses = {"apply"}
     process.watch.look()
     logged_failures.take("not applied")
-    assert process.rules.counts() == RuleCounts(failed=1, restored=1)
+    assert process.rules.counts() == RuleCounts(failed=1, lost=1)
     process.kernel.refuses.clear()
     process.reactor.advance(RETRY)
     assert process.has(web())
 
 
-def test_rules_that_can_t_be_seen(started: Start) -> None:
+def test_rules_that_can_t_be_seen(
+    started: Start, logged_failures: LoggedFailures
+) -> None:
+    """They are applied again, which does no harm; and once more, if that fails."""
     process = started(web())
     process.kernel.refuses = {"lost"}
+    process.kernel.has.clear()
     process.watch.look()
-    assert process.kernel.did() == ["lost web"]
+    assert process.kernel.did() == ["lost web", "apply web"]
+    assert process.has(web())
+    assert process.rules.counts() == RuleCounts(failed=0, lost=0)
+    process.kernel.has.clear()
+    process.kernel.refuses = {"lost", "apply"}
+    process.watch.look()
+    logged_failures.take("not applied")
+    assert len(process.rules.shown()["problems"]) == 1
+    process.kernel.refuses.clear()
+    process.reactor.advance(RETRY)
+    assert process.has(web())
 
 
 def test_a_system_that_tells_nobody(started: Start) -> None:
     """The status says so, and the rules are there all the same."""
     process = started()
-    process.watch.blind = True
+    process.watch.why_not = "Operation not permitted"
     why = "changes by others are not noticed: Operation not permitted"
     for relay in (web(), dns()):
         assert result(process.change(relay)) == []
         assert process.rules.shown()["problems"] == [why]
         assert process.has(relay)
-    process.watch.blind = False
-    process.drop(WEB)
+    for name in (WEB, DNS):
+        process.drop(name)
+    # Nobody needs to be told of any.
     assert process.rules.shown()["problems"] == []
 
 
@@ -541,7 +562,7 @@ def test_what_fails_is_told_and_tried_again(
     assert process.kernel.did() == ["apply web"]
     process.reactor.advance(1)
     assert process.kernel.did() == ["apply web"]
-    assert process.rules.counts() == RuleCounts(failed=2, restored=0)
+    assert process.rules.counts() == RuleCounts(failed=2, lost=0)
     # Once.
     logged_failures.take(why)
     process.kernel.refuses.clear()

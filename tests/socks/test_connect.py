@@ -364,14 +364,18 @@ def test_the_longest_request_is_served() -> None:
 
 def test_a_destination_that_is_asked_for_again() -> None:
     """It is known; another dialer than ours is asked each time, as it may choose."""
-    for own in (False, True):
-        proxy = Proxy(dialer=Dialer(Standing())) if own else Proxy()
-        first = proxy.factory.upstream_at(SERVER, 80, f"{SERVER}:80")
-        again = proxy.factory.upstream_at(SERVER, 80, f"{SERVER}:80")
-        other = proxy.factory.upstream_at(SERVER, 81, f"{SERVER}:81")
-        assert (first is again) == own
+
+    class Own(Dialer):
+        """A program's, which does something else."""
+
+    known = {kind: Proxy(dialer=kind(Standing())).factory for kind in (Dialer, Own)}
+    fake = Proxy()
+    for kind, factory in (*known.items(), (None, fake.factory)):
+        first = factory.upstream_at(SERVER, 80, f"{SERVER}:80")
+        again = factory.upstream_at(SERVER, 80, f"{SERVER}:80")
+        other = factory.upstream_at(SERVER, 81, f"{SERVER}:81")
+        assert (first is again) == (kind is Dialer)
         assert other is not first
         assert first.name == f"{SERVER}:80"
-        if not own:
-            asked = [(socket.AF_INET, (SERVER, port)) for port in (80, 80, 81)]
-            assert proxy.dialled == [[each] for each in asked]
+    asked = [(socket.AF_INET, (SERVER, port)) for port in (80, 80, 81)]
+    assert fake.dialled == [[each] for each in asked]

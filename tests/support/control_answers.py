@@ -85,7 +85,7 @@ STATUS = {
         "mark": 4096,
         "relays": ["dns", "web"],
         "failures": 2,
-        "restored": 0,
+        "lost": 0,
         "problems": ["netfilter rules of web not applied"],
     },
 }

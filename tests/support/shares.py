@@ -17,11 +17,18 @@ class OfMany(LeastSessions):
     few = 0
 
 
+class OfSome(LeastSessions):
+    """A pool has few servers, or many, as they come and go."""
+
+    few = 3
+
+
 #: Each is made as `SELECTORS[name]()`; none is random.
 SELECTORS: dict[str, Callable[[], Any]] = {
     "round-robin": RoundRobin,
     "least-sessions": LeastSessions,
     "least-sessions-of-many": OfMany,
+    "least-sessions-of-some": OfSome,
     "random": lambda: RandomOfTwo(Random(19)),
     "client-hash": ClientHash,
     "first": First,

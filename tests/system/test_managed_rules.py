@@ -145,7 +145,7 @@ def test_they_are_there_while_it_runs(machine: Machine, operator: Operator) -> N
             "mark": 0x1000,
             "relays": ["dns", "mail", "web"],
             "failures": 0,
-            "restored": 0,
+            "lost": 0,
             "problems": [],
         }
         ended(running)
@@ -227,10 +227,10 @@ def test_what_others_remove_is_there_again(
     with steered(machine, operator) as running:
         full = sorted(state(machine).splitlines())
         run(*machine.runs(*does.split()))
-        running.wait_for(r"netfilter rules of .* were removed by others")
+        running.wait_for(r"netfilter rules of .* were changed by others")
         eventually(lambda: sorted(state(machine).splitlines()) == full, "all is there")
         status = operator.asks("status")["netfilter"]
-        assert status["restored"] == 1
+        assert status["lost"] == 1
         assert status["problems"] == []
         ended(running)
     assert state(machine) == before

@@ -22,7 +22,7 @@ from relayd.upstreams.balance import (
 )
 from relayd.upstreams.pool import Pool
 from relayd.upstreams.server import Server
-from tests.support.shares import SELECTORS, OfMany, is_by_chance
+from tests.support.shares import SELECTORS, OfMany, OfSome, is_by_chance
 
 WEIGHTS = st.lists(st.integers(1, 30) | st.just(256), min_size=1, max_size=6)
 
@@ -153,7 +153,7 @@ def test_a_share_that_grows_brings_the_next_turn_nearer() -> None:
 
 # -- least sessions
 
-LEAST = [LeastSessions, OfMany]
+LEAST = [LeastSessions, OfMany, OfSome]
 
 
 @given(
