@@ -22,8 +22,8 @@ class LargeReadsConnection(SplicingConnection):
     __slots__ = ()
 
     def _read(self, most: int = LARGE_READ) -> None:
-        plane, kind = self._plane, self.__class__
-        left, until = plane.share, plane.seconds() + LONGEST
+        kind, clock = self.__class__, self._plane.clock
+        left, until = self._plane.share, clock.seconds() + LONGEST
         while True:
             super()._read(most)
             left -= most
@@ -34,7 +34,7 @@ class LargeReadsConnection(SplicingConnection):
                 or self._sink is not None
                 or self.protocol is None
                 or self.__class__ is not kind
-                or plane.seconds() >= until
+                or clock.seconds() >= until
             ):
                 # If there is more, this is scheduled.
                 return

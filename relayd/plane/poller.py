@@ -118,10 +118,10 @@ class Plane:
     def reactor(self) -> Any:
         return self._reactor()
 
-    def seconds(self) -> float:
-        """The time, on the reactor's monotonic clock."""
-        now: float = self._clock().seconds()
-        return now
+    @property
+    def clock(self) -> Any:
+        """The reactor's monotonic clock."""
+        return self._clock()
 
     # -- what handlers ask for
 

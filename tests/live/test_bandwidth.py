@@ -104,7 +104,11 @@ def test_a_proxys_sessions() -> None:
 
 
 def test_what_is_unread_as_a_client_resets_arrives_at_once() -> None:
-    """At its rate it would take a hundred seconds; and then the reset comes."""
+    """At its rate it would take a minute; and then the reset comes.
+
+    It is less than the window that a connection begins with: whether that grows depends
+    on how the bytes come.
+    """
     with (
         Server() as server,
         relay(
@@ -114,10 +118,10 @@ def test_what_is_unread_as_a_client_resets_arrives_at_once() -> None:
         connect(running.port) as client,
         server.accept() as upstream,
     ):
-        client.sendall(bytes(100_000))
+        client.sendall(bytes(60_000))
         eventually(lambda: not in_flight(client), "the relay's kernel has it")
         reset(client)
-        assert read_exactly(upstream, 100_000) == bytes(100_000)
+        assert read_exactly(upstream, 60_000) == bytes(60_000)
         with pytest.raises(ConnectionResetError):
             upstream.recv(1)
         running.ended("downstream_reset")
