@@ -166,7 +166,8 @@ def client_of(text: str) -> str:
     host, port = text, 0
     match = _WITH_PORT.fullmatch(text)
     if match:
-        host, port = match[1] or match[3], int(match[2] or match[4] or 0)
+        host = match[1] or match[3] or ""
+        port = int(match[2] or match[4] or 0)
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -185,7 +186,8 @@ def destination_of(text: str) -> tuple[str, int]:
     """
     match = _WITH_PORT.fullmatch(text)
     if match and (match[2] or match[4]):
-        host, port = match[1] or match[3], int(match[2] or match[4])
+        host = match[1] or match[3] or ""
+        port = int(match[2] or match[4])
         if 0 < port < 65536 and (is_address(host) or is_name(host)):
             return host, port
     raise ConfigError(f"bad destination {text!r}: expected {EXPECTED_DESTINATION}")

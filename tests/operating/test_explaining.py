@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
@@ -532,7 +532,11 @@ def test_how_clients_are_written(text: str, name: str) -> None:
     assert client_of(text) == name
 
 
-@given(st.text(max_size=20))
+@given(st.text(max_size=20) | st.text("[]%:.0189af", max_size=9))
+@example("[]")
+@example("[]:80")
+@example(":80")
+@example("%")
 def test_anything_else_is_one_clear_line(text: str) -> None:
     for read, noun in (
         (client_of, "client"),
