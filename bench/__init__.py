@@ -14,5 +14,6 @@ and `make bench-check` run it.
   figures and relays; `rounds`: all of them, in rounds and windows;
 - `pythons`: the Pythons that relayd is measured under;
 - `figures`: medians, ratios, limits; `facts`: the machine and the programs;
-- `report`: what is printed; `page`: Markdown and JSON; `charts`: PNG and SVG.
+- `report`: what is printed; `page`: Markdown and JSON; `charts`: PNG and SVG, of what
+  `charted` says.
 """

@@ -20,61 +20,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Drawing
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from bench.figures import FIGURES, GROWTH, SIZES, SOCKS4, UDP, Figure, Results
-from bench.relays import RELAYS
-
-#: The relay whose figure is 1 in each panel.
-REFERENCE = "haproxy-splice"
-
-#: Likewise, in the panels of short sessions.
-SHORT_PANELS = dict.fromkeys(
-    ("short-server", "short-client", "short-server-quiet", "short-client-quiet"),
+from bench.charted import (
+    COLOURS,
+    PANELS,
     REFERENCE,
+    SHORT_PANELS,
+    SOCKS4_PANELS,
+    UDP_PANELS,
+    charted,
 )
-
-#: Likewise, in the panels of the SOCKS4 proxies.
-SOCKS4_PANELS = {
-    "socks4-short": "dante",
-    "socks4-short-quiet": "dante",
-    "socks4-bulk": "relayd-plane",
-}
-
-#: Likewise, in the panels of the UDP relays.
-UDP_PANELS = dict.fromkeys(
-    ("udp-1", "udp-50", "udp-500", "udp-5000", "udp-turns-5000"), "nginx-udp"
-)
+from bench.figures import FIGURES, GROWTH, SIZES, SOCKS4, UDP, Figure, Results
 
 #: Longer bars are cut off, shown by a gap near their end.
 LONGEST = 4.0
-
-#: Figures that have a panel, in rows of three.
-PANELS = (
-    ("short-server", "short-client", "request"),
-    ("bulk-1", "bulk-8", "throughput-1"),
-    ("latency-p50", "latency-p99", "memory"),
-)
-
-#: Okabe and Ito's colours, which colour-blind people can distinguish.
-COLOURS = {
-    "relayd-plane": "#0072b2",
-    "relayd-twisted": "#56b4e9",
-    "relayd-other-python": "#8fb8de",
-    "haproxy-splice": "#555555",
-    "haproxy-smart": "#777777",
-    "haproxy": "#999999",
-    "nginx": "#009e73",
-    "portforward": "#d55e00",
-    "socat": "#cc79a7",
-    # Shown without the TCP relays above, but for relayd's, so colours are reused.
-    "relayd-socks4": "#56b4e9",
-    "dante": "#555555",
-    "twistd-socks": "#d55e00",
-    # Likewise.
-    "relayd-udp": "#0072b2",
-    "relayd-udp-twisted": "#56b4e9",
-    "nginx-udp": "#009e73",
-    "twisted-udp": "#d55e00",
-}
 
 _KEY = (
     "A label has the multiple and, in brackets, the figure; a thin line reaches from"
@@ -125,12 +83,7 @@ def _drawing(width: float, height: float) -> Drawing:
 
 
 def _costs(results: Results, titles: Mapping[str, str]) -> Drawing:
-    # Without those that are measured at a few of these only.
-    relays = {
-        relay: title
-        for relay, title in results.measured(FIGURES.values(), titles).items()
-        if not RELAYS[relay].narrow
-    }
+    relays = charted(results, FIGURES.values(), titles)
     drawing = _drawing(11, 9)
     drawing.suptitle(
         "What relaying costs with the logs on, HAProxy with splice = 1 (shorter is"
@@ -154,7 +107,7 @@ def _row(
     titles: Mapping[str, str],
 ) -> Drawing:
     """Panels in a row, each with the relay whose figure is 1."""
-    relays = results.measured([figures[name] for name in panels], titles)
+    relays = charted(results, [figures[name] for name in panels], titles)
     height = max(3.4, 1.4 + 0.3 * len(relays))
     drawing = _drawing(max(11, 4 * len(panels)), height)
     drawing.suptitle(
