@@ -209,14 +209,15 @@ def test_what_does_not_fit_of_a_large_write_waits(tcp: OneWay) -> None:
     side.transport.unregisterProducer()
 
 
+@pytest.mark.parametrize("write", ["write", "write_on"])
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.EAGAIN, errno.ENOBUFS])
-def test_a_large_write_that_fails(number: int, still: Still) -> None:
+def test_a_large_write_that_fails(number: int, write: str, still: Still) -> None:
     side = Side(Plane.of(still), sockets("tcp"), kind=Scripted)
     handle = side.transport.getHandle()
     producer = Producer()
     side.transport.registerProducer(producer, True)
     handle.script = [number]
-    side.transport.write(MUCH)
+    getattr(side.transport, write)(MUCH)
     if number == errno.EPIPE:
         still.until(lambda: side.protocol.lost or side.peer.socket.close())
         assert side.why is WriteRefused
@@ -272,27 +273,6 @@ def test_what_is_left_of_a_write_pauses_its_producer(tcp: OneWay) -> None:
     assert tcp.take(side, len(NOISE) + 4) == NOISE + b"more"
     tcp.until(lambda: producer.asked == ["pause", "resume"])
     side.transport.unregisterProducer()
-
-
-@pytest.mark.parametrize("number", [errno.EPIPE, errno.EAGAIN, errno.ENOBUFS])
-def test_a_write_of_a_producer_that_fails(number: int, still: Still) -> None:
-    side = Side(Plane.of(still), sockets("tcp"), kind=Scripted)
-    producer = Producer()
-    side.transport.registerProducer(producer, True)
-    side.transport.getHandle().script = [number]
-    side.transport.write_on(MUCH)
-    if number == errno.EPIPE:
-        still.until(lambda: side.protocol.lost or side.peer.socket.close())
-        assert side.why is WriteRefused
-        assert side.protocol.reason.value.data == MUCH
-        still.settle(2)
-        return
-    assert producer.asked == ["pause"]
-    assert side.transport.unsent == len(MUCH)
-    still.until(lambda: side.peer.take() or side.peer.data == MUCH)
-    still.until(lambda: producer.asked == ["pause", "resume"])
-    side.transport.unregisterProducer()
-    end(still, side)
 
 
 def test_a_write_to_one_that_ends_is_dropped(still: Still) -> None:
