@@ -180,6 +180,15 @@ def test_many_sessions_are_listed(tmp_path: Path, record_property: Record) -> No
 # -- what is left
 
 
+def least_open(relay: RelayProcess) -> int:
+    """Its descriptors, but for those of sessions, which come and go meanwhile."""
+    found = []
+    for _ in range(20):
+        found.append(relay.descriptors)
+        time.sleep(0.05)
+    return min(found)
+
+
 def test_what_is_changed_again_and_again_leaves_nothing(
     tmp_path: Path, record_property: Record
 ) -> None:
@@ -215,14 +224,14 @@ def test_what_is_changed_again_and_again_leaves_nothing(
                 now.operator.ask("POST", "reload", {})
 
         rounds(40)
-        warm, open_before = now.relay.rss, now.relay.descriptors
+        warm, open_before = now.relay.rss, least_open(now.relay)
         rounds(100)
         is_now = now.relay.rss
         record_property("bytes before and after", (warm, is_now))
         print(f"{warm / 1e6:.1f} MB before, {is_now / 1e6:.1f} MB after")
         eventually(
-            lambda: abs(now.relay.descriptors - open_before) <= 6,
-            f"{now.relay.descriptors} are open, {open_before} were",
+            lambda: now.relay.descriptors <= open_before + 6,
+            f"more than {open_before} are open, which were",
         )
         assert is_now < 1.05 * warm
         now.load.leave(now.target)
