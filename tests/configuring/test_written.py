@@ -286,7 +286,7 @@ SNI_SERVERS = st.sampled_from(
 
 
 NETWORKS = st.sampled_from(["", "10.0.0.0/8", "[2001:db8::/32]", "192.0.2.1"])
-OPTIONS = st.sampled_from(["interface=eth1", "by=tproxy", "90-99", "9,by=tproxy"])
+OPTIONS = st.sampled_from(["interface=eth1", "by=tproxy", "{1}-{2}", "{0},by=tproxy"])
 
 
 @st.composite
@@ -332,7 +332,9 @@ def relays(draw: st.DrawFn) -> list[str]:
             ]
         words += ["--listen", listener]
         if listener == f"{udp}{low}" and draw(st.booleans()):
-            words += ["--intercept", f"{draw(NETWORKS)}:{low},{draw(OPTIONS)}"]
+            # No other relay intercepts them.
+            option = draw(OPTIONS).format(low + 9, low + 90, low + 99)
+            words += ["--intercept", f"{draw(NETWORKS)}:{low},{option}"]
         words += [word for server in servers for word in ("--dest", server)]
         if has_names and not udp:
             found = draw(names_of(servers))
