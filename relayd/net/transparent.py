@@ -88,10 +88,10 @@ def be_client(sock: Any, server: Any, host: str) -> None:
         the server's (EADDRNOTAVAIL, or another of :data:`relayd.core.errors.SHORTAGE`);
         `strerror` is one line.
     """
-    there = server[0]
+    there = server[0].partition("%")[0]
     here, is_near = _fit(host, ":" in there)
-    if is_near or here == there.partition("%")[0]:
-        _check_near(here, there.partition("%")[0], host)
+    if is_near or here == there:
+        _check_near(here, there, host)
     try:
         if "%" not in host:
             bind_to(sock, (here, 0))

@@ -59,20 +59,10 @@ class WritingConnection(ConnectionBase):
         if self.producer is not None and len(data) > BUFFER_LIMIT:
             self._write_much(data)
             return
-        if not self.clear:
-            self._append(data)
-            return
-        try:
-            sent = self._sock.send(data)
-        except OSError as problem:
-            sent = 0
-            self._not_sent(problem)
-        if sent < len(data):
-            self._append(memoryview(data)[sent:])
+        self.write_on(data)
 
     def write_on(self, data: bytes) -> None:
         """See :meth:`ISpliceable.write_on`."""
-        # As `write`: a call more would cost each write.
         if not self.clear:
             self._append(data)
             return
