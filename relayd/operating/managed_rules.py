@@ -170,13 +170,17 @@ class ManagedRules(Service):
     @inlineCallbacks
     def _follow(self, anew: bool = False) -> Any:
         if anew:
-            for name, there in self._there.items():
-                self._there[name] = attrs.evolve(there, sure=False)
+            self._doubt(self._there)
         steps = self._steps()
         if steps:
             yield aside(self._reactor, partial(carry_out, steps))
         self._settle(steps)
         return self._problems
+
+    def _doubt(self, names: Iterable[str]) -> None:
+        """What there is of these relays is to be applied again."""
+        for name in names:
+            self._there[name] = attrs.evolve(self._there[name], sure=False)
 
     def _steps(self) -> list[Step]:
         """What is to be done; what comes is there before anything goes."""
@@ -355,8 +359,7 @@ class ManagedRules(Service):
                     "netfilter rules of {whose} were changed by others", whose=whose
                 )
         if lost and self.running:
-            for name in lost:
-                self._there[name] = attrs.evolve(self._there[name], sure=False)
+            self._doubt(lost)
             yield self._follow()
 
     # -- telling
