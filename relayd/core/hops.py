@@ -43,10 +43,12 @@ MAX_PAST = 1024
 NO_STAMP = -1
 
 #: How much earlier and later, in milliseconds, the timestamp of a SYN may be than the
-#: one that is known, which is asked for a moment after it was sent: of 3,000 on a busy
-#: machine, 5 were earlier by more.  A SYN that was lost and sent again, or is earlier,
-#: is not recognized: the next round's is.
-EARLIER, LATER = 1, 1
+#: one that is known, which is asked for a moment after it was sent: of a busy machine's
+#: one in 600 was earlier by more than one, some by a time slice of the scheduler's.
+#: With more, more connections of another relayd, in a container of this machine, are
+#: taken for this one's.  A SYN that was lost and sent again, or is earlier, is not
+#: recognized: the next round's is.
+EARLIER, LATER = 20, 1
 
 
 class Hop(NamedTuple):
