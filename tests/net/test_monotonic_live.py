@@ -39,18 +39,19 @@ def back():
     global before
     before = len(os.listdir("/dev/fd"))
     note("begin")
-    # All of these are asked for before the machine's clock is set back by a day, ...
+    # All of these are asked for before the machine's clock is set back by a day, and
     clock.callLater(0, note, "zero")
     clock.callLater(0, clock.callLater, 0, note, "zero twice")
-    clock.callLater(0.15, note, "after 0.15")
-    clock.callLater(0.05, note, "after 0.05").reset(0.1)
+    # in the order in which they are due, whatever time passes between two of them.
     clock.callLater(0.05, note, "never").cancel()
     clock.callLater(5, note, "sooner").reset(0.05)
+    clock.callLater(0.05, note, "after 0.05").reset(0.1)
+    clock.callLater(0.15, note, "after 0.15")
     step[0] -= 86400
     clock.callLater(0.2, forth)
 
 def forth():
-    # ... and this one before it is set forward by two.
+    # And this one before it is set forward by two.
     clock.callLater(0.1, note, "after another 0.1")
     step[0] += 2 * 86400
     clock.callLater(0.12, end)

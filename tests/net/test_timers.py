@@ -154,7 +154,7 @@ async def test_a_timerfd_that_can_not_be_set_any_more_is_replaced(
 ) -> None:
     """A sandbox that was shut meanwhile."""
     before, others = descriptors(), timer_threads()
-    pause = waiting(0.05)
+    pause = waiting(0.3)
     monkeypatch.setattr("relayd.net.timers.timerfd_settime", _refuse(errno.EPERM))
     await waiting(0.01)
     assert descriptors() == before
@@ -190,9 +190,9 @@ async def test_the_reactors_own_timer_is_the_last_resort(
     monkeypatch.setattr(threading.Thread, "start", refuse)
     clock = MonotonicClock.of(reactor)
     made: list[int] = []
-    clock.callLater(0.02, made.append, 2)
+    clock.callLater(0.2, made.append, 2)
     clock.callLater(0.01, made.append, 1)
-    await waiting(0.03)
+    await waiting(0.2)
     assert made == [1, 2]
     clock.callLater(60, made.append, 60).cancel()
     await rests()
