@@ -37,9 +37,6 @@ Chains = dict[str, list[Json]]
 #: hook (MAX_HOOK_COUNT of nf_hook_entries_grow), and a packet goes through all of them.
 MOST = 512
 
-#: The number of the main routing table, as `ip -N` has it.
-_MAIN = "254"
-
 #: For how many seconds the lock is waited for, and how often it is tried.  Any user may
 #: hold it, and whoever does for longer does not change rules: it is gone past.
 LOCK_TIMEOUT, _LOCK_TRIES = 5.0, 100
@@ -293,7 +290,7 @@ def _drop_routes(marks: Iterable[int], versions: Sequence[int] = VERSIONS) -> No
     for mark in marks:
         for version in versions:
             try:
-                for words in _rules_there(version, mark):
+                for words in reversed(_rules_there(version, mark)):
                     programs.changed("ip", documents.told(words, "del"))
                 if any(map(_is_ours, _routes(version, mark))):
                     words = documents.route(version, mark)
@@ -304,16 +301,25 @@ def _drop_routes(marks: Iterable[int], versions: Sequence[int] = VERSIONS) -> No
 
 def _rules_there(version: int, mark: int) -> list[list[str]]:
     """Those of the routing rules for a mark that there are."""
-    found = programs.listed("ip", "-N", "-j", f"-{version}", "rule", "list") or []
-    own = {"src": "all", "fwmark": hex(mark), "fwmask": hex(mark)}
-    first = {**own, "priority": documents.PRIORITY - 1, "iif": "lo", "table": _MAIN}
-    second = {**own, "priority": documents.PRIORITY, "table": str(mark)}
+    found = _rows(version)
+    own: Json = {"src": "all", "fwmark": hex(mark), "fwmask": hex(mark)}
+    past: Json = {**own, "priority": documents.PAST, "nop": None}
+    goto: Json = {**own, "priority": documents.PRIORITY - 1, "iif": "lo"}
+    goto["goto"] = documents.PAST
+    lookup: Json = {**own, "priority": documents.PRIORITY, "table": str(mark)}
     words = documents.routing_rules(version, mark)
     return [
         each
-        for each, wanted in zip(words, (first, second), strict=True)
+        for each, wanted in zip(words, (past, goto, lookup), strict=True)
         if any(wanted.items() <= row.items() for row in found)
     ]
+
+
+def _rows(version: int) -> list[Json]:
+    """The routing rules, as `ip` lists them."""
+    words = ("-N", "-j", f"-{version}", "rule", "list")
+    found: list[Any] = programs.listed("ip", *words) or []
+    return found
 
 
 def _routes(version: int, mark: int) -> list[Json]:

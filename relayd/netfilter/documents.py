@@ -31,8 +31,10 @@ _HOOKS: Mapping[str, Json] = {
 _PRIORITIES = {-150: "mangle", -100: "dstnat"}
 
 #: The place of the routing rule: before that of the main table (32766), whatever the
-#: mark is.  The one before it is for what comes from this machine.
+#: mark is.  What comes from this machine goes past it, from the rule before it to the
+#: one behind.
 PRIORITY = 4096
+PAST = PRIORITY + 1
 
 #: What is said of a rule: whose it is.
 _COMMENT = "relayd: relay {}"
@@ -99,6 +101,24 @@ def _delivering(rules: RelayRules, mark: int) -> Iterator[Rule]:
             yield [*_from_servers(each), own, *end]
     # A packet was too large for some router, or nobody listens at the server.
     yield [expressions.has_protocol(*expressions.ICMP), *end]
+    yield from _put_together(rules)
+
+
+def _put_together(rules: RelayRules) -> Iterator[Rule]:
+    """Have fragments be put together before they come to these rules.
+
+    By the first fragment alone a socket can be found: the others have no ports.  The
+    kernel puts those of a version of IP together for as long as there is a rule with
+    TPROXY for it; no statement does that alone.  Port 0, for which this one is, is
+    nobody's.
+    """
+    there = {each.version for each in rules.intakes if each.tproxy}
+    for version in sorted(rules.versions - there):
+        yield [
+            expressions.has_version(version),
+            expressions.has_port(rules.protocol, "d", ((0, 0),)),
+            expressions.to_listener(version, None, 1),
+        ]
 
 
 def _from_servers(answers: Answers) -> Iterator[Json]:
@@ -158,15 +178,17 @@ def rule_in(name: str, relay: str, rule: Rule) -> Json:
 def routing_rules(version: int, mark: int) -> list[list[str]]:
     """The words of `ip` that name each routing rule, behind its command.
 
-    The second has what is marked delivered here.  The first excepts what this machine
-    sends: with tcp_fwmark_accept, connections have the mark of their first packet.  The
-    kernel looks for the way back to a sender as if it sent something itself, by the
-    mark if there is src_valid_mark: a way back to lo would have it drop the packet.
+    One has what is marked delivered here.  The two about it except what this machine
+    sends, which goes the way that the other rules say: with tcp_fwmark_accept,
+    connections have the mark of their first packet.  The kernel looks for the way back
+    to a sender as if it sent something itself, by the mark if there is src_valid_mark:
+    a way back to lo would have it drop the packet.
     """
     fwmark = ["fwmark", f"{mark:#x}/{mark:#x}"]
-    first = ["pref", str(PRIORITY - 1), "iif", "lo", *fwmark, "lookup", "main"]
-    second = ["pref", str(PRIORITY), *fwmark, "lookup", str(mark)]
-    return [[f"-{version}", "rule", *words] for words in (first, second)]
+    goto = ["pref", str(PRIORITY - 1), "iif", "lo", *fwmark, "goto", str(PAST)]
+    lookup = ["pref", str(PRIORITY), *fwmark, "lookup", str(mark)]
+    past = ["pref", str(PAST), *fwmark, "nop"]
+    return [[f"-{version}", "rule", *words] for words in (past, goto, lookup)]
 
 
 def route(version: int, mark: int) -> list[str]:

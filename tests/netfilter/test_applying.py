@@ -63,10 +63,13 @@ def routed(kernel: FakeKernel) -> dict[int, list[int]]:
     """The tables that what is marked goes by, by version of IP."""
     for version in (4, 6):
         marks = [each[-1] for each in kernel.routes[version]]
-        first = [each[5] for each in kernel.rules[version] if "iif" in each]
-        rest = [each for each in kernel.rules[version] if "iif" not in each]
-        assert first == [each[3] for each in rest]
-        assert marks == [each[-1] for each in rest]
+        own = [each for each in kernel.rules[version] if "lookup" in each]
+        assert marks == [each[-1] for each in own]
+        # What goes past them, and where to.
+        for word in ("goto", "nop"):
+            there = [each for each in kernel.rules[version] if word in each]
+            by = [each[each.index("fwmark") + 1] for each in there]
+            assert by == [each[3] for each in own]
     return {
         version: [int(each[-1]) for each in found]
         for version, found in kernel.routes.items()
@@ -77,10 +80,10 @@ def routed(kernel: FakeKernel) -> dict[int, list[int]]:
 def test_to_apply_and_to_remove(kernel: FakeKernel) -> None:
     before = kernel.all
     applying.apply([TRANSPARENT, TPROXIED], MARK)
-    assert chains(kernel) == {"divert-web": 3, "redirect-web": 1, "divert-six": 4}
+    assert chains(kernel) == {"divert-web": 4, "redirect-web": 1, "divert-six": 4}
     assert routed(kernel) == {4: [MARK], 6: [MARK]}
     applying.remove(["six"], MARK)
-    assert chains(kernel) == {"divert-web": 3, "redirect-web": 1}
+    assert chains(kernel) == {"divert-web": 4, "redirect-web": 1}
     # Whoever needs it for one version has it for the other, until nobody does.
     assert routed(kernel) == {4: [MARK], 6: [MARK]}
     applying.remove(["web"], MARK)
@@ -196,11 +199,12 @@ def test_a_relay_is_closed_to_new_clients(kernel: FakeKernel) -> None:
         applying.apply(closed, MARK)
         found = chains(kernel)
         assert found.pop("redirect-web") == 1
-        assert found == {"divert-web": 3, "divert-six": 3, "divert-dns": 1}
+        assert found == {"divert-web": 4, "divert-six": 4, "divert-dns": 1}
         assert routed(kernel) == {4: [MARK], 6: [MARK]}
         for name in ("divert-web", "divert-six"):
             for left in kernel.tables["inet", "relayd"][name]["rules"]:
-                assert not any("tproxy" in each for each in left["expr"])
+                brings = "tproxy" in left["expr"][-1]
+                assert brings == ("dport 0 " in written(left["expr"]))
         nat = kernel.tables["inet", "relayd"]["redirect-web"]["rules"]
         assert not any("redirect" in each for one in nat for each in one["expr"])
     applying.apply([TRANSPARENT], MARK)

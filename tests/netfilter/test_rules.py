@@ -57,6 +57,15 @@ ERRORS = f"divert- meta l4proto {{ icmp, ipv6-icmp }} socket transparent 1 {MARK
 OUTSIDE = 'iifname != "lo"'
 
 
+def whole(protocol: str, *versions: int) -> list[str]:
+    """What has fragments be put together, where TPROXY does not already."""
+    ends = {4: "ip to :1", 6: "ip6 to :1"}
+    return [
+        f"divert- meta nfproto ipv{each} {protocol} dport 0 tproxy {ends[each]}"
+        for each in versions
+    ]
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -74,8 +83,11 @@ def test_most_relays_need_none(words: str) -> None:
 @pytest.mark.parametrize(
     ("words", "rules"),
     [
-        ("-d 192.168.0.1:80 --transparent", [*CONNECTIONS, ERRORS]),
-        ("-d a.example.com:80 --transparent", [*CONNECTIONS, ERRORS]),
+        ("-d 192.168.0.1:80 --transparent", [*CONNECTIONS, ERRORS, *whole("tcp", 4)]),
+        (
+            "-d a.example.com:80 --transparent",
+            [*CONNECTIONS, ERRORS, *whole("tcp", 4, 6)],
+        ),
         (
             "-d 192.168.0.1:80 --intercept 192.168.0.2:80",
             [
@@ -141,13 +153,18 @@ def test_of_connections(words: str, rules: list[str]) -> None:
     [
         (
             "-d udp:192.168.0.1:53 --transparent",
-            [f"divert- ip saddr 192.168.0.1 udp sport 53 {SOCKET}", ERRORS],
+            [
+                f"divert- ip saddr 192.168.0.1 udp sport 53 {SOCKET}",
+                ERRORS,
+                *whole("udp", 4),
+            ],
         ),
         (
             "-d udp:[fd00:192::1]:53 --transparent --intercept [fd00:192::2]:53",
             [
                 f"divert- ip6 saddr fd00:192::1 udp sport 53 {SOCKET}",
                 ERRORS,
+                *whole("udp", 6),
                 (
                     f"redirect- {OUTSIDE} ip6 daddr fd00:192::2 udp dport 53"
                     " redirect to :16000"
@@ -157,11 +174,11 @@ def test_of_connections(words: str, rules: list[str]) -> None:
         # A name may have any address, and a service any port.
         (
             "-d udp:dns:ns.example.com:53 --transparent",
-            [f"divert- udp sport 53 {SOCKET}", ERRORS],
+            [f"divert- udp sport 53 {SOCKET}", ERRORS, *whole("udp", 4, 6)],
         ),
         (
             "-d udp:srv:_dns._udp.example.com --transparent",
-            [f"divert- meta l4proto udp {SOCKET}", ERRORS],
+            [f"divert- meta l4proto udp {SOCKET}", ERRORS, *whole("udp", 4, 6)],
         ),
         # What is sent to everybody's servers comes back from them.
         (
@@ -198,7 +215,7 @@ def test_of_connections(words: str, rules: list[str]) -> None:
         ),
         (
             "-d udp:original --transparent",
-            [f"divert- meta l4proto udp {SOCKET}", ERRORS],
+            [f"divert- meta l4proto udp {SOCKET}", ERRORS, *whole("udp", 4, 6)],
         ),
     ],
 )
@@ -211,6 +228,7 @@ def test_of_ranges_of_ports() -> None:
     assert told("-l udp:5000-5003 -d udp:10.0.0.5:6000-6003 --transparent") == [
         f"divert- ip saddr 10.0.0.5 udp sport 6000-6003 {SOCKET}",
         ERRORS,
+        *whole("udp", 4),
     ]
 
 
@@ -273,6 +291,8 @@ meta mark set meta mark | 0x00008000 comment "relayd: relay wildcards"
 meta mark set meta mark | 0x00008000 comment "relayd: relay four"
 \t\tmeta l4proto { icmp, ipv6-icmp } socket transparent 1 \
 meta mark set meta mark | 0x00008000 comment "relayd: relay four"
+\t\tmeta nfproto ipv4 tcp dport 0 tproxy ip to :1 comment "relayd: relay four"
+\t\tmeta nfproto ipv6 tcp dport 0 tproxy ip6 to :1 comment "relayd: relay four"
 \t}
 
 \tchain redirect-four {
@@ -281,10 +301,12 @@ meta mark set meta mark | 0x00008000 comment "relayd: relay four"
 comment "relayd: relay four"
 \t}
 }
-# ip -4 rule add pref 4095 iif lo fwmark 0x8000/0x8000 lookup main
+# ip -4 rule add pref 4097 fwmark 0x8000/0x8000 nop
+# ip -4 rule add pref 4095 iif lo fwmark 0x8000/0x8000 goto 4097
 # ip -4 rule add pref 4096 fwmark 0x8000/0x8000 lookup 32768
 # ip -4 route add local default dev lo table 32768
-# ip -6 rule add pref 4095 iif lo fwmark 0x8000/0x8000 lookup main
+# ip -6 rule add pref 4097 fwmark 0x8000/0x8000 nop
+# ip -6 rule add pref 4095 iif lo fwmark 0x8000/0x8000 goto 4097
 # ip -6 rule add pref 4096 fwmark 0x8000/0x8000 lookup 32768
 # ip -6 route add local default dev lo table 32768
 """
@@ -340,13 +362,19 @@ def test_for_programs() -> None:
         rule(tcp, _match({"socket": {"key": "wildcard"}}, 1), {"return": None}),
         rule(tcp, transparent, marked),
         rule(errors, transparent, marked),
+        rule(
+            _match({"meta": {"key": "nfproto"}}, "ipv4"),
+            _match({"payload": {"protocol": "tcp", "field": "dport"}}, 0),
+            {"tproxy": {"family": "ip", "port": 1}},
+        ),
         # What it may have had of another kind goes.
         {"add": {"chain": {**redirect, **hook, "type": "nat", "prio": -100}}},
         {"flush": {"chain": redirect}},
         {"delete": {"chain": redirect}},
     ]
     assert [" ".join(words) for words in found["ip"]] == [
-        "ip -4 rule add pref 4095 iif lo fwmark 0x1000/0x1000 lookup main",
+        "ip -4 rule add pref 4097 fwmark 0x1000/0x1000 nop",
+        "ip -4 rule add pref 4095 iif lo fwmark 0x1000/0x1000 goto 4097",
         "ip -4 rule add pref 4096 fwmark 0x1000/0x1000 lookup 4096",
         "ip -4 route add local default dev lo table 4096",
     ]

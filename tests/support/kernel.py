@@ -154,7 +154,9 @@ class FakeKernel:
     def _list_ip(self, version: int, kind: str, words: tuple[str, ...]) -> Ended:
         if kind == "rule":
             rows = [_row(words) for words in self.rules[version]]
+            rows.append({"priority": 0, "src": "all", "table": "255"})
             rows.append({"priority": 32766, "src": "all", "table": "254"})
+            rows.sort(key=lambda each: each["priority"])
             return Ended(json.dumps(rows), "")
         found = [each for each in self.routes[version] if each[-1] == words[-1]]
         if not found:
@@ -167,13 +169,22 @@ class FakeKernel:
 
 def _row(words: list[str]) -> Json:
     """A routing rule as `ip -N -j` lists it."""
-    said = dict(zip(words[::2], words[1::2], strict=True))
-    mark, _, mask = said["fwmark"].partition("/")
-    row = {"priority": int(said["pref"]), "src": "all", "fwmark": mark, "fwmask": mask}
-    if "iif" in said:
-        row["iif"] = said["iif"]
-    table = said["lookup"]
-    return {**row, "table": "254" if table == "main" else table}
+    row: Json = {"priority": 0, "src": "all"}
+    rest = iter(words)
+    for word in rest:
+        if word in ("nop", "not"):
+            row[word] = None
+        elif word == "fwmark":
+            mark, _, mask = next(rest).partition("/")
+            row |= {"fwmark": mark} | ({"fwmask": mask} if mask else {})
+        elif word == "lookup":
+            table = next(rest)
+            row["table"] = "254" if table == "main" else table
+        else:
+            key = {"pref": "priority"}.get(word, word)
+            value = next(rest)
+            row[key] = int(value) if value.isdecimal() else value
+    return row
 
 
 def takes(rule: list[Json], packet: Json) -> bool:

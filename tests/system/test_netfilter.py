@@ -296,7 +296,7 @@ def test_what_the_kernel_can_t_do(
     with pytest.raises(NetfilterError) as caught:
         applying.apply(rules, MARK)
     assert str(caught.value).startswith(
-        'the kernel refuses a rule for relay original (iifname "eth1" ip daddr'
+        "the kernel refuses a rule for relay web (meta nfproto ipv4 tcp dport 0 tproxy"
     )
     assert str(caught.value).endswith("; it may lack nft_tproxy")
     assert state() == there
@@ -491,7 +491,8 @@ def test_of_a_relayd_that_runs(inside: Machine, tmp_path: Path) -> None:
         assert "tcp dport 80 " not in table()
         assert run(*netfilter, "show") == (
             f"{table()}"
-            "# ip -4 rule add pref 4095 iif lo fwmark 0x2000/0x2000 lookup main\n"
+            "# ip -4 rule add pref 4097 fwmark 0x2000/0x2000 nop\n"
+            "# ip -4 rule add pref 4095 iif lo fwmark 0x2000/0x2000 goto 4097\n"
             "# ip -4 rule add pref 4096 fwmark 0x2000/0x2000 lookup 8192\n"
             "# ip -4 route add local default dev lo table 8192\n"
         )

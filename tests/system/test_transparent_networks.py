@@ -192,12 +192,43 @@ def test_settings_of_the_kernel(network: Gateway, running: RelayProcess) -> None
             for value in (0, 2)
             for each in ("all", INSIDE, OUTSIDE)
         ),
-        ("ipv4/conf/all/src_valid_mark", 1),
-        ("ipv4/tcp_fwmark_accept", 1),
+        *((each, 1) for each in BY_MARKS),
     ):
         assert f"**{name.rpartition('/')[2]}**" in PAGE
         with set_to(network.relay, name, value):
             assert by_each_way(network) == CLIENT, (name, value)
+
+
+#: What has the kernel look at marks where it would not.
+BY_MARKS = ("ipv4/conf/all/src_valid_mark", "ipv4/tcp_fwmark_accept")
+
+
+@contextmanager
+def routes_elsewhere(machine: Machine) -> Iterator[None]:
+    """A machine's networks are in a table that a routing rule of its own names."""
+    ip = (program("ip"), "-n", machine.name)
+    found = run(*ip, "-4", "route", "list").splitlines()
+    ways = [each.split() for each in found if "/" in each.split()[0]]
+    table, named = ("table", "100"), ("pref", "10000", "lookup", "100")
+    with ExitStack() as stack:
+        for each in ways:
+            run(*ip, "route", "add", *each, *table)
+            run(*ip, "route", "del", *each)
+            stack.callback(run, *ip, "route", "del", *each, *table)
+            stack.callback(run, *ip, "route", "add", *each)
+        run(*ip, "rule", "add", *named)
+        stack.callback(run, *ip, "rule", "del", *named)
+        assert len(ways) == 2
+        yield
+
+
+def test_routes_by_other_rules(network: Gateway, running: RelayProcess) -> None:
+    """The main table does not know the clients, nor the servers."""
+    with routes_elsewhere(network.relay):
+        assert by_each_way(network) == CLIENT
+        for name in BY_MARKS:
+            with set_to(network.relay, name, 1):
+                assert by_each_way(network) == CLIENT, name
 
 
 def test_a_firewall(network: Gateway, running: RelayProcess) -> None:

@@ -10,6 +10,7 @@ The rows of the kernel relay's table, by their numbers:
 
 from __future__ import annotations
 
+import random
 import socket
 from contextlib import ExitStack
 from pathlib import Path
@@ -218,6 +219,28 @@ def test_two_destinations_of_one_client(network: Gateway, family: Addresses) -> 
         assert {each["listener"] for each in flows} == {
             each["server"] for each in flows
         }
+
+
+#: Of a datagram: in one packet, in two, in many, and the largest that there is.
+SIZES = [0, 1400, 1500, 4000, 65507]
+
+
+@each_family
+def test_datagrams_in_fragments(network: Gateway, family: Addresses) -> None:
+    """Those of servers are put together, by nothing else than this relay's rules."""
+    way = WAYS["direct"]
+    with (
+        network.relaying(*way.args(family)),
+        bound(network.server, family, family.server, PORT) as server,
+        client_of(network, family, way.host(family)) as client,
+    ):
+        for size in SIZES:
+            data = random.Random(size).randbytes(size)
+            client.send(data)
+            heard, peer = server.recvfrom(UNREAD)
+            assert (heard, at(*peer[:2])) == (data, end(client))
+            server.sendto(data[::-1], peer)
+            assert client.recv(UNREAD) == data[::-1]
 
 
 @each_family
