@@ -15,7 +15,7 @@ from relayd.ctl.asking import (
 )
 from relayd.ctl.exits import CommandFailed, Exit
 
-F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 _relays = click.argument(
     "relays", metavar="[RELAY]...", nargs=-1, shell_complete=complete_relay
@@ -53,8 +53,10 @@ def netfilter() -> None:
 @control_option()
 def show_rules(relays: tuple[str, ...], file: str | None, as_json: bool) -> None:
     """Print the rules that relays need, as nft lists them once they are applied, and
-    the commands of ip as comments: nft -f takes it. Nothing is asked of the kernel. Of
-    all relays unless some are named; those that are stopped only if they are named.
+    the commands of ip as comments. Nothing is asked of the kernel. nft -f takes it
+    where there is no table inet relayd yet; what is printed with --json, nft -j -f
+    takes at any time. Of all relays unless some are named; those that are stopped only
+    if they are named.
 
     \b
     Example:  relayctl netfilter show web
@@ -81,20 +83,31 @@ def show_rules(relays: tuple[str, ...], file: str | None, as_json: bool) -> None
 @json_option
 @control_option()
 def apply_rules(relays: tuple[str, ...], file: str | None, as_json: bool) -> None:
-    """Install the rules that relays need, in place of those that they have. It may be
-    done again at any time. Of all relays unless some are named; those that are stopped
-    only if they are named.
+    """Install the rules that relays need, in place of those that they have; what a
+    relay needs no more is removed. It may be done again at any time. Of all relays
+    unless some are named; those that are stopped only if they are named.
+
+    Relays that are no more keep their rules: remove takes their names. Sessions that
+    have begun by rules that are replaced may end; with relayd --manage-netfilter they
+    go on.
 
     \b
     Example:  relayctl netfilter apply --config /etc/relayd/relayd.toml
     """
     from relayd.ctl.netfilter import find
-    from relayd.netfilter.applying import apply
+    from relayd.netfilter.applying import apply, cautions, relays_there, remove
 
     found = find(relays, file, running_relayd(), stopped=False)
+    idle = [each.name for each in found.relays if each.rules is None]
     _do(apply, found.rules, found.mark)
+    _do(remove, idle, found.mark)
     _tell("applied", [each.name for each in found.rules], as_json)
     _tell_others(found)
+    for each in _do(cautions, found.rules, found.mark):
+        click.echo(f"warning: {each}", err=True)
+    if found.relays and not relays:
+        for name in sorted(_do(relays_there) - {each.name for each in found.relays}):
+            click.echo(f"{name}: has rules, and is none of these relays", err=True)
 
 
 @netfilter.command("remove", short_help="Remove the rules of relays.")
@@ -113,7 +126,8 @@ def remove_rules(
     relays: tuple[str, ...], file: str | None, everything: bool, as_json: bool
 ) -> None:
     """Remove the rules of relays, whether or not they have any. With the last of them
-    go the table, the routing rule and the route. Of all relays unless some are named.
+    go the table, the routing rules and the route. Of all relays unless some are named;
+    a name that has rules need be nobody's.
     A relayd with --manage-netfilter applies those of its relays again: have it stop
     these instead (relayctl stop).
 
@@ -121,28 +135,31 @@ def remove_rules(
     Example:  relayctl netfilter remove web
     Example:  relayctl netfilter remove --all
     """
+    from relayd.core.process_settings import NETFILTER_MARK
     from relayd.ctl.netfilter import find
-    from relayd.netfilter.applying import remove, remove_all
+    from relayd.netfilter.applying import relays_there, remove, remove_all
 
     if everything:
         if relays or file is not None:
             raise click.UsageError("--all goes with no RELAY and no --config")
-        from relayd.core.process_settings import NETFILTER_MARK
-
         _do(remove_all, NETFILTER_MARK.default)
         _tell("removed", ["all"], as_json)
         return
-    found = find(relays, file, running_relayd(), stopped=True)
-    names = [each.name for each in found.relays]
-    _do(remove, names, found.mark)
+    if relays and file is None and _do(relays_there).issuperset(relays):
+        # Whoever they were: the kernel knows them by name.
+        names, mark = [*relays], NETFILTER_MARK.default
+    else:
+        found = find(relays, file, running_relayd(), stopped=True)
+        names, mark = [each.name for each in found.relays], found.mark
+    _do(remove, names, mark)
     _tell("removed", names, as_json)
 
 
-def _do(change: Callable[..., None], *args: Any) -> None:
+def _do(change: Callable[..., T], *args: Any) -> T:
     from relayd.core.errors import NetfilterError
 
     try:
-        change(*args)
+        return change(*args)
     except NetfilterError as problem:
         raise CommandFailed(Exit.FAILED, str(problem)) from None
 

@@ -20,15 +20,14 @@ import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 from threading import Event
-from typing import Any
 
 from relayd.core.errors import NetfilterError
-from relayd.netfilter import documents, programs
+from relayd.netfilter import documents, ip_routes, programs
 from relayd.netfilter.documents import DIVERT, FAMILY, REDIRECT, TABLE
 from relayd.netfilter.expressions import Json, written
-from relayd.netfilter.rules import VERSIONS, RelayRules
+from relayd.netfilter.rules import RelayRules
 
 #: The rules of each chain of the table, as nft lists them.
 Chains = dict[str, list[Json]]
@@ -43,9 +42,6 @@ LOCK_TIMEOUT, _LOCK_TRIES = 5.0, 100
 
 #: The network namespace of this thread.
 _NAMESPACE = "/proc/thread-self/ns/net"
-
-#: Whether this machine has no IPv6: then there is no route for it either.
-_NO_IPV6 = Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6")
 
 #: What the kernel calls the statements of a rule that it may lack, and how it is told
 #: that one has them.
@@ -70,20 +66,20 @@ def apply(rules: Sequence[RelayRules], mark: int) -> None:
         before = _listed()
         _check_number({*before, *names})
         rest = _marks(_others(before, names))
-        versions = list(filter(_is_here, documents.versions_of(rules)))
+        versions = list(filter(ip_routes.is_here, documents.versions_of(rules)))
         new = []
         try:
             for version in versions:
-                there = _rules_there(version, mark)
+                there = ip_routes.rules_there(version, mark)
                 if not there:
                     new.append(version)
-                _add_route(version, mark, there)
+                ip_routes.add_route(version, mark, there)
             if problem := _transaction(documents.commands(rules, mark)):
                 raise NetfilterError(_why(rules, mark, problem))
         except NetfilterError:
-            _drop_routes([mark], new)
+            ip_routes.drop_routes([mark], new)
             raise
-        _drop_routes(_marks(before) - rest - ({mark} if versions else set()))
+        ip_routes.drop_routes(_marks(before) - rest - ({mark} if versions else set()))
 
 
 def remove(names: Collection[str], mark: int) -> None:
@@ -104,7 +100,26 @@ def remove_all(mark: int) -> None:
     :raises NetfilterError: it can't be undone.
     """
     with _locked():
-        _remove(None, mark)
+        _remove(None, mark, *ip_routes.marks_routed())
+
+
+def cautions(rules: Sequence[RelayRules], mark: int) -> list[str]:
+    """What may keep from these relays what was applied for them: a line for each.
+
+    Routing rules of others may come first, and IPv6 may not be had on lo.
+
+    :raises NetfilterError: nobody can tell.
+    """
+    found = map(partial(ip_routes.caution, mark=mark), documents.versions_of(rules))
+    return [each for each in found if each]
+
+
+def relays_there() -> set[str]:
+    """The names of the relays of which there are rules, of whichever process.
+
+    :raises NetfilterError: they can't be listed.
+    """
+    return {each.partition("-")[2] for each in _listed()}
 
 
 def lost(rules: Sequence[RelayRules], mark: int) -> list[str]:
@@ -117,10 +132,8 @@ def lost(rules: Sequence[RelayRules], mark: int) -> list[str]:
     with _locked():
         there = _listed()
         versions = set()
-        for version in filter(_is_here, documents.versions_of(rules)):
-            routes = any(map(_is_ours, _routes(version, mark)))
-            wanted = documents.routing_rules(version, mark)
-            if not routes or _rules_there(version, mark) != wanted:
+        for version in filter(ip_routes.is_here, documents.versions_of(rules)):
+            if not ip_routes.are_whole(version, mark):
                 versions.add(version)
     return [
         each.name
@@ -151,12 +164,12 @@ def chain_names(relays: Iterable[str]) -> set[str]:
     return {prefix + name for name in relays for prefix in (DIVERT, REDIRECT)}
 
 
-def _remove(chains: Collection[str] | None, mark: int) -> None:
-    """Remove chains, or all of them."""
+def _remove(chains: Collection[str] | None, *marks: int) -> None:
+    """Remove chains, or all of them; and routes by these marks, if nothing has them."""
     there = _listed()
     gone = there.keys() if chains is None else there.keys() & chains
     _change(_without(gone, there))
-    _drop_routes({mark, *_marks(there)} - _marks(_others(there, gone)))
+    ip_routes.drop_routes({*marks, *_marks(there)} - _marks(_others(there, gone)))
 
 
 def _without(gone: Collection[str], there: Chains) -> Iterator[Json]:
@@ -249,89 +262,6 @@ def _alone(relay: RelayRules, prefix: str, rule: documents.Rule) -> list[Json]:
         {"add": documents.table()},
         *documents.chain_anew(prefix, relay.name, [rule]),
     ]
-
-
-# -- ip
-
-
-def _is_here(version: int) -> bool:
-    """Whether this machine has a version of IP."""
-    if version == 4:
-        return True
-    try:
-        return _NO_IPV6.read_text().strip() == "0"
-    except OSError:
-        return False
-
-
-def _add_route(version: int, mark: int, there: Sequence[list[str]]) -> None:
-    """Have the kernel deliver here what is marked.
-
-    :param there: those of the routing rules that there are.
-    :raises NetfilterError: it can't be had, or the table has somebody else's routes.
-    """
-    routes = _routes(version, mark)
-    others = [each for each in routes if not _is_ours(each)]
-    if others:
-        raise NetfilterError(
-            f"the routing table {mark} has routes of others (to"
-            f" {others[0].get('dst')}): choose another --netfilter-mark (in a file:"
-            " netfilter_mark)"
-        )
-    if not routes:
-        programs.changed("ip", documents.told(documents.route(version, mark), "add"))
-    for words in documents.routing_rules(version, mark):
-        if words not in there:
-            programs.changed("ip", documents.told(words, "add"))
-
-
-def _drop_routes(marks: Iterable[int], versions: Sequence[int] = VERSIONS) -> None:
-    """Undo that."""
-    for mark in marks:
-        for version in versions:
-            try:
-                for words in reversed(_rules_there(version, mark)):
-                    programs.changed("ip", documents.told(words, "del"))
-                if any(map(_is_ours, _routes(version, mark))):
-                    words = documents.route(version, mark)
-                    programs.changed("ip", documents.told(words, "del"))
-            except programs.Missing:
-                return
-
-
-def _rules_there(version: int, mark: int) -> list[list[str]]:
-    """Those of the routing rules for a mark that there are."""
-    found = _rows(version)
-    own: Json = {"src": "all", "fwmark": hex(mark), "fwmask": hex(mark)}
-    past: Json = {**own, "priority": documents.PAST, "nop": None}
-    goto: Json = {**own, "priority": documents.PRIORITY - 1, "iif": "lo"}
-    goto["goto"] = documents.PAST
-    lookup: Json = {**own, "priority": documents.PRIORITY, "table": str(mark)}
-    words = documents.routing_rules(version, mark)
-    return [
-        each
-        for each, wanted in zip(words, (past, goto, lookup), strict=True)
-        if any(wanted.items() <= row.items() for row in found)
-    ]
-
-
-def _rows(version: int) -> list[Json]:
-    """The routing rules, as `ip` lists them."""
-    words = ("-N", "-j", f"-{version}", "rule", "list")
-    found: list[Any] = programs.listed("ip", *words) or []
-    return found
-
-
-def _routes(version: int, mark: int) -> list[Json]:
-    """The routes of the table; none if there is no such table."""
-    words = ("route", "list", "table", str(mark))
-    found: list[Any] = programs.listed("ip", "-j", f"-{version}", *words) or []
-    return found
-
-
-def _is_ours(route: Json) -> bool:
-    ours = {"type": "local", "dst": "default", "dev": "lo"}
-    return ours.items() <= route.items()
 
 
 # -- who else

@@ -25,8 +25,9 @@ removed, as a restart of nftables.service does with all rules of a machine
 
 Only the rules of relays that this process has had are touched, and one process alone
 manages those of a name (:mod:`relayd.operating.rule_claims`).  After a crash, the next
-start applies the same ones again, which leaves nothing twice; those of a relay that is
-not started again stay until `relayctl netfilter remove`.
+start applies the same ones again, which leaves nothing twice, and removes those that a
+relay needs no more; those of a relay that is not started again stay until `relayctl
+netfilter remove`.
 """
 
 from __future__ import annotations
@@ -43,19 +44,18 @@ from twisted.internet.defer import Deferred, DeferredLock, inlineCallbacks
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
-from relayd.configuring.config import Relay, UdpRelay
 from relayd.control.steering import Json
 from relayd.core.errors import CannotStart, NetfilterError
 from relayd.core.names import first_of
 from relayd.net.monotonic import monotonic
 from relayd.net.rule_watch import RuleWatch
 from relayd.netfilter import applying
-from relayd.netfilter.rules import RelayRules, rules_of
+from relayd.netfilter.rules import RelayRules
 from relayd.observing.readings import RuleCounts
 from relayd.operating.aside import aside
 from relayd.operating.changing import Relays
 from relayd.operating.rule_claims import RuleClaims
-from relayd.operating.rule_steps import Netfilter, Step, There, carry_out
+from relayd.operating.rule_steps import Netfilter, Step, There, carry_out, needed_by
 from relayd.operating.units import Unit
 
 log = Logger(namespace="relayd.netfilter")
@@ -97,7 +97,7 @@ class ManagedRules(Service):
         self._command = command
         self._netfilter = netfilter
         self._user = os.geteuid()
-        self._claims = RuleClaims()
+        self._claims = RuleClaims(reactor)
         self._there: dict[str, There] = {}
         #: What each relay needs, by what it was built as.
         self._needs: dict[Unit, RelayRules | None] = {}
@@ -107,6 +107,8 @@ class ManagedRules(Service):
         self._waiting = False
         self._look: IDelayedCall | None = None
         self._problems: list[str] = []
+        #: What may keep from relays what was applied for them.
+        self._cautions: list[str] = []
         #: Changes that have failed, and changes by others.
         self._failures = self._lost = 0
         self._watch = watching(reactor, self._check)
@@ -119,11 +121,14 @@ class ManagedRules(Service):
         :raises CannotStart: they can't be applied, and none is left.
         """
         super().startService()
+        self._find_old()
         steps = self._steps()
         carry_out(steps)
         failed = [each for each in steps if each.why_not]
         if not failed:
             self._settle(steps)
+            with suppress(NetfilterError):
+                self._warn(self._look_for_cautions())
             return
         self.running = False
         # What was begun; whoever may not begin need not be told of it twice.
@@ -155,6 +160,18 @@ class ManagedRules(Service):
         carry_out(steps)
         self._settle(steps)
 
+    def _find_old(self) -> None:
+        """Relays that need no rules may have some of before a crash: those go.
+
+        If they can't be listed, those that relays need can't be applied either.
+        """
+        idle = self._relays.units.keys() - self._wanted().keys()
+        with suppress(NetfilterError):
+            for name in idle.intersection(self._netfilter.relays_there()):
+                if not self._not_ours(name):
+                    nothing = RelayRules(name, "tcp", (), diverts=False, answers=())
+                    self._there[name] = There(nothing, udp=False, sure=False)
+
     # -- following the relays
 
     def follow(self, anew: bool = False) -> Deferred[Sequence[str]]:
@@ -175,7 +192,28 @@ class ManagedRules(Service):
         if steps:
             yield aside(self._reactor, partial(carry_out, steps))
         self._settle(steps)
+        if steps or anew:
+            yield self._be_cautious()
         return self._problems
+
+    @inlineCallbacks
+    def _be_cautious(self) -> Any:
+        # Who can't tell has failed, or fails, at something of more weight.
+        with suppress(NetfilterError):
+            found = yield aside(self._reactor, self._look_for_cautions)
+            self._warn(found)
+
+    def _look_for_cautions(self) -> list[str]:
+        rules = [each.rules for each in self._there.values()]
+        if not rules:
+            return []
+        return self._netfilter.cautions(rules, self._relays.config.netfilter_mark)
+
+    def _warn(self, cautions: list[str]) -> None:
+        before, self._cautions = self._cautions, cautions
+        for each in cautions:
+            if each not in before:
+                log.warn("netfilter: {caution}", caution=each)
 
     def _doubt(self, names: Iterable[str]) -> None:
         """What there is of these relays is to be applied again."""
@@ -223,7 +261,7 @@ class ManagedRules(Service):
         """What the kernel is to have of each relay; None: nothing, and it has some."""
         units = self._relays.units if self.running else {}
         self._needs = {
-            unit: self._needs[unit] if unit in self._needs else _rules_of(unit)
+            unit: self._needs[unit] if unit in self._needs else needed_by(unit)
             for unit in units.values()
         }
         self._waiting = False
@@ -361,6 +399,8 @@ class ManagedRules(Service):
         if lost and self.running:
             self._doubt(lost)
             yield self._follow()
+        elif self.running:
+            yield self._be_cautious()
 
     # -- telling
 
@@ -368,22 +408,13 @@ class ManagedRules(Service):
         """What has happened to the rules so far."""
         return RuleCounts(self._failures, self._lost)
 
-    def _unnoticed(self) -> list[str]:
-        """What nobody is told of."""
-        why = self._watch.why_not
-        return [f"changes by others are not noticed: {why}"] if why else []
-
     def shown(self) -> Json:
         """How it stands, for the status."""
+        why = self._watch.why_not
+        unnoticed = [f"changes by others are not noticed: {why}"] if why else []
         return {
             "relays": sorted(self._there),
             "failures": self._failures,
             "lost": self._lost,
-            "problems": [*self._problems, *self._unnoticed()],
+            "problems": [*self._problems, *self._cautions, *unnoticed],
         }
-
-
-def _rules_of(unit: Unit) -> RelayRules | None:
-    """What a relay needs; None: nothing."""
-    settings = unit.settings
-    return rules_of(settings) if isinstance(settings, Relay | UdpRelay) else None

@@ -7,7 +7,9 @@ process claims a name before it applies rules, by a socket of an abstract addres
 with its process, however that ends.
 
 Anybody may open such a socket.  Only the claims of root count, and those of the user
-that asks: others may hardly change rules.
+that asks: others may hardly change rules.  To ask is to connect: the kernel says whose
+the socket is, and who has it closes what has come.  If so many ask that nobody else
+can, the name is taken to be claimed.
 """
 
 from __future__ import annotations
@@ -15,25 +17,62 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from typing import Any
+
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from relayd.core.errors import NetfilterError
 
 #: What the addresses begin with.
 PREFIX = "\0relayd-netfilter-"
 
-#: Connections that may wait at the socket of a claim: each is one that has asked whose
-#: it is, and nobody answers.
+#: Connections that may wait at the socket of a claim, and are closed in a turn.
 _BACKLOG = 128
 
 #: What SO_PEERCRED gives: pid, uid and gid; unix(7).
 _CREDENTIALS = struct.Struct("3i")
 
 
-class RuleClaims:
-    """The names that this process has claimed."""
+@implementer(IReadDescriptor)
+class _Claim:
+    """The socket of a name."""
 
-    def __init__(self) -> None:
-        self._claimed: dict[str, socket.socket] = {}
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def logPrefix(self) -> str:
+        return "relayd rules"
+
+    def doRead(self) -> None:
+        """Let go of those who have asked: they know by now."""
+        try:
+            for _ in range(_BACKLOG):
+                self._socket.accept()[0].close()
+        except OSError:
+            # Nobody else; or no descriptor is left.
+            return
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor stops: the claim stays, until it is released."""
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class RuleClaims:
+    """The names that this process has claimed.
+
+    :param reactor: watches their sockets.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._claimed: dict[str, _Claim] = {}
         #: Those that others had when we asked.
         self._theirs: set[str] = set()
 
@@ -50,6 +89,7 @@ class RuleClaims:
         if name in self._claimed:
             return
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
         try:
             sock.bind(PREFIX + name)
             sock.listen(_BACKLOG)
@@ -62,7 +102,10 @@ class RuleClaims:
                     " this one another name"
                 ) from None
             # Whoever has it must not keep the rules from being applied.
-        self._claimed[name] = sock
+            self._claimed[name] = _Claim(sock)
+            return
+        claim = self._claimed[name] = _Claim(sock)
+        self._reactor.addReader(claim)
 
     def ask_again(self) -> None:
         """What others had may be free by now."""
@@ -70,9 +113,10 @@ class RuleClaims:
 
     def release(self, name: str) -> None:
         """Leave a name to others."""
-        sock = self._claimed.pop(name, None)
-        if sock is not None:
-            sock.close()
+        claim = self._claimed.pop(name, None)
+        if claim is not None:
+            self._reactor.removeReader(claim)
+            claim.close()
 
 
 def _counts(name: str) -> bool:
@@ -84,6 +128,8 @@ def _counts(name: str) -> bool:
             found = sock.getsockopt(
                 socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
             )
+        except BlockingIOError:
+            return True
         except OSError:
             # It is bound, and nobody listens; or it has gone meanwhile.
             return False

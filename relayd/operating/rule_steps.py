@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import attrs
 
+from relayd.configuring.config import Relay, UdpRelay
 from relayd.core.errors import NetfilterError
 from relayd.core.names import first_of
-from relayd.netfilter.rules import RelayRules
+from relayd.netfilter.rules import RelayRules, rules_of
+from relayd.operating.units import Unit
 
 
 class Netfilter(Protocol):
@@ -23,6 +25,10 @@ class Netfilter(Protocol):
     def remove(self, names: Sequence[str], mark: int) -> None: ...
 
     def lost(self, rules: Sequence[RelayRules], mark: int) -> list[str]: ...
+
+    def cautions(self, rules: Sequence[RelayRules], mark: int) -> list[str]: ...
+
+    def relays_there(self) -> Collection[str]: ...
 
 
 @attrs.frozen
@@ -69,3 +75,9 @@ def carry_out(steps: Iterable[Step]) -> None:
             each.do()
         except NetfilterError as problem:
             each.why_not = str(problem)
+
+
+def needed_by(unit: Unit) -> RelayRules | None:
+    """What a relay needs, by what it was built from; None: nothing."""
+    settings = unit.settings
+    return rules_of(settings) if isinstance(settings, Relay | UdpRelay) else None

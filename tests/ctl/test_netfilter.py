@@ -10,7 +10,7 @@ import pytest
 
 from relayd.ctl.exits import Exit
 from relayd.ctl.main import main
-from relayd.netfilter import applying
+from relayd.netfilter import ip_routes
 from tests.support.control import FakeRelayd
 from tests.support.control_answers import RELAY, STATUS
 from tests.support.kernel import FakeKernel
@@ -56,7 +56,7 @@ def file(tmp_path: Path) -> str:
 def kernel(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
     made = FakeKernel()
     made.install(monkeypatch)
-    monkeypatch.setattr(applying, "_is_here", lambda version: True)
+    monkeypatch.setattr(ip_routes, "is_here", lambda version: True)
     return made
 
 
@@ -196,6 +196,51 @@ def test_they_are_applied_and_removed(
     assert kernel.all == before
 
 
+def test_what_is_needed_no_more_goes(
+    where: list[str], kernel: FakeKernel, tmp_path: Path, capsys: Captured
+) -> None:
+    """Of relays that are no more, it is said; remove takes the name of anybody."""
+    path = tmp_path / "before.toml"
+    path.write_text(
+        f"netfilter_mark = 0x2000\n{OLD.format('plain', 88)}{OLD.format('gone', 89)}"
+    )
+    before = kernel.all
+    assert main(["netfilter", "apply", "--config", str(path)]) == Exit.DONE
+    assert chains(kernel) == {"redirect-plain", "redirect-gone"}
+    capsys.readouterr()
+    assert main(["netfilter", "apply", *where]) == Exit.DONE
+    assert capsys.readouterr() == (
+        "web: applied\n",
+        "plain: needs no rules\ngone: has rules, and is none of these relays\n",
+    )
+    assert chains(kernel) == {*WEB, "redirect-gone"}
+    assert main(["netfilter", "remove", "gone"]) == Exit.DONE
+    assert capsys.readouterr() == ("gone: removed\n", "")
+    assert chains(kernel) == WEB
+    assert main(["netfilter", "remove", *where]) == Exit.DONE
+    assert kernel.all == before
+
+
+OLD = """
+[tcp.{0}]
+listen = "0.0.0.0:{1}"
+dest = "192.168.0.1:80"
+intercept = "192.168.0.2:{1}"
+"""
+
+
+def test_a_rule_that_comes_first_is_warned_of(
+    where: list[str], kernel: FakeKernel, capsys: Captured
+) -> None:
+    kernel.rules[4].append(["pref", "4094", "not", "fwmark", "0xca6c", "lookup", "51"])
+    assert main(["netfilter", "apply", *where]) == Exit.DONE
+    assert capsys.readouterr().err == (
+        "plain: needs no rules\n"
+        "warning: routing rules of others (ip -4 rule: pref 4094) come before relayd's"
+        " (4096), and what they match goes their way: give them a pref beyond 4097\n"
+    )
+
+
 def test_all_are_removed(
     file: str, tmp_path: Path, kernel: FakeKernel, capsys: Captured
 ) -> None:
@@ -225,7 +270,7 @@ def test_a_relay_that_there_is_not(
         assert said.out == ""
         assert f": there is no relay {name!r} that may have rules; there is" in said.err
         assert len(said.err.splitlines()) == 1
-    assert kernel.asked == []
+    assert kernel.changes == 0
 
 
 @pytest.mark.parametrize("command", ["show", "apply", "remove"])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from relayd.core.errors import NetfilterError
-from relayd.netfilter import applying, documents, programs
+from relayd.netfilter import applying, documents, ip_routes, programs
 from relayd.netfilter.expressions import written
 from relayd.netfilter.rules import Answers, Intake, RelayRules
 from tests.support.kernel import FakeKernel
@@ -49,7 +49,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeKernel:
     made.tables.update(OTHERS)
     path = tmp_path / "disable_ipv6"
     path.write_text("0\n")
-    monkeypatch.setattr(applying, "_NO_IPV6", path)
+    monkeypatch.setattr(ip_routes, "_NO_IPV6", path)
     return made
 
 
@@ -191,6 +191,91 @@ def test_all_is_removed(kernel: FakeKernel) -> None:
     assert kernel.all == before
 
 
+def test_all_are_removed_though_the_table_is_gone(kernel: FakeKernel) -> None:
+    """By the routing rules, it is known which mark there was."""
+    before = kernel.all
+    kernel.rules[4].append(["pref", "4096", "fwmark", "0x8000/0x8000", "lookup", "7"])
+    others = kernel.all
+    applying.apply([TRANSPARENT, TPROXIED], 0x2000)
+    del kernel.tables[OURS]
+    applying.remove_all(MARK)
+    assert kernel.all == others
+    kernel.rules[4].clear()
+    assert kernel.all == before
+
+
+def test_whose_rules_there_are(kernel: FakeKernel) -> None:
+    assert applying.relays_there() == set()
+    applying.apply(ALL, MARK)
+    assert applying.relays_there() == {"web", "six", "own"}
+
+
+#: A routing rule without a mark; of every packet but those of a mark; of another bit.
+AHEAD = [
+    "pref 4094 lookup main",
+    "pref 1 not fwmark 0xca6c lookup 51820",
+    "pref 10 fwmark 0x1/0x1 lookup 7",
+    "pref 10 fwmark 0x1000 lookup 7",
+    "pref 10 fwmark 0x1000/0x1000 lookup 7",
+    "pref 4095 fwmark 0x2000/0x2000 lookup main",
+]
+
+#: Of what this machine sends; of all that is its own; it leads nowhere; marks without
+#: ours, twice; behind ours; another relayd's.
+HARMLESS = [
+    "pref 4000 iif lo lookup 4096",
+    "pref 5 lookup 255",
+    "pref 4094 nop",
+    "pref 4094 fwmark 0x0/0x1000 lookup main",
+    "pref 4094 fwmark 0x1 lookup main",
+    "pref 10000 lookup main",
+    "pref 4095 iif lo fwmark 0x2000/0x2000 goto 4097",
+    "pref 4096 fwmark 0x2000/0x2000 lookup 8192",
+]
+
+
+@pytest.mark.parametrize("words", AHEAD)
+def test_routing_rules_that_come_first(kernel: FakeKernel, words: str) -> None:
+    applying.apply(ALL, MARK)
+    assert applying.cautions(ALL, MARK) == []
+    kernel.rules[6].append(words.split())
+    [said] = applying.cautions(ALL, MARK)
+    place = words.split()[1]
+    assert said.startswith(
+        f"routing rules of others (ip -6 rule: pref {place}) come before relayd's"
+    )
+    # Those of whom nothing is marked have none.
+    assert applying.cautions([DNAT], MARK) == []
+
+
+@pytest.mark.parametrize("words", HARMLESS)
+def test_routing_rules_that_do_not_matter(kernel: FakeKernel, words: str) -> None:
+    applying.apply(ALL, MARK)
+    kernel.rules[4].append(words.split())
+    assert applying.cautions(ALL, MARK) == []
+
+
+@pytest.mark.parametrize(
+    ("lo", "others", "is_told"),
+    [("1", "0", True), ("1", "1", False), ("0", "0", False)],
+)
+def test_lo_alone_has_no_ipv6(
+    kernel: FakeKernel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lo: str,
+    others: str,
+    is_told: bool,
+) -> None:
+    ip_routes._NO_IPV6.write_text(f"{lo}\n")
+    path = tmp_path / "all"
+    path.write_text(f"{others}\n")
+    monkeypatch.setattr(ip_routes, "_NONE_HAS_IPV6", path)
+    applying.apply(ALL, MARK)
+    said = applying.cautions(ALL, MARK)
+    assert [each[:27] for each in said] == ["IPv6 is disabled on lo alon"] * is_told
+
+
 def test_a_relay_is_closed_to_new_clients(kernel: FakeKernel) -> None:
     """What sockets wait for is delivered still, and NAT goes on."""
     applying.apply([TRANSPARENT, TPROXIED, DATAGRAMS], MARK)
@@ -215,9 +300,9 @@ def test_a_relay_is_closed_to_new_clients(kernel: FakeKernel) -> None:
 def test_without_ipv6(kernel: FakeKernel, tmp_path: Path, text: str | None) -> None:
     """There is no route for it; rules for it harm nobody."""
     if text is None:
-        applying._NO_IPV6.unlink()
+        ip_routes._NO_IPV6.unlink()
     else:
-        applying._NO_IPV6.write_text(text)
+        ip_routes._NO_IPV6.write_text(text)
     both = attrs.evolve(TRANSPARENT, answers=(Answers(),))
     applying.apply([both], MARK)
     assert routed(kernel) == {4: [MARK]}
@@ -356,7 +441,7 @@ class Changes(RuleBasedStateMachine):
         self.kernel = FakeKernel()
         self.kernel.install(self.patch)
         self.kernel.tables.update(OTHERS)
-        self.patch.setattr(applying, "_is_here", lambda version: True)
+        self.patch.setattr(ip_routes, "is_here", lambda version: True)
         #: What each relay has, and by which mark.
         self.there: dict[str, tuple[RelayRules, int]] = {}
 

@@ -3,191 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import attrs
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred
 
-from relayd.configuring.address_grammar import HostPort, UdpAddress
-from relayd.configuring.config import Relay, ServerDialing, Socks4Relay, UdpRelay
-from relayd.core.errors import CannotStart, NetfilterError
+from relayd.configuring.address_grammar import HostPort
+from relayd.configuring.config import Relay, ServerDialing, Socks4Relay
+from relayd.core.errors import CannotStart
 from relayd.core.interception import parse_intercept
-from relayd.netfilter.rules import RelayRules, rules_of
+from relayd.netfilter.rules import rules_of
 from relayd.observing.readings import RuleCounts
-from relayd.operating.managed_rules import KEPT, LOOK, RETRY, ManagedRules
+from relayd.operating.managed_rules import KEPT, LOOK, RETRY
 from tests.conftest import LoggedFailures
-from tests.support.steered import Standing, result
-
-MARK = 0x1000
-LISTENER = "192.0.2.1"
-
-#: No other test run claims the names of these relays.
-OWN = f"m{os.getpid()}"
-WEB, DNS = f"{OWN}-web", f"{OWN}-dns"
-
-
-class Kernel:
-    """Has the rules; a set of names stands for what it does not let be done.
-
-    :ivar has: the rules of each relay.
-    :ivar calls: what was asked of it, and for whom.
-    """
-
-    def __init__(self) -> None:
-        self.has: dict[str, RelayRules] = {}
-        self.calls: list[str] = []
-        self.refuses = set[str]()
-
-    def _asked(self, what: str, names: Collection[str]) -> None:
-        assert names
-        self.calls.append(f"{what} {' '.join(sorted(names))}".replace(f"{OWN}-", ""))
-        if what in self.refuses:
-            raise NetfilterError("it takes CAP_NET_ADMIN")
-
-    def apply(self, rules: Sequence[RelayRules], mark: int) -> None:
-        assert mark == MARK
-        self._asked("apply", [each.name for each in rules])
-        self.has.update({each.name: each for each in rules})
-
-    def remove(self, names: Collection[str], mark: int) -> None:
-        assert mark == MARK
-        self._asked("remove", names)
-        for name in names:
-            self.has.pop(name, None)
-
-    def lost(self, rules: Sequence[RelayRules], mark: int) -> list[str]:
-        assert mark == MARK
-        self._asked("lost", [each.name for each in rules])
-        return [each.name for each in rules if self.has.get(each.name) != each]
-
-    def did(self) -> list[str]:
-        """What it was asked for since."""
-        did, self.calls = self.calls, []
-        return did
-
-
-class Watch:
-    """Stands for what tells of changes by others.
-
-    :ivar look: what it calls then.
-    :ivar is_on: it was started, and not stopped.
-    :ivar why_not: why it can't be.
-    :ivar misses: how often something was missing.
-    """
-
-    def __init__(self, _: Any, look: Callable[[], None]) -> None:
-        self.look = look
-        self.is_on = False
-        self.why_not = ""
-        self.misses = 0
-
-    def start(self) -> None:
-        self.is_on = not self.why_not
-
-    def stop(self) -> None:
-        self.is_on, self.why_not = False, ""
-
-    def missed(self) -> None:
-        self.misses += 1
-
-
-@attrs.define(eq=False)
-class Served:
-    """A factory, or a UDP relay: who lives in it."""
-
-    name: str
-    registry: list[str] = attrs.field(factory=list)
-
-
-@attrs.define(eq=False)
-class Unit:
-    """A relay as it was built."""
-
-    settings: Any
-    served: Served
-
-    @property
-    def name(self) -> str:
-        return str(self.settings.name)
-
-    @property
-    def kind(self) -> str:
-        return "udp" if isinstance(self.settings, UdpRelay) else "tcp"
-
-
-class Process:
-    """A process with relays, and what manages their rules."""
-
-    def __init__(self, *relays: Any) -> None:
-        self.reactor: Any = Standing()
-        self.kernel = Kernel()
-        self.units: dict[str, Unit] = {}
-        self.config, self.service = self, self
-        self.netfilter_mark = MARK
-        self._former: list[Served] = []
-        for each in relays:
-            self.units[each.name] = Unit(each, Served(each.name))
-        managed: Any = self
-        self.watch: Any = None
-        self.rules = ManagedRules(
-            *(managed, self.reactor, "relayd", self.kernel), watching=self._watching
-        )
-
-    def _watching(self, reactor: Any, look: Callable[[], None]) -> Any:
-        self.watch = Watch(reactor, look)
-        return self.watch
-
-    @property
-    def former(self) -> list[Served]:
-        return [each for each in self._former if each.registry]
-
-    @property
-    def served(self) -> list[Served]:
-        return [*(each.served for each in self.units.values()), *self.former]
-
-    def change(self, *relays: Any) -> Deferred[Sequence[str]]:
-        """Have these relays; those that are not named stay."""
-        for each in relays:
-            before = self.units.get(each.name)
-            served = Served(each.name)
-            if before is not None and isinstance(each, UdpRelay):
-                served = before.served
-            elif before is not None:
-                self._former.append(before.served)
-            self.units[each.name] = Unit(each, served)
-        return self.rules.follow()
-
-    def drop(self, name: str) -> None:
-        self._former.append(self.units.pop(name).served)
-        assert result(self.rules.follow()) == []
-
-    def has(self, relay: Any) -> bool:
-        """Whether the kernel has all that a relay needs, and no more."""
-        return self.kernel.has.get(relay.name) == rules_of(relay)
-
-
-def web(**more: Any) -> Relay:
-    """Transparent, and clients are brought to it."""
-    given = {
-        "intercepts": [parse_intercept("192.0.2.2:80")],
-        "dialing": ServerDialing(transparent=True),
-        "name": WEB,
-        **more,
-    }
-    port = HostPort("192.0.2.9", 80)
-    return Relay([HostPort(LISTENER, 16000)], [port], **given)
-
-
-def dns(server: str = "192.0.2.53", **more: Any) -> UdpRelay:
-    given = {"dialing": ServerDialing(transparent=True), "name": DNS, **more}
-    return UdpRelay([UdpAddress(LISTENER, 53)], [UdpAddress(server, 53)], **given)
-
-
-PLAIN = ServerDialing()
+from tests.support.managed import (
+    DNS,
+    LISTENER,
+    OWN,
+    PLAIN,
+    WEB,
+    Process,
+    Served,
+    Unit,
+    dns,
+    web,
+)
+from tests.support.steered import result
 
 
 @pytest.fixture
@@ -208,6 +52,7 @@ def started(request: pytest.FixtureRequest) -> Any:
         result(each.rules.stopService())
         assert each.kernel.has == {}
         assert each.reactor.getDelayedCalls() == []
+        assert each.reactor.readers == set()
         assert not each.watch.is_on
 
 
@@ -271,6 +116,31 @@ def test_a_start_that_may_not_leaves_none() -> None:
     assert process.kernel.did() == ["apply web", "remove web"]
 
 
+def test_what_a_crash_has_left_of_a_relay_that_needs_none(started: Start) -> None:
+    """It goes; that of others' relays stays."""
+    before = Process(web())
+    for name in (WEB, "other"):
+        before.kernel.has[name] = attrs.evolve(rules_of(web()), name=name)  # type: ignore[type-var]
+    before.units[WEB] = Unit(web(intercepts=[], dialing=PLAIN), Served(WEB))
+    before.rules.startService()
+    assert before.kernel.did() == ["remove web"]
+    assert {*before.kernel.has} == {"other"}
+    result(before.rules.stopService())
+
+
+def test_it_is_another_processs_or_can_t_be_listed(started: Start) -> None:
+    """A relay that needs none starts all the same."""
+    theirs = started(web())
+    idle = web(intercepts=[], dialing=PLAIN)
+    for refused in (set[str](), {"relays_there"}):
+        ours = Process(idle)
+        ours.kernel.has = theirs.kernel.has
+        ours.kernel.refuses = refused
+        ours.rules.startService()
+        result(ours.rules.stopService())
+        assert ours.kernel.did() == []
+
+
 def test_another_user_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
     process = Process(web())
     process.kernel.refuses = {"apply"}
@@ -307,6 +177,29 @@ def test_a_part_that_cannot_start_has_them_removed_at_once(started: Start) -> No
     process.rules.close()
     assert process.kernel.did() == ["remove web"]
     assert process.reactor.getDelayedCalls() == []
+
+
+# -- cautions
+
+
+def test_what_may_keep_rules_from_doing_something_is_told(
+    started: Start,
+) -> None:
+    """At the start, after changes of ours and of others, and once."""
+    process = started(web())
+    assert process.rules.shown()["problems"] == []
+    process.kernel.warns = ["a rule of others comes first"]
+    process.watch.look()
+    assert process.rules.shown()["problems"] == ["a rule of others comes first"]
+    assert result(process.change(dns())) == []
+    assert process.rules.shown()["problems"] == ["a rule of others comes first"]
+    process.kernel.refuses = {"cautions"}
+    process.kernel.warns = []
+    process.watch.look()
+    assert process.rules.shown()["problems"] == ["a rule of others comes first"]
+    process.kernel.refuses.clear()
+    process.watch.look()
+    assert process.rules.shown()["problems"] == []
 
 
 # -- changes

@@ -30,7 +30,7 @@ from tests.support.process import (
     read_all,
     relay,
 )
-from tests.system.gateway import V4, Gateway, gateway
+from tests.system.gateway import RELAYCTL, V4, Gateway, gateway
 from tests.system.namespaces import Machine, made
 from tests.system.operators import Operator
 from tests.system.programs import lacking, program, run
@@ -252,6 +252,42 @@ def test_a_crash_leaves_nothing_twice(machine: Machine, operator: Operator) -> N
     with steered(machine, operator) as running:
         ended(running)
     assert state(machine) == before
+
+
+def test_what_a_crash_has_left_of_one_that_needs_none_goes(
+    machine: Machine, operator: Operator
+) -> None:
+    before = state(machine)
+    with steered(machine, operator) as running:
+        running.signal(signal.SIGKILL)
+        running.wait()
+    assert chains(machine) == ALL
+    operator.writes('[tcp.web]\nlisten = ":16000"\ndest = "192.168.0.1:80"\n' + MAIL)
+    with steered(machine, operator) as running:
+        assert chains(machine) == ["redirect-mail", "divert-dns"]
+        ended(running)
+    # Of one that is no more, it is not its own to remove.
+    assert chains(machine) == ["divert-dns"]
+    relayctl = (*machine.runs(RELAYCTL), "netfilter", "remove")
+    assert run(*relayctl, "dns") == "dns: removed\n"
+    assert state(machine) == before
+
+
+def test_routing_rules_of_others_that_come_first_are_told(
+    machine: Machine, operator: Operator
+) -> None:
+    """As they come, and until they go."""
+    ip = machine.runs("ip", "rule")
+    with steered(machine, operator) as running:
+        # Without a place, it is put before all others.
+        run(*ip, "add", "lookup", "33")
+        running.wait_for(
+            r"routing rules of others \(ip -4 rule: pref 4094\) come before"
+        )
+        assert len(operator.asks("status")["netfilter"]["problems"]) == 1
+        run(*ip, "del", "pref", "4094")
+        eventually(lambda: operator.asks("status")["netfilter"]["problems"] == [])
+        ended(running)
 
 
 # -- what can't be

@@ -227,6 +227,18 @@ table inet filter {
 """
 
 
+def test_all_goes_though_somebody_has_removed_the_table(
+    inside: Machine, rules: list[RelayRules]
+) -> None:
+    """Which mark there was is known by the routing rules."""
+    there = state()
+    applying.apply(rules, 0x2000)
+    run("nft", "delete", "table", "inet", "relayd")
+    assert state() != there
+    applying.remove_all(MARK)
+    assert state() == there
+
+
 def test_nothing_else_is_touched(
     inside: Machine, rules: list[RelayRules], tmp_path: Path
 ) -> None:
