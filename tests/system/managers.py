@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.process import PATIENCE
+from tests.support.process import PATIENCE, START
 from tests.system.programs import lacking, program, run
 
 PROJECT = Path(__file__).parent.parent.parent
@@ -113,7 +113,8 @@ class Manager:
             },
             capture_output=True,
             text=True,
-            timeout=PATIENCE,
+            # To start a unit is to wait until its interpreter has started.
+            timeout=START,
             check=False,
         )
         self.succeeded = done.returncode == 0

@@ -75,6 +75,7 @@ class OpenLoop:
         self._news = threading.Condition()
         self.requests: list[Request] = []
         self._change: Callable[[], object] | None = None
+        self._begun = 0
         self._problem: BaseException | None = None
         self._ends = False
         self.thread = threading.Thread(target=self._run)
@@ -107,16 +108,17 @@ class OpenLoop:
     def pausing(self, change: Callable[[], object]) -> int:
         """Do this while no request is under way, so that none is cut off by it.
 
-        Requests that are due meanwhile are late.
+        None is due meanwhile: what the change takes is nobody's latency.
 
-        :return: how many have begun.
+        :return: how many had begun.
         """
         with self._news:
             self._change = change
             assert self._news.wait_for(lambda: self._change is None, PATIENCE)
             if self._problem is not None:
                 raise self._problem
-            return len(self.requests)
+            # Others may have begun before this thread is told.
+            return self._begun
 
     def end(self) -> list[Request]:
         """Wait for all that have begun; all of them."""
@@ -137,12 +139,14 @@ class OpenLoop:
             if self._change is not None:
                 await _over(running)
                 with self._news:
+                    self._begun = len(self.requests)
                     try:
                         self._change()
                     except BaseException as problem:
                         self._problem = problem
                     self._change = None
                     self._news.notify_all()
+                due = now()
             await asyncio.sleep(max(due - now(), 0))
             request = Request(due)
             with self._news:

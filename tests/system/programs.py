@@ -15,7 +15,7 @@ import pytest
 from tests.support.process import RelayProcess
 
 #: Seconds that a program which ends by itself may take.
-LIMIT = 120.0
+LIMIT = 300.0
 
 
 def program(name: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.process import (
     PATIENCE,
+    START,
     TWISTD,
     RelayProcess,
     Server,
@@ -52,8 +53,12 @@ def service(
         yield manager
 
 
-def exchange(client: socket.socket, server: Server) -> None:
-    """A question and an answer, and the end."""
+def exchange(client: socket.socket, server: Server, patience: float = PATIENCE) -> None:
+    """A question and an answer, and the end.
+
+    :param patience: seconds until the relay comes; START, where a client starts it.
+    """
+    server.socket.settimeout(patience)
     with server.accept() as there:
         client.sendall(b"question")
         assert read_exactly(there, 8) == b"question"
@@ -132,7 +137,7 @@ def test_a_relay_that_hangs_is_started_again(tmp_path: Path) -> None:
             shown = manager.show("relayd.service", "NRestarts", "ActiveState")
             return sorted(shown) == ["1", "active"]
 
-        eventually(again, "it was started again")
+        eventually(again, "it was started again", START)
         with connect(port) as client:
             exchange(client, server)
 
@@ -181,7 +186,7 @@ dest = "{datagrams}"
             manager.do("start", "relayd.socket", "relayd-dns.socket")
             assert manager.show("relayd.service", "ActiveState") == ["inactive"]
             with connect(web) as client:
-                exchange(client, server)
+                exchange(client, server, START)
             assert manager.show("relayd.service", "ActiveState") == ["active"]
             with udp_client(dns) as asking:
                 asking.send(b"question")
@@ -189,11 +194,14 @@ dest = "{datagrams}"
                 assert asking.recv(100) == b"question"
             manager.do("restart", "--no-block", "relayd.service")
             with connect(web, host="::1") as client:
-                exchange(client, server)
+                exchange(client, server, START)
             for address in (f"127.0.0.1:{web}", f"[::1]:{web}", f"udp:127.0.0.1:{dns}"):
                 there = f"listening on {address}, "
                 # The client may have been the last of the one before.
-                eventually(lambda there=there: manager.output().count(there) == 2)
+                eventually(
+                    lambda there=there: manager.output().count(there) == 2,
+                    patience=START,
+                )
             assert "Traceback" not in manager.output()
 
 
@@ -228,7 +236,7 @@ def test_sockets_without_a_manager(
             header = b"PROXY TCP4 192.0.2.1 192.0.2.2 1000 80\r\n" if balanced else b""
             with connect(port) as client:
                 client.sendall(header)
-                exchange(client, server)
+                exchange(client, server, START)
             with closing(socket.socket(socket.AF_UNIX)) as client:
                 client.settimeout(PATIENCE)
                 client.connect(str(path))
@@ -253,6 +261,8 @@ def test_datagrams_without_a_manager() -> None:
         )
         try:
             running.wait_for("Listening on")
+            # The client starts an interpreter.
+            server.socket.settimeout(START)
             with udp_client(port) as client:
                 client.send(b"question")
                 server.send(*server.receive())
@@ -284,7 +294,8 @@ def test_a_socket_that_was_not_passed_is_one_line(
     try:
         running.wait_for("Listening on")
         with connect(port):
-            assert running.wait(PATIENCE) != 0
+            # It starts first.
+            assert running.wait(START) != 0
         *_, line = running.lines
         assert f"bad endpoint '{listen}': " in line
         assert says in line

@@ -44,6 +44,8 @@ def iperf3(running: RelayProcess, *args: str) -> dict[str, Any]:
     said = run(
         *(program("iperf3"), "--client", "127.0.0.1"),
         *("--port", str(running.port), "--udp", "--bitrate", "20M"),
+        # Of both ends: who does not run for a while loses nothing.
+        *("--window", "4M"),
         *("--time", "2", "--json", *args),
     )
     summary: dict[str, Any] = json.loads(said)["end"]
