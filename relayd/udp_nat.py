@@ -62,7 +62,8 @@ class UdpNat(DatagramRelay):
     :param open_socket: opens a datagram socket of a family; for tests.
     :param own: whether an address is this machine's.
     :param max_flows: flows in all; unless given, what the limit of open files allows,
-        less a reserve.
+        and the kernel's range of ports unless all of them are transparent, each less a
+        reserve; 65,536 at most.
     :param max_flows_per_client: of one client key; unless given, half of that.
     :param timeout: seconds that a flow in use lives after something moved.  In use is
         one in which datagrams have gone both ways, and one later than two seconds after
@@ -133,8 +134,12 @@ class UdpNat(DatagramRelay):
         redirected: bool = False,
         name: str | None = None,
     ) -> None:
+        if not isinstance(servers, Pool):
+            servers = tuple(servers)
         if max_flows is None:
-            max_flows = default_max_flows(2 if redirected else 1)
+            max_flows = default_max_flows(
+                2 if redirected else 1, ephemeral=_take_ports(servers, dialing)
+            )
         if max_flows_per_client is None:
             max_flows_per_client = max(1, max_flows // 2)
         ledger: Ledger[Any] = Ledger(
@@ -220,6 +225,15 @@ def preamble_of(version: str | None) -> Preamble | None:
         raise ValueError(f"send_proxy is v2 or v2-first, not {version!r}")
     write = partial(write_version_2, datagrams=True)
     return Preamble(write, first=version == "v2-first")
+
+
+def _take_ports(servers: Pool | Iterable[Server], dialing: DialOptions | None) -> bool:
+    """Whether flows take ephemeral ports: not if all have their clients' own."""
+    known: Iterable[Any] = servers  # type: ignore[assignment]
+    if isinstance(servers, Pool):
+        known = (each.endpoint for each in servers.upstreams)
+    own = [each.dialing for each in known if each.dialing is not None]
+    return not all(each is not None and each.transparent for each in (dialing, *own))
 
 
 def _of_flows(filters: Sequence[IFilterFactory]) -> tuple[IFilterFactory, ...]:

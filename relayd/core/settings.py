@@ -165,8 +165,8 @@ MAX_FLOWS = Setting[int | None](
     name="max-flows",
     type=Count(),
     default=None,
-    otherwise="what the limit of open files and the kernel's range of ports allow,"
-    " shared by the UDP listeners",
+    otherwise="what the limit of open files allows, and the kernel's range of ports"
+    " unless the relay is transparent; 65,536 at most; shared by the UDP listeners",
     help="Limit of a listener's flows; at the limit, the flow that is not in use and"
     " was idle longest is evicted.",
     kinds=("udp",),

@@ -250,6 +250,11 @@ class _Machine:
 
     def about_relay(self, relay: AnyRelay) -> Iterator[str]:
         """What is wrong with a relay whose addresses can be used."""
+        if isinstance(relay, UdpRelay) and relay.udp.max_flows is not None:
+            # It depends on how servers are dialled.
+            from relayd.operating.udp_relays import most_flows
+
+            yield from _problem(most_flows, relay, self.shop.flows)
         # Whoever checks may lack the right that the service has.
         relay = _without_rights(relay)
         try:
@@ -263,7 +268,8 @@ class _Machine:
         if isinstance(relay, UdpRelay):
             scoped = any("%" in str(each) for each in relay.destinations)
             if relay.udp.max_flows is not None or scoped:
-                yield from self._problem_of(relay)
+                udp = attrs.evolve(relay.udp, max_flows=None)
+                yield from self._problem_of(attrs.evolve(relay, udp=udp))
         elif isinstance(relay, Socks4Relay) and relay.socks4.bind_address:
             yield from self._problem_of(relay)
 

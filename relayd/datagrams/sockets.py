@@ -30,6 +30,10 @@ BUFFER_SIZE = 65536
 #: Descriptors kept free of flows; at most a quarter of the limit.
 RESERVE = 1024
 
+#: The most flows by default, however many descriptors there are: they take 0.3 GB of
+#: memory (docs/operating.md), and whoever can forge addresses can fill the table.
+MOST_BY_DEFAULT = 1 << 16
+
 #: socket(7), Linux: counters of a socket, and the index of its drops.
 _SO_MEMINFO, _DROPS = 55, 8
 
@@ -176,12 +180,17 @@ def flow_opener(
     return opened
 
 
-def default_max_flows(descriptors: int = 1) -> int:
-    """The default limit of flows, with descriptors left for everything else.
+def default_max_flows(descriptors: int = 1, *, ephemeral: bool = True) -> int:
+    """The default limit of flows: see :func:`possible_flows`."""
+    return min(MOST_BY_DEFAULT, possible_flows(descriptors, ephemeral=ephemeral))
 
-    Each takes one of the kernel's ephemeral ports.
+
+def possible_flows(descriptors: int = 1, *, ephemeral: bool = True) -> int:
+    """How many flows this process can have, with some left for everything else.
 
     :param descriptors: that each takes: one, or two if its client was redirected.
+    :param ephemeral: each takes one of the kernel's ephemeral ports, too.  One that is
+        transparent does not: it has its client's port.
     """
     try:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -190,8 +199,10 @@ def default_max_flows(descriptors: int = 1) -> int:
         limit = 1024
     if limit == resource.RLIM_INFINITY:
         limit = 1 << 20
-    left = limit - min(RESERVE, limit // 4)
-    return max(1, min(left // descriptors, ports.count() * 7 // 8))
+    found = (limit - min(RESERVE, limit // 4)) // descriptors
+    if ephemeral:
+        found = min(found, ports.count() * 7 // 8)
+    return max(1, found)
 
 
 def bind_udp(host: str, port: int) -> socket.SocketType:

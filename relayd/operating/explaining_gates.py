@@ -11,6 +11,7 @@ from relayd.admission.session_limits import SessionLimits
 from relayd.configuring.config import Admission, AnyRelay, FlowAdmission, UdpRelay
 from relayd.core.errors import Refused
 from relayd.operating.explanation import OK, REFUSED, UNKNOWN, Moment, Step, meet
+from relayd.operating.units import takes_ports
 
 
 def meet_gates(
@@ -108,7 +109,8 @@ def _limits(steps: list[Step], gate: SessionLimits | None, client: str) -> None:
 
 def _flow_limits(steps: list[Step], relay: UdpRelay) -> None:
     limit = relay.udp.max_flows
-    most = "as many as descriptors allow" if limit is None else str(limit)
+    bounds = "descriptors and ports" if takes_ports(relay) else "descriptors"
+    most = f"as many as {bounds} allow" if limit is None else str(limit)
     each = relay.udp.max_flows_per_client
     own = "" if each is None else f", --max-flows-per-client {each}"
     why = f"--max-flows {most}{own}: a new flow takes the place of one not in use"

@@ -16,9 +16,12 @@ from relayd.operating.filtering import made_filters
 from relayd.operating.flow_pools import FlowMaker, flow_servers
 from relayd.operating.servers import check_no_more, check_own, dial_options
 from relayd.operating.standing import Listening
-from relayd.operating.units import FlowLimit, Part, Unit, Workshop
+from relayd.operating.units import FlowLimit, Part, Unit, Workshop, takes_ports
 from relayd.udp_nat import Server, UdpNat
 from relayd.upstreams.pool import Pool
+
+#: The setting of the kernel that says which ports are ephemeral.
+PORT_RANGE = "net.ipv4.ip_local_port_range"
 
 
 def udp_unit(relay: UdpRelay, shop: Workshop, before: Unit | None = None) -> Unit:
@@ -99,14 +102,17 @@ def most_flows(relay: UdpRelay, limit: FlowLimit) -> int:
     :param limit: for all UDP relays of the process.
     :raises ConfigError: it is to have more.
     """
+    possible = limit.each_on_ports if takes_ports(relay) else limit.each
     most = relay.udp.max_flows
     if most is None:
-        return limit.each
-    if most > limit.each:
-        each = f" for each of {limit.tables} listeners" if limit.tables > 1 else ""
+        return min(possible, limit.most_by_default)
+    if most > possible:
+        tables, what = limit.tables, "limit of open files (ulimit -n)"
+        if possible < limit.each:
+            tables, what = limit.on_ports, f"kernel's range of ports ({PORT_RANGE})"
+        each = f" for each of {tables} listeners" if tables > 1 else ""
         raise ConfigError(
             f"max-flows {most} is more than this process can have, which is"
-            f" {limit.each}{each}: raise the limit of open files (ulimit -n), or the"
-            " kernel's range of ports (net.ipv4.ip_local_port_range)"
+            f" {possible}{each}: raise the {what}"
         )
     return most

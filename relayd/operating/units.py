@@ -25,9 +25,10 @@ from relayd.configuring.config import (
 )
 from relayd.configuring.interceptions import listens_for_others
 from relayd.configuring.pools_of_relay import pools_of
+from relayd.configuring.server_grammar import options_of
 from relayd.core.route_spec import DEFAULT
 from relayd.core.setting_types import Kind
-from relayd.datagrams.sockets import default_max_flows
+from relayd.datagrams.sockets import MOST_BY_DEFAULT, possible_flows
 from relayd.observing.line_log import LineLog
 from relayd.observing.session_log import QuietSessionLog, SessionLog, VerboseSessionLog
 from relayd.operating.admission import Admitting
@@ -44,19 +45,46 @@ class FlowLimit:
     """How the UDP relays of a process divide its descriptors and ports.
 
     :ivar tables: the tables of flows: one for each relay, and each port of a range.
-    :ivar each: the flows that each of them can have.  Those of a relay that replies
-        from other addresses take two descriptors each.
+    :ivar each: the flows that each of them can have, by descriptors.  Those of a relay
+        that replies from other addresses take two each.
+    :ivar on_ports: the tables whose flows take ephemeral ports.
+    :ivar each_on_ports: the flows that each of these can have, by both.
     """
 
     tables: int
     each: int
+    on_ports: int
+    each_on_ports: int
 
     @classmethod
     def of(cls, config: Config) -> FlowLimit:
-        relays = [each for each in config.relays if isinstance(each, UdpRelay)]
-        each = [listens_for_others(relay) for relay in relays for _ in each_port(relay)]
-        tables, descriptors = len(each), len(each) + sum(each)
-        return cls(tables, default_max_flows() // (descriptors or 1) or 1)
+        relays = [
+            relay
+            for relay in config.relays
+            if isinstance(relay, UdpRelay)
+            for _ in each_port(relay)
+        ]
+        on_ports = sum(map(takes_ports, relays))
+        descriptors = len(relays) + sum(map(listens_for_others, relays))
+        each = possible_flows(ephemeral=False) // (descriptors or 1) or 1
+        by_ports = possible_flows() // (on_ports or 1) or 1
+        return cls(len(relays), each, on_ports, min(each, by_ports))
+
+    @property
+    def most_by_default(self) -> int:
+        """The flows that each table has unless somebody said."""
+        return max(1, MOST_BY_DEFAULT // (self.tables or 1))
+
+
+def takes_ports(relay: UdpRelay) -> bool:
+    """Whether flows of a relay take ephemeral ports, or may.
+
+    Transparent ones do not: each has its client's port.  One to a server that has a
+    source of its own is not transparent.
+    """
+    return not relay.dialing.transparent or any(
+        options_of(each).source is not None for each in relay.destinations
+    )
 
 
 @attrs.define(eq=False, slots=False)

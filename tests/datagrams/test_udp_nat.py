@@ -6,14 +6,19 @@ import errno
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from twisted.internet.task import Clock
 
 from relayd.datagrams.sockets import (
+    MOST_BY_DEFAULT,
     default_max_flows,
+    possible_flows,
 )
-from relayd.udp_nat import Server, UdpNat
+from relayd.net.dial_options import DialOptions
+from relayd.udp_nat import FlowServer, Server, UdpNat
+from relayd.upstreams.pool import Pool
 from tests.datagrams.support import (
     SERVER,
 )
@@ -69,6 +74,44 @@ def test_the_default_of_flows_depends_on_the_limit_of_open_files(
 
     monkeypatch.setattr("relayd.datagrams.sockets.resource.getrlimit", refuse)
     assert default_max_flows() == 768
+
+
+def test_flows_with_their_clients_ports_are_bounded_by_descriptors(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By default, by a constant, too; all of them need to have those."""
+    ports = tmp_path / "ports"
+    ports.write_text("32768 33767")
+    monkeypatch.setattr("relayd.core.ports.PORT_RANGE", ports)
+
+    def limit(descriptors: int) -> None:
+        monkeypatch.setattr(
+            "relayd.datagrams.sockets.resource.getrlimit", lambda _: (descriptors,) * 2
+        )
+
+    limit(20000)
+    assert possible_flows(2, ephemeral=False) == 9488
+    own, source = DialOptions(transparent=True), DialOptions(source4="127.0.0.2")
+    plain, other = Server(*SERVER), Server(*SERVER, dialing=source)
+    one = Server(*SERVER, dialing=own)
+    for servers, dialing, most in (
+        ([plain], own, 18976),
+        ([plain], None, 875),
+        ([plain, other], own, 875),
+        ([one], None, 875),
+        (iter([plain, one]), own, 18976),
+        (Pool([FlowServer.at(Server(*SERVER))]), own, 18976),
+        (Pool([FlowServer.at(Server(*SERVER, dialing=source))]), own, 875),
+        (Pool([]), None, 875),
+    ):
+        made: Any = servers
+        nat = UdpNat(Clock(), made, dialing=dialing)
+        assert nat.table.max_flows == most
+    nat = UdpNat(Clock(), [plain], dialing=own, redirected=True)
+    assert nat.table.max_flows == 9488
+    limit(-1)
+    assert default_max_flows(ephemeral=False) == MOST_BY_DEFAULT
+    assert possible_flows(ephemeral=False) > MOST_BY_DEFAULT
 
 
 def test_a_relay_that_brings_nobody_elsewhere_loads_nothing_for_it() -> None:

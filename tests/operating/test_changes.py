@@ -143,7 +143,7 @@ def test_udp_relays_share_what_the_process_can_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As at a start: one that stays has less when there is another."""
-    monkeypatch.setattr("relayd.operating.units.default_max_flows", lambda: 100)
+    monkeypatch.setattr("relayd.operating.units.possible_flows", lambda **_: 100)
     with running(tmp_path, two("udp", 20001, 20002)) as relayd:
         assert relayd.served("a").table.max_flows == 50
         tables = two("udp", 20001, 20002)

@@ -124,7 +124,7 @@ def test_udp_relays_divide_the_limit_of_flows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """None gets what another was promised, and more than there is can't be had."""
-    monkeypatch.setattr("relayd.operating.units.default_max_flows", lambda: 101)
+    monkeypatch.setattr("relayd.operating.units.possible_flows", lambda **_: 101)
 
     def relays(*ports: int, **udp: int) -> list[UdpRelay]:
         return [

@@ -185,7 +185,7 @@ def test_what_is_listed_of_them(tmp_path: Path) -> None:
 def test_flows_that_take_two_descriptors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(units, "default_max_flows", lambda: 300)
+    monkeypatch.setattr(units, "possible_flows", lambda **_: 300)
     text = """
 [udp.a]
 listen = "53"
@@ -196,7 +196,7 @@ dest = "{}"
 """
     for dest, each in (("10.0.0.1:54", 150), ("original", 100)):
         config = config_of(tmp_path / "f.toml", text.format(dest))
-        assert units.FlowLimit.of(config) == units.FlowLimit(2, each)
+        assert units.FlowLimit.of(config) == units.FlowLimit(2, each, 2, each)
 
 
 # -- rights
