@@ -32,9 +32,10 @@ import socket
 from collections.abc import Hashable
 from typing import Any
 
-from relayd.core.addresses import is_loopback, socket_name
+from relayd.core.addresses import numeric_host, socket_name
 from relayd.datagrams.interfaces import Ends
 from relayd.net import broadcast
+from relayd.net import transparent as as_client
 
 #: Hosts whose addresses are known to be fit, or not.
 REMEMBERED = 1024
@@ -247,30 +248,25 @@ def connected_as(sock: Any, ends: Ends, where: Any) -> PlacedSocket:
 
 
 def check_source(source: Any, where: Any) -> None:
-    """Whether a server can be sent to from a client's address.
+    """Whether a server can be sent to from a client's address: as one is dialled from
+    there (:mod:`relayd.net.transparent`).
 
     :param source: the client's socket address, `where` the server's.
     :raises NotAsClient: it can't.
     """
-    if len(source) != len(where):
-        kind = "an IPv4" if len(source) == 2 else "an IPv6"
-        raise NotAsClient(
-            f"{socket_name(source)} is {kind} client, and the server"
-            f" {socket_name(where)} is not"
-        )
     host = source[0]
-    if not is_host(host):
-        raise NotAsClient(f"{socket_name(source)} is no address of one host")
+    try:
+        # What is no host's is remembered here: each of its datagrams asks.
+        if not is_host(host):
+            raise as_client.no_host(host)
+        as_client.check_client(host, where[0])
+        # With an interface, it is link-local.
+        if len(source) == 4 and source[3] and source[3] != where[3]:
+            raise as_client.link_only(numeric_host(source))
+    except OSError as problem:
+        raise NotAsClient(problem.strerror or "") from problem
     if source == where:
         raise NotAsClient(f"{socket_name(source)} would be its own server")
-    if (is_loopback(host) and not is_loopback(where[0])) or (
-        # With an interface, it is link-local.
-        len(source) == 4 and source[3] and source[3] != where[3]
-    ):
-        raise NotAsClient(
-            f"{socket_name(source)} is known on its own link only, not to the server"
-            f" {socket_name(where)}"
-        )
 
 
 @functools.lru_cache(maxsize=REMEMBERED)

@@ -88,32 +88,53 @@ def be_client(sock: Any, server: Any, host: str) -> None:
         the server's (EADDRNOTAVAIL, or another of :data:`relayd.core.errors.SHORTAGE`);
         `strerror` is one line.
     """
-    there = server[0].partition("%")[0]
-    here, is_near = _fit(host, ":" in there)
-    if is_near or here == there:
-        _check_near(here, there, host)
+    source = source_for(server, host)
     try:
-        if "%" not in host:
-            bind_to(sock, (here, 0))
-            return
-        # Nothing is looked up but the scope of fe80::1%eth0.
-        found = socket.getaddrinfo(host, 0, flags=socket.AI_NUMERICHOST)
-        address: Any = found[0][4]
-        is_known = address[3:] == server[3:4]
-        if is_known:
-            bind_to(sock, address)
+        bind_to(sock, source)
     except OSError as problem:
         if problem.errno in SHORTAGE - {errno.EADDRNOTAVAIL}:
             raise
-        why = problem.strerror or str(problem)
-        raise _refused(f"not from the client's address {host}: {why}") from problem
-    if not is_known:
+        raise _not_from(host, problem) from problem
+
+
+def source_for(server: Any, host: str) -> Any:
+    """What a socket is bound to that a server is dialled by from a client's address.
+
+    :param server: see :func:`be_client`; so `host`.
+    :return: the client's socket address, with port 0.
+    :raises OSError: EADDRNOTAVAIL: the server can't be dialled from there.
+    """
+    here = check_client(host, server[0].partition("%")[0])
+    if "%" not in host:
+        return here, 0
+    try:
+        # Nothing is looked up but the scope of fe80::1%eth0.
+        found = socket.getaddrinfo(host, 0, flags=socket.AI_NUMERICHOST)
+    except OSError as problem:
+        raise _not_from(host, problem) from problem
+    address: Any = found[0][4]
+    if address[3:] != server[3:4]:
         # The kernel would say that there is no route to the server.
-        raise _refused(f"the client's address {host} is known on its link only")
+        raise link_only(host)
+    return address
+
+
+def check_client(host: str, there: str) -> str:
+    """Whether a server may be dialled, or sent to, from a client's address.
+
+    :param host: the client's, with its scope if it needs one; empty for none.
+    :param there: the server's address, without one.
+    :return: the client's without its scope.
+    :raises OSError: EADDRNOTAVAIL: it may not.
+    """
+    here, is_near = check_host(host, ":" in there)
+    if is_near or here == there:
+        _check_near(here, there, host)
+    return here
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
-def _fit(host: str, is_ipv6: bool) -> tuple[str, bool]:
+def check_host(host: str, is_ipv6: bool) -> tuple[str, bool]:
     """The address of a client, if a server of this family may be dialled from it.
 
     :param host: the address, with its scope if it needs one.
@@ -131,7 +152,7 @@ def _fit(host: str, is_ipv6: bool) -> tuple[str, bool]:
         )
     text = str(address)
     if not broadcast.is_host(text):
-        raise _refused(f"the client's address {host} is not that of one host")
+        raise no_host(host)
     return text, is_loopback(text)
 
 
@@ -148,6 +169,21 @@ def _check_near(here: str, there: str, host: str) -> None:
     if here == there:
         raise _refused(f"the client's address {host} is the server's own")
     raise _refused(f"the client's address {host} never leaves this machine")
+
+
+def no_host(host: str) -> OSError:
+    """The error for an address of a client that is not that of one host."""
+    return _refused(f"the client's address {host} is not that of one host")
+
+
+def link_only(host: str) -> OSError:
+    """The error for one that is link-local, and the server is not on its link."""
+    return _refused(f"the client's address {host} is known on its link only")
+
+
+def _not_from(host: str, problem: OSError) -> OSError:
+    why = problem.strerror or str(problem)
+    return _refused(f"not from the client's address {host}: {why}")
 
 
 def _refused(why: str) -> OSError:

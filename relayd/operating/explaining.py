@@ -3,7 +3,8 @@
 Nothing is connected, looked up or changed, but for what a route of the relay's operator
 does (:mod:`relayd.operating.explaining_routes`).  What decides is what decides in a
 relay: the gate, the pool and the policy are built of the relay's settings as ever, or
-are those of a running relay, and are asked by methods that count nobody.
+are those of a running relay, and are asked by methods that count nobody.  So is what
+refuses to dial for a client (:mod:`relayd.operating.explaining_transparent`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 import attrs
 
 from relayd.admission.hours import utc_now
-from relayd.configuring.address_grammar import PortRange, dialled_host
 from relayd.configuring.config import (
     AnyRelay,
     Config,
@@ -24,12 +24,9 @@ from relayd.configuring.config import (
     UdpRelay,
 )
 from relayd.configuring.configure import configure
-from relayd.configuring.ends import address_of
 from relayd.configuring.file import read_layers
-from relayd.configuring.pools_of_relay import servers_of
-from relayd.configuring.server_grammar import options_of
+from relayd.configuring.server_grammar import parse_server
 from relayd.configuring.written import named
-from relayd.core.addresses import host_of
 from relayd.core.errors import ConfigError
 from relayd.core.route_spec import DEFAULT
 from relayd.operating.admission import Admitting
@@ -46,10 +43,14 @@ from relayd.operating.explaining_routes import (
     server_name,
     without_reactor,
 )
+from relayd.operating.explaining_transparent import (
+    chosen_for,
+    meet_dialing,
+    servers_in,
+)
 from relayd.operating.explanation import (
     OK,
     REFUSED,
-    UNIX_CLIENT,
     UNKNOWN,
     Explanation,
     GetsNoFurther,
@@ -241,6 +242,9 @@ async def explained(
             decision = await decision_of(steps, asked, decide)
             if decision is None or decision.server not in (None, dest):
                 where = None if decision is None else server_name(asked, decision)
+                if decision is not None and isinstance(relay, Relay):
+                    named_by_route = [parse_server(decision.server or "")]
+                    meet_dialing(steps, relay, named_by_route, client)
                 return Explanation(True, steps, where)
             name = decision.pool
         if isinstance(relay, Socks4Relay):
@@ -248,43 +252,13 @@ async def explained(
             return Explanation(True, steps, dest)
         if name is None:
             return Explanation(True, steps, None)
-        _meet_transparent(steps, relay, client)
+        refused = meet_dialing(steps, relay, servers_in(relay, name), client)
         choice = choice_of(known.pool_of(name, relay), relay, client, known.ordinal)
+        choice = chosen_for(choice, refused)
         steps += choice.steps
         return Explanation(not choice.refused, steps, choice.server)
     except GetsNoFurther:
         return Explanation(False, steps, None)
-
-
-def _meet_transparent(steps: list[Step], relay: Relay | UdpRelay, client: str) -> None:
-    if not relay.dialing.transparent:
-        return
-    if client == UNIX_CLIENT:
-        why = "--transparent: clients of UNIX sockets have no address"
-        meet(steps, "transparent", REFUSED, why)
-    address = address_of(host_of(client))
-    if address is not None and not _has_server_of(relay, address.version):
-        why = f"--transparent: no server can be dialled from an IPv{address.version}"
-        meet(steps, "transparent", REFUSED, f"{why} address")
-    what = "address and port" if isinstance(relay, UdpRelay) else "address"
-    why = f"--transparent: a server is dialled from the client's own {what}"
-    meet(steps, "transparent", "its own", why)
-
-
-def _has_server_of(relay: Relay | UdpRelay, version: int) -> bool:
-    """Whether a client of a version of IP may have its own address towards a server.
-
-    What a name is, or where clients meant to go, is not known.
-    """
-    for each in servers_of(relay):
-        server = each.first if isinstance(each, PortRange) else each
-        host = getattr(server, "host", None)
-        if host is None or options_of(each).source is not None:
-            return True
-        address = address_of(dialled_host(host).partition("%")[0])
-        if address is None or address.version == version:
-            return True
-    return False
 
 
 def _accept_proxy(steps: list[Step], relay: AnyRelay, client: str) -> None:

@@ -207,28 +207,34 @@ def test_a_clients_port_may_be_that_of_the_listener() -> None:
         (
             ("192.0.2.1", 4000),
             ("2001:db8::1", 53),
-            "192.0.2.1:4000 is an IPv4 client, and the server [2001:db8::1]:53 is not",
+            "192.0.2.1 is IPv4, and the server's IPv6",
         ),
         (
             ("2001:db8::7", 4000, 0, 0),
             SERVER,
-            (
-                "[2001:db8::7]:4000 is an IPv6 client, and the server 198.51.100.1:53"
-                " is not"
-            ),
+            "2001:db8::7 is IPv6, and the server's IPv4",
         ),
         (
             ("127.0.0.5", 4000),
             SERVER,
-            (
-                "127.0.0.5:4000 is known on its own link only, not to the server"
-                " 198.51.100.1:53"
-            ),
+            "127.0.0.5 never leaves this machine",
         ),
         (
             ("224.0.0.9", 4000),
             SERVER,
-            "224.0.0.9:4000 is no address of one host",
+            "224.0.0.9 is not that of one host",
+        ),
+        (
+            ("255.255.255.255", 4000),
+            SERVER,
+            "255.255.255.255 is not that of one host",
+        ),
+        # From another port of the server's own machine.
+        ((SERVER[0], 4000), SERVER, f"{SERVER[0]} is the server's own"),
+        (
+            ("2001:db8::1", 4000, 0, 0),
+            ("2001:db8::1", 53),
+            "2001:db8::1 is the server's own",
         ),
     ],
 )
@@ -241,10 +247,42 @@ def test_what_can_not_be_sent_on_is_dropped(
         bench.arrive(source=source)
     assert bench.nat.counters.dropped == {"no_source": 1}
     [line] = logs
-    assert line["why"] == f"no socket for a flow of {source[0]}: {said}"
+    assert line["why"] == (
+        f"no socket for a flow of {source[0]}: transparent: the client's address {said}"
+    )
     assert not bench.live
     bench.check()
     bench.close()
+
+
+@pytest.mark.parametrize(
+    ("source", "where", "said"),
+    [
+        (("127.0.0.1", 4000), ("127.0.0.1", 53), ""),
+        (("127.0.0.5", 4000), ("127.0.0.1", 53), ""),
+        (("::1", 4000, 0, 0), ("::1", 53, 0, 0), ""),
+        (
+            ("127.0.0.1", 53),
+            ("127.0.0.1", 53),
+            "127.0.0.1:53 would be its own server",
+        ),
+        (
+            ("fe80::1", 4000, 0, 1),
+            ("fe80::2", 53, 0, 2),
+            "transparent: the client's address fe80::1%lo is known on its link only",
+        ),
+    ],
+)
+def test_a_server_on_this_machine_may_be_sent_to(
+    source: Any, where: Any, said: str
+) -> None:
+    """As it is dialled: its clients may have its address, on another port."""
+    try:
+        transparent_sockets.check_source(source, where)
+    except transparent_sockets.NotAsClient as refused:
+        assert refused.strerror == said
+    else:
+        assert not said
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EADDRNOTAVAIL])

@@ -387,4 +387,4 @@ async def test_a_server_that_refuses_is_told_of(kind: Any, turn: int) -> None:
 
 
 def test_nothing_of_it_is_remembered_without_bounds() -> None:
-    assert transparent._fit.cache_info().maxsize == transparent.REMEMBERED
+    assert transparent.check_host.cache_info().maxsize == transparent.REMEMBERED

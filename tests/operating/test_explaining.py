@@ -360,41 +360,6 @@ def test_no_server_that_can_be_chosen(
         assert found.steps[-2].why == out
 
 
-def test_servers_that_are_dialled_from_the_clients_address() -> None:
-    relay = web("transparent = true", '["original", "10.0.0.1:80,backup"]')
-    found = explain(relay, "192.0.2.1")
-    assert (found.admitted, found.server) == (True, "original")
-    assert steps(found)["transparent"] == (
-        "its own",
-        "--transparent: a server is dialled from the client's own address",
-    )
-    found = explain(relay, "unix")
-    assert not found.admitted
-    assert steps(found)["transparent"] == (
-        "refused",
-        "--transparent: clients of UNIX sockets have no address",
-    )
-    for servers, client, admitted in (
-        ('["10.0.0.1:80", "10.0.0.2:original"]', "2001:db8::1", False),
-        ('["10.0.0.1:80", "[2001:db8::2]:80"]', "2001:db8::1", True),
-        ('["10.0.0.1:80", "db.example.com:80"]', "2001:db8::1", True),
-        ('["10.0.0.1:80", "unix:/run/s"]', "2001:db8::1", True),
-        ('["[2001:db8::2]:80"]', "::ffff:192.0.2.1", False),
-    ):
-        found = explain(web("transparent = true", servers), client)
-        assert found.admitted is admitted
-        version = 4 if "." in client else 6
-        assert admitted or steps(found)["transparent"] == (
-            "refused",
-            f"--transparent: no server can be dialled from an IPv{version} address",
-        )
-    dns = '[udp.d]\nlisten = "53"\ndest = "original"\ntransparent = true\n'
-    found = explain(one(dns), "192.0.2.1")
-    assert found.server == "original"
-    assert steps(found)["transparent"][1].endswith("own address and port")
-    assert "transparent" not in steps(explain(web(), "192.0.2.1"))
-
-
 def test_names_are_not_looked_up() -> None:
     found = explain(web(dest='["dns:db.example.com:5432"]'), "10.0.0.9")
     assert found.admitted

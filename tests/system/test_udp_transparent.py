@@ -341,6 +341,33 @@ def test_a_socket_goes_from_one_kind_of_relay_to_the_other(
         assert not plain.nat.counters.dropped
 
 
+def test_the_servers_own_host_is_refused_as_by_tcp(
+    three: Gateway, where: Addresses
+) -> None:
+    """It has its own address already: what it answers would never come back."""
+    with (
+        opened(three.server, (where.server, 4000)) as [client],
+        rules(three.relay, answers(where, where.server)),
+        relaying(
+            three.relay,
+            anywhere(where),
+            DOMAIN,
+            [Server(where.server, DOMAIN)],
+            dialing=TRANSPARENT,
+        ) as relay,
+    ):
+        with capturedLogs() as logs:
+            client.sendto(b"?", (where.asked, DOMAIN))
+            relay.turn()
+        assert relay.nat.counters.dropped == {"no_source": 1}
+        assert not relay.nat.table.flows
+        [line] = logs
+        assert line["why"] == (
+            f"no socket for a flow of {where.server}: transparent: the client's address"
+            f" {where.server} is the server's own"
+        )
+
+
 def test_a_port_that_another_program_has_is_not_taken(
     three: Gateway, where: Addresses
 ) -> None:
