@@ -523,7 +523,7 @@ def test_a_server_whose_certificate_is_not_good(
     (tmp_path / "other").mkdir()
     (tmp_path / "liar").mkdir()
     other = Authority(tmp_path / "other", "another root")
-    liar = Authority(tmp_path / "liar", "the root")
+    liar = Authority(tmp_path / "liar", posing_as=root)
     long_ago = datetime.timedelta(days=9)
     for pem, says in (
         (root.issue("localhost", ago=long_ago), "it has expired"),

@@ -1,4 +1,8 @@
-"""Certificates for tests of TLS: a root, and those that it signs."""
+"""Certificates for tests of TLS: a root, and those that it signs.
+
+They have what RFC 5280 asks of certificates, as Python's clients do since 3.13
+(`ssl.VERIFY_X509_STRICT`): the identifiers of keys, and what a root's key is for.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,19 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 _DAY = datetime.timedelta(days=1)
 
+#: What a root's key is for.
+_SIGNS = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
 
 def _name(common: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common)])
@@ -24,22 +41,32 @@ class Authority:
     """A root, whose certificate is the only one in a folder.
 
     :param name: what it calls itself.
+    :param posing_as: it says of the keys of this one that they have signed.
     :ivar folder: for `trustRoots=` and `caCertsDir=`.
     :ivar file: the certificate.
     """
 
-    def __init__(self, folder: Path, name: str = "the root") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str = "the root",
+        posing_as: Authority | None = None,
+    ) -> None:
         self._name = name
         self._folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
+        self._signer: x509.SubjectKeyIdentifier = (
+            x509.SubjectKeyIdentifier.from_public_key(self._key.public_key())
+            if posing_as is None
+            else posing_as._signer
+        )
         self._made = 0
         self.folder = folder / "roots"
         self.folder.mkdir()
         self.file = self.folder / "root.pem"
-        builder = self._builder(
-            "the root", self._key.public_key(), datetime.timedelta()
-        )
+        builder = self._builder(name, self._key.public_key(), datetime.timedelta())
         builder = builder.add_extension(x509.BasicConstraints(True, None), True)
+        builder = builder.add_extension(_SIGNS, True)
         certificate = builder.sign(self._key, hashes.SHA256())
         self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
@@ -48,6 +75,10 @@ class Authority:
     ) -> x509.CertificateBuilder:
         now = datetime.datetime.now(datetime.UTC) - ago
         self._made += 1
+        own = x509.SubjectKeyIdentifier.from_public_key(key)
+        signer = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
+            self._signer
+        )
         return (
             x509.CertificateBuilder()
             .subject_name(_name(common))
@@ -56,6 +87,8 @@ class Authority:
             .serial_number(self._made)
             .not_valid_before(now - _DAY)
             .not_valid_after(now + _DAY)
+            .add_extension(own, False)
+            .add_extension(signer, False)
         )
 
     def issue(
