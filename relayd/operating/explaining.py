@@ -10,7 +10,6 @@ refuses to dial for a client (:mod:`relayd.operating.explaining_transparent`).
 from __future__ import annotations
 
 from collections.abc import Coroutine, Mapping
-from copy import copy
 from typing import Any
 
 import attrs
@@ -113,7 +112,7 @@ class State:
             gate=factory.gate,
             pool=getattr(factory, "pool", None),
             pools={name: each.pool for name, each in pools.items()},
-            ordinal=next(copy(factory.ordinals)),
+            ordinal=factory.ordinals.following,
             stopped=stopped,
             own_counts={} if own is None else own.counts,
         )

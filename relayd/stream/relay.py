@@ -8,7 +8,6 @@ client: :class:`relayd.stream.session.StreamProtocol` does, one for each, and
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -24,6 +23,7 @@ from relayd.core.counts import SessionCounts
 from relayd.core.filtering import IFilterFactory, check_factories
 from relayd.core.interfaces import IGate, ILease, IObserver
 from relayd.core.observers import Observers
+from relayd.core.ordinals import Ordinals
 from relayd.core.own_listeners import OwnListeners
 from relayd.core.prelude import Introduction, Prelude
 from relayd.core.registry import Registry
@@ -211,7 +211,7 @@ class StreamRelay:
         self.counts: SessionCounts | None = None
         self._failures = FailureLog(log, clock)
         #: The sequence numbers of the clients that are admitted.
-        self.ordinals = itertools.count()
+        self.ordinals = Ordinals()
         #: The sessions that live, by id; how they are drained.
         self.registry: Registry[int, Any] = Registry(
             self.wheel,

@@ -7,7 +7,6 @@ import json
 import tomllib
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
-from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +27,7 @@ from relayd.configuring.configure import configure
 from relayd.configuring.file import read_layers
 from relayd.core.errors import ConfigError, Refused
 from relayd.core.flows import NewFlow
+from relayd.core.ordinals import Ordinals
 from relayd.operating.explaining import (
     State,
     explain,
@@ -328,7 +328,7 @@ def test_a_choice_that_can_be_told_before(
 )
 def test_it_agrees_with_a_pool_that_runs(balance: str, hosts: list[int]) -> None:
     relay = web(f'balance = "{balance}"', THREE)
-    pool, ordinals = pool_of(relay), count()
+    pool, ordinals = pool_of(relay), Ordinals()
     factory = SimpleNamespace(gate=None, pool=pool, ordinals=ordinals)
     for host in hosts:
         client = f"10.1.0.{host}:1"
