@@ -305,6 +305,9 @@ def check_path(path: str) -> None:
 
     :raises ValueError: it may not; the message says why.
     """
+    if "\0" in path:
+        # The system calls differ in what they say of it.
+        raise ValueError("expected a name without a null byte")
     try:
         # As its oldest one will be called: the longest name that is needed.
         with suppress(FileNotFoundError):
