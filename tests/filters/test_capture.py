@@ -268,7 +268,7 @@ def test_one_that_is_taken_off_ends_without_an_end(path: Path, clock: Clock) -> 
         (
             "192.0.2.1:7",
             "[2001:db8::2]:80",
-            (("::ffff:c000:201", 7), ("2001:db8::2", 80)),
+            (("::ffff:192.0.2.1", 7), ("2001:db8::2", 80)),
         ),
     ],
 )

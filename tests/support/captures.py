@@ -5,7 +5,7 @@ It is strict: what a reader might forgive is an error here.
 
 from __future__ import annotations
 
-import ipaddress
+import socket
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -130,12 +130,18 @@ def _packet(body: bytes) -> Packet:
     source, sink, sequence, acked, flags, window = struct.unpack_from(">HHIIHH", tcp)
     half = len(hosts) // 2
     ends = (
-        (str(ipaddress.ip_address(hosts[:half])), source),
-        (str(ipaddress.ip_address(hosts[half:])), sink),
+        (_shown(hosts[:half]), source),
+        (_shown(hosts[half:]), sink),
     )
     payload = tcp[(flags >> 12) * 4 :]
     when = _time(body[4:])
     return Packet(when, comment, ends, sequence, acked, flags & 63, window, payload)
+
+
+def _shown(host: bytes) -> str:
+    """An address as text, v4-mapped ones the same on every Python."""
+    family = socket.AF_INET if len(host) == 4 else socket.AF_INET6
+    return socket.inet_ntop(family, host)
 
 
 def _summed(data: bytes) -> int:
