@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -270,7 +271,10 @@ def _texts(records: Iterable[Any]) -> list[str]:
     found: dict[str, None] = {}
     kinds: dict[int, Callable[[Any], str]] = {
         dns.A: lambda record: str(record.payload.dottedQuad()),
-        dns.AAAA: lambda record: str(ipaddress.ip_address(record.payload.address)),
+        # ipaddress writes those that stand for IPv4 ones as its version of Python does.
+        dns.AAAA: lambda record: socket.inet_ntop(
+            socket.AF_INET6, record.payload.address
+        ),
     }
     for each in records:
         if each.type in kinds:

@@ -69,11 +69,12 @@ def test_the_addresses_of_a_name(zone: Zone, asked: NameServers) -> Any:
         dns.Record_A("10.0.0.1", ttl=40),
         dns.Record_A("10.0.0.2", ttl=30),
         dns.Record_AAAA("2001:db8::1", ttl=50),
+        # As sockets show it.
+        dns.Record_AAAA("::ffff:c000:201", ttl=50),
     ]
     answer = yield asked.host("db.test", 5432)
-    assert answer == Answer(
-        [Found(each, 5432) for each in ("10.0.0.1", "10.0.0.2", "2001:db8::1")], 30.0
-    )
+    hosts = ("10.0.0.1", "10.0.0.2", "2001:db8::1", "::ffff:192.0.2.1")
+    assert answer == Answer([Found(each, 5432) for each in hosts], 30.0)
 
 
 @pytest_twisted.inlineCallbacks
