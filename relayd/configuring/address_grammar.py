@@ -367,6 +367,7 @@ def dialled_host(host: str | None) -> str:
         address = ipaddress.ip_address(host)
     except ValueError:
         return host
+    address = getattr(address, "ipv4_mapped", None) or address
     if not address.is_unspecified:
         return host
     return "127.0.0.1" if address.version == 4 else "::1"

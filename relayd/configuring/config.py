@@ -385,9 +385,11 @@ def is_local(address: StreamAddress) -> bool:
     if not isinstance(address, HostPort) or address.host is None:
         return False
     try:
-        return ipaddress.ip_address(address.host).is_loopback
+        host = ipaddress.ip_address(address.host)
     except ValueError:
         return address.host == "localhost"
+    # Python asks the IPv4 address that one stands for only since 3.13.
+    return bool((getattr(host, "ipv4_mapped", None) or host).is_loopback)
 
 
 def each_port(

@@ -30,8 +30,10 @@ def ipv6_host(host: str, text: str) -> str:
     if not is_ipv6(host):
         raise ConfigError(f"bad address {text!r}: {host!r} is not an IPv6 address")
     address = ipaddress.IPv6Address(host)
-    _check_one_host(address.ipv4_mapped or address, text)
-    if address.is_link_local and address.scope_id is None:
+    mapped = address.ipv4_mapped
+    _check_one_host(mapped or address, text)
+    # That of IPv4 has no scope.
+    if mapped is None and address.is_link_local and address.scope_id is None:
         port = text.rpartition(":")[2]
         raise ConfigError(
             f"bad address {text!r}: a link-local address needs its interface: write"

@@ -321,5 +321,7 @@ class ServerPool:
 def is_one_host(where: Any) -> bool:
     """Whether a socket address is that of one host: no group, and no wildcard."""
     host = ipaddress.ip_address(bare_end(where)[0])
+    # Some versions of Python ask the IPv4 address that one stands for, others don't.
+    host = getattr(host, "ipv4_mapped", None) or host
     broadcast = str(host) == "255.255.255.255"
     return not (host.is_multicast or host.is_unspecified or broadcast)

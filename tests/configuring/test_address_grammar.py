@@ -427,6 +427,8 @@ def test_a_link_local_address_without_its_interface(prefix: str, host: str) -> N
         text = f"{prefix}[{host}]:53"
         assert refused(parse, text, why)
         assert not isinstance(outcome(parse, f"{prefix}[{host}%lo]:53"), str)
+        # IPv4's own have no interface.
+        assert not isinstance(outcome(parse, f"{prefix}[::ffff:169.254.1.1]:53"), str)
 
 
 def test_the_wildcard_as_a_destination_is_this_machine() -> None:
@@ -436,6 +438,7 @@ def test_the_wildcard_as_a_destination_is_this_machine() -> None:
         ("0.0.0.0:80", "127.0.0.1"),
         ("[::]:80", "::1"),
         ("[0:0::0]:80", "::1"),
+        ("[::ffff:0.0.0.0]:80", "127.0.0.1"),
         ("127.0.0.9:80", "127.0.0.9"),
         ("[fe80::1%lo]:80", "fe80::1%lo"),
         ("localhost:80", "localhost"),

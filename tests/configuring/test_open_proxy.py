@@ -44,6 +44,7 @@ LOCAL: tuple[Address, ...] = (
     HostPort("127.0.0.1", 1080),
     HostPort("127.255.0.1", 0),
     HostPort("::1", 1080),
+    HostPort("::ffff:127.0.0.1", 1080),
     HostPort("localhost", 1080),
     UnixPath("/run/socks"),
 )
@@ -54,6 +55,8 @@ REACHABLE: tuple[Address, ...] = (
     HostPort("::", 1080),
     HostPort("192.168.0.1", 1080),
     HostPort("2001:db8::1", 1080),
+    HostPort("::ffff:0.0.0.0", 1080),
+    HostPort("::ffff:192.168.0.1", 1080),
     HostPort("example.com", 1080),
     HostPort("localhost.example.com", 1080),
     # Where these listen is Twisted's business.

@@ -135,7 +135,13 @@ def test_a_service_has_tiers_and_weights(zone: Zone) -> None:
         each.stop()
 
 
-@pytest.mark.parametrize("bad", ["255.255.255.255", "0.0.0.0", "224.0.0.1", "ff02::1"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *("255.255.255.255", "0.0.0.0", "224.0.0.1", "ff02::1"),
+        *("::ffff:255.255.255.255", "::ffff:0.0.0.0", "::ffff:224.0.0.1"),
+    ],
+)
 def test_what_a_name_says_that_is_no_host(zone: Zone, bad: str) -> None:
     """It is left out; the others serve.  Of this alone, nothing is sent."""
     zone.found = (Found(bad, 53), Found("10.0.0.5", 53))
