@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
 import ssl
@@ -222,7 +223,9 @@ def test_a_client_that_does_not_say_for_whom_it_comes() -> None:
 def test_thousands_that_say_nothing_beside_one_that_is_served(root: Authority) -> None:
     """They are undecided, up to a limit; each address has a quarter of it."""
     limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2400
+    # select(2) takes no descriptor beyond 1023.
+    most = 400 if os.environ.get("RELAYD_TEST_REACTOR") == "select" else 2000
+    wanted = most + 400
     with ExitStack() as stack:
         if limit < wanted + 500:
             assert hard >= wanted + 500
@@ -230,7 +233,12 @@ def test_thousands_that_say_nothing_beside_one_that_is_served(root: Authority) -
             stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (limit, hard))
         pem = root.issue("www.example.com")
         www = stack.enter_context(TlsServer("www", pem))
-        options = ("--sni", f"www.example.com={www.address}", "--max-deciding", "2000")
+        options = (
+            "--sni",
+            f"www.example.com={www.address}",
+            "--max-deciding",
+            f"{most}",
+        )
         running = stack.enter_context(relay(*LISTEN, *options))
         port = running.port
         for number in range(wanted):
@@ -239,10 +247,10 @@ def test_thousands_that_say_nothing_beside_one_that_is_served(root: Authority) -
                 socket.create_connection(("127.0.0.1", port), PATIENCE, (own, 0))
             )
             client.sendall(WWW[: number % len(WWW)])
-        running.ended("evicted", wanted - 2000)
+        running.ended("evicted", wanted - most)
         for _ in range(3):
             assert ask(port, root, "www.example.com") == "www 5\n"
         # Those that served ones made leave; none more.
         running.ended("done", 3)
-        running.ended("evicted", wanted - 2000 + 1)
+        running.ended("evicted", wanted - most + 1)
         assert running.process.poll() is None
