@@ -66,7 +66,6 @@ LOOK = 1.0
 #: Seconds after which what has failed is tried again.
 RETRY = 30.0
 
-
 #: How many groups of servers of before one relay's sessions may have.
 KEPT = 16
 
@@ -163,11 +162,12 @@ class ManagedRules(Service):
     def _find_old(self) -> None:
         """Relays that need no rules may have some of before a crash: those go.
 
-        If they can't be listed, those that relays need can't be applied either.
+        Nothing is run if all need some.  If they can't be listed, those that relays
+        need can't be applied either.
         """
         idle = self._relays.units.keys() - self._wanted().keys()
         with suppress(NetfilterError):
-            for name in idle.intersection(self._netfilter.relays_there()):
+            for name in idle and idle.intersection(self._netfilter.relays_there()):
                 if not self._not_ours(name):
                     nothing = RelayRules(name, "tcp", (), diverts=False, answers=())
                     self._there[name] = There(nothing, udp=False, sure=False)

@@ -123,7 +123,7 @@ def test_what_a_crash_has_left_of_a_relay_that_needs_none(started: Start) -> Non
         before.kernel.has[name] = attrs.evolve(rules_of(web()), name=name)  # type: ignore[type-var]
     before.units[WEB] = Unit(web(intercepts=[], dialing=PLAIN), Served(WEB))
     before.rules.startService()
-    assert before.kernel.did() == ["remove web"]
+    assert before.kernel.did() == ["list", "remove web"]
     assert {*before.kernel.has} == {"other"}
     result(before.rules.stopService())
 
@@ -138,7 +138,7 @@ def test_it_is_another_processs_or_can_t_be_listed(started: Start) -> None:
         ours.kernel.refuses = refused
         ours.rules.startService()
         result(ours.rules.stopService())
-        assert ours.kernel.did() == []
+        assert ours.kernel.did() == ["list"]
 
 
 def test_another_user_may_not(monkeypatch: pytest.MonkeyPatch) -> None:

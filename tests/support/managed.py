@@ -69,6 +69,7 @@ class Kernel:
         return self.warns
 
     def relays_there(self) -> set[str]:
+        self.calls.append("list")
         if "relays_there" in self.refuses:
             raise NetfilterError("it takes CAP_NET_ADMIN")
         return {*self.has}
