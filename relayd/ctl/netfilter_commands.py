@@ -95,19 +95,41 @@ def apply_rules(relays: tuple[str, ...], file: str | None, as_json: bool) -> Non
     Example:  relayctl netfilter apply --config /etc/relayd/relayd.toml
     """
     from relayd.ctl.netfilter import find
-    from relayd.netfilter.applying import apply, cautions, relays_there, remove
+    from relayd.netfilter.applying import apply
 
     found = find(relays, file, running_relayd(), stopped=False)
-    idle = [each.name for each in found.relays if each.rules is None]
     _do(apply, found.rules, found.mark)
-    _do(remove, idle, found.mark)
     _tell("applied", [each.name for each in found.rules], as_json)
     _tell_others(found)
-    for each in _do(cautions, found.rules, found.mark):
-        click.echo(f"warning: {each}", err=True)
-    if found.relays and not relays:
-        for name in sorted(_do(relays_there) - {each.name for each in found.relays}):
+    if found.rules:
+        _do(_tidy, found, not relays)
+    elif found.relays:
+        _tidy_if_possible(found, not relays)
+
+
+def _tidy(found: Any, all_of_them: bool) -> None:
+    """Remove what relays need no more; tell of what is left, and of what comes first.
+
+    :raises NetfilterError: nobody can tell.
+    """
+    from relayd.netfilter.applying import cautions, relays_there, remove
+
+    remove([each.name for each in found.relays if each.rules is None], found.mark)
+    for said in cautions(found.rules, found.mark):
+        click.echo(f"warning: {said}", err=True)
+    if all_of_them:
+        for name in sorted(relays_there() - {each.name for each in found.relays}):
             click.echo(f"{name}: has rules, and is none of these relays", err=True)
+
+
+def _tidy_if_possible(found: Any, all_of_them: bool) -> None:
+    """The same where nothing had to be applied: that takes no right, in a unit, say."""
+    from relayd.core.errors import NetfilterError
+
+    try:
+        _tidy(found, all_of_them)
+    except NetfilterError as problem:
+        click.echo(f"rules of before were not looked for: {problem}", err=True)
 
 
 @netfilter.command("remove", short_help="Remove the rules of relays.")

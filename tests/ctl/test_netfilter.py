@@ -10,7 +10,7 @@ import pytest
 
 from relayd.ctl.exits import Exit
 from relayd.ctl.main import main
-from relayd.netfilter import ip_routes
+from relayd.netfilter import ip_routes, programs
 from tests.support.control import FakeRelayd
 from tests.support.control_answers import RELAY, STATUS
 from tests.support.kernel import FakeKernel
@@ -227,6 +227,27 @@ listen = "0.0.0.0:{1}"
 dest = "192.168.0.1:80"
 intercept = "192.168.0.2:{1}"
 """
+
+
+def test_who_needs_no_rules_needs_no_right(
+    file: str,
+    kernel: FakeKernel,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Captured,
+) -> None:
+    """What there may be of before is not known then, and that is said."""
+
+    def refuses(*words: str, given: str = "") -> programs.Ended:
+        return programs.Ended("", "Operation not permitted (you must be root)")
+
+    monkeypatch.setattr(programs, "run", refuses)
+    assert main(["netfilter", "apply", "plain", "--config", file]) == Exit.DONE
+    said = capsys.readouterr()
+    assert said.out == ""
+    first, second = said.err.splitlines()
+    assert first == "plain: needs no rules"
+    assert second.startswith("rules of before were not looked for: ")
+    assert main(["netfilter", "apply", "--config", file]) == Exit.FAILED
 
 
 def test_a_rule_that_comes_first_is_warned_of(
