@@ -253,6 +253,13 @@ def possible(given: list[list[str]], relays: list[str]) -> list[list[str]]:
         # A datagram is at no server, and waits for none.
         given = without(given, ON_DOWN)
         given = [words for words in given if "=wait" not in words[0]]
+        # A server is chosen anew for each.
+        anew = ("--balance=round-robin", "--balance=random")
+        given = [
+            words
+            for words in given
+            if words[0].startswith(anew) or not words[0].startswith("--balance=")
+        ]
         # Nor has it a socket of its client's.
         given = without(given, TRANSPARENT)
     if "--sni" in relays:
