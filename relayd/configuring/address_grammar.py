@@ -45,6 +45,7 @@ from relayd.configuring.hosts import ipv6_host, is_ipv6, named_host
 from relayd.configuring.server_options import PLAIN, ServerOptions
 from relayd.core.errors import ConfigError
 from relayd.core.names import ORIGINAL, host_port, is_name, name_of_original
+from relayd.core.networks import unmapped
 
 #: Endpoint types that Twisted parses itself, without a plugin.
 _BUILT_IN = frozenset({"tcp", "ssl", "unix"})
@@ -367,7 +368,7 @@ def dialled_host(host: str | None) -> str:
         address = ipaddress.ip_address(host)
     except ValueError:
         return host
-    address = getattr(address, "ipv4_mapped", None) or address
+    address = unmapped(address)
     if not address.is_unspecified:
         return host
     return "127.0.0.1" if address.version == 4 else "::1"

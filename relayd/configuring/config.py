@@ -57,7 +57,7 @@ from relayd.core import (
 from relayd.core.check_grammar import Check
 from relayd.core.filter_spec import FilterSpec
 from relayd.core.interception import Intercept
-from relayd.core.networks import Network
+from relayd.core.networks import Network, unmapped
 from relayd.core.process_settings import LogFormat, Transport
 from relayd.core.route_spec import RouteSpec
 from relayd.net.dial_options import DialOptions
@@ -388,8 +388,7 @@ def is_local(address: StreamAddress) -> bool:
         host = ipaddress.ip_address(address.host)
     except ValueError:
         return address.host == "localhost"
-    # Python asks the IPv4 address that one stands for only since 3.13.
-    return bool((getattr(host, "ipv4_mapped", None) or host).is_loopback)
+    return unmapped(host).is_loopback
 
 
 def each_port(

@@ -20,7 +20,7 @@ from relayd.configuring.address_grammar import (
 )
 from relayd.configuring.endpoint_strings import parts
 from relayd.configuring.server_grammar import Destination, ServersOf
-from relayd.core.networks import Ip
+from relayd.core.networks import Ip, unmapped
 
 LOOPBACK: tuple[Ip, ...] = (
     ipaddress.IPv4Address("127.0.0.1"),
@@ -59,7 +59,7 @@ def address_of(host: str) -> Ip | None:
         address = ipaddress.ip_address(host)
     except ValueError:
         return None
-    return getattr(address, "ipv4_mapped", None) or address
+    return unmapped(address)
 
 
 def is_this_machine(host: str) -> bool:

@@ -9,6 +9,7 @@ import ipaddress
 
 from relayd.core.errors import ConfigError
 from relayd.core.names import is_name, is_number
+from relayd.core.networks import unmapped
 from relayd.net.broadcast import BROADCAST, is_broadcast
 
 
@@ -67,7 +68,7 @@ def check_host(host: str, text: str) -> None:
         address = ipaddress.ip_address(host)
     except ValueError:
         return
-    _check_one_host(getattr(address, "ipv4_mapped", None) or address, text)
+    _check_one_host(unmapped(address), text)
     if is_broadcast(host):
         raise ConfigError(f"bad address {text!r}: {BROADCAST}")
 

@@ -35,6 +35,15 @@ _STAND_INS = (
 )
 
 
+def unmapped(address: Ip) -> Ip:
+    """The IPv4 address that a v4-mapped one stands for; any other as it is.
+
+    Whether `ipaddress` asks that one, for `is_loopback` and the like, and how it writes
+    it, depends on the version of Python.
+    """
+    return getattr(address, "ipv4_mapped", None) or address
+
+
 class BeyondPrefix(ValueError):
     """A network has bits beyond its prefix, which are a mistake."""
 

@@ -7,7 +7,7 @@ import ipaddress
 from collections.abc import Iterable
 
 from relayd.core.addresses import host_of
-from relayd.core.networks import UNIX, Ip, Network, parse_network
+from relayd.core.networks import UNIX, Ip, Network, parse_network, unmapped
 
 
 class Peers:
@@ -42,7 +42,7 @@ class Peers:
     def _is_inside(self, host: str) -> bool:
         address: Ip = ipaddress.ip_address(host)
         # Not of other addresses that embed one (6to4): a peer may choose those.
-        address = getattr(address, "ipv4_mapped", None) or address
+        address = unmapped(address)
         return any(address in network for network in self._networks)
 
 

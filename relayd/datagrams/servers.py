@@ -31,6 +31,7 @@ from twisted.python.failure import Failure
 from relayd.core.addresses import bare_end, socket_name
 from relayd.core.flow_pools import CountedServer, FlowPool
 from relayd.core.names import host_port
+from relayd.core.networks import unmapped
 from relayd.net.dial_options import DialOptions
 from relayd.net.monotonic import monotonic
 from relayd.net.resolving import Resolver, SocketAddress
@@ -321,7 +322,6 @@ class ServerPool:
 def is_one_host(where: Any) -> bool:
     """Whether a socket address is that of one host: no group, and no wildcard."""
     host = ipaddress.ip_address(bare_end(where)[0])
-    # Some versions of Python ask the IPv4 address that one stands for, others don't.
-    host = getattr(host, "ipv4_mapped", None) or host
+    host = unmapped(host)
     broadcast = str(host) == "255.255.255.255"
     return not (host.is_multicast or host.is_unspecified or broadcast)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from relayd.core.networks import Ip
+from relayd.core.networks import Ip, unmapped
 
 #: bind(2): no interface has this address, or an address of this family.  The only
 #: errors by which the kernel says that an address is not its own.
@@ -90,7 +90,7 @@ class OwnHosts:
             address = ipaddress.ip_address(host.partition("%")[0])
         except ValueError:
             return True
-        address = getattr(address, "ipv4_mapped", None) or address
+        address = unmapped(address)
         # connect(2) takes an unspecified address for this machine.
         return address.is_loopback or address.is_unspecified or self._own(address)
 

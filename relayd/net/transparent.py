@@ -23,6 +23,7 @@ from twisted.logger import Logger
 from relayd.core.addresses import is_loopback
 from relayd.core.errors import SHORTAGE
 from relayd.core.interfaces import ICaller, IOnBehalf
+from relayd.core.networks import unmapped
 from relayd.net import broadcast
 from relayd.net.dial_options import (
     DialOptions,
@@ -144,7 +145,7 @@ def check_host(host: str, is_ipv6: bool) -> tuple[str, bool]:
     if not host:
         raise _refused("the client has no address")
     address = ipaddress.ip_address(host.partition("%")[0])
-    address = getattr(address, "ipv4_mapped", None) or address
+    address = unmapped(address)
     if (address.version == 6) != is_ipv6:
         kinds = ("IPv4", "IPv6") if is_ipv6 else ("IPv6", "IPv4")
         raise _refused(

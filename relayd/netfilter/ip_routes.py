@@ -3,7 +3,8 @@
 :mod:`relayd.netfilter.documents` names them.  Those of others are read, and left alone:
 one that comes first may lead elsewhere what ours are for.
 
-:mod:`relayd.netfilter.applying` calls these, with the network namespace locked.
+:mod:`relayd.netfilter.applying` calls these, and those that change something with the
+network namespace locked.
 """
 
 from __future__ import annotations
