@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.ports import free_port, is_free
 from tests.support.process import TRANSPORTS
 from tests.support.steered import ME, Relayd, at, datagrams, result, running
 
@@ -59,15 +60,7 @@ class Ends:
 
     def is_free(self) -> bool:
         """Whether the port is, in both families."""
-        try:
-            for family, host in ((socket.AF_INET, ""), (socket.AF_INET6, "::")):
-                with socket.socket(family, socket.SOCK_DGRAM) as sock:
-                    if family == socket.AF_INET6:
-                        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                    sock.bind((host, self.port))
-        except OSError:
-            return False
-        return True
+        return is_free(self.port, socket.SOCK_DGRAM)
 
 
 def _datagrams(host: str) -> socket.socket:
@@ -80,10 +73,8 @@ def _datagrams(host: str) -> socket.socket:
 
 @contextmanager
 def relaying(folder: Path, kind: str, **more: Any) -> Iterator[Ends]:
-    with datagrams() as server, datagrams() as nobody:
-        # One that nobody has, nor gets by chance.
-        port = nobody.getsockname()[1]
-        nobody.close()
+    port = free_port()
+    with datagrams() as server:
         server.setblocking(False)
         udp = {"dns": dns(port, server.getsockname()[1]), **more}
         with running(folder, {"transport": kind, "udp": udp}) as relayd:

@@ -1,28 +1,17 @@
-"""What the tests of the UDP relay share: free ports, servers on them, and flows.
-
-Most servers here can't be told to pick a port and say which.  They get one from
-below the range that the kernel gives out by itself, so that no other program gets
-it by chance between the look and the server's own bind.
-"""
+"""What the tests of the UDP relay share: servers on free ports, and flows."""
 
 from __future__ import annotations
 
-import random
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import attrs
 
+from tests.support.ports import free_port
 from tests.support.process import PATIENCE, RelayProcess, eventually, relay
-
-#: Where free ports are looked for, as far as the kernel gives out none of them.
-_PORTS = range(20000, 32768)
-
-_GIVEN_OUT = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 @attrs.frozen
@@ -61,19 +50,6 @@ def _counted(text: str) -> tuple[int, int]:
 def carried(flows: list[FlowLine]) -> tuple[int, int]:
     """The datagrams of these flows, up and down."""
     return sum(each.up[0] for each in flows), sum(each.down[0] for each in flows)
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody has, neither for datagrams nor for streams."""
-    first = int(_GIVEN_OUT.read_text().split()[0])
-    ports = [port for port in _PORTS if port < first] or list(_PORTS)
-    # Not the generator that pytest-randomly seeds: two runs may have one seed.
-    for port in random.SystemRandom().sample(ports, 100):
-        with ExitStack() as stack, suppress(OSError):
-            for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-                stack.enter_context(socket.socket(type=kind)).bind(("", port))
-            return port
-    raise AssertionError("no port is free")
 
 
 def bound(port: int) -> bool:

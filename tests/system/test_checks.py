@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.process import Server, connect, eventually, relay
-from tests.system.datagrams import free_port, serving
+from tests.system.datagrams import serving
 from tests.system.programs import listens, program
 from tests.system.web_servers import nginx
 

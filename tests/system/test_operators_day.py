@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.process import RelayProcess, eventually, relay
-from tests.system.datagrams import free_port
 from tests.system.operators import Metrics, Operator, Totals
 from tests.system.steady_load import (
     EVERY,

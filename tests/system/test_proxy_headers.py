@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.process import (
     RelayProcess,
     Server,
@@ -25,7 +26,7 @@ from tests.support.process import (
     read_exactly,
     relay,
 )
-from tests.system.datagrams import free_port, serving
+from tests.system.datagrams import serving
 from tests.system.programs import http_server, listens, program, run
 
 pytestmark = pytest.mark.system

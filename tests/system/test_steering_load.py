@@ -19,8 +19,8 @@ from pathlib import Path
 import attrs
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.process import PATIENCE, RelayProcess, eventually, relay
-from tests.system.datagrams import free_port
 from tests.system.operators import Operator
 from tests.system.programs import program, run
 from tests.system.steady_load import Asked, SteadyLoad, Target

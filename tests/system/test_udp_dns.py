@@ -16,12 +16,12 @@ from pathlib import Path
 import attrs
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.process import eventually
 from tests.system.datagrams import (
     carried,
     flows_of,
     flows_so_far,
-    free_port,
     relayed,
     serving,
 )

@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.process import RelayProcess
-from tests.system.datagrams import carried, flows_of, free_port, relayed, serving
+from tests.system.datagrams import carried, flows_of, relayed, serving
 from tests.system.programs import LIMIT, module, program, run
 
 pytestmark = pytest.mark.system

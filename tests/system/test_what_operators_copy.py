@@ -17,8 +17,9 @@ from pathlib import Path
 import attrs
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.process import PATIENCE, RelayProcess, eventually, relay
-from tests.system.datagrams import free_port, serving
+from tests.system.datagrams import serving
 from tests.system.named_servers import NamedServers, hold, named_servers, who
 from tests.system.programs import lacking, listens, program
 
