@@ -1,6 +1,13 @@
 """The limits that relayd is held to. Nothing is measured here.
 
 A limit is judged by the median of the rounds' ratios, each of one round.
+
+A ratio depends on the processor: what Python takes of a session differs much less from
+one to the other than what the kernel does.  With 71 µs for HAProxy's session on the
+first, and 33 on the second, the same 14 µs more are 1.20 and 1.42.  So limits of short
+sessions allow for a difference instead: about what the ratio was on the first.  And
+what depends on the caches may grow as much as it does for another relay in the same
+run.
 """
 
 from __future__ import annotations
@@ -35,6 +42,9 @@ class Limit:
 
     :param to: None: the bound is one of the figure itself, in its unit.
     :param at_least: the bound is a lower one.
+    :param more: so much more, in the figures' unit, is within it, whatever the ratio.
+    :param beside: another relay, with its title: what its ratio of the two figures is
+        in the same run, is within it.
     """
 
     title: str
@@ -42,16 +52,36 @@ class Limit:
     to: tuple[str, str] | None
     bound: float
     at_least: bool = False
+    more: float | None = None
+    beside: tuple[str, str] | None = None
 
     def kept(self, value: float) -> bool:
-        """Whether a ratio, or a figure, keeps it."""
+        """Whether a ratio, or a figure, keeps the bound."""
         return value >= self.bound if self.at_least else value <= self.bound
 
     @property
     def rule(self) -> str:
-        """The bound as text."""
-        unit = "" if self.to else f" {figure_named(self.of[0]).unit}"
-        return f"{'at least' if self.at_least else 'at most'} {self.bound:g}{unit}"
+        """What it says, as text."""
+        rule = f"{'at least' if self.at_least else 'at most'} {self.bound:g}"
+        if self.to is None:
+            rule += f" {figure_named(self.of[0]).unit}"
+        if self.more is not None:
+            rule += f", or {self.more:g} {self.unit_of_time} more"
+        if self.beside is not None:
+            rule += f", or {self.beside[1]}'s"
+        return rule
+
+    @property
+    def unit_of_time(self) -> str:
+        """The unit of a difference."""
+        return figure_named(self.of[0]).unit.removeprefix("CPU ")
+
+    @property
+    def besides(self) -> tuple[tuple[str, str], tuple[str, str]] | None:
+        """The two figures of the relay beside it."""
+        if self.to is None or self.beside is None:
+            return None
+        return (self.of[0], self.beside[0]), (self.to[0], self.beside[0])
 
 
 @frozen
@@ -59,36 +89,59 @@ class Verdict:
     """Whether a limit is kept.
 
     :param measured: the ratio, or the figure; None: it was not measured.
+    :param more: how much more it is, if its limit allows for that.
+    :param beside: the ratio of the relay beside it.
     """
 
     limit: Limit
     measured: Spread | None
+    more: Spread | None = None
+    beside: Spread | None = None
 
     @property
     def ok(self) -> bool:
-        return self.measured is not None and self.limit.kept(self.measured.middle)
+        return self.measured is not None and (
+            self.limit.kept(self.measured.middle) or bool(self.excuse)
+        )
 
+    @property
+    def excuse(self) -> str:
+        """Why it is kept though its bound is not; empty if there is no reason."""
+        limit, measured = self.limit, self.measured
+        if measured is None or limit.kept(measured.middle):
+            return ""
+        if limit.more is not None and self.more and self.more.middle <= limit.more:
+            shown = figure_named(limit.of[0]).show(self.more.middle)
+            return f"{shown} {limit.unit_of_time} more"
+        if limit.beside and self.beside and measured.middle <= self.beside.middle:
+            return f"{limit.beside[1]}'s is {self.beside.middle:.3f}"
+        return ""
+
+
+#: What a short session may cost more than HAProxy's, in µs.
+MORE = 30
 
 _RELAYD, _SPLICE, _PORTFORWARD = "relayd-plane", "haproxy-splice", "portforward"
+_HAPROXY = "HAProxy, splice"
 _WATCHED, _POOL = "relayd-watched", "relayd-pool"
 _PROXY = "relayd-socks4"
 _UDP, _NGINX_UDP, _TWISTED_UDP = "relayd-udp", "nginx-udp", "twisted-udp"
 
 
 def _limits() -> Iterable[Limit]:
-    for name, splice, portforward in (
+    for name, splice, portforward, more in (
         # One stream comes out between 0.8 and 1.0: HAProxy's own cost varies by half.
-        ("bulk-1", 1.0, 0.45),
-        ("bulk-8", 0.9, 0.45),
-        ("request", 1.1, 0.5),
-        ("short-server-quiet", 1.35, 0.55),
-        ("short-client-quiet", 1.35, 0.55),
-        ("throughput-1", 1.0, 1.7),
-        ("memory", 0.65, 0.5),
+        ("bulk-1", 1.0, 0.45, None),
+        ("bulk-8", 0.9, 0.45, None),
+        ("request", 1.1, 0.5, None),
+        ("short-server-quiet", 1.35, 0.55, MORE),
+        ("short-client-quiet", 1.35, 0.55, MORE),
+        ("throughput-1", 1.0, 1.7, None),
+        ("memory", 0.65, 0.5, None),
     ):
-        for title, relay, bound in (
-            ("HAProxy, splice", _SPLICE, splice),
-            ("portforward", _PORTFORWARD, portforward),
+        for title, relay, bound, allowed in (
+            (_HAPROXY, _SPLICE, splice, more),
+            ("portforward", _PORTFORWARD, portforward, None),
         ):
             yield Limit(
                 f"{FIGURES[name].title}: to {title}",
@@ -96,14 +149,16 @@ def _limits() -> Iterable[Limit]:
                 (name, relay),
                 bound,
                 at_least=name == "throughput-1",
+                more=allowed,
             )
     # By default: both write a line for each.
     for name in ("short-server", "short-client"):
         yield Limit(
-            f"{FIGURES[name].title}: to HAProxy, splice",
+            f"{FIGURES[name].title}: to {_HAPROXY}",
             (name, _RELAYD),
             (name, _SPLICE),
             1.5,
+            more=MORE,
         )
         # Whoever watches it pays for little more than the text of the line.
         yield Limit(
@@ -119,17 +174,19 @@ def _limits() -> Iterable[Limit]:
             (name, _POOL),
             (name, _RELAYD),
             1.05,
+            more=5,
         )
     # Among very many servers; by client-hash, with each client's first session.
-    for relay, title, bound in (
-        ("relayd-hash", "client-hash, 1,000 servers to one", 1.25),
-        ("relayd-thousand", "least-sessions, 1,000 servers to one", 1.15),
+    for relay, title, bound, more in (
+        ("relayd-hash", "client-hash, 1,000 servers to one", 1.25, 25),
+        ("relayd-thousand", "least-sessions, 1,000 servers to one", 1.15, 15),
     ):
         yield Limit(
             f"{POOLS['short-clients'].title}: {title}",
             ("short-clients", relay),
             ("short-clients", _RELAYD),
             bound,
+            more=more,
         )
     for title, relay, to, bound in (
         (
@@ -146,17 +203,21 @@ def _limits() -> Iterable[Limit]:
             ("filtered-bulk", to),
             bound,
         )
-    for name, title, relay, bound in (
+    for name, title, relay, bound, allowed in (
         # Whatever the route itself does is not in it.
-        ("route", "to none", "relayd-route", 1.1),
-        ("route-peek", "to none", "relayd-peek", 1.3),
-        ("sni", "to one server", "relayd-sni", 1.3),
+        ("route", "to none", "relayd-route", 1.1, 8),
+        ("route-peek", "to none", "relayd-peek", 1.3, None),
+        ("sni", "to one server", "relayd-sni", 1.3, None),
         # Once it has decided, there is nothing of a route in the way.
-        ("route-bulk", "one that answers at once to none", "relayd-route", 1.05),
-        ("route-bulk", "one that peeks to none", "relayd-peek", 1.05),
+        ("route-bulk", "one that answers at once to none", "relayd-route", 1.05, None),
+        ("route-bulk", "one that peeks to none", "relayd-peek", 1.05, None),
     ):
         yield Limit(
-            f"{ROUTES[name].title}: {title}", (name, relay), (name, _RELAYD), bound
+            f"{ROUTES[name].title}: {title}",
+            (name, relay),
+            (name, _RELAYD),
+            bound,
+            more=allowed,
         )
     for name, relay, to, bound in (
         ("transparent", "relayd-transparent", _RELAYD, 1.15),
@@ -172,19 +233,24 @@ def _limits() -> Iterable[Limit]:
         )
     # The others go through all the ports that are taken, which takes 30 times as long.
     yield Limit(
-        f"{ENDED['ended'].title}: to HAProxy, splice",
+        f"{ENDED['ended'].title}: to {_HAPROXY}",
         ("ended", _RELAYD),
         ("ended", _SPLICE),
         0.1,
     )
     # Not where each of thousands has a request pending: then the kernel's work for each
     # grows by more than this, with any relay.  It is shown, and has no limit.
-    for name, bound in (("turn", 1.25), ("short", 1.3)):
+    # Those in turn grow with what the caches hold of the kernel's own state, too.
+    for name, bound, beside in (
+        ("turn", 1.25, (_SPLICE, _HAPROXY)),
+        ("short", 1.3, None),
+    ):
         yield Limit(
             f"{GROWTH[name].title}: {MANY:,} to {FEW}",
             (f"{name}@{MANY}", _RELAYD),
             (f"{name}@{FEW}", _RELAYD),
             bound,
+            beside=beside,
         )
     for name, title, relay, bound in (
         # Of relayd's CPU two thirds are the kernel's, which alone are 0.28-0.31 of
@@ -248,15 +314,21 @@ def judge(results: Results, without: Collection[str] = ()) -> list[Verdict]:
     :param without: workloads that can't be measured here, whose limits are left out.
     """
     return [
-        Verdict(
-            limit,
-            results.ratio(limit.of, limit.to)
-            if limit.to
-            else results.spread(*limit.of),
-        )
+        _verdict(limit, results)
         for limit in LIMITS
         if figure_named(limit.of[0]).workload not in without
     ]
+
+
+def _verdict(limit: Limit, results: Results) -> Verdict:
+    if limit.to is None:
+        return Verdict(limit, results.spread(*limit.of))
+    return Verdict(
+        limit,
+        results.ratio(limit.of, limit.to),
+        results.difference(limit.of, limit.to),
+        results.ratio(*limit.besides) if limit.besides else None,
+    )
 
 
 def needed_for_limits() -> set[tuple[str, str]]:
@@ -264,5 +336,5 @@ def needed_for_limits() -> set[tuple[str, str]]:
     return {
         (figure_named(figure).workload, relay)
         for limit in LIMITS
-        for figure, relay in filter(None, (limit.of, limit.to))
+        for figure, relay in filter(None, (limit.of, limit.to, *(limit.besides or ())))
     }

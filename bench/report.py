@@ -102,9 +102,10 @@ def _growth_lines(
 def limit_lines(verdicts: Sequence[Verdict]) -> list[str]:
     """A line for each limit: the ratio or figure, the bound, ok or MISSED."""
     width = max(len(verdict.limit.title) for verdict in verdicts)
+    rule = max(len(verdict.limit.rule) for verdict in verdicts)
     return [
         f"{verdict.limit.title:<{width}}  {measured_text(verdict):<21}"
-        f"  {verdict.limit.rule:<15}  {word(verdict)}"
+        f"  {verdict.limit.rule:<{rule}}  {word(verdict)}"
         for verdict in verdicts
     ]
 
@@ -134,7 +135,9 @@ def _ranged(low: str, middle: str, high: str) -> str:
 
 
 def word(verdict: Verdict) -> str:
-    """A verdict in a word: ok, MISSED or not measured."""
+    """ok, with what makes it so if the bound does not; MISSED; or not measured."""
     if verdict.measured is None:
         return "not measured"
+    if verdict.excuse:
+        return f"ok: {verdict.excuse}"
     return "ok" if verdict.ok else "MISSED"

@@ -31,6 +31,17 @@ def test_a_limits_line_has_the_ratio_its_range_and_the_bound() -> None:
     assert " ".join(line.split()) == "bulk 0.900 (0.800-1.000) at most 0.9 MISSED"
 
 
+def test_a_limits_line_says_what_keeps_it() -> None:
+    of, to = ("short-server", "a"), ("short-server", "b")
+    limit = Limit("short", of, to, 1.5, more=30)
+    for more, said in ((20.04, "ok: 20 µs more"), (30.1, "MISSED")):
+        verdict = Verdict(limit, Spread.of([1.6]), Spread.of([more]))
+        [line] = limit_lines([verdict])
+        assert (
+            " ".join(line.split()) == f"short 1.600 at most 1.5, or 30 µs more {said}"
+        )
+
+
 def test_a_limit_of_a_figure_itself_has_its_unit() -> None:
     limit = Limit("scrape", ("scrape-100", "a"), None, 100.0)
     [line] = limit_lines([Verdict(limit, Spread(100.26, 90.0, 110.0))])
