@@ -25,12 +25,26 @@ from relayd.net.tls import asked_name
 _HANDSHAKES = (Stage.HEADER, Stage.HANDSHAKE, Stage.PRELUDE, Stage.DECIDING)
 
 
+#: An enum's members cost a look-up by its metaclass each time (Python 3.11).
+_DECIDING = Stage.DECIDING
+
+
 def begin_deciding(client: Any) -> None:
     """A client's route is to decide: within the time that its handshake has left."""
-    stage = client.session.stage
-    if stage is not Stage.DECIDING:
-        client.enter(Stage.DECIDING)
-    if stage not in _HANDSHAKES:
+    _limit(client, _enter(client))
+
+
+def _enter(client: Any) -> Stage:
+    """It is DECIDING, if it was not; the stage before it."""
+    before: Stage = client.session.stage
+    if before is not _DECIDING:
+        client.enter(_DECIDING)
+    return before
+
+
+def _limit(client: Any, before: Stage) -> None:
+    """Limit the decision, unless the stage before it was limited."""
+    if before not in _HANDSHAKES:
         client.set_deadline(client.factory.timeouts.handshake)
 
 
@@ -52,17 +66,18 @@ class Deciding:
     def start(self, router: IRouter) -> None:
         """Ask; the answer may come from within."""
         client = self._client
-        begin_deciding(client)
+        before = _enter(client)
         client.pending = self
         asked = router.ask(self)
         client.factory.looks_first = self._has_looked
         if isinstance(asked, Decision):
-            # Most do: that saves a Deferred.
+            # Most do: that saves a Deferred, and a deadline.
             self._said(asked)
             return
         self._asked = asked
         asked.addBoth(self._said)
         if not self._is_over:
+            _limit(client, before)
             client.wait_undecided()
         elif not asked.called:
             # Its first step has ended the session.
@@ -147,23 +162,18 @@ class Deciding:
     def _said(self, said: Decision | Failure) -> None:
         """It is decided, or never will be."""
         self._end()
+        client = self._client
         try:
             if isinstance(said, Failure):
                 self._failed(said)
-            else:
-                self._decided(said)
+            elif client.session.ending is None:
+                try:
+                    client.carry_out(said)
+                except RelayError:
+                    # It can't be done.
+                    self._failed(Failure())
         except Exception:
-            self._client.failed(Failure())
-
-    def _decided(self, decision: Decision) -> None:
-        client = self._client
-        if client.session.ending is not None:
-            return
-        try:
-            client.carry_out(decision)
-        except RelayError:
-            # It can't be done.
-            self._failed(Failure())
+            client.failed(Failure())
 
     def _failed(self, reason: Failure) -> None:
         client = self._client
