@@ -255,7 +255,7 @@ class RelayFactory(StreamFactory):
         for each in self.all_pools:
             each.belong_to(self.name)
             if cut:
-                each.listeners.append(Cutting(self).server_changed)
+                each.followers.append(Cutting(self).server_changed)
         # Of the instance, where the interpreter finds it faster.
         self.chooses = None
         if sni is not None and route is not None:

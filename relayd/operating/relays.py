@@ -124,7 +124,7 @@ def pool_part(
         listening_endpoint(each, shop.reactor, relay.backlog, shop.config.transport)
         for each in listeners
     ]
-    heard = {name: len(pool.listeners) for name, pool in pools.items()}
+    heard = {name: len(pool.followers) for name, pool in pools.items()}
     factory = RelayFactory(
         pools[DEFAULT],
         clock=shop.reactor,
@@ -155,7 +155,7 @@ def pool_part(
         )
         for listen, endpoint in zip(listeners, endpoints, strict=True)
     ]
-    hears = [each for n, pool in pools.items() for each in pool.listeners[heard[n] :]]
+    hears = [each for n, pool in pools.items() for each in pool.followers[heard[n] :]]
     return Part(factory, listenings, pools, hears)
 
 

@@ -139,11 +139,10 @@ class ServerWords:
                     " relay has it: stop the relay instead"
                 )
             found[one] = None
-        for factory in shown.older:
-            for pool in pools_of(factory):
-                for one in pool.servers:
-                    if is_called(one, server):
-                        found[one] = None
+        for pool in _older_pools(shown):
+            for one in _servers_of(pool):
+                if is_called(one, server):
+                    found[one] = None
         return list(found)
 
     # -- servers that join, and pools that follow
@@ -246,8 +245,14 @@ def _servers_of(pool: Any) -> list[Server]:
     return pool.servers if isinstance(pool, Pool) else []
 
 
+def _older_pools(shown: Shown) -> list[Any]:
+    """Of older settings, those that choose still: no other has taken their place."""
+    found = [pool for each in shown.older for pool in pools_of(each)]
+    return [pool for pool in found if not isinstance(pool, Pool) or pool.latest is pool]
+
+
 def _all_servers(shown: Shown) -> list[Server]:
-    """Of its pools, and those of older settings."""
-    pools = [*shown.pools, *(pool for each in shown.older for pool in pools_of(each))]
+    """Of its pools, and those of older settings that choose still."""
+    pools = [*shown.pools, *_older_pools(shown)]
     found = [each for pool in pools for each in _servers_of(pool)]
     return list(dict.fromkeys(found))

@@ -37,7 +37,6 @@ from relayd.operating.route_modules import Routes
 from relayd.operating.standing import Listening
 from relayd.udp_nat import UdpNat
 from relayd.upstreams.pool import Pool
-from relayd.upstreams.server import Server
 
 
 @attrs.frozen
@@ -143,7 +142,7 @@ class Part:
     served: Any
     listenings: Sequence[Listening]
     pools: Mapping[str, Pool] = attrs.field(factory=dict)
-    hears: Sequence[Callable[[Server], object]] = ()
+    hears: Sequence[Callable[[Any], object]] = ()
     built: UdpNat | None = None
 
     @property
@@ -154,9 +153,10 @@ class Part:
     def let_go(self) -> None:
         """It serves nobody: its pools, which another may have, call it no more."""
         for pool in self.pools.values():
-            for each in self.hears:
-                if each in pool.listeners:
-                    pool.listeners.remove(each)
+            for told in (pool.listeners, pool.latest.followers):
+                for each in self.hears:
+                    if each in told:
+                        told.remove(each)
 
 
 @attrs.frozen(eq=False)

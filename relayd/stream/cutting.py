@@ -31,16 +31,21 @@ class Cutting:
     def server_changed(self, server: Any) -> None:
         """Its checks, or its operator, have changed their mind, or something else has.
 
-        :param server: a :class:`relayd.upstreams.server.Server`.
+        :param server: a :class:`relayd.upstreams.server.Server`; None: another pool has
+            taken the place of theirs, which says nothing of any.
         """
+        if server is None:
+            return
         if server.draining or not server.is_down:
             self._down.discard(server)
         elif server not in self._down:
             self._down.add(server)
             why = f"{server.name} is down: {server.reason}"
+            # Those of before a change are with the same one of another pool.
             for each in self._relay.registry.living():
                 session = each.session
-                if session.server is not server:
+                dialled = session.server
+                if dialled is not server and dialled not in server.inherited:
                     continue
                 if session.stage is not Stage.DIALING:
                     each.abort_session(Ending.UPSTREAM_DOWN, why)

@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from relayd.core.counts import Tally
 from relayd.net.upstream import Upstream
-from relayd.stream.retries import NEVER, RETRIES, Choosing, Retries
+from relayd.stream.retries import NEVER, Choosing, Retries
 from relayd.stream.standby import StandBy
 
 
@@ -41,16 +41,18 @@ class PoolOf:
     @property
     def waits(self) -> bool:
         """Whether clients wait now, if there is no server for them."""
-        pending: int = getattr(self.pool, "pending", 0)
-        return self.standby is not None and (self.waits_always or pending > 0)
+        if self.standby is None or self.waits_always:
+            return self.waits_always
+        pool: Any = self.pool
+        return bool(pool.latest.pending)
 
 
 @attrs.frozen(kw_only=True)
 class Failing:
     """What follows where servers can't be reached, or can't be chosen.
 
-    :ivar retries: how many servers more a client is tried with; None: RETRIES, or none
-        where there is a single server.
+    :ivar retries: how many servers more a client is tried with; None: as many as there
+        are unless they are given (:data:`relayd.stream.retries.RETRIES`).
     :ivar dial_timeout: seconds for all of a client's attempts, 0 for ever,
     :ivar connect_timeout: and for each.
     :ivar wait: seconds for which new clients wait while no server can be chosen.
@@ -66,11 +68,13 @@ class Failing:
 
         :param pool: a :class:`relayd.upstreams.pool.Pool`.
         """
-        again = self._retries(pool, RETRIES if len(pool.upstreams) > 1 else 0)
+        # Names that are followed may bring it any number.
+        several = len(pool.upstreams) > 1 or bool(pool.followed)
+        again = self._retries(pool, None if several else 0)
         standby = None
         if self.wait or pool.pending:
             standby = StandBy(pool, self.wait or self.connect_timeout, clock)
-            pool.listeners.append(standby.server_changed)
+            pool.followers.append(standby.server_changed)
             if self.wait and again is not None:
                 again.standby = standby
         return PoolOf(name, pool, again, standby, bool(self.wait))
@@ -80,9 +84,10 @@ class Failing:
         server = NamedServer()
         return PoolOf("", server, self._retries(server, 0))
 
-    def _retries(self, pool: Choosing, unless_given: int) -> Retries | None:
+    def _retries(self, pool: Choosing, unless_given: int | None) -> Retries | None:
         count = unless_given if self.retries is None else self.retries
-        if count or 0 < self.dial_timeout < (self.connect_timeout or NEVER):
+        in_time = 0 < self.dial_timeout < (self.connect_timeout or NEVER)
+        if count != 0 or in_time:
             return Retries(pool, count, self.dial_timeout)
         return None
 

@@ -114,7 +114,8 @@ class Retries:
     """How the sessions of one relay try again.
 
     :param pool: the servers.
-    :param retries: how many attempts a session may have beyond its first.
+    :param retries: how many attempts a session may have beyond its first; None:
+        RETRIES while the pool has several servers, and none while it has one.
     :param dial_timeout: seconds for all of them; 0 is for ever.
 
     :ivar tally: where they are counted; relays that succeed each other share it.
@@ -123,9 +124,11 @@ class Retries:
 
     standby: Waiting | None = None
 
-    def __init__(self, pool: Choosing, retries: int, dial_timeout: float) -> None:
+    def __init__(
+        self, pool: Choosing, retries: int | None, dial_timeout: float
+    ) -> None:
         self._pool = pool
-        self.retries = retries
+        self._retries = retries
         self.dial_timeout = dial_timeout
         self.tally = Tally()
 
@@ -137,6 +140,14 @@ class Retries:
     def count(self) -> int:
         """How many attempts were retries."""
         return self.tally.count
+
+    @property
+    def retries(self) -> int:
+        """How many attempts a session may have beyond its first, as of now."""
+        if self._retries is not None:
+            return self._retries
+        pool: Any = self._pool
+        return RETRIES if len(pool.latest.upstreams) > 1 else 0
 
     def again(self, client: Any, attempt: Any) -> bool:
         """Try another server after an attempt that has failed; whether it will.

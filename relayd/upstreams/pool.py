@@ -50,6 +50,16 @@ class _Tier:
     room: int
 
 
+@attrs.define(eq=False)
+class _Line:
+    """Pools of which each has taken the place of the one before.
+
+    :ivar last: the one that is in use.
+    """
+
+    last: Pool
+
+
 #: Of a pool of whose servers none may be chosen.
 _NOBODY = _Tier((), 0)
 
@@ -81,6 +91,8 @@ class Pool:
     :ivar tasks: what keeps it up to date while its relay runs: names that are followed,
         checks.
     :ivar listeners: called with a server that has changed, after the pool knows.
+    :ivar followers: the same; those whose sessions outlive the pool: they hear of the
+        servers of whichever pool takes its place, and of that, with None.
     """
 
     upstreams: Sequence[Upstream] = attrs.field(converter=_fixed)
@@ -92,6 +104,15 @@ class Pool:
     pending: int = attrs.field(default=0, init=False)
     tasks: list[Task] = attrs.field(factory=list, init=False)
     listeners: list[Callable[[Server], object]] = attrs.field(factory=list, init=False)
+    followers: list[Callable[[Server | None], object]] = attrs.field(
+        factory=list, init=False
+    )
+    #: Itself, and all that have taken its place share one.
+    _line: _Line = attrs.field(
+        init=False, default=attrs.Factory(lambda pool: _Line(pool), takes_self=True)
+    )
+    #: Another has taken its place, and chooses for its sessions.
+    _is_succeeded: bool = attrs.field(init=False, default=False)
     #: By name, of the pool that this one has succeeded: those that may join yet.
     _before: dict[str, Server] = attrs.field(init=False, factory=dict)
     #: The server, if there is only one and nothing to choose.
@@ -178,6 +199,8 @@ class Pool:
         """
         if self._only is not None:
             return None if tried else self._only
+        if self._is_succeeded:
+            return self._choose_of_last(session, tried)
         if tried:
             candidates = self._untried(tried)
         else:
@@ -189,6 +212,19 @@ class Pool:
         if chosen is None or isinstance(chosen, Upstream):
             return chosen
         raise TypeError(f"the selector chose {chosen!r}, which is not an Upstream")
+
+    def _choose_of_last(
+        self, session: Any, tried: Collection[Upstream]
+    ) -> Upstream | None:
+        """A server of the pool in use: it is known who is up there, and is full."""
+        last, names = self.latest, {each.name for each in tried}
+        same = [each for each in last.upstreams if each.name in names]
+        return last.choose(session, same)
+
+    @property
+    def latest(self) -> Pool:
+        """The pool that has taken its place, the last one; or itself."""
+        return self._line.last
 
     @property
     def candidates(self) -> tuple[Upstream, ...]:
@@ -273,10 +309,18 @@ class Pool:
         return "" if self.name == DEFAULT else self.name
 
     def succeed(self, before: Pool) -> None:
-        """Know of servers what the pool of the relay before knew, by their names.
+        """Take the place of the pool of the relay before.
 
-        Those of names that are followed join now, if the pool before had found them.
+        Know of servers what that knew, by their names; and choose for its sessions, and
+        tell those who follow it, from now on.  Servers of names that are followed join
+        now, if the pool before had found them.
         """
+        self._line = before._line
+        self._line.last = self
+        before._is_succeeded, before._only = True, None
+        before._tiers = before._best = None
+        # The older ones first: their clients have waited longer.
+        self.followers[:0], before.followers = before.followers, []
         self._before = {
             **{n: each for n, each in before._before.items() if each.sessions},
             **{each.name: each for each in before.servers},
@@ -289,6 +333,8 @@ class Pool:
             same = theirs.get(getattr(task, "name", ""))
             if succeed is not None and same is not None:
                 succeed(same)
+        for told in self.followers:
+            told(None)
 
     def _take_place(self, server: Server) -> None:
         """Have it go on where the same one of the pool before was."""
@@ -364,5 +410,5 @@ class Pool:
         self._tell(server)
 
     def _tell(self, server: Server) -> None:
-        for each in self.listeners:
+        for each in (*self.listeners, *self.followers):
             each(server)

@@ -157,6 +157,26 @@ def test_all_attempts_have_as_much_as_one_unless_said(
     assert Relay(1, connect_timeout=connect).factory.retries is None
 
 
+def test_a_pool_whose_servers_come_later_has_retries_while_it_has_several() -> None:
+    """Of a name that is followed, nobody knows how many addresses it has."""
+    pool = Pool([])
+    pool.followed.append("dns:db.example")
+    relay = Relay(0)
+    factory = RelayFactory(pool, clock=relay.clock)
+    retries = factory.retries
+    assert retries is not None
+    assert retries.retries == 0
+    found = [Server(FakeEndpoint(relay.clock), f"a{number}") for number in range(2)]
+    pool.replace([], found[:1])
+    assert retries.retries == 0
+    pool.replace([], found[1:])
+    assert retries.retries == 2
+    # Also of those of before a change.
+    Pool(()).succeed(pool)
+    assert retries.retries == 0
+    assert RelayFactory(pool, clock=relay.clock, retries=0).retries is None
+
+
 class Fickle(RoundRobin):
     """A selector that is plugged in, with a defect."""
 

@@ -9,10 +9,13 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relayd.core.session import Ending
+from relayd.net.upstream import Upstream
 from relayd.upstreams.balance import LeastSessions
 from relayd.upstreams.judging import Schedule, Verdict, Watched
 from relayd.upstreams.pool import Pool
 from relayd.upstreams.server import Server
+from tests.support.fakes import FakeEndpoint
 from tests.upstreams.test_names import ONE, TWO, Followed
 
 
@@ -193,3 +196,103 @@ def test_names_that_are_found_later() -> None:
     assert new.pool.servers[1].sessions == 0
     old.stop()
     new.stop()
+
+
+# -- the sessions of a pool that another has succeeded
+
+
+class Judge:
+    """Hears what becomes of sessions."""
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *said: self.heard.append((name, *said))
+
+
+def test_whoever_chooses_still_gets_a_server_of_the_last_pool() -> None:
+    """Which is full, is known there; and which are up."""
+    going = pools(3, max_sessions=1)
+    first, second, third = going
+    assert first.latest is second.latest is third.latest is third
+    found = first.choose(SimpleNamespace(ordinal=0, client="c"))
+    assert found in third.servers
+    found.began()
+    for other in (first, second, third):
+        assert choice(other) != found.name
+    [left] = [each for each in third.servers if each is not found]
+    left.operate("down")
+    assert first.choose(SimpleNamespace(ordinal=0)) is None
+
+
+def test_the_only_server_of_a_pool_is_followed_as_well() -> None:
+    before, now = Pool([Upstream(FakeEndpoint(), "a")]), Pool([server("b")])
+    assert choice(before) == "a"
+    now.succeed(before)
+    assert choice(before) == "b"
+
+
+def test_a_server_that_was_tried_has_been_tried_in_the_pools_that_follow() -> None:
+    first, second = pools(2)
+    a, b = first.servers
+    session = SimpleNamespace(ordinal=0, client="c")
+    assert first.choose(session, [a]) is second.servers[1]
+    assert first.choose(session, [second.servers[0]]) is second.servers[1]
+    assert first.choose(session, [second.servers[0], b]) is None
+    # One that is none of its servers any more hides nobody.
+    assert first.choose(session, [server("c")]) in second.servers
+
+
+def test_who_follows_a_pool_hears_of_the_servers_of_the_next_the_oldest_first() -> None:
+    going = pools(3)
+    first = next(going)
+    heard: list[Any] = []
+    first.followers.append(lambda each: heard.append(("first", each)))
+    second = next(going)
+    second.followers.append(lambda each: heard.append(("second", each)))
+    third = next(going)
+    heard.clear()
+    [one, _] = third.servers
+    one.operate("down")
+    assert heard == [("first", one), ("second", one)]
+    assert not first.followers
+    assert not second.followers
+
+
+def test_what_becomes_of_older_sessions_is_judged_by_the_last_pool() -> None:
+    going = pools(3)
+    first = next(going)
+    a = first.servers[0]
+    old = a.passive = Judge()
+    for _ in range(4):
+        a.began()
+    next(going)
+    now = next(going).servers[0]
+    judge = now.passive = Judge()
+    a.failed(Ending.CONNECT_REFUSED, "refused")
+    a.reset("reset", True)
+    a.cancelled()
+    now.doubted = a.doubted = True
+    a.closed()
+    assert judge.heard == [
+        ("failed", now, "refused"),
+        ("reset", now, "reset", True),
+        ("served", now),
+    ]
+    assert (now.fails, now.doubted, now.sessions) == (2, False, 0)
+    assert not old.heard
+
+
+def test_an_older_session_ends_no_trial() -> None:
+    first, second = pools(2)
+    del second
+    a = first.servers[0]
+    a.began()
+    third = Pool([server("a")])
+    third.succeed(first)
+    [now] = third.servers
+    judge = now.passive = Judge()
+    now.ejected = True
+    a.failed(Ending.CONNECT_REFUSED, "refused")
+    assert (now.fails, now.ejected, judge.heard) == (1, True, [])
