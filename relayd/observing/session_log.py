@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from twisted.logger import Logger
 
+from relayd.core.escapes import Words
 from relayd.core.observers import Observer
 from relayd.core.session import Ending, Session
 from relayd.observing.line_limit import MAX_LINES, LineLimit
@@ -19,8 +20,9 @@ session_log = Logger(namespace=_NAMESPACE)
 # Looking a member up in an enum goes through its metaclass each time.
 _DONE = Ending.DONE
 
-#: Facts that JSON has a form of; of these a failure is not to be feared.
-_PLAIN = (int, float, type(None))
+#: Facts that are more than their text, in JSON or in a line of text; of these a failure
+#: is not to be feared.
+_PLAIN = (int, float, type(None), Words)
 
 _NO_FACTS: Mapping[str, object] = {}
 
