@@ -191,7 +191,7 @@ class DatagramRelay:
         parts = self.ledger, self, self.watcher, sockets, self.receive_buffer
         opened = open_listeners(*parts, self.made_of.listener)
         if not self.listeners:
-            self.registry.reopen()  # It may have been drained and closed before.
+            self.reopen()  # It may have been drained and closed before.
         self.listeners += opened
         for listener in opened:
             hops.listens(listener.port)

@@ -291,17 +291,16 @@ class RelayService(Service):
             raise
 
     def _serve_again(self, wanted: Iterable[Listening]) -> None:
-        """Hold clients of relays that are paused, and no others."""
+        """Hold clients of paused relays only; drains of those that listen are over."""
         enabled = {each.factory.name for each in wanted}
-        for name in self.held - enabled:
-            # Whoever stops a relay has no clients to be served later.
-            self.held.discard(name)
-        for factory in self._all_of(self.listenings):
+        # Whoever stops a relay has no clients to be served later.
+        self.held &= enabled
+        for factory in self.served:
             if has_flows(factory):
                 relay: Any = factory
                 relay.hold(relay.name in self.held)
-                if relay.name in enabled:
-                    relay.reopen()
+            if factory.name in enabled:
+                factory.reopen()
         for one in self._open:
             if not one.listening.flows:
                 name = one.listening.factory.name

@@ -55,6 +55,9 @@ class Served(Protocol):
     ) -> Deferred[None]:
         """Serve no new client, and wait for the sessions to end."""
 
+    def reopen(self) -> None:
+        """Serve clients again: a drain that is under way is over."""
+
     def abort_all(self) -> None:
         """Abort the sessions now."""
 

@@ -220,10 +220,6 @@ class Steered(Intervening):
     def start(self, relay: str, by: Asker) -> Any:
         """See :class:`relayd.control.steering.Steering`."""
         difference = yield self._enable(relay, True)
-        for factory, _ in self._shown_of(relay).generations:
-            if factory.registry.draining:
-                # Those that it was to end go on.
-                factory.registry.reopen()
         return self._changed(relay, difference)
 
     @inlineCallbacks

@@ -56,7 +56,7 @@ class StreamFactory(StreamRelay, Factory):
 
     def startFactory(self) -> None:
         """The first listener opens, maybe after a drain: that is over now."""
-        self.registry.reopen()
+        self.reopen()
 
     def stopFactory(self) -> None:
         """The last listener closed: don't keep a timer for sessions to come."""

@@ -305,6 +305,10 @@ class StreamRelay:
                 each.abort_session(Ending.DRAINED, "before it was admitted")
         return self.registry.drain(timeout)
 
+    def reopen(self) -> None:
+        """Serve new clients again; a drain that is under way is over."""
+        self.registry.reopen()
+
     def abort_all(self) -> None:
         """Reset every session that lives, now."""
         self.registry.abort_all()

@@ -169,6 +169,22 @@ def test_a_session_outlives_each_kind_of_change(tmp_path: Path, kind: str) -> No
         assert relayd.service.sessions == 0
 
 
+def test_sessions_of_a_relay_that_comes_back_go_on(tmp_path: Path, kind: str) -> None:
+    """As when a reload that removed it is taken back."""
+    tables = web()
+    with relaying(tmp_path, kind, tcp=tables) as ends:
+        relayd = ends.relayd
+        client = ends.client(20001)
+        upstream = ends.accept(ends.server(20009))
+        relayd.write({"transport": kind, "tcp": {"x": web(20002)["web"]}})
+        assert relayd.reload()["removed"] == ["web"]
+        relayd.write({"transport": kind, "tcp": tables})
+        assert relayd.reload()["added"] == ["web"]
+        relayd.reactor.advance(11)
+        relayd.reactor.turn()
+        ends.talk(client, upstream)
+
+
 def test_relays_swap_their_ports(tmp_path: Path, kind: str) -> None:
     one, other = web(20001, 20008)["web"], web(20002, 20009)["web"]
     with relaying(tmp_path, kind, tcp={"one": one, "other": other}) as ends:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,45 @@ async def test_a_relay_that_is_drained_is_draining_while_it_has_sessions() -> No
             server.accept()[0].close()
             await until(lambda: steering.relay("web")["sessions"] == 0, "no session")
             assert steering.relay("web")["state"] == "stopped"
+        finally:
+            await relays.stopService()
+
+
+#: Each has a relay listen again.
+AGAIN: dict[str, Callable[[Any], Awaitable[Any]]] = {
+    "start": lambda steering: steering.start("web", ASKER),
+    "set": lambda steering: steering.set("web", {"enabled": True}, ASKER),
+    "discard": lambda steering: steering.reload(True, None, ASKER),
+}
+
+
+@pytest.mark.parametrize("again", AGAIN)
+@pytest_twisted.ensureDeferred
+async def test_a_drain_is_over_once_its_relay_listens_again(
+    tmp_path: Path, again: str
+) -> None:
+    """Whatever has it listen: its sessions have no limit any more."""
+    file = tmp_path / "f.toml"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        dest = f"127.0.0.1:{server.getsockname()[1]}"
+        file.write_text(f'[tcp.web]\nlisten = "127.0.0.1:0"\ndest = "{dest}"\n')
+        relays = EmbeddedRelays.from_file(reactor, str(file))
+        steering = relays.steering
+        relays.startService()
+        try:
+            port = steering.relay("web")["listen"][0].rpartition(":")[2]
+            with socket.create_connection(("127.0.0.1", int(port))) as client:
+                client.sendall(b"x")
+                await until(lambda: steering.relay("web")["sessions"] == 1, "a session")
+                drained: Any = await steering.drain("web", 60.0, ASKER)
+                assert drained["state"] == "draining"
+                await AGAIN[again](steering)
+                relay: Any = steering.relay("web")
+                assert (relay["state"], relay["sessions"]) == ("running", 1)
+                [older] = relays.steering._shown_of("web").older
+                assert not older.registry.draining
+                server.accept()[0].close()
+            await until(lambda: steering.relay("web")["sessions"] == 0, "no session")
         finally:
             await relays.stopService()
 
