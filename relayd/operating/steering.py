@@ -235,13 +235,18 @@ class Steered(Intervening):
     def drain(self, relay: str, within: float | None, by: Asker) -> Any:
         """See :class:`relayd.control.steering.Steering`."""
         timeout = self._config.drain_timeout if within is None else seconds_of(within)
-        difference = yield self._enable(relay, False)
-        shown = self._shown_of(relay)
-        for factory, _ in shown.generations:
-            factory.drain(timeout)
+
+        def begin() -> None:
+            for factory, _ in self._shown_of(relay).generations:
+                factory.drain(timeout)
+
+        # Before a change that waits for this one, which may start the relay again.
+        difference = yield self._enable(relay, False, begin)
         return self._changed(relay, difference)
 
-    def _enable(self, relay: str, enabled: bool) -> Deferred[Difference]:
+    def _enable(
+        self, relay: str, enabled: bool, then: Callable[[], object] = bool
+    ) -> Deferred[Difference]:
         def overlay(layers: Layers) -> Overlay:
             self._unit(relay)
             in_file = section_of(layers, relay).enabled
@@ -250,7 +255,7 @@ class Steered(Intervening):
             )
 
         self._unit(relay)
-        return self._change(overlay)
+        return self._change(overlay, then=then)
 
     # -- the file
 

@@ -93,6 +93,31 @@ async def test_a_drain_is_over_once_its_relay_listens_again(
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_start_that_follows_a_drain_at_once_wins() -> None:
+    """Though it was asked for before the drain was answered."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        relays = EmbeddedRelays.from_settings(reactor, settings_of(server))
+        steering = relays.steering
+        relays.startService()
+        # As while another change is under way.
+        lock = relays.steering._lock
+        await lock.acquire()
+        try:
+            asked = [
+                steering.drain("web", 60.0, ASKER),
+                steering.start("web", ASKER),
+            ]
+            lock.release()
+            for each in asked:
+                await each  # type: ignore[misc]
+            [listening] = relays.steering._all.service.listenings
+            assert steering.relay("web")["state"] == "running"
+            assert not listening.factory.registry.draining
+        finally:
+            await relays.stopService()
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_reload_that_went_back_is_told(tmp_path: Path) -> None:
     """It is not in effect, whatever it was when it was made."""
     file = tmp_path / "f.toml"
