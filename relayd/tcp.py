@@ -115,7 +115,7 @@ class RelayFactory(StreamFactory):
         given, 30, or `connect_timeout` if that is longer.
     :param wait_for_server: seconds for which new clients wait while no server can be
         chosen; 0: they are refused.
-    :param cut: reset the sessions of a server that checks find down.
+    :param cut: reset the sessions of a server that checks, or an operator, take down.
     :param connect_timeout: seconds until the server must have answered, and done its
         TLS handshake if it has one; of each attempt.
     :param stall_timeout: seconds that bytes may wait for a peer that takes none.

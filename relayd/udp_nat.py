@@ -88,9 +88,9 @@ class UdpNat(DatagramRelay):
         nearest to the source (:mod:`relayd.filters`).
     :param udp_balance: `datagram`: each datagram goes to the next server, and what they
         answer is dropped; `flow`: all of a client's go to one.
-    :param cut: when checks find that a server is down, take its flows to another one at
-        once, and end those for which there is none; unless given, they go when it
-        refuses them or does not answer.
+    :param cut: when checks, or an operator, say that a server is down, take its flows
+        to another one at once, and end those for which there is none; unless given,
+        they go when it refuses them or does not answer.
     :param wait_for_server: seconds for which the first datagrams of new clients are
         kept while no server can be chosen; 0: they are dropped.
     :param redirected: the kernel brings clients that mean to go elsewhere (TPROXY): a

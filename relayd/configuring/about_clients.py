@@ -23,6 +23,7 @@ from relayd.configuring.address_settings import (
 )
 from relayd.configuring.bandwidth_settings import BANDWIDTH_PER_CLIENT
 from relayd.configuring.config import is_local
+from relayd.configuring.control_settings import CONTROL
 from relayd.configuring.given import Given, Layers, RelaySection
 from relayd.configuring.pools_of_relay import servers_given
 from relayd.configuring.route_settings import ROUTE, SNI
@@ -47,13 +48,18 @@ NEEDS: Sequence[tuple[Setting[Any], *tuple[Setting[Any], ...]]] = (
     *(
         (row, pool_settings.CHECK)
         for row in (
-            pool_settings.ON_DOWN,
             pool_settings.CHECK_EVERY,
             pool_settings.CHECK_TIMEOUT,
             pool_settings.RISE,
             pool_settings.FALL,
         )
     ),
+)
+
+#: The same of a command line; a file may be a program's that steers its relays itself.
+NEEDS_OF_COMMAND_LINE: Sequence[tuple[Setting[Any], *tuple[Setting[Any], ...]]] = (
+    # An operator may say that a server is down.
+    (pool_settings.ON_DOWN, pool_settings.CHECK, CONTROL),
 )
 
 #: Of those that others need, what has one value with which they do something.
@@ -107,12 +113,15 @@ def about_admission(section: RelaySection) -> Iterator[str]:
             )
 
 
-def does_nothing(sections: Sequence[RelaySection]) -> Iterator[str]:
+def does_nothing(
+    sections: Sequence[RelaySection],
+    needs: Sequence[tuple[Setting[Any], *tuple[Setting[Any], ...]]] = NEEDS,
+) -> Iterator[str]:
     """Settings that need another one, and have it in no relay for which they are.
 
     So `[defaults]` may have one of which some relays make use.
     """
-    for row, *others in NEEDS:
+    for row, *others in needs:
         lonely: dict[Any, Given] = {}
         served: set[Any] = set()
         for section in sections:

@@ -16,6 +16,7 @@ import attrs
 from relayd.configuring import config
 from relayd.configuring.about_checks import about_checks
 from relayd.configuring.about_clients import (
+    NEEDS_OF_COMMAND_LINE,
     about_admission,
     contradiction,
     does_nothing,
@@ -85,6 +86,8 @@ def configure(layers: Layers, own: Callable[[Ip], bool] = is_own) -> Config:
     for section in sections:
         found += _about_relay(section)
     found += does_nothing(sections)
+    if not _can_be_steered(layers):
+        found += does_nothing(sections, NEEDS_OF_COMMAND_LINE)
     found += dials_no_socket(sections)
     found += without_relays(layers)
     found += _about_names(sections)
@@ -179,18 +182,23 @@ def _about_process(layers: Layers) -> Iterator[str]:
         )
 
 
-def _about_stopped(layers: Layers, sections: Sequence[RelaySection]) -> Iterator[str]:
-    """All relays are stopped, and nobody could start one.
+def _can_be_steered(layers: Layers) -> bool:
+    """Whether somebody may change what runs.
 
-    A file can be read again, and says then which ones run.
+    A file can be read again, or is a program's, which steers its relays itself; or it
+    is only to be written.
     """
+    steered = (process_settings.PRINT_CONFIG, CONTROL)
+    return bool(layers.source) or any(
+        each.setting in steered for each in layers.process
+    )
+
+
+def _about_stopped(layers: Layers, sections: Sequence[RelaySection]) -> Iterator[str]:
+    """All relays are stopped, and nobody could start one."""
     demo = layers.whole(RelaySection("tcp", None, []))
     relays = sections or [demo]
-    # Or it is only to be written as a file.
-    steered = (process_settings.PRINT_CONFIG, CONTROL)
-    if layers.source or any(each.setting in steered for each in layers.process):
-        return
-    if any(each.enabled for each in relays):
+    if _can_be_steered(layers) or any(each.enabled for each in relays):
         return
     given = relays[0].one(settings.ENABLED)
     yield (

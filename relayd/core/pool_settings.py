@@ -154,9 +154,10 @@ ON_DOWN = Setting[OnDown](
     name="on-down",
     type=Choice[OnDown](OnDown),
     default="keep",
-    help="When checks find that a server is down, its sessions go on (keep) or are cut"
-    " off by a reset (cut). Of UDP: its flows go to another server when it refuses or"
-    " does not answer (keep), or at once, and end if there is none (cut).",
+    help="When checks, or an operator, say that a server is down, its sessions go on"
+    " (keep) or are cut off by a reset (cut). Of UDP: its flows go to another server"
+    " when it refuses or does not answer (keep), or at once, and end if there is none"
+    " (cut).",
     kinds=POOLS,
     group=SERVERS,
 )

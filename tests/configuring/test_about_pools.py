@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from relayd.configuring.configure import configure
+from relayd.configuring.file import read_layers
 from relayd.tap import relayd
 from tests.configuring.test_about_clients import TCP, in_file, refusal
 
@@ -28,9 +30,13 @@ from tests.configuring.test_about_clients import TCP, in_file, refusal
                 f"--{name} {value!r} does nothing alone: give --check, too",
             )
             for name, value in (
-                *(("on-down", "cut"), ("rise", "5"), ("fall", "5")),
+                *(("rise", "5"), ("fall", "5")),
                 *(("check-every", "9"), ("check-timeout", "9")),
             )
+        ),
+        (
+            ("--on-down", "cut"),
+            "--on-down 'cut' does nothing alone: give --check or --control, too",
         ),
     ],
 )
@@ -44,6 +50,7 @@ def test_what_is_refused(words: tuple[str, ...], why: str) -> None:
         ("--client-prefix", "24,56", "--balance", "client-hash"),
         ("--on-down", "cut", "--check", "tcp"),
         ("--on-down", "cut", "-d", "10.0.0.6:80,check=tcp"),
+        ("--on-down", "cut", "--control", "unix:/run/relayd.sock"),
         ("--on-down", "keep", "--rise", "2"),
     ],
 )
@@ -64,6 +71,10 @@ def test_of_connections_and_of_datagrams(udp: str) -> None:
 
 def test_in_a_file(tmp_path: Path) -> None:
     table = '[tcp.a]\nlisten="1"\ndest="2"\n'
-    assert in_file(tmp_path, f'{table}on_down="cut"').endswith(
+    assert in_file(tmp_path, f"{table}rise=5").endswith(
         "does nothing alone: give check, too"
     )
+    # A program that embeds its relays may say how a server is.
+    (tmp_path / "f.toml").write_text(f'{table}on_down="cut"')
+    [relay] = configure(read_layers(str(tmp_path / "f.toml"))).relays
+    assert relay.pool.on_down == "cut"  # type: ignore[union-attr]

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relayd.configuring import about_control, bandwidth_settings
-from relayd.configuring.about_clients import NEEDS
+from relayd.configuring.about_clients import NEEDS, NEEDS_OF_COMMAND_LINE
 from relayd.configuring.address_settings import (
     ACCEPT_PROXY,
     ALLOW_CLIENT,
@@ -202,7 +202,8 @@ def without(given: list[list[str]], row: Setting[Any]) -> list[list[str]]:
 def useful(given: list[list[str]]) -> list[list[str]]:
     """Without what does nothing alone."""
     # The last needs the one before it.
-    for row, *others in (*NEEDS, *NEEDS, *NEEDS, *about_control.NEEDS):
+    alone = (*NEEDS_OF_COMMAND_LINE, *about_control.NEEDS)
+    for row, *others in (*NEEDS, *NEEDS, *NEEDS, *alone):
         # Of the ways to balance, one asks who the client is.
         there = {
             words[0].partition("=")[0]
@@ -460,7 +461,7 @@ def example(row: Setting[Any]) -> str:
 
 def needed(row: Setting[Any]) -> list[str]:
     """Options without which another does nothing."""
-    for each, other, *_ in (*NEEDS, *about_control.NEEDS):
+    for each, other, *_ in (*NEEDS, *NEEDS_OF_COMMAND_LINE, *about_control.NEEDS):
         if each is row:
             return [*needed(other), f"--{other.option}", example(other)]
     # Or nobody could start what is stopped.

@@ -274,6 +274,19 @@ def test_the_only_server_of_datagrams_likewise() -> None:
     bench.close()
 
 
+def test_its_flows_are_cut_if_it_goes_down() -> None:
+    bench = Bench(cut=True)
+    bench.arrive()
+    bench.answer()
+    own = Shown("dns", "udp", [bench.nat])
+    words = ServerWords(bench.clock, lambda name: own)
+    words.say(own, "198.51.100.1:53", "down", None)
+    bench.clock.advance(0)
+    assert bench.observer.endings == ["upstream_down"]
+    words.stop()
+    bench.close()
+
+
 def test_what_is_no_relay_of_ours_can_not() -> None:
     class Other:
         servers = (Where("198.51.100.1", 53),)
