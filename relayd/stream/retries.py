@@ -12,7 +12,8 @@ Attempts end with the session's retries, or when its time for all of them is ove
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall
@@ -79,8 +80,10 @@ class Choosing(Protocol):
 class Waiting(Protocol):
     """Where clients wait for a server (:class:`relayd.stream.standby.StandBy`)."""
 
-    def wait(self, client: Any, limit: float) -> None:
-        """Until there is one, and so many seconds at most."""
+    def wait(
+        self, client: Any, limit: float, dial: Callable[[Any], object] | None
+    ) -> None:
+        """Until there is one to dial, and so many seconds at most."""
 
 
 class Pause:
@@ -168,7 +171,6 @@ class Retries:
         client.tried = *client.tried, attempt.upstream
         another = self._pool.choose(session, client.tried)
         if another is not None:
-            self.tally.count += 1
             log.debug(
                 "{relay}: session {id}: {why} of {server}, next is {another}",
                 relay=session.relay,
@@ -177,9 +179,13 @@ class Retries:
                 server=attempt.upstream.name,
                 another=another.name,
             )
-            client.dial(another)
+            self._dial(client, another)
             return True
         return self.same_again(client, attempt, left)
+
+    def _dial(self, client: Any, server: Upstream) -> None:
+        self.tally.count += 1
+        client.dial(server)
 
     def same_again(self, client: Any, attempt: Any, left: float) -> bool:
         """There is no other server: try again after a pause; whether it will.
@@ -232,10 +238,10 @@ class Retries:
             # Others may be up again by now, and any of them will do.
             server = self._pool.choose(session)
             if server is not None:
-                self.tally.count += 1
-                client.dial(server)
+                self._dial(client, server)
             elif self.standby is not None:
-                self.standby.wait(client, self._time_left(client))
+                dial = partial(self._dial, client)
+                self.standby.wait(client, self._time_left(client), dial)
             else:
                 pause.give_up()
         except Exception:

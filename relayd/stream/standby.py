@@ -8,6 +8,7 @@ many and so long.  So are those whose dial has failed and has nobody left to go 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
@@ -24,10 +25,13 @@ MAX_WAITING = 4096
 class _Waiting:
     """One client that waits."""
 
-    def __init__(self, room: StandBy, client: Any, limit: float) -> None:
+    def __init__(
+        self, room: StandBy, client: Any, limit: float, dial: Callable[[Any], object]
+    ) -> None:
         self._room = room
         self.client = client
         self.limit = limit
+        self.dial = dial
 
     def cancel(self) -> None:
         """The client has left."""
@@ -75,10 +79,17 @@ class StandBy:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def wait(self, client: Any, limit: float = NEVER) -> None:
+    def wait(
+        self,
+        client: Any,
+        limit: float = NEVER,
+        dial: Callable[[Any], object] | None = None,
+    ) -> None:
         """A client for which there is no server.
 
         :param limit: the seconds that are left to it, if it has dialled one.
+        :param dial: called with its server, once there is one; unless given, the client
+            dials it.
         """
         if len(self._waiting) >= self.most:
             self.turned_away += 1
@@ -89,7 +100,8 @@ class StandBy:
             client.set_deadline(seconds)
         else:
             client.enter(Stage.DECIDING, seconds)
-        client.pending = waiting = _Waiting(self, client, seconds)
+        waiting = _Waiting(self, client, seconds, dial or client.dial)
+        client.pending = waiting
         self._waiting[waiting] = None
 
     def forget(self, waiting: _Waiting) -> None:
@@ -114,7 +126,7 @@ class StandBy:
                     return
                 self.forget(waiting)
                 client.pending = None
-                client.dial(server)
+                waiting.dial(server)
             except Exception:
                 self.forget(waiting)
                 client.failed(Failure())

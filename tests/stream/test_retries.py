@@ -55,6 +55,12 @@ class Relay:
     def counts(self) -> list[int]:
         return [each.sessions for each in self.servers if isinstance(each, Server)]
 
+    @property
+    def retried(self) -> int:
+        """The attempts that were retries."""
+        assert self.factory.retries is not None
+        return self.factory.retries.count
+
     def over(self, *heard: str) -> None:
         assert self.witness.heard == list(heard)
         assert not self.factory.sessions
@@ -75,8 +81,7 @@ def test_another_server_gets_all_that_the_client_has_sent(kind: Any) -> None:
     [session] = relay.witness.sessions
     assert session.attempts == 2
     assert session.server is relay.servers[1]
-    assert relay.factory.retries is not None
-    assert relay.factory.retries.count == 1
+    assert relay.retried == 1
     server.receive_eof()
     client.receive_eof()
     relay.over(
@@ -409,7 +414,7 @@ def test_a_labelled_server_is_told_with_its_address() -> None:
 
 
 def test_a_client_waits_for_a_server() -> None:
-    relay = Relay(1, wait_for_server=5)
+    relay = Relay(1, wait_for_server=5, retries=3)
     [server] = relay.servers
     assert isinstance(server, Server)
     server.checked(False, "no answer")
@@ -422,6 +427,7 @@ def test_a_client_waits_for_a_server() -> None:
     upstream = relay.endpoints[0].dial.connect()
     upstream.take()
     assert upstream.taken == b"request"
+    assert relay.retried == 0
     client.lose()
 
 
@@ -441,6 +447,7 @@ def test_a_client_whose_dial_has_failed_waits_when_nobody_is_left() -> None:
     upstream = relay.endpoints[0].dials[1].connect()
     upstream.take()
     assert upstream.taken == b"request"
+    assert relay.retried == 1
     client.lose()
 
 
@@ -452,6 +459,7 @@ def test_it_waits_no_longer_than_all_its_attempts_have() -> None:
     relay.clock.pump([PAUSE_FIRST, *[0.5] * 6])
     [session] = relay.witness.sessions
     assert session.detail == "no server could be chosen in 1.9 s"
+    assert relay.retried == 0
     relay.clock.advance(0)
     relay.over("opened", "dialing server0:80", "closed no_upstream")
 
