@@ -272,7 +272,8 @@ class Ejector:
         self._cancel(record)
         record.returned_at = self._clock.seconds()
         server.ejected = server.on_trial = False
-        server.why = why
+        # A server says an operator's word itself, as long as that stands.
+        server.why = "" if server.operator == "up" else why
         log.info(
             "{relay}: {server} is back: {why}",
             relay=server.relay,

@@ -209,10 +209,12 @@ def test_one_that_is_out_is_back_when_its_operator_says_so() -> None:
     a.operate("up")
     assert (chosen(pool), a.state, a.ejected) == ("abc", "up", False)
     assert not clock.getDelayedCalls()
+    assert a.reason == "its operator says that it is up"
     # And stays, as long as that stands.
     fail(a, 20)
     assert (chosen(pool), a.fails) == ("abc", 23)
     a.operate(None)
+    assert (a.state, a.reason) == ("up", "")
     fail(a, 2)
     assert chosen(pool) == "abc"
     fail(a)
