@@ -30,9 +30,10 @@ _LEVELS = ("debug", "info", "warn", "error", "critical")
 @control_option()
 def reload(discard: bool, confirm: float | None, as_json: bool) -> None:
     """Read the file again, and apply what differs in one step: relays that are new are
-    started, those that are gone are drained, others are changed in place. Nobody is cut
-    off. A file with any error changes nothing, and every problem is printed (exit code
-    5). What needs a restart is named.
+    started, others are changed in place, and their sessions go on. Of those that are
+    gone, sessions that have not ended within drain_timeout are reset, and clients that
+    a pause holds at once. A file with any error changes nothing, and every problem is
+    printed (exit code 5). What needs a restart is named.
 
     Changes of run time stay on top of the file, unless --discard is given.
 

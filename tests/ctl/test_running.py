@@ -490,6 +490,14 @@ def test_help_has_an_example_of_each(capsys: Captured) -> None:
         assert "--json" in said or name == "capture"
 
 
+def test_the_help_of_reload_says_whom_it_ends(capsys: Captured) -> None:
+    """As tests/operating/test_changes_live.py has it of a relay that is gone."""
+    assert main(["reload", "--help"]) == Exit.DONE
+    said = " ".join(capsys.readouterr().out.split())
+    assert "sessions that have not ended within drain_timeout are reset" in said
+    assert "Nobody is cut off" not in said
+
+
 @pytest.mark.parametrize("name", [name for _, name, _ in commands()])
 def test_examples_are_command_lines(name: str) -> None:
     """click takes each of them."""

@@ -185,6 +185,26 @@ def test_sessions_of_a_relay_that_comes_back_go_on(tmp_path: Path, kind: str) ->
         ends.talk(client, upstream)
 
 
+def test_a_relay_that_is_gone_ends_its_clients(tmp_path: Path, kind: str) -> None:
+    """Those that it holds at once, sessions when the drain is over."""
+    with relaying(tmp_path, kind, tcp=web()) as ends:
+        relayd = ends.relayd
+        client = ends.client(20001)
+        upstream = ends.accept(ends.server(20009))
+        relayd.do("pause", "web")
+        held = ends.client(20001)
+        held.settimeout(5)
+        relayd.write({"transport": kind, "tcp": {"x": web(20002)["web"]}})
+        assert relayd.reload()["removed"] == ["web"]
+        with pytest.raises(ConnectionResetError):
+            held.recv(1)
+        ends.talk(client, upstream)
+        relayd.reactor.advance(11)
+        relayd.reactor.turn()
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+
+
 def test_relays_swap_their_ports(tmp_path: Path, kind: str) -> None:
     one, other = web(20001, 20008)["web"], web(20002, 20009)["web"]
     with relaying(tmp_path, kind, tcp={"one": one, "other": other}) as ends:
