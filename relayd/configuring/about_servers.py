@@ -7,15 +7,24 @@ Each is a generator of problems, one line each, as all of
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from relayd.configuring.about_dialing import family_of_server
-from relayd.configuring.address_grammar import EndpointString, UnixPath
+from relayd.configuring.address_grammar import (
+    EndpointString,
+    HostPort,
+    PortRange,
+    UdpAddress,
+    UnixPath,
+    dialled_host,
+)
 from relayd.configuring.address_settings import SEND_PROXY
 from relayd.configuring.given import Given, RelaySection
-from relayd.configuring.pools_of_relay import servers_given
+from relayd.configuring.pools_of_relay import with_pools
 from relayd.configuring.server_grammar import options_of
 from relayd.configuring.server_options import ServerOptions
 from relayd.core import settings
+from relayd.core.names import host_port
 from relayd.core.pool_settings import BALANCE, ON_DOWN, UDP_BALANCE, WHEN_NONE
 from relayd.net.dial_options import family_of
 
@@ -32,7 +41,8 @@ _OF_SOCKETS = ("source", "interface", "mark", *_OF_CONNECTIONS)
 def about_servers(section: RelaySection) -> Iterator[str]:
     """What is wrong with the servers of one relay."""
     named: dict[str, Given] = {}
-    for each in servers_given(section):
+    unnamed: dict[tuple[str, str], Given] = {}
+    for pool, each in with_pools(section):
         options = options_of(each.value)
         where = each.place.prefix
         if options.name is not None:
@@ -42,12 +52,28 @@ def about_servers(section: RelaySection) -> Iterator[str]:
                     f"{where}{each} has the name {options.name!r}, as {first} has: give"
                     " each server its own"
                 )
+        else:
+            same = unnamed.setdefault((pool, _address_of(each.value)), each)
+            if same is not each:
+                yield (
+                    f"{where}{each} is the same server as {same}: leave one out, or"
+                    " give each a name of its own (name=)"
+                )
         yield from _about_sockets(section, each, options)
         if section.kind == "udp":
             yield from _about_turns(section, each, options)
             for option in options.said:
                 if option in _OF_STREAMS:
                     yield f"{where}{each}: {option} is not for a server of udp"
+
+
+def _address_of(server: Any) -> str:
+    """What a server without a name is called."""
+    if isinstance(server, PortRange):
+        return f"{_address_of(server.first)}-{server.last}"
+    if isinstance(server, HostPort | UdpAddress):
+        return host_port(dialled_host(server.host), server.port)
+    return str(server)
 
 
 def _about_turns(

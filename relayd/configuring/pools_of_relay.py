@@ -7,7 +7,7 @@ is (:attr:`~relayd.configuring.route_settings.SniEntry.pool`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -63,14 +63,16 @@ def servers_given(section: RelaySection) -> list[Given]:
 
     :return: whose values are destinations; an error speaks of each as it was given.
     """
-    return [
-        *section.all(DEST.key),
-        *(
-            as_server(each)
-            for each in section.all(SNI.key)
-            if not isinstance(each.value.target, str)
-        ),
-    ]
+    return [each for _, each in with_pools(section)]
+
+
+def with_pools(section: RelaySection) -> Iterator[tuple[str, Given]]:
+    """The same, each with the name of its pool."""
+    for each in section.all(DEST.key):
+        yield options_of(each.value).pool or DEFAULT, each
+    for each in section.all(SNI.key):
+        if not isinstance(each.value.target, str):
+            yield each.value.pool, as_server(each)
 
 
 def as_server(given: Given) -> Given:

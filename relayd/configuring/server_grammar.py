@@ -18,10 +18,12 @@ import attrs
 
 from relayd.configuring.address_grammar import (
     Address,
+    EndpointString,
     HostPort,
     OriginalAddress,
     PortRange,
     UdpAddress,
+    UnixPath,
     parse_destination,
     parse_range,
 )
@@ -30,6 +32,7 @@ from relayd.configuring.server_options import (
     PLAIN,
     ServerOptions,
     load_options,
+    no_option,
     parse_options,
     split,
 )
@@ -72,7 +75,12 @@ def parse_server(text: str) -> Destination | PortRange:
     :raises ConfigError: `text` is not an address, or an option is not valid.
     """
     written, options = split(text)
-    where = _parse(written)
+    try:
+        where = _parse(written)
+    except ConfigError:
+        if problem := no_option(written, text, _parse_short):
+            raise problem from None
+        raise
     if not options:
         return where
     return _with(where, parse_options(options, text, datagrams=is_udp(where)))
@@ -119,6 +127,15 @@ def without_pool(where: Destination | PortRange) -> Destination | PortRange:
     if options.pool is None:
         return where
     return _with(where, attrs.evolve(options, pool=None))
+
+
+def _parse_short(text: str) -> None:
+    """See that a text is a destination that has no commas.
+
+    :raises ConfigError: it is none.
+    """
+    if isinstance(_parse(text), UnixPath | EndpointString):
+        raise ConfigError(f"{text!r} may have commas")
 
 
 def _parse(text: str) -> Destination | PortRange:

@@ -7,8 +7,9 @@ only before an option that there is, as endpoint strings and paths have commas, 
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import attrs
@@ -130,6 +131,12 @@ _DATAGRAM_TYPES: Mapping[str, Type[Any]] = {
 
 _SEPARATOR = re.compile(f",(?=(?:{'|'.join(TYPES)})(?:[=,]|$))")
 
+#: What looks like an option, of whatever name.
+_LIKE_OPTION = re.compile(r",([A-Za-z][A-Za-z0-9_-]*)(?=[=,]|$)")
+
+#: How much alike two names are, from 0 to 1, if one is taken for the other.
+_NEAR = 0.65
+
 
 def split(text: str) -> tuple[str, list[str]]:
     """The address in a text, and the options behind it."""
@@ -148,6 +155,12 @@ def parse_options(written: list[str], text: str, *, datagrams: bool) -> ServerOp
     found: dict[str, Any] = {}
     for each in written:
         name, has_value, value = each.partition("=")
+        if name not in types:
+            # A flag, and what stands behind it.
+            name, _, rest = each.partition(",")
+            raise no_option(f",{rest}", text) or ConfigError(
+                f"bad address {text!r}: {name} has no value"
+            )
         kind = types[name]
         if name in found:
             raise ConfigError(f"bad address {text!r}: {name} is given twice")
@@ -159,10 +172,41 @@ def parse_options(written: list[str], text: str, *, datagrams: bool) -> ServerOp
         try:
             found[name] = kind.parse(value)
         except ValueError:
-            raise ConfigError(
+            raise no_option(value, text, kind.parse) or ConfigError(
                 f"bad address {text!r}: expected {name}={kind.describe()}"
             ) from None
     return _made(found)
+
+
+def no_option(
+    written: str, text: str, parse: Callable[[str], object] = str
+) -> ConfigError | None:
+    """The error of a text in which an option stands that there is not.
+
+    :param written: what is not valid: something, and perhaps options behind it.
+    :param text: the whole, for the error.
+    :param parse: reads what stands before the options; it raises if that is wrong.
+    :return: None if that is wrong, or nothing looks like an option.
+    """
+    like = _LIKE_OPTION.search(written)
+    if like is None:
+        return None
+    try:
+        parse(written[: like.start()])
+    except (ConfigError, ValueError):
+        return None
+    advice = _advice(like[1].lower().replace("_", "-"), [*TYPES])
+    return ConfigError(f"bad address {text!r}: {_no(like[1])}; {advice}")
+
+
+def _no(name: str) -> str:
+    return f"there is no {name!r} in a destination"
+
+
+def _advice(name: str, names: Sequence[str]) -> str:
+    """The nearest of several names, or all of them."""
+    near = difflib.get_close_matches(name, names, 1, _NEAR)
+    return f"did you mean {near[0]}?" if near else f"it has {', '.join(names)}"
 
 
 def load_options(table: Mapping[str, Any], *, datagrams: bool) -> ServerOptions:
@@ -177,8 +221,9 @@ def load_options(table: Mapping[str, Any], *, datagrams: bool) -> ServerOptions:
             continue
         kind = types.get(key.replace("_", "-"))
         if kind is None or "-" in key:
-            keys = ", ".join([ADDRESS, *(name.replace("-", "_") for name in TYPES)])
-            raise ValueError(f"there is no {key!r} in a destination; it has {keys}")
+            keys = [ADDRESS, *(name.replace("-", "_") for name in TYPES)]
+            advice = _advice(key.lower().replace("-", "_"), keys)
+            raise ValueError(f"{_no(key)}; {advice}")
         try:
             found[key] = kind.load(value)
         except ValueError as problem:

@@ -540,7 +540,7 @@ def test_checks_of_servers_that_do_not_speak_first(words: tuple[str, ...]) -> No
         "-d a:1,pool=b --route x:y --server-speaks-first --max-deciding 1",
         "-d a:1 --route x:y --check tcp",
         "--sni =a:1",
-        "--sni x=a:1 --sni x=a:1 --max-deciding 1",
+        "--sni x=a:1 --sni x=a:2 --max-deciding 1",
         "-d a:1 -d a:1,pool=b --sni x=b --sni y=b --sni =default",
         "-d unix:/x --route x:y --mark 5",
         "-l 1-3 -d a:1-3,pool=b -d c:1,pool=d --sni x=b --sni =d --sni *.z=e:1",

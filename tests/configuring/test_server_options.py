@@ -89,6 +89,17 @@ def test_options_behind_an_address(
         ("80,send-proxy=v3", "expected send-proxy=v1 or v2"),
         ("80,weight", "expected weight="),
         (",weight=3", "bad address ''"),
+        ("80,backup,", "backup has no value"),
+        ("80,weigth=3", "there is no 'weigth' in a destination; did you mean weight?"),
+        ("80-81,Weight=3", "there is no 'Weight' in a destination; did you mean wei"),
+        ("dns:a.b:80,back", "no 'back' in a destination; did you mean backup?"),
+        ("udp:80,send_proxy=v2", "did you mean send-proxy?"),
+        ("80,backup,wieght=3", "there is no 'wieght' in a destination"),
+        ("80,keepalive=9,9,9,wieght=3", "there is no 'wieght' in a destination"),
+        ("80,max=1,wait=2", "no 'wait' in a destination; it has weight, backup, max,"),
+        ("80,max=0,wait=2", "expected max=a number from 1"),
+        ("a b,wait=2", "bad address 'a b,wait=2'"),
+        ("unix:/" + "a" * 110 + ",wait=2", "a UNIX socket's path has at most"),
     ],
 )
 def test_what_is_wrong_is_told(text: str, why: str) -> None:
@@ -137,7 +148,10 @@ def test_a_file_has_tables_or_texts() -> None:
         ({"address": "80", "weight": True}, "weight: expected a number"),
         ({"address": "80", "backup": 1}, "backup: expected true or false"),
         ({"address": "80", "wait": 1}, "there is no 'wait' in a destination"),
+        ({"address": "80", "wait": 1}, "it has address, weight, backup, max, name,"),
+        ({"address": "80", "weigth": 1}, "did you mean weight?"),
         ({"address": "80", "send-proxy": "v1"}, "there is no 'send-proxy'"),
+        ({"address": "80", "send-proxy": "v1"}, "did you mean send_proxy?"),
         ({"address": "80", "name": {}}, "name: expected"),
     ],
 )
@@ -156,6 +170,55 @@ def test_a_name_is_one_servers() -> None:
     assert str(raised.value) == (
         "relayd: --dest '81,name=a' has the name 'a', as --dest '80,name=a' has: give"
         " each server its own"
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("10.0.0.5:80", "10.0.0.5:80"),
+        ("10.0.0.5:80", "10.0.0.5:80,weight=2,backup"),
+        ("80,pool=default", "127.0.0.1:80"),
+        ("80-81", "127.0.0.1:80-81"),
+        ("[::1]:80", "[::1]:80"),
+        ("unix:/a", "unix:/a,disabled"),
+        ("tls:a:443", "tls:a:443"),
+        ("dns:a.b:80", "dns:a.b:80"),
+        ("original", "original"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["tcp", "udp"])
+def test_a_server_is_there_once(kind: str, first: str, second: str) -> None:
+    if kind == "udp" and first.startswith(("unix", "tls", "80,pool")):
+        return
+    listen = "1-2" if "-" in first else "1"
+    relay: dict[str, Any] = {"listen": listen, "dest": [first, second]}
+    if first == "original":
+        relay["intercept"] = "0.0.0.0/0:80"
+    with pytest.raises(ConfigError) as raised:
+        read({kind: {"web": relay}})
+    assert str(raised.value) == (
+        f"standard input: {kind}.web.dest: dest = {second!r} is the same server as dest"
+        f" = {first!r}: leave one out, or give each a name of its own (name=)"
+    )
+    relay["dest"] = [f"{first},name=a", f"{second},name=b"]
+    read({kind: {"web": relay}})
+
+
+def test_a_server_of_a_server_name_is_there_once() -> None:
+    relay: dict[str, Any] = {
+        "listen": "1",
+        "dest": ["10.0.0.5:80", "10.0.0.5:80,pool=b", "10.0.0.5:80,name=x"],
+        "sni": ["=default", "*.b.com=b", "a.com=10.0.0.5:80", "c.com=10.0.0.5:80"],
+    }
+    read({"tcp": {"web": relay}})
+    relay["sni"].append("A.com=10.0.0.5:80")
+    with pytest.raises(ConfigError) as raised:
+        read({"tcp": {"web": relay}})
+    assert str(raised.value) == (
+        "standard input: tcp.web.sni: sni = 'A.com=10.0.0.5:80' is the same server as"
+        " sni = 'a.com=10.0.0.5:80': leave one out, or give each a name of its own"
+        " (name=)"
     )
 
 

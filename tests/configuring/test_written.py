@@ -304,8 +304,9 @@ def names_of(draw: st.DrawFn, servers: list[str]) -> list[str]:
         "web" if each.endswith(",pool=web") else "default" for each in servers
     )
     found = [f"{number}.example.com={pool}" for number, pool in enumerate(pools)]
-    names = draw(st.lists(SNI_NAMES, min_size=not servers, max_size=2))
-    return [*found, *(f"{name}={draw(SNI_SERVERS)}" for name in names)]
+    named = st.tuples(SNI_NAMES, SNI_SERVERS)
+    names = draw(st.lists(named, min_size=not servers, max_size=2, unique=True))
+    return [*found, *(f"{name}={server}" for name, server in names)]
 
 
 @st.composite
@@ -325,7 +326,9 @@ def relays(draw: st.DrawFn) -> list[str]:
         if draw(st.booleans()) and size > 1:
             servers = [f"{udp}10.0.0.1:7000-{6999 + size}"]
         if draw(st.booleans()) and not udp:
-            servers += draw(st.lists(st.sampled_from(OTHER_SERVERS), max_size=2))
+            servers += draw(
+                st.lists(st.sampled_from(OTHER_SERVERS), max_size=2, unique=True)
+            )
             if size == 1 and draw(st.booleans()):
                 listener = draw(st.sampled_from(OTHER_LISTENERS)) % low
         if pools and not udp:
