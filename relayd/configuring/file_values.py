@@ -174,6 +174,12 @@ def _one(kind: Kind | None, rows: Rows, value: Any) -> Read:
     return Read(row, text, read, value)
 
 
+class FromEnvironment(str):
+    """A text in which a variable of the environment was replaced."""
+
+    __slots__ = ()
+
+
 class Unset(str):
     """A text with a `${NAME}` that the environment does not have.
 

@@ -26,6 +26,7 @@ from relayd.configuring.address_settings import ALL, DEST, INSTEAD, LISTEN
 from relayd.configuring.dial_settings import INTERCEPT
 from relayd.configuring.file_values import (
     FROM_FILE,
+    FromEnvironment,
     Keys,
     Read,
     Rows,
@@ -358,8 +359,8 @@ def _with_variables(value: Any, environ: Mapping[str, str], depth: int = 5) -> A
     """A value in whose strings `${NAME}` is replaced, and `$$` is a dollar.
 
     :param depth: of the tables and lists in it; what is deeper is no setting.
-    :return: with an :class:`Unset` for a text with a variable that there is not: who
-        reads it tells.
+    :return: with a :class:`FromEnvironment` for a text with a variable, and an
+        :class:`Unset` for one with a variable that there is not: who reads it tells.
     """
     if isinstance(value, str):
         return _replaced(value, environ)
@@ -373,11 +374,13 @@ def _with_variables(value: Any, environ: Mapping[str, str], depth: int = 5) -> A
 
 
 def _replaced(text: str, environ: Mapping[str, str]) -> str:
-    for match in _VARIABLE.finditer(text):
-        if match[2] is not None and match[2] not in environ:
+    names = [match[2] for match in _VARIABLE.finditer(text) if match[2] is not None]
+    for name in names:
+        if name not in environ:
             unset = Unset(text)
-            unset.name = match[2]
+            unset.name = name
             return unset
-    return _VARIABLE.sub(
+    said = _VARIABLE.sub(
         lambda match: "$" if match[2] is None else environ[match[2]], text
     )
+    return FromEnvironment(said) if names else said

@@ -13,7 +13,7 @@ import tomli_w
 
 from relayd.configuring.about_clients import useless_in
 from relayd.configuring.address_settings import ALL, DEST, LISTEN
-from relayd.configuring.file_values import FROM_FILE
+from relayd.configuring.file_values import FROM_FILE, FromEnvironment
 from relayd.configuring.given import Given, Layers, RelaySection
 from relayd.configuring.sections import DEFAULTS
 from relayd.configuring.server_options import ADDRESS
@@ -33,11 +33,14 @@ def as_tables(layers: Layers) -> dict[str, Any]:
         if defaults:
             tables[DEFAULTS] = defaults
     for name, relay in named(layers):
-        # What was said of all relays is written of each where it does something.
-        useless = useless_in(relay)
-        said = [each for each in relay.effective if each.setting.key not in useless]
-        tables.setdefault(relay.kind, {})[name] = dict(values(said, relay.kind))
+        tables.setdefault(relay.kind, {})[name] = dict(values(_said(relay), relay.kind))
     return tables
+
+
+def _said(relay: RelaySection) -> list[Given]:
+    """What was said of all relays is written of each where it does something."""
+    useless = useless_in(relay)
+    return [each for each in relay.effective if each.setting.key not in useless]
 
 
 def as_toml(layers: Layers) -> str:
@@ -50,6 +53,35 @@ def as_toml(layers: Layers) -> str:
         line = text[: not_unicode.end()].splitlines()[-1]
         raise ConfigError(f"can't be written as a file: not UTF-8 after {line[:-1]!r}")
     return text
+
+
+def in_clear(layers: Layers) -> list[str]:
+    """The keys of such a file with what not everybody may read.
+
+    :return: those of secret settings, and those that have values of the environment,
+        such as `tcp.web.check`.
+    """
+    tables: list[tuple[str, Iterable[Given]]] = [("", layers.of_process.effective)]
+    for name, relay in named(layers):
+        tables.append((f"{relay.kind}.{name}.", _said(relay)))
+    found = [
+        f"{table}{each.setting.key}"
+        for table, given in tables
+        for each in given
+        if _has_variable(each.plain)
+        or (each.setting.secret and not _is_from_file(each))
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _has_variable(plain: Any) -> bool:
+    if isinstance(plain, dict):
+        return any(map(_has_variable, plain.values()))
+    return isinstance(plain, FromEnvironment)
+
+
+def _is_from_file(given: Given) -> bool:
+    return given.place.path.endswith(f"{given.setting.key}{FROM_FILE}")
 
 
 def named(layers: Layers) -> Iterator[tuple[str, RelaySection]]:
@@ -69,7 +101,7 @@ def values(given: Iterable[Given], kind: str = "") -> Iterator[tuple[str, Any]]:
     found: dict[str, Any] = {}
     for each in given:
         key = each.setting.key
-        if each.place.path.endswith(f"{key}{FROM_FILE}"):
+        if _is_from_file(each):
             # The name of the file, not what it says.
             found[key + FROM_FILE] = each.plain
         elif each.setting.repeatable and key:

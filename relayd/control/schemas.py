@@ -210,7 +210,13 @@ SCHEMAS: dict[str, Json] = {
             record(relay=TEXT, server=maybe(TEXT), key=TEXT, file=ANY, now=ANY)
         )
     ),
-    "Merged": record(toml=TEXT),
+    "Merged": record(
+        toml=TEXT,
+        in_clear={
+            **many(TEXT),
+            "description": "keys with values of the environment, or of secret settings",
+        },
+    ),
     "Explanation": record(
         admitted=FLAG,
         steps=many(record(step=TEXT, result=TEXT, why=TEXT)),

@@ -139,8 +139,9 @@ VIEWS: tuple[Route, ...] = (
         method="GET",
         path="/v1/merged",
         name="merged",
-        help="The file as it would be with the run-time changes; for those who may make"
-        " them, as it has the values of secret settings.",
+        help="What is in effect, as a file: the one that was read, with the run-time"
+        " changes; for those who may make them, as it has the values of secret settings"
+        " and of variables of the environment.",
         answer="Merged",
         secret=True,
         call=lambda to, asked: to.merged(),

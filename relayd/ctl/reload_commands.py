@@ -17,6 +17,9 @@ from relayd.ctl.exits import CommandFailed, Exit
 
 _LEVELS = ("debug", "info", "warn", "error", "critical")
 
+#: How many keys with secrets are named.
+_NAMED = 5
+
 
 @click.command(short_help="Read the file again, and apply what differs.")
 @click.option("--discard", is_flag=True, help="Drop what was changed at run time.")
@@ -68,7 +71,7 @@ def confirm(as_json: bool) -> None:
     report(answer, views.confirmed, as_json=as_json)
 
 
-@click.command(short_help="Print the file with the changes of run time in it.")
+@click.command(short_help="Print what is in effect, as a file.")
 @click.option(
     "--to",
     metavar="FILE",
@@ -78,9 +81,14 @@ def confirm(as_json: bool) -> None:
 @json_option
 @control_option()
 def save(to: str | None, as_json: bool) -> None:
-    """Print the file of a running relayd with what was changed at run time merged into
-    it; or write it. A FILE that is new can be read by its owner alone. Comments of the
-    file are not in it.
+    """Print as a file what is in effect in a running relayd: what its file says, and
+    what was changed at run time; or write it. Comments are not in it, nor `env`,
+    `${NAME}` and `[defaults]`: the values of variables, and of `[defaults]`, are
+    written out.
+
+    A FILE that is new can be read by its owner alone. If values of the environment, or
+    of secret settings, are in it in clear, a line on standard error names their keys,
+    and a FILE that others can read is not written.
 
     \b
     Example:  relayctl save | diff /etc/relayd/relayd.toml -
@@ -90,13 +98,21 @@ def save(to: str | None, as_json: bool) -> None:
     text = answer.get("toml")
     if not isinstance(text, str):
         raise CommandFailed(Exit.UNREACHABLE, "what answers is not relayd: no file")
+    secrets = answer.get("in_clear") or []
     if to is not None:
         from relayd.ctl.saving import write
 
-        write(to, text)
+        write(to, text, secret=bool(secrets))
         click.echo(
             f"{to} is written. Once it is relayd's own file, relayctl reload --discard"
             " reads it, and drops the run-time changes that are in it now.",
+            err=True,
+        )
+    if secrets:
+        more = f" and {len(secrets) - _NAMED} more" if len(secrets) > _NAMED else ""
+        click.echo(
+            "It has values of the environment, or of secret settings, in clear:"
+            f" {', '.join(map(str, secrets[:_NAMED]))}{more}",
             err=True,
         )
     if as_json:

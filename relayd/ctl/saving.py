@@ -2,7 +2,9 @@
 
 What is written goes to a new file beside it, to the disk, and takes its place in one
 step (rename(2)).  It has the mode, the owner and the extended attributes of the file
-that it replaces; a new one can be read by its owner alone, as it may have secrets.
+that it replaces; a new one can be read by its owner alone, as it may have secrets.  If
+it has, a file that others can read is left as it is: to take that right away may stop
+the service from reading it, so that is left to its operator.
 """
 
 from __future__ import annotations
@@ -16,24 +18,30 @@ from contextlib import suppress
 from relayd.ctl.exits import CommandFailed, Exit
 
 
-def write(path: str, text: str) -> None:
+def write(path: str, text: str, *, secret: bool = False) -> None:
     """Replace a file, or make one; a symbolic link stays, and leads to the new one.
 
+    :param secret: not everybody may read it.
     :raises CommandFailed: it can't be done, and nothing has changed.
     """
     try:
-        _write(os.path.realpath(path), text)
+        _write(os.path.realpath(path), text, secret)
     except (OSError, ValueError) as problem:
         why = getattr(problem, "strerror", None) or str(problem)
         raise CommandFailed(Exit.FAILED, f"{path} can't be written: {why}") from None
 
 
-def _write(path: str, text: str) -> None:
+def _write(path: str, text: str, secret: bool) -> None:
     old = None
     with suppress(FileNotFoundError):
         old = os.stat(path)
     if old is not None and not stat.S_ISREG(old.st_mode):
         raise ValueError("it is no file; say which file in it")
+    if secret and old is not None and old.st_mode & stat.S_IROTH:
+        raise ValueError(
+            "others can read it, and it would have in clear what not everybody may"
+            " read: chmod o-r, or write a new file"
+        )
     folder = os.path.dirname(path)
     number, beside = tempfile.mkstemp(".new", f".{os.path.basename(path)}.", folder)
     try:

@@ -19,6 +19,7 @@ from relayd.configuring.effective import effective_of
 from relayd.configuring.given import Layers
 from relayd.configuring.route_settings import SNI
 from relayd.configuring.server_grammar import ServersOf, options_of
+from relayd.configuring.written import in_clear
 from relayd.control.steering import (
     Conflict,
     FlowQuery,
@@ -275,9 +276,10 @@ class Seeing:
     def merged(self) -> Json:
         """See :class:`relayd.control.steering.Steering`."""
         try:
-            return {"toml": self.overlay.as_toml(self._layers, self._called())}
+            toml = self.overlay.as_toml(self._layers, self._called())
         except ConfigError as problem:
             raise Invalid(str(problem)) from problem
+        return {"toml": toml, "in_clear": in_clear(self.overlay.over(self._layers))}
 
     @inlineCallbacks
     def explain(

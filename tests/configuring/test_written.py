@@ -49,10 +49,11 @@ from relayd.configuring.dial_settings import (
     SOURCE,
     TRANSPARENT,
 )
+from relayd.configuring.file import read_layers
 from relayd.configuring.filter_settings import FILTER
 from relayd.configuring.given import Layers
 from relayd.configuring.route_settings import ROUTE, SNI
-from relayd.configuring.written import as_toml, named
+from relayd.configuring.written import as_toml, in_clear, named
 from relayd.core.errors import CannotStart, ConfigError
 from relayd.core.number_types import MarkBit
 from relayd.core.pool_settings import CHECK, ON_DOWN, WHEN_NONE
@@ -598,3 +599,43 @@ def test_the_option_prints_it(
     assert capsys.readouterr().out == (
         f'[{kind}.relay1]\nlisten = "localhost:81"\n{dest}idle_timeout = 300\n'
     )
+
+
+def test_what_is_not_for_everybody_is_named(tmp_path: Path) -> None:
+    """Values of the environment, and of secret settings, but not names of files."""
+    (tmp_path / "users").write_text("joe")
+    path = tmp_path / "relayd.toml"
+    path.write_text(
+        f"""
+        env = true
+        access_log = "${{LOG}}"
+        [defaults]
+        filter = [{{name = "deny", pattern = "${{LOG}}"}}, "latency:1ms"]
+        idle_timeout = "5s"
+        [tcp.web]
+        listen = "1"
+        dest = ["2", "${{HOST}}:3", "${{HOST}}:4"]
+        filter = "latency:1ms"
+        idle_timeout = "5m"
+        [udp.dns]
+        listen = "${{HOST}}:1"
+        dest = "2"
+        filter = []
+        [socks4.a]
+        listen = "127.0.0.1:2"
+        userid_file = "{tmp_path}/users"
+        [socks4.b]
+        listen = "127.0.0.1:3"
+        userid = "joe"
+        filter = []
+        """
+    )
+    layers = read_layers(str(path), environ={"HOST": "127.0.0.1", "LOG": "/log"})
+    assert not layers.problems
+    assert in_clear(layers) == [
+        "access_log",
+        "tcp.web.dest",
+        "udp.dns.listen",
+        "socks4.a.filter",
+        "socks4.b.userid",
+    ]

@@ -232,7 +232,7 @@ class FakeSteering:
         }
 
     def merged(self) -> Json:
-        return {"toml": "[tcp.web]\nlisten = '80'\n"}
+        return {"toml": "[tcp.web]\nlisten = '80'\n", "in_clear": []}
 
     def explain(
         self,

@@ -354,6 +354,34 @@ def test_save(relayd: FakeRelayd, capsys: Captured, tmp_path: Path) -> None:
     run(relayd, "GET /v1/merged", {"toml": 5}, "save", code=Exit.UNREACHABLE)
 
 
+def test_save_with_secrets(
+    relayd: FakeRelayd, capsys: Captured, tmp_path: Path
+) -> None:
+    """They are told of, and others can't read them."""
+    keys = [f"tcp.web{number}.check" for number in range(7)]
+    answer = {"toml": "secret", "in_clear": keys[:1]}
+    line = "It has values of the environment, or of secret settings, in clear: "
+    run(relayd, "GET /v1/merged", answer, "save")
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("secret", f"{line}tcp.web0.check\n")
+    path = tmp_path / "relayd.toml"
+    path.write_text("old")
+    path.chmod(0o644)
+    run(
+        *(relayd, "GET /v1/merged", answer, "save", "--to", str(path)),
+        code=Exit.FAILED,
+    )
+    assert "others can read it" in capsys.readouterr().err
+    assert path.read_text() == "old"
+    path.chmod(0o600)
+    answer["in_clear"] = keys
+    run(relayd, "GET /v1/merged", answer, "save", "--to", str(path))
+    assert path.read_text() == "secret"
+    assert capsys.readouterr().err.endswith(
+        f"\n{line}{', '.join(keys[:5])} and 2 more\n"
+    )
+
+
 STEPS = {
     "admitted": True,
     "steps": [

@@ -118,3 +118,23 @@ def test_a_step_that_fails_leaves_the_old_one(
     assert refused(path).endswith("No space left on device")
     assert path.read_text() == "old"
     assert os.listdir(path.parent) == [path.name]
+
+
+def test_what_others_can_read_gets_no_secrets(path: Path) -> None:
+    path.chmod(0o644)
+    with pytest.raises(CommandFailed) as caught:
+        write(str(path), "new", secret=True)
+    [line] = caught.value.lines
+    assert line == (
+        f"{path} can't be written: others can read it, and it would have in clear what"
+        " not everybody may read: chmod o-r, or write a new file"
+    )
+    assert path.read_text() == "old"
+    assert os.listdir(path.parent) == [path.name]
+    path.chmod(0o640)
+    write(str(path), "new", secret=True)
+    assert path.read_text() == "new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    new = path.with_name("new")
+    write(str(new), "new", secret=True)
+    assert stat.S_IMODE(new.stat().st_mode) == 0o600

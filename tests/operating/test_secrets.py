@@ -22,8 +22,11 @@ async def test_values_of_secret_settings_are_hidden() -> None:
         assert shown["settings"]["userid"]["value"] == "***"
         [change] = relays.steering.diff()["changes"]
         assert (change["file"], change["now"]) == ("***", "***")
-        assert "cid" in relays.steering.merged()["toml"]
+        merged = relays.steering.merged()
+        assert "cid" in merged["toml"]
+        assert merged["in_clear"] == ["socks4.p.userid"]
         shown = await relays["p"].update({"userid": []})
         assert shown["settings"]["userid"]["value"] == []
+        assert relays.steering.merged()["in_clear"] == []
     finally:
         await relays.stopService()
