@@ -95,7 +95,8 @@ COMMANDS: tuple[Route, ...] = (
         method="POST",
         path=f"{ANY_RELAY}/drain",
         name="drain",
-        help="Refuse new clients, and let those under way finish.",
+        help="Refuse new clients, and let those under way finish. Idle sessions are"
+        " ended little by little in the time that there is.",
         answer="Relay",
         call=lambda to, asked: to.drain(
             asked.path["relay"], asked.body["within"], asked.by

@@ -209,8 +209,10 @@ def kill(
 @control_option()
 def drain(name: str, within: float | None, as_json: bool) -> None:
     """Take no new clients, and let the sessions under way finish: those of a relay, or
-    of one of its servers. To go back: relayctl start NAME, with which the sessions that
-    are left go on, too, or relayctl server NAME/SERVER auto.
+    of one of its servers. Idle sessions of a relay are ended little by little until the
+    time is over, as at SIGTERM; of a server, none is ended before. To go back: relayctl
+    start NAME, with which the sessions that are left go on, too, or relayctl server
+    NAME/SERVER auto.
 
     \b
     Example:  relayctl drain web --within 5m
