@@ -27,9 +27,10 @@ FILE = click.argument(
 def check(file: str, as_json: bool, file_only: bool) -> None:
     """Check a configuration file, without starting anything.
 
-    FILE is a TOML file, a folder of them, or - for JSON on standard input. Every
-    problem is printed, a line each, on standard error, and the exit code is 5; 3 if
-    there is no such file, and 0 if relayd would take it.
+    FILE is a TOML file, a folder of them, or - for JSON on standard input. Problems are
+    printed, a line each, on standard error, and the exit code is 5; 3 if there is no
+    such file, and 0 if relayd would take it. All problems of settings are told at once;
+    those of filters, routes and the machine, once there are no others.
 
     Sockets that systemd passes on are not checked, nor whether an address is in use,
     nor whether a log can be opened: only the service itself finds that out.

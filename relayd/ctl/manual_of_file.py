@@ -91,7 +91,8 @@ def file_page() -> Page:
         "What is given on the command line overrides the file, and what a relay's table"
         " says overrides `[defaults]`. A setting that is given nowhere has its default."
         " Nothing starts with a file that is not valid: `relayctl check` says what is"
-        " wrong with it, and every problem is told at once.",
+        " wrong with it. All problems of settings are told at once; those of filters,"
+        " routes and the machine, once there are no others.",
         "If *FILE* is a folder, every `*.toml` in it is read, in the order of their"
         " names; a key, or a relay, may be in one of them only. If it is `-`, standard"
         " input is read as JSON: an object for each table.",

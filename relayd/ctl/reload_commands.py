@@ -35,8 +35,9 @@ def reload(discard: bool, confirm: float | None, as_json: bool) -> None:
     """Read the file again, and apply what differs in one step: relays that are new are
     started, others are changed in place, and their sessions go on. Of those that are
     gone, sessions that have not ended within drain_timeout are reset, and clients that
-    a pause holds at once. A file with any error changes nothing, and every problem is
-    printed (exit code 5). What needs a restart is named.
+    a pause holds at once. A file with any error changes nothing, and the problems are
+    printed (exit code 5). All problems of settings are told at once; those of filters,
+    routes and the machine, once there are no others. What needs a restart is named.
 
     Changes of run time stay on top of the file, unless --discard is given.
 
