@@ -126,6 +126,8 @@ clean: ## remove what the other targets made
 	rm -rf $(VENV) $(FLOOR) $(WHEEL) $(BENCH) $(BENCH)-other build dist relayd.egg-info .coverage .coverage.* \
 	  .mypy_cache .pytest_cache .ruff_cache .hypothesis twisted/plugins/dropin.cache \
 	  tests/system/node_modules
+	@# Not those of environments, whatever they are called.
+	find bench contrib examples relayd soak tests twisted -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: help run test test-floor test-reactors coverage lint format system-deps system-test \
   bench bench-quick bench-check soak man wheel clean
