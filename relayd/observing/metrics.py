@@ -232,7 +232,8 @@ SERVERS = (
     _Family(
         GaugeMetricFamily,
         "relayd_upstream_weight",
-        "The weight that a server has now.",
+        "The weight that a server has now; 0 if it is disabled, or its operator has"
+        " taken it out.",
         _each(lambda reading: {n: s.weight for n, s in reading.servers.items()}),
         ("upstream",),
     ),
