@@ -28,6 +28,8 @@ from relayd.net.tcp_info import unacknowledged
 from relayd.net.transports import PeerReset, lost_by
 from relayd.plane.connection_base import (
     ABORTED,
+    BEHIND,
+    CLOSING,
     DONE,
     FAILED,
     HINTS,
@@ -66,7 +68,9 @@ class Connection(WritingConnection):
             return
         loss = self._loss
         # What was sent to one whose write failed comes before its loss, if it is read.
-        if loss is not None and (loss is ABORTED or not self._may_read()):
+        if loss is not None and (
+            loss is ABORTED or not (self._may_read() or self._is_read_first())
+        ):
             self.connectionLost(loss)
             return
         if not self.clear and self._waiting != WAITING and loss is None:
@@ -79,6 +83,10 @@ class Connection(WritingConnection):
     def _may_read(self) -> bool:
         """Whether it is read when there is something to read."""
         return self._reading
+
+    def _is_read_first(self) -> bool:
+        """Whether a loss that is known waits until what came before it can be read."""
+        return bool(self._hints & BEHIND) and self._write_side != CLOSING
 
     def _read(self, most: int = READ_SIZE) -> None:
         """Hand some of what there is to the protocol, `most` bytes at once."""

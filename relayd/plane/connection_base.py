@@ -48,6 +48,10 @@ HINTS = select.EPOLLRDHUP | select.EPOLLERR | select.EPOLLHUP | select.EPOLLPRI
 #: The connection is lost.
 FAILED = select.EPOLLERR
 
+#: A hint of our own, no bit of the kernel's: the loss that is known is behind what can
+#: be read, and waits for that.
+BEHIND = 1 << 24
+
 READABLE, WRITABLE = select.EPOLLIN | HINTS, select.EPOLLOUT
 
 DONE = Failure(CONNECTION_DONE)

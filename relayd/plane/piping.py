@@ -17,7 +17,7 @@ import socket
 
 from relayd.net.transports import LOSSES
 from relayd.plane.connection import Connection
-from relayd.plane.connection_base import failure_by
+from relayd.plane.connection_base import BEHIND, failure_by
 from relayd.plane.pipes import PIPE_SIZE, Pipe
 from relayd.plane.poller import MIN_SHARE
 
@@ -114,12 +114,15 @@ class PipingConnection(Connection):
         """splice(2) has failed to read: it is refused, or the connection is lost.
 
         The kernel reports a loss once, here to splice: a `recv` after that finds what
-        looks like an end of data.  Any other errno is a refusal by a kernel, a sandbox
-        or a filter, each of which has its own.
+        looks like an end of data.  If it finds a byte, that is at an urgent mark, which
+        splice can't pass, and the loss comes behind what is unread.  Any other errno is
+        a refusal by a kernel, a sandbox or a filter, each of which has its own.
         """
         lost: int | None = None
+        unread = b""
         try:
-            if not self._sock.recv(1, socket.MSG_PEEK) and problem in LOSSES:
+            unread = self._sock.recv(1, socket.MSG_PEEK)
+            if problem in LOSSES:
                 lost = problem
         except BlockingIOError:
             pass
@@ -127,6 +130,10 @@ class PipingConnection(Connection):
             lost = raised.errno
         if lost is None:
             self._refused(problem)
+        elif unread:
+            self._stop_splicing()
+            self._write_failed(lost)
+            self._hints |= BEHIND
         else:
             self.connectionLost(failure_by(lost))
 

@@ -19,12 +19,14 @@ import relayd.plane.splicing
 from relayd.core.interfaces import IResetListener
 from relayd.net.transports import PeerReset, PeerVanished, WriteRefused
 from relayd.plane.connection import READ_SIZE
+from relayd.plane.connection_base import EDGE_BOTH
 from relayd.plane.poller import Plane
 from tests.support.contracts import Recorder
 from tests.support.dials import VANISHED
 from tests.support.pumping import (
     NOISE,
     Pump,
+    Scripted,
     Side,
     Splices,
     pumping,
@@ -284,6 +286,110 @@ def test_a_reset_that_a_splice_does_not_tell_is_no_end_of_data(
         pump.until(lambda: server.protocol.lost)
         assert server.events == ["lost"]
         assert server.why is ConnectionLost
+
+
+@contextmanager
+def urgent_and_reset(
+    still: Still, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Pump, bytes]]:
+    """A source that is spliced: it sends, among it an urgent byte, and resets.
+
+    All of that is there when it is read again.
+    """
+    plane = Plane.of(still)
+    client = Side(plane, sockets("tcp"))
+    server = Side(plane, sockets("tcp"), kind=Scripted)
+    with pumping(still, client, server) as pump:
+        pump.bridge()
+        pump.splice(client)
+        pump.settle()
+        server.peer.data.clear()
+        client.transport.pauseProducing()
+        peer = client.peer.socket
+        peer.send(NOISE[:30_000])
+        peer.send(b"!", socket.MSG_OOB)
+        peer.send(NOISE[30_000:60_000])
+        client.peer.reset()
+        pump.settle()
+        # So that what is behind the mark takes several reads.
+        monkeypatch.setattr(plane, "buffer", memoryview(bytearray(10_000)))
+        yield pump, NOISE[:30_000] + b"!" + NOISE[30_000:60_000]
+
+
+def test_a_reset_behind_an_urgent_byte_is_no_end_of_data(
+    still: Still, splices: Splices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Splice stops at the mark, and takes the error that is behind it."""
+    with urgent_and_reset(still, monkeypatch) as (pump, sent):
+        client, server = pump.client, pump.server
+        client.transport.resumeProducing()
+        assert pump.take(server, len(sent)) == sent
+        pump.until(lambda: client.protocol.lost)
+        assert ("in", -errno.ECONNRESET) in splices.moved
+        assert client.events == ["lost"]
+        assert client.why is ConnectionLost
+        assert server.events == []
+        # Nobody has refused to splice.
+        assert pump.plane.not_spliced == 0
+
+
+@pytest.mark.parametrize("number", VANISHED)
+def test_a_peer_that_vanished_behind_an_urgent_byte_is_told_apart(
+    number: int, still: Still, splices: Splices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with urgent_and_reset(still, monkeypatch) as (pump, sent):
+        client = pump.client
+        splices.refuse["in"] = [number]
+        handle = client.transport.getHandle()
+        assert handle.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        client.transport.resumeProducing()
+        assert pump.take(pump.server, len(sent)) == sent
+        pump.until(lambda: client.protocol.lost)
+        assert client.events == ["lost"]
+        assert client.why is PeerVanished
+
+
+@pytest.mark.parametrize("pauses", [True, False])
+def test_what_is_before_such_a_reset_waits_for_a_full_sink(
+    pauses: bool, still: Still, splices: Splices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As before any reset; also while it is paused."""
+    with urgent_and_reset(still, monkeypatch) as (pump, sent):
+        client, server = pump.client, pump.server
+        server.transport.getHandle().script = [errno.EAGAIN] * 2
+        client.transport.resumeProducing()
+        pump.until(lambda: client.transport.blocked)
+        if pauses:
+            client.transport.pauseProducing()
+        pump.settle()
+        assert not client.protocol.lost
+        assert server.transport.unsent == 10_000
+        # The kernel, which has room, did not say so, as it did not refuse.
+        server.transport.getHandle().script.clear()
+        pump.plane.change_mask(server.transport.fileno(), EDGE_BOTH)
+        if pauses:
+            assert pump.take(server, 40_000) == sent[:40_000]
+            pump.settle()
+            assert not client.protocol.lost
+            client.transport.resumeProducing()
+        assert pump.take(server, len(sent)) == sent
+        pump.until(lambda: client.protocol.lost)
+        assert client.events == ["lost"]
+
+
+def test_a_close_does_not_wait_for_what_is_before_such_a_reset(
+    still: Still, splices: Splices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody reads it."""
+    with urgent_and_reset(still, monkeypatch) as (pump, _):
+        client, server = pump.client, pump.server
+        server.transport.getHandle().script = [errno.EAGAIN] * 2
+        client.transport.resumeProducing()
+        pump.until(lambda: client.transport.blocked)
+        client.transport.loseConnection()
+        pump.settle()
+        assert client.events == ["lost"]
+        assert client.why is ConnectionLost
 
 
 def test_a_source_that_reset_and_was_only_paused_is_read_to_its_end(tcp: Pump) -> None:
