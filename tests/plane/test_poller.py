@@ -9,7 +9,8 @@ import select
 import socket
 import sys
 import weakref
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -317,3 +318,90 @@ def test_an_event_that_is_nobodys_is_dropped(
     finally:
         os.close(child)
     assert (one.told, two.told) == ([], ["ready"])
+
+
+@contextmanager
+def child(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A child of this process, which holds all descriptors until the block ends."""
+    # When the test is over, this process has not forked.
+    monkeypatch.setattr(Plane, "unwatch_and_close", Plane.unwatch_and_close)
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if not pid:
+        ours.close()
+        theirs.recv(1)
+        os._exit(0)
+    try:
+        yield
+    finally:
+        ours.close()
+        theirs.close()
+        os.waitpid(pid, 0)
+
+
+#: Python 3.12 warns whoever forks, as pytest's workers have threads.
+may_fork = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+
+
+@may_fork
+def test_an_event_of_what_a_child_holds_is_not_for_whoever_got_the_number_since(
+    still: Still,
+    plane: Plane,
+    pair: tuple[Watched, Watched],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The socket is closed here alone, so the kernel still knows it."""
+    one, _ = pair
+    number = one.near.fileno()
+    with child(monkeypatch):
+        plane.unwatch_and_close(one.near)
+        fresh = Watched(plane)
+        assert fresh.near.fileno() == number
+        one.far.send(b"x")
+        still.turn()
+        assert fresh.told == []
+        fresh.far.send(b"x")
+        still.turn()
+        assert fresh.told == ["ready"]
+        fresh.close()
+
+
+@may_fork
+def test_what_a_child_has_unregistered_is_closed_all_the_same(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The epoll is its own as well.  So is what was never watched."""
+    before = descriptors()
+    with child(monkeypatch):
+        one = Watched(plane)
+        with select.epoll.fromfd(os.dup(plane.fileno())) as same:
+            same.unregister(one.near.fileno())
+        one.close()
+        plane.unwatch_and_close(socket.socket())
+        assert plane.fileno() == -1
+    assert descriptors() == before
+
+
+@pytest.mark.cost
+def test_a_close_is_one_call_where_nobody_has_forked(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A test of cost.  The kernel unregisters what is closed."""
+
+    class Counting:
+        unregistered = 0
+
+        def __init__(self) -> None:
+            self.really = select_epoll()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.really, name)
+
+        def unregister(self, descriptor: int) -> None:
+            Counting.unregistered += 1
+            self.really.unregister(descriptor)
+
+    select_epoll = select.epoll
+    monkeypatch.setattr(select, "epoll", Counting)
+    Watched(plane).close()
+    assert Counting.unregistered == 0
