@@ -123,7 +123,7 @@ class PacedConnection(SplicingConnection):
         try:
             sent = sink._sock.send(buffer[:count], _MSG_MORE if ends else 0)
         except OSError as problem:
-            sent = sink._send_without_flags(buffer[:count]) if ends else 0
+            sent = sink._send_plainly(buffer[:count], problem) if ends else 0
             if not ends:
                 sink._not_sent(problem)
         if sent < count:

@@ -16,6 +16,7 @@ are spliced, splice(2), which is in :mod:`relayd.plane.piping`.
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 from twisted.python.failure import Failure
 
 from relayd.core.session import Direction
+from relayd.net.transports import LOSSES
 from relayd.plane.connection import Connection
 from relayd.plane.connection_base import (
     CLOSING,
@@ -226,7 +228,7 @@ class SplicingConnection(PipingConnection):
                 sent = sink._sock.send(buffer[:count], _MSG_MORE if ends else 0)
             except OSError as problem:
                 # A flag that is refused is no lost connection.
-                sent = sink._send_without_flags(buffer[:count]) if ends else 0
+                sent = sink._send_plainly(buffer[:count], problem) if ends else 0
                 if not ends:
                     sink._not_sent(problem)
             if sent < count:
@@ -251,10 +253,19 @@ class SplicingConnection(PipingConnection):
                 return
         # Its flush makes this go on.
 
-    def _send_without_flags(self, data: memoryview) -> int:
-        """How much the kernel takes."""
+    def _send_plainly(self, data: memoryview, problem: OSError) -> int:
+        """Send again, without flags, unless a send with flags was told of a loss.
+
+        The kernel tells of it once: the next send would fail as after a reset.
+
+        :param problem: what the first has failed with.
+        :return: how much the kernel takes.
+        """
+        if problem.errno in LOSSES or problem.errno == errno.EAGAIN:
+            self._not_sent(problem)
+            return 0
         try:
             return self._sock.send(data)
-        except OSError as problem:
-            self._not_sent(problem)
+        except OSError as again:
+            self._not_sent(again)
             return 0

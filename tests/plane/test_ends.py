@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 
 import pytest
 
 import relayd.plane.pipes
-from relayd.net.transports import WriteRefused
+from relayd.net.transports import PeerVanished, WriteRefused
 from relayd.plane.poller import Plane
+from tests.support.dials import VANISHED
 from tests.support.pumping import (
     LOTS,
     NOISE,
     Pump,
     Scripted,
     Side,
+    Slow,
     Splices,
     pump,
     pumping,
@@ -117,6 +120,46 @@ def test_last_bytes_that_can_not_wait_for_their_end_go_without(
         else:
             assert pump.take_all(server) == b"last words"
         assert not sink.script
+
+
+@pytest.mark.parametrize("paced", [False, True])
+@pytest.mark.parametrize("number", VANISHED)
+def test_a_sink_that_vanished_before_the_last_bytes_is_told_apart(
+    number: int, paced: bool, still: Still
+) -> None:
+    """The kernel tells of a loss once, be it to a send with MSG_MORE."""
+    plane = Plane.of(still)
+    client = Side(plane, sockets("tcp"))
+    server = Side(plane, sockets("tcp"), kind=Scripted)
+    with pumping(still, client, server) as pump:
+        pump.bridge()
+        if paced:
+            Slow(client).lift()
+        server.transport.getHandle().script = [number, errno.EPIPE]
+        client.peer.socket.send(b"last words")
+        client.peer.end()
+        pump.until(lambda: server.protocol.lost)
+        assert server.why is PeerVanished
+        assert str(server.protocol.reason.value) == os.strerror(number)
+
+
+@pytest.mark.parametrize("paced", [False, True])
+def test_last_bytes_for_a_sink_that_is_full_wait_with_their_end(
+    paced: bool, still: Still
+) -> None:
+    """That has nothing to do with MSG_MORE."""
+    plane = Plane.of(still)
+    client = Side(plane, sockets("tcp"))
+    server = Side(plane, sockets("tcp"), kind=Scripted)
+    with pumping(still, client, server) as pump:
+        pump.bridge()
+        if paced:
+            Slow(client).lift()
+        server.transport.getHandle().script = [errno.EAGAIN]
+        client.peer.socket.send(b"last words")
+        client.peer.end()
+        assert pump.take_all(server) == b"last words"
+        assert not server.protocol.lost
 
 
 def test_a_side_with_nothing_more_to_be_written_is_not_blocked(tcp: Pump) -> None:

@@ -13,7 +13,7 @@ from zope.interface import alsoProvides
 
 import relayd.plane.pipes
 from relayd.core.interfaces import IResetListener
-from relayd.core.session import Direction, PacedDirection
+from relayd.core.session import Direction
 from relayd.net.transports import WriteRefused
 from relayd.plane.connection import READ_SIZE
 from relayd.plane.pipes import PIPE_SIZE
@@ -22,7 +22,7 @@ from relayd.plane.writing import BUFFER_LIMIT
 from relayd.testing import Producer
 from tests.conftest import descriptors
 from tests.support.one_way import OneWay, pump, relaying, sides_of, tcp
-from tests.support.pumping import LOTS, NOISE, Side, Splices, splices
+from tests.support.pumping import LOTS, NOISE, Slow, Splices, splices
 from tests.support.standing import Still, still
 
 __all__ = ["pump", "splices", "still", "tcp"]
@@ -512,40 +512,6 @@ def test_a_source_may_have_another_sink_when_the_first_is_lost(still: Still) -> 
 
 
 # -- paced
-
-
-class Slow:
-    """A pace that grants what a test says.
-
-    :ivar spent: bytes that were read.
-    """
-
-    def __init__(self, side: Side) -> None:
-        self.granted = self.spent = 0
-        self.lifted = False
-        self._transport = side.transport
-        side.told = PacedDirection(side.told)
-        side.told.pace = self  # type: ignore[assignment]
-        side.transport.keep_pace(side.told)
-
-    def grant(self, most: int) -> int:
-        return most if self.lifted else min(most, self.granted - self.spent)
-
-    def spend(self, count: int) -> None:
-        self.spent += count
-
-    def rest(self) -> None:
-        """Nobody else wants it."""
-
-    def wait(self) -> None:
-        self._transport.pauseProducing()
-
-    def lift(self) -> None:
-        self.lifted = True
-
-    def more(self, count: int) -> None:
-        self.granted += count
-        self._transport.resumeProducing()
 
 
 @pytest.mark.parametrize("kinds", ["tcp tcp", "unix unix"])

@@ -21,7 +21,7 @@ import pytest
 from zope.interface import implementer
 
 from relayd.core.interfaces import ISplicer
-from relayd.core.session import Direction
+from relayd.core.session import Direction, PacedDirection
 from relayd.net.transports import set_options
 from relayd.plane.connection_base import EDGE_READ
 from relayd.plane.pipes import Pipes
@@ -128,6 +128,40 @@ class Side:
         """What its connection was lost with."""
         reason = self.protocol.reason
         return None if reason is None else type(reason.value)
+
+
+class Slow:
+    """A pace that grants what a test says.
+
+    :ivar spent: bytes that were read.
+    """
+
+    def __init__(self, side: Side) -> None:
+        self.granted = self.spent = 0
+        self.lifted = False
+        self._transport = side.transport
+        side.told = PacedDirection(side.told)
+        side.told.pace = self  # type: ignore[assignment]
+        side.transport.keep_pace(side.told)
+
+    def grant(self, most: int) -> int:
+        return most if self.lifted else min(most, self.granted - self.spent)
+
+    def spend(self, count: int) -> None:
+        self.spent += count
+
+    def rest(self) -> None:
+        """Nobody else wants it."""
+
+    def wait(self) -> None:
+        self._transport.pauseProducing()
+
+    def lift(self) -> None:
+        self.lifted = True
+
+    def more(self, count: int) -> None:
+        self.granted += count
+        self._transport.resumeProducing()
 
 
 @implementer(ISplicer)
