@@ -164,6 +164,22 @@ def was_reset(transport: Any) -> bool:
     return bool(_events(transport) & _FAILED)
 
 
+def take_error(transport: Any) -> int:
+    """The errno that is pending on a connection; 0 where that is not known.
+
+    The kernel tells of it once, which is here: a read after that finds what looks like
+    an end of data.  So whoever calls this ends the connection.
+    """
+    with lent_socket(transport) as sock:
+        if sock is None:
+            return 0
+        try:
+            return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        except OSError:
+            # A sandbox.
+            return 0
+
+
 def ended_unread(transport: Any) -> bool:
     """Whether the peer has ended its side, and nothing that it sent is unread.
 

@@ -28,10 +28,17 @@ from relayd.core import settings
 from relayd.core.pauses import ALLOWANCE
 from relayd.core.session import Ending, Session
 from relayd.core.setting_types import Setting
-from relayd.net.tcp_info import SinceData, since_data, unread, was_reset
+from relayd.net.tcp_info import (
+    SinceData,
+    since_data,
+    take_error,
+    unread,
+    was_reset,
+)
+from relayd.net.transports import PeerVanished, lost_by
 from relayd.stream.delivery import WORTH_A_CHECK
 from relayd.stream.legs import Leg
-from relayd.stream.losses import reset_ending
+from relayd.stream.losses import lost_ending, reset_ending
 
 #: Of a tick: a check that is later than this is late.  The time of one that is not is
 #: the wheel's, and no number of its own for each idle session: 32 bytes.
@@ -282,7 +289,7 @@ class Watch:
         if silence >= stall:
             self.give_up(
                 leg,
-                Ending.DOWNSTREAM_LOST if is_client else Ending.UPSTREAM_LOST,
+                lost_ending(is_client),
                 f"{leg.undelivered()} bytes unacknowledged for {silence:.1f} s",
             )
             return True
@@ -296,7 +303,7 @@ class Watch:
         return False
 
     def _ended_unread(self, leg: Leg) -> bool:
-        """End the session if a connection that is not read was reset.
+        """End the session if a connection that is not read was reset, or is lost.
 
         Its transport may not hear of that before it writes, or reads, again.
         """
@@ -312,5 +319,10 @@ class Watch:
                 leg.direction.pace.lift()
             return False
         is_client = leg is self.downstream
-        self.give_up(leg, reset_ending(is_client, leg.undelivered()))
+        # Nobody reads it any more: to give it up is to abort it.
+        error = lost_by(take_error(leg.transport))
+        if isinstance(error, PeerVanished):
+            self.give_up(leg, lost_ending(is_client), str(error))
+        else:
+            self.give_up(leg, reset_ending(is_client, leg.undelivered()))
         return True

@@ -70,8 +70,7 @@ def judge(leg: Leg, reason: Failure, *, is_client: bool, closing: bool) -> Loss:
     if isinstance(error, ConnectionDone):
         return Loss(END)
     if isinstance(error, PeerVanished):
-        lost = Ending.DOWNSTREAM_LOST if is_client else Ending.UPSTREAM_LOST
-        return Loss(RESET_WHEN_DELIVERED, lost, str(error))
+        return Loss(RESET_WHEN_DELIVERED, lost_ending(is_client), str(error))
     if INegotiated.providedBy(leg.transport) and leg.peer.direction.eof:
         # It was told that the other side has ended, and closed its own without the
         # goodbye that TLS asks for, as most clients do.
@@ -95,6 +94,11 @@ def reset_ending(is_client: bool, undelivered: int) -> Ending:
     else:
         resets = Ending.UPSTREAM_RESET, Ending.UPSTREAM_WRITE_FAILED
     return resets[undelivered > 0]
+
+
+def lost_ending(is_client: bool) -> Ending:
+    """The peer does not answer any more."""
+    return Ending.DOWNSTREAM_LOST if is_client else Ending.UPSTREAM_LOST
 
 
 def tell_server(place: ICounted, session: Session) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -19,6 +21,7 @@ from relayd.net.tcp_info import (
     is_dead,
     parse,
     since_data,
+    take_error,
     tcp_info,
     unacknowledged,
     unread,
@@ -129,6 +132,29 @@ def test_a_reset_of_a_connection_that_is_not_read(family: int) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_the_error_of_a_connection_that_is_not_read_is_told_once(family: int) -> None:
+    with connected(family) as (one, other):
+        assert take_error(one) == 0
+        reset(other)
+        eventually(lambda: was_reset(one))
+        assert take_error(one) == errno.ECONNRESET
+        assert take_error(one) == 0
+        assert not was_reset(one)
+
+
+@linux
+def test_the_error_of_a_peer_that_is_lost() -> None:
+    with connected(socket.AF_INET) as (one, _):
+        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 50)
+        one.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                one.send(bytes(65536))
+        eventually(lambda: was_reset(one))
+        assert take_error(one) == errno.ETIMEDOUT
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_an_end_of_data_is_no_reset(family: int) -> None:
     with connected(family) as (one, other):
         other.close()
@@ -189,6 +215,9 @@ def test_a_sandbox_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         assert tcp_info(one) is since_data(one) is None
         monkeypatch.setattr(module.fcntl, "ioctl", refuse)
         assert unacknowledged(one) == unread(one) == 0
+        refusing = Mock(getsockopt=refuse)
+        monkeypatch.setattr(module, "lent_socket", lambda _: nullcontext(refusing))
+        assert take_error(one) == 0
 
 
 def test_older_kernels_report_less() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -12,10 +13,11 @@ from relayd.core.pauses import ASKED
 from relayd.core.session import Ending
 from relayd.net.tcp_info import TcpInfo
 from relayd.net.transports import PeerVanished
-from relayd.stream import legs
+from relayd.stream import deadlines, legs
 from relayd.stream.bridge import Bridge
 from relayd.stream.deadlines import Timeouts
 from relayd.testing import FakeTransport
+from tests.support.dials import VANISHED
 from tests.support.pairs import SHUT, Pair, joined, no_kernel, reset_unread, said
 
 __all__ = ["no_kernel", "reset_unread", "said"]
@@ -414,6 +416,38 @@ def test_a_reset_by_one_that_had_something_to_get_is_a_failed_write(
     pair.wait(1, 0.1)
     assert pair.up.taken == b"all of it"
     pair.ended(Ending.DOWNSTREAM_WRITE_FAILED)
+
+
+@pytest.mark.parametrize("number", VANISHED)
+@pytest.mark.parametrize(
+    ("side", "ending"),
+    [("down", Ending.DOWNSTREAM_LOST), ("up", Ending.UPSTREAM_LOST)],
+)
+def test_a_peer_that_is_lost_while_it_is_not_read_is_told_as_such(
+    side: str,
+    ending: Ending,
+    number: int,
+    reset_unread: dict[Any, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the system's words.  What is still to be written to it makes no difference."""
+    pair = joined()
+    one: FakeTransport = getattr(pair, side)
+    other = pair.up if side == "down" else pair.down
+    other.receive(b"an answer")
+    while one.reading:
+        one.receive(bytes(65536))
+    monkeypatch.setattr(deadlines, "take_error", {one: number}.get)
+    reset_unread[one] = 0
+    pair.wait(1)
+    assert other.connected
+    # Its error was taken: nothing but this ends it.
+    assert not one.connected
+    other.take()
+    pair.wait(1, 0.1)
+    assert len(other.taken) == 2 * 65536
+    pair.ended(ending)
+    assert pair.session.detail == os.strerror(number)
 
 
 def test_a_reset_of_a_paused_side_waits_for_what_it_sent_before(
