@@ -56,7 +56,7 @@ class EndSession(RelayError):
     :ivar why: for the log, in a few words.
     :ivar last: passed on before the end, through the filters behind.
     :ivar reset: whether both connections are reset, the other side's once it has what
-        was passed on; if not, both are closed.
+        was passed on; if not, both are closed, and nothing that was passed on is lost.
     """
 
     def __init__(self, why: str, last: bytes = b"", *, reset: bool = True) -> None:

@@ -15,6 +15,13 @@ the one class or the other (:mod:`relayd.stream.filtering`).  They have the same
 What differs in the rules: an end of data, and a reset, pass on behind what the filters
 hold.  A session that a filter ends (EndSession) is reset, or closed, behind what the
 filter has passed on.
+
+A filter may close a session while both peers send.  To close their connections then
+would be a reset (see :mod:`relayd.stream.closing_bridge`), so both get an end of data
+and are read on.  What they still say is dropped, and does not count as read.  Each is
+closed when it ends, too, and reset if it does not within CLOSE_GRACE seconds, or the
+half-close timeout if that is shorter, from when its kernel has everything.  Until then
+the stall timeout bounds the wait.
 """
 
 from __future__ import annotations
@@ -22,6 +29,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from twisted.internet.interfaces import IHalfCloseableDescriptor, INegotiated
 from twisted.logger import Logger
 
 from relayd.core.filtering import IFilterFactory
@@ -31,9 +39,9 @@ from relayd.core.pauses import (
     RESET_PENDING,
 )
 from relayd.core.session import Direction, Ending
-from relayd.stream.bridge import way_between
+from relayd.stream.bridge import RESET_POLL_FIRST, RESET_POLL_LAST, way_between
 from relayd.stream.deadlines import CLOSE_GRACE
-from relayd.stream.laid_bridge import LaidBridge, flow
+from relayd.stream.laid_bridge import LaidBridge, dropping, flow
 from relayd.stream.legs import Leg
 
 log = Logger(namespace="relayd.filters")
@@ -80,6 +88,9 @@ class FilteredBridge(LaidBridge):
     def eof(self, leg: Leg) -> None:
         """`leg` has read its last byte."""
         if self.session.ending is not None or self.closing:
+            if self.closing and leg.alive and not leg.paused & RESET_PENDING:
+                # It was read for that alone.
+                leg.close()
             return
         chain = leg.chain
         if chain is not None:
@@ -115,10 +126,7 @@ class FilteredBridge(LaidBridge):
     def _close_both(self) -> None:
         self.closing = True
         for leg in self.legs:
-            self._drop_chain(leg)
-            if leg.spliced:
-                leg.transport.unsplice()
-                leg.spliced = False
+            self._unlay(leg)
             if leg.alive:
                 leg.close()
 
@@ -195,20 +203,42 @@ class FilteredBridge(LaidBridge):
             self._close_ended()
 
     def _close_ended(self) -> None:
-        """What a filter has passed on is written: close both."""
-        self._close_both()
+        """What a filter has passed on is written: end both, and read on."""
+        legs = self.legs
+        for leg in legs:
+            self._unlay(leg)
+        for leg in legs:
+            if leg.alive and leg.direction.eof:
+                leg.close()
+            elif leg.alive:
+                leg.sink = dropping(leg)
+                leg.shut_write()
+                # Nobody waits for what was full.
+                leg.resume(RESET_PENDING | PEER_FULL | FILTERS)
         if self._poll is None and (self.downstream.alive or self.upstream.alive):
-            self._poll = self._clock.callLater(CLOSE_GRACE, self._close_late)
+            first = RESET_POLL_FIRST
+            self._poll = self._clock.callLater(first, self._close_late, first, {})
 
-    def _close_late(self) -> None:
-        """TLS waits for its peer's goodbye, which may never come."""
+    def _close_late(self, pause: float, until: dict[Leg, float]) -> None:
+        """Reset who has everything, and has not ended in time.
+
+        TLS waits for its peer's goodbye, which may never come.
+
+        :param pause: seconds since this was last asked.
+        :param until: of each leg that has everything, when it is reset.
+        """
         self._poll = None
-        if any(leg.alive and leg.undelivered() for leg in self.legs):
-            # The stall timeout bounds this.
-            self._poll = self._clock.callLater(CLOSE_GRACE, self._close_late)
-            return
+        now, half_close = self._clock.seconds(), self._timeouts.half_close
         for leg in self.legs:
-            leg.abort()
+            if leg not in until and leg.alive and not leg.undelivered():
+                until[leg] = now + min(CLOSE_GRACE, half_close or CLOSE_GRACE)
+                if not _can_say_end(leg.transport):
+                    leg.close()
+            elif now >= until.get(leg, now + 1):
+                leg.abort()
+        if self.downstream.alive or self.upstream.alive:
+            pause = min(pause * 2, RESET_POLL_LAST)
+            self._poll = self._clock.callLater(pause, self._close_late, pause, until)
 
     # -- the filters of a living session
 
@@ -295,10 +325,7 @@ class FilteredBridge(LaidBridge):
     def part(self) -> None:
         """See :meth:`Bridge.part`."""
         for leg in self.legs:
-            self._drop_chain(leg)
-            if leg.spliced:
-                leg.transport.unsplice()
-                leg.spliced = False
+            self._unlay(leg)
         super().part()
         self.downstream.resume(FILTERS)
 
@@ -307,3 +334,9 @@ class FilteredBridge(LaidBridge):
             self._drop_chain(leg)
             leg.sink = None
         super()._over()
+
+
+def _can_say_end(transport: Any) -> bool:
+    """Whether it has told its peer of the end, and is still open; see `shut_write`."""
+    is_tls = INegotiated.providedBy(transport)
+    return is_tls or IHalfCloseableDescriptor.providedBy(transport)

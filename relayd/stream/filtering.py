@@ -26,8 +26,8 @@ class FilteredClosingBridge(FilteredBridge, ClosingBridge):
     def eof(self, leg: Leg) -> None:
         """`leg` has read its last byte."""
         if self.session.ending is not None:
-            return
-        if leg.chain is not None and self.first is None:
+            FilteredBridge.eof(self, leg)
+        elif leg.chain is not None and self.first is None:
             leg.chain.end()
         else:
             ClosingBridge.eof(self, leg)

@@ -6,7 +6,7 @@ is decided in :mod:`relayd.stream.filtered_bridge`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
@@ -126,6 +126,13 @@ class LaidBridge(Bridge):
             leg.peer.transport.unregisterProducer()
         leg.sink = None
 
+    def _unlay(self, leg: Leg) -> None:
+        """Nothing more is passed on by its chain, or spliced."""
+        self._drop_chain(leg)
+        if leg.spliced:
+            leg.transport.unsplice()
+            leg.spliced = False
+
     def _become_plain(self) -> None:
         """Go on as a relay that has no filters."""
         down, up = legs = self.legs
@@ -181,3 +188,13 @@ def flow(leg: Leg) -> None:
         leg.direction.kept -= len(held)
         sink = leg.peer.transport.write if leg.sink is None else leg.sink
         sink(bytes(held))
+
+
+def dropping(leg: Leg) -> Callable[[bytes], object]:
+    """What drops what a leg reads, at its pace; it counts as if it was not read."""
+    direction = leg.direction
+
+    def drop(data: bytes) -> None:
+        direction.read -= len(data)
+
+    return drop if direction.pace is None else PacedReads(leg, direction.pace, drop)

@@ -180,7 +180,7 @@ def test_a_timer_that_ends_its_session() -> None:
     relay = Filtered(Makes(Waits, ends, course="up"))
     relay.clock.advance(1)
     assert relay.passed("up") == b"bye"
-    relay.ended(Ending.FILTERED)
+    relay.closed()
 
 
 def test_a_timer_that_was_left_behind_harms_nobody() -> None:
@@ -300,7 +300,12 @@ def test_one_that_ends_its_session_in_a_call(where: str, reset: bool) -> None:
     if where == "close":
         relay.up.receive_eof()
     relay.clock.advance(1)
-    relay.ended(Ending.DONE if where == "close" else Ending.FILTERED)
+    if where == "close":
+        relay.ended(Ending.DONE)
+    elif reset:
+        relay.ended(Ending.FILTERED)
+    else:
+        relay.closed()
 
 
 @pytest.mark.parametrize("where", ["data", "end", "remove", "close"])
@@ -395,7 +400,10 @@ def test_what_waits_is_filtered_as_the_other_side_ends(reset: bool) -> None:
         relay.down.receive_eof()
     assert relay.passed("down") == b"X" * 200_000
     relay.up.receive_eof()
-    relay.ended(Ending.FILTERED if reset else Ending.DONE)
+    if reset:
+        relay.closed()
+    else:
+        relay.ended(Ending.DONE)
 
 
 @pytest.mark.parametrize("reset", [False, True])
@@ -412,7 +420,10 @@ def test_what_waits_ends_the_session_as_the_other_side_ends(reset: bool) -> None
         keeps.of("down").let_go()
     assert relay.passed("down") == b"X" * 131_072 + b"Y" * 65_536
     relay.clock.advance(1)
-    relay.ended(Ending.FILTERED)
+    if reset:
+        relay.closed()
+    else:
+        relay.ended(Ending.FILTERED)
 
 
 @pytest.mark.parametrize("later", [False, True])
