@@ -38,6 +38,22 @@ class Words(str):
         return one_word(self)
 
 
+class Placeholder(str):
+    """What a line of text has for nothing; JSON leaves it out (:data:`NOTHING`).
+
+    A text that is the same says so itself, as a stranger may have chosen it.
+    """
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        # A fact that was turned into text is a placeholder still.
+        return self
+
+
+NOTHING = Placeholder("-")
+
+
 def read_escapes(text: str, also: str = "") -> bytes:
     r"""The bytes of a text with escapes.
 

@@ -25,6 +25,7 @@ from json.encoder import encode_basestring_ascii
 
 import attrs
 
+from relayd.core.escapes import NOTHING
 from relayd.core.flows import Counters, Flow, FlowFacts
 from relayd.core.session import Ending, Session
 from relayd.observing.log_times import LogTimes
@@ -75,10 +76,9 @@ class JsonLines:
         """See :meth:`TextLines.facts`; their keys are `relayd.fact.…`."""
         return "".join(
             [
-                f",{quoted(f'relayd.fact.{name}')}:{said}"
+                f",{quoted(f'relayd.fact.{name}')}:{value(fact)}"
                 for name, fact in facts
-                # A dash is what a line of text has for nothing.
-                if (said := value(fact)) != '"-"'
+                if fact is not NOTHING
             ]
         )
 

@@ -25,6 +25,7 @@ from twisted.python.failure import Failure
 
 from relayd.core.addresses import client_key, host_of
 from relayd.core.errors import Refused
+from relayd.core.escapes import NOTHING
 from relayd.core.names import host_port, is_address
 from relayd.core.prelude import Prelude
 from relayd.core.routing import RouteFailed
@@ -61,9 +62,9 @@ class Socks4Session(Session):
     :ivar reply: the code of the last reply, or None.
     """
 
-    command: str = "-"
+    command: str = NOTHING
     user_id: bytes = b""
-    requested: str = "-"
+    requested: str = NOTHING
     reply: int | None = None
 
     @property
@@ -73,9 +74,9 @@ class Socks4Session(Session):
         return {
             "command": self.command,
             # Without blanks, which divide the line's fields.
-            "user": ascii(user_id).replace(" ", "\\x20") if user_id else "-",
+            "user": ascii(user_id).replace(" ", "\\x20") if user_id else NOTHING,
             "requested": self.requested,
-            "reply": "-" if self.reply is None else self.reply,
+            "reply": NOTHING if self.reply is None else self.reply,
             **super().facts,
         }
 

@@ -15,6 +15,7 @@ from twisted.internet.address import IPv6Address, UNIXAddress
 from twisted.logger import capturedLogs, formatEvent
 
 from relayd.core.addresses import address_name
+from relayd.core.escapes import NOTHING
 from relayd.core.flows import Counters, Flow, FlowFacts
 from relayd.core.session import Ending, Session
 from relayd.observing.flow_lines import FlowLog
@@ -230,10 +231,8 @@ def test_an_object_says_what_the_text_says(
     assert made.get("relayd.ending", "") == ending
     assert made.get("relayd.code", "") == code
     said = [key for key in made if key.startswith("relayd.fact.")]
-    # One that is "-" says that there is none.
-    there = [fact for fact in facts.values() if fact != "-"]
-    assert len(said) == len(there)
-    for fact in there:
+    assert len(said) == len(facts)
+    for fact in facts.values():
         # NaN and infinity have no form in JSON.
         assert any(made[key] in (fact, str(fact)) for key in said)
 
@@ -254,13 +253,20 @@ def test_a_fact_that_can_not_be_said_costs_itself(
     logged_failures.take("a fact of a session can't be logged")
 
 
-def test_a_fact_that_says_nothing_is_left_out() -> None:
+@pytest.mark.parametrize("others", [{}, {"level": 1}])
+def test_a_fact_that_says_nothing_is_left_out(others: dict[str, object]) -> None:
+    """Also where a name must be another one.  What is just the same is none."""
     lines: list[str] = []
     log = SessionLog(LineLog(lambda _, line: lines.append(line), as_json=True))
-    log.closed(with_facts({"user": "-", "reply": 91, "requested": "a-b"}))
+    facts = {"user": NOTHING, "reply": 91, "requested": "a-b", "own": "-"}
+    log.closed(with_facts({**facts, **others}))
     made = json.loads(lines[0])
-    facts = {key: made[key] for key in made if key.startswith("relayd.fact.")}
-    assert facts == {"relayd.fact.reply": 91, "relayd.fact.requested": "a-b"}
+    assert {key: made[key] for key in made if key.startswith("relayd.fact.")} == {
+        "relayd.fact.reply": 91,
+        "relayd.fact.requested": "a-b",
+        "relayd.fact.own": "-",
+        **{f"relayd.fact.fact_{name}": others[name] for name in others},
+    }
 
 
 def test_an_event_is_the_object_and_has_the_fields() -> None:

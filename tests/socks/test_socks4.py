@@ -15,9 +15,11 @@ from zope.interface.verify import verifyClass, verifyObject
 from relayd.core.interfaces import IGate, IProxyPolicy
 from relayd.core.session import Ending
 from relayd.net.resolving import Resolver
+from relayd.observing.json_lines import JsonLines
 from relayd.preludes.socks4 import Code, Command, write_request
 from relayd.socks.destinations import ProxyPolicy
 from relayd.socks.rules import parse_rule
+from relayd.socks.session import Socks4Session
 from relayd.socks4 import Socks4Factory
 from tests.conftest import LoggedFailures
 from tests.support.fakes import FakeTransport
@@ -230,6 +232,16 @@ def test_the_log_of_one_who_never_asked() -> None:
     proxy = Proxy()
     proxy.client().lose()
     assert line(proxy).endswith(" command=- user=- requested=- reply=-")
+
+
+def test_an_object_of_the_log_leaves_out_what_there_is_not() -> None:
+    """And nothing that a client has said, whatever it is."""
+    session = Socks4Session(1, "client", "listener", 0.0)
+    assert JsonLines().facts(session.facts.items()) == ""
+    session.user_id, session.notes = b"-", {"first_up": "-"}
+    assert JsonLines().facts(session.facts.items()) == (
+        ""","relayd.fact.user":"'-'","relayd.fact.first_up":"-\""""
+    )
 
 
 def test_the_log_of_an_ipv6_destination() -> None:
