@@ -32,6 +32,9 @@ TIMEOUT = 10.0
 #: RFC 1413, section 5: the most characters of a line.
 MAX_LINE = 1000
 
+#: Characters of an answer that names nobody, for the log.
+MOST_QUOTED = 80
+
 
 class NoIdent(RelayError):
     """No answer named a user.
@@ -55,13 +58,22 @@ def read_answer(line: bytes, client_port: int, our_port: int) -> bytes:
     if asked and kind == b"USERID" and len(fields) == 4 and fields[3].strip():
         return fields[3].strip()
     if asked and kind == b"ERROR" and len(fields) > 2:
-        raise NoIdent(f"identd says {_quoted(fields[2].strip())}")
-    raise NoIdent(f"identd sent {_quoted(line)}")
+        raise NoIdent(f"identd says {quoted(fields[2].strip(), MOST_QUOTED)}")
+    raise NoIdent(f"identd sent {quoted(line, MOST_QUOTED)}")
 
 
-def _quoted(text: bytes) -> str:
-    """The beginning of a text, quoted for the log."""
-    return repr(text[:80].decode("ascii", "replace"))
+def quoted(said: bytes, most: int | None = None) -> str:
+    """What a client or an identd has said, for the log: in ASCII, as Python writes it.
+
+    What is no text is written as bytes, so that it can be told from text that looks
+    like its escapes.
+
+    :param most: characters, or bytes; None: all.
+    """
+    try:
+        return ascii(said.decode("utf-8")[:most])
+    except UnicodeDecodeError:
+        return repr(said[:most])
 
 
 class _Question(LineOnlyReceiver):

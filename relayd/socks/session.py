@@ -70,11 +70,11 @@ class Socks4Session(Session):
     @property
     def facts(self) -> Mapping[str, object]:
         """See :meth:`Session.facts`."""
-        user_id = self.user_id.decode("utf-8", "backslashreplace")
+        user_id = self.user_id
         return {
             "command": self.command,
             # Without blanks, which divide the line's fields.
-            "user": ascii(user_id).replace(" ", "\\x20") if user_id else NOTHING,
+            "user": ident.quoted(user_id).replace(" ", "\\x20") if user_id else NOTHING,
             "requested": self.requested,
             "reply": NOTHING if self.reply is None else self.reply,
             **super().facts,
@@ -345,8 +345,8 @@ class _Question(Attempt):
         if user_id == self._request.user_id:
             client.serve(self._request)
         else:
-            shown = ascii(user_id.decode("utf-8", "backslashreplace"))
-            client.refuse(Ending.IDENT_FAILED, f"identd says {shown}", Code.WRONG_IDENT)
+            why = f"identd says {ident.quoted(user_id)}"
+            client.refuse(Ending.IDENT_FAILED, why, Code.WRONG_IDENT)
 
     def _not_identified(self, reason: Failure) -> None:
         client = self.client

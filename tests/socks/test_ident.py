@@ -111,7 +111,11 @@ def test_an_answer_that_names_nobody(line: str) -> None:
 def test_garbage_is_quoted_in_part_and_escaped() -> None:
     """The log has one line of it, and not a long one."""
     assert refusal(b"a\nsession=1\x1b[2J") == r"identd sent 'a\nsession=1\x1b[2J'"
-    assert refusal(b"\xff") == "identd sent '\N{REPLACEMENT CHARACTER}'"
+    assert refusal(b"\xff") == r"identd sent b'\xff'"
+    assert refusal(rb"\xff") == r"identd sent '\\xff'"
+    escapes = r"\xff" * 80
+    assert refusal("\u00ff".encode() * 100) == f"identd sent '{escapes}'"
+    assert refusal(b"\xff" * 100) == f"identd sent b'{escapes}'"
     assert refusal(b"x" * 100_000) == f"identd sent '{'x' * 80}'"
     said = refusal(PORTS + b" : ERROR : " + b"\n" * 100)
     assert said == "identd says ''"
@@ -273,7 +277,7 @@ async def test_only_the_first_line_counts() -> None:
         (b"220 mail.example ESMTP\r\n", "identd sent '220 mail.example ESMTP'"),
         (b"\r\n", "identd sent ''"),
         (b"\0" * 20 + b"\n", rf"identd sent '{chr(92)}x00{chr(92)}x00"),
-        (b"\xff\xfb\x01\n", "identd sent '\N{REPLACEMENT CHARACTER}"),
+        (b"\xff\xfb\x01\n", r"identd sent b'\xff\xfb\x01'"),
         # Whether the line would have ended, or not.
         (b"x" * (MAX_LINE + 1) + b"\r\n", "identd sent a line without end"),
         (b"x" * 100_000, "identd sent a line without end"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from typing import Any
 
 import pytest
@@ -62,14 +63,18 @@ def test_ident_that_agrees(request_: bytes) -> None:
     proxy.over(Ending.DOWNSTREAM_RESET)
 
 
-def test_ident_that_names_another() -> None:
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [(b"eve", "'eve'"), (b"\xff", r"b'\xff'"), (rb"\xff", r"'\\xff'")],
+)
+def test_ident_that_names_another(said: bytes, shown: str) -> None:
     proxy = Proxy(ident=True)
     client = proxy.client(CONNECT)
-    proxy.identd()[0].dataReceived(b"50000, 80 : USERID : UNIX : eve\r\n")
+    proxy.identd()[0].dataReceived(b"50000, 80 : USERID : UNIX : " + said + b"\r\n")
     refused(client, Code.WRONG_IDENT)
     assert proxy.dialled == []
     assert proxy.session.reply == 93
-    assert "'eve'" in proxy.session.detail
+    assert proxy.session.detail == f"identd says {shown}"
     proxy.over(Ending.IDENT_FAILED)
 
 
@@ -268,9 +273,32 @@ def test_a_user_id_can_not_break_the_line(user: bytes) -> None:
     assert text.isascii()
     assert text.isprintable()
     shown = text.partition(" user=")[2].rpartition(" requested=")[0]
+    assert ast.literal_eval(shown) in (user, user.decode("utf-8", "replace"))
+    # One that is no text is written as bytes.
+    shown = shown.removeprefix("b")
     assert shown[0] == shown[-1]
     assert shown[0] in "'\""
     assert shown[0] not in shown[1:-1]
+
+
+@pytest.mark.parametrize(
+    ("user", "shown"),
+    [
+        (b"joe", "'joe'"),
+        (b"a b", r"'a\x20b'"),
+        ("\u00ff".encode(), r"'\xff'"),
+        (b"\xff", r"b'\xff'"),
+        (rb"\xff", r"'\\xff'"),
+        (b"\xff b", r"b'\xff\x20b'"),
+        (rb"b'\xff'", '"' + r"b'\\xff'" + '"'),
+    ],
+)
+def test_a_user_id_that_is_no_text_can_be_told_from_text(
+    user: bytes, shown: str
+) -> None:
+    proxy = Proxy()
+    proxy.client(b"\4\1\0\x50\1\2\3\4" + user + b"\0").lose()
+    assert f" user={shown} requested=" in line(proxy)
 
 
 def test_the_detail_names_the_rule() -> None:
