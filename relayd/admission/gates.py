@@ -95,6 +95,8 @@ class HoursGate:
     """Admits clients within some hours.
 
     :param hours: which.
+
+    :ivar is_lifted: there are none any more: all are admitted.
     """
 
     #: They may be over once a client has waited for another gate.
@@ -102,12 +104,26 @@ class HoursGate:
 
     def __init__(self, hours: OpeningHours) -> None:
         self.hours = hours
+        #: What is asked in place of this, if something is.
+        self._heir: HoursGate | None = None
+        self.is_lifted = False
 
     def enter(self, session: Any) -> ILease:
         """See :meth:`IGate.enter`."""
-        if self.hours.is_open():
+        gate: HoursGate = self
+        while gate._heir is not None:
+            gate = gate._heir
+        if gate.is_lifted or gate.hours.is_open():
             return FREE
-        raise Refused(f"outside {self.hours}", "hours")
+        raise Refused(f"outside {gate.hours}", "hours")
+
+    def succeed(self, other: HoursGate) -> None:
+        """Stand in place of another one, also for those who have waited there."""
+        other._heir = self
+
+    def lift(self) -> None:
+        """There are no hours any more: who has waited is not refused for them."""
+        self.is_lifted = True
 
 
 def parts_of(gate: Any) -> Iterator[Any]:

@@ -3,6 +3,9 @@
 With a queue, a client for which there is no place in all waits for one, in order, and
 nothing is read from it meanwhile: the gate answers a Deferred.  Who leaves is
 forgotten, and who has waited for too long is refused.  One timer is for all who wait.
+
+When limits change, others take the place of these: what was counted here counts there
+from then on (:meth:`SessionLimits.succeed`), whoever is asked.
 """
 
 from __future__ import annotations
@@ -25,18 +28,24 @@ from relayd.net.monotonic import monotonic
 
 @implementer(ILease)
 class _Place:
-    """One session's place; it can be given back once."""
+    """One session's place, or that of who waits for one; it can be given back once.
 
-    __slots__ = ("_key", "_limits")
+    :ivar limits: where it counts; None: it was given back.
+    :ivar client: whose it is,
+    :ivar key: and what it counts for, if clients are limited.
+    """
 
-    def __init__(self, limits: SessionLimits, key: ClientKey) -> None:
-        self._limits: SessionLimits | None = limits
-        self._key = key
+    __slots__ = ("client", "key", "limits")
+
+    def __init__(self, limits: SessionLimits, client: str, key: ClientKey) -> None:
+        self.limits: SessionLimits | None = limits
+        self.client = client
+        self.key = key
 
     def release(self) -> None:
-        limits, self._limits = self._limits, None
+        limits, self.limits = self.limits, None
         if limits is not None:
-            limits.left(self._key)
+            limits.left(self)
 
 
 @implementer(IGate)
@@ -53,8 +62,6 @@ class SessionLimits:
     :param clock: for a queue: monotonic seconds, and a timer while somebody waits.
     :raises ValueError: a limit is less than 1; or there is a queue, and no limit of
         sessions or no clock.
-
-    :ivar sessions: how many there are now.
     """
 
     def __init__(
@@ -83,17 +90,22 @@ class SessionLimits:
         self._heir: SessionLimits | None = None
         self._queue = queue or 0
         self._queue_timeout = queue_timeout
-        if clock is not None:
-            self._clock: Any = monotonic(clock)
-        self.sessions = 0
+        self._clock: Any = None if clock is None else monotonic(clock)
+        #: Those that are taken.
+        self._places: set[_Place] = set()
         #: How many each client has, if that is limited.
         self._by_client: dict[ClientKey, int] = {}
-        #: Those that wait, with their key and until when; in order.  A dict would be
-        #: searched for its first entry, past all that are deleted.
-        self._waiting: OrderedDict[Deferred[ILease], tuple[ClientKey, float]]
+        #: Those that wait: what is theirs then, and until when; in order.  A dict would
+        #: be searched for its first entry, past all that are deleted.
+        self._waiting: OrderedDict[Deferred[ILease], tuple[_Place, float]]
         self._waiting = OrderedDict()
         self._timer: IDelayedCall | None = None
         self._hands_out = False
+
+    @property
+    def sessions(self) -> int:
+        """How many there are now."""
+        return len(self._places)
 
     @property
     def waiting(self) -> int:
@@ -122,26 +134,28 @@ class SessionLimits:
 
     def enter(self, session: Any) -> Any:
         """See :meth:`IGate.enter`."""
+        if self._heir is not None:
+            return self._last.enter(session)
+        client = session.client
         key: ClientKey = None
         count = 0
         if self.max_sessions_per_client is not None:
-            key, count = self._counted(session.client)
+            key, count = self._counted(client)
+        place = _Place(self, client, key)
         if self._is_full():
             # Nobody comes before those who wait.
-            return self._wait(key)
+            return self._wait(place)
         if key is not None:
             self._by_client[key] = count + 1
-        self.sessions += 1
-        return _Place(self, key)
+        self._places.add(place)
+        return place
 
     def adopt(self, session: Any) -> ILease:
         """Count one that was admitted before there was this limit."""
-        key = None
-        if self.max_sessions_per_client is not None:
-            key = self._key_of(session.client)
-        self._count(key, 1)
-        self.sessions += 1
-        return _Place(self, key)
+        place = _Place(self, session.client, None)
+        self._places.add(place)
+        self._identify(place)
+        return place
 
     def foresee(self, client: str) -> bool:
         """Do what :meth:`enter` would, but count nobody.
@@ -165,7 +179,7 @@ class SessionLimits:
     def _is_full(self) -> bool:
         """Whether the next client has to wait, or is refused."""
         most = self.max_sessions
-        return bool(self._waiting) or (most is not None and self.sessions >= most)
+        return bool(self._waiting) or (most is not None and len(self._places) >= most)
 
     def _counted(self, client: str) -> tuple[ClientKey, int]:
         """The key of a client, and how many sessions it has; if that is limited.
@@ -185,43 +199,61 @@ class SessionLimits:
             )
         return key, count
 
-    def left(self, key: ClientKey) -> None:
+    def left(self, place: _Place) -> None:
         """A session has given its place back."""
-        if key is not None:
-            self._count(key, -1)
-        if self._heir is None:
-            self.vacate()
-        else:
-            self._last.vacate()
-
-    def vacate(self) -> None:
-        """A place is free."""
-        self.sessions -= 1
+        self._places.remove(place)
+        if place.key is not None:
+            self._count(place.key, -1)
         if self._waiting:
             self._hand_out()
 
     def succeed(self, other: SessionLimits) -> None:
         """Count in place of another one; call it before the first session.
 
-        Its sessions count here, too, and whoever waits for a place there waits here, no
-        longer than others do.  They count for their clients only if these are told
-        apart as before.
+        Its sessions count here, too, and whoever waits for a place there waits here, as
+        long as others do.  They count for their clients, though these were told apart
+        otherwise, or not at all.  Whoever is asked about there from now on is admitted,
+        or refused, here.
         """
-        if other._heir is not None:
+        before: SessionLimits = other._last
+        if before is self:
             # Others that share both have done so.
             return
-        other._heir = self
-        self.sessions = other.sessions
-        alike = self._prefix == other._prefix
+        before._heir = self
+        self._places, before._places = before._places, set()
+        waiting, before._waiting = before._waiting, OrderedDict()
+        before._set_timer()
+        by_client, before._by_client = before._by_client, {}
+        alike = self._tells_apart == before._tells_apart
         if alike:
-            self._by_client = other._by_client
-        waiting, other._waiting = other._waiting, OrderedDict()
-        other._set_timer()
+            self._by_client = by_client
+        for place in (*self._places, *(place for place, _ in waiting.values())):
+            place.limits = self
+            if not alike:
+                self._identify(place)
         if waiting:
+            self._clock = self._clock or before._clock
             latest = self._clock.seconds() + self._queue_timeout
-            for given, (key, until) in waiting.items():
-                self._waiting[given] = key if alike else None, min(until, latest)
+            more = max(self._queue_timeout - before._queue_timeout, 0.0)
+            for given, (place, until) in waiting.items():
+                self._waiting[given] = place, min(until + more, latest)
             self._hand_out()
+
+    def lift(self) -> None:
+        """Nothing is limited any more: whoever waits is admitted."""
+        SessionLimits(None, None).succeed(self)
+
+    @property
+    def _tells_apart(self) -> ClientPrefix | None:
+        """What tells clients apart; None: they are not limited."""
+        return None if self.max_sessions_per_client is None else self._prefix
+
+    def _identify(self, place: _Place) -> None:
+        """Have a place count for its client, if clients are limited."""
+        place.key = None
+        if self.max_sessions_per_client is not None:
+            place.key = self._key_of(place.client)
+            self._count(place.key, 1)
 
     @property
     def _last(self) -> SessionLimits:
@@ -251,26 +283,23 @@ class SessionLimits:
                 "queue",
             )
 
-    def _wait(self, key: ClientKey) -> Deferred[ILease]:
+    def _wait(self, place: _Place) -> Deferred[ILease]:
         self._check_queue()
-        self._count(key, 1)
+        self._count(place.key, 1)
         given: Deferred[ILease] = Deferred(self._leave)
-        self._waiting[given] = key, self._clock.seconds() + self._queue_timeout
+        self._waiting[given] = place, self._clock.seconds() + self._queue_timeout
         self._set_timer()
         return given
 
     def _leave(self, given: Deferred[ILease]) -> None:
         """Who waited has left."""
-        self._count(self._last.forget(given), -1)
+        self._last.forget(given)
 
-    def forget(self, given: Deferred[ILease]) -> ClientKey:
-        """Somebody waits no longer.
-
-        :return: for whom it counts.
-        """
-        key, _ = self._waiting.pop(given)
+    def forget(self, given: Deferred[ILease]) -> None:
+        """Somebody waits no longer."""
+        place, _ = self._waiting.pop(given)
+        self._count(place.key, -1)
         self._set_timer()
-        return key
 
     def _hand_out(self) -> None:
         """Give free places to those who have waited longest."""
@@ -281,10 +310,10 @@ class SessionLimits:
         self._hands_out = True
         try:
             most = self.max_sessions
-            while self._waiting and (most is None or self.sessions < most):
-                given, (key, _) = self._waiting.popitem(last=False)
-                self.sessions += 1
-                given.callback(_Place(self, key))
+            while self._waiting and (most is None or len(self._places) < most):
+                given, (place, _) = self._waiting.popitem(last=False)
+                self._places.add(place)
+                given.callback(place)
         finally:
             self._hands_out = False
         self._set_timer()
@@ -301,12 +330,12 @@ class SessionLimits:
     def _expire(self) -> None:
         self._timer = None
         now = self._clock.seconds()
-        for given, (key, until) in list(self._waiting.items()):
+        for given, (place, until) in list(self._waiting.items()):
             if until > now:
                 break
             if given in self._waiting:
                 del self._waiting[given]
-                self._count(key, -1)
+                self._count(place.key, -1)
                 given.errback(
                     Refused(f"--queue-timeout {self._queue_timeout:g}", "queue_timeout")
                 )

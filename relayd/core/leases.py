@@ -96,6 +96,10 @@ class Leases:
     def __init__(self, leases: list[ILease]) -> None:
         self._leases = leases
 
+    def add(self, lease: ILease) -> None:
+        """One more."""
+        self._leases.append(lease)
+
     def release(self) -> None:
         leases, self._leases = self._leases, []
         for lease in reversed(leases):

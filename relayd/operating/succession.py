@@ -2,7 +2,9 @@
 
 A change makes new factories, which get the clients from then on; those from before keep
 their sessions.  Both are one relay to whoever reads its totals, and to its limits: a
-relay that may have 100 sessions has no more because its timeouts have changed.
+relay that may have 100 sessions has no more because its timeouts have changed.  So
+both have one gate, too: clients that those from before have still to ask about, as
+their PROXY header comes later, are admitted by the limits that there are then.
 
 :func:`succeed` is called once for each change, before the new factories serve anybody:
 in the turn of the reactor in which they are given their listeners.  A UDP relay is
@@ -34,12 +36,11 @@ def succeed(
     listed: Sequence[Any] = [each.factory for each in before]
     known = [each for each in dict.fromkeys([*listed, *former]) if _counts(each)]
     were = set(known)
-    by_name: dict[str, Any] = {}
+    by_name: dict[str, list[Any]] = {}
     for each in known:
-        by_name.setdefault(each.name, each)
+        by_name.setdefault(each.name, []).append(each)
     by_key = {(each.factory.name, each.key): each.factory for each in before}
     new: dict[Any, list[Any]] = {}
-    adopted: list[SessionLimits] = []
     for listening in listenings:
         factory: Any = listening.factory
         if factory not in were and _counts(factory):
@@ -50,14 +51,28 @@ def succeed(
             factory.succeed(predecessors[0])
         elif factory.name in by_name:
             # Another port: its sequence is its own.
-            factory.share_totals(by_name[factory.name])
+            factory.share_totals(by_name[factory.name][0])
         if factory.name in by_name:
-            old = by_name[factory.name]
-            take_over(factory.gate, old.gate)
-            take_over(factory.bandwidth, old.bandwidth)
-            for limits in _new_limits(factory.gate, old.gate) - set(adopted):
-                adopted.append(limits)
-                _adopt(limits, [each for each in known if each.name == factory.name])
+            _hand_on(by_name[factory.name], factory)
+
+
+def _hand_on(before: Sequence[Any], factory: Any) -> None:
+    """Have the sessions of before, and the clients to come, limited as of one relay.
+
+    :param before: those of the same name, which have one gate and one bandwidth.
+    """
+    gate, bandwidth = before[0].gate, before[0].bandwidth
+    if gate is factory.gate and bandwidth is factory.bandwidth:
+        # Another one of the same relay has done so, or nothing has changed.
+        return
+    for each in before:
+        # For clients that are admitted there from now on.
+        each.gate, each.bandwidth = factory.gate, factory.bandwidth
+    take_over(factory.bandwidth, bandwidth)
+    # Last: who has waited may be served at once.
+    take_over(factory.gate, gate)
+    for limits in _new_limits(factory.gate, gate):
+        _adopt(limits, before)
 
 
 def _new_limits(new: Any, old: Any) -> set[SessionLimits]:
@@ -79,15 +94,19 @@ def _adopt(limits: SessionLimits, factories: Iterable[Any]) -> None:
 def take_over(new: Any, old: Any) -> None:
     """Have a gate, or a bandwidth, count what another one in its place has counted.
 
-    Nothing, if it is of another kind, or somebody else's.
+    Nothing, if it is of another kind, or somebody else's.  What has no successor holds
+    no more: who waits for it is admitted.
     """
     if new is old:
         return
-    others = {type(each): each for each in parts_of(old)}
-    for each in parts_of(new):
-        other = others.get(type(each))
-        if other is not None and hasattr(each, "succeed"):
-            each.succeed(other)
+    successors = {type(each): each for each in parts_of(new)}
+    for each in parts_of(old):
+        successor = successors.get(type(each))
+        if successor is None:
+            if hasattr(each, "lift"):
+                each.lift()
+        elif hasattr(successor, "succeed"):
+            successor.succeed(each)
 
 
 def _counts(served: Any) -> bool:

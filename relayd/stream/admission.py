@@ -54,25 +54,35 @@ class Admission:
     def __init__(self, client: Any, answer: Any) -> None:
         self._client = client
         self._lease = lease_of(answer).addCallback(checked)
-        #: Seconds that it may take; 0 is for ever.
-        self._limit = 0.0
+        #: Seconds that it may take, 0 is for ever; and since when.
+        self._limit = self._since = 0.0
 
     def start(self) -> None:
         """Wait; the answer may come from within."""
         client = self._client
         factory = client.factory
-        if factory.timeouts.handshake:
-            # A gate in which clients queue bounds the time of that itself.
-            more: float = getattr(factory.gate, "patience", 0.0)
-            self._limit = factory.timeouts.handshake + more
+        self._limit, self._since = self._time, factory.now()
         client.enter(Stage.WAITING, self._limit)
         client.pause(pauses.WAITING)
         factory.wheel.add(client)
         self._lease.addCallbacks(self._admitted, self._refused)
         self._lease.addErrback(client.failed)
 
+    @property
+    def _time(self) -> float:
+        """The seconds that the gate has, as it is now; 0 is for ever."""
+        factory = self._client.factory
+        limit: float = factory.timeouts.handshake
+        # A gate in which clients queue bounds the time of that itself.
+        return limit and limit + getattr(factory.gate, "patience", 0.0)
+
     def overdue(self) -> None:
-        """The gate has had its time."""
+        """The gate has had its time, unless the queue may take longer now."""
+        limit = self._time
+        if limit > self._limit:
+            self._limit = limit
+            self._client.set_deadline(limit, self._since)
+            return
         self._client.abort_session(
             Ending.HANDSHAKE_TIMEOUT, f"the gate did not answer in {self._limit:g} s"
         )

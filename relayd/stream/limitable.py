@@ -23,7 +23,11 @@ class Limitable(Filterable):
     def count_for(self, lease: ILease) -> None:
         """It holds this lease as well, until it is over."""
         held = self._lease
-        self._lease = lease if held is None else Leases([held, lease])
+        if isinstance(held, Leases):
+            # Not one in the other: a limit may be new time and again.
+            held.add(lease)
+        else:
+            self._lease = lease if held is None else Leases([held, lease])
 
     def limit_alone(self, limits: RouteLimits) -> None:
         """Limit this session alone, beside what limits those of its relay.

@@ -193,7 +193,8 @@ class StreamRelay:
         self.host_name, self.peer_name = _last_name(), _last_name()
         #: Tells this machine's addresses.
         self.is_own: Callable[[str], bool] = OwnHosts(clock.seconds)
-        #: Lets everyone in if there is none.
+        #: Lets everyone in if there is none.  It is another one after a change of
+        #: settings, for clients that are asked about then, as their PROXY header comes.
         self.gate = gate
         #: Ends sessions that are relayed; none lasts too long if there is none.
         self.lifetime = lifetime

@@ -474,6 +474,30 @@ def test_hours_are_asked_again_of_who_had_to_wait() -> None:
     assert door.asked == 3, "what does not change is not asked again"
 
 
+@pytest.mark.parametrize("lifted", [False, True])
+def test_who_had_to_wait_is_asked_about_the_hours_that_there_are(lifted: bool) -> None:
+    """They have changed twice since it came; or there are none any more."""
+    clock, wall = Clock(), Wall("2026-01-05 17:59:59")
+    texts = ("08:00-18:00", "08:00-17:00", "08:00-22:00")
+    gates = [HoursGate(OpeningHours([parse_hours(x)], clock, wall)) for x in texts]
+    limits = SessionLimits(1, queue=2, queue_timeout=60, clock=clock)
+    inside = limits.enter(session())
+    told: list[Any] = []
+    waits: Deferred[Any]
+    waits = Deferred.fromCoroutine(Gates([gates[0], limits]).enter(session()))
+    waits.addBoth(told.append)
+    gates[1].succeed(gates[0])
+    if lifted:
+        gates[1].lift()
+    else:
+        gates[2].succeed(gates[1])
+    wall.moment = at("2026-01-05 18:00:00")
+    clock.advance(1)
+    inside.release()
+    told[0].release()
+    assert limits.sessions == 0
+
+
 def test_a_queue_among_several_has_its_time() -> None:
     limits = SessionLimits(1, queue=1, queue_timeout=7, clock=Clock())
     assert Gates([Door(), limits]).patience == 7

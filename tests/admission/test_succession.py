@@ -55,18 +55,104 @@ def test_a_limit_that_is_less_than_there_are() -> None:
     assert refusal(second) is None
 
 
-def test_clients_that_are_told_apart_by_something_else() -> None:
-    """Those of before count in all only, and are given back where they were counted."""
-    first = SessionLimits(9, 2)
-    held = [first.enter(session()) for _ in range(2)]
-    second = SessionLimits(9, 2, prefix=WIDE)
+@pytest.mark.parametrize(
+    ("most", "prefix"), [(2, None), (2, WIDE), (None, None), (None, WIDE)]
+)
+def test_clients_are_told_apart_as_the_new_limit_says(
+    most: int | None, prefix: ClientPrefix | None
+) -> None:
+    """Those of before, too; also where they were not told apart.
+
+    :param most: of one client, before; `prefix`, how they were told apart then.
+    """
+    first = SessionLimits(9, most, prefix=prefix)
+    held = [first.enter(session(each)) for each in ("192.0.2.1:1", "192.0.2.2:1")]
+    second = SessionLimits(9, 3, prefix=WIDE)
     second.succeed(first)
-    held += [second.enter(session()) for _ in range(2)]
+    assert (second.sessions, second.clients, second.most_of_one) == (2, 1, 2)
+    held.append(second.enter(session("192.0.2.3:1")))
     assert refusal(second, "192.0.2.77:1") is not None
-    assert (second.sessions, second.clients) == (4, 1)
+    third = SessionLimits(9, 1)
+    third.succeed(second)
+    assert (third.sessions, third.clients, third.most_of_one) == (3, 3, 1)
     for each in held:
         each.release()
-    assert (second.sessions, second.clients, first.clients) == (0, 0, 0)
+        each.release()
+    assert (third.sessions, third.clients) == (0, 0)
+
+
+def test_a_limit_of_one_client_that_is_gone_and_back() -> None:
+    """Whoever came meanwhile counts."""
+    clock = Clock()
+    first = SessionLimits(2, 1, queue=5, queue_timeout=10, clock=clock)
+    held = [first.enter(session())]
+    second = SessionLimits(2, queue=5, queue_timeout=10, clock=clock)
+    second.succeed(first)
+    held.append(second.enter(session()))
+    answer, _ = waiting(second, "192.0.2.1:2")
+    _, told = waiting(second, "192.0.2.2:2")
+    assert second.clients == 0
+    third = SessionLimits(2, 4, queue=5, queue_timeout=10, clock=clock)
+    third.succeed(second)
+    assert (third.clients, third.most_of_one) == (2, 3)
+    answer.cancel()
+    assert (third.clients, third.most_of_one) == (2, 2)
+    for each in held:
+        each.release()
+    assert (third.clients, third.most_of_one) == (1, 1)
+    told[0].release()
+    assert (third.sessions, third.clients, third.waiting) == (0, 0, 0)
+    assert not clock.getDelayedCalls()
+
+
+@pytest.mark.parametrize("changes", [1, 2, 3])
+def test_who_is_asked_about_after_a_change_counts(changes: int) -> None:
+    """As a client whose PROXY header comes later: those that are there now say."""
+    clock = Clock()
+    first = latest = SessionLimits(9, 9)
+    for _ in range(changes):
+        before = latest
+        latest = SessionLimits(2, 9, queue=1, queue_timeout=10, clock=clock)
+        latest.succeed(before)
+    held = [first.enter(session()), latest.enter(session())]
+    assert (first.sessions, latest.sessions, latest.most_of_one) == (0, 2, 2)
+    _, told = waiting(first, "192.0.2.2:1")
+    assert latest.waiting == 1
+    assert refusal(first) == ("queue", "--queue 1, with --max-sessions 2")
+    held[0].release()
+    for each in (held[1], told[0]):
+        each.release()
+    assert (latest.sessions, latest.clients, latest.waiting) == (0, 0, 0)
+    assert not clock.getDelayedCalls()
+
+
+def test_one_that_follows_the_first_of_several() -> None:
+    """It counts what the last of them has."""
+    first, second, third = (SessionLimits(9) for _ in range(3))
+    second.succeed(first)
+    held = second.enter(session())
+    third.succeed(first)
+    assert third.sessions == 1
+    held.release()
+    assert third.sessions == 0
+
+
+def test_limits_that_are_no_more() -> None:
+    """Whoever waits is admitted, and so is whoever is asked about later."""
+    clock = Clock()
+    limits = SessionLimits(1, 3, queue=3, queue_timeout=10, clock=clock)
+    held = [limits.enter(session())]
+    told = [waiting(limits, "192.0.2.1:1")[1] for _ in range(2)]
+    limits.lift()
+    held += [each[0] for each in told]
+    held += [limits.enter(session()) for _ in range(5)]
+    for each in held:
+        each.release()
+        each.release()
+    assert not clock.getDelayedCalls()
+    alone = SessionLimits(1)
+    alone.lift()
+    assert alone.enter(session())
 
 
 @pytest.mark.parametrize("prefix", [None, WIDE])
@@ -111,6 +197,21 @@ def test_who_waits_comes_in_if_there_is_a_place_now(most: int | None) -> None:
         each.release()
     assert second.sessions == 0
     assert not clock.getDelayedCalls()
+
+
+def test_who_waits_has_as_long_as_those_who_come() -> None:
+    """Where the queue has more time than before."""
+    clock = Clock()
+    first = SessionLimits(1, queue=9, queue_timeout=10, clock=clock)
+    first.enter(session())
+    _, told = waiting(first, "192.0.2.2:1")
+    clock.advance(6)
+    second = SessionLimits(1, queue=9, queue_timeout=30, clock=clock)
+    second.succeed(first)
+    clock.advance(23)
+    assert not told
+    clock.advance(1)
+    assert told[0].value.why == "--queue-timeout 30"
 
 
 def test_it_is_done_once() -> None:

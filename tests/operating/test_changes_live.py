@@ -368,6 +368,65 @@ def test_limits_and_servers_count_sessions_of_before(tmp_path: Path, kind: str) 
         ends.talk(ends.client(20001), ends.accept(one))
 
 
+def test_a_client_whose_header_comes_after_a_change(tmp_path: Path, kind: str) -> None:
+    """It counts for the limits that there are then, and is refused by them."""
+    with relaying(tmp_path, kind, tcp=web(accept_proxy="127.0.0.1")) as ends:
+        relayd, server = ends.relayd, ends.server(20009)
+        relayd.set("web", max_sessions=1)
+        header = b"PROXY TCP4 192.0.2.7 192.0.2.1 1000 80\r\n"
+        pending = [ends.client(20001) for _ in range(5)]
+        ends.reactor.until(lambda: relayd.steered.relay("web")["sessions"] == 5)
+        relayd.set("web", max_sessions=2)
+        limits = relayd.served("web").gate
+        for client in pending[:3]:
+            client.sendall(header)
+        upstreams = [ends.accept(server) for _ in range(2)]
+        ends.reactor.until(lambda: relayd.steered.relay("web")["refused"] == 1)
+        assert limits.sessions == 2
+        for each in (*pending, *upstreams):
+            each.close()
+        ends.reactor.until(lambda: relayd.steered.relay("web")["sessions"] == 0)
+        assert limits.sessions == 0
+        late = ends.client(20001)
+        ends.reactor.until(lambda: relayd.steered.relay("web")["sessions"] == 1)
+        relayd.set("web", max_sessions=None, clients=["deny 192.0.2.7"])
+        late.sendall(header)
+        ends.reactor.until(lambda: relayd.steered.relay("web")["refused"] == 2)
+
+
+def test_a_limit_of_one_client_that_is_new(tmp_path: Path, kind: str) -> None:
+    """It counts the sessions that there are, also beside a limit of all."""
+    with relaying(tmp_path, kind, tcp=web(max_sessions=9)) as ends:
+        relayd, server = ends.relayd, ends.server(20009)
+        for number in range(2):
+            ends.talk(ends.client(20001), ends.accept(server))
+            relayd.set("web", max_sessions_per_client=1)
+            ends.client(20001)
+            refused = number + 1
+            ends.reactor.until(
+                lambda: relayd.steered.relay("web")["refused"] == refused  # noqa: B023
+            )
+            assert relayd.served("web").gate.most_of_one == refused
+            relayd.set("web", max_sessions_per_client=None)
+
+
+def test_who_waits_for_a_limit_that_is_no_more_is_served(
+    tmp_path: Path, kind: str
+) -> None:
+    with relaying(tmp_path, kind, tcp=web()) as ends:
+        relayd, server = ends.relayd, ends.server(20009)
+        relayd.set("web", max_sessions=1, queue=5, queue_timeout=60)
+        ends.talk(ends.client(20001), ends.accept(server))
+        waits = [ends.client(20001) for _ in range(2)]
+        ends.reactor.until(lambda: relayd.served("web").gate.waiting == 2)
+        relayd.set("web", max_sessions=None, queue=None, queue_timeout=None)
+        upstreams = [ends.accept(server) for _ in waits]
+        for each in waits:
+            each.sendall(b"!")
+        for each in upstreams:
+            ends.hears(each, b"!")
+
+
 # -- datagrams
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import attrs
@@ -10,6 +11,7 @@ from twisted.internet import reactor
 
 from relayd.admission.gates import RulesGate
 from relayd.admission.per_client import ConnectRate
+from relayd.admission.rates import Rates
 from relayd.admission.session_limits import SessionLimits
 from relayd.configuring.address_settings import DEST, LISTEN
 from relayd.configuring.config import (
@@ -118,9 +120,41 @@ def test_the_listeners_of_a_proxy() -> None:
 @pytest.mark.parametrize("other", [None, object(), RulesGate([])])
 def test_a_gate_of_another_kind(other: Any) -> None:
     """Nothing is known of who was there, and nothing is asked of somebody else's."""
-    gate = SessionLimits(5)
+    gate = SessionLimits(1)
     take_over(gate, other)
-    take_over(other, gate)
     take_over(gate, gate)
     assert gate.enter(session())
     assert gate.sessions == 1
+    # Its limit is no more.
+    take_over(other, gate)
+    assert gate.enter(session())
+
+
+def test_clients_that_those_of_before_have_still_to_ask_about() -> None:
+    """They ask what is there now, after any number of changes; also if nothing is."""
+    rates = Admission(bandwidth=Rates(down=1e6))
+    settings = [Admission(), LIMITED, Admission(), rates, LIMITED]
+    generations = [tcp("80", admission=each) for each in settings]
+    older: list[Any] = []
+    for before, after in pairwise(generations):
+        # Those without a session are forgotten, but for the latest.
+        older.append(before[0].factory)
+        succeed(after, before, older)
+        new: Any = after[0].factory
+        assert {each.gate for each in older} == {new.gate}
+        assert {each.bandwidth for each in older} == {new.bandwidth}
+
+
+def test_a_relay_that_is_back_follows_the_latest_of_before() -> None:
+    """Several are there still that have sessions, the oldest first."""
+    generations = [tcp("80", admission=LIMITED)]
+    for number in range(6, 8):
+        settings = attrs.evolve(LIMITED, max_sessions=number)
+        generations.append(tcp("80", admission=settings))
+        succeed(generations[-1], generations[-2])
+    former: list[Any] = [each.factory for [each] in generations]
+    former[-1].gate.enter(session())
+    [back] = tcp("80", admission=attrs.evolve(LIMITED, max_sessions=9))
+    succeed([back], [], former)
+    limits = back.factory.gate.gates[-1]  # type: ignore[attr-defined]
+    assert (limits.sessions, limits.max_sessions) == (1, 9)

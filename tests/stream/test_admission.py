@@ -248,6 +248,25 @@ def test_a_queue_has_its_time_beside_the_gates() -> None:
     assert (limits.sessions, limits.waiting) == (0, 0)
 
 
+def test_a_queue_that_has_more_time_since() -> None:
+    """After a change of settings: whoever waits is not ended before."""
+    clock = Clock()
+    short, longer = (
+        SessionLimits(1, queue=5, queue_timeout=each, clock=clock) for each in (5, 20)
+    )
+    made, _ = relay(short, handshake_timeout=3)
+    made.client()
+    made.server.dial.connect()
+    waits = made.client()
+    longer.succeed(short)
+    made.factory.gate = longer
+    made.clock.pump([0.5] * 40)
+    assert waits.connected
+    made.clock.pump([0.5] * 12)
+    assert not waits.connected
+    assert made.witness.heard[-1] == "refused the gate did not answer in 23 s"
+
+
 def test_tls_waits_as_well() -> None:
     """Its handshake has its whole time, from the answer on."""
     made, gate = relay(handshake_timeout=3)

@@ -44,6 +44,21 @@ def run(relay: Relay, seconds: float) -> None:
             relay.clock.advance(0)
 
 
+# -- sessions
+
+
+def test_a_session_counts_for_a_limit_that_is_new_time_and_again() -> None:
+    """More often than calls may nest."""
+    relay = Relay()
+    client = relay.client()
+    [protocol] = relay.factory.sessions.values()
+    for _ in range(2000):
+        protocol.count_for(relay.gate.enter(protocol.session))
+    assert relay.gate.inside == 2001
+    client.lose()
+    assert relay.gate.inside == 0
+
+
 # -- bytes
 
 
