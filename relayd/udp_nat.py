@@ -165,7 +165,7 @@ class UdpNat(DatagramRelay):
         dialer = (
             FlowDialer(pool, open_socket, receive_buffer, dialing)
             if udp_balance == "flow"
-            else SpreadDialer(pool, open_socket, ledger.counters, dialing)
+            else SpreadDialer(pool, open_socket, dialing)
         )
         listener: Callable[..., DatagramListener] = datagram_listener
         if redirected:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from twisted.logger import Logger
 
 from relayd.core.addresses import socket_name
-from relayd.core.flows import NewFlow
+from relayd.core.flows import Counters, NewFlow
 from relayd.core.session import Ending
 from relayd.datagrams.interfaces import Ends
+from relayd.datagrams.loops import LoopGuard
 from relayd.datagrams.refusals import SHORTAGE
 from relayd.datagrams.servers import Server, ServerPool
 from relayd.datagrams.sockets import flow_opener, raise_buffer
@@ -45,6 +46,16 @@ class Connected(NamedTuple):
     tried: list[SocketAddress]
 
 
+class Served(Protocol):
+    """A relay whose flows get their sockets here."""
+
+    pool: ServerPool
+    loops: LoopGuard
+
+    @property
+    def counters(self) -> Counters: ...
+
+
 class FlowDialer:
     """Opens and connects the sockets of flows.
 
@@ -75,6 +86,10 @@ class FlowDialer:
         self._buffer = min(receive_buffer, FLOW_BUFFER)
         #: The module of those.
         self._as_client: Any = None
+
+    def serve(self, relay: Served) -> None:
+        """The sockets are for flows of this relay."""
+        self.returns = relay.loops.returns
 
     def dial_any(
         self,

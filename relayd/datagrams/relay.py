@@ -30,7 +30,6 @@ from relayd.datagrams.loops import LoopGuard
 from relayd.datagrams.making import FlowMaking
 from relayd.datagrams.opening import Ingredients
 from relayd.datagrams.servers import Server
-from relayd.datagrams.spreading import SpreadDialer
 from relayd.datagrams.standby import FlowStandBy
 from relayd.datagrams.table import NatTable
 from relayd.datagrams.watching import Watcher
@@ -92,7 +91,7 @@ class DatagramRelay:
     def _use(self, made_of: Ingredients) -> FlowMaking:
         self.made_of, self.pool = made_of, made_of.pool
         self.pool.changed = self._ends_changed
-        made_of.dialer.returns = self.loops.returns
+        made_of.dialer.serve(self)
         return FlowMaking(self.ledger, self, made_of, self.loops, self.watcher)
 
     def start_choosing(self, balance: FlowPool) -> None:
@@ -128,8 +127,6 @@ class DatagramRelay:
         self.table.change(other.table)
         self.ledger.reply_cap = other.ledger.reply_cap
         self.closes = other.closes
-        if isinstance(other.made_of.dialer, SpreadDialer):
-            other.made_of.dialer.counters = self.counters
         other._making.leave()
         self._making = self._use(other.made_of)
         self._making.succeed(making)

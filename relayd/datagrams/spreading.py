@@ -2,7 +2,8 @@
 
 A flow has a socket that is connected to nobody, or one for each family of addresses and
 way of dialling: what it sends goes to whichever server is next.  A server that does not
-take part any more, as checks find it down, gets no more datagrams at once.  A refusal
+take part any more, as checks find it down, gets no more datagrams at once; nor does one
+that its relay has no more, after a change of its settings.  A refusal
 (ICMP) is not heard, and whatever comes back is dropped, as `one_way`: nobody knows who
 sent it.
 """
@@ -17,7 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 from relayd.core.flows import Counters, NewFlow
-from relayd.datagrams.dialing import Connected, FlowDialer
+from relayd.datagrams.dialing import Connected, FlowDialer, Served
 from relayd.datagrams.interfaces import Ends
 from relayd.datagrams.mmsg import BATCH
 from relayd.datagrams.servers import Server, ServerPool
@@ -133,14 +134,12 @@ class SpreadDialer(FlowDialer):
 
     :param pool: the servers.
     :param open_socket: opens a non-blocking datagram socket of a family.
-    :ivar counters: of the relay.
     """
 
     def __init__(
         self,
         pool: ServerPool,
         open_socket: Callable[[int], Any],
-        counters: Counters,
         dialing: DialOptions | None = None,
     ) -> None:
         super().__init__(pool, open_socket, 0, dialing)
@@ -149,8 +148,11 @@ class SpreadDialer(FlowDialer):
                 "udp_balance datagram sends from the relay's own address, to servers"
                 " that are known: neither transparent nor original goes with it"
             )
-        self.counters = counters
         self._everyone = Everyone()
+
+    def serve(self, relay: Served) -> None:
+        super().serve(relay)
+        self._relay = relay
 
     def dial_any(
         self,
@@ -167,15 +169,15 @@ class SpreadDialer(FlowDialer):
         """
         address: Any = server.address
         turn = Turn() if asked is None else Turn(asked.client, asked.ordinal)
-        pool_choose = self._pool.choose
-
+        # Whose pool is another one after a change of settings.
+        relay = self._relay
         first = [server]
 
         def choose() -> Server | None:
             if first:
                 return first.pop()
             turn.ordinal += 1
-            return pool_choose(turn)
+            return relay.pool.choose(turn)
 
-        sock = SpreadSocket(server, self.open_for, choose, self.counters)
+        sock = SpreadSocket(server, self.open_for, choose, relay.counters)
         return Connected(self._everyone, sock, sock.getsockname(), [address])

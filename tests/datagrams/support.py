@@ -412,6 +412,21 @@ def turns(bench: Bench, count: Callable[[], int]) -> list[int]:
     return found
 
 
+def become(bench: Bench, where: Any, **settings: Any) -> UdpNat:
+    """Give it other settings, and these servers."""
+    other = UdpNat(
+        None,
+        where,
+        watcher=bench.watcher,
+        clock=bench.clock,
+        open_socket=lambda family: bench.open(family),
+        max_flows=100,
+        **settings,
+    )
+    bench.nat.become(other)
+    return other
+
+
 class Defect(Exception):
     """What nobody has thought of."""
 

@@ -13,7 +13,7 @@ from relayd.datagrams.mmsg import BATCH
 from relayd.udp_nat import FlowServer, Server
 from relayd.upstreams.balance import RandomOfTwo, RoundRobin
 from relayd.upstreams.pool import Pool
-from tests.datagrams.support import CLIENT, Bench, problem
+from tests.datagrams.support import CLIENT, Bench, become, problem
 
 HOSTS = ("198.51.100.1", "198.51.100.2", "2001:db8::3")
 
@@ -115,6 +115,32 @@ def test_what_comes_back_is_dropped() -> None:
     assert not bench.listener.sent
     [flow] = bench.nat.table
     assert not flow.replied
+    bench.close()
+
+
+def test_a_flow_of_before_uses_the_servers_of_now() -> None:
+    """After several changes of settings, whatever the balance of new flows is."""
+    bench = spread(*servers())
+
+    def more(own: list[FlowServer], balance: str = "datagram") -> Counter[str]:
+        """Who gets how many of some more datagrams, as it has these servers."""
+        become(bench, Pool(own), udp_balance=balance)
+        before = got(bench)
+        for _ in range(8):
+            bench.arrive()
+        return got(bench) - before
+
+    bench.arrive()
+    assert more(servers()[:2]) == {HOSTS[0]: 4, HOSTS[1]: 4}
+    assert more(servers()[1:]) == {HOSTS[1]: 4, HOSTS[2]: 4}
+    a, b, _ = servers()
+    b.operate("down")
+    assert more([a, b]) == {HOSTS[0]: 8}
+    assert more(servers()[1:2], "flow") == {HOSTS[1]: 8}
+    assert more(servers()[:2]) == {HOSTS[0]: 4, HOSTS[1]: 4}
+    assert len(bench.nat.table) == 1
+    bench.answer(number=0)
+    assert bench.nat.counters.replies_dropped == {"one_way": 1}
     bench.close()
 
 

@@ -592,6 +592,31 @@ def test_a_name_that_was_found_is_not_waited_for(
         arrives(ends, server, b"1")
 
 
+def test_datagrams_of_a_flow_of_before_go_to_the_servers_of_now(
+    tmp_path: Path, kind: str
+) -> None:
+    tables = web(udp_balance="datagram")
+    tables["web"]["dest"] = [at(20009), at(20008)]
+    with (
+        relaying(tmp_path, kind, udp=tables) as ends,
+        datagrams(20008) as stays,
+        datagrams(20007) as joins,
+        datagrams() as client,
+    ):
+        for each in (stays, joins):
+            each.setblocking(False)
+        for data in (b"1", b"2"):
+            asks(client, 20001, data)
+            ends.reactor.turn()
+        port = arrives(ends, stays, b"2")
+        ends.relayd.set("web", dest=[at(20007), at(20008)])
+        for data in (b"3", b"4"):
+            asks(client, 20001, data)
+            ends.reactor.turn()
+        assert arrives(ends, joins, b"3") == port
+        assert arrives(ends, stays, b"4") == port
+
+
 def test_descriptors_are_where_they_were(tmp_path: Path, kind: str) -> None:
     """After 30 rounds of sessions, flows and all kinds of changes."""
     with flows(tmp_path, kind, more=web(20002, 20008)["web"]) as (
