@@ -15,6 +15,7 @@ class CountedServer(Protocol):
     """A server of such a pool (:class:`relayd.upstreams.flow_server.FlowServer`).
 
     :ivar endpoint: where it is (:class:`relayd.datagrams.servers.Server`).
+    :ivar name: with what its operator calls it.
     :ivar draining: it has left its pool.
     :ivar is_down: its checks find it down, or its operator says so.
     :ivar reason: why it is as it is, in words.
@@ -22,6 +23,7 @@ class CountedServer(Protocol):
     """
 
     endpoint: Any
+    name: str
     draining: bool
     passive: Any
 
@@ -48,6 +50,10 @@ class CountedServer(Protocol):
     def cancelled(self) -> None: ...
 
     def closed(self) -> None: ...
+
+    def count_flows(self, more: int) -> None:
+        """So many flows are here now that were counted at the same one of another
+        pool; or are counted there, if it is less than 0."""
 
 
 @runtime_checkable

@@ -66,6 +66,7 @@ class FlowDialer:
     :param dialing: what is set on the sockets to servers that have nothing of their
         own.
 
+    :ivar dialing: the same.
     :ivar returns: whether what a flow sends to an address with its client's own comes
         back to its relay (:meth:`relayd.datagrams.loops.LoopGuard.returns`).
     """
@@ -79,6 +80,7 @@ class FlowDialer:
         receive_buffer: int,
         dialing: DialOptions | None = None,
     ) -> None:
+        self.dialing = dialing
         self._pool = pool
         self._bare = open_socket
         self._open_socket = flow_opener(open_socket, dialing)

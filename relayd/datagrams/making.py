@@ -49,7 +49,7 @@ class FlowMaking:
         self.open = self._opener.open
         self.redial, self.send_away = self._mover.redial, self._mover.send_away
         self._ledger = ledger
-        self._rescue: Rescue | None = None
+        self._rescue = Rescue(ledger)
         self._cutting = FlowCutting(ledger, relay) if made_of.cut else None
         self._balance: FlowPool | None = None
         #: What hears of its servers.
@@ -59,7 +59,7 @@ class FlowMaking:
 
     def hear(self, balance: FlowPool) -> None:
         """Hear of the servers of a pool with state, which chooses."""
-        self._balance, self._rescue = balance, Rescue(self._ledger)
+        self._balance = balance
         both = self._cutting, self._opener.room
         self._listeners = [each.server_changed for each in both if each is not None]
         balance.listeners += self._listeners
@@ -73,9 +73,12 @@ class FlowMaking:
         """Let new clients wait, or serve them again."""
         self._opener.hold(held)
 
-    def check(self, now: float) -> None:
-        """Called once in a while, with the time, as long as there are flows."""
-        if self._rescue is not None:
+    def check(self, now: float, *, left: bool) -> None:
+        """Called once in a while, with the time, as long as there are flows.
+
+        :param left: some of them may have a server that has left.
+        """
+        if left or self._balance is not None:
             self._rescue.check(now)
 
     def ends_changed(self) -> None:

@@ -18,7 +18,7 @@ had no answer.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from math import inf
 from typing import Any
 
@@ -107,6 +107,22 @@ class MovingFlow(Flow):
         #: The number of the look-up whose addresses are in `tried`.
         self._look_up = connected.server.look_ups
 
+    def follow(self, heirs: Mapping[Server, Server]) -> None:
+        """Its server is another object from now on, at the same place; its socket and
+        what it knows stay.
+
+        :param heirs: the servers of now, by those of before: its own is one of these.
+        """
+        before = self.server
+        self.server = server = heirs[before]
+        current = self._look_up == before.look_ups
+        self._look_up = server.look_ups if current else -1
+        if self._trouble is not None:
+            had = self._trouble.servers
+            self._trouble.servers = [heirs.get(each, each) for each in had]
+        if not server.moves:
+            self.ledger.unanswered.forget(self)
+
     def client_sent(self, run: Sequence[bytes], now: float) -> None:
         """The client has sent these, and the table must be updated (`due`)."""
         if self.server.moves:
@@ -116,9 +132,10 @@ class MovingFlow(Flow):
     def keep(self, run: Sequence[bytes], now: float) -> None:
         """Keep datagrams that may have to be sent again, elsewhere."""
         # Without another address nothing need be kept.
+        server = self.server
         if (
             self.awaits
-            and (self.server.state is not None or len(self.server.addresses) > 1)
+            and (server.state is not None or server.left or len(server.addresses) > 1)
             and self.ledger.table.flows.get(self.key) is self
         ):
             self.ledger.unanswered.add(self, run, now)
@@ -204,24 +221,34 @@ class MovingFlow(Flow):
 
     @property
     def stranded(self) -> bool:
-        """Its server, one with state, has left its pool or is out."""
-        state = self.server.state
-        return state is not None and (state.draining or not state.up)
+        """Its server has left its pool, or is one with state that is out."""
+        server = self.server
+        state = server.state
+        return server.left or (state is not None and (state.draining or not state.up))
 
-    def left_for(self, other: CountedServer | None, problem: OSError) -> None:
-        """It leaves its server, one with state.
+    def left_for(self, other: Server | None, problem: OSError) -> None:
+        """It leaves its server.
 
         :param other: where it goes; None: nobody else can be chosen, and it stays.
         :param problem: a refusal, that there is no answer (ETIMEDOUT), or that checks
             have found it down (ECANCELED).
         """
-        state: Any = self.server.state
+        server = self.server
+        if server.state is not None:
+            self._tell_left(server.state, problem)
+        state = (other or server).state
+        if state is not None:
+            state.began()
+        self.since = self.ledger.now()
+        self.trouble.looked = None
+
+    def _tell_left(self, state: CountedServer, problem: OSError) -> None:
         if problem.errno == errno.ECANCELED:
             if self.awaits:
                 state.cancelled()
             else:
                 state.closed()
-        elif problem.errno != errno.ETIMEDOUT and self.server.judged:
+        elif problem.errno != errno.ETIMEDOUT and self._judges:
             state.failed(Ending.CONNECT_REFUSED, problem.strerror or "")
         elif not self.awaits:
             state.closed()
@@ -229,9 +256,12 @@ class MovingFlow(Flow):
             state.failed(Ending.CONNECT_TIMEOUT, NO_ANSWER)
         else:
             state.cancelled()
-        (other or state).began()
-        self.since = self.ledger.now()
-        self.trouble.looked = None
+
+    @property
+    def _judges(self) -> bool:
+        """Whether it says something of its server.  One that has left is judged by
+        nobody."""
+        return self.server.judged and not self.server.left
 
     @property
     def proves(self) -> bool:
@@ -240,5 +270,5 @@ class MovingFlow(Flow):
         It says nothing where no server has answered anybody yet, as with a protocol
         without answers, or if this one has answered another flow meanwhile.
         """
-        server = self.server
-        return server.judged and self.ledger.two_way and server.answered_at < self.since
+        answered_at = self.server.answered_at
+        return self._judges and self.ledger.two_way and answered_at < self.since

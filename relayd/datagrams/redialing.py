@@ -56,7 +56,9 @@ class FlowMover:
             else:
                 self._go(flow, connected)
                 return True
-        return server.state is not None and self._to_another(flow, problem)
+        if server.state is None and not server.left:
+            return False
+        return self._to_another(flow, problem)
 
     def _to_another(self, flow: ClientFlow, problem: OSError) -> bool:
         """Connect a flow to another server of its pool, if it may try one."""
@@ -77,7 +79,7 @@ class FlowMover:
         if connected is None:
             flow.left_for(None, problem)
             return False
-        flow.left_for(connected.server.state, problem)
+        flow.left_for(connected.server, problem)
         self._go(flow, connected)
         return True
 

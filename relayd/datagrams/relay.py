@@ -23,6 +23,7 @@ from relayd.core.pacing import FlowBandwidth
 from relayd.core.registry import Registry
 from relayd.datagrams.filtered import FilterChanges, changed
 from relayd.datagrams.flow import ClientFlow
+from relayd.datagrams.following import FlowFollowing
 from relayd.datagrams.guarded import FailSafeObserver
 from relayd.datagrams.ledger import Ledger
 from relayd.datagrams.listener import DatagramListener, done_with, open_listeners
@@ -86,6 +87,7 @@ class DatagramRelay:
         #: The time up to which flows expire, once all datagrams from before are read.
         self._expire_to: float | None = None
         self._filters = FilterChanges(ledger, self)
+        self._following = FlowFollowing(ledger)
         self._ends_changed()
 
     def _use(self, made_of: Ingredients) -> FlowMaking:
@@ -116,8 +118,9 @@ class DatagramRelay:
     def become(self, other: DatagramRelay) -> None:
         """Make new flows as another relay would.
 
-        Flows keep their server; timeouts, limits, the cap of replies and the filters
-        that may join are those of the other one from now on, for them as well.
+        Flows keep their server, whose checks and name they hear of as they are now;
+        timeouts, limits, the cap of replies and the filters that may join are those of
+        the other one from now on, for them as well.
 
         :param other: has no listeners, and is not used any more.
         """
@@ -224,6 +227,7 @@ class DatagramRelay:
         listeners = [each.address for each in self.listeners]
         self.loops.update(listeners, self.pool.servers)
         self._making.ends_changed()
+        self._following.follow(self.pool.servers, self.made_of.dialer.dialing)
 
     # -- flows
 
@@ -323,7 +327,8 @@ class DatagramRelay:
                 # A reply may just have been read.
                 if self.table.expires_at(flow) <= now:
                     self.end(flow, "expired" if flow.replied else "unreplied")
-        self._making.check(self.ledger.now())
+        left = len(self._following.left) > 0
+        self._making.check(self.ledger.now(), left=left)
         if self.closes is not None and self.closes():
             for flow in list(self.table):
                 self.end(flow, "hours")

@@ -1,6 +1,7 @@
 """Flows whose server does not answer, and does not refuse either, go elsewhere.
 
-Only flows of a pool with state, and only while their client sends.  One goes
+Only flows of a pool with state, or whose server has left, and only while their client
+sends.  One goes
 
 - when its server is out (checks find it down, its dials or flows have failed too often)
   or has left the pool, and the client's datagrams have had no answer since that was
@@ -59,11 +60,9 @@ class Rescue:
     def _is_lost(self, flow: MovingFlow, now: float) -> bool:
         """Whether it is to go."""
         state = flow.server.state
-        if state is None:
-            return False
         if flow.stranded:
             return _asks_in_vain(flow)
-        if state.passive is None:
+        if state is None or state.passive is None:
             # Servers are not judged by their flows.
             return False
         waits = self._ledger.table.unreplied_timeout

@@ -63,6 +63,8 @@ class Server:
         name, or another server of its pool.
     :ivar judged: it counts as failed if it refuses flows, or does not answer them.
     :ivar answered_at: when it first answered its latest new flow.
+    :ivar left: it is none of its relay's servers any more: flows that have it still go
+        elsewhere when it fails them.
     """
 
     judged = True
@@ -96,6 +98,7 @@ class Server:
         self.state: CountedServer | None = None
         self.moves = self.named
         self.answered_at = -inf
+        self.left = False
         self._warned_at = -1
 
     @property
@@ -132,6 +135,16 @@ class Server:
         if self.address not in addresses:
             had, self.address = self.address, addresses[0] if addresses else None
             if self.state is not None and (had is None) != (self.address is None):
+                self.state.changed()
+
+    def take_after(self, before: Server) -> None:
+        """Know what another one knew that was at the same place, until its name is
+        looked up."""
+        self.answered_at = max(self.answered_at, before.answered_at)
+        if self.address is None and before.address is not None:
+            self.address = before.address
+            self.found(before.addresses)
+            if self.state is not None:
                 self.state.changed()
 
     def candidates(
@@ -249,10 +262,8 @@ class ServerPool:
         known = {(each.host, each.port): each for each in before.servers}
         for each in self._servers:
             same = known.get((each.host, each.port))
-            if same is not None and each.address is None and same.address is not None:
-                each.address = same.address
-                each.found(same.addresses)
-                self.changed()
+            if same is not None and same is not each:
+                each.take_after(same)
 
     def start(self) -> None:
         """Look names up, now and every :data:`LOOK_UP_INTERVAL` seconds."""

@@ -40,3 +40,14 @@ class FlowServer(Server):
         """See :class:`~relayd.upstreams.server.Server`."""
         where: Any = self.endpoint
         return where.address is not None and super().takes_sessions
+
+    def count_flows(self, more: int) -> None:
+        """See :meth:`relayd.core.flow_pools.CountedServer.count_flows`.
+
+        Nobody has chosen it for them, and none of them is over: that says nothing of
+        it.  Whoever calls this says that it has changed.
+        """
+        self.sessions += more
+        if more < 0 and self.on_over is not None:
+            # It may be what counts them for its heir.
+            self.on_over(self)

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from relayd.datagrams import cutting
-from relayd.udp_nat import FlowServer, Server, UdpNat
+from relayd.udp_nat import FlowServer, Server
 from relayd.upstreams.balance import First, RoundRobin
 from relayd.upstreams.pool import Pool
 from tests.conftest import LoggedFailures
-from tests.datagrams.support import CLIENT, Bench, peers, turns
+from tests.datagrams.support import CLIENT, Bench, become, peers, turns
 
 HOSTS = ("198.51.100.1", "198.51.100.2", "198.51.100.3")
 
@@ -202,27 +202,17 @@ def test_a_selector_that_fails_ends_its_flow_and_no_other(
 
 
 def test_of_a_relay_that_has_other_servers_now() -> None:
-    """What the old ones do is nothing to it; what the new ones do is."""
+    """What the old ones do is nothing to its flows; what the new ones do is."""
     a, b = servers()
     bench = bench_of(a, b)
     bench.arrive(source=CLIENTS[0])
     c, d = servers()
-    bench.nat.become(
-        UdpNat(
-            None,
-            Pool([c, d], First()),
-            watcher=bench.watcher,
-            clock=bench.clock,
-            open_socket=lambda family: bench.open(family),
-            max_flows=100,
-            cut=True,
-        )
-    )
+    become(bench, Pool([c, d], First()), cut=True)
     bench.arrive(source=CLIENTS[1])
     a.checked(False, "broken")
-    assert (a.sessions, b.sessions) == (1, 0)
+    assert (a.sessions, b.sessions, c.sessions, d.sessions) == (0, 0, 2, 0)
     c.checked(False, "broken")
-    assert (c.sessions, d.sessions) == (0, 1)
+    assert (c.sessions, d.sessions) == (0, 2)
     bench.check()
     bench.close()
     assert (a.sessions, d.sessions) == (0, 0)
