@@ -56,6 +56,12 @@ class FlowCutting:
                 # Now, before what arrives next is sent there.
                 self._move_some()
 
+    def succeed(self, before: FlowCutting) -> None:
+        """Go on where the one before is, whose pool may have stayed."""
+        self._leaving += before._leaving
+        if self._leaving and self._timer is None:
+            self._timer = self._ledger.clock.callLater(0, self._move_some)
+
     def stop(self) -> None:
         """The relay closes, and so its flows end."""
         self._leaving.clear()

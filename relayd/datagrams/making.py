@@ -110,6 +110,8 @@ class FlowMaking:
                 self.standby.take_over(before.standby)
             else:
                 before.standby.refuse_all()
+        if self._cutting is not None and before._cutting is not None:
+            self._cutting.succeed(before._cutting)
         before.leave()
 
     def leave(self) -> None:

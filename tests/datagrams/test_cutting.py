@@ -218,6 +218,25 @@ def test_of_a_relay_that_has_other_servers_now() -> None:
     assert (a.sessions, d.sessions) == (0, 0)
 
 
+def test_a_change_of_settings_does_not_keep_those_that_are_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As it leaves the servers as they are."""
+    monkeypatch.setattr(cutting, "AT_ONCE", 1)
+    a, b = servers()
+    bench = bench_of(a, b)
+    for client in CLIENTS:
+        bench.arrive(source=client)
+    a.checked(False, "broken")
+    assert (a.sessions, b.sessions) == (3, 1)
+    become(bench, bench.nat.balance, cut=True)
+    for _ in range(3):
+        turn(bench)
+    assert (a.sessions, b.sessions) == (0, 4)
+    bench.check()
+    bench.close()
+
+
 def test_an_operators_word_does_as_well() -> None:
     a, b = servers()
     bench = bench_of(a, b)
