@@ -158,6 +158,10 @@ class ClientFlow(MovingFlow):
         self.since = self.ledger.now()
         self._full_read_at = self._batch_until = 0
 
+    def reply_alone(self) -> None:
+        """No more replies go into the batch of the listener."""
+        self._batch_until = 0
+
     def ready(self, mask: int) -> None:
         """The server has answered, or its host has refused."""
         try:

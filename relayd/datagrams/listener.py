@@ -89,8 +89,8 @@ class DatagramListener:
         self.address = sock.getsockname()
         self.port: int = self.address[1]
         self._receiver = self._open_receiver()
-        # With a cap, each reply is checked after the one before it was sent.
-        batches = watcher.after_batch is not None and not ledger.reply_cap
+        # With a cap as well, which may be gone one day: it takes no memory until then.
+        batches = watcher.after_batch is not None
         self.replies = Replies(
             ledger, self._open_outbox() if batches else None, watcher.after_batch
         )
@@ -131,6 +131,14 @@ class DatagramListener:
             self.deaf = False
             if self._paused is None:
                 self.watch()
+
+    def cap_changed(self) -> None:
+        """Its ledger has another cap of replies, of flows that live as well."""
+        capped, batched = bool(self.ledger.reply_cap), bool(self.replies.slots)
+        self.replies.send_together(not capped)
+        if capped and batched:
+            for flow in self.flows.values():
+                flow.reply_alone()
 
     def close(self) -> None:
         """Stop serving, and close the socket."""

@@ -129,6 +129,8 @@ class DatagramRelay:
         self.receive_buffer = other.receive_buffer
         self.table.change(other.table)
         self.ledger.reply_cap = other.ledger.reply_cap
+        for each in self.listeners:
+            each.cap_changed()
         self.closes = other.closes
         other._making.leave()
         self._making = self._use(other.made_of)

@@ -3,6 +3,9 @@
 A flow that has one reply at a time receives it into a slot of its listener's outbox.
 When all ready flows have been read, or the slots are full, the batch is sent
 (:mod:`relayd.datagrams.batches`).
+
+Where replies have a cap, each is checked after the one before it was sent: there are no
+slots then, and so no batches.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ class Replies:
     :param outbox: sends them; None if the kernel can't: there are no slots then.
     :param after_batch: see :class:`relayd.datagrams.watching.Watcher`.
 
-    :ivar slots: the buffers of the outbox.
+    :ivar slots: the buffers of the outbox; none unless they are sent in batches.
     :ivar pending: the flows whose replies are in the first slots, and their sizes.
     """
 
@@ -34,8 +37,18 @@ class Replies:
         self._ledger = ledger
         self._outbox = outbox
         self._after_batch = after_batch
-        self.slots = [] if outbox is None else outbox.slots
+        self.slots: list[memoryview] = []
         self.pending: list[tuple[Any, int]] = []
+        self.send_together(not ledger.reply_cap)
+
+    def send_together(self, together: bool) -> None:
+        """Send the replies of several flows in one call; or each on its own.
+
+        Then flows must expect no slots any more.
+        """
+        self.flush()
+        outbox = self._outbox
+        self.slots = outbox.slots if together and outbox is not None else []
 
     def envelope(self, key: Any) -> bytes:
         """A client's addresses, as the outbox needs them."""

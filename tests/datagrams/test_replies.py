@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from relayd.datagrams.mmsg import BATCH
+from relayd.udp_nat import Server, UdpNat
 from tests.conftest import LoggedFailures
 from tests.datagrams.support import (
+    SERVER,
+    Bench,
     Defect,
     busy,
     problem,
@@ -106,5 +109,63 @@ def test_an_exception_after_a_batch_drops_the_pending_replies(
     bench.answer(b"again", 0)
     assert bench.listener.sent == [(b"again", ("192.0.2.1", 1))]
     assert len(bench.live) == 3
+    bench.check()
+    bench.close()
+
+
+# -- a relay whose cap of replies changes
+
+
+def cap(bench: Bench, times: float) -> None:
+    """It has another cap from now on."""
+    other = UdpNat(
+        None,
+        [Server(*SERVER)],
+        watcher=bench.watcher,
+        clock=bench.clock,
+        open_socket=lambda family: bench.open(family),
+        max_flows=100,
+        reply_cap=times,
+    )
+    bench.nat.become(other)
+
+
+def test_a_cap_that_is_set_later() -> None:
+    """It holds for flows whose replies have left together, and for those to come."""
+    bench = busy(2)
+    bench.answer(b"last", 0)
+    cap(bench, 2)
+    assert bench.listener.sent == [(b"last", ("192.0.2.1", 1))]
+    bench.answer(b"!", 0)
+    bench.answer(b"!", 1)
+    bench.answer(b"!", 1)
+    bench.arrive(source=("192.0.2.1", 3))
+    bench.watcher.held = True
+    for _ in range(5):
+        bench.answer(b"!", 2)
+    assert [to[1] for _, to in bench.listener.sent] == [1, 2, 3, 3]
+    assert bench.nat.counters.replies_dropped == {"reply_cap": 5}
+    bench.check()
+    bench.close()
+
+
+def test_a_cap_that_is_removed() -> None:
+    """Replies leave together again, of flows that were opened with it, too."""
+    bench = busy(2, reply_cap=1)
+    bench.answer(b"!", 0)
+    assert bench.nat.counters.replies_dropped == {"reply_cap": 1}
+    cap(bench, 0)
+    for number in (0, 1):
+        # The first of each tells how many there are at a time.
+        bench.answer(b"first", number)
+    assert len(bench.listener.sent) == 2
+    for number in (0, 1):
+        bench.answer(b"next", number)
+    assert len(bench.listener.sent) == 2
+    bench.watcher.release()
+    assert bench.listener.sent[2:] == [
+        (b"next", ("192.0.2.1", 1)),
+        (b"next", ("192.0.2.1", 2)),
+    ]
     bench.check()
     bench.close()
