@@ -33,7 +33,7 @@ from relayd.datagrams.preamble import Preamble
 from relayd.datagrams.relay import DatagramRelay
 from relayd.datagrams.servers import Server, ServerPool
 from relayd.datagrams.sockets import default_max_flows, udp_socket
-from relayd.datagrams.spreading import SpreadDialer
+from relayd.datagrams.spreading import SpreadDialer, sockets_to
 from relayd.datagrams.table import NatTable
 from relayd.datagrams.watching import ReactorWatcher, Watcher
 from relayd.net.dial_options import DialOptions
@@ -138,7 +138,9 @@ class UdpNat(DatagramRelay):
             servers = tuple(servers)
         if max_flows is None:
             max_flows = default_max_flows(
-                2 if redirected else 1, ephemeral=_take_ports(servers, dialing)
+                1 if udp_balance == "flow" else sockets_to(_places(servers)),
+                int(redirected),
+                ephemeral=_take_ports(servers, dialing),
             )
         if max_flows_per_client is None:
             max_flows_per_client = max(1, max_flows // 2)
@@ -229,11 +231,18 @@ def preamble_of(version: str | None) -> Preamble | None:
 
 def _take_ports(servers: Pool | Iterable[Server], dialing: DialOptions | None) -> bool:
     """Whether flows take ephemeral ports: not if all have their clients' own."""
+    own = [each for _, each in _places(servers) if each is not None]
+    return not all(each is not None and each.transparent for each in (dialing, *own))
+
+
+def _places(
+    servers: Pool | Iterable[Server],
+) -> list[tuple[str | None, DialOptions | None]]:
+    """The hosts of servers, and how they are dialled that have a way of their own."""
     known: Iterable[Any] = servers  # type: ignore[assignment]
     if isinstance(servers, Pool):
         known = (each.endpoint for each in servers.upstreams)
-    own = [each.dialing for each in known if each.dialing is not None]
-    return not all(each is not None and each.transparent for each in (dialing, *own))
+    return [(each.host, each.dialing) for each in known]
 
 
 def _of_flows(filters: Sequence[IFilterFactory]) -> tuple[IFilterFactory, ...]:

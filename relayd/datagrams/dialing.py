@@ -69,9 +69,12 @@ class FlowDialer:
     :ivar dialing: the same.
     :ivar returns: whether what a flow sends to an address with its client's own comes
         back to its relay (:meth:`relayd.datagrams.loops.LoopGuard.returns`).
+    :ivar shed: ends another flow than that with these ends, for want of descriptors
+        (:meth:`relayd.datagrams.opening.FlowOpener.shed`).
     """
 
     returns: Callable[[Ends, Any], bool]
+    shed: Callable[[Ends], bool]
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -28,7 +29,7 @@ from relayd.datagrams.filter_chain import FILTER_FAILED
 from relayd.datagrams.filtered import FilterFailed, filter_flow
 from relayd.datagrams.flow import ClientFlow
 from relayd.datagrams.gating import FlowGate
-from relayd.datagrams.interfaces import FlowListener, FlowRelay
+from relayd.datagrams.interfaces import Ends, FlowListener, FlowRelay
 from relayd.datagrams.ledger import Ledger
 from relayd.datagrams.limited import flow_of
 from relayd.datagrams.listener import DatagramListener, datagram_listener
@@ -112,6 +113,7 @@ class FlowOpener:
         self._relay = relay
         self._pool = made_of.pool
         self._dialer = made_of.dialer
+        self._dialer.shed = self.shed
         self._loops = loops
         self._watcher = watcher
         gate = made_of.gate
@@ -347,6 +349,16 @@ class FlowOpener:
         if not self._is_open(listener):
             return None
         return self._try_flow(listener, client, server, asked)
+
+    def shed(self, ends: Ends) -> bool:
+        """End another flow than this one, which is to have one more socket.
+
+        :return: whether one was ended.
+        """
+        listener, (key, source, _) = ends
+        sender = self._table.flows.get((listener.number, key))
+        another = partial(self._table.idlest, sender)
+        return another() is not None and self._evict(another, source)
 
     def _is_open(self, listener: DatagramListener) -> bool:
         return not (self._relay.draining or listener.closed or listener.retired)

@@ -180,17 +180,22 @@ def flow_opener(
     return opened
 
 
-def default_max_flows(descriptors: int = 1, *, ephemeral: bool = True) -> int:
+def default_max_flows(
+    sockets: int = 1, others: int = 0, *, ephemeral: bool = True
+) -> int:
     """The default limit of flows: see :func:`possible_flows`."""
-    return min(MOST_BY_DEFAULT, possible_flows(descriptors, ephemeral=ephemeral))
+    possible = possible_flows(sockets, others, ephemeral=ephemeral)
+    return min(MOST_BY_DEFAULT, possible)
 
 
-def possible_flows(descriptors: int = 1, *, ephemeral: bool = True) -> int:
+def possible_flows(sockets: int = 1, others: int = 0, *, ephemeral: bool = True) -> int:
     """How many flows this process can have, with some left for everything else.
 
-    :param descriptors: that each takes: one, or two if its client was redirected.
-    :param ephemeral: each takes one of the kernel's ephemeral ports, too.  One that is
-        transparent does not: it has its client's port.
+    :param sockets: that each has to its servers.
+    :param others: what it takes beside: one more descriptor if its client was
+        redirected.
+    :param ephemeral: the former take one of the kernel's ephemeral ports, too.  One
+        that is transparent does not: it has its client's port.
     """
     try:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -199,9 +204,9 @@ def possible_flows(descriptors: int = 1, *, ephemeral: bool = True) -> int:
         limit = 1024
     if limit == resource.RLIM_INFINITY:
         limit = 1 << 20
-    found = (limit - min(RESERVE, limit // 4)) // descriptors
+    found = (limit - min(RESERVE, limit // 4)) // (sockets + others)
     if ephemeral:
-        found = min(found, ports.count() * 7 // 8)
+        found = min(found, ports.count() * 7 // 8 // sockets)
     return max(1, found)
 
 

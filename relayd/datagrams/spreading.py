@@ -6,6 +6,10 @@ take part any more, as checks find it down, gets no more datagrams at once; nor 
 that its relay has no more, after a change of its settings.  A refusal
 (ICMP) is not heard, and whatever comes back is dropped, as `one_way`: nobody knows who
 sent it.
+
+A flow opens its other sockets when it first needs them.  Where there is no descriptor
+for one, the flow that was idle longest is ended, as for a new flow; if there is no
+other, the datagram is dropped.
 """
 
 from __future__ import annotations
@@ -13,16 +17,19 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from relayd.core.flows import Counters, NewFlow
+from relayd.core.names import is_name
 from relayd.datagrams.dialing import Connected, FlowDialer, Served
 from relayd.datagrams.interfaces import Ends
 from relayd.datagrams.mmsg import BATCH
+from relayd.datagrams.refusals import SHORTAGE
 from relayd.datagrams.servers import Server, ServerPool
-from relayd.net.dial_options import DialOptions
+from relayd.net.dial_options import DialOptions, family_of
 
 #: The reason for which replies are dropped.
 ONE_WAY = "one_way"
@@ -52,6 +59,8 @@ class SpreadSocket:
     :param first: its first socket is one for this server.
     :param open_for: opens one for a server, of a family.
     :param choose: the next server; None if there is none.
+    :param shed: ends another flow, so that this one can have one more socket; whether
+        it has.
     """
 
     def __init__(
@@ -59,10 +68,12 @@ class SpreadSocket:
         first: Server,
         open_for: Callable[[Server, int], Any],
         choose: Callable[[], Server | None],
+        shed: Callable[[], bool],
         counters: Counters,
     ) -> None:
         self._open_for = open_for
         self._choose = choose
+        self._shed = shed
         self._counters = counters
         #: By family, and what is set on it.
         self._sockets: dict[tuple[int, DialOptions | None], Any] = {}
@@ -76,7 +87,7 @@ class SpreadSocket:
         kind = family, server.dialing
         sock = self._sockets.get(kind)
         if sock is None:
-            sock = self._open_for(server, family)
+            sock = self._open(server, family)
             if not sock.getsockname()[1]:
                 # For the log.  A source address has been bound, and gets its port
                 # later.
@@ -87,6 +98,28 @@ class SpreadSocket:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
             self._sockets[kind] = sock
         return sock
+
+    def _open(self, server: Server, family: int) -> Any:
+        if not self._sockets:
+            # Of a new flow: whoever opens it sees to that.
+            return self._open_for(server, family)
+        self._check_open()
+        try:
+            return self._open_for(server, family)
+        except OSError as problem:
+            if problem.errno not in SHORTAGE or not self._shed():
+                raise
+        # An observer that was notified of a flow's end may have ended this one.
+        self._check_open()
+        return self._open_for(server, family)
+
+    def _check_open(self) -> None:
+        """Nobody would close what is opened for a flow that has ended.
+
+        :raises OSError: it has.
+        """
+        if self.fileno() < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     def send(self, data: bytes) -> int:
         """Send a datagram to the next server.
@@ -164,7 +197,7 @@ class SpreadDialer(FlowDialer):
         """A socket for all servers.
 
         :param server: gets the first datagram; the socket has its family.
-        :param ends: of the flow; none of them matters.
+        :param ends: of the flow, for which others may have to end.
         :raises OSError: no socket can be opened.
         """
         address: Any = server.address
@@ -179,5 +212,22 @@ class SpreadDialer(FlowDialer):
             turn.ordinal += 1
             return relay.pool.choose(turn)
 
-        sock = SpreadSocket(server, self.open_for, choose, relay.counters)
+        shed = partial(self.shed, ends)
+        sock = SpreadSocket(server, self.open_for, choose, shed, relay.counters)
         return Connected(self._everyone, sock, sock.getsockname(), [address])
+
+
+def sockets_to(places: Iterable[tuple[str | None, DialOptions | None]]) -> int:
+    """How many sockets a flow can have, at most: one for each family and way of
+    dialling.
+
+    :param places: of each server, its host, and how it is dialled; None for a host that
+        is not known.  A name may have addresses of both families.
+    """
+    kinds: set[tuple[int, DialOptions | None]] = set()
+    for host, dialing in places:
+        if host is None or is_name(host):
+            kinds |= {(socket.AF_INET, dialing), (socket.AF_INET6, dialing)}
+        else:
+            kinds.add((family_of(host), dialing))
+    return max(1, len(kinds))

@@ -205,9 +205,16 @@ class NatTable(Generic[AnyFlow]):
         self.refused += 1
         return TableFull(f"the flow table is full: no flow for {host}")
 
-    def idlest(self) -> AnyFlow | None:
-        """The flow not in use that has been idle longest, if any."""
-        return self._idlest(self._evictable)
+    def idlest(self, but: AnyFlow | None = None) -> AnyFlow | None:
+        """The flow not in use that has been idle longest, if any.
+
+        :param but: not this one, which is sending; the table hears of it later.
+        """
+        idlest = self._idlest(self._evictable)
+        if idlest is not None and idlest is but:
+            self._move_back(idlest)
+            idlest = self._idlest(self._evictable)
+        return None if idlest is but else idlest
 
     def add(self, flow: AnyFlow) -> None:
         """Add a new flow; :meth:`to_evict` has returned None before."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import attrs
 
+from relayd.configuring.address_grammar import PortRange, UdpAddress, dialled_host
 from relayd.configuring.config import (
     AnyRelay,
     Config,
@@ -29,6 +30,8 @@ from relayd.configuring.server_grammar import options_of
 from relayd.core.route_spec import DEFAULT
 from relayd.core.setting_types import Kind
 from relayd.datagrams.sockets import MOST_BY_DEFAULT, possible_flows
+from relayd.datagrams.spreading import sockets_to
+from relayd.net.dial_options import DialOptions
 from relayd.observing.line_log import LineLog
 from relayd.observing.session_log import QuietSessionLog, SessionLog, VerboseSessionLog
 from relayd.operating.admission import Admitting
@@ -45,7 +48,8 @@ class FlowLimit:
 
     :ivar tables: the tables of flows: one for each relay, and each port of a range.
     :ivar each: the flows that each of them can have, by descriptors.  Those of a relay
-        that replies from other addresses take two each.
+        that replies from other addresses take one more each; those whose datagrams go
+        to one server after the other, one for each family and way of dialling.
     :ivar on_ports: the tables whose flows take ephemeral ports.
     :ivar each_on_ports: the flows that each of these can have, by both.
     """
@@ -57,22 +61,38 @@ class FlowLimit:
 
     @classmethod
     def of(cls, config: Config) -> FlowLimit:
-        relays = [
-            relay
-            for relay in config.relays
-            if isinstance(relay, UdpRelay)
-            for _ in each_port(relay)
-        ]
-        on_ports = sum(map(takes_ports, relays))
-        descriptors = len(relays) + sum(map(listens_for_others, relays))
+        tables = descriptors = on_ports = ports = 0
+        for relay in config.relays:
+            if not isinstance(relay, UdpRelay):
+                continue
+            count, sockets = sum(1 for _ in each_port(relay)), sockets_of_flow(relay)
+            tables += count
+            descriptors += count * (sockets + listens_for_others(relay))
+            if takes_ports(relay):
+                on_ports += count
+                ports += count * sockets
         each = possible_flows(ephemeral=False) // (descriptors or 1) or 1
-        by_ports = possible_flows() // (on_ports or 1) or 1
-        return cls(len(relays), each, on_ports, min(each, by_ports))
+        by_ports = possible_flows() // (ports or 1) or 1
+        return cls(tables, each, on_ports, min(each, by_ports))
 
     @property
     def most_by_default(self) -> int:
         """The flows that each table has unless somebody said."""
         return max(1, MOST_BY_DEFAULT // (self.tables or 1))
+
+
+def sockets_of_flow(relay: UdpRelay) -> int:
+    """How many sockets a flow of a relay can have to its servers."""
+    if relay.udp.udp_balance == "flow":
+        return 1
+    of_relay = relay.dialing.options
+    places: list[tuple[str | None, DialOptions | None]] = []
+    for each in relay.destinations:
+        where = each.first if isinstance(each, PortRange) else each
+        # What stands for several servers may have some of both families.
+        host = dialled_host(where.host) if isinstance(where, UdpAddress) else None
+        places.append((host, where.options.dialing(of_relay)))
+    return sockets_to(places)
 
 
 def takes_ports(relay: UdpRelay) -> bool:

@@ -483,7 +483,7 @@ def test_a_kernel_that_does_not_tell_is_no_listener(made: Make) -> None:
 
 
 def test_such_flows_take_two_descriptors() -> None:
-    assert default_max_flows(2) <= default_max_flows()
+    assert default_max_flows(1, 1) <= default_max_flows()
 
 
 # -- keys

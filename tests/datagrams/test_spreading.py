@@ -13,7 +13,7 @@ from relayd.datagrams.mmsg import BATCH
 from relayd.udp_nat import FlowServer, Server
 from relayd.upstreams.balance import RandomOfTwo, RoundRobin
 from relayd.upstreams.pool import Pool
-from tests.datagrams.support import CLIENT, Bench, become, problem
+from tests.datagrams.support import CLIENT, Bench, Observer, become, problem
 
 HOSTS = ("198.51.100.1", "198.51.100.2", "2001:db8::3")
 
@@ -179,6 +179,93 @@ def test_a_real_socket_has_a_port_from_the_beginning() -> None:
         assert data == b"here"
         assert flow.ours == ("0.0.0.0", peer[1])
         bench.nat.close()
+
+
+# -- for want of descriptors
+
+
+class Told(RoundRobin):
+    """Chooses the server of this number."""
+
+    number = 0
+
+    def choose(self, candidates: Any, session: Any) -> Any:
+        return candidates[self.number]
+
+
+def crowded(flows: int, **settings: Any) -> Bench:
+    """There is a socket of IPv4 for each of so many flows, and no descriptor more.
+
+    What is sent from now on is for a server with an IPv6 address.
+    """
+    told = Told()
+    bench = spread(*servers()[1:], by=told, **settings)
+
+    def open_few(family: int) -> Any:
+        if len(bench.live) == flows:
+            raise problem(errno.EMFILE)
+        return bench._open_fake(family)
+
+    bench.open = open_few
+    for port in range(1, flows + 1):
+        bench.arrive(source=("192.0.2.1", port))
+        bench.clock.advance(0.25)
+    assert len(bench.nat.table) == flows
+    told.number = 1
+    return bench
+
+
+def test_another_flow_ends_for_want_of_a_descriptor() -> None:
+    """That which was idle longest, and not the one that sends."""
+    bench = crowded(3)
+    bench.arrive(b"more", source=("192.0.2.1", 1))
+    [facts] = bench.observer.facts
+    assert (facts.client, facts.ending) == ("192.0.2.1:2", "evicted")
+    assert facts.by == "192.0.2.1:1"
+    assert [(data, to[0]) for data, to in bench.sockets[-1].sent] == [
+        (b"more", HOSTS[2])
+    ]
+    assert not bench.nat.counters.dropped
+    bench.close()
+
+
+def test_a_flow_that_is_alone_stays() -> None:
+    """What it can't send is dropped and counted."""
+    bench = crowded(1)
+    bench.arrive(source=("192.0.2.1", 1))
+    assert bench.nat.counters.dropped == {"send_EMFILE": 1}
+    assert len(bench.nat.table) == len(bench.live) == 1
+    bench.close()
+
+
+def test_an_observer_ends_the_flow_for_which_another_ended() -> None:
+    """Nothing is opened for it."""
+
+    class Ends(Observer):
+        def ended(self, flow: Any, facts: Any) -> None:
+            super().ended(flow, facts)
+            bench.nat.abort_all()
+
+    bench = crowded(3, observer=Ends())
+    bench.arrive(source=("192.0.2.1", 1))
+    assert bench.nat.counters.dropped == {"send_EBADF": 1}
+    assert not bench.live
+    assert len(bench.observer.facts) == 3
+    bench.close()
+
+
+def test_a_flow_of_the_same_batch_ends() -> None:
+    """Its datagram is dropped and counted, and opens no socket; the next is served."""
+    bench = crowded(2)
+    for data, port in ((b"1", 1), (b"2", 2)):
+        bench.listener.inbox.append((data, ("192.0.2.1", port)))
+    bench.watcher.ready(bench.listener.number)
+    assert bench.nat.counters.dropped == {"send_EBADF": 1}
+    assert len(bench.live) == 2
+    bench.arrive(b"3", source=("192.0.2.1", 2))
+    assert [data for data, _ in bench.sockets[-1].sent] == [b"3"]
+    assert got(bench).total() == bench.nat.counters.sent == 4
+    bench.close()
 
 
 def test_there_is_no_other_way() -> None:

@@ -109,6 +109,9 @@ def test_flows_with_their_clients_ports_are_bounded_by_descriptors(
         assert nat.table.max_flows == most
     nat = UdpNat(Clock(), [plain], dialing=own, redirected=True)
     assert nat.table.max_flows == 9488
+    both = [plain, Server("2001:db8::1", 53)]
+    nat = UdpNat(Clock(), both, udp_balance="datagram")
+    assert nat.table.max_flows == 437
     limit(-1)
     assert default_max_flows(ephemeral=False) == MOST_BY_DEFAULT
     assert possible_flows(ephemeral=False) > MOST_BY_DEFAULT

@@ -94,6 +94,40 @@ def test_many_descriptors_are_no_reason_to_take_much_memory(
     assert most_flows(relay, limit) == 261632
 
 
+def test_datagrams_in_turn_to_servers_of_several_kinds_take_several_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One for each family, and each way of dialling."""
+    have(monkeypatch, tmp_path / "ports", descriptors=20000, ports=8000)
+
+    def most(*servers: str, balance: str = "datagram", more: str = "") -> int:
+        text = f"""
+[udp.a]
+listen = "20053"
+dest = {list(servers)}
+udp_balance = "{balance}"
+{more}
+"""
+        config = config_of(tmp_path / "f.toml", text)
+        [relay] = config.relays
+        assert isinstance(relay, UdpRelay)
+        return most_flows(relay, units.FlowLimit.of(config))
+
+    one, other = "10.0.0.1:53", "10.0.0.2:53"
+    assert most(one, other) == most(one, "[::1]:53", balance="flow") == 7000
+    assert most(one, other, "[::1]:53") == most(one, "ns.example:53") == 3500
+    assert most("dns:ns.example:53") == 3500
+    assert most(one, f"{other},mark=7") == 3500
+    assert most(one, f"{other},mark=7", "[::1]:53") == 2333
+    assert most(f"{one},mark=7", f"{other},mark=7") == 7000
+    with pytest.raises(ConfigError, match="which is 3500: raise the kernel's range"):
+        most(one, "[::1]:53", more="max_flows = 3501")
+    have(monkeypatch, tmp_path / "ports", descriptors=5000, ports=8000)
+    assert most(one, "[::1]:53") == 1988
+    with pytest.raises(ConfigError, match="which is 1988: raise the limit of open"):
+        most(one, "[::1]:53", more="max_flows = 1989")
+
+
 @rights.transparent
 def test_fewer_ports_do_not_evict_flows_that_take_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
