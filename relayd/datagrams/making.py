@@ -88,8 +88,7 @@ class FlowMaking:
 
     def admit_no_more(self) -> None:
         """No new client is accepted: nobody waits any more."""
-        if self.standby is not None:
-            self.standby.stop()
+        self._opener.room.stop()
 
     def stop(self) -> None:
         """The relay closes."""

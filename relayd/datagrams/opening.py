@@ -139,9 +139,7 @@ class FlowOpener:
         if held is self.held:
             return
         self.held = held
-        self.room.limit = max(self._wait, HELD) if held else self._wait
-        if not held:
-            self.room.server_changed()
+        self.room.wait_for(max(self._wait, HELD) if held else self._wait)
 
     def open(
         self, listener: DatagramListener, key: Any, data: Any
@@ -213,10 +211,10 @@ class FlowOpener:
     ) -> bool:
         """No server can be chosen for a client: whether it waits for one."""
         source = client[1]
-        if self.standby is not None:
+        if self._wait or self.held:
             host = client_key(source[0])
             waiting = WaitingClient(listener, client, host, asked, lease)
-            return self.standby.begin(waiting, data)
+            return self.room.begin(waiting, data)
         dropped = self._ledger.counters.dropped
         dropped[NO_SERVER] += 1
         if self._server_throttle.is_due():

@@ -90,14 +90,16 @@ class FlowStandBy:
     """Where the new clients of one relay wait for a server.
 
     :param limit: the seconds for which one waits.
+
+    :ivar limit: the same, as it is now.
     """
 
     def __init__(self, ledger: Ledger[Any], limit: float, opener: Opener) -> None:
         self._ledger = ledger
         self.limit = limit
         self._opener = opener
-        #: In the order in which they came.  A dict would be searched for its first
-        #: entry, past all that are deleted.
+        #: In the order in which they came, which is that of `until` as well.  A dict
+        #: would be searched for its first entry, past all that are deleted.
         self._waiting: OrderedDict[Hashable, WaitingClient] = OrderedDict()
         self._sizes: Counter[str] = Counter()
         self._size = 0
@@ -113,6 +115,18 @@ class FlowStandBy:
     def size(self) -> int:
         """Bytes in use, at most :data:`MAX_BYTES`."""
         return self._size
+
+    def wait_for(self, limit: float) -> None:
+        """Let clients wait so long, those that wait now from now on.
+
+        With 0 they are dropped, once it is clear that there is no server for them.
+        """
+        self.limit = limit
+        until = self._ledger.now() + limit
+        for waiting in self._waiting.values():
+            waiting.until = until
+        self._cancel()
+        self.server_changed()
 
     def begin(self, waiting: WaitingClient, data: Any) -> bool:
         """A client for which there is no server begins to wait.
@@ -220,11 +234,14 @@ class FlowStandBy:
     # -- none comes
 
     def _wake_at_first(self) -> None:
-        """Have a timer for the first, if there is one."""
+        """Have a timer for the first, if there is one.
+
+        Not before a look that is due: it may be served, and the look sets the timer.
+        """
         first = next(iter(self._waiting.values()), None)
         if first is None:
             self._cancel()
-        elif self._timer is None:
+        elif self._timer is None and self._look_soon is None:
             left = max(first.until - self._ledger.now(), 0.0)
             self._timer = self._ledger.clock.callLater(left, self._expire)
 
@@ -238,11 +255,12 @@ class FlowStandBy:
             self._drop(first, NO_SERVER)
             gone += 1
         if gone and self._throttle.is_due():
+            in_time = f"could be chosen in {self.limit:g} s"
             log.warn(
-                "{relay}: no server could be chosen in {limit:g} s: what its clients"
-                " have sent is dropped ({count} datagrams for want of a server so far)",
+                "{relay}: no server {could}: what its clients have sent is dropped"
+                " ({count} datagrams for want of a server so far)",
                 relay=self._ledger.name,
-                limit=self.limit,
+                could=in_time if self.limit else "can be chosen",
                 count=self._ledger.counters.dropped[NO_SERVER],
             )
         self._wake_at_first()
@@ -261,7 +279,6 @@ class FlowStandBy:
         for waiting in self._waiting.values():
             waiting.until = min(waiting.until, latest)
         self.server_changed()
-        self._wake_at_first()
 
     def stop(self) -> None:
         """The relay accepts no new client: nobody waits any more."""

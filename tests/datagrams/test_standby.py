@@ -304,6 +304,96 @@ def test_a_time_is_none() -> None:
         Bench(wait_for_server=-1)
 
 
+# -- a relay that is paused
+
+
+def paused(**settings: Any) -> tuple[Bench, FlowServer]:
+    """One that is, with a client that waits, and a server that is up."""
+    server = FlowServer.at(Server(HOST, 53))
+    bench = Bench(Pool([server], RoundRobin()), **settings)
+    bench.nat.hold(True)
+    bench.arrive(b"one")
+    bench.pass_time(100)
+    assert sums(bench) == (0, 0, 0)
+    return bench, server
+
+
+def test_who_has_waited_is_served_when_the_pause_is_over() -> None:
+    """Even where nobody waits for a server, and many do for the pause's end."""
+    bench, _ = paused(max_flows=2000)
+    for port in range(1, 600):
+        bench.arrive(source=("192.0.2.2", port))
+    bench.nat.hold(False)
+    bench.clock.pump([0] * 5)
+    assert len(bench.nat.table) == 600
+    assert sums(bench) == (600, 600, 0)
+    bench.check()
+    bench.close()
+
+
+def test_no_server_is_there_when_the_pause_is_over() -> None:
+    """Who has waited is dropped at once, and so is who comes."""
+    bench, server = paused()
+    server.checked(False, "broken")
+    with capturedLogs() as events:
+        bench.nat.hold(False)
+        bench.arrive(b"new", source=("192.0.2.2", 1))
+        bench.pass_time(0.25)
+    assert bench.nat.counters.dropped == {"no_server": 2}
+    assert formatEvent(events[-1]) == (
+        f"{bench.nat.name}: no server can be chosen: what its clients have sent is"
+        " dropped (2 datagrams for want of a server so far)"
+    )
+    back(bench, server)
+    assert not bench.sockets
+    assert not bench.clock.getDelayedCalls()
+    bench.close()
+
+
+def test_who_is_to_wait_for_a_server_does_so_after_a_pause() -> None:
+    """As long as others do."""
+    bench, server = paused(wait_for_server=5)
+    server.checked(False, "broken")
+    bench.nat.hold(False)
+    bench.pass_time(4)
+    bench.arrive(b"later", source=("192.0.2.2", 1))
+    assert sums(bench) == (0, 0, 0)
+    bench.pass_time(1)
+    assert bench.nat.counters.dropped == {"no_server": 1}
+    back(bench, server)
+    assert [each.sent for each in bench.sockets] == [[b"later"]]
+    bench.close()
+
+
+def test_a_pause_lets_those_wait_who_wait_already() -> None:
+    """As long as who comes then: ten minutes."""
+    bench, server = waiting()
+    bench.arrive(b"one")
+    bench.pass_time(4)
+    bench.nat.hold(True)
+    bench.pass_time(590)
+    assert sums(bench) == (0, 0, 0)
+    bench.arrive(b"later", source=("192.0.2.2", 1))
+    bench.pass_time(10)
+    assert bench.nat.counters.dropped == {"no_server": 1}
+    server.checked(True, "fine")
+    bench.nat.hold(False)
+    bench.clock.advance(0)
+    assert [each.sent for each in bench.sockets] == [[b"later"]]
+    bench.check()
+    bench.close()
+
+
+def test_settings_that_come_as_a_pause_ends() -> None:
+    """Nothing is left of what was before."""
+    bench, _ = paused()
+    bench.nat.hold(False)
+    become(bench, wait_for_server=5)
+    bench.clock.advance(0)
+    assert peers(bench) == ["198.51.100.2"]
+    bench.close()
+
+
 # -- a relay that gets other settings
 
 
