@@ -132,8 +132,14 @@ class DatagramListener:
             if self._paused is None:
                 self.watch()
 
-    def cap_changed(self) -> None:
-        """Its ledger has another cap of replies, of flows that live as well."""
+    def settings_changed(self, receive_buffer: int) -> None:
+        """Its ledger may have another cap of replies, for flows that live as well.
+
+        :param receive_buffer: of its socket, in bytes, from now on.
+        """
+        # The socket may be another relay's, too, with what that one has said.
+        if not (self.deaf or self.retired):
+            raise_buffer(self.sock, receive_buffer)
         capped, batched = bool(self.ledger.reply_cap), bool(self.replies.slots)
         self.replies.send_together(not capped)
         if capped and batched:

@@ -130,7 +130,7 @@ class DatagramRelay:
         self.table.change(other.table)
         self.ledger.reply_cap = other.ledger.reply_cap
         for each in self.listeners:
-            each.cap_changed()
+            each.settings_changed(self.receive_buffer)
         self.closes = other.closes
         other._making.leave()
         self._making = self._use(other.made_of)

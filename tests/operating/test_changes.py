@@ -139,6 +139,40 @@ def test_one_that_is_in_nobodys_way_stays_open(tmp_path: Path) -> None:
         assert relayd.service.ports == before
 
 
+def test_a_receive_buffer_is_changed_at_once(tmp_path: Path) -> None:
+    """Of a relay's own listeners, and not of one that another relay has got."""
+
+    def buffers(name: str) -> list[int]:
+        own = relayd.served(name).listeners
+        return [_buffer(each.sock) for each in own if not each.deaf]
+
+    tables = two("udp", 20001, 20002)
+    with (
+        running(tmp_path, tables) as relayd,
+        datagrams() as client,
+    ):
+        relayd.set("a", udp_rcvbuf="64KiB")
+        relayd.set("b", udp_rcvbuf="100KiB")
+        assert (buffers("a"), buffers("b")) == ([128 << 10], [200 << 10])
+        relayd.set("a", udp_rcvbuf="50KiB", listen=[at(20001), at(20003)])
+        assert buffers("a") == [100 << 10] * 2
+        # It keeps its first listener for a flow, and another relay gets that address.
+        client.sendto(b"1", (HOST, 20001))
+        relayd.reactor.turn()
+        relayd.write(two("udp", 20003, 20001))
+        relayd.set("a", listen=at(20003))
+        assert len(relayd.served("a").listeners) == 2
+        relayd.reload()
+        assert (buffers("a"), buffers("b")) == ([100 << 10], [200 << 10])
+        relayd.set("a", udp_rcvbuf="60KiB")
+        assert (buffers("a"), buffers("b")) == ([120 << 10], [200 << 10])
+
+
+def _buffer(sock: Any) -> int:
+    """What a socket can have unread: the kernel doubles what is set."""
+    return int(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF))
+
+
 def test_udp_relays_share_what_the_process_can_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
