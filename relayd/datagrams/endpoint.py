@@ -69,6 +69,11 @@ class UdpPort:
         return not self._listener.closed
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nobody needs it: it has no flow, and no client waits for one."""
+        return not (self._listener.flows or self._relay.standby)
+
+    @property
     def is_given_away(self) -> bool:
         """Whether another relay has got a copy of the socket."""
         return self._listener.deaf

@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 from twisted.python.failure import Failure
 
+from relayd.core.errors import CannotStart
 from relayd.operating.standing import Listening, Standing, retire
 
 #: Between the parts of an address, or of an endpoint string.
@@ -66,16 +67,37 @@ class Rebinding:
         made.spared = [one for same in spare.values() for one in same]
         return made
 
-    @property
-    def in_the_way(self) -> list[Standing]:
-        """Listeners of streams that are not wanted, with a port that a new one has."""
-        ports = {part for each in self.new for part in _PARTS.split(each.name) if part}
+    def in_the_way(self, *, idle: bool = True) -> list[Standing]:
+        """Those not wanted, with a port that a new one of the same kind has.
+
+        :param idle: those that may close for it; or those that can't.
+        """
+        ports = {
+            (part, each.flows)
+            for each in self.new
+            for part in _PARTS.split(each.name)
+            if part
+        }
         return [
             one
             for one in self.spared
-            if not one.listening.flows
-            and ports & {str(getattr(each, "port", "")) for each in one.addresses}
+            if one.is_idle == idle
+            and any(
+                (str(getattr(each, "port", "")), one.listening.flows) in ports
+                for each in one.addresses
+            )
         ]
+
+    def advised(self, problem: CannotStart) -> CannotStart:
+        """The error of a listener that can't be opened, and what to do about it."""
+        for one in self.in_the_way(idle=False):
+            relay, name = one.listening.factory.name, one.listening.name
+            return CannotStart(
+                f"{problem}: relay {relay} has flows, or clients that wait for one, on"
+                f" {name}: relayctl stop {relay} --cut ends them; then change it, and"
+                " start it"
+            )
+        return problem
 
     def prepare(self) -> tuple[Failure, Listening] | None:
         """Have what it takes.

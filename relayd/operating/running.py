@@ -268,27 +268,27 @@ class RelayService(Service):
         """Open listeners, before those close whose place they take.
 
         One that is in the way, as that of all addresses is in that of one of them, is
-        closed before, in the same turn of the reactor.
+        closed before, in the same turn of the reactor, but for one that has flows.
 
         :raises CannotStart: one can't be opened; all is as it was.
         """
         try:
             self._open_all(moving.new)
             return
-        except CannotStart:
-            closing = moving.in_the_way
-            if not closing:
-                raise
+        except CannotStart as problem:
+            if not (closing := moving.in_the_way()):
+                raise moving.advised(problem) from None
+        again = [each.listening for each in closing if each in self._open]
         self._open = [each for each in self._open if each not in closing]
         for one in closing:
             one.close_now()
         try:
             self._open_all(moving.new)
-        except CannotStart:
-            wanted, self.listenings = self.listenings, [x.listening for x in closing]
-            self._open_all(self.listenings)
+        except CannotStart as problem:
+            wanted, self.listenings = self.listenings, again
+            self._open_all(again)
             self.listenings = wanted
-            raise
+            raise moving.advised(problem) from None
 
     def _serve_again(self, wanted: Iterable[Listening]) -> None:
         """Hold clients of paused relays only; drains of those that listen are over."""

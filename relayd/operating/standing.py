@@ -183,6 +183,14 @@ class Standing:
         return all(getattr(each, "is_open", True) for each in self.sockets)
 
     @property
+    def is_idle(self) -> bool:
+        """Whether what it has brought goes on when it closes.
+
+        The sessions of streams do; flows share the socket of their listener.
+        """
+        return all(getattr(each, "is_idle", True) for each in self.sockets)
+
+    @property
     def is_given_away(self) -> bool:
         """Whether it serves flows of before, by a socket that another has as well."""
         return any(getattr(each, "is_given_away", False) for each in self.sockets)

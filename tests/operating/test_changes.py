@@ -119,6 +119,76 @@ def test_a_listener_may_be_narrowed(tmp_path: Path, listen: str) -> None:
         assert relayd.service.addresses("a") != [at(20011)]
 
 
+@pytest.mark.parametrize("listen", ["20011", "0.0.0.0:20011"])
+def test_one_of_datagrams_may_be_narrowed_while_it_has_no_flow(
+    tmp_path: Path, listen: str
+) -> None:
+    """Flows share its socket: with one it stays, and is said to."""
+    tables = {"udp": {"a": {"listen": listen, "dest": at(20009)}}}
+    with (
+        running(tmp_path, tables) as relayd,
+        datagrams(20009) as server,
+        datagrams() as client,
+    ):
+
+        def ask(data: bytes) -> Any:
+            client.sendto(data, (HOST, 20011))
+            relayd.reactor.turn()
+            assert server.recv(9) == data
+            return relayd.served("a")
+
+        relayd.set("a", listen=at(20011))
+        assert relayd.service.addresses("a") == [f"udp:{at(20011)}"]
+        assert len(ask(b"1").table) == 1
+        with pytest.raises(Invalid) as caught:
+            relayd.set("a", listen=None)
+        assert str(caught.value).endswith(
+            f":20011: Address already in use: relay a has flows, or clients that wait"
+            f" for one, on udp:{at(20011)}: relayctl stop a --cut ends them; then"
+            " change it, and start it"
+        )
+        assert len(ask(b"2").table) == 1
+        # What is said to be done works.
+        cut(relayd)
+        relayd.set("a", listen=None)
+        relayd.do("start", "a")
+        ask(b"3")
+
+
+def test_one_of_datagrams_for_which_clients_wait_stays(tmp_path: Path) -> None:
+    """They are served when the pause is over."""
+    tables = {"udp": {"a": {"listen": at(20011), "dest": at(20009)}}}
+    with (
+        running(tmp_path, tables) as relayd,
+        datagrams(20009) as server,
+        datagrams() as client,
+    ):
+        relayd.do("pause", "a")
+        client.sendto(b"1", (HOST, 20011))
+        relayd.reactor.turn()
+        with pytest.raises(Invalid, match="clients that wait for one"):
+            relayd.set("a", listen="0.0.0.0:20011")
+        relayd.do("resume", "a")
+        relayd.reactor.turn()
+        assert server.recv(9) == b"1"
+
+
+def test_one_of_datagrams_that_was_in_the_way_in_vain_serves_on(tmp_path: Path) -> None:
+    tables = {"udp": {"a": {"listen": "0.0.0.0:20011", "dest": at(20009)}}}
+    with (
+        running(tmp_path, tables) as relayd,
+        datagrams(20009) as server,
+        datagrams(20003),
+        datagrams() as client,
+    ):
+        with pytest.raises(Invalid, match="20003: Address already in use$"):
+            relayd.set("a", listen=[at(20011), at(20003)])
+        assert relayd.service.addresses("a") == ["udp:0.0.0.0:20011"]
+        client.sendto(b"1", (HOST, 20011))
+        relayd.reactor.turn()
+        assert server.recv(9) == b"1"
+
+
 def test_one_that_was_in_the_way_in_vain_is_opened_again(tmp_path: Path) -> None:
     with running(tmp_path, tcp()) as relayd, socket.create_server((HOST, 20003)):
         with pytest.raises(Invalid, match="20003"):
