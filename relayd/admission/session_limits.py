@@ -90,7 +90,7 @@ class SessionLimits:
         self._heir: SessionLimits | None = None
         self._queue = queue or 0
         self._queue_timeout = queue_timeout
-        self._clock: Any = None if clock is None else monotonic(clock)
+        self._clock: Any = monotonic(clock)
         #: Those that are taken.
         self._places: set[_Place] = set()
         #: How many each client has, if that is limited.
@@ -232,7 +232,8 @@ class SessionLimits:
             if not alike:
                 self._identify(place)
         if waiting:
-            self._clock = self._clock or before._clock
+            if self._clock is None:
+                self._clock = before._clock
             latest = self._clock.seconds() + self._queue_timeout
             more = max(self._queue_timeout - before._queue_timeout, 0.0)
             for given, (place, until) in waiting.items():

@@ -118,9 +118,8 @@ class DatagramRelay:
     def become(self, other: DatagramRelay) -> None:
         """Make new flows as another relay would.
 
-        Flows keep their server, whose checks and name they hear of as they are now;
-        timeouts, limits, the cap of replies and the filters that may join are those of
-        the other one from now on, for them as well.
+        Flows keep their server, and hear of it as it is now; timeouts, limits, the cap
+        of replies and filters that may join are those of the other one, for them, too.
 
         :param other: has no listeners, and is not used any more.
         """
@@ -329,8 +328,7 @@ class DatagramRelay:
                 # A reply may just have been read.
                 if self.table.expires_at(flow) <= now:
                     self.end(flow, "expired" if flow.replied else "unreplied")
-        left = len(self._following.left) > 0
-        self._making.check(self.ledger.now(), left=left)
+        self._making.check(self.ledger.now(), left=bool(self._following.left))
         if self.closes is not None and self.closes():
             for flow in list(self.table):
                 self.end(flow, "hours")
