@@ -160,6 +160,9 @@ GIVES_UP = 5.0
 #: What a fact of the access log may be called by whoever adds one.
 FACT_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
+#: What stands before the name of one that is called as what the line says already.
+TAKEN = "fact_"
+
 T = TypeVar("T")
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping
 
+from relayd.core.session import TAKEN
+
 #: Reserved by the logger, and by observers of the older kind
 #: (:class:`twisted.logger.Logger`, :mod:`twisted.python.log`), as is `log_…`.
 RESERVED = frozenset(
@@ -18,9 +20,6 @@ RESERVED = frozenset(
         *("message", "time", "system", "isError", "failure", "why", "text"),
     ]
 )
-
-#: The prefix of a fact whose name is taken by another field.
-PREFIX = "fact_"
 
 
 def one_line(text: str) -> str:
@@ -82,6 +81,6 @@ def loggable_facts(
         while (
             shown in taken or is_reserved(shown) or (shown != name and shown in names)
         ):
-            shown = PREFIX + shown
+            shown = TAKEN + shown
         loggable.append((shown, fact, text))
     return loggable

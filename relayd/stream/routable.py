@@ -16,7 +16,7 @@ from relayd.core.errors import Refused
 from relayd.core.pauses import BEFORE_JOINING
 from relayd.core.route_spec import DEFAULT
 from relayd.core.routing import LONGEST_WHY, NO_LIMITS, Decision, RouteFailed
-from relayd.core.session import Ending
+from relayd.core.session import TAKEN, Ending
 from relayd.core.stage import Stage
 from relayd.net.upstream import Upstream
 from relayd.stream.deadlines import CLOSE_GRACE
@@ -68,8 +68,11 @@ class Routable(StreamProtocol):
     def carry_out(self, decision: Decision) -> None:
         """Do what the route has decided."""
         session = self.session
-        for name, text in decision.facts.items():
-            session.note(name, text)
+        if decision.facts:
+            # What a client has said in its request is not what its route says.
+            taken = {"pool", *session.facts}
+            for name, text in decision.facts.items():
+                session.note(TAKEN + name if name in taken else name, text)
         if decision.refused is not None:
             self.turn_away(decision.refused[:LONGEST_WHY], decision.reply)
             return

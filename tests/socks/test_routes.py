@@ -81,6 +81,20 @@ def test_another_server_is_its_operators_word() -> None:
     assert made.session.facts["by"] == "route"
 
 
+def test_a_fact_does_not_stand_for_what_the_client_has_asked_for() -> None:
+    made, router = proxy()
+    router.add("10.0.0.5:1080", made.clock)
+    made.client(CONNECT)
+    before = dict(made.session.facts)
+    said = dict.fromkeys(("user", "requested", "command", "reply", "tenant"), "forged")
+    router.decide(server="10.0.0.5:1080", facts=said)
+    facts = made.session.facts
+    assert {name: facts[name] for name in before} == before
+    assert {name: facts[name] for name in facts.keys() - before.keys()} == {
+        name if name == "tenant" else f"fact_{name}": "forged" for name in said
+    }
+
+
 def test_one_that_can_not_be_reached() -> None:
     made, router = proxy()
     named = router.add("10.0.0.5:1080", made.clock)

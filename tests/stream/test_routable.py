@@ -230,9 +230,10 @@ def test_a_pool_of_several() -> None:
         pools={"web": Upstream(web, "web:80"), "ssh": Upstream(ssh, "ssh:22")}
     )
     made.client()
-    router.decide(pool="ssh", facts={"tenant": "acme"})
+    router.decide(pool="ssh", facts={"tenant": "acme", "pool": "mine"})
     assert (len(web.dials), len(ssh.dials), len(made.server.dials)) == (0, 1, 0)
-    assert made.session.facts == {"tenant": "acme", "pool": "ssh"}
+    said = {"tenant": "acme", "fact_pool": "mine", "pool": "ssh"}
+    assert made.session.facts == said
     assert list(made.factory.pools) == ["default", "web", "ssh"]
     assert [each.relay for each in made.factory.all_pools] == [made.factory.name] * 3
 
