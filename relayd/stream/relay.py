@@ -301,7 +301,7 @@ class StreamRelay:
         """
         self.wheel.settle()
         for each in self.wheel:
-            if each.session.stage is Stage.WAITING:
+            if each.session.stage in (Stage.HEADER, Stage.WAITING):
                 # It is a new client.
                 each.abort_session(Ending.DRAINED, "before it was admitted")
         return self.registry.drain(timeout)

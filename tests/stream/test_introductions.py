@@ -271,6 +271,20 @@ def test_a_drain_ends_it_in_whatever_stage(header: bytes) -> None:
     assert client.aborted
 
 
+@pytest.mark.parametrize("header", [b"", V1[:20]])
+def test_a_drain_admits_nobody_whose_header_has_not_come(header: bytes) -> None:
+    """As it admits nobody who waits for the gate."""
+    relay = Behind()
+    client = relay.client()
+    client.receive(header)
+    drained = relay.factory.drain(60)
+    relay.clock.advance(0)
+    assert drained.called
+    assert client.aborted
+    assert not relay.asked
+    assert relay.factory.endings == {"drained": 1}
+
+
 def test_a_factory_that_drains_serves_no_balancer() -> None:
     relay = Behind()
     relay.factory.drain(0)
