@@ -225,10 +225,17 @@ class Steered(Intervening):
     @inlineCallbacks
     def stop(self, relay: str, cut: bool, by: Asker) -> Any:
         """See :class:`relayd.control.steering.Steering`."""
-        difference = yield self._enable(relay, False)
-        if cut:
-            work = kill(self._shown(), relay=relay, why=f"stopped by {by}")
-            yield self._works.begin(work)
+        killing: list[Deferred[Any]] = []
+
+        def begin() -> None:
+            if cut:
+                work = kill(self._shown(), relay=relay, why=f"stopped by {by}")
+                killing.append(self._works.begin(work))
+
+        # Before a change that waits for this one, which may start the relay again.
+        difference = yield self._enable(relay, False, begin)
+        for each in killing:
+            yield each
         return self._changed(relay, difference)
 
     @inlineCallbacks
@@ -240,7 +247,7 @@ class Steered(Intervening):
             for factory, _ in self._shown_of(relay).generations:
                 factory.drain(timeout)
 
-        # Before a change that waits for this one, which may start the relay again.
+        # As above.
         difference = yield self._enable(relay, False, begin)
         return self._changed(relay, difference)
 

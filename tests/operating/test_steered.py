@@ -13,6 +13,7 @@ from twisted.internet import reactor
 
 from relayd.control.steering import Asker
 from relayd.operating import EmbeddedRelays
+from relayd.operating.killing import kill
 from tests.support.contracts import until
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
@@ -115,6 +116,38 @@ async def test_a_start_that_follows_a_drain_at_once_wins() -> None:
             assert not listening.factory.registry.draining
         finally:
             await relays.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_cuts_no_session_of_a_start_that_follows_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is begun while the relay is stopped, with the sessions that there are."""
+    states = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        relays = EmbeddedRelays.from_settings(reactor, settings_of(server))
+        steering = relays.steering
+        relays.startService()
+
+        def noted(*args: Any, **wanted: Any) -> Any:
+            states.append(steering.relay("web")["state"])
+            return kill(*args, **wanted)
+
+        monkeypatch.setattr("relayd.operating.steering.kill", noted)
+        lock = relays.steering._lock
+        await lock.acquire()
+        try:
+            asked = [
+                steering.stop("web", True, ASKER),
+                steering.start("web", ASKER),
+            ]
+            lock.release()
+            for each in asked:
+                await each  # type: ignore[misc]
+            assert steering.relay("web")["state"] == "running"
+        finally:
+            await relays.stopService()
+    assert states == ["stopped"]
 
 
 @pytest_twisted.ensureDeferred
