@@ -234,8 +234,8 @@ class Steered(Intervening):
 
         # Before a change that waits for this one, which may start the relay again.
         difference = yield self._enable(relay, False, begin)
-        for each in killing:
-            yield each
+        if killing:
+            yield killing[0]
         return self._changed(relay, difference)
 
     @inlineCallbacks
