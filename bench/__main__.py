@@ -162,7 +162,8 @@ def _run(
         )
     results = measure(plan)
     if mode == "check":
-        verdicts = judge(results, left_out)
+        processor = facts.machine_facts()["processor"]
+        verdicts = judge(results, left_out, processor)
         print("\n".join(["", *limit_lines(verdicts)]))
         return 0 if all(verdict.ok for verdict in verdicts) else 1
     if output is not None:

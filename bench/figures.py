@@ -288,18 +288,8 @@ class Results:
 
     def ratio(self, of: tuple[str, str], to: tuple[str, str]) -> Spread | None:
         """The spread of one (figure, relay) divided by another."""
-        pairs = self._pairs(of, to)
-        return Spread.of([one / other for one, other in pairs]) if pairs else None
-
-    def difference(self, of: tuple[str, str], to: tuple[str, str]) -> Spread | None:
-        """The spread of how much more one (figure, relay) is than another."""
-        pairs = self._pairs(of, to)
-        return Spread.of([one - other for one, other in pairs]) if pairs else None
-
-    def _pairs(
-        self, of: tuple[str, str], to: tuple[str, str]
-    ) -> list[tuple[float, float]]:
-        """The values of the two, round by round."""
-        one = self._values.get(of[0], {}).get(of[1])
-        other = self._values.get(to[0], {}).get(to[1])
-        return list(zip(one, other, strict=True)) if one and other else []
+        above = self._values.get(of[0], {}).get(of[1])
+        below = self._values.get(to[0], {}).get(to[1])
+        if not above or not below:
+            return None
+        return Spread.of([a / b for a, b in zip(above, below, strict=True)])

@@ -262,7 +262,7 @@ def markdown(run: Run, results: Results, titles: Mapping[str, str]) -> str:
         "### Operating many relays",
         _OPERATING_TEXT,
         _figures_table(figures, results, results.measured(figures, titles)),
-        *("### Limits", _LIMITS_TEXT, _limits_table(results)),
+        *("### Limits", _LIMITS_TEXT, _limits_table(results, run.machine)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -340,9 +340,9 @@ def _compared_table(
     return table(["", *(f"to {called}" for called in references.values())], rows)
 
 
-def _limits_table(results: Results) -> str:
+def _limits_table(results: Results, machine: Mapping[str, str]) -> str:
     rows = []
-    for verdict in judge(results):
+    for verdict in judge(results, processor=machine.get("processor", "")):
         limit = verdict.limit
         rows.append([limit.title, measured_text(verdict), limit.rule, word(verdict)])
     return table(["", "measured", "limit", ""], rows)

@@ -32,14 +32,12 @@ def test_a_limits_line_has_the_ratio_its_range_and_the_bound() -> None:
 
 
 def test_a_limits_line_says_what_keeps_it() -> None:
-    of, to = ("short-server", "a"), ("short-server", "b")
-    limit = Limit("short", of, to, 1.5, more=30)
-    for more, said in ((20.04, "ok: 20 µs more"), (30.1, "MISSED")):
-        verdict = Verdict(limit, Spread.of([1.6]), Spread.of([more]))
+    of, to = ("turn@8000", "a"), ("turn@100", "a")
+    limit = Limit("turns", of, to, 1.25, beside=("b", "B"))
+    for theirs, said in ((1.5, "ok: B's is 1.500"), (1.2, "MISSED")):
+        verdict = Verdict(limit, Spread.of([1.4]), Spread.of([theirs]))
         [line] = limit_lines([verdict])
-        assert (
-            " ".join(line.split()) == f"short 1.600 at most 1.5, or 30 µs more {said}"
-        )
+        assert " ".join(line.split()) == f"turns 1.400 at most 1.25, or B's {said}"
 
 
 def test_a_limit_of_a_figure_itself_has_its_unit() -> None:
