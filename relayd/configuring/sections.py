@@ -7,7 +7,6 @@ each); what it says is turned into lines for people here.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -37,6 +36,7 @@ from relayd.configuring.file_values import (
     secrets_reader,
 )
 from relayd.configuring.given import Given, Place, RelaySection
+from relayd.configuring.nearest import nearest
 from relayd.core.relay_names import EXPECTED, check_name
 from relayd.core.setting_types import Kind, Setting
 
@@ -54,9 +54,6 @@ _QUOTED = 64
 #: The unknown keys that are told of one table; and the problems of a file from which on
 #: the nearest keys are not searched for, which takes its time.
 _UNKNOWN, _MANY = 20, 100
-
-#: How much alike two keys are, from 0 to 1, if one is taken for the other.
-_NEAR = 0.65
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _VARIABLE = re.compile(r"\$(\$|\{([A-Za-z_][A-Za-z0-9_]*)\})")
@@ -231,11 +228,11 @@ def _advice(key: str, place: Place, keys: Sequence[str], *, near: bool) -> str:
     top = () if place.path else _TABLES
     everywhere = [*keys, *top, *_HOMES] if near else []
     word = key.lower().replace("-", "_")
-    nearest = next(iter(difflib.get_close_matches(word, everywhere, 1, _NEAR)), None)
-    if nearest is None:
+    found = nearest(word, everywhere)
+    if found is None:
         return "see `relayd.toml(5)`"
-    where = "" if nearest in keys or nearest in top else f" {_home(nearest)}"
-    return f"did you mean {nearest}?{where}"
+    where = "" if found in keys or found in top else f" {_home(found)}"
+    return f"did you mean {found}?{where}"
 
 
 def _homes() -> dict[str, str]:

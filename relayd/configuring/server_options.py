@@ -7,7 +7,6 @@ only before an option that there is, as endpoint strings and paths have commas, 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from typing import Any, Literal
 import attrs
 
 from relayd.configuring.dial_settings import INTERFACE, KEEPALIVE, MARK, SOURCE
+from relayd.configuring.nearest import nearest
 from relayd.core.check_grammar import Check
 from relayd.core.errors import ConfigError
 from relayd.core.number_types import CountOrNone
@@ -134,9 +134,6 @@ _SEPARATOR = re.compile(f",(?=(?:{'|'.join(TYPES)})(?:[=,]|$))")
 #: What looks like an option, of whatever name.
 _LIKE_OPTION = re.compile(r",([A-Za-z][A-Za-z0-9_-]*)(?=[=,]|$)")
 
-#: How much alike two names are, from 0 to 1, if one is taken for the other.
-_NEAR = 0.65
-
 
 def split(text: str) -> tuple[str, list[str]]:
     """The address in a text, and the options behind it."""
@@ -205,8 +202,8 @@ def _no(name: str) -> str:
 
 def _advice(name: str, names: Sequence[str]) -> str:
     """The nearest of several names, or all of them."""
-    near = difflib.get_close_matches(name, names, 1, _NEAR)
-    return f"did you mean {near[0]}?" if near else f"it has {', '.join(names)}"
+    near = nearest(name, names)
+    return f"did you mean {near}?" if near else f"it has {', '.join(names)}"
 
 
 def load_options(table: Mapping[str, Any], *, datagrams: bool) -> ServerOptions:

@@ -19,11 +19,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.interfaces import (
-    IHalfCloseableDescriptor,
-    INegotiated,
-    IReactorTime,
-)
+from twisted.internet.interfaces import INegotiated, IReactorTime
 
 from relayd.core.pauses import PEER_FULL
 from relayd.core.session import Direction, Ending, Session
@@ -134,11 +130,10 @@ class ClosingBridge(Bridge):
         """
         if self.closing or not other.alive or other.undelivered():
             return False
-        transport = other.transport
-        is_tls = INegotiated.providedBy(transport)
+        is_tls = INegotiated.providedBy(other.transport)
         if self._until is None:
             grace = 0.0
-            if is_tls or IHalfCloseableDescriptor.providedBy(transport):
+            if other.can_say_end:
                 grace = min(CLOSE_GRACE, self._timeouts.half_close or CLOSE_GRACE)
             # Another kind was told nothing yet: to close it is the end of data.
             self._until = now + grace

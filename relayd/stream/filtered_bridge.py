@@ -29,7 +29,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from twisted.internet.interfaces import IHalfCloseableDescriptor, INegotiated
 from twisted.logger import Logger
 
 from relayd.core.filtering import IFilterFactory
@@ -232,7 +231,7 @@ class FilteredBridge(LaidBridge):
         for leg in self.legs:
             if leg not in until and leg.alive and not leg.undelivered():
                 until[leg] = now + min(CLOSE_GRACE, half_close or CLOSE_GRACE)
-                if not _can_say_end(leg.transport):
+                if not leg.can_say_end:
                     leg.close()
             elif now >= until.get(leg, now + 1):
                 leg.abort()
@@ -334,9 +333,3 @@ class FilteredBridge(LaidBridge):
             self._drop_chain(leg)
             leg.sink = None
         super()._over()
-
-
-def _can_say_end(transport: Any) -> bool:
-    """Whether it has told its peer of the end, and is still open; see `shut_write`."""
-    is_tls = INegotiated.providedBy(transport)
-    return is_tls or IHalfCloseableDescriptor.providedBy(transport)

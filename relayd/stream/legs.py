@@ -286,6 +286,12 @@ class Leg(Protocol):
         # Somebody else may have called `pauseProducing`.
         return bool(self.paused & PEER_FULL) and self.peer.buffered > 0
 
+    @property
+    def can_say_end(self) -> bool:
+        """Whether it may tell its peer of an end, and stay open; see `shut_write`."""
+        is_tls = INegotiated.providedBy(self.transport)
+        return is_tls or bool(IHalfCloseableDescriptor.providedBy(self.transport))
+
     def shut_write(self) -> None:
         """Pass on the other leg's EOF, after what is buffered."""
         transport = self.transport

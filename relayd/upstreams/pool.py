@@ -111,8 +111,6 @@ class Pool:
     _line: _Line = attrs.field(
         init=False, default=attrs.Factory(lambda pool: _Line(pool), takes_self=True)
     )
-    #: Another has taken its place, and chooses for its sessions.
-    _is_succeeded: bool = attrs.field(init=False, default=False)
     #: By name, of the pool that this one has succeeded: those that may join yet.
     _before: dict[str, Server] = attrs.field(init=False, factory=dict)
     #: The server, if there is only one and nothing to choose.
@@ -199,7 +197,7 @@ class Pool:
         """
         if self._only is not None:
             return None if tried else self._only
-        if self._is_succeeded:
+        if self._line.last is not self:
             return self._choose_of_last(session, tried)
         if tried:
             candidates = self._untried(tried)
@@ -317,8 +315,7 @@ class Pool:
         """
         self._line = before._line
         self._line.last = self
-        before._is_succeeded, before._only = True, None
-        before._tiers = before._best = None
+        before._only = None
         # The older ones first: their clients have waited longer.
         self.followers[:0], before.followers = before.followers, []
         self._before = {

@@ -93,6 +93,18 @@ async def test_a_drain_is_over_once_its_relay_listens_again(
             await relays.stopService()
 
 
+async def one_behind_the_other(
+    relays: EmbeddedRelays, *asks: Callable[[], Any]
+) -> None:
+    """Ask for changes at once, as while another one is under way."""
+    lock = relays.steering._lock
+    await lock.acquire()
+    asked = [ask() for ask in asks]
+    lock.release()
+    for each in asked:
+        await each
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_start_that_follows_a_drain_at_once_wins() -> None:
     """Though it was asked for before the drain was answered."""
@@ -100,17 +112,12 @@ async def test_a_start_that_follows_a_drain_at_once_wins() -> None:
         relays = EmbeddedRelays.from_settings(reactor, settings_of(server))
         steering = relays.steering
         relays.startService()
-        # As while another change is under way.
-        lock = relays.steering._lock
-        await lock.acquire()
         try:
-            asked = [
-                steering.drain("web", 60.0, ASKER),
-                steering.start("web", ASKER),
-            ]
-            lock.release()
-            for each in asked:
-                await each  # type: ignore[misc]
+            await one_behind_the_other(
+                relays,
+                lambda: steering.drain("web", 60.0, ASKER),
+                lambda: steering.start("web", ASKER),
+            )
             [listening] = relays.steering._all.service.listenings
             assert steering.relay("web")["state"] == "running"
             assert not listening.factory.registry.draining
@@ -134,16 +141,12 @@ async def test_a_stop_cuts_no_session_of_a_start_that_follows_at_once(
             return kill(*args, **wanted)
 
         monkeypatch.setattr("relayd.operating.steering.kill", noted)
-        lock = relays.steering._lock
-        await lock.acquire()
         try:
-            asked = [
-                steering.stop("web", True, ASKER),
-                steering.start("web", ASKER),
-            ]
-            lock.release()
-            for each in asked:
-                await each  # type: ignore[misc]
+            await one_behind_the_other(
+                relays,
+                lambda: steering.stop("web", True, ASKER),
+                lambda: steering.start("web", ASKER),
+            )
             assert steering.relay("web")["state"] == "running"
         finally:
             await relays.stopService()
