@@ -36,6 +36,9 @@ from relayd.net.resolving import Resolver
 from relayd.plane.poller import Plane
 from tests.support import process
 
+#: How a process closes that has not forked.
+_CLOSE_UNFORKED = Plane.unwatch_and_close
+
 # pytest asks before each test which Twisted there is, and reads that from a file.
 importlib.metadata.version = functools.cache(importlib.metadata.version)
 
@@ -170,7 +173,9 @@ def nothing_remembered() -> None:
 
     What was logged within the last second is not logged again, and pipes that could
     not be had are not asked for: a test would see what the one before it had done.
+    Nor has this process forked, as it does for a `preexec_fn` of any test.
     """
+    Plane.unwatch_and_close = _CLOSE_UNFORKED  # type: ignore[method-assign]
     for kind in (Descriptors, Plane, Resolver):
         kind._all.pop(reactor, None)
     loops.open_guards.clear()

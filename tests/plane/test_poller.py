@@ -321,10 +321,8 @@ def test_an_event_that_is_nobodys_is_dropped(
 
 
 @contextmanager
-def child(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def child() -> Iterator[None]:
     """A child of this process, which holds all descriptors until the block ends."""
-    # When the test is over, this process has not forked.
-    monkeypatch.setattr(Plane, "unwatch_and_close", Plane.unwatch_and_close)
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if not pid:
@@ -345,15 +343,12 @@ may_fork = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarnin
 
 @may_fork
 def test_an_event_of_what_a_child_holds_is_not_for_whoever_got_the_number_since(
-    still: Still,
-    plane: Plane,
-    pair: tuple[Watched, Watched],
-    monkeypatch: pytest.MonkeyPatch,
+    still: Still, plane: Plane, pair: tuple[Watched, Watched]
 ) -> None:
     """The socket is closed here alone, so the kernel still knows it."""
     one, _ = pair
     number = one.near.fileno()
-    with child(monkeypatch):
+    with child():
         plane.unwatch_and_close(one.near)
         fresh = Watched(plane)
         assert fresh.near.fileno() == number
@@ -367,12 +362,10 @@ def test_an_event_of_what_a_child_holds_is_not_for_whoever_got_the_number_since(
 
 
 @may_fork
-def test_what_a_child_has_unregistered_is_closed_all_the_same(
-    plane: Plane, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_child_has_unregistered_is_closed_all_the_same(plane: Plane) -> None:
     """The epoll is its own as well.  So is what was never watched."""
     before = descriptors()
-    with child(monkeypatch):
+    with child():
         one = Watched(plane)
         with select.epoll.fromfd(os.dup(plane.fileno())) as same:
             same.unregister(one.near.fileno())
@@ -382,6 +375,7 @@ def test_what_a_child_has_unregistered_is_closed_all_the_same(
     assert descriptors() == before
 
 
+@may_fork
 @pytest.mark.cost
 def test_a_close_is_one_call_where_nobody_has_forked(
     plane: Plane, monkeypatch: pytest.MonkeyPatch
@@ -405,3 +399,6 @@ def test_a_close_is_one_call_where_nobody_has_forked(
     monkeypatch.setattr(select, "epoll", Counting)
     Watched(plane).close()
     assert Counting.unregistered == 0
+    with child():
+        Watched(plane).close()
+    assert Counting.unregistered == 1
