@@ -20,9 +20,11 @@ from twisted.internet.error import (
     ConnectionRefusedError,
 )
 from twisted.internet.protocol import Factory
+from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
 
+from relayd.socks import ident
 from relayd.socks.ident import MAX_LINE, PORT, TIMEOUT, NoIdent, ask, read_answer
 from tests.support.contracts import Plain, until
 
@@ -330,12 +332,16 @@ async def test_an_identd_that_leaves(before: bytes, how: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_identd_that_says_nothing() -> None:
-    """Is left when the time is over, on a real reactor."""
+async def test_an_identd_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is left when the time is over.  It has been asked by then."""
+    clock = Clock()
+    monkeypatch.setattr(ident, "monotonic", lambda reactor: clock)
     async with identd(lambda transport: None) as (it, port):
-        said = await no_ident(ask(live, CLIENT, OURS, port=port, timeout=0.05))
-        assert said == "identd did not answer in 0.05 s"
-        assert it.asked
+        asked = ask(live, CLIENT, OURS, port=port)
+        await until(lambda: bool(it.asked), "it is asked")
+        clock.advance(TIMEOUT)
+        assert await no_ident(asked) == f"identd did not answer in {TIMEOUT:g} s"
+    assert clock.getDelayedCalls() == []
 
 
 @pytest_twisted.ensureDeferred
