@@ -295,7 +295,8 @@ INSTEAD: dict[str, dict[tuple[tuple[str, str], str], float]] = {
     # 17), on which the ratios hold.  From hour to hour a short session takes 47 to 94
     # microseconds here, HAProxy's 32 to 49: what else shares the machine's caches costs
     # whatever has more code and data more.  So a bound is a tenth above the highest of
-    # the medians of three whole runs, an hour's, where the limit leaves less room.
+    # the medians of three whole runs, an hour's, where the limit leaves less room: not
+    # of memory and of what is delivered, which do not vary.
     "(family 6, model 167)": {
         # HAProxy's and the loads' own costs vary most: to portforward relayd's are
         # 0.32 to 0.37, and 0.19 to 0.21.
@@ -318,6 +319,10 @@ INSTEAD: dict[str, dict[tuple[tuple[str, str], str], float]] = {
         (("short-clients", "relayd-thousand"), _RELAYD): 1.3,
         (("route", "relayd-route"), _RELAYD): 1.3,
         (("route-peek", "relayd-peek"), _RELAYD): 1.4,
+        (("filtered-bulk", "relayd-first"), _RELAYD): 1.15,
+        (("route-bulk", "relayd-route"), _RELAYD): 1.15,
+        (("route-bulk", "relayd-peek"), _RELAYD): 1.15,
+        (("socks4-bulk", _PROXY), _RELAYD): 1.1,
         (("transparent", "relayd-transparent"), _RELAYD): 1.25,
         (("socks4-short", _PROXY), "dante"): 0.55,
         (("socks4-short-quiet", _PROXY), "dante"): 0.55,
