@@ -130,7 +130,6 @@ class ClosingBridge(Bridge):
         """
         if self.closing or not other.alive or other.undelivered():
             return False
-        is_tls = INegotiated.providedBy(other.transport)
         if self._until is None:
             grace = 0.0
             if other.can_say_end:
@@ -142,7 +141,7 @@ class ClosingBridge(Bridge):
         if now < self._until:
             return False
         self.closing = True
-        if is_tls:
+        if INegotiated.providedBy(other.transport):
             # It was asked to close, and waits for its peer's goodbye.
             self._decide(Ending.DONE, self._what_was_dropped())
             other.abort()
