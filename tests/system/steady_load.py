@@ -21,6 +21,7 @@ from typing import Any, Literal, Self
 
 import attrs
 
+from tests.support.ports import free_port
 from tests.support.process import PATIENCE
 
 #: In place of a name: nobody answers, and the connection is closed or reset.
@@ -210,8 +211,11 @@ class SteadyLoad:
     async def _serve(self, name: str, kind: Kind) -> int:
         answer = _answer(name)
         if kind == "udp":
+            # A client whose own port is that of a server here is taken for it; and one
+            # of those that the kernel gives out is given to a client, too, whose
+            # address is another.
             transport, _ = await self._loop.create_datagram_endpoint(
-                lambda: _Answers(answer), ("127.0.0.1", 0)
+                lambda: _Answers(answer), ("127.0.0.1", free_port())
             )
             self._servers.append(transport)
             return int(transport.get_extra_info("sockname")[1])
