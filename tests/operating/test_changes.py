@@ -20,6 +20,7 @@ from relayd.configuring.file import read_layers
 from relayd.control.steering import Conflict, Invalid
 from relayd.core.errors import ConfigError
 from tests.conftest import LoggedFailures
+from tests.support.ports import free_port
 from tests.support.standing import refuse
 from tests.support.steered import HOST, ME, Relayd, at, datagrams, result, running
 
@@ -59,6 +60,10 @@ def cut(relayd: Relayd) -> None:
 def held(relayd: Relayd) -> dict[int, bool]:
     """Of each port of streams, whether its clients are held."""
     return {each.getHost().port: each.held for each in relayd.service.ports}
+
+
+#: Listeners of all addresses, with a port that no other process of the tests has.
+ALL_ADDRESSES = ["{}", "0.0.0.0:{}"]
 
 
 # -- what can't be opened
@@ -108,23 +113,25 @@ def test_a_socket_that_cannot_be_copied_leaves_all_as_it_was(
         assert relayd.service.addresses("a") == [f"udp:{at(20002)}"]
 
 
-@pytest.mark.parametrize("listen", ["20011", "0.0.0.0:20011"])
+@pytest.mark.parametrize("listen", ALL_ADDRESSES)
 def test_a_listener_may_be_narrowed(tmp_path: Path, listen: str) -> None:
     """That of all addresses is in the way of that of one, and closes first."""
-    tables = {"tcp": {"a": {"listen": listen, "dest": NOBODY}}}
+    port = free_port()
+    tables = {"tcp": {"a": {"listen": listen.format(port), "dest": NOBODY}}}
     with running(tmp_path, tables) as relayd:
-        relayd.set("a", listen=at(20011))
-        assert relayd.service.addresses("a") == [at(20011)]
+        relayd.set("a", listen=at(port))
+        assert relayd.service.addresses("a") == [at(port)]
         relayd.set("a", listen=None)
-        assert relayd.service.addresses("a") != [at(20011)]
+        assert relayd.service.addresses("a") != [at(port)]
 
 
-@pytest.mark.parametrize("listen", ["20011", "0.0.0.0:20011"])
+@pytest.mark.parametrize("listen", ALL_ADDRESSES)
 def test_one_of_datagrams_may_be_narrowed_while_it_has_no_flow(
     tmp_path: Path, listen: str
 ) -> None:
     """Flows share its socket: with one it stays, and is said to."""
-    tables = {"udp": {"a": {"listen": listen, "dest": at(20009)}}}
+    port = free_port()
+    tables = {"udp": {"a": {"listen": listen.format(port), "dest": at(20009)}}}
     with (
         running(tmp_path, tables) as relayd,
         datagrams(20009) as server,
@@ -132,19 +139,19 @@ def test_one_of_datagrams_may_be_narrowed_while_it_has_no_flow(
     ):
 
         def ask(data: bytes) -> Any:
-            client.sendto(data, (HOST, 20011))
+            client.sendto(data, (HOST, port))
             relayd.reactor.turn()
             assert server.recv(9) == data
             return relayd.served("a")
 
-        relayd.set("a", listen=at(20011))
-        assert relayd.service.addresses("a") == [f"udp:{at(20011)}"]
+        relayd.set("a", listen=at(port))
+        assert relayd.service.addresses("a") == [f"udp:{at(port)}"]
         assert len(ask(b"1").table) == 1
         with pytest.raises(Invalid) as caught:
             relayd.set("a", listen=None)
         assert str(caught.value).endswith(
-            f":20011: Address already in use: relay a has flows, or clients that wait"
-            f" for one, on udp:{at(20011)}: relayctl stop a --cut ends them; then"
+            f":{port}: Address already in use: relay a has flows, or clients that wait"
+            f" for one, on udp:{at(port)}: relayctl stop a --cut ends them; then"
             " change it, and start it"
         )
         assert len(ask(b"2").table) == 1
@@ -157,24 +164,26 @@ def test_one_of_datagrams_may_be_narrowed_while_it_has_no_flow(
 
 def test_one_of_datagrams_for_which_clients_wait_stays(tmp_path: Path) -> None:
     """They are served when the pause is over."""
-    tables = {"udp": {"a": {"listen": at(20011), "dest": at(20009)}}}
+    port = free_port()
+    tables = {"udp": {"a": {"listen": at(port), "dest": at(20009)}}}
     with (
         running(tmp_path, tables) as relayd,
         datagrams(20009) as server,
         datagrams() as client,
     ):
         relayd.do("pause", "a")
-        client.sendto(b"1", (HOST, 20011))
+        client.sendto(b"1", (HOST, port))
         relayd.reactor.turn()
         with pytest.raises(Invalid, match="clients that wait for one"):
-            relayd.set("a", listen="0.0.0.0:20011")
+            relayd.set("a", listen=f"0.0.0.0:{port}")
         relayd.do("resume", "a")
         relayd.reactor.turn()
         assert server.recv(9) == b"1"
 
 
 def test_one_of_datagrams_that_was_in_the_way_in_vain_serves_on(tmp_path: Path) -> None:
-    tables = {"udp": {"a": {"listen": "0.0.0.0:20011", "dest": at(20009)}}}
+    port = free_port()
+    tables = {"udp": {"a": {"listen": f"0.0.0.0:{port}", "dest": at(20009)}}}
     with (
         running(tmp_path, tables) as relayd,
         datagrams(20009) as server,
@@ -182,9 +191,9 @@ def test_one_of_datagrams_that_was_in_the_way_in_vain_serves_on(tmp_path: Path) 
         datagrams() as client,
     ):
         with pytest.raises(Invalid, match="20003: Address already in use$"):
-            relayd.set("a", listen=[at(20011), at(20003)])
-        assert relayd.service.addresses("a") == ["udp:0.0.0.0:20011"]
-        client.sendto(b"1", (HOST, 20011))
+            relayd.set("a", listen=[at(port), at(20003)])
+        assert relayd.service.addresses("a") == [f"udp:0.0.0.0:{port}"]
+        client.sendto(b"1", (HOST, port))
         relayd.reactor.turn()
         assert server.recv(9) == b"1"
 

@@ -272,7 +272,7 @@ async def test_servers_of_datagrams(tmp_path: Path) -> None:
     where = [f'"127.0.0.1:{each.getHost().port}"' for each in (*ports, gone)]
     await gone.stopListening()
     text = relay_to(where, "udp send=ping expect=pong", "udp")
-    text = text.replace("check_timeout = 5", "check_timeout = 0.05")
+    text = text.replace("check_timeout = 5", "check_timeout = 0.5")
     text += '\nsource = "127.0.0.7"'
     async with running(tmp_path, text) as made:
         first, second, third = made.servers

@@ -74,7 +74,9 @@ def _datagrams(host: str) -> socket.socket:
 @contextmanager
 def relaying(folder: Path, kind: str, **more: Any) -> Iterator[Ends]:
     port = free_port()
-    with datagrams() as server:
+    # A client whose own port is that of a server here is taken for it: it is one that
+    # the kernel gives to none.
+    with datagrams(20009) as server:
         server.setblocking(False)
         udp = {"dns": dns(port, server.getsockname()[1]), **more}
         with running(folder, {"transport": kind, "udp": udp}) as relayd:
@@ -121,12 +123,14 @@ def test_it_starts_again_right_after_its_flows_were_cut(
 ) -> None:
     with relaying(tmp_path, kind) as ends:
         for _ in range(3):
-            before = ends.ask(family, b"one")
+            ends.ask(family, b"one")
             stopping = ends.relayd.steered.stop("dns", True, ME)
             ends.relayd.reactor.turn()
             assert result(stopping)["sessions"] == 0
+            assert not ends.relayd.served("dns").table
             ends.relayd.do("start", "dns")
-            assert ends.ask(family, b"two") != before
+            # Its port may be the same one, by chance.
+            ends.ask(family, b"two")
 
 
 def test_it_closes_both_once_no_flow_is_left(tmp_path: Path, kind: str) -> None:

@@ -169,12 +169,16 @@ def ask(proxy: RelayProcess, request: bytes) -> tuple[int, float, bytes]:
 
 def assert_unreachable(proxy: RelayProcess, canary: Canary, request: bytes) -> None:
     """The request is refused at once, and nobody comes to the canary."""
-    code, taken, behind = ask(proxy, request)
-    visitors = canary.visitors()
-    for each in visitors:
-        each.close()
-    assert (code, visitors, behind) == (Code.REJECTED, [], b"")
-    assert taken < 1
+    # A machine may be busy for a second; a look-up would take one each time.
+    for left in (2, 1, 0):
+        code, taken, behind = ask(proxy, request)
+        visitors = canary.visitors()
+        for each in visitors:
+            each.close()
+        assert (code, visitors, behind) == (Code.REJECTED, [], b"")
+        if taken < 1:
+            return
+        assert left, "it is not refused at once"
 
 
 # -- to reach what is guarded

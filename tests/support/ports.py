@@ -12,8 +12,9 @@ import socket
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-#: Where they are looked for, as far as the kernel gives out none of them.
-_PORTS = range(20000, 32768)
+#: Where they are looked for, as far as the kernel gives out none of them; not those
+#: that tests have on addresses of their own (`steered`), beside one that has all.
+_PORTS = range(20100, 32768)
 
 _GIVEN_OUT = Path("/proc/sys/net/ipv4/ip_local_port_range")
 

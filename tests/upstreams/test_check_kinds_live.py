@@ -610,8 +610,12 @@ async def test_a_server_that_answers_a_datagram(interface: str) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_datagram_that_is_refused() -> None:
-    where = "127.0.0.1", unused()
-    verdict = await found("udp send=x", Target(server=None, address=lambda: where))
+    with socket.socket(type=socket.SOCK_DGRAM) as held:
+        # The port is nobody else's, and this one takes nothing but from its peer.
+        held.bind(("127.0.0.1", 0))
+        held.connect(("127.0.0.1", 9))
+        where = held.getsockname()
+        verdict = await found("udp send=x", Target(server=None, address=lambda: where))
     assert verdict == Verdict(False, "Connection was refused by other side")
 
 
