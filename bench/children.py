@@ -48,8 +48,8 @@ PACKAGES = {
 #: Listening ports, each used once in a run, so that none has connections in TIME_WAIT.
 #: They are below the kernel's ephemeral ports.  Another run may look for some at the
 #: same time, and would take one of its own that is there for one that it waits for.
-_first = random.SystemRandom().randrange(20_000, 32_768)
-_ports = itertools.chain(range(_first, 32_768), range(20_000, _first))
+_first = random.SystemRandom().randrange(10_000, 20_000)
+_ports = itertools.chain(range(_first, 20_000), range(10_000, _first))
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -112,7 +112,7 @@ def free_port() -> int:
                 one.bind(("127.0.0.1", port))
                 other.bind(("127.0.0.1", port))
                 return port
-    raise CannotMeasure("no port from 20000 to 32767 is free")
+    raise CannotMeasure("no port from 10000 to 19999 is free")
 
 
 def eventually(condition: Callable[[], bool], what: str) -> None:

@@ -267,22 +267,25 @@ static int rate(struct sockaddr_in relay, int flows, double rate, size_t size,
     int *fds = open_flows(relay, flows, epoll);
     struct epoll_event events[256];
     long sent = 0, received = 0, next = 0;
-    double begin = now(), quiet = begin;
+    double begin = now(), quiet = begin, last = begin;
     for (;;) {
-        double time = now();
-        long due = time - begin < seconds ? (long)((time - begin) * rate) : sent;
-        for (; sent < due; sent++)
+        double time = now(), passed = time - begin;
+        long due = (long)((passed < seconds ? passed : seconds) * rate);
+        while (sent < due) {
             if (send_some(fds[next++ % flows], 1, size) != 1)
                 fail("send");
+            if (++sent == due)
+                last = now();
+        }
         int count = epoll_wait(epoll, events, 256, 1);
         if (count > 0)
             quiet = now();
         for (int i = 0; i < count; i++)
             received += receive_some(events[i].data.fd);
-        if (time - begin >= seconds && (received >= sent || now() - quiet > 0.5))
+        if (passed >= seconds && (received >= sent || now() - quiet > 0.5))
             break;
     }
-    printf("%ld %ld %f\n", sent, received, seconds);
+    printf("%ld %ld %f\n", sent, received, last - begin);
     return 0;
 }
 

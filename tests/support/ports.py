@@ -7,6 +7,7 @@ a port from that range it is only known that one address has it free.
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 from contextlib import ExitStack, suppress
@@ -18,17 +19,30 @@ _PORTS = range(20100, 32768)
 
 _GIVEN_OUT = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
+#: Which of the processes that share the tests this one is, and how many there are.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+
+_given: set[int] = set()
+
 #: For all addresses of each family.
 _ANY = {socket.AF_INET: "", socket.AF_INET6: "::"}
 
 
 def free_port() -> int:
-    """A port that nobody has on any address, neither for datagrams nor for streams."""
+    """A port that nobody has on any address, neither for datagrams nor for streams.
+
+    Each is given once, and to one of the processes that share the tests: it may take a
+    while until it is listened on.
+    """
     first = int(_GIVEN_OUT.read_text().split()[0])
     ports = [port for port in _PORTS if port < first] or list(_PORTS)
+    mine = ports[_WORKER::_WORKERS]
     # Not the generator that pytest-randomly seeds: two runs may have one seed.
-    for port in random.SystemRandom().sample(ports, 100):
-        if is_free(port):
+    random.SystemRandom().shuffle(mine)
+    for port in mine:
+        if port not in _given and is_free(port):
+            _given.add(port)
             return port
     raise AssertionError("no port is free")
 

@@ -8,6 +8,7 @@ namespaces.
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -56,6 +57,9 @@ for _ in 1 2 3 4 5 6 7 8 9; do
 done
 """
 
+#: The instances of this process: a group of control of one may outlive it for a while.
+_numbers = itertools.count(1)
+
 
 class Manager:
     """The instance, and its units.
@@ -77,13 +81,17 @@ class Manager:
             self.process = subprocess.Popen(
                 [
                     *(program("unshare"), *namespaces, "sh", "-c", _SCRIPT, "sh"),
-                    *(str(self.folder), str(os.getpid()), program("systemd")),
+                    *(
+                        str(self.folder),
+                        f"{os.getpid()}-{next(_numbers)}",
+                        program("systemd"),
+                    ),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        limit = time.monotonic() + PATIENCE
+        limit = time.monotonic() + START
         while "running" not in self.ask("is-system-running"):
             assert self.process.poll() is None, (self.folder / "log").read_text()
             assert time.monotonic() < limit

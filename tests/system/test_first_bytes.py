@@ -141,11 +141,17 @@ def test_a_request_comes_with_the_handshakes_ack(
             client.sendall(b"request")
             assert read_exactly(peer, 7) == b"request"
             plain = segments(peer)
-    with session(network, running, listener) as (client, peer):
-        assert segments(peer) == plain - 1
-        peer.sendall(b"response")
-        peer.close()
-        assert read_all(client) == b"response"
+
+    def attempt() -> int:
+        with session(network, running, listener) as (client, peer):
+            found = segments(peer)
+            peer.sendall(b"response")
+            peer.close()
+            assert read_all(client) == b"response"
+        return found
+
+    # A relay that does not run for 200 ms has its kernel send the ACK alone.
+    assert min(attempt() for _ in range(TRIES)) == plain - 1
 
 
 def test_a_server_that_speaks_first_is_not_kept_waiting(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.ports import free_port
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
 
@@ -49,33 +50,17 @@ def pattern(output: str) -> re.Pattern[str]:
     return re.compile("".join(lines))
 
 
-def free_ports(count: int) -> list[str]:
-    """Ports that are free for TCP and UDP."""
-    taken: list[socket.socket] = []
-    ports: list[str] = []
-    try:
-        while len(ports) < count:
-            one = socket.socket()
-            other = socket.socket(type=socket.SOCK_DGRAM)
-            taken += [one, other]
-            one.bind(("127.0.0.1", 0))
-            try:
-                other.bind(one.getsockname())
-            except OSError:
-                continue
-            ports.append(str(one.getsockname()[1]))
-    finally:
-        for sock in taken:
-            sock.close()
-    return ports
-
-
 @pytest.mark.system
 def test_the_page_is_true(tmp_path: Path) -> None:
-    there = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+    there = {port: str(free_port()) for port in PORTS}
 
     def moved(text: str) -> str:
         return re.sub(rf"\b({'|'.join(PORTS)})\b", lambda m: there[m[1]], text)
+
+    def typed(command: str) -> str:
+        # A session is logged once both have closed, which curl does not wait for.
+        before = "sleep 0.5; " if command.startswith("grep session=") else ""
+        return before + moved(command)
 
     (tmp_path / "relayd.toml").write_text(moved(blocks("toml")[0]))
     shown = commands()
@@ -84,7 +69,7 @@ def test_the_page_is_true(tmp_path: Path) -> None:
     # With job control, as in a terminal: %1, %2.
     script.write_text(
         "set -m\n"
-        + "".join(f"{moved(command)}\necho '{MARK}'\n" for command, _ in shown)
+        + "".join(f"{typed(command)}\necho '{MARK}'\n" for command, _ in shown)
     )
     bin_ = Path(sys.executable).parent
     done = subprocess.run(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -147,12 +148,12 @@ def test_many_sessions_are_listed(tmp_path: Path, record_property: Record) -> No
         all_there = RELAYED + SHAKING
         eventually(lambda: now.operator.asks("status")["sessions"] >= all_there)
         took: list[float] = []
-        without: list[Asked] = []
-        meanwhile: list[Asked] = []
+        without: list[float] = []
+        meanwhile: list[float] = []
         answer = tmp_path / "answer"
         for _ in range(6):
             # In turns, as what else the machine does differs from second to second.
-            without += now.target.next(RATE)
+            without.append(p99(now.target.next(RATE)))
             begun = len(now.target.asked)
             # In a process of its own: to read the answer takes time, too.
             said = run(
@@ -163,8 +164,10 @@ def test_many_sessions_are_listed(tmp_path: Path, record_property: Record) -> No
             )
             took.append(round(float(said), 3))
             now.load.until(lambda: len(now.target.asked) >= begun + RATE, lambda: "")  # noqa: B023
-            meanwhile += [x for x in now.target.asked[begun:][:RATE] if x.over]
-        before, during = p99(without), p99(meanwhile)
+            over = [x for x in now.target.asked[begun:][:RATE] if x.over]
+            meanwhile.append(p99(over))
+        # Another program may have the processor, in one or two of these seconds.
+        before, during = statistics.median(without), statistics.median(meanwhile)
         body = json.loads(answer.read_text())
         assert body["total"] >= len(body["sessions"]) >= all_there
         facts = (took, before, during)
@@ -292,7 +295,8 @@ def test_hostile_control_clients(tmp_path: Path, record_property: Record) -> Non
         for _ in range(1000):
             with suppress(OSError):
                 comes(b"GET /v1/status HTTP/1.1\r\n")
-        during = now.target.next(RATE)
+        # Another program may have the processor, in one of these seconds.
+        during = statistics.median(p99(now.target.next(RATE)) for _ in range(3))
         assert not now.wrong()
         # Those who say only half of it are dropped after a while.
         for each in half:
@@ -308,7 +312,7 @@ def test_hostile_control_clients(tmp_path: Path, record_property: Record) -> Non
             f"memory {memory / 1e6:.1f} MB before, {now.relay.rss / 1e6:.1f} MB after"
         )
         assert now.relay.rss < memory + (16 << 20)
-        assert p99(during) < 2 * usual + 0.1
+        assert during < 2 * usual + 0.1
 
 
 def _all(client: socket.socket) -> bytes:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.process import (
     PATIENCE,
     START,
@@ -30,12 +31,6 @@ from tests.system.test_unit import RELAYCTL, UNIT, analyze, unknown
 pytestmark = pytest.mark.system
 
 SOCKET_UNIT = UNIT.with_suffix(".socket")
-
-
-def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    with closing(socket.socket(type=kind)) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @contextmanager
@@ -156,7 +151,7 @@ def test_a_relay_that_can_not_listen_is_not_ready(tmp_path: Path) -> None:
 
 def test_a_relay_is_given_its_sockets(tmp_path: Path) -> None:
     """The first client starts it; nobody is refused while it is started anew."""
-    web, dns = free_port(), free_port(socket.SOCK_DGRAM)
+    web, dns = free_port(), free_port()
     config = """
 [tcp.web]
 listen = "systemd:web"
@@ -250,7 +245,7 @@ def test_sockets_without_a_manager(
 
 
 def test_datagrams_without_a_manager() -> None:
-    port = free_port(socket.SOCK_DGRAM)
+    port = free_port()
     with UdpServer() as server:
         running = RelayProcess(
             *("--listen", "udp:systemd:dns", "--dest", server.address),

@@ -162,6 +162,8 @@ class Client:
         """Who has answered."""
         self._number += 1
         question = f"question {self._number}"
+        # Who asks but once waits for as long as a busy machine takes.
+        self.socket.settimeout(AGAIN if often > 1 else PATIENCE)
         for _ in range(often):
             self.socket.send(question.encode())
             try:

@@ -13,7 +13,7 @@ import pytest
 from bench import children
 from bench.children import CannotMeasure
 from bench.figures import MANY
-from tests.support.process import PATIENCE
+from tests.support.process import START
 
 
 def test_a_udp_port_is_bound_when_a_socket_receives_there() -> None:
@@ -58,8 +58,8 @@ import os, sys, time
 if not os.fork():
     {busy}
     print(flush=True)
-    time.sleep({PATIENCE})
-time.sleep({PATIENCE})
+    time.sleep({START})
+time.sleep({START})
 """
     with subprocess.Popen(
         [sys.executable, "-c", program],

@@ -35,7 +35,7 @@ def test_unreadable_counts_of_datagrams_are_errors(text: str, message: str) -> N
 
 
 def test_counts_of_datagrams_are_read() -> None:
-    assert read_moved("1000 999 0.400012\n") == Moved(1000, 999)
+    assert read_moved("1000 999 0.400012\n") == Moved(1000, 999, 0.400012)
 
 
 @contextmanager
@@ -148,8 +148,8 @@ def test_delivered_is_a_percentage_of_what_was_sent(
 def test_datagrams_that_were_not_sent_in_time_are_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with instead_of_datagrams("echo 9000 9000 1.0", tmp_path, monkeypatch):
+    with instead_of_datagrams("echo 10000 9990 1.26", tmp_path, monkeypatch):
         with pytest.raises(
-            CannotMeasure, match="the rate was 9000 datagrams a second, not 10000"
+            CannotMeasure, match="10000 datagrams were sent in 1.26 s, not 1.0"
         ):
             delivered(20000, 1.0)
