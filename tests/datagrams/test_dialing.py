@@ -15,6 +15,7 @@ from relayd.datagrams.sockets import (
     bind_udp,
 )
 from relayd.udp_nat import Server, UdpNat
+from tests.support.ports import free_port
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -26,8 +27,7 @@ def test_a_socket_that_is_connected_to_itself_is_no_flow(
     live: Any = reactor
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     opened: list[Any] = []
-    with closing(bind_udp(host, 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
 
     def open_socket(family: int) -> Any:
         sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)

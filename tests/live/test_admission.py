@@ -273,12 +273,12 @@ def test_a_drain_does_not_wait_for_those_who_wait() -> None:
 
 
 def test_sessions_have_an_age() -> None:
-    options = ("--max-age", "300ms", "--connect-timeout", "1")
+    options = ("--max-age", "1s", "--connect-timeout", "1")
     with Server() as server, relay(*LISTEN, server.address, *options) as running:
         with connect(running.port) as client, served(client, server):
             assert is_reset(client)
         [session] = running.ended("max_age")
-        assert float(session["duration"]) >= 0.27
+        assert float(session["duration"]) >= 0.97
 
 
 def test_a_proxy_has_the_same_limits() -> None:

@@ -152,17 +152,17 @@ def test_datagrams_that_come_too_fast_are_dropped() -> None:
         balanced(*listen, "--dest", server.address) as running,
         udp_client(running.port) as client,
     ):
-        for number in range(5):
-            client.send(b"%d" % number + bytes(199))
-        # 250 bytes: one, and a debt.
+        # 250 bytes: one, and a debt, of eight seconds.
+        for number, size in enumerate((200, 8000, 200, 200, 200)):
+            client.send(b"%d" % number + bytes(size - 1))
         data, peer = server.receive()
         assert data[:1] == b"0"
         second, _ = server.receive()
         assert second[:1] == b"1"
-        for _ in range(5):
-            server.send(bytes(200), peer)
-        assert len(client.recv(1000)) == 200
-        assert len(client.recv(1000)) == 200
+        for size in (200, 8000, 200, 200, 200):
+            server.send(bytes(size), peer)
+        assert len(client.recv(9000)) == 200
+        assert len(client.recv(9000)) == 8000
         running.signal()
         [line] = running.wait_for(r"(datagrams relay=.*)")
     told = dict(word.split("=", 1) for word in line[1].split()[1:])

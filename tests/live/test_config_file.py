@@ -143,7 +143,7 @@ def test_a_folder_and_the_command_line(tmp_path: Path) -> None:
                 "idle_timeout = '1h'\n"
             )
         words = ["--name", "c", "--listen", "127.0.0.1:0", "--dest", server.address]
-        with relay("--config", str(folder), "--idle-timeout", "0.2", *words) as running:
+        with relay("--config", str(folder), "--idle-timeout", "1", *words) as running:
             for port in ports(running, 3):
                 echo(port, server)
             names = [each["relay"] for each in running.ended("done", 3)]

@@ -142,7 +142,7 @@ def test_slices_are_all_there_is() -> None:
 
 
 def test_slices_reach_a_reader_one_by_one() -> None:
-    with session("slicer:4,delay=100ms") as (_, client, server):
+    with session("slicer:4,delay=500ms") as (_, client, server):
         server.sendall(b"hello world")
         assert client.recv(100) == b"hell"
         assert client.recv(100) == b"o wo"

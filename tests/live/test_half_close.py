@@ -172,7 +172,7 @@ def suppressed(sock: socket.socket, data: bytes) -> None:
 
 
 def test_one_that_takes_nothing_more_stalls() -> None:
-    limits = ("--stall-timeout", "0.3", "--half-close-timeout", NEVER)
+    limits = ("--stall-timeout", "1", "--half-close-timeout", NEVER)
     with session(None, *limits) as (running, client, server):
         client.setblocking(False)
         with suppress(BlockingIOError):

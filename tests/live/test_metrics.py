@@ -195,7 +195,7 @@ def test_datagrams_are_counted_as_the_log_has_them() -> None:
     """Of flows that live as of those that are over."""
     with UdpServer() as server:
         options = ("--name", "dns", "-l", "udp:127.0.0.1:0", "-d", server.address)
-        options += ("--udp-unreplied-timeout", "0.2", "--udp-timeout", "0.2")
+        options += ("--udp-unreplied-timeout", "1", "--udp-timeout", "1")
         with relay(*METRICS, *options) as running:
             port = int(running.listening()[0].rpartition(":")[2])
             with udp_client(port) as client:
@@ -294,10 +294,10 @@ def test_a_relay_that_stops_says_so_while_it_drains(server: Server) -> None:
 def test_balancers_are_told_while_clients_are_accepted(server: Server) -> None:
     """Not ready from the first signal on, and nobody is refused for the delay."""
     options = ("--name", "web", "-l", "127.0.0.1:0", "-d", server.address)
-    with relay(*METRICS, *options, "--shutdown-delay", "1") as running:
+    with relay(*METRICS, *options, "--shutdown-delay", "2") as running:
         where = address(running)
         running.signal()
-        running.wait_for("clients are accepted for 1 s more")
+        running.wait_for("clients are accepted for 2 s more")
         assert get(where, "/readyz") == (503, "stopping\n")
         with connect(running.port) as client, server.accept() as there:
             client.sendall(b"question")

@@ -276,10 +276,10 @@ def test_sigterm_may_accept_clients_a_little_longer(
     how: dict[str, Any] = {}
     if program == "twist":
         how["twistd"] = (TWIST, "--log-format=text")
-    with chain(server, 1, "--shutdown-delay", "1", **how) as running:
+    with chain(server, 1, "--shutdown-delay", "2", **how) as running:
         running.signal()
         running.wait_for("SIGTERM: stopping")
-        running.wait_for("clients are accepted for 1 s more")
+        running.wait_for("clients are accepted for 2 s more")
         with connect(running.port) as client, server.accept() as upstream:
             client.sendall(b"question")
             assert read_exactly(upstream, 8) == b"question"

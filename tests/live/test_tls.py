@@ -343,21 +343,22 @@ def test_socks4_in_tls(pem: Path, root: Authority, server: Server) -> None:
 def test_both_handshakes_of_socks4_in_tls_have_one_deadline(
     pem: Path, root: Authority, shakes_hands: bool
 ) -> None:
-    with tls_proxy(pem, "--handshake-timeout", "1.6") as running:
+    with tls_proxy(pem, "--handshake-timeout", "2.5") as running:
         began = time.monotonic()
         client: socket.socket = connect(running.port)
         if shakes_hands:
-            time.sleep(0.8)
+            time.sleep(1.5)
             context = ssl.create_default_context(cafile=str(root.file))
             client = context.wrap_socket(client, server_hostname="localhost")
         with client, suppress(ConnectionResetError):
             # A reply, to those who can read one.
             assert len(read_all(client)) == (8 if shakes_hands else 0)
-        assert time.monotonic() - began < 2.3
+        # With two it would be 4 s.
+        assert time.monotonic() - began < 3.9
         [line] = running.ended("handshake_timeout")
         assert line["reply"] == ("91" if shakes_hands else "-")
         what = "request" if shakes_hands else "TLS handshake"
-        running.wait_for(f"detail='no {what} in 1.6 s'")
+        running.wait_for(f"detail='no {what} in 2.5 s'")
         silent(running)
 
 

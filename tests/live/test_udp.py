@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import select
-import socket
 import time
 from contextlib import ExitStack
 
@@ -22,6 +21,7 @@ from tests.support.live_udp import (
     server,
     stage,
 )
+from tests.support.ports import free_port
 from tests.support.process import (
     DATAGRAM,
     PATIENCE,
@@ -43,17 +43,6 @@ SIZES = (0, 1, 512, 1472, 8192, 8193, 65507)
 
 #: The most that IPv6 has.
 MAX_IPV6 = 65527
-
-
-def free_port() -> int:
-    """A port that neither TCP nor UDP uses here now."""
-    while True:
-        with socket.socket() as stream, UdpServer() as datagrams:
-            try:
-                stream.bind(("127.0.0.1", datagrams.port))
-            except OSError:
-                continue
-            return datagrams.port
 
 
 # -- datagrams
@@ -282,7 +271,8 @@ def test_a_server_that_is_down_for_a_while(stage: Stage) -> None:
 
 
 def test_a_server_that_is_down_from_the_start() -> None:
-    with UdpServer("127.0.0.77") as server:
+    # And that the client is not given.
+    with UdpServer("127.0.0.77", free_port()) as server:
         pass
     with balanced(*LISTEN, "-d", server.address) as running:
         with udp_client(running.port) as client:

@@ -209,7 +209,7 @@ def fill_table(
 @seldom
 @pytest.mark.parametrize(
     ("most", "timeout"),
-    [(1500, "2"), pytest.param(8000, "6", marks=pytest.mark.system)],
+    [(1500, "5"), pytest.param(8000, "6", marks=pytest.mark.system)],
 )
 def test_thousands_of_flows_and_nothing_left_of_them(
     server: UdpServer, most: int, timeout: str
@@ -247,7 +247,8 @@ def test_thousands_of_flows_and_nothing_left_of_them(
             # Python keeps some of the memory, and needs no more for as many others.
             # What they leave behind would be twice this: a kilobyte each.
             fill_table(many, server, port, range(0x30000, 0x30000 + count))
-            assert running.rss < memory + 512 * most
+            # The look for huge pages, and its thread, may come in between.
+            assert running.rss < memory + 768 * most
         assert not [line for line in running.lines if "ending=expired" in line]
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.live.test_metrics import METRICS, Samples
 from tests.support.live_udp import LISTEN, balanced
+from tests.support.ports import free_port
 from tests.support.process import RelayProcess, UdpServer, udp_client
 
 
@@ -26,9 +27,8 @@ def create_health(port: int) -> socket.socket:
 
 
 def closed_port() -> str:
-    """The address of a server that is not there."""
-    with UdpServer() as server:
-        return server.address
+    """The address of a server that is not there, nor is any client."""
+    return f"udp:127.0.0.1:{free_port()}"
 
 
 def asked(port: int, *servers: UdpServer) -> UdpServer:
@@ -158,7 +158,7 @@ def test_a_conversation_leaves_a_server_that_is_down_and_a_new_one_waits() -> No
     """Its checks ask at a port of TCP, which nobody has for a while."""
     with ExitStack() as held:
         servers = [held.enter_context(UdpServer()) for _ in range(2)]
-        health = [create_health(0) for _ in servers]
+        health = [create_health(free_port()) for _ in servers]
         ports = [each.getsockname()[1] for each in health]
         args = ["--check-every", "50ms", "--balance", "first", "--fall", "1"]
         args += ["--rise", "1", "--on-down", "cut", "--when-none", "wait=60"]

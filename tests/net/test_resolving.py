@@ -20,6 +20,7 @@ from relayd.net.fair_queue import OWNERS_WORKERS, WORKERS, WORKERS_PER_OWNER
 from relayd.net.happy_eyeballs import NameEndpoint
 from relayd.net.resolving import MAX_QUEUE, MAX_QUEUE_PER_OWNER, Resolver
 from tests.support.contracts import Recorder, turns, until
+from tests.support.ports import free_port
 
 
 def found(*addresses: str) -> list[Any]:
@@ -400,8 +401,8 @@ async def test_the_next_address_is_tried_when_one_is_silent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(happy_eyeballs, "HEAD_START", 0.05)
-    with socket.create_server(("127.0.0.2", 0), backlog=0) as silent:
-        port = silent.getsockname()[1]
+    port = free_port()
+    with socket.create_server(("127.0.0.2", port), backlog=0):
         fillers = []
         for _ in range(4):
             filler = socket.socket()

@@ -16,6 +16,7 @@ from typing import Any
 import attrs
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.process import (
     DATAGRAM,
     PATIENCE,
@@ -90,8 +91,12 @@ seldom = pytest.mark.parametrize(
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     """What the tests that set no option share; other relays get its transport."""
     with ExitStack() as held:
-        ipv4, one, two = (held.enter_context(UdpServer()) for _ in range(3))
-        ipv6 = held.enter_context(UdpServer("::1"))
+        # Who binds an address of its own, and the port that the kernel picks, would
+        # be taken for a server if it were that one's (README, source_loops).
+        ipv4, one, two = (
+            held.enter_context(UdpServer(port=free_port())) for _ in range(3)
+        )
+        ipv6 = held.enter_context(UdpServer("::1", free_port()))
         both = held.enter_context(UdpServer(""))
         sorts = {
             "ipv4": ("udp:127.0.0.1:0", ipv4.address),
@@ -117,7 +122,7 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
 
 @pytest.fixture
 def server() -> Iterator[UdpServer]:
-    with UdpServer() as listening:
+    with UdpServer(port=free_port()) as listening:
         yield listening
 
 
