@@ -36,6 +36,7 @@ from relayd.upstreams.conversation import MOST
 from relayd.upstreams.judging import CannotCheck, Verdict
 from tests.conftest import pause
 from tests.support.certificates import Authority
+from tests.support.ports import free_port
 
 reactor: Any = _reactor
 
@@ -168,13 +169,6 @@ def says(data: bytes, then: Callable[[Scripted], object] = bool) -> Any:
     return say
 
 
-def unused() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 # -- TCP
 
 PING = r'tcp send="PING\r\n" expect="+PONG"'
@@ -206,7 +200,7 @@ async def test_a_server_that_answers(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest_twisted.ensureDeferred
 async def test_nobody_there(kind: str) -> None:
-    verdict = await found("tcp", target_at(unused(), kind))
+    verdict = await found("tcp", target_at(free_port(), kind))
     assert not verdict.up
     assert "refused" in verdict.why
 
@@ -216,7 +210,7 @@ async def test_another_port() -> None:
     """Without what is said at its own."""
     script = Script(says(b"+PONG"))
     with serving(script) as port:
-        target = target_at(unused(), preamble=b"<hello>")
+        target = target_at(free_port(), preamble=b"<hello>")
         verdict = await found(f"{PING} port={port}", target)
         assert verdict.up
         await until(lambda: script.lost)
@@ -456,7 +450,9 @@ def site(page: Page) -> Site:
 async def test_the_status(kind: str, status: int, up: bool) -> None:
     page = Page(status)
     with serving(site(page)) as port:
-        verdict = await found(f"http://:{port}/primary?a=1", target_at(unused(), kind))
+        verdict = await found(
+            f"http://:{port}/primary?a=1", target_at(free_port(), kind)
+        )
     assert verdict == Verdict(up, f"HTTP status {status}")
     assert page.asked == [(b"/primary?a=1", f"127.0.0.1:{port}")]
 
