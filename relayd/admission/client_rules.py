@@ -13,6 +13,7 @@ specific network decides, not the first.
 
 from __future__ import annotations
 
+import re
 import socket
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +30,9 @@ LONGEST = 64 << 20
 Span = tuple[int, int, int]
 
 EXPECTED_NETWORK = "an address or a network such as 192.168.0.0/16"
+
+#: What may be an address or a network with a mistake in it, and nobody's secret.
+_LIKE_A_NETWORK = re.compile(r"[0-9A-Fa-f.:/%]{1,80}")
 
 EXPECTED_RULE = f"{EXPECTED_NETWORK}, @FILE with one a line, or unix"
 
@@ -124,6 +128,10 @@ def _spans_of_file(path: str) -> Iterator[Span]:
         try:
             yield span_of(text)
         except ValueError as problem:
+            if not _LIKE_A_NETWORK.fullmatch(text):
+                # Not quoted: whoever steers may name any file that relayd can read.
+                why = f"{path!r}, line {number}: expected {EXPECTED_NETWORK}"
+                raise ValueError(why) from None
             shown = "" if repr(text) in str(problem) else f"{text[:80]!r}: "
             raise ValueError(
                 f"{path!r}, line {number}: {shown}{str(problem)[:300]}"

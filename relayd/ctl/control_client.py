@@ -261,7 +261,9 @@ class _Connection(HTTPConnection):
         headers = {"Accept": "application/json", "Connection": "close", **(more or {})}
         if body is not None:
             headers["Content-Type"] = "application/json"
-        self.request(method, path, body, headers)
+        with suppress(BrokenPipeError):
+            # Who is refused at once is told so, and nothing is read from them.
+            self.request(method, path, body, headers)
         return self.getresponse()
 
     def go_on(self) -> None:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from io import TextIOWrapper
 
+from relayd.ctl.amounts import printable
 from relayd.ctl.exits import CommandFailed, Exit
 
 #: What is not installed with relayd itself.
@@ -49,7 +50,8 @@ def _fail(code: Exit, *lines: str) -> Exit:
     """Say why, if anybody reads it: the exit code is the same."""
     with suppress(OSError):
         for line in lines:
-            print(line, file=sys.stderr, flush=True)
+            # The name of a file may have any characters.
+            print(printable(line), file=sys.stderr, flush=True)
     return code
 
 

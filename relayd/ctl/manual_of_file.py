@@ -76,6 +76,24 @@ VALUES = (
     ),
 )
 
+#: What may be said of one server, by its option.
+OF_A_SERVER = {
+    "weight": "Its share of the sessions, 0 to 256; 0 takes none. Default: 1.",
+    "backup": "It is used while no other can be.",
+    "max": "How many sessions it may have at once.",
+    "name": "What the log and the metrics call it, before its address. Two servers of"
+    " a pool with one address need one each.",
+    "pool": "Which pool of its relay it is in. Default: `default`.",
+    "disabled": "It is not used.",
+    "check": "How it is checked, if not as its relay says.",
+    "send-proxy": "The PROXY header for it, likewise.",
+    "source": "The address from which it is dialled, likewise.",
+    "interface": "The interface by which it is dialled, likewise.",
+    "mark": "The firewall mark with which it is dialled, likewise.",
+    "keepalive": "How its connections are kept alive, likewise.",
+    "user-timeout": "How long it may leave bytes unacknowledged, likewise.",
+}
+
 
 def file_page() -> Page:
     page = Page("relayd.toml", 5, "configuration file of relayd")
@@ -158,6 +176,14 @@ def file_page() -> Page:
     page.section("Settings of relays")
     page.text("The kinds of relay that have a setting stand behind it.")
     _keys(page, _of_relays())
+    page.section("Servers")
+    page.text(
+        "In `dest`, options stand behind the address of a server, each after a comma:"
+        ' `"10.0.0.5:80,weight=3"`; one that is on or off needs no value:'
+        ' `"10.0.0.7:80,backup"`. Or a server is a table, with underscores:'
+        ' `{address = "10.0.0.5:80", weight = 3, backup = true}`.',
+    )
+    page.items((f"`{name}`", said) for name, said in OF_A_SERVER.items())
     page.section("Filters")
     _filters(page)
     page.section("See also")

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from relayd.ctl.amounts import printable
 from relayd.ctl.asking import (
     Duration,
     complete_relay,
@@ -76,7 +77,7 @@ def confirm(as_json: bool) -> None:
 @click.option(
     "--to",
     metavar="FILE",
-    type=click.Path(),
+    type=click.Path(readable=False),
     help="Write it into FILE, in one step; mode and owner of FILE stay.",
 )
 @json_option
@@ -105,8 +106,8 @@ def save(to: str | None, as_json: bool) -> None:
 
         write(to, text, secret=bool(secrets))
         click.echo(
-            f"{to} is written. Once it is relayd's own file, relayctl reload --discard"
-            " reads it, and drops the run-time changes that are in it now.",
+            f"{printable(to)} is written. Once it is relayd's own file, relayctl reload"
+            " --discard reads it, and drops the run-time changes that are in it now.",
             err=True,
         )
     if secrets:

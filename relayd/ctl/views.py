@@ -270,7 +270,7 @@ def limits(answer: Json) -> View:
 def diff(answer: Json) -> View:
     changes = rows_of(answer, "changes")
     if not changes:
-        return ["No run-time changes: what runs is what the file says."]
+        return ["No run-time changes since the settings were read."]
     return [Table(_CHANGES, changes)]
 
 

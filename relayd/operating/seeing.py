@@ -189,7 +189,7 @@ class Seeing:
 
     def _state(self, unit: Unit) -> str:
         service = self._all.service
-        if service.stopping:
+        if service.draining:
             return "draining"
         if not unit.settings.enabled:
             served = [each.served for each in unit.parts]
@@ -301,7 +301,8 @@ class Seeing:
         served = unit.parts[0].served
         pool = pool_of(served)
         stopped = "" if unit.settings.enabled else "it is stopped"
-        if self._all.service.stopping:
+        if self._all.service.draining:
+            # Until then clients are accepted, for `shutdown_delay`.
             stopped = "relayd stops"
         if has_flows(served):
             state = State(gate=served.made_of.gate, pool=pool, stopped=stopped)

@@ -27,6 +27,7 @@ from twisted.internet.defer import (
 )
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from relayd.configuring.config import Config
 from relayd.configuring.configure import configure
@@ -97,7 +98,7 @@ class Steered(Intervening):
         self.afterwards: Callable[[bool], Deferred[Sequence[str]]]
         self.afterwards = lambda anew: succeed(())
         #: What a reload that waits to be confirmed goes back to, and when.
-        self._back: tuple[Layers, Overlay, Routes] | None = None
+        self._back: tuple[Layers, Overlay, Routes, float] | None = None
         self._back_at: IDelayedCall | None = None
 
     def close(self) -> None:
@@ -276,13 +277,13 @@ class Steered(Intervening):
         if why := self._source.why_not:
             raise Conflict(why)
         seconds = None if confirm is None else seconds_of(confirm)
-        before = self._layers, self.overlay, self._all.routes
+        before = self._layers, self.overlay, self._all.routes, self._loaded
 
         def overlay(layers: Layers) -> Overlay:
             nonlocal before
             # Another one may have come before.
             self._check_confirmed()
-            before = self._layers, self.overlay, self._all.routes
+            before = self._layers, self.overlay, self._all.routes, self._loaded
             there, were = (
                 {each.name or "": each.kind for each in of.relays}
                 for of in (layers, self._layers)
@@ -299,13 +300,11 @@ class Steered(Intervening):
             difference = yield self._change(overlay, self._source.read, then)
         except Exception as problem:
             lines = getattr(problem, "problems", [str(problem)])
-            self._note_reload(lines)
+            self._note_reload(*lines)
             self.reloaded(f"the last reload was refused: {lines[0]}")
             raise
-        self._loaded = LogTimes.since_epoch()
-        for each in self.loaded:
-            each(self._loaded)
-        self._note_reload([])
+        self._note_loaded(LogTimes.since_epoch())
+        self._note_reload()
         self.reloaded(next(iter(difference.unfinished), ""))
         counted = len(self.overlay), len(before[1]) - len(self.overlay)
         words = difference.in_words(*counted)
@@ -341,12 +340,16 @@ class Steered(Intervening):
                 log.error("{line}", line=line)
             log.error("nothing has changed")
 
-    def _note_reload(self, problems: Sequence[str]) -> None:
-        self._last_reload = {
-            "at": LogTimes().now(),
-            "ok": not problems,
-            "problems": list(problems),
-        }
+    def _note_reload(self, *problems: str, ok: bool = False) -> None:
+        """Have it shown; `ok`: it is in effect, in spite of the problems."""
+        at, ok = LogTimes().now(), ok or not problems
+        self._last_reload = {"at": at, "ok": ok, "problems": list(problems)}
+
+    def _note_loaded(self, at: float) -> None:
+        """The settings in effect were read then."""
+        self._loaded = at
+        for each in self.loaded:
+            each(at)
 
     def _go_back(self) -> None:
         """Nobody has confirmed the reload."""
@@ -354,18 +357,25 @@ class Steered(Intervening):
         if back is None or self._all.service.stopping:
             return
         log.warn("the reload was not confirmed in time: going back")
-        layers, overlay, routes = back
+        layers, overlay, routes, loaded = back
         going = maybeDeferred(
             self._change, lambda _: overlay, lambda: layers, routes=routes
         )
         gone = "it was not confirmed in time: all is as it was before"
-        going.addCallbacks(
-            lambda difference: self._note_reload([gone]),
-            lambda reason: log.error(
-                "the reload could not be taken back: {why}",
-                why=reason.getErrorMessage(),
-            ),
-        )
+
+        def failed(reason: Failure) -> None:
+            why = reason.getErrorMessage()
+            log.error("the reload could not be taken back: {why}", why=why)
+            # It is in effect, and nothing takes it back any more.
+            stays = f"it was not confirmed in time, and could not be taken back: {why}"
+            self._note_reload(stays, ok=True)
+
+        def went(difference: Difference) -> None:
+            # What is in effect is older than the file, as after a refusal.
+            self._note_loaded(loaded)
+            self._note_reload(gone)
+
+        going.addCallbacks(went, failed)
 
     def confirm(self, by: Asker) -> Json:
         """See :class:`relayd.control.steering.Steering`."""

@@ -31,6 +31,17 @@ from relayd.operating.logs import Logs
 from relayd.operating.service import make_service
 
 
+def say(text: str) -> None:
+    """Print it on standard output; where that can't be had, end with a line."""
+    try:
+        print(text, end="", flush=True)
+    except OSError as problem:
+        # What is left would be tried again as Python ends.
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        sys.exit(f"relayd: standard output: {problem.strerror}")
+
+
 class TableOptions(usage.Options):
     """Parses a command line; an error is one line.
 
@@ -102,8 +113,13 @@ class TableOptions(usage.Options):
             # Imports what writes TOML, which nothing else needs.
             from relayd.configuring.written import as_toml
 
-            print(as_toml(layers), end="")
+            say(as_toml(layers))
             sys.exit(0)
+
+    def opt_help(self) -> None:
+        """Twisted's, for whoever may stop reading."""
+        say(f"{self}\n")
+        sys.exit(0)
 
     def service_of(self, reactor: Any) -> MultiService:
         """The service for these options.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -639,3 +640,15 @@ def test_what_is_not_for_everybody_is_named(tmp_path: Path) -> None:
         "socks4.a.filter",
         "socks4.b.userid",
     ]
+
+
+@pytest.mark.parametrize("word", ["--print-config", "--help"])
+def test_what_can_not_be_printed_is_a_line(
+    word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, a pipe that nobody reads: no traceback."""
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as caught:
+            relayd.Options().parseOptions(["--listen", "1", "--dest", "2", word])
+    assert caught.value.code == "relayd: standard output: No space left on device"

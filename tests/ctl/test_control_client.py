@@ -250,3 +250,34 @@ def test_where_it_is_looked_for(
         other.bind(str(machine))
         assert find_socket(None) == str(machine)
     assert candidates("unix:/a") == candidates("/a") == ["/a"]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_who_is_refused_before_it_has_asked_is_told_why(
+    tmp_path: Path, method: str
+) -> None:
+    """relayd answers one client too many, reads nothing, and closes."""
+    answer = b'{"problems": ["there are too many clients: try again later"]}'
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "c"))
+        listening.listen()
+        client = ControlClient(str(tmp_path / "c"))
+        connect = control_client._Connection.connect
+
+        def connected(self: control_client._Connection) -> None:
+            connect(self)
+            with listening.accept()[0] as connection:
+                head = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: %d\r\n\r\n"
+                connection.sendall(head % len(answer) + answer)
+
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            pytest.raises(CommandFailed) as caught,
+        ):
+            patch.setattr(control_client._Connection, "connect", connected)
+            if method == "GET":
+                client.get("/v1/status")
+            else:
+                client.change(method, "/v1/confirm", {})
+    assert caught.value.exit == Exit.REFUSED
+    assert caught.value.lines == ("there are too many clients: try again later",)

@@ -203,3 +203,13 @@ def test_help_lines_are_sentences() -> None:
             if isinstance(option, click.Option):
                 assert option.help
                 assert option.help.endswith(".")
+
+
+def test_the_name_of_a_file_can_not_steer_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nor make two lines of one."""
+    assert main(["check", "\x1b[31m\nx"]) == Exit.NOT_FOUND
+    assert capsys.readouterr().err == (
+        "\\x1b[31m\\nx: there is no such file or folder\n"
+    )

@@ -12,10 +12,11 @@ import pytest
 from relayd.configuring.address_settings import ALL, RELAYD, SOCKS4
 from relayd.configuring.configure import configure
 from relayd.configuring.file import read_layers
+from relayd.configuring.server_options import TYPES
 from relayd.ctl.commands import COMMANDS, relayctl
 from relayd.ctl.exits import Exit
 from relayd.ctl.manual import pages, write
-from relayd.ctl.manual_of_file import EXAMPLE
+from relayd.ctl.manual_of_file import EXAMPLE, OF_A_SERVER
 from relayd.ctl.manual_of_service import EXAMPLES
 from relayd.ctl.roff import Page, line
 from relayd.ctl.texts import explained
@@ -48,6 +49,14 @@ def test_no_other_pages_are_kept(tmp_path: Path) -> None:
     assert {each.name for each in MAN.iterdir()} == set(PAGES)
     write(tmp_path / "new")
     assert {each.name for each in (tmp_path / "new").iterdir()} == set(PAGES)
+
+
+def test_every_option_of_a_server_is_in_the_manual_of_the_file() -> None:
+    """As behind an address, and as a key of a table."""
+    assert OF_A_SERVER.keys() == TYPES.keys()
+    _, _, text = words("relayd.toml.5").partition("\nSERVERS\n")
+    for name in TYPES:
+        assert re.search(rf"^{name}$", text, re.MULTILINE), name
 
 
 def test_every_option_is_in_the_manual_of_the_service() -> None:

@@ -195,7 +195,7 @@ def test_diff(relayd: FakeRelayd, capsys: Captured) -> None:
     run(relayd, "GET /v1/diff", {"changes": []}, "diff")
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err == "No run-time changes: what runs is what the file says.\n"
+    assert said.err == "No run-time changes since the settings were read.\n"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ from twisted.internet import reactor
 from relayd.control.steering import Asker
 from relayd.operating import EmbeddedRelays
 from relayd.operating.killing import kill
+from tests.conftest import LoggedFailures
 from tests.support.contracts import until
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
@@ -164,11 +166,14 @@ async def test_a_reload_that_went_back_is_told(tmp_path: Path) -> None:
     relays.startService()
     try:
         file.write_text(text.format(9))
+        loaded = steering.status()["loaded_at"]
         await steering.reload(False, 0.01, ASKER)
+        assert steering.status()["loaded_at"] != loaded
         last: Any = steering.status()["last_reload"]
         assert (last["ok"], last["problems"]) == (True, [])
         await until(lambda: not steering.status()["last_reload"]["ok"], "it goes back")
         [problem] = steering.status()["last_reload"]["problems"]
+        assert steering.status()["loaded_at"] == loaded
         assert problem == "it was not confirmed in time: all is as it was before"
         assert steering.relay("web")["dest"] == ["127.0.0.1:7"]
     finally:
@@ -198,3 +203,54 @@ async def test_what_is_said_of_a_server_is_beside_what_its_file_says() -> None:
         assert {each["now"] for each in changes} == {"up", 6}
     finally:
         await relays.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reload_that_can_not_be_taken_back_is_told(
+    tmp_path: Path, logged_failures: LoggedFailures
+) -> None:
+    """It is in effect, and nobody waits for a confirmation any more."""
+    before = free_port()
+    file = tmp_path / "f.toml"
+    text = '[tcp.web]\nlisten = "127.0.0.1:{}"\ndest = "127.0.0.1:7"\n'
+    file.write_text(text.format(before))
+    relays = EmbeddedRelays.from_file(reactor, str(file))
+    steering = relays.steering
+    relays.startService()
+    try:
+        file.write_text(text.format(0))
+        await steering.reload(False, 0.05, ASKER)
+        with socket.create_server(("127.0.0.1", before)):
+            last: Any = {}
+
+            def told() -> bool:
+                last.update(steering.status()["last_reload"])
+                return bool(last["problems"])
+
+            await until(told, "it is told")
+        assert last["ok"]
+        [problem] = last["problems"]
+        assert problem.startswith(
+            "it was not confirmed in time, and could not be taken back: can't listen on"
+        )
+        assert steering.status()["confirm"] is None
+        logged_failures.take("could not be taken back")
+    finally:
+        await relays.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_clients_are_served_until_the_delay_of_a_stop_is_over() -> None:
+    """And whoever asks is told so."""
+    settings: Any = {"tcp": {"web": {"listen": "127.0.0.1:0", "dest": "127.0.0.1:7"}}}
+    relays = EmbeddedRelays.from_settings(reactor, {**settings, "shutdown_delay": 1})
+    steering = relays.steering
+    relays.startService()
+    stopped = relays.stopService()
+    asked = ("web", "10.0.0.5", None, None, None, None)
+    assert steering.status()["state"] == "stopping"
+    assert steering.relay("web")["state"] == "running"
+    found: Any = await steering.explain(*asked)
+    assert found["admitted"]
+    await until(lambda: steering.status()["state"] == "draining", "it drains")
+    await stopped
