@@ -112,10 +112,14 @@ class Way:
             self.kept += 1
             try:
                 made = _checked(self.filter.datagram(datagram))
+                if self.filter is None:
+                    # It has ended the flow, or was taken off: this one is dropped.
+                    continue
                 self._settle(len(made))
             except Exception:
-                self.kept -= 1
-                direction.drop(FILTER_FAILED)
+                if self.filter is not None:
+                    self.kept -= 1
+                    direction.drop(FILTER_FAILED)
                 chain.fail(name_of(self.factory))
             else:
                 out += made

@@ -100,7 +100,11 @@ def ending_of_failed_dial(reason: Failure) -> tuple[Ending, str]:
         said = problem.args[0]
     elif isinstance(problem, OSError):
         said = problem.strerror or problem
-    text = " ".join(str(said).split()).rstrip(".")
+    try:
+        text = " ".join(str(said).split()).rstrip(".")
+    except Exception:
+        # Of an endpoint that somebody else has made.
+        text = ""
     return ending, text or type(problem).__name__
 
 
@@ -197,7 +201,13 @@ class Attempt:
         if not self.is_over:
             self.is_over = True
             self.ending, self.detail = ending, detail
-            self.stop()
+            try:
+                self.stop()
+            except Exception:
+                log.failure(
+                    "session {id}: its dial can't be cancelled",
+                    id=self.client.session.id,
+                )
             self.client.attempt_failed(self)
 
     def overdue(self) -> None:
@@ -220,10 +230,12 @@ class Attempt:
         """Give up what is under way."""
         dial, self.dial = self.dial, None
         leg, self.leg = self.leg, None
-        if dial is not None:
-            dial.cancel()
-        if leg is not None:
-            leg.abort()
+        try:
+            if dial is not None:
+                dial.cancel()
+        finally:
+            if leg is not None:
+                leg.abort()
 
 
 class UpstreamLeg(Leg):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.interfaces import IAddress
-from twisted.internet.protocol import Factory
+from twisted.internet.protocol import Factory, Protocol
 from zope.interface import implementer
 
 from relayd.core.addresses import address_name
@@ -19,6 +19,18 @@ from relayd.stream.relay import StreamRelay
 from relayd.stream.session import StreamProtocol
 
 __all__ = ["StreamFactory", "StreamProtocol"]
+
+
+class Unserved(Protocol):
+    """A client that comes in a drain: its connection is closed at once.
+
+    Not None, which Twisted's wrapping factories (TLS, PROXY, timeouts) take for a
+    protocol: such a client would stay, and each would be a traceback in the log.
+    """
+
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        transport.loseConnection()
 
 
 @implementer(INamedClients)
@@ -52,10 +64,17 @@ class StreamFactory(StreamRelay, Factory):
         protocol = self.build_named(address_name(addr))
         if protocol is not None:
             protocol.is_foreign = True
+        elif self.registry.draining:
+            return Unserved()
         return protocol
 
-    def startFactory(self) -> None:
-        """The first listener opens, maybe after a drain: that is over now."""
+    def doStart(self) -> None:
+        """A listener opens, maybe after a drain: that is over now.
+
+        Not in `startFactory`, which is for the first only: another may be open yet, or
+        be closing.
+        """
+        super().doStart()
         self.reopen()
 
     def stopFactory(self) -> None:

@@ -51,6 +51,14 @@ _DONE = Ending.DONE
 _session_ids = itertools.count(1)
 
 
+def shown(problem: BaseException | None) -> str:
+    """An error's text for the log, even if its `__repr__` raises."""
+    try:
+        return repr(problem)
+    except Exception:
+        return type(problem).__name__
+
+
 class Lifecycle(LoopGuard):
     """A client's leg, and the session that lives as long.
 
@@ -194,7 +202,14 @@ class Lifecycle(LoopGuard):
         self.leave_queue()
         pending, self.pending = self.pending, None
         if pending is not None:
-            pending.cancel()
+            try:
+                pending.cancel()
+            except Exception:
+                # Of an endpoint or a gate that somebody else has made.
+                log.failure(
+                    "session {id}: what it waits for can't be cancelled",
+                    id=self.session.id,
+                )
 
     def leave_queue(self) -> None:
         """Its handshake and preludes are done: leave the queue of those who wait."""
@@ -241,7 +256,7 @@ class Lifecycle(LoopGuard):
     def failed(self, reason: Failure) -> None:
         """A defect, ours or of what is plugged in: end the session."""
         log.failure("session {id} failed", reason, id=self.session.id)
-        self.abort_session(Ending.FAILED, repr(reason.value))
+        self.abort_session(Ending.FAILED, shown(reason.value))
 
     def over(self) -> None:
         session, factory = self.session, self.factory

@@ -168,6 +168,8 @@ class ServerAttempt(OnBehalf):
 
     #: How far its TLS handshake had come at the last check.
     _stage: Any = None
+    #: What the endpoint was given before `leg`, if it tries several addresses.
+    _others: tuple[EndpointLeg, ...] = ()
 
     def __init__(self, client: Dialing, upstream: Upstream) -> None:
         self.client = client
@@ -263,8 +265,6 @@ class ServerAttempt(OnBehalf):
         return True
 
     def build_leg(self, addr: IAddress | None) -> UpstreamLeg:
-        # An endpoint that tries several addresses may build more than one; the
-        # last is the one that it answers for.
         client = self.client
         leg: UpstreamLeg = client.upstream_leg(client.session.down)
         leg.attempt = self
@@ -272,15 +272,46 @@ class ServerAttempt(OnBehalf):
         return leg
 
     def build_endpoint_leg(self) -> EndpointLeg:
-        """The same for a connection that may turn out to be TLS."""
+        """The same for a connection that may turn out to be TLS.
+
+        An endpoint that tries several addresses may build more than one.
+        """
         client = self.client
         leg: EndpointLeg = client.endpoint_leg(client.session.down)
         leg.attempt, leg.identity = self, self.upstream.identity
+        if self.leg is not None:
+            self._others += (self.leg,)
         self.leg = leg
         return leg
 
+    def stop(self) -> None:
+        """See :meth:`Attempt.stop`."""
+        if self._others:
+            self._answered_by(None)
+        Attempt.stop(self)
+
+    def _answered_by(self, protocol: object) -> None:
+        """Of those that the endpoint was given, take the one that it answers with.
+
+        The last one if it answers with a wrapper.  The others are of no use.
+        """
+        legs = (*self._others, self.leg)
+        self._others = ()
+        for leg in legs:
+            if leg is protocol:
+                self.leg = leg
+        for leg in legs:
+            if leg is not None and leg is not self.leg:
+                leg.attempt = None
+                leg.abort()
+                if leg.held is not None:
+                    leg.direction.keep(-len(leg.held))
+                    leg.held = None
+
     def _dialed(self, protocol: object) -> None:
         """A foreign endpoint has connected, and may answer for a wrapper."""
+        if self._others:
+            self._answered_by(protocol)
         leg: Any = self.leg
         if leg is None:
             self.dial = None

@@ -169,6 +169,11 @@ class StreamProtocol(Redialing):
                     self.pending.start()
                     return
                 self._lease = checked(answer)
+                if factory.registry.draining and session.ending is None:
+                    # The gate has begun a drain, which does not know of this client.
+                    self.release_lease()
+                    self.refuse_client(Ending.DRAINED, "before it was admitted")
+                    return
         except Refused as refusal:
             self.refuse_client(Ending.REFUSED, refusal.why, refusal.reason)
             return

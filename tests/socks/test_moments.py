@@ -16,6 +16,7 @@ from twisted.internet.address import IPv4Address
 from relayd.core.session import Ending
 from relayd.preludes.socks4 import Code, write_reply
 from relayd.stream.bridge import HOLD_LIMIT
+from relayd.stream.factory import Unserved
 from relayd.stream.lifecycle import LEFT_GRACE
 from tests.support.fakes import FakeTransport
 from tests.support.proxies import (
@@ -329,7 +330,8 @@ def test_a_drain_waits_and_then_aborts(moment: Moment) -> None:
     proxy, client = reached(moment)
     done: list[None] = []
     proxy.factory.drain(5).addCallback(done.append)
-    assert proxy.factory.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1)) is None
+    late = proxy.factory.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1))
+    assert isinstance(late, Unserved)
     proxy.clock.advance(4.9)
     assert not done
     assert client.connected

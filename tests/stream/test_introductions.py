@@ -17,6 +17,7 @@ from relayd.core.stage import Stage
 from relayd.observing.line_log import LineLog
 from relayd.observing.session_log import SessionLog
 from relayd.preludes.socks4 import Code, write_reply
+from relayd.stream.factory import Unserved
 from tests.conftest import LoggedFailures
 from tests.support.fakes import FakeTransport
 from tests.support.proxies import CONNECT, Proxy, refused
@@ -288,7 +289,7 @@ def test_a_drain_admits_nobody_whose_header_has_not_come(header: bytes) -> None:
 def test_a_factory_that_drains_serves_no_balancer() -> None:
     relay = Behind()
     relay.factory.drain(0)
-    assert relay.factory.buildProtocol(FakeTransport().peer) is None
+    assert isinstance(relay.factory.buildProtocol(FakeTransport().peer), Unserved)
 
 
 def test_a_header_does_not_come_after_tls() -> None:

@@ -19,6 +19,7 @@ from relayd.core.session import Ending, Session
 from relayd.net.monotonic import MonotonicClock
 from relayd.net.upstream import Upstream
 from relayd.stream.attempt import Attempt
+from relayd.stream.factory import Unserved
 from relayd.tcp import RelayFactory, RelayProtocol
 from relayd.upstreams.pool import Pool
 from tests.conftest import LoggedFailures
@@ -304,7 +305,8 @@ def drained(relay: Relay, timeout: float) -> list[None]:
 def test_a_relay_without_sessions_is_drained_at_once() -> None:
     relay = Relay()
     assert drained(relay, 10) == [None]
-    assert relay.factory.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1)) is None
+    late = relay.factory.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1))
+    assert isinstance(late, Unserved)
 
 
 def test_a_drain_lets_sessions_finish() -> None:
@@ -356,7 +358,8 @@ def test_a_listener_that_opens_again_is_served() -> None:
         relay.server.dials[number].connect()
         factory.doStop()
         done = drained(relay, 10)
-        assert factory.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1)) is None
+        late = factory.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1))
+        assert isinstance(late, Unserved)
         relay.clock.advance(9.9)
         assert client.connected
         relay.clock.advance(0.2)
