@@ -20,10 +20,11 @@ from typing import Any
 
 import attrs
 from twisted.internet import base, error, udp
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import Deferred, DeferredList, fail
 from twisted.internet.interfaces import IReactorFDSet
 from twisted.names import client, dns
 from twisted.names.error import DNSNameError
+from twisted.python.failure import Failure
 
 RESOLV_CONF = "/etc/resolv.conf"
 
@@ -83,6 +84,8 @@ def name_servers(path: str = RESOLV_CONF) -> list[tuple[str, int]]:
     except OSError:
         text = ""
     found = []
+    # One that is written in two ways is asked in one: its answers tell no difference.
+    written: dict[str, tuple[str, int]] = {}
     for line in text.splitlines():
         word, *rest = line.split()[:2] or [""]
         if word == "nameserver" and rest:
@@ -90,8 +93,24 @@ def name_servers(path: str = RESOLV_CONF) -> list[tuple[str, int]]:
                 ipaddress.ip_address(rest[0])
             except ValueError:
                 continue
-            found.append((rest[0], dns.PORT))
+            one = rest[0], dns.PORT
+            found.append(written.setdefault(_as_it_answers(rest[0]), one))
     return found[:_MOST_NAME_SERVERS] or [("127.0.0.1", dns.PORT)]
+
+
+def _as_it_answers(host: str) -> str:
+    """A name server's address as the system writes that of its answers.
+
+    Twisted compares the two as texts, and drops what comes from elsewhere.
+    """
+    # The zone of a link-local address is no part of it there.
+    address = host.partition("%")[0]
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    packed = socket.inet_pton(family, address)
+    if not any(packed):
+        # This machine (resolver(5)), which answers from another address.
+        return "::1" if ":" in address else "127.0.0.1"
+    return socket.inet_ntop(family, packed)
 
 
 class NameServers:
@@ -124,7 +143,7 @@ class NameServers:
                 changed_at = -1.0
         if self._resolver is None or changed_at != self._changed_at:
             self._changed_at = changed_at
-            self._resolver = client.Resolver(
+            self._resolver = _Resolver(
                 servers=list(self._servers or name_servers(self._path)),
                 timeout=QUERY_TIMEOUTS,
                 reactor=_Quiet(self._reactor),
@@ -199,6 +218,64 @@ class NameServers:
             found += [Found(one, record.port, tier, weight) for one in addresses]
         why = "" if found else "its services have no address"
         return Answer(found[:MAX_SERVERS], ttl, why)
+
+
+class _Resolver(client.Resolver):
+    """Twisted's, which comes back from what Twisted's own does not.
+
+    A query that can't be sent (no descriptor is left) would make all later ones for its
+    name wait for it; an answer that is truncated by TCP, too, would be asked for again,
+    at once and for ever; and a connection that has fallen silent would be asked on.  It
+    compares the address of an answer with that of its server as texts.
+    """
+
+    def _connectedProtocol(self, interface: str = "") -> Any:
+        """What sends one query: answers come from the servers as they are written."""
+        made = super()._connectedProtocol(interface)
+        written = {
+            (_as_it_answers(host), port): (host, port) for host, port in self.servers
+        }
+        heard = made.datagramReceived
+        made.datagramReceived = lambda data, source: heard(
+            data, written.get(source, source)
+        )
+        return made
+
+    def messageReceived(self, *_: Any) -> None:
+        """See `Resolver.messageReceived`: strangers' datagrams are no lines."""
+
+    def _lookup(self, name: Any, cls: int, kind: int, timeout: Any) -> Deferred[Any]:
+        try:
+            found: Deferred[Any] = super()._lookup(name, cls, kind, timeout)
+        except Exception:
+            waiting: dict[Any, list[Deferred[Any]]] = self._waiting
+            waiting.pop((name, kind, cls), None)
+            return fail()
+        return found
+
+    def filterAnswers(self, message: Any) -> Any:
+        """See `Resolver.filterAnswers`."""
+        if not message.trunc:
+            return super().filterAnswers(message)
+        return self.queryTCP(message.queries).addCallback(self._whole)
+
+    def _whole(self, message: Any) -> Any:
+        """What has come by TCP, which has room for every answer."""
+        if message.trunc:
+            raise LookUpFailed("the name servers don't tell the whole answer")
+        return super().filterAnswers(message)
+
+    def queryTCP(self, queries: Any, timeout: int = 10) -> Deferred[Any]:
+        """See `Resolver.queryTCP`."""
+        asked: Deferred[Any] = super().queryTCP(queries, timeout)
+        return asked.addErrback(self._is_silent)
+
+    def _is_silent(self, reason: Failure) -> Failure:
+        """The next query has a connection of its own."""
+        silent, self.connections = self.connections, []
+        for each in silent:
+            each.transport.abortConnection()
+        return reason
 
 
 class _Quiet:
@@ -292,6 +369,7 @@ def _failed(name: str, problem: Any) -> LookUpFailed:
     kind = type(raised).__name__
     words = {
         "TimeoutError": "the name servers don't answer",
+        "DNSQueryTimeoutError": "the name servers don't answer by TCP",
         "DNSServerError": "the name servers have failed",
         "DNSQueryRefusedError": "the name servers refuse",
         "DNSFormatError": "the name servers don't understand",

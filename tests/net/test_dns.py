@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import fail, succeed
+from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs
 from twisted.names import dns, server
@@ -19,6 +21,7 @@ from twisted.names.error import DNSNameError
 
 from relayd.net.dns import Answer, Found, LookUpFailed, NameServers, name_servers
 from tests.conftest import LoggedFailures
+from tests.support.ports import free_port
 
 
 class Zone(ResolverBase):
@@ -182,3 +185,137 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
     first = asked._asked()
     assert first.servers == [("10.0.0.1", 53)]
     assert asked._asked() is first
+
+
+@pytest_twisted.inlineCallbacks
+def test_a_query_that_cannot_be_sent_keeps_no_later_one_waiting(
+    zone: Zone, asked: NameServers, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    zone.records["db.test"] = [dns.Record_A("10.0.0.1", ttl=9)]
+
+    def full(*_: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("relayd.net.dns._Port.createInternetSocket", full)
+        with pytest.raises(LookUpFailed, match="Too many open files"):
+            yield asked.host("db.test", 80)
+    answer = yield asked.host("db.test", 80).addTimeout(2, reactor)
+    assert answer.found == [Found("10.0.0.1", 80)]
+
+
+class _ByTcp(dns.DNSProtocol):
+    """A name server by TCP.
+
+    :cvar queries: how many it was asked.
+    """
+
+    queries = 0
+    says: Any = staticmethod(lambda query: None)
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def connectionMade(self) -> None:
+        self.factory.made.append(self)  # type: ignore[attr-defined]
+
+    def connectionLost(self, reason: Any = None) -> None:
+        pass
+
+    def stringReceived(self, data: bytes) -> None:
+        type(self).queries += 1
+        query = dns.Message()
+        query.fromStr(data)
+        if (reply := self.says(self, query)) is not None:
+            self.sendString(reply.toStr())
+
+
+class _Truncating(dns.DNSDatagramProtocol):
+    """A name server whose answers don't fit."""
+
+    def datagramReceived(self, data: bytes, addr: Any) -> None:
+        query = dns.Message()
+        query.fromStr(data)
+        reply = dns.Message(query.id, answer=1, trunc=1)
+        reply.queries = query.queries
+        self.transport.write(reply.toStr(), addr)
+
+
+@pytest.fixture
+def truncating() -> Iterator[Any]:
+    """A name server whose answers come by TCP; its protocol, and those of its peers."""
+    listening: Any = reactor
+
+    class Peer(_ByTcp):
+        pass
+
+    factory = Factory.forProtocol(Peer)
+    factory.made = []  # type: ignore[attr-defined]
+    port = free_port()
+    by_tcp = listening.listenTCP(port, factory, interface="127.0.0.1")
+    by_udp = listening.listenUDP(port, _Truncating(None), interface="127.0.0.1")
+    yield Peer, factory, NameServers(reactor, [("127.0.0.1", port)])
+    by_udp.stopListening()
+    by_tcp.stopListening()
+    for each in factory.made:  # type: ignore[attr-defined]
+        each.transport.abortConnection()
+    pytest_twisted.blockon(deferLater(listening, 0.05))
+
+
+def _reply_to(query: Any, **flags: int) -> Any:
+    reply = dns.Message(query.id, answer=1, **flags)
+    reply.queries = query.queries
+    [asked] = query.queries
+    if not flags and asked.type == dns.A:
+        record = dns.Record_A("10.0.0.1", ttl=9)
+        reply.answers = [dns.RRHeader(asked.name.name, dns.A, dns.IN, 9, record)]
+    return reply
+
+
+@pytest_twisted.inlineCallbacks
+def test_an_answer_that_is_truncated_by_tcp_too_is_asked_for_once(
+    truncating: Any,
+) -> Any:
+    peer, _, asked = truncating
+    peer.says = staticmethod(lambda _, query: _reply_to(query, trunc=1))
+    with pytest.raises(LookUpFailed, match="the whole answer"):
+        yield asked.host("db.test", 80).addTimeout(2, reactor)
+    assert peer.queries == 2  # of A and AAAA
+
+
+@pytest_twisted.inlineCallbacks
+def test_a_connection_that_has_fallen_silent_is_left(
+    truncating: Any, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    peer, factory, asked = truncating
+    # Each connection answers once or twice, to those who asked while it was made.
+    silent: set[Any] = set()
+    peer.says = staticmethod(
+        lambda one, query: None if one in silent else _reply_to(query)
+    )
+    answer = yield asked.host("db.test", 80)
+    assert answer.found == [Found("10.0.0.1", 80)]
+    silent.update(factory.made)
+    monkeypatch.setattr(
+        "relayd.net.dns._Resolver.queryTCP.__defaults__", (0.2,), raising=True
+    )
+    with pytest.raises(LookUpFailed, match="don't answer by TCP"):
+        yield asked.host("db.test", 80)
+    answer = yield asked.host("db.test", 80)
+    assert answer.found == [Found("10.0.0.1", 80)]
+
+
+@pytest_twisted.inlineCallbacks
+@pytest.mark.parametrize("written", ["0.0.0.0", "0:0::0:1", "::"])
+def test_a_name_server_may_be_written_in_other_ways(written: str) -> Any:
+    made = Zone()
+    made.records["db.test"] = [dns.Record_A("10.0.0.1", ttl=9)]
+    listening: Any = reactor
+    protocol = dns.DNSDatagramProtocol(server.DNSServerFactory(clients=[made]))
+    host = "::1" if ":" in written else "127.0.0.1"
+    port = listening.listenUDP(0, protocol, interface=host)
+    answer = yield NameServers(reactor, [(written, port.getHost().port)]).host(
+        "db.test", 80
+    )
+    yield port.stopListening()
+    assert answer.found == [Found("10.0.0.1", 80)]
