@@ -45,7 +45,13 @@ _NO_TTL = 60.0
 
 
 class LookUpFailed(Exception):
-    """Nobody knows: no name server has answered, or they have failed."""
+    """Nobody knows: no name server has answered, or they have failed.
+
+    :ivar half: of a name whose addresses of one family are known, and not those of the
+        other: the servers that are known.  Some name servers fail for AAAA, always.
+    """
+
+    half: Sequence[Found] = ()
 
 
 @attrs.frozen(order=True)
@@ -165,7 +171,11 @@ class NameServers:
         return Deferred.fromCoroutine(self._service(name))
 
     async def _host(self, name: str, port: int) -> Answer:
-        addresses, ttl, why = await self._addresses(name)
+        try:
+            addresses, ttl, why = await self._addresses(name)
+        except _HalfKnown as half:
+            half.failed.half = [Found(each, port) for each in half.addresses]
+            raise half.failed from None
         return Answer([Found(each, port) for each in addresses], ttl, why)
 
     async def _addresses(self, name: str) -> tuple[list[str], float, str]:
@@ -177,15 +187,18 @@ class NameServers:
         )
         records: list[Any] = []
         missing = 0
+        failed = None
         for succeeded, result in results:
             if succeeded:
                 records += result[0]
             elif result.check(DNSNameError):
                 missing += 1
             else:
-                # Half an answer would drop the servers of the other half.
-                raise _failed(name, result)
+                failed = failed or _failed(name, result)
         addresses = _texts(records)
+        if failed is not None:
+            # As an answer, this would drop the servers of the other half.
+            raise _HalfKnown(failed, addresses[:MAX_SERVERS]) if addresses else failed
         why = ""
         if not addresses:
             why = "there is no such name" if missing else "it has no address"
@@ -211,13 +224,25 @@ class NameServers:
         found: list[Found] = []
         for each in targets[:MAX_SERVERS]:
             record = each.payload
-            addresses, holds, _ = await self._addresses(str(record.target))
+            try:
+                addresses, holds, _ = await self._addresses(str(record.target))
+            except _HalfKnown as half:
+                raise half.failed from None
             ttl = min(ttl, holds)
             tier = tiers.index(record.priority)
             weight = _weight(record.weight, heaviest)
             found += [Found(one, record.port, tier, weight) for one in addresses]
         why = "" if found else "its services have no address"
         return Answer(found[:MAX_SERVERS], ttl, why)
+
+
+class _HalfKnown(Exception):
+    """The addresses of one family, and why there are none of the other."""
+
+    def __init__(self, failed: LookUpFailed, addresses: Sequence[str]) -> None:
+        super().__init__(str(failed))
+        self.failed = failed
+        self.addresses = addresses
 
 
 class _Resolver(client.Resolver):

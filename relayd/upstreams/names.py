@@ -11,13 +11,14 @@ each time, so that many relays do not ask at once.
 - *An answer with none*, or that there is no such name: the servers stay for the grace,
   in which a mistake in a zone may be mended; then they leave.  The name is looked up
   every few seconds until it has some.
-- *No answer*: the servers stay.
+- *No answer*: the servers stay.  If the addresses of one family are known, and not
+  those of the other, only the servers of the other stay as they are.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -131,24 +132,28 @@ class Follower:
     def _answered(self, answer: Answer) -> None:
         if not self._running:
             return
-        if not self.answered:
-            self.answered = True
-            self._pool.pending -= 1
+        self._is_known()
         wait = self._every
         if wait is None:
             wait = min(max(answer.ttl, SHORTEST), LONGEST)
         if answer.found:
             self._empty_since = None
             self._told = ""
-            self._use(answer)
+            self._use(answer.found)
         else:
             wait = min(wait, self._has_none(answer.why))
         self._after(wait)
 
-    def _use(self, answer: Answer) -> None:
-        """The servers are those of the answer now."""
+    def _is_known(self) -> None:
+        """The name servers have said something of it."""
+        if not self.answered:
+            self.answered = True
+            self._pool.pending -= 1
+
+    def _use(self, those: Iterable[Found]) -> None:
+        """The servers are those that were found now."""
         wanted: dict[tuple[str, int], Found] = {}
-        for found in answer.found:
+        for found in those:
             end = found.address, found.port
             # Twice in a service: where it comes first.
             if end not in wanted or found.tier < wanted[end].tier:
@@ -207,7 +212,18 @@ class Follower:
             return
         reason.trap(LookUpFailed)
         self.failures += 1
+        problem: Any = reason.value
+        if half := problem.half:
+            self._is_known()
+            known = {_is_ipv6(each) for each in half}
+            stay = [
+                each for each in self._found.values() if _is_ipv6(each) not in known
+            ]
+            self._empty_since = None
+            self._use([*half, *stay])
         stays = "its servers stay" if self._servers else "nothing is sent"
+        if half:
+            stays = f"its {'IPv6' if True in known else 'IPv4'} addresses are known"
         self._tell(f"{reason.getErrorMessage()}; {stays}")
         self._after(min(self._every or AFTER_FAILURE, AFTER_FAILURE))
 
@@ -231,6 +247,10 @@ class Follower:
 
     def _say(self, what: str, server: Server) -> None:
         log.info("{relay}: " + what, relay=self._pool.relay, server=server.name)
+
+
+def _is_ipv6(found: Found) -> bool:
+    return ":" in found.address
 
 
 def _revise(server: Server, before: Found, now: Found) -> None:

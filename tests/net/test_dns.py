@@ -101,6 +101,38 @@ def test_a_name_without_an_address_and_no_name(zone: Zone, asked: NameServers) -
     assert (empty.why, missing.why) == ("it has no address", "there is no such name")
 
 
+@pytest.mark.parametrize("fails", [dns.A, dns.AAAA])
+@pytest_twisted.inlineCallbacks
+def test_name_servers_that_fail_for_one_family(
+    zone: Zone,
+    asked: NameServers,
+    fails: int,
+    monkeypatch: pytest.MonkeyPatch,
+    logged_failures: LoggedFailures,
+) -> Any:
+    """What is known of the other one is told."""
+    look_up = zone._lookup
+
+    def half(name: bytes, cls: int, kind: int, timeout: Any) -> Any:
+        if kind == fails:
+            return fail(OSError("broken"))
+        return look_up(name, cls, kind, timeout)
+
+    monkeypatch.setattr(zone, "_lookup", half)
+    zone.records["db.test"] = [
+        *(dns.Record_A("10.0.0.1", ttl=9), dns.Record_AAAA("2001:db8::1", ttl=9))
+    ]
+    zone.records["_db._tcp.test"] = [dns.Record_SRV(0, 1, 80, "db.test", ttl=9)]
+    with pytest.raises(LookUpFailed, match="the name servers have failed") as caught:
+        yield asked.host("db.test", 80)
+    known = "10.0.0.1" if fails == dns.AAAA else "2001:db8::1"
+    assert caught.value.half == [Found(known, 80)]
+    with pytest.raises(LookUpFailed, match="the name servers have failed") as caught:
+        yield asked.service("_db._tcp.test")
+    assert not caught.value.half
+    logged_failures.clear()
+
+
 @pytest_twisted.inlineCallbacks
 def test_name_servers_that_fail(
     zone: Zone, asked: NameServers, logged_failures: LoggedFailures

@@ -114,6 +114,36 @@ def test_silence_changes_nothing() -> None:
     followed.stop()
 
 
+def test_where_one_family_is_known_the_servers_of_the_other_stay() -> None:
+    """Some name servers fail for AAAA, always: a name has servers all the same."""
+    six = Found("2001:db8::1", 80)
+
+    def half(*found: Found) -> LookUpFailed:
+        failed = LookUpFailed("db: the name servers have failed")
+        failed.half = found
+        return failed
+
+    followed = Followed()
+    followed.follower.start()
+    followed.fail(half(ONE))
+    assert followed.pool.pending == 0
+    assert followed.names == ["fixed", "10.0.0.1"]
+    followed.clock.advance(5)
+    followed.answer(ONE, six, ttl=5)
+    for found, names in (
+        (TWO, ["10.0.0.2", "2001:db8::1"]),
+        (THREE, ["10.0.0.3", "2001:db8::1"]),
+    ):
+        followed.clock.advance(5)
+        followed.fail(half(found))
+        assert {*followed.names[1:]} == {*names}
+    followed.clock.advance(5)
+    followed.fail(LookUpFailed("db: the name servers don't answer"))
+    assert len(followed.names) == 3
+    assert followed.follower.failures == 4
+    followed.stop()
+
+
 @pytest.mark.parametrize("why", ["there is no such name", "it has no address"])
 def test_servers_stay_for_the_grace_where_the_name_has_none(why: str) -> None:
     followed = Followed(grace=60)
