@@ -34,6 +34,9 @@ _LONGEST, _MOST_NAME_SERVERS = 65536, 8
 #: Seconds for the answers to a query that is sent again, of each name server.
 QUERY_TIMEOUTS = (1, 2)
 
+#: The same for an answer by TCP, of one name server.
+TCP_TIMEOUT = 10
+
 #: The most servers that a name may stand for.
 MAX_SERVERS = 1024
 
@@ -254,9 +257,9 @@ class _Resolver(client.Resolver):
     compares the address of an answer with that of its server as texts.
     """
 
-    def _connectedProtocol(self, interface: str = "") -> Any:
+    def _connectedProtocol(self, *interface: str) -> Any:
         """What sends one query: answers come from the servers as they are written."""
-        made = super()._connectedProtocol(interface)
+        made = super()._connectedProtocol(*interface)
         written = {
             (_as_it_answers(host), port): (host, port) for host, port in self.servers
         }
@@ -290,9 +293,9 @@ class _Resolver(client.Resolver):
             raise LookUpFailed("the name servers don't tell the whole answer")
         return super().filterAnswers(message)
 
-    def queryTCP(self, queries: Any, timeout: int = 10) -> Deferred[Any]:
+    def queryTCP(self, queries: Any, *_: Any) -> Deferred[Any]:
         """See `Resolver.queryTCP`."""
-        asked: Deferred[Any] = super().queryTCP(queries, timeout)
+        asked: Deferred[Any] = super().queryTCP(queries, TCP_TIMEOUT)
         return asked.addErrback(self._is_silent)
 
     def _is_silent(self, reason: Failure) -> Failure:

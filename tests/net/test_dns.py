@@ -328,9 +328,7 @@ def test_a_connection_that_has_fallen_silent_is_left(
     answer = yield asked.host("db.test", 80)
     assert answer.found == [Found("10.0.0.1", 80)]
     silent.update(factory.made)
-    monkeypatch.setattr(
-        "relayd.net.dns._Resolver.queryTCP.__defaults__", (0.2,), raising=True
-    )
+    monkeypatch.setattr("relayd.net.dns.TCP_TIMEOUT", 0.2)
     with pytest.raises(LookUpFailed, match="don't answer by TCP"):
         yield asked.host("db.test", 80)
     answer = yield asked.host("db.test", 80)
