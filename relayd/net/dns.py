@@ -257,9 +257,9 @@ class _Resolver(client.Resolver):
     compares the address of an answer with that of its server as texts.
     """
 
-    def _connectedProtocol(self, *interface: str) -> Any:
+    def _connectedProtocol(self, *at: str, **where: str) -> Any:
         """What sends one query: answers come from the servers as they are written."""
-        made = super()._connectedProtocol(*interface)
+        made = super()._connectedProtocol(*at, **where)
         written = {
             (_as_it_answers(host), port): (host, port) for host, port in self.servers
         }
