@@ -18,6 +18,7 @@ from twisted.logger import capturedLogs
 from twisted.names import dns, server
 from twisted.names.common import ResolverBase
 from twisted.names.error import DNSNameError
+from twisted.protocols.basic import Int16StringReceiver
 
 from relayd.net.dns import Answer, Found, LookUpFailed, NameServers, name_servers
 from tests.conftest import LoggedFailures
@@ -236,7 +237,7 @@ def test_a_query_that_cannot_be_sent_keeps_no_later_one_waiting(
     assert answer.found == [Found("10.0.0.1", 80)]
 
 
-class _ByTcp(dns.DNSProtocol):
+class _ByTcp(Int16StringReceiver):
     """A name server by TCP.
 
     :cvar queries: how many it was asked.
@@ -245,14 +246,8 @@ class _ByTcp(dns.DNSProtocol):
     queries = 0
     says: Any = staticmethod(lambda query: None)
 
-    def __init__(self) -> None:
-        super().__init__(None)
-
     def connectionMade(self) -> None:
         self.factory.made.append(self)  # type: ignore[attr-defined]
-
-    def connectionLost(self, reason: Any = None) -> None:
-        pass
 
     def stringReceived(self, data: bytes) -> None:
         type(self).queries += 1
