@@ -33,7 +33,6 @@ BURSTS, BURST = 50, 4
 #: load goes on without them; with many more lost it would not be the same load.
 LOST = 0.1
 
-
 #: Seconds by which the last datagram of a fixed rate may be late: another program may
 #: have the processor when it is due.
 LATE = 0.25

@@ -113,7 +113,7 @@ class Observers:
         """A hook has raised: log that, and drop its observer."""
         log.failure(
             "observer {culprit} failed in {hook} and is not called again",
-            culprit=_shown(culprit),
+            culprit=shown(culprit),
             hook=getattr(hook, "__name__", "a hook"),
         )
         self.forget(culprit)
@@ -127,9 +127,9 @@ class Observers:
         self.set_hooks()
 
 
-def _shown(observer: object) -> str:
-    """An observer's text for the log, even if its `__repr__` raises."""
+def shown(what: object) -> str:
+    """What is plugged in, as text for the log, even if its `__repr__` raises."""
     try:
-        return repr(observer)
+        return repr(what)
     except Exception:
-        return object.__repr__(observer)
+        return object.__repr__(what)

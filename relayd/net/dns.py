@@ -16,6 +16,7 @@ import ipaddress
 import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import attrs
@@ -174,15 +175,21 @@ class NameServers:
         return Deferred.fromCoroutine(self._service(name))
 
     async def _host(self, name: str, port: int) -> Answer:
-        try:
-            addresses, ttl, why = await self._addresses(name)
-        except _HalfKnown as half:
-            half.failed.half = [Found(each, port) for each in half.addresses]
-            raise half.failed from None
-        return Answer([Found(each, port) for each in addresses], ttl, why)
+        addresses, ttl, why, failed = await self._addresses(name)
+        found = [Found(each, port) for each in addresses]
+        if failed is not None:
+            failed.half = found
+            raise failed
+        return Answer(found, ttl, why)
 
-    async def _addresses(self, name: str) -> tuple[list[str], float, str]:
-        """The addresses of a name, their TTL, and why there are none."""
+    async def _addresses(
+        self, name: str
+    ) -> tuple[list[str], float, str, LookUpFailed | None]:
+        """The addresses of a name, their TTL, and why there are none.
+
+        At last why those of a family, or of both, are not known: as an answer, the
+        others would drop the servers of that half.
+        """
         resolver = self._asked()
         results = await DeferredList(
             [resolver.lookupAddress(name), resolver.lookupIPV6Address(name)],
@@ -199,13 +206,10 @@ class NameServers:
             else:
                 failed = failed or _failed(name, result)
         addresses = _texts(records)
-        if failed is not None:
-            # As an answer, this would drop the servers of the other half.
-            raise _HalfKnown(failed, addresses[:MAX_SERVERS]) if addresses else failed
         why = ""
         if not addresses:
             why = "there is no such name" if missing else "it has no address"
-        return addresses[:MAX_SERVERS], _ttl(records), why
+        return addresses[:MAX_SERVERS], _ttl(records), why, failed
 
     async def _service(self, name: str) -> Answer:
         try:
@@ -227,25 +231,15 @@ class NameServers:
         found: list[Found] = []
         for each in targets[:MAX_SERVERS]:
             record = each.payload
-            try:
-                addresses, holds, _ = await self._addresses(str(record.target))
-            except _HalfKnown as half:
-                raise half.failed from None
+            addresses, holds, _, failed = await self._addresses(str(record.target))
+            if failed is not None:
+                raise failed
             ttl = min(ttl, holds)
             tier = tiers.index(record.priority)
             weight = _weight(record.weight, heaviest)
             found += [Found(one, record.port, tier, weight) for one in addresses]
         why = "" if found else "its services have no address"
         return Answer(found[:MAX_SERVERS], ttl, why)
-
-
-class _HalfKnown(Exception):
-    """The addresses of one family, and why there are none of the other."""
-
-    def __init__(self, failed: LookUpFailed, addresses: Sequence[str]) -> None:
-        super().__init__(str(failed))
-        self.failed = failed
-        self.addresses = addresses
 
 
 class _Resolver(client.Resolver):
@@ -257,12 +251,17 @@ class _Resolver(client.Resolver):
     compares the address of an answer with that of its server as texts.
     """
 
+    @cached_property
+    def _written(self) -> dict[tuple[str, int], tuple[str, int]]:
+        """The servers as they were given, by how the system writes them."""
+        return {
+            (_as_it_answers(host), port): (host, port) for host, port in self.servers
+        }
+
     def _connectedProtocol(self, *at: str, **where: str) -> Any:
         """What sends one query: answers come from the servers as they are written."""
         made = super()._connectedProtocol(*at, **where)
-        written = {
-            (_as_it_answers(host), port): (host, port) for host, port in self.servers
-        }
+        written = self._written
         heard = made.datagramReceived
         made.datagramReceived = lambda data, source: heard(
             data, written.get(source, source)

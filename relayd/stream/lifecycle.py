@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from relayd.core.hops import streams
 from relayd.core.interfaces import ILease
 from relayd.core.leases import FREE, give_back
+from relayd.core.observers import shown
 from relayd.core.pauses import ALLOWANCE
 from relayd.core.session import Ending, PacedDirection, Session
 from relayd.core.stage import NEXT, Stage
@@ -49,14 +50,6 @@ _MUTE = (_HANDSHAKE, _HEADER, _WAITING)
 _DONE = Ending.DONE
 
 _session_ids = itertools.count(1)
-
-
-def shown(problem: BaseException | None) -> str:
-    """An error's text for the log, even if its `__repr__` raises."""
-    try:
-        return repr(problem)
-    except Exception:
-        return type(problem).__name__
 
 
 class Lifecycle(LoopGuard):
