@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -150,11 +151,12 @@ class Standing(Clock):
 
     def until(self, condition: Callable[[], object], what: str = "") -> None:
         """Take turns until this is so."""
-        for _ in range(2000):
+        for turn in range(7000):
             if condition():
                 return
             self.turn(1)
-            os.sched_yield()
+            # The kernel may take a while, as for an ACK: some 40 ms, or 200.
+            time.sleep(0.001 if turn > 2000 else 0)
         raise AssertionError(f"never happened: {what or condition}")
 
 
